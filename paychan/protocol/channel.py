@@ -1,0 +1,202 @@
+"""What a channel is: its stored record, the commands it may get, and the outcomes. `machine.py` holds the rules."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TypeAlias
+
+from msgspec import Struct
+
+from paychan.protocol.errors import PaychanError
+from paychan.protocol.payment import Payment
+from paychan.protocol.scripts import ChannelTerms
+from paychan.protocol.settlement import Claim, Settlement
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+
+# --- what is stored -------------------------------------------------------------------------------------------------
+
+
+class State(Enum):
+    """Where a channel stands. Stored by value: never renumber."""
+
+    OPEN = "open"  # takes payments
+    CLOSING = "closing"  # takes none; its settlement is being signed or published
+    PUBLISHED = "published"  # its settlement was handed to the network
+    CLOSED = "closed"  # its settlement is confirmed deep enough; remembered for ever
+    LOST = "lost"  # something else spent the funding output; remembered for ever
+
+
+class CloseReason(Enum):
+    """Why a channel left OPEN."""
+
+    DRAINED = "drained"
+    CLIENT = "client"
+    EXPIRY = "expiry"
+    OPERATOR = "operator"
+
+
+class Closing(Struct, frozen=True, array_like=True):
+    """How a channel that left OPEN is being settled."""
+
+    reason: CloseReason
+    begun_at: UnixTime
+    client_fee_sat: Sat = Sat(0)
+    settlement: Settlement | None = None
+    spent_by: bytes = b""
+
+
+class Channel(Struct, frozen=True, array_like=True):
+    """One channel: fixed facts, newest accepted payment, state. `seq` grows by one with every stored change."""
+
+    terms: ChannelTerms
+    outpoint: OutPoint
+    funding_sat: Sat
+    change_script: bytes
+    payment: Payment
+    state: State
+    seq: int
+    opened_at: UnixTime
+    secret: bytes = b""
+    """SHA256 of the opening payment's signature with flag names a v2 channel; empty in v1."""
+    payments: int = 0
+    offered: Payment | None = None
+    """Verified and stored, but the application has not answered for it yet; `payment` stays what it was."""
+    closing: Closing | None = None
+
+    @property
+    def claim(self) -> Claim:
+        return Claim(self.terms, self.outpoint, self.funding_sat, self.change_script, self.payment)
+
+    @property
+    def received_sat(self) -> Sat:
+        return Sat(self.funding_sat - self.payment.change_sat)
+
+
+# --- what the world tells, and what comes of it ---------------------------------------------------------------------
+
+
+class Rules(Struct, frozen=True):
+    """The operator's terms: amounts in satoshi, periods in seconds."""
+
+    dust_sat: Sat
+    min_confirmations: int
+    settlement_period_seconds: int
+    min_duration_seconds: int
+    fee_sat_per_vb: int
+    asks_application: bool = False
+    """A payment counts only after the application has said yes to it."""
+
+
+class View(Struct, frozen=True):
+    """The moment at which a command is judged: the time, the rules, and a reason not to accept payments, if any."""
+
+    now: UnixTime
+    rules: Rules
+    frozen: str = ""
+
+
+class Opening(Struct, frozen=True):
+    """A request for a new channel, with the funding output that our own view of the chain shows for it."""
+
+    terms: ChannelTerms
+    outpoint: OutPoint
+    funding_sat: Sat
+    confirmations: int
+    change_script: bytes
+    payment: Payment
+    price_sat: Sat
+    secret: bytes = b""
+
+
+class Pay(Struct, frozen=True):
+    """The client pays."""
+
+    payment: Payment
+
+
+class Answer(Struct, frozen=True):
+    """The application answered for the offered payment; a reason means no."""
+
+    refusal: str = ""
+
+
+class CloseByProof(Struct, frozen=True):
+    """The client closes by showing the newest payment again (v1)."""
+
+    payment: Payment
+
+
+class CloseByPayment(Struct, frozen=True):
+    """The client closes with a last payment, which is the fee it offers, perhaps to another change address (v2)."""
+
+    payment: Payment
+    change_script: bytes | None = None
+
+
+class Close(Struct, frozen=True):
+    """We close: expiry is near, or the operator wants it."""
+
+    reason: CloseReason
+
+
+class Signed(Struct, frozen=True):
+    """The signer returned the settlement."""
+
+    settlement: Settlement
+
+
+class Published(Struct, frozen=True):
+    """The network took the settlement."""
+
+
+class Confirmed(Struct, frozen=True):
+    """The settlement is as deep in the chain as the operator wants."""
+
+
+class Vanished(Struct, frozen=True):
+    """The settlement is neither in the chain nor in the mempool any more."""
+
+
+class SpentElsewhere(Struct, frozen=True):
+    """Another transaction spends the funding output (internal txid)."""
+
+    txid: bytes
+
+
+Command: TypeAlias = (
+    Pay | Answer | CloseByProof | CloseByPayment | Close | Signed | Published | Confirmed | Vanished | SpentElsewhere
+)
+
+
+class Accepted(Struct, frozen=True):
+    """The channel after the command (the same object when nothing changed), and what it brought in satoshi."""
+
+    channel: Channel
+    value_sat: Sat = Sat(0)
+
+
+class Rejected(Struct, frozen=True):
+    """Nothing changed, for this reason."""
+
+    error: PaychanError
+
+
+Outcome: TypeAlias = Accepted | Rejected
+
+
+class Step(Enum):
+    """What a record asks of the world next."""
+
+    OFFER = "ask the application about the offered payment"
+    SIGN = "ask the signer for the settlement"
+    PUBLISH = "hand the settlement to the network"
+    WATCH = "see how deep the settlement is"
+
+
+def next_step(channel: Channel) -> Step | None:
+    """Derive what is to be done for a channel from its record alone."""
+    if channel.state is State.OPEN:
+        return Step.OFFER if channel.offered is not None else None
+    if channel.state is State.CLOSING and channel.closing is not None:
+        return Step.SIGN if channel.closing.settlement is None else Step.PUBLISH
+    return Step.WATCH if channel.state is State.PUBLISHED else None

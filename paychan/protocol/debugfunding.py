@@ -1,0 +1,14 @@
+"""Debug funding: an outpoint that follows from client key and expiry, believed without a chain (PROTOCOL §10.2)."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+
+DEBUG_FUNDING_SAT = Sat(12_345_678_900_000)
+
+
+def debug_outpoint(client_key: bytes, expiry: UnixTime) -> OutPoint:
+    """Single SHA256 of the key bytes is the internal txid; the index is the expiry modulo 7."""
+    return OutPoint(sha256(client_key).digest(), expiry % 7)

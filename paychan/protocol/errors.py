@@ -1,0 +1,234 @@
+"""Every refusal the project knows: one tree, one table.
+
+    PaychanError
+    ├── BadRequest            400   the request, the payment or the funding is not acceptable
+    ├── NotFound              404   no such channel, or not for this caller
+    ├── Conflict              409   somebody was first
+    ├── Gone                  410   the channel takes no more payments
+    ├── Failed                500   we could not finish what we accepted to do
+    └── Unavailable           503   come back later; nothing was changed
+
+Each leaf has a stable `code`, an HTTP status and typed fields; the text holds both numbers. Clients read the code,
+never the text. A refusal is a value where a decision is made (`channel.Rejected`), and is raised only by parsers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class PaychanError(Exception):
+    """A refusal with a stable code. Subclasses declare `code`, `text` and get their fields by keyword."""
+
+    code: ClassVar[str] = ""
+    text: ClassVar[str] = ""
+    http_status: ClassVar[int] = 500
+    table: ClassVar[dict[str, type[PaychanError]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        """Enter a leaf into the table of codes, which a test compares with the documentation."""
+        if cls.code:
+            if cls.code in PaychanError.table:
+                msg = f"error code {cls.code!r} is used twice"
+                raise TypeError(msg)
+            PaychanError.table[cls.code] = cls
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(self.text.format(**fields))
+        self.fields = fields
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.fields == getattr(other, "fields", None)
+
+    __hash__ = Exception.__hash__
+
+
+class BadRequest(PaychanError):
+    http_status = 400
+
+
+class NotFound(PaychanError):
+    http_status = 404
+
+
+class Conflict(PaychanError):
+    http_status = 409
+
+
+class Gone(PaychanError):
+    http_status = 410
+
+
+class Failed(PaychanError):
+    http_status = 500
+
+
+class Unavailable(PaychanError):
+    http_status = 503
+
+
+# --- 400: what was sent ---------------------------------------------------------------------------------------------
+
+
+class Malformed(BadRequest):
+    code, text = "malformed", "{field}: {reason}"
+
+
+class Missing(BadRequest):
+    code, text = "missing", "{field}: missing"
+
+
+class Repeated(BadRequest):
+    code, text = "repeated", "{field}: given more than once"
+
+
+class BodyTooLarge(BadRequest):
+    code, text, http_status = "body_too_large", "body too large: got {got_bytes} bytes, limit {limit_bytes} bytes", 413
+
+
+class MethodNotAllowed(BadRequest):
+    code, text, http_status = "method_not_allowed", "method {method} not allowed here", 405
+
+
+class OutPointMismatch(BadRequest):
+    code, text = "outpoint_mismatch", "funding outpoint differs: got {got} in the body, {want} in the URL"
+
+
+# --- 400: expiry, keys and funding of a new channel -----------------------------------------------------------------
+
+
+class ExpiryNotATime(BadRequest):
+    code, text = "expiry_not_a_time", "expiry is not a time: got {got}, need 500000000 to 4294967295"
+
+
+class ExpiryTooSoon(BadRequest):
+    code, text = "expiry_too_soon", "expiry too soon: got {got_unix}, need later than {need_unix}"
+
+
+class KeyReuse(BadRequest):
+    code, text = "key_reuse", "client key equals the server key {server_key}"
+
+
+class WrongServerKey(BadRequest):
+    code, text = "wrong_server_key", "server key in the script is not ours: got {got}, need {need}"
+
+
+class FundingNotFound(BadRequest):
+    code, text = "funding_not_found", "no unspent output pays to {address}{detail}"
+
+
+class FundingUnconfirmed(BadRequest):
+    code, text = "funding_unconfirmed", "funding not confirmed deep enough: got {got} confirmations, need {need}"
+
+
+# --- 400: the payment -----------------------------------------------------------------------------------------------
+
+
+class BadFlag(BadRequest):
+    code, text = "bad_flag", "sighash flag: got 0x{got:02x}, need 0x83 with change or 0x82 without"
+
+
+class FlagMismatch(BadRequest):
+    code, text = "flag_mismatch", "sighash flag 0x{flag:02x} does not fit a change value of {change_sat} sat"
+
+
+class DustChange(BadRequest):
+    code, text = "dust_change", "change is dust: got {got_sat} sat, need 0 or at least {need_sat} sat"
+
+
+class ValueBackwards(BadRequest):
+    code, text = "value_backwards", "payment takes value back: got change {got_sat} sat, need at most {need_sat} sat"
+
+
+class BadSignature(BadRequest):
+    code, text = "bad_signature", "signature does not verify for change {change_sat} sat and this funding output"
+
+
+class SignatureEncoding(BadRequest):
+    code, text = "signature_encoding", "signature is not strict DER with low S: {reason}"
+
+
+class PaymentShort(BadRequest):
+    code, text = "payment_short", "payment short: got {got_sat} sat, need {need_sat} sat"
+
+
+class NotNewestPayment(BadRequest):
+    code, text = "not_newest_payment", "not the newest payment: got change {got_sat} sat, newest has {need_sat} sat"
+
+
+class NotEconomical(BadRequest):
+    code, text = "not_economical", "not worth settling: received {got_sat} sat, settlement needs {need_sat} sat"
+
+
+class ApplicationRefused(BadRequest):
+    code, text = "application_error", "application refused the payment: {reason}"
+
+
+# --- 404, 409, 410 --------------------------------------------------------------------------------------------------
+
+
+class NoSuchRoute(NotFound):
+    code, text = "no_such_route", "no such resource"
+
+
+class UnknownChannel(NotFound):
+    code, text = "unknown_channel", "unknown channel"
+
+
+class ChannelExists(Conflict):
+    code, text = "channel_exists", "channel {outpoint} exists already"
+
+
+class OutpointUsed(Conflict):
+    code, text = "outpoint_used", "outpoint {outpoint} was used by an earlier channel"
+
+
+class ChannelExpiring(Gone):
+    code, text = "channel_expiring", "channel expires: time is {now_unix}, payments ended at {limit_unix}"
+
+
+class ChannelClosing(Gone):
+    code, text = "channel_closing", "channel is closing, settlement in progress"
+
+
+class ChannelClosed(Gone):
+    code, text = "channel_closed", "channel is closed, settled by {txid}"
+
+
+class ChannelLost(Gone):
+    code, text = "channel_lost", "funding output was spent by {txid}"
+
+
+# --- 500, 503: our side ---------------------------------------------------------------------------------------------
+
+
+class InternalError(Failed):
+    code, text = "internal_error", "internal error"
+
+
+class SigningFailed(Failed):
+    code, text = "signing_failed", "settlement could not be signed: {reason}"
+
+
+class PublishFailed(Failed):
+    code, text = "publish_failed", "settlement could not be published: {reason}"
+
+
+class SignerUnavailable(Unavailable):
+    code, text = "signer_unavailable", "signer is not available: {reason}"
+
+
+class ChainUnavailable(Unavailable):
+    code, text = "chain_unavailable", "no trustworthy view of the chain: {reason}"
+
+
+class PaymentPending(Unavailable):
+    code, text = "payment_pending", "the application has not answered for the payment with change {change_sat} sat yet"
+
+
+class TryAgain(Unavailable):
+    code, text = "try_again", "the channel changed elsewhere meanwhile, send the request again"
+
+
+class ShuttingDown(Unavailable):
+    code, text = "shutting_down", "server is shutting down"

@@ -1,0 +1,150 @@
+"""A payment: a change value and the client's signature over it; how it is checked, made, and written in v1."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated
+
+from coincurve import PrivateKey, PublicKey
+from msgspec import Meta, Struct
+
+from paychan.protocol.errors import (
+    BadFlag,
+    BadSignature,
+    DustChange,
+    FlagMismatch,
+    Malformed,
+    PaychanError,
+    SignatureEncoding,
+)
+from paychan.protocol.scripts import ChannelTerms
+from paychan.protocol.sighash import NONE_ANYONECANPAY, SINGLE_ANYONECANPAY, PaymentHasher
+from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
+
+_HALF_ORDER = bytes.fromhex("7fffffffffffffffffffffffffffffff5d576e7357a4501ddfe92f46681b20a0")
+"""Half the order of secp256k1's group: the largest S that Bitcoin nodes relay (BIP62 rule 5)."""
+
+_MIN_PAYLOAD_BYTES = 17
+_MAX_PAYLOAD_BYTES = 8 + 72 + 1
+
+SignatureBytes = Annotated[bytes, Meta(min_length=8, max_length=72)]
+
+
+class Payment(Struct, frozen=True, array_like=True):
+    """What the client sends: the value that still belongs to it, a DER signature as received, and the hash flag."""
+
+    change_sat: Sat
+    signature: SignatureBytes
+    flag: int
+
+    @property
+    def signature_with_flag(self) -> bytes:
+        """The bytes pushed into a scriptSig."""
+        return self.signature + bytes([self.flag])
+
+
+class PaymentVerifier:
+    """Checks the signatures of one channel's payments, with key and sighash prefix parsed once."""
+
+    __slots__ = ("_hasher", "_key")
+
+    def __init__(self, terms: ChannelTerms, outpoint: OutPoint, change_script: bytes) -> None:
+        self._key = PublicKey(terms.client_key)
+        self._hasher = PaymentHasher(terms, outpoint, change_script)
+
+    def problem(self, payment: Payment) -> PaychanError | None:
+        """Return why the signature is not acceptable, or None. Its flag must already fit its change value."""
+        reason = encoding_problem(payment.signature)
+        if reason is not None:
+            return SignatureEncoding(reason=reason)
+        if not self._key.verify(payment.signature, self._hasher.digest(payment.change_sat, payment.flag), hasher=None):
+            return BadSignature(change_sat=payment.change_sat)
+        return None
+
+
+def change_problem(payment: Payment, dust_sat: Sat) -> PaychanError | None:
+    """Return why flag and change value don't fit each other or the dust limit, or None (PROTOCOL §3).
+
+    0x83 with nothing left must never reach the sighash: SINGLE without its output hashes to the constant 1, and a
+    signature over that is good for anything.
+    """
+    if payment.flag == SINGLE_ANYONECANPAY:
+        if payment.change_sat == 0:
+            return FlagMismatch(flag=payment.flag, change_sat=payment.change_sat)
+        if payment.change_sat < dust_sat:
+            return DustChange(got_sat=payment.change_sat, need_sat=dust_sat)
+        return None
+    if payment.flag == NONE_ANYONECANPAY:
+        return None if payment.change_sat == 0 else FlagMismatch(flag=payment.flag, change_sat=payment.change_sat)
+    return BadFlag(got=payment.flag)
+
+
+def encoding_problem(signature: bytes) -> str | None:
+    """Return how a signature (without flag) departs from strict DER with low S, or None.
+
+    BIP66: "0x30 [total-length] 0x02 [R-length] [R] 0x02 [S-length] [S]", minimal, not negative.
+    """
+    size = len(signature)
+    if not 8 <= size <= 72 or signature[0] != 0x30 or signature[1] != size - 2 or signature[2] != 0x02:
+        return "not a DER sequence of two integers"
+    r_size = signature[3]
+    if 5 + r_size >= size or signature[4 + r_size] != 0x02 or r_size + signature[5 + r_size] + 6 != size:
+        return "lengths do not add up"
+    r, s = signature[4 : 4 + r_size], signature[6 + r_size :]
+    for number in (r, s):
+        if not number or number[0] & 0x80:
+            return "negative or empty integer"
+        if len(number) > 1 and number[0] == 0 and not number[1] & 0x80:
+            return "padded integer"
+    if len(s) > 32 or (len(s) == 32 and s > _HALF_ORDER):
+        return "S is in the upper half"
+    return None
+
+
+def sign_payment(
+    key: PrivateKey, terms: ChannelTerms, outpoint: OutPoint, change_script: bytes, change_sat: Sat
+) -> Payment:
+    """Make a payment that leaves `change_sat` to the client (RFC 6979, so the same input gives the same bytes)."""
+    flag = SINGLE_ANYONECANPAY if change_sat else NONE_ANYONECANPAY
+    digest = PaymentHasher(terms, outpoint, change_script).digest(change_sat, flag)
+    return Payment(change_sat, key.sign(digest, hasher=None), flag)
+
+
+def encode_v1(payment: Payment) -> str:
+    """Write the `payment` query parameter: unpadded base64url (PROTOCOL §4.1)."""
+    raw = payment.change_sat.to_bytes(8, "little") + payment.signature_with_flag
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def decode_v1(text: str) -> Payment:
+    """Read the `payment` query parameter, padded or not, `-_` or `+/` (a `+` may arrive as a space).
+
+    Raises:
+        Malformed: other characters, wrong length, trailing bytes, or more than all bitcoins.
+    """
+    plain = text.rstrip("=").replace(" ", "-").replace("+", "-").replace("/", "_")
+    if len(text) - len(plain) > 2 or len(plain) > 4 * _MAX_PAYLOAD_BYTES // 3 + 2:
+        raise Malformed(field="payment", reason=f"{len(text)} characters of base64")
+    try:
+        raw = base64.b64decode(plain + "=" * (-len(plain) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise Malformed(field="payment", reason="not base64url") from None
+    if len(raw) < _MIN_PAYLOAD_BYTES:
+        raise Malformed(field="payment", reason=f"got {len(raw)} bytes, need at least {_MIN_PAYLOAD_BYTES}")
+    if raw[8] != 0x30 or len(raw) != 8 + 2 + raw[9] + 1:
+        raise Malformed(field="payment", reason="signature length does not leave exactly one byte for the flag")
+    return make_payment(int.from_bytes(raw[:8], "little"), raw[8:-1], raw[-1])
+
+
+def make_payment(change: int, signature: bytes, flag: int) -> Payment:
+    """Combine parts as received.
+
+    Raises:
+        Malformed: a change value below zero or above all bitcoins, or a signature longer than DER can be.
+    """
+    if not 0 <= change <= MAX_MONEY_SAT:
+        raise Malformed(field="change_value", reason=f"got {change} sat, want 0 to {MAX_MONEY_SAT} sat")
+    if not 8 <= len(signature) <= 72:
+        raise Malformed(field="signature_data", reason=f"got {len(signature)} bytes, want 8 to 72")
+    return Payment(Sat(change), signature, flag)

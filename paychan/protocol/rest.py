@@ -1,0 +1,215 @@
+"""JSON of the two protocol versions: what a request body means, what a result looks like (PROTOCOL §4, §5.5, §6)."""
+
+from __future__ import annotations
+
+import json
+import re
+from enum import Enum
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from paychan.protocol.errors import Malformed, Missing, PaychanError, Repeated
+from paychan.protocol.payment import Payment, make_payment
+from paychan.protocol.types import OutPoint, Sat
+
+_HEX = re.compile(r"(?:[0-9a-f]{2})*")
+_NAMES = (
+    "payment_data",
+    "application_data",
+    "redeem_script",
+    "funding_txid",
+    "funding_vout",
+    "signature_data",
+    "change_value",
+    "change_address",
+    "sighash_flag",
+)
+_QUOTED_NAMES = tuple(f'"{name}"'.encode() for name in _NAMES)
+
+
+class Dialect(Enum):
+    """The two published readings of v2: S wrote the document, A the Haskell library (PROTOCOL §0)."""
+
+    S = "swagger"
+    A = "api"
+
+
+class PaymentData(Struct, frozen=True, omit_defaults=True):
+    """The payment object of a v2 body, with every key that either dialect knows."""
+
+    signature_data: str
+    change_value: int
+    redeem_script: str | UnsetType = UNSET
+    funding_txid: str | UnsetType = UNSET
+    funding_vout: int | UnsetType = UNSET
+    change_address: str | UnsetType = UNSET
+    sighash_flag: str | UnsetType = UNSET
+
+
+class _Body(Struct, frozen=True):
+    """Either wrapped (`payment_data` and `application_data`) or the bare payment object."""
+
+    payment_data: PaymentData | UnsetType = UNSET
+    application_data: str = ""
+
+
+class V2Payment(Struct, frozen=True):
+    """A v2 body, read: the payment, the facts it names beside it (if any), and the client's dialect."""
+
+    payment: Payment
+    dialect: Dialect
+    application_data: str
+    outpoint: OutPoint | None
+    redeem_script: bytes | None
+    change_address: str | None
+
+
+class ChannelStatus(Enum):
+    """`channel_status` of a result."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class PaymentResult(Struct, frozen=True):
+    """What every accepted request answers; `settlement_txid` is null, "" or hex as version and dialect want."""
+
+    channel_status: ChannelStatus
+    channel_value_left: Sat
+    value_received: Sat
+    settlement_txid: str | None
+    application_data: str | UnsetType = UNSET
+
+
+class FundingInfo(Struct, frozen=True, omit_defaults=True):
+    """Answer of v1's fundingInfo; v2 adds the three last keys."""
+
+    server_pubkey: str
+    funding_address_copy: str
+    open_price: Sat
+    funding_tx_min_conf: int
+    settlement_period_hours: int
+    dust_limit: Sat | UnsetType = UNSET
+    min_duration_hours: int | UnsetType = UNSET
+    redeem_script_copy: str | UnsetType = UNSET
+
+
+_body_decoder = msgspec.json.Decoder(_Body)
+_bare_decoder = msgspec.json.Decoder(PaymentData)
+_encoder = msgspec.json.Encoder()
+
+
+def read_v2_body(raw: bytes) -> V2Payment:
+    """Read the body of a v2 request, either dialect (PROTOCOL §4.4).
+
+    Raises:
+        Malformed: not JSON, a wrong type, not lower-case hex, a signature whose length does not fit.
+        Missing: a key that every payment needs.
+        Repeated: a key given twice, on whose value parsers would disagree.
+    """
+    try:
+        body = _body_decoder.decode(raw)
+        data = _bare_decoder.decode(raw) if body.payment_data is UNSET else body.payment_data
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _json_problem(error) from None
+    _refuse_repeated_keys(raw)
+    signature, flag, dialect = _signature_parts(data)
+    return V2Payment(
+        payment=make_payment(data.change_value, signature, flag),
+        dialect=dialect,
+        application_data=body.application_data,
+        outpoint=_outpoint(data),
+        redeem_script=_hex(data.redeem_script, "redeem_script"),
+        change_address=None if data.change_address is UNSET else data.change_address,
+    )
+
+
+def payment_data(payment: Payment, dialect: Dialect, **facts: Any) -> PaymentData:
+    """Write a payment as a client does; `facts` are the opening's other keys."""
+    if dialect is Dialect.S:
+        return PaymentData(payment.signature_with_flag.hex(), payment.change_sat, **facts)
+    return PaymentData(payment.signature.hex(), payment.change_sat, sighash_flag=f"{payment.flag:02x}", **facts)
+
+
+def opening_secret(payment: Payment) -> bytes:
+    """Name of a v2 channel: SHA256 of the opening payment's DER signature and flag byte (PROTOCOL §6.2)."""
+    return sha256(payment.signature_with_flag).digest()
+
+
+def read_secret(text: str) -> bytes | None:
+    """Read the `secret` parameter, perhaps in JSON quotes or upper case; None when it can't be one."""
+    if len(text) >= 2 and text[0] == text[-1] == '"':
+        text = text[1:-1]
+    text = text.lower()
+    return bytes.fromhex(text) if len(text) == 64 and _HEX.fullmatch(text) else None
+
+
+def encode_json(value: Any) -> bytes:
+    """Serialize a result."""
+    return _encoder.encode(value)
+
+
+def _signature_parts(data: PaymentData) -> tuple[bytes, int, Dialect]:
+    """Split `signature_data`: dialect S appends the flag byte, A sends it as `sighash_flag`."""
+    raw = _hex(data.signature_data, "signature_data") or b""
+    size = 2 + raw[1] if len(raw) > 1 else 0
+    if data.sighash_flag is UNSET:
+        if len(raw) != size + 1:
+            raise Malformed(field="signature_data", reason=f"got {len(raw)} bytes, want DER and one flag byte")
+        return raw[:-1], raw[-1], Dialect.S
+    flag = _hex(data.sighash_flag, "sighash_flag")
+    if flag is None or len(flag) != 1:
+        raise Malformed(field="sighash_flag", reason="want one byte of hex")
+    if len(raw) not in (size, size + 1) or raw[size:] not in (b"", flag):
+        raise Malformed(field="signature_data", reason=f"got {len(raw)} bytes, want DER, or DER and the same flag")
+    return raw[:size], flag[0], Dialect.A
+
+
+def _outpoint(data: PaymentData) -> OutPoint | None:
+    if data.funding_txid is UNSET and data.funding_vout is UNSET:
+        return None
+    if data.funding_txid is UNSET or data.funding_vout is UNSET:
+        raise Missing(field="funding_txid" if data.funding_txid is UNSET else "funding_vout")
+    return OutPoint.parse(data.funding_txid, data.funding_vout)
+
+
+def _hex(text: str | UnsetType, field: str) -> bytes | None:
+    """Lower-case hex only: `bytes.fromhex` alone takes spaces and upper case."""
+    if text is UNSET:
+        return None
+    if not _HEX.fullmatch(text):
+        raise Malformed(field=field, reason="want lower-case hex")
+    return bytes.fromhex(text)
+
+
+def _json_problem(error: Exception) -> PaychanError:
+    """Name the field that msgspec complains about."""
+    text = str(error)
+    missing = re.match(r"Object missing required field `(\w+)`", text)
+    if missing:
+        return Missing(field=missing[1])
+    path = re.search(r" - at `\$\.([\w.]+)`", text)
+    if path:
+        return Malformed(field=path[1], reason=text[: path.start()])
+    return Malformed(field="body", reason=text[:120])
+
+
+def _refuse_repeated_keys(raw: bytes) -> None:
+    """The quick look settles nearly all bodies; only an escape or a repeated name needs the slow parser."""
+    if b"\\" not in raw and all(raw.count(name) <= 1 for name in _QUOTED_NAMES):
+        return
+
+    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        for name in names:
+            if names.count(name) > 1 and name in _NAMES:
+                raise Repeated(field=name)
+        return dict(pairs)
+
+    try:
+        json.loads(raw, object_pairs_hook=check, parse_int=str, parse_float=str)
+    except (ValueError, RecursionError):
+        raise Malformed(field="body", reason="not JSON") from None

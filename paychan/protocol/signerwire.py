@@ -1,0 +1,134 @@
+"""Messages between server and signer: what is asked and answered over the Unix socket.
+
+A frame is a 4-byte big-endian length, one version byte, and a msgpack array `[number, id, …fields]`. Requests are
+answered in any order; the id pairs them. A request carries meaning (terms, claims, fee, destination), never a hash
+or a transaction. Numbers are never reused; a changed message takes a new version, which `tests/signer` holds us to.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from paychan.protocol.scripts import KeyBytes
+from paychan.protocol.settlement import Claim, Settlement
+from paychan.protocol.types import Sat, UnixTime
+
+VERSION = 1
+
+_T = TypeVar("_T")
+
+MAX_FRAME_BYTES = 64 * 1024
+"""About 250 claims. The length prefix is checked before anything is read."""
+
+
+class Health(Struct, frozen=True, array_like=True, tag=1):
+    """Who are you?"""
+
+    id: int
+
+
+class KeyRequest(Struct, frozen=True, array_like=True, tag=2):
+    """Which key of yours goes into the channel of this client key and expiry?"""
+
+    id: int
+    client_key: KeyBytes
+    expiry: UnixTime
+
+
+class SettlementRequest(Struct, frozen=True, array_like=True, tag=3):
+    """Sign the settlement of these claims to this destination, at this fee in satoshi."""
+
+    id: int
+    claims: tuple[Claim, ...]
+    destination_script: bytes
+    fee_sat: Sat
+
+
+class HealthReply(Struct, frozen=True, array_like=True, tag=101):
+    """Network by name, how keys are derived, and whether this signer is for debugging only."""
+
+    id: int
+    network: str
+    key_mode: str
+    debug: bool
+
+
+class KeyReply(Struct, frozen=True, array_like=True, tag=102):
+    """The channel's server key, and where the signer lets its settlement pay to."""
+
+    id: int
+    server_key: KeyBytes
+    destination_script: bytes
+
+
+class SettlementReply(Struct, frozen=True, array_like=True, tag=103):
+    """The signed settlement, rebuilt by the signer."""
+
+    id: int
+    settlement: Settlement
+
+
+class Refusal(Struct, frozen=True, array_like=True, tag=100):
+    """The signer says no: a stable tag (`policy-…`, or `protocol-…` for requests it can't read) and the reason."""
+
+    id: int
+    tag: str
+    reason: str
+
+
+Request: TypeAlias = Health | KeyRequest | SettlementRequest
+Reply: TypeAlias = HealthReply | KeyReply | SettlementReply | Refusal
+
+_encoder = msgspec.msgpack.Encoder()
+_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+
+
+class WireError(Exception):
+    """The peer sent something that is not a message of this protocol."""
+
+
+def encode_frame(message: Request | Reply) -> bytes:
+    """Frame a message: length, version, body."""
+    body = bytes([VERSION]) + _encoder.encode(message)
+    return len(body).to_bytes(4, "big") + body
+
+
+def frame_size(prefix: bytes) -> int:
+    """Read the length prefix (4 bytes).
+
+    Raises:
+        WireError: empty, or longer than any message.
+    """
+    size = int.from_bytes(prefix, "big")
+    if not 1 < size <= MAX_FRAME_BYTES:
+        msg = f"frame of {size} bytes, want 2 to {MAX_FRAME_BYTES}"
+        raise WireError(msg)
+    return size
+
+
+def decode_request(body: bytes) -> Request:
+    """Read the body of a frame as a request.
+
+    Raises:
+        WireError: unknown version or number, missing or wrong fields.
+    """
+    return _decode(_requests, body)
+
+
+def decode_reply(body: bytes) -> Reply:
+    """Read the body of a frame as a reply. Raises `WireError` like `decode_request`."""
+    return _decode(_replies, body)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[_T], body: bytes) -> _T:
+    if not body or body[0] != VERSION:
+        msg = f"message version {body[0] if body else None}, want {VERSION}"
+        raise WireError(msg)
+    try:
+        return decoder.decode(body[1:])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise WireError(str(error)) from error
