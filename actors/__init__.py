@@ -1,0 +1,1 @@
+"""The concurrent shell around the pure core: one actor per open channel, all on one event loop."""

@@ -1,0 +1,1 @@
+"""The HTTP doors: thin parsers in front of the actors."""

@@ -1,0 +1,1 @@
+"""What a payer's program uses; needs no server code."""
