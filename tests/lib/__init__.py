@@ -1,0 +1,1 @@
+"""What several rings of tests share: vectors, builders, and real processes as small objects."""
