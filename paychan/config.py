@@ -1,0 +1,202 @@
+"""The server's settings: declared once here; `config/*/server.toml` and the README's table follow this module."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Struct, field
+
+from paychan.protocol.channel import Rules
+from paychan.protocol.declared import SettingsError, parse_settings, setting
+from paychan.protocol.types import Network, Sat
+
+MIN_DUST_SAT = 546
+"""P2PKH dust limit of Bitcoin Core's default relay policy: a settlement with a smaller output does not propagate."""
+
+TYPICAL_SETTLEMENT_BYTES = 331
+"""Size that the original used for its opening price (PROTOCOL §7.3); the fee paid follows the real size."""
+
+
+class Http(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    listen: Annotated[str, setting("address that clients connect to")] = "127.0.0.1"
+    port: Annotated[int, setting("port; the environment variable PORT overrides it", "TCP port", ge=0, le=65535)] = 8000
+    public_url: Annotated[str, setting('base of the URLs in answers, such as "https://pay.example"; "": as asked')] = ""
+    trust_forwarded: Annotated[bool, setting("believe X-Forwarded-Proto, -Host and -For of a proxy in front")] = False
+    max_body_bytes: Annotated[int, setting("larger request bodies are refused", "bytes", ge=512)] = 4096
+    max_header_bytes: Annotated[int, setting("larger request heads are refused", "bytes", ge=1024)] = 8192
+    idle_seconds: Annotated[int, setting("an idle keep-alive connection is closed", "seconds", ge=1)] = 75
+    body_seconds: Annotated[int, setting("a body must have arrived", "seconds", ge=1)] = 10
+
+
+class Open(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    base_price_sat: Annotated[int, setting("least first payment (v1), before the settlement fee", "sat", ge=0)] = 70_000
+    add_settlement_fee: Annotated[bool, setting("v1's first payment also pays the settlement's fee")] = True
+    v2_price_sat: Annotated[int, setting("least first payment (v2)", "sat", ge=0)] = 100_000
+    min_confirmations: Annotated[int, setting("depth of the funding output", "blocks", ge=0)] = 6
+    min_duration_hours: Annotated[int, setting("least time for payments before settling", "hours", ge=1)] = 12
+
+
+class Channel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    dust_limit_sat: Annotated[int, setting("least change a payment may leave, unless none", "sat", ge=MIN_DUST_SAT)] = (
+        700
+    )
+    settlement_period_hours: Annotated[int, setting("payments end this long before expiry", "hours", ge=1)] = 6
+    idle_seconds: Annotated[int, setting("a channel's actor sleeps after this without messages", "seconds", ge=1)] = 300
+
+
+class Settlement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    fee_sat_per_vb: Annotated[int, setting("fee rate when the chain has no estimate", "sat/vB", ge=1)] = 40
+    confirmations: Annotated[int, setting("depth at which a settlement is final", "blocks", ge=1)] = 6
+
+
+class Signer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    socket: Annotated[str, setting('socket of the signer; "": signer.sock in the state directory', "path")] = ""
+    deadline_seconds: Annotated[float, setting("longest wait for one answer", "seconds", gt=0)] = 5.0
+
+
+class Chain(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    backend: Annotated[Literal["debug", "bitcoind"], setting("who is asked about the chain")]
+    url: Annotated[str, setting("address of the node's RPC interface", "URL")] = ""
+
+
+class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    path: Annotated[str, setting('directory of the LevelDB; "": store in the state directory', "path")] = ""
+    commit_delay_ms: Annotated[float, setting("gather payments this long before each sync", "ms", ge=0, le=1000)] = 0.0
+    backup_dir: Annotated[str, setting('where backups go; "": backups in the state directory', "path")] = ""
+
+
+class Callback(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    url: Annotated[str, setting('application to ask about every payment; "": none', "URL")] = ""
+    timeout_seconds: Annotated[float, setting("longest wait for its answer", "seconds", gt=0)] = 5.0
+
+
+class Management(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    listen: Annotated[str, setting("address of the operator's interface")] = "127.0.0.1"
+    port: Annotated[int, setting("port of the operator's interface", "TCP port", ge=0, le=65535)] = 8100
+
+
+class Watcher(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    interval_seconds: Annotated[
+        float, setting("time between two looks at expiries and settlements", "seconds", gt=0)
+    ] = 30.0
+    alarm_hours: Annotated[int, setting("alarm when a channel is unsettled this long before expiry", "hours", ge=0)] = 2
+
+
+class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    level: Annotated[Literal["debug", "info", "warning", "error"], setting("least level that is written")] = "info"
+    access: Annotated[bool, setting("one line per request")] = False
+
+
+class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything `paychan serve` is told."""
+
+    network: Annotated[Literal["live", "test", "regtest"], setting("Bitcoin network of addresses and funding")]
+    debug: Annotated[bool, setting("believe funding that follows from key and expiry; publish nothing")] = False
+    state_directory: Annotated[str, setting('where data is kept; "": ./.paychan/<network>', "path")] = field(
+        default="", name="state_dir"
+    )
+    http: Http = field(default_factory=Http)
+    open: Open = field(default_factory=Open)
+    channel: Channel = field(default_factory=Channel)
+    settlement: Settlement = field(default_factory=Settlement)
+    signer: Signer = field(default_factory=Signer)
+    chain: Chain
+    store: Store = field(default_factory=Store)
+    callback: Callback = field(default_factory=Callback)
+    management: Management = field(default_factory=Management)
+    watcher: Watcher = field(default_factory=Watcher)
+    log: Log = field(default_factory=Log)
+
+    @property
+    def bitcoin_network(self) -> Network:
+        return Network(self.network)
+
+    @property
+    def network_name(self) -> str:
+        """Name for people and directories: debug funding is a network of its own."""
+        return "debug" if self.debug else self.network
+
+    @property
+    def state_dir(self) -> Path:
+        return Path(self.state_directory or Path(".paychan") / self.network_name).resolve()
+
+    @property
+    def store_path(self) -> Path:
+        return Path(self.store.path or self.state_dir / "store").resolve()
+
+    @property
+    def backup_dir(self) -> Path:
+        return Path(self.store.backup_dir or self.state_dir / "backups").resolve()
+
+    @property
+    def signer_socket(self) -> Path:
+        return Path(self.signer.socket or self.state_dir / "signer.sock").resolve()
+
+    @property
+    def management_token(self) -> Path:
+        """File whose content allows changes through the management interface; made anew at every start."""
+        return self.state_dir / "management.token"
+
+    @property
+    def port(self) -> int:
+        """`http.port`, or PORT of the environment if that is a port."""
+        override = os.environ.get("PORT", "")
+        return int(override) if override.isascii() and override.isdigit() and int(override) < 65536 else self.http.port
+
+    @property
+    def v1_price_sat(self) -> Sat:
+        fee = self.settlement.fee_sat_per_vb * TYPICAL_SETTLEMENT_BYTES if self.open.add_settlement_fee else 0
+        return Sat(self.open.base_price_sat + fee)
+
+    @property
+    def rules(self) -> Rules:
+        """What the channel machine needs to know, in its units."""
+        return Rules(
+            dust_sat=Sat(self.channel.dust_limit_sat),
+            min_confirmations=self.open.min_confirmations,
+            settlement_period_seconds=self.channel.settlement_period_hours * 3600,
+            min_duration_seconds=self.open.min_duration_hours * 3600,
+            fee_sat_per_vb=self.settlement.fee_sat_per_vb,
+            asks_application=bool(self.callback.url),
+        )
+
+
+def load_server_config(path: Path) -> ServerConfig:
+    """Read a server file.
+
+    Raises:
+        SettingsError: not readable, unknown key, wrong type, or settings that contradict each other.
+    """
+    try:
+        text = path.read_text(encoding="utf8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(str(path), "", f"can't be read: {error}") from None
+    config = parse_settings(text, ServerConfig, str(path))
+    for key, reason in _contradictions(config):
+        raise SettingsError(str(path), key, reason)
+    return config
+
+
+def _contradictions(config: ServerConfig) -> list[tuple[str, str]]:
+    """List the combinations that would lose coins or can't work, as (key, reason)."""
+    duration, period = config.open.min_duration_hours, config.channel.settlement_period_hours
+    checks = (
+        (
+            config.debug and config.network != "test",
+            "debug",
+            f'debug funding exists on the "test" network only, not on "{config.network}"',
+        ),
+        (
+            config.debug != (config.chain.backend == "debug"),
+            "chain.backend",
+            f'"{config.chain.backend}" does not go with debug = {str(config.debug).lower()}',
+        ),
+        (
+            duration < period,
+            "open.min_duration_hours",
+            f"{duration} hours, less than channel.settlement_period_hours = {period}: no time to pay in",
+        ),
+    )
+    return [(key, reason) for wrong, key, reason in checks if wrong]
