@@ -115,9 +115,10 @@ class Pay(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True):
-    """The application answered for the offered payment; a reason means no."""
+    """The application answered for the offered payment: a refusal means no, `data` is for the client."""
 
     refusal: str = ""
+    data: str = ""
 
 
 class CloseByProof(Struct, frozen=True):
@@ -173,6 +174,7 @@ class Accepted(Struct, frozen=True):
 
     channel: Channel
     value_sat: Sat = Sat(0)
+    application_data: str = ""
 
 
 class Rejected(Struct, frozen=True):

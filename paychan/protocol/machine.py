@@ -120,7 +120,7 @@ def apply(channel: Channel, command: Command, view: View, verifier: PaymentVerif
     """Judge a command. `verifier` is the channel's, if the caller keeps one; it saves parsing the key again."""
     outcome = TRANSITIONS[channel.state][type(command)](channel, command, view, verifier)
     if isinstance(outcome, Accepted) and outcome.channel is not channel:
-        return Accepted(_replace(outcome.channel, seq=channel.seq + 1), outcome.value_sat)
+        return _replace(outcome, channel=_replace(outcome.channel, seq=channel.seq + 1))
     return outcome
 
 
@@ -166,7 +166,8 @@ def _answer(channel: Channel, command: Answer, view: View, _verifier: PaymentVer
         return Rejected(ApplicationRefused(reason="nothing was offered"))
     if command.refusal:
         return Accepted(_replace(channel, offered=None))
-    return _book(channel, channel.offered, view)
+    outcome = _book(channel, channel.offered, view)
+    return _replace(outcome, application_data=command.data) if isinstance(outcome, Accepted) else outcome
 
 
 def _close_by_proof(channel: Channel, command: CloseByProof, view: View, _verifier: PaymentVerifier | None) -> Outcome:

@@ -1,0 +1,183 @@
+"""One open channel: serializes everything that happens to it.
+
+The rules are in `protocol.machine`; the actor only asks it, persists, adopts, performs what the record asks of the
+world next, and answers. Persist, adopt and answer stand on adjacent lines in `_judge`: several payments may be between
+them at a time, each judged against the newest accepted, none answered before it is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeAlias
+
+import structlog
+from msgspec import Struct
+
+from actors.base import LoopActor
+from actors.settlement import perform
+from actors.world import World
+from paychan.application.base import ApplicationSilent, Verdict
+from paychan.protocol.channel import (
+    Accepted,
+    Answer,
+    Channel,
+    Command,
+    Outcome,
+    Pay,
+    Published,
+    Rejected,
+    State,
+    Step,
+    Vanished,
+    next_step,
+)
+from paychan.protocol.errors import ApplicationRefused, PaychanError
+from paychan.protocol.machine import apply
+from paychan.protocol.payment import PaymentVerifier
+from paychan.store.base import Change
+
+log = structlog.get_logger("channel")
+
+
+class Resume(Struct, frozen=True):
+    """Go on with whatever the record asks for next."""
+
+
+Message: TypeAlias = Command | Resume
+
+
+class ChannelActor(LoopActor):
+    """Owns the newest version of one channel's record while it is awake."""
+
+    def __init__(self, channel: Channel, world: World) -> None:
+        super().__init__()
+        self._channel = channel
+        self._world = world
+        self._verifier = PaymentVerifier(channel.terms, channel.outpoint, channel.change_script)
+        self._last_commit: asyncio.Future[Outcome] | None = None
+        self._offering: asyncio.Task[Outcome] | None = None
+        self._settling: asyncio.Task[PaychanError | None] | None = None
+        self._last_message = world.clock()
+
+    @property
+    def channel(self) -> Channel:
+        """The newest accepted version; it may still be on its way to the disk."""
+        return self._channel
+
+    def idle_since(self, moment: int) -> bool:
+        """Whether nothing is under way, and no message came after that Unix time."""
+        work = (self._last_commit, self._offering, self._settling)
+        return self._last_message <= moment and all(task is None or task.done() for task in work)
+
+    def on_receive(self, message: Message) -> Outcome | Awaitable[Outcome]:
+        self._last_message = self._world.clock()
+        if isinstance(message, Resume):
+            return self._carry_on(Accepted(self._channel))
+        if self._channel.offered is not None:
+            return self._after_offer(message)
+        return self._judge(message)
+
+    def _judge(self, command: Command) -> Outcome | Awaitable[Outcome]:
+        outcome = apply(self._channel, command, self._world.view(), self._verifier)
+        if isinstance(outcome, Rejected):
+            return outcome
+        if outcome.channel is self._channel:
+            return self._when_durable(outcome)
+        durable = self._world.commits.put(Change(self._channel, outcome.channel), outcome, self.stop)
+        self._channel, self._last_commit = outcome.channel, durable
+        return durable if next_step(outcome.channel) is None else self._carry_on_after(durable)
+
+    async def _when_durable(self, outcome: Accepted) -> Outcome:
+        """Answer a repetition no earlier than what it repeats."""
+        if self._last_commit is not None and not self._last_commit.done():
+            committed = await asyncio.shield(self._last_commit)
+            if isinstance(committed, Rejected):
+                return committed
+        return outcome
+
+    async def _carry_on_after(self, durable: asyncio.Future[Outcome]) -> Outcome:
+        outcome = await asyncio.shield(durable)
+        return outcome if isinstance(outcome, Rejected) else await self._carry_on(outcome)
+
+    async def _carry_on(self, outcome: Accepted) -> Outcome:
+        """Do what the record asks for, then answer with where that led.
+
+        A payment that was booked is answered as booked, also when the settlement it led to has to wait.
+        """
+        if self._channel.offered is not None:
+            return await self._offer()
+        problem = await self._settle()
+        if problem is not None and not outcome.value_sat:
+            return Rejected(problem)
+        return Accepted(self._channel, outcome.value_sat, outcome.application_data)
+
+    # --- asking the application -------------------------------------------------------------------------------------
+
+    async def _after_offer(self, command: Command) -> Outcome:
+        """Nothing is judged while a payment is offered: first hear about that one.
+
+        The same payment again gets the answer of the one question, so a payer's retry is delivered once.
+        """
+        while (offered := self._channel.offered) is not None:
+            answer = await self._offer()
+            if isinstance(command, Pay) and command.payment == offered:
+                return answer
+            if self._channel.offered is offered:
+                break  # still no answer; the machine decides whether the command can do without
+        outcome = self._judge(command)
+        return outcome if isinstance(outcome, Accepted | Rejected) else await outcome
+
+    async def _offer(self) -> Outcome:
+        """Ask about the offered payment, once however many wait for it."""
+        if self._offering is None or self._offering.done():
+            self._offering = asyncio.create_task(self._ask_application())
+        return await asyncio.shield(self._offering)
+
+    async def _ask_application(self) -> Outcome:
+        """The mark in the record stays until the application has answered; a silent one is asked again later."""
+        await self._when_durable(Accepted(self._channel))
+        try:
+            verdict = await self._world.application.ask(self._channel) if self._world.application else Verdict()
+        except ApplicationSilent as error:
+            log.warning("application did not answer", channel=str(self._channel.outpoint), reason=str(error))
+            return Rejected(ApplicationRefused(reason="no answer, send the same payment again"))
+        answered = self._judge(Answer(verdict.refusal, verdict.data))
+        outcome = answered if isinstance(answered, Accepted | Rejected) else await answered
+        return Rejected(ApplicationRefused(reason=verdict.refusal)) if verdict.refusal else outcome
+
+    # --- settling ---------------------------------------------------------------------------------------------------
+
+    async def _settle(self) -> PaychanError | None:
+        """Carry the settlement as far as it goes now, once however many wait for it."""
+        if self._settling is None or self._settling.done():
+            self._settling = asyncio.create_task(self._settle_steps())
+        return await asyncio.shield(self._settling)
+
+    async def _settle_steps(self) -> PaychanError | None:
+        published = False
+        while (step := next_step(self._channel)) not in (None, Step.OFFER):
+            try:
+                command = await perform(step, self._channel, self._world)
+            except PaychanError as error:
+                log.warning("settlement waits", channel=str(self._channel.outpoint), step=step.name, reason=str(error))
+                return error
+            if command is None or (published and isinstance(command, Vanished)):
+                return None  # nothing to see yet; the watcher comes back to it
+            published = published or isinstance(command, Published)
+            outcome = await self._record(command)
+            if isinstance(outcome, Rejected):
+                return outcome.error
+        return None
+
+    async def _record(self, command: Command) -> Outcome:
+        """Make a step of settling durable before the next one begins."""
+        outcome = apply(self._channel, command, self._world.view())
+        if isinstance(outcome, Rejected) or outcome.channel is self._channel:
+            return outcome
+        durable = self._world.commits.put(Change(self._channel, outcome.channel), outcome, self.stop)
+        self._channel, self._last_commit = outcome.channel, durable
+        committed = await asyncio.shield(durable)
+        if isinstance(committed, Accepted) and self._channel.state is not State.CLOSING:
+            log.info("channel", channel=str(self._channel.outpoint), state=self._channel.state.value)
+        return committed

@@ -1,0 +1,67 @@
+"""Group commit: the changes of all channels that wait are written with one synced write (architecture: persist first).
+
+The next group fills while the last one syncs; there is no timer unless the operator sets one. A change's future is
+done only when its record is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
+
+from paychan.protocol.channel import Accepted, Outcome, Rejected
+from paychan.protocol.errors import TryAgain
+from paychan.store.base import Change, Store
+
+
+class _Waiting(NamedTuple):
+    change: Change
+    outcome: Accepted
+    durable: asyncio.Future[Outcome]
+    on_conflict: Callable[[], None]
+
+
+class GroupCommit:
+    """Gathers changes and commits them. `on_failure` must end the process: after a failed sync nobody is answered."""
+
+    def __init__(self, store: Store, delay_seconds: float, on_failure: Callable[[BaseException], None]) -> None:
+        self._store = store
+        self._delay_seconds = delay_seconds
+        self._on_failure = on_failure
+        self._gathered: list[_Waiting] = []
+        self._writer: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def put(self, change: Change, outcome: Accepted, on_conflict: Callable[[], None]) -> asyncio.Future[Outcome]:
+        """Queue a change; the future becomes `outcome` once it is durable, or `TryAgain` if somebody else was first.
+
+        `on_conflict` is called before that: whoever made the change holds an outdated version.
+        """
+        durable: asyncio.Future[Outcome] = self._loop.create_future()
+        self._gathered.append(_Waiting(change, outcome, durable, on_conflict))
+        if self._writer is None:
+            self._writer = self._loop.create_task(self._write())
+        return durable
+
+    async def drain(self) -> None:
+        """Wait until everything queued so far is on disk."""
+        while self._writer is not None:
+            await self._writer
+
+    async def _write(self) -> None:
+        try:
+            while self._gathered:
+                if self._delay_seconds:
+                    await asyncio.sleep(self._delay_seconds)
+                group, self._gathered = self._gathered, []
+                written = await self._store.commit([waiting.change for waiting in group])
+                for waiting, ok in zip(group, written, strict=True):
+                    if not ok:
+                        waiting.on_conflict()
+                    if not waiting.durable.done():
+                        waiting.durable.set_result(waiting.outcome if ok else Rejected(TryAgain()))
+        except Exception as error:  # noqa: BLE001 - whatever it was, what is on disk is unknown now
+            self._on_failure(error)
+        finally:
+            self._writer = None

@@ -1,0 +1,126 @@
+"""Opening a channel: which key goes into it, which output funds it, and whether that is acceptable."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from msgspec import Struct
+
+from actors.registry import Registry
+from actors.world import World
+from paychan.chain.base import ChainFailed, Funding
+from paychan.protocol.channel import Accepted, Opening, Outcome, Rejected
+from paychan.protocol.errors import (
+    ChainUnavailable,
+    FundingNotFound,
+    PaychanError,
+    SignerUnavailable,
+    SigningFailed,
+    WrongServerKey,
+)
+from paychan.protocol.machine import open_channel
+from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
+from paychan.protocol.scripts import ChannelTerms, make_terms
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+from paychan.signing.base import SignerAbsent, SignerRefused
+
+_KEYS_KEPT = 10_000
+"""Server keys remembered, so that funding info and opening ask the signer once; about 200 bytes each."""
+
+
+class OpenRequest(Struct, frozen=True):
+    """A client's wish. v1 names no outpoint: the one whose signature verifies is meant."""
+
+    client_key: bytes
+    expiry: UnixTime
+    change_script: bytes
+    payment: Payment
+    price_sat: Sat
+    outpoint: OutPoint | None = None
+    server_key: bytes | None = None
+    """The key in the client's redeem script (v2): it must be ours."""
+    secret: bytes = b""
+
+
+class Opener:
+    """Judges requests for new channels."""
+
+    def __init__(self, world: World, registry: Registry) -> None:
+        self._world = world
+        self._registry = registry
+        self._keys: OrderedDict[tuple[bytes, UnixTime], bytes] = OrderedDict()
+
+    async def terms(self, client_key: bytes, expiry: UnixTime) -> ChannelTerms:
+        """Combine a client's key and expiry with the server key that the signer chose for them.
+
+        Raises:
+            SignerUnavailable, SigningFailed: no key to be had now.
+            ExpiryNotATime, KeyReuse: see `make_terms`.
+        """
+        key = self._keys.get((client_key, expiry))
+        if key is None:
+            try:
+                key = (await self._world.signer.public_key(client_key, expiry)).server_key
+            except SignerAbsent as error:
+                raise SignerUnavailable(reason=str(error)) from error
+            except SignerRefused as error:
+                raise SigningFailed(reason=str(error)) from error
+            self._keys[client_key, expiry] = key
+            if len(self._keys) > _KEYS_KEPT:
+                self._keys.popitem(last=False)
+        return make_terms(key, client_key, expiry)
+
+    async def open(self, request: OpenRequest) -> Outcome:
+        """Judge, store and answer; a refusal stores nothing."""
+        try:
+            terms = await self.terms(request.client_key, request.expiry)
+            if request.server_key not in (None, terms.server_key):
+                raise WrongServerKey(got=(request.server_key or b"").hex(), need=terms.server_key.hex())
+            funding = await self._funding(terms, request)
+        except PaychanError as error:
+            return Rejected(error)
+        in_the_way = await self._registry.in_the_way(funding.outpoint)
+        if in_the_way is not None:
+            return Rejected(in_the_way)
+        opening = Opening(
+            terms=terms,
+            outpoint=funding.outpoint,
+            funding_sat=funding.value_sat,
+            confirmations=funding.confirmations,
+            change_script=request.change_script,
+            payment=request.payment,
+            price_sat=request.price_sat,
+            secret=request.secret,
+        )
+        outcome = open_channel(opening, self._world.view())
+        return await self._registry.create(outcome) if isinstance(outcome, Accepted) else outcome
+
+    async def _funding(self, terms: ChannelTerms, request: OpenRequest) -> Funding:
+        """Find the output that the client means, among the unspent ones that pay to the script of these terms.
+
+        Raises:
+            FundingNotFound, ChainUnavailable, or what is wrong with the payment for the only candidate.
+        """
+        try:
+            found = await self._world.chain.funding(terms)
+        except ChainFailed as error:
+            raise ChainUnavailable(reason=str(error)) from error
+        address = terms.funding_address(self._world.network)
+        if request.outpoint is not None:
+            found = tuple(funding for funding in found if funding.outpoint == request.outpoint)
+            if not found:
+                raise FundingNotFound(address=address, detail=f" at {request.outpoint}")
+            return found[0]
+        if not found:
+            raise FundingNotFound(address=address, detail="")
+        return _signed_one(terms, request, found, self._world.rules.dust_sat)
+
+
+def _signed_one(terms: ChannelTerms, request: OpenRequest, found: tuple[Funding, ...], dust_sat: Sat) -> Funding:
+    """Of several outputs on one address, the signature names one (PROTOCOL §7.2)."""
+    problem = change_problem(request.payment, dust_sat)
+    for funding in found if problem is None else ():
+        problem = PaymentVerifier(terms, funding.outpoint, request.change_script).problem(request.payment)
+        if problem is None:
+            return funding
+    raise problem or FundingNotFound(address="", detail="")

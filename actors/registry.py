@@ -1,0 +1,83 @@
+"""Outpoint to actor: wakes the actor of an open channel when a message comes for it, lets idle ones sleep.
+
+Keeps its own map, because pykka's registry finds an actor by scanning a list.
+"""
+
+from __future__ import annotations
+
+from actors.channel import ChannelActor, Message, Resume
+from actors.world import World
+from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected, State
+from paychan.protocol.errors import ChannelExists, OutpointUsed, PaychanError, UnknownChannel
+from paychan.protocol.types import OutPoint
+from paychan.store.base import Change
+
+
+class Registry:
+    """All channels of this process, asleep or awake. Every door asks here."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._awake: dict[OutPoint, ChannelActor] = {}
+
+    @property
+    def awake(self) -> int:
+        """Number of actors."""
+        return len(self._awake)
+
+    async def read(self, outpoint: OutPoint) -> Channel | None:
+        """Return a channel's record without waking it; it may be newer than the disk."""
+        actor = self._awake.get(outpoint)
+        if actor is not None and actor.alive:
+            return actor.channel
+        return await self._world.store.get(outpoint)
+
+    async def ask(self, outpoint: OutPoint, message: Message) -> Outcome:
+        """Give a channel a message; the answer comes when what it says is durable."""
+        actor = self._awake.get(outpoint)
+        if actor is None or not actor.alive:
+            channel = await self._world.store.get(outpoint)
+            if channel is None:
+                return Rejected(UnknownChannel())
+            actor = self._wake(channel)
+        outcome: Outcome = await actor.actor_ref.ask(message, block=False)
+        return outcome
+
+    async def create(self, opened: Accepted) -> Outcome:
+        """Store a new channel, and carry on with it; an outpoint is used once for ever."""
+        channel = opened.channel
+        written = await self._world.commits.put(Change(None, channel), opened, _nothing)
+        if isinstance(written, Rejected):
+            return Rejected(await self.in_the_way(channel.outpoint) or written.error)
+        if channel.state is State.OPEN:
+            self._wake(channel)
+            return written
+        settled = await self.ask(channel.outpoint, Resume())
+        return Accepted(settled.channel, opened.value_sat) if isinstance(settled, Accepted) else settled
+
+    async def in_the_way(self, outpoint: OutPoint) -> PaychanError | None:
+        """Return why an outpoint can't be opened, if a channel used it."""
+        channel = await self.read(outpoint)
+        if channel is None:
+            return None
+        under_way = channel.state in (State.OPEN, State.CLOSING)
+        return (ChannelExists if under_way else OutpointUsed)(outpoint=str(outpoint))
+
+    def let_sleep(self, idle_seconds: int) -> int:
+        """Stop the actors that had no message for so long; return how many."""
+        limit = self._world.clock() - idle_seconds
+        idle = [outpoint for outpoint, actor in self._awake.items() if actor.idle_since(limit)]
+        for outpoint in idle:
+            self._awake.pop(outpoint).stop()
+        return len(idle)
+
+    def _wake(self, channel: Channel) -> ChannelActor:
+        """Start the actor, unless another message did while the record was being read."""
+        actor = self._awake.get(channel.outpoint)
+        if actor is None or not actor.alive:
+            actor = self._awake[channel.outpoint] = ChannelActor.launch(channel, self._world)
+        return actor
+
+
+def _nothing() -> None:
+    """A creation that came second has no actor that could hold an outdated version."""

@@ -1,0 +1,94 @@
+"""The watcher: starts closing before expiry, and takes up again every settlement that is not finished.
+
+Supervised: a look that fails is logged and the next one comes; `last_look` tells an operator that it lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+
+import structlog
+
+from actors.channel import Message, Resume
+from actors.registry import Registry
+from actors.world import World
+from paychan.protocol.channel import Channel, Close, CloseReason, Rejected, State
+from paychan.protocol.errors import NotEconomical
+from paychan.protocol.scripts import MAX_EXPIRY
+from paychan.protocol.types import UnixTime
+
+log = structlog.get_logger("watcher")
+
+_AT_ONCE = 32
+"""Channels settled side by side; the signer and the node answer them in turn anyway."""
+
+
+class Watcher:
+    """Looks at expiries and unfinished settlements, at start and then every so often."""
+
+    def __init__(
+        self, world: World, registry: Registry, *, interval_seconds: float, alarm_seconds: int, idle_seconds: int
+    ) -> None:
+        self._world = world
+        self._registry = registry
+        self._interval_seconds = interval_seconds
+        self._alarm_seconds = alarm_seconds
+        self._idle_seconds = idle_seconds
+        self.last_look: UnixTime | None = None
+        self.alarms: tuple[str, ...] = ()
+        """Outpoints that are unsettled although expiry is near, as of the last look."""
+
+    async def run(self) -> None:
+        """Look for ever; ends only by cancellation."""
+        while True:
+            try:
+                await self.look()
+            except Exception:
+                log.exception("watcher failed, looks again", seconds=self._interval_seconds)
+            await asyncio.sleep(self._interval_seconds)
+
+    async def look(self) -> None:
+        """Close what is due, resume what is unfinished, alarm about what is late."""
+        now = self._world.clock()
+        due = now + self._world.rules.settlement_period_seconds
+        await self._tell(self._channels(State.OPEN, due + 1), Close(CloseReason.EXPIRY))
+        for state in (State.CLOSING, State.PUBLISHED):
+            await self._tell(self._channels(state, MAX_EXPIRY + 1), Resume())
+        await self._look_for_late_ones(now)
+        self._registry.let_sleep(self._idle_seconds)
+        self.last_look = self._world.clock()
+
+    async def _tell(self, channels: AsyncIterator[Channel], message: Message) -> None:
+        """Tell each channel on its own: one that can't be settled holds up no other."""
+        room = asyncio.Semaphore(_AT_ONCE)
+
+        async def tell(channel: Channel) -> None:
+            async with room:
+                outcome = await self._registry.ask(channel.outpoint, message)
+            if isinstance(outcome, Rejected) and not isinstance(outcome.error, NotEconomical):
+                log.warning("channel waits", channel=str(channel.outpoint), reason=str(outcome.error))
+
+        async with asyncio.TaskGroup() as group:
+            async for channel in channels:
+                group.create_task(tell(channel))
+
+    async def _channels(self, state: State, before: int) -> AsyncIterator[Channel]:
+        """Page through the channels of a state, earliest expiry first."""
+        after = None
+        while page := await self._world.store.scan(state, before=before, after=after):
+            for channel in page:
+                yield channel
+            after = (page[-1].terms.expiry, page[-1].outpoint)
+
+    async def _look_for_late_ones(self, now: UnixTime) -> None:
+        late: list[str] = []
+        for state in (State.OPEN, State.CLOSING, State.PUBLISHED):
+            late += _names([channel async for channel in self._channels(state, now + self._alarm_seconds)])
+        if late:
+            log.error("unsettled near expiry", channels=late[:10], count=len(late))
+        self.alarms = tuple(late)
+
+
+def _names(channels: Iterable[Channel]) -> list[str]:
+    return [str(channel.outpoint) for channel in channels]

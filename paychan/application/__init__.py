@@ -1,0 +1,1 @@
+"""The application that sells something: asked about every payment when the operator wants it."""

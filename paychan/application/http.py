@@ -1,0 +1,91 @@
+"""The `value_received` callback over HTTP, as rbpcp-api defined it (PROTOCOL §13.1)."""
+
+from __future__ import annotations
+
+import httpx
+import msgspec
+from msgspec import Struct
+
+from paychan.application.base import ApplicationSilent, Verdict
+from paychan.protocol.address import encode_address
+from paychan.protocol.channel import Channel
+from paychan.protocol.payment import Payment
+from paychan.protocol.rest import Dialect, PaymentData, encode_json, payment_data
+from paychan.protocol.types import Network, Sat
+
+_MAX_ANSWER_BYTES = 4096
+
+
+class _FullPayment(Struct, frozen=True):
+    payment_data: PaymentData
+    application_data: str = ""
+
+
+class _Question(Struct, frozen=True):
+    """The published keys, and two that let the application recognize a repeated question."""
+
+    value_received: Sat
+    chan_value_left: Sat
+    chan_total_capacity: Sat
+    client_pubkey: str
+    full_payment: _FullPayment
+    channel_id: str
+    idempotency_key: str
+
+
+class _Reply(Struct, frozen=True):
+    resp_app_data: str = ""
+    resp_app_error: str | None = None
+
+
+class HttpApplication:
+    """Asks with a POST to `{url}/value_received`; follows no redirect, reads no long answer."""
+
+    def __init__(self, url: str, timeout_seconds: float, network: Network) -> None:
+        self._url = url.rstrip("/") + "/value_received"
+        self._network = network
+        self._client = httpx.AsyncClient(timeout=timeout_seconds, follow_redirects=False, trust_env=False)
+        self._decoder = msgspec.json.Decoder(_Reply)
+
+    async def ask(self, channel: Channel) -> Verdict:
+        if channel.offered is None:
+            msg = f"nothing is offered on {channel.outpoint}"
+            raise ValueError(msg)
+        question = self._question(channel, channel.offered)
+        headers = {"Content-Type": "application/json", "Idempotency-Key": question.idempotency_key}
+        try:
+            response = await self._client.post(self._url, content=encode_json(question), headers=headers)
+        except httpx.HTTPError as error:
+            raise ApplicationSilent(type(error).__name__) from error
+        if response.status_code != 200 or len(response.content) > _MAX_ANSWER_BYTES:
+            msg = f"status {response.status_code}, {len(response.content)} bytes"
+            raise ApplicationSilent(msg)
+        try:
+            reply = self._decoder.decode(response.content)
+        except msgspec.MsgspecError as error:
+            raise ApplicationSilent(str(error)) from error
+        if reply.resp_app_error is not None:
+            return Verdict(refusal=reply.resp_app_error or "no reason given")
+        return Verdict(data=reply.resp_app_data)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    def _question(self, channel: Channel, offered: Payment) -> _Question:
+        data = payment_data(
+            offered,
+            Dialect.A,
+            redeem_script=channel.terms.redeem_script.hex(),
+            funding_txid=channel.outpoint.txid_hex,
+            funding_vout=channel.outpoint.vout,
+            change_address=encode_address(channel.change_script, self._network),
+        )
+        return _Question(
+            value_received=Sat(channel.payment.change_sat - offered.change_sat),
+            chan_value_left=offered.change_sat,
+            chan_total_capacity=channel.funding_sat,
+            client_pubkey=channel.terms.client_key.hex(),
+            full_payment=_FullPayment(data),
+            channel_id=str(channel.outpoint),
+            idempotency_key=f"{channel.outpoint}:{offered.change_sat}",
+        )
