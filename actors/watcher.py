@@ -6,7 +6,7 @@ Supervised: a look that fails is logged and the next one comes; `last_look` tell
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 
 import structlog
 
@@ -15,8 +15,8 @@ from actors.registry import Registry
 from actors.world import World
 from paychan.protocol.channel import Channel, Close, CloseReason, Rejected, State
 from paychan.protocol.errors import NotEconomical
-from paychan.protocol.scripts import MAX_EXPIRY
 from paychan.protocol.types import UnixTime
+from paychan.store.base import walk
 
 log = structlog.get_logger("watcher")
 
@@ -52,9 +52,9 @@ class Watcher:
         """Close what is due, resume what is unfinished, alarm about what is late."""
         now = self._world.clock()
         due = now + self._world.rules.settlement_period_seconds
-        await self._tell(self._channels(State.OPEN, due + 1), Close(CloseReason.EXPIRY))
+        await self._tell(walk(self._world.store, State.OPEN, due + 1), Close(CloseReason.EXPIRY))
         for state in (State.CLOSING, State.PUBLISHED):
-            await self._tell(self._channels(state, MAX_EXPIRY + 1), Resume())
+            await self._tell(walk(self._world.store, state), Resume())
         await self._look_for_late_ones(now)
         self._registry.let_sleep(self._idle_seconds)
         self.last_look = self._world.clock()
@@ -73,22 +73,11 @@ class Watcher:
             async for channel in channels:
                 group.create_task(tell(channel))
 
-    async def _channels(self, state: State, before: int) -> AsyncIterator[Channel]:
-        """Page through the channels of a state, earliest expiry first."""
-        after = None
-        while page := await self._world.store.scan(state, before=before, after=after):
-            for channel in page:
-                yield channel
-            after = (page[-1].terms.expiry, page[-1].outpoint)
-
     async def _look_for_late_ones(self, now: UnixTime) -> None:
         late: list[str] = []
         for state in (State.OPEN, State.CLOSING, State.PUBLISHED):
-            late += _names([channel async for channel in self._channels(state, now + self._alarm_seconds)])
+            near = walk(self._world.store, state, now + self._alarm_seconds)
+            late += [str(channel.outpoint) async for channel in near]
         if late:
             log.error("unsettled near expiry", channels=late[:10], count=len(late))
         self.alarms = tuple(late)
-
-
-def _names(channels: Iterable[Channel]) -> list[str]:
-    return [str(channel.outpoint) for channel in channels]

@@ -2,14 +2,58 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
+
+from paychan.cli import backup, channel, supervisor
+from paychan.cli.terminal import fail
+
+EPILOG = """
+[bold]Examples[/bold]
+
+  paychan up config/debug                         start signer and server, without a Bitcoin network
+
+  paychan channel new http://localhost:8000       a payer's side: key, address and terms of a channel
+
+  paychan backup create config/debug/server.toml  one consistent file, from the running server
+"""
 
 app = typer.Typer(
     name="paychan",
     no_args_is_help=True,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Bitcoin payment channel server and client: sell anything by the satoshi, settle once.",
+    help="Bitcoin payment channels: sell anything by the satoshi, settle once.",
+    epilog=EPILOG,
 )
+app.add_typer(channel.app, name="channel", help="Pay: open channels to a server, pay over them, close them.")
+app.add_typer(backup.app, name="backup", help="Back up and restore the server's channels.")
+
+
+@app.command(epilog="[bold]Example[/bold]\n\n  paychan serve config/debug/server.toml")
+def serve(
+    file: Annotated[Path, typer.Argument(help="The server's configuration, such as config/debug/server.toml")],
+) -> None:
+    """Start the server alone; the signer must be running. PORT in the environment overrides http.port."""
+    from paychan import app as server  # noqa: PLC0415 - the payer's commands need none of it
+    from paychan.config import load_server_config  # noqa: PLC0415
+    from paychan.protocol.declared import SettingsError  # noqa: PLC0415
+    from paychan.store.base import StoreFailed  # noqa: PLC0415
+
+    try:
+        server.run(load_server_config(file), str(file))
+    except (SettingsError, server.StartError, StoreFailed) as error:
+        fail(str(error), status=2)
+
+
+@app.command(epilog="[bold]Examples[/bold]\n\n  paychan up config/debug\n\n  PORT=8080 paychan up config/debug")
+def up(
+    directory: Annotated[Path, typer.Argument(help="Directory with server.toml and signer.toml, such as config/debug")],
+) -> None:
+    """Start signer and server together, and stop both on Ctrl-C."""
+    raise typer.Exit(supervisor.up(directory))
 
 
 def main() -> None:

@@ -90,6 +90,11 @@ class MethodNotAllowed(BadRequest):
     code, text, http_status = "method_not_allowed", "method {method} not allowed here", 405
 
 
+class Unauthorized(BadRequest):
+    code, http_status = "unauthorized", 401
+    text = "changes need the token that stands in management.token of the state directory"
+
+
 class OutPointMismatch(BadRequest):
     code, text = "outpoint_mismatch", "funding outpoint differs: got {got} in the body, {want} in the URL"
 

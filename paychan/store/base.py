@@ -7,7 +7,7 @@ each other's work. *Ordered*: commits that were awaited one after the other are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
@@ -66,3 +66,12 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Finish running work and let go of files and locks."""
+
+
+async def walk(store: Store, state: State, before: int = MAX_EXPIRY + 1) -> AsyncIterator[Channel]:
+    """Yield all channels of a state that expire earlier than `before`, page by page, earliest first."""
+    after = None
+    while page := await store.scan(state, before=before, after=after):
+        for channel in page:
+            yield channel
+        after = (page[-1].terms.expiry, page[-1].outpoint)

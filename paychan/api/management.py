@@ -1,0 +1,218 @@
+"""The operator's interface, on a listener of its own (PROTOCOL §13.2).
+
+Reading is open to whoever reaches the listener, which is this machine unless configured otherwise. Changing needs the
+token that the server writes to its state directory at start, which also keeps web pages from posting here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+
+from msgspec import Struct
+
+from paychan.api.handler import OUTPOINT, Handler, number, settlement_txid
+from paychan.api.service import Service
+from paychan.protocol.channel import Channel, Close, CloseReason, State
+from paychan.protocol.errors import Malformed, Unauthorized, UnknownChannel
+from paychan.protocol.scripts import parse_public_key
+from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
+from paychan.signing.base import SignerAbsent, SignerRefused
+from paychan.store import backup
+from paychan.store.base import walk
+
+_PAGE = 1000
+
+
+class ChannelInfo(Struct, frozen=True):
+    """One channel for the operator; the first keys are those of the original's interface."""
+
+    sender: str
+    status: str
+    value_left: Sat
+    expires: UnixTime
+    funding_value: Sat
+    funding_address: str
+    funding_source: str
+    settlement_txid: str | None
+    value_received: Sat
+    payments: int
+    opened_at: UnixTime
+    version: int
+    close_reason: str | None
+    settlement_fee: Sat | None
+    settlement_transaction: str | None
+    spent_by: str | None
+
+
+class Totals(Struct, frozen=True):
+    """All channels by state: number, and satoshi received in them."""
+
+    channels: dict[str, int]
+    received_sat: dict[str, Sat]
+    unsettled_sat: Sat
+    next_expiry: UnixTime | None
+    awake: int
+
+
+def channel_info(channel: Channel, network: Network) -> ChannelInfo:
+    """Show a record."""
+    closing = channel.closing
+    settlement = closing.settlement if closing else None
+    return ChannelInfo(
+        sender=channel.terms.client_key.hex(),
+        status=channel.state.value,
+        value_left=channel.payment.change_sat,
+        expires=channel.terms.expiry,
+        funding_value=channel.funding_sat,
+        funding_address=channel.terms.funding_address(network),
+        funding_source=str(channel.outpoint),
+        settlement_txid=settlement_txid(channel),
+        value_received=channel.received_sat,
+        payments=channel.payments,
+        opened_at=channel.opened_at,
+        version=2 if channel.secret else 1,
+        close_reason=closing.reason.value if closing else None,
+        settlement_fee=settlement.fee_sat if settlement else None,
+        settlement_transaction=settlement.transaction.hex() if settlement else None,
+        spent_by=closing.spent_by[::-1].hex() if closing and closing.spent_by else None,
+    )
+
+
+class ManagementHandler(Handler):
+    """Base of the operator's resources; `token` allows changes."""
+
+    def initialize(self, service: Service, token: str) -> None:  # type: ignore[override]
+        super().initialize(service)
+        self._token = token
+
+    def set_default_headers(self) -> None:
+        """No CORS here: web pages have no business with the operator's interface."""
+        self.set_header("Server", "paychan")
+        self.set_header("Content-Type", "application/json")
+
+    def prepare(self) -> None:
+        super().prepare()
+        if self.request.method in ("GET", "HEAD"):
+            return
+        given = self.request.headers.get("Authorization", "")
+        if not hmac.compare_digest(given.encode("latin1", "replace"), f"Bearer {self._token}".encode()):
+            raise Unauthorized
+
+    def info(self, channel: Channel) -> ChannelInfo:
+        return channel_info(channel, self.service.config.bitcoin_network)
+
+
+class HealthHandler(ManagementHandler):
+    """`GET /health`: who serves, and whether signer and watcher are well; 503 when payments are not accepted."""
+
+    async def get(self) -> None:
+        service = self.service
+        try:
+            signer = (await service.world.signer.health()).key_mode
+        except (SignerAbsent, SignerRefused) as error:
+            signer = f"absent: {error}"
+        frozen = list(service.world.frozen)
+        self.answer(
+            503 if frozen else 200,
+            None,
+            {
+                "network": service.config.network_name,
+                "url": self.service.config.http.public_url,
+                "signer": signer,
+                "frozen": frozen,
+                "watcher_last_look": service.watcher.last_look,
+                "alarms": service.watcher.alarms,
+                "awake": service.registry.awake,
+            },
+        )
+
+
+class TotalsHandler(ManagementHandler):
+    """`GET /totals`: channels and satoshi by state."""
+
+    async def get(self) -> None:
+        channels, received = {}, {}
+        for state in State:
+            found = [channel async for channel in walk(self.service.world.store, state)]
+            channels[state.value] = len(found)
+            received[state.value] = Sat(sum(channel.received_sat for channel in found))
+        first = await self.service.world.store.scan(State.OPEN, limit=1)
+        totals = Totals(
+            channels=channels,
+            received_sat=received,
+            unsettled_sat=Sat(sum(received[state.value] for state in (State.OPEN, State.CLOSING, State.PUBLISHED))),
+            next_expiry=first[0].terms.expiry if first else None,
+            awake=self.service.registry.awake,
+        )
+        self.answer(200, None, totals)
+
+
+class ChannelsHandler(ManagementHandler):
+    """`GET /channels?state=open&limit=100`: channels of a state, earliest expiry first."""
+
+    async def get(self) -> None:
+        name = self.get_query_argument("state", State.OPEN.value)
+        if name not in {state.value for state in State}:
+            raise Malformed(field="state", reason=f"want one of {', '.join(state.value for state in State)}")
+        limit = min(number(self.get_query_argument("limit", "100"), "limit"), _PAGE)
+        found = await self.service.world.store.scan(State(name), limit=limit)
+        self.answer(200, None, {"channels": [self.info(channel) for channel in found]})
+
+
+class ClientInfoHandler(ManagementHandler):
+    """`GET /channels/{client_pubkey}/info`, as the original had it: the client's channel, open ones first."""
+
+    async def get(self, key: str) -> None:
+        client_key = parse_public_key(key)
+        for state in State:
+            async for channel in walk(self.service.world.store, state):
+                if channel.terms.client_key == client_key:
+                    self.answer(200, None, self.info(channel))
+                    return
+        raise UnknownChannel
+
+
+class ChannelHandler(ManagementHandler):
+    """`GET /channels/{txid}/{vout}`: one channel."""
+
+    async def get(self, txid: str, vout: str) -> None:
+        channel = await self.service.registry.read(self.outpoint(txid, vout))
+        if channel is None:
+            raise UnknownChannel
+        self.answer(200, None, self.info(channel))
+
+
+class CloseHandler(ManagementHandler):
+    """`POST /channels/{txid}/{vout}/close`: the operator closes a channel."""
+
+    async def post(self, txid: str, vout: str) -> None:
+        outpoint: OutPoint = self.outpoint(txid, vout)
+        closed = self.accepted(await self.service.registry.ask(outpoint, Close(CloseReason.OPERATOR)))
+        self.answer(200, None, self.info(closed.channel))
+
+
+class BackupsHandler(ManagementHandler):
+    """`POST /backups`: one consistent moment of the store, in a file, while payments go on."""
+
+    async def post(self) -> None:
+        service = self.service
+        path, manifest = await asyncio.to_thread(
+            backup.create,
+            service.world.store.snapshot,
+            service.config.backup_dir,
+            service.config.network_name,
+            service.world.clock(),
+        )
+        self.answer(201, None, {"path": str(path), "manifest": manifest})
+
+
+ROUTES = [
+    (r"/health", HealthHandler),
+    (r"/totals", TotalsHandler),
+    (r"/channels", ChannelsHandler),
+    (r"/channels/([0-9a-fA-F]{66})/info", ClientInfoHandler),
+    (rf"/channels/{OUTPOINT}", ChannelHandler),
+    (rf"/channels/{OUTPOINT}/close", CloseHandler),
+    (r"/backups", BackupsHandler),
+]

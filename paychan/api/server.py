@@ -1,0 +1,75 @@
+"""The two listeners: clients' and operator's. Limits apply before anything of a request is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
+
+from paychan.api import management, v1, v2
+from paychan.api.handler import NotFoundHandler
+from paychan.api.service import Service
+
+log = structlog.get_logger("access")
+
+_HARD_BODY_FACTOR = 16
+"""Tornado drops the connection without words at its limit, so ours, which explains itself, comes well before."""
+
+
+def public_server(service: Service) -> HTTPServer:
+    """Make the clients' listener; it does not listen yet."""
+    http = service.config.http
+    routes = [(path, handler, {"service": service}) for path, handler in [*v1.ROUTES, *v2.ROUTES]]
+    return _server(service, routes, xheaders=http.trust_forwarded)
+
+
+def management_server(service: Service, token: str) -> HTTPServer:
+    """Make the operator's listener; it does not listen yet."""
+    settings = {"service": service, "token": token}
+    return _server(service, [(path, handler, settings) for path, handler in management.ROUTES], xheaders=False)
+
+
+def listen(server: HTTPServer, address: str, port: int) -> int:
+    """Listen, and return the port (which the system chooses for 0). Raises `OSError` when it is taken."""
+    sockets = bind_sockets(port, address)
+    server.add_sockets(sockets)
+    return int(sockets[0].getsockname()[1])
+
+
+def _server(service: Service, routes: Sequence[Any], *, xheaders: bool) -> HTTPServer:
+    http = service.config.http
+    application = Application(
+        list(routes),
+        default_handler_class=NotFoundHandler,
+        default_handler_args={"service": service},
+        log_function=_log_request if service.config.log.access else _log_nothing,
+    )
+    return HTTPServer(
+        application,
+        xheaders=xheaders,
+        max_body_size=http.max_body_bytes * _HARD_BODY_FACTOR,
+        max_buffer_size=http.max_body_bytes * _HARD_BODY_FACTOR + http.max_header_bytes,
+        max_header_size=http.max_header_bytes,
+        idle_connection_timeout=http.idle_seconds,
+        body_timeout=http.body_seconds,
+    )
+
+
+def _log_request(handler: RequestHandler) -> None:
+    """The path without its query: that holds secrets and payments."""
+    request = handler.request
+    log.info(
+        "request",
+        method=request.method,
+        path=request.path,
+        status=handler.get_status(),
+        ms=round(1000 * request.request_time(), 2),
+    )
+
+
+def _log_nothing(handler: RequestHandler) -> None:
+    """Counters instead of a line per payment."""

@@ -1,0 +1,22 @@
+"""What every door needs: the operator's settings and the actors behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from actors.opening import Opener
+from actors.registry import Registry
+from actors.watcher import Watcher
+from actors.world import World
+from paychan.config import ServerConfig
+
+
+@dataclass(frozen=True)
+class Service:
+    """One running server, as its doors see it."""
+
+    config: ServerConfig
+    world: World
+    registry: Registry
+    opener: Opener
+    watcher: Watcher

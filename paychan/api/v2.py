@@ -1,0 +1,206 @@
+"""RBPCP v2 in both its dialects (PROTOCOL §6): a channel is named by its outpoint and its secret."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from typing import Any
+
+from actors.opening import OpenRequest
+from paychan.api.handler import OUTPOINT, Handler, settlement_txid
+from paychan.protocol import bip70
+from paychan.protocol.address import decode_address, encode_address
+from paychan.protocol.channel import Accepted, Channel, CloseByPayment, Pay, State
+from paychan.protocol.errors import (
+    ExpiryTooSoon,
+    Malformed,
+    Missing,
+    NotFound,
+    OutPointMismatch,
+    PaychanError,
+    UnknownChannel,
+)
+from paychan.protocol.machine import min_expiry
+from paychan.protocol.rest import (
+    ChannelStatus,
+    Dialect,
+    FundingInfo,
+    PaymentResult,
+    V2Payment,
+    encode_json,
+    opening_secret,
+    read_secret,
+    read_v2_body,
+)
+from paychan.protocol.scripts import ChannelTerms, parse_public_key, parse_redeem_script
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+
+_NOT_FOUND_SECONDS = 0.005
+"""When a 404 leaves after its request came, whatever was looked up meanwhile: who asks learns nothing from the time."""
+
+_REQUEST_LIFE_SECONDS = 3600
+"""BIP70 payment requests are good for so long."""
+
+
+class V2Handler(Handler):
+    """What the resources of v2 share."""
+
+    def error_body(self, error: PaychanError) -> dict[str, Any]:
+        """404 has no body: unknown channel and wrong secret are the same to the client (§6.7)."""
+        return {} if isinstance(error, NotFound) else super().error_body(error)
+
+    def channel_path(self, outpoint: OutPoint) -> str:
+        return f"/v2/channels/{outpoint.txid_hex}/{outpoint.vout}"
+
+    def secret(self) -> bytes | None:
+        """Read the query parameter `secret`; None when it is missing or can't be one."""
+        values = self.request.query_arguments.get("secret", [])
+        return read_secret(values[0].decode("latin1")) if len(values) == 1 else None
+
+    async def not_found(self) -> UnknownChannel:
+        """Wait until the moment at which every 404 leaves."""
+        await asyncio.sleep(max(0.0, _NOT_FOUND_SECONDS - self.request.request_time()))
+        return UnknownChannel()
+
+    async def channel(self, txid: str, vout: str, body: V2Payment) -> Channel:
+        """Find the channel that URL, body and secret name together.
+
+        Raises:
+            UnknownChannel: no such channel, or not with this secret.
+            OutPointMismatch: the body names another outpoint than the URL.
+        """
+        secret, named = self.secret(), self.outpoint(txid, vout)
+        channel = await self.service.registry.read(named) or await self.service.registry.read(named.reversed)
+        if channel is None or not channel.secret or not hmac.compare_digest(channel.secret, secret or b""):
+            raise await self.not_found()
+        if body.outpoint not in (None, channel.outpoint):
+            raise OutPointMismatch(got=str(body.outpoint), want=str(channel.outpoint))
+        if body.redeem_script not in (None, channel.terms.redeem_script):
+            raise Malformed(field="redeem_script", reason="not the script of this channel")
+        return channel
+
+    def result(self, accepted: Accepted, dialect: Dialect, status: ChannelStatus | None = None) -> PaymentResult:
+        """Show a channel as it stands; while open, S wants `""` and A wants null as settlement_txid (§6.6)."""
+        channel = accepted.channel
+        if status is None:
+            status = ChannelStatus.OPEN if channel.state is State.OPEN else ChannelStatus.CLOSED
+        txid = settlement_txid(channel)
+        if txid is None and dialect is Dialect.S:
+            txid = ""
+        return PaymentResult(status, channel.payment.change_sat, accepted.value_sat, txid, accepted.application_data)
+
+
+class FundingInfoHandler(V2Handler):
+    """`GET /v2/funding/{…}/{…}/info`: expiry and client key in either order (§6.1)."""
+
+    async def get(self, first: str, second: str) -> None:
+        key_text, expiry_text = (first, second) if len(first) == 66 else (second, first)
+        client_key = parse_public_key(key_text)
+        expiry = self.expiry(expiry_text)
+        view = self.service.world.view()
+        if not self.service.config.debug and expiry <= min_expiry(view):
+            raise ExpiryTooSoon(got_unix=expiry, need_unix=min_expiry(view))
+        terms = await self.service.opener.terms(client_key, expiry)
+        info = self._info(terms)
+        if bip70.CONTENT_TYPE in self.request.headers.get("Accept", ""):
+            self._payment_request(terms, info, view.now)
+        else:
+            self.answer(200, None, info)
+
+    def _info(self, terms: ChannelTerms) -> FundingInfo:
+        config = self.service.config
+        return FundingInfo(
+            server_pubkey=terms.server_key.hex(),
+            funding_address_copy=terms.funding_address(config.bitcoin_network),
+            open_price=Sat(config.open.v2_price_sat),
+            funding_tx_min_conf=config.open.min_confirmations,
+            settlement_period_hours=config.channel.settlement_period_hours,
+            dust_limit=Sat(config.channel.dust_limit_sat),
+            min_duration_hours=config.open.min_duration_hours,
+            redeem_script_copy=terms.redeem_script.hex(),
+        )
+
+    def _payment_request(self, terms: ChannelTerms, info: FundingInfo, now: UnixTime) -> None:
+        """BIP70, so that a wallet shows what it pays for (§13.3)."""
+        self.set_header("Content-Type", bip70.CONTENT_TYPE)
+        self.set_header("Content-Transfer-Encoding", "binary")
+        self.finish(
+            bip70.payment_request(
+                self.service.config.bitcoin_network,
+                terms.funding_script,
+                now,
+                UnixTime(now + _REQUEST_LIFE_SECONDS),
+                "Funds a payment channel; what is not paid comes back",
+                encode_json(info),
+            )
+        )
+
+
+class ChannelHandler(V2Handler):
+    """`POST` opens (§6.2), `PUT` pays (§6.3)."""
+
+    async def post(self, txid: str, vout: str) -> None:
+        body = read_v2_body(self.request.body)
+        if not hmac.compare_digest(opening_secret(body.payment), self.secret() or b""):
+            raise await self.not_found()
+        request = self._open_request(self.outpoint(txid, vout), body)
+        opened = self.accepted(await self.service.opener.open(request))
+        path = self.channel_path(opened.channel.outpoint)
+        self.set_header("Location", self.url(f"{path}?secret={opened.channel.secret.hex()}"))
+        self.answer(201, "Channel ready", self.result(opened, body.dialect))
+
+    async def put(self, txid: str, vout: str) -> None:
+        body = read_v2_body(self.request.body)
+        channel = await self.channel(txid, vout, body)
+        if body.change_address is not None and body.change_address != self._address(channel):
+            raise Malformed(field="change_address", reason="not the change address of this channel")
+        paid = self.accepted(await self.service.registry.ask(channel.outpoint, Pay(body.payment)))
+        self.answer(200, "Payment accepted", self.result(paid, body.dialect))
+
+    def _open_request(self, named: OutPoint, body: V2Payment) -> OpenRequest:
+        """Check what only the body of an opening has."""
+        if body.outpoint is None or body.redeem_script is None or body.change_address is None:
+            absent = {"funding_txid": body.outpoint, "redeem_script": body.redeem_script}
+            raise Missing(field=next((name for name, value in absent.items() if value is None), "change_address"))
+        if body.outpoint not in (named, named.reversed):
+            raise OutPointMismatch(got=str(body.outpoint), want=str(named))
+        terms = parse_redeem_script(body.redeem_script)
+        return OpenRequest(
+            client_key=terms.client_key,
+            expiry=terms.expiry,
+            change_script=decode_address(body.change_address, self.service.config.bitcoin_network),
+            payment=body.payment,
+            price_sat=Sat(self.service.config.open.v2_price_sat),
+            outpoint=body.outpoint,
+            server_key=terms.server_key,
+            secret=opening_secret(body.payment),
+        )
+
+    def _address(self, channel: Channel) -> str:
+        return encode_address(channel.change_script, self.service.config.bitcoin_network)
+
+
+class CloseHandler(V2Handler):
+    """`PUT …/close`: a last payment, which may name a new change address (§6.4)."""
+
+    async def put(self, txid: str, vout: str) -> None:
+        body = read_v2_body(self.request.body)
+        channel = await self.channel(txid, vout, body)
+        script = None
+        if body.change_address is not None:
+            script = decode_address(body.change_address, self.service.config.bitcoin_network)
+        command = CloseByPayment(body.payment, script)
+        closed = self.accepted(await self.service.registry.ask(channel.outpoint, command))
+        txid_hex = settlement_txid(closed.channel)
+        self.answer(
+            200,
+            "Channel closed",
+            PaymentResult(ChannelStatus.CLOSED, Sat(0), Sat(0), txid_hex, closed.application_data),
+        )
+
+
+ROUTES = [
+    (r"/v2/funding/([0-9a-zA-Z]+)/([0-9a-zA-Z]+)/info", FundingInfoHandler),
+    (rf"/v2/channels/{OUTPOINT}", ChannelHandler),
+    (rf"/v2/channels/{OUTPOINT}/close", CloseHandler),
+]

@@ -1,0 +1,231 @@
+"""The composition root: the one place that knows every backend, puts the parts together, and takes them apart again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from actors.commit import GroupCommit
+from actors.opening import Opener
+from actors.registry import Registry
+from actors.watcher import Watcher
+from actors.world import World
+from paychan.api.server import listen, management_server, public_server
+from paychan.api.service import Service
+from paychan.application.http import HttpApplication
+from paychan.chain.base import Chain
+from paychan.chain.debug import DebugChain
+from paychan.config import ServerConfig
+from paychan.protocol.declared import SettingsError
+from paychan.protocol.types import UnixTime
+from paychan.running import Running, remove_running, write_running
+from paychan.signing.base import SignerAbsent
+from paychan.signing.unix import UnixSigner
+from paychan.store.base import Store
+from paychan.store.leveldb import LevelDbStore
+
+log = structlog.get_logger("server")
+
+_SIGNER_PATIENCE_SECONDS = 10.0
+_FIRST_LOOK_SECONDS = 10.0
+_EXIT_BROKEN = 3
+
+
+class StartError(Exception):
+    """The server can't start: what is wrong, and what to do about it."""
+
+
+def run(config: ServerConfig, source: str) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        StartError, SettingsError: before anything listened.
+    """
+    configure_log(config)
+    uvloop.run(_serve(config, source))
+
+
+def configure_log(config: ServerConfig) -> None:
+    """Write events as key=value lines to standard error."""
+    level: int = getattr(logging, config.log.level.upper())
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event"), drop_missing=True),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+async def _serve(config: ServerConfig, source: str) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    async with contextlib.AsyncExitStack() as stack:
+        service = await stack.enter_async_context(_assemble(config, source))
+        watching = asyncio.create_task(service.watcher.run())
+        stack.callback(watching.cancel)
+        await _first_look(service.watcher)
+        running = await stack.enter_async_context(_listening(service))
+        gc.collect()
+        gc.freeze()  # what lives as long as the process need not be looked at again
+        log.info("serving", network=config.network_name, url=running.url, management=running.management_url)
+        await stopping.wait()
+        log.info("stopping")
+
+
+async def _first_look(watcher: Watcher) -> None:
+    """Let overdue channels begin to close before the port opens; a slow signer or node does not hold it up for ever."""
+    for _ in range(int(_FIRST_LOOK_SECONDS / 0.05)):
+        if watcher.last_look is not None:
+            return
+        await asyncio.sleep(0.05)
+
+
+@contextlib.asynccontextmanager
+async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]:
+    """Make the parts in the order in which they need each other; undo in reverse."""
+    config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    async with contextlib.AsyncExitStack() as stack:
+        signer = UnixSigner(config.signer_socket, config.signer.deadline_seconds)
+        stack.push_async_callback(signer.close)
+        await _check_signer(signer, config)
+        chain = _chain(config, source)
+        stack.push_async_callback(chain.close)
+        store: Store = LevelDbStore.open(config.store_path, config.network_name)
+        stack.push_async_callback(store.close)
+        commits = GroupCommit(store, config.store.commit_delay_ms / 1000, _die)
+        stack.push_async_callback(commits.drain)
+        application = None
+        if config.callback.url:
+            application = HttpApplication(config.callback.url, config.callback.timeout_seconds, config.bitcoin_network)
+            stack.push_async_callback(application.close)
+        world = World(
+            network=config.bitcoin_network,
+            rules=config.rules,
+            settlement_confirmations=config.settlement.confirmations,
+            clock=_wall_clock,
+            store=store,
+            commits=commits,
+            chain=chain,
+            signer=signer,
+            application=application,
+        )
+        yield _service(config, world)
+
+
+def _service(config: ServerConfig, world: World) -> Service:
+    registry = Registry(world)
+    watcher = Watcher(
+        world,
+        registry,
+        interval_seconds=config.watcher.interval_seconds,
+        alarm_seconds=config.watcher.alarm_hours * 3600,
+        idle_seconds=config.channel.idle_seconds,
+    )
+    return Service(config, world, registry, Opener(world, registry), watcher)
+
+
+def _chain(config: ServerConfig, source: str) -> Chain:
+    if config.chain.backend == "debug":
+        return DebugChain()
+    raise SettingsError(
+        source, "chain.backend", f'"{config.chain.backend}" is not built in yet; use "debug" with debug'
+    )
+
+
+async def _check_signer(signer: UnixSigner, config: ServerConfig) -> None:
+    """Wait for the signer, and make sure that it serves the same network."""
+    deadline = time.monotonic() + _SIGNER_PATIENCE_SECONDS
+    while True:
+        try:
+            health = await signer.health()
+            break
+        except SignerAbsent as error:
+            if time.monotonic() > deadline:
+                msg = f"no signer at {config.signer_socket}: {error}. Start it: paychan-signer SIGNER.toml"
+                raise StartError(msg) from error
+            await asyncio.sleep(0.1)
+    if (health.network, health.debug) != (config.network, config.debug):
+        msg = (
+            f"the signer serves {health.network} (debug: {health.debug}), the server {config.network} "
+            f"(debug: {config.debug}). Give both the same network"
+        )
+        raise StartError(msg)
+
+
+@contextlib.asynccontextmanager
+async def _listening(service: Service) -> AsyncIterator[Running]:
+    """Open both ports; on the way out, first no new connections, then let running requests finish."""
+    config = service.config
+    public = public_server(service)
+    token = _new_token(config.management_token)
+    management = management_server(service, token)
+    try:
+        port = _listen(lambda: listen(public, config.http.listen, config.port), "http.port (or PORT)")
+        where = config.management
+        management_port = _listen(lambda: listen(management, where.listen, where.port), "management.port")
+        running = Running(os.getpid(), _local_url(config.http.listen, port), _local_url(where.listen, management_port))
+        write_running(config.state_dir, running)
+        yield running
+    finally:
+        remove_running(config.state_dir)
+        for server in (public, management):
+            server.stop()
+        for server in (public, management):
+            await server.close_all_connections()
+        config.management_token.unlink(missing_ok=True)
+
+
+def _listen(start: Callable[[], int], key: str) -> int:
+    try:
+        return start()
+    except OSError as error:
+        msg = f"can't listen: {error.strerror}. Free the port or change {key}"
+        raise StartError(msg) from error
+
+
+def _local_url(address: str, port: int) -> str:
+    """Where a listener is reached from this machine."""
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address, address)
+    return f"http://{host}:{port}"
+
+
+def _new_token(path: Path) -> str:
+    """Write a fresh management token that only our user can read."""
+    token = secrets.token_hex(32)
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(token)
+    return token
+
+
+def _die(error: BaseException) -> None:
+    """The disk failed: what is stored is the truth, so nobody gets another answer from this process."""
+    log.critical("store failed, stopping at once", reason=str(error))
+    sys.stderr.flush()
+    os._exit(_EXIT_BROKEN)
+
+
+def _wall_clock() -> UnixTime:
+    return UnixTime(int(time.time()))

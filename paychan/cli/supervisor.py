@@ -1,0 +1,140 @@
+"""`paychan up`: starts signer and server as the original's runEverything.sh did, and ends both together."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import httpx
+import msgspec
+from rich.panel import Panel
+from rich.table import Table
+
+from paychan.cli.terminal import err, fail, out
+from paychan.config import ServerConfig, load_server_config
+from paychan.protocol.declared import SettingsError
+from paychan.running import Running, read_running
+
+_PATIENCE_SECONDS = 60.0
+_STOP_SECONDS = 15.0
+
+_ORIGINAL_CLIENT_KEY = "03da3afe4f58992a8cc909522c2ec859ef218fd92fda0a67c23fb40e0303030405"
+"""The key with which the original's benchmark asks for the server's (PROTOCOL §15)."""
+
+
+class _Stopped(Exception):
+    """SIGINT or SIGTERM came."""
+
+
+def up(directory: Path) -> int:
+    """Run both processes until told to stop, or until one ends; return the exit status."""
+    signer_file, server_file = directory / "signer.toml", directory / "server.toml"
+    for file in (signer_file, server_file):
+        if not file.is_file():
+            fail(f"{file}: no such file. Give a directory such as config/debug", status=2)
+    try:
+        config = load_server_config(server_file)
+    except SettingsError as error:
+        fail(str(error), status=2)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    children: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        children["paychan-signer"] = _start("paychan-signer", str(signer_file))
+        children["paychan serve"] = _start("paychan", "serve", str(server_file))
+        _show(config, _wait_until_serving(config, children), directory)
+        while True:
+            _check_alive(children)
+            time.sleep(0.2)
+    except _Stopped:
+        return 0
+    except ChildProcessError as error:
+        err.print(f"[red]paychan:[/red] {error}", soft_wrap=True)
+        return 1
+    finally:
+        _end(children)
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise _Stopped
+
+
+def _start(command: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start a console script of this installation, out of reach of the terminal's Ctrl-C: we pass the end on."""
+    beside = Path(sys.executable).parent / command
+    program = str(beside) if beside.exists() else shutil.which(command)
+    if program is None:
+        fail(f"{command} is not installed beside {sys.executable}. Install the package: pip install .")
+    return subprocess.Popen([program, *arguments], start_new_session=True)  # noqa: S603 - our own scripts
+
+
+def _check_alive(children: dict[str, subprocess.Popen[bytes]]) -> None:
+    for name, child in children.items():
+        status = child.poll()
+        if status is not None:
+            msg = f"{name} ended with status {status}; its last lines above say why"
+            raise ChildProcessError(msg)
+
+
+def _wait_until_serving(config: ServerConfig, children: dict[str, subprocess.Popen[bytes]]) -> Running:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        _check_alive(children)
+        running = read_running(config.state_dir)
+        if running is not None and running.pid == children["paychan serve"].pid and _answers(running):
+            return running
+        time.sleep(0.05)
+    msg = f"the server did not answer within {_PATIENCE_SECONDS:.0f} seconds"
+    raise ChildProcessError(msg)
+
+
+def _answers(running: Running) -> bool:
+    try:
+        return httpx.get(f"{running.management_url}/health", timeout=5, trust_env=False).status_code in (200, 503)
+    except httpx.HTTPError:
+        return False
+
+
+def _show(config: ServerConfig, running: Running, directory: Path) -> None:
+    """Say in one glance where it is, what it is, and what to do next."""
+    prefix = "" if shutil.which("paychan") else f"{os.path.relpath(Path(sys.executable).parent)}/"
+    facts = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("URL", f"[bold]{running.url}[/bold]"),
+        ("Network", config.network_name + (" (funding is believed, nothing is published)" if config.debug else "")),
+        ("Server key", _server_key(config, running)),
+        ("State", str(config.state_dir)),
+        ("Management", running.management_url),
+        ("Next", f"[green]{prefix}paychan channel new {running.url}{' --debug' if config.debug else ''}[/green]"),
+    ):
+        facts.add_row(f"[dim]{name}[/dim]", value)
+    out.print(Panel(facts, title=f"paychan up {directory}", subtitle="Ctrl-C stops signer and server", expand=False))
+
+
+def _server_key(config: ServerConfig, running: Running) -> str:
+    """Return the one key of debug mode; elsewhere every channel has its own."""
+    if not config.debug:
+        return "one for each channel"
+    query = {"client_pubkey": _ORIGINAL_CLIENT_KEY, "exp_time": "1500000000"}
+    answer = httpx.get(f"{running.url}/v1/fundingInfo", params=query, timeout=5, trust_env=False)
+    return str(msgspec.json.decode(answer.content)["server_pubkey"])
+
+
+def _end(children: dict[str, subprocess.Popen[bytes]]) -> None:
+    """Stop the server before the signer it may still need."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    for child in reversed(children.values()):
+        if child.poll() is None:
+            child.terminate()
+            try:
+                child.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()

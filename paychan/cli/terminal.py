@@ -1,0 +1,17 @@
+"""How commands speak to people: one console for results, one for errors."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """End the command with one sentence that says what is wrong and what to do next."""
+    err.print(f"[red]paychan:[/red] {message}", markup=True, soft_wrap=True)
+    raise typer.Exit(status)
