@@ -1,0 +1,206 @@
+"""The server's client of the signer's Unix socket: one connection, many requests in flight, each with a deadline.
+
+A connection is made when it is needed, and made again when it broke: the signer may restart at any time. What comes back
+is checked before anybody uses it, because the first settlement stored is the one that will be published.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from bitcoin.core import CTransaction
+from bitcoin.core.serialize import SerializationError
+from coincurve import PublicKey
+
+from paychan.protocol.errors import PaychanError
+from paychan.protocol.payment import encoding_problem
+from paychan.protocol.scripts import check_public_key
+from paychan.protocol.settlement import Claim, Settlement, sign_settlement
+from paychan.protocol.signerwire import (
+    Health,
+    HealthReply,
+    KeyReply,
+    KeyRequest,
+    Refusal,
+    Reply,
+    Request,
+    SettlementReply,
+    SettlementRequest,
+    WireError,
+    decode_reply,
+    encode_frame,
+    frame_size,
+)
+from paychan.protocol.types import Sat, UnixTime
+from paychan.signing.base import SignerAbsent, SignerRefused
+
+_PASSING = ("policy-deadline", "protocol-busy")
+"""Refusals that say nothing about the request: the same one may be sent again."""
+
+_WRONG_REPLY = "protocol-reply"
+
+_T = TypeVar("_T", HealthReply, KeyReply, SettlementReply)
+
+
+class UnixSigner:
+    """A `paychan.signing.base.Signer` behind a socket at `path`; every call ends within `deadline_seconds`."""
+
+    def __init__(self, path: Path, deadline_seconds: float) -> None:
+        self._path = path
+        self._deadline = deadline_seconds
+        self._ids = itertools.count(1)  # 0 is the signer's, for what belongs to no request
+        self._connecting = asyncio.Lock()
+        self._connection: _Connection | None = None
+
+    async def health(self) -> HealthReply:
+        """Ask who the signer is."""
+        return await self._ask(Health(next(self._ids)), HealthReply)
+
+    async def public_key(self, client_key: bytes, expiry: UnixTime) -> KeyReply:
+        """Ask for the server key of a channel, and the destination of its settlement."""
+        reply = await self._ask(KeyRequest(next(self._ids), client_key, expiry), KeyReply)
+        try:
+            check_public_key(reply.server_key, "server_key")
+        except PaychanError as error:
+            raise SignerRefused(_WRONG_REPLY, str(error)) from None
+        return reply
+
+    async def sign_settlement(self, claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat) -> Settlement:
+        """Ask for a signed settlement; the one returned is what these claims, destination and fee mean."""
+        request = SettlementRequest(next(self._ids), tuple(claims), destination_script, fee_sat)
+        reply = await self._ask(request, SettlementReply)
+        try:
+            rebuilt = _rebuild(reply.settlement, claims, destination_script, fee_sat)
+        except (SerializationError, ValueError, IndexError) as error:
+            raise SignerRefused(_WRONG_REPLY, f"not a settlement of these claims: {error}") from None
+        if rebuilt != reply.settlement:
+            raise SignerRefused(_WRONG_REPLY, "another settlement than the one asked for")
+        return reply.settlement
+
+    async def close(self) -> None:
+        """Let go of the connection; calls in flight end with `SignerAbsent`."""
+        if self._connection is not None:
+            await self._connection.close()
+
+    async def _ask(self, request: Request, kind: type[_T]) -> _T:
+        reply = await self._reply(request)
+        if isinstance(reply, Refusal) and reply.tag not in _PASSING:
+            raise SignerRefused(reply.tag, reply.reason)
+        if isinstance(reply, str | Refusal):
+            msg = f"{self._path}: {reply if isinstance(reply, str) else reply.reason}"
+            raise SignerAbsent(msg)
+        if not isinstance(reply, kind):
+            raise SignerRefused(_WRONG_REPLY, f"asked for {kind.__name__}, got {type(reply).__name__}")
+        return reply
+
+    async def _reply(self, request: Request) -> Reply | str:
+        """Return the reply, or the reason why there is none."""
+        frame = encode_frame(request)
+        try:
+            frame_size(frame[:4])  # too many claims: said here, where it costs the other calls nothing
+            async with asyncio.timeout(self._deadline):
+                return await self._exchange(frame, request.id)
+        except WireError as error:
+            return Refusal(request.id, "protocol-message", str(error))
+        except TimeoutError:
+            return f"no answer within {self._deadline} s"
+        except OSError as error:
+            return error.strerror or str(error)
+
+    async def _exchange(self, frame: bytes, request_id: int) -> Reply:
+        """Send and wait. A connection that had been open may have been closed meanwhile; a new one gets one more try."""
+        if self._connection is not None and not self._connection.lost:
+            with suppress(ConnectionError):
+                return await self._connection.ask(frame, request_id)
+        async with self._connecting:
+            if self._connection is None or self._connection.lost:
+                self._connection = _Connection(*await asyncio.open_unix_connection(str(self._path)))
+        return await self._connection.ask(frame, request_id)
+
+
+class _Connection:
+    """One connection and those who wait for its replies. `ConnectionError` means: it broke, nothing is known."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._waiting: dict[int, asyncio.Future[Reply]] = {}
+        self._receiving = asyncio.create_task(self._receive())
+
+    @property
+    def lost(self) -> bool:
+        return self._receiving.done() or self._writer.is_closing()
+
+    async def ask(self, frame: bytes, request_id: int) -> Reply:
+        """Send a request and wait for the reply to it."""
+        await self._writer.drain()  # first, so that a signer that reads nothing does not make us buffer without end
+        if self.lost:
+            msg = "connection was closed"
+            raise ConnectionResetError(msg)
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[request_id] = future
+        try:
+            self._writer.write(frame)
+            return await future
+        finally:
+            self._waiting.pop(request_id, None)
+
+    async def close(self) -> None:
+        self._receiving.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._receiving
+        with suppress(OSError):
+            await self._writer.wait_closed()
+
+    async def _receive(self) -> None:
+        """Hand out replies until the connection ends. A late reply, which nobody waits for any more, is dropped."""
+        reason = "connection closed by the signer"
+        try:
+            while True:
+                size = frame_size(await self._reader.readexactly(4))
+                reply = decode_reply(await self._reader.readexactly(size))
+                if reply.id == 0:
+                    self._hand_to_all(reply)
+                elif (future := self._waiting.get(reply.id)) is not None and not future.done():
+                    future.set_result(reply)
+        except asyncio.IncompleteReadError:
+            pass
+        except (OSError, WireError) as error:
+            reason = str(error)
+        finally:
+            self._writer.close()
+            for future in self._waiting.values():
+                if not future.done():
+                    future.set_exception(ConnectionResetError(reason))
+
+    def _hand_to_all(self, reply: Reply) -> None:
+        """The signer turns this connection away: that answers everything asked on it."""
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_result(reply)
+
+
+def _rebuild(settlement: Settlement, claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat) -> Settlement:
+    """Make the settlement again, with the server's signatures taken out of the one that came back.
+
+    Raises:
+        SerializationError, IndexError: no transaction, or none with these inputs.
+        ValueError: a signature is not the server's over this transaction.
+    """
+    scripts = [bytes(txin.scriptSig) for txin in CTransaction.deserialize(settlement.transaction).vin]
+
+    def server_signature(index: int, digest: bytes) -> bytes:
+        claim, script = claims[index], scripts[index]
+        start = 1 + len(claim.payment.signature_with_flag)
+        signature = script[start + 1 : start + script[start]]  # its last byte is the hash flag
+        if encoding_problem(signature) or not PublicKey(claim.terms.server_key).verify(signature, digest, hasher=None):
+            msg = f"input {index} lacks the server's signature"
+            raise ValueError(msg)
+        return signature
+
+    return sign_settlement(claims, destination_script, fee_sat, server_signature)

@@ -1,0 +1,95 @@
+"""The Unix socket as a file: made without a moment in which others could use it, and never taken from a live signer."""
+
+from __future__ import annotations
+
+import fcntl
+import grp
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+_PROBE_SECONDS = 1.0
+_CREDENTIALS = struct.Struct("iII")  # unix(7): pid, uid, gid
+
+
+class SocketError(Exception):
+    """The socket can't be had: which setting it is about, and why."""
+
+    def __init__(self, *, key: str, reason: str) -> None:
+        super().__init__(reason)
+        self.key = key
+
+
+@contextmanager
+def listening_socket(path: Path, group: str) -> Iterator[socket.socket]:
+    """Listen at a path, mode 0600, or 0660 for a group; the file is gone afterwards.
+
+    Raises:
+        SocketError: somebody listens there, or it can't be made.
+    """
+    with ExitStack() as cleanup:
+        try:
+            listener = _listen(path, group, cleanup)
+        except OSError as error:
+            raise SocketError(key="socket.path", reason=f"{path}: {error.strerror}") from None
+        yield listener
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """Ask the kernel which user is at the other end (SO_PEERCRED)."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(raw)[1])
+
+
+def _listen(path: Path, group: str, cleanup: ExitStack) -> socket.socket:
+    try:
+        group_id = grp.getgrnam(group).gr_gid if group else None
+    except KeyError:
+        raise SocketError(key="socket.group", reason=f"there is no group {group!r}") from None
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _lock(path, cleanup)
+    _remove_stale(path)
+    listener = cleanup.enter_context(socket.socket(socket.AF_UNIX))
+    previous = os.umask(0o177)  # so that the file is 0600 from its first moment
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(previous)
+    cleanup.callback(path.unlink, missing_ok=True)
+    if group_id is not None:
+        os.chown(path, -1, group_id)
+        path.chmod(0o660)
+    listener.listen()
+    return listener
+
+
+def _lock(path: Path, cleanup: ExitStack) -> None:
+    """Hold a lock for as long as we listen: of two signers that start at once, one must lose."""
+    name = path.with_name(path.name + ".lock")
+    descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    cleanup.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SocketError(key="socket.path", reason=f"another signer is running on {path}") from None
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what a killed signer left behind; whoever answers there keeps it."""
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise SocketError(key="socket.path", reason=f"{path} exists and is not a socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_PROBE_SECONDS)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except (TimeoutError, BlockingIOError):
+            pass  # somebody listens, and is busy
+    raise SocketError(key="socket.path", reason=f"another process answers on {path}")
