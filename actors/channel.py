@@ -179,5 +179,5 @@ class ChannelActor(LoopActor):
         self._channel, self._last_commit = outcome.channel, durable
         committed = await asyncio.shield(durable)
         if isinstance(committed, Accepted) and self._channel.state is not State.CLOSING:
-            log.info("channel", channel=str(self._channel.outpoint), state=self._channel.state.value)
+            log.info("settling", channel=str(self._channel.outpoint), state=self._channel.state.value)
         return committed

@@ -59,6 +59,10 @@ class Handler(RequestHandler):
         if len(self.request.body) > limit:
             raise BodyTooLarge(got_bytes=len(self.request.body), limit_bytes=limit)
 
+    def compute_etag(self) -> str | None:
+        """Answers about money are not cached: no hash of each."""
+        return None
+
     def options(self, *_path: str) -> None:
         """CORS preflight: everything is in the headers."""
         self.set_status(200)
