@@ -1,0 +1,158 @@
+"""A whole paychan on this machine: the real signer process and the real server process, as one small object."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from paychan.running import Running, read_running
+
+_PATIENCE_SECONDS = 30.0
+
+SIGNER = """
+network = "test"
+debug = true
+state_dir = "{state}"
+[key]
+mode = "debug"
+[settlement]
+destination_address = "mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY"
+"""
+
+SERVER = """
+network = "test"
+debug = true
+state_dir = "{state}"
+[chain]
+backend = "debug"
+[http]
+port = 0
+[management]
+port = 0
+"""
+
+DEBUG_SERVER_KEY = "0225b3aaf58992a8cc909522c2ec859ef218fd29fda0a6723cfb4e0529f80cc8f3"
+"""Public key of the debug signer (PROTOCOL §9.1)."""
+
+
+class Daemon:
+    """A console script that runs in the background, with its output in a file."""
+
+    def __init__(self, log: Path, command: str, *arguments: str, **environment: str) -> None:
+        self.log = log
+        program = Path(sys.executable).parent / command
+        with log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [program, *arguments], stdout=out, stderr=out, env={**os.environ, "PORT": "", **environment}
+            )
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal, wait for the end, and return the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(_PATIENCE_SECONDS)
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+class System:
+    """Signer and server with a state directory of their own; extra TOML is appended to the server's settings.
+
+    A setting that `SERVER` has in a table can be changed with `sections={"http": "idle_seconds = 1"}`.
+    """
+
+    def __init__(self, directory: Path, extra: str = "", sections: dict[str, str] | None = None) -> None:
+        self.directory = directory
+        self.state = directory / "state"
+        directory.mkdir(parents=True, exist_ok=True)
+        text = SERVER.format(state=self.state)
+        for name, lines in (sections or {}).items():
+            text = (
+                text.replace(f"[{name}]\n", f"[{name}]\n{lines}\n")
+                if f"[{name}]" in text
+                else text + f"[{name}]\n{lines}\n"
+            )
+        self.server_file = directory / "server.toml"
+        self.signer_file = directory / "signer.toml"
+        self.server_file.write_text(text + extra)
+        self.signer_file.write_text(SIGNER.format(state=self.state))
+        self.signer: Daemon | None = None
+        self.server: Daemon | None = None
+        self.running: Running | None = None
+
+    def __enter__(self) -> Self:
+        self.start_signer()
+        self.start_server()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for daemon in (self.server, self.signer):
+            if daemon is not None and daemon.process.poll() is None:
+                daemon.process.send_signal(signal.SIGCONT)
+                daemon.stop()
+        if kind is not None:
+            for daemon in (self.signer, self.server):
+                print(f"--- {daemon.log} ---\n{daemon.text()}" if daemon else "never started")
+
+    @property
+    def url(self) -> str:
+        assert self.running is not None
+        return self.running.url
+
+    @property
+    def management_url(self) -> str:
+        assert self.running is not None
+        return self.running.management_url
+
+    @property
+    def token(self) -> str:
+        return (self.state / "management.token").read_text()
+
+    def start_signer(self) -> None:
+        self.signer = Daemon(self.directory / "signer.log", "paychan-signer", str(self.signer_file))
+
+    def start_server(self) -> None:
+        """Start the server and wait until it answers."""
+        self.server = Daemon(self.directory / "server.log", "paychan", "serve", str(self.server_file))
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            running = read_running(self.state)
+            if running is not None and running.pid == self.server.process.pid:
+                self.running = running
+                return
+            if self.server.process.poll() is not None:
+                break
+            time.sleep(0.02)
+        msg = f"server did not start:\n{self.server.text()}"
+        raise AssertionError(msg)
+
+    def kill_server(self) -> None:
+        """End the server as a power cut would, as far as a process can tell."""
+        assert self.server is not None
+        self.server.stop(signal.SIGKILL)
+
+    def restart_server(self) -> None:
+        self.kill_server()
+        self.start_server()
+
+    def manage(self, method: str, path: str) -> httpx.Response:
+        """Ask the management listener, with the token."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        return httpx.request(method, self.management_url + path, headers=headers, timeout=30)
+
+    def channel(self, outpoint: Any) -> dict[str, Any]:
+        """The operator's view of a channel."""
+        txid, vout = str(outpoint).split(":")
+        answer: dict[str, Any] = self.manage("GET", f"/channels/{txid}/{vout}").json()
+        return answer
