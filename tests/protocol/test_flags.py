@@ -1,0 +1,78 @@
+"""Flag and change value must fit each other before anything is hashed (PROTOCOL §3, threats 8, 13, 14 and 15)."""
+
+from __future__ import annotations
+
+import pytest
+
+from paychan.protocol.channel import Pay, Rejected
+from paychan.protocol.errors import BadFlag, DustChange, FlagMismatch, PaychanError
+from paychan.protocol.machine import apply
+from paychan.protocol.payment import Payment, change_problem
+from paychan.protocol.types import Sat
+from tests.lib.channels import VIEW, Payer
+
+DUST = Sat(700)
+SINGLE, NONE = 0x83, 0x82
+
+
+def problem(flag: int, change: int) -> PaychanError | None:
+    """The verdict over a flag and a change value."""
+    return change_problem(Payment(Sat(change), b"\x30" + bytes(7), flag), DUST)
+
+
+@pytest.mark.parametrize("flag", range(256))
+def test_threat_14_two_flags_of_256(flag: int) -> None:
+    """Only 0x83 with change and 0x82 without are payments; the other 254 bytes never are."""
+    with_change, drained = problem(flag, 100_000), problem(flag, 0)
+
+    if flag == SINGLE:
+        assert (with_change, type(drained)) == (None, FlagMismatch)
+    elif flag == NONE:
+        assert (type(with_change), drained) == (FlagMismatch, None)
+    else:
+        assert with_change == drained == BadFlag(got=flag)
+
+
+@pytest.mark.parametrize("flag", [flag for flag in range(256) if flag != SINGLE])
+def test_threat_14_a_correctly_signed_payment_under_another_flag_is_refused(flag: int) -> None:
+    """The flag byte alone decides: a good signature under any of the other 255 bytes changes nothing."""
+    payer = Payer("flags")
+    channel = payer.channel()
+    good = payer.payment(channel.payment.change_sat - 1)
+
+    outcome = apply(channel, Pay(Payment(good.change_sat, good.signature, flag)), VIEW)
+
+    assert isinstance(outcome, Rejected)
+    assert isinstance(outcome.error, FlagMismatch if flag == NONE else BadFlag)
+
+
+@pytest.mark.parametrize(
+    ("change", "want"),
+    [
+        (0, FlagMismatch(flag=SINGLE, change_sat=0)),
+        (1, DustChange(got_sat=1, need_sat=DUST)),
+        (DUST - 1, DustChange(got_sat=DUST - 1, need_sat=DUST)),
+        (DUST, None),
+        (DUST + 1, None),
+    ],
+)
+def test_threat_13_dust_boundary(change: int, want: PaychanError | None) -> None:
+    """Change is nothing, or at least the dust limit; one satoshi less is refused with both numbers."""
+    assert problem(SINGLE, change) == want
+
+
+@pytest.mark.parametrize("change", [1, 499, DUST - 1, DUST, 10**9])
+def test_giving_all_up_with_change_left_is_refused(change: int) -> None:
+    """0x82 binds no output, so what is left of the client's money would be burnt as fee."""
+    assert problem(NONE, change) == FlagMismatch(flag=NONE, change_sat=change)
+
+
+def test_threat_15_single_without_its_output_never_reaches_the_sighash() -> None:
+    """SINGLE with nothing left hashes to the constant 1: a real signature over that constant is refused by the flag."""
+    payer = Payer("constant one")
+    constant = (1).to_bytes(32, "little")
+    signature = payer.key.sign(constant, hasher=None)
+
+    outcome = apply(payer.channel(), Pay(Payment(Sat(0), signature, SINGLE)), VIEW)
+
+    assert outcome == Rejected(FlagMismatch(flag=SINGLE, change_sat=0))
