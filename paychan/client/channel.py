@@ -1,0 +1,190 @@
+"""A payer's channel, for programs that wait (`Channel`) and for programs on an event loop (`AsyncChannel`).
+
+Both perform the same closing. A channel's file stays locked until `release` (or the end of a `with` block).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+import httpx
+from msgspec import Struct
+
+from paychan.client import closing, paying, recovery
+from paychan.client.closing import Settled
+from paychan.client.drive import drive, drive_async
+from paychan.client.flow import Flow, Patience
+from paychan.client.paying import Receipt
+from paychan.client.record import ChannelRecord, parse_outpoint
+from paychan.client.terms import Limits
+from paychan.client.wallet import ChannelFile
+from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT, debug_outpoint
+from paychan.protocol.refund import Refund
+from paychan.protocol.types import OutPoint, Sat
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class Ways(Struct, frozen=True):
+    """How a payer deals with every server."""
+
+    limits: Limits = Limits()
+    patience: Patience = Patience()
+
+
+class ChannelBase:
+    """What needs neither network nor waiting."""
+
+    def __init__(self, file: ChannelFile, record: ChannelRecord, ways: Ways) -> None:
+        self._file, self._ways = file, ways
+        self.record = record
+        """The newest durable state."""
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def address(self) -> str:
+        """Where to send the funding: at least `min_funding_sat`, in one output."""
+        return self.record.funding_address
+
+    @property
+    def min_funding_sat(self) -> Sat:
+        return self.record.min_funding_sat
+
+    @property
+    def left_sat(self) -> Sat:
+        """What certainly still belongs to the payer."""
+        return self.record.left_sat
+
+    @property
+    def paid_sat(self) -> Sat:
+        """What was signed away, acknowledged or not."""
+        return self.record.paid_sat
+
+    def bip21(self, amount_sat: int | None = None) -> str:
+        """URI that a wallet pays from (BIP21); the amount, by default the least, is in whole bitcoins there."""
+        amount = self.min_funding_sat if amount_sat is None else amount_sat
+        whole, rest = divmod(amount, 100_000_000)
+        return f"bitcoin:{self.address}?amount={whole}.{rest:08d}"
+
+    def refund(self, sat_per_vb: int = 2, address: str = "") -> Refund:
+        """Sign the transaction that takes everything back once the expiry has passed (see `recovery.refund`)."""
+        return recovery.refund(self.record, sat_per_vb, address)
+
+    def wif(self) -> str:
+        """The channel's private key as wallets import it, to sweep change that was paid to the default address."""
+        return recovery.wif(self.record)
+
+    def release(self) -> None:
+        """Unlock the file for other programs; this object is of no use afterwards."""
+        self._file.release()
+
+    def _keep(self, record: ChannelRecord) -> None:
+        self._file.save(record)
+        self.record = record
+
+    def _debug_funding(self) -> tuple[OutPoint, Sat]:
+        outpoint = debug_outpoint(self.record.terms.client_key, self.record.expiry)
+        return outpoint, DEBUG_FUNDING_SAT
+
+
+class Channel(ChannelBase):
+    """A channel whose methods wait. Threads may share it: one payment leaves after the other."""
+
+    def __init__(self, file: ChannelFile, record: ChannelRecord, ways: Ways, http: httpx.Client) -> None:
+        super().__init__(file, record, ways)
+        self._http, self._lock = http, threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def fund(self, outpoint: str, value_sat: int) -> None:
+        """Tell which output (`txid:vout`) pays to the address, and its value in satoshi."""
+        self._run(paying.fund, parse_outpoint(outpoint), value_sat)
+
+    def fund_debug(self) -> None:
+        """Use the funding that a debug server derives from key and expiry: no bitcoin is involved."""
+        self._run(paying.fund, *self._debug_funding())
+
+    def open(self, amount_sat: int | None = None) -> Receipt:
+        """Open with a first payment, by default the server's open price."""
+        return self._run(paying.open_channel, amount_sat, self._ways.limits, self._ways.patience)
+
+    def pay(self, amount_sat: int = 0, *, drain: bool = False, application_data: str = "") -> Receipt:
+        """Pay an amount; or with `drain` everything that is left, which closes the channel."""
+        ways = self._ways
+        return self._run(
+            paying.pay, amount_sat, ways.limits, ways.patience, drain=drain, application_data=application_data
+        )
+
+    def resume(self) -> Receipt:
+        """Send the newest payment again, when its answer was lost or was a no: it is booked once at most."""
+        return self._run(paying.resume, self._ways.patience)
+
+    def status(self) -> ChannelRecord:
+        """Ask the server how the channel stands."""
+        return self._run(closing.probe, self._ways.patience)
+
+    def close(self, fee_sat: int = 0, change_address: str = "") -> Settled:
+        """Have the channel settled; v2 knows a fee to offer and another address for the change."""
+        return self._run(closing.close, self._ways.patience, fee_sat=fee_sat, change_address=change_address)
+
+    def _run(self, start: Callable[Concatenate[ChannelRecord, P], Flow[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._lock:
+            return drive(start(self.record, *args, **kwargs), self._http, self._keep)
+
+
+class AsyncChannel(ChannelBase):
+    """A channel whose methods are awaited. Tasks may share it: one payment leaves after the other.
+
+    Every method does what its namesake of `Channel` does.
+    """
+
+    def __init__(self, file: ChannelFile, record: ChannelRecord, ways: Ways, http: httpx.AsyncClient) -> None:
+        super().__init__(file, record, ways)
+        self._http, self._lock = http, asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.release()
+
+    async def fund(self, outpoint: str, value_sat: int) -> None:
+        await self._run(paying.fund, parse_outpoint(outpoint), value_sat)
+
+    async def fund_debug(self) -> None:
+        await self._run(paying.fund, *self._debug_funding())
+
+    async def open(self, amount_sat: int | None = None) -> Receipt:
+        return await self._run(paying.open_channel, amount_sat, self._ways.limits, self._ways.patience)
+
+    async def pay(self, amount_sat: int = 0, *, drain: bool = False, application_data: str = "") -> Receipt:
+        ways = self._ways
+        return await self._run(
+            paying.pay, amount_sat, ways.limits, ways.patience, drain=drain, application_data=application_data
+        )
+
+    async def resume(self) -> Receipt:
+        return await self._run(paying.resume, self._ways.patience)
+
+    async def status(self) -> ChannelRecord:
+        return await self._run(closing.probe, self._ways.patience)
+
+    async def close(self, fee_sat: int = 0, change_address: str = "") -> Settled:
+        return await self._run(closing.close, self._ways.patience, fee_sat=fee_sat, change_address=change_address)
+
+    async def _run(
+        self, start: Callable[Concatenate[ChannelRecord, P], Flow[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        async with self._lock:
+            return await drive_async(start(self.record, *args, **kwargs), self._http, self._keep)

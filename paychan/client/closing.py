@@ -1,0 +1,129 @@
+"""Closing a channel, and asking how it stands, from the payer's side."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from paychan.client import routes
+from paychan.client.answers import check_result, refusal, settlement_txid
+from paychan.client.errors import InsufficientFunds, TermsUnacceptable, WouldLeaveDust, WrongState
+from paychan.client.flow import Flow, Patience, Response, Save, ask, is_busy
+from paychan.client.record import ChannelRecord, State
+from paychan.client.verdict import holds_pending, result_of
+from paychan.protocol.address import decode_address
+from paychan.protocol.rest import ChannelStatus
+from paychan.protocol.types import Sat
+
+_replace = msgspec.structs.replace
+
+
+class Settled(Struct, frozen=True):
+    """A closed channel, and what finds its settlement: it spends `outpoint` and pays `change_sat` back.
+
+    The txid is the server's; whoever relays a transaction of this kind can change its txid, never where it pays to.
+    """
+
+    settlement_txid: str
+    outpoint: str
+    change_sat: Sat
+    change_address: str
+
+
+def probe(record: ChannelRecord, patience: Patience) -> Flow[ChannelRecord]:
+    """Ask how the channel stands, by showing the newest payment that the server acknowledged: it is worth nothing.
+
+    Tells, too, whether a payment without an answer was booked. Returns the record as it is now.
+    """
+    if record.state is State.CLOSED or record.acknowledged_sat is None:
+        return record
+    shown = _replace(record, application_data="")
+    reply = yield from ask(routes.pay_request(shown, record.sign(record.agreed_sat)), patience)
+    booked = holds_pending(record, reply.response)
+    if not booked:
+        result = yield from result_of(record, reply.response)
+        check_result(result, ChannelStatus.OPEN, {record.agreed_sat}, {0})
+    acknowledged = record.signed_sat if booked else record.acknowledged_sat
+    now = _replace(
+        record,
+        state=State.OPEN,
+        acknowledged_sat=acknowledged,
+        refused=acknowledged != record.signed_sat,
+        closing_sat=None,
+        closing_address="",
+    )
+    if now != record:
+        yield Save(now)
+    return now
+
+
+def close(record: ChannelRecord, patience: Patience, *, fee_sat: int, change_address: str) -> Flow[Settled]:
+    """Have the channel settled. In v2 with a last payment of `fee_sat`, and change to another address if wanted.
+
+    A closing that got no answer is asked for again as it was.
+    """
+    if record.version == 1 and (fee_sat or change_address):
+        raise TermsUnacceptable(what="closing", got="a fee or an address", want="neither in protocol version 1")
+    if record.state is State.CLOSED:
+        return settled(record)
+    if record.state is State.NEW:
+        raise WrongState(name=record.name, state=record.state.value, need=State.OPEN.value)
+    if record.closing_sat is None:
+        record = _closing(record, fee_sat, change_address)
+        yield Save(record)
+    response = yield from _ask_to_close(record, patience)
+    if record.left_sat < (record.closing_sat or 0) and holds_pending(record, response):
+        fee = record.agreed_sat - (record.closing_sat or 0)
+        record = _closing(_replace(record, acknowledged_sat=record.signed_sat), fee, record.closing_address)
+        yield Save(record)
+        response = yield from _ask_to_close(record, patience)
+    result = yield from result_of(record, response)
+    closing_sat = record.closing_sat or Sat(0)
+    # PROTOCOL §6.4: v2 reports that nothing is left in the channel, v1 what goes back.
+    check_result(result, ChannelStatus.CLOSED, {closing_sat} if record.version == 1 else {closing_sat, 0}, {0})
+    record = _replace(
+        record,
+        state=State.CLOSED,
+        signed_sat=closing_sat,
+        acknowledged_sat=closing_sat,
+        refused=False,
+        settlement_txid=settlement_txid(result),
+    )
+    yield Save(record)
+    return settled(record)
+
+
+def _ask_to_close(record: ChannelRecord, patience: Patience) -> Flow[Response]:
+    payment = record.sign(record.closing_sat or Sat(0), record.closing_address)
+    reply = yield from ask(routes.close_request(record, payment), patience, busy=_is_settling)
+    return reply.response
+
+
+def settled(record: ChannelRecord) -> Settled:
+    """What is known of a closed channel's settlement."""
+    address = record.closing_address or record.change_address
+    return Settled(record.settlement_txid, record.funding_outpoint, record.left_sat, address)
+
+
+def _closing(record: ChannelRecord, fee_sat: int, change_address: str) -> ChannelRecord:
+    """Record the closing payment that is about to leave; it too counts as given away."""
+    change = record.agreed_sat - fee_sat
+    if fee_sat < 0 or change < 0:
+        raise InsufficientFunds(want_sat=fee_sat, left_sat=record.agreed_sat)
+    if 0 < change < record.dust_sat:
+        most = max(0, record.agreed_sat - record.dust_sat)
+        raise WouldLeaveDust(change_sat=change, dust_sat=record.dust_sat, most_sat=most)
+    if change_address:
+        decode_address(change_address, record.network)
+    return _replace(
+        record,
+        state=State.CLOSING,
+        closing_sat=Sat(change),
+        closing_address=change_address,
+        signed_sat=min(record.left_sat, Sat(change)),
+    )
+
+
+def _is_settling(response: Response) -> bool:
+    """A closing channel answers 410 until its settlement is out (PROTOCOL §5.4): the same request again, later."""
+    return is_busy(response) or (response.status == 410 and refusal(response).code in ("", "channel_closing"))

@@ -1,0 +1,139 @@
+"""What can go wrong for a payer: one tree. Every leaf has a stable `code`, typed `fields`, and both numbers in its text.
+
+ClientError
+├── Refused                 the server said no, with its own code, status and fields
+│   ├── PaymentRefused      400 on a payment, opening or closing; what was signed may still be used by the server
+│   ├── ChannelUnknown      404
+│   ├── ChannelConflict     409
+│   ├── ChannelGone         410
+│   └── ServerFailed          429, 5xx, after patience ran out
+├── Unreachable             no answer; a payment that was under way is kept, `resume()` sends the same again
+├── ServerMisbehaved        the answer contradicts what was signed or agreed; the balance is what was signed
+├── Declined                we said no before anything was signed: terms, limits, amounts, the channel's state
+└── WalletError             a channel's file: missing, in use, damaged
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class ClientError(Exception):
+    """A failure with a stable code. Leaves declare `code` and `text` and get their fields by keyword."""
+
+    code: str = ""
+    text: ClassVar[str] = ""
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(self.text.format(**fields))
+        self.fields = fields
+
+
+# --- the server said no ---------------------------------------------------------------------------------------------
+
+
+class Refused(ClientError):
+    """The server's refusal: `code` is its stable code ("" if it gave none), `fields` its numbers, `reason` its text."""
+
+    text = "server refused with status {status}: {reason}"
+
+    def __init__(self, status: int, code: str, reason: str, fields: dict[str, Any]) -> None:
+        super().__init__(status=status, reason=reason)
+        self.code, self.status, self.reason, self.fields = code, status, reason, fields
+
+
+class PaymentRefused(Refused):
+    pass
+
+
+class ChannelUnknown(Refused):
+    pass
+
+
+class ChannelConflict(Refused):
+    pass
+
+
+class ChannelGone(Refused):
+    pass
+
+
+class ServerFailed(Refused):
+    pass
+
+
+class Unreachable(ClientError):
+    code, text = "unreachable", "no answer from {url}: {reason}"
+
+
+class ServerMisbehaved(ClientError):
+    """Both sides of the contradiction. Nothing that the answer claimed was taken over."""
+
+    code, text = "server_misbehaved", "server misbehaved: {what}: got {got}, want {want}"
+
+
+# --- we said no -----------------------------------------------------------------------------------------------------
+
+
+class Declined(ClientError):
+    """Nothing was signed or sent."""
+
+
+class TermsUnacceptable(Declined):
+    code, text = "terms_unacceptable", "terms not acceptable: {what} is {got}, want {want}"
+
+
+class FundingTooSmall(Declined):
+    code, text = "funding_too_small", "funding too small: got {got_sat} sat, need at least {need_sat} sat"
+
+
+class InsufficientFunds(Declined):
+    code, text = "insufficient_funds", "not enough left: want to pay {want_sat} sat, {left_sat} sat left"
+
+
+class WouldLeaveDust(Declined):
+    code = "would_leave_dust"
+    text = (
+        "payment would leave {change_sat} sat, which is less than {dust_sat} sat and can't be paid back: "
+        "pay at most {most_sat} sat, or everything that is left with drain"
+    )
+
+
+class OverLimit(Declined):
+    code, text = "over_limit", "payment of {got_sat} sat is above your own limit of {limit_sat} sat"
+
+
+class WouldTakeBack(Declined):
+    code = "would_take_back"
+    text = (
+        "payment of {got_sat} sat is less than the {need_sat} sat already signed: the server refused that payment, "
+        "but may use it"
+    )
+
+
+class Unacknowledged(Declined):
+    code = "unacknowledged"
+    text = "a payment of {pending_sat} sat was sent but never acknowledged: resume() sends the same again, paid once"
+
+
+class WrongState(Declined):
+    code, text = "wrong_state", "channel {name} is {state}, need {need}"
+
+
+# --- the wallet -----------------------------------------------------------------------------------------------------
+
+
+class WalletError(ClientError):
+    pass
+
+
+class NoSuchChannel(WalletError):
+    code, text = "no_such_channel", "no channel {name} in {directory}"
+
+
+class ChannelInUse(WalletError):
+    code, text = "channel_in_use", "channel {name} is in use by another program"
+
+
+class DamagedFile(WalletError):
+    code, text = "damaged_file", "{path} can't be trusted: {reason}"

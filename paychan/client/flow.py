@@ -1,0 +1,113 @@
+"""Flows: what a payer does, as generators that perform nothing themselves, so that the logic is written once.
+
+A flow yields effects and is sent what came of them: `Request` → `Response` or `NoAnswer`; `Save` → None, once the
+record is durable; `Pause` → None, after that time. Module `drive` performs them, waiting or awaiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from typing import TypeAlias, TypeVar
+
+from msgspec import Struct
+
+from paychan.client.errors import ServerMisbehaved, Unreachable
+from paychan.client.record import ChannelRecord
+
+T = TypeVar("T")
+
+
+class Request(Struct, frozen=True):
+    """An HTTP request; every one of ours may be sent twice without harm."""
+
+    method: str
+    url: str
+    body: bytes = b""
+
+
+class Response(Struct, frozen=True):
+    """An HTTP answer; header names in lower case."""
+
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class NoAnswer(Struct, frozen=True):
+    """The connection failed; whether the server got the request is not known."""
+
+    reason: str
+
+
+class Save(Struct, frozen=True):
+    """Make the record durable, then adopt it."""
+
+    record: ChannelRecord
+
+
+class Pause(Struct, frozen=True):
+    """Wait."""
+
+    seconds: float
+
+
+class Patience(Struct, frozen=True):
+    """How long to go on asking a server that is busy or silent: pauses double, `Retry-After` is honoured."""
+
+    attempts: int = 5
+    first_pause_seconds: float = 0.25
+    longest_pause_seconds: float = 30.0
+
+
+class Reply(Struct, frozen=True):
+    """The answer that a request got in the end; `repeated`: the server may have seen it more than once."""
+
+    response: Response
+    repeated: bool
+
+
+Effect: TypeAlias = Request | Save | Pause
+Answer: TypeAlias = Response | NoAnswer | None
+Flow: TypeAlias = Generator[Effect, Answer, T]
+
+_NOT_YET = frozenset({429, 502, 503, 504})
+"""Statuses after which the same request is sent again."""
+
+
+def is_busy(response: Response) -> bool:
+    """Say whether the server asks to come back later."""
+    return response.status in _NOT_YET
+
+
+def ask(request: Request, patience: Patience, busy: Callable[[Response], bool] = is_busy) -> Flow[Reply]:
+    """Send a request until it is answered or patience ends; the last answer is returned, busy or not.
+
+    Raises:
+        Unreachable: the last attempt got no answer.
+        ServerMisbehaved: a redirect; we never follow one, it could lead a payment or a secret elsewhere.
+    """
+    pause = patience.first_pause_seconds
+    attempt = 1
+    while True:
+        answer = yield request
+        last = attempt == patience.attempts
+        if isinstance(answer, Response):
+            if 300 <= answer.status < 400:
+                raise ServerMisbehaved(what="redirect", got=answer.status, want="an answer")
+            wanted = _retry_after(answer)
+            if last or not busy(answer) or wanted > patience.longest_pause_seconds:
+                return Reply(answer, repeated=attempt > 1)
+            pause = max(pause, wanted)
+        elif last:
+            reason = answer.reason if isinstance(answer, NoAnswer) else "no answer"
+            raise Unreachable(url=request.url.partition("?")[0], reason=reason)
+        yield Pause(min(pause, patience.longest_pause_seconds))
+        pause *= 2
+        attempt += 1
+
+
+def _retry_after(response: Response) -> float:
+    """Read `Retry-After` in seconds; the form with a date is not worth reading."""
+    text = response.headers.get("retry-after", "")
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 8 else 0.0

@@ -1,0 +1,218 @@
+"""The payer: one server, one wallet, and the channels between them."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Literal, Self, TypedDict, Unpack
+from urllib.parse import urlsplit
+
+import httpx
+from coincurve import PrivateKey
+from msgspec import Struct
+
+from paychan.client import routes
+from paychan.client.answers import refusal
+from paychan.client.channel import AsyncChannel, Channel, Ways
+from paychan.client.drive import TIMEOUT, drive, drive_async
+from paychan.client.errors import TermsUnacceptable
+from paychan.client.flow import Flow, Patience, Request, ask
+from paychan.client.record import ChannelRecord
+from paychan.client.recovery import key_address
+from paychan.client.terms import HOUR, Limits, agree, read_funding_info
+from paychan.client.wallet import ChannelFile, Wallet
+from paychan.protocol.address import decode_address
+from paychan.protocol.rest import Dialect
+from paychan.protocol.scripts import check_expiry
+from paychan.protocol.types import Network, UnixTime
+
+DEFAULT_HOURS = 7 * 24
+
+
+class Wish(Struct, frozen=True):
+    """What a new channel is asked for."""
+
+    url: str
+    version: Literal[1, 2]
+    dialect: Dialect
+    network: Network | None
+    key: PrivateKey
+    expiry: UnixTime
+    now: UnixTime
+    change_address: str
+
+
+def new_channel(wish: Wish, limits: Limits, patience: Patience) -> Flow[ChannelRecord]:
+    """Ask for the server's terms, judge them, and return the record of a channel that may be funded."""
+    client_key = wish.key.public_key.format()
+    path = routes.info_path(wish.version, wish.dialect, client_key, wish.expiry)
+    reply = yield from ask(Request("GET", wish.url + path), patience)
+    if reply.response.status != 200:
+        raise refusal(reply.response)
+    info = read_funding_info(reply.response.body)
+    agreed = agree(info, client_key, wish.expiry, wish.now, limits, wish.network)
+    change_address = wish.change_address or key_address(client_key, agreed.network)
+    decode_address(change_address, agreed.network)
+    return ChannelRecord(
+        name=client_key.hex()[2:10],
+        url=wish.url,
+        version=wish.version,
+        dialect=wish.dialect,
+        network=agreed.network,
+        private_key=wish.key.to_hex(),
+        server_key=agreed.terms.server_key.hex(),
+        expiry=wish.expiry,
+        funding_address=agreed.address,
+        created_at=wish.now,
+        open_price_sat=agreed.open_price_sat,
+        dust_sat=agreed.dust_sat,
+        min_confirmations=agreed.min_confirmations,
+        settlement_period_hours=agreed.settlement_period_hours,
+        change_address=change_address,
+        location=routes.opening_path(reply.response, wish.url, wish.version, client_key, wish.expiry),
+    )
+
+
+class Settings(TypedDict, total=False):
+    """Arguments of `PayerBase` by name."""
+
+    wallet: str | os.PathLike[str] | None
+    version: Literal[1, 2]
+    dialect: Dialect
+    network: Network | None
+    limits: Limits | None
+    patience: Patience | None
+
+
+class PayerBase:
+    """What needs neither network nor waiting.
+
+    Args:
+        url: base URL of the server; only a new channel needs it, an existing one knows its own.
+        wallet: directory of the channels; default `$PAYCHAN_WALLET`, or else `~/.paychan/wallet`.
+        version: RBPCP version of new channels, and `dialect` that of version 2.
+        network: the only Bitcoin network to accept. Regtest must be named, its addresses look like test's.
+        limits: terms and amounts to accept.
+        patience: how long to ask a server that is busy or silent.
+    """
+
+    def __init__(
+        self,
+        url: str = "",
+        *,
+        wallet: str | os.PathLike[str] | None = None,
+        version: Literal[1, 2] = 2,
+        dialect: Dialect = Dialect.S,
+        network: Network | None = None,
+        limits: Limits | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        self.url = check_url(url) if url else ""
+        self.wallet = Wallet(wallet)
+        self._version, self._dialect, self._network = version, dialect, network
+        self._ways = Ways(limits or Limits(), patience or Patience())
+        self._files: list[ChannelFile] = []
+
+    def records(self) -> list[ChannelRecord]:
+        """Read all channels of the wallet, also those in use."""
+        return [self.wallet.read(name) for name in self.wallet.names()]
+
+    def _new(self, hours: float, expires: int | None, change_address: str) -> Flow[ChannelRecord]:
+        now = UnixTime(int(time.time()))
+        expiry = check_expiry(now + int(hours * HOUR) if expires is None else expires)
+        wish = Wish(
+            check_url(self.url), self._version, self._dialect, self._network, PrivateKey(), expiry, now, change_address
+        )
+        return new_channel(wish, self._ways.limits, self._ways.patience)
+
+    def _created(self, record: ChannelRecord) -> ChannelFile:
+        """The key is on the disk before anybody learns the address."""
+        file = self.wallet.create(record)
+        self._files.append(file)
+        return file
+
+    def _opened(self, name: str) -> tuple[ChannelFile, ChannelRecord]:
+        file, record = self.wallet.open(name)
+        self._files.append(file)
+        return file, record
+
+    def _release(self) -> None:
+        for file in self._files:
+            file.release()
+
+
+class Payer(PayerBase):
+    """Opens channels whose methods wait; `with` closes connections and releases the channels. See `PayerBase`."""
+
+    def __init__(self, url: str = "", *, http: httpx.Client | None = None, **settings: Unpack[Settings]) -> None:
+        super().__init__(url, **settings)
+        self._http = http or httpx.Client(timeout=TIMEOUT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def new_channel(
+        self, *, hours: float = DEFAULT_HOURS, expires: int | None = None, change_address: str = ""
+    ) -> Channel:
+        """Agree on a new channel that ends after `hours`, or at the Unix time `expires`.
+
+        Raises:
+            TermsUnacceptable, ServerMisbehaved, Refused, Unreachable: there is no channel.
+        """
+        record = drive(self._new(hours, expires, change_address), self._http, keep=_nothing_to_keep)
+        return Channel(self._created(record), record, self._ways, self._http)
+
+    def channel(self, name: str) -> Channel:
+        """Go on with a channel of the wallet, named by the beginning of its name."""
+        return Channel(*self._opened(name), self._ways, self._http)
+
+    def close(self) -> None:
+        """Close connections and release the channels; the channels themselves stay as they are."""
+        self._http.close()
+        self._release()
+
+
+class AsyncPayer(PayerBase):
+    """Opens channels whose methods are awaited; else like `Payer`."""
+
+    def __init__(self, url: str = "", *, http: httpx.AsyncClient | None = None, **settings: Unpack[Settings]) -> None:
+        super().__init__(url, **settings)
+        self._http = http or httpx.AsyncClient(timeout=TIMEOUT)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def new_channel(
+        self, *, hours: float = DEFAULT_HOURS, expires: int | None = None, change_address: str = ""
+    ) -> AsyncChannel:
+        record = await drive_async(self._new(hours, expires, change_address), self._http, keep=_nothing_to_keep)
+        return AsyncChannel(self._created(record), record, self._ways, self._http)
+
+    def channel(self, name: str) -> AsyncChannel:
+        return AsyncChannel(*self._opened(name), self._ways, self._http)
+
+    async def close(self) -> None:
+        await self._http.aclose()
+        self._release()
+
+
+def check_url(url: str) -> str:
+    """Pass a base URL without a slash at its end.
+
+    Raises:
+        TermsUnacceptable: not http or https, or with anything but host, port and path.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+        raise TermsUnacceptable(what="server URL", got=repr(url), want="http:// or https://, host, port and path only")
+    return url.rstrip("/")
+
+
+def _nothing_to_keep(_record: ChannelRecord) -> None:
+    """Agreeing on terms signs nothing, so nothing is written until the file exists."""

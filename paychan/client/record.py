@@ -1,0 +1,153 @@
+"""What a payer remembers of one channel. The record is the money: it is durable before a payment leaves.
+
+Amounts are change values, as signed: what still belongs to the payer. Signatures are not kept, since signing is
+deterministic (RFC 6979) and gives the same bytes again.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Literal
+
+from coincurve import PrivateKey
+from msgspec import Struct
+
+from paychan.protocol.address import decode_address
+from paychan.protocol.errors import Malformed
+from paychan.protocol.payment import Payment, sign_payment
+from paychan.protocol.rest import Dialect
+from paychan.protocol.scripts import ChannelTerms, make_terms, parse_public_key
+from paychan.protocol.types import MAX_MONEY_SAT, Network, OutPoint, Sat, UnixTime
+
+
+class State(Enum):
+    """Where a channel stands, as far as the payer knows. Stored by value: never rename."""
+
+    NEW = "new"  # has an address, perhaps funding; not opened
+    OPEN = "open"  # the server took the opening payment
+    CLOSING = "closing"  # asked to close, or told so by the server; not settled yet
+    CLOSED = "closed"  # settled
+
+
+class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One channel: fixed facts, then what was signed and what the server acknowledged."""
+
+    format: Literal[1] = 1
+    name: str
+    url: str
+    """Base URL of the server, without a slash at its end."""
+    version: Literal[1, 2]
+    dialect: Dialect
+    network: Network
+    private_key: str
+    server_key: str
+    expiry: UnixTime
+    funding_address: str
+    """Where the funding goes: rebuilt from server key, own key and expiry, never taken from the server."""
+    created_at: UnixTime
+    open_price_sat: Sat
+    dust_sat: Sat
+    min_confirmations: int
+    settlement_period_hours: int
+    change_address: str
+    location: str
+    """Where v1 requests go: path and query of the last Location, below `url`. v2 derives its paths."""
+
+    funding_outpoint: str = ""
+    """`txid:vout` as wallets show it."""
+    funding_sat: Sat = Sat(0)
+    state: State = State.NEW
+    secret: str = ""
+    """Names a v2 channel; follows from the opening payment."""
+    signed_sat: Sat | None = None
+    """Change value of the newest payment that may have left."""
+    acknowledged_sat: Sat | None = None
+    """Change value of the newest payment that the server confirmed."""
+    refused: bool = False
+    """The server said no to the newest signed payment, and may use it all the same."""
+    application_data: str = ""
+    """What the newest signed payment told the application."""
+    closing_sat: Sat | None = None
+    """Change value of the closing payment, once asked to close."""
+    closing_address: str = ""
+    settlement_txid: str = ""
+
+    def __repr__(self) -> str:
+        """Never shows the private key."""
+        return f"ChannelRecord({self.name}, {self.state.value}, left_sat={self.left_sat})"
+
+    @property
+    def key(self) -> PrivateKey:
+        return PrivateKey(bytes.fromhex(self.private_key))
+
+    @property
+    def terms(self) -> ChannelTerms:
+        server_key = parse_public_key(self.server_key, "server_key")
+        return make_terms(server_key, self.key.public_key.format(), self.expiry)
+
+    @property
+    def outpoint(self) -> OutPoint:
+        return parse_outpoint(self.funding_outpoint)
+
+    @property
+    def min_funding_sat(self) -> Sat:
+        """Least funding with which the channel can be opened and still has change."""
+        return Sat(self.open_price_sat + self.dust_sat)
+
+    @property
+    def left_sat(self) -> Sat:
+        """What certainly still belongs to the payer: the change of the newest signed payment."""
+        return self.funding_sat if self.signed_sat is None else self.signed_sat
+
+    @property
+    def paid_sat(self) -> Sat:
+        """What was signed away."""
+        return Sat(self.funding_sat - self.left_sat)
+
+    @property
+    def agreed_sat(self) -> Sat:
+        """Change value that both sides know."""
+        return self.funding_sat if self.acknowledged_sat is None else self.acknowledged_sat
+
+    @property
+    def pending_sat(self) -> Sat:
+        """What was signed away and never acknowledged."""
+        return Sat(self.agreed_sat - self.left_sat)
+
+    @property
+    def unacknowledged(self) -> bool:
+        """Say whether the newest signed payment still waits for an answer (one of nothing may do so, too)."""
+        return self.signed_sat != self.acknowledged_sat
+
+    def sign(self, change_sat: Sat, address: str = "") -> Payment:
+        """Sign a payment that leaves `change_sat` to `address` (default: the channel's change address)."""
+        script = decode_address(address or self.change_address, self.network)
+        return sign_payment(self.key, self.terms, self.outpoint, script, change_sat)
+
+
+def parse_outpoint(text: str) -> OutPoint:
+    """Read `txid:vout` as wallets show it.
+
+    Raises:
+        Malformed: anything else.
+    """
+    txid, _, vout = text.partition(":")
+    if not (vout.isascii() and vout.isdigit() and len(vout) <= 10):
+        raise Malformed(field="outpoint", reason="want TXID:VOUT")
+    return OutPoint.parse(txid, int(vout))
+
+
+def check_record(record: ChannelRecord) -> None:
+    """Hold a record that was read to its own rules.
+
+    Raises:
+        PaychanError, ValueError: keys, expiry, addresses or amounts contradict each other.
+    """
+    if record.terms.funding_address(record.network) != record.funding_address:
+        raise Malformed(field="funding_address", reason="does not follow from the keys and the expiry")
+    for address in (record.change_address, record.closing_address or record.change_address):
+        decode_address(address, record.network)
+    if record.funding_outpoint:
+        parse_outpoint(record.funding_outpoint)
+    if not 0 <= record.left_sat <= record.agreed_sat <= record.funding_sat <= MAX_MONEY_SAT:
+        raise Malformed(field="signed_sat", reason="amounts contradict each other")

@@ -1,0 +1,36 @@
+"""How much is left after a payment: the rules that keep a payer from giving away more than was meant."""
+
+from __future__ import annotations
+
+from paychan.client.errors import InsufficientFunds, OverLimit, WouldLeaveDust, WouldTakeBack
+from paychan.client.record import ChannelRecord
+from paychan.client.terms import Limits
+from paychan.protocol.types import Sat
+
+
+def next_change(record: ChannelRecord, amount_sat: int, limits: Limits, *, drain: bool) -> Sat:
+    """Change value of the next payment, counted from what both sides know; 0 with `drain`.
+
+    Raises:
+        ValueError: a negative amount.
+        OverLimit: more than the payer's own limit for one payment.
+        InsufficientFunds: more than is left.
+        WouldLeaveDust: the rest could not be paid back.
+        WouldTakeBack: less than a payment that was signed, then refused: the server could use that one instead.
+    """
+    if drain:
+        return Sat(0)
+    if amount_sat < 0:
+        msg = f"amount is negative: {amount_sat} sat"
+        raise ValueError(msg)
+    if amount_sat > limits.payment_sat:
+        raise OverLimit(got_sat=amount_sat, limit_sat=limits.payment_sat)
+    change = record.agreed_sat - amount_sat
+    if change < 0:
+        raise InsufficientFunds(want_sat=amount_sat, left_sat=record.agreed_sat)
+    if change < record.dust_sat:
+        most = max(0, record.agreed_sat - record.dust_sat)
+        raise WouldLeaveDust(change_sat=change, dust_sat=record.dust_sat, most_sat=most)
+    if change > record.left_sat:
+        raise WouldTakeBack(got_sat=amount_sat, need_sat=record.pending_sat)
+    return Sat(change)

@@ -1,0 +1,120 @@
+"""The payer's wallet: a directory with one file per channel, readable by its owner alone.
+
+A file is replaced as a whole (temporary file, sync, rename, sync of the directory), so a crash leaves the old record
+or the new one. Who uses a channel holds a lock on `NAME.lock`; readers need none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import weakref
+from pathlib import Path
+
+import msgspec
+
+from paychan.client.errors import ChannelInUse, DamagedFile, NoSuchChannel
+from paychan.client.record import ChannelRecord, check_record
+from paychan.protocol.errors import PaychanError
+
+DEFAULT_DIRECTORY = Path("~/.paychan/wallet")
+
+_ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder(ChannelRecord)
+
+
+class ChannelFile:
+    """One channel's file, locked for this process from construction to `release` (or the object's end)."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._directory, self._name = directory, name
+        descriptor = os.open(directory / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.release = weakref.finalize(self, os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise ChannelInUse(name=name) from None
+
+    def save(self, record: ChannelRecord) -> None:
+        """Replace the file. When this returns, the record survives power loss."""
+        text = msgspec.json.format(_ENCODER.encode(record)) + b"\n"
+        temporary = self._directory / f".{self._name}.new"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(descriptor)
+        temporary.replace(self._directory / f"{self._name}.json")
+        _sync_directory(self._directory)
+
+
+class Wallet:
+    """The channels of one directory, which is made when it is missing."""
+
+    def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
+        chosen = directory or os.environ.get("PAYCHAN_WALLET") or DEFAULT_DIRECTORY
+        self.directory = Path(chosen).expanduser()
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def names(self) -> list[str]:
+        """List the channels by name."""
+        return sorted(path.stem for path in self.directory.glob("[!.]*.json"))
+
+    def find(self, prefix: str) -> str:
+        """Complete the beginning of a name.
+
+        Raises:
+            NoSuchChannel: none begins so, or more than one does.
+        """
+        matches = [name for name in self.names() if name.startswith(prefix)] if prefix else []
+        if prefix in matches:
+            return prefix
+        if len(matches) != 1:
+            raise NoSuchChannel(name=prefix, directory=self.directory)
+        return matches[0]
+
+    def create(self, record: ChannelRecord) -> ChannelFile:
+        """Lock and write a new channel's file.
+
+        Raises:
+            FileExistsError: the name is taken.
+        """
+        file = ChannelFile(self.directory, record.name)
+        if (self.directory / f"{record.name}.json").exists():
+            file.release()
+            raise FileExistsError(record.name)
+        file.save(record)
+        return file
+
+    def open(self, prefix: str) -> tuple[ChannelFile, ChannelRecord]:
+        """Lock a channel's file, then read it."""
+        name = self.find(prefix)
+        file = ChannelFile(self.directory, name)
+        try:
+            return file, self.read(name)
+        except DamagedFile:
+            file.release()
+            raise
+
+    def read(self, name: str) -> ChannelRecord:
+        """Read a channel without locking it.
+
+        Raises:
+            DamagedFile: not a record, of a later format, or with keys and addresses that don't fit each other.
+        """
+        path = self.directory / f"{name}.json"
+        try:
+            record = _DECODER.decode(path.read_bytes())
+            check_record(record)
+        except (msgspec.MsgspecError, PaychanError, ValueError) as error:
+            raise DamagedFile(path=path, reason=error) from None
+        return record
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
