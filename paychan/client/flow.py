@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from typing import TypeAlias, TypeVar
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -101,7 +102,8 @@ def ask(request: Request, patience: Patience, busy: Callable[[Response], bool] =
             pause = max(pause, wanted)
         elif last:
             reason = answer.reason if isinstance(answer, NoAnswer) else "no answer"
-            raise Unreachable(url=request.url.partition("?")[0], reason=reason)
+            server = urlsplit(request.url)
+            raise Unreachable(url=f"{server.scheme}://{server.netloc}", reason=reason)
         yield Pause(min(pause, patience.longest_pause_seconds))
         pause *= 2
         attempt += 1

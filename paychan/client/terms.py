@@ -24,14 +24,14 @@ DUST_SAT = Sat(700)
 class Limits(Struct, frozen=True, kw_only=True):
     """What a payer is willing to accept from any server; amounts in satoshi."""
 
-    open_price_sat: Sat = Sat(250_000)
+    open_price_sat: int = 250_000
     """Largest price of opening, which is paid even if nothing is bought."""
-    dust_sat: Sat = Sat(10_000)
+    dust_sat: int = 10_000
     """Largest rest that can't be had back as change."""
     min_confirmations: int = 12
     settlement_period_hours: int = 72
     """Longest time before expiry in which the server may close already."""
-    payment_sat: Sat = Sat(1_000_000)
+    payment_sat: int = 1_000_000
     """Largest single payment, against a slip of the finger; draining a channel is not limited."""
 
 

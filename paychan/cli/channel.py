@@ -1,0 +1,263 @@
+"""`paychan channel`: the payer's commands. Each asks the client library and shows what came of it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from paychan.cli.payer_terminal import facts, moment, sat, show, show_invitation, show_listing, show_panel, told
+from paychan.cli.terminal import err, fail, out
+from paychan.client import Channel, Dialect, Limits, Network, Payer, Receipt, State
+from paychan.client.payer import DEFAULT_HOURS
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+NameArgument = Annotated[str, typer.Argument(help="Name as `paychan channel list` shows it, or its beginning.")]
+WalletOption = Annotated[
+    Path | None,
+    typer.Option("--wallet", envvar="PAYCHAN_WALLET", help="Directory of the channels. \\[default: ~/.paychan/wallet]"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, errors too.")]
+
+
+def examples(*lines: str) -> str:
+    """Epilog of a command's help."""
+    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"  {line}" for line in lines)
+
+
+@app.command(
+    epilog=examples(
+        "paychan channel new https://shop.example --amount 500000",
+        "paychan channel new http://localhost:8000 --debug   (a debug server believes its funding)",
+    )
+)
+def new(
+    url: Annotated[str, typer.Argument(help="Base URL of the server.")],
+    hours: Annotated[
+        float, typer.Option(help="Hours until the channel ends and a refund is possible.")
+    ] = DEFAULT_HOURS,
+    expires: Annotated[int | None, typer.Option(help="The same as a Unix time.")] = None,
+    amount: Annotated[
+        int | None, typer.Option(help="What you mean to lock up, in satoshi. \\[default: the least]")
+    ] = None,
+    change_address: Annotated[
+        str, typer.Option(help="Address of your wallet for what is not spent. \\[default: the channel's own key]")
+    ] = "",
+    v1: Annotated[bool, typer.Option("--v1", help="Speak version 1 of the protocol.")] = False,
+    dialect: Annotated[Dialect, typer.Option(help="Dialect of version 2.")] = Dialect.S,
+    network: Annotated[Network | None, typer.Option(help="Accept this Bitcoin network only.")] = None,
+    max_open_price: Annotated[int, typer.Option(help="Largest open price to accept, in satoshi.")] = 250_000,
+    debug: Annotated[bool, typer.Option("--debug", help="Use the funding that a debug server derives.")] = False,
+    wallet: WalletOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Agree on a channel with a server: makes a key, checks the terms, shows the address to fund."""
+    limits = Limits(open_price_sat=max_open_price)
+    with (
+        told(as_json),
+        Payer(url, wallet=wallet, version=1 if v1 else 2, dialect=dialect, network=network, limits=limits) as payer,
+    ):
+        channel = payer.new_channel(hours=hours, expires=expires, change_address=change_address)
+        if debug:
+            channel.fund_debug()
+        amount_sat = max(amount or 0, channel.min_funding_sat)
+        uri = channel.bip21(amount_sat)
+        if as_json:
+            out.print_json(data=facts(channel.record) | {"uri": uri})
+        elif debug:
+            show(channel.record, as_json)
+        else:
+            show_invitation(channel.record, amount_sat, uri, payer.wallet.directory)
+
+
+@app.command(
+    name="open",
+    epilog=examples(
+        "paychan channel open 4593d97a --outpoint 2fc6…0a1b:0 --value 500000",
+        "paychan channel open 4593d97a   (funded with --debug, or trying again)",
+    ),
+)
+def open_(
+    name: NameArgument,
+    outpoint: Annotated[str, typer.Option(help="The output that pays to the address: TXID:VOUT.")] = "",
+    value: Annotated[int, typer.Option(help="Its value in satoshi.")] = 0,
+    amount: Annotated[int | None, typer.Option(help="First payment in satoshi. \\[default: the open price]")] = None,
+    wallet: WalletOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Open a funded channel with its first payment."""
+    with told(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
+        if outpoint:
+            channel.fund(outpoint, value)
+        show_receipt(channel, channel.open(amount), as_json)
+
+
+@app.command(
+    epilog=examples(
+        "paychan channel pay 4593d97a 1000",
+        "paychan channel pay 4593d97a 1 --times 1000",
+        "paychan channel pay 4593d97a --drain    (everything that is left, which closes the channel)",
+        "paychan channel pay 4593d97a --resume   (the last payment again, whose answer was lost)",
+    )
+)
+def pay(
+    name: NameArgument,
+    amount: Annotated[int, typer.Argument(metavar="SAT", help="Satoshi to pay.", show_default=False)] = 0,
+    times: Annotated[int, typer.Option(min=1, help="Pay so many times, one after the other.")] = 1,
+    drain: Annotated[bool, typer.Option("--drain", help="Pay everything that is left.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Send the last payment again; it counts once.")] = False,
+    data: Annotated[str, typer.Option(help="What to tell the application behind the server (version 2).")] = "",
+    limit: Annotated[int, typer.Option(help="Refuse to pay more at once, in satoshi.")] = 1_000_000,
+    wallet: WalletOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Pay over an open channel."""
+    limits = Limits(payment_sat=limit)
+    with told(as_json, name), Payer(wallet=wallet, limits=limits) as payer, payer.channel(name) as channel:
+        if resume:
+            show_receipt(channel, channel.resume(), as_json)
+        elif times == 1 or drain:
+            show_receipt(channel, channel.pay(amount, drain=drain, application_data=data), as_json)
+        else:
+            _pay_many(channel, amount, times, data, as_json)
+
+
+def _pay_many(channel: Channel, amount: int, times: int, data: str, as_json: bool) -> None:
+    """Pay again and again, with a bar and the rate."""
+    columns = (
+        TextColumn("Paying"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.0f} payments/s"),
+        TimeElapsedColumn(),
+    )
+    begun = time.monotonic()
+    with Progress(*columns, console=err, transient=True, disable=as_json) as progress:
+        task = progress.add_task("", total=times, rate=0.0)
+        for done in range(1, times + 1):
+            try:
+                receipt = channel.pay(amount, application_data=data)
+            except KeyboardInterrupt:
+                rest = f"`paychan channel pay {channel.name} --resume` completes the one under way."
+                fail(f"stopped after {done - 1} payments. {rest}", 130)
+            seconds = time.monotonic() - begun
+            progress.update(task, advance=1, rate=done / seconds)
+    show_receipt(channel, receipt, as_json, payments=times, seconds=round(seconds, 3))
+
+
+def show_receipt(channel: Channel, receipt: Receipt, as_json: bool, *, payments: int = 1, seconds: float = 0.0) -> None:
+    """Show what a payment, or the last of many, came to."""
+    if as_json:
+        more = {"seconds": seconds} if seconds else {}
+        out.print_json(data={"name": channel.name, "payments": payments, **msgspec.to_builtins(receipt), **more})
+        return
+    paid = sat(receipt.paid_sat) + (" (the server had it already)" if receipt.repeated else "")
+    show_panel(
+        f"Channel {channel.name}",
+        ("Paid", paid if payments == 1 else f"{payments} times {paid}, {payments / seconds:.0f} payments/s"),
+        ("In all", sat(receipt.total_paid_sat)),
+        ("Left", sat(receipt.left_sat)),
+        ("Answer", receipt.application_data),
+        ("Settled by", receipt.settlement_txid),
+    )
+
+
+@app.command(epilog=examples("paychan channel status 4593d97a", "paychan channel status 4593d97a --offline"))
+def status(
+    name: NameArgument,
+    offline: Annotated[bool, typer.Option("--offline", help="Show what the wallet knows, ask nobody.")] = False,
+    wallet: WalletOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the server how a channel stands; learn whether a payment without an answer was booked."""
+    with told(as_json, name), Payer(wallet=wallet) as payer:
+        if offline:
+            show(payer.wallet.read(payer.wallet.find(name)), as_json)
+            return
+        with payer.channel(name) as channel:
+            show(channel.status(), as_json)
+
+
+@app.command(
+    epilog=examples(
+        "paychan channel close 4593d97a",
+        "paychan channel close 4593d97a --fee 2000 --to mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY   (version 2)",
+    )
+)
+def close(
+    name: NameArgument,
+    fee: Annotated[int, typer.Option(help="Fee in satoshi to offer for a faster settlement (version 2).")] = 0,
+    to: Annotated[str, typer.Option(help="Another address for the change (version 2).")] = "",
+    wallet: WalletOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Have the server settle a channel: what was not paid comes back."""
+    with told(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
+        settled = channel.close(fee, to)
+        if as_json:
+            out.print_json(data={"name": channel.name, **msgspec.to_builtins(settled)})
+            return
+        show_panel(
+            f"Channel {channel.name}",
+            ("Settled by", settled.settlement_txid),
+            ("Spends", settled.outpoint),
+            (
+                "Comes back",
+                f"{sat(settled.change_sat)} to {settled.change_address}" if settled.change_sat else "nothing",
+            ),
+            ("Key", "" if to else f"`paychan channel key {channel.name}`, if that address is not of your own wallet"),
+        )
+
+
+@app.command(
+    epilog=examples(
+        "paychan channel refund 4593d97a",
+        "paychan channel refund 4593d97a --fee-rate 10 --to mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY",
+    )
+)
+def refund(
+    name: NameArgument,
+    fee_rate: Annotated[int, typer.Option(min=1, help="Fee in satoshi per byte.")] = 2,
+    to: Annotated[str, typer.Option(help="Address that gets everything. \\[default: the change address]")] = "",
+    wallet: WalletOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Sign the transaction that takes everything back after the expiry, if the server never settles."""
+    with told(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
+        signed, record = channel.refund(fee_rate, to), channel.record
+        raw, txid = signed.transaction.hex(), signed.txid[::-1].hex()
+        if as_json:
+            shown = {"transaction": raw, "txid": txid, "fee_sat": signed.fee_sat, "valid_after": record.expiry}
+            out.print_json(data={"name": record.name, **shown})
+            return
+        show_panel(
+            f"Refund of channel {record.name}",
+            ("Pays", f"{sat(record.funding_sat - signed.fee_sat)} to {to or record.change_address}"),
+            ("Fee", f"{sat(signed.fee_sat)}, {fee_rate} sat per byte"),
+            ("Valid", f"once the chain's median time has passed {moment(record.expiry)}"),
+            ("Useless", f"settled already by {record.settlement_txid}" if record.state is State.CLOSED else ""),
+            ("Next", f"then: bitcoin-cli sendrawtransaction with the line below (txid {txid})"),
+        )
+        out.print(raw, soft_wrap=True)
+
+
+@app.command(epilog=examples("paychan channel key 4593d97a"))
+def key(name: NameArgument, wallet: WalletOption = None, as_json: JsonOption = False) -> None:
+    """Show a channel's private key (WIF), for a wallet to sweep what came back. Show it to nobody."""
+    with told(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
+        if as_json:
+            out.print_json(data={"name": channel.name, "wif": channel.wif(), "address": channel.record.change_address})
+        else:
+            out.print(channel.wif())
+
+
+@app.command(name="list", epilog=examples("paychan channel list", "paychan channel list --json"))
+def list_(wallet: WalletOption = None, as_json: JsonOption = False) -> None:
+    """Show the channels of the wallet."""
+    with told(as_json), Payer(wallet=wallet) as payer:
+        show_listing(payer.records(), as_json)
