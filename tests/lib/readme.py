@@ -1,0 +1,55 @@
+"""The README's tables that follow from the code. `python -m tests.lib.readme` writes them into it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from paychan.config import ServerConfig
+from paychan.protocol.declared import settings_table
+from paychan.protocol.errors import PaychanError
+from signer.config import SignerConfig
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def _settings(table: type) -> str:
+    rows = ["| key | default | unit | meaning |", "|---|---|---|---|"]
+    rows += [f"| `{row.key}` | `{row.default}` | {row.unit} | {row.doc} |" for row in settings_table(table)]
+    return "\n".join(rows)
+
+
+def _errors() -> str:
+    rows = ["| status | code | text |", "|---|---|---|"]
+    kinds = sorted(PaychanError.table.values(), key=lambda kind: (kind.http_status, kind.code))
+    rows += [f"| {kind.http_status} | `{kind.code}` | {kind.text} |" for kind in kinds]
+    return "\n".join(rows)
+
+
+SECTIONS = {
+    "server settings": lambda: _settings(ServerConfig),
+    "signer settings": lambda: _settings(SignerConfig),
+    "errors": _errors,
+}
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(<!-- {name}: generated -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
+
+
+def in_readme(name: str) -> str | None:
+    """The table as the README has it."""
+    found = _pattern(name).search(README.read_text())
+    return found[2] if found else None
+
+
+def main() -> None:
+    """Write all tables."""
+    text = README.read_text()
+    for name, make in SECTIONS.items():
+        text = _pattern(name).sub(lambda found, make=make: found[1] + make() + found[3], text)
+    README.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
