@@ -56,20 +56,19 @@ class Connections:
     def __init__(self, handle: Callable[[Request], Reply], limits: Limits) -> None:
         self._handle = handle
         self._limits = limits
-        self._open = 0
+        self._admitted = 0
         self._workers = ThreadPoolExecutor(WORKERS, "signer")
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection until it ends. A peer's failure is its own."""
-        self._open += 1
         try:
-            with suppress(ConnectionError, TimeoutError):
+            # What is still open when the process stops is cancelled; asyncio would report that as a failed callback.
+            with suppress(ConnectionError, TimeoutError, asyncio.CancelledError):
                 refusal = self._admission(writer) or await self._converse(reader, writer)
                 if refusal is not None:
                     log.warning("turned away", tag=refusal.tag, reason=refusal.reason)
                     await _turn_away(reader, writer, refusal)
         finally:
-            self._open -= 1
             writer.close()
 
     def close(self) -> None:
@@ -80,20 +79,24 @@ class Connections:
         uid = peer_uid(writer.get_extra_info("socket"))
         if uid not in self._limits.allowed_uids:
             return Refusal(0, "policy-peer", f"uid {uid} is not in socket.allowed_uids")
-        if self._open > self._limits.max_connections:
-            return Refusal(0, "protocol-busy", f"more than {self._limits.max_connections} connections")
+        if self._admitted >= self._limits.max_connections:
+            return Refusal(0, "protocol-busy", f"{self._admitted} connections are open")
         return None
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Refusal | None:
         """Answer requests until the peer ends (None), or sends what is no request."""
         slots = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
-        async with asyncio.TaskGroup() as answers:
-            while True:
-                await slots.acquire()
-                request = await self._next_request(reader)
-                if not isinstance(request, Request):
-                    return request
-                answers.create_task(self._answer(request, writer)).add_done_callback(lambda _: slots.release())
+        self._admitted += 1
+        try:
+            async with asyncio.TaskGroup() as answers:
+                while True:
+                    await slots.acquire()
+                    request = await self._next_request(reader)
+                    if not isinstance(request, Request):
+                        return request
+                    answers.create_task(self._answer(request, writer)).add_done_callback(lambda _: slots.release())
+        finally:
+            self._admitted -= 1
 
     async def _next_request(self, reader: asyncio.StreamReader) -> Request | Refusal | None:
         try:

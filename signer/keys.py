@@ -32,7 +32,7 @@ DESTINATION_BRANCH = int.from_bytes(b"pchd", "big") | HARDENED
 """First level of its destinations. One level deeper than PROTOCOL §9.2's m/w1'/w2'/w3'/w4': the trees can't meet."""
 
 CACHED_CHILDREN = 10_000
-"""A derivation costs 0.3 ms, a signature 0.03; a child kept costs about a kilobyte."""
+"""A derivation costs 0.2 ms, a signature 0.03; a child kept costs about a kilobyte."""
 
 
 class Keys(Protocol):

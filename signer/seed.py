@@ -34,18 +34,14 @@ def read_seed(path: Path) -> bytes:
     except OSError as error:
         msg = f"{path} can't be opened: {error.strerror}"
         raise SeedError(msg) from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            msg = f"{path} is not a regular file"
+    try:
+        problem = _file_problem(os.fstat(descriptor))
+        if problem:
+            msg = f"{path} {problem}"
             raise SeedError(msg)
-        if status.st_uid != os.geteuid():
-            msg = f"{path} belongs to uid {status.st_uid}, not to the signer's {os.geteuid()}: `chown` it"
-            raise SeedError(msg)
-        if status.st_mode & 0o077:
-            msg = f"{path} has mode {stat.S_IMODE(status.st_mode):04o}, others can use it: `chmod 600` it"
-            raise SeedError(msg)
-        return _parse(path, file.read(2 * SEED_BYTES + 2))
+        return _parse(path, os.read(descriptor, 2 * SEED_BYTES + 2))
+    finally:
+        os.close(descriptor)
 
 
 def create_seed(path: Path) -> None:
@@ -68,6 +64,16 @@ def create_seed(path: Path) -> None:
     except OSError as error:
         msg = f"{path} can't be created: {error.strerror}"
         raise SeedError(msg) from None
+
+
+def _file_problem(status: os.stat_result) -> str:
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a regular file"
+    if status.st_uid != os.geteuid():
+        return f"belongs to uid {status.st_uid}, not to the signer's {os.geteuid()}: `chown` it"
+    if status.st_mode & 0o077:
+        return f"has mode {stat.S_IMODE(status.st_mode):04o}, others can use it: `chmod 600` it"
+    return ""
 
 
 def _parse(path: Path, content: bytes) -> bytes:

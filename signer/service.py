@@ -74,7 +74,7 @@ def init(file: _File) -> None:
 
 def main() -> None:
     """Run the command line."""
-    _protect_memory()
+    protect_memory()
     os.umask(0o077)
     structlog.configure(
         processors=[
@@ -164,7 +164,7 @@ def _identity(config: SignerConfig) -> dict[str, str]:
     }
 
 
-def _protect_memory() -> None:
+def protect_memory() -> None:
     """Keep keys out of core dumps, and out of reach of a debugger of the same user."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:

@@ -1,0 +1,49 @@
+"""Valid requests to the signer, for tests to send, mutate and compare."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+from coincurve import PrivateKey
+
+from paychan.protocol.address import key_script
+from paychan.protocol.payment import sign_payment
+from paychan.protocol.scripts import make_terms
+from paychan.protocol.settlement import Claim
+from paychan.protocol.signerwire import SettlementRequest
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+from signer.keys import Keys
+
+CLIENT = PrivateKey(sha256(b"a client of the signer's tests").digest())
+CLIENT_KEY = CLIENT.public_key.format()
+CHANGE_SCRIPT = key_script(CLIENT_KEY)
+EXPIRY = UnixTime(1_900_000_000)
+
+
+def make_claim(server_key: bytes, *, change_sat: int = 400_000, number: int = 0) -> Claim:
+    """A claim out of a channel of 1,000,000 satoshi; `number` tells channels of the same keys apart."""
+    terms = make_terms(server_key, CLIENT_KEY, EXPIRY)
+    outpoint = OutPoint(sha256(b"funding %d" % number).digest(), number)
+    payment = sign_payment(CLIENT, terms, outpoint, CHANGE_SCRIPT, Sat(change_sat))
+    return Claim(terms, outpoint, Sat(1_000_000), CHANGE_SCRIPT, payment)
+
+
+def make_request(keys: Keys, *, drained: int = 1, request_id: int = 7) -> SettlementRequest:
+    """A channel with change and `drained` channels without, settled together for 5,000 satoshi."""
+    server_key = keys.public_key(CLIENT_KEY, EXPIRY)
+    claims = [make_claim(server_key)]
+    claims += [make_claim(server_key, change_sat=0, number=n) for n in range(1, drained + 1)]
+    destination = keys.destination_script(CLIENT_KEY, EXPIRY)
+    return SettlementRequest(request_id, tuple(claims), destination, Sat(5_000))
+
+
+def mutated(value: Any, path: str, new: Any) -> Any:
+    """A copy with one field replaced: `mutated(request, "claims.0.payment.flag", 1)`."""
+    name, _, rest = path.partition(".")
+    if isinstance(value, tuple):
+        items = list(value)
+        items[int(name)] = mutated(items[int(name)], rest, new) if rest else new
+        return tuple(items)
+    return msgspec.structs.replace(value, **{name: mutated(getattr(value, name), rest, new) if rest else new})

@@ -1,0 +1,132 @@
+"""The signer's settings: the shipped files, and every combination that is refused."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from paychan.protocol.declared import SettingsError, settings_table
+from signer.config import SignerConfig, load_signer_config
+
+SHIPPED = Path(__file__).parents[2] / "config"
+KEY = '[key]\nmode = "hardened"\n'
+TEST_ADDRESS = "mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY"
+LIVE_ADDRESS = "1M8iwBs5XD7ZJQJCDC7BdLEpSivRQZJ2Hg"
+
+
+def load(tmp_path: Path, text: str) -> SignerConfig:
+    file = tmp_path / "signer.toml"
+    file.write_text(text)
+    return load_signer_config(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "debug", "mode", "create"),
+    [
+        ("live", "live", False, "hardened", False),
+        ("test", "test", False, "hardened", True),
+        ("regtest", "regtest", False, "hardened", True),
+        ("debug", "test", True, "debug", False),
+    ],
+)
+def test_shipped_files_load(name: str, network: str, debug: bool, mode: str, create: bool) -> None:
+    """Each shipped file is accepted; only debug has the debug key, and a live seed is never drawn unasked."""
+    config = load_signer_config(SHIPPED / name / "signer.toml")
+
+    assert (config.network, config.debug, config.key.mode) == (network, debug, mode)
+    assert config.key.create_if_missing is create
+    assert config.state_dir == Path.cwd() / ".paychan" / name
+    assert config.socket_path == config.state_dir / "signer.sock"
+    assert config.seed_path == config.state_dir / "signer.seed"
+    assert config.allowed_uids == {os.geteuid()}
+
+
+@pytest.mark.parametrize("name", ["live", "test", "regtest", "debug"])
+def test_shipped_files_show_and_explain_every_key(name: str) -> None:
+    """A shipped file has every declared key, with the declared doc and unit beside it."""
+    section, found = "", {}
+    for line in (SHIPPED / name / "signer.toml").read_text().splitlines():
+        if heading := re.fullmatch(r"\[(\w+)\]", line):
+            section = heading[1] + "."
+        elif row := re.fullmatch(r"(\w+) = .*? +# (.*)", line):
+            found[section + row[1]] = row[2]
+
+    assert found == {
+        row.key: f"{row.doc} ({row.unit})" if row.unit else row.doc for row in settings_table(SignerConfig)
+    }
+
+
+@pytest.mark.parametrize("name", ["live", "test", "regtest", "debug"])
+def test_shipped_files_hold_no_secret(name: str) -> None:
+    """No shipped file contains anything that could be a key or a seed."""
+    assert not re.search(r"[0-9a-fA-F]{64}", (SHIPPED / name / "signer.toml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "reason"),
+    [
+        (f'network = "live"\ndebug = true\n{KEY}', "debug", 'on the "test" network only, not on "live"'),
+        (f'network = "regtest"\ndebug = true\n{KEY}', "debug", 'not on "regtest"'),
+        ('network = "live"\n[key]\nmode = "debug"', "key.mode", "publicly known"),
+        ('network = "test"\n[key]\nmode = "debug"', "key.mode", "debug = true"),
+        ('network = "regtest"\n[key]\nmode = "debug"', "key.mode", "publicly known"),
+        ('network = "test"\ndebug = true\n[key]\nmode = "debug"', "settlement.destination_address", "required"),
+        (
+            f'network = "live"\n{KEY}[settlement]\ndestination_address = "{TEST_ADDRESS}"',
+            "settlement.destination_address",
+            "not of the live network",
+        ),
+        (
+            f'network = "test"\n{KEY}[settlement]\ndestination_address = "{LIVE_ADDRESS}"',
+            "settlement.destination_address",
+            "not of the test network",
+        ),
+        (
+            f'network = "test"\n{KEY}[settlement]\ndestination_address = "{TEST_ADDRESS[:-1]}Z"',
+            "settlement.destination_address",
+            "checksum",
+        ),
+        (f'network = "test"\n{KEY}[socket]\nallowed_uids = [4242]', "socket.allowed_uids", "socket.group"),
+        (f'network = "test"\n{KEY}[socket]\nallowed_uids = [-1]', "socket.allowed_uids[0]", ">= 0"),
+        (f'network = "test"\n{KEY}[socket]\npath = "/{"x" * 107}"', "socket.path", "108 bytes"),
+        (f'network = "test"\n{KEY}[socket]\nrequest_seconds = 0', "socket.request_seconds", "> 0"),
+        (f'network = "signet"\n{KEY}', "network", "signet"),
+        ('network = "test"\n[key]\nmode = "plain"', "key.mode", "plain"),
+        (f'network = "test"\n{KEY}seed = "00"', "key.seed", "unknown key"),
+        (KEY, "network", "required"),
+        ('network = "test"', "key", "required"),
+        ("network = ", "", "not TOML"),
+    ],
+)
+def test_what_can_not_work_is_refused(tmp_path: Path, text: str, key: str, reason: str) -> None:
+    """Impossible combinations and wrong values are errors that name file, key and reason."""
+    with pytest.raises(SettingsError) as refused:
+        load(tmp_path, text)
+
+    assert refused.value.source == str(tmp_path / "signer.toml")
+    assert refused.value.key == key
+    assert reason in refused.value.reason
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    """A file that can't be read is an error that names it."""
+    with pytest.raises(SettingsError, match=r"none\.toml: can't be read"):
+        load_signer_config(tmp_path / "none.toml")
+
+
+def test_other_users_are_allowed_through_a_group(tmp_path: Path) -> None:
+    """A list of users together with a group is accepted, and replaces the signer's own user."""
+    config = load(tmp_path, f'network = "test"\n{KEY}[socket]\ngroup = "paychan"\nallowed_uids = [4242]')
+
+    assert config.allowed_uids == {4242}
+
+
+def test_state_directory_is_the_default_place(tmp_path: Path) -> None:
+    """Socket and seed follow `state_dir`, unless they are given."""
+    config = load(tmp_path, f'network = "test"\nstate_dir = "/srv/p"\n{KEY}seed_file = "/etc/p.seed"')
+
+    assert config.socket_path == Path("/srv/p/signer.sock")
+    assert config.seed_path == Path("/etc/p.seed")

@@ -1,0 +1,159 @@
+"""Each policy by mutation: one field of a valid request changed gives that policy's refusal and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from coincurve import PublicKey
+
+from paychan.protocol.address import key_script, p2sh_script
+from paychan.protocol.signerwire import Refusal, SettlementReply
+from paychan.protocol.types import MAX_MONEY_SAT
+from signer.handlers import Handler
+from signer.keys import hardened_keys
+from signer.policy import MAX_CLAIMS, POLICIES
+from tests.signer.messages import CHANGE_SCRIPT, CLIENT_KEY, EXPIRY, make_claim, make_request, mutated
+
+KEYS = hardened_keys(bytes(32))
+SERVER_KEY = KEYS.public_key(CLIENT_KEY, EXPIRY)
+OTHER_KEY = PublicKey.from_secret(b"\x07" * 32).format()
+REQUEST = make_request(KEYS)
+WITH_CHANGE, DRAINED = REQUEST.claims
+SIGNATURE = WITH_CHANGE.payment.signature
+ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+
+
+def with_high_s(signature: bytes) -> bytes:
+    """The other S that verifies by consensus but is not relayed (BIP62 rule 5)."""
+    r, s = signature[: 4 + signature[3]], signature[6 + signature[3] :]
+    high = b"\x00" + (ORDER - int.from_bytes(s, "big")).to_bytes(32, "big")
+    body = r[2:] + b"\x02" + bytes([len(high)]) + high
+    return b"\x30" + bytes([len(body)]) + body
+
+
+TEMPLATE = [
+    ("claims", (), "0 claims"),
+    ("claims", tuple(make_claim(SERVER_KEY, change_sat=0, number=n) for n in range(MAX_CLAIMS + 1)), "201 claims"),
+    ("claims", (DRAINED, WITH_CHANGE), "only claim 0"),
+    ("claims", (WITH_CHANGE, DRAINED, DRAINED), "claimed twice"),
+    ("claims.0.terms.server_key", OTHER_KEY, "ours for this channel is"),
+    ("claims.0.terms.server_key", CLIENT_KEY, "ours for this channel is"),
+    ("claims.1.terms.server_key", OTHER_KEY, "claim 1"),
+    ("claims.0.terms.client_key", OTHER_KEY, "ours for this channel is"),
+    ("claims.0.terms.client_key", b"\x02" + b"\xff" * 32, "not a point"),
+    ("claims.0.terms.client_key", b"\x04" + CLIENT_KEY[1:], "compressed"),
+    ("claims.0.terms.expiry", EXPIRY + 1, "ours for this channel is"),
+    ("claims.0.terms.expiry", 499_999_999, "not a time"),
+    ("claims.0.terms.expiry", 1 << 32, "not a time"),
+    ("claims.0.terms.expiry", 0, "not a time"),
+    ("claims.0.terms.expiry", -1, "not a time"),
+    ("claims.0.outpoint.txid", b"", "0 bytes of txid"),
+    ("claims.0.outpoint.txid", bytes(31), "31 bytes of txid"),
+    ("claims.0.outpoint.txid", bytes(33), "33 bytes of txid"),
+    ("claims.0.outpoint.vout", -1, "index -1"),
+    ("claims.0.outpoint.vout", 1 << 32, "index 4294967296"),
+    ("claims.0.funding_sat", 0, "funding of 0 sat"),
+    ("claims.0.funding_sat", -1, "funding of -1 sat"),
+    ("claims.0.funding_sat", MAX_MONEY_SAT + 1, "funding of 2100000000000001 sat"),
+    ("claims.0.funding_sat", MAX_MONEY_SAT, "more than all bitcoins"),
+    ("claims.0.funding_sat", 399_999, "change of 400000 sat out of 399999 sat"),
+    ("claims.0.payment.change_sat", 1_000_001, "change of 1000001 sat out of 1000000 sat"),
+    ("claims.0.payment.change_sat", -1, "change of -1 sat"),
+    ("claims.1.payment.change_sat", 1, "only claim 0"),
+    ("claims.0.change_script", b"", "0 bytes"),
+    ("claims.0.change_script", b"\x6a" + CHANGE_SCRIPT[1:], "25 bytes"),
+    ("claims.0.change_script", b"\x6a" + p2sh_script(b"")[1:], "23 bytes"),
+    ("claims.0.change_script", b"\x00\x14" + bytes(20), "22 bytes"),
+    ("claims.0.change_script", CHANGE_SCRIPT + b"\xac", "26 bytes"),
+    ("claims.0.change_script", bytes(10_000), "10000 bytes"),
+]
+DESTINATION = [
+    ("destination_script", b"", "not ours"),
+    ("destination_script", key_script(OTHER_KEY), "not ours"),
+    ("destination_script", key_script(SERVER_KEY), "not ours"),
+    ("destination_script", CHANGE_SCRIPT, "not ours"),
+    ("destination_script", REQUEST.destination_script + b"\x00", "not ours"),
+    ("destination_script", KEYS.destination_script(OTHER_KEY, EXPIRY), "not ours"),
+]
+CLIENT_SIGNATURE = [
+    ("claims.0.outpoint.txid", bytes(32), "does not verify"),
+    ("claims.0.outpoint.vout", 1, "does not verify"),
+    ("claims.1.outpoint.vout", 2, "claim 1"),
+    ("claims.0.change_script", key_script(OTHER_KEY), "does not verify"),
+    ("claims.0.change_script", p2sh_script(b""), "does not verify"),
+    ("claims.0.payment.change_sat", 399_999, "does not verify"),
+    ("claims.0.payment.change_sat", 400_001, "does not verify"),
+    ("claims.0.payment.change_sat", 0, "does not fit a change value of 0 sat"),
+    ("claims.0.payment.flag", 0x82, "does not fit a change value of 400000 sat"),
+    ("claims.1.payment.flag", 0x83, "does not fit a change value of 0 sat"),
+    *[("claims.0.payment.flag", flag, "got 0x") for flag in (*range(0x82), *range(0x84, 0x101), 0x183)],
+    ("claims.0.payment.flag", -1, "need 0x83"),
+    ("claims.0.payment.signature", with_high_s(SIGNATURE), "upper half"),
+    ("claims.0.payment.signature", SIGNATURE[:-1] + bytes([SIGNATURE[-1] ^ 1]), "does not verify"),
+    ("claims.0.payment.signature", SIGNATURE[:-1], "strict DER"),
+    ("claims.0.payment.signature", SIGNATURE + b"\x00", "strict DER"),
+    ("claims.0.payment.signature", bytes(8), "strict DER"),
+    ("claims.0.payment.signature", bytes.fromhex("3006020100020100"), "does not verify"),
+    ("claims.0.payment.signature", bytes.fromhex("302e022a") + b"\x01" * 42 + b"\x02\x01\x01", "strict DER"),
+    ("claims.0.payment", DRAINED.payment, "does not verify"),
+    ("claims.1.payment.signature", SIGNATURE, "claim 1"),
+]
+FEE = [
+    ("fee_sat", -1, "-1 sat, want 0 to the 1600000 sat"),
+    ("fee_sat", 1_600_001, "want 0 to the 1600000 sat"),
+    ("fee_sat", (1 << 63) - 1, "want 0 to the 1600000 sat"),
+]
+
+
+def expect_refusal(request: Any, tag: str, reason: str) -> None:
+    """The request gets this refusal, and the valid one gets the same settlement before and after."""
+    handler = Handler(KEYS, "regtest", "hardened", debug=False)
+    before = handler(REQUEST)
+    assert isinstance(before, SettlementReply)
+
+    reply = handler(request)
+
+    assert isinstance(reply, Refusal)
+    assert (reply.id, reply.tag) == (REQUEST.id, tag)
+    assert reason in reply.reason
+    assert handler(REQUEST) == before
+
+
+@pytest.mark.parametrize(("path", "new", "reason"), TEMPLATE)
+def test_policy_template(path: str, new: Any, reason: str) -> None:
+    """Only own keys, values that exist, standard change scripts, and a layout that can be signed."""
+    expect_refusal(mutated(REQUEST, path, new), "policy-template", reason)
+
+
+@pytest.mark.parametrize(("path", "new", "reason"), DESTINATION)
+def test_policy_destination(path: str, new: Any, reason: str) -> None:
+    """The server's output goes to nobody but the destination that belongs to one of the claims."""
+    expect_refusal(mutated(REQUEST, path, new), "policy-destination", reason)
+
+
+@pytest.mark.parametrize(("path", "new", "reason"), CLIENT_SIGNATURE)
+def test_policy_client_signature(path: str, new: Any, reason: str) -> None:
+    """The client's signature must be over exactly this outpoint, change value and script, with the flag that fits."""
+    expect_refusal(mutated(REQUEST, path, new), "policy-client-signature", reason)
+
+
+@pytest.mark.parametrize(("path", "new", "reason"), FEE)
+def test_policy_fee(path: str, new: Any, reason: str) -> None:
+    """The fee is not negative, and not more than what was received."""
+    expect_refusal(mutated(REQUEST, path, new), "policy-fee", reason)
+
+
+def test_policy_fee_leaves_an_output() -> None:
+    """All of a drained channel as fee would be a transaction without outputs; with change it is one with change."""
+    expect_refusal(mutated(mutated(REQUEST, "claims", (DRAINED,)), "fee_sat", 1_000_000), "policy-fee", "no output")
+
+    handler = Handler(KEYS, "regtest", "hardened", debug=False)
+    assert isinstance(handler(mutated(REQUEST, "fee_sat", 1_600_000)), SettlementReply)
+
+
+def test_every_policy_has_its_test() -> None:
+    """The table of policies and the tests of this module name the same tags."""
+    tests = {name.removeprefix("test_").replace("_", "-") for name in globals() if name.startswith("test_policy_")}
+
+    assert {tag for tag, _ in POLICIES} == tests - {"policy-fee-leaves-an-output"}

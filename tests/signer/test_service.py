@@ -1,0 +1,438 @@
+"""The signer as a process over its real socket: who is answered, and that nobody can keep the others waiting."""
+
+from __future__ import annotations
+
+import grp
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from paychan.protocol.signerwire import (
+    MAX_FRAME_BYTES,
+    Health,
+    HealthReply,
+    KeyReply,
+    KeyRequest,
+    Refusal,
+    Reply,
+    Request,
+    SettlementReply,
+    decode_reply,
+    encode_frame,
+    frame_size,
+)
+from signer.keys import HARDENED, Node, channel_words, hardened_keys
+from tests.lib.signer_process import COMMAND, DEBUG, REGTEST, SignerProcess
+from tests.signer.messages import CLIENT_KEY, EXPIRY, make_request, mutated
+
+HEALTHY = HealthReply(1, "regtest", "hardened", debug=False)
+HALF_FRAME = encode_frame(Health(1))[:-1]
+
+
+def connect(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(20)
+    connection.connect(str(path))
+    return connection
+
+
+def receive(connection: socket.socket) -> Reply | None:
+    """The next reply, or None when the signer has closed."""
+    with connection.makefile("rb", buffering=0) as file:
+        prefix = file.read(4)
+        if not prefix:
+            return None
+        body = b""
+        while len(body) < frame_size(prefix):
+            body += file.read(frame_size(prefix) - len(body))
+        return decode_reply(body)
+
+
+def ask(path: Path, request: Request | bytes) -> Reply | None:
+    with connect(path) as connection:
+        connection.sendall(request if isinstance(request, bytes) else encode_frame(request))
+        return receive(connection)
+
+
+@pytest.fixture(scope="module")
+def signer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SignerProcess]:
+    """One process for all tests that leave it as they found it."""
+    with SignerProcess(tmp_path_factory.mktemp("signer")) as running:
+        yield running
+
+
+# --- who is answered ------------------------------------------------------------------------------------------------
+
+
+def test_socket_is_the_owners_alone(signer: SignerProcess) -> None:
+    """Socket and seed have mode 0600: no other user can even connect."""
+    status = signer.socket.stat()
+
+    assert stat.S_ISSOCK(status.st_mode)
+    assert stat.S_IMODE(status.st_mode) == 0o600
+    assert stat.S_IMODE(signer.seed.stat().st_mode) == 0o600
+    assert ask(signer.socket, Health(1)) == HEALTHY
+
+
+SPEAK_AS_NOBODY = """
+import os, socket, sys
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+connection = socket.socket(socket.AF_UNIX)
+connection.connect(sys.argv[1])
+connection.sendall(bytes.fromhex(sys.argv[2]))
+answer = b""
+while chunk := connection.recv(4096):
+    answer += chunk
+print(answer.hex())
+"""
+
+
+def ask_as_nobody(path: Path, message: bytes) -> bytes:
+    """All that the signer sends to a process of user and group 65534."""
+    command = [sys.executable, "-c", SPEAK_AS_NOBODY, str(path), message.hex()]
+    return bytes.fromhex(subprocess.run(command, capture_output=True, check=True, text=True, timeout=30).stdout)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+def test_policy_peer() -> None:
+    """A process of a user who is not on the list is refused by its credentials, even if it can open the socket."""
+    with tempfile.TemporaryDirectory() as name, SignerProcess(Path(name)) as running:
+        Path(name).chmod(0o755)
+        running.socket.chmod(0o666)
+        reply = decode_reply(ask_as_nobody(running.socket, encode_frame(Health(1)))[4:])
+
+    assert isinstance(reply, Refusal)
+    assert (reply.id, reply.tag) == (0, "policy-peer")
+    assert "uid 65534" in reply.reason
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+def test_users_of_the_group_on_the_list_are_answered() -> None:
+    """With a group, the socket has mode 0660 and belongs to it, and a listed user of the group is answered."""
+    with tempfile.TemporaryDirectory() as name:
+        allowed = f'[socket]\ngroup = "{grp.getgrgid(65534).gr_name}"\nallowed_uids = [65534, {os.geteuid()}]\n'
+        with SignerProcess(Path(name), REGTEST + allowed) as running:
+            Path(name).chmod(0o755)
+            status = running.socket.stat()
+            # garbage after the request, so that the signer ends the connection
+            frame = ask_as_nobody(running.socket, encode_frame(Health(1)) + b"\xff" * 4)
+
+    assert (stat.S_IMODE(status.st_mode), status.st_gid) == (0o660, 65534)
+    assert decode_reply(frame[4 : 4 + frame_size(frame[:4])]) == HEALTHY
+
+
+# --- what is no request ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\nHost: signer\r\n\r\n",
+        (MAX_FRAME_BYTES + 1).to_bytes(4, "big"),
+        b"\xff" * 4,
+        bytes(4),
+        (4).to_bytes(4, "big") + b"\x00\x92\x01\x05",
+        (4).to_bytes(4, "big") + b"\x02\x92\x01\x05",
+        (4).to_bytes(4, "big") + b"\x01\x92\x04\x05",
+        (4).to_bytes(4, "big") + b"\x01\x92\x65\x05",
+        (3).to_bytes(4, "big") + b"\x01\x91\x03",
+        (2).to_bytes(4, "big") + b"\x01\xc1",
+        (60_001).to_bytes(4, "big") + b"\x01" + b"\x91" * 60_000,
+    ],
+    ids=[
+        "http", "oversized", "4-GiB", "empty", "version-0", "version-2",
+        "unknown-number", "a-reply", "missing-fields", "no-msgpack", "deep",
+    ],
+)  # fmt: skip
+def test_garbage_is_refused_and_ends_the_connection(signer: SignerProcess, garbage: bytes) -> None:
+    """What is no message of this version is told so with id 0, then the connection ends; others go on."""
+    with connect(signer.socket) as bad, connect(signer.socket) as good:
+        bad.sendall(garbage)
+        reply = receive(bad)
+        assert isinstance(reply, Refusal)
+        assert (reply.id, reply.tag) == (0, "protocol-message")
+        assert receive(bad) is None
+
+        good.sendall(encode_frame(Health(1)))
+        assert receive(good) == HEALTHY
+
+
+def test_requests_before_garbage_are_answered(signer: SignerProcess) -> None:
+    """Requests that came whole are answered under their ids, before the refusal of what followed."""
+    requests = [KeyRequest(number, CLIENT_KEY, EXPIRY) for number in range(1, 6)]
+    with connect(signer.socket) as connection:
+        connection.sendall(b"".join(map(encode_frame, requests)) + bytes(4))
+        replies = [receive(connection) for _ in range(6)]
+
+    assert sorted(reply.id for reply in replies if isinstance(reply, KeyReply)) == [1, 2, 3, 4, 5]
+    assert isinstance(replies[-1], Refusal)
+
+
+def test_broken_off_frames_harm_nobody(signer: SignerProcess) -> None:
+    """A peer that leaves in the middle of a frame, at any byte, leaves nothing behind."""
+    frame = encode_frame(KeyRequest(1, CLIENT_KEY, EXPIRY))
+    for size in range(len(frame)):
+        with connect(signer.socket) as connection:
+            connection.sendall(frame[:size])
+
+    assert ask(signer.socket, Health(1)) == HEALTHY
+
+
+# --- nobody waits for another ---------------------------------------------------------------------------------------
+
+HASTY = REGTEST + "[socket]\nrequest_seconds = 0.3\nidle_seconds = 0.3\nmax_connections = 8\n"
+
+
+def test_policy_deadline_of_half_a_frame(tmp_path: Path) -> None:
+    """Half a frame is refused when its time is over, and a connection without requests is closed without a word."""
+    with SignerProcess(tmp_path, HASTY) as running, connect(running.socket) as half, connect(running.socket) as idle:
+        half.sendall(HALF_FRAME)
+        reply = receive(half)
+
+        assert isinstance(reply, Refusal)
+        assert (reply.id, reply.tag) == (0, "policy-deadline")
+        assert receive(half) is None
+        assert receive(idle) is None
+
+
+def test_slow_peers_do_not_hold_up_others(signer: SignerProcess) -> None:
+    """While twenty peers send half a frame, an honest one is answered."""
+    with ExitStack() as slow:
+        for _ in range(20):
+            slow.enter_context(connect(signer.socket)).sendall(HALF_FRAME)
+
+        assert ask(signer.socket, Health(1)) == HEALTHY
+
+
+def test_peer_that_reads_no_answers_is_cut_off(tmp_path: Path) -> None:
+    """A peer that asks on and on without reading holds up nobody, and is cut off before all is worked on."""
+    with SignerProcess(tmp_path, HASTY) as running, connect(running.socket) as greedy:
+        greedy.setblocking(False)
+        asked = greedy.send(encode_frame(Health(1)) * 20_000) // len(encode_frame(Health(1)))
+
+        assert ask(running.socket, Health(1)) == HEALTHY
+        end = select.poll()
+        end.register(greedy, 0)
+        assert end.poll(20_000)  # tells the end without reading
+        answered = 0
+        while chunk := read_what_is_left(greedy):
+            answered += len(chunk)
+
+    assert 0 < answered < asked * len(encode_frame(HEALTHY))
+
+
+def read_what_is_left(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(1 << 20)
+    except ConnectionResetError:  # it was cut off with requests unread
+        return b""
+
+
+def test_too_many_connections_are_turned_away(tmp_path: Path) -> None:
+    """Connections over the limit are told that the signer is busy; one that ends makes room."""
+    limited = REGTEST + "[socket]\nmax_connections = 2\n"
+    with SignerProcess(tmp_path, limited) as running:
+        for _ in range(3):  # a place is free again as soon as the signer has seen a connection end
+            with ExitStack() as connections:
+                for _ in range(2):
+                    connections.enter_context(admitted(running.socket))
+
+                reply = ask(running.socket, Health(1))
+
+                assert isinstance(reply, Refusal)
+                assert (reply.id, reply.tag) == (0, "protocol-busy")
+
+
+def admitted(path: Path) -> socket.socket:
+    """A connection that has been answered, tried for until there is room."""
+    while True:
+        connection = connect(path)
+        connection.sendall(encode_frame(Health(1)))
+        if receive(connection) == HEALTHY:
+            return connection
+        connection.close()
+
+
+# --- start and stop -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_stop_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+    """SIGTERM and SIGINT end the process with status 0 and remove the socket, also with connections open."""
+    with SignerProcess(tmp_path) as running, connect(running.socket) as connection:
+        connection.sendall(HALF_FRAME)
+        os.kill(running.pid, number)
+        assert running.process is not None
+        assert running.process.wait(20) == 0
+        assert not running.socket.exists()
+
+    lines = running.log.read_text().splitlines()
+    assert ['event="signer stopped"' in line for line in lines] == [False] * (len(lines) - 1) + [True]
+
+
+def test_start_says_what_it_serves(signer: SignerProcess) -> None:
+    """One line at the start has network, key mode, socket and destination."""
+    line = next(line for line in signer.log.read_text().splitlines() if "signer started" in line)
+
+    assert f'network=regtest key_mode=hardened socket={signer.socket} destination="derived per channel"' in line
+
+
+def test_debug_is_loud(tmp_path: Path) -> None:
+    """With the debug key, the signer says at the start that anybody can take what it earns."""
+    with SignerProcess(tmp_path, DEBUG) as running:
+        reply = ask(running.socket, KeyRequest(1, CLIENT_KEY, EXPIRY))
+
+    assert isinstance(reply, KeyReply)
+    assert reply.server_key.hex() == "0225b3aaf58992a8cc909522c2ec859ef218fd29fda0a6723cfb4e0529f80cc8f3"
+    log = running.log.read_text()
+    assert "level=warning" in log
+    assert "DEBUG KEY: publicly known" in log
+    assert "destination=mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY" in log
+
+
+def test_socket_of_a_killed_signer_is_replaced(tmp_path: Path) -> None:
+    """After SIGKILL the socket stays behind; the next start replaces it and has the same keys."""
+    with SignerProcess(tmp_path) as running:
+        before = ask(running.socket, KeyRequest(1, CLIENT_KEY, EXPIRY))
+        running.kill()
+        assert running.socket.exists()
+
+        running.start()
+
+        assert ask(running.socket, KeyRequest(1, CLIENT_KEY, EXPIRY)) == before
+
+
+def test_second_signer_is_refused(signer: SignerProcess) -> None:
+    """A second signer on the same socket ends with an error that says so; the first one goes on."""
+    ended = subprocess.run([COMMAND, signer.file], capture_output=True, text=True, check=False, timeout=30)
+
+    assert ended.returncode == 2
+    assert f"{signer.file}: socket.path: another signer is running on {signer.socket}" in ended.stderr
+    assert ask(signer.socket, Health(1)) == HEALTHY
+
+
+def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
+    """Neither a socket that another program answers on nor an ordinary file is replaced."""
+    running = SignerProcess(tmp_path)
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(running.socket))
+        other.listen()
+        ended = subprocess.run([COMMAND, running.file], capture_output=True, text=True, check=False, timeout=30)
+        assert "another process answers" in ended.stderr
+        assert running.socket.is_socket()
+    running.socket.unlink()
+    running.socket.write_text("something")
+
+    ended = subprocess.run([COMMAND, running.file], capture_output=True, text=True, check=False, timeout=30)
+
+    assert "exists and is not a socket" in ended.stderr
+    assert running.socket.read_text() == "something"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ('network = "live"\n[key]\nmode = "debug"\n', "key.mode: the key of"),
+        (DEBUG.replace('"test"', '"live"'), "debug: debug exists"),
+        ('network = "live"\n[key]\nmode = "hardened"\n', "key.seed_file: there is no"),
+        (f'{REGTEST}[socket]\ngroup = "no-such-group"\n', "socket.group: there is no group"),
+        (f'{REGTEST}seed_file = "/dev/null"\n', "key.seed_file: /dev/null is not a regular file"),
+        (f'{REGTEST}[socket]\npath = "/dev/null/x"\n', "socket.path: /dev/null"),
+        ("network = \n", "not TOML"),
+    ],
+)
+def test_wrong_settings_end_the_start(tmp_path: Path, config: str, message: str) -> None:
+    """What can't be used ends the start with status 2 and one line of file, key and reason, not with a traceback."""
+    running = SignerProcess(tmp_path, config)
+
+    ended = subprocess.run([COMMAND, running.file], capture_output=True, text=True, check=False, timeout=30)
+
+    assert ended.returncode == 2
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith(f"paychan-signer: {running.file}: ")
+    assert message in last
+    assert "Traceback" not in ended.stderr
+
+
+def test_init_creates_the_seed_once(tmp_path: Path) -> None:
+    """`paychan-signer init FILE` creates the seed; a second time is an error and changes nothing."""
+    running = SignerProcess(tmp_path, 'network = "live"\n[key]\nmode = "hardened"\n')
+    command = [COMMAND, "init", running.file]
+
+    first = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    seed = running.seed.read_text()
+    second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+
+    assert str(running.seed) in first.stdout
+    assert seed.strip() not in first.stdout + first.stderr
+    assert (second.returncode, running.seed.read_text()) == (2, seed)
+    assert "exists already" in second.stderr
+    with running:
+        assert ask(running.socket, Health(1)) == HealthReply(1, "live", "hardened", debug=False)
+
+
+# --- secrets --------------------------------------------------------------------------------------------------------
+
+
+def test_no_output_holds_a_secret(tmp_path: Path) -> None:
+    """Neither log nor replies of a full run, refusals and garbage included, contain the seed or a derived key."""
+    with SignerProcess(tmp_path) as running:
+        seed = bytes.fromhex(running.seed.read_text())
+        request = make_request(hardened_keys(seed))
+        wrong = mutated(request, "claims.0.payment.flag", 1)
+        sent: list[Request | bytes] = [Health(1), KeyRequest(2, CLIENT_KEY, EXPIRY), request, wrong, bytes(4)]
+        replies = [ask(running.socket, message) for message in sent]
+        shown = Path(f"/proc/{running.pid}/cmdline").read_bytes() + Path(f"/proc/{running.pid}/environ").read_bytes()
+        assert running.stop() == 0
+        assert running.process is not None
+
+    assert isinstance(replies[2], SettlementReply)
+    output = running.log.read_bytes() + shown + b"".join(encode_frame(reply) for reply in replies if reply)
+    words = [word | HARDENED for word in channel_words(CLIENT_KEY, EXPIRY)]
+    nodes = [Node.from_seed(seed)]
+    for branch in (b"pchk", b"pchd"):
+        for depth in range(5):
+            path = [int.from_bytes(branch, "big") | HARDENED, *words][: depth + 1]
+            nodes.append(Node.from_seed(seed).descend(path))
+    secrets = [seed, *(node.key.secret for node in nodes), *(node.chain_code for node in nodes)]
+    for secret in secrets:
+        for form in (secret, secret.hex().encode(), secret[::-1].hex().encode(), str(int.from_bytes(secret)).encode()):
+            assert form not in output
+
+
+def test_signer_keeps_out_of_core_dumps() -> None:
+    """The process is not dumpable, so neither a core file nor a debugger of the same user shows its keys."""
+    code = (
+        "import ctypes, resource; from signer.service import protect_memory; protect_memory(); "
+        "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+
+    assert ended.stdout.strip() == "0 (0, 0)"
+
+
+def test_signer_stands_on_the_protocol_core_alone() -> None:
+    """Importing the service loads no server code, no OpenSSL keys, and nothing of the core that only the server needs."""
+    code = "import sys, signer.service; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    loaded = set(ended.stdout.split())
+
+    forbidden = {"pykka", "tornado", "plyvel", "psycopg", "httpx", "bitcoin.core.key", "actors"}
+    forbidden |= {f"paychan.protocol.{name}" for name in ("channel", "machine", "record", "rest", "refund")}
+    assert not loaded & forbidden
+    assert {name for name in loaded if name.startswith("paychan.")} == {
+        "paychan.protocol",
+        *(name for name in loaded if name.startswith("paychan.protocol.")),
+    }
