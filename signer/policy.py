@@ -59,8 +59,9 @@ def template(request: SettlementRequest, keys: Keys) -> str | None:
 def destination(request: SettlementRequest, keys: Keys) -> str | None:
     """policy-destination: the server's output goes where the configuration or the seed says."""
     own = {keys.destination_script(claim.terms.client_key, claim.terms.expiry) for claim in request.claims}
-    if request.destination_script not in own:
-        return f"destination script {request.destination_script.hex()} is not ours"
+    script = request.destination_script
+    if script not in own:
+        return f"destination script of {len(script)} bytes beginning {script[:25].hex()} is not ours"
     return None
 
 

@@ -18,7 +18,6 @@ from bitcoin.core.serialize import SerializationError
 from coincurve import PublicKey
 
 from paychan.protocol.errors import PaychanError
-from paychan.protocol.payment import encoding_problem
 from paychan.protocol.scripts import check_public_key
 from paychan.protocol.settlement import Claim, Settlement, sign_settlement
 from paychan.protocol.signerwire import (
@@ -56,6 +55,7 @@ class UnixSigner:
         self._ids = itertools.count(1)  # 0 is the signer's, for what belongs to no request
         self._connecting = asyncio.Lock()
         self._connection: _Connection | None = None
+        self._closed = False
 
     async def health(self) -> HealthReply:
         """Ask who the signer is."""
@@ -83,7 +83,8 @@ class UnixSigner:
         return reply.settlement
 
     async def close(self) -> None:
-        """Let go of the connection; calls in flight end with `SignerAbsent`."""
+        """Let go of the connection; calls in flight and later ones end with `SignerAbsent`."""
+        self._closed = True
         if self._connection is not None:
             await self._connection.close()
 
@@ -118,6 +119,9 @@ class UnixSigner:
             with suppress(ConnectionError):
                 return await self._connection.ask(frame, request_id)
         async with self._connecting:
+            if self._closed:
+                msg = "client was closed"
+                raise ConnectionAbortedError(msg)
             if self._connection is None or self._connection.lost:
                 self._connection = _Connection(*await asyncio.open_unix_connection(str(self._path)))
         return await self._connection.ask(frame, request_id)
@@ -198,7 +202,8 @@ def _rebuild(settlement: Settlement, claims: Sequence[Claim], destination_script
         claim, script = claims[index], scripts[index]
         start = 1 + len(claim.payment.signature_with_flag)
         signature = script[start + 1 : start + script[start]]  # its last byte is the hash flag
-        if encoding_problem(signature) or not PublicKey(claim.terms.server_key).verify(signature, digest, hasher=None):
+        # libsecp256k1 takes strict DER with low S only; what can't be parsed is a ValueError
+        if not PublicKey(claim.terms.server_key).verify(signature, digest, hasher=None):
             msg = f"input {index} lacks the server's signature"
             raise ValueError(msg)
         return signature

@@ -20,6 +20,7 @@ CLIENT = PrivateKey(sha256(b"a client of the signer's tests").digest())
 CLIENT_KEY = CLIENT.public_key.format()
 CHANGE_SCRIPT = key_script(CLIENT_KEY)
 EXPIRY = UnixTime(1_900_000_000)
+ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
 
 def make_claim(server_key: bytes, *, change_sat: int = 400_000, number: int = 0) -> Claim:
@@ -47,3 +48,18 @@ def mutated(value: Any, path: str, new: Any) -> Any:
         items[int(name)] = mutated(items[int(name)], rest, new) if rest else new
         return tuple(items)
     return msgspec.structs.replace(value, **{name: mutated(getattr(value, name), rest, new) if rest else new})
+
+
+def with_high_s(signature: bytes) -> bytes:
+    """The other S that verifies by consensus but is not relayed (BIP62 rule 5)."""
+    r, s = signature[: 4 + signature[3]], signature[6 + signature[3] :]
+    high = b"\x00" + (ORDER - int.from_bytes(s, "big")).to_bytes(32, "big")
+    body = r[2:] + b"\x02" + bytes([len(high)]) + high
+    return b"\x30" + bytes([len(body)]) + body
+
+
+def with_padded_s(signature: bytes) -> bytes:
+    """The same S with a zero byte before it that DER doesn't allow."""
+    size = signature[3]
+    body = signature[2 : 4 + size] + b"\x02" + bytes([signature[5 + size] + 1]) + b"\x00" + signature[6 + size :]
+    return b"\x30" + bytes([len(body)]) + body

@@ -8,12 +8,21 @@ import pytest
 from coincurve import PublicKey
 
 from paychan.protocol.address import key_script, p2sh_script
-from paychan.protocol.signerwire import Refusal, SettlementReply
+from paychan.protocol.signerwire import Refusal, SettlementReply, encode_frame, frame_size
 from paychan.protocol.types import MAX_MONEY_SAT
 from signer.handlers import Handler
 from signer.keys import hardened_keys
 from signer.policy import MAX_CLAIMS, POLICIES
-from tests.signer.messages import CHANGE_SCRIPT, CLIENT_KEY, EXPIRY, make_claim, make_request, mutated
+from tests.signer.messages import (
+    CHANGE_SCRIPT,
+    CLIENT_KEY,
+    EXPIRY,
+    make_claim,
+    make_request,
+    mutated,
+    with_high_s,
+    with_padded_s,
+)
 
 KEYS = hardened_keys(bytes(32))
 SERVER_KEY = KEYS.public_key(CLIENT_KEY, EXPIRY)
@@ -21,16 +30,6 @@ OTHER_KEY = PublicKey.from_secret(b"\x07" * 32).format()
 REQUEST = make_request(KEYS)
 WITH_CHANGE, DRAINED = REQUEST.claims
 SIGNATURE = WITH_CHANGE.payment.signature
-ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
-
-
-def with_high_s(signature: bytes) -> bytes:
-    """The other S that verifies by consensus but is not relayed (BIP62 rule 5)."""
-    r, s = signature[: 4 + signature[3]], signature[6 + signature[3] :]
-    high = b"\x00" + (ORDER - int.from_bytes(s, "big")).to_bytes(32, "big")
-    body = r[2:] + b"\x02" + bytes([len(high)]) + high
-    return b"\x30" + bytes([len(body)]) + body
-
 
 TEMPLATE = [
     ("claims", (), "0 claims"),
@@ -70,6 +69,7 @@ TEMPLATE = [
 ]
 DESTINATION = [
     ("destination_script", b"", "not ours"),
+    ("destination_script", bytes(60_000), "60000 bytes"),
     ("destination_script", key_script(OTHER_KEY), "not ours"),
     ("destination_script", key_script(SERVER_KEY), "not ours"),
     ("destination_script", CHANGE_SCRIPT, "not ours"),
@@ -90,6 +90,7 @@ CLIENT_SIGNATURE = [
     *[("claims.0.payment.flag", flag, "got 0x") for flag in (*range(0x82), *range(0x84, 0x101), 0x183)],
     ("claims.0.payment.flag", -1, "need 0x83"),
     ("claims.0.payment.signature", with_high_s(SIGNATURE), "upper half"),
+    ("claims.0.payment.signature", with_padded_s(SIGNATURE), "padded integer"),
     ("claims.0.payment.signature", SIGNATURE[:-1] + bytes([SIGNATURE[-1] ^ 1]), "does not verify"),
     ("claims.0.payment.signature", SIGNATURE[:-1], "strict DER"),
     ("claims.0.payment.signature", SIGNATURE + b"\x00", "strict DER"),
@@ -107,7 +108,7 @@ FEE = [
 
 
 def expect_refusal(request: Any, tag: str, reason: str) -> None:
-    """The request gets this refusal, and the valid one gets the same settlement before and after."""
+    """The request gets this refusal, briefly, and the valid one gets the same settlement before and after."""
     handler = Handler(KEYS, "regtest", "hardened", debug=False)
     before = handler(REQUEST)
     assert isinstance(before, SettlementReply)
@@ -117,6 +118,7 @@ def expect_refusal(request: Any, tag: str, reason: str) -> None:
     assert isinstance(reply, Refusal)
     assert (reply.id, reply.tag) == (REQUEST.id, tag)
     assert reason in reply.reason
+    assert frame_size(encode_frame(reply)[:4]) < 500
     assert handler(REQUEST) == before
 
 
