@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from time import monotonic
 from typing import Any
 
 import structlog
@@ -22,6 +24,7 @@ from paychan.protocol.errors import (
     PaychanError,
     Repeated,
     Unavailable,
+    UnknownChannel,
 )
 from paychan.protocol.rest import encode_json
 from paychan.protocol.scripts import check_expiry
@@ -30,12 +33,20 @@ from paychan.protocol.types import OutPoint, UnixTime
 log = structlog.get_logger("api")
 
 _HOST = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
-_NOT_PRINTABLE = re.compile(r"[^\x20-\x7e]")
+_NOT_PRINTABLE = re.compile(r"[^\x20-\x7e]|<")
+"""Tornado replaces a whole reason phrase that has a `<`."""
+
 _MAX_REASON_CHARS = 200
 _RETRY_AFTER_SECONDS = 5
 
-OUTPOINT = r"([0-9a-f]{64})/([0-9]{1,10})"
-"""How a channel is named in a path."""
+_NOT_FOUND_SECONDS = 0.005
+"""When a 404 leaves after its request was read, whatever was looked up meanwhile: who asks learns nothing from time."""
+
+_TIMER_SECONDS = 0.001
+"""The loop's timers count in this, from whenever they are set."""
+
+OUTPOINT = r"([0-9a-f]{64})/(0|[1-9][0-9]{0,9})"
+"""How a channel is named in a path: one name each."""
 
 
 class Handler(RequestHandler):
@@ -44,7 +55,9 @@ class Handler(RequestHandler):
     service: Service
 
     def initialize(self, service: Service) -> None:
+        """Forget what the client calls its body: Tornado would read forms out of it (PROTOCOL §5, §6.7)."""
         self.service = service
+        self.request.headers.pop("Content-Type", None)
 
     def set_default_headers(self) -> None:
         self.set_header("Server", "paychan")
@@ -55,6 +68,7 @@ class Handler(RequestHandler):
         self.set_header("Access-Control-Expose-Headers", "Location")
 
     def prepare(self) -> None:
+        self._began = monotonic()
         limit = self.service.config.http.max_body_bytes
         if len(self.request.body) > limit:
             raise BodyTooLarge(got_bytes=len(self.request.body), limit_bytes=limit)
@@ -93,6 +107,19 @@ class Handler(RequestHandler):
         """Read an outpoint from the path."""
         return OutPoint.parse(txid, number(vout, "funding_vout"))
 
+    async def not_found(self) -> UnknownChannel:
+        """Wait until the moment at which every 404 leaves.
+
+        A timer alone would add whole milliseconds to the time that was spent, and so tell it: the last part is waited
+        for in turns of the loop, which others use too.
+        """
+        spent = monotonic() - self._began
+        leaves = self._began + _NOT_FOUND_SECONDS * (1 + spent // _NOT_FOUND_SECONDS)
+        await asyncio.sleep(max(0.0, leaves - monotonic() - _TIMER_SECONDS))
+        while monotonic() < leaves:  # noqa: ASYNC110 - a moment, not an event, is waited for
+            await asyncio.sleep(0)
+        return UnknownChannel()
+
     # --- writing ----------------------------------------------------------------------------------------------------
 
     def answer(self, status: int, reason: str | None, body: Any) -> None:
@@ -111,11 +138,18 @@ class Handler(RequestHandler):
         http = self.service.config.http
         if http.public_url:
             return http.public_url.rstrip("/") + path
-        host = self.request.headers.get("X-Forwarded-Host", "") if http.trust_forwarded else ""
-        host = host or self.request.host
-        if not _HOST.fullmatch(host):
-            host = f"{http.listen}:{self.service.config.port}"
+        names = ("X-Forwarded-Host", "Host") if http.trust_forwarded else ("Host",)
+        hosts = (self.request.headers.get(name, "") for name in names)
+        host = next(filter(_HOST.fullmatch, hosts), None) or self._own_address()
         return f"{self.request.protocol}://{host}{path}"
+
+    def _own_address(self) -> str:
+        """Address and port at which the request arrived; nobody reads the answer of a connection that is gone."""
+        stream = getattr(self.request.connection, "stream", None)
+        if stream is None or stream.closed():
+            return "localhost"
+        host, port = stream.socket.getsockname()[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def error_body(self, error: PaychanError) -> dict[str, Any]:
         """Build the one error object that satisfies all published versions (PROTOCOL §5.7, §6.7)."""
@@ -133,10 +167,19 @@ class Handler(RequestHandler):
         self.set_status(error.http_status, _NOT_PRINTABLE.sub("?", str(error))[:_MAX_REASON_CHARS])
         if isinstance(error, ChannelExists):
             self.set_header("Location", self.url(self.channel_path(_outpoint_of(error))))
+        if isinstance(error, MethodNotAllowed):
+            self.set_header("Allow", ",".join(self.methods()))
         if isinstance(error, Unavailable):
             self.set_header("Retry-After", str(_RETRY_AFTER_SECONDS))
         body = self.error_body(error)
         self.finish(encode_json(body) + b"\n" if body else b"")
+
+    def methods(self) -> list[str]:
+        """List what this resource answers to (RFC 9110: a 405 "MUST generate an Allow header field")."""
+        return [name for name in self.SUPPORTED_METHODS if self._has(name.lower())]
+
+    def _has(self, method: str) -> bool:
+        return getattr(type(self), method) is not getattr(RequestHandler, method)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log bugs; a refusal is the client's to know."""

@@ -8,7 +8,6 @@ from actors.opening import OpenRequest
 from paychan.api.handler import OUTPOINT, Handler, settlement_txid
 from paychan.protocol.address import decode_address
 from paychan.protocol.channel import Accepted, CloseByProof, Outcome, Pay, State
-from paychan.protocol.errors import UnknownChannel
 from paychan.protocol.payment import decode_v1
 from paychan.protocol.rest import ChannelStatus, FundingInfo, PaymentResult
 from paychan.protocol.scripts import parse_public_key
@@ -90,7 +89,7 @@ class ChannelHandler(V1Handler):
         """A channel of v2 is named by its secret; here it is unknown."""
         channel = await self.service.registry.read(outpoint)
         if channel is None or channel.secret:
-            raise UnknownChannel
+            raise await self.not_found()
         return await self.service.registry.ask(outpoint, command)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 from typing import Any
 
@@ -18,7 +17,6 @@ from paychan.protocol.errors import (
     NotFound,
     OutPointMismatch,
     PaychanError,
-    UnknownChannel,
 )
 from paychan.protocol.machine import min_expiry
 from paychan.protocol.rest import (
@@ -34,9 +32,6 @@ from paychan.protocol.rest import (
 )
 from paychan.protocol.scripts import ChannelTerms, parse_public_key, parse_redeem_script
 from paychan.protocol.types import OutPoint, Sat, UnixTime
-
-_NOT_FOUND_SECONDS = 0.005
-"""When a 404 leaves after its request came, whatever was looked up meanwhile: who asks learns nothing from the time."""
 
 _REQUEST_LIFE_SECONDS = 3600
 """BIP70 payment requests are good for so long."""
@@ -56,11 +51,6 @@ class V2Handler(Handler):
         """Read the query parameter `secret`; None when it is missing or can't be one."""
         values = self.request.query_arguments.get("secret", [])
         return read_secret(values[0].decode("latin1")) if len(values) == 1 else None
-
-    async def not_found(self) -> UnknownChannel:
-        """Wait until the moment at which every 404 leaves."""
-        await asyncio.sleep(max(0.0, _NOT_FOUND_SECONDS - self.request.request_time()))
-        return UnknownChannel()
 
     async def channel(self, txid: str, vout: str, body: V2Payment) -> Channel:
         """Find the channel that URL, body and secret name together.

@@ -205,7 +205,7 @@ def _refuse_repeated_keys(raw: bytes) -> None:
     def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         for name in names:
-            if names.count(name) > 1 and name in _NAMES:
+            if name in _NAMES and names.count(name) > 1:
                 raise Repeated(field=name)
         return dict(pairs)
 

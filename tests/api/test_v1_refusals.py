@@ -1,0 +1,292 @@
+"""PROTOCOL §5.1 to §5.4: every refusal of v1, and that it changes nothing."""
+
+from __future__ import annotations
+
+import time
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+import pytest
+
+from paychan.protocol.payment import Payment, encode_v1
+from paychan.protocol.types import OutPoint
+from tests.lib.ecdsa import high_s_twin
+from tests.lib.rbpcp import V1, Payer, refusal
+from tests.lib.system import DEBUG_SERVER_KEY, System
+
+UNCOMPRESSED = "04" + "11" * 64
+NOT_ON_CURVE = "02" + "ff" * 32
+LIVE_ADDRESS = "1M8iwBs5XD7ZJQJCDC7BdLEpSivRQZJ2Hg"
+
+BAD_KEYS: list[tuple[Any, str]] = [
+    (None, "missing"),
+    ("", "malformed"),
+    ("zz" * 33, "malformed"),
+    (UNCOMPRESSED, "malformed"),
+    (NOT_ON_CURVE, "malformed"),
+    ("07" + "11" * 32, "malformed"),
+    (DEBUG_SERVER_KEY.upper(), "malformed"),
+    (DEBUG_SERVER_KEY + "00", "malformed"),
+    (" " + DEBUG_SERVER_KEY, "malformed"),
+]
+
+BAD_TIMES: list[tuple[Any, str]] = [
+    (None, "missing"),
+    ("", "malformed"),
+    ("soon", "malformed"),
+    ("+1900000000", "malformed"),
+    ("-1900000000", "malformed"),
+    ("1_900_000_000", "malformed"),
+    ("1900000000.0", "malformed"),
+    ("0x713fb300", "malformed"),
+    ("١٩٠٠٠٠٠٠٠٠", "malformed"),
+    (" 1900000000", "malformed"),
+    ("9" * 5000, "malformed"),
+    (499_999_999, "expiry_not_a_time"),
+    (700_000, "expiry_not_a_time"),
+    (2**32, "expiry_not_a_time"),
+    (2**32 + 1_900_000_000, "expiry_not_a_time"),
+]
+
+
+@pytest.mark.parametrize(("key", "code"), BAD_KEYS)
+def test_funding_info_refuses_keys_that_are_not_compressed_points(v1: V1, key: Any, code: str) -> None:
+    """Only a 33-byte compressed point in lower-case hex is a client key."""
+    assert refusal(v1.funding_info(client_pubkey=key)) == (400, code)
+
+
+@pytest.mark.xfail(strict=True, reason="the opener answers 500 signing_failed when the signer refuses the client's key")
+def test_the_servers_own_key_is_no_client_key(v1: V1) -> None:
+    """A client key equal to the server's is the client's mistake: 400."""
+    assert v1.funding_info(client_pubkey=DEBUG_SERVER_KEY).status_code == 400
+
+
+@pytest.mark.parametrize(("expiry", "code"), BAD_TIMES)
+def test_funding_info_refuses_what_is_not_a_time(v1: V1, expiry: Any, code: str) -> None:
+    """Defect D14: block heights and values above 2^32 are refused, and only ASCII digits are a number."""
+    assert refusal(v1.funding_info(exp_time=expiry)) == (400, code)
+
+
+@pytest.mark.parametrize("expiry", [500_000_000, 1_500_000_000, 2_147_483_648, 4_294_967_295])
+def test_funding_info_does_not_look_at_the_date(v1: V1, expiry: int) -> None:
+    """Past dates and the largest lock time answer 200: scripts ask with 1500000000 to learn the server key."""
+    info = v1.funding_info(exp_time=expiry)
+    assert (info.status_code, info.json()["server_pubkey"]) == (200, DEBUG_SERVER_KEY)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "code"),
+    [
+        *(({"client_pubkey": key}, code) for key, code in BAD_KEYS),
+        *(({"exp_time": expiry}, code) for expiry, code in BAD_TIMES),
+        ({"change_address": None}, "missing"),
+        ({"change_address": ""}, "malformed"),
+        ({"change_address": "mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcZ"}, "malformed"),
+        ({"change_address": LIVE_ADDRESS}, "malformed"),
+        ({"change_address": "1" * 3000}, "malformed"),
+        ({"change_address": "tb1qw508d6qejxtdg4y5r3zarvary0c5xw7kxpjzsx"}, "malformed"),
+        ({"payment": None}, "missing"),
+        ({"payment": ""}, "malformed"),
+        ({"exp_time": 1_500_000_000}, "expiry_too_soon"),
+    ],
+)
+def test_opening_refuses_bad_parameters(v1: V1, system: System, parameters: dict[str, Any], code: str) -> None:
+    """Each parameter that is missing or can't be read is a 400, and no channel comes of it."""
+    payer = Payer(parameters["exp_time"]) if code == "expiry_too_soon" else v1.payer
+    asking = V1(v1.url, payer, v1.http)
+    assert refusal(asking.open(payer.payment(100_000), **parameters)) == (400, code)
+    assert "funding_value" not in system.channel(payer.outpoint)
+
+
+def test_opening_needs_time_for_payments_and_for_settling(v1: V1) -> None:
+    """PROTOCOL §7.2, the v2 rule: expiry must be later than now + settlement period + minimum duration."""
+    hours = 6 + 12
+    for late, answer in ((-60, (400, "expiry_too_soon")), (60, None)):
+        payer = Payer(int(time.time()) + hours * 3600 + late)
+        opened = V1(v1.url, payer, v1.http).open(payer.payment(100_000))
+        assert (opened.status_code if answer is None else refusal(opened)) == (answer or 201)
+
+
+def _changed(payment: Payment, **changes: Any) -> Payment:
+    return msgspec.structs.replace(payment, **changes)
+
+
+def _padded_r(signature: bytes) -> bytes:
+    """The same signature with a needless zero before R."""
+    return bytes([0x30, signature[1] + 1, 2, signature[3] + 1, 0]) + signature[4:]
+
+
+def _bad_payments(payer: Payer) -> dict[str, tuple[Payment, str]]:
+    """Payments that neither opening nor paying accepts, and why."""
+    good, all_of_it = payer.payment(120_000), payer.payment_of_change(0)
+    other = Payer().payment(120_000)
+    return {
+        "another key": (_changed(good, signature=other.signature), "bad_signature"),
+        "another value": (_changed(good, change_sat=good.change_sat - 1), "bad_signature"),
+        "another change address": (payer.payment(120_000, bytes.fromhex("a914" + "11" * 20 + "87")), "bad_signature"),
+        "dust": (payer.payment_of_change(699), "dust_change"),
+        "no change under 0x83": (_changed(all_of_it, flag=0x83), "flag_mismatch"),
+        "change under 0x82": (_changed(good, flag=0x82), "flag_mismatch"),
+        "flag 0x01": (_changed(good, flag=0x01), "bad_flag"),
+        "high S": (_changed(good, signature=high_s_twin(good.signature)), "signature_encoding"),
+        "more than there is": (payer.payment(-1), "value_backwards"),
+        "padded R": (_changed(good, signature=_padded_r(good.signature)), "signature_encoding"),
+    }
+
+
+KINDS = list(_bad_payments(Payer()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_opening_refuses_bad_payments(v1: V1, system: System, kind: str) -> None:
+    """A payment with a wrong signature, flag, encoding or change opens nothing."""
+    payment, code = _bad_payments(v1.payer)[kind]
+    assert refusal(v1.open(payment)) == (400, code)
+    assert "funding_value" not in system.channel(v1.payer.outpoint)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tail", ["", "/pay"])
+def test_paying_refuses_bad_payments(open_v1: V1, system: System, kind: str, tail: str) -> None:
+    """The same payments are a 400 on an open channel, which stays as it was."""
+    before = system.channel(open_v1.payer.outpoint)
+    payment, code = _bad_payments(open_v1.payer)[kind]
+    assert refusal(open_v1.pay(payment, tail=tail)) == (400, code)
+    assert system.channel(open_v1.payer.outpoint) == before
+
+
+def test_dust_is_judged_to_the_satoshi(open_v1: V1) -> None:
+    """The configured 700 satoshi of change are accepted; 699 are not."""
+    assert refusal(open_v1.pay(open_v1.payer.payment_of_change(699))) == (400, "dust_change")
+    assert open_v1.pay(open_v1.payer.payment_of_change(700)).status_code == 200
+
+
+def test_an_opening_payment_below_the_price_is_short(v1: V1) -> None:
+    """The opening payment is at least the open price; the error holds both numbers."""
+    short = v1.open(v1.payer.payment(83_239))
+    assert refusal(short) == (400, "payment_short")
+    assert (short.json()["got_sat"], short.json()["need_sat"]) == (83_239, 83_240)
+    assert "got 83239 sat, need 83240 sat" in short.reason_phrase
+
+
+def test_value_does_not_go_back(open_v1: V1, system: System) -> None:
+    """A payment that leaves the client more than the newest one is a 400 and changes nothing."""
+    back = open_v1.pay(open_v1.payer.payment(99_999))
+    assert refusal(back) == (400, "value_backwards")
+    assert back.json()["got_sat"] == back.json()["need_sat"] + 1
+    assert system.channel(open_v1.payer.outpoint)["value_received"] == 100_000
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        ("", "missing"),
+        ("Payment=AAAA", "missing"),
+        ("payment=", "malformed"),
+        ("payment", "malformed"),
+        ("payment=%ff%fe", "malformed"),
+        ("payment=AAAA", "malformed"),
+        ("payment=@@@@", "malformed"),
+        ("payment=" + "A" * 107, "malformed"),
+        ("payment=" + "A" * 4000, "malformed"),
+        ("payment=AAAA&payment=AAAA", "repeated"),
+    ],
+)
+def test_an_unreadable_payment_is_refused(open_v1: V1, system: System, method: str, query: str, code: str) -> None:
+    """Missing, repeated or undecodable: 400 for paying and for closing, and nothing happens."""
+    assert refusal(open_v1.http.request(method, f"{open_v1.resource}?{query}")) == (400, code)
+    assert system.channel(open_v1.payer.outpoint)["value_received"] == 100_000
+
+
+@pytest.mark.parametrize("junk", ["A", "AA", "AAAA", "%00", "%0A", "==A", "===", "%20%20", "&payment=x"])
+def test_junk_behind_a_payment_is_refused(open_v1: V1, junk: str) -> None:
+    """Trailing bytes or text make another parameter, not the same payment."""
+    url = f"{open_v1.resource}?payment={encode_v1(open_v1.payer.payment(120_000))}"
+    assert open_v1.http.put(url + junk).status_code == 400
+    assert open_v1.http.put(url + "&junk&=&%ff=1").status_code == 200
+
+
+def test_only_the_newest_payment_closes(open_v1: V1, system: System) -> None:
+    """DELETE compares value, signature and flag with the newest payment; anything else is a 400."""
+    newest = open_v1.payer.payment(150_000)
+    assert open_v1.pay(newest).status_code == 200
+    older, newer = open_v1.payer.payment(100_000), open_v1.payer.payment(160_000)
+    for wrong in (older, newer, _changed(newest, flag=0x82), _changed(newest, signature=older.signature)):
+        assert refusal(open_v1.close(wrong)) == (400, "not_newest_payment")
+    assert system.channel(open_v1.payer.outpoint)["status"] == "open"
+    assert open_v1.close(newest).status_code == 202
+    assert refusal(open_v1.close(older)) == (400, "not_newest_payment")
+
+
+def test_an_unknown_channel_is_not_found(v1: V1) -> None:
+    """PUT, `/pay` and DELETE on an outpoint without a channel are 404."""
+    payment = v1.payer.payment(100_000)
+    for answer in (v1.pay(payment), v1.pay(payment, tail="/pay"), v1.close(payment)):
+        assert refusal(answer) == (404, "unknown_channel")
+
+
+@pytest.mark.parametrize(
+    "name", ["{txid}/00", "{txid}/+0", "{txid}/-0", "{txid}/0x0", "{upper}/0", "{txid}/", "{txid}"]
+)
+def test_a_channel_has_one_name(open_v1: V1, name: str) -> None:
+    """Other spellings of a txid or an index name nothing (threat 27)."""
+    outpoint = OutPoint(sha256(open_v1.payer.public_key).digest(), 0)
+    name = name.format(txid=outpoint.txid_hex, upper=outpoint.txid_hex.upper())
+    assert refusal(open_v1.http.put(f"{open_v1.url}/v1/channels/{name}?payment=AAAA")) == (404, "no_such_route")
+
+
+def test_an_index_outside_32_bits_is_refused(v1: V1) -> None:
+    """`vout` is a number of 32 bits."""
+    payment = encode_v1(v1.payer.payment(100_000))
+    url = f"{v1.url}/v1/channels/{v1.payer.outpoint.txid_hex}/{{}}?payment={payment}"
+    assert refusal(v1.http.put(url.format(2**32))) == (400, "malformed")
+    assert refusal(v1.http.put(url.format(2**32 - 1))) == (404, "unknown_channel")
+
+
+def test_the_outpoint_of_an_open_channel_is_taken(open_v1: V1) -> None:
+    """Opening again is 409 with the `Location` of the channel, whatever the payment."""
+    again = open_v1.open(open_v1.payer.payment(200_000))
+    assert refusal(again) == (409, "channel_exists")
+    assert again.headers["Location"] == open_v1.resource
+
+
+def test_the_outpoint_of_a_settled_channel_is_used_for_ever(open_v1: V1) -> None:
+    """Opening where a channel was settled is 409 without `Location` (threat 4)."""
+    assert open_v1.close(open_v1.payer.payment(100_000)).status_code == 202
+    again = open_v1.open(open_v1.payer.payment(200_000))
+    assert refusal(again) == (409, "outpoint_used")
+    assert "Location" not in again.headers
+
+
+def test_a_closed_channel_takes_no_payment(open_v1: V1) -> None:
+    """Paying on a settled channel is 410, also with the payment that it was settled with."""
+    newest = open_v1.payer.payment(100_000)
+    assert open_v1.close(newest).status_code == 202
+    for payment in (newest, open_v1.payer.payment(200_000)):
+        assert refusal(open_v1.pay(payment)) == (410, "channel_closed")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("POST", "/v1/fundingInfo", "GET,OPTIONS"),
+        ("HEAD", "/v1/fundingInfo", "GET,OPTIONS"),
+        ("GET", "/v1/channels/new", "POST,OPTIONS"),
+        ("POST", "/v1/channels/" + "0" * 64 + "/0", "DELETE,PUT,OPTIONS"),
+        ("PATCH", "/v1/channels/" + "0" * 64 + "/0", "DELETE,PUT,OPTIONS"),
+        ("DELETE", "/v1/channels/" + "0" * 64 + "/0/pay", "PUT,OPTIONS"),
+        ("BREW", "/v1/channels/new", "POST,OPTIONS"),
+    ],
+)
+def test_other_methods_are_not_allowed(v1: V1, method: str, path: str, allowed: str) -> None:
+    """A resource answers 405 to methods it does not have, and says which it has."""
+    answer = v1.http.request(method, v1.url + path)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/v3/channels", "/v1/channels/new/x", "/v1//fundingInfo", "/%2e"])
+def test_other_paths_are_not_found(v1: V1, path: str) -> None:
+    """What is no resource is 404, with the error everyone can read."""
+    assert refusal(v1.http.get(v1.url + path)) == (404, "no_such_route")
