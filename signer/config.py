@@ -35,7 +35,7 @@ class Socket(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Key(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mode: Annotated[
         Literal["hardened", "rbpcp-v2", "debug"],
-        setting("key per channel, hardened or as RBPCP v2 derives it, or the publicly known debug key"),
+        setting("hardened key per channel, key as RBPCP v2 derives it, or the public debug key"),
     ]
     seed_file: Annotated[str, setting('64 hex digits, mode 0600; "": signer.seed in the state directory', "path")] = ""
     create_if_missing: Annotated[bool, setting("draw a seed when there is none, instead of refusing to start")] = False

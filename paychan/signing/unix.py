@@ -1,7 +1,7 @@
 """The server's client of the signer's Unix socket: one connection, many requests in flight, each with a deadline.
 
-A connection is made when it is needed, and made again when it broke: the signer may restart at any time. What comes back
-is checked before anybody uses it, because the first settlement stored is the one that will be published.
+A connection is made when it is needed, and made again when it broke: the signer may restart at any time. What comes
+back is checked before anybody uses it, because the first settlement stored is the one that will be published.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class UnixSigner:
             return error.strerror or str(error)
 
     async def _exchange(self, frame: bytes, request_id: int) -> Reply:
-        """Send and wait. A connection that had been open may have been closed meanwhile; a new one gets one more try."""
+        """Send and wait. A connection may have been closed since it was last used; a new one gets one more try."""
         if self._connection is not None and not self._connection.lost:
             with suppress(ConnectionError):
                 return await self._connection.ask(frame, request_id)

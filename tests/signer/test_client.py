@@ -75,7 +75,7 @@ async def sign(signer: UnixSigner, request: SettlementRequest = REQUEST) -> Sett
 
 
 async def test_settlement_of_the_real_process_is_valid(tmp_path: Path) -> None:
-    """A settlement over the socket spends its funding outputs in the eyes of Core's interpreter, any other byte does not."""
+    """Core's interpreter accepts a settlement made over the socket, and refuses it once a byte is changed."""
     with SignerProcess(tmp_path) as running:
         async with client(running.socket) as signer:
             key = await signer.public_key(CLIENT_KEY, EXPIRY)

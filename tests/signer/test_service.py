@@ -424,7 +424,7 @@ def test_signer_keeps_out_of_core_dumps() -> None:
 
 
 def test_signer_stands_on_the_protocol_core_alone() -> None:
-    """Importing the service loads no server code, no OpenSSL keys, and nothing of the core that only the server needs."""
+    """Importing the service loads no server code, no OpenSSL keys, and no part of the core that it can do without."""
     code = "import sys, signer.service; print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     loaded = set(ended.stdout.split())
