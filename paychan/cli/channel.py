@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from paychan.cli.payer_terminal import facts, moment, sat, show, show_invitation, show_listing, show_panel, told
 from paychan.cli.terminal import err, fail, out
-from paychan.client import Channel, Dialect, Limits, Network, Payer, Receipt, State
+from paychan.client import Channel, Dialect, Limits, Network, Patience, Payer, Receipt, State
 from paychan.client.payer import DEFAULT_HOURS
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -58,9 +58,18 @@ def new(
 ) -> None:
     """Agree on a channel with a server: makes a key, checks the terms, shows the address to fund."""
     limits = Limits(open_price_sat=max_open_price)
+    patience = Patience(attempts=2)  # nothing is at stake yet, and somebody waits
     with (
         told(as_json),
-        Payer(url, wallet=wallet, version=1 if v1 else 2, dialect=dialect, network=network, limits=limits) as payer,
+        Payer(
+            url,
+            wallet=wallet,
+            version=1 if v1 else 2,
+            dialect=dialect,
+            network=network,
+            limits=limits,
+            patience=patience,
+        ) as payer,
     ):
         channel = payer.new_channel(hours=hours, expires=expires, change_address=change_address)
         if debug:

@@ -82,15 +82,15 @@ def check_result(
         raise ServerMisbehaved(what="value_received", got=result.value_received, want=_either(received))
 
 
-def settlement_txid(result: PaymentResult) -> str:
-    """Return the txid of a closed channel's settlement; "" while the settlement still waits.
+def settlement_txid(result: PaymentResult, *, may_wait: bool = False) -> str:
+    """Return the txid of a closed channel's settlement; "" if it `may_wait` and does.
 
     Raises:
         ServerMisbehaved: not the text of a txid.
     """
     text = result.settlement_txid or ""
-    if text and not TXID.fullmatch(text):
-        raise ServerMisbehaved(what="settlement_txid", got=printable(text)[:70], want="64 hex digits")
+    if not TXID.fullmatch(text) and (text or not may_wait):
+        raise ServerMisbehaved(what="settlement_txid", got=printable(text)[:70] or "none", want="64 hex digits")
     return text
 
 

@@ -16,6 +16,7 @@ from msgspec import Struct
 from paychan.client import closing, paying, recovery
 from paychan.client.closing import Settled
 from paychan.client.drive import drive, drive_async
+from paychan.client.errors import TermsUnacceptable
 from paychan.client.flow import Flow, Patience
 from paychan.client.paying import Receipt
 from paychan.client.record import ChannelRecord, parse_outpoint
@@ -23,7 +24,7 @@ from paychan.client.terms import Limits
 from paychan.client.wallet import ChannelFile
 from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT, debug_outpoint
 from paychan.protocol.refund import Refund
-from paychan.protocol.types import OutPoint, Sat
+from paychan.protocol.types import Network, OutPoint, Sat
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -90,6 +91,8 @@ class ChannelBase:
         self.record = record
 
     def _debug_funding(self) -> tuple[OutPoint, Sat]:
+        if self.record.network is Network.LIVE:
+            raise TermsUnacceptable(what="network of debug funding", got="live", want="test")
         outpoint = debug_outpoint(self.record.terms.client_key, self.record.expiry)
         return outpoint, DEBUG_FUNDING_SAT
 

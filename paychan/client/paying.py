@@ -75,7 +75,7 @@ def open_channel(record: ChannelRecord, amount_sat: int | None, limits: Limits, 
     if reply.response.status == 409:
         return (yield from _take_over(record, reply.response, patience))
     result = yield from result_of(record, reply.response)
-    record = _replace(record, location=routes.located(reply.response, record.url) or routes.channel_path(record))
+    record = _replace(record, location=routes.resource(record, reply.response))
     return (yield from _acknowledge(record, result, {record.pending_sat}))
 
 
@@ -92,15 +92,14 @@ def _take_over(record: ChannelRecord, conflict: Response, patience: Patience) ->
 
     Then the answer to our own opening was lost. Without a Location it was settled earlier (PROTOCOL §5.2).
     """
-    location = routes.located(conflict, record.url)
-    if not location:
+    if not routes.located(conflict, record.url):
         yield from refuse(record, conflict)
-    record = _replace(record, location=location)
-    reply = yield from ask(routes.pay_request(record, record.sign(record.left_sat)), patience)
+    found = _replace(record, location=routes.resource(record, conflict))
+    reply = yield from ask(routes.pay_request(found, found.sign(found.left_sat)), patience)
     if 400 <= reply.response.status < 500:
         yield from refuse(record, conflict)
     result = yield from result_of(record, reply.response)
-    return (yield from _acknowledge(record, result, {0}))
+    return (yield from _acknowledge(found, result, {0}))
 
 
 # --- paying ---------------------------------------------------------------------------------------------------------
@@ -157,7 +156,7 @@ def _acknowledge(record: ChannelRecord, result: PaymentResult, received: Collect
     drained = record.left_sat == 0
     status = ChannelStatus.CLOSED if drained else ChannelStatus.OPEN
     check_result(result, status, {record.left_sat}, received)
-    txid = settlement_txid(result) if drained else ""
+    txid = settlement_txid(result, may_wait=True) if drained else ""
     paid = record.pending_sat
     state = State.OPEN if not drained else State.CLOSED if txid else State.CLOSING
     yield Save(_replace(record, acknowledged_sat=record.left_sat, refused=False, state=state, settlement_txid=txid))

@@ -42,6 +42,11 @@ def located(response: Response, url: str) -> str:
     return quote(path, safe="/%") + (f"?{target.query}" if target.query else "")
 
 
+def resource(record: ChannelRecord, response: Response) -> str:
+    """Where v1 goes on: the `Location` of the channel, or else the documented path. v2 derives its path each time."""
+    return (located(response, record.url) or channel_path(record)) if record.version == 1 else ""
+
+
 def channel_path(record: ChannelRecord) -> str:
     """The documented path of a channel; dialect A writes the txid in internal byte order (PROTOCOL §6.2)."""
     internal = record.version == 2 and record.dialect is Dialect.A

@@ -1,0 +1,57 @@
+"""Fixtures of the payer's tests: a server that can be told to lie, and payers with a wallet of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from paychan.client import Channel, Patience, Payer
+from paychan.protocol.debugfunding import debug_outpoint
+from tests.client.liar import FUNDING_SAT, Liar
+
+IMPATIENT = Patience(attempts=1)
+PATIENT = Patience(attempts=3, first_pause_seconds=0.001)
+
+
+class OpenChannel(Protocol):
+    def __call__(self, version: int = 2, **settings: Any) -> Channel: ...
+
+
+@pytest.fixture
+def liar() -> Iterator[Liar]:
+    """A server that is honest until told otherwise."""
+    with Liar() as server:
+        yield server
+
+
+@pytest.fixture
+def funded(liar: Liar, tmp_path: Path) -> Iterator[OpenChannel]:
+    """Make a channel of 1,000,000 sat to the liar, not opened yet."""
+    payers: list[Payer] = []
+
+    def make(version: int = 2, **settings: Any) -> Channel:
+        payer = Payer(liar.url, wallet=tmp_path / "wallet", version=version, **{"patience": IMPATIENT, **settings})
+        payers.append(payer)
+        channel = payer.new_channel(hours=100)
+        outpoint = debug_outpoint(channel.record.terms.client_key, channel.record.expiry)
+        channel.fund(str(outpoint), FUNDING_SAT)
+        return channel
+
+    yield make
+    for payer in payers:
+        payer.close()
+
+
+@pytest.fixture
+def opened(funded: OpenChannel) -> OpenChannel:
+    """Make a channel of 1,000,000 sat to the liar, opened with 10,000 sat."""
+
+    def make(version: int = 2, **settings: Any) -> Channel:
+        channel = funded(version, **settings)
+        channel.open()
+        return channel
+
+    return make

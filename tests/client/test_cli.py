@@ -1,0 +1,200 @@
+"""`paychan channel` against the real server: what people see, what programs get, and how failures are told."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from paychan.cli.channel import app
+from paychan.cli.payer_terminal import relative
+from paychan.client import Payer
+from paychan.protocol.debugfunding import debug_outpoint
+from tests.client.liar import FUNDING_SAT, Liar, Lie
+from tests.lib.system import System
+
+COMMANDS = ["new", "open", "pay", "status", "close", "refund", "key", "list"]
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """Signer and server, with debug funding."""
+    with System(tmp_path_factory.mktemp("system")) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def wallet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A wallet of the test's own, found through the environment; a terminal wide enough for whole lines."""
+    monkeypatch.setenv("PAYCHAN_WALLET", str(tmp_path / "wallet"))
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path / "wallet"
+
+
+def say(*words: object) -> Result:
+    """Run a command that must not raise."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def told(*words: object) -> Any:
+    """Run a command that must succeed, and return its JSON."""
+    result = say(*words, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("version", [[], ["--v1"], ["--dialect", "api"]], ids=["v2-S", "v1", "v2-A"])
+def test_a_channels_life_for_programs(system: System, version: list[str]) -> None:
+    """Every command prints one JSON value with --json; together they live a channel's life."""
+    made = told("new", system.url, "--hours", 100, "--debug", *version)
+    name = made["name"]
+    assert made["uri"] == f"bitcoin:{made['funding_address']}?amount=0.{made['min_funding_sat']:08d}"
+    opened = told("open", name)
+    assert opened["paid_sat"] == made["open_price_sat"]
+    assert told("pay", name, 1000)["left_sat"] == opened["left_sat"] - 1000
+    many = told("pay", name, 2, "--times", 5)
+    assert (many["payments"], many["left_sat"]) == (5, opened["left_sat"] - 1010)
+    assert told("pay", name, "--resume")["paid_sat"] == 0
+    assert told("status", name)["standing"] == "open"
+    assert told("refund", name, "--fee-rate", 3)["valid_after"] == made["expiry"]
+    assert told("key", name)["address"] == made["change_address"]
+    settled = told("close", name)
+    assert settled["change_sat"] == many["left_sat"]
+    (listed,) = told("list")
+    assert (listed["standing"], listed["settlement_txid"]) == ("closed", settled["settlement_txid"])
+
+
+def test_a_channels_life_for_people(system: System) -> None:
+    """Panels say amounts, expiry and the next command, and following that command leads on."""
+    shown = say("new", system.url, "--hours", 100, "--amount", 500_000).stdout
+    assert "500 000 sat in one output" in shown
+    assert "amount=0.00500000" in shown
+    assert re.search(r"in 4 d \d h", shown)
+    assert "--outpoint TXID:VOUT --value SAT" in shown
+
+    shown = say("new", system.url, "--hours", 100, "--debug").stdout
+    for amount in ("", "", " --times 3"):
+        command = re.search(r"Next +paychan channel ([a-z]+ [0-9a-f]{8}(?: \d+)?)", shown)
+        assert command, shown
+        result = say(*(command[1] + (amount if command[1].startswith("pay") else "")).split())
+        assert result.exit_code == 0, result.output
+        shown = say("status", command[1].split()[1]).stdout
+    name = re.findall(r"[0-9a-f]{8}", shown)[0]
+    assert "3 times" not in shown
+    assert "comes back" in say("close", name).stdout.lower()
+    assert "closed" in say("list").stdout
+
+
+def test_drain_closes(system: System) -> None:
+    """--drain pays everything and shows the settlement."""
+    name = told("new", system.url, "--hours", 100, "--debug")["name"]
+    say("open", name)
+
+    assert "Settled by" in say("pay", name, "--drain").stdout
+
+
+def test_secrets_are_shown_by_key_alone(system: System, wallet: Path) -> None:
+    """No command but `key` prints the private key or the channel's secret."""
+    name = told("new", system.url, "--hours", 100, "--debug")["name"]
+    say("open", name)
+    record = json.loads((wallet / f"{name}.json").read_text())
+    shown = "".join(
+        say(*words).output + say(*words, "--json").output
+        for words in (["list"], ["status", name], ["status", name, "--offline"], ["pay", name, 1], ["refund", name])
+    )
+
+    assert record["private_key"] not in shown
+    assert record["secret"] not in shown
+    assert say("key", name).stdout.strip() == told("key", name)["wif"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence", "next_step"),
+    [
+        (["new", "http://127.0.0.1:1"], "no answer from http://127.0.0.1:1", "Is the server running?"),
+        (["new", "127.0.0.1:1"], "server URL", "paychan channel new --help"),
+        (["open", "abc"], "no channel abc", "paychan channel list"),
+        (["pay", "abc", "1"], "no channel abc", "paychan channel list"),
+    ],
+)
+def test_failures_are_one_sentence_with_the_next_step(words: list[str], sentence: str, next_step: str) -> None:
+    """A failure exits with 1 and says on stderr what is wrong and what to do; with --json a program reads it."""
+    result = say(*words)
+
+    assert result.exit_code == 1
+    assert sentence in result.stderr
+    assert next_step in result.stderr
+    assert result.stdout == ""
+    told_to_program = say(*words, "--json")
+    assert told_to_program.exit_code == 1
+    assert json.loads(told_to_program.stdout)["code"]
+
+
+def test_failures_on_a_channel_name_the_command_that_helps(system: System) -> None:
+    """Limits, amounts and states are refused with the numbers, and the advice fits the channel."""
+    name = told("new", system.url, "--hours", 100, "--debug")["name"]
+    for words, sentence in (
+        (["pay", name, "5"], "is new, need open"),
+        (["new", system.url, "--hours", "1"], "hours until expiry is 1, want more than"),
+        (["new", system.url, "--network", "live"], "network is test, want live"),
+        (["new", system.url, "--max-open-price", "5"], "open price in satoshi is 100000, want 0 to 5"),
+    ):
+        assert sentence in say(*words).stderr
+    say("open", name)
+    assert "limit of 1000000 sat. --limit raises it" in say("pay", name, 1_000_001).stderr
+    assert "want at least 1 sat" in say("pay", name, 0).stderr
+    assert json.loads(say("pay", name, 10**15, "--limit", 10**16, "--json").stdout)["code"] == "insufficient_funds"
+
+
+def test_a_lost_payment_is_found_again_through_the_commands() -> None:
+    """An unanswered payment shows in `list` and `status`, and `pay --resume` completes it once."""
+    with Liar() as liar:
+        made = told("new", liar.url, "--hours", 100)
+        name = made["name"]
+        with Payer() as payer, payer.channel(name) as channel:
+            outpoint = debug_outpoint(channel.record.terms.client_key, channel.record.expiry)
+        told("open", name, "--outpoint", outpoint, "--value", FUNDING_SAT)
+        liar.lies.append(Lie(body=b"{}"))
+        failed = say("pay", name, 100)
+        assert "server misbehaved" in failed.stderr
+        assert "open, last payment unanswered" in say("list").stdout
+        again = say("pay", name, 100)
+        assert f"paychan channel pay {name} --resume" in again.stderr
+        assert f"paychan channel pay {name} --resume" in say("status", name, "--offline").stdout
+
+        assert "the server had it already" in say("pay", name, "--resume").stdout
+
+
+def test_what_a_server_says_is_shown_without_markup() -> None:
+    """Text of the server's is neither obeyed as markup nor as control characters."""
+    with Liar() as liar:
+        liar.info_lie = Lie(status=400, body=b'{"code":"x","error":"[bold red]pay me[/bold red] \\u001b[2J"}')
+        result = say("new", liar.url)
+
+    assert "[bold red]pay me[/bold red]" in result.stderr
+    assert "\x1b" not in result.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_examples(command: str) -> None:
+    """--help says what a command does and shows it in use."""
+    shown = say(command, "--help").stdout
+
+    assert "Examples" in shown
+    assert f"paychan channel {command}" in shown
+    assert "--json" in shown
+
+
+def test_times_are_told_by_their_two_largest_units() -> None:
+    """Days and hours, hours and minutes, or minutes; past ones as ago."""
+    assert relative(4 * 86400 + 3 * 3600 + 59) == "in 4 d 3 h"
+    assert relative(3 * 3600 + 61) == "in 3 h 1 min"
+    assert relative(30) == "in 0 min"
+    assert relative(-7200) == "2 h 0 min ago"

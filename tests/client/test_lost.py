@@ -1,0 +1,276 @@
+"""Answers that never come: whatever is lost, a payment counts once, and what was signed is known."""
+
+from __future__ import annotations
+
+import pytest
+
+from paychan.client import (
+    ChannelConflict,
+    ChannelGone,
+    ChannelUnknown,
+    PaymentRefused,
+    ServerFailed,
+    State,
+    Unacknowledged,
+    Unreachable,
+    WouldTakeBack,
+)
+from tests.client.conftest import PATIENT, OpenChannel
+from tests.client.liar import FUNDING_SAT, OPEN_PRICE_SAT, TXID, Liar, Lie
+
+REPLY_LOST = Lie(drop=True)
+REQUEST_LOST = Lie(deaf=True, drop=True)
+BUSY = Lie(deaf=True, status=503, headers={"Retry-After": "0"}, body=b'{"code":"try_again","error":"later"}')
+APPLICATION_SAYS_NO = Lie(deaf=True, status=400, body=b'{"code":"application_error","error":"no","reason":"sold out"}')
+
+both_versions = pytest.mark.parametrize("version", [1, 2])
+
+
+@both_versions
+@pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST, BUSY])
+def test_patience_hides_a_loss(liar: Liar, opened: OpenChannel, loss: Lie, version: int) -> None:
+    """A payment without an answer is sent again by itself, and booked once."""
+    channel = opened(version, patience=PATIENT)
+    liar.lies.append(loss)
+
+    receipt = channel.pay(100)
+
+    assert (receipt.paid_sat, receipt.repeated) == (100, loss is REPLY_LOST)
+    assert liar.received_sat == OPEN_PRICE_SAT + 100
+    assert not channel.record.unacknowledged
+
+
+@both_versions
+@pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST])
+def test_a_lost_payment_is_resumed(liar: Liar, opened: OpenChannel, loss: Lie, version: int) -> None:
+    """Out of patience, nothing else is paid until the same payment was sent again; then it counts once."""
+    channel = opened(version)
+    liar.lies.append(loss)
+    with pytest.raises(Unreachable):
+        channel.pay(100)
+    with pytest.raises(Unacknowledged):
+        channel.pay(200)
+
+    receipt = channel.resume()
+
+    assert (receipt.paid_sat, receipt.repeated) == (100, loss is REPLY_LOST)
+    assert channel.pay(200).total_paid_sat == liar.received_sat == OPEN_PRICE_SAT + 300
+
+
+@both_versions
+@pytest.mark.parametrize("codes", [True, False])
+@pytest.mark.parametrize(("loss", "booked"), [(REPLY_LOST, True), (REQUEST_LOST, False)])
+def test_status_tells_whether_a_lost_payment_was_booked(
+    liar: Liar, opened: OpenChannel, loss: Lie, booked: bool, codes: bool, version: int
+) -> None:
+    """Asking for the status sends nothing that is worth anything, and settles what became of a lost payment."""
+    channel = opened(version)
+    liar.lies.append(loss)
+    liar.codes = codes
+    with pytest.raises(Unreachable):
+        channel.pay(100)
+    before = liar.received_sat
+
+    record = channel.status()
+
+    assert liar.received_sat == before
+    assert (record.unacknowledged, record.refused) == (not booked, not booked)
+    assert record.left_sat == FUNDING_SAT - OPEN_PRICE_SAT - 100
+
+
+@both_versions
+@pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST])
+def test_a_lost_opening_is_sent_again_as_it_was(liar: Liar, funded: OpenChannel, loss: Lie, version: int) -> None:
+    """An opening without an answer is repeated; a 409 with Location is proved to be ours by the same payment."""
+    channel = funded(version)
+    liar.lies.append(loss)
+    with pytest.raises(Unreachable):
+        channel.open(20_000)
+    with pytest.raises(Unacknowledged):
+        channel.open(30_000)
+
+    receipt = channel.open()
+
+    assert (receipt.paid_sat, receipt.repeated) == (20_000, loss is REPLY_LOST)
+    assert channel.pay(1).total_paid_sat == liar.received_sat == 20_001
+
+
+@both_versions
+def test_an_opening_whose_every_reply_is_lost_ends_in_one_channel(
+    liar: Liar, funded: OpenChannel, version: int
+) -> None:
+    """Patience meets the 409 of its own first attempt, and takes that channel over."""
+    channel = funded(version, patience=PATIENT)
+    liar.lies.append(REPLY_LOST)
+
+    assert channel.open().repeated
+    assert channel.record.state is State.OPEN
+
+
+@both_versions
+def test_a_channel_that_is_not_ours_is_not_taken_over(liar: Liar, funded: OpenChannel, version: int) -> None:
+    """A 409 is a conflict when the channel behind it doesn't take our opening payment, or there is none."""
+    channel = funded(version)
+    conflict = Lie(deaf=True, status=409, headers={"Location": f"/v{version}/channels/{'00' * 32}/0"})
+    for lie in (conflict, Lie(deaf=True, status=409)):
+        liar.lies.append(lie)
+        with pytest.raises(ChannelConflict):
+            channel.open()
+    assert channel.record.state is State.NEW
+    assert channel.open().left_sat == FUNDING_SAT - OPEN_PRICE_SAT
+
+
+@both_versions
+@pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST])
+def test_a_lost_drain_is_resumed(liar: Liar, opened: OpenChannel, loss: Lie, version: int) -> None:
+    """The last payment of all, too, can be sent again: then the closed channel tells its settlement."""
+    channel = opened(version)
+    liar.lies.append(loss)
+    with pytest.raises(Unreachable):
+        channel.pay(drain=True)
+
+    receipt = channel.resume()
+
+    assert (receipt.left_sat, receipt.settlement_txid) == (0, TXID)
+    assert channel.record.state is State.CLOSED
+    assert liar.received_sat == FUNDING_SAT
+
+
+@both_versions
+@pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST, BUSY])
+def test_a_lost_closing_is_asked_for_again(liar: Liar, opened: OpenChannel, loss: Lie, version: int) -> None:
+    """While closing nothing is paid; closing again completes it."""
+    channel = opened(version)
+    liar.lies.append(loss)
+    with pytest.raises((Unreachable, ServerFailed)):
+        channel.close()
+    assert channel.record.state is State.CLOSING
+
+    settled = channel.close()
+
+    assert (settled.settlement_txid, settled.change_sat) == (TXID, FUNDING_SAT - OPEN_PRICE_SAT)
+
+
+@both_versions
+@pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST])
+@pytest.mark.parametrize("codes", [True, False])
+def test_closing_with_a_lost_payment(liar: Liar, opened: OpenChannel, loss: Lie, codes: bool, version: int) -> None:
+    """Closing after a lost payment ends with what the server has, whether it had booked that payment or not."""
+    channel = opened(version)
+    liar.codes = codes
+    liar.lies.append(loss)
+    with pytest.raises(Unreachable):
+        channel.pay(100)
+
+    settled = channel.close()
+
+    booked = 100 if loss is REPLY_LOST else 0
+    assert settled.change_sat == FUNDING_SAT - OPEN_PRICE_SAT - booked
+    assert liar.received_sat == OPEN_PRICE_SAT + booked
+
+
+def test_a_closing_fee_is_offered_once(liar: Liar, opened: OpenChannel) -> None:
+    """A v2 closing with a fee, repeated after a lost answer, offers the same fee and address again."""
+    channel = opened()
+    address = "2NEQahmapUBueLzinJEViGkLdXRrzskH7Px"
+    liar.lies.append(REQUEST_LOST)
+    with pytest.raises(Unreachable):
+        channel.close(fee_sat=500, change_address=address)
+
+    settled = channel.close(fee_sat=900)
+
+    assert (settled.change_sat, settled.change_address) == (FUNDING_SAT - OPEN_PRICE_SAT - 500, address)
+    assert liar.received_sat == OPEN_PRICE_SAT + 500
+
+
+def test_a_refused_closing_leaves_the_channel_open(liar: Liar, opened: OpenChannel) -> None:
+    """When settling is not worth it for the server, the channel goes on taking payments, none below the signed fee."""
+    channel = opened()
+    liar.lies.append(Lie(deaf=True, status=400, body=b'{"code":"not_economical","error":"not worth it"}'))
+    with pytest.raises(PaymentRefused, match="not worth it"):
+        channel.close(fee_sat=300)
+
+    assert channel.record.state is State.OPEN
+    with pytest.raises(WouldTakeBack):
+        channel.pay(299)
+    assert channel.pay(300).paid_sat == 300
+
+
+@both_versions
+def test_patience_ends(liar: Liar, opened: OpenChannel, version: int) -> None:
+    """A server that is busy for ever is asked as often as patience says; then the payment waits to be resumed."""
+    channel = opened(version, patience=PATIENT)
+    liar.lies.extend([BUSY] * 10)
+    before = len(liar.requests)
+    with pytest.raises(ServerFailed) as caught:
+        channel.pay(100)
+
+    assert (caught.value.code, caught.value.status) == ("try_again", 503)
+    assert len(liar.requests) - before == PATIENT.attempts
+    liar.lies.clear()
+    assert channel.resume().paid_sat == 100
+
+
+def test_a_payment_that_the_application_refused_may_be_used_all_the_same(liar: Liar, opened: OpenChannel) -> None:
+    """After a refusal the same payment may be sent again or a larger one, never one that pays less."""
+    channel = opened()
+    liar.lies.append(APPLICATION_SAYS_NO)
+    with pytest.raises(PaymentRefused) as caught:
+        channel.pay(100)
+    assert (caught.value.code, caught.value.fields["reason"]) == ("application_error", "sold out")
+    assert channel.left_sat == FUNDING_SAT - OPEN_PRICE_SAT - 100
+
+    with pytest.raises(WouldTakeBack) as too_little:
+        channel.pay(99)
+
+    assert too_little.value.fields == {"got_sat": 99, "need_sat": 100}
+    liar.lies.append(APPLICATION_SAYS_NO)
+    with pytest.raises(PaymentRefused):
+        channel.resume()
+    assert channel.pay(150).total_paid_sat == liar.received_sat == OPEN_PRICE_SAT + 150
+
+
+@both_versions
+def test_refusals_without_a_body_are_read_from_the_reason_phrase(liar: Liar, opened: OpenChannel, version: int) -> None:
+    """A server that speaks by status and reason phrase alone, as the original, is understood (PROTOCOL §5.7)."""
+    channel = opened(version)
+    liar.codes = False
+    liar.lies.append(Lie(deaf=True, status=400, reason="dust output", body=b""))
+    with pytest.raises(PaymentRefused, match="dust output"):
+        channel.pay(100)
+    liar.lies.append(Lie(deaf=True, status=404, reason="Not Found", body=b""))
+    with pytest.raises(ChannelUnknown):
+        channel.resume()
+    liar.lies.append(Lie(deaf=True, status=410, reason="settlement in progress", body=b""))
+    with pytest.raises(ChannelGone):
+        channel.resume()
+    assert channel.resume().paid_sat == 100
+
+
+@both_versions
+def test_a_channel_that_the_server_closed_is_known_as_closed(liar: Liar, opened: OpenChannel, version: int) -> None:
+    """A 410 that names the settlement ends the channel; one that says closing lets closing be asked for."""
+    channel = opened(version)
+    liar.lies.append(Lie(deaf=True, status=410, body=b'{"code":"channel_closing","error":"closing"}'))
+    with pytest.raises(ChannelGone):
+        channel.pay(5)
+    assert channel.record.state is State.CLOSING
+
+    gone = f'{{"code":"channel_closed","error":"settled","txid":"{TXID}"}}'.encode()
+    liar.lies.append(Lie(deaf=True, status=410, body=gone))
+    with pytest.raises(ChannelGone):
+        channel.status()
+
+    assert (channel.record.state, channel.record.settlement_txid) == (State.CLOSED, TXID)
+
+
+def test_text_of_the_server_holds_no_control_characters(liar: Liar, opened: OpenChannel) -> None:
+    """What a server writes into an error can't move the cursor of a terminal, and is short."""
+    channel = opened()
+    evil = "\\u001b[2J\\u0007" + "x" * 10_000
+    liar.lies.append(Lie(deaf=True, status=400, body=f'{{"code":"\\u001bcode","error":"{evil}"}}'.encode()))
+    with pytest.raises(PaymentRefused) as caught:
+        channel.pay(1)
+
+    assert "\x1b" not in str(caught.value) + caught.value.code
+    assert len(str(caught.value)) < 400

@@ -1,0 +1,197 @@
+"""What leaves the payer's machine, byte for byte, compared with what the original JavaScript client made."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+import pytest
+
+from paychan.client import ChannelRecord, Dialect, FundingTooSmall, Payer, Refused, State, TermsUnacceptable, WrongState
+from paychan.client.payer import check_url
+from paychan.client.recovery import refund, wif
+from paychan.client.routes import close_request, info_path, open_request, pay_request, secret_of
+from paychan.client.terms import Limits, agree
+from paychan.protocol.errors import Malformed
+from paychan.protocol.rest import FundingInfo, read_v2_body
+from paychan.protocol.types import Network, Sat, UnixTime
+from tests.lib.vectors import JS_CASES, Case
+
+both_dialects = pytest.mark.parametrize("dialect", Dialect)
+all_cases = pytest.mark.parametrize("case", JS_CASES, ids=lambda case: case.name)
+
+
+def record_of(case: Case, version: int = 1, dialect: Dialect = Dialect.S) -> ChannelRecord:
+    """The channel of a vector, as the wallet would keep it."""
+    return ChannelRecord(
+        name="vector",
+        url="http://127.0.0.1:8000",
+        version=1 if version == 1 else 2,
+        dialect=dialect,
+        network=case.network,
+        private_key=case.client_key.to_hex(),
+        server_key=case.terms.server_key.hex(),
+        expiry=case.terms.expiry,
+        funding_address=case.raw["funding_address"],
+        created_at=UnixTime(0),
+        open_price_sat=Sat(0),
+        dust_sat=Sat(546),
+        min_confirmations=0,
+        settlement_period_hours=6,
+        change_address=case.raw["change_address"],
+        location="/v1/channels/new?client_pubkey=x",
+        funding_outpoint=f"{case.raw['funding_txid']}:{case.raw['funding_vout']}",
+        funding_sat=case.funding_sat,
+        state=State.OPEN,
+    )
+
+
+@all_cases
+def test_v1_payments_are_those_of_the_javascript_client(case: Case) -> None:
+    """The `payment` parameter of every vector is reproduced, by opening, paying and closing alike."""
+    record = record_of(case)
+    for payment in case.payments:
+        signed = record.sign(payment["change_value"])
+        for request, method in (
+            (open_request(record, signed), "POST"),
+            (pay_request(record, signed), "PUT"),
+            (close_request(record, signed), "DELETE"),
+        ):
+            query = parse_qs(urlsplit(request.url).query)
+            assert query["payment"] == [payment["payload_base64url"]]
+            assert query["client_pubkey"] == ["x"], "the Location's own query stays"
+            assert (request.method, request.body) == (method, b"")
+
+
+@all_cases
+@both_dialects
+def test_v2_bodies_hold_the_same_payments(case: Case, dialect: Dialect) -> None:
+    """Both dialects carry the vectors' signatures, and the secret is that of the vectors."""
+    record = record_of(case, version=2, dialect=dialect)
+    for payment in case.payments:
+        signed = record.sign(payment["change_value"])
+        for request in (open_request(record, signed), pay_request(record, signed), close_request(record, signed)):
+            read = read_v2_body(request.body)
+            assert read.payment.signature_with_flag.hex() == payment["signature_with_flag_hex"]
+            assert read.dialect is dialect
+        assert secret_of(record, signed) == payment["v2_secret_if_opening_hex"]
+
+
+def test_the_two_dialects_differ_where_the_published_ones_do() -> None:
+    """S: bare opening, reversed txid, plain secret. A: all facts in every body, internal txid, quoted secret."""
+    case = JS_CASES[0]
+    displayed = case.raw["funding_txid"]
+    internal = bytes.fromhex(displayed)[::-1].hex()
+    facts = {"redeem_script", "funding_txid", "funding_vout", "change_address", "signature_data", "change_value"}
+    for dialect, txid, secret in ((Dialect.S, displayed, "ab"), (Dialect.A, internal, '"ab"')):
+        record = msgspec.structs.replace(record_of(case, 2, dialect), secret="ab")
+        signed = record.sign(Sat(5_000))
+        opening, paying = open_request(record, signed), pay_request(record, signed)
+        for request in (opening, paying):
+            assert urlsplit(request.url).path == f"/v2/channels/{txid}/{case.outpoint.vout}"
+            assert parse_qs(urlsplit(request.url).query) == {"secret": [secret]}
+        first, later = msgspec.json.decode(opening.body), msgspec.json.decode(paying.body)
+        if dialect is Dialect.S:
+            assert set(first) == facts
+            assert set(later["payment_data"]) == {"signature_data", "change_value"}
+        else:
+            assert set(first["payment_data"]) == set(later["payment_data"]) == facts | {"sighash_flag"}
+            assert first["application_data"] == ""
+
+
+def test_funding_info_is_asked_for_as_each_version_wants_it() -> None:
+    """v1 by query, v2-S expiry first, v2-A key first."""
+    key = b"\x02" * 33
+    assert info_path(1, Dialect.S, key, 7) == f"/v1/fundingInfo?client_pubkey={key.hex()}&exp_time=7"
+    assert info_path(2, Dialect.S, key, 7) == f"/v2/funding/7/{key.hex()}/info"
+    assert info_path(2, Dialect.A, key, 7) == f"/v2/funding/{key.hex()}/7/info"
+
+
+@all_cases
+def test_refunds_are_those_of_the_javascript_client(case: Case) -> None:
+    """The refund at a fee rate is the vectors' transaction, byte for byte."""
+    wanted = case.raw["refund_per_byte"]
+
+    signed = refund(record_of(case), wanted["satoshi_per_byte"], case.raw["refund"]["address"])
+
+    assert signed.transaction.hex() == wanted["tx_hex"]
+    assert signed.fee_sat == wanted["fee"]
+
+
+@all_cases
+def test_keys_are_exported_as_wallets_import_them(case: Case) -> None:
+    """The WIF of a channel's key is the one that bitcoinjs writes."""
+    assert wif(record_of(case)) == case.raw["client"]["wif"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:8000",
+        "ftp://x",
+        "file:///etc/passwd",
+        "http://",
+        "http://user:pw@x",
+        "http://x?a=b",
+        "http://x#y",
+    ],
+)
+def test_only_plain_base_urls_are_taken(url: str) -> None:
+    """A base URL is http or https, host, port and path."""
+    with pytest.raises(TermsUnacceptable):
+        check_url(url)
+    assert check_url("https://shop.example/pay/") == "https://shop.example/pay"
+
+
+@pytest.mark.parametrize("network", Network)
+def test_the_network_is_told_by_the_address(network: Network) -> None:
+    """Live and test addresses tell the network; regtest must be asked for, and another than wanted is refused."""
+    case = JS_CASES[0]
+    terms = case.terms
+    info = FundingInfo(terms.server_key.hex(), terms.funding_address(network), Sat(1), 0, 6)
+    now = UnixTime(terms.expiry - 7 * 3600)
+
+    def judged(wanted: Network | None) -> Network:
+        return agree(info, terms.client_key, terms.expiry, now, Limits(), wanted).network
+
+    assert judged(network) is network
+    assert judged(None) is (Network.LIVE if network is Network.LIVE else Network.TEST)
+    with pytest.raises((TermsUnacceptable, Refused)):
+        judged(Network.TEST if network is Network.LIVE else Network.LIVE)
+
+
+def test_bip21_amounts_are_exact(tmp_path) -> None:
+    """The URI shows whole bitcoins with eight digits, without floating point."""
+    with Payer(wallet=tmp_path) as payer:
+        record = record_of(JS_CASES[0])
+        payer.wallet.create(record).release()
+        channel = payer.channel("vector")
+
+        assert channel.bip21(1) == f"bitcoin:{record.funding_address}?amount=0.00000001"
+        assert channel.bip21(2_100_000_000_000_001).endswith("?amount=21000000.00000001")
+
+
+def test_funding_is_noted_once_and_is_enough(tmp_path) -> None:
+    """Funding must cover open price and dust, is never derived on the live network, and comes before opening."""
+    live = next(case for case in JS_CASES if case.network is Network.LIVE)
+    new = {"state": State.NEW, "funding_outpoint": "", "funding_sat": Sat(0), "open_price_sat": Sat(10_000)}
+    with Payer(wallet=tmp_path) as payer:
+        payer.wallet.create(msgspec.structs.replace(record_of(live), **new)).release()
+        channel = payer.channel("vector")
+        with pytest.raises(TermsUnacceptable, match="live"):
+            channel.fund_debug()
+        with pytest.raises(WrongState, match="not funded"):
+            channel.open()
+        with pytest.raises(WrongState, match="not funded"):
+            channel.refund()
+        with pytest.raises(FundingTooSmall) as caught:
+            channel.fund("ab" * 32 + ":0", 10_545)
+        assert caught.value.fields == {"got_sat": 10_545, "need_sat": 10_546}
+        for text in ("ab" * 32, "ab" * 32 + ":-1", "AB" * 32 + ":0", "ab" * 32 + ":4294967296", ":0"):
+            with pytest.raises(Malformed):
+                channel.fund(text, 10_546)
+
+        channel.fund("ab" * 32 + ":0", 10_546)
+
+        assert channel.left_sat == 10_546

@@ -1,0 +1,202 @@
+"""The wallet: a payment is on the disk before it leaves, nobody else reads it, and two programs don't share a channel."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from paychan.client import ChannelInUse, DamagedFile, NoSuchChannel, Payer, Unacknowledged
+from paychan.client.flow import Pause, Request, Response, Save
+from paychan.client.paying import pay
+from paychan.client.terms import Limits
+from paychan.client.wallet import Wallet
+from tests.client.conftest import IMPATIENT, OpenChannel
+from tests.client.liar import FUNDING_SAT, OPEN_PRICE_SAT, Liar, Lie
+
+PAY_FOR_EVER = """
+import sys
+from paychan.client import Payer
+channel = Payer(wallet=sys.argv[1]).channel(sys.argv[2])
+while True:
+    print(channel.pay(1).total_paid_sat, flush=True)
+"""
+
+
+def test_every_payment_is_saved_before_it_is_sent(liar: Liar, opened: OpenChannel) -> None:
+    """The first effect of a payment is the durable record that holds it, the second is the request."""
+    channel = opened()
+    flow = pay(channel.record, 100, Limits(), IMPATIENT, drain=False, application_data="")
+
+    first = next(flow)
+    second = flow.send(None)
+
+    assert isinstance(first, Save)
+    assert first.record.signed_sat == FUNDING_SAT - OPEN_PRICE_SAT - 100
+    assert isinstance(second, Request)
+
+
+def test_retry_after_is_honoured_up_to_the_longest_pause(liar: Liar, opened: OpenChannel) -> None:
+    """The pause is what the server asks for; one that is longer than we wait ends the attempts at once."""
+    patience = msgspec.structs.replace(IMPATIENT, attempts=3, first_pause_seconds=1.0, longest_pause_seconds=30.0)
+    flow = pay(opened().record, 100, Limits(), patience, drain=False, application_data="")
+    next(flow)
+    flow.send(None)
+
+    assert flow.send(Response(503, "", {"retry-after": "7"}, b"")) == Pause(7.0)
+    assert isinstance(flow.send(None), Request)
+    with pytest.raises(Exception, match="status 503"):
+        flow.send(Response(503, "", {"retry-after": "31"}, b""))
+
+
+def test_files_are_the_owners_alone(opened: OpenChannel, tmp_path: Path) -> None:
+    """Directory 0700, files 0600, whatever the umask says."""
+    old = os.umask(0)
+    try:
+        channel = opened()
+        channel.pay(1)
+    finally:
+        os.umask(old)
+
+    wallet = tmp_path / "wallet"
+    assert stat.S_IMODE(wallet.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in wallet.iterdir()} == {0o600}
+    assert sorted(path.name for path in wallet.iterdir()) == [f"{channel.name}.json", f"{channel.name}.lock"]
+
+
+def test_the_key_is_on_the_disk_before_the_address_is_known(liar: Liar, tmp_path: Path) -> None:
+    """When `new_channel` returns, a second reader finds the key that the address was made from."""
+    with Payer(liar.url, wallet=tmp_path) as payer:
+        channel = payer.new_channel(hours=100)
+        found = Wallet(tmp_path).read(channel.name)
+
+    assert found.terms.funding_script == channel.record.terms.funding_script
+    assert found.private_key == channel.record.private_key
+
+
+def test_a_channel_in_use_is_locked(opened: OpenChannel, tmp_path: Path) -> None:
+    """No second object or program gets a channel before the first one lets go of it."""
+    channel = opened()
+    with Payer(wallet=tmp_path / "wallet") as other:
+        with pytest.raises(ChannelInUse):
+            other.channel(channel.name)
+        script = "import sys; from paychan.client import Payer; Payer(wallet=sys.argv[1]).channel(sys.argv[2])"
+        command = [sys.executable, "-c", script, str(tmp_path / "wallet"), channel.name]
+        assert "ChannelInUse" in subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+        channel.release()
+
+        assert other.channel(channel.name[:3]).left_sat == channel.left_sat
+
+
+def test_a_killed_program_loses_nothing(liar: Liar, opened: OpenChannel, tmp_path: Path) -> None:
+    """After kill -9 in the middle of paying, the wallet knows at least what the server booked, and goes on from there."""
+    channel = opened()
+    channel.release()
+    wallet = str(tmp_path / "wallet")
+    for rounds in range(1, 4):
+        command = [sys.executable, "-c", PAY_FOR_EVER, wallet, channel.name]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+            assert program.stdout is not None
+            for _ in range(3 * rounds):
+                assert program.stdout.readline()
+            program.send_signal(signal.SIGKILL)
+        with Payer(wallet=wallet, patience=IMPATIENT) as payer, payer.channel(channel.name) as again:
+            assert liar.received_sat <= again.paid_sat <= liar.received_sat + 1
+            again.resume()
+            assert again.paid_sat == liar.received_sat
+
+
+def test_a_program_killed_while_it_waits_for_an_answer_resumes_that_payment(
+    liar: Liar, opened: OpenChannel, tmp_path: Path
+) -> None:
+    """A payment that was sent by a program that died is not paid again by the next one."""
+    channel = opened()
+    channel.release()
+    liar.lies.append(Lie(seconds=60.0))
+    wallet = str(tmp_path / "wallet")
+    with subprocess.Popen([sys.executable, "-c", PAY_FOR_EVER, wallet, channel.name]) as program:
+        liar.wait_for(OPEN_PRICE_SAT + 1)
+        program.send_signal(signal.SIGKILL)
+
+    with Payer(wallet=wallet, patience=IMPATIENT) as payer, payer.channel(channel.name) as again:
+        with pytest.raises(Unacknowledged):
+            again.pay(1)
+        receipt = again.resume()
+    assert (receipt.paid_sat, receipt.repeated) == (1, True)
+    assert liar.received_sat == OPEN_PRICE_SAT + 1
+
+
+def test_neither_key_nor_secret_is_shown(opened: OpenChannel) -> None:
+    """What a traceback, a log line or a test failure prints of a channel holds no private key."""
+    channel = opened()
+    shown = f"{channel!r} {channel.record!r} {channel.record}"
+
+    assert channel.record.private_key not in shown
+    assert channel.record.secret not in shown
+
+
+DAMAGES = {
+    "truncated": lambda text: text[: len(text) // 2],
+    "empty": lambda text: text[:0],
+    "flipped digit of the key": lambda text: flip(text, "private_key"),
+    "flipped digit of the server key": lambda text: flip(text, "server_key"),
+    "flipped expiry": lambda text: text.replace('"expiry": 1', '"expiry": 2'),
+    "later format": lambda text: text.replace('"format": 1', '"format": 2'),
+    "unknown field": lambda text: text.replace('"format": 1', '"format": 1, "novelty": 3'),
+    "amounts that grow": lambda text: text.replace('"acknowledged_sat": 990000', '"acknowledged_sat": 980000'),
+    "more than funded": lambda text: text.replace('"funding_sat": 1000000', '"funding_sat": 900000'),
+    "no outpoint": lambda text: text.replace('"funding_outpoint": "', '"funding_outpoint": "x'),
+}
+
+
+def flip(text: str, field: str) -> str:
+    """Change one hex digit in the middle of a field."""
+    place = text.index(f'"{field}": "') + len(field) + 30
+    return text[:place] + format(int(text[place], 16) ^ 1, "x") + text[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_file_is_refused(opened: OpenChannel, tmp_path: Path, damage) -> None:
+    """A record that contradicts itself signs nothing."""
+    channel = opened()
+    channel.release()
+    path = tmp_path / "wallet" / f"{channel.name}.json"
+    text = path.read_text()
+    path.write_text(damage(text))
+    assert path.read_text() != text
+    with Payer(wallet=tmp_path / "wallet") as payer:
+        with pytest.raises(DamagedFile):
+            payer.channel(channel.name)
+
+        path.write_text(text)
+
+        assert payer.channel(channel.name).left_sat == channel.left_sat
+
+
+def test_names_may_be_shortened_while_they_are_unique(tmp_path: Path) -> None:
+    """The beginning of a name finds the one channel that has it; several or none are an error."""
+    for name in ("abc1", "abd2", "abd"):
+        (tmp_path / f"{name}.json").touch()
+    wallet = Wallet(tmp_path)
+
+    assert wallet.find("abc") == "abc1"
+    assert wallet.find("abd") == "abd"
+    for prefix in ("ab", "x", ""):
+        with pytest.raises(NoSuchChannel):
+            wallet.find(prefix)
+
+
+def test_the_wallet_is_found_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """PAYCHAN_WALLET names the directory, else it is below the home directory."""
+    monkeypatch.setenv("PAYCHAN_WALLET", str(tmp_path / "one"))
+    assert Wallet().directory == tmp_path / "one"
+    monkeypatch.delenv("PAYCHAN_WALLET")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Wallet().directory == tmp_path / ".paychan" / "wallet"
