@@ -16,12 +16,9 @@ from paychan.protocol.errors import PaychanError
 from paychan.protocol.payment import PaymentVerifier, change_problem
 from paychan.protocol.scripts import ChannelTerms, check_expiry, check_public_key, make_terms
 from paychan.protocol.settlement import Claim
-from paychan.protocol.signerwire import Refusal, SettlementRequest
+from paychan.protocol.signerwire import MAX_CLAIMS, Refusal, SettlementRequest
 from paychan.protocol.types import MAX_MONEY_SAT, Sat
 from signer.keys import Keys
-
-MAX_CLAIMS = 200
-"""An input takes up to 272 bytes of the reply, whose frame holds 64 KiB (`signerwire.MAX_FRAME_BYTES`)."""
 
 _LEAST_CHANGE = Sat(1)
 """Dust limits are the server's business: a settlement that is not relayed loses nothing, a wrong flag can."""

@@ -62,7 +62,7 @@ class HttpApplication:
             raise ApplicationSilent(msg)
         try:
             reply = self._decoder.decode(response.content)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ApplicationSilent(str(error)) from error
         if reply.resp_app_error is not None:
             return Verdict(refusal=reply.resp_app_error or "no reason given")

@@ -1,10 +1,12 @@
 """The chain's contract: our own trusted view of funding outputs, time and settlements.
 
-No method parses a block: the node is asked. Every method may raise `ChainFailed`, after which nothing is known.
+No backend parses a block: the node is asked. One suite, `tests/contract/test_chain.py`, holds every real backend to it.
+Every method may raise `ChainFailed`, after which nothing is known and the same question may be asked again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 from msgspec import Struct
@@ -17,19 +19,25 @@ class ChainFailed(Exception):
     """The chain could not be asked, or its answer can't be trusted."""
 
 
+class ChainUnfit(ChainFailed):
+    """The node can't serve us as it is: wrong network, not synced, wrong credentials. The text says how to mend it."""
+
+
 class Funding(Struct, frozen=True):
     """An unspent output that pays to a channel's script: value in satoshi, 0 confirmations while in the mempool."""
 
     outpoint: OutPoint
     value_sat: Sat
     confirmations: int
+    coinbase: bool = False
 
 
 class Tip(Struct, frozen=True):
-    """The newest block: height, displayed hash, median time past in Unix seconds (BIP113)."""
+    """The newest block: height, displayed hash, its own time, and median time past (BIP113), in Unix seconds."""
 
     height: int
     block_hash: str
+    time: UnixTime
     median_time: UnixTime
 
 
@@ -43,20 +51,46 @@ class Spend(Struct, frozen=True):
 class Chain(Protocol):
     """Methods are called on the event loop and must not block it."""
 
-    async def funding(self, terms: ChannelTerms) -> tuple[Funding, ...]:
-        """List the unspent outputs that pay exactly to the script of these terms, newest view including mempool."""
+    async def check(self) -> None:
+        """Make sure that the node is fit to serve us, once before anything else is asked.
+
+        Raises:
+            ChainUnfit: what is wrong, and the mend.
+        """
 
     async def tip(self) -> Tip:
         """Return the newest block."""
+
+    async def wait_for_change(self, seen: Tip, timeout_seconds: float) -> None:
+        """Return when the tip is another than `seen` or something else may have changed, at the latest by the time-out."""
+
+    async def watch(self, terms: Collection[ChannelTerms]) -> None:
+        """Follow what pays to these scripts and what spends from there, from now on. Idempotent.
+
+        Forgotten at our end, except by backends that say otherwise: every start watches the unfinished channels again.
+        """
+
+    async def funding(self, terms: ChannelTerms) -> tuple[Funding, ...]:
+        """List the unspent outputs that pay exactly to the script of these terms, newest view including mempool.
+
+        An output that a transaction in the mempool spends is not listed.
+        """
+
+    async def unspent(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Funding]:
+        """Return those of these watched outpoints that are unspent, in the chain and in the mempool."""
+
+    async def spender(self, outpoint: OutPoint) -> Spend | None:
+        """Return what spends a watched outpoint, in the chain or else in the mempool; None while it is unspent."""
 
     async def fee_rate(self) -> int | None:
         """Estimate satoshi per virtual byte for confirmation within hours; None when there is no estimate."""
 
     async def publish(self, transaction: bytes) -> None:
-        """Hand a signed transaction to the network. Idempotent: one already known or confirmed is a success."""
+        """Hand a signed transaction to the network. Idempotent: one already known or confirmed is a success.
 
-    async def spender(self, outpoint: OutPoint) -> Spend | None:
-        """Return what spends an outpoint, or None while it is unspent."""
+        Raises:
+            ChainFailed: refused, with the node's reason.
+        """
 
     async def close(self) -> None:
         """Let go of connections."""

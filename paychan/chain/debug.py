@@ -5,8 +5,9 @@ For trying things out without a Bitcoin network; the configuration refuses it an
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 import time
+from collections.abc import Collection
 
 from bitcoin.core import CTransaction
 
@@ -25,13 +26,27 @@ class DebugChain:
     def __init__(self) -> None:
         self._spends: dict[OutPoint, Spend] = {}
 
-    async def funding(self, terms: ChannelTerms) -> tuple[Funding, ...]:
-        outpoint = debug_outpoint(terms.client_key, terms.expiry)
-        return (Funding(outpoint, DEBUG_FUNDING_SAT, _CONFIRMATIONS),)
+    async def check(self) -> None:
+        """Nothing is asked of anybody."""
 
     async def tip(self) -> Tip:
-        now = int(time.time())
-        return Tip(height=0, block_hash=hashlib.sha256(str(now).encode()).hexdigest(), median_time=UnixTime(now))
+        now = UnixTime(int(time.time()))
+        return Tip(height=0, block_hash="0" * 64, time=now, median_time=now)
+
+    async def wait_for_change(self, seen: Tip, timeout_seconds: float) -> None:  # noqa: ARG002 - nothing changes here
+        await asyncio.sleep(timeout_seconds)
+
+    async def watch(self, terms: Collection[ChannelTerms]) -> None:
+        """Funding is computed, not followed."""
+
+    async def funding(self, terms: ChannelTerms) -> tuple[Funding, ...]:
+        return (_believed(debug_outpoint(terms.client_key, terms.expiry)),)
+
+    async def unspent(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Funding]:
+        return {outpoint: _believed(outpoint) for outpoint in outpoints if outpoint not in self._spends}
+
+    async def spender(self, outpoint: OutPoint) -> Spend | None:
+        return self._spends.get(outpoint)
 
     async def fee_rate(self) -> int | None:
         return None
@@ -42,8 +57,9 @@ class DebugChain:
             spent = OutPoint(bytes(txin.prevout.hash), int(txin.prevout.n))
             self._spends.setdefault(spent, Spend(bytes(parsed.GetTxid()), _CONFIRMATIONS))
 
-    async def spender(self, outpoint: OutPoint) -> Spend | None:
-        return self._spends.get(outpoint)
-
     async def close(self) -> None:
         self._spends.clear()
+
+
+def _believed(outpoint: OutPoint) -> Funding:
+    return Funding(outpoint, DEBUG_FUNDING_SAT, _CONFIRMATIONS)

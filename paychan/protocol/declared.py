@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, Struct
@@ -75,11 +75,15 @@ def _unwrap(annotation: Any) -> tuple[Any, Meta | None]:
 
 
 def _kind_name(kind: Any) -> str:
+    if get_origin(kind) in (list, tuple):
+        return f"list of {_kind_name(_unwrap(get_args(kind)[0])[0])}"
     values = getattr(kind, "__args__", None)
     return " | ".join(map(repr, values)) if values else getattr(kind, "__name__", str(kind))
 
 
 def _show(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_show, value)) + "]"
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value).replace("'", '"')
 
 

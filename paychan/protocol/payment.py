@@ -97,6 +97,8 @@ def encoding_problem(signature: bytes) -> str | None:
             return "negative or empty integer"
         if len(number) > 1 and number[0] == 0 and not number[1] & 0x80:
             return "padded integer"
+    if len(r) > 33:
+        return "R is longer than 256 bits"
     if len(s) > 32 or (len(s) == 32 and s > _HALF_ORDER):
         return "S is in the upper half"
     return None

@@ -38,7 +38,7 @@ class PaymentHasher:
         self._drained = sha256(sha256(common + b"\x00\x00\x00\x00\x00\x82\x00\x00\x00").digest()).digest()
 
     def digest(self, change_sat: Sat, flag: int) -> bytes:
-        """Return the 32 bytes signed for a change value; `flag` must already fit it (`payment.check_change`)."""
+        """Return the 32 bytes signed for a change value; `flag` must already fit it (`payment.change_problem`)."""
         if flag == NONE_ANYONECANPAY:
             return self._drained
         return sha256(sha256(self._head + change_sat.to_bytes(8, "little") + self._tail).digest()).digest()

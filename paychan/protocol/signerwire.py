@@ -21,16 +21,19 @@ VERSION = 1
 _T = TypeVar("_T")
 
 MAX_FRAME_BYTES = 64 * 1024
-"""About 250 claims. The length prefix is checked before anything is read."""
+"""The length prefix is checked before anything is read."""
+
+MAX_CLAIMS = 200
+"""Claims in one settlement: its signed transaction, of up to 272 bytes a claim, fits a frame and what nodes relay."""
 
 
-class Health(Struct, frozen=True, array_like=True, tag=1):
+class Health(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
     """Who are you?"""
 
     id: int
 
 
-class KeyRequest(Struct, frozen=True, array_like=True, tag=2):
+class KeyRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):
     """Which key of yours goes into the channel of this client key and expiry?"""
 
     id: int
@@ -38,7 +41,7 @@ class KeyRequest(Struct, frozen=True, array_like=True, tag=2):
     expiry: UnixTime
 
 
-class SettlementRequest(Struct, frozen=True, array_like=True, tag=3):
+class SettlementRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=3):
     """Sign the settlement of these claims to this destination, at this fee in satoshi."""
 
     id: int
@@ -47,7 +50,7 @@ class SettlementRequest(Struct, frozen=True, array_like=True, tag=3):
     fee_sat: Sat
 
 
-class HealthReply(Struct, frozen=True, array_like=True, tag=101):
+class HealthReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=101):
     """Network by name, how keys are derived, and whether this signer is for debugging only."""
 
     id: int
@@ -56,7 +59,7 @@ class HealthReply(Struct, frozen=True, array_like=True, tag=101):
     debug: bool
 
 
-class KeyReply(Struct, frozen=True, array_like=True, tag=102):
+class KeyReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=102):
     """The channel's server key, and where the signer lets its settlement pay to."""
 
     id: int
@@ -64,14 +67,14 @@ class KeyReply(Struct, frozen=True, array_like=True, tag=102):
     destination_script: bytes
 
 
-class SettlementReply(Struct, frozen=True, array_like=True, tag=103):
+class SettlementReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=103):
     """The signed settlement, rebuilt by the signer."""
 
     id: int
     settlement: Settlement
 
 
-class Refusal(Struct, frozen=True, array_like=True, tag=100):
+class Refusal(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=100):
     """The signer says no: a stable tag (`policy-…`, or `protocol-…` for requests it can't read) and the reason."""
 
     id: int
@@ -130,5 +133,5 @@ def _decode(decoder: msgspec.msgpack.Decoder[_T], body: bytes) -> _T:
         raise WireError(msg)
     try:
         return decoder.decode(body[1:])
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(str(error)) from error

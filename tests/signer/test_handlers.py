@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from paychan.protocol.address import decode_address
 from paychan.protocol.signerwire import (
+    MAX_CLAIMS,
     Health,
     HealthReply,
     KeyReply,
@@ -27,7 +28,6 @@ from paychan.protocol.signerwire import (
 from paychan.protocol.types import Sat, UnixTime
 from signer.handlers import Handler
 from signer.keys import Keys, StaticKey, hardened_keys, rbpcp_v2_keys
-from signer.policy import MAX_CLAIMS
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.vectors import JS_CASES, Case
 from tests.signer.messages import CLIENT, CLIENT_KEY, EXPIRY, make_request, mutated

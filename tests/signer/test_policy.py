@@ -8,11 +8,11 @@ import pytest
 from coincurve import PublicKey
 
 from paychan.protocol.address import key_script, p2sh_script
-from paychan.protocol.signerwire import Refusal, SettlementReply, encode_frame, frame_size
+from paychan.protocol.signerwire import MAX_CLAIMS, Refusal, SettlementReply, encode_frame, frame_size
 from paychan.protocol.types import MAX_MONEY_SAT
 from signer.handlers import Handler
 from signer.keys import hardened_keys
-from signer.policy import MAX_CLAIMS, POLICIES
+from signer.policy import POLICIES
 from tests.signer.messages import (
     CHANGE_SCRIPT,
     CLIENT_KEY,
