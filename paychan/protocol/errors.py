@@ -233,7 +233,3 @@ class PaymentPending(Unavailable):
 
 class TryAgain(Unavailable):
     code, text = "try_again", "the channel changed elsewhere meanwhile, send the request again"
-
-
-class ShuttingDown(Unavailable):
-    code, text = "shutting_down", "server is shutting down"
