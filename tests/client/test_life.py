@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from paychan import client
 from paychan.client import AsyncPayer, ChannelConflict, ChannelGone, Dialect, Payer, PaymentRefused, State
 from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT
 from paychan.protocol.scripts import MAX_EXPIRY
@@ -45,6 +48,19 @@ def test_open_pay_close(system: System, tmp_path: Path, version: int, dialect: D
         assert channel.close() == settled, "closing again tells the same"
         seen = system.channel(channel.record.outpoint)
         assert settled.settlement_txid in str(seen)
+
+
+def test_the_first_payment_takes_five_lines(system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example in the package's own documentation is a program that pays."""
+    monkeypatch.setenv("PAYCHAN_WALLET", str(tmp_path))
+    example = textwrap.dedent((client.__doc__ or "").partition("\n\n")[2]).replace("http://localhost:8000", system.url)
+    found: dict[str, Any] = {}
+
+    exec(example, found)
+
+    assert len([line for line in example.splitlines() if line]) == 5
+    assert found["receipt"].paid_sat == 1000
+    found["channel"].release()
 
 
 @SPOKEN

@@ -1,0 +1,215 @@
+"""The original's benchmark (benchPayChanServer.sh, PROTOCOL §15): clients that pay one satoshi after the other.
+
+    python bench/payments.py NUM_PAYMENTS NUM_THREADS ENDPOINT [SERVER_PUBKEY]
+
+Every client is a process with one channel and one keep-alive connection: it opens with 100000 sat, pays NUM_PAYMENTS
+times 1 sat, each after the answer to the one before, and closes. The server must run with debug funding.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import multiprocessing
+import socket
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import machine
+import psutil  # type: ignore[import-untyped]  # has no stubs
+import typer
+from load import BenchError, Paid, Server, client, stop
+from rich.console import Console
+from rich.table import Table
+
+FIXED_CLIENT_KEY = "03da3afe4f58992a8cc909522c2ec859ef218fd92fda0a67c23fb40e0303030405"
+FIXED_EXPIRY = 1_500_000_000
+"""With these the original asks for the server's key."""
+
+LEAST_CPU_SECONDS = 0.2
+"""The kernel counts in hundredths of a second; less than this says nothing."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a whole run measured."""
+
+    payments: int
+    wall_seconds: float
+    paying_seconds: float
+    latencies_ms: list[float]
+    server_cpu_seconds: float | None
+    client_cpu_seconds: float
+
+
+def run(server_at: tuple[str, int], wanted_key: str | None, count: int, clients: int, version: int) -> Run:
+    """Start the clients, let them pay together, and put together what they saw."""
+    begun = time.monotonic()
+    server = Server(*server_at, ask_server_key(*server_at, version, wanted_key))
+    processes = server_processes(server)
+    fork = multiprocessing.get_context("fork")
+    go, close = fork.Event(), fork.Event()
+    pipes, children = [], []
+    for _ in range(clients):
+        ours, theirs = fork.Pipe()
+        child = fork.Process(target=client, args=(server, count, version, go, close, theirs), daemon=True)
+        child.start()
+        theirs.close()
+        pipes.append(ours)
+        children.append(child)
+    hear_all(pipes)
+    before = cpu_seconds(processes)
+    go.set()
+    paid: list[Paid] = hear_all(pipes)
+    after = cpu_seconds(processes)
+    close.set()
+    hear_all(pipes)
+    for child in children:
+        child.join()
+    wall = time.monotonic() - begun
+    return Run(
+        payments=count * clients,
+        wall_seconds=wall,
+        paying_seconds=(max(each.last_ns for each in paid) - min(each.first_ns for each in paid)) / 1e9,
+        latencies_ms=sorted(latency / 1e6 for each in paid for latency in each.latencies),
+        server_cpu_seconds=None if before is None or after is None else after - before,
+        client_cpu_seconds=sum(each.cpu_seconds for each in paid),
+    )
+
+
+def hear_all(pipes: list[Connection]) -> list[Any]:
+    """Wait for one message of each client.
+
+    Raises:
+        BenchError: one of them failed or died.
+    """
+    heard = []
+    for number, pipe in enumerate(pipes):
+        try:
+            message = pipe.recv()
+        except EOFError:
+            message = BenchError("died")
+        if isinstance(message, BenchError):
+            stop(f"client {number}: {message}")
+        heard.append(message)
+    return heard
+
+
+def ask_server_key(host: str, port: int, version: int, wanted: str | None) -> bytes:
+    """Learn the server's key from its funding info, with the original's client key and expiry."""
+    path = f"/v2/funding/{FIXED_EXPIRY}/{FIXED_CLIENT_KEY}/info"
+    if version == 1:
+        path = f"/v1/fundingInfo?client_pubkey={FIXED_CLIENT_KEY}&exp_time={FIXED_EXPIRY}"
+    connection = http.client.HTTPConnection(host, port, timeout=30)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = answer.read()
+    except OSError as error:
+        stop(f"no answer from {host}:{port}: {error}")
+    finally:
+        connection.close()
+    if answer.status != 200:
+        stop(f"GET {path}: {answer.status} {answer.reason}")
+    key = str(json.loads(body)["server_pubkey"])
+    if wanted not in (None, key):
+        stop(f"server key differs: got {key}, want {wanted}")
+    return bytes.fromhex(key)
+
+
+# --- the server's CPU time ------------------------------------------------------------------------------------------
+
+
+def server_processes(server: Server) -> list[psutil.Process]:
+    """Find who listens on the port, if that is this machine."""
+    try:
+        local = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
+        if socket.gethostbyname(server.host) not in local:
+            return []
+        listening = {
+            entry.pid
+            for entry in psutil.net_connections("tcp")
+            if entry.status == psutil.CONN_LISTEN and entry.laddr and entry.laddr.port == server.port and entry.pid
+        }
+        return [psutil.Process(pid) for pid in listening]
+    except (psutil.Error, OSError):
+        return []
+
+
+def cpu_seconds(processes: list[psutil.Process]) -> float | None:
+    """CPU seconds that the processes used so far, user and system; None without processes."""
+    times = [process.cpu_times() for process in processes]
+    return sum(each.user + each.system for each in times) if times else None
+
+
+# --- telling --------------------------------------------------------------------------------------------------------
+
+
+def figures(run: Run, rate: float) -> dict[str, Any]:
+    """Derive rates and shares; `rate` is R, verifications per second on one core."""
+    as_script, server_only = run.payments / run.wall_seconds, run.payments / run.paying_seconds
+    used = run.server_cpu_seconds or 0.0
+    cpu = round(used / run.payments * 1e6, 1) if used > LEAST_CPU_SECONDS else None
+    at = run.latencies_ms
+    return {
+        "payments_per_second_as_script": round(as_script, 1),
+        "payments_per_second_server_only": round(server_only, 1),
+        "share_of_R_as_script": round(as_script / rate, 4),
+        "share_of_R_server_only": round(server_only / rate, 4),
+        "R_verifies_per_second": round(rate),
+        "latency_ms_p50": round(at[len(at) // 2], 3),
+        "latency_ms_p99": round(at[min(len(at) - 1, len(at) * 99 // 100)], 3),
+        "server_cpu_us_per_payment": cpu,
+        "client_cpu_us_per_payment": round(run.client_cpu_seconds / run.payments * 1e6, 1),
+        "wall_seconds": round(run.wall_seconds, 3),
+        "paying_seconds": round(run.paying_seconds, 3),
+    }
+
+
+def show(told: dict[str, Any]) -> None:
+    """Print the figures as a table."""
+    table = Table("", "payments/s", "share of R")
+    for name, key in (("as the original measured", "as_script"), ("server only", "server_only")):
+        rate, share = told[f"payments_per_second_{key}"], told[f"share_of_R_{key}"]
+        table.add_row(name, f"{rate:,.0f}", f"{share:.3f}")
+    table.add_row("R, one core's verifications", f"{told['R_verifies_per_second']:,}", "1")
+    for column in (1, 2):
+        table.columns[column].justify = "right"
+    cpu = told["server_cpu_us_per_payment"]
+    console = Console()
+    console.print(table)
+    console.print(f"latency p50 {told['latency_ms_p50']} ms, p99 {told['latency_ms_p99']} ms")
+    console.print(
+        f"CPU per payment: server {'n/a' if cpu is None else f'{cpu} µs'}, clients {told['client_cpu_us_per_payment']} µs"
+    )
+
+
+def main(
+    num_payments: Annotated[int, typer.Argument(min=1, help="Payments of each client.")],
+    num_threads: Annotated[int, typer.Argument(min=1, help="Clients, each a process with one channel.")],
+    endpoint: Annotated[str, typer.Argument(help="HOST:PORT of a server with debug funding.")],
+    server_pubkey: Annotated[str | None, typer.Argument(help="What the server's key must be.")] = None,
+    version: Annotated[int, typer.Option(min=1, max=2, help="Version of the protocol.")] = 1,
+    save: Annotated[bool, typer.Option(help="Keep the figures in bench/results.")] = True,
+) -> None:
+    """Measure payments per second over real sockets, as the original's benchmark did and for the server alone."""
+    place = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
+    facts, rate = machine.facts(), machine.verifies_per_second()
+    try:
+        done = run((place.hostname or "localhost", place.port or 80), server_pubkey, num_payments, num_threads, version)
+    except BenchError as error:
+        Console(stderr=True, highlight=False).print(f"payments: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    print(f"Done. Executed {done.payments} payments.")
+    told = figures(done, rate)
+    show(told)
+    if save:
+        asked = {"version": version, "num_payments": num_payments, "num_threads": num_threads}
+        print(f"Saved as {machine.save('payments', asked | told, facts)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
