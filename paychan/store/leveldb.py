@@ -1,0 +1,237 @@
+"""The default store: one LevelDB directory, used by one process.
+
+Keys: `c` outpoint → record; `i` state expiry outpoint → nothing, the index that `scan` walks; `z` → format and network.
+A channel has one index entry, moved in the batch that writes its record. `z` sorts behind all others on purpose: plyvel
+ends a walk without an error when the last blocks are damaged, so one that met no key behind its range was cut short.
+
+Threads: one writes, so commits are in order and the loop never waits for the disk; two read, so that a long scan delays
+neither a commit nor the reading of one channel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar, TypeVarTuple
+
+import plyvel
+import structlog
+
+from paychan.protocol.channel import Channel, State
+from paychan.protocol.record import DamagedRecord, decode_record, encode_record
+from paychan.protocol.scripts import MAX_EXPIRY
+from paychan.protocol.types import OutPoint, UnixTime
+from paychan.store.base import Change, StoreFailed
+from paychan.store.leveldbdirectory import error_text, open_directory
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+log = structlog.get_logger("store")
+
+_RECORD, _INDEX = b"c", b"i"
+
+STATE_CODES = {State.OPEN: 1, State.CLOSING: 2, State.PUBLISHED: 3, State.CLOSED: 4, State.LOST: 5}
+"""Second byte of an index key. Stored: never renumber."""
+
+_OUTPOINT_BYTES = 36
+_CLOSED = "the store is closed"
+
+
+class LevelDbStore:
+    """`paychan.store.base.Store` on LevelDB. Make it with `open`."""
+
+    def __init__(self, database: plyvel.DB) -> None:
+        self._database = database
+        self._writer = ThreadPoolExecutor(1, "store-writer")
+        self._readers = ThreadPoolExecutor(2, "store-reader")
+        self._failure: Exception | None = None
+        self._closing = False
+        self._snapshots = 0
+        self._snapshot_ended = threading.Condition()
+
+    @classmethod
+    def open(cls, path: Path, network: str, *, create: bool = True) -> LevelDbStore:
+        """Open the directory, or begin a store in it if there is none and `create` says so. Blocks; used at start.
+
+        Raises:
+            StoreFailed: in use, of another network or format, damaged, missing, or not accessible.
+        """
+        return cls(open_directory(path, network, create=create))
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    async def get(self, outpoint: OutPoint) -> Channel | None:
+        """See `Store`. In a thread, because a record that is not in memory costs a disk read."""
+        return await self._run(self._readers, self._get, outpoint.serialize())
+
+    def _get(self, outpoint: bytes) -> Channel | None:
+        try:
+            raw = self._database.get(_RECORD + outpoint, verify_checksums=True)
+        except plyvel.CorruptionError as error:
+            raise DamagedRecord(error_text(error)) from error
+        return None if raw is None else decode_record(raw)
+
+    async def scan(
+        self,
+        state: State,
+        *,
+        before: int = MAX_EXPIRY + 1,
+        after: tuple[UnixTime, OutPoint] | None = None,
+        limit: int = 1000,
+    ) -> Sequence[Channel]:
+        """See `Store`. A damaged record is left out, with an error in the log: the others must be settled all the same."""
+        begin = _index_begin(state, 0)
+        if after is not None:
+            begin = _index_key(state, after[0], after[1].serialize()) + b"\x00"  # the next possible key
+        return await self._run(self._readers, self._scan, begin, _index_begin(state, before), limit)
+
+    def _scan(self, begin: bytes, end: bytes, limit: int) -> list[Channel]:
+        page: list[Channel] = []
+        snapshot = self._database.snapshot()
+        with snapshot.iterator(start=begin, verify_checksums=True) as entries:
+            for key, _ in _until(end, entries):
+                if len(page) == limit:
+                    break
+                channel = _indexed(snapshot, key)
+                if channel is not None:
+                    page.append(channel)
+        return page
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Iterator[bytes]]:
+        """See `Store`. `close` ends a running iteration with `StoreFailed` and waits for the end of the `with` block."""
+        with self._snapshot_ended:
+            if self._closing:
+                raise StoreFailed(_CLOSED)
+            self._snapshots += 1
+        records = self._records(self._database.snapshot())
+        try:
+            yield records
+        finally:
+            records.close()
+            with self._snapshot_ended:
+                self._snapshots -= 1
+                self._snapshot_ended.notify_all()
+
+    def _records(self, snapshot: plyvel.Snapshot) -> Generator[bytes, None, None]:
+        end = bytes([_RECORD[0] + 1])
+        try:
+            with snapshot.iterator(start=_RECORD, verify_checksums=True, fill_cache=False) as entries:
+                for _, raw in _until(end, entries):
+                    if self._closing:
+                        raise StoreFailed(_CLOSED)
+                    yield raw
+        except plyvel.Error as error:
+            raise StoreFailed(error_text(error)) from error
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    async def commit(self, changes: Sequence[Change]) -> Sequence[bool]:
+        """See `Store`. After a failure every later call fails too: what LevelDB's log holds is unknown."""
+        return await self._run(self._writer, self._commit, changes)
+
+    def _commit(self, changes: Sequence[Change]) -> list[bool]:
+        if self._failure is not None:
+            msg = f"an earlier write failed: {error_text(self._failure)}"
+            raise StoreFailed(msg)
+        try:
+            newest: dict[bytes, Change] = {}
+            written = [self._admit(change, newest) for change in changes]
+            self._write(newest)
+        except Exception as error:
+            self._failure = error
+            raise StoreFailed(error_text(error)) from error
+        return written
+
+    def _admit(self, change: Change, newest: dict[bytes, Change]) -> bool:
+        """Enter a change into the batch if it follows what is stored or what is already in the batch."""
+        outpoint = change.channel.outpoint.serialize()
+        earlier = newest.get(outpoint)
+        try:
+            stored = self._get(outpoint) if earlier is None else earlier.channel
+        except DamagedRecord:
+            return False  # not the version that the writer has seen; and it stays as evidence
+        if (stored and stored.seq) != (change.previous and change.previous.seq):
+            return False
+        newest[outpoint] = Change(stored if earlier is None else earlier.previous, change.channel)
+        return True
+
+    def _write(self, newest: dict[bytes, Change]) -> None:
+        """Write the last version of each channel; the versions between would be invisible anyway."""
+        batch = self._database.write_batch(sync=True)
+        for outpoint, (stored, channel) in newest.items():
+            batch.put(_RECORD + outpoint, encode_record(channel))
+            if stored is None or stored.state is not channel.state:
+                batch.put(_index_key(channel.state, channel.terms.expiry, outpoint), b"")
+                if stored is not None:
+                    batch.delete(_index_key(stored.state, stored.terms.expiry, outpoint))
+        if newest:
+            batch.write()
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """See `Store`. Commits that were begun are finished; a second call does nothing."""
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        with self._snapshot_ended:
+            self._closing = True
+        for threads in (self._writer, self._readers):
+            threads.shutdown()
+        with self._snapshot_ended:
+            self._snapshot_ended.wait_for(lambda: not self._snapshots)
+        self._database.close()
+
+    async def _run(self, threads: ThreadPoolExecutor, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        try:
+            future = asyncio.get_running_loop().run_in_executor(threads, function, *args)
+        except RuntimeError as error:  # shut down
+            raise StoreFailed(_CLOSED) from error
+        try:
+            return await future
+        except plyvel.Error as error:
+            raise StoreFailed(error_text(error)) from error
+
+
+# --- keys and walks ---------------------------------------------------------------------------------------------------
+
+
+def _index_begin(state: State, expiry: int) -> bytes:
+    """First key of the index entries of a state that expire at this time or later."""
+    return _INDEX + ((STATE_CODES[state] << 32) + min(max(expiry, 0), MAX_EXPIRY + 1)).to_bytes(5, "big")
+
+
+def _index_key(state: State, expiry: UnixTime, outpoint: bytes) -> bytes:
+    return _index_begin(state, expiry) + outpoint
+
+
+def _until(end: bytes, entries: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    """Pass entries whose key is before `end`.
+
+    Raises:
+        StoreFailed: no entry is there or behind; the last key of every store is behind all ranges.
+    """
+    for entry in entries:
+        if entry[0] >= end:
+            return
+        yield entry
+    msg = "damaged: the last blocks can't be read"
+    raise StoreFailed(msg)
+
+
+def _indexed(snapshot: plyvel.Snapshot, key: bytes) -> Channel | None:
+    """Read the record of an index entry; None, with an error in the log, if it can't be trusted."""
+    outpoint = key[-_OUTPOINT_BYTES:]
+    try:
+        raw = snapshot.get(_RECORD + outpoint, b"", verify_checksums=True)
+        return decode_record(raw)
+    except (DamagedRecord, plyvel.CorruptionError) as error:
+        shown = OutPoint(outpoint[:32], int.from_bytes(outpoint[32:], "little"))
+        log.error("damaged record", channel=str(shown), reason=error_text(error))  # noqa: TRY400 - the reason says it all
+        return None

@@ -1,0 +1,1 @@
+"""One suite per contract: every backend of the store passes the same tests."""

@@ -1,0 +1,52 @@
+"""The store's backends, as the contract suite needs them: open one, and get at the bytes behind its back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import plyvel
+
+from paychan.protocol.types import OutPoint
+from paychan.store.base import Store
+from paychan.store.leveldb import LevelDbStore
+
+NETWORK = "test"
+
+
+class Backend(Protocol):
+    """An engine with a place of its own for one test. `raw` and `put_raw` are for the time when no store is open."""
+
+    def open(self) -> Store:
+        """Open the store, which keeps what it held before."""
+
+    def raw(self, outpoint: OutPoint) -> bytes | None:
+        """Read a record's bytes."""
+
+    def put_raw(self, outpoint: OutPoint, raw: bytes) -> None:
+        """Write a record's bytes: what a failing disk does."""
+
+
+class LevelDbBackend:
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "store"
+
+    def open(self) -> LevelDbStore:
+        return LevelDbStore.open(self.path, NETWORK)
+
+    def raw(self, outpoint: OutPoint) -> bytes | None:
+        database = plyvel.DB(str(self.path))
+        try:
+            return database.get(b"c" + outpoint.serialize())
+        finally:
+            database.close()
+
+    def put_raw(self, outpoint: OutPoint, raw: bytes) -> None:
+        database = plyvel.DB(str(self.path))
+        try:
+            database.put(b"c" + outpoint.serialize(), raw, sync=True)
+        finally:
+            database.close()
+
+
+BACKENDS = {"leveldb": LevelDbBackend}

@@ -1,0 +1,162 @@
+"""Channels, payments and settlements for tests: really signed, by keys that follow from a seed.
+
+`Payer("any text")` is the client of one channel with everything fixed; the functions move a channel through the real
+machine, so a test never holds a record that the server could not have written.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import msgspec
+from coincurve import PrivateKey
+from msgspec import Struct
+
+from paychan.protocol.address import key_script
+from paychan.protocol.channel import (
+    Accepted,
+    Channel,
+    Close,
+    CloseReason,
+    Command,
+    Confirmed,
+    Opening,
+    Outcome,
+    Pay,
+    Published,
+    Rules,
+    Signed,
+    SpentElsewhere,
+    State,
+    View,
+)
+from paychan.protocol.machine import apply, open_channel, plan_closing
+from paychan.protocol.payment import Payment, sign_payment
+from paychan.protocol.scripts import ChannelTerms, make_terms
+from paychan.protocol.settlement import Settlement, Shortfall, sign_settlement
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+
+NOW = UnixTime(1_500_000_000)
+DAY_SECONDS = 86_400
+RULES = Rules(
+    dust_sat=Sat(546),
+    min_confirmations=1,
+    settlement_period_seconds=DAY_SECONDS,
+    min_duration_seconds=3_600,
+    fee_sat_per_vb=10,
+)
+VIEW = View(NOW, RULES)
+
+
+def private_key(seed: str) -> PrivateKey:
+    """A key that follows from a text."""
+    return PrivateKey(sha256(seed.encode()).digest())
+
+
+SERVER_DESTINATION = key_script(private_key("server destination").public_key.format())
+"""Where the settlements built here pay to (P2PKH)."""
+
+
+class Payer(Struct, frozen=True):
+    """The client of one channel, and for tests the server's key of it too."""
+
+    seed: str
+    expiry: UnixTime = UnixTime(NOW + 30 * DAY_SECONDS)
+    funding_sat: Sat = Sat(1_000_000)
+
+    @property
+    def key(self) -> PrivateKey:
+        return private_key(f"client {self.seed}")
+
+    @property
+    def server_key(self) -> PrivateKey:
+        return private_key(f"server {self.seed}")
+
+    @property
+    def terms(self) -> ChannelTerms:
+        return make_terms(self.server_key.public_key.format(), self.key.public_key.format(), self.expiry)
+
+    @property
+    def outpoint(self) -> OutPoint:
+        return OutPoint(sha256(f"funding {self.seed}".encode()).digest(), len(self.seed) % 3)
+
+    @property
+    def change_script(self) -> bytes:
+        return key_script(self.key.public_key.format())
+
+    def payment(self, change_sat: int) -> Payment:
+        """Sign the payment that leaves `change_sat` to the client."""
+        return sign_payment(self.key, self.terms, self.outpoint, self.change_script, Sat(change_sat))
+
+    def opening(self, paid_sat: int = 10_000) -> Opening:
+        """The request for the channel, whose first payment is of `paid_sat`."""
+        return Opening(
+            terms=self.terms,
+            outpoint=self.outpoint,
+            funding_sat=self.funding_sat,
+            confirmations=RULES.min_confirmations,
+            change_script=self.change_script,
+            payment=self.payment(self.funding_sat - paid_sat),
+            price_sat=Sat(0),
+        )
+
+    def channel(self, paid_sat: int = 10_000) -> Channel:
+        """The channel as opened (seq 1)."""
+        return accepted(open_channel(self.opening(paid_sat), VIEW))
+
+    def pay(self, channel: Channel, paid_sat: int = 1) -> Channel:
+        """The channel after one more payment."""
+        payment = self.payment(channel.payment.change_sat - paid_sat)
+        return accepted(apply(channel, Pay(payment), VIEW))
+
+    def settlement(self, channel: Channel) -> Settlement:
+        """The settlement of a closing channel, as the signer would return it."""
+        assert channel.closing is not None
+        reason, client_fee_sat = channel.closing.reason, channel.closing.client_fee_sat
+        fee_sat = plan_closing(channel, SERVER_DESTINATION, RULES, reason, client_fee_sat)
+        assert not isinstance(fee_sat, Shortfall)
+        return sign_settlement(
+            [channel.claim], SERVER_DESTINATION, fee_sat, lambda _, digest: self.server_key.sign(digest, hasher=None)
+        )
+
+    def history(self, state: State, paid_sat: int = 10_000) -> list[Channel]:
+        """Every version of a channel from its opening to a state, each one command after the other."""
+        versions = [self.channel(paid_sat)]
+        if state is State.OPEN:
+            return versions
+        if state is State.LOST:
+            return [*versions, step(versions[-1], SpentElsewhere(sha256(self.seed.encode()).digest()))]
+        versions.append(step(versions[-1], Close(CloseReason.OPERATOR)))
+        versions.append(step(versions[-1], Signed(self.settlement(versions[-1]))))
+        later: dict[State, list[Command]] = {
+            State.CLOSING: [],
+            State.PUBLISHED: [Published()],
+            State.CLOSED: [Published(), Confirmed()],
+        }
+        for command in later[state]:
+            versions.append(step(versions[-1], command))
+        return versions
+
+
+def accepted(outcome: Outcome) -> Channel:
+    """The channel of an outcome that must not be a refusal."""
+    assert isinstance(outcome, Accepted), outcome
+    return outcome.channel
+
+
+def step(channel: Channel, command: Command) -> Channel:
+    """The channel after a command that must be accepted."""
+    return accepted(apply(channel, command, VIEW))
+
+
+def many(count: int, template: Channel | None = None) -> list[Channel]:
+    """Many open channels that differ in outpoint and expiry only, for volume: cheap, but their signatures don't fit."""
+    channel = template or Payer("many").channel()
+    return [
+        msgspec.structs.replace(
+            channel,
+            outpoint=OutPoint(sha256(number.to_bytes(8, "big")).digest(), 0),
+            terms=msgspec.structs.replace(channel.terms, expiry=UnixTime(channel.terms.expiry + number % 1_000)),
+        )
+        for number in range(count)
+    ]
