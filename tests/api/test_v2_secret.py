@@ -1,0 +1,140 @@
+"""PROTOCOL §6.3, threats 29 and 30: who does not know the secret learns nothing, not even that there is a channel."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import httpx
+import pytest
+
+from paychan.protocol.rest import Dialect, opening_secret
+from tests.lib.rbpcp import V1, V2, Payer
+from tests.lib.system import System
+
+WRONG = {
+    "missing": "",
+    "empty": "?secret=",
+    "another": "?secret=" + "ab" * 32,
+    "all zero": "?secret=" + "00" * 32,
+    "short": "?secret=abcd",
+    "long": "?secret=" + "ab" * 33,
+    "not hex": "?secret=" + "zz" * 32,
+    "not UTF-8": "?secret=%ff%fe",
+    "twice": "?secret={right}&secret={right}",
+    "twice, one wrong": "?secret=" + "ab" * 32 + "&secret={right}",
+    "one quote": "?secret=%22{right}",
+    "quoted twice": "?secret=%22%22{right}%22%22",
+    "with a space": "?secret={right}%20",
+    "under another name": "?Secret={right}",
+}
+
+
+def _facts(answer: httpx.Response) -> tuple[object, ...]:
+    headers = {name: value for name, value in answer.headers.items() if name != "date"}
+    return answer.status_code, answer.reason_phrase, answer.content, headers
+
+
+@pytest.mark.parametrize("kind", WRONG)
+@pytest.mark.parametrize("tail", ["", "/close"])
+def test_wrong_secrets_and_unknown_channels_are_one_404(
+    open_v2: V2, new_v2: Callable[[Dialect], V2], system: System, kind: str, tail: str
+) -> None:
+    """Without the right secret an open channel answers as one that does not exist: same phrase, headers, empty body."""
+    query = WRONG[kind].format(right=open_v2.secret)
+    stranger = new_v2(open_v2.dialect)
+    stranger.secret = open_v2.secret
+    unknown = stranger.http.put(stranger.resource(tail), content=stranger.body(stranger.payer.payment(120_000)))
+    body = open_v2.body(open_v2.payer.payment(120_000))
+    refused = open_v2.http.put(open_v2.resource(tail).partition("?")[0] + query, content=body)
+    assert (refused.status_code, refused.content) == (404, b"")
+    assert _facts(refused) == _facts(unknown)
+    assert system.channel(open_v2.payer.outpoint)["value_received"] == 100_000
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_opening_needs_the_secret_of_this_very_payment(v2: V2, system: System, kind: str) -> None:
+    """Defect D10: a wrong or missing secret is 404 with an empty body, which does not reveal the right one."""
+    first = v2.payer.payment(100_000)
+    query = WRONG[kind].format(right=opening_secret(first).hex())
+    refused = v2.http.post(v2.resource().partition("?")[0] + query, content=v2.opening_body(first))
+    assert (refused.status_code, refused.content) == (404, b"")
+    assert "funding_value" not in system.channel(v2.payer.outpoint)
+
+
+def test_the_secret_comes_before_what_the_body_names(open_v2: V2) -> None:
+    """Without the secret even a body that contradicts the channel tells nothing."""
+    open_v2.secret = "ab" * 32
+    for facts in ({"funding_txid": "11" * 32, "funding_vout": 1}, {"redeem_script": "00"}, {"change_address": "x"}):
+        answer = open_v2.pay(open_v2.payer.payment(120_000), **facts)
+        assert (answer.status_code, answer.content) == (404, b"")
+
+
+def test_a_closed_channel_hides_behind_its_secret_too(open_v2: V2) -> None:
+    """410 is for those who know the secret."""
+    assert open_v2.close(open_v2.payer.payment(120_000)).status_code == 200
+    open_v2.secret = "ab" * 32
+    assert open_v2.pay(open_v2.payer.payment(130_000)).status_code == 404
+    assert open_v2.close(open_v2.payer.payment(130_000)).status_code == 404
+
+
+FIXED_SECONDS = 0.005
+"""When a 404 leaves after its request was read."""
+
+ALIKE_SECONDS = 0.00008
+"""A channel that is awake is answered from memory, an unknown one takes two reads in a thread: before the moment was
+fixed, some of the four lower deciles were 0.13 to 0.5 ms apart; now all of them are within 0.04 ms on a quiet machine."""
+
+
+def _late_body(content: bytes) -> Iterator[bytes]:
+    """A body that comes long after the head, which must not use up the fixed time."""
+    time.sleep(0.008)
+    yield content
+
+
+def _seconds(send: Callable[[], httpx.Response]) -> float:
+    began = time.perf_counter()
+    assert send().status_code == 404
+    return time.perf_counter() - began
+
+
+def test_the_time_of_a_404_does_not_tell_whether_there_is_a_channel(system: System, http: httpx.Client) -> None:
+    """Each 404 leaves at a fixed moment, so 300 interleaved requests with a wrong secret and for no channel are alike.
+
+    Noise only adds time, so the lower deciles are compared; a busy machine gets five tries.
+    """
+    known, unknown = (V2(system.url, Payer(), http) for _ in range(2))
+    assert known.open(known.payer.payment(100_000)).status_code == 201
+    known.secret = unknown.secret = "ab" * 32
+    body = known.body(known.payer.payment(120_000))
+
+    def difference() -> float:
+        pairs = [
+            [_seconds(partial(http.put, v2.resource(), content=body)) for v2 in (known, unknown)] for _ in range(300)
+        ]
+        assert min(map(min, pairs)) > FIXED_SECONDS
+        of_known, of_unknown = (statistics.quantiles(sample, n=10)[:4] for sample in zip(*pairs, strict=True))
+        return max(abs(known - unknown) for known, unknown in zip(of_known, of_unknown, strict=True))
+
+    assert any(difference() < ALIKE_SECONDS for _ in range(5))
+
+
+def test_a_404_of_v1_leaves_at_the_fixed_moment_too(open_v2: V2) -> None:
+    """Asking under /v1 does not show a v2 channel either."""
+    stranger = V1(open_v2.url, Payer(), open_v2.http)
+    hidden = V1(open_v2.url, open_v2.payer, open_v2.http)
+    for _ in range(20):
+        for v1 in (hidden, stranger):
+            assert _seconds(partial(v1.pay, v1.payer.payment(120_000))) > FIXED_SECONDS
+
+
+def test_a_late_body_does_not_use_up_the_time_of_a_404(system: System, http: httpx.Client) -> None:
+    """The moment counts from when the whole request was read: sending the body slowly does not show the look-up."""
+    known = V2(system.url, Payer(), http)
+    assert known.open(known.payer.payment(100_000)).status_code == 201
+    known.secret = "ab" * 32
+    body = known.body(known.payer.payment(120_000))
+    for _ in range(20):
+        assert _seconds(partial(http.put, known.resource(), content=_late_body(body))) > 0.008 + FIXED_SECONDS
