@@ -100,9 +100,12 @@ class ChannelBase:
 class Channel(ChannelBase):
     """A channel whose methods wait. Threads may share it: one payment leaves after the other."""
 
-    def __init__(self, file: ChannelFile, record: ChannelRecord, ways: Ways, http: httpx.Client) -> None:
+    def __init__(
+        self, file: ChannelFile, record: ChannelRecord, ways: Ways, http: httpx.Client, owner: object = None
+    ) -> None:
+        """`owner` closes `http` when it goes, so it lives as long as the channel."""
         super().__init__(file, record, ways)
-        self._http, self._lock = http, threading.Lock()
+        self._http, self._owner, self._lock = http, owner, threading.Lock()
 
     def __enter__(self) -> Self:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from typing import Literal, Self, TypedDict, Unpack
 from urllib.parse import urlsplit
 
@@ -111,7 +112,7 @@ class PayerBase:
         self.wallet = Wallet(wallet)
         self._version, self._dialect, self._network = version, dialect, network
         self._ways = Ways(limits or Limits(), patience or Patience())
-        self._files: list[ChannelFile] = []
+        self._files: weakref.WeakSet[ChannelFile] = weakref.WeakSet()
 
     def records(self) -> list[ChannelRecord]:
         """Read all channels of the wallet, also those in use."""
@@ -128,25 +129,29 @@ class PayerBase:
     def _created(self, record: ChannelRecord) -> ChannelFile:
         """The key is on the disk before anybody learns the address."""
         file = self.wallet.create(record)
-        self._files.append(file)
+        self._files.add(file)
         return file
 
     def _opened(self, name: str) -> tuple[ChannelFile, ChannelRecord]:
         file, record = self.wallet.open(name)
-        self._files.append(file)
+        self._files.add(file)
         return file, record
 
     def _release(self) -> None:
-        for file in self._files:
+        for file in list(self._files):
             file.release()
 
 
 class Payer(PayerBase):
-    """Opens channels whose methods wait; `with` closes connections and releases the channels. See `PayerBase`."""
+    """Opens channels whose methods wait. See `PayerBase`.
+
+    `with` closes connections and releases the channels at its end; else that happens with the last channel.
+    """
 
     def __init__(self, url: str = "", *, http: httpx.Client | None = None, **settings: Unpack[Settings]) -> None:
         super().__init__(url, **settings)
         self._http = http or httpx.Client(timeout=TIMEOUT)
+        self._hang_up = weakref.finalize(self, self._http.close)
 
     def __enter__(self) -> Self:
         return self
@@ -163,15 +168,15 @@ class Payer(PayerBase):
             TermsUnacceptable, ServerMisbehaved, Refused, Unreachable: there is no channel.
         """
         record = drive(self._new(hours, expires, change_address), self._http, keep=_nothing_to_keep)
-        return Channel(self._created(record), record, self._ways, self._http)
+        return Channel(self._created(record), record, self._ways, self._http, self)
 
     def channel(self, name: str) -> Channel:
         """Go on with a channel of the wallet, named by the beginning of its name."""
-        return Channel(*self._opened(name), self._ways, self._http)
+        return Channel(*self._opened(name), self._ways, self._http, self)
 
     def close(self) -> None:
         """Close connections and release the channels; the channels themselves stay as they are."""
-        self._http.close()
+        self._hang_up()
         self._release()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import stat
@@ -93,6 +94,15 @@ def test_a_channel_in_use_is_locked(opened: OpenChannel, tmp_path: Path) -> None
         channel.release()
 
         assert other.channel(channel.name[:3]).left_sat == channel.left_sat
+
+
+def test_a_channel_that_nobody_holds_is_unlocked(liar: Liar, tmp_path: Path) -> None:
+    """When a program drops a channel without releasing it, the same program can take it again."""
+    with Payer(liar.url, wallet=tmp_path) as payer:
+        name = payer.new_channel(hours=100).name
+        gc.collect()
+
+        assert payer.channel(name).name == name
 
 
 def test_a_killed_program_loses_nothing(liar: Liar, opened: OpenChannel, tmp_path: Path) -> None:
