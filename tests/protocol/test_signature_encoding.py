@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
-
 import pytest
-from coincurve import PrivateKey, PublicKey
 
 from paychan.protocol.channel import Pay, Rejected
 from paychan.protocol.errors import SignatureEncoding
 from paychan.protocol.machine import apply
 from paychan.protocol.payment import Payment, encoding_problem
-from tests.lib.channels import VIEW, Payer
+from tests.lib.channels import VIEW, Payer, private_key
+from tests.lib.ecdsa import ORDER, digest_for, high_s_twin
 from tests.lib.kernel import interpreter_reads
 from tests.lib.vectors import read_vectors
 
 SIGNATURES = read_vectors("der_signatures.json")
-ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 HIGH_S = "S is in the upper half"
+STRICTER_THAN_CORE = {HIGH_S, "R is longer than 256 bits"}
+"""Core reads these too: it does not relay the first, and never finds the second to be a signature of anything."""
 
 each_valid = pytest.mark.parametrize("row", SIGNATURES["valid"], ids=lambda row: row["comment"])
 each_invalid = pytest.mark.parametrize("row", SIGNATURES["invalid"], ids=lambda row: row["comment"])
@@ -34,11 +33,11 @@ def test_threat_17_strict_signatures_are_taken(row: dict[str, str]) -> None:
 
 @each_invalid
 def test_threat_17_other_encodings_are_refused(row: dict[str, str]) -> None:
-    """Every departure is refused and named; Core refuses it too, unless it is but S in the upper half."""
+    """Every departure is refused and named; Core refuses to read it too, but for the two that are numbers too large."""
     signature = bytes.fromhex(row["hex"])
 
     assert encoding_problem(signature) == row["reason"]
-    assert interpreter_reads(signature + b"\x83") == (row["reason"] == HIGH_S)
+    assert interpreter_reads(signature + b"\x83") == (row["reason"] in STRICTER_THAN_CORE)
 
 
 @each_invalid
@@ -67,51 +66,28 @@ def test_threat_17_high_s_of_a_good_payment_is_refused() -> None:
 @pytest.mark.parametrize("s", [1, ORDER // 2 - 1, ORDER // 2, ORDER // 2 + 1, ORDER - 1])
 def test_threat_17_the_boundary_of_s_is_that_of_libsecp256k1(s: int) -> None:
     """A true signature is taken up to half the group's order exactly, as libsecp256k1 verifies it."""
-    key, digest, signature = signature_with_s(s)
+    key = private_key("boundary")
+    digest, signature = digest_for(key, 12345, s)
 
-    assert (encoding_problem(signature) is None) == key.verify(signature, digest, hasher=None)
-    assert (encoding_problem(signature) is None) == (s <= ORDER // 2)
+    taken = encoding_problem(signature) is None
+
+    assert taken == (s <= ORDER // 2)
+    assert taken == key.public_key.verify(signature, digest, hasher=None)
 
 
 @pytest.mark.parametrize("position", range(72))
 def test_threat_17_one_byte_changed_anywhere_is_judged_as_core_does(position: int) -> None:
-    """All values of one byte of a signature: we refuse what Core refuses, and beyond that only a high S."""
+    """All values of one byte of a signature: we refuse what Core refuses, and beyond that only numbers too large."""
     longest = bytes.fromhex(SIGNATURES["valid"][1]["hex"]) + b"\x83"
     for value in range(256):
         changed = longest[:position] + bytes([value]) + longest[position + 1 :]
         problem = encoding_problem(changed[:-1])
 
-        assert interpreter_reads(changed) == (problem in {None, HIGH_S}), changed.hex()
+        assert interpreter_reads(changed) == (problem in {None, *STRICTER_THAN_CORE}), changed.hex()
 
 
 def test_libsecp256k1_never_raises_for_what_passes() -> None:
     """Garbage DER makes coincurve raise; what passes our check is at worst a wrong signature."""
-    key = PrivateKey(b"\x01" * 32).public_key
+    key = private_key("any").public_key
     for row in SIGNATURES["valid"]:
         assert not key.verify(bytes.fromhex(row["hex"]), bytes(32), hasher=None)
-
-
-def der(r: int, s: int) -> bytes:
-    """Write two integers in DER."""
-    body = b"".join(bytes([2, len(number)]) + number for number in map(_shortest, (r, s)))
-    return bytes([0x30, len(body)]) + body
-
-
-def _shortest(number: int) -> bytes:
-    raw = number.to_bytes(number.bit_length() // 8 + 1, "big")
-    return raw[1:] if not raw[0] and raw[1:] and not raw[1] & 0x80 else raw
-
-
-def high_s_twin(signature: bytes) -> bytes:
-    """The same signature with S replaced by the group's order less S."""
-    r_size = signature[3]
-    r, s = signature[4 : 4 + r_size], signature[6 + r_size :]
-    return der(int.from_bytes(r, "big"), ORDER - int.from_bytes(s, "big"))
-
-
-def signature_with_s(s: int) -> tuple[PublicKey, bytes, bytes]:
-    """A key, a digest and the key's true signature with this S: the digest is solved for, `z = s k - r d`."""
-    d, k = (int.from_bytes(sha256(text).digest(), "big") % ORDER for text in (b"key", b"nonce"))
-    r = int.from_bytes(PrivateKey.from_int(k).public_key.format()[1:], "big") % ORDER
-    digest = ((s * k - r * d) % ORDER).to_bytes(32, "big")
-    return PrivateKey.from_int(d).public_key, digest, der(r, s)

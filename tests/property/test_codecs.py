@@ -1,0 +1,234 @@
+"""Everything that reads foreign bytes or text: it returns a value or raises its own error, and nothing else."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from typing import Any
+
+import msgspec
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from paychan.protocol.address import decode_address, encode_address
+from paychan.protocol.errors import BadRequest, Malformed
+from paychan.protocol.payment import Payment, decode_v1, encode_v1
+from paychan.protocol.record import VERSION, DamagedRecord, decode_record, encode_record
+from paychan.protocol.rest import Dialect, encode_json, payment_data, read_secret, read_v2_body
+from paychan.protocol.scripts import MAX_EXPIRY, MIN_EXPIRY, make_terms, parse_public_key, parse_redeem_script
+from paychan.protocol.signerwire import WireError, decode_reply, decode_request
+from paychan.protocol.types import MAX_MONEY_SAT, Network, OutPoint, Sat
+from tests.lib.channels import private_key
+from tests.vectors.record.generate import samples
+
+amounts = st.integers(0, MAX_MONEY_SAT)
+signatures = st.binary(min_size=6, max_size=70).map(lambda body: bytes([0x30, len(body)]) + body)
+payments = st.builds(Payment, amounts.map(Sat), signatures, st.integers(0, 255))
+txids = st.binary(min_size=32, max_size=32)
+outpoints = st.builds(OutPoint, txids, st.integers(0, 2**32 - 1))
+hexish = st.text("0123456789abcdefABCDEF \n", max_size=80)
+
+# --- v1 -------------------------------------------------------------------------------------------------------------
+
+
+@given(payments)
+def test_v1_round_trip(payment: Payment) -> None:
+    """What is written is read, padded or not, in either alphabet."""
+    text = encode_v1(payment)
+    padded = text + "=" * (-len(text) % 4)
+
+    assert decode_v1(text) == decode_v1(padded) == payment
+    assert decode_v1(padded.replace("-", "+").replace("_", "/")) == decode_v1(padded.replace("-", " ")) == payment
+
+
+@given(
+    st.text() | st.text("ABCDabcd0123-_+/= ") | st.binary(max_size=120).map(lambda raw: base64.b64encode(raw).decode())
+)
+def test_v1_reads_or_refuses(text: str) -> None:
+    """Any text is a payment or `Malformed`; a payment read is the one that its own text says."""
+    try:
+        payment = decode_v1(text)
+    except Malformed:
+        return
+
+    assert decode_v1(encode_v1(payment)) == payment
+
+
+# --- v2 -------------------------------------------------------------------------------------------------------------
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | hexish,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = ("redeem_script", "funding_txid", "funding_vout", "signature_data", "change_value", "change_address")
+bodies = st.dictionaries(st.sampled_from([*KEYS, "sighash_flag", "payment_data", "application_data"]), json_values)
+
+
+@given(payments, st.sampled_from(Dialect), outpoints, st.binary(max_size=81), st.booleans(), st.text())
+def test_v2_round_trip(
+    payment: Payment, dialect: Dialect, outpoint: OutPoint, script: bytes, wrapped: bool, data: str
+) -> None:
+    """What a client of either dialect writes is read: payment, facts, dialect and application data."""
+    facts = {"funding_txid": outpoint.txid_hex, "funding_vout": outpoint.vout, "redeem_script": script.hex()}
+    written = payment_data(payment, dialect, **facts)
+    data = data.encode("utf-8", "ignore").decode()
+
+    body = read_v2_body(encode_json({"payment_data": written, "application_data": data} if wrapped else written))
+
+    assert (body.payment, body.dialect, body.outpoint, body.redeem_script) == (payment, dialect, outpoint, script)
+    assert body.application_data == (data if wrapped else "")
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_v2_reads_or_refuses_bytes(raw: bytes) -> None:
+    """Any bytes are a body or a bad request."""
+    refused_or(BadRequest, read_v2_body, raw)
+
+
+@given(
+    bodies
+    | st.fixed_dictionaries({"payment_data": bodies, "application_data": json_values})
+    | st.fixed_dictionaries({"signature_data": st.just("300602011102012283"), "change_value": json_values | amounts})
+)
+@example({"signature_data": "30", "change_value": True})
+@example({"signature_data": "30060201110201228", "change_value": 10**400})
+def test_v2_reads_or_refuses_json(body: dict[str, Any]) -> None:
+    """Any values under the known keys are a body or a bad request; only integers are ever taken for money."""
+    read = refused_or(BadRequest, read_v2_body, json.dumps(body).encode())
+
+    if read is not None:
+        data = body.get("payment_data", body)
+        assert type(data["change_value"]) is int
+        assert read.payment.change_sat == data["change_value"]
+
+
+@given(st.text() | hexish)
+def test_secrets_are_read_or_none(text: str) -> None:
+    """Any text is a secret of 32 bytes or none."""
+    secret = read_secret(text)
+
+    assert secret is None or text.lower().strip('"') == secret.hex()
+
+
+# --- keys, scripts, addresses, outpoints ----------------------------------------------------------------------------
+
+
+@given(st.text() | hexish | txids.map(lambda x: "02" + x.hex()))
+def test_public_keys_are_read_or_refused(text: str) -> None:
+    """Any text is a key that is written the same way, or a bad request."""
+    key = refused_or(BadRequest, parse_public_key, text)
+
+    assert key is None or key.hex() == text
+
+
+@given(st.binary(min_size=78, max_size=83) | st.binary(max_size=200))
+def test_redeem_scripts_are_read_or_refused(script: bytes) -> None:
+    """Any bytes are a redeem script or a bad request."""
+    terms = refused_or(BadRequest, parse_redeem_script, script)
+
+    assert terms is None or terms.redeem_script == script
+
+
+@given(st.integers(MIN_EXPIRY, MAX_EXPIRY), st.integers(0, 50), st.integers(51, 100))
+def test_redeem_scripts_round_trip(expiry: int, server: int, client: int) -> None:
+    """Terms are read back from their own script, whatever keys and expiry."""
+    terms = make_terms(*(private_key(str(seed)).public_key.format() for seed in (server, client)), expiry)
+
+    assert parse_redeem_script(terms.redeem_script) == terms
+    assert len(terms.redeem_script) == (80 if expiry < 2**31 else 81)
+
+
+@given(st.text(max_size=50) | st.text("123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz", max_size=40))
+def test_addresses_are_read_or_refused(text: str) -> None:
+    """Any text is an address that is written the same way, or a bad request."""
+    for network in Network:
+        script = refused_or(BadRequest, decode_address, text, network)
+
+        assert script is None or encode_address(script, network) == text
+
+
+@given(st.binary(min_size=20, max_size=20), st.booleans(), st.sampled_from(Network))
+def test_addresses_round_trip(payload: bytes, p2sh: bool, network: Network) -> None:
+    """Every hash has one address of each type on each network."""
+    script = b"\xa9\x14" + payload + b"\x87" if p2sh else b"\x76\xa9\x14" + payload + b"\x88\xac"
+
+    assert decode_address(encode_address(script, network), network) == script
+
+
+@given(outpoints)
+def test_outpoints_round_trip(outpoint: OutPoint) -> None:
+    """A displayed outpoint is the one that was shown."""
+    assert OutPoint.parse(outpoint.txid_hex, outpoint.vout) == outpoint
+    assert outpoint.reversed.reversed == outpoint
+
+
+# --- records and frames ---------------------------------------------------------------------------------------------
+
+SAMPLES = list(samples().values())
+
+
+def sealed(body: bytes, seq: int) -> bytes:
+    """Any body as a record with a right head and checksum."""
+    content = bytes([VERSION]) + seq.to_bytes(8, "big") + body
+    return content + zlib.crc32(content).to_bytes(4, "big")
+
+
+def spliced(draw: st.DrawFn, whole: bytes) -> bytes:
+    """Bytes of which one stretch was replaced by another."""
+    start = draw(st.integers(0, len(whole)))
+    end = draw(st.integers(start, min(start + 8, len(whole))))
+    return whole[:start] + draw(st.binary(max_size=8)) + whole[end:]
+
+
+@st.composite
+def damaged_bodies(draw: st.DrawFn) -> tuple[bytes, int]:
+    """A real record's body with a stretch replaced, and the sequence number of its head."""
+    channel = draw(st.sampled_from(SAMPLES))
+    return spliced(draw, encode_record(channel)[9:-4]), channel.seq
+
+
+@given(st.binary(max_size=400))
+def test_threat_12_any_bytes_are_damage(raw: bytes) -> None:
+    """Bytes that nobody wrote as a record are never one."""
+    assert refused_or(DamagedRecord, decode_record, raw) is None
+
+
+@given(damaged_bodies() | st.tuples(st.binary(max_size=80), st.just(1)))
+def test_threat_12_a_checksum_over_damage_does_not_help(damaged: tuple[bytes, int]) -> None:
+    """A body that was damaged before it was sealed is a channel that can be written again, or `DamagedRecord`."""
+    channel = refused_or(DamagedRecord, decode_record, sealed(*damaged))
+
+    if channel is not None:
+        assert decode_record(encode_record(channel)) == channel
+
+
+@given(st.binary(max_size=300), st.recursive(st.integers() | st.binary() | st.text(), st.lists, max_leaves=8))
+def test_frames_are_read_or_refused(raw: bytes, value: Any) -> None:
+    """Whatever comes over the signer's socket is a message or a `WireError`."""
+    for body in (
+        raw,
+        b"\x01" + raw,
+        b"\x01" + msgpack(value),
+        b"\x01" + msgpack([1, value]),
+        b"\x01" + msgpack([value]),
+    ):
+        refused_or(WireError, decode_request, body)
+        refused_or(WireError, decode_reply, body)
+
+
+def msgpack(value: Any) -> bytes:
+    """Encode a value whose integers may be too large for msgpack; those become text."""
+    try:
+        return msgspec.msgpack.encode(value)
+    except OverflowError:
+        return msgspec.msgpack.encode(repr(value))
+
+
+def refused_or(error: type[Exception], read: Any, *args: Any) -> Any:
+    """What a reader returns, or None when it raises its own error; any other exception fails the test."""
+    try:
+        return read(*args)
+    except error:
+        return None

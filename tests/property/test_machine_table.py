@@ -1,0 +1,258 @@
+"""All states times all commands, from real records: what may change, what must not, and which way states move."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import get_args
+
+import msgspec
+import pytest
+
+from paychan.protocol.channel import (
+    Accepted,
+    Answer,
+    Channel,
+    Close,
+    CloseByPayment,
+    CloseByProof,
+    CloseReason,
+    Command,
+    Confirmed,
+    Pay,
+    Published,
+    Rejected,
+    Signed,
+    SpentElsewhere,
+    State,
+    Step,
+    Vanished,
+    View,
+    next_step,
+)
+from paychan.protocol.errors import ChainUnavailable, PaymentPending
+from paychan.protocol.machine import TRANSITIONS, apply
+from paychan.protocol.payment import Payment, PaymentVerifier, sign_payment
+from paychan.protocol.record import decode_record, encode_record
+from paychan.protocol.types import Sat, UnixTime
+from tests.lib.channels import RULES, SERVER_DESTINATION, VIEW, Payer, step
+from tests.vectors.record.generate import samples
+
+ARROWS = {
+    (State.OPEN, State.CLOSING),
+    (State.CLOSING, State.PUBLISHED),
+    (State.PUBLISHED, State.CLOSED),
+    (State.PUBLISHED, State.CLOSING),
+    (State.CLOSED, State.CLOSING),
+    (State.OPEN, State.LOST),
+    (State.CLOSING, State.LOST),
+    (State.PUBLISHED, State.LOST),
+    (State.CLOSED, State.LOST),
+}
+"""The diagram in `machine.py`: every arrow that is drawn, and no other is ever taken."""
+
+asking = msgspec.structs.replace(RULES, asks_application=True)
+SAMPLES = samples()
+VIEWS = {
+    "usual": VIEW,
+    "frozen": View(VIEW.now, RULES, frozen="no tip for an hour"),
+    "late": View(UnixTime(2**32 - 1), RULES),
+    "asking": View(VIEW.now, asking),
+}
+
+
+def commands(channel: Channel) -> list[Command]:
+    """Commands of every kind for a channel, good ones and bad ones."""
+    payer = Payer("frozen sample", channel.terms.expiry)
+    change = channel.payment.change_sat
+    other_signer = Payer("somebody else", channel.terms.expiry)
+    payments = [payer.payment(max(change - less, 0)) for less in (-1, 0, 1, 1_000, change)]
+    payments += [payer.payment(1), other_signer.payment(change), Payment(Sat(change), payments[1].signature, 0x01)]
+    settlement = payer.settlement(step(payer.channel(), Close(CloseReason.OPERATOR)))
+    elsewhere = sign_payment(payer.key, payer.terms, payer.outpoint, SERVER_DESTINATION, Sat(max(change - 5_000, 0)))
+    return [
+        *(Pay(payment) for payment in payments),
+        *(CloseByProof(payment) for payment in payments),
+        *(CloseByPayment(payment) for payment in payments),
+        CloseByPayment(elsewhere, SERVER_DESTINATION),
+        *(Close(reason) for reason in CloseReason),
+        Answer(),
+        Answer("sold out"),
+        Signed(settlement),
+        Published(),
+        Confirmed(),
+        Vanished(),
+        SpentElsewhere(b"\x11" * 32),
+    ]
+
+
+CASES = [
+    pytest.param(channel, view, id=f"{name}-{view_name}")
+    for (name, channel), (view_name, view) in product(SAMPLES.items(), VIEWS.items())
+]
+each_case = pytest.mark.parametrize(("channel", "view"), CASES)
+
+
+def test_the_table_is_total() -> None:
+    """Every state has an answer to every command."""
+    assert set(TRANSITIONS) == set(State)
+    for row in TRANSITIONS.values():
+        assert set(row) == set(get_args(Command))
+
+
+def test_the_samples_try_every_cell() -> None:
+    """Records of all states are tried with commands of all kinds below."""
+    assert {channel.state for channel in SAMPLES.values()} == set(State)
+    assert {type(command) for command in commands(SAMPLES["open"])} == set(get_args(Command))
+
+
+@each_case
+def test_what_no_command_changes(channel: Channel, view: View) -> None:
+    """Fixed facts stay, change never rises, the number of payments never falls, and the input record is untouched."""
+    before = encode_record(channel)
+    for command in commands(channel):
+        outcome = apply(channel, command, view)
+
+        assert encode_record(channel) == before
+        if isinstance(outcome, Accepted):
+            after = outcome.channel
+            for fact in ("terms", "outpoint", "funding_sat", "secret", "opened_at"):
+                assert getattr(after, fact) == getattr(channel, fact)
+            assert after.payment.change_sat <= channel.payment.change_sat
+            assert after.payments - channel.payments in {0, 1}
+            assert outcome.value_sat >= 0
+            assert decode_record(encode_record(after)) == after
+
+
+@each_case
+def test_sequence_number_counts_changes(channel: Channel, view: View) -> None:
+    """It grows by exactly one when the record changes, and an unchanged record is the very same object."""
+    for command in commands(channel):
+        outcome = apply(channel, command, view)
+        if isinstance(outcome, Accepted) and outcome.channel is not channel:
+            assert outcome.channel.seq == channel.seq + 1
+            assert msgspec.structs.replace(outcome.channel, seq=channel.seq) != channel
+
+
+@each_case
+def test_settling_is_never_undone(channel: Channel, view: View) -> None:
+    """A signed settlement is never replaced or forgotten, and neither is why and when closing began."""
+    if channel.closing is None:
+        return
+    for command in commands(channel):
+        outcome = apply(channel, command, view)
+        if isinstance(outcome, Accepted):
+            after = outcome.channel.closing
+            assert after is not None
+            assert (after.reason, after.begun_at) == (channel.closing.reason, channel.closing.begun_at)
+            assert after.settlement == channel.closing.settlement or channel.closing.settlement is None
+
+
+@each_case
+@pytest.mark.xfail(strict=False, reason="waits for the fix in the core")
+def test_next_step_fits_the_record(channel: Channel, view: View) -> None:
+    """Every record that commands lead to says what to do next, and has what that needs."""
+    for command in commands(channel):
+        outcome = apply(channel, command, view)
+        after = outcome.channel if isinstance(outcome, Accepted) else channel
+        signed = after.closing is not None and after.closing.settlement is not None
+
+        assert (
+            next_step(after)
+            == {
+                State.OPEN: None if after.offered is None else Step.OFFER,
+                State.CLOSING: Step.PUBLISH if signed else Step.SIGN,
+                State.PUBLISHED: Step.WATCH,
+                State.CLOSED: None,
+                State.LOST: None,
+            }[after.state]
+        )
+        assert (after.closing is None) == (after.state is State.OPEN)
+        assert signed or after.state not in {State.PUBLISHED, State.CLOSED}
+        assert after.offered is None or after.state is State.OPEN
+
+
+@each_case
+def test_a_kept_verifier_changes_no_verdict(channel: Channel, view: View) -> None:
+    """The verifier that an actor keeps saves work only, also when a closing payment names another change address."""
+    verifier = PaymentVerifier(channel.terms, channel.outpoint, channel.change_script)
+    for command in commands(channel):
+        assert apply(channel, command, view, verifier) == apply(channel, command, view)
+
+
+def test_states_move_along_the_drawn_arrows_alone() -> None:
+    """The arrows taken by all commands from all records are those of the diagram: none missing, none more."""
+    taken = set()
+    for channel, view in product(SAMPLES.values(), VIEWS.values()):
+        for command in commands(channel):
+            outcome = apply(channel, command, view)
+            if isinstance(outcome, Accepted) and outcome.channel.state is not channel.state:
+                taken.add((channel.state, outcome.channel.state))
+
+    assert taken == ARROWS
+
+
+@pytest.mark.parametrize("name", [name for name, channel in SAMPLES.items() if channel.state is not State.OPEN])
+def test_threat_4_nothing_opens_a_channel_again(name: str) -> None:
+    """Outside OPEN no command brings money or leads back, and a lost channel stays as it is for ever."""
+    channel = SAMPLES[name]
+    for command, view in product(commands(channel), VIEWS.values()):
+        outcome = apply(channel, command, view)
+        if isinstance(outcome, Accepted):
+            assert outcome.channel.state is not State.OPEN
+            assert outcome.channel.payment == channel.payment
+            assert outcome.value_sat == 0
+            assert outcome.channel is channel or channel.state is not State.LOST
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_threat_3_a_frozen_server_takes_no_payment(name: str) -> None:
+    """While our view of the chain can't be trusted no payment is taken, but closing goes on."""
+    channel = SAMPLES[name]
+    for command in commands(channel):
+        outcome = apply(channel, command, VIEWS["frozen"])
+        if isinstance(command, Pay):
+            assert isinstance(outcome, Rejected)
+            assert (outcome.error.code == ChainUnavailable.code) == (channel.state is State.OPEN)
+        else:
+            assert outcome == apply(channel, command, VIEW)
+
+
+def test_threat_6_a_late_channel_takes_no_payment_and_still_closes() -> None:
+    """From the beginning of the settlement period on payments end, to the second."""
+    payer = Payer("late")
+    channel = payer.channel()
+    limit = channel.terms.expiry - RULES.settlement_period_seconds
+    pay = Pay(payer.payment(channel.payment.change_sat - 1))
+
+    before = apply(channel, pay, View(UnixTime(limit - 1), RULES))
+    after = apply(channel, pay, View(UnixTime(limit), RULES))
+
+    assert isinstance(before, Accepted)
+    assert isinstance(after, Rejected)
+    assert after.error.fields == {"now_unix": limit, "limit_unix": limit}
+    assert isinstance(apply(channel, Close(CloseReason.EXPIRY), View(UnixTime(limit), RULES)), Accepted)
+
+
+@pytest.mark.parametrize("close", [CloseByProof, CloseByPayment])
+@pytest.mark.xfail(strict=True, reason="waits for the fix in the core")
+def test_threat_35_a_client_can_not_close_while_its_payment_is_offered(
+    close: type[CloseByProof | CloseByPayment],
+) -> None:
+    """The application may be delivering for the offered payment: closing by the one before it would take it back."""
+    channel = SAMPLES["open_offered"]
+    assert channel.offered is not None
+
+    outcome = apply(channel, close(channel.payment), VIEW)
+
+    assert outcome == Rejected(PaymentPending(change_sat=channel.offered.change_sat))
+
+
+@pytest.mark.xfail(strict=True, reason="waits for the fix in the core")
+def test_publishing_needs_a_settlement() -> None:
+    """Nothing was signed, so nothing of ours can be out there: the channel keeps asking for the signature."""
+    channel = SAMPLES["closing_expiry"]
+
+    outcome = apply(channel, Published(), VIEW)
+
+    assert isinstance(outcome, Accepted)
+    assert next_step(outcome.channel) is Step.SIGN

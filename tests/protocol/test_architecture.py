@@ -1,0 +1,134 @@
+"""What may load what at run time, where the packages come from, and how large code may grow.
+
+Import contracts in `pyproject.toml` hold the static side; an import inside `paychan/__init__.py`, which the signer runs
+too, is caught only here.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import actors
+import paychan
+import signer
+
+ROOT = Path(paychan.__file__).parents[1]
+SERVER_PACKAGES = {"tornado", "pykka", "plyvel", "httpx", "uvloop", "psycopg", "typer", "rich"}
+OPENSSL = "bitcoin.core.key"
+"""python-bitcoinlib's keys load OpenSSL through ctypes when they are imported (threat 43)."""
+
+PROTOCOL = [f"paychan.protocol.{path.stem}" for path in (ROOT / "paychan" / "protocol").glob("[!_]*.py")]
+SIGNER = [f"signer.{path.stem}" for path in (ROOT / "signer").glob("[!_]*.py")]
+
+PURE = {
+    *(
+        "base64",
+        "binascii",
+        "collections.abc",
+        "enum",
+        "hashlib",
+        "json",
+        "re",
+        "tomllib",
+        "typing",
+        "zlib",
+        "__future__",
+    ),
+    *("bitcoin.base58", "bitcoin.core", "bitcoin.core.script", "coincurve", "msgspec"),
+}
+"""All that the core may import: no clock, no randomness, no file, no socket, no thread, no log."""
+
+MODULE_LINES = 400
+FUNCTION_LINES = 60
+SOURCES = sorted(path for folder in ("paychan", "actors", "signer", "bench") for path in (ROOT / folder).rglob("*.py"))
+
+
+def loaded_by(module: str) -> set[str]:
+    """Names of all modules that a fresh interpreter holds after importing one."""
+    program = f"import sys, {module}; print('\\n'.join(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(run.stdout.split())
+
+
+def packages(modules: set[str]) -> set[str]:
+    """Top-level packages of modules."""
+    return {name.partition(".")[0] for name in modules}
+
+
+@pytest.mark.parametrize("module", ["paychan", *PROTOCOL])
+def test_the_core_loads_no_server_package(module: str) -> None:
+    """Each module of the protocol core runs without server, event loop or OpenSSL."""
+    loaded = loaded_by(module)
+
+    assert not packages(loaded) & (SERVER_PACKAGES | {"actors", "signer", "structlog", "logging"})
+    assert OPENSSL not in loaded
+    assert not {"asyncio", "ssl", "random"} & loaded
+    assert {name for name in loaded if name.startswith("paychan.")} <= {"paychan.protocol", *PROTOCOL}
+
+
+@pytest.mark.parametrize("module", PROTOCOL)
+def test_the_core_imports_pure_modules_alone(module: str) -> None:
+    """What a module of the core imports is itself pure, or is the core."""
+    source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
+    imported = {
+        name
+        for node in ast.walk(ast.parse(source))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+
+    assert imported <= PURE | set(PROTOCOL)
+
+
+@pytest.mark.parametrize("module", ["signer", *SIGNER])
+def test_the_signer_loads_the_protocol_core_alone(module: str) -> None:
+    """Nothing of the server, and no OpenSSL, gets into the process that holds the keys (threat 43)."""
+    loaded = loaded_by(module)
+
+    assert not packages(loaded) & ((SERVER_PACKAGES - {"typer", "rich"}) | {"actors"})
+    assert OPENSSL not in loaded
+    assert {name for name in loaded if name.startswith("paychan.")} <= {"paychan.protocol", *PROTOCOL}
+    assert not {f"paychan.protocol.{name}" for name in ("channel", "machine", "record", "rest")} & loaded
+
+
+def test_all_packages_come_from_one_install() -> None:
+    """PyPI has other packages called `actors` and `signer`: ours are the ones beside `paychan`."""
+    roots = {Path(package.__file__ or "").parents[1] for package in (paychan, actors, signer)}
+
+    assert roots == {ROOT}
+
+
+def test_the_root_package_is_empty() -> None:
+    """`paychan/__init__.py` is executed by the signer too, so it does nothing."""
+    assert not (ROOT / "paychan" / "__init__.py").read_text().strip()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_and_functions_stay_small(path: Path) -> None:
+    """No module is longer than 400 lines, and no function longer than 60."""
+    source = path.read_text()
+    functions = [
+        (node.name, (node.end_lineno or 0) - node.lineno + 1)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+
+    assert len(source.splitlines()) <= MODULE_LINES
+    assert [function for function in functions if function[1] > FUNCTION_LINES] == []
+
+
+def test_no_module_is_a_drawer() -> None:
+    """A module is named for what it is about."""
+    names = {path.stem for path in SOURCES}
+
+    assert not names & {"utils", "util", "helpers", "common", "misc"}

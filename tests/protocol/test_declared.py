@@ -1,0 +1,68 @@
+"""Declared settings: read whole or refused by name, and documented from the same table."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pytest
+from msgspec import Struct, field
+
+from paychan.protocol.declared import Setting, SettingsError, parse_settings, setting, settings_table
+
+
+class Fees(Struct, frozen=True, forbid_unknown_fields=True):
+    """A section."""
+
+    rate: Annotated[int, setting("fee rate", "sat/vB", ge=1, le=1000)] = 10
+    enabled: Annotated[bool, setting("pay fees?")] = True
+
+
+class Table(Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole file."""
+
+    network: Annotated[Literal["live", "test"], setting("which chain")]
+    fees: Fees = field(default_factory=Fees)
+    memo: str = "none"
+
+
+def test_a_file_is_read_into_its_table() -> None:
+    """What is given is taken, what is not has its default, sections too."""
+    assert parse_settings('network = "test"\n[fees]\nrate = 3\n', Table, "x.toml") == Table("test", Fees(rate=3))
+    assert parse_settings('network = "live"', Table, "x.toml") == Table("live", Fees(10, enabled=True), "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "reason"),
+    [
+        ("", "network", "required, but not given"),
+        ('network = "test"\nnetwrok = 1', "netwrok", "unknown key"),
+        ('network = "test"\n[fees]\nrat = 1', "fees.rat", "unknown key"),
+        ('network = "test"\n[fees]\nrate = 0', "fees.rate", "Expected `int` >= 1"),
+        ('network = "test"\n[fees]\nrate = 1001', "fees.rate", "Expected `int` <= 1000"),
+        ('network = "test"\n[fees]\nrate = 1.0', "fees.rate", "Expected `int`, got `float`"),
+        ('network = "test"\n[fees]\nrate = true', "fees.rate", "Expected `int`, got `bool`"),
+        ('network = "test"\n[fees]\nenabled = 1', "fees.enabled", "Expected `bool`, got `int`"),
+        ('network = "mars"', "network", "Invalid enum value 'mars'"),
+        ('network = "test"\nfees = 1', "fees", "Expected `object`, got `int`"),
+        ('network = "test"\nmemo = 1979-05-27', "memo", "Expected `str`, got `date`"),
+        ("network = ", "", "not TOML: Invalid value"),
+        ('network = "test"\nnetwork = "test"', "", "not TOML: Cannot overwrite a value"),
+    ],
+)
+def test_an_error_names_source_and_key(text: str, key: str, reason: str) -> None:
+    """Every mistake in a file is said with the file, the dotted key, and what was wanted."""
+    with pytest.raises(SettingsError) as refusal:
+        parse_settings(text, Table, "config/x.toml")
+
+    assert (refusal.value.source, refusal.value.key) == ("config/x.toml", key)
+    assert str(refusal.value).startswith(f"config/x.toml: {key}: {reason}" if key else f"config/x.toml: {reason}")
+
+
+def test_the_table_documents_itself() -> None:
+    """Each key has its row, in order, with type, default, unit and doc."""
+    assert settings_table(Table) == [
+        Setting("network", "'live' | 'test'", "required", "", "which chain"),
+        Setting("fees.rate", "int", "10", "sat/vB", "fee rate"),
+        Setting("fees.enabled", "bool", "true", "", "pay fees?"),
+        Setting("memo", "str", '"none"', "", ""),
+    ]

@@ -1,0 +1,111 @@
+"""Refunds: what Core's interpreter takes of them, and when the lock holds (PROTOCOL §8.3)."""
+
+from __future__ import annotations
+
+import pytest
+from bitcoin.core import CTransaction, CTxIn
+from bitcoin.core.script import CScript
+
+from paychan.protocol.address import key_script
+from paychan.protocol.refund import REFUND_SEQUENCE, Refund, refund_at_rate, sign_refund
+from paychan.protocol.sighash import SIGHASH_ALL, whole_transaction_digest
+from paychan.protocol.types import Sat, UnixTime
+from tests.lib.channels import Payer, private_key
+from tests.lib.kernel import interpreter_accepts
+
+HOME = key_script(private_key("refund").public_key.format())
+PAYERS = {
+    "4-byte expiry": Payer("refund", UnixTime(500_000_000)),
+    "2038, the last of 4 bytes": Payer("refund", UnixTime(2**31 - 1)),
+    "2038, the first of 5 bytes": Payer("refund", UnixTime(2**31)),
+    "the last expiry": Payer("refund", UnixTime(2**32 - 1)),
+}
+each_payer = pytest.mark.parametrize("payer", PAYERS.values(), ids=PAYERS)
+
+
+def refund_of(payer: Payer, fee_sat: int = 1000) -> Refund:
+    """A payer's refund of everything."""
+    return sign_refund(payer.key, payer.terms, payer.outpoint, payer.funding_sat, HOME, Sat(fee_sat))
+
+
+def accepts(payer: Payer, transaction: bytes) -> bool:
+    """Core's verdict over a refund."""
+    return interpreter_accepts(payer.terms.funding_script, transaction, 0, payer.funding_sat)
+
+
+def signed_otherwise(payer: Payer, *, lock_time: int, sequence: int) -> bytes:
+    """A refund that the client signs with another lock time or sequence, hoping for an earlier one."""
+    usual = CTransaction.deserialize(refund_of(payer).transaction)
+    script = payer.terms.redeem_script
+
+    def transaction(script_sig: bytes) -> CTransaction:
+        inputs = [CTxIn(usual.vin[0].prevout, CScript(script_sig), sequence)]
+        return CTransaction(inputs, usual.vout, nLockTime=lock_time, nVersion=1)
+
+    digest = whole_transaction_digest(transaction(b""), 0, script)
+    signature = payer.key.sign(digest, hasher=None) + bytes([SIGHASH_ALL])
+    script_sig = bytes([len(signature)]) + signature + b"\x00\x4c" + bytes([len(script)]) + script
+    return bytes(transaction(script_sig).serialize())
+
+
+@each_payer
+def test_core_takes_the_refund(payer: Payer) -> None:
+    """The refund is valid for every length of expiry, on both sides of 2038, and pays all but the fee."""
+    refund = refund_of(payer)
+
+    assert accepts(payer, refund.transaction)
+    transaction = CTransaction.deserialize(refund.transaction)
+    assert [(out.nValue, bytes(out.scriptPubKey)) for out in transaction.vout] == [(payer.funding_sat - 1000, HOME)]
+    assert (transaction.nLockTime, transaction.vin[0].nSequence) == (payer.expiry, REFUND_SEQUENCE)
+    assert transaction.GetTxid() == refund.txid
+
+
+@each_payer
+def test_core_refuses_every_changed_byte(payer: Payer) -> None:
+    """A bit flipped in any byte of a refund spoils it."""
+    raw = refund_of(payer).transaction
+    for position in range(len(raw)):
+        changed = raw[:position] + bytes([raw[position] ^ 1]) + raw[position + 1 :]
+
+        assert not accepts(payer, changed), f"byte {position} of {raw.hex()}"
+
+
+@each_payer
+def test_the_client_can_not_take_it_back_earlier(payer: Payer) -> None:
+    """BIP65: a lock time before the expiry fails, however well signed; so does one that is a block height."""
+    assert accepts(payer, signed_otherwise(payer, lock_time=payer.expiry, sequence=REFUND_SEQUENCE))
+    for earlier in {payer.expiry - 1, 499_999_999, 500_000_000, 1, 0} - {payer.expiry}:
+        assert not accepts(payer, signed_otherwise(payer, lock_time=earlier, sequence=REFUND_SEQUENCE))
+
+
+@each_payer
+def test_a_final_sequence_would_switch_the_lock_off(payer: Payer) -> None:
+    """BIP65 fails an input whose sequence is final, because its transaction's lock time would not count."""
+    assert not accepts(payer, signed_otherwise(payer, lock_time=payer.expiry, sequence=0xFFFFFFFF))
+
+
+def test_the_client_alone_can_not_take_the_server_branch() -> None:
+    """With OP_1 in place of OP_0 the refund would need the server's signature too."""
+    payer = PAYERS["4-byte expiry"]
+    raw = refund_of(payer).transaction
+    script = payer.terms.redeem_script
+
+    assert not accepts(payer, raw.replace(b"\x00\x4c\x50" + script, b"\x51\x4c\x50" + script))
+
+
+@pytest.mark.parametrize("fee_sat", [-1, 1_000_000, 1_000_001])
+def test_a_fee_that_does_not_fit_is_refused(fee_sat: int) -> None:
+    """A negative fee, or one that leaves nothing, is our bug and said with both numbers."""
+    with pytest.raises(ValueError, match=f"fee of {fee_sat} sat does not fit a funding output of 1000000 sat"):
+        refund_of(PAYERS["4-byte expiry"], fee_sat)
+
+
+@pytest.mark.parametrize("rate", [0, 1, 25])
+def test_a_rate_is_paid_on_the_real_size(rate: int) -> None:
+    """The fee is the rate times the size of the refund without fee, whose signature may differ by few bytes."""
+    payer = PAYERS["4-byte expiry"]
+
+    refund = refund_at_rate(payer.key, payer.terms, payer.outpoint, payer.funding_sat, HOME, rate)
+
+    assert refund.fee_sat == rate * len(refund_of(payer, 0).transaction)
+    assert accepts(payer, refund.transaction)
