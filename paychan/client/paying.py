@@ -32,7 +32,7 @@ class Receipt(Struct, frozen=True):
     total_paid_sat: Sat
     left_sat: Sat
     repeated: bool
-    """The server had booked it before; only its answer was lost."""
+    """The server had booked it, or a part of it, before; only its answer was lost."""
     settlement_txid: str
     """Of a payment that gave everything and so closed the channel; "" else, or while the settlement waits."""
     application_data: str
@@ -121,25 +121,28 @@ def pay(
         raise ValueError(msg)
     if record.unacknowledged and not record.refused:
         raise Unacknowledged(pending_sat=record.pending_sat)
+    refused_at = record.left_sat if record.unacknowledged else None
     record = _signed(record, next_change(record, amount_sat, limits, drain=drain), application_data)
     yield Save(record)
-    return (yield from _transfer(record, patience, again=False))
+    received = {record.pending_sat}
+    if refused_at is not None:  # the server said no to that payment, and may have booked it later all the same
+        received.add(Sat(refused_at - record.left_sat))
+    return (yield from _transfer(record, patience, received))
 
 
 def resume(record: ChannelRecord, patience: Patience) -> Flow[Receipt]:
     """Send the newest signed payment again. The server books it once, however often it is sent."""
     need(record, State.OPEN)
-    return (yield from _transfer(record, patience, again=True))
+    return (yield from _transfer(record, patience, {record.pending_sat, Sat(0)}))
 
 
-def _transfer(record: ChannelRecord, patience: Patience, *, again: bool) -> Flow[Receipt]:
-    """Send the newest signed payment, which is saved already."""
+def _transfer(record: ChannelRecord, patience: Patience, received: set[Sat]) -> Flow[Receipt]:
+    """Send the newest signed payment, which is saved already; `received` is what the server may call its value."""
     reply = yield from ask(routes.pay_request(record, record.sign(record.left_sat)), patience)
     if record.left_sat == 0 and reply.response.status == 410:
         return (yield from _drained_before(record, patience))
     result = yield from result_of(record, reply.response)
-    booked_before = again or reply.repeated
-    return (yield from _acknowledge(record, result, {record.pending_sat, 0} if booked_before else {record.pending_sat}))
+    return (yield from _acknowledge(record, result, received | {Sat(0)} if reply.repeated else received))
 
 
 def _drained_before(record: ChannelRecord, patience: Patience) -> Flow[Receipt]:

@@ -231,6 +231,20 @@ def test_a_payment_that_the_application_refused_may_be_used_all_the_same(liar: L
 
 
 @both_versions
+def test_a_payment_that_was_refused_and_booked_all_the_same(liar: Liar, opened: OpenChannel, version: int) -> None:
+    """When the server later turns out to have booked what it refused, the next payment pays the rest, once."""
+    channel = opened(version)
+    liar.lies.append(Lie(status=400, body=b'{"code":"application_error","error":"no"}'))
+    with pytest.raises(PaymentRefused):
+        channel.pay(100)
+
+    receipt = channel.pay(150)
+
+    assert (receipt.paid_sat, receipt.repeated) == (150, True)
+    assert receipt.total_paid_sat == liar.received_sat == OPEN_PRICE_SAT + 150
+
+
+@both_versions
 def test_refusals_without_a_body_are_read_from_the_reason_phrase(liar: Liar, opened: OpenChannel, version: int) -> None:
     """A server that speaks by status and reason phrase alone, as the original, is understood (PROTOCOL §5.7)."""
     channel = opened(version)

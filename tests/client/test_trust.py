@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from paychan.client import ClientError, ServerMisbehaved, State, TermsUnacceptable, Unacknowledged
+from paychan.client import (
+    AsyncPayer,
+    ClientError,
+    ServerMisbehaved,
+    State,
+    TermsUnacceptable,
+    Unacknowledged,
+    Unreachable,
+)
 from paychan.client.flow import Response
 from paychan.client.routes import located
-from tests.client.conftest import OpenChannel
+from paychan.protocol.debugfunding import debug_outpoint
+from tests.client.conftest import IMPATIENT, OpenChannel
 from tests.client.liar import FUNDING_SAT, OPEN_PRICE_SAT, SERVER_KEY, Liar, Lie
 
 NAN = b'{"channel_status":"open","channel_value_left":NaN,"value_received":NaN,"settlement_txid":null}'
@@ -157,3 +168,22 @@ def test_a_server_below_a_path_is_reached_there() -> None:
     assert located(answer, "https://shop.example/pay") == "/v1/channels/x?a=b"
     answer = Response(200, "", {"location": "https://shop.example/pay/v1/channels/x"}, b"")
     assert located(answer, "https://shop.example/pay") == "/v1/channels/x"
+
+
+@pytest.mark.parametrize("name", ["value_received NaN", "endless", "redirect", "not JSON", "closed"])
+async def test_lies_are_seen_on_an_event_loop_too(liar: Liar, tmp_path: Path, name: str) -> None:
+    """AsyncPayer believes as little: the balance is what was signed, and the next payment gives its own amount only."""
+    async with AsyncPayer(liar.url, wallet=tmp_path, patience=IMPATIENT) as payer:
+        channel = await payer.new_channel(hours=100)
+        outpoint = debug_outpoint(channel.record.terms.client_key, channel.record.expiry)
+        await channel.fund(str(outpoint), FUNDING_SAT)
+        await channel.open()
+        liar.lies.append(LIES[name])
+        with pytest.raises(ServerMisbehaved):
+            await channel.pay(100)
+        liar.lies.append(Lie(drop=True))
+        with pytest.raises(Unreachable):
+            await channel.resume()
+
+        assert (await channel.resume()).repeated
+        assert (await channel.pay(7)).left_sat == FUNDING_SAT - OPEN_PRICE_SAT - 107

@@ -1,0 +1,137 @@
+"""An application behind the real server that says yes, says no, or says nothing: the payer's view of all three."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from paychan.client import Channel, Patience, Payer, PaymentRefused, Refused, WouldTakeBack
+from tests.lib.system import System
+
+HASTY = Patience(attempts=1)
+
+
+class Application:
+    """Answers `value_received` as told; None closes the connection instead."""
+
+    def __init__(self) -> None:
+        self.answer: dict[str, object] | None = {"resp_app_data": "", "resp_app_error": None}
+        self.asked_sat: list[int] = []
+        application = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                application.asked_sat.append(question["value_received"])
+                if application.answer is None:
+                    return
+                body = json.dumps(application.answer).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+
+
+@pytest.fixture(scope="module")
+def application() -> Iterator[Application]:
+    """The application, listening."""
+    running = Application()
+    thread = threading.Thread(target=running.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield running
+    running.server.shutdown()
+    thread.join()
+    running.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def system(application: Application, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """Signer and server that asks the application."""
+    url = f"http://127.0.0.1:{application.server.server_address[1]}"
+    with System(tmp_path_factory.mktemp("system"), extra=f'[callback]\nurl = "{url}"\n') as running:
+        yield running
+
+
+@pytest.fixture
+def channel(
+    system: System, application: Application, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Channel]:
+    """An open channel, in the version of the test."""
+    application.answer = {"resp_app_data": "", "resp_app_error": None}
+    application.asked_sat.clear()
+    with Payer(system.url, wallet=tmp_path, version=request.param, patience=HASTY) as payer:
+        channel = payer.new_channel(hours=100)
+        channel.fund_debug()
+        channel.open()
+        yield channel
+
+
+both_versions = pytest.mark.parametrize("channel", [1, 2], indirect=True)
+
+
+@pytest.mark.parametrize("channel", [2], indirect=True)
+def test_the_application_answers_the_payer(application: Application, channel: Channel) -> None:
+    """What the application says comes back with the receipt."""
+    application.answer = {"resp_app_data": "here is your article", "resp_app_error": None}
+
+    assert channel.pay(100).application_data == "here is your article"
+
+
+@both_versions
+def test_a_no_is_kept_as_what_may_be_used(application: Application, channel: Channel) -> None:
+    """A refused payment stays signed: the same can be offered again, a smaller one can't, a larger one covers it."""
+    before = channel.paid_sat
+    application.answer = {"resp_app_error": "sold out"}
+    with pytest.raises(PaymentRefused, match="sold out") as caught:
+        channel.pay(100)
+    assert caught.value.code == "application_error"
+    assert channel.paid_sat == before + 100
+    with pytest.raises(WouldTakeBack):
+        channel.pay(99)
+    with pytest.raises(PaymentRefused):
+        channel.resume()
+    application.answer = {"resp_app_error": None}
+
+    receipt = channel.resume()
+
+    assert (receipt.paid_sat, receipt.repeated) == (100, False)
+    assert application.asked_sat == [100, 100, 100]
+    assert channel.pay(1).total_paid_sat == before + 101
+
+
+@both_versions
+def test_closing_after_a_no_pays_what_was_accepted(application: Application, channel: Channel) -> None:
+    """The settlement asked for leaves out a payment that the application refused."""
+    left = channel.left_sat
+    application.answer = {"resp_app_error": "sold out"}
+    with pytest.raises(PaymentRefused):
+        channel.pay(100)
+
+    assert channel.close().change_sat == left
+
+
+@both_versions
+def test_silence_is_waited_for(application: Application, channel: Channel) -> None:
+    """While the application does not answer, the payment is neither lost nor booked; sent again, it counts once."""
+    before = channel.paid_sat
+    application.answer = None
+    with pytest.raises(Refused, match="no answer"):
+        channel.pay(100)
+    application.answer = {"resp_app_error": None}
+
+    receipt = channel.resume()
+
+    assert receipt.paid_sat == 100
+    assert channel.status().paid_sat == before + 100
+    assert set(application.asked_sat) == {100}
