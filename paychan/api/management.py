@@ -14,7 +14,7 @@ from msgspec import Struct
 from paychan.api.handler import OUTPOINT, Handler, number, settlement_txid
 from paychan.api.service import Service
 from paychan.protocol.channel import Channel, Close, CloseReason, State
-from paychan.protocol.errors import Malformed, Unauthorized, UnknownChannel
+from paychan.protocol.errors import Malformed, NoSuchRoute, Unauthorized, UnknownChannel
 from paychan.protocol.scripts import parse_public_key
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 from paychan.signing.base import SignerAbsent, SignerRefused
@@ -103,6 +103,13 @@ class ManagementHandler(Handler):
         return channel_info(channel, self.service.config.bitcoin_network)
 
 
+class NotFoundHandler(ManagementHandler):
+    """Everything that is no resource here; web pages don't get to read even that."""
+
+    def prepare(self) -> None:
+        raise NoSuchRoute
+
+
 class HealthHandler(ManagementHandler):
     """`GET /health`: who serves, and whether signer and watcher are well; 503 when payments are not accepted."""
 
@@ -118,7 +125,6 @@ class HealthHandler(ManagementHandler):
             None,
             {
                 "network": service.config.network_name,
-                "url": self.service.config.http.public_url,
                 "signer": signer,
                 "frozen": frozen,
                 "watcher_last_look": service.watcher.last_look,
@@ -215,4 +221,5 @@ ROUTES = [
     (rf"/channels/{OUTPOINT}", ChannelHandler),
     (rf"/channels/{OUTPOINT}/close", CloseHandler),
     (r"/backups", BackupsHandler),
+    (r".*", NotFoundHandler),
 ]

@@ -23,7 +23,8 @@ _HARD_BODY_FACTOR = 16
 def public_server(service: Service) -> HTTPServer:
     """Make the clients' listener; it does not listen yet."""
     http = service.config.http
-    routes = [(path, handler, {"service": service}) for path, handler in [*v1.ROUTES, *v2.ROUTES]]
+    resources = [*v1.ROUTES, *v2.ROUTES, (r".*", NotFoundHandler)]
+    routes = [(path, handler, {"service": service}) for path, handler in resources]
     return _server(service, routes, xheaders=http.trust_forwarded)
 
 
@@ -44,8 +45,6 @@ def _server(service: Service, routes: Sequence[Any], *, xheaders: bool) -> HTTPS
     http = service.config.http
     application = Application(
         list(routes),
-        default_handler_class=NotFoundHandler,
-        default_handler_args={"service": service},
         log_function=_log_request if service.config.log.access else _log_nothing,
     )
     return HTTPServer(

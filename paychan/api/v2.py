@@ -144,7 +144,9 @@ class ChannelHandler(V2Handler):
         channel = await self.channel(txid, vout, body)
         if body.change_address is not None and body.change_address != self._address(channel):
             raise Malformed(field="change_address", reason="not the change address of this channel")
-        paid = self.accepted(await self.service.registry.ask(channel.outpoint, Pay(body.payment)))
+        paid = self.accepted(
+            await self.service.registry.ask(channel.outpoint, Pay(body.payment, body.application_data))
+        )
         self.answer(200, "Payment accepted", self.result(paid, body.dialect))
 
     def _open_request(self, named: OutPoint, body: V2Payment) -> OpenRequest:

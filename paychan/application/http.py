@@ -85,7 +85,7 @@ class HttpApplication:
             chan_value_left=offered.change_sat,
             chan_total_capacity=channel.funding_sat,
             client_pubkey=channel.terms.client_key.hex(),
-            full_payment=_FullPayment(data),
+            full_payment=_FullPayment(data, channel.offered_data),
             channel_id=str(channel.outpoint),
             idempotency_key=f"{channel.outpoint}:{offered.change_sat}",
         )

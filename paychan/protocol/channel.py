@@ -62,6 +62,8 @@ class Channel(Struct, frozen=True, array_like=True):
     offered: Payment | None = None
     """Verified and stored, but the application has not answered for it yet; `payment` stays what it was."""
     closing: Closing | None = None
+    offered_data: str = ""
+    """What the client sent to the application beside the offered payment."""
 
     @property
     def claim(self) -> Claim:
@@ -109,9 +111,10 @@ class Opening(Struct, frozen=True):
 
 
 class Pay(Struct, frozen=True):
-    """The client pays."""
+    """The client pays; `application_data` is for the application."""
 
     payment: Payment
+    application_data: str = ""
 
 
 class Answer(Struct, frozen=True):

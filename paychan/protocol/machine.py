@@ -146,14 +146,15 @@ def _pay(channel: Channel, command: Pay, view: View, verifier: PaymentVerifier |
         return Rejected(problem)
     outcome = _book(channel, payment, view)
     if view.rules.asks_application and isinstance(outcome, Accepted) and outcome.value_sat:
-        return Accepted(_replace(channel, offered=payment), outcome.value_sat)
+        offered = _replace(channel, offered=payment, offered_data=command.application_data)
+        return Accepted(offered, outcome.value_sat)
     return outcome
 
 
 def _book(channel: Channel, payment: Payment, view: View) -> Outcome:
     """Make a verified payment the newest; one that leaves nothing closes the channel."""
     value = Sat(channel.payment.change_sat - payment.change_sat)
-    booked = _replace(channel, payment=payment, payments=channel.payments + 1, offered=None)
+    booked = _replace(channel, payment=payment, payments=channel.payments + 1, offered=None, offered_data="")
     if payment.change_sat == 0:
         shortfall = _shortfall(booked, view, CloseReason.DRAINED)
         return shortfall or Accepted(_closing(booked, CloseReason.DRAINED, view), value)
@@ -165,7 +166,7 @@ def _answer(channel: Channel, command: Answer, view: View, _verifier: PaymentVer
     if channel.offered is None:
         return Rejected(ApplicationRefused(reason="nothing was offered"))
     if command.refusal:
-        return Accepted(_replace(channel, offered=None))
+        return Accepted(_replace(channel, offered=None, offered_data=""))
     outcome = _book(channel, channel.offered, view)
     return _replace(outcome, application_data=command.data) if isinstance(outcome, Accepted) else outcome
 
@@ -210,7 +211,7 @@ def _close(channel: Channel, reason: CloseReason, view: View, client_fee_sat: Sa
 
     A payment that the application never answered for is dropped: the client was not told that it counts.
     """
-    settled = _replace(channel, offered=None)
+    settled = _replace(channel, offered=None, offered_data="")
     return _shortfall(settled, view, reason, client_fee_sat) or Accepted(
         _closing(settled, reason, view, client_fee_sat)
     )
@@ -237,7 +238,11 @@ def _vanished(channel: Channel, command: Vanished, view: View, _verifier: Paymen
 
 def _lost(channel: Channel, command: SpentElsewhere, view: View, _verifier: PaymentVerifier | None) -> Outcome:
     closing = channel.closing or Closing(CloseReason.EXPIRY, view.now)
-    return Accepted(_replace(channel, state=State.LOST, offered=None, closing=_replace(closing, spent_by=command.txid)))
+    return Accepted(
+        _replace(
+            channel, state=State.LOST, offered=None, offered_data="", closing=_replace(closing, spent_by=command.txid)
+        )
+    )
 
 
 def _unchanged(channel: Channel, command: Command, view: View, _verifier: PaymentVerifier | None) -> Outcome:

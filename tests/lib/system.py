@@ -91,7 +91,11 @@ class System:
 
     def __enter__(self) -> Self:
         self.start_signer()
-        self.start_server()
+        try:
+            self.start_server()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def __exit__(
