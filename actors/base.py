@@ -55,7 +55,10 @@ class LoopFuture(pykka.Future[Any]):
         return self._result.result()
 
     def __await__(self) -> Generator[Any, None, Any]:
-        return self._result.__await__()
+        """Wait without blocking. Others may wait for the same result, so a waiter that is cancelled is cancelled alone."""
+        if self._get_hook is not None:
+            return self.get()
+        return (yield from asyncio.shield(self._result))
 
 
 class LoopInbox:
@@ -121,6 +124,11 @@ class LoopActor(pykka.Actor):
         self.actor_inbox.attach(self)
         self._actor_loop_setup()
 
+    def stop(self) -> None:
+        """Stop behind the messages that came before. A second time is nothing: several may find that it must go."""
+        if self.alive:
+            super().stop()
+
     def handle(self, envelope: Any) -> None:
         """Process one envelope: pykka's `_actor_loop_running` without its loop."""
         if self.actor_stopped.is_set():
@@ -134,8 +142,8 @@ class LoopActor(pykka.Actor):
                 envelope.reply_to.set_exception()
             self._stop()
             return
-        if envelope.reply_to is not None:
-            envelope.reply_to.set(response)
+        reply_to = envelope.reply_to or self._create_future()  # an awaitable must run, also if nobody waits for it
+        reply_to.set(response)
 
 
 def _answer_dead(actor: LoopActor, envelope: Any) -> None:
