@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import structlog
 from msgspec import Struct
@@ -32,7 +32,7 @@ from paychan.protocol.channel import (
     Vanished,
     next_step,
 )
-from paychan.protocol.errors import ApplicationRefused, PaychanError
+from paychan.protocol.errors import ApplicationRefused, PaychanError, TryAgain
 from paychan.protocol.machine import apply
 from paychan.protocol.payment import PaymentVerifier
 from paychan.store.base import Change
@@ -41,7 +41,7 @@ log = structlog.get_logger("channel")
 
 
 class Resume(Struct, frozen=True):
-    """Go on with whatever the record asks for next."""
+    """Go on with a settlement that is not finished."""
 
 
 Message: TypeAlias = Command | Resume
@@ -56,8 +56,9 @@ class ChannelActor(LoopActor):
         self._world = world
         self._verifier = PaymentVerifier(channel.terms, channel.outpoint, channel.change_script)
         self._last_commit: asyncio.Future[Outcome] | None = None
-        self._offering: asyncio.Task[Outcome] | None = None
-        self._settling: asyncio.Task[PaychanError | None] | None = None
+        self._offering: asyncio.Future[Outcome] | None = None
+        self._behind: asyncio.Future[Outcome] | None = None
+        self._settling: asyncio.Future[PaychanError | None] | None = None
         self._last_message = world.clock()
 
     @property
@@ -67,18 +68,20 @@ class ChannelActor(LoopActor):
 
     def idle_since(self, moment: int) -> bool:
         """Whether nothing is under way, and no message came after that Unix time."""
-        work = (self._last_commit, self._offering, self._settling)
-        return self._last_message <= moment and all(task is None or task.done() for task in work)
+        work = (self._last_commit, self._offering, self._behind, self._settling)
+        return self._last_message <= moment and not any(map(_under_way, work))
 
     def on_receive(self, message: Message) -> Outcome | Awaitable[Outcome]:
         self._last_message = self._world.clock()
         if isinstance(message, Resume):
             return self._carry_on(Accepted(self._channel))
-        if self._channel.offered is not None:
+        if self._channel.offered is not None or _under_way(self._offering) or _under_way(self._behind):
             return self._after_offer(message)
         return self._judge(message)
 
     def _judge(self, command: Command) -> Outcome | Awaitable[Outcome]:
+        if not self.alive:  # stopped while the command waited: what is in memory may be outdated
+            return Rejected(TryAgain())
         outcome = apply(self._channel, command, self._world.view(), self._verifier)
         if isinstance(outcome, Rejected):
             return outcome
@@ -86,11 +89,13 @@ class ChannelActor(LoopActor):
             return self._when_durable(outcome)
         durable = self._world.commits.put(Change(self._channel, outcome.channel), outcome, self.stop)
         self._channel, self._last_commit = outcome.channel, durable
+        if outcome.channel.offered is not None:
+            return asyncio.shield(self._question())
         return durable if next_step(outcome.channel) is None else self._carry_on_after(durable)
 
     async def _when_durable(self, outcome: Accepted) -> Outcome:
-        """Answer a repetition no earlier than what it repeats."""
-        if self._last_commit is not None and not self._last_commit.done():
+        """Answer a repetition no earlier than what it repeats, and never if that was not written."""
+        if self._last_commit is not None:
             committed = await asyncio.shield(self._last_commit)
             if isinstance(committed, Rejected):
                 return committed
@@ -101,12 +106,10 @@ class ChannelActor(LoopActor):
         return outcome if isinstance(outcome, Rejected) else await self._carry_on(outcome)
 
     async def _carry_on(self, outcome: Accepted) -> Outcome:
-        """Do what the record asks for, then answer with where that led.
+        """Settle as far as it goes, then answer with where that led.
 
         A payment that was booked is answered as booked, also when the settlement it led to has to wait.
         """
-        if self._channel.offered is not None:
-            return await self._offer()
         problem = await self._settle()
         if problem is not None and not outcome.value_sat:
             return Rejected(problem)
@@ -114,31 +117,37 @@ class ChannelActor(LoopActor):
 
     # --- asking the application -------------------------------------------------------------------------------------
 
-    async def _after_offer(self, command: Command) -> Outcome:
-        """Nothing is judged while a payment is offered: first hear about that one.
+    def _after_offer(self, command: Command) -> Awaitable[Outcome]:
+        """Nothing is judged while a payment is offered: first hear about that one, then go on in order of arrival.
 
         The same payment again gets the answer of the one question, so a payer's retry is delivered once.
         """
-        while (offered := self._channel.offered) is not None:
-            answer = await self._offer()
-            if isinstance(command, Pay) and command.payment == offered:
-                return answer
-            if self._channel.offered is offered:
-                break  # still no answer; the machine decides whether the command can do without
+        if isinstance(command, Pay) and command.payment == self._channel.offered:
+            return asyncio.shield(self._question())
+        before = self._behind if _under_way(self._behind) else self._question()
+        self._behind = asyncio.create_task(self._judge_after(before, command))
+        return self._behind
+
+    async def _judge_after(self, before: asyncio.Future[Outcome], command: Command) -> Outcome:
+        """If there was no answer about the offered payment, the machine decides whether the command can do without."""
+        await asyncio.wait([before])
         outcome = self._judge(command)
         return outcome if isinstance(outcome, Accepted | Rejected) else await outcome
 
-    async def _offer(self) -> Outcome:
+    def _question(self) -> asyncio.Future[Outcome]:
         """Ask about the offered payment, once however many wait for it."""
-        if self._offering is None or self._offering.done():
+        if not _under_way(self._offering):
             self._offering = asyncio.create_task(self._ask_application())
-        return await asyncio.shield(self._offering)
+        return self._offering
 
     async def _ask_application(self) -> Outcome:
         """The mark in the record stays until the application has answered; a silent one is asked again later."""
-        await self._when_durable(Accepted(self._channel))
+        offered = await self._when_durable(Accepted(self._channel))
+        if isinstance(offered, Rejected):
+            return offered
+        channel, application = self._channel, self._world.application  # if closing began, the machine says so below
         try:
-            verdict = await self._world.application.ask(self._channel) if self._world.application else Verdict()
+            verdict = await application.ask(channel) if application and channel.offered else Verdict()
         except ApplicationSilent as error:
             log.warning("application did not answer", channel=str(self._channel.outpoint), reason=str(error))
             return Rejected(ApplicationRefused(reason="no answer, send the same payment again"))
@@ -150,7 +159,7 @@ class ChannelActor(LoopActor):
 
     async def _settle(self) -> PaychanError | None:
         """Carry the settlement as far as it goes now, once however many wait for it."""
-        if self._settling is None or self._settling.done():
+        if not _under_way(self._settling):
             self._settling = asyncio.create_task(self._settle_steps())
         return await asyncio.shield(self._settling)
 
@@ -181,3 +190,7 @@ class ChannelActor(LoopActor):
         if isinstance(committed, Accepted) and self._channel.state is not State.CLOSING:
             log.info("settling", channel=str(self._channel.outpoint), state=self._channel.state.value)
         return committed
+
+
+def _under_way(work: asyncio.Future[Any] | None) -> TypeGuard[asyncio.Future[Any]]:
+    return work is not None and not work.done()

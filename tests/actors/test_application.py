@@ -1,0 +1,283 @@
+"""Payments that an application is asked about: one question each, answers in order, nothing counts without a yes."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from paychan.application.base import ApplicationSilent, Verdict
+from paychan.protocol.channel import Accepted, Channel, Close, CloseReason, Outcome, State
+from paychan.protocol.errors import ApplicationRefused, Gone, PaymentPending, TryAgain
+from paychan.protocol.machine import apply
+from paychan.store.base import Change
+from tests.lib.channels import accepted as channel_of
+from tests.lib.world import DebugPayer, Local, accepted, local, refused, settled_down, until
+
+PAYER = DebugPayer("application")
+
+
+class Shop:
+    """An application that thinks about each question until the test tells it what to say."""
+
+    def __init__(self) -> None:
+        self.questions: list[int] = []
+        """What each question was about: satoshi received in all, once it is booked."""
+        self._thinking: list[asyncio.Future[Verdict]] = []
+
+    async def ask(self, channel: Channel) -> Verdict:
+        assert channel.offered is not None
+        self.questions.append(channel.funding_sat - channel.offered.change_sat)
+        self._thinking.append(asyncio.get_running_loop().create_future())
+        return await self._thinking[-1]
+
+    async def close(self) -> None:
+        pass
+
+    async def says(self, verdict: Verdict | None) -> None:
+        """Answer the question that is open, or the next one; None: stay silent until the deadline."""
+        await until(lambda: self._thinking)
+        thought = self._thinking.pop()
+        if verdict is None:
+            thought.set_exception(ApplicationSilent("deadline"))
+        else:
+            thought.set_result(verdict)
+
+
+YES = Verdict(data="a song")
+NO = Verdict(refusal="sold out")
+
+
+def pay(server: Local, paid_sat: int) -> asyncio.Future[Outcome]:
+    return asyncio.ensure_future(server.registry.ask(PAYER.outpoint, PAYER.pays(paid_sat)))
+
+
+async def test_a_payment_counts_when_the_application_says_yes(tmp_path: Path):
+    """The payment is booked with the application's text for the client, and the mark is gone."""
+    shop = Shop()
+    async with local(tmp_path, application=shop) as server:
+        await server.open(PAYER, 10_000)
+        payment = pay(server, 10_007)
+        await shop.says(YES)
+        outcome = accepted(await payment)
+        stored = await server.stored(PAYER)
+
+    assert (outcome.value_sat, outcome.application_data) == (7, "a song")
+    assert (stored.received_sat, stored.offered) == (10_007, None)
+
+
+async def test_the_application_hears_of_a_payment_only_when_that_is_durable(tmp_path: Path):
+    """A crash can't forget a payment that the application has delivered for."""
+    shop = Shop()
+    async with local(tmp_path, application=shop) as server:
+        await server.open(PAYER, 10_000)
+        server.store.hold("commit")
+        pay(server, 10_007)
+        await until(lambda: server.store.calls["commit"] == 2)
+        await settled_down()
+
+        assert shop.questions == []
+        server.store.release("commit")
+        await until(lambda: shop.questions)
+        assert (await server.stored(PAYER)).offered is not None
+
+
+async def test_a_refusal_leaves_the_channel_where_it_was(tmp_path: Path):
+    """The client hears the reason, nothing is booked, and the next payment is a new question."""
+    shop = Shop()
+    async with local(tmp_path, application=shop) as server:
+        before = await server.open(PAYER, 10_000)
+        payment = pay(server, 10_007)
+        await shop.says(NO)
+        assert refused(await payment) == ApplicationRefused(reason="sold out")
+        after = await server.stored(PAYER)
+
+        assert (after.payment, after.payments, after.offered) == (before.payment, before.payments, None)
+        payment = pay(server, 10_008)
+        await shop.says(YES)
+        assert accepted(await payment).value_sat == 8
+
+
+async def test_a_retry_shares_the_question(tmp_path: Path):
+    """The same payment sent three times at once is one question, and all three hear its answer."""
+    shop = Shop()
+    async with local(tmp_path, application=shop) as server:
+        await server.open(PAYER, 10_000)
+        payments = [pay(server, 10_007) for _ in range(3)]
+        await shop.says(NO)
+        outcomes = await asyncio.gather(*payments)
+
+    assert [refused(outcome) for outcome in outcomes] == [ApplicationRefused(reason="sold out")] * 3
+    assert shop.questions == [10_007]
+
+
+async def test_a_retry_at_every_moment_is_one_delivery(tmp_path: Path):
+    """However a retry falls between offer, question and answer, the payment is booked once and asked about once."""
+    for hops in range(0, 40, 2):
+        shop, payer = Shop(), DebugPayer(f"retry {hops}")
+        async with local(tmp_path / str(hops), application=shop) as server:
+            await server.open(payer, 10_000)
+            first = asyncio.ensure_future(server.registry.ask(payer.outpoint, payer.pays(10_007)))
+            saying = asyncio.ensure_future(shop.says(YES))
+            for _ in range(hops):
+                await asyncio.sleep(0)
+            again = asyncio.ensure_future(server.registry.ask(payer.outpoint, payer.pays(10_007)))
+            outcomes = await asyncio.gather(first, again)
+            await saying
+
+            assert [accepted(outcome).channel.received_sat for outcome in outcomes] == [10_007, 10_007], hops
+            assert shop.questions == [10_007], hops
+            assert (await server.stored(payer)).payments == 1, hops
+
+
+async def test_a_silent_application_keeps_the_mark(tmp_path: Path):
+    """Without an answer nothing counts, another payment has to wait, and the same one is asked about again."""
+    shop = Shop()
+    async with local(tmp_path, application=shop) as server:
+        await server.open(PAYER, 10_000)
+        first = pay(server, 10_007)
+        await shop.says(None)
+        assert isinstance(refused(await first), ApplicationRefused)
+        assert (await server.stored(PAYER)).offered == PAYER.pays(10_007).payment
+
+        other = pay(server, 10_009)
+        await shop.says(None)
+        assert isinstance(refused(await other), PaymentPending)
+        again = pay(server, 10_007)
+        await shop.says(YES)
+        assert accepted(await again).value_sat == 7
+        assert shop.questions == [10_007] * 3
+
+
+async def test_the_mark_survives_a_crash(tmp_path: Path):
+    """A question that was open when the process died is asked again when the payer repeats the payment."""
+    async with local(tmp_path, application=Shop()) as server:
+        await server.open(PAYER, 10_000)
+        pay(server, 10_007)
+        await until(lambda: server.store.calls["commit"] == 2)
+        await server.world.commits.close()
+    shop = Shop()
+    async with local(tmp_path, application=shop) as server:
+        again = pay(server, 10_007)
+        await shop.says(YES)
+        assert accepted(await again).value_sat == 7
+
+
+async def test_messages_behind_an_offer_wait_in_order(tmp_path: Path):
+    """Payments that come while a question is open are judged in the order in which they came."""
+    shop = Shop()
+    async with local(tmp_path, application=shop) as server:
+        await server.open(PAYER, 10_000)
+        payments = [pay(server, 10_000 + n) for n in range(1, 9)]
+        for _ in payments:
+            await shop.says(YES)
+        outcomes = await asyncio.gather(*payments)
+
+    assert [accepted(outcome).value_sat for outcome in outcomes] == [1] * 8
+    assert shop.questions == list(range(10_001, 10_009))
+
+
+async def test_no_message_overtakes_those_that_wait(tmp_path: Path):
+    """Whenever a new payment comes while others wait behind an offer, it is judged after them."""
+    for hops in range(0, 60, 3):
+        shop, payer = Shop(), DebugPayer(f"overtaking {hops}")
+        async with local(tmp_path / str(hops), application=shop) as server:
+            await server.open(payer, 10_000)
+            payments = [
+                asyncio.ensure_future(server.registry.ask(payer.outpoint, payer.pays(n))) for n in (10_001, 10_002)
+            ]
+            await until(lambda shop=shop: shop.questions)
+            await shop.says(YES)
+            for _ in range(hops):
+                await asyncio.sleep(0)
+            payments.append(asyncio.ensure_future(server.registry.ask(payer.outpoint, payer.pays(10_003))))
+            for _ in range(2):
+                await shop.says(YES)
+            outcomes = await asyncio.gather(*payments)
+
+            assert [accepted(outcome).value_sat for outcome in outcomes] == [1, 1, 1], hops
+
+
+async def test_a_retry_of_a_payment_hears_of_that_payment(tmp_path: Path):
+    """A payment and its retry that come while an earlier answer is being written are not mistaken for the earlier one."""
+    shop = Shop()
+    async with local(tmp_path, application=shop) as server:
+        await server.open(PAYER, 10_000)
+        first = pay(server, 10_001)
+        await until(lambda: shop.questions)
+        server.store.hold("commit")
+        await shop.says(YES)
+        await until(lambda: server.store.calls["commit"] == 3)
+        second, retry = pay(server, 10_002), pay(server, 10_002)
+        await settled_down()
+        server.store.release("commit")
+        for _ in range(2):
+            await shop.says(NO)
+
+        assert accepted(await first).value_sat == 1
+        assert [refused(outcome) for outcome in await asyncio.gather(second, retry)] == [
+            ApplicationRefused(reason="sold out")
+        ] * 2
+
+
+async def test_closing_does_not_wait_for_a_silent_application(tmp_path: Path):
+    """Near expiry the channel is settled without the payment nobody answered for, and the payer learns that it ended."""
+    shop = Shop()
+    async with local(tmp_path, application=shop) as server:
+        await server.open(PAYER, 10_000)
+        payment = pay(server, 10_007)
+        await until(lambda: shop.questions)
+        closing = asyncio.ensure_future(server.registry.ask(PAYER.outpoint, Close(CloseReason.EXPIRY)))
+        await shop.says(None)
+
+        assert isinstance(refused(await payment), ApplicationRefused)
+        closed = accepted(await closing).channel
+        assert (closed.state, closed.received_sat, closed.offered) == (State.CLOSED, 10_000, None)
+
+
+async def test_a_yes_that_comes_after_closing_counts_for_nothing(tmp_path: Path):
+    """However a retry falls into the closing of its channel, it is refused, and the settlement is without it."""
+    for hops in range(8):
+        shop, payer = Shop(), DebugPayer(f"closing {hops}")
+        async with local(tmp_path / str(hops), application=shop) as server:
+            await server.open(payer, 10_000)
+            first = asyncio.ensure_future(server.registry.ask(payer.outpoint, payer.pays(10_007)))
+            await until(lambda shop=shop: shop.questions)
+            closing = asyncio.ensure_future(server.registry.ask(payer.outpoint, Close(CloseReason.EXPIRY)))
+            await settled_down()
+            await shop.says(None)
+            for _ in range(hops):
+                await asyncio.sleep(0)
+            again = asyncio.ensure_future(server.registry.ask(payer.outpoint, payer.pays(10_007)))
+            yes = asyncio.ensure_future(shop.says(YES))
+
+            assert isinstance(refused(await again), Gone), hops
+            assert isinstance(refused(await first), ApplicationRefused), hops
+            assert accepted(await closing).channel.received_sat == 10_000, hops
+            yes.cancel()
+
+
+async def test_an_offer_that_was_not_written_is_not_asked_about(tmp_path: Path):
+    """When another process changed the channel first, the application never hears of our payment."""
+    shop = Shop()
+    async with local(tmp_path, application=shop) as server:
+        opened = await server.open(PAYER, 10_000)
+        server.store.hold("commit")
+        payments = [pay(server, 10_007), pay(server, 10_007), pay(server, 10_008)]
+        await until(lambda: server.store.calls["commit"] == 2)
+        elsewhere = channel_of(apply(opened, Close(CloseReason.OPERATOR), server.world.view()))
+        await server.store.real.commit([Change(opened, elsewhere)])
+        server.store.release("commit")
+
+        assert [refused(outcome) for outcome in await asyncio.gather(*payments)] == [TryAgain()] * 3
+        assert shop.questions == []
+
+
+async def test_a_payment_of_nothing_is_no_question(tmp_path: Path):
+    """A repetition or a payment without value brings nothing, so the application is not bothered."""
+    shop = Shop()
+    async with local(tmp_path, application=shop) as server:
+        await server.open(PAYER, 10_000)
+        outcome = await server.registry.ask(PAYER.outpoint, PAYER.pays(10_000))
+
+    assert isinstance(outcome, Accepted)
+    assert shop.questions == []

@@ -1,0 +1,271 @@
+"""The server without HTTP, in this process: real LevelDB, real keys and policies, the debug chain, a clock to set.
+
+`local` puts it together. In front of store, chain and signer stands a `Faulty` each, which passes every call on to the
+real part unless a test tells it to hold calls back or to fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from coincurve import PrivateKey
+from msgspec import Struct
+
+from actors.commit import GroupCommit
+from actors.opening import Opener, OpenRequest
+from actors.registry import Registry
+from actors.watcher import Watcher
+from actors.world import World
+from paychan.application.base import Application
+from paychan.chain.debug import DebugChain
+from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected
+from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT, debug_outpoint
+from paychan.protocol.errors import PaychanError
+from paychan.protocol.settlement import Claim, Settlement
+from paychan.protocol.signerwire import (
+    Health,
+    HealthReply,
+    KeyReply,
+    KeyRequest,
+    Refusal,
+    Reply,
+    Request,
+    SettlementReply,
+    SettlementRequest,
+)
+from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
+from paychan.signing.base import SignerRefused
+from paychan.store.base import Change
+from paychan.store.leveldb import LevelDbStore
+from signer.handlers import Handler
+from signer.keys import DEBUG_KEY, StaticKey
+from tests.lib.channels import NOW, RULES, SERVER_DESTINATION, Payer
+
+ALARM_SECONDS = 7_200
+IDLE_SECONDS = 300
+
+
+class DebugPayer(Payer, frozen=True):
+    """A client whose channel is funded as debug mode believes, with the server key of debug mode."""
+
+    funding_sat: Sat = DEBUG_FUNDING_SAT
+
+    @property
+    def server_key(self) -> PrivateKey:
+        return PrivateKey(DEBUG_KEY)
+
+    @property
+    def outpoint(self) -> OutPoint:
+        return debug_outpoint(self.key.public_key.format(), self.expiry)
+
+    def request(self, paid_sat: int = 10_000) -> OpenRequest:
+        """The wish for the channel, as v1 has it."""
+        return OpenRequest(
+            client_key=self.key.public_key.format(),
+            expiry=self.expiry,
+            change_script=self.change_script,
+            payment=self.payment(self.funding_sat - paid_sat),
+            price_sat=Sat(1),
+        )
+
+    def pays(self, paid_sat: int) -> Pay:
+        """The payment after which the server has received `paid_sat` in all."""
+        return Pay(self.payment(self.funding_sat - paid_sat))
+
+
+class LocalSigner:
+    """The signer's own handlers, called directly: a `Signer` with real keys and policies and no socket."""
+
+    def __init__(self) -> None:
+        self._handle = Handler(StaticKey(DEBUG_KEY, SERVER_DESTINATION), "test", "debug", debug=True)
+
+    async def health(self) -> HealthReply:
+        return self._ask(Health(1))
+
+    async def public_key(self, client_key: bytes, expiry: UnixTime) -> KeyReply:
+        return self._ask(KeyRequest(1, client_key, expiry))
+
+    async def sign_settlement(self, claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat) -> Settlement:
+        reply = self._ask(SettlementRequest(1, tuple(claims), destination_script, fee_sat))
+        assert isinstance(reply, SettlementReply)
+        return reply.settlement
+
+    async def close(self) -> None:
+        pass
+
+    def _ask(self, request: Request) -> Any:
+        reply: Reply = self._handle(request)
+        if isinstance(reply, Refusal):
+            raise SignerRefused(reply.tag, reply.reason)
+        return reply
+
+
+class Faulty:
+    """Stands in front of a real part; a test may hold calls of a method back, or let them fail."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+        self.calls: Counter[str] = Counter()
+        self._gates: dict[str, tuple[asyncio.Event, int]] = {}
+        self._errors: dict[str, tuple[Exception, int]] = {}
+
+    def hold(self, method: str, after: int = 0) -> None:
+        """Let no call of a method through until `release`, apart from the first `after`."""
+        self._gates[method] = (asyncio.Event(), self.calls[method] + after)
+
+    def release(self, method: str) -> None:
+        self._gates.pop(method)[0].set()
+
+    def fail(self, method: str, error: Exception, times: int = 1_000_000) -> None:
+        """Let the next calls of a method fail, instead of reaching the real part."""
+        self._errors[method] = (error, times)
+
+    def heal(self, method: str) -> None:
+        self._errors.pop(method, None)
+
+    def __getattr__(self, method: str) -> Any:
+        real = getattr(self.real, method)
+        if not inspect.iscoroutinefunction(real):
+            return real
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls[method] += 1
+            gate, passed = self._gates.get(method, (None, 0))
+            if gate is not None and self.calls[method] > passed:
+                await gate.wait()
+            error, times = self._errors.get(method, (None, 0))
+            if error is not None and times:
+                self._errors[method] = (error, times - 1)
+                raise error
+            return await real(*args, **kwargs)
+
+        return call
+
+
+class Clock:
+    """Wall clock of a test: stands still until it is set."""
+
+    def __init__(self, now: int = NOW) -> None:
+        self.now = now
+
+    def __call__(self) -> UnixTime:
+        return UnixTime(self.now)
+
+
+class Local(Struct):
+    """A running server without doors."""
+
+    store: Any
+    chain: Any
+    signer: Any
+    clock: Clock
+    world: World
+    registry: Registry
+    opener: Opener
+    watcher: Watcher
+    failures: list[BaseException]
+    """What the group commit could not write; the real server ends at the first."""
+
+    async def open(self, payer: DebugPayer, paid_sat: int = 10_000) -> Channel:
+        """Open a channel that must be accepted."""
+        return accepted(await self.opener.open(payer.request(paid_sat))).channel
+
+    async def stored(self, payer: Payer) -> Channel:
+        """What is on disk for a channel."""
+        channel = await self.store.real.get(payer.outpoint)
+        assert isinstance(channel, Channel)
+        return channel
+
+    async def fill(self, channels: Sequence[Channel]) -> None:
+        """Store channels as if they had been opened."""
+        for begin in range(0, len(channels), 1_000):
+            written = await self.store.real.commit(
+                [Change(None, channel) for channel in channels[begin : begin + 1_000]]
+            )
+            assert all(written)
+
+
+@asynccontextmanager
+async def local(
+    directory: Path,
+    clock: Clock | None = None,
+    *,
+    application: Application | None = None,
+    chain: DebugChain | None = None,
+    **rules: Any,
+) -> AsyncIterator[Local]:
+    """Run a server on the store in a directory; `rules` change `RULES`.
+
+    It ends as a killed process does: whatever is under way is cut off, and only what is stored remains.
+    """
+    clock = clock or Clock()
+    others = asyncio.all_tasks()
+    store, signer = Faulty(LevelDbStore.open(directory / "store", "test")), Faulty(LocalSigner())
+    failures: list[BaseException] = []
+    world = World(
+        network=Network.TEST,
+        rules=msgspec.structs.replace(RULES, asks_application=application is not None, **rules),
+        settlement_confirmations=6,
+        clock=clock,
+        store=store,  # type: ignore[arg-type] # stands in front of one
+        commits=GroupCommit(store, 0, failures.append),  # type: ignore[arg-type]
+        chain=Faulty(chain or DebugChain()),  # type: ignore[arg-type]
+        signer=signer,  # type: ignore[arg-type]
+        application=application,
+    )
+    registry = Registry(world)
+    watcher = Watcher(world, registry, interval_seconds=0.001, alarm_seconds=ALARM_SECONDS, idle_seconds=IDLE_SECONDS)
+    try:
+        yield Local(
+            store=store,
+            chain=world.chain,
+            signer=signer,
+            clock=clock,
+            world=world,
+            registry=registry,
+            opener=Opener(world, registry),
+            watcher=watcher,
+            failures=failures,
+        )
+    finally:
+        under_way = asyncio.all_tasks() - others
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+        await store.real.close()
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Let everything else run until a condition holds.
+
+    Raises:
+        TimeoutError: it never did.
+    """
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - a condition of any kind sends no event
+            await asyncio.sleep(0.001)
+
+
+async def settled_down() -> None:
+    """Let everything run that can run without the disk or another thread."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+def accepted(outcome: Outcome) -> Accepted:
+    """An outcome that must not be a refusal."""
+    assert isinstance(outcome, Accepted), outcome
+    return outcome
+
+
+def refused(outcome: Outcome) -> PaychanError:
+    """The error of an outcome that must be a refusal."""
+    assert isinstance(outcome, Rejected), outcome
+    return outcome.error
