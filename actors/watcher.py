@@ -37,18 +37,23 @@ class Watcher:
         self._idle_seconds = idle_seconds
         self.last_look: UnixTime | None = None
         self.alarms: tuple[str, ...] = ()
-        """Outpoints that are unsettled although expiry is near, as of the last look."""
+        """Outpoints that are unsettled although expiry is near, as of the last look; or why it could not look."""
 
     async def run(self) -> None:
         """Look for ever; ends only by cancellation."""
         while True:
-            try:
-                await self.look()
-            except Exception:
-                log.exception("watcher failed, looks again", seconds=self._interval_seconds)
+            await self.look()
             await asyncio.sleep(self._interval_seconds)
 
     async def look(self) -> None:
+        """Take one look at everything; if that fails, it is logged and alarmed about, and the next look comes."""
+        try:
+            await self._look()
+        except Exception as error:
+            log.exception("watcher failed, looks again", seconds=self._interval_seconds)
+            self.alarms = (f"watcher failed: {error}",)
+
+    async def _look(self) -> None:
         """Close what is due, resume what is unfinished, alarm about what is late."""
         now = self._world.clock()
         due = now + self._world.rules.settlement_period_seconds
@@ -65,7 +70,11 @@ class Watcher:
 
         async def tell(channel: Channel) -> None:
             async with room:
-                outcome = await self._registry.ask(channel.outpoint, message)
+                try:
+                    outcome = await self._registry.ask(channel.outpoint, message)
+                except Exception:
+                    log.exception("channel failed", channel=str(channel.outpoint))
+                    return
             if isinstance(outcome, Rejected) and not isinstance(outcome.error, NotEconomical):
                 log.warning("channel waits", channel=str(channel.outpoint), reason=str(outcome.error))
 
