@@ -31,6 +31,7 @@ class GroupCommit:
         self._on_failure = on_failure
         self._gathered: list[_Waiting] = []
         self._writer: asyncio.Task[None] | None = None
+        self._closed = False
         self._loop = asyncio.get_running_loop()
 
     def put(self, change: Change, outcome: Accepted, on_conflict: Callable[[], None]) -> asyncio.Future[Outcome]:
@@ -39,14 +40,17 @@ class GroupCommit:
         `on_conflict` is called before that: whoever made the change holds an outdated version.
         """
         durable: asyncio.Future[Outcome] = self._loop.create_future()
+        if self._closed:
+            return durable
         self._gathered.append(_Waiting(change, outcome, durable, on_conflict))
         if self._writer is None:
             self._writer = self._loop.create_task(self._write())
         return durable
 
-    async def drain(self) -> None:
-        """Wait until everything queued so far is on disk."""
-        while self._writer is not None:
+    async def close(self) -> None:
+        """Write what is queued. What comes later is neither written nor answered, as if the process had ended before."""
+        self._closed = True
+        if self._writer is not None:
             await self._writer
 
     async def _write(self) -> None:

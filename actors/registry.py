@@ -5,12 +5,18 @@ Keeps its own map, because pykka's registry finds an actor by scanning a list.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
 from actors.channel import ChannelActor, Message, Resume
 from actors.world import World
 from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected, State
 from paychan.protocol.errors import ChannelExists, OutpointUsed, PaychanError, UnknownChannel
 from paychan.protocol.types import OutPoint
 from paychan.store.base import Change
+
+_POLL_SECONDS = 0.005
 
 
 class Registry:
@@ -19,6 +25,7 @@ class Registry:
     def __init__(self, world: World) -> None:
         self._world = world
         self._awake: dict[OutPoint, ChannelActor] = {}
+        self._unanswered = 0
 
     @property
     def awake(self) -> int:
@@ -34,26 +41,31 @@ class Registry:
 
     async def ask(self, outpoint: OutPoint, message: Message) -> Outcome:
         """Give a channel a message; the answer comes when what it says is durable."""
-        actor = self._awake.get(outpoint)
-        if actor is None or not actor.alive:
-            channel = await self._world.store.get(outpoint)
-            if channel is None:
-                return Rejected(UnknownChannel())
-            actor = self._wake(channel)
-        outcome: Outcome = await actor.actor_ref.ask(message, block=False)
-        return outcome
+        with self._answering():
+            actor = self._awake.get(outpoint)
+            if actor is None or not actor.alive:
+                channel = await self._world.store.get(outpoint)
+                if channel is None:
+                    return Rejected(UnknownChannel())
+                actor = self._wake(channel)
+            outcome: Outcome = await actor.actor_ref.ask(message, block=False)
+            return outcome
 
     async def create(self, opened: Accepted) -> Outcome:
-        """Store a new channel, and carry on with it; an outpoint is used once for ever."""
+        """Store a new channel, and carry on with it; an outpoint is used once for ever.
+
+        A channel that was stored is answered as opened, also when the settlement it begins with has to wait.
+        """
         channel = opened.channel
-        written = await self._world.commits.put(Change(None, channel), opened, _nothing)
-        if isinstance(written, Rejected):
-            return Rejected(await self.in_the_way(channel.outpoint) or written.error)
-        if channel.state is State.OPEN:
-            self._wake(channel)
-            return written
-        settled = await self.ask(channel.outpoint, Resume())
-        return Accepted(settled.channel, opened.value_sat) if isinstance(settled, Accepted) else settled
+        with self._answering():
+            written = await self._world.commits.put(Change(None, channel), opened, _nothing)
+            if isinstance(written, Rejected):
+                return Rejected(await self.in_the_way(channel.outpoint) or written.error)
+            if channel.state is State.OPEN:
+                self._wake(channel)
+                return written
+            settled = await self.ask(channel.outpoint, Resume())
+            return Accepted(settled.channel, opened.value_sat) if isinstance(settled, Accepted) else written
 
     async def in_the_way(self, outpoint: OutPoint) -> PaychanError | None:
         """Return why an outpoint can't be opened, if a channel used it."""
@@ -70,6 +82,21 @@ class Registry:
         for outpoint in idle:
             self._awake.pop(outpoint).stop()
         return len(idle)
+
+    async def all_answered(self, patience_seconds: float) -> None:
+        """Wait until every message that was given is answered, but not for ever."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_seconds):
+                while self._unanswered:  # noqa: ASYNC110 - an event would cost every payment something
+                    await asyncio.sleep(_POLL_SECONDS)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        self._unanswered += 1
+        try:
+            yield
+        finally:
+            self._unanswered -= 1
 
     def _wake(self, channel: Channel) -> ChannelActor:
         """Start the actor, unless another message did while the record was being read."""

@@ -31,7 +31,7 @@ from paychan.config import ServerConfig
 from paychan.protocol.declared import SettingsError
 from paychan.protocol.types import UnixTime
 from paychan.running import Running, remove_running, write_running
-from paychan.signing.base import SignerAbsent
+from paychan.signing.base import SignerAbsent, SignerRefused
 from paychan.signing.unix import UnixSigner
 from paychan.store.base import Store
 from paychan.store.leveldb import LevelDbStore
@@ -40,6 +40,8 @@ log = structlog.get_logger("server")
 
 _SIGNER_PATIENCE_SECONDS = 10.0
 _FIRST_LOOK_SECONDS = 10.0
+_ANSWER_SECONDS = 10.0
+"""Longer than the signer and the application may take by default, shorter than whoever stops us waits."""
 _EXIT_BROKEN = 3
 
 
@@ -76,35 +78,52 @@ def configure_log(config: ServerConfig) -> None:
 
 
 async def _serve(config: ServerConfig, source: str) -> None:
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    """Serve until a signal cancels it, at whatever point of its life."""
+    serving = asyncio.create_task(_live(config, source))
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
-    async with contextlib.AsyncExitStack() as stack:
-        service = await stack.enter_async_context(_assemble(config, source))
-        watching = asyncio.create_task(service.watcher.run())
-        stack.callback(watching.cancel)
-        await _first_look(service.watcher)
-        running = await stack.enter_async_context(_listening(service))
-        gc.collect()
-        gc.freeze()  # what lives as long as the process need not be looked at again
-        log.info("serving", network=config.network_name, url=running.url, management=running.management_url)
-        await stopping.wait()
+        asyncio.get_running_loop().add_signal_handler(number, _stop, serving)
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving
+
+
+def _stop(serving: asyncio.Task[None]) -> None:
+    """Begin to end; a second signal must not cut the ending off."""
+    if not serving.cancelling():
         log.info("stopping")
+        serving.cancel()
+
+
+async def _live(config: ServerConfig, source: str) -> None:
+    async with _assemble(config, source) as service:
+        await _first_look(service.watcher)
+        async with _listening(service) as running, _watching(service.watcher):
+            gc.collect()
+            gc.freeze()  # what lives as long as the process need not be looked at again
+            log.info("serving", network=config.network_name, url=running.url, management=running.management_url)
+            await asyncio.Event().wait()
 
 
 async def _first_look(watcher: Watcher) -> None:
     """Let overdue channels begin to close before the port opens; a slow signer or node does not hold it up for ever."""
-    for _ in range(int(_FIRST_LOOK_SECONDS / 0.05)):
-        if watcher.last_look is not None:
-            return
-        await asyncio.sleep(0.05)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_FIRST_LOOK_SECONDS):
+            await watcher.look()
+
+
+@contextlib.asynccontextmanager
+async def _watching(watcher: Watcher) -> AsyncIterator[None]:
+    watching = asyncio.create_task(watcher.run())
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
 
 
 @contextlib.asynccontextmanager
 async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]:
     """Make the parts in the order in which they need each other; undo in reverse."""
-    config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_state_dir(config.state_dir)
     async with contextlib.AsyncExitStack() as stack:
         signer = UnixSigner(config.signer_socket, config.signer.deadline_seconds)
         stack.push_async_callback(signer.close)
@@ -114,7 +133,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         store: Store = LevelDbStore.open(config.store_path, config.network_name)
         stack.push_async_callback(store.close)
         commits = GroupCommit(store, config.store.commit_delay_ms / 1000, _die)
-        stack.push_async_callback(commits.drain)
+        stack.push_async_callback(commits.close)
         application = None
         if config.callback.url:
             application = HttpApplication(config.callback.url, config.callback.timeout_seconds, config.bitcoin_network)
@@ -131,6 +150,17 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
             application=application,
         )
         yield _service(config, world)
+
+
+def _make_state_dir(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"can't make {path}: {error.strerror}. Change state_dir"
+        raise StartError(msg) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        msg = f"can't write to {path}. Give it to this user, or change state_dir"
+        raise StartError(msg)
 
 
 def _service(config: ServerConfig, world: World) -> Service:
@@ -165,6 +195,9 @@ async def _check_signer(signer: UnixSigner, config: ServerConfig) -> None:
                 msg = f"no signer at {config.signer_socket}: {error}. Start it: paychan-signer SIGNER.toml"
                 raise StartError(msg) from error
             await asyncio.sleep(0.1)
+        except SignerRefused as error:
+            msg = f"the signer at {config.signer_socket} turns us away: {error}"
+            raise StartError(msg) from error
     if (health.network, health.debug) != (config.network, config.debug):
         msg = (
             f"the signer serves {health.network} (debug: {health.debug}), the server {config.network} "
@@ -191,6 +224,8 @@ async def _listening(service: Service) -> AsyncIterator[Running]:
         remove_running(config.state_dir)
         for server in (public, management):
             server.stop()
+            server.conn_params.no_keep_alive = True  # each connection ends with the request it is in, or the next
+        await service.registry.all_answered(_ANSWER_SECONDS)
         for server in (public, management):
             await server.close_all_connections()
         config.management_token.unlink(missing_ok=True)

@@ -1,0 +1,137 @@
+"""Idle channels sleep: their actors go, their records stay, and no message notices."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import threading
+import weakref
+from pathlib import Path
+
+from structlog.testing import capture_logs
+
+from paychan.protocol.channel import Close, CloseReason
+from tests.lib.world import IDLE_SECONDS, Clock, DebugPayer, accepted, local, settled_down, until
+
+PAYER = DebugPayer("sleeping")
+
+
+async def test_an_idle_channel_sleeps_and_wakes_with_the_same_state(tmp_path: Path):
+    """After the idle time the actor is gone; the next message is judged by the same record."""
+    clock = Clock()
+    async with local(tmp_path, clock) as server:
+        await server.open(PAYER, 10_000)
+        newest = accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(10_010))).channel
+        clock.now += IDLE_SECONDS - 1
+        assert server.registry.let_sleep(IDLE_SECONDS) == 0
+        clock.now += 1
+        assert server.registry.let_sleep(IDLE_SECONDS) == 1
+
+        assert server.registry.awake == 0
+        assert await server.registry.read(PAYER.outpoint) == newest
+        assert accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(10_015))).value_sat == 5
+        assert server.registry.awake == 1
+
+
+async def test_a_sleeping_actor_gives_its_memory_back(tmp_path: Path):
+    """Nothing keeps an actor that was put to sleep."""
+    async with local(tmp_path) as server:
+        await server.open(PAYER, 10_000)
+        actor = weakref.ref(server.registry._awake[PAYER.outpoint])
+        server.registry.let_sleep(0)
+        gc.collect()
+
+        assert actor() is None
+
+
+async def test_a_channel_with_work_under_way_stays_awake(tmp_path: Path):
+    """While a payment is being written or a settlement is being signed its actor is not idle."""
+    async with local(tmp_path) as server:
+        await server.open(PAYER, 10_000)
+        server.store.hold("commit")
+        payment = asyncio.ensure_future(server.registry.ask(PAYER.outpoint, PAYER.pays(10_010)))
+        await until(lambda: server.store.calls["commit"] == 2)
+        assert server.registry.let_sleep(0) == 0
+        server.store.release("commit")
+        await payment
+
+        server.signer.hold("sign_settlement")
+        closing = asyncio.ensure_future(server.registry.ask(PAYER.outpoint, Close(CloseReason.OPERATOR)))
+        await until(lambda: server.signer.calls["sign_settlement"])
+        assert server.registry.let_sleep(0) == 0
+        server.signer.release("sign_settlement")
+        accepted(await closing)
+        assert server.registry.let_sleep(0) == 1
+
+
+async def test_an_actor_that_died_is_cleared_away(tmp_path: Path):
+    """The watcher's look does not stumble over an actor that a bug ended before."""
+    async with local(tmp_path) as server:
+        await server.open(PAYER, 10_000)
+        server.registry._awake[PAYER.outpoint].stop()
+        with capture_logs() as logs:
+            server.clock.now += IDLE_SECONDS
+            await server.watcher.look()
+
+        assert server.registry.awake == 0
+        assert logs == []
+
+
+async def test_no_message_is_lost_around_the_moment_of_sleeping(tmp_path: Path):
+    """Channels that are put to sleep at every possible moment answer all their payments, each exactly once."""
+    chance = random.Random(7)
+    payers = [DebugPayer(f"sleepy {n}") for n in range(8)]
+    async with local(tmp_path) as server:
+
+        async def use(payer: DebugPayer) -> int:
+            values = []
+            for n in range(1, 31):
+                values.append(accepted(await server.registry.ask(payer.outpoint, payer.pays(10_000 + n))).value_sat)
+                for _ in range(chance.randrange(4)):
+                    await asyncio.sleep(0)
+            return sum(values)
+
+        for payer in payers:
+            await server.open(payer, 10_000)
+        using = asyncio.gather(*map(use, payers))
+        slept = 0
+        while not using.done():
+            slept += server.registry.let_sleep(0)
+            await asyncio.sleep(0)
+
+        assert await using == [30] * len(payers)
+        assert slept >= len(payers)
+        assert {(await server.stored(payer)).received_sat for payer in payers} == {10_030}
+
+
+async def test_messages_for_a_sleeping_channel_wake_it_once(tmp_path: Path):
+    """Sixteen payments that find a channel asleep are judged by one actor, in order."""
+    async with local(tmp_path) as server:
+        await server.open(PAYER, 10_000)
+        server.registry.let_sleep(0)
+        server.store.hold("get")
+        asked = [
+            asyncio.ensure_future(server.registry.ask(PAYER.outpoint, PAYER.pays(10_000 + n))) for n in range(1, 17)
+        ]
+        await settled_down()
+        server.store.release("get")
+        outcomes = await asyncio.gather(*asked)
+
+        assert sum(getattr(outcome, "value_sat", 0) for outcome in outcomes) == 16
+        assert server.registry.awake == 1
+
+
+async def test_a_channel_costs_no_thread(tmp_path: Path):
+    """With a hundred channels awake there are as many threads as with one."""
+    async with local(tmp_path) as server:
+        await server.open(PAYER, 10_000)
+        accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(10_001)))
+        server.registry.let_sleep(0)
+        accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(10_002)))
+        before = threading.active_count()
+        for n in range(100):
+            await server.open(DebugPayer(f"thread {n}"))
+
+        assert server.registry.awake == 101
+        assert threading.active_count() <= before + 1  # the store's second reader may not have been needed before
