@@ -72,3 +72,11 @@ def test_the_documented_bytes() -> None:
         raw.hex()
         == "222d" + "0a0474657374" + "121b" + "08001217" + SCRIPT.hex() + "1801" + "2002" + "2a016d" + "3a0164"
     )
+
+
+@pytest.mark.parametrize(("size", "length"), [(127, "7f"), (128, "8001"), (16_383, "ff7f"), (16_384, "808001")])
+def test_numbers_take_the_fewest_bytes(size: int, length: str) -> None:
+    """A length is written as protocol buffers do, seven bits a byte and no byte more."""
+    raw = payment_request(Network.TEST, SCRIPT, UnixTime(1), UnixTime(2), "", b"\xee" * size)
+
+    assert raw.hex().endswith("2a00" + "3a" + length + "ee" * size)

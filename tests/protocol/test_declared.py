@@ -23,6 +23,7 @@ class Table(Struct, frozen=True, forbid_unknown_fields=True):
     network: Annotated[Literal["live", "test"], setting("which chain")]
     fees: Fees = field(default_factory=Fees)
     memo: str = "none"
+    hosts: Annotated[tuple[str, ...], setting("who may ask")] = ("localhost", "::1")
 
 
 def test_a_file_is_read_into_its_table() -> None:
@@ -65,4 +66,5 @@ def test_the_table_documents_itself() -> None:
         Setting("fees.rate", "int", "10", "sat/vB", "fee rate"),
         Setting("fees.enabled", "bool", "true", "", "pay fees?"),
         Setting("memo", "str", '"none"', "", ""),
+        Setting("hosts", "list of str", '["localhost", "::1"]', "", "who may ask"),
     ]

@@ -192,8 +192,16 @@ def test_threat_15_core_would_refuse_it_too() -> None:
 @pytest.mark.parametrize("fee_sat", [-1, 100_001, 10**9])
 def test_a_fee_outside_what_was_received_is_refused(fee_sat: int) -> None:
     """A negative fee would be more output than input; one above what was received would take the client's money."""
-    with pytest.raises(ValueError, match=f"fee of {fee_sat} sat"):
+    with pytest.raises(ValueError, match=f"fee of {fee_sat} sat does not fit claims of 100000 sat"):
         build_settlement([claim(FIRST, 900_000)], DESTINATION, Sat(fee_sat))
+
+
+@pytest.mark.parametrize(("fee_sat", "server"), [(0, [100_000]), (99_999, [1]), (100_000, [])])
+def test_a_fee_from_nothing_to_all_is_laid_out(fee_sat: int, server: list[int]) -> None:
+    """What the fee leaves is the server's output, and nothing is no output."""
+    transaction = build_settlement([claim(FIRST, 900_000)], DESTINATION, Sat(fee_sat))
+
+    assert [out.nValue for out in transaction.vout] == [900_000, *server]
 
 
 @pytest.mark.parametrize(("change_sat", "flag"), [(900_000, 0x82), (0, 0x83), (900_000, 0x01), (0, 0x01)])

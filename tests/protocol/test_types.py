@@ -41,6 +41,12 @@ def test_threat_27_other_txids_are_refused(txid: str) -> None:
         OutPoint.parse(txid, 0)
 
 
+@pytest.mark.parametrize("vout", [0, 2**32 - 1])
+def test_both_ends_of_the_index_are_read(vout: int) -> None:
+    """The first and the last index are outputs."""
+    assert OutPoint.parse(SHOWN, vout).vout == vout
+
+
 @pytest.mark.parametrize("vout", [-1, 2**32])
 def test_threat_40_other_indexes_are_refused(vout: int) -> None:
     """An index has 32 bits, and the refusal holds both numbers."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from bitcoin.core import CTransaction
+from bitcoin import base58
+from bitcoin.core import CTransaction, Hash
 
 from paychan.protocol.address import decode_address, encode_address
 from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT, debug_outpoint
@@ -31,6 +32,15 @@ def test_public_keys_are_those_of_the_private_keys(case: Case) -> None:
     assert case.client_key.public_key.format().hex() == case.raw["client"]["pubkey_hex"]
     assert case.server_key.public_key.format().hex() == case.raw["server"]["pubkey_hex"]
     assert parse_public_key(case.raw["client"]["pubkey_hex"]) == case.terms.client_key
+
+
+@each_case
+def test_private_keys_are_exported_as_the_client_does(case: Case) -> None:
+    """The network's version byte makes the WIF that bitcoinjs made of the same key."""
+    for side, key in (("client", case.client_key), ("server", case.server_key)):
+        payload = bytes([case.network.wif_version]) + key.secret + b"\x01"
+
+        assert base58.encode(payload + Hash(payload)[:4]) == case.raw[side]["wif"]
 
 
 @each_case
