@@ -106,13 +106,12 @@ def list_backups(
     """List backups, oldest first, as they describe themselves; `verify` checks whether that is true."""
     with _sentences():
         directory = place if place.is_dir() else load_server_config(place).backup_dir
-        table = Table("backup", "made", "channels", "unsettled sat", "program")
+        table = Table("backup", "channels", "unsettled sat")
         for path, manifest in backup.listing(directory):
             if isinstance(manifest, BackupError):
-                table.add_row(escape(path.name), "[red]damaged[/red]", "", "", "")
-                continue
-            sums = (f"{manifest.records:,}", f"{manifest.unsettled_sat:,}")
-            table.add_row(escape(path.name), _date(manifest.created_at), *sums, manifest.paychan)
+                table.add_row(escape(path.name), "[red]damaged[/red]", "")
+            else:
+                table.add_row(escape(path.name), f"{manifest.records:,}", f"{manifest.unsettled_sat:,}")
         if not table.row_count:
             fail(f"no backups in {escape(str(directory))}; make one with: paychan backup create CONFIG.toml")
         out.print(table)
@@ -174,15 +173,17 @@ def _sentences() -> Iterator[None]:
 def _progress(doing: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Show records done of all, while there is somebody to look."""
     columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn("records"), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(doing, total=total)
         yield lambda done: bar.update(task, completed=done)
 
 
 def _summary(manifest: Manifest) -> Table:
-    table = Table("network", "made", *manifest.states, "unsettled sat")
-    states = (f"{count:,}" for count in manifest.states.values())
-    table.add_row(manifest.network, _date(manifest.created_at), *states, f"{manifest.unsettled_sat:,}")
+    table = Table.grid(padding=(0, 2))
+    table.add_row("  network", manifest.network)
+    table.add_row("  made", f"{_date(manifest.created_at)}, by paychan {manifest.paychan}")
+    table.add_row("  channels", ", ".join(f"{count:,} {state}" for state, count in manifest.states.items()))
+    table.add_row("  unsettled", f"{manifest.unsettled_sat:,} sat")
     return table
 
 

@@ -136,20 +136,19 @@ def restore(path: Path, target: Path, network: str, progress: Progress = _silent
     if target.exists() and any(target.iterdir()):
         msg = f"{target} is not empty and is not overwritten: move it away, or configure another store"
         raise BackupError(msg)
-    partial = target.with_name(f".{target.name}.restoring")
+    work = target.with_name(f".{target.name}.restoring")
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        partial.mkdir(mode=0o700)
+        work.mkdir(mode=0o700)
     except FileExistsError:
-        msg = f"{partial} is left of an interrupted restore, or one is running; if none is, remove it"
+        msg = f"{work} is left of an interrupted restore, or one is running; if none is, remove it"
         raise BackupError(msg) from None
     try:
-        asyncio.run(_fill(path, partial, manifest, progress))
-        sync_directory(partial)
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        asyncio.run(_fill(path, work / "store", manifest, progress))
+        sync_directory(work / "store")
+        (work / "store").rename(target)  # fails if somebody else put something there meanwhile
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     sync_directory(target.parent)
     return manifest
 

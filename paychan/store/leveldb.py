@@ -11,10 +11,11 @@ neither a commit nor the reading of one channel.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
@@ -45,8 +46,9 @@ _CLOSED = "the store is closed"
 class LevelDbStore:
     """`paychan.store.base.Store` on LevelDB. Make it with `open`."""
 
-    def __init__(self, database: plyvel.DB) -> None:
+    def __init__(self, database: plyvel.DB, lock: int) -> None:
         self._database = database
+        self._lock = lock
         self._writer = ThreadPoolExecutor(1, "store-writer")
         self._readers = ThreadPoolExecutor(2, "store-reader")
         self._failure: Exception | None = None
@@ -61,7 +63,7 @@ class LevelDbStore:
         Raises:
             StoreFailed: in use, of another network or format, damaged, missing, or not accessible.
         """
-        return cls(open_directory(path, network, create=create))
+        return cls(*open_directory(path, network, create=create))
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -92,8 +94,12 @@ class LevelDbStore:
 
     def _scan(self, begin: bytes, end: bytes, limit: int) -> list[Channel]:
         page: list[Channel] = []
-        snapshot = self._database.snapshot()
-        with snapshot.iterator(start=begin, verify_checksums=True) as entries:
+        # Both are closed here and now: plyvel crashes on what it finds open after the database was closed, and an
+        # exception's traceback can keep either alive as long.
+        with (
+            self._database.snapshot() as snapshot,
+            snapshot.iterator(start=begin, verify_checksums=True) as entries,
+        ):
             for key, _ in _until(end, entries):
                 if len(page) == limit:
                     break
@@ -109,19 +115,18 @@ class LevelDbStore:
             if self._closing:
                 raise StoreFailed(_CLOSED)
             self._snapshots += 1
-        records = self._records(self._database.snapshot())
         try:
-            yield records
+            with self._database.snapshot() as moment, closing(self._records(moment)) as records:
+                yield records
         finally:
-            records.close()
             with self._snapshot_ended:
                 self._snapshots -= 1
                 self._snapshot_ended.notify_all()
 
-    def _records(self, snapshot: plyvel.Snapshot) -> Generator[bytes, None, None]:
+    def _records(self, moment: plyvel.Snapshot) -> Generator[bytes, None, None]:
         end = bytes([_RECORD[0] + 1])
         try:
-            with snapshot.iterator(start=_RECORD, verify_checksums=True, fill_cache=False) as entries:
+            with moment.iterator(start=_RECORD, verify_checksums=True, fill_cache=False) as entries:
                 for _, raw in _until(end, entries):
                     if self._closing:
                         raise StoreFailed(_CLOSED)
@@ -186,7 +191,9 @@ class LevelDbStore:
             threads.shutdown()
         with self._snapshot_ended:
             self._snapshot_ended.wait_for(lambda: not self._snapshots)
-        self._database.close()
+        if not self._database.closed:
+            self._database.close()
+            os.close(self._lock)
 
     async def _run(self, threads: ThreadPoolExecutor, function: Callable[[*Ts], T], *args: *Ts) -> T:
         try:

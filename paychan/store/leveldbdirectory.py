@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import struct
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -37,8 +36,10 @@ _OPTIONS = {
 }
 
 
-def open_directory(path: Path, network: str, *, create: bool) -> plyvel.DB:
+def open_directory(path: Path, network: str, *, create: bool) -> tuple[plyvel.DB, int]:
     """Open the store in a directory, or begin one if there is none and `create` says so.
+
+    The second value is a file descriptor that keeps other stores out until it is closed.
 
     Raises:
         StoreFailed: in use, of another network or format, damaged, missing, or not accessible; says what to do.
@@ -46,15 +47,50 @@ def open_directory(path: Path, network: str, *, create: bool) -> plyvel.DB:
     try:
         if not (path / "CURRENT").exists():
             _begin(path, network, create=create)
-        database = plyvel.DB(str(path), create_if_missing=False, **_OPTIONS)
+        lock = _lock(path)
         try:
-            _check_meta(database, path, network)
+            return _open(path, network), lock
         except BaseException:
-            database.close()
+            os.close(lock)
             raise
     except (OSError, plyvel.Error) as error:
         raise StoreFailed(_why_not_opened(path, error)) from error
+
+
+def _open(path: Path, network: str) -> plyvel.DB:
+    database = plyvel.DB(str(path), create_if_missing=False, **_OPTIONS)
+    try:
+        _check_meta(database, path, network)
+    except BaseException:
+        database.close()
+        raise
     return database
+
+
+def _lock(path: Path) -> int:
+    """Take the directory for one store of this process, and leave the process id for whoever comes second.
+
+    LevelDB has a lock too, but of the kind (fcntl) that is gone as soon as this process opens and closes the file LOCK
+    for whatever reason, a second attempt to open the store included.
+    """
+    lock = os.open(path / "OWNER", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+    except BlockingIOError:
+        owner = os.pread(lock, 20, 0).decode(errors="replace")
+        os.close(lock)
+        msg = f"{path} is in use by process {owner} ({_command(owner)}): stop it, or give each server its own directory"
+        raise StoreFailed(msg) from None
+    return lock
+
+
+def _command(process: str) -> str:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return "not visible from here"
 
 
 def _begin(path: Path, network: str, *, create: bool) -> None:
@@ -96,26 +132,9 @@ def _why_not_opened(path: Path, error: Exception) -> str:
     text = error_text(error)
     if isinstance(error, plyvel.CorruptionError):
         return f"{path} is damaged ({text}): keep it as evidence and restore a backup into another directory"
-    if "already held by process" in text:
-        return f"{path} is open in this very process already"
-    if f"{path / 'LOCK'}: Resource temporarily unavailable" in text:
-        return (
-            f"{path} is in use by {_lock_holder(path / 'LOCK')}: stop it first, or give each server its own directory"
-        )
+    if "LOCK" in text:
+        return f"{path} is in use by another program: the command `fuser {path / 'LOCK'}` finds it; stop it"
     return f"{path} can't be opened: {text}"
-
-
-def _lock_holder(lock: Path) -> str:
-    """Name the other process that holds the lock. (Had our own process the lock, opening the file would drop it.)"""
-    layout = "hhqqi4x"  # struct flock: type, whence, start, length, pid
-    with lock.open("rb") as file:
-        asked = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        pid = struct.unpack(layout, fcntl.fcntl(file, fcntl.F_GETLK, asked))[4]
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
-        command = "not visible from here"
-    return f"process {pid} ({command})"
 
 
 def sync_directory(path: Path) -> None:

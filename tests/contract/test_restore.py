@@ -1,0 +1,131 @@
+"""Restoring: the whole store under its name, or nothing."""
+
+from __future__ import annotations
+
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paychan.protocol.channel import State
+from paychan.protocol.record import decode_record
+from paychan.store import backup
+from paychan.store.backupfile import BackupError, read_manifest
+from paychan.store.base import StoreFailed
+from tests.contract.backends import NETWORK, Backend
+from tests.contract.backups import forge, frames, make, names, one_of_each_state, stored
+
+ROOT = Path(__file__).parents[2]
+RESTORE = """
+import sys
+from pathlib import Path
+from paychan.store import backup
+backup.restore(Path(sys.argv[1]), Path(sys.argv[2]), "test")
+"""
+
+
+@pytest.fixture
+def made(backend: Backend, tmp_path: Path) -> Path:
+    """A backup of one channel in each state."""
+    return make(backend, tmp_path / "backups", one_of_each_state())
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """An empty directory to restore into."""
+    path = tmp_path / "place"
+    path.mkdir()
+    return path
+
+
+def test_restored_channels_are_the_same(made: Path, place: Path) -> None:
+    """A channel of every state is restored field for field, in the index too; missing directories are made."""
+    backup.restore(made, place / "deep" / "store", NETWORK)
+
+    assert stored(place / "deep" / "store") == {channel.state: [channel] for channel in one_of_each_state()}
+    assert names(place / "deep") == ["store"]
+
+
+def test_an_empty_directory_is_no_obstacle(made: Path, place: Path) -> None:
+    """A mount point or a directory made beforehand takes the store."""
+    (place / "store").mkdir()
+    backup.restore(made, place / "store", NETWORK)
+
+    assert stored(place / "store")[State.OPEN]
+
+
+def test_a_store_is_not_overwritten(made: Path, place: Path) -> None:
+    """Whatever is in the target directory stays, and nothing is restored."""
+    (place / "store").mkdir()
+    (place / "store" / "precious").touch()
+
+    with pytest.raises(BackupError, match="not empty"):
+        backup.restore(made, place / "store", NETWORK)
+    assert (names(place), names(place / "store")) == (["store"], ["precious"])
+
+
+def test_another_network_is_not_restored(made: Path, place: Path) -> None:
+    """Channels of one network never become those of another."""
+    with pytest.raises(BackupError, match="of the test network, the configuration says live"):
+        backup.restore(made, place / "store", "live")
+    assert names(place) == []
+
+
+def test_a_damaged_backup_is_not_restored(made: Path, place: Path) -> None:
+    """A backup is verified before anything is written."""
+    made.write_bytes(made.read_bytes()[:-1])
+
+    with pytest.raises(BackupError, match="seal"):
+        backup.restore(made, place / "store", NETWORK)
+    assert names(place) == []
+
+
+def test_a_channel_twice_is_not_restored(made: Path, place: Path) -> None:
+    """Two records of one outpoint are no moment of any store: nothing is kept of a backup that says so."""
+    manifest, records = read_manifest(made), frames(made)
+    twice = next(record for record in records if decode_record(record[4:]).state is State.LOST)
+    states = {**manifest.states, "lost": 2}
+    forged = forge(made, b"".join([*records, twice]), records=6, states=states)
+    assert backup.verify(forged).records == 6
+
+    with pytest.raises(BackupError, match="in the store already"):
+        backup.restore(forged, place / "store", NETWORK)
+    assert names(place) == []
+
+
+def test_a_failed_restore_leaves_nothing(made: Path, place: Path) -> None:
+    """When the disk takes no more, there is neither a store nor a leftover."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))  # bytes per file; Python ignores SIGXFSZ, so writes fail
+    try:
+        with pytest.raises(StoreFailed, match="File too large"):
+            backup.restore(made, place / "store", NETWORK)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(place) == []
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed: no kill at a system call")
+@pytest.mark.parametrize("call", ["fdatasync", "fsync", "rename,renameat,renameat2"])
+def test_a_killed_restore_leaves_nothing_half(made: Path, place: Path, call: str) -> None:
+    """Killed at any of its syncs and renames, a restore leaves no store or the whole one, and says what to remove."""
+    store, whole = place / "store", 0
+    for nth in range(1, 30):
+        strace = ["strace", "-qq", "-f", "-o", "/dev/null", f"-einject={call}:signal=KILL:when={nth}"]
+        killed = subprocess.run([*strace, sys.executable, "-c", RESTORE, made, store], cwd=ROOT, check=False)
+        if store.exists():
+            assert stored(store) == {channel.state: [channel] for channel in one_of_each_state()}
+            whole += 1
+        elif left := list(place.iterdir()):
+            with pytest.raises(BackupError, match=re.escape(f"{left[0]} is left of an interrupted restore")):
+                backup.restore(made, store, NETWORK)
+        for path in place.iterdir():
+            shutil.rmtree(path)
+        if killed.returncode == 0:
+            break
+    assert nth > 2, "nothing was killed"
+    assert whole

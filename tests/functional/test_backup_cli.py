@@ -1,0 +1,165 @@
+"""`paychan backup` on the files of a stopped server: what an operator types, sees and gets back as exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paychan.protocol.channel import State
+from paychan.store.base import Change
+from paychan.store.leveldb import LevelDbStore
+from tests.lib.channels import Payer
+
+PAYCHAN = Path(sys.executable).with_name("paychan")
+
+
+class Operator:
+    """Somebody at a shell, with one server configured in a directory."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.config = home / "server.toml"
+        self.state = home / "state"
+        self.config.write_text(
+            f'network = "test"\ndebug = true\nstate_dir = "{self.state}"\n[chain]\nbackend = "debug"\n'
+        )
+
+    def runs(self, *arguments: object, status: int = 0) -> str:
+        """Run `paychan backup …` and return all it says."""
+        command = [PAYCHAN, "backup", *map(str, arguments)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=self.home, env={"COLUMNS": "200"}
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode == status, said
+        assert "Traceback" not in said
+        return said
+
+    def fill(self) -> None:
+        """Give the server a channel in each state."""
+
+        async def write() -> None:
+            store = LevelDbStore.open(self.state / "store", "debug")
+            for state in State:
+                versions = Payer(state.value).history(state)
+                pairs = zip([None, *versions], versions, strict=False)
+                assert all(await store.commit([Change(old, new) for old, new in pairs]))
+            await store.close()
+
+        asyncio.run(write())
+
+    def backups(self) -> list[Path]:
+        return sorted((self.state / "backups").glob("*.backup"))
+
+
+@pytest.fixture
+def operator(tmp_path: Path) -> Operator:
+    someone = Operator(tmp_path)
+    someone.fill()
+    return someone
+
+
+def test_a_lost_store_comes_back(operator: Operator) -> None:
+    """Back up, lose the store, restore: the commands say what they did, and the next backup has the same records."""
+    said = operator.runs("create", operator.config)
+    (first,) = operator.backups()
+    assert f"made {first}" in said
+    assert "1 open, 1 closing, 1 published, 1 closed, 1 lost" in said
+    assert "30,000 sat" in said
+
+    (operator.state / "store").rename(operator.home / "lost")
+    said = operator.runs("restore", first, operator.config)
+    assert f"restored {operator.state / 'store'}" in said
+    assert re.search(r"accepted after .* UTC is not in it", said)
+    operator.runs("create", operator.config, "--to", operator.home / "elsewhere")
+    (second,) = (operator.home / "elsewhere").iterdir()
+    digests = [re.search(rb'"sha256": "(\w+)"', path.read_bytes()) for path in (first, second)]
+    assert digests[0]
+    assert digests[1]
+    assert digests[0][1] == digests[1][1]
+
+
+def test_listing_and_verifying_tell_good_from_damaged(operator: Operator) -> None:
+    """`list` shows backups of a configuration or a directory; `verify` checks each, and fails if one is damaged."""
+    operator.runs("create", operator.config)
+    (good,) = operator.backups()
+    bad = good.with_name("paychan-debug-20200101T000000Z.backup")
+    bad.write_bytes(good.read_bytes()[:-100])
+
+    for place in (operator.config, good.parent):
+        said = operator.runs("list", place)
+        assert re.search(rf"{bad.name} +│ damaged.*{good.name} +│ 5 +│ 30,000", said, re.DOTALL)
+    assert f"good {good}" in operator.runs("verify", good)
+    said = operator.runs("verify", bad, good, status=1)
+    assert f"{bad} is not a backup, or is damaged" in said
+    assert f"good {good}" in said
+
+
+def test_nothing_is_overwritten(operator: Operator) -> None:
+    """Restoring over a store is refused, with what to do."""
+    operator.runs("create", operator.config)
+    said = operator.runs("restore", operator.backups()[0], operator.config, status=1)
+
+    assert "is not empty and is not overwritten: move it away" in said
+
+
+def test_another_network_is_refused(operator: Operator) -> None:
+    """A backup of the debug network is no store of the live one."""
+    operator.runs("create", operator.config)
+    live = operator.home / "live.toml"
+    live.write_text(f'network = "live"\nstate_dir = "{operator.home / "live"}"\n[chain]\nbackend = "bitcoind"\n')
+    said = operator.runs("restore", operator.backups()[0], live, status=1)
+
+    assert "holds channels of the debug network, the configuration says live" in said
+    assert not (operator.home / "live").exists()
+
+
+def test_a_store_in_use_is_named(operator: Operator) -> None:
+    """A store that another process has, which answers no requests, is not backed up behind its back."""
+    store = LevelDbStore.open(operator.state / "store", "debug")
+    said = operator.runs("create", operator.config, status=1)
+    asyncio.run(store.close())
+
+    assert re.search(r"in use by process \d+ \(.*\): stop it", said)
+    assert operator.backups() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("create", "nowhere.toml"), "nowhere.toml: can't be read"),
+        (("list", "nowhere.toml"), "nowhere.toml: can't be read"),
+        (("list", "."), "no backups in ."),
+        (("verify", "nowhere.backup"), "nowhere.backup: No such file or directory; check the path"),
+        (("verify", "server.toml"), "server.toml is not a backup, or is damaged"),
+        (("restore", "nowhere.backup", "server.toml"), "nowhere.backup: No such file or directory"),
+        (("restore", "server.toml", "server.toml"), "server.toml is not a backup, or is damaged"),
+        (("create", "server.toml", "--to", "server.toml"), "server.toml: File exists"),
+    ],
+)
+def test_mistakes_get_one_sentence(operator: Operator, arguments: tuple[str, ...], sentence: str) -> None:
+    """Files that are missing or of another kind end the command with one line that names them."""
+    said = operator.runs(*arguments, status=1)
+
+    assert sentence in said
+    assert said.count("\n") == 1
+
+
+def test_a_server_without_a_store_has_no_backup(tmp_path: Path) -> None:
+    """Before the first start there is nothing to back up, and the command does not begin a store."""
+    operator = Operator(tmp_path)
+    said = operator.runs("create", operator.config, status=1)
+
+    assert "there is no store in" in said
+    assert not operator.state.exists()
+
+
+@pytest.mark.parametrize("command", ["create", "verify", "restore", "list"])
+def test_every_command_has_an_example(operator: Operator, command: str) -> None:
+    """`--help` shows a line that can be typed."""
+    assert f"paychan backup {command} " in operator.runs(command, "--help")
