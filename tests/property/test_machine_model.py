@@ -142,7 +142,7 @@ class Life(RuleBasedStateMachine):
         new = self.target(less)
         assume(new >= 0)
         payment = self.sign(new, nonce)
-        outcome = self.give(Pay(payment), asks=mode == "asks", frozen=mode == "frozen", late=mode == "late")
+        outcome = self.give(Pay(payment, "order"), asks=mode == "asks", frozen=mode == "frozen", late=mode == "late")
         if self.state is not State.OPEN:
             self.expect(outcome, self.ended())
         elif mode == "frozen":
@@ -303,6 +303,7 @@ class Life(RuleBasedStateMachine):
         assert (channel.state, channel.seq, channel.payments) == (self.state, self.seq, self.payments)
         assert channel.payment.change_sat == self.change
         assert (channel.offered.change_sat if channel.offered else None) == (self.offered if self.has_offer else None)
+        assert channel.offered_data == ("order" if self.has_offer else "")
         assert channel.received_sat == self.funding - self.change == self.income
         assert decode_record(encode_record(channel)) == channel
 

@@ -169,6 +169,7 @@ def test_next_step_fits_the_record(channel: Channel, view: View) -> None:
         assert (after.closing is None) == (after.state is State.OPEN)
         assert signed or after.state not in {State.PUBLISHED, State.CLOSED}
         assert after.offered is None or after.state is State.OPEN
+        assert not after.offered_data or after.offered is not None
 
 
 @each_case

@@ -68,6 +68,7 @@ def test_frozen_samples_mean_what_they_meant(name: str) -> None:
     payer = Payer("frozen sample", channel.terms.expiry)
     assert (channel.terms, channel.outpoint, channel.funding_sat) == (payer.terms, payer.outpoint, payer.funding_sat)
     assert (channel.closing.spent_by if channel.closing else b"") == (b"\x4c" * 32 if "lost" in name else b"")
+    assert channel.offered_data == ("an order" if name == "v1_open_offered" else "")
     assert len(channel.secret) == (32 if name == "v1_open_v2" else 0)
 
 

@@ -78,7 +78,8 @@ def _opened_in_v2(payer: Payer) -> Channel:
 def _offered(payer: Payer, channel: Channel) -> Channel:
     """A payment is waiting for the application's word."""
     asking = View(VIEW.now, _replace(RULES, asks_application=True))
-    return accepted(apply(channel, Pay(payer.payment(channel.payment.change_sat - 700)), asking))
+    pay = Pay(payer.payment(channel.payment.change_sat - 700), "an order")
+    return accepted(apply(channel, pay, asking))
 
 
 def _closed_to_another_address(payer: Payer, channel: Channel) -> Channel:
