@@ -218,6 +218,27 @@ async def damage_is_told(path: Path, channels: list[Channel]) -> bool:
     return False
 
 
+async def test_a_walk_that_is_cut_short_is_an_error(tmp_path: Path) -> None:
+    """When the last blocks rot under an open store, listing fails; plyvel alone would end early without an error."""
+    path = tmp_path / "store"
+    await asyncio.to_thread(fill, path, many(200), table=True)
+    database = plyvel.DB(str(path), compression=None)
+    database.compact_range(start=b"a", stop=b"zz")  # into one table
+    database.close()
+    store = LevelDbStore.open(path, NETWORK)
+    (table,) = path.glob("*.ldb")
+    position = table.read_bytes().rindex(b"1 test")  # in the block of the key that sorts behind all others
+    with table.open("r+b") as file:
+        file.seek(position)
+        file.write(b"?")
+
+    with pytest.raises(StoreFailed, match="last blocks can't be read"):
+        await store.scan(State.OPEN)
+    with store.snapshot() as records:
+        assert len(list(records)) == 200, "these lie in other blocks"
+    await store.close()
+
+
 @pytest.mark.parametrize("lost", ["CURRENT", "*.ldb", "MANIFEST-*"])
 async def test_a_lost_file_is_not_an_empty_store(tmp_path: Path, lost: str) -> None:
     """A store that lost its head, a table or its manifest is refused; it never comes up with fewer channels."""
