@@ -13,6 +13,7 @@ from paychan.protocol.channel import Accepted, Opening, Outcome, Rejected
 from paychan.protocol.errors import (
     ChainUnavailable,
     FundingNotFound,
+    KeyReuse,
     PaychanError,
     SignerUnavailable,
     SigningFailed,
@@ -64,6 +65,8 @@ class Opener:
             except SignerAbsent as error:
                 raise SignerUnavailable(reason=str(error)) from error
             except SignerRefused as error:
+                if error.tag == "policy-template":  # key and expiry were checked, so the two keys are one
+                    raise KeyReuse(server_key=client_key.hex()) from error
                 raise SigningFailed(reason=str(error)) from error
             self._keys[client_key, expiry] = key
             if len(self._keys) > _KEYS_KEPT:

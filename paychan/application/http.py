@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import msgspec
 from msgspec import Struct
@@ -43,6 +45,7 @@ class HttpApplication:
 
     def __init__(self, url: str, timeout_seconds: float, network: Network) -> None:
         self._url = url.rstrip("/") + "/value_received"
+        self._timeout_seconds = timeout_seconds
         self._network = network
         self._client = httpx.AsyncClient(timeout=timeout_seconds, follow_redirects=False, trust_env=False)
         self._decoder = msgspec.json.Decoder(_Reply)
@@ -54,15 +57,16 @@ class HttpApplication:
         question = self._question(channel, channel.offered)
         headers = {"Content-Type": "application/json", "Idempotency-Key": question.idempotency_key}
         try:
-            response = await self._client.post(self._url, content=encode_json(question), headers=headers)
-        except httpx.HTTPError as error:
+            async with asyncio.timeout(self._timeout_seconds):  # httpx's own begins anew with every byte
+                response = await self._client.post(self._url, content=encode_json(question), headers=headers)
+        except (httpx.HTTPError, TimeoutError) as error:
             raise ApplicationSilent(type(error).__name__) from error
         if response.status_code != 200 or len(response.content) > _MAX_ANSWER_BYTES:
             msg = f"status {response.status_code}, {len(response.content)} bytes"
             raise ApplicationSilent(msg)
         try:
             reply = self._decoder.decode(response.content)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ApplicationSilent(str(error)) from error
         if reply.resp_app_error is not None:
             return Verdict(refusal=reply.resp_app_error or "no reason given")

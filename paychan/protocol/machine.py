@@ -173,6 +173,8 @@ def _answer(channel: Channel, command: Answer, view: View, _verifier: PaymentVer
 
 def _close_by_proof(channel: Channel, command: CloseByProof, view: View, _verifier: PaymentVerifier | None) -> Outcome:
     """The newest payment, shown again, proves that the client asks (PROTOCOL §5.4)."""
+    if channel.offered is not None:
+        return Rejected(PaymentPending(change_sat=channel.offered.change_sat))
     if command.payment != channel.payment:
         return _not_newest(channel, command.payment)
     return _close(channel, CloseReason.CLIENT, view)
@@ -187,6 +189,8 @@ def _close_by_payment(
     channel: Channel, command: CloseByPayment, view: View, verifier: PaymentVerifier | None
 ) -> Outcome:
     """Take the closing payment with the change address it was signed for; its value is the fee offered (§6.4)."""
+    if channel.offered is not None:
+        return Rejected(PaymentPending(change_sat=channel.offered.change_sat))
     payment, script = command.payment, command.change_script or channel.change_script
     problem = change_problem(payment, view.rules.dust_sat)
     if problem is None and payment.change_sat > channel.payment.change_sat:
@@ -209,7 +213,7 @@ def _close_by_us(channel: Channel, command: Close, view: View, _verifier: Paymen
 def _close(channel: Channel, reason: CloseReason, view: View, client_fee_sat: Sat = Sat(0)) -> Outcome:
     """Leave OPEN, unless the settlement would not be relayed or would burn all that was received.
 
-    A payment that the application never answered for is dropped: the client was not told that it counts.
+    We may close before the application has answered; its payment is dropped, as the client was not told that it counts.
     """
     settled = _replace(channel, offered=None, offered_data="")
     return _shortfall(settled, view, reason, client_fee_sat) or Accepted(
@@ -224,6 +228,8 @@ def _signed(channel: Channel, command: Signed, view: View, _verifier: PaymentVer
 
 
 def _published(channel: Channel, command: Published, view: View, _verifier: PaymentVerifier | None) -> Outcome:
+    if channel.closing is None or channel.closing.settlement is None:
+        return Accepted(channel)  # nothing was signed, so nothing of ours can be out there
     return Accepted(_replace(channel, state=State.PUBLISHED))
 
 

@@ -51,7 +51,7 @@ def decode_record(raw: bytes) -> Channel:
         raise DamagedRecord(msg)
     try:
         channel = _decoder.decode(content[_HEAD_BYTES:])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DamagedRecord(str(error)) from error
     if channel.seq != record_seq(raw):
         msg = f"record head has seq {record_seq(raw)}, body {channel.seq}"

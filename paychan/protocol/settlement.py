@@ -13,7 +13,7 @@ from bitcoin.core import CTransaction, CTxIn, CTxOut
 from bitcoin.core.script import CScript
 from msgspec import Struct
 
-from paychan.protocol.payment import Payment
+from paychan.protocol.payment import Payment, change_problem
 from paychan.protocol.scripts import ChannelTerms
 from paychan.protocol.sighash import SIGHASH_ALL, SINGLE_ANYONECANPAY, whole_transaction_digest
 from paychan.protocol.types import OutPoint, Sat
@@ -26,6 +26,12 @@ MAX_SIGNATURE_BYTES = 72
 
 RELAY_FLOOR_SAT_PER_VB = 1
 """Bitcoin Core's long-standing -minrelaytxfee; a settlement that pays less is not relayed everywhere."""
+
+_MAX_CLIENT_FEE_FACTOR = 4
+"""A client may offer to pay up to this multiple of our own fee; more would only be refused by the signer's policy."""
+
+_LEAST_CHANGE = Sat(1)
+"""Dust is the caller's business; here the flag must fit."""
 
 _SERVER_BRANCH = b"\x51"  # OP_1 selects the IF branch
 
@@ -67,7 +73,7 @@ def build_settlement(claims: Sequence[Claim], destination_script: bytes, fee_sat
         ValueError: a fee that is negative or exceeds what was received, or a layout that can't be signed.
     """
     server_sat = sum(claim.received_sat for claim in claims) - fee_sat
-    if server_sat < 0 or fee_sat < 0:
+    if server_sat < 0 or fee_sat < 0 or any(claim.received_sat < 0 for claim in claims):
         msg = f"fee of {fee_sat} sat does not fit claims of {server_sat + fee_sat} sat"
         raise ValueError(msg)
     return _layout(claims, destination_script, Sat(server_sat))
@@ -79,6 +85,9 @@ def _layout(claims: Sequence[Claim], destination_script: bytes, server_sat: Sat)
     SINGLE ties the client's output to the index of its input, and the legacy sighash of index i holds i blank outputs
     before it: so at most one claim with change, as input 0 with its change as output 0; drained claims fit anywhere.
     """
+    if any(change_problem(claim.payment, _LEAST_CHANGE) for claim in claims):
+        msg = "a payment's flag does not fit its change"
+        raise ValueError(msg)
     if any(claim.payment.flag == SINGLE_ANYONECANPAY for claim in claims[1:]):
         msg = "a claim with change must be input 0"
         raise ValueError(msg)
@@ -129,15 +138,17 @@ def plan_fee(
 ) -> Sat | Shortfall:
     """Choose the fee of a settlement in satoshi (PROTOCOL §8.1, without its zero and dust outputs).
 
-    The wanted fee is the rate times the size, or what the client offered to pay if that is more. Where it would leave
+    The wanted fee is the rate times the size, or what the client offered to pay if that is more, within reason. Where it would leave
     the server less than dust, it is lowered, down to the relay floor. `may_give_all`: the client asked to be settled;
     when even that leaves no output for the server, all it received becomes the fee, provided the client has change.
     """
     received = Sat(sum(claim.received_sat for claim in claims))
     size = settlement_size(claims, destination_script)
+    wanted = size * max(rate_sat_per_vb, RELAY_FLOOR_SAT_PER_VB)
     need = size * RELAY_FLOOR_SAT_PER_VB + dust_sat
     if received >= need:
-        return Sat(min(max(size * rate_sat_per_vb, client_fee_sat), received - dust_sat))
+        offered = min(client_fee_sat, _MAX_CLIENT_FEE_FACTOR * wanted)
+        return Sat(min(max(wanted, offered), received - dust_sat))
     if may_give_all and claims[0].payment.flag == SINGLE_ANYONECANPAY:
         need = settlement_size(claims, destination_script, server_output=False) * RELAY_FLOOR_SAT_PER_VB
         if received >= need:

@@ -253,14 +253,12 @@ def test_junk_is_no_answer(application: Application, payer_v1: V1, asking: Syste
     assert {question.path for question in application.questions} == {"/app/value_received"}
 
 
-@pytest.mark.xfail(strict=True, reason="the client of the callback lets RecursionError through: 500")
 def test_a_deep_answer_is_no_answer(application: Application, payer_v1: V1) -> None:
     """Threat 26 holds for what the application sends, too."""
     application.answer = lambda _: Reply(200, b'{"x":' + b"[" * 2000 + b"]" * 2000 + b"}")
     assert refusal(payer_v1.pay(payer_v1.payer.payment(150_000))) == (400, "application_error")
 
 
-@pytest.mark.xfail(strict=True, reason="the time-out of the callback begins again with every byte that comes")
 def test_an_answer_that_trickles_in_is_no_answer(application: Application, payer_v1: V1) -> None:
     """The time-out is for the whole answer, as its setting says."""
     application.answer = lambda _: Reply(*yes("0" * 20)[:2], pause_seconds=TIMEOUT_SECONDS / 8)

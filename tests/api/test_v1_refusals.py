@@ -56,7 +56,6 @@ def test_funding_info_refuses_keys_that_are_not_compressed_points(v1: V1, key: A
     assert refusal(v1.funding_info(client_pubkey=key)) == (400, code)
 
 
-@pytest.mark.xfail(strict=True, reason="the opener answers 500 signing_failed when the signer refuses the client's key")
 def test_the_servers_own_key_is_no_client_key(v1: V1) -> None:
     """A client key equal to the server's is the client's mistake: 400."""
     assert v1.funding_info(client_pubkey=DEBUG_SERVER_KEY).status_code == 400

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import permutations
 
-import pytest
 from bitcoin.core import CTransaction
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -145,7 +144,6 @@ def assert_refused(claims: Sequence[Claim]) -> None:
 
 
 @given(batches(), st.integers(0, 2_000), st.integers(0, 10**15), st.booleans())
-@pytest.mark.xfail(strict=True, reason="waits for the fix in the core")
 def test_threat_13_fees_and_outputs_add_up(
     batch: list[tuple[Payer, int]], rate: int, client_fee: int, may_give_all: bool
 ) -> None:
@@ -166,7 +164,6 @@ def test_threat_13_fees_and_outputs_add_up(
 
 
 @given(batches(), st.integers(1, 2_000), st.integers(0, 10**15))
-@pytest.mark.xfail(strict=True, reason="waits for the fix in the core")
 def test_threat_31_a_client_can_not_make_the_fee_absurd(
     batch: list[tuple[Payer, int]], rate: int, client_fee: int
 ) -> None:

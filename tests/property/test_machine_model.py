@@ -5,7 +5,6 @@ The model knows the rules of PROTOCOL §6.4, §7.1 and §8.1 in its own words an
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -308,7 +307,6 @@ class Life(RuleBasedStateMachine):
         assert decode_record(encode_record(channel)) == channel
 
 
-@pytest.mark.xfail(strict=True, reason="waits for the fix in the core")
 def test_a_channel_lives_as_the_model_says() -> None:
     """Whatever is asked in whatever order, money, states, counts and refusals are those of the model."""
     run_state_machine_as_test(Life, settings=settings(max_examples=250, stateful_step_count=40))

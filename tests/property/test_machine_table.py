@@ -148,7 +148,6 @@ def test_settling_is_never_undone(channel: Channel, view: View) -> None:
 
 
 @each_case
-@pytest.mark.xfail(strict=False, reason="waits for the fix in the core")
 def test_next_step_fits_the_record(channel: Channel, view: View) -> None:
     """Every record that commands lead to says what to do next, and has what that needs."""
     for command in commands(channel):
@@ -235,7 +234,6 @@ def test_threat_6_a_late_channel_takes_no_payment_and_still_closes() -> None:
 
 
 @pytest.mark.parametrize("close", [CloseByProof, CloseByPayment])
-@pytest.mark.xfail(strict=True, reason="waits for the fix in the core")
 def test_threat_35_a_client_can_not_close_while_its_payment_is_offered(
     close: type[CloseByProof | CloseByPayment],
 ) -> None:
@@ -248,7 +246,6 @@ def test_threat_35_a_client_can_not_close_while_its_payment_is_offered(
     assert outcome == Rejected(PaymentPending(change_sat=channel.offered.change_sat))
 
 
-@pytest.mark.xfail(strict=True, reason="waits for the fix in the core")
 def test_publishing_needs_a_settlement() -> None:
     """Nothing was signed, so nothing of ours can be out there: the channel keeps asking for the signature."""
     channel = SAMPLES["closing_expiry"]

@@ -186,7 +186,6 @@ def test_a_field_of_a_wrong_type_is_damage(position: int, value: Any) -> None:
     ],
     ids=["nothing", "no msgpack", "length beyond the end", "text that is not UTF-8", "nested without end"],
 )
-@pytest.mark.xfail(strict=False, reason="waits for the fix in the core")
 def test_a_body_that_is_no_channel_is_damage(body: bytes) -> None:
     """Whatever stands under a right checksum, reading it raises `DamagedRecord` and nothing else."""
     with pytest.raises(DamagedRecord):

@@ -205,7 +205,6 @@ def test_a_fee_from_nothing_to_all_is_laid_out(fee_sat: int, server: list[int]) 
 
 
 @pytest.mark.parametrize(("change_sat", "flag"), [(900_000, 0x82), (0, 0x83), (900_000, 0x01), (0, 0x01)])
-@pytest.mark.xfail(strict=True, reason="waits for the fix in the core")
 def test_threat_14_a_flag_that_does_not_fit_is_never_settled(change_sat: int, flag: int) -> None:
     """Change under 0x82 would be burnt as fee beyond the one that was asked for, and 0x83 without change pays nobody."""
     good = claim(FIRST, change_sat)
@@ -216,7 +215,6 @@ def test_threat_14_a_flag_that_does_not_fit_is_never_settled(change_sat: int, fl
         build_settlement([bad], DESTINATION, Sat(1000))
 
 
-@pytest.mark.xfail(strict=True, reason="waits for the fix in the core")
 def test_threat_40_a_claim_of_less_than_nothing_is_refused() -> None:
     """One channel's change above its funding must not be paid out of another's."""
     over = claim(FIRST, FIRST.funding_sat + 1)
@@ -355,7 +353,6 @@ def test_the_client_may_offer_a_higher_fee(client_fee: int, want: int) -> None:
 
 
 @pytest.mark.parametrize("rate", [0, 1])
-@pytest.mark.xfail(strict=False, reason="waits for the fix in the core")
 def test_the_fee_is_never_below_the_relay_floor(rate: int) -> None:
     """Whatever the rate, a settlement pays what every node relays."""
     plan = plan_fee([with_received(500_000)], DESTINATION, rate, DUST)
