@@ -137,12 +137,20 @@ def _from_server(config: ServerConfig, to: Path | None) -> tuple[Path, Manifest]
         msg = f"the server at {running.management_url} gave no answer ({error}): look into its log, then try again"
         raise BackupError(msg) from error
     if reply.status_code != httpx.codes.CREATED:
-        msg = f"the server at {running.management_url} made no backup: {reply.status_code} {reply.text[:300].strip()}"
+        msg = f"the server at {running.management_url} made no backup: {_reason(reply)}"
         raise BackupError(msg)
     made = msgspec.json.decode(reply.content, type=_Reply)
     if to is None:
         return Path(made.path), made.manifest
     return backup.copy(Path(made.path), to)
+
+
+def _reason(reply: httpx.Response) -> str:
+    """What an error answer says: our own have a text, those of something else in our place may have anything."""
+    try:
+        return str(reply.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{reply.status_code} {reply.text[:300].strip()}"
 
 
 def _from_store(config: ServerConfig, to: Path | None) -> tuple[Path, Manifest]:
