@@ -173,7 +173,6 @@ async def test_threat_10_a_conflict_of_many_payments_harms_nobody_else(tmp_path:
         assert (await server.stored(PAYER)).received_sat == 10_112
 
 
-@pytest.mark.xfail(strict=True, reason="the store compares sequence numbers, not versions")
 async def test_threat_10_a_payment_on_a_version_that_was_never_written_is_refused(tmp_path: Path):
     """Two payments in a row lose against one from elsewhere: the second must not undo what the other process took."""
     async with local(tmp_path) as server:
