@@ -1,0 +1,198 @@
+"""JSON-RPC to a bitcoind over HTTP: credentials from a file, patience with a node that restarts, typed answers.
+
+Every failure is a `ChainFailed`. A call that could not be made, or whose connection broke, is made again with
+back-off; so only methods that may be repeated go through here. A call whose time is up is not repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+from msgspec import Struct
+
+from paychan.chain.base import ChainFailed
+
+_PAUSES_SECONDS = (0.1, 0.2, 0.4, 0.8)
+"""A node that restarts is mostly back within these; about a longer absence the caller is told."""
+
+_BATCH = 200
+"""Calls in one request. The node works a batch off on one of its few threads."""
+
+_CONNECTIONS = 4
+"""The node has 4 to 16 threads for all its RPC clients; a scan or rescan keeps one busy for long."""
+
+METHOD_NOT_FOUND = -32601
+"""Bitcoin Core, rpc/protocol.h: RPC_METHOD_NOT_FOUND"""
+WARMING_UP = -28
+"""RPC_IN_WARMUP"""
+
+_T = TypeVar("_T")
+
+
+class Unreachable(ChainFailed):
+    """Nobody answers there, or somebody who is no bitcoind."""
+
+
+class Unauthorized(ChainFailed):
+    """The node does not accept our credentials, or there are none to be read."""
+
+
+class RpcError(ChainFailed):
+    """The node answered with an error. Codes are stable, texts are for people (Bitcoin Core, rpc/protocol.h)."""
+
+    def __init__(self, method: str, code: int, reason: str) -> None:
+        super().__init__(f"{method}: {reason} (code {code})")
+        self.code = code
+        self.reason = reason
+
+
+class _Error(Struct, frozen=True):
+    code: int
+    message: str
+
+
+class _Reply(Struct, frozen=True):
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: _Error | None = None
+    id: int = 0
+
+
+class _Call(Struct, frozen=True):
+    method: str
+    params: Sequence[Any]
+    id: int
+
+
+_reply: msgspec.json.Decoder[_Reply] = msgspec.json.Decoder(_Reply)
+_replies: msgspec.json.Decoder[list[_Reply]] = msgspec.json.Decoder(list[_Reply])
+
+
+class JsonRpc:
+    """A node at `url`. `credentials` is a file that holds "user:password", such as the node's own .cookie."""
+
+    def __init__(self, url: str, credentials: Path, timeout_seconds: float) -> None:
+        self.url = url.rstrip("/")
+        self.credentials = credentials
+        self._authorization = ""
+        self._client = httpx.AsyncClient(
+            timeout=timeout_seconds, trust_env=False, limits=httpx.Limits(max_connections=_CONNECTIONS)
+        )
+        self._timeout_seconds = timeout_seconds
+
+    async def call(
+        self,
+        decoder: msgspec.json.Decoder[_T],
+        method: str,
+        *params: Any,
+        wallet: str = "",
+        timeout_seconds: float | None = None,
+    ) -> _T:
+        """Call a method and read its result; `timeout_seconds` replaces the usual limit of one attempt.
+
+        Raises:
+            Unreachable, Unauthorized: the node was not asked.
+            RpcError: it said no.
+            ChainFailed: no answer in time, or one that can't be read.
+        """
+        body = await self._post(_Call(method, params, 0), method, wallet, timeout_seconds)
+        return _result(method, self._read(_reply, body), decoder)
+
+    async def batch(
+        self, decoder: msgspec.json.Decoder[_T], method: str, params: Sequence[Sequence[Any]], wallet: str = ""
+    ) -> list[_T]:
+        """Call one method many times, and return the results in the order of `params`. Raises like `call`."""
+        results: list[_T] = []
+        for start in range(0, len(params), _BATCH):
+            calls = [_Call(method, each, number) for number, each in enumerate(params[start : start + _BATCH])]
+            replies = self._read(_replies, await self._post(calls, method, wallet, None))
+            if sorted(reply.id for reply in replies) != list(range(len(calls))):
+                msg = f"{method}: {len(replies)} answers to {len(calls)} calls"
+                raise ChainFailed(msg)
+            results += [_result(method, reply, decoder) for reply in sorted(replies, key=lambda reply: reply.id)]
+        return results
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _post(
+        self, content: _Call | list[_Call], method: str, wallet: str, timeout_seconds: float | None
+    ) -> bytes:
+        """Send, and return the JSON of the answer; once more after each pause while the node can't be reached."""
+        for pause in _PAUSES_SECONDS:
+            try:
+                return await self._attempt(content, method, wallet, timeout_seconds)
+            except Unreachable:
+                await asyncio.sleep(pause)
+        return await self._attempt(content, method, wallet, timeout_seconds)
+
+    async def _attempt(
+        self, content: _Call | list[_Call], method: str, wallet: str, timeout_seconds: float | None
+    ) -> bytes:
+        response = await self._send(content, method, wallet, timeout_seconds)
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            self._authorization = ""  # a node writes a new cookie at every start: read it again
+            response = await self._send(content, method, wallet, timeout_seconds)
+        if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            msg = f"{self.url} refuses the credentials of {self.credentials} (HTTP {response.status_code})"
+            raise Unauthorized(msg)
+        if not response.headers.get("Content-Type", "").startswith("application/json"):
+            # also 503 as text: all of the node's threads are busy
+            msg = f"{self.url} gave no JSON to {method} (HTTP {response.status_code}: {response.text[:80]!r})"
+            raise Unreachable(msg)
+        return response.content
+
+    async def _send(
+        self, content: _Call | list[_Call], method: str, wallet: str, timeout_seconds: float | None
+    ) -> httpx.Response:
+        url = f"{self.url}/wallet/{quote(wallet, safe='')}" if wallet else self.url
+        headers = {"Authorization": self._authorize(), "Content-Type": "application/json"}
+        seconds = timeout_seconds or self._timeout_seconds
+        try:
+            return await self._client.post(url, content=msgspec.json.encode(content), headers=headers, timeout=seconds)
+        except (httpx.ConnectTimeout, httpx.NetworkError, httpx.RemoteProtocolError) as error:
+            msg = f"{self.url} can't be reached for {method}: {error or type(error).__name__}"
+            raise Unreachable(msg) from error
+        except httpx.TimeoutException as error:
+            msg = f"{self.url} did not answer {method} within {seconds:g} s"
+            raise ChainFailed(msg) from error
+        except httpx.HTTPError as error:
+            msg = f"{self.url}: {method} failed: {error or type(error).__name__}"
+            raise ChainFailed(msg) from error
+
+    def _authorize(self) -> str:
+        if httpx.URL(self.url).userinfo:
+            msg = "the node's URL holds credentials: put them into a file as user:password"
+            raise Unauthorized(msg)
+        if not self._authorization:
+            try:
+                secret = self.credentials.read_bytes().strip()
+            except OSError as error:
+                msg = f"can't read {self.credentials}: {error.strerror}"
+                raise Unauthorized(msg) from error
+            self._authorization = "Basic " + base64.b64encode(secret).decode()
+        return self._authorization
+
+    def _read(self, decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
+        try:
+            return decoder.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            msg = f"{self.url} is no bitcoind: {error}"
+            raise Unreachable(msg) from error
+
+
+def _result(method: str, reply: _Reply, decoder: msgspec.json.Decoder[_T]) -> _T:
+    if reply.error is not None:
+        raise RpcError(method, reply.error.code, reply.error.message)
+    try:
+        return decoder.decode(reply.result)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        msg = f"{method}: unexpected answer: {error}"
+        raise ChainFailed(msg) from error

@@ -1,0 +1,259 @@
+"""`paychan node`: a throw-away regtest bitcoind, so that anybody can play the whole life of a channel in minutes.
+
+Its directory holds everything: bitcoin.conf, which the other commands read to find it, the chain and a wallet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.panel import Panel
+from rich.table import Table
+
+from paychan.chain.base import ChainFailed
+from paychan.chain.jsonrpc import JsonRpc, RpcError, Unauthorized, Unreachable
+from paychan.cli.terminal import fail, out
+from paychan.protocol.types import MAX_MONEY_SAT
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+_WALLET = "miner"
+_MATURE_BLOCKS = 101
+"""A coinbase output can be spent 100 blocks later."""
+
+_PATIENCE_SECONDS = 60.0
+_CALL_SECONDS = 60.0
+
+_CONF = """\
+# A throw-away node, written by paychan node start.
+chain=regtest
+server=1
+fallbackfee=0.0001
+[regtest]
+listen=0
+dnsseed=0
+fixedseeds=0
+dbcache=16
+par=1
+rpcbind=127.0.0.1
+rpcallowip=127.0.0.1
+rpcport={rpc_port}
+zmqpubhashblock=tcp://127.0.0.1:{zmq_port}
+zmqpubsequence=tcp://127.0.0.1:{zmq_port}
+"""
+
+_any: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Any)
+
+DirOption = Annotated[Path, typer.Option("--dir", help="Directory of the node.")]
+DEFAULT_DIR = Path(".paychan/node")
+
+
+class _Stopped(Exception):
+    """SIGINT or SIGTERM came."""
+
+
+def find_bitcoind(given: Path | None = None) -> Path | None:
+    """Find a bitcoind: the one given, $PAYCHAN_BITCOIND, on PATH, or where tests/fetch-bitcoind unpacks one."""
+    named = given or os.environ.get("PAYCHAN_BITCOIND") or shutil.which("bitcoind")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    program = Path(named or cache / "paychan/bitcoind/bitcoind")
+    return program if program.is_file() else None
+
+
+class _Node:
+    """The node in a directory, which may run or not."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory.resolve()
+        self.conf = self.directory / "bitcoin.conf"
+        self.cookie = self.directory / "regtest" / ".cookie"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._setting('rpcport')}"
+
+    @property
+    def zmq(self) -> str:
+        return self._setting("zmqpubhashblock")
+
+    def rpc(self, method: str, *params: Any, wallet: str = "") -> Any:
+        """Call a method. Raises like `JsonRpc.call`."""
+        return asyncio.run(self._call(method, params, wallet))
+
+    def _setting(self, name: str) -> str:
+        found = re.search(rf"^{name}=(\S+)$", self.conf.read_text(), re.MULTILINE) if self.conf.is_file() else None
+        if found is None:
+            fail(f"no node in {self.directory}. Start one: paychan node start", status=2)
+        return found[1]
+
+    async def _call(self, method: str, params: tuple[Any, ...], wallet: str) -> Any:
+        rpc = JsonRpc(self.url, self.cookie, _CALL_SECONDS)
+        try:
+            return await rpc.call(_any, method, *params, wallet=wallet)
+        finally:
+            await rpc.close()
+
+
+def _examples(*lines: str) -> str:
+    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"  {line}" for line in lines)
+
+
+@app.command(epilog=_examples("paychan node start", "paychan node start --bitcoind ~/bitcoin-29.0/bin/bitcoind"))
+def start(
+    directory: DirOption = DEFAULT_DIR,
+    bitcoind: Annotated[
+        Path | None, typer.Option(help="The program. \\[default: $PAYCHAN_BITCOIND, or the one on PATH]")
+    ] = None,
+    rpc_port: Annotated[int, typer.Option(min=1, max=65535, help="Where config/regtest looks for it.")] = 18443,
+    zmq_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the node's notifications.")] = 28332,
+) -> None:
+    """Start a regtest node with money to spend, in the foreground; Ctrl-C stops it, the directory keeps its chain."""
+    program = find_bitcoind(bitcoind)
+    if program is None:
+        fail(
+            "no bitcoind found. Name one with --bitcoind or PAYCHAN_BITCOIND, put it on PATH, or on Debian run "
+            "tests/fetch-bitcoind",
+            status=2,
+        )
+    node = _Node(directory)
+    node.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    node.conf.write_text(_CONF.format(rpc_port=rpc_port, zmq_port=zmq_port))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    log = node.directory / "bitcoind.log"
+    with log.open("wb") as errors:
+        child = subprocess.Popen(  # noqa: S603 - the program that the user chose
+            [program, f"-datadir={node.directory}", "-printtoconsole=0"],
+            stdout=errors,
+            stderr=errors,
+            start_new_session=True,  # Ctrl-C is ours to pass on
+        )
+    try:
+        _wait_until_up(node, child, log)
+        _provide_money(node)
+        _show(node)
+        child.wait()
+    except _Stopped:
+        pass
+    finally:
+        child.terminate()
+        child.wait()
+
+
+@app.command(epilog=_examples("paychan node mine", "paychan node mine 6"))
+def mine(
+    blocks: Annotated[int, typer.Argument(min=1, max=10_000, help="How many blocks.")] = 1,
+    directory: DirOption = DEFAULT_DIR,
+) -> None:
+    """Mine blocks, which confirm what waits."""
+    node = _Node(directory)
+    with _told(node):
+        _mine(node, blocks)
+        out.print(f"height {node.rpc('getblockcount')}")
+
+
+@app.command(epilog=_examples("paychan node fund 2N8hwP1WmJrFF5QWABn38y63uYLhnJYJYTF 500000"))
+def fund(
+    address: Annotated[str, typer.Argument(help="A funding address, as `paychan channel new` prints it.")],
+    sat: Annotated[int, typer.Argument(metavar="SAT", min=1, max=MAX_MONEY_SAT, help="How much, in satoshi.")],
+    directory: DirOption = DEFAULT_DIR,
+) -> None:
+    """Pay to an address from the node's own wallet, and say which output that made."""
+    node = _Node(directory)
+    with _told(node):
+        coins = f"{sat // 100_000_000}.{sat % 100_000_000:08d}"
+        txid = node.rpc("sendtoaddress", address, coins, wallet=_WALLET)
+        outputs = node.rpc("gettransaction", txid, True, True, wallet=_WALLET)["decoded"]["vout"]
+        vout = next(each["n"] for each in outputs if each["scriptPubKey"].get("address") == address)
+        out.print(f"{txid}:{vout}", soft_wrap=True)
+        out.print("[dim]Next:[/dim] [green]paychan node mine[/green] [dim]confirms it[/dim]")
+
+
+@app.command(epilog=_examples("paychan node info"))
+def info(directory: DirOption = DEFAULT_DIR) -> None:
+    """Show where the node is, and how far."""
+    node = _Node(directory)
+    with _told(node):
+        _show(node)
+
+
+@app.command(epilog=_examples("paychan node stop"))
+def stop(directory: DirOption = DEFAULT_DIR) -> None:
+    """Stop the node; `paychan node start` goes on with the same chain."""
+    node = _Node(directory)
+    with _told(node):
+        out.print(node.rpc("stop"))
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise _Stopped
+
+
+@contextmanager
+def _told(node: _Node) -> Iterator[None]:
+    """Tell people what went wrong."""
+    try:
+        yield
+    except (Unreachable, Unauthorized):
+        fail(f"no node runs in {node.directory}. Start it: paychan node start")
+    except RpcError as error:
+        fail(error.reason)
+    except ChainFailed as error:
+        fail(str(error))
+
+
+def _wait_until_up(node: _Node, child: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            fail(f"bitcoind ended with status {child.returncode}: {log.read_text(errors='replace').strip()}")
+        try:
+            # ours, and not another node that has the port: only ours wrote this cookie
+            node.rpc("getblockcount")
+        except ChainFailed:
+            time.sleep(0.05)
+        else:
+            return
+    fail(f"bitcoind did not answer within {_PATIENCE_SECONDS:.0f} seconds; {node.directory}/regtest/debug.log says why")
+
+
+def _provide_money(node: _Node) -> None:
+    """Mine the first coins; later one block, because a node whose newest block is a day old takes itself for behind."""
+    if _WALLET not in {each["name"] for each in node.rpc("listwalletdir")["wallets"]}:
+        load_on_startup = True
+        node.rpc("createwallet", _WALLET, False, False, "", False, True, load_on_startup)
+    _mine(node, max(1, _MATURE_BLOCKS - node.rpc("getblockcount")))
+
+
+def _mine(node: _Node, blocks: int) -> None:
+    node.rpc("generatetoaddress", blocks, node.rpc("getnewaddress", wallet=_WALLET))
+
+
+def _show(node: _Node) -> None:
+    chain = node.rpc("getblockchaininfo")
+    facts = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("RPC", f"[bold]{node.url}[/bold]"),
+        ("Cookie", str(node.cookie)),
+        ("ZMQ", node.zmq),
+        ("Height", f"{chain['blocks']}, median time {chain['mediantime']}"),
+        ("Wallet", f"{node.rpc('getbalance', wallet=_WALLET):.8f} BTC to play with"),
+        ("Next", "[green]paychan up config/regtest[/green]"),
+        ("", "[green]paychan node fund ADDRESS SAT[/green]"),
+        ("", "[green]paychan node mine[/green]"),
+    ):
+        facts.add_row(f"[dim]{name}[/dim]", value)
+    out.print(Panel(facts, title="paychan node", subtitle="regtest: its coins are worth nothing", expand=False))

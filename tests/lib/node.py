@@ -1,0 +1,217 @@
+"""A real bitcoind of a test's own, on free ports, which the test may starve, stop, kill and make change its mind."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import pytest
+
+from paychan.cli.node import find_bitcoind
+from paychan.protocol.types import OutPoint
+
+_PATIENCE_SECONDS = 30.0
+_WALLET = "miner"
+
+_FLAGS = (
+    "-server",
+    "-rpcbind=127.0.0.1",
+    "-rpcallowip=127.0.0.1",
+    "-listen=0",
+    "-connect=0",
+    "-dnsseed=0",
+    "-fixedseeds=0",
+    "-fallbackfee=0.0001",
+    "-dbcache=16",
+    "-par=1",
+    "-printtoconsole=0",
+)
+"""Talks to nobody, and stays small."""
+
+
+class NodeError(Exception):
+    """The node said no."""
+
+    def __init__(self, method: str, code: int, reason: str) -> None:
+        super().__init__(f"{method}: {reason} ({code})")
+        self.code = code
+
+
+class Node:
+    """A node with an empty mempool, a chain of 101 blocks of its own (regtest) and a wallet with a coin to spend.
+
+    `flags` are bitcoind's. `login` ("user:password") replaces the cookie. Restarts keep directory and ports.
+    """
+
+    def __init__(
+        self, directory: Path, *flags: str, network: str = "regtest", zmq: bool = True, login: str = ""
+    ) -> None:
+        program = find_bitcoind()
+        if program is None:
+            pytest.skip("no bitcoind: run tests/fetch-bitcoind, or set PAYCHAN_BITCOIND")
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.network = network
+        self.port, zmq_port = _free_ports(2)
+        self.zmq = f"tcp://127.0.0.1:{zmq_port}" if zmq else ""
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.credentials = directory / network / ".cookie"
+        self._command = [
+            str(program),
+            f"-chain={network}",
+            f"-datadir={directory}",
+            *_FLAGS,
+            f"-rpcport={self.port}",
+            *([f"-zmqpubhashblock={self.zmq}", f"-zmqpubsequence={self.zmq}"] if zmq else []),
+            *flags,
+        ]
+        if login:
+            user, password = login.split(":")
+            self.credentials = directory / "login"
+            self.credentials.write_text(login + "\n")
+            self._command += [f"-rpcuser={user}", f"-rpcpassword={password}"]
+        self._client = httpx.Client(trust_env=False, timeout=60)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        if self.network == "regtest" and "-disablewallet" not in self._command:
+            load_on_startup = True
+            self.rpc("createwallet", _WALLET, False, False, "", False, True, load_on_startup)
+            self.mine(101)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._client.close()
+
+    # --- the process ------------------------------------------------------------------------------------------------
+
+    def start(self, *flags: str) -> None:
+        """Start, with more flags for this time, and wait until it answers."""
+        with (self.directory / "bitcoind.log").open("ab") as log:
+            self._process = subprocess.Popen([*self._command, *flags], stdout=log, stderr=log)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                self.rpc("getblockcount")
+            except (httpx.HTTPError, OSError, NodeError, json.JSONDecodeError):
+                time.sleep(0.02)
+            else:
+                return
+        raise AssertionError((self.directory / "bitcoind.log").read_text(errors="replace"))
+
+    def stop(self) -> None:
+        """End in an orderly manner; the mempool is kept."""
+        self._end(terminate=True)
+
+    def kill(self) -> None:
+        """End as a power cut would: the mempool is lost."""
+        self._end(terminate=False)
+
+    def _end(self, *, terminate: bool) -> None:
+        if self._process is not None:
+            (self._process.terminate if terminate else self._process.kill)()
+            self._process.wait(_PATIENCE_SECONDS)
+            self._process = None
+
+    # --- asking -----------------------------------------------------------------------------------------------------
+
+    def rpc(self, method: str, *params: Any, wallet: str = "") -> Any:
+        """Call a method; amounts come back as Decimal. Raises NodeError."""
+        user, password = self.credentials.read_text().strip().split(":")
+        response = self._client.post(
+            f"{self.url}/wallet/{wallet}" if wallet else self.url,
+            json={"method": method, "params": params},
+            auth=(user, password),
+        )
+        reply = json.loads(response.text, parse_float=Decimal)
+        if reply["error"]:
+            raise NodeError(method, reply["error"]["code"], reply["error"]["message"])
+        return reply["result"]
+
+    @property
+    def height(self) -> int:
+        return int(self.rpc("getblockcount"))
+
+    @property
+    def best(self) -> str:
+        return str(self.rpc("getbestblockhash"))
+
+    @property
+    def median_time(self) -> int:
+        return int(self.rpc("getblockchaininfo")["mediantime"])
+
+    # --- making things happen ---------------------------------------------------------------------------------------
+
+    def address(self) -> str:
+        """A new address of the node's wallet."""
+        return str(self.rpc("getnewaddress", wallet=_WALLET))
+
+    def mine(self, blocks: int = 1, to: str = "") -> list[str]:
+        """Mine blocks with what the mempool holds, and return their hashes."""
+        hashes: list[str] = self.rpc("generatetoaddress", blocks, to or self.address())
+        return hashes
+
+    def mine_only(self, *transactions: str) -> str:
+        """Mine one block that holds just these: txids of the mempool, or raw transactions."""
+        return str(self.rpc("generateblock", self.address(), transactions)["hash"])
+
+    def fund(self, address: str, sat: int) -> OutPoint:
+        """Pay to an address; the transaction waits in the mempool."""
+        txid = self.rpc("sendtoaddress", address, str(Decimal(sat).scaleb(-8)), wallet=_WALLET)
+        return self.output(txid, address)
+
+    def output(self, txid: str, address: str) -> OutPoint:
+        """The output of a wallet transaction that pays to an address."""
+        decoded = self.rpc("gettransaction", txid, True, True, wallet=_WALLET)["decoded"]
+        (vout,) = (each["n"] for each in decoded["vout"] if each["scriptPubKey"].get("address") == address)
+        return OutPoint.parse(txid, vout)
+
+    def replace(self, outpoint: OutPoint) -> str:
+        """Double-spend a payment that waits in the mempool, by a transaction to ourselves with ten times its fee."""
+        mine = [{self.address(): "0.1"}]
+        bumped = self.rpc("bumpfee", outpoint.txid_hex, {"fee_rate": 100, "outputs": mine}, wallet=_WALLET)
+        return str(bumped["txid"])
+
+    def send_raw(self, transaction: bytes) -> str:
+        """Hand in a transaction from somebody else's side; return its txid."""
+        return str(self.rpc("sendrawtransaction", transaction.hex(), 0))
+
+    def invalidate(self, depth: int) -> None:
+        """Take back the newest blocks: what they held is unconfirmed again."""
+        self.rpc("invalidateblock", self.rpc("getblockhash", self.height - depth + 1))
+
+    def reorg(self, depth: int, *transactions: str) -> None:
+        """Replace the newest blocks by one more, of which the first holds just these transactions and the rest nothing.
+
+        Transactions of the old branch wait in the mempool again, unless the new branch spends their inputs.
+        """
+        self.invalidate(depth)
+        self.mine_only(*transactions)
+        for _ in range(depth):
+            self.mine_only()
+
+    def set_mock_time(self, unix_time: int) -> None:
+        """Set the node's clock, which stands still from now on; 0 lets it go again."""
+        self.rpc("setmocktime", unix_time)
+
+    def pass_median_time(self, unix_time: int) -> None:
+        """Mine until the median time past (BIP113) is later than a time, with the node's clock set a bit beyond."""
+        self.set_mock_time(unix_time + 60)
+        while self.median_time <= unix_time:
+            self.mine()
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
