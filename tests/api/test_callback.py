@@ -12,7 +12,7 @@ import pytest
 
 from paychan.protocol.rest import Dialect
 from tests.lib.application import Application, Question, Reply, no, yes
-from tests.lib.rbpcp import V1, V2, Payer, refusal
+from tests.lib.rbpcp import V1, V2, Payer, path, refusal
 from tests.lib.system import System
 
 FUNDING_SAT = 12_345_678_900_000
@@ -328,15 +328,37 @@ def test_a_close_waits_for_the_answer_about_a_payment(
 
 
 @pytest.mark.usefixtures("silence")
-def test_a_close_does_not_wait_for_ever(application: Application, payer_v1: V1, asking: System) -> None:
-    """When the application stays silent, the channel is settled without the payment it never answered for."""
+def test_a_client_does_not_close_behind_a_payment(application: Application, payer_v1: V1, asking: System) -> None:
+    """While the application may be delivering for a payment, closing at the value before it is 503 and does nothing."""
     old, new = payer_v1.payer.payment(100_000), payer_v1.payer.payment(150_000)
     with ThreadPoolExecutor(2) as threads:
         paid = _offered(application, lambda: payer_v1.pay(new), threads)
         closed = threads.submit(payer_v1.close, old)
-        assert refusal(paid.result())[0] in (400, 410)
-        assert closed.result().status_code == 202
-    assert asking.channel(payer_v1.payer.outpoint)["value_received"] == 100_000
+        assert refusal(paid.result()) == (400, "application_error")
+        assert (refusal(closed.result()), closed.result().headers["Retry-After"]) == ((503, "payment_pending"), "5")
+    assert asking.channel(payer_v1.payer.outpoint)["status"] == "open"
+    application.answer = lambda _: yes()
+    assert refusal(payer_v1.close(old)) == (400, "not_newest_payment")
+    assert payer_v1.close(new).status_code == 202
+    assert asking.channel(payer_v1.payer.outpoint)["value_left"] == FUNDING_SAT - 150_000
+
+
+@pytest.mark.usefixtures("silence")
+def test_a_client_does_not_close_by_payment_behind_one(payer_v2: V2, asking: System) -> None:
+    """The same for v2's close, whose payment would count without the application's word."""
+    assert refusal(payer_v2.pay(payer_v2.payer.payment(150_000))) == (400, "application_error")
+    assert refusal(payer_v2.close(payer_v2.payer.payment(160_000))) == (503, "payment_pending")
+    assert asking.channel(payer_v2.payer.outpoint)["status"] == "open"
+
+
+@pytest.mark.usefixtures("silence")
+def test_the_operator_closes_without_the_application(payer_v1: V1, asking: System) -> None:
+    """We may close before the application has answered: its payment is dropped, and is 410 from then on."""
+    new = payer_v1.payer.payment(150_000)
+    assert refusal(payer_v1.pay(new)) == (400, "application_error")
+    where = path(payer_v1.payer.outpoint).removeprefix("/v2")
+    assert asking.manage("POST", f"{where}/close").json()["status"] == "closed"
+    assert _received(asking, payer_v1.payer) == 100_000
     assert refusal(payer_v1.pay(new)) == (410, "channel_closed")
 
 
