@@ -172,6 +172,19 @@ async def test_of_racing_writers_one_wins(store: Store) -> None:
     assert [await store.get(channel.outpoint)] == won
 
 
+async def test_the_same_number_is_not_the_same_version(store: Store) -> None:
+    """A writer whose version lost the race builds nothing on it, although the stored one has the same number."""
+    payer = Payer("numbers")
+    first = payer.channel()
+    stored, lost = payer.pay(first, paid_sat=5), payer.pay(first, paid_sat=9)
+    await put(store, first)
+    assert list(await store.commit([Change(first, stored)])) == [True]
+
+    assert stored.seq == lost.seq
+    assert list(await store.commit([Change(lost, payer.pay(lost))])) == [False]
+    assert await store.get(first.outpoint) == stored
+
+
 async def test_an_empty_commit_is_nothing(store: Store) -> None:
     """No changes, no answers."""
     assert list(await store.commit([])) == []
