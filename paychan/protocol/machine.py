@@ -168,7 +168,9 @@ def _answer(channel: Channel, command: Answer, view: View, _verifier: PaymentVer
     if command.refusal:
         return Accepted(_replace(channel, offered=None, offered_data=""))
     outcome = _book(channel, channel.offered, view)
-    return _replace(outcome, application_data=command.data) if isinstance(outcome, Accepted) else outcome
+    if isinstance(outcome, Rejected):  # the operator raised the dust limit meanwhile: don't ask for ever
+        return Accepted(_replace(channel, offered=None, offered_data=""))
+    return _replace(outcome, application_data=command.data)
 
 
 def _close_by_proof(channel: Channel, command: CloseByProof, view: View, _verifier: PaymentVerifier | None) -> Outcome:

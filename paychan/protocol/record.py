@@ -31,7 +31,7 @@ _decoder = msgspec.msgpack.Decoder(Channel)
 
 
 def encode_record(channel: Channel) -> bytes:
-    """Serialize a channel; about 350 bytes while it is open."""
+    """Serialize a channel; about 250 bytes while it is open."""
     content = bytes([VERSION]) + channel.seq.to_bytes(8, "big") + _encoder.encode(channel)
     return content + zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "big")
 

@@ -118,13 +118,10 @@ def sign_settlement(
 
 
 def settlement_size(claims: Sequence[Claim], destination_script: bytes, *, server_output: bool = True) -> int:
-    """Size in (v)bytes once signed, at most two bytes too large per input."""
+    """Size in (v)bytes once signed; too large by what a server signature is shorter than the longest."""
     unsigned = _layout(claims, destination_script, Sat(1 if server_output else 0))
     placeholder = b"\x00" * MAX_SIGNATURE_BYTES
-    return len(unsigned.serialize()) + sum(
-        len(script) + (2 if len(script) > 252 else 0)  # the length of a longer scriptSig takes three bytes, not one
-        for script in (_script_sig(claim, placeholder) for claim in claims)
-    )
+    return len(unsigned.serialize()) + sum(len(_script_sig(claim, placeholder)) for claim in claims)
 
 
 def plan_fee(
@@ -138,9 +135,10 @@ def plan_fee(
 ) -> Sat | Shortfall:
     """Choose the fee of a settlement in satoshi (PROTOCOL §8.1, without its zero and dust outputs).
 
-    The wanted fee is the rate times the size, or what the client offered to pay if that is more, within reason. Where it would leave
-    the server less than dust, it is lowered, down to the relay floor. `may_give_all`: the client asked to be settled;
-    when even that leaves no output for the server, all it received becomes the fee, provided the client has change.
+    The wanted fee is the rate times the size, or what the client offered to pay if that is more, within reason. Where
+    it would leave the server less than dust, it is lowered, down to the relay floor. `may_give_all`: the client asked
+    to be settled; when even that leaves no output for the server, all it received becomes the fee, provided the client
+    has change.
     """
     received = Sat(sum(claim.received_sat for claim in claims))
     size = settlement_size(claims, destination_script)
