@@ -14,11 +14,12 @@ from msgspec import Struct
 from paychan.api.handler import OUTPOINT, Handler, number, settlement_txid
 from paychan.api.service import Service
 from paychan.protocol.channel import Channel, Close, CloseReason, State
-from paychan.protocol.errors import Malformed, NoSuchRoute, Unauthorized, UnknownChannel
+from paychan.protocol.errors import BackupFailed, Malformed, NoSuchRoute, Unauthorized, UnknownChannel
 from paychan.protocol.scripts import parse_public_key
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 from paychan.signing.base import SignerAbsent, SignerRefused
 from paychan.store import backup
+from paychan.store.backupfile import BackupError
 from paychan.store.base import walk
 
 _PAGE = 1000
@@ -203,13 +204,16 @@ class BackupsHandler(ManagementHandler):
 
     async def post(self) -> None:
         service = self.service
-        path, manifest = await asyncio.to_thread(
-            backup.create,
-            service.world.store.snapshot,
-            service.config.backup_dir,
-            service.config.network_name,
-            service.world.clock(),
-        )
+        try:
+            path, manifest = await asyncio.to_thread(
+                backup.create,
+                service.world.store.snapshot,
+                service.config.backup_dir,
+                service.config.network_name,
+                service.world.clock(),
+            )
+        except BackupError as error:
+            raise BackupFailed(reason=str(error)) from None
         self.answer(201, None, {"path": str(path), "manifest": manifest})
 
 

@@ -219,6 +219,10 @@ class PublishFailed(Failed):
     code, text = "publish_failed", "settlement could not be published: {reason}"
 
 
+class BackupFailed(Failed):
+    code, text = "backup_failed", "no backup was made: {reason}"
+
+
 class SignerUnavailable(Unavailable):
     code, text = "signer_unavailable", "signer is not available: {reason}"
 

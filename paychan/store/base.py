@@ -58,7 +58,11 @@ class Store(Protocol):
     ) -> Sequence[Channel]:
         """List channels of a state whose expiry is earlier than `before`, ordered by (expiry, outpoint bytes).
 
-        Pages begin behind `after`. Reads only the channels it returns, however many the store holds.
+        Pages begin behind `after`. Reads only the channels it returns, however many the store holds. A record that can't
+        be trusted is left out, with an error in the log: the others must be settled all the same.
+
+        Raises:
+            StoreFailed: it could not be read.
         """
 
     def snapshot(self) -> AbstractContextManager[Iterator[bytes]]:
