@@ -1,0 +1,214 @@
+"""Customers who open, pay and close channels of a server that is killed meanwhile, and remember what they were told.
+
+Each is a thread with one connection and one channel at a time, as a v1 client is. A request that got no answer is sent
+again when the server is back, as a client would do.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from paychan.protocol.address import encode_address
+from paychan.protocol.payment import encode_v1
+from paychan.protocol.types import Network, UnixTime
+from tests.lib.system import System
+from tests.lib.world import DebugPayer
+
+OPENING_SAT = 100_000
+
+
+@dataclass
+class Story:
+    """One channel as its customer knows it; change values in satoshi."""
+
+    payer: DebugPayer
+    opened: bool = False
+    answered: int | None = None
+    """Change of the newest payment that was answered."""
+    asked: int | None = None
+    """Change of the payment that is on its way, or was when the server died."""
+    closing: bool = False
+    closed: bool = False
+
+    @property
+    def path(self) -> str:
+        return f"/v1/channels/{self.payer.outpoint.txid_hex}/{self.payer.outpoint.vout}"
+
+    def problem(self, found: dict[str, Any] | None) -> str | None:
+        """Return what is wrong with the server's record after a restart."""
+        if found is None:
+            return "an opened channel is gone" if self.opened else None
+        status, left = found["status"], found["value_left"]
+        if left not in (self.answered, self.asked):
+            return f"change is {left}, answered was {self.answered}, on its way {self.asked}"
+        if status not in ("open", "closed"):
+            return f"is {status} although the watcher has looked"
+        if status == "closed" and not self.closing:
+            return "was closed without having been asked to"
+        if status == "open" and self.closed:
+            return "was closed and is open again"
+        if status == "closed" and not found["settlement_txid"]:
+            return "was closed without a settlement"
+        return None
+
+
+class Customer(threading.Thread):
+    """Opens, pays and closes until it is told to stop."""
+
+    def __init__(self, name: str, system: System, serving: threading.Event) -> None:
+        super().__init__(name=name, daemon=True)
+        self.stories: list[Story] = []
+        self.stopping = False
+        self.resting = threading.Event()
+        """Set while it waits for the server."""
+        self.problems: list[str] = []
+        self.answers = 0
+        self._system = system
+        self._serving = serving
+        self._chance = random.Random(name)
+        self._connection: http.client.HTTPConnection | None = None
+
+    def run(self) -> None:
+        try:
+            while not self.stopping:
+                self._live(self._new_story())
+        except Exception as error:  # noqa: BLE001 - told to the test
+            self.problems.append(f"{self.name}: {error!r}")
+
+    def _new_story(self) -> Story:
+        expiry = UnixTime(int(time.time()) + 30 * 86_400)
+        story = Story(DebugPayer(f"{self.name} {len(self.stories)} {self._system.directory}", expiry))
+        self.stories.append(story)
+        return story
+
+    def _live(self, story: Story) -> None:
+        payer = story.payer
+        story.asked = payer.funding_sat - OPENING_SAT
+        query = {
+            "client_pubkey": payer.key.public_key.format().hex(),
+            "exp_time": payer.expiry,
+            "change_address": encode_address(payer.change_script, Network.TEST),
+            "payment": encode_v1(payer.payment(story.asked)),
+        }
+        if not self._tell("POST", f"/v1/channels/new?{urlencode(query)}", (201, 409)):
+            return
+        story.opened, story.answered = True, story.asked
+        for _ in range(self._chance.randrange(3, 40)):
+            story.asked = story.answered - self._chance.randrange(1, 50)
+            if not self._tell("PUT", f"{story.path}?payment={encode_v1(payer.payment(story.asked))}", (200,)):
+                return
+            story.answered = story.asked
+        story.closing = True
+        if self._tell("DELETE", f"{story.path}?payment={encode_v1(payer.payment(story.answered))}", (202,)):
+            story.closed = True
+
+    def _tell(self, method: str, target: str, wanted: tuple[int, ...]) -> bool:
+        """Send a request until it is answered; false if the test ends before."""
+        while not self.stopping:
+            try:
+                status, body = self._request(method, target)
+            except (OSError, http.client.HTTPException):
+                self._wait_for_server()
+                continue
+            if status not in wanted:
+                self.problems.append(f"{method} {target}: {status} {body}")
+            self.answers += 1
+            return True
+        return False
+
+    def _request(self, method: str, target: str) -> tuple[int, Any]:
+        if self._connection is None:
+            address = urlsplit(self._system.url)
+            self._connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=30)
+        self._connection.request(method, target, headers={"Content-Length": "0"})
+        answer = self._connection.getresponse()
+        body = answer.read()
+        return answer.status, json.loads(body)
+
+    def _wait_for_server(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        while not self.stopping:
+            self.resting.set()
+            self._serving.wait(0.2)
+            self.resting.clear()
+            if self._serving.is_set():  # looked at last: who finds us not resting waits until we are
+                return
+
+
+@dataclass
+class Crowd:
+    """Some customers of one system, who rest while its server is away."""
+
+    system: System
+    customers: list[Customer] = field(default_factory=list)
+    serving: threading.Event = field(default_factory=threading.Event)
+
+    def start(self, count: int) -> None:
+        self.customers = [Customer(f"customer {n}", self.system, self.serving) for n in range(count)]
+        self.serving.set()
+        for customer in self.customers:
+            customer.start()
+
+    def pause(self) -> None:
+        """The server is gone: wait until every customer has noticed."""
+        self.serving.clear()
+        for customer in self.customers:
+            assert customer.resting.wait(30) or customer.problems, f"{customer.name} still waits for an answer"
+
+    def go_on(self) -> None:
+        self.serving.set()
+
+    def stop(self) -> None:
+        """Let everybody go home; a request that is on its way is answered before, if the server is there."""
+        for customer in self.customers:
+            customer.stopping = True
+        for customer in self.customers:
+            customer.join(30)
+            assert not customer.is_alive(), customer.name
+
+    @property
+    def answers(self) -> int:
+        return sum(customer.answers for customer in self.customers)
+
+    def check(self, *, all_stories: bool = False) -> None:
+        """Compare the server's records with what each customer was told about its newest channels, or about all."""
+        problems = [problem for customer in self.customers for problem in customer.problems]
+        for customer in self.customers:
+            for story in customer.stories if all_stories else customer.stories[-2:]:
+                found = self.record(story)
+                if problem := story.problem(found):
+                    problems.append(f"{story.payer.seed}: {problem}: {found}")
+        assert problems == []
+
+    def record(self, story: Story) -> dict[str, Any] | None:
+        """The operator's view of a channel, None if there is none."""
+        return self._ask(f"/channels/{story.payer.outpoint.txid_hex}/{story.payer.outpoint.vout}")
+
+    def check_totals(self) -> None:
+        """The server has the channels that it told somebody of, each once, and no others."""
+        known = sum(self.record(story) is not None for customer in self.customers for story in customer.stories)
+        totals = self._ask("/totals")
+        assert totals is not None
+        assert sum(totals["channels"].values()) == known
+
+    def _ask(self, path: str) -> dict[str, Any] | None:
+        """Ask the operator's listener; None for 404."""
+        address = urlsplit(self.system.management_url)
+        connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=30)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            body: dict[str, Any] = json.loads(answer.read())
+        finally:
+            connection.close()
+        assert answer.status in (200, 404), body
+        return body if answer.status == 200 else None

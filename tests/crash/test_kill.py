@@ -1,0 +1,65 @@
+"""`kill -9` of the real server under real load (threat 11): what was answered is there, whatever the moment."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+from tests.crash.customers import Crowd
+from tests.lib.system import Daemon, System
+
+KILLS = 50
+CUSTOMERS = 4
+
+
+def test_threat_11_fifty_kills_lose_no_answered_payment(tmp_path: Path):
+    """After each of 50 kills while customers open, pay and close, every record is what its customer was told.
+
+    That is: the change is what was answered or what was on its way, no channel is gone or there twice, and a closing
+    that was begun is finished.
+    """
+    moments = random.Random(11)
+    with System(tmp_path) as system:
+        crowd = Crowd(system)
+        crowd.start(CUSTOMERS)
+        for number in range(KILLS):
+            time.sleep(moments.uniform(0, 0.2))
+            system.kill_server()
+            crowd.pause()
+            if number % 5 == 0:
+                kill_while_starting(system, moments.uniform(0.1, 0.4))
+            system.start_server()
+            crowd.check()
+            crowd.go_on()
+        crowd.stop()
+        crowd.check(all_stories=True)
+        crowd.check_totals()
+
+        assert crowd.answers > 10 * KILLS
+
+
+def kill_while_starting(system: System, seconds: float) -> None:
+    """Start the server, and kill it so soon that it listens just now, or never did."""
+    starting = Daemon(system.directory / "server.log", "paychan", "serve", str(system.server_file))
+    time.sleep(seconds)
+    starting.stop(signal.SIGKILL)
+
+
+def test_sigterm_under_load_ends_with_status_0(tmp_path: Path):
+    """SIGTERM while customers pay: the server ends itself cleanly, and every answered payment is found afterwards."""
+    with System(tmp_path) as system:
+        crowd = Crowd(system)
+        crowd.start(CUSTOMERS)
+        for _ in range(3):
+            time.sleep(0.3)
+            assert system.server is not None
+            assert system.server.stop() == 0, system.server.text()
+            crowd.pause()
+            system.start_server()
+            crowd.check()
+            crowd.go_on()
+        crowd.stop()
+        crowd.check(all_stories=True)
+        crowd.check_totals()
