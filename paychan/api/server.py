@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any
 
 import structlog
 from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
@@ -18,6 +21,34 @@ log = structlog.get_logger("access")
 
 _HARD_BODY_FACTOR = 16
 """Tornado drops the connection without words at its limit, so ours, which explains itself, comes well before."""
+
+_WARNING_SECONDS = 60
+
+
+class BoundedServer(HTTPServer):
+    """Keeps only so many connections, and closes a further one at once.
+
+    Without a bound idle connections take every file the process may open: then accepting fails in a loop that fills the
+    log, and the store, which needs files too, stops the process.
+    """
+
+    max_connections = 0
+    _open = 0
+    _warned_at = float("-inf")
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
+        if self._open < self.max_connections:
+            self._open += 1
+            super().handle_stream(stream, address)
+            return
+        stream.close()
+        if monotonic() - self._warned_at >= _WARNING_SECONDS:
+            self._warned_at = monotonic()
+            log.warning("all connections are taken, closing new ones", open=self._open)
+
+    def on_close(self, server_conn: object) -> None:
+        self._open -= 1
+        super().on_close(server_conn)
 
 
 def public_server(service: Service) -> HTTPServer:
@@ -47,7 +78,7 @@ def _server(service: Service, routes: Sequence[Any], *, xheaders: bool) -> HTTPS
         list(routes),
         log_function=_log_request if service.config.log.access else _log_nothing,
     )
-    return HTTPServer(
+    server = BoundedServer(
         application,
         xheaders=xheaders,
         max_body_size=http.max_body_bytes * _HARD_BODY_FACTOR,
@@ -56,6 +87,8 @@ def _server(service: Service, routes: Sequence[Any], *, xheaders: bool) -> HTTPS
         idle_connection_timeout=http.idle_seconds,
         body_timeout=http.body_seconds,
     )
+    server.max_connections = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # the other half is the store's
+    return server
 
 
 def _log_request(handler: RequestHandler) -> None:
