@@ -28,8 +28,16 @@ _ORIGINAL_CLIENT_KEY = "03da3afe4f58992a8cc909522c2ec859ef218fd92fda0a67c23fb40e
 """The key with which the original's benchmark asks for the server's (PROTOCOL §15)."""
 
 
-class _Stopped(Exception):
-    """SIGINT or SIGTERM came."""
+class _StopSignals:
+    """Notes that we are told to stop. Acted upon where nothing is half done: no child may be left behind."""
+
+    def __init__(self) -> None:
+        self.came = False
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._note)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self.came = True
 
 
 def up(directory: Path) -> int:
@@ -42,27 +50,24 @@ def up(directory: Path) -> int:
         config = load_server_config(server_file)
     except SettingsError as error:
         fail(str(error), status=2)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    stop = _StopSignals()
     children: dict[str, subprocess.Popen[bytes]] = {}
     try:
         children["paychan-signer"] = _start("paychan-signer", str(signer_file))
         children["paychan serve"] = _start("paychan", "serve", str(server_file))
-        _show(config, _wait_until_serving(config, children), directory)
-        while True:
+        running = _wait_until_serving(config, children, stop)
+        if running is not None:
+            _show(config, running, directory)
+        while not stop.came:
             _check_alive(children)
-            time.sleep(0.2)
-    except _Stopped:
-        return 0
-    except ChildProcessError as error:
+            time.sleep(0.1)
+    except (ChildProcessError, httpx.HTTPError) as error:
         err.print(f"[red]paychan:[/red] {error}", soft_wrap=True)
         return 1
+    else:
+        return 0
     finally:
         _end(children)
-
-
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    raise _Stopped
 
 
 def _start(command: str, *arguments: str) -> subprocess.Popen[bytes]:
@@ -82,9 +87,14 @@ def _check_alive(children: dict[str, subprocess.Popen[bytes]]) -> None:
             raise ChildProcessError(msg)
 
 
-def _wait_until_serving(config: ServerConfig, children: dict[str, subprocess.Popen[bytes]]) -> Running:
+def _wait_until_serving(
+    config: ServerConfig, children: dict[str, subprocess.Popen[bytes]], stop: _StopSignals
+) -> Running | None:
+    """Return where the server listens; None when we are told to stop before it does."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while time.monotonic() < deadline:
+        if stop.came:
+            return None
         _check_alive(children)
         running = read_running(config.state_dir)
         if running is not None and running.pid == children["paychan serve"].pid and _answers(running):
@@ -123,13 +133,13 @@ def _server_key(config: ServerConfig, running: Running) -> str:
         return "one for each channel"
     query = {"client_pubkey": _ORIGINAL_CLIENT_KEY, "exp_time": "1500000000"}
     answer = httpx.get(f"{running.url}/v1/fundingInfo", params=query, timeout=5, trust_env=False)
+    if answer.status_code != 200:
+        return f"not known: {answer.reason_phrase}"
     return str(msgspec.json.decode(answer.content)["server_pubkey"])
 
 
 def _end(children: dict[str, subprocess.Popen[bytes]]) -> None:
     """Stop the server before the signer it may still need."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
     for child in reversed(children.values()):
         if child.poll() is None:
             child.terminate()

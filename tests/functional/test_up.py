@@ -1,0 +1,190 @@
+"""`paychan up`: one command from a directory to a running server, and back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.functional.upprocess import Up
+from tests.lib.system import DEBUG_SERVER_KEY, Daemon
+
+
+@pytest.fixture
+def up(tmp_path: Path):
+    with Up(tmp_path) as up:
+        yield up
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_up_says_where_it_is_and_ends_both_when_told(up: Up, number: int):
+    """The panel has URL, key and next step; a signal to the command ends signer and server, with status 0."""
+    up.start()
+    running = up.wait_until_serving()
+    children = up.children()
+
+    assert sorted(children) == ["paychan", "paychan-signer"]
+    for fact in (running.url, running.management_url, DEBUG_SERVER_KEY, str(up.state), "paychan channel new"):
+        assert fact in up.text()
+    query = {"client_pubkey": DEBUG_SERVER_KEY.replace("0225", "0325", 1), "exp_time": "1500000000"}
+    assert httpx.get(f"{running.url}/v1/fundingInfo", params=query).json()["server_pubkey"] == DEBUG_SERVER_KEY
+    assert up.end(number) == 0
+    assert not any(child.is_running() for child in children.values())
+
+
+def test_up_leaves_nothing_behind_when_told_to_stop_at_once(up: Up):
+    """A signal that comes while the processes are being started ends everything that was started."""
+    started: list[psutil.Process] = []
+    for delay in (0.2, 0.35, 0.5, 0.65):
+        up.start()
+        time.sleep(delay)
+        started += psutil.Process(up.command.process.pid).children(recursive=True)
+        up.end()
+
+    assert started
+    assert not any(process.is_running() for process in started)
+    up.start()
+    up.wait_until_serving()
+
+
+@pytest.mark.parametrize("victim", ["paychan", "paychan-signer"])
+def test_up_ends_with_either_of_its_processes(up: Up, victim: str):
+    """When signer or server is killed the other is ended too, the status is not 0, and the text names who died."""
+    up.start()
+    up.wait_until_serving()
+    children = up.children()
+    children[victim].kill()
+
+    assert up.wait() == 1
+    assert f"{'paychan serve' if victim == 'paychan' else victim} ended with status -9" in up.text()
+    assert not any(child.is_running() for child in children.values())
+
+
+def test_port_of_the_environment_wins(up: Up):
+    """PORT overrides http.port, as with the original."""
+    port = free_port()
+    up.start(PORT=str(port))
+
+    assert up.wait_until_serving().url == f"http://127.0.0.1:{port}"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def fails(up: Up, *said: str, **environment: str) -> None:
+    """Start what can't start: the status is not 0, and the reason is told without a traceback."""
+    up.start(**environment)
+    assert up.wait() != 0
+    for text in said:
+        assert text in up.text()
+    assert "Traceback" not in up.text()
+
+
+def test_up_says_that_a_port_is_taken(up: Up):
+    """Another program on the port is an error that names the setting to change."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        fails(up, "can't listen: Address already in use", "http.port", PORT=str(taken.getsockname()[1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "said"),
+    [
+        ("server.toml", "[http]", "[htttp]", "server.toml: htttp: unknown key"),
+        ("server.toml", 'network = "test"', 'network = "live"', "server.toml: debug:"),
+        ("signer.toml", 'mode = "debug"', 'mode = "bebug"', "signer.toml: key.mode:"),
+        ("signer.toml", "idle_seconds = 600.0", "idle_seconds = 0", "signer.toml: socket.idle_seconds:"),
+    ],
+)
+def test_up_names_the_wrong_setting(up: Up, name: str, old: str, new: str, said: str):
+    """A mistake in either file ends everything, with file and key in the text."""
+    up.edit(name, old, new)
+
+    fails(up, said)
+
+
+def test_up_says_that_signer_and_server_differ(up: Up):
+    """A signer of another network is no signer for this server."""
+    up.edit("signer.toml", 'network = "test"', 'network = "regtest"')
+    up.edit("signer.toml", "debug = true", "debug = false")
+    up.edit("signer.toml", 'mode = "debug"', 'mode = "hardened"')
+    up.edit("signer.toml", "create_if_missing = false", "create_if_missing = true")
+
+    fails(up, "the signer serves regtest (debug: False), the server test (debug: True)")
+
+
+def test_up_says_that_a_directory_lacks_a_file(up: Up):
+    """A directory without both files is no configuration."""
+    (up.directory / "signer.toml").unlink()
+
+    fails(up, "signer.toml: no such file")
+
+
+def test_two_servers_do_not_share_a_store(up: Up, tmp_path: Path):
+    """A second server on the same directory says who holds it, and the first goes on."""
+    up.start()
+    running = up.wait_until_serving()
+    second = Daemon(tmp_path / "second.log", "paychan", "serve", str(up.directory / "server.toml"))
+
+    assert second.process.wait(30) == 2
+    assert f"in use by process {running.pid}" in second.text()
+    assert httpx.get(f"{running.management_url}/health").status_code == 200
+
+
+def test_a_second_up_says_that_there_is_one(up: Up, tmp_path: Path):
+    """Starting the same configuration twice fails with a reason, and the first goes on."""
+    up.start()
+    running = up.wait_until_serving()
+    second = Daemon(tmp_path / "second.log", "paychan", "up", str(up.directory))
+
+    assert second.process.wait(30) == 1
+    assert "signer.sock" in second.text()
+    assert httpx.get(f"{running.management_url}/health").status_code == 200
+
+
+def test_a_server_without_signer_can_be_stopped(up: Up, tmp_path: Path):
+    """While the server waits for its signer a signal ends it, with status 0."""
+    server = Daemon(tmp_path / "server.log", "paychan", "serve", str(up.directory / "server.toml"))
+    while not up.state.exists():
+        assert server.process.poll() is None
+        time.sleep(0.02)
+
+    assert server.stop() == 0
+
+
+def test_a_state_directory_that_can_not_be_made_is_told(up: Up, tmp_path: Path):
+    """A path through a file is no state directory."""
+    (tmp_path / "file").write_text("")
+    up.edit("server.toml", f'state_dir = "{up.state}"', f'state_dir = "{tmp_path}/file/state"')
+    server = Daemon(tmp_path / "server.log", "paychan", "serve", str(up.directory / "server.toml"))
+
+    assert server.process.wait(30) == 2
+    assert "can't make" in server.text()
+    assert "Traceback" not in server.text()
+
+
+def test_the_originals_benchmark_runs_through(up: Up):
+    """bench/payments.py with the arguments of the original's script: 2 clients open, pay 50 times each, and close."""
+    up.start()
+    running = up.wait_until_serving()
+    bench = Path(__file__).parents[2] / "bench" / "payments.py"
+    command = [sys.executable, bench, "50", "2", running.url.removeprefix("http://"), DEBUG_SERVER_KEY, "--no-save"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=os.environ)
+    totals = httpx.get(f"{running.management_url}/totals").json()
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Done. Executed 100 payments." in done.stdout
+    assert totals["channels"]["closed"] == 2
+    assert totals["received_sat"]["closed"] == 2 * (100_000 + 50)
