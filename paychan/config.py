@@ -24,6 +24,7 @@ class Http(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     port: Annotated[int, setting("port; the environment variable PORT overrides it", "TCP port", ge=0, le=65535)] = 8000
     public_url: Annotated[str, setting('base of the URLs in answers, such as "https://pay.example"; "": as asked')] = ""
     trust_forwarded: Annotated[bool, setting("believe X-Forwarded-Proto, -Host and -For of a proxy in front")] = False
+    fast_lane: Annotated[bool, setting("payments take a shorter way; off while log.access is on")] = True
     max_body_bytes: Annotated[int, setting("larger request bodies are refused", "bytes", ge=512)] = 4096
     max_header_bytes: Annotated[int, setting("larger request heads are refused", "bytes", ge=1024)] = 8192
     idle_seconds: Annotated[int, setting("an idle keep-alive connection is closed", "seconds", ge=1)] = 75

@@ -11,12 +11,13 @@ import hmac
 
 from msgspec import Struct
 
-from paychan.api.handler import OUTPOINT, Handler, number, settlement_txid
+from paychan.api.answers import OUTPOINT, accepted, number, outpoint, settlement_txid
+from paychan.api.handler import Handler
 from paychan.api.service import Service
 from paychan.protocol.channel import Channel, Close, CloseReason, State
 from paychan.protocol.errors import BackupFailed, Malformed, NoSuchRoute, Unauthorized, UnknownChannel
 from paychan.protocol.scripts import parse_public_key
-from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
+from paychan.protocol.types import Network, Sat, UnixTime
 from paychan.signing.base import SignerAbsent, SignerRefused
 from paychan.store import backup
 from paychan.store.backupfile import BackupError
@@ -184,7 +185,7 @@ class ChannelHandler(ManagementHandler):
     """`GET /channels/{txid}/{vout}`: one channel."""
 
     async def get(self, txid: str, vout: str) -> None:
-        channel = await self.service.registry.read(self.outpoint(txid, vout))
+        channel = await self.service.registry.read(outpoint(txid, vout))
         if channel is None:
             raise UnknownChannel
         self.answer(200, None, self.info(channel))
@@ -194,8 +195,7 @@ class CloseHandler(ManagementHandler):
     """`POST /channels/{txid}/{vout}/close`: the operator closes a channel."""
 
     async def post(self, txid: str, vout: str) -> None:
-        outpoint: OutPoint = self.outpoint(txid, vout)
-        closed = self.accepted(await self.service.registry.ask(outpoint, Close(CloseReason.OPERATOR)))
+        closed = accepted(await self.service.registry.ask(outpoint(txid, vout), Close(CloseReason.OPERATOR)))
         self.answer(200, None, self.info(closed.channel))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import socket
 from collections.abc import Sequence
 from time import monotonic
 from typing import Any
@@ -15,6 +16,7 @@ from tornado.web import Application, RequestHandler
 
 from paychan.api import management, v1, v2
 from paychan.api.handler import NotFoundHandler
+from paychan.api.payments import PaymentLane
 from paychan.api.service import Service
 
 log = structlog.get_logger("access")
@@ -26,19 +28,22 @@ _WARNING_SECONDS = 60
 
 
 class BoundedServer(HTTPServer):
-    """Keeps only so many connections, and closes a further one at once.
+    """Keeps only so many connections, and closes a further one at once, and one that takes no answers.
 
     Without a bound idle connections take every file the process may open: then accepting fails in a loop that fills the
     log, and the store, which needs files too, stops the process.
     """
 
     max_connections = 0
+    patience_seconds = 0
     _open = 0
     _warned_at = float("-inf")
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         if self._open < self.max_connections:
             self._open += 1
+            # Tornado waits for ever for a client that takes no answer; the kernel does not wait for acknowledgements
+            stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * self.patience_seconds)
             super().handle_stream(stream, address)
             return
         stream.close()
@@ -56,13 +61,15 @@ def public_server(service: Service) -> HTTPServer:
     http = service.config.http
     resources = [*v1.ROUTES, *v2.ROUTES, (r".*", NotFoundHandler)]
     routes = [(path, handler, {"service": service}) for path, handler in resources]
-    return _server(service, routes, xheaders=http.trust_forwarded)
+    return _server(service, routes, xheaders=http.trust_forwarded, lane=True)
 
 
 def management_server(service: Service, token: str) -> HTTPServer:
     """Make the operator's listener; it does not listen yet."""
     settings = {"service": service, "token": token}
-    return _server(service, [(path, handler, settings) for path, handler in management.ROUTES], xheaders=False)
+    return _server(
+        service, [(path, handler, settings) for path, handler in management.ROUTES], xheaders=False, lane=False
+    )
 
 
 def listen(server: HTTPServer, address: str, port: int) -> int:
@@ -72,14 +79,15 @@ def listen(server: HTTPServer, address: str, port: int) -> int:
     return int(sockets[0].getsockname()[1])
 
 
-def _server(service: Service, routes: Sequence[Any], *, xheaders: bool) -> HTTPServer:
+def _server(service: Service, routes: Sequence[Any], *, xheaders: bool, lane: bool) -> HTTPServer:
     http = service.config.http
     application = Application(
         list(routes),
         log_function=_log_request if service.config.log.access else _log_nothing,
     )
+    with_lane = lane and http.fast_lane and not service.config.log.access
     server = BoundedServer(
-        application,
+        PaymentLane(service, application) if with_lane else application,
         xheaders=xheaders,
         max_body_size=http.max_body_bytes * _HARD_BODY_FACTOR,
         max_buffer_size=http.max_body_bytes * _HARD_BODY_FACTOR + http.max_header_bytes,
@@ -88,6 +96,7 @@ def _server(service: Service, routes: Sequence[Any], *, xheaders: bool) -> HTTPS
         body_timeout=http.body_seconds,
     )
     server.max_connections = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # the other half is the store's
+    server.patience_seconds = http.idle_seconds
     return server
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlencode
 
 from actors.opening import OpenRequest
-from paychan.api.handler import OUTPOINT, Handler, settlement_txid
+from paychan.api.answers import OUTPOINT, Answer, accepted, outpoint, parameter, result, settlement_txid
+from paychan.api.handler import Handler
+from paychan.api.service import Service
 from paychan.protocol.address import decode_address
-from paychan.protocol.channel import Accepted, CloseByProof, Outcome, Pay, State
+from paychan.protocol.channel import Accepted, Channel, CloseByProof, Pay, State
+from paychan.protocol.errors import UnknownChannel
 from paychan.protocol.payment import decode_v1
 from paychan.protocol.rest import ChannelStatus, FundingInfo, PaymentResult
 from paychan.protocol.scripts import parse_public_key
@@ -19,12 +23,6 @@ class V1Handler(Handler):
 
     def channel_path(self, outpoint: OutPoint) -> str:
         return f"/v1/channels/{outpoint.txid_hex}/{outpoint.vout}"
-
-    def result(self, accepted: Accepted) -> PaymentResult:
-        """Show a channel as it stands (PROTOCOL §5.5)."""
-        channel = accepted.channel
-        status = ChannelStatus.OPEN if channel.state is State.OPEN else ChannelStatus.CLOSED
-        return PaymentResult(status, channel.payment.change_sat, accepted.value_sat, settlement_txid(channel))
 
 
 class FundingInfoHandler(V1Handler):
@@ -65,38 +63,52 @@ class NewChannelHandler(V1Handler):
             payment=decode_v1(self.parameter("payment")),
             price_sat=config.v1_price_sat,
         )
-        opened = self.accepted(await self.service.opener.open(request))
+        opened = accepted(await self.service.opener.open(request))
         self.set_header("Location", self.url(self.channel_path(opened.channel.outpoint)))
         ready = opened.channel.state is State.OPEN
-        self.answer(201 if ready else 202, "Channel ready" if ready else "Channel closed", self.result(opened))
+        self.answer(201 if ready else 202, "Channel ready" if ready else "Channel closed", _shown(opened))
 
 
 class ChannelHandler(V1Handler):
     """`PUT` pays (§5.3), `DELETE` with the newest payment closes (§5.4)."""
 
     async def put(self, txid: str, vout: str) -> None:
-        payment = decode_v1(self.parameter("payment"))
-        paid = self.accepted(await self._ask(self.outpoint(txid, vout), Pay(payment)))
-        still_open = paid.channel.state is State.OPEN
-        self.answer(200 if still_open else 202, "Payment accepted", self.result(paid))
+        self.give(await self.found(pay(self.service, outpoint(txid, vout), self.request.query_arguments)))
 
     async def delete(self, txid: str, vout: str) -> None:
-        payment = decode_v1(self.parameter("payment"))
-        closed = self.accepted(await self._ask(self.outpoint(txid, vout), CloseByProof(payment)))
-        self.answer(202, "Channel closed", self.result(Accepted(closed.channel, Sat(0))))
-
-    async def _ask(self, outpoint: OutPoint, command: Pay | CloseByProof) -> Outcome:
-        """A channel of v2 is named by its secret; here it is unknown."""
-        channel = await self.service.registry.read(outpoint)
-        if channel is None or channel.secret:
-            raise await self.not_found()
-        return await self.service.registry.ask(outpoint, command)
+        payment, named = decode_v1(self.parameter("payment")), outpoint(txid, vout)
+        await self.found(_find(self.service, named))
+        closed = accepted(await self.service.registry.ask(named, CloseByProof(payment)))
+        self.answer(202, "Channel closed", _shown(Accepted(closed.channel, Sat(0))))
 
 
 class PayHandler(ChannelHandler):
     """`PUT …/pay`, as the document of August 2016 has it; nothing else."""
 
     SUPPORTED_METHODS = ("PUT", "OPTIONS")
+
+
+async def pay(service: Service, named: OutPoint, arguments: Mapping[str, Sequence[bytes]]) -> Answer:
+    """Take a payment (§5.3)."""
+    payment = decode_v1(parameter(arguments, "payment"))
+    await _find(service, named)
+    paid = accepted(await service.registry.ask(named, Pay(payment)))
+    return result(200 if paid.channel.state is State.OPEN else 202, "Payment accepted", _shown(paid))
+
+
+async def _find(service: Service, named: OutPoint) -> Channel:
+    """Find a channel of v1. Raises `UnknownChannel`, also for one of v2, which is named by its secret."""
+    channel = await service.registry.read(named)
+    if channel is None or channel.secret:
+        raise UnknownChannel
+    return channel
+
+
+def _shown(done: Accepted) -> PaymentResult:
+    """Show a channel as it stands (§5.5)."""
+    channel = done.channel
+    status = ChannelStatus.OPEN if channel.state is State.OPEN else ChannelStatus.CLOSED
+    return PaymentResult(status, channel.payment.change_sat, done.value_sat, settlement_txid(channel))
 
 
 ROUTES = [

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hmac
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 from actors.opening import OpenRequest
-from paychan.api.handler import OUTPOINT, Handler, settlement_txid
+from paychan.api.answers import OUTPOINT, Answer, accepted, outpoint, result, settlement_txid
+from paychan.api.handler import Handler
+from paychan.api.service import Service
 from paychan.protocol import bip70
 from paychan.protocol.address import decode_address, encode_address
 from paychan.protocol.channel import Accepted, Channel, CloseByPayment, Pay, State
@@ -14,9 +17,8 @@ from paychan.protocol.errors import (
     ExpiryTooSoon,
     Malformed,
     Missing,
-    NotFound,
     OutPointMismatch,
-    PaychanError,
+    UnknownChannel,
 )
 from paychan.protocol.machine import min_expiry
 from paychan.protocol.rest import (
@@ -37,47 +39,20 @@ _REQUEST_LIFE_SECONDS = 3600
 """BIP70 payment requests are good for so long."""
 
 
+Arguments: TypeAlias = Mapping[str, Sequence[bytes]]
+
+
 class V2Handler(Handler):
     """What the resources of v2 share."""
 
-    def error_body(self, error: PaychanError) -> dict[str, Any]:
-        """404 has no body: unknown channel and wrong secret are the same to the client (§6.7)."""
-        return {} if isinstance(error, NotFound) else super().error_body(error)
+    quiet_404 = True
 
     def channel_path(self, outpoint: OutPoint) -> str:
         return f"/v2/channels/{outpoint.txid_hex}/{outpoint.vout}"
 
-    def secret(self) -> bytes | None:
-        """Read the query parameter `secret`; None when it is missing or can't be one."""
-        values = self.request.query_arguments.get("secret", [])
-        return read_secret(values[0].decode("latin1")) if len(values) == 1 else None
-
-    async def channel(self, txid: str, vout: str, body: V2Payment) -> Channel:
-        """Find the channel that URL, body and secret name together.
-
-        Raises:
-            UnknownChannel: no such channel, or not with this secret.
-            OutPointMismatch: the body names another outpoint than the URL.
-        """
-        secret, named = self.secret(), self.outpoint(txid, vout)
-        channel = await self.service.registry.read(named) or await self.service.registry.read(named.reversed)
-        if channel is None or not channel.secret or not hmac.compare_digest(channel.secret, secret or b""):
-            raise await self.not_found()
-        if body.outpoint not in (None, channel.outpoint):
-            raise OutPointMismatch(got=str(body.outpoint), want=str(channel.outpoint))
-        if body.redeem_script not in (None, channel.terms.redeem_script):
-            raise Malformed(field="redeem_script", reason="not the script of this channel")
-        return channel
-
-    def result(self, accepted: Accepted, dialect: Dialect, status: ChannelStatus | None = None) -> PaymentResult:
-        """Show a channel as it stands; while open, S wants `""` and A wants null as settlement_txid (§6.6)."""
-        channel = accepted.channel
-        if status is None:
-            status = ChannelStatus.OPEN if channel.state is State.OPEN else ChannelStatus.CLOSED
-        txid = settlement_txid(channel)
-        if txid is None and dialect is Dialect.S:
-            txid = ""
-        return PaymentResult(status, channel.payment.change_sat, accepted.value_sat, txid, accepted.application_data)
+    async def find(self, txid: str, vout: str, body: V2Payment) -> Channel:
+        """Find the channel that URL, body and secret name together; see `_find`."""
+        return await self.found(_find(self.service, outpoint(txid, vout), self.request.query_arguments, body))
 
 
 class FundingInfoHandler(V2Handler):
@@ -130,24 +105,16 @@ class ChannelHandler(V2Handler):
     """`POST` opens (§6.2), `PUT` pays (§6.3)."""
 
     async def post(self, txid: str, vout: str) -> None:
-        body = read_v2_body(self.request.body)
-        if not hmac.compare_digest(opening_secret(body.payment), self.secret() or b""):
-            raise await self.not_found()
-        request = self._open_request(self.outpoint(txid, vout), body)
-        opened = self.accepted(await self.service.opener.open(request))
+        body = await self.found(_opening(self.request.body, self.request.query_arguments))
+        request = self._open_request(outpoint(txid, vout), body)
+        opened = accepted(await self.service.opener.open(request))
         path = self.channel_path(opened.channel.outpoint)
         self.set_header("Location", self.url(f"{path}?secret={opened.channel.secret.hex()}"))
-        self.answer(201, "Channel ready", self.result(opened, body.dialect))
+        self.answer(201, "Channel ready", _shown(opened, body.dialect))
 
     async def put(self, txid: str, vout: str) -> None:
-        body = read_v2_body(self.request.body)
-        channel = await self.channel(txid, vout, body)
-        if body.change_address is not None and body.change_address != self._address(channel):
-            raise Malformed(field="change_address", reason="not the change address of this channel")
-        paid = self.accepted(
-            await self.service.registry.ask(channel.outpoint, Pay(body.payment, body.application_data))
-        )
-        self.answer(200, "Payment accepted", self.result(paid, body.dialect))
+        arguments, body = self.request.query_arguments, self.request.body
+        self.give(await self.found(pay(self.service, outpoint(txid, vout), arguments, body)))
 
     def _open_request(self, named: OutPoint, body: V2Payment) -> OpenRequest:
         """Check what only the body of an opening has."""
@@ -168,27 +135,82 @@ class ChannelHandler(V2Handler):
             secret=opening_secret(body.payment),
         )
 
-    def _address(self, channel: Channel) -> str:
-        return encode_address(channel.change_script, self.service.config.bitcoin_network)
-
 
 class CloseHandler(V2Handler):
     """`PUT …/close`: a last payment, which may name a new change address (§6.4)."""
 
     async def put(self, txid: str, vout: str) -> None:
         body = read_v2_body(self.request.body)
-        channel = await self.channel(txid, vout, body)
+        channel = await self.find(txid, vout, body)
         script = None
         if body.change_address is not None:
             script = decode_address(body.change_address, self.service.config.bitcoin_network)
         command = CloseByPayment(body.payment, script)
-        closed = self.accepted(await self.service.registry.ask(channel.outpoint, command))
+        closed = accepted(await self.service.registry.ask(channel.outpoint, command))
         txid_hex = settlement_txid(closed.channel)
         self.answer(
             200,
             "Channel closed",
             PaymentResult(ChannelStatus.CLOSED, Sat(0), Sat(0), txid_hex, closed.application_data),
         )
+
+
+async def pay(service: Service, named: OutPoint, arguments: Arguments, raw: bytes) -> Answer:
+    """Take a payment (§6.3)."""
+    body = read_v2_body(raw)
+    channel = await _find(service, named, arguments, body)
+    if body.change_address is not None and body.change_address != _change_address(service, channel):
+        raise Malformed(field="change_address", reason="not the change address of this channel")
+    paid = accepted(await service.registry.ask(channel.outpoint, Pay(body.payment, body.application_data)))
+    return result(200, "Payment accepted", _shown(paid, body.dialect))
+
+
+async def _find(service: Service, named: OutPoint, arguments: Arguments, body: V2Payment) -> Channel:
+    """Find the channel that URL, body and secret name together.
+
+    Raises:
+        UnknownChannel: no such channel, or not with this secret.
+        OutPointMismatch: the body names another outpoint than the URL.
+        Malformed: the body has another redeem script.
+    """
+    channel = await service.registry.read(named) or await service.registry.read(named.reversed)
+    if channel is None or not channel.secret:
+        raise UnknownChannel
+    _check_secret(channel.secret, arguments)
+    if body.outpoint not in (None, channel.outpoint):
+        raise OutPointMismatch(got=str(body.outpoint), want=str(channel.outpoint))
+    if body.redeem_script not in (None, channel.terms.redeem_script):
+        raise Malformed(field="redeem_script", reason="not the script of this channel")
+    return channel
+
+
+async def _opening(raw: bytes, arguments: Arguments) -> V2Payment:
+    """Read the body of an opening; `UnknownChannel` unless the secret in the URL follows from it (§6.2)."""
+    body = read_v2_body(raw)
+    _check_secret(opening_secret(body.payment), arguments)
+    return body
+
+
+def _check_secret(secret: bytes, arguments: Arguments) -> None:
+    """Pass the caller who knows the secret; `UnknownChannel` when it is missing, wrong, or can't be one."""
+    values = arguments.get("secret", ())
+    given = read_secret(values[0].decode("latin1")) if len(values) == 1 else None
+    if not hmac.compare_digest(secret, given or b""):
+        raise UnknownChannel
+
+
+def _change_address(service: Service, channel: Channel) -> str:
+    return encode_address(channel.change_script, service.config.bitcoin_network)
+
+
+def _shown(done: Accepted, dialect: Dialect) -> PaymentResult:
+    """Show a channel as it stands; while open, S wants `""` and A wants null as settlement_txid (§6.6)."""
+    channel = done.channel
+    status = ChannelStatus.OPEN if channel.state is State.OPEN else ChannelStatus.CLOSED
+    txid = settlement_txid(channel)
+    if txid is None and dialect is Dialect.S:
+        txid = ""
+    return PaymentResult(status, channel.payment.change_sat, done.value_sat, txid, done.application_data)
 
 
 ROUTES = [

@@ -1,0 +1,136 @@
+"""What an answer is made of, whichever way it leaves: headers, reason phrase, the one error object, the one 404."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from time import monotonic
+from typing import Any, NamedTuple
+
+from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected
+from paychan.protocol.errors import (
+    ApplicationRefused,
+    Malformed,
+    Missing,
+    NotFound,
+    PaychanError,
+    Repeated,
+    Unavailable,
+)
+from paychan.protocol.rest import encode_json
+from paychan.protocol.types import OutPoint
+
+HEADERS = {
+    "Server": "paychan",
+    "Content-Type": "application/json",
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "GET,POST,PUT,DELETE",
+    "Access-Control-Allow-Headers": "Origin,Accept,Content-Type",
+    "Access-Control-Expose-Headers": "Location",
+}
+"""On every answer to clients, also on errors (PROTOCOL §5.6)."""
+
+OUTPOINT = r"([0-9a-f]{64})/(0|[1-9][0-9]{0,9})"
+"""How a channel is named in a path: one name each."""
+
+_NOT_PRINTABLE = re.compile(r"[^\x20-\x7e]|<")
+"""Tornado replaces a whole reason phrase that has a `<`."""
+
+_MAX_REASON_CHARS = 200
+_RETRY_AFTER_SECONDS = 5
+
+_NOT_FOUND_SECONDS = 0.005
+"""When a 404 leaves after its request was read, whatever was looked up meanwhile: who asks learns nothing from time."""
+
+_TIMER_SECONDS = 0.001
+"""The loop's timers count in this, from whenever they are set."""
+
+
+class Answer(NamedTuple):
+    """Status, reason phrase, body, and headers beside `HEADERS`."""
+
+    status: int
+    reason: str | None
+    body: bytes
+    headers: Sequence[tuple[str, str]] = ()
+
+
+def result(status: int, reason: str | None, value: Any) -> Answer:
+    """Make the answer to what was accepted."""
+    return Answer(status, reason, encode_json(value) + b"\n")
+
+
+def refusal(error: PaychanError, *, quiet_404: bool) -> Answer:
+    """Make the answer to what was not. v2 says nothing in a 404: unknown channel and wrong secret are one (§6.7)."""
+    reason = _NOT_PRINTABLE.sub("?", str(error))[:_MAX_REASON_CHARS]
+    headers = [("Retry-After", str(_RETRY_AFTER_SECONDS))] if isinstance(error, Unavailable) else []
+    body = b"" if quiet_404 and isinstance(error, NotFound) else encode_json(_error_object(error)) + b"\n"
+    return Answer(error.http_status, reason, body, headers)
+
+
+def _error_object(error: PaychanError) -> dict[str, Any]:
+    """Build the one error object that satisfies all published versions (PROTOCOL §5.7, §6.7)."""
+    kind = "application_error" if isinstance(error, ApplicationRefused) else "payment_error"
+    text = str(error)
+    return {"code": error.code, "error": text, "error_msg": text, "type": kind, "message": text, **error.fields}
+
+
+def accepted(outcome: Outcome) -> Accepted:
+    """Pass what was accepted, raise what was not."""
+    if isinstance(outcome, Rejected):
+        raise outcome.error
+    return outcome
+
+
+async def until_404s_leave(began: float) -> None:
+    """Wait until the moment at which every 404 leaves that began then (monotonic seconds).
+
+    A timer alone would add whole milliseconds to the time that was spent, and so tell it: the last part is waited for
+    in turns of the loop, which others use too.
+    """
+    spent = monotonic() - began
+    leaves = began + _NOT_FOUND_SECONDS * (1 + spent // _NOT_FOUND_SECONDS)
+    await asyncio.sleep(max(0.0, leaves - monotonic() - _TIMER_SECONDS))
+    while monotonic() < leaves:  # noqa: ASYNC110 - a moment, not an event, is waited for
+        await asyncio.sleep(0)
+
+
+def parameter(arguments: Mapping[str, Sequence[bytes]], name: str) -> str:
+    """Return a query parameter.
+
+    Raises:
+        Missing, Repeated, Malformed: not exactly one, or not UTF-8.
+    """
+    values = arguments.get(name, ())
+    if not values:
+        raise Missing(field=name)
+    if len(values) > 1:
+        raise Repeated(field=name)
+    try:
+        return values[0].decode()
+    except UnicodeDecodeError:
+        raise Malformed(field=name, reason="not UTF-8") from None
+
+
+def number(text: str, field: str) -> int:
+    """Read ASCII digits: `int()` alone would take signs, underscores and other scripts' digits.
+
+    Raises:
+        Malformed: anything else, or more digits than any field has.
+    """
+    if not re.fullmatch(r"[0-9]{1,16}", text):
+        raise Malformed(field=field, reason="want decimal digits")
+    return int(text)
+
+
+def outpoint(txid: str, vout: str) -> OutPoint:
+    """Read an outpoint from a path."""
+    return OutPoint.parse(txid, number(vout, "funding_vout"))
+
+
+def settlement_txid(channel: Channel) -> str | None:
+    """Displayed txid of a channel's settlement, if it is signed."""
+    if channel.closing is None or channel.closing.settlement is None:
+        return None
+    return channel.closing.settlement.txid[::-1].hex()

@@ -1,0 +1,149 @@
+"""The fast lane: payments past Tornado's handler classes, which cost more than verifying and storing a payment.
+
+Tornado's server reads the request and keeps its limits as ever. `PaymentLane` stands between it and the application:
+it takes `PUT` on a channel for itself and passes everything else on. What is done, answered and refused is the same on
+both ways (`v1.pay`, `v2.pay`, `answers`); the setting `http.fast_lane` chooses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from functools import partial
+from typing import Any
+
+import structlog
+from tornado.escape import parse_qs_bytes
+from tornado.httputil import (
+    HTTPConnection,
+    HTTPHeaders,
+    HTTPMessageDelegate,
+    HTTPServerConnectionDelegate,
+    RequestStartLine,
+    ResponseStartLine,
+    format_timestamp,
+)
+
+from paychan.api import v1, v2
+from paychan.api.answers import HEADERS, OUTPOINT, Answer, outpoint, refusal, until_404s_leave
+from paychan.api.service import Service
+from paychan.protocol.errors import BodyTooLarge, InternalError, PaychanError, UnknownChannel
+
+log = structlog.get_logger("api")
+
+_PAY_PATH = re.compile(rf"/(?:(v1)/channels/{OUTPOINT}(?:/pay)?|(v2)/channels/{OUTPOINT})")
+
+
+class PaymentLane(HTTPServerConnectionDelegate):
+    """Takes the payments out of a server's requests."""
+
+    def __init__(self, service: Service, others: HTTPServerConnectionDelegate) -> None:
+        self._service = service
+        self._others = others
+        self._running: set[asyncio.Task[None]] = set()
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        return _Fork(self, partial(self._others.start_request, server_conn, request_conn), request_conn)
+
+    def on_close(self, server_conn: object) -> None:
+        self._others.on_close(server_conn)
+
+    def payment(self, connection: HTTPConnection, path: re.Match[str], query: str) -> _PaymentRequest:
+        return _PaymentRequest(self._service, self._running, connection, path, query)
+
+
+class _Fork(HTTPMessageDelegate):
+    """Waits for the request line, and becomes one of the two ways."""
+
+    def __init__(self, lane: PaymentLane, other: Any, connection: HTTPConnection) -> None:
+        self._lane, self._other, self._connection = lane, other, connection
+        self._way: HTTPMessageDelegate = self
+
+    def headers_received(self, start_line: Any, headers: HTTPHeaders) -> Any:
+        request: RequestStartLine = start_line
+        path, _, query = request.path.partition("?")
+        match = _PAY_PATH.fullmatch(path) if request.method == "PUT" else None
+        self._way = self._lane.payment(self._connection, match, query) if match else self._other()
+        return self._way.headers_received(start_line, headers)
+
+    def data_received(self, chunk: bytes) -> Any:
+        return self._way.data_received(chunk)
+
+    def finish(self) -> None:
+        self._way.finish()
+
+    def on_connection_close(self) -> None:
+        if self._way is not self:
+            self._way.on_connection_close()
+
+
+class _PaymentRequest(HTTPMessageDelegate):
+    """One payment: gathers the body, pays, answers."""
+
+    def __init__(
+        self,
+        service: Service,
+        running: set[asyncio.Task[None]],
+        connection: HTTPConnection,
+        path: re.Match[str],
+        query: str,
+    ) -> None:
+        self._service, self._running, self._connection = service, running, connection
+        self._path, self._query = path, query
+        self._body = b""
+
+    def headers_received(self, start_line: Any, headers: HTTPHeaders) -> None:
+        """Nothing of the head matters to a payment."""
+
+    def data_received(self, chunk: bytes) -> None:
+        self._body += chunk
+
+    def finish(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._respond())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    def on_connection_close(self) -> None:
+        """The payment goes on; its answer finds nobody."""
+
+    async def _respond(self) -> None:
+        began = time.monotonic()
+        quiet = self._path[1] is None
+        try:
+            answer = await self._pay()
+        except UnknownChannel as error:
+            await until_404s_leave(began)
+            answer = refusal(error, quiet_404=quiet)
+        except PaychanError as error:
+            answer = refusal(error, quiet_404=quiet)
+        except Exception:
+            log.exception("payment failed", path=self._path[0])
+            answer = refusal(InternalError(), quiet_404=quiet)
+        self._write(answer)
+
+    async def _pay(self) -> Answer:
+        limit = self._service.config.http.max_body_bytes
+        if len(self._body) > limit:
+            raise BodyTooLarge(got_bytes=len(self._body), limit_bytes=limit)
+        arguments = parse_qs_bytes(self._query, keep_blank_values=True)
+        if self._path[1]:
+            return await v1.pay(self._service, outpoint(self._path[2], self._path[3]), arguments)
+        return await v2.pay(self._service, outpoint(self._path[5], self._path[6]), arguments, self._body)
+
+    def _write(self, answer: Answer) -> None:
+        headers = HTTPHeaders(HEADERS)
+        headers["Date"] = _date(int(time.time()))
+        headers["Content-Length"] = str(len(answer.body))
+        for name, value in answer.headers:
+            headers[name] = value
+        start_line = ResponseStartLine("HTTP/1.1", answer.status, answer.reason or "OK")
+        self._connection.write_headers(start_line, headers, answer.body)
+        self._connection.finish()
+
+
+def _date(now: int, last: list[Any] = [0, ""]) -> str:  # noqa: B006 - kept from call to call
+    """HTTP's date, made once a second."""
+    if last[0] != now:
+        last[:] = [now, format_timestamp(now)]
+    return str(last[1])
