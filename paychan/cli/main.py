@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from paychan.cli import backup, channel, supervisor
+from paychan.cli import backup, channel, operator, supervisor
 from paychan.cli.terminal import fail
 
 EPILOG = """
 [bold]Examples[/bold]
 
-  paychan up config/debug                         start signer and server, without a Bitcoin network
+  paychan up config/debug                      [dim]signer and server, no Bitcoin[/dim]
 
-  paychan channel new http://localhost:8000       a payer's side: key, address and terms of a channel
+  paychan channel new http://localhost:8000    [dim]a payer's channel[/dim]
 
-  paychan backup create config/debug/server.toml  one consistent file, from the running server
+  paychan status config/debug/server.toml      [dim]how the server is[/dim]
 """
 
 app = typer.Typer(
@@ -30,6 +30,8 @@ app = typer.Typer(
 )
 app.add_typer(channel.app, name="channel", help="Pay: open channels to a server, pay over them, close them.")
 app.add_typer(backup.app, name="backup", help="Back up and restore the server's channels.")
+app.add_typer(operator.app, name="channels", help="The server's channels: list, show, close.")
+app.command(epilog="[bold]Example[/bold]\n\n  paychan status config/debug/server.toml")(operator.status)
 
 
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan serve config/debug/server.toml")

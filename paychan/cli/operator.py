@@ -1,0 +1,157 @@
+"""The operator's commands: how the server is, which channels it has, closing one. They ask the management listener."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import msgspec
+import typer
+from rich.table import Table
+
+from paychan.cli.terminal import fail, out
+from paychan.config import ServerConfig, load_server_config
+from paychan.protocol.declared import SettingsError
+from paychan.running import read_running
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+
+_SECONDS = 30.0
+
+ConfigFile = Annotated[Path, typer.Argument(help="The server's configuration, such as config/live/server.toml")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print what the server said, for programs")]
+
+
+def status(file: ConfigFile, as_json: AsJson = False) -> None:
+    """Show channels by state, satoshi unsettled, settlements under way, and the health of chain and signer."""
+    config = _config(file)
+    health, totals = _ask(config, "GET", "/health"), _ask(config, "GET", "/totals")
+    if as_json:
+        out.print_json(data={"health": health, "totals": totals})
+        return
+    out.print(_health_table(health), _totals_table(totals))
+    if totals["next_expiry"] is not None:
+        out.print(f"next expiry  {_moment(totals['next_expiry'])}")
+    out.print(f"unsettled    {totals['unsettled_sat']:,} sat")
+    for outpoint in health["alarms"]:
+        out.print(f"[red]alarm[/red]        unsettled near expiry: {outpoint}")
+
+
+@app.command(
+    name="list", epilog="[bold]Example[/bold]\n\n  paychan channels list config/live/server.toml --state closing"
+)
+def list_channels(
+    file: ConfigFile,
+    state: Annotated[str, typer.Option(help="open, closing, published, closed or lost")] = "open",
+    limit: Annotated[int, typer.Option(help="At most so many, earliest expiry first")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List the channels of a state."""
+    channels = _ask(_config(file), "GET", f"/channels?state={state}&limit={limit}")["channels"]
+    if as_json:
+        out.print_json(data=channels)
+        return
+    table = Table("channel", "expires", "received sat", "left sat", "payments", "settlement", title=f"{state} channels")
+    for channel in channels:
+        table.add_row(
+            channel["funding_source"],
+            _moment(channel["expires"]),
+            f"{channel['value_received']:,}",
+            f"{channel['value_left']:,}",
+            f"{channel['payments']:,}",
+            channel["settlement_txid"] or "",
+        )
+    out.print(table)
+
+
+@app.command(epilog="[bold]Example[/bold]\n\n  paychan channels show config/live/server.toml TXID:VOUT")
+def show(
+    file: ConfigFile,
+    outpoint: Annotated[str, typer.Argument(help="Funding outpoint, txid:vout")],
+    as_json: AsJson = False,
+) -> None:
+    """Show all that is known of one channel."""
+    _print_channel(_ask(_config(file), "GET", f"/channels/{_path(outpoint)}"), as_json=as_json)
+
+
+@app.command(epilog="[bold]Example[/bold]\n\n  paychan channels close config/live/server.toml TXID:VOUT")
+def close(
+    file: ConfigFile,
+    outpoint: Annotated[str, typer.Argument(help="Funding outpoint, txid:vout")],
+    as_json: AsJson = False,
+) -> None:
+    """Close a channel: settle the newest payment now."""
+    _print_channel(_ask(_config(file), "POST", f"/channels/{_path(outpoint)}/close"), as_json=as_json)
+
+
+def _config(file: Path) -> ServerConfig:
+    try:
+        return load_server_config(file)
+    except SettingsError as error:
+        fail(str(error), status=2)
+
+
+def _ask(config: ServerConfig, method: str, path: str) -> Any:
+    """Ask the running server; whatever goes wrong ends the command with a sentence."""
+    running = read_running(config.state_dir)
+    if running is None:
+        fail(f"no server has its state in {config.state_dir}. Start it: paychan serve FILE")
+    try:
+        token = config.management_token.read_text()
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = httpx.request(
+            method, running.management_url + path, headers=headers, timeout=_SECONDS, trust_env=False
+        )
+        body = msgspec.json.decode(answer.content)
+    except (OSError, httpx.HTTPError, msgspec.MsgspecError) as error:
+        fail(f"the server at {running.management_url} does not answer ({type(error).__name__}). Is it running?")
+    if answer.is_error and "error" in body:
+        fail(str(body["error"]))
+    return body
+
+
+def _health_table(health: Mapping[str, Any]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    frozen = "; ".join(health["frozen"])
+    table.add_row("[dim]network[/dim]", health["network"])
+    table.add_row("[dim]payments[/dim]", f"[red]frozen: {frozen}[/red]" if frozen else "[green]accepted[/green]")
+    table.add_row("[dim]signer[/dim]", health["signer"])
+    for name, value in health.get("chain", {}).items():
+        table.add_row(f"[dim]{name}[/dim]", str(value))
+    return table
+
+
+def _totals_table(totals: Mapping[str, Any]) -> Table:
+    table = Table("state", "channels", "received sat")
+    for state, count in totals["channels"].items():
+        table.add_row(state, f"{count:,}", f"{totals['received_sat'][state]:,}")
+    return table
+
+
+def _print_channel(channel: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        out.print_json(data=dict(channel))
+        return
+    table = Table.grid(padding=(0, 2))
+    for name, value in channel.items():
+        shown = _moment(value) if name in ("expires", "opened_at") else "" if value is None else str(value)
+        table.add_row(f"[dim]{name.replace('_', ' ')}[/dim]", shown)
+    out.print(table)
+
+
+def _path(outpoint: str) -> str:
+    txid, colon, vout = outpoint.partition(":")
+    if not colon:
+        fail(f"{outpoint}: want txid:vout")
+    return f"{txid}/{vout}"
+
+
+def _moment(unix: int) -> str:
+    """Local time, and how far away it is."""
+    away = unix - int(time.time())
+    hours, minutes = divmod(abs(away) // 60, 60)
+    distance = f"{hours // 24} d {hours % 24} h" if hours > 48 else f"{hours} h {minutes} min"
+    return f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(unix))} ({'in ' + distance if away > 0 else distance + ' ago'})"
