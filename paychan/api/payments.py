@@ -18,6 +18,7 @@ from tornado.escape import parse_qs_bytes
 from tornado.httputil import (
     HTTPConnection,
     HTTPHeaders,
+    HTTPInputError,
     HTTPMessageDelegate,
     HTTPServerConnectionDelegate,
     RequestStartLine,
@@ -33,6 +34,9 @@ from paychan.protocol.errors import BodyTooLarge, InternalError, PaychanError, U
 log = structlog.get_logger("api")
 
 _PAY_PATH = re.compile(rf"/(?:(v1)/channels/{OUTPOINT}(?:/pay)?|(v2)/channels/{OUTPOINT})")
+
+_MAX_QUERY_FIELDS = 1000
+"""Tornado's own limit."""
 
 
 class PaymentLane(HTTPServerConnectionDelegate):
@@ -94,7 +98,17 @@ class _PaymentRequest(HTTPMessageDelegate):
         self._body = b""
 
     def headers_received(self, start_line: Any, headers: HTTPHeaders) -> None:
-        """Nothing of the head matters to a payment."""
+        """Nothing of the head matters to a payment, but what Tornado's requests demand of it is demanded here too.
+
+        Raises:
+            HTTPInputError: not one Host header, or too many query fields; Tornado answers 400 and closes.
+        """
+        # RFC 9112: "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1 request message that
+        # lacks a Host header field and to any request message that contains more than one Host header field line"
+        if "," in headers.get("Host", "" if start_line.version == "HTTP/1.0" else ","):
+            raise HTTPInputError("want one Host header")  # noqa: EM101, TRY003 - for Tornado's log
+        if self._query.count("&") >= _MAX_QUERY_FIELDS:
+            raise HTTPInputError("too many query fields")  # noqa: EM101, TRY003
 
     def data_received(self, chunk: bytes) -> None:
         self._body += chunk
