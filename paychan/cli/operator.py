@@ -54,15 +54,17 @@ def list_channels(
     if as_json:
         out.print_json(data=channels)
         return
-    table = Table("channel", "expires", "received sat", "left sat", "payments", "settlement", title=f"{state} channels")
+    table = Table(title=f"{state} channels")
+    table.add_column("channel (txid:vout)", overflow="fold", min_width=34)
+    for name in ("expires", "received sat", "left sat", "payments"):
+        table.add_column(name, justify="right")
     for channel in channels:
         table.add_row(
             channel["funding_source"],
-            _moment(channel["expires"]),
+            _distance(channel["expires"]),
             f"{channel['value_received']:,}",
             f"{channel['value_left']:,}",
             f"{channel['payments']:,}",
-            channel["settlement_txid"] or "",
         )
     out.print(table)
 
@@ -136,6 +138,8 @@ def _print_channel(channel: Mapping[str, Any], *, as_json: bool) -> None:
         out.print_json(data=dict(channel))
         return
     table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in channel.items():
         shown = _moment(value) if name in ("expires", "opened_at") else "" if value is None else str(value)
         table.add_row(f"[dim]{name.replace('_', ' ')}[/dim]", shown)
@@ -151,7 +155,11 @@ def _path(outpoint: str) -> str:
 
 def _moment(unix: int) -> str:
     """Local time, and how far away it is."""
+    return f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(unix))} ({_distance(unix)})"
+
+
+def _distance(unix: int) -> str:
     away = unix - int(time.time())
     hours, minutes = divmod(abs(away) // 60, 60)
     distance = f"{hours // 24} d {hours % 24} h" if hours > 48 else f"{hours} h {minutes} min"
-    return f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(unix))} ({'in ' + distance if away > 0 else distance + ' ago'})"
+    return f"in {distance}" if away > 0 else f"{distance} ago"
