@@ -13,8 +13,10 @@ from tests.lib.system import System
 
 
 @pytest.fixture(scope="session")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    with System(tmp_path_factory.mktemp("system")) as running:
+def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """The server as configured by default; tests of `BOTH_WAYS` get one without the payments' lane too."""
+    lane = getattr(request, "param", True)
+    with System(tmp_path_factory.mktemp("system"), sections={} if lane else {"http": "fast_lane = false"}) as running:
         yield running
 
 

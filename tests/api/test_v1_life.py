@@ -7,8 +7,11 @@ import pytest
 
 from paychan.protocol.payment import encode_v1
 from paychan.protocol.types import Network
+from tests.api.ways import BOTH_WAYS
 from tests.lib.rbpcp import V1, Payer
 from tests.lib.system import DEBUG_SERVER_KEY, System
+
+pytestmark = BOTH_WAYS
 
 FUNDING_SAT = 12_345_678_900_000
 

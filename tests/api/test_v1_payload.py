@@ -8,7 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from paychan.protocol.payment import Payment, encode_v1
+from tests.api.ways import BOTH_WAYS
 from tests.lib.rbpcp import V1
+
+pytestmark = BOTH_WAYS
 
 
 def _raw(payment: Payment) -> bytes:

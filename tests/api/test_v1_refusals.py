@@ -11,6 +11,7 @@ import pytest
 
 from paychan.protocol.payment import Payment, encode_v1
 from paychan.protocol.types import OutPoint
+from tests.api.ways import BOTH_WAYS
 from tests.lib.ecdsa import high_s_twin
 from tests.lib.rbpcp import V1, Payer, refusal
 from tests.lib.system import DEBUG_SERVER_KEY, System
@@ -147,6 +148,7 @@ def test_opening_refuses_bad_payments(v1: V1, system: System, kind: str) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tail", ["", "/pay"])
+@BOTH_WAYS
 def test_paying_refuses_bad_payments(open_v1: V1, system: System, kind: str, tail: str) -> None:
     """The same payments are a 400 on an open channel, which stays as it was."""
     before = system.channel(open_v1.payer.outpoint)
@@ -193,6 +195,7 @@ def test_value_does_not_go_back(open_v1: V1, system: System) -> None:
         ("payment=AAAA&payment=AAAA", "repeated"),
     ],
 )
+@BOTH_WAYS
 def test_an_unreadable_payment_is_refused(open_v1: V1, system: System, method: str, query: str, code: str) -> None:
     """Missing, repeated or undecodable: 400 for paying and for closing, and nothing happens."""
     assert refusal(open_v1.http.request(method, f"{open_v1.resource}?{query}")) == (400, code)
@@ -200,6 +203,7 @@ def test_an_unreadable_payment_is_refused(open_v1: V1, system: System, method: s
 
 
 @pytest.mark.parametrize("junk", ["A", "AA", "AAAA", "%00", "%0A", "==A", "===", "%20%20", "&payment=x"])
+@BOTH_WAYS
 def test_junk_behind_a_payment_is_refused(open_v1: V1, junk: str) -> None:
     """Trailing bytes or text make another parameter, not the same payment."""
     url = f"{open_v1.resource}?payment={encode_v1(open_v1.payer.payment(120_000))}"
@@ -219,6 +223,7 @@ def test_only_the_newest_payment_closes(open_v1: V1, system: System) -> None:
     assert refusal(open_v1.close(older)) == (400, "not_newest_payment")
 
 
+@BOTH_WAYS
 def test_an_unknown_channel_is_not_found(v1: V1) -> None:
     """PUT, `/pay` and DELETE on an outpoint without a channel are 404."""
     payment = v1.payer.payment(100_000)
@@ -229,6 +234,7 @@ def test_an_unknown_channel_is_not_found(v1: V1) -> None:
 @pytest.mark.parametrize(
     "name", ["{txid}/00", "{txid}/+0", "{txid}/-0", "{txid}/0x0", "{upper}/0", "{txid}/", "{txid}"]
 )
+@BOTH_WAYS
 def test_a_channel_has_one_name(open_v1: V1, name: str) -> None:
     """Other spellings of a txid or an index name nothing (threat 27)."""
     outpoint = OutPoint(sha256(open_v1.payer.public_key).digest(), 0)
@@ -236,6 +242,7 @@ def test_a_channel_has_one_name(open_v1: V1, name: str) -> None:
     assert refusal(open_v1.http.put(f"{open_v1.url}/v1/channels/{name}?payment=AAAA")) == (404, "no_such_route")
 
 
+@BOTH_WAYS
 def test_an_index_outside_32_bits_is_refused(v1: V1) -> None:
     """`vout` is a number of 32 bits."""
     payment = encode_v1(v1.payer.payment(100_000))
@@ -259,6 +266,7 @@ def test_the_outpoint_of_a_settled_channel_is_used_for_ever(open_v1: V1) -> None
     assert "Location" not in again.headers
 
 
+@BOTH_WAYS
 def test_a_closed_channel_takes_no_payment(open_v1: V1) -> None:
     """Paying on a settled channel is 410, also with the payment that it was settled with."""
     newest = open_v1.payer.payment(100_000)

@@ -9,8 +9,11 @@ import httpx
 import pytest
 
 from paychan.protocol.rest import Dialect
+from tests.api.ways import BOTH_WAYS
 from tests.lib.rbpcp import V2, Payer, refusal
 from tests.lib.system import System
+
+pytestmark = BOTH_WAYS
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,11 @@ from bitcoin.core import CTransaction
 from paychan.protocol.address import encode_address, key_script
 from paychan.protocol.rest import Dialect, opening_secret
 from paychan.protocol.types import Network
+from tests.api.ways import BOTH_WAYS
 from tests.lib.rbpcp import V2, Payer, path
 from tests.lib.system import System
+
+pytestmark = BOTH_WAYS
 
 FUNDING_SAT = 12_345_678_900_000
 

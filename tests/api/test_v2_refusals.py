@@ -12,6 +12,7 @@ from paychan.protocol.address import encode_address
 from paychan.protocol.rest import opening_secret
 from paychan.protocol.scripts import make_terms
 from paychan.protocol.types import Network
+from tests.api.ways import BOTH_WAYS
 from tests.lib.ecdsa import high_s_twin
 from tests.lib.rbpcp import V1, V2, Payer, path, refusal
 from tests.lib.system import System
@@ -120,6 +121,7 @@ def test_the_outpoint_of_a_settled_channel_is_used_for_ever(open_v2: V2) -> None
     assert (refusal(again), "Location" in again.headers) == ((409, "outpoint_used"), False)
 
 
+@BOTH_WAYS
 def test_a_closed_channel_takes_no_payment(open_v2: V2) -> None:
     """Paying after the close is 410 with the settlement's txid."""
     txid = open_v2.close(open_v2.payer.payment(120_000)).json()["settlement_txid"]
@@ -129,6 +131,7 @@ def test_a_closed_channel_takes_no_payment(open_v2: V2) -> None:
 
 @pytest.mark.parametrize("tail", ["", "/close"])
 @pytest.mark.parametrize("name", ["another key", "back", "dust", "flag", "0x83 without change", "high S", "address"])
+@BOTH_WAYS
 def test_bad_payments_neither_pay_nor_close(open_v2: V2, system: System, tail: str, name: str) -> None:
     """A payment that is not good for its value, flag and address is 400 and changes nothing."""
     payer = open_v2.payer
@@ -161,6 +164,7 @@ def test_bad_payments_neither_pay_nor_close(open_v2: V2, system: System, tail: s
         ({"change_address": LIVE_ADDRESS}, "malformed"),
     ],
 )
+@BOTH_WAYS
 def test_facts_beside_a_payment_must_be_the_channels(
     open_v2: V2, system: System, tail: str, changes: dict[str, Any], code: str
 ) -> None:
@@ -171,6 +175,7 @@ def test_facts_beside_a_payment_must_be_the_channels(
     assert system.channel(open_v2.payer.outpoint) == before
 
 
+@BOTH_WAYS
 def test_a_payment_may_repeat_the_change_address_but_not_replace_it(open_v2: V2) -> None:
     """Only a close may bring another change address."""
     payer, other = open_v2.payer, Payer()
@@ -187,6 +192,7 @@ def test_a_close_is_judged_with_the_address_it_names(open_v2: V2, system: System
     assert system.channel(payer.outpoint)["status"] == "open"
 
 
+@BOTH_WAYS
 def test_the_path_of_one_version_is_unknown_in_the_other(system: System, open_v1: V1, v2: V2) -> None:
     """A v1 channel is 404 under /v2 with any secret, and a v2 channel is 404 under /v1 with a perfect payment."""
     assert v2.open(v2.payer.payment(100_000)).status_code == 201
@@ -204,6 +210,7 @@ def test_the_path_of_one_version_is_unknown_in_the_other(system: System, open_v1
     assert system.channel(open_v1.payer.outpoint)["value_received"] == 100_000
 
 
+@BOTH_WAYS
 def test_errors_tell_code_and_numbers_in_every_published_form(open_v2: V2) -> None:
     """One object has `error_msg` (library), `type` and `message` (drafts), `error`, the code, and both numbers."""
     body = open_v2.pay(open_v2.payer.payment_of_change(5)).json()

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from paychan.protocol.rest import Dialect, opening_secret
+from tests.api.ways import BOTH_WAYS
 from tests.lib.rbpcp import V1, V2, Payer
 from tests.lib.system import System
 
@@ -39,6 +40,7 @@ def _facts(answer: httpx.Response) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("kind", WRONG)
 @pytest.mark.parametrize("tail", ["", "/close"])
+@BOTH_WAYS
 def test_wrong_secrets_and_unknown_channels_are_one_404(
     open_v2: V2, new_v2: Callable[[Dialect], V2], system: System, kind: str, tail: str
 ) -> None:
@@ -64,6 +66,7 @@ def test_opening_needs_the_secret_of_this_very_payment(v2: V2, system: System, k
     assert "funding_value" not in system.channel(v2.payer.outpoint)
 
 
+@BOTH_WAYS
 def test_the_secret_comes_before_what_the_body_names(open_v2: V2) -> None:
     """Without the secret even a body that contradicts the channel tells nothing."""
     open_v2.secret = "ab" * 32
@@ -72,6 +75,7 @@ def test_the_secret_comes_before_what_the_body_names(open_v2: V2) -> None:
         assert (answer.status_code, answer.content) == (404, b"")
 
 
+@BOTH_WAYS
 def test_a_closed_channel_hides_behind_its_secret_too(open_v2: V2) -> None:
     """410 is for those who know the secret."""
     assert open_v2.close(open_v2.payer.payment(120_000)).status_code == 200
@@ -121,6 +125,7 @@ def test_the_time_of_a_404_does_not_tell_whether_there_is_a_channel(system: Syst
     assert any(difference() < ALIKE_SECONDS for _ in range(5))
 
 
+@BOTH_WAYS
 def test_a_404_of_v1_leaves_at_the_fixed_moment_too(open_v2: V2) -> None:
     """Asking under /v1 does not show a v2 channel either."""
     stranger = V1(open_v2.url, Payer(), open_v2.http)
@@ -130,6 +135,7 @@ def test_a_404_of_v1_leaves_at_the_fixed_moment_too(open_v2: V2) -> None:
             assert _seconds(partial(v1.pay, v1.payer.payment(120_000))) > FIXED_SECONDS
 
 
+@BOTH_WAYS
 def test_a_late_body_does_not_use_up_the_time_of_a_404(system: System, http: httpx.Client) -> None:
     """The moment counts from when the whole request was read: sending the body slowly does not show the look-up."""
     known = V2(system.url, Payer(), http)

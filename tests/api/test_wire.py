@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from paychan.protocol.payment import encode_v1
-from tests.api.wire import connect, exchange, read_all, statuses
+from tests.api.wire import PATIENCE_SECONDS, connect, exchange, read_all, statuses
 from tests.lib.rbpcp import V1, Payer
 from tests.lib.system import System
 
@@ -110,6 +110,20 @@ def _trickle(connection: socket.socket) -> None:
     for _ in range(100):
         connection.sendall(b"X")
         time.sleep(0.1)
+
+
+def test_a_client_that_takes_no_answers_is_cut_off(strict: System) -> None:
+    """Whoever pipelines requests and reads nothing does not hold its connection: most answers are never made."""
+    with connect(strict.url) as connection:
+        connection.settimeout(0.5)
+        sent = 0
+        with contextlib.suppress(TimeoutError):
+            while True:
+                connection.sendall(SMUGGLED * 100)
+                sent += 100
+        time.sleep(3)
+        connection.settimeout(PATIENCE_SECONDS)
+        assert len(statuses(read_all(connection))) < sent
 
 
 def test_a_head_over_the_limit_is_cut_off(strict: System) -> None:
@@ -252,9 +266,15 @@ def test_an_unusual_but_clear_request_is_one_request(strict: System, kind: str) 
 
 def test_a_client_that_leaves_at_once_disturbs_nobody(strict: System, http: httpx.Client) -> None:
     """Connections that are dropped with an answer under way leave the server as it was."""
-    for _ in range(50):
+    v1 = V1(strict.url, Payer(), http)
+    assert v1.open(v1.payer.payment(100_000)).status_code == 201
+    path = v1.resource.removeprefix(v1.url)
+    for number in range(50):
+        payment = encode_v1(v1.payer.payment(100_001 + number))
         with connect(strict.url) as connection:
-            connection.sendall(SMUGGLED * 5)
+            connection.sendall(SMUGGLED * 5 + f"PUT {path}?payment={payment} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        with connect(strict.url) as connection:
+            connection.sendall(f"PUT {path}?payment={payment} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     assert strict.server is not None
     answer = http.get(f"{strict.url}/v1/fundingInfo?exp_time=1500000000&client_pubkey={Payer().public_key.hex()}")
     assert answer.status_code == 200
