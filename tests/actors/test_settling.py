@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from bitcoin.core import COutPoint, CTransaction, CTxIn, CTxOut
 
+from actors.channel import Resume
 from paychan.chain.base import ChainFailed
 from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Channel, Close, CloseByProof, CloseReason, Outcome, State
@@ -151,18 +152,18 @@ async def test_nothing_is_published_before_the_signature_is_durable(tmp_path: Pa
 
 
 async def test_many_who_want_it_settled_share_one_settlement(tmp_path: Path):
-    """An operator and two looks of the watcher at once lead to one signature and one publication."""
+    """An operator and the watcher, twice, at once lead to one signature and one publication."""
     async with local(tmp_path) as server:
         await server.open(PAYER)
         server.signer.hold("sign_settlement")
         closing = close(server)
         await until(lambda: server.signer.calls["sign_settlement"])
-        looking = [asyncio.ensure_future(server.watcher.look()) for _ in range(2)]
+        others = [asyncio.ensure_future(server.registry.ask(PAYER.outpoint, Resume())) for _ in range(2)]
         await settled_down()
         server.signer.release("sign_settlement")
-        await asyncio.gather(*looking)
+        outcomes = await asyncio.gather(closing, *others)
 
-        assert accepted(await closing).channel == await server.stored(PAYER)
+        assert [accepted(outcome).channel for outcome in outcomes] == [await server.stored(PAYER)] * 3
         assert server.signer.calls["sign_settlement"] == 1
         assert server.chain.calls["publish"] == 1
 

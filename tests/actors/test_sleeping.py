@@ -23,11 +23,13 @@ async def test_an_idle_channel_sleeps_and_wakes_with_the_same_state(tmp_path: Pa
     async with local(tmp_path, clock) as server:
         await server.open(PAYER, 10_000)
         newest = accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(10_010))).channel
+        actor = server.registry._awake[PAYER.outpoint]
         clock.now += IDLE_SECONDS - 1
         assert server.registry.let_sleep(IDLE_SECONDS) == 0
         clock.now += 1
         assert server.registry.let_sleep(IDLE_SECONDS) == 1
 
+        assert not actor.alive
         assert server.registry.awake == 0
         assert await server.registry.read(PAYER.outpoint) == newest
         assert accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(10_015))).value_sat == 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,23 @@ def test_threat_32_payments_go_on_without_the_signer(system: System):
     return_signer(system, signal.SIGSTOP)
 
     assert answers == [200] * 5
+
+
+def test_a_running_request_is_answered_before_the_server_ends(tmp_path: Path):
+    """SIGTERM while a client waits for its settlement: the client gets its answer, and the status is 0."""
+    with System(tmp_path, sections={"signer": "deadline_seconds = 2.0"}) as system, ThreadPoolExecutor(1) as threads:
+        assert system.server is not None
+        payer, path = opened(system)
+        remove_signer(system, signal.SIGSTOP)
+        answer = threads.submit(close, system, payer, path)
+        while system.channel(payer.outpoint)["status"] != "closing":
+            time.sleep(0.01)
+        status = system.server.stop()
+        return_signer(system, signal.SIGSTOP)
+
+        assert (answer.result().status_code, status) == (503, 0)
+        system.start_server()
+        assert closed(system, payer)["settlement_txid"]
 
 
 def test_a_closing_survives_the_death_of_server_and_signer(system: System):

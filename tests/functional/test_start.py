@@ -1,0 +1,54 @@
+"""What the server does between its start and its first answer (threat 34)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from paychan.protocol.channel import Channel, State
+from paychan.protocol.types import UnixTime
+from paychan.store.base import Change
+from paychan.store.leveldb import LevelDbStore
+from tests.lib.system import System
+from tests.lib.world import DebugPayer
+
+HOUR = 3_600
+
+
+def payer(name: str, hours: int) -> DebugPayer:
+    """The client of a channel that expires in some hours from now; the settlement period is 6 hours by default."""
+    return DebugPayer(name, UnixTime(int(time.time()) + hours * HOUR))
+
+
+async def fill(path: Path, *histories: list[Channel]) -> None:
+    store = LevelDbStore.open(path, "debug")
+    for versions in histories:
+        for previous, channel in zip([None, *versions], versions, strict=False):
+            assert await store.commit([Change(previous, channel)]) == [True]
+    await store.close()
+
+
+def test_threat_34_overdue_channels_are_settled_before_the_server_listens(tmp_path: Path):
+    """When the first client is served, what came due while the server was down is settled; the rest is open."""
+    system = System(tmp_path)
+    due, begun, fresh = payer("due", 5), payer("begun", 24), payer("fresh", 7)
+    closing = begun.history(State.CLOSING)[:2]
+    asyncio.run(fill(system.state / "store", [due.channel()], closing, [fresh.channel()]))
+    with system:
+        states = [system.channel(each.outpoint)["status"] for each in (due, begun, fresh)]
+
+    assert states == ["closed", "closed", "open"]
+
+
+def test_the_server_serves_although_an_overdue_channel_can_not_be_settled(tmp_path: Path):
+    """A channel that is not worth its settlement is alarmed about, and keeps nobody from being served."""
+    system = System(tmp_path)
+    poor = payer("poor", 1)
+    asyncio.run(fill(system.state / "store", [poor.channel(paid_sat=100)]))
+    with system:
+        health = system.manage("GET", "/health")
+
+        assert health.status_code == 200
+        assert health.json()["alarms"] == [str(poor.outpoint)]
+        assert system.channel(poor.outpoint)["status"] == "open"
