@@ -25,7 +25,10 @@ log = structlog.get_logger("actors")
 
 
 class LoopFuture(pykka.Future[Any]):
-    """A pykka future that can be awaited (pykka's own blocks the loop), and set to an awaitable."""
+    """A pykka future that can be awaited (pykka's own blocks the loop), and set to an awaitable.
+
+    It is its asker's own: cancelling the wait for it does not touch what others may wait for too.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,10 +36,8 @@ class LoopFuture(pykka.Future[Any]):
 
     def set(self, value: Any = None) -> None:
         """Set the value, or what will give it."""
-        if isinstance(value, asyncio.Future):
-            self._result = value
-        elif inspect.isawaitable(value):
-            self._result = asyncio.ensure_future(value)
+        if inspect.isawaitable(value):
+            asyncio.ensure_future(value).add_done_callback(self._take)
         elif not self._result.done():
             self._result.set_result(value)
 
@@ -55,10 +56,23 @@ class LoopFuture(pykka.Future[Any]):
         return self._result.result()
 
     def __await__(self) -> Generator[Any, None, Any]:
-        """Wait without blocking. Others may wait for the same result, so a waiter that is cancelled is cancelled alone."""
+        """Wait without blocking."""
         if self._get_hook is not None:
             return self.get()
-        return (yield from asyncio.shield(self._result))
+        return (yield from self._result)
+
+    def _take(self, given: asyncio.Future[Any]) -> None:
+        """Pass on what an awaitable gave, unless the asker has left."""
+        if given.cancelled():
+            self._result.cancel()
+            return
+        error = given.exception()
+        if self._result.done():
+            return
+        if error is not None:
+            self._result.set_exception(error)
+        else:
+            self._result.set_result(given.result())
 
 
 class LoopInbox:

@@ -164,6 +164,16 @@ async def test_an_asker_that_gives_up_gives_up_alone():
     assert await patient == "done"
 
 
+async def test_work_that_is_cancelled_ends_the_wait_for_it():
+    """An asker does not wait for ever for what will never be done."""
+    work = asyncio.get_running_loop().create_future()
+    asked = ask(Echo.launch(), lambda: work)
+    work.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+
+
 async def test_ten_thousand_messages_do_not_deepen_the_stack():
     """A handler that sends its actor the next message does not recurse."""
     actor = Echo.launch()
