@@ -26,7 +26,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 def _get(system: System, where: str, **headers: str) -> httpx.Response:
     """Ask without the token."""
-    return httpx.get(system.management_url + where, headers=headers, trust_env=False)
+    return httpx.get(system.management_url + where, headers=headers, trust_env=False, verify=False)
 
 
 def _info(system: System, payer: Payer) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def test_changes_need_the_token(open_v1: V1, system: System, token: str | None) 
     headers = {} if token is None else {"Authorization": token.format(system.token)}
     where = path(open_v1.payer.outpoint).removeprefix("/v2")
     for resource in (f"{where}/close", "/backups"):
-        answer = httpx.post(system.management_url + resource, headers=headers, trust_env=False)
+        answer = httpx.post(system.management_url + resource, headers=headers, trust_env=False, verify=False)
         assert refusal(answer) == (401, "unauthorized")
     assert _info(system, open_v1.payer)["status"] == "open"
 
@@ -158,13 +158,13 @@ def test_web_pages_get_nothing(system: System, method: str) -> None:
     """No answer of this listener lets a page of another origin read it."""
     headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     for where in ("/health", "/channels", "/backups", "/nowhere"):
-        answer = httpx.request(method, system.management_url + where, headers=headers, trust_env=False)
+        answer = httpx.request(method, system.management_url + where, headers=headers, trust_env=False, verify=False)
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
 def test_the_interfaces_are_apart(system: System) -> None:
     """Clients can't reach the operator's resources, nor does the operator's listener take payments."""
     for where in ("/health", "/totals", "/channels", f"/channels/{Payer().public_key.hex()}/info"):
-        assert refusal(httpx.get(system.url + where, trust_env=False)) == (404, "no_such_route")
+        assert refusal(httpx.get(system.url + where, trust_env=False, verify=False)) == (404, "no_such_route")
     info = f"/v1/fundingInfo?client_pubkey={Payer().public_key.hex()}&exp_time=1500000000"
     assert refusal(_get(system, info)) == (404, "no_such_route")

@@ -117,7 +117,7 @@ def test_a_client_that_takes_no_answers_is_cut_off(strict: System) -> None:
     with connect(strict.url) as connection:
         connection.settimeout(0.5)
         sent = 0
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(OSError):  # the buffers are full, or it was cut off already
             while True:
                 connection.sendall(SMUGGLED * 100)
                 sent += 100
