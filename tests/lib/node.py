@@ -19,6 +19,9 @@ from paychan.protocol.types import OutPoint
 _PATIENCE_SECONDS = 30.0
 _WALLET = "miner"
 
+_FIRST_BLOCKS = 120
+"""Coinbase outputs are spendable 100 blocks later: this makes 20 coins, each good for 25 payments between two blocks."""
+
 _FLAGS = (
     "-server",
     "-rpcbind=127.0.0.1",
@@ -44,13 +47,14 @@ class NodeError(Exception):
 
 
 class Node:
-    """A node with an empty mempool, a chain of 101 blocks of its own (regtest) and a wallet with a coin to spend.
+    """A node with an empty mempool, a chain of 120 blocks of its own (regtest) and a wallet with coins to spend.
 
-    `flags` are bitcoind's. `login` ("user:password") replaces the cookie. Restarts keep directory and ports.
+    `flags` are bitcoind's. `login` ("user:password") replaces the cookie. `born` is when the first blocks are mined: the
+    node's clock stands there until `set_mock_time`; 0 means now. Restarts keep directory and ports.
     """
 
     def __init__(
-        self, directory: Path, *flags: str, network: str = "regtest", zmq: bool = True, login: str = ""
+        self, directory: Path, *flags: str, network: str = "regtest", zmq: bool = True, login: str = "", born: int = 0
     ) -> None:
         program = find_bitcoind()
         if program is None:
@@ -58,6 +62,7 @@ class Node:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.network = network
+        self._born = born
         self.port, zmq_port = _free_ports(2)
         self.zmq = f"tcp://127.0.0.1:{zmq_port}" if zmq else ""
         self.url = f"http://127.0.0.1:{self.port}"
@@ -82,9 +87,10 @@ class Node:
     def __enter__(self) -> Self:
         self.start()
         if self.network == "regtest" and "-disablewallet" not in self._command:
+            self.set_mock_time(self._born)
             load_on_startup = True
             self.rpc("createwallet", _WALLET, False, False, "", False, True, load_on_startup)
-            self.mine(101)
+            self.mine(_FIRST_BLOCKS)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -137,6 +143,11 @@ class Node:
         return reply["result"]
 
     @property
+    def url_with_credentials(self) -> str:
+        """For programs that take no file."""
+        return self.url.replace("://", f"://{self.credentials.read_text().strip()}@")
+
+    @property
     def height(self) -> int:
         return int(self.rpc("getblockcount"))
 
@@ -166,6 +177,7 @@ class Node:
     def fund(self, address: str, sat: int) -> OutPoint:
         """Pay to an address; the transaction waits in the mempool."""
         txid = self.rpc("sendtoaddress", address, str(Decimal(sat).scaleb(-8)), wallet=_WALLET)
+        self.rpc("getmempoolentry", txid)  # the wallet keeps transactions that its node did not take
         return self.output(txid, address)
 
     def output(self, txid: str, address: str) -> OutPoint:

@@ -1,0 +1,281 @@
+"""The chain as a bitcoind of the operator sees it: Bitcoin Core 25 or later, pruned or not, without txindex.
+
+Which means answers which question, and why:
+
+* What pays to a script: a watch-only descriptor wallet of ours inside the node (`watchwallet`). It sees the mempool,
+  catches up by itself after any restart, and works on pruned nodes; an index would have to be built, and
+  `scantxoutset` sees no mempool and takes minutes. It is used once for an address that the wallet did not follow from
+  the beginning (`fundingsearch`).
+* Whether an output is there: `gettxout` with the mempool, which is the node's validated set of unspent outputs, never
+  the wallet's opinion. Script, value, depth and coinbase are read from there alone.
+* What spent it: `gettxspendingprevout` for the mempool; for the chain the wallet's transactions, whose depth the node
+  counts anew at every question, so reorganized, conflicted and abandoned ones are none.
+* News: the hash of the best block is asked every second, which costs the node nothing; ZMQ, where the node offers it,
+  ends that second early and tells of the mempool. So there is nothing to fall back to when ZMQ is silent or dead.
+
+Payments ask nothing of this. Errors are told apart by code, never by text, which differs from version to version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Collection
+from decimal import Decimal
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+from bitcoin.core import CTransaction
+from msgspec import Struct
+
+from paychan.chain.base import ChainFailed, Funding, Spend, Tip
+from paychan.chain.fundingsearch import MOST_OUTPUTS, FundingSearch
+from paychan.chain.jsonrpc import JsonRpc, RpcError
+from paychan.chain.nodestate import NodeState
+from paychan.chain.watchwallet import WatchWallet
+from paychan.chain.zmqfeed import ZmqFeed, reachable
+from paychan.protocol.scripts import ChannelTerms
+from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
+
+_FEE_TARGET_BLOCKS = 12
+"""Two hours: a settlement has the whole settlement period."""
+
+_POLL_SECONDS = 1.0
+
+_ALREADY_IN_CHAIN = -27
+"""Bitcoin Core, rpc/protocol.h: RPC_VERIFY_ALREADY_IN_UTXO_SET"""
+
+_SAT_PER_COIN = 100_000_000
+_VB_PER_KVB = 1000
+
+
+class _Script(Struct, frozen=True):
+    hex: str
+
+
+class _TxOut(Struct, frozen=True, rename={"script": "scriptPubKey"}):
+    confirmations: int
+    value: Decimal
+    script: _Script
+    coinbase: bool
+
+
+class _Prevout(Struct, frozen=True):
+    spendingtxid: str | None = None
+
+
+class _Estimate(Struct, frozen=True):
+    feerate: Decimal | None = None
+
+
+class _Mempool(Struct, frozen=True):
+    mempoolminfee: Decimal
+
+
+class _Verdict(Struct, frozen=True, rename={"reason": "reject-reason"}):
+    allowed: bool = False
+    reason: str = "no reason given"
+
+
+class _Publisher(Struct, frozen=True):
+    type: str
+    address: str
+
+
+_text: msgspec.json.Decoder[str] = msgspec.json.Decoder(str)
+_tx_out: msgspec.json.Decoder[_TxOut | None] = msgspec.json.Decoder(_TxOut | None)
+_prevouts: msgspec.json.Decoder[list[_Prevout]] = msgspec.json.Decoder(list[_Prevout])
+_estimate: msgspec.json.Decoder[_Estimate] = msgspec.json.Decoder(_Estimate)
+_mempool: msgspec.json.Decoder[_Mempool] = msgspec.json.Decoder(_Mempool)
+_verdicts: msgspec.json.Decoder[list[_Verdict]] = msgspec.json.Decoder(list[_Verdict])
+_publishers: msgspec.json.Decoder[list[_Publisher]] = msgspec.json.Decoder(list[_Publisher])
+
+
+class BitcoindChain:
+    """A `paychan.chain.base.Chain` by JSON-RPC at `url`.
+
+    `credentials` is a file with "user:password", such as the node's .cookie; it is read again whenever the node refuses.
+    `zmq` is "auto" for what the node says it offers, an address ("tcp://host:port"), or "" for none.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        network: Network,
+        *,
+        credentials: Path,
+        wallet: str = "paychan",
+        timeout_seconds: float = 10.0,
+        zmq: str = "auto",
+    ) -> None:
+        self._network = network
+        self._timeout_seconds = timeout_seconds
+        self._zmq = zmq
+        self._rpc = JsonRpc(url, credentials, timeout_seconds)
+        self._state = NodeState(self._rpc, network)
+        self._wallet = WatchWallet(self._rpc, wallet)
+        self._search = FundingSearch(self._rpc, self._wallet)
+        self._feed: ZmqFeed | None = None
+
+    async def check(self) -> None:
+        """Make sure that the node is fit to serve us, make or load its wallet for us, and listen to its news.
+
+        Raises:
+            ChainUnfit: what is wrong, and the mend.
+        """
+        await self._state.check()
+        await self._wallet.open()
+        await self._listen()
+
+    async def tip(self) -> Tip:
+        """Return the newest block."""
+        info = await self._state.read()
+        return Tip(info.blocks, info.bestblockhash, info.time, info.mediantime)
+
+    async def wait_for_change(self, seen: Tip, timeout_seconds: float) -> None:
+        """Return when the tip is another than `seen` or the mempool changed, at the latest by the time-out.
+
+        Mempool changes end it at most once a second, and only with ZMQ.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_seconds
+        while await self._rpc.call(_text, "getbestblockhash") == seen.block_hash:
+            left = min(_POLL_SECONDS, deadline - loop.time())
+            if left <= 0:
+                return
+            if self._feed is None:
+                await asyncio.sleep(left)
+            elif await self._feed.wait(left):
+                return
+
+    async def watch(self, terms: Collection[ChannelTerms], since: UnixTime | None = None) -> None:
+        """Follow what pays to these scripts and what spends from there. The node remembers it over all restarts.
+
+        Scripts that it does not follow yet are followed from now on; or `since` a time, for a wallet that was lost, with
+        a rescan of the blocks since then.
+
+        Raises:
+            ChainUnfit: the node has pruned blocks that are needed.
+        """
+        addresses = await self._wallet.incomplete([each.funding_address(self._network) for each in terms])
+        if addresses and since is not None:
+            await self._state.need_blocks(since)
+        await self._wallet.follow(addresses, since)
+        await self._wallet.mark_complete(addresses)
+
+    async def funding(self, terms: ChannelTerms) -> tuple[Funding, ...]:
+        """List the unspent outputs that pay exactly to the script of these terms, the most valuable first, up to 100.
+
+        The first question about terms that were not watched has the node scan its unspent outputs, and watches them.
+
+        Raises:
+            ChainFailed: also while that scan goes on; ask again.
+        """
+        address = terms.funding_address(self._network)
+        if await self._wallet.incomplete([address]):
+            await self._search.complete(address, terms.funding_script, self._timeout_seconds)
+        found = await self._unspent_outputs(await self._wallet.received(address))
+        script = terms.funding_script.hex()
+        fundings = [_funding(outpoint, tx_out) for outpoint, tx_out in found.items() if tx_out.script.hex == script]
+        return tuple(sorted(fundings, key=lambda funding: funding.value_sat, reverse=True)[:MOST_OUTPUTS])
+
+    async def unspent(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Funding]:
+        """Return those of these outpoints that are unspent, in the chain and in the mempool."""
+        found = await self._unspent_outputs(outpoints)
+        return {outpoint: _funding(outpoint, tx_out) for outpoint, tx_out in found.items()}
+
+    async def spender(self, outpoint: OutPoint) -> Spend | None:
+        """Return what spends a watched outpoint, in the chain or else in the mempool.
+
+        None while it is unspent, and when its transaction is gone from chain and mempool; `unspent` tells these apart.
+        Asked in the order in which a spending transaction moves, so that it is not missed between two questions.
+        """
+        if await self._unspent_outputs([outpoint]):
+            return None
+        txid = await self._spender_in_mempool(outpoint)
+        return Spend(txid, 0) if txid is not None else await self._wallet.spender(outpoint)
+
+    async def fee_rate(self) -> int | None:
+        """Estimate satoshi per virtual byte, rounded up, and no less than the node's mempool takes now."""
+        estimate = await self._rpc.call(_estimate, "estimatesmartfee", _FEE_TARGET_BLOCKS)
+        if estimate.feerate is None:
+            return None
+        floor = (await self._rpc.call(_mempool, "getmempoolinfo")).mempoolminfee
+        return math.ceil(max(estimate.feerate, floor) * _SAT_PER_COIN / _VB_PER_KVB)
+
+    async def publish(self, transaction: bytes) -> None:
+        """Hand a signed transaction to the network, also once more when it is in the mempool already.
+
+        The node's own limit of fee rates is off: the fee was decided and signed elsewhere, within the signer's limits,
+        and a settlement that the node held back here would be lost to the payer's refund.
+
+        Raises:
+            ChainFailed: refused, with the node's reason.
+        """
+        parsed, no_limit = CTransaction.deserialize(transaction), 0
+        verdicts = await self._rpc.call(_verdicts, "testmempoolaccept", [transaction.hex()], no_limit)
+        if not verdicts[0].allowed:
+            if await self._is_confirmed(parsed):
+                return
+            if await self._spender_in_mempool(_first_input(parsed)) != parsed.GetTxid():
+                msg = f"transaction {_shown(parsed)} refused: {verdicts[0].reason}"
+                raise ChainFailed(msg)
+        try:
+            await self._rpc.call(_text, "sendrawtransaction", transaction.hex(), no_limit)
+        except RpcError as error:
+            # a block may have come since the test
+            if error.code != _ALREADY_IN_CHAIN and not await self._is_confirmed(parsed):
+                msg = f"transaction {_shown(parsed)} refused: {error.reason}"
+                raise ChainFailed(msg) from error
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        await self._search.close()
+        if self._feed is not None:
+            await self._feed.close()
+            self._feed = None
+        await self._rpc.close()
+
+    async def _listen(self) -> None:
+        addresses = {self._zmq} - {"", "auto"}
+        if self._zmq == "auto":
+            host = urlsplit(self._rpc.url).hostname or ""
+            offered = await self._rpc.call(_publishers, "getzmqnotifications")
+            wanted = [each.address for each in offered if each.type in ("pubhashblock", "pubsequence")]
+            addresses = {ours for address in wanted if (ours := reachable(address, host)) is not None}
+        if addresses and self._feed is None:
+            self._feed = ZmqFeed(addresses)
+
+    async def _unspent_outputs(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, _TxOut]:
+        wanted = list(outpoints)
+        calls = [[outpoint.txid_hex, outpoint.vout, True] for outpoint in wanted]
+        found = await self._rpc.batch(_tx_out, "gettxout", calls)
+        return {outpoint: tx_out for outpoint, tx_out in zip(wanted, found, strict=True) if tx_out is not None}
+
+    async def _spender_in_mempool(self, outpoint: OutPoint) -> bytes | None:
+        query = [{"txid": outpoint.txid_hex, "vout": outpoint.vout}]
+        txid = (await self._rpc.call(_prevouts, "gettxspendingprevout", query))[0].spendingtxid
+        return None if txid is None else OutPoint.parse(txid, 0).txid
+
+    async def _is_confirmed(self, transaction: CTransaction) -> bool:
+        """See whether one of its outputs is unspent in the chain, or the wallet knows that it spent a watched one."""
+        txid = _shown(transaction)
+        calls = [[txid, vout, False] for vout in range(len(transaction.vout))]
+        found = await self._rpc.batch(_tx_out, "gettxout", calls)
+        if any(tx_out is not None for tx_out in found):
+            return True
+        spend = await self._wallet.spender(_first_input(transaction))
+        return spend is not None and spend.txid == transaction.GetTxid()
+
+
+def _funding(outpoint: OutPoint, tx_out: _TxOut) -> Funding:
+    return Funding(outpoint, Sat(int(tx_out.value * _SAT_PER_COIN)), tx_out.confirmations, tx_out.coinbase)
+
+
+def _first_input(transaction: CTransaction) -> OutPoint:
+    return OutPoint(bytes(transaction.vin[0].prevout.hash), int(transaction.vin[0].prevout.n))
+
+
+def _shown(transaction: CTransaction) -> str:
+    return OutPoint(bytes(transaction.GetTxid()), 0).txid_hex

@@ -1,0 +1,73 @@
+"""Bitcoin Core's ZMQ notifications, used only to wake up early: nothing in them is believed, all may be missed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+import zmq
+import zmq.asyncio
+
+_TOPICS = (b"hashblock", b"sequence")
+_MEMPOOL_LABELS = (b"A", b"R")
+"""doc/zmq.md: the sequence topic tells of transactions that were added to the mempool or removed from it,
+and of blocks that were connected (C) or disconnected (D)."""
+
+
+class ZmqFeed:
+    """A subscription to some of the node's publishers. libzmq connects again by itself when the node comes back."""
+
+    def __init__(self, addresses: Iterable[str]) -> None:
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.SUB)
+        for topic in _TOPICS:
+            self._socket.subscribe(topic)
+        for address in addresses:
+            self._socket.connect(address)
+        self._block = asyncio.Event()
+        self._mempool_changed = False
+        self._task = asyncio.create_task(self._receive())
+
+    async def wait(self, timeout_seconds: float) -> bool:
+        """Wait for a block, at most so long; return whether anything was told since the last call.
+
+        A main network mempool changes ten times a second: its news are gathered and wait for the time-out.
+        """
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._block.wait(), timeout_seconds)
+        told = self._block.is_set() or self._mempool_changed
+        self._block.clear()
+        self._mempool_changed = False
+        return told
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        self._context.destroy(linger=0)
+
+    async def _receive(self) -> None:
+        while True:
+            topic, body, *_ = await self._socket.recv_multipart()
+            if topic == b"sequence" and body[32:33] in _MEMPOOL_LABELS:
+                self._mempool_changed = True
+            else:
+                self._block.set()
+
+
+def reachable(address: str, host: str) -> str | None:
+    """Turn the address at which a node publishes into one that we can connect to, given the host of its RPC interface.
+
+    None when it listens on its own loopback interface and is not on this machine.
+    """
+    published = urlsplit(address)
+    if published.scheme == "ipc":
+        return address if _local(host) else None
+    if published.hostname in ("0.0.0.0", "::", "*"):
+        return f"tcp://{f'[{host}]' if ':' in host else host}:{published.port}"
+    return address if _local(host) or not _local(published.hostname or "") else None
+
+
+def _local(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")

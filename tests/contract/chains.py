@@ -1,0 +1,109 @@
+"""The chain's backends, as the contract suite needs them: a node, and the backend's own way of looking at it.
+
+And what both sides of a real channel may publish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+from paychan.chain.base import Chain, Funding
+from paychan.chain.bitcoind import BitcoindChain
+from paychan.protocol.payment import sign_payment
+from paychan.protocol.refund import Refund, sign_refund
+from paychan.protocol.settlement import Claim, Settlement, sign_settlement
+from paychan.protocol.types import Network, Sat, UnixTime
+from tests.lib.channels import SERVER_DESTINATION, Payer
+from tests.lib.node import Node
+
+DAY_SECONDS = 86_400
+PAST = UnixTime(1_400_000_000)
+"""Expiry of channels whose refund is valid already; earlier than any block mined here."""
+FUNDING_SAT = Sat(12_345_679)
+FEE_SAT = Sat(2_000)
+PATIENCE_SECONDS = 20.0
+
+
+_T = TypeVar("_T")
+
+
+class World(Protocol):
+    """A node that the test moves, and whatever stands between it and the backend. Its chain begins two days ago."""
+
+    node: Node
+
+    def open(self) -> Chain:
+        """Make a backend that looks at the node: the first, or another as after a restart of ours."""
+
+
+class BitcoindWorld:
+    """A full node with transaction index and ZMQ."""
+
+    flags: tuple[str, ...] = ("-txindex=1",)
+    zmq = True
+
+    def __init__(self, directory: Path) -> None:
+        self.node = Node(directory, *self.flags, zmq=self.zmq, born=int(time.time()) - 2 * DAY_SECONDS)
+
+    def __enter__(self) -> Self:
+        self.node.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.node.__exit__(kind, error, traceback)
+
+    def open(self) -> Chain:
+        return BitcoindChain(self.node.url, Network.REGTEST, credentials=self.node.credentials)
+
+
+class PrunedBitcoindWorld(BitcoindWorld):
+    """The least that operators run: pruned, no index, no notifications."""
+
+    flags = ("-prune=550",)
+    zmq = False
+
+
+class WorldMaker(Protocol):
+    def __call__(self, directory: Path) -> AbstractContextManager[World]:
+        """Make a world with a directory of its own, which begins when it is entered."""
+
+
+WORLDS: dict[str, WorldMaker] = {"bitcoind": BitcoindWorld, "bitcoind-pruned": PrunedBitcoindWorld}
+
+
+def address(payer: Payer) -> str:
+    return payer.terms.funding_address(Network.REGTEST)
+
+
+def settle(payer: Payer, funding: Funding, paid_sat: int = 100_000, to: bytes = SERVER_DESTINATION) -> Settlement:
+    """What the server publishes for a channel that paid so much."""
+    payment = sign_payment(
+        payer.key, payer.terms, funding.outpoint, payer.change_script, Sat(funding.value_sat - paid_sat)
+    )
+    claim = Claim(payer.terms, funding.outpoint, funding.value_sat, payer.change_script, payment)
+    return sign_settlement([claim], to, FEE_SAT, lambda _, digest: payer.server_key.sign(digest, hasher=None))
+
+
+def refund(payer: Payer, funding: Funding) -> Refund:
+    """What the payer publishes after expiry; pays more than the settlement does."""
+    return sign_refund(
+        payer.key, payer.terms, funding.outpoint, funding.value_sat, payer.change_script, Sat(5 * FEE_SAT)
+    )
+
+
+async def eventually(ask: Callable[[], Awaitable[_T]], expected: _T) -> None:
+    """A backend that is told by somebody else may be some moments behind the node."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    answer = await ask()
+    while answer != expected and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+        answer = await ask()
+    assert answer == expected

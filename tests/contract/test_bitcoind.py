@@ -1,0 +1,321 @@
+"""What the bitcoind backend promises beyond the chain's contract: which nodes it refuses, and how it searches."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from paychan.chain.base import ChainFailed, ChainUnfit, Funding, Spend
+from paychan.chain.bitcoind import BitcoindChain
+from paychan.chain.zmqfeed import reachable
+from paychan.protocol.types import Network, Sat
+from tests.contract.chains import DAY_SECONDS, FUNDING_SAT, PAST, PATIENCE_SECONDS, address, eventually, refund
+from tests.lib.channels import Payer
+from tests.lib.node import Node
+
+Opener = Callable[..., BitcoindChain]
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    with Node(tmp_path_factory.mktemp("node"), login="operator:secret") as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A node whose old blocks are gone, with old funding, and with a wallet that slept meanwhile."""
+    born = int(time.time()) - 2 * DAY_SECONDS
+    with Node(tmp_path_factory.mktemp("pruned"), "-prune=1", "-fastprune", born=born) as node:
+        node.fund(address(Payer("in a pruned block")), FUNDING_SAT)
+        node.mine()
+        node.rpc("createwallet", "asleep", True, True)
+        descriptor = node.rpc("getdescriptorinfo", f"addr({address(Payer('asleep'))})")["descriptor"]
+        node.rpc("importdescriptors", [{"desc": descriptor, "timestamp": "now"}], wallet="asleep")
+        node.rpc("unloadwallet", "asleep")
+        node.mine(700)
+        node.set_mock_time(0)
+        node.mine(12)
+        node.rpc("pruneblockchain", 500)
+        assert node.rpc("getblockchaininfo")["pruneheight"] > 130
+        yield node
+
+
+@pytest.fixture
+async def opener() -> AsyncIterator[Opener]:
+    """Make backends that are closed in the end."""
+    async with AsyncExitStack() as stack:
+
+        def opened(node: Node, network: Network = Network.REGTEST, **settings: object) -> BitcoindChain:
+            chain = BitcoindChain(node.url, network, **({"credentials": node.credentials} | settings))
+            stack.push_async_callback(chain.close)
+            return chain
+
+        yield opened
+
+
+class TestUnfitNodes:
+    @pytest.mark.parametrize(("theirs", "ours"), [("signet", Network.REGTEST), ("testnet4", Network.LIVE)])
+    async def test_wrong_network(self, tmp_path: Path, opener: Opener, theirs: str, ours: Network) -> None:
+        """A node of another network is refused by name, also when it gets behind the URL later."""
+        with Node(tmp_path, network=theirs) as node:
+            for ask in (opener(node, ours).check, opener(node, ours).tip):
+                with pytest.raises(ChainUnfit, match=rf'node of "{theirs}".*network = "{ours.value}".*Correct'):
+                    await ask()
+
+    async def test_any_test_network(self, tmp_path: Path, opener: Opener) -> None:
+        """Network "test" takes a node of any test network; this one is only not synced yet."""
+        with Node(tmp_path, network="signet") as node, pytest.raises(ChainUnfit, match="initial block download"):
+            await opener(node, Network.TEST).check()
+
+    async def test_initial_download(self, tmp_path: Path, opener: Opener) -> None:
+        """Threat 33: a node whose newest block is old, as of one that catches up, is refused."""
+        with Node(tmp_path, born=int(time.time()) - 3 * DAY_SECONDS) as node:
+            node.stop()
+            node.start()
+            with pytest.raises(ChainUnfit, match=r"initial block download: height 120.*Start again when"):
+                await opener(node).check()
+            node.mine()
+            await opener(node).check()
+
+    async def test_wrong_credentials(self, node: Node, opener: Opener, tmp_path: Path) -> None:
+        """Wrong credentials, and a file that is not there, are named with their file; the password is not shown."""
+        wrong = tmp_path / "login"
+        wrong.write_text("operator:wrong-secret")
+        with pytest.raises(ChainUnfit, match=rf"refuses the credentials of {wrong}.*chain.credentials") as caught:
+            await opener(node, credentials=wrong).check()
+        assert "wrong-secret" not in str(caught.value)
+        with pytest.raises(ChainUnfit, match=rf"can't read {tmp_path}/none: No such file.*chain.credentials"):
+            await opener(node, credentials=tmp_path / "none").check()
+
+    async def test_credentials_in_the_url(self, node: Node) -> None:
+        """Secrets come from files: a URL with a password is refused without showing it."""
+        chain = BitcoindChain(node.url_with_credentials, Network.REGTEST, credentials=node.credentials)
+        with pytest.raises(ChainUnfit, match=r"put them into a file") as caught:
+            await chain.check()
+        await chain.close()
+        assert "secret" not in str(caught.value)
+
+    async def test_nobody_there(self, tmp_path: Path, opener: Opener) -> None:
+        """A URL where nobody listens is refused with the mend, and every other question fails."""
+        with Node(tmp_path) as node:
+            chain = opener(node)
+            await chain.check()
+        with pytest.raises(ChainUnfit, match=rf"no bitcoind answers: {node.url}.*Start it with server=1"):
+            await opener(node).check()
+        with pytest.raises(ChainFailed, match=node.url):
+            await chain.tip()
+
+    async def test_no_bitcoind(self, node: Node) -> None:
+        """Another service behind the URL is not taken for a node."""
+        server = await asyncio.start_server(_answer_html, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        chain = BitcoindChain(f"http://{host}:{port}", Network.REGTEST, credentials=node.credentials)
+        with pytest.raises(ChainUnfit, match=r"gave no JSON"):
+            await chain.check()
+        await chain.close()
+        server.close()
+        await server.wait_closed()
+
+    async def test_silent_node(self, node: Node) -> None:
+        """A node that accepts connections and says nothing is given up in time."""
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            chain = BitcoindChain(url, Network.REGTEST, credentials=node.credentials, timeout_seconds=0.2)
+            with pytest.raises(ChainFailed, match=r"did not answer getblockchaininfo within 0\.2 s"):
+                await chain.check()
+            await chain.close()
+
+    async def test_no_wallets(self, tmp_path: Path, opener: Opener) -> None:
+        """A node without wallet support is refused with the mend."""
+        with Node(tmp_path, "-disablewallet") as node:
+            node.rpc("generatetodescriptor", 1, "raw(51)")
+            with pytest.raises(ChainUnfit, match=r"runs without wallets. Take disablewallet out"):
+                await opener(node).check()
+
+    async def test_wallet_with_keys(self, node: Node, opener: Opener) -> None:
+        """A wallet that holds somebody's keys is not used."""
+        with pytest.raises(ChainUnfit, match=r'"miner" is somebody.s own. Choose another name in chain.wallet'):
+            await opener(node, wallet="miner").check()
+
+
+class TestPruned:
+    async def test_lost_wallet(self, pruned: Node, opener: Opener) -> None:
+        """Channels older than the node's blocks can't be followed anew; younger ones can."""
+        chain = opener(pruned)
+        await chain.check()
+        with pytest.raises(ChainUnfit, match=r"has pruned its blocks below .* since"):
+            await chain.watch([Payer("older").terms], since=pruned.median_time - 3 * DAY_SECONDS)
+        await chain.watch([Payer("younger").terms], since=pruned.median_time - DAY_SECONDS)
+
+    async def test_wallet_that_missed_blocks(self, pruned: Node, opener: Opener) -> None:
+        """A wallet that has not seen blocks which are gone is refused with the mend."""
+        with pytest.raises(ChainUnfit, match=r'"asleep".*choose a new name in chain.wallet'):
+            await opener(pruned, wallet="asleep").check()
+
+    async def test_funding_in_a_pruned_block(self, pruned: Node, opener: Opener) -> None:
+        """Funding whose spending we could not notice is refused each time, and holds up no other."""
+        chain, buried, other = opener(pruned), Payer("in a pruned block"), Payer("beside it")
+        await chain.check()
+        outpoint = pruned.fund(address(other), FUNDING_SAT)
+        pruned.mine()
+        answers = await asyncio.gather(
+            chain.funding(buried.terms), chain.funding(other.terms), chain.funding(buried.terms), return_exceptions=True
+        )
+        assert answers[1] == (Funding(outpoint, FUNDING_SAT, 1),)
+        assert [type(answer) for answer in (answers[0], answers[2])] == [ChainFailed, ChainFailed]
+        with pytest.raises(ChainFailed, match=r"pruned"):
+            await chain.funding(buried.terms)
+
+
+class TestFollowing:
+    async def test_lost_wallet(self, node: Node, opener: Opener) -> None:
+        """A new wallet that is told since when learns what was funded, and spent, before it."""
+        payer, spent = Payer("lost wallet", PAST), Payer("lost wallet, spent", PAST)
+        since = node.rpc("getblockchaininfo")["time"]
+        outpoint, gone = node.fund(address(payer), FUNDING_SAT), node.fund(address(spent), FUNDING_SAT)
+        refunding = refund(spent, Funding(gone, FUNDING_SAT, 1))
+        node.send_raw(refunding.transaction)
+        node.mine()
+        chain = opener(node, wallet="another")
+        await chain.check()
+        assert await chain.spender(outpoint) is None
+        await chain.watch([payer.terms, spent.terms], since=since)
+        assert await chain.funding(payer.terms) == (Funding(outpoint, FUNDING_SAT, 1),)
+        assert await chain.spender(gone) == Spend(refunding.txid, 1)
+
+    async def test_many_at_once(self, node: Node, opener: Opener) -> None:
+        """Many who ask at once about addresses that nobody watched share scans, and each gets his own answer."""
+        chain = opener(node)
+        await chain.check()
+        payers = [Payer(f"at once {number}") for number in range(40)]
+        outpoints = [node.fund(address(payer), 10_000 + number) for number, payer in enumerate(payers)]
+        node.mine()
+        found = await asyncio.gather(*(chain.funding(payer.terms) for payer in payers))
+        expected = [(Funding(outpoint, Sat(10_000 + number), 1),) for number, outpoint in enumerate(outpoints)]
+        assert list(found) == expected
+
+    async def test_interrupted_search(self, node: Node, opener: Opener) -> None:
+        """A search that was cut off by our end is made again, not taken for done."""
+        payer = Payer("interrupted")
+        outpoint = node.fund(address(payer), FUNDING_SAT)
+        node.mine()
+        chain = opener(node)
+        await chain.check()
+        descriptor = node.rpc("getdescriptorinfo", f"addr({address(payer)})")["descriptor"]
+        request = {"desc": descriptor, "timestamp": "now", "label": "paychan search"}
+        node.rpc("importdescriptors", [request], wallet="paychan")
+        assert await chain.funding(payer.terms) == (Funding(outpoint, FUNDING_SAT, 1),)
+        assert node.rpc("getaddressinfo", address(payer), wallet="paychan")["labels"] == ["paychan"]
+
+    async def test_long_search(self, node: Node, opener: Opener) -> None:
+        """Who asks is told to ask again while a scan goes on; the answer is there when it is done."""
+        payer = Payer("patience")
+        outpoint = node.fund(address(payer), FUNDING_SAT)
+        node.mine()
+        chain = opener(node)
+        await chain.check()
+        with pytest.raises(ChainFailed, match=r"ask again"):
+            await chain._search.complete(address(payer), payer.terms.funding_script, 0.0)
+        await eventually(partial(chain._wallet.incomplete, [address(payer)]), [])
+        assert await chain.funding(payer.terms) == (Funding(outpoint, FUNDING_SAT, 1),)
+
+    async def test_dust(self, node: Node, opener: Opener) -> None:
+        """Of more outputs than are looked at, the most valuable are."""
+        payer = Payer("dusted")
+        chain = opener(node)
+        await chain.check()
+        await chain.watch([payer.terms])
+        for sat in range(1_000, 1_102):
+            node.fund(address(payer), sat)
+            if sat % 20 == 0:
+                node.mine()  # before the chain of change outputs is too long for the mempool
+        node.mine()
+        values = [funding.value_sat for funding in await chain.funding(payer.terms)]
+        assert values == list(range(1_101, 1_001, -1))
+
+
+class TestNews:
+    async def test_mempool(self, node: Node, opener: Opener) -> None:
+        """With ZMQ a transaction ends the wait, as it may be a double-spend."""
+        chain = opener(node)
+        await chain.check()
+        waiting = asyncio.create_task(chain.wait_for_change(await chain.tip(), 10 * PATIENCE_SECONDS))
+        await asyncio.sleep(0.2)
+        node.fund(node.address(), FUNDING_SAT)
+        await asyncio.wait_for(waiting, PATIENCE_SECONDS)
+
+    async def test_dead_publisher(self, node: Node, opener: Opener) -> None:
+        """A publisher that never says anything costs a second at most."""
+        chain = opener(node, zmq="tcp://127.0.0.1:1")
+        await chain.check()
+        waiting = asyncio.create_task(chain.wait_for_change(await chain.tip(), 10 * PATIENCE_SECONDS))
+        await asyncio.sleep(0.2)
+        node.mine()
+        await asyncio.wait_for(waiting, PATIENCE_SECONDS)
+
+    @pytest.mark.parametrize(
+        ("published", "host", "ours"),
+        [
+            ("tcp://127.0.0.1:28332", "127.0.0.1", "tcp://127.0.0.1:28332"),
+            ("tcp://127.0.0.1:28332", "localhost", "tcp://127.0.0.1:28332"),
+            ("tcp://127.0.0.1:28332", "node.lan", None),
+            ("tcp://0.0.0.0:28332", "node.lan", "tcp://node.lan:28332"),
+            ("tcp://[::]:28332", "fd00::1", "tcp://[fd00::1]:28332"),
+            ("tcp://*:28332", "10.0.0.2", "tcp://10.0.0.2:28332"),
+            ("tcp://10.0.0.2:28332", "node.lan", "tcp://10.0.0.2:28332"),
+            ("ipc:///run/bitcoind.zmq", "127.0.0.1", "ipc:///run/bitcoind.zmq"),
+            ("ipc:///run/bitcoind.zmq", "node.lan", None),
+        ],
+    )
+    def test_reachable(self, published: str, host: str, ours: str | None) -> None:
+        """What a node publishes on is connected to where we can reach it, and left alone where not."""
+        assert reachable(published, host) == ours
+
+
+class TestFees:
+    async def test_estimate(self, tmp_path: Path, opener: Opener) -> None:
+        """The estimate is whole satoshi per virtual byte, no less than blocks were paid."""
+        with Node(tmp_path) as node:
+            for _ in range(12):
+                for _ in range(4):
+                    node.rpc("sendtoaddress", node.address(), "0.01", *[None] * 7, "15.2", wallet="miner")
+                node.mine()
+            chain = opener(node)
+            await chain.check()
+            rate = await chain.fee_rate()
+            assert isinstance(rate, int)
+            assert 16 <= rate <= 17
+
+
+def test_uvloop(node: Node) -> None:
+    """The backend works on the event loop that the server runs on, notifications included."""
+
+    async def wait() -> int:
+        chain = BitcoindChain(node.url, Network.REGTEST, credentials=node.credentials)
+        await chain.check()
+        seen = await chain.tip()
+        waiting = asyncio.create_task(chain.wait_for_change(seen, 10 * PATIENCE_SECONDS))
+        await asyncio.sleep(0.1)
+        node.mine()
+        await asyncio.wait_for(waiting, PATIENCE_SECONDS)
+        height = (await chain.tip()).height
+        await chain.close()
+        return height - seen.height
+
+    assert uvloop.run(wait()) == 1
+
+
+async def _answer_html(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
+    writer.close()
+    await writer.wait_closed()

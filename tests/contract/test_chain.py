@@ -1,0 +1,374 @@
+"""What `paychan.chain.base.Chain` promises, asked of every backend, about real channels on a real chain."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from paychan.chain.base import Chain, ChainFailed, Funding, Spend
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+from tests.contract.chains import (
+    DAY_SECONDS,
+    FUNDING_SAT,
+    PAST,
+    PATIENCE_SECONDS,
+    WORLDS,
+    World,
+    address,
+    eventually,
+    refund,
+    settle,
+)
+from tests.lib.channels import Payer
+from tests.lib.node import Node
+
+OLD = Payer("funded before anybody watched")
+
+
+@pytest.fixture(scope="module", params=sorted(WORLDS))
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with WORLDS[request.param](tmp_path_factory.mktemp(request.param)) as world:
+        world.node.fund(address(OLD), FUNDING_SAT)
+        world.node.mine()
+        world.node.set_mock_time(0)
+        world.node.mine(12)  # that of two days ago is now too old for any look at recent blocks
+        yield world
+
+
+@pytest.fixture
+def node(world: World) -> Node:
+    return world.node
+
+
+@pytest.fixture
+async def chain(world: World) -> AsyncIterator[Chain]:
+    chain = await opened(world)
+    yield chain
+    await chain.close()
+
+
+async def opened(world: World) -> Chain:
+    chain = world.open()
+    await chain.check()
+    await eventually(lambda: tip_hash(chain), world.node.best)
+    return chain
+
+
+async def tip_hash(chain: Chain) -> str:
+    return (await chain.tip()).block_hash
+
+
+async def funded(chain: Chain, node: Node, seed: str, confirmations: int = 1) -> tuple[Payer, Funding]:
+    """A watched channel with one output so deep."""
+    payer = Payer(seed, PAST)
+    await chain.watch([payer.terms])
+    outpoint = node.fund(address(payer), FUNDING_SAT)
+    for _ in range(confirmations):
+        node.mine()
+    funding = Funding(outpoint, FUNDING_SAT, confirmations)
+    await eventually(lambda: chain.funding(payer.terms), (funding,))
+    return payer, funding
+
+
+class TestFunding:
+    async def test_mempool_and_depth(self, chain: Chain, node: Node) -> None:
+        """An output is listed with exact value at 0 confirmations in the mempool, and one deeper with every block."""
+        payer, funding = await funded(chain, node, "depth", confirmations=0)
+        for confirmations in (1, 2, 3):
+            node.mine()
+            deeper = Funding(funding.outpoint, FUNDING_SAT, confirmations)
+            await eventually(partial(chain.funding, payer.terms), (deeper,))
+            assert await chain.unspent([funding.outpoint]) == {funding.outpoint: deeper}
+
+    async def test_several_outputs(self, chain: Chain, node: Node) -> None:
+        """Every unspent output on the address is listed, whatever its value and depth."""
+        payer, first = await funded(chain, node, "several")
+        others = [Funding(node.fund(address(payer), sat), Sat(sat), 0) for sat in (1_000, 2_000_000_001)]
+        await eventually(lambda: as_set(chain.funding(payer.terms)), {first, *others})
+
+    async def test_other_scripts(self, chain: Chain, node: Node) -> None:
+        """Threat 2: an output to another channel of the same keys is none of this one."""
+        payer, _ = await funded(chain, node, "whose")
+        other = Payer("whose", UnixTime(PAST + 1))
+        assert await chain.funding(other.terms) == ()
+        outpoint = node.fund(address(other), FUNDING_SAT)
+        await eventually(lambda: chain.funding(other.terms), (Funding(outpoint, FUNDING_SAT, 0),))
+        assert len(await chain.funding(payer.terms)) == 1
+
+    async def test_coinbase(self, chain: Chain, node: Node) -> None:
+        """An output of a coinbase transaction is listed as one, also before it may be spent."""
+        payer = Payer("miner")
+        await chain.watch([payer.terms])
+        node.mine(1, to=address(payer))
+        await eventually(lambda: coinbase_depths(chain, payer), [(True, 1)])
+        node.mine(100)
+        await eventually(lambda: coinbase_depths(chain, payer), [(True, 101)])
+
+    async def test_older_than_the_watch(self, chain: Chain, node: Node) -> None:
+        """An output is found, and what spends it later, although it was there long before anybody asked."""
+        (funding,) = await chain.funding(OLD.terms)
+        assert (funding.value_sat, funding.confirmations > 12) == (FUNDING_SAT, True)
+        settlement = settle(OLD, funding)
+        await chain.publish(settlement.transaction)
+        node.mine()
+        await eventually(lambda: chain.spender(funding.outpoint), Spend(settlement.txid, 1))
+        assert await chain.funding(OLD.terms) == ()
+
+    async def test_unknown_outpoint(self, chain: Chain) -> None:
+        """An output that never was is neither unspent nor spent."""
+        nothing = OutPoint(b"\x01" * 32, 0)
+        assert await chain.unspent([nothing]) == {}
+        assert await chain.unspent([]) == {}
+        assert await chain.spender(nothing) is None
+
+    async def test_many_outpoints(self, chain: Chain, node: Node) -> None:
+        """The unspent ones are picked out of any number."""
+        _, funding = await funded(chain, node, "many")
+        nothing = [OutPoint(bytes([number]) * 32, 0) for number in range(250)]
+        assert await chain.unspent([*nothing, funding.outpoint, *nothing]) == {funding.outpoint: funding}
+
+
+class TestSpending:
+    async def test_unspent_mempool_chain(self, chain: Chain, node: Node) -> None:
+        """A spend is seen at once, counts its depth, and takes the output off every list."""
+        payer, funding = await funded(chain, node, "life")
+        assert await chain.spender(funding.outpoint) is None
+        settlement = settle(payer, funding)
+        node.send_raw(settlement.transaction)
+        await eventually(lambda: chain.spender(funding.outpoint), Spend(settlement.txid, 0))
+        assert await chain.funding(payer.terms) == ()
+        assert await chain.unspent([funding.outpoint]) == {}
+        for confirmations in (1, 2):
+            node.mine()
+            await eventually(partial(chain.spender, funding.outpoint), Spend(settlement.txid, confirmations))
+        assert await chain.funding(payer.terms) == ()
+
+    async def test_mempool_on_mempool(self, chain: Chain, node: Node) -> None:
+        """A funding output that is spent before it is confirmed is spent."""
+        payer, funding = await funded(chain, node, "hasty", confirmations=0)
+        refunding = refund(payer, funding)
+        node.send_raw(refunding.transaction)
+        await eventually(lambda: chain.spender(funding.outpoint), Spend(refunding.txid, 0))
+        assert await chain.funding(payer.terms) == ()
+        node.mine()
+        await eventually(lambda: chain.spender(funding.outpoint), Spend(refunding.txid, 1))
+
+    async def test_replaced_in_the_mempool(self, chain: Chain, node: Node) -> None:
+        """Of two transactions that compete for the output, the one that the node holds is the spender."""
+        payer, funding = await funded(chain, node, "race")
+        node.send_raw(settle(payer, funding).transaction)
+        refunding = refund(payer, funding)
+        node.send_raw(refunding.transaction)
+        await eventually(lambda: chain.spender(funding.outpoint), Spend(refunding.txid, 0))
+        node.mine()
+        await eventually(lambda: chain.spender(funding.outpoint), Spend(refunding.txid, 1))
+
+
+class TestReorganization:
+    @pytest.mark.parametrize("depth", [1, 3, 6])
+    async def test_spend_unconfirmed_again(self, chain: Chain, node: Node, depth: int) -> None:
+        """Threat 3: a spend that a reorganization takes out of the chain waits again, and is confirmed again."""
+        payer, funding = await funded(chain, node, f"spend reorganized {depth}")
+        settlement = settle(payer, funding)
+        node.send_raw(settlement.transaction)
+        node.mine(depth)
+        await eventually(lambda: chain.spender(funding.outpoint), Spend(settlement.txid, depth))
+        node.reorg(depth)
+        await eventually(lambda: tip_hash(chain), node.best)
+        await eventually(lambda: chain.spender(funding.outpoint), Spend(settlement.txid, 0))
+        node.mine()
+        await eventually(lambda: chain.spender(funding.outpoint), Spend(settlement.txid, 1))
+
+    async def test_other_spend_wins(self, chain: Chain, node: Node) -> None:
+        """A reorganization that confirms the payer's refund instead of the settlement makes the refund the spender."""
+        payer, funding = await funded(chain, node, "other branch")
+        settlement, refunding = settle(payer, funding), refund(payer, funding)
+        node.send_raw(settlement.transaction)
+        node.mine(2)
+        await eventually(lambda: chain.spender(funding.outpoint), Spend(settlement.txid, 2))
+        node.reorg(2, refunding.transaction.hex())
+        await eventually(lambda: chain.spender(funding.outpoint), Spend(refunding.txid, 3))
+        node.reorg(3, settlement.transaction.hex())
+        await eventually(lambda: chain.spender(funding.outpoint), Spend(settlement.txid, 4))
+
+    async def test_funding_unconfirmed_again(self, chain: Chain, node: Node) -> None:
+        """Funding that a reorganization takes out of the chain is listed with 0 confirmations, then deeper again."""
+        payer, funding = await funded(chain, node, "funding reorganized", confirmations=2)
+        node.reorg(2)
+        await eventually(lambda: tip_hash(chain), node.best)
+        await eventually(lambda: chain.funding(payer.terms), (Funding(funding.outpoint, FUNDING_SAT, 0),))
+        node.mine()
+        await eventually(lambda: chain.funding(payer.terms), (Funding(funding.outpoint, FUNDING_SAT, 1),))
+
+    async def test_funding_double_spent(self, chain: Chain, node: Node) -> None:
+        """Threat 1: replaced funding is gone, in the mempool and in the chain, and there again when its branch wins."""
+        payer, funding = await funded(chain, node, "double spent", confirmations=0)
+        raw = node.rpc("getrawtransaction", funding.outpoint.txid_hex)
+        node.replace(funding.outpoint)
+        await eventually(lambda: chain.funding(payer.terms), ())
+        assert await chain.unspent([funding.outpoint]) == {}
+        node.mine(2)
+        await eventually(lambda: tip_hash(chain), node.best)
+        assert await chain.funding(payer.terms) == ()
+        assert await chain.spender(funding.outpoint) is None
+        node.reorg(2, raw)
+        await eventually(lambda: chain.funding(payer.terms), (Funding(funding.outpoint, FUNDING_SAT, 3),))
+        settlement = settle(payer, funding)
+        await chain.publish(settlement.transaction)
+        node.mine()
+        await eventually(lambda: chain.spender(funding.outpoint), Spend(settlement.txid, 1))
+
+
+class TestTip:
+    async def test_tip(self, chain: Chain, node: Node) -> None:
+        """The tip's height, hash, time and median time past are the node's."""
+        (block_hash,) = node.mine()
+        await eventually(lambda: tip_hash(chain), block_hash)
+        tip, header = await chain.tip(), node.rpc("getblockheader", block_hash)
+        assert (tip.height, tip.time, tip.median_time) == (header["height"], header["time"], header["mediantime"])
+
+    async def test_wait_ends_with_a_block(self, chain: Chain, node: Node) -> None:
+        """Waiting ends with a new block, long before the time-out."""
+        seen = await chain.tip()
+        waiting = asyncio.create_task(wait_for_another(chain, seen))
+        await asyncio.sleep(0.2)
+        node.mine()
+        await asyncio.wait_for(waiting, PATIENCE_SECONDS)
+
+    async def test_wait_ends_with_a_shorter_chain(self, chain: Chain, node: Node) -> None:
+        """Waiting ends when the tip goes away, although no block came."""
+        node.mine()
+        await eventually(lambda: tip_hash(chain), node.best)
+        seen = await chain.tip()
+        waiting = asyncio.create_task(wait_for_another(chain, seen))
+        await asyncio.sleep(0.2)
+        node.reorg(1)
+        await asyncio.wait_for(waiting, PATIENCE_SECONDS)
+
+    async def test_wait_for_what_is_there(self, chain: Chain, node: Node) -> None:
+        """Who has seen an older tip does not wait."""
+        seen = await chain.tip()
+        node.mine()
+        await eventually(lambda: tip_hash(chain), node.best)
+        await asyncio.wait_for(chain.wait_for_change(seen, 10 * PATIENCE_SECONDS), PATIENCE_SECONDS)
+
+    async def test_wait_ends_with_the_time_out(self, chain: Chain) -> None:
+        """Waiting ends without any news."""
+        await asyncio.wait_for(chain.wait_for_change(await chain.tip(), 0.3), PATIENCE_SECONDS)
+
+    async def test_no_estimate(self, chain: Chain) -> None:
+        """A chain without fees to learn from has no estimate."""
+        assert await chain.fee_rate() is None
+
+
+class TestPublishing:
+    async def test_again_and_again(self, chain: Chain, node: Node) -> None:
+        """Publishing succeeds when new, in the mempool, confirmed, and confirmed with everything spent on."""
+        payer, funding = await funded(chain, node, "publish")
+        wallet_address = node.address()
+        script = bytes.fromhex(node.rpc("getaddressinfo", wallet_address, wallet="miner")["scriptPubKey"])
+        settlement = settle(payer, funding, paid_sat=funding.value_sat, to=script)
+        txid = OutPoint(settlement.txid, 0).txid_hex
+        await chain.publish(settlement.transaction)
+        await chain.publish(settlement.transaction)
+        assert node.rpc("getrawmempool") == [txid]
+        node.mine()
+        await chain.publish(settlement.transaction)
+        inputs = {"inputs": [{"txid": txid, "vout": 0}]}
+        node.rpc("sendall", [node.address()], None, None, None, inputs, wallet="miner")
+        node.mine()
+        await eventually(lambda: chain.spender(funding.outpoint), Spend(settlement.txid, 2))
+        await chain.publish(settlement.transaction)
+        assert node.rpc("getrawmempool") == []
+
+    async def test_refused(self, chain: Chain, node: Node) -> None:
+        """A transaction that nobody relays is refused with a reason, and changes nothing."""
+        payer, funding = await funded(chain, node, "refused")
+        early = Payer("early", UnixTime(int(time.time()) + DAY_SECONDS))
+        outpoint = node.fund(address(early), FUNDING_SAT)
+        node.mine()
+        unsigned = settle(payer, funding).transaction.replace(payer.terms.server_key, payer.terms.client_key)
+        for transaction in (refund(early, Funding(outpoint, FUNDING_SAT, 1)).transaction, unsigned):
+            with pytest.raises(ChainFailed, match=r"\w"):
+                await chain.publish(transaction)
+        assert await chain.spender(funding.outpoint) is None
+        assert node.rpc("getrawmempool") == []
+
+    async def test_too_late(self, chain: Chain, node: Node) -> None:
+        """A settlement whose funding something else has spent is refused, in the mempool and in the chain."""
+        payer, funding = await funded(chain, node, "too late")
+        node.send_raw(refund(payer, funding).transaction)
+        with pytest.raises(ChainFailed):
+            await chain.publish(settle(payer, funding).transaction)
+        node.mine()
+        with pytest.raises(ChainFailed):
+            await chain.publish(settle(payer, funding).transaction)
+
+
+class TestRestarts:
+    async def test_of_ours(self, world: World, chain: Chain, node: Node) -> None:
+        """Watching again is harmless, and a new backend answers for a channel as the old one did."""
+        payer, funding = await funded(chain, node, "our restart")
+        await chain.watch([payer.terms])
+        await chain.watch([payer.terms])
+        again = await opened(world)
+        try:
+            await again.watch([payer.terms])
+            await eventually(lambda: again.funding(payer.terms), (funding,))
+            settlement = settle(payer, funding)
+            node.send_raw(settlement.transaction)
+            node.mine()
+            await eventually(lambda: again.spender(funding.outpoint), Spend(settlement.txid, 1))
+        finally:
+            await again.close()
+        third = await opened(world)
+        try:
+            await third.watch([payer.terms])
+            await eventually(lambda: third.spender(funding.outpoint), Spend(settlement.txid, 1))
+        finally:
+            await third.close()
+
+    async def test_of_the_node(self, chain: Chain, node: Node) -> None:
+        """Threat 33: after a node that was stopped, and one that was killed, the same backend goes on by itself."""
+        payer, funding = await funded(chain, node, "node restart")
+        node.stop()
+        node.start()
+        await eventually(lambda: asked(chain.funding, payer.terms), (funding,))
+        settlement = settle(payer, funding)
+        await chain.publish(settlement.transaction)
+        node.mine()
+        await eventually(lambda: chain.spender(funding.outpoint), Spend(settlement.txid, 1))
+        node.kill()  # which takes blocks back that it had not written yet
+        node.start()
+        node.mine()
+        await eventually(lambda: asked(tip_hash, chain), node.best)
+        spend = await asked(chain.spender, funding.outpoint)
+        confirmations = node.rpc("gettxout", OutPoint(settlement.txid, 0).txid_hex, 0)["confirmations"]
+        assert spend == Spend(settlement.txid, confirmations)
+
+
+async def asked(question: Callable[..., Awaitable[Any]], *parameters: Any) -> Any:
+    """The answer, or None while there is nobody to ask."""
+    try:
+        return await question(*parameters)
+    except ChainFailed:
+        return None
+
+
+async def as_set(fundings: Awaitable[tuple[Funding, ...]]) -> set[Funding]:
+    return set(await fundings)
+
+
+async def coinbase_depths(chain: Chain, payer: Payer) -> list[tuple[bool, int]]:
+    return [(funding.coinbase, funding.confirmations) for funding in await chain.funding(payer.terms)]
+
+
+async def wait_for_another(chain: Chain, seen: Any) -> None:
+    """Wait as the watcher does: a change may be no new tip."""
+    while await chain.tip() == seen:
+        await chain.wait_for_change(seen, 10 * PATIENCE_SECONDS)
