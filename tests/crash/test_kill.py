@@ -7,6 +7,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.crash.customers import Crowd
 from tests.lib.system import Daemon, System
 
@@ -14,6 +16,7 @@ KILLS = 50
 CUSTOMERS = 4
 
 
+@pytest.mark.timeout(300)
 def test_threat_11_fifty_kills_lose_no_answered_payment(tmp_path: Path):
     """After each of 50 kills while customers open, pay and close, every record is what its customer was told.
 

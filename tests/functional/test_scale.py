@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
+import pytest
 
 from paychan.protocol.channel import Channel
 from paychan.protocol.payment import encode_v1
@@ -42,6 +43,7 @@ def pay(connection: http.client.HTTPConnection, payer: DebugPayer) -> None:
     assert answer.status == 200, body
 
 
+@pytest.mark.timeout(300)
 def test_threat_25_ten_thousand_channels_cost_memory_and_no_threads(tmp_path: Path):
     """A payment on each of 10,000 channels wakes as many actors: no thread more, and less than 100 MB more memory."""
     system, expiry = System(tmp_path), UnixTime(int(time.time()) + 30 * 86_400)
