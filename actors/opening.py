@@ -9,7 +9,7 @@ from msgspec import Struct
 from actors.registry import Registry
 from actors.world import World
 from paychan.chain.base import ChainFailed, Funding
-from paychan.protocol.channel import Accepted, Opening, Outcome, Rejected
+from paychan.protocol.channel import Opening, Outcome, Rejected
 from paychan.protocol.errors import (
     ChainUnavailable,
     FundingNotFound,
@@ -82,9 +82,6 @@ class Opener:
             funding = await self._funding(terms, request)
         except PaychanError as error:
             return Rejected(error)
-        in_the_way = await self._registry.in_the_way(funding.outpoint)
-        if in_the_way is not None:
-            return Rejected(in_the_way)
         opening = Opening(
             terms=terms,
             outpoint=funding.outpoint,
@@ -96,7 +93,10 @@ class Opener:
             secret=request.secret,
         )
         outcome = open_channel(opening, self._world.view())
-        return await self._registry.create(outcome) if isinstance(outcome, Accepted) else outcome
+        if isinstance(outcome, Rejected):
+            return outcome
+        in_the_way = await self._registry.in_the_way(funding.outpoint)  # told to the one who signed, not to all
+        return await self._registry.create(outcome) if in_the_way is None else Rejected(in_the_way)
 
     async def _funding(self, terms: ChannelTerms, request: OpenRequest) -> Funding:
         """Find the output that the client means, among the unspent ones that pay to the script of these terms.
@@ -109,21 +109,35 @@ class Opener:
         except ChainFailed as error:
             raise ChainUnavailable(reason=str(error)) from error
         address = terms.funding_address(self._world.network)
-        if request.outpoint is not None:
-            found = tuple(funding for funding in found if funding.outpoint == request.outpoint)
+        if request.outpoint is None:
             if not found:
-                raise FundingNotFound(address=address, detail=f" at {request.outpoint}")
-            return found[0]
-        if not found:
-            raise FundingNotFound(address=address, detail="")
-        return _signed_one(terms, request, found, self._world.rules.dust_sat)
+                raise FundingNotFound(address=address, detail="")
+            return _signed_one(terms, request, found, self._world.rules.dust_sat)
+        named = [funding for funding in found if funding.outpoint == request.outpoint]
+        if named:
+            return named[0]
+        _check_signature(terms, request.outpoint, request, self._world.rules.dust_sat)
+        raise await self._registry.in_the_way(request.outpoint) or FundingNotFound(
+            address=address, detail=f" at {request.outpoint}"
+        )
 
 
 def _signed_one(terms: ChannelTerms, request: OpenRequest, found: tuple[Funding, ...], dust_sat: Sat) -> Funding:
     """Of several outputs on one address, the signature names one (PROTOCOL §7.2)."""
+    for funding in found[:-1]:
+        try:
+            _check_signature(terms, funding.outpoint, request, dust_sat)
+        except PaychanError:
+            continue
+        return funding
+    _check_signature(terms, found[-1].outpoint, request, dust_sat)
+    return found[-1]
+
+
+def _check_signature(terms: ChannelTerms, outpoint: OutPoint, request: OpenRequest, dust_sat: Sat) -> None:
+    """Raise what is wrong with the opening payment, taken as one out of this outpoint."""
     problem = change_problem(request.payment, dust_sat)
-    for funding in found if problem is None else ():
-        problem = PaymentVerifier(terms, funding.outpoint, request.change_script).problem(request.payment)
-        if problem is None:
-            return funding
-    raise problem or FundingNotFound(address="", detail="")
+    if problem is None:
+        problem = PaymentVerifier(terms, outpoint, request.change_script).problem(request.payment)
+    if problem is not None:
+        raise problem

@@ -58,14 +58,9 @@ class HttpApplication:
         headers = {"Content-Type": "application/json", "Idempotency-Key": question.idempotency_key}
         try:
             async with asyncio.timeout(self._timeout_seconds):  # httpx's own begins anew with every byte
-                response = await self._client.post(self._url, content=encode_json(question), headers=headers)
+                reply = self._decoder.decode(await self._post(encode_json(question), headers))
         except (httpx.HTTPError, TimeoutError) as error:
             raise ApplicationSilent(type(error).__name__) from error
-        if response.status_code != 200 or len(response.content) > _MAX_ANSWER_BYTES:
-            msg = f"status {response.status_code}, {len(response.content)} bytes"
-            raise ApplicationSilent(msg)
-        try:
-            reply = self._decoder.decode(response.content)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ApplicationSilent(str(error)) from error
         if reply.resp_app_error is not None:
@@ -74,6 +69,19 @@ class HttpApplication:
 
     async def close(self) -> None:
         await self._client.aclose()
+
+    async def _post(self, content: bytes, headers: dict[str, str]) -> bytes:
+        """Return the body of a 200, read no further than any answer goes."""
+        body = b""
+        async with self._client.stream("POST", self._url, content=content, headers=headers) as response:
+            async for chunk in response.aiter_raw():
+                body += chunk
+                if len(body) > _MAX_ANSWER_BYTES:
+                    break
+        if response.status_code != 200 or len(body) > _MAX_ANSWER_BYTES:
+            msg = f"status {response.status_code}, {len(body)} bytes"
+            raise ApplicationSilent(msg)
+        return body
 
     def _question(self, channel: Channel, offered: Payment) -> _Question:
         data = payment_data(

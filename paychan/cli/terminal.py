@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -13,5 +14,5 @@ err = Console(stderr=True, highlight=False)
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """End the command with one sentence that says what is wrong and what to do next."""
-    err.print(f"[red]paychan:[/red] {message}", markup=True, soft_wrap=True)
+    err.print(f"[red]paychan:[/red] {escape(message)}", soft_wrap=True)
     raise typer.Exit(status)

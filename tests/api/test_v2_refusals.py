@@ -9,9 +9,11 @@ import msgspec
 import pytest
 
 from paychan.protocol.address import encode_address
+from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT
+from paychan.protocol.payment import sign_payment
 from paychan.protocol.rest import opening_secret
 from paychan.protocol.scripts import make_terms
-from paychan.protocol.types import Network
+from paychan.protocol.types import Network, Sat
 from tests.api.ways import BOTH_WAYS
 from tests.lib.ecdsa import high_s_twin
 from tests.lib.rbpcp import V1, V2, Payer, path, refusal
@@ -38,7 +40,7 @@ def _script_cases(payer: Payer) -> dict[str, tuple[str, str]]:
         ),
         "another client key": (
             make_terms(payer.terms.server_key, stranger, payer.expiry).redeem_script.hex(),
-            "funding_not_found",
+            "bad_signature",
         ),
         "one key for both": (good.replace(payer.public_key, payer.terms.server_key).hex(), "key_reuse"),
         "a block height": (_script_at_height(payer), "expiry_not_a_time"),
@@ -79,8 +81,8 @@ def test_opening_refuses_an_expiry_that_is_near(system: System, v2: V2) -> None:
 
 def test_opening_refuses_an_output_that_does_not_fund_it(v2: V2) -> None:
     """An outpoint that our own view of the chain does not show for this script is 400."""
-    first = v2.payer.payment(100_000)
-    outpoint = msgspec.structs.replace(v2.payer.outpoint, vout=v2.payer.outpoint.vout + 1)
+    payer, outpoint = v2.payer, msgspec.structs.replace(v2.payer.outpoint, vout=v2.payer.outpoint.vout + 1)
+    first = sign_payment(payer.key, payer.terms, outpoint, payer.change_script, Sat(DEBUG_FUNDING_SAT - 100_000))
     url = f"{v2.url}{path(outpoint)}?secret={opening_secret(first).hex()}"
     refused = v2.http.post(url, content=v2.opening_body(first, funding_vout=outpoint.vout))
     assert refusal(refused) == (400, "funding_not_found")

@@ -153,7 +153,7 @@ class System:
     def manage(self, method: str, path: str) -> httpx.Response:
         """Ask the management listener, with the token."""
         headers = {"Authorization": f"Bearer {self.token}"}
-        return httpx.request(method, self.management_url + path, headers=headers, timeout=30)
+        return httpx.request(method, self.management_url + path, headers=headers, timeout=30, verify=False)
 
     def channel(self, outpoint: Any) -> dict[str, Any]:
         """The operator's view of a channel."""
