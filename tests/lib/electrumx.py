@@ -1,0 +1,151 @@
+"""A real ElectrumX on top of a test's bitcoind, over TCP and TLS; its certificate is its own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.lib.node import Node
+from tests.lib.system import Daemon
+
+_PATIENCE_SECONDS = 30.0
+_POLL_MILLISECONDS = "50"
+
+_LAUNCH = """
+from electrumx.cli.electrumx_server import main
+from electrumx.server.transport import PaddedRSTransport
+PaddedRSTransport.WAIT_FOR_BUFFER_GROWTH_SECONDS = {hold_back_seconds}
+main()
+"""
+"""ElectrumX holds small answers back, a second as it comes, so that packets get one size."""
+
+
+class ElectrumX:
+    """Indexes a node that runs with `-txindex`; keeps its ports over restarts.
+
+    It notices a reorg only when the new branch has become longer than the old one.
+    """
+
+    def __init__(self, node: Node, directory: Path, hold_back_seconds: float = 0.0) -> None:
+        self.node = node
+        self.directory = directory
+        self.certificate = directory / "server.crt"
+        self.tcp_port, self.tls_port = _free_ports(2)
+        self.daemon: Daemon | None = None
+        self._program = _LAUNCH.format(hold_back_seconds=hold_back_seconds)
+
+    @property
+    def tcp_url(self) -> str:
+        return f"tcp://127.0.0.1:{self.tcp_port}"
+
+    @property
+    def tls_url(self) -> str:
+        return f"ssl://127.0.0.1:{self.tls_port}"
+
+    def __enter__(self) -> Self:
+        (self.directory / "db").mkdir(parents=True, exist_ok=True)
+        make_certificate(self.certificate)
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Start, and wait until it has indexed all that the node has."""
+        login = self.node.credentials.read_text().strip()
+        self.daemon = Daemon(
+            self.directory / "electrumx.log",
+            "python",
+            "-c",
+            self._program,
+            COIN="Bitcoin",
+            NET="regtest",
+            DB_DIRECTORY=str(self.directory / "db"),
+            DAEMON_URL=self.node.url.replace("//", f"//{login}@"),
+            SERVICES=f"{self.tcp_url},{self.tls_url}",
+            SSL_CERTFILE=str(self.certificate),
+            SSL_KEYFILE=str(self.certificate.with_suffix(".key")),
+            PEER_DISCOVERY="off",
+            PEER_ANNOUNCE="",
+            COST_SOFT_LIMIT="0",
+            COST_HARD_LIMIT="0",
+            CACHE_MB="16",
+            DAEMON_POLL_INTERVAL_BLOCKS=_POLL_MILLISECONDS,
+            DAEMON_POLL_INTERVAL_MEMPOOL=_POLL_MILLISECONDS,
+            ALLOW_ROOT="1",
+        )
+        self.wait_until_synced()
+
+    def wait_until_synced(self) -> None:
+        """Wait until its tip is the node's."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            assert self.daemon is not None
+            if self.daemon.process.poll() is not None:
+                break
+            if self._header(self.node.height) == self.node.rpc("getblockheader", self.node.best, False):
+                return
+            time.sleep(0.02)
+        msg = f"ElectrumX is not where its node is:\n{self.daemon.text()}"
+        raise AssertionError(msg)
+
+    def kill(self) -> None:
+        """End it at once, also when it was stopped with SIGSTOP."""
+        if self.daemon is not None:
+            self.daemon.stop(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Let it hang: connections stay, nothing is answered."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        assert self.daemon is not None
+        self.daemon.process.send_signal(number)
+
+    def _header(self, height: int) -> Any:
+        """Ask for a header as any client would; None when nobody answers or there is no such block."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.tcp_port), timeout=5) as connection:
+                stream = connection.makefile("rwb")
+                for number, (method, *params) in enumerate(
+                    (("server.version", "test", "1.4"), ("blockchain.block.header", height))
+                ):
+                    stream.write(json.dumps({"id": number, "method": method, "params": params}).encode() + b"\n")
+                    stream.flush()
+                    answer = json.loads(stream.readline())
+        except (OSError, ValueError):
+            return None
+        return answer.get("result")
+
+
+def make_certificate(path: Path) -> None:
+    """Write a self-signed certificate, as Electrum servers have, and beside it its key as `.key`."""
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=electrum"
+    subprocess.run(
+        [*command.split(), "-keyout", path.with_suffix(".key"), "-out", path], check=True, capture_output=True
+    )
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free now; held together while they are chosen, so that they differ."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
