@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 from tornado.escape import parse_qs_bytes
+from tornado.http1connection import HTTP1Connection
 from tornado.httputil import (
     HTTPConnection,
     HTTPHeaders,
@@ -33,6 +34,8 @@ from paychan.protocol.errors import BodyTooLarge, InternalError, PaychanError, U
 
 log = structlog.get_logger("api")
 
+_HEAD = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
+
 _PAY_PATH = re.compile(rf"/(?:(v1)/channels/{OUTPOINT}(?:/pay)?|(v2)/channels/{OUTPOINT})")
 
 _MAX_QUERY_FIELDS = 1000
@@ -46,25 +49,45 @@ class PaymentLane(HTTPServerConnectionDelegate):
         self._service = service
         self._others = others
         self._running: set[asyncio.Task[None]] = set()
+        self._waiting: dict[Any, float] = {}
 
-    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+    def start_request(self, server_conn: object, request_conn: Any) -> HTTPMessageDelegate:
+        self._waiting[request_conn] = time.monotonic()
         return _Fork(self, partial(self._others.start_request, server_conn, request_conn), request_conn)
 
     def on_close(self, server_conn: object) -> None:
         self._others.on_close(server_conn)
 
-    def payment(self, connection: HTTPConnection, path: re.Match[str], query: str) -> _PaymentRequest:
+    def has_come(self, request_conn: HTTPConnection) -> None:
+        """The head of the request that was waited for is there, or its connection is gone."""
+        self._waiting.pop(request_conn, None)
+
+    async def close_idle(self, idle_seconds: float) -> None:
+        """Close, for ever, what waits too long for the head of a request.
+
+        One look at all of them now and then instead of Tornado's timer for each request, which costs as much as half
+        a signature check.
+        """
+        while True:
+            await asyncio.sleep(min(1.0, idle_seconds / 4))
+            limit = time.monotonic() - idle_seconds
+            for connection in [connection for connection, since in self._waiting.items() if since < limit]:
+                self.has_come(connection)
+                connection.close()
+
+    def payment(self, connection: HTTP1Connection, path: re.Match[str], query: str) -> _PaymentRequest:
         return _PaymentRequest(self._service, self._running, connection, path, query)
 
 
 class _Fork(HTTPMessageDelegate):
     """Waits for the request line, and becomes one of the two ways."""
 
-    def __init__(self, lane: PaymentLane, other: Any, connection: HTTPConnection) -> None:
+    def __init__(self, lane: PaymentLane, other: Any, connection: HTTP1Connection) -> None:
         self._lane, self._other, self._connection = lane, other, connection
         self._way: HTTPMessageDelegate = self
 
     def headers_received(self, start_line: Any, headers: HTTPHeaders) -> Any:
+        self._lane.has_come(self._connection)
         request: RequestStartLine = start_line
         path, _, query = request.path.partition("?")
         match = _PAY_PATH.fullmatch(path) if request.method == "PUT" else None
@@ -78,6 +101,7 @@ class _Fork(HTTPMessageDelegate):
         self._way.finish()
 
     def on_connection_close(self) -> None:
+        self._lane.has_come(self._connection)
         if self._way is not self:
             self._way.on_connection_close()
 
@@ -89,13 +113,14 @@ class _PaymentRequest(HTTPMessageDelegate):
         self,
         service: Service,
         running: set[asyncio.Task[None]],
-        connection: HTTPConnection,
+        connection: HTTP1Connection,
         path: re.Match[str],
         query: str,
     ) -> None:
         self._service, self._running, self._connection = service, running, connection
         self._path, self._query = path, query
         self._body = b""
+        self._asks_about_connection = True
 
     def headers_received(self, start_line: Any, headers: HTTPHeaders) -> None:
         """Nothing of the head matters to a payment, but what Tornado's requests demand of it is demanded here too.
@@ -109,6 +134,7 @@ class _PaymentRequest(HTTPMessageDelegate):
             raise HTTPInputError("want one Host header")  # noqa: EM101, TRY003 - for Tornado's log
         if self._query.count("&") >= _MAX_QUERY_FIELDS:
             raise HTTPInputError("too many query fields")  # noqa: EM101, TRY003
+        self._asks_about_connection = start_line.version != "HTTP/1.1" or "Connection" in headers
 
     def data_received(self, chunk: bytes) -> None:
         self._body += chunk
@@ -140,20 +166,39 @@ class _PaymentRequest(HTTPMessageDelegate):
         limit = self._service.config.http.max_body_bytes
         if len(self._body) > limit:
             raise BodyTooLarge(got_bytes=len(self._body), limit_bytes=limit)
-        arguments = parse_qs_bytes(self._query, keep_blank_values=True)
+        arguments = _arguments(self._query)
         if self._path[1]:
             return await v1.pay(self._service, outpoint(self._path[2], self._path[3]), arguments)
         return await v2.pay(self._service, outpoint(self._path[5], self._path[6]), arguments, self._body)
 
     def _write(self, answer: Answer) -> None:
-        headers = HTTPHeaders(HEADERS)
-        headers["Date"] = _date(int(time.time()))
-        headers["Content-Length"] = str(len(answer.body))
-        for name, value in answer.headers:
-            headers[name] = value
-        start_line = ResponseStartLine("HTTP/1.1", answer.status, answer.reason or "OK")
-        self._connection.write_headers(start_line, headers, answer.body)
+        """Write head and body in one piece; what a client asks about its connection is Tornado's to answer."""
+        if self._asks_about_connection or answer.headers:
+            headers = HTTPHeaders(*HEADERS.items(), *answer.headers)
+            headers["Date"] = _date(int(time.time()))
+            headers["Content-Length"] = str(len(answer.body))
+            start_line = ResponseStartLine("HTTP/1.1", answer.status, answer.reason or "OK")
+            self._connection.write_headers(start_line, headers, answer.body)
+        elif not self._connection.stream.closed():
+            self._connection.stream.write(_plain(answer))
         self._connection.finish()
+
+
+def _plain(answer: Answer) -> bytes:
+    """Lay out an answer whose headers are those of every answer."""
+    head = (
+        f"HTTP/1.1 {answer.status} {answer.reason or 'OK'}\r\n{_HEAD}Date: {_date(int(time.time()))}\r\n"
+        f"Content-Length: {len(answer.body)}\r\n\r\n"
+    )
+    return head.encode("latin1") + answer.body
+
+
+def _arguments(query: str) -> dict[str, list[bytes]]:
+    """Read a query; nearly all are one plain field, which needs no unquoting."""
+    if not query or any(mark in query for mark in "&%+"):
+        return parse_qs_bytes(query, keep_blank_values=True)
+    name, _, value = query.partition("=")
+    return {name: [value.encode("latin1")]}
 
 
 def _date(now: int, last: list[Any] = [0, ""]) -> str:  # noqa: B006 - kept from call to call

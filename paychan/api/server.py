@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import socket
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ class BoundedServer(HTTPServer):
 
     max_connections = 0
     patience_seconds = 0
+    sweeper: asyncio.Task[None] | None = None
     _open = 0
     _warned_at = float("-inf")
 
@@ -44,6 +46,9 @@ class BoundedServer(HTTPServer):
             self._open += 1
             # Tornado waits for ever for a client that takes no answer; the kernel does not wait for acknowledgements
             stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * self.patience_seconds)
+            # one switch for good: Tornado would turn Nagle's algorithm on and off around every answer
+            stream.set_nodelay(True)
+            stream.set_nodelay = _no_more  # type: ignore[method-assign]
             super().handle_stream(stream, address)
             return
         stream.close()
@@ -51,9 +56,18 @@ class BoundedServer(HTTPServer):
             self._warned_at = monotonic()
             log.warning("all connections are taken, closing new ones", open=self._open)
 
+    def stop(self) -> None:
+        if self.sweeper is not None:
+            self.sweeper.cancel()
+        super().stop()
+
     def on_close(self, server_conn: object) -> None:
         self._open -= 1
         super().on_close(server_conn)
+
+
+def _no_more(value: bool) -> None:
+    """Answers leave in one piece; there is nothing to gather."""
 
 
 def public_server(service: Service) -> HTTPServer:
@@ -85,9 +99,11 @@ def _server(service: Service, routes: Sequence[Any], *, xheaders: bool, lane: bo
         list(routes),
         log_function=_log_request if service.config.log.access else _log_nothing,
     )
-    with_lane = lane and http.fast_lane and not service.config.log.access
+    payments = None
+    if lane and http.fast_lane and not service.config.log.access:
+        payments = PaymentLane(service, application)
     server = BoundedServer(
-        PaymentLane(service, application) if with_lane else application,
+        payments or application,
         xheaders=xheaders,
         max_body_size=http.max_body_bytes * _HARD_BODY_FACTOR,
         max_buffer_size=http.max_body_bytes * _HARD_BODY_FACTOR + http.max_header_bytes,
@@ -97,6 +113,9 @@ def _server(service: Service, routes: Sequence[Any], *, xheaders: bool, lane: bo
     )
     server.max_connections = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # the other half is the store's
     server.patience_seconds = http.idle_seconds
+    if payments is not None:
+        server.conn_params.header_timeout = None
+        server.sweeper = asyncio.get_running_loop().create_task(payments.close_idle(http.idle_seconds))
     return server
 
 
