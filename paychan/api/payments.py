@@ -174,7 +174,7 @@ class _PaymentRequest(HTTPMessageDelegate):
     def _write(self, answer: Answer) -> None:
         """Write head and body in one piece; what a client asks about its connection is Tornado's to answer."""
         if self._asks_about_connection or answer.headers:
-            headers = HTTPHeaders(*HEADERS.items(), *answer.headers)
+            headers = HTTPHeaders({**HEADERS, **dict(answer.headers)})
             headers["Date"] = _date(int(time.time()))
             headers["Content-Length"] = str(len(answer.body))
             start_line = ResponseStartLine("HTTP/1.1", answer.status, answer.reason or "OK")
