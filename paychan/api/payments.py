@@ -134,7 +134,8 @@ class _PaymentRequest(HTTPMessageDelegate):
             raise HTTPInputError("want one Host header")  # noqa: EM101, TRY003 - for Tornado's log
         if self._query.count("&") >= _MAX_QUERY_FIELDS:
             raise HTTPInputError("too many query fields")  # noqa: EM101, TRY003
-        self._asks_about_connection = start_line.version != "HTTP/1.1" or "Connection" in headers
+        keep_alive = headers.get("Connection", "keep-alive").lower() == "keep-alive"
+        self._asks_about_connection = start_line.version != "HTTP/1.1" or not keep_alive
 
     def data_received(self, chunk: bytes) -> None:
         self._body += chunk
