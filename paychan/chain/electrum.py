@@ -1,10 +1,11 @@
 """A chain seen through an Electrum server (ElectrumX, electrs, Fulcrum): for operators without a full node.
 
-Trust. The server can't make up a payment to us, its amount, its spending or its depth: transactions are checked
-against their ids, confirmations against merkle proofs and connected headers with their work, on the live network at a
-difficulty that makes forging cost more than most channels hold. It *can* keep things from us: new blocks (the age of
-the tip tells), a spend or a double-spend. It can make up transactions without confirmations, estimate any fee, and it
-learns which addresses are ours. So run it yourself, or ask two whom you don't think to be in league: operator's choice.
+Trust. What is confirmed the server can't make up, neither a payment to us nor its amount, its spending or its depth:
+transactions are checked against their ids, confirmations against merkle proofs and connected headers with their work,
+on the live network at a difficulty that makes forging cost more than most channels hold. It *can* keep things from us:
+new blocks (the age of the tip tells), a spend or a double-spend. It can make up transactions without confirmations,
+estimate any fee, and it learns which addresses are ours. So run it yourself, or ask two whom you don't think to be in
+league: operator's choice.
 
 Not followed are consensus rules other than work. Blocks are never read; of a transaction, and only of one that pays to
 us or spends from there, its inputs' outpoints and its outputs.
@@ -83,8 +84,8 @@ class ElectrumChain:
     """A `paychan.chain.base.Chain` over the Electrum protocol 1.4 to 1.6.
 
     A server that leaves one request without an answer for `timeout_seconds` has failed; a question takes up to four of
-    them in a row. ElectrumX holds small answers back for up to a second, and its view may lag its node's by seconds.
-    What is watched is forgotten at our end.
+    them in a row. ElectrumX holds small answers back for up to a second, its view may lag its node's by seconds, and it
+    follows a reorg once the new branch is longer. What is watched is forgotten at our end.
     """
 
     def __init__(

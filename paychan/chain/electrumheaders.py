@@ -65,7 +65,7 @@ class ElectrumHeaders:
         return tip
 
     async def confirmations(self, txid: bytes, height: int) -> int:
-        """Count the blocks from this height on, which the server says a transaction (internal txid) is in; 0 or -1 while in none.
+        """Count the blocks from the one that a transaction (internal txid) is said to be in; height 0 or -1: in none.
 
         Raises:
             ViewMoved, ServerRefused: it is not, or no longer.

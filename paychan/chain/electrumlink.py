@@ -99,7 +99,8 @@ class ElectrumLink:
     async def close(self) -> None:
         """Let go of the connection; later calls end with `ChainFailed`."""
         self._closed = True
-        await self._disconnect()
+        async with self._connecting:
+            await self._disconnect()
 
     async def _connected(self) -> ElectrumConnection:
         async with self._connecting:
@@ -166,17 +167,18 @@ class ElectrumLink:
 
     async def _subscribe(self, connection: ElectrumConnection) -> None:
         missing = self._followed - self._subscribed
+        self._subscribed |= missing  # before asking: whoever comes meanwhile need not; a lost connection clears it
         await asyncio.gather(*(self._subscribe_script(connection, script_hash) for script_hash in missing))
 
     async def _subscribe_script(self, connection: ElectrumConnection, script_hash: str) -> None:
         # A script whose history is too long for the server is asked for at every time-out, but must not stop the others
         with suppress(ServerRefused):
             await connection.ask("blockchain.scripthash.subscribe", script_hash, kind=Raw)
-        self._subscribed.add(script_hash)
 
     async def _disconnect(self) -> None:
         if self._renewing is not None:
             self._renewing.cancel()
+            await asyncio.wait([self._renewing])
         if self._connection is not None:
             await self._connection.close()
 

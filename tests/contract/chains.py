@@ -8,18 +8,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from paychan.chain.base import Chain, Funding
 from paychan.chain.bitcoind import BitcoindChain
+from paychan.chain.electrum import ElectrumChain
 from paychan.protocol.payment import sign_payment
 from paychan.protocol.refund import Refund, sign_refund
 from paychan.protocol.settlement import Claim, Settlement, sign_settlement
 from paychan.protocol.types import Network, Sat, UnixTime
 from tests.lib.channels import SERVER_DESTINATION, Payer
+from tests.lib.electrumx import ElectrumX
 from tests.lib.node import Node
 
 DAY_SECONDS = 86_400
@@ -71,12 +73,49 @@ class PrunedBitcoindWorld(BitcoindWorld):
     zmq = False
 
 
+class _RememberingNode(Node):
+    """Killed, it keeps its newest blocks: ElectrumX follows only a longer branch, and no peer gives lost blocks back."""
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self.rpc("gettxoutsetinfo", "none")  # has it write what it holds
+        super().kill()
+
+
+class ElectrumXWorld:
+    """An Electrum server on a node with transaction index, which it needs."""
+
+    def __init__(self, directory: Path) -> None:
+        born = int(time.time()) - 2 * DAY_SECONDS
+        self.node = _RememberingNode(directory / "node", "-txindex=1", zmq=False, login="electrumx:secret", born=born)
+        self._server = ElectrumX(self.node, directory / "electrumx")
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self.node)
+            stack.enter_context(self._server)
+            self._running = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._running.close()
+
+    def open(self) -> Chain:
+        return ElectrumChain(self._server.tcp_url, Network.REGTEST, timeout_seconds=5)
+
+
 class WorldMaker(Protocol):
     def __call__(self, directory: Path) -> AbstractContextManager[World]:
         """Make a world with a directory of its own, which begins when it is entered."""
 
 
-WORLDS: dict[str, WorldMaker] = {"bitcoind": BitcoindWorld, "bitcoind-pruned": PrunedBitcoindWorld}
+WORLDS: dict[str, WorldMaker] = {
+    "bitcoind": BitcoindWorld,
+    "bitcoind-pruned": PrunedBitcoindWorld,
+    "electrum": ElectrumXWorld,
+}
 
 
 def address(payer: Payer) -> str:

@@ -11,7 +11,7 @@ import pytest
 from bitcoin.core import CMutableTransaction, CTransaction, CTxOut
 from bitcoin.core.script import CScript
 
-from paychan.chain import electrumlink
+from paychan.chain import electrumlink, electrumwire
 from paychan.chain.base import ChainFailed, ChainUnfit, Funding, Tip
 from paychan.chain.electrum import ElectrumChain
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
@@ -153,6 +153,17 @@ class TestAbsence:
         finally:
             server.resume()
         await eventually(lambda: tip_hash(chain), node.best)
+
+    async def test_silent_death(self, server: ElectrumX, chain: ElectrumChain, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who only waits finds out by himself that the server does not answer any more."""
+        monkeypatch.setattr(electrumwire, "_PING_SECONDS", 0.1)
+        seen = await chain.tip()
+        await chain.wait_for_change(seen, 0.0)  # takes the news that it is connected
+        server.pause()
+        try:
+            await asyncio.wait_for(chain.wait_for_change(seen, PATIENCE_SECONDS * 10), PATIENCE_SECONDS)
+        finally:
+            server.resume()
 
     async def test_pause_between_attempts(self, chain: ElectrumChain, server: ElectrumX) -> None:
         """While nobody is there, only one question in a while tries; the others fail at once and say when."""

@@ -7,9 +7,12 @@ import signal
 import socket
 import subprocess
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import pytest
 
 from tests.lib.node import Node
 from tests.lib.system import Daemon
@@ -33,6 +36,8 @@ class ElectrumX:
     """
 
     def __init__(self, node: Node, directory: Path, hold_back_seconds: float = 0.0) -> None:
+        if find_spec("electrumx") is None:
+            pytest.skip("no ElectrumX: pip install 'e-x<2'")
         self.node = node
         self.directory = directory
         self.certificate = directory / "server.crt"
