@@ -93,6 +93,13 @@ class _Node:
         """Call a method. Raises like `JsonRpc.call`."""
         return asyncio.run(self._call(method, params, wallet))
 
+    def runs(self) -> bool:
+        """Whether a node answers that wrote this directory's cookie."""
+        try:
+            return self.conf.is_file() and self.rpc("getblockcount") is not None
+        except ChainFailed:
+            return False
+
     def _setting(self, name: str) -> str:
         found = re.search(rf"^{name}=(\S+)$", self.conf.read_text(), re.MULTILINE) if self.conf.is_file() else None
         if found is None:
@@ -129,6 +136,8 @@ def start(
             status=2,
         )
     node = _Node(directory)
+    if node.runs():
+        fail(f"a node runs in {node.directory} already. See it: paychan node info")
     node.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     node.conf.write_text(_CONF.format(rpc_port=rpc_port, zmq_port=zmq_port))
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -219,14 +228,11 @@ def _wait_until_up(node: _Node, child: subprocess.Popen[bytes], log: Path) -> No
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while time.monotonic() < deadline:
         if child.poll() is not None:
-            fail(f"bitcoind ended with status {child.returncode}: {log.read_text(errors='replace').strip()}")
-        try:
-            # ours, and not another node that has the port: only ours wrote this cookie
-            node.rpc("getblockcount")
-        except ChainFailed:
-            time.sleep(0.05)
-        else:
+            said = log.read_text(errors="replace").strip()
+            fail(f"bitcoind ended: {said} If a port is taken, choose others with --rpc-port and --zmq-port")
+        if node.runs():
             return
+        time.sleep(0.05)
     fail(f"bitcoind did not answer within {_PATIENCE_SECONDS:.0f} seconds; {node.directory}/regtest/debug.log says why")
 
 

@@ -187,7 +187,7 @@ class TestFollowing:
         node.mine()
         chain = opener(node, wallet="another")
         await chain.check()
-        assert await chain.spender(outpoint) is None
+        assert await chain.spender(gone) is None
         await chain.watch([payer.terms, spent.terms], since=since)
         assert await chain.funding(payer.terms) == (Funding(outpoint, FUNDING_SAT, 1),)
         assert await chain.spender(gone) == Spend(refunding.txid, 1)

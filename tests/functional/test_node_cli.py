@@ -1,0 +1,157 @@
+"""`paychan node`: from nothing to a funded channel address, on a node of one's own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from paychan.chain.base import Funding
+from paychan.chain.bitcoind import BitcoindChain
+from paychan.cli.node import find_bitcoind
+from paychan.protocol.types import Network, OutPoint, Sat
+from tests.lib.channels import Payer
+
+PATIENCE_SECONDS = 30.0
+PAYER = Payer("node cli")
+COMMAND = [sys.executable, "-c", "from paychan.cli.node import app; app(prog_name='paychan node')"]
+
+
+class Running:
+    """`paychan node start` in the background, in a directory and on ports of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.output = directory.with_suffix(".out")
+        self.rpc_port, self.zmq_port = free_port(), free_port()
+        self.start()
+
+    def start(self) -> None:
+        ports = ["--rpc-port", str(self.rpc_port), "--zmq-port", str(self.zmq_port)]
+        command = [*COMMAND, "start", "--dir", str(self.directory), *ports]
+        with self.output.open("wb") as out:
+            self.process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | {"COLUMNS": "200"})
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while "Next" not in self.text and self.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert "Next" in self.text, self.text
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text()
+
+    @property
+    def cookie(self) -> Path:
+        return self.directory / "regtest" / ".cookie"
+
+    def say(self, *words: object) -> subprocess.CompletedProcess[str]:
+        return say(*words, "--dir", self.directory)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    if find_bitcoind() is None:
+        pytest.skip("no bitcoind: run tests/fetch-bitcoind, or set PAYCHAN_BITCOIND")
+    running = Running(tmp_path / "node")
+    yield running
+    running.end()
+
+
+def say(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, *map(str, words)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+async def test_from_nothing_to_funding(running: Running) -> None:
+    """The node that starts is fit for the server, pays to a channel's address, and confirms it on request."""
+    url = f"http://127.0.0.1:{running.rpc_port}"
+    for shown in (url, str(running.cookie), f"tcp://127.0.0.1:{running.zmq_port}", "50.00000000 BTC"):
+        assert shown in running.text
+        assert shown in running.say("info").stdout
+    chain = BitcoindChain(url, Network.REGTEST, credentials=running.cookie)
+    await chain.check()
+    address = PAYER.terms.funding_address(Network.REGTEST)
+    funded = running.say("fund", address, 123_456_789)
+    assert funded.returncode == 0
+    txid, vout = re.match(r"([0-9a-f]{64}):(\d+)\n", funded.stdout).groups()
+    outpoint = OutPoint.parse(txid, int(vout))
+    assert await chain.funding(PAYER.terms) == (Funding(outpoint, Sat(123_456_789), 0),)
+    assert running.say("mine", 3).stdout == "height 104\n"
+    assert await chain.funding(PAYER.terms) == (Funding(outpoint, Sat(123_456_789), 3),)
+    await chain.close()
+
+
+def test_stop_and_start(running: Running) -> None:
+    """Stopping ends both processes; the next start goes on with the same chain, one block higher."""
+    assert running.say("stop").returncode == 0
+    assert running.process.wait(PATIENCE_SECONDS) == 0
+    refused = running.say("mine")
+    assert (refused.returncode, "no node runs in" in refused.stderr) == (1, True)
+    running.start()
+    assert "Height  102" in running.text
+
+
+def test_interrupt(running: Running) -> None:
+    """Ctrl-C ends the node with the command."""
+    assert running.end(signal.SIGINT) == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", running.rpc_port), timeout=5)
+
+
+def test_second_start(running: Running) -> None:
+    """A second start in the same directory is refused, and one on the same port says so; the first is not harmed."""
+    second = running.say("start", "--rpc-port", free_port())
+    assert (second.returncode, "a node runs in" in second.stderr) == (1, True)
+    elsewhere = ["--dir", running.directory.with_name("other"), "--zmq-port", free_port()]
+    third = say("start", "--rpc-port", running.rpc_port, *elsewhere)
+    assert (third.returncode, "choose others with --rpc-port" in third.stderr) == (1, True)
+    assert running.say("info").returncode == 0
+
+
+def test_refusals_of_the_node(running: Running) -> None:
+    """What the node's wallet refuses is told in its words."""
+    wrong = running.say("fund", "mouse", 1000)
+    assert (wrong.returncode, wrong.stderr) == (1, "paychan: Invalid Bitcoin address: mouse\n")
+    poor = running.say("fund", PAYER.terms.funding_address(Network.REGTEST), 6_000_000_000)
+    assert (poor.returncode, poor.stderr) == (1, "paychan: Insufficient funds\n")
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    """Without a program, and without a directory, the command says what to do."""
+    no_program = say("start", "--bitcoind", tmp_path / "bitcoind", "--dir", tmp_path)
+    assert (no_program.returncode, "tests/fetch-bitcoind" in no_program.stderr) == (2, True)
+    for command in (["mine"], ["fund", "address", "1"], ["info"], ["stop"]):
+        result = say(*command, "--dir", tmp_path)
+        assert (result.returncode, "paychan node start" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("found", ["environment", "path", "cache"])
+def test_where_the_program_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+    """The environment comes before PATH, and PATH before what tests/fetch-bitcoind unpacked."""
+    places = {name: tmp_path / name / "paychan/bitcoind/bitcoind" for name in ("environment", "path", "cache")}
+    for name in list(places)[list(places).index(found) :]:
+        places[name].parent.mkdir(parents=True)
+        places[name].touch(mode=0o755)
+    monkeypatch.delenv("PAYCHAN_BITCOIND", raising=False)
+    if found == "environment":
+        monkeypatch.setenv("PAYCHAN_BITCOIND", str(places["environment"]))
+    monkeypatch.setenv("PATH", str(places["path"].parent))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert find_bitcoind() == places[found]
