@@ -82,7 +82,7 @@ class ChannelActor(LoopActor):
     def _judge(self, command: Command) -> Outcome | Awaitable[Outcome]:
         if not self.alive:  # stopped while the command waited: what is in memory may be outdated
             return Rejected(TryAgain())
-        outcome = apply(self._channel, command, self._world.view(), self._verifier)
+        outcome = apply(self._channel, command, self._world.view(self._channel.outpoint), self._verifier)
         if isinstance(outcome, Rejected):
             return outcome
         if outcome.channel is self._channel:
@@ -181,7 +181,7 @@ class ChannelActor(LoopActor):
 
     async def _record(self, command: Command) -> Outcome:
         """Make a step of settling durable before the next one begins."""
-        outcome = apply(self._channel, command, self._world.view())
+        outcome = apply(self._channel, command, self._world.view(self._channel.outpoint))
         if isinstance(outcome, Rejected) or outcome.channel is self._channel:
             return outcome
         durable = self._world.commits.put(Change(self._channel, outcome.channel), outcome, self.stop)

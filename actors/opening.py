@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 
 from msgspec import Struct
@@ -27,6 +28,10 @@ from paychan.signing.base import SignerAbsent, SignerRefused
 
 _KEYS_KEPT = 10_000
 """Server keys remembered, so that funding info and opening ask the signer once; about 200 bytes each."""
+
+
+_COINBASE_MATURITY = 100
+"""Bitcoin Core, consensus/consensus.h."""
 
 
 class OpenRequest(Struct, frozen=True):
@@ -71,7 +76,16 @@ class Opener:
             self._keys[client_key, expiry] = key
             if len(self._keys) > _KEYS_KEPT:
                 self._keys.popitem(last=False)
+            with contextlib.suppress(ChainFailed):  # only makes finding the funding output quicker
+                await self._world.chain.watch([make_terms(key, client_key, expiry)])
         return make_terms(key, client_key, expiry)
+
+    async def funding(self, terms: ChannelTerms) -> tuple[Funding, ...]:
+        """List the unspent outputs that pay to the script of these terms. Raises `ChainUnavailable`."""
+        try:
+            return await self._world.chain.funding(terms)
+        except ChainFailed as error:
+            raise ChainUnavailable(reason=str(error)) from error
 
     async def open(self, request: OpenRequest) -> Outcome:
         """Judge, store and answer; a refusal stores nothing."""
@@ -86,7 +100,7 @@ class Opener:
             terms=terms,
             outpoint=funding.outpoint,
             funding_sat=funding.value_sat,
-            confirmations=funding.confirmations,
+            confirmations=usable_confirmations(funding),
             change_script=request.change_script,
             payment=request.payment,
             price_sat=request.price_sat,
@@ -104,10 +118,7 @@ class Opener:
         Raises:
             FundingNotFound, ChainUnavailable, or what is wrong with the payment for the only candidate.
         """
-        try:
-            found = await self._world.chain.funding(terms)
-        except ChainFailed as error:
-            raise ChainUnavailable(reason=str(error)) from error
+        found = await self.funding(terms)
         address = terms.funding_address(self._world.network)
         if request.outpoint is None:
             if not found:
@@ -120,6 +131,11 @@ class Opener:
         raise await self._registry.in_the_way(request.outpoint) or FundingNotFound(
             address=address, detail=f" at {request.outpoint}"
         )
+
+
+def usable_confirmations(funding: Funding) -> int:
+    """Depth that counts: a coinbase output can't be spent before it is mature."""
+    return funding.confirmations if not funding.coinbase or funding.confirmations >= _COINBASE_MATURITY else 0
 
 
 def _signed_one(terms: ChannelTerms, request: OpenRequest, found: tuple[Funding, ...], dust_sat: Sat) -> Funding:

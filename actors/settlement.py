@@ -6,8 +6,12 @@ channel. Every step may be repeated after a crash: the signer signs the same byt
 
 from __future__ import annotations
 
+import contextlib
+
+from msgspec.structs import replace
+
 from actors.world import World
-from paychan.chain.base import ChainFailed
+from paychan.chain.base import ChainFailed, Spend
 from paychan.protocol.channel import (
     Channel,
     Closing,
@@ -40,14 +44,15 @@ async def perform(step: Step, channel: Channel, world: World) -> Command | None:
         msg = f"{channel.outpoint} has no signed settlement"
         raise ValueError(msg)
     if step is Step.PUBLISH:
-        return await _publish(channel.closing.settlement, world)
+        return await _publish(channel, channel.closing.settlement, world)
     return await _watch(channel, channel.closing.settlement, world)
 
 
 async def _sign(channel: Channel, closing: Closing, world: World) -> Settlement:
     try:
         key = await world.signer.public_key(channel.terms.client_key, channel.terms.expiry)
-        fee = plan_closing(channel, key.destination_script, world.rules, closing.reason, closing.client_fee_sat)
+        rules = replace(world.rules, fee_sat_per_vb=await _rate(world))
+        fee = plan_closing(channel, key.destination_script, rules, closing.reason, closing.client_fee_sat)
         if isinstance(fee, Shortfall):
             raise NotEconomical(got_sat=fee.received_sat, need_sat=fee.needed_sat)
         return await world.signer.sign_settlement([channel.claim], key.destination_script, fee)
@@ -57,21 +62,51 @@ async def _sign(channel: Channel, closing: Closing, world: World) -> Settlement:
         raise SigningFailed(reason=str(error)) from error
 
 
-async def _publish(settlement: Settlement, world: World) -> Command:
+async def _rate(world: World) -> int:
+    """The chain's estimate within the operator's cap, or the configured rate where there is none."""
+    try:
+        estimate = await world.chain.fee_rate()
+    except ChainFailed:
+        estimate = None
+    return world.rules.fee_sat_per_vb if estimate is None else min(estimate, world.max_fee_sat_per_vb)
+
+
+async def _publish(channel: Channel, settlement: Settlement, world: World) -> Command:
     try:
         await world.chain.publish(settlement.transaction)
     except ChainFailed as error:
+        spend = await _spender(channel, world)
+        if spend is not None and spend.confirmations >= world.settlement_confirmations:
+            return _end(channel, settlement, spend, world)
         raise PublishFailed(reason=str(error)) from error
     return Published()
 
 
 async def _watch(channel: Channel, settlement: Settlement, world: World) -> Command | None:
-    try:
-        spend = await world.chain.spender(channel.outpoint)
-    except ChainFailed as error:
-        raise PublishFailed(reason=str(error)) from error
+    spend = await _spender(channel, world)
     if spend is None:
         return Vanished()
+    if spend.confirmations == 0:
+        with contextlib.suppress(ChainFailed):  # in the mempool of our node, perhaps not any more in others'
+            await world.chain.publish(settlement.transaction)
     if spend.confirmations < world.settlement_confirmations:
         return None
-    return Confirmed() if spend.txid == settlement.txid else SpentElsewhere(spend.txid)
+    return _end(channel, settlement, spend, world)
+
+
+async def _spender(channel: Channel, world: World) -> Spend | None:
+    try:
+        return await world.chain.spender(channel.outpoint)
+    except ChainFailed as error:
+        raise PublishFailed(reason=str(error)) from error
+
+
+def _end(channel: Channel, settlement: Settlement, spend: Spend, world: World) -> Command:
+    """Tell our settlement from the client's refund.
+
+    Until the refund is valid, whatever spends the output carries our signature over these outputs: a settlement under
+    another txid was malleated on its way, and pays the same.
+    """
+    tip = world.chain_view.tip
+    ours = spend.txid == settlement.txid or (tip is not None and tip.median_time <= channel.terms.expiry)
+    return Confirmed() if ours else SpentElsewhere(spend.txid)

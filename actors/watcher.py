@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 import structlog
 
+from actors.chainwatch import ChainWatch
 from actors.channel import Message, Resume
 from actors.registry import Registry
 from actors.world import World
@@ -28,10 +29,18 @@ class Watcher:
     """Looks at expiries and unfinished settlements, at start and then every so often."""
 
     def __init__(
-        self, world: World, registry: Registry, *, interval_seconds: float, alarm_seconds: int, idle_seconds: int
+        self,
+        world: World,
+        registry: Registry,
+        *,
+        interval_seconds: float,
+        alarm_seconds: int,
+        idle_seconds: int,
+        stale_seconds: int = 0,
     ) -> None:
         self._world = world
         self._registry = registry
+        self._chain = ChainWatch(world, registry, stale_seconds)
         self._interval_seconds = interval_seconds
         self._alarm_seconds = alarm_seconds
         self._idle_seconds = idle_seconds
@@ -43,7 +52,7 @@ class Watcher:
         """Look for ever; ends only by cancellation."""
         while True:
             await self.look()
-            await asyncio.sleep(self._interval_seconds)
+            await self._chain.wait(self._interval_seconds)
 
     async def look(self) -> None:
         """Take one look at everything; if that fails, it is logged and alarmed about, and the next look comes."""
@@ -55,7 +64,8 @@ class Watcher:
 
     async def _look(self) -> None:
         """Close what is due, resume what is unfinished, alarm about what is late."""
-        now = self._world.clock()
+        await self._chain.look()
+        now = self._world.now()
         due = now + self._world.rules.settlement_period_seconds
         await self._tell(walk(self._world.store, State.OPEN, due + 1), Close(CloseReason.EXPIRY))
         for state in (State.CLOSING, State.PUBLISHED):
@@ -89,4 +99,4 @@ class Watcher:
             late += [str(channel.outpoint) async for channel in near]
         if late:
             log.error("unsettled near expiry", channels=late[:10], count=len(late))
-        self.alarms = tuple(late)
+        self.alarms = (*self._chain.alarms, *late)

@@ -7,11 +7,22 @@ from dataclasses import dataclass, field
 
 from actors.commit import GroupCommit
 from paychan.application.base import Application
-from paychan.chain.base import Chain
+from paychan.chain.base import Chain, Tip
 from paychan.protocol.channel import Rules, View
-from paychan.protocol.types import Network, UnixTime
+from paychan.protocol.types import Network, OutPoint, UnixTime
 from paychan.signing.base import Signer
 from paychan.store.base import Store
+
+
+@dataclass
+class ChainView:
+    """What is known of the chain now; `actors.chainwatch` keeps it. Empty, it stops nothing."""
+
+    tip: Tip | None = None
+    problem: str = ""
+    """Why no payment at all is accepted at the moment."""
+    in_danger: dict[OutPoint, str] = field(default_factory=dict)
+    """Channels that take no payments at the moment, and why: their funding output is not there as it should be."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +38,17 @@ class World:
     chain: Chain
     signer: Signer
     application: Application | None = None
-    frozen: list[str] = field(default_factory=list)
-    """Reasons not to accept payments at the moment; empty while all is well."""
+    max_fee_sat_per_vb: int = 1000
+    """Cap of what the chain's estimate may make us pay."""
+    chain_view: ChainView = field(default_factory=ChainView)
 
-    def view(self) -> View:
+    def now(self) -> UnixTime:
+        """Wall clock or the chain's median time past, whichever is worse for us: the later."""
+        tip = self.chain_view.tip
+        return self.clock() if tip is None else max(self.clock(), tip.median_time)
+
+    def view(self, outpoint: OutPoint | None = None) -> View:
         """The moment, as the channel machine judges it."""
-        return View(self.clock(), self.rules, self.frozen[0] if self.frozen else "")
+        seen = self.chain_view
+        frozen = seen.problem or (seen.in_danger.get(outpoint, "") if outpoint is not None else "")
+        return View(self.now(), self.rules, frozen)

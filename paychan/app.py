@@ -25,8 +25,10 @@ from actors.world import World
 from paychan.api.server import listen, management_server, public_server
 from paychan.api.service import Service
 from paychan.application.http import HttpApplication
-from paychan.chain.base import Chain
+from paychan.chain.base import Chain, ChainFailed
+from paychan.chain.bitcoind import BitcoindChain
 from paychan.chain.debug import DebugChain
+from paychan.chain.electrum import ElectrumChain
 from paychan.config import ServerConfig
 from paychan.protocol.declared import SettingsError
 from paychan.protocol.types import UnixTime
@@ -129,7 +131,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         signer = UnixSigner(config.signer_socket, config.signer.deadline_seconds)
         stack.push_async_callback(signer.close)
         await _check_signer(signer, config)
-        chain = _chain(config, source)
+        chain = await _chain(config, source)
         stack.push_async_callback(chain.close)
         store: Store = LevelDbStore.open(config.store_path, config.network_name)
         stack.push_async_callback(store.close)
@@ -149,6 +151,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
             chain=chain,
             signer=signer,
             application=application,
+            max_fee_sat_per_vb=config.settlement.max_fee_sat_per_vb,
         )
         yield _service(config, world)
 
@@ -172,16 +175,39 @@ def _service(config: ServerConfig, world: World) -> Service:
         interval_seconds=config.watcher.interval_seconds,
         alarm_seconds=config.watcher.alarm_hours * 3600,
         idle_seconds=config.channel.idle_seconds,
+        stale_seconds=config.chain.stale_tip_minutes * 60,
     )
     return Service(config, world, registry, Opener(world, registry), watcher)
 
 
-def _chain(config: ServerConfig, source: str) -> Chain:
-    if config.chain.backend == "debug":
-        return DebugChain()
-    raise SettingsError(
-        source, "chain.backend", f'"{config.chain.backend}" is not built in yet; use "debug" with debug'
-    )
+async def _chain(config: ServerConfig, source: str) -> Chain:
+    """Make the configured backend, and make sure that its node can serve us."""
+    chosen, network = config.chain, config.bitcoin_network
+    try:
+        if chosen.backend == "debug":
+            return DebugChain()
+        chain: Chain
+        if chosen.backend == "electrum":
+            certificate = Path(chosen.certificate_file) if chosen.certificate_file else None
+            chain = ElectrumChain(
+                chosen.url, network, timeout_seconds=chosen.timeout_seconds, certificate_file=certificate
+            )
+        else:
+            chain = BitcoindChain(
+                chosen.url,
+                network,
+                credentials=Path(chosen.credentials_file),
+                wallet=chosen.wallet,
+                timeout_seconds=chosen.timeout_seconds,
+            )
+    except ValueError as error:
+        raise SettingsError(source, "chain", str(error)) from None
+    try:
+        await chain.check()
+    except ChainFailed as error:
+        await chain.close()
+        raise StartError(str(error)) from error
+    return chain
 
 
 async def _check_signer(signer: UnixSigner, config: ServerConfig) -> None:

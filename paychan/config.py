@@ -49,6 +49,7 @@ class Channel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class Settlement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fee_sat_per_vb: Annotated[int, setting("fee rate when the chain has no estimate", "sat/vB", ge=1)] = 40
+    max_fee_sat_per_vb: Annotated[int, setting("cap of the chain's estimate", "sat/vB", ge=1)] = 200
     confirmations: Annotated[int, setting("depth at which a settlement is final", "blocks", ge=1)] = 6
 
 
@@ -58,8 +59,19 @@ class Signer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Chain(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    backend: Annotated[Literal["debug", "bitcoind"], setting("who is asked about the chain")]
-    url: Annotated[str, setting("address of the node's RPC interface", "URL")] = ""
+    backend: Annotated[Literal["debug", "bitcoind", "electrum"], setting("who is asked about the chain")]
+    url: Annotated[
+        str, setting("http://host:port of bitcoind; tcp:// or ssl://host:port of an Electrum server", "URL")
+    ] = ""
+    credentials_file: Annotated[str, setting('bitcoind\'s .cookie, or a file "user:password"', "path")] = ""
+    wallet: Annotated[str, setting("watch-only wallet that the server makes in bitcoind")] = "paychan"
+    certificate_file: Annotated[
+        str, setting("the Electrum server's certificate, if no authority signed it", "path")
+    ] = ""
+    timeout_seconds: Annotated[float, setting("longest wait for one answer", "seconds", gt=0)] = 10.0
+    stale_tip_minutes: Annotated[
+        int, setting("no payments while the newest block is older; 0: never mind", "min", ge=0)
+    ] = 180
 
 
 class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -193,6 +205,21 @@ def _contradictions(config: ServerConfig) -> list[tuple[str, str]]:
             config.debug != (config.chain.backend == "debug"),
             "chain.backend",
             f'"{config.chain.backend}" does not go with debug = {str(config.debug).lower()}',
+        ),
+        (
+            config.chain.backend != "debug" and not config.chain.url,
+            "chain.url",
+            f'required with backend = "{config.chain.backend}"',
+        ),
+        (
+            config.chain.backend == "bitcoind" and not config.chain.credentials_file,
+            "chain.credentials_file",
+            'required with backend = "bitcoind": the path of its .cookie, or of a file with "user:password"',
+        ),
+        (
+            config.settlement.fee_sat_per_vb > config.settlement.max_fee_sat_per_vb,
+            "settlement.fee_sat_per_vb",
+            f"{config.settlement.fee_sat_per_vb} sat/vB, more than settlement.max_fee_sat_per_vb",
         ),
         (
             duration < period,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 
+import msgspec
 from msgspec import Struct
 
 from paychan.api.answers import OUTPOINT, accepted, number, outpoint, settlement_txid
@@ -121,7 +122,8 @@ class HealthHandler(ManagementHandler):
             signer = (await service.world.signer.health()).key_mode
         except (SignerAbsent, SignerRefused) as error:
             signer = f"absent: {error}"
-        frozen = list(service.world.frozen)
+        seen = service.world.chain_view
+        frozen = [seen.problem] if seen.problem else []
         self.answer(
             503 if frozen else 200,
             None,
@@ -129,6 +131,8 @@ class HealthHandler(ManagementHandler):
                 "network": service.config.network_name,
                 "signer": signer,
                 "frozen": frozen,
+                "chain": msgspec.to_builtins(seen.tip) if seen.tip else {},
+                "channels_in_danger": {str(outpoint): reason for outpoint, reason in seen.in_danger.items()},
                 "watcher_last_look": service.watcher.last_look,
                 "alarms": service.watcher.alarms,
                 "awake": service.registry.awake,

@@ -6,7 +6,7 @@ import hmac
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from actors.opening import OpenRequest
+from actors.opening import OpenRequest, usable_confirmations
 from paychan.api.answers import OUTPOINT, Answer, accepted, outpoint, result, settlement_txid
 from paychan.api.handler import Handler
 from paychan.api.service import Service
@@ -99,6 +99,26 @@ class FundingInfoHandler(V2Handler):
                 encode_json(info),
             )
         )
+
+
+class FundingOutputsHandler(V2Handler):
+    """`GET /v2/funding/{…}/{…}/outputs`: which unspent outputs pay to the address, and how deep they are."""
+
+    async def get(self, first: str, second: str) -> None:
+        key_text, expiry_text = (first, second) if len(first) == 66 else (second, first)
+        terms = await self.service.opener.terms(parse_public_key(key_text), self.expiry(expiry_text))
+        outputs = [
+            {
+                "funding_txid": funding.outpoint.txid_hex,
+                "funding_vout": funding.outpoint.vout,
+                "value": funding.value_sat,
+                "confirmations": usable_confirmations(funding),
+                "confirmations_needed": self.service.config.open.min_confirmations,
+            }
+            for funding in await self.service.opener.funding(terms)
+        ]
+        address = terms.funding_address(self.service.config.bitcoin_network)
+        self.answer(200, None, {"funding_address": address, "outputs": outputs})
 
 
 class ChannelHandler(V2Handler):
@@ -215,6 +235,7 @@ def _shown(done: Accepted, dialect: Dialect) -> PaymentResult:
 
 ROUTES = [
     (r"/v2/funding/([0-9a-zA-Z]+)/([0-9a-zA-Z]+)/info", FundingInfoHandler),
+    (r"/v2/funding/([0-9a-zA-Z]+)/([0-9a-zA-Z]+)/outputs", FundingOutputsHandler),
     (rf"/v2/channels/{OUTPOINT}", ChannelHandler),
     (rf"/v2/channels/{OUTPOINT}/close", CloseHandler),
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from bitcoin.core import CTransaction
 
@@ -23,14 +23,15 @@ _CONFIRMATIONS = 1000
 class DebugChain:
     """Believes every funding output, and confirms at once what is published."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         self._spends: dict[OutPoint, Spend] = {}
 
     async def check(self) -> None:
         """Nothing is asked of anybody."""
 
     async def tip(self) -> Tip:
-        now = UnixTime(int(time.time()))
+        now = UnixTime(int(self._clock()))
         return Tip(height=0, block_hash="0" * 64, time=now, median_time=now)
 
     async def wait_for_change(self, seen: Tip, timeout_seconds: float) -> None:  # noqa: ARG002 - nothing changes here

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from paychan.cli import backup, channel, operator, supervisor
+from paychan.cli import backup, channel, node, operator, supervisor
 from paychan.cli.terminal import fail
 
 EPILOG = """
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.add_typer(channel.app, name="channel", help="Pay: open channels to a server, pay over them, close them.")
 app.add_typer(backup.app, name="backup", help="Back up and restore the server's channels.")
 app.add_typer(operator.app, name="channels", help="The server's channels: list, show, close.")
+app.add_typer(node.app, name="node", help="A throw-away regtest node to play with.")
 app.command(epilog="[bold]Example[/bold]\n\n  paychan status config/debug/server.toml")(operator.status)
 
 

@@ -14,7 +14,7 @@ from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Channel, Close, CloseByProof, CloseReason, Outcome, State
 from paychan.protocol.errors import ChannelLost, PublishFailed, SignerUnavailable, SigningFailed
 from paychan.signing.base import SignerAbsent, SignerRefused
-from tests.lib.world import DebugPayer, Local, accepted, local, refused, settled_down, until
+from tests.lib.world import Clock, DebugPayer, Local, accepted, local, refused, settled_down, until
 
 PAYER = DebugPayer("settling")
 
@@ -81,7 +81,7 @@ CUTS = {
 async def test_after_a_crash_at_any_step_the_watcher_finishes(tmp_path: Path, cut: str, keeps_chain: bool):
     """A process that dies between two steps leaves a record from which the next one takes the same settlement on."""
     part, method, state, signed = CUTS[cut]
-    chain = DebugChain()
+    chain = DebugChain(Clock())
     async with local(tmp_path, chain=chain) as server:
         opened = await server.open(PAYER)
         getattr(server, part).hold(method)
@@ -92,7 +92,7 @@ async def test_after_a_crash_at_any_step_the_watcher_finishes(tmp_path: Path, cu
     assert before.closing is not None
     assert (before.closing.settlement is not None) is signed
 
-    async with local(tmp_path, chain=chain if keeps_chain else DebugChain()) as server:
+    async with local(tmp_path, chain=chain if keeps_chain else DebugChain(Clock())) as server:
         await server.watcher.look()
         after = await server.stored(PAYER)
     assert after.state is State.CLOSED
@@ -104,7 +104,7 @@ async def test_after_a_crash_at_any_step_the_watcher_finishes(tmp_path: Path, cu
 @pytest.mark.parametrize("written", [0, 1, 2, 3])
 async def test_a_step_whose_write_is_cut_off_is_taken_again(tmp_path: Path, written: int):
     """A process that dies in the write of a step does that step again, with the very same transaction."""
-    chain = DebugChain()
+    chain = DebugChain(Clock())
     async with local(tmp_path, chain=chain) as server:
         await server.open(PAYER)
         server.store.hold("commit", after=written)
@@ -170,7 +170,7 @@ async def test_many_who_want_it_settled_share_one_settlement(tmp_path: Path):
 
 async def test_a_funding_output_that_something_else_spent_is_lost(tmp_path: Path):
     """When the refund was faster, the channel ends as LOST and names the transaction that took the coins."""
-    chain = DebugChain()
+    chain = DebugChain(Clock())
     refund = CTransaction(
         [CTxIn(COutPoint(PAYER.outpoint.txid, PAYER.outpoint.vout))], [CTxOut(1_000, PAYER.change_script)]
     )

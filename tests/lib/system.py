@@ -14,6 +14,7 @@ from typing import Any, Self
 import httpx
 
 from paychan.running import Running, read_running
+from tests.lib.node import Node
 
 _PATIENCE_SECONDS = 30.0
 
@@ -43,6 +44,35 @@ DEBUG_SERVER_KEY = "0225b3aaf58992a8cc909522c2ec859ef218fd29fda0a6723cfb4e0529f8
 """Public key of the debug signer (PROTOCOL §9.1)."""
 
 
+REGTEST_SIGNER = """
+network = "regtest"
+state_dir = "{state}"
+[key]
+mode = "hardened"
+create_if_missing = true
+"""
+
+REGTEST_SERVER = """
+network = "regtest"
+state_dir = "{state}"
+[chain]
+backend = "bitcoind"
+url = "{url}"
+credentials_file = "{credentials}"
+stale_tip_minutes = 0
+[open]
+min_confirmations = 1
+[settlement]
+confirmations = 2
+[watcher]
+interval_seconds = 0.5
+[http]
+port = 0
+[management]
+port = 0
+"""
+
+
 class Daemon:
     """A console script that runs in the background, with its output in a file."""
 
@@ -67,14 +97,19 @@ class Daemon:
 class System:
     """Signer and server with a state directory of their own; extra TOML is appended to the server's settings.
 
-    A setting that `SERVER` has in a table can be changed with `sections={"http": "idle_seconds = 1"}`.
+    With a `node` it is on that node's regtest chain, else in debug mode. A setting that `SERVER` has in a table can be changed with `sections={"http": "idle_seconds = 1"}`.
     """
 
-    def __init__(self, directory: Path, extra: str = "", sections: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, extra: str = "", sections: dict[str, str] | None = None, node: Node | None = None
+    ) -> None:
         self.directory = directory
         self.state = directory / "state"
         directory.mkdir(parents=True, exist_ok=True)
-        text = SERVER.format(state=self.state)
+        signer, text = SIGNER, SERVER.format(state=self.state)
+        if node is not None:
+            signer = REGTEST_SIGNER
+            text = REGTEST_SERVER.format(state=self.state, url=node.url, credentials=node.credentials)
         for name, lines in (sections or {}).items():
             text = (
                 text.replace(f"[{name}]\n", f"[{name}]\n{lines}\n")
@@ -84,7 +119,7 @@ class System:
         self.server_file = directory / "server.toml"
         self.signer_file = directory / "signer.toml"
         self.server_file.write_text(text + extra)
-        self.signer_file.write_text(SIGNER.format(state=self.state))
+        self.signer_file.write_text(signer.format(state=self.state))
         self.signer: Daemon | None = None
         self.server: Daemon | None = None
         self.running: Running | None = None

@@ -216,7 +216,7 @@ async def local(
         clock=clock,
         store=store,  # type: ignore[arg-type] # stands in front of one
         commits=GroupCommit(store, 0, failures.append),  # type: ignore[arg-type]
-        chain=Faulty(chain or DebugChain()),  # type: ignore[arg-type]
+        chain=Faulty(chain or DebugChain(clock)),  # type: ignore[arg-type]
         signer=signer,  # type: ignore[arg-type]
         application=application,
     )

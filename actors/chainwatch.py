@@ -1,0 +1,118 @@
+"""Keeps the view of the chain: the newest tip, whether it can be trusted, and whether each funding output is there.
+
+Fail closed: while the node does not answer or its tip is old, no payment is accepted; while a channel's funding output
+is not there as it should be, that channel takes none. Both end by themselves. Closing goes on all the time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from actors.registry import Registry
+from actors.world import World
+from paychan.chain.base import ChainFailed, Funding, Tip
+from paychan.protocol.channel import Channel, SpentElsewhere, State
+from paychan.protocol.types import OutPoint
+from paychan.store.base import walk
+
+log = structlog.get_logger("chain")
+
+_PAGE = 1000
+"""Outputs asked about in one go."""
+
+_CLOCK_SKEW_SECONDS = 7200
+"""Bitcoin nodes take blocks up to two hours ahead of their clock; one further ahead means that ours is wrong."""
+
+
+class ChainWatch:
+    """Looks at the chain for the watcher."""
+
+    def __init__(self, world: World, registry: Registry, stale_seconds: int) -> None:
+        self._world = world
+        self._registry = registry
+        self._stale_seconds = stale_seconds
+        self._watched: set[OutPoint] = set()
+        self.alarms: tuple[str, ...] = ()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for a new block or another change, at most so long."""
+        tip = self._world.chain_view.tip
+        try:
+            if tip is not None and not self._world.chain_view.problem:
+                await self._world.chain.wait_for_change(tip, seconds)
+                return
+        except ChainFailed:
+            pass
+        await asyncio.sleep(min(seconds, 1.0))
+
+    async def look(self) -> None:
+        """Take a fresh look; when the chain can't be asked, say so and stop accepting."""
+        seen = self._world.chain_view
+        try:
+            seen.tip = await self._world.chain.tip()
+            problem = self._tip_problem(seen.tip)
+            await self._look_at_funding()
+        except ChainFailed as error:
+            problem = f"the chain can't be asked: {error}"
+        if problem != seen.problem:
+            log.error("frozen", reason=problem) if problem else log.info("accepting payments again")
+        seen.problem = problem
+        self.alarms = tuple(filter(None, (problem, self._skew(seen.tip))))
+
+    def _tip_problem(self, tip: Tip) -> str:
+        age = self._world.clock() - tip.time
+        if self._stale_seconds and age > self._stale_seconds:
+            return f"the newest block is {age // 60} minutes old, limit {self._stale_seconds // 60}"
+        return ""
+
+    def _skew(self, tip: Tip | None) -> str:
+        ahead = tip.time - self._world.clock() if tip is not None else 0
+        return f"our clock is {ahead} seconds behind the newest block" if ahead > _CLOCK_SKEW_SECONDS else ""
+
+    async def _look_at_funding(self) -> None:
+        """Compare every open channel with what the chain shows; follow the scripts of all that is unfinished."""
+        for state in (State.OPEN, State.CLOSING, State.PUBLISHED):
+            page: list[Channel] = []
+            async for channel in walk(self._world.store, state):
+                page.append(channel)
+                if len(page) == _PAGE:
+                    await self._look_at_page(state, page)
+                    page = []
+            if page:
+                await self._look_at_page(state, page)
+
+    async def _look_at_page(self, state: State, page: Sequence[Channel]) -> None:
+        new = [channel for channel in page if channel.outpoint not in self._watched]
+        if new:
+            await self._world.chain.watch([channel.terms for channel in new])
+            self._watched.update(channel.outpoint for channel in new)
+        if state is not State.OPEN:
+            return
+        unspent = await self._world.chain.unspent([channel.outpoint for channel in page])
+        for channel in page:
+            await self._judge(channel, unspent.get(channel.outpoint))
+
+    async def _judge(self, channel: Channel, funding: Funding | None) -> None:
+        """Freeze a channel whose funding is not there, thaw one whose is again, end one that something else spent."""
+        danger, need = self._world.chain_view.in_danger, self._world.rules.min_confirmations
+        reason = ""
+        if funding is None:
+            spend = await self._world.chain.spender(channel.outpoint)
+            if spend is not None and spend.confirmations >= self._world.settlement_confirmations:
+                log.error("funding was spent by another", channel=str(channel.outpoint), txid=spend.txid[::-1].hex())
+                await self._registry.ask(channel.outpoint, SpentElsewhere(spend.txid))
+                danger.pop(channel.outpoint, None)
+                return
+            reason = "its funding output is gone" if spend is None else "its funding output is being spent"
+        elif funding.confirmations < need:
+            reason = f"its funding output has {funding.confirmations} confirmations, need {need}"
+        if reason == danger.get(channel.outpoint, ""):
+            return
+        log.warning("channel frozen" if reason else "channel thawed", channel=str(channel.outpoint), reason=reason)
+        if reason:
+            danger[channel.outpoint] = reason
+        else:
+            danger.pop(channel.outpoint)
