@@ -113,7 +113,7 @@ def list_backups(
             else:
                 table.add_row(escape(path.name), f"{manifest.records:,}", f"{manifest.unsettled_sat:,}")
         if not table.row_count:
-            fail(f"no backups in {escape(str(directory))}; make one with: paychan backup create CONFIG.toml")
+            fail(f"no backups in {directory}; make one with: paychan backup create CONFIG.toml")
         out.print(table)
 
 
@@ -172,9 +172,9 @@ def _sentences() -> Iterator[None]:
     try:
         yield
     except (BackupError, StoreFailed, SettingsError, msgspec.MsgspecError) as error:
-        fail(escape(str(error)))
+        fail(str(error))
     except OSError as error:
-        fail(escape(f"{error.filename}: {error.strerror}; check the path and its permissions"))
+        fail(f"{error.filename}: {error.strerror}; check the path and its permissions")
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 import typer
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -70,7 +69,7 @@ def told(as_json: bool, name: str = "") -> Iterator[None]:
         step = next((text for kind, text in _NEXT_STEPS.items() if isinstance(error, kind)), "")
         if isinstance(error, Unreachable) and not name:
             step = "Is the server running?"
-        fail(escape(f"{str(error).rstrip('.')}. {step.format(name=name)}".strip()))
+        fail(f"{str(error).rstrip('.')}. {step.format(name=name)}".strip())
 
 
 def facts(record: ChannelRecord) -> dict[str, Any]:
