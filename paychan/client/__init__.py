@@ -3,7 +3,7 @@
 from paychan.client import Payer
 
 channel = Payer("http://localhost:8000").new_channel(hours=72)
-channel.fund_debug()  # or: channel.fund("txid:vout", value_sat), after a wallet has paid to channel.address
+channel.wait_funded()  # while any wallet pays channel.amount_sat to channel.address; or: channel.fund_debug()
 channel.open()
 receipt = channel.pay(1000)
 """
@@ -18,6 +18,8 @@ from paychan.client.errors import (
     ClientError,
     DamagedFile,
     Declined,
+    FundingMissing,
+    FundingNotTold,
     FundingTooSmall,
     InsufficientFunds,
     NoSuchChannel,
@@ -35,6 +37,7 @@ from paychan.client.errors import (
     WrongState,
 )
 from paychan.client.flow import Patience
+from paychan.client.funding import FundingOutput
 from paychan.client.payer import AsyncPayer, Payer
 from paychan.client.paying import Receipt
 from paychan.client.record import ChannelRecord, State
@@ -55,6 +58,9 @@ __all__ = [
     "DamagedFile",
     "Declined",
     "Dialect",
+    "FundingMissing",
+    "FundingNotTold",
+    "FundingOutput",
     "FundingTooSmall",
     "InsufficientFunds",
     "Limits",

@@ -13,11 +13,12 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 import httpx
 from msgspec import Struct
 
-from paychan.client import closing, paying, recovery
+from paychan.client import closing, funding, paying, recovery
 from paychan.client.closing import Settled
 from paychan.client.drive import drive, drive_async
 from paychan.client.errors import TermsUnacceptable
 from paychan.client.flow import Flow, Patience
+from paychan.client.funding import FundingOutput, Watcher
 from paychan.client.paying import Receipt
 from paychan.client.record import ChannelRecord, parse_outpoint
 from paychan.client.terms import Limits
@@ -51,12 +52,17 @@ class ChannelBase:
 
     @property
     def address(self) -> str:
-        """Where to send the funding: at least `min_funding_sat`, in one output."""
+        """Where to send the funding: `amount_sat`, in one output."""
         return self.record.funding_address
 
     @property
     def min_funding_sat(self) -> Sat:
         return self.record.min_funding_sat
+
+    @property
+    def amount_sat(self) -> Sat:
+        """What to send: what was meant for the channel, or the least that opens it."""
+        return self.record.amount_sat
 
     @property
     def left_sat(self) -> Sat:
@@ -69,8 +75,8 @@ class ChannelBase:
         return self.record.paid_sat
 
     def bip21(self, amount_sat: int | None = None) -> str:
-        """URI that a wallet pays from (BIP21); the amount, by default the least, is in whole bitcoins there."""
-        amount = self.min_funding_sat if amount_sat is None else amount_sat
+        """URI that a wallet pays from (BIP21); the amount, by default `amount_sat`, is in whole bitcoins there."""
+        amount = self.amount_sat if amount_sat is None else amount_sat
         whole, rest = divmod(amount, 100_000_000)
         return f"bitcoin:{self.address}?amount={whole}.{rest:08d}"
 
@@ -121,6 +127,23 @@ class Channel(ChannelBase):
         """Use the funding that a debug server derives from key and expiry: no bitcoin is involved."""
         self._run(paying.fund, *self._debug_funding())
 
+    def funding(self) -> tuple[FundingOutput, ...]:
+        """Ask the server which outputs fund the channel. Without a node of one's own that can't be verified."""
+        return self._run(funding.outputs, self._ways.patience)
+
+    def wait_funded(self, timeout_seconds: float | None = None, watcher: Watcher | None = None) -> FundingOutput:
+        """Wait until an output funds the channel deep enough; with 0 look once, with None wait for ever.
+
+        The seconds are those between two questions; `watcher` is told the answer to each.
+        An output of `amount_sat` or more is noted, and its refund kept, as soon as the server tells of it. It is the
+        server's word, which only a node could verify (see `funding`); a server that is busy or away is asked again.
+
+        Raises:
+            FundingMissing: not in time.
+            FundingNotTold: the server knows no such question; see `fund`.
+        """
+        return self._run(funding.wait, self._ways.patience, timeout_seconds, watcher)
+
     def open(self, amount_sat: int | None = None) -> Receipt:
         """Open with a first payment, by default the server's open price."""
         return self._run(paying.open_channel, amount_sat, self._ways.limits, self._ways.patience)
@@ -139,6 +162,14 @@ class Channel(ChannelBase):
     def status(self) -> ChannelRecord:
         """Ask the server how the channel stands."""
         return self._run(closing.probe, self._ways.patience)
+
+    def keep_refund(self, sat_per_vb: int = recovery.REFUND_SAT_PER_VB, address: str = "") -> Refund:
+        """Sign a refund and keep it: to be called before one is published."""
+        return self._run(recovery.keep_refund, sat_per_vb, address)
+
+    def spent(self, txid: str) -> ChannelRecord:
+        """Note which transaction spent the funding, as a chain of the payer's shows it: the channel has ended."""
+        return self._run(recovery.spent, txid)
 
     def close(self, fee_sat: int = 0, change_address: str = "") -> Settled:
         """Have the channel settled; v2 knows a fee to offer and another address for the change."""
@@ -171,6 +202,12 @@ class AsyncChannel(ChannelBase):
     async def fund_debug(self) -> None:
         await self._run(paying.fund, *self._debug_funding())
 
+    async def funding(self) -> tuple[FundingOutput, ...]:
+        return await self._run(funding.outputs, self._ways.patience)
+
+    async def wait_funded(self, timeout_seconds: float | None = None, watcher: Watcher | None = None) -> FundingOutput:
+        return await self._run(funding.wait, self._ways.patience, timeout_seconds, watcher)
+
     async def open(self, amount_sat: int | None = None) -> Receipt:
         return await self._run(paying.open_channel, amount_sat, self._ways.limits, self._ways.patience)
 
@@ -185,6 +222,12 @@ class AsyncChannel(ChannelBase):
 
     async def status(self) -> ChannelRecord:
         return await self._run(closing.probe, self._ways.patience)
+
+    async def keep_refund(self, sat_per_vb: int = recovery.REFUND_SAT_PER_VB, address: str = "") -> Refund:
+        return await self._run(recovery.keep_refund, sat_per_vb, address)
+
+    async def spent(self, txid: str) -> ChannelRecord:
+        return await self._run(recovery.spent, txid)
 
     async def close(self, fee_sat: int = 0, change_address: str = "") -> Settled:
         return await self._run(closing.close, self._ways.patience, fee_sat=fee_sat, change_address=change_address)

@@ -35,7 +35,7 @@ def probe(record: ChannelRecord, patience: Patience) -> Flow[ChannelRecord]:
 
     Tells, too, whether a payment without an answer was booked. Returns the record as it is now.
     """
-    if record.state is State.CLOSED or record.acknowledged_sat is None:
+    if record.ended or record.acknowledged_sat is None:
         return record
     shown = _replace(record, application_data="")
     reply = yield from ask(routes.pay_request(shown, record.sign(record.agreed_sat)), patience)
@@ -66,7 +66,7 @@ def close(record: ChannelRecord, patience: Patience, *, fee_sat: int, change_add
         raise TermsUnacceptable(what="closing", got="a fee or an address", want="neither in protocol version 1")
     if record.state is State.CLOSED:
         return settled(record)
-    if record.state is State.NEW:
+    if record.state in (State.NEW, State.REFUNDED):
         raise WrongState(name=record.name, state=record.state.value, need=State.OPEN.value)
     if record.closing_sat is None:
         record = _closing(record, fee_sat, change_address)

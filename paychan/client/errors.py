@@ -87,6 +87,15 @@ class FundingTooSmall(Declined):
     code, text = "funding_too_small", "funding too small: got {got_sat} sat, need at least {need_sat} sat"
 
 
+class FundingMissing(Declined):
+    code = "funding_missing"
+    text = "channel {name} is not funded yet: got {got}, need one output of at least {need_sat} sat, deep enough"
+
+
+class FundingNotTold(Declined):
+    code, text = "funding_not_told", "the server at {url} does not tell which outputs fund a channel"
+
+
 class InsufficientFunds(Declined):
     code, text = "insufficient_funds", "not enough left: want to pay {want_sat} sat, {left_sat} sat left"
 

@@ -25,7 +25,7 @@ from paychan.client.wallet import ChannelFile, Wallet
 from paychan.protocol.address import decode_address
 from paychan.protocol.rest import Dialect
 from paychan.protocol.scripts import check_expiry
-from paychan.protocol.types import Network, UnixTime
+from paychan.protocol.types import Network, Sat, UnixTime
 
 DEFAULT_HOURS = 7 * 24
 
@@ -41,6 +41,7 @@ class Wish(Struct, frozen=True):
     expiry: UnixTime
     now: UnixTime
     change_address: str
+    amount_sat: int = 0
 
 
 def new_channel(wish: Wish, limits: Limits, patience: Patience) -> Flow[ChannelRecord]:
@@ -70,6 +71,7 @@ def new_channel(wish: Wish, limits: Limits, patience: Patience) -> Flow[ChannelR
         min_confirmations=agreed.min_confirmations,
         settlement_period_hours=agreed.settlement_period_hours,
         change_address=change_address,
+        meant_sat=Sat(wish.amount_sat),
         location=routes.opening_path(reply.response, wish.url, wish.version, client_key, wish.expiry),
     )
 
@@ -118,11 +120,19 @@ class PayerBase:
         """Read all channels of the wallet, also those in use."""
         return [self.wallet.read(name) for name in self.wallet.names()]
 
-    def _new(self, hours: float, expires: int | None, change_address: str) -> Flow[ChannelRecord]:
+    def _new(self, hours: float, expires: int | None, change_address: str, amount_sat: int) -> Flow[ChannelRecord]:
         now = UnixTime(int(time.time()))
         expiry = check_expiry(now + int(hours * HOUR) if expires is None else expires)
         wish = Wish(
-            check_url(self.url), self._version, self._dialect, self._network, PrivateKey(), expiry, now, change_address
+            url=check_url(self.url),
+            version=self._version,
+            dialect=self._dialect,
+            network=self._network,
+            key=PrivateKey(),
+            expiry=expiry,
+            now=now,
+            change_address=change_address,
+            amount_sat=amount_sat,
         )
         return new_channel(wish, self._ways.limits, self._ways.patience)
 
@@ -160,14 +170,16 @@ class Payer(PayerBase):
         self.close()
 
     def new_channel(
-        self, *, hours: float = DEFAULT_HOURS, expires: int | None = None, change_address: str = ""
+        self, *, hours: float = DEFAULT_HOURS, expires: int | None = None, change_address: str = "", amount_sat: int = 0
     ) -> Channel:
         """Agree on a new channel that ends after `hours`, or at the Unix time `expires`.
+
+        `amount_sat` is what you mean to send to its address; by default the least that opens it.
 
         Raises:
             TermsUnacceptable, ServerMisbehaved, Refused, Unreachable: there is no channel.
         """
-        record = drive(self._new(hours, expires, change_address), self._http, keep=_nothing_to_keep)
+        record = drive(self._new(hours, expires, change_address, amount_sat), self._http, keep=_nothing_to_keep)
         return Channel(self._created(record), record, self._ways, self._http, self)
 
     def channel(self, name: str) -> Channel:
@@ -194,9 +206,11 @@ class AsyncPayer(PayerBase):
         await self.close()
 
     async def new_channel(
-        self, *, hours: float = DEFAULT_HOURS, expires: int | None = None, change_address: str = ""
+        self, *, hours: float = DEFAULT_HOURS, expires: int | None = None, change_address: str = "", amount_sat: int = 0
     ) -> AsyncChannel:
-        record = await drive_async(self._new(hours, expires, change_address), self._http, keep=_nothing_to_keep)
+        record = await drive_async(
+            self._new(hours, expires, change_address, amount_sat), self._http, keep=_nothing_to_keep
+        )
         return AsyncChannel(self._created(record), record, self._ways, self._http)
 
     def channel(self, name: str) -> AsyncChannel:

@@ -16,6 +16,7 @@ from paychan.client.answers import check_result, settlement_txid
 from paychan.client.errors import FundingTooSmall, TermsUnacceptable, Unacknowledged, WrongState
 from paychan.client.flow import Flow, Patience, Response, Save, ask
 from paychan.client.record import ChannelRecord, State
+from paychan.client.recovery import first_refund
 from paychan.client.spend import next_change
 from paychan.client.terms import Limits
 from paychan.client.verdict import need, refuse, result_of
@@ -41,8 +42,8 @@ class Receipt(Struct, frozen=True):
 # --- funding and opening --------------------------------------------------------------------------------------------
 
 
-def fund(record: ChannelRecord, outpoint: OutPoint, value_sat: int) -> Flow[None]:
-    """Note which output funds the channel; the server looks at the chain itself.
+def fund(record: ChannelRecord, outpoint: OutPoint, value_sat: int) -> Flow[ChannelRecord]:
+    """Note which output funds the channel, with the signed refund of it; the server looks at the chain itself.
 
     Raises:
         WrongState: something was signed for the channel already.
@@ -53,7 +54,10 @@ def fund(record: ChannelRecord, outpoint: OutPoint, value_sat: int) -> Flow[None
         raise WrongState(name=record.name, state="signed for another output", need="a channel without payments")
     if value_sat < record.min_funding_sat:
         raise FundingTooSmall(got_sat=value_sat, need_sat=record.min_funding_sat)
-    yield Save(_replace(record, funding_outpoint=str(outpoint), funding_sat=Sat(value_sat)))
+    funded = _replace(record, funding_outpoint=str(outpoint), funding_sat=Sat(value_sat))
+    funded = _replace(funded, refunds=first_refund(funded))
+    yield Save(funded)
+    return funded
 
 
 def open_channel(record: ChannelRecord, amount_sat: int | None, limits: Limits, patience: Patience) -> Flow[Receipt]:

@@ -27,6 +27,7 @@ class State(Enum):
     OPEN = "open"  # the server took the opening payment
     CLOSING = "closing"  # asked to close, or told so by the server; not settled yet
     CLOSED = "closed"  # settled
+    REFUNDED = "refunded"  # the refund took everything back
 
 
 class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -50,6 +51,8 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     min_confirmations: int
     settlement_period_hours: int
     change_address: str
+    meant_sat: Sat = Sat(0)
+    """What the payer meant to send; 0 for the least."""
     location: str
     """Where v1 requests go: path and query of the last Location, below `url`. v2 derives its paths."""
 
@@ -71,6 +74,8 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Change value of the closing payment, once asked to close."""
     closing_address: str = ""
     settlement_txid: str = ""
+    refunds: tuple[str, ...] = ()
+    """Signed refunds (hex): one from the moment the funding is known, the newest last."""
 
     def __repr__(self) -> str:
         """Never shows the private key."""
@@ -93,6 +98,16 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     def min_funding_sat(self) -> Sat:
         """Least funding with which the channel can be opened and still has change."""
         return Sat(self.open_price_sat + self.dust_sat)
+
+    @property
+    def amount_sat(self) -> Sat:
+        """What to send to the address, in one output."""
+        return max(self.meant_sat, self.min_funding_sat)
+
+    @property
+    def ended(self) -> bool:
+        """Say whether nothing is left to do for the channel."""
+        return self.state in (State.CLOSED, State.REFUNDED)
 
     @property
     def left_sat(self) -> Sat:
@@ -149,5 +164,7 @@ def check_record(record: ChannelRecord) -> None:
         decode_address(address, record.network)
     if record.funding_outpoint:
         parse_outpoint(record.funding_outpoint)
+    for refund in record.refunds:
+        bytes.fromhex(refund)
     if not 0 <= record.left_sat <= record.agreed_sat <= record.funding_sat <= MAX_MONEY_SAT:
         raise Malformed(field="signed_sat", reason="amounts contradict each other")

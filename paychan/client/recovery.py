@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import bitcoin.base58
-from bitcoin.core import Hash
+import msgspec
+from bitcoin.core import CTransaction, Hash
 
 from paychan.client.errors import FundingTooSmall, WrongState
-from paychan.client.record import ChannelRecord
+from paychan.client.flow import Flow, Save
+from paychan.client.record import ChannelRecord, State
 from paychan.protocol.address import decode_address, encode_address, key_script
 from paychan.protocol.refund import Refund, refund_at_rate
 from paychan.protocol.types import Network
+
+REFUND_SAT_PER_VB = 2
+"""Fee rate of the refund that is signed before the channel opens; another can be signed at any time."""
+
+_replace = msgspec.structs.replace
 
 
 def key_address(client_key: bytes, network: Network) -> str:
@@ -40,3 +47,35 @@ def refund(record: ChannelRecord, sat_per_vb: int, address: str = "") -> Refund:
     if record.funding_sat - signed.fee_sat < record.dust_sat:
         raise FundingTooSmall(got_sat=record.funding_sat, need_sat=signed.fee_sat + record.dust_sat)
     return signed
+
+
+def first_refund(record: ChannelRecord) -> tuple[str, ...]:
+    """Sign the refund that a payer holds from the moment the funding is known; none when its fee would eat it up."""
+    try:
+        return (refund(record, REFUND_SAT_PER_VB).transaction.hex(),)
+    except FundingTooSmall:
+        return ()
+
+
+def keep_refund(record: ChannelRecord, sat_per_vb: int, address: str) -> Flow[Refund]:
+    """Sign a refund and keep it, as everything that is published has to be known again. Raises like `refund`."""
+    signed = refund(record, sat_per_vb, address)
+    raw = signed.transaction.hex()
+    others = tuple(each for each in record.refunds if each != raw)
+    if record.refunds != (*others, raw):
+        yield Save(_replace(record, refunds=(*others, raw)))
+    return signed
+
+
+def is_refund(record: ChannelRecord, txid: str) -> bool:
+    """Say whether a displayed txid is that of a refund of ours."""
+    return any(CTransaction.deserialize(bytes.fromhex(raw)).GetTxid()[::-1].hex() == txid for raw in record.refunds)
+
+
+def spent(record: ChannelRecord, txid: str) -> Flow[ChannelRecord]:
+    """Note which transaction (displayed txid) spent the funding, deep in the chain: a refund of ours, or the settlement."""
+    ending = State.REFUNDED if is_refund(record, txid) else State.CLOSED
+    settlement = "" if ending is State.REFUNDED else txid
+    record = _replace(record, state=ending, settlement_txid=settlement)
+    yield Save(record)
+    return record

@@ -24,6 +24,12 @@ def info_path(version: int, dialect: Dialect, client_key: bytes, expiry: int) ->
     return f"/v2/funding/{client_key.hex()}/{expiry}/info"
 
 
+def outputs_request(record: ChannelRecord) -> Request:
+    """Which outputs fund the channel: one question for both versions of the protocol."""
+    client_key = record.key.public_key.format().hex()
+    return Request("GET", f"{record.url}/v2/funding/{record.expiry}/{client_key}/outputs")
+
+
 def opening_path(response: Response, url: str, version: int, client_key: bytes, expiry: int) -> str:
     """Where to open: v1's `Location`, or else the documented path; v2 derives it from the outpoint later."""
     if version == 2:
