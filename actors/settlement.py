@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 
+import structlog
 from msgspec.structs import replace
 
 from actors.world import World
@@ -25,8 +26,10 @@ from paychan.protocol.channel import (
 )
 from paychan.protocol.errors import NotEconomical, PublishFailed, SignerUnavailable, SigningFailed
 from paychan.protocol.machine import plan_closing
-from paychan.protocol.settlement import Settlement, Shortfall
+from paychan.protocol.settlement import Settlement, Shortfall, pays_the_same
 from paychan.signing.base import SignerAbsent, SignerRefused
+
+log = structlog.get_logger("settlement")
 
 
 async def perform(step: Step, channel: Channel, world: World) -> Command | None:
@@ -77,7 +80,7 @@ async def _publish(channel: Channel, settlement: Settlement, world: World) -> Co
     except ChainFailed as error:
         spend = await _spender(channel, world)
         if spend is not None and spend.confirmations >= world.settlement_confirmations:
-            return _end(channel, settlement, spend, world)
+            return await _end(channel, settlement, spend, world)
         raise PublishFailed(reason=str(error)) from error
     return Published()
 
@@ -91,7 +94,7 @@ async def _watch(channel: Channel, settlement: Settlement, world: World) -> Comm
             await world.chain.publish(settlement.transaction)
     if spend.confirmations < world.settlement_confirmations:
         return None
-    return _end(channel, settlement, spend, world)
+    return await _end(channel, settlement, spend, world)
 
 
 async def _spender(channel: Channel, world: World) -> Spend | None:
@@ -101,12 +104,17 @@ async def _spender(channel: Channel, world: World) -> Spend | None:
         raise PublishFailed(reason=str(error)) from error
 
 
-def _end(channel: Channel, settlement: Settlement, spend: Spend, world: World) -> Command:
-    """Tell our settlement from the client's refund.
-
-    Until the refund is valid, whatever spends the output carries our signature over these outputs: a settlement under
-    another txid was malleated on its way, and pays the same.
-    """
-    tip = world.chain_view.tip
-    ours = spend.txid == settlement.txid or (tip is not None and tip.median_time <= channel.terms.expiry)
-    return Confirmed() if ours else SpentElsewhere(spend.txid)
+async def _end(channel: Channel, settlement: Settlement, spend: Spend, world: World) -> Command:
+    """Tell our settlement from the client's refund; under another txid it was malleated on its way, and pays the same."""
+    if spend.txid == settlement.txid:
+        return Confirmed()
+    try:
+        spending = await world.chain.transaction(spend.txid)
+    except ChainFailed as error:
+        raise PublishFailed(reason=str(error)) from error
+    shown = spend.txid[::-1].hex()
+    if pays_the_same(settlement.transaction, spending):
+        log.warning("settlement confirmed under another txid", channel=str(channel.outpoint), txid=shown)
+        return Confirmed()
+    log.error("funding was spent by another", channel=str(channel.outpoint), txid=shown)
+    return SpentElsewhere(spend.txid)

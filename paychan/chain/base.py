@@ -82,6 +82,12 @@ class Chain(Protocol):
     async def spender(self, outpoint: OutPoint) -> Spend | None:
         """Return what spends a watched outpoint, in the chain or else in the mempool; None while it is unspent."""
 
+    async def transaction(self, txid: bytes) -> bytes:
+        """Return, serialized, a transaction (internal txid) that `spender` just named."""
+
+    async def holds(self, seen: Tip) -> bool:
+        """Say whether this block, once the tip, is in the chain still; False after a reorg that replaced it."""
+
     async def fee_rate(self) -> int | None:
         """Estimate satoshi per virtual byte for confirmation within hours; None when there is no estimate."""
 

@@ -33,7 +33,7 @@ from paychan.chain.base import ChainFailed, Funding, Spend, Tip
 from paychan.chain.fundingsearch import MOST_OUTPUTS, FundingSearch
 from paychan.chain.jsonrpc import JsonRpc, RpcError
 from paychan.chain.nodestate import NodeState
-from paychan.chain.watchwallet import WatchWallet
+from paychan.chain.watchwallet import NOT_FOUND, WatchWallet
 from paychan.chain.zmqfeed import ZmqFeed, reachable
 from paychan.protocol.scripts import ChannelTerms
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
@@ -78,6 +78,10 @@ class _Verdict(Struct, frozen=True, rename={"reason": "reject-reason"}):
     reason: str = "no reason given"
 
 
+class _BlockHeader(Struct, frozen=True):
+    confirmations: int  # -1 outside of the best chain
+
+
 class _Publisher(Struct, frozen=True):
     type: str
     address: str
@@ -89,6 +93,7 @@ _prevouts: msgspec.json.Decoder[list[_Prevout]] = msgspec.json.Decoder(list[_Pre
 _estimate: msgspec.json.Decoder[_Estimate] = msgspec.json.Decoder(_Estimate)
 _mempool: msgspec.json.Decoder[_Mempool] = msgspec.json.Decoder(_Mempool)
 _verdicts: msgspec.json.Decoder[list[_Verdict]] = msgspec.json.Decoder(list[_Verdict])
+_block_header: msgspec.json.Decoder[_BlockHeader] = msgspec.json.Decoder(_BlockHeader)
 _publishers: msgspec.json.Decoder[list[_Publisher]] = msgspec.json.Decoder(list[_Publisher])
 
 
@@ -195,6 +200,20 @@ class BitcoindChain:
             return None
         txid = await self._spender_in_mempool(outpoint)
         return Spend(txid, 0) if txid is not None else await self._wallet.spender(outpoint)
+
+    async def transaction(self, txid: bytes) -> bytes:
+        """Return, serialized, a transaction (internal txid) that `spender` just named."""
+        return await self._wallet.transaction(txid)
+
+    async def holds(self, seen: Tip) -> bool:
+        """Say whether this block is in the chain still; a node that was set up anew may not know it at all."""
+        try:
+            header = await self._rpc.call(_block_header, "getblockheader", seen.block_hash)
+        except RpcError as error:
+            if error.code != NOT_FOUND:
+                raise
+            return False
+        return header.confirmations > 0
 
     async def fee_rate(self) -> int | None:
         """Estimate satoshi per virtual byte, rounded up, and no less than the node's mempool takes now."""

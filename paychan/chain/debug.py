@@ -26,6 +26,7 @@ class DebugChain:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._spends: dict[OutPoint, Spend] = {}
+        self._published: dict[bytes, bytes] = {}
 
     async def check(self) -> None:
         """Nothing is asked of anybody."""
@@ -49,17 +50,25 @@ class DebugChain:
     async def spender(self, outpoint: OutPoint) -> Spend | None:
         return self._spends.get(outpoint)
 
+    async def transaction(self, txid: bytes) -> bytes:
+        return self._published[txid]
+
+    async def holds(self, seen: Tip) -> bool:  # noqa: ARG002 - there are no blocks to reorganize
+        return True
+
     async def fee_rate(self) -> int | None:
         return None
 
     async def publish(self, transaction: bytes) -> None:
         parsed = CTransaction.deserialize(transaction)
+        self._published[bytes(parsed.GetTxid())] = transaction
         for txin in parsed.vin:
             spent = OutPoint(bytes(txin.prevout.hash), int(txin.prevout.n))
             self._spends.setdefault(spent, Spend(bytes(parsed.GetTxid()), _CONFIRMATIONS))
 
     async def close(self) -> None:
         self._spends.clear()
+        self._published.clear()
 
 
 def _believed(outpoint: OutPoint) -> Funding:

@@ -142,6 +142,12 @@ class ElectrumChain:
         """Look through the history of the outpoint's script, the newest blocks first, the mempool last."""
         return await _steadily(lambda: self._spender(outpoint))
 
+    async def transaction(self, txid: bytes) -> bytes:
+        return bytes((await self._transaction(txid)).serialize())
+
+    async def holds(self, seen: Tip) -> bool:
+        return await self._headers.holds(seen)
+
     async def fee_rate(self) -> int | None:
         """Estimate satoshi per virtual byte, rounded up, and no less than what the server's node relays."""
         estimate = await self._link.ask("blockchain.estimatefee", _FEE_TARGET_BLOCKS, kind=Decimal)

@@ -64,6 +64,15 @@ class ElectrumHeaders:
             raise ChainFailed(msg)
         return tip
 
+    async def holds(self, seen: Tip) -> bool:
+        """Say whether this block is in the server's chain."""
+        tip = await self.sync()
+        if seen.height > tip.height:
+            return False
+        async with self._changing:
+            await self._extend_down(seen.height)
+        return self._chain.at(seen.height).block_hash[::-1].hex() == seen.block_hash
+
     async def confirmations(self, txid: bytes, height: int) -> int:
         """Count the blocks from the one that a transaction (internal txid) is said to be in; height 0 or -1: in none.
 

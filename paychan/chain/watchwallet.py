@@ -30,7 +30,7 @@ _WALLET_NOT_FOUND = -18
 """Bitcoin Core, rpc/protocol.h: RPC_WALLET_NOT_FOUND"""
 _WALLET_ERROR = -4
 """RPC_WALLET_ERROR"""
-_NOT_FOUND = -5
+NOT_FOUND = -5
 """RPC_INVALID_ADDRESS_OR_KEY: no such block, no such transaction"""
 
 
@@ -85,6 +85,7 @@ class _Transaction(Struct, frozen=True):
     confirmations: int
     """0 while unconfirmed, also outside of the mempool; negative when a conflicting one is confirmed."""
     decoded: _Decoded
+    hex: str
 
 
 _anything: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Any)
@@ -201,13 +202,18 @@ class WatchWallet:
             try:
                 return await self._look_up(outpoint)
             except RpcError as error:
-                if error.code != _NOT_FOUND:
+                if error.code != NOT_FOUND:
                     raise
             # a node that was killed forgets its newest blocks, one that was set up anew its wallet
             self._spenders.clear()
             self._read.clear()
             self._listed_to = ""
             return await self._look_up(outpoint)
+
+    async def transaction(self, txid: bytes) -> bytes:
+        """Return, serialized, a transaction (internal txid) that spends from a followed address."""
+        (found,) = await self._transactions([OutPoint(txid, 0).txid_hex])
+        return bytes.fromhex(found.hex)
 
     async def _look_up(self, outpoint: OutPoint) -> Spend | None:
         await self._read_news()

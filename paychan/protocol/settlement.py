@@ -117,6 +117,20 @@ def sign_settlement(
     return Settlement(signed.serialize(), signed.GetTxid(), fee_sat)
 
 
+def pays_the_same(settlement: bytes, other: bytes) -> bool:
+    """Say whether two signed transactions differ in nothing but their scriptSigs.
+
+    Then the other is the settlement, malleated on its way (threat 18): it carries our signature over these outputs.
+    """
+    return _unsigned(CTransaction.deserialize(settlement)) == _unsigned(CTransaction.deserialize(other))
+
+
+def _unsigned(transaction: CTransaction) -> bytes:
+    inputs = [CTxIn(txin.prevout, nSequence=txin.nSequence) for txin in transaction.vin]
+    blank = CTransaction(inputs, transaction.vout, nLockTime=transaction.nLockTime, nVersion=transaction.nVersion)
+    return bytes(blank.serialize())
+
+
 def settlement_size(claims: Sequence[Claim], destination_script: bytes, *, server_output: bool = True) -> int:
     """Size in (v)bytes once signed; too large by what a server signature is shorter than the longest."""
     unsigned = _layout(claims, destination_script, Sat(1 if server_output else 0))
