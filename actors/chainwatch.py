@@ -7,15 +7,15 @@ is not there as it should be, that channel takes none. Both end by themselves. C
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import structlog
 
 from actors.registry import Registry
 from actors.world import World
 from paychan.chain.base import ChainFailed, Funding, Tip
-from paychan.protocol.channel import Channel, SpentElsewhere, State
-from paychan.protocol.types import OutPoint
+from paychan.protocol.channel import Channel, SpentElsewhere, State, Vanished
+from paychan.protocol.types import OutPoint, UnixTime
 from paychan.store.base import walk
 
 log = structlog.get_logger("chain")
@@ -26,6 +26,11 @@ _PAGE = 1000
 _CLOCK_SKEW_SECONDS = 7200
 """Bitcoin nodes take blocks up to two hours ahead of their clock; one further ahead means that ours is wrong."""
 
+REMEMBERED_SECONDS = 30 * 86_400
+"""Channels that expired longer ago are not looked at again: no reorg goes back so far."""
+
+_FIRST = OutPoint(bytes(32), 0)
+
 
 class ChainWatch:
     """Looks at the chain for the watcher."""
@@ -35,6 +40,8 @@ class ChainWatch:
         self._registry = registry
         self._stale_seconds = stale_seconds
         self._watched: set[OutPoint] = set()
+        self._closed_seen_at: Tip | None = None
+        self._closed_after: tuple[UnixTime, OutPoint] | None = None
         self.alarms: tuple[str, ...] = ()
 
     async def wait(self, seconds: float) -> None:
@@ -74,31 +81,65 @@ class ChainWatch:
 
     async def _look_at_funding(self) -> None:
         """Compare every open channel with what the chain shows; follow the scripts of all that is unfinished."""
+        seen = self._world.chain_view
+        known, open_ones, unfinished = {*seen.in_danger, *seen.unconfirmed}, set[OutPoint](), set[OutPoint]()
         for state in (State.OPEN, State.CLOSING, State.PUBLISHED):
-            page: list[Channel] = []
-            async for channel in walk(self._world.store, state):
-                page.append(channel)
-                if len(page) == _PAGE:
-                    await self._look_at_page(state, page)
-                    page = []
-            if page:
-                await self._look_at_page(state, page)
+            async for page in _pages(walk(self._world.store, state)):
+                await self._follow(page)
+                outpoints = [channel.outpoint for channel in page]
+                unfinished.update(outpoints)
+                if state is State.OPEN:
+                    open_ones.update(outpoints)
+                    unspent = await self._world.chain.unspent(outpoints)
+                    for channel in page:
+                        await self._judge(channel, unspent.get(channel.outpoint))
+        for outpoint in known - open_ones:
+            seen.in_danger.pop(outpoint, None)
+        for outpoint in known - unfinished:
+            seen.unconfirmed.pop(outpoint, None)
 
-    async def _look_at_page(self, state: State, page: Sequence[Channel]) -> None:
+    async def _follow(self, page: Sequence[Channel]) -> None:
         new = [channel for channel in page if channel.outpoint not in self._watched]
         if new:
             await self._world.chain.watch([channel.terms for channel in new])
             self._watched.update(channel.outpoint for channel in new)
-        if state is not State.OPEN:
+
+    async def look_at_closed(self) -> None:
+        """Take up again the closed channels whose settlement is not deep enough any more: at start, after each reorg.
+
+        One page of them a look, so that nothing else waits for it.
+        """
+        tip = self._world.chain_view.tip
+        if tip is None or not tip.height or self._world.chain_view.problem:  # without blocks there are no reorgs
             return
-        unspent = await self._world.chain.unspent([channel.outpoint for channel in page])
-        for channel in page:
-            await self._judge(channel, unspent.get(channel.outpoint))
+        try:
+            if self._closed_seen_at is None or not await self._world.chain.holds(self._closed_seen_at):
+                self._closed_after = (UnixTime(max(0, self._world.now() - REMEMBERED_SECONDS)), _FIRST)
+            if self._closed_after is not None:
+                page = await self._world.store.scan(State.CLOSED, after=self._closed_after, limit=_PAGE)
+                await self._follow(page)
+                for channel in page:
+                    await self._judge_closed(channel)
+                self._closed_after = (page[-1].terms.expiry, page[-1].outpoint) if len(page) == _PAGE else None
+        except ChainFailed as error:
+            log.warning("can't look at closed channels", reason=str(error))
+        else:
+            self._closed_seen_at = tip
+
+    async def _judge_closed(self, channel: Channel) -> None:
+        spend = await self._world.chain.spender(channel.outpoint)
+        if spend is None or spend.confirmations < self._world.settlement_confirmations:
+            log.error("settlement is not confirmed any more", channel=str(channel.outpoint))
+            await self._registry.ask(channel.outpoint, Vanished())
 
     async def _judge(self, channel: Channel, funding: Funding | None) -> None:
         """Freeze a channel whose funding is not there, thaw one whose is again, end one that something else spent."""
-        danger, need = self._world.chain_view.in_danger, self._world.rules.min_confirmations
-        reason = ""
+        seen, need = self._world.chain_view, self._world.rules.confirmations_needed(channel.funding_sat)
+        danger, reason = seen.in_danger, ""
+        if funding is not None and funding.confirmations == 0:
+            seen.unconfirmed[channel.outpoint] = channel.funding_sat
+        else:
+            seen.unconfirmed.pop(channel.outpoint, None)
         if funding is None:
             spend = await self._world.chain.spender(channel.outpoint)
             if spend is not None and spend.confirmations >= self._world.settlement_confirmations:
@@ -116,3 +157,15 @@ class ChainWatch:
             danger[channel.outpoint] = reason
         else:
             danger.pop(channel.outpoint)
+
+
+async def _pages(channels: AsyncIterator[Channel]) -> AsyncIterator[list[Channel]]:
+    """Gather channels, so that the chain is asked about many in one go."""
+    page: list[Channel] = []
+    async for channel in channels:
+        page.append(channel)
+        if len(page) == _PAGE:
+            yield page
+            page = []
+    if page:
+        yield page

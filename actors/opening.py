@@ -10,7 +10,7 @@ from msgspec import Struct
 from actors.registry import Registry
 from actors.world import World
 from paychan.chain.base import ChainFailed, Funding
-from paychan.protocol.channel import Opening, Outcome, Rejected
+from paychan.protocol.channel import Accepted, Opening, Outcome, Rejected
 from paychan.protocol.errors import (
     ChainUnavailable,
     FundingNotFound,
@@ -18,6 +18,7 @@ from paychan.protocol.errors import (
     PaychanError,
     SignerUnavailable,
     SigningFailed,
+    TooMuchUnconfirmed,
     WrongServerKey,
 )
 from paychan.protocol.machine import open_channel
@@ -110,7 +111,23 @@ class Opener:
         if isinstance(outcome, Rejected):
             return outcome
         in_the_way = await self._registry.in_the_way(funding.outpoint)  # told to the one who signed, not to all
-        return await self._registry.create(outcome) if in_the_way is None else Rejected(in_the_way)
+        if in_the_way is not None:
+            return Rejected(in_the_way)
+        return await self._create(outcome, funding)
+
+    async def _create(self, opened: Accepted, funding: Funding) -> Outcome:
+        """Store the channel; what is funded without a confirmation counts against a limit while it is so."""
+        if usable_confirmations(funding):
+            return await self._registry.create(opened)
+        unconfirmed, limit_sat = self._world.chain_view.unconfirmed, self._world.unconfirmed_limit_sat
+        exposed_sat = sum(unconfirmed.values()) + funding.value_sat
+        if exposed_sat > limit_sat:
+            return Rejected(TooMuchUnconfirmed(got_sat=exposed_sat, need_sat=limit_sat))
+        unconfirmed[funding.outpoint] = funding.value_sat
+        outcome = await self._registry.create(opened)
+        if isinstance(outcome, Rejected):
+            unconfirmed.pop(funding.outpoint, None)
+        return outcome
 
     async def _funding(self, terms: ChannelTerms, request: OpenRequest) -> Funding:
         """Find the output that the client means, among the unspent ones that pay to the script of these terms.

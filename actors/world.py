@@ -9,7 +9,7 @@ from actors.commit import GroupCommit
 from paychan.application.base import Application
 from paychan.chain.base import Chain, Tip
 from paychan.protocol.channel import Rules, View
-from paychan.protocol.types import Network, OutPoint, UnixTime
+from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 from paychan.signing.base import Signer
 from paychan.store.base import Store
 
@@ -23,6 +23,8 @@ class ChainView:
     """Why no payment at all is accepted at the moment."""
     in_danger: dict[OutPoint, str] = field(default_factory=dict)
     """Channels that take no payments at the moment, and why: their funding output is not there as it should be."""
+    unconfirmed: dict[OutPoint, Sat] = field(default_factory=dict)
+    """Funding of open channels that no block holds yet, in satoshi: what could vanish at once."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class World:
     application: Application | None = None
     max_fee_sat_per_vb: int = 1000
     """Cap of what the chain's estimate may make us pay."""
+    unconfirmed_limit_sat: int = 0
+    """Cap of the sum of `ChainView.unconfirmed`."""
     chain_view: ChainView = field(default_factory=ChainView)
 
     def now(self) -> UnixTime:

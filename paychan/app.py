@@ -119,8 +119,9 @@ async def _watching(watcher: Watcher) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        watching.cancel()
-        await asyncio.wait([watching])
+        while not watching.done():  # again, should a library swallow it
+            watching.cancel()
+            await asyncio.wait([watching], timeout=1)
 
 
 @contextlib.asynccontextmanager
@@ -152,6 +153,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
             signer=signer,
             application=application,
             max_fee_sat_per_vb=config.settlement.max_fee_sat_per_vb,
+            unconfirmed_limit_sat=config.open.unconfirmed_limit_sat,
         )
         yield _service(config, world)
 

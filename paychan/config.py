@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from msgspec import Struct, field
 
-from paychan.protocol.channel import Rules
+from paychan.protocol.channel import Depth, Rules
 from paychan.protocol.declared import SettingsError, parse_settings, setting
 from paychan.protocol.types import Network, Sat
 
@@ -36,6 +36,12 @@ class Open(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     add_settlement_fee: Annotated[bool, setting("v1's first payment also pays the settlement's fee")] = True
     v2_price_sat: Annotated[int, setting("least first payment (v2)", "sat", ge=0)] = 100_000
     min_confirmations: Annotated[int, setting("depth of the funding output", "blocks", ge=0)] = 6
+    smaller: Annotated[
+        tuple[Depth, ...], setting("less depth for less money: [{up_to_sat = 100000, confirmations = 1}, …]")
+    ] = ()
+    unconfirmed_limit_sat: Annotated[
+        int, setting("most value of channels open without a confirmation", "sat", ge=0)
+    ] = 0
     min_duration_hours: Annotated[int, setting("least time for payments before settling", "hours", ge=1)] = 12
 
 
@@ -173,6 +179,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             min_duration_seconds=self.open.min_duration_hours * 3600,
             fee_sat_per_vb=self.settlement.fee_sat_per_vb,
             asks_application=bool(self.callback.url),
+            smaller=self.open.smaller,
         )
 
 
@@ -195,6 +202,10 @@ def load_server_config(path: Path) -> ServerConfig:
 def _contradictions(config: ServerConfig) -> list[tuple[str, str]]:
     """List the combinations that would lose coins or can't work, as (key, reason)."""
     duration, period = config.open.min_duration_hours, config.channel.settlement_period_hours
+    rows = [(row.up_to_sat, row.confirmations) for row in config.open.smaller]
+    steps = [confirmations for _, confirmations in sorted(rows)] if rows == sorted(rows) else [1, 0]
+    steps = [*steps, config.open.min_confirmations]
+    needs_none = 0 in steps
     checks = (
         (
             config.debug and config.network != "test",
@@ -205,6 +216,16 @@ def _contradictions(config: ServerConfig) -> list[tuple[str, str]]:
             config.debug != (config.chain.backend == "debug"),
             "chain.backend",
             f'"{config.chain.backend}" does not go with debug = {str(config.debug).lower()}',
+        ),
+        (
+            list(steps) != sorted(steps) or any(row.confirmations < 0 for row in config.open.smaller),
+            "open.smaller",
+            "want rows with growing up_to_sat, none with less confirmations than the row before",
+        ),
+        (
+            needs_none and not config.debug and not config.open.unconfirmed_limit_sat,
+            "open.unconfirmed_limit_sat",
+            "required where a funding output needs no confirmation: the most that may be at risk",
         ),
         (
             config.chain.backend != "debug" and not config.chain.url,

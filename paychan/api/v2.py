@@ -113,7 +113,7 @@ class FundingOutputsHandler(V2Handler):
                 "funding_vout": funding.outpoint.vout,
                 "value": funding.value_sat,
                 "confirmations": usable_confirmations(funding),
-                "confirmations_needed": self.service.config.open.min_confirmations,
+                "confirmations_needed": self.service.world.rules.confirmations_needed(funding.value_sat),
             }
             for funding in await self.service.opener.funding(terms)
         ]

@@ -36,7 +36,8 @@ class ZmqFeed:
         A main network mempool changes ten times a second: its news are gathered and wait for the time-out.
         """
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._block.wait(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):  # Python 3.11's wait_for may swallow a cancellation
+                await self._block.wait()
         told = self._block.is_set() or self._mempool_changed
         self._block.clear()
         self._mempool_changed = False

@@ -77,6 +77,13 @@ class Channel(Struct, frozen=True, array_like=True):
 # --- what the world tells, and what comes of it ---------------------------------------------------------------------
 
 
+class Depth(Struct, frozen=True, forbid_unknown_fields=True):
+    """Funding outputs of up to so many satoshi need so many confirmations."""
+
+    up_to_sat: Sat
+    confirmations: int
+
+
 class Rules(Struct, frozen=True):
     """The operator's terms: amounts in satoshi, periods in seconds."""
 
@@ -87,6 +94,12 @@ class Rules(Struct, frozen=True):
     fee_sat_per_vb: int
     asks_application: bool = False
     """A payment counts only after the application has said yes to it."""
+    smaller: tuple[Depth, ...] = ()
+    """Less depth for less money, smallest first; `min_confirmations` counts above the last."""
+
+    def confirmations_needed(self, funding_sat: Sat) -> int:
+        """Depth that a funding output of this value needs."""
+        return next((row.confirmations for row in self.smaller if funding_sat <= row.up_to_sat), self.min_confirmations)
 
 
 class View(Struct, frozen=True):

@@ -126,6 +126,11 @@ class FundingUnconfirmed(BadRequest):
     code, text = "funding_unconfirmed", "funding not confirmed deep enough: got {got} confirmations, need {need}"
 
 
+class TooMuchUnconfirmed(BadRequest):
+    code = "too_much_unconfirmed"
+    text = "too much unconfirmed funding: {got_sat} sat with this one, limit {need_sat} sat; wait for a confirmation"
+
+
 # --- 400: the payment -----------------------------------------------------------------------------------------------
 
 

@@ -83,8 +83,9 @@ def open_channel(opening: Opening, view: View, verifier: PaymentVerifier | None 
         return Rejected(ChainUnavailable(reason=view.frozen))
     if opening.terms.expiry <= min_expiry(view):
         return Rejected(ExpiryTooSoon(got_unix=opening.terms.expiry, need_unix=min_expiry(view)))
-    if opening.confirmations < rules.min_confirmations:
-        return Rejected(FundingUnconfirmed(got=opening.confirmations, need=rules.min_confirmations))
+    need = rules.confirmations_needed(opening.funding_sat)
+    if opening.confirmations < need:
+        return Rejected(FundingUnconfirmed(got=opening.confirmations, need=need))
     if payment.change_sat > opening.funding_sat:
         return Rejected(ValueBackwards(got_sat=payment.change_sat, need_sat=opening.funding_sat))
     problem = change_problem(payment, rules.dust_sat)

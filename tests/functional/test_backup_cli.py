@@ -112,7 +112,8 @@ def test_another_network_is_refused(operator: Operator) -> None:
     """A backup of the debug network is no store of the live one."""
     operator.runs("create", operator.config)
     live = operator.home / "live.toml"
-    live.write_text(f'network = "live"\nstate_dir = "{operator.home / "live"}"\n[chain]\nbackend = "bitcoind"\n')
+    chain = '[chain]\nbackend = "electrum"\nurl = "tcp://127.0.0.1:50001"\n'
+    live.write_text(f'network = "live"\nstate_dir = "{operator.home / "live"}"\n{chain}')
     said = operator.runs("restore", operator.backups()[0], live, status=1)
 
     assert "holds channels of the debug network, the configuration says live" in said
