@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from paychan.cli.payer_terminal import facts, moment, sat, show, show_invitation, show_listing, show_panel, told
+from paychan.cli import payerrefund
+from paychan.cli.payer_terminal import (
+    JsonOption,
+    NameArgument,
+    WalletOption,
+    examples,
+    facts,
+    next_step,
+    sat,
+    show,
+    show_invitation,
+    show_listing,
+    show_panel,
+    told,
+    wait_funded,
+)
 from paychan.cli.terminal import err, fail, out
-from paychan.client import Channel, Dialect, Limits, Network, Patience, Payer, Receipt, State
+from paychan.client import (
+    Channel,
+    Dialect,
+    FundingNotTold,
+    Limits,
+    Network,
+    Patience,
+    Payer,
+    Receipt,
+)
 from paychan.client.payer import DEFAULT_HOURS
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
-
-NameArgument = Annotated[str, typer.Argument(help="Name as `paychan channel list` shows it, or its beginning.")]
-WalletOption = Annotated[
-    Path | None,
-    typer.Option("--wallet", envvar="PAYCHAN_WALLET", help="Directory of the channels. \\[default: ~/.paychan/wallet]"),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, errors too.")]
-
-
-def examples(*lines: str) -> str:
-    """Epilog of a command's help."""
-    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"  {line}" for line in lines)
 
 
 @app.command(
@@ -43,8 +54,8 @@ def new(
     ] = DEFAULT_HOURS,
     expires: Annotated[int | None, typer.Option(help="The same as a Unix time.")] = None,
     amount: Annotated[
-        int | None, typer.Option(help="What you mean to lock up, in satoshi. \\[default: the least]")
-    ] = None,
+        int, typer.Option(min=0, help="What you mean to lock up, in satoshi. \\[default: the least]")
+    ] = 0,
     change_address: Annotated[
         str, typer.Option(help="Address of your wallet for what is not spent. \\[default: the channel's own key]")
     ] = "",
@@ -52,11 +63,16 @@ def new(
     dialect: Annotated[Dialect, typer.Option(help="Dialect of version 2.")] = Dialect.S,
     network: Annotated[Network | None, typer.Option(help="Accept this Bitcoin network only.")] = None,
     max_open_price: Annotated[int, typer.Option(help="Largest open price to accept, in satoshi.")] = 250_000,
+    pay: Annotated[int | None, typer.Option(help="First payment in satoshi. \\[default: the open price]")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the funding, then open.")] = True,
     debug: Annotated[bool, typer.Option("--debug", help="Use the funding that a debug server derives.")] = False,
     wallet: WalletOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Agree on a channel with a server: makes a key, checks the terms, shows the address to fund."""
+    """Agree on a channel with a server: makes a key, checks the terms, shows the address to fund; then opens it.
+
+    Any wallet can fund. Send what is asked for in one output, and no more: how much arrived, the server says.
+    """
     limits = Limits(open_price_sat=max_open_price)
     patience = Patience(attempts=2)  # nothing is at stake yet, and somebody waits
     with (
@@ -71,39 +87,59 @@ def new(
             patience=patience,
         ) as payer,
     ):
-        channel = payer.new_channel(hours=hours, expires=expires, change_address=change_address)
+        channel = payer.new_channel(hours=hours, expires=expires, change_address=change_address, amount_sat=amount)
         if debug:
             channel.fund_debug()
-        amount_sat = max(amount or 0, channel.min_funding_sat)
-        uri = channel.bip21(amount_sat)
+        uri = channel.bip21()
         if as_json:
             out.print_json(data=facts(channel.record) | {"uri": uri})
         elif debug:
             show(channel.record, as_json)
         else:
-            show_invitation(channel.record, amount_sat, uri, payer.wallet.directory)
+            show_invitation(channel.record, uri, payer.wallet.directory)
+            if wait:
+                with told(as_json, channel.name):
+                    wait_funded(channel)
+                    show_receipt(channel, channel.open(pay), as_json)
 
 
 @app.command(
     name="open",
     epilog=examples(
-        "paychan channel open 4593d97a --outpoint 2fc6…0a1b:0 --value 500000",
-        "paychan channel open 4593d97a   (funded with --debug, or trying again)",
+        "paychan channel open 4593d97a   (waits for the funding if need be)",
+        "paychan channel open 4593d97a --outpoint 2fc6…0a1b:0 --value 500000   (believes you, not the server)",
     ),
 )
 def open_(
     name: NameArgument,
-    outpoint: Annotated[str, typer.Option(help="The output that pays to the address: TXID:VOUT.")] = "",
+    outpoint: Annotated[
+        str, typer.Option(help="The output that pays to the address: TXID:VOUT. \\[default: as the server tells]")
+    ] = "",
     value: Annotated[int, typer.Option(help="Its value in satoshi.")] = 0,
     amount: Annotated[int | None, typer.Option(help="First payment in satoshi. \\[default: the open price]")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the funding is deep enough.")] = True,
     wallet: WalletOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Open a funded channel with its first payment."""
+    """Open a funded channel with its first payment; wait for the funding, unless an outpoint is given."""
     with told(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
         if outpoint:
             channel.fund(outpoint, value)
+        elif channel.record.signed_sat is None:
+            _find_funding(channel, wait=wait and not as_json)
         show_receipt(channel, channel.open(amount), as_json)
+
+
+def _find_funding(channel: Channel, *, wait: bool) -> None:
+    """Have the funding found; an outpoint that was noted earlier will do for servers that don't tell."""
+    try:
+        if wait:
+            wait_funded(channel)
+        else:
+            channel.wait_funded(0)
+    except FundingNotTold:
+        if not channel.record.funding_outpoint:
+            raise
 
 
 @app.command(
@@ -173,6 +209,7 @@ def show_receipt(channel: Channel, receipt: Receipt, as_json: bool, *, payments:
         ("Left", sat(receipt.left_sat)),
         ("Answer", receipt.application_data),
         ("Settled by", receipt.settlement_txid),
+        ("Next", next_step(channel.record) if channel.record.paid_sat == receipt.paid_sat else ""),
     )
 
 
@@ -223,36 +260,8 @@ def close(
         )
 
 
-@app.command(
-    epilog=examples(
-        "paychan channel refund 4593d97a",
-        "paychan channel refund 4593d97a --fee-rate 10 --to mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY",
-    )
-)
-def refund(
-    name: NameArgument,
-    fee_rate: Annotated[int, typer.Option(min=1, help="Fee in satoshi per byte.")] = 2,
-    to: Annotated[str, typer.Option(help="Address that gets everything. \\[default: the change address]")] = "",
-    wallet: WalletOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Sign the transaction that takes everything back after the expiry, if the server never settles."""
-    with told(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
-        signed, record = channel.refund(fee_rate, to), channel.record
-        raw, txid = signed.transaction.hex(), signed.txid[::-1].hex()
-        if as_json:
-            shown = {"transaction": raw, "txid": txid, "fee_sat": signed.fee_sat, "valid_after": record.expiry}
-            out.print_json(data={"name": record.name, **shown})
-            return
-        show_panel(
-            f"Refund of channel {record.name}",
-            ("Pays", f"{sat(record.funding_sat - signed.fee_sat)} to {to or record.change_address}"),
-            ("Fee", f"{sat(signed.fee_sat)}, {fee_rate} sat per byte"),
-            ("Valid", f"once the chain's median time has passed {moment(record.expiry)}"),
-            ("Useless", f"settled already by {record.settlement_txid}" if record.state is State.CLOSED else ""),
-            ("Next", f"then: bitcoin-cli sendrawtransaction with the line below (txid {txid})"),
-        )
-        out.print(raw, soft_wrap=True)
+app.command(epilog=payerrefund.REFUND_EXAMPLES)(payerrefund.refund)
+app.command(epilog=payerrefund.WATCH_EXAMPLES)(payerrefund.watch)
 
 
 @app.command(epilog=examples("paychan channel key 4593d97a"))

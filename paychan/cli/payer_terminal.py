@@ -7,21 +7,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+import segno
 import typer
+from rich.markup import escape
+from rich.padding import Padding
 from rich.panel import Panel
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from paychan.cli.terminal import fail, out
+from paychan.chain.base import ChainFailed
+from paychan.cli.terminal import err, fail, out
 from paychan.client import (
+    Channel,
     ChannelConflict,
     ChannelGone,
     ChannelInUse,
     ChannelRecord,
     ClientError,
+    FundingMissing,
+    FundingNotTold,
+    FundingOutput,
     NoSuchChannel,
     OverLimit,
     PaymentRefused,
@@ -35,7 +44,15 @@ from paychan.client import (
     WrongState,
 )
 from paychan.client.answers import printable
+from paychan.client.funding import choose
 from paychan.protocol.errors import PaychanError
+
+NameArgument = Annotated[str, typer.Argument(help="Name as `paychan channel list` shows it, or its beginning.")]
+WalletOption = Annotated[
+    Path | None,
+    typer.Option("--wallet", envvar="PAYCHAN_WALLET", help="Directory of the channels. \\[default: ~/.paychan/wallet]"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, errors too.")]
 
 _RESUME = "`paychan channel pay {name} --resume` sends the last payment again, it counts once."
 _STATUS = "`paychan channel status {name}` asks the server how the channel stands."
@@ -47,6 +64,8 @@ _NEXT_STEPS: dict[type[ClientError], str] = {
     PaymentRefused: _STATUS,
     WouldTakeBack: _RESUME,
     ChannelGone: _STATUS,
+    FundingMissing: "`paychan channel open {name}` waits for it.",
+    FundingNotTold: "Then say it yourself: `paychan channel open {name} --outpoint TXID:VOUT --value SAT`.",
     ChannelConflict: "If it is settled, nothing is left to do; if not, the refund is yours after the expiry.",
     TermsUnacceptable: "`paychan channel new --help` shows the options that change what you accept.",
     OverLimit: "--limit raises it.",
@@ -56,12 +75,17 @@ _NEXT_STEPS: dict[type[ClientError], str] = {
 }
 
 
+def examples(*lines: str) -> str:
+    """Epilog of a command's help."""
+    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"  {line}" for line in lines)
+
+
 @contextmanager
 def told(as_json: bool, name: str = "") -> Iterator[None]:
     """Turn failures into one sentence with the next step, or into JSON, and exit status 1."""
     try:
         yield
-    except (ClientError, PaychanError, ValueError, OSError) as error:
+    except (ClientError, PaychanError, ChainFailed, ValueError, OSError) as error:
         if as_json:
             code = getattr(error, "code", "") or type(error).__name__
             out.print_json(data={"code": code, "error": str(error), **getattr(error, "fields", {})}, default=str)
@@ -86,7 +110,7 @@ def facts(record: ChannelRecord) -> dict[str, Any]:
 
 def standing(record: ChannelRecord) -> str:
     """Where a channel stands, in a few words."""
-    if record.state is not State.CLOSED and time.time() >= record.expiry:
+    if not record.ended and time.time() >= record.expiry:
         return "expired" if record.funding_outpoint else "expired, never funded"
     if record.state is State.NEW and record.signed_sat is None:
         return "funded" if record.funding_outpoint else "waits for funding"
@@ -100,11 +124,10 @@ def standing(record: ChannelRecord) -> str:
 def next_step(record: ChannelRecord) -> str:
     """The command that moves a channel on."""
     name = record.name
-    if record.state is not State.CLOSED and time.time() >= record.expiry:
+    if not record.ended and time.time() >= record.expiry:
         return f"paychan channel refund {name}" if record.funding_outpoint else ""
     if record.state is State.NEW:
-        funding = "" if record.funding_outpoint else " --outpoint TXID:VOUT --value SAT"
-        return f"paychan channel open {name}{funding}"
+        return f"paychan channel open {name}"
     if record.state is State.OPEN:
         return f"paychan channel pay {name} " + ("--resume" if record.unacknowledged else "1000")
     return f"paychan channel close {name}" if record.state is State.CLOSING else ""
@@ -150,11 +173,11 @@ def show(record: ChannelRecord, as_json: bool) -> None:
     )
 
 
-def show_invitation(record: ChannelRecord, amount_sat: int, uri: str, directory: Path) -> None:
-    """Show a new channel: what to send where, until when, and what to do then."""
+def show_invitation(record: ChannelRecord, uri: str, directory: Path) -> None:
+    """Show a new channel: what to send where, until when, and what to do then; as a QR code, too."""
     show_panel(
         f"Channel {record.name}",
-        ("Send", f"{sat(amount_sat)} in one output; opening takes {sat(record.open_price_sat)} of it"),
+        ("Send", f"{sat(record.amount_sat)} in one output; opening takes {sat(record.open_price_sat)} of it"),
         ("To", record.funding_address),
         ("URI", uri),
         ("Confirmed", f"{record.min_confirmations} times, before the server takes it"),
@@ -163,6 +186,46 @@ def show_invitation(record: ChannelRecord, amount_sat: int, uri: str, directory:
         ("Key", f"in {directory}; without this directory the coins are lost"),
         ("Next", next_step(record)),
     )
+    out.print(Padding(Text(qr_code(uri), "black on white" if out.is_terminal else ""), (0, 0, 1, 1)))
+    out.print(record.funding_address, uri, sep="\n", soft_wrap=True)
+
+
+def qr_code(text: str) -> str:
+    """Draw a QR code, two of its rows in a line: dark on light paper."""
+    rows = [bytes(row) for row in segno.make(text, error="l").matrix_iter(border=2)]
+    rows += [bytes(len(rows[0]))] * (len(rows) % 2)
+    return "\n".join(
+        "".join(" ▄▀█"[2 * upper + lower] for upper, lower in zip(*pair, strict=True))
+        for pair in zip(rows[::2], rows[1::2], strict=True)
+    )
+
+
+def wait_funded(channel: Channel) -> None:
+    """Wait for the funding and show how far it has come. Ctrl-C leaves the channel to be gone on with."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task("Waiting for the funding")
+
+        def show_progress(seen: tuple[FundingOutput, ...] | ClientError) -> None:
+            progress.update(task, description=escape(_funding_progress(channel, seen)))
+
+        try:
+            found = channel.wait_funded(watcher=show_progress)
+        except KeyboardInterrupt:
+            progress.stop()
+            fail(f"stopped waiting. `paychan channel open {channel.name}` goes on; nothing is lost.", 130)
+    out.print(f"Funded by {found.outpoint}: {sat(found.value_sat)}, as the server says.", soft_wrap=True)
+
+
+def _funding_progress(channel: Channel, seen: tuple[FundingOutput, ...] | ClientError) -> str:
+    if isinstance(seen, ClientError):
+        return f"Waiting: {seen}"
+    best = choose(channel.record, seen)
+    if best is not None:
+        return f"{sat(best.value_sat)} there, {best.confirmations} of {best.confirmations_needed} confirmations"
+    least = sat(channel.amount_sat)
+    most = max((output.value_sat for output in seen), default=0)
+    return f"Waiting for {least} to {channel.address}" + (f"; {sat(most)} are there, not enough" if most else "")
 
 
 def show_listing(records: list[ChannelRecord], as_json: bool) -> None:

@@ -18,7 +18,7 @@ from paychan.protocol.debugfunding import debug_outpoint
 from tests.client.liar import FUNDING_SAT, Liar, Lie
 from tests.lib.system import System
 
-COMMANDS = ["new", "open", "pay", "status", "close", "refund", "key", "list"]
+COMMANDS = ["new", "open", "pay", "status", "close", "refund", "watch", "key", "list"]
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +73,12 @@ def test_a_channels_life_for_programs(system: System, version: list[str]) -> Non
 
 def test_a_channels_life_for_people(system: System) -> None:
     """Panels say amounts, expiry and the next command, and following that command leads on."""
-    shown = say("new", system.url, "--hours", 100, "--amount", 500_000).stdout
+    shown = say("new", system.url, "--hours", 100, "--amount", 500_000, "--no-wait").stdout
     assert "500 000 sat in one output" in shown
     assert "amount=0.00500000" in shown
     assert re.search(r"in 4 d \d h", shown)
-    assert "--outpoint TXID:VOUT --value SAT" in shown
+    assert "▀" in shown
+    assert re.search(r"Next +paychan channel open [0-9a-f]{8} ", shown)
 
     shown = say("new", system.url, "--hours", 100, "--debug").stdout
     for amount in ("", "", " --times 3"):

@@ -1,0 +1,239 @@
+"""The payer's commands on a real chain, as people run them: fund, wait, open, pay, close; and the refund, serverless."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paychan.protocol.types import OutPoint
+from tests.functional.test_regtest import wait_for
+from tests.lib.electrumx import ElectrumX
+from tests.lib.node import Node
+from tests.lib.system import System
+
+FUNDING_SAT = 600_000
+LIFE_HOURS = 40
+_PATIENCE_SECONDS = 30
+_PROGRAM = Path(sys.executable).parent / "paychan"
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    with Node(tmp_path / "node", "-txindex=1") as node:
+        yield node
+
+
+@pytest.fixture
+def system(tmp_path: Path, node: Node) -> Iterator[System]:
+    with System(tmp_path / "system", node=node) as system:
+        yield system
+
+
+@pytest.fixture
+def payer(tmp_path: Path, system: System, node: Node) -> Iterator[PayerAtTerminal]:
+    payer = PayerAtTerminal(tmp_path, system, node)
+    yield payer
+    payer.leave()
+
+
+class PayerAtTerminal:
+    """Somebody with a wallet directory who runs `paychan channel` commands."""
+
+    def __init__(self, directory: Path, system: System, node: Node) -> None:
+        self.directory, self.system, self.node = directory, system, node
+        self.wallet = directory / "wallet"
+        self.own_node = ["--node", node.url, "--credentials", str(node.credentials)]
+        self._running: list[subprocess.Popen[bytes]] = []
+        self._environment = {**os.environ, "PAYCHAN_WALLET": str(self.wallet), "COLUMNS": "200"}
+
+    def run(self, command: str, *words: object, status: int = 0) -> str:
+        """Run a command to its end, and return what it printed."""
+        done = subprocess.run(
+            [_PROGRAM, "channel", command, *map(str, words)],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_SECONDS,
+            check=False,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def start(self, command: str, *words: object) -> tuple[subprocess.Popen[bytes], Path]:
+        """Start a command that goes on; return its process and the file that it prints to."""
+        log = self.directory / f"{command}.out"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [_PROGRAM, "channel", command, *map(str, words)], env=self._environment, stdout=file, stderr=file
+            )
+        self._running.append(process)
+        return process, log
+
+    def leave(self) -> None:
+        for process in self._running:
+            process.kill()
+            process.wait()
+
+    def new(self, *options: str) -> tuple[subprocess.Popen[bytes], Path, str]:
+        """`paychan channel new`, which waits; its process, output and the channel's name."""
+        process, log = self.start(
+            "new", self.system.url, "--network", "regtest", "--hours", LIFE_HOURS, "--amount", FUNDING_SAT, *options
+        )
+        wait_for(lambda: "bitcoin:" in log.read_text(), "invitation")
+        wait_for(lambda: list(self.wallet.glob("[!.]*.json")) != [], "channel file")
+        return process, log, next(self.wallet.glob("[!.]*.json")).stem
+
+    def opened(self, *options: str) -> str:
+        """A channel that was funded and opened itself."""
+        process, log, name = self.new(*options)
+        self.fund(name)
+        self.node.mine()
+        assert process.wait(_PATIENCE_SECONDS) == 0, log.read_text()
+        return name
+
+    def fund(self, name: str, sat: int = FUNDING_SAT) -> OutPoint:
+        return self.node.fund(self.record(name)["funding_address"], sat)
+
+    def record(self, name: str) -> Any:
+        return json.loads((self.wallet / f"{name}.json").read_text())
+
+    def seen(self, name: str, source: list[str]) -> Any:
+        """What `watch --once` tells a program of a channel."""
+        (sight,) = json.loads(self.run("watch", name, "--once", "--json", *source))
+        return sight
+
+
+@pytest.mark.parametrize("version", [[], ["--v1"]], ids=["v2", "v1"])
+def test_the_payers_whole_life_by_commands(payer: PayerAtTerminal, node: Node, version: list[str]) -> None:
+    """`new` waits, holds the refund before the block, and opens by itself; pay and close; the settlement confirms."""
+    process, log, name = payer.new(*version)
+    address = payer.record(name)["funding_address"]
+    assert re.search(rf"^{address}\nbitcoin:{address}\?amount=0.00600000$", log.read_text(), re.MULTILINE)
+    assert "█▀▀▀▀▀█" in log.read_text()
+    outpoint = payer.fund(name)
+    wait_for(lambda: payer.record(name)["funding_outpoint"] == str(outpoint), "funding seen")
+    held = payer.record(name)
+    assert (held["state"], held["signed_sat"], len(held["refunds"])) == ("new", None, 1)
+    assert process.poll() is None
+    node.mine()
+    assert process.wait(_PATIENCE_SECONDS) == 0, log.read_text()
+    assert f"paychan channel pay {name} 1000" in log.read_text()
+
+    payer.run("pay", name, 10, "--times", 5)
+    assert "Settled by" in payer.run("close", name)
+    txid = payer.record(name)["settlement_txid"]
+    assert node.rpc("getrawmempool") == [txid]
+    node.mine(3)
+    change = node.rpc("gettxout", txid, 0)
+    assert change["value"] * 100_000_000 == FUNDING_SAT - payer.record(name)["open_price_sat"] - 50
+    assert payer.seen(name, payer.own_node)["spent_by"] == txid
+
+
+@pytest.mark.parametrize("version", [[], ["--v1"]], ids=["v2", "v1"])
+def test_ctrl_c_leaves_a_channel_that_open_goes_on_with(payer: PayerAtTerminal, node: Node, version: list[str]) -> None:
+    """Interrupted while waiting, the channel stays; `open` finds an output that is enough, and no smaller one."""
+    process, log, name = payer.new(*version)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(_PATIENCE_SECONDS) == 130
+    assert f"paychan channel open {name}" in log.read_text()
+
+    assert "got nothing" in payer.run("open", name, "--no-wait", status=1)
+    payer.fund(name, FUNDING_SAT - 1)
+    node.mine()
+    assert f"got {FUNDING_SAT - 1} sat" in payer.run("open", name, "--no-wait", status=1)
+    outpoint = payer.fund(name)
+    node.mine()
+    assert f"Funded by {outpoint}" in payer.run("open", name)
+    assert payer.record(name)["state"] == "open"
+
+
+@pytest.mark.parametrize("version", [[], ["--v1"]], ids=["v2", "v1"])
+def test_the_refund_after_the_server_vanished(
+    payer: PayerAtTerminal, system: System, node: Node, version: list[str]
+) -> None:
+    """Too early by median time past, it says so; once that passed, the refund is published without the server."""
+    name = payer.opened(*version)
+    system.kill_server()
+    expiry = payer.record(name)["expiry"]
+    assert "too early" in payer.run("refund", name, "--publish", *payer.own_node, status=1)
+    node.set_mock_time(expiry + 3600)
+    node.mine()
+    assert node.median_time <= expiry
+    assert "too early" in payer.run("refund", name, "--publish", *payer.own_node, status=1)
+    assert "unspent" in payer.run("watch", "--once", *payer.own_node)
+    assert node.rpc("getrawmempool") == []
+    node.pass_median_time(expiry)
+
+    told = json.loads(payer.run("refund", name, "--publish", "--fee-rate", 5, "--json", *payer.own_node))
+    assert node.rpc("getrawmempool") == [told["txid"]]
+    assert told["fee_sat"] >= 5 * node.rpc("getmempoolentry", told["txid"])["vsize"]
+    again = json.loads(payer.run("refund", name, "--publish", "--json", *payer.own_node))
+    assert again["txid"] == told["txid"]
+    node.mine(3)
+    sight = payer.seen(name, payer.own_node)
+    assert (sight["spent_by"], sight["by_refund"], sight["state"]) == (told["txid"], True, "refunded")
+    assert "Nothing to watch" in payer.run("watch", "--once", *payer.own_node)
+
+
+def test_watch_publishes_the_refund_through_an_electrum_server(
+    payer: PayerAtTerminal, system: System, node: Node, tmp_path: Path
+) -> None:
+    """`watch` waits for the median time, publishes by itself, and ends when the refund is deep."""
+    name = payer.opened()
+    system.kill_server()
+    with ElectrumX(node, tmp_path / "electrumx") as electrumx:
+        source = ["--electrum", electrumx.tls_url, "--certificate", str(electrumx.certificate)]
+        process, log = payer.start("watch", *source)
+        wait_for(lambda: "unspent" in log.read_text(), "seen")
+        node.pass_median_time(payer.record(name)["expiry"])
+        wait_for(lambda: node.rpc("getrawmempool") != [], "published")
+        (txid,) = node.rpc("getrawmempool")
+        assert process.poll() is None
+        node.mine(3)
+        assert process.wait(_PATIENCE_SECONDS) == 0, log.read_text()
+    assert f"refunded by {txid}" in log.read_text()
+    assert payer.record(name)["state"] == "refunded"
+
+
+def test_watch_tells_the_settlement_and_marks_the_channel_closed(
+    payer: PayerAtTerminal, system: System, node: Node
+) -> None:
+    """A settlement that the payer was never told of is found in the chain; there is nothing to refund then."""
+    name = payer.opened()
+    outpoint = payer.record(name)["funding_outpoint"]
+    node.pass_median_time(payer.record(name)["expiry"] - 3600)
+    wait_for(lambda: system.channel(outpoint)["status"] == "published", "closing by itself")
+    (txid,) = node.rpc("getrawmempool")
+    assert "settlement" in payer.run("watch", "--once", *payer.own_node)
+    assert payer.record(name)["state"] == "open"
+    system.kill_server()
+    node.mine(3)
+
+    refused = payer.run("refund", name, "--publish", *payer.own_node, status=1)
+    assert f"spent by the settlement {txid}" in refused
+    assert (payer.record(name)["state"], payer.record(name)["settlement_txid"]) == ("closed", txid)
+
+
+def test_a_funding_that_the_server_never_told_of_is_refunded(
+    payer: PayerAtTerminal, system: System, node: Node
+) -> None:
+    """The server vanished before it named the output: the payer's own node finds it, and the refund takes it back."""
+    process, _, name = payer.new()
+    process.send_signal(signal.SIGINT)
+    process.wait(_PATIENCE_SECONDS)
+    system.kill_server()
+    outpoint = payer.fund(name)
+    node.pass_median_time(payer.record(name)["expiry"])
+    told = json.loads(payer.run("refund", name, "--publish", "--json", *payer.own_node))
+
+    (spent,) = node.rpc("getrawtransaction", told["txid"], True)["vin"]
+    assert OutPoint.parse(spent["txid"], spent["vout"]) == outpoint
