@@ -18,6 +18,8 @@ NETWORKS = ("live", "test", "regtest", "debug")
 
 SERVER = 'network = "test"\ndebug = true\n[chain]\nbackend = "debug"\n'
 
+REGTEST = 'network = "regtest"\n[chain]\nbackend = "electrum"\nurl = "tcp://127.0.0.1:1"\n'
+
 
 def written(directory: Path, text: str) -> Path:
     file = directory / "server.toml"
@@ -77,6 +79,20 @@ def test_state_stays_apart_by_network(network: str) -> None:
             "open.min_duration_hours",
             "5 hours, less than channel.settlement_period_hours = 6",
         ),
+        (
+            SERVER + "[open]\nmin_confirmations = 1\nsmaller = [{ up_to_sat = 5, confirmations = 2 }]\n",
+            "open.smaller",
+            "none with less confirmations than the row before",
+        ),
+        (
+            SERVER + "[open]\nsmaller = [{ up_to_sat = 5, confirmations = 0 }, { up_to_sat = 4, confirmations = 1 }]\n",
+            "open.smaller",
+            "growing up_to_sat",
+        ),
+        (REGTEST + "[open]\nmin_confirmations = 0\n", "open.unconfirmed_limit_sat", "the most that may be at risk"),
+        (REGTEST.replace('url = "tcp://127.0.0.1:1"', ""), "chain.url", 'required with backend = "electrum"'),
+        (REGTEST.replace("electrum", "bitcoind"), "chain.credentials_file", "the path of its .cookie"),
+        (SERVER + "[settlement]\nfee_sat_per_vb = 300\n", "settlement.fee_sat_per_vb", "more than settlement.max_fee"),
         ("network = \n", "", "not TOML"),
     ],
 )
