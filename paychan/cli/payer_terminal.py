@@ -93,7 +93,9 @@ def told(as_json: bool, name: str = "") -> Iterator[None]:
         step = next((text for kind, text in _NEXT_STEPS.items() if isinstance(error, kind)), "")
         if isinstance(error, Unreachable) and not name:
             step = "Is the server running?"
-        fail(f"{str(error).rstrip('.')}. {step.format(name=name)}".strip())
+        sentence = str(error).rstrip(".")
+        stop = "" if sentence.endswith("?") else "."
+        fail(f"{sentence}{stop} {step.format(name=name)}".strip())
 
 
 def facts(record: ChannelRecord) -> dict[str, Any]:
@@ -186,7 +188,7 @@ def show_invitation(record: ChannelRecord, uri: str, directory: Path) -> None:
         ("Key", f"in {directory}; without this directory the coins are lost"),
         ("Next", next_step(record)),
     )
-    out.print(Padding(Text(qr_code(uri), "black on white" if out.is_terminal else ""), (0, 0, 1, 1)))
+    out.print(Padding(Text(qr_code(uri), "black on white" if out.is_terminal else ""), (0, 0, 1, 1), expand=False))
     out.print(record.funding_address, uri, sep="\n", soft_wrap=True)
 
 

@@ -137,7 +137,7 @@ async def act(chain: Chain, payer: Payer, sight: Sight, wish: Wish) -> Sight:
         if sight.refund_valid:
             await publish(chain, payer, sight, wish)
             return await look(chain, payer.wallet.read(sight.record.name))
-        if sight.ended and sight.spend is not None and not sight.record.ended:
+        if sight.ended and sight.spend is not None and not sight.record.end_seen:
             with payer.channel(sight.record.name) as channel:
                 record = channel.spent(shown_txid(sight.spend.txid))
             return Sight(record, sight.tip, None, sight.spend)
@@ -146,19 +146,23 @@ async def act(chain: Chain, payer: Payer, sight: Sight, wish: Wish) -> Sight:
     return sight
 
 
+def confirmations(depth: int) -> str:
+    return f"{depth} confirmation" + ("s" if depth != 1 else "")
+
+
 def story(sight: Sight) -> str:
     """Tell a sight in one line."""
     record, spend = sight.record, sight.spend
     if spend is not None:
         txid = shown_txid(spend.txid)
-        depth = f"{spend.confirmations} confirmations" if spend.confirmations else "not in a block yet"
+        depth = confirmations(spend.confirmations) if spend.confirmations else "not in a block yet"
         if is_refund(record, txid):
             return f"refunded by {txid}, {depth}"
-        return f"funding spent by the settlement {txid}, {depth}" + ("; closed" if record.ended else "")
+        return f"funding spent by the settlement {txid}, {depth}" + ("; closed" if record.end_seen else "")
     if sight.funding is None:
         return "the chain shows no funding: never confirmed, or replaced by its sender"
     left = relative(record.expiry - sight.tip.median_time)
-    unspent = f"{sat(sight.funding.value_sat)} unspent, {sight.funding.confirmations} confirmations"
+    unspent = f"{sat(sight.funding.value_sat)} unspent, {confirmations(sight.funding.confirmations)}"
     return f"{unspent}; the refund is valid {'now' if sight.refund_valid else f'{left} by median time'}"
 
 

@@ -15,6 +15,7 @@ from paychan.cli.payer_terminal import (
     WalletOption,
     examples,
     moment,
+    relative,
     sat,
     show_panel,
     told,
@@ -27,6 +28,7 @@ from paychan.cli.payerchain import (
     Wish,
     act,
     attend,
+    confirmations,
     connected,
     facts,
     find_funding,
@@ -36,8 +38,9 @@ from paychan.cli.payerchain import (
     story,
 )
 from paychan.cli.terminal import err, fail, out
-from paychan.client import Payer, State
+from paychan.client import ChannelRecord, Payer, State
 from paychan.client.recovery import REFUND_SAT_PER_VB, is_refund
+from paychan.protocol.debugfunding import debug_outpoint
 
 _LOOK_SECONDS = 60.0
 """Between two looks when the chain tells of nothing."""
@@ -118,8 +121,11 @@ async def _publish(source: Source, payer: Payer, name: str, wish: Wish) -> Facts
     if sight.funding is None:
         msg = f"nothing to take back: {story(sight)}"
         raise ValueError(msg)
-    median, expiry = moment(sight.tip.median_time), moment(record.expiry)
-    msg = f"too early: the chain's median time is {median}, and must have passed {expiry}. `paychan channel watch {name}` publishes the refund then"
+    left = relative(record.expiry - sight.tip.median_time)
+    msg = (
+        f"too early: the refund is valid {left} by the chain's median time, after {moment(record.expiry)} by the clock. "
+        f"`paychan channel watch {name}` publishes it then"
+    )
     raise ValueError(msg)
 
 
@@ -130,7 +136,7 @@ def _show_published(shown: Facts, as_json: bool) -> None:
     depth = shown["confirmations"]
     show_panel(
         f"Refund of channel {shown['name']}",
-        ("Published", f"{shown['txid']}, " + (f"{depth} confirmations" if depth else "not in a block yet")),
+        ("Published", f"{shown['txid']}, " + (confirmations(depth) if depth else "not in a block yet")),
         ("Fee", sat(shown["fee_sat"]) if "fee_sat" in shown else ""),
         ("Next", "" if depth >= DEEP else f"paychan channel watch {shown['name']}"),
     )
@@ -186,7 +192,7 @@ async def _watch(
     source: Source, payer: Payer, chosen: list[str], wish: Wish, *, once: bool, quiet: bool
 ) -> list[Sight]:
     """Look and act, once or until nothing is left; return the last sights."""
-    names = chosen or [each.name for each in payer.records() if each.funding_outpoint and not each.ended]
+    names = chosen or [each.name for each in payer.records() if _to_watch(each)]
     networks = {payer.wallet.read(name).network for name in names}
     if len(networks) > 1:
         msg = "channels of more than one Bitcoin network: name those of one"
@@ -201,7 +207,7 @@ async def _watch(
                 sights = [await attend(chain, payer, name, wish) for name in names]
                 if not quiet:
                     _tell_news(sights, told_before)
-                names = [sight.record.name for sight in sights if not sight.record.ended]
+                names = [sight.record.name for sight in sights if not sight.record.end_seen]
                 if once or not names:
                     return sights
                 await chain.wait_for_change(sights[0].tip, _LOOK_SECONDS)
@@ -210,6 +216,12 @@ async def _watch(
                     raise
                 err.print(f"{failure}; asking again", markup=False, soft_wrap=True)
                 await asyncio.sleep(_PAUSE_SECONDS)
+
+
+def _to_watch(record: ChannelRecord) -> bool:
+    """What the server called closed is watched, too, until the chain shows it. Debug funding is in no chain."""
+    debug = str(debug_outpoint(record.terms.client_key, record.expiry))
+    return record.funding_outpoint not in ("", debug) and not record.end_seen
 
 
 def _tell_news(sights: list[Sight], told_before: dict[str, str]) -> None:

@@ -74,6 +74,8 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Change value of the closing payment, once asked to close."""
     closing_address: str = ""
     settlement_txid: str = ""
+    end_seen: bool = False
+    """A chain of the payer's own showed what spent the funding; `state` and `settlement_txid` alone are the server's word."""
     refunds: tuple[str, ...] = ()
     """Signed refunds (hex): one from the moment the funding is known, the newest last."""
 
@@ -106,7 +108,7 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @property
     def ended(self) -> bool:
-        """Say whether nothing is left to do for the channel."""
+        """Say whether the channel has ended, as far as the server or the chain told."""
         return self.state in (State.CLOSED, State.REFUNDED)
 
     @property

@@ -76,6 +76,6 @@ def spent(record: ChannelRecord, txid: str) -> Flow[ChannelRecord]:
     """Note which transaction (displayed txid) spent the funding, deep in the chain: a refund of ours, or the settlement."""
     ending = State.REFUNDED if is_refund(record, txid) else State.CLOSED
     settlement = "" if ending is State.REFUNDED else txid
-    record = _replace(record, state=ending, settlement_txid=settlement)
+    record = _replace(record, state=ending, settlement_txid=settlement, end_seen=True)
     yield Save(record)
     return record

@@ -1,0 +1,158 @@
+"""Waiting for the funding: what a server says of it is checked, and a refund is held before anything is signed away."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paychan.client import (
+    AsyncPayer,
+    Channel,
+    FundingMissing,
+    FundingNotTold,
+    Payer,
+    ServerFailed,
+    ServerMisbehaved,
+    State,
+)
+from tests.client.conftest import IMPATIENT
+from tests.client.liar import FUNDING_SAT, OPEN_PRICE_SAT, Liar, Lie
+
+TXID = "ab" * 32
+OUTPUT = {
+    "funding_txid": TXID,
+    "funding_vout": 1,
+    "value": FUNDING_SAT,
+    "confirmations": 2,
+    "confirmations_needed": 2,
+}
+
+
+@pytest.fixture(params=[1, 2], ids=["v1", "v2"])
+def channel(request: pytest.FixtureRequest, liar: Liar, tmp_path: Path) -> Channel:
+    """A channel that is to hold 500,000 sat, not funded yet."""
+    payer = Payer(liar.url, wallet=tmp_path / "wallet", version=request.param, patience=IMPATIENT)
+    return payer.new_channel(hours=100, amount_sat=500_000)
+
+
+def outputs(address: str, *found: dict[str, Any]) -> Lie:
+    return Lie(body=json.dumps({"funding_address": address, "outputs": found}).encode())
+
+
+def test_an_output_deep_enough_is_noted_with_its_refund(liar: Liar, channel: Channel, tmp_path: Path) -> None:
+    """The file holds outpoint, value and a signed refund before anything is signed for the server."""
+    liar.info_lie = outputs(channel.address, OUTPUT)
+    found = channel.wait_funded(0)
+
+    assert (found.outpoint, found.value_sat, found.deep_enough) == (f"{TXID}:1", FUNDING_SAT, True)
+    stored = json.loads((tmp_path / "wallet" / f"{channel.name}.json").read_text())
+    assert stored["funding_outpoint"] == found.outpoint
+    assert stored["refunds"] == [channel.refund().transaction.hex()]
+    assert stored["signed_sat"] is None
+
+
+def test_a_shallow_output_is_noted_and_waited_for(liar: Liar, channel: Channel) -> None:
+    """The refund is held while confirmations are missing; another output may take the place of one that is replaced."""
+    liar.info_lie = outputs(channel.address, OUTPUT | {"confirmations": 1})
+    with pytest.raises(FundingMissing, match="1 of 2 confirmations"):
+        channel.wait_funded(0)
+    assert channel.record.funding_outpoint == f"{TXID}:1"
+    liar.info_lie = outputs(channel.address, OUTPUT | {"funding_vout": 0})
+
+    assert channel.wait_funded(0).outpoint == f"{TXID}:0"
+    assert channel.record.refunds == (channel.refund().transaction.hex(),)
+
+
+def test_less_than_was_meant_is_not_taken_on_the_servers_word(liar: Liar, channel: Channel) -> None:
+    """A value that is understated would give the difference to the server: below `amount_sat` nothing is noted."""
+    liar.info_lie = outputs(channel.address, OUTPUT | {"value": 499_999})
+    with pytest.raises(FundingMissing, match=r"499999 sat.*at least 500000 sat"):
+        channel.wait_funded(0)
+
+    assert channel.record.funding_outpoint == ""
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"value": 0},
+        {"value": -1},
+        {"value": 2_100_000_000_000_001},
+        {"value": 1.5},
+        {"confirmations": -1},
+        {"funding_vout": 2**32},
+        {"funding_txid": "AB" * 32},
+        {"funding_txid": "ab"},
+    ],
+    ids=str,
+)
+def test_impossible_outputs_are_not_believed(liar: Liar, channel: Channel, lie: dict[str, Any]) -> None:
+    """Amounts, depths and outpoints that can't be are the server's misbehaviour."""
+    liar.info_lie = outputs(channel.address, OUTPUT | lie)
+    with pytest.raises(ServerMisbehaved):
+        channel.wait_funded(0)
+
+    assert channel.record.funding_outpoint == ""
+
+
+def test_outputs_of_another_address_are_not_believed(liar: Liar, channel: Channel) -> None:
+    """The answer must be about the address that was rebuilt from the keys."""
+    liar.info_lie = outputs("2N" + channel.address[2:][::-1], OUTPUT)
+    with pytest.raises(ServerMisbehaved, match="funding address"):
+        channel.funding()
+
+
+def test_a_server_without_the_question_is_told_apart(liar: Liar, channel: Channel) -> None:
+    """404 means that the payer must name the outpoint; a busy server's refusal comes at the end of patience."""
+    liar.info_lie = Lie(status=404, body=b"Not Found")
+    with pytest.raises(FundingNotTold):
+        channel.wait_funded()
+    liar.info_lie = Lie(status=503, body=b"{}")
+    with pytest.raises(ServerFailed):
+        channel.wait_funded(0)
+
+
+def test_a_busy_server_is_asked_again(liar: Liar, channel: Channel) -> None:
+    """Waiting survives a server that is away for a moment, and the watcher is told of every look."""
+    looks: list[str] = []
+
+    def watch(seen: object) -> None:
+        looks.append(type(seen).__name__)
+        liar.info_lie = outputs(channel.address, OUTPUT)
+
+    liar.info_lie = Lie(status=503, body=b"{}")
+    assert channel.wait_funded(5, watch).deep_enough
+    assert looks == ["ServerFailed", "tuple"]
+
+
+async def test_waiting_on_an_event_loop(liar: Liar, tmp_path: Path) -> None:
+    """`AsyncChannel` waits and keeps as `Channel` does, and then opens."""
+    async with AsyncPayer(liar.url, wallet=tmp_path / "wallet", patience=IMPATIENT) as payer:
+        channel = await payer.new_channel(hours=100)
+        liar.info_lie = outputs(channel.address, OUTPUT)
+        assert await channel.funding() == (await channel.wait_funded(0),)
+        assert len(channel.record.refunds) == 1
+
+
+def test_what_spent_the_funding_tells_refund_from_settlement(liar: Liar, channel: Channel) -> None:
+    """Every refund that was kept is known again by its txid; anything else is the settlement."""
+    liar.info_lie = outputs(channel.address, OUTPUT)
+    channel.wait_funded(0)
+    first, dearer = channel.refund(), channel.keep_refund(9)
+    assert first.txid != dearer.txid
+    for signed in (first, dearer):
+        record = channel.spent(signed.txid[::-1].hex())
+        assert (record.state, record.settlement_txid) == (State.REFUNDED, "")
+    record = channel.spent(TXID)
+    assert (record.state, record.settlement_txid, record.end_seen) == (State.CLOSED, TXID, True)
+
+
+def test_the_least_is_asked_for_by_default(liar: Liar, tmp_path: Path) -> None:
+    """Without an amount of the payer's own, the address wants price and dust limit, and the URI says so."""
+    with Payer(liar.url, wallet=tmp_path / "wallet", patience=IMPATIENT) as payer:
+        channel = payer.new_channel(hours=100)
+        assert channel.amount_sat == OPEN_PRICE_SAT + 700
+        assert channel.bip21().endswith("amount=0.00010700")
