@@ -31,6 +31,9 @@ _KEYS_KEPT = 10_000
 """Server keys remembered, so that funding info and opening ask the signer once; about 200 bytes each."""
 
 
+_WATCHES_PER_HOUR = 3600
+"""Addresses given out beyond this are not followed at once; each costs the node some kilobytes for ever."""
+
 _COINBASE_MATURITY = 100
 """Bitcoin Core, consensus/consensus.h."""
 
@@ -55,6 +58,7 @@ class Opener:
     def __init__(self, world: World, registry: Registry) -> None:
         self._world = world
         self._registry = registry
+        self._hour, self._watches = 0, 0
         self._keys: OrderedDict[tuple[bytes, UnixTime], bytes] = OrderedDict()
 
     async def terms(self, client_key: bytes, expiry: UnixTime) -> ChannelTerms:
@@ -77,9 +81,17 @@ class Opener:
             self._keys[client_key, expiry] = key
             if len(self._keys) > _KEYS_KEPT:
                 self._keys.popitem(last=False)
-            with contextlib.suppress(ChainFailed):  # only makes finding the funding output quicker
-                await self._world.chain.watch([make_terms(key, client_key, expiry)])
+            if self._may_watch():
+                with contextlib.suppress(ChainFailed):  # only makes finding the funding output quicker
+                    await self._world.chain.watch([make_terms(key, client_key, expiry)])
         return make_terms(key, client_key, expiry)
+
+    def _may_watch(self) -> bool:
+        """A node never forgets an address: strangers have only so many followed; for others it searches when asked."""
+        hour = self._world.clock() // 3600
+        self._watches = self._watches + 1 if hour == self._hour else 1
+        self._hour = hour
+        return self._watches <= _WATCHES_PER_HOUR
 
     async def funding(self, terms: ChannelTerms) -> tuple[Funding, ...]:
         """List the unspent outputs that pay to the script of these terms. Raises `ChainUnavailable`."""
