@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator
 
 import structlog
 
-from actors.chainwatch import ChainWatch
+from actors.chainwatch import REMEMBERED_SECONDS, ChainWatch
 from actors.channel import Message, Resume
 from actors.registry import Registry
 from actors.world import World
 from paychan.protocol.channel import Channel, Close, CloseReason, Rejected, State
 from paychan.protocol.errors import NotEconomical
-from paychan.protocol.types import UnixTime
+from paychan.protocol.machine import end_of
+from paychan.protocol.types import OutPoint, UnixTime
 from paychan.store.base import walk
 
 log = structlog.get_logger("watcher")
@@ -46,7 +47,10 @@ class Watcher:
         self._idle_seconds = idle_seconds
         self.last_look: UnixTime | None = None
         self.alarms: tuple[str, ...] = ()
-        """Outpoints that are unsettled although expiry is near, as of the last look; or why it could not look."""
+        """As of the last look: what is wrong with the chain, outpoints unsettled although expiry is near, and lost ones.
+
+        Or why it could not look.
+        """
 
     async def run(self) -> None:
         """Look for ever; ends only by cancellation."""
@@ -70,6 +74,7 @@ class Watcher:
         await self._tell(walk(self._world.store, State.OPEN, due + 1), Close(CloseReason.EXPIRY))
         for state in (State.CLOSING, State.PUBLISHED):
             await self._tell(walk(self._world.store, state), Resume())
+        await self._chain.look_at_closed()
         await self._look_for_late_ones(now)
         self._registry.let_sleep(self._idle_seconds)
         self.last_look = self._world.clock()
@@ -99,4 +104,10 @@ class Watcher:
             late += [str(channel.outpoint) async for channel in near]
         if late:
             log.error("unsettled near expiry", channels=late[:10], count=len(late))
-        self.alarms = (*self._chain.alarms, *late)
+        self.alarms = (*self._chain.alarms, *late, *await self._lost(now))
+
+    async def _lost(self, now: UnixTime) -> list[str]:
+        """Name the channels that another transaction ended, for a month after their expiry."""
+        since = UnixTime(max(0, now - REMEMBERED_SECONDS)), OutPoint(bytes(32), 0)
+        lost = await self._world.store.scan(State.LOST, after=since)
+        return [f"lost: {end_of(channel)}: {channel.outpoint}" for channel in lost]

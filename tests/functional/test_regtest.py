@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from bitcoin.core import CTransaction
-from coincurve import PrivateKey
 
-from paychan.protocol.address import encode_address, key_script
-from paychan.protocol.payment import Payment, encode_v1, sign_payment
-from paychan.protocol.refund import sign_refund
-from paychan.protocol.scripts import ChannelTerms, make_terms
-from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
+from paychan.protocol.types import OutPoint, UnixTime
+from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, code, wait_for
 from tests.lib.node import Node
 from tests.lib.system import System
-
-FUNDING_SAT = 1_000_000
-OPENING_SAT = 100_000
-LIFE_SECONDS = 40 * 3600
 
 
 @pytest.fixture
@@ -35,71 +25,6 @@ def node(tmp_path: Path) -> Iterator[Node]:
 def system(tmp_path: Path, node: Node) -> Iterator[System]:
     with System(tmp_path / "system", node=node) as system:
         yield system
-
-
-class Customer:
-    """A v1 client with a channel funded on the chain."""
-
-    def __init__(self, system: System, node: Node) -> None:
-        self.system, self.node = system, node
-        self.key = PrivateKey()
-        self.change_script = key_script(self.key.public_key.format())
-        self.query = {
-            "client_pubkey": self.key.public_key.format().hex(),
-            "exp_time": str(int(time.time()) + LIFE_SECONDS),
-        }
-        info = self.ask("GET", "/v1/fundingInfo", **self.query).json()
-        self.terms: ChannelTerms = make_terms(
-            bytes.fromhex(info["server_pubkey"]), self.key.public_key.format(), int(self.query["exp_time"])
-        )
-        self.address: str = info["funding_address_copy"]
-        assert self.address == self.terms.funding_address(Network.REGTEST)
-
-    def fund(self, sat: int = FUNDING_SAT) -> OutPoint:
-        self.outpoint = self.node.fund(self.address, sat)
-        return self.outpoint
-
-    def ask(self, method: str, path: str, **query: str) -> httpx.Response:
-        return httpx.request(method, self.system.url + path, params=query, timeout=30, verify=False)
-
-    def payment(self, paid_sat: int) -> Payment:
-        return sign_payment(self.key, self.terms, self.outpoint, self.change_script, Sat(FUNDING_SAT - paid_sat))
-
-    def open(self) -> httpx.Response:
-        change = encode_address(self.change_script, Network.REGTEST)
-        payment = encode_v1(self.payment(OPENING_SAT))
-        return self.ask("POST", "/v1/channels/new", **self.query, change_address=change, payment=payment)
-
-    def pay(self, paid_sat: int) -> httpx.Response:
-        return self.ask("PUT", self.path, payment=encode_v1(self.payment(paid_sat)))
-
-    def close(self, paid_sat: int) -> httpx.Response:
-        return self.ask("DELETE", self.path, payment=encode_v1(self.payment(paid_sat)))
-
-    @property
-    def path(self) -> str:
-        return f"/v1/channels/{self.outpoint.txid_hex}/{self.outpoint.vout}"
-
-    @property
-    def record(self) -> dict[str, Any]:
-        return self.system.channel(self.outpoint)
-
-    def opened(self) -> None:
-        self.fund()
-        self.node.mine()
-        wait_for(lambda: self.open().status_code == 201, "opened")
-
-
-def wait_for(true: Callable[[], bool], what: str, seconds: float = 20) -> None:
-    """Wait for something that the server does by itself."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
-
-
-def code(response: httpx.Response) -> tuple[int, str]:
-    return response.status_code, response.json()["code"]
 
 
 def test_the_whole_life_of_a_channel(system: System, node: Node) -> None:
@@ -191,8 +116,7 @@ def test_the_payers_refund_confirmed_first_is_a_loss_with_its_txid(system: Syste
     customer.opened()
     system.kill_server()
     node.pass_median_time(customer.terms.expiry)
-    script = key_script(customer.key.public_key.format())
-    refund = sign_refund(customer.key, customer.terms, customer.outpoint, Sat(FUNDING_SAT), script, Sat(10_000))
+    refund = customer.refund()
     txid = node.send_raw(refund.transaction)
     node.mine(2)
 

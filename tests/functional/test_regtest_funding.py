@@ -1,0 +1,118 @@
+"""What a payer may try with its funding on a real chain: another's output, spent ones, replaced ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from paychan.protocol.types import OutPoint
+from tests.lib.customer import OPENING_SAT, Customer, CustomerV2, code, market, wait_for
+from tests.lib.node import Node
+from tests.lib.system import System
+
+Market = tuple[System, Node]
+
+
+@pytest.fixture(scope="module")
+def market_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
+    with market(tmp_path_factory.mktemp("funding")) as place:
+        yield place
+
+
+def test_threat_2_a_funding_that_is_not_to_this_channel_opens_nothing(market_place: Market) -> None:
+    """Another output of the transaction, another's channel, a plain address, no transaction at all: all are refused."""
+    system, node = market_place
+    honest, liar = Customer(system, node), CustomerV2(system, node)
+    real, another = liar.fund(), honest.fund()
+    plain = node.fund(node.address(), 1_000_000)
+    node.mine()
+    wrong_output = OutPoint(real.txid, 1 - real.vout)
+    for fake in (wrong_output, OutPoint(real.txid, 7), another, plain, OutPoint(bytes(32), 0)):
+        liar.outpoint = fake
+        assert code(liar.open()) == (400, "funding_not_found")
+    liar.outpoint = real
+    assert liar.open().status_code == 201
+
+
+def test_threat_2_a_smaller_funding_than_the_payment_says_opens_nothing(market_place: Market) -> None:
+    """The value is the chain's, not the payer's: change of more than there is would be the server's money."""
+    system, node = market_place
+    for kind in (Customer, CustomerV2):
+        poor = kind(system, node)
+        poor.fund(500_000)
+        node.mine()
+        assert code(poor.open()) == (400, "value_backwards")
+
+
+@pytest.mark.parametrize("kind", [Customer, CustomerV2])
+def test_threat_4_an_outpoint_is_used_once_for_ever(market_place: Market, kind: type[Customer]) -> None:
+    """Opening again is refused while open, closing, closed, and when a reorg made the output unspent again."""
+    system, node = market_place
+    customer = kind(system, node)
+    customer.opened()
+    assert code(customer.open()) == (409, "channel_exists")
+    customer.close(OPENING_SAT)
+    used = (400, "funding_not_found") if kind is Customer else (409, "outpoint_used")
+    assert code(customer.open()) == used
+    node.mine(2)
+    customer.ends("closed")
+    assert code(customer.open()) == used
+
+    node.invalidate(2)
+    node.stop()
+    node.start("-persistmempool=0")
+    wait_for(lambda: system.manage("GET", "/health").status_code == 200, "the node is back")
+    assert code(customer.open())[1] in ("outpoint_used", "channel_exists", "funding_not_found")
+    node.mine(2)
+    customer.ends("closed")
+
+
+@pytest.mark.parametrize("kind", [Customer, CustomerV2])
+def test_threat_1_a_funding_replaced_before_opening_opens_nothing(market_place: Market, kind: type[Customer]) -> None:
+    """A double-spend in the mempool, and then in a block: there is nothing to open."""
+    system, node = market_place
+    customer = kind(system, node)
+    node.replace(customer.fund())
+    assert code(customer.open()) == (400, "funding_not_found")
+    node.mine()
+    assert code(customer.open()) == (400, "funding_not_found")
+
+
+def test_threat_5_the_funding_that_confirms_is_the_one_that_opens(market_place: Market) -> None:
+    """Under another txid than was seen first: only the outpoint in the chain opens, the first one never."""
+    system, node = market_place
+    customer = CustomerV2(system, node)
+    first = customer.fund()
+    node.replace(first)
+    second = customer.fund()
+    node.mine()
+    customer.outpoint = first
+    assert code(customer.open()) == (400, "funding_not_found")
+    customer.outpoint = second
+    assert customer.open().status_code == 201
+
+
+def test_threat_1_a_funding_double_spent_after_opening_is_never_paid_with(market_place: Market) -> None:
+    """Reorganized out and replaced for good: frozen, shown to the operator; a close waits and says so; nothing loops."""
+    system, node = market_place
+    customer = Customer(system, node)
+    customer.opened()
+    node.invalidate(1)
+    node.replace(customer.outpoint)
+    node.mine(2)
+
+    def in_danger() -> dict[str, str]:
+        found: dict[str, str] = system.manage("GET", "/health").json()["channels_in_danger"]
+        return found
+
+    wait_for(lambda: in_danger().get(str(customer.outpoint)) == "its funding output is gone", "in danger")
+    assert code(customer.pay(OPENING_SAT + 1)) == (503, "chain_unavailable")
+    assert code(customer.close(OPENING_SAT)) == (500, "publish_failed")
+    wait_for(lambda: in_danger() == {}, "no payments to be frozen any more")
+    assert customer.record["status"] == "closing"
+    assert customer.record["value_received"] == OPENING_SAT
+    node.pass_median_time(customer.terms.expiry - 3600)
+    wait_for(lambda: str(customer.outpoint) in system.manage("GET", "/health").json()["alarms"], "alarm")
+    assert system.server is not None
+    assert system.server.process.poll() is None

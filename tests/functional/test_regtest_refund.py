@@ -1,0 +1,120 @@
+"""The race between settlement and refund on a real chain, on both sides of median time past (BIP113)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from paychan.protocol.sighash import PaymentHasher
+from tests.lib.customer import OPENING_SAT, Customer, market, wait_for
+from tests.lib.ecdsa import sign_with_nonce
+from tests.lib.node import Node, NodeError
+from tests.lib.system import System
+
+Market = tuple[System, Node]
+
+VERIFY_REJECTED = -26
+"""Bitcoin Core, rpc/protocol.h: RPC_VERIFY_REJECTED"""
+
+
+@pytest.fixture(scope="module")
+def market_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
+    with market(tmp_path_factory.mktemp("refund")) as place:
+        yield place
+
+
+def settlement_of(system: System, customer: Customer) -> bytes:
+    """Close, and return the settlement that the operator is shown."""
+    assert customer.close(OPENING_SAT).status_code == 202
+    return bytes.fromhex(customer.record["settlement_transaction"])
+
+
+def malleated(customer: Customer, settlement: bytes) -> bytes:
+    """The same settlement with the client's half signed once more, as only the client can."""
+    payment = customer.payment(OPENING_SAT)
+    digest = PaymentHasher(customer.terms, customer.outpoint, customer.change_script).digest(
+        payment.change_sat, payment.flag
+    )
+    others = (sign_with_nonce(customer.key, digest, nonce) for nonce in range(1, 1000))
+    other = next(signature for signature in others if len(signature) == len(payment.signature))
+    changed = settlement.replace(payment.signature, other)
+    assert changed != settlement
+    return changed
+
+
+def alarms(system: System) -> str:
+    return " ".join(system.manage("GET", "/health").json()["alarms"])
+
+
+def test_threat_6_one_second_before_median_time_past_the_refund_is_not_final(market_place: Market) -> None:
+    """At a median time of exactly the expiry no node takes the refund; a second later all do, and the server has won."""
+    system, node = market_place
+    customer = Customer(system, node)
+    customer.opened()
+    system.kill_server()
+    move_median_time_to(node, customer.terms.expiry)
+    with pytest.raises(NodeError) as refused:
+        node.send_raw(customer.refund().transaction)
+    assert refused.value.code == VERIFY_REJECTED
+    move_median_time_to(node, customer.terms.expiry + 1)
+    assert node.rpc("testmempoolaccept", [customer.refund().transaction.hex()])[0]["allowed"]
+
+    system.start_server()
+    wait_for(lambda: node.rpc("getrawmempool") != [], "settled")
+    node.mine(2)
+    customer.ends("closed")
+    assert "lost" not in alarms(system)
+
+
+def test_threat_6_a_refund_confirmed_first_is_a_loss_that_everybody_hears_of(market_place: Market) -> None:
+    """The settlement was signed, even published, but the refund is in the block: LOST, with the txid in log and alarms."""
+    system, node = market_place
+    customer = Customer(system, node)
+    customer.opened()
+    node.pass_median_time(customer.terms.expiry - 6 * 3600 + 60)
+    wait_for(lambda: customer.record["settlement_txid"] is not None, "settlement published")
+    refund = customer.refund(fee_sat=200_000)
+    mine_empty_until(node, customer.terms.expiry)
+    node.mine_only(refund.transaction.hex())
+    node.mine_only()
+
+    txid = refund.txid[::-1].hex()
+    customer.ends("lost")
+    assert customer.record["spent_by"] == txid
+    wait_for(lambda: f"lost: funding output was spent by {txid}: {customer.outpoint}" in alarms(system), "alarm")
+    assert system.server is not None
+    assert f"txid={txid}" in system.server.text()
+    assert customer.pay(OPENING_SAT + 1).status_code == 410
+
+
+@pytest.mark.parametrize("expired", [False, True], ids=["before expiry", "after expiry"])
+def test_threat_18_a_malleated_settlement_is_ours_all_the_same(market_place: Market, expired: bool) -> None:
+    """The client signs its half again and has that mined: another txid, the same money, so CLOSED and not LOST."""
+    system, node = market_place
+    customer = Customer(system, node)
+    customer.opened()
+    settlement = settlement_of(system, customer)
+    if expired:
+        mine_empty_until(node, customer.terms.expiry)
+    node.mine_only(malleated(customer, settlement).hex())
+    assert node.rpc("getrawmempool") == []
+    node.mine_only()
+    customer.ends("closed")
+    assert customer.record["spent_by"] is None
+    assert str(customer.outpoint) not in alarms(system)
+
+
+def move_median_time_to(node: Node, unix_time: int) -> None:
+    """Mine until the median time past is exactly this: from the sixth of eleven blocks with that very time."""
+    node.set_mock_time(unix_time)
+    for _ in range(6):
+        node.mine()
+    assert node.median_time == unix_time
+
+
+def mine_empty_until(node: Node, unix_time: int) -> None:
+    """Pass a median time with blocks that leave the mempool alone."""
+    node.set_mock_time(unix_time + 60)
+    while node.median_time <= unix_time:
+        node.mine_only()

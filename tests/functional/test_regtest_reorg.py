@@ -1,0 +1,104 @@
+"""Reorgs on a real chain, one to six blocks deep, at every state of a channel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from paychan.protocol.address import encode_address, p2pkh_script
+from paychan.protocol.types import Network
+from tests.lib.customer import OPENING_SAT, Customer, market, wait_for
+from tests.lib.node import Node
+from tests.lib.system import System
+
+Market = tuple[System, Node]
+
+ELSEWHERE = encode_address(p2pkh_script(bytes(20)), Network.REGTEST)
+"""With the next 100 coinbases not its own, the miner funds nothing with one that a reorg makes immature again."""
+
+
+@pytest.fixture(scope="module")
+def market_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
+    with market(tmp_path_factory.mktemp("reorg")) as (system, node):
+        node.mine(100, to=ELSEWHERE)
+        yield system, node
+
+
+class Scene:
+    """Four channels, funded four blocks ago: open, settlement unconfirmed, one deep, and three deep."""
+
+    def __init__(self, system: System, node: Node) -> None:
+        self.node = node
+        node.mine(2)
+        customers = [Customer(system, node) for _ in range(4)]
+        for each in customers:
+            each.fund()
+        node.mine()
+        for each in customers:
+            wait_for(lambda each=each: each.open().status_code == 201, "opened")  # type: ignore[misc]
+        self.open, self.unconfirmed, self.shallow, self.closed = customers
+        self.settled = customers[1:]
+        self.closed.close(OPENING_SAT)
+        node.mine(2)
+        self.closed.ends("closed")
+        self.shallow.close(OPENING_SAT)
+        node.mine()
+        self.unconfirmed.close(OPENING_SAT)
+        self.txids = [each.record["settlement_txid"] for each in self.settled]
+
+    def fund_again(self) -> None:
+        """Hand the fundings in again, as wallets do: where their lock time is not reached, the node dropped them."""
+        for each in (self.open, *self.settled):
+            sent = self.node.rpc("gettransaction", each.outpoint.txid_hex, wallet="miner")
+            self.node.send_raw(bytes.fromhex(sent["hex"]))
+
+
+@pytest.mark.parametrize("depth", range(1, 7))
+def test_threat_3_after_a_reorg_everything_ends_as_it_should(market_place: Market, depth: int) -> None:
+    """Payments stop exactly while the funding is out of the chain; each settlement ends confirmed, by the same txid."""
+    system, node = market_place
+    scene = Scene(system, node)
+    node.reorg(depth)
+    if depth >= 4:
+        wait_for(lambda: scene.open.pay(OPENING_SAT + 1).status_code == 503, "frozen")
+    if depth >= 3:
+        wait_for(lambda: scene.closed.record["status"] != "closed", "noticed")
+    if depth >= 4:
+        scene.fund_again()
+        wait_for(lambda: set(scene.txids) <= set(node.rpc("getrawmempool")), "published again")
+    node.mine(2)
+
+    wait_for(lambda: scene.open.pay(OPENING_SAT + 2).status_code == 200, "thawed")
+    for each, txid in zip(scene.settled, scene.txids, strict=True):
+        each.ends("closed")
+        assert each.record["settlement_txid"] == txid
+        assert node.rpc("gettxout", each.outpoint.txid_hex, each.outpoint.vout) is None
+
+
+def test_threat_3_a_reorg_while_the_server_was_away_is_noticed_at_start(market_place: Market) -> None:
+    """Closed channels are looked at again by a new process: it can't know what it missed."""
+    system, node = market_place
+    scene = Scene(system, node)
+    system.kill_server()
+    node.reorg(3)
+    system.start_server()
+    scene.closed.ends("published")
+    node.mine(2)
+    for each in scene.settled:
+        each.ends("closed")
+
+
+def test_threat_3_a_closed_channel_whose_settlement_is_gone_is_settled_again(market_place: Market) -> None:
+    """Out of the chain, the mempool and the node's wallets: the server hands in the stored transaction once more."""
+    system, node = market_place
+    scene = Scene(system, node)
+    node.invalidate(3)
+    node.stop()
+    node.start("-persistmempool=0", "-walletbroadcast=0")
+    node.mine_only()
+    for txid in scene.txids:
+        wait_for(lambda txid=txid: txid in node.rpc("getrawmempool"), "published again")  # type: ignore[misc]
+    node.mine(2)
+    for each in scene.settled:
+        each.ends("closed")

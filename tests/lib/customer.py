@@ -1,0 +1,139 @@
+"""Customers of a paychan on a real regtest node: channels funded on the chain, requests as clients send them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+from coincurve import PrivateKey
+
+from paychan.protocol.address import encode_address, key_script
+from paychan.protocol.payment import Payment, encode_v1, sign_payment
+from paychan.protocol.refund import Refund, sign_refund
+from paychan.protocol.rest import Dialect, opening_secret, payment_data
+from paychan.protocol.scripts import ChannelTerms, make_terms
+from paychan.protocol.types import Network, OutPoint, Sat
+from tests.lib.node import Node
+from tests.lib.system import System
+
+FUNDING_SAT = 1_000_000
+OPENING_SAT = 100_000
+LIFE_SECONDS = 40 * 3600
+
+
+@contextmanager
+def market(directory: Path, sections: dict[str, str] | None = None) -> Iterator[tuple[System, Node]]:
+    """A paychan and the node it asks, for several tests or one."""
+    with Node(directory / "node") as node, System(directory / "system", sections=sections, node=node) as system:
+        yield system, node
+
+
+class Customer:
+    """A v1 client with a channel funded on the chain; amounts are what it has paid in all."""
+
+    def __init__(self, system: System, node: Node, expiry: int | None = None) -> None:
+        self.system, self.node = system, node
+        self.key = PrivateKey()
+        self.change_script = key_script(self.key.public_key.format())
+        self.change_address = encode_address(self.change_script, Network.REGTEST)
+        self.query = {
+            "client_pubkey": self.key.public_key.format().hex(),
+            "exp_time": str(expiry or max(int(time.time()), node.median_time) + LIFE_SECONDS),
+        }
+        info = self.ask("GET", "/v1/fundingInfo", **self.query).json()
+        self.terms: ChannelTerms = make_terms(
+            bytes.fromhex(info["server_pubkey"]), self.key.public_key.format(), int(self.query["exp_time"])
+        )
+        self.address: str = info["funding_address_copy"]
+        assert self.address == self.terms.funding_address(Network.REGTEST)
+
+    def fund(self, sat: int = FUNDING_SAT) -> OutPoint:
+        self.outpoint = self.node.fund(self.address, sat)
+        return self.outpoint
+
+    def ask(self, method: str, path: str, content: bytes = b"", /, **query: str) -> httpx.Response:
+        return httpx.request(method, self.system.url + path, params=query, content=content, timeout=30, verify=False)
+
+    def payment(self, paid_sat: int) -> Payment:
+        return sign_payment(self.key, self.terms, self.outpoint, self.change_script, Sat(FUNDING_SAT - paid_sat))
+
+    def refund(self, fee_sat: int = 10_000) -> Refund:
+        """Everything back to the customer, once the channel has expired."""
+        return sign_refund(self.key, self.terms, self.outpoint, Sat(FUNDING_SAT), self.change_script, Sat(fee_sat))
+
+    def open(self, paid_sat: int = OPENING_SAT) -> httpx.Response:
+        payment = encode_v1(self.payment(paid_sat))
+        return self.ask("POST", "/v1/channels/new", **self.query, change_address=self.change_address, payment=payment)
+
+    def pay(self, paid_sat: int) -> httpx.Response:
+        return self.ask("PUT", self.path, payment=encode_v1(self.payment(paid_sat)))
+
+    def close(self, paid_sat: int) -> httpx.Response:
+        return self.ask("DELETE", self.path, payment=encode_v1(self.payment(paid_sat)))
+
+    @property
+    def path(self) -> str:
+        return f"/v1/channels/{self.outpoint.txid_hex}/{self.outpoint.vout}"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return self.system.channel(self.outpoint)
+
+    def opened(self) -> None:
+        self.fund()
+        self.node.mine()
+        wait_for(lambda: self.open().status_code == 201, "opened")
+
+    def ends(self, status: str) -> None:
+        """Wait for the operator's view to say so."""
+        wait_for(lambda: self.record["status"] == status, status)
+
+
+class CustomerV2(Customer):
+    """The same in version 2, whose requests name the outpoint."""
+
+    def open(self, paid_sat: int = OPENING_SAT) -> httpx.Response:
+        payment = self.payment(paid_sat)
+        self.secret = opening_secret(payment).hex()
+        facts = {
+            "redeem_script": self.terms.redeem_script.hex(),
+            "funding_txid": self.outpoint.txid_hex,
+            "funding_vout": self.outpoint.vout,
+            "change_address": self.change_address,
+        }
+        body = _data(payment) | facts
+        return self.ask("POST", self.path, msgspec.json.encode(body), secret=self.secret)
+
+    def pay(self, paid_sat: int) -> httpx.Response:
+        body = {"payment_data": _data(self.payment(paid_sat)), "application_data": ""}
+        return self.ask("PUT", self.path, msgspec.json.encode(body), secret=self.secret)
+
+    def close(self, paid_sat: int) -> httpx.Response:
+        body = {"payment_data": _data(self.payment(paid_sat)), "application_data": ""}
+        return self.ask("PUT", f"{self.path}/close", msgspec.json.encode(body), secret=self.secret)
+
+    @property
+    def path(self) -> str:
+        return f"/v2/channels/{self.outpoint.txid_hex}/{self.outpoint.vout}"
+
+
+def wait_for(true: Callable[[], bool], what: str, seconds: float = 20) -> None:
+    """Wait for something that the server does by itself."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def code(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["code"]
+
+
+def _data(payment: Payment) -> dict[str, Any]:
+    data: dict[str, Any] = msgspec.to_builtins(payment_data(payment, Dialect.S))
+    return {name: value for name, value in data.items() if value is not None}
