@@ -54,7 +54,8 @@ def new(
     ] = DEFAULT_HOURS,
     expires: Annotated[int | None, typer.Option(help="The same as a Unix time.")] = None,
     amount: Annotated[
-        int, typer.Option(min=0, help="What you mean to lock up, in satoshi. \\[default: the least]")
+        int,
+        typer.Option(min=0, show_default=False, help="What you mean to lock up, in satoshi. \\[default: the least]"),
     ] = 0,
     change_address: Annotated[
         str, typer.Option(help="Address of your wallet for what is not spent. \\[default: the channel's own key]")
@@ -97,10 +98,8 @@ def new(
             show(channel.record, as_json)
         else:
             show_invitation(channel.record, uri, payer.wallet.directory)
-            if wait:
-                with told(as_json, channel.name):
-                    wait_funded(channel)
-                    show_receipt(channel, channel.open(pay), as_json)
+    if wait and not as_json and not debug:
+        open_(channel.name, amount=pay, wallet=wallet)
 
 
 @app.command(
@@ -122,7 +121,11 @@ def open_(
     as_json: JsonOption = False,
 ) -> None:
     """Open a funded channel with its first payment; wait for the funding, unless an outpoint is given."""
-    with told(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
+    with (
+        told(as_json, name, again=f"paychan channel open {name}"),
+        Payer(wallet=wallet) as payer,
+        payer.channel(name) as channel,
+    ):
         if outpoint:
             channel.fund(outpoint, value)
         elif channel.record.signed_sat is None:

@@ -81,8 +81,11 @@ def examples(*lines: str) -> str:
 
 
 @contextmanager
-def told(as_json: bool, name: str = "") -> Iterator[None]:
-    """Turn failures into one sentence with the next step, or into JSON, and exit status 1."""
+def told(as_json: bool, name: str = "", *, again: str = "") -> Iterator[None]:
+    """Turn failures into one sentence with the next step, or into JSON, and exit status 1.
+
+    `again` is the command to be given again when the server was away.
+    """
     try:
         yield
     except (ClientError, PaychanError, ChainFailed, ValueError, OSError) as error:
@@ -93,6 +96,8 @@ def told(as_json: bool, name: str = "") -> Iterator[None]:
         step = next((text for kind, text in _NEXT_STEPS.items() if isinstance(error, kind)), "")
         if isinstance(error, Unreachable) and not name:
             step = "Is the server running?"
+        if isinstance(error, Unreachable | ServerFailed) and again:
+            step = f"`{again}` goes on, and pays once."
         sentence = str(error).rstrip(".")
         stop = "" if sentence.endswith("?") else "."
         fail(f"{sentence}{stop} {step.format(name=name)}".strip())

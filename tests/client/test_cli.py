@@ -173,6 +173,18 @@ def test_a_lost_payment_is_found_again_through_the_commands() -> None:
         assert "the server had it already" in say("pay", name, "--resume").stdout
 
 
+def test_an_opening_without_an_answer_is_gone_on_with() -> None:
+    """When the server goes away while a channel opens, the advice is to open again; that pays once."""
+    with Liar() as liar:
+        name = told("new", liar.url, "--hours", 100)["name"]
+        with Payer() as payer, payer.channel(name) as channel:
+            outpoint = debug_outpoint(channel.record.terms.client_key, channel.record.expiry)
+        liar.lies.extend([Lie(drop=True)] * 5)
+        failed = say("open", name, "--outpoint", outpoint, "--value", FUNDING_SAT)
+        assert f"`paychan channel open {name}` goes on, and pays once" in failed.stderr
+        assert told("open", name)["left_sat"] == FUNDING_SAT - liar.received_sat
+
+
 def test_what_a_server_says_is_shown_without_markup() -> None:
     """Text of the server's is neither obeyed as markup nor as control characters."""
     with Liar() as liar:
