@@ -59,7 +59,7 @@ def test_threat_13_19_every_settlement_is_standard_and_pays_what_is_owed(
     assert txid == record["settlement_txid"]
     entry = node.rpc("getmempoolentry", txid)
     assert int(entry["fees"]["base"] * 100_000_000) == record["settlement_fee"] >= entry["vsize"]
-    paid_sat = ENDINGS.get(ending, FUNDING_SAT)  # type: ignore[call-overload]
+    paid_sat = ENDINGS.get(ending, FUNDING_SAT)
     outputs = [out.nValue for out in CTransaction.deserialize(bytes.fromhex(record["settlement_transaction"])).vout]
     assert outputs == [value for value in (FUNDING_SAT - paid_sat, paid_sat - record["settlement_fee"]) if value]
     node.mine(2)

@@ -1,0 +1,98 @@
+"""What the server makes of its node: clocks that differ, an old tip, and a node that it can't start with."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from paychan.running import read_running
+from tests.lib.customer import OPENING_SAT, Customer, CustomerV2, code, wait_for
+from tests.lib.node import Node
+from tests.lib.system import System
+
+HOUR_SECONDS = 3600
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A node whose newest block is two hours old."""
+    born = int(time.time()) - 2 * HOUR_SECONDS
+    with Node(tmp_path_factory.mktemp("node"), born=born) as node:
+        yield node
+
+
+def changed(directory: Path, node: Node, old: str, new: str) -> System:
+    """A paychan, not yet started, with one line of the server's settings another."""
+    system = System(directory / "system", node=node)
+    text = system.server_file.read_text()
+    assert old in text
+    system.server_file.write_text(text.replace(old, new))
+    return system
+
+
+def test_threat_33_an_old_tip_stops_payments_until_a_block_comes(tmp_path: Path, node: Node) -> None:
+    """503 with the age as the reason, for openings and payments; one fresh block, and they go on by themselves."""
+    with changed(tmp_path, node, "stale_tip_minutes = 0", "stale_tip_minutes = 60") as system:
+        customer = Customer(system, node)
+        customer.fund()
+        node.mine()
+        health = system.manage("GET", "/health")
+        assert health.status_code == 503
+        assert "minutes old, limit 60" in health.json()["frozen"][0]
+        assert health.json()["frozen"][0] in health.json()["alarms"]
+        assert code(customer.open()) == (503, "chain_unavailable")
+
+        node.set_mock_time(0)
+        node.mine()
+        wait_for(lambda: customer.open().status_code == 201, "opened")
+        assert customer.pay(OPENING_SAT + 1).status_code == 200
+        assert system.manage("GET", "/health").status_code == 200
+
+
+def test_threat_6_a_chain_ahead_of_our_clock_is_an_alarm_and_counts(tmp_path: Path, node: Node) -> None:
+    """A block three hours ahead alarms; once the median time is, what our clock alone would open is refused."""
+    with System(tmp_path / "system", node=node) as system:
+        now = int(time.time())
+        customer = CustomerV2(system, node, expiry=now + 19 * HOUR_SECONDS)
+        by_clock = customer.ask("GET", f"/v2/funding/{now + 17 * HOUR_SECONDS}/{customer.query['client_pubkey']}/info")
+        assert code(by_clock)[1] == "expiry_too_soon"
+        customer.fund()
+
+        node.set_mock_time(now + 3 * HOUR_SECONDS)
+        node.mine()
+        wait_for(lambda: "behind the newest block" in str(system.manage("GET", "/health").json()["alarms"]), "alarm")
+        node.pass_median_time(now + 2 * HOUR_SECONDS)
+        wait_for(lambda: code(customer.open())[1] == "expiry_too_soon", "too soon by median time")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "mend"),
+    [
+        ('network = "regtest"', 'network = "test"', "network"),
+        ("credentials_file = ", 'credentials_file = "{wrong}" # ', "credentials"),
+        ("url = ", 'url = "http://127.0.0.1:1" # ', "127.0.0.1:1"),
+    ],
+    ids=["wrong network", "wrong credentials", "nobody there"],
+)
+def test_threat_33_no_start_with_a_node_that_is_unfit(
+    tmp_path: Path, node: Node, old: str, new: str, mend: str
+) -> None:
+    """Exit status 2 and what to do about it, before any port is open."""
+    wrong = tmp_path / "wrong"
+    wrong.write_text("nobody:nothing\n")
+    system = changed(tmp_path, node, old, new.format(wrong=wrong))
+    system.signer_file.write_text(system.signer_file.read_text().replace(old, new))
+    with contextlib.ExitStack() as stack:
+        stack.callback(system.__exit__, None, None, None)
+        system.start_signer()
+        with pytest.raises(AssertionError, match="server did not start"):
+            system.start_server()
+    assert system.server is not None
+    assert system.server.stop() == 2
+    assert mend in system.server.text()
+    assert "Traceback" not in system.server.text()
+    assert read_running(system.state) is None
