@@ -55,7 +55,7 @@ def list_channels(
         out.print_json(data=channels)
         return
     table = Table(title=f"{state} channels")
-    table.add_column("channel (txid:vout)", overflow="fold", min_width=34)
+    table.add_column("channel (txid:vout)", overflow="fold")
     for name in ("expires", "received sat", "left sat", "payments"):
         table.add_column(name, justify="right")
     for channel in channels:
