@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from paychan.protocol.types import OutPoint
-from tests.functional.test_regtest import wait_for
+from tests.lib.customer import wait_for
 from tests.lib.electrumx import ElectrumX
 from tests.lib.node import Node
 from tests.lib.system import System
