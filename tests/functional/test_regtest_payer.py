@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,11 @@ class PayerAtTerminal:
         log = self.directory / f"{command}.out"
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [_PROGRAM, "channel", command, *map(str, words)], env=self._environment, stdout=file, stderr=file
+                [_PROGRAM, "channel", command, *map(str, words)],
+                env=self._environment,
+                stdout=file,
+                stderr=file,
+                preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here; a background shell has SIGINT ignored
             )
         self._running.append(process)
         return process, log
