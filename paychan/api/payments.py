@@ -17,7 +17,6 @@ import structlog
 from tornado.escape import parse_qs_bytes
 from tornado.http1connection import HTTP1Connection
 from tornado.httputil import (
-    HTTPConnection,
     HTTPHeaders,
     HTTPInputError,
     HTTPMessageDelegate,
@@ -49,18 +48,16 @@ class PaymentLane(HTTPServerConnectionDelegate):
         self._service = service
         self._others = others
         self._running: set[asyncio.Task[None]] = set()
-        self._waiting: dict[Any, float] = {}
+        self._waiting: dict[object, tuple[float, Any]] = {}
 
     def start_request(self, server_conn: object, request_conn: Any) -> HTTPMessageDelegate:
-        self._waiting[request_conn] = time.monotonic()
-        return _Fork(self, partial(self._others.start_request, server_conn, request_conn), request_conn)
+        self._waiting[server_conn] = time.monotonic(), request_conn
+        has_come = partial(self._waiting.pop, server_conn, None)
+        return _Fork(self, has_come, partial(self._others.start_request, server_conn, request_conn), request_conn)
 
     def on_close(self, server_conn: object) -> None:
+        self._waiting.pop(server_conn, None)
         self._others.on_close(server_conn)
-
-    def has_come(self, request_conn: HTTPConnection) -> None:
-        """The head of the request that was waited for is there, or its connection is gone."""
-        self._waiting.pop(request_conn, None)
 
     async def close_idle(self, idle_seconds: float) -> None:
         """Close, for ever, what waits too long for the head of a request.
@@ -71,9 +68,10 @@ class PaymentLane(HTTPServerConnectionDelegate):
         while True:
             await asyncio.sleep(min(1.0, idle_seconds / 4))
             limit = time.monotonic() - idle_seconds
-            for connection in [connection for connection, since in self._waiting.items() if since < limit]:
-                self.has_come(connection)
-                connection.close()
+            for server_conn, (since, connection) in list(self._waiting.items()):
+                if since < limit:
+                    self._waiting.pop(server_conn, None)
+                    connection.close()
 
     def payment(self, connection: HTTP1Connection, path: re.Match[str], query: str) -> _PaymentRequest:
         return _PaymentRequest(self._service, self._running, connection, path, query)
@@ -82,12 +80,12 @@ class PaymentLane(HTTPServerConnectionDelegate):
 class _Fork(HTTPMessageDelegate):
     """Waits for the request line, and becomes one of the two ways."""
 
-    def __init__(self, lane: PaymentLane, other: Any, connection: HTTP1Connection) -> None:
-        self._lane, self._other, self._connection = lane, other, connection
+    def __init__(self, lane: PaymentLane, has_come: Any, other: Any, connection: HTTP1Connection) -> None:
+        self._lane, self._has_come, self._other, self._connection = lane, has_come, other, connection
         self._way: HTTPMessageDelegate = self
 
     def headers_received(self, start_line: Any, headers: HTTPHeaders) -> Any:
-        self._lane.has_come(self._connection)
+        self._has_come()
         request: RequestStartLine = start_line
         path, _, query = request.path.partition("?")
         match = _PAY_PATH.fullmatch(path) if request.method == "PUT" else None
@@ -101,7 +99,6 @@ class _Fork(HTTPMessageDelegate):
         self._way.finish()
 
     def on_connection_close(self) -> None:
-        self._lane.has_come(self._connection)
         if self._way is not self:
             self._way.on_connection_close()
 
