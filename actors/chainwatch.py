@@ -29,6 +29,9 @@ _CLOCK_SKEW_SECONDS = 7200
 REMEMBERED_SECONDS = 30 * 86_400
 """Channels that expired longer ago are not looked at again: no reorg goes back so far."""
 
+_FUNDED_BEFORE_SECONDS = 14 * 86_400
+"""Funding outputs are assumed to be no older than this when their channel is opened; only a lost wallet needs it."""
+
 _FIRST = OutPoint(bytes(32), 0)
 
 
@@ -40,6 +43,7 @@ class ChainWatch:
         self._registry = registry
         self._stale_seconds = stale_seconds
         self._watched: set[OutPoint] = set()
+        self._all_seen_at = ""
         self._closed_seen_at: Tip | None = None
         self._closed_after: tuple[UnixTime, OutPoint] | None = None
         self.alarms: tuple[str, ...] = ()
@@ -61,7 +65,7 @@ class ChainWatch:
         try:
             seen.tip = await self._world.chain.tip()
             problem = self._tip_problem(seen.tip)
-            await self._look_at_funding()
+            await self._look_at_funding(seen.tip)
         except ChainFailed as error:
             problem = f"the chain can't be asked: {error}"
         if problem != seen.problem:
@@ -79,29 +83,41 @@ class ChainWatch:
         ahead = tip.time - self._world.clock() if tip is not None else 0
         return f"our clock is {ahead} seconds behind the newest block" if ahead > _CLOCK_SKEW_SECONDS else ""
 
-    async def _look_at_funding(self) -> None:
-        """Compare every open channel with what the chain shows; follow the scripts of all that is unfinished."""
-        seen = self._world.chain_view
-        known, open_ones, unfinished = {*seen.in_danger, *seen.unconfirmed}, set[OutPoint](), set[OutPoint]()
-        for state in (State.OPEN, State.CLOSING, State.PUBLISHED):
-            async for page in _pages(walk(self._world.store, state)):
+    async def _look_at_funding(self, tip: Tip) -> None:
+        """Compare open channels with what the chain shows; follow the scripts of all that is unfinished.
+
+        After a new block all of them; else only those whose output may come or go without one.
+        """
+        seen, open_ones = self._world.chain_view, State.OPEN
+        doubtful = {*seen.in_danger, *seen.unconfirmed}
+        if tip.block_hash != self._all_seen_at:
+            for state in (State.CLOSING, State.PUBLISHED):
+                async for page in _pages(walk(self._world.store, state)):
+                    await self._follow(page)
+            async for page in _pages(walk(self._world.store, open_ones)):
                 await self._follow(page)
-                outpoints = [channel.outpoint for channel in page]
-                unfinished.update(outpoints)
-                if state is State.OPEN:
-                    open_ones.update(outpoints)
-                    unspent = await self._world.chain.unspent(outpoints)
-                    for channel in page:
-                        await self._judge(channel, unspent.get(channel.outpoint))
-        for outpoint in known - open_ones:
-            seen.in_danger.pop(outpoint, None)
-        for outpoint in known - unfinished:
-            seen.unconfirmed.pop(outpoint, None)
+                await self._judge_all(page)
+            self._all_seen_at = tip.block_hash
+        records = [await self._registry.read(outpoint) for outpoint in doubtful]
+        await self._judge_all([record for record in records if record is not None and record.state is open_ones])
+        for outpoint, record in zip(doubtful, records, strict=True):
+            if record is None or record.state is not open_ones:
+                seen.in_danger.pop(outpoint, None)
+            if record is None or record.state in (State.CLOSED, State.LOST):
+                seen.unconfirmed.pop(outpoint, None)
+
+    async def _judge_all(self, channels: Sequence[Channel]) -> None:
+        if channels:
+            unspent = await self._world.chain.unspent([channel.outpoint for channel in channels])
+            for channel in channels:
+                await self._judge(channel, unspent.get(channel.outpoint))
 
     async def _follow(self, page: Sequence[Channel]) -> None:
+        """Follow what we don't yet; a chain that has lost what it followed finds it from before the opening on."""
         new = [channel for channel in page if channel.outpoint not in self._watched]
         if new:
-            await self._world.chain.watch([channel.terms for channel in new])
+            since = min(channel.opened_at for channel in new) - _FUNDED_BEFORE_SECONDS
+            await self._world.chain.watch([channel.terms for channel in new], UnixTime(max(0, since)))
             self._watched.update(channel.outpoint for channel in new)
 
     async def look_at_closed(self) -> None:

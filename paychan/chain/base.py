@@ -64,10 +64,11 @@ class Chain(Protocol):
     async def wait_for_change(self, seen: Tip, timeout_seconds: float) -> None:
         """Return when the tip is another than `seen` or something else may have changed, at the latest by the time-out."""
 
-    async def watch(self, terms: Collection[ChannelTerms]) -> None:
-        """Follow what pays to these scripts and what spends from there, from now on. Idempotent.
+    async def watch(self, terms: Collection[ChannelTerms], since: UnixTime | None = None) -> None:
+        """Follow what pays to these scripts and what spends from there, from now on, or since a time. Idempotent.
 
         Forgotten at our end, except by backends that say otherwise: every start watches the unfinished channels again.
+        `since` costs something only where what was followed before has been lost.
         """
 
     async def funding(self, terms: ChannelTerms) -> tuple[Funding, ...]:

@@ -38,7 +38,7 @@ class DebugChain:
     async def wait_for_change(self, seen: Tip, timeout_seconds: float) -> None:  # noqa: ARG002 - nothing changes here
         await asyncio.sleep(timeout_seconds)
 
-    async def watch(self, terms: Collection[ChannelTerms]) -> None:
+    async def watch(self, terms: Collection[ChannelTerms], since: UnixTime | None = None) -> None:
         """Funding is computed, not followed."""
 
     async def funding(self, terms: ChannelTerms) -> tuple[Funding, ...]:

@@ -31,7 +31,7 @@ from paychan.chain.electrumlink import ElectrumLink
 from paychan.chain.electrumwire import ServerRefused
 from paychan.chain.headerchain import ViewMoved
 from paychan.protocol.scripts import ChannelTerms
-from paychan.protocol.types import MAX_MONEY_SAT, Network, OutPoint, Sat
+from paychan.protocol.types import MAX_MONEY_SAT, Network, OutPoint, Sat, UnixTime
 
 _MOST_OUTPUTS = 100
 """Outputs on one address that are looked at, the most valuable first: thousands of dust are not worth the requests."""
@@ -126,7 +126,7 @@ class ElectrumChain:
             pass
         self._news.clear()
 
-    async def watch(self, terms: Collection[ChannelTerms]) -> None:
+    async def watch(self, terms: Collection[ChannelTerms], since: UnixTime | None = None) -> None:  # noqa: ARG002 - servers know all
         scripts = {each.funding_script for each in terms}
         self._watched |= scripts
         await self._link.follow(_script_hash(script) for script in scripts)
