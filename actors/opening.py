@@ -21,7 +21,7 @@ from paychan.protocol.errors import (
     TooMuchUnconfirmed,
     WrongServerKey,
 )
-from paychan.protocol.machine import open_channel
+from paychan.protocol.opening import open_channel
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
 from paychan.protocol.scripts import ChannelTerms, make_terms
 from paychan.protocol.types import OutPoint, Sat, UnixTime

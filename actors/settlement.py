@@ -25,7 +25,7 @@ from paychan.protocol.channel import (
     Vanished,
 )
 from paychan.protocol.errors import NotEconomical, PublishFailed, SignerUnavailable, SigningFailed
-from paychan.protocol.machine import plan_closing
+from paychan.protocol.fees import plan_closing
 from paychan.protocol.settlement import Settlement, Shortfall, pays_the_same
 from paychan.signing.base import SignerAbsent, SignerRefused
 

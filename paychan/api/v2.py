@@ -20,7 +20,7 @@ from paychan.protocol.errors import (
     OutPointMismatch,
     UnknownChannel,
 )
-from paychan.protocol.machine import min_expiry
+from paychan.protocol.opening import min_expiry
 from paychan.protocol.rest import (
     ChannelStatus,
     Dialect,

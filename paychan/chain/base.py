@@ -11,8 +11,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from paychan.protocol.scripts import ChannelTerms
-from paychan.protocol.types import OutPoint, Sat, UnixTime
+from paychan.protocol.fees import ChainFees
+from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 
 
 class ChainFailed(Exception):
@@ -48,6 +48,17 @@ class Spend(Struct, frozen=True):
     confirmations: int
 
 
+class Payee(Protocol):
+    """Who is paid to: a channel (`ChannelTerms`) or our reserve (`Reserve`)."""
+
+    @property
+    def funding_script(self) -> bytes:
+        """ScriptPubKey of the outputs that are meant."""
+
+    def funding_address(self, network: Network) -> str:
+        """Its address."""
+
+
 class Chain(Protocol):
     """Methods are called on the event loop and must not block it."""
 
@@ -64,15 +75,15 @@ class Chain(Protocol):
     async def wait_for_change(self, seen: Tip, timeout_seconds: float) -> None:
         """Return when the tip is another than `seen` or something else may have changed, at the latest by the time-out."""
 
-    async def watch(self, terms: Collection[ChannelTerms], since: UnixTime | None = None) -> None:
+    async def watch(self, payees: Collection[Payee], since: UnixTime | None = None) -> None:
         """Follow what pays to these scripts and what spends from there, from now on, or since a time. Idempotent.
 
         Forgotten at our end, except by backends that say otherwise: every start watches the unfinished channels again.
         `since` costs something only where what was followed before has been lost.
         """
 
-    async def funding(self, terms: ChannelTerms) -> tuple[Funding, ...]:
-        """List the unspent outputs that pay exactly to the script of these terms, newest view including mempool.
+    async def funding(self, payee: Payee) -> tuple[Funding, ...]:
+        """List the unspent outputs that pay exactly to this script, newest view including mempool.
 
         An output that a transaction in the mempool spends is not listed.
         """
@@ -89,11 +100,19 @@ class Chain(Protocol):
     async def holds(self, seen: Tip) -> bool:
         """Say whether this block, once the tip, is in the chain still; False after a reorg that replaced it."""
 
-    async def fee_rate(self) -> int | None:
-        """Estimate satoshi per virtual byte for confirmation within hours; None when there is no estimate."""
+    async def fees(self) -> ChainFees:
+        """Return an estimate for confirmation within hours, if there is one, and the least that is relayed now."""
 
-    async def publish(self, transaction: bytes) -> None:
+    async def replacement_cost(self, txid: bytes) -> Sat | None:
+        """Return the fees (satoshi) of a transaction in the mempool (internal txid) and of all that descends from it.
+
+        A replacement must pay more than that (BIP125 rule 3). None: not in the mempool, or this chain can't tell.
+        """
+
+    async def publish(self, transaction: bytes, child: bytes = b"") -> None:
         """Hand a signed transaction to the network. Idempotent: one already known or confirmed is a success.
+
+        A `child` that spends from it goes with it, and may pay for both (package relay where the chain has it).
 
         Raises:
             ChainFailed: refused, with the node's reason.

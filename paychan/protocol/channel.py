@@ -33,6 +33,7 @@ class CloseReason(Enum):
     CLIENT = "client"
     EXPIRY = "expiry"
     OPERATOR = "operator"
+    WITHDRAW = "withdraw"  # what was earned is settled; the channel goes on at the client's change output
 
 
 class Closing(Struct, frozen=True, array_like=True):
@@ -42,7 +43,9 @@ class Closing(Struct, frozen=True, array_like=True):
     begun_at: UnixTime
     client_fee_sat: Sat = Sat(0)
     settlement: Settlement | None = None
+    """The newest one signed: the one that pays the highest rate."""
     spent_by: bytes = b""
+    """Internal txid of what ended the channel, where that is not `settlement`, or where the channel moved there."""
 
 
 class Channel(Struct, frozen=True, array_like=True):
@@ -73,6 +76,11 @@ class Channel(Struct, frozen=True, array_like=True):
     def received_sat(self) -> Sat:
         return Sat(self.funding_sat - self.payment.change_sat)
 
+    @property
+    def moves(self) -> bool:
+        """Say whether it goes on, or went on, at the change output of its settlement."""
+        return self.closing is not None and self.closing.reason is CloseReason.WITHDRAW
+
 
 # --- what the world tells, and what comes of it ---------------------------------------------------------------------
 
@@ -92,10 +100,16 @@ class Rules(Struct, frozen=True):
     settlement_period_seconds: int
     min_duration_seconds: int
     fee_sat_per_vb: int
+    """Where the curve of `fees` begins when the chain has no estimate."""
     asks_application: bool = False
     """A payment counts only after the application has said yes to it."""
     smaller: tuple[Depth, ...] = ()
     """Less depth for less money, smallest first; `min_confirmations` counts above the last."""
+    max_fee_sat_per_vb: int = 1000
+    fee_share_percent: int = 100
+    """Most of what was received that may become fee, beside what relaying costs."""
+    deadline_margin_seconds: int = 0
+    """Settlements should be confirmed this long before the refund becomes valid."""
 
     def confirmations_needed(self, funding_sat: Sat) -> int:
         """Depth that a funding output of this value needs."""
@@ -151,13 +165,13 @@ class CloseByPayment(Struct, frozen=True):
 
 
 class Close(Struct, frozen=True):
-    """We close: expiry is near, or the operator wants it."""
+    """We close: expiry is near, or the operator wants it, or wants what was earned while the channel goes on."""
 
     reason: CloseReason
 
 
 class Signed(Struct, frozen=True):
-    """The signer returned the settlement."""
+    """The signer returned a settlement: the first, or one that pays a higher rate than the last."""
 
     settlement: Settlement
 
@@ -167,7 +181,9 @@ class Published(Struct, frozen=True):
 
 
 class Confirmed(Struct, frozen=True):
-    """The settlement is as deep in the chain as the operator wants."""
+    """A settlement of ours (internal txid) is as deep in the chain as the operator wants."""
+
+    txid: bytes
 
 
 class Vanished(Struct, frozen=True):

@@ -1,6 +1,7 @@
 """Every refusal the project knows: one tree, one table.
 
     PaychanError
+    ├── Moved                 308   the same request, adapted, at another resource
     ├── BadRequest            400   the request, the payment or the funding is not acceptable
     ├── NotFound              404   no such channel, or not for this caller
     ├── Conflict              409   somebody was first
@@ -41,6 +42,10 @@ class PaychanError(Exception):
         return type(self) is type(other) and self.fields == getattr(other, "fields", None)
 
     __hash__ = Exception.__hash__
+
+
+class Moved(PaychanError):
+    http_status = 308
 
 
 class BadRequest(PaychanError):
@@ -170,11 +175,19 @@ class NotEconomical(BadRequest):
     code, text = "not_economical", "not worth settling: received {got_sat} sat, settlement needs {need_sat} sat"
 
 
+class NotWithdrawable(BadRequest):
+    code, text = "not_withdrawable", "nothing can be withdrawn from this channel: {reason}"
+
+
 class ApplicationRefused(BadRequest):
     code, text = "application_error", "application refused the payment: {reason}"
 
 
-# --- 404, 409, 410 --------------------------------------------------------------------------------------------------
+# --- 308, 404, 409, 410 --------------------------------------------------------------------------------------------------
+
+
+class ChannelMoved(Moved):
+    code, text = "channel_moved", "channel goes on at {outpoint}, which holds {funding_sat} sat"
 
 
 class NoSuchRoute(NotFound):
@@ -238,6 +251,10 @@ class ChainUnavailable(Unavailable):
 
 class PaymentPending(Unavailable):
     code, text = "payment_pending", "the application has not answered for the payment with change {change_sat} sat yet"
+
+
+class ChannelMoving(Unavailable):
+    code, text = "channel_moving", "channel moves to another output, which must confirm; send the request again"
 
 
 class TryAgain(Unavailable):

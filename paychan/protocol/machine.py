@@ -7,8 +7,12 @@ derives it from the record, so the same code goes on after a crash at any point.
 
     OPEN ──drained, client, expiry, operator──▶ CLOSING ──signed, stored, published──▶ PUBLISHED ──deep──▶ CLOSED
                                                    ▲                                      │                   │
+                                                   ├──────────── signed, dearer ──────────┤                   │
                                                    └──────── no longer in the chain ──────┴───────────────────┘
     any but LOST ──funding spent by something else──▶ LOST
+
+A withdrawal takes the same way; `opening.successor` is the channel that goes on at its change output. How a channel
+begins is in `opening.py`.
 
 Persisting is the caller's: persist, then adopt, then answer.
 """
@@ -32,12 +36,10 @@ from paychan.protocol.channel import (
     Closing,
     Command,
     Confirmed,
-    Opening,
     Outcome,
     Pay,
     Published,
     Rejected,
-    Rules,
     Signed,
     SpentElsewhere,
     State,
@@ -51,68 +53,22 @@ from paychan.protocol.errors import (
     ChannelClosing,
     ChannelExpiring,
     ChannelLost,
-    ExpiryTooSoon,
-    FundingUnconfirmed,
+    ChannelMoved,
+    ChannelMoving,
     NotEconomical,
     NotNewestPayment,
+    NotWithdrawable,
     PaychanError,
     PaymentPending,
-    PaymentShort,
     ValueBackwards,
 )
+from paychan.protocol.fees import Shortfall, plan_closing
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
-from paychan.protocol.settlement import Shortfall, plan_fee
-from paychan.protocol.types import Sat, UnixTime
+from paychan.protocol.types import OutPoint, Sat
 
 Transition: TypeAlias = Callable[[Channel, Any, View, PaymentVerifier | None], Outcome]
 
 _replace = msgspec.structs.replace
-
-# --- opening --------------------------------------------------------------------------------------------------------
-
-
-def min_expiry(view: View) -> UnixTime:
-    """Expiries must be later than this: room for payments and for settling (PROTOCOL §7.2, the v2 rule)."""
-    return UnixTime(view.now + view.rules.settlement_period_seconds + view.rules.min_duration_seconds)
-
-
-def open_channel(opening: Opening, view: View, verifier: PaymentVerifier | None = None) -> Outcome:
-    """Judge a new channel in the order of PROTOCOL §5.2; a payment that gives everything opens it closing."""
-    rules, payment = view.rules, opening.payment
-    if view.frozen:
-        return Rejected(ChainUnavailable(reason=view.frozen))
-    if opening.terms.expiry <= min_expiry(view):
-        return Rejected(ExpiryTooSoon(got_unix=opening.terms.expiry, need_unix=min_expiry(view)))
-    need = rules.confirmations_needed(opening.funding_sat)
-    if opening.confirmations < need:
-        return Rejected(FundingUnconfirmed(got=opening.confirmations, need=need))
-    if payment.change_sat > opening.funding_sat:
-        return Rejected(ValueBackwards(got_sat=payment.change_sat, need_sat=opening.funding_sat))
-    problem = change_problem(payment, rules.dust_sat)
-    if problem is None:
-        verifier = verifier or PaymentVerifier(opening.terms, opening.outpoint, opening.change_script)
-        problem = verifier.problem(payment)
-    value = Sat(opening.funding_sat - payment.change_sat)
-    if problem is None and value < opening.price_sat:
-        problem = PaymentShort(got_sat=value, need_sat=opening.price_sat)
-    if problem is not None:
-        return Rejected(problem)
-    channel = Channel(
-        terms=opening.terms,
-        outpoint=opening.outpoint,
-        funding_sat=opening.funding_sat,
-        change_script=opening.change_script,
-        payment=payment,
-        state=State.OPEN,
-        seq=1,
-        opened_at=view.now,
-        secret=opening.secret,
-    )
-    if payment.change_sat == 0:
-        shortfall = _shortfall(channel, view, CloseReason.DRAINED)
-        return shortfall or Accepted(_closing(channel, CloseReason.DRAINED, view), value)
-    return Accepted(channel, value)
-
 
 # --- transitions ----------------------------------------------------------------------------------------------------
 
@@ -156,10 +112,7 @@ def _book(channel: Channel, payment: Payment, view: View) -> Outcome:
     """Make a verified payment the newest; one that leaves nothing closes the channel."""
     value = Sat(channel.payment.change_sat - payment.change_sat)
     booked = _replace(channel, payment=payment, payments=channel.payments + 1, offered=None, offered_data="")
-    if payment.change_sat == 0:
-        shortfall = _shortfall(booked, view, CloseReason.DRAINED)
-        return shortfall or Accepted(_closing(booked, CloseReason.DRAINED, view), value)
-    return Accepted(booked, value)
+    return close(booked, CloseReason.DRAINED, view, value) if payment.change_sat == 0 else Accepted(booked, value)
 
 
 def _answer(channel: Channel, command: Answer, view: View, _verifier: PaymentVerifier | None) -> Outcome:
@@ -180,7 +133,7 @@ def _close_by_proof(channel: Channel, command: CloseByProof, view: View, _verifi
         return Rejected(PaymentPending(change_sat=channel.offered.change_sat))
     if command.payment != channel.payment:
         return _not_newest(channel, command.payment)
-    return _close(channel, CloseReason.CLIENT, view)
+    return close(channel, CloseReason.CLIENT, view)
 
 
 def _repeat_proof(channel: Channel, command: CloseByProof, view: View, _verifier: PaymentVerifier | None) -> Outcome:
@@ -206,28 +159,58 @@ def _close_by_payment(
         return Rejected(problem)
     offered_fee = Sat(channel.payment.change_sat - payment.change_sat)
     final = _replace(channel, payment=payment, change_script=script)
-    return _close(final, CloseReason.CLIENT, view, offered_fee)
+    return close(final, CloseReason.CLIENT, view, client_fee_sat=offered_fee)
 
 
 def _close_by_us(channel: Channel, command: Close, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    return _close(channel, command.reason, view)
+    problem = _withdrawal_problem(channel, view) if command.reason is CloseReason.WITHDRAW else None
+    return Rejected(problem) if problem is not None else close(channel, command.reason, view)
 
 
-def _close(channel: Channel, reason: CloseReason, view: View, client_fee_sat: Sat = Sat(0)) -> Outcome:
+def _withdrawal_problem(channel: Channel, view: View) -> PaychanError | None:
+    """A channel can go on only if its change pays to its own script (PROTOCOL §6.5), and has time to."""
+    limit = channel.terms.expiry - view.rules.settlement_period_seconds
+    if not channel.secret or channel.change_script != channel.terms.funding_script:
+        return NotWithdrawable(reason="its change does not go back to its funding address")
+    if channel.offered is not None:
+        return PaymentPending(change_sat=channel.offered.change_sat)
+    return ChannelExpiring(now_unix=view.now, limit_unix=limit) if view.now >= limit else None
+
+
+def close(
+    channel: Channel, reason: CloseReason, view: View, value_sat: Sat = Sat(0), client_fee_sat: Sat = Sat(0)
+) -> Outcome:
     """Leave OPEN, unless the settlement would not be relayed or would burn all that was received.
 
     We may close before the application has answered; its payment is dropped, as the client was not told that it counts.
+    The largest destination script stands for any.
     """
-    settled = _replace(channel, offered=None, offered_data="")
-    return _shortfall(settled, view, reason, client_fee_sat) or Accepted(
-        _closing(settled, reason, view, client_fee_sat)
+    closing = _replace(
+        channel,
+        state=State.CLOSING,
+        offered=None,
+        offered_data="",
+        closing=Closing(reason, view.now, client_fee_sat),
     )
+    plan = plan_closing(closing, _LARGEST_DESTINATION, view.rules)
+    if isinstance(plan, Shortfall):
+        return Rejected(NotEconomical(got_sat=plan.received_sat, need_sat=plan.needed_sat))
+    return Accepted(closing, value_sat)
+
+
+_LARGEST_DESTINATION = bytes(34)
+"""P2WSH and P2TR outputs have the longest standard scriptPubKey."""
 
 
 def _signed(channel: Channel, command: Signed, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    if channel.closing is None or channel.closing.settlement is not None:
-        return Accepted(channel)  # the first one signed is the one that counts
-    return Accepted(_replace(channel, closing=_replace(channel.closing, settlement=command.settlement)))
+    """Adopt the first settlement, and later one only if it pays a higher rate; it is to be published."""
+    if channel.closing is None:
+        return Accepted(channel)
+    paid = channel.closing.settlement
+    if paid is not None and not command.settlement.is_dearer_than(paid):
+        return Accepted(channel)
+    closing = _replace(channel.closing, settlement=command.settlement)
+    return Accepted(_replace(channel, state=State.CLOSING, closing=closing))
 
 
 def _published(channel: Channel, command: Published, view: View, _verifier: PaymentVerifier | None) -> Outcome:
@@ -237,7 +220,13 @@ def _published(channel: Channel, command: Published, view: View, _verifier: Paym
 
 
 def _confirmed(channel: Channel, command: Confirmed, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    return Accepted(_replace(channel, state=State.CLOSED))
+    """Note the txid where it is not the newest settlement's: an earlier one was mined, or somebody changed it."""
+    closing = channel.closing
+    if closing is None or closing.settlement is None:
+        return Accepted(channel)
+    named = channel.moves or command.txid != closing.settlement.txid
+    closing = _replace(closing, spent_by=command.txid if named else b"")
+    return Accepted(_replace(channel, state=State.CLOSED, closing=closing))
 
 
 def _vanished(channel: Channel, command: Vanished, view: View, _verifier: PaymentVerifier | None) -> Outcome:
@@ -252,6 +241,11 @@ def _lost(channel: Channel, command: SpentElsewhere, view: View, _verifier: Paym
             channel, state=State.LOST, offered=None, offered_data="", closing=_replace(closing, spent_by=command.txid)
         )
     )
+
+
+def _repeat_close(channel: Channel, command: Command, view: View, _verifier: PaymentVerifier | None) -> Outcome:
+    """A settled channel gives the same answer again; one that goes on elsewhere is to be closed there."""
+    return Rejected(end_of(channel)) if channel.moves else Accepted(channel)
 
 
 def _unchanged(channel: Channel, command: Command, view: View, _verifier: PaymentVerifier | None) -> Outcome:
@@ -269,43 +263,16 @@ def end_of(channel: Channel) -> PaychanError:
     closing = channel.closing
     if channel.state is State.LOST and closing is not None:
         return ChannelLost(txid=closing.spent_by[::-1].hex())
+    if closing is not None and channel.moves:
+        to = OutPoint(closing.spent_by, 0)
+        return ChannelMoved(outpoint=str(to), funding_sat=channel.payment.change_sat) if to.txid else ChannelMoving()
     if channel.state in (State.PUBLISHED, State.CLOSED) and closing is not None and closing.settlement is not None:
-        return ChannelClosed(txid=closing.settlement.txid[::-1].hex())
+        return ChannelClosed(txid=(closing.spent_by or closing.settlement.txid)[::-1].hex())
     return ChannelClosing()
 
 
 def _not_newest(channel: Channel, payment: Payment) -> Rejected:
     return Rejected(NotNewestPayment(got_sat=payment.change_sat, need_sat=channel.payment.change_sat))
-
-
-def _shortfall(channel: Channel, view: View, reason: CloseReason, client_fee_sat: Sat = Sat(0)) -> Rejected | None:
-    """Refuse a closing whose settlement can't pay for itself. The largest destination script stands for any."""
-    plan = plan_closing(channel, _LARGEST_DESTINATION, view.rules, reason, client_fee_sat)
-    if isinstance(plan, Shortfall):
-        return Rejected(NotEconomical(got_sat=plan.received_sat, need_sat=plan.needed_sat))
-    return None
-
-
-def plan_closing(
-    channel: Channel, destination_script: bytes, rules: Rules, reason: CloseReason, client_fee_sat: Sat
-) -> Sat | Shortfall:
-    """Fee of a channel's settlement; only a client that asked for it may have all that we received burnt as fee."""
-    return plan_fee(
-        [channel.claim],
-        destination_script,
-        rules.fee_sat_per_vb,
-        rules.dust_sat,
-        client_fee_sat=client_fee_sat,
-        may_give_all=reason is CloseReason.CLIENT,
-    )
-
-
-_LARGEST_DESTINATION = bytes(34)
-"""P2WSH and P2TR outputs have the longest standard scriptPubKey."""
-
-
-def _closing(channel: Channel, reason: CloseReason, view: View, client_fee_sat: Sat = Sat(0)) -> Channel:
-    return _replace(channel, state=State.CLOSING, closing=Closing(reason, view.now, client_fee_sat))
 
 
 TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
@@ -337,9 +304,9 @@ TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
         Pay: _ended,
         Answer: _ended,
         CloseByProof: _repeat_proof,
-        CloseByPayment: _unchanged,
+        CloseByPayment: _repeat_close,
         Close: _unchanged,
-        Signed: _unchanged,
+        Signed: _signed,
         Published: _unchanged,
         Confirmed: _confirmed,
         Vanished: _vanished,
@@ -349,7 +316,7 @@ TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
         Pay: _ended,
         Answer: _ended,
         CloseByProof: _repeat_proof,
-        CloseByPayment: _unchanged,
+        CloseByPayment: _repeat_close,
         Close: _unchanged,
         Signed: _unchanged,
         Published: _unchanged,

@@ -1,22 +1,24 @@
 """Settlement: how the server takes what channels owe it, alone or several in one transaction (PROTOCOL §8).
 
 Server and signer both build from the same meaning (`Claim`s, destination, fee), so the signer signs only what it
-rebuilt itself.
+rebuilt itself. What a settlement should pay is `fees`' business.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from bitcoin.core import COutPoint as TxOutPoint
 from bitcoin.core import CTransaction, CTxIn, CTxOut
-from bitcoin.core.script import CScript
+from bitcoin.core.script import CScript, CScriptInvalidError
 from msgspec import Struct
 
+from paychan.protocol.address import encode_address, key_script
 from paychan.protocol.payment import Payment, change_problem
-from paychan.protocol.scripts import ChannelTerms
+from paychan.protocol.scripts import ChannelTerms, KeyBytes
 from paychan.protocol.sighash import SIGHASH_ALL, SINGLE_ANYONECANPAY, whole_transaction_digest
-from paychan.protocol.types import OutPoint, Sat
+from paychan.protocol.types import Network, OutPoint, Sat
 
 FINAL_SEQUENCE = 0xFFFFFFFF
 """Part of what the client signed (PROTOCOL §3)."""
@@ -24,16 +26,14 @@ FINAL_SEQUENCE = 0xFFFFFFFF
 MAX_SIGNATURE_BYTES = 72
 """A low-S DER signature of secp256k1 has at most 71 bytes, and one byte of hash flag."""
 
-RELAY_FLOOR_SAT_PER_VB = 1
-"""Bitcoin Core's long-standing -minrelaytxfee; a settlement that pays less is not relayed everywhere."""
-
-_MAX_CLIENT_FEE_FACTOR = 4
-"""A client may offer to pay up to this multiple of our own fee; more would only be refused by the signer's policy."""
-
 _LEAST_CHANGE = Sat(1)
 """Dust is the caller's business; here the flag must fit."""
 
 _SERVER_BRANCH = b"\x51"  # OP_1 selects the IF branch
+_OP_1NEGATE, _OP_1, _OP_16 = 0x4F, 0x51, 0x60
+
+Sign = Callable[[int, bytes], bytes]
+"""`sign(index, digest)` returns our strict DER signature for the input at that index."""
 
 
 class Claim(Struct, frozen=True, array_like=True):
@@ -51,6 +51,33 @@ class Claim(Struct, frozen=True, array_like=True):
         return Sat(self.funding_sat - self.payment.change_sat)
 
 
+class Coin(Struct, frozen=True, array_like=True):
+    """An output that pays to our reserve key."""
+
+    outpoint: OutPoint
+    value_sat: Sat
+
+
+class Reserve(Struct, frozen=True, array_like=True):
+    """Coins of our own (P2PKH) that help to pay for a settlement; what is left goes back to the same key."""
+
+    public_key: KeyBytes
+    coins: tuple[Coin, ...] = ()
+
+    @property
+    def funding_script(self) -> bytes:
+        """ScriptPubKey of its coins."""
+        return key_script(self.public_key)
+
+    def funding_address(self, network: Network) -> str:
+        """Where to send coins for it."""
+        return encode_address(self.funding_script, network)
+
+    @property
+    def value_sat(self) -> Sat:
+        return Sat(sum(coin.value_sat for coin in self.coins))
+
+
 class Settlement(Struct, frozen=True, array_like=True):
     """A signed settlement and the fee it pays."""
 
@@ -58,32 +85,44 @@ class Settlement(Struct, frozen=True, array_like=True):
     txid: bytes
     fee_sat: Sat
 
+    @property
+    def size(self) -> int:
+        """Bytes, which are virtual bytes too: nothing in it is witness."""
+        return len(self.transaction)
 
-class Shortfall(Struct, frozen=True):
-    """Why claims can't be settled: they received less than any relayed settlement of them costs."""
-
-    received_sat: Sat
-    needed_sat: Sat
+    def is_dearer_than(self, other: Settlement) -> bool:
+        """Say whether it pays a higher rate, to the exact fraction."""
+        return self.fee_sat * other.size > other.fee_sat * self.size
 
 
-def build_settlement(claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat) -> CTransaction:
+def received_sat(claims: Sequence[Claim]) -> Sat:
+    """What belongs to the server in all of these."""
+    return Sat(sum(claim.received_sat for claim in claims))
+
+
+def build_settlement(
+    claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat, reserve: Reserve | None = None
+) -> CTransaction:
     """Lay out the unsigned settlement; what the fee leaves goes to the destination, and 0 means no output for it.
 
     Raises:
-        ValueError: a fee that is negative or exceeds what was received, or a layout that can't be signed.
+        ValueError: a fee that is negative or exceeds what there is, or a layout that can't be signed.
     """
-    server_sat = sum(claim.received_sat for claim in claims) - fee_sat
-    if server_sat < 0 or fee_sat < 0 or any(claim.received_sat < 0 for claim in claims):
-        msg = f"fee of {fee_sat} sat does not fit claims of {server_sat + fee_sat} sat"
+    available = received_sat(claims) + (reserve.value_sat if reserve else 0)
+    if not 0 <= fee_sat <= available or any(claim.received_sat < 0 for claim in claims):
+        msg = f"fee of {fee_sat} sat does not fit claims of {available} sat"
         raise ValueError(msg)
-    return _layout(claims, destination_script, Sat(server_sat))
+    return _layout(claims, destination_script, Sat(available - fee_sat), reserve)
 
 
-def _layout(claims: Sequence[Claim], destination_script: bytes, server_sat: Sat) -> CTransaction:
+def _layout(
+    claims: Sequence[Claim], destination_script: bytes, server_sat: Sat, reserve: Reserve | None = None
+) -> CTransaction:
     """Pair inputs and outputs.
 
     SINGLE ties the client's output to the index of its input, and the legacy sighash of index i holds i blank outputs
-    before it: so at most one claim with change, as input 0 with its change as output 0; drained claims fit anywhere.
+    before it: so at most one claim with change, as input 0 with its change as output 0; drained claims fit anywhere,
+    and so do coins of ours.
     """
     if any(change_problem(claim.payment, _LEAST_CHANGE) for claim in claims):
         msg = "a payment's flag does not fit its change"
@@ -99,73 +138,93 @@ def _layout(claims: Sequence[Claim], destination_script: bytes, server_sat: Sat)
     if not outputs:
         msg = "settlement without outputs"
         raise ValueError(msg)
-    inputs = [CTxIn(TxOutPoint(c.outpoint.txid, c.outpoint.vout), nSequence=FINAL_SEQUENCE) for c in claims]
+    spent = [claim.outpoint for claim in claims] + [coin.outpoint for coin in (reserve.coins if reserve else ())]
+    inputs = [CTxIn(TxOutPoint(outpoint.txid, outpoint.vout), nSequence=FINAL_SEQUENCE) for outpoint in spent]
     return CTransaction(inputs, outputs, nLockTime=0, nVersion=1)
 
 
 def sign_settlement(
-    claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat, sign: Callable[[int, bytes], bytes]
+    claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat, sign: Sign, reserve: Reserve | None = None
 ) -> Settlement:
-    """Build and sign. `sign(index, digest)` returns the server's strict DER signature for the claim at that index."""
-    unsigned = build_settlement(claims, destination_script, fee_sat)
+    """Build and sign; the indices after the claims' are those of the reserve's coins."""
+    unsigned = build_settlement(claims, destination_script, fee_sat, reserve)
+    lock: list[tuple[bytes, Callable[[bytes], bytes]]] = [
+        (claim.terms.redeem_script, partial(_script_sig, claim)) for claim in claims
+    ]
+    lock += (
+        [(reserve.funding_script, partial(_key_script_sig, reserve.public_key)) for _ in reserve.coins]
+        if reserve
+        else []
+    )
     inputs = []
-    for index, (claim, txin) in enumerate(zip(claims, unsigned.vin, strict=True)):
-        digest = whole_transaction_digest(unsigned, index, claim.terms.redeem_script)
-        script = _script_sig(claim, sign(index, digest) + bytes([SIGHASH_ALL]))
-        inputs.append(CTxIn(txin.prevout, script, txin.nSequence))
+    for index, (txin, (script_code, script_sig)) in enumerate(zip(unsigned.vin, lock, strict=True)):
+        signature = sign(index, whole_transaction_digest(unsigned, index, script_code)) + bytes([SIGHASH_ALL])
+        inputs.append(CTxIn(txin.prevout, CScript(script_sig(signature)), txin.nSequence))
     signed = CTransaction(inputs, unsigned.vout, nLockTime=0, nVersion=1)
     return Settlement(signed.serialize(), signed.GetTxid(), fee_sat)
 
 
-def pays_the_same(settlement: bytes, other: bytes) -> bool:
-    """Say whether two signed transactions differ in nothing but their scriptSigs.
+def settlement_size(
+    claims: Sequence[Claim], destination_script: bytes, *, server_output: bool = True, reserve: Reserve | None = None
+) -> int:
+    """Size in (v)bytes once signed; too large by what our signatures are shorter than the longest."""
+    unsigned = _layout(claims, destination_script, Sat(1 if server_output else 0), reserve)
+    placeholder = bytes(MAX_SIGNATURE_BYTES)
+    script_sigs = [_script_sig(claim, placeholder) for claim in claims]
+    script_sigs += [_key_script_sig(reserve.public_key, placeholder) for _ in reserve.coins] if reserve else []
+    return len(unsigned.serialize()) + sum(map(len, script_sigs))
 
-    Then the other is the settlement, malleated on its way (threat 18): it carries our signature over these outputs.
+
+CHILD_BYTES = 10 + 41 + 1 + MAX_SIGNATURE_BYTES + 1 + 33 + 34
+"""Largest size of what `sign_child` makes: frame, input with signature and key, P2PKH output."""
+
+
+def sign_child(parent: Settlement, public_key: bytes, fee_sat: Sat, sign: Sign) -> Settlement:
+    """Spend our output of a settlement to the script it has (P2PKH of this key), for a fee that speeds up both.
+
+    Raises:
+        ValueError: the settlement has no such output, or the output does not hold more than the fee.
     """
-    return _unsigned(CTransaction.deserialize(settlement)) == _unsigned(CTransaction.deserialize(other))
+    script = key_script(public_key)
+    outputs = list(enumerate(CTransaction.deserialize(parent.transaction).vout))
+    ours = [(index, out.nValue) for index, out in outputs if bytes(out.scriptPubKey) == script]
+    index, value_sat = ours[-1] if ours else (0, 0)
+    if not 0 <= fee_sat < value_sat:
+        msg = f"fee of {fee_sat} sat does not fit our output of {value_sat} sat"
+        raise ValueError(msg)
+    outpoint, rest = TxOutPoint(parent.txid, index), [CTxOut(value_sat - fee_sat, CScript(script))]
+    unsigned = CTransaction([CTxIn(outpoint, nSequence=FINAL_SEQUENCE)], rest, nLockTime=0, nVersion=1)
+    signature = sign(0, whole_transaction_digest(unsigned, 0, script)) + bytes([SIGHASH_ALL])
+    script_sig = CScript(_key_script_sig(public_key, signature))
+    signed = CTransaction([CTxIn(outpoint, script_sig, FINAL_SEQUENCE)], rest, nLockTime=0, nVersion=1)
+    return Settlement(signed.serialize(), signed.GetTxid(), fee_sat)
 
 
-def _unsigned(transaction: CTransaction) -> bytes:
-    inputs = [CTxIn(txin.prevout, nSequence=txin.nSequence) for txin in transaction.vin]
-    blank = CTransaction(inputs, transaction.vout, nLockTime=transaction.nLockTime, nVersion=transaction.nVersion)
-    return bytes(blank.serialize())
+def spends_by_server_branch(transaction: bytes, outpoint: OutPoint) -> bool:
+    """Say whether a transaction spends a channel's output through the branch that needs the server's signature.
 
-
-def settlement_size(claims: Sequence[Claim], destination_script: bytes, *, server_output: bool = True) -> int:
-    """Size in (v)bytes once signed; too large by what a server signature is shorter than the longest."""
-    unsigned = _layout(claims, destination_script, Sat(1 if server_output else 0))
-    placeholder = b"\x00" * MAX_SIGNATURE_BYTES
-    return len(unsigned.serialize()) + sum(len(_script_sig(claim, placeholder)) for claim in claims)
-
-
-def plan_fee(
-    claims: Sequence[Claim],
-    destination_script: bytes,
-    rate_sat_per_vb: int,
-    dust_sat: Sat,
-    *,
-    client_fee_sat: Sat = Sat(0),
-    may_give_all: bool = False,
-) -> Sat | Shortfall:
-    """Choose the fee of a settlement in satoshi (PROTOCOL §8.1, without its zero and dust outputs).
-
-    The wanted fee is the rate times the size, or what the client offered to pay if that is more, within reason. Where
-    it would leave the server less than dust, it is lowered, down to the relay floor. `may_give_all`: the client asked
-    to be settled; when even that leaves no output for the server, all it received becomes the fee, provided the client
-    has change.
+    Then it is a settlement of ours, whichever of several that we signed, and under whatever txid: the selector and the
+    client's signature can be changed by others (threat 18), our SIGHASH_ALL signature over the outputs can't. The
+    other branch is the client's refund.
     """
-    received = Sat(sum(claim.received_sat for claim in claims))
-    size = settlement_size(claims, destination_script)
-    wanted = size * max(rate_sat_per_vb, RELAY_FLOOR_SAT_PER_VB)
-    need = size * RELAY_FLOOR_SAT_PER_VB + dust_sat
-    if received >= need:
-        offered = min(client_fee_sat, _MAX_CLIENT_FEE_FACTOR * wanted)
-        return Sat(min(max(wanted, offered), received - dust_sat))
-    if may_give_all and claims[0].payment.flag == SINGLE_ANYONECANPAY:
-        need = settlement_size(claims, destination_script, server_output=False) * RELAY_FLOOR_SAT_PER_VB
-        if received >= need:
-            return received
-    return Shortfall(received, Sat(need))
+    for txin in CTransaction.deserialize(transaction).vin:
+        if (bytes(txin.prevout.hash), int(txin.prevout.n)) == (outpoint.txid, outpoint.vout):
+            return _selects_server(CScript(txin.scriptSig))
+    return False
+
+
+def _selects_server(script_sig: CScript) -> bool:
+    """Read what is below the redeem script on the stack, as a condition (script.cpp: CastToBool)."""
+    try:
+        pushes = [(opcode, data) for opcode, data, _ in script_sig.raw_iter()]
+    except CScriptInvalidError:
+        return False
+    if len(pushes) < 2:
+        return False
+    opcode, data = pushes[-2]
+    if data is not None:
+        return any(data[:-1]) or bytes(data[-1:]) not in (b"", b"\x00", b"\x80")
+    return bool(opcode == _OP_1NEGATE or _OP_1 <= opcode <= _OP_16)
 
 
 def _script_sig(claim: Claim, server_signature: bytes) -> bytes:
@@ -183,3 +242,8 @@ def _script_sig(claim: Claim, server_signature: bytes) -> bytes:
             script,
         )
     )
+
+
+def _key_script_sig(public_key: bytes, signature: bytes) -> bytes:
+    """Spend a P2PKH output: `<sig> <key>`."""
+    return bytes([len(signature)]) + signature + bytes([len(public_key)]) + public_key

@@ -13,10 +13,10 @@ import msgspec
 from msgspec import Struct
 
 from paychan.protocol.scripts import KeyBytes
-from paychan.protocol.settlement import Claim, Settlement
+from paychan.protocol.settlement import Claim, Reserve, Settlement
 from paychan.protocol.types import Sat, UnixTime
 
-VERSION = 1
+VERSION = 2
 
 _T = TypeVar("_T")
 
@@ -42,12 +42,33 @@ class KeyRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
 
 
 class SettlementRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=3):
-    """Sign the settlement of these claims to this destination, at this fee in satoshi."""
+    """Sign the settlement of these claims to this destination, at this fee in satoshi.
+
+    `reserve` helps to pay for it; then the destination must be the reserve's.
+    """
 
     id: int
     claims: tuple[Claim, ...]
     destination_script: bytes
     fee_sat: Sat
+    reserve: Reserve | None = None
+
+
+class ChildRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=4):
+    """Sign a child that spends our output of this settlement to the same script, for a fee that speeds up both.
+
+    The settlement is one that was signed before.
+    """
+
+    id: int
+    parent: SettlementRequest
+    fee_sat: Sat
+
+
+class ReserveRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=5):
+    """Which key holds the coins that may help to pay for settlements?"""
+
+    id: int
 
 
 class HealthReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=101):
@@ -74,16 +95,34 @@ class SettlementReply(Struct, frozen=True, array_like=True, forbid_unknown_field
     settlement: Settlement
 
 
+class ChildReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=104):
+    """The signed child."""
+
+    id: int
+    child: Settlement
+
+
+class ReserveReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=105):
+    """The reserve's public key; its coins are P2PKH."""
+
+    id: int
+    public_key: KeyBytes
+
+
 class Refusal(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=100):
-    """The signer says no: a stable tag (`policy-…`, or `protocol-…` for requests it can't read) and the reason."""
+    """The signer says no: a stable tag (`policy-…`, or `protocol-…` for requests it can't read) and the reason.
+
+    `need_sat` is the least fee it would sign for, where the fee was the reason (policy-replacement); else 0.
+    """
 
     id: int
     tag: str
     reason: str
+    need_sat: Sat = Sat(0)
 
 
-Request: TypeAlias = Health | KeyRequest | SettlementRequest
-Reply: TypeAlias = HealthReply | KeyReply | SettlementReply | Refusal
+Request: TypeAlias = Health | KeyRequest | SettlementRequest | ChildRequest | ReserveRequest
+Reply: TypeAlias = HealthReply | KeyReply | SettlementReply | ChildReply | ReserveReply | Refusal
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from paychan.protocol.settlement import Claim, Settlement
+from paychan.protocol.settlement import Claim, Reserve, Settlement
 from paychan.protocol.signerwire import HealthReply, KeyReply
 from paychan.protocol.types import Sat, UnixTime
 
@@ -15,12 +15,16 @@ class SignerAbsent(Exception):
 
 
 class SignerRefused(Exception):
-    """The signer said no: `tag` is stable (`policy-…`), the reason is for people."""
+    """The signer said no: `tag` is stable (`policy-…`), the reason is for people.
 
-    def __init__(self, tag: str, reason: str) -> None:
+    `need_sat` is the least fee it would sign for, where the fee was the reason; else 0.
+    """
+
+    def __init__(self, tag: str, reason: str, need_sat: Sat = Sat(0)) -> None:
         super().__init__(f"{tag}: {reason}")
         self.tag = tag
         self.reason = reason
+        self.need_sat = need_sat
 
 
 class Signer(Protocol):
@@ -32,8 +36,26 @@ class Signer(Protocol):
     async def public_key(self, client_key: bytes, expiry: UnixTime) -> KeyReply:
         """Ask for the server key of a channel, and the destination of its settlement."""
 
-    async def sign_settlement(self, claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat) -> Settlement:
-        """Ask for a signed settlement; the same request gives the same transaction."""
+    async def reserve_key(self) -> bytes:
+        """Ask for the public key (33 bytes) of the coins that may help to pay for settlements."""
+
+    async def sign_settlement(
+        self, claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat, reserve: Reserve | None = None
+    ) -> Settlement:
+        """Ask for a signed settlement; the same request gives the same transaction, another one must pay a higher rate.
+
+        With a reserve the destination is the reserve's script.
+        """
+
+    async def sign_child(
+        self,
+        claims: Sequence[Claim],
+        destination_script: bytes,
+        fee_sat: Sat,
+        child_fee_sat: Sat,
+        reserve: Reserve | None = None,
+    ) -> Settlement:
+        """Ask for a child of the settlement that was signed for these claims, destination, fee and reserve."""
 
     async def close(self) -> None:
         """Let go of connections."""

@@ -33,7 +33,8 @@ from paychan.protocol.channel import (
 )
 from paychan.protocol.debugfunding import debug_outpoint
 from paychan.protocol.errors import ChannelClosing, ChannelExists, PaychanError, UnknownChannel
-from paychan.protocol.machine import apply, open_channel
+from paychan.protocol.machine import apply
+from paychan.protocol.opening import open_channel
 from paychan.protocol.payment import Payment, decode_v1
 from paychan.protocol.rest import opening_secret, read_v2_body
 from paychan.protocol.scripts import ChannelTerms, make_terms, parse_redeem_script

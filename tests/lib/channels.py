@@ -30,7 +30,9 @@ from paychan.protocol.channel import (
     State,
     View,
 )
-from paychan.protocol.machine import apply, open_channel, plan_closing
+from paychan.protocol.fees import plan_closing
+from paychan.protocol.machine import apply
+from paychan.protocol.opening import open_channel
 from paychan.protocol.payment import Payment, sign_payment
 from paychan.protocol.scripts import ChannelTerms, make_terms
 from paychan.protocol.settlement import Settlement, Shortfall, sign_settlement

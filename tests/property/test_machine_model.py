@@ -37,7 +37,8 @@ from paychan.protocol.channel import (
     Vanished,
     View,
 )
-from paychan.protocol.machine import apply, open_channel
+from paychan.protocol.machine import apply
+from paychan.protocol.opening import open_channel
 from paychan.protocol.payment import Payment
 from paychan.protocol.record import decode_record, encode_record
 from paychan.protocol.settlement import Settlement

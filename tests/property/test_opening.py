@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from paychan.protocol.channel import Accepted, CloseReason, Opening, Rejected, State, View
 from paychan.protocol.errors import NotEconomical
-from paychan.protocol.machine import min_expiry, open_channel
+from paychan.protocol.opening import min_expiry, open_channel
 from paychan.protocol.payment import Payment
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from tests.lib.channels import NOW, RULES, VIEW, Payer

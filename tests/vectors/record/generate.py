@@ -26,7 +26,8 @@ from paychan.protocol.channel import (
     Vanished,
     View,
 )
-from paychan.protocol.machine import apply, open_channel
+from paychan.protocol.machine import apply
+from paychan.protocol.opening import open_channel
 from paychan.protocol.payment import sign_payment
 from paychan.protocol.record import VERSION, encode_record
 from paychan.protocol.rest import opening_secret

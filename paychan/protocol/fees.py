@@ -1,0 +1,159 @@
+"""What a settlement may cost, and when: its deadline, the rate that rises towards it, and the budget above it.
+
+Everything here is a pure function of the record, the operator's rules, the time and two figures of the chain (an
+estimate, and the least that is relayed), so a restart or a rebuild comes to the same fee. Rates are whole satoshi per
+virtual byte.
+
+    rate
+    max ┤                                ╭      start   what the chain estimates, or `rules.fee_sat_per_vb`
+        │                               ╭╯      max     `rules.max_fee_sat_per_vb`
+        │                            ╭──╯       between start + (max - start) · (elapsed / window)³:
+    start ─────────────────────────╯            an eighth of the way at half the time, all of it at the deadline
+        └┬──────────────────────────────┬─
+     closing begins                  deadline = expiry - margin
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from paychan.protocol.channel import Channel, CloseReason, Rules
+from paychan.protocol.settlement import CHILD_BYTES, Claim, Reserve, Settlement, received_sat, settlement_size
+from paychan.protocol.sighash import SINGLE_ANYONECANPAY
+from paychan.protocol.types import Sat, UnixTime
+
+RELAY_FLOOR_SAT_PER_VB = 1
+"""Bitcoin Core's long-standing -minrelaytxfee; a settlement that pays less is not relayed everywhere."""
+
+_MAX_CLIENT_FEE_FACTOR = 4
+"""A client may offer to pay up to this multiple of our own fee; more would only be refused by the signer's policy."""
+
+_STEP_PERCENT = 25
+"""A settlement is replaced when the curve has risen by this: few replacements, none of them for nothing."""
+
+
+class ChainFees(Struct, frozen=True):
+    """What the chain says of fee rates: for confirmation within hours, if it can tell, and the least it relays now.
+
+    `increment` is what a replacement must pay on top for its own relay (BIP125 rule 4).
+    """
+
+    estimate_sat_per_vb: int | None = None
+    floor_sat_per_vb: int = RELAY_FLOOR_SAT_PER_VB
+    increment_sat_per_vb: int = 1
+
+
+class Shortfall(Struct, frozen=True):
+    """Why claims can't be settled: they received less than any relayed settlement of them costs."""
+
+    received_sat: Sat
+    needed_sat: Sat
+
+
+# --- time -----------------------------------------------------------------------------------------------------------
+
+
+def deadline(channel: Channel, rules: Rules) -> UnixTime:
+    """When the settlement should be confirmed: a margin before the refund becomes valid, by median time past."""
+    return UnixTime(channel.terms.expiry - rules.deadline_margin_seconds)
+
+
+def wanted_rate(channel: Channel, rules: Rules, now: UnixTime, chain: ChainFees) -> int:
+    """Rate that a closing channel's settlement should pay now (the curve above), within the operator's cap."""
+    begun = channel.closing.begun_at if channel.closing else now
+    cap = rules.max_fee_sat_per_vb
+    start = min(max(chain.estimate_sat_per_vb or rules.fee_sat_per_vb, chain.floor_sat_per_vb), cap)
+    window = deadline(channel, rules) - begun
+    elapsed = min(max(now - begun, 0), window)
+    return cap if window <= 0 else start + (cap - start) * elapsed**3 // window**3
+
+
+def is_urgent(channel: Channel, rules: Rules, now: UnixTime) -> bool:
+    """Say whether half of the time until the deadline has passed: nothing waits for company any more."""
+    begun = channel.closing.begun_at if channel.closing else now
+    return 2 * (now - begun) >= deadline(channel, rules) - begun
+
+
+def is_outbid(paid: Settlement, rate_sat_per_vb: int) -> bool:
+    """Say whether a settlement pays so much less than this rate that it is worth replacing."""
+    least = paid.fee_sat * (100 + _STEP_PERCENT)
+    return rate_sat_per_vb * paid.size * 100 >= max(least, (paid.fee_sat + paid.size) * 100)
+
+
+# --- money ----------------------------------------------------------------------------------------------------------
+
+
+def budget_sat(claims: Sequence[Claim], size: int, share_percent: int) -> Sat:
+    """Most that settling these may cost: a share of what they brought, yet never less than what is relayed."""
+    return Sat(max(received_sat(claims) * share_percent // 100, size * RELAY_FLOOR_SAT_PER_VB))
+
+
+def plan_fee(
+    claims: Sequence[Claim],
+    destination_script: bytes,
+    rate_sat_per_vb: int,
+    dust_sat: Sat,
+    *,
+    client_fee_sat: Sat = Sat(0),
+    may_give_all: bool = False,
+    share_percent: int = 100,
+) -> Sat | Shortfall:
+    """Choose the fee of a settlement in satoshi (PROTOCOL §8.1, without its zero and dust outputs).
+
+    The wanted fee is the rate times the size, within the budget, or what the client offered to pay if that is more,
+    within reason. Where it would leave the server less than dust, it is lowered, down to the relay floor.
+    `may_give_all`: the client asked to be settled; when even that leaves no output for the server, all it received
+    becomes the fee, provided the client has change.
+    """
+    received = received_sat(claims)
+    size = settlement_size(claims, destination_script)
+    wanted = size * max(rate_sat_per_vb, RELAY_FLOOR_SAT_PER_VB)
+    need = size * RELAY_FLOOR_SAT_PER_VB + dust_sat
+    if received >= need:
+        offered = min(client_fee_sat, _MAX_CLIENT_FEE_FACTOR * wanted)
+        wanted = min(wanted, budget_sat(claims, size, share_percent))
+        return Sat(min(max(wanted, offered), received - dust_sat))
+    if may_give_all and claims[0].payment.flag == SINGLE_ANYONECANPAY:
+        need = settlement_size(claims, destination_script, server_output=False) * RELAY_FLOOR_SAT_PER_VB
+        if received >= need:
+            return received
+    return Shortfall(received, Sat(need))
+
+
+def plan_closing(
+    channel: Channel, destination_script: bytes, rules: Rules, rate_sat_per_vb: int | None = None
+) -> Sat | Shortfall:
+    """Fee of a closing channel's settlement; only a client that asked for it may have all that we received burnt."""
+    closing = channel.closing
+    return plan_fee(
+        [channel.claim],
+        destination_script,
+        rules.fee_sat_per_vb if rate_sat_per_vb is None else rate_sat_per_vb,
+        rules.dust_sat,
+        client_fee_sat=closing.client_fee_sat if closing else Sat(0),
+        may_give_all=closing is not None and closing.reason is CloseReason.CLIENT,
+        share_percent=rules.fee_share_percent,
+    )
+
+
+def plan_reserve_fee(claims: Sequence[Claim], reserve: Reserve, rate_sat_per_vb: int, rules: Rules) -> Sat | None:
+    """Fee of a settlement that coins of ours help to pay for; None if it would be beyond the budget, or leave dust.
+
+    What is left of the claims and the coins goes back to the coins' key, so no output of ours can be too small.
+    """
+    size = settlement_size(claims, reserve.funding_script, reserve=reserve)
+    fee = Sat(size * rate_sat_per_vb)
+    left = received_sat(claims) + reserve.value_sat - fee
+    return fee if fee <= budget_sat(claims, size, rules.fee_share_percent) and left >= rules.dust_sat else None
+
+
+def plan_child_fee(parent: Settlement, own_sat: Sat, rate_sat_per_vb: int, rules: Rules) -> Sat | None:
+    """Fee of a child that lifts itself and the parent to a rate; `own_sat` is the parent's output that it spends.
+
+    None if there is nothing to lift, or it would leave dust.
+    """
+    fee = Sat(rate_sat_per_vb * (parent.size + CHILD_BYTES) - parent.fee_sat)
+    least = CHILD_BYTES * RELAY_FLOOR_SAT_PER_VB
+    return Sat(max(fee, least)) if fee > 0 and own_sat - max(fee, least) >= rules.dust_sat else None

@@ -1,0 +1,85 @@
+"""How a channel begins: a client opens it, or it goes on where a withdrawal left it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from paychan.protocol.channel import Accepted, Channel, CloseReason, Opening, Outcome, Rejected, State, View
+from paychan.protocol.errors import (
+    ChainUnavailable,
+    ExpiryTooSoon,
+    FundingUnconfirmed,
+    PaymentShort,
+    ValueBackwards,
+)
+from paychan.protocol.machine import close
+from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
+from paychan.protocol.sighash import SINGLE_ANYONECANPAY
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+
+_NO_SIGNATURE = bytes(8)
+"""Of a payment of nothing, which the client never made: the signer would refuse it, and it is worth nothing."""
+
+
+def min_expiry(view: View) -> UnixTime:
+    """Expiries must be later than this: room for payments and for settling (PROTOCOL §7.2, the v2 rule)."""
+    return UnixTime(view.now + view.rules.settlement_period_seconds + view.rules.min_duration_seconds)
+
+
+def open_channel(opening: Opening, view: View, verifier: PaymentVerifier | None = None) -> Outcome:
+    """Judge a new channel in the order of PROTOCOL §5.2; a payment that gives everything opens it closing."""
+    rules, payment = view.rules, opening.payment
+    if view.frozen:
+        return Rejected(ChainUnavailable(reason=view.frozen))
+    if opening.terms.expiry <= min_expiry(view):
+        return Rejected(ExpiryTooSoon(got_unix=opening.terms.expiry, need_unix=min_expiry(view)))
+    need = rules.confirmations_needed(opening.funding_sat)
+    if opening.confirmations < need:
+        return Rejected(FundingUnconfirmed(got=opening.confirmations, need=need))
+    if payment.change_sat > opening.funding_sat:
+        return Rejected(ValueBackwards(got_sat=payment.change_sat, need_sat=opening.funding_sat))
+    problem = change_problem(payment, rules.dust_sat)
+    if problem is None:
+        verifier = verifier or PaymentVerifier(opening.terms, opening.outpoint, opening.change_script)
+        problem = verifier.problem(payment)
+    value = Sat(opening.funding_sat - payment.change_sat)
+    if problem is None and value < opening.price_sat:
+        problem = PaymentShort(got_sat=value, need_sat=opening.price_sat)
+    if problem is not None:
+        return Rejected(problem)
+    channel = Channel(
+        terms=opening.terms,
+        outpoint=opening.outpoint,
+        funding_sat=opening.funding_sat,
+        change_script=opening.change_script,
+        payment=payment,
+        state=State.OPEN,
+        seq=1,
+        opened_at=view.now,
+        secret=opening.secret,
+    )
+    return close(channel, CloseReason.DRAINED, view, value) if payment.change_sat == 0 else Accepted(channel, value)
+
+
+def successor(moved: Channel, now: UnixTime) -> Channel:
+    """Return the channel that goes on at the change output of a withdrawal that is deep, with nothing paid yet.
+
+    Both records are written together, so that every payment counts on one of them, and once.
+
+    Raises:
+        ValueError: it has not moved.
+    """
+    if moved.closing is None or not moved.closing.spent_by:
+        msg = f"{moved.outpoint} has not moved"
+        raise ValueError(msg)
+    change_sat = moved.payment.change_sat
+    return msgspec.structs.replace(
+        moved,
+        outpoint=OutPoint(moved.closing.spent_by, 0),
+        funding_sat=change_sat,
+        payment=Payment(change_sat, _NO_SIGNATURE, SINGLE_ANYONECANPAY),
+        state=State.OPEN,
+        seq=1,
+        opened_at=now,
+        closing=None,
+    )
