@@ -1,0 +1,129 @@
+"""A node's mempool, filled with the transactions of others until it takes only what pays well, as in a fee spike.
+
+The node must run with `-maxmempool=5`, the least that bitcoind takes.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from decimal import Decimal
+from hashlib import sha256
+from math import ceil
+
+from bitcoin.core import COIN, COutPoint, CTransaction, CTxIn, CTxOut
+from bitcoin.core.script import OP_1, OP_2DROP, CScript
+from msgspec import Struct
+
+from paychan.protocol.types import OutPoint, Sat
+from tests.lib.node import Node, NodeError
+
+_ITEMS = 100
+"""policy.h: MAX_STANDARD_P2WSH_STACK_ITEMS. The mempool's limit counts memory, of which an item of a byte takes a hundred
+times what it adds to the virtual size: so a crowd of 5 MB has but 0.1 MvB, costs little, and fits into one block."""
+
+_UNLOCK = CScript([*[OP_2DROP] * (_ITEMS // 2), OP_1])
+_LOCK = CScript([0, sha256(_UNLOCK).digest()])
+_WITNESS = bytes([_ITEMS + 1]) + b"\x01\x01" * _ITEMS + bytes([len(_UNLOCK)]) + bytes(_UNLOCK)
+"""Of one input, serialized (BIP144). Whoever fills his stack may spend these coins: nothing is signed."""
+
+_TRANSACTIONS, _INPUTS = 75, 15
+"""Somewhat more than the mempool holds."""
+
+_COIN_SAT = Sat(COIN // 100)
+"""Lasts for a few crowds at 1,000 sat/vB."""
+
+_TAKES_BACK_SECONDS = 2 * 86_400
+"""The minimum of an almost empty mempool is halved every three hours (txmempool.cpp: GetMinFee)."""
+
+
+class _Coin(Struct, frozen=True):
+    outpoint: OutPoint
+    value_sat: Sat
+
+
+class CrowdedMempool:
+    """The crowd of one node, which may come and go and come again. At the beginning it mines a block for its coins.
+
+    Measured on two busy cores: 0.5 s to begin, 1 s to fill, 0.2 s to empty.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        outputs = [CTxOut(_COIN_SAT, _LOCK)] * (_TRANSACTIONS * _INPUTS)
+        bare = CTransaction([], outputs).serialize().hex()
+        whole = node.rpc("fundrawtransaction", bare, {}, False, wallet="miner")["hex"]
+        signed = node.rpc("signrawtransactionwithwallet", whole, wallet="miner")["hex"]
+        node.send_raw(bytes.fromhex(signed))
+        node.mine()
+        coins = _coins(CTransaction.deserialize(bytes.fromhex(signed)))
+        self._groups = [coins[start : start + _INPUTS] for start in range(0, len(coins), _INPUTS)]
+        self._spent: list[CTransaction | None] = [None] * _TRANSACTIONS
+
+    @property
+    def floor_sat_per_vb(self) -> Decimal:
+        """Least that the node takes now."""
+        return _sat_per_vb(self._node.rpc("getmempoolinfo")["mempoolminfee"])
+
+    def fill(self, sat_per_vb: int) -> None:
+        """Fill the mempool until this is its minimum: what paid less is evicted. No block is mined.
+
+        The rate must be higher than that of a crowd which is still there; it is replaced.
+        """
+        self._follow_blocks()
+        increment = _sat_per_vb(self._node.rpc("getmempoolinfo")["incrementalrelayfee"])
+        for number, group in enumerate(self._groups):
+            if self.floor_sat_per_vb >= sat_per_vb:
+                break
+            # what is evicted sets the minimum, to its own rate and the increment
+            self._spent[number] = transaction = _transaction(group, sat_per_vb - increment)
+            with suppress(NodeError):  # mempool full: this one was evicted itself
+                self._node.send_raw(_with_witness(transaction))
+        assert self.floor_sat_per_vb == sat_per_vb
+
+    def empty(self, clock: int = 0) -> None:
+        """Mine until nothing waits, and have the minimum fall back to what it was.
+
+        For that the node's clock goes on by two days and comes back to this Unix time; 0 means that it goes by itself.
+        """
+        while self._node.rpc("getrawmempool"):
+            self._node.mine()
+        self._node.set_mock_time(self._node.rpc("getblockheader", self._node.best)["time"] + _TAKES_BACK_SECONDS)
+        self.floor_sat_per_vb  # noqa: B018 - falls when it is asked for
+        self._node.set_mock_time(clock)
+
+    def _follow_blocks(self) -> None:
+        """Go on with the outputs of those that were mined."""
+        for number, (group, spent) in enumerate(zip(self._groups, self._spent, strict=True)):
+            first, in_mempool = group[0].outpoint, False
+            if spent is not None and not self._node.rpc("gettxout", first.txid_hex, first.vout, in_mempool):
+                self._groups[number] = _coins(spent)
+
+
+def _transaction(coins: list[_Coin], sat_per_vb: Decimal) -> CTransaction:
+    """Spend coins to as many of the same kind; its witness is to be added."""
+    inputs = [CTxIn(COutPoint(coin.outpoint.txid, coin.outpoint.vout)) for coin in coins]
+    size = len(CTransaction(inputs, [CTxOut(0, _LOCK)] * len(coins)).serialize())
+    virtual_size = size + ceil((2 + len(_WITNESS) * len(coins)) / 4)
+    available = sum(coin.value_sat for coin in coins)
+    outputs = [CTxOut((available - ceil(virtual_size * sat_per_vb)) // len(coins), _LOCK)] * len(coins)
+    return CTransaction(inputs, outputs)
+
+
+def _with_witness(transaction: CTransaction) -> bytes:
+    bare = bytes(transaction.serialize())
+    marker_and_flag = b"\x00\x01"
+    return bare[:4] + marker_and_flag + bare[4:-4] + _WITNESS * len(transaction.vin) + bare[-4:]
+
+
+def _coins(transaction: CTransaction) -> list[_Coin]:
+    """Coins of the crowd that it makes."""
+    txid = bytes(transaction.GetTxid())
+    return [
+        _Coin(OutPoint(txid, number), Sat(output.nValue))
+        for number, output in enumerate(transaction.vout)
+        if output.scriptPubKey == _LOCK
+    ]
+
+
+def _sat_per_vb(btc_per_kvb: Decimal) -> Decimal:
+    return Decimal(btc_per_kvb) * 100_000
