@@ -59,19 +59,21 @@ class ChainWatch:
             pass
         await asyncio.sleep(min(seconds, 1.0))
 
-    async def look(self) -> None:
-        """Take a fresh look; when the chain can't be asked, say so and stop accepting."""
-        seen = self._world.chain_view
+    async def look(self) -> bool:
+        """Take a fresh look; when the chain can't be asked, say so and stop accepting. Whether there is a new block."""
+        seen, before = self._world.chain_view, self._all_seen_at
         try:
             seen.tip = await self._world.chain.tip()
             problem = self._tip_problem(seen.tip)
             await self._look_at_funding(seen.tip)
+            seen.fees = await self._world.chain.fees()
         except ChainFailed as error:
             problem = f"the chain can't be asked: {error}"
         if problem != seen.problem:
             log.error("frozen", reason=problem) if problem else log.info("accepting payments again")
         seen.problem = problem
         self.alarms = tuple(filter(None, (problem, self._skew(seen.tip))))
+        return self._all_seen_at != before
 
     def _tip_problem(self, tip: Tip) -> str:
         age = self._world.clock() - tip.time

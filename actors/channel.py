@@ -15,6 +15,7 @@ import structlog
 from msgspec import Struct
 
 from actors.base import LoopActor
+from actors.desk import Desk
 from actors.settlement import perform
 from actors.world import World
 from paychan.application.base import ApplicationSilent, Verdict
@@ -34,6 +35,7 @@ from paychan.protocol.channel import (
 )
 from paychan.protocol.errors import ApplicationRefused, PaychanError, TryAgain
 from paychan.protocol.machine import apply
+from paychan.protocol.opening import successor
 from paychan.protocol.payment import PaymentVerifier
 from paychan.store.base import Change
 
@@ -50,10 +52,11 @@ Message: TypeAlias = Command | Resume
 class ChannelActor(LoopActor):
     """Owns the newest version of one channel's record while it is awake."""
 
-    def __init__(self, channel: Channel, world: World) -> None:
+    def __init__(self, channel: Channel, world: World, desk: Desk) -> None:
         super().__init__()
         self._channel = channel
         self._world = world
+        self._desk = desk
         self._verifier = PaymentVerifier(channel.terms, channel.outpoint, channel.change_script)
         self._last_commit: asyncio.Future[Outcome] | None = None
         self._offering: asyncio.Future[Outcome] | None = None
@@ -167,7 +170,7 @@ class ChannelActor(LoopActor):
         published = False
         while (step := next_step(self._channel)) not in (None, Step.OFFER):
             try:
-                command = await perform(step, self._channel, self._world)
+                command = await perform(step, self._channel, self._world, self._desk)
             except PaychanError as error:
                 log.warning("settlement waits", channel=str(self._channel.outpoint), step=step.name, reason=str(error))
                 return error
@@ -186,10 +189,17 @@ class ChannelActor(LoopActor):
             return outcome
         durable = self._world.commits.put(Change(self._channel, outcome.channel), outcome, self.stop)
         self._channel, self._last_commit = outcome.channel, durable
+        if self._channel.moves and self._channel.state is State.CLOSED:  # gathered at once, so written with it
+            next_one = successor(self._channel, self._world.now())
+            self._world.commits.put(Change(None, next_one), Accepted(next_one), _nothing)
         committed = await asyncio.shield(durable)
         if isinstance(committed, Accepted) and self._channel.state is not State.CLOSING:
             log.info("settling", channel=str(self._channel.outpoint), state=self._channel.state.value)
         return committed
+
+
+def _nothing() -> None:
+    """A channel that moved before, and again after a reorg, has its successor already."""
 
 
 def _under_way(work: asyncio.Future[Any] | None) -> TypeGuard[asyncio.Future[Any]]:

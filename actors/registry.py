@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from actors.channel import ChannelActor, Message, Resume
+from actors.desk import Desk
 from actors.world import World
 from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected, State
 from paychan.protocol.errors import ChannelExists, OutpointUsed, PaychanError, UnknownChannel
@@ -26,6 +27,7 @@ class Registry:
         self._world = world
         self._awake: dict[OutPoint, ChannelActor] = {}
         self._unanswered = 0
+        self.desk = Desk(world, self.read)
 
     @property
     def awake(self) -> int:
@@ -102,7 +104,7 @@ class Registry:
         """Start the actor, unless another message did while the record was being read."""
         actor = self._awake.get(channel.outpoint)
         if actor is None or not actor.alive:
-            actor = self._awake[channel.outpoint] = ChannelActor.launch(channel, self._world)
+            actor = self._awake[channel.outpoint] = ChannelActor.launch(channel, self._world, self.desk)
         return actor
 
 

@@ -16,7 +16,7 @@ from actors.registry import Registry
 from actors.world import World
 from paychan.protocol.channel import Channel, Close, CloseReason, Rejected, State
 from paychan.protocol.errors import NotEconomical
-from paychan.protocol.machine import end_of
+from paychan.protocol.machine import can_move, end_of
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.store.base import walk
 
@@ -68,12 +68,14 @@ class Watcher:
 
     async def _look(self) -> None:
         """Close what is due, resume what is unfinished, alarm about what is late."""
-        await self._chain.look()
+        new_block = await self._chain.look()
         now = self._world.now()
         due = now + self._world.rules.settlement_period_seconds
         await self._tell(walk(self._world.store, State.OPEN, due + 1), Close(CloseReason.EXPIRY))
         for state in (State.CLOSING, State.PUBLISHED):
             await self._tell(walk(self._world.store, state), Resume())
+        if new_block and self._world.withdraw_above_sat:
+            await self._tell(self._worth_withdrawing(), Close(CloseReason.WITHDRAW))
         await self._chain.look_at_closed()
         await self._look_for_late_ones(now)
         self._registry.let_sleep(self._idle_seconds)
@@ -97,6 +99,11 @@ class Watcher:
             async for channel in channels:
                 group.create_task(tell(channel))
 
+    async def _worth_withdrawing(self) -> AsyncIterator[Channel]:
+        async for channel in walk(self._world.store, State.OPEN):
+            if channel.received_sat >= self._world.withdraw_above_sat and can_move(channel):
+                yield channel
+
     async def _look_for_late_ones(self, now: UnixTime) -> None:
         late: list[str] = []
         for state in (State.OPEN, State.CLOSING, State.PUBLISHED):
@@ -104,10 +111,11 @@ class Watcher:
             late += [str(channel.outpoint) async for channel in near]
         if late:
             log.error("unsettled near expiry", channels=late[:10], count=len(late))
-        self.alarms = (*self._chain.alarms, *late, *await self._lost(now))
+        pinned = (f"pinned: {outpoint}: {reason}" for outpoint, reason in self._registry.desk.pinned.items())
+        self.alarms = (*self._chain.alarms, *late, *pinned, *await self._lost(now))
 
     async def _lost(self, now: UnixTime) -> list[str]:
         """Name the channels that another transaction ended, for a month after their expiry."""
         since = UnixTime(max(0, now - REMEMBERED_SECONDS)), OutPoint(bytes(32), 0)
         lost = await self._world.store.scan(State.LOST, after=since)
-        return [f"lost: {end_of(channel)}: {channel.outpoint}" for channel in lost]
+        return [f"lost: {end_of(channel)}: {channel.outpoint}" for channel in lost if channel.received_sat]

@@ -9,6 +9,7 @@ from actors.commit import GroupCommit
 from paychan.application.base import Application
 from paychan.chain.base import Chain, Tip
 from paychan.protocol.channel import Rules, View
+from paychan.protocol.fees import ChainFees
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 from paychan.signing.base import Signer
 from paychan.store.base import Store
@@ -19,6 +20,7 @@ class ChainView:
     """What is known of the chain now; `actors.chainwatch` keeps it. Empty, it stops nothing."""
 
     tip: Tip | None = None
+    fees: ChainFees = field(default_factory=ChainFees)
     problem: str = ""
     """Why no payment at all is accepted at the moment."""
     in_danger: dict[OutPoint, str] = field(default_factory=dict)
@@ -40,10 +42,13 @@ class World:
     chain: Chain
     signer: Signer
     application: Application | None = None
-    max_fee_sat_per_vb: int = 1000
-    """Cap of what the chain's estimate may make us pay."""
     unconfirmed_limit_sat: int = 0
     """Cap of the sum of `ChainView.unconfirmed`."""
+    batch_seconds: int = 0
+    """Drained channels wait so long for others, to be settled together; 0: none waits."""
+    batch_channels: int = 20
+    withdraw_above_sat: int = 0
+    """Channels that can go on are withdrawn from when they have received so much; 0: none is."""
     chain_view: ChainView = field(default_factory=ChainView)
 
     def now(self) -> UnixTime:

@@ -152,8 +152,10 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
             chain=chain,
             signer=signer,
             application=application,
-            max_fee_sat_per_vb=config.settlement.max_fee_sat_per_vb,
             unconfirmed_limit_sat=config.open.unconfirmed_limit_sat,
+            batch_seconds=config.settlement.batch_seconds,
+            batch_channels=config.settlement.batch_channels,
+            withdraw_above_sat=config.settlement.withdraw_above_sat,
         )
         yield _service(config, world)
 

@@ -54,8 +54,21 @@ class Channel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Settlement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    fee_sat_per_vb: Annotated[int, setting("fee rate when the chain has no estimate", "sat/vB", ge=1)] = 40
-    max_fee_sat_per_vb: Annotated[int, setting("cap of the chain's estimate", "sat/vB", ge=1)] = 200
+    fee_sat_per_vb: Annotated[int, setting("fee rate to begin with when the chain has no estimate", "sat/vB", ge=1)] = (
+        40
+    )
+    max_fee_sat_per_vb: Annotated[int, setting("fee rate that is paid at the deadline at most", "sat/vB", ge=1)] = 200
+    max_fee_percent: Annotated[
+        int, setting("most of what a channel received that may become fee", "%", ge=1, le=100)
+    ] = 50
+    margin_hours: Annotated[int, setting("settlements should be confirmed this long before expiry", "hours", ge=0)] = 2
+    batch_seconds: Annotated[
+        int, setting("drained channels wait so long for others, to be settled together; 0: none waits", "seconds", ge=0)
+    ] = 0
+    batch_channels: Annotated[int, setting("most channels in one settlement", ge=2, le=200)] = 20
+    withdraw_above_sat: Annotated[
+        int, setting("take what v2 channels earned when it is so much, and let them go on; 0: never", "sat", ge=0)
+    ] = 0
     confirmations: Annotated[int, setting("depth at which a settlement is final", "blocks", ge=1)] = 6
 
 
@@ -180,6 +193,9 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             fee_sat_per_vb=self.settlement.fee_sat_per_vb,
             asks_application=bool(self.callback.url),
             smaller=self.open.smaller,
+            max_fee_sat_per_vb=self.settlement.max_fee_sat_per_vb,
+            fee_share_percent=self.settlement.max_fee_percent,
+            deadline_margin_seconds=self.settlement.margin_hours * 3600,
         )
 
 
@@ -205,7 +221,7 @@ def _contradictions(config: ServerConfig) -> list[tuple[str, str]]:
     rows = [(row.up_to_sat, row.confirmations) for row in config.open.smaller]
     steps = [confirmations for _, confirmations in sorted(rows)] if rows == sorted(rows) else [1, 0]
     steps = [*steps, config.open.min_confirmations]
-    needs_none = 0 in steps
+    needs_none, margin = 0 in steps, config.settlement.margin_hours
     checks = (
         (
             config.debug and config.network != "test",
@@ -241,6 +257,11 @@ def _contradictions(config: ServerConfig) -> list[tuple[str, str]]:
             config.settlement.fee_sat_per_vb > config.settlement.max_fee_sat_per_vb,
             "settlement.fee_sat_per_vb",
             f"{config.settlement.fee_sat_per_vb} sat/vB, more than settlement.max_fee_sat_per_vb",
+        ),
+        (
+            margin >= period,
+            "settlement.margin_hours",
+            f"{margin} hours, not less than channel.settlement_period_hours = {period}: no time to settle in",
         ),
         (
             duration < period,

@@ -123,19 +123,32 @@ def plan_fee(
 
 
 def plan_closing(
-    channel: Channel, destination_script: bytes, rules: Rules, rate_sat_per_vb: int | None = None
+    channels: Sequence[Channel], destination_script: bytes, rules: Rules, rate_sat_per_vb: int | None = None
 ) -> Sat | Shortfall:
-    """Fee of a closing channel's settlement; only a client that asked for it may have all that we received burnt."""
-    closing = channel.closing
+    """Fee of the settlement of closing channels; only clients that asked for it may have all that we received burnt."""
+    closings = [channel.closing for channel in channels if channel.closing]
     return plan_fee(
-        [channel.claim],
+        [channel.claim for channel in channels],
         destination_script,
         rules.fee_sat_per_vb if rate_sat_per_vb is None else rate_sat_per_vb,
         rules.dust_sat,
-        client_fee_sat=closing.client_fee_sat if closing else Sat(0),
-        may_give_all=closing is not None and closing.reason is CloseReason.CLIENT,
+        client_fee_sat=Sat(sum(closing.client_fee_sat for closing in closings)),
+        may_give_all=all(closing.reason is CloseReason.CLIENT for closing in closings),
         share_percent=rules.fee_share_percent,
     )
+
+
+def most_sat(claims: Sequence[Claim], size: int, rules: Rules) -> Sat:
+    """Most that a settlement may pay out of the server's own output: within the budget, and leaving no dust."""
+    return Sat(min(budget_sat(claims, size, rules.fee_share_percent), received_sat(claims) - rules.dust_sat))
+
+
+def is_starved(
+    claims: Sequence[Claim], destination_script: bytes, fee: Sat, rate_sat_per_vb: int, rules: Rules
+) -> bool:
+    """Say whether a settlement pays less than it should because more would leave an output of dust."""
+    size = settlement_size(claims, destination_script)
+    return fee < min(size * rate_sat_per_vb, budget_sat(claims, size, rules.fee_share_percent))
 
 
 def plan_reserve_fee(claims: Sequence[Claim], reserve: Reserve, rate_sat_per_vb: int, rules: Rules) -> Sat | None:

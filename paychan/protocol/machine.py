@@ -167,10 +167,17 @@ def _close_by_us(channel: Channel, command: Close, view: View, _verifier: Paymen
     return Rejected(problem) if problem is not None else close(channel, command.reason, view)
 
 
+def can_move(channel: Channel) -> bool:
+    """Say whether a channel can go on at the change output of a withdrawal: a v2 channel whose change funds it again.
+
+    PROTOCOL §6.2: "so that the server can move received value without the client".
+    """
+    return bool(channel.secret) and channel.change_script == channel.terms.funding_script
+
+
 def _withdrawal_problem(channel: Channel, view: View) -> PaychanError | None:
-    """A channel can go on only if its change pays to its own script (PROTOCOL §6.5), and has time to."""
     limit = channel.terms.expiry - view.rules.settlement_period_seconds
-    if not channel.secret or channel.change_script != channel.terms.funding_script:
+    if not can_move(channel):
         return NotWithdrawable(reason="its change does not go back to its funding address")
     if channel.offered is not None:
         return PaymentPending(change_sat=channel.offered.change_sat)
@@ -192,7 +199,7 @@ def close(
         offered_data="",
         closing=Closing(reason, view.now, client_fee_sat),
     )
-    plan = plan_closing(closing, _LARGEST_DESTINATION, view.rules)
+    plan = plan_closing([closing], _LARGEST_DESTINATION, view.rules)
     if isinstance(plan, Shortfall):
         return Rejected(NotEconomical(got_sat=plan.received_sat, need_sat=plan.needed_sat))
     return Accepted(closing, value_sat)

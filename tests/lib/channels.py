@@ -30,12 +30,13 @@ from paychan.protocol.channel import (
     State,
     View,
 )
-from paychan.protocol.fees import plan_closing
+from paychan.protocol.fees import Shortfall, plan_closing
 from paychan.protocol.machine import apply
 from paychan.protocol.opening import open_channel
 from paychan.protocol.payment import Payment, sign_payment
+from paychan.protocol.rest import opening_secret
 from paychan.protocol.scripts import ChannelTerms, make_terms
-from paychan.protocol.settlement import Settlement, Shortfall, sign_settlement
+from paychan.protocol.settlement import Settlement, sign_settlement
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 
 NOW = UnixTime(1_500_000_000)
@@ -60,11 +61,16 @@ SERVER_DESTINATION = key_script(private_key("server destination").public_key.for
 
 
 class Payer(Struct, frozen=True):
-    """The client of one channel, and for tests the server's key of it too."""
+    """The client of one channel, and for tests the server's key of it too.
+
+    One that is `movable` is a v2 client whose change funds the channel again; `at` is where it went on, if it did.
+    """
 
     seed: str
     expiry: UnixTime = UnixTime(NOW + 30 * DAY_SECONDS)
     funding_sat: Sat = Sat(1_000_000)
+    movable: bool = False
+    at: OutPoint | None = None
 
     @property
     def key(self) -> PrivateKey:
@@ -80,11 +86,11 @@ class Payer(Struct, frozen=True):
 
     @property
     def outpoint(self) -> OutPoint:
-        return OutPoint(sha256(f"funding {self.seed}".encode()).digest(), len(self.seed) % 3)
+        return self.at or OutPoint(sha256(f"funding {self.seed}".encode()).digest(), len(self.seed) % 3)
 
     @property
     def change_script(self) -> bytes:
-        return key_script(self.key.public_key.format())
+        return self.terms.funding_script if self.movable else key_script(self.key.public_key.format())
 
     def payment(self, change_sat: int) -> Payment:
         """Sign the payment that leaves `change_sat` to the client."""
@@ -92,14 +98,16 @@ class Payer(Struct, frozen=True):
 
     def opening(self, paid_sat: int = 10_000) -> Opening:
         """The request for the channel, whose first payment is of `paid_sat`."""
+        payment = self.payment(self.funding_sat - paid_sat)
         return Opening(
             terms=self.terms,
             outpoint=self.outpoint,
             funding_sat=self.funding_sat,
             confirmations=RULES.min_confirmations,
             change_script=self.change_script,
-            payment=self.payment(self.funding_sat - paid_sat),
+            payment=payment,
             price_sat=Sat(0),
+            secret=opening_secret(payment) if self.movable else b"",
         )
 
     def channel(self, paid_sat: int = 10_000) -> Channel:
@@ -111,29 +119,29 @@ class Payer(Struct, frozen=True):
         payment = self.payment(channel.payment.change_sat - paid_sat)
         return accepted(apply(channel, Pay(payment), VIEW))
 
-    def settlement(self, channel: Channel) -> Settlement:
+    def settlement(self, channel: Channel, rate_sat_per_vb: int | None = None) -> Settlement:
         """The settlement of a closing channel, as the signer would return it."""
-        assert channel.closing is not None
-        reason, client_fee_sat = channel.closing.reason, channel.closing.client_fee_sat
-        fee_sat = plan_closing(channel, SERVER_DESTINATION, RULES, reason, client_fee_sat)
+        fee_sat = plan_closing([channel], SERVER_DESTINATION, RULES, rate_sat_per_vb)
         assert not isinstance(fee_sat, Shortfall)
         return sign_settlement(
             [channel.claim], SERVER_DESTINATION, fee_sat, lambda _, digest: self.server_key.sign(digest, hasher=None)
         )
 
-    def history(self, state: State, paid_sat: int = 10_000) -> list[Channel]:
+    def history(
+        self, state: State, paid_sat: int = 10_000, reason: CloseReason = CloseReason.OPERATOR
+    ) -> list[Channel]:
         """Every version of a channel from its opening to a state, each one command after the other."""
         versions = [self.channel(paid_sat)]
         if state is State.OPEN:
             return versions
         if state is State.LOST:
             return [*versions, step(versions[-1], SpentElsewhere(sha256(self.seed.encode()).digest()))]
-        versions.append(step(versions[-1], Close(CloseReason.OPERATOR)))
+        versions.append(step(versions[-1], Close(reason)))
         versions.append(step(versions[-1], Signed(self.settlement(versions[-1]))))
         later: dict[State, list[Command]] = {
             State.CLOSING: [],
             State.PUBLISHED: [Published()],
-            State.CLOSED: [Published(), Confirmed()],
+            State.CLOSED: [Published(), confirmed(versions[-1])],
         }
         for command in later[state]:
             versions.append(step(versions[-1], command))
@@ -144,6 +152,13 @@ def accepted(outcome: Outcome) -> Channel:
     """The channel of an outcome that must not be a refusal."""
     assert isinstance(outcome, Accepted), outcome
     return outcome.channel
+
+
+def confirmed(channel: Channel) -> Confirmed:
+    """That the newest settlement of a channel is deep in the chain."""
+    assert channel.closing is not None
+    assert channel.closing.settlement is not None
+    return Confirmed(channel.closing.settlement.txid)
 
 
 def step(channel: Channel, command: Command) -> Channel:

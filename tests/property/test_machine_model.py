@@ -5,6 +5,7 @@ The model knows the rules of PROTOCOL §6.4, §7.1 and §8.1 in its own words an
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -38,7 +39,7 @@ from paychan.protocol.channel import (
     View,
 )
 from paychan.protocol.machine import apply
-from paychan.protocol.opening import open_channel
+from paychan.protocol.opening import open_channel, successor
 from paychan.protocol.payment import Payment
 from paychan.protocol.record import decode_record, encode_record
 from paychan.protocol.settlement import Settlement
@@ -60,24 +61,28 @@ class Life(RuleBasedStateMachine):
     # --- opening ----------------------------------------------------------------------------------------------------
 
     @initialize(
+        movable=st.booleans(),
         funding=st.sampled_from([800, 2_000, 3_000, 1_000_000]),
         paid=st.sampled_from([0, 1, 100, 250, 900, 1_000, 1_400]),
         expiry=st.sampled_from([NOW + 30 * PERIOD, 2**31 - 1, 2**31, 2**32 - 1]),
     )
-    def open(self, funding: int, paid: int, expiry: int) -> None:
+    def open(self, movable: bool, funding: int, paid: int, expiry: int) -> None:
         assume(funding - paid >= DUST)
-        self.payer = Payer("model", UnixTime(expiry), Sat(funding))
+        self.payer = Payer("model", UnixTime(expiry), Sat(funding), movable)
         self.channel = accepted(open_channel(self.payer.opening(paid), VIEW))
         self.funding, self.change, self.offered = funding, funding - paid, 0
-        self.has_offer = self.signed = False
+        self.has_offer = self.signed = self.moves = self.moved = False
         self.state, self.payments, self.seq, self.income = State.OPEN, 0, 1, paid
+        self.withdrawn, self.first_funding = 0, funding
 
     # --- the model's own arithmetic ---------------------------------------------------------------------------------
 
     def size(self, payment: Payment, *, change: bool, server: bool) -> int:
         """Bytes of the settlement, counted by hand: the longest server signature, the largest destination."""
         script_sig = 1 + len(payment.signature) + 1 + 1 + 72 + 1 + 2 + (80 if self.channel.terms.expiry < 2**31 else 81)
-        outputs = (8 + 1 + 25 if change else 0) + (8 + 1 + LARGEST_DESTINATION if server else 0)
+        outputs = (8 + 1 + len(self.payer.change_script) if change else 0) + (
+            8 + 1 + LARGEST_DESTINATION if server else 0
+        )
         return 4 + 1 + 36 + 1 + script_sig + 4 + 1 + outputs + 4
 
     def settles(self, payment: Payment, *, asked: bool) -> bool:
@@ -89,6 +94,8 @@ class Life(RuleBasedStateMachine):
 
     def ended(self) -> str:
         """The code that a channel outside OPEN answers with."""
+        if self.moves and self.state is not State.LOST:
+            return "channel_moved" if self.moved else "channel_moving"
         return {
             State.CLOSING: "channel_closing",
             State.PUBLISHED: "channel_closed",
@@ -221,7 +228,7 @@ class Life(RuleBasedStateMachine):
         assume(new >= 0)
         payment = self.sign(new, nonce)
         outcome = self.give(CloseByPayment(payment))
-        if self.state in {State.CLOSING, State.LOST}:
+        if self.state in {State.CLOSING, State.LOST} or self.moves:
             self.expect(outcome, self.ended())
         elif self.state is not State.OPEN:
             self.expect(outcome, None, changes=False)
@@ -249,6 +256,34 @@ class Life(RuleBasedStateMachine):
         else:
             self.expect(outcome, None, changes=False)
 
+    @rule(late=st.booleans())
+    def withdraw(self, late: bool) -> None:
+        """What was earned is settled; only a channel whose change funds it again can go on."""
+        outcome = self.give(Close(CloseReason.WITHDRAW), late=late)
+        if self.state is not State.OPEN:
+            self.expect(outcome, self.ended() if self.state is State.LOST else None, changes=False)
+        elif not self.payer.movable:
+            self.expect(outcome, "not_withdrawable")
+        elif self.has_offer:
+            self.expect(outcome, "payment_pending")
+        elif late:
+            self.expect(outcome, "channel_expiring")
+        else:
+            self.close(outcome, self.channel.payment, asked=False)
+            self.moves = self.state is State.CLOSING
+
+    @precondition(lambda self: self.moved and self.state is State.CLOSED)
+    @rule()
+    def go_on_elsewhere(self) -> None:
+        """The successor holds what was left, has received nothing, and takes payments signed for its own output."""
+        assert self.channel.closing is not None
+        self.channel = successor(self.channel, NOW)
+        at = self.channel.outpoint
+        self.withdrawn += self.income
+        self.funding, self.income = self.change, 0
+        self.payer = msgspec.structs.replace(self.payer, funding_sat=Sat(self.funding), at=at)
+        self.state, self.seq, self.signed, self.moves, self.moved = State.OPEN, 1, False, False, False
+
     def close(self, outcome: Outcome, payment: Payment, *, asked: bool) -> None:
         """A channel is closed if that pays for itself; an offer that nobody answered for is dropped."""
         if not self.settles(payment, asked=asked):
@@ -264,9 +299,14 @@ class Life(RuleBasedStateMachine):
         if self.state is State.CLOSING and not self.signed:
             self.sign_settlement()
         else:
-            self.watch(Published() if self.state is State.CLOSING else Confirmed())
+            self.watch(Published() if self.state is State.CLOSING else Confirmed(self.newest().txid))
 
-    @rule(command=st.sampled_from([Published(), Confirmed(), Vanished(), Vanished()]))
+    def newest(self) -> Settlement:
+        assert self.channel.closing is not None
+        assert self.channel.closing.settlement is not None
+        return self.channel.closing.settlement
+
+    @rule(command=st.sampled_from([Published(), Confirmed(b"\x44" * 32), Vanished(), Vanished()]))
     def watch(self, command: Command) -> None:
         """News of the chain, whether they fit or not: those that don't change nothing."""
         after: dict[tuple[State, type], State] = {
@@ -277,16 +317,33 @@ class Life(RuleBasedStateMachine):
         }
         state = after.get((self.state, type(command)), self.state)
         self.expect(self.give(command), None, changes=state is not self.state)
+        self.moved = self.moved or (self.moves and state is State.CLOSED)
+        if state is State.CLOSED and isinstance(command, Confirmed) and self.state is State.PUBLISHED:
+            assert self.channel.closing is not None
+            assert (self.channel.closing.spent_by or self.newest().txid) == command.txid
         self.state = state
 
     @precondition(lambda self: self.state is not State.OPEN)
     @rule()
     def sign_settlement(self) -> None:
-        """The signer's answer counts once, and only while the channel is closing; then it can always be planned."""
+        """The signer's first answer counts, while the channel is closing; then it can always be planned."""
         counts = self.state is State.CLOSING and not self.signed
-        settlement = self.payer.settlement(self.channel) if counts else Settlement(b"late", b"\x33" * 32, Sat(1))
+        settlement = self.payer.settlement(self.channel) if counts else Settlement(b"l" * 999, b"\x33" * 32, Sat(1))
         self.expect(self.give(Signed(settlement)), None, changes=counts)
         self.signed = self.signed or counts
+
+    @precondition(lambda self: self.signed)
+    @rule(percent=st.sampled_from([-10, 0, 1, 25, 300]))
+    def sign_again(self, percent: int) -> None:
+        """A settlement at a higher rate takes the place of the last one until a block has one of them."""
+        paid = self.newest()
+        fee = paid.fee_sat + (paid.fee_sat * percent + 99) // 100
+        counts = fee > paid.fee_sat and self.state in {State.CLOSING, State.PUBLISHED}
+        again = Settlement(paid.transaction, bytes([percent % 256]) * 32, Sat(fee))
+        self.expect(self.give(Signed(again)), None, changes=counts)
+        if counts:
+            self.state = State.CLOSING
+            assert self.newest() == again
 
     @precondition(lambda self: self.seq > 3)
     @rule()
@@ -305,6 +362,7 @@ class Life(RuleBasedStateMachine):
         assert (channel.offered.change_sat if channel.offered else None) == (self.offered if self.has_offer else None)
         assert channel.offered_data == ("order" if self.has_offer else "")
         assert channel.received_sat == self.funding - self.change == self.income
+        assert self.withdrawn + self.income + self.change == self.first_funding
         assert decode_record(encode_record(channel)) == channel
 
 

@@ -33,8 +33,9 @@ from paychan.protocol.errors import ChainUnavailable, PaymentPending
 from paychan.protocol.machine import TRANSITIONS, apply
 from paychan.protocol.payment import Payment, PaymentVerifier, sign_payment
 from paychan.protocol.record import decode_record, encode_record
+from paychan.protocol.settlement import Settlement
 from paychan.protocol.types import Sat, UnixTime
-from tests.lib.channels import RULES, SERVER_DESTINATION, VIEW, Payer, step
+from tests.lib.channels import RULES, SERVER_DESTINATION, VIEW, Payer, confirmed, step
 from tests.vectors.record.generate import samples
 
 ARROWS = {
@@ -60,14 +61,29 @@ VIEWS = {
 }
 
 
+def owner(channel: Channel) -> Payer:
+    """The client of a sample."""
+    movable = channel.change_script == channel.terms.funding_script
+    return Payer("frozen sample", channel.terms.expiry, movable=movable, at=channel.outpoint)
+
+
+def dearer(channel: Channel) -> Settlement:
+    """A settlement at twice the rate that the channel's has."""
+    assert channel.closing is not None
+    assert channel.closing.settlement is not None
+    paid = channel.closing.settlement
+    return msgspec.structs.replace(paid, fee_sat=Sat(2 * paid.fee_sat), txid=b"\x13" * 32)
+
+
 def commands(channel: Channel) -> list[Command]:
     """Commands of every kind for a channel, good ones and bad ones."""
-    payer = Payer("frozen sample", channel.terms.expiry)
+    payer = owner(channel)
     change = channel.payment.change_sat
     other_signer = Payer("somebody else", channel.terms.expiry)
     payments = [payer.payment(max(change - less, 0)) for less in (-1, 0, 1, 1_000, change)]
     payments += [payer.payment(1), other_signer.payment(change), Payment(Sat(change), payments[1].signature, 0x01)]
-    settlement = payer.settlement(step(payer.channel(), Close(CloseReason.OPERATOR)))
+    plain = Payer("frozen sample", channel.terms.expiry)
+    settlement = plain.settlement(step(plain.channel(), Close(CloseReason.OPERATOR)))
     elsewhere = sign_payment(payer.key, payer.terms, payer.outpoint, SERVER_DESTINATION, Sat(max(change - 5_000, 0)))
     return [
         *(Pay(payment) for payment in payments),
@@ -78,8 +94,10 @@ def commands(channel: Channel) -> list[Command]:
         Answer(),
         Answer("sold out"),
         Signed(settlement),
+        *([Signed(dearer(channel))] if channel.closing and channel.closing.settlement else []),
         Published(),
-        Confirmed(),
+        *([confirmed(channel)] if channel.closing and channel.closing.settlement else []),
+        Confirmed(b"\x12" * 32),
         Vanished(),
         SpentElsewhere(b"\x11" * 32),
     ]
@@ -135,7 +153,7 @@ def test_sequence_number_counts_changes(channel: Channel, view: View) -> None:
 
 @each_case
 def test_settling_is_never_undone(channel: Channel, view: View) -> None:
-    """A signed settlement is never replaced or forgotten, and neither is why and when closing began."""
+    """A signed settlement is replaced by a dearer one alone and never forgotten; nor is why and when closing began."""
     if channel.closing is None:
         return
     for command in commands(channel):
@@ -144,7 +162,8 @@ def test_settling_is_never_undone(channel: Channel, view: View) -> None:
             after = outcome.channel.closing
             assert after is not None
             assert (after.reason, after.begun_at) == (channel.closing.reason, channel.closing.begun_at)
-            assert after.settlement == channel.closing.settlement or channel.closing.settlement is None
+            before = channel.closing.settlement
+            assert before is None or after.settlement == before or after.settlement.is_dearer_than(before)
 
 
 @each_case

@@ -31,6 +31,7 @@ PURE = {
         "binascii",
         "collections.abc",
         "enum",
+        "functools",
         "hashlib",
         "json",
         "re",

@@ -10,6 +10,7 @@ import pytest
 
 from paychan.protocol.channel import CloseReason, State, Step, next_step
 from paychan.protocol.record import VERSION, DamagedRecord, decode_record, encode_record, record_seq
+from paychan.protocol.types import OutPoint
 from tests.lib.channels import Payer
 from tests.lib.vectors import DIRECTORY
 from tests.vectors.record.generate import samples
@@ -31,11 +32,27 @@ MEANING: dict[str, tuple[State, int, int, int, CloseReason | None, Step | None]]
     "v1_closing_signed": (State.CLOSING, 5, 2, 15_001, CloseReason.EXPIRY, Step.PUBLISH),
     "v1_closing_vanished": (State.CLOSING, 7, 2, 15_001, CloseReason.EXPIRY, Step.PUBLISH),
     "v1_published": (State.PUBLISHED, 6, 2, 15_001, CloseReason.EXPIRY, Step.WATCH),
+    "v1_closing_outbid": (State.CLOSING, 7, 2, 15_001, CloseReason.EXPIRY, Step.PUBLISH),
+    "v1_closing_withdraw": (State.CLOSING, 2, 0, 10_000, CloseReason.WITHDRAW, Step.SIGN),
+    "v1_closed_withdrawn": (State.CLOSED, 5, 0, 10_000, CloseReason.WITHDRAW, None),
+    "v1_open_moved": (State.OPEN, 1, 0, 0, None, None),
+    "v1_closed_malleated": (State.CLOSED, 7, 2, 15_001, CloseReason.EXPIRY, None),
     "v1_closed": (State.CLOSED, 7, 2, 15_001, CloseReason.EXPIRY, None),
     "v1_closed_drained": (State.CLOSED, 7, 3, 1_000_000, CloseReason.DRAINED, None),
     "v1_lost_open": (State.LOST, 2, 0, 10_000, CloseReason.EXPIRY, None),
     "v1_lost_published": (State.LOST, 7, 2, 15_001, CloseReason.EXPIRY, None),
 }
+
+
+WITHDRAWAL = bytes.fromhex("9179faa7f521b9da0c4c2565ed91eca19981155f84b731f652d7e557dbe61eab")
+MOVED = {"v1_open_moved": (OutPoint(WITHDRAWAL, 0), 990_000)}
+SPENT_BY = {
+    "v1_lost_open": b"\x4c" * 32,
+    "v1_lost_published": b"\x4c" * 32,
+    "v1_closed_malleated": b"\x4d" * 32,
+    "v1_closed_withdrawn": WITHDRAWAL,
+}
+NAMED_BY_SECRET = {"v1_open_v2", "v1_closing_withdraw", "v1_closed_withdrawn", "v1_open_moved"}
 
 
 def resealed(raw: bytes, body: Any) -> bytes:
@@ -66,10 +83,11 @@ def test_frozen_samples_mean_what_they_meant(name: str) -> None:
         next_step(channel),
     )
     payer = Payer("frozen sample", channel.terms.expiry)
-    assert (channel.terms, channel.outpoint, channel.funding_sat) == (payer.terms, payer.outpoint, payer.funding_sat)
-    assert (channel.closing.spent_by if channel.closing else b"") == (b"\x4c" * 32 if "lost" in name else b"")
+    assert channel.terms == payer.terms
+    assert (channel.outpoint, channel.funding_sat) == MOVED.get(name, (payer.outpoint, payer.funding_sat))
+    assert (channel.closing.spent_by if channel.closing else b"") == SPENT_BY.get(name, b"")
     assert channel.offered_data == ("an order" if name == "v1_open_offered" else "")
-    assert len(channel.secret) == (32 if name == "v1_open_v2" else 0)
+    assert len(channel.secret) == (32 if name in NAMED_BY_SECRET else 0)
 
 
 @each_sample

@@ -10,15 +10,13 @@ from bitcoin.core.script import CScript
 
 from paychan.protocol import settlement
 from paychan.protocol.address import key_script
+from paychan.protocol.fees import RELAY_FLOOR_SAT_PER_VB, Shortfall, plan_fee
 from paychan.protocol.payment import Payment
 from paychan.protocol.settlement import (
     MAX_SIGNATURE_BYTES,
-    RELAY_FLOOR_SAT_PER_VB,
     Claim,
     Settlement,
-    Shortfall,
     build_settlement,
-    plan_fee,
     settlement_size,
     sign_settlement,
 )

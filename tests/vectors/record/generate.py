@@ -23,16 +23,17 @@ from paychan.protocol.channel import (
     Published,
     Signed,
     SpentElsewhere,
+    State,
     Vanished,
     View,
 )
 from paychan.protocol.machine import apply
-from paychan.protocol.opening import open_channel
+from paychan.protocol.opening import open_channel, successor
 from paychan.protocol.payment import sign_payment
 from paychan.protocol.record import VERSION, encode_record
 from paychan.protocol.rest import opening_secret
 from paychan.protocol.types import Sat, UnixTime
-from tests.lib.channels import RULES, SERVER_DESTINATION, VIEW, Payer, accepted, step
+from tests.lib.channels import RULES, SERVER_DESTINATION, VIEW, Payer, accepted, confirmed, step
 
 DIRECTORY = Path(__file__).parent
 
@@ -50,6 +51,9 @@ def samples() -> dict[str, Channel]:
     published = step(signed, Published())
     drained = step(paid, Pay(payer.payment(0)))
     drained_signed = step(drained, Signed(payer.settlement(drained)))
+    closed = step(published, confirmed(published))
+    mover = Payer("frozen sample", movable=True)
+    moving = mover.history(State.CLOSED, reason=CloseReason.WITHDRAW)
     return {
         "open": opened,
         "open_v2": _opened_in_v2(late),
@@ -63,8 +67,13 @@ def samples() -> dict[str, Channel]:
         "closing_signed": signed,
         "closing_vanished": step(published, Vanished()),
         "published": published,
-        "closed": step(published, Confirmed()),
-        "closed_drained": step(step(drained_signed, Published()), Confirmed()),
+        "closing_outbid": step(published, Signed(payer.settlement(published, RULES.fee_sat_per_vb * 2))),
+        "closed": closed,
+        "closed_malleated": step(published, Confirmed(b"\x4d" * 32)),
+        "closed_drained": step(step(drained_signed, Published()), confirmed(drained_signed)),
+        "closing_withdraw": moving[1],
+        "closed_withdrawn": moving[-1],
+        "open_moved": successor(moving[-1], VIEW.now),
         "lost_open": step(opened, SpentElsewhere(b"\x4c" * 32)),
         "lost_published": step(published, SpentElsewhere(b"\x4c" * 32)),
     }

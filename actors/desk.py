@@ -1,0 +1,319 @@
+"""The desk: what is signed for channels that close, alone or together, for which fee, and when it is signed again.
+
+What is tried, in this order:
+
+1. Sign alone, at once, at the rate that the curve of `fees` says. Drained channels may wait a while for company.
+2. When the curve has risen enough, replace the settlement by one that pays more out of our own output.
+3. Where our output is too small for that, let a coin of the reserve help.
+4. Where a replacement would have to pay for what others hung onto the settlement (pinning), and that is beyond the
+   budget, let a child of our own output pay instead: miners take both for the child's sake.
+
+Several channels in one transaction ask one by one; the first to ask has it signed for all of them. The desk keeps
+nothing that a restart would miss: records hold what was signed, and the signer refuses to sign for less than before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+import structlog
+from bitcoin.core import CTransaction
+
+from actors.world import World
+from paychan.chain.base import ChainFailed, Spend
+from paychan.protocol.channel import Channel, State
+from paychan.protocol.errors import NotEconomical, PublishFailed, SignerUnavailable, SigningFailed
+from paychan.protocol.fees import (
+    Shortfall,
+    is_outbid,
+    is_starved,
+    is_urgent,
+    most_sat,
+    plan_child_fee,
+    plan_closing,
+    plan_reserve_fee,
+    wanted_rate,
+)
+from paychan.protocol.settlement import Claim, Coin, Reserve, Settlement
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+from paychan.signing.base import SignerAbsent, SignerRefused
+
+log = structlog.get_logger("desk")
+
+Read = Callable[[OutPoint], Awaitable[Channel | None]]
+
+
+class Desk:
+    """Has settlements signed. Runs on the event loop, called by the actors of closing channels."""
+
+    def __init__(self, world: World, read: Read) -> None:
+        self._world = world
+        self._read = read
+        self._waiting: dict[OutPoint, Channel] = {}
+        self._batches: dict[OutPoint, asyncio.Task[dict[OutPoint, Settlement]]] = {}
+        self._replacing: dict[bytes, asyncio.Task[Settlement | None]] = {}
+        self._told: tuple[str, set[bytes]] = ("", set())
+        self._children: dict[bytes, Settlement] = {}
+        self.pinned: dict[OutPoint, str] = {}
+        """Settlements that can't be made dearer, and why: for the operator."""
+
+    # --- the first settlement ---------------------------------------------------------------------------------------
+
+    async def first(self, channel: Channel) -> Settlement | None:
+        """Sign a closing channel's first settlement; None while it waits for company.
+
+        Raises:
+            SignerUnavailable, SigningFailed, NotEconomical: it stays as it is.
+        """
+        batch = self._batches.pop(channel.outpoint, None) or self._form_batch(channel)
+        if batch is not None:
+            self._batches.pop(channel.outpoint, None)
+            together = (await asyncio.shield(batch)).get(channel.outpoint)
+            if together is not None:
+                return together
+        return None if channel.outpoint in self._waiting else await self._sign([channel])
+
+    def _form_batch(self, channel: Channel) -> asyncio.Task[dict[OutPoint, Settlement]] | None:
+        """Let a drained channel wait for others; when they have waited long enough, or are enough, settle them.
+
+        A channel with change never waits, but takes along those who do. Nobody waits who is near the deadline.
+        """
+        world, now = self._world, self._world.now()
+        if not world.batch_seconds or channel.moves or is_urgent(channel, world.rules, now):
+            self._waiting.pop(channel.outpoint, None)
+            return None
+        members = [waiting for waiting in self._waiting.values() if waiting.outpoint != channel.outpoint]
+        if channel.payment.change_sat == 0:
+            self._waiting[channel.outpoint] = channel
+            begun = min(each.closing.begun_at for each in (channel, *members) if each.closing)
+            if now - begun < world.batch_seconds and len(self._waiting) < world.batch_channels:
+                return None
+        members = [channel, *members][: world.batch_channels]
+        if len(members) == 1:
+            self._waiting.pop(channel.outpoint, None)
+            return None
+        batch = asyncio.create_task(self._sign_together(members))
+        for member in members:
+            self._waiting.pop(member.outpoint, None)
+            self._batches[member.outpoint] = batch
+        return batch
+
+    async def _sign_together(self, members: Sequence[Channel]) -> dict[OutPoint, Settlement]:
+        """Sign one settlement for all whose funding is there; whoever is left out settles alone."""
+        try:
+            there = await self._world.chain.unspent([member.outpoint for member in members])
+            together = [member for member in members if member.outpoint in there]
+            if len(together) < 2:
+                return {}
+            settlement = await self._sign(together)
+        except (ChainFailed, SigningFailed, NotEconomical) as error:
+            log.warning("no batch", channels=len(members), reason=str(error))
+            return {}
+        log.info("batch", channels=len(together), txid=settlement.txid[::-1].hex(), fee_sat=settlement.fee_sat)
+        return {member.outpoint: settlement for member in together}
+
+    # --- a dearer one -----------------------------------------------------------------------------------------------
+
+    async def dearer(self, channel: Channel, spend: Spend | None) -> Settlement | None:
+        """Sign a settlement that pays more than the last, if it is time or what `spend` shows asks for it.
+
+        `spend` is what spends the funding output in our mempool: the last settlement, an earlier one, or a refund.
+
+        Raises:
+            SignerUnavailable, SigningFailed, PublishFailed: the last one stays.
+        """
+        paid = channel.closing.settlement if channel.closing else None
+        if paid is None or (spend is not None and spend.confirmations):
+            return None
+        if not self._is_due(channel, paid, spend):
+            return None
+        task = self._replacing.get(paid.txid)
+        if task is None:
+            task = self._replacing[paid.txid] = asyncio.create_task(self._replace(channel, paid, spend))
+            task.add_done_callback(lambda _: self._replacing.pop(paid.txid, None))
+        return await asyncio.shield(task)
+
+    def _is_due(self, channel: Channel, paid: Settlement, spend: Spend | None) -> bool:
+        """By the curve, because it is not relayed any more, or because something else is in its place."""
+        world = self._world
+        rate = wanted_rate(channel, world.rules, world.now(), world.chain_view.fees)
+        below_floor = paid.fee_sat < paid.size * world.chain_view.fees.floor_sat_per_vb
+        return is_outbid(paid, rate) or below_floor or (spend is not None and spend.txid != paid.txid)
+
+    async def _replace(self, channel: Channel, paid: Settlement, spend: Spend | None) -> Settlement | None:
+        records = await self._others(channel, paid)
+        adopted = next((other for record in records if (other := _better(record, channel, paid))), None)
+        if adopted is not None:
+            return adopted
+        members = await self._members(channel, [record for record in records if _has(record, paid)])
+        rate, claims = self._rate(members), _claims(members)
+        most = most_sat(claims, paid.size, self._world.rules)
+        least, wanted = await self._least_fee(paid, spend), Sat(min(rate * paid.size, most))
+        if wanted < least:
+            in_place = spend is not None and spend.txid == paid.txid and len(members) == len(records)
+            if in_place and await self._push(members, paid, rate):
+                return None
+            if least > most:
+                self._pin(channel, f"replacing it takes {least} sat, the budget is {most} sat")
+                return None
+        self.pinned.pop(channel.outpoint, None)
+        with _signer_errors():
+            if max(wanted, least) > paid.fee_sat:
+                better: Settlement | None = await self._sign(members, least)
+            else:
+                better = await self._lean_on_reserve(claims, rate, least)
+        return better if better is not None and better.is_dearer_than(paid) else None
+
+    async def _least_fee(self, paid: Settlement, spend: Spend | None) -> Sat:
+        """What a replacement must pay at least: for all that it throws out of the mempool, and for its own way."""
+        if spend is None:
+            return Sat(0)
+        try:
+            cost = await self._world.chain.replacement_cost(spend.txid)
+        except ChainFailed as error:
+            raise PublishFailed(reason=str(error)) from error
+        return Sat(cost + paid.size * self._world.chain_view.fees.increment_sat_per_vb) if cost is not None else Sat(0)
+
+    async def _others(self, channel: Channel, paid: Settlement) -> list[Channel]:
+        """The channels that a settlement settles, in the order of its inputs, as their newest records have it."""
+        spent = _spent(paid)
+        if len(spent) == 1:
+            return [channel]
+        return [record for outpoint in spent if (record := await self._read(outpoint)) is not None]
+
+    async def _members(self, channel: Channel, members: list[Channel]) -> list[Channel]:
+        """Leave out of a batch those whose funding output something has spent for good."""
+        if len(members) < 2:
+            return [channel]
+        try:
+            spends = [await self._world.chain.spender(member.outpoint) for member in members]
+        except ChainFailed as error:
+            raise PublishFailed(reason=str(error)) from error
+        there = [member for member, spend in zip(members, spends, strict=True) if not (spend and spend.confirmations)]
+        return there if channel.outpoint in {member.outpoint for member in there} else [channel]
+
+    async def _push(self, members: Sequence[Channel], paid: Settlement, rate: int) -> bool:
+        """Let a child of our own output pay; whether one does."""
+        own_sat = Sat(sum(member.received_sat for member in members) - paid.fee_sat)
+        fee = plan_child_fee(paid, own_sat, rate, self._world.rules)
+        pushed = self._children.get(paid.txid)
+        if pushed is not None and (fee is None or not is_outbid(pushed, fee // pushed.size)):
+            return True
+        if fee is None:
+            return False
+        signer = self._world.signer
+        try:
+            script = (await signer.public_key(*_key(members[0]))).destination_script
+            child = await signer.sign_child(_claims(members), script, paid.fee_sat, fee)
+            await self._world.chain.publish(paid.transaction, child.transaction)
+        except (SignerRefused, SignerAbsent, ChainFailed) as error:
+            log.warning("no child can pay", channel=str(members[0].outpoint), reason=str(error))
+            return False
+        log.info("child pays", channel=str(members[0].outpoint), txid=child.txid[::-1].hex(), fee_sat=fee)
+        self._children[paid.txid] = child
+        return True
+
+    def _pin(self, channel: Channel, reason: str) -> None:
+        if self.pinned.get(channel.outpoint) != reason:
+            log.error("settlement is pinned", channel=str(channel.outpoint), reason=reason)
+        self.pinned[channel.outpoint] = reason
+
+    # --- signing ----------------------------------------------------------------------------------------------------
+
+    def _rate(self, members: Sequence[Channel]) -> int:
+        world = self._world
+        return max(wanted_rate(member, world.rules, world.now(), world.chain_view.fees) for member in members)
+
+    async def _sign(self, members: Sequence[Channel], least_sat: Sat = Sat(0)) -> Settlement:
+        """Ask the signer for a settlement of these channels at the rate that the most pressing of them wants."""
+        rules, rate, claims = self._world.rules, self._rate(members), _claims(members)
+        with _signer_errors():
+            script = (await self._world.signer.public_key(*_key(members[0]))).destination_script
+            plan = plan_closing(members, script, rules, rate)
+            if isinstance(plan, Shortfall):
+                raise NotEconomical(got_sat=plan.received_sat, need_sat=plan.needed_sat)
+            fee = max(plan, least_sat)
+            leaning = None
+            if is_starved(claims, script, fee, rate, rules):
+                leaning = await self._lean_on_reserve(claims, rate, least_sat)
+            return leaning or await self._sign_for(claims, script, fee, None)
+
+    async def _sign_for(self, claims: Sequence[Claim], script: bytes, fee: Sat, reserve: Reserve | None) -> Settlement:
+        """Sign; where the signer once signed for more than this, a little more than that."""
+        world = self._world
+        try:
+            return await world.signer.sign_settlement(claims, script, fee, reserve)
+        except SignerRefused as error:
+            if not fee < error.need_sat <= most_sat(claims, 0, world.rules):
+                raise
+            return await world.signer.sign_settlement(claims, script, error.need_sat, reserve)
+
+    async def _lean_on_reserve(self, claims: Sequence[Claim], rate: int, least_sat: Sat) -> Settlement | None:
+        """Sign with the smallest coin of the reserve that will do, if there is one."""
+        world = self._world
+        reserve = Reserve(await world.signer.reserve_key())
+        try:
+            coins = await world.chain.funding(reserve)
+        except ChainFailed:
+            return None
+        for coin in sorted((coin for coin in coins if coin.confirmations), key=lambda coin: coin.value_sat):
+            leaning = Reserve(reserve.public_key, (Coin(coin.outpoint, coin.value_sat),))
+            fee = plan_reserve_fee(claims, leaning, rate, world.rules)
+            if fee is not None and fee >= least_sat:
+                return await self._sign_for(claims, leaning.funding_script, fee, leaning)
+        return None
+
+    # --- telling ----------------------------------------------------------------------------------------------------
+
+    def may_tell(self, settlement: Settlement) -> bool:
+        """Say whether a settlement is to be published once more: after each block."""
+        tip = self._world.chain_view.tip
+        if tip is not None and tip.block_hash != self._told[0]:
+            self._told = tip.block_hash, set()
+        new = settlement.txid not in self._told[1]
+        self.told(settlement)
+        return new
+
+    def told(self, settlement: Settlement) -> None:
+        """Note that it was published since the last block."""
+        self._told[1].add(settlement.txid)
+
+
+@contextlib.contextmanager
+def _signer_errors() -> Iterator[None]:
+    try:
+        yield
+    except SignerAbsent as error:
+        raise SignerUnavailable(reason=str(error)) from error
+    except SignerRefused as error:
+        raise SigningFailed(reason=str(error)) from error
+
+
+def _spent(settlement: Settlement) -> list[OutPoint]:
+    """What a settlement spends, in order."""
+    inputs = CTransaction.deserialize(settlement.transaction).vin
+    return [OutPoint(bytes(txin.prevout.hash), int(txin.prevout.n)) for txin in inputs]
+
+
+def _better(record: Channel, channel: Channel, paid: Settlement) -> Settlement | None:
+    """The settlement that another channel of the same batch has adopted already, if it settles this channel too."""
+    other = record.closing.settlement if record.closing else None
+    if other is None or not other.is_dearer_than(paid) or channel.outpoint not in _spent(other):
+        return None
+    return other
+
+
+def _claims(members: Sequence[Channel]) -> list[Claim]:
+    return [member.claim for member in members]
+
+
+def _key(channel: Channel) -> tuple[bytes, UnixTime]:
+    return channel.terms.client_key, channel.terms.expiry
+
+
+def _has(channel: Channel, settlement: Settlement) -> bool:
+    """Whether this is the settlement of a channel that is still closing."""
+    mine = channel.closing.settlement if channel.closing else None
+    return channel.state in (State.CLOSING, State.PUBLISHED) and mine is not None and mine.txid == settlement.txid
