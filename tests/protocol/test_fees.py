@@ -1,0 +1,182 @@
+"""Fees: the curve towards the deadline, what is replaced, and the budget over it all (threats 8 and 24)."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paychan.protocol.channel import Channel, Close, CloseReason
+from paychan.protocol.fees import (
+    ChainFees,
+    Shortfall,
+    budget_sat,
+    deadline,
+    is_outbid,
+    is_starved,
+    is_urgent,
+    most_sat,
+    plan_child_fee,
+    plan_closing,
+    plan_fee,
+    plan_reserve_fee,
+    wanted_rate,
+)
+from paychan.protocol.settlement import CHILD_BYTES, Coin, Reserve, Settlement, settlement_size
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+from tests.lib.channels import NOW, RULES, SERVER_DESTINATION, Payer, private_key, step
+
+HOUR = 3600
+WINDOW = 4 * HOUR
+rules = msgspec.structs.replace(
+    RULES, fee_sat_per_vb=10, max_fee_sat_per_vb=210, fee_share_percent=50, deadline_margin_seconds=2 * HOUR
+)
+EXPIRY = UnixTime(NOW + WINDOW + 2 * HOUR)
+CLOSING = step(Payer("fees").channel(), Close(CloseReason.OPERATOR))
+CLOSING = msgspec.structs.replace(CLOSING, terms=msgspec.structs.replace(CLOSING.terms, expiry=EXPIRY))
+RESERVE = Reserve(private_key("reserve").public_key.format(), (Coin(OutPoint(b"\x07" * 32, 1), Sat(50_000)),))
+
+
+def closing(received_sat: int) -> Channel:
+    """A closing channel that has received so much."""
+    return step(Payer("fees").channel(received_sat), Close(CloseReason.OPERATOR))
+
+
+def rate_after(seconds: int, estimate: int | None = None, floor: int = 1) -> int:
+    return wanted_rate(CLOSING, rules, UnixTime(NOW + seconds), ChainFees(estimate, floor))
+
+
+# --- the curve ------------------------------------------------------------------------------------------------------
+
+
+def test_the_deadline_is_a_margin_before_the_refund() -> None:
+    """The margin is taken from the expiry, which median time past reaches first for the refund."""
+    assert deadline(CLOSING, rules) == NOW + WINDOW
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate"),
+    [(-HOUR, 10), (0, 10), (WINDOW // 4, 13), (WINDOW // 2, 35), (WINDOW, 210), (WINDOW + 1, 210), (9 * WINDOW, 210)],
+)
+def test_the_rate_rises_with_the_cube_of_time(seconds: int, rate: int) -> None:
+    """An eighth of the way at half the time, all of it at the deadline and after it, and never outside."""
+    assert rate_after(seconds) == rate
+
+
+@pytest.mark.parametrize(
+    ("estimate", "floor", "rate"), [(None, 1, 10), (4, 1, 4), (4, 9, 9), (500, 1, 210), (None, 500, 210)]
+)
+def test_the_curve_begins_at_the_estimate(estimate: int | None, floor: int, rate: int) -> None:
+    """Or at the configured rate; never below what is relayed, never above the cap."""
+    assert rate_after(0, estimate, floor) == rate
+
+
+@given(st.lists(st.integers(-HOUR, 2 * WINDOW), min_size=2, max_size=5), st.integers(1, 400), st.integers(1, 400))
+def test_the_rate_never_falls_while_the_chain_stays_as_it_is(moments: list[int], estimate: int, floor: int) -> None:
+    """Whoever asks later hears as much or more, also another process: nothing but the record and the time counts."""
+    rates = [rate_after(moment, estimate, floor) for moment in sorted(moments)]
+
+    assert rates == sorted(rates)
+    assert all(1 <= rate <= rules.max_fee_sat_per_vb for rate in rates)
+
+
+def test_threat_34_what_is_overdue_pays_the_cap_at_once() -> None:
+    """A channel found closing after its deadline has no time for a curve."""
+    late = msgspec.structs.replace(CLOSING, terms=msgspec.structs.replace(CLOSING.terms, expiry=UnixTime(NOW + HOUR)))
+
+    assert wanted_rate(late, rules, NOW, ChainFees(1)) == rules.max_fee_sat_per_vb
+    assert is_urgent(late, rules, NOW)
+
+
+def test_half_of_the_time_makes_it_urgent() -> None:
+    """To the second."""
+    assert not is_urgent(CLOSING, rules, UnixTime(NOW + WINDOW // 2 - 1))
+    assert is_urgent(CLOSING, rules, UnixTime(NOW + WINDOW // 2))
+
+
+# --- replacing ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("paid", "rate", "outbid"),
+    [(3_000, 12, False), (3_000, 13, True), (300, 1, False), (300, 2, True), (900, 3, False), (900, 4, True)],
+)
+def test_a_settlement_is_replaced_when_the_rate_rose_by_a_quarter(paid: int, rate: int, outbid: bool) -> None:
+    """And by a satoshi a byte at least, which is what a replacement must pay for its own relay (BIP125 rule 4)."""
+    assert is_outbid(Settlement(bytes(300), b"", Sat(paid)), rate) is outbid
+
+
+def test_threat_8_from_the_floor_to_the_cap_there_are_few_replacements() -> None:
+    """The whole curve from 1 to 210 sat/vB in steps of a minute replaces fewer than 30 times, and ends at the cap."""
+    paid, replaced = Settlement(bytes(348), b"", Sat(348)), 0
+    for seconds in range(0, WINDOW + 60, 60):
+        rate = rate_after(seconds, 1)
+        if is_outbid(paid, rate):
+            paid, replaced = msgspec.structs.replace(paid, fee_sat=Sat(rate * 348)), replaced + 1
+
+    assert paid.fee_sat * 5 >= 210 * 348 * 4
+    assert 3 < replaced < 30
+
+
+# --- the budget -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("received", "fee"), [(1_000_000 - 546, 348 * 210), (20_000, 10_000), (1_500, 750)])
+def test_threat_8_fees_stay_within_a_share_of_what_was_received(received: int, fee: int) -> None:
+    """At the cap's rate: the cap while that is little beside the value, then the share."""
+    planned = plan_closing([closing(received)], SERVER_DESTINATION, rules, 210)
+
+    size = settlement_size([closing(received).claim], SERVER_DESTINATION)
+    assert planned == (size * 210 if received > 500_000 else fee)
+
+
+def test_relaying_is_paid_even_beyond_the_share() -> None:
+    """A tenth of 950 sat would take a settlement nowhere: the relay floor is paid."""
+    channel = closing(950)
+    size = settlement_size([channel.claim], SERVER_DESTINATION)
+    thrifty = msgspec.structs.replace(rules, fee_share_percent=10)
+
+    assert plan_closing([channel], SERVER_DESTINATION, thrifty, 50) == size
+    assert budget_sat([channel.claim], size, 10) == size
+
+
+@given(st.integers(0, 30_000), st.integers(1, 400), st.integers(1, 100))
+def test_threat_24_a_settlement_pays_out_of_what_it_brings(received: int, rate: int, share: int) -> None:
+    """Whatever was received, the fee comes out of it and leaves no dust; else there is no settlement."""
+    claim = Payer("fees").channel(received).claim
+    fee = plan_fee([claim], SERVER_DESTINATION, rate, rules.dust_sat, share_percent=share)
+    size = settlement_size([claim], SERVER_DESTINATION)
+    if isinstance(fee, Shortfall):
+        assert received < size + rules.dust_sat
+    else:
+        assert size <= fee <= max(size, min(rate * size, received * share // 100))
+        assert received - fee >= rules.dust_sat
+
+
+# --- the reserve and the child --------------------------------------------------------------------------------------
+
+
+def test_the_reserve_helps_where_our_output_would_be_dust() -> None:
+    """All that was received may become fee then; without a coin a part of it must stay as an output."""
+    generous = msgspec.structs.replace(rules, fee_share_percent=100)
+    claims = [closing(1_500).claim]
+    starving = plan_fee(claims, SERVER_DESTINATION, 4, rules.dust_sat)
+
+    assert starving == 1_500 - rules.dust_sat
+    assert is_starved(claims, SERVER_DESTINATION, Sat(1_500 - rules.dust_sat), 4, generous)
+    assert most_sat(claims, 348, generous) == 1_500 - rules.dust_sat
+    size = settlement_size(claims, RESERVE.funding_script, reserve=RESERVE)
+    assert plan_reserve_fee(claims, RESERVE, 3, generous) == 3 * size <= 1_500
+    assert plan_reserve_fee(claims, RESERVE, 4, generous) is None
+
+
+def test_threat_20_a_child_pays_what_both_lack() -> None:
+    """Parent and child together pay the rate; a child is not made where it would leave dust or lift nothing."""
+    parent = Settlement(bytes(348), b"", Sat(348))
+    fee = plan_child_fee(parent, Sat(100_000), 20, rules)
+
+    assert fee == 20 * (348 + CHILD_BYTES) - 348
+    assert plan_child_fee(parent, Sat(fee + rules.dust_sat), 20, rules) == fee
+    assert plan_child_fee(parent, Sat(fee + rules.dust_sat - 1), 20, rules) is None
+    assert plan_child_fee(msgspec.structs.replace(parent, fee_sat=Sat(20_000)), Sat(100_000), 20, rules) is None
