@@ -78,6 +78,11 @@ class SignerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return Path(self.key.seed_file or self.state_dir / "signer.seed").absolute()
 
     @property
+    def ledger_path(self) -> Path:
+        """Directory of what was signed."""
+        return self.state_dir / "signer.ledger"
+
+    @property
     def allowed_uids(self) -> frozenset[int]:
         return frozenset(self.socket.allowed_uids or (os.geteuid(),))
 

@@ -17,6 +17,7 @@ import structlog
 from msgspec import Struct
 
 from paychan.protocol.signerwire import (
+    ChildReply,
     Refusal,
     Reply,
     Request,
@@ -120,6 +121,8 @@ class Connections:
             log.warning("refused", tag=reply.tag, reason=reply.reason)
         elif isinstance(reply, SettlementReply):
             log.info("signed", txid=OutPoint(reply.settlement.txid, 0).txid_hex, fee_sat=reply.settlement.fee_sat)
+        elif isinstance(reply, ChildReply):
+            log.info("signed child", txid=OutPoint(reply.child.txid, 0).txid_hex, fee_sat=reply.child.fee_sat)
         try:
             writer.write(encode_frame(reply))
             async with asyncio.timeout(self._limits.request_seconds):

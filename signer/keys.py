@@ -31,6 +31,9 @@ CHANNEL_BRANCH = int.from_bytes(b"pchk", "big") | HARDENED
 DESTINATION_BRANCH = int.from_bytes(b"pchd", "big") | HARDENED
 """First level of its destinations. One level deeper than PROTOCOL §9.2's m/w1'/w2'/w3'/w4': the trees can't meet."""
 
+RESERVE_PATH = (int.from_bytes(b"pchr", "big") | HARDENED, HARDENED)
+"""The reserve's one key, in both trees: m/"pchr"'/0'. No other key of ours is at depth 2: it can't meet them."""
+
 CACHED_CHILDREN = 10_000
 """A derivation costs 0.2 ms, a signature 0.03; a child kept costs about a kilobyte."""
 
@@ -47,9 +50,21 @@ class Keys(Protocol):
     def sign(self, client_key: bytes, expiry: UnixTime, digest: bytes) -> bytes:
         """Sign 32 bytes with that server key: strict DER, low S, RFC 6979."""
 
+    def destination_key(self, client_key: bytes, expiry: UnixTime) -> bytes | None:
+        """Return the public key behind `destination_script`; None where the operator configured an address."""
+
+    def sign_destination(self, client_key: bytes, expiry: UnixTime, digest: bytes) -> bytes:
+        """Sign 32 bytes with the key behind `destination_key`, which must not be None."""
+
+    def reserve_key(self) -> bytes:
+        """Return the public key of the coins that help to pay for settlements."""
+
+    def sign_reserve(self, digest: bytes) -> bytes:
+        """Sign 32 bytes with that key."""
+
 
 class StaticKey:
-    """One key for all channels, as in v1 (PROTOCOL §9.1)."""
+    """One key for all channels, as in v1 (PROTOCOL §9.1), and for the reserve."""
 
     __slots__ = ("_destination", "_key")
 
@@ -64,6 +79,18 @@ class StaticKey:
         return self._destination
 
     def sign(self, client_key: bytes, expiry: UnixTime, digest: bytes) -> bytes:  # noqa: ARG002
+        return self._key.sign(digest, hasher=None)
+
+    def destination_key(self, client_key: bytes, expiry: UnixTime) -> None:
+        """The destination is always the operator's."""
+
+    def sign_destination(self, client_key: bytes, expiry: UnixTime, digest: bytes) -> bytes:
+        raise NotImplementedError
+
+    def reserve_key(self) -> bytes:
+        return self._key.public_key.format()
+
+    def sign_reserve(self, digest: bytes) -> bytes:
         return self._key.sign(digest, hasher=None)
 
 
@@ -107,38 +134,49 @@ def channel_words(client_key: bytes, expiry: UnixTime) -> list[int]:
 
 
 class TreeKeys:
-    """A key per channel, and perhaps a destination per channel, derived from one seed."""
+    """A key per channel, perhaps a destination per channel, and the reserve's key, derived from one seed."""
 
-    __slots__ = ("_channel_key", "_derived_destination", "_destination")
+    __slots__ = ("_channel_key", "_destination", "_destination_key", "_reserve_key")
 
     def __init__(
         self,
         channel_key: Callable[[bytes, UnixTime], Node],
         destination_key: Callable[[bytes, UnixTime], Node],
+        reserve_key: Node,
         destination: bytes | None,
     ) -> None:
-        def derived_destination(client_key: bytes, expiry: UnixTime) -> bytes:
-            return key_script(destination_key(client_key, expiry).key.public_key.format())
-
         self._channel_key = lru_cache(CACHED_CHILDREN)(channel_key)
-        self._derived_destination = lru_cache(CACHED_CHILDREN)(derived_destination)
+        self._destination_key = lru_cache(CACHED_CHILDREN)(destination_key)
+        self._reserve_key = reserve_key.key
         self._destination = destination
 
     def public_key(self, client_key: bytes, expiry: UnixTime) -> bytes:
         return self._channel_key(client_key, expiry).key.public_key.format()
 
     def destination_script(self, client_key: bytes, expiry: UnixTime) -> bytes:
-        return self._destination or self._derived_destination(client_key, expiry)
+        return self._destination or key_script(self._destination_key(client_key, expiry).key.public_key.format())
 
     def sign(self, client_key: bytes, expiry: UnixTime, digest: bytes) -> bytes:
         return self._channel_key(client_key, expiry).key.sign(digest, hasher=None)
+
+    def destination_key(self, client_key: bytes, expiry: UnixTime) -> bytes | None:
+        return None if self._destination else self._destination_key(client_key, expiry).key.public_key.format()
+
+    def sign_destination(self, client_key: bytes, expiry: UnixTime, digest: bytes) -> bytes:
+        return self._destination_key(client_key, expiry).key.sign(digest, hasher=None)
+
+    def reserve_key(self) -> bytes:
+        return self._reserve_key.public_key.format()
+
+    def sign_reserve(self, digest: bytes) -> bytes:
+        return self._reserve_key.sign(digest, hasher=None)
 
 
 def hardened_keys(seed: bytes, destination: bytes | None = None) -> TreeKeys:
     """Keys of which none tells anything about another; without `destination`, each channel has its own (P2PKH)."""
     root = Node.from_seed(seed)
     channels, destinations = root.child(CHANNEL_BRANCH), root.child(DESTINATION_BRANCH)
-    return TreeKeys(_hardened_below(channels), _hardened_below(destinations), destination)
+    return TreeKeys(_hardened_below(channels), _hardened_below(destinations), root.descend(RESERVE_PATH), destination)
 
 
 def rbpcp_v2_keys(seed: bytes, destination: bytes | None = None) -> TreeKeys:
@@ -151,7 +189,7 @@ def rbpcp_v2_keys(seed: bytes, destination: bytes | None = None) -> TreeKeys:
     def channel_key(client_key: bytes, expiry: UnixTime) -> Node:
         return root.descend(channel_words(client_key, expiry))
 
-    return TreeKeys(channel_key, _hardened_below(root), destination)
+    return TreeKeys(channel_key, _hardened_below(root), root.descend(RESERVE_PATH), destination)
 
 
 def _hardened_below(node: Node) -> Callable[[bytes, UnixTime], Node]:

@@ -57,7 +57,7 @@ def create_seed(path: Path) -> None:
             file.write(secrets.token_hex(SEED_BYTES).encode() + b"\n")
             file.flush()
             os.fsync(descriptor)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except FileExistsError:
         msg = f"{path} exists already and was left alone: a new seed would lose the keys of open channels"
         raise SeedError(msg) from None
@@ -87,7 +87,7 @@ def _parse(path: Path, content: bytes) -> bytes:
     return seed
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     """Make the new name itself survive a power loss."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -18,11 +19,13 @@ from typer.core import TyperGroup
 
 from paychan.protocol.address import encode_address
 from paychan.protocol.declared import SettingsError
+from paychan.protocol.settlement import Reserve
 from paychan.protocol.types import Network
 from signer.config import SignerConfig, load_signer_config
 from signer.connections import Connections, Limits
 from signer.handlers import Handler
 from signer.keys import DEBUG_KEY, Keys, StaticKey, hardened_keys, rbpcp_v2_keys
+from signer.ledger import LedgerFailed, LevelDbLedger
 from signer.seed import SeedError, create_seed, read_seed
 from signer.socketfile import SocketError, listening_socket
 
@@ -107,7 +110,7 @@ def start(file: Path) -> None:
     """Serve until a signal says stop.
 
     Raises:
-        SettingsError: no usable configuration, seed or socket.
+        SettingsError: no usable configuration, seed, socket or ledger.
     """
     config = load_signer_config(file)
     try:
@@ -117,6 +120,8 @@ def start(file: Path) -> None:
         raise SettingsError(str(file), "key.seed_file", str(error)) from None
     except SocketError as error:
         raise SettingsError(str(file), error.key, str(error)) from None
+    except LedgerFailed as error:
+        raise SettingsError(str(file), "state_dir", str(error)) from None
 
 
 def load_keys(config: SignerConfig) -> Keys:
@@ -140,27 +145,31 @@ async def _serve(config: SignerConfig, keys: Keys) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    handler = Handler(keys, config.network, config.key.mode, debug=config.debug)
     limits = Limits(
         config.allowed_uids, config.socket.request_seconds, config.socket.idle_seconds, config.socket.max_connections
     )
-    connections = Connections(handler, limits)
-    with listening_socket(config.socket_path, config.socket.group) as listener:
+    with (
+        listening_socket(config.socket_path, config.socket.group) as listener,
+        closing(LevelDbLedger(config.ledger_path)) as ledger,
+    ):
+        handler = Handler(keys, ledger, config.network, config.key.mode, debug=config.debug)
+        connections = Connections(handler, limits)
         server = await asyncio.start_unix_server(connections.serve, sock=listener)
-        log.info("signer started", **_identity(config))
+        log.info("signer started", **_identity(config, keys))
         await stop.wait()
         server.close()
         connections.close()
     log.info("signer stopped")
 
 
-def _identity(config: SignerConfig) -> dict[str, str]:
-    destination = config.destination_script
+def _identity(config: SignerConfig, keys: Keys) -> dict[str, str]:
+    network, destination = Network(config.network), config.destination_script
     return {
         "network": config.network_name,
         "key_mode": config.key.mode,
         "socket": str(config.socket_path),
-        "destination": encode_address(destination, Network(config.network)) if destination else "derived per channel",
+        "destination": encode_address(destination, network) if destination else "derived per channel",
+        "reserve": Reserve(keys.reserve_key()).funding_address(network),
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -17,10 +17,13 @@ from bitcoin.core import CTransaction
 from bitcoin.core.serialize import SerializationError
 from coincurve import PublicKey
 
+from paychan.protocol.address import key_script
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.scripts import check_public_key
-from paychan.protocol.settlement import Claim, Settlement, sign_settlement
+from paychan.protocol.settlement import Claim, Reserve, Settlement, build_settlement, sign_child, sign_settlement
 from paychan.protocol.signerwire import (
+    ChildReply,
+    ChildRequest,
     Health,
     HealthReply,
     KeyReply,
@@ -28,6 +31,8 @@ from paychan.protocol.signerwire import (
     Refusal,
     Reply,
     Request,
+    ReserveReply,
+    ReserveRequest,
     SettlementReply,
     SettlementRequest,
     WireError,
@@ -38,12 +43,14 @@ from paychan.protocol.signerwire import (
 from paychan.protocol.types import Sat, UnixTime
 from paychan.signing.base import SignerAbsent, SignerRefused
 
-_PASSING = ("policy-deadline", "protocol-busy")
-"""Refusals that say nothing about the request: the same one may be sent again."""
+_PASSING = ("policy-deadline", "protocol-busy", "protocol-ledger")
+"""Refusals that say nothing about the request: the same one may be sent again, the last after the signer's restart."""
 
 _WRONG_REPLY = "protocol-reply"
 
-_T = TypeVar("_T", HealthReply, KeyReply, SettlementReply)
+_KEY_BYTES = 33
+
+_T = TypeVar("_T", HealthReply, KeyReply, ReserveReply, SettlementReply, ChildReply)
 
 
 class UnixSigner:
@@ -64,23 +71,41 @@ class UnixSigner:
     async def public_key(self, client_key: bytes, expiry: UnixTime) -> KeyReply:
         """Ask for the server key of a channel, and the destination of its settlement."""
         reply = await self._ask(KeyRequest(next(self._ids), client_key, expiry), KeyReply)
-        try:
-            check_public_key(reply.server_key, "server_key")
-        except PaychanError as error:
-            raise SignerRefused(_WRONG_REPLY, str(error)) from None
+        _check_key(reply.server_key, "server_key")
         return reply
 
-    async def sign_settlement(self, claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat) -> Settlement:
-        """Ask for a signed settlement; the one returned is what these claims, destination and fee mean."""
-        request = SettlementRequest(next(self._ids), tuple(claims), destination_script, fee_sat)
+    async def reserve_key(self) -> bytes:
+        """Ask for the public key of the coins that may help to pay for settlements."""
+        reply = await self._ask(ReserveRequest(next(self._ids)), ReserveReply)
+        _check_key(reply.public_key, "reserve_key")
+        return reply.public_key
+
+    async def sign_settlement(
+        self, claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat, reserve: Reserve | None = None
+    ) -> Settlement:
+        """Ask for a signed settlement; the one returned is what claims, destination, fee and reserve mean."""
+        request = SettlementRequest(next(self._ids), tuple(claims), destination_script, fee_sat, reserve)
         reply = await self._ask(request, SettlementReply)
-        try:
-            rebuilt = _rebuild(reply.settlement, claims, destination_script, fee_sat)
-        except (SerializationError, ValueError, IndexError) as error:
-            raise SignerRefused(_WRONG_REPLY, f"not a settlement of these claims: {error}") from None
-        if rebuilt != reply.settlement:
-            raise SignerRefused(_WRONG_REPLY, "another settlement than the one asked for")
+        _check_rebuilt(reply.settlement, lambda: _rebuild(reply.settlement, request))
         return reply.settlement
+
+    async def sign_child(
+        self,
+        claims: Sequence[Claim],
+        destination_script: bytes,
+        fee_sat: Sat,
+        child_fee_sat: Sat,
+        reserve: Reserve | None = None,
+    ) -> Settlement:
+        """Ask for a child of the settlement that was signed for these claims, destination, fee and reserve.
+
+        The one returned is that, but for the txid that it spends: whoever keeps the settlement knows its txid.
+        """
+        parent = SettlementRequest(0, tuple(claims), destination_script, fee_sat, reserve)
+        request = ChildRequest(next(self._ids), parent, child_fee_sat)
+        reply = await self._ask(request, ChildReply)
+        _check_rebuilt(reply.child, lambda: _rebuild_child(reply.child, request))
+        return reply.child
 
     async def close(self) -> None:
         """Let go of the connection; calls in flight and later ones end with `SignerAbsent`."""
@@ -91,7 +116,7 @@ class UnixSigner:
     async def _ask(self, request: Request, kind: type[_T]) -> _T:
         reply = await self._reply(request)
         if isinstance(reply, Refusal) and reply.tag not in _PASSING:
-            raise SignerRefused(reply.tag, reply.reason)
+            raise SignerRefused(reply.tag, reply.reason, reply.need_sat)
         if isinstance(reply, str | Refusal):
             msg = f"{self._path}: {reply if isinstance(reply, str) else reply.reason}"
             raise SignerAbsent(msg)
@@ -189,23 +214,59 @@ class _Connection:
                 future.set_result(reply)
 
 
-def _rebuild(settlement: Settlement, claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat) -> Settlement:
+def _check_key(key: bytes, name: str) -> None:
+    try:
+        check_public_key(key, name)
+    except PaychanError as error:
+        raise SignerRefused(_WRONG_REPLY, str(error)) from None
+
+
+def _check_rebuilt(came: Settlement, rebuild: Callable[[], Settlement]) -> None:
+    try:
+        rebuilt = rebuild()
+    except (SerializationError, ValueError, IndexError) as error:
+        raise SignerRefused(_WRONG_REPLY, f"not a transaction of these claims: {error}") from None
+    if rebuilt != came:
+        raise SignerRefused(_WRONG_REPLY, "another transaction than the one asked for")
+
+
+def _rebuild(settlement: Settlement, request: SettlementRequest) -> Settlement:
     """Make the settlement again, with the server's signatures taken out of the one that came back.
 
     Raises:
         SerializationError, IndexError: no transaction, or none with these inputs.
         ValueError: a signature is not the server's over this transaction.
     """
+    claims, reserve = request.claims, request.reserve
     scripts = [bytes(txin.scriptSig) for txin in CTransaction.deserialize(settlement.transaction).vin]
 
     def server_signature(index: int, digest: bytes) -> bytes:
-        claim, script = claims[index], scripts[index]
-        start = 1 + len(claim.payment.signature_with_flag)
-        signature = script[start + 1 : start + script[start]]  # its last byte is the hash flag
-        # libsecp256k1 takes strict DER with low S only; what can't be parsed is a ValueError
-        if not PublicKey(claim.terms.server_key).verify(signature, digest, hasher=None):
-            msg = f"input {index} lacks the server's signature"
-            raise ValueError(msg)
-        return signature
+        if reserve is not None and index >= len(claims):
+            return _verified(scripts[index], 0, reserve.public_key, digest)
+        claim = claims[index]
+        return _verified(scripts[index], 1 + len(claim.payment.signature_with_flag), claim.terms.server_key, digest)
 
-    return sign_settlement(claims, destination_script, fee_sat, server_signature)
+    return sign_settlement(claims, request.destination_script, request.fee_sat, server_signature, reserve)
+
+
+def _rebuild_child(child: Settlement, request: ChildRequest) -> Settlement:
+    """Make the child again; of its parent it shows the txid alone, and of the destination the key. Raises likewise."""
+    parent = request.parent
+    unsigned = build_settlement(parent.claims, parent.destination_script, parent.fee_sat, parent.reserve)
+    txin = CTransaction.deserialize(child.transaction).vin[0]
+    script, spent = bytes(txin.scriptSig), Settlement(unsigned.serialize(), bytes(txin.prevout.hash), parent.fee_sat)
+    public_key = script[-_KEY_BYTES:]
+    if key_script(public_key) != parent.destination_script:
+        msg = "its key is not the destination's"
+        raise ValueError(msg)
+    return sign_child(spent, public_key, request.fee_sat, lambda _, digest: _verified(script, 0, public_key, digest))
+
+
+def _verified(script: bytes, start: int, public_key: bytes, digest: bytes) -> bytes:
+    """Take the signature that is pushed at `start` of a scriptSig, without its hash flag, once it verifies."""
+    signature = script[start + 1 : start + script[start]]
+    # libsecp256k1 takes strict DER with low S only; what can't be parsed is a ValueError
+    if not PublicKey(public_key).verify(signature, digest, hasher=None):
+        msg = f"no signature of {public_key.hex()}"
+        raise ValueError(msg)
+    return signature

@@ -28,8 +28,10 @@ from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected
 from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT, debug_outpoint
 from paychan.protocol.errors import PaychanError
-from paychan.protocol.settlement import Claim, Settlement
+from paychan.protocol.settlement import Claim, Reserve, Settlement
 from paychan.protocol.signerwire import (
+    ChildReply,
+    ChildRequest,
     Health,
     HealthReply,
     KeyReply,
@@ -37,6 +39,8 @@ from paychan.protocol.signerwire import (
     Refusal,
     Reply,
     Request,
+    ReserveReply,
+    ReserveRequest,
     SettlementReply,
     SettlementRequest,
 )
@@ -46,7 +50,9 @@ from paychan.store.base import Change
 from paychan.store.leveldb import LevelDbStore
 from signer.handlers import Handler
 from signer.keys import DEBUG_KEY, StaticKey
+from signer.ledger import Ledger
 from tests.lib.channels import NOW, RULES, SERVER_DESTINATION, Payer
+from tests.lib.ledger import MemoryLedger
 
 ALARM_SECONDS = 7_200
 IDLE_SECONDS = 300
@@ -81,10 +87,11 @@ class DebugPayer(Payer, frozen=True):
 
 
 class LocalSigner:
-    """The signer's own handlers, called directly: a `Signer` with real keys and policies and no socket."""
+    """The signer's own handlers, called directly: a `Signer` with real keys and policies, no socket and no disk."""
 
-    def __init__(self) -> None:
-        self._handle = Handler(StaticKey(DEBUG_KEY, SERVER_DESTINATION), "test", "debug", debug=True)
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        keys = StaticKey(DEBUG_KEY, SERVER_DESTINATION)
+        self._handle = Handler(keys, ledger or MemoryLedger(), "test", "debug", debug=True)
 
     async def health(self) -> HealthReply:
         return self._ask(Health(1))
@@ -92,10 +99,30 @@ class LocalSigner:
     async def public_key(self, client_key: bytes, expiry: UnixTime) -> KeyReply:
         return self._ask(KeyRequest(1, client_key, expiry))
 
-    async def sign_settlement(self, claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat) -> Settlement:
-        reply = self._ask(SettlementRequest(1, tuple(claims), destination_script, fee_sat))
+    async def reserve_key(self) -> bytes:
+        reply = self._ask(ReserveRequest(1))
+        assert isinstance(reply, ReserveReply)
+        return reply.public_key
+
+    async def sign_settlement(
+        self, claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat, reserve: Reserve | None = None
+    ) -> Settlement:
+        reply = self._ask(SettlementRequest(1, tuple(claims), destination_script, fee_sat, reserve))
         assert isinstance(reply, SettlementReply)
         return reply.settlement
+
+    async def sign_child(
+        self,
+        claims: Sequence[Claim],
+        destination_script: bytes,
+        fee_sat: Sat,
+        child_fee_sat: Sat,
+        reserve: Reserve | None = None,
+    ) -> Settlement:
+        parent = SettlementRequest(0, tuple(claims), destination_script, fee_sat, reserve)
+        reply = self._ask(ChildRequest(1, parent, child_fee_sat))
+        assert isinstance(reply, ChildReply)
+        return reply.child
 
     async def close(self) -> None:
         pass
@@ -103,7 +130,7 @@ class LocalSigner:
     def _ask(self, request: Request) -> Any:
         reply: Reply = self._handle(request)
         if isinstance(reply, Refusal):
-            raise SignerRefused(reply.tag, reply.reason)
+            raise SignerRefused(reply.tag, reply.reason, reply.need_sat)
         return reply
 
 

@@ -11,8 +11,8 @@ from coincurve import PrivateKey
 from paychan.protocol.address import key_script
 from paychan.protocol.payment import sign_payment
 from paychan.protocol.scripts import make_terms
-from paychan.protocol.settlement import Claim
-from paychan.protocol.signerwire import SettlementRequest
+from paychan.protocol.settlement import Claim, Coin, Reserve
+from paychan.protocol.signerwire import ChildRequest, SettlementRequest
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from signer.keys import Keys
 
@@ -38,6 +38,23 @@ def make_request(keys: Keys, *, drained: int = 1, request_id: int = 7) -> Settle
     claims += [make_claim(server_key, change_sat=0, number=n) for n in range(1, drained + 1)]
     destination = keys.destination_script(CLIENT_KEY, EXPIRY)
     return SettlementRequest(request_id, tuple(claims), destination, Sat(5_000))
+
+
+def make_coin(number: int = 0, value_sat: int = 20_000) -> Coin:
+    """An output that pays to the reserve's key."""
+    return Coin(OutPoint(sha256(b"coin %d" % number).digest(), number), Sat(value_sat))
+
+
+def make_reserve_request(keys: Keys, *, drained: int = 1, coins: int = 2) -> SettlementRequest:
+    """The settlement of `make_request`, with coins that help to pay for it."""
+    reserve = Reserve(keys.reserve_key(), tuple(map(make_coin, range(coins))))
+    request = make_request(keys, drained=drained)
+    return msgspec.structs.replace(request, destination_script=reserve.funding_script, reserve=reserve)
+
+
+def make_child_request(parent: SettlementRequest, fee_sat: int = 2_000) -> ChildRequest:
+    """A child of a settlement, under another id than it was asked for with."""
+    return ChildRequest(8, parent, Sat(fee_sat))
 
 
 def mutated(value: Any, path: str, new: Any) -> Any:

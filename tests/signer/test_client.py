@@ -32,12 +32,13 @@ from signer.connections import WORKERS, Connections, Limits
 from signer.handlers import Handler
 from signer.keys import Keys, hardened_keys
 from tests.lib.kernel import interpreter_accepts
+from tests.lib.ledger import MemoryLedger
 from tests.lib.signer_process import REGTEST, SignerProcess
 from tests.signer.messages import CLIENT_KEY, EXPIRY, make_claim, make_request, mutated, with_high_s, with_padded_s
 
 PATIENT = 20.0
 KEYS = hardened_keys(bytes(32))
-HANDLER = Handler(KEYS, "regtest", "hardened", debug=False)
+HANDLER = Handler(KEYS, MemoryLedger(), "regtest", "hardened", debug=False)
 HEALTH = HealthReply(1, "regtest", "hardened", debug=False)
 REQUEST = make_request(KEYS)
 

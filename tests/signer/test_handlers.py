@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
-import msgspec
 import pytest
 from bitcoin.core import CTransaction
 from bitcoin.core.script import SIGHASH_ALL, CScript, SignatureHash
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from paychan.protocol.address import decode_address
+from paychan.protocol.address import decode_address, key_script
 from paychan.protocol.signerwire import (
     MAX_CLAIMS,
+    ChildReply,
     Health,
     HealthReply,
     KeyReply,
     KeyRequest,
     Refusal,
+    ReserveReply,
+    ReserveRequest,
     SettlementReply,
     SettlementRequest,
     encode_frame,
@@ -28,16 +26,27 @@ from paychan.protocol.signerwire import (
 from paychan.protocol.types import Sat, UnixTime
 from signer.handlers import Handler
 from signer.keys import Keys, StaticKey, hardened_keys, rbpcp_v2_keys
+from signer.policy import MAX_COINS
 from tests.lib.kernel import interpreter_accepts
+from tests.lib.ledger import MemoryLedger
 from tests.lib.vectors import JS_CASES, Case
-from tests.signer.messages import CLIENT, CLIENT_KEY, EXPIRY, make_request, mutated
+from tests.signer.messages import (
+    CLIENT,
+    CLIENT_KEY,
+    EXPIRY,
+    make_child_request,
+    make_request,
+    make_reserve_request,
+    mutated,
+)
+from tests.signer.requests import damaged_requests
 
 KEYS = hardened_keys(bytes(32))
 REQUEST = make_request(KEYS)
 
 
 def handler(keys: Keys = KEYS) -> Handler:
-    return Handler(keys, "regtest", "hardened", debug=False)
+    return Handler(keys, MemoryLedger(), "regtest", "hardened", debug=False)
 
 
 class RecordingKeys:
@@ -46,12 +55,22 @@ class RecordingKeys:
     def __init__(self, keys: Keys) -> None:
         self.public_key = keys.public_key
         self.destination_script = keys.destination_script
+        self.reserve_key = keys.reserve_key
+        self.destination_key = keys.destination_key
         self._keys = keys
         self.digests: list[bytes] = []
 
     def sign(self, client_key: bytes, expiry: UnixTime, digest: bytes) -> bytes:
         self.digests.append(digest)
         return self._keys.sign(client_key, expiry, digest)
+
+    def sign_destination(self, client_key: bytes, expiry: UnixTime, digest: bytes) -> bytes:
+        self.digests.append(digest)
+        return self._keys.sign_destination(client_key, expiry, digest)
+
+    def sign_reserve(self, digest: bytes) -> bytes:
+        self.digests.append(digest)
+        return self._keys.sign_reserve(digest)
 
 
 def pushes(script: bytes) -> list[bytes]:
@@ -73,6 +92,11 @@ def test_key_reply_is_what_settlements_are_held_to() -> None:
         REQUEST.claims[0].terms.server_key,
         REQUEST.destination_script,
     )
+
+
+def test_reserve_key_is_told() -> None:
+    """The key that coins are to pay to is the one that the reserve of a settlement must have."""
+    assert handler()(ReserveRequest(6)) == ReserveReply(6, KEYS.reserve_key())
 
 
 @pytest.mark.parametrize(
@@ -134,6 +158,25 @@ def test_policy_sighash(keys: Keys, drained: int) -> None:
     assert [pushes(txin.scriptSig)[1][-1] for txin in transaction.vin] == [SIGHASH_ALL] * len(scripts)
 
 
+def test_policy_sighash_of_coins_and_children() -> None:
+    """What is signed for coins of the reserve, and for a child, is SIGHASH_ALL too."""
+    recording = RecordingKeys(KEYS)
+    signs = handler(recording)
+    request = make_reserve_request(KEYS)
+
+    replies = signs(request), signs(make_child_request(request))
+
+    assert isinstance(replies[0], SettlementReply)
+    assert isinstance(replies[1], ChildReply)
+    settlement, child = (
+        CTransaction.deserialize(raw) for raw in (replies[0].settlement.transaction, replies[1].child.transaction)
+    )
+    script = CScript(key_script(KEYS.reserve_key()))
+    assert recording.digests[2:4] == [SignatureHash(script, settlement, i, SIGHASH_ALL) for i in (2, 3)]
+    assert recording.digests[-1] == SignatureHash(script, child, 0, SIGHASH_ALL)
+    assert [pushes(txin.scriptSig)[0][-1] for txin in (*settlement.vin[2:], *child.vin)] == [SIGHASH_ALL] * 3
+
+
 @pytest.mark.parametrize("flag", range(256))
 def test_policy_sighash_does_not_follow_the_client(flag: int) -> None:
     """Whatever hash flag the client's payment has, no server signature has any but ALL."""
@@ -162,57 +205,18 @@ def test_nothing_is_signed_before_everything_is_checked() -> None:
 
 def test_largest_settlement_fits_its_frames() -> None:
     """Request and reply of as many claims as are allowed stay below the frame limit."""
-    request = make_request(KEYS, drained=MAX_CLAIMS - 1)
-    reply = handler()(request)
+    request = make_reserve_request(KEYS, drained=MAX_CLAIMS - 1, coins=MAX_COINS)
+    signs = handler()
+    reply = signs(request)
 
     assert isinstance(reply, SettlementReply)
-    for message in (request, reply):
+    for message in (request, reply, make_child_request(request), signs(make_child_request(request))):
         frame = encode_frame(message)
         assert frame_size(frame[:4]) == len(frame) - 4
 
 
-def leaves(value: Any, path: str = "") -> Iterator[str]:
-    """Paths of all fields of a request that are no structure."""
-    if isinstance(value, tuple):
-        named = [(str(index), item) for index, item in enumerate(value)]
-    elif isinstance(value, msgspec.Struct):
-        named = [(name, getattr(value, name)) for name in value.__struct_fields__]
-    else:
-        yield path
-        return
-    for name, item in named:
-        yield from leaves(item, f"{path}.{name}" if path else name)
-
-
-INTEGERS = st.one_of(st.integers(-(1 << 63), (1 << 64) - 1), st.integers(-2, 1_000_001), st.sampled_from([0x82, 0x83]))
-"""All that msgpack has, and those near the edges."""
-
-
-@st.composite
-def damaged_requests(draw: st.DrawFn) -> SettlementRequest:
-    """A valid request with up to four fields replaced by what the decoder would let through."""
-    request = make_request(KEYS, drained=draw(st.integers(0, 2)))
-    for path in draw(st.lists(st.sampled_from(sorted(leaves(request))), max_size=4)):
-        if isinstance(_value(request, path), int):
-            new: Any = draw(INTEGERS)
-        elif path.endswith("_key"):
-            new = draw(st.one_of(st.binary(min_size=33, max_size=33), st.just(CLIENT_KEY)))
-        elif path.endswith("signature"):
-            new = draw(st.binary(min_size=8, max_size=72))
-        else:
-            new = draw(st.binary(max_size=300))
-        request = mutated(request, path, new)
-    return request
-
-
-def _value(request: Any, path: str) -> Any:
-    for name in path.split("."):
-        request = request[int(name)] if isinstance(request, tuple) else getattr(request, name)
-    return request
-
-
 @settings(max_examples=200, deadline=None)
-@given(request=damaged_requests())
+@given(request=damaged_requests(KEYS))
 def test_whatever_is_asked_is_refused_or_sound(request: SettlementRequest) -> None:
     """No request makes the handler fail, and what it signs is valid and pays all but the fee to its owners."""
     reply = handler()(request)
@@ -221,11 +225,14 @@ def test_whatever_is_asked_is_refused_or_sound(request: SettlementRequest) -> No
         return
     assert isinstance(reply, SettlementReply)
     transaction = CTransaction.deserialize(reply.settlement.transaction)
-    for index, claim in enumerate(request.claims):
-        raw = reply.settlement.transaction
-        assert interpreter_accepts(claim.terms.funding_script, raw, index, claim.funding_sat)
+    coins = request.reserve.coins if request.reserve else ()
+    spent = [(claim.terms.funding_script, claim.funding_sat) for claim in request.claims]
+    spent += [(key_script(KEYS.reserve_key()), coin.value_sat) for coin in coins]
+    for index, (script, value_sat) in enumerate(spent):
+        assert interpreter_accepts(script, reply.settlement.transaction, index, value_sat)
     paid = {bytes(out.scriptPubKey): out.nValue for out in transaction.vout}
     change_sat = request.claims[0].payment.change_sat
     assert paid.pop(request.claims[0].change_script, 0) == change_sat
-    total_sat = sum(claim.funding_sat for claim in request.claims) - change_sat - request.fee_sat
-    assert paid == ({KEYS.destination_script(CLIENT_KEY, EXPIRY): total_sat} if total_sat else {})
+    total_sat = sum(value_sat for _, value_sat in spent) - change_sat - request.fee_sat
+    ours = key_script(KEYS.reserve_key()) if request.reserve else KEYS.destination_script(CLIENT_KEY, EXPIRY)
+    assert paid == ({ours: total_sat} if total_sat else {})

@@ -89,6 +89,17 @@ def test_hardened_keys_are_those_of_the_documented_paths() -> None:
     assert keys.destination_script(CLIENT_KEY, EXPIRY) == key_script(public_key(b"pchd"))
 
 
+@each_tree
+def test_reserve_key_is_that_of_the_documented_path(make_keys: Any) -> None:
+    """The reserve's key is at m/"pchr"'/0' in both trees: switching `key.mode` does not lose its coins."""
+    keys: Keys = make_keys(SEED)
+    node = Node.from_seed(SEED).descend([int.from_bytes(b"pchr", "big") | HARDENED, HARDENED])
+
+    assert keys.reserve_key() == node.key.public_key.format()
+    assert keys.reserve_key().hex() == FROZEN_RESERVE_KEY
+    assert make_keys(SEED, key_script(OTHER_CLIENT_KEY)).reserve_key() == keys.reserve_key()
+
+
 def test_hardened_keys_stay_what_they_are() -> None:
     """A seed gives the same keys in every release: another path would lose the coins of open channels."""
     keys = hardened_keys(SEED)
@@ -98,6 +109,7 @@ def test_hardened_keys_stay_what_they_are() -> None:
 
 
 FROZEN_KEY = "031eb790a829a34a5ff44963335e96559f790f891f49b51c52bc49346ec4d1804e"
+FROZEN_RESERVE_KEY = "03c7ac67a4d423bf4b6a1fa812a8a11d12aa5306278fa62c383917b9a22565f6ad"
 FROZEN_DESTINATION = "76a914f4fa0a8ee2ac0b4c6ee52a9477500cde32affa4b88ac"
 
 
@@ -107,10 +119,10 @@ def test_every_channel_has_its_own_key_and_destination(make_keys: Any) -> None:
     keys: Keys = make_keys(SEED)
     channels = [(key, UnixTime(EXPIRY + n)) for key in (CLIENT_KEY, OTHER_CLIENT_KEY) for n in range(5)]
 
-    own = [key_script(keys.public_key(*channel)) for channel in channels]
+    own = [key_script(keys.public_key(*channel)) for channel in channels] + [key_script(keys.reserve_key())]
     destinations = [keys.destination_script(*channel) for channel in channels]
 
-    assert len({*own, *destinations}) == 20
+    assert len({*own, *destinations}) == 21
 
 
 @each_tree
@@ -142,6 +154,19 @@ def test_signatures_verify_and_are_deterministic(keys: Keys) -> None:
         assert keys.sign(CLIENT_KEY, EXPIRY, digest) == signature
 
 
+@pytest.mark.parametrize("keys", [hardened_keys(SEED), rbpcp_v2_keys(SEED), StaticKey(SEED, b"")], ids=repr)
+def test_signatures_of_reserve_and_destination_verify(keys: Keys) -> None:
+    """The reserve's signatures verify with its key, and a derived destination's with the key behind it."""
+    signatures = [(keys.reserve_key(), keys.sign_reserve(bytes(32)))]
+    destination = keys.destination_key(CLIENT_KEY, EXPIRY)
+    if destination is not None:
+        signatures.append((destination, keys.sign_destination(CLIENT_KEY, EXPIRY, bytes(32))))
+
+    for public_key, signature in signatures:
+        assert encoding_problem(signature) is None
+        assert PublicKey(public_key).verify(signature, bytes(32), hasher=None)
+
+
 def test_nothing_that_holds_a_key_shows_it() -> None:
     """`repr` and `str` of key stores, nodes and of what they are made of contain no part of a key or seed."""
     node = Node.from_seed(SEED)
@@ -160,5 +185,5 @@ def test_nothing_that_holds_a_key_shows_it() -> None:
 def test_cache_of_children_is_bounded() -> None:
     """However many channels are asked for, only the newest children are kept."""
     keys = hardened_keys(SEED)
-    for name in ("_channel_key", "_derived_destination"):
+    for name in ("_channel_key", "_destination_key"):
         assert getattr(keys, name).cache_parameters()["maxsize"] == CACHED_CHILDREN

@@ -1,4 +1,7 @@
-"""Each policy by mutation: one field of a valid request changed gives that policy's refusal and nothing else."""
+"""Each policy by mutation: one field of a valid request changed gives that policy's refusal and nothing else.
+
+What was signed before comes in with `test_replacement`, children with `test_child`.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,27 @@ import pytest
 from coincurve import PublicKey
 
 from paychan.protocol.address import key_script, p2sh_script
-from paychan.protocol.signerwire import MAX_CLAIMS, Refusal, SettlementReply, encode_frame, frame_size
+from paychan.protocol.signerwire import (
+    MAX_CLAIMS,
+    Refusal,
+    SettlementReply,
+    SettlementRequest,
+    encode_frame,
+    frame_size,
+)
 from paychan.protocol.types import MAX_MONEY_SAT
 from signer.handlers import Handler
 from signer.keys import hardened_keys
-from signer.policy import POLICIES
+from signer.policy import MAX_COINS, POLICIES
+from tests.lib.ledger import MemoryLedger
 from tests.signer.messages import (
     CHANGE_SCRIPT,
     CLIENT_KEY,
     EXPIRY,
     make_claim,
+    make_coin,
     make_request,
+    make_reserve_request,
     mutated,
     with_high_s,
     with_padded_s,
@@ -28,6 +41,7 @@ KEYS = hardened_keys(bytes(32))
 SERVER_KEY = KEYS.public_key(CLIENT_KEY, EXPIRY)
 OTHER_KEY = PublicKey.from_secret(b"\x07" * 32).format()
 REQUEST = make_request(KEYS)
+WITH_RESERVE = make_reserve_request(KEYS)
 WITH_CHANGE, DRAINED = REQUEST.claims
 SIGNATURE = WITH_CHANGE.payment.signature
 
@@ -76,6 +90,15 @@ DESTINATION = [
     ("destination_script", REQUEST.destination_script + b"\x00", "not ours"),
     ("destination_script", KEYS.destination_script(OTHER_KEY, EXPIRY), "not ours"),
 ]
+RESERVE_DESTINATION = [
+    ("reserve.public_key", OTHER_KEY, "reserve key is"),
+    ("reserve.public_key", SERVER_KEY, "reserve key is"),
+    ("reserve.public_key", KEYS.destination_key(CLIENT_KEY, EXPIRY), "reserve key is"),
+    ("destination_script", REQUEST.destination_script, "not ours"),
+    ("destination_script", key_script(OTHER_KEY), "not ours"),
+    ("destination_script", b"", "not ours"),
+    ("reserve", None, "not ours"),
+]
 CLIENT_SIGNATURE = [
     ("claims.0.outpoint.txid", bytes(32), "does not verify"),
     ("claims.0.outpoint.vout", 1, "does not verify"),
@@ -105,21 +128,41 @@ FEE = [
     ("fee_sat", 1_600_001, "want 0 to the 1600000 sat"),
     ("fee_sat", (1 << 63) - 1, "want 0 to the 1600000 sat"),
 ]
+RESERVE_FEE = [
+    ("fee_sat", -1, "-1 sat, want 0 to the 1600000 sat"),
+    ("fee_sat", 1_600_001, "want 0 to the 1600000 sat received"),
+    ("reserve.coins", tuple(map(make_coin, range(MAX_COINS + 1))), "5 coins, want up to 4"),
+    ("reserve.coins", (make_coin(), make_coin()), "spent twice"),
+    ("reserve.coins.1.outpoint", WITH_CHANGE.outpoint, "spent twice"),
+    ("reserve.coins.0.outpoint.txid", b"", "coin 0: no outpoint: 0 bytes"),
+    ("reserve.coins.1.outpoint.txid", bytes(33), "coin 1: no outpoint: 33 bytes"),
+    ("reserve.coins.0.outpoint.vout", -1, "index -1"),
+    ("reserve.coins.0.outpoint.vout", 1 << 32, "index 4294967296"),
+    ("reserve.coins.0.value_sat", 0, "value of 0 sat"),
+    ("reserve.coins.1.value_sat", -1, "coin 1: value of -1 sat"),
+    ("reserve.coins.0.value_sat", MAX_MONEY_SAT + 1, "value of 2100000000000001 sat"),
+    ("reserve.coins.0.value_sat", MAX_MONEY_SAT, "more than all bitcoins"),
+]
 
 
-def expect_refusal(request: Any, tag: str, reason: str) -> None:
+def expect_refusal(request: Any, tag: str, reason: str, valid: SettlementRequest = REQUEST) -> None:
     """The request gets this refusal, briefly, and the valid one gets the same settlement before and after."""
-    handler = Handler(KEYS, "regtest", "hardened", debug=False)
-    before = handler(REQUEST)
+    ledger = MemoryLedger()
+    handler = Handler(KEYS, ledger, "regtest", "hardened", debug=False)
+    assert isinstance(handler(request), Refusal)
+    assert not ledger.entries
+    before = handler(valid)
     assert isinstance(before, SettlementReply)
+    remembered = dict(ledger.entries)
 
     reply = handler(request)
 
     assert isinstance(reply, Refusal)
-    assert (reply.id, reply.tag) == (REQUEST.id, tag)
+    assert (reply.id, reply.tag, reply.need_sat) == (valid.id, tag, 0)
     assert reason in reply.reason
     assert frame_size(encode_frame(reply)[:4]) < 500
-    assert handler(REQUEST) == before
+    assert ledger.entries == remembered
+    assert handler(valid) == before
 
 
 @pytest.mark.parametrize(("path", "new", "reason"), TEMPLATE)
@@ -134,6 +177,12 @@ def test_policy_destination(path: str, new: Any, reason: str) -> None:
     expect_refusal(mutated(REQUEST, path, new), "policy-destination", reason)
 
 
+@pytest.mark.parametrize(("path", "new", "reason"), RESERVE_DESTINATION)
+def test_policy_destination_of_the_reserve(path: str, new: Any, reason: str) -> None:
+    """With coins of the reserve, the server's output goes back to the reserve, whose key is the signer's own."""
+    expect_refusal(mutated(WITH_RESERVE, path, new), "policy-destination", reason, WITH_RESERVE)
+
+
 @pytest.mark.parametrize(("path", "new", "reason"), CLIENT_SIGNATURE)
 def test_policy_client_signature(path: str, new: Any, reason: str) -> None:
     """The client's signature must be over exactly this outpoint, change value and script, with the flag that fits."""
@@ -146,16 +195,27 @@ def test_policy_fee(path: str, new: Any, reason: str) -> None:
     expect_refusal(mutated(REQUEST, path, new), "policy-fee", reason)
 
 
+@pytest.mark.parametrize(("path", "new", "reason"), RESERVE_FEE)
+def test_policy_fee_with_a_reserve(path: str, new: Any, reason: str) -> None:
+    """The reserve's coins are distinct outputs that can exist, and of their value nothing becomes fee in the end."""
+    expect_refusal(mutated(WITH_RESERVE, path, new), "policy-fee", reason, WITH_RESERVE)
+
+
 def test_policy_fee_leaves_an_output() -> None:
     """All of a drained channel as fee would be a transaction without outputs; with change it is one with change."""
     expect_refusal(mutated(mutated(REQUEST, "claims", (DRAINED,)), "fee_sat", 1_000_000), "policy-fee", "no output")
 
-    handler = Handler(KEYS, "regtest", "hardened", debug=False)
-    assert isinstance(handler(mutated(REQUEST, "fee_sat", 1_600_000)), SettlementReply)
+    without_coins = mutated(mutated(WITH_RESERVE, "claims", (DRAINED,)), "reserve.coins", ())
+    expect_refusal(mutated(without_coins, "fee_sat", 1_000_000), "policy-fee", "no output", WITH_RESERVE)
+
+    for request in (REQUEST, WITH_RESERVE, mutated(WITH_RESERVE, "claims", (WITH_CHANGE,))):
+        handler = Handler(KEYS, MemoryLedger(), "regtest", "hardened", debug=False)
+        received = sum(claim.received_sat for claim in request.claims)
+        assert isinstance(handler(mutated(request, "fee_sat", received)), SettlementReply)
 
 
 def test_every_policy_has_its_test() -> None:
     """The table of policies and the tests of this module name the same tags."""
     tests = {name.removeprefix("test_").replace("_", "-") for name in globals() if name.startswith("test_policy_")}
 
-    assert {tag for tag, _ in POLICIES} == tests - {"policy-fee-leaves-an-output"}
+    assert {tag for tag, _ in POLICIES} <= tests

@@ -144,15 +144,15 @@ def test_users_of_the_group_on_the_list_are_answered() -> None:
         b"\xff" * 4,
         bytes(4),
         (4).to_bytes(4, "big") + b"\x00\x92\x01\x05",
-        (4).to_bytes(4, "big") + b"\x02\x92\x01\x05",
-        (4).to_bytes(4, "big") + b"\x01\x92\x04\x05",
-        (4).to_bytes(4, "big") + b"\x01\x92\x65\x05",
-        (3).to_bytes(4, "big") + b"\x01\x91\x03",
-        (2).to_bytes(4, "big") + b"\x01\xc1",
-        (60_001).to_bytes(4, "big") + b"\x01" + b"\x91" * 60_000,
+        (4).to_bytes(4, "big") + b"\x01\x92\x01\x05",
+        (4).to_bytes(4, "big") + b"\x02\x92\x06\x05",
+        (4).to_bytes(4, "big") + b"\x02\x92\x65\x05",
+        (3).to_bytes(4, "big") + b"\x02\x91\x03",
+        (2).to_bytes(4, "big") + b"\x02\xc1",
+        (60_001).to_bytes(4, "big") + b"\x02" + b"\x91" * 60_000,
     ],
     ids=[
-        "http", "oversized", "4-GiB", "empty", "version-0", "version-2",
+        "http", "oversized", "4-GiB", "empty", "version-0", "version-1",
         "unknown-number", "a-reply", "missing-fields", "no-msgpack", "deep",
     ],
 )  # fmt: skip
@@ -429,7 +429,7 @@ def test_signer_stands_on_the_protocol_core_alone() -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     loaded = set(ended.stdout.split())
 
-    forbidden = {"pykka", "tornado", "plyvel", "psycopg", "httpx", "bitcoin.core.key", "actors"}
+    forbidden = {"pykka", "tornado", "psycopg", "httpx", "bitcoin.core.key", "actors"}
     forbidden |= {f"paychan.protocol.{name}" for name in ("channel", "machine", "record", "rest", "refund")}
     assert not loaded & forbidden
     assert {name for name in loaded if name.startswith("paychan.")} == {

@@ -1,0 +1,241 @@
+"""policy-replacement: what was signed before is signed again, or gives way to a settlement that pays a higher rate."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from coincurve import PublicKey
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paychan.protocol.address import key_script
+from paychan.protocol.payment import sign_payment
+from paychan.protocol.settlement import Claim
+from paychan.protocol.signerwire import Refusal, Reply, SettlementReply, SettlementRequest
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+from signer.handlers import Handler
+from signer.keys import hardened_keys
+from signer.policy import replacement
+from signer.signed import Signed, entries_of, request_digest, request_size
+from tests.lib.ledger import MemoryLedger
+from tests.signer.messages import (
+    CHANGE_SCRIPT,
+    CLIENT,
+    CLIENT_KEY,
+    EXPIRY,
+    make_claim,
+    make_coin,
+    make_request,
+    make_reserve_request,
+    mutated,
+)
+
+KEYS = hardened_keys(bytes(32))
+SERVER_KEY = KEYS.public_key(CLIENT_KEY, EXPIRY)
+REQUEST = make_request(KEYS)
+DEARER = mutated(REQUEST, "fee_sat", 5_001)
+OTHER_SCRIPT = key_script(PublicKey.from_secret(b"\x07" * 32).format())
+SIZE = request_size(REQUEST)
+
+
+class Signer:
+    """A handler, its ledger, and what both say."""
+
+    def __init__(self, *requests: SettlementRequest) -> None:
+        self.ledger = MemoryLedger()
+        self.handler = Handler(KEYS, self.ledger, "regtest", "hardened", debug=False)
+        for request in requests:
+            self.signs(request)
+
+    def signs(self, request: SettlementRequest) -> SettlementReply:
+        reply = self.handler(request)
+        assert isinstance(reply, SettlementReply), reply
+        return reply
+
+    def refuses(self, request: SettlementRequest) -> Refusal:
+        """It is policy-replacement that refuses, and nothing is remembered of it."""
+        before = dict(self.ledger.entries)
+        reply = self.handler(request)
+        assert isinstance(reply, Refusal)
+        assert (reply.id, reply.tag) == (request.id, "policy-replacement")
+        assert self.ledger.entries == before
+        return reply
+
+
+def claim_to(script: bytes) -> Claim:
+    """Claim 0 of the request, but for its change script, for which the client has signed too."""
+    claim = REQUEST.claims[0]
+    payment = sign_payment(CLIENT, claim.terms, claim.outpoint, script, claim.payment.change_sat)
+    return mutated(mutated(claim, "change_script", script), "payment", payment)
+
+
+def test_the_same_request_is_signed_again() -> None:
+    """However often and under whatever id it comes, the same request gets the same bytes, and nothing is written."""
+    signer = Signer()
+    first = signer.signs(REQUEST)
+    remembered = dict(signer.ledger.entries)
+    signer.ledger.write = None  # type: ignore[assignment, method-assign] # would fail if called
+
+    assert signer.signs(mutated(REQUEST, "id", 99)).settlement == first.settlement
+    assert signer.ledger.entries == remembered == entries_of(REQUEST)
+
+
+def test_a_dearer_settlement_is_signed_and_remembered() -> None:
+    """One satoshi more is a higher rate; from then on the earlier request is refused like any cheaper one."""
+    signer = Signer(REQUEST, DEARER)
+
+    assert signer.ledger.entries == entries_of(DEARER)
+    assert signer.refuses(REQUEST).need_sat == 5_002
+    assert signer.signs(DEARER)
+
+
+@pytest.mark.parametrize(
+    ("path", "new", "reason", "need"),
+    [
+        ("fee_sat", 4_999, "no higher rate", 5_001),
+        ("fee_sat", 0, "no higher rate", 5_001),
+        ("claims", REQUEST.claims[:1], "no higher rate", None),  # 5,001 sat for less than half of the size
+        ("claims", (*REQUEST.claims, make_claim(SERVER_KEY, change_sat=0, number=2)), "no higher rate", None),
+        ("claims.0", make_claim(SERVER_KEY, change_sat=400_001), "change of 400001 sat, more than the 400000", 0),
+        ("claims.0", claim_to(OTHER_SCRIPT), "claim 0: change goes to another script", 0),
+        ("claims.1.change_script", OTHER_SCRIPT, "claim 1: change goes to another script", 0),
+    ],
+)
+def test_policy_replacement(path: str, new: Any, reason: str, need: int | None) -> None:
+    """A second settlement pays a higher rate, and the client at the same script and no more than before."""
+    changed = mutated(DEARER, path, new)
+    signer = Signer(REQUEST)
+    if path == "claims" and len(new) == 1:
+        changed = mutated(changed, "fee_sat", 5_000 * request_size(changed) // SIZE)
+
+    refusal = signer.refuses(changed)
+
+    assert reason in refusal.reason
+    least = 5_000 * request_size(changed) // SIZE + 1
+    assert refusal.need_sat == (least if need is None else need)
+    if need != 0:
+        if need is None:  # else it is the request that was signed
+            signer.refuses(mutated(changed, "fee_sat", refusal.need_sat - 1))
+        signer.signs(mutated(changed, "fee_sat", refusal.need_sat))
+    else:
+        signer.refuses(mutated(changed, "fee_sat", 1_000_000))
+
+
+@pytest.mark.parametrize("change_sat", [0, 399_999])
+def test_less_change_may_follow(change_sat: int) -> None:
+    """A newer payment, which leaves the client less, may be settled at a higher rate."""
+    newer = mutated(DEARER, "claims.0", make_claim(SERVER_KEY, change_sat=change_sat))
+
+    assert Signer(REQUEST).signs(mutated(newer, "fee_sat", 6_000))
+
+
+def test_coins_of_the_reserve_count_by_their_size() -> None:
+    """A settlement that coins help to pay for has to pay for their inputs too, and may be replaced by one without."""
+    with_reserve = make_reserve_request(KEYS)
+    signer = Signer(REQUEST)
+    need = signer.refuses(mutated(with_reserve, "fee_sat", 5_001)).need_sat
+
+    assert need == 5_000 * request_size(with_reserve) // SIZE + 1 > 7_000
+    signer.refuses(mutated(with_reserve, "fee_sat", need - 1))
+    signer.signs(mutated(with_reserve, "fee_sat", need))
+    other_coin = mutated(with_reserve, "reserve.coins.0", make_coin(7))
+    assert signer.refuses(mutated(other_coin, "fee_sat", need)).need_sat == need + 1
+    assert signer.signs(mutated(REQUEST, "fee_sat", signer.refuses(REQUEST).need_sat))
+
+
+def test_channels_of_a_batch_are_remembered_one_by_one() -> None:
+    """One of a batch may be settled alone at a higher rate; then the batch as a whole must beat that."""
+    alone = mutated(mutated(REQUEST, "claims", REQUEST.claims[1:]), "fee_sat", 4_000)
+    signer = Signer(REQUEST, alone)
+    need = signer.refuses(REQUEST).need_sat
+
+    assert need == 4_000 * SIZE // request_size(alone) + 1
+    batch = mutated(REQUEST, "fee_sat", need)
+    signer.signs(batch)
+    assert signer.ledger.entries == entries_of(batch)
+    signer.refuses(alone)
+
+
+def test_need_is_told_only_if_some_fee_would_do() -> None:
+    """When no fee out of what was received is a higher rate, the least fee is 0: there is none."""
+    small = mutated(REQUEST, "claims", (make_claim(SERVER_KEY, change_sat=999_000),))
+    signer = Signer(mutated(small, "fee_sat", 1_000))
+
+    refusal = signer.refuses(mutated(small, "fee_sat", 990))
+
+    assert refusal.need_sat == 0
+    assert "need more than was received" in refusal.reason
+
+
+def test_need_may_be_all_that_was_received() -> None:
+    """Where a fee that leaves an output would be too little, one without that output may do, which makes it smaller."""
+    small = mutated(REQUEST, "claims", (make_claim(SERVER_KEY, change_sat=999_000),))
+    size = request_size(mutated(small, "fee_sat", 999))
+    earlier = {small.claims[0].outpoint: Signed(bytes(32), Sat(999), size - 5, Sat(999_000), CHANGE_SCRIPT)}
+
+    refusal = replacement(mutated(small, "fee_sat", 999), earlier)
+
+    assert refusal is not None
+    assert refusal.need_sat == 1_000
+    assert replacement(mutated(small, "fee_sat", 1_000), earlier) is None
+
+
+@given(
+    fee=st.integers(0, 10**12), size=st.integers(1, 100_000), new_size=st.integers(1, 100_000), more=st.integers(0, 9)
+)
+def test_least_fee_is_exact(fee: int, size: int, new_size: int, more: int) -> None:
+    """The least fee above a rate is above it, to the exact fraction, and a satoshi less is not."""
+    signed = Signed(bytes(32), Sat(fee), size, Sat(0), b"")
+    least = signed.least_fee_above(new_size)
+
+    assert signed.pays_less_than(least + more, new_size)
+    assert not signed.pays_less_than(least - 1 - more, new_size)
+
+
+def test_of_two_at_once_one_is_signed() -> None:
+    """Of requests for one outpoint that come at the same time, none is judged by what was there before another."""
+    signer = Signer()
+    read, rivals = signer.ledger.read, [mutated(REQUEST, "fee_sat", 5_000 - number) for number in range(4)]
+    replies: list[Reply] = []
+    together = threading.Barrier(len(rivals))
+
+    def slow_read(outpoints: Any) -> Any:
+        found = read(outpoints)
+        together_or_not.wait(0.05)
+        return found
+
+    def ask(request: SettlementRequest) -> None:
+        together.wait()
+        replies.append(signer.handler(request))
+
+    together_or_not = threading.Event()
+    signer.ledger.read = slow_read  # type: ignore[method-assign]
+    threads = [threading.Thread(target=ask, args=(rival,)) for rival in rivals]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    fees = [reply.settlement.fee_sat for reply in replies if isinstance(reply, SettlementReply)]
+    assert fees == sorted(fees)
+    assert fees[-1] == max(entry.fee_sat for entry in signer.ledger.entries.values())
+
+
+def test_digest_stays_what_it_is() -> None:
+    """A request has the same digest in every release: a signer that was updated still knows what it signed."""
+    claim = Claim(REQUEST.claims[0].terms, OutPoint(bytes(32), 1), Sat(2), b"\x03", REQUEST.claims[0].payment)
+    request = SettlementRequest(4, (claim,), b"\x05", Sat(6), make_reserve_request(KEYS).reserve)
+
+    assert digest_hex(request) == FROZEN_DIGEST
+    assert digest_hex(mutated(request, "id", 5)) == FROZEN_DIGEST
+    for path, new in [("fee_sat", 7), ("reserve", None), ("claims.0.terms.expiry", UnixTime(1)), ("claims", ())]:
+        assert digest_hex(mutated(request, path, new)) != FROZEN_DIGEST
+
+
+def digest_hex(request: SettlementRequest) -> str:
+    return request_digest(request).hex()
+
+
+FROZEN_DIGEST = "9b0d0db4295da82b49b57a5abc3e874a70e66161a823cd38d0259311914339ee"
