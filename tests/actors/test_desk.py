@@ -1,0 +1,229 @@
+"""The desk: who waits for company, who never does, and that one bad input holds up nobody (threats 15, 21 and 23)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from bitcoin.core import CTransaction
+
+from paychan.chain.base import ChainFailed, Spend
+from paychan.chain.debug import DebugChain
+from paychan.protocol.channel import Channel, Close, CloseReason, State
+from paychan.protocol.settlement import Settlement
+from paychan.protocol.types import UnixTime
+from paychan.signing.base import SignerAbsent, SignerRefused
+from tests.lib.channels import NOW, RULES
+from tests.lib.kernel import interpreter_accepts
+from tests.lib.world import Clock, DebugPayer, Local, accepted, local
+
+PAYERS = [DebugPayer(f"desk {number}") for number in range(4)]
+FIRST, SECOND, THIRD, FOURTH = PAYERS
+WAIT = 600
+
+
+async def drain(server: Local, *payers: DebugPayer) -> None:
+    """Open channels and give everything over them."""
+    for payer in payers:
+        await server.open(payer)
+        accepted(await server.registry.ask(payer.outpoint, payer.pays(payer.funding_sat)))
+
+
+async def settlement(server: Local, payer: DebugPayer) -> Settlement | None:
+    closing = (await server.stored(payer)).closing
+    return closing.settlement if closing else None
+
+
+def inputs(signed: Settlement | None) -> list[bytes]:
+    assert signed is not None
+    return [bytes(txin.prevout.hash) for txin in CTransaction.deserialize(signed.transaction).vin]
+
+
+async def test_drained_channels_wait_and_settle_together(tmp_path: Path) -> None:
+    """Before their time is up nothing is signed; then one settlement has them all, and each input is valid."""
+    async with local(tmp_path, settings={"batch_seconds": WAIT}) as server:
+        await drain(server, FIRST, SECOND, THIRD)
+        server.clock.now += WAIT - 1
+        await server.watcher.look()
+        assert await settlement(server, FIRST) is None
+        assert not server.signer.calls["sign_settlement"]
+
+        server.clock.now += 1
+        await server.watcher.look()
+        together = await settlement(server, FIRST)
+        assert sorted(inputs(together)) == sorted(payer.outpoint.txid for payer in (FIRST, SECOND, THIRD))
+        assert together is not None
+        for index, txid in enumerate(inputs(together)):
+            (payer,) = (payer for payer in PAYERS if payer.outpoint.txid == txid)
+            script = payer.terms.funding_script
+            assert interpreter_accepts(script, together.transaction, index, payer.funding_sat)
+            stored = await server.stored(payer)
+            assert (stored.state, await settlement(server, payer)) == (State.CLOSED, together)
+        assert server.signer.calls["sign_settlement"] == 1
+
+
+async def test_without_the_setting_nobody_waits(tmp_path: Path) -> None:
+    """A channel that drained by a payment is settled in that request."""
+    async with local(tmp_path) as server:
+        await drain(server, FIRST)
+        assert (await server.stored(FIRST)).state is State.CLOSED
+
+
+async def test_enough_channels_do_not_wait(tmp_path: Path) -> None:
+    """When as many wait as go into one settlement, it is signed at once; the next one begins to wait anew."""
+    async with local(tmp_path, settings={"batch_seconds": WAIT, "batch_channels": 2}) as server:
+        await drain(server, FIRST, SECOND, THIRD)
+        await server.watcher.look()
+        assert len(inputs(await settlement(server, FIRST))) == 2
+        assert await settlement(server, FIRST) == await settlement(server, SECOND)
+        assert await settlement(server, THIRD) is None
+
+
+async def test_threat_15_a_channel_with_change_takes_the_waiting_ones_along(tmp_path: Path) -> None:
+    """It is input 0 with its change as output 0; it waits for nobody itself."""
+    async with local(tmp_path, settings={"batch_seconds": WAIT}) as server:
+        await drain(server, FIRST, SECOND)
+        opened = await server.open(THIRD)
+        accepted(await server.registry.ask(THIRD.outpoint, Close(CloseReason.OPERATOR)))
+        together = await settlement(server, THIRD)
+        assert inputs(together)[0] == THIRD.outpoint.txid
+        assert len(inputs(together)) == 3
+        assert together is not None
+        change = CTransaction.deserialize(together.transaction).vout[0]
+        assert (change.nValue, bytes(change.scriptPubKey)) == (opened.payment.change_sat, THIRD.change_script)
+        await server.watcher.look()
+        assert await settlement(server, FIRST) == await settlement(server, SECOND) == together
+
+
+async def test_threat_21_nobody_near_the_deadline_waits(tmp_path: Path) -> None:
+    """With half of the time until the deadline gone, a drained channel is settled alone and at once."""
+    payer = DebugPayer("in a hurry", UnixTime(NOW + 3 * 86_400))
+    async with local(tmp_path, settings={"batch_seconds": 10 * 86_400}) as server:
+        await drain(server, FIRST, payer)
+        server.clock.now = payer.expiry - (payer.expiry - NOW) // 2
+        await server.watcher.look()
+        assert inputs(await settlement(server, payer)) == [payer.outpoint.txid]
+        assert await settlement(server, FIRST) is None
+
+
+async def test_a_channel_that_waits_in_vain_settles_alone(tmp_path: Path) -> None:
+    """No company comes in time."""
+    async with local(tmp_path, settings={"batch_seconds": WAIT}) as server:
+        await drain(server, FIRST)
+        server.clock.now += WAIT
+        await server.watcher.look()
+        assert inputs(await settlement(server, FIRST)) == [FIRST.outpoint.txid]
+
+
+class Thieving(DebugChain):
+    """Something else has spent the funding output of `SECOND`."""
+
+    async def unspent(self, outpoints):
+        return {key: value for key, value in (await super().unspent(outpoints)).items() if key != SECOND.outpoint}
+
+    async def spender(self, outpoint):
+        return Spend(b"\x66" * 32, 0) if outpoint == SECOND.outpoint else await super().spender(outpoint)
+
+
+async def test_threat_23_a_bad_input_is_left_out(tmp_path: Path) -> None:
+    """The others settle together without it."""
+    clock = Clock()
+    async with local(tmp_path, clock, chain=Thieving(clock), settings={"batch_seconds": WAIT}) as server:
+        await drain(server, FIRST, SECOND, THIRD)
+        server.clock.now += WAIT
+        await server.watcher.look()
+        assert len(inputs(await settlement(server, FIRST))) == 2
+        assert await settlement(server, FIRST) == await settlement(server, THIRD)
+        assert inputs(await settlement(server, SECOND)) == [SECOND.outpoint.txid]
+
+
+@pytest.mark.parametrize(
+    ("part", "method", "failure"),
+    [
+        ("signer", "sign_settlement", SignerRefused("policy-template", "claim 1 is bad")),
+        ("chain", "unspent", ChainFailed("no node")),
+    ],
+)
+async def test_threat_23_without_a_batch_each_settles_alone(
+    tmp_path: Path, part: str, method: str, failure: Exception
+) -> None:
+    """A batch that can't be signed or looked through delays nobody beyond this look."""
+    async with local(tmp_path, settings={"batch_seconds": WAIT}) as server:
+        await drain(server, FIRST, SECOND)
+        server.clock.now += WAIT
+        getattr(server, part).fail(method, failure, times=1)
+        await server.watcher.look()
+        await server.watcher.look()
+        for payer in (FIRST, SECOND):
+            assert inputs(await settlement(server, payer)) == [payer.outpoint.txid]
+
+
+async def test_a_batch_waits_for_the_signer_and_for_a_restart(tmp_path: Path) -> None:
+    """Without signer the channels stay as they are; a new process finds them, knows since when they wait, and goes on."""
+    clock = Clock()
+    async with local(tmp_path, clock, settings={"batch_seconds": WAIT}) as server:
+        await drain(server, FIRST, SECOND)
+        clock.now += WAIT
+        server.signer.fail("sign_settlement", SignerAbsent("asleep"))
+        await server.watcher.look()
+        assert (await server.stored(FIRST)).state is State.CLOSING
+
+    async with local(tmp_path, clock, settings={"batch_seconds": WAIT}) as server:
+        await server.watcher.look()
+        await server.watcher.look()
+        assert (await server.stored(FIRST)).state is (await server.stored(SECOND)).state is State.CLOSED
+
+
+async def test_a_settlement_signed_for_more_is_matched(tmp_path: Path) -> None:
+    """A server that forgot a settlement (an old backup) pays as much as the signer once signed for, and a little more."""
+    dear = {"fee_sat_per_vb": 20}
+    async with local(tmp_path / "now", **dear) as server:
+        await server.open(FIRST)
+        signer = server.signer.real
+        accepted(await server.registry.ask(FIRST.outpoint, Close(CloseReason.OPERATOR)))
+        before = await settlement(server, FIRST)
+
+    async with local(tmp_path / "backup") as server:
+        server.signer.real = signer
+        await server.open(FIRST)
+        accepted(await server.registry.ask(FIRST.outpoint, Close(CloseReason.OPERATOR)))
+        after = await settlement(server, FIRST)
+    assert before is not None
+    assert after is not None
+    assert after.is_dearer_than(before)
+    assert after.fee_sat <= before.fee_sat * 101 // 100
+
+
+async def test_a_channel_moves_to_its_change_output(tmp_path: Path) -> None:
+    """The old record says where to, the new one takes payments, and a restart finds both."""
+    payer = DebugPayer("mover", movable=True)
+    async with local(tmp_path) as server:
+        opened = await server.open(payer)
+        accepted(await server.registry.ask(payer.outpoint, Close(CloseReason.WITHDRAW)))
+        old = await server.stored(payer)
+        assert old.closing is not None
+        moved = DebugPayer("mover", funding_sat=opened.payment.change_sat, movable=True, at=new_outpoint(old))
+        assert (await server.stored(moved)).funding_sat == opened.payment.change_sat
+        accepted(await server.registry.ask(moved.outpoint, moved.pays(700)))
+
+    async with local(tmp_path) as server:
+        await server.watcher.look()
+        went_on = await server.stored(moved)
+        assert (went_on.state, went_on.received_sat, went_on.secret) == (State.OPEN, 700, opened.secret)
+        assert (await server.stored(payer)).state is State.CLOSED
+
+
+def new_outpoint(old: Channel):
+    assert old.closing is not None
+    return old.outpoint.__class__(old.closing.spent_by, 0)
+
+
+@pytest.mark.parametrize("received", [RULES.dust_sat + 100, 10_000])
+async def test_threat_13_what_is_not_worth_settling_stays_open(tmp_path: Path, received: int) -> None:
+    """Neither the operator nor the expiry burns it: it may earn more, or the payer takes its coins back."""
+    async with local(tmp_path) as server:
+        await server.open(FIRST, received)
+        server.clock.now = FIRST.expiry - RULES.settlement_period_seconds
+        await server.watcher.look()
+        worth = received == 10_000
+        assert (await server.stored(FIRST)).state is (State.CLOSED if worth else State.OPEN)
