@@ -116,10 +116,11 @@ class Desk:
 
     # --- a dearer one -----------------------------------------------------------------------------------------------
 
-    async def dearer(self, channel: Channel, spend: Spend | None) -> Settlement | None:
-        """Sign a settlement that pays more than the last, if it is time or what `spend` shows asks for it.
+    async def dearer(self, channel: Channel, spend: Spend | None, *, refused: bool = False) -> Settlement | None:
+        """Sign a settlement that pays more than the last, if it is time or what happened asks for it.
 
         `spend` is what spends the funding output in our mempool: the last settlement, an earlier one, or a refund.
+        `refused`: the last one was just not taken.
 
         Raises:
             SignerUnavailable, SigningFailed, PublishFailed: the last one stays.
@@ -127,42 +128,47 @@ class Desk:
         paid = channel.closing.settlement if channel.closing else None
         if paid is None or (spend is not None and spend.confirmations):
             return None
-        if not self._is_due(channel, paid, spend):
+        others = [] if len(_spent(paid)) == 1 else await self._others(paid)
+        adopted = next((other for record in others if (other := _better(record, channel, paid))), None)
+        if adopted is not None:
+            return adopted
+        in_its_place = spend is not None and spend.txid != paid.txid
+        if others and (refused or in_its_place):
+            return await self._replace([channel], paid, spend)
+        if not in_its_place and not self._is_due(channel, paid):
             return None
         task = self._replacing.get(paid.txid)
         if task is None:
-            task = self._replacing[paid.txid] = asyncio.create_task(self._replace(channel, paid, spend))
+            task = asyncio.create_task(self._replace(await self._members(channel, paid, others), paid, spend))
+            self._replacing[paid.txid] = task
             task.add_done_callback(lambda _: self._replacing.pop(paid.txid, None))
         return await asyncio.shield(task)
 
-    def _is_due(self, channel: Channel, paid: Settlement, spend: Spend | None) -> bool:
-        """By the curve, because it is not relayed any more, or because something else is in its place."""
+    def _is_due(self, channel: Channel, paid: Settlement) -> bool:
+        """By the curve, or because it is not relayed any more."""
         world = self._world
         rate = wanted_rate(channel, world.rules, world.now(), world.chain_view.fees)
         below_floor = paid.fee_sat < paid.size * world.chain_view.fees.floor_sat_per_vb
-        return is_outbid(paid, rate) or below_floor or (spend is not None and spend.txid != paid.txid)
+        return is_outbid(paid, rate) or below_floor
 
-    async def _replace(self, channel: Channel, paid: Settlement, spend: Spend | None) -> Settlement | None:
-        records = await self._others(channel, paid)
-        adopted = next((other for record in records if (other := _better(record, channel, paid))), None)
-        if adopted is not None:
-            return adopted
-        members = await self._members(channel, [record for record in records if _has(record, paid)])
+    async def _replace(self, members: Sequence[Channel], paid: Settlement, spend: Spend | None) -> Settlement | None:
+        """Sign for these channels what takes the place of the last settlement and of what else is there."""
         rate, claims = self._rate(members), _claims(members)
         most = most_sat(claims, paid.size, self._world.rules)
         least, wanted = await self._least_fee(paid, spend), Sat(min(rate * paid.size, most))
         if wanted < least:
-            in_place = spend is not None and spend.txid == paid.txid and len(members) == len(records)
+            in_place = spend is not None and spend.txid == paid.txid and len(members) == len(_spent(paid))
             if in_place and await self._push(members, paid, rate):
                 return None
             if least > most:
-                self._pin(channel, f"replacing it takes {least} sat, the budget is {most} sat")
+                self._pin(members[0], f"replacing it takes {least} sat, the budget is {most} sat")
                 return None
-        self.pinned.pop(channel.outpoint, None)
-        with _signer_errors():
-            if max(wanted, least) > paid.fee_sat:
-                better: Settlement | None = await self._sign(members, least)
-            else:
+        self.pinned.pop(members[0].outpoint, None)
+        better = None
+        if max(wanted, least) > paid.fee_sat or len(members) < len(_spent(paid)):
+            better = await self._sign(members, least)
+        elif rate * paid.size > most:  # our own output is used up
+            with _signer_errors():
                 better = await self._lean_on_reserve(claims, rate, least)
         return better if better is not None and better.is_dearer_than(paid) else None
 
@@ -176,17 +182,13 @@ class Desk:
             raise PublishFailed(reason=str(error)) from error
         return Sat(cost + paid.size * self._world.chain_view.fees.increment_sat_per_vb) if cost is not None else Sat(0)
 
-    async def _others(self, channel: Channel, paid: Settlement) -> list[Channel]:
-        """The channels that a settlement settles, in the order of its inputs, as their newest records have it."""
-        spent = _spent(paid)
-        if len(spent) == 1:
-            return [channel]
-        return [record for outpoint in spent if (record := await self._read(outpoint)) is not None]
+    async def _others(self, paid: Settlement) -> list[Channel]:
+        """The channels that a settlement spends, in the order of its inputs, as their newest records have them."""
+        return [record for outpoint in _spent(paid) if (record := await self._read(outpoint)) is not None]
 
-    async def _members(self, channel: Channel, members: list[Channel]) -> list[Channel]:
-        """Leave out of a batch those whose funding output something has spent for good."""
-        if len(members) < 2:
-            return [channel]
+    async def _members(self, channel: Channel, paid: Settlement, others: Sequence[Channel]) -> list[Channel]:
+        """Who is settled by the next one: all in the last one whose funding output nothing has spent for good."""
+        members = [other for other in others if _has(other, paid)]
         try:
             spends = [await self._world.chain.spender(member.outpoint) for member in members]
         except ChainFailed as error:

@@ -56,8 +56,8 @@ async def _publish(channel: Channel, settlement: Settlement, world: World, desk:
     except ChainFailed as error:
         spend = await _spender(channel, world)
         if spend is not None and spend.confirmations >= _depth(channel, world):
-            return await _end(channel, settlement, spend, world)
-        better = _signed(await desk.dearer(channel, spend))
+            return await _end(channel, settlement, spend, world, desk)
+        better = _signed(await desk.dearer(channel, spend, refused=True))
         if better is None:
             raise PublishFailed(reason=str(error)) from error
         return better
@@ -76,7 +76,7 @@ async def _watch(channel: Channel, settlement: Settlement, world: World, desk: D
         return _signed(await desk.dearer(channel, spend))
     if spend.confirmations < _depth(channel, world):
         return None
-    return await _end(channel, settlement, spend, world)
+    return await _end(channel, settlement, spend, world, desk)
 
 
 def _signed(settlement: Settlement | None) -> Signed | None:
@@ -97,8 +97,9 @@ async def _spender(channel: Channel, world: World) -> Spend | None:
         raise PublishFailed(reason=str(error)) from error
 
 
-async def _end(channel: Channel, settlement: Settlement, spend: Spend, world: World) -> Command:
+async def _end(channel: Channel, settlement: Settlement, spend: Spend, world: World, desk: Desk) -> Command:
     """Tell our settlement, also an earlier or a changed one, from the client's refund."""
+    desk.pinned.pop(channel.outpoint, None)
     if spend.txid == settlement.txid:
         return Confirmed(spend.txid)
     try:
