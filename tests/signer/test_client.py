@@ -1,76 +1,42 @@
-"""`UnixSigner` against the real signer process, and against signers that lie, hang or vanish."""
+"""`UnixSigner` against the real signer process, and against signers that hang or vanish; `test_lies` has the liars."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bitcoin.core import CTransaction, CTxIn, CTxOut
-from coincurve import PublicKey
+from bitcoin.core import CTransaction
 
-from paychan.protocol.address import key_script
-from paychan.protocol.settlement import Settlement, sign_settlement
+from paychan.protocol.settlement import Reserve
 from paychan.protocol.signerwire import (
     HealthReply,
-    KeyReply,
     KeyRequest,
     Reply,
     Request,
-    SettlementReply,
-    SettlementRequest,
 )
 from paychan.protocol.types import Sat, UnixTime
 from paychan.signing.base import SignerAbsent, SignerRefused
 from paychan.signing.unix import UnixSigner
-from signer.connections import WORKERS, Connections, Limits
+from signer.connections import WORKERS
 from signer.handlers import Handler
-from signer.keys import Keys, hardened_keys
+from signer.keys import hardened_keys
+from signer.ledger import LevelDbLedger
 from tests.lib.kernel import interpreter_accepts
-from tests.lib.ledger import MemoryLedger
 from tests.lib.signer_process import REGTEST, SignerProcess
-from tests.signer.messages import CLIENT_KEY, EXPIRY, make_claim, make_request, mutated, with_high_s, with_padded_s
-
-PATIENT = 20.0
-KEYS = hardened_keys(bytes(32))
-HANDLER = Handler(KEYS, MemoryLedger(), "regtest", "hardened", debug=False)
-HEALTH = HealthReply(1, "regtest", "hardened", debug=False)
-REQUEST = make_request(KEYS)
-
-
-@asynccontextmanager
-async def client(path: Path, deadline_seconds: float = PATIENT) -> AsyncIterator[UnixSigner]:
-    signer = UnixSigner(path, deadline_seconds)
-    try:
-        yield signer
-    finally:
-        await signer.close()
-
-
-@asynccontextmanager
-async def served(
-    tmp_path: Path, handle: Callable[[Request], Reply], request_seconds: float = PATIENT, **limits: Any
-) -> AsyncIterator[Path]:
-    """The signer's own connection code in this process, with any handler behind it."""
-    values = {"idle_seconds": PATIENT, "max_connections": 8, "allowed_uids": frozenset({os.geteuid()}), **limits}
-    connections = Connections(handle, Limits(request_seconds=request_seconds, **values))
-    path = tmp_path / "served.sock"
-    server = await asyncio.start_unix_server(connections.serve, path=str(path))
-    try:
-        yield path
-    finally:
-        server.close()
-        connections.close()
-
-
-async def sign(signer: UnixSigner, request: SettlementRequest = REQUEST) -> Settlement:
-    return await signer.sign_settlement(request.claims, request.destination_script, request.fee_sat)
-
+from tests.signer.connected import HANDLER, KEYS, PATIENT, REQUEST, client, served, sign, sign_child
+from tests.signer.messages import (
+    CLIENT_KEY,
+    EXPIRY,
+    make_claim,
+    make_coin,
+    make_request,
+    make_reserve_request,
+    mutated,
+)
 
 # --- the real process -----------------------------------------------------------------------------------------------
 
@@ -95,6 +61,42 @@ async def test_settlement_of_the_real_process_is_valid(tmp_path: Path) -> None:
             interpreter_accepts(claim.terms.funding_script, damaged, index, claim.funding_sat)
             for index, claim in enumerate(claims)
         ), position
+
+
+async def test_reserve_and_child_of_the_real_process_are_valid(tmp_path: Path) -> None:
+    """Coins of the reserve and children work over the socket, and the interpreter accepts what they make."""
+    with SignerProcess(tmp_path) as running:
+        keys = hardened_keys(bytes.fromhex(running.seed.read_text()))
+        async with client(running.socket) as signer:
+            reserve = Reserve(await signer.reserve_key(), (make_coin(0), make_coin(1)))
+            request = make_reserve_request(keys)
+            assert request.reserve == reserve
+
+            settlement = await sign(signer, request)
+            child = await sign_child(signer, request)
+
+    raw, coins = settlement.transaction, (reserve.funding_script, 20_000)
+    spent = [(claim.terms.funding_script, claim.funding_sat) for claim in request.claims] + [coins, coins]
+    for index, (script, value_sat) in enumerate(spent):
+        assert interpreter_accepts(script, raw, index, value_sat)
+    rest = CTransaction.deserialize(raw).vout[1]
+    assert interpreter_accepts(reserve.funding_script, child.transaction, 0, rest.nValue)
+    assert bytes(CTransaction.deserialize(child.transaction).vin[0].prevout.hash) == settlement.txid
+
+
+async def test_refusal_tells_the_least_fee(tmp_path: Path) -> None:
+    """Who asks for another settlement at too low a rate learns at which fee it would be signed, and gets it."""
+    with SignerProcess(tmp_path) as running:
+        request = make_request(hardened_keys(bytes.fromhex(running.seed.read_text())))
+        async with client(running.socket) as signer:
+            before = await sign(signer, request)
+            with pytest.raises(SignerRefused) as refused:
+                await sign(signer, mutated(request, "fee_sat", 4_000))
+
+            after = await sign(signer, mutated(request, "fee_sat", refused.value.need_sat))
+
+    assert (refused.value.tag, refused.value.need_sat) == ("policy-replacement", 5_001)
+    assert (before.fee_sat, after.fee_sat) == (5_000, 5_001)
 
 
 async def test_many_calls_share_one_connection(tmp_path: Path) -> None:
@@ -220,6 +222,18 @@ async def test_busy_signer_is_absent(tmp_path: Path) -> None:
             await signer.health()
 
 
+async def test_signer_that_lost_its_ledger_is_absent(tmp_path: Path) -> None:
+    """A signer whose disk fails says nothing about the request: the same one may be sent again after its restart."""
+    ledger = LevelDbLedger(tmp_path / "ledger")
+    ledger.close()
+    handler = Handler(KEYS, ledger, "regtest", "hardened", debug=False)
+    async with served(tmp_path, handler) as path, client(path) as signer:
+        for ask in (sign, sign_child):
+            with pytest.raises(SignerAbsent, match="the ledger of what was signed: closed"):
+                await ask(signer)
+        await signer.reserve_key()
+
+
 async def test_signer_for_other_users_refuses(tmp_path: Path) -> None:
     """A signer that does not answer our user is a refusal that says so."""
     async with served(tmp_path, HANDLER, allowed_uids=frozenset({4242})) as path, client(path) as signer:
@@ -268,113 +282,7 @@ async def test_closing_ends_calls_in_flight(tmp_path: Path) -> None:
             await signer.health()
 
 
-# --- signers that lie -----------------------------------------------------------------------------------------------
-
-
-def resigned(
-    request: SettlementRequest, alter: Callable[[bytes], bytes] = bytes, keys: Keys = KEYS, **changes: Any
-) -> Settlement:
-    """A settlement of something else than was asked for, or with other signatures."""
-
-    def server_signature(index: int, digest: bytes) -> bytes:
-        terms = request.claims[index].terms
-        return alter(keys.sign(terms.client_key, terms.expiry, digest))
-
-    other = {"claims": request.claims, "destination_script": request.destination_script, "fee_sat": request.fee_sat}
-    return sign_settlement(**{**other, **changes}, sign=server_signature)
-
-
-def changed(settlement: Settlement, change: Callable[[CTransaction], CTransaction]) -> Settlement:
-    transaction = change(CTransaction.deserialize(settlement.transaction))
-    return Settlement(transaction.serialize(), transaction.GetTxid(), settlement.fee_sat)
-
-
-def with_flag(settlement: Settlement, flag: int) -> Settlement:
-    """The settlement whose first server signature says another hash type."""
-
-    def change(transaction: CTransaction) -> CTransaction:
-        script = bytearray(transaction.vin[0].scriptSig)
-        second = 1 + script[0]
-        script[second + script[second]] = flag
-        first = CTxIn(transaction.vin[0].prevout, bytes(script), transaction.vin[0].nSequence)
-        return CTransaction([first, *transaction.vin[1:]], transaction.vout)
-
-    return changed(settlement, change)
-
-
-def spliced(settlement: Settlement, other: Settlement) -> Settlement:
-    """The one's inputs and outputs with the other's signatures."""
-    scripts = [txin.scriptSig for txin in CTransaction.deserialize(other.transaction).vin]
-
-    def change(transaction: CTransaction) -> CTransaction:
-        pairs = zip(transaction.vin, scripts, strict=True)
-        return CTransaction([CTxIn(i.prevout, script, i.nSequence) for i, script in pairs], transaction.vout)
-
-    return changed(settlement, change)
-
-
-STRANGER = key_script(PublicKey.from_secret(b"\x07" * 32).format())
-HONEST = resigned(REQUEST)
-LIES: dict[str, Settlement] = {
-    "other destination": resigned(REQUEST, destination_script=STRANGER),
-    "other fee paid": mutated(resigned(REQUEST, fee_sat=Sat(6_000)), "fee_sat", REQUEST.fee_sat),
-    "other fee said": mutated(HONEST, "fee_sat", 6_000),
-    "fewer claims": resigned(REQUEST, claims=REQUEST.claims[:1]),
-    "other order": resigned(make_request(KEYS, drained=2), claims=make_request(KEYS, drained=2).claims[::2]),
-    "other txid": mutated(HONEST, "txid", bytes(32)),
-    "no txid": mutated(HONEST, "txid", b""),
-    "trailing byte": mutated(HONEST, "transaction", HONEST.transaction + b"\x00"),
-    "cut off": mutated(HONEST, "transaction", HONEST.transaction[:-1]),
-    "empty": mutated(HONEST, "transaction", b""),
-    "garbage": mutated(HONEST, "transaction", b"\xff" * 300),
-    "flag NONE": with_flag(HONEST, 2),
-    "flag SINGLE": with_flag(HONEST, 3),
-    "flag ALL, anyone can pay": with_flag(HONEST, 0x81),
-    "high S": resigned(REQUEST, with_high_s),
-    "padded S": resigned(REQUEST, with_padded_s),
-    "trailing byte in the signature": resigned(REQUEST, lambda signature: signature + b"\x00"),
-    "no DER": resigned(REQUEST, lambda signature: bytes(len(signature))),
-    "key of another": resigned(REQUEST, keys=hardened_keys(bytes(31) + b"\x01")),
-    "signatures of another settlement": spliced(HONEST, resigned(REQUEST, fee_sat=Sat(6_000))),
-    "unsigned": changed(
-        HONEST, lambda t: CTransaction([CTxIn(i.prevout, b"", i.nSequence) for i in t.vin], t.vout)
-    ),
-    "one more output": changed(HONEST, lambda t: CTransaction(t.vin, [*t.vout, CTxOut(1, STRANGER)])),
-    "lock time": changed(HONEST, lambda t: CTransaction(t.vin, t.vout, nLockTime=1)),
-    "version 2": changed(HONEST, lambda t: CTransaction(t.vin, t.vout, nVersion=2)),
-    "sequence": changed(
-        HONEST, lambda t: CTransaction([CTxIn(i.prevout, i.scriptSig, 0) for i in t.vin], t.vout)
-    ),
-}  # fmt: skip
-
-
-async def test_honest_settlement_is_taken(tmp_path: Path) -> None:
-    """What the lies below are made from is what an honest signer returns, and it is taken."""
-    async with served(tmp_path, HANDLER) as path, client(path) as signer:
-        assert await sign(signer) == HONEST
-
-
-@pytest.mark.parametrize("lie", LIES)
-async def test_settlement_that_was_not_asked_for_is_refused(tmp_path: Path, lie: str) -> None:
-    """A settlement that differs in any part from what claims, destination and fee mean is not taken."""
-    reply = LIES[lie]
-    async with served(tmp_path, lambda request: SettlementReply(request.id, reply)) as path, client(path) as signer:
-        with pytest.raises(SignerRefused) as refused:
-            await sign(signer)
-        assert refused.value.tag == "protocol-reply"
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [HEALTH, KeyReply(1, b"\x05" * 33, b""), KeyReply(1, b"\x02" + b"\xff" * 32, b""), SettlementReply(1, HONEST)],
-    ids=["health", "prefix", "off-the-curve", "settlement"],
-)
-async def test_key_that_is_none_is_refused(tmp_path: Path, reply: Reply) -> None:
-    """A reply of another kind, or a key that is no compressed point, is not taken as a server key."""
-    async with served(tmp_path, lambda _: reply) as path, client(path) as signer:
-        with pytest.raises(SignerRefused) as refused:
-            await signer.public_key(CLIENT_KEY, EXPIRY)
-        assert refused.value.tag == "protocol-reply"
+# --- what is no signer ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("noise", [b"\xff" * 64, b"HTTP/1.1 200 OK\r\n\r\n", b"\x00\x00\x00\x02\x02\xc0", b"\x00\x00"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+import time
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,12 +15,12 @@ from hypothesis import strategies as st
 from paychan.protocol.address import key_script
 from paychan.protocol.payment import sign_payment
 from paychan.protocol.settlement import Claim
-from paychan.protocol.signerwire import Refusal, Reply, SettlementReply, SettlementRequest
+from paychan.protocol.signerwire import Refusal, SettlementReply, SettlementRequest
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from signer.handlers import Handler
 from signer.keys import hardened_keys
 from signer.policy import replacement
-from signer.signed import Signed, entries_of, request_digest, request_size
+from signer.signed import Entries, Signed, entries_of, request_digest, request_size
 from tests.lib.ledger import MemoryLedger
 from tests.signer.messages import (
     CHANGE_SCRIPT,
@@ -194,33 +196,35 @@ def test_least_fee_is_exact(fee: int, size: int, new_size: int, more: int) -> No
     assert not signed.pays_less_than(least - 1 - more, new_size)
 
 
-def test_of_two_at_once_one_is_signed() -> None:
-    """Of requests for one outpoint that come at the same time, none is judged by what was there before another."""
-    signer = Signer()
-    read, rivals = signer.ledger.read, [mutated(REQUEST, "fee_sat", 5_000 - number) for number in range(4)]
-    replies: list[Reply] = []
-    together = threading.Barrier(len(rivals))
+class SlowLedger(MemoryLedger):
+    """Takes its time between reading and writing, and keeps what was written in order."""
 
-    def slow_read(outpoints: Any) -> Any:
-        found = read(outpoints)
-        together_or_not.wait(0.05)
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[Sat] = []
+
+    def read(self, outpoints: Collection[OutPoint]) -> Entries:
+        found = super().read(outpoints)
+        time.sleep(0.02)
         return found
 
-    def ask(request: SettlementRequest) -> None:
-        together.wait()
-        replies.append(signer.handler(request))
+    def write(self, entries: Entries) -> None:
+        super().write(entries)
+        self.written += {entry.fee_sat for entry in entries.values()}
 
-    together_or_not = threading.Event()
-    signer.ledger.read = slow_read  # type: ignore[method-assign]
-    threads = [threading.Thread(target=ask, args=(rival,)) for rival in rivals]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
-    fees = [reply.settlement.fee_sat for reply in replies if isinstance(reply, SettlementReply)]
-    assert fees == sorted(fees)
-    assert fees[-1] == max(entry.fee_sat for entry in signer.ledger.entries.values())
+def test_requests_at_once_are_judged_one_after_the_other() -> None:
+    """Of requests for one outpoint that come at the same time, none is judged by what was there before another."""
+    ledger = SlowLedger()
+    handler = Handler(KEYS, ledger, "regtest", "hardened", debug=False)
+    rivals = [mutated(REQUEST, "fee_sat", 5_000 - number) for number in range(8)]
+
+    with ThreadPoolExecutor(len(rivals)) as threads:
+        replies = list(threads.map(handler, rivals))
+
+    signed = [reply.settlement.fee_sat for reply in replies if isinstance(reply, SettlementReply)]
+    assert ledger.written == sorted(signed)
+    assert all(isinstance(reply, SettlementReply | Refusal) for reply in replies)
 
 
 def test_digest_stays_what_it_is() -> None:

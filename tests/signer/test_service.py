@@ -17,8 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from paychan.protocol.address import encode_address, key_script
 from paychan.protocol.signerwire import (
     MAX_FRAME_BYTES,
+    ChildReply,
     Health,
     HealthReply,
     KeyReply,
@@ -26,14 +28,24 @@ from paychan.protocol.signerwire import (
     Refusal,
     Reply,
     Request,
+    ReserveReply,
+    ReserveRequest,
     SettlementReply,
     decode_reply,
     encode_frame,
     frame_size,
 )
-from signer.keys import HARDENED, Node, channel_words, hardened_keys
+from paychan.protocol.types import Network
+from signer.keys import HARDENED, RESERVE_PATH, Node, channel_words, hardened_keys
 from tests.lib.signer_process import COMMAND, DEBUG, REGTEST, SignerProcess
-from tests.signer.messages import CLIENT_KEY, EXPIRY, make_request, mutated
+from tests.signer.messages import (
+    CLIENT_KEY,
+    EXPIRY,
+    make_child_request,
+    make_request,
+    make_reserve_request,
+    mutated,
+)
 
 HEALTHY = HealthReply(1, "regtest", "hardened", debug=False)
 HALF_FRAME = encode_frame(Health(1))[:-1]
@@ -283,10 +295,12 @@ def test_signals_stop_cleanly(tmp_path: Path, number: signal.Signals) -> None:
 
 
 def test_start_says_what_it_serves(signer: SignerProcess) -> None:
-    """One line at the start has network, key mode, socket and destination."""
+    """One line at the start has network, key mode, socket, destination, and where to send coins for the reserve."""
     line = next(line for line in signer.log.read_text().splitlines() if "signer started" in line)
 
     assert f'network=regtest key_mode=hardened socket={signer.socket} destination="derived per channel"' in line
+    keys = hardened_keys(bytes.fromhex(signer.seed.read_text()))
+    assert f"reserve={encode_address(key_script(keys.reserve_key()), Network.REGTEST)}" in line
 
 
 def test_debug_is_loud(tmp_path: Path) -> None:
@@ -387,21 +401,26 @@ def test_init_creates_the_seed_once(tmp_path: Path) -> None:
 
 
 def test_no_output_holds_a_secret(tmp_path: Path) -> None:
-    """Neither log nor replies of a full run, refusals and garbage included, contain the seed or a derived key."""
+    """Neither log, ledger nor replies of a full run, refusals and garbage included, contain the seed or a derived key."""
     with SignerProcess(tmp_path) as running:
         seed = bytes.fromhex(running.seed.read_text())
-        request = make_request(hardened_keys(seed))
+        keys = hardened_keys(seed)
+        request = make_request(keys)
         wrong = mutated(request, "claims.0.payment.flag", 1)
         sent: list[Request | bytes] = [Health(1), KeyRequest(2, CLIENT_KEY, EXPIRY), request, wrong, bytes(4)]
+        sent += [make_child_request(request), ReserveRequest(9), mutated(make_reserve_request(keys), "fee_sat", 9_000)]
         replies = [ask(running.socket, message) for message in sent]
         shown = Path(f"/proc/{running.pid}/cmdline").read_bytes() + Path(f"/proc/{running.pid}/environ").read_bytes()
         assert running.stop() == 0
         assert running.process is not None
 
-    assert isinstance(replies[2], SettlementReply)
-    output = running.log.read_bytes() + shown + b"".join(encode_frame(reply) for reply in replies if reply)
+    kinds = [type(replies[number]) for number in (2, 5, 6, 7)]
+    assert kinds == [SettlementReply, ChildReply, ReserveReply, SettlementReply]
+    kept = b"".join(file.read_bytes() for file in (running.directory / "signer.ledger").iterdir())
+    output = running.log.read_bytes() + kept + shown + b"".join(encode_frame(reply) for reply in replies if reply)
     words = [word | HARDENED for word in channel_words(CLIENT_KEY, EXPIRY)]
     nodes = [Node.from_seed(seed)]
+    nodes += [nodes[0].descend(RESERVE_PATH[:depth]) for depth in (1, 2)]
     for branch in (b"pchk", b"pchd"):
         for depth in range(5):
             path = [int.from_bytes(branch, "big") | HARDENED, *words][: depth + 1]

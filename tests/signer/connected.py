@@ -1,0 +1,68 @@
+"""`UnixSigner`s, and signers for them that say what a test wants."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from paychan.protocol.settlement import Settlement
+from paychan.protocol.signerwire import (
+    Reply,
+    Request,
+    SettlementRequest,
+)
+from paychan.protocol.types import Sat
+from paychan.signing.unix import UnixSigner
+from signer.connections import Connections, Limits
+from signer.handlers import Handler
+from signer.keys import hardened_keys
+from tests.lib.ledger import MemoryLedger
+from tests.signer.messages import (
+    make_request,
+    make_reserve_request,
+)
+
+PATIENT = 20.0
+KEYS = hardened_keys(bytes(32))
+HANDLER = Handler(KEYS, MemoryLedger(), "regtest", "hardened", debug=False)
+REQUEST = make_request(KEYS)
+WITH_RESERVE = make_reserve_request(KEYS)
+
+
+@asynccontextmanager
+async def client(path: Path, deadline_seconds: float = PATIENT) -> AsyncIterator[UnixSigner]:
+    signer = UnixSigner(path, deadline_seconds)
+    try:
+        yield signer
+    finally:
+        await signer.close()
+
+
+@asynccontextmanager
+async def served(
+    tmp_path: Path, handle: Callable[[Request], Reply], request_seconds: float = PATIENT, **limits: Any
+) -> AsyncIterator[Path]:
+    """The signer's own connection code in this process, with any handler behind it."""
+    values = {"idle_seconds": PATIENT, "max_connections": 8, "allowed_uids": frozenset({os.geteuid()}), **limits}
+    connections = Connections(handle, Limits(request_seconds=request_seconds, **values))
+    path = tmp_path / "served.sock"
+    server = await asyncio.start_unix_server(connections.serve, path=str(path))
+    try:
+        yield path
+    finally:
+        server.close()
+        connections.close()
+
+
+async def sign(signer: UnixSigner, request: SettlementRequest = REQUEST) -> Settlement:
+    return await signer.sign_settlement(request.claims, request.destination_script, request.fee_sat, request.reserve)
+
+
+async def sign_child(signer: UnixSigner, request: SettlementRequest = REQUEST, fee_sat: int = 2_000) -> Settlement:
+    return await signer.sign_child(
+        request.claims, request.destination_script, request.fee_sat, Sat(fee_sat), request.reserve
+    )

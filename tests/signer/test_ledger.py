@@ -1,0 +1,340 @@
+"""What was signed stays known: over restarts, kills, full disks and damage."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import plyvel
+import pytest
+
+from paychan.protocol.signerwire import Health, HealthReply, Refusal, SettlementReply, SettlementRequest, encode_frame
+from paychan.protocol.types import OutPoint, Sat
+from signer.handlers import Handler
+from signer.keys import Keys, hardened_keys
+from signer.ledger import LedgerFailed, LevelDbLedger
+from signer.signed import VERSION, DamagedEntry, Signed, decode_entry, encode_entry, entries_of
+from tests.lib.ledger import MemoryLedger
+from tests.lib.signer_process import COMMAND, REGTEST, SignerProcess
+from tests.signer.messages import make_child_request, make_request, mutated
+from tests.signer.test_service import ask
+
+KEYS = hardened_keys(bytes(32))
+REQUEST = make_request(KEYS, drained=2)
+DEARER = mutated(REQUEST, "fee_sat", 6_000)
+FIRST, SECOND, THIRD = (claim.outpoint for claim in REQUEST.claims)
+ENTRY = Signed(bytes(range(32)), Sat(5_000), 300, Sat(400_000), b"\x76\xa9")
+FROZEN_ENTRY = "0195c420" + bytes(range(32)).hex() + "cd1388cd012cce00061a80c40276a9"
+
+
+def handler(ledger: Any, keys: Keys = KEYS) -> Handler:
+    return Handler(keys, ledger, "regtest", "hardened", debug=False)
+
+
+# --- the contract ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["memory", "leveldb"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    if request.param == "memory":
+        yield MemoryLedger()
+    else:
+        with closing(LevelDbLedger(tmp_path / "ledger")) as opened:
+            yield opened
+
+
+def test_entries_are_read_back(ledger: Any) -> None:
+    """Of the outpoints asked for, those that were written are there, as they were written last."""
+    outpoints = [FIRST, SECOND, OutPoint(bytes(32), 0), OutPoint(FIRST.txid, FIRST.vout + 1)]
+    assert ledger.read(outpoints) == {}
+    ledger.write({FIRST: ENTRY, SECOND: ENTRY})
+    ledger.write({FIRST: mutated(ENTRY, "fee_sat", 6_000)})
+
+    assert ledger.read(outpoints) == {FIRST: mutated(ENTRY, "fee_sat", 6_000), SECOND: ENTRY}
+    assert ledger.read([]) == {}
+
+
+def test_handler_enters_what_it_signs(ledger: Any) -> None:
+    """After a settlement each of its claims has an entry, and after a refusal none has changed."""
+    signs = handler(ledger)
+    assert isinstance(signs(REQUEST), SettlementReply)
+    remembered = ledger.read([FIRST, SECOND, THIRD])
+
+    assert isinstance(signs(mutated(REQUEST, "fee_sat", 4_999)), Refusal)
+    assert ledger.read([FIRST, SECOND, THIRD]) == remembered == entries_of(REQUEST)
+
+
+# --- an entry -------------------------------------------------------------------------------------------------------
+
+
+def test_entries_are_written_as_ever() -> None:
+    """An entry's bytes are those of every release that wrote this version, but for the checksum behind."""
+    assert encode_entry(ENTRY)[:-4].hex() == FROZEN_ENTRY
+    assert decode_entry(encode_entry(ENTRY)) == ENTRY
+
+
+def test_every_damage_is_found() -> None:
+    """An entry that lacks its end, has a flipped bit or is something else is damaged, whatever it may say."""
+    raw = encode_entry(ENTRY)
+    damaged = [raw[:size] for size in range(len(raw))]
+    damaged += [raw[:i] + bytes([raw[i] ^ 1 << bit]) + raw[i + 1 :] for i in range(len(raw)) for bit in range(8)]
+    damaged += [encode_entry(mutated(ENTRY, "size", 0)), encode_entry(mutated(ENTRY, "fee_sat", -1)), raw + b"\x00"]
+    damaged += [encode_entry(mutated(ENTRY, "digest", "text")), encode_entry((*range(6),))]  # type: ignore[arg-type]
+
+    for content in damaged:
+        with pytest.raises(DamagedEntry):
+            decode_entry(content)
+    with pytest.raises(DamagedEntry, match=f"has version 9, want {VERSION}"):
+        decode_entry(b"\x09" + raw[1:])
+
+
+def test_damaged_entry_stops_its_outpoint_alone(tmp_path: Path) -> None:
+    """What can't be told is never signed for and never overwritten; other outpoints are served as ever."""
+    path = tmp_path / "ledger"
+    with closing(LevelDbLedger(path)) as opened:
+        assert isinstance(handler(opened)(REQUEST), SettlementReply)
+    with closing(plyvel.DB(str(path))) as database:
+        raw = bytearray(database.get(SECOND.serialize()))
+        raw[10] ^= 1
+        database.put(SECOND.serialize(), bytes(raw), sync=True)
+
+    with closing(LevelDbLedger(path)) as opened:
+        signs = handler(opened)
+        for request in (REQUEST, mutated(REQUEST, "fee_sat", 1_000_000), make_child_request(REQUEST)):
+            reply = signs(request)
+            assert isinstance(reply, Refusal)
+            assert (reply.tag, reply.need_sat) == ("policy-replacement", 0)
+            assert f"what was signed for {SECOND} can't be told: entry checksum" in reply.reason
+        assert opened.read([FIRST]) == {FIRST: entries_of(REQUEST)[FIRST]}
+        rest = mutated(REQUEST, "claims", (REQUEST.claims[0], REQUEST.claims[2]))
+        assert isinstance(signs(mutated(rest, "fee_sat", 9_000)), SettlementReply)
+    with closing(plyvel.DB(str(path))) as database:
+        assert database.get(SECOND.serialize()) == raw
+
+
+# --- the directory --------------------------------------------------------------------------------------------------
+
+
+def test_ledger_survives_a_restart(tmp_path: Path) -> None:
+    """After stop or kill the process knows what it signed: the same again, nothing cheaper, children too."""
+    with SignerProcess(tmp_path) as running:
+        keys = hardened_keys(bytes.fromhex(running.seed.read_text()))
+        request = make_request(keys)
+        signed = ask(running.socket, request)
+        assert isinstance(signed, SettlementReply)
+        child = ask(running.socket, make_child_request(request))
+        for end in (running.stop, running.kill):
+            end()
+            running.start()
+
+            cheaper = ask(running.socket, mutated(request, "fee_sat", 4_000))
+            assert isinstance(cheaper, Refusal)
+            assert (cheaper.tag, cheaper.need_sat) == ("policy-replacement", 5_001)
+            assert ask(running.socket, request) == signed
+            assert ask(running.socket, make_child_request(request)) == child
+
+
+def test_ledger_that_was_deleted_begins_anew(tmp_path: Path) -> None:
+    """Without the directory the signer starts and signs: only what it knew of earlier settlements is gone."""
+    with SignerProcess(tmp_path) as running:
+        request = make_request(hardened_keys(bytes.fromhex(running.seed.read_text())))
+        assert isinstance(ask(running.socket, request), SettlementReply)
+        running.stop()
+        for file in (tmp_path / "signer.ledger").iterdir():
+            file.unlink()
+        (tmp_path / "signer.ledger").rmdir()
+        running.start()
+
+        refused = ask(running.socket, make_child_request(request))
+        assert isinstance(refused, Refusal)
+        assert refused.tag == "policy-template"
+        assert isinstance(ask(running.socket, mutated(request, "fee_sat", 4_000)), SettlementReply)
+
+
+def test_second_signer_on_one_state_directory_is_refused(tmp_path: Path) -> None:
+    """Also with a socket of its own a second signer ends with one line that says what to do; the first goes on."""
+    with SignerProcess(tmp_path) as running:
+        file = tmp_path / "second.toml"
+        file.write_text(f'state_dir = "{tmp_path}"\n{REGTEST}[socket]\npath = "{tmp_path}/second.sock"\n')
+
+        ended = subprocess.run([COMMAND, file], capture_output=True, text=True, check=False, timeout=30)
+
+        assert ended.returncode == 2
+        assert f"paychan-signer: {file}: state_dir: {tmp_path}/signer.ledger is in use by another sig" in ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert not (tmp_path / "second.sock").exists()
+        assert ask(running.socket, Health(1)) == HealthReply(1, "regtest", "hardened", debug=False)
+
+
+@pytest.mark.parametrize("damage", ["log", "current", "no-current", "a-file"])
+def test_damaged_directory_is_not_begun_anew(tmp_path: Path, damage: str) -> None:
+    """What can't be opened is left as it is, with an error that says what to do."""
+    path = tmp_path / "ledger"
+    with closing(LevelDbLedger(path)) as opened:
+        for number in range(300):
+            opened.write({OutPoint(bytes(32), number): ENTRY})
+    log = max(path.glob("*.log"), key=lambda file: file.stat().st_size)
+    if damage == "log":
+        log.write_bytes(log.read_bytes()[:5_000] + b"\xff" * 50 + log.read_bytes()[5_050:])
+    elif damage == "current":
+        (path / "CURRENT").write_text("MANIFEST-000099\n")
+    elif damage == "no-current":
+        (path / "CURRENT").unlink()
+    else:
+        path.rename(tmp_path / "away")
+        path.write_text("something")
+    before = {file.name: file.read_bytes() for file in path.glob("*") if file.suffix in (".log", ".ldb")}
+
+    with pytest.raises(LedgerFailed, match=r"move it away to begin a new one|can't be opened"):
+        LevelDbLedger(path)
+
+    assert {name: (path / name).read_bytes() for name in before} == before
+
+
+def test_directory_is_the_owners_alone(tmp_path: Path) -> None:
+    """Nobody else may read with whom we have channels."""
+    with closing(LevelDbLedger(tmp_path / "state" / "ledger")):
+        assert (tmp_path / "state" / "ledger").stat().st_mode & 0o777 == 0o700
+
+
+def test_closed_ledger_fails(tmp_path: Path) -> None:
+    """A request that is still under way when the signer stops gets no signature, and no crash."""
+    opened = LevelDbLedger(tmp_path / "ledger")
+    opened.close()
+    opened.close()
+
+    reply = handler(opened)(REQUEST)
+
+    assert isinstance(reply, Refusal)
+    assert reply.tag == "protocol-ledger"
+
+
+# --- the moment between writing and answering -----------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from paychan.protocol.signerwire import decode_request
+from signer.handlers import Handler
+from signer.keys import hardened_keys
+from signer.ledger import LevelDbLedger
+
+keys = hardened_keys(bytes(32))
+ledger = LevelDbLedger(Path(sys.argv[1]))
+at, kill = sys.argv[2], lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+
+class Mortal:
+    public_key, destination_script, reserve_key = keys.public_key, keys.destination_script, keys.reserve_key
+    sign = kill
+
+if at == "before the write":
+    ledger.write = kill
+handler = Handler(keys if at == "after signing" else Mortal(), ledger, "regtest", "hardened", debug=False)
+handler(decode_request(bytes.fromhex(sys.argv[3])))
+kill()
+"""
+
+
+def kill_while_signing(path: Path, moment: str, request: SettlementRequest) -> None:
+    command = [sys.executable, "-c", KILLED, str(path), moment, encode_frame(request)[4:].hex()]
+    assert subprocess.run(command, check=False, timeout=30).returncode == -9
+
+
+@pytest.mark.parametrize("moment", ["after the write", "after signing"])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_killed_between_write_and_answer(tmp_path: Path, moment: str, earlier: bool) -> None:
+    """What was written counts as signed although nobody got it: the same is signed again, a cheaper one refused."""
+    path = tmp_path / "ledger"
+    if earlier:
+        with closing(LevelDbLedger(path)) as opened:
+            assert isinstance(handler(opened)(REQUEST), SettlementReply)
+
+    kill_while_signing(path, moment, DEARER)
+
+    with closing(LevelDbLedger(path)) as opened:
+        assert opened.read([FIRST, SECOND, THIRD]) == entries_of(DEARER)
+        cheaper = handler(opened)(mutated(REQUEST, "fee_sat", 5_999))
+        assert isinstance(cheaper, Refusal)
+        assert (cheaper.tag, cheaper.need_sat) == ("policy-replacement", 6_001)
+        assert handler(opened)(DEARER) == handler(MemoryLedger())(DEARER)
+
+
+SIGN = """
+import sys
+from pathlib import Path
+from paychan.protocol.signerwire import decode_request
+from signer.handlers import Handler
+from signer.keys import hardened_keys
+from signer.ledger import LevelDbLedger
+
+handler = Handler(hardened_keys(bytes(32)), LevelDbLedger(Path(sys.argv[1])), "regtest", "hardened", debug=False)
+for request in sys.argv[2:]:
+    reply = handler(decode_request(bytes.fromhex(request)))
+    print(type(reply).__name__, getattr(reply, "tag", ""))
+"""
+
+
+def sign_under_strace(tmp_path: Path, *requests: SettlementRequest, fail: int = 0) -> tuple[list[str], int]:
+    """Open a ledger of its own and sign: what was answered, and how many syncs that took. The nth may fail."""
+    with tempfile.TemporaryDirectory(dir=tmp_path) as name:
+        options = ["-f", "-qq", "-o", f"{name}/trace", "-e", "trace=fdatasync"]
+        options += ["-e", f"inject=fdatasync:error=EIO:when={fail}"] if fail else []
+        asked = [encode_frame(request)[4:].hex() for request in requests]
+        command = ["strace", *options, sys.executable, "-c", SIGN, f"{name}/ledger", *asked]
+        ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        return ended.stdout.splitlines(), Path(name, "trace").read_text().count("fdatasync(")
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace (tests/system-packages)")
+def test_one_sync_before_each_new_signature(tmp_path: Path) -> None:
+    """A new settlement costs one sync, the same again none; where the sync fails, there is no signature from then on."""
+    _, opening = sign_under_strace(tmp_path)
+
+    assert sign_under_strace(tmp_path, REQUEST, REQUEST) == (["SettlementReply "] * 2, opening + 1)
+    assert sign_under_strace(tmp_path, REQUEST, DEARER) == (["SettlementReply "] * 2, opening + 2)
+    replies, _ = sign_under_strace(tmp_path, REQUEST, DEARER, REQUEST, fail=opening + 2)
+    assert replies == ["SettlementReply ", "Refusal protocol-ledger", "Refusal protocol-ledger"]
+
+
+def test_killed_before_the_write(tmp_path: Path) -> None:
+    """What was not written was not signed: anything may follow."""
+    path = tmp_path / "ledger"
+    kill_while_signing(path, "before the write", DEARER)
+
+    with closing(LevelDbLedger(path)) as opened:
+        assert opened.read([FIRST, SECOND, THIRD]) == {}
+        assert isinstance(handler(opened)(REQUEST), SettlementReply)
+
+
+def test_failed_write_is_no_signature(tmp_path: Path) -> None:
+    """On a full disk nothing is signed, nor after it until the signer is started again; then all is as it was."""
+    with SignerProcess(tmp_path) as running:
+        keys = hardened_keys(bytes.fromhex(running.seed.read_text()))
+        large, small = make_request(keys, drained=190), make_request(keys, drained=1)
+        known = mutated(small, "claims", (make_request(keys, drained=500).claims[500],))
+        assert isinstance(ask(running.socket, known), SettlementReply)
+        soft, hard = resource.prlimit(running.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (10_000, hard))
+
+        replies = [ask(running.socket, request) for request in (large, small, known)]
+        resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (soft, hard))
+        replies += [ask(running.socket, request) for request in (large, small, known, make_child_request(known))]
+
+        for reply in replies:
+            assert isinstance(reply, Refusal)
+            assert (reply.tag, reply.need_sat) == ("protocol-ledger", 0)
+            assert "start the signer again" in reply.reason
+        assert ask(running.socket, Health(1)) == HealthReply(1, "regtest", "hardened", debug=False)
+        running.stop()
+        running.start()
+        cheaper = ask(running.socket, mutated(known, "fee_sat", 1))
+        assert isinstance(cheaper, Refusal)
+        assert cheaper.tag == "policy-replacement"
+        assert isinstance(ask(running.socket, small), SettlementReply)
