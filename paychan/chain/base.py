@@ -115,7 +115,7 @@ class Chain(Protocol):
         A `child` that spends from it goes with it, and may pay for both (package relay where the chain has it).
 
         Raises:
-            ChainFailed: refused, with the node's reason.
+            ChainFailed: refused, with the node's reason. Of two, one may be out nevertheless.
         """
 
     async def close(self) -> None:

@@ -10,6 +10,7 @@ Which means answers which question, and why:
   the wallet's opinion. Script, value, depth and coinbase are read from there alone.
 * What spent it: `gettxspendingprevout` for the mempool; for the chain the wallet's transactions, whose depth the node
   counts anew at every question, so reorganized, conflicted and abandoned ones are none.
+* What goes out, and for what fee: the node's mempool (`nodemempool`).
 * News: the hash of the best block is asked every second, which costs the node nothing; ZMQ, where the node offers it,
   ends that second early and tells of the mempool. So there is nothing to fall back to when ZMQ is silent or dead.
 
@@ -19,35 +20,27 @@ Payments ask nothing of this. Errors are told apart by code, never by text, whic
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Collection
 from decimal import Decimal
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
-from bitcoin.core import CTransaction
 from msgspec import Struct
 
-from paychan.chain.base import ChainFailed, Funding, Spend, Tip
+from paychan.chain.base import Funding, Payee, Spend, Tip
 from paychan.chain.fundingsearch import MOST_OUTPUTS, FundingSearch
 from paychan.chain.jsonrpc import JsonRpc, RpcError
+from paychan.chain.nodemempool import NodeMempool
 from paychan.chain.nodestate import NodeState
 from paychan.chain.watchwallet import NOT_FOUND, WatchWallet
 from paychan.chain.zmqfeed import ZmqFeed, reachable
-from paychan.protocol.scripts import ChannelTerms
+from paychan.protocol.fees import ChainFees
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
-
-_FEE_TARGET_BLOCKS = 12
-"""Two hours: a settlement has the whole settlement period."""
 
 _POLL_SECONDS = 1.0
 
-_ALREADY_IN_CHAIN = -27
-"""Bitcoin Core, rpc/protocol.h: RPC_VERIFY_ALREADY_IN_UTXO_SET"""
-
 _SAT_PER_COIN = 100_000_000
-_VB_PER_KVB = 1000
 
 
 class _Script(Struct, frozen=True):
@@ -61,23 +54,6 @@ class _TxOut(Struct, frozen=True, rename={"script": "scriptPubKey"}):
     coinbase: bool
 
 
-class _Prevout(Struct, frozen=True):
-    spendingtxid: str | None = None
-
-
-class _Estimate(Struct, frozen=True):
-    feerate: Decimal | None = None
-
-
-class _Mempool(Struct, frozen=True):
-    mempoolminfee: Decimal
-
-
-class _Verdict(Struct, frozen=True, rename={"reason": "reject-reason"}):
-    allowed: bool = False
-    reason: str = "no reason given"
-
-
 class _BlockHeader(Struct, frozen=True):
     confirmations: int  # -1 outside of the best chain
 
@@ -89,10 +65,6 @@ class _Publisher(Struct, frozen=True):
 
 _text: msgspec.json.Decoder[str] = msgspec.json.Decoder(str)
 _tx_out: msgspec.json.Decoder[_TxOut | None] = msgspec.json.Decoder(_TxOut | None)
-_prevouts: msgspec.json.Decoder[list[_Prevout]] = msgspec.json.Decoder(list[_Prevout])
-_estimate: msgspec.json.Decoder[_Estimate] = msgspec.json.Decoder(_Estimate)
-_mempool: msgspec.json.Decoder[_Mempool] = msgspec.json.Decoder(_Mempool)
-_verdicts: msgspec.json.Decoder[list[_Verdict]] = msgspec.json.Decoder(list[_Verdict])
 _block_header: msgspec.json.Decoder[_BlockHeader] = msgspec.json.Decoder(_BlockHeader)
 _publishers: msgspec.json.Decoder[list[_Publisher]] = msgspec.json.Decoder(list[_Publisher])
 
@@ -120,6 +92,7 @@ class BitcoindChain:
         self._rpc = JsonRpc(url, credentials, timeout_seconds)
         self._state = NodeState(self._rpc, network)
         self._wallet = WatchWallet(self._rpc, wallet)
+        self._mempool = NodeMempool(self._rpc, self._wallet)
         self._search = FundingSearch(self._rpc, self._wallet)
         self._feed: ZmqFeed | None = None
 
@@ -154,7 +127,7 @@ class BitcoindChain:
             elif await self._feed.wait(left):
                 return
 
-    async def watch(self, terms: Collection[ChannelTerms], since: UnixTime | None = None) -> None:
+    async def watch(self, payees: Collection[Payee], since: UnixTime | None = None) -> None:
         """Follow what pays to these scripts and what spends from there. The node remembers it over all restarts.
 
         Scripts that it does not follow yet are followed from now on; or `since` a time, for a wallet that was lost, with
@@ -163,25 +136,25 @@ class BitcoindChain:
         Raises:
             ChainUnfit: the node has pruned blocks that are needed.
         """
-        addresses = await self._wallet.incomplete([each.funding_address(self._network) for each in terms])
+        addresses = await self._wallet.incomplete([each.funding_address(self._network) for each in payees])
         if addresses and since is not None:
             await self._state.need_blocks(since)
         await self._wallet.follow(addresses, since)
         await self._wallet.mark_complete(addresses)
 
-    async def funding(self, terms: ChannelTerms) -> tuple[Funding, ...]:
-        """List the unspent outputs that pay exactly to the script of these terms, the most valuable first, up to 100.
+    async def funding(self, payee: Payee) -> tuple[Funding, ...]:
+        """List the unspent outputs that pay exactly to this script, the most valuable first, up to 100.
 
-        The first question about terms that were not watched has the node scan its unspent outputs, and watches them.
+        The first question about one that was not watched has the node scan its unspent outputs, and watches it.
 
         Raises:
             ChainFailed: also while that scan goes on; ask again.
         """
-        address = terms.funding_address(self._network)
+        address = payee.funding_address(self._network)
         if await self._wallet.incomplete([address]):
-            await self._search.complete(address, terms.funding_script, self._timeout_seconds)
+            await self._search.complete(address, payee.funding_script, self._timeout_seconds)
         found = await self._unspent_outputs(await self._wallet.received(address))
-        script = terms.funding_script.hex()
+        script = payee.funding_script.hex()
         fundings = [_funding(outpoint, tx_out) for outpoint, tx_out in found.items() if tx_out.script.hex == script]
         return tuple(sorted(fundings, key=lambda funding: funding.value_sat, reverse=True)[:MOST_OUTPUTS])
 
@@ -198,7 +171,7 @@ class BitcoindChain:
         """
         if await self._unspent_outputs([outpoint]):
             return None
-        txid = await self._spender_in_mempool(outpoint)
+        txid = await self._mempool.spender(outpoint)
         return Spend(txid, 0) if txid is not None else await self._wallet.spender(outpoint)
 
     async def transaction(self, txid: bytes) -> bytes:
@@ -215,38 +188,26 @@ class BitcoindChain:
             return False
         return header.confirmations > 0
 
-    async def fee_rate(self) -> int | None:
-        """Estimate satoshi per virtual byte, rounded up, and no less than the node's mempool takes now."""
-        estimate = await self._rpc.call(_estimate, "estimatesmartfee", _FEE_TARGET_BLOCKS)
-        if estimate.feerate is None:
-            return None
-        floor = (await self._rpc.call(_mempool, "getmempoolinfo")).mempoolminfee
-        return math.ceil(max(estimate.feerate, floor) * _SAT_PER_COIN / _VB_PER_KVB)
+    async def fees(self) -> ChainFees:
+        """Return what the node estimates, if it can, and what its mempool takes now."""
+        return await self._mempool.fees()
 
-    async def publish(self, transaction: bytes) -> None:
+    async def replacement_cost(self, txid: bytes) -> Sat | None:
+        """Return the fees of a transaction in the mempool and of all that descends from it."""
+        return await self._mempool.replacement_cost(txid)
+
+    async def publish(self, transaction: bytes, child: bytes = b"") -> None:
         """Hand a signed transaction to the network, also once more when it is in the mempool already.
 
-        The node's own limit of fee rates is off: the fee was decided and signed elsewhere, within the signer's limits,
-        and a settlement that the node held back here would be lost to the payer's refund.
+        A `child` goes with it as a package (Bitcoin Core 27 and later), which one that pays too little alone needs.
 
         Raises:
             ChainFailed: refused, with the node's reason.
         """
-        parsed, no_limit = CTransaction.deserialize(transaction), 0
-        verdicts = await self._rpc.call(_verdicts, "testmempoolaccept", [transaction.hex()], no_limit)
-        if not verdicts[0].allowed:
-            if await self._is_confirmed(parsed):
-                return
-            if await self._spender_in_mempool(_first_input(parsed)) != parsed.GetTxid():
-                msg = f"transaction {_shown(parsed)} refused: {verdicts[0].reason}"
-                raise ChainFailed(msg)
-        try:
-            await self._rpc.call(_text, "sendrawtransaction", transaction.hex(), no_limit)
-        except RpcError as error:
-            # a block may have come since the test
-            if error.code != _ALREADY_IN_CHAIN and not await self._is_confirmed(parsed):
-                msg = f"transaction {_shown(parsed)} refused: {error.reason}"
-                raise ChainFailed(msg) from error
+        if child:
+            await self._mempool.publish_package(transaction, child)
+        else:
+            await self._mempool.publish(transaction)
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -272,29 +233,6 @@ class BitcoindChain:
         found = await self._rpc.batch(_tx_out, "gettxout", calls)
         return {outpoint: tx_out for outpoint, tx_out in zip(wanted, found, strict=True) if tx_out is not None}
 
-    async def _spender_in_mempool(self, outpoint: OutPoint) -> bytes | None:
-        query = [{"txid": outpoint.txid_hex, "vout": outpoint.vout}]
-        txid = (await self._rpc.call(_prevouts, "gettxspendingprevout", query))[0].spendingtxid
-        return None if txid is None else OutPoint.parse(txid, 0).txid
-
-    async def _is_confirmed(self, transaction: CTransaction) -> bool:
-        """See whether one of its outputs is unspent in the chain, or the wallet knows that it spent a watched one."""
-        txid = _shown(transaction)
-        calls = [[txid, vout, False] for vout in range(len(transaction.vout))]
-        found = await self._rpc.batch(_tx_out, "gettxout", calls)
-        if any(tx_out is not None for tx_out in found):
-            return True
-        spend = await self._wallet.spender(_first_input(transaction))
-        return spend is not None and spend.txid == transaction.GetTxid()
-
 
 def _funding(outpoint: OutPoint, tx_out: _TxOut) -> Funding:
     return Funding(outpoint, Sat(int(tx_out.value * _SAT_PER_COIN)), tx_out.confirmations, tx_out.coinbase)
-
-
-def _first_input(transaction: CTransaction) -> OutPoint:
-    return OutPoint(bytes(transaction.vin[0].prevout.hash), int(transaction.vin[0].prevout.n))
-
-
-def _shown(transaction: CTransaction) -> str:
-    return OutPoint(bytes(transaction.GetTxid()), 0).txid_hex

@@ -11,10 +11,11 @@ from collections.abc import Callable, Collection
 
 from bitcoin.core import CTransaction
 
-from paychan.chain.base import Funding, Spend, Tip
+from paychan.chain.base import Funding, Payee, Spend, Tip
 from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT, debug_outpoint
+from paychan.protocol.fees import ChainFees
 from paychan.protocol.scripts import ChannelTerms
-from paychan.protocol.types import OutPoint, UnixTime
+from paychan.protocol.types import OutPoint, Sat, UnixTime
 
 _CONFIRMATIONS = 1000
 """More than any configuration asks for."""
@@ -38,11 +39,12 @@ class DebugChain:
     async def wait_for_change(self, seen: Tip, timeout_seconds: float) -> None:  # noqa: ARG002 - nothing changes here
         await asyncio.sleep(timeout_seconds)
 
-    async def watch(self, terms: Collection[ChannelTerms], since: UnixTime | None = None) -> None:
+    async def watch(self, payees: Collection[Payee], since: UnixTime | None = None) -> None:
         """Funding is computed, not followed."""
 
-    async def funding(self, terms: ChannelTerms) -> tuple[Funding, ...]:
-        return (_believed(debug_outpoint(terms.client_key, terms.expiry)),)
+    async def funding(self, payee: Payee) -> tuple[Funding, ...]:
+        """One output for a channel; a reserve has none."""
+        return (_believed(debug_outpoint(payee.client_key, payee.expiry)),) if isinstance(payee, ChannelTerms) else ()
 
     async def unspent(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Funding]:
         return {outpoint: _believed(outpoint) for outpoint in outpoints if outpoint not in self._spends}
@@ -56,15 +58,19 @@ class DebugChain:
     async def holds(self, seen: Tip) -> bool:  # noqa: ARG002 - there are no blocks to reorganize
         return True
 
-    async def fee_rate(self) -> int | None:
+    async def fees(self) -> ChainFees:
+        return ChainFees()
+
+    async def replacement_cost(self, txid: bytes) -> Sat | None:  # noqa: ARG002 - all is confirmed at once
         return None
 
-    async def publish(self, transaction: bytes) -> None:
-        parsed = CTransaction.deserialize(transaction)
-        self._published[bytes(parsed.GetTxid())] = transaction
-        for txin in parsed.vin:
-            spent = OutPoint(bytes(txin.prevout.hash), int(txin.prevout.n))
-            self._spends.setdefault(spent, Spend(bytes(parsed.GetTxid()), _CONFIRMATIONS))
+    async def publish(self, transaction: bytes, child: bytes = b"") -> None:
+        for raw in filter(None, (transaction, child)):
+            parsed = CTransaction.deserialize(raw)
+            self._published[bytes(parsed.GetTxid())] = raw
+            for txin in parsed.vin:
+                spent = OutPoint(bytes(txin.prevout.hash), int(txin.prevout.n))
+                self._spends.setdefault(spent, Spend(bytes(parsed.GetTxid()), _CONFIRMATIONS))
 
     async def close(self) -> None:
         self._spends.clear()

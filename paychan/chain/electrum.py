@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
-from decimal import Decimal
 from hashlib import sha256
-from math import ceil
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -25,19 +23,17 @@ from bitcoin.core import CTransaction
 from bitcoin.core.serialize import SerializationError
 from msgspec import Meta, Struct
 
-from paychan.chain.base import ChainFailed, ChainUnfit, Funding, Spend, Tip
+from paychan.chain.base import ChainFailed, ChainUnfit, Funding, Payee, Spend, Tip
 from paychan.chain.electrumheaders import ElectrumHeaders, HashHex
 from paychan.chain.electrumlink import ElectrumLink
+from paychan.chain.electrumrelay import read_fees, submit_package
 from paychan.chain.electrumwire import ServerRefused
 from paychan.chain.headerchain import ViewMoved
-from paychan.protocol.scripts import ChannelTerms
+from paychan.protocol.fees import ChainFees
 from paychan.protocol.types import MAX_MONEY_SAT, Network, OutPoint, Sat, UnixTime
 
 _MOST_OUTPUTS = 100
 """Outputs on one address that are looked at, the most valuable first: thousands of dust are not worth the requests."""
-
-_FEE_TARGET_BLOCKS = 12
-"""Two hours: a settlement has the whole settlement period."""
 
 _PAUSES_SECONDS = (0.1, 0.4, 1.5)
 """A server is done with a reorg after these."""
@@ -67,11 +63,6 @@ class _Touching(Struct):
 
     tx_hash: HashHex
     height: int
-
-
-class _MempoolInfo(Struct):
-    mempoolminfee: Decimal
-    minrelaytxfee: Decimal
 
 
 class _Output(Struct, frozen=True):
@@ -126,14 +117,14 @@ class ElectrumChain:
             pass
         self._news.clear()
 
-    async def watch(self, terms: Collection[ChannelTerms], since: UnixTime | None = None) -> None:  # noqa: ARG002 - servers know all
-        scripts = {each.funding_script for each in terms}
+    async def watch(self, payees: Collection[Payee], since: UnixTime | None = None) -> None:  # noqa: ARG002 - servers know all
+        scripts = {each.funding_script for each in payees}
         self._watched |= scripts
         await self._link.follow(_script_hash(script) for script in scripts)
 
-    async def funding(self, terms: ChannelTerms) -> tuple[Funding, ...]:
+    async def funding(self, payee: Payee) -> tuple[Funding, ...]:
         """List them, the most valuable first, and of those no more than a hundred."""
-        return await _steadily(lambda: self._fundings(terms.funding_script))
+        return await _steadily(lambda: self._fundings(payee.funding_script))
 
     async def unspent(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Funding]:
         return await _steadily(lambda: self._still_unspent(frozenset(outpoints)))
@@ -148,26 +139,38 @@ class ElectrumChain:
     async def holds(self, seen: Tip) -> bool:
         return await self._headers.holds(seen)
 
-    async def fee_rate(self) -> int | None:
-        """Estimate satoshi per virtual byte, rounded up, and no less than what the server's node relays."""
-        estimate = await self._link.ask("blockchain.estimatefee", _FEE_TARGET_BLOCKS, kind=Decimal)
-        if estimate == -1:
-            return None
-        if self._link.protocol < (1, 6):
-            return max(_sat_per_vb(estimate), _sat_per_vb(await self._link.ask("blockchain.relayfee", kind=Decimal)))
-        info = await self._link.ask("mempool.get_info", kind=_MempoolInfo)
-        return max(map(_sat_per_vb, (estimate, info.mempoolminfee, info.minrelaytxfee)))
+    async def fees(self) -> ChainFees:
+        return await read_fees(self._link)
 
-    async def publish(self, transaction: bytes) -> None:
-        """Broadcast. What the server's node refuses may be there already: then that is a success."""
+    async def replacement_cost(self, txid: bytes) -> Sat | None:  # noqa: ARG002 - the protocol has no question for it
+        return None
+
+    async def publish(self, transaction: bytes, child: bytes = b"") -> None:
+        """Broadcast; with a child as a package, where the server takes one, else one by one.
+
+        What the server's node refuses may be there already: then that is a success.
+        """
+        reasons = await submit_package(self._link, transaction, child) if child else ""
+        if child and not reasons:
+            return
+        try:
+            for each in filter(None, (transaction, child)):
+                await self._broadcast(each)
+        except ServerRefused as refusal:
+            if not reasons:
+                raise
+            msg = f"{refusal}; with its child: {reasons}"
+            raise ChainFailed(msg) from None
+
+    async def close(self) -> None:
+        await self._link.close()
+
+    async def _broadcast(self, transaction: bytes) -> None:
         try:
             await self._link.ask("blockchain.transaction.broadcast", transaction.hex(), kind=str)
         except ServerRefused:
             if not await self._is_known(transaction):
                 raise
-
-    async def close(self) -> None:
-        await self._link.close()
 
     async def _fundings(self, script: bytes) -> tuple[Funding, ...]:
         unspent, _ = await asyncio.gather(self._list_unspent(script), self._headers.sync())
@@ -303,11 +306,3 @@ def _spent_by(transaction: CTransaction) -> list[OutPoint]:
 
 def _script_hash(script: bytes) -> str:
     return sha256(script).digest()[::-1].hex()
-
-
-def _sat_per_vb(btc_per_kvb: Decimal) -> int:
-    """Convert the protocol's unit, rounded up. More than 1 BTC/kvB (100,000 sat/vB) is no fee rate."""
-    if not btc_per_kvb.is_finite() or not 0 <= btc_per_kvb <= 1:
-        msg = f"fee rate of {btc_per_kvb} BTC/kvB"
-        raise ChainFailed(msg)
-    return ceil(btc_per_kvb * 100_000)

@@ -76,8 +76,12 @@ class ElectrumLink:
         self._delay = 0.0
         self._not_before = 0.0
         self._trouble = ""
-        self.protocol = (0, 0)
-        """Version of the protocol agreed on with the newest connection."""
+        self._protocol = (0, 0)
+
+    async def version(self) -> tuple[int, int]:
+        """Version of the protocol agreed on with the server; connects if needed."""
+        await self._connected()
+        return self._protocol
 
     async def ask(self, method: str, *params: object, kind: type[_T]) -> _T:
         """Send a request, and read the answer as `kind`. Raises `ServerRefused`, or `ChainFailed` for all else."""
@@ -149,7 +153,7 @@ class ElectrumLink:
         except ServerRefused as error:
             msg = f"{self._url}: no common version of the Electrum protocol, we speak 1.4 to 1.6: {error}"
             raise ChainUnfit(msg) from None
-        self.protocol = _parse_version(version)
+        self._protocol = _parse_version(version)
         features = await connection.ask("server.features", kind=_Features)
         if features.genesis_hash not in _GENESIS[self._network]:
             msg = (

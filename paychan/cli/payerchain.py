@@ -19,6 +19,7 @@ from paychan.chain.electrum import ElectrumChain
 from paychan.cli.payer_terminal import relative, sat
 from paychan.client import ChannelInUse, ChannelRecord, Payer
 from paychan.client.recovery import REFUND_SAT_PER_VB, is_refund
+from paychan.protocol.fees import ChainFees
 from paychan.protocol.refund import Refund
 from paychan.protocol.types import Network
 
@@ -55,6 +56,8 @@ class Sight(Struct, frozen=True):
     funding: Funding | None
     spend: Spend | None
     note: str = ""
+    moved: Funding | None = None
+    """Where the coins are instead, if a settlement left them to the channel's own script."""
 
     @property
     def refund_valid(self) -> bool:
@@ -63,7 +66,7 @@ class Sight(Struct, frozen=True):
 
     @property
     def ended(self) -> bool:
-        return self.spend is not None and self.spend.confirmations >= DEEP
+        return self.spend is not None and self.spend.confirmations >= DEEP and self.moved is None
 
 
 Facts: TypeAlias = dict[str, Any]
@@ -106,7 +109,9 @@ async def look(chain: Chain, record: ChannelRecord) -> Sight:
         return Sight(record, tip, found, None)
     if isinstance(chain, BitcoindChain):  # a rescan, but only of a channel that ended
         await chain.watch([record.terms], record.created_at)
-    return Sight(record, tip, None, await chain.spender(record.outpoint))
+    others = await chain.funding(record.terms) if record.movable else ()
+    moved = max(others, key=lambda each: each.value_sat, default=None)
+    return Sight(record, tip, None, await chain.spender(record.outpoint), moved=moved)
 
 
 async def find_funding(chain: Chain, payer: Payer, record: ChannelRecord) -> ChannelRecord:
@@ -124,19 +129,30 @@ async def find_funding(chain: Chain, payer: Payer, record: ChannelRecord) -> Cha
 
 async def publish(chain: Chain, payer: Payer, sight: Sight, wish: Wish) -> Refund:
     """Sign, keep, publish: in this order, so that a refund of ours is known again."""
-    rate = wish.fee_rate or min(max(REFUND_SAT_PER_VB, await chain.fee_rate() or 0), _MOST_SAT_PER_VB)
+    rate = wish.fee_rate or min(max(REFUND_SAT_PER_VB, _wanted(await chain.fees())), _MOST_SAT_PER_VB)
     with payer.channel(sight.record.name) as channel:
         signed = channel.keep_refund(rate, wish.to)
         await chain.publish(signed.transaction)
     return signed
 
 
+def _wanted(fees: ChainFees) -> int:
+    return max(fees.estimate_sat_per_vb or 0, fees.floor_sat_per_vb)
+
+
 async def act(chain: Chain, payer: Payer, sight: Sight, wish: Wish) -> Sight:
-    """Do for a channel what its sight asks for: publish the refund, or note the end."""
+    """Do for a channel what its sight asks for: publish the refund, note where its coins went, or the end.
+
+    A channel that takes payments still goes along by itself, once the server says so.
+    """
     try:
         if sight.refund_valid:
             await publish(chain, payer, sight, wish)
             return await look(chain, payer.wallet.read(sight.record.name))
+        if sight.moved is not None and (sight.record.ended or sight.tip.median_time > sight.record.expiry):
+            with payer.channel(sight.record.name) as channel:
+                record = channel.coins_at(str(sight.moved.outpoint), sight.moved.value_sat)
+            return await act(chain, payer, await look(chain, record), wish)
         if sight.ended and sight.spend is not None and not sight.record.end_seen:
             with payer.channel(sight.record.name) as channel:
                 record = channel.spent(shown_txid(sight.spend.txid))
@@ -153,6 +169,8 @@ def confirmations(depth: int) -> str:
 def story(sight: Sight) -> str:
     """Tell a sight in one line."""
     record, spend = sight.record, sight.spend
+    if sight.moved is not None:
+        return f"moved to {sight.moved.outpoint} by a settlement; the next payment goes along"
     if spend is not None:
         txid = shown_txid(spend.txid)
         depth = confirmations(spend.confirmations) if spend.confirmations else "not in a block yet"

@@ -1,14 +1,17 @@
-"""Every test that asks for `backend` runs once per engine."""
+"""Every test that asks for `backend` runs once per engine, every one that asks for `chain` once per kind of chain."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from paychan.chain.base import Chain
 from paychan.store.base import Store
 from tests.contract.backends import BACKENDS, Backend
+from tests.contract.chains import FUNDING_SAT, OLD, WORLDS, World, address, opened
+from tests.lib.node import Node
 
 
 @pytest.fixture(params=sorted(BACKENDS))
@@ -21,3 +24,25 @@ async def store(backend: Backend) -> AsyncIterator[Store]:
     opened = backend.open()
     yield opened
     await opened.close()
+
+
+@pytest.fixture(scope="module", params=sorted(WORLDS))
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with WORLDS[request.param](tmp_path_factory.mktemp(request.param)) as world:
+        world.node.fund(address(OLD), FUNDING_SAT)
+        world.node.mine()
+        world.node.set_mock_time(0)
+        world.node.mine(12)  # that of two days ago is now too old for any look at recent blocks
+        yield world
+
+
+@pytest.fixture
+def node(world: World) -> Node:
+    return world.node
+
+
+@pytest.fixture
+async def chain(world: World) -> AsyncIterator[Chain]:
+    chain = await opened(world)
+    yield chain
+    await chain.close()

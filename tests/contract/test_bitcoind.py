@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -17,7 +18,18 @@ from paychan.chain.base import ChainFailed, ChainUnfit, Funding, Spend
 from paychan.chain.bitcoind import BitcoindChain
 from paychan.chain.zmqfeed import reachable
 from paychan.protocol.types import Network, Sat
-from tests.contract.chains import DAY_SECONDS, FUNDING_SAT, PAST, PATIENCE_SECONDS, address, eventually, refund
+from tests.contract.chains import (
+    DAY_SECONDS,
+    FUNDING_SAT,
+    PAST,
+    PATIENCE_SECONDS,
+    address,
+    eventually,
+    lift,
+    refund,
+    reserve_of,
+    settle,
+)
 from tests.lib.channels import Payer
 from tests.lib.node import Node
 
@@ -175,6 +187,22 @@ class TestPruned:
         with pytest.raises(ChainFailed, match=r"pruned"):
             await chain.funding(buried.terms)
 
+    async def test_reserve(self, pruned: Node, opener: Opener) -> None:
+        """The coins of our reserve are found and followed as those of channels are, and missed where those are."""
+        chain, payer, reserve = opener(pruned), Payer("helped on a pruned node", PAST), reserve_of()
+        await chain.check()
+        await chain.watch([payer.terms])
+        outpoints = [pruned.fund(address(each), FUNDING_SAT) for each in (payer, reserve)]
+        pruned.mine()
+        funding, coin = (Funding(outpoint, FUNDING_SAT, 1) for outpoint in outpoints)
+        assert await chain.funding(reserve) == (coin,)
+        assert await chain.unspent([coin.outpoint]) == {coin.outpoint: coin}
+        settlement = settle(payer, funding, to=reserve.funding_script, reserve=reserve_of(coin))
+        await chain.publish(settlement.transaction)
+        pruned.mine()
+        assert await chain.spender(coin.outpoint) == Spend(settlement.txid, 1)
+        assert [each.outpoint.txid for each in await chain.funding(reserve)] == [settlement.txid]
+
 
 class TestFollowing:
     async def test_lost_wallet(self, node: Node, opener: Opener) -> None:
@@ -291,9 +319,59 @@ class TestFees:
                 node.mine()
             chain = opener(node)
             await chain.check()
-            rate = await chain.fee_rate()
+            rate = (await chain.fees()).estimate_sat_per_vb
             assert isinstance(rate, int)
             assert 16 <= rate <= 17
+
+    async def test_replacement_cost(self, node: Node, opener: Opener) -> None:
+        """What the operator has added to a transaction's priority counts, as it does for the node."""
+        chain = opener(node)
+        await chain.check()
+        outpoint = node.fund(node.address(), FUNDING_SAT)
+        fee_sat = await chain.replacement_cost(outpoint.txid)
+        assert fee_sat is not None
+        node.rpc("prioritisetransaction", outpoint.txid_hex, None, 1_234)
+        assert await chain.replacement_cost(outpoint.txid) == fee_sat + 1_234
+        node.mine()
+
+
+class TestPackages:
+    async def test_below_what_the_node_always_asks(self, tmp_path: Path, opener: Opener) -> None:
+        """No child pays for a settlement below `-minrelaytxfee`; the reason names both. The package's own rate is met."""
+        with Node(tmp_path, "-minrelaytxfee=0.0001") as node:
+            chain, payer = opener(node), Payer("below relay fee", PAST)
+            await chain.check()
+            await chain.watch([payer.terms])
+            funding = Funding(node.fund(address(payer), FUNDING_SAT), FUNDING_SAT, 0)
+            settlement = settle(payer, funding, fee_sat=3_000)
+            child = lift(settlement, 50_000)
+            with pytest.raises(ChainFailed, match=r"min relay fee not met.*with its child.*min relay fee not met"):
+                await chain.publish(settlement.transaction, child.transaction)
+            assert await chain.spender(funding.outpoint) is None
+
+    async def test_node_without_packages(self, node: Node, opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A node that knows no packages, or none without limits (Core 26), is given the two one by one."""
+        chain, payer = opener(node), Payer("no packages", PAST)
+        await chain.check()
+        await chain.watch([payer.terms])
+        settlement = settle(payer, Funding(node.fund(address(payer), FUNDING_SAT), FUNDING_SAT, 0))
+        child = lift(settlement, 3_000)
+        monkeypatch.setattr(chain._rpc, "call", without("submitpackage", chain._rpc.call))
+        for _ in range(2):
+            await chain.publish(settlement.transaction, child.transaction)
+            assert await chain.replacement_cost(settlement.txid) == settlement.fee_sat + child.fee_sat
+        with pytest.raises(ChainFailed, match=r"with its child: .*Method not found"):
+            await chain.publish(settlement.transaction, child.transaction[:-1] + b"\x01")
+        node.mine()
+
+
+def without(missing: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """The node's interface without one method."""
+
+    async def called(decoder: object, method: str, *params: object, **options: object) -> Any:
+        return await call(decoder, "nonsense" if method == missing else method, *params, **options)
+
+    return called
 
 
 def test_uvloop(node: Node) -> None:

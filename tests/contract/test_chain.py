@@ -4,75 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable
 from functools import partial
 from typing import Any
 
 import pytest
 
 from paychan.chain.base import Chain, ChainFailed, Funding, Spend
+from paychan.protocol.settlement import Reserve
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from tests.contract.chains import (
     DAY_SECONDS,
     FUNDING_SAT,
+    OLD,
     PAST,
     PATIENCE_SECONDS,
-    WORLDS,
     World,
     address,
+    asked,
     eventually,
+    funded,
+    opened,
     refund,
+    reserve_of,
     settle,
+    tip_hash,
 )
-from tests.lib.channels import Payer
+from tests.lib.channels import Payer, private_key
 from tests.lib.node import Node
-
-OLD = Payer("funded before anybody watched")
-
-
-@pytest.fixture(scope="module", params=sorted(WORLDS))
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with WORLDS[request.param](tmp_path_factory.mktemp(request.param)) as world:
-        world.node.fund(address(OLD), FUNDING_SAT)
-        world.node.mine()
-        world.node.set_mock_time(0)
-        world.node.mine(12)  # that of two days ago is now too old for any look at recent blocks
-        yield world
-
-
-@pytest.fixture
-def node(world: World) -> Node:
-    return world.node
-
-
-@pytest.fixture
-async def chain(world: World) -> AsyncIterator[Chain]:
-    chain = await opened(world)
-    yield chain
-    await chain.close()
-
-
-async def opened(world: World) -> Chain:
-    chain = world.open()
-    await chain.check()
-    await eventually(lambda: tip_hash(chain), world.node.best)
-    return chain
-
-
-async def tip_hash(chain: Chain) -> str:
-    return (await chain.tip()).block_hash
-
-
-async def funded(chain: Chain, node: Node, seed: str, confirmations: int = 1) -> tuple[Payer, Funding]:
-    """A watched channel with one output so deep."""
-    payer = Payer(seed, PAST)
-    await chain.watch([payer.terms])
-    outpoint = node.fund(address(payer), FUNDING_SAT)
-    for _ in range(confirmations):
-        node.mine()
-    funding = Funding(outpoint, FUNDING_SAT, confirmations)
-    await eventually(lambda: chain.funding(payer.terms), (funding,))
-    return payer, funding
 
 
 class TestFunding:
@@ -169,6 +128,37 @@ class TestSpending:
         await eventually(lambda: chain.spender(funding.outpoint), Spend(refunding.txid, 1))
 
 
+class TestReserve:
+    async def test_coins(self, chain: Chain, node: Node) -> None:
+        """Coins that pay to our reserve are listed, those in the mempool too; what a settlement leaves of them as well."""
+        reserve = reserve_of()
+        await chain.watch([reserve])
+        coins = [Funding(node.fund(address(reserve), sat), Sat(sat), 0) for sat in (20_000, 30_000)]
+        await eventually(lambda: as_set(chain.funding(reserve)), set(coins))
+        payer, funding = await funded(chain, node, "helped")
+        confirmed = [Funding(coin.outpoint, coin.value_sat, 1) for coin in coins]
+        await eventually(lambda: as_set(chain.funding(reserve)), set(confirmed))
+        settlement = settle(payer, funding, to=reserve.funding_script, reserve=reserve_of(*coins))
+        await chain.publish(settlement.transaction)
+        left = Funding(OutPoint(settlement.txid, 1), Sat(100_000 + 50_000 - settlement.fee_sat), 0)
+        await eventually(lambda: chain.funding(reserve), (left,))
+        for coin in coins:
+            assert await chain.spender(coin.outpoint) == Spend(settlement.txid, 0)
+        node.mine()
+        for coin in coins:
+            await eventually(partial(chain.spender, coin.outpoint), Spend(settlement.txid, 1))
+        assert await chain.unspent([left.outpoint, *(coin.outpoint for coin in coins)]) == {
+            left.outpoint: Funding(left.outpoint, left.value_sat, 1)
+        }
+
+    async def test_older_than_the_watch(self, chain: Chain, node: Node) -> None:
+        """A coin that was sent before anybody watched is found."""
+        reserve = Reserve(private_key("old reserve").public_key.format())
+        outpoint = node.fund(address(reserve), FUNDING_SAT)
+        node.mine()
+        await eventually(lambda: chain.funding(reserve), (Funding(outpoint, FUNDING_SAT, 1),))
+
+
 class TestReorganization:
     @pytest.mark.parametrize("depth", [1, 3, 6])
     async def test_spend_unconfirmed_again(self, chain: Chain, node: Node, depth: int) -> None:
@@ -261,10 +251,6 @@ class TestTip:
         """Waiting ends without any news."""
         await asyncio.wait_for(chain.wait_for_change(await chain.tip(), 0.3), PATIENCE_SECONDS)
 
-    async def test_no_estimate(self, chain: Chain) -> None:
-        """A chain without fees to learn from has no estimate."""
-        assert await chain.fee_rate() is None
-
 
 class TestPublishing:
     async def test_again_and_again(self, chain: Chain, node: Node) -> None:
@@ -350,14 +336,6 @@ class TestRestarts:
         spend = await asked(chain.spender, funding.outpoint)
         confirmations = node.rpc("gettxout", OutPoint(settlement.txid, 0).txid_hex, 0)["confirmations"]
         assert spend == Spend(settlement.txid, confirmations)
-
-
-async def asked(question: Callable[..., Awaitable[Any]], *parameters: Any) -> Any:
-    """The answer, or None while there is nobody to ask."""
-    try:
-        return await question(*parameters)
-    except ChainFailed:
-        return None
 
 
 async def as_set(fundings: Awaitable[tuple[Funding, ...]]) -> set[Funding]:

@@ -14,7 +14,9 @@ from bitcoin.core.script import CScript
 from paychan.chain import electrumlink, electrumwire
 from paychan.chain.base import ChainFailed, ChainUnfit, Funding, Tip
 from paychan.chain.electrum import ElectrumChain
+from paychan.protocol.fees import ChainFees
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
+from tests.contract.chains import lift, settle
 from tests.lib.channels import Payer
 from tests.lib.electrumx import ElectrumX, make_certificate
 from tests.lib.node import Node
@@ -230,7 +232,24 @@ class TestProtocol:
         outpoint = node.fund(address(payer), FUNDING_SAT)
         node.mine()
         await eventually(lambda: chain.funding(payer.terms), (Funding(outpoint, FUNDING_SAT, 1),))
-        assert await chain.fee_rate() is None
+        assert await chain.fees() == ChainFees(None, floor_sat_per_vb=1, increment_sat_per_vb=1)
+
+    async def test_oldest_version_without_packages(
+        self, node: Node, chain: ElectrumChain, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """To a server of the oldest version a settlement and its child go one by one, as often as is wanted."""
+        monkeypatch.setattr(electrumlink, "_PROTOCOL_VERSIONS", ("1.4", "1.4.3"))
+        payer = Payer("one by one", UnixTime(1_400_000_000))
+        await chain.watch([payer.terms])
+        settlement = settle(payer, Funding(node.fund(address(payer), FUNDING_SAT), FUNDING_SAT, 0))
+        child = lift(settlement, 3_000)
+        for _ in range(2):
+            await chain.publish(settlement.transaction, child.transaction)
+            assert len(node.rpc("getrawmempool")) == 3
+        node.mine()
+        await chain.publish(settlement.transaction, child.transaction)
+        with pytest.raises(ChainFailed, match=r"(?s)refused.*with its child: the server takes no packages"):
+            await chain.publish(settlement.transaction, lift(settlement, 4_000).transaction)
 
     async def test_no_common_version(self, server: ElectrumX, monkeypatch: pytest.MonkeyPatch) -> None:
         """A server that speaks only other versions is refused."""

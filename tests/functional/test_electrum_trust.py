@@ -11,8 +11,10 @@ import pytest
 from paychan.chain.base import ChainFailed, Funding, Spend
 from paychan.chain.electrum import ElectrumChain
 from paychan.chain.headerchain import HeaderChain, ViewMoved
+from paychan.protocol.fees import ChainFees
 from paychan.protocol.refund import sign_refund
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
+from tests.contract.chains import lift, settle
 from tests.lib.channels import Payer
 from tests.lib.electrumproxy import ElectrumProxy, Refuse
 from tests.lib.electrumx import ElectrumX
@@ -21,6 +23,10 @@ from tests.lib.node import Node
 FUNDED = Payer("funded three deep")
 SPENT = Payer("spent two deep", UnixTime(1_400_000_000))
 FUNDING_SAT = Sat(1_000_000)
+
+SETTLEMENT = settle(FUNDED, Funding(FUNDED.outpoint, FUNDING_SAT, 1))
+PAIR = (SETTLEMENT.transaction, lift(SETTLEMENT, 3_000).transaction)
+"""Spends an output that never was."""
 
 Alter = Callable[[str, list[Any], Any], Any]
 
@@ -183,31 +189,63 @@ async def test_unwatched(scene: Scene, chain: ElectrumChain) -> None:
 
 
 @pytest.mark.parametrize(
-    ("estimate", "info", "sat_per_vb"),
+    ("estimate", "mempool", "relay", "increment", "fees"),
     [
-        (0.00012345, {"mempoolminfee": 0.00001, "minrelaytxfee": 0.00001}, 13),
-        (0.00001, {"mempoolminfee": 0.00001, "minrelaytxfee": 0.00001}, 1),
-        (1e-05, {"mempoolminfee": 0.0000501, "minrelaytxfee": 0.00001}, 6),
-        (0.000001, {"mempoolminfee": 0.000001, "minrelaytxfee": 0.00002}, 2),
-        (0.00057, {"mempoolminfee": 0, "minrelaytxfee": 0}, 57),
-        (-1, {"mempoolminfee": 0.00001, "minrelaytxfee": 0.00001}, None),
+        (0.00012345, 0.00001, 0.00001, 0.00001, ChainFees(13, 1, 1)),
+        (0.00001, 0.00001, 0.00001, 0.000001, ChainFees(1, 1, 1)),
+        (1e-05, 0.0000501, 0.00001, 0.00001001, ChainFees(1, 6, 2)),
+        (0.000001, 0.000001, 0.00002, 0.00003, ChainFees(1, 2, 3)),
+        (0.00057, 0, 0, 0, ChainFees(57, 1, 1)),
+        (-1, 0.001, 0.00001, 0.00001, ChainFees(None, 100, 1)),
     ],
 )
-async def test_fee_rate(
-    proxy: ElectrumProxy, chain: ElectrumChain, estimate: float, info: dict[str, float], sat_per_vb: int | None
+async def test_fees(
+    proxy: ElectrumProxy,
+    chain: ElectrumChain,
+    estimate: float,
+    mempool: float,
+    relay: float,
+    increment: float,
+    fees: ChainFees,
 ) -> None:
-    """BTC per 1000 vB becomes satoshi per vB exactly, rounded up, and no less than the floors of relay and mempool."""
+    """BTC per 1000 vB becomes satoshi per vB exactly, rounded up, at least 1; the floor is the higher of two."""
+    info = {"mempoolminfee": mempool, "minrelaytxfee": relay, "incrementalrelayfee": increment}
     made_up = {"blockchain.estimatefee": estimate, "mempool.get_info": info}
     proxy.alter = lambda method, _params, result: made_up.get(method, result)
-    assert await chain.fee_rate() == sat_per_vb
+    assert await chain.fees() == fees
 
 
-@pytest.mark.parametrize("estimate", [-2, 1.1, 1e300, "NaN", "Infinity", None, "a lot"])
-async def test_no_fee_rate(proxy: ElectrumProxy, chain: ElectrumChain, estimate: Any) -> None:
+async def test_no_increment(proxy: ElectrumProxy, chain: ElectrumChain) -> None:
+    """A server that tells of no increment is taken to ask for what nodes do."""
+    proxy.alter = changing("mempool.get_info", lambda _: {"mempoolminfee": 0.00002, "minrelaytxfee": 0.00001})
+    assert await chain.fees() == ChainFees(None, 2, 1)
+
+
+@pytest.mark.parametrize("rate", [-2, 1.1, 1e300, "NaN", "Infinity", None, "a lot"])
+@pytest.mark.parametrize("of", ["estimate", "mempoolminfee", "minrelaytxfee", "incrementalrelayfee"])
+async def test_no_fee_rate(proxy: ElectrumProxy, chain: ElectrumChain, of: str, rate: Any) -> None:
     """A fee rate that can't be one is an error."""
-    proxy.alter = changing("blockchain.estimatefee", lambda _: estimate)
+    proxy.alter = (
+        changing("blockchain.estimatefee", lambda _: rate)
+        if of == "estimate"
+        else changing("mempool.get_info", lambda info: {**info, of: rate})
+    )
     with pytest.raises(ChainFailed):
-        await chain.fee_rate()
+        await chain.fees()
+
+
+@pytest.mark.parametrize("verdict", [{}, {"success": "yes"}, {"success": False, "errors": [{}]}, None, "txid"])
+async def test_no_verdict(proxy: ElectrumProxy, chain: ElectrumChain, verdict: Any) -> None:
+    """An answer to a package that can't be read is an error, not a success."""
+    proxy.alter = changing("blockchain.transaction.broadcast_package", lambda _: verdict)
+    with pytest.raises(ChainFailed):
+        await chain.publish(*PAIR)
+
+
+async def test_package_refused(proxy: ElectrumProxy, chain: ElectrumChain) -> None:
+    """A package that the server refuses is tried one by one, and what the server said of both is told."""
+    with pytest.raises(ChainFailed, match=r"(?s)transaction.broadcast refused.*with its child: \w+"):
+        await chain.publish(*PAIR)
 
 
 async def test_long_history(scene: Scene, proxy: ElectrumProxy, chain: ElectrumChain) -> None:
