@@ -139,8 +139,9 @@ def plan_closing(
 
 
 def most_sat(claims: Sequence[Claim], size: int, rules: Rules) -> Sat:
-    """Most that a settlement may pay out of the server's own output: within the budget, and leaving no dust."""
-    return Sat(min(budget_sat(claims, size, rules.fee_share_percent), received_sat(claims) - rules.dust_sat))
+    """Most that a settlement may pay out of the server's own output: budget, cap of the rate, and no dust left."""
+    budget = budget_sat(claims, size, rules.fee_share_percent)
+    return Sat(min(budget, size * rules.max_fee_sat_per_vb, received_sat(claims) - rules.dust_sat))
 
 
 def is_starved(

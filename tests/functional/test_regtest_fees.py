@@ -1,0 +1,286 @@
+"""Settlements that are not mined at once, on a real chain: they pay more as time passes, and whatever happens to them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from bitcoin.core import COutPoint, CTransaction, CTxIn, CTxOut
+from bitcoin.core.script import SIGHASH_ALL, CScript, SignatureHash
+
+from paychan.protocol.types import OutPoint
+from tests.lib.crowdedmempool import CrowdedMempool
+from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, wait_for
+from tests.lib.node import Node
+from tests.lib.system import System
+
+Market = tuple[System, Node]
+HOUR = 3600
+BUDGET_SAT = OPENING_SAT // 2
+"""`settlement.max_fee_percent` is 50."""
+
+WITNESS_SCRIPT = CScript(b"\x00\x20" + bytes(32))
+"""An output of the least value that nodes relay: 330 sat, 43 bytes."""
+
+
+@contextmanager
+def market(directory: Path, *flags: str, sections: dict[str, str] | None = None) -> Iterator[Market]:
+    with (
+        Node(directory / "node", *flags) as node,
+        System(directory / "system", sections=sections, node=node) as system,
+    ):
+        yield system, node
+
+
+def pass_time(node: Node, unix_time: int) -> None:
+    """Let the median time past go beyond a time, in blocks without any of the waiting transactions."""
+    node.set_mock_time(unix_time + 60)
+    while node.median_time <= unix_time:
+        node.mine_only()
+
+
+def waiting(node: Node) -> dict[str, int]:
+    """What waits in the mempool: txid and fee in satoshi."""
+    pool = node.rpc("getrawmempool", True)
+    return {txid: int(entry["fees"]["base"] * 100_000_000) for txid, entry in pool.items()}
+
+
+def newest_fee(node: Node) -> int:
+    """Fee in satoshi of the one transaction that waits; 0 while none does."""
+    return next(iter(waiting(node).values()), 0)
+
+
+def settling(system: System, node: Node) -> Customer:
+    """A channel whose settlement waits for a block."""
+    customer = Customer(system, node)
+    customer.opened()
+    assert customer.close(OPENING_SAT).status_code == 202
+    assert len(waiting(node)) == 1
+    return customer
+
+
+def child_of(customer: Customer, txid: str, outputs: list[tuple[int, bytes]], vout: int = 0) -> bytes:
+    """Spend an output to the customer's own key, as only the customer can."""
+    unsigned = CTransaction(
+        [CTxIn(COutPoint(bytes.fromhex(txid)[::-1], vout))], [CTxOut(sat, CScript(script)) for sat, script in outputs]
+    )
+    digest = SignatureHash(CScript(customer.change_script), unsigned, 0, SIGHASH_ALL)
+    signature = customer.key.sign(digest, hasher=None) + bytes([SIGHASH_ALL])
+    script = CScript([signature, customer.key.public_key.format()])
+    return bytes(CTransaction([CTxIn(unsigned.vin[0].prevout, script)], unsigned.vout).serialize())
+
+
+def test_threat_8_a_settlement_that_waits_pays_more_along_the_curve(tmp_path: Path) -> None:
+    """From 40 sat/vB to the cap of 200 as the deadline nears, never less than before, also after a restart."""
+    with market(tmp_path) as (system, node):
+        customer = settling(system, node)
+        begun, deadline = max(int(time.time()), node.median_time), customer.terms.expiry - 2 * HOUR
+        fees = [newest_fee(node)]
+        for tenth in (5, 7, 8, 9):
+            pass_time(node, begun + (deadline - begun) * tenth // 10)
+            wait_for(lambda last=fees[-1]: newest_fee(node) > last, f"dearer at {tenth} tenths")
+            fees.append(newest_fee(node))
+            if tenth == 8:
+                system.restart_server()
+        assert fees == sorted(fees)
+        (txid,) = waiting(node)
+        size = node.rpc("getmempoolentry", txid)["vsize"]
+        assert fees[0] == pytest.approx(40 * size, rel=0.02)
+        assert fees[-1] == BUDGET_SAT < 200 * size
+        assert customer.record["settlement_txid"] == txid
+        node.mine(2)
+        customer.ends("closed")
+        assert node.rpc("gettxout", txid, 0)["value"] * 100_000_000 == FUNDING_SAT - OPENING_SAT
+
+
+def test_threat_22_an_evicted_settlement_comes_back_for_what_the_mempool_takes(tmp_path: Path) -> None:
+    """The mempool fills with others at 100 sat/vB: the settlement, thrown out, is in again by itself, and confirms."""
+    with market(tmp_path, "-maxmempool=5") as (system, node):
+        crowd = CrowdedMempool(node)
+        customer = settling(system, node)
+        (cheap,) = waiting(node)
+        crowd.fill(100)
+        assert cheap not in waiting(node)
+        wait_for(lambda: customer.record["settlement_txid"] in waiting(node), "in the mempool again")
+        assert customer.record["settlement_txid"] != cheap
+        assert customer.record["settlement_fee"] <= BUDGET_SAT
+        node.mine(3)
+        customer.ends("closed")
+
+
+def test_threat_22_a_higher_relay_fee_is_paid(tmp_path: Path) -> None:
+    """A node that is started with a relay fee above the settlement's drops it; it comes back at that fee."""
+    with market(tmp_path) as (system, node):
+        customer = settling(system, node)
+        (cheap,) = waiting(node)
+        node.stop()
+        node.start("-minrelaytxfee=0.0009")
+        node.set_mock_time(0)
+        wait_for(lambda: len(waiting(node)) == 1 and cheap not in waiting(node), "in the mempool again")
+        (txid,) = waiting(node)
+        assert waiting(node)[txid] >= 90 * node.rpc("getmempoolentry", txid)["vsize"]
+        node.mine(2)
+        customer.ends("closed")
+
+
+def big_child(customer: Customer, node: Node, txid: str) -> None:
+    """Pin by weight: one descendant of 95,000 bytes at 1 sat/vB, which a replacement would have to pay for."""
+    outputs = 2_200
+    rest = FUNDING_SAT - OPENING_SAT - outputs * 330 - 100_000
+    node.send_raw(child_of(customer, txid, [(330, WITNESS_SCRIPT)] * outputs + [(rest, customer.change_script)]))
+
+
+def long_chain(customer: Customer, node: Node, txid: str) -> None:
+    """Pin by number: as many descendants, one after the other, as the node lets a transaction have."""
+    value, vout = FUNDING_SAT - OPENING_SAT, 0
+    for _ in range(24):
+        value -= 5_000
+        raw = child_of(customer, txid, [(value, customer.change_script)], vout)
+        txid = node.send_raw(raw)
+
+
+@pytest.mark.parametrize("truc", ["accept", "enforce"])
+@pytest.mark.parametrize("pin", [big_child, long_chain])
+def test_threat_20_a_pinned_settlement_is_pushed_by_a_child_or_replaced(
+    tmp_path: Path, pin: Callable[[Customer, Node, str], None], truc: str
+) -> None:
+    """What the client hangs onto its change makes replacing dear; a child of our own output pays, and both are mined."""
+    with market(tmp_path, f"-mempooltruc={truc}") as (system, node):
+        customer = settling(system, node)
+        (txid,) = waiting(node)
+        begun, deadline = max(int(time.time()), node.median_time), customer.terms.expiry - 2 * HOUR
+        pin(customer, node, txid)
+        descendants = set(waiting(node)) - {txid}
+        pass_time(node, begun + (deadline - begun) * 3 // 4)
+        wait_for(lambda: bool(set(waiting(node)) - descendants - {txid}), "child or replacement")
+        assert system.server is not None
+        pushed = "child pays" in system.server.text()
+        print(f"{pin.__name__}, {truc}: {'a child pays' if pushed else 'replaced'}")
+        assert pushed == (txid in waiting(node))
+        node.mine(2)
+        customer.ends("closed")
+
+
+def refund_with_a_coin(customer: Customer, coin: OutPoint, coin_sat: int, fee_sat: int) -> bytes:
+    """The refund, with a coin of the client's own beside it, by which it can be pushed out again."""
+    terms, key = customer.terms, customer.key.public_key.format()
+    spent = [(customer.outpoint, terms.redeem_script), (coin, customer.change_script)]
+    inputs = [CTxIn(COutPoint(outpoint.txid, outpoint.vout), nSequence=0xFFFFFFFE) for outpoint, _ in spent]
+    output = CTxOut(FUNDING_SAT + coin_sat - fee_sat, CScript(customer.change_script))
+    unsigned = CTransaction(inputs, [output], nLockTime=terms.expiry, nVersion=1)
+    signatures = [
+        customer.key.sign(SignatureHash(CScript(code), unsigned, index, SIGHASH_ALL), hasher=None) + b"\x01"
+        for index, (_, code) in enumerate(spent)
+    ]
+    scripts = [CScript([signatures[0], 0, terms.redeem_script]), CScript([signatures[1], key])]
+    signed = [CTxIn(each.prevout, script, each.nSequence) for each, script in zip(inputs, scripts, strict=True)]
+    return bytes(CTransaction(signed, [output], nLockTime=terms.expiry, nVersion=1).serialize())
+
+
+def test_threat_21_a_settlement_that_is_cycled_out_is_back_before_the_next_block(tmp_path: Path) -> None:
+    """Past expiry the client pushes it out by a dearer refund, and the refund by a third transaction, block after block.
+
+    While the refund is there, which pays more than the budget, an alarm says so; once it is gone, ours is back.
+    """
+    with market(tmp_path) as (system, node):
+        customer = settling(system, node)
+        coin, coin_sat = node.fund(customer.change_address, FUNDING_SAT), FUNDING_SAT
+        node.mine_only(coin.txid_hex)
+        pass_time(node, customer.terms.expiry)
+        wait_for(lambda: newest_fee(node) == BUDGET_SAT, "at the budget")
+        (ours,) = waiting(node)
+        for _ in range(3):
+            refund = node.send_raw(refund_with_a_coin(customer, coin, coin_sat, BUDGET_SAT + 30_000))
+            assert [*waiting(node)] == [refund]
+            wait_for(lambda: "pinned" in " ".join(system.manage("GET", "/health").json()["alarms"]), "alarm")
+            third = child_of(customer, coin.txid_hex, [(coin_sat - 100_000, customer.change_script)], coin.vout)
+            pushing_out = node.send_raw(third)
+            wait_for(lambda there={ours, pushing_out}: set(waiting(node)) == there, "ours again")
+            node.mine_only(pushing_out)
+            coin, coin_sat = OutPoint.parse(pushing_out, 0), coin_sat - 100_000
+        node.mine(2)
+        customer.ends("closed")
+        assert customer.record["settlement_txid"] == ours
+        assert "pinned" not in " ".join(system.manage("GET", "/health").json()["alarms"])
+
+
+def drained(system: System, node: Node) -> Customer:
+    """A channel that has given everything, and waits for company."""
+    customer = Customer(system, node)
+    customer.opened()
+    assert customer.pay(FUNDING_SAT).status_code == 202
+    return customer
+
+
+def test_threat_23_a_batch_settles_without_the_input_that_is_gone(tmp_path: Path) -> None:
+    """Three drained channels wait; the funding of one is reorganized away and spent: the others settle in one."""
+    with market(tmp_path, sections={"settlement": "batch_seconds = 20"}) as (system, node):
+        customers = [drained(system, node) for _ in range(2)]
+        thief = Customer(system, node)
+        funding = thief.fund()
+        node.mine()
+        wait_for(lambda: thief.open().status_code == 201, "opened")
+        assert thief.pay(FUNDING_SAT).status_code == 202
+        assert not waiting(node)
+        node.invalidate(1)
+        double_spend = node.replace(funding)
+        node.mine_only(double_spend)
+        node.mine()
+
+        wait_for(lambda: len(waiting(node)) == 1, "batch", 60)
+        (txid,) = waiting(node)
+        spent = {txin["txid"] for txin in node.rpc("getrawtransaction", txid, True)["vin"]}
+        assert spent == {customer.outpoint.txid_hex for customer in customers}
+        node.mine(2)
+        for customer in customers:
+            customer.ends("closed")
+        assert thief.record["status"] != "closed"
+
+
+def test_a_batch_pays_more_as_a_whole(tmp_path: Path) -> None:
+    """All channels of a batch adopt the same replacement, whichever asks first; a restart changes nothing."""
+    with market(tmp_path, sections={"settlement": "batch_seconds = 600\nbatch_channels = 3"}) as (system, node):
+        customers = [drained(system, node) for _ in range(3)]
+        wait_for(lambda: len(waiting(node)) == 1, "batch")
+        ((first, fee),) = waiting(node).items()
+        begun, deadline = max(int(time.time()), node.median_time), customers[0].terms.expiry - 2 * HOUR
+        pass_time(node, begun + (deadline - begun) * 3 // 4)
+        system.restart_server()
+        wait_for(lambda: first not in waiting(node) and len(waiting(node)) == 1, "dearer")
+        ((second, more),) = waiting(node).items()
+        assert more > fee
+        assert len(node.rpc("getrawtransaction", second, True)["vin"]) == 3
+        wait_for(lambda: {c.record["settlement_txid"] for c in customers} == {second}, "adopted by all")
+        node.mine(2)
+        for customer in customers:
+            customer.ends("closed")
+
+
+def test_threat_18_a_malleated_settlement_shows_the_txid_that_confirmed(tmp_path: Path) -> None:
+    """An earlier version that a miner had kept is mined instead of the newest: closed all the same, under its txid."""
+    with market(tmp_path) as (system, node):
+        customer = settling(system, node)
+        (first,) = waiting(node)
+        raw = node.rpc("getrawtransaction", first)
+        begun, deadline = max(int(time.time()), node.median_time), customer.terms.expiry - 2 * HOUR
+        pass_time(node, begun + (deadline - begun) * 3 // 4)
+        wait_for(lambda: first not in waiting(node), "replaced")
+        node.mine_only(raw)
+        node.mine()
+        customer.ends("closed")
+        assert customer.record["settlement_txid"] == first
+        assert node.rpc("gettxout", first, 0) is not None
+
+
+def test_threat_24_without_a_coin_of_the_operators_settlements_are_paid_for(tmp_path: Path) -> None:
+    """The reserve is empty and the cap is reached: the fee comes out of what the channel earned, down to the last step."""
+    with market(tmp_path, sections={"settlement": "max_fee_percent = 100"}) as (system, node):
+        customer = settling(system, node)
+        pass_time(node, customer.terms.expiry - 2 * HOUR)
+        wait_for(lambda: newest_fee(node) >= 160 * 340, "near the cap")
+        assert OutPoint.parse(customer.record["settlement_txid"], 0)
+        node.mine(2)
+        customer.ends("closed")
