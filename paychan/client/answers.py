@@ -12,13 +12,14 @@ import msgspec
 from paychan.client.errors import (
     ChannelConflict,
     ChannelGone,
+    ChannelMoving,
     ChannelUnknown,
     PaymentRefused,
     Refused,
     ServerFailed,
     ServerMisbehaved,
 )
-from paychan.client.flow import Response
+from paychan.client.flow import MOVED, Response
 from paychan.protocol.rest import ChannelStatus, PaymentResult
 
 TXID = re.compile(r"[0-9a-f]{64}")
@@ -30,6 +31,7 @@ _BY_STATUS: dict[int, type[Refused]] = {
     409: ChannelConflict,
     410: ChannelGone,
     429: ServerFailed,
+    **dict.fromkeys(MOVED, ServerFailed),
 }
 
 
@@ -43,6 +45,8 @@ def refusal(response: Response) -> Refused:
         fields = {}
     code, reason = fields.pop("code", ""), fields.pop("error", "") or response.reason
     kind = ServerFailed if response.status >= 500 else _BY_STATUS.get(response.status, Refused)
+    if code == "channel_moving":
+        kind = ChannelMoving
     return kind(response.status, printable(code), printable(reason), fields)
 
 

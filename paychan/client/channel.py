@@ -167,12 +167,19 @@ class Channel(ChannelBase):
         """Sign a refund and keep it: to be called before one is published."""
         return self._run(recovery.keep_refund, sat_per_vb, address)
 
+    def coins_at(self, outpoint: str, value_sat: int) -> ChannelRecord:
+        """Note where a chain of the payer's shows the coins of a movable channel that takes no more payments."""
+        return self._run(recovery.coins_at, parse_outpoint(outpoint), Sat(value_sat))
+
     def spent(self, txid: str) -> ChannelRecord:
         """Note which transaction spent the funding, as a chain of the payer's shows it: the channel has ended."""
         return self._run(recovery.spent, txid)
 
     def close(self, fee_sat: int = 0, change_address: str = "") -> Settled:
-        """Have the channel settled; v2 knows a fee to offer and another address for the change."""
+        """Have the channel settled; v2 knows a fee to offer and another address for the change.
+
+        That of a movable channel goes to its home address by itself.
+        """
         return self._run(closing.close, self._ways.patience, fee_sat=fee_sat, change_address=change_address)
 
     def _run(self, start: Callable[Concatenate[ChannelRecord, P], Flow[T]], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -225,6 +232,9 @@ class AsyncChannel(ChannelBase):
 
     async def keep_refund(self, sat_per_vb: int = recovery.REFUND_SAT_PER_VB, address: str = "") -> Refund:
         return await self._run(recovery.keep_refund, sat_per_vb, address)
+
+    async def coins_at(self, outpoint: str, value_sat: int) -> ChannelRecord:
+        return await self._run(recovery.coins_at, parse_outpoint(outpoint), Sat(value_sat))
 
     async def spent(self, txid: str) -> ChannelRecord:
         return await self._run(recovery.spent, txid)

@@ -8,7 +8,8 @@ from msgspec import Struct
 from paychan.client import routes
 from paychan.client.answers import check_result, refusal, settlement_txid
 from paychan.client.errors import InsufficientFunds, TermsUnacceptable, WouldLeaveDust, WrongState
-from paychan.client.flow import Flow, Patience, Response, Save, ask, is_busy
+from paychan.client.flow import Flow, Patience, Request, Response, Save, is_busy
+from paychan.client.moving import ask_channel
 from paychan.client.record import ChannelRecord, State
 from paychan.client.verdict import holds_pending, result_of
 from paychan.protocol.address import decode_address
@@ -37,11 +38,11 @@ def probe(record: ChannelRecord, patience: Patience) -> Flow[ChannelRecord]:
     """
     if record.ended or record.acknowledged_sat is None:
         return record
-    shown = _replace(record, application_data="")
-    reply = yield from ask(routes.pay_request(shown, record.sign(record.agreed_sat)), patience)
-    booked = holds_pending(record, reply.response)
+    seen = yield from ask_channel(record, _agreed, patience)
+    record = seen.record
+    booked = holds_pending(record, seen.response)
     if not booked:
-        result = yield from result_of(record, reply.response)
+        result = yield from result_of(record, seen.response)
         check_result(result, ChannelStatus.OPEN, {record.agreed_sat}, {0})
     acknowledged = record.signed_sat if booked else record.acknowledged_sat
     now = _replace(
@@ -57,9 +58,14 @@ def probe(record: ChannelRecord, patience: Patience) -> Flow[ChannelRecord]:
     return now
 
 
+def _agreed(record: ChannelRecord) -> Request:
+    return routes.pay_request(_replace(record, application_data=""), record.sign(record.agreed_sat))
+
+
 def close(record: ChannelRecord, patience: Patience, *, fee_sat: int, change_address: str) -> Flow[Settled]:
     """Have the channel settled. In v2 with a last payment of `fee_sat`, and change to another address if wanted.
 
+    Change that would fund the channel again goes home instead: it would be locked in there until the expiry.
     A closing that got no answer is asked for again as it was.
     """
     if record.version == 1 and (fee_sat or change_address):
@@ -69,14 +75,14 @@ def close(record: ChannelRecord, patience: Patience, *, fee_sat: int, change_add
     if record.state in (State.NEW, State.REFUNDED):
         raise WrongState(name=record.name, state=record.state.value, need=State.OPEN.value)
     if record.closing_sat is None:
-        record = _closing(record, fee_sat, change_address)
+        record = _closing(record, fee_sat, change_address or (record.home_address if record.movable else ""))
         yield Save(record)
-    response = yield from _ask_to_close(record, patience)
+    record, response = yield from _ask_to_close(record, patience)
     if record.left_sat < (record.closing_sat or 0) and holds_pending(record, response):
         fee = record.agreed_sat - (record.closing_sat or 0)
         record = _closing(_replace(record, acknowledged_sat=record.signed_sat), fee, record.closing_address)
         yield Save(record)
-        response = yield from _ask_to_close(record, patience)
+        record, response = yield from _ask_to_close(record, patience)
     result = yield from result_of(record, response)
     closing_sat = record.closing_sat or Sat(0)
     # PROTOCOL §6.4: v2 reports that nothing is left in the channel, v1 what goes back.
@@ -93,10 +99,13 @@ def close(record: ChannelRecord, patience: Patience, *, fee_sat: int, change_add
     return settled(record)
 
 
-def _ask_to_close(record: ChannelRecord, patience: Patience) -> Flow[Response]:
-    payment = record.sign(record.closing_sat or Sat(0), record.closing_address)
-    reply = yield from ask(routes.close_request(record, payment), patience, busy=_is_settling)
-    return reply.response
+def _ask_to_close(record: ChannelRecord, patience: Patience) -> Flow[tuple[ChannelRecord, Response]]:
+    seen = yield from ask_channel(record, _last, patience, busy=_is_settling)
+    return seen.record, seen.response
+
+
+def _last(record: ChannelRecord) -> Request:
+    return routes.close_request(record, record.sign(record.closing_sat or Sat(0), record.closing_address))
 
 
 def settled(record: ChannelRecord) -> Settled:

@@ -6,7 +6,8 @@ ClientError
 │   ├── ChannelUnknown      404
 │   ├── ChannelConflict     409
 │   ├── ChannelGone         410
-│   └── ServerFailed          429, 5xx, after patience ran out
+│   └── ServerFailed        429, 5xx, after patience ran out
+│       └── ChannelMoving   the channel moves to another output, which must be deep in the chain first
 ├── Unreachable             no answer; a payment that was under way is kept, `resume()` sends the same again
 ├── ServerMisbehaved        the answer contradicts what was signed or agreed; the balance is what was signed
 ├── Declined                we said no before anything was signed: terms, limits, amounts, the channel's state
@@ -59,6 +60,10 @@ class ChannelGone(Refused):
 
 
 class ServerFailed(Refused):
+    pass
+
+
+class ChannelMoving(ServerFailed):
     pass
 
 

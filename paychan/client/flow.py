@@ -72,6 +72,9 @@ Effect: TypeAlias = Request | Save | Pause
 Answer: TypeAlias = Response | NoAnswer | None
 Flow: TypeAlias = Generator[Effect, Answer, T]
 
+MOVED = frozenset({308, 318})
+"""Statuses that say where a channel goes on (PROTOCOL §6.5); 308 is a plain redirect, too."""
+
 _NOT_YET = frozenset({429, 502, 503, 504})
 """Statuses after which the same request is sent again."""
 
@@ -81,8 +84,12 @@ def is_busy(response: Response) -> bool:
     return response.status in _NOT_YET
 
 
-def ask(request: Request, patience: Patience, busy: Callable[[Response], bool] = is_busy) -> Flow[Reply]:
+def ask(
+    request: Request, patience: Patience, busy: Callable[[Response], bool] = is_busy, *, follows: bool = False
+) -> Flow[Reply]:
     """Send a request until it is answered or patience ends; the last answer is returned, busy or not.
+
+    `follows`: the caller knows what to do when the channel moved.
 
     Raises:
         Unreachable: the last attempt got no answer.
@@ -94,7 +101,7 @@ def ask(request: Request, patience: Patience, busy: Callable[[Response], bool] =
         answer = yield request
         last = attempt == patience.attempts
         if isinstance(answer, Response):
-            if 300 <= answer.status < 400:
+            if 300 <= answer.status < 400 and not (follows and answer.status in MOVED):
                 raise ServerMisbehaved(what="redirect", got=answer.status, want="an answer")
             wanted = _retry_after(answer)
             if last or not busy(answer) or wanted > patience.longest_pause_seconds:

@@ -42,10 +42,13 @@ class Wish(Struct, frozen=True):
     now: UnixTime
     change_address: str
     amount_sat: int = 0
+    movable: bool = False
 
 
 def new_channel(wish: Wish, limits: Limits, patience: Patience) -> Flow[ChannelRecord]:
     """Ask for the server's terms, judge them, and return the record of a channel that may be funded."""
+    if wish.movable and wish.version == 1:
+        raise TermsUnacceptable(what="version of a movable channel", got=1, want=2)
     client_key = wish.key.public_key.format()
     path = routes.info_path(wish.version, wish.dialect, client_key, wish.expiry)
     reply = yield from ask(Request("GET", wish.url + path), patience)
@@ -53,8 +56,8 @@ def new_channel(wish: Wish, limits: Limits, patience: Patience) -> Flow[ChannelR
         raise refusal(reply.response)
     info = read_funding_info(reply.response.body)
     agreed = agree(info, client_key, wish.expiry, wish.now, limits, wish.network)
-    change_address = wish.change_address or key_address(client_key, agreed.network)
-    decode_address(change_address, agreed.network)
+    home = wish.change_address or key_address(client_key, agreed.network)
+    decode_address(home, agreed.network)
     return ChannelRecord(
         name=client_key.hex()[2:10],
         url=wish.url,
@@ -70,7 +73,8 @@ def new_channel(wish: Wish, limits: Limits, patience: Patience) -> Flow[ChannelR
         dust_sat=agreed.dust_sat,
         min_confirmations=agreed.min_confirmations,
         settlement_period_hours=agreed.settlement_period_hours,
-        change_address=change_address,
+        change_address=agreed.address if wish.movable else home,
+        payout_address=wish.change_address if wish.movable else "",
         meant_sat=Sat(wish.amount_sat),
         location=routes.opening_path(reply.response, wish.url, wish.version, client_key, wish.expiry),
     )
@@ -120,7 +124,9 @@ class PayerBase:
         """Read all channels of the wallet, also those in use."""
         return [self.wallet.read(name) for name in self.wallet.names()]
 
-    def _new(self, hours: float, expires: int | None, change_address: str, amount_sat: int) -> Flow[ChannelRecord]:
+    def _new(
+        self, hours: float, expires: int | None, change_address: str, amount_sat: int, *, movable: bool
+    ) -> Flow[ChannelRecord]:
         now = UnixTime(int(time.time()))
         expiry = check_expiry(now + int(hours * HOUR) if expires is None else expires)
         wish = Wish(
@@ -133,6 +139,7 @@ class PayerBase:
             now=now,
             change_address=change_address,
             amount_sat=amount_sat,
+            movable=movable,
         )
         return new_channel(wish, self._ways.limits, self._ways.patience)
 
@@ -170,16 +177,26 @@ class Payer(PayerBase):
         self.close()
 
     def new_channel(
-        self, *, hours: float = DEFAULT_HOURS, expires: int | None = None, change_address: str = "", amount_sat: int = 0
+        self,
+        *,
+        hours: float = DEFAULT_HOURS,
+        expires: int | None = None,
+        change_address: str = "",
+        amount_sat: int = 0,
+        movable: bool = False,
     ) -> Channel:
         """Agree on a new channel that ends after `hours`, or at the Unix time `expires`.
 
         `amount_sat` is what you mean to send to its address; by default the least that opens it.
+        A `movable` channel (version 2) lets the server withdraw what it earned without ending it: the change funds the
+        channel again, until a closing or a refund brings it to `change_address`. If the server closes it on its own,
+        what is left stays locked until the expiry.
 
         Raises:
             TermsUnacceptable, ServerMisbehaved, Refused, Unreachable: there is no channel.
         """
-        record = drive(self._new(hours, expires, change_address, amount_sat), self._http, keep=_nothing_to_keep)
+        terms = self._new(hours, expires, change_address, amount_sat, movable=movable)
+        record = drive(terms, self._http, keep=_nothing_to_keep)
         return Channel(self._created(record), record, self._ways, self._http, self)
 
     def channel(self, name: str) -> Channel:
@@ -206,11 +223,16 @@ class AsyncPayer(PayerBase):
         await self.close()
 
     async def new_channel(
-        self, *, hours: float = DEFAULT_HOURS, expires: int | None = None, change_address: str = "", amount_sat: int = 0
+        self,
+        *,
+        hours: float = DEFAULT_HOURS,
+        expires: int | None = None,
+        change_address: str = "",
+        amount_sat: int = 0,
+        movable: bool = False,
     ) -> AsyncChannel:
-        record = await drive_async(
-            self._new(hours, expires, change_address, amount_sat), self._http, keep=_nothing_to_keep
-        )
+        terms = self._new(hours, expires, change_address, amount_sat, movable=movable)
+        record = await drive_async(terms, self._http, keep=_nothing_to_keep)
         return AsyncChannel(self._created(record), record, self._ways, self._http)
 
     def channel(self, name: str) -> AsyncChannel:

@@ -14,7 +14,8 @@ from msgspec import UNSET, Struct
 from paychan.client import closing, routes
 from paychan.client.answers import check_result, settlement_txid
 from paychan.client.errors import FundingTooSmall, TermsUnacceptable, Unacknowledged, WrongState
-from paychan.client.flow import Flow, Patience, Response, Save, ask
+from paychan.client.flow import Flow, Patience, Request, Response, Save, ask
+from paychan.client.moving import ask_channel
 from paychan.client.record import ChannelRecord, State
 from paychan.client.recovery import first_refund
 from paychan.client.spend import next_change
@@ -75,12 +76,13 @@ def open_channel(record: ChannelRecord, amount_sat: int | None, limits: Limits, 
         yield Save(record)
     elif amount_sat not in (None, record.pending_sat):
         raise Unacknowledged(pending_sat=record.pending_sat)
+    paid = record.pending_sat
     reply = yield from ask(routes.open_request(record, record.sign(record.left_sat)), patience)
     if reply.response.status == 409:
         return (yield from _take_over(record, reply.response, patience))
     result = yield from result_of(record, reply.response)
     record = _replace(record, location=routes.resource(record, reply.response))
-    return (yield from _acknowledge(record, result, {record.pending_sat}))
+    return (yield from _acknowledge(record, result, {paid}, paid))
 
 
 def _signed(record: ChannelRecord, change_sat: Sat, application_data: str = "") -> ChannelRecord:
@@ -94,16 +96,17 @@ def _signed(record: ChannelRecord, change_sat: Sat, application_data: str = "") 
 def _take_over(record: ChannelRecord, conflict: Response, patience: Patience) -> Flow[Receipt]:
     """Go on with a channel that exists: ours, if it takes the opening payment again as worth nothing new.
 
-    Then the answer to our own opening was lost. Without a Location it was settled earlier (PROTOCOL §5.2).
+    Then the answer to our own opening was lost. Without a Location it was settled earlier (PROTOCOL §5.2), or moved.
     """
-    if not routes.located(conflict, record.url):
+    if not routes.located(conflict, record.url) and not record.movable:
         yield from refuse(record, conflict)
     found = _replace(record, location=routes.resource(record, conflict))
-    reply = yield from ask(routes.pay_request(found, found.sign(found.left_sat)), patience)
-    if 400 <= reply.response.status < 500:
-        yield from refuse(record, conflict)
-    result = yield from result_of(record, reply.response)
-    return (yield from _acknowledge(found, result, {0}))
+    paid = found.pending_sat
+    seen = yield from ask_channel(found, _newest, patience)
+    if 400 <= seen.response.status < 500:
+        yield from refuse(seen.record if seen.moved else record, conflict)
+    result = yield from result_of(seen.record, seen.response)
+    return (yield from _acknowledge(seen.record, result, {0}, paid))
 
 
 # --- paying ---------------------------------------------------------------------------------------------------------
@@ -142,29 +145,35 @@ def resume(record: ChannelRecord, patience: Patience) -> Flow[Receipt]:
 
 def _transfer(record: ChannelRecord, patience: Patience, received: set[Sat]) -> Flow[Receipt]:
     """Send the newest signed payment, which is saved already; `received` is what the server may call its value."""
-    reply = yield from ask(routes.pay_request(record, record.sign(record.left_sat)), patience)
-    if record.left_sat == 0 and reply.response.status == 410:
-        return (yield from _drained_before(record, patience))
-    result = yield from result_of(record, reply.response)
-    return (yield from _acknowledge(record, result, received | {Sat(0)} if reply.repeated else received))
-
-
-def _drained_before(record: ChannelRecord, patience: Patience) -> Flow[Receipt]:
-    """Learn the end of a channel that took our last payment and closed, when the answer was lost: ask it to close."""
     paid = record.pending_sat
+    seen = yield from ask_channel(record, _newest, patience)
+    record = seen.record
+    if seen.moved:  # what the settlement has was paid before
+        received = {record.pending_sat}
+    if record.left_sat == 0 and seen.response.status == 410:
+        return (yield from _drained_before(record, patience, paid))
+    result = yield from result_of(record, seen.response)
+    return (yield from _acknowledge(record, result, received | {Sat(0)} if seen.repeated else received, paid))
+
+
+def _newest(record: ChannelRecord) -> Request:
+    return routes.pay_request(record, record.sign(record.left_sat))
+
+
+def _drained_before(record: ChannelRecord, patience: Patience, paid: Sat) -> Flow[Receipt]:
+    """Learn the end of a channel that took our last payment and closed, when the answer was lost: ask it to close."""
     record = _replace(record, state=State.CLOSING, closing_sat=Sat(0))
     yield Save(record)
     settled = yield from closing.close(record, patience, fee_sat=0, change_address="")
-    return Receipt(paid, record.funding_sat, Sat(0), True, settled.settlement_txid, "")
+    return Receipt(paid, record.paid_sat, Sat(0), True, settled.settlement_txid, "")
 
 
-def _acknowledge(record: ChannelRecord, result: PaymentResult, received: Collection[int]) -> Flow[Receipt]:
-    """Compare the result with the newest signed payment, then take over that the server has it."""
+def _acknowledge(record: ChannelRecord, result: PaymentResult, received: Collection[int], paid: Sat) -> Flow[Receipt]:
+    """Compare the result with the newest signed payment, then take over that the server has it: all of `paid`."""
     drained = record.left_sat == 0
     status = ChannelStatus.CLOSED if drained else ChannelStatus.OPEN
     check_result(result, status, {record.left_sat}, received)
     txid = settlement_txid(result, may_wait=True) if drained else ""
-    paid = record.pending_sat
     state = State.OPEN if not drained else State.CLOSED if txid else State.CLOSING
     yield Save(_replace(record, acknowledged_sat=record.left_sat, refused=False, state=state, settlement_txid=txid))
     said = "" if result.application_data is UNSET else result.application_data

@@ -12,7 +12,7 @@ from typing import Literal
 from coincurve import PrivateKey
 from msgspec import Struct
 
-from paychan.protocol.address import decode_address
+from paychan.protocol.address import decode_address, encode_address, key_script
 from paychan.protocol.errors import Malformed
 from paychan.protocol.payment import Payment, sign_payment
 from paychan.protocol.rest import Dialect
@@ -78,6 +78,12 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """A chain of the payer's own showed what spent the funding; `state` and `settlement_txid` alone are the server's word."""
     refunds: tuple[str, ...] = ()
     """Signed refunds (hex): one from the moment the funding is known, the newest last."""
+    payout_address: str = ""
+    """Where the coins of a channel go in the end whose change funds it again; "" for its own key."""
+    earlier_paid_sat: Sat = Sat(0)
+    """What was signed away at outputs that the channel has left; all other amounts are those of the present one."""
+    moves: tuple[str, ...] = ()
+    """The settlements (hex) by which it moved from output to output, signed by both sides."""
 
     def __repr__(self) -> str:
         """Never shows the private key."""
@@ -95,6 +101,18 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     @property
     def outpoint(self) -> OutPoint:
         return parse_outpoint(self.funding_outpoint)
+
+    @property
+    def movable(self) -> bool:
+        """Say whether the server can settle what it earned without ending the channel (PROTOCOL §6.2)."""
+        return self.version == 2 and self.change_address == self.funding_address
+
+    @property
+    def home_address(self) -> str:
+        """Where what is not spent comes back to in the end, by a closing or a refund."""
+        if not self.movable:
+            return self.change_address
+        return self.payout_address or encode_address(key_script(self.terms.client_key), self.network)
 
     @property
     def min_funding_sat(self) -> Sat:
@@ -118,8 +136,8 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @property
     def paid_sat(self) -> Sat:
-        """What was signed away."""
-        return Sat(self.funding_sat - self.left_sat)
+        """What was signed away, here and at earlier outputs."""
+        return Sat(self.earlier_paid_sat + self.funding_sat - self.left_sat)
 
     @property
     def agreed_sat(self) -> Sat:
@@ -162,11 +180,12 @@ def check_record(record: ChannelRecord) -> None:
     """
     if record.terms.funding_address(record.network) != record.funding_address:
         raise Malformed(field="funding_address", reason="does not follow from the keys and the expiry")
-    for address in (record.change_address, record.closing_address or record.change_address):
+    for address in {record.change_address, record.closing_address, record.payout_address} - {""}:
         decode_address(address, record.network)
     if record.funding_outpoint:
         parse_outpoint(record.funding_outpoint)
-    for refund in record.refunds:
-        bytes.fromhex(refund)
-    if not 0 <= record.left_sat <= record.agreed_sat <= record.funding_sat <= MAX_MONEY_SAT:
+    for raw in (*record.refunds, *record.moves):
+        bytes.fromhex(raw)
+    amounts = (0, record.left_sat, record.agreed_sat, record.funding_sat, MAX_MONEY_SAT)
+    if list(amounts) != sorted(amounts) or not 0 <= record.earlier_paid_sat <= MAX_MONEY_SAT:
         raise Malformed(field="signed_sat", reason="amounts contradict each other")

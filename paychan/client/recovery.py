@@ -11,7 +11,7 @@ from paychan.client.flow import Flow, Save
 from paychan.client.record import ChannelRecord, State
 from paychan.protocol.address import decode_address, encode_address, key_script
 from paychan.protocol.refund import Refund, refund_at_rate
-from paychan.protocol.types import Network
+from paychan.protocol.types import Network, OutPoint, Sat
 
 REFUND_SAT_PER_VB = 2
 """Fee rate of the refund that is signed before the channel opens; another can be signed at any time."""
@@ -33,7 +33,7 @@ def wif(record: ChannelRecord) -> str:
 def refund(record: ChannelRecord, sat_per_vb: int, address: str = "") -> Refund:
     """Sign the transaction that takes the whole funding back without the server, once `expiry` has passed.
 
-    It pays to `address`, or else to the channel's change address.
+    It pays to `address`, or else to the channel's home address.
 
     Raises:
         WrongState: not funded.
@@ -42,7 +42,7 @@ def refund(record: ChannelRecord, sat_per_vb: int, address: str = "") -> Refund:
     """
     if not record.funding_outpoint:
         raise WrongState(name=record.name, state="not funded", need="funding")
-    script = decode_address(address or record.change_address, record.network, "refund address")
+    script = decode_address(address or record.home_address, record.network, "refund address")
     signed = refund_at_rate(record.key, record.terms, record.outpoint, record.funding_sat, script, sat_per_vb)
     if record.funding_sat - signed.fee_sat < record.dust_sat:
         raise FundingTooSmall(got_sat=record.funding_sat, need_sat=signed.fee_sat + record.dust_sat)
@@ -65,6 +65,25 @@ def keep_refund(record: ChannelRecord, sat_per_vb: int, address: str) -> Flow[Re
     if record.refunds != (*others, raw):
         yield Save(_replace(record, refunds=(*others, raw)))
     return signed
+
+
+def coins_at(record: ChannelRecord, outpoint: OutPoint, value_sat: Sat) -> Flow[ChannelRecord]:
+    """Note where a chain of the payer's shows the coins of a channel that takes no more payments, with their refund.
+
+    They are at the change output of a settlement that the server made without a word to us.
+    """
+    here = _replace(
+        record,
+        funding_outpoint=str(outpoint),
+        funding_sat=value_sat,
+        earlier_paid_sat=Sat(max(0, record.earlier_paid_sat + record.funding_sat - value_sat)),
+        signed_sat=value_sat,
+        acknowledged_sat=value_sat,
+        refused=False,
+    )
+    here = _replace(here, refunds=(*record.refunds, *first_refund(here)))
+    yield Save(here)
+    return here
 
 
 def is_refund(record: ChannelRecord, txid: str) -> bool:

@@ -32,10 +32,10 @@ def funded(liar: Liar, tmp_path: Path) -> Iterator[OpenChannel]:
     """Make a channel of 1,000,000 sat to the liar, not opened yet."""
     payers: list[Payer] = []
 
-    def make(version: int = 2, **settings: Any) -> Channel:
+    def make(version: int = 2, *, movable: bool = False, **settings: Any) -> Channel:
         payer = Payer(liar.url, wallet=tmp_path / "wallet", version=version, **{"patience": IMPATIENT, **settings})
         payers.append(payer)
-        channel = payer.new_channel(hours=100)
+        channel = payer.new_channel(hours=100, movable=movable)
         outpoint = debug_outpoint(channel.record.terms.client_key, channel.record.expiry)
         channel.fund(str(outpoint), FUNDING_SAT)
         return channel

@@ -15,31 +15,47 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
+import msgspec
 from msgspec import Struct
 
 from paychan.protocol.address import decode_address
 from paychan.protocol.channel import (
     Accepted,
     Channel,
+    Close,
     CloseByPayment,
     CloseByProof,
+    CloseReason,
+    Command,
+    Confirmed,
     Opening,
     Outcome,
     Pay,
+    Published,
     Rejected,
     Rules,
+    Signed,
     State,
     View,
 )
 from paychan.protocol.debugfunding import debug_outpoint
-from paychan.protocol.errors import ChannelClosing, ChannelExists, PaychanError, UnknownChannel
-from paychan.protocol.machine import apply
-from paychan.protocol.opening import open_channel
+from paychan.protocol.errors import (
+    ChannelClosing,
+    ChannelExists,
+    ChannelMoved,
+    OutpointUsed,
+    PaychanError,
+    UnknownChannel,
+)
+from paychan.protocol.fees import Shortfall, plan_closing
+from paychan.protocol.machine import apply, end_of
+from paychan.protocol.opening import open_channel, successor
 from paychan.protocol.payment import Payment, decode_v1
-from paychan.protocol.rest import opening_secret, read_v2_body
+from paychan.protocol.rest import Dialect, opening_secret, read_v2_body
 from paychan.protocol.scripts import ChannelTerms, make_terms, parse_redeem_script
+from paychan.protocol.settlement import sign_settlement
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
-from tests.lib.channels import private_key
+from tests.lib.channels import SERVER_DESTINATION, private_key
 
 SERVER_KEY = private_key("liar").public_key.format()
 FUNDING_SAT = Sat(1_000_000)
@@ -82,6 +98,8 @@ class Liar:
 
     def __init__(self) -> None:
         self.channel: Channel | None = None
+        self.left: list[Channel] = []
+        """Records of the outputs that the channel has left."""
         self.lies: deque[Lie | None] = deque()
         self.info_lie = Lie()
         self.requests: list[str] = []
@@ -110,13 +128,46 @@ class Liar:
 
     @property
     def received_sat(self) -> int:
-        """What it booked."""
-        return 0 if self.channel is None else self.channel.received_sat
+        """What it booked, here and at outputs that the channel has left."""
+        return sum(channel.received_sat for channel in (*self.left, *filter(None, [self.channel])))
 
     def wait_for(self, received_sat: int) -> None:
         """Wait until so much is booked."""
         while self.received_sat < received_sat:
             time.sleep(0.01)
+
+    def begin_withdrawal(self, payment: Payment | None = None) -> None:
+        """Settle what was received, by the newest payment or an earlier one; the channel takes none meanwhile."""
+        if payment is not None:
+            assert self.channel is not None
+            self.channel = msgspec.structs.replace(self.channel, payment=payment)
+        self._step(Close(CloseReason.WITHDRAW))
+        closing = self.channel
+        assert closing is not None
+        fee = plan_closing([closing], SERVER_DESTINATION, RULES)
+        assert not isinstance(fee, Shortfall)
+        key = private_key("liar")
+        signed = sign_settlement(
+            [closing.claim], SERVER_DESTINATION, fee, lambda _, digest: key.sign(digest, hasher=None)
+        )
+        self._step(Signed(signed))
+        self._step(Published())
+
+    def withdraw(self, payment: Payment | None = None) -> None:
+        """The same, and the settlement is deep in the chain at once: the channel goes on."""
+        self.begin_withdrawal(payment)
+        assert self.channel is not None
+        assert self.channel.closing is not None
+        assert self.channel.closing.settlement is not None
+        self._step(Confirmed(self.channel.closing.settlement.txid))
+        self.left.append(self.channel)
+        self.channel = successor(self.channel, UnixTime(0))
+
+    def _step(self, command: Command) -> None:
+        assert self.channel is not None
+        outcome = apply(self.channel, command, View(UnixTime(0), RULES))
+        assert isinstance(outcome, Accepted), outcome
+        self.channel = outcome.channel
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         liar = self
@@ -167,6 +218,8 @@ class Liar:
             if method == "POST":
                 return self._open(parts.path, query, body)
             return self._pay_or_close(method, parts.path, query, body)
+        except ChannelMoved as error:
+            return self._moved(error, read_v2_body(body).dialect)
         except PaychanError as error:
             headers = {"Location": self._location()} if isinstance(error, ChannelExists) else {}
             told = json.dumps({"code": error.code, "error": str(error), **error.fields}, default=str)
@@ -195,6 +248,8 @@ class Liar:
             terms = parse_redeem_script(read.redeem_script or b"")
             payment, address, secret = read.payment, read.change_address or "", opening_secret(read.payment)
         outpoint = debug_outpoint(terms.client_key, terms.expiry)
+        if self.left:
+            raise OutpointUsed(outpoint=str(outpoint))
         if self.channel is not None:
             raise ChannelExists(outpoint=str(outpoint))
         opening = opening_of(terms, outpoint, payment, address, secret)
@@ -202,18 +257,21 @@ class Liar:
         return Answer(201, result, {"Location": self._location()})
 
     def _pay_or_close(self, method: str, path: str, query: dict[str, str], body: bytes) -> Answer:
-        channel = self.channel
-        if channel is None or str(channel.outpoint).replace(":", "/") not in path:
+        known = (*self.left, *filter(None, [self.channel]))
+        channel = next((each for each in known if _names(path, each.outpoint)), None)
+        if channel is None:
             raise UnknownChannel
         if path.startswith("/v1/"):
             payment = decode_v1(query["payment"])
             command = Pay(payment) if method == "PUT" else CloseByProof(payment)
         else:
-            if query["secret"] != channel.secret.hex():
+            if query["secret"].strip('"') != channel.secret.hex():
                 raise UnknownChannel
             read = read_v2_body(body)
             script = decode_address(read.change_address, Network.TEST) if read.change_address else None
             command = CloseByPayment(read.payment, script) if path.endswith("/close") else Pay(read.payment)
+        if channel.moves:
+            raise end_of(channel)
         if channel.state is not State.OPEN and isinstance(command, Pay):
             raise ChannelClosing
         if channel.state is not State.OPEN:
@@ -239,11 +297,29 @@ class Liar:
         }
         return json.dumps(result).encode()
 
+    def _moved(self, error: ChannelMoved, dialect: Dialect) -> Answer:
+        """Where to go on, with the last settlement as proof."""
+        outpoint = str(error.fields["outpoint"])
+        settlement = next(each.closing.settlement for each in self.left if each.closing and _to(each) == outpoint)
+        assert settlement is not None
+        told = {"code": error.code, "error": str(error), "transaction": settlement.transaction.hex(), **error.fields}
+        location = f"{self.public_url or self.url}/v2/channels/{outpoint.replace(':', '/')}?secret=x"
+        return Answer(318 if dialect is Dialect.S else 308, json.dumps(told).encode(), {"Location": location})
+
     def _location(self) -> str:
         channel = self.channel
         assert channel is not None
         version, secret = (2, f"?secret={channel.secret.hex()}") if channel.secret else (1, "")
         return f"{self.public_url or self.url}/v{version}/channels/{str(channel.outpoint).replace(':', '/')}{secret}"
+
+
+def _names(path: str, outpoint: OutPoint) -> bool:
+    return any(str(each).replace(":", "/") in path for each in (outpoint, outpoint.reversed))
+
+
+def _to(channel: Channel) -> str:
+    """Where a channel went."""
+    return str(OutPoint(channel.closing.spent_by, 0)) if channel.closing else ""
 
 
 class Answer(Struct, frozen=True):

@@ -1,0 +1,346 @@
+"""A channel that the server moved: the payer goes along by itself, counts every payment once, and keeps a refund first."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bitcoin.core import CTransaction
+
+from paychan.client import (
+    AsyncPayer,
+    Channel,
+    ChannelMoving,
+    Dialect,
+    Payer,
+    PaymentRefused,
+    Refused,
+    State,
+    TermsUnacceptable,
+    Unacknowledged,
+    Unreachable,
+    WouldTakeBack,
+)
+from paychan.client.flow import Request, Response, Save
+from paychan.client.paying import pay
+from paychan.client.recovery import key_address
+from paychan.client.terms import Limits
+from paychan.protocol.debugfunding import debug_outpoint
+from tests.client.conftest import IMPATIENT, PATIENT, OpenChannel
+from tests.client.liar import FUNDING_SAT, OPEN_PRICE_SAT, TXID, Liar, Lie
+
+ADDRESS = "mmA2XECa7bVERzQKkyy1pNBQ3PC4HnxTC5"
+REPLY_LOST = Lie(drop=True)
+REQUEST_LOST = Lie(drop=True, deaf=True)
+UNPROVEN = Lie(change={"transaction": ...})
+LEFT_SAT = FUNDING_SAT - OPEN_PRICE_SAT
+
+
+@pytest.fixture(params=Dialect)
+def movable(request: pytest.FixtureRequest, opened: OpenChannel) -> Channel:
+    """A movable channel of each dialect, opened with 10,000 sat."""
+    return opened(movable=True, dialect=request.param)
+
+
+def holds(channel: Channel, liar: Liar, paid_sat: int) -> None:
+    """The payer is where the server is, both count the same, and the newest refund is of that output."""
+    record = channel.record
+    assert liar.channel is not None
+    assert record.funding_outpoint == str(liar.channel.outpoint)
+    assert (record.funding_sat, record.left_sat) == (liar.channel.funding_sat, liar.channel.payment.change_sat)
+    assert channel.paid_sat == liar.received_sat == OPEN_PRICE_SAT + paid_sat
+    refund = CTransaction.deserialize(bytes.fromhex(record.refunds[-1]))
+    assert bytes(refund.vin[0].prevout.hash) == record.outpoint.txid
+
+
+# --- going along ----------------------------------------------------------------------------------------------------
+
+
+def test_a_payment_goes_along_and_counts_once(liar: Liar, movable: Channel) -> None:
+    """The old output answers 318 or 308; the payment is signed again for the new one, and the totals go on."""
+    movable.pay(100)
+    liar.withdraw()
+
+    receipt = movable.pay(50)
+
+    assert (receipt.paid_sat, receipt.total_paid_sat, receipt.repeated) == (50, OPEN_PRICE_SAT + 150, False)
+    assert movable.record.earlier_paid_sat == OPEN_PRICE_SAT + 100
+    holds(movable, liar, 150)
+    assert len(liar.requests) == 5, "terms, opening, payment, and the last payment twice"
+
+
+def test_a_channel_may_move_again_and_again(liar: Liar, movable: Channel, tmp_path: Path) -> None:
+    """Each withdrawal is gone along with, by whichever process pays next."""
+    for amount_sat in (1000, 2000, 3000):
+        movable.pay(amount_sat)
+        liar.withdraw()
+    movable.release()
+    with Payer(wallet=tmp_path / "wallet") as payer, payer.channel(movable.name) as again:
+        again.pay(4)
+
+        holds(again, liar, 6004)
+        assert len(again.record.moves) == 3
+        assert len(again.record.refunds) == 4
+
+
+def test_the_new_refund_is_kept_before_a_payment_leaves(liar: Liar, movable: Channel) -> None:
+    """After the answer that moves the channel the first effect is a durable record with the refund, then the request."""
+    liar.withdraw()
+    flow = pay(movable.record, 100, Limits(), IMPATIENT, drain=False, application_data="")
+    assert isinstance(next(flow), Save)
+    request = flow.send(None)
+    assert isinstance(request, Request)
+    effect = flow.send(ask(liar, request))
+
+    assert isinstance(effect, Save)
+    assert liar.channel is not None
+    assert effect.record.funding_outpoint == str(liar.channel.outpoint)
+    refund = CTransaction.deserialize(bytes.fromhex(effect.record.refunds[-1]))
+    assert bytes(refund.vin[0].prevout.hash) == liar.channel.outpoint.txid
+    assert refund.vout[0].nValue < LEFT_SAT
+    request = flow.send(None)
+    assert isinstance(request, Request)
+    assert liar.channel.outpoint.txid_hex in request.url or liar.channel.outpoint.txid.hex() in request.url
+    finish(flow, liar, request)
+
+
+def ask(liar: Liar, request: Request) -> Response:
+    answer = liar.truth(request.method, request.url.removeprefix(liar.url), request.body)
+    return Response(answer.status, answer.reason, {"location": answer.headers.get("Location", "")}, answer.body)
+
+
+def finish(flow: Generator[Any, Any, Any], liar: Liar, effect: Any) -> None:
+    """Perform what is left of a flow, without keeping anything."""
+    try:
+        while True:
+            effect = flow.send(ask(liar, effect) if isinstance(effect, Request) else None)
+    except StopIteration:
+        pass
+
+
+@pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST], ids=["booked", "not booked"])
+def test_a_lost_payment_is_resumed_at_the_new_output(liar: Liar, movable: Channel, loss: Lie) -> None:
+    """Whether the settlement has it or not: it is signed again, and counts once."""
+    liar.lies.append(loss)
+    with pytest.raises(Unreachable):
+        movable.pay(100)
+    liar.withdraw()
+
+    receipt = movable.resume()
+
+    assert (receipt.paid_sat, receipt.total_paid_sat) == (100, OPEN_PRICE_SAT + 100)
+    assert receipt.repeated is (loss is REPLY_LOST)
+    holds(movable, liar, 100)
+    assert movable.pay(1).total_paid_sat == OPEN_PRICE_SAT + 101
+
+
+@pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST], ids=["booked", "not booked"])
+def test_status_goes_along_and_tells_what_the_settlement_has(liar: Liar, movable: Channel, loss: Lie) -> None:
+    """Asking moves the record, too; a payment that was not booked stays to be resumed."""
+    liar.lies.append(loss)
+    with pytest.raises(Unreachable):
+        movable.pay(100)
+    liar.withdraw()
+
+    now = movable.status()
+
+    booked = loss is REPLY_LOST
+    assert now.funding_sat == LEFT_SAT - 100 * booked
+    assert now.unacknowledged is not booked
+    movable.resume()
+    holds(movable, liar, 100)
+
+
+def test_a_refused_payment_that_was_booked_late_is_in_the_settlement(liar: Liar, movable: Channel) -> None:
+    """An application that said yes after all: the next payment, larger, pays the rest at the new output."""
+    liar.lies.append(Lie(status=400, body=b'{"code":"application_error","error":"no answer"}'))
+    with pytest.raises(PaymentRefused):
+        movable.pay(100)
+    liar.withdraw()
+    with pytest.raises(WouldTakeBack):
+        movable.pay(99)
+
+    receipt = movable.pay(150)
+
+    assert (receipt.paid_sat, receipt.repeated) == (150, True)
+    holds(movable, liar, 150)
+
+
+def test_a_refused_payment_stays_refused_at_the_new_output(liar: Liar, movable: Channel) -> None:
+    """What was signed once counts as given away, also where the channel goes on."""
+    liar.lies.append(Lie(deaf=True, status=400, body=b'{"code":"application_error","error":"sold out"}'))
+    with pytest.raises(PaymentRefused):
+        movable.pay(100)
+    liar.withdraw()
+    assert movable.status().refused
+
+    with pytest.raises(WouldTakeBack):
+        movable.pay(99)
+    assert movable.pay(100).paid_sat == 100
+    holds(movable, liar, 100)
+
+
+def test_draining_after_a_move(liar: Liar, movable: Channel) -> None:
+    """Everything that is left goes at the new output, and closes the channel."""
+    liar.withdraw()
+
+    receipt = movable.pay(drain=True)
+
+    assert (receipt.paid_sat, receipt.total_paid_sat, receipt.settlement_txid) == (LEFT_SAT, FUNDING_SAT, TXID)
+    assert liar.received_sat == FUNDING_SAT
+
+
+def test_a_lost_drain_after_a_move_is_resumed(liar: Liar, movable: Channel) -> None:
+    """The total of a channel that was drained counts what earlier outputs paid."""
+    liar.withdraw()
+    movable.pay(1)
+    liar.lies.append(REPLY_LOST)
+    with pytest.raises(Unreachable):
+        movable.pay(drain=True)
+
+    assert movable.resume().total_paid_sat == FUNDING_SAT
+
+
+def test_a_channel_that_moved_before_its_opening_was_answered(liar: Liar, funded: OpenChannel) -> None:
+    """The opening is in the settlement: opening again finds the channel where it went."""
+    channel = funded(movable=True)
+    liar.lies.append(REPLY_LOST)
+    with pytest.raises(Unreachable):
+        channel.open()
+    liar.withdraw()
+
+    receipt = channel.open()
+
+    assert (receipt.paid_sat, receipt.total_paid_sat, receipt.repeated) == (OPEN_PRICE_SAT, OPEN_PRICE_SAT, True)
+    assert channel.record.state is State.OPEN
+    channel.pay(5)
+    holds(channel, liar, 5)
+
+
+@pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST], ids=["moved", "after the move"])
+def test_going_along_can_be_cut_off(liar: Liar, movable: Channel, loss: Lie) -> None:
+    """A payment that went along, but whose answer at the new output was lost, is resumed there."""
+    liar.withdraw()
+    liar.lies.extend([None, loss])
+    with pytest.raises(Unreachable):
+        movable.pay(100)
+    with pytest.raises(Unacknowledged):
+        movable.pay(1)
+
+    assert movable.resume().total_paid_sat == OPEN_PRICE_SAT + 100
+    holds(movable, liar, 100)
+
+
+# --- while it moves -------------------------------------------------------------------------------------------------
+
+
+def test_a_moving_channel_is_waited_for(liar: Liar, opened: OpenChannel) -> None:
+    """503 is asked again as long as patience says; then the error has a name, and the payment is resumed later."""
+    channel = opened(movable=True, patience=PATIENT)
+    liar.begin_withdrawal()
+    before = len(liar.requests)
+    with pytest.raises(ChannelMoving) as caught:
+        channel.pay(100)
+
+    assert (caught.value.code, caught.value.status) == ("channel_moving", 503)
+    assert len(liar.requests) - before == PATIENT.attempts
+    assert channel.record.unacknowledged
+    assert not channel.record.refused
+
+
+def test_a_move_that_can_not_be_shown_now_is_asked_for_again(liar: Liar, opened: OpenChannel) -> None:
+    """Without the transaction nothing moves; the server may have it the next time."""
+    channel = opened(movable=True, patience=PATIENT)
+    liar.withdraw()
+    liar.lies.extend([UNPROVEN] * PATIENT.attempts)
+    with pytest.raises(Refused) as caught:
+        channel.pay(100)
+    assert (caught.value.code, caught.value.status) == ("channel_moved", 318)
+    assert channel.record.earlier_paid_sat == 0
+
+    liar.lies.append(UNPROVEN)
+    assert channel.resume().paid_sat == 100
+    holds(channel, liar, 100)
+
+
+# --- coming home ----------------------------------------------------------------------------------------------------
+
+
+def test_change_comes_home_when_the_payer_closes(liar: Liar, movable: Channel) -> None:
+    """A closing names the key's own address by itself: change to the channel would be locked until the expiry."""
+    liar.withdraw()
+    movable.pay(2000)
+
+    settled = movable.close()
+
+    home = key_address(movable.record.terms.client_key, movable.record.network)
+    assert (settled.change_sat, settled.change_address) == (LEFT_SAT - 2000, home)
+    assert liar.channel is not None
+    assert liar.channel.change_script != liar.channel.terms.funding_script
+    assert settled.outpoint == str(liar.channel.outpoint)
+
+
+def test_a_closing_fee_is_offered_at_the_new_output(liar: Liar, movable: Channel) -> None:
+    """A closing that found the channel moved offers the same fee there."""
+    liar.withdraw()
+
+    settled = movable.close(fee_sat=700)
+
+    assert settled.change_sat == LEFT_SAT - 700
+    assert liar.received_sat == OPEN_PRICE_SAT + 700
+
+
+@pytest.mark.parametrize("fee_sat", [0, 700])
+@pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST], ids=["booked", "not booked"])
+def test_closing_with_a_lost_payment_after_a_move(liar: Liar, movable: Channel, loss: Lie, fee_sat: int) -> None:
+    """The end is what the settlement left, less the fee that was offered."""
+    liar.lies.append(loss)
+    with pytest.raises(Unreachable):
+        movable.pay(100)
+    liar.withdraw()
+    if not fee_sat:
+        fee_sat = 500
+        movable.status()
+
+    settled = movable.close(fee_sat=fee_sat)
+
+    booked = 100 if loss is REPLY_LOST else 0
+    assert settled.change_sat == LEFT_SAT - booked - fee_sat
+    assert liar.received_sat == OPEN_PRICE_SAT + booked + fee_sat
+
+
+def test_home_is_the_address_that_was_asked_for(liar: Liar, tmp_path: Path) -> None:
+    """With an address of the payer's own wallet the closing and the refund pay there."""
+    with Payer(liar.url, wallet=tmp_path, patience=IMPATIENT) as payer:
+        channel = payer.new_channel(hours=100, movable=True, change_address=ADDRESS)
+        channel.fund(str(debug_outpoint(channel.record.terms.client_key, channel.record.expiry)), FUNDING_SAT)
+        channel.open()
+
+        assert channel.record.change_address == channel.record.funding_address
+        assert channel.close().change_address == ADDRESS
+
+
+def test_refunds_of_a_movable_channel_go_home(movable: Channel) -> None:
+    """A refund to the channel's own script would have to be taken back once more."""
+    home = CTransaction.deserialize(movable.refund().transaction).vout[0].scriptPubKey
+    assert bytes(home)[:3] == b"\x76\xa9\x14"
+
+
+def test_only_version_2_moves(liar: Liar, funded: OpenChannel) -> None:
+    """v1 names a channel by nothing that could go along."""
+    with pytest.raises(TermsUnacceptable, match="movable"):
+        funded(1, movable=True)
+
+
+async def test_going_along_on_an_event_loop(liar: Liar, tmp_path: Path) -> None:
+    """AsyncPayer does the same."""
+    async with AsyncPayer(liar.url, wallet=tmp_path, patience=IMPATIENT) as payer:
+        channel = await payer.new_channel(hours=100, movable=True)
+        await channel.fund(str(debug_outpoint(channel.record.terms.client_key, channel.record.expiry)), FUNDING_SAT)
+        await channel.open()
+        liar.withdraw()
+
+        assert (await channel.pay(5)).total_paid_sat == OPEN_PRICE_SAT + 5
+        assert (await channel.close(fee_sat=600)).change_sat == LEFT_SAT - 605
