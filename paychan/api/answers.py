@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected
 from paychan.protocol.errors import (
     ApplicationRefused,
+    ChannelMoved,
     Malformed,
     Missing,
     NotFound,
@@ -63,10 +64,19 @@ def result(status: int, reason: str | None, value: Any) -> Answer:
 
 def refusal(error: PaychanError, *, quiet_404: bool) -> Answer:
     """Make the answer to what was not. v2 says nothing in a 404: unknown channel and wrong secret are one (§6.7)."""
-    reason = _NOT_PRINTABLE.sub("?", str(error))[:_MAX_REASON_CHARS]
     headers = [("Retry-After", str(_RETRY_AFTER_SECONDS))] if isinstance(error, Unavailable) else []
     body = b"" if quiet_404 and isinstance(error, NotFound) else encode_json(_error_object(error)) + b"\n"
-    return Answer(error.http_status, reason, body, headers)
+    return Answer(error.http_status, _reason(error), body, headers)
+
+
+def moved(error: ChannelMoved, status: int, location: str, transaction: bytes | None) -> Answer:
+    """Make the answer that a channel goes on elsewhere, with what proves it: the transaction whose output it is."""
+    shown = _error_object(error) | ({"transaction": transaction.hex()} if transaction else {})
+    return Answer(status, _reason(error), encode_json(shown) + b"\n", [("Location", location)])
+
+
+def _reason(error: PaychanError) -> str:
+    return _NOT_PRINTABLE.sub("?", str(error))[:_MAX_REASON_CHARS]
 
 
 def _error_object(error: PaychanError) -> dict[str, Any]:
@@ -127,6 +137,11 @@ def number(text: str, field: str) -> int:
 def outpoint(txid: str, vout: str) -> OutPoint:
     """Read an outpoint from a path."""
     return OutPoint.parse(txid, number(vout, "funding_vout"))
+
+
+def outpoint_of(error: PaychanError) -> OutPoint:
+    """Read the outpoint that an error names."""
+    return outpoint(*str(error.fields["outpoint"]).split(":"))
 
 
 def settlement_txid(channel: Channel) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable
 from time import monotonic
 from typing import Any, TypeVar
@@ -10,8 +9,9 @@ from typing import Any, TypeVar
 import structlog
 from tornado.web import HTTPError, RequestHandler
 
-from paychan.api.answers import HEADERS, Answer, number, parameter, refusal, result, until_404s_leave
+from paychan.api.answers import HEADERS, Answer, number, outpoint_of, parameter, refusal, result, until_404s_leave
 from paychan.api.service import Service
+from paychan.api.urls import absolute
 from paychan.protocol.errors import (
     BodyTooLarge,
     ChannelExists,
@@ -26,8 +26,6 @@ from paychan.protocol.scripts import check_expiry
 from paychan.protocol.types import OutPoint, UnixTime
 
 log = structlog.get_logger("api")
-
-_HOST = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 
 T = TypeVar("T")
 
@@ -93,22 +91,9 @@ class Handler(RequestHandler):
         self.give(result(status, reason, value))
 
     def url(self, path: str) -> str:
-        """Build an absolute URL: on the configured public base, else on the address the client itself used."""
-        http = self.service.config.http
-        if http.public_url:
-            return http.public_url.rstrip("/") + path
-        names = ("X-Forwarded-Host", "Host") if http.trust_forwarded else ("Host",)
-        hosts = (self.request.headers.get(name, "") for name in names)
-        host = next(filter(_HOST.fullmatch, hosts), None) or self._own_address()
-        return f"{self.request.protocol}://{host}{path}"
-
-    def _own_address(self) -> str:
-        """Address and port at which the request arrived; nobody reads the answer of a connection that is gone."""
+        """Build an absolute URL; see `absolute`."""
         stream = getattr(self.request.connection, "stream", None)
-        if stream is None or stream.closed():
-            return "localhost"
-        host, port = stream.socket.getsockname()[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return absolute(self.service.config.http, self.request.protocol, self.request.headers, stream, path)
 
     def channel_path(self, outpoint: OutPoint) -> str:
         """Path of a channel in this version; a conflict's `Location`."""
@@ -118,7 +103,7 @@ class Handler(RequestHandler):
         """Turn whatever was raised into status, reason phrase and body."""
         error = _refusal(kwargs.get("exc_info"), status_code, self.request.method or "")
         if isinstance(error, ChannelExists):
-            self.set_header("Location", self.url(self.channel_path(_outpoint_of(error))))
+            self.set_header("Location", self.url(self.channel_path(outpoint_of(error))))
         if isinstance(error, MethodNotAllowed):
             self.set_header("Allow", ",".join(self.methods()))
         self.give(refusal(error, quiet_404=self.quiet_404))
@@ -141,11 +126,6 @@ class NotFoundHandler(Handler):
 
     def prepare(self) -> None:
         raise NoSuchRoute
-
-
-def _outpoint_of(error: ChannelExists) -> OutPoint:
-    txid, vout = str(error.fields["outpoint"]).split(":")
-    return OutPoint.parse(txid, int(vout))
 
 
 def _refusal(exc_info: Any, status_code: int, method: str) -> PaychanError:

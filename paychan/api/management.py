@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from collections.abc import Sequence
 
 import msgspec
 from msgspec import Struct
@@ -16,15 +17,28 @@ from paychan.api.answers import OUTPOINT, accepted, number, outpoint, settlement
 from paychan.api.handler import Handler
 from paychan.api.service import Service
 from paychan.protocol.channel import Channel, Close, CloseReason, State
-from paychan.protocol.errors import BackupFailed, Malformed, NoSuchRoute, Unauthorized, UnknownChannel
+from paychan.protocol.errors import (
+    BackupFailed,
+    ChannelMoved,
+    ChannelMoving,
+    Malformed,
+    NoSuchRoute,
+    PaychanError,
+    Unauthorized,
+    UnknownChannel,
+)
+from paychan.protocol.machine import can_move, end_of
 from paychan.protocol.scripts import parse_public_key
-from paychan.protocol.types import Network, Sat, UnixTime
+from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 from paychan.signing.base import SignerAbsent, SignerRefused
 from paychan.store import backup
 from paychan.store.backupfile import BackupError
 from paychan.store.base import walk
 
 _PAGE = 1000
+
+_AT_ONCE = 32
+"""Channels withdrawn from side by side; the signer and the node answer them in turn anyway."""
 
 
 class ChannelInfo(Struct, frozen=True):
@@ -46,6 +60,10 @@ class ChannelInfo(Struct, frozen=True):
     settlement_fee: Sat | None
     settlement_transaction: str | None
     spent_by: str | None
+    moving: bool
+    """Something is being withdrawn; the channel takes payments again once that is deep in the chain."""
+    moved_to: str | None
+    """Outpoint at which it goes on."""
 
 
 class Totals(Struct, frozen=True):
@@ -62,6 +80,7 @@ def channel_info(channel: Channel, network: Network) -> ChannelInfo:
     """Show a record."""
     closing = channel.closing
     settlement = closing.settlement if closing else None
+    end = end_of(channel) if channel.moves else None
     return ChannelInfo(
         sender=channel.terms.client_key.hex(),
         status=channel.state.value,
@@ -79,6 +98,8 @@ def channel_info(channel: Channel, network: Network) -> ChannelInfo:
         settlement_fee=settlement.fee_sat if settlement else None,
         settlement_transaction=settlement.transaction.hex() if settlement else None,
         spent_by=closing.spent_by[::-1].hex() if closing and closing.spent_by else None,
+        moving=isinstance(end, ChannelMoving),
+        moved_to=end.fields["outpoint"] if isinstance(end, ChannelMoved) else None,
     )
 
 
@@ -203,6 +224,57 @@ class CloseHandler(ManagementHandler):
         self.answer(200, None, self.info(closed.channel))
 
 
+class WithdrawHandler(ManagementHandler):
+    """`POST /channels/{txid}/{vout}/withdraw`: settle what a channel earned; it goes on at the change output."""
+
+    async def post(self, txid: str, vout: str) -> None:
+        self.answer(200, None, self.info(await _withdraw(self.service, outpoint(txid, vout))))
+
+
+class WithdrawalsHandler(ManagementHandler):
+    """`POST /withdraw?above=SAT`: the same for all channels that received so much and can go on, each on its own."""
+
+    async def post(self) -> None:
+        above = number(self.parameter("above"), "above")
+        if not above:
+            raise Malformed(field="above", reason="want at least 1")
+        earned = [
+            channel async for channel in walk(self.service.world.store, State.OPEN) if channel.received_sat >= above
+        ]
+        named = [channel.outpoint for channel in earned if can_move(channel)]
+        began = await self._withdraw_all(named)
+        refused = [(at, error) for at, error in zip(named, began, strict=True) if isinstance(error, PaychanError)]
+        self.answer(
+            200,
+            None,
+            {
+                "channels": [self.info(moving) for moving in began if isinstance(moving, Channel)],
+                "refused": [{"channel": str(at), "code": error.code, "error": str(error)} for at, error in refused],
+                "not_withdrawable": len(earned) - len(named),
+            },
+        )
+
+    async def _withdraw_all(self, named: Sequence[OutPoint]) -> list[Channel | PaychanError]:
+        room = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(outpoint: OutPoint) -> Channel | PaychanError:
+            async with room:
+                try:
+                    return await _withdraw(self.service, outpoint)
+                except PaychanError as error:
+                    return error
+
+        return await asyncio.gather(*map(one, named))
+
+
+async def _withdraw(service: Service, outpoint: OutPoint) -> Channel:
+    """Withdraw from one channel. Raises why that can't be, also if it closes, or closed, for another reason."""
+    channel = accepted(await service.registry.ask(outpoint, Close(CloseReason.WITHDRAW))).channel
+    if not channel.moves:
+        raise end_of(channel)
+    return channel
+
+
 class BackupsHandler(ManagementHandler):
     """`POST /backups`: one consistent moment of the store, in a file, while payments go on."""
 
@@ -228,6 +300,8 @@ ROUTES = [
     (r"/channels/([0-9a-fA-F]{66})/info", ClientInfoHandler),
     (rf"/channels/{OUTPOINT}", ChannelHandler),
     (rf"/channels/{OUTPOINT}/close", CloseHandler),
+    (rf"/channels/{OUTPOINT}/withdraw", WithdrawHandler),
+    (r"/withdraw", WithdrawalsHandler),
     (r"/backups", BackupsHandler),
     (r".*", NotFoundHandler),
 ]

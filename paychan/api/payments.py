@@ -29,6 +29,7 @@ from tornado.httputil import (
 from paychan.api import v1, v2
 from paychan.api.answers import HEADERS, OUTPOINT, Answer, outpoint, refusal, until_404s_leave
 from paychan.api.service import Service
+from paychan.api.urls import absolute
 from paychan.protocol.errors import BodyTooLarge, InternalError, PaychanError, UnknownChannel
 
 log = structlog.get_logger("api")
@@ -117,10 +118,11 @@ class _PaymentRequest(HTTPMessageDelegate):
         self._service, self._running, self._connection = service, running, connection
         self._path, self._query = path, query
         self._body = b""
+        self._headers, self._protocol = HTTPHeaders(), "http"
         self._asks_about_connection = True
 
     def headers_received(self, start_line: Any, headers: HTTPHeaders) -> None:
-        """Nothing of the head matters to a payment, but what Tornado's requests demand of it is demanded here too.
+        """Of the head a payment needs nothing but the way back, yet what Tornado demands of heads is demanded here too.
 
         Raises:
             HTTPInputError: not one Host header, or too many query fields; Tornado answers 400 and closes.
@@ -131,6 +133,8 @@ class _PaymentRequest(HTTPMessageDelegate):
             raise HTTPInputError("want one Host header")  # noqa: EM101, TRY003 - for Tornado's log
         if self._query.count("&") >= _MAX_QUERY_FIELDS:
             raise HTTPInputError("too many query fields")  # noqa: EM101, TRY003
+        context: Any = self._connection.context
+        self._headers, self._protocol = headers, context.protocol
         keep_alive = headers.get("Connection", "keep-alive").lower() == "keep-alive"
         self._asks_about_connection = start_line.version != "HTTP/1.1" or not keep_alive
 
@@ -167,7 +171,11 @@ class _PaymentRequest(HTTPMessageDelegate):
         arguments = _arguments(self._query)
         if self._path[1]:
             return await v1.pay(self._service, outpoint(self._path[2], self._path[3]), arguments)
-        return await v2.pay(self._service, outpoint(self._path[5], self._path[6]), arguments, self._body)
+        named = outpoint(self._path[5], self._path[6])
+        return await v2.pay(self._service, named, arguments, self._body, self._url)
+
+    def _url(self, path: str) -> str:
+        return absolute(self._service.config.http, self._protocol, self._headers, self._connection.stream, path)
 
     def _write(self, answer: Answer) -> None:
         """Write head and body in one piece; what a client asks about its connection is Tornado's to answer."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from actors.opening import OpenRequest, usable_confirmations
-from paychan.api.answers import OUTPOINT, Answer, accepted, outpoint, result, settlement_txid
+from paychan.api.answers import OUTPOINT, Answer, accepted, moved, outpoint, outpoint_of, result, settlement_txid
 from paychan.api.handler import Handler
 from paychan.api.service import Service
+from paychan.chain.base import ChainFailed
 from paychan.protocol import bip70
 from paychan.protocol.address import decode_address, encode_address
 from paychan.protocol.channel import Accepted, Channel, CloseByPayment, Pay, State
 from paychan.protocol.errors import (
+    ChannelMoved,
     ExpiryTooSoon,
     Malformed,
     Missing,
@@ -33,13 +35,18 @@ from paychan.protocol.rest import (
     read_v2_body,
 )
 from paychan.protocol.scripts import ChannelTerms, parse_public_key, parse_redeem_script
+from paychan.protocol.settlement import Settlement
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 
 _REQUEST_LIFE_SECONDS = 3600
 """BIP70 payment requests are good for so long."""
 
 
+_MOVED = {Dialect.S: 318, Dialect.A: 308}
+"""PROTOCOL §6.5: 318 is "same as 308 but adapt the body", which the 2.3.0 document made up."""
+
 Arguments: TypeAlias = Mapping[str, Sequence[bytes]]
+Url: TypeAlias = Callable[[str], str]
 
 
 class V2Handler(Handler):
@@ -48,7 +55,7 @@ class V2Handler(Handler):
     quiet_404 = True
 
     def channel_path(self, outpoint: OutPoint) -> str:
-        return f"/v2/channels/{outpoint.txid_hex}/{outpoint.vout}"
+        return _path(outpoint)
 
     async def find(self, txid: str, vout: str, body: V2Payment) -> Channel:
         """Find the channel that URL, body and secret name together; see `_find`."""
@@ -128,13 +135,12 @@ class ChannelHandler(V2Handler):
         body = await self.found(_opening(self.request.body, self.request.query_arguments))
         request = self._open_request(outpoint(txid, vout), body)
         opened = accepted(await self.service.opener.open(request))
-        path = self.channel_path(opened.channel.outpoint)
-        self.set_header("Location", self.url(f"{path}?secret={opened.channel.secret.hex()}"))
+        self.set_header("Location", self.url(_path(opened.channel.outpoint, opened.channel.secret)))
         self.answer(201, "Channel ready", _shown(opened, body.dialect))
 
     async def put(self, txid: str, vout: str) -> None:
         arguments, body = self.request.query_arguments, self.request.body
-        self.give(await self.found(pay(self.service, outpoint(txid, vout), arguments, body)))
+        self.give(await self.found(pay(self.service, outpoint(txid, vout), arguments, body, self.url)))
 
     def _open_request(self, named: OutPoint, body: V2Payment) -> OpenRequest:
         """Check what only the body of an opening has."""
@@ -166,7 +172,11 @@ class CloseHandler(V2Handler):
         if body.change_address is not None:
             script = decode_address(body.change_address, self.service.config.bitcoin_network)
         command = CloseByPayment(body.payment, script)
-        closed = accepted(await self.service.registry.ask(channel.outpoint, command))
+        try:
+            closed = accepted(await self.service.registry.ask(channel.outpoint, command))
+        except ChannelMoved as error:
+            self.give(await _moved(self.service, channel.outpoint, error, body.dialect, self.url))
+            return
         txid_hex = settlement_txid(closed.channel)
         self.answer(
             200,
@@ -175,14 +185,35 @@ class CloseHandler(V2Handler):
         )
 
 
-async def pay(service: Service, named: OutPoint, arguments: Arguments, raw: bytes) -> Answer:
-    """Take a payment (§6.3)."""
+async def pay(service: Service, named: OutPoint, arguments: Arguments, raw: bytes, url: Url) -> Answer:
+    """Take a payment (§6.3), or say where the channel went. `url` makes a path absolute."""
     body = read_v2_body(raw)
     channel = await _find(service, named, arguments, body)
     if body.change_address is not None and body.change_address != _change_address(service, channel):
         raise Malformed(field="change_address", reason="not the change address of this channel")
-    paid = accepted(await service.registry.ask(channel.outpoint, Pay(body.payment, body.application_data)))
+    try:
+        paid = accepted(await service.registry.ask(channel.outpoint, Pay(body.payment, body.application_data)))
+    except ChannelMoved as error:
+        return await _moved(service, channel.outpoint, error, body.dialect, url)
     return result(200, "Payment accepted", _shown(paid, body.dialect))
+
+
+async def _moved(service: Service, outpoint: OutPoint, error: ChannelMoved, dialect: Dialect, url: Url) -> Answer:
+    """Say where a channel goes on; its secret stays the same (§6.5: "318 to dialect S, 308 to dialect A")."""
+    new, old = outpoint_of(error), await service.registry.read(outpoint)
+    location = url(_path(new, old.secret if old else b""))
+    stored = old.closing.settlement if old and old.closing else None
+    return moved(error, _MOVED[dialect], location, await _withdrawal(service, new.txid, stored))
+
+
+async def _withdrawal(service: Service, txid: bytes, stored: Settlement | None) -> bytes | None:
+    """Find the transaction that moved a channel; None while the chain can't be asked for one that isn't as we made it."""
+    if stored is not None and stored.txid == txid:
+        return stored.transaction
+    try:
+        return await service.world.chain.transaction(txid)
+    except ChainFailed:
+        return None
 
 
 async def _find(service: Service, named: OutPoint, arguments: Arguments, body: V2Payment) -> Channel:
@@ -217,6 +248,11 @@ def _check_secret(secret: bytes, arguments: Arguments) -> None:
     given = read_secret(values[0].decode("latin1")) if len(values) == 1 else None
     if not hmac.compare_digest(secret, given or b""):
         raise UnknownChannel
+
+
+def _path(outpoint: OutPoint, secret: bytes = b"") -> str:
+    """Path of a channel, usable as it is with its secret."""
+    return f"/v2/channels/{outpoint.txid_hex}/{outpoint.vout}" + (f"?secret={secret.hex()}" if secret else "")
 
 
 def _change_address(service: Service, channel: Channel) -> str:

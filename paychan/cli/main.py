@@ -33,6 +33,7 @@ app.add_typer(backup.app, name="backup", help="Back up and restore the server's 
 app.add_typer(operator.app, name="channels", help="The server's channels: list, show, close.")
 app.add_typer(node.app, name="node", help="A throw-away regtest node to play with.")
 app.command(epilog="[bold]Example[/bold]\n\n  paychan status config/debug/server.toml")(operator.status)
+app.command(epilog=operator.WITHDRAW_EXAMPLES)(operator.withdraw)
 
 
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan serve config/debug/server.toml")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import httpx
 import msgspec
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from paychan.cli.terminal import fail, out
@@ -20,6 +21,15 @@ from paychan.running import read_running
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 _SECONDS = 30.0
+_LONG_SECONDS = 600.0
+"""Each of many channels is signed and published before the answer comes."""
+
+WITHDRAW_EXAMPLES = """[bold]Examples[/bold]
+
+  paychan withdraw config/live/server.toml TXID:VOUT
+
+  paychan withdraw config/live/server.toml --above 1000000
+"""
 
 ConfigFile = Annotated[Path, typer.Argument(help="The server's configuration, such as config/live/server.toml")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print what the server said, for programs")]
@@ -89,6 +99,45 @@ def close(
     _print_channel(_ask(_config(file), "POST", f"/channels/{_path(outpoint)}/close"), as_json=as_json)
 
 
+def withdraw(
+    file: ConfigFile,
+    outpoint: Annotated[str, typer.Argument(help="Funding outpoint, txid:vout", show_default=False)] = "",
+    above: Annotated[
+        int, typer.Option(min=0, show_default=False, help="All channels that have received so many satoshi, or more")
+    ] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Settle what open channels earned, and let them go on: payments wait until the withdrawal is deep in the chain.
+
+    Only version 2 channels whose change goes back to their own funding address can go on.
+    """
+    if bool(outpoint) == bool(above):
+        fail("name a channel, txid:vout, or choose with --above SAT")
+    config = _config(file)
+    if outpoint:
+        _print_channel(_ask(config, "POST", f"/channels/{_path(outpoint)}/withdraw"), as_json=as_json)
+        return
+    answer = _ask(config, "POST", f"/withdraw?above={above}", _LONG_SECONDS)
+    if as_json:
+        out.print_json(data=answer)
+    else:
+        _print_withdrawals(answer)
+
+
+def _print_withdrawals(answer: Mapping[str, Any]) -> None:
+    table = Table("channel (txid:vout)", "withdrawn sat", "what came of it")
+    table.columns[0].overflow = "fold"
+    table.columns[1].justify = "right"
+    for channel in answer["channels"]:
+        went = f"went on at {channel['moved_to']}" if channel["moved_to"] else f"moves by {channel['settlement_txid']}"
+        table.add_row(channel["funding_source"], f"{channel['value_received']:,}", went)
+    for refusal in answer["refused"]:
+        table.add_row(refusal["channel"], "", f"[red]{escape(refusal['error'])}[/red]")
+    out.print(table if table.rows else "No channel to withdraw from.")
+    if answer["not_withdrawable"]:
+        out.print(f"{answer['not_withdrawable']:,} more would have to be closed: they can't go on.")
+
+
 def _config(file: Path) -> ServerConfig:
     try:
         return load_server_config(file)
@@ -96,7 +145,7 @@ def _config(file: Path) -> ServerConfig:
         fail(str(error), status=2)
 
 
-def _ask(config: ServerConfig, method: str, path: str) -> Any:
+def _ask(config: ServerConfig, method: str, path: str, seconds: float = _SECONDS) -> Any:
     """Ask the running server; whatever goes wrong ends the command with a sentence."""
     running = read_running(config.state_dir)
     if running is None:
@@ -104,9 +153,7 @@ def _ask(config: ServerConfig, method: str, path: str) -> Any:
     try:
         token = config.management_token.read_text()
         headers = {"Authorization": f"Bearer {token}"}
-        answer = httpx.request(
-            method, running.management_url + path, headers=headers, timeout=_SECONDS, trust_env=False
-        )
+        answer = httpx.request(method, running.management_url + path, headers=headers, timeout=seconds, trust_env=False)
         body = msgspec.json.decode(answer.content)
     except (OSError, httpx.HTTPError, msgspec.MsgspecError) as error:
         fail(f"the server at {running.management_url} does not answer ({type(error).__name__}). Is it running?")

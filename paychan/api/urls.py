@@ -1,0 +1,30 @@
+"""Absolute URLs for `Location`: on the configured public base, else on the address that the client itself used."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tornado.httputil import HTTPHeaders
+
+from paychan.config import Http
+
+_HOST = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+
+
+def absolute(http: Http, protocol: str, headers: HTTPHeaders, stream: Any, path: str) -> str:
+    """Build the URL of a path for whoever sent these headers over this stream (None: there is none any more)."""
+    if http.public_url:
+        return http.public_url.rstrip("/") + path
+    names = ("X-Forwarded-Host", "Host") if http.trust_forwarded else ("Host",)
+    hosts = (headers.get(name, "") for name in names)
+    host = next(filter(_HOST.fullmatch, hosts), None) or _own_address(stream)
+    return f"{protocol}://{host}{path}"
+
+
+def _own_address(stream: Any) -> str:
+    """Address and port at which the request arrived; nobody reads the answer of a connection that is gone."""
+    if stream is None or stream.closed():
+        return "localhost"
+    host, port = stream.socket.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
