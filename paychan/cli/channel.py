@@ -44,6 +44,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptio
 @app.command(
     epilog=examples(
         "paychan channel new https://shop.example --amount 500000",
+        "paychan channel new https://shop.example --amount 5000000 --hours 2000 --movable",
         "paychan channel new http://localhost:8000 --debug   (a debug server believes its funding)",
     )
 )
@@ -60,6 +61,14 @@ def new(
     change_address: Annotated[
         str, typer.Option(help="Address of your wallet for what is not spent. \\[default: the channel's own key]")
     ] = "",
+    movable: Annotated[
+        bool,
+        typer.Option(
+            "--movable",
+            help="Let the server withdraw what it earned while the channel goes on (version 2). What is left comes back "
+            "when you close; if the server closes on its own, by `refund` after the expiry.",
+        ),
+    ] = False,
     v1: Annotated[bool, typer.Option("--v1", help="Speak version 1 of the protocol.")] = False,
     dialect: Annotated[Dialect, typer.Option(help="Dialect of version 2.")] = Dialect.S,
     network: Annotated[Network | None, typer.Option(help="Accept this Bitcoin network only.")] = None,
@@ -88,7 +97,9 @@ def new(
             patience=patience,
         ) as payer,
     ):
-        channel = payer.new_channel(hours=hours, expires=expires, change_address=change_address, amount_sat=amount)
+        channel = payer.new_channel(
+            hours=hours, expires=expires, change_address=change_address, amount_sat=amount, movable=movable
+        )
         if debug:
             channel.fund_debug()
         uri = channel.bip21()
@@ -272,7 +283,7 @@ def key(name: NameArgument, wallet: WalletOption = None, as_json: JsonOption = F
     """Show a channel's private key (WIF), for a wallet to sweep what came back. Show it to nobody."""
     with told(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
         if as_json:
-            out.print_json(data={"name": channel.name, "wif": channel.wif(), "address": channel.record.change_address})
+            out.print_json(data={"name": channel.name, "wif": channel.wif(), "address": channel.record.home_address})
         else:
             out.print(channel.wif())
 

@@ -26,6 +26,7 @@ from paychan.client import (
     ChannelConflict,
     ChannelGone,
     ChannelInUse,
+    ChannelMoving,
     ChannelRecord,
     ClientError,
     FundingMissing,
@@ -59,6 +60,7 @@ _STATUS = "`paychan channel status {name}` asks the server how the channel stand
 _NEXT_STEPS: dict[type[ClientError], str] = {
     Unacknowledged: _RESUME,
     Unreachable: "Is the server running? Should a payment have been under way: " + _RESUME,
+    ChannelMoving: "That takes some blocks; then " + _RESUME,
     ServerFailed: "Nothing is decided yet; the same command may be given again. " + _RESUME,
     ServerMisbehaved: "What you signed stands, nothing else was believed. " + _STATUS,
     PaymentRefused: _STATUS,
@@ -96,6 +98,8 @@ def told(as_json: bool, name: str = "", *, again: str = "") -> Iterator[None]:
         step = next((text for kind, text in _NEXT_STEPS.items() if isinstance(error, kind)), "")
         if isinstance(error, Unreachable) and not name:
             step = "Is the server running?"
+        if getattr(error, "code", "") == "not_economical":
+            step = "`paychan channel close {name} --fee SAT` offers to pay for it (version 2)."
         if isinstance(error, Unreachable | ServerFailed) and again:
             step = f"`{again}` goes on, and pays once."
         sentence = str(error).rstrip(".")
@@ -172,12 +176,23 @@ def show(record: ChannelRecord, as_json: bool) -> None:
         ("Left", sat(record.left_sat)),
         ("Funded", f"{sat(record.funding_sat)} in {record.funding_outpoint}" if record.funding_outpoint else ""),
         ("Address", record.funding_address),
-        ("Change to", record.change_address),
+        ("Moved", _times(len(record.moves))),
+        ("Change to", _way_home(record)),
         ("Expires", moment(record.expiry)),
         ("Settled by", record.settlement_txid),
         ("Server", f"{record.url} (RBPCP v{record.version})"),
         ("Next", next_step(record)),
     )
+
+
+def _way_home(record: ChannelRecord) -> str:
+    if not record.movable:
+        return record.change_address
+    return f"the channel itself, which the server may move; {record.home_address} when you close it"
+
+
+def _times(count: int) -> str:
+    return "" if not count else "once" if count == 1 else f"{count} times"
 
 
 def show_invitation(record: ChannelRecord, uri: str, directory: Path) -> None:
@@ -189,7 +204,7 @@ def show_invitation(record: ChannelRecord, uri: str, directory: Path) -> None:
         ("URI", uri),
         ("Confirmed", f"{record.min_confirmations} times, before the server takes it"),
         ("Expires", f"{moment(record.expiry)}; a refund is yours from then on"),
-        ("Change to", record.change_address),
+        ("Change to", _way_home(record)),
         ("Key", f"in {directory}; without this directory the coins are lost"),
         ("Next", next_step(record)),
     )

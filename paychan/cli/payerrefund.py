@@ -152,7 +152,7 @@ def _show_signed(payer: Payer, name: str, fee_rate: int, to: str, as_json: bool)
         return
     show_panel(
         f"Refund of channel {record.name}",
-        ("Pays", f"{sat(record.funding_sat - signed.fee_sat)} to {to or record.change_address}"),
+        ("Pays", f"{sat(record.funding_sat - signed.fee_sat)} to {to or record.home_address}"),
         ("Fee", f"{sat(signed.fee_sat)}, {fee_rate} sat per byte"),
         ("Valid", f"once the chain's median time has passed {moment(record.expiry)}"),
         ("Useless", f"settled already by {record.settlement_txid}" if record.state is State.CLOSED else ""),
