@@ -78,9 +78,10 @@ class LevelDbLedger:
         """See `Ledger`."""
         self._check()
         try:
-            with self._database.write_batch(sync=True, transaction=True) as batch:
-                for outpoint, signed in entries.items():
-                    batch.put(outpoint.serialize(), encode_entry(signed))
+            batch = self._database.write_batch(sync=True)
+            for outpoint, signed in entries.items():
+                batch.put(outpoint.serialize(), encode_entry(signed))
+            batch.write()
         except Exception as error:
             self._failure = f"a write failed ({_text(error)}): see to the disk, then start the signer again"
             raise LedgerFailed(self._failure) from error

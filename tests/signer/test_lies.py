@@ -29,6 +29,7 @@ from signer.keys import Keys, hardened_keys
 from tests.lib.ledger import MemoryLedger
 from tests.signer.connected import HANDLER, KEYS, REQUEST, WITH_RESERVE, client, served, sign, sign_child
 from tests.signer.messages import (
+    CLIENT,
     CLIENT_KEY,
     EXPIRY,
     make_coin,
@@ -167,6 +168,9 @@ CHILD_LIES: dict[str, Settlement] = {
     "trailing byte": mutated(CHILD, "transaction", CHILD.transaction + b"\x00"),
     "no inputs": changed(CHILD, lambda t: CTransaction([], t.vout)),
     "two inputs": changed(CHILD, lambda t: CTransaction([*t.vin, *t.vin], t.vout)),
+    "of the client's change": make_child(
+        HONEST_WITH_RESERVE, CLIENT_KEY, Sat(2_000), lambda _, digest: CLIENT.sign(digest, hasher=None)
+    ),
     "other output": changed(CHILD, lambda t: CTransaction(t.vin, [CTxOut(t.vout[0].nValue, STRANGER)])),
     "one more output": changed(CHILD, lambda t: CTransaction(t.vin, [*t.vout, CTxOut(1, STRANGER)])),
     "other output spent": changed(
