@@ -78,6 +78,8 @@ def test_a_channel_is_shown_with_all_facts(open_v1: V1, system: System) -> None:
         "settlement_fee": None,
         "settlement_transaction": None,
         "spent_by": None,
+        "moving": False,
+        "moved_to": None,
     }
 
 
