@@ -36,7 +36,7 @@ from paychan.protocol.fees import (
     plan_reserve_fee,
     wanted_rate,
 )
-from paychan.protocol.settlement import Claim, Coin, Reserve, Settlement
+from paychan.protocol.settlement import Claim, Coin, Reserve, Settlement, settlement_size
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.signing.base import SignerAbsent, SignerRefused
 
@@ -209,6 +209,7 @@ class Desk:
         try:
             script = (await signer.public_key(*_key(members[0]))).destination_script
             child = await signer.sign_child(_claims(members), script, paid.fee_sat, fee)
+            _check_child(child, paid)
             await self._world.chain.publish(paid.transaction, child.transaction)
         except (SignerRefused, SignerAbsent, ChainFailed) as error:
             log.warning("no child can pay", channel=str(members[0].outpoint), reason=str(error))
@@ -243,14 +244,18 @@ class Desk:
             return leaning or await self._sign_for(claims, script, fee, None)
 
     async def _sign_for(self, claims: Sequence[Claim], script: bytes, fee: Sat, reserve: Reserve | None) -> Settlement:
-        """Sign; where the signer once signed for more than this, a little more than that."""
+        """Sign; where the signer once signed for more than this, a hundredth more than that.
+
+        It compares by the largest size there can be, records by the real one: a byte of signature must not decide.
+        """
         world = self._world
         try:
             return await world.signer.sign_settlement(claims, script, fee, reserve)
         except SignerRefused as error:
-            if not fee < error.need_sat <= most_sat(claims, 0, world.rules):
+            need = Sat(error.need_sat + error.need_sat // 100)
+            if not fee < need <= most_sat(claims, settlement_size(claims, script), world.rules):
                 raise
-            return await world.signer.sign_settlement(claims, script, error.need_sat, reserve)
+            return await world.signer.sign_settlement(claims, script, need, reserve)
 
     async def _lean_on_reserve(self, claims: Sequence[Claim], rate: int, least_sat: Sat) -> Settlement | None:
         """Sign with the smallest coin of the reserve that will do, if there is one."""
@@ -297,6 +302,12 @@ def _spent(settlement: Settlement) -> list[OutPoint]:
     """What a settlement spends, in order."""
     inputs = CTransaction.deserialize(settlement.transaction).vin
     return [OutPoint(bytes(txin.prevout.hash), int(txin.prevout.n)) for txin in inputs]
+
+
+def _check_child(child: Settlement, paid: Settlement) -> None:
+    if {outpoint.txid for outpoint in _spent(child)} != {paid.txid}:
+        tag, reason = "policy-template", "the signer made a child of something else"
+        raise SignerRefused(tag, reason)
 
 
 def _better(record: Channel, channel: Channel, paid: Settlement) -> Settlement | None:

@@ -132,7 +132,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         signer = UnixSigner(config.signer_socket, config.signer.deadline_seconds)
         stack.push_async_callback(signer.close)
         await _check_signer(signer, config)
-        chain = await _chain(config, source)
+        chain = await open_chain(config, source)
         stack.push_async_callback(chain.close)
         store: Store = LevelDbStore.open(config.store_path, config.network_name)
         stack.push_async_callback(store.close)
@@ -184,8 +184,13 @@ def _service(config: ServerConfig, world: World) -> Service:
     return Service(config, world, registry, Opener(world, registry), watcher)
 
 
-async def _chain(config: ServerConfig, source: str) -> Chain:
-    """Make the configured backend, and make sure that its node can serve us."""
+async def open_chain(config: ServerConfig, source: str) -> Chain:
+    """Make the configured backend, and make sure that its node can serve us.
+
+    Raises:
+        SettingsError: it can't be made as configured; `source` names the file.
+        StartError: the node can't serve us.
+    """
     chosen, network = config.chain, config.bitcoin_network
     try:
         if chosen.backend == "debug":

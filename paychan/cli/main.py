@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from paychan.cli import backup, channel, node, operator, supervisor
+from paychan.cli import backup, channel, node, operator, settle, supervisor
 from paychan.cli.terminal import fail
 
 EPILOG = """
@@ -34,6 +34,7 @@ app.add_typer(operator.app, name="channels", help="The server's channels: list, 
 app.add_typer(node.app, name="node", help="A throw-away regtest node to play with.")
 app.command(epilog="[bold]Example[/bold]\n\n  paychan status config/debug/server.toml")(operator.status)
 app.command(epilog=operator.WITHDRAW_EXAMPLES)(operator.withdraw)
+app.command(epilog=settle.EXAMPLES)(settle.settle)
 
 
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan serve config/debug/server.toml")

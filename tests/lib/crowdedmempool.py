@@ -55,8 +55,7 @@ class CrowdedMempool:
         bare = CTransaction([], outputs).serialize().hex()
         whole = node.rpc("fundrawtransaction", bare, {"fee_rate": 2}, False, wallet="miner")["hex"]
         signed = node.rpc("signrawtransactionwithwallet", whole, wallet="miner")["hex"]
-        node.send_raw(bytes.fromhex(signed))
-        node.mine()
+        node.mine_only(signed)  # however small the node's own blocks are
         coins = _coins(CTransaction.deserialize(bytes.fromhex(signed)))
         self._groups = [coins[start : start + _INPUTS] for start in range(0, len(coins), _INPUTS)]
         self._spent: list[CTransaction | None] = [None] * _TRANSACTIONS
@@ -77,10 +76,11 @@ class CrowdedMempool:
             if self.floor_sat_per_vb >= sat_per_vb:
                 break
             # what is evicted sets the minimum, to its own rate and the increment
-            self._spent[number] = transaction = _transaction(group, sat_per_vb - increment)
+            transaction = _transaction(group, sat_per_vb - increment)
             with suppress(NodeError):  # mempool full: this one was evicted itself
                 self._node.send_raw(_with_witness(transaction))
-        assert self.floor_sat_per_vb == sat_per_vb
+                self._spent[number] = transaction
+        assert self.floor_sat_per_vb == sat_per_vb, (self.floor_sat_per_vb, self._node.rpc("getmempoolinfo"))
 
     def empty(self, clock: int = 0) -> None:
         """Mine until nothing waits, and have the minimum fall back to what it was.

@@ -1,0 +1,253 @@
+"""Settling from a backup: what of it can be settled, signed by the running signer, and handed to the network if asked.
+
+There is no server and no store here, for the machine that had them may be gone. Each channel is settled alone, so that
+one whose coins are gone holds up no other; together they would save an eighth of the fees. What the server once signed
+together stays together. Everything may be done again: what is settled is seen, and the signer signs the same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+
+from bitcoin.core import CTransaction
+from msgspec import Struct
+
+from paychan.chain.base import Chain, ChainFailed
+from paychan.protocol.channel import Channel, Close, CloseReason, Rejected, State, View
+from paychan.protocol.errors import NotEconomical
+from paychan.protocol.fees import ChainFees, Shortfall, most_sat, plan_closing, wanted_rate
+from paychan.protocol.machine import apply
+from paychan.protocol.settlement import Settlement, settlement_size, spends_by_server_branch
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+from paychan.signing.base import Signer, SignerRefused
+
+_AT_ONCE = 32
+"""Channels settled side by side; the signer and the node answer them in turn anyway."""
+
+_PAGE = 1000
+"""Scripts that the chain is asked to follow in one go."""
+
+_FUNDED_BEFORE_SECONDS = 14 * 86_400
+"""Funding outputs are assumed to be no older than this when their channel is opened; only a lost wallet needs it."""
+
+_ENDED = (State.CLOSED, State.LOST)
+
+
+class Outcome(Enum):
+    """What came of a channel."""
+
+    SIGNED = "signed"
+    PUBLISHED = "published"
+    WAITING = "waiting"  # a settlement of ours is in the mempool already
+    SETTLED = "settled"  # a settlement of ours is in the chain
+    REFUNDED = "refunded"  # the client took the coins back
+    REFUSED = "refused"  # by the signer, or by the network
+    TOO_SMALL = "too small"  # it received less than the cheapest settlement costs
+    CLOSED = "closed"  # settled before the backup was made
+    LOST = "lost"  # spent by something else before the backup was made
+
+
+class Fate(Struct, frozen=True):
+    """One channel and what came of it; `txid` is of what settled or ended it, `reason` says why nothing did."""
+
+    channel: Channel
+    outcome: Outcome
+    settlement: Settlement | None = None
+    txid: bytes = b""
+    reason: str = ""
+
+
+class Unit(Struct, frozen=True):
+    """Channels that are settled by one transaction, in the order of its inputs, and the one that is signed already."""
+
+    members: tuple[Channel, ...]
+    signed: Settlement | None = None
+
+
+def sort_out(channels: Sequence[Channel], view: View) -> tuple[list[Unit], list[Fate]]:
+    """Tell what is to be settled, the earliest expiry first, from what is not."""
+    fates, closing = [], []
+    for channel in channels:
+        if channel.state in _ENDED:
+            fates.append(_end(channel))
+            continue
+        outcome = apply(channel, Close(CloseReason.OPERATOR), view)
+        if isinstance(outcome, Rejected):
+            fates.append(Fate(channel, Outcome.TOO_SMALL, reason=str(outcome.error)))
+        else:
+            closing.append(outcome.channel)
+    units = _units(closing, {channel.outpoint for channel in channels})
+    return sorted(units, key=lambda unit: unit.members[0].terms.expiry), fates
+
+
+def _end(channel: Channel) -> Fate:
+    settlement = _stored(channel)
+    txid = channel.closing.spent_by if channel.closing else b""
+    outcome = Outcome.CLOSED if channel.state is State.CLOSED else Outcome.LOST
+    return Fate(channel, outcome, txid=txid or (settlement.txid if settlement else b""))
+
+
+def _units(closing: Sequence[Channel], known: set[OutPoint]) -> list[Unit]:
+    """Group channels by the dearest settlement that spends them; one that lacks some of its channels is not used."""
+    signed: dict[OutPoint, Settlement] = {}
+    for channel in closing:
+        settlement = _stored(channel)
+        for outpoint in _spent(settlement) if settlement else ():
+            if settlement and (outpoint not in signed or settlement.is_dearer_than(signed[outpoint])):
+                signed[outpoint] = settlement
+    groups: dict[bytes, list[Channel]] = defaultdict(list)
+    units = []
+    for channel in closing:
+        if channel.outpoint in signed:
+            groups[signed[channel.outpoint].txid].append(channel)
+        else:
+            units.append(Unit((channel,)))
+    for members in groups.values():
+        settlement = signed[members[0].outpoint]
+        order = [outpoint for outpoint in _spent(settlement) if outpoint in known]  # others are coins of the reserve
+        if {member.outpoint for member in members} == set(order):
+            units.append(Unit(tuple(sorted(members, key=lambda member: order.index(member.outpoint))), settlement))
+        else:
+            units += [Unit((member,)) for member in members]
+    return units
+
+
+class Settler:
+    """Settles units. `chain` is asked, and given transactions, only to publish; None: nothing is published."""
+
+    def __init__(self, signer: Signer, chain: Chain | None, view: View, fees: ChainFees, fee_rate: int | None) -> None:
+        self._signer = signer
+        self._chain = chain
+        self._view = view
+        self._fees = fees
+        self._fee_rate = fee_rate
+
+    async def settle_all(self, units: Sequence[Unit], progress: Callable[[int], None]) -> list[Fate]:
+        """Settle all. `progress` is told how many channels are done.
+
+        Raises:
+            SignerAbsent, ChainFailed: what was published stays published; do it again.
+        """
+        fates: list[Fate] = []
+        await self._watch([member for unit in units for member in unit.members])
+
+        async def work(waiting: Iterator[Unit]) -> None:
+            for unit in waiting:
+                fates.extend(await self._settle(unit))
+                progress(len(fates))
+
+        queue = iter(units)
+        await asyncio.gather(*(work(queue) for _ in range(_AT_ONCE)))
+        return fates
+
+    async def _watch(self, channels: Sequence[Channel]) -> None:
+        """Have the chain know what became of these, also a node that has lost what it followed for the server."""
+        for begin in range(0, len(channels) if self._chain else 0, _PAGE):
+            page = channels[begin : begin + _PAGE]
+            since = min(channel.opened_at for channel in page) - _FUNDED_BEFORE_SECONDS
+            if self._chain is not None:
+                await self._chain.watch([channel.terms for channel in page], UnixTime(max(0, since)))
+
+    async def _settle(self, unit: Unit) -> list[Fate]:
+        """See what the chain has, settle the rest."""
+        fates: list[Fate] = []
+        left, cost = [], 0
+        for member in unit.members:
+            fate, to_replace = await self._look(member)
+            if fate is not None and (fate.outcome is not Outcome.WAITING or not self._fee_rate):
+                fates.append(fate)
+            else:
+                left.append(member)
+                cost += to_replace
+        whole = len(left) == len(unit.members)  # what lost an input can't be mined any more
+        for rest in (unit,) if whole else [Unit((member,)) for member in left]:
+            fates += await self._sign_and_publish(rest, Sat(cost))
+        return fates
+
+    async def _look(self, channel: Channel) -> tuple[Fate | None, Sat]:
+        """What came of a channel so far, and what it costs to throw the client's refund out of the mempool."""
+        spend = await self._chain.spender(channel.outpoint) if self._chain else None
+        if self._chain is None or spend is None:
+            return None, Sat(0)
+        if spends_by_server_branch(await self._chain.transaction(spend.txid), channel.outpoint):
+            outcome, stored = Outcome.SETTLED if spend.confirmations else Outcome.WAITING, _stored(channel)
+            known = stored if stored and stored.txid == spend.txid else None
+            return Fate(channel, outcome, known, spend.txid), Sat(0)
+        if spend.confirmations:
+            return Fate(channel, Outcome.REFUNDED, txid=spend.txid), Sat(0)
+        return None, await self._chain.replacement_cost(spend.txid) or Sat(0)
+
+    async def _sign_and_publish(self, unit: Unit, cost: Sat) -> list[Fate]:
+        try:
+            settlement = await self._sign(unit, cost)
+        except NotEconomical as error:
+            return [Fate(member, Outcome.TOO_SMALL, reason=str(error)) for member in unit.members]
+        except SignerRefused as error:
+            return [Fate(member, Outcome.REFUSED, reason=str(error)) for member in unit.members]
+        done, reason = Outcome.PUBLISHED if self._chain else Outcome.SIGNED, ""
+        try:
+            if self._chain is not None:
+                await self._chain.publish(settlement.transaction)
+        except ChainFailed as error:
+            done, reason = Outcome.REFUSED, str(error)
+        fates = [Fate(member, done, settlement, settlement.txid, reason) for member in unit.members]
+        if done is not Outcome.REFUSED:
+            return fates
+        return [(await self._look(fate.channel))[0] or fate for fate in fates]  # perhaps another one of ours is there
+
+    async def _sign(self, unit: Unit, cost: Sat) -> Settlement:
+        """Return what is signed already if that pays enough, or else the dearest that the signer gives.
+
+        Raises:
+            NotEconomical, SignerRefused: there is none.
+        """
+        signed = unit.signed
+        if signed is not None:
+            need = max((self._fee_rate or 0) * signed.size, cost + self._relay(signed.size) if cost else 0)
+            if signed.fee_sat >= need:
+                return signed
+        try:
+            dearer = await self._sign_anew(unit.members, cost)
+        except (NotEconomical, SignerRefused):
+            if signed is None:
+                raise
+            return signed
+        return dearer if signed is None or dearer.is_dearer_than(signed) else signed
+
+    async def _sign_anew(self, members: Sequence[Channel], cost: Sat) -> Settlement:
+        """Sign at the rate asked for, or the curve's; a little higher where the signer once signed for as much."""
+        claims, rules, terms = [member.claim for member in members], self._view.rules, members[0].terms
+        script = (await self._signer.public_key(terms.client_key, terms.expiry)).destination_script
+        plan = plan_closing(members, script, rules, self._rate(members))
+        if isinstance(plan, Shortfall):
+            raise NotEconomical(got_sat=plan.received_sat, need_sat=plan.needed_sat)
+        size = settlement_size(claims, script)
+        most = most_sat(claims, size, rules)
+        fee = max(plan, min(most, Sat(cost + self._relay(size) if cost else 0)))
+        try:
+            return await self._signer.sign_settlement(claims, script, fee)
+        except SignerRefused as error:
+            if not fee < error.need_sat <= most:
+                raise
+            return await self._signer.sign_settlement(claims, script, error.need_sat)
+
+    def _rate(self, members: Sequence[Channel]) -> int:
+        view, fees = self._view, self._fees
+        return self._fee_rate or max(wanted_rate(member, view.rules, view.now, fees) for member in members)
+
+    def _relay(self, size: int) -> int:
+        """What a replacement pays for its own way."""
+        return size * self._fees.increment_sat_per_vb
+
+
+def _stored(channel: Channel) -> Settlement | None:
+    return channel.closing.settlement if channel.closing else None
+
+
+def _spent(settlement: Settlement) -> list[OutPoint]:
+    """What a settlement spends, in order."""
+    inputs = CTransaction.deserialize(settlement.transaction).vin
+    return [OutPoint(bytes(txin.prevout.hash), int(txin.prevout.n)) for txin in inputs]

@@ -1,0 +1,141 @@
+"""Two hundred channels expire in the same hour while a fee spike fills the mempool: all settle in time (threat 8).
+
+Repeat it, and see what was paid: `pytest -s tests/functional/test_fee_spike.py`.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from paychan.protocol.types import OutPoint
+from tests.lib.crowdedmempool import CrowdedMempool
+from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, wait_for
+from tests.lib.node import Node
+from tests.lib.system import System
+
+CHANNELS = 200
+HOUR, BLOCK_SECONDS = 3600, 1800
+
+PRICES = [30, 90, *[120] * 6, 60, 10]
+"""What a block takes at least, in sat/vB, block by block: within an hour up to 120, and there for three hours."""
+
+FLOORS = {0: 20, 2: 40, 4: 80}
+"""What the mempool takes at least, from these blocks on; what paid less is evicted."""
+
+
+@pytest.mark.timeout(600)
+def test_threat_8_two_hundred_channels_settle_through_a_fee_spike(tmp_path: Path) -> None:
+    """Every settlement is in a block before its refund is valid, for no more than its budget."""
+    with (
+        Node(tmp_path / "node", "-maxmempool=5") as node,
+        System(tmp_path / "system", sections={"settlement": "fee_sat_per_vb = 5"}, node=node) as system,
+    ):
+        crowd = CrowdedMempool(node)
+        first_expiry = int(time.time()) + 30 * HOUR
+        channels = open_channels(system, node, first_expiry)
+        begin = first_expiry + HOUR - 6 * HOUR
+        node.set_mock_time(begin - HOUR)
+        while node.median_time < begin:
+            node.set_mock_time(node.rpc("getblockheader", node.best)["time"] + 600)
+            node.mine_only()
+        wait_for(lambda: unfinished(system, "open") == 0, "all closing", 120)
+
+        confirmed: dict[OutPoint, tuple[int, str]] = {}
+        for number, price in enumerate(PRICES):
+            if number in FLOORS:
+                crowd.fill(FLOORS[number])
+            looked(system)
+            node.set_mock_time(node.rpc("getblockheader", node.best)["time"] + BLOCK_SECONDS)
+            node.mine_only(*settlements_above(node, channels, price))
+            note_confirmed(node, channels, confirmed)
+
+        fees = show(node, channels, confirmed)
+        assert len(confirmed) == CHANNELS
+        for channel in channels:
+            confirmed_at, _ = confirmed[channel.outpoint]
+            assert confirmed_at < channel.terms.expiry
+        assert max(fees) <= OPENING_SAT // 2
+        node.mine(3)
+        wait_for(lambda: unfinished(system, "published") + unfinished(system, "closing") == 0, "all closed", 60)
+
+
+def open_channels(system: System, node: Node, first_expiry: int) -> list[Customer]:
+    """Fund all in one transaction, and open them; their expiries are spread over an hour."""
+    spread = random.Random(8)
+    customers = [Customer(system, node, first_expiry + spread.randrange(HOUR)) for _ in range(CHANNELS)]
+    amount = str(Decimal(FUNDING_SAT).scaleb(-8))
+    txid = node.rpc("sendmany", "", {customer.address: amount for customer in customers}, wallet="miner")
+    vouts = {out["scriptPubKey"]["address"]: out["n"] for out in node.rpc("getrawtransaction", txid, True)["vout"]}
+    node.mine()
+    for customer in customers:
+        customer.outpoint = OutPoint.parse(txid, vouts[customer.address])
+    wait_for(lambda: customers[0].open().status_code == 201, "the block is seen")
+    for customer in customers[1:]:
+        assert customer.open().status_code == 201
+    return customers
+
+
+def unfinished(system: System, state: str) -> int:
+    return int(system.manage("GET", "/totals").json()["channels"][state])
+
+
+def looked(system: System) -> None:
+    """Wait until the server has looked at everything twice: once may have begun before."""
+    for _ in range(2):
+        last = system.manage("GET", "/health").json()["watcher_last_look"]
+        wait_for(lambda last=last: system.manage("GET", "/health").json()["watcher_last_look"] > last, "a look", 60)
+
+
+def settlements_above(node: Node, channels: list[Customer], sat_per_vb: int) -> list[str]:
+    """Those in the mempool that pay a block's price."""
+    pool = node.rpc("getrawmempool", True)
+    funded = [{"txid": channel.outpoint.txid_hex, "vout": channel.outpoint.vout} for channel in channels]
+    ours = {spend.get("spendingtxid") for spend in node.rpc("gettxspendingprevout", funded)}
+    return [
+        txid
+        for txid in ours & set(pool)
+        if pool[txid]["fees"]["base"] * 100_000_000 >= sat_per_vb * pool[txid]["vsize"]
+    ]
+
+
+def note_confirmed(node: Node, channels: list[Customer], confirmed: dict[OutPoint, tuple[int, str]]) -> None:
+    """Find in the newest block what spends the channels; the median time before it is what a refund would be held to."""
+    block = node.rpc("getblock", node.best, 2)
+    before = node.rpc("getblockheader", block["previousblockhash"])["mediantime"]
+    funded = {channel.outpoint for channel in channels}
+    for transaction in block["tx"][1:]:
+        for txin in transaction["vin"]:
+            outpoint = OutPoint.parse(txin["txid"], txin["vout"])
+            if outpoint in funded:
+                confirmed[outpoint] = before, transaction["txid"]
+
+
+def show(node: Node, channels: list[Customer], confirmed: dict[OutPoint, tuple[int, str]]) -> list[int]:
+    """Print what was paid against what might have been, and return the fees in satoshi."""
+    by_block: dict[int, list[Any]] = {}
+    expiry = min(channel.terms.expiry for channel in channels)
+    fees = []
+    for outpoint, (moment, txid) in confirmed.items():
+        transaction = node.rpc("gettransaction", txid, True, True, wallet="paychan")["decoded"]
+        fee = FUNDING_SAT - sum(int(out["value"] * 100_000_000) for out in transaction["vout"])
+        fees.append(fee)
+        by_block.setdefault(moment, []).append((outpoint, fee, transaction["vsize"]))
+    table = Table(title=f"{len(confirmed)} of {len(channels)} settlements confirmed before expiry")
+    for column in ("hours before first expiry", "settlements", "sat/vB", "fees, sat"):
+        table.add_column(column, justify="right")
+    for moment, rows in sorted(by_block.items()):
+        rates = [fee / size for _, fee, size in rows]
+        span = f"{min(rates):.0f} to {max(rates):.0f}"
+        table.add_row(f"{(expiry - moment) / HOUR:.1f}", str(len(rows)), span, f"{sum(fee for _, fee, _ in rows):,}")
+    console = Console(width=100)
+    console.print(table)
+    console.print(f"paid {sum(fees):,} sat of a budget of {len(channels) * OPENING_SAT // 2:,} sat")
+    return fees
