@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 
 from bitcoin.core import CTransaction
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from paychan.chain.base import Chain, ChainFailed
 from paychan.protocol.channel import Channel, Close, CloseReason, Rejected, State, View
@@ -58,6 +58,13 @@ class Fate(Struct, frozen=True):
     settlement: Settlement | None = None
     txid: bytes = b""
     reason: str = ""
+
+
+class _Rival(Struct, frozen=True):
+    """A refund in the mempool, with what descends from it: the fees in satoshi, and its own bytes."""
+
+    fee_sat: Sat
+    size: int
 
 
 class Unit(Struct, frozen=True):
@@ -121,7 +128,9 @@ class Settler:
     def __init__(self, signer: Signer, chain: Chain | None, view: View, fees: ChainFees, fee_rate: int | None) -> None:
         self._signer = signer
         self._chain = chain
-        self._view = view
+        rules = view.rules
+        self._rules = structs.replace(rules, max_fee_sat_per_vb=max(rules.max_fee_sat_per_vb, fee_rate or 0))
+        self._now = view.now
         self._fees = fees
         self._fee_rate = fee_rate
 
@@ -154,35 +163,37 @@ class Settler:
     async def _settle(self, unit: Unit) -> list[Fate]:
         """See what the chain has, settle the rest."""
         fates: list[Fate] = []
-        left, cost = [], 0
+        left, rivals = list[Channel](), list[_Rival]()
         for member in unit.members:
-            fate, to_replace = await self._look(member)
+            fate, rival = await self._look(member)
             if fate is not None and (fate.outcome is not Outcome.WAITING or not self._fee_rate):
                 fates.append(fate)
             else:
                 left.append(member)
-                cost += to_replace
+                rivals += [rival] if rival else []
         whole = len(left) == len(unit.members)  # what lost an input can't be mined any more
         for rest in (unit,) if whole else [Unit((member,)) for member in left]:
-            fates += await self._sign_and_publish(rest, Sat(cost))
+            fates += await self._sign_and_publish(rest, rivals)
         return fates
 
-    async def _look(self, channel: Channel) -> tuple[Fate | None, Sat]:
-        """What came of a channel so far, and what it costs to throw the client's refund out of the mempool."""
+    async def _look(self, channel: Channel) -> tuple[Fate | None, _Rival | None]:
+        """See what came of a channel so far, and the client's refund if it waits in the mempool."""
         spend = await self._chain.spender(channel.outpoint) if self._chain else None
         if self._chain is None or spend is None:
-            return None, Sat(0)
-        if spends_by_server_branch(await self._chain.transaction(spend.txid), channel.outpoint):
+            return None, None
+        spending = await self._chain.transaction(spend.txid)
+        if spends_by_server_branch(spending, channel.outpoint):
             outcome, stored = Outcome.SETTLED if spend.confirmations else Outcome.WAITING, _stored(channel)
             known = stored if stored and stored.txid == spend.txid else None
-            return Fate(channel, outcome, known, spend.txid), Sat(0)
+            return Fate(channel, outcome, known, spend.txid), None
         if spend.confirmations:
-            return Fate(channel, Outcome.REFUNDED, txid=spend.txid), Sat(0)
-        return None, await self._chain.replacement_cost(spend.txid) or Sat(0)
+            return Fate(channel, Outcome.REFUNDED, txid=spend.txid), None
+        cost = await self._chain.replacement_cost(spend.txid)
+        return None, _Rival(cost, _base_size(spending)) if cost else None
 
-    async def _sign_and_publish(self, unit: Unit, cost: Sat) -> list[Fate]:
+    async def _sign_and_publish(self, unit: Unit, rivals: Sequence[_Rival]) -> list[Fate]:
         try:
-            settlement = await self._sign(unit, cost)
+            settlement = await self._sign(unit, rivals)
         except NotEconomical as error:
             return [Fate(member, Outcome.TOO_SMALL, reason=str(error)) for member in unit.members]
         except SignerRefused as error:
@@ -198,35 +209,33 @@ class Settler:
             return fates
         return [(await self._look(fate.channel))[0] or fate for fate in fates]  # perhaps another one of ours is there
 
-    async def _sign(self, unit: Unit, cost: Sat) -> Settlement:
+    async def _sign(self, unit: Unit, rivals: Sequence[_Rival]) -> Settlement:
         """Return what is signed already if that pays enough, or else the dearest that the signer gives.
 
         Raises:
             NotEconomical, SignerRefused: there is none.
         """
         signed = unit.signed
-        if signed is not None:
-            need = max((self._fee_rate or 0) * signed.size, cost + self._relay(signed.size) if cost else 0)
-            if signed.fee_sat >= need:
-                return signed
+        if signed and signed.fee_sat >= max((self._fee_rate or 0) * signed.size, self._least(signed.size, rivals)):
+            return signed
         try:
-            dearer = await self._sign_anew(unit.members, cost)
+            dearer = await self._sign_anew(unit.members, rivals)
         except (NotEconomical, SignerRefused):
             if signed is None:
                 raise
             return signed
         return dearer if signed is None or dearer.is_dearer_than(signed) else signed
 
-    async def _sign_anew(self, members: Sequence[Channel], cost: Sat) -> Settlement:
+    async def _sign_anew(self, members: Sequence[Channel], rivals: Sequence[_Rival]) -> Settlement:
         """Sign at the rate asked for, or the curve's; a little higher where the signer once signed for as much."""
-        claims, rules, terms = [member.claim for member in members], self._view.rules, members[0].terms
+        claims, rules, terms = [member.claim for member in members], self._rules, members[0].terms
         script = (await self._signer.public_key(terms.client_key, terms.expiry)).destination_script
         plan = plan_closing(members, script, rules, self._rate(members))
         if isinstance(plan, Shortfall):
             raise NotEconomical(got_sat=plan.received_sat, need_sat=plan.needed_sat)
         size = settlement_size(claims, script)
         most = most_sat(claims, size, rules)
-        fee = max(plan, min(most, Sat(cost + self._relay(size) if cost else 0)))
+        fee = max(plan, min(most, self._least(size, rivals)))
         try:
             return await self._signer.sign_settlement(claims, script, fee)
         except SignerRefused as error:
@@ -235,12 +244,15 @@ class Settler:
             return await self._signer.sign_settlement(claims, script, error.need_sat)
 
     def _rate(self, members: Sequence[Channel]) -> int:
-        view, fees = self._view, self._fees
-        return self._fee_rate or max(wanted_rate(member, view.rules, view.now, fees) for member in members)
+        wanted = (wanted_rate(member, self._rules, self._now, self._fees) for member in members)
+        return self._fee_rate or max(wanted)
 
-    def _relay(self, size: int) -> int:
-        """What a replacement pays for its own way."""
-        return size * self._fees.increment_sat_per_vb
+    def _least(self, size: int, rivals: Sequence[_Rival]) -> Sat:
+        """Fee that throws these out of the mempool: more than all of theirs (BIP125), at a higher rate than each."""
+        if not rivals:
+            return Sat(0)
+        fees, rate = sum(rival.fee_sat for rival in rivals), max(rival.fee_sat / rival.size for rival in rivals)
+        return Sat(max(fees, int(rate * size)) + size * self._fees.increment_sat_per_vb)
 
 
 def _stored(channel: Channel) -> Settlement | None:
@@ -251,3 +263,9 @@ def _spent(settlement: Settlement) -> list[OutPoint]:
     """What a settlement spends, in order."""
     inputs = CTransaction.deserialize(settlement.transaction).vin
     return [OutPoint(bytes(txin.prevout.hash), int(txin.prevout.n)) for txin in inputs]
+
+
+def _base_size(raw: bytes) -> int:
+    """Bytes without witnesses: no more than the virtual ones."""
+    transaction = CTransaction.deserialize(raw)
+    return len(CTransaction(transaction.vin, transaction.vout).serialize())

@@ -1,0 +1,367 @@
+"""`paychan settle --offline`: the server's disk died; a backup, the signer and the chain bring home what was earned."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from bitcoin.core import CTransaction
+from msgspec import Struct
+
+from paychan.cli.settle import EXAMPLES
+from paychan.protocol.types import UnixTime
+from paychan.store.backup import create
+from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, CustomerV2, market, wait_for
+from tests.lib.electrumx import ElectrumX
+from tests.lib.node import Node
+from tests.lib.rbpcp import V1, Payer
+from tests.lib.system import System
+
+PAYCHAN = Path(sys.executable).with_name("paychan")
+HOUR = 3600
+TINY_SAT = 700
+"""Less than any settlement costs and leaves."""
+
+SECTIONS = {
+    "open": "base_price_sat = 0\nadd_settlement_fee = false\nv2_price_sat = 0",
+    "settlement": "batch_seconds = 36000",
+}
+
+
+def paychan(*arguments: object, status: int = 0) -> str:
+    """Run the command as an operator does, and return all it says."""
+    command = [PAYCHAN, *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=60, env={"COLUMNS": "400", "PATH": "/usr/bin"}
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def settled(backup: Path, config: Path, *options: object, status: int = 0) -> dict[str, Any]:
+    """Settle a backup, and return what a program gets to read."""
+    said = paychan("settle", "--offline", backup, "--config", config, "--json", *options, status=status)
+    answer: dict[str, Any] = json.loads(said)
+    return answer
+
+
+def fates(answer: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {each["channel"]: each for each in answer["channels"]}
+
+
+def disaster(system: System) -> Path:
+    """Back up the running server, then kill it and lose its store; return the backup."""
+    backup = Path(system.manage("POST", "/backups").json()["path"])
+    system.kill_server()
+    shutil.rmtree(system.state / "store")
+    return backup
+
+
+def waiting(node: Node) -> set[str]:
+    return set(node.rpc("getrawmempool"))
+
+
+def pass_time(node: Node, unix_time: int) -> None:
+    """Let the median time past go beyond a time, in blocks without any of the waiting transactions."""
+    node.set_mock_time(unix_time + 60)
+    while node.median_time <= unix_time:
+        node.mine_only()
+
+
+def outputs(raw: str) -> list[int]:
+    return [out.nValue for out in CTransaction.deserialize(bytes.fromhex(raw)).vout]
+
+
+def opened(customer: Customer, paid_sat: int = OPENING_SAT) -> Customer:
+    customer.fund()
+    customer.node.mine()
+    wait_for(lambda: customer.open(paid_sat).status_code == 201, "opened")
+    return customer
+
+
+class Shop:
+    """Channels of all kinds on one server."""
+
+    def __init__(self, system: System, node: Node, late: int) -> None:
+        self.first, self.second = opened(Customer(system, node)), opened(CustomerV2(system, node))
+        self.drained, self.along, self.closing = (opened(Customer(system, node)) for _ in range(3))
+        self.tiny, self.gone = opened(Customer(system, node), TINY_SAT), opened(Customer(system, node, late))
+        assert self.first.pay(OPENING_SAT + 1).status_code == 200
+        assert self.second.pay(OPENING_SAT + 2).status_code == 200
+        assert self.along.pay(FUNDING_SAT).status_code == 202
+        assert self.closing.close(OPENING_SAT).status_code == 202  # and takes the drained one along
+        assert self.drained.pay(FUNDING_SAT).status_code == 202
+        self.stored = self.closing.record["settlement_txid"]
+        self.received = {
+            self.first: OPENING_SAT + 1,
+            self.second: OPENING_SAT + 2,
+            self.drained: FUNDING_SAT,
+            self.closing: OPENING_SAT,
+        }
+
+    def check(self, found: dict[str, dict[str, Any]], raw: dict[str, str]) -> None:
+        """Every satoshi of what is published goes to the client, to us, or to the miner."""
+        for customer, paid in self.received.items():
+            fate = found[str(customer.outpoint)]
+            assert (fate["outcome"], fate["received_sat"]) == ("published", paid)
+            ours = paid - fate["fee_sat"] + (FUNDING_SAT if customer is self.closing else 0)
+            assert outputs(raw[fate["txid"]]) == [value for value in (FUNDING_SAT - paid, ours) if value]
+            assert fate["fee_sat"] >= 40 * 300
+
+
+def test_threat_12_a_backup_and_the_signer_settle_everything_without_a_server(tmp_path: Path) -> None:
+    """Open, drained and closing channels are settled to the satoshi; tiny and refunded ones are told; again is nothing."""
+    with market(tmp_path, SECTIONS) as (system, node):
+        late = int(time.time()) + 19 * HOUR
+        shop = Shop(system, node, late)
+        tiny, gone = shop.tiny, shop.gone
+        backup = disaster(system)
+        node.stop()
+        node.start("-persistmempool=0", "-walletbroadcast=0")  # or it would publish again what it knows
+        pass_time(node, late)
+        refund = node.send_raw(gone.refund().transaction)
+        node.mine_only(refund)
+
+        transactions = tmp_path / "transactions"
+        looked = settled(backup, system.server_file, "--out", transactions)
+        assert not waiting(node)
+        assert transactions.read_text().split() == looked["transactions"]
+        found = fates(looked)
+        assert found[str(shop.closing.outpoint)]["txid"] == found[str(shop.along.outpoint)]["txid"] == shop.stored
+        assert {found[str(customer.outpoint)]["outcome"] for customer in shop.received} == {"signed"}
+        assert found[str(tiny.outpoint)]["outcome"] == "too small"
+        assert found[str(gone.outpoint)]["outcome"] == "signed"  # nobody asked the chain
+
+        published = settled(backup, system.server_file, "--publish")
+        found = fates(published)
+        assert found[str(gone.outpoint)] | {"outcome": "refunded", "txid": refund} == found[str(gone.outpoint)]
+        assert found[str(tiny.outpoint)]["received_sat"] == TINY_SAT
+        raw = {node.rpc("decoderawtransaction", each)["txid"]: each for each in published["transactions"]}
+        assert waiting(node) == set(raw)
+        assert set(looked["transactions"]) > set(published["transactions"])
+        shop.check(found, raw)
+
+        again = settled(backup, system.server_file, "--publish")
+        assert {each["outcome"] for each in again["channels"]} == {"waiting", "too small", "refunded"}
+        assert waiting(node) == set(raw)
+        node.mine()
+        said = paychan("settle", "--offline", backup, "--config", system.server_file, "--publish")
+        assert f"1 of {TINY_SAT} sat not worth settling" in said
+        assert said.count(" settled ") == len(shop.received) + 1
+        assert re.search(rf"{gone.outpoint} .* refunded .* {refund}", said)
+        for customer in shop.received:
+            assert re.search(rf"{customer.outpoint} .* settled .* {found[str(customer.outpoint)]['txid']}", said)
+        assert not waiting(node)
+        assert node.rpc("gettxout", tiny.outpoint.txid_hex, tiny.outpoint.vout) is not None
+
+
+def test_fee_rate_makes_settlements_dearer_but_never_cheaper(tmp_path: Path) -> None:
+    """A higher rate replaces what waits, also a stored settlement; a lower one leaves it, with what is there."""
+    with market(tmp_path) as (system, node):
+        customer, closing = opened(Customer(system, node)), opened(Customer(system, node))
+        assert closing.close(OPENING_SAT).status_code == 202
+        backup = disaster(system)
+
+        fees = []
+        for rate in (10, 60, 60, 20):
+            found = fates(settled(backup, system.server_file, "--publish", "--fee-rate", rate))
+            fees.append({each: node.rpc("getmempoolentry", found[each]["txid"])["fees"]["base"] for each in found})
+            assert waiting(node) == {fate["txid"] for fate in found.values()}
+        mine, stored = str(customer.outpoint), str(closing.outpoint)
+        assert fees[0][mine] < fees[0][stored] < fees[1][mine] == fees[1][stored]
+        assert fees[1] == fees[2] == fees[3]
+        assert {fate["outcome"] for fate in found.values()} == {"waiting"}
+
+
+def test_past_expiry_the_refund_in_the_mempool_is_outbid(tmp_path: Path) -> None:
+    """The client's refund waits for a block: ours pays more and takes its place, within the budget."""
+    with market(tmp_path) as (system, node):
+        customer = opened(Customer(system, node))
+        backup = disaster(system)
+        pass_time(node, customer.terms.expiry)
+        refund = node.send_raw(customer.refund(fee_sat=20_000).transaction)
+        assert waiting(node) == {refund}
+
+        found = fates(settled(backup, system.server_file, "--publish", "--fee-rate", 1))
+        fate = found[str(customer.outpoint)]
+        assert (fate["outcome"], waiting(node)) == ("published", {fate["txid"]})
+        assert 20_000 < fate["fee_sat"] < OPENING_SAT // 2
+
+
+def test_what_the_node_refuses_is_told_with_its_reason(tmp_path: Path) -> None:
+    """A node that relays nothing so cheap: exit status 1, the reason, and what to do; the raw transactions are there."""
+    with market(tmp_path) as (system, node):
+        customer = opened(Customer(system, node))
+        backup = disaster(system)
+        node.stop()
+        node.start("-minrelaytxfee=0.0005")
+        options = ("settle", "--offline", backup, "--config", system.server_file, "--publish")
+        said = paychan(*options, "--fee-rate", 2, status=1)
+        assert re.search(rf"{customer.outpoint} .*refused: .*min relay fee not met", said)
+        assert "--fee-rate SAT_PER_VB pays more" in said
+        assert re.search(rf"{customer.outpoint} .* published ", paychan(*options))  # at the floor, which the node tells
+
+
+# --- a server that is gone, without Bitcoin -------------------------------------------------------------------------
+
+
+class Rest(Struct):
+    """What is left after the disk died: a signer that runs, a backup, the configuration; and a place for files."""
+
+    system: System
+    backup: Path
+    place: Path
+
+    def says(self, *options: object, status: int = 0) -> str:
+        return paychan("settle", *options, status=status)
+
+    @property
+    def config(self) -> Path:
+        return self.system.server_file
+
+    @property
+    def socket(self) -> Path:
+        return self.system.state / "signer.sock"
+
+
+@pytest.fixture(scope="module")
+def rest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rest]:
+    place = tmp_path_factory.mktemp("rest")
+    with System(place / "system") as system, httpx.Client() as http:
+        for payer in (Payer(), Payer()):
+            assert V1(system.url, payer, http).open(payer.payment(OPENING_SAT)).status_code == 201
+        yield Rest(system, disaster(system), place)
+
+
+EXAMPLE_LINES = [line.split()[1:] for line in EXAMPLES.splitlines() if line.startswith("  paychan ")]
+
+
+@pytest.mark.parametrize("words", EXAMPLE_LINES, ids=" ".join)
+def test_the_examples_of_the_help_text_work(rest: Rest, words: list[str]) -> None:
+    """Each line of `--help`, with the files of this server, ends with exit status 0 and both channels settled."""
+    ours = {
+        "NEWEST.backup": rest.backup,
+        "config/live/server.toml": rest.config,
+        "signer.sock": rest.socket,
+        "live": "debug",
+        "transactions.txt": rest.place / "transactions.txt",
+    }
+    said = paychan(*(ours.get(word, word) for word in words))
+    assert said.count(" published " if "--publish" in words else " signed ") == 2
+    assert ("Nothing was sent" in said) == ("--publish" not in words)
+    if "--out" in words:
+        lines = (rest.place / "transactions.txt").read_text().split()
+        assert [len(CTransaction.deserialize(bytes.fromhex(line)).vin) for line in lines] == [1, 1]
+
+
+def test_without_a_configuration_the_signer_alone_is_enough(rest: Rest) -> None:
+    """At a given rate, both ways sign the same transactions: no server, no store, no node."""
+    with_config = json.loads(rest.says("--offline", rest.backup, "--config", rest.config, "--fee-rate", 50, "--json"))
+    where = ("--signer", rest.socket, "--network", "debug")
+    without = json.loads(rest.says("--offline", rest.backup, *where, "--fee-rate", 50, "--json"))
+    assert without == with_config
+    assert len(without["transactions"]) == 2
+    assert not (rest.system.state / "store").exists()
+
+
+def empty_backup(place: Path, network: str) -> Path:
+    return create(lambda: nullcontext(iter(())), place / network, network, UnixTime(1_700_000_000))[0]
+
+
+def test_mistakes_get_one_sentence_with_the_next_step(rest: Rest, tmp_path: Path) -> None:
+    """Wrong network, a damaged backup, no node to publish by, files in the way: what is wrong, and what to do."""
+    damaged, there = tmp_path / "damaged.backup", tmp_path / "there"
+    damaged.write_bytes(rest.backup.read_bytes()[:-100])
+    there.write_text("mine")
+    offline, config = ("--offline", rest.backup), ("--config", rest.config)
+    at = ("--signer", rest.socket)
+    for options, status, sentence in (
+        (
+            (*offline, *at, "--network", "live"),
+            1,
+            "holds channels of the debug network, not of live: give the matching",
+        ),
+        (
+            ("--offline", empty_backup(tmp_path, "live"), *at, "--network", "live"),
+            1,
+            "the signer serves the debug network",
+        ),
+        ((*offline, *at, "--network", "moon"), 2, "give --config FILE, or both --signer SOCKET and --network NAME"),
+        (offline, 2, "give --config FILE, or both --signer SOCKET and --network NAME"),
+        ((*offline, *at, "--network", "debug", "--publish"), 2, "--publish needs --config FILE"),
+        (("--offline", damaged, *config), 1, f"{damaged} is not a backup, or is damaged"),
+        (("--offline", tmp_path / "none", *config), 1, "none: No such file or directory; check the path"),
+        ((*offline, "--config", tmp_path / "none"), 1, "none: can't be read"),
+        ((*offline, *config, "--out", there), 1, f"{there} exists and is not overwritten: name another file"),
+        (
+            (*offline, *config, "--signer", there),
+            1,
+            f"no signer at {there}: Connection refused. Start it: paychan-signer",
+        ),
+    ):
+        said = rest.says(*options, status=status)
+        assert sentence in said
+        assert said.count("\n") == 1
+    assert there.read_text() == "mine"
+
+
+def test_beside_a_running_server_nothing_is_settled(tmp_path: Path) -> None:
+    """It takes payments that the backup has not: the command says how to settle through it."""
+    with System(tmp_path) as system:
+        backup = system.manage("POST", "/backups").json()["path"]
+        said = paychan("settle", "--offline", backup, "--config", system.server_file, status=1)
+        assert "the server is running" in said
+        assert "stop it first" in said
+
+
+def test_a_signer_that_is_away_is_named(tmp_path: Path) -> None:
+    """Stopped like the server: the command ends at once, and says how to start it."""
+    with System(tmp_path) as system:
+        backup = disaster(system)
+        assert system.signer is not None
+        system.signer.stop()
+        said = paychan("settle", "--offline", backup, "--config", system.server_file, "--publish", status=1)
+        assert re.search(r"no signer at .*signer.sock: .*\. Start it: paychan-signer SIGNER.toml", said)
+
+
+# --- an Electrum server ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    with Node(tmp_path / "node", "-txindex=1") as node:
+        yield node
+
+
+def test_electrum_publishes_too(tmp_path: Path, node: Node) -> None:
+    """Where the server had no node of its own, its Electrum server takes the settlements, and tells what came of them."""
+    with ElectrumX(node, tmp_path / "electrumx") as electrumx:
+        system = System(tmp_path / "system", node=node)
+        text = system.server_file.read_text().replace('backend = "bitcoind"', 'backend = "electrum"')
+        system.server_file.write_text(text.replace(node.url, electrumx.tcp_url))
+        with system:
+            customers = [opened(Customer(system, node)), opened(CustomerV2(system, node))]
+            backup = disaster(system)
+            found = fates(settled(backup, system.server_file, "--publish"))
+            assert waiting(node) == {found[str(customer.outpoint)]["txid"] for customer in customers}
+            node.mine()
+            wait_for(lambda: "published" not in str(again(backup, system)), "seen")
+            assert {key: fate["txid"] for key, fate in again(backup, system).items()} == {
+                key: fate["txid"] for key, fate in found.items()
+            }
+            assert {fate["outcome"] for fate in again(backup, system).values()} == {"settled"}
+
+
+def again(backup: Path, system: System) -> dict[str, dict[str, Any]]:
+    return fates(settled(backup, system.server_file, "--publish"))
