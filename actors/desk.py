@@ -55,6 +55,7 @@ class Desk:
         self._batches: dict[OutPoint, asyncio.Task[dict[OutPoint, Settlement]]] = {}
         self._replacing: dict[bytes, asyncio.Task[Settlement | None]] = {}
         self._told: tuple[str, set[bytes]] = ("", set())
+        self._follows_reserve = False
         self._children: dict[bytes, Settlement] = {}
         self.pinned: dict[OutPoint, str] = {}
         """Settlements that can't be made dearer, and why: for the operator."""
@@ -271,6 +272,14 @@ class Desk:
             if fee is not None and fee >= least_sat:
                 return await self._sign_for(claims, leaning.funding_script, fee, leaning)
         return None
+
+    async def follow_reserve(self) -> None:
+        """Have the chain follow the reserve, so that its coins are known when they are needed; once is enough."""
+        if self._follows_reserve:
+            return
+        with contextlib.suppress(ChainFailed, SignerAbsent, SignerRefused):
+            await self._world.chain.watch([Reserve(await self._world.signer.reserve_key())])
+            self._follows_reserve = True
 
     # --- telling ----------------------------------------------------------------------------------------------------
 

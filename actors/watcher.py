@@ -74,6 +74,7 @@ class Watcher:
         await self._tell(walk(self._world.store, State.OPEN, due + 1), Close(CloseReason.EXPIRY))
         for state in (State.CLOSING, State.PUBLISHED):
             await self._tell(walk(self._world.store, state), Resume())
+        await self._registry.desk.follow_reserve()
         if new_block and self._world.withdraw_above_sat:
             await self._tell(self._worth_withdrawing(), Close(CloseReason.WITHDRAW))
         await self._chain.look_at_closed()
