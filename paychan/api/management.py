@@ -16,6 +16,7 @@ from msgspec import Struct
 from paychan.api.answers import OUTPOINT, accepted, number, outpoint, settlement_txid
 from paychan.api.handler import Handler
 from paychan.api.service import Service
+from paychan.api.totals import totals
 from paychan.protocol.channel import Channel, Close, CloseReason, State
 from paychan.protocol.errors import (
     BackupFailed,
@@ -64,16 +65,6 @@ class ChannelInfo(Struct, frozen=True):
     """Something is being withdrawn; the channel takes payments again once that is deep in the chain."""
     moved_to: str | None
     """Outpoint at which it goes on."""
-
-
-class Totals(Struct, frozen=True):
-    """All channels by state: number, and satoshi received in them."""
-
-    channels: dict[str, int]
-    received_sat: dict[str, Sat]
-    unsettled_sat: Sat
-    next_expiry: UnixTime | None
-    awake: int
 
 
 def channel_info(channel: Channel, network: Network) -> ChannelInfo:
@@ -162,23 +153,10 @@ class HealthHandler(ManagementHandler):
 
 
 class TotalsHandler(ManagementHandler):
-    """`GET /totals`: channels and satoshi by state."""
+    """`GET /totals`: channels and satoshi by state, and what settling costs."""
 
     async def get(self) -> None:
-        channels, received = {}, {}
-        for state in State:
-            found = [channel async for channel in walk(self.service.world.store, state)]
-            channels[state.value] = len(found)
-            received[state.value] = Sat(sum(channel.received_sat for channel in found))
-        first = await self.service.world.store.scan(State.OPEN, limit=1)
-        totals = Totals(
-            channels=channels,
-            received_sat=received,
-            unsettled_sat=Sat(sum(received[state.value] for state in (State.OPEN, State.CLOSING, State.PUBLISHED))),
-            next_expiry=first[0].terms.expiry if first else None,
-            awake=self.service.registry.awake,
-        )
-        self.answer(200, None, totals)
+        self.answer(200, None, await totals(self.service.world, self.service.registry.awake))
 
 
 class ChannelsHandler(ManagementHandler):

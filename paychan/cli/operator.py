@@ -36,7 +36,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print what the server said
 
 
 def status(file: ConfigFile, as_json: AsJson = False) -> None:
-    """Show channels by state, satoshi unsettled, settlements under way, and the health of chain and signer."""
+    """Show channels by state, what is at risk and what settling it costs, and the health of chain and signer."""
     config = _config(file)
     health, totals = _ask(config, "GET", "/health"), _ask(config, "GET", "/totals")
     if as_json:
@@ -45,7 +45,7 @@ def status(file: ConfigFile, as_json: AsJson = False) -> None:
     out.print(_health_table(health), _totals_table(totals))
     if totals["next_expiry"] is not None:
         out.print(f"next expiry  {_moment(totals['next_expiry'])}")
-    out.print(f"unsettled    {totals['unsettled_sat']:,} sat")
+    out.print(_economy_table(totals))
     for outpoint in health["alarms"]:
         out.print(f"[red]alarm[/red]        unsettled near expiry: {outpoint}")
 
@@ -177,6 +177,24 @@ def _totals_table(totals: Mapping[str, Any]) -> Table:
     table = Table("state", "channels", "received sat")
     for state, count in totals["channels"].items():
         table.add_row(state, f"{count:,}", f"{totals['received_sat'][state]:,}")
+    return table
+
+
+def _economy_table(totals: Mapping[str, Any]) -> Table:
+    """What is at risk against what settling it costs, and what could help to pay."""
+    table = Table.grid(padding=(0, 2))
+    cost, estimate, reserve = totals["settling_sat"], totals["fee_estimate_sat_per_vb"], totals["reserve"]
+    table.add_row("[dim]unsettled[/dim]", f"{totals['unsettled_sat']:,} sat; settling all of it now costs {cost:,} sat")
+    if totals["too_small_channels"]:
+        small = f"{totals['too_small_channels']:,} open channels of {totals['too_small_sat']:,} sat"
+        table.add_row("[dim]not worth it[/dim]", f"{small}: open until they have received more, or expire")
+    rate = "no estimate" if estimate is None else f"{estimate:,} sat/vB"
+    table.add_row("[dim]fee rate[/dim]", f"{rate}, nothing is relayed below {totals['fee_floor_sat_per_vb']:,} sat/vB")
+    coins = f"{reserve['sat']:,} sat, confirmed coins: {reserve['confirmed_coins']:,}" if not reserve["problem"] else ""
+    held = coins or f"[red]not known: {escape(reserve['problem'])}[/red]"
+    table.add_row(
+        "[dim]reserve[/dim]", f"{held}; to fill it, pay to {reserve['address']}" if reserve["address"] else held
+    )
     return table
 
 

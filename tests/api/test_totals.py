@@ -1,0 +1,132 @@
+"""`GET /totals`: what is at risk, what settling it costs, what is not worth it, and what `paychan status` shows of that."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paychan.api.totals import ReserveInfo, Totals, totals
+from paychan.chain.base import ChainFailed, Funding
+from paychan.chain.debug import DebugChain
+from paychan.protocol.channel import Channel, Close, CloseReason, Rejected, State
+from paychan.protocol.fees import ChainFees
+from paychan.protocol.machine import apply
+from paychan.protocol.scripts import ChannelTerms
+from paychan.protocol.settlement import settlement_size
+from paychan.protocol.types import OutPoint, Sat
+from paychan.signing.base import SignerAbsent
+from tests.lib.channels import RULES, VIEW, Payer, many
+from tests.lib.system import System
+from tests.lib.world import Local, local
+
+LARGEST = bytes(34)
+
+
+def size(channel: Channel) -> int:
+    return settlement_size([channel.claim], LARGEST)
+
+
+async def counted(server: Local) -> Totals:
+    return await totals(server.world, 0)
+
+
+async def test_value_at_risk_stands_against_what_settling_costs(tmp_path: Path) -> None:
+    """Open channels at the present rate, signed settlements at their fee, closed channels at nothing."""
+    async with local(tmp_path) as server:
+        records = [Payer(state.value).history(state)[-1] for state in State]
+        await server.fill(records)
+        server.world.chain_view.fees = ChainFees(30, 2)
+        found = await counted(server)
+        open_one, closing, published = records[:3]
+        signed = [each.closing.settlement.fee_sat for each in (closing, published) if each.closing]
+        assert found.channels == dict.fromkeys((state.value for state in State), 1)
+        assert found.unsettled_sat == sum(each.received_sat for each in records[:3])
+        assert found.settling_sat == 30 * size(open_one) + sum(signed)
+        assert (found.fee_estimate_sat_per_vb, found.fee_floor_sat_per_vb) == (30, 2)
+        assert found.next_expiry == open_one.terms.expiry
+
+
+async def test_a_settlement_of_several_channels_costs_once(tmp_path: Path) -> None:
+    """What is signed together is paid together."""
+    async with local(tmp_path) as server:
+        closing = Payer("together").history(State.CLOSING)[-1]
+        await server.fill(many(3, closing))
+        assert closing.closing is not None
+        assert closing.closing.settlement is not None
+        assert (await counted(server)).settling_sat == closing.closing.settlement.fee_sat
+
+
+@pytest.mark.parametrize("movable", [False, True])
+async def test_what_can_not_be_closed_for_its_size_is_not_worth_settling(tmp_path: Path, movable: bool) -> None:
+    """The limit is the channel machine's own, to the satoshi, whatever address the change goes to."""
+    limit = size(Payer("small").channel()) + RULES.dust_sat
+    channels = [Payer(f"small {more}", movable=movable).channel(limit + more) for more in range(-5, 5)]
+    outcomes = [apply(channel, Close(CloseReason.OPERATOR), VIEW) for channel in channels]
+    refused = [each for each, outcome in zip(channels, outcomes, strict=True) if isinstance(outcome, Rejected)]
+    assert 0 < len(refused) < len(channels)
+    async with local(tmp_path) as server:
+        await server.fill(channels)
+        found = await counted(server)
+        assert found.too_small_channels == len(refused)
+        assert found.too_small_sat == sum(each.received_sat for each in refused)
+        assert found.settling_sat == sum(10 * size(each) for each in channels if each not in refused)
+
+
+class Saving(DebugChain):
+    """Two coins of the reserve, one of them confirmed."""
+
+    async def funding(self, payee):
+        if isinstance(payee, ChannelTerms):
+            return await super().funding(payee)
+        return tuple(Funding(OutPoint(bytes(32), index), Sat(10_000 + index), index) for index in range(2))
+
+
+async def test_the_reserve_is_told_with_its_address(tmp_path: Path) -> None:
+    """Where to pay to, what is there, and how many coins can be used; else who could not tell, and the rest all the same."""
+    async with local(tmp_path, chain=Saving()) as server:
+        await server.fill([Payer("one").channel()])
+        address = (await counted(server)).reserve.address
+        assert (await counted(server)).reserve == ReserveInfo(address, Sat(20_001), 1)
+        server.chain.fail("funding", ChainFailed("nobody there"))
+        assert (await counted(server)).reserve == ReserveInfo(address, problem="nobody there")
+        server.signer.fail("reserve_key", SignerAbsent("stopped"))
+        assert (await counted(server)).reserve == ReserveInfo(problem="stopped")
+        assert (await counted(server)).channels["open"] == 1
+
+
+async def test_a_chain_that_is_silent_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while the sums come without the reserve."""
+    monkeypatch.setattr("paychan.api.totals._RESERVE_SECONDS", 0.01)
+    async with local(tmp_path) as server:
+        server.chain.hold("funding")
+        found = await counted(server)
+        assert found.reserve.address
+        assert found.reserve.problem == "no answer of the chain within 0 s"
+
+
+async def test_many_channels_are_counted_in_one_pass(tmp_path: Path) -> None:
+    """Each is read once, and settlements are laid out once for all of the same lengths."""
+    async with local(tmp_path) as server:
+        await server.fill(many(5_000))
+        server.store.calls.clear()
+        found = await counted(server)
+        assert found.settling_sat == 5_000 * 10 * size(Payer("many").channel())
+        pages, one_empty_for_each_state = 5, 5
+        assert server.store.calls["scan"] == pages + one_empty_for_each_state
+
+
+@pytest.mark.usefixtures("open_v1")
+def test_status_shows_the_economy(system: System) -> None:
+    """What is at risk and what settling costs, rates, and where to pay to for the reserve."""
+    program = Path(sys.executable).with_name("paychan")
+    command = [program, "status", system.server_file]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env={"COLUMNS": "200"}).stdout
+    answer = system.manage("GET", "/totals").json()
+    unsettled = f"{answer['unsettled_sat']:,} sat; settling all of it now costs {answer['settling_sat']:,} sat"
+    assert unsettled in said
+    assert "no estimate, nothing is relayed below 1 sat/vB" in said
+    assert f"0 sat, confirmed coins: 0; to fill it, pay to {answer['reserve']['address']}" in said
+    assert "not worth it" not in said
