@@ -1,0 +1,254 @@
+"""Withdrawals on a real chain: the channel goes on, the payer goes along by itself, and every satoshi is accounted for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bitcoin.core import CTransaction
+
+from paychan.client import Channel, ChannelMoving, Dialect, Network, Patience, Payer, Receipt, ServerFailed
+from paychan.protocol.address import decode_address
+from tests.functional.test_regtest_payer import FUNDING_SAT, PayerAtTerminal
+from tests.lib.customer import market, wait_for
+from tests.lib.node import Node
+from tests.lib.system import System
+
+Market = tuple[System, Node]
+
+IMPATIENT = Patience(attempts=1)
+PATIENT = Patience(attempts=10)
+_PROGRAM = Path(sys.executable).parent / "paychan"
+
+
+@pytest.fixture(scope="module")
+def market_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
+    with market(tmp_path_factory.mktemp("withdraw")) as (system, node):
+        yield system, node
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Market]:
+    """A chain of the test's own, whose time may be moved."""
+    with market(tmp_path / "market") as (system, node):
+        yield system, node
+
+
+def withdraw(system: System, *words: object) -> Any:
+    """Run the operator's command."""
+    done = subprocess.run(
+        [_PROGRAM, "withdraw", system.server_file, *map(str, words), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def opened(payer: Payer, node: Node) -> Channel:
+    """A movable channel of 600,000 sat."""
+    channel = payer.new_channel(hours=40, movable=True, amount_sat=FUNDING_SAT)
+    node.fund(channel.address, FUNDING_SAT)
+    node.mine()
+    channel.wait_funded(20)
+    wait_for(lambda: _opens(channel), "opened")
+    return channel
+
+
+def _opens(channel: Channel) -> bool:
+    channel.open()
+    return True
+
+
+def moves_on(system: System, node: Node, outpoint: str) -> str:
+    """Let a withdrawal confirm; where the channel went."""
+    node.mine()
+    wait_for(lambda: system.channel(outpoint)["moved_to"] is not None, "moved")
+    return str(system.channel(outpoint)["moved_to"])
+
+
+def waits_and_pays(channel: Channel, amount_sat: int) -> tuple[threading.Thread, list[Receipt]]:
+    """A payment that waits in a thread of its own until the channel has moved."""
+    receipts: list[Receipt] = []
+    thread = threading.Thread(target=lambda: receipts.append(channel.pay(amount_sat)))
+    thread.start()
+    return thread, receipts
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+def test_a_channel_that_is_withdrawn_from_twice(market_place: Market, tmp_path: Path, dialect: Dialect) -> None:
+    """Pay, withdraw, wait, pay, withdraw, a reorg, pay, close: totals go on, and all outputs add up to the funding."""
+    system, node = market_place
+    with Payer(system.url, wallet=tmp_path, network=Network.REGTEST, dialect=dialect, patience=PATIENT) as payer:
+        channel = opened(payer, node)
+        price = channel.record.open_price_sat
+        channel.pay(50_000)
+        first = channel.record.funding_outpoint
+
+        began = withdraw(system, first)
+        assert (began["status"], began["moving"], began["moved_to"]) == ("published", True, None)
+        assert node.rpc("getrawmempool") == [began["settlement_txid"]]
+        thread, receipts = waits_and_pays(channel, 1_000)
+        wait_for(lambda: channel.record.unacknowledged, "payment under way")
+        second = moves_on(system, node, first)
+        thread.join(60)
+        assert [receipt.total_paid_sat for receipt in receipts] == [price + 51_000]
+        assert channel.record.funding_outpoint == second == f"{began['settlement_txid']}:0"
+        assert node.rpc("gettxout", began["settlement_txid"], 0)["value"] * 100_000_000 == channel.record.funding_sat
+
+        channel.pay(60_000)
+        channel.release()
+        with Payer(wallet=tmp_path, patience=IMPATIENT) as other, other.channel(channel.name) as again:
+            chosen = withdraw(system, "--above", 61_000)
+            assert [each["funding_source"] for each in chosen["channels"]] == [second]
+            with pytest.raises(ChannelMoving):
+                again.pay(2_000)
+            third = moves_on(system, node, second)
+            assert again.resume().total_paid_sat == price + 113_000
+
+            node.invalidate(1)
+            wait_for(lambda: not _pays(again), "frozen while the withdrawal is in no block")
+            node.mine(2)
+            wait_for(lambda: _pays(again), "thawed")
+            assert again.record.funding_outpoint == third
+
+            home = node.address()
+            paid = again.paid_sat
+            settled = again.close(fee_sat=20_000, change_address=home)
+            assert settled.change_sat == FUNDING_SAT - paid - 20_000
+            node.mine(2)
+            wait_for(lambda: system.channel(third)["status"] == "closed", "closed")
+        accounted(system, node, [first, second, third], settled.change_sat, home)
+
+
+def _pays(channel: Channel) -> bool:
+    """Pay a satoshi, or complete the one under way."""
+    try:
+        if channel.record.unacknowledged:
+            channel.resume()
+        else:
+            channel.pay(1)
+    except ServerFailed as error:
+        assert error.code in ("chain_unavailable", "channel_moving")  # noqa: PT017 - any other is a mistake
+        return False
+    return True
+
+
+def accounted(system: System, node: Node, outpoints: list[str], change_sat: int, home: str) -> None:
+    """Each settlement pays the server what it received less the fee, and the last one the payer what is left."""
+    server_sat, fees_sat = 0, 0
+    for outpoint in outpoints:
+        record = system.channel(outpoint)
+        transaction = CTransaction.deserialize(bytes.fromhex(record["settlement_transaction"]))
+        ours = transaction.vout[1].nValue
+        assert ours == record["value_received"] - record["settlement_fee"]
+        assert node.rpc("gettxout", record["settlement_txid"], 1)["value"] * 100_000_000 == ours
+        server_sat, fees_sat = server_sat + ours, fees_sat + record["settlement_fee"]
+    last = CTransaction.deserialize(bytes.fromhex(record["settlement_transaction"])).vout[0]
+    assert (last.nValue, bytes(last.scriptPubKey)) == (change_sat, decode_address(home, Network.REGTEST))
+    assert server_sat + fees_sat + change_sat == FUNDING_SAT
+
+
+def test_the_refund_of_the_output_it_went_to_is_valid(place: Market, tmp_path: Path) -> None:
+    """The refund that was kept before the first payment there takes everything back when the server is gone."""
+    system, node = place
+    with Payer(system.url, wallet=tmp_path / "wallet", network=Network.REGTEST, patience=PATIENT) as payer:
+        channel = opened(payer, node)
+        channel.pay(50_000)
+        withdraw(system, channel.record.funding_outpoint)
+        moves_on(system, node, channel.record.funding_outpoint)
+        channel.pay(700)
+        record = channel.record
+    system.kill_server()
+    early = node.rpc("testmempoolaccept", [record.refunds[-1]])[0]
+    assert early["reject-reason"] == "non-final"
+    node.pass_median_time(record.expiry)
+    txid = node.send_raw(bytes.fromhex(record.refunds[-1]))
+    node.mine()
+    refunded = node.rpc("gettxout", txid, 0)
+    assert refunded["confirmations"] == 1
+    assert refunded["scriptPubKey"]["address"] == record.home_address
+    assert record.funding_sat - 2_000 < refunded["value"] * 100_000_000 < record.funding_sat
+
+
+def test_a_server_that_closes_on_its_own_leaves_the_change_to_the_refund(place: Market, tmp_path: Path) -> None:
+    """The change is in the channel's script then: after the expiry the payer finds it in the chain and takes it home."""
+    system, node = place
+    terminal = PayerAtTerminal(tmp_path, system, node)
+    name = terminal.opened("--movable")
+    outpoint = terminal.record(name)["funding_outpoint"]
+    terminal.run("pay", name, 40_000)
+    closed = system.manage("POST", f"/channels/{outpoint.replace(':', '/')}/close").json()
+    node.mine(3)
+    wait_for(lambda: system.channel(outpoint)["status"] == "closed", "closed")
+    assert closed["settlement_txid"] in terminal.run("pay", name, 5, status=1)
+    told = terminal.run("watch", name, "--once", *terminal.own_node)
+    assert "unspent" in told, told
+    assert terminal.record(name)["funding_outpoint"] == f"{closed['settlement_txid']}:0"
+    system.kill_server()
+    node.pass_median_time(terminal.record(name)["expiry"])
+
+    refund = json.loads(terminal.run("refund", name, "--publish", "--json", *terminal.own_node))
+    node.mine(3)
+    output = node.rpc("gettxout", refund["txid"], 0)
+    left = FUNDING_SAT - 40_000 - terminal.record(name)["open_price_sat"]
+    assert output["value"] * 100_000_000 == left - refund["fee_sat"]
+    assert terminal.seen(name, terminal.own_node)["state"] == "refunded"
+
+
+def test_a_payer_at_a_terminal_goes_along(market_place: Market, tmp_path: Path) -> None:
+    """A payment that is given while the channel moves waits, and is paid where it went; closing brings the change home."""
+    system, node = market_place
+    terminal = PayerAtTerminal(tmp_path, system, node)
+    name = terminal.opened("--movable")
+    record = terminal.record(name)
+    assert record["change_address"] == record["funding_address"]
+    terminal.run("pay", name, 40_000)
+    withdraw(system, record["funding_outpoint"])
+    told = terminal.run("watch", name, "--once", *terminal.own_node)
+    assert "moved to" in told, told
+    process, log = terminal.start("pay", name, "1000")
+    wait_for(lambda: terminal.record(name)["signed_sat"] != terminal.record(name)["acknowledged_sat"], "under way")
+    moved_to = moves_on(system, node, record["funding_outpoint"])
+    assert process.wait(60) == 0, log.read_text()
+    assert "1 000 sat" in log.read_text()
+    assert terminal.record(name)["funding_outpoint"] == moved_to
+    assert "once" in terminal.run("status", name)
+    txid, vout = moved_to.split(":")
+    assert txid in terminal.run("close", name, "--fee", 15_000)
+    settled = system.channel(f"{txid}:{vout}")
+    change = CTransaction.deserialize(bytes.fromhex(settled["settlement_transaction"])).vout[0]
+    assert bytes(change.scriptPubKey) != decode_address(record["funding_address"], Network.REGTEST)
+    node.mine(2)
+    terminal.leave()
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+def test_the_payer_closes_to_a_new_address_for_a_fee_of_its_choice(
+    market_place: Market, tmp_path: Path, dialect: Dialect
+) -> None:
+    """`close --fee --to`: the settlement on the chain pays the change there, and at least the fee that was offered."""
+    system, node = market_place
+    terminal = PayerAtTerminal(tmp_path, system, node)
+    name = terminal.opened("--dialect", dialect.value)
+    home = node.address()
+    shown = terminal.run("close", name, "--fee", 30_000, "--to", home)
+    record = terminal.record(name)
+    left = FUNDING_SAT - record["open_price_sat"] - 30_000
+    assert home in shown
+    assert node.rpc("getrawmempool") == [record["settlement_txid"]]
+    fee = node.rpc("getmempoolentry", record["settlement_txid"])["fees"]["base"] * 100_000_000
+    assert fee == system.channel(record["funding_outpoint"])["settlement_fee"] >= 30_000
+    node.mine(2)
+    change = node.rpc("gettxout", record["settlement_txid"], 0)
+    assert (change["value"] * 100_000_000, change["scriptPubKey"]["address"]) == (left, home)
+    wait_for(lambda: system.channel(record["funding_outpoint"])["status"] == "closed", "closed")
+    terminal.leave()
