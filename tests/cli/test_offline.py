@@ -1,0 +1,137 @@
+"""Settling from records alone: what was signed together, what is signed anew, and what the signer does not allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+from bitcoin.core import CTransaction
+
+from paychan.chain.debug import DebugChain
+from paychan.cli.offline import Fate, Outcome, Settler, sort_out
+from paychan.protocol.channel import Channel, Close, CloseReason, Signed, State, View
+from paychan.protocol.fees import ChainFees
+from paychan.protocol.settlement import Coin, Reserve, Settlement
+from paychan.protocol.types import OutPoint, Sat
+from tests.lib.channels import NOW, RULES, SERVER_DESTINATION, step
+from tests.lib.world import DebugPayer, LocalSigner
+
+PAYERS = [DebugPayer(f"offline {number}") for number in range(3)]
+FIRST, SECOND, THIRD = PAYERS
+
+
+def closing(payer: DebugPayer, paid_sat: int = 0) -> Channel:
+    """A channel that closes, drained unless said otherwise."""
+    channel = payer.channel(paid_sat or payer.funding_sat)
+    return channel if channel.state is State.CLOSING else step(channel, Close(CloseReason.OPERATOR))
+
+
+async def together(
+    signer: LocalSigner, members: Sequence[Channel], fee_sat: int, reserve: Reserve | None = None
+) -> Settlement:
+    """What the server had signed for all of these."""
+    script = reserve.funding_script if reserve else SERVER_DESTINATION
+    return await signer.sign_settlement([member.claim for member in members], script, Sat(fee_sat), reserve)
+
+
+async def settle(
+    signer: LocalSigner, channels: Sequence[Channel], chain: DebugChain | None = None, rate: int | None = None
+) -> dict[OutPoint, Fate]:
+    """Settle these; with a chain, publish."""
+    view = View(NOW, msgspec.structs.replace(RULES, fee_share_percent=50))
+    units, fates = sort_out(channels, view)
+    fates += await Settler(signer, chain, view, ChainFees(), rate).settle_all(units, lambda _done: None)
+    assert len(fates) == len(channels)
+    return {fate.channel.outpoint: fate for fate in fates}
+
+
+def inputs(fate: Fate) -> list[bytes]:
+    assert fate.settlement is not None
+    return [bytes(txin.prevout.hash) for txin in CTransaction.deserialize(fate.settlement.transaction).vin]
+
+
+async def test_what_was_signed_together_stays_together() -> None:
+    """Whichever records have adopted it: a crash between two of them leaves the batch whole."""
+    signer, members = LocalSigner(), [closing(payer) for payer in PAYERS]
+    batch = await together(signer, members, 20_000)
+    adopted = [step(members[0], Signed(batch)), *members[1:]]
+    found = await settle(signer, adopted[::-1])
+    assert [found[payer.outpoint].settlement for payer in PAYERS] == [batch] * 3
+
+
+async def test_a_batch_asked_to_pay_more_is_signed_anew_as_a_whole() -> None:
+    """All of it, in the order of its inputs; the rate is what was asked for."""
+    signer, members = LocalSigner(), [closing(FIRST, 50_000), closing(SECOND), closing(THIRD)]
+    batch = await together(signer, members, 10_000)
+    found = await settle(signer, [step(member, Signed(batch)) for member in members], rate=30)
+    dearer = found[SECOND.outpoint].settlement
+    assert dearer is not None
+    assert inputs(found[FIRST.outpoint]) == [payer.outpoint.txid for payer in PAYERS]
+    assert [found[payer.outpoint].settlement for payer in PAYERS] == [dearer] * 3
+    assert dearer.fee_sat == pytest.approx(30 * dearer.size, rel=0.01)
+
+
+async def test_threat_23_a_batch_that_lost_an_input_is_settled_one_by_one() -> None:
+    """The funding of one is spent by something else: the others don't wait for it."""
+    signer, members, chain = LocalSigner(), [closing(payer) for payer in PAYERS], DebugChain()
+    batch = await together(signer, members, 10_000)
+    theft = await together(LocalSigner(), [closing(SECOND)], 1_000)
+    refund = CTransaction.deserialize(theft.transaction)
+    script = bytes(refund.vin[0].scriptSig).replace(b"\x51\x4c", b"\x00\x4c")  # the other branch
+    await chain.publish(theft.transaction.replace(bytes(refund.vin[0].scriptSig), script))
+
+    found = await settle(signer, [step(member, Signed(batch)) for member in members], chain)
+    assert found[SECOND.outpoint].outcome is Outcome.REFUNDED
+    for payer in (FIRST, THIRD):
+        assert found[payer.outpoint].outcome is Outcome.PUBLISHED
+        assert inputs(found[payer.outpoint]) == [payer.outpoint.txid]
+
+
+async def test_the_dearest_settlement_of_a_channel_is_used() -> None:
+    """One record has the replacement, the other still the first: both are settled by the replacement."""
+    signer, members = LocalSigner(), [closing(FIRST), closing(SECOND)]
+    first = await together(signer, members, 10_000)
+    second = await together(signer, members, 20_000)
+    found = await settle(signer, [step(members[0], Signed(first)), step(members[1], Signed(second))])
+    assert [found[payer.outpoint].settlement for payer in (FIRST, SECOND)] == [second] * 2
+
+
+async def test_a_settlement_that_the_reserve_helped_to_pay_for_is_used_as_it_is() -> None:
+    """Its coin is no channel of the backup; a rate that the budget has no room for changes nothing."""
+    signer, small = LocalSigner(), closing(FIRST, 10_000)
+    coin = Coin(OutPoint(b"\x07" * 32, 0), Sat(50_000))
+    leaning = await together(signer, [small], 9_000, Reserve(await signer.reserve_key(), (coin,)))
+    for rate in (None, 40):
+        found = await settle(signer, [step(small, Signed(leaning))], rate=rate)
+        assert found[FIRST.outpoint].settlement == leaning
+
+
+async def test_the_signer_gets_a_little_more_than_before_within_the_budget() -> None:
+    """The newest settlement was signed after the backup: it is outbid by the least there is, or the refusal is told."""
+    signer = LocalSigner()
+    before = await together(signer, [closing(FIRST, 100_000)], 30_000)
+    await together(signer, [closing(SECOND, 10_000)], 9_000)
+    found = await settle(signer, [FIRST.channel(100_000), SECOND.channel(10_000)])
+    outbid = found[FIRST.outpoint].settlement
+    assert outbid is not None
+    assert outbid.is_dearer_than(before)
+    assert outbid.fee_sat <= before.fee_sat + 100
+    assert found[SECOND.outpoint].outcome is Outcome.REFUSED
+    assert found[SECOND.outpoint].reason.startswith("policy-replacement: ")
+
+
+async def test_ended_channels_are_told_with_what_ended_them() -> None:
+    """Nothing is signed for channels that were closed, or lost, before the backup."""
+    records = [FIRST.history(State.CLOSED)[-1], SECOND.history(State.LOST)[-1]]
+    found = await settle(LocalSigner(), records)
+    fates = [found[payer.outpoint] for payer in (FIRST, SECOND)]
+    assert [fate.outcome for fate in fates] == [Outcome.CLOSED, Outcome.LOST]
+    assert all(len(fate.txid) == 32 and fate.settlement is None for fate in fates)
+
+
+async def test_again_gives_the_same_bytes() -> None:
+    """The same records, rate and time: the same transactions, however often."""
+    signer, channels = LocalSigner(), [FIRST.channel(), SECOND.channel(20_000)]
+    once, again = await settle(signer, channels), await settle(signer, channels)
+    assert {key: fate.settlement for key, fate in once.items()} == {key: fate.settlement for key, fate in again.items()}
