@@ -146,7 +146,7 @@ class ChainWatch:
 
     async def _judge_closed(self, channel: Channel) -> None:
         spend = await self._world.chain.spender(channel.outpoint)
-        if spend is None or spend.confirmations < self._world.settlement_confirmations:
+        if spend is None or spend.confirmations < self._world.depth(channel):
             log.error("settlement is not confirmed any more", channel=str(channel.outpoint))
             await self._registry.ask(channel.outpoint, Vanished())
 

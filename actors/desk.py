@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import structlog
 from bitcoin.core import CTransaction
+from msgspec.structs import replace
 
 from actors.world import World
 from paychan.chain.base import ChainFailed, Spend
@@ -36,7 +37,14 @@ from paychan.protocol.fees import (
     plan_reserve_fee,
     wanted_rate,
 )
-from paychan.protocol.settlement import Claim, Coin, Reserve, Settlement, settlement_size
+from paychan.protocol.settlement import (
+    Claim,
+    Coin,
+    Reserve,
+    Settlement,
+    settlement_size,
+    spends_by_server_branch,
+)
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.signing.base import SignerAbsent, SignerRefused
 
@@ -68,6 +76,9 @@ class Desk:
         Raises:
             SignerUnavailable, SigningFailed, NotEconomical: it stays as it is.
         """
+        there = await self._already_there(channel)
+        if there is not None:
+            return there
         batch = self._batches.pop(channel.outpoint, None) or self._form_batch(channel)
         if batch is not None:
             self._batches.pop(channel.outpoint, None)
@@ -75,6 +86,21 @@ class Desk:
             if together is not None:
                 return together
         return None if channel.outpoint in self._waiting else await self._sign([channel])
+
+    async def _already_there(self, channel: Channel) -> Settlement | None:
+        """Find a settlement of ours that is out already: its record was lost in a crash, or is younger than a backup."""
+        try:
+            spend = await self._world.chain.spender(channel.outpoint)
+            raw = await self._world.chain.transaction(spend.txid) if spend else b""
+        except ChainFailed:
+            return None
+        if spend is None or not spends_by_server_branch(raw, channel.outpoint):
+            return None
+        found = Settlement(raw, spend.txid, Sat(0))
+        funded = [record.funding_sat for outpoint in _spent(found) if (record := await self._read(outpoint))]
+        fee = sum(funded) - sum(out.nValue for out in CTransaction.deserialize(raw).vout)
+        log.info("settlement found", channel=str(channel.outpoint), txid=spend.txid[::-1].hex())
+        return replace(found, fee_sat=Sat(max(fee, 0)))  # less than it pays where a coin of the reserve is in it
 
     def _form_batch(self, channel: Channel) -> asyncio.Task[dict[OutPoint, Settlement]] | None:
         """Let a drained channel wait for others; when they have waited long enough, or are enough, settle them.

@@ -55,7 +55,7 @@ async def _publish(channel: Channel, settlement: Settlement, world: World, desk:
         await world.chain.publish(settlement.transaction)
     except ChainFailed as error:
         spend = await _spender(channel, world)
-        if spend is not None and spend.confirmations >= _depth(channel, world):
+        if spend is not None and spend.confirmations >= world.depth(channel):
             return await _end(channel, settlement, spend, world, desk)
         better = _signed(await desk.dearer(channel, spend, refused=True))
         if better is None:
@@ -74,20 +74,13 @@ async def _watch(channel: Channel, settlement: Settlement, world: World, desk: D
             with contextlib.suppress(ChainFailed):  # in the mempool of our node, perhaps not any more in others'
                 await world.chain.publish(settlement.transaction)
         return _signed(await desk.dearer(channel, spend))
-    if spend.confirmations < _depth(channel, world):
+    if spend.confirmations < world.depth(channel):
         return None
     return await _end(channel, settlement, spend, world, desk)
 
 
 def _signed(settlement: Settlement | None) -> Signed | None:
     return None if settlement is None else Signed(settlement)
-
-
-def _depth(channel: Channel, world: World) -> int:
-    """Confirmations that end a channel; one that goes on at its change output needs those of a funding output."""
-    if channel.moves:
-        return max(1, world.rules.confirmations_needed(channel.payment.change_sat))
-    return world.settlement_confirmations
 
 
 async def _spender(channel: Channel, world: World) -> Spend | None:

@@ -109,7 +109,7 @@ class Watcher:
         late: list[str] = []
         for state in (State.OPEN, State.CLOSING, State.PUBLISHED):
             near = walk(self._world.store, state, now + self._alarm_seconds)
-            late += [str(channel.outpoint) async for channel in near]
+            late += [str(channel.outpoint) async for channel in near if channel.received_sat]
         if late:
             log.error("unsettled near expiry", channels=late[:10], count=len(late))
         pinned = (f"pinned: {outpoint}: {reason}" for outpoint, reason in self._registry.desk.pinned.items())

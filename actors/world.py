@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from actors.commit import GroupCommit
 from paychan.application.base import Application
 from paychan.chain.base import Chain, Tip
-from paychan.protocol.channel import Rules, View
+from paychan.protocol.channel import Channel, Rules, View
 from paychan.protocol.fees import ChainFees
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 from paychan.signing.base import Signer
@@ -55,6 +55,12 @@ class World:
         """Wall clock or the chain's median time past, whichever is worse for us: the later."""
         tip = self.chain_view.tip
         return self.clock() if tip is None else max(self.clock(), tip.median_time)
+
+    def depth(self, channel: Channel) -> int:
+        """Confirmations that end a channel; one that goes on at its change output needs those of a funding output."""
+        if channel.moves:
+            return max(1, self.rules.confirmations_needed(channel.payment.change_sat))
+        return self.settlement_confirmations
 
     def view(self, outpoint: OutPoint | None = None) -> View:
         """The moment, as the channel machine judges it."""

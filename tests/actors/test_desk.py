@@ -124,6 +124,9 @@ class Thieving(DebugChain):
     async def spender(self, outpoint):
         return Spend(b"\x66" * 32, 0) if outpoint == SECOND.outpoint else await super().spender(outpoint)
 
+    async def transaction(self, txid):
+        return b"\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00" if txid == b"\x66" * 32 else await super().transaction(txid)
+
 
 async def test_threat_23_a_bad_input_is_left_out(tmp_path: Path) -> None:
     """The others settle together without it."""
@@ -191,7 +194,25 @@ async def test_a_settlement_signed_for_more_is_matched(tmp_path: Path) -> None:
     assert before is not None
     assert after is not None
     assert after.is_dearer_than(before)
-    assert after.fee_sat <= before.fee_sat * 101 // 100
+    assert after.fee_sat <= before.fee_sat * 102 // 100
+
+
+async def test_a_settlement_that_is_out_already_is_found(tmp_path: Path) -> None:
+    """A server that forgot that it signed takes what spends the output by its own branch, and signs nothing."""
+    clock = Clock()
+    chain = DebugChain(clock)
+    async with local(tmp_path / "now", clock, chain=chain, settings={"batch_seconds": WAIT}) as server:
+        await drain(server, FIRST, SECOND)
+        clock.now += WAIT
+        await server.watcher.look()
+        before = await settlement(server, FIRST)
+
+    async with local(tmp_path / "backup", clock, chain=chain) as server:
+        await server.fill([payer.channel() for payer in (FIRST, SECOND)])
+        accepted(await server.registry.ask(FIRST.outpoint, Close(CloseReason.OPERATOR)))
+        assert await settlement(server, FIRST) == before
+        assert (await server.stored(FIRST)).state is State.CLOSED
+        assert not server.signer.calls["sign_settlement"]
 
 
 async def test_a_channel_moves_to_its_change_output(tmp_path: Path) -> None:
