@@ -19,8 +19,12 @@ from paychan.protocol.types import OutPoint
 _PATIENCE_SECONDS = 30.0
 _WALLET = "miner"
 
-_FIRST_BLOCKS = 120
-"""Coinbase outputs are spendable 100 blocks later: this makes 20 coins, each good for 25 payments between two blocks."""
+_FIRST_BLOCKS = 140
+"""Coinbase outputs are spendable 100 blocks later: this makes 40 coins, each good for 25 payments between two blocks.
+
+Against fee sniping a wallet dates some transactions up to 99 blocks back, and Bitcoin Knots takes lock time 21 for spam
+("parasite-cat21"): up to height 120, one payment in a thousand would not enter the mempool. The rest is for reorgs.
+"""
 
 _FLAGS = (
     "-server",
@@ -47,7 +51,7 @@ class NodeError(Exception):
 
 
 class Node:
-    """A node with an empty mempool, a chain of 120 blocks of its own (regtest) and a wallet with coins to spend.
+    """A node with an empty mempool, a chain of 140 blocks of its own (regtest) and a wallet with coins to spend.
 
     `flags` are bitcoind's. `login` ("user:password") replaces the cookie. `born` is when the first blocks are mined: the
     node's clock stands there until `set_mock_time`; 0 means now. Restarts keep directory and ports.
