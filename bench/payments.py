@@ -42,6 +42,12 @@ class Run:
     client_cpu_seconds: float
 
 
+def server_at(endpoint: str) -> Server:
+    """Read HOST:PORT, or a URL."""
+    place = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
+    return Server(place.hostname or "localhost", place.port or 80)
+
+
 def run(server: Server, channels: list[Funded], count: int, version: int) -> Run:
     """Start a client for each channel, let them pay together, and put together what they saw."""
     begun = time.monotonic()
@@ -192,8 +198,7 @@ def main(
 
     Channels have debug funding, or with --node real outputs.
     """
-    place = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
-    server = Server(place.hostname or "localhost", place.port or 80)
+    server = server_at(endpoint)
     facts, rate = machine.facts(), machine.verifies_per_second()
     try:
         if node is None:
