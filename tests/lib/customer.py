@@ -51,7 +51,9 @@ class Customer:
             "client_pubkey": self.key.public_key.format().hex(),
             "exp_time": str(expiry or max(int(time.time()), node.median_time) + LIFE_SECONDS),
         }
-        info = self.ask("GET", "/v1/fundingInfo", **self.query).json()
+        answer = self.ask("GET", "/v1/fundingInfo", **self.query)
+        assert answer.status_code == 200, answer.text
+        info = answer.json()
         self.terms: ChannelTerms = make_terms(
             bytes.fromhex(info["server_pubkey"]), self.key.public_key.format(), int(self.query["exp_time"])
         )
