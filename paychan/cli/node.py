@@ -31,8 +31,12 @@ from paychan.protocol.types import MAX_MONEY_SAT
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 _WALLET = "miner"
-_MATURE_BLOCKS = 101
-"""A coinbase output can be spent 100 blocks later."""
+_FIRST_BLOCKS = 140
+"""A coinbase output can be spent 100 blocks later.
+
+Against fee sniping a wallet dates some transactions up to 99 blocks back, and Bitcoin Knots takes lock time 21 for spam:
+up to height 120 it would refuse one payment in a thousand.
+"""
 
 _PATIENCE_SECONDS = 60.0
 _CALL_SECONDS = 60.0
@@ -185,6 +189,7 @@ def fund(
     with _told(node):
         coins = f"{sat // 100_000_000}.{sat % 100_000_000:08d}"
         txid = node.rpc("sendtoaddress", address, coins, wallet=_WALLET)
+        node.rpc("getmempoolentry", txid)  # the wallet keeps transactions that its node did not take
         outputs = node.rpc("gettransaction", txid, True, True, wallet=_WALLET)["decoded"]["vout"]
         vout = next(each["n"] for each in outputs if each["scriptPubKey"].get("address") == address)
         out.print(f"{txid}:{vout}", soft_wrap=True)
@@ -241,7 +246,7 @@ def _provide_money(node: _Node) -> None:
     if _WALLET not in {each["name"] for each in node.rpc("listwalletdir")["wallets"]}:
         load_on_startup = True
         node.rpc("createwallet", _WALLET, False, False, "", False, True, load_on_startup)
-    _mine(node, max(1, _MATURE_BLOCKS - node.rpc("getblockcount")))
+    _mine(node, max(1, _FIRST_BLOCKS - node.rpc("getblockcount")))
 
 
 def _mine(node: _Node, blocks: int) -> None:
