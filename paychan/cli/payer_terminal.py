@@ -208,7 +208,7 @@ def qr_code(text: str) -> str:
 
 
 def wait_funded(channel: Channel) -> None:
-    """Wait for the funding and show how far it has come. Ctrl-C leaves the channel to be gone on with."""
+    """Wait for the funding and show how far it has come. Ctrl-C leaves the channel to be gone on with, which it says."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as progress:
         task = progress.add_task("Waiting for the funding")
@@ -217,6 +217,7 @@ def wait_funded(channel: Channel) -> None:
             progress.update(task, description=escape(_funding_progress(channel, seen)))
 
         try:
+            err.print(f"Ctrl-C stops waiting, `paychan channel open {channel.name}` goes on.", soft_wrap=True)
             found = channel.wait_funded(watcher=show_progress)
         except KeyboardInterrupt:
             progress.stop()

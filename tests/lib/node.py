@@ -182,6 +182,7 @@ class Node:
         """Pay to an address; the transaction waits in the mempool."""
         txid = self.rpc("sendtoaddress", address, str(Decimal(sat).scaleb(-8)), wallet=_WALLET)
         self.rpc("getmempoolentry", txid)  # the wallet keeps transactions that its node did not take
+        self._tell_wallets()
         return self.output(txid, address)
 
     def output(self, txid: str, address: str) -> OutPoint:
@@ -194,11 +195,14 @@ class Node:
         """Double-spend a payment that waits in the mempool, by a transaction to ourselves with ten times its fee."""
         mine = [{self.address(): "0.1"}]
         bumped = self.rpc("bumpfee", outpoint.txid_hex, {"fee_rate": 100, "outputs": mine}, wallet=_WALLET)
+        self._tell_wallets()
         return str(bumped["txid"])
 
     def send_raw(self, transaction: bytes) -> str:
         """Hand in a transaction from somebody else's side; return its txid."""
-        return str(self.rpc("sendrawtransaction", transaction.hex(), 0))
+        txid = self.rpc("sendrawtransaction", transaction.hex(), 0)
+        self._tell_wallets()
+        return str(txid)
 
     def invalidate(self, depth: int) -> None:
         """Take back the newest blocks: what they held is unconfirmed again."""
@@ -213,6 +217,10 @@ class Node:
         self.mine_only(*transactions)
         for _ in range(depth):
             self.mine_only()
+
+    def _tell_wallets(self) -> None:
+        """Wait until all wallets know the mempool as it is: others than the one that acted are told a moment later."""
+        self.rpc("syncwithvalidationinterfacequeue")
 
     def set_mock_time(self, unix_time: int) -> None:
         """Set the node's clock, which stands still from now on; 0 lets it go again."""
