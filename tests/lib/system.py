@@ -146,6 +146,10 @@ class System:
             for daemon in (self.signer, self.server):
                 print(f"--- {daemon.log} ---\n{daemon.text()}" if daemon else "never started")
 
+    def __repr__(self) -> str:
+        """Where the logs are: pytest shows it above a test that failed."""
+        return f"System({str(self.directory)!r})"
+
     @property
     def url(self) -> str:
         assert self.running is not None
