@@ -102,6 +102,8 @@ def test_threat_3_a_closed_channel_whose_settlement_is_gone_is_settled_again(mar
     node.mine(2)
     for each in scene.settled:
         each.ends("closed")
+    node.stop()
+    node.start()
 
 
 @pytest.mark.parametrize("depth", range(1, 7))
