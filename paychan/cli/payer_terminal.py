@@ -94,8 +94,8 @@ def told(as_json: bool, name: str = "", *, again: str = "") -> Iterator[None]:
             out.print_json(data={"code": code, "error": str(error), **getattr(error, "fields", {})}, default=str)
             raise typer.Exit(1) from None
         step = next((text for kind, text in _NEXT_STEPS.items() if isinstance(error, kind)), "")
-        if isinstance(error, Unreachable) and not name:
-            step = "Is the server running?"
+        if not name and "{name}" in step:
+            step = "Is the server running?" if isinstance(error, Unreachable) else ""
         if isinstance(error, Unreachable | ServerFailed) and again:
             step = f"`{again}` goes on, and pays once."
         sentence = str(error).rstrip(".")
