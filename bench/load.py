@@ -19,10 +19,9 @@ from urllib.parse import urlencode
 from coincurve import PrivateKey
 
 from paychan.protocol.address import decode_address
-from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT, debug_outpoint
 from paychan.protocol.payment import Payment, encode_v1, sign_payment
 from paychan.protocol.rest import Dialect, encode_json, opening_secret, payment_data
-from paychan.protocol.scripts import ChannelTerms, make_terms
+from paychan.protocol.scripts import ChannelTerms
 from paychan.protocol.types import Network, OutPoint, Sat
 
 CHANGE_ADDRESS = "mmA2XECa7bVERzQKkyy1pNBQ3PC4HnxTC5"
@@ -42,11 +41,20 @@ def stop(reason: str) -> NoReturn:
 
 @dataclass(frozen=True)
 class Server:
-    """Where the server is, and which of its keys goes into the channels."""
+    """Where the server is."""
 
     host: str
     port: int
-    key: bytes
+
+
+@dataclass(frozen=True)
+class Funded:
+    """A channel that can be opened, and the client's key to it."""
+
+    key: PrivateKey
+    terms: ChannelTerms
+    outpoint: OutPoint
+    value_sat: Sat
 
 
 @dataclass(frozen=True)
@@ -113,15 +121,14 @@ def request(method: str, target: str, server: Server, body: bytes = b"") -> byte
     return head.encode() + body
 
 
-def generate(server: Server, count: int, version: int) -> Session:
-    """Make a fresh key and sign everything, as GenTestData did."""
-    key = PrivateKey()
-    terms = make_terms(server.key, key.public_key.format(), int(time.time()) + CHANNEL_SECONDS)
-    outpoint = debug_outpoint(terms.client_key, terms.expiry)
+def generate(server: Server, funded: Funded, count: int, version: int) -> Session:
+    """Sign everything, as GenTestData did."""
+    terms, first = funded.terms, funded.value_sat - OPENING_SAT
     script = decode_address(CHANGE_ADDRESS, Network.TEST) if version == 1 else terms.funding_script
-    first = DEBUG_FUNDING_SAT - OPENING_SAT
-    payments = [sign_payment(key, terms, outpoint, script, Sat(first - paid)) for paid in range(count + 1)]
-    return (session_v1 if version == 1 else session_v2)(server, payments, terms, outpoint)
+    payments = [
+        sign_payment(funded.key, terms, funded.outpoint, script, Sat(first - paid)) for paid in range(count + 1)
+    ]
+    return (session_v1 if version == 1 else session_v2)(server, payments, terms, funded.outpoint)
 
 
 # --- a client -------------------------------------------------------------------------------------------------------
@@ -155,10 +162,10 @@ def _more(connection: socket.socket) -> bytes:
     return part
 
 
-def client(server: Server, count: int, version: int, go: Event, close: Event, pipe: Connection) -> None:
+def client(server: Server, funded: Funded, count: int, version: int, go: Event, close: Event, pipe: Connection) -> None:
     """Live one channel's life; reports "ready", what was `Paid`, and "closed", or a text that says what failed."""
     try:
-        session = generate(server, count, version)
+        session = generate(server, funded, count, version)
         with socket.create_connection((server.host, server.port)) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             exchange(connection, session.opening)

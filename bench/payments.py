@@ -1,33 +1,30 @@
 """The original's benchmark (benchPayChanServer.sh, PROTOCOL §15): clients that pay one satoshi after the other.
 
-    python bench/payments.py NUM_PAYMENTS NUM_THREADS ENDPOINT [SERVER_PUBKEY]
+    python bench/payments.py NUM_PAYMENTS NUM_THREADS ENDPOINT [SERVER_PUBKEY] [--node URL]
 
 Every client is a process with one channel and one keep-alive connection: it opens with 100000 sat, pays NUM_PAYMENTS
-times 1 sat, each after the answer to the one before, and closes. The server must run with debug funding.
+times 1 sat, each after the answer to the one before, and closes. The server runs with debug funding, or on a regtest
+node (`--node`) whose wallet then funds the channels before the clock starts.
 """
 
 from __future__ import annotations
 
-import http.client
-import json
 import multiprocessing
 import socket
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import machine
 import psutil  # type: ignore[import-untyped]  # has no stubs
 import typer
-from load import BenchError, Paid, Server, client, stop
+from funding import Node, by_node, from_nothing
+from load import BenchError, Funded, Paid, Server, client, stop
 from rich.console import Console
 from rich.table import Table
-
-FIXED_CLIENT_KEY = "03da3afe4f58992a8cc909522c2ec859ef218fd92fda0a67c23fb40e0303030405"
-FIXED_EXPIRY = 1_500_000_000
-"""With these the original asks for the server's key."""
 
 LEAST_CPU_SECONDS = 0.2
 """The kernel counts in hundredths of a second; less than this says nothing."""
@@ -45,17 +42,22 @@ class Run:
     client_cpu_seconds: float
 
 
-def run(server_at: tuple[str, int], wanted_key: str | None, count: int, clients: int, version: int) -> Run:
-    """Start the clients, let them pay together, and put together what they saw."""
+def server_at(endpoint: str) -> Server:
+    """Read HOST:PORT, or a URL."""
+    place = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
+    return Server(place.hostname or "localhost", place.port or 80)
+
+
+def run(server: Server, channels: list[Funded], count: int, version: int) -> Run:
+    """Start a client for each channel, let them pay together, and put together what they saw."""
     begun = time.monotonic()
-    server = Server(*server_at, ask_server_key(*server_at, version, wanted_key))
     processes = server_processes(server)
     fork = multiprocessing.get_context("fork")
     go, close = fork.Event(), fork.Event()
     pipes, children = [], []
-    for _ in range(clients):
+    for funded in channels:
         ours, theirs = fork.Pipe()
-        child = fork.Process(target=client, args=(server, count, version, go, close, theirs), daemon=True)
+        child = fork.Process(target=client, args=(server, funded, count, version, go, close, theirs), daemon=True)
         child.start()
         theirs.close()
         pipes.append(ours)
@@ -71,7 +73,7 @@ def run(server_at: tuple[str, int], wanted_key: str | None, count: int, clients:
         child.join()
     wall = time.monotonic() - begun
     return Run(
-        payments=count * clients,
+        payments=count * len(channels),
         wall_seconds=wall,
         paying_seconds=(max(each.last_ns for each in paid) - min(each.first_ns for each in paid)) / 1e9,
         latencies_ms=sorted(latency / 1e6 for each in paid for latency in each.latencies),
@@ -96,28 +98,6 @@ def hear_all(pipes: list[Connection]) -> list[Any]:
             stop(f"client {number}: {message}")
         heard.append(message)
     return heard
-
-
-def ask_server_key(host: str, port: int, version: int, wanted: str | None) -> bytes:
-    """Learn the server's key from its funding info, with the original's client key and expiry."""
-    path = f"/v2/funding/{FIXED_EXPIRY}/{FIXED_CLIENT_KEY}/info"
-    if version == 1:
-        path = f"/v1/fundingInfo?client_pubkey={FIXED_CLIENT_KEY}&exp_time={FIXED_EXPIRY}"
-    connection = http.client.HTTPConnection(host, port, timeout=30)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        body = answer.read()
-    except OSError as error:
-        stop(f"no answer from {host}:{port}: {error}")
-    finally:
-        connection.close()
-    if answer.status != 200:
-        stop(f"GET {path}: {answer.status} {answer.reason}")
-    key = str(json.loads(body)["server_pubkey"])
-    if wanted not in (None, key):
-        stop(f"server key differs: got {key}, want {wanted}")
-    return bytes.fromhex(key)
 
 
 # --- the server's CPU time ------------------------------------------------------------------------------------------
@@ -187,29 +167,58 @@ def show(told: dict[str, Any]) -> None:
     )
 
 
+EPILOG = """\
+[bold]Examples[/bold]
+
+  python bench/payments.py 1000 10 localhost:8000 [dim]# paychan up config/debug[/dim]
+
+  python bench/payments.py 1000 10 localhost:8000 --node http://127.0.0.1:18443 [dim]# paychan node start; paychan up config/regtest[/dim]
+"""
+
+app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
+
+
+@app.command(epilog=EPILOG)
 def main(
     num_payments: Annotated[int, typer.Argument(min=1, help="Payments of each client.")],
     num_threads: Annotated[int, typer.Argument(min=1, help="Clients, each a process with one channel.")],
-    endpoint: Annotated[str, typer.Argument(help="HOST:PORT of a server with debug funding.")],
+    endpoint: Annotated[str, typer.Argument(help="HOST:PORT of a server.")],
     server_pubkey: Annotated[str | None, typer.Argument(help="What the server's key must be.")] = None,
     version: Annotated[int, typer.Option(min=1, max=2, help="Version of the protocol.")] = 1,
+    node: Annotated[
+        str | None, typer.Option(metavar="URL", help="The server's regtest node, whose wallet funds the channels.")
+    ] = None,
+    credentials: Annotated[Path, typer.Option(help="The node's .cookie, or a file user:password.")] = Path(
+        ".paychan/node/regtest/.cookie"
+    ),
+    wallet: Annotated[str, typer.Option(help="The node's wallet that has coins.")] = "miner",
     save: Annotated[bool, typer.Option(help="Keep the figures in bench/results.")] = True,
 ) -> None:
-    """Measure payments per second over real sockets, as the original's benchmark did and for the server alone."""
-    place = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
+    """Measure payments per second over real sockets, as the original's benchmark did and for the server alone.
+
+    Channels have debug funding, or with --node real outputs.
+    """
+    server = server_at(endpoint)
     facts, rate = machine.facts(), machine.verifies_per_second()
     try:
-        done = run((place.hostname or "localhost", place.port or 80), server_pubkey, num_payments, num_threads, version)
+        if node is None:
+            channels = from_nothing(server, server_pubkey, num_threads, version)
+        else:
+            channels = by_node(
+                server, server_pubkey, num_threads, version, num_payments, Node(node, credentials, wallet)
+            )
+        done = run(server, channels, num_payments, version)
     except BenchError as error:
         Console(stderr=True, highlight=False).print(f"payments: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
-    print(f"Done. Executed {done.payments} payments.")
+    funding = "debug" if node is None else "regtest node"
+    print(f"Done. Executed {done.payments} payments. Funding: {funding}.")
     told = figures(done, rate)
     show(told)
     if save:
-        asked = {"version": version, "num_payments": num_payments, "num_threads": num_threads}
+        asked = {"version": version, "funding": funding, "num_payments": num_payments, "num_threads": num_threads}
         print(f"Saved as {machine.save('payments', asked | told, facts)}")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

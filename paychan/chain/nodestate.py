@@ -86,7 +86,7 @@ class NodeState:
             msg = f"no bitcoind answers: {error}. Start it with server=1, or correct chain.url"
             raise ChainUnfit(msg) from error
         except Unauthorized as error:
-            msg = f"{error}. Name the node's .cookie file, or a file with user:password, in chain.credentials"
+            msg = f"{error}. Name the node's .cookie file, or a file with user:password, in chain.credentials_file"
             raise ChainUnfit(msg) from error
         except RpcError as error:
             if error.code != WARMING_UP:

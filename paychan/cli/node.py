@@ -1,6 +1,7 @@
 """`paychan node`: a throw-away regtest bitcoind, so that anybody can play the whole life of a channel in minutes.
 
-Its directory holds everything: bitcoin.conf, which the other commands read to find it, the chain and a wallet.
+Its directory holds everything: bitcoin.conf, which the other commands read to find it, the chain and a wallet; and
+`clock`, once time was made to pass: a node whose newest block lies ahead of its clock mines no more, and does not start.
 """
 
 from __future__ import annotations
@@ -25,14 +26,22 @@ from rich.table import Table
 
 from paychan.chain.base import ChainFailed
 from paychan.chain.jsonrpc import JsonRpc, RpcError, Unauthorized, Unreachable
+from paychan.cli.payer_terminal import moment
 from paychan.cli.terminal import fail, out
 from paychan.protocol.types import MAX_MONEY_SAT
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 _WALLET = "miner"
-_MATURE_BLOCKS = 101
-"""A coinbase output can be spent 100 blocks later."""
+_FIRST_BLOCKS = 140
+"""A coinbase output can be spent 100 blocks later.
+
+Against fee sniping a wallet dates some transactions up to 99 blocks back, and Bitcoin Knots takes lock time 21 for spam:
+up to height 120 it would refuse one payment in a thousand.
+"""
+
+_MARGIN_SECONDS = 60
+"""How far the clock goes beyond what the median time has to pass."""
 
 _PATIENCE_SECONDS = 60.0
 _CALL_SECONDS = 60.0
@@ -80,6 +89,7 @@ class _Node:
         self.directory = directory.resolve()
         self.conf = self.directory / "bitcoin.conf"
         self.cookie = self.directory / "regtest" / ".cookie"
+        self._clock = self.directory / "clock"
 
     @property
     def url(self) -> str:
@@ -88,6 +98,16 @@ class _Node:
     @property
     def zmq(self) -> str:
         return self._setting("zmqpubhashblock")
+
+    @property
+    def ahead(self) -> int:
+        """Unix time at which the node's clock has to stand, ahead of ours; 0 when it goes by ours, again or still."""
+        time_set = int(self._clock.read_text()) if self._clock.is_file() else 0
+        return time_set if time_set > time.time() else 0
+
+    def set_ahead(self, unix_time: int) -> None:
+        """Have the node's clock stand at a time, also after a restart."""
+        self._clock.write_text(f"{unix_time}\n")
 
     def rpc(self, method: str, *params: Any, wallet: str = "") -> Any:
         """Call a method. Raises like `JsonRpc.call`."""
@@ -145,7 +165,7 @@ def start(
     log = node.directory / "bitcoind.log"
     with log.open("wb") as errors:
         child = subprocess.Popen(  # noqa: S603 - the program that the user chose
-            [program, f"-datadir={node.directory}", "-printtoconsole=0"],
+            [program, f"-datadir={node.directory}", "-printtoconsole=0", f"-mocktime={node.ahead}"],
             stdout=errors,
             stderr=errors,
             start_new_session=True,  # Ctrl-C is ours to pass on
@@ -174,6 +194,26 @@ def mine(
         out.print(f"height {node.rpc('getblockcount')}")
 
 
+@app.command(
+    name="pass", epilog=_examples("paychan node pass 170   (more than the 7 days of a channel, as they are by default)")
+)
+def pass_(
+    hours: Annotated[int, typer.Argument(min=1, max=10_000, help="How many hours.")], directory: DirOption = DEFAULT_DIR
+) -> None:
+    """Let time pass: set the node's clock on, and mine until the chain's median time has passed, too.
+
+    The node's clock then stands, also after a restart, until ours has come so far. The server goes by the later of its
+    clock and the median time: it settles what is due, and new channels need that much longer: paychan channel new --hours.
+    """
+    node = _Node(directory)
+    with _told(node):
+        until = max(node.ahead, int(time.time())) + hours * 3600
+        node.set_ahead(until + _MARGIN_SECONDS)
+        while (chain := node.rpc("getblockchaininfo"))["mediantime"] <= until:
+            _mine(node, 1)
+        out.print(f"height {chain['blocks']}, median time {moment(chain['mediantime'])}")
+
+
 @app.command(epilog=_examples("paychan node fund 2N8hwP1WmJrFF5QWABn38y63uYLhnJYJYTF 500000"))
 def fund(
     address: Annotated[str, typer.Argument(help="A funding address, as `paychan channel new` prints it.")],
@@ -185,6 +225,7 @@ def fund(
     with _told(node):
         coins = f"{sat // 100_000_000}.{sat % 100_000_000:08d}"
         txid = node.rpc("sendtoaddress", address, coins, wallet=_WALLET)
+        node.rpc("getmempoolentry", txid)  # the wallet keeps transactions that its node did not take
         outputs = node.rpc("gettransaction", txid, True, True, wallet=_WALLET)["decoded"]["vout"]
         vout = next(each["n"] for each in outputs if each["scriptPubKey"].get("address") == address)
         out.print(f"{txid}:{vout}", soft_wrap=True)
@@ -241,10 +282,11 @@ def _provide_money(node: _Node) -> None:
     if _WALLET not in {each["name"] for each in node.rpc("listwalletdir")["wallets"]}:
         load_on_startup = True
         node.rpc("createwallet", _WALLET, False, False, "", False, True, load_on_startup)
-    _mine(node, max(1, _MATURE_BLOCKS - node.rpc("getblockcount")))
+    _mine(node, max(1, _FIRST_BLOCKS - node.rpc("getblockcount")))
 
 
 def _mine(node: _Node, blocks: int) -> None:
+    node.rpc("setmocktime", node.ahead)
     node.rpc("generatetoaddress", blocks, node.rpc("getnewaddress", wallet=_WALLET))
 
 
@@ -256,6 +298,7 @@ def _show(node: _Node) -> None:
         ("Cookie", str(node.cookie)),
         ("ZMQ", node.zmq),
         ("Height", f"{chain['blocks']}, median time {chain['mediantime']}"),
+        *([("Clock", f"stands at {moment(node.ahead)}")] if node.ahead else []),
         ("Wallet", f"{node.rpc('getbalance', wallet=_WALLET):.8f} BTC to play with"),
         ("Next", "[green]paychan up config/regtest[/green]"),
         ("", "[green]paychan node fund ADDRESS SAT[/green]"),

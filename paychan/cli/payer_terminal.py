@@ -96,9 +96,9 @@ def told(as_json: bool, name: str = "", *, again: str = "") -> Iterator[None]:
             out.print_json(data={"code": code, "error": str(error), **getattr(error, "fields", {})}, default=str)
             raise typer.Exit(1) from None
         step = next((text for kind, text in _NEXT_STEPS.items() if isinstance(error, kind)), "")
-        if isinstance(error, Unreachable) and not name:
-            step = "Is the server running?"
-        if getattr(error, "code", "") == "not_economical":
+        if not name and "{name}" in step:
+            step = "Is the server running?" if isinstance(error, Unreachable) else ""
+        if name and getattr(error, "code", "") == "not_economical":
             step = "`paychan channel close {name} --fee SAT` offers to pay for it (version 2)."
         if isinstance(error, Unreachable | ServerFailed) and again:
             step = f"`{again}` goes on, and pays once."
@@ -223,7 +223,7 @@ def qr_code(text: str) -> str:
 
 
 def wait_funded(channel: Channel) -> None:
-    """Wait for the funding and show how far it has come. Ctrl-C leaves the channel to be gone on with."""
+    """Wait for the funding and show how far it has come. Ctrl-C leaves the channel to be gone on with, which it says."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as progress:
         task = progress.add_task("Waiting for the funding")
@@ -232,6 +232,7 @@ def wait_funded(channel: Channel) -> None:
             progress.update(task, description=escape(_funding_progress(channel, seen)))
 
         try:
+            err.print(f"Ctrl-C stops waiting, `paychan channel open {channel.name}` goes on.", soft_wrap=True)
             found = channel.wait_funded(watcher=show_progress)
         except KeyboardInterrupt:
             progress.stop()

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct
 
-from paychan.chain.base import Chain, Funding, Spend, Tip
+from paychan.chain.base import Chain, ChainUnfit, Funding, Spend, Tip
 from paychan.chain.bitcoind import BitcoindChain
 from paychan.chain.electrum import ElectrumChain
 from paychan.cli.payer_terminal import relative, sat
@@ -30,6 +30,22 @@ _MOST_SAT_PER_VB = 200
 """An estimate is believed up to here; more must be asked for."""
 
 _TIMEOUT_SECONDS = 30.0
+
+_OPTIONS = {
+    "chain.url or network": "--node",
+    "Give chain.url a node that has them, or the wallet that followed these channels": (
+        "Give a node that has them with --node, or an Electrum server with --electrum"
+    ),
+    "chain.url": "--node",
+    "chain.credentials_file": "--credentials",
+    "Choose another name in chain.wallet": "Give another node with --node, or an Electrum server with --electrum",
+    "choose a new name in chain.wallet, and let it keep more blocks from now on": (
+        "give another node with --node, or an Electrum server with --electrum"
+    ),
+    "give the URL of a server of that network": "give one of that network with --electrum",
+    "name that as the certificate file": "name that with --certificate",
+}
+"""What mends a chain that can't serve: the server's settings, and the payer's options in their place."""
 
 
 class Source(Struct, frozen=True):
@@ -78,25 +94,37 @@ async def connected(source: Source, network: Network) -> AsyncIterator[Chain]:
 
     Raises:
         ValueError: neither or both were given, or a node without credentials.
-        ChainUnfit: it can't serve us.
+        ChainUnfit: it can't serve us, and which option mends that.
     """
     if bool(source.node) == bool(source.electrum):
         msg = "give your own node with --node and --credentials, or an Electrum server with --electrum"
         raise ValueError(msg)
-    chain: Chain
+    try:
+        chain = _backend(source, network)
+        try:
+            await chain.check()
+            yield chain
+        finally:
+            await chain.close()
+    except ChainUnfit as error:
+        raise ChainUnfit(in_options(str(error))) from error
+
+
+def _backend(source: Source, network: Network) -> Chain:
     if source.electrum:
         certificate = source.certificate
-        chain = ElectrumChain(source.electrum, network, timeout_seconds=_TIMEOUT_SECONDS, certificate_file=certificate)
-    elif source.credentials is None:
+        return ElectrumChain(source.electrum, network, timeout_seconds=_TIMEOUT_SECONDS, certificate_file=certificate)
+    if source.credentials is None:
         msg = "--node needs --credentials, a file with user:password such as the node's .cookie"
         raise ValueError(msg)
-    else:
-        chain = BitcoindChain(source.node, network, credentials=source.credentials.expanduser(), wallet="paychan-payer")
-    try:
-        await chain.check()
-        yield chain
-    finally:
-        await chain.close()
+    return BitcoindChain(source.node, network, credentials=source.credentials.expanduser(), wallet="paychan-payer")
+
+
+def in_options(mend: str) -> str:
+    """Say in the payer's options what the chain's backends say in the server's settings."""
+    for setting, option in _OPTIONS.items():
+        mend = mend.replace(setting, option)
+    return mend
 
 
 async def look(chain: Chain, record: ChannelRecord) -> Sight:

@@ -192,6 +192,7 @@ def test_what_a_server_says_is_shown_without_markup() -> None:
         result = say("new", liar.url)
 
     assert "[bold red]pay me[/bold red]" in result.stderr
+    assert "paychan channel" not in result.stderr  # no advice on a channel that is none
     assert "\x1b" not in result.stderr
 
 

@@ -158,6 +158,13 @@ class Crowd:
         for customer in self.customers:
             customer.start()
 
+    def wait_for_answers(self, count: int) -> None:
+        """Wait until so many more requests have been answered."""
+        enough, deadline = self.answers + count, time.monotonic() + 30
+        while self.answers < enough:
+            assert time.monotonic() < deadline, [customer.problems for customer in self.customers]
+            time.sleep(0.001)
+
     def pause(self) -> None:
         """The server is gone: wait until every customer has noticed."""
         self.serving.clear()

@@ -17,7 +17,7 @@ from paychan.protocol.types import Network, UnixTime
 from tests.lib.system import System
 from tests.lib.world import DebugPayer
 
-PATIENT = {"signer": "deadline_seconds = 0.3", "watcher": "interval_seconds = 0.1"}
+PATIENT = {"signer": "deadline_seconds = 2.0", "watcher": "interval_seconds = 0.1"}
 OPENING_SAT = 100_000
 
 

@@ -39,7 +39,7 @@ def server(node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ele
 
 @pytest.fixture
 async def chain(server: ElectrumX) -> AsyncIterator[ElectrumChain]:
-    chain = ElectrumChain(server.tcp_url, Network.REGTEST, timeout_seconds=2)
+    chain = ElectrumChain(server.tcp_url, Network.REGTEST, timeout_seconds=5)
     yield chain
     await chain.close()
 
@@ -70,7 +70,7 @@ def address(payer: Payer) -> str:
 
 async def refusal(url: str, network: Network = Network.REGTEST, certificate_file: Path | None = None) -> str:
     """Why a server is unfit."""
-    chain = ElectrumChain(url, network, timeout_seconds=2, certificate_file=certificate_file)
+    chain = ElectrumChain(url, network, timeout_seconds=5, certificate_file=certificate_file)
     try:
         with pytest.raises(ChainUnfit) as unfit:
             await chain.check()
@@ -82,7 +82,7 @@ async def refusal(url: str, network: Network = Network.REGTEST, certificate_file
 class TestWhoIsThere:
     async def test_pinned_certificate(self, server: ElectrumX, node: Node) -> None:
         """Over TLS a server whose self-signed certificate was given is trusted, and answers as over TCP."""
-        chain = ElectrumChain(server.tls_url, Network.REGTEST, timeout_seconds=2, certificate_file=server.certificate)
+        chain = ElectrumChain(server.tls_url, Network.REGTEST, timeout_seconds=5, certificate_file=server.certificate)
         await chain.check()
         await eventually(lambda: tip_hash(chain), node.best)
         await chain.close()
@@ -123,7 +123,7 @@ class TestWhoIsThere:
     def test_no_url(self, url: str) -> None:
         """What is no URL of an Electrum server is refused before anything is tried."""
         with pytest.raises(ChainUnfit, match="want tcp://host:port or ssl://host:port"):
-            ElectrumChain(url, Network.REGTEST, timeout_seconds=2)
+            ElectrumChain(url, Network.REGTEST, timeout_seconds=5)
 
 
 class TestAbsence:
@@ -150,7 +150,7 @@ class TestAbsence:
         server.pause()
         try:
             for _ in range(2):  # on the old connection, and on a new one
-                with pytest.raises(ChainFailed, match=r"no answer within 2 s"):
+                with pytest.raises(ChainFailed, match=r"no answer within 5 s"):
                     await asyncio.wait_for(chain.tip(), PATIENCE_SECONDS)
         finally:
             server.resume()
@@ -194,7 +194,7 @@ class TestDepth:
         outpoint = node.fund(address(payer), FUNDING_SAT)
         node.mine(2100, to=address(Payer("nobody")))
         server.wait_until_synced()
-        chain = ElectrumChain(server.tcp_url, Network.REGTEST, timeout_seconds=2)
+        chain = ElectrumChain(server.tcp_url, Network.REGTEST, timeout_seconds=5)
         assert await chain.funding(payer.terms) == (Funding(outpoint, FUNDING_SAT, 2100),)
         await chain.close()
 
@@ -257,13 +257,13 @@ class TestProtocol:
         assert "no common version" in await refusal(server.tcp_url)
 
     async def test_answers_held_back(self, node: Node, tmp_path: Path) -> None:
-        """ElectrumX as it comes, which holds small answers back for a second, serves with a deadline of little more."""
+        """ElectrumX as it comes, which holds small answers back for a second, serves with a deadline of some seconds."""
         payer = Payer("held back")
         outpoint = node.fund(address(payer), FUNDING_SAT)
         node.mine()
         with ElectrumX(node, tmp_path, hold_back_seconds=1.0) as server:
             chain = ElectrumChain(
-                server.tls_url, Network.REGTEST, timeout_seconds=2, certificate_file=server.certificate
+                server.tls_url, Network.REGTEST, timeout_seconds=5, certificate_file=server.certificate
             )
             await chain.watch([payer.terms])
             assert await chain.funding(payer.terms) == (Funding(outpoint, FUNDING_SAT, 1),)

@@ -371,7 +371,7 @@ def refuse(_: Any) -> Any:
 
 
 async def eventually(ask: Callable[[], Awaitable[Any]], expected: Any) -> None:
-    for _ in range(100):
+    for _ in range(400):
         try:
             if (answer := await ask()) == expected:
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from paychan.chain.base import Funding
+from paychan.chain.base import Funding, Tip
 from paychan.chain.bitcoind import BitcoindChain
 from paychan.cli.node import find_bitcoind
 from paychan.protocol.types import Network, OutPoint, Sat
@@ -46,11 +47,26 @@ class Running:
 
     @property
     def text(self) -> str:
-        return self.output.read_text()
+        return self.output.read_text(errors="replace")
 
     @property
     def cookie(self) -> Path:
         return self.directory / "regtest" / ".cookie"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.rpc_port}"
+
+    @property
+    def tip(self) -> Tip:
+        async def ask() -> Tip:
+            chain = BitcoindChain(self.url, Network.REGTEST, credentials=self.cookie)
+            try:
+                return await chain.tip()
+            finally:
+                await chain.close()
+
+        return asyncio.run(ask())
 
     def say(self, *words: object) -> subprocess.CompletedProcess[str]:
         return say(*words, "--dir", self.directory)
@@ -81,11 +97,10 @@ def free_port() -> int:
 
 async def test_from_nothing_to_funding(running: Running) -> None:
     """The node that starts is fit for the server, pays to a channel's address, and confirms it on request."""
-    url = f"http://127.0.0.1:{running.rpc_port}"
-    for shown in (url, str(running.cookie), f"tcp://127.0.0.1:{running.zmq_port}", "50.00000000 BTC"):
+    for shown in (running.url, str(running.cookie), f"tcp://127.0.0.1:{running.zmq_port}", "2000.00000000 BTC"):
         assert shown in running.text
         assert shown in running.say("info").stdout
-    chain = BitcoindChain(url, Network.REGTEST, credentials=running.cookie)
+    chain = BitcoindChain(running.url, Network.REGTEST, credentials=running.cookie)
     await chain.check()
     address = PAYER.terms.funding_address(Network.REGTEST)
     funded = running.say("fund", address, 123_456_789)
@@ -93,7 +108,7 @@ async def test_from_nothing_to_funding(running: Running) -> None:
     txid, vout = re.match(r"([0-9a-f]{64}):(\d+)\n", funded.stdout).groups()
     outpoint = OutPoint.parse(txid, int(vout))
     assert await chain.funding(PAYER.terms) == (Funding(outpoint, Sat(123_456_789), 0),)
-    assert running.say("mine", 3).stdout == "height 104\n"
+    assert running.say("mine", 3).stdout == "height 143\n"
     assert await chain.funding(PAYER.terms) == (Funding(outpoint, Sat(123_456_789), 3),)
     await chain.close()
 
@@ -105,7 +120,33 @@ def test_stop_and_start(running: Running) -> None:
     refused = running.say("mine")
     assert (refused.returncode, "no node runs in" in refused.stderr) == (1, True)
     running.start()
-    assert "Height  102" in running.text
+    assert "Height  141" in running.text
+
+
+def test_time_passes(running: Running) -> None:
+    """The median time goes beyond the hours asked for, again and again; blocks can be mined then, also after a restart."""
+    begun = int(time.time())
+    for hours, all_hours in ((1, 1), (170, 171)):
+        assert re.fullmatch(r"height 1\d\d, median time .+\n", running.say("pass", hours).stdout)
+        assert running.tip.median_time > begun + all_hours * 3600
+    assert running.say("mine", 30).returncode == 0
+    assert running.end() == 0
+
+    running.start()
+    assert re.search(r"Clock +stands at .*in 7 d 3 h", running.text)
+    assert running.say("mine", 30).returncode == 0
+    assert running.say("pass", 10).returncode == 0
+    assert running.tip.median_time > begun + 181 * 3600
+
+
+def test_time_goes_on_when_ours_has_caught_up(running: Running) -> None:
+    """A clock that was set on stands only as long as it is ahead of ours."""
+    ahead = int(time.time()) + 3600
+    for unix_time, stands in ((ahead, True), (ahead - 7200, False)):
+        (running.directory / "clock").write_text(f"{unix_time}\n")
+        assert ("stands at" in running.say("info").stdout) == stands
+        running.say("mine", 1)
+        assert (running.tip.time == ahead) == stands
 
 
 def test_interrupt(running: Running) -> None:
@@ -129,7 +170,7 @@ def test_refusals_of_the_node(running: Running) -> None:
     """What the node's wallet refuses is told in its words."""
     wrong = running.say("fund", "mouse", 1000)
     assert (wrong.returncode, wrong.stderr) == (1, "paychan: Invalid Bitcoin address: mouse\n")
-    poor = running.say("fund", PAYER.terms.funding_address(Network.REGTEST), 6_000_000_000)
+    poor = running.say("fund", PAYER.terms.funding_address(Network.REGTEST), 300_000_000_000)
     assert (poor.returncode, poor.stderr) == (1, "paychan: Insufficient funds\n")
 
 
@@ -137,7 +178,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     """Without a program, and without a directory, the command says what to do."""
     no_program = say("start", "--bitcoind", tmp_path / "bitcoind", "--dir", tmp_path)
     assert (no_program.returncode, "tests/fetch-bitcoind" in no_program.stderr) == (2, True)
-    for command in (["mine"], ["fund", "address", "1"], ["info"], ["stop"]):
+    for command in (["mine"], ["fund", "address", "1"], ["pass", "1"], ["info"], ["stop"]):
         result = say(*command, "--dir", tmp_path)
         assert (result.returncode, "paychan node start" in result.stderr) == (2, True)
 

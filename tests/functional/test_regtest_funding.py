@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from bitcoin.core import CMutableTransaction, CMutableTxIn, CMutableTxOut, COutPoint
+from bitcoin.core.script import SIGHASH_ALL, CScript, SignatureHash
+from coincurve import PrivateKey
 
-from paychan.protocol.types import OutPoint
-from tests.lib.customer import OPENING_SAT, Customer, CustomerV2, code, market, wait_for
+from paychan.protocol.address import encode_address, key_script
+from paychan.protocol.types import Network, OutPoint
+from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, CustomerV2, code, market, settled, wait_for
+from tests.lib.ecdsa import high_s_twin
 from tests.lib.node import Node
 from tests.lib.system import System
 
@@ -91,6 +96,39 @@ def test_threat_5_the_funding_that_confirms_is_the_one_that_opens(market_place: 
     assert code(customer.open()) == (400, "funding_not_found")
     customer.outpoint = second
     assert customer.open().status_code == 201
+
+
+@pytest.mark.parametrize("kind", [Customer, CustomerV2], ids=["v1", "v2"])
+def test_threat_5_a_malleated_legacy_funding_opens_under_the_txid_that_was_mined(
+    market_place: Market, kind: type[Customer]
+) -> None:
+    """Anybody turns the signature of a P2PKH input into its twin and has that mined: the same coins, another outpoint."""
+    system, node = market_place
+    customer, wallet = kind(system, node), PrivateKey()
+    script = key_script(wallet.public_key.format())
+    coin = node.fund(encode_address(script, Network.REGTEST), FUNDING_SAT + 1000)
+    node.mine()
+    spend = CMutableTransaction(
+        [CMutableTxIn(COutPoint(coin.txid, coin.vout))], [CMutableTxOut(FUNDING_SAT, customer.terms.funding_script)]
+    )
+    signature = wallet.sign(SignatureHash(CScript(script), spend, 0, SIGHASH_ALL), hasher=None)
+
+    def signed(signature: bytes) -> bytes:
+        spend.vin[0].scriptSig = CScript([signature + bytes([SIGHASH_ALL]), wallet.public_key.format()])
+        return bytes(spend.serialize())
+
+    first = OutPoint.parse(node.send_raw(signed(signature)), 0)
+    twin = signed(high_s_twin(signature))
+    second = OutPoint(bytes(spend.GetTxid()), 0)
+    node.mine_only(twin.hex())
+    assert node.rpc("getrawmempool") == []
+    customer.outpoint = first
+    assert code(customer.open())[0] == 400
+    customer.outpoint = second
+    wait_for(lambda: customer.open().status_code == 201, "opened")
+    assert customer.close(OPENING_SAT).status_code in (200, 202)
+    (mined,) = settled(customer)
+    assert mined[customer.change_script.hex()] == FUNDING_SAT - OPENING_SAT
 
 
 def test_threat_1_a_funding_double_spent_after_opening_is_never_paid_with(market_place: Market) -> None:

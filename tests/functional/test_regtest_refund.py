@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from bitcoin.core import CMutableTransaction, CTransaction
+from bitcoin.core.script import CScript
 
 from paychan.protocol.sighash import PaymentHasher
 from tests.lib.customer import OPENING_SAT, Customer, market, wait_for
@@ -30,7 +32,7 @@ def settlement_of(system: System, customer: Customer) -> bytes:
     return bytes.fromhex(customer.record["settlement_transaction"])
 
 
-def malleated(customer: Customer, settlement: bytes) -> bytes:
+def signed_again(customer: Customer, settlement: bytes) -> bytes:
     """The same settlement with the client's half signed once more, as only the client can."""
     payment = customer.payment(OPENING_SAT)
     digest = PaymentHasher(customer.terms, customer.outpoint, customer.change_script).digest(
@@ -41,6 +43,16 @@ def malleated(customer: Customer, settlement: bytes) -> bytes:
     changed = settlement.replace(payment.signature, other)
     assert changed != settlement
     return changed
+
+
+def other_selector(customer: Customer, settlement: bytes) -> bytes:
+    """The same settlement with 2 instead of 1 for the server's branch: as true, and nobody's signature covers it."""
+    transaction = CMutableTransaction.from_tx(CTransaction.deserialize(settlement))
+    script = bytes(transaction.vin[0].scriptSig)
+    tail = b"\x4c" + bytes([len(customer.terms.redeem_script)]) + customer.terms.redeem_script
+    assert script.endswith(b"\x51" + tail)
+    transaction.vin[0].scriptSig = CScript(script[: -len(tail) - 1] + b"\x52" + tail)
+    return bytes(transaction.serialize())
 
 
 def alarms(system: System) -> str:
@@ -88,9 +100,12 @@ def test_threat_6_a_refund_confirmed_first_is_a_loss_that_everybody_hears_of(mar
     assert customer.pay(OPENING_SAT + 1).status_code == 410
 
 
+@pytest.mark.parametrize("malleated", [signed_again, other_selector])
 @pytest.mark.parametrize("expired", [False, True], ids=["before expiry", "after expiry"])
-def test_threat_18_a_malleated_settlement_is_ours_all_the_same(market_place: Market, expired: bool) -> None:
-    """The client signs its half again and has that mined: another txid, the same money, so CLOSED and not LOST."""
+def test_threat_18_a_malleated_settlement_is_ours_all_the_same(
+    market_place: Market, expired: bool, malleated: Callable[[Customer, bytes], bytes]
+) -> None:
+    """The client signs its half again, or anybody writes the branch otherwise: the same money, so CLOSED and not LOST."""
     system, node = market_place
     customer = Customer(system, node)
     customer.opened()

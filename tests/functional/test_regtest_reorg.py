@@ -8,9 +8,9 @@ import pytest
 
 from paychan.protocol.address import encode_address, p2pkh_script
 from paychan.protocol.types import Network
-from tests.lib.customer import OPENING_SAT, Customer, market, wait_for
+from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, CustomerV2, market, settled, wait_for
 from tests.lib.node import Node
-from tests.lib.system import System
+from tests.lib.system import System, dead_signer
 
 Market = tuple[System, Node]
 
@@ -26,12 +26,12 @@ def market_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
 
 
 class Scene:
-    """Four channels, funded four blocks ago: open, settlement unconfirmed, one deep, and three deep."""
+    """Channels of both versions, funded four blocks ago: open, settlement unconfirmed, one deep, and three deep."""
 
     def __init__(self, system: System, node: Node) -> None:
         self.node = node
         node.mine(2)
-        customers = [Customer(system, node) for _ in range(4)]
+        customers = [kind(system, node) for kind in (Customer, CustomerV2, CustomerV2, Customer)]
         for each in customers:
             each.fund()
         node.mine()
@@ -102,3 +102,52 @@ def test_threat_3_a_closed_channel_whose_settlement_is_gone_is_settled_again(mar
     node.mine(2)
     for each in scene.settled:
         each.ends("closed")
+    node.stop()
+    node.start()
+
+
+@pytest.mark.parametrize("depth", range(1, 7))
+def test_threat_3_a_closing_that_waits_for_the_signer_survives_a_reorg(market_place: Market, depth: int) -> None:
+    """CLOSING with nothing signed yet: wherever the funding went, the settlement is mined once both are back."""
+    system, node = market_place
+    node.mine(2)
+    customer = (Customer, CustomerV2)[depth % 2](system, node)
+    customer.opened()
+    node.mine(3)
+    with dead_signer(system, node):
+        assert customer.close(OPENING_SAT).status_code == 503
+        node.reorg(depth)
+        assert customer.record["status"] == "closing"
+    if depth >= 4:
+        sent = node.rpc("gettransaction", customer.outpoint.txid_hex, wallet="miner")
+        node.send_raw(bytes.fromhex(sent["hex"]))
+    (mined,) = settled(customer)
+    assert mined[customer.change_script.hex()] == FUNDING_SAT - OPENING_SAT
+
+
+def test_threat_3_a_lost_channel_stays_lost_in_every_reorg(market_place: Market) -> None:
+    """LOST is final: up to six blocks deep, with the refund out of the chain, nothing is accepted and nothing loops."""
+    system, node = market_place
+    lost = Customer(system, node)
+    lost.opened()
+    system.kill_server()
+    node.pass_median_time(lost.terms.expiry)
+    txid = node.send_raw(lost.refund().transaction)
+    node.mine(2)
+    system.start_server()
+    lost.ends("lost")
+    alive = CustomerV2(system, node)
+    alive.opened()
+    node.mine(4)
+    for depth in range(1, 7):
+        node.reorg(depth)
+        tip = node.best
+        wait_for(lambda tip=tip: seen_tip(system) == tip, "noticed")  # type: ignore[misc]
+        assert (lost.record["status"], lost.record["spent_by"]) == ("lost", txid)
+        assert lost.pay(OPENING_SAT + 1).status_code == 410
+        node.mine()
+    wait_for(lambda: alive.pay(OPENING_SAT + 1).status_code == 200, "thawed")
+
+
+def seen_tip(system: System) -> str:
+    return str(system.manage("GET", "/health").json()["chain"].get("block_hash"))

@@ -7,11 +7,19 @@ from collections.abc import Iterator
 import pytest
 from bitcoin.core import CTransaction
 
-from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, CustomerV2, market
+from paychan.protocol.address import encode_address, p2sh_script
+from paychan.protocol.types import Network
+from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, CustomerV2, code, market, settled, wait_for
 from tests.lib.node import Node
 from tests.lib.system import System
 
 Market = tuple[System, Node]
+
+DUST_SAT = 700
+"""channel.dust_limit_sat"""
+
+PRICES_SAT = {Customer: 70_000 + 40 * 331, CustomerV2: 100_000}
+"""open.base_price_sat with the fee of a settlement of typical size; open.v2_price_sat."""
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +38,8 @@ def close_by_operator(customer: Customer) -> None:
 
 
 def leave_least_change(customer: Customer) -> None:
-    """700 sat is the configured dust limit, 546 sat the network's."""
-    assert customer.pay(FUNDING_SAT - 700).status_code == 200
+    """More than the network's 546 sat."""
+    assert customer.pay(FUNDING_SAT - DUST_SAT).status_code == 200
     close_by_operator(customer)
 
 
@@ -39,7 +47,7 @@ def drain(customer: Customer) -> None:
     assert customer.pay(FUNDING_SAT).status_code in (200, 202)
 
 
-ENDINGS = {close_by_payer: OPENING_SAT, close_by_operator: OPENING_SAT, leave_least_change: FUNDING_SAT - 700}
+ENDINGS = {close_by_payer: OPENING_SAT, close_by_operator: OPENING_SAT, leave_least_change: FUNDING_SAT - DUST_SAT}
 
 
 @pytest.mark.parametrize("kind", [Customer, CustomerV2], ids=["v1", "v2"])
@@ -64,3 +72,33 @@ def test_threat_13_19_every_settlement_is_standard_and_pays_what_is_owed(
     assert outputs == [value for value in (FUNDING_SAT - paid_sat, paid_sat - record["settlement_fee"]) if value]
     node.mine(2)
     customer.ends("closed")
+
+
+@pytest.mark.parametrize("change", ["p2pkh", "p2sh"])
+@pytest.mark.parametrize("kind", [Customer, CustomerV2], ids=["v1", "v2"])
+def test_threat_13_one_satoshi_on_either_side_of_each_limit(
+    market_place: Market, kind: type[Customer], change: str
+) -> None:
+    """Least first payment and least change, for both types of change script: one less is refused, the least is mined."""
+    system, node = market_place
+    customer = kind(system, node)
+    if change == "p2sh":
+        customer.change_script = p2sh_script(b"\x51")
+        customer.change_address = encode_address(customer.change_script, Network.REGTEST)
+    customer.fund()
+    node.mine()
+    price_sat = PRICES_SAT[kind]
+    short = customer.open(price_sat - 1)
+    assert (code(short), short.json()["need_sat"]) == ((400, "payment_short"), price_sat)
+    wait_for(lambda: customer.open(price_sat).status_code == 201, "opened")
+    for change_sat in (1, DUST_SAT - 1):
+        dust = customer.pay(FUNDING_SAT - change_sat)
+        assert (code(dust), dust.json()["got_sat"], dust.json()["need_sat"]) == (
+            (400, "dust_change"),
+            change_sat,
+            DUST_SAT,
+        )
+    assert customer.pay(FUNDING_SAT - DUST_SAT).status_code == 200
+    close_by_operator(customer)
+    (mined,) = settled(customer)
+    assert mined[customer.change_script.hex()] == DUST_SAT

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.functional.upprocess import Up
+from tests.lib.customer import wait_for
 from tests.lib.system import DEBUG_SERVER_KEY, Daemon
 
 
@@ -43,13 +44,15 @@ def test_up_says_where_it_is_and_ends_both_when_told(up: Up, number: int):
 def test_up_leaves_nothing_behind_when_told_to_stop_at_once(up: Up):
     """A signal that comes while the processes are being started ends everything that was started."""
     started: list[psutil.Process] = []
-    for delay in (0.2, 0.35, 0.5, 0.65):
+    for moment in (0.0, 0.1, 0.2, 0.4):
         up.start()
-        time.sleep(delay)
-        started += psutil.Process(up.command.process.pid).children(recursive=True)
+        command = psutil.Process(up.command.process.pid)
+        wait_for(lambda command=command: command.children() != [], "first child")
+        time.sleep(moment)
+        started += command.children(recursive=True)
         up.end()
 
-    assert started
+    assert len(started) >= 4
     assert not any(process.is_running() for process in started)
     up.start()
     up.wait_until_serving()

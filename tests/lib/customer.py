@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import httpx
 import msgspec
 from coincurve import PrivateKey
 
-from paychan.protocol.address import encode_address, key_script
+from paychan.protocol.address import encode_address, key_script, p2sh_script
 from paychan.protocol.payment import Payment, encode_v1, sign_payment
 from paychan.protocol.refund import Refund, sign_refund
 from paychan.protocol.rest import Dialect, opening_secret, payment_data
@@ -33,6 +33,12 @@ def market(directory: Path, sections: dict[str, str] | None = None) -> Iterator[
         yield system, node
 
 
+class OddTerms(NamedTuple):
+    """What signing needs to know of a script."""
+
+    redeem_script: bytes
+
+
 class Customer:
     """A v1 client with a channel funded on the chain; amounts are what it has paid in all."""
 
@@ -45,7 +51,9 @@ class Customer:
             "client_pubkey": self.key.public_key.format().hex(),
             "exp_time": str(expiry or max(int(time.time()), node.median_time) + LIFE_SECONDS),
         }
-        info = self.ask("GET", "/v1/fundingInfo", **self.query).json()
+        answer = self.ask("GET", "/v1/fundingInfo", **self.query)
+        assert answer.status_code == 200, answer.text
+        info = answer.json()
         self.terms: ChannelTerms = make_terms(
             bytes.fromhex(info["server_pubkey"]), self.key.public_key.format(), int(self.query["exp_time"])
         )
@@ -55,6 +63,12 @@ class Customer:
     def fund(self, sat: int = FUNDING_SAT) -> OutPoint:
         self.outpoint = self.node.fund(self.address, sat)
         return self.outpoint
+
+    def fund_odd(self, redeem_script: bytes) -> OutPoint:
+        """Fund a script that no server would give out, and go on as if it were the channel's."""
+        self.terms = cast("ChannelTerms", OddTerms(redeem_script))
+        self.address = encode_address(p2sh_script(redeem_script), Network.REGTEST)
+        return self.fund()
 
     def ask(self, method: str, path: str, content: bytes = b"", /, **query: str) -> httpx.Response:
         return httpx.request(method, self.system.url + path, params=query, content=content, timeout=30, verify=False)
@@ -67,14 +81,24 @@ class Customer:
         return sign_refund(self.key, self.terms, self.outpoint, Sat(FUNDING_SAT), self.change_script, Sat(fee_sat))
 
     def open(self, paid_sat: int = OPENING_SAT) -> httpx.Response:
-        payment = encode_v1(self.payment(paid_sat))
-        return self.ask("POST", "/v1/channels/new", **self.query, change_address=self.change_address, payment=payment)
+        return self.open_with(self.payment(paid_sat))
 
     def pay(self, paid_sat: int) -> httpx.Response:
-        return self.ask("PUT", self.path, payment=encode_v1(self.payment(paid_sat)))
+        return self.pay_with(self.payment(paid_sat))
 
     def close(self, paid_sat: int) -> httpx.Response:
-        return self.ask("DELETE", self.path, payment=encode_v1(self.payment(paid_sat)))
+        return self.close_with(self.payment(paid_sat))
+
+    def open_with(self, payment: Payment) -> httpx.Response:
+        """Send a payment as it is, good or bad; so do the next two."""
+        terms = self.query | {"change_address": self.change_address, "payment": encode_v1(payment)}
+        return self.ask("POST", "/v1/channels/new", **terms)
+
+    def pay_with(self, payment: Payment) -> httpx.Response:
+        return self.ask("PUT", self.path, payment=encode_v1(payment))
+
+    def close_with(self, payment: Payment) -> httpx.Response:
+        return self.ask("DELETE", self.path, payment=encode_v1(payment))
 
     @property
     def path(self) -> str:
@@ -97,32 +121,52 @@ class Customer:
 class CustomerV2(Customer):
     """The same in version 2, whose requests name the outpoint."""
 
-    def open(self, paid_sat: int = OPENING_SAT) -> httpx.Response:
-        payment = self.payment(paid_sat)
+    def open_with(self, payment: Payment) -> httpx.Response:
         self.secret = opening_secret(payment).hex()
-        facts = {
+        return self.ask("POST", self.path, msgspec.json.encode(self.opening(payment)), secret=self.secret)
+
+    def opening(self, payment: Payment) -> dict[str, Any]:
+        """Body of the request that opens."""
+        return _data(payment) | {
             "redeem_script": self.terms.redeem_script.hex(),
             "funding_txid": self.outpoint.txid_hex,
             "funding_vout": self.outpoint.vout,
             "change_address": self.change_address,
         }
-        body = _data(payment) | facts
-        return self.ask("POST", self.path, msgspec.json.encode(body), secret=self.secret)
 
-    def pay(self, paid_sat: int) -> httpx.Response:
-        body = {"payment_data": _data(self.payment(paid_sat)), "application_data": ""}
-        return self.ask("PUT", self.path, msgspec.json.encode(body), secret=self.secret)
+    def pay_with(self, payment: Payment) -> httpx.Response:
+        return self.ask("PUT", self.path, _body(payment), secret=self.secret)
 
-    def close(self, paid_sat: int) -> httpx.Response:
-        body = {"payment_data": _data(self.payment(paid_sat)), "application_data": ""}
-        return self.ask("PUT", f"{self.path}/close", msgspec.json.encode(body), secret=self.secret)
+    def close_with(self, payment: Payment) -> httpx.Response:
+        return self.ask("PUT", f"{self.path}/close", _body(payment), secret=self.secret)
 
     @property
     def path(self) -> str:
         return f"/v2/channels/{self.outpoint.txid_hex}/{self.outpoint.vout}"
 
 
-def wait_for(true: Callable[[], bool], what: str, seconds: float = 20) -> None:
+def settled(*customers: Customer) -> list[dict[str, int]]:
+    """Mine the settlements of channels, and return what the chain then says that each script got (hex: satoshi)."""
+    node = customers[0].node
+    inputs = [{"txid": each.outpoint.txid_hex, "vout": each.outpoint.vout} for each in customers]
+
+    def published() -> bool:
+        return all("spendingtxid" in each for each in node.rpc("gettxspendingprevout", inputs))
+
+    wait_for(published, "settlements in the mempool")
+    block = node.rpc("getblock", node.mine(2)[0], 2)
+    spenders = {(each["vin"][0].get("txid"), each["vin"][0].get("vout")): each for each in block["tx"]}
+    found = [spenders[customer.outpoint.txid_hex, customer.outpoint.vout] for customer in customers]
+    for customer, transaction in zip(customers, found, strict=True):
+        customer.ends("closed")
+        assert customer.record["settlement_txid"] == transaction["txid"]
+    return [
+        {out["scriptPubKey"]["hex"]: int(out["value"].scaleb(8)) for out in transaction["vout"]}
+        for transaction in found
+    ]
+
+
+def wait_for(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
     """Wait for something that the server does by itself."""
     deadline = time.monotonic() + seconds
     while not true():
@@ -132,6 +176,10 @@ def wait_for(true: Callable[[], bool], what: str, seconds: float = 20) -> None:
 
 def code(response: httpx.Response) -> tuple[int, str]:
     return response.status_code, response.json()["code"]
+
+
+def _body(payment: Payment) -> bytes:
+    return msgspec.json.encode({"payment_data": _data(payment), "application_data": ""})
 
 
 def _data(payment: Payment) -> dict[str, Any]:

@@ -19,8 +19,12 @@ from paychan.protocol.types import OutPoint
 _PATIENCE_SECONDS = 30.0
 _WALLET = "miner"
 
-_FIRST_BLOCKS = 120
-"""Coinbase outputs are spendable 100 blocks later: this makes 20 coins, each good for 25 payments between two blocks."""
+_FIRST_BLOCKS = 140
+"""Coinbase outputs are spendable 100 blocks later: this makes 40 coins, each good for 25 payments between two blocks.
+
+Against fee sniping a wallet dates some transactions up to 99 blocks back, and Bitcoin Knots takes lock time 21 for spam
+("parasite-cat21"): up to height 120, one payment in a thousand would not enter the mempool. The rest is for reorgs.
+"""
 
 _FLAGS = (
     "-server",
@@ -47,7 +51,7 @@ class NodeError(Exception):
 
 
 class Node:
-    """A node with an empty mempool, a chain of 120 blocks of its own (regtest) and a wallet with coins to spend.
+    """A node with an empty mempool, a chain of 140 blocks of its own (regtest) and a wallet with coins to spend.
 
     `flags` are bitcoind's. `login` ("user:password") replaces the cookie. `born` is when the first blocks are mined: the
     node's clock stands there until `set_mock_time`; 0 means now. Restarts keep directory and ports.
@@ -178,6 +182,7 @@ class Node:
         """Pay to an address; the transaction waits in the mempool."""
         txid = self.rpc("sendtoaddress", address, str(Decimal(sat).scaleb(-8)), wallet=_WALLET)
         self.rpc("getmempoolentry", txid)  # the wallet keeps transactions that its node did not take
+        self._tell_wallets()
         return self.output(txid, address)
 
     def output(self, txid: str, address: str) -> OutPoint:
@@ -190,11 +195,14 @@ class Node:
         """Double-spend a payment that waits in the mempool, by a transaction to ourselves with ten times its fee."""
         mine = [{self.address(): "0.1"}]
         bumped = self.rpc("bumpfee", outpoint.txid_hex, {"fee_rate": 100, "outputs": mine}, wallet=_WALLET)
+        self._tell_wallets()
         return str(bumped["txid"])
 
     def send_raw(self, transaction: bytes) -> str:
         """Hand in a transaction from somebody else's side; return its txid."""
-        return str(self.rpc("sendrawtransaction", transaction.hex(), 0))
+        txid = self.rpc("sendrawtransaction", transaction.hex(), 0)
+        self._tell_wallets()
+        return str(txid)
 
     def invalidate(self, depth: int) -> None:
         """Take back the newest blocks: what they held is unconfirmed again."""
@@ -209,6 +217,10 @@ class Node:
         self.mine_only(*transactions)
         for _ in range(depth):
             self.mine_only()
+
+    def _tell_wallets(self) -> None:
+        """Wait until all wallets know the mempool as it is: others than the one that acted are told a moment later."""
+        self.rpc("syncwithvalidationinterfacequeue")
 
     def set_mock_time(self, unix_time: int) -> None:
         """Set the node's clock, which stands still from now on; 0 lets it go again."""

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -144,6 +146,10 @@ class System:
             for daemon in (self.signer, self.server):
                 print(f"--- {daemon.log} ---\n{daemon.text()}" if daemon else "never started")
 
+    def __repr__(self) -> str:
+        """Where the logs are: pytest shows it above a test that failed."""
+        return f"System({str(self.directory)!r})"
+
     @property
     def url(self) -> str:
         assert self.running is not None
@@ -195,3 +201,48 @@ class System:
         txid, vout = str(outpoint).split(":")
         answer: dict[str, Any] = self.manage("GET", f"/channels/{txid}/{vout}").json()
         return answer
+
+
+# --- deaths: kill -9, and what comes after ------------------------------------------------------------------------------
+
+
+@contextmanager
+def dead_server(system: System, node: Node) -> Iterator[None]:
+    system.kill_server()
+    yield
+    system.start_server()
+
+
+@contextmanager
+def dead_signer(system: System, node: Node) -> Iterator[None]:
+    assert system.signer is not None
+    system.signer.stop(signal.SIGKILL)
+    yield
+    system.start_signer()
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while "absent" in system.manage("GET", "/health").json()["signer"]:
+        assert time.monotonic() < deadline, system.signer.text()
+        time.sleep(0.02)
+
+
+_KEPT_BLOCKS = 64
+
+
+def write_chain(node: Node) -> None:
+    """Have the node write all its blocks, so that `dead_node` loses only newer ones; asking for its outputs does that."""
+    node.rpc("gettxoutsetinfo", "none")
+
+
+@contextmanager
+def dead_node(system: System, node: Node) -> Iterator[None]:
+    """A node killed so loses its mempool and all blocks that it had not written; its peers would send both."""
+    height = node.height
+    first = max(1, height - _KEPT_BLOCKS)
+    blocks = [node.rpc("getblock", node.rpc("getblockhash", each), 0) for each in range(first, height + 1)]
+    node.kill()
+    yield
+    node.start()
+    assert node.height >= first - 1, "write_chain more often"
+    for block in blocks[node.height + 1 - first :]:
+        node.rpc("submitblock", block)
+    write_chain(node)

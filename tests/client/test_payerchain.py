@@ -1,0 +1,60 @@
+"""What `paychan channel refund` and `watch` say of a node or Electrum server that can't serve."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from paychan import chain
+from paychan.cli.channel import app
+from paychan.cli.payerchain import in_options
+from paychan.client import Payer
+from tests.client.liar import Liar
+
+MODULES = sorted(Path(str(chain.__file__)).parent.glob("*.py"))
+
+
+@pytest.fixture
+def name(liar: Liar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A channel in the wallet, and a file of credentials."""
+    monkeypatch.setenv("PAYCHAN_WALLET", str(tmp_path / "wallet"))
+    monkeypatch.setenv("COLUMNS", "300")
+    (tmp_path / "login").write_text("payer:secret\n")
+    with Payer(liar.url, wallet=tmp_path / "wallet") as payer:
+        return payer.new_channel(hours=100).name
+
+
+@pytest.mark.parametrize("command", [["refund", "--publish"], ["watch", "--once"]], ids=["refund", "watch"])
+@pytest.mark.parametrize(
+    ("source", "reason", "mend"),
+    [
+        (["--node", "http://127.0.0.1:1", "--credentials", "{}/login"], "no bitcoind answers", "or correct --node."),
+        (["--node", "{liar}", "--credentials", "{}/none"], "can't read {}/none", "in --credentials."),
+        (["--electrum", "127.0.0.1:1"], "not the URL of an Electrum server", "want tcp://host:port or ssl://host:port"),
+    ],
+    ids=["nobody there", "no credentials", "no URL"],
+)
+def test_the_mend_is_an_option_of_the_command(
+    name: str, liar: Liar, tmp_path: Path, command: list[str], source: list[str], reason: str, mend: str
+) -> None:
+    """What is wrong, and which option to give instead: the payer has no settings."""
+    words = [*command, name, *(each.format(tmp_path, liar=liar.url) for each in source)]
+    result = CliRunner().invoke(app, words)
+
+    assert result.exit_code == 1
+    assert reason.format(tmp_path) in result.stderr
+    assert mend in result.stderr
+    assert "chain." not in result.stderr
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
+def test_no_text_of_a_backend_leaves_a_setting_to_the_payer(module: Path) -> None:
+    """Every setting that a backend may name has its option."""
+    for node in ast.walk(ast.parse(module.read_text())):
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        text = "".join(str(part.value) for part in parts if isinstance(part, ast.Constant))
+        assert not re.search(r"(?<!paychan\.)\bchain\.[a-z]", in_options(text)), text

@@ -1,0 +1,78 @@
+"""A payment makes no chain call: what the node is asked meanwhile, counted between the server and a real bitcoind; and the bench on one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lib.customer import OPENING_SAT, Customer, CustomerV2, code, wait_for
+from tests.lib.node import Node
+from tests.lib.rpcproxy import RpcProxy
+from tests.lib.system import System
+
+PAYMENTS = 50
+BENCH = Path(__file__).parents[2] / "bench" / "payments.py"
+
+
+@pytest.fixture(scope="module", params=["true", "false"], ids=["fast lane", "handlers"])
+def market(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[System, Node, RpcProxy]]:
+    """A paychan that reaches its node through the proxy, and waits for it longer than any test lasts."""
+    directory = tmp_path_factory.mktemp("market")
+    sections = {"chain": "timeout_seconds = 60", "http": f"fast_lane = {request.param}"}
+    with Node(directory / "node") as node, RpcProxy(node) as proxy:
+        system = System(directory / "system", sections=sections, node=node)
+        system.server_file.write_text(system.server_file.read_text().replace(node.url, proxy.url))
+        with system:
+            yield system, node, proxy
+
+
+@pytest.fixture(params=[Customer, CustomerV2], ids=["v1", "v2"])
+def customer(request: pytest.FixtureRequest, market: tuple[System, Node, RpcProxy]) -> Customer:
+    system, node, _ = market
+    customer: Customer = request.param(system, node)
+    customer.opened()
+    return customer
+
+
+def calls_of_payments(customer: Customer, proxy: RpcProxy) -> list[str]:
+    """Pay many times, and be refused as often; return what the node was asked beside the watcher's one question."""
+    with proxy.one_waits():
+        before = len(proxy.calls)
+        for paid_sat in range(OPENING_SAT + 1, OPENING_SAT + 1 + PAYMENTS):
+            assert customer.pay(paid_sat).status_code == 200
+            assert code(customer.pay(OPENING_SAT)) == (400, "value_backwards")
+        return proxy.calls[before:]
+
+
+def test_payments_make_no_chain_call(market: tuple[System, Node, RpcProxy], customer: Customer) -> None:
+    """The watcher waits for an answer of the node, so every call beside it would be a payment's: there is none."""
+    _, _, proxy = market
+    assert calls_of_payments(customer, proxy) == []
+    assert customer.record["value_received"] == OPENING_SAT + PAYMENTS
+
+
+def test_waking_a_channel_makes_no_chain_call(market: tuple[System, Node, RpcProxy], customer: Customer) -> None:
+    """The first payment after a start wakes the channel from the store, and asks nothing of the chain either."""
+    system, _, proxy = market
+    system.restart_server()
+    wait_for(lambda: system.manage("GET", "/health").json()["awake"] == 0, "started")
+    assert calls_of_payments(customer, proxy) == []
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_bench_loads_real_channels(market: tuple[System, Node, RpcProxy], version: int) -> None:
+    """bench/payments.py --node: 2 clients get real outputs, open, pay 50 times each, and their channels are settled."""
+    system, node, _ = market
+    where = [system.url.removeprefix("http://"), "--node", node.url, "--credentials", node.credentials]
+    command = [sys.executable, BENCH, "50", "2", *where, "--version", str(version), "--no-save"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Done. Executed 100 payments. Funding: regtest node." in done.stdout
+    assert node.rpc("getmempoolinfo")["size"] == 2

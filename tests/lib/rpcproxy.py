@@ -1,0 +1,94 @@
+"""A man in the middle before a real bitcoind, who notes what is asked, and can let one question wait for its answer."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
+
+import httpx
+
+from tests.lib.node import Node
+
+_PATIENCE_SECONDS = 30.0
+
+
+class _Door(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, serve: Callable[[BaseHTTPRequestHandler], None]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.serve = serve
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Door
+
+    def do_POST(self) -> None:
+        self.server.serve(self)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+class RpcProxy:
+    """Hands everything through; `calls` are the methods asked so far, in order."""
+
+    def __init__(self, node: Node) -> None:
+        self.calls: list[str] = []
+        self._node = node
+        self._client = httpx.Client(trust_env=False, timeout=60)
+        self._hold_next = False
+        self._waits, self._go_on = threading.Event(), threading.Event()
+        self._lock = threading.Lock()
+        self._server = _Door(self._serve)
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._go_on.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._client.close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    @contextmanager
+    def one_waits(self) -> Iterator[None]:
+        """Hold the next call back until the end of this; what comes beside it is answered at once.
+
+        Who asks one thing after the other, as the server's watcher does, asks nothing more meanwhile.
+        """
+        self._waits.clear()
+        self._go_on.clear()
+        self._hold_next = True
+        assert self._waits.wait(_PATIENCE_SECONDS), "nobody asked anything"
+        try:
+            yield
+        finally:
+            self._go_on.set()
+
+    def _serve(self, request: BaseHTTPRequestHandler) -> None:
+        body = request.rfile.read(int(request.headers["Content-Length"]))
+        asked = json.loads(body)
+        with self._lock:
+            self.calls += [each["method"] for each in (asked if isinstance(asked, list) else [asked])]
+            held, self._hold_next = self._hold_next, False
+        if held:
+            self._waits.set()
+            self._go_on.wait(_PATIENCE_SECONDS)
+        headers = {name: request.headers[name] for name in ("Authorization", "Content-Type")}
+        answer = self._client.post(self._node.url + request.path, content=body, headers=headers)
+        request.send_response(answer.status_code)
+        request.send_header("Content-Type", answer.headers["Content-Type"])
+        request.send_header("Content-Length", str(len(answer.content)))
+        request.end_headers()
+        request.wfile.write(answer.content)
