@@ -282,11 +282,9 @@ def _print(report: Report) -> None:
     for outcome, text in _SUMMED_UP.items():
         found = [fate for fate in report.fates if fate.outcome is outcome]
         if found:
-            out.print(f"{len(found):,} of {_received(found):,} sat {text}")
+            out.print(f"{_sum(found)}: {text}")
     fees = {fate.settlement.txid: fate.settlement.fee_sat for fate in shown if fate.settlement}
-    out.print(
-        f"{len(shown):,} of {_received(shown):,} sat above, for {sum(fees.values()):,} sat; fee rate {report.rate}"
-    )
+    out.print(f"{_sum(shown)} above, for fees of {sum(fees.values()):,} sat; fee rate: {report.rate}")
     out.print(f"What was received after {_date(report.manifest.created_at)} is not in the backup.")
     for outcome, text in _NEXT.items():
         if any(fate.outcome is outcome for fate in shown):
@@ -335,8 +333,9 @@ def _print_json(report: Report) -> None:
     out.print_json(data={**facts, "channels": channels, "transactions": report.transactions})
 
 
-def _received(fates: Sequence[Fate]) -> int:
-    return sum(fate.channel.received_sat for fate in fates)
+def _sum(fates: Sequence[Fate]) -> str:
+    received = sum(fate.channel.received_sat for fate in fates)
+    return f"{len(fates):,} channel{'' if len(fates) == 1 else 's'} of {received:,} sat"
 
 
 def _date(time: UnixTime) -> str:

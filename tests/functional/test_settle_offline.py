@@ -157,7 +157,7 @@ def test_threat_12_a_backup_and_the_signer_settle_everything_without_a_server(tm
         assert waiting(node) == set(raw)
         node.mine()
         said = paychan("settle", "--offline", backup, "--config", system.server_file, "--publish")
-        assert f"1 of {TINY_SAT} sat not worth settling" in said
+        assert f"1 channel of {TINY_SAT} sat: not worth settling" in said
         assert said.count(" settled ") == len(shop.received) + 1
         assert re.search(rf"{gone.outpoint} .* refunded .* {refund}", said)
         for customer in shop.received:
