@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
 
-from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected
+from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected, State
 from paychan.protocol.errors import (
     ApplicationRefused,
     ChannelMoved,
@@ -145,7 +145,9 @@ def outpoint_of(error: PaychanError) -> OutPoint:
 
 
 def settlement_txid(channel: Channel) -> str | None:
-    """Displayed txid of a channel's settlement, if it is signed."""
-    if channel.closing is None or channel.closing.settlement is None:
+    """Displayed txid of a channel's settlement, if it is signed: the one that confirmed, or else the newest."""
+    closing = channel.closing
+    if closing is None or closing.settlement is None:
         return None
-    return channel.closing.settlement.txid[::-1].hex()
+    confirmed = closing.spent_by if channel.state is State.CLOSED else b""
+    return (confirmed or closing.settlement.txid)[::-1].hex()

@@ -217,7 +217,7 @@ def drained(system: System, node: Node) -> Customer:
 
 def test_threat_23_a_batch_settles_without_the_input_that_is_gone(tmp_path: Path) -> None:
     """Three drained channels wait; the funding of one is reorganized away and spent: the others settle in one."""
-    with market(tmp_path, sections={"settlement": "batch_seconds = 20"}) as (system, node):
+    with market(tmp_path, sections={"settlement": "batch_seconds = 3600"}) as (system, node):
         customers = [drained(system, node) for _ in range(2)]
         thief = Customer(system, node)
         funding = thief.fund()
@@ -228,9 +228,9 @@ def test_threat_23_a_batch_settles_without_the_input_that_is_gone(tmp_path: Path
         node.invalidate(1)
         double_spend = node.replace(funding)
         node.mine_only(double_spend)
-        node.mine()
+        pass_time(node, max(int(time.time()), node.median_time) + HOUR)
 
-        wait_for(lambda: len(waiting(node)) == 1, "batch", 60)
+        wait_for(lambda: len(waiting(node)) == 1, "batch")
         (txid,) = waiting(node)
         spent = {txin["txid"] for txin in node.rpc("getrawtransaction", txid, True)["vin"]}
         assert spent == {customer.outpoint.txid_hex for customer in customers}
@@ -259,7 +259,7 @@ def test_a_batch_pays_more_as_a_whole(tmp_path: Path) -> None:
             customer.ends("closed")
 
 
-def test_threat_18_a_malleated_settlement_shows_the_txid_that_confirmed(tmp_path: Path) -> None:
+def test_threat_18_an_earlier_settlement_that_confirms_is_the_one_that_is_shown(tmp_path: Path) -> None:
     """An earlier version that a miner had kept is mined instead of the newest: closed all the same, under its txid."""
     with market(tmp_path) as (system, node):
         customer = settling(system, node)
@@ -282,5 +282,33 @@ def test_threat_24_without_a_coin_of_the_operators_settlements_are_paid_for(tmp_
         pass_time(node, customer.terms.expiry - 2 * HOUR)
         wait_for(lambda: newest_fee(node) >= 160 * 340, "near the cap")
         assert OutPoint.parse(customer.record["settlement_txid"], 0)
+        node.mine(2)
+        customer.ends("closed")
+
+
+def test_threat_24_a_coin_of_the_reserve_pays_what_our_output_can_not(tmp_path: Path) -> None:
+    """Of 1,500 sat received 1,044 are wanted as fee, but 700 would have to stay: a coin helps, and the rest goes back."""
+    sections = {
+        "settlement": "max_fee_percent = 100\nfee_sat_per_vb = 3",
+        "open": "base_price_sat = 0\nadd_settlement_fee = false",
+    }
+    with market(tmp_path, sections=sections) as (system, node):
+        reserve = system.manage("GET", "/totals").json()["reserve"]["address"]
+        coin = node.fund(reserve, 50_000)
+        customer = Customer(system, node)
+        customer.fund()
+        node.mine()
+        wait_for(lambda: customer.open(1_500).status_code == 201, "opened")
+        assert system.manage("GET", "/totals").json()["reserve"]["sat"] == 50_000
+        path = f"/channels/{customer.outpoint.txid_hex}/{customer.outpoint.vout}/close"
+        assert system.manage("POST", path).status_code == 200
+
+        ((txid, fee),) = waiting(node).items()
+        transaction = node.rpc("getrawtransaction", txid, True)
+        assert [OutPoint.parse(txin["txid"], txin["vout"]) for txin in transaction["vin"]] == [customer.outpoint, coin]
+        change, rest = transaction["vout"]
+        assert change["value"] * 100_000_000 == FUNDING_SAT - 1_500
+        assert (rest["scriptPubKey"]["address"], rest["value"] * 100_000_000) == (reserve, 50_000 + 1_500 - fee)
+        assert 1_044 < 3 * transaction["vsize"] <= fee <= 1_500
         node.mine(2)
         customer.ends("closed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,3 +97,21 @@ def test_threat_33_no_start_with_a_node_that_is_unfit(
     assert mend in system.server.text()
     assert "Traceback" not in system.server.text()
     assert read_running(system.state) is None
+
+
+def test_threat_33_a_watch_only_wallet_that_was_lost_is_made_up_for(tmp_path: Path) -> None:
+    """Server and wallet were away while a refund was mined: a new wallet is rescanned, and the loss is found and named."""
+    with Node(tmp_path / "node") as node, System(tmp_path / "system", node=node) as system:
+        customer = Customer(system, node)
+        customer.opened()
+        system.kill_server()
+        node.rpc("unloadwallet", "paychan")
+        (directory,) = node.directory.glob("**/paychan")
+        shutil.rmtree(directory)
+        node.pass_median_time(customer.terms.expiry)
+        txid = node.send_raw(customer.refund().transaction)
+        node.mine(3)
+
+        system.start_server()
+        customer.ends("lost")
+        assert customer.record["spent_by"] == txid

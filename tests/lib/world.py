@@ -28,6 +28,7 @@ from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected
 from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT, debug_outpoint
 from paychan.protocol.errors import PaychanError
+from paychan.protocol.rest import opening_secret
 from paychan.protocol.settlement import Claim, Reserve, Settlement
 from paychan.protocol.signerwire import (
     ChildReply,
@@ -69,16 +70,18 @@ class DebugPayer(Payer, frozen=True):
 
     @property
     def outpoint(self) -> OutPoint:
-        return debug_outpoint(self.key.public_key.format(), self.expiry)
+        return self.at or debug_outpoint(self.key.public_key.format(), self.expiry)
 
     def request(self, paid_sat: int = 10_000) -> OpenRequest:
-        """The wish for the channel, as v1 has it."""
+        """The wish for the channel, as v1 has it; with a secret if it is movable."""
+        payment = self.payment(self.funding_sat - paid_sat)
         return OpenRequest(
             client_key=self.key.public_key.format(),
             expiry=self.expiry,
             change_script=self.change_script,
-            payment=self.payment(self.funding_sat - paid_sat),
+            payment=payment,
             price_sat=Sat(1),
+            secret=opening_secret(payment) if self.movable else b"",
         )
 
     def pays(self, paid_sat: int) -> Pay:
@@ -226,9 +229,10 @@ async def local(
     *,
     application: Application | None = None,
     chain: DebugChain | None = None,
+    settings: dict[str, Any] | None = None,
     **rules: Any,
 ) -> AsyncIterator[Local]:
-    """Run a server on the store in a directory; `rules` change `RULES`.
+    """Run a server on the store in a directory; `rules` change `RULES`, `settings` what else the operator may.
 
     It ends as a killed process does: whatever is under way is cut off, and only what is stored remains.
     """
@@ -246,6 +250,7 @@ async def local(
         chain=Faulty(chain or DebugChain(clock)),  # type: ignore[arg-type]
         signer=signer,  # type: ignore[arg-type]
         application=application,
+        **(settings or {}),
     )
     registry = Registry(world)
     watcher = Watcher(world, registry, interval_seconds=0.001, alarm_seconds=ALARM_SECONDS, idle_seconds=IDLE_SECONDS)
