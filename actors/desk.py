@@ -42,11 +42,13 @@ from paychan.protocol.settlement import (
     Coin,
     Reserve,
     Settlement,
+    base_size,
+    outpoints_of,
     settlement_size,
     spends_by_server_branch,
 )
 from paychan.protocol.types import OutPoint, Sat, UnixTime
-from paychan.signing.base import SignerAbsent, SignerRefused
+from paychan.signing.base import SignerAbsent, SignerRefused, sign_for_no_less
 
 log = structlog.get_logger("desk")
 
@@ -97,7 +99,9 @@ class Desk:
         if spend is None or not spends_by_server_branch(raw, channel.outpoint):
             return None
         found = Settlement(raw, spend.txid, Sat(0))
-        funded = [record.funding_sat for outpoint in _spent(found) if (record := await self._read(outpoint))]
+        funded = [
+            record.funding_sat for outpoint in outpoints_of(found.transaction) if (record := await self._read(outpoint))
+        ]
         fee = sum(funded) - sum(out.nValue for out in CTransaction.deserialize(raw).vout)
         log.info("settlement found", channel=str(channel.outpoint), txid=spend.txid[::-1].hex())
         return replace(found, fee_sat=Sat(max(fee, 0)))  # less than it pays where a coin of the reserve is in it
@@ -155,7 +159,7 @@ class Desk:
         paid = channel.closing.settlement if channel.closing else None
         if paid is None or (spend is not None and spend.confirmations):
             return None
-        others = [] if len(_spent(paid)) == 1 else await self._others(paid)
+        others = [] if len(outpoints_of(paid.transaction)) == 1 else await self._others(paid)
         adopted = next((other for record in others if (other := _better(record, channel, paid))), None)
         if adopted is not None:
             return adopted
@@ -176,7 +180,8 @@ class Desk:
         world = self._world
         rate = wanted_rate(channel, world.rules, world.now(), world.chain_view.fees)
         below_floor = paid.fee_sat < paid.size * world.chain_view.fees.floor_sat_per_vb
-        return is_outbid(paid, rate) or below_floor
+        last_step = rate == world.rules.max_fee_sat_per_vb and (rate - 1) * paid.size > paid.fee_sat
+        return is_outbid(paid, rate) or below_floor or last_step
 
     async def _replace(self, members: Sequence[Channel], paid: Settlement, spend: Spend | None) -> Settlement | None:
         """Sign for these channels what takes the place of the last settlement and of what else is there."""
@@ -184,7 +189,9 @@ class Desk:
         most = most_sat(claims, paid.size, self._world.rules)
         least, wanted = await self._least_fee(paid, spend), Sat(min(rate * paid.size, most))
         if wanted < least:
-            in_place = spend is not None and spend.txid == paid.txid and len(members) == len(_spent(paid))
+            in_place = (
+                spend is not None and spend.txid == paid.txid and len(members) == len(outpoints_of(paid.transaction))
+            )
             if in_place and await self._push(members, paid, rate):
                 return None
             if least > most:
@@ -192,7 +199,7 @@ class Desk:
                 return None
         self.pinned.pop(members[0].outpoint, None)
         better = None
-        if max(wanted, least) > paid.fee_sat or len(members) < len(_spent(paid)):
+        if max(wanted, least) > paid.fee_sat or len(members) < len(outpoints_of(paid.transaction)):
             better = await self._sign(members, least)
         elif rate * paid.size > most:  # our own output is used up
             with _signer_errors():
@@ -205,13 +212,20 @@ class Desk:
             return Sat(0)
         try:
             cost = await self._world.chain.replacement_cost(spend.txid)
+            if cost is None:
+                return Sat(0)
+            if spend.txid != paid.txid:  # it may be smaller: the rate must be higher than its rate, too
+                size = base_size(await self._world.chain.transaction(spend.txid))
+                cost = Sat(max(cost, cost * paid.size // size + 1))
         except ChainFailed as error:
             raise PublishFailed(reason=str(error)) from error
-        return Sat(cost + paid.size * self._world.chain_view.fees.increment_sat_per_vb) if cost is not None else Sat(0)
+        return Sat(cost + paid.size * self._world.chain_view.fees.increment_sat_per_vb)
 
     async def _others(self, paid: Settlement) -> list[Channel]:
         """The channels that a settlement spends, in the order of its inputs, as their newest records have them."""
-        return [record for outpoint in _spent(paid) if (record := await self._read(outpoint)) is not None]
+        return [
+            record for outpoint in outpoints_of(paid.transaction) if (record := await self._read(outpoint)) is not None
+        ]
 
     async def _members(self, channel: Channel, paid: Settlement, others: Sequence[Channel]) -> list[Channel]:
         """Who is settled by the next one: all in the last one whose funding output nothing has spent for good."""
@@ -271,18 +285,8 @@ class Desk:
             return leaning or await self._sign_for(claims, script, fee, None)
 
     async def _sign_for(self, claims: Sequence[Claim], script: bytes, fee: Sat, reserve: Reserve | None) -> Settlement:
-        """Sign; where the signer once signed for more than this, a hundredth more than that.
-
-        It compares by the largest size there can be, records by the real one: a byte of signature must not decide.
-        """
-        world = self._world
-        try:
-            return await world.signer.sign_settlement(claims, script, fee, reserve)
-        except SignerRefused as error:
-            need = Sat(error.need_sat + error.need_sat // 100)
-            if not fee < need <= most_sat(claims, settlement_size(claims, script), world.rules):
-                raise
-            return await world.signer.sign_settlement(claims, script, need, reserve)
+        most = most_sat(claims, settlement_size(claims, script), self._world.rules)
+        return await sign_for_no_less(self._world.signer, claims, script, fee, most, reserve)
 
     async def _lean_on_reserve(self, claims: Sequence[Claim], rate: int, least_sat: Sat) -> Settlement | None:
         """Sign with the smallest coin of the reserve that will do, if there is one."""
@@ -333,14 +337,8 @@ def _signer_errors() -> Iterator[None]:
         raise SigningFailed(reason=str(error)) from error
 
 
-def _spent(settlement: Settlement) -> list[OutPoint]:
-    """What a settlement spends, in order."""
-    inputs = CTransaction.deserialize(settlement.transaction).vin
-    return [OutPoint(bytes(txin.prevout.hash), int(txin.prevout.n)) for txin in inputs]
-
-
 def _check_child(child: Settlement, paid: Settlement) -> None:
-    if {outpoint.txid for outpoint in _spent(child)} != {paid.txid}:
+    if {outpoint.txid for outpoint in outpoints_of(child.transaction)} != {paid.txid}:
         tag, reason = "policy-template", "the signer made a child of something else"
         raise SignerRefused(tag, reason)
 
@@ -348,7 +346,7 @@ def _check_child(child: Settlement, paid: Settlement) -> None:
 def _better(record: Channel, channel: Channel, paid: Settlement) -> Settlement | None:
     """The settlement that another channel of the same batch has adopted already, if it settles this channel too."""
     other = record.closing.settlement if record.closing else None
-    if other is None or not other.is_dearer_than(paid) or channel.outpoint not in _spent(other):
+    if other is None or not other.is_dearer_than(paid) or channel.outpoint not in outpoints_of(other.transaction):
         return None
     return other
 

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 
-from bitcoin.core import CTransaction
 from msgspec import Struct, structs
 
 from paychan.chain.base import Chain, ChainFailed
@@ -20,9 +19,15 @@ from paychan.protocol.channel import Channel, Close, CloseReason, Rejected, Stat
 from paychan.protocol.errors import NotEconomical
 from paychan.protocol.fees import ChainFees, Shortfall, most_sat, plan_closing, wanted_rate
 from paychan.protocol.machine import apply
-from paychan.protocol.settlement import Settlement, settlement_size, spends_by_server_branch
+from paychan.protocol.settlement import (
+    Settlement,
+    base_size,
+    outpoints_of,
+    settlement_size,
+    spends_by_server_branch,
+)
 from paychan.protocol.types import OutPoint, Sat, UnixTime
-from paychan.signing.base import Signer, SignerRefused
+from paychan.signing.base import Signer, SignerRefused, sign_for_no_less
 
 _AT_ONCE = 32
 """Channels settled side by side; the signer and the node answer them in turn anyway."""
@@ -102,7 +107,7 @@ def _units(closing: Sequence[Channel], known: set[OutPoint]) -> list[Unit]:
     signed: dict[OutPoint, Settlement] = {}
     for channel in closing:
         settlement = _stored(channel)
-        for outpoint in _spent(settlement) if settlement else ():
+        for outpoint in outpoints_of(settlement.transaction) if settlement else ():
             if settlement and (outpoint not in signed or settlement.is_dearer_than(signed[outpoint])):
                 signed[outpoint] = settlement
     groups: dict[bytes, list[Channel]] = defaultdict(list)
@@ -114,7 +119,9 @@ def _units(closing: Sequence[Channel], known: set[OutPoint]) -> list[Unit]:
             units.append(Unit((channel,)))
     for members in groups.values():
         settlement = signed[members[0].outpoint]
-        order = [outpoint for outpoint in _spent(settlement) if outpoint in known]  # others are coins of the reserve
+        order = [
+            outpoint for outpoint in outpoints_of(settlement.transaction) if outpoint in known
+        ]  # others are coins of the reserve
         if {member.outpoint for member in members} == set(order):
             units.append(Unit(tuple(sorted(members, key=lambda member: order.index(member.outpoint))), settlement))
         else:
@@ -189,7 +196,7 @@ class Settler:
         if spend.confirmations:
             return Fate(channel, Outcome.REFUNDED, txid=spend.txid), None
         cost = await self._chain.replacement_cost(spend.txid)
-        return None, _Rival(cost, _base_size(spending)) if cost else None
+        return None, _Rival(cost, base_size(spending)) if cost else None
 
     async def _sign_and_publish(self, unit: Unit, rivals: Sequence[_Rival]) -> list[Fate]:
         try:
@@ -236,12 +243,7 @@ class Settler:
         size = settlement_size(claims, script)
         most = most_sat(claims, size, rules)
         fee = max(plan, min(most, self._least(size, rivals)))
-        try:
-            return await self._signer.sign_settlement(claims, script, fee)
-        except SignerRefused as error:
-            if not fee < error.need_sat <= most:
-                raise
-            return await self._signer.sign_settlement(claims, script, error.need_sat)
+        return await sign_for_no_less(self._signer, claims, script, fee, most)
 
     def _rate(self, members: Sequence[Channel]) -> int:
         wanted = (wanted_rate(member, self._rules, self._now, self._fees) for member in members)
@@ -251,21 +253,10 @@ class Settler:
         """Fee that throws these out of the mempool: more than all of theirs (BIP125), at a higher rate than each."""
         if not rivals:
             return Sat(0)
-        fees, rate = sum(rival.fee_sat for rival in rivals), max(rival.fee_sat / rival.size for rival in rivals)
-        return Sat(max(fees, int(rate * size)) + size * self._fees.increment_sat_per_vb)
+        fees = sum(rival.fee_sat for rival in rivals)
+        at_their_rate = max(rival.fee_sat * size // rival.size + 1 for rival in rivals)
+        return Sat(max(fees, at_their_rate) + size * self._fees.increment_sat_per_vb)
 
 
 def _stored(channel: Channel) -> Settlement | None:
     return channel.closing.settlement if channel.closing else None
-
-
-def _spent(settlement: Settlement) -> list[OutPoint]:
-    """What a settlement spends, in order."""
-    inputs = CTransaction.deserialize(settlement.transaction).vin
-    return [OutPoint(bytes(txin.prevout.hash), int(txin.prevout.n)) for txin in inputs]
-
-
-def _base_size(raw: bytes) -> int:
-    """Bytes without witnesses: no more than the virtual ones."""
-    transaction = CTransaction.deserialize(raw)
-    return len(CTransaction(transaction.vin, transaction.vout).serialize())

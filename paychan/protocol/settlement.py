@@ -200,6 +200,18 @@ def sign_child(parent: Settlement, public_key: bytes, fee_sat: Sat, sign: Sign) 
     return Settlement(signed.serialize(), signed.GetTxid(), fee_sat)
 
 
+def outpoints_of(transaction: bytes) -> list[OutPoint]:
+    """List what a transaction spends, in order."""
+    inputs = CTransaction.deserialize(transaction).vin
+    return [OutPoint(bytes(txin.prevout.hash), int(txin.prevout.n)) for txin in inputs]
+
+
+def base_size(transaction: bytes) -> int:
+    """Count bytes without witnesses: never more than virtual bytes (BIP141)."""
+    whole = CTransaction.deserialize(transaction)
+    return len(CTransaction(whole.vin, whole.vout).serialize())
+
+
 def spends_by_server_branch(transaction: bytes, outpoint: OutPoint) -> bool:
     """Say whether a transaction spends a channel's output through the branch that needs the server's signature.
 

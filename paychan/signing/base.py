@@ -59,3 +59,28 @@ class Signer(Protocol):
 
     async def close(self) -> None:
         """Let go of connections."""
+
+
+async def sign_for_no_less(
+    signer: Signer,
+    claims: Sequence[Claim],
+    destination_script: bytes,
+    fee_sat: Sat,
+    most_sat: Sat,
+    reserve: Reserve | None = None,
+) -> Settlement:
+    """Sign a settlement; where the signer once signed for as much or more, pay a hundredth more than that.
+
+    It compares by the largest size there can be, records by the real one: a byte of signature must not decide.
+
+    Raises:
+        SignerRefused: also when that would be more than `most_sat`.
+        SignerAbsent: see `Signer`.
+    """
+    try:
+        return await signer.sign_settlement(claims, destination_script, fee_sat, reserve)
+    except SignerRefused as error:
+        need_sat = Sat(error.need_sat + error.need_sat // 100)
+        if not fee_sat < need_sat <= most_sat:
+            raise
+        return await signer.sign_settlement(claims, destination_script, need_sat, reserve)

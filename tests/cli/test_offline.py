@@ -116,7 +116,7 @@ async def test_the_signer_gets_a_little_more_than_before_within_the_budget() -> 
     outbid = found[FIRST.outpoint].settlement
     assert outbid is not None
     assert outbid.is_dearer_than(before)
-    assert outbid.fee_sat <= before.fee_sat + 100
+    assert outbid.fee_sat <= before.fee_sat * 102 // 100
     assert found[SECOND.outpoint].outcome is Outcome.REFUSED
     assert found[SECOND.outpoint].reason.startswith("policy-replacement: ")
 
