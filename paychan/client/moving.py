@@ -114,7 +114,7 @@ def moved(record: ChannelRecord, response: Response) -> ChannelRecord:
     )
     if record.closing_sat is not None:
         there = _with_closing(there, Sat(record.agreed_sat - record.closing_sat))
-    return _replace(there, refunds=record.refunds)
+    return _replace(there, refunds=(*record.refunds, *first_refund(there)))
 
 
 def _with_closing(there: ChannelRecord, fee: Sat) -> ChannelRecord:
