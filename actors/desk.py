@@ -179,9 +179,12 @@ class Desk:
         """By the curve, or because it is not relayed any more."""
         world = self._world
         rate = wanted_rate(channel, world.rules, world.now(), world.chain_view.fees)
-        below_floor = paid.fee_sat < paid.size * world.chain_view.fees.floor_sat_per_vb
         last_step = rate == world.rules.max_fee_sat_per_vb and (rate - 1) * paid.size > paid.fee_sat
-        return is_outbid(paid, rate) or below_floor or last_step
+        return is_outbid(paid, rate) or last_step or self.is_below_floor(paid)
+
+    def is_below_floor(self, paid: Settlement) -> bool:
+        """Whether a settlement pays less than the chain relays now."""
+        return paid.fee_sat < paid.size * self._world.chain_view.fees.floor_sat_per_vb
 
     async def _replace(self, members: Sequence[Channel], paid: Settlement, spend: Spend | None) -> Settlement | None:
         """Sign for these channels what takes the place of the last settlement and of what else is there."""

@@ -50,7 +50,11 @@ async def perform(step: Step, channel: Channel, world: World, desk: Desk) -> Com
 
 
 async def _publish(channel: Channel, settlement: Settlement, world: World, desk: Desk) -> Command:
-    """Hand the settlement in; one that is refused for what it pays is replaced."""
+    """Hand the settlement in; one that pays less than is relayed, or is refused for what it pays, is replaced."""
+    if desk.is_below_floor(settlement):
+        better = _signed(await desk.dearer(channel, None))
+        if better is not None:
+            return better
     try:
         await world.chain.publish(settlement.transaction)
     except ChainFailed as error:

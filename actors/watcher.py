@@ -45,6 +45,7 @@ class Watcher:
         self._interval_seconds = interval_seconds
         self._alarm_seconds = alarm_seconds
         self._idle_seconds = idle_seconds
+        self._withdrew_at = ""
         self.last_look: UnixTime | None = None
         self.alarms: tuple[str, ...] = ()
         """As of the last look: what is wrong with the chain, outpoints unsettled although expiry is near, and lost ones.
@@ -56,7 +57,20 @@ class Watcher:
         """Look for ever; ends only by cancellation."""
         while True:
             await self.look()
-            await self._chain.wait(self._interval_seconds)
+            try:
+                await self._wait()
+            except Exception:
+                log.exception("watcher failed to wait")
+                await asyncio.sleep(1.0)
+
+    async def _wait(self) -> None:
+        """Wait for a block, or for the interval; other news concern what is in doubt only."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._interval_seconds
+        while (left := end - loop.time()) > 0:
+            await self._chain.wait(left)
+            if await self._chain.look():
+                return
 
     async def look(self) -> None:
         """Take one look at everything; if that fails, it is logged and alarmed about, and the next look comes."""
@@ -68,14 +82,16 @@ class Watcher:
 
     async def _look(self) -> None:
         """Close what is due, resume what is unfinished, alarm about what is late."""
-        new_block = await self._chain.look()
+        await self._chain.look()
         now = self._world.now()
         due = now + self._world.rules.settlement_period_seconds
         await self._tell(walk(self._world.store, State.OPEN, due + 1), Close(CloseReason.EXPIRY))
         for state in (State.CLOSING, State.PUBLISHED):
             await self._tell(walk(self._world.store, state), Resume())
         await self._registry.desk.follow_reserve()
-        if new_block and self._world.withdraw_above_sat:
+        tip = self._world.chain_view.tip
+        if self._world.withdraw_above_sat and tip is not None and tip.block_hash != self._withdrew_at:
+            self._withdrew_at = tip.block_hash
             await self._tell(self._worth_withdrawing(), Close(CloseReason.WITHDRAW))
         await self._chain.look_at_closed()
         await self._look_for_late_ones(now)

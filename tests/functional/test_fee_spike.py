@@ -52,7 +52,7 @@ def test_threat_8_two_hundred_channels_settle_through_a_fee_spike(tmp_path: Path
         for number, price in enumerate(PRICES):
             if number in FLOORS:
                 crowd.fill(FLOORS[number])
-            looked(system)
+            looked(system, node)
             node.set_mock_time(node.rpc("getblockheader", node.best)["time"] + BLOCK_SECONDS)
             node.mine_only(*settlements_above(node, channels, price))
             note_confirmed(node, channels, confirmed)
@@ -87,11 +87,17 @@ def unfinished(system: System, state: str) -> int:
     return int(system.manage("GET", "/totals").json()["channels"][state])
 
 
-def looked(system: System) -> None:
-    """Wait until the server has looked at everything twice: once may have begun before."""
-    for _ in range(2):
-        last = system.manage("GET", "/health").json()["watcher_last_look"]
-        wait_for(lambda last=last: system.manage("GET", "/health").json()["watcher_last_look"] > last, "a look", 60)
+def looked(system: System, node: Node) -> None:
+    """Wait until the server has gone through all channels after the newest block."""
+    health = {}
+
+    def is_seen() -> bool:
+        health.update(system.manage("GET", "/health").json())
+        return bool(health["chain"]["height"] == node.height)
+
+    wait_for(is_seen, "the block", 60)
+    last = health["watcher_last_look"]
+    wait_for(lambda: system.manage("GET", "/health").json()["watcher_last_look"] > last, "a look", 60)
 
 
 def settlements_above(node: Node, channels: list[Customer], sat_per_vb: int) -> list[str]:
