@@ -16,7 +16,7 @@ from bitcoin.core import (
 )
 from bitcoin.core.script import CScript
 
-from paychan.client import Channel, ServerMisbehaved, State
+from paychan.client import Channel, PaymentRefused, ServerMisbehaved, State
 from paychan.protocol.rest import read_v2_body
 from paychan.protocol.sighash import SIGHASH_ALL, whole_transaction_digest
 from paychan.protocol.types import OutPoint
@@ -286,3 +286,14 @@ def test_an_added_output_of_the_servers_is_its_own_business(liar: Liar, channel:
     with pytest.raises(Exception, match="503"):
         channel.pay(50)
     assert len(channel.record.moves) == 1
+
+
+def test_what_the_settlement_has_is_not_received_again(liar: Liar, channel: Channel) -> None:
+    """At the new output a result may count only what the settlement lacked."""
+    liar.lies.append(Lie(status=400, body=b'{"code":"application_error","error":"no answer"}'))
+    with pytest.raises(PaymentRefused):
+        channel.pay(100)
+    liar.withdraw()
+    liar.lies.extend([None, Lie(change={"value_received": 150})])
+    with pytest.raises(ServerMisbehaved, match="value_received: got 150, want 50"):
+        channel.pay(150)
