@@ -40,6 +40,15 @@ from paychan.client.payer import DEFAULT_HOURS
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
+MovableOption = Annotated[
+    bool,
+    typer.Option(
+        "--movable",
+        help="Let the server withdraw what it earned while the channel goes on (version 2). What is left comes back "
+        "when you close; if the server closes on its own, by `refund` after the expiry.",
+    ),
+]
+
 
 @app.command(
     epilog=examples(
@@ -61,14 +70,7 @@ def new(
     change_address: Annotated[
         str, typer.Option(help="Address of your wallet for what is not spent. \\[default: the channel's own key]")
     ] = "",
-    movable: Annotated[
-        bool,
-        typer.Option(
-            "--movable",
-            help="Let the server withdraw what it earned while the channel goes on (version 2). What is left comes back "
-            "when you close; if the server closes on its own, by `refund` after the expiry.",
-        ),
-    ] = False,
+    movable: MovableOption = False,
     v1: Annotated[bool, typer.Option("--v1", help="Speak version 1 of the protocol.")] = False,
     dialect: Annotated[Dialect, typer.Option(help="Dialect of version 2.")] = Dialect.S,
     network: Annotated[Network | None, typer.Option(help="Accept this Bitcoin network only.")] = None,

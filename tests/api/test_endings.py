@@ -23,6 +23,7 @@ def _free(hours: int) -> dict[str, str]:
     return {
         "open": f"{price}min_duration_hours = {hours}",
         "channel": f"settlement_period_hours = {hours}",
+        "settlement": "margin_hours = 0",
     }
 
 
