@@ -22,10 +22,10 @@ from tests.lib.node import Node
 from tests.lib.system import System
 
 CHANNELS = 200
-HOUR, BLOCK_SECONDS = 3600, 1800
+HOUR, BLOCK_SECONDS = 3600, 2400
 
-PRICES = [30, 90, *[120] * 6, 60, 10]
-"""What a block takes at least, in sat/vB, block by block: within an hour up to 120, and there for three hours."""
+PRICES = [30, 90, *[120] * 6]
+"""What a block takes at least, in sat/vB, block by block, every forty minutes: up to 120, and there to stay."""
 
 FLOORS = {0: 20, 2: 40, 4: 80}
 """What the mempool takes at least, from these blocks on; what paid less is evicted."""
