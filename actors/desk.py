@@ -16,39 +16,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 from bitcoin.core import CTransaction
 from msgspec.structs import replace
 
+from actors.signing import destination_of, lean_on_reserve, rate_of, sign
 from actors.world import World
 from paychan.chain.base import ChainFailed, Spend
 from paychan.protocol.channel import Channel, State
-from paychan.protocol.errors import NotEconomical, PublishFailed, SignerUnavailable, SigningFailed
-from paychan.protocol.fees import (
-    Shortfall,
-    is_outbid,
-    is_starved,
-    is_urgent,
-    most_sat,
-    plan_child_fee,
-    plan_closing,
-    plan_reserve_fee,
-    wanted_rate,
-)
+from paychan.protocol.errors import NotEconomical, PublishFailed, SigningFailed
+from paychan.protocol.fees import is_due, is_outbid, is_urgent, most_sat, plan_child_fee
 from paychan.protocol.settlement import (
-    Claim,
-    Coin,
     Reserve,
     Settlement,
     base_size,
     outpoints_of,
-    settlement_size,
     spends_by_server_branch,
 )
-from paychan.protocol.types import OutPoint, Sat, UnixTime
-from paychan.signing.base import SignerAbsent, SignerRefused, sign_for_no_less
+from paychan.protocol.types import OutPoint, Sat
+from paychan.signing.base import SignerAbsent, SignerRefused
 
 log = structlog.get_logger("desk")
 
@@ -87,7 +75,7 @@ class Desk:
             together = (await asyncio.shield(batch)).get(channel.outpoint)
             if together is not None:
                 return together
-        return None if channel.outpoint in self._waiting else await self._sign([channel])
+        return None if channel.outpoint in self._waiting else await sign([channel], self._world)
 
     async def _already_there(self, channel: Channel) -> Settlement | None:
         """Find a settlement of ours that is out already: its record was lost in a crash, or is younger than a backup."""
@@ -138,7 +126,7 @@ class Desk:
             together = [member for member in members if member.outpoint in there]
             if len(together) < 2:
                 return {}
-            settlement = await self._sign(together)
+            settlement = await sign(together, self._world)
         except (ChainFailed, SigningFailed, NotEconomical) as error:
             log.warning("no batch", channels=len(members), reason=str(error))
             return {}
@@ -166,47 +154,39 @@ class Desk:
         in_its_place = spend is not None and spend.txid != paid.txid
         if others and (refused or in_its_place):
             return await self._replace([channel], paid, spend)
-        if not in_its_place and not self._is_due(channel, paid):
+        world = self._world
+        if not in_its_place and not is_due(channel, paid, world.rules, world.now(), world.chain_view.fees):
             return None
         task = self._replacing.get(paid.txid)
         if task is None:
-            task = asyncio.create_task(self._replace(await self._members(channel, paid, others), paid, spend))
-            self._replacing[paid.txid] = task
+            task = self._replacing[paid.txid] = asyncio.create_task(self._replace_for_all(channel, paid, spend, others))
             task.add_done_callback(lambda _: self._replacing.pop(paid.txid, None))
         return await asyncio.shield(task)
 
-    def _is_due(self, channel: Channel, paid: Settlement) -> bool:
-        """By the curve, or because it is not relayed any more."""
-        world = self._world
-        rate = wanted_rate(channel, world.rules, world.now(), world.chain_view.fees)
-        last_step = rate == world.rules.max_fee_sat_per_vb and (rate - 1) * paid.size > paid.fee_sat
-        return is_outbid(paid, rate) or last_step or self.is_below_floor(paid)
-
-    def is_below_floor(self, paid: Settlement) -> bool:
-        """Whether a settlement pays less than the chain relays now."""
-        return paid.fee_sat < paid.size * self._world.chain_view.fees.floor_sat_per_vb
+    async def _replace_for_all(
+        self, channel: Channel, paid: Settlement, spend: Spend | None, others: Sequence[Channel]
+    ) -> Settlement | None:
+        return await self._replace(await self._members(channel, paid, others), paid, spend)
 
     async def _replace(self, members: Sequence[Channel], paid: Settlement, spend: Spend | None) -> Settlement | None:
         """Sign for these channels what takes the place of the last settlement and of what else is there."""
-        rate, claims = self._rate(members), _claims(members)
+        rate, claims = rate_of(members, self._world), [member.claim for member in members]
         most = most_sat(claims, paid.size, self._world.rules)
         least, wanted = await self._least_fee(paid, spend), Sat(min(rate * paid.size, most))
+        whole = len(members) == len(outpoints_of(paid.transaction))
         if wanted < least:
-            in_place = (
-                spend is not None and spend.txid == paid.txid and len(members) == len(outpoints_of(paid.transaction))
-            )
-            if in_place and await self._push(members, paid, rate):
+            in_place = spend is not None and spend.txid == paid.txid
+            if whole and in_place and await self._push(members, paid, rate):
                 return None
             if least > most:
                 self._pin(members[0], f"replacing it takes {least} sat, the budget is {most} sat")
                 return None
         self.pinned.pop(members[0].outpoint, None)
         better = None
-        if max(wanted, least) > paid.fee_sat or len(members) < len(outpoints_of(paid.transaction)):
-            better = await self._sign(members, least)
+        if max(wanted, least) > paid.fee_sat or not whole:
+            better = await sign(members, self._world, least)
         elif rate * paid.size > most:  # our own output is used up
-            with _signer_errors():
-                better = await self._lean_on_reserve(claims, rate, least)
+            better = await lean_on_reserve(claims, rate, self._world, least)
         return better if better is not None and better.is_dearer_than(paid) else None
 
     async def _least_fee(self, paid: Settlement, spend: Spend | None) -> Sat:
@@ -249,10 +229,9 @@ class Desk:
             return True
         if fee is None:
             return False
-        signer = self._world.signer
         try:
-            script = (await signer.public_key(*_key(members[0]))).destination_script
-            child = await signer.sign_child(_claims(members), script, paid.fee_sat, fee)
+            script = await destination_of(members[0], self._world)
+            child = await self._world.signer.sign_child([member.claim for member in members], script, paid.fee_sat, fee)
             _check_child(child, paid)
             await self._world.chain.publish(paid.transaction, child.transaction)
         except (SignerRefused, SignerAbsent, ChainFailed) as error:
@@ -266,45 +245,6 @@ class Desk:
         if self.pinned.get(channel.outpoint) != reason:
             log.error("settlement is pinned", channel=str(channel.outpoint), reason=reason)
         self.pinned[channel.outpoint] = reason
-
-    # --- signing ----------------------------------------------------------------------------------------------------
-
-    def _rate(self, members: Sequence[Channel]) -> int:
-        world = self._world
-        return max(wanted_rate(member, world.rules, world.now(), world.chain_view.fees) for member in members)
-
-    async def _sign(self, members: Sequence[Channel], least_sat: Sat = Sat(0)) -> Settlement:
-        """Ask the signer for a settlement of these channels at the rate that the most pressing of them wants."""
-        rules, rate, claims = self._world.rules, self._rate(members), _claims(members)
-        with _signer_errors():
-            script = (await self._world.signer.public_key(*_key(members[0]))).destination_script
-            plan = plan_closing(members, script, rules, rate)
-            if isinstance(plan, Shortfall):
-                raise NotEconomical(got_sat=plan.received_sat, need_sat=plan.needed_sat)
-            fee = max(plan, least_sat)
-            leaning = None
-            if is_starved(claims, script, fee, rate, rules):
-                leaning = await self._lean_on_reserve(claims, rate, least_sat)
-            return leaning or await self._sign_for(claims, script, fee, None)
-
-    async def _sign_for(self, claims: Sequence[Claim], script: bytes, fee: Sat, reserve: Reserve | None) -> Settlement:
-        most = most_sat(claims, settlement_size(claims, script), self._world.rules)
-        return await sign_for_no_less(self._world.signer, claims, script, fee, most, reserve)
-
-    async def _lean_on_reserve(self, claims: Sequence[Claim], rate: int, least_sat: Sat) -> Settlement | None:
-        """Sign with the smallest coin of the reserve that will do, if there is one."""
-        world = self._world
-        reserve = Reserve(await world.signer.reserve_key())
-        try:
-            coins = await world.chain.funding(reserve)
-        except ChainFailed:
-            return None
-        for coin in sorted((coin for coin in coins if coin.confirmations), key=lambda coin: coin.value_sat):
-            leaning = Reserve(reserve.public_key, (Coin(coin.outpoint, coin.value_sat),))
-            fee = plan_reserve_fee(claims, leaning, rate, world.rules)
-            if fee is not None and fee >= least_sat:
-                return await self._sign_for(claims, leaning.funding_script, fee, leaning)
-        return None
 
     async def follow_reserve(self) -> None:
         """Have the chain follow the reserve, so that its coins are known when they are needed; once is enough."""
@@ -330,16 +270,6 @@ class Desk:
         self._told[1].add(settlement.txid)
 
 
-@contextlib.contextmanager
-def _signer_errors() -> Iterator[None]:
-    try:
-        yield
-    except SignerAbsent as error:
-        raise SignerUnavailable(reason=str(error)) from error
-    except SignerRefused as error:
-        raise SigningFailed(reason=str(error)) from error
-
-
 def _check_child(child: Settlement, paid: Settlement) -> None:
     if {outpoint.txid for outpoint in outpoints_of(child.transaction)} != {paid.txid}:
         tag, reason = "policy-template", "the signer made a child of something else"
@@ -352,14 +282,6 @@ def _better(record: Channel, channel: Channel, paid: Settlement) -> Settlement |
     if other is None or not other.is_dearer_than(paid) or channel.outpoint not in outpoints_of(other.transaction):
         return None
     return other
-
-
-def _claims(members: Sequence[Channel]) -> list[Claim]:
-    return [member.claim for member in members]
-
-
-def _key(channel: Channel) -> tuple[bytes, UnixTime]:
-    return channel.terms.client_key, channel.terms.expiry
 
 
 def _has(channel: Channel, settlement: Settlement) -> bool:

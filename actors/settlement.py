@@ -25,6 +25,7 @@ from paychan.protocol.channel import (
     Vanished,
 )
 from paychan.protocol.errors import PublishFailed
+from paychan.protocol.fees import is_below_floor
 from paychan.protocol.settlement import Settlement, spends_by_server_branch
 
 log = structlog.get_logger("settlement")
@@ -51,7 +52,7 @@ async def perform(step: Step, channel: Channel, world: World, desk: Desk) -> Com
 
 async def _publish(channel: Channel, settlement: Settlement, world: World, desk: Desk) -> Command:
     """Hand the settlement in; one that pays less than is relayed, or is refused for what it pays, is replaced."""
-    if desk.is_below_floor(settlement):
+    if is_below_floor(settlement, world.chain_view.fees):
         better = _signed(await desk.dearer(channel, None))
         if better is not None:
             return better

@@ -24,7 +24,7 @@ from rich.console import Console
 from paychan.config import load_server_config
 from paychan.protocol.address import key_script
 from paychan.protocol.channel import Channel, CloseReason, Closing, Rules, State
-from paychan.protocol.fees import ChainFees, Shortfall, budget_sat, deadline, is_outbid, plan_closing, wanted_rate
+from paychan.protocol.fees import ChainFees, Shortfall, budget_sat, deadline, is_due, plan_closing, wanted_rate
 from paychan.protocol.payment import sign_payment
 from paychan.protocol.scripts import make_terms
 from paychan.protocol.settlement import Settlement, settlement_size
@@ -95,7 +95,7 @@ def settlements(channel: Channel, rules: Rules, chain: ChainFees) -> Iterator[tu
     size = settlement_size([channel.claim], DESTINATION)
     for now in map(UnixTime, looks(channel)):
         rate = wanted_rate(channel, rules, now, chain)
-        if paid is not None and not is_outbid(paid, rate):
+        if paid is not None and not is_due(channel, paid, rules, now, chain):
             continue
         fee = plan_closing([channel], DESTINATION, rules, rate)
         assert not isinstance(fee, Shortfall)

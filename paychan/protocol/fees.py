@@ -82,6 +82,18 @@ def is_outbid(paid: Settlement, rate_sat_per_vb: int) -> bool:
     return rate_sat_per_vb * paid.size * 100 >= max(least, (paid.fee_sat + paid.size) * 100)
 
 
+def is_below_floor(paid: Settlement, chain: ChainFees) -> bool:
+    """Say whether a settlement pays less than the chain relays now."""
+    return paid.fee_sat < paid.size * chain.floor_sat_per_vb
+
+
+def is_due(channel: Channel, paid: Settlement, rules: Rules, now: UnixTime, chain: ChainFees) -> bool:
+    """Say whether a settlement is to be replaced: by the curve, in steps; at the deadline for the cap, or if evicted."""
+    rate, cap = wanted_rate(channel, rules, now, chain), rules.max_fee_sat_per_vb
+    last_step = rate == cap and (cap - 1) * paid.size > paid.fee_sat
+    return is_outbid(paid, rate) or last_step or is_below_floor(paid, chain)
+
+
 # --- money ----------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from paychan.protocol.fees import (
     Shortfall,
     budget_sat,
     deadline,
+    is_due,
     is_outbid,
     is_starved,
     is_urgent,
@@ -111,11 +112,12 @@ def test_threat_8_from_the_floor_to_the_cap_there_are_few_replacements() -> None
     """The whole curve from 1 to 210 sat/vB in steps of a minute replaces fewer than 30 times, and ends at the cap."""
     paid, replaced = Settlement(bytes(348), b"", Sat(348)), 0
     for seconds in range(0, WINDOW + 60, 60):
-        rate = rate_after(seconds, 1)
-        if is_outbid(paid, rate):
+        now, chain = UnixTime(NOW + seconds), ChainFees(1)
+        if is_due(CLOSING, paid, rules, now, chain):
+            rate = wanted_rate(CLOSING, rules, now, chain)
             paid, replaced = msgspec.structs.replace(paid, fee_sat=Sat(rate * 348)), replaced + 1
 
-    assert paid.fee_sat * 5 >= 210 * 348 * 4
+    assert paid.fee_sat == 210 * 348
     assert 3 < replaced < 30
 
 

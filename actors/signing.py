@@ -1,0 +1,78 @@
+"""Asking the signer for a settlement: which rate, out of which output, and what its refusals mean."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from actors.world import World
+from paychan.chain.base import ChainFailed
+from paychan.protocol.channel import Channel
+from paychan.protocol.errors import NotEconomical, SignerUnavailable, SigningFailed
+from paychan.protocol.fees import Shortfall, is_starved, most_sat, plan_closing, plan_reserve_fee, wanted_rate
+from paychan.protocol.settlement import Claim, Coin, Reserve, Settlement, settlement_size
+from paychan.protocol.types import Sat
+from paychan.signing.base import SignerAbsent, SignerRefused, sign_for_no_less
+
+
+def rate_of(members: Sequence[Channel], world: World) -> int:
+    """Rate of the channel that is most pressed."""
+    return max(wanted_rate(member, world.rules, world.now(), world.chain_view.fees) for member in members)
+
+
+async def destination_of(channel: Channel, world: World) -> bytes:
+    """Where a channel's settlement pays us to. Raises what `Signer` raises."""
+    return (await world.signer.public_key(channel.terms.client_key, channel.terms.expiry)).destination_script
+
+
+async def sign(members: Sequence[Channel], world: World, least_sat: Sat = Sat(0)) -> Settlement:
+    """Have one settlement of these channels signed, at their rate, but for no less than `least_sat`.
+
+    Raises:
+        SignerUnavailable, SigningFailed: the signer is away, or says no.
+        NotEconomical: they brought less than any settlement costs.
+    """
+    rate, claims = rate_of(members, world), [member.claim for member in members]
+    with _signer_errors():
+        script = await destination_of(members[0], world)
+        plan = plan_closing(members, script, world.rules, rate)
+        if isinstance(plan, Shortfall):
+            raise NotEconomical(got_sat=plan.received_sat, need_sat=plan.needed_sat)
+        fee = max(plan, least_sat)
+        if is_starved(claims, script, fee, rate, world.rules):
+            leaning = await lean_on_reserve(claims, rate, world, least_sat)
+            if leaning is not None:
+                return leaning
+        return await sign_for_no_less(world.signer, claims, script, fee, _most(claims, script, world))
+
+
+async def lean_on_reserve(
+    claims: Sequence[Claim], rate_sat_per_vb: int, world: World, least_sat: Sat
+) -> Settlement | None:
+    """Sign with the smallest coin of the reserve that will do, if there is one. Raises as `sign`."""
+    with _signer_errors():
+        key = await world.signer.reserve_key()
+        try:
+            coins = await world.chain.funding(Reserve(key))
+        except ChainFailed:
+            return None
+        for coin in sorted((coin for coin in coins if coin.confirmations), key=lambda coin: coin.value_sat):
+            reserve = Reserve(key, (Coin(coin.outpoint, coin.value_sat),))
+            fee, script = plan_reserve_fee(claims, reserve, rate_sat_per_vb, world.rules), reserve.funding_script
+            if fee is not None and fee >= least_sat:
+                return await sign_for_no_less(world.signer, claims, script, fee, _most(claims, script, world), reserve)
+    return None
+
+
+def _most(claims: Sequence[Claim], script: bytes, world: World) -> Sat:
+    return most_sat(claims, settlement_size(claims, script), world.rules)
+
+
+@contextlib.contextmanager
+def _signer_errors() -> Iterator[None]:
+    try:
+        yield
+    except SignerAbsent as error:
+        raise SignerUnavailable(reason=str(error)) from error
+    except SignerRefused as error:
+        raise SigningFailed(reason=str(error)) from error
