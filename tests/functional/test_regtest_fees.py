@@ -180,12 +180,13 @@ def refund_with_a_coin(customer: Customer, coin: OutPoint, coin_sat: int, fee_sa
     return bytes(CTransaction(signed, [output], nLockTime=terms.expiry, nVersion=1).serialize())
 
 
-def test_threat_21_a_settlement_that_is_cycled_out_is_back_before_the_next_block(tmp_path: Path) -> None:
+@pytest.mark.parametrize("truc", ["accept", "enforce"])
+def test_threat_21_a_settlement_that_is_cycled_out_is_back_before_the_next_block(tmp_path: Path, truc: str) -> None:
     """Past expiry the client pushes it out by a dearer refund, and the refund by a third transaction, block after block.
 
     While the refund is there, which pays more than the budget, an alarm says so; once it is gone, ours is back.
     """
-    with market(tmp_path) as (system, node):
+    with market(tmp_path, f"-mempooltruc={truc}") as (system, node):
         customer = settling(system, node)
         coin, coin_sat = node.fund(customer.change_address, FUNDING_SAT), FUNDING_SAT
         node.mine_only(coin.txid_hex)
