@@ -61,6 +61,7 @@ class ChannelInfo(Struct, frozen=True):
     settlement_fee: Sat | None
     settlement_transaction: str | None
     spent_by: str | None
+    """What took the funding output of a lost channel."""
     moving: bool
     """Something is being withdrawn; the channel takes payments again once that is deep in the chain."""
     moved_to: str | None
@@ -88,7 +89,7 @@ def channel_info(channel: Channel, network: Network) -> ChannelInfo:
         close_reason=closing.reason.value if closing else None,
         settlement_fee=settlement.fee_sat if settlement else None,
         settlement_transaction=settlement.transaction.hex() if settlement else None,
-        spent_by=closing.spent_by[::-1].hex() if closing and closing.spent_by else None,
+        spent_by=closing.spent_by[::-1].hex() if closing and channel.state is State.LOST else None,
         moving=isinstance(end, ChannelMoving),
         moved_to=end.fields["outpoint"] if isinstance(end, ChannelMoved) else None,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+from bitcoin.core import CTransaction
 from bitcoin.core import CMutableTransaction, CTransaction
 from bitcoin.core.script import CScript
 
@@ -112,11 +113,13 @@ def test_threat_18_a_malleated_settlement_is_ours_all_the_same(
     settlement = settlement_of(system, customer)
     if expired:
         mine_empty_until(node, customer.terms.expiry)
-    node.mine_only(malleated(customer, settlement).hex())
+    changed = malleated(customer, settlement)
+    node.mine_only(changed.hex())
     assert node.rpc("getrawmempool") == []
     node.mine_only()
     customer.ends("closed")
-    assert customer.record["spent_by"] is None
+    txid = CTransaction.deserialize(changed).GetTxid()[::-1].hex()
+    assert (customer.record["settlement_txid"], customer.record["spent_by"]) == (txid, None)
     assert str(customer.outpoint) not in alarms(system)
 
 
