@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from bitcoin.core import CTransaction
 from bitcoin.core import CMutableTransaction, CTransaction
 from bitcoin.core.script import CScript
 
