@@ -299,7 +299,8 @@ class Life(RuleBasedStateMachine):
         if self.state is State.CLOSING and not self.signed:
             self.sign_settlement()
         else:
-            self.watch(Published() if self.state is State.CLOSING else Confirmed(self.newest().txid))
+            mined = Confirmed(self.newest().txid if self.signed else b"\x45" * 32)
+            self.watch(Published() if self.state is State.CLOSING else mined)
 
     def newest(self) -> Settlement:
         assert self.channel.closing is not None
