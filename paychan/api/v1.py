@@ -99,7 +99,10 @@ async def pay(service: Service, named: OutPoint, arguments: Mapping[str, Sequenc
 async def _find(service: Service, named: OutPoint) -> Channel:
     """Find a channel of v1. Raises `UnknownChannel`, also for one of v2, which is named by its secret."""
     channel = await service.registry.read(named)
-    if channel is None or channel.secret:
+    if channel is None:
+        raise UnknownChannel
+    if channel.secret:
+        await service.registry.read_in_vain(named)
         raise UnknownChannel
     return channel
 

@@ -225,9 +225,13 @@ async def _find(service: Service, named: OutPoint, arguments: Arguments, body: V
         Malformed: the body has another redeem script.
     """
     channel = await service.registry.read(named) or await service.registry.read(named.reversed)
-    if channel is None or not channel.secret:
+    if channel is None:
         raise UnknownChannel
-    _check_secret(channel.secret, arguments)
+    try:
+        _check_secret(channel.secret, arguments)
+    except UnknownChannel:
+        await service.registry.read_in_vain(channel.outpoint, channel.outpoint.reversed)
+        raise
     if body.outpoint not in (None, channel.outpoint):
         raise OutPointMismatch(got=str(body.outpoint), want=str(channel.outpoint))
     if body.redeem_script not in (None, channel.terms.redeem_script):
@@ -246,7 +250,7 @@ def _check_secret(secret: bytes, arguments: Arguments) -> None:
     """Pass the caller who knows the secret; `UnknownChannel` when it is missing, wrong, or can't be one."""
     values = arguments.get("secret", ())
     given = read_secret(values[0].decode("latin1")) if len(values) == 1 else None
-    if not hmac.compare_digest(secret, given or b""):
+    if not secret or not hmac.compare_digest(secret, given or b""):
         raise UnknownChannel
 
 
