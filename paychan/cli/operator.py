@@ -45,7 +45,7 @@ def status(file: ConfigFile, as_json: AsJson = False) -> None:
     out.print(_health_table(health), _totals_table(totals))
     if totals["next_expiry"] is not None:
         out.print(f"next expiry  {_moment(totals['next_expiry'])}")
-    out.print(_economy_table(totals))
+    out.print(_economy_table(totals, health["network"]))
     for outpoint in health["alarms"]:
         out.print(f"[red]alarm[/red]        unsettled near expiry: {outpoint}")
 
@@ -180,7 +180,7 @@ def _totals_table(totals: Mapping[str, Any]) -> Table:
     return table
 
 
-def _economy_table(totals: Mapping[str, Any]) -> Table:
+def _economy_table(totals: Mapping[str, Any], network: str) -> Table:
     """What is at risk against what settling it costs, and what could help to pay."""
     table = Table.grid(padding=(0, 2))
     cost, estimate, reserve = totals["settling_sat"], totals["fee_estimate_sat_per_vb"], totals["reserve"]
@@ -192,9 +192,11 @@ def _economy_table(totals: Mapping[str, Any]) -> Table:
     table.add_row("[dim]fee rate[/dim]", f"{rate}, nothing is relayed below {totals['fee_floor_sat_per_vb']:,} sat/vB")
     coins = f"{reserve['sat']:,} sat, confirmed coins: {reserve['confirmed_coins']:,}" if not reserve["problem"] else ""
     held = coins or f"[red]not known: {escape(reserve['problem'])}[/red]"
-    table.add_row(
-        "[dim]reserve[/dim]", f"{held}; to fill it, pay to {reserve['address']}" if reserve["address"] else held
-    )
+    if network == "debug":
+        held += "; send nothing there, everybody knows the debug key"
+    elif reserve["address"]:
+        held += f"; to fill it, pay to {reserve['address']}"
+    table.add_row("[dim]reserve[/dim]", held)
     return table
 
 

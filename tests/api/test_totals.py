@@ -120,7 +120,7 @@ async def test_many_channels_are_counted_in_one_pass(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("open_v1")
 def test_status_shows_the_economy(system: System) -> None:
-    """What is at risk and what settling costs, rates, and where to pay to for the reserve."""
+    """What is at risk and what settling costs, rates, and that nobody pays to the debug key."""
     program = Path(sys.executable).with_name("paychan")
     command = [program, "status", system.server_file]
     said = subprocess.run(command, capture_output=True, text=True, check=True, env={"COLUMNS": "200"}).stdout
@@ -128,5 +128,6 @@ def test_status_shows_the_economy(system: System) -> None:
     unsettled = f"{answer['unsettled_sat']:,} sat; settling all of it now costs {answer['settling_sat']:,} sat"
     assert unsettled in said
     assert "no estimate, nothing is relayed below 1 sat/vB" in said
-    assert f"0 sat, confirmed coins: 0; to fill it, pay to {answer['reserve']['address']}" in said
+    assert "0 sat, confirmed coins: 0; send nothing there, everybody knows the debug key" in said
+    assert answer["reserve"]["address"] not in said
     assert "not worth it" not in said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -295,6 +297,10 @@ def test_threat_24_a_coin_of_the_reserve_pays_what_our_output_can_not(tmp_path: 
     }
     with market(tmp_path, sections=sections) as (system, node):
         reserve = system.manage("GET", "/totals").json()["reserve"]["address"]
+        program = Path(sys.executable).with_name("paychan")
+        command = [program, "status", system.server_file]
+        said = subprocess.run(command, capture_output=True, text=True, check=True, env={"COLUMNS": "200"}).stdout
+        assert f"to fill it, pay to {reserve}" in said
         coin = node.fund(reserve, 50_000)
         customer = Customer(system, node)
         customer.fund()
