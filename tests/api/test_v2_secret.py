@@ -104,6 +104,7 @@ def _seconds(send: Callable[[], httpx.Response]) -> float:
     return time.perf_counter() - began
 
 
+@pytest.mark.timeout(300)
 def test_the_time_of_a_404_does_not_tell_whether_there_is_a_channel(system: System, http: httpx.Client) -> None:
     """Each 404 leaves at a fixed moment, so 300 interleaved requests with a wrong secret and for no channel are alike.
 
