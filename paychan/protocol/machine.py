@@ -210,7 +210,7 @@ _LARGEST_DESTINATION = bytes(34)
 
 
 def _signed(channel: Channel, command: Signed, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    """Adopt the first settlement, and later one only if it pays a higher rate; it is to be published."""
+    """Adopt the first settlement, and a later one only if it pays a higher rate; it is to be published."""
     if channel.closing is None:
         return Accepted(channel)
     paid = channel.closing.settlement
