@@ -8,7 +8,9 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +21,10 @@ _BLOCK_BYTES = 64 * 1024
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 """O_NOFOLLOW: a link could point to a file of somebody's; O_NONBLOCK: a pipe must not hang the start."""
+
+
+_PATIENCE, _PATIENCE_SECONDS = 5, 0.02
+"""A line that is still torn after so many looks is not about to be written."""
 
 
 class AuditFailed(Exception):
@@ -37,7 +43,7 @@ class AuditFile:
         """
         self._path = path
         self._failure = ""
-        self._descriptor = _open(path, create=create)
+        self._descriptor = open_locked(path, create=create)
         try:
             self.torn_bytes = _cut_torn_line(self._descriptor)
             """What was cut off, for the signer to tell."""
@@ -102,14 +108,19 @@ class AuditFile:
 # --- opening ---------------------------------------------------------------------------------------------------------
 
 
-def _open(path: Path, *, create: bool) -> int:
+def open_locked(path: Path, *, create: bool) -> int:
+    """Open a log as its only writer, whatever is in it.
+
+    Raises:
+        AuditFailed: in use, not a private file of ours, or not accessible.
+    """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, _FLAGS | (os.O_CREAT if create else 0), 0o600)
     except OSError as error:
         msg = f"{path} can't be opened: {error.strerror}"
         raise AuditFailed(msg) from error
-    problem = _file_problem(os.fstat(descriptor)) or _lock_problem(descriptor)
+    problem = _file_problem(os.fstat(descriptor)) or _lock_problem(descriptor) or _moved_problem(descriptor, path)
     if problem:
         os.close(descriptor)
         msg = f"{path} {problem}"
@@ -121,7 +132,7 @@ def _file_problem(status: os.stat_result) -> str:
     if not stat.S_ISREG(status.st_mode):
         return "is not a regular file"
     if status.st_uid != os.geteuid():
-        return f"belongs to uid {status.st_uid}, not to the signer's {os.geteuid()}: `chown` it"
+        return f"belongs to uid {status.st_uid}, this is uid {os.geteuid()}: only the signer's user writes it"
     if status.st_mode & 0o077:
         return f"has mode {stat.S_IMODE(status.st_mode):04o}, others can use it: `chmod 600` it"
     return ""
@@ -133,6 +144,11 @@ def _lock_problem(descriptor: int) -> str:
     except BlockingIOError:
         return "is in use by a running signer: stop it first"
     return ""
+
+
+def _moved_problem(descriptor: int, path: Path) -> str:
+    """Whoever waits for the lock while the log is archived would append to the archive."""
+    return "" if os.path.lexists(path) and path.stat().st_ino == os.fstat(descriptor).st_ino else "was moved: try again"
 
 
 def _cut_torn_line(descriptor: int) -> int:
@@ -188,16 +204,39 @@ def seek(descriptor: int, number: int) -> int:
 def lines(path: Path, start: int = 0) -> Iterator[bytes]:
     """Read a log's lines from a place on; what a running signer adds meanwhile is left out. Raises OSError."""
     with path.open("rb") as file:
-        left = os.fstat(file.fileno()).st_size - start
+        left = _settled_size(file.fileno()) - start
         file.seek(start)
         while left > 0 and (line := file.readline(left)):
             left -= len(line)
             yield line
 
 
+def newest_first(path: Path) -> Iterator[bytes]:
+    """Read a log's lines from its end, and no more of it than is asked for. Raises OSError."""
+    with path.open("rb") as file:
+        end, carried = _settled_size(file.fileno()), b""
+        while end > 0:
+            begin = max(0, end - _BLOCK_BYTES)
+            block = os.pread(file.fileno(), end - begin, begin) + carried
+            # The first line of the block began before it, but for that of the file.
+            cut = (block.find(b"\n") + 1 or len(block)) if begin else 0
+            carried, end = block[:cut], begin
+            yield from reversed(BytesIO(block[cut:]).readlines())
+
+
 def _whole_size(descriptor: int) -> int:
     """Size without a line that is being written."""
     return _line_start(descriptor, os.fstat(descriptor).st_size)
+
+
+def _settled_size(descriptor: int) -> int:
+    """Size of the file, but not in the middle of a write that is under way."""
+    for _ in range(_PATIENCE):
+        size = os.fstat(descriptor).st_size
+        if _line_start(descriptor, size) == size:
+            return size
+        time.sleep(_PATIENCE_SECONDS)
+    return size
 
 
 def _line_start(descriptor: int, position: int) -> int:
