@@ -1,0 +1,249 @@
+"""`paychan-signer status` and `heartbeat`: what the operator of a signer is told, in good times and bad."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from paychan.protocol.signerwire import (
+    HealthReply,
+    Refusal,
+    Reply,
+    StatusReply,
+    decode_request,
+    encode_frame,
+    frame_size,
+)
+from paychan.protocol.types import Sat, UnixTime
+from signer.operating import heartbeat, status
+from signer.terminal import moment
+
+app = typer.Typer()
+app.command()(status)
+app.command()(heartbeat)
+
+NOW = int(time.time())
+HEALTHY = HealthReply(1, "regtest", "hardened", debug=False)
+QUIET = StatusReply(2, UnixTime(NOW - 7_300), 1_234, "ab" * 32, Sat(0), Sat(0), UnixTime(0), (), ("memory locked",))
+LIMITED = """
+value_per_hour_sat = 1_000_000
+value_per_day_sat = 5_000_000
+heartbeat_hours = 24
+value_without_heartbeat_sat = 50_000
+"""
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal wide enough for whole lines."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+def config(directory: Path, policy: str = "") -> Path:
+    file = directory / "signer.toml"
+    file.write_text(f'network = "regtest"\nstate_dir = "{directory}"\n[key]\nmode = "hardened"\n[policy]\n{policy}')
+    return file
+
+
+def say(*words: object) -> Result:
+    """Run a command that must not raise."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+@contextmanager
+def answering(directory: Path, *replies: Reply | bytes) -> Iterator[None]:
+    """A signer of which one knows what it will say; it hangs up after its last word."""
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, connection.makefile("rb") as file:
+            for reply in replies:
+                decode_request(file.read(frame_size(file.read(4))))
+                connection.sendall(reply if isinstance(reply, bytes) else encode_frame(reply))
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(directory / "signer.sock"))
+        listener.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join(20)
+    (directory / "signer.sock").unlink()
+
+
+def told(directory: Path, policy: str = "", health: HealthReply = HEALTHY, **changes: Any) -> dict[str, str]:
+    """What `status` shows of a signer, by the name of the row."""
+    said = {name: getattr(QUIET, name) for name in QUIET.__struct_fields__}
+    with answering(directory, health, StatusReply(**{**said, **changes})):
+        result = say("status", config(directory, policy))
+    assert result.exit_code == 0, result.output
+    rows = [line.partition("  ") for line in result.stdout.splitlines()]
+    return {name.strip(): value.strip() for name, _, value in rows}
+
+
+# --- status ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_quiet_signer_is_told(tmp_path: Path) -> None:
+    """Who it is, since when it runs, where its log stands, and that nothing limits it."""
+    rows = told(tmp_path)
+
+    assert rows["network"] == "regtest"
+    assert rows["keys"] == "hardened"
+    assert rows["running"] == f"since {moment(NOW - 7_300)}, 2 h 1 min"
+    assert (rows["decisions"], rows["head"]) == ("1,234", "ab" * 32)
+    assert rows["last hour"] == rows["last day"] == "0 sat signed, no limit"
+    assert (rows["heartbeat"], rows["trial"], rows["protections"]) == ("not asked for", "none", "memory locked")
+
+
+def test_what_was_signed_is_told_against_the_limits(tmp_path: Path) -> None:
+    """Sums of the last hour and day stand beside what the file allows."""
+    rows = told(tmp_path, LIMITED, signed_last_hour_sat=Sat(850_000), signed_last_day_sat=Sat(5_000_000))
+
+    assert rows["last hour"] == "850,000 sat signed of 1,000,000 sat (85 %)"
+    assert rows["last day"] == "5,000,000 sat signed of 5,000,000 sat (100 %)"
+
+
+@pytest.mark.parametrize(
+    ("age_hours", "begin"),
+    [
+        (None, "none yet: up to 50,000 sat are settled until `paychan-signer heartbeat`"),
+        (30, "30 h 0 min old: up to 50,000 sat are settled until `paychan-signer heartbeat`"),
+        (23, f"23 h 0 min old: more than 50,000 sat are settled until {moment(NOW + 3_600)}"),
+    ],
+)
+def test_heartbeat_is_told_with_what_it_means(tmp_path: Path, age_hours: int | None, begin: str) -> None:
+    """Missing, stale or fresh: what the signer settles meanwhile, and until when."""
+    at = 0 if age_hours is None else NOW - 3_600 * age_hours
+    assert told(tmp_path, LIMITED, heartbeat_at=UnixTime(at))["heartbeat"] == begin
+
+
+def test_what_lowers_the_guard_is_told(tmp_path: Path) -> None:
+    """Policies on trial, missing protections, the debug key and another network than the file's are not overlooked."""
+    rows = told(
+        tmp_path,
+        health=HealthReply(1, "test", "debug", debug=True),
+        trial=("policy-fee", "policy-rate"),
+        protections=("no seccomp: not built in", "not dumpable"),
+    )
+
+    assert rows["network"] == "test, but the file says regtest"
+    assert rows["keys"] == "debug: publicly known"
+    assert rows["trial"] == "policy-fee, policy-rate: what they would refuse is signed"
+    assert rows["protections"] == "no seccomp: not built in"
+
+
+def test_red_is_for_what_needs_the_operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal, trial policies and a stale heartbeat are red."""
+    monkeypatch.setattr("signer.terminal.out._force_terminal", True)
+    monkeypatch.setattr("signer.terminal.out._color_system", 1)
+    rows = told(tmp_path, LIMITED, trial=("policy-fee",))
+    text = "\n".join(rows.values())
+    assert "\x1b[31mpolicy-fee" in text
+    assert "\x1b[31mnone yet" in text
+
+
+def test_programs_get_what_the_signer_said(tmp_path: Path) -> None:
+    """With --json both replies come as one object."""
+    with answering(tmp_path, HEALTHY, QUIET):
+        said = json.loads(say("status", config(tmp_path), "--json").stdout)
+    assert (said["network"], said["decisions"], said["protections"]) == ("regtest", 1_234, ["memory locked"])
+    assert "id" not in said
+
+
+def test_no_signer_is_told(tmp_path: Path) -> None:
+    """Without a socket, or with one that a killed signer left, the sentence says to start it; status 1."""
+    missing = say("status", config(tmp_path))
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(tmp_path / "signer.sock"))
+    killed = say("status", config(tmp_path))
+
+    assert (missing.exit_code, killed.exit_code) == (1, 1)
+    assert f"no signer is running: there is no {tmp_path}/signer.sock. Start it:" in missing.stderr
+    assert "one that was killed left" in killed.stderr
+
+
+@pytest.mark.parametrize(
+    ("reply", "sentence"),
+    [
+        (
+            Refusal(0, "policy-peer", "uid 65534 is not in socket.allowed_uids"),
+            "turns us away (policy-peer): uid 65534 is not in socket.allowed_uids: add it there, or run this as a user",
+        ),
+        (Refusal(0, "protocol-busy", "64 connections are open"), "turns us away (protocol-busy): 64 connections"),
+        (bytes.fromhex("00000004 02 92 01 05"), "is no signer of this version (message version 2, want"),
+        (b"HTTP/1.1 400 Bad Request", "is no signer of this version (frame of 1213486160 bytes"),
+        (QUIET, "is no signer of this version (got StatusReply, want HealthReply)"),
+        (b"\0\0", "is no signer of this version (it hung up)"),
+    ],
+)
+def test_wrong_answers_are_told(tmp_path: Path, reply: Reply | bytes, sentence: str) -> None:
+    """Who is turned away learns what to change; what is no signer of this version is told as such; status 1."""
+    with answering(tmp_path, reply):
+        result = say("status", config(tmp_path))
+    assert result.exit_code == 1
+    assert sentence in result.stderr
+    assert result.stdout == ""
+
+
+def test_signer_that_hangs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who accepts and says nothing does not hold the operator up."""
+    monkeypatch.setattr("signer.operating._ANSWER_SECONDS", 0.2)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "signer.sock"))
+        listener.listen()
+        result = say("status", config(tmp_path))
+    assert result.exit_code == 1
+    assert "gave no answer within" in result.stderr
+
+
+def test_wrong_file_is_told(tmp_path: Path) -> None:
+    """A configuration with a mistake ends the command with its place; status 2."""
+    result = say("status", config(tmp_path, "heartbeat_hours = 24\n"))
+    assert result.exit_code == 2
+    assert "policy.heartbeat_hours" in result.stderr
+
+
+# --- heartbeat -------------------------------------------------------------------------------------------------------
+
+
+def test_heartbeat_makes_the_file_new(tmp_path: Path) -> None:
+    """Each heartbeat sets the time of the file that the signer looks at, and says how long it counts."""
+    file, path = config(tmp_path, LIMITED), tmp_path / "signer.heartbeat"
+    assert say("heartbeat", file).exit_code == 0
+    os.utime(path, (1, 1))
+
+    result = say("heartbeat", file)
+
+    assert abs(path.stat().st_mtime - time.time()) < 10
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert result.stdout.startswith("Noted. Until 2")
+    assert "after that, up to 50,000 sat." in result.stdout
+
+
+def test_heartbeat_that_nobody_asked_for_is_told(tmp_path: Path) -> None:
+    """Where the switch is off, one learns that nothing depends on it."""
+    assert "nothing depends on it" in say("heartbeat", config(tmp_path)).stdout
+
+
+def test_heartbeat_does_not_follow_links(tmp_path: Path) -> None:
+    """A link in the file's place is not written through."""
+    (tmp_path / "signer.heartbeat").symlink_to(tmp_path / "elsewhere")
+    result = say("heartbeat", config(tmp_path, LIMITED))
+    assert result.exit_code == 1
+    assert "can't be written" in result.stderr
+    assert not (tmp_path / "elsewhere").exists()
