@@ -25,7 +25,7 @@ from paychan.protocol.opening import open_channel
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
 from paychan.protocol.scripts import ChannelTerms, make_terms
 from paychan.protocol.types import OutPoint, Sat, UnixTime
-from paychan.signing.base import SignerAbsent, SignerRefused
+from paychan.signing.base import SignerAbsent, SignerRefused, show
 
 _KEYS_KEPT = 10_000
 """Server keys remembered, so that funding info and opening ask the signer once; about 200 bytes each."""
@@ -125,7 +125,26 @@ class Opener:
         in_the_way = await self._registry.in_the_way(funding.outpoint)  # told to the one who signed, not to all
         if in_the_way is not None:
             return Rejected(in_the_way)
+        try:
+            await self._show(funding)
+        except PaychanError as error:
+            return Rejected(error)
         return await self._create(outcome, funding)
+
+    async def _show(self, funding: Funding) -> None:
+        """Show the signer the funding transaction while the chain has it: it signs no settlement of what it never saw.
+
+        Raises:
+            SignerUnavailable, SigningFailed, ChainUnavailable: then no channel is opened that could not be settled.
+        """
+        try:
+            await show(self._world.signer, [funding.outpoint], self._world.chain.transaction)
+        except SignerAbsent as error:
+            raise SignerUnavailable(reason=str(error)) from error
+        except SignerRefused as error:
+            raise SigningFailed(reason=str(error)) from error
+        except ChainFailed as error:
+            raise ChainUnavailable(reason=str(error)) from error
 
     async def _create(self, opened: Accepted, funding: Funding) -> Outcome:
         """Store the channel; what is funded without a confirmation counts against a limit while it is so."""

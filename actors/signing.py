@@ -12,7 +12,7 @@ from paychan.protocol.errors import NotEconomical, SignerUnavailable, SigningFai
 from paychan.protocol.fees import Shortfall, is_starved, most_sat, plan_closing, plan_reserve_fee, wanted_rate
 from paychan.protocol.settlement import Claim, Coin, Reserve, Settlement, settlement_size
 from paychan.protocol.types import Sat
-from paychan.signing.base import SignerAbsent, SignerRefused, sign_for_no_less
+from paychan.signing.base import OUTDATED, SignerAbsent, SignerRefused, sign_for_no_less
 
 
 def rate_of(members: Sequence[Channel], world: World) -> int:
@@ -43,7 +43,13 @@ async def sign(members: Sequence[Channel], world: World, least_sat: Sat = Sat(0)
             leaning = await lean_on_reserve(claims, rate, world, least_sat)
             if leaning is not None:
                 return leaning
-        return await sign_for_no_less(world.signer, claims, script, fee, _most(claims, script, world))
+        try:
+            return await _sign(claims, script, fee, world)
+        except SignerRefused as error:
+            if error.tag != OUTDATED or len(claims) > 1:
+                raise
+            # our record is from a backup: what is due is what the signer signed after it
+            return await world.signer.sign_again(claims[0].outpoint)
 
 
 async def lean_on_reserve(
@@ -60,12 +66,15 @@ async def lean_on_reserve(
             reserve = Reserve(key, (Coin(coin.outpoint, coin.value_sat),))
             fee, script = plan_reserve_fee(claims, reserve, rate_sat_per_vb, world.rules), reserve.funding_script
             if fee is not None and fee >= least_sat:
-                return await sign_for_no_less(world.signer, claims, script, fee, _most(claims, script, world), reserve)
+                return await _sign(claims, script, fee, world, reserve)
     return None
 
 
-def _most(claims: Sequence[Claim], script: bytes, world: World) -> Sat:
-    return most_sat(claims, settlement_size(claims, script), world.rules)
+async def _sign(
+    claims: Sequence[Claim], script: bytes, fee: Sat, world: World, reserve: Reserve | None = None
+) -> Settlement:
+    most = most_sat(claims, settlement_size(claims, script), world.rules)
+    return await sign_for_no_less(world.signer, claims, script, fee, most, reserve, world.chain.transaction)
 
 
 @contextlib.contextmanager
@@ -76,3 +85,5 @@ def _signer_errors() -> Iterator[None]:
         raise SignerUnavailable(reason=str(error)) from error
     except SignerRefused as error:
         raise SigningFailed(reason=str(error)) from error
+    except ChainFailed as error:
+        raise SigningFailed(reason=f"the signer wants to see what is spent: {error}") from error

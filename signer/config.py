@@ -12,6 +12,7 @@ from paychan.protocol.address import decode_address
 from paychan.protocol.declared import SettingsError, parse_settings, setting
 from paychan.protocol.errors import Malformed
 from paychan.protocol.types import Network
+from signer.known import TRIABLE
 
 MAX_SOCKET_PATH_BYTES = 107
 """Linux's sun_path holds 108 bytes, the last one zero."""
@@ -24,7 +25,7 @@ class Socket(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     group: Annotated[
         str, setting('group whose members may open the socket; "": only its owner, the signer\'s user')
     ] = ""
-    allowed_uids: Annotated[tuple[_Uid, ...], setting("users who get an answer; []: only the signer's own", "uid")] = ()
+    allowed_uids: Annotated[tuple[_Uid, ...], setting("users who get an answer beside the signer's own", "uid")] = ()
     request_seconds: Annotated[
         float, setting("a request has arrived, and is answered, within this", "seconds", gt=0)
     ] = 3.0
@@ -34,17 +35,73 @@ class Socket(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class Key(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mode: Annotated[
-        Literal["hardened", "rbpcp-v2", "debug"],
-        setting("hardened key per channel, key as RBPCP v2 derives it, or the public debug key"),
+        Literal["hardened", "rbpcp-v2", "pkcs11", "debug"],
+        setting("hardened key per channel, key as RBPCP v2 derives it, keys in a token, or the public debug key"),
     ]
-    seed_file: Annotated[str, setting('64 hex digits, mode 0600; "": signer.seed in the state directory', "path")] = ""
-    create_if_missing: Annotated[bool, setting("draw a seed when there is none, instead of refusing to start")] = False
+    seed_file: Annotated[
+        str, setting('the encrypted seed, mode 0600; "": signer.seed in the state directory', "path")
+    ] = ""
+    passphrase_file: Annotated[
+        str,
+        setting(
+            'holds the seed\'s passphrase, mode 0600; "": systemd\'s credential "passphrase", or asked for', "path"
+        ),
+    ] = ""
+    create_if_missing: Annotated[
+        bool, setting("draw a seed, and a passphrase beside it, when there is none, instead of refusing to start")
+    ] = False
+
+
+class Pkcs11(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    module: Annotated[str, setting("the token's library, such as /usr/lib/softhsm/libsofthsm2.so", "path")] = ""
+    token: Annotated[str, setting("label of the token")] = ""
+    pin_file: Annotated[
+        str, setting('holds the user PIN, mode 0600; "": systemd\'s credential "pin", or asked for', "path")
+    ] = ""
+    keys: Annotated[
+        Literal["per-channel", "one"], setting("a key of its own for every channel, or one for all of them")
+    ] = "per-channel"
+    max_keys: Annotated[int, setting("channel keys in the token; further channels are refused", ge=1)] = 10_000
+    sessions: Annotated[int, setting("signatures that the token makes side by side", ge=1, le=64)] = 4
 
 
 class Settlement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     destination_address: Annotated[
         str, setting('receives all settlements; "": an address per channel, from the seed', "address")
     ] = ""
+    previous_addresses: Annotated[
+        tuple[str, ...], setting("received settlements before: what was signed for them may be signed again", "address")
+    ] = ()
+
+
+class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    max_fee_percent: Annotated[int, setting("most of what channels earned that may become fee", "%", ge=0, le=100)] = 50
+    max_fee_sat: Annotated[int, setting("most that one settlement may pay as fee", "sat", ge=0)] = 5_000_000
+    value_per_hour_sat: Annotated[int, setting("most that is settled in an hour; 0: no limit", "sat", ge=0)] = 0
+    value_per_day_sat: Annotated[int, setting("most that is settled in a day; 0: no limit", "sat", ge=0)] = 0
+    requests_per_second: Annotated[
+        int, setting("requests of all connections that are judged, over ten seconds", "1/s", ge=1)
+    ] = 1000
+    max_fundings: Annotated[int, setting("funding outputs remembered; further ones are refused", ge=1)] = 1_000_000
+    heartbeat_hours: Annotated[
+        int,
+        setting("after so long without `paychan-signer heartbeat` only small sums are settled; 0: off", "hours", ge=0),
+    ] = 0
+    value_without_heartbeat_sat: Annotated[
+        int, setting("most that is settled without a fresh heartbeat", "sat", ge=0)
+    ] = 0
+    trial: Annotated[
+        tuple[str, ...],
+        setting("policies that only log what they would refuse, by tag; for trying them out, never for good"),
+    ] = ()
+
+
+class Isolation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    user: Annotated[str, setting('user to become when started as root; "": stay')] = ""
+    require: Annotated[
+        tuple[Literal["seccomp", "network", "memory", "dumpable"], ...],
+        setting("protections without which the signer does not start; the others are had where the kernel allows"),
+    ] = ("dumpable",)
 
 
 class SignerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,7 +114,10 @@ class SignerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     )
     socket: Socket = field(default_factory=Socket)
     key: Key
+    pkcs11: Pkcs11 = field(default_factory=Pkcs11)
     settlement: Settlement = field(default_factory=Settlement)
+    policy: Policy = field(default_factory=Policy)
+    isolation: Isolation = field(default_factory=Isolation)
 
     @property
     def network_name(self) -> str:
@@ -83,14 +143,30 @@ class SignerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return self.state_dir / "signer.ledger"
 
     @property
+    def audit_path(self) -> Path:
+        """File of every decision."""
+        return self.state_dir / "signer.audit"
+
+    @property
+    def heartbeat_path(self) -> Path:
+        """File whose time of change is the operator's last sign of life."""
+        return self.state_dir / "signer.heartbeat"
+
+    @property
     def allowed_uids(self) -> frozenset[int]:
-        return frozenset(self.socket.allowed_uids or (os.geteuid(),))
+        """Who gets an answer: our own user always, which is the operator who asks for the status."""
+        return frozenset((*self.socket.allowed_uids, os.geteuid()))
 
     @property
     def destination_script(self) -> bytes | None:
         """ScriptPubKey of the configured destination; None when it is derived per channel."""
         address = self.settlement.destination_address
         return decode_address(address, Network(self.network)) if address else None
+
+    @property
+    def previous_scripts(self) -> tuple[bytes, ...]:
+        """ScriptPubKeys of the destinations before."""
+        return tuple(decode_address(address, Network(self.network)) for address in self.settlement.previous_addresses)
 
 
 def load_signer_config(path: Path) -> SignerConfig:
@@ -126,11 +202,26 @@ def _contradictions(config: SignerConfig) -> list[tuple[str, str]]:
             'the key of "debug" is publicly known; it needs debug = true',
         ),
         (
-            config.key.mode == "debug" and not config.settlement.destination_address,
+            config.key.mode in ("debug", "pkcs11") and not config.settlement.destination_address,
             "settlement.destination_address",
-            'required with key.mode = "debug", which derives no address',
+            f'required with key.mode = "{config.key.mode}", which derives no address',
         ),
-        (bool(wrong_address), "settlement.destination_address", wrong_address),
+        (bool(wrong_address), "settlement", wrong_address),
+        (
+            config.key.mode == "pkcs11" and not (config.pkcs11.module and config.pkcs11.token),
+            "pkcs11.module",
+            'required with key.mode = "pkcs11", and so is pkcs11.token',
+        ),
+        (
+            bool(set(config.policy.trial) - TRIABLE),
+            "policy.trial",
+            f"{sorted(set(config.policy.trial) - TRIABLE)} can't be tried out, only {sorted(TRIABLE)}",
+        ),
+        (
+            bool(config.policy.heartbeat_hours) != bool(config.policy.value_without_heartbeat_sat),
+            "policy.heartbeat_hours",
+            "goes with policy.value_without_heartbeat_sat: set both or none",
+        ),
         (
             bool(strangers) and not config.socket.group,
             "socket.allowed_uids",
@@ -147,7 +238,7 @@ def _contradictions(config: SignerConfig) -> list[tuple[str, str]]:
 
 def _address_problem(config: SignerConfig) -> str:
     try:
-        config.destination_script  # noqa: B018 - a property that raises
+        config.destination_script, config.previous_scripts  # noqa: B018 - properties that raise
     except Malformed as error:
         return str(error.fields["reason"])
     return ""

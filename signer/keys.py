@@ -1,7 +1,8 @@
 """The server's keys: which one belongs to a channel, and signing with it. Nothing here is ever shown or logged.
 
-`Keys` is all that policies and handlers know of a key store. A hardware module (PKCS#11) will be one more
-implementation of it: such a module has no BIP32, so it will keep its own key per channel.
+`KeyRing` is all that policies and handlers know. It holds generations of keys, the newest first: a new channel gets the
+newest's, an old one is settled with the one that it was opened with. A generation is a `KeySource`: the trees of a seed
+and the debug key are here, a hardware module is in `pkcs11`.
 
 BIP32 is written out below because the `bip32` package pins an old coincurve; it is checked with the vectors of BIP32.
 """
@@ -9,14 +10,15 @@ BIP32 is written out below because the `bip32` package pins an old coincurve; it
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from hashlib import sha256
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from coincurve import PrivateKey
 
 from paychan.protocol.address import key_script
+from paychan.protocol.scripts import ChannelTerms
 from paychan.protocol.types import UnixTime
 
 DEBUG_KEY = bytes.fromhex("9b4b4cf8f8796ca8a3a8a3da5c73deeb7c558a89e3752b896349ec58c010879d")
@@ -38,60 +40,136 @@ CACHED_CHILDREN = 10_000
 """A derivation costs 0.2 ms, a signature 0.03; a child kept costs about a kilobyte."""
 
 
-class Keys(Protocol):
-    """Client keys are compressed points and expiries times that fit nLockTime: `policy.channel_terms` has checked."""
+class KeysFailed(Exception):
+    """The key store gives no answer now, and why; the same may be asked again."""
 
-    def public_key(self, client_key: bytes, expiry: UnixTime) -> bytes:
-        """Return the server key (33 bytes) of the channel of this client key and expiry."""
 
-    def destination_script(self, client_key: bytes, expiry: UnixTime) -> bytes:
-        """Return the one scriptPubKey that this channel's settlement may pay the server to."""
+class KeysExhausted(Exception):
+    """The key store makes no further key for a new channel."""
 
-    def sign(self, client_key: bytes, expiry: UnixTime, digest: bytes) -> bytes:
-        """Sign 32 bytes with that server key: strict DER, low S, RFC 6979."""
 
-    def destination_key(self, client_key: bytes, expiry: UnixTime) -> bytes | None:
-        """Return the public key behind `destination_script`; None where the operator configured an address."""
+class SigningKey(Protocol):
+    """A key pair of ours."""
 
-    def sign_destination(self, client_key: bytes, expiry: UnixTime, digest: bytes) -> bytes:
-        """Sign 32 bytes with the key behind `destination_key`, which must not be None."""
+    @property
+    def public_key(self) -> bytes:
+        """Compressed, 33 bytes."""
 
-    def reserve_key(self) -> bytes:
-        """Return the public key of the coins that help to pay for settlements."""
+    def sign(self, digest: bytes) -> bytes:
+        """Sign 32 bytes: strict DER, low S. Raises `KeysFailed`."""
 
-    def sign_reserve(self, digest: bytes) -> bytes:
-        """Sign 32 bytes with that key."""
+
+class KeySource(Protocol):
+    """One generation of keys. All methods raise `KeysFailed`.
+
+    Client keys are compressed points and expiries times that fit nLockTime: `policy.channel_terms` has checked.
+    """
+
+    @property
+    def blocking(self) -> bool:
+        """Whether an answer can take long: then it is waited for in a thread."""
+
+    def channel_key(self, client_key: bytes, expiry: UnixTime, *, create: bool) -> SigningKey | None:
+        """Return the key of a channel. `create`: make one if there is none. Raises `KeysExhausted`."""
+
+    def destination_key(self, client_key: bytes, expiry: UnixTime) -> SigningKey | None:
+        """Return the key that a channel's settlement pays to, where the operator configured no address."""
+
+    def reserve_key(self) -> SigningKey:
+        """Return the key of the coins that help to pay for settlements."""
+
+
+class Destination(NamedTuple):
+    """Where settlements may pay to; the key behind it, unless the operator alone has it."""
+
+    script: bytes
+    key: SigningKey | None = None
+
+
+class KeyRing:
+    """The keys of all generations, and the addresses that the operator configured."""
+
+    __slots__ = ("_current", "_previous", "_sources")
+
+    def __init__(
+        self, sources: Sequence[KeySource], address: bytes | None = None, previous: Sequence[bytes] = ()
+    ) -> None:
+        """Take generations, the newest first, and scriptPubKeys: without `address`, destinations are derived."""
+        self._sources = tuple(sources)
+        self._current = () if address is None else (Destination(address),)
+        self._previous = tuple(map(Destination, previous))
+
+    @property
+    def blocking(self) -> bool:
+        """Whether an answer can take long."""
+        return any(source.blocking for source in self._sources)
+
+    def new(self, client_key: bytes, expiry: UnixTime) -> SigningKey:
+        """Return the key for a channel that is about to be opened. Raises `KeysFailed`, `KeysExhausted`."""
+        key = self._sources[0].channel_key(client_key, expiry, create=True)
+        if key is None:
+            msg = "no key for a new channel"
+            raise KeysFailed(msg)
+        return key
+
+    def find(self, terms: ChannelTerms) -> SigningKey | None:
+        """Return the key of ours that these terms name, of whatever generation. Raises `KeysFailed`."""
+        for source in self._sources:
+            key = source.channel_key(terms.client_key, terms.expiry, create=False)
+            if key is not None and key.public_key == terms.server_key:
+                return key
+        return None
+
+    def destinations(self, client_key: bytes, expiry: UnixTime) -> Iterator[Destination]:
+        """Yield where a channel's settlement may pay to: the first is where it should. Raises `KeysFailed`."""
+        yield from self._current
+        for source in self._sources:
+            key = source.destination_key(client_key, expiry)
+            if key is not None:
+                yield Destination(key_script(key.public_key), key)
+        yield from self._previous
+
+    def reserve(self) -> SigningKey:
+        """Return the key of the reserve's coins. Raises `KeysFailed`."""
+        return self._sources[0].reserve_key()
+
+    def find_reserve(self, public_key: bytes) -> SigningKey | None:
+        """Return the reserve's key with this public key, of whatever generation. Raises `KeysFailed`."""
+        keys = (source.reserve_key() for source in self._sources)
+        return next((key for key in keys if key.public_key == public_key), None)
+
+
+class SoftKey:
+    """A key in this process's memory."""
+
+    __slots__ = ("_key", "public_key")
+
+    def __init__(self, key: PrivateKey) -> None:
+        self._key = key
+        self.public_key = key.public_key.format()
+
+    def sign(self, digest: bytes) -> bytes:
+        """RFC 6979: the same every time."""
+        return self._key.sign(digest, hasher=None)
 
 
 class StaticKey:
-    """One key for all channels, as in v1 (PROTOCOL §9.1), and for the reserve."""
+    """One key for all channels, as in v1 (PROTOCOL §9.1), and for the reserve. Needs a configured destination."""
 
-    __slots__ = ("_destination", "_key")
+    __slots__ = ("_key",)
+    blocking = False
 
-    def __init__(self, secret: bytes, destination: bytes) -> None:
-        self._key = PrivateKey(secret)
-        self._destination = destination
+    def __init__(self, secret: bytes) -> None:
+        self._key = SoftKey(PrivateKey(secret))
 
-    def public_key(self, client_key: bytes, expiry: UnixTime) -> bytes:  # noqa: ARG002 - the same for all
-        return self._key.public_key.format()
-
-    def destination_script(self, client_key: bytes, expiry: UnixTime) -> bytes:  # noqa: ARG002
-        return self._destination
-
-    def sign(self, client_key: bytes, expiry: UnixTime, digest: bytes) -> bytes:  # noqa: ARG002
-        return self._key.sign(digest, hasher=None)
+    def channel_key(self, client_key: bytes, expiry: UnixTime, *, create: bool) -> SigningKey:  # noqa: ARG002 - one for all
+        return self._key
 
     def destination_key(self, client_key: bytes, expiry: UnixTime) -> None:
         """The destination is always the operator's."""
 
-    def sign_destination(self, client_key: bytes, expiry: UnixTime, digest: bytes) -> bytes:
-        raise NotImplementedError
-
-    def reserve_key(self) -> bytes:
-        return self._key.public_key.format()
-
-    def sign_reserve(self, digest: bytes) -> bytes:
-        return self._key.sign(digest, hasher=None)
+    def reserve_key(self) -> SigningKey:
+        return self._key
 
 
 class Node:
@@ -134,62 +212,49 @@ def channel_words(client_key: bytes, expiry: UnixTime) -> list[int]:
 
 
 class TreeKeys:
-    """A key per channel, perhaps a destination per channel, and the reserve's key, derived from one seed."""
+    """A key and a destination per channel, and the reserve's key, derived from one seed."""
 
-    __slots__ = ("_channel_key", "_destination", "_destination_key", "_reserve_key")
+    __slots__ = ("_channel_key", "_destination_key", "_reserve_key")
+    blocking = False
 
     def __init__(
         self,
-        channel_key: Callable[[bytes, UnixTime], Node],
-        destination_key: Callable[[bytes, UnixTime], Node],
-        reserve_key: Node,
-        destination: bytes | None,
+        channel_node: Callable[[bytes, UnixTime], Node],
+        destination_node: Callable[[bytes, UnixTime], Node],
+        reserve_node: Node,
     ) -> None:
-        self._channel_key = lru_cache(CACHED_CHILDREN)(channel_key)
-        self._destination_key = lru_cache(CACHED_CHILDREN)(destination_key)
-        self._reserve_key = reserve_key.key
-        self._destination = destination
+        self._channel_key = lru_cache(CACHED_CHILDREN)(_key_of(channel_node))
+        self._destination_key = lru_cache(CACHED_CHILDREN)(_key_of(destination_node))
+        self._reserve_key = SoftKey(reserve_node.key)
 
-    def public_key(self, client_key: bytes, expiry: UnixTime) -> bytes:
-        return self._channel_key(client_key, expiry).key.public_key.format()
+    def channel_key(self, client_key: bytes, expiry: UnixTime, *, create: bool) -> SigningKey:  # noqa: ARG002 - derived
+        return self._channel_key(client_key, expiry)
 
-    def destination_script(self, client_key: bytes, expiry: UnixTime) -> bytes:
-        return self._destination or key_script(self._destination_key(client_key, expiry).key.public_key.format())
+    def destination_key(self, client_key: bytes, expiry: UnixTime) -> SigningKey:
+        return self._destination_key(client_key, expiry)
 
-    def sign(self, client_key: bytes, expiry: UnixTime, digest: bytes) -> bytes:
-        return self._channel_key(client_key, expiry).key.sign(digest, hasher=None)
-
-    def destination_key(self, client_key: bytes, expiry: UnixTime) -> bytes | None:
-        return None if self._destination else self._destination_key(client_key, expiry).key.public_key.format()
-
-    def sign_destination(self, client_key: bytes, expiry: UnixTime, digest: bytes) -> bytes:
-        return self._destination_key(client_key, expiry).key.sign(digest, hasher=None)
-
-    def reserve_key(self) -> bytes:
-        return self._reserve_key.public_key.format()
-
-    def sign_reserve(self, digest: bytes) -> bytes:
-        return self._reserve_key.sign(digest, hasher=None)
+    def reserve_key(self) -> SigningKey:
+        return self._reserve_key
 
 
-def hardened_keys(seed: bytes, destination: bytes | None = None) -> TreeKeys:
-    """Keys of which none tells anything about another; without `destination`, each channel has its own (P2PKH)."""
+def hardened_keys(seed: bytes) -> TreeKeys:
+    """Keys of which none tells anything about another."""
     root = Node.from_seed(seed)
     channels, destinations = root.child(CHANNEL_BRANCH), root.child(DESTINATION_BRANCH)
-    return TreeKeys(_hardened_below(channels), _hardened_below(destinations), root.descend(RESERVE_PATH), destination)
+    return TreeKeys(_hardened_below(channels), _hardened_below(destinations), root.descend(RESERVE_PATH))
 
 
-def rbpcp_v2_keys(seed: bytes, destination: bytes | None = None) -> TreeKeys:
+def rbpcp_v2_keys(seed: bytes) -> TreeKeys:
     """Keys as PROTOCOL §9.2 derives them.
 
     "with non-hardened derivation, one leaked child private key plus the xpub reveals the root key": no xpub leaves us.
     """
     root = Node.from_seed(seed)
 
-    def channel_key(client_key: bytes, expiry: UnixTime) -> Node:
+    def channel_node(client_key: bytes, expiry: UnixTime) -> Node:
         return root.descend(channel_words(client_key, expiry))
 
-    return TreeKeys(channel_key, _hardened_below(root), root.descend(RESERVE_PATH), destination)
+    return TreeKeys(channel_node, _hardened_below(root), root.descend(RESERVE_PATH))
 
 
 def _hardened_below(node: Node) -> Callable[[bytes, UnixTime], Node]:
@@ -197,3 +262,10 @@ def _hardened_below(node: Node) -> Callable[[bytes, UnixTime], Node]:
         return node.descend([word | HARDENED for word in channel_words(client_key, expiry)])
 
     return derive
+
+
+def _key_of(derive: Callable[[bytes, UnixTime], Node]) -> Callable[[bytes, UnixTime], SoftKey]:
+    def key(client_key: bytes, expiry: UnixTime) -> SoftKey:
+        return SoftKey(derive(client_key, expiry).key)
+
+    return key

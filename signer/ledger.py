@@ -1,21 +1,40 @@
-"""The ledger: what was signed for which outpoint, in a small LevelDB of the signer's own.
+"""The ledger: what was shown, signed and settled, in a small LevelDB of the signer's own, and the log of all decisions.
 
-Keys are outpoints (36 bytes), values are `signed.encode_entry`'s. Nothing in it is secret, and no coin depends on it:
-without it, policy-replacement starts from nothing. One process at a time; LevelDB's own lock sees to that.
+Nothing in it is secret, and no coin depends on it: without it, the rules that remember start from nothing. One process
+at a time; LevelDB's own lock sees to that.
+
+    outpoint (36 bytes)   `signed.Signed`: the newest settlement of it
+    f + outpoint          `signed.Output`: what it holds, as it was shown
+    q + request digest    the request, to sign it again
+    t + request digest    the signed settlement, to hand it out again
+    n                     how many outputs were shown
+    v                     `known.Flow`: how much was settled lately
+    h                     the last line of the audit log that belongs to all this
+
+What is put is seen by the next `read` at once, and is on disk when its future is done: one thread writes all that has
+come meanwhile in one go, first to the audit log, then here. A write that fails ends everything: nobody knows what is on
+disk, so nothing more is signed until the signer is started again.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import plyvel
+from msgspec import Struct, field
 
+from paychan.protocol.settlement import Settlement
+from paychan.protocol.signerwire import SettlementRequest
 from paychan.protocol.types import OutPoint
+from signer.audit import AuditBroken, Decision, Head
+from signer.auditfile import AuditFailed, AuditFile
+from signer.known import Flow
 from signer.seed import sync_directory
-from signer.signed import DamagedEntry, Entries, Signed, decode_entry, encode_entry
+from signer.signed import DamagedEntry, Entries, Output, Signed, decode_entry, encode_entry
 
 _OPTIONS = {
     # A damaged log is an error when the ledger is opened; by default LevelDB drops what follows the damage.
@@ -28,76 +47,255 @@ _OPTIONS = {
 _DATA = (".ldb", ".sst", ".log")
 """Where these lie without the file CURRENT, LevelDB would begin anew and delete them."""
 
+_COUNT, _FLOW, _HEAD = b"n", b"v", b"h"
+
+_TXID_BYTES, _MAX_VOUT = 32, 0xFFFFFFFF
+
+_Kind = TypeVar("_Kind", bound=Struct)
+
 
 class LedgerFailed(Exception):
     """The ledger can't be opened, read or written; says what to do."""
 
 
+class Entry(Struct, frozen=True):
+    """What is to be remembered in one go, and the decisions that go with it."""
+
+    decisions: Sequence[Decision] = ()
+    signed: Entries = field(default_factory=dict)
+    request: SettlementRequest | None = None
+    digest: bytes = b""
+    outputs: Mapping[OutPoint, Output] = field(default_factory=dict)
+    flow: Flow | None = None
+
+
 class Ledger(Protocol):
-    """What was signed. Whoever reads in order to write holds `lock` meanwhile; other threads wait for it."""
+    """What happened before. Whoever reads in order to put holds `lock` meanwhile; other threads wait for it.
+
+    All methods raise `LedgerFailed`, and those that return entries `DamagedEntry`: one can't be trusted.
+    """
 
     @property
     def lock(self) -> threading.Lock:
-        """Held from `read` to `write`, so that of two requests for an outpoint the second sees the first."""
+        """Held from `read` to `put`, so that of two requests for an outpoint the second sees the first."""
+
+    @property
+    def flow(self) -> Flow:
+        """How much was settled lately."""
+
+    @property
+    def shown(self) -> int:
+        """How many outputs were shown."""
+
+    @property
+    def head(self) -> Head:
+        """The last line of the audit log."""
 
     def read(self, outpoints: Collection[OutPoint]) -> Entries:
-        """Return what is remembered of these.
+        """Return what was signed for these."""
 
-        Raises:
-            DamagedEntry: one of them can't be trusted.
-            LedgerFailed: it can't be read.
-        """
+    def outputs(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Output]:
+        """Return what these hold, as far as it was shown."""
 
-    def write(self, entries: Entries) -> None:
-        """Remember all of these or none; on disk when this returns.
+    def request(self, digest: bytes) -> SettlementRequest | None:
+        """Return the request with this digest, if it was signed."""
 
-        Raises:
-            LedgerFailed: nobody knows what is on disk. Every later call fails too, until the signer is started again.
-        """
+    def settlement(self, digest: bytes) -> Settlement | None:
+        """Return what was kept for this digest."""
+
+    def put(self, entry: Entry) -> Future[None]:
+        """Remember all of it or nothing; on disk when the future is done. It ends with `LedgerFailed` if that failed."""
+
+    def keep(self, digest: bytes, settlement: Settlement) -> None:
+        """Remember what was signed; on disk with the next `put`. What is lost of it can be signed again."""
 
 
 class LevelDbLedger:
     """A `Ledger` on disk."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the directory, or begin it.
+    def __init__(self, path: Path, audit: Path) -> None:
+        """Open the directory and the log, or begin them.
 
         Raises:
-            LedgerFailed: in use, damaged, something else, or not accessible.
+            LedgerFailed: in use, damaged, something else, not accessible, or the log has lost its end.
         """
         self.lock = threading.Lock()
         self._failure = ""
         self._database = _open(path)
+        try:
+            self._audit = AuditFile(audit)
+        except (AuditFailed, AuditBroken) as error:
+            self._database.close()
+            raise LedgerFailed(str(error)) from error
+        self._unwritten: dict[bytes, bytes] = {}
+        self._queue: list[tuple[dict[bytes, bytes], Sequence[Decision], Future[None]]] = []
+        self._work = threading.Condition()
+        self._begin(audit)
+        self._writer = threading.Thread(target=self._write_all, name="ledger")
+        self._writer.start()
+
+    def _begin(self, audit: Path) -> None:
+        """Read what is kept in memory, and see that the log goes as far as it did."""
+        try:
+            flow, count, head = (self._get(key) for key in (_FLOW, _COUNT, _HEAD))
+            self._flow = Flow() if flow is None else decode_entry(flow, Flow)
+            self._shown = 0 if count is None else decode_entry(count, _Count).number
+            known = None if head is None else decode_entry(head, Head)
+        except (DamagedEntry, LedgerFailed) as error:
+            self._give_up()
+            raise LedgerFailed(str(error)) from error
+        if known is not None and not self._holds(known):
+            self._give_up()
+            msg = (
+                f"{audit} does not hold line {known.count}, which was written: restore it, or move {audit} and the "
+                "ledger away together to begin anew"
+            )
+            raise LedgerFailed(msg)
+
+    def _holds(self, head: Head) -> bool:
+        try:
+            return self._audit.holds(head)
+        except (AuditBroken, OSError):
+            return False
+
+    def _give_up(self) -> None:
+        self._audit.close()
+        self._database.close()
+
+    @property
+    def flow(self) -> Flow:
+        """See `Ledger`."""
+        return self._flow
+
+    @property
+    def shown(self) -> int:
+        """See `Ledger`."""
+        return self._shown
+
+    @property
+    def head(self) -> Head:
+        """See `Ledger`."""
+        return self._audit.head
 
     def read(self, outpoints: Collection[OutPoint]) -> Entries:
         """See `Ledger`."""
-        found = {outpoint: self._get(outpoint) for outpoint in outpoints}
-        return {outpoint: _decoded(outpoint, raw) for outpoint, raw in found.items() if raw is not None}
+        return self._entries(outpoints, b"", Signed)
 
-    def write(self, entries: Entries) -> None:
+    def outputs(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Output]:
+        """See `Ledger`."""
+        return self._entries(outpoints, b"f", Output)
+
+    def request(self, digest: bytes) -> SettlementRequest | None:
+        """See `Ledger`."""
+        raw = self._get(b"q" + digest)
+        return None if raw is None else decode_entry(raw, SettlementRequest)
+
+    def settlement(self, digest: bytes) -> Settlement | None:
+        """See `Ledger`."""
+        raw = self._get(b"t" + digest)
+        return None if raw is None else decode_entry(raw, Settlement)
+
+    def put(self, entry: Entry) -> Future[None]:
+        """See `Ledger`."""
+        values = {outpoint.serialize(): encode_entry(signed) for outpoint, signed in entry.signed.items()}
+        if entry.request is not None:
+            values[b"q" + entry.digest] = encode_entry(entry.request)
+        if entry.outputs:
+            values |= {b"f" + outpoint.serialize(): encode_entry(output) for outpoint, output in entry.outputs.items()}
+            self._shown += len(entry.outputs)
+            values[_COUNT] = encode_entry(_Count(self._shown))
+        if entry.flow is not None:
+            self._flow = entry.flow
+            values[_FLOW] = encode_entry(entry.flow)
+        durable = Future[None]()
+        with self._work:
+            self._check()
+            self._unwritten |= values
+            self._queue.append((values, entry.decisions, durable))
+            self._work.notify()
+        return durable
+
+    def keep(self, digest: bytes, settlement: Settlement) -> None:
         """See `Ledger`."""
         self._check()
         try:
-            batch = self._database.write_batch(sync=True)
-            for outpoint, signed in entries.items():
-                batch.put(outpoint.serialize(), encode_entry(signed))
-            batch.write()
-        except Exception as error:
-            self._failure = f"a write failed ({_text(error)}): see to the disk, then start the signer again"
-            raise LedgerFailed(self._failure) from error
+            self._database.put(b"t" + digest, encode_entry(settlement))
+        except plyvel.Error as error:
+            raise LedgerFailed(self._fail(error)) from error
 
     def close(self) -> None:
-        """End a write that is under way, and let go of the directory; later calls fail."""
-        with self.lock:
-            self._failure = "closed"
-            self._database.close()
+        """End the writes that are under way, and let go of directory and log; later calls fail."""
+        with self._work:
+            self._failure = self._failure or "closed"
+            self._work.notify()
+        self._writer.join()
+        self._give_up()
 
-    def _get(self, outpoint: OutPoint) -> bytes | None:
-        self._check()
+    def _write_all(self) -> None:
+        """Write group after group; runs in a thread of its own until closed."""
+        while True:
+            with self._work:
+                while not self._queue:
+                    if self._failure:
+                        return
+                    self._work.wait()
+                group, self._queue = self._queue, []
+            failure = self._write(group)
+            for _, _, durable in group:
+                if failure is None:
+                    durable.set_result(None)
+                else:
+                    durable.set_exception(LedgerFailed(failure))
+
+    def _write(self, group: Sequence[tuple[dict[bytes, bytes], Sequence[Decision], Future[None]]]) -> str | None:
+        """Write a group, the log first: a crash between the two leaves a line too many, never one too few."""
+        if self._failure not in ("", "closed"):
+            return self._failure
         try:
-            raw: bytes | None = self._database.get(outpoint.serialize(), verify_checksums=True)
+            decisions = [decision for _, some, _ in group for decision in some]
+            batch = self._database.write_batch(sync=True)
+            if decisions:
+                batch.put(_HEAD, encode_entry(self._audit.append(decisions)))
+            for values, _, _ in group:
+                for key, value in values.items():
+                    batch.put(key, value)
+            batch.write()
+        except Exception as error:  # noqa: BLE001 - whatever it was, nobody knows what is on disk
+            return self._fail(error)
+        with self._work:
+            for values, _, _ in group:
+                for key, value in values.items():
+                    if self._unwritten.get(key) is value:
+                        del self._unwritten[key]
+        return None
+
+    def _fail(self, error: Exception) -> str:
+        self._failure = f"a write failed ({_text(error)}): see to the disk, then start the signer again"
+        return self._failure
+
+    def _entries(self, outpoints: Collection[OutPoint], prefix: bytes, kind: type[_Kind]) -> dict[OutPoint, _Kind]:
+        found: dict[OutPoint, _Kind] = {}
+        for outpoint in outpoints:
+            if len(outpoint.txid) != _TXID_BYTES or not 0 <= outpoint.vout <= _MAX_VOUT:
+                continue  # no key of ours looks like that; policy-template will say so
+            try:
+                raw = self._get(prefix + outpoint.serialize())
+                if raw is not None:
+                    found[outpoint] = decode_entry(raw, kind)
+            except DamagedEntry as error:
+                msg = f"what is known of {outpoint} can't be told: {_text(error)}"
+                raise DamagedEntry(msg) from error
+        return found
+
+    def _get(self, key: bytes) -> bytes | None:
+        self._check()
+        unwritten = self._unwritten.get(key)
+        if unwritten is not None:
+            return unwritten
+        try:
+            raw: bytes | None = self._database.get(key, verify_checksums=True)
         except plyvel.CorruptionError as error:
-            raise DamagedEntry(_damaged(outpoint, error)) from error
+            raise DamagedEntry(_text(error)) from error
         except plyvel.Error as error:
             msg = f"can't be read ({_text(error)})"
             raise LedgerFailed(msg) from error
@@ -106,6 +304,10 @@ class LevelDbLedger:
     def _check(self) -> None:
         if self._failure:
             raise LedgerFailed(self._failure)
+
+
+class _Count(Struct, frozen=True, array_like=True):
+    number: int
 
 
 def _open(path: Path) -> plyvel.DB:
@@ -130,17 +332,6 @@ def _why_not_opened(path: Path, error: Exception) -> str:
     if "LOCK" in text and isinstance(error, plyvel.IOError):
         return f"{path} is in use by another signer: stop it, or give each its own state_dir"
     return f"{path} can't be opened: {text}"
-
-
-def _decoded(outpoint: OutPoint, raw: bytes) -> Signed:
-    try:
-        return decode_entry(raw)
-    except DamagedEntry as error:
-        raise DamagedEntry(_damaged(outpoint, error)) from error
-
-
-def _damaged(outpoint: OutPoint, error: Exception) -> str:
-    return f"what was signed for {outpoint} can't be told: {_text(error)}"
 
 
 def _text(error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""What the signer remembers of what it signed: one entry per claimed outpoint, and how an entry is written.
+"""What the signer remembers: of what it signed, one entry per claimed outpoint, and how an entry is written.
 
     version   1 byte    layout of the body
-    body      msgpack   the fields of `Signed`, as an array in declared order
+    body      msgpack   the fields of `Signed`, or of another kind, as an array in declared order
     checksum  4 bytes   CRC-32 of all before it: a flipped entry is found, never taken for permission
 
 Pure, like the rules that read it; `ledger` keeps the entries.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import zlib
 from hashlib import sha256
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -20,8 +20,13 @@ from paychan.protocol.settlement import received_sat, settlement_size
 from paychan.protocol.signerwire import SettlementRequest
 from paychan.protocol.types import OutPoint, Sat
 
-VERSION = 1
+VERSION = 2
+"""1: without `funding_sat`."""
+
+_READABLE = (1, 2)
 _CHECKSUM_BYTES = 4
+
+_Entry = TypeVar("_Entry", bound=Struct)
 
 
 class Signed(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -34,6 +39,12 @@ class Signed(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Largest size that the settlement can have: what its fee is measured by."""
     change_sat: Sat
     change_script: bytes
+    funding_sat: Sat = Sat(0)
+
+    @property
+    def received_sat(self) -> Sat:
+        """What the channel had earned."""
+        return Sat(max(0, self.funding_sat - self.change_sat))
 
     def pays_less_than(self, fee_sat: int, size: int) -> bool:
         """Say whether its rate is lower than that of a fee and a size, to the exact fraction."""
@@ -46,6 +57,13 @@ class Signed(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 
 Entries: TypeAlias = dict[OutPoint, Signed]
 """What is remembered of outpoints; one that was never signed for is missing."""
+
+
+class Output(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a transaction output that was shown holds."""
+
+    value_sat: Sat
+    script: bytes
 
 
 class DamagedEntry(Exception):
@@ -70,35 +88,37 @@ def entries_of(request: SettlementRequest) -> Entries:
     """Make what is to be remembered of a valid request."""
     digest, size = request_digest(request), request_size(request)
     return {
-        claim.outpoint: Signed(digest, request.fee_sat, size, claim.payment.change_sat, claim.change_script)
+        claim.outpoint: Signed(
+            digest, request.fee_sat, size, claim.payment.change_sat, claim.change_script, claim.funding_sat
+        )
         for claim in request.claims
     }
 
 
-def encode_entry(signed: Signed) -> bytes:
-    """Serialize an entry; about 80 bytes."""
-    content = bytes([VERSION]) + msgspec.msgpack.encode(signed)
+def encode_entry(entry: Struct) -> bytes:
+    """Serialize an entry of any kind; about 80 bytes for a `Signed`."""
+    content = bytes([VERSION]) + msgspec.msgpack.encode(entry)
     return content + zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "big")
 
 
-def decode_entry(raw: bytes) -> Signed:
-    """Deserialize an entry.
+def decode_entry(raw: bytes, kind: type[_Entry]) -> _Entry:
+    """Deserialize an entry of this kind.
 
     Raises:
         DamagedEntry: anything but a whole entry of a known version.
     """
     content, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
-    if not content or content[0] != VERSION:
+    if not content or content[0] not in _READABLE:
         msg = f"entry of {len(raw)} bytes has version {content[0] if content else None}, want {VERSION}"
         raise DamagedEntry(msg)
     if zlib.crc32(content) != int.from_bytes(checksum, "big"):
         msg = f"entry checksum is {checksum.hex()}, want {zlib.crc32(content):08x}"
         raise DamagedEntry(msg)
     try:
-        signed = msgspec.msgpack.decode(content[1:], type=Signed)
+        entry = msgspec.msgpack.decode(content[1:], type=kind)
     except msgspec.MsgspecError as error:
         raise DamagedEntry(str(error)) from error
-    if signed.size <= 0 or signed.fee_sat < 0:
-        msg = f"entry of {signed.fee_sat} sat for {signed.size} bytes"
+    if isinstance(entry, Signed) and (entry.size <= 0 or entry.fee_sat < 0):
+        msg = f"entry of {entry.fee_sat} sat for {entry.size} bytes"
         raise DamagedEntry(msg)
-    return signed
+    return entry

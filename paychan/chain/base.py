@@ -95,7 +95,7 @@ class Chain(Protocol):
         """Return what spends a watched outpoint, in the chain or else in the mempool; None while it is unspent."""
 
     async def transaction(self, txid: bytes) -> bytes:
-        """Return, serialized, a transaction (internal txid) that `spender` just named."""
+        """Return, serialized, a transaction (internal txid) that `funding` or `spender` just named."""
 
     async def holds(self, seen: Tip) -> bool:
         """Say whether this block, once the tip, is in the chain still; False after a reorg that replaced it."""

@@ -27,7 +27,7 @@ from paychan.protocol.settlement import (
     spends_by_server_branch,
 )
 from paychan.protocol.types import OutPoint, Sat, UnixTime
-from paychan.signing.base import Signer, SignerRefused, sign_for_no_less
+from paychan.signing.base import OUTDATED, Signer, SignerRefused, sign_for_no_less
 
 _AT_ONCE = 32
 """Channels settled side by side; the signer and the node answer them in turn anyway."""
@@ -243,7 +243,13 @@ class Settler:
         size = settlement_size(claims, script)
         most = most_sat(claims, size, rules)
         fee = max(plan, min(most, self._least(size, rivals)))
-        return await sign_for_no_less(self._signer, claims, script, fee, most)
+        transactions = self._chain.transaction if self._chain else None
+        try:
+            return await sign_for_no_less(self._signer, claims, script, fee, most, transactions=transactions)
+        except SignerRefused as error:
+            if error.tag != OUTDATED or len(claims) > 1:
+                raise
+            return await self._signer.sign_again(claims[0].outpoint)  # for a payment that the backup lacks
 
     def _rate(self, members: Sequence[Channel]) -> int:
         wanted = (wanted_rate(member, self._rules, self._now, self._fees) for member in members)

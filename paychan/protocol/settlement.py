@@ -212,6 +212,12 @@ def base_size(transaction: bytes) -> int:
     return len(CTransaction(whole.vin, whole.vout).serialize())
 
 
+def without_witness(transaction: bytes) -> bytes:
+    """Serialize a transaction as its txid is made: the hash of this is the txid (BIP141)."""
+    whole = CTransaction.deserialize(transaction)
+    return bytes(CTransaction(whole.vin, whole.vout, whole.nLockTime, whole.nVersion).serialize())
+
+
 def spends_by_server_branch(transaction: bytes, outpoint: OutPoint) -> bool:
     """Say whether a transaction spends a channel's output through the branch that needs the server's signature.
 

@@ -14,14 +14,25 @@ from msgspec import Struct
 
 from paychan.protocol.scripts import KeyBytes
 from paychan.protocol.settlement import Claim, Reserve, Settlement
-from paychan.protocol.types import Sat, UnixTime
+from paychan.protocol.types import OutPoint, Sat, UnixTime
 
-VERSION = 2
+VERSIONS = {
+    1: "health, keys and settlements",
+    2: "a reserve's coins and children help a settlement to confirm; a refusal names the least fee that would do",
+    3: "funding transactions are shown before anything of theirs is settled; what was signed is handed out again; "
+    "an operator sees the signer's state; frames may be as large as a funding transaction",
+}
+"""What each version brought. A peer of another version is turned away: messages have no optional meaning."""
+
+VERSION = max(VERSIONS)
 
 _T = TypeVar("_T")
 
-MAX_FRAME_BYTES = 64 * 1024
-"""The length prefix is checked before anything is read."""
+MAX_FRAME_BYTES = 1024 * 1024 + 1024
+"""The length prefix is checked before anything is read. A funding transaction can be as large as a block has room."""
+
+USUAL_FRAME_BYTES = 64 * 1024
+"""Only so many larger ones are read at a time."""
 
 MAX_CLAIMS = 200
 """Claims in one settlement: its signed transaction, of up to 272 bytes a claim, fits a frame and what nodes relay."""
@@ -71,6 +82,31 @@ class ReserveRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields
     id: int
 
 
+class FundingRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=6):
+    """Remember what these outputs of this transaction hold: channels' funding, or coins of the reserve.
+
+    A legacy signature does not say how much it spends, so the signer wants to see where the coins come from before it
+    signs. Serialized without witness, which is what the txid is made of. Asked once; the signer keeps it.
+    """
+
+    id: int
+    transaction: bytes
+    outputs: tuple[int, ...]
+
+
+class AgainRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=7):
+    """Hand out again the newest settlement that was signed for this outpoint."""
+
+    id: int
+    outpoint: OutPoint
+
+
+class StatusRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=8):
+    """How are you?"""
+
+    id: int
+
+
 class HealthReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=101):
     """Network by name, how keys are derived, and whether this signer is for debugging only."""
 
@@ -109,6 +145,29 @@ class ReserveReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     public_key: KeyBytes
 
 
+class FundingReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=106):
+    """They are remembered."""
+
+    id: int
+
+
+class StatusReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=108):
+    """What an operator wants to see. Times are Unix seconds, 0 where there is none."""
+
+    id: int
+    started_at: UnixTime
+    decisions: int
+    """Lines of the audit log, and the hash of the last one."""
+    head: str
+    signed_last_hour_sat: Sat
+    signed_last_day_sat: Sat
+    heartbeat_at: UnixTime
+    trial: tuple[str, ...]
+    """Policies that only log what they would refuse."""
+    protections: tuple[str, ...]
+    """What the kernel gave to keep keys in, and, begun with "no ", what it did not."""
+
+
 class Refusal(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=100):
     """The signer says no: a stable tag (`policy-…`, or `protocol-…` for requests it can't read) and the reason.
 
@@ -121,8 +180,19 @@ class Refusal(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, 
     need_sat: Sat = Sat(0)
 
 
-Request: TypeAlias = Health | KeyRequest | SettlementRequest | ChildRequest | ReserveRequest
-Reply: TypeAlias = HealthReply | KeyReply | SettlementReply | ChildReply | ReserveReply | Refusal
+Request: TypeAlias = (
+    Health
+    | KeyRequest
+    | SettlementRequest
+    | ChildRequest
+    | ReserveRequest
+    | FundingRequest
+    | AgainRequest
+    | StatusRequest
+)
+Reply: TypeAlias = (
+    HealthReply | KeyReply | SettlementReply | ChildReply | ReserveReply | FundingReply | StatusReply | Refusal
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from paychan.protocol.settlement import Claim, Reserve, Settlement
+from paychan.protocol.settlement import Claim, Reserve, Settlement, without_witness
 from paychan.protocol.signerwire import HealthReply, KeyReply
-from paychan.protocol.types import Sat, UnixTime
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+
+UNSHOWN = "protocol-funding"
+"""Tag of the refusal that asks for the transactions of what is to be spent."""
+
+OUTDATED = "policy-watermark"
+"""Tag of the refusal of a payment that is older than one that was signed for."""
+
+Transactions = Callable[[bytes], Awaitable[bytes]]
+"""`transactions(txid)` returns a transaction, serialized; `Chain.transaction` is one."""
 
 
 class SignerAbsent(Exception):
@@ -57,8 +67,24 @@ class Signer(Protocol):
     ) -> Settlement:
         """Ask for a child of the settlement that was signed for these claims, destination, fee and reserve."""
 
+    async def show_funding(self, transaction: bytes, outputs: Sequence[int]) -> None:
+        """Show what these outputs of a transaction hold. It is serialized without witness. Once is enough."""
+
+    async def sign_again(self, outpoint: OutPoint) -> Settlement:
+        """Ask for the newest settlement that was signed for this outpoint, whoever asked for it."""
+
     async def close(self) -> None:
         """Let go of connections."""
+
+
+async def show(signer: Signer, outpoints: Sequence[OutPoint], transactions: Transactions) -> None:
+    """Show the signer where coins come from. Raises what `Signer` and `transactions` raise."""
+    outputs = defaultdict[bytes, list[int]](list)
+    for outpoint in outpoints:
+        outputs[outpoint.txid].append(outpoint.vout)
+    for txid, indices in outputs.items():
+        raw = await transactions(txid)
+        await signer.show_funding(without_witness(raw) if raw else raw, indices)
 
 
 async def sign_for_no_less(
@@ -68,19 +94,26 @@ async def sign_for_no_less(
     fee_sat: Sat,
     most_sat: Sat,
     reserve: Reserve | None = None,
+    transactions: Transactions | None = None,
 ) -> Settlement:
-    """Sign a settlement; where the signer once signed for as much or more, pay a hundredth more than that.
+    """Sign a settlement, and show the signer first what it has not seen yet.
 
-    It compares by the largest size there can be, records by the real one: a byte of signature must not decide.
+    Where it once signed for as much or more, pay a hundredth more than that: it compares by the largest size there can
+    be, records by the real one, and a byte of signature must not decide.
 
     Raises:
-        SignerRefused: also when that would be more than `most_sat`.
+        SignerRefused: also when that would be more than `most_sat`, or it wants to see transactions and there are none.
         SignerAbsent: see `Signer`.
+        ChainFailed: from `transactions`.
     """
     try:
         return await signer.sign_settlement(claims, destination_script, fee_sat, reserve)
     except SignerRefused as error:
         need_sat = Sat(error.need_sat + error.need_sat // 100)
+        if error.tag == UNSHOWN and transactions is not None:
+            coins = [coin.outpoint for coin in reserve.coins] if reserve else []
+            await show(signer, [claim.outpoint for claim in claims] + coins, transactions)
+            return await sign_for_no_less(signer, claims, destination_script, fee_sat, most_sat, reserve)
         if not fee_sat < need_sat <= most_sat:
             raise
         return await signer.sign_settlement(claims, destination_script, need_sat, reserve)

@@ -20,10 +20,21 @@ from coincurve import PublicKey
 from paychan.protocol.address import key_script
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.scripts import check_public_key
-from paychan.protocol.settlement import Claim, Reserve, Settlement, build_settlement, sign_child, sign_settlement
+from paychan.protocol.settlement import (
+    Claim,
+    Reserve,
+    Settlement,
+    build_settlement,
+    sign_child,
+    sign_settlement,
+    spends_by_server_branch,
+)
 from paychan.protocol.signerwire import (
+    AgainRequest,
     ChildReply,
     ChildRequest,
+    FundingReply,
+    FundingRequest,
     Health,
     HealthReply,
     KeyReply,
@@ -40,17 +51,24 @@ from paychan.protocol.signerwire import (
     encode_frame,
     frame_size,
 )
-from paychan.protocol.types import Sat, UnixTime
+from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.signing.base import SignerAbsent, SignerRefused
 
-_PASSING = ("policy-deadline", "protocol-busy", "protocol-ledger")
-"""Refusals that say nothing about the request: the same one may be sent again, the last after the signer's restart."""
+_PASSING = (
+    "policy-deadline",
+    "policy-heartbeat",
+    "policy-rate",
+    "protocol-busy",
+    "protocol-keys",
+    "protocol-ledger",
+)
+"""Refusals that say nothing against the request: the same one may be sent again, the last after the signer's restart."""
 
 _WRONG_REPLY = "protocol-reply"
 
 _KEY_BYTES = 33
 
-_T = TypeVar("_T", HealthReply, KeyReply, ReserveReply, SettlementReply, ChildReply)
+_T = TypeVar("_T", HealthReply, KeyReply, ReserveReply, SettlementReply, ChildReply, FundingReply)
 
 
 class UnixSigner:
@@ -106,6 +124,25 @@ class UnixSigner:
         reply = await self._ask(request, ChildReply)
         _check_rebuilt(reply.child, lambda: _rebuild_child(reply.child, request))
         return reply.child
+
+    async def show_funding(self, transaction: bytes, outputs: Sequence[int]) -> None:
+        """Show what these outputs of a transaction hold."""
+        await self._ask(FundingRequest(next(self._ids), transaction, tuple(outputs)), FundingReply)
+
+    async def sign_again(self, outpoint: OutPoint) -> Settlement:
+        """Ask for the newest settlement that was signed for this outpoint.
+
+        The one returned spends it by the server's branch; what else it does is known only to who asked for it.
+        """
+        settlement = (await self._ask(AgainRequest(next(self._ids), outpoint), SettlementReply)).settlement
+        try:
+            ours = spends_by_server_branch(settlement.transaction, outpoint)
+            same = bytes(CTransaction.deserialize(settlement.transaction).GetTxid()) == settlement.txid
+        except (SerializationError, ValueError, IndexError) as error:
+            raise SignerRefused(_WRONG_REPLY, f"not a transaction: {error}") from None
+        if not ours or not same:
+            raise SignerRefused(_WRONG_REPLY, "no settlement of this outpoint")
+        return settlement
 
     async def close(self) -> None:
         """Let go of the connection; calls in flight and later ones end with `SignerAbsent`."""

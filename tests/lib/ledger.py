@@ -4,20 +4,65 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection
+from concurrent.futures import Future
 
+from paychan.protocol.settlement import Settlement
+from paychan.protocol.signerwire import SettlementRequest
 from paychan.protocol.types import OutPoint
-from signer.signed import Entries
+from signer.audit import BEGINNING, Decision, Head, encode_lines
+from signer.known import Flow
+from signer.ledger import Entry
+from signer.signed import Entries, Output
 
 
 class MemoryLedger:
     """A `signer.ledger.Ledger`."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+        self.flow = Flow()
+        self.head: Head = BEGINNING
         self.entries: Entries = {}
+        self.shown_outputs: dict[OutPoint, Output] = {}
+        self.requests: dict[bytes, SettlementRequest] = {}
+        self.settlements: dict[bytes, Settlement] = {}
+        self.decisions: list[Decision] = []
+        self.lines: list[bytes] = []
+
+    @property
+    def shown(self) -> int:
+        return len(self.shown_outputs)
+
+    @property
+    def remembered(self) -> tuple[object, ...]:
+        """A copy of all that a refusal must not change."""
+        return dict(self.entries), dict(self.shown_outputs), dict(self.requests), dict(self.settlements), self.flow
 
     def read(self, outpoints: Collection[OutPoint]) -> Entries:
         return {outpoint: self.entries[outpoint] for outpoint in outpoints if outpoint in self.entries}
 
-    def write(self, entries: Entries) -> None:
-        self.entries.update(entries)
+    def outputs(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Output]:
+        return {outpoint: self.shown_outputs[outpoint] for outpoint in outpoints if outpoint in self.shown_outputs}
+
+    def request(self, digest: bytes) -> SettlementRequest | None:
+        return self.requests.get(digest)
+
+    def settlement(self, digest: bytes) -> Settlement | None:
+        return self.settlements.get(digest)
+
+    def put(self, entry: Entry) -> Future[None]:
+        with self.lock:
+            self.entries.update(entry.signed)
+            self.shown_outputs.update(entry.outputs)
+            if entry.request is not None:
+                self.requests[entry.digest] = entry.request
+            self.flow = entry.flow or self.flow
+            self.decisions += entry.decisions
+            lines, self.head = encode_lines(entry.decisions, self.head)
+            self.lines += lines.splitlines(keepends=True)
+        durable = Future[None]()
+        durable.set_result(None)
+        return durable
+
+    def keep(self, digest: bytes, settlement: Settlement) -> None:
+        self.settlements[digest] = settlement

@@ -31,8 +31,10 @@ from paychan.protocol.errors import PaychanError
 from paychan.protocol.rest import opening_secret
 from paychan.protocol.settlement import Claim, Reserve, Settlement
 from paychan.protocol.signerwire import (
+    AgainRequest,
     ChildReply,
     ChildRequest,
+    FundingRequest,
     Health,
     HealthReply,
     KeyReply,
@@ -49,8 +51,9 @@ from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 from paychan.signing.base import SignerRefused
 from paychan.store.base import Change
 from paychan.store.leveldb import LevelDbStore
-from signer.handlers import Handler
-from signer.keys import DEBUG_KEY, StaticKey
+from signer.handlers import Handler, Identity
+from signer.keys import DEBUG_KEY, KeyRing, StaticKey
+from signer.known import Limits
 from signer.ledger import Ledger
 from tests.lib.channels import NOW, RULES, SERVER_DESTINATION, Payer
 from tests.lib.ledger import MemoryLedger
@@ -93,8 +96,9 @@ class LocalSigner:
     """The signer's own handlers, called directly: a `Signer` with real keys and policies, no socket and no disk."""
 
     def __init__(self, ledger: Ledger | None = None) -> None:
-        keys = StaticKey(DEBUG_KEY, SERVER_DESTINATION)
-        self._handle = Handler(keys, ledger or MemoryLedger(), "test", "debug", debug=True)
+        keys = KeyRing([StaticKey(DEBUG_KEY)], SERVER_DESTINATION)
+        limits = Limits(max_fee_percent=100, requests_per_second=1_000_000, debug=True)
+        self._handle = Handler(keys, ledger or MemoryLedger(), Identity("test", "debug", debug=True), limits)
 
     async def health(self) -> HealthReply:
         return self._ask(Health(1))
@@ -126,6 +130,14 @@ class LocalSigner:
         reply = self._ask(ChildRequest(1, parent, child_fee_sat))
         assert isinstance(reply, ChildReply)
         return reply.child
+
+    async def show_funding(self, transaction: bytes, outputs: Sequence[int]) -> None:
+        self._ask(FundingRequest(1, transaction, tuple(outputs)))
+
+    async def sign_again(self, outpoint: OutPoint) -> Settlement:
+        reply = self._ask(AgainRequest(1, outpoint))
+        assert isinstance(reply, SettlementReply)
+        return reply.settlement
 
     async def close(self) -> None:
         pass

@@ -18,19 +18,34 @@ from paychan.protocol.signerwire import (
 from paychan.protocol.types import Sat
 from paychan.signing.unix import UnixSigner
 from signer.connections import Connections, Limits
-from signer.handlers import Handler
-from signer.keys import hardened_keys
-from tests.lib.ledger import MemoryLedger
+from signer.handlers import Approved, Handler
+from signer.keys import KeyRing, hardened_keys
 from tests.signer.messages import (
+    make_handler,
     make_request,
     make_reserve_request,
 )
 
 PATIENT = 20.0
-KEYS = hardened_keys(bytes(32))
-HANDLER = Handler(KEYS, MemoryLedger(), "regtest", "hardened", debug=False)
+KEYS = KeyRing([hardened_keys(bytes(32))])
 REQUEST = make_request(KEYS)
 WITH_RESERVE = make_reserve_request(KEYS)
+HANDLER = make_handler(KEYS, REQUEST, WITH_RESERVE)
+
+
+class Saying:
+    """Answers whatever a function says, in a thread, as for keys in a token."""
+
+    blocking = True
+
+    def __init__(self, handle: Callable[[Request], Reply]) -> None:
+        self._handle = handle
+
+    def begin(self, request: Request, peer_uid: int) -> Reply:
+        return self._handle(request)
+
+    def finish(self, request: Request, approved: Approved) -> Reply:
+        raise NotImplementedError
 
 
 @asynccontextmanager
@@ -48,7 +63,8 @@ async def served(
 ) -> AsyncIterator[Path]:
     """The signer's own connection code in this process, with any handler behind it."""
     values = {"idle_seconds": PATIENT, "max_connections": 8, "allowed_uids": frozenset({os.geteuid()}), **limits}
-    connections = Connections(handle, Limits(request_seconds=request_seconds, **values))
+    answering = handle if isinstance(handle, Handler) else Saying(handle)
+    connections = Connections(answering, Limits(request_seconds=request_seconds, **values))
     path = tmp_path / "served.sock"
     server = await asyncio.start_unix_server(connections.serve, path=str(path))
     try:

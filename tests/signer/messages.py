@@ -6,15 +6,20 @@ from hashlib import sha256
 from typing import Any
 
 import msgspec
+from bitcoin.core import COutPoint, CTransaction, CTxIn, CTxOut
+from bitcoin.core.script import CScript
 from coincurve import PrivateKey
 
 from paychan.protocol.address import key_script
 from paychan.protocol.payment import sign_payment
 from paychan.protocol.scripts import make_terms
 from paychan.protocol.settlement import Claim, Coin, Reserve
-from paychan.protocol.signerwire import ChildRequest, SettlementRequest
+from paychan.protocol.signerwire import ChildRequest, FundingReply, FundingRequest, SettlementRequest
 from paychan.protocol.types import OutPoint, Sat, UnixTime
-from signer.keys import Keys
+from signer.handlers import Handler, Identity
+from signer.keys import KeyRing
+from signer.known import Limits
+from tests.lib.ledger import MemoryLedger
 
 CLIENT = PrivateKey(sha256(b"a client of the signer's tests").digest())
 CLIENT_KEY = CLIENT.public_key.format()
@@ -23,33 +28,80 @@ EXPIRY = UnixTime(1_900_000_000)
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
 
-def make_claim(server_key: bytes, *, change_sat: int = 400_000, number: int = 0) -> Claim:
+def funding_transaction(script: bytes, value_sat: int, number: int) -> CTransaction:
+    """A transaction whose output `number % 3` holds this; `number` also tells transactions apart."""
+    spent = CTxIn(COutPoint(sha256(b"funding %d" % number).digest(), number))
+    outputs = [CTxOut(value_sat, CScript(script)) for _ in range(number % 3 + 1)]
+    return CTransaction([spent], outputs)
+
+
+_MADE: dict[OutPoint, bytes] = {}
+
+
+def _outpoint(script: bytes, value_sat: int, number: int) -> OutPoint:
+    transaction = funding_transaction(script, value_sat, number)
+    outpoint = OutPoint(bytes(transaction.GetTxid()), number % 3)
+    _MADE[outpoint] = transaction.serialize()
+    return outpoint
+
+
+def make_claim(server_key: bytes, *, change_sat: int = 400_000, number: int = 0, at: OutPoint | None = None) -> Claim:
     """A claim out of a channel of 1,000,000 satoshi; `number` tells channels of the same keys apart."""
     terms = make_terms(server_key, CLIENT_KEY, EXPIRY)
-    outpoint = OutPoint(sha256(b"funding %d" % number).digest(), number)
+    outpoint = at or _outpoint(terms.funding_script, 1_000_000, number)
     payment = sign_payment(CLIENT, terms, outpoint, CHANGE_SCRIPT, Sat(change_sat))
     return Claim(terms, outpoint, Sat(1_000_000), CHANGE_SCRIPT, payment)
 
 
-def make_request(keys: Keys, *, drained: int = 1, request_id: int = 7) -> SettlementRequest:
+def server_key(keys: KeyRing) -> bytes:
+    """The server's key for the one client of these tests."""
+    return keys.new(CLIENT_KEY, EXPIRY).public_key
+
+
+def destination(keys: KeyRing) -> bytes:
+    """Where settlements with that client pay to."""
+    return next(keys.destinations(CLIENT_KEY, EXPIRY)).script
+
+
+def make_request(keys: KeyRing, *, drained: int = 1, request_id: int = 7) -> SettlementRequest:
     """A channel with change and `drained` channels without, settled together for 5,000 satoshi."""
-    server_key = keys.public_key(CLIENT_KEY, EXPIRY)
-    claims = [make_claim(server_key)]
-    claims += [make_claim(server_key, change_sat=0, number=n) for n in range(1, drained + 1)]
-    destination = keys.destination_script(CLIENT_KEY, EXPIRY)
-    return SettlementRequest(request_id, tuple(claims), destination, Sat(5_000))
+    key = server_key(keys)
+    claims = [make_claim(key)]
+    claims += [make_claim(key, change_sat=0, number=n) for n in range(1, drained + 1)]
+    return SettlementRequest(request_id, tuple(claims), destination(keys), Sat(5_000))
 
 
-def make_coin(number: int = 0, value_sat: int = 20_000) -> Coin:
+def make_coin(keys: KeyRing, number: int = 0, value_sat: int = 20_000) -> Coin:
     """An output that pays to the reserve's key."""
-    return Coin(OutPoint(sha256(b"coin %d" % number).digest(), number), Sat(value_sat))
+    return Coin(_outpoint(key_script(keys.reserve().public_key), value_sat, number), Sat(value_sat))
 
 
-def make_reserve_request(keys: Keys, *, drained: int = 1, coins: int = 2) -> SettlementRequest:
+def make_reserve_request(keys: KeyRing, *, drained: int = 1, coins: int = 2) -> SettlementRequest:
     """The settlement of `make_request`, with coins that help to pay for it."""
-    reserve = Reserve(keys.reserve_key(), tuple(map(make_coin, range(coins))))
+    reserve = Reserve(keys.reserve().public_key, tuple(make_coin(keys, number) for number in range(coins)))
     request = make_request(keys, drained=drained)
     return msgspec.structs.replace(request, destination_script=reserve.funding_script, reserve=reserve)
+
+
+def make_fundings(*requests: SettlementRequest) -> list[FundingRequest]:
+    """What a server shows before it asks for these; nothing for outpoints that were not made here."""
+    spent = dict.fromkeys(claim.outpoint for request in requests for claim in request.claims)
+    spent |= dict.fromkeys(coin.outpoint for each in requests if each.reserve for coin in each.reserve.coins)
+    return [FundingRequest(1, _MADE[outpoint], (outpoint.vout,)) for outpoint in spent if outpoint in _MADE]
+
+
+def make_handler(
+    keys: KeyRing,
+    *shown: SettlementRequest,
+    ledger: Any = None,
+    limits: Limits | None = None,
+    **more: Any,
+) -> Handler:
+    """A handler that was shown what these requests spend."""
+    handler = Handler(keys, ledger or MemoryLedger(), Identity("regtest", "hardened"), limits, **more)
+    for funding in make_fundings(*shown):
+        assert isinstance(handler(funding), FundingReply)
+    return handler
 
 
 def make_child_request(parent: SettlementRequest, fee_sat: int = 2_000) -> ChildRequest:

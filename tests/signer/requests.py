@@ -9,7 +9,7 @@ import msgspec
 from hypothesis import strategies as st
 
 from paychan.protocol.signerwire import SettlementRequest
-from signer.keys import Keys
+from signer.keys import KeyRing
 from tests.signer.messages import CLIENT_KEY, make_request, make_reserve_request, mutated
 
 
@@ -31,7 +31,7 @@ INTEGERS = st.one_of(st.integers(-(1 << 63), (1 << 64) - 1), st.integers(-2, 1_0
 
 
 @st.composite
-def damaged_requests(draw: st.DrawFn, keys: Keys) -> SettlementRequest:
+def damaged_requests(draw: st.DrawFn, keys: KeyRing) -> SettlementRequest:
     """A valid request with up to four fields replaced by what the decoder would let through."""
     make = draw(st.sampled_from([make_request, make_reserve_request]))
     request = make(keys, drained=draw(st.integers(0, 2)))

@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 from paychan.protocol.address import key_script
 from paychan.protocol.settlement import CHILD_BYTES, Settlement
 from paychan.protocol.signerwire import ChildReply, ChildRequest, Refusal, SettlementReply, SettlementRequest
-from paychan.protocol.types import UnixTime
 from signer.handlers import Handler
-from signer.keys import Keys, StaticKey, hardened_keys, rbpcp_v2_keys
+from signer.keys import KeyRing, StaticKey, hardened_keys, rbpcp_v2_keys
+from signer.known import Limits
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.ledger import MemoryLedger
 from tests.signer.messages import (
-    CLIENT_KEY,
-    EXPIRY,
     make_child_request,
+    make_handler,
     make_request,
     make_reserve_request,
     mutated,
@@ -29,16 +28,18 @@ from tests.signer.messages import (
 from tests.signer.requests import INTEGERS, damaged_requests
 
 SEED = bytes(32)
-KEYS = hardened_keys(SEED)
+KEYS = KeyRing([hardened_keys(SEED)])
 PARENT = make_request(KEYS)
 WITH_RESERVE = make_reserve_request(KEYS)
 ELSEWHERE = key_script(PublicKey.from_secret(b"\x07" * 32).format())
 
 
-def signing(keys: Keys, *signed: SettlementRequest) -> tuple[Handler, MemoryLedger, list[Settlement]]:
+def signing(keys: KeyRing, *signed: SettlementRequest) -> tuple[Handler, MemoryLedger, list[Settlement]]:
     """A signer that has signed these."""
     ledger = MemoryLedger()
-    handler = Handler(keys, ledger, "regtest", "hardened", debug=False)
+    limits = Limits(max_fee_percent=100, max_fee_sat=10**9)
+    shown = [make_reserve_request(keys, drained=2), *signed]
+    handler = make_handler(keys, *shown, ledger=ledger, limits=limits)
     replies = [handler(request) for request in signed]
     return handler, ledger, [reply.settlement for reply in replies if isinstance(reply, SettlementReply)]
 
@@ -48,9 +49,9 @@ def spendable_sat(parent: SettlementRequest) -> int:
     return sum(claim.received_sat for claim in parent.claims) + sum(coin.value_sat for coin in coins) - parent.fee_sat
 
 
-@pytest.mark.parametrize("keys", [KEYS, rbpcp_v2_keys(SEED)], ids=["hardened", "rbpcp-v2"])
+@pytest.mark.parametrize("keys", [KEYS, KeyRing([rbpcp_v2_keys(SEED)])], ids=["hardened", "rbpcp-v2"])
 @pytest.mark.parametrize("make", [make_request, make_reserve_request])
-def test_child_spends_our_output_to_the_same_script(keys: Keys, make: Any) -> None:
+def test_child_spends_our_output_to_the_same_script(keys: KeyRing, make: Any) -> None:
     """Core's interpreter accepts the child as a spend of the settlement's output, and the fee is all it takes."""
     parent = make(keys)
     handler, _, [settlement] = signing(keys, parent)
@@ -76,18 +77,18 @@ def test_settlement_with_coins_is_valid() -> None:
     _, _, [settlement] = signing(KEYS, WITH_RESERVE)
     assert WITH_RESERVE.reserve is not None
     scripts = [(claim.terms.funding_script, claim.funding_sat) for claim in WITH_RESERVE.claims]
-    scripts += [(key_script(KEYS.reserve_key()), coin.value_sat) for coin in WITH_RESERVE.reserve.coins]
+    scripts += [(key_script(KEYS.reserve().public_key), coin.value_sat) for coin in WITH_RESERVE.reserve.coins]
 
     assert len(CTransaction.deserialize(settlement.transaction).vin) == len(scripts) == 4
     for index, (script, value_sat) in enumerate(scripts):
         assert interpreter_accepts(script, settlement.transaction, index, value_sat)
     rest = CTransaction.deserialize(settlement.transaction).vout[1]
-    assert (rest.nValue, bytes(rest.scriptPubKey)) == (1_635_000, key_script(KEYS.reserve_key()))
+    assert (rest.nValue, bytes(rest.scriptPubKey)) == (1_635_000, key_script(KEYS.reserve().public_key))
 
 
 def test_static_key_signs_children_of_its_reserve_alone() -> None:
     """With one key for all and an address of the operator's, the reserve's output is the only one with a key here."""
-    keys = StaticKey(b"\x05" * 32, ELSEWHERE)
+    keys = KeyRing([StaticKey(b"\x05" * 32)], ELSEWHERE)
     handler, _, _ = signing(keys, make_request(keys))
     refused = handler(make_child_request(make_request(keys)))
     with_reserve = mutated(make_reserve_request(keys), "fee_sat", 9_000)
@@ -101,27 +102,27 @@ def test_static_key_signs_children_of_its_reserve_alone() -> None:
 @pytest.mark.parametrize(
     ("parent", "path", "new", "tag", "reason"),
     [
-        (PARENT, "parent.fee_sat", 5_001, "policy-template", "no settlement that was signed"),
-        (PARENT, "parent.claims", PARENT.claims[:1], "policy-template", "no settlement that was signed"),
-        (PARENT, "parent.claims", make_request(KEYS, drained=2).claims, "policy-template", "no settlement that was"),
-        (PARENT, "parent", WITH_RESERVE, "policy-template", "no settlement that was signed"),
-        (PARENT, "parent.claims", (), "policy-template", "0 claims"),
-        (PARENT, "parent.claims.0.outpoint.vout", -1, "policy-template", "index -1"),
-        (PARENT, "parent.claims.0.payment.flag", 1, "policy-client-signature", "claim 0"),
-        (PARENT, "parent.destination_script", ELSEWHERE, "policy-destination", "not ours"),
-        (PARENT, "parent.fee_sat", -1, "policy-fee", "fee of -1 sat"),
+        (PARENT, "parent.fee_sat", 5_001, "policy-template", "not the newest settlement"),
+        (PARENT, "parent.claims", PARENT.claims[:1], "policy-template", "not the newest settlement"),
+        (PARENT, "parent.claims", make_request(KEYS, drained=2).claims, "policy-template", "not the newest settlement"),
+        (PARENT, "parent", WITH_RESERVE, "policy-template", "not the newest settlement"),
+        (PARENT, "parent.claims", (), "policy-template", "not the newest settlement"),
+        (PARENT, "parent.claims.0.outpoint.vout", -1, "policy-template", "not the newest settlement"),
+        (PARENT, "parent.claims.0.payment.flag", 1, "policy-template", "not the newest settlement"),
+        (PARENT, "parent.destination_script", ELSEWHERE, "policy-template", "not the newest settlement"),
+        (PARENT, "parent.fee_sat", -1, "policy-template", "not the newest settlement"),
         (PARENT, "fee_sat", -1, "policy-fee", "want 0 to 1594454 sat of the 1595000 sat"),
         (PARENT, "fee_sat", 1_594_455, "policy-fee", "want 0 to 1594454 sat of the 1595000 sat"),
         (PARENT, "fee_sat", 1 << 62, "policy-fee", "want 0 to 1594454 sat"),
         (WITH_RESERVE, "fee_sat", 1_595_001, "policy-fee", "want 0 to 1595000 sat of the 1635000 sat"),
-        (WITH_RESERVE, "parent.reserve", None, "policy-destination", "not ours"),
-        (WITH_RESERVE, "parent.reserve.coins.0.value_sat", 20_001, "policy-template", "no settlement that was"),
+        (WITH_RESERVE, "parent.reserve", None, "policy-template", "not the newest settlement"),
+        (WITH_RESERVE, "parent.reserve.coins.0.value_sat", 20_001, "policy-template", "not the newest settlement"),
     ],
 )
 def test_policies_of_children(parent: SettlementRequest, path: str, new: Any, tag: str, reason: str) -> None:
     """A child of anything else than was signed, or one that burns too much, is refused and leaves no trace."""
     handler, ledger, _ = signing(KEYS, parent)
-    valid, remembered = make_child_request(parent), dict(ledger.entries)
+    valid, remembered = make_child_request(parent), ledger.remembered
     before = handler(valid)
 
     reply = handler(mutated(valid, path, new))
@@ -129,7 +130,7 @@ def test_policies_of_children(parent: SettlementRequest, path: str, new: Any, ta
     assert isinstance(reply, Refusal)
     assert (reply.id, reply.tag, reply.need_sat) == (8, tag, 0)
     assert reason in reply.reason
-    assert ledger.entries == remembered
+    assert ledger.remembered == remembered
     assert isinstance(before, ChildReply)
     assert handler(valid) == before
 
@@ -144,7 +145,7 @@ def test_child_may_cost_up_to_its_limits(parent: SettlementRequest, fee_sat: int
 
 def test_no_child_where_the_operator_has_the_key() -> None:
     """A settlement to the configured address has no child: the signer lacks the key, and the tree's is not asked."""
-    keys = hardened_keys(SEED, ELSEWHERE)
+    keys = KeyRing([hardened_keys(SEED)], ELSEWHERE)
     parent = make_request(keys)
     handler, _, [_] = signing(keys, parent)
 
@@ -166,13 +167,14 @@ def test_no_child_where_nothing_was_left() -> None:
 
 
 def test_child_of_a_batch_of_which_one_was_replaced() -> None:
-    """A batch stays known while any of its channels has not been settled anew; then it is forgotten."""
-    first, second = (mutated(mutated(PARENT, "claims", (claim,)), "fee_sat", 5_000) for claim in PARENT.claims)
-    handler, _, _ = signing(KEYS, PARENT, first)
+    """A batch of which a channel was settled anew has no more children: it can't be mined together with that."""
+    first = mutated(mutated(PARENT, "claims", PARENT.claims[:1]), "fee_sat", 5_000)
+    handler, _, _ = signing(KEYS, PARENT)
 
     assert isinstance(handler(make_child_request(PARENT)), ChildReply)
-    assert isinstance(handler(second), SettlementReply)
+    assert isinstance(handler(first), SettlementReply)
     assert isinstance(handler(make_child_request(PARENT)), Refusal)
+    assert isinstance(handler(make_child_request(first)), ChildReply)
 
 
 @settings(max_examples=150, deadline=None)
@@ -190,13 +192,3 @@ def test_whatever_child_is_asked_for_is_refused_or_sound(parent: SettlementReque
     own_sat = spendable_sat(parent)
     assert interpreter_accepts(parent.destination_script, reply.child.transaction, 0, own_sat)
     assert [out.nValue for out in CTransaction.deserialize(reply.child.transaction).vout] == [own_sat - fee_sat]
-
-
-def test_destination_key_is_behind_the_destination() -> None:
-    """Where the destination is derived, its public key is known; where it is configured, there is none."""
-    key = KEYS.destination_key(CLIENT_KEY, UnixTime(EXPIRY))
-
-    assert key is not None
-    assert key_script(key) == KEYS.destination_script(CLIENT_KEY, EXPIRY)
-    assert hardened_keys(SEED, ELSEWHERE).destination_key(CLIENT_KEY, EXPIRY) is None
-    assert StaticKey(SEED[:-1] + b"\x01", ELSEWHERE).destination_key(CLIENT_KEY, EXPIRY) is None

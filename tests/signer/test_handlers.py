@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
-from bitcoin.core import CTransaction
-from bitcoin.core.script import SIGHASH_ALL, CScript, SignatureHash
+from bitcoin.core import CTransaction, CTxInWitness, CTxWitness
+from bitcoin.core.script import SIGHASH_ALL, CScript, CScriptWitness, SignatureHash
 from hypothesis import given, settings
 
 from paychan.protocol.address import decode_address, key_script
 from paychan.protocol.signerwire import (
     MAX_CLAIMS,
+    AgainRequest,
     ChildReply,
     Health,
     HealthReply,
@@ -20,13 +23,17 @@ from paychan.protocol.signerwire import (
     ReserveRequest,
     SettlementReply,
     SettlementRequest,
+    StatusReply,
+    StatusRequest,
     encode_frame,
     frame_size,
 )
-from paychan.protocol.types import Sat, UnixTime
+from paychan.protocol.types import OutPoint, Sat, UnixTime
 from signer.handlers import Handler
-from signer.keys import Keys, StaticKey, hardened_keys, rbpcp_v2_keys
-from signer.policy import MAX_COINS
+from signer.keys import KeyRing, KeySource, SigningKey, StaticKey, hardened_keys, rbpcp_v2_keys
+from signer.known import Limits
+from signer.shape import MAX_COINS
+from signer.signed import Output
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.ledger import MemoryLedger
 from tests.lib.vectors import JS_CASES, Case
@@ -34,43 +41,62 @@ from tests.signer.messages import (
     CLIENT,
     CLIENT_KEY,
     EXPIRY,
+    destination,
     make_child_request,
+    make_fundings,
+    make_handler,
     make_request,
     make_reserve_request,
     mutated,
+    server_key,
 )
 from tests.signer.requests import damaged_requests
 
-KEYS = hardened_keys(bytes(32))
+KEYS = KeyRing([hardened_keys(bytes(32))])
 REQUEST = make_request(KEYS)
 
 
-def handler(keys: Keys = KEYS) -> Handler:
-    return Handler(keys, MemoryLedger(), "regtest", "hardened", debug=False)
+def handler(keys: KeyRing = KEYS) -> Handler:
+    """One that was shown what the requests of these tests spend, and may pay all as fee."""
+    limits = Limits(max_fee_percent=100, max_fee_sat=10**9)
+    return make_handler(
+        keys, make_reserve_request(KEYS, drained=5), make_reserve_request(keys, drained=5), limits=limits
+    )
 
 
-class RecordingKeys:
-    """The keys of a tree, with every digest that was signed."""
+class RecordingKey:
+    """A key, with every digest that was signed noted in a list."""
 
-    def __init__(self, keys: Keys) -> None:
-        self.public_key = keys.public_key
-        self.destination_script = keys.destination_script
-        self.reserve_key = keys.reserve_key
-        self.destination_key = keys.destination_key
-        self._keys = keys
+    def __init__(self, key: SigningKey, digests: list[bytes]) -> None:
+        self.public_key = key.public_key
+        self._key = key
+        self._digests = digests
+
+    def sign(self, digest: bytes) -> bytes:
+        self._digests.append(digest)
+        return self._key.sign(digest)
+
+
+class Recording:
+    """A tree of keys, with every digest that was signed."""
+
+    blocking = False
+
+    def __init__(self, source: KeySource) -> None:
+        self._source = source
         self.digests: list[bytes] = []
 
-    def sign(self, client_key: bytes, expiry: UnixTime, digest: bytes) -> bytes:
-        self.digests.append(digest)
-        return self._keys.sign(client_key, expiry, digest)
+    def channel_key(self, client_key: bytes, expiry: UnixTime, *, create: bool) -> SigningKey | None:
+        return self._recorded(self._source.channel_key(client_key, expiry, create=create))
 
-    def sign_destination(self, client_key: bytes, expiry: UnixTime, digest: bytes) -> bytes:
-        self.digests.append(digest)
-        return self._keys.sign_destination(client_key, expiry, digest)
+    def destination_key(self, client_key: bytes, expiry: UnixTime) -> SigningKey | None:
+        return self._recorded(self._source.destination_key(client_key, expiry))
 
-    def sign_reserve(self, digest: bytes) -> bytes:
-        self.digests.append(digest)
-        return self._keys.sign_reserve(digest)
+    def reserve_key(self) -> SigningKey:
+        return RecordingKey(self._source.reserve_key(), self.digests)
+
+    def _recorded(self, key: SigningKey | None) -> SigningKey | None:
+        return None if key is None else RecordingKey(key, self.digests)
 
 
 def pushes(script: bytes) -> list[bytes]:
@@ -96,7 +122,7 @@ def test_key_reply_is_what_settlements_are_held_to() -> None:
 
 def test_reserve_key_is_told() -> None:
     """The key that coins are to pay to is the one that the reserve of a settlement must have."""
-    assert handler()(ReserveRequest(6)) == ReserveReply(6, KEYS.reserve_key())
+    assert handler()(ReserveRequest(6)) == ReserveReply(6, KEYS.reserve().public_key)
 
 
 @pytest.mark.parametrize(
@@ -120,8 +146,8 @@ def test_no_key_for_an_impossible_channel(client_key: bytes, expiry: int, reason
 
 def test_no_key_for_a_client_with_the_servers_key() -> None:
     """A client that brings the server's own key gets none: one side could spend alone."""
-    keys = StaticKey(CLIENT.secret, b"")
-    reply = handler(keys)(KeyRequest(5, CLIENT_KEY, EXPIRY))
+    keys = KeyRing([StaticKey(CLIENT.secret)], key_script(CLIENT_KEY))
+    reply = make_handler(keys)(KeyRequest(5, CLIENT_KEY, EXPIRY))
 
     assert isinstance(reply, Refusal)
     assert reply.tag == "policy-template"
@@ -131,10 +157,12 @@ def test_no_key_for_a_client_with_the_servers_key() -> None:
 def test_settlements_of_the_vectors_are_reproduced(case: Case) -> None:
     """With the vectors' server key, each settlement is the published one byte for byte."""
     expected = case.raw["settlement"]
-    destination = decode_address(expected["server_address"], case.network)
-    keys = StaticKey(case.server_key.secret, destination)
+    address = decode_address(expected["server_address"], case.network)
+    ledger, claim = MemoryLedger(), case.claim()
+    ledger.shown_outputs[claim.outpoint] = Output(claim.funding_sat, claim.terms.funding_script)
+    signs = make_handler(KeyRing([StaticKey(case.server_key.secret)], address), ledger=ledger)
 
-    reply = handler(keys)(SettlementRequest(9, (case.claim(),), destination, Sat(expected["fee"])))
+    reply = signs(SettlementRequest(9, (claim,), address, Sat(expected["fee"])))
 
     assert isinstance(reply, SettlementReply)
     assert reply.settlement.transaction.hex() == expected["tx_hex"]
@@ -142,14 +170,15 @@ def test_settlements_of_the_vectors_are_reproduced(case: Case) -> None:
     assert reply.settlement.fee_sat == expected["fee"]
 
 
-@pytest.mark.parametrize("keys", [KEYS, rbpcp_v2_keys(bytes(32))], ids=["hardened", "rbpcp-v2"])
+@pytest.mark.parametrize("make_keys", [hardened_keys, rbpcp_v2_keys])
 @pytest.mark.parametrize("drained", [0, 1, 5])
-def test_policy_sighash(keys: Keys, drained: int) -> None:
+def test_policy_sighash(make_keys: Callable[[bytes], KeySource], drained: int) -> None:
     """Every digest that is signed is the SIGHASH_ALL digest of its input, and every server signature says ALL."""
-    recording = RecordingKeys(keys)
+    recording = Recording(make_keys(bytes(32)))
+    keys = KeyRing([recording])
     request = make_request(keys, drained=drained)
 
-    reply = handler(recording)(request)
+    reply = handler(keys)(request)
 
     assert isinstance(reply, SettlementReply)
     transaction = CTransaction.deserialize(reply.settlement.transaction)
@@ -160,8 +189,8 @@ def test_policy_sighash(keys: Keys, drained: int) -> None:
 
 def test_policy_sighash_of_coins_and_children() -> None:
     """What is signed for coins of the reserve, and for a child, is SIGHASH_ALL too."""
-    recording = RecordingKeys(KEYS)
-    signs = handler(recording)
+    recording = Recording(hardened_keys(bytes(32)))
+    signs = handler(KeyRing([recording]))
     request = make_reserve_request(KEYS)
 
     replies = signs(request), signs(make_child_request(request))
@@ -171,7 +200,7 @@ def test_policy_sighash_of_coins_and_children() -> None:
     settlement, child = (
         CTransaction.deserialize(raw) for raw in (replies[0].settlement.transaction, replies[1].child.transaction)
     )
-    script = CScript(key_script(KEYS.reserve_key()))
+    script = CScript(key_script(KEYS.reserve().public_key))
     assert recording.digests[2:4] == [SignatureHash(script, settlement, i, SIGHASH_ALL) for i in (2, 3)]
     assert recording.digests[-1] == SignatureHash(script, child, 0, SIGHASH_ALL)
     assert [pushes(txin.scriptSig)[0][-1] for txin in (*settlement.vin[2:], *child.vin)] == [SIGHASH_ALL] * 3
@@ -180,8 +209,8 @@ def test_policy_sighash_of_coins_and_children() -> None:
 @pytest.mark.parametrize("flag", range(256))
 def test_policy_sighash_does_not_follow_the_client(flag: int) -> None:
     """Whatever hash flag the client's payment has, no server signature has any but ALL."""
-    recording = RecordingKeys(KEYS)
-    reply = handler(recording)(mutated(REQUEST, "claims.0.payment.flag", flag))
+    recording = Recording(hardened_keys(bytes(32)))
+    reply = handler(KeyRing([recording]))(mutated(REQUEST, "claims.0.payment.flag", flag))
 
     if flag == 0x83:
         assert isinstance(reply, SettlementReply)
@@ -194,10 +223,10 @@ def test_policy_sighash_does_not_follow_the_client(flag: int) -> None:
 
 def test_nothing_is_signed_before_everything_is_checked() -> None:
     """A batch whose last claim is bad gets no signature for its good ones either."""
-    recording = RecordingKeys(KEYS)
+    recording = Recording(hardened_keys(bytes(32)))
     request = make_request(KEYS, drained=5)
 
-    reply = handler(recording)(mutated(request, "claims.5.payment.flag", 0x83))
+    reply = handler(KeyRing([recording]))(mutated(request, "claims.5.payment.flag", 0x83))
 
     assert isinstance(reply, Refusal)
     assert not recording.digests
@@ -206,7 +235,7 @@ def test_nothing_is_signed_before_everything_is_checked() -> None:
 def test_largest_settlement_fits_its_frames() -> None:
     """Request and reply of as many claims as are allowed stay below the frame limit."""
     request = make_reserve_request(KEYS, drained=MAX_CLAIMS - 1, coins=MAX_COINS)
-    signs = handler()
+    signs = make_handler(KEYS, request)
     reply = signs(request)
 
     assert isinstance(reply, SettlementReply)
@@ -227,12 +256,123 @@ def test_whatever_is_asked_is_refused_or_sound(request: SettlementRequest) -> No
     transaction = CTransaction.deserialize(reply.settlement.transaction)
     coins = request.reserve.coins if request.reserve else ()
     spent = [(claim.terms.funding_script, claim.funding_sat) for claim in request.claims]
-    spent += [(key_script(KEYS.reserve_key()), coin.value_sat) for coin in coins]
+    spent += [(key_script(KEYS.reserve().public_key), coin.value_sat) for coin in coins]
     for index, (script, value_sat) in enumerate(spent):
         assert interpreter_accepts(script, reply.settlement.transaction, index, value_sat)
     paid = {bytes(out.scriptPubKey): out.nValue for out in transaction.vout}
     change_sat = request.claims[0].payment.change_sat
     assert paid.pop(request.claims[0].change_script, 0) == change_sat
     total_sat = sum(value_sat for _, value_sat in spent) - change_sat - request.fee_sat
-    ours = key_script(KEYS.reserve_key()) if request.reserve else KEYS.destination_script(CLIENT_KEY, EXPIRY)
+    ours = key_script(KEYS.reserve().public_key) if request.reserve else destination(KEYS)
     assert paid == ({ours: total_sat} if total_sat else {})
+
+
+@pytest.mark.parametrize("damage", ["short", "long", "witness", "huge"])
+def test_only_transactions_that_make_their_txid_are_believed(damage: str) -> None:
+    """What is no transaction, has something behind it, or a witness in it would have another txid: nothing is remembered."""
+    funding = make_fundings(REQUEST)[0]
+    whole = CTransaction.deserialize(funding.transaction)
+    witness = CTxWitness([CTxInWitness(CScriptWitness([b"\x01"]))])
+    changed = {
+        "short": funding.transaction[:-1],
+        "long": funding.transaction + b"\x00",
+        "witness": CTransaction(whole.vin, whole.vout, witness=witness).serialize(),
+        "huge": funding.transaction[:4] + b"\xff" * 9 + funding.transaction[5:],
+    }[damage]
+    ledger = MemoryLedger()
+
+    reply = make_handler(KEYS, ledger=ledger)(mutated(funding, "transaction", changed))
+
+    assert isinstance(reply, Refusal)
+    assert reply.tag == "policy-template"
+    assert not ledger.shown_outputs
+
+
+@pytest.mark.parametrize("outputs", [(), (1,), (-1,), (1 << 40,), (0, 5), tuple(range(MAX_CLAIMS + 1))])
+def test_only_outputs_that_are_there_are_remembered(outputs: tuple[int, ...]) -> None:
+    """Indices that the transaction does not have, none, or too many: nothing is remembered."""
+    ledger = MemoryLedger()
+
+    reply = make_handler(KEYS, ledger=ledger)(mutated(make_fundings(REQUEST)[0], "outputs", outputs))
+
+    assert isinstance(reply, Refusal)
+    assert not ledger.shown_outputs
+
+
+def test_again_gives_the_newest_settlement() -> None:
+    """Whoever asks with an outpoint alone gets the last settlement of it that was signed, and nothing of others."""
+    signs = handler()
+    dearer = mutated(REQUEST, "fee_sat", 9_000)
+    signs(REQUEST)
+    newest = signs(dearer)
+    assert isinstance(newest, SettlementReply)
+
+    for claim in REQUEST.claims:
+        assert signs(AgainRequest(12, claim.outpoint)) == SettlementReply(12, newest.settlement)
+    for outpoint in (OutPoint(bytes(32), 0), OutPoint(b"", -1), make_reserve_request(KEYS).reserve.coins[0].outpoint):  # type: ignore[union-attr]
+        reply = signs(AgainRequest(13, outpoint))
+        assert isinstance(reply, Refusal)
+        assert reply.tag == "policy-template"
+
+
+def test_status_tells_what_an_operator_wants_to_see() -> None:
+    """Decisions, sums of the last hour and day, heartbeat, trials and protections are told as they are."""
+    ledger = MemoryLedger()
+    now = [1_800_000_000.0]
+    signs = make_handler(
+        KEYS,
+        REQUEST,
+        ledger=ledger,
+        limits=Limits(trial=frozenset(("policy-rate",))),
+        clock=lambda: now[0],
+        heartbeat=lambda: UnixTime(1_799_999_000),
+    )
+    signs(REQUEST)
+    now[0] += 4_300
+
+    reply = signs(StatusRequest(2))
+
+    assert reply == StatusReply(
+        2,
+        UnixTime(1_800_000_000),
+        3,
+        ledger.head.hash,
+        Sat(0),
+        Sat(1_600_000),
+        UnixTime(1_799_999_000),
+        ("policy-rate",),
+        (),
+    )
+
+
+def test_channel_of_an_older_generation_is_settled_with_its_key() -> None:
+    """After a rotation new channels get the new key, old ones are settled with theirs, and pay to the new destination."""
+    old, new = hardened_keys(bytes(32)), hardened_keys(b"\x01" * 32)
+    rotated = KeyRing([new, old])
+    signs = make_handler(rotated, REQUEST)
+    to_new = mutated(REQUEST, "destination_script", destination(KeyRing([new])))
+
+    reply = signs(KeyRequest(1, CLIENT_KEY, EXPIRY))
+    settled = signs(to_new)
+
+    assert isinstance(reply, KeyReply)
+    assert (reply.server_key, reply.destination_script) == (server_key(KeyRing([new])), to_new.destination_script)
+    assert isinstance(settled, SettlementReply)
+    assert isinstance(signs(mutated(REQUEST, "fee_sat", 5_001)), SettlementReply)
+    assert isinstance(make_handler(KeyRing([new]), REQUEST)(to_new), Refusal)
+
+
+def test_settlement_to_a_previous_address_is_signed_again() -> None:
+    """After the operator's address changed, what was signed for the old one may be replaced by either."""
+    old, new = key_script(b"\x02" + bytes(32)), key_script(b"\x03" + bytes(32))
+    source, ledger = hardened_keys(bytes(32)), MemoryLedger()
+    request = mutated(REQUEST, "destination_script", old)
+    assert isinstance(make_handler(KeyRing([source], old), REQUEST, ledger=ledger)(request), SettlementReply)
+    signs = make_handler(KeyRing([source], new, [old]), ledger=ledger)
+
+    assert isinstance(signs(request), SettlementReply)
+    assert isinstance(signs(mutated(mutated(request, "destination_script", new), "fee_sat", 5_001)), SettlementReply)
+    assert isinstance(signs(KeyRequest(1, CLIENT_KEY, EXPIRY)), KeyReply)
+    refused = make_handler(KeyRing([source], new), ledger=ledger)(mutated(request, "fee_sat", 6_000))
+    assert isinstance(refused, Refusal)
+    assert refused.tag == "policy-destination"

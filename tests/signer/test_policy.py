@@ -1,10 +1,12 @@
 """Each policy by mutation: one field of a valid request changed gives that policy's refusal and nothing else.
 
-What was signed before comes in with `test_replacement`, children with `test_child`.
+Children are in `test_child`, who may connect and how long it may take in `test_service`.
 """
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,16 +15,20 @@ from coincurve import PublicKey
 from paychan.protocol.address import key_script, p2sh_script
 from paychan.protocol.signerwire import (
     MAX_CLAIMS,
+    KeyReply,
+    KeyRequest,
     Refusal,
     SettlementReply,
     SettlementRequest,
     encode_frame,
     frame_size,
 )
-from paychan.protocol.types import MAX_MONEY_SAT
-from signer.handlers import Handler
-from signer.keys import hardened_keys
-from signer.policy import MAX_COINS, POLICIES
+from paychan.protocol.types import MAX_MONEY_SAT, Sat, UnixTime
+from signer.keys import KeyRing, hardened_keys
+from signer.known import TRIABLE, Limits
+from signer.policy import OTHER_POLICIES, POLICIES
+from signer.shape import MAX_COINS
+from signer.signed import Output
 from tests.lib.ledger import MemoryLedger
 from tests.signer.messages import (
     CHANGE_SCRIPT,
@@ -30,16 +36,20 @@ from tests.signer.messages import (
     EXPIRY,
     make_claim,
     make_coin,
+    make_fundings,
+    make_handler,
     make_request,
     make_reserve_request,
     mutated,
+    server_key,
     with_high_s,
     with_padded_s,
 )
 
-KEYS = hardened_keys(bytes(32))
-SERVER_KEY = KEYS.public_key(CLIENT_KEY, EXPIRY)
+KEYS = KeyRing([hardened_keys(bytes(32))])
+SERVER_KEY = server_key(KEYS)
 OTHER_KEY = PublicKey.from_secret(b"\x07" * 32).format()
+DESTINATION_KEY = next(KEYS.destinations(CLIENT_KEY, EXPIRY)).key.public_key  # type: ignore[union-attr]
 REQUEST = make_request(KEYS)
 WITH_RESERVE = make_reserve_request(KEYS)
 WITH_CHANGE, DRAINED = REQUEST.claims
@@ -50,13 +60,13 @@ TEMPLATE = [
     ("claims", tuple(make_claim(SERVER_KEY, change_sat=0, number=n) for n in range(MAX_CLAIMS + 1)), "201 claims"),
     ("claims", (DRAINED, WITH_CHANGE), "only claim 0"),
     ("claims", (WITH_CHANGE, DRAINED, DRAINED), "claimed twice"),
-    ("claims.0.terms.server_key", OTHER_KEY, "ours for this channel is"),
-    ("claims.0.terms.server_key", CLIENT_KEY, "ours for this channel is"),
+    ("claims.0.terms.server_key", OTHER_KEY, "not ours for this channel"),
+    ("claims.0.terms.server_key", CLIENT_KEY, "not ours for this channel"),
     ("claims.1.terms.server_key", OTHER_KEY, "claim 1"),
-    ("claims.0.terms.client_key", OTHER_KEY, "ours for this channel is"),
+    ("claims.0.terms.client_key", OTHER_KEY, "not ours for this channel"),
     ("claims.0.terms.client_key", b"\x02" + b"\xff" * 32, "not a point"),
     ("claims.0.terms.client_key", b"\x04" + CLIENT_KEY[1:], "compressed"),
-    ("claims.0.terms.expiry", EXPIRY + 1, "ours for this channel is"),
+    ("claims.0.terms.expiry", EXPIRY + 1, "not ours for this channel"),
     ("claims.0.terms.expiry", 499_999_999, "not a time"),
     ("claims.0.terms.expiry", 1 << 32, "not a time"),
     ("claims.0.terms.expiry", 0, "not a time"),
@@ -88,12 +98,13 @@ DESTINATION = [
     ("destination_script", key_script(SERVER_KEY), "not ours"),
     ("destination_script", CHANGE_SCRIPT, "not ours"),
     ("destination_script", REQUEST.destination_script + b"\x00", "not ours"),
-    ("destination_script", KEYS.destination_script(OTHER_KEY, EXPIRY), "not ours"),
+    ("destination_script", next(KEYS.destinations(OTHER_KEY, EXPIRY)).script, "not ours"),
+    ("destination_script", key_script(KEYS.reserve().public_key), "not ours"),
 ]
 RESERVE_DESTINATION = [
-    ("reserve.public_key", OTHER_KEY, "reserve key is"),
-    ("reserve.public_key", SERVER_KEY, "reserve key is"),
-    ("reserve.public_key", KEYS.destination_key(CLIENT_KEY, EXPIRY), "reserve key is"),
+    ("reserve.public_key", OTHER_KEY, "is not ours"),
+    ("reserve.public_key", SERVER_KEY, "is not ours"),
+    ("reserve.public_key", DESTINATION_KEY, "is not ours"),
     ("destination_script", REQUEST.destination_script, "not ours"),
     ("destination_script", key_script(OTHER_KEY), "not ours"),
     ("destination_script", b"", "not ours"),
@@ -123,17 +134,15 @@ CLIENT_SIGNATURE = [
     ("claims.0.payment", DRAINED.payment, "does not verify"),
     ("claims.1.payment.signature", SIGNATURE, "claim 1"),
 ]
-FEE = [
+LAYOUT = [
     ("fee_sat", -1, "-1 sat, want 0 to the 1600000 sat"),
     ("fee_sat", 1_600_001, "want 0 to the 1600000 sat"),
     ("fee_sat", (1 << 63) - 1, "want 0 to the 1600000 sat"),
 ]
-RESERVE_FEE = [
-    ("fee_sat", -1, "-1 sat, want 0 to the 1600000 sat"),
-    ("fee_sat", 1_600_001, "want 0 to the 1600000 sat received"),
-    ("reserve.coins", tuple(map(make_coin, range(MAX_COINS + 1))), "5 coins, want up to 4"),
-    ("reserve.coins", (make_coin(), make_coin()), "spent twice"),
-    ("reserve.coins.1.outpoint", WITH_CHANGE.outpoint, "spent twice"),
+COINS = [
+    *LAYOUT,
+    ("reserve.coins", tuple(make_coin(KEYS, number) for number in range(MAX_COINS + 1)), "5 coins, want up to 4"),
+    ("reserve.coins", (make_coin(KEYS), make_coin(KEYS)), "spent twice"),
     ("reserve.coins.0.outpoint.txid", b"", "coin 0: no outpoint: 0 bytes"),
     ("reserve.coins.1.outpoint.txid", bytes(33), "coin 1: no outpoint: 33 bytes"),
     ("reserve.coins.0.outpoint.vout", -1, "index -1"),
@@ -142,18 +151,32 @@ RESERVE_FEE = [
     ("reserve.coins.1.value_sat", -1, "coin 1: value of -1 sat"),
     ("reserve.coins.0.value_sat", MAX_MONEY_SAT + 1, "value of 2100000000000001 sat"),
     ("reserve.coins.0.value_sat", MAX_MONEY_SAT, "more than all bitcoins"),
+    ("reserve.coins.1.outpoint", WITH_CHANGE.outpoint, f"{WITH_CHANGE.outpoint} pays to a914"),
+]
+FEE = [
+    ("fee_sat", 800_001, "fee of 800001 sat, want up to 800000 sat"),
+    ("fee_sat", 1_600_000, "fee of 1600000 sat, want up to 800000 sat"),
+    ("claims.0.funding_sat", 999_999, "is said to hold 999999 sat, and holds 1000000 sat"),
+    ("claims.0.funding_sat", 1_000_001, "is said to hold 1000001 sat, and holds 1000000 sat"),
+    ("claims.1.funding_sat", 500_000, "is said to hold 500000 sat, and holds 1000000 sat"),
+]
+RESERVE_FEE = [
+    ("fee_sat", 800_001, "fee of 800001 sat, want up to 800000 sat"),
+    ("reserve.coins.0.value_sat", 19_999, "is said to hold 19999 sat, and holds 20000 sat"),
+    ("reserve.coins.1.value_sat", 1, "is said to hold 1 sat, and holds 20000 sat"),
 ]
 
 
-def expect_refusal(request: Any, tag: str, reason: str, valid: SettlementRequest = REQUEST) -> None:
+def expect_refusal(request: Any, tag: str, reason: str, valid: SettlementRequest = REQUEST, **given: Any) -> None:
     """The request gets this refusal, briefly, and the valid one gets the same settlement before and after."""
     ledger = MemoryLedger()
-    handler = Handler(KEYS, ledger, "regtest", "hardened", debug=False)
+    handler = make_handler(KEYS, REQUEST, WITH_RESERVE, ledger=ledger, **given)
+    untouched = ledger.remembered
     assert isinstance(handler(request), Refusal)
-    assert not ledger.entries
+    assert ledger.remembered == untouched
     before = handler(valid)
     assert isinstance(before, SettlementReply)
-    remembered = dict(ledger.entries)
+    remembered = ledger.remembered
 
     reply = handler(request)
 
@@ -161,7 +184,9 @@ def expect_refusal(request: Any, tag: str, reason: str, valid: SettlementRequest
     assert (reply.id, reply.tag, reply.need_sat) == (valid.id, tag, 0)
     assert reason in reply.reason
     assert frame_size(encode_frame(reply)[:4]) < 500
-    assert ledger.entries == remembered
+    assert ledger.remembered == remembered
+    assert [decision.verdict for decision in ledger.decisions[-2:]] == ["signed", "refused"]
+    assert (ledger.decisions[-1].tag, ledger.decisions[-1].reason) == (tag, reply.reason)
     assert handler(valid) == before
 
 
@@ -189,33 +214,272 @@ def test_policy_client_signature(path: str, new: Any, reason: str) -> None:
     expect_refusal(mutated(REQUEST, path, new), "policy-client-signature", reason)
 
 
+@pytest.mark.parametrize(("path", "new", "reason"), LAYOUT)
+def test_policy_template_of_the_fee(path: str, new: Any, reason: str) -> None:
+    """No transaction has a fee that is negative, or more than was received."""
+    expect_refusal(mutated(REQUEST, path, new), "policy-template", reason)
+
+
+@pytest.mark.parametrize(("path", "new", "reason"), COINS)
+def test_policy_template_of_the_reserve(path: str, new: Any, reason: str) -> None:
+    """The reserve's coins are distinct outputs that can exist, and of their value nothing becomes fee in the end."""
+    expect_refusal(mutated(WITH_RESERVE, path, new), "policy-template", reason, WITH_RESERVE)
+
+
+def test_policy_template_leaves_an_output() -> None:
+    """All of a drained channel as fee would be a transaction without outputs; with change it is one with change."""
+    expect_refusal(
+        mutated(mutated(REQUEST, "claims", (DRAINED,)), "fee_sat", 1_000_000), "policy-template", "no output"
+    )
+
+    without_coins = mutated(mutated(WITH_RESERVE, "claims", (DRAINED,)), "reserve.coins", ())
+    expect_refusal(mutated(without_coins, "fee_sat", 1_000_000), "policy-template", "no output", WITH_RESERVE)
+
+    for request in (REQUEST, WITH_RESERVE, mutated(WITH_RESERVE, "claims", (WITH_CHANGE,))):
+        handler = make_handler(KEYS, request, limits=Limits(max_fee_percent=100))
+        received = sum(claim.received_sat for claim in request.claims)
+        assert isinstance(handler(mutated(request, "fee_sat", received)), SettlementReply)
+
+
+def test_policy_template_of_the_funding_script() -> None:
+    """An output that was shown to hold another script is not the channel's, whatever the claim says."""
+    ledger = MemoryLedger()
+    handler = make_handler(KEYS, REQUEST, ledger=ledger)
+    for script in (p2sh_script(b"\x51"), key_script(SERVER_KEY)):
+        ledger.shown_outputs[DRAINED.outpoint] = Output(Sat(1_000_000), script)
+
+        reply = handler(REQUEST)
+
+        assert isinstance(reply, Refusal)
+        assert (reply.tag, reply.reason[:8]) == ("policy-template", "claim 1:")
+        assert f"pays to {script.hex()}, not to {DRAINED.terms.funding_script.hex()}" in reply.reason
+
+
+def test_protocol_funding() -> None:
+    """What was not shown is not spent: claims, and coins, each by itself; once it was shown, it is."""
+    fundings = make_fundings(WITH_RESERVE)
+    for missing in range(len(fundings)):
+        handler = make_handler(KEYS)
+        for funding in fundings[:missing] + fundings[missing + 1 :]:
+            handler(funding)
+
+        reply = handler(WITH_RESERVE)
+
+        assert isinstance(reply, Refusal)
+        assert reply.tag == "protocol-funding"
+        assert "was not shown" in reply.reason
+        handler(fundings[missing])
+        assert isinstance(handler(WITH_RESERVE), SettlementReply)
+
+
 @pytest.mark.parametrize(("path", "new", "reason"), FEE)
 def test_policy_fee(path: str, new: Any, reason: str) -> None:
-    """The fee is not negative, and not more than what was received."""
+    """The fee is within share and cap, and no value can be made smaller than it is, which would burn the difference."""
     expect_refusal(mutated(REQUEST, path, new), "policy-fee", reason)
 
 
 @pytest.mark.parametrize(("path", "new", "reason"), RESERVE_FEE)
 def test_policy_fee_with_a_reserve(path: str, new: Any, reason: str) -> None:
-    """The reserve's coins are distinct outputs that can exist, and of their value nothing becomes fee in the end."""
+    """The same holds for coins of the reserve: their values are those that were shown."""
     expect_refusal(mutated(WITH_RESERVE, path, new), "policy-fee", reason, WITH_RESERVE)
 
 
-def test_policy_fee_leaves_an_output() -> None:
-    """All of a drained channel as fee would be a transaction without outputs; with change it is one with change."""
-    expect_refusal(mutated(mutated(REQUEST, "claims", (DRAINED,)), "fee_sat", 1_000_000), "policy-fee", "no output")
+@pytest.mark.parametrize(
+    ("limits", "most_sat"),
+    [
+        (Limits(max_fee_percent=10), 160_000),
+        (Limits(max_fee_sat=7_000), 7_000),
+        (Limits(max_fee_percent=100, max_fee_sat=10**9), 1_600_000),
+    ],
+)
+def test_policy_fee_has_a_share_and_a_cap(limits: Limits, most_sat: int) -> None:
+    """The lower of share and cap is the limit: up to it a fee is signed, a satoshi more is not."""
+    handler = make_handler(KEYS, REQUEST, limits=limits)
 
-    without_coins = mutated(mutated(WITH_RESERVE, "claims", (DRAINED,)), "reserve.coins", ())
-    expect_refusal(mutated(without_coins, "fee_sat", 1_000_000), "policy-fee", "no output", WITH_RESERVE)
-
-    for request in (REQUEST, WITH_RESERVE, mutated(WITH_RESERVE, "claims", (WITH_CHANGE,))):
-        handler = Handler(KEYS, MemoryLedger(), "regtest", "hardened", debug=False)
-        received = sum(claim.received_sat for claim in request.claims)
-        assert isinstance(handler(mutated(request, "fee_sat", received)), SettlementReply)
+    assert isinstance(handler(mutated(REQUEST, "fee_sat", most_sat)), SettlementReply)
+    refused = handler(mutated(REQUEST, "fee_sat", most_sat + 1))
+    assert isinstance(refused, Refusal)
+    assert refused.tag == ("policy-fee" if most_sat < 1_600_000 else "policy-template")
 
 
-def test_every_policy_has_its_test() -> None:
-    """The table of policies and the tests of this module name the same tags."""
-    tests = {name.removeprefix("test_").replace("_", "-") for name in globals() if name.startswith("test_policy_")}
+def test_policy_fee_always_allows_what_is_relayed() -> None:
+    """A small channel may pay a satoshi for each byte, and what beside it would be dust, although that is most of it."""
+    small = mutated(REQUEST, "claims", (make_claim(SERVER_KEY, change_sat=999_000),))
 
-    assert {tag for tag, _ in POLICIES} <= tests
+    assert isinstance(make_handler(KEYS, small)(mutated(small, "fee_sat", 1_000)), SettlementReply)
+
+
+@pytest.mark.parametrize("change_sat", [400_001, 999_999])
+def test_policy_watermark(change_sat: int) -> None:
+    """An older payment of the client's, which leaves it more, is not signed any more, at whatever fee."""
+    older = mutated(REQUEST, "claims.0", make_claim(SERVER_KEY, change_sat=change_sat))
+    ledger = MemoryLedger()
+    handler = make_handler(KEYS, REQUEST, ledger=ledger)
+    assert isinstance(handler(REQUEST), SettlementReply)
+    remembered = ledger.remembered
+
+    for fee_sat in (5_000, 5_001, 400_000):
+        reply = handler(mutated(older, "fee_sat", fee_sat))
+        assert isinstance(reply, Refusal)
+        assert (reply.tag, reply.need_sat) == ("policy-watermark", 0)
+        assert f"change of {change_sat} sat, more than the 400000 sat signed before" in reply.reason
+    assert ledger.remembered == remembered
+
+
+RATE = [
+    (Limits(value_per_hour_sat=1_600_000), 3_599, "after 1600000 sat in the last hour, want up to 1600000 sat"),
+    (Limits(value_per_day_sat=1_600_000), 86_399, "after 1600000 sat in the last day, want up to 1600000 sat"),
+]
+
+
+@pytest.mark.parametrize(("limits", "seconds", "reason"), RATE)
+def test_policy_rate(limits: Limits, seconds: int, reason: str) -> None:
+    """Beyond a sum an hour or a day nothing new is signed until that time is over; the same again is."""
+    now = [EXPIRY - 1_000_000]
+    other = mutated(REQUEST, "claims", (make_claim(SERVER_KEY, change_sat=999_999, number=5),))
+    other = mutated(other, "fee_sat", 1)
+    handler = make_handler(KEYS, REQUEST, other, limits=limits, clock=lambda: now[0])
+    assert isinstance(handler(REQUEST), SettlementReply)
+    now[0] += seconds
+
+    refused = handler(other)
+
+    assert isinstance(refused, Refusal)
+    assert refused.tag == "policy-rate"
+    assert "1 sat " + reason in refused.reason
+    assert isinstance(handler(REQUEST), SettlementReply)
+    assert isinstance(handler(mutated(REQUEST, "fee_sat", 5_001)), SettlementReply)
+    now[0] += 601
+    assert isinstance(handler(other), SettlementReply)
+
+
+def test_policy_rate_of_one_settlement() -> None:
+    """A single settlement of more than the hour's sum is not signed either."""
+    reply = make_handler(KEYS, REQUEST, limits=Limits(value_per_hour_sat=1_599_999))(REQUEST)
+
+    assert isinstance(reply, Refusal)
+    assert (reply.tag, reply.reason[:36]) == ("policy-rate", "1600000 sat after 0 sat in the last ")
+
+
+def test_policy_rate_of_requests() -> None:
+    """Requests of all kinds are judged at a rate, over ten seconds; of those beyond it one a second is logged."""
+    now = [1_000.0]
+    ledger = MemoryLedger()
+    handler = make_handler(KEYS, ledger=ledger, limits=Limits(requests_per_second=2), clock=lambda: now[0])
+    asked = KeyRequest(1, CLIENT_KEY, EXPIRY)
+
+    replies = [handler(asked) for _ in range(50)]
+    now[0] += 1
+    replies += [handler(asked) for _ in range(10)]
+
+    assert [isinstance(reply, KeyReply) for reply in replies] == [True] * 20 + [False] * 30 + [True] * 2 + [False] * 8
+    assert all(isinstance(reply, KeyReply) or reply.tag == "policy-rate" for reply in replies)  # type: ignore[union-attr]
+    assert [decision.verdict for decision in ledger.decisions].count("refused") == 2
+
+
+def test_policy_rate_of_outputs_shown() -> None:
+    """Only so many funding outputs are remembered; what was shown already costs nothing."""
+    ledger = MemoryLedger()
+    handler = make_handler(KEYS, REQUEST, ledger=ledger, limits=Limits(max_fundings=3))
+    first, second, *_ = make_fundings(make_request(KEYS, drained=3))[2:]
+    assert not isinstance(handler(first), Refusal)
+
+    refused = handler(second)
+
+    assert isinstance(refused, Refusal)
+    assert (refused.tag, refused.reason) == ("policy-rate", "3 outputs were shown, want up to 3")
+    assert not isinstance(handler(first), Refusal)
+    assert ledger.shown == 3
+
+
+def test_policy_heartbeat() -> None:
+    """Without a sign of life of the operator's only a small sum is signed; with a fresh one all is, and it counts anew."""
+    now, beat = [EXPIRY - 1_000_000], [EXPIRY - 1_000_000]
+    small = [mutated(REQUEST, "claims", (make_claim(SERVER_KEY, change_sat=999_000, number=n),)) for n in range(4, 9)]
+    small = [mutated(request, "fee_sat", 300) for request in small]
+    handler = make_handler(
+        KEYS,
+        REQUEST,
+        *small,
+        limits=Limits(heartbeat_seconds=7_200, value_without_heartbeat_sat=2_000),
+        clock=lambda: now[0],
+        heartbeat=lambda: UnixTime(beat[0]),
+    )
+    assert isinstance(handler(small[0]), SettlementReply)
+    now[0] += 7_201
+    assert isinstance(handler(small[1]), SettlementReply)
+    assert isinstance(handler(small[2]), SettlementReply)
+
+    refused = handler(small[3])
+
+    assert isinstance(refused, Refusal)
+    assert refused.tag == "policy-heartbeat"
+    assert "1000 sat after 2000 sat without a heartbeat for 2 h, want up to 2000 sat" in refused.reason
+    assert isinstance(handler(small[2]), SettlementReply)
+    beat[0] = now[0]
+    assert isinstance(handler(small[3]), SettlementReply)
+    assert isinstance(handler(REQUEST), SettlementReply)
+    now[0] += 7_201
+    assert isinstance(handler(small[4]), SettlementReply)
+
+
+TRIALS = [
+    ("policy-destination", "destination_script", key_script(OTHER_KEY), Limits()),
+    ("policy-fee", "fee_sat", 800_001, Limits()),
+    ("policy-rate", "fee_sat", 5_002, Limits(value_per_hour_sat=1)),
+    ("policy-heartbeat", "fee_sat", 5_002, Limits(heartbeat_seconds=1, value_without_heartbeat_sat=1)),
+]
+
+
+@pytest.mark.parametrize(("tag", "path", "new", "limits"), TRIALS)
+def test_policies_on_trial_sign_and_log(tag: str, path: str, new: Any, limits: Limits) -> None:
+    """A policy on trial refuses nothing and logs what it would have refused; all others refuse as ever."""
+    ledger = MemoryLedger()
+    limits = mutated(limits, "trial", frozenset((tag,)))
+    handler = make_handler(KEYS, REQUEST, ledger=ledger, limits=limits)
+
+    assert isinstance(handler(mutated(REQUEST, path, new)), SettlementReply)
+
+    tried, signed = ledger.decisions[-2:]
+    assert (tried.verdict, tried.tag, signed.verdict) == ("would-refuse", tag, "signed")
+    refused = handler(mutated(REQUEST, "claims.0.payment.flag", 1))
+    assert isinstance(refused, Refusal)
+    assert refused.tag == "policy-client-signature"
+
+
+@pytest.mark.parametrize("tag", ["policy-watermark", "policy-replacement"])
+def test_memory_is_not_loosened_by_a_trial(tag: str) -> None:
+    """What was signed on trial does not lower the watermark, nor the rate: after the trial all is as strict as before."""
+    ledger = MemoryLedger()
+    older = mutated(REQUEST, "claims.0", make_claim(SERVER_KEY, change_sat=500_000))
+    trial = make_handler(KEYS, REQUEST, ledger=ledger, limits=Limits(trial=frozenset((tag,))))
+    assert isinstance(trial(REQUEST), SettlementReply)
+    remembered = ledger.remembered[:3]
+    other = mutated(older, "fee_sat", 9_000) if tag == "policy-watermark" else mutated(REQUEST, "fee_sat", 4_000)
+
+    assert isinstance(trial(other), SettlementReply)
+
+    assert ledger.remembered[:3] == remembered
+    refused = make_handler(KEYS, ledger=ledger)(other)
+    assert isinstance(refused, Refusal)
+    assert refused.tag == tag
+
+
+def test_every_policy_has_its_code_documentation_and_test() -> None:
+    """Code, the README's table and tests name the same tags, each once."""
+    tags = [tag for tag, _ in POLICIES]
+    folder = Path(__file__).parent
+    readme = (folder.parents[1] / "README.md").read_text()
+    sources = "".join(path.read_text() for path in (folder.parents[1] / "signer").glob("*.py"))
+    tests = "".join(path.read_text() for path in folder.glob("test_*.py"))
+
+    assert len(set(tags)) == len(tags)
+    for tag, rule in POLICIES:
+        assert rule.__doc__ is not None
+        assert rule.__doc__.startswith(tag + ":")
+    every = {tag for tag in tags if tag.startswith("policy-")} | {tag for tag, _ in OTHER_POLICIES}
+    assert set(re.findall(r"^\| `(policy-[a-z-]+)` \|", readme, re.MULTILINE)) == every
+    assert set(re.findall(r"\bpolicy-[a-z]+(?:-[a-z]+)*", sources)) == every
+    for tag in every:
+        assert f"def test_{tag.replace('-', '_')}" in tests, tag
+    assert every >= TRIABLE
