@@ -1,0 +1,174 @@
+"""What is shipped for systemd: the units are right, keep their exposure low, and both programs work under what they allow."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from paychan.running import read_running
+from tests.lib.readme import README
+from tests.lib.sandbox import allowed_calls, read_unit
+from tests.lib.system import SERVER, SIGNER
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "config" / "deploy"
+UNITS = sorted(DEPLOY.glob("*.service"))
+PROGRAMS = Path(sys.executable).parent
+
+MOST_EXPOSURE = {"paychan-signer.service": 1.0, "paychan.service": 2.0}
+"""Of ten; systemd calls less than 2 "OK" or "SAFE", and a unit that says nothing gets 9.6."""
+
+needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs the package systemd")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs root")
+
+
+def analyze(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["systemd-analyze", "--no-pager", *words], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def exposure(unit: Path) -> float:
+    found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", analyze("security", "--offline=true", unit).stdout)
+    assert found
+    return float(found[1])
+
+
+@needs_systemd
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_exposure_is_low_and_quoted(unit: Path) -> None:
+    """`systemd-analyze security` keeps below the bound, and its figure is the one in the unit's head and the README."""
+    found = exposure(unit)
+
+    assert found <= MOST_EXPOSURE[unit.name]
+    assert f"# → Overall exposure level for {unit.name}: {found} " in unit.read_text()
+    assert f"`{unit.name}`: {found}" in README.read_text()
+
+
+@needs_systemd
+def test_units_are_right(tmp_path: Path) -> None:
+    """`systemd-analyze verify` has nothing to say, once the programs that they name are there."""
+    for unit in UNITS:
+        text = unit.read_text().replace("/opt/paychan/bin/", f"{PROGRAMS}/")
+        assert text != unit.read_text()
+        (tmp_path / unit.name).write_text(text)
+
+    checked = analyze("verify", *(tmp_path / unit.name for unit in UNITS))
+
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+@needs_systemd
+def test_users_and_directories_are_right() -> None:
+    """The files for sysusers and tmpfiles parse, and make every user, group and directory that the units name."""
+    made = subprocess.run(
+        ["systemd-sysusers", "--dry-run", DEPLOY / "paychan.sysusers"], capture_output=True, text=True, check=True
+    )
+    users = (DEPLOY / "paychan.sysusers").read_text()
+    directories = (DEPLOY / "paychan.tmpfiles").read_text()
+    for unit in UNITS:
+        service = read_unit(unit)
+        for name in (*service["User"], *service["Group"], *service.get("SupplementaryGroups", [])):
+            assert re.search(rf"^[ug] {re.escape(name)} ", users, re.MULTILINE), name
+        (state,), (mode,), (user,) = service["StateDirectory"], service["StateDirectoryMode"], service["User"]
+        assert re.search(rf"^d /var/lib/{state} +{mode} {user} ", directories, re.MULTILINE)
+
+    assert "ailed" not in made.stderr
+
+
+@needs_systemd
+def test_the_filter_of_the_signer_leaves_what_its_own_needs() -> None:
+    """Of the privileged calls the unit allows those alone that the signer makes; none of the kernel's doors is open."""
+    calls = allowed_calls(read_unit(DEPLOY / "paychan-signer.service")["SystemCallFilter"])
+
+    assert {"seccomp", "mlockall", "setrlimit", "prlimit64", "chown", "execve", "clone3"} <= calls
+    doors = {"ptrace", "mount", "bpf", "keyctl", "setuid", "capset", "io_uring_setup", "userfaultfd"}
+    assert doors & calls == set()
+
+
+class Sandboxed:
+    """Signer and server in debug mode, each under what its unit allows."""
+
+    def __init__(self, directory: Path) -> None:
+        self.state = directory / "state"
+        self.log = directory / "log"
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.files = directory / "signer.toml", directory / "server.toml"
+        for file, text in zip(self.files, (SIGNER, SERVER), strict=True):
+            file.write_text(text.format(state=self.state))
+
+    def start(self, unit: str, *words: str | Path) -> int:
+        command = [sys.executable, "-m", "tests.lib.sandbox", DEPLOY / unit, PROGRAMS / words[0], *words[1:]]
+        with self.log.open("ab") as log:
+            self.processes.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log))
+        return self.processes[-1].pid
+
+    def wait_for(self, path: Path) -> None:
+        deadline = time.monotonic() + 30
+        while not path.exists():
+            assert time.monotonic() < deadline, self.log.read_text()
+            assert all(process.poll() is None for process in self.processes), self.log.read_text()
+            time.sleep(0.05)
+
+    def stop(self) -> list[int]:
+        for process in reversed(self.processes):
+            process.send_signal(signal.SIGTERM)
+        return [process.wait(30) for process in self.processes]
+
+
+@pytest.fixture
+def sandboxed(tmp_path: Path) -> Iterator[Sandboxed]:
+    running = Sandboxed(tmp_path)
+    yield running
+    for process in running.processes:
+        process.kill()
+        process.wait()
+
+
+def pay(wallet: Path, *words: str | int) -> dict[str, object]:
+    """A payer's command, outside of any sandbox, and its JSON."""
+    command = [PROGRAMS / "paychan", "channel", *map(str, words), "--json"]
+    told = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env={**os.environ, "PAYCHAN_WALLET": str(wallet)},
+    )
+    answer: dict[str, object] = json.loads(told.stdout)
+    return answer
+
+
+@needs_systemd
+@needs_root
+def test_a_channel_lives_under_the_units(sandboxed: Sandboxed, tmp_path: Path) -> None:
+    """With system calls, sockets, network and executable memory as the units allow them, a channel is opened, paid, closed."""
+    signer = sandboxed.start("paychan-signer.service", "paychan-signer", sandboxed.files[0])
+    sandboxed.wait_for(sandboxed.state / "signer.sock")
+    status = Path(f"/proc/{signer}/status").read_text()
+    sandboxed.start("paychan.service", "paychan", "serve", sandboxed.files[1])
+    sandboxed.wait_for(sandboxed.state / "running.json")
+    running = read_running(sandboxed.state)
+    assert running is not None
+
+    name = str(pay(tmp_path / "wallet", "new", running.url, "--hours", 100, "--debug")["name"])
+    pay(tmp_path / "wallet", "open", name)
+    paid = pay(tmp_path / "wallet", "pay", name, 1000)
+    closed = pay(tmp_path / "wallet", "close", name)
+
+    assert closed["change_sat"] == paid["left_sat"]
+    assert re.search(r"^Seccomp_filters:\s+2$", status, re.MULTILINE), sandboxed.log.read_text()
+    assert sandboxed.stop() == [0, 0]
+    assert "network out of reach (namespace, seccomp)" in sandboxed.log.read_text()
+    assert "Traceback" not in sandboxed.log.read_text()
