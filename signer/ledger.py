@@ -131,7 +131,7 @@ class LevelDbLedger:
         self._queue: list[tuple[dict[bytes, bytes], Sequence[Decision], Future[None]]] = []
         self._work = threading.Condition()
         self._begin(audit)
-        self._writer = threading.Thread(target=self._write_all, name="ledger")
+        self._writer = threading.Thread(target=self._write_all, name="ledger", daemon=True)
         self._writer.start()
 
     def _begin(self, audit: Path) -> None:

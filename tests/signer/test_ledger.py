@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,27 +16,64 @@ from typing import Any
 import plyvel
 import pytest
 
-from paychan.protocol.signerwire import Health, HealthReply, Refusal, SettlementReply, SettlementRequest, encode_frame
+from paychan.protocol.settlement import Settlement
+from paychan.protocol.signerwire import (
+    FundingReply,
+    Health,
+    HealthReply,
+    Refusal,
+    SettlementReply,
+    SettlementRequest,
+    encode_frame,
+)
 from paychan.protocol.types import OutPoint, Sat
+from signer.audit import BEGINNING, Decision, encode_lines
 from signer.handlers import Handler
-from signer.keys import Keys, hardened_keys
-from signer.ledger import LedgerFailed, LevelDbLedger
-from signer.signed import VERSION, DamagedEntry, Signed, decode_entry, encode_entry, entries_of
+from signer.keys import KeyRing, hardened_keys
+from signer.known import Flow
+from signer.ledger import Entry, LedgerFailed, LevelDbLedger
+from signer.signed import VERSION, DamagedEntry, Entries, Output, Signed, decode_entry, encode_entry, entries_of
 from tests.lib.ledger import MemoryLedger
 from tests.lib.signer_process import COMMAND, REGTEST, SignerProcess
-from tests.signer.messages import make_child_request, make_request, mutated
+from tests.signer.messages import (
+    make_child_request,
+    make_claim,
+    make_fundings,
+    make_handler,
+    make_request,
+    mutated,
+    server_key,
+)
 from tests.signer.test_service import ask
 
-KEYS = hardened_keys(bytes(32))
+KEYS = KeyRing([hardened_keys(bytes(32))])
 REQUEST = make_request(KEYS, drained=2)
 DEARER = mutated(REQUEST, "fee_sat", 6_000)
+DECISION = Decision(at_ms=1, peer_uid=2, asked="x", about={}, digest="", verdict="signed")
+ROOT = Path(__file__).parents[2]
 FIRST, SECOND, THIRD = (claim.outpoint for claim in REQUEST.claims)
-ENTRY = Signed(bytes(range(32)), Sat(5_000), 300, Sat(400_000), b"\x76\xa9")
-FROZEN_ENTRY = "0195c420" + bytes(range(32)).hex() + "cd1388cd012cce00061a80c40276a9"
+ENTRY = Signed(bytes(range(32)), Sat(5_000), 300, Sat(400_000), b"\x76\xa9", Sat(1_000_000))
+FROZEN_ENTRY = "0296c420" + bytes(range(32)).hex() + "cd1388cd012cce00061a80c40276a9ce000f4240"
+FIRST_VERSION = "0195c420" + bytes(range(32)).hex() + "cd1388cd012cce00061a80c40276a9"
 
 
-def handler(ledger: Any, keys: Keys = KEYS) -> Handler:
-    return Handler(keys, ledger, "regtest", "hardened", debug=False)
+def handler(ledger: Any) -> Handler:
+    return make_handler(KEYS, REQUEST, ledger=ledger)
+
+
+def show(path: Path, request: SettlementRequest) -> None:
+    """Show what a request spends, as a server does."""
+    for funding in make_fundings(request):
+        assert isinstance(ask(path, funding), FundingReply)
+
+
+def opened_at(path: Path) -> LevelDbLedger:
+    return LevelDbLedger(path, path.with_name("audit"))
+
+
+def put(ledger: Any, signed: Entries) -> None:
+    """Remember these, and wait until they are on disk."""
+    ledger.put(Entry(signed=signed)).result()
 
 
 # --- the contract ---------------------------------------------------------------------------------------------------
@@ -46,7 +84,7 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     if request.param == "memory":
         yield MemoryLedger()
     else:
-        with closing(LevelDbLedger(tmp_path / "ledger")) as opened:
+        with closing(opened_at(tmp_path / "ledger")) as opened:
             yield opened
 
 
@@ -54,11 +92,36 @@ def test_entries_are_read_back(ledger: Any) -> None:
     """Of the outpoints asked for, those that were written are there, as they were written last."""
     outpoints = [FIRST, SECOND, OutPoint(bytes(32), 0), OutPoint(FIRST.txid, FIRST.vout + 1)]
     assert ledger.read(outpoints) == {}
-    ledger.write({FIRST: ENTRY, SECOND: ENTRY})
-    ledger.write({FIRST: mutated(ENTRY, "fee_sat", 6_000)})
+    put(ledger, {FIRST: ENTRY, SECOND: ENTRY})
+    put(ledger, {FIRST: mutated(ENTRY, "fee_sat", 6_000)})
 
     assert ledger.read(outpoints) == {FIRST: mutated(ENTRY, "fee_sat", 6_000), SECOND: ENTRY}
     assert ledger.read([]) == {}
+
+
+def test_what_was_put_is_seen_before_it_is_on_disk(ledger: Any) -> None:
+    """Whoever reads after a put sees it, whether it was written yet or not; the last of several counts."""
+    waiting = [ledger.put(Entry(signed={FIRST: mutated(ENTRY, "fee_sat", number)})) for number in range(200)]
+
+    assert ledger.read([FIRST])[FIRST].fee_sat == 199
+    for future in waiting:
+        future.result()
+    assert ledger.read([FIRST])[FIRST].fee_sat == 199
+
+
+def test_everything_is_remembered(ledger: Any) -> None:
+    """Outputs, requests, settlements, sums and decisions are there, each by its key."""
+    output, flow, digest = Output(Sat(7), b"\x76\xa9"), Flow(((3, 5),), 9), bytes(32)
+    settlement = Settlement(b"\x01", b"\x02" * 32, Sat(3))
+    decision = Decision(at_ms=1, peer_uid=2, asked="x", about={}, digest="", verdict="signed")
+    ledger.put(Entry([decision], {}, REQUEST, digest, {FIRST: output}, flow)).result()
+    ledger.keep(digest, settlement)
+
+    assert (ledger.outputs([FIRST, SECOND]), ledger.shown) == ({FIRST: output}, 1)
+    assert (ledger.request(digest), ledger.request(bytes(31))) == (REQUEST, None)
+    assert (ledger.settlement(digest), ledger.settlement(bytes(31))) == (settlement, None)
+    assert (ledger.flow, ledger.head.count) == (flow, 1)
+    assert ledger.read([FIRST]) == {}
 
 
 def test_handler_enters_what_it_signs(ledger: Any) -> None:
@@ -77,7 +140,14 @@ def test_handler_enters_what_it_signs(ledger: Any) -> None:
 def test_entries_are_written_as_ever() -> None:
     """An entry's bytes are those of every release that wrote this version, but for the checksum behind."""
     assert encode_entry(ENTRY)[:-4].hex() == FROZEN_ENTRY
-    assert decode_entry(encode_entry(ENTRY)) == ENTRY
+    assert decode_entry(encode_entry(ENTRY), Signed) == ENTRY
+
+
+def test_entries_of_the_first_version_are_read() -> None:
+    """What a release before this one signed is known still; only how much the channel held is not."""
+    content = bytes.fromhex(FIRST_VERSION)
+
+    assert decode_entry(content + zlib.crc32(content).to_bytes(4, "big"), Signed) == mutated(ENTRY, "funding_sat", 0)
 
 
 def test_every_damage_is_found() -> None:
@@ -86,32 +156,32 @@ def test_every_damage_is_found() -> None:
     damaged = [raw[:size] for size in range(len(raw))]
     damaged += [raw[:i] + bytes([raw[i] ^ 1 << bit]) + raw[i + 1 :] for i in range(len(raw)) for bit in range(8)]
     damaged += [encode_entry(mutated(ENTRY, "size", 0)), encode_entry(mutated(ENTRY, "fee_sat", -1)), raw + b"\x00"]
-    damaged += [encode_entry(mutated(ENTRY, "digest", "text")), encode_entry((*range(6),))]  # type: ignore[arg-type]
+    damaged += [encode_entry(mutated(ENTRY, "digest", "text")), encode_entry((*range(7),))]  # type: ignore[arg-type]
 
     for content in damaged:
         with pytest.raises(DamagedEntry):
-            decode_entry(content)
+            decode_entry(content, Signed)
     with pytest.raises(DamagedEntry, match=f"has version 9, want {VERSION}"):
-        decode_entry(b"\x09" + raw[1:])
+        decode_entry(b"\x09" + raw[1:], Signed)
 
 
 def test_damaged_entry_stops_its_outpoint_alone(tmp_path: Path) -> None:
     """What can't be told is never signed for and never overwritten; other outpoints are served as ever."""
     path = tmp_path / "ledger"
-    with closing(LevelDbLedger(path)) as opened:
+    with closing(opened_at(path)) as opened:
         assert isinstance(handler(opened)(REQUEST), SettlementReply)
     with closing(plyvel.DB(str(path))) as database:
         raw = bytearray(database.get(SECOND.serialize()))
         raw[10] ^= 1
         database.put(SECOND.serialize(), bytes(raw), sync=True)
 
-    with closing(LevelDbLedger(path)) as opened:
+    with closing(opened_at(path)) as opened:
         signs = handler(opened)
         for request in (REQUEST, mutated(REQUEST, "fee_sat", 1_000_000), make_child_request(REQUEST)):
             reply = signs(request)
             assert isinstance(reply, Refusal)
-            assert (reply.tag, reply.need_sat) == ("policy-replacement", 0)
-            assert f"what was signed for {SECOND} can't be told: entry checksum" in reply.reason
+            assert (reply.tag, reply.need_sat) == ("policy-watermark", 0)
+            assert f"what is known of {SECOND} can't be told: entry checksum" in reply.reason
         assert opened.read([FIRST]) == {FIRST: entries_of(REQUEST)[FIRST]}
         rest = mutated(REQUEST, "claims", (REQUEST.claims[0], REQUEST.claims[2]))
         assert isinstance(signs(mutated(rest, "fee_sat", 9_000)), SettlementReply)
@@ -125,8 +195,9 @@ def test_damaged_entry_stops_its_outpoint_alone(tmp_path: Path) -> None:
 def test_ledger_survives_a_restart(tmp_path: Path) -> None:
     """After stop or kill the process knows what it signed: the same again, nothing cheaper, children too."""
     with SignerProcess(tmp_path) as running:
-        keys = hardened_keys(bytes.fromhex(running.seed.read_text()))
+        keys = KeyRing([hardened_keys(running.master)])
         request = make_request(keys)
+        show(running.socket, request)
         signed = ask(running.socket, request)
         assert isinstance(signed, SettlementReply)
         child = ask(running.socket, make_child_request(request))
@@ -144,13 +215,18 @@ def test_ledger_survives_a_restart(tmp_path: Path) -> None:
 def test_ledger_that_was_deleted_begins_anew(tmp_path: Path) -> None:
     """Without the directory the signer starts and signs: only what it knew of earlier settlements is gone."""
     with SignerProcess(tmp_path) as running:
-        request = make_request(hardened_keys(bytes.fromhex(running.seed.read_text())))
+        request = make_request(KeyRing([hardened_keys(running.master)]))
+        show(running.socket, request)
         assert isinstance(ask(running.socket, request), SettlementReply)
         running.stop()
         for file in (tmp_path / "signer.ledger").iterdir():
             file.unlink()
         (tmp_path / "signer.ledger").rmdir()
         running.start()
+        unshown = ask(running.socket, request)
+        assert isinstance(unshown, Refusal)
+        assert unshown.tag == "protocol-funding"
+        show(running.socket, request)
 
         refused = ask(running.socket, make_child_request(request))
         assert isinstance(refused, Refusal)
@@ -177,9 +253,9 @@ def test_second_signer_on_one_state_directory_is_refused(tmp_path: Path) -> None
 def test_damaged_directory_is_not_begun_anew(tmp_path: Path, damage: str) -> None:
     """What can't be opened is left as it is, with an error that says what to do."""
     path = tmp_path / "ledger"
-    with closing(LevelDbLedger(path)) as opened:
+    with closing(opened_at(path)) as opened:
         for number in range(300):
-            opened.write({OutPoint(bytes(32), number): ENTRY})
+            put(opened, {OutPoint(bytes(32), number): ENTRY})
     log = max(path.glob("*.log"), key=lambda file: file.stat().st_size)
     if damage == "log":
         log.write_bytes(log.read_bytes()[:5_000] + b"\xff" * 50 + log.read_bytes()[5_050:])
@@ -193,24 +269,24 @@ def test_damaged_directory_is_not_begun_anew(tmp_path: Path, damage: str) -> Non
     before = {file.name: file.read_bytes() for file in path.glob("*") if file.suffix in (".log", ".ldb")}
 
     with pytest.raises(LedgerFailed, match=r"move it away to begin a new one|can't be opened"):
-        LevelDbLedger(path)
+        opened_at(path)
 
     assert {name: (path / name).read_bytes() for name in before} == before
 
 
 def test_directory_is_the_owners_alone(tmp_path: Path) -> None:
     """Nobody else may read with whom we have channels."""
-    with closing(LevelDbLedger(tmp_path / "state" / "ledger")):
+    with closing(opened_at(tmp_path / "state" / "ledger")):
         assert (tmp_path / "state" / "ledger").stat().st_mode & 0o777 == 0o700
 
 
 def test_closed_ledger_fails(tmp_path: Path) -> None:
     """A request that is still under way when the signer stops gets no signature, and no crash."""
-    opened = LevelDbLedger(tmp_path / "ledger")
+    opened = opened_at(tmp_path / "ledger")
     opened.close()
     opened.close()
 
-    reply = handler(opened)(REQUEST)
+    reply = make_handler(KEYS, ledger=opened)(REQUEST)
 
     assert isinstance(reply, Refusal)
     assert reply.tag == "protocol-ledger"
@@ -221,30 +297,30 @@ def test_closed_ledger_fails(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from types import SimpleNamespace
 from paychan.protocol.signerwire import decode_request
-from signer.handlers import Handler
-from signer.keys import hardened_keys
 from signer.ledger import LevelDbLedger
+from tests.signer.test_ledger import KEYS, REQUEST, handler
 
-keys = hardened_keys(bytes(32))
-ledger = LevelDbLedger(Path(sys.argv[1]))
-at, kill = sys.argv[2], lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-
-class Mortal:
-    public_key, destination_script, reserve_key = keys.public_key, keys.destination_script, keys.reserve_key
-    sign = kill
-
-if at == "before the write":
-    ledger.write = kill
-handler = Handler(keys if at == "after signing" else Mortal(), ledger, "regtest", "hardened", debug=False)
-handler(decode_request(bytes.fromhex(sys.argv[3])))
+path = Path(sys.argv[1])
+ledger, moment = LevelDbLedger(path, path.with_name("audit")), sys.argv[2]
+signs, request = handler(ledger), decode_request(bytes.fromhex(sys.argv[3]))
+kill = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+if moment == "before the write":
+    ledger._audit.append = kill
+if moment == "after the log":
+    ledger._database = SimpleNamespace(get=ledger._database.get, write_batch=kill)
+approved = signs.begin(request, 0)
+approved.durable.result()
+if moment == "after signing":
+    approved.sign()
 kill()
 """
 
 
 def kill_while_signing(path: Path, moment: str, request: SettlementRequest) -> None:
     command = [sys.executable, "-c", KILLED, str(path), moment, encode_frame(request)[4:].hex()]
-    assert subprocess.run(command, check=False, timeout=30).returncode == -9
+    assert subprocess.run(command, check=False, timeout=30, cwd=ROOT).returncode == -9
 
 
 @pytest.mark.parametrize("moment", ["after the write", "after signing"])
@@ -253,12 +329,12 @@ def test_killed_between_write_and_answer(tmp_path: Path, moment: str, earlier: b
     """What was written counts as signed although nobody got it: the same is signed again, a cheaper one refused."""
     path = tmp_path / "ledger"
     if earlier:
-        with closing(LevelDbLedger(path)) as opened:
+        with closing(opened_at(path)) as opened:
             assert isinstance(handler(opened)(REQUEST), SettlementReply)
 
     kill_while_signing(path, moment, DEARER)
 
-    with closing(LevelDbLedger(path)) as opened:
+    with closing(opened_at(path)) as opened:
         assert opened.read([FIRST, SECOND, THIRD]) == entries_of(DEARER)
         cheaper = handler(opened)(mutated(REQUEST, "fee_sat", 5_999))
         assert isinstance(cheaper, Refusal)
@@ -270,14 +346,14 @@ SIGN = """
 import sys
 from pathlib import Path
 from paychan.protocol.signerwire import decode_request
-from signer.handlers import Handler
-from signer.keys import hardened_keys
-from signer.ledger import LevelDbLedger
+from tests.signer.test_ledger import handler, opened_at
 
-handler = Handler(hardened_keys(bytes(32)), LevelDbLedger(Path(sys.argv[1])), "regtest", "hardened", debug=False)
+ledger = opened_at(Path(sys.argv[1]))
+signs = handler(ledger)
 for request in sys.argv[2:]:
-    reply = handler(decode_request(bytes.fromhex(request)))
+    reply = signs(decode_request(bytes.fromhex(request)))
     print(type(reply).__name__, getattr(reply, "tag", ""))
+ledger.close()
 """
 
 
@@ -288,40 +364,60 @@ def sign_under_strace(tmp_path: Path, *requests: SettlementRequest, fail: int = 
         options += ["-e", f"inject=fdatasync:error=EIO:when={fail}"] if fail else []
         asked = [encode_frame(request)[4:].hex() for request in requests]
         command = ["strace", *options, sys.executable, "-c", SIGN, f"{name}/ledger", *asked]
-        ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=ROOT)
         return ended.stdout.splitlines(), Path(name, "trace").read_text().count("fdatasync(")
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace (tests/system-packages)")
-def test_one_sync_before_each_new_signature(tmp_path: Path) -> None:
-    """A new settlement costs one sync, the same again none; where the sync fails, there is no signature from then on."""
+def test_synced_before_each_signature(tmp_path: Path) -> None:
+    """A signature costs two syncs, log and ledger; where either fails, there is no signature from then on."""
     _, opening = sign_under_strace(tmp_path)
 
-    assert sign_under_strace(tmp_path, REQUEST, REQUEST) == (["SettlementReply "] * 2, opening + 1)
-    assert sign_under_strace(tmp_path, REQUEST, DEARER) == (["SettlementReply "] * 2, opening + 2)
-    replies, _ = sign_under_strace(tmp_path, REQUEST, DEARER, REQUEST, fail=opening + 2)
-    assert replies == ["SettlementReply ", "Refusal protocol-ledger", "Refusal protocol-ledger"]
+    assert sign_under_strace(tmp_path, REQUEST, REQUEST) == (["SettlementReply "] * 2, opening + 4)
+    assert sign_under_strace(tmp_path, REQUEST, DEARER) == (["SettlementReply "] * 2, opening + 4)
+    shown = 2 * len(make_fundings(REQUEST))  # strace counts by thread, and one thread does all of these
+    for which in (3, 4):
+        replies, _ = sign_under_strace(tmp_path, REQUEST, DEARER, REQUEST, fail=shown + which)
+        assert replies == ["SettlementReply ", "Refusal protocol-ledger", "Refusal protocol-ledger"]
 
 
-def test_killed_before_the_write(tmp_path: Path) -> None:
-    """What was not written was not signed: anything may follow."""
+@pytest.mark.parametrize("moment", ["before the write", "after the log"])
+def test_killed_before_the_write(tmp_path: Path, moment: str) -> None:
+    """What was not written was not signed: anything may follow. A line of the log too many is no harm."""
     path = tmp_path / "ledger"
-    kill_while_signing(path, "before the write", DEARER)
+    kill_while_signing(path, moment, DEARER)
 
-    with closing(LevelDbLedger(path)) as opened:
+    with closing(opened_at(path)) as opened:
         assert opened.read([FIRST, SECOND, THIRD]) == {}
         assert isinstance(handler(opened)(REQUEST), SettlementReply)
+
+
+def test_log_without_its_end_stops_the_start(tmp_path: Path) -> None:
+    """Who cuts lines off the log, or puts another in its place, is found out at the next start."""
+    path, log = tmp_path / "ledger", tmp_path / "audit"
+    with closing(opened_at(path)) as opened:
+        assert isinstance(handler(opened)(REQUEST), SettlementReply)
+    lines = log.read_bytes().splitlines(keepends=True)
+    for content in (b"".join(lines[:-1]), b"", encode_lines([DECISION] * len(lines), BEGINNING)[0]):
+        log.write_bytes(content)
+        with pytest.raises(LedgerFailed, match=rf"does not hold line {len(lines)}, which was written: restore it"):
+            opened_at(path)
+    log.write_bytes(b"".join(lines))
+    opened_at(path).close()
 
 
 def test_failed_write_is_no_signature(tmp_path: Path) -> None:
     """On a full disk nothing is signed, nor after it until the signer is started again; then all is as it was."""
     with SignerProcess(tmp_path) as running:
-        keys = hardened_keys(bytes.fromhex(running.seed.read_text()))
+        keys = KeyRing([hardened_keys(running.master)])
         large, small = make_request(keys, drained=190), make_request(keys, drained=1)
-        known = mutated(small, "claims", (make_request(keys, drained=500).claims[500],))
+        known = mutated(small, "claims", (make_claim(server_key(keys), change_sat=0, number=500),))
+        for request in (large, known):
+            show(running.socket, request)
         assert isinstance(ask(running.socket, known), SettlementReply)
         soft, hard = resource.prlimit(running.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (10_000, hard))
+        size = max(file.stat().st_size for file in (tmp_path / "signer.ledger").glob("*.log"))
+        resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (size + 1_000, hard))
 
         replies = [ask(running.socket, request) for request in (large, small, known)]
         resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (soft, hard))
