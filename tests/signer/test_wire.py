@@ -11,8 +11,10 @@ import pytest
 from msgspec.inspect import StructType, type_info
 
 from paychan.protocol.signerwire import (
+    MAX_CLAIMS,
     MAX_FRAME_BYTES,
     VERSION,
+    VERSIONS,
     Health,
     Reply,
     Request,
@@ -25,9 +27,10 @@ from paychan.protocol.signerwire import (
 
 FINGERPRINTS = {
     # Server and signer are updated one after the other, so every version that was released keeps its line for ever.
-    # When this test fails: undo the change, or raise signerwire.VERSION and add a line here that says what changed.
-    1: "b0a2e1d8d5457bfc617c97d1cade9656ed1e71dacd4be8e5c4126239639e6684",  # Health, KeyRequest, SettlementRequest and their replies
-    2: "578f65c58764a8ef6a315a0ca1e0e66982b6ea6639c1a45249f2b29cb4b29a16",  # reserve in SettlementRequest; ChildRequest, ReserveRequest and their replies; need_sat in Refusal
+    # When a test fails here: undo the change, or add a version with its reason to signerwire.VERSIONS and its line here.
+    1: "b0a2e1d8d5457bfc617c97d1cade9656ed1e71dacd4be8e5c4126239639e6684",
+    2: "578f65c58764a8ef6a315a0ca1e0e66982b6ea6639c1a45249f2b29cb4b29a16",
+    3: "0cbcba71abae9603865f7ed76219e4f82e749eba193800777e4c65b2558d22fa",
 }
 
 
@@ -42,10 +45,18 @@ def describe(kind: Any) -> Any:
 
 
 def test_changed_messages_take_a_new_version() -> None:
-    """The fingerprint of all messages is the one that was written down for this version."""
-    described = json.dumps([describe(type_info(Request)), describe(type_info(Reply))])
+    """The fingerprint of all messages and their limits is the one that was written down for this version."""
+    limits = [MAX_FRAME_BYTES, MAX_CLAIMS]
+    described = json.dumps([describe(type_info(Request)), describe(type_info(Reply)), limits])
 
     assert sha256(described.encode()).hexdigest() == FINGERPRINTS[VERSION]
+
+
+def test_versions_have_reasons() -> None:
+    """Versions are numbered without gaps; each says what it brought, and keeps its fingerprint."""
+    assert list(VERSIONS) == list(FINGERPRINTS) == list(range(1, VERSION + 1))
+    assert all(VERSIONS.values())
+    assert len(set(FINGERPRINTS.values())) == VERSION
 
 
 @pytest.mark.parametrize("size", [0, 1, MAX_FRAME_BYTES + 1, 0xFFFFFFFF])
@@ -57,10 +68,10 @@ def test_impossible_lengths_are_refused(size: int) -> None:
 
 def test_frame_is_length_version_and_body() -> None:
     """A frame is a big-endian length, the version byte, and an array of number, id and fields."""
-    assert encode_frame(Health(5)) == bytes.fromhex("00000004 02 92 01 05")
+    assert encode_frame(Health(5)) == bytes.fromhex("00000004 03 92 01 05")
 
 
-@pytest.mark.parametrize("body", ["", "00920105", "01920105", "02", "029104", "02930201c0", "02c1", "029165", "0280"])
+@pytest.mark.parametrize("body", ["", "00920105", "02920105", "03", "039104", "03930201c0", "03c1", "039165", "0380"])
 def test_what_is_no_message_is_refused(body: str) -> None:
     """Unknown versions and numbers, missing fields and garbage are `WireError`s, as requests and as replies."""
     for decode in (decode_request, decode_reply):
