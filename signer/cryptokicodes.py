@@ -16,8 +16,13 @@ class Attribute(IntEnum):
     KEY_TYPE = 0x100
     ID = 0x102
     SENSITIVE = 0x103
+    ENCRYPT = 0x104
+    DECRYPT = 0x105
+    WRAP = 0x106
+    UNWRAP = 0x107
     SIGN = 0x108
     VERIFY = 0x10A
+    DERIVE = 0x10C
     EXTRACTABLE = 0x162
     LOCAL = 0x163
     NEVER_EXTRACTABLE = 0x164

@@ -31,8 +31,14 @@ _PROTECTED = {
 }
 """What a private key of ours has to say of itself: made in the token, and never able to leave it."""
 
-_UNKNOWN_TO_SOME = {Attribute.MODIFIABLE: False}
-"""Asked for as well, and done without where a token does not know it."""
+_PUBLIC_WISHES = {Attribute.ENCRYPT: False, Attribute.WRAP: False}
+_PRIVATE_WISHES = {
+    Attribute.MODIFIABLE: False,
+    Attribute.DECRYPT: False,
+    Attribute.UNWRAP: False,
+    Attribute.DERIVE: False,
+}
+"""Asked for as well, and done without where a token does not know one: good for signatures alone, and staying so."""
 
 _TEMPLATE_REFUSED = {
     Code.ATTRIBUTE_READ_ONLY,
@@ -85,7 +91,7 @@ def make_key(session: Session, name: KeyName) -> StoredKey:
     private = {**common, Attribute.PRIVATE: True, Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False}
     private[Attribute.SIGN] = True
     try:
-        pair = session.generate(public, private | _UNKNOWN_TO_SOME)
+        pair = session.generate(public | _PUBLIC_WISHES, private | _PRIVATE_WISHES)
     except CryptokiError as error:
         if error.code not in _TEMPLATE_REFUSED:
             raise
