@@ -31,7 +31,7 @@ def decisions_table(entries: Sequence[Entry]) -> Table:
     table.add_column("asked", min_width=12)
     table.add_column("received\nsat", justify="right", no_wrap=True)
     table.add_column("fee\nsat", justify="right", no_wrap=True)
-    table.add_column("decision", min_width=16)
+    table.add_column("decision", min_width=16, overflow="fold")
     for entry in entries:
         table.add_row(
             f"{entry.n}",

@@ -213,7 +213,7 @@ def _heartbeat(heartbeat_at: int, policy: Policy, now: float) -> str:
 
 def _trial(tags: Iterable[str]) -> str:
     named = ", ".join(tags)
-    return f"[red]{escape(named)}: what they would refuse is signed[/red]" if named else "none"
+    return f"[red]only logged, not refused: {escape(named)}[/red]" if named else "none"
 
 
 def _protections(texts: Iterable[str]) -> str:
