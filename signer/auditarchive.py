@@ -12,7 +12,7 @@ from pathlib import Path
 
 from signer.audit import ARCHIVE, Decision, Head, encode_lines, read_line
 from signer.auditfile import AuditFailed, AuditFile, lines, open_locked
-from signer.seed import sync_directory
+from signer.privatefile import sync_directory
 
 
 def files(path: Path) -> list[Path]:

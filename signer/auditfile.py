@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from signer.audit import BEGINNING, AuditBroken, Decision, Entry, Head, beginning, encode_lines, read_line
-from signer.seed import sync_directory
+from signer.privatefile import sync_directory
 
 _BLOCK_BYTES = 64 * 1024
 

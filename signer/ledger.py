@@ -33,7 +33,7 @@ from paychan.protocol.types import OutPoint
 from signer.audit import AuditBroken, Decision, Head
 from signer.auditfile import AuditFailed, AuditFile
 from signer.known import Flow
-from signer.seed import sync_directory
+from signer.privatefile import sync_directory
 from signer.signed import DamagedEntry, Entries, Output, Signed, decode_entry, encode_entry
 
 _OPTIONS = {

@@ -1,96 +1,241 @@
-"""The seed file: the one secret on disk, 64 hex digits that only the signer's user can read."""
+"""The seed file: the one secret on disk, encrypted, that only the signer's user can read.
+
+It holds all generations of seeds, the newest first, in one file: a rotation or another passphrase is one file that takes
+the place of another, so there is no moment without usable keys, none with half of them, and one thing to keep a copy of.
+It does not say `key.mode`: words on paper don't either, so the trees of both modes are grown from each seed.
+"""
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
-import stat
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
-from signer.keys import DEBUG_KEY
+import msgspec
+from bitcoin.core import Hash160
+from msgspec import Struct
 
-SEED_BYTES = 32
+from paychan.protocol.types import UnixTime
+from signer import mnemonic
+from signer.keys import DEBUG_KEY, Node
+from signer.passphrase import Secret
+from signer.privatefile import (
+    MissingFile,
+    PrivateFileError,
+    create_private,
+    exclusively,
+    read_private,
+    replace_private,
+)
+from signer.sealed import Cost, Damaged, WrongPassphrase, is_sealed, seal, unseal
+from signer.wiping import wipe
 
-_SEED_HEX = re.compile(rb"[0-9a-f]{64}\n?")
+ENTROPY_BYTES = 32
+RAW_BYTES = range(16, 65)
+"""BIP32 takes seeds of 128 to 512 bits."""
+
+_MAX_FILE_BYTES = 1 << 16
+_PLAIN = re.compile(rb"[0-9a-f]{64}\n?")
 
 
 class SeedError(Exception):
     """The seed can't be used, and what to do about it. Never holds anything of the file's content."""
 
 
-def read_seed(path: Path) -> bytes:
-    """Read the seed.
+class Seed(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One generation: what all keys of a time grow from."""
+
+    kind: Literal["bip39", "raw"]
+    secret: bytes
+    """BIP39's entropy, or BIP32's seed as it is."""
+    created: UnixTime
+
+    @property
+    def master(self) -> bytes:
+        """What BIP32's tree grows from."""
+        return mnemonic.to_seed(self.secret) if self.kind == "bip39" else self.secret
+
+    @property
+    def root(self) -> Node:
+        return Node.from_seed(self.master)
+
+    @property
+    def fingerprint(self) -> str:
+        """BIP32's name of the master key: tells generations apart, and gives nothing away."""
+        return bytes(Hash160(self.root.key.public_key.format())[:4]).hex()
+
+    def __repr__(self) -> str:
+        return f"Seed({self.kind})"
+
+    def __rich_repr__(self) -> list[tuple[str, str]]:
+        return [("kind", self.kind)]
+
+
+def draw_seed(now: UnixTime) -> Seed:
+    """Draw a new one."""
+    return Seed("bip39", secrets.token_bytes(ENTROPY_BYTES), now)
+
+
+def seed_of_words(words: Sequence[str], now: UnixTime) -> Seed:
+    """Take a seed from its backup.
 
     Raises:
-        SeedError: missing, not a private regular file of ours, or not 64 lower-case hex digits.
+        SeedError: the words are not one.
     """
     try:
-        # O_NOFOLLOW: a link could point to a file that others write; O_NONBLOCK: a pipe must not hang the start.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        msg = f"there is no {path}: restore it from the backup, or create a new one with `paychan-signer init FILE`"
-        raise SeedError(msg) from None
-    except OSError as error:
-        msg = f"{path} can't be opened: {error.strerror}"
-        raise SeedError(msg) from None
+        return checked(Seed("bip39", mnemonic.to_entropy(words), now))
+    except mnemonic.WrongWords as error:
+        raise SeedError(str(error)) from None
+
+
+def seed_of_hex(text: str, now: UnixTime) -> Seed:
+    """Take a raw seed: an old seed file's, or `privKeySeed` of the original server.
+
+    Raises:
+        SeedError: it is not one.
+    """
     try:
-        problem = _file_problem(os.fstat(descriptor))
-        if problem:
-            msg = f"{path} {problem}"
+        raw = bytes.fromhex(text.strip())
+    except ValueError:
+        raw = b""
+    if len(raw) not in RAW_BYTES:
+        msg = f"this is no seed: {2 * RAW_BYTES[0]} to {2 * RAW_BYTES[-1]} hex digits and nothing else"
+        raise SeedError(msg)
+    return checked(Seed("raw", raw, now))
+
+
+def checked(seed: Seed) -> Seed:
+    """Return the seed unless everybody knows it. Raises `SeedError`."""
+    if seed.secret == DEBUG_KEY:
+        msg = "this is the publicly known debug key: create a seed of your own"
+        raise SeedError(msg)
+    return seed
+
+
+def read_seeds(path: Path, passphrase: Secret) -> tuple[Seed, ...]:
+    """Open the file: all generations, the newest first.
+
+    Raises:
+        SeedError: missing, not a private file of ours, in plain text, damaged, or of another passphrase.
+    """
+    return _open(path, _read(path), passphrase)
+
+
+def read_plain_seed(path: Path, now: UnixTime) -> Seed:
+    """Read a seed file as it was before seeds were encrypted.
+
+    Raises:
+        SeedError: missing, not a private file of ours, or something else.
+    """
+    content = _read(path, plain=True)
+    try:
+        if is_sealed(content):
+            msg = f"{path} is encrypted already: `paychan-signer passphrase FILE` changes its passphrase"
             raise SeedError(msg)
-        return _parse(path, os.read(descriptor, 2 * SEED_BYTES + 2))
+        if not _PLAIN.fullmatch(content):
+            msg = f"{path} does not hold 64 lower-case hex digits and nothing else: restore it from the backup"
+            raise SeedError(msg)
+        return seed_of_hex(content.decode(), now)
     finally:
-        os.close(descriptor)
+        wipe(content)
 
 
-def create_seed(path: Path) -> None:
-    """Draw a seed and write it durably to a new file, mode 0600.
+def create_seeds(path: Path, seeds: Sequence[Seed], passphrase: Secret, cost: Cost) -> None:
+    """Write a new file.
 
     Raises:
         SeedError: there is a file already, which is left alone, or it can't be written.
     """
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_hex(SEED_BYTES).encode() + b"\n")
-            file.flush()
-            os.fsync(descriptor)
-        sync_directory(path.parent)
-    except FileExistsError:
-        msg = f"{path} exists already and was left alone: a new seed would lose the keys of open channels"
-        raise SeedError(msg) from None
-    except OSError as error:
-        msg = f"{path} can't be created: {error.strerror}"
+        with exclusively(path):
+            create_private(path, _seal(path, seeds, passphrase, cost))
+    except PrivateFileError as error:
+        hint = ": a new seed would lose the keys of open channels" if "left alone" in str(error) else ""
+        msg = f"{error}{hint}"
         raise SeedError(msg) from None
 
 
-def _file_problem(status: os.stat_result) -> str:
-    if not stat.S_ISREG(status.st_mode):
-        return "is not a regular file"
-    if status.st_uid != os.geteuid():
-        return f"belongs to uid {status.st_uid}, not to the signer's {os.geteuid()}: `chown` it"
-    if status.st_mode & 0o077:
-        return f"has mode {stat.S_IMODE(status.st_mode):04o}, others can use it: `chmod 600` it"
-    return ""
+def change_seeds(
+    path: Path,
+    passphrase: Secret,
+    cost: Cost,
+    change: Callable[[tuple[Seed, ...]], Sequence[Seed]] = tuple,
+    new_passphrase: Secret | None = None,
+) -> tuple[Seed, ...]:
+    """Put a changed file in the place of the old one; return what it holds.
+
+    Raises:
+        SeedError: the old one can't be opened, or the new one can't be written; the old one is still there then.
+    """
+    try:
+        with exclusively(path):
+            seeds = tuple(change(read_seeds(path, passphrase)))
+            replace_private(path, _seal(path, seeds, new_passphrase or passphrase, cost))
+    except PrivateFileError as error:
+        raise SeedError(str(error)) from None
+    return seeds
 
 
-def _parse(path: Path, content: bytes) -> bytes:
-    if not _SEED_HEX.fullmatch(content):
-        msg = f"{path} does not hold 64 lower-case hex digits and nothing else: restore it from the backup"
-        raise SeedError(msg)
-    seed = bytes.fromhex(content.decode())
-    if seed == DEBUG_KEY:
-        msg = f"{path} holds the publicly known debug key: create a seed of your own"
-        raise SeedError(msg)
+def encrypt_plain_seed(path: Path, passphrase: Secret, cost: Cost, now: UnixTime) -> Seed:
+    """Put an encrypted file in the place of a plain one.
+
+    Raises:
+        SeedError: it is no plain seed file, or the new one can't be written; the old one is still there then.
+    """
+    try:
+        with exclusively(path):
+            seed = read_plain_seed(path, now)
+            replace_private(path, _seal(path, [seed], passphrase, cost))
+    except PrivateFileError as error:
+        raise SeedError(str(error)) from None
     return seed
 
 
-def sync_directory(path: Path) -> None:
-    """Make the new name itself survive a power loss."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def _read(path: Path, *, plain: bool = False) -> bytearray:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        content = read_private(path, _MAX_FILE_BYTES)
+    except MissingFile:
+        msg = (
+            f"there is no {path}: restore it from the backup, `paychan-signer recover FILE` if that is words, "
+            "or create a new one with `paychan-signer init FILE`"
+        )
+        raise SeedError(msg) from None
+    except PrivateFileError as error:
+        raise SeedError(str(error)) from None
+    if not plain and _PLAIN.fullmatch(content):
+        wipe(content)
+        msg = f"{path} holds a seed that is not encrypted: `paychan-signer encrypt FILE` does that, and keeps the keys"
+        raise SeedError(msg)
+    return content
+
+
+def _open(path: Path, content: bytes | bytearray, passphrase: Secret) -> tuple[Seed, ...]:
+    try:
+        seeds = msgspec.msgpack.decode(unseal(bytes(content), passphrase.value), type=tuple[Seed, ...])
+    except WrongPassphrase:
+        msg = f"{path}: wrong passphrase"
+        raise SeedError(msg) from None
+    except (Damaged, msgspec.DecodeError) as error:
+        reason = error if isinstance(error, Damaged) else "what it holds is no seed"
+        msg = (
+            f"{path} is damaged, {reason}: restore it from the backup, or `paychan-signer recover FILE` from the words"
+        )
+        raise SeedError(msg) from None
+    except MemoryError:
+        msg = f"{path}: too little memory to open it: about 150 MiB have to be free at the start"
+        raise SeedError(msg) from None
+    if not seeds:
+        msg = f"{path} holds no seed"
+        raise SeedError(msg)
+    return tuple(map(checked, seeds))
+
+
+def _seal(path: Path, seeds: Sequence[Seed], passphrase: Secret, cost: Cost) -> bytes:
+    """Encrypt, and open it again before it takes the place of anything."""
+    content = seal(msgspec.msgpack.encode(tuple(seeds)), passphrase.value, cost)
+    if _open(path, content, passphrase) != tuple(seeds):
+        msg = f"{path} was left alone: what was encrypted can't be decrypted; look after this machine's memory"
+        raise SeedError(msg)
+    return content

@@ -12,6 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from signer.passphrase import Secret
+from signer.seed import read_seeds
+
 REGTEST = 'network = "regtest"\n[key]\nmode = "hardened"\ncreate_if_missing = true\n'
 
 DEBUG = (
@@ -35,9 +38,16 @@ class SignerProcess:
         self.file = directory / "signer.toml"
         self.socket = directory / "signer.sock"
         self.seed = directory / "signer.seed"
+        self.passphrase = directory / "signer.passphrase"
         self.log = directory / "signer.log"
         self.file.write_text(f'state_dir = "{directory}"\n{config}')
         self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def master(self) -> bytes:
+        """What the keys of the newest seed grow from."""
+        with Secret(bytearray(self.passphrase.read_bytes().strip())) as passphrase:
+            return read_seeds(self.seed, passphrase)[0].master
 
     def start(self) -> None:
         """Start and wait until the socket answers.

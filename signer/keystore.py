@@ -1,0 +1,118 @@
+"""From the configuration to the keys of the seed file: which passphrase opens it, which trees grow from it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import time
+from pathlib import Path
+
+import structlog
+
+from paychan.protocol.declared import SettingsError
+from paychan.protocol.types import UnixTime
+from signer.config import SignerConfig, load_signer_config
+from signer.keys import KeySource, hardened_keys, rbpcp_v2_keys
+from signer.passphrase import Secret, Sources, given_secret, read_secret
+from signer.privatefile import PrivateFileError, write_new
+from signer.sealed import CHOSEN, DRAWN
+from signer.seed import Seed, SeedError, create_seeds, draw_seed, read_seeds
+
+_PASSPHRASE_BYTES = 32
+
+log = structlog.get_logger()
+
+
+def seed_sources(
+    config: SignerConfig, descriptor: int | None = None, passphrase_file: Path | None = None
+) -> list[KeySource]:
+    """Open the seed file, or draw a seed where the configuration allows it, and grow its trees.
+
+    Raises:
+        SeedError: the seed can't be used, or created.
+        NoSecret: no passphrase.
+    """
+    return trees(config, open_seeds(config, passphrase_sources(config, descriptor, passphrase_file)))
+
+
+def trees(config: SignerConfig, seeds: tuple[Seed, ...]) -> list[KeySource]:
+    """Grow the trees: those of `key.mode` first, the newest first.
+
+    Those of the other mode follow: a backup in words does not say which it was, and switching loses no open channel.
+    """
+    ways = [hardened_keys, rbpcp_v2_keys]
+    if config.key.mode == "rbpcp-v2":
+        ways.reverse()
+    masters = [seed.master for seed in seeds]
+    return [grow(master) for grow in ways for master in masters]
+
+
+def config_with_seed(file: Path) -> SignerConfig:
+    """Read a configuration whose keys grow from a seed, for a command about it.
+
+    Raises:
+        SettingsError: no usable configuration, one without a seed, or we are not the user whom the seed belongs to.
+    """
+    config = load_signer_config(file)
+    if config.key.mode in ("debug", "pkcs11"):
+        raise SettingsError(str(file), "key.mode", f'"{config.key.mode}" has no seed')
+    user = config.isolation.user
+    if user and user != pwd.getpwuid(os.geteuid()).pw_name:
+        raise SettingsError(str(file), "isolation.user", f"the seed is {user}'s: `sudo -u {user} paychan-signer …`")
+    return config
+
+
+def now() -> UnixTime:
+    return UnixTime(int(time.time()))
+
+
+def passphrase_sources(
+    config: SignerConfig, descriptor: int | None = None, passphrase_file: Path | None = None
+) -> Sources:
+    """Where the passphrase of a configuration's seed may come from."""
+    return Sources(
+        "passphrase",
+        str(config.seed_path),
+        "key.passphrase_file",
+        config.key.passphrase_file,
+        descriptor,
+        passphrase_file,
+        beside=beside(config.seed_path),
+    )
+
+
+def beside(seed_path: Path) -> Path:
+    """Where a passphrase is kept that was drawn with its seed: `signer.passphrase` for `signer.seed`."""
+    return seed_path.with_suffix(".passphrase")
+
+
+def open_seeds(config: SignerConfig, sources: Sources) -> tuple[Seed, ...]:
+    """Return all generations, the newest first. Raises `SeedError`, `NoSecret`."""
+    if config.key.create_if_missing and not os.path.lexists(config.seed_path):
+        return (_create_unasked(config.seed_path, sources),)
+    with read_secret(sources) as passphrase:
+        return read_seeds(config.seed_path, passphrase)
+
+
+def _create_unasked(path: Path, sources: Sources) -> Seed:
+    """For a network without money: nobody is asked, and no words are shown."""
+    given = given_secret(sources)
+    with given or _draw_passphrase(beside(path)) as passphrase:
+        seed = draw_seed(now())
+        create_seeds(path, [seed], passphrase, CHOSEN if given else DRAWN)
+    log.warning(
+        "new seed created without words: keep a copy of the file, and its passphrase",
+        file=str(path),
+        passphrase="as configured" if given else str(beside(path)),
+    )
+    return seed
+
+
+def _draw_passphrase(path: Path) -> Secret:
+    secret = Secret(bytearray(secrets.token_hex(_PASSPHRASE_BYTES).encode()))
+    try:
+        write_new(path, secret.value + b"\n")
+    except PrivateFileError as error:
+        raise SeedError(str(error)) from None
+    return secret
