@@ -1,0 +1,93 @@
+"""A command on a real terminal, with somebody who reads and types."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+_PATIENCE_SECONDS = 60.0
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+_OWN_PAGE = re.compile(r"\x1b\[\?1049h.*?\x1b\[\?1049l", re.DOTALL)
+
+
+class PseudoTerminal:
+    """Runs a command on a terminal of its own: `with PseudoTerminal([COMMAND, "init", file]) as terminal:`."""
+
+    def __init__(self, command: Sequence[str | Path]) -> None:
+        self._command = [str(part) for part in command]
+        self._read_up_to = 0
+        self.output = ""
+        self.status: int | None = None
+
+    def read_until(self, pattern: str) -> re.Match[str]:
+        """Wait for a text that was not read yet."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            found = re.search(pattern, self.output[self._read_up_to :], re.DOTALL)
+            if found:
+                self._read_up_to += found.end()
+                return found
+            assert time.monotonic() < deadline, f"no {pattern!r} in:\n{self.output}"
+            assert self._read(), f"ended without {pattern!r}:\n{self.output}"
+
+    def enter(self, text: str) -> None:
+        """Type a line."""
+        os.write(self._terminal, text.encode() + b"\r")
+
+    def press_control_c(self) -> None:
+        os.write(self._terminal, b"\x03")
+
+    def kill(self, number: int = signal.SIGTERM) -> None:
+        os.kill(self._pid, number)
+
+    def wait(self) -> int:
+        """Read to the end, and return the exit status."""
+        if self.status is None:
+            while self._read():
+                pass
+            self.status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        return self.status
+
+    @property
+    def text(self) -> str:
+        """All that was shown, without control sequences."""
+        return _CONTROL.sub("", self.output)
+
+    @property
+    def text_left(self) -> str:
+        """What can still be seen: the terminal's second page is gone."""
+        return _CONTROL.sub("", _OWN_PAGE.sub("", self.output))
+
+    def _read(self) -> bool:
+        ready, _, _ = select.select([self._terminal], [], [], 1.0)
+        if not ready:
+            return True
+        try:
+            data = os.read(self._terminal, 1 << 16)
+        except OSError:  # EIO: nobody is at the other end any more
+            return False
+        self.output += data.decode()
+        return bool(data)
+
+    def __enter__(self) -> Self:
+        self._pid, self._terminal = pty.fork()
+        if self._pid == 0:
+            os.environ.update(TERM="xterm-256color", COLUMNS="100")
+            os.execv(self._command[0], self._command)
+        return self
+
+    def __exit__(
+        self, error: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if error is not None and self.status is None:
+            self.kill(signal.SIGKILL)
+        self.wait()
+        os.close(self._terminal)

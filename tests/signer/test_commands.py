@@ -1,0 +1,536 @@
+"""Commands about keys: on a real terminal where words are shown and typed, and as scripts call them."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from typer.testing import CliRunner
+
+from paychan.protocol.signerwire import Health, HealthReply
+from signer import backup, commands, keystore, rotation
+from signer.keys import DEBUG_KEY
+from signer.mnemonic import to_words
+from signer.passphrase import Secret
+from signer.sealed import Cost
+from signer.seed import Seed, read_seeds
+from signer.service import app
+from tests.lib.pseudoterminal import PseudoTerminal
+from tests.lib.signer_process import COMMAND
+from tests.signer.messages import CLIENT_KEY
+from tests.signer.talking import ask
+
+WORD = "correct horse battery staple"
+ABANDON = "abandon " * 11 + "about"
+HEX = "00112233445566778899aabbccddeeff" * 2
+ADDRESSES = (
+    "mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY",
+    "mipcBbFg9gMiCh81Kj8tqqdgoZub1ZJRfn",
+    "n1egEEx4LEYp5Wmovm5ZTFT9JiX8HF9ymT",
+)
+CHEAP = Cost(2)
+
+
+class Place(NamedTuple):
+    """A configuration, and where its seed would be."""
+
+    file: Path
+    seed: Path
+    passphrase: Path
+
+    def seeds(self, passphrase: str = WORD) -> tuple[Seed, ...]:
+        with Secret(bytearray(passphrase.encode())) as secret:
+            return read_seeds(self.seed, secret)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return make_place(tmp_path)
+
+
+def make_place(directory: Path, mode: str = "hardened", rest: str = "") -> Place:
+    file = directory / "signer.toml"
+    file.write_text(f'network = "regtest"\nstate_dir = "{directory}"\n[key]\nmode = "{mode}"\n{rest}')
+    return Place(file, directory / "signer.seed", private(directory / "passphrase", WORD))
+
+
+def private(path: Path, text: str) -> Path:
+    path.touch(0o600)
+    path.write_text(text)
+    return path
+
+
+# --- on a terminal, with the console script -----------------------------------------------------------------------------
+
+
+def choose_passphrase(terminal: PseudoTerminal) -> None:
+    terminal.read_until("New passphrase of [^:]*: ")
+    terminal.enter(WORD)
+    terminal.read_until("Again: ")
+    terminal.enter(WORD)
+
+
+def read_words(terminal: PseudoTerminal) -> list[str]:
+    """Write down what is shown, as a person would."""
+    terminal.read_until("Press Enter when you have them")
+    page = terminal.text.split("shown this once")[-1]
+    found = dict(re.findall(r"(\d+) ([a-z]{3,8})\b", page))
+    terminal.enter("")
+    return [found[str(number)] for number in range(1, 25)]
+
+
+def repeat_words(terminal: PseudoTerminal, words: list[str]) -> None:
+    asked = set()
+    for _ in range(backup.REPEATED):
+        number = int(terminal.read_until(r"Word (\d+): ")[1])
+        terminal.enter(words[number - 1])
+        asked.add(number)
+    assert len(asked) == backup.REPEATED
+
+
+def test_init_and_recover_on_a_terminal(place: Place, tmp_path: Path) -> None:
+    """Init shows 24 words once, shows them again after a wrong answer, and the words typed elsewhere are the same seed."""
+    with PseudoTerminal([COMMAND, "init", place.file]) as terminal:
+        choose_passphrase(terminal)
+        words = read_words(terminal)
+        terminal.read_until(r"Word \d+: ")
+        assert not place.seed.exists()
+        terminal.enter("zebra" if words[0] != "zebra" else "zoo")
+        terminal.read_until("is another one.*Press Enter to see them")
+        terminal.enter("")
+        assert read_words(terminal) == words
+        repeat_words(terminal, words)
+        assert terminal.wait() == 0
+
+    (seed,) = place.seeds()
+    assert to_words(seed.secret) == words
+    assert f"fingerprint is {seed.fingerprint}" in terminal.text_left
+    assert stat.S_IMODE(place.seed.stat().st_mode) == 0o600
+    assert WORD not in terminal.output
+    assert sum(word in terminal.text_left.split() for word in words) == 0
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    other = make_place(elsewhere)
+    with PseudoTerminal([COMMAND, "recover", other.file]) as terminal:
+        terminal.read_until("Word 1: ")
+        terminal.enter(" ".join(words[:5]))
+        terminal.read_until("Word 6: ")
+        terminal.enter("abandom")
+        terminal.read_until('word 6, "abandom", is not one of the 2048 words: perhaps abandon')
+        terminal.enter(" ".join(word[:4] for word in words[5:23]))
+        terminal.read_until("Word 24: ")
+        terminal.enter(words[23])
+        choose_passphrase(terminal)
+        assert terminal.wait() == 0
+    assert other.seeds()[0].master == seed.master
+    assert sum(word in terminal.text_left.split() for word in words) == 0
+
+
+def test_words_that_are_not_repeated_make_no_seed(place: Place) -> None:
+    """Who can't repeat the words in three rounds has written nothing down: nothing is created."""
+    with PseudoTerminal([COMMAND, "init", place.file, "--passphrase-file", place.passphrase]) as terminal:
+        for _ in range(backup.ROUNDS):
+            read_words(terminal)
+            terminal.read_until(r"Word \d+: ")
+            terminal.enter("nonsense")
+            terminal.read_until("Press Enter to see them")
+            terminal.enter("")
+        assert terminal.wait() == 2
+    assert "the words were not repeated in 3 rounds: nothing was changed" in terminal.text_left
+    assert not place.seed.exists()
+
+
+def test_control_c_makes_no_seed(place: Place) -> None:
+    """Ctrl-C while words are shown ends it, takes them from the screen, and creates nothing."""
+    with PseudoTerminal([COMMAND, "init", place.file, "--passphrase-file", place.passphrase]) as terminal:
+        terminal.read_until("Press Enter when you have them")
+        terminal.press_control_c()
+        assert terminal.wait() == 2
+    assert "stopped" in terminal.text_left
+    assert "1 " not in terminal.text_left
+    assert not place.seed.exists()
+
+
+def test_start_asks_for_the_passphrase(place: Place) -> None:
+    """On a terminal the signer asks for the passphrase, shows no letter of it, and serves."""
+    run(place, "recover", "--words-file", str(private(place.file.with_name("words"), ABANDON)))
+    with PseudoTerminal([COMMAND, place.file]) as terminal:
+        terminal.read_until("Passphrase of [^:]*signer.seed: ")
+        terminal.enter(WORD)
+        terminal.read_until("signer started")
+        reply = ask(place.file.with_name("signer.sock"), Health(1))
+        terminal.kill()
+        assert terminal.wait() == 0
+    assert isinstance(reply, HealthReply)
+    assert WORD not in terminal.output
+
+
+def test_passphrase_reaches_the_signer_by_descriptor_and_credential(place: Place) -> None:
+    """The console script takes the passphrase from a pipe, or from systemd's directory, and verifies a backup with it."""
+    words = private(place.file.with_name("words"), ABANDON)
+    run(place, "recover", "--words-file", str(words))
+    reader, writer = os.pipe()
+    os.write(writer, WORD.encode())
+    os.close(writer)
+    command = [COMMAND, "verify", place.file, "--words-file", words]
+
+    piped = subprocess.run(
+        [*command, "--passphrase-fd", str(reader)], pass_fds=[reader], capture_output=True, text=True, check=True
+    )
+    os.close(reader)
+    found = subprocess.run(
+        command,
+        env={**os.environ, "CREDENTIALS_DIRECTORY": str(place.passphrase.parent)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert "yes, this is its backup" in piped.stdout
+    assert found.stdout == piped.stdout
+
+
+# --- as scripts call them -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _cheap(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Commands in this process make cheap keys; the console script's are what they are."""
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    for module in (commands, rotation, keystore):
+        monkeypatch.setattr(module, "CHOSEN", CHEAP)
+    return
+
+
+class Result(NamedTuple):
+    status: int
+    output: str
+
+
+def call(*arguments: str | Path, text: str = "") -> Result:
+    result = CliRunner().invoke(app, [str(each) for each in arguments], input=text)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Result(result.exit_code, " ".join(result.output.split()))
+
+
+def run(place: Place, command: str, *options: str, text: str = "") -> Result:
+    """Run a command on the configuration, with the passphrase from its file."""
+    return call(*command.split(), place.file, *options, "--passphrase-file", place.passphrase, text=text)
+
+
+def recovered(place: Place, words: str = ABANDON) -> Place:
+    assert run(place, "recover", text=words).status == 0
+    return place
+
+
+def test_init_of_a_script_writes_the_words(place: Place) -> None:
+    """With --words-file the words are in a new private file, from which the same seed is recovered; none is shown."""
+    path = place.file.with_name("words")
+
+    result = run(place, "init", "--words-file", str(path))
+
+    (seed,) = place.seeds()
+    assert (result.status, path.read_text()) == (0, " ".join(to_words(seed.secret)) + "\n")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert not set(path.read_text().split()) & set(result.output.split()) - {"keys", "key"}
+    assert run(place, "verify", "--words-file", str(path)).status == 0
+
+
+def test_init_needs_somebody_to_show_the_words_to(place: Place) -> None:
+    """Without a terminal and without --words-file nothing is created, and the way for scripts is said."""
+    result = run(place, "init")
+
+    assert result.status == 2
+    assert "--words-file PATH" in result.output
+    assert not place.seed.exists()
+
+
+def test_init_and_recover_overwrite_nothing(place: Place) -> None:
+    """Where a seed is, neither command writes; where a words file is, nothing is created."""
+    words = private(place.file.with_name("words"), "old")
+    first = run(place, "init", "--words-file", str(words))
+    assert first.status == 2
+    assert words.read_text() == "old"
+    assert not place.seed.exists()
+
+    recovered(place)
+    before = place.seed.read_bytes()
+    for command in ("init", "recover"):
+        result = run(place, command, text=ABANDON)
+        assert result.status == 2
+        assert "exists already and was left alone" in result.output
+    assert place.seed.read_bytes() == before
+
+
+def test_init_needs_a_passphrase(place: Place) -> None:
+    """Without any source of a passphrase nothing is created, and all sources are listed."""
+    result = call("init", place.file, "--words-file", place.file.with_name("words"))
+
+    assert result.status == 2
+    assert "--passphrase-fd N, --passphrase-file PATH, key.passphrase_file" in result.output
+    assert not place.seed.exists()
+
+
+@pytest.mark.parametrize("mode", ["debug", "pkcs11"])
+def test_modes_without_a_seed_are_told(tmp_path: Path, mode: str) -> None:
+    """A configuration whose keys come from elsewhere has no seed to make."""
+    rest = f'[settlement]\ndestination_address = "{ADDRESSES[0]}"\n[pkcs11]\nmodule = "/lib/x"\ntoken = "t"\n'
+    place = make_place(tmp_path, mode, rest)
+    if mode == "debug":
+        place.file.write_text('network = "test"\ndebug = true\n' + place.file.read_text().split("\n", 1)[1])
+
+    for command in ("init", "recover", "verify", "encrypt", "passphrase", "rotate seed", "export-xpub"):
+        assert f'key.mode: "{mode}" has no seed' in run(place, command).output
+
+
+def test_recovered_seed_is_that_of_the_words(place: Place) -> None:
+    """Words from standard input and from a file give the tree of other wallets; its fingerprint is BIP32's."""
+    recovered(place)
+
+    assert place.seeds()[0].fingerprint == "73c5da0a"
+    assert "73c5da0a newest yes, this is its backup" in run(place, "verify", text=ABANDON).output
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("abandon " * 11 + "abuot", 'word 12, "abuot", is not one of the 2048 words: perhaps about'),
+        ("abandon " * 12, "checksum is wrong"),
+        ("abandon " * 11, "got 11 words, a backup has 12, 15, 18, 21 or 24"),
+        (" ".join(to_words(DEBUG_KEY)), "publicly known"),
+        ("", "got 0 words"),
+    ],
+)
+def test_wrong_words_make_no_seed(place: Place, text: str, message: str) -> None:
+    """What is wrong with the words is said, and nothing is created."""
+    result = run(place, "recover", text=text)
+
+    assert result.status == 2
+    assert message in result.output
+    assert not place.seed.exists()
+
+
+def test_words_in_a_file_that_others_can_read_are_refused(place: Place) -> None:
+    """A file with words is as secret as the seed."""
+    words = private(place.file.with_name("words"), ABANDON)
+    words.chmod(0o644)
+    assert "others can use it" in run(place, "recover", "--words-file", str(words)).output
+    assert not place.seed.exists()
+
+
+def test_older_backups_are_added_behind_the_newer(place: Place) -> None:
+    """After the newest, older backups of both kinds are recovered; the same one twice, or the first one so, is refused."""
+    assert "there is no" in run(place, "recover", "--older", text=ABANDON).output
+    recovered(place)
+
+    assert run(place, "recover", "--older", "--hex", text=HEX).status == 0
+
+    assert [seed.kind for seed in place.seeds()] == ["bip39", "raw"]
+    assert "in the file already" in run(place, "recover", "--older", text=ABANDON).output
+    result = run(place, "verify", "--hex", text=HEX)
+    assert re.search("73c5da0a newest no .* 1 before yes, this is its backup", result.output)
+    assert result.status == 0
+
+
+def test_verify_of_another_backup_is_a_failure(place: Place) -> None:
+    """A backup of none of the generations ends with status 1 and says whose it is."""
+    recovered(place)
+    result = run(place, "verify", text="zoo " * 11 + "wrong")
+    assert result.status == 1
+    assert "73c5da0a newest no The backup is that of" in result.output
+
+
+def test_rotated_seed_is_added_before_the_old(place: Place) -> None:
+    """A rotation adds a new generation with words of its own; the old one stays until it is forgotten."""
+    recovered(place)
+    words = place.file.with_name("words")
+
+    result = run(place, "rotate seed", "--words-file", str(words))
+
+    assert result.status == 0
+    newest, old = place.seeds()
+    assert to_words(newest.secret) == words.read_text().split()
+    assert old.fingerprint == "73c5da0a"
+    assert f"forget {place.file} 73c5da0a" in result.output
+    assert "from the signer's next start on" in result.output
+    assert call("forget", place.file, newest.fingerprint, "--passphrase-file", place.passphrase).status == 2
+    assert call("forget", place.file, "73c5da0a", "--passphrase-file", place.passphrase).status == 0
+    assert place.seeds() == (newest,)
+
+
+def test_rotation_without_somebody_to_show_words_to_changes_nothing(place: Place) -> None:
+    """Without a terminal and without --words-file the seed stays what it is."""
+    before = recovered(place).seed.read_bytes()
+    assert run(place, "rotate seed").status == 2
+    assert place.seed.read_bytes() == before
+
+
+def test_encrypt_keeps_the_keys_of_a_plain_seed(place: Place) -> None:
+    """A plain seed is refused at the start with the command that encrypts it, which keeps the seed."""
+    private(place.seed, HEX + "\n")
+    started = subprocess.run(
+        [COMMAND, place.file, "--passphrase-file", place.passphrase], capture_output=True, text=True, check=False
+    )
+    assert "`paychan-signer encrypt FILE`" in " ".join(started.stderr.split())
+
+    assert run(place, "encrypt").status == 0
+
+    assert place.seeds()[0].master == bytes.fromhex(HEX)
+    assert "is encrypted already" in run(place, "encrypt").output
+    assert run(place, "verify", "--hex", text=HEX).status == 0
+
+
+def test_passphrase_is_changed_for_all_generations(place: Place) -> None:
+    """The new passphrase opens the file, the old one does not; a file that the configuration names has to follow."""
+    recovered(place)
+    new = private(place.file.with_name("new"), "another passphrase")
+    assert run(place, "passphrase", "--new-passphrase-file", str(new)).status == 0
+    assert place.seeds("another passphrase")[0].fingerprint == "73c5da0a"
+    assert "wrong passphrase" in run(place, "verify", text=ABANDON).output
+
+    private(place.passphrase, "another passphrase")
+    beside = private(place.seed.with_suffix(".passphrase"), "another passphrase")
+    new.write_text(WORD)
+    result = call("passphrase", place.file, "--new-passphrase-file", new)
+    assert f"Now put it into {beside}" in result.output
+
+
+# --- destinations -------------------------------------------------------------------------------------------------------
+
+COMMENTED = f"""# ours
+network = "regtest"   # no coins
+[key]
+mode = "hardened"
+[settlement]  # where it goes
+destination_address = "{ADDRESSES[0]}"  # the old wallet
+"""
+
+
+def test_rotated_destination_keeps_comments_and_the_old_address(place: Place) -> None:
+    """The new address takes the old one's place, the old one moves to the previous ones, all else stays as it was."""
+    place.file.write_text(COMMENTED)
+    place.file.chmod(0o640)
+
+    result = call("rotate", "destination", place.file, ADDRESSES[1])
+
+    assert "next start" in result.output
+    expected = COMMENTED.replace(ADDRESSES[0], ADDRESSES[1]) + f'previous_addresses = ["{ADDRESSES[0]}"]\n'
+    assert place.file.read_text() == expected
+    assert stat.S_IMODE(place.file.stat().st_mode) == 0o640
+    assert call("rotate", "destination", place.file, ADDRESSES[0]).status == 0
+    config = commands.config_with_seed(place.file)
+    assert config.settlement.destination_address == ADDRESSES[0]
+    assert config.settlement.previous_addresses == (ADDRESSES[1],)
+
+
+def test_destination_is_set_where_none_was(place: Place) -> None:
+    """From derived addresses to a configured one and back; derived ones need no list."""
+    assert call("rotate", "destination", place.file, ADDRESSES[1]).status == 0
+    assert commands.config_with_seed(place.file).settlement.previous_addresses == ()
+    assert call("rotate", "destination", place.file, "").status == 0
+    settlement = commands.config_with_seed(place.file).settlement
+    assert (settlement.destination_address, settlement.previous_addresses) == ("", (ADDRESSES[1],))
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("1M8iwBs5XD7ZJQJCDC7BdLEpSivRQZJ2Hg", "not of the regtest network"),
+        (ADDRESSES[1][:-1], "wrong length or checksum"),
+        (ADDRESSES[0], "is this already"),
+    ],
+)
+def test_wrong_destination_changes_nothing(place: Place, address: str, message: str) -> None:
+    """An address of another network, a mistyped one, or the one that is there already is refused."""
+    place.file.write_text(COMMENTED)
+    result = call("rotate", "destination", place.file, address)
+    assert result.status == 2
+    assert message in result.output
+    assert place.file.read_text() == COMMENTED
+    assert not place.file.with_name("signer.toml.new").exists()
+
+
+# --- public keys --------------------------------------------------------------------------------------------------------
+
+
+def test_pubkey_shows_each_generation(place: Place) -> None:
+    """The server's key of a channel and its destination are shown, from the newest seed to the oldest."""
+    recovered(place)
+    run(place, "recover", "--older", "--hex", text=HEX)
+
+    result = run(place, "pubkey", CLIENT_KEY.hex(), "1900000000")
+
+    settings = commands.config_with_seed(place.file)
+    for tree in keystore.trees(settings, place.seeds())[:2]:
+        assert tree.channel_key(CLIENT_KEY, 1_900_000_000, create=False).public_key.hex() in result.output
+    assert result.output.index("73c5da0a") < result.output.index(place.seeds()[1].fingerprint)
+    assert re.search(r"destination, live 1\w+ destination, test and regtest [mn]\w+", result.output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("00", "1900000000"), "no compressed public key"),
+        (("05" + "11" * 32, "1900000000"), "no compressed public key"),
+        ((CLIENT_KEY.hex(), "1"), "no lock time in Unix seconds"),
+    ],
+)
+def test_pubkey_of_no_channel_is_refused(place: Place, arguments: tuple[str, str], message: str) -> None:
+    """What is no key or no time of a channel is said before any passphrase is asked for."""
+    assert message in call("pubkey", place.file, *arguments).output
+
+
+def test_xpub_of_hardened_keys_says_that_it_derives_nothing(place: Place) -> None:
+    """In hardened mode the two branches' extended keys are shown, with what they are good for."""
+    recovered(place)
+    result = run(place, "export-xpub")
+    assert re.findall(r"\[73c5da0a/(\d+)'\]tpub\w{107}", result.output) == ["1885562987", "1885562980"]
+    assert "no address, channel key or coin can be found with them" in result.output
+
+
+def test_xpub_of_rbpcp_needs_an_explicit_wish(tmp_path: Path) -> None:
+    """In rbpcp-v2 mode the root's extended key is shown only to who says that he knows what it reveals."""
+    place = recovered(make_place(tmp_path, "rbpcp-v2"))
+
+    refused = run(place, "export-xpub")
+    shown = run(place, "export-xpub", "--i-know-what-this-reveals")
+
+    assert refused.status == 2
+    assert "pub6" not in refused.output
+    assert "gives the root private key" in shown.output
+    assert re.search(r"\[73c5da0a\]tpub\w{107}", shown.output)
+
+
+# --- all of them --------------------------------------------------------------------------------------------------------
+
+COMMANDS = [
+    "run", "init", "recover", "verify", "encrypt", "passphrase", "forget", "pubkey", "export-xpub", "rotate seed",
+    "rotate destination",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_no_secret_as_argument(command: str) -> None:
+    """Every command has a help with an example, and none takes a passphrase, words or seed as argument."""
+    text = call(*command.split(), "--help").output
+
+    assert command == "run" or f"paychan-signer {command}" in text
+    assert not re.search(r"--(passphrase|words|seed|pin) ", text)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user than it should be")
+def test_commands_are_run_as_the_user_who_owns_the_seed(tmp_path: Path) -> None:
+    """Where the signer becomes a user of its own, a command as another user would make a seed that it can't read."""
+    place = make_place(tmp_path, rest='[isolation]\nuser = "nobody"\n')
+    result = run(place, "init", "--words-file", str(tmp_path / "words"))
+    assert result.status == 2
+    assert "`sudo -u nobody paychan-signer …`" in result.output
