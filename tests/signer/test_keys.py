@@ -13,14 +13,19 @@ from coincurve import PublicKey
 
 from paychan.protocol.address import encode_address, key_script
 from paychan.protocol.payment import encoding_problem
+from paychan.protocol.scripts import make_terms
 from paychan.protocol.types import Network, UnixTime
 from signer.keys import (
     CACHED_CHILDREN,
     DEBUG_KEY,
     HARDENED,
-    Keys,
+    KeyRing,
+    KeysFailed,
+    KeySource,
     Node,
+    SigningKey,
     StaticKey,
+    TreeKeys,
     channel_words,
     hardened_keys,
     rbpcp_v2_keys,
@@ -32,6 +37,19 @@ SEED = bytes(range(32))
 OTHER_CLIENT_KEY = PublicKey.from_secret(b"\x07" * 32).format()
 BIP32_CASES = json.loads(Path(__file__).with_name("bip32_vectors.json").read_text())["cases"]
 HD_CASES = read_vectors("rbpcp_v2_hd.json")["cases"]
+
+
+def channel_key(source: KeySource, client_key: bytes = CLIENT_KEY, expiry: UnixTime = EXPIRY) -> SigningKey:
+    key = source.channel_key(client_key, expiry, create=False)
+    assert key is not None
+    return key
+
+
+def destination_script(source: KeySource, client_key: bytes = CLIENT_KEY, expiry: UnixTime = EXPIRY) -> bytes:
+    key = source.destination_key(client_key, expiry)
+    assert key is not None
+    return key_script(key.public_key)
+
 
 each_tree = pytest.mark.parametrize("make_keys", [hardened_keys, rbpcp_v2_keys])
 
@@ -61,19 +79,18 @@ def test_policy_template_and_destination_of_rbpcp_v2(case: dict[str, Any]) -> No
     client_key, expiry = bytes.fromhex(case["client"]["pubkey_hex"]), UnixTime(case["exp_time"])
 
     assert channel_words(client_key, expiry) == case["indices"]
-    assert keys.public_key(client_key, expiry).hex() == case["server_pubkey_hex"]
-    address = encode_address(keys.destination_script(client_key, expiry), Network(case["network"]))
+    assert channel_key(keys, client_key, expiry).public_key.hex() == case["server_pubkey_hex"]
+    address = encode_address(destination_script(keys, client_key, expiry), Network(case["network"]))
     assert address == case["server_destination_address"]
 
 
 def test_debug_key_is_the_published_one() -> None:
-    """The debug key's public key is the one in the original's benchmark example (PROTOCOL §9.1)."""
-    keys = StaticKey(DEBUG_KEY, key_script(CLIENT_KEY))
+    """The debug key's public key is the one in the original's benchmark example (PROTOCOL §9.1), with no destination."""
+    keys = StaticKey(DEBUG_KEY)
 
-    assert keys.public_key(CLIENT_KEY, EXPIRY).hex() == (
-        "0225b3aaf58992a8cc909522c2ec859ef218fd29fda0a6723cfb4e0529f80cc8f3"
-    )
-    assert keys.destination_script(CLIENT_KEY, EXPIRY) == key_script(CLIENT_KEY)
+    assert channel_key(keys).public_key.hex() == "0225b3aaf58992a8cc909522c2ec859ef218fd29fda0a6723cfb4e0529f80cc8f3"
+    assert keys.reserve_key().public_key == channel_key(keys).public_key
+    assert keys.destination_key(CLIENT_KEY, EXPIRY) is None
 
 
 def test_hardened_keys_are_those_of_the_documented_paths() -> None:
@@ -85,27 +102,26 @@ def test_hardened_keys_are_those_of_the_documented_paths() -> None:
         path = [int.from_bytes(purpose, "big") | HARDENED, *words]
         return Node.from_seed(SEED).descend(path).key.public_key.format()
 
-    assert keys.public_key(CLIENT_KEY, EXPIRY) == public_key(b"pchk")
-    assert keys.destination_script(CLIENT_KEY, EXPIRY) == key_script(public_key(b"pchd"))
+    assert channel_key(keys).public_key == public_key(b"pchk")
+    assert destination_script(keys) == key_script(public_key(b"pchd"))
 
 
 @each_tree
 def test_reserve_key_is_that_of_the_documented_path(make_keys: Any) -> None:
     """The reserve's key is at m/"pchr"'/0' in both trees: switching `key.mode` does not lose its coins."""
-    keys: Keys = make_keys(SEED)
+    keys: TreeKeys = make_keys(SEED)
     node = Node.from_seed(SEED).descend([int.from_bytes(b"pchr", "big") | HARDENED, HARDENED])
 
-    assert keys.reserve_key() == node.key.public_key.format()
-    assert keys.reserve_key().hex() == FROZEN_RESERVE_KEY
-    assert make_keys(SEED, key_script(OTHER_CLIENT_KEY)).reserve_key() == keys.reserve_key()
+    assert keys.reserve_key().public_key == node.key.public_key.format()
+    assert keys.reserve_key().public_key.hex() == FROZEN_RESERVE_KEY
 
 
 def test_hardened_keys_stay_what_they_are() -> None:
     """A seed gives the same keys in every release: another path would lose the coins of open channels."""
     keys = hardened_keys(SEED)
 
-    assert keys.public_key(CLIENT_KEY, EXPIRY).hex() == FROZEN_KEY
-    assert keys.destination_script(CLIENT_KEY, EXPIRY).hex() == FROZEN_DESTINATION
+    assert channel_key(keys).public_key.hex() == FROZEN_KEY
+    assert destination_script(keys).hex() == FROZEN_DESTINATION
 
 
 FROZEN_KEY = "031eb790a829a34a5ff44963335e96559f790f891f49b51c52bc49346ec4d1804e"
@@ -116,62 +132,139 @@ FROZEN_DESTINATION = "76a914f4fa0a8ee2ac0b4c6ee52a9477500cde32affa4b88ac"
 @each_tree
 def test_every_channel_has_its_own_key_and_destination(make_keys: Any) -> None:
     """Another client key or another expiry gives another server key and destination, and no destination is a key."""
-    keys: Keys = make_keys(SEED)
+    keys: TreeKeys = make_keys(SEED)
     channels = [(key, UnixTime(EXPIRY + n)) for key in (CLIENT_KEY, OTHER_CLIENT_KEY) for n in range(5)]
 
-    own = [key_script(keys.public_key(*channel)) for channel in channels] + [key_script(keys.reserve_key())]
-    destinations = [keys.destination_script(*channel) for channel in channels]
+    own = [key_script(channel_key(keys, *channel).public_key) for channel in channels]
+    own.append(key_script(keys.reserve_key().public_key))
+    destinations = [destination_script(keys, *channel) for channel in channels]
 
     assert len({*own, *destinations}) == 21
-
-
-@each_tree
-def test_configured_destination_stands_for_all(make_keys: Any) -> None:
-    """With a destination of the operator's, no channel has one of its own."""
-    keys: Keys = make_keys(SEED, key_script(OTHER_CLIENT_KEY))
-
-    assert keys.destination_script(CLIENT_KEY, EXPIRY) == key_script(OTHER_CLIENT_KEY)
 
 
 def test_trees_of_one_seed_do_not_meet() -> None:
     """Switching `key.mode` on the same seed gives other keys and destinations throughout."""
     first, second = hardened_keys(SEED), rbpcp_v2_keys(SEED)
 
-    assert first.public_key(CLIENT_KEY, EXPIRY) != second.public_key(CLIENT_KEY, EXPIRY)
-    assert first.destination_script(CLIENT_KEY, EXPIRY) != second.destination_script(CLIENT_KEY, EXPIRY)
+    assert channel_key(first).public_key != channel_key(second).public_key
+    assert destination_script(first) != destination_script(second)
 
 
-@pytest.mark.parametrize("keys", [hardened_keys(SEED), rbpcp_v2_keys(SEED), StaticKey(SEED, b"")], ids=repr)
-def test_signatures_verify_and_are_deterministic(keys: Keys) -> None:
-    """A signature is strict DER with low S, verifies with the channel's key, and is the same every time (RFC 6979)."""
-    for number in range(20):
-        digest = bytes([number]) * 32
-
-        signature = keys.sign(CLIENT_KEY, EXPIRY, digest)
-
-        assert encoding_problem(signature) is None
-        assert PublicKey(keys.public_key(CLIENT_KEY, EXPIRY)).verify(signature, digest, hasher=None)
-        assert keys.sign(CLIENT_KEY, EXPIRY, digest) == signature
-
-
-@pytest.mark.parametrize("keys", [hardened_keys(SEED), rbpcp_v2_keys(SEED), StaticKey(SEED, b"")], ids=repr)
-def test_signatures_of_reserve_and_destination_verify(keys: Keys) -> None:
-    """The reserve's signatures verify with its key, and a derived destination's with the key behind it."""
-    signatures = [(keys.reserve_key(), keys.sign_reserve(bytes(32)))]
+@pytest.mark.parametrize("keys", [hardened_keys(SEED), rbpcp_v2_keys(SEED), StaticKey(SEED)], ids=repr)
+def test_signatures_verify_and_are_deterministic(keys: KeySource) -> None:
+    """Signatures of all keys are strict DER with low S, verify, and are the same every time (RFC 6979)."""
     destination = keys.destination_key(CLIENT_KEY, EXPIRY)
-    if destination is not None:
-        signatures.append((destination, keys.sign_destination(CLIENT_KEY, EXPIRY, bytes(32))))
+    for key in (channel_key(keys), keys.reserve_key(), *([destination] if destination else [])):
+        for number in range(20):
+            digest = bytes([number]) * 32
 
-    for public_key, signature in signatures:
-        assert encoding_problem(signature) is None
-        assert PublicKey(public_key).verify(signature, bytes(32), hasher=None)
+            signature = key.sign(digest)
+
+            assert encoding_problem(signature) is None
+            assert PublicKey(key.public_key).verify(signature, digest, hasher=None)
+            assert key.sign(digest) == signature
+
+
+# --- the ring of generations --------------------------------------------------------------------------------------------
+
+GENERATIONS = [hardened_keys(bytes([number]) * 32) for number in range(3)]
+
+
+class OtherKeys:
+    """A source that has no key, or gives no answer."""
+
+    def __init__(self, failure: Exception | None = None, *, blocking: bool = False) -> None:
+        self.failure = failure
+        self.blocking = blocking
+
+    def channel_key(self, *_channel: Any, create: bool) -> SigningKey | None:  # noqa: ARG002 - it never makes any
+        return self._answer()
+
+    def destination_key(self, *_channel: Any) -> SigningKey | None:
+        return self._answer()
+
+    def reserve_key(self) -> SigningKey:
+        self._answer()
+        return GENERATIONS[0].reserve_key()
+
+    def _answer(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+
+def test_new_channels_get_the_newest_key() -> None:
+    """Only the first generation makes keys for new channels, and for the reserve."""
+    ring = KeyRing(GENERATIONS)
+
+    assert ring.new(CLIENT_KEY, EXPIRY).public_key == channel_key(GENERATIONS[0]).public_key
+    assert ring.reserve().public_key == GENERATIONS[0].reserve_key().public_key
+    with pytest.raises(KeysFailed):
+        KeyRing([OtherKeys(), *GENERATIONS]).new(CLIENT_KEY, EXPIRY)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_keys_of_all_generations_are_found(number: int) -> None:
+    """A channel's key and a reserve's are found, whichever generation made them; no other key is."""
+    ring = KeyRing(GENERATIONS)
+    key, reserve = channel_key(GENERATIONS[number]), GENERATIONS[number].reserve_key()
+
+    found = ring.find(make_terms(key.public_key, CLIENT_KEY, EXPIRY))
+    found_reserve = ring.find_reserve(reserve.public_key)
+
+    assert found is not None
+    assert found_reserve is not None
+    assert found.sign(bytes(32)) == key.sign(bytes(32))
+    assert found_reserve.sign(bytes(32)) == reserve.sign(bytes(32))
+    assert ring.find(make_terms(key.public_key, CLIENT_KEY, UnixTime(EXPIRY + 1))) is None
+    assert ring.find(make_terms(OTHER_CLIENT_KEY, CLIENT_KEY, EXPIRY)) is None
+    assert ring.find_reserve(OTHER_CLIENT_KEY) is None
+
+
+def test_destinations_come_in_the_order_in_which_they_should_be_paid() -> None:
+    """The configured address comes first, without a key; then the derived ones, the newest first; then the previous."""
+    derived = [destination_script(keys) for keys in GENERATIONS]
+    address, previous = key_script(OTHER_CLIENT_KEY), [key_script(CLIENT_KEY)]
+
+    configured = list(KeyRing(GENERATIONS, address, previous).destinations(CLIENT_KEY, EXPIRY))
+    without = list(KeyRing([OtherKeys(), *GENERATIONS]).destinations(CLIENT_KEY, EXPIRY))
+
+    assert [each.script for each in configured] == [address, *derived, *previous]
+    assert [each.key is None for each in configured] == [True, False, False, False, True]
+    assert [each.script for each in without] == derived
+    for each in without:
+        assert each.key is not None
+        assert key_script(each.key.public_key) == each.script
+
+
+def test_ring_is_as_slow_as_its_slowest_source() -> None:
+    """One source whose answers take long makes all be waited for in a thread, and a failure of it is passed on."""
+    assert not KeyRing(GENERATIONS).blocking
+    assert KeyRing([*GENERATIONS, OtherKeys(blocking=True)]).blocking
+    failing = KeyRing([OtherKeys(KeysFailed("away")), *GENERATIONS])
+    for ask in (
+        lambda: failing.new(CLIENT_KEY, EXPIRY),
+        lambda: failing.find(make_terms(channel_key(GENERATIONS[0]).public_key, CLIENT_KEY, EXPIRY)),
+        lambda: list(failing.destinations(CLIENT_KEY, EXPIRY)),
+        failing.reserve,
+    ):
+        with pytest.raises(KeysFailed, match="away"):
+            ask()
 
 
 def test_nothing_that_holds_a_key_shows_it() -> None:
     """`repr` and `str` of key stores, nodes and of what they are made of contain no part of a key or seed."""
     node = Node.from_seed(SEED)
     tree = hardened_keys(SEED)
-    holders: list[Any] = [node, node.key, tree, StaticKey(SEED, b""), [tree], {"keys": tree}]
+    holders: list[Any] = [
+        node,
+        node.key,
+        tree,
+        StaticKey(SEED),
+        KeyRing([tree]),
+        channel_key(tree),
+        [tree],
+        {"keys": tree},
+    ]
     holders += [getattr(tree, name) for name in tree.__slots__]
 
     for holder in holders:
