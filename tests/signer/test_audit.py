@@ -8,7 +8,7 @@ from io import BytesIO
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from signer.audit import (
@@ -121,12 +121,15 @@ def test_empty_log_is_in_order() -> None:
 
 # --- tampering -------------------------------------------------------------------------------------------------------
 
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""The machine may have other work."""
+
 LINES = written(12)
 places = st.integers(0, len(LINES) - 1)
 
 
 @given(places, st.integers(0, 600), st.integers(1, 255))
-@settings(max_examples=600, deadline=None)
+@settings(UNHURRIED, max_examples=600)
 def test_changed_byte_is_found_at_its_line(at: int, byte: int, flip: int) -> None:
     """Whichever byte of a line changes, that line is named newlines among them."""
     byte %= len(LINES[at])
@@ -138,6 +141,7 @@ def test_changed_byte_is_found_at_its_line(at: int, byte: int, flip: int) -> Non
 
 
 @given(places, st.sampled_from(["at_ms", "reason", "verdict", "digest"]))
+@UNHURRIED
 def test_edited_line_with_a_hash_that_fits_is_found_at_the_next(at: int, name: str) -> None:
     """Who edits a line and reckons its hash anew breaks the line after it; the last one is the head's to tell."""
     forged = rehashed(LINES[at], **{name: {"at_ms": 5, "verdict": "refused"}.get(name, "forged")})
@@ -151,6 +155,7 @@ def test_edited_line_with_a_hash_that_fits_is_found_at_the_next(at: int, name: s
 
 
 @given(places, st.integers(1, 3))
+@UNHURRIED
 def test_removed_lines_are_found_where_they_were(at: int, count: int) -> None:
     """Lines that are missing are named, at the line that now stands in their place; only a tail is the head's to tell."""
     lines = LINES[:at] + LINES[at + count :]
@@ -166,6 +171,7 @@ def test_removed_lines_are_found_where_they_were(at: int, count: int) -> None:
 
 
 @given(places, places)
+@UNHURRIED
 def test_inserted_line_is_found(at: int, copied: int) -> None:
     """A line that is there twice, or one that was written for the place with a number that fits."""
     twice = broken([*LINES[: at + 1], LINES[copied], *LINES[at + 1 :]])
@@ -178,6 +184,7 @@ def test_inserted_line_is_found(at: int, copied: int) -> None:
 
 
 @given(st.permutations(range(len(LINES))))
+@UNHURRIED
 def test_moved_lines_are_found_at_the_first(order: list[int]) -> None:
     """In any other order the first line that is not in its place is named."""
     wrong = [place for place, number in enumerate(order) if place != number]
@@ -189,6 +196,7 @@ def test_moved_lines_are_found_at_the_first(order: list[int]) -> None:
 
 
 @given(places, st.integers(1, 600))
+@UNHURRIED
 def test_torn_line_is_found(at: int, cut: int) -> None:
     """A file that ends within a line is torn there."""
     cut = 1 + cut % (len(LINES[at]) - 1)
