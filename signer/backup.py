@@ -27,24 +27,26 @@ _COLUMNS = 4
 _MAX_BACKUP_BYTES = 4096
 
 
-def hand_out(seed: Seed, words_file: Path | None) -> None:
-    """See that the operator has the words, on paper or in a file.
+@contextmanager
+def handed_out(seed: Seed, words_file: Path | None) -> Iterator[None]:
+    """See that the operator has the words, on paper or in a file, before the block makes the seed count.
 
     Raises:
-        CommandFailed: there is nobody to show them to, or nobody repeated them.
+        CommandFailed: nobody repeated them.
         PrivateFileError: the file can't be written.
     """
     words = mnemonic.to_words(seed.secret)
-    if words_file is not None:
-        write_new(words_file, (" ".join(words) + "\n").encode())
-        say(f"The words are in {words_file}. Move it to where no program reads it: whoever has it has the keys.")
+    if words_file is None:
+        _hand_out(words)
+        yield
         return
-    for _ in range(ROUNDS):
-        _show(words)
-        if _repeat(words):
-            return
-    msg = f"the words were not repeated in {ROUNDS} rounds: nothing was changed"
-    raise CommandFailed(msg)
+    write_new(words_file, (" ".join(words) + "\n").encode())
+    try:
+        yield
+    except BaseException:  # words of a seed that was not made would only mislead
+        words_file.unlink()
+        raise
+    say(f"The words are in {words_file}. Move it to where no program reads it: whoever has it has the keys.")
 
 
 def require_somebody(words_file: Path | None) -> None:
@@ -68,6 +70,15 @@ def take_back(words_file: Path | None, now: UnixTime, *, raw: bool) -> Seed:
         return seed_of_hex(_type_hex(), now) if raw else seed_of_words(_type_words(), now)
     text = _read(words_file)
     return seed_of_hex(text, now) if raw else seed_of_words(text.split(), now)
+
+
+def _hand_out(words: Sequence[str]) -> None:
+    for _ in range(ROUNDS):
+        _show(words)
+        if _repeat(words):
+            return
+    msg = f"the words were not repeated in {ROUNDS} rounds: nothing was changed"
+    raise CommandFailed(msg)
 
 
 def _show(words: Sequence[str]) -> None:

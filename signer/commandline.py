@@ -40,7 +40,7 @@ BackupFile = Annotated[
 ]
 
 RawSeed = Annotated[
-    bool, typer.Option("--hex", help="hex digits instead of words: an old seed file's, or the original's privKeySeed")
+    bool, typer.Option("--hex", help="hex digits instead of words: an old seed file's, or an RBPCP v2 root seed")
 ]
 
 

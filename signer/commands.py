@@ -22,7 +22,7 @@ from signer.commandline import (
     or_exit,
     say,
 )
-from signer.keystore import config_with_seed, now, passphrase_sources
+from signer.keystore import config_with_seed, existing_seeds, now, passphrase_sources
 from signer.passphrase import Sources, choose_secret, read_secret
 from signer.sealed import CHOSEN
 from signer.seed import (
@@ -75,8 +75,8 @@ def init(
         sources = passphrase_sources(config, passphrase_fd, passphrase_file)
         with choose_secret(sources) as secret:
             seed = draw_seed(now())
-            backup.hand_out(seed, words_file)
-            create_seeds(config.seed_path, [seed], secret, CHOSEN)
+            with backup.handed_out(seed, words_file):
+                create_seeds(config.seed_path, [seed], secret, CHOSEN)
         say(f"Created {config.seed_path}, encrypted; its master key's fingerprint is {seed.fingerprint}.")
         say(f"Next: try the backup with `paychan-signer verify {file}`, then start with `paychan-signer {file}`.")
 
@@ -127,8 +127,7 @@ def verify(
 
     def run() -> None:
         config = config_with_seed(file)
-        with read_secret(passphrase_sources(config, passphrase_fd, passphrase_file)) as secret:
-            seeds = read_seeds(config.seed_path, secret)
+        seeds = existing_seeds(config, passphrase_sources(config, passphrase_fd, passphrase_file))
         typed = backup.take_back(words_file, now(), raw=raw)
         for number, seed in enumerate(seeds):
             age = "newest" if number == 0 else f"{number} before"
@@ -230,7 +229,7 @@ _COMMANDS: dict[Callable[..., None], tuple[str, ...]] = {
     recover: (
         f"recover {_FILE}",
         f"recover {_FILE} --older --words-file /media/usb/words",
-        f"recover {_FILE} --hex < privKeySeed",
+        f"recover {_FILE} --hex < seed-file-of-an-earlier-release",
     ),
     verify: (f"verify {_FILE}", f"verify {_FILE} --words-file /media/usb/words"),
     encrypt: (f"encrypt {_FILE}",),

@@ -91,6 +91,11 @@ def open_seeds(config: SignerConfig, sources: Sources) -> tuple[Seed, ...]:
     """Return all generations, the newest first. Raises `SeedError`, `NoSecret`."""
     if config.key.create_if_missing and not os.path.lexists(config.seed_path):
         return (_create_unasked(config.seed_path, sources),)
+    return existing_seeds(config, sources)
+
+
+def existing_seeds(config: SignerConfig, sources: Sources) -> tuple[Seed, ...]:
+    """Return all generations, the newest first, and draw none. Raises `SeedError`, `NoSecret`."""
     with read_secret(sources) as passphrase:
         return read_seeds(config.seed_path, passphrase)
 

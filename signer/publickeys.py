@@ -15,7 +15,7 @@ from paychan.protocol.types import Network, UnixTime
 from signer.commandline import CommandFailed, ConfigFile, PassphraseDescriptor, PassphraseFile, examples, or_exit, say
 from signer.config import SignerConfig, load_signer_config
 from signer.keys import CHANNEL_BRANCH, DEBUG_KEY, DESTINATION_BRANCH, HARDENED, KeySource, Node, StaticKey
-from signer.keystore import config_with_seed, open_seeds, passphrase_sources, trees
+from signer.keystore import config_with_seed, existing_seeds, passphrase_sources, trees
 
 _VERSIONS = {Network.LIVE: 0x0488B21E}
 """BIP32's version bytes, which make the text begin with xpub or tpub."""
@@ -61,7 +61,7 @@ def pubkey(
             _show(config, key, time, [("debug", StaticKey(DEBUG_KEY))])
             return
         config_with_seed(file)
-        seeds = open_seeds(config, passphrase_sources(config, passphrase_fd, passphrase_file))
+        seeds = existing_seeds(config, passphrase_sources(config, passphrase_fd, passphrase_file))
         sources = trees(config, seeds)[: len(seeds)]
         _show(config, key, time, [(seed.fingerprint, source) for seed, source in zip(seeds, sources, strict=True)])
 
@@ -89,7 +89,7 @@ def export_xpub(
             )
             raise CommandFailed(msg)
         paths: list[Sequence[int]] = [()] if root_alone else [(CHANNEL_BRANCH,), (DESTINATION_BRANCH,)]
-        for seed in open_seeds(config, passphrase_sources(config, passphrase_fd, passphrase_file)):
+        for seed in existing_seeds(config, passphrase_sources(config, passphrase_fd, passphrase_file)):
             for path in paths:
                 origin = "".join(f"/{index & ~HARDENED}'" for index in path)
                 key = extended_key(seed.root, path, Network(config.network))

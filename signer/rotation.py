@@ -66,8 +66,8 @@ def rotate_seed(
         with read_secret(passphrase_sources(config, passphrase_fd, passphrase_file)) as secret:
             old = read_seeds(config.seed_path, secret)[0]
             seed = draw_seed(now())
-            backup.hand_out(seed, words_file)
-            change_seeds(config.seed_path, secret, CHOSEN, lambda seeds: (seed, *seeds))
+            with backup.handed_out(seed, words_file):
+                change_seeds(config.seed_path, secret, CHOSEN, lambda seeds: (seed, *seeds))
         say(f"{config.seed_path} holds a new seed, {seed.fingerprint}, and the old one, {old.fingerprint}.")
         say("It is used for new channels [bold]from the signer's next start on[/bold]. Keep the words of both:")
         say(f"{old.fingerprint} is needed until the last channel opened before that start has ended:")

@@ -91,7 +91,7 @@ def seed_of_words(words: Sequence[str], now: UnixTime) -> Seed:
 
 
 def seed_of_hex(text: str, now: UnixTime) -> Seed:
-    """Take a raw seed: an old seed file's, or `privKeySeed` of the original server.
+    """Take a raw BIP32 seed: an old seed file's, or the root seed of another RBPCP v2 server.
 
     Raises:
         SeedError: it is not one.

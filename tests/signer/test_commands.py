@@ -1,4 +1,4 @@
-"""Commands about keys: on a real terminal where words are shown and typed, and as scripts call them."""
+"""Commands about keys as scripts call them: what they write, what they refuse, and what they say."""
 
 from __future__ import annotations
 
@@ -6,28 +6,20 @@ import os
 import re
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from typer.testing import CliRunner
 
-from paychan.protocol.signerwire import Health, HealthReply
-from signer import backup, commands, keystore, rotation
-from signer.keys import DEBUG_KEY
+from paychan.protocol.signerwire import KeyReply, KeyRequest, SettlementReply
+from signer import commands, keystore, rotation
+from signer.keys import DEBUG_KEY, KeyRing, hardened_keys
 from signer.mnemonic import to_words
-from signer.passphrase import Secret
 from signer.sealed import Cost
-from signer.seed import Seed, read_seeds
-from signer.service import app
-from tests.lib.pseudoterminal import PseudoTerminal
-from tests.lib.signer_process import COMMAND
-from tests.signer.messages import CLIENT_KEY
-from tests.signer.talking import ask
+from tests.lib.signer_process import COMMAND, SignerProcess
+from tests.signer.messages import CLIENT_KEY, EXPIRY, make_request
+from tests.signer.place import ABANDON, WORD, Place, call, make_place, private, recovered, run
+from tests.signer.talking import ask, show
 
-WORD = "correct horse battery staple"
-ABANDON = "abandon " * 11 + "about"
 HEX = "00112233445566778899aabbccddeeff" * 2
 ADDRESSES = (
     "mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY",
@@ -37,199 +29,17 @@ ADDRESSES = (
 CHEAP = Cost(2)
 
 
-class Place(NamedTuple):
-    """A configuration, and where its seed would be."""
-
-    file: Path
-    seed: Path
-    passphrase: Path
-
-    def seeds(self, passphrase: str = WORD) -> tuple[Seed, ...]:
-        with Secret(bytearray(passphrase.encode())) as secret:
-            return read_seeds(self.seed, secret)
-
-
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     return make_place(tmp_path)
 
 
-def make_place(directory: Path, mode: str = "hardened", rest: str = "") -> Place:
-    file = directory / "signer.toml"
-    file.write_text(f'network = "regtest"\nstate_dir = "{directory}"\n[key]\nmode = "{mode}"\n{rest}')
-    return Place(file, directory / "signer.seed", private(directory / "passphrase", WORD))
-
-
-def private(path: Path, text: str) -> Path:
-    path.touch(0o600)
-    path.write_text(text)
-    return path
-
-
-# --- on a terminal, with the console script -----------------------------------------------------------------------------
-
-
-def choose_passphrase(terminal: PseudoTerminal) -> None:
-    terminal.read_until("New passphrase of [^:]*: ")
-    terminal.enter(WORD)
-    terminal.read_until("Again: ")
-    terminal.enter(WORD)
-
-
-def read_words(terminal: PseudoTerminal) -> list[str]:
-    """Write down what is shown, as a person would."""
-    terminal.read_until("Press Enter when you have them")
-    page = terminal.text.split("shown this once")[-1]
-    found = dict(re.findall(r"(\d+) ([a-z]{3,8})\b", page))
-    terminal.enter("")
-    return [found[str(number)] for number in range(1, 25)]
-
-
-def repeat_words(terminal: PseudoTerminal, words: list[str]) -> None:
-    asked = set()
-    for _ in range(backup.REPEATED):
-        number = int(terminal.read_until(r"Word (\d+): ")[1])
-        terminal.enter(words[number - 1])
-        asked.add(number)
-    assert len(asked) == backup.REPEATED
-
-
-def test_init_and_recover_on_a_terminal(place: Place, tmp_path: Path) -> None:
-    """Init shows 24 words once, shows them again after a wrong answer, and the words typed elsewhere are the same seed."""
-    with PseudoTerminal([COMMAND, "init", place.file]) as terminal:
-        choose_passphrase(terminal)
-        words = read_words(terminal)
-        terminal.read_until(r"Word \d+: ")
-        assert not place.seed.exists()
-        terminal.enter("zebra" if words[0] != "zebra" else "zoo")
-        terminal.read_until("is another one.*Press Enter to see them")
-        terminal.enter("")
-        assert read_words(terminal) == words
-        repeat_words(terminal, words)
-        assert terminal.wait() == 0
-
-    (seed,) = place.seeds()
-    assert to_words(seed.secret) == words
-    assert f"fingerprint is {seed.fingerprint}" in terminal.text_left
-    assert stat.S_IMODE(place.seed.stat().st_mode) == 0o600
-    assert WORD not in terminal.output
-    assert sum(word in terminal.text_left.split() for word in words) == 0
-
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    other = make_place(elsewhere)
-    with PseudoTerminal([COMMAND, "recover", other.file]) as terminal:
-        terminal.read_until("Word 1: ")
-        terminal.enter(" ".join(words[:5]))
-        terminal.read_until("Word 6: ")
-        terminal.enter("abandom")
-        terminal.read_until('word 6, "abandom", is not one of the 2048 words: perhaps abandon')
-        terminal.enter(" ".join(word[:4] for word in words[5:23]))
-        terminal.read_until("Word 24: ")
-        terminal.enter(words[23])
-        choose_passphrase(terminal)
-        assert terminal.wait() == 0
-    assert other.seeds()[0].master == seed.master
-    assert sum(word in terminal.text_left.split() for word in words) == 0
-
-
-def test_words_that_are_not_repeated_make_no_seed(place: Place) -> None:
-    """Who can't repeat the words in three rounds has written nothing down: nothing is created."""
-    with PseudoTerminal([COMMAND, "init", place.file, "--passphrase-file", place.passphrase]) as terminal:
-        for _ in range(backup.ROUNDS):
-            read_words(terminal)
-            terminal.read_until(r"Word \d+: ")
-            terminal.enter("nonsense")
-            terminal.read_until("Press Enter to see them")
-            terminal.enter("")
-        assert terminal.wait() == 2
-    assert "the words were not repeated in 3 rounds: nothing was changed" in terminal.text_left
-    assert not place.seed.exists()
-
-
-def test_control_c_makes_no_seed(place: Place) -> None:
-    """Ctrl-C while words are shown ends it, takes them from the screen, and creates nothing."""
-    with PseudoTerminal([COMMAND, "init", place.file, "--passphrase-file", place.passphrase]) as terminal:
-        terminal.read_until("Press Enter when you have them")
-        terminal.press_control_c()
-        assert terminal.wait() == 2
-    assert "stopped" in terminal.text_left
-    assert "1 " not in terminal.text_left
-    assert not place.seed.exists()
-
-
-def test_start_asks_for_the_passphrase(place: Place) -> None:
-    """On a terminal the signer asks for the passphrase, shows no letter of it, and serves."""
-    run(place, "recover", "--words-file", str(private(place.file.with_name("words"), ABANDON)))
-    with PseudoTerminal([COMMAND, place.file]) as terminal:
-        terminal.read_until("Passphrase of [^:]*signer.seed: ")
-        terminal.enter(WORD)
-        terminal.read_until("signer started")
-        reply = ask(place.file.with_name("signer.sock"), Health(1))
-        terminal.kill()
-        assert terminal.wait() == 0
-    assert isinstance(reply, HealthReply)
-    assert WORD not in terminal.output
-
-
-def test_passphrase_reaches_the_signer_by_descriptor_and_credential(place: Place) -> None:
-    """The console script takes the passphrase from a pipe, or from systemd's directory, and verifies a backup with it."""
-    words = private(place.file.with_name("words"), ABANDON)
-    run(place, "recover", "--words-file", str(words))
-    reader, writer = os.pipe()
-    os.write(writer, WORD.encode())
-    os.close(writer)
-    command = [COMMAND, "verify", place.file, "--words-file", words]
-
-    piped = subprocess.run(
-        [*command, "--passphrase-fd", str(reader)], pass_fds=[reader], capture_output=True, text=True, check=True
-    )
-    os.close(reader)
-    found = subprocess.run(
-        command,
-        env={**os.environ, "CREDENTIALS_DIRECTORY": str(place.passphrase.parent)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-
-    assert "yes, this is its backup" in piped.stdout
-    assert found.stdout == piped.stdout
-
-
-# --- as scripts call them -----------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(autouse=True)
-def _cheap(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands in this process make cheap keys; the console script's are what they are."""
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     for module in (commands, rotation, keystore):
         monkeypatch.setattr(module, "CHOSEN", CHEAP)
-    return
-
-
-class Result(NamedTuple):
-    status: int
-    output: str
-
-
-def call(*arguments: str | Path, text: str = "") -> Result:
-    result = CliRunner().invoke(app, [str(each) for each in arguments], input=text)
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Result(result.exit_code, " ".join(result.output.split()))
-
-
-def run(place: Place, command: str, *options: str, text: str = "") -> Result:
-    """Run a command on the configuration, with the passphrase from its file."""
-    return call(*command.split(), place.file, *options, "--passphrase-file", place.passphrase, text=text)
-
-
-def recovered(place: Place, words: str = ABANDON) -> Place:
-    assert run(place, "recover", text=words).status == 0
-    return place
 
 
 def test_init_of_a_script_writes_the_words(place: Place) -> None:
@@ -269,6 +79,19 @@ def test_init_and_recover_overwrite_nothing(place: Place) -> None:
         assert result.status == 2
         assert "exists already and was left alone" in result.output
     assert place.seed.read_bytes() == before
+
+
+def test_words_of_a_seed_that_was_not_made_are_taken_back(place: Place) -> None:
+    """When the seed can't be written, no words file is left that would look like its backup."""
+    words = place.file.with_name("words")
+    text = place.file.read_text() + 'seed_file = "/proc/none/signer.seed"\n'
+    place.file.write_text(text)
+
+    result = run(place, "init", "--words-file", str(words))
+
+    assert result.status == 2
+    assert "/proc/none/signer.seed can't be written" in result.output
+    assert not words.exists()
 
 
 def test_init_needs_a_passphrase(place: Place) -> None:
@@ -365,6 +188,37 @@ def test_rotated_seed_is_added_before_the_old(place: Place) -> None:
     assert call("forget", place.file, newest.fingerprint, "--passphrase-file", place.passphrase).status == 2
     assert call("forget", place.file, "73c5da0a", "--passphrase-file", place.passphrase).status == 0
     assert place.seeds() == (newest,)
+
+
+def test_old_channels_are_settled_after_a_rotation(tmp_path: Path) -> None:
+    """After a rotation and a new start, new channels get other keys, and one opened before is still settled."""
+    with SignerProcess(tmp_path) as running:
+        old = KeyRing([hardened_keys(running.master)])
+        request = make_request(old)
+        rotated = call("rotate", "seed", running.file, "--words-file", tmp_path / "words")
+        assert rotated.status == 0
+        before = ask(running.socket, KeyRequest(1, CLIENT_KEY, EXPIRY))
+        running.stop()
+        running.start()
+
+        after = ask(running.socket, KeyRequest(1, CLIENT_KEY, EXPIRY))
+        show(running.socket, request)
+        settled = ask(running.socket, request)
+
+    assert isinstance(before, KeyReply)
+    assert isinstance(after, KeyReply)
+    assert before.server_key == old.new(CLIENT_KEY, EXPIRY).public_key
+    assert after.server_key == hardened_keys(running.master).channel_key(CLIENT_KEY, EXPIRY, create=True).public_key
+    assert after.server_key != before.server_key
+    assert isinstance(settled, SettlementReply)
+
+
+def test_looking_draws_no_seed(place: Place) -> None:
+    """Where a seed may be drawn at the start, a command that only shows something draws none."""
+    place.file.write_text(place.file.read_text() + "create_if_missing = true\n")
+    for command in ("export-xpub", "verify"):
+        assert "there is no" in run(place, command).output
+    assert not place.seed.exists()
 
 
 def test_rotation_without_somebody_to_show_words_to_changes_nothing(place: Place) -> None:

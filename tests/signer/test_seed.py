@@ -247,7 +247,7 @@ def test_debug_key_is_no_seed(tmp_path: Path) -> None:
 
 
 def test_raw_seeds_of_other_lengths() -> None:
-    """A raw seed has 16 to 64 bytes; what the original's configuration holds is one."""
+    """A raw seed has 16 to 64 bytes, in digits of either case."""
     assert seed_of_hex(f" {HEX.upper()}\n", NOW) == RAW
     for text in ("", "00" * 15, "00" * 65, "0" * 63, HEX[:-1] + "g"):
         with pytest.raises(SeedError, match="this is no seed: 32 to 128 hex digits"):

@@ -1,0 +1,61 @@
+"""A configuration in a directory of its own, and the commands about its keys as scripts call them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from typer.testing import CliRunner
+
+from signer.passphrase import Secret
+from signer.seed import Seed, read_seeds
+from signer.service import app
+
+WORD = "correct horse battery staple"
+ABANDON = "abandon " * 11 + "about"
+
+
+class Place(NamedTuple):
+    """A configuration, and where its seed would be."""
+
+    file: Path
+    seed: Path
+    passphrase: Path
+
+    def seeds(self, passphrase: str = WORD) -> tuple[Seed, ...]:
+        with Secret(bytearray(passphrase.encode())) as secret:
+            return read_seeds(self.seed, secret)
+
+
+def make_place(directory: Path, mode: str = "hardened", rest: str = "") -> Place:
+    file = directory / "signer.toml"
+    file.write_text(f'network = "regtest"\nstate_dir = "{directory}"\n[key]\nmode = "{mode}"\n{rest}')
+    return Place(file, directory / "signer.seed", private(directory / "passphrase", WORD))
+
+
+def private(path: Path, text: str) -> Path:
+    path.touch(0o600)
+    path.write_text(text)
+    return path
+
+
+class Result(NamedTuple):
+    status: int
+    output: str
+
+
+def call(*arguments: str | Path, text: str = "") -> Result:
+    result = CliRunner().invoke(app, [str(each) for each in arguments], input=text)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Result(result.exit_code, " ".join(result.output.split()))
+
+
+def run(place: Place, command: str, *options: str, text: str = "") -> Result:
+    """Run a command on the configuration, with the passphrase from its file."""
+    return call(*command.split(), place.file, *options, "--passphrase-file", place.passphrase, text=text)
+
+
+def recovered(place: Place, words: str = ABANDON) -> Place:
+    assert run(place, "recover", text=words).status == 0
+    return place
