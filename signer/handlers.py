@@ -193,7 +193,8 @@ class Handler:
             refused, tried = refusals(request, known)
             if refused is not None:
                 return self._refuse(request, peer_uid, refused)
-            digest, signed = request_digest(request), entries_of(request)
+            digest = request_digest(request)
+            signed = entries_of(request, digest)
             decisions = [self._decision(request, peer_uid, "would-refuse", each) for each in tried]
             decisions.append(self._decision(request, peer_uid, "signed", digest=digest))
             if signed == known.earlier or any(each.tag in _LOWERING for each in tried):

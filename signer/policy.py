@@ -92,6 +92,8 @@ def fee(request: SettlementRequest, known: Known) -> Objection | None:
             holds_sat = known.outputs[outpoint].value_sat
             if holds_sat != value_sat:
                 return Objection(f"{outpoint} is said to hold {value_sat} sat, and holds {holds_sat} sat")
+    if request.fee_sat <= _share_sat(request, known.limits):
+        return None
     most_sat = fee_cap_sat(request, known.limits)
     if request.fee_sat > most_sat:
         return Objection(f"fee of {request.fee_sat} sat, want up to {most_sat} sat")
@@ -115,7 +117,9 @@ def replacement(request: SettlementRequest, known: Known) -> Objection | None:
 
     The other settlement pays the client at the same script; where it pays us is policy-destination's business.
     """
-    digest, size = request_digest(request), request_size(request)
+    if not known.earlier:
+        return None
+    digest = request_digest(request)
     replaced: list[Signed] = []
     for index, claim in enumerate(request.claims):
         before = known.earlier.get(claim.outpoint)
@@ -124,6 +128,9 @@ def replacement(request: SettlementRequest, known: Known) -> Objection | None:
         if claim.change_script != before.change_script:
             return Objection(f"claim {index}: change goes to another script than was signed before")
         replaced.append(before)
+    if not replaced:
+        return None
+    size = request_size(request)
     if all(before.pays_less_than(request.fee_sat, size) for before in replaced):
         return None
     need = _least_fee(request, replaced)
@@ -203,7 +210,8 @@ def child_refusal(request: ChildRequest, known: Known) -> Refusal | None:
         reason = "the parent pays to an address of the operator's, whose key is not here"
         return Refusal(request.id, "policy-destination", reason)
     spent = available_sat(parent) - parent.fee_sat
-    most = min(spent - LEAST_CHILD_SAT, fee_cap_sat(parent, known.limits) - parent.fee_sat)
+    cap = min(fee_cap_sat(parent, known.limits), received_sat(parent.claims))  # coins don't become fee here either
+    most = min(spent - LEAST_CHILD_SAT, cap - parent.fee_sat)
     if not 0 <= request.fee_sat <= most:
         reason = f"fee of {request.fee_sat} sat for a child, want 0 to {most} sat of the {spent} sat it spends"
         return Refusal(request.id, "policy-fee", reason)
@@ -220,8 +228,11 @@ def output_key(request: SettlementRequest, known: Known) -> SigningKey | None:
 
 def fee_cap_sat(request: SettlementRequest, limits: Limits) -> Sat:
     """Most that a settlement, with its child, may pay."""
-    share_sat = received_sat(request.claims) * limits.max_fee_percent // 100
-    return Sat(max(min(share_sat, limits.max_fee_sat), request_size(request) + LEAST_FEE_CAP_SAT))
+    return Sat(max(_share_sat(request, limits), request_size(request) + LEAST_FEE_CAP_SAT))
+
+
+def _share_sat(request: SettlementRequest, limits: Limits) -> Sat:
+    return Sat(min(received_sat(request.claims) * limits.max_fee_percent // 100, limits.max_fee_sat))
 
 
 def new_value_sat(request: SettlementRequest, known: Known) -> Sat:

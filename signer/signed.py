@@ -84,9 +84,9 @@ def request_size(request: SettlementRequest) -> int:
     )
 
 
-def entries_of(request: SettlementRequest) -> Entries:
-    """Make what is to be remembered of a valid request."""
-    digest, size = request_digest(request), request_size(request)
+def entries_of(request: SettlementRequest, digest: bytes | None = None) -> Entries:
+    """Make what is to be remembered of a valid request; its digest, where it is known already, need not be made again."""
+    digest, size = digest or request_digest(request), request_size(request)
     return {
         claim.outpoint: Signed(
             digest, request.fee_sat, size, claim.payment.change_sat, claim.change_script, claim.funding_sat

@@ -25,8 +25,8 @@ from paychan.client.record import ChannelRecord, State
 from paychan.client.recovery import first_refund
 from paychan.client.routes import located
 from paychan.protocol.payment import Payment, PaymentVerifier, encoding_problem
-from paychan.protocol.settlement import FINAL_SEQUENCE
 from paychan.protocol.sighash import SIGHASH_ALL, SINGLE_ANYONECANPAY, whole_transaction_digest
+from paychan.protocol.transaction import FINAL_SEQUENCE
 from paychan.protocol.types import OutPoint, Sat
 
 _MOST_MOVES = 3

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+
 import bitcoin.base58
 from bitcoin.core import Hash, Hash160
 
@@ -12,6 +15,19 @@ _MAX_ADDRESS_CHARS = 40
 """Longest base58check text of 25 bytes is 35; the cap bounds the decoder's quadratic work."""
 
 
+def _quickest_hash160() -> Callable[[bytes], bytes]:
+    """OpenSSL's, unless it was built without RIPEMD-160; python-bitcoinlib's takes some hundred times as long."""
+    try:
+        hashlib.new("ripemd160", usedforsecurity=False)
+    except ValueError:
+        return lambda data: bytes(Hash160(data))
+    return lambda data: hashlib.new("ripemd160", hashlib.sha256(data).digest(), usedforsecurity=False).digest()
+
+
+hash160 = _quickest_hash160()
+"""RIPEMD-160 of SHA-256: what addresses hold of keys and scripts."""
+
+
 def p2pkh_script(public_key_hash: bytes) -> bytes:
     """ScriptPubKey that pays to the hash of a public key (20 bytes)."""
     return b"\x76\xa9\x14" + public_key_hash + b"\x88\xac"
@@ -19,12 +35,12 @@ def p2pkh_script(public_key_hash: bytes) -> bytes:
 
 def p2sh_script(redeem_script: bytes) -> bytes:
     """ScriptPubKey that pays to the hash of a redeem script (BIP16)."""
-    return b"\xa9\x14" + bytes(Hash160(redeem_script)) + b"\x87"
+    return b"\xa9\x14" + hash160(redeem_script) + b"\x87"
 
 
 def key_script(public_key: bytes) -> bytes:
     """ScriptPubKey (P2PKH) of a serialized public key."""
-    return p2pkh_script(Hash160(public_key))
+    return p2pkh_script(hash160(public_key))
 
 
 def encode_address(script: bytes, network: Network) -> str:

@@ -9,19 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from bitcoin.core import COutPoint as TxOutPoint
-from bitcoin.core import CTransaction, CTxIn, CTxOut
+from bitcoin.core import CTransaction
 from bitcoin.core.script import CScript, CScriptInvalidError
 from msgspec import Struct
 
 from paychan.protocol.address import encode_address, key_script
 from paychan.protocol.payment import Payment, change_problem
 from paychan.protocol.scripts import ChannelTerms, KeyBytes
-from paychan.protocol.sighash import SIGHASH_ALL, SINGLE_ANYONECANPAY, whole_transaction_digest
+from paychan.protocol.sighash import SIGHASH_ALL, SINGLE_ANYONECANPAY
+from paychan.protocol.transaction import FinalTransaction, double_sha256, varint
 from paychan.protocol.types import Network, OutPoint, Sat
-
-FINAL_SEQUENCE = 0xFFFFFFFF
-"""Part of what the client signed (PROTOCOL §3)."""
 
 MAX_SIGNATURE_BYTES = 72
 """A low-S DER signature of secp256k1 has at most 71 bytes, and one byte of hash flag."""
@@ -102,7 +99,7 @@ def received_sat(claims: Sequence[Claim]) -> Sat:
 
 def build_settlement(
     claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat, reserve: Reserve | None = None
-) -> CTransaction:
+) -> FinalTransaction:
     """Lay out the unsigned settlement; what the fee leaves goes to the destination, and 0 means no output for it.
 
     Raises:
@@ -112,17 +109,19 @@ def build_settlement(
     if not 0 <= fee_sat <= available or any(claim.received_sat < 0 for claim in claims):
         msg = f"fee of {fee_sat} sat does not fit claims of {available} sat"
         raise ValueError(msg)
-    return _layout(claims, destination_script, Sat(available - fee_sat), reserve)
+    spent = [claim.outpoint for claim in claims] + [coin.outpoint for coin in (reserve.coins if reserve else ())]
+    return FinalTransaction(tuple(spent), _outputs(claims, destination_script, Sat(available - fee_sat)))
 
 
-def _layout(
-    claims: Sequence[Claim], destination_script: bytes, server_sat: Sat, reserve: Reserve | None = None
-) -> CTransaction:
-    """Pair inputs and outputs.
+def _outputs(claims: Sequence[Claim], destination_script: bytes, server_sat: Sat) -> tuple[tuple[Sat, bytes], ...]:
+    """List what a settlement pays, and where to.
 
     SINGLE ties the client's output to the index of its input, and the legacy sighash of index i holds i blank outputs
     before it: so at most one claim with change, as input 0 with its change as output 0; drained claims fit anywhere,
     and so do coins of ours.
+
+    Raises:
+        ValueError: a layout that can't be signed.
     """
     if any(change_problem(claim.payment, _LEAST_CHANGE) for claim in claims):
         msg = "a payment's flag does not fit its change"
@@ -130,17 +129,15 @@ def _layout(
     if any(claim.payment.flag == SINGLE_ANYONECANPAY for claim in claims[1:]):
         msg = "a claim with change must be input 0"
         raise ValueError(msg)
-    outputs = []
-    if claims[0].payment.flag == SINGLE_ANYONECANPAY:
-        outputs.append(CTxOut(claims[0].payment.change_sat, CScript(claims[0].change_script)))
+    first, outputs = claims[0], []
+    if first.payment.flag == SINGLE_ANYONECANPAY:
+        outputs.append((first.payment.change_sat, first.change_script))
     if server_sat:
-        outputs.append(CTxOut(server_sat, CScript(destination_script)))
+        outputs.append((server_sat, destination_script))
     if not outputs:
         msg = "settlement without outputs"
         raise ValueError(msg)
-    spent = [claim.outpoint for claim in claims] + [coin.outpoint for coin in (reserve.coins if reserve else ())]
-    inputs = [CTxIn(TxOutPoint(outpoint.txid, outpoint.vout), nSequence=FINAL_SEQUENCE) for outpoint in spent]
-    return CTransaction(inputs, outputs, nLockTime=0, nVersion=1)
+    return tuple(outputs)
 
 
 def sign_settlement(
@@ -151,28 +148,44 @@ def sign_settlement(
     lock: list[tuple[bytes, Callable[[bytes], bytes]]] = [
         (claim.terms.redeem_script, partial(_script_sig, claim)) for claim in claims
     ]
-    lock += (
-        [(reserve.funding_script, partial(_key_script_sig, reserve.public_key)) for _ in reserve.coins]
-        if reserve
-        else []
-    )
-    inputs = []
-    for index, (txin, (script_code, script_sig)) in enumerate(zip(unsigned.vin, lock, strict=True)):
-        signature = sign(index, whole_transaction_digest(unsigned, index, script_code)) + bytes([SIGHASH_ALL])
-        inputs.append(CTxIn(txin.prevout, CScript(script_sig(signature)), txin.nSequence))
-    signed = CTransaction(inputs, unsigned.vout, nLockTime=0, nVersion=1)
-    return Settlement(signed.serialize(), signed.GetTxid(), fee_sat)
+    if reserve:
+        coin = reserve.funding_script, partial(_key_script_sig, reserve.public_key)
+        lock += [coin for _ in reserve.coins]
+    return _signed(unsigned, lock, sign, fee_sat)
+
+
+def _signed(
+    unsigned: FinalTransaction, lock: Sequence[tuple[bytes, Callable[[bytes], bytes]]], sign: Sign, fee_sat: Sat
+) -> Settlement:
+    """Sign every input: what it is locked with, and how a signature (with its flag) unlocks that."""
+    script_sigs = [
+        script_sig(sign(index, unsigned.digest(index, script_code)) + bytes([SIGHASH_ALL]))
+        for index, (script_code, script_sig) in enumerate(lock)
+    ]
+    raw = unsigned.serialize(script_sigs)
+    return Settlement(raw, double_sha256(raw), fee_sat)
 
 
 def settlement_size(
     claims: Sequence[Claim], destination_script: bytes, *, server_output: bool = True, reserve: Reserve | None = None
 ) -> int:
     """Size in (v)bytes once signed; too large by what our signatures are shorter than the longest."""
-    unsigned = _layout(claims, destination_script, Sat(1 if server_output else 0), reserve)
+    outputs = _outputs(claims, destination_script, Sat(1 if server_output else 0))
     placeholder = bytes(MAX_SIGNATURE_BYTES)
-    script_sigs = [_script_sig(claim, placeholder) for claim in claims]
-    script_sigs += [_key_script_sig(reserve.public_key, placeholder) for _ in reserve.coins] if reserve else []
-    return len(unsigned.serialize()) + sum(map(len, script_sigs))
+    script_sigs = [len(_script_sig(claim, placeholder)) for claim in claims]
+    script_sigs += [len(_key_script_sig(reserve.public_key, placeholder)) for _ in reserve.coins] if reserve else []
+    return (
+        _FRAME_BYTES
+        + len(varint(len(script_sigs)))
+        + sum(_INPUT_BYTES + len(varint(size)) + size for size in script_sigs)
+        + len(varint(len(outputs)))
+        + sum(_VALUE_BYTES + len(varint(len(script))) + len(script) for _, script in outputs)
+    )
+
+
+_FRAME_BYTES = 4 + 4  # version, lock time
+_INPUT_BYTES = 36 + 4  # outpoint, sequence
+_VALUE_BYTES = 8
 
 
 CHILD_BYTES = 10 + 41 + 1 + MAX_SIGNATURE_BYTES + 1 + 33 + 34
@@ -192,12 +205,8 @@ def sign_child(parent: Settlement, public_key: bytes, fee_sat: Sat, sign: Sign) 
     if not 0 <= fee_sat < value_sat:
         msg = f"fee of {fee_sat} sat does not fit our output of {value_sat} sat"
         raise ValueError(msg)
-    outpoint, rest = TxOutPoint(parent.txid, index), [CTxOut(value_sat - fee_sat, CScript(script))]
-    unsigned = CTransaction([CTxIn(outpoint, nSequence=FINAL_SEQUENCE)], rest, nLockTime=0, nVersion=1)
-    signature = sign(0, whole_transaction_digest(unsigned, 0, script)) + bytes([SIGHASH_ALL])
-    script_sig = CScript(_key_script_sig(public_key, signature))
-    signed = CTransaction([CTxIn(outpoint, script_sig, FINAL_SEQUENCE)], rest, nLockTime=0, nVersion=1)
-    return Settlement(signed.serialize(), signed.GetTxid(), fee_sat)
+    unsigned = FinalTransaction((OutPoint(parent.txid, index),), ((Sat(value_sat - fee_sat), script),))
+    return _signed(unsigned, [(script, partial(_key_script_sig, public_key))], sign, fee_sat)
 
 
 def outpoints_of(transaction: bytes) -> list[OutPoint]:

@@ -7,10 +7,10 @@ or a transaction. Numbers are never reused; a changed message takes a new versio
 
 from __future__ import annotations
 
-from typing import TypeAlias, TypeVar
+from typing import Annotated, TypeAlias, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from paychan.protocol.scripts import KeyBytes
 from paychan.protocol.settlement import Claim, Reserve, Settlement
@@ -91,7 +91,7 @@ class FundingRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields
 
     id: int
     transaction: bytes
-    outputs: tuple[int, ...]
+    outputs: Annotated[tuple[int, ...], Meta(max_length=MAX_CLAIMS)]
 
 
 class AgainRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=7):

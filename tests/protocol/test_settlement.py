@@ -199,7 +199,7 @@ def test_a_fee_from_nothing_to_all_is_laid_out(fee_sat: int, server: list[int]) 
     """What the fee leaves is the server's output, and nothing is no output."""
     transaction = build_settlement([claim(FIRST, 900_000)], DESTINATION, Sat(fee_sat))
 
-    assert [out.nValue for out in transaction.vout] == [900_000, *server]
+    assert [value_sat for value_sat, _ in transaction.outputs] == [900_000, *server]
 
 
 @pytest.mark.parametrize(("change_sat", "flag"), [(900_000, 0x82), (0, 0x83), (900_000, 0x01), (0, 0x01)])
@@ -230,8 +230,9 @@ def test_a_fee_that_leaves_no_output_is_refused() -> None:
 @pytest.mark.parametrize(("change_sat", "outputs"), [(900_000, 2), (0, 1)])
 def test_outputs_are_change_then_server(change_sat: int, outputs: int) -> None:
     """The client's change is output 0, and the server gets the rest."""
-    transaction = build_settlement([claim(FIRST, change_sat)], DESTINATION, Sat(1000))
+    raw = build_settlement([claim(FIRST, change_sat)], DESTINATION, Sat(1000)).serialize()
 
+    transaction = CTransaction.deserialize(raw)
     values = [(out.nValue, bytes(out.scriptPubKey)) for out in transaction.vout]
     server = (FIRST.funding_sat - change_sat - 1000, DESTINATION)
     assert values == [(change_sat, FIRST.change_script), server][-outputs:]
@@ -366,7 +367,7 @@ def test_a_planned_fee_can_be_built() -> None:
 
     assert not isinstance(largest, Shortfall)
     assert not isinstance(actual, Shortfall)
-    assert build_settlement(claims, DESTINATION, actual).vout[1].nValue >= DUST
+    assert build_settlement(claims, DESTINATION, actual).outputs[1][0] >= DUST
 
 
 def test_terms_of_the_samples_cover_both_script_lengths() -> None:

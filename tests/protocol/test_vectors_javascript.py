@@ -183,7 +183,7 @@ def test_settlement(case: Case) -> None:
         [claim], destination, want["fee"], lambda _, digest: case.server_key.sign(digest, hasher=None)
     )
 
-    digest = whole_transaction_digest(unsigned, 0, case.terms.redeem_script)
+    digest = unsigned.digest(0, case.terms.redeem_script)
     assert digest.hex() == want["server_sighash_hex"]
     assert want["server_signature_with_flag_hex"] in settlement.transaction.hex()
     assert want["script_sig_hex"] in settlement.transaction.hex()
