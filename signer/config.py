@@ -77,7 +77,9 @@ class Settlement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_fee_percent: Annotated[int, setting("most of what channels earned that may become fee", "%", ge=0, le=100)] = 50
     max_fee_sat: Annotated[int, setting("most that one settlement may pay as fee", "sat", ge=0)] = 5_000_000
-    value_per_hour_sat: Annotated[int, setting("most that is settled in an hour; 0: no limit", "sat", ge=0)] = 0
+    value_per_hour_sat: Annotated[int, setting("most that is settled in an hour; 0: no limit", "sat", ge=0)] = (
+        10_000_000_000
+    )
     value_per_day_sat: Annotated[int, setting("most that is settled in a day; 0: no limit", "sat", ge=0)] = 0
     requests_per_second: Annotated[
         int, setting("requests of all connections that are judged, over ten seconds", "1/s", ge=1)
@@ -188,7 +190,6 @@ def load_signer_config(path: Path) -> SignerConfig:
 def _contradictions(config: SignerConfig) -> list[tuple[str, str]]:
     """List the combinations that would lose coins or can't work, as (key, reason)."""
     strangers = config.allowed_uids - {0, os.geteuid()}
-    wrong_address = _address_problem(config)
     socket_bytes = len(os.fsencode(config.socket_path))
     checks = (
         (
@@ -206,7 +207,6 @@ def _contradictions(config: SignerConfig) -> list[tuple[str, str]]:
             "settlement.destination_address",
             f'required with key.mode = "{config.key.mode}", which derives no address',
         ),
-        (bool(wrong_address), "settlement", wrong_address),
         (
             config.key.mode == "pkcs11" and not (config.pkcs11.module and config.pkcs11.token),
             "pkcs11.module",
@@ -233,12 +233,15 @@ def _contradictions(config: SignerConfig) -> list[tuple[str, str]]:
             f"{config.socket_path} has {socket_bytes} bytes, a socket can have {MAX_SOCKET_PATH_BYTES}",
         ),
     )
-    return [(key, reason) for wrong, key, reason in checks if wrong]
+    return _wrong_addresses(config) + [(key, reason) for wrong, key, reason in checks if wrong]
 
 
-def _address_problem(config: SignerConfig) -> str:
-    try:
-        config.destination_script, config.previous_scripts  # noqa: B018 - properties that raise
-    except Malformed as error:
-        return str(error.fields["reason"])
-    return ""
+def _wrong_addresses(config: SignerConfig) -> list[tuple[str, str]]:
+    found = []
+    for name in ("destination_script", "previous_scripts"):
+        try:
+            getattr(config, name)
+        except Malformed as error:
+            key = "destination_address" if name == "destination_script" else "previous_addresses"
+            found.append((f"settlement.{key}", str(error.fields["reason"])))
+    return found

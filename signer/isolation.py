@@ -39,6 +39,13 @@ class IsolationError(Exception):
         self.key = key
 
 
+def keep_private() -> None:
+    """Keep files and memory from others, as every command does that may see a secret."""
+    os.umask(0o077)
+    _no_core_files()
+    _not_dumpable()
+
+
 def isolate(settings: Isolation, *, token: bool, directories: Sequence[Path] = ()) -> tuple[str, ...]:
     """Apply every protection that can be had, for the rest of the process's life.
 

@@ -147,8 +147,8 @@ class LevelDbLedger:
         if known is not None and not self._holds(known):
             self._give_up()
             msg = (
-                f"{audit} does not hold line {known.count}, which was written: restore it, or move {audit} and the "
-                "ledger away together to begin anew"
+                f"{audit} does not hold line {known.count}, which was written: restore it, or begin another log with "
+                f"`paychan-signer audit archive FILE --after {known}`"
             )
             raise LedgerFailed(msg)
 
@@ -161,6 +161,11 @@ class LevelDbLedger:
     def _give_up(self) -> None:
         self._audit.close()
         self._database.close()
+
+    @property
+    def torn_bytes(self) -> int:
+        """What was cut off the audit log when it was opened: a line that a crash left unfinished."""
+        return self._audit.torn_bytes
 
     @property
     def flow(self) -> Flow:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import os
-import resource
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,16 +18,23 @@ from typer.core import TyperGroup
 from paychan.protocol.address import encode_address
 from paychan.protocol.declared import SettingsError
 from paychan.protocol.settlement import Reserve
-from paychan.protocol.types import Network
+from paychan.protocol.types import Network, UnixTime
+from signer import auditing, commands, operating
+from signer.commandline import PassphraseDescriptor, PassphraseFile
 from signer.config import SignerConfig, load_signer_config
-from signer.connections import Connections, Limits
-from signer.handlers import Handler
-from signer.keys import DEBUG_KEY, Keys, StaticKey, hardened_keys, rbpcp_v2_keys
+from signer.connections import FAREWELLS, Connections
+from signer.connections import Limits as PeerLimits
+from signer.handlers import Handler, Identity
+from signer.isolation import IsolationError, isolate, keep_private
+from signer.keys import DEBUG_KEY, KeyRing, KeySource, StaticKey
+from signer.keystore import seed_sources
+from signer.known import Limits
 from signer.ledger import LedgerFailed, LevelDbLedger
-from signer.seed import SeedError, create_seed, read_seed
-from signer.socketfile import SocketError, listening_socket
-
-_PR_SET_DUMPABLE = 4  # linux/prctl.h
+from signer.passphrase import NoSecret
+from signer.pkcs11 import token_sources
+from signer.seed import SeedError
+from signer.sessions import TokenError
+from signer.socketfile import SocketError, listening_socket, room_for
 
 log = structlog.get_logger()
 
@@ -64,21 +69,20 @@ _File = Annotated[Path, typer.Argument(metavar="FILE", help="the signer's config
 
 
 @app.command()
-def run(file: _File) -> None:
+def run(file: _File, passphrase_fd: PassphraseDescriptor = None, passphrase_file: PassphraseFile = None) -> None:
     """Start the signer; `run` may be left out. It serves its Unix socket until SIGTERM or SIGINT."""
-    _or_exit(lambda: start(file))
+    _or_exit(lambda: start(file, passphrase_fd, passphrase_file))
 
 
-@app.command()
-def init(file: _File) -> None:
-    """Create the seed that a configuration names. An existing one is left alone."""
-    _or_exit(lambda: create(file))
+commands.register(app)
+app.command()(operating.status)
+app.command()(operating.heartbeat)
+app.add_typer(auditing.app, name="audit")
 
 
 def main() -> None:
     """Run the command line."""
-    protect_memory()
-    os.umask(0o077)
+    keep_private()
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -90,94 +94,124 @@ def main() -> None:
     app()
 
 
-def create(file: Path) -> None:
-    """Create the seed file of a configuration.
-
-    Raises:
-        SettingsError: no usable configuration, one without a seed, or the seed can't be created.
-    """
-    config = load_signer_config(file)
-    if config.key.mode == "debug":
-        raise SettingsError(str(file), "key.mode", '"debug" has no seed')
-    try:
-        create_seed(config.seed_path)
-    except SeedError as error:
-        raise SettingsError(str(file), "key.seed_file", str(error)) from None
-    typer.echo(f"Created {config.seed_path}. Keep a copy in a safe place: without it, open channels earn nothing.")
-
-
-def start(file: Path) -> None:
+def start(file: Path, passphrase_fd: int | None = None, passphrase_file: Path | None = None) -> None:
     """Serve until a signal says stop.
 
     Raises:
-        SettingsError: no usable configuration, seed, socket or ledger.
+        SettingsError: no usable configuration, seed, socket or ledger, or a protection that it asks for is missing.
     """
     config = load_signer_config(file)
     try:
-        keys = load_keys(config)
-        asyncio.run(_serve(config, keys))
+        protections = _isolate(config)
+        keys = load_keys(config, passphrase_fd, passphrase_file)
+        asyncio.run(_serve(config, keys, protections))
     except SeedError as error:
         raise SettingsError(str(file), "key.seed_file", str(error)) from None
-    except SocketError as error:
+    except (IsolationError, NoSecret, SocketError, TokenError) as error:
         raise SettingsError(str(file), error.key, str(error)) from None
     except LedgerFailed as error:
         raise SettingsError(str(file), "state_dir", str(error)) from None
 
 
-def load_keys(config: SignerConfig) -> Keys:
+def _isolate(config: SignerConfig) -> tuple[str, ...]:
+    """Shut ourselves in, before any key is read, and say how well that went."""
+    directories = sorted({config.state_dir, config.socket_path.parent})
+    protections = isolate(config.isolation, token=config.key.mode == "pkcs11", directories=directories)
+    for text in protections:
+        (log.warning if text.startswith("no ") else log.info)("isolation", is_had=text)
+    return protections
+
+
+def load_keys(config: SignerConfig, passphrase_fd: int | None = None, passphrase_file: Path | None = None) -> KeyRing:
     """Open the key store that the configuration names.
 
     Raises:
         SeedError: the seed can't be used, or created.
+        NoSecret: no passphrase for it.
+        TokenError: the token can't be used.
     """
-    destination = config.destination_script
-    if config.key.mode == "debug" and destination is not None:
+    sources: list[KeySource]
+    if config.key.mode == "debug":
         log.warning("DEBUG KEY: publicly known, anybody can take what it earns")
-        return StaticKey(DEBUG_KEY, destination)
-    if config.key.create_if_missing and not os.path.lexists(config.seed_path):
-        create_seed(config.seed_path)
-        log.warning("new seed created, keep a copy in a safe place", file=str(config.seed_path))
-    derive = hardened_keys if config.key.mode == "hardened" else rbpcp_v2_keys
-    return derive(read_seed(config.seed_path), destination)
+        sources = [StaticKey(DEBUG_KEY)]
+    elif config.key.mode == "pkcs11":
+        sources = [*token_sources(config)]
+    else:
+        sources = seed_sources(config, passphrase_fd, passphrase_file)
+    return KeyRing(sources, config.destination_script, config.previous_scripts)
 
 
-async def _serve(config: SignerConfig, keys: Keys) -> None:
+async def _serve(config: SignerConfig, keys: KeyRing, protections: tuple[str, ...]) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    limits = Limits(
-        config.allowed_uids, config.socket.request_seconds, config.socket.idle_seconds, config.socket.max_connections
+    peers = PeerLimits(
+        config.allowed_uids, config.socket.request_seconds, config.socket.idle_seconds, _max_connections(config)
     )
+    identity = Identity(config.network, config.key.mode, config.debug, protections)
     with (
-        listening_socket(config.socket_path, config.socket.group) as listener,
-        closing(LevelDbLedger(config.ledger_path)) as ledger,
+        closing(LevelDbLedger(config.ledger_path, config.audit_path)) as ledger,
+        listening_socket(config.socket_path, config.socket.group) as listener,  # last: who connects is served
     ):
-        handler = Handler(keys, ledger, config.network, config.key.mode, debug=config.debug)
-        connections = Connections(handler, limits)
-        server = await asyncio.start_unix_server(connections.serve, sock=listener)
-        log.info("signer started", **_identity(config, keys))
-        await stop.wait()
-        server.close()
+        if ledger.torn_bytes:
+            log.warning("a crash tore the audit log's last line, which was cut off", bytes=ledger.torn_bytes)
+        limits = limits_of(config)
+        for tag in sorted(limits.trial):
+            log.warning("POLICY ON TRIAL: what it would refuse is signed, and logged", policy=tag)
+        handler = Handler(keys, ledger, identity, limits, heartbeat=partial(_heartbeat_at, config.heartbeat_path))
+        connections = Connections(handler, peers)
+        async with asyncio.TaskGroup() as tasks:
+            accepting = tasks.create_task(connections.accept(listener))
+            log.info("signer started", **_told(config, keys))
+            await stop.wait()
+            accepting.cancel()
         connections.close()
     log.info("signer stopped")
 
 
-def _identity(config: SignerConfig, keys: Keys) -> dict[str, str]:
+def _max_connections(config: SignerConfig) -> int:
+    """As many as are configured, if the kernel lets us have the descriptors."""
+    most = config.socket.max_connections
+    allowed = room_for(most + FAREWELLS) - FAREWELLS
+    if allowed < most:
+        log.warning("fewer connections than socket.max_connections: raise the limit of open files", connections=allowed)
+    return max(1, allowed)
+
+
+def limits_of(config: SignerConfig) -> Limits:
+    """Make of the settings what the policies are told."""
+    policy = config.policy
+    return Limits(
+        max_fee_percent=policy.max_fee_percent,
+        max_fee_sat=policy.max_fee_sat,
+        value_per_hour_sat=policy.value_per_hour_sat,
+        value_per_day_sat=policy.value_per_day_sat,
+        requests_per_second=policy.requests_per_second,
+        max_fundings=policy.max_fundings,
+        heartbeat_seconds=3600 * policy.heartbeat_hours,
+        value_without_heartbeat_sat=policy.value_without_heartbeat_sat,
+        trial=frozenset(policy.trial),
+        debug=config.debug,
+    )
+
+
+def _heartbeat_at(path: Path) -> UnixTime:
+    """When the operator last gave a sign of life; 0: never."""
+    try:
+        return UnixTime(int(path.stat().st_mtime))
+    except OSError:
+        return UnixTime(0)
+
+
+def _told(config: SignerConfig, keys: KeyRing) -> dict[str, str]:
     network, destination = Network(config.network), config.destination_script
     return {
         "network": config.network_name,
         "key_mode": config.key.mode,
         "socket": str(config.socket_path),
         "destination": encode_address(destination, network) if destination else "derived per channel",
-        "reserve": Reserve(keys.reserve_key()).funding_address(network),
+        "reserve": Reserve(keys.reserve().public_key).funding_address(network),
     }
-
-
-def protect_memory() -> None:
-    """Keep keys out of core dumps, and out of reach of a debugger of the same user."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        log.warning("process stays dumpable", errno=ctypes.get_errno())
 
 
 def _or_exit(command: Callable[[], None]) -> None:

@@ -9,6 +9,7 @@ from paychan.config import ServerConfig
 from paychan.protocol.declared import settings_table
 from paychan.protocol.errors import PaychanError
 from signer.config import SignerConfig
+from signer.policy import OTHER_POLICIES, POLICIES
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -26,10 +27,18 @@ def _errors() -> str:
     return "\n".join(rows)
 
 
+def _policies() -> str:
+    rows = ["| tag | rule |", "|---|---|"]
+    told = [(tag, (rule.__doc__ or "").splitlines()[0].partition(": ")[2].rstrip(".")) for tag, rule in POLICIES]
+    rows += [f"| `{tag}` | {text} |" for tag, text in (*told, *OTHER_POLICIES)]
+    return "\n".join(rows)
+
+
 SECTIONS = {
     "server settings": lambda: _settings(ServerConfig),
     "signer settings": lambda: _settings(SignerConfig),
     "errors": _errors,
+    "signer policies": _policies,
 }
 
 

@@ -17,6 +17,9 @@ TEST_ADDRESS = "mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY"
 LIVE_ADDRESS = "1M8iwBs5XD7ZJQJCDC7BdLEpSivRQZJ2Hg"
 
 
+PKCS11 = '[key]\nmode = "pkcs11"\n[settlement]\ndestination_address = "mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY"'
+
+
 def load(tmp_path: Path, text: str) -> SignerConfig:
     file = tmp_path / "signer.toml"
     file.write_text(text)
@@ -98,6 +101,12 @@ def test_shipped_files_hold_no_secret(name: str) -> None:
         (f'network = "test"\n{KEY}seed = "00"', "key.seed", "unknown key"),
         (KEY, "network", "required"),
         ('network = "test"', "key", "required"),
+        (f'network = "test"\n{KEY}[settlement]\nprevious_addresses = ["x"]', "settlement.previous_addresses", ""),
+        ('network = "test"\n[key]\nmode = "pkcs11"', "settlement.destination_address", 'key.mode = "pkcs11"'),
+        (f'network = "test"\n{PKCS11}', "pkcs11.module", "so is pkcs11.token"),
+        (f'network = "test"\n{KEY}[policy]\ntrial = ["policy-template"]', "policy.trial", "only ['policy-dest"),
+        (f'network = "test"\n{KEY}[policy]\nheartbeat_hours = 1', "policy.heartbeat_hours", "both or none"),
+        (f'network = "test"\n{KEY}[isolation]\nrequire = ["magic"]', "isolation.require[0]", "magic"),
         ("network = ", "", "not TOML"),
     ],
 )
@@ -118,10 +127,10 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_users_are_allowed_through_a_group(tmp_path: Path) -> None:
-    """A list of users together with a group is accepted, and replaces the signer's own user."""
+    """A list of users together with a group is accepted; the signer's own user is always on it."""
     config = load(tmp_path, f'network = "test"\n{KEY}[socket]\ngroup = "paychan"\nallowed_uids = [4242]')
 
-    assert config.allowed_uids == {4242}
+    assert config.allowed_uids == {4242, os.geteuid()}
 
 
 def test_state_directory_is_the_default_place(tmp_path: Path) -> None:

