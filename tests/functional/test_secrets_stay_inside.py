@@ -240,6 +240,7 @@ def make_the_seed(run: Run, home: Path) -> None:
     run.tell(*verify, passphrase=run.wrong, typed=" ".join(words), status=2)
     run.tell("paychan-signer", "init", run.signer_file, passphrase=run.passphrase, status=2)
     run.tell("paychan-signer", "recover", run.signer_file, typed=" ".join(words), passphrase=run.passphrase, status=2)
+    run.tell("paychan-signer", "export-xpub", run.signer_file, passphrase=run.passphrase)
     run.tell("paychan-signer", "encrypt", run.signer_file, passphrase=run.passphrase, status=2)
     run.tell("paychan-signer", run.signer_file, passphrase=run.wrong, status=2)
     run.tell("paychan-signer", run.signer_file, status=2)
@@ -307,6 +308,8 @@ def the_signers_commands(run: Run) -> None:
     run.tell("paychan-signer", "status", run.signer_file)
     run.tell("paychan-signer", "status", "--json", run.signer_file)
     run.tell("paychan-signer", "heartbeat", run.signer_file)
+    run.tell("paychan-signer", "audit", "verify", run.signer_file)
+    run.tell("paychan-signer", "audit", "show", run.signer_file)
 
 
 def a_strangers_requests(run: Run) -> None:
