@@ -240,12 +240,12 @@ class Handler:
             return Own((None,) * len(request.claims), ())  # policy-template will say so
         readable = [claim.terms if has_readable_terms(claim) else None for claim in request.claims]
         claims = tuple(None if terms is None else self._keys.find(terms) for terms in readable)
-        places = [
-            place
-            for terms in dict.fromkeys(readable)
-            if terms is not None
-            for place in self._keys.destinations(terms.client_key, terms.expiry)
-        ]
+        places = []
+        for terms in dict.fromkeys(filter(None, readable)):
+            for place in self._keys.destinations(terms.client_key, terms.expiry):
+                places.append(place)
+                if place.script == request.destination_script:
+                    break  # those behind it would have to be derived
         reserve = self._keys.find_reserve(request.reserve.public_key) if request.reserve else None
         return Own(claims, tuple(places), reserve)
 

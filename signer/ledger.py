@@ -128,7 +128,7 @@ class LevelDbLedger:
             self._database.close()
             raise LedgerFailed(str(error)) from error
         self._unwritten: dict[bytes, bytes] = {}
-        self._queue: list[tuple[dict[bytes, bytes], Sequence[Decision], Future[None]]] = []
+        self._gathering = _Group()
         self._work = threading.Condition()
         self._begin(audit)
         self._writer = threading.Thread(target=self._write_all, name="ledger", daemon=True)
@@ -212,13 +212,14 @@ class LevelDbLedger:
         if entry.flow is not None:
             self._flow = entry.flow
             values[_FLOW] = encode_entry(entry.flow)
-        durable = Future[None]()
         with self._work:
             self._check()
-            self._unwritten |= values
-            self._queue.append((values, entry.decisions, durable))
+            self._unwritten.update(values)
+            group = self._gathering
+            group.values.update(values)
+            group.decisions += entry.decisions
             self._work.notify()
-        return durable
+        return group.durable
 
     def keep(self, digest: bytes, settlement: Settlement) -> None:
         """See `Ledger`."""
@@ -240,38 +241,34 @@ class LevelDbLedger:
         """Write group after group; runs in a thread of its own until closed."""
         while True:
             with self._work:
-                while not self._queue:
+                while self._gathering.is_empty:
                     if self._failure:
                         return
                     self._work.wait()
-                group, self._queue = self._queue, []
+                group, self._gathering = self._gathering, _Group()
             failure = self._write(group)
-            for _, _, durable in group:
-                if failure is None:
-                    durable.set_result(None)
-                else:
-                    durable.set_exception(LedgerFailed(failure))
+            if failure is None:
+                group.durable.set_result(None)
+            else:
+                group.durable.set_exception(LedgerFailed(failure))
 
-    def _write(self, group: Sequence[tuple[dict[bytes, bytes], Sequence[Decision], Future[None]]]) -> str | None:
+    def _write(self, group: _Group) -> str | None:
         """Write a group, the log first: a crash between the two leaves a line too many, never one too few."""
         if self._failure not in ("", "closed"):
             return self._failure
         try:
-            decisions = [decision for _, some, _ in group for decision in some]
             batch = self._database.write_batch(sync=True)
-            if decisions:
-                batch.put(_HEAD, encode_entry(self._audit.append(decisions)))
-            for values, _, _ in group:
-                for key, value in values.items():
-                    batch.put(key, value)
+            if group.decisions:
+                batch.put(_HEAD, encode_entry(self._audit.append(group.decisions)))
+            for key, value in group.values.items():
+                batch.put(key, value)
             batch.write()
         except Exception as error:  # noqa: BLE001 - whatever it was, nobody knows what is on disk
             return self._fail(error)
         with self._work:
-            for values, _, _ in group:
-                for key, value in values.items():
-                    if self._unwritten.get(key) is value:
-                        del self._unwritten[key]
+            for key, value in group.values.items():
+                if self._unwritten.get(key) is value:
+                    del self._unwritten[key]
         return None
 
     def _fail(self, error: Exception) -> str:
@@ -309,6 +306,21 @@ class LevelDbLedger:
     def _check(self) -> None:
         if self._failure:
             raise LedgerFailed(self._failure)
+
+
+class _Group:
+    """What is written together, and the future of all who wait for it."""
+
+    __slots__ = ("decisions", "durable", "values")
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+        self.decisions: list[Decision] = []
+        self.durable = Future[None]()
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.values and not self.decisions
 
 
 class _Count(Struct, frozen=True, array_like=True):
