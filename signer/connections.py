@@ -1,19 +1,17 @@
 """Connections of the signer's socket: frames in, frames out, and nobody who can keep the others waiting.
 
-A request is judged and signed on the event loop, which takes a fraction of a millisecond, and waits for the disk in
-between. What can take long is worked on in threads instead: a key store that hangs holds up nobody but those who ask
-it, and so does a funding transaction as large as a block. A peer that sends what is no request is told why, with request
-id 0, and the connection ends.
+All that a peer can make us hold is bounded, whatever it sends or does not read. When all places are taken, who has asked
+nothing for the longest makes room, also in the middle of a frame: the honest find a place during any flood of connections.
+A peer that sends what is no request is told why, with request id 0, and the connection ends.
 """
 
 from __future__ import annotations
 
 import asyncio
-import traceback
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import socket
+import time
 from contextlib import suppress
-from typing import Protocol, TypeVar
+from functools import partial
 
 import structlog
 from msgspec import Struct
@@ -31,41 +29,36 @@ from paychan.protocol.signerwire import (
     frame_size,
 )
 from paychan.protocol.types import OutPoint
-from signer.handlers import Approved
+from signer.answering import SMALL_FRAME_BYTES, Answering, Workplace, tell_bug
+from signer.budget import Budget
 from signer.socketfile import peer_uid
 
-WORKERS = 16
-"""More than cores: what they wait for may be a hardware module."""
+REQUESTS_IN_FLIGHT = 32
+"""Of one connection; further ones stay in the socket. A frame takes a place for every 2 KiB of it, and 8 at most."""
 
-REQUESTS_IN_FLIGHT = 16
-"""Of one connection; further ones stay in the socket. With 64 connections of 64 KiB frames this bounds us to 64 MiB."""
+_MOST_PLACES = 8
 
 LARGE_FRAMES = 8
-"""Read at a time, of all connections: 8 MiB."""
+"""Of all connections, from the first byte until they are answered: 8 MiB, and what is made of two of them at a time."""
 
-FAREWELLS = 256
+FAREWELLS = 64
 """Connections that are told why they are turned away; of more, the rest is closed without a word."""
+
+LINES_PER_SECOND = 10
+"""Refusals that are logged; the log must not fill the disk. The audit log has its own limit."""
+
+_BUFFER_BYTES = 16 * 1024
+"""asyncio reads on up to twice this, and waits for a peer that has so much of replies unread."""
 
 _FAREWELL_SECONDS = 1.0
 """A connection that is closed with unread input loses what was sent to the peer, so we read on for this long."""
 
-_T = TypeVar("_T")
+_LARGE_SECONDS = 0.3
+"""A peer on this machine sends 1 MiB in a few milliseconds."""
+
+_ACCEPT_PAUSE_SECONDS = 0.1
 
 log = structlog.get_logger()
-
-
-class Answering(Protocol):
-    """What answers requests: see `handlers.Handler`."""
-
-    @property
-    def blocking(self) -> bool:
-        """Whether it is to be called in a thread."""
-
-    def begin(self, request: Request, peer_uid: int) -> Reply | Approved:
-        """Answer, or say what to wait for."""
-
-    def finish(self, request: Request, approved: Approved) -> Reply:
-        """Answer what was approved."""
 
 
 class Limits(Struct, frozen=True):
@@ -78,61 +71,97 @@ class Limits(Struct, frozen=True):
 
 
 class Connections:
-    """Serves the connections of one socket. `serve` is the callback that asyncio's servers take."""
+    """Serves the connections of one socket."""
 
     def __init__(self, answering: Answering, limits: Limits) -> None:
-        self._answering = answering
+        self._workplace = Workplace(answering, limits.request_seconds)
         self._limits = limits
         self._admitted: dict[_Peer, None] = {}
-        self._large_frames = asyncio.Semaphore(LARGE_FRAMES)
+        """Who has asked nothing for the longest comes first."""
+        self._large = _LargeFrames()
         self._leaving = 0
-        self._workers = ThreadPoolExecutor(WORKERS, "signer")
+        self._lines = Budget(LINES_PER_SECOND, time.monotonic())
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one connection until it ends. A peer's failure is its own."""
-        try:
-            # What is still open when the process stops is cancelled; asyncio would report that as a failed callback.
-            with suppress(ConnectionError, TimeoutError, asyncio.CancelledError):
-                peer = _Peer(reader, writer)
-                refusal = self._admission(peer) or await self._converse(peer)
-                if refusal is not None and self._leaving < FAREWELLS:
-                    log.warning("turned away", tag=refusal.tag, reason=refusal.reason)
-                    await self._turn_away(peer, refusal)
-        finally:
-            writer.close()
+    async def accept(self, listener: socket.socket) -> None:
+        """Serve who connects, until cancelled; then all connections end.
+
+        One is let in at a time, and then those who are there have their turn: whoever has sent a request gets it answered before
+        so many others have come that it would have to make room. The rest waits in the listener's queue, in order.
+        """
+        listener.setblocking(False)
+        async with asyncio.TaskGroup() as conversations:
+            while True:
+                try:
+                    connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+                except OSError as error:  # no file descriptor left, or no memory for one
+                    log.error("can't accept", reason=error.strerror, connections=len(self._admitted))  # noqa: TRY400
+                    self._make_room()
+                    await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
+                    continue
+                conversations.create_task(self._serve(connection))
+                await asyncio.sleep(
+                    0
+                )  # the others' turn: `sock_accept` does not wait while there is something to accept
 
     def close(self) -> None:
         """Begin no further work."""
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._workplace.close()
+
+    async def _serve(self, connection: socket.socket) -> None:
+        """Answer one connection until it ends. A peer's failure is its own."""
+        with connection:
+            try:
+                reader, writer = await asyncio.open_unix_connection(sock=connection, limit=_BUFFER_BYTES)
+                writer.transport.set_write_buffer_limits(_BUFFER_BYTES)
+                peer = _Peer(reader, writer, peer_uid(connection))
+            except OSError:
+                return
+            try:
+                with suppress(ConnectionError, TimeoutError):
+                    refusal = self._admission(peer) or await self._converse(peer)
+                    if refusal is not None:
+                        await self._turn_away(peer, refusal)
+                    writer.close()
+                    async with asyncio.timeout(_FAREWELL_SECONDS):
+                        await writer.wait_closed()  # replies that are still on their way
+            except Exception as error:  # noqa: BLE001 - it must not end the others
+                tell_bug(error)
+            finally:
+                writer.transport.abort()
 
     def _admission(self, peer: _Peer) -> Refusal | None:
-        """Let in who is on the list. When all places are taken, who has been idle for the longest makes room."""
+        """Let in who is on the list, if there is a place or one can be made."""
         if peer.uid not in self._limits.allowed_uids:
             return Refusal(0, "policy-peer", f"uid {peer.uid} is not in socket.allowed_uids")
-        if len(self._admitted) >= self._limits.max_connections:
-            idle = next((other for other in self._admitted if not other.in_flight), None)
-            if idle is None:
-                return Refusal(0, "protocol-busy", f"{len(self._admitted)} connections are open and busy")
-            del self._admitted[idle]
-            idle.writer.close()
+        if len(self._admitted) >= self._limits.max_connections and not self._make_room():
+            return Refusal(0, "protocol-busy", f"{len(self._admitted)} connections are open and busy")
         return None
+
+    def _make_room(self) -> bool:
+        """Close who has asked nothing for the longest, unless all wait for an answer."""
+        quiet = next((peer for peer in self._admitted if not peer.waiting), None)
+        if quiet is None:
+            return False
+        del self._admitted[quiet]
+        quiet.writer.transport.abort()
+        return True
 
     async def _converse(self, peer: _Peer) -> Refusal | None:
         """Answer requests until the peer ends (None), or sends what is no request."""
-        slots = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
         self._admitted[peer] = None
         try:
             async with asyncio.TaskGroup() as answers:
                 while True:
-                    await slots.acquire()
-                    request = await self._next_request(peer)
-                    if not isinstance(request, _Asked):
-                        return request
-                    if peer in self._admitted:  # behind all that have been idle for longer
+                    asked = await self._next_request(peer)
+                    if not isinstance(asked, _Asked):
+                        return asked
+                    if peer in self._admitted:  # behind all that have asked nothing for longer
                         self._admitted[peer] = self._admitted.pop(peer)
-                    answers.create_task(self._answer(request, peer)).add_done_callback(lambda _: slots.release())
+                    answers.create_task(self._answer(asked, peer)).add_done_callback(partial(self._end, asked, peer))
+                    await asyncio.sleep(0)  # the others' turn, however many requests are here already
         finally:
             self._admitted.pop(peer, None)
+            self._large.leave(peer)
 
     async def _next_request(self, peer: _Peer) -> _Asked | Refusal | None:
         try:
@@ -141,60 +170,59 @@ class Connections:
                     prefix = await peer.reader.readexactly(4)
             except TimeoutError:
                 return None
-            peer.in_flight += 1
-            try:
-                async with asyncio.timeout(self._limits.request_seconds):
-                    return await self._read(peer, frame_size(prefix))
-            finally:
-                peer.in_flight -= 1
-        except asyncio.IncompleteReadError:
+            size = frame_size(prefix)
+            places = 1 if size > USUAL_FRAME_BYTES else min(_MOST_PLACES, 1 + size // SMALL_FRAME_BYTES)
+            for _ in range(places):
+                await peer.places.acquire()
+            async with asyncio.timeout(self._limits.request_seconds):
+                if size > USUAL_FRAME_BYTES:
+                    await self._large.enter(peer)
+                request = decode_request(await peer.reader.readexactly(size))
+            self._large.has_come(peer)
+            return _Asked(request, size, places)
+        except (asyncio.IncompleteReadError, ConnectionError):
             return None
         except TimeoutError:
             return Refusal(0, "policy-deadline", f"half a frame within {self._limits.request_seconds} s")
         except WireError as error:
             return Refusal(0, "protocol-message", str(error))
 
-    async def _read(self, peer: _Peer, size: int) -> _Asked:
-        if size <= USUAL_FRAME_BYTES:
-            return _Asked(decode_request(await peer.reader.readexactly(size)), large=False)
-        async with self._large_frames:
-            return _Asked(decode_request(await peer.reader.readexactly(size)), large=True)
-
     async def _answer(self, asked: _Asked, peer: _Peer) -> None:
-        peer.in_flight += 1
+        """Answer, and wait until the peer has room for more; one that reads nothing is cut off."""
         try:
-            reply = await self._reply(asked, peer.uid)
-            _tell(reply)
+            peer.waiting += 1
+            try:
+                reply = await self._workplace.reply(asked.request, asked.size, peer.uid)
+            finally:
+                peer.waiting -= 1
+            self._tell(reply)
             peer.writer.write(encode_frame(reply))
             async with asyncio.timeout(self._limits.request_seconds):
                 await peer.writer.drain()
         except (ConnectionError, TimeoutError):
             peer.writer.transport.abort()
-        finally:
-            peer.in_flight -= 1
 
-    async def _reply(self, asked: _Asked, uid: int) -> Reply:
-        """Work on a request, but not longer than it may take."""
-        request, threaded = asked.request, asked.large or self._answering.blocking
-        try:
-            async with asyncio.timeout(self._limits.request_seconds):
-                answer = await self._run(lambda: self._answering.begin(request, uid), threaded=threaded)
-                if not isinstance(answer, Approved):
-                    return answer
-                approved = answer
-                await asyncio.wait([asyncio.wrap_future(approved.durable)])
-                return await self._run(lambda: self._answering.finish(request, approved), threaded=threaded)
-        except TimeoutError:
-            return Refusal(request.id, "policy-deadline", f"not done within {self._limits.request_seconds} s")
-        except Exception as error:  # noqa: BLE001 - a bug must not take the signer down, nor show what it handled
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            log.error("bug", kind=type(error).__name__, file=where.filename, line=where.lineno)  # noqa: TRY400
-            return Refusal(request.id, "protocol-internal", "the signer failed")
+    def _end(self, asked: _Asked, peer: _Peer, _task: asyncio.Task[None]) -> None:
+        """Give back what a request has taken."""
+        for _ in range(asked.places):
+            peer.places.release()
+        if asked.size > USUAL_FRAME_BYTES:
+            self._large.free()
 
-    async def _run(self, work: Callable[[], _T], *, threaded: bool) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._workers, work) if threaded else work()
+    def _tell(self, reply: Reply) -> None:
+        """Log what was decided, for people; the audit log has it all."""
+        if isinstance(reply, Refusal) and self._lines.take(time.monotonic()):
+            log.warning("refused", tag=reply.tag, reason=reply.reason)
+        elif isinstance(reply, SettlementReply):
+            log.info("signed", txid=OutPoint(reply.settlement.txid, 0).txid_hex, fee_sat=reply.settlement.fee_sat)
+        elif isinstance(reply, ChildReply):
+            log.info("signed child", txid=OutPoint(reply.child.txid, 0).txid_hex, fee_sat=reply.child.fee_sat)
 
     async def _turn_away(self, peer: _Peer, refusal: Refusal) -> None:
+        if self._lines.take(time.monotonic()):
+            log.warning("turned away", tag=refusal.tag, reason=refusal.reason)
+        if self._leaving >= FAREWELLS:
+            return
         self._leaving += 1
         try:
             peer.writer.write(encode_frame(refusal))
@@ -207,27 +235,55 @@ class Connections:
 
 
 class _Peer:
-    """One connection."""
+    """One connection, and how many answers it waits for."""
 
-    __slots__ = ("in_flight", "reader", "uid", "writer")
+    __slots__ = ("places", "reader", "uid", "waiting", "writer")
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, uid: int) -> None:
         self.reader = reader
         self.writer = writer
-        self.uid = peer_uid(writer.get_extra_info("socket"))
-        self.in_flight = 0
+        self.uid = uid
+        self.waiting = 0
+        self.places = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
 
 
 class _Asked(Struct, frozen=True):
     request: Request
-    large: bool
+    size: int
+    places: int
 
 
-def _tell(reply: Reply) -> None:
-    """Log what was decided, for people; the audit log has it all."""
-    if isinstance(reply, Refusal):
-        log.warning("refused", tag=reply.tag, reason=reply.reason)
-    elif isinstance(reply, SettlementReply):
-        log.info("signed", txid=OutPoint(reply.settlement.txid, 0).txid_hex, fee_sat=reply.settlement.fee_sat)
-    elif isinstance(reply, ChildReply):
-        log.info("signed child", txid=OutPoint(reply.child.txid, 0).txid_hex, fee_sat=reply.child.fee_sat)
+class _LargeFrames:
+    """Places for large frames. Who is slow to send its frame gives its place up to others that wait."""
+
+    def __init__(self) -> None:
+        self._places = asyncio.Semaphore(LARGE_FRAMES)
+        self._sending: dict[_Peer, float] = {}
+
+    async def enter(self, peer: _Peer) -> None:
+        """Wait for a place, or cut off whoever has been sending for too long."""
+        now = asyncio.get_running_loop().time
+        while self._places.locked():
+            slow = next((each for each, begun in self._sending.items() if now() - begun > _LARGE_SECONDS), None)
+            if slow is None:
+                await asyncio.sleep(_LARGE_SECONDS / 10)
+                continue
+            del self._sending[slow]
+            self.free()
+            slow.writer.transport.abort()
+        await self._places.acquire()
+        self._sending[peer] = now()
+
+    def has_come(self, peer: _Peer) -> None:
+        """The frame is here whole; its place stays taken until it was answered."""
+        self._sending.pop(peer, None)
+
+    def leave(self, peer: _Peer) -> None:
+        """The peer is gone; if its frame did not come whole, its place is free."""
+        if peer in self._sending:
+            del self._sending[peer]
+            self.free()
+
+    def free(self) -> None:
+        """A large frame was answered."""
+        self._places.release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import grp
 import os
+import resource
 import socket
 import struct
 from collections.abc import Iterator
@@ -12,6 +13,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 _PROBE_SECONDS = 1.0
+BACKLOG = 1024
+"""Connections that wait to be accepted: they cost nothing, and are served in order."""
+
+RESERVED_FILES = 128
+"""Descriptors that connections must leave alone: a ledger that can't open a file gives up for good."""
+
 _CREDENTIALS = struct.Struct("iII")  # unix(7): pid, uid, gid
 
 
@@ -44,6 +51,16 @@ def peer_uid(connection: socket.socket) -> int:
     return int(_CREDENTIALS.unpack(raw)[1])
 
 
+def room_for(connections: int) -> int:
+    """Have the kernel allow so many connections beside all other files; return how many of them it does allow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + RESERVED_FILES
+    if wanted > soft != resource.RLIM_INFINITY:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return connections if soft == resource.RLIM_INFINITY else max(1, min(connections, soft - RESERVED_FILES))
+
+
 def _listen(path: Path, group: str, cleanup: ExitStack) -> socket.socket:
     try:
         group_id = grp.getgrnam(group).gr_gid if group else None
@@ -62,7 +79,7 @@ def _listen(path: Path, group: str, cleanup: ExitStack) -> socket.socket:
     if group_id is not None:
         os.chown(path, -1, group_id)
         path.chmod(0o660)
-    listener.listen()
+    listener.listen(BACKLOG)
     return listener
 
 

@@ -20,7 +20,9 @@ from paychan.signing.unix import UnixSigner
 from signer.connections import Connections, Limits
 from signer.handlers import Approved, Handler
 from signer.keys import KeyRing, hardened_keys
+from signer.socketfile import listening_socket
 from tests.signer.messages import (
+    make_fundings,
     make_handler,
     make_request,
     make_reserve_request,
@@ -34,14 +36,14 @@ HANDLER = make_handler(KEYS, REQUEST, WITH_RESERVE)
 
 
 class Saying:
-    """Answers whatever a function says, in a thread, as for keys in a token."""
+    """Answers whatever a function says, in a thread where keys are asked for, as for keys in a token."""
 
     blocking = True
 
     def __init__(self, handle: Callable[[Request], Reply]) -> None:
         self._handle = handle
 
-    def begin(self, request: Request, peer_uid: int) -> Reply:
+    def begin(self, request: Request, peer_uid: int) -> Reply:  # noqa: ARG002 - as `Answering` has it
         return self._handle(request)
 
     def finish(self, request: Request, approved: Approved) -> Reply:
@@ -66,12 +68,20 @@ async def served(
     answering = handle if isinstance(handle, Handler) else Saying(handle)
     connections = Connections(answering, Limits(request_seconds=request_seconds, **values))
     path = tmp_path / "served.sock"
-    server = await asyncio.start_unix_server(connections.serve, path=str(path))
-    try:
-        yield path
-    finally:
-        server.close()
-        connections.close()
+    with listening_socket(path, group="") as listener:
+        async with asyncio.TaskGroup() as tasks:
+            accepting = tasks.create_task(connections.accept(listener))
+            try:
+                yield path
+            finally:
+                accepting.cancel()
+                connections.close()
+
+
+async def show(signer: UnixSigner, *requests: SettlementRequest) -> None:
+    """Show what these spend, as a server does before it asks."""
+    for funding in make_fundings(*requests):
+        await signer.show_funding(funding.transaction, funding.outputs)
 
 
 async def sign(signer: UnixSigner, request: SettlementRequest = REQUEST) -> Settlement:

@@ -26,7 +26,6 @@ from paychan.protocol.signerwire import (
     KeyReply,
     KeyRequest,
     Refusal,
-    Reply,
     Request,
     ReserveReply,
     ReserveRequest,
@@ -36,7 +35,7 @@ from paychan.protocol.signerwire import (
     frame_size,
 )
 from paychan.protocol.types import Network
-from signer.keys import HARDENED, RESERVE_PATH, Node, channel_words, hardened_keys
+from signer.keys import HARDENED, RESERVE_PATH, KeyRing, Node, channel_words, hardened_keys
 from tests.lib.signer_process import COMMAND, DEBUG, REGTEST, SignerProcess
 from tests.signer.messages import (
     CLIENT_KEY,
@@ -46,34 +45,10 @@ from tests.signer.messages import (
     make_reserve_request,
     mutated,
 )
+from tests.signer.talking import ask, connect, receive, show
 
 HEALTHY = HealthReply(1, "regtest", "hardened", debug=False)
 HALF_FRAME = encode_frame(Health(1))[:-1]
-
-
-def connect(path: Path) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(20)
-    connection.connect(str(path))
-    return connection
-
-
-def receive(connection: socket.socket) -> Reply | None:
-    """The next reply, or None when the signer has closed."""
-    with connection.makefile("rb", buffering=0) as file:
-        prefix = file.read(4)
-        if not prefix:
-            return None
-        body = b""
-        while len(body) < frame_size(prefix):
-            body += file.read(frame_size(prefix) - len(body))
-        return decode_reply(body)
-
-
-def ask(path: Path, request: Request | bytes) -> Reply | None:
-    with connect(path) as connection:
-        connection.sendall(request if isinstance(request, bytes) else encode_frame(request))
-        return receive(connection)
 
 
 @pytest.fixture(scope="module")
@@ -156,15 +131,17 @@ def test_users_of_the_group_on_the_list_are_answered() -> None:
         b"\xff" * 4,
         bytes(4),
         (4).to_bytes(4, "big") + b"\x00\x92\x01\x05",
-        (4).to_bytes(4, "big") + b"\x01\x92\x01\x05",
-        (4).to_bytes(4, "big") + b"\x02\x92\x06\x05",
-        (4).to_bytes(4, "big") + b"\x02\x92\x65\x05",
-        (3).to_bytes(4, "big") + b"\x02\x91\x03",
-        (2).to_bytes(4, "big") + b"\x02\xc1",
-        (60_001).to_bytes(4, "big") + b"\x02" + b"\x91" * 60_000,
+        (4).to_bytes(4, "big") + b"\x02\x92\x01\x05",
+        (4).to_bytes(4, "big") + b"\x04\x92\x01\x05",
+        (1).to_bytes(4, "big") + b"\x03",
+        (4).to_bytes(4, "big") + b"\x03\x92\x09\x05",
+        (4).to_bytes(4, "big") + b"\x03\x92\x65\x05",
+        (3).to_bytes(4, "big") + b"\x03\x91\x03",
+        (2).to_bytes(4, "big") + b"\x03\xc1",
+        (60_001).to_bytes(4, "big") + b"\x03" + b"\x91" * 60_000,
     ],
     ids=[
-        "http", "oversized", "4-GiB", "empty", "version-0", "version-1",
+        "http", "oversized", "4-GiB", "empty", "version-0", "version-2", "version-4", "no-body",
         "unknown-number", "a-reply", "missing-fields", "no-msgpack", "deep",
     ],
 )  # fmt: skip
@@ -252,29 +229,39 @@ def read_what_is_left(connection: socket.socket) -> bytes:
         return b""
 
 
-def test_too_many_connections_are_turned_away(tmp_path: Path) -> None:
-    """Connections over the limit are told that the signer is busy; one that ends makes room."""
-    limited = REGTEST + "[socket]\nmax_connections = 2\n"
-    with SignerProcess(tmp_path, limited) as running:
-        for _ in range(3):  # a place is free again as soon as the signer has seen a connection end
-            with ExitStack() as connections:
-                for _ in range(2):
-                    connections.enter_context(admitted(running.socket))
+def test_who_has_been_idle_for_the_longest_makes_room(tmp_path: Path) -> None:
+    """When all places are taken, a new connection gets that of whoever has asked nothing for the longest."""
+    with SignerProcess(tmp_path, REGTEST + "[socket]\nmax_connections = 2\n") as running, ExitStack() as connections:
+        first, second = (connections.enter_context(asked(running.socket)) for _ in range(2))
+        ask_again(first)
 
-                reply = ask(running.socket, Health(1))
+        third = connections.enter_context(asked(running.socket))
 
-                assert isinstance(reply, Refusal)
-                assert (reply.id, reply.tag) == (0, "protocol-busy")
+        assert receive(second) is None
+        for connection in (first, third):
+            ask_again(connection)
 
 
-def admitted(path: Path) -> socket.socket:
-    """A connection that has been answered, tried for until there is room."""
-    while True:
-        connection = connect(path)
-        connection.sendall(encode_frame(Health(1)))
-        if receive(connection) == HEALTHY:
-            return connection
-        connection.close()
+def asked(path: Path) -> socket.socket:
+    """A connection that has been answered."""
+    connection = connect(path)
+    ask_again(connection)
+    return connection
+
+
+def ask_again(connection: socket.socket) -> None:
+    connection.sendall(encode_frame(Health(1)))
+    assert receive(connection) == HEALTHY
+
+
+def test_half_a_frame_keeps_no_place(tmp_path: Path) -> None:
+    """Peers that hold all places by half frames make room like others, long before their time is over."""
+    patient = REGTEST + "[socket]\nmax_connections = 4\nrequest_seconds = 600.0\n"
+    with SignerProcess(tmp_path, patient) as running, ExitStack() as connections:
+        for _ in range(8):
+            connections.enter_context(connect(running.socket)).sendall(HALF_FRAME)
+
+        assert ask(running.socket, Health(1)) == HEALTHY
 
 
 # --- start and stop -------------------------------------------------------------------------------------------------
@@ -299,8 +286,8 @@ def test_start_says_what_it_serves(signer: SignerProcess) -> None:
     line = next(line for line in signer.log.read_text().splitlines() if "signer started" in line)
 
     assert f'network=regtest key_mode=hardened socket={signer.socket} destination="derived per channel"' in line
-    keys = hardened_keys(bytes.fromhex(signer.seed.read_text()))
-    assert f"reserve={encode_address(key_script(keys.reserve_key()), Network.REGTEST)}" in line
+    reserve = hardened_keys(signer.master).reserve_key()
+    assert f"reserve={encode_address(key_script(reserve.public_key), Network.REGTEST)}" in line
 
 
 def test_debug_is_loud(tmp_path: Path) -> None:
@@ -328,13 +315,18 @@ def test_socket_of_a_killed_signer_is_replaced(tmp_path: Path) -> None:
         assert ask(running.socket, KeyRequest(1, CLIENT_KEY, EXPIRY)) == before
 
 
-def test_second_signer_is_refused(signer: SignerProcess) -> None:
-    """A second signer on the same socket ends with an error that says so; the first one goes on."""
-    ended = subprocess.run([COMMAND, signer.file], capture_output=True, text=True, check=False, timeout=30)
+def test_second_signer_is_refused(signer: SignerProcess, tmp_path: Path) -> None:
+    """A second signer on the same ledger, or on the same socket, ends with an error that says so; the first one goes on."""
+    other = SignerProcess(tmp_path, f'{REGTEST}[socket]\npath = "{signer.socket}"\n')
+    for file, reason in (
+        (signer.file, f"state_dir: {signer.directory}/signer.ledger is in use by another signer"),
+        (other.file, f"socket.path: another signer is running on {signer.socket}"),
+    ):
+        ended = subprocess.run([COMMAND, file], capture_output=True, text=True, check=False, timeout=30)
 
-    assert ended.returncode == 2
-    assert f"{signer.file}: socket.path: another signer is running on {signer.socket}" in ended.stderr
-    assert ask(signer.socket, Health(1)) == HEALTHY
+        assert ended.returncode == 2
+        assert f"{file}: {reason}" in ended.stderr
+        assert ask(signer.socket, Health(1)) == HEALTHY
 
 
 def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
@@ -355,11 +347,17 @@ def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
     assert running.socket.read_text() == "something"
 
 
+LIVE_ADDRESS = "1BitcoinEaterAddressDontSendf59kuE"
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ('network = "live"\n[key]\nmode = "debug"\n', "key.mode: the key of"),
-        (DEBUG.replace('"test"', '"live"'), "debug: debug exists"),
+        (
+            DEBUG.replace('"test"', '"live"').replace("mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY", LIVE_ADDRESS),
+            "debug: debug exists",
+        ),
         ('network = "live"\n[key]\nmode = "hardened"\n', "key.seed_file: there is no"),
         (f'{REGTEST}[socket]\ngroup = "no-such-group"\n', "socket.group: there is no group"),
         (f'{REGTEST}seed_file = "/dev/null"\n', "key.seed_file: /dev/null is not a regular file"),
@@ -370,8 +368,11 @@ def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
 def test_wrong_settings_end_the_start(tmp_path: Path, config: str, message: str) -> None:
     """What can't be used ends the start with status 2 and one line of file, key and reason, not with a traceback."""
     running = SignerProcess(tmp_path, config)
+    running.passphrase.write_text("correct horse battery staple")
+    running.passphrase.chmod(0o600)
+    command = [COMMAND, running.file, "--passphrase-file", running.passphrase]
 
-    ended = subprocess.run([COMMAND, running.file], capture_output=True, text=True, check=False, timeout=30)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
 
     assert ended.returncode == 2
     last = ended.stderr.splitlines()[-1]
@@ -380,35 +381,20 @@ def test_wrong_settings_end_the_start(tmp_path: Path, config: str, message: str)
     assert "Traceback" not in ended.stderr
 
 
-def test_init_creates_the_seed_once(tmp_path: Path) -> None:
-    """`paychan-signer init FILE` creates the seed; a second time is an error and changes nothing."""
-    running = SignerProcess(tmp_path, 'network = "live"\n[key]\nmode = "hardened"\n')
-    command = [COMMAND, "init", running.file]
-
-    first = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    seed = running.seed.read_text()
-    second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
-
-    assert str(running.seed) in first.stdout
-    assert seed.strip() not in first.stdout + first.stderr
-    assert (second.returncode, running.seed.read_text()) == (2, seed)
-    assert "exists already" in second.stderr
-    with running:
-        assert ask(running.socket, Health(1)) == HealthReply(1, "live", "hardened", debug=False)
-
-
 # --- secrets --------------------------------------------------------------------------------------------------------
 
 
 def test_no_output_holds_a_secret(tmp_path: Path) -> None:
-    """Neither log, ledger nor replies of a full run, refusals and garbage included, contain the seed or a derived key."""
+    """Neither logs, ledger nor replies of a full run, refusals and garbage included, contain the seed or a derived key."""
     with SignerProcess(tmp_path) as running:
-        seed = bytes.fromhex(running.seed.read_text())
-        keys = hardened_keys(seed)
+        master, passphrase = running.master, running.passphrase.read_bytes().strip()
+        keys = KeyRing([hardened_keys(master)])
         request = make_request(keys)
+        with_reserve = make_reserve_request(keys)
+        show(running.socket, request, with_reserve)
         wrong = mutated(request, "claims.0.payment.flag", 1)
         sent: list[Request | bytes] = [Health(1), KeyRequest(2, CLIENT_KEY, EXPIRY), request, wrong, bytes(4)]
-        sent += [make_child_request(request), ReserveRequest(9), mutated(make_reserve_request(keys), "fee_sat", 9_000)]
+        sent += [make_child_request(request), ReserveRequest(9), mutated(with_reserve, "fee_sat", 9_000)]
         replies = [ask(running.socket, message) for message in sent]
         shown = Path(f"/proc/{running.pid}/cmdline").read_bytes() + Path(f"/proc/{running.pid}/environ").read_bytes()
         assert running.stop() == 0
@@ -417,15 +403,16 @@ def test_no_output_holds_a_secret(tmp_path: Path) -> None:
     kinds = [type(replies[number]) for number in (2, 5, 6, 7)]
     assert kinds == [SettlementReply, ChildReply, ReserveReply, SettlementReply]
     kept = b"".join(file.read_bytes() for file in (running.directory / "signer.ledger").iterdir())
+    kept += (running.directory / "signer.audit").read_bytes()
     output = running.log.read_bytes() + kept + shown + b"".join(encode_frame(reply) for reply in replies if reply)
     words = [word | HARDENED for word in channel_words(CLIENT_KEY, EXPIRY)]
-    nodes = [Node.from_seed(seed)]
+    nodes = [Node.from_seed(master)]
     nodes += [nodes[0].descend(RESERVE_PATH[:depth]) for depth in (1, 2)]
     for branch in (b"pchk", b"pchd"):
         for depth in range(5):
             path = [int.from_bytes(branch, "big") | HARDENED, *words][: depth + 1]
-            nodes.append(Node.from_seed(seed).descend(path))
-    secrets = [seed, *(node.key.secret for node in nodes), *(node.chain_code for node in nodes)]
+            nodes.append(nodes[0].descend(path))
+    secrets = [master, passphrase, *(node.key.secret for node in nodes), *(node.chain_code for node in nodes)]
     for secret in secrets:
         for form in (secret, secret.hex().encode(), secret[::-1].hex().encode(), str(int.from_bytes(secret)).encode()):
             assert form not in output
@@ -434,7 +421,7 @@ def test_no_output_holds_a_secret(tmp_path: Path) -> None:
 def test_signer_keeps_out_of_core_dumps() -> None:
     """The process is not dumpable, so neither a core file nor a debugger of the same user shows its keys."""
     code = (
-        "import ctypes, resource; from signer.service import protect_memory; protect_memory(); "
+        "import ctypes, resource; from signer.isolation import keep_private; keep_private(); "
         "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)

@@ -1,0 +1,50 @@
+"""The signer's socket without a client: frames are sent and read as they are."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from paychan.protocol.signerwire import (
+    FundingReply,
+    Reply,
+    Request,
+    SettlementRequest,
+    decode_reply,
+    encode_frame,
+    frame_size,
+)
+from tests.signer.messages import make_fundings
+
+PATIENCE_SECONDS = 60.0
+
+
+def connect(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(PATIENCE_SECONDS)
+    connection.connect(str(path))
+    return connection
+
+
+def receive(connection: socket.socket) -> Reply | None:
+    """The next reply, or None when the signer has closed."""
+    with connection.makefile("rb", buffering=0) as file:
+        prefix = file.read(4)
+        if not prefix:
+            return None
+        body = b""
+        while len(body) < frame_size(prefix):
+            body += file.read(frame_size(prefix) - len(body))
+        return decode_reply(body)
+
+
+def ask(path: Path, request: Request | bytes) -> Reply | None:
+    with connect(path) as connection:
+        connection.sendall(request if isinstance(request, bytes) else encode_frame(request))
+        return receive(connection)
+
+
+def show(path: Path, *requests: SettlementRequest) -> None:
+    """Show what these spend, as a server does before it asks."""
+    for funding in make_fundings(*requests):
+        assert isinstance(ask(path, funding), FundingReply)
