@@ -1,34 +1,21 @@
 """The server's client of the signer's Unix socket: one connection, many requests in flight, each with a deadline.
 
-A connection is made when it is needed, and made again when it broke: the signer may restart at any time. What comes
-back is checked before anybody uses it, because the first settlement stored is the one that will be published.
+A connection is made when it is needed, and made again when it broke: the signer may restart at any time. One that hangs is
+waited for by those alone who asked before that showed; who asks then hears at once that it is absent, until it has answered
+a question of our own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from bitcoin.core import CTransaction
-from bitcoin.core.serialize import SerializationError
-from coincurve import PublicKey
-
-from paychan.protocol.address import key_script
-from paychan.protocol.errors import PaychanError
-from paychan.protocol.scripts import check_public_key
-from paychan.protocol.settlement import (
-    Claim,
-    Reserve,
-    Settlement,
-    build_settlement,
-    sign_child,
-    sign_settlement,
-    spends_by_server_branch,
-)
+from paychan.protocol.settlement import Claim, Reserve, Settlement
 from paychan.protocol.signerwire import (
     AgainRequest,
     ChildReply,
@@ -53,6 +40,7 @@ from paychan.protocol.signerwire import (
 )
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.signing.base import SignerAbsent, SignerRefused
+from paychan.signing.checks import WRONG_REPLY, check_child, check_key, check_settlement, check_spends
 
 _PASSING = (
     "policy-deadline",
@@ -64,9 +52,10 @@ _PASSING = (
 )
 """Refusals that say nothing against the request: the same one may be sent again, the last after the signer's restart."""
 
-_WRONG_REPLY = "protocol-reply"
+_TRIES = 6
+"""The signer closes connections to make room for others when it has to; and each of these pauses is twice the last."""
 
-_KEY_BYTES = 33
+_PAUSE_SECONDS = 0.02
 
 _T = TypeVar("_T", HealthReply, KeyReply, ReserveReply, SettlementReply, ChildReply, FundingReply)
 
@@ -80,6 +69,8 @@ class UnixSigner:
         self._ids = itertools.count(1)  # 0 is the signer's, for what belongs to no request
         self._connecting = asyncio.Lock()
         self._connection: _Connection | None = None
+        self._probing: asyncio.Task[None] | None = None
+        """It hangs, as far as we know."""
         self._closed = False
 
     async def health(self) -> HealthReply:
@@ -89,13 +80,13 @@ class UnixSigner:
     async def public_key(self, client_key: bytes, expiry: UnixTime) -> KeyReply:
         """Ask for the server key of a channel, and the destination of its settlement."""
         reply = await self._ask(KeyRequest(next(self._ids), client_key, expiry), KeyReply)
-        _check_key(reply.server_key, "server_key")
+        check_key(reply.server_key, "server_key")
         return reply
 
     async def reserve_key(self) -> bytes:
         """Ask for the public key of the coins that may help to pay for settlements."""
         reply = await self._ask(ReserveRequest(next(self._ids)), ReserveReply)
-        _check_key(reply.public_key, "reserve_key")
+        check_key(reply.public_key, "reserve_key")
         return reply.public_key
 
     async def sign_settlement(
@@ -104,7 +95,7 @@ class UnixSigner:
         """Ask for a signed settlement; the one returned is what claims, destination, fee and reserve mean."""
         request = SettlementRequest(next(self._ids), tuple(claims), destination_script, fee_sat, reserve)
         reply = await self._ask(request, SettlementReply)
-        _check_rebuilt(reply.settlement, lambda: _rebuild(reply.settlement, request))
+        check_settlement(reply.settlement, request)
         return reply.settlement
 
     async def sign_child(
@@ -122,7 +113,7 @@ class UnixSigner:
         parent = SettlementRequest(0, tuple(claims), destination_script, fee_sat, reserve)
         request = ChildRequest(next(self._ids), parent, child_fee_sat)
         reply = await self._ask(request, ChildReply)
-        _check_rebuilt(reply.child, lambda: _rebuild_child(reply.child, request))
+        check_child(reply.child, request)
         return reply.child
 
     async def show_funding(self, transaction: bytes, outputs: Sequence[int]) -> None:
@@ -135,18 +126,14 @@ class UnixSigner:
         The one returned spends it by the server's branch; what else it does is known only to who asked for it.
         """
         settlement = (await self._ask(AgainRequest(next(self._ids), outpoint), SettlementReply)).settlement
-        try:
-            ours = spends_by_server_branch(settlement.transaction, outpoint)
-            same = bytes(CTransaction.deserialize(settlement.transaction).GetTxid()) == settlement.txid
-        except (SerializationError, ValueError, IndexError) as error:
-            raise SignerRefused(_WRONG_REPLY, f"not a transaction: {error}") from None
-        if not ours or not same:
-            raise SignerRefused(_WRONG_REPLY, "no settlement of this outpoint")
+        check_spends(settlement, outpoint)
         return settlement
 
     async def close(self) -> None:
         """Let go of the connection; calls in flight and later ones end with `SignerAbsent`."""
         self._closed = True
+        if self._probing is not None:
+            self._probing.cancel()
         if self._connection is not None:
             await self._connection.close()
 
@@ -158,11 +145,14 @@ class UnixSigner:
             msg = f"{self._path}: {reply if isinstance(reply, str) else reply.reason}"
             raise SignerAbsent(msg)
         if not isinstance(reply, kind):
-            raise SignerRefused(_WRONG_REPLY, f"asked for {kind.__name__}, got {type(reply).__name__}")
+            raise SignerRefused(WRONG_REPLY, f"asked for {kind.__name__}, got {type(reply).__name__}")
         return reply
 
     async def _reply(self, request: Request) -> Reply | str:
         """Return the reply, or the reason why there is none."""
+        hangs = f"no answer within {self._deadline} s"
+        if self._probing is not None and not isinstance(request, Health):
+            return f"{hangs} lately, and none since"
         frame = encode_frame(request)
         try:
             frame_size(frame[:4])  # too many claims: said here, where it costs the other calls nothing
@@ -171,26 +161,70 @@ class UnixSigner:
         except WireError as error:
             return Refusal(request.id, "protocol-message", str(error))
         except TimeoutError:
-            return f"no answer within {self._deadline} s"
+            if self._probing is None and not self._closed:
+                self._probing = asyncio.create_task(self._probe())
+            return hangs
         except OSError as error:
             return error.strerror or str(error)
 
+    async def _probe(self) -> None:
+        """Ask a signer that hangs for its health until there is an answer, or nobody there who could hang."""
+        try:
+            while True:
+                request = Health(next(self._ids))
+                try:
+                    async with asyncio.timeout(self._deadline):
+                        await self._exchange(encode_frame(request), request.id)
+                except TimeoutError:
+                    continue
+                except OSError:
+                    return
+                return
+        finally:
+            self._probing = None
+
     async def _exchange(self, frame: bytes, request_id: int) -> Reply:
-        """Send and wait. A connection may have been closed since it was last used; a new one gets one more try."""
+        """Send and wait; when a connection ends before the reply, try another one a few times."""
+        pause = _PAUSE_SECONDS
+        for _ in range(_TRIES - 1):
+            try:
+                return await (await self._connected()).ask(frame, request_id)
+            except (ConnectionResetError, BrokenPipeError):
+                await asyncio.sleep(pause)
+                pause *= 2
+        return await (await self._connected()).ask(frame, request_id)
+
+    async def _connected(self) -> _Connection:
         if self._connection is not None and not self._connection.lost:
-            with suppress(ConnectionError):
-                return await self._connection.ask(frame, request_id)
+            return self._connection
         async with self._connecting:
             if self._closed:
                 msg = "client was closed"
                 raise ConnectionAbortedError(msg)
             if self._connection is None or self._connection.lost:
-                self._connection = _Connection(*await asyncio.open_unix_connection(str(self._path)))
-        return await self._connection.ask(frame, request_id)
+                self._connection = _Connection(*await _connect(self._path))
+        return self._connection
+
+
+async def _connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect, and wait while the signer's queue is full; asyncio would take that for a connection that is being made."""
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.setblocking(False)
+        while True:
+            try:
+                connection.connect(str(path))
+                break
+            except BlockingIOError:
+                await asyncio.sleep(_PAUSE_SECONDS)
+        return await asyncio.open_unix_connection(sock=connection)
+    except BaseException:
+        connection.close()
+        raise
 
 
 class _Connection:
-    """One connection and those who wait for its replies. `ConnectionError` means: it broke, nothing is known."""
+    """One connection and those who wait for its replies. `ConnectionResetError` means: it ended, nothing is known."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -225,7 +259,7 @@ class _Connection:
 
     async def _receive(self) -> None:
         """Hand out replies until the connection ends. A late reply, which nobody waits for any more, is dropped."""
-        reason = "connection closed by the signer"
+        problem: OSError = ConnectionResetError("connection closed by the signer")
         try:
             while True:
                 size = frame_size(await self._reader.readexactly(4))
@@ -236,74 +270,18 @@ class _Connection:
                     future.set_result(reply)
         except asyncio.IncompleteReadError:
             pass
-        except (OSError, WireError) as error:
-            reason = str(error)
+        except WireError as error:  # whoever that is, another try would not be better
+            problem = ConnectionAbortedError(str(error))
+        except OSError as error:
+            problem = ConnectionResetError(str(error))
         finally:
             self._writer.close()
             for future in self._waiting.values():
                 if not future.done():
-                    future.set_exception(ConnectionResetError(reason))
+                    future.set_exception(problem)
 
     def _hand_to_all(self, reply: Reply) -> None:
         """The signer turns this connection away: that answers everything asked on it."""
         for future in self._waiting.values():
             if not future.done():
                 future.set_result(reply)
-
-
-def _check_key(key: bytes, name: str) -> None:
-    try:
-        check_public_key(key, name)
-    except PaychanError as error:
-        raise SignerRefused(_WRONG_REPLY, str(error)) from None
-
-
-def _check_rebuilt(came: Settlement, rebuild: Callable[[], Settlement]) -> None:
-    try:
-        rebuilt = rebuild()
-    except (SerializationError, ValueError, IndexError) as error:
-        raise SignerRefused(_WRONG_REPLY, f"not a transaction of these claims: {error}") from None
-    if rebuilt != came:
-        raise SignerRefused(_WRONG_REPLY, "another transaction than the one asked for")
-
-
-def _rebuild(settlement: Settlement, request: SettlementRequest) -> Settlement:
-    """Make the settlement again, with the server's signatures taken out of the one that came back.
-
-    Raises:
-        SerializationError, IndexError: no transaction, or none with these inputs.
-        ValueError: a signature is not the server's over this transaction.
-    """
-    claims, reserve = request.claims, request.reserve
-    scripts = [bytes(txin.scriptSig) for txin in CTransaction.deserialize(settlement.transaction).vin]
-
-    def server_signature(index: int, digest: bytes) -> bytes:
-        if reserve is not None and index >= len(claims):
-            return _verified(scripts[index], 0, reserve.public_key, digest)
-        claim = claims[index]
-        return _verified(scripts[index], 1 + len(claim.payment.signature_with_flag), claim.terms.server_key, digest)
-
-    return sign_settlement(claims, request.destination_script, request.fee_sat, server_signature, reserve)
-
-
-def _rebuild_child(child: Settlement, request: ChildRequest) -> Settlement:
-    """Make the child again; of its parent it shows the txid alone, and of the destination the key. Raises likewise."""
-    parent = request.parent
-    unsigned = build_settlement(parent.claims, parent.destination_script, parent.fee_sat, parent.reserve)
-    txin = CTransaction.deserialize(child.transaction).vin[0]
-    script, spent = bytes(txin.scriptSig), Settlement(unsigned.serialize(), bytes(txin.prevout.hash), parent.fee_sat)
-    public_key = script[-_KEY_BYTES:]
-    if key_script(public_key) != parent.destination_script:
-        msg = "its key is not the destination's"
-        raise ValueError(msg)
-    return sign_child(spent, public_key, request.fee_sat, lambda _, digest: _verified(script, 0, public_key, digest))
-
-
-def _verified(script: bytes, start: int, public_key: bytes, digest: bytes) -> bytes:
-    """Take the signature that is pushed at `start` of a scriptSig, without its hash flag, once it verifies."""
-    signature = script[start + 1 : start + script[start]]
-    # libsecp256k1 takes strict DER with low S only; what can't be parsed is a ValueError
-    if not PublicKey(public_key).verify(signature, digest, hasher=None):
-        msg = f"no signature of {public_key.hex()}"
-        raise ValueError(msg)
-    return signature

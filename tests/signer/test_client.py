@@ -17,26 +17,32 @@ from paychan.protocol.signerwire import (
     KeyRequest,
     Reply,
     Request,
+    SettlementRequest,
 )
 from paychan.protocol.types import Sat, UnixTime
 from paychan.signing.base import SignerAbsent, SignerRefused
 from paychan.signing.unix import UnixSigner
-from signer.connections import WORKERS
-from signer.handlers import Handler
-from signer.keys import hardened_keys
+from signer.answering import WORKERS
+from signer.keys import KeyRing, hardened_keys
 from signer.ledger import LevelDbLedger
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.signer_process import REGTEST, SignerProcess
-from tests.signer.connected import HANDLER, KEYS, PATIENT, REQUEST, client, served, sign, sign_child
+from tests.signer.connected import HANDLER, KEYS, PATIENT, REQUEST, client, served, show, sign, sign_child
 from tests.signer.messages import (
     CLIENT_KEY,
     EXPIRY,
     make_claim,
     make_coin,
+    make_handler,
     make_request,
     make_reserve_request,
     mutated,
 )
+
+
+def keys_of(running: SignerProcess) -> KeyRing:
+    return KeyRing([hardened_keys(running.master)])
+
 
 # --- the real process -----------------------------------------------------------------------------------------------
 
@@ -46,11 +52,13 @@ async def test_settlement_of_the_real_process_is_valid(tmp_path: Path) -> None:
     with SignerProcess(tmp_path) as running:
         async with client(running.socket) as signer:
             key = await signer.public_key(CLIENT_KEY, EXPIRY)
-            claims = [make_claim(key.server_key), make_claim(key.server_key, change_sat=0, number=1)]
+            claims = (make_claim(key.server_key), make_claim(key.server_key, change_sat=0, number=1))
+            request = SettlementRequest(1, claims, key.destination_script, Sat(5_000))
+            await show(signer, request)
 
-            settlement = await signer.sign_settlement(claims, key.destination_script, Sat(5_000))
+            settlement = await sign(signer, request)
 
-            assert await signer.sign_settlement(claims, key.destination_script, Sat(5_000)) == settlement
+            assert await sign(signer, request) == settlement
 
     raw = settlement.transaction
     for index, claim in enumerate(claims):
@@ -66,11 +74,12 @@ async def test_settlement_of_the_real_process_is_valid(tmp_path: Path) -> None:
 async def test_reserve_and_child_of_the_real_process_are_valid(tmp_path: Path) -> None:
     """Coins of the reserve and children work over the socket, and the interpreter accepts what they make."""
     with SignerProcess(tmp_path) as running:
-        keys = hardened_keys(bytes.fromhex(running.seed.read_text()))
+        keys = keys_of(running)
         async with client(running.socket) as signer:
-            reserve = Reserve(await signer.reserve_key(), (make_coin(0), make_coin(1)))
+            reserve = Reserve(await signer.reserve_key(), (make_coin(keys, 0), make_coin(keys, 1)))
             request = make_reserve_request(keys)
             assert request.reserve == reserve
+            await show(signer, request)
 
             settlement = await sign(signer, request)
             child = await sign_child(signer, request)
@@ -87,8 +96,9 @@ async def test_reserve_and_child_of_the_real_process_are_valid(tmp_path: Path) -
 async def test_refusal_tells_the_least_fee(tmp_path: Path) -> None:
     """Who asks for another settlement at too low a rate learns at which fee it would be signed, and gets it."""
     with SignerProcess(tmp_path) as running:
-        request = make_request(hardened_keys(bytes.fromhex(running.seed.read_text())))
+        request = make_request(keys_of(running))
         async with client(running.socket) as signer:
+            await show(signer, request)
             before = await sign(signer, request)
             with pytest.raises(SignerRefused) as refused:
                 await sign(signer, mutated(request, "fee_sat", 4_000))
@@ -108,8 +118,8 @@ async def test_many_calls_share_one_connection(tmp_path: Path) -> None:
 
             replies = await asyncio.gather(*(signer.public_key(CLIENT_KEY, expiry) for expiry in expiries))
 
-    keys = hardened_keys(bytes.fromhex(running.seed.read_text()))
-    assert [reply.server_key for reply in replies] == [keys.public_key(CLIENT_KEY, expiry) for expiry in expiries]
+        keys = keys_of(running)
+    assert [reply.server_key for reply in replies] == [keys.new(CLIENT_KEY, expiry).public_key for expiry in expiries]
 
 
 async def eventually(call: Callable[[], Any]) -> Any:
@@ -224,9 +234,9 @@ async def test_busy_signer_is_absent(tmp_path: Path) -> None:
 
 async def test_signer_that_lost_its_ledger_is_absent(tmp_path: Path) -> None:
     """A signer whose disk fails says nothing about the request: the same one may be sent again after its restart."""
-    ledger = LevelDbLedger(tmp_path / "ledger")
+    ledger = LevelDbLedger(tmp_path / "ledger", tmp_path / "audit")
     ledger.close()
-    handler = Handler(KEYS, ledger, "regtest", "hardened", debug=False)
+    handler = make_handler(KEYS, ledger=ledger)
     async with served(tmp_path, handler) as path, client(path) as signer:
         for ask in (sign, sign_child):
             with pytest.raises(SignerAbsent, match="the ledger of what was signed: closed"):

@@ -24,34 +24,35 @@ from paychan.protocol.signerwire import (
 )
 from paychan.protocol.types import Sat
 from paychan.signing.base import SignerRefused
-from signer.handlers import Handler
-from signer.keys import Keys, hardened_keys
-from tests.lib.ledger import MemoryLedger
+from signer.keys import KeyRing, hardened_keys
 from tests.signer.connected import HANDLER, KEYS, REQUEST, WITH_RESERVE, client, served, sign, sign_child
 from tests.signer.messages import (
     CLIENT,
     CLIENT_KEY,
     EXPIRY,
     make_coin,
+    make_handler,
     make_request,
     mutated,
     with_high_s,
     with_padded_s,
 )
 
+RESERVE = KEYS.reserve()
+OTHER_KEYS = KeyRing([hardened_keys(bytes(31) + b"\x01")])
 HEALTH = HealthReply(1, "regtest", "hardened", debug=False)
 
 
 def resigned(
-    request: SettlementRequest, alter: Callable[[bytes], bytes] = bytes, keys: Keys = KEYS, **changes: Any
+    request: SettlementRequest, alter: Callable[[bytes], bytes] = bytes, keys: KeyRing = KEYS, **changes: Any
 ) -> Settlement:
     """A settlement of something else than was asked for, or with other signatures."""
 
     def server_signature(index: int, digest: bytes) -> bytes:
         if index >= len(request.claims):
-            return alter(keys.sign_reserve(digest))
+            return alter(keys.reserve().sign(digest))
         terms = request.claims[index].terms
-        return alter(keys.sign(terms.client_key, terms.expiry, digest))
+        return alter(keys.new(terms.client_key, terms.expiry).sign(digest))
 
     names = ("claims", "destination_script", "fee_sat", "reserve")
     return sign_settlement(**{**{name: getattr(request, name) for name in names}, **changes}, sign=server_signature)
@@ -107,7 +108,7 @@ LIES: dict[str, Settlement] = {
     "padded S": resigned(REQUEST, with_padded_s),
     "trailing byte in the signature": resigned(REQUEST, lambda signature: signature + b"\x00"),
     "no DER": resigned(REQUEST, lambda signature: bytes(len(signature))),
-    "key of another": resigned(REQUEST, keys=hardened_keys(bytes(31) + b"\x01")),
+    "key of another": resigned(REQUEST, keys=OTHER_KEYS),
     "signatures of another settlement": spliced(HONEST, resigned(REQUEST, fee_sat=Sat(6_000))),
     "unsigned": changed(
         HONEST, lambda t: CTransaction([CTxIn(i.prevout, b"", i.nSequence) for i in t.vin], t.vout)
@@ -124,14 +125,16 @@ LIES: dict[str, Settlement] = {
 HONEST_WITH_RESERVE = resigned(WITH_RESERVE)
 LIES_WITH_RESERVE: dict[str, Settlement] = {
     "without coins": resigned(WITH_RESERVE, reserve=None),
-    "fewer coins": resigned(WITH_RESERVE, reserve=Reserve(KEYS.reserve_key(), (make_coin(),))),
-    "other coin": resigned(WITH_RESERVE, reserve=Reserve(KEYS.reserve_key(), (make_coin(0), make_coin(2)))),
-    "other order": resigned(WITH_RESERVE, reserve=Reserve(KEYS.reserve_key(), (make_coin(1), make_coin(0)))),
+    "fewer coins": resigned(WITH_RESERVE, reserve=Reserve(RESERVE.public_key, (make_coin(KEYS),))),
+    "other coin": resigned(WITH_RESERVE, reserve=Reserve(RESERVE.public_key, (make_coin(KEYS, 0), make_coin(KEYS, 2)))),
+    "other order": resigned(
+        WITH_RESERVE, reserve=Reserve(RESERVE.public_key, (make_coin(KEYS, 1), make_coin(KEYS, 0)))
+    ),
     "other key": resigned(
         mutated(WITH_RESERVE, "reserve.public_key", CLIENT_KEY), destination_script=WITH_RESERVE.destination_script
     ),
     "other destination": resigned(WITH_RESERVE, destination_script=STRANGER),
-    "key of another": resigned(WITH_RESERVE, keys=hardened_keys(bytes(31) + b"\x01")),
+    "key of another": resigned(WITH_RESERVE, keys=OTHER_KEYS),
     "high S": resigned(WITH_RESERVE, with_high_s),
     "unsigned coin": changed(
         HONEST_WITH_RESERVE,
@@ -147,8 +150,8 @@ def child_of(
     fee_sat: int = 2_000,
 ) -> Settlement:
     """A child of `WITH_RESERVE`'s settlement."""
-    public_key = KEYS.reserve_key() if key is None else key
-    return make_child(settlement, public_key, Sat(fee_sat), lambda _, digest: alter(KEYS.sign_reserve(digest)))
+    public_key = RESERVE.public_key if key is None else key
+    return make_child(settlement, public_key, Sat(fee_sat), lambda _, digest: alter(RESERVE.sign(digest)))
 
 
 def with_script(settlement: Settlement, script: bytes) -> Settlement:
@@ -183,7 +186,7 @@ CHILD_LIES: dict[str, Settlement] = {
     "flag NONE": with_script(CHILD, SCRIPT[: SCRIPT[0]] + b"\x02" + SCRIPT[SCRIPT[0] + 1 :]),
     "high S": child_of(HONEST_WITH_RESERVE, with_high_s),
     "no DER": child_of(HONEST_WITH_RESERVE, lambda signature: bytes(len(signature))),
-    "signature of another": child_of(HONEST_WITH_RESERVE, lambda _: KEYS.sign_reserve(bytes(32))),
+    "signature of another": child_of(HONEST_WITH_RESERVE, lambda _: RESERVE.sign(bytes(32))),
 }
 
 
@@ -191,13 +194,9 @@ async def test_honest_settlement_is_taken(tmp_path: Path) -> None:
     """What the lies below are made from is what an honest signer returns, and it is taken."""
     async with served(tmp_path, HANDLER) as path, client(path) as signer:
         assert await sign(signer) == HONEST
-    async with served(tmp_path, handler_of_its_own()) as path, client(path) as signer:
+    async with served(tmp_path, make_handler(KEYS, WITH_RESERVE)) as path, client(path) as signer:
         assert await sign(signer, WITH_RESERVE) == HONEST_WITH_RESERVE
         assert await sign_child(signer, WITH_RESERVE) == CHILD
-
-
-def handler_of_its_own() -> Handler:
-    return Handler(KEYS, MemoryLedger(), "regtest", "hardened", debug=False)
 
 
 @pytest.mark.parametrize("lie", LIES_WITH_RESERVE)
