@@ -160,18 +160,22 @@ def test_payments_go_on_without_the_signer(
     assert len(_settled(impatient, payer)) == 64
 
 
-def test_an_opening_that_drains_counts_without_the_signer(
+def test_an_opening_waits_for_the_signer(
     impatient: System, http: httpx.Client, stopped_signer: Callable[[], None]
 ) -> None:
-    """A draining opening payment that was stored is answered as such, also when the settlement has to wait."""
+    """No channel is opened whose funding the signer has not seen: 503, nothing is stored, and the same request opens later."""
     v1 = V1(impatient.url, payer := Payer(), http)
     assert v1.funding_info().status_code == 200
     stopped_signer()
-    opened = v1.open(payer.payment_of_change(0))
-    stored = impatient.channel(payer.outpoint)["status"]
+    refused = v1.open(payer.payment(100_000))
+    assert (refusal(refused), refused.headers["Retry-After"]) == ((503, "signer_unavailable"), "5")
+    assert impatient.channel(payer.outpoint)["code"] == "unknown_channel"
     _go_on(impatient)
-    _settled(impatient, payer)
-    assert (opened.status_code, stored) == (202, "closing")
+    deadline = time.monotonic() + 20
+    while (opened := v1.open(payer.payment(100_000))).status_code == 503:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert opened.status_code == 201
 
 
 def test_funding_must_be_deep_enough(tmp_path: Path, http: httpx.Client) -> None:

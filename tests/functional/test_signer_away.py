@@ -1,0 +1,201 @@
+"""A signer that hangs, dies or is started again, with a real node: payments go on, openings are told to wait, closings wait."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.lib.customer import LIFE_SECONDS, OPENING_SAT, Customer, CustomerV2, code, market, settled, wait_for
+from tests.lib.node import Node
+from tests.lib.system import System
+
+DEADLINE_SECONDS = 4.0
+SECTIONS = {"signer": f"deadline_seconds = {DEADLINE_SECONDS}"}
+UNAVAILABLE = (503, "signer_unavailable")
+
+POINT = "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798"
+_SECONDS = itertools.count()
+
+HOW = pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL], ids=["hung", "killed"])
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, Node]]:
+    with market(tmp_path_factory.mktemp("town"), SECTIONS) as town:
+        yield town
+
+
+@pytest.fixture
+def system(town: tuple[System, Node]) -> Iterator[System]:
+    """The signer is there before and after each test."""
+    system = town[0]
+    yield system
+    bring_back(system)
+
+
+def customers(town: tuple[System, Node], number: int = 1) -> list[Customer]:
+    """Customers of both versions with open channels."""
+    made = [kind(*town) for kind in (Customer, CustomerV2) for _ in range(number)]
+    for customer in made:
+        customer.fund()
+    town[1].mine()
+    for customer in made:
+        wait_for(lambda customer=customer: customer.open().status_code == 201, "opened")
+    return made
+
+
+def take_away(system: System, how: signal.Signals) -> None:
+    assert system.signer is not None
+    if how is signal.SIGSTOP:
+        system.signer.process.send_signal(how)
+    else:
+        system.signer.stop(how)
+
+
+def bring_back(system: System) -> None:
+    """Let it go on, or start it again, and wait until the server says that it is there."""
+    assert system.signer is not None
+    if system.signer.process.poll() is None:
+        system.signer.process.send_signal(signal.SIGCONT)
+    else:
+        system.start_signer()
+    wait_for(lambda: health(system) == "hardened", "signer is back")
+
+
+def health(system: System) -> str:
+    return str(system.manage("GET", "/health").json()["signer"])
+
+
+# --- payments ---------------------------------------------------------------------------------------------------------
+
+
+@HOW
+def test_payments_go_on_at_their_speed(town: tuple[System, Node], system: System, how: signal.Signals) -> None:
+    """Two hundred payments, of v1 and v2, are booked while openings wait for a signer that is away, and none waits for it."""
+    payers = customers(town)
+    stranger = Customer(*town)
+    take_away(system, how)
+    with ThreadPoolExecutor(8) as threads:
+        opening = [threads.submit(stranger.ask, "GET", "/v1/fundingInfo", **unknown()) for _ in range(8)]
+        begun = time.monotonic()
+        for number in range(1, 101):
+            for payer in payers:
+                assert payer.pay(OPENING_SAT + number).status_code == 200
+        took = time.monotonic() - begun
+
+        assert {code(answer.result()) for answer in opening} == {UNAVAILABLE}
+    assert took < 50 * DEADLINE_SECONDS  # 200 deadlines, if they waited for the signer
+    assert all(payer.record["status"] == "open" for payer in payers)
+
+
+def unknown() -> dict[str, str]:
+    """Terms that nobody has asked for before: the server does not know the signer's key for them."""
+    return {"client_pubkey": POINT, "exp_time": str(int(time.time()) + LIFE_SECONDS + next(_SECONDS))}
+
+
+# --- openings ---------------------------------------------------------------------------------------------------------
+
+
+@HOW
+def test_openings_are_told_to_come_back(town: tuple[System, Node], system: System, how: signal.Signals) -> None:
+    """Funding info and openings are 503 with code and Retry-After; nothing is stored, and the same request opens when the signer is back."""
+    waiting = [kind(*town) for kind in (Customer, CustomerV2)]
+    for customer in waiting:
+        customer.fund()
+    town[1].mine()
+    take_away(system, how)
+
+    stranger = waiting[0].ask("GET", "/v1/fundingInfo", **unknown())
+    answers = [stranger, *(customer.open() for customer in waiting)]
+
+    for answer in answers:
+        assert (code(answer), answer.headers["Retry-After"]) == (UNAVAILABLE, "5")
+    assert health(system).startswith("absent: ")
+    for customer in waiting:
+        assert customer.record["code"] == "unknown_channel"
+    bring_back(system)
+    for customer in waiting:
+        assert customer.open().status_code == 201
+
+
+async def test_openings_do_not_pile_up(town: tuple[System, Node], system: System) -> None:
+    """Of many who want to open while the signer hangs, those who come first wait for a deadline, all others hear at once."""
+    take_away(system, signal.SIGSTOP)
+    limits = httpx.Limits(max_connections=40)
+    async with httpx.AsyncClient(base_url=system.url, limits=limits, timeout=60, trust_env=False) as http:
+
+        async def ask() -> tuple[int, str]:
+            return code(await http.get("/v1/fundingInfo", params=unknown()))
+
+        first = await asyncio.gather(*(ask() for _ in range(40)))
+        begun = time.monotonic()
+        for _ in range(100):
+            assert await ask() == UNAVAILABLE
+        took = time.monotonic() - begun
+
+    assert set(first) == {UNAVAILABLE}
+    assert took < 50 * DEADLINE_SECONDS  # a hundred deadlines, if each waited
+    bring_back(system)
+    assert Customer(*town).address
+
+
+# --- closings ---------------------------------------------------------------------------------------------------------
+
+
+@HOW
+def test_closings_wait_and_are_settled_by_themselves(
+    town: tuple[System, Node], system: System, how: signal.Signals
+) -> None:
+    """Who closes while the signer is away hears 503, pays no more, and is settled on the chain when it is back, with no further request."""
+    leaving = customers(town, 3)
+    take_away(system, how)
+    for customer in leaving:
+        assert code(customer.close(OPENING_SAT)) == UNAVAILABLE
+        assert code(customer.pay(OPENING_SAT + 1)) == (410, "channel_closing")
+    time.sleep(DEADLINE_SECONDS)  # the watcher tries, in vain
+    assert {customer.record["status"] for customer in leaving} == {"closing"}
+    bring_back(system)
+
+    for customer, outputs in zip(leaving, settled(*leaving), strict=True):
+        assert outputs[customer.change_script.hex()] == 1_000_000 - OPENING_SAT
+
+
+def test_signer_that_dies_again_and_again(town: tuple[System, Node], system: System) -> None:
+    """However often the signer is killed and started while channels close, each is settled once, as its newest payment says."""
+    leaving = customers(town, 3)
+    with ThreadPoolExecutor(len(leaving)) as threads:
+        for _ in range(3):
+            take_away(system, signal.SIGKILL)
+            closing = [threads.submit(customer.close, OPENING_SAT) for customer in leaving]
+            system.start_signer()
+            time.sleep(0.3)
+            for answer in closing:
+                assert answer.result().status_code in (200, 202, 410, 503)
+    bring_back(system)
+
+    for customer, outputs in zip(leaving, settled(*leaving), strict=True):
+        assert outputs[customer.change_script.hex()] == 1_000_000 - OPENING_SAT
+
+
+def test_server_is_started_before_its_signer(tmp_path: Path, town: tuple[System, Node]) -> None:
+    """A server that finds its signer hanging when it starts goes on by itself when the signer does."""
+    with System(tmp_path, sections=SECTIONS, node=town[1]) as system, ThreadPoolExecutor(1) as threads:
+        take_away(system, signal.SIGSTOP)
+        system.kill_server()
+        starting = threads.submit(system.start_server)
+        time.sleep(1.0)
+        assert not starting.done()
+        bring = system.signer
+        assert bring is not None
+        bring.process.send_signal(signal.SIGCONT)
+        starting.result()
+
+        assert health(system) == "hardened"
