@@ -94,9 +94,9 @@ class Connections:
                 try:
                     connection, _ = await asyncio.get_running_loop().sock_accept(listener)
                 except OSError as error:  # no file descriptor left, or no memory for one
-                    log.error("can't accept", reason=error.strerror, connections=len(self._admitted))  # noqa: TRY400
-                    self._make_room()
-                    await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
+                    if self._lines.take(time.monotonic()):
+                        log.error("can't accept", reason=error.strerror, connections=len(self._admitted))  # noqa: TRY400
+                    await asyncio.sleep(0 if self._make_room() else _ACCEPT_PAUSE_SECONDS)
                     continue
                 conversations.create_task(self._serve(connection))
                 await asyncio.sleep(
@@ -111,9 +111,10 @@ class Connections:
         """Answer one connection until it ends. A peer's failure is its own."""
         with connection:
             try:
+                uid = peer_uid(connection)
                 reader, writer = await asyncio.open_unix_connection(sock=connection, limit=_BUFFER_BYTES)
                 writer.transport.set_write_buffer_limits(_BUFFER_BYTES)
-                peer = _Peer(reader, writer, peer_uid(connection))
+                peer = _Peer(reader, writer, uid)
             except OSError:
                 return
             try:

@@ -20,9 +20,10 @@ PATIENCE_SECONDS = 60.0
 
 
 def connect(path: Path) -> socket.socket:
+    """Connect, and wait for that while the signer's queue is full."""
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(PATIENCE_SECONDS)
     connection.connect(str(path))
+    connection.settimeout(PATIENCE_SECONDS)
     return connection
 
 

@@ -38,7 +38,7 @@ from paychan.protocol.signerwire import (
 )
 from signer.answering import WORKERS
 from signer.keys import KeyRing, hardened_keys
-from signer.socketfile import RESERVED_FILES
+from signer.socketfile import BACKLOG, RESERVED_FILES
 from tests.lib.signer_process import REGTEST, SignerProcess
 from tests.signer.connected import HANDLER, PATIENT, client, served, show, sign
 from tests.signer.crowd import Crowd, is_over, many_files, memory_bytes, open_files, until
@@ -47,6 +47,9 @@ from tests.signer.talking import ask, connect, receive
 
 MIB = 1 << 20
 CROWD = 10_000
+MANY = BACKLOG + 1_000
+"""So many are open on their side when the signer accepts them: more than wait in its queue."""
+
 HEALTHY = HealthReply(1, "regtest", "hardened", debug=False)
 HEALTH = encode_frame(Health(1))
 PATIENT_CONFIG = REGTEST + "[socket]\nrequest_seconds = 60.0\n"
@@ -112,12 +115,12 @@ async def test_ten_thousand_connections(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["idle", "half a frame", "http", "a request, replies unread"])
 async def test_flood_of_one_kind(tmp_path: Path, kind: str) -> None:
     """No kind of connection keeps the honest out, or takes more memory, when all that come are of that kind."""
-    with many_files(1_500), SignerProcess(tmp_path) as running:
+    with many_files(2_500), SignerProcess(tmp_path) as running:
         keys = keys_of(running)
         before = await honest(running.socket, keys)
         at_rest = memory_bytes(running.pid)
-        with Crowd(running.socket, 1_000, [KINDS[kind]]) as crowd:
-            crowd.wait_for(1_000)
+        with Crowd(running.socket, MANY, [KINDS[kind]]) as crowd:
+            crowd.wait_for(MANY)
             assert await honest(running.socket, keys) == before
 
         assert memory_bytes(running.pid, "VmHWM") - at_rest < BOUND
@@ -259,14 +262,13 @@ async def test_replies_that_nobody_reads(tmp_path: Path) -> None:
 
 async def test_no_file_left(tmp_path: Path) -> None:
     """When the kernel gives no file descriptor any more, connections make room, the ledger goes on, and the honest are served; nothing of it remains."""
-    with many_files(1_500), SignerProcess(tmp_path) as running:
+    with many_files(2_500), SignerProcess(tmp_path) as running:
         keys = keys_of(running)
         before = await honest(running.socket, keys)
         files = open_files(running.pid)
         limit = files + 12
         resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (limit, limit))
-        with Crowd(running.socket, 200, [KINDS["idle"]]) as crowd:
-            crowd.wait_for(100)
+        with Crowd(running.socket, MANY, [KINDS["idle"]]):
             until(lambda: "can't accept" in running.log.read_text())
 
             assert ask(running.socket, Health(1)) == HEALTHY
