@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 import structlog
@@ -56,6 +56,7 @@ class Workplace:
         self._answering = answering
         self._seconds = seconds
         self._waiting = ThreadPoolExecutor(WORKERS, "keys")
+        self._writing: tuple[Future[None], asyncio.Future[None]] | None = None
         self._large = ThreadPoolExecutor(LARGE_WORKERS, "large")
 
     async def reply(self, request: Request, frame_bytes: int, uid: int) -> Reply:
@@ -67,13 +68,21 @@ class Workplace:
                 if not isinstance(answer, Approved):
                     return answer
                 approved = answer
-                await asyncio.wait([asyncio.wrap_future(approved.durable)])
+                await self._on_disk(approved.durable)
                 return await _run(place, lambda: self._answering.finish(request, approved))
         except TimeoutError:
             return Refusal(request.id, "policy-deadline", f"not done within {self._seconds} s")
         except Exception as error:  # noqa: BLE001 - a bug must not take the signer down, nor show what it handled
             tell_bug(error)
             return Refusal(request.id, "protocol-internal", "the signer failed")
+
+    async def _on_disk(self, durable: Future[None]) -> None:
+        """Wait until it is done, well or not. Many requests wait for one: the loop is woken once for all of them."""
+        if self._writing is None or self._writing[0] is not durable:
+            self._writing = durable, asyncio.wrap_future(durable)
+        done, _ = await asyncio.wait([self._writing[1]])
+        for future in done:
+            future.exception()  # seen; `finish` says what it was
 
     def close(self) -> None:
         """Begin no further work."""

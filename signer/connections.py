@@ -18,17 +18,14 @@ from msgspec import Struct
 
 from paychan.protocol.signerwire import (
     USUAL_FRAME_BYTES,
-    ChildReply,
     Refusal,
     Reply,
     Request,
-    SettlementReply,
     WireError,
     decode_request,
     encode_frame,
     frame_size,
 )
-from paychan.protocol.types import OutPoint
 from signer.answering import SMALL_FRAME_BYTES, Answering, Workplace, tell_bug
 from signer.budget import Budget
 from signer.socketfile import peer_uid
@@ -211,13 +208,9 @@ class Connections:
             self._large.free()
 
     def _tell(self, reply: Reply) -> None:
-        """Log what was decided, for people; the audit log has it all."""
+        """Log what was refused, for people; the audit log has every decision."""
         if isinstance(reply, Refusal) and self._lines.take(time.monotonic()):
             log.warning("refused", tag=reply.tag, reason=reply.reason)
-        elif isinstance(reply, SettlementReply):
-            log.info("signed", txid=OutPoint(reply.settlement.txid, 0).txid_hex, fee_sat=reply.settlement.fee_sat)
-        elif isinstance(reply, ChildReply):
-            log.info("signed child", txid=OutPoint(reply.child.txid, 0).txid_hex, fee_sat=reply.child.fee_sat)
 
     async def _turn_away(self, peer: _Peer, refusal: Refusal) -> None:
         if self._lines.take(time.monotonic()):

@@ -178,8 +178,11 @@ def plan_reserve_fee(claims: Sequence[Claim], reserve: Reserve, rate_sat_per_vb:
 def plan_child_fee(parent: Settlement, own_sat: Sat, rate_sat_per_vb: int, rules: Rules) -> Sat | None:
     """Fee of a child that lifts itself and the parent to a rate; `own_sat` is the parent's output that it spends.
 
-    None if there is nothing to lift, or it would leave dust.
+    Or as far as the budget of both goes: the share of what was received, which is that output and the parent's fee. None if
+    there is nothing to lift, or nothing to lift it with.
     """
-    fee = Sat(rate_sat_per_vb * (parent.size + CHILD_BYTES) - parent.fee_sat)
+    wanted = rate_sat_per_vb * (parent.size + CHILD_BYTES) - parent.fee_sat
     least = CHILD_BYTES * RELAY_FLOOR_SAT_PER_VB
-    return Sat(max(fee, least)) if fee > 0 and own_sat - max(fee, least) >= rules.dust_sat else None
+    most = (own_sat + parent.fee_sat) * rules.fee_share_percent // 100 - parent.fee_sat
+    fee = min(max(wanted, least), most, own_sat - rules.dust_sat)
+    return Sat(fee) if wanted > 0 and fee >= least else None

@@ -174,11 +174,14 @@ def test_the_reserve_helps_where_our_output_would_be_dust() -> None:
 
 
 def test_threat_20_a_child_pays_what_both_lack() -> None:
-    """Parent and child together pay the rate; a child is not made where it would leave dust or lift nothing."""
+    """Parent and child together pay the rate, within budget and dust; none is made that could not be relayed."""
     parent = Settlement(bytes(348), b"", Sat(348))
     fee = plan_child_fee(parent, Sat(100_000), 20, rules)
 
     assert fee == 20 * (348 + CHILD_BYTES) - 348
-    assert plan_child_fee(parent, Sat(fee + rules.dust_sat), 20, rules) == fee
-    assert plan_child_fee(parent, Sat(fee + rules.dust_sat - 1), 20, rules) is None
+    all_of_it = msgspec.structs.replace(rules, fee_share_percent=100)
+    assert plan_child_fee(parent, Sat(fee + rules.dust_sat), 20, all_of_it) == fee
+    assert plan_child_fee(parent, Sat(fee + rules.dust_sat - 1), 20, all_of_it) == fee - 1
+    assert plan_child_fee(parent, Sat(CHILD_BYTES + rules.dust_sat - 1), 20, all_of_it) is None
     assert plan_child_fee(msgspec.structs.replace(parent, fee_sat=Sat(20_000)), Sat(100_000), 20, rules) is None
+    assert plan_child_fee(parent, Sat(10_000), 20, rules) == (10_000 + parent.fee_sat) // 2 - parent.fee_sat

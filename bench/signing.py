@@ -1,0 +1,212 @@
+"""Settlements signed per second by a whole `paychan-signer`: checked, entered in the ledger, synced, logged, signed.
+
+    python bench/signing.py [--settlements 4000] [--connections 64] [--token]
+
+Every settlement is of a channel of its own, opened beforehand as the server does it: its key asked for, its funding
+transaction shown. Each connection asks for the next one when it has the answer to the one before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Annotated, Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import machine
+import psutil  # type: ignore[import-untyped]  # has no stubs
+import typer
+from bitcoin.core import COutPoint, CTransaction, CTxIn, CTxOut
+from bitcoin.core.script import CScript
+from coincurve import PrivateKey
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from paychan.protocol.address import key_script
+from paychan.protocol.payment import sign_payment
+from paychan.protocol.scripts import make_terms
+from paychan.protocol.settlement import Claim
+from paychan.protocol.signerwire import (
+    FundingReply,
+    FundingRequest,
+    KeyReply,
+    KeyRequest,
+    Reply,
+    Request,
+    SettlementReply,
+    SettlementRequest,
+    decode_reply,
+    encode_frame,
+    frame_size,
+)
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+from tests.lib.softhsm import SoftHsm
+
+COMMAND = Path(sys.executable).with_name("paychan-signer")
+EXPIRY = UnixTime(1_900_000_000)
+FUNDING_SAT = 1_000_000
+CHANGE_SAT = 400_000
+FEE_SAT = 5_000
+START_SECONDS = 30.0
+
+Keys = Callable[[Path], tuple[str, dict[str, str]]]
+"""Prepares keys in a directory: the signer's configuration, and what it needs in its environment."""
+
+
+def software(_: Path) -> tuple[str, dict[str, str]]:
+    """A seed of its own, as at home."""
+    return 'network = "regtest"\n[key]\nmode = "hardened"\ncreate_if_missing = true\n', {}
+
+
+def token(directory: Path) -> tuple[str, dict[str, str]]:
+    """Keys in a fresh SoftHSM token: one for all channels, for making one takes longer than a hundred signatures."""
+    made = SoftHsm(directory / "token")
+    return made.signer_config + 'keys = "one"\n', made.environment
+
+
+class Connection:
+    """One connection of a client that waits for each answer."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def open(self) -> None:
+        self._reader, self._writer = await asyncio.open_unix_connection(str(self._path))
+
+    async def ask(self, frame: bytes) -> bytes:
+        self._writer.write(frame)
+        return await self._reader.readexactly(frame_size(await self._reader.readexactly(4)))
+
+
+async def ask_all(path: Path, frames: Sequence[bytes], connections: int) -> tuple[list[bytes], list[float], float]:
+    """Ask everything over so many connections: answers, their latencies and the whole time, in seconds."""
+    answers, latencies = [b""] * len(frames), [0.0] * len(frames)
+    waiting = iter(range(len(frames)))
+
+    async def work() -> None:
+        connection = Connection(path)
+        await connection.open()
+        for number in waiting:
+            begun = time.perf_counter()
+            answers[number] = await connection.ask(frames[number])
+            latencies[number] = time.perf_counter() - begun
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(connections)))
+    return answers, latencies, time.perf_counter() - begun
+
+
+def answered(path: Path, requests: Sequence[Request], kind: type[Reply]) -> list[Any]:
+    """Ask before the clock starts, and see that each gets the answer that it should."""
+    answers, _, _ = asyncio.run(ask_all(path, [encode_frame(request) for request in requests], 16))
+    replies = [decode_reply(answer) for answer in answers]
+    wrong = [reply for reply in replies if not isinstance(reply, kind)]
+    if wrong:
+        sys.exit(f"{len(wrong)} of {len(replies)} were refused: {wrong[0]}")
+    return replies
+
+
+def open_channels(path: Path, count: int) -> list[SettlementRequest]:
+    """Open channels as a server does it; what is to be asked for in the end."""
+    clients = [PrivateKey(sha256(b"client %d" % number).digest()) for number in range(count)]
+    asked = [KeyRequest(1, client.public_key.format(), EXPIRY) for client in clients]
+    keys = answered(path, asked, KeyReply)
+    requests, shown = [], []
+    for number, client in enumerate(track(clients, "signing payments", transient=True)):
+        reply = keys[number]
+        terms = make_terms(reply.server_key, client.public_key.format(), EXPIRY)
+        funding = CTransaction(
+            [CTxIn(COutPoint(bytes(32), number))], [CTxOut(FUNDING_SAT, CScript(terms.funding_script))]
+        )
+        shown.append(FundingRequest(1, funding.serialize(), (0,)))
+        outpoint, script = OutPoint(bytes(funding.GetTxid()), 0), key_script(client.public_key.format())
+        payment = sign_payment(client, terms, outpoint, script, Sat(CHANGE_SAT))
+        claim = Claim(terms, outpoint, Sat(FUNDING_SAT), script, payment)
+        requests.append(SettlementRequest(1, (claim,), reply.destination_script, Sat(FEE_SAT)))
+    answered(path, shown, FundingReply)
+    return requests
+
+
+def start(directory: Path, keys: Keys) -> tuple[subprocess.Popen[bytes], Path]:
+    """Start a signer and wait until its socket answers."""
+    file, path = directory / "signer.toml", directory / "signer.sock"
+    text, environment = keys(directory)
+    file.write_text(f'state_dir = "{directory}"\n{text}[policy]\nrequests_per_second = 1000000\n')
+    with (directory / "signer.log").open("wb") as log:
+        process = subprocess.Popen([COMMAND, file], stdout=log, stderr=log, env=os.environ | environment)
+    deadline = time.monotonic() + START_SECONDS
+    with socket.socket(socket.AF_UNIX) as probe:
+        while probe.connect_ex(str(path)):
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                sys.exit((directory / "signer.log").read_text())
+            time.sleep(0.02)
+    return process, path
+
+
+def measure(keys: Keys, directory: Path, settlements: int, connections: int) -> dict[str, Any]:
+    """One run with a signer of its own."""
+    process, path = start(directory, keys)
+    try:
+        frames = [encode_frame(request) for request in open_channels(path, settlements)]
+        watched = psutil.Process(process.pid)
+        before = watched.cpu_times()
+        answers, latencies, seconds = asyncio.run(ask_all(path, frames, connections))
+        after = watched.cpu_times()
+    finally:
+        process.terminate()
+        process.wait()
+    signed = sum(isinstance(decode_reply(answer), SettlementReply) for answer in answers)
+    if signed != settlements:
+        sys.exit(f"{settlements - signed} of {settlements} were refused")
+    marks = quantiles(latencies, n=100)
+    return {
+        "per_second": settlements / seconds,
+        "cpu_us": 1e6 * (after.user + after.system - before.user - before.system) / settlements,
+        "p50_ms": 1e3 * marks[49],
+        "p99_ms": 1e3 * marks[98],
+    }
+
+
+def bench(
+    settlements: Annotated[int, typer.Option(help="settlements in a run")] = 4000,
+    connections: Annotated[int, typer.Option(help="connections to the signer")] = 64,
+    runs: Annotated[int, typer.Option(help="runs, of which the median counts")] = 3,
+    in_token: Annotated[bool, typer.Option("--token", help="keys in a SoftHSM token")] = False,
+) -> None:
+    """Measure how many settlements a second a signer signs."""
+    facts, console = machine.facts(), Console()
+    verifies = machine.verifies_per_second()
+    results = []
+    for _ in range(runs):
+        with tempfile.TemporaryDirectory() as directory:
+            results.append(measure(token if in_token else software, Path(directory), settlements, connections))
+    figures = {name: round(median(result[name] for result in results), 2) for name in results[0]}
+    name = "SoftHSM" if in_token else "software"
+    table = Table("keys", "settlements/s", "share of R", "CPU µs", "p50 ms", "p99 ms", title=f"R = {verifies:,.0f}/s")
+    table.add_row(
+        name,
+        f"{figures['per_second']:,.0f}",
+        f"{figures['per_second'] / verifies:.3f}",
+        *(f"{figures[each]:.1f}" for each in ("cpu_us", "p50_ms", "p99_ms")),
+    )
+    console.print(table)
+    kept = {"keys": name, "connections": connections, "settlements": settlements, "runs": results, **figures}
+    durability = "every watermark and log line synced before its signature leaves"
+    path = machine.save("signing", {**kept, "R": round(verifies), "durability": durability}, facts)
+    console.print(f"[dim]{path}[/]")
+
+
+if __name__ == "__main__":
+    typer.run(bench)
