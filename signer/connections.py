@@ -194,6 +194,8 @@ class Connections:
             finally:
                 peer.waiting -= 1
             self._tell(reply)
+            if peer.writer.transport.is_closing():  # it has gone; asyncio would log a line for each reply
+                return
             peer.writer.write(encode_frame(reply))
             async with asyncio.timeout(self._limits.request_seconds):
                 await peer.writer.drain()

@@ -252,6 +252,7 @@ async def test_replies_that_nobody_reads(tmp_path: Path) -> None:
         until(lambda: all(map(is_over, greedy)))
 
         assert memory_bytes(running.pid, "VmHWM") - at_rest < 2 * BOUND
+        assert "socket.send() raised" not in running.log.read_text()
         assert isinstance(await honest(running.socket, keys), Settlement)
         for thread in sending:
             thread.join()
