@@ -45,6 +45,8 @@ from tests.signer.crowd import Crowd, is_over, many_files, memory_bytes, open_fi
 from tests.signer.messages import CHANGE_SCRIPT, CLIENT_KEY, EXPIRY, make_request
 from tests.signer.talking import ask, connect, receive
 
+pytestmark = pytest.mark.timeout(400)
+
 MIB = 1 << 20
 CROWD = 10_000
 MANY = BACKLOG + 1_000
