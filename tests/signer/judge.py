@@ -1,0 +1,253 @@
+"""What a signer may sign, from first principles.
+
+Judges by the transactions alone, with Bitcoin Core's interpreter and arithmetic over what the outputs hold that they
+spend. Shares no code with the signer, and believes no request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from hashlib import sha256
+from typing import NamedTuple
+
+from tests.lib.kernel import interpreter_accepts
+
+ALL, SINGLE_ANYONECANPAY, NONE_ANYONECANPAY = 0x01, 0x83, 0x82
+LONGEST_SIGNATURE = 72
+RELAYED_AND_DUST = 1_000
+HOUR, DAY = 3_600, 86_400
+
+
+class Input(NamedTuple):
+    outpoint: bytes
+    script_sig: bytes
+    sequence: int
+
+
+class Output(NamedTuple):
+    value_sat: int
+    script: bytes
+
+
+class Transaction(NamedTuple):
+    txid: bytes
+    inputs: list[Input]
+    outputs: list[Output]
+    lock_time: int
+
+
+class Reader:
+    """Reads a transaction's parts from bytes without witness."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw, self.at = raw, 0
+
+    def take(self, size: int) -> bytes:
+        self.at += size
+        assert self.at <= len(self.raw)
+        return self.raw[self.at - size : self.at]
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "little")
+
+    def count(self) -> int:
+        first = self.number(1)
+        return first if first < 0xFD else self.number({0xFD: 2, 0xFE: 4, 0xFF: 8}[first])
+
+
+def parse(raw: bytes) -> Transaction:
+    """Read all of it, and nothing may follow."""
+    read = Reader(raw)
+    read.take(4)
+    inputs = [Input(read.take(36), read.take(read.count()), read.number(4)) for _ in range(read.count())]
+    outputs = [Output(read.number(8), read.take(read.count())) for _ in range(read.count())]
+    lock_time = read.number(4)
+    assert read.at == len(raw)
+    return Transaction(sha256(sha256(raw).digest()).digest(), inputs, outputs, lock_time)
+
+
+def pushes(script_sig: bytes) -> list[bytes]:
+    """What a scriptSig puts on the stack; OP_1 puts a 1."""
+    read, found = Reader(script_sig), []
+    while read.at < len(script_sig):
+        opcode = read.number(1)
+        if opcode == 0x51:
+            found.append(b"\x01")
+        else:
+            assert 0 < opcode <= 0x4C
+            found.append(read.take(opcode if opcode < 0x4C else read.number(1)))
+    return found
+
+
+class Channel(NamedTuple):
+    """What is true of one: where its settlement may pay to, and what an honest payer has signed for."""
+
+    destinations: frozenset[bytes]
+    promised: frozenset[Output | None] | None
+    """Change outputs, None for none left; None as a whole: the payer colludes and signs anything."""
+
+
+class Rules(NamedTuple):
+    """What the operator set; 0: no limit."""
+
+    fee_percent: int = 50
+    fee_sat: int = 5_000_000
+    hour_sat: int = 0
+    day_sat: int = 0
+    heartbeat_seconds: int = 0
+    unattended_sat: int = 0
+
+
+class Settled(NamedTuple):
+    """A settlement, read."""
+
+    txid: bytes
+    fee_sat: int
+    size: int
+    """The largest it could have been: our signatures are now and then a byte shorter."""
+    shares: dict[bytes, tuple[int, Output | None]]
+    """For each channel's outpoint: what was received, and the change output."""
+
+    @property
+    def rate(self) -> Fraction:
+        return Fraction(self.fee_sat, self.size)
+
+    @property
+    def received_sat(self) -> int:
+        return sum(received for received, _ in self.shares.values())
+
+
+class Judge:
+    """Is shown whatever the signer gave, and fails on what it should not have given."""
+
+    def __init__(
+        self, rules: Rules, channels: Mapping[bytes, Channel], reserves: frozenset[bytes], keys: Mapping[bytes, bytes]
+    ) -> None:
+        """Take channels by their funding script, scripts of reserves, and keys of ours by the script that they open."""
+        self.rules = rules
+        self.channels = channels
+        self.reserves = reserves
+        self.keys = keys
+        self.outputs: dict[bytes, Output] = {}
+        self.shown: set[bytes] = set()
+        self.settled: dict[bytes, Settled] = {}
+        self.newest: dict[bytes, Settled] = {}
+        self.values: list[tuple[int, int]] = []
+        self.beat_at = self.unattended_sat = 0
+
+    def learn(self, raw: bytes) -> None:
+        """Take note of a transaction: whoever has its bytes knows what its outputs hold, whether it is mined or not."""
+        transaction = parse(raw)
+        for index, output in enumerate(transaction.outputs):
+            self.outputs[transaction.txid + index.to_bytes(4, "little")] = output
+
+    def show(self, raw: bytes, outputs: Iterable[int]) -> None:
+        """Take note of outputs that the signer has seen: of others it knows nothing."""
+        self.shown |= {parse(raw).txid + index.to_bytes(4, "little") for index in outputs}
+
+    def beat(self, now: int) -> None:
+        """Take note of the operator's sign of life."""
+        self.beat_at, self.unattended_sat = now, 0
+
+    def settlements(self, given: Iterable[tuple[bytes, int]], now: int) -> None:
+        """Judge settlements, each with the fee that it is said to pay; of several at once some order must be in order."""
+        read = [(self._read(raw), fee_sat) for raw, fee_sat in given]
+        assert all(settled.fee_sat == fee_sat for settled, fee_sat in read)
+        for settled, _ in sorted(read, key=lambda each: each[0].rate):
+            if settled.txid not in self.settled:
+                self._admit(settled, now)
+
+    def child(self, raw: bytes, fee_sat: int) -> None:
+        """Judge a child: of a settlement that was given, to the script that it spends, and no dearer than is allowed."""
+        transaction = parse(raw)
+        [spent], [left] = transaction.inputs, transaction.outputs
+        parent, output = self.settled[spent.outpoint[:32]], self.outputs[spent.outpoint]
+        signature, key = pushes(spent.script_sig)
+        assert self.keys[output.script] == key
+        assert left.script == output.script
+        assert signature[-1] == ALL
+        assert interpreter_accepts(output.script, raw, 0, output.value_sat)
+        assert output.value_sat - left.value_sat == fee_sat
+        self._check_fee(parent, fee_sat)
+        assert all(self.newest[outpoint] == parent for outpoint in parent.shares)
+
+    def _read(self, raw: bytes) -> Settled:
+        transaction = parse(raw)
+        assert transaction.lock_time == 0
+        spent = [self.outputs[each.outpoint] for each in transaction.inputs]
+        size, shares, allowed = len(raw), dict[bytes, tuple[int, Output | None]](), set(self.reserves)
+        for index, (each, output) in enumerate(zip(transaction.inputs, spent, strict=True)):
+            assert each.outpoint in self.shown
+            assert each.sequence == 0xFFFFFFFF
+            assert interpreter_accepts(output.script, raw, index, output.value_sat)
+            parts = pushes(each.script_sig)
+            ours = parts[0 if output.script in self.reserves else 1]
+            assert ours[-1] == ALL
+            size += LONGEST_SIGNATURE - len(ours)
+            if output.script not in self.reserves:
+                channel = self.channels[output.script]
+                shares[each.outpoint] = _share(channel, output, parts, transaction, index)
+                allowed |= channel.destinations
+        kept = sum(change is not None for _, change in shares.values())
+        assert len({each.outpoint for each in transaction.inputs}) == len(spent)
+        assert all(_is_relayed(output.script) for output in transaction.outputs)
+        assert kept <= 1  # which is output 0 then: the interpreter has found it at its input's index
+        assert len(transaction.outputs) <= kept + 1
+        assert all(output.script in allowed for output in transaction.outputs[kept:])
+        self.learn(raw)
+        fee_sat = sum(each.value_sat for each in spent) - sum(each.value_sat for each in transaction.outputs)
+        return Settled(transaction.txid, fee_sat, size, shares)
+
+    def _admit(self, settled: Settled, now: int) -> None:
+        self._check_fee(settled, 0)
+        new_sat = 0
+        for outpoint, (received_sat, change) in settled.shares.items():
+            before_sat, before = 0, self.newest.get(outpoint)
+            if before is not None:
+                before_sat, old_change = before.shares[outpoint]
+                assert settled.rate > before.rate
+                assert received_sat >= before_sat
+                assert None in (change, old_change) or change.script == old_change.script
+            new_sat += received_sat - before_sat
+            self.newest[outpoint] = settled
+        self.settled[settled.txid] = settled
+        self._check_values(new_sat, now)
+
+    def _check_fee(self, settled: Settled, child_sat: int) -> None:
+        rules, received_sat = self.rules, settled.received_sat
+        share_sat = min(received_sat * rules.fee_percent // 100, rules.fee_sat)
+        most_sat = min(max(share_sat, settled.size + RELAYED_AND_DUST), received_sat)
+        assert min(settled.fee_sat, child_sat) >= 0
+        assert settled.fee_sat + child_sat <= most_sat
+
+    def _check_values(self, new_sat: int, now: int) -> None:
+        rules = self.rules
+        self.values.append((now, new_sat))
+        for seconds, most_sat in ((HOUR, rules.hour_sat), (DAY, rules.day_sat)):
+            if most_sat and new_sat:
+                assert sum(value for at, value in self.values if now - at < seconds) <= most_sat
+        if rules.heartbeat_seconds and now - self.beat_at > rules.heartbeat_seconds and new_sat:
+            self.unattended_sat += new_sat
+            assert self.unattended_sat <= rules.unattended_sat
+
+
+def _share(
+    channel: Channel, output: Output, parts: list[bytes], transaction: Transaction, index: int
+) -> tuple[int, Output | None]:
+    """What a claim brings, and what it leaves to its payer: that is what the payer has signed, or it were not valid."""
+    client, _, branch, _ = parts
+    assert branch == b"\x01"
+    assert client[-1] in (SINGLE_ANYONECANPAY, NONE_ANYONECANPAY)
+    change = transaction.outputs[index] if client[-1] == SINGLE_ANYONECANPAY else None
+    assert index == 0 or change is None
+    assert channel.promised is None or change in channel.promised
+    received_sat = output.value_sat - (change.value_sat if change else 0)
+    assert received_sat >= 0
+    return received_sat, change
+
+
+def _is_relayed(script: bytes) -> bool:
+    """P2PKH or P2SH."""
+    p2pkh = len(script) == 25 and (script[:3], script[23:]) == (b"\x76\xa9\x14", b"\x88\xac")
+    return p2pkh or (len(script) == 23 and (script[:2], script[22:]) == (b"\xa9\x14", b"\x87"))

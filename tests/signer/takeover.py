@@ -1,0 +1,261 @@
+"""A server that was taken over: it holds the signer's socket, knows every public fact, and tries anything.
+
+Old copies of the ledger are not in its power.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+)
+
+from paychan.protocol.settlement import CHILD_BYTES
+from paychan.protocol.signerwire import (
+    AgainRequest,
+    ChildReply,
+    ChildRequest,
+    FundingReply,
+    FundingRequest,
+    KeyReply,
+    KeyRequest,
+    Refusal,
+    Reply,
+    Request,
+    SettlementReply,
+    SettlementRequest,
+)
+from paychan.protocol.types import MAX_MONEY_SAT, Sat
+from signer.keys import KeyRing
+from signer.signed import Output, decode_entry
+from tests.signer.doors import Door
+from tests.signer.hostile import GOOD, NUMBERS, PLANS, Attacker, Plan
+from tests.signer.judge import Judge, Rules
+from tests.signer.messages import mutated
+from tests.signer.scene import ADDRESS, CHANNELS, PLACES, PREVIOUS, SOURCES, THIEF, Place, facts
+from tests.signer.tricks import DAMAGES, SOUND, TRICKS, damaged
+
+
+def _some(*parts: st.SearchStrategy[Any]) -> st.SearchStrategy[list[tuple[Any, ...]]]:
+    return st.lists(st.tuples(*parts), min_size=1, max_size=5)
+
+
+class HostileServer(RuleBasedStateMachine):
+    """Asks, and has everything judged that it gets. A subclass says which door it stands at."""
+
+    open_door: ClassVar[Callable[[KeyRing, bytes | None], Door]]
+    limits: ClassVar[Rules]
+    answers: ClassVar[Counter[tuple[str, str]]]
+    door: Door
+
+    @initialize(
+        address=st.sampled_from([None, None, ADDRESS]),
+        hidden=st.sets(st.integers(0, len(PLACES) - 1), max_size=1),
+        plans=st.lists(GOOD, min_size=1, max_size=2),
+    )
+    def begin(self, address: bytes | None, hidden: set[int], plans: list[Plan]) -> None:
+        """The operator starts a signer; the server shows most of what is on the chain, as one does that was never taken."""
+        keys = KeyRing(SOURCES, address, [PREVIOUS])
+        self.door = type(self).open_door(keys, address)
+        self.attacker = Attacker(keys, self.limits)
+        self.judge = Judge(self.limits, *facts(address))
+        self.wanted: tuple[SettlementRequest, int] | None = None
+        self.wait(0, beat=True)
+        for raw in dict.fromkeys(place.raw for place in PLACES):
+            self.judge.learn(raw)
+            outputs = [place.outpoint.vout for n, place in enumerate(PLACES) if place.raw == raw and n not in hidden]
+            if outputs:
+                self.ask(FundingRequest(1, raw, tuple(outputs)))
+        self.settle(plans)
+
+    # --- asking -----------------------------------------------------------------------------------------------------
+
+    def ask(self, *requests: Request) -> list[Reply]:
+        """Ask for one or several at once; have judged what comes. What is refused is not remembered either."""
+        before = self.door.memory()
+        if len(requests) == 1:
+            replies = [self.door.send(requests[0])]
+        else:
+            with ThreadPoolExecutor(len(requests)) as pool:
+                replies = list(pool.map(self.door.send, requests))
+        for request, reply in zip(requests, replies, strict=True):
+            self.count(request, reply)
+        if all(isinstance(reply, Refusal) for reply in replies):
+            assert self.door.memory() == before
+        given = [reply.settlement for reply in replies if isinstance(reply, SettlementReply)]
+        self.judge.settlements([(each.transaction, each.fee_sat) for each in given], self.door.now())
+        for request, reply in zip(requests, replies, strict=True):
+            if isinstance(reply, ChildReply):
+                self.judge.child(reply.child.transaction, reply.child.fee_sat)
+            elif isinstance(request, FundingRequest) and isinstance(reply, FundingReply):
+                self.judge.show(request.transaction, request.outputs)
+            elif isinstance(request, SettlementRequest) and isinstance(reply, SettlementReply):
+                self.attacker.signed_for(request, reply.settlement.transaction)
+        return replies
+
+    def count(self, request: Request, reply: Reply) -> None:
+        asked = type(request).__name__
+        answer = reply.tag if isinstance(reply, Refusal) else "given"
+        self.answers[asked, answer] += 1
+        assert not isinstance(reply, Refusal) or reply.tag != "protocol-ledger"
+
+    # --- what it tries ----------------------------------------------------------------------------------------------
+
+    @rule(
+        channel=st.integers(0, len(CHANNELS) - 1),
+        value_sat=st.sampled_from([1, 545, 2_000, 100_000, 10_000_000, MAX_MONEY_SAT]),
+        number=st.integers(0, 3),
+        shows=st.sampled_from([True] * 7 + [False]),
+    )
+    def invent(self, channel: int, value_sat: int, number: int, shows: bool) -> None:
+        """A transaction that pays whatever one likes to a channel, and spends what never was."""
+        place = self.attacker.invent(channel, value_sat, number)
+        self.judge.learn(place.raw)
+        if shows:
+            self.ask(_shown(place))
+
+    @rule(damages=_some(NUMBERS, st.sampled_from(["none", *DAMAGES])))
+    def show(self, damages: list[tuple[int, str]]) -> None:
+        """True transactions, the same in other bytes, outputs that they don't have, or ones that are no channel's."""
+        for number, damage in damages:
+            request = damaged(_shown(PLACES[number % len(PLACES)]), damage, number)
+            if damage in SOUND:
+                self.judge.learn(request.transaction)
+            [reply] = self.ask(request)
+            assert isinstance(reply, FundingReply if damage in SOUND else Refusal)
+
+    @rule(channel=st.integers(0, len(CHANNELS) - 1), mine=st.booleans())
+    def ask_for_a_key(self, channel: int, mine: bool) -> None:
+        """A channel's, or one whose client key is a key of the signer's."""
+        terms = CHANNELS[channel].terms
+        reply = self.ask(KeyRequest(1, terms.server_key if mine else terms.client_key, terms.expiry))[0]
+        assert isinstance(reply, KeyReply)
+
+    @rule(plans=st.lists(PLANS | GOOD, min_size=1, max_size=5))
+    def settle(self, plans: list[Plan]) -> None:
+        """Whatever comes to its mind."""
+        for plan in plans:
+            request = self.attacker.request(plan)
+            [reply] = self.ask(request)
+            if isinstance(reply, Refusal) and reply.need_sat:
+                self.wanted = (request, reply.need_sat)
+
+    @rule(tricks=_some(GOOD, st.sampled_from(sorted(TRICKS))))
+    def settle_with_a_trick(self, tricks: list[tuple[Plan, str]]) -> None:
+        """Something good, but for one thing."""
+        for plan, trick in tricks:
+            self.ask(TRICKS[trick](self.attacker, self.attacker.request(plan), plan.number))
+
+    @rule(plans=st.lists(PLANS | GOOD, min_size=2, max_size=4), same=st.booleans())
+    def settle_at_once(self, plans: list[Plan], same: bool) -> None:
+        """Several at the same time, or one several times."""
+        requests = [self.attacker.request(plan) for plan in plans]
+        self.ask(*(requests[:1] * len(requests) if same else requests))
+
+    @precondition(lambda self: self.wanted)
+    @rule(less=st.booleans())
+    def pay_what_is_needed(self, less: bool) -> None:
+        """The fee that the last refusal named, or a satoshi less."""
+        assert self.wanted is not None
+        (request, need_sat), self.wanted = self.wanted, None
+        self.ask(mutated(request, "fee_sat", need_sat - less))
+
+    @precondition(lambda self: self.attacker.signed)
+    @rule(
+        changes=_some(
+            NUMBERS, st.integers(0, 7), st.sampled_from(["as before", "dearer", "dearer", "same rate", "less", "most"])
+        )
+    )
+    def settle_otherwise(self, changes: list[tuple[int, int, str]]) -> None:
+        """Something that was signed, with fewer claims, other change, other script or another destination."""
+        for number, how, fee in changes:
+            signed = self.attacker.newest(number)
+            request = self.otherwise(signed, how, number)
+            if fee != "as before":
+                fee_sat = signed.fee_sat - 1 if fee == "less" else self.attacker.fee(fee, request)
+                request = mutated(request, "fee_sat", fee_sat)
+            self.ask(request)
+
+    def otherwise(self, request: SettlementRequest, how: int, number: int) -> SettlementRequest:
+        changes: dict[int, Callable[[], SettlementRequest]] = {
+            1: lambda: mutated(request, "claims", request.claims[:1]),
+            2: lambda: mutated(request, "claims", request.claims[1:] or request.claims),
+            3: lambda: mutated(request, "destination_script", THIEF),
+            4: lambda: mutated(request, "claims.0", self.attacker.signs(request.claims[0], change_script=THIEF)),
+            5: lambda: mutated(request, "claims.0", self.attacker.signs(request.claims[0], number % 3)),
+            6: lambda: mutated(request, "claims.0", self.attacker.signs(request.claims[0], -number)),
+        }
+        return changes.get(how, lambda: request)()
+
+    @precondition(lambda self: self.attacker.signed)
+    @rule(number=NUMBERS)
+    def again(self, number: int) -> None:
+        """What was signed for an output, or nothing was."""
+        places = [*self.attacker.signed] * 3 + [place.outpoint for place in self.attacker.places]
+        self.ask(AgainRequest(1, places[number % len(places)]))
+
+    @precondition(lambda self: self.attacker.signed)
+    @rule(
+        children=_some(
+            NUMBERS,
+            st.sampled_from(["usual", "usual", "most", "more", "more", "all", "negative", "none"]),
+            st.sampled_from([True, True, True, False]),
+        )
+    )
+    def child(self, children: list[tuple[int, str, bool]]) -> None:
+        """Children of settlements that were signed, or of some that never were."""
+        for number, fee, signed in children:
+            parent = self.attacker.newest(number)
+            if not signed:
+                parent = mutated(parent, "fee_sat", parent.fee_sat + 1)
+            fees = {"usual": CHILD_BYTES, "negative": -1, "none": 0}
+            fee_sat = fees[fee] if fee in fees else self.attacker.fee(fee, parent) - parent.fee_sat
+            self.ask(ChildRequest(1, parent, Sat(fee_sat)))
+
+    @precondition(lambda self: self.attacker.signed)
+    @rule(number=NUMBERS)
+    def use_what_came_back(self, number: int) -> None:
+        """What a settlement left to the reserve may be a coin of the next."""
+        coin = self.attacker.came_back(self.attacker.newest(number))
+        if coin is not None:
+            self.ask(_shown(coin))
+
+    @precondition(lambda self: self.judge.values)
+    @rule()
+    def restart(self) -> None:
+        before = self.door.memory()
+        self.door.restart()
+        assert self.door.memory() == before
+
+    @precondition(lambda self: self.limits.hour_sat or self.limits.heartbeat_seconds)
+    @rule(seconds=st.sampled_from([600, 3_500, 7_201, 82_000]), beat=st.sampled_from([False, False, True]))
+    def wait(self, seconds: int, beat: bool) -> None:
+        """Time passes where it matters; the operator is there, or is not."""
+        self.door.wait(seconds)
+        if beat:
+            self.door.beat()
+            self.judge.beat(self.door.now())
+
+    def teardown(self) -> None:
+        """What it was shown, the signer remembers as it is."""
+        if not hasattr(self, "door"):
+            return
+        try:
+            for key, raw in self.door.memory().items():
+                if key[:1] == b"f" and len(key) == 37:
+                    output = decode_entry(raw, Output)
+                    assert self.judge.outputs[key[1:]] == (output.value_sat, output.script)
+        finally:
+            self.door.close()
+
+
+def _shown(place: Place) -> FundingRequest:
+    return FundingRequest(1, place.raw, (place.outpoint.vout,))
