@@ -114,8 +114,8 @@ def plan_fee(
 ) -> Sat | Shortfall:
     """Choose the fee of a settlement in satoshi (PROTOCOL §8.1, without its zero and dust outputs).
 
-    The wanted fee is the rate times the size, within the budget, or what the client offered to pay if that is more,
-    within reason. Where it would leave the server less than dust, it is lowered, down to the relay floor.
+    The wanted fee is the rate times the size, or what the client offered to pay if that is more, within reason, and within
+    the budget. Where it would leave the server less than dust, it is lowered, down to the relay floor.
     `may_give_all`: the client asked to be settled; when even that leaves no output for the server, all it received
     becomes the fee, provided the client has change.
     """
@@ -125,8 +125,7 @@ def plan_fee(
     need = size * RELAY_FLOOR_SAT_PER_VB + dust_sat
     if received >= need:
         offered = min(client_fee_sat, _MAX_CLIENT_FEE_FACTOR * wanted)
-        wanted = min(wanted, budget_sat(claims, size, share_percent))
-        return Sat(min(max(wanted, offered), received - dust_sat))
+        return Sat(min(max(wanted, offered), budget_sat(claims, size, share_percent), received - dust_sat))
     if may_give_all and claims[0].payment.flag == SINGLE_ANYONECANPAY:
         need = settlement_size(claims, destination_script, server_output=False) * RELAY_FLOOR_SAT_PER_VB
         if received >= need:

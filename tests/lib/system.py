@@ -28,6 +28,8 @@ state_dir = "{state}"
 mode = "debug"
 [settlement]
 destination_address = "mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY"
+[policy]
+value_per_hour_sat = 0
 """
 
 SERVER = """
