@@ -8,7 +8,7 @@ them at a time, each judged against the newest accepted, none answered before it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any, TypeAlias, TypeGuard
 
 import structlog
@@ -37,6 +37,7 @@ from paychan.protocol.errors import ApplicationRefused, PaychanError, TryAgain
 from paychan.protocol.machine import apply
 from paychan.protocol.opening import successor
 from paychan.protocol.payment import PaymentVerifier
+from paychan.protocol.several import judge, newest_of
 from paychan.store.base import Change
 
 log = structlog.get_logger("channel")
@@ -44,6 +45,12 @@ log = structlog.get_logger("channel")
 
 class Resume(Struct, frozen=True):
     """Go on with a settlement that is not finished."""
+
+
+class PaySeveral(Struct, frozen=True):
+    """Payments that came together; the answer is a list with an outcome for each, in their order."""
+
+    commands: Sequence[Pay]
 
 
 Message: TypeAlias = Command | Resume
@@ -74,13 +81,21 @@ class ChannelActor(LoopActor):
         work = (self._last_commit, self._offering, self._behind, self._settling)
         return self._last_message <= moment and not any(map(_under_way, work))
 
-    def on_receive(self, message: Message) -> Outcome | Awaitable[Outcome]:
+    def on_receive(self, message: Message | PaySeveral) -> Any:
         self._last_message = self._world.clock()
+        if isinstance(message, PaySeveral):
+            return self._judge_several(message.commands)
         if isinstance(message, Resume):
             return self._carry_on(Accepted(self._channel))
-        if self._channel.offered is not None or _under_way(self._offering) or _under_way(self._behind):
-            return self._after_offer(message)
-        return self._judge(message)
+        return self._in_turn(message)
+
+    def _in_turn(self, command: Command) -> Outcome | Awaitable[Outcome]:
+        return self._after_offer(command) if self._offers else self._judge(command)
+
+    @property
+    def _offers(self) -> bool:
+        """Whether an application must be heard first."""
+        return self._channel.offered is not None or _under_way(self._offering) or _under_way(self._behind)
 
     def _judge(self, command: Command) -> Outcome | Awaitable[Outcome]:
         if not self.alive:  # stopped while the command waited: what is in memory may be outdated
@@ -95,6 +110,37 @@ class ChannelActor(LoopActor):
         if outcome.channel.offered is not None:
             return asyncio.shield(self._question())
         return durable if next_step(outcome.channel) is None else self._carry_on_after(durable)
+
+    def _judge_several(self, commands: Sequence[Pay]) -> list[Outcome] | Awaitable[list[Outcome]]:
+        """Judge payments together and write the newest alone; where an application is asked, one after the other."""
+        if self._offers or self._world.rules.asks_application:
+            return _all_of([self._in_turn(command) for command in commands])
+        if not self.alive:
+            return [Rejected(TryAgain())] * len(commands)
+        view, coalesce = self._world.view(self._channel.outpoint), self._world.coalesce
+        outcomes = judge(self._channel, commands, view, self._verifier, coalesce=coalesce)
+        newest = newest_of(outcomes)
+        if newest is None:
+            return outcomes
+        if newest is self._channel:
+            return self._several_when_durable(outcomes, self._when_durable(Accepted(newest)))
+        durable = self._world.commits.put(Change(self._channel, newest), Accepted(newest), self.stop)
+        self._channel, self._last_commit = newest, durable
+        return self._several_when_durable(outcomes, asyncio.shield(durable))
+
+    async def _several_when_durable(self, outcomes: list[Outcome], durable: Awaitable[Outcome]) -> list[Outcome]:
+        """Answer when the newest is durable. If somebody else was first, all were judged against an outdated version."""
+        committed = await durable
+        if isinstance(committed, Rejected):
+            return [committed] * len(outcomes)
+        if next_step(committed.channel) is None:
+            return outcomes
+        return [
+            await self._carry_on(outcome)
+            if isinstance(outcome, Accepted) and outcome.channel.state is not State.OPEN
+            else outcome
+            for outcome in outcomes
+        ]
 
     async def _when_durable(self, outcome: Accepted) -> Outcome:
         """Answer a repetition no earlier than what it repeats, and never if that was not written."""
@@ -200,6 +246,13 @@ class ChannelActor(LoopActor):
 
 def _nothing() -> None:
     """A channel that moved before, and again after a reorg, has its successor already."""
+
+
+async def _all_of(outcomes: list[Outcome | Awaitable[Outcome]]) -> list[Outcome]:
+    """Wait for those that are not there yet; all of them are on their way already."""
+    waiting = [asyncio.ensure_future(each) for each in outcomes if not isinstance(each, Accepted | Rejected)]
+    later = iter(await asyncio.gather(*waiting))
+    return [each if isinstance(each, Accepted | Rejected) else next(later) for each in outcomes]
 
 
 def _under_way(work: asyncio.Future[Any] | None) -> TypeGuard[asyncio.Future[Any]]:

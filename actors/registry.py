@@ -6,13 +6,15 @@ Keeps its own map, because pykka's registry finds an actor by scanning a list.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from typing import Any
 
-from actors.channel import ChannelActor, Message, Resume
+from actors.channel import ChannelActor, Message, PaySeveral, Resume
 from actors.desk import Desk
 from actors.world import World
-from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected, State
+from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected, State
 from paychan.protocol.errors import ChannelExists, OutpointUsed, PaychanError, UnknownChannel
 from paychan.protocol.types import OutPoint
 from paychan.store.base import Change
@@ -56,14 +58,46 @@ class Registry:
     async def ask(self, outpoint: OutPoint, message: Message) -> Outcome:
         """Give a channel a message; the answer comes when what it says is durable."""
         with self._answering():
-            actor = self._awake.get(outpoint)
-            if actor is None or not actor.alive:
-                channel = await self._world.store.get(outpoint)
-                if channel is None:
-                    return Rejected(UnknownChannel())
-                actor = self._wake(channel)
+            actor = await self._awakened(outpoint)
+            if actor is None:
+                return Rejected(UnknownChannel())
             outcome: Outcome = await actor.actor_ref.ask(message, block=False)
             return outcome
+
+    def reach(self, outpoint: OutPoint) -> ChannelActor | None:
+        """Return a channel's actor if it is awake."""
+        actor = self._awake.get(outpoint)
+        return actor if actor is not None and actor.alive else None
+
+    def give(self, actor: ChannelActor, message: Message, then: Callable[[Any], object]) -> None:
+        """Give an actor that is awake a message, as `ask` does without a coroutine.
+
+        `then` is called with something whose `result()` is the outcome, once what it says is durable.
+        """
+        self._unanswered += 1
+        answer = actor.actor_ref.ask(message, block=False)
+        answer.then(partial(self._answered, then))  # type: ignore[attr-defined] # a LoopFuture
+
+    def _answered(self, then: Callable[[Any], object], answer: Any) -> None:
+        self._unanswered -= 1
+        then(answer)
+
+    async def pay_several(
+        self, outpoint: OutPoint, commands: Sequence[Pay], turn: asyncio.Lock | None = None
+    ) -> list[Outcome]:
+        """Give a channel payments that came together; the outcomes, one for each, come when the newest is durable.
+
+        A channel that sleeps takes a moment to wake: who has more payments coming meanwhile keeps their order by `turn`,
+        which is held until the channel has these.
+        """
+        with self._answering():
+            async with turn or nullcontext():
+                actor = await self._awakened(outpoint)
+                if actor is None:
+                    return [Rejected(UnknownChannel())] * len(commands)
+                answer = actor.actor_ref.ask(PaySeveral(commands), block=False)
+            outcomes: list[Outcome] = await answer
+            return outcomes
 
     async def create(self, opened: Accepted) -> Outcome:
         """Store a new channel, and carry on with it; an outpoint is used once for ever.
@@ -111,6 +145,13 @@ class Registry:
             yield
         finally:
             self._unanswered -= 1
+
+    async def _awakened(self, outpoint: OutPoint) -> ChannelActor | None:
+        actor = self._awake.get(outpoint)
+        if actor is None or not actor.alive:
+            channel = await self._world.store.get(outpoint)
+            actor = None if channel is None else self._wake(channel)
+        return actor
 
     def _wake(self, channel: Channel) -> ChannelActor:
         """Start the actor, unless another message did while the record was being read."""

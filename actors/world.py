@@ -49,6 +49,8 @@ class World:
     batch_channels: int = 20
     withdraw_above_sat: int = 0
     """Channels that can go on are withdrawn from when they have received so much; 0: none is."""
+    coalesce: bool = True
+    """Of several payments that came together the newest is verified first; see `protocol.several`."""
     chain_view: ChainView = field(default_factory=ChainView)
 
     def now(self) -> UnixTime:

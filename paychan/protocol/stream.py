@@ -41,8 +41,8 @@ from paychan.protocol.types import Sat
 
 VERSION = 1
 
-MAX_PAYMENTS = 256
-"""Payments that a client may send before the first of them is answered."""
+MAX_FRAME_PAYMENTS = 128
+"""Checked one by one they hold up everybody else for some milliseconds."""
 
 _HEAD = bytes([VERSION])
 _PAYMENT = Layout("<Q32s32s")
