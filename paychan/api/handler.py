@@ -93,7 +93,8 @@ class Handler(RequestHandler):
     def url(self, path: str) -> str:
         """Build an absolute URL; see `absolute`."""
         stream = getattr(self.request.connection, "stream", None)
-        return absolute(self.service.config.http, self.request.protocol, self.request.headers, stream, path)
+        own = None if stream is None or stream.closed() else stream.socket.getsockname()
+        return absolute(self.service.config.http, self.request.protocol, self.request.headers, own, path)
 
     def channel_path(self, outpoint: OutPoint) -> str:
         """Path of a channel in this version; a conflict's `Location`."""

@@ -22,6 +22,7 @@ log = structlog.get_logger("access")
 _HARD_BODY_FACTOR = 16
 """Tornado drops the connection without words at its limit, so ours, which explains itself, comes well before."""
 
+
 def public_server(service: Service) -> BoundedServer:
     """Make the clients' listener; it does not listen yet."""
     http = service.config.http

@@ -90,10 +90,19 @@ class PayHandler(ChannelHandler):
 
 async def pay(service: Service, named: OutPoint, arguments: Mapping[str, Sequence[bytes]]) -> Answer:
     """Take a payment (§5.3)."""
-    payment = decode_v1(parameter(arguments, "payment"))
+    payment = command(arguments)
     await _find(service, named)
-    paid = accepted(await service.registry.ask(named, Pay(payment)))
-    return result(200 if paid.channel.state is State.OPEN else 202, "Payment accepted", _shown(paid))
+    return paid(accepted(await service.registry.ask(named, payment)))
+
+
+def command(arguments: Mapping[str, Sequence[bytes]]) -> Pay:
+    """Read a payment out of a query. Raises `Missing`, `Repeated` or `Malformed`."""
+    return Pay(decode_v1(parameter(arguments, "payment")))
+
+
+def paid(done: Accepted) -> Answer:
+    """Make the answer to a payment that was accepted."""
+    return result(200 if done.channel.state is State.OPEN else 202, "Payment accepted", _shown(done))
 
 
 async def _find(service: Service, named: OutPoint) -> Channel:
