@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from functools import partial
 from typing import Any, TypeAlias, TypeGuard
 
 import structlog
@@ -37,7 +38,7 @@ from paychan.protocol.errors import ApplicationRefused, PaychanError, TryAgain
 from paychan.protocol.machine import apply
 from paychan.protocol.opening import successor
 from paychan.protocol.payment import PaymentVerifier
-from paychan.protocol.several import judge, newest_of
+from paychan.protocol.several import Commands, judge, newest_of
 from paychan.store.base import Change
 
 log = structlog.get_logger("channel")
@@ -48,9 +49,9 @@ class Resume(Struct, frozen=True):
 
 
 class PaySeveral(Struct, frozen=True):
-    """Payments that came together; the answer is a list with an outcome for each, in their order."""
+    """Payments that came together; the answer has an outcome for each, in their order."""
 
-    commands: Sequence[Pay]
+    commands: Commands
 
 
 Message: TypeAlias = Command | Resume
@@ -111,10 +112,11 @@ class ChannelActor(LoopActor):
             return asyncio.shield(self._question())
         return durable if next_step(outcome.channel) is None else self._carry_on_after(durable)
 
-    def _judge_several(self, commands: Sequence[Pay]) -> list[Outcome] | Awaitable[list[Outcome]]:
+    def _judge_several(self, commands: Commands) -> Sequence[Outcome] | Awaitable[Sequence[Outcome]]:
         """Judge payments together and write the newest alone; where an application is asked, one after the other."""
         if self._offers or self._world.rules.asks_application:
-            return _all_of([self._in_turn(command) for command in commands])
+            each = [command if isinstance(command, Pay) else Pay(command) for command in commands]
+            return _all_of([self._in_turn(command) for command in each])
         if not self.alive:
             return [Rejected(TryAgain())] * len(commands)
         view, coalesce = self._world.view(self._channel.outpoint), self._world.coalesce
@@ -126,15 +128,17 @@ class ChannelActor(LoopActor):
             return self._several_when_durable(outcomes, self._when_durable(Accepted(newest)))
         durable = self._world.commits.put(Change(self._channel, newest), Accepted(newest), self.stop)
         self._channel, self._last_commit = newest, durable
-        return self._several_when_durable(outcomes, asyncio.shield(durable))
+        if next_step(newest) is not None:
+            return self._several_when_durable(outcomes, asyncio.shield(durable))
+        answer = asyncio.get_running_loop().create_future()
+        durable.add_done_callback(partial(_answer_several, answer, outcomes))
+        return answer
 
-    async def _several_when_durable(self, outcomes: list[Outcome], durable: Awaitable[Outcome]) -> list[Outcome]:
-        """Answer when the newest is durable. If somebody else was first, all were judged against an outdated version."""
-        committed = await durable
-        if isinstance(committed, Rejected):
-            return [committed] * len(outcomes)
-        if next_step(committed.channel) is None:
-            return outcomes
+    async def _several_when_durable(
+        self, outcomes: Sequence[Outcome], durable: Awaitable[Outcome]
+    ) -> Sequence[Outcome]:
+        """Answer when the newest is durable, and behind a payment that closed the channel when that is settled."""
+        outcomes = _if_written(await durable, outcomes)
         return [
             await self._carry_on(outcome)
             if isinstance(outcome, Accepted) and outcome.channel.state is not State.OPEN
@@ -248,11 +252,23 @@ def _nothing() -> None:
     """A channel that moved before, and again after a reorg, has its successor already."""
 
 
-async def _all_of(outcomes: list[Outcome | Awaitable[Outcome]]) -> list[Outcome]:
+async def _all_of(outcomes: list[Outcome | Awaitable[Outcome]]) -> Sequence[Outcome]:
     """Wait for those that are not there yet; all of them are on their way already."""
     waiting = [asyncio.ensure_future(each) for each in outcomes if not isinstance(each, Accepted | Rejected)]
     later = iter(await asyncio.gather(*waiting))
     return [each if isinstance(each, Accepted | Rejected) else next(later) for each in outcomes]
+
+
+def _if_written(committed: Outcome, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+    """If somebody else was first, all were judged against an outdated version."""
+    return [committed] * len(outcomes) if isinstance(committed, Rejected) else outcomes
+
+
+def _answer_several(
+    answer: asyncio.Future[Sequence[Outcome]], outcomes: Sequence[Outcome], durable: asyncio.Future[Outcome]
+) -> None:
+    if not answer.done() and not durable.cancelled():
+        answer.set_result(_if_written(durable.result(), outcomes))
 
 
 def _under_way(work: asyncio.Future[Any] | None) -> TypeGuard[asyncio.Future[Any]]:

@@ -14,8 +14,9 @@ from typing import Any
 from actors.channel import ChannelActor, Message, PaySeveral, Resume
 from actors.desk import Desk
 from actors.world import World
-from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected, State
+from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected, State
 from paychan.protocol.errors import ChannelExists, OutpointUsed, PaychanError, UnknownChannel
+from paychan.protocol.several import Commands
 from paychan.protocol.types import OutPoint
 from paychan.store.base import Change
 
@@ -69,22 +70,21 @@ class Registry:
         actor = self._awake.get(outpoint)
         return actor if actor is not None and actor.alive else None
 
-    def give(self, actor: ChannelActor, message: Message, then: Callable[[Any], object]) -> None:
+    def give(self, actor: ChannelActor, message: Message | PaySeveral, then: Callable[[Any], object]) -> None:
         """Give an actor that is awake a message, as `ask` does without a coroutine.
 
         `then` is called with something whose `result()` is the outcome, once what it says is durable.
         """
         self._unanswered += 1
-        answer = actor.actor_ref.ask(message, block=False)
-        answer.then(partial(self._answered, then))  # type: ignore[attr-defined] # a LoopFuture
+        actor.ask(message).then(partial(self._answered, then))
 
     def _answered(self, then: Callable[[Any], object], answer: Any) -> None:
         self._unanswered -= 1
         then(answer)
 
     async def pay_several(
-        self, outpoint: OutPoint, commands: Sequence[Pay], turn: asyncio.Lock | None = None
-    ) -> list[Outcome]:
+        self, outpoint: OutPoint, commands: Commands, turn: asyncio.Lock | None = None
+    ) -> Sequence[Outcome]:
         """Give a channel payments that came together; the outcomes, one for each, come when the newest is durable.
 
         A channel that sleeps takes a moment to wake: who has more payments coming meanwhile keeps their order by `turn`,
@@ -96,7 +96,7 @@ class Registry:
                 if actor is None:
                     return [Rejected(UnknownChannel())] * len(commands)
                 answer = actor.actor_ref.ask(PaySeveral(commands), block=False)
-            outcomes: list[Outcome] = await answer
+            outcomes: Sequence[Outcome] = await answer
             return outcomes
 
     async def create(self, opened: Accepted) -> Outcome:

@@ -10,7 +10,9 @@ A stream that ends because of an error has the close code 4000 + the error's HTT
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -18,12 +20,14 @@ import structlog
 from msgspec import Struct
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
+from actors.channel import PaySeveral
 from paychan.api.answers import OUTPOINT, outpoint, until_404s_leave
 from paychan.api.service import Service
-from paychan.api.streamframes import Answers, Frame, ends, read_frame
+from paychan.api.streamframes import Answers, Frame, commands_of, ends, outcomes_of, plain_answers, read_frame
 from paychan.api.v2 import V2Handler, find_channel
-from paychan.protocol.channel import Channel, Outcome, Pay, Rejected
+from paychan.protocol.channel import Channel, Outcome
 from paychan.protocol.errors import InternalError, Malformed, PaychanError, TooManyStreams, UnknownChannel
+from paychan.protocol.several import Commands
 from paychan.protocol.stream import MAX_FRAME_PAYMENTS
 
 log = structlog.get_logger("stream")
@@ -49,6 +53,15 @@ class _Hello(Struct, frozen=True, forbid_unknown_fields=True):
 _hello_decoder = msgspec.json.Decoder(_Hello)
 
 
+class _Lot:
+    """Frames that were given to the channel together, and what came of their payments."""
+
+    def __init__(self, frames: Sequence[Frame]) -> None:
+        self.frames = frames
+        self.size = sum(len(frame.asked) for frame in frames)
+        self.outcomes: Sequence[Outcome] | None = None
+
+
 class StreamHandler(WebSocketHandler, V2Handler):
     """One stream of one channel."""
 
@@ -56,8 +69,10 @@ class StreamHandler(WebSocketHandler, V2Handler):
         super().initialize(service)
         self._channel: Channel | None = None
         self._gathered: list[Frame] = []
-        self._turn = asyncio.Lock()
-        self._last: asyncio.Task[None] | None = None
+        self._lots: deque[_Lot] = deque()
+        self._turn, self._asleep = asyncio.Lock(), 0
+        self._writer: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight = 0
         self._room: asyncio.Future[None] | None = None
         self._ending = False
@@ -93,7 +108,7 @@ class StreamHandler(WebSocketHandler, V2Handler):
             self._begin(self._channel)
 
     def _begin(self, channel: Channel) -> None:
-        self._channel = channel
+        self._channel, self._outpoint = channel, channel.outpoint
         self._answers = Answers(self.service, channel, self.url)
 
     async def _introduce(self, message: str | bytes) -> None:
@@ -131,57 +146,103 @@ class StreamHandler(WebSocketHandler, V2Handler):
         return self._room
 
     def _give(self) -> None:
-        """Start to serve what was gathered."""
-        frames, self._gathered = self._gathered, []
-        self._last = asyncio.get_running_loop().create_task(self._serve(frames, self._last))
+        """Give the channel what was gathered."""
+        lot = _Lot(self._gathered)
+        self._gathered = []
+        self._lots.append(lot)
+        commands = commands_of(lot.frames)
+        registry = self.service.registry
+        actor = registry.reach(self._outpoint) if not self._asleep else None
+        if not commands:
+            self._judged(lot, ())
+        elif actor is None:
+            self._asleep += 1
+            waking = asyncio.get_running_loop().create_task(self._give_asleep(lot, commands))
+            self._tasks.add(waking)
+            waking.add_done_callback(self._tasks.discard)
+        else:
+            registry.give(actor, PaySeveral(commands), partial(self._take, lot))
 
-    async def _serve(self, frames: Sequence[Frame], before: asyncio.Task[None] | None) -> None:
-        """Have the payments of some frames judged, and answer them behind those that came before."""
+    async def _give_asleep(self, lot: _Lot, commands: Commands) -> None:
+        """Wake the channel; until it is awake what comes later stays behind this."""
         try:
-            outcomes = await self._judged(frames)
-            if before is not None and not before.done():
-                await asyncio.wait([before])
-            await self._answer(frames, outcomes)
+            judged = await self.service.registry.pay_several(self._outpoint, commands, self._turn)
+        finally:
+            self._asleep -= 1
+        self._judged(lot, judged)
+
+    def _take(self, lot: _Lot, answer: Any) -> None:
+        try:
+            judged = answer.result()
+        except Exception:
+            log.exception("stream failed", channel=str(self._outpoint))
+            self._end(InternalError())
+        else:
+            self._judged(lot, judged)
+
+    # --- answers ----------------------------------------------------------------------------------------------------
+
+    def _judged(self, lot: _Lot, judged: Sequence[Outcome]) -> None:
+        """Answer this lot and what waits behind it, unless it has to wait itself."""
+        lot.outcomes = outcomes_of(lot.frames, judged)
+        while self._writer is None and self._lots and self._lots[0].outcomes is not None:
+            first = self._lots[0]
+            plain = plain_answers(first.frames, first.outcomes or ())
+            if plain is None:
+                self._writer = asyncio.get_running_loop().create_task(self._answer_all())
+                return
+            self._lots.popleft()
+            self._write(plain, first)
+
+    async def _answer_all(self) -> None:
+        """Answer, in their order, lots of which more is to be said than that they were accepted."""
+        try:
+            while self._lots and (outcomes := self._lots[0].outcomes) is not None:
+                lot = self._lots.popleft()
+                await self._answer(lot.frames, outcomes)
+                self._release(lot)
         except WebSocketClosedError:
             self._ending = True
         except Exception:
-            log.exception("stream failed", channel=str(self._named))
+            log.exception("stream failed", channel=str(self._outpoint))
             self._end(InternalError())
-        self._in_flight -= sum(len(frame.asked) for frame in frames)
-        if self._room is not None and self._in_flight < _MAX_IN_FLIGHT:
-            self._room.set_result(None)
-            self._room = None
+        finally:
+            self._writer = None
 
-    async def _judged(self, frames: Sequence[Frame]) -> list[Outcome]:
-        asked = [each for frame in frames for each in frame.asked]
-        commands = [each for each in asked if isinstance(each, Pay)]
-        if not commands:
-            return [Rejected(each) for each in asked if isinstance(each, PaychanError)]
-        assert self._channel is not None
-        outcomes = await self.service.registry.pay_several(self._channel.outpoint, commands, self._turn)
-        if len(commands) == len(asked):
-            return outcomes
-        judged = iter(outcomes)
-        return [next(judged) if isinstance(each, Pay) else Rejected(each) for each in asked]
-
-    async def _answer(self, frames: Sequence[Frame], outcomes: list[Outcome]) -> None:
-        """Write the answers, binary ones together; then end the stream if one of them says so."""
-        if all(frame.binary for frame in frames):
-            if outcomes:
-                await self.write_message(await self._answers.binary(outcomes), binary=True)
-        else:
-            rest = iter(outcomes)
-            for frame in frames:
-                own = [next(rest) for _ in frame.asked]
-                if frame.binary:
-                    await self.write_message(await self._answers.binary(own), binary=True)
-                else:
-                    await self.write_message(await self._answers.text(frame, own))
+    async def _answer(self, frames: Sequence[Frame], outcomes: Sequence[Outcome]) -> None:
+        """Write the answers of each frame; then end the stream if one of them says so."""
+        rest = iter(outcomes)
+        for frame in frames:
+            own = [next(rest) for _ in frame.asked]
+            if own and frame.binary:
+                await self.write_message(await self._answers.binary(own), binary=True)
+            elif not frame.binary:
+                await self.write_message(await self._answers.text(frame, own))
         end = ends(outcomes) or frames[-1].broken
         if isinstance(end, PaychanError):
             self._end(end)
         elif end is not None:
             self.close(_NORMAL, "channel closed")
+
+    def _write(self, answers: bytes, lot: _Lot) -> None:
+        """Write a binary message past Tornado, which would make a task of it."""
+        stream = None if self.ws_connection is None else self.ws_connection.stream
+        if stream is None or stream.closed():
+            return
+        size = len(answers)
+        head = bytes((0x82, size)) if size < 126 else b"\x82\x7e" + size.to_bytes(2)
+        written = stream.write(head + answers)
+        if written.done():
+            self._release(lot)
+        else:  # the client takes no answers at the moment
+            written.add_done_callback(lambda _: self._release(lot))
+
+    def _release(self, lot: _Lot) -> None:
+        """Make room for more payments, as these are answered."""
+        self._in_flight -= lot.size
+        if self._room is not None and self._in_flight < _MAX_IN_FLIGHT:
+            self._room.set_result(None)
+            self._room = None
 
     # --- ending -----------------------------------------------------------------------------------------------------
 

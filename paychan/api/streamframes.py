@@ -11,10 +11,20 @@ from msgspec import Struct
 from paychan.api.answers import refusal
 from paychan.api.service import Service
 from paychan.api.v2 import moved_answer, payment_command, shown
-from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, State
+from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected, State
 from paychan.protocol.errors import ChannelMoved, Malformed, PaychanError, TooManyPayments
+from paychan.protocol.payment import Payment
 from paychan.protocol.rest import Dialect, encode_json, read_v2_body
-from paychan.protocol.stream import MAX_FRAME_PAYMENTS, Said, Taken, read_payments, write_answers
+from paychan.protocol.several import Booked, Commands
+from paychan.protocol.stream import (
+    MAX_FRAME_PAYMENTS,
+    CompactPayments,
+    Said,
+    Taken,
+    read_payments,
+    write_answers,
+    write_taken,
+)
 
 Asked: TypeAlias = Pay | PaychanError
 """A payment, or why it is none."""
@@ -25,7 +35,7 @@ _list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 class Frame(Struct, frozen=True):
     """A frame as it came."""
 
-    asked: Sequence[Asked] = ()
+    asked: Sequence[Asked] | CompactPayments = ()
     binary: bool = True
     single: bool = False
     """Text of one payment without a list around it; so is its answer."""
@@ -47,7 +57,7 @@ def read_frame(service: Service, channel: Channel, message: bytes | str) -> Fram
 
 
 def _binary(message: bytes) -> Frame:
-    return Frame([Pay(payment) for payment in read_payments(message)])
+    return Frame(read_payments(message))
 
 
 def _text(service: Service, channel: Channel, raw: bytes) -> Frame:
@@ -69,7 +79,42 @@ def _payment(service: Service, channel: Channel, raw: bytes) -> tuple[Asked, Dia
         return error, Dialect.S
 
 
+def commands_of(frames: Sequence[Frame]) -> Commands:
+    """The payments of some frames, one behind the other, without what is none."""
+    compact = [frame.asked for frame in frames if isinstance(frame.asked, CompactPayments)]
+    if len(compact) == len(frames):
+        return CompactPayments.joined(compact)
+    return [
+        Pay(each) if isinstance(each, Payment) else each
+        for frame in frames
+        for each in frame.asked
+        if not isinstance(each, PaychanError)
+    ]
+
+
+def outcomes_of(frames: Sequence[Frame], judged: Sequence[Outcome]) -> Sequence[Outcome]:
+    """What was judged, and between it why something is no payment."""
+    if len(judged) == sum(len(frame.asked) for frame in frames):
+        return judged
+    rest = iter(judged)
+    return [
+        Rejected(each) if isinstance(each, PaychanError) else next(rest) for frame in frames for each in frame.asked
+    ]
+
+
 # --- answers --------------------------------------------------------------------------------------------------------
+
+
+def plain_answers(frames: Sequence[Frame], outcomes: Sequence[Outcome]) -> bytes | None:
+    """Answer payments in binary that were accepted and left the channel open; None: there is more to say."""
+    if not outcomes or any(not frame.binary or frame.broken for frame in frames):
+        return None
+    if isinstance(outcomes, Booked):
+        return write_taken(outcomes.changes, outcomes.values)
+    taken = [outcome for outcome in outcomes if isinstance(outcome, Accepted) and _ordinary(outcome)]
+    if len(taken) < len(outcomes):
+        return None
+    return write_taken([each.channel.payment.change_sat for each in taken], [each.value_sat for each in taken])
 
 
 class Answers:

@@ -8,6 +8,8 @@ alone: a record holds only the newest payment.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import gt, sub
+from typing import Any, TypeAlias, overload
 
 import msgspec
 
@@ -15,68 +17,95 @@ from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected, 
 from paychan.protocol.machine import apply
 from paychan.protocol.payment import Payment, PaymentVerifier
 from paychan.protocol.sighash import SINGLE_ANYONECANPAY
+from paychan.protocol.stream import CompactPayments
 from paychan.protocol.types import Sat
 
 _replace = msgspec.structs.replace
 
+Commands: TypeAlias = Sequence[Pay] | CompactPayments
+"""Payments with what they tell an application, or without."""
+
+
+class Booked(Sequence[Outcome]):
+    """The outcomes of a row of payments that were all accepted, made into objects only where one is looked at."""
+
+    def __init__(self, before: Channel, payments: Commands, changes: Sequence[Sat], newest: Payment) -> None:
+        self._before, self._payments, self.changes = before, payments, changes
+        self.values: Sequence[Sat] = list(map(sub, (before.payment.change_sat, *changes), changes))
+        """What each brought, in satoshi."""
+        self.channel = self._after(len(changes), newest)
+
+    def __len__(self) -> int:
+        return len(self.changes)
+
+    @overload
+    def __getitem__(self, index: int) -> Outcome: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Outcome]: ...
+
+    def __getitem__(self, index: Any) -> Any:
+        numbers = range(len(self))[index]
+        if isinstance(numbers, range):
+            return [self[each] for each in numbers]
+        return Accepted(self._after(numbers + 1, _payment(self._payments[numbers])), self.values[numbers])
+
+    def _after(self, count: int, payment: Payment) -> Channel:
+        before = self._before
+        return _replace(before, payment=payment, payments=before.payments + count, seq=before.seq + count)
+
 
 def judge(
-    channel: Channel, commands: Sequence[Pay], view: View, verifier: PaymentVerifier, *, coalesce: bool
-) -> list[Outcome]:
+    channel: Channel, commands: Commands, view: View, verifier: PaymentVerifier, *, coalesce: bool
+) -> Sequence[Outcome]:
     """Judge payments in order, each against what the ones before it left; one outcome for each.
 
-    Without `coalesce` every signature is checked. With it the payments at the beginning that every other rule accepts
-    are taken together: if the newest of them verifies, the signatures of the earlier ones are not looked at; if it does
-    not, all are judged one by one. So outcomes and channel are those of judging one by one, with one exception: an
-    earlier payment whose own signature is no good is accepted when a later one that includes it is good. Nobody gains
-    by that: the sum of the values and the payment kept are the same, the client signed for all of it, and only the
-    verified payment is ever stored.
+    Without `coalesce` every signature is checked. With it payments of which each leaves less than the one before, and
+    which every other rule accepts, are taken together: if the newest of them verifies, the signatures of the earlier ones
+    are not looked at; if it does not, all are judged one by one. So outcomes and channel are those of judging one by
+    one, with one exception: an earlier payment whose own signature is no good is accepted when the newest, which
+    includes it, is good. Nobody gains by that: the sum of the values and the payment kept are the same, the client
+    signed for all of it, and only the verified payment is ever stored.
 
     A payment that leaves nothing is never part of that, as it closes the channel. An application that is asked about
     each payment needs them one at a time: that is for the caller to see to.
     """
-    outcomes: list[Outcome] = []
     if coalesce and len(commands) > 1:
-        outcomes = _covered(channel, commands, view, verifier)
-    for command in commands[len(outcomes) :]:
-        newest = newest_of(outcomes)
-        outcomes.append(apply(newest or channel, command, view, verifier))
+        covered = _covered(channel, commands, view, verifier)
+        if covered is not None:
+            return covered
+    outcomes: list[Outcome] = []
+    for command in commands:
+        outcome = apply(channel, command if isinstance(command, Pay) else Pay(command), view, verifier)
+        if isinstance(outcome, Accepted):
+            channel = outcome.channel
+        outcomes.append(outcome)
     return outcomes
 
 
 def newest_of(outcomes: Sequence[Outcome]) -> Channel | None:
     """The channel after all outcomes; None when nothing was accepted."""
+    if isinstance(outcomes, Booked):
+        return outcomes.channel
     return next((outcome.channel for outcome in reversed(outcomes) if isinstance(outcome, Accepted)), None)
 
 
-def _covered(channel: Channel, commands: Sequence[Pay], view: View, verifier: PaymentVerifier) -> list[Outcome]:
-    """Book the payments at the beginning that the newest of them covers; none if that one does not hold."""
-    run = _run(channel, commands, view)
-    if len(run) < 2 or verifier.problem(run[-1]) is not None:
-        return []
-    outcomes: list[Outcome] = []
-    newest, payments, seq = channel.payment, channel.payments, channel.seq
-    for payment in run:
-        value = Sat(newest.change_sat - payment.change_sat)
-        if value or payment != newest:
-            payments, seq = payments + 1, seq + 1
-            channel = _replace(channel, payment=payment, payments=payments, seq=seq)
-            newest = payment
-        outcomes.append(Accepted(channel, value))
-    return outcomes
-
-
-def _run(channel: Channel, commands: Sequence[Pay], view: View) -> list[Payment]:
-    """The payments at the beginning that would be accepted if all their signatures held, and leave the channel open."""
+def _covered(channel: Channel, commands: Commands, view: View, verifier: PaymentVerifier) -> Booked | None:
+    """Book payments that the newest of them covers; None if they are no such row, or that one does not hold."""
+    if isinstance(commands, CompactPayments):
+        changes = commands.changes
+    elif all(command.payment.flag == SINGLE_ANYONECANPAY for command in commands):
+        changes = [command.payment.change_sat for command in commands]
+    else:
+        return None
     newest = channel.payment
+    if changes[-1] < max(view.rules.dust_sat, 1) or not all(map(gt, (newest.change_sat, *changes), changes)):
+        return None
     if view.rules.asks_application or isinstance(apply(channel, Pay(newest), view), Rejected):
-        return []  # a repetition of the newest is accepted whenever payments are
-    run: list[Payment] = []
-    most, least = newest.change_sat, max(view.rules.dust_sat, 1)
-    for command in commands:
-        payment = command.payment
-        if payment.flag != SINGLE_ANYONECANPAY or not least <= payment.change_sat <= most:
-            break
-        most = payment.change_sat
-        run.append(payment)
-    return run
+        return None  # a repetition of the newest is accepted whenever payments are
+    payment = _payment(commands[-1])
+    return Booked(channel, commands, changes, payment) if verifier.problem(payment) is None else None
+
+
+def _payment(command: Pay | Payment) -> Payment:
+    return command.payment if isinstance(command, Pay) else command

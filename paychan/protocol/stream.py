@@ -29,8 +29,11 @@ not frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import chain, repeat
 from struct import Struct as Layout
+from typing import Any, overload
 
 from msgspec import Struct
 
@@ -73,7 +76,38 @@ def write_payments(payments: Iterable[Payment]) -> bytes:
     return _HEAD + b"".join(_PAYMENT.pack(each.change_sat, *_numbers(each.signature)) for each in payments)
 
 
-def read_payments(frame: bytes) -> list[Payment]:
+class CompactPayments(Sequence[Payment]):
+    """The payments of a frame, made into objects only where one is looked at."""
+
+    __slots__ = ("_raw", "changes")
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+        self.changes: Sequence[Sat] = _changes(len(raw) // _PAYMENT.size).unpack(raw)
+        """Change values of all, in satoshi."""
+
+    def __len__(self) -> int:
+        return len(self.changes)
+
+    @overload
+    def __getitem__(self, index: int) -> Payment: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Payment]: ...
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        change, r, s = _PAYMENT.unpack_from(self._raw, range(len(self))[index] * _PAYMENT.size)
+        return Payment(change, der_signature(r, s), SINGLE_ANYONECANPAY if change else NONE_ANYONECANPAY)
+
+    @classmethod
+    def joined(cls, several: Sequence[CompactPayments]) -> CompactPayments:
+        """The payments of several frames, one behind the other."""
+        return several[0] if len(several) == 1 else cls(b"".join(each._raw for each in several))
+
+
+def read_payments(frame: bytes) -> CompactPayments:
     """Read a frame of payments.
 
     Raises:
@@ -83,10 +117,25 @@ def read_payments(frame: bytes) -> list[Payment]:
         raise Malformed(field="version", reason=f"got {frame[:1].hex() or 'an empty frame'}, want {_HEAD.hex()}")
     if len(frame) == 1 or (len(frame) - 1) % _PAYMENT.size:
         raise Malformed(field="frame", reason=f"got {len(frame)} bytes, want 1 and {_PAYMENT.size} for each payment")
-    return [
-        Payment(Sat(change), der_signature(r, s), SINGLE_ANYONECANPAY if change else NONE_ANYONECANPAY)
-        for change, r, s in _PAYMENT.iter_unpack(frame[1:])
-    ]
+    return CompactPayments(frame[1:])
+
+
+@cache
+def _changes(count: int) -> Layout:
+    """Layout that finds the change values of so many payments."""
+    return Layout("<" + "Q64x" * count)
+
+
+def write_taken(changes: Sequence[Sat], values: Sequence[Sat]) -> bytes:
+    """Lay out a frame that accepts payments: what each left, and what it brought."""
+    return _taken(len(changes)).pack(
+        VERSION, *chain.from_iterable(zip(repeat(_IS_TAKEN), changes, values, strict=False))
+    )
+
+
+@cache
+def _taken(count: int) -> Layout:
+    return Layout("<B" + "BQQ" * count)
 
 
 def write_answers(answers: Iterable[Taken | Said]) -> bytes:

@@ -11,6 +11,7 @@ from paychan.protocol.errors import BadSignature
 from paychan.protocol.machine import apply
 from paychan.protocol.payment import Payment, PaymentVerifier
 from paychan.protocol.several import judge, newest_of
+from paychan.protocol.stream import read_payments, write_payments
 from paychan.protocol.types import Sat, UnixTime
 from tests.lib.channels import NOW, RULES, VIEW, Payer, step
 
@@ -58,7 +59,17 @@ def one_by_one(channel: Channel, payments: list[Payment], view: View) -> list[Ou
 
 
 def together(channel: Channel, payments: list[Payment], view: View, *, coalesce: bool) -> list[Outcome]:
-    return judge(channel, [Pay(payment) for payment in payments], view, VERIFIER, coalesce=coalesce)
+    """Judge them at once; those that a compact frame can hold, as such too, which must make no difference."""
+    outcomes = judge(channel, [Pay(payment) for payment in payments], view, VERIFIER, coalesce=coalesce)
+    assert len(outcomes) == len(payments)
+    if payments and all(
+        read_payments(write_payments([each]))[0] == each for each in payments if each.signature[0] == 0x30
+    ):
+        if all(each.signature[0] == 0x30 for each in payments):
+            compact = judge(channel, read_payments(write_payments(payments)), view, VERIFIER, coalesce=coalesce)
+            assert list(compact) == list(outcomes)
+            assert newest_of(compact) == newest_of(outcomes)
+    return list(outcomes)
 
 
 @given(channels, st.lists(good | bad, max_size=8) | falling, views)
