@@ -100,8 +100,9 @@ class Stream(asyncio.Protocol):
         if len(came) < start + size:
             return None
         self._came = came[start + size :]
-        if came[0] == 0x89:  # a ping, which short runs need not answer
-            return b"\x01"
+        if came[0] == 0x89:  # a ping
+            self._transport.write(b"\x8a" + bytes([0x80 | size]) + bytes(4) + came[start : start + size])
+            return self._next_frame()
         return came[start : start + size]
 
     def _fail(self, reason: str) -> None:

@@ -18,12 +18,13 @@ from typing import Any
 import msgspec
 import structlog
 from msgspec import Struct
-from tornado.websocket import WebSocketClosedError, WebSocketHandler
+from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
 from actors.channel import PaySeveral
 from paychan.api.answers import OUTPOINT, outpoint, until_404s_leave
 from paychan.api.service import Service
 from paychan.api.streamframes import Answers, Frame, commands_of, ends, outcomes_of, plain_answers, read_frame
+from paychan.api.streamreading import BulkProtocol
 from paychan.api.v2 import V2Handler, find_channel
 from paychan.protocol.channel import Channel, Outcome
 from paychan.protocol.errors import InternalError, Malformed, PaychanError, TooManyStreams, UnknownChannel
@@ -58,8 +59,12 @@ class _Lot:
 
     def __init__(self, frames: Sequence[Frame]) -> None:
         self.frames = frames
-        self.size = sum(len(frame.asked) for frame in frames)
+        self.size = sum(map(_weight, frames))
         self.outcomes: Sequence[Outcome] | None = None
+
+
+def _weight(frame: Frame) -> int:
+    return len(frame.asked) or 1
 
 
 class StreamHandler(WebSocketHandler, V2Handler):
@@ -139,7 +144,7 @@ class StreamHandler(WebSocketHandler, V2Handler):
         if not self._gathered:
             asyncio.get_running_loop().call_soon(self._give)
         self._gathered.append(frame)
-        self._in_flight += len(frame.asked)
+        self._in_flight += _weight(frame)
         if self._in_flight < _MAX_IN_FLIGHT:
             return None
         self._room = asyncio.get_running_loop().create_future()
@@ -257,6 +262,10 @@ class StreamHandler(WebSocketHandler, V2Handler):
             self._deadline.cancel()
 
     # --- settings ---------------------------------------------------------------------------------------------------
+
+    def get_websocket_protocol(self) -> WebSocketProtocol | None:
+        protocol = super().get_websocket_protocol()
+        return BulkProtocol(self, False, protocol.params) if isinstance(protocol, WebSocketProtocol13) else protocol
 
     @property
     def ping_interval(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,7 +50,14 @@ def code(answer: Taken | Said) -> tuple[int, str]:
 def closed(stream: ClientConnection) -> tuple[int, str]:
     """Wait for the server to close, and say with what."""
     with pytest.raises(ConnectionClosed) as end:
-        while True:
-            stream.recv(timeout=10)
+        deque(iter(lambda: stream.recv(timeout=10), None), maxlen=0)
     assert end.value.rcvd is not None
     return end.value.rcvd.code, end.value.rcvd.reason
+
+
+def masked(first: int, payload: bytes) -> bytes:
+    """A frame as clients send it; `first` is its first byte."""
+    size = len(payload)
+    head = bytes((first, 0x80 | size)) if size < 126 else bytes((first, 0xFE)) + size.to_bytes(2)
+    mask = b"\x5a\xa5\x3c\xc3"
+    return head + mask + bytes(byte ^ mask[n % 4] for n, byte in enumerate(payload))

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT
 from paychan.protocol.payment import Payment
 from paychan.protocol.rest import Dialect
 from paychan.protocol.stream import MAX_FRAME_PAYMENTS, Said, Taken, read_answers, write_payments
-from tests.api.streams import answers, closed, code, open_stream, pay_frame, stream_url
+from tests.api.streams import answers, closed, code, masked, open_stream, pay_frame, stream_url
 from tests.lib.rbpcp import V2, Payer
 from tests.lib.system import System
 
@@ -168,6 +168,39 @@ def test_a_client_that_takes_no_answers_is_not_read_for_ever(open_v2: V2) -> Non
         for _ in range(20):
             stream.send(frame)
         assert answers(stream, 20 * MAX_FRAME_PAYMENTS) == [Taken(LEFT, 0)] * (20 * MAX_FRAME_PAYMENTS)
+
+
+def test_frames_may_come_in_any_pieces(open_v2: V2) -> None:
+    """Byte by byte, several at once, as fragments with a ping between them: payments are read as they were sent."""
+    payments = row(open_v2, 6)
+    with open_stream(open_v2) as stream:
+        frames = [masked(0x82, write_payments([each])) for each in payments[:4]]
+        for byte in frames[0]:
+            stream.socket.sendall(bytes([byte]))
+        stream.socket.sendall(frames[1] + frames[2] + frames[3][:40])
+        assert answers(stream, 3) == [Taken(LEFT - n, 1) for n in (1, 2, 3)]
+        stream.socket.sendall(frames[3][40:])
+        rest = write_payments(payments[4:])
+        stream.socket.sendall(masked(0x02, rest[:70]) + masked(0x89, b"there?") + masked(0x80, rest[70:]))
+        assert answers(stream, 3) == [Taken(LEFT - n, 1) for n in (4, 5, 6)]
+        big = masked(0x82, write_payments([payments[5]] * 100))
+        stream.socket.sendall(big + masked(0x81, text(open_v2, payments[5]).encode()))
+        assert answers(stream, 100) == [Taken(LEFT - 6, 0)] * 100
+        assert json.loads(stream.recv(timeout=10))["value_received"] == 0
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [b"\xc2\x81abcd!", b"\x82\x01!", b"\x83\x81abcd!", b"\x80\x81abcd!", b"\x89\xfe\x00\x80" + bytes(132)],
+    ids=["reserved bit", "no mask", "unknown opcode", "nothing to continue", "long ping"],
+)
+def test_who_breaks_the_websocket_protocol_loses_the_connection(open_v2: V2, broken: bytes) -> None:
+    """Nothing of it is taken for a payment, and the server lives."""
+    with open_stream(open_v2) as stream:
+        stream.socket.sendall(broken + masked(0x82, write_payments(row(open_v2, 1))))
+        with pytest.raises(ConnectionClosed):
+            stream.recv(timeout=10)
+    assert open_v2.pay(open_v2.payer.payment(100_002)).status_code == 200
 
 
 def test_no_upgrade_is_a_bad_request(open_v2: V2) -> None:
