@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import pykka
 import structlog
+from pykka._envelope import Envelope
 from pykka.messages import _ActorStop
 
 log = structlog.get_logger("actors")
@@ -131,11 +132,12 @@ class LoopInbox:
         self._actor = actor
 
     def put(self, item: Any, /) -> None:
-        self._waiting.append(item)
         if self._busy or self._actor is None:
+            self._waiting.append(item)
             return
         self._busy = True
         try:
+            self._actor.handle(item)
             while self._waiting:
                 self._actor.handle(self._waiting.popleft())
         finally:
@@ -179,6 +181,12 @@ class LoopActor(pykka.Actor):
     def _start_actor_loop(self) -> None:
         self.actor_inbox.attach(self)
         self._actor_loop_setup()
+
+    def ask(self, message: Any) -> LoopFuture:
+        """Put a message into the inbox, as `ActorRef.ask` does, for who holds the actor itself and knows it alive."""
+        future = LoopFuture()
+        self.actor_inbox.put(Envelope(message, future))
+        return future
 
     def stop(self) -> None:
         """Stop behind the messages that came before. A second time is nothing: several may find that it must go."""

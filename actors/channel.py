@@ -34,7 +34,7 @@ from paychan.protocol.channel import (
     Vanished,
     next_step,
 )
-from paychan.protocol.errors import ApplicationRefused, PaychanError, TryAgain
+from paychan.protocol.errors import ApplicationRefused, Overloaded, PaychanError, TryAgain
 from paychan.protocol.machine import apply
 from paychan.protocol.opening import successor
 from paychan.protocol.payment import PaymentVerifier
@@ -42,6 +42,9 @@ from paychan.protocol.several import Commands, judge, newest_of
 from paychan.store.base import Change
 
 log = structlog.get_logger("channel")
+
+MOST_BEHIND = 64
+"""Payments of a channel that may wait for an application's answer to another one."""
 
 
 class Resume(Struct, frozen=True):
@@ -70,6 +73,7 @@ class ChannelActor(LoopActor):
         self._offering: asyncio.Future[Outcome] | None = None
         self._behind: asyncio.Future[Outcome] | None = None
         self._settling: asyncio.Future[PaychanError | None] | None = None
+        self._waiting = 0
         self._last_message = world.clock()
 
     @property
@@ -84,19 +88,31 @@ class ChannelActor(LoopActor):
 
     def on_receive(self, message: Message | PaySeveral) -> Any:
         self._last_message = self._world.clock()
+        if isinstance(message, Pay | PaySeveral) and (overload := self._overload()) is not None:
+            refused = Rejected(overload)
+            return refused if isinstance(message, Pay) else [refused] * len(message.commands)
         if isinstance(message, PaySeveral):
             return self._judge_several(message.commands)
         if isinstance(message, Resume):
             return self._carry_on(Accepted(self._channel))
         return self._in_turn(message)
 
+    def _overload(self) -> Overloaded | None:
+        """Why a payment is not even looked at: what waits, here or for the disk, is as much as may wait."""
+        if self._waiting >= MOST_BEHIND:
+            return Overloaded(waiting=self._waiting, what="payments for the application's answer", limit=MOST_BEHIND)
+        return self._world.commits.overload()
+
     def _in_turn(self, command: Command) -> Outcome | Awaitable[Outcome]:
+        """Judge a command, behind what an application has not answered for yet."""
         return self._after_offer(command) if self._offers else self._judge(command)
 
     @property
     def _offers(self) -> bool:
         """Whether an application must be heard first."""
-        return self._channel.offered is not None or _under_way(self._offering) or _under_way(self._behind)
+        if self._channel.offered is not None:
+            return True
+        return self._offering is not None and (_under_way(self._offering) or _under_way(self._behind))
 
     def _judge(self, command: Command) -> Outcome | Awaitable[Outcome]:
         if not self.alive:  # stopped while the command waited: what is in memory may be outdated
@@ -178,12 +194,14 @@ class ChannelActor(LoopActor):
         if isinstance(command, Pay) and command.payment == self._channel.offered:
             return asyncio.shield(self._question())
         before = self._behind if _under_way(self._behind) else self._question()
+        self._waiting += 1
         self._behind = asyncio.create_task(self._judge_after(before, command))
         return self._behind
 
     async def _judge_after(self, before: asyncio.Future[Outcome], command: Command) -> Outcome:
         """If there was no answer about the offered payment, the machine decides whether the command can do without."""
         await asyncio.wait([before])
+        self._waiting -= 1
         outcome = self._judge(command)
         return outcome if isinstance(outcome, Accepted | Rejected) else await outcome
 

@@ -30,6 +30,7 @@ SHOWN = {
     "share_of_R": "share of R",
     "server_cpu_us_per_payment": "server CPU, µs",
     "server_cpu_verifies_per_payment": "in verifies",
+    "server_cores_used": "cores used",
     "latency_ms_p50": "p50, ms",
     "latency_ms_p99": "p99, ms",
 }
@@ -44,7 +45,7 @@ class Mode(Enum):
 
 def run(measured: Measured, connections: int, count: int, version: int, mode: str) -> dict[str, Any]:
     """Let so many clients pay together, `count` times each."""
-    before = _rate()
+    before = unit()
     channels = from_nothing(measured.server, None, connections, version)
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe()
@@ -58,28 +59,31 @@ def run(measured: Measured, connections: int, count: int, version: int, mode: st
     latencies = sorted(cast("array[int]", rest.hear(ours)))
     seconds, cpu = time.monotonic() - begun, measured.cpu_seconds() - cpu
     child.join()
-    rate = (before + _rate()) / 2
-    return _figures(rate, latencies, seconds, cpu) | {"sync_ms_median": round(sync_ms(measured.directory), 3)}
+    after = unit()
+    rate, verify_us = (before[0] + after[0]) / 2, min(before[1], after[1])
+    return figures(rate, verify_us, latencies, seconds, cpu) | {"sync_ms_median": round(sync_ms(measured.directory), 3)}
 
 
-def _rate() -> float:
-    """Measure R where the server runs, while it has nothing to do; a shared machine has faster and slower moments."""
+def unit() -> tuple[float, float]:
+    """Measure R, and the CPU time of a verification, where the server runs, while it has nothing to do."""
     ours, others = cores()
     os.sched_setaffinity(0, {ours})
     try:
-        return machine.verifies_per_second()
+        return machine.verifies_per_second(), machine.verify_cpu_us()
     finally:
         os.sched_setaffinity(0, {others})
 
 
-def _figures(rate: float, latencies: list[int], seconds: float, cpu: float) -> dict[str, Any]:
+def figures(rate: float, verify_us: float, latencies: list[int], seconds: float, cpu: float) -> dict[str, Any]:
     payments = len(latencies)
+    cpu_us = cpu / payments * 1e6
     return {
         "payments_per_second": round(payments / seconds),
         "share_of_R": round(payments / seconds / rate, 4),
         "R_verifies_per_second": round(rate),
-        "server_cpu_us_per_payment": round(cpu / payments * 1e6, 1),
-        "server_cpu_verifies_per_payment": round(cpu / payments * rate, 2),
+        "verify_cpu_us": round(verify_us, 1),
+        "server_cpu_us_per_payment": round(cpu_us, 1),
+        "server_cpu_verifies_per_payment": round(cpu_us / verify_us, 2),
         "server_cores_used": round(cpu / seconds, 3),
         "latency_ms_p50": round(latencies[payments // 2] / 1e6, 3),
         "latency_ms_p99": round(latencies[payments * 99 // 100] / 1e6, 3),

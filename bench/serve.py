@@ -97,7 +97,7 @@ def _wait_for(state: Path, process: subprocess.Popen[bytes], directory: Path) ->
             host, _, port = running.url.removeprefix("http://").rpartition(":")
             return Measured(Server(host, int(port)), psutil.Process(process.pid), directory)
         time.sleep(0.02)
-    stop("the server did not start")
+    return stop("the server did not start")
 
 
 def sync_ms(directory: Path, times: int = 200) -> float:

@@ -27,7 +27,7 @@ from session import BenchError
 
 def run(measured: Measured, streams: int, count: int, each: int, in_flight: int) -> dict[str, Any]:
     """Let so many streams pay together, `count` times each."""
-    before = load._unit()
+    before = load.unit()
     channels = from_nothing(measured.server, None, streams, 2)
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe()
@@ -41,9 +41,9 @@ def run(measured: Measured, streams: int, count: int, each: int, in_flight: int)
     latencies = sorted(cast("array[int]", rest.hear(ours)))
     seconds, cpu = time.monotonic() - begun, measured.cpu_seconds() - cpu
     child.join()
-    after = load._unit()
+    after = load.unit()
     rate, verify_us = (before[0] + after[0]) / 2, min(before[1], after[1])
-    return load._figures(rate, verify_us, latencies, seconds, cpu) | {
+    return load.figures(rate, verify_us, latencies, seconds, cpu) | {
         "sync_ms_median": round(sync_ms(measured.directory), 3)
     }
 

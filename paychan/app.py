@@ -137,7 +137,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         stack.push_async_callback(chain.close)
         store: Store = LevelDbStore.open(config.store_path, config.network_name)
         stack.push_async_callback(store.close)
-        commits = GroupCommit(store, config.store.commit_delay_ms / 1000, _die)
+        commits = GroupCommit(store, config.store.commit_delay_ms / 1000, _die, config.store.max_waiting)
         stack.push_async_callback(commits.close)
         application = None
         if config.callback.url:

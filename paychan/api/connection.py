@@ -122,7 +122,7 @@ class Connection(asyncio.Protocol):
         self.transport.set_write_buffer_limits(_HIGH_WATER_BYTES)
         self._advance()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
         """Payments under way go on; their answers find nobody."""
         self._buffer, self._ends = b"", True
         self._server.forget(self)
@@ -131,8 +131,9 @@ class Connection(asyncio.Protocol):
 
     def _advance(self) -> None:
         """Begin the requests that have come, as far as they may begin."""
-        while self._buffer and self._may_begin and self._begin():
-            pass
+        may_begin = self._may_begin
+        while self._buffer and may_begin and self._begin():
+            may_begin = self._may_begin
         wants_more = self._may_begin and not self._ends
         if wants_more is not self._reads and not self.transport.is_closing():
             self._reads = wants_more
@@ -153,9 +154,9 @@ class Connection(asyncio.Protocol):
     def _begin(self) -> bool:
         """Begin the next request, if it has come whole; say whether to go on."""
         reader = self._reader
+        if self._server.is_stopping:  # Tornado knows how to say so
+            return self._leave_lane()
         try:
-            if self._server.is_stopping:
-                raise Unusual
             in_body = reader.in_body
             size = reader.read(self._buffer)
             if not size:

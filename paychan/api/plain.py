@@ -12,7 +12,7 @@ import re
 
 from httptools import HttpParserError, HttpRequestParser
 
-_BEGINNING = b"PUT /v"
+_BEGINNING, _VERSION = b"PUT /v", b" HTTP/1.1\r\n"
 _HOST = re.compile(rb"[A-Za-z0-9.\-:\[\]]+")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,8}")
 _CONNECTION = {b"keep-alive": False, b"close": True}
@@ -31,6 +31,7 @@ class PlainReader:
         "_head_bytes",
         "_hosts",
         "_is_read",
+        "_last_host",
         "_max_body_bytes",
         "_max_head_bytes",
         "_odd",
@@ -52,7 +53,7 @@ class PlainReader:
         self._head_bytes = self._total_bytes = self._fields = self._hosts = 0
         self._connections = 0
         self._odd = self._is_read = self.closes = False
-        self.url = self.head = self.body = b""
+        self.url = self.head = self.body = self._last_host = b""
 
     @property
     def in_body(self) -> bool:
@@ -99,7 +100,7 @@ class PlainReader:
         # as many lines as fields, or one was folded or ended without CR
         if self._odd or self._hosts != 1 or self._fields + 2 != self.head.count(b"\n") or self._head_bytes:
             raise Unusual
-        if self._total_bytes - end > self._max_body_bytes or self._parser.get_http_version() != "1.1":
+        if self._total_bytes - end > self._max_body_bytes or not data.startswith(_VERSION, 4 + len(self.url)):
             raise Unusual
         self._head_bytes = end
         return True
@@ -118,7 +119,9 @@ class PlainReader:
 
     def _host(self, value: bytes) -> None:
         self._hosts += 1
-        self._odd |= not _HOST.fullmatch(value)
+        if value != self._last_host:  # which it is nearly always
+            self._odd |= not _HOST.fullmatch(value)
+            self._last_host = value
 
     def _content_length(self, value: bytes) -> None:
         if self._total_bytes > len(self.head) or not _LENGTH.fullmatch(value):

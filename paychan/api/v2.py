@@ -7,7 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from actors.opening import OpenRequest, usable_confirmations
-from paychan.api.answers import OUTPOINT, Answer, accepted, moved, outpoint, outpoint_of, result, settlement_txid
+from paychan.api.answers import (
+    OUTPOINT,
+    Answer,
+    accept,
+    accepted,
+    moved,
+    outpoint,
+    outpoint_of,
+    result,
+    settlement_txid,
+)
 from paychan.api.handler import Handler
 from paychan.api.service import Service
 from paychan.chain.base import ChainFailed
@@ -134,13 +144,14 @@ class ChannelHandler(V2Handler):
     async def post(self, txid: str, vout: str) -> None:
         body = await self.found(_opening(self.request.body, self.request.query_arguments))
         request = self._open_request(outpoint(txid, vout), body)
-        opened = accepted(await self.service.opener.open(request))
+        opened = await self.judged(accept(self.service.opener.open(request)))
         self.set_header("Location", self.url(_path(opened.channel.outpoint, opened.channel.secret)))
         self.answer(201, "Channel ready", shown(opened, body.dialect))
 
     async def put(self, txid: str, vout: str) -> None:
         arguments, body = self.request.query_arguments, self.request.body
-        self.give(await self.found(pay(self.service, outpoint(txid, vout), arguments, body, self.url)))
+        paying = pay(self.service, outpoint(txid, vout), arguments, body, self.url)
+        self.give(await self.judged(self.found(paying)))
 
     def _open_request(self, named: OutPoint, body: V2Payment) -> OpenRequest:
         """Check what only the body of an opening has."""
@@ -173,7 +184,7 @@ class CloseHandler(V2Handler):
             script = decode_address(body.change_address, self.service.config.bitcoin_network)
         command = CloseByPayment(body.payment, script)
         try:
-            closed = accepted(await self.service.registry.ask(channel.outpoint, command))
+            closed = await self.judged(accept(self.service.registry.ask(channel.outpoint, command)))
         except ChannelMoved as error:
             self.give(await moved_answer(self.service, channel.outpoint, error, body.dialect, self.url))
             return
