@@ -8,6 +8,7 @@ Tornado, which then reads from the same bytes.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from tornado.iostream import StreamClosedError
 from tornado.util import _websocket_mask
@@ -71,7 +72,7 @@ class BulkProtocol(WebSocketProtocol13):
     async def _fill(self) -> None:
         if self.stream is None:
             raise StreamClosedError
-        reading = self.stream.read_bytes(_CHUNK_BYTES, partial=True)
+        reading: Any = self.stream.read_bytes(_CHUNK_BYTES, partial=True)  # a Future
         if reading.done():  # others get their turn, however fast this client sends
             await asyncio.sleep(0)
         self._came += await reading
