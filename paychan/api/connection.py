@@ -111,7 +111,7 @@ class Connection(asyncio.Protocol):
         """The client sends nothing more; it gets the answers to what it has sent."""
         self._ends = True
         self._advance()
-        return not self._is_idle
+        return True  # the transport stays open until we close it
 
     def pause_writing(self) -> None:
         self._choked, self._since = True, monotonic()
@@ -138,8 +138,8 @@ class Connection(asyncio.Protocol):
         if wants_more is not self._reads and not self.transport.is_closing():
             self._reads = wants_more
             (self.transport.resume_reading if wants_more else self.transport.pause_reading)()
-        if self._ends and self._is_idle and not self.transport.is_closing():
-            self.transport.close()
+        if self._ends and self._is_done and not self.transport.is_closing():
+            self.transport.close()  # when all that was written is sent
 
     @property
     def _may_begin(self) -> bool:
@@ -147,9 +147,9 @@ class Connection(asyncio.Protocol):
         return not (self._held or self._choked or self._detour) and len(self._slots) < under_way
 
     @property
-    def _is_idle(self) -> bool:
-        """Whether nothing is under way, and nothing can begin."""
-        return not (self._slots or self._detour or self._choked or self.transport.get_write_buffer_size())
+    def _is_done(self) -> bool:
+        """Whether nothing is under way, and nothing that has come can begin."""
+        return not (self._slots or self._detour or (self._choked and self._buffer))
 
     def _begin(self) -> bool:
         """Begin the next request, if it has come whole; say whether to go on."""

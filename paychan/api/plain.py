@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from httptools import HttpParserError, HttpRequestParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 _BEGINNING, _VERSION = b"PUT /v", b" HTTP/1.1\r\n"
 _HOST = re.compile(rb"[A-Za-z0-9.\-:\[\]]+")
@@ -95,7 +95,7 @@ class PlainReader:
         self._total_bytes = end
         try:
             self._parser.feed_data(self.head)
-        except HttpParserError:
+        except (HttpParserError, HttpParserUpgrade):
             raise Unusual from None
         # as many lines as fields, or one was folded or ended without CR
         if self._odd or self._hosts != 1 or self._fields + 2 != self.head.count(b"\n") or self._head_bytes:
