@@ -62,7 +62,7 @@ class Registry:
             actor = await self._awakened(outpoint)
             if actor is None:
                 return Rejected(UnknownChannel())
-            outcome: Outcome = await actor.actor_ref.ask(message, block=False)
+            outcome: Outcome = await actor.ask(message)
             return outcome
 
     def reach(self, outpoint: OutPoint) -> ChannelActor | None:
@@ -95,7 +95,7 @@ class Registry:
                 actor = await self._awakened(outpoint)
                 if actor is None:
                     return [Rejected(UnknownChannel())] * len(commands)
-                answer = actor.actor_ref.ask(PaySeveral(commands), block=False)
+                answer = actor.ask(PaySeveral(commands))
             outcomes: Sequence[Outcome] = await answer
             return outcomes
 
