@@ -63,6 +63,7 @@ class Connection(asyncio.Protocol):
         "_detour",
         "_ends",
         "_held",
+        "_queues",
         "_reader",
         "_reads",
         "_server",
@@ -84,6 +85,7 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         self._slots: deque[Slot] = deque()
         self._reads, self._choked, self._held, self._ends = True, False, False, False
+        self._queues = False
         self._since = monotonic()
         self._detour: Detour | None = None
         self.detached = False
@@ -104,6 +106,8 @@ class Connection(asyncio.Protocol):
         self.transport.set_write_buffer_limits(_HIGH_WATER_BYTES)
 
     def data_received(self, data: bytes) -> None:
+        if self._ends:
+            return
         self._buffer = self._buffer + data if self._buffer else data
         self._advance()
 
@@ -131,10 +135,11 @@ class Connection(asyncio.Protocol):
 
     def _advance(self) -> None:
         """Begin the requests that have come, as far as they may begin."""
+        self._queues = False
         may_begin = self._may_begin
         while self._buffer and may_begin and self._begin():
             may_begin = self._may_begin
-        wants_more = self._may_begin and not self._ends
+        wants_more = self._may_begin and not (self._ends or self._queues)
         if wants_more is not self._reads and not self.transport.is_closing():
             self._reads = wants_more
             (self.transport.resume_reading if wants_more else self.transport.pause_reading)()
@@ -184,6 +189,9 @@ class Connection(asyncio.Protocol):
     def flush(self) -> None:
         """Write the answers that are there, up to the first that is not."""
         slots = self._slots
+        if self.transport.is_closing():
+            slots.clear()
+            return
         full = len(slots) >= MOST_UNDER_WAY
         while slots and slots[0].content:
             self.transport.write(slots.popleft().content)
@@ -211,13 +219,14 @@ class Connection(asyncio.Protocol):
 
     def _leave_lane(self) -> bool:
         """Let Tornado read the next request from its first byte, once everything before it is answered and sent."""
+        self._reader.reset()
+        self._queues = True
         if self._slots:
             return False
         if self.transport.get_write_buffer_size():
             self.transport.set_write_buffer_limits(0)  # so that `resume_writing` comes when all is sent
             return False
         begun, self._buffer = self._buffer, b""
-        self._reader.reset()
         self._detour = Detour(self._server, self, begun)
         self._detour.begin()
         return False

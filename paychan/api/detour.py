@@ -81,9 +81,13 @@ class Detour:
             await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        transport = self._connection.transport
-        duplicate = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
-        server = self._server
+        transport, server = self._connection.transport, self._server
+        try:
+            duplicate = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        except OSError as error:  # no file is left, or the connection is gone
+            log.warning("connection closed", reason=str(error))
+            transport.abort()
+            return
         stream = self._stream = _Stream(
             duplicate, self._begun, max_buffer_size=server.max_buffer_size, read_chunk_size=server.read_chunk_size
         )

@@ -52,7 +52,7 @@ class Slow:
     def __init__(self) -> None:
         self.may_answer = asyncio.Event()
 
-    async def ask(self, channel: Channel) -> Verdict:
+    async def ask(self, channel: Channel) -> Verdict:  # noqa: ARG002 - any
         await self.may_answer.wait()
         return Verdict()
 

@@ -93,13 +93,13 @@ PAYMENTS = {
     "v1, not UTF-8": lambda p: _put(_v1(p, "%ff")),
     "v1, another field": lambda p: _put(_v1(p, p.v1.payer.payment(100_005)) + "&test=1"),
     "v1, fragment": lambda p: _put(_v1(p, "AAAA#x")),
-    "v1, unknown": lambda p: _put("/v1/channels/" + "0" * 64 + "/0?payment=AAAA"),
+    "v1, unknown": lambda _: _put("/v1/channels/" + "0" * 64 + "/0?payment=AAAA"),
     "v1, unknown, right payment": lambda p: _put(
         "/v1/channels/" + "0" * 64 + f"/0?payment={encode_v1(p.v1.payer.payment(100_000))}"
     ),
-    "v1, output that can't be": lambda p: _put("/v1/channels/" + "0" * 64 + "/4294967296?payment=AAAA"),
-    "v1, output 00": lambda p: _put("/v1/channels/" + "0" * 64 + "/00?payment=AAAA"),
-    "v1, upper-case txid": lambda p: _put("/v1/channels/" + "A" * 64 + "/0?payment=AAAA"),
+    "v1, output that can't be": lambda _: _put("/v1/channels/" + "0" * 64 + "/4294967296?payment=AAAA"),
+    "v1, output 00": lambda _: _put("/v1/channels/" + "0" * 64 + "/00?payment=AAAA"),
+    "v1, upper-case txid": lambda _: _put("/v1/channels/" + "A" * 64 + "/0?payment=AAAA"),
     "v1, channel of v2": lambda p: _put(_v2(p).replace("/v2", "/v1").partition("?")[0] + "?payment=AAAA"),
     "v2 S, 1 sat": lambda p: _put(_v2(p), body=p.v2[Dialect.S].body(p.v2[Dialect.S].payer.payment(100_001))),
     "v2 A, 1 sat": lambda p: _put(_v2(p, Dialect.A), body=p.v2[Dialect.A].body(p.v2[Dialect.A].payer.payment(100_001))),
@@ -277,3 +277,13 @@ def test_payments_beyond_what_may_be_under_way_wait_their_turn(pair: Pair) -> No
     left = [int(number) for number in re.findall(rb'"channel_value_left":(\d+)', lane)]
     assert left == [payment.change_sat for payment in payments]
     assert lane == handlers
+
+
+def test_a_request_behind_payments_waits_and_so_does_what_follows(pair: Pair) -> None:
+    """Behind a request that takes the other way nothing is read before its turn, however much is sent."""
+    pay = _put(_v1(pair, pair.v1.payer.payment(500_000)))
+    page = b"GET /last HTTP/1.1\r\n" + HOST + b"\r\n"
+    lane, handlers = pair.both((pay + page) * 300 + LAST)
+
+    assert statuses(lane) == [200, 404] * 300 + [404]
+    assert re.sub(rb'"value_received":\d+', b"", lane) == re.sub(rb'"value_received":\d+', b"", handlers)
