@@ -22,12 +22,13 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketP
 
 from actors.channel import PaySeveral
 from paychan.api.answers import OUTPOINT, outpoint, until_404s_leave
+from paychan.api.manners import Manners
 from paychan.api.service import Service
 from paychan.api.streamframes import Answers, Frame, commands_of, ends, outcomes_of, plain_answers, read_frame
 from paychan.api.streamreading import BulkProtocol
 from paychan.api.v2 import V2Handler, find_channel
-from paychan.protocol.channel import Channel, Outcome
-from paychan.protocol.errors import InternalError, Malformed, PaychanError, TooManyStreams, UnknownChannel
+from paychan.protocol.channel import Channel, Outcome, Rejected
+from paychan.protocol.errors import BadSignature, InternalError, Malformed, PaychanError, TooManyStreams, UnknownChannel
 from paychan.protocol.several import Commands
 from paychan.protocol.stream import MAX_FRAME_PAYMENTS
 
@@ -75,6 +76,7 @@ class StreamHandler(WebSocketHandler, V2Handler):
         self._channel: Channel | None = None
         self._gathered: list[Frame] = []
         self._lots: deque[_Lot] = deque()
+        self._manners = Manners(service.config.http.max_bad_signatures)
         self._turn, self._asleep = asyncio.Lock(), 0
         self._writer: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -216,6 +218,9 @@ class StreamHandler(WebSocketHandler, V2Handler):
 
     async def _answer(self, frames: Sequence[Frame], outcomes: Sequence[Outcome]) -> None:
         """Write the answers of each frame; then end the stream if one of them says so."""
+        for outcome in outcomes:
+            if isinstance(outcome, Rejected) and isinstance(outcome.error, BadSignature):
+                await asyncio.sleep(self._manners.bad_signature())
         rest = iter(outcomes)
         for frame in frames:
             own = [next(rest) for _ in frame.asked]
@@ -223,7 +228,7 @@ class StreamHandler(WebSocketHandler, V2Handler):
                 await self.write_message(await self._answers.binary(own), binary=True)
             elif not frame.binary:
                 await self.write_message(await self._answers.text(frame, own))
-        end = ends(outcomes) or frames[-1].broken
+        end = ends(outcomes) or self._manners.problem() or frames[-1].broken
         if isinstance(end, PaychanError):
             self._end(end)
         elif end is not None:

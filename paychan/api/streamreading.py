@@ -14,6 +14,8 @@ from tornado.iostream import StreamClosedError
 from tornado.util import _websocket_mask
 from tornado.websocket import WebSocketProtocol13
 
+from paychan.api.streamtransport import take_over
+
 _CHUNK_BYTES = 65536
 _TEXT, _BINARY = 0x81, 0x82
 """First byte of a message in one frame."""
@@ -26,6 +28,7 @@ class BulkProtocol(WebSocketProtocol13):
 
     async def _receive_frame_loop(self) -> None:
         try:
+            self.stream = await take_over(self.stream)
             while not self.client_terminated:
                 message = self._whole_message()
                 if message is not None:

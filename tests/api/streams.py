@@ -50,7 +50,7 @@ def code(answer: Taken | Said) -> tuple[int, str]:
 def closed(stream: ClientConnection) -> tuple[int, str]:
     """Wait for the server to close, and say with what."""
     with pytest.raises(ConnectionClosed) as end:
-        deque(iter(lambda: stream.recv(timeout=10), None), maxlen=0)
+        deque(iter(lambda: stream.recv(timeout=30), None), maxlen=0)
     assert end.value.rcvd is not None
     return end.value.rcvd.code, end.value.rcvd.reason
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -201,6 +202,17 @@ def test_who_breaks_the_websocket_protocol_loses_the_connection(open_v2: V2, bro
         with pytest.raises(ConnectionClosed):
             stream.recv(timeout=10)
     assert open_v2.pay(open_v2.payer.payment(100_002)).status_code == 200
+
+
+def test_bad_signatures_make_a_stream_wait_and_end_it(open_v2: V2) -> None:
+    """A check costs us what it costs a good payer: after twenty in vain nothing of this stream is looked at."""
+    bad = Payment(open_v2.payer.payment(100_002).change_sat, open_v2.payer.payment(5).signature, 0x83)
+    with open_stream(open_v2) as stream:
+        begun = time.monotonic()
+        assert [code(each)[1] for each in pay_frame(stream, [bad] * 3)] == ["bad_signature"] * 3
+        assert time.monotonic() - begun >= 0.07
+        stream.send(write_payments([bad] * 17))
+        assert closed(stream) == (4429, "too_many_bad_signatures")
 
 
 def test_no_upgrade_is_a_bad_request(open_v2: V2) -> None:
