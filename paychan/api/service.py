@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from actors.opening import Opener
 from actors.registry import Registry
 from actors.watcher import Watcher
 from actors.world import World
+from paychan.api.totals import LatestTotals
 from paychan.config import ServerConfig
 
 
@@ -28,3 +30,8 @@ class Service:
     opener: Opener
     watcher: Watcher
     streams: set[OpenStream] = field(default_factory=set)
+
+    @cached_property
+    def totals(self) -> LatestTotals:
+        """What the operator is told of all channels."""
+        return LatestTotals(self.world, lambda: self.registry.awake)
