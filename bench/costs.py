@@ -20,8 +20,8 @@ from typing import Annotated, Any
 import machine
 import typer
 import uvloop
-from channels import NOW, RULES, client
 from coincurve import PrivateKey
+from crowd import NOW, RULES, client
 from rich.console import Console
 from rich.table import Table
 from session import Server, session_v1, session_v2

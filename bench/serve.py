@@ -66,12 +66,18 @@ def cores() -> tuple[int, int]:
 
 
 @contextmanager
-def debug_server(http: str = "") -> Iterator[Measured]:
-    """Run a server, alone on its core, until the block ends; `http` are lines of TOML for that table."""
+def debug_server(http: str = "", store: Path | None = None) -> Iterator[Measured]:
+    """Run a server, alone on its core, until the block ends; `http` are lines of TOML for that table.
+
+    A `store` is moved to where the server has its own.
+    """
     ours, others = cores()
     with tempfile.TemporaryDirectory(dir=".") as name:  # on a disk; /tmp may be memory
         directory = Path(name).resolve()
         state = directory / "state"
+        if store is not None:
+            state.mkdir(mode=0o700)
+            store.rename(state / "store")
         (directory / "signer.toml").write_text(_SIGNER.format(state=state))
         (directory / "server.toml").write_text(_SERVER.format(state=state, http=http))
         signer = _start(others, "paychan-signer", str(directory / "signer.toml"))
