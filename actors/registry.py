@@ -6,7 +6,7 @@ Keeps its own map, because pykka's registry finds an actor by scanning a list.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
@@ -31,6 +31,8 @@ class Registry:
         self._awake: dict[OutPoint, ChannelActor] = {}
         self._unanswered = 0
         self.desk = Desk(world, self.read)
+        self.before_waking: Callable[[Channel], Awaitable[None]] | None = None
+        """Awaited with the record of each channel that is to be woken, while `actors.chainwatch` wants that."""
 
     @property
     def awake(self) -> int:
@@ -150,7 +152,11 @@ class Registry:
         actor = self._awake.get(outpoint)
         if actor is None or not actor.alive:
             channel = await self._world.store.get(outpoint)
-            actor = None if channel is None else self._wake(channel)
+            if channel is None:
+                return None
+            if self.before_waking is not None:
+                await self.before_waking(channel)
+            actor = self._wake(channel)
         return actor
 
     def _wake(self, channel: Channel) -> ChannelActor:

@@ -27,6 +27,8 @@ class ChainView:
     """Channels that take no payments at the moment, and why: their funding output is not there as it should be."""
     unconfirmed: dict[OutPoint, Sat] = field(default_factory=dict)
     """Funding of open channels that no block holds yet, in satoshi: what could vanish at once."""
+    is_whole: bool = True
+    """False until all open channels were looked at since the start: `unconfirmed` may lack some."""
 
 
 @dataclass(frozen=True)

@@ -144,15 +144,15 @@ async def test_a_channel_awake_costs_at_most_four_kilobytes(tmp_path: Path):
     """All that Python keeps for a channel that was paid over, its newest record included."""
     payers = [DebugPayer(f"memory {n}") for n in range(200)]
     async with local(tmp_path) as server:
-        for payer in payers:
-            await server.open(payer, 10_000)
+        await asyncio.gather(*map(server.open, payers))
         server.registry.let_sleep(0)
         payments = [(payer.outpoint, payer.pays(10_001)) for payer in payers]
         gc.collect()
         tracemalloc.start()
         try:
-            for outpoint, payment in payments:
-                accepted(await server.registry.ask(outpoint, payment))
+            for outcome in await asyncio.gather(*(server.registry.ask(*payment) for payment in payments)):
+                accepted(outcome)
+            del outcome
             gc.collect()
             each = tracemalloc.get_traced_memory()[0] / len(payers)
         finally:
