@@ -79,10 +79,10 @@ def write_payments(payments: Iterable[Payment]) -> bytes:
 class CompactPayments(Sequence[Payment]):
     """The payments of a frame, made into objects only where one is looked at."""
 
-    __slots__ = ("_raw", "changes")
+    __slots__ = ("changes", "raw")
 
     def __init__(self, raw: bytes) -> None:
-        self._raw = raw
+        self.raw = raw
         self.changes: Sequence[Sat] = _changes(len(raw) // _PAYMENT.size).unpack(raw)
         """Change values of all, in satoshi."""
 
@@ -98,13 +98,13 @@ class CompactPayments(Sequence[Payment]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
-        change, r, s = _PAYMENT.unpack_from(self._raw, range(len(self))[index] * _PAYMENT.size)
+        change, r, s = _PAYMENT.unpack_from(self.raw, range(len(self))[index] * _PAYMENT.size)
         return Payment(change, der_signature(r, s), SINGLE_ANYONECANPAY if change else NONE_ANYONECANPAY)
 
     @classmethod
     def joined(cls, several: Sequence[CompactPayments]) -> CompactPayments:
         """The payments of several frames, one behind the other."""
-        return several[0] if len(several) == 1 else cls(b"".join(each._raw for each in several))
+        return several[0] if len(several) == 1 else cls(b"".join(each.raw for each in several))
 
 
 def read_payments(frame: bytes) -> CompactPayments:

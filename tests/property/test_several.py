@@ -62,13 +62,10 @@ def together(channel: Channel, payments: list[Payment], view: View, *, coalesce:
     """Judge them at once; those that a compact frame can hold, as such too, which must make no difference."""
     outcomes = judge(channel, [Pay(payment) for payment in payments], view, VERIFIER, coalesce=coalesce)
     assert len(outcomes) == len(payments)
-    if payments and all(
-        read_payments(write_payments([each]))[0] == each for each in payments if each.signature[0] == 0x30
-    ):
-        if all(each.signature[0] == 0x30 for each in payments):
-            compact = judge(channel, read_payments(write_payments(payments)), view, VERIFIER, coalesce=coalesce)
-            assert list(compact) == list(outcomes)
-            assert newest_of(compact) == newest_of(outcomes)
+    if payments and all(_is_compact(payment) for payment in payments):
+        compact = judge(channel, read_payments(write_payments(payments)), view, VERIFIER, coalesce=coalesce)
+        assert list(compact) == list(outcomes)
+        assert newest_of(compact) == newest_of(outcomes)
     return list(outcomes)
 
 
@@ -134,6 +131,11 @@ def test_a_draining_payment_is_checked_by_itself() -> None:
     kept = newest_of(outcomes)
     assert kept is not None
     assert kept.state is State.CLOSING
+
+
+def _is_compact(payment: Payment) -> bool:
+    """Whether a binary frame can hold it: a real signature, with the flag that follows from the change value."""
+    return payment.signature[0] == 0x30 and read_payments(write_payments([payment]))[0] == payment
 
 
 def _total(outcomes: list[Outcome]) -> int:
