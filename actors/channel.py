@@ -88,10 +88,13 @@ class ChannelActor(LoopActor):
 
     def on_receive(self, message: Message | PaySeveral) -> Any:
         self._last_message = self._world.clock()
-        if isinstance(message, Pay | PaySeveral) and (overload := self._overload()) is not None:
-            refused = Rejected(overload)
-            return refused if isinstance(message, Pay) else [refused] * len(message.commands)
+        if isinstance(message, Pay):
+            overload = self._overload()
+            return self._in_turn(message) if overload is None else Rejected(overload)
         if isinstance(message, PaySeveral):
+            overload = self._overload()
+            if overload is not None:
+                return [Rejected(overload)] * len(message.commands)
             return self._judge_several(message.commands)
         if isinstance(message, Resume):
             return self._carry_on(Accepted(self._channel))
@@ -105,14 +108,14 @@ class ChannelActor(LoopActor):
 
     def _in_turn(self, command: Command) -> Outcome | Awaitable[Outcome]:
         """Judge a command, behind what an application has not answered for yet."""
+        if self._offering is None and self._channel.offered is None:  # no application was ever asked
+            return self._judge(command)
         return self._after_offer(command) if self._offers else self._judge(command)
 
     @property
     def _offers(self) -> bool:
         """Whether an application must be heard first."""
-        if self._channel.offered is not None:
-            return True
-        return self._offering is not None and (_under_way(self._offering) or _under_way(self._behind))
+        return _under_way(self._offering) or _under_way(self._behind) or self._channel.offered is not None
 
     def _judge(self, command: Command) -> Outcome | Awaitable[Outcome]:
         if not self.alive:  # stopped while the command waited: what is in memory may be outdated

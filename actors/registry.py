@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
 from typing import Any
 
 from actors.channel import ChannelActor, Message, PaySeveral, Resume
@@ -78,11 +77,12 @@ class Registry:
         `then` is called with something whose `result()` is the outcome, once what it says is durable.
         """
         self._unanswered += 1
-        actor.ask(message).then(partial(self._answered, then))
 
-    def _answered(self, then: Callable[[Any], object], answer: Any) -> None:
-        self._unanswered -= 1
-        then(answer)
+        def answered(answer: Any) -> None:
+            self._unanswered -= 1
+            then(answer)
+
+        actor.ask(message).then(answered)
 
     async def pay_several(
         self, outpoint: OutPoint, commands: Commands, turn: asyncio.Lock | None = None

@@ -136,20 +136,19 @@ class Connection(asyncio.Protocol):
     def _advance(self) -> None:
         """Begin the requests that have come, as far as they may begin."""
         self._queues = False
-        may_begin = self._may_begin
-        while self._buffer and may_begin and self._begin():
-            may_begin = self._may_begin
-        wants_more = self._may_begin and not (self._ends or self._queues)
+        while (may_begin := self._may_begin()) and self._buffer and self._begin():
+            pass
+        wants_more = may_begin and not (self._ends or self._queues or self._detour)
         if wants_more is not self._reads and not self.transport.is_closing():
             self._reads = wants_more
             (self.transport.resume_reading if wants_more else self.transport.pause_reading)()
         if self._ends and self._is_done and not self.transport.is_closing():
             self.transport.close()  # when all that was written is sent
 
-    @property
     def _may_begin(self) -> bool:
-        under_way = 1 if self.manners.bad else MOST_UNDER_WAY
-        return not (self._held or self._choked or self._detour) and len(self._slots) < under_way
+        if self._held or self._choked or self._detour is not None:
+            return False
+        return len(self._slots) < (1 if self.manners.bad else MOST_UNDER_WAY)
 
     @property
     def _is_done(self) -> bool:
@@ -159,13 +158,12 @@ class Connection(asyncio.Protocol):
     def _begin(self) -> bool:
         """Begin the next request, if it has come whole; say whether to go on."""
         reader = self._reader
-        if self._server.is_stopping:  # Tornado knows how to say so
+        if self._server.conn_params.no_keep_alive:  # the server is stopping, and Tornado knows how to say so
             return self._leave_lane()
         try:
-            in_body = reader.in_body
             size = reader.read(self._buffer)
             if not size:
-                if reader.in_body and not in_body:
+                if reader.has_new_head():
                     self._since = monotonic()  # the body has its own time
                 return False
             payment = Payment(reader)
@@ -177,11 +175,10 @@ class Connection(asyncio.Protocol):
         if reader.closes:
             self._buffer, self._ends = b"", True
         payment.slot = slot
-        problem = self.manners.problem()
-        if problem is None:
-            self._till.take(payment)
-        else:
+        if self.manners.bad and (problem := self.manners.problem()) is not None:
             self._end_with(slot, refusal(problem, quiet_404=False))
+        else:
+            self._till.take(payment)
         return True
 
     # --- answers ----------------------------------------------------------------------------------------------------

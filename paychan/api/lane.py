@@ -48,11 +48,6 @@ class LaneServer(BoundedServer):
         ]
         self._sweeper = loop.create_task(self._sweep())
 
-    @property
-    def is_stopping(self) -> bool:
-        """Whether connections end with the request they are in, or the next."""
-        return self.conn_params.no_keep_alive
-
     def admit(self, connection: Connection) -> bool:
         """Count a new connection, unless all are taken."""
         if not self.take_place():

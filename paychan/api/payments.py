@@ -107,6 +107,10 @@ class Till:
         except PaychanError as error:
             self._refuse(payment, error)
             return
+        except Exception:
+            log.exception("payment failed")
+            self._refuse(payment, InternalError())
+            return
         if not done:
             self._later(payment, self._at_length(payment))
 

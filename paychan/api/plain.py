@@ -30,6 +30,7 @@ class PlainReader:
         "_fields",
         "_head_bytes",
         "_hosts",
+        "_is_new",
         "_is_read",
         "_last_host",
         "_max_body_bytes",
@@ -52,13 +53,18 @@ class PlainReader:
         self._parser = HttpRequestParser(self)
         self._head_bytes = self._total_bytes = self._fields = self._hosts = 0
         self._connections = 0
-        self._odd = self._is_read = self.closes = False
+        self._odd = self._is_read = self._is_new = self.closes = False
         self.url = self.head = self.body = self._last_host = b""
 
     @property
     def in_body(self) -> bool:
         """Whether a head is read whose body has not come whole."""
         return self._head_bytes > 0
+
+    def has_new_head(self) -> bool:
+        """Whether a head was read since this was asked last, and its body has not come whole."""
+        is_new, self._is_new = self._is_new, False
+        return is_new and self._head_bytes > 0
 
     def read(self, data: bytes) -> int:
         """Read a request at the beginning of what was received; return its size, or 0 if it has not come whole.
@@ -103,6 +109,7 @@ class PlainReader:
         if self._total_bytes - end > self._max_body_bytes or not data.startswith(_VERSION, 4 + len(self.url)):
             raise Unusual
         self._head_bytes = end
+        self._is_new = True
         return True
 
     def on_url(self, url: bytes) -> None:
@@ -110,7 +117,7 @@ class PlainReader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields += 1
-        judge = _FIELDS.get(name.lower())
+        judge = _FIELDS.get(name) or _FIELDS.get(name.lower())
         if judge is not None:
             judge(self, value)
 
@@ -142,6 +149,8 @@ class PlainReader:
 
 
 _FIELDS = {
+    b"Host": PlainReader._host,  # noqa: SLF001 - its own
+    b"Content-Length": PlainReader._content_length,  # noqa: SLF001
     b"host": PlainReader._host,  # noqa: SLF001 - its own
     b"content-length": PlainReader._content_length,  # noqa: SLF001
     b"connection": PlainReader._connection,  # noqa: SLF001
