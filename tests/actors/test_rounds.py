@@ -31,14 +31,14 @@ class Blocks(DebugChain):
 
     def __init__(self) -> None:
         super().__init__(lambda: NOW)
-        self.tip_hash = "01" * 32
+        self.tip_hash, self.median_time = "01" * 32, NOW
         self.gone: set[OutPoint] = set()
         self.unconfirmed: set[OutPoint] = set()
         self.asked: list[OutPoint] = []
         self.after_page: Callable[[], None] = lambda: None
 
     async def tip(self) -> Tip:
-        return Tip(1, self.tip_hash, NOW, NOW)
+        return Tip(1, self.tip_hash, NOW, self.median_time)
 
     async def unspent(self, outpoints: Any) -> dict[OutPoint, Funding]:
         self.asked += outpoints
@@ -110,6 +110,34 @@ async def test_what_is_due_is_settled_although_no_chain_tells_of_its_funding(
         await server.watcher.look()
         assert {(await server.stored(payer)).state for payer in due} == {State.CLOSED}
         assert (await server.stored(LATE)).state is State.OPEN
+
+
+@pytest.mark.parametrize("jump", [-700 * 86_400, 0, 700 * 86_400])
+async def test_no_jump_of_the_clock_hides_what_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: int):
+    """A clock that is years behind is not believed when the chain's time is later; one that is ahead closes early."""
+    async with crowded(tmp_path, monkeypatch) as (server, chain):
+        due = DebugPayer("due", UnixTime(SOON + 1))
+        await server.fill([due.channel()])
+        chain.median_time = UnixTime(due.expiry - RULES.settlement_period_seconds)
+        server.clock.now = chain.median_time + jump
+        await server.watcher.look()
+        assert (await server.stored(due)).state is State.CLOSED
+        assert (await server.stored(LATE)).state is (State.CLOSED if jump > 0 else State.OPEN)
+
+
+async def test_a_server_that_was_killed_in_a_round_begins_it_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What was seen before the kill counts for nothing after it, and what came due meanwhile is settled at once."""
+    due = DebugPayer("due", UnixTime(SOON + 1))
+    async with crowded(tmp_path, monkeypatch) as (server, _):
+        await server.fill([due.channel()])
+        await rounds(server.watcher, 2)
+    chain, clock = Blocks(), Clock(due.expiry - RULES.settlement_period_seconds)
+    chain.gone.add(EARLY.outpoint)
+    async with local(tmp_path, clock, chain=chain) as server:
+        await server.watcher.look()
+        assert (await server.stored(due)).state is State.CLOSED
+        pay = EARLY.pays(10_001)
+        assert isinstance(refused(await server.registry.ask(EARLY.outpoint, pay)), ChainUnavailable)
 
 
 async def test_a_channel_is_looked_at_before_its_first_payment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
