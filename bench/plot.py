@@ -112,16 +112,19 @@ def breakdown(directory: Path) -> Figure:
         command = "python bench/costs.py"
         raise Missing(command)
     found, figure, axes = loads(directory), *canvas(2.9)
-    for place, version in enumerate((2, 1)):
+    bars = []
+    for version in (2, 1):
         run = found.get((version, "keep-alive"), {}).get(AT)
         if run is None:
             command = f"python bench/load.py --version {version} --connections {AT}"
             raise Missing(command)
-        bar(axes, place, parts(measured[-1]["cpu_us"], version, run))
+        bars.append(parts(measured[-1]["cpu_us"], version, run))
+    for place, each in enumerate(bars):
+        bar(axes, place, each)
     axes.set_yticks([0, 1], ["v2", "v1"])
     axes.set_xlim(0)
     axes.set_xlabel(f"µs of CPU for one payment, all threads of the server, {AT} connections")
-    names = list(parts(measured[-1]["cpu_us"], 1, run))
+    names = list(bars[0])
     handles = [axes.containers[index] for index in range(len(names))]
     axes.legend(handles, names, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     return figure
