@@ -2,6 +2,10 @@
 
 Fail closed: while the node does not answer or its tip is old, no payment is accepted; while a channel's funding output
 is not there as it should be, that channel takes none. Both end by themselves. Closing goes on all the time.
+
+All open channels are looked at after each block, in a *round*: a page of them at a time, so that neither serving nor what
+is due waits for its end, and nothing is kept for a channel. Until the first round since the start is over, a channel that
+is woken before its turn is looked at first.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from actors.registry import Registry
 from actors.world import World
 from paychan.chain.base import ChainFailed, Funding, Tip
 from paychan.protocol.channel import Channel, SpentElsewhere, State, Vanished
+from paychan.protocol.machine import can_move
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.store.base import walk
 
@@ -34,6 +39,14 @@ _FUNDED_BEFORE_SECONDS = 14 * 86_400
 
 _FIRST = OutPoint(bytes(32), 0)
 
+_WAKING_SECONDS = 5.0
+"""Longer no payment waits for a look at its channel; the channel is in doubt then."""
+
+_DOUBTFUL_SECONDS = 1.0
+"""Between two pages of a round, those in doubt are looked at no more often."""
+
+_UNSEEN = "its funding output could not be looked at since the server was started"
+
 
 class ChainWatch:
     """Looks at the chain for the watcher."""
@@ -42,15 +55,27 @@ class ChainWatch:
         self._world = world
         self._registry = registry
         self._stale_seconds = stale_seconds
-        self._watched: set[OutPoint] = set()
         self._all_seen_at = ""
+        self._round_at = ""
+        """The tip at which the round that is under way began."""
+        self._round_after: tuple[UnixTime, OutPoint] | None = None
+        self._page_seconds = 0.0
+        self._doubtful_seen_at = 0.0
+        self._follows_unfinished = False
+        self._first_looks: dict[OutPoint, asyncio.Task[None]] = {}
+        self._earned: list[Channel] = []
         self._closed_seen_at: Tip | None = None
         self._closed_after: tuple[UnixTime, OutPoint] | None = None
         self.alarms: tuple[str, ...] = ()
+        world.chain_view.is_whole = False
+        registry.before_waking = self._look_before_its_turn
 
     async def wait(self, seconds: float) -> None:
-        """Wait for a new block or another change, at most so long."""
+        """Wait for a new block or another change, at most so long; or for as long as the last page of a round took."""
         tip = self._world.chain_view.tip
+        if self._round_at and not self._world.chain_view.problem:
+            await asyncio.sleep(min(seconds, self._page_seconds, 1.0))
+            return
         try:
             if tip is not None and not self._world.chain_view.problem:
                 await self._world.chain.wait_for_change(tip, seconds)
@@ -60,7 +85,7 @@ class ChainWatch:
         await asyncio.sleep(min(seconds, 1.0))
 
     async def look(self) -> bool:
-        """Take a fresh look; when the chain can't be asked, say so and stop accepting. Whether there is a new block."""
+        """Take a fresh look; when the chain can't be asked, say so and stop accepting. Whether this ended a round."""
         seen, before = self._world.chain_view, self._all_seen_at
         try:
             seen.tip = await self._world.chain.tip()
@@ -86,24 +111,86 @@ class ChainWatch:
         return f"our clock is {ahead} seconds behind the newest block" if ahead > _CLOCK_SKEW_SECONDS else ""
 
     async def _look_at_funding(self, tip: Tip) -> None:
-        """Compare open channels with what the chain shows; follow the scripts of all that is unfinished.
+        """Compare open channels with what the chain shows.
 
-        After a new block all of them; else only those whose output may come or go without one.
+        After a new block all of them, a page each time; else only those whose output may come or go without one.
         """
-        seen, open_ones = self._world.chain_view, State.OPEN
-        doubtful = {*seen.in_danger, *seen.unconfirmed}
-        if tip.block_hash != self._all_seen_at:
+        if not self._round_at and tip.block_hash != self._all_seen_at:
+            self._round_at = tip.block_hash
+        if self._round_at:
+            await self._go_on()
+        now = asyncio.get_running_loop().time()
+        if not self._round_at or now - self._doubtful_seen_at >= _DOUBTFUL_SECONDS:
+            await self._look_at_doubtful()
+            self._doubtful_seen_at = now
+
+    async def _go_on(self) -> None:
+        """Look at the next page of the round.
+
+        A block that comes meanwhile begins no new one before its end: else those that expire last had no turn while
+        blocks come quickly.
+        """
+        begun, is_first = asyncio.get_running_loop().time(), not self._all_seen_at
+        if not self._follows_unfinished:
             for state in (State.CLOSING, State.PUBLISHED):
-                async for page in _pages(walk(self._world.store, state)):
-                    await self._follow(page)
-            async for page in _pages(walk(self._world.store, open_ones)):
-                await self._follow(page)
-                await self._judge_all(page)
-            self._all_seen_at = tip.block_hash
+                async for channels in _pages(walk(self._world.store, state)):
+                    await self._follow(channels)
+            self._follows_unfinished = True
+        page = await self._world.store.scan(State.OPEN, after=self._round_after, limit=_PAGE)
+        if is_first:
+            await self._follow(page)
+        await self._judge_all(page)
+        self._note_earnings(page)
+        self._round_after = _place(page[-1]) if len(page) == _PAGE else None
+        self._page_seconds = asyncio.get_running_loop().time() - begun
+        if self._round_after is None:
+            self._all_seen_at, self._round_at = self._round_at, ""
+            self._world.chain_view.is_whole, self._registry.before_waking = True, None
+
+    def _note_earnings(self, page: Sequence[Channel]) -> None:
+        above = self._world.withdraw_above_sat
+        if above:
+            self._earned += [channel for channel in page if channel.received_sat >= above and can_move(channel)]
+
+    def take_earned(self) -> list[Channel]:
+        """Return, once, the channels that a round found worth withdrawing from."""
+        earned, self._earned = self._earned, []
+        return earned
+
+    async def _look_before_its_turn(self, channel: Channel) -> None:
+        """Look at a channel that is about to be woken while the first round is under way, once for all who wait."""
+        if channel.state is State.OPEN:
+            if self._round_after is not None and _order(*_place(channel)) <= _order(*self._round_after):
+                return
+        elif self._follows_unfinished or channel.state in (State.CLOSED, State.LOST):
+            return
+        outpoint = channel.outpoint
+        looking = self._first_looks.get(outpoint)
+        if looking is None:
+            looking = self._first_looks[outpoint] = asyncio.create_task(self._first_look(channel))
+            looking.add_done_callback(lambda _: self._first_looks.pop(outpoint))
+        await asyncio.shield(looking)
+
+    async def _first_look(self, channel: Channel) -> None:
+        """Freeze the channel unless its funding is there for sure; what became of it, the looks that follow find out."""
+        reason = _UNSEEN
+        try:
+            async with asyncio.timeout(_WAKING_SECONDS):
+                await self._follow([channel])
+                funding = (await self._world.chain.unspent([channel.outpoint])).get(channel.outpoint)
+                reason = self._doubt(channel, funding) if funding is not None else "its funding output is gone"
+        except Exception as error:  # noqa: BLE001 - closing needs the actor, whatever the chain does
+            log.warning("can't look at channel", channel=str(channel.outpoint), reason=str(error) or "no answer")
+        if channel.state is State.OPEN:
+            self._mark(channel, reason)
+
+    async def _look_at_doubtful(self) -> None:
+        seen = self._world.chain_view
+        doubtful = {*seen.in_danger, *seen.unconfirmed}
         records = [await self._registry.read(outpoint) for outpoint in doubtful]
-        await self._judge_all([record for record in records if record is not None and record.state is open_ones])
+        await self._judge_all([record for record in records if record is not None and record.state is State.OPEN])
         for outpoint, record in zip(doubtful, records, strict=True):
-            if record is None or record.state is not open_ones:
+            if record is None or record.state is not State.OPEN:
                 seen.in_danger.pop(outpoint, None)
             if record is None or record.state in (State.CLOSED, State.LOST):
                 seen.unconfirmed.pop(outpoint, None)
@@ -115,12 +202,10 @@ class ChainWatch:
                 await self._judge(channel, unspent.get(channel.outpoint))
 
     async def _follow(self, page: Sequence[Channel]) -> None:
-        """Follow what we don't yet; a chain that has lost what it followed finds it from before the opening on."""
-        new = [channel for channel in page if channel.outpoint not in self._watched]
-        if new:
-            since = min(channel.opened_at for channel in new) - _FUNDED_BEFORE_SECONDS
-            await self._world.chain.watch([channel.terms for channel in new], UnixTime(max(0, since)))
-            self._watched.update(channel.outpoint for channel in new)
+        """Follow what a start has made us forget; a chain that lost it too finds it from before the opening on."""
+        if page:
+            since = min(channel.opened_at for channel in page) - _FUNDED_BEFORE_SECONDS
+            await self._world.chain.watch([channel.terms for channel in page], UnixTime(max(0, since)))
 
     async def look_at_closed(self) -> None:
         """Take up again the closed channels whose settlement is not deep enough any more: at start, after each reorg.
@@ -138,7 +223,7 @@ class ChainWatch:
                 await self._follow(page)
                 for channel in page:
                     await self._judge_closed(channel)
-                self._closed_after = (page[-1].terms.expiry, page[-1].outpoint) if len(page) == _PAGE else None
+                self._closed_after = _place(page[-1]) if len(page) == _PAGE else None
         except ChainFailed as error:
             log.warning("can't look at closed channels", reason=str(error))
         else:
@@ -152,22 +237,33 @@ class ChainWatch:
 
     async def _judge(self, channel: Channel, funding: Funding | None) -> None:
         """Freeze a channel whose funding is not there, thaw one whose is again, end one that something else spent."""
-        seen, need = self._world.chain_view, self._world.rules.confirmations_needed(channel.funding_sat)
-        danger, reason = seen.in_danger, ""
-        if funding is not None and funding.confirmations == 0:
-            seen.unconfirmed[channel.outpoint] = channel.funding_sat
-        else:
-            seen.unconfirmed.pop(channel.outpoint, None)
+        reason = self._doubt(channel, funding) if funding is not None else ""
         if funding is None:
+            self._world.chain_view.unconfirmed.pop(channel.outpoint, None)
             spend = await self._world.chain.spender(channel.outpoint)
             if spend is not None and spend.confirmations >= self._world.settlement_confirmations:
                 log.error("funding was spent by another", channel=str(channel.outpoint), txid=spend.txid[::-1].hex())
                 await self._registry.ask(channel.outpoint, SpentElsewhere(spend.txid))
-                danger.pop(channel.outpoint, None)
+                self._world.chain_view.in_danger.pop(channel.outpoint, None)
                 return
             reason = "its funding output is gone" if spend is None else "its funding output is being spent"
-        elif funding.confirmations < need:
-            reason = f"its funding output has {funding.confirmations} confirmations, need {need}"
+        self._mark(channel, reason)
+
+    def _doubt(self, channel: Channel, funding: Funding) -> str:
+        """Say what is wrong with a funding output that is there; note whether a block holds it."""
+        unconfirmed = self._world.chain_view.unconfirmed
+        if funding.confirmations == 0:
+            unconfirmed[channel.outpoint] = channel.funding_sat
+        else:
+            unconfirmed.pop(channel.outpoint, None)
+        need = self._world.rules.confirmations_needed(channel.funding_sat)
+        if funding.confirmations >= need:
+            return ""
+        return f"its funding output has {funding.confirmations} confirmations, need {need}"
+
+    def _mark(self, channel: Channel, reason: str) -> None:
+        """Freeze or thaw a channel, and say so when that is news."""
+        danger = self._world.chain_view.in_danger
         if reason == danger.get(channel.outpoint, ""):
             return
         log.warning("channel frozen" if reason else "channel thawed", channel=str(channel.outpoint), reason=reason)
@@ -175,6 +271,16 @@ class ChainWatch:
             danger[channel.outpoint] = reason
         else:
             danger.pop(channel.outpoint)
+
+
+def _place(channel: Channel) -> tuple[UnixTime, OutPoint]:
+    """Where a channel stands among those of its state."""
+    return channel.terms.expiry, channel.outpoint
+
+
+def _order(expiry: UnixTime, outpoint: OutPoint) -> tuple[UnixTime, bytes]:
+    """What the store sorts by."""
+    return expiry, outpoint.serialize()
 
 
 async def _pages(channels: AsyncIterator[Channel]) -> AsyncIterator[list[Channel]]:

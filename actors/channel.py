@@ -8,7 +8,8 @@ them at a time, each judged against the newest accepted, none answered before it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
+from functools import partial
 from typing import Any, TypeAlias, TypeGuard
 
 import structlog
@@ -33,17 +34,27 @@ from paychan.protocol.channel import (
     Vanished,
     next_step,
 )
-from paychan.protocol.errors import ApplicationRefused, PaychanError, TryAgain
+from paychan.protocol.errors import ApplicationRefused, Overloaded, PaychanError, TryAgain
 from paychan.protocol.machine import apply
 from paychan.protocol.opening import successor
 from paychan.protocol.payment import PaymentVerifier
+from paychan.protocol.several import Commands, judge, newest_of
 from paychan.store.base import Change
 
 log = structlog.get_logger("channel")
 
+MOST_BEHIND = 64
+"""Payments of a channel that may wait for an application's answer to another one."""
+
 
 class Resume(Struct, frozen=True):
     """Go on with a settlement that is not finished."""
+
+
+class PaySeveral(Struct, frozen=True):
+    """Payments that came together; the answer has an outcome for each, in their order."""
+
+    commands: Commands
 
 
 Message: TypeAlias = Command | Resume
@@ -62,6 +73,7 @@ class ChannelActor(LoopActor):
         self._offering: asyncio.Future[Outcome] | None = None
         self._behind: asyncio.Future[Outcome] | None = None
         self._settling: asyncio.Future[PaychanError | None] | None = None
+        self._waiting = 0
         self._last_message = world.clock()
 
     @property
@@ -74,13 +86,36 @@ class ChannelActor(LoopActor):
         work = (self._last_commit, self._offering, self._behind, self._settling)
         return self._last_message <= moment and not any(map(_under_way, work))
 
-    def on_receive(self, message: Message) -> Outcome | Awaitable[Outcome]:
+    def on_receive(self, message: Message | PaySeveral) -> Any:
         self._last_message = self._world.clock()
+        if isinstance(message, Pay):
+            overload = self._overload()
+            return self._in_turn(message) if overload is None else Rejected(overload)
+        if isinstance(message, PaySeveral):
+            overload = self._overload()
+            if overload is not None:
+                return [Rejected(overload)] * len(message.commands)
+            return self._judge_several(message.commands)
         if isinstance(message, Resume):
             return self._carry_on(Accepted(self._channel))
-        if self._channel.offered is not None or _under_way(self._offering) or _under_way(self._behind):
-            return self._after_offer(message)
-        return self._judge(message)
+        return self._in_turn(message)
+
+    def _overload(self) -> Overloaded | None:
+        """Why a payment is not even looked at: what waits, here or for the disk, is as much as may wait."""
+        if self._waiting >= MOST_BEHIND:
+            return Overloaded(waiting=self._waiting, what="payments for the application's answer", limit=MOST_BEHIND)
+        return self._world.commits.overload()
+
+    def _in_turn(self, command: Command) -> Outcome | Awaitable[Outcome]:
+        """Judge a command, behind what an application has not answered for yet."""
+        if self._offering is None and self._channel.offered is None:  # no application was ever asked
+            return self._judge(command)
+        return self._after_offer(command) if self._offers else self._judge(command)
+
+    @property
+    def _offers(self) -> bool:
+        """Whether an application must be heard first."""
+        return _under_way(self._offering) or _under_way(self._behind) or self._channel.offered is not None
 
     def _judge(self, command: Command) -> Outcome | Awaitable[Outcome]:
         if not self.alive:  # stopped while the command waited: what is in memory may be outdated
@@ -95,6 +130,40 @@ class ChannelActor(LoopActor):
         if outcome.channel.offered is not None:
             return asyncio.shield(self._question())
         return durable if next_step(outcome.channel) is None else self._carry_on_after(durable)
+
+    def _judge_several(self, commands: Commands) -> Sequence[Outcome] | Awaitable[Sequence[Outcome]]:
+        """Judge payments together and write the newest alone; where an application is asked, one after the other."""
+        if self._offers or self._world.rules.asks_application:
+            each = [command if isinstance(command, Pay) else Pay(command) for command in commands]
+            return _all_of([self._in_turn(command) for command in each])
+        if not self.alive:
+            return [Rejected(TryAgain())] * len(commands)
+        view, coalesce = self._world.view(self._channel.outpoint), self._world.coalesce
+        outcomes = judge(self._channel, commands, view, self._verifier, coalesce=coalesce)
+        newest = newest_of(outcomes)
+        if newest is None:
+            return outcomes
+        if newest is self._channel:
+            return self._several_when_durable(outcomes, self._when_durable(Accepted(newest)))
+        durable = self._world.commits.put(Change(self._channel, newest), Accepted(newest), self.stop)
+        self._channel, self._last_commit = newest, durable
+        if next_step(newest) is not None:
+            return self._several_when_durable(outcomes, asyncio.shield(durable))
+        answer = asyncio.get_running_loop().create_future()
+        durable.add_done_callback(partial(_answer_several, answer, outcomes))
+        return answer
+
+    async def _several_when_durable(
+        self, outcomes: Sequence[Outcome], durable: Awaitable[Outcome]
+    ) -> Sequence[Outcome]:
+        """Answer when the newest is durable, and behind a payment that closed the channel when that is settled."""
+        outcomes = _if_written(await durable, outcomes)
+        return [
+            await self._carry_on(outcome)
+            if isinstance(outcome, Accepted) and outcome.channel.state is not State.OPEN
+            else outcome
+            for outcome in outcomes
+        ]
 
     async def _when_durable(self, outcome: Accepted) -> Outcome:
         """Answer a repetition no earlier than what it repeats, and never if that was not written."""
@@ -128,12 +197,14 @@ class ChannelActor(LoopActor):
         if isinstance(command, Pay) and command.payment == self._channel.offered:
             return asyncio.shield(self._question())
         before = self._behind if _under_way(self._behind) else self._question()
+        self._waiting += 1
         self._behind = asyncio.create_task(self._judge_after(before, command))
         return self._behind
 
     async def _judge_after(self, before: asyncio.Future[Outcome], command: Command) -> Outcome:
         """If there was no answer about the offered payment, the machine decides whether the command can do without."""
         await asyncio.wait([before])
+        self._waiting -= 1
         outcome = self._judge(command)
         return outcome if isinstance(outcome, Accepted | Rejected) else await outcome
 
@@ -200,6 +271,25 @@ class ChannelActor(LoopActor):
 
 def _nothing() -> None:
     """A channel that moved before, and again after a reorg, has its successor already."""
+
+
+async def _all_of(outcomes: list[Outcome | Awaitable[Outcome]]) -> Sequence[Outcome]:
+    """Wait for those that are not there yet; all of them are on their way already."""
+    waiting = [asyncio.ensure_future(each) for each in outcomes if not isinstance(each, Accepted | Rejected)]
+    later = iter(await asyncio.gather(*waiting))
+    return [each if isinstance(each, Accepted | Rejected) else next(later) for each in outcomes]
+
+
+def _if_written(committed: Outcome, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+    """If somebody else was first, all were judged against an outdated version."""
+    return [committed] * len(outcomes) if isinstance(committed, Rejected) else outcomes
+
+
+def _answer_several(
+    answer: asyncio.Future[Sequence[Outcome]], outcomes: Sequence[Outcome], durable: asyncio.Future[Outcome]
+) -> None:
+    if not answer.done() and not durable.cancelled():
+        answer.set_result(_if_written(durable.result(), outcomes))
 
 
 def _under_way(work: asyncio.Future[Any] | None) -> TypeGuard[asyncio.Future[Any]]:

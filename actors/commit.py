@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from paychan.protocol.channel import Accepted, Outcome, Rejected
-from paychan.protocol.errors import TryAgain
+from paychan.protocol.errors import Overloaded, TryAgain
 from paychan.store.base import Change, Store
 
 
@@ -25,8 +25,15 @@ class _Waiting(NamedTuple):
 class GroupCommit:
     """Gathers changes and commits them. `on_failure` must end the process: after a failed sync nobody is answered."""
 
-    def __init__(self, store: Store, delay_seconds: float, on_failure: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        delay_seconds: float,
+        on_failure: Callable[[BaseException], None],
+        max_waiting: int = 10_000,
+    ) -> None:
         self._store = store
+        self._max_waiting = max_waiting
         self._delay_seconds = delay_seconds
         self._on_failure = on_failure
         self._gathered: list[_Waiting] = []
@@ -46,6 +53,13 @@ class GroupCommit:
         if self._writer is None:
             self._writer = self._loop.create_task(self._write())
         return durable
+
+    def overload(self) -> Overloaded | None:
+        """Return why no further payment should be taken: as many changes as may be wait for the disk already."""
+        waiting = len(self._gathered)
+        if waiting < self._max_waiting:
+            return None
+        return Overloaded(waiting=waiting, what="payments for the disk", limit=self._max_waiting)
 
     async def close(self) -> None:
         """Write what is queued. What comes later is neither written nor answered, as if the process had ended before."""

@@ -34,6 +34,8 @@ _KEYS_KEPT = 10_000
 _WATCHES_PER_HOUR = 3600
 """Addresses given out beyond this are not followed at once; each costs the node some kilobytes for ever."""
 
+_NOT_WHOLE = "channels are still being looked at after a start, so unconfirmed funding must wait"
+
 _COINBASE_MATURITY = 100
 """Bitcoin Core, consensus/consensus.h."""
 
@@ -148,8 +150,12 @@ class Opener:
 
     async def _create(self, opened: Accepted, funding: Funding) -> Outcome:
         """Store the channel; what is funded without a confirmation counts against a limit while it is so."""
+        with contextlib.suppress(ChainFailed):  # its address may have been given out before a start
+            await self._world.chain.watch([opened.channel.terms])
         if usable_confirmations(funding):
             return await self._registry.create(opened)
+        if not self._world.chain_view.is_whole:
+            return Rejected(ChainUnavailable(reason=_NOT_WHOLE))
         unconfirmed, limit_sat = self._world.chain_view.unconfirmed, self._world.unconfirmed_limit_sat
         exposed_sat = sum(unconfirmed.values()) + funding.value_sat
         if exposed_sat > limit_sat:

@@ -6,14 +6,16 @@ Keeps its own map, because pykka's registry finds an actor by scanning a list.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
 
-from actors.channel import ChannelActor, Message, Resume
+from actors.channel import ChannelActor, Message, PaySeveral, Resume
 from actors.desk import Desk
 from actors.world import World
 from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected, State
 from paychan.protocol.errors import ChannelExists, OutpointUsed, PaychanError, UnknownChannel
+from paychan.protocol.several import Commands
 from paychan.protocol.types import OutPoint
 from paychan.store.base import Change
 
@@ -28,6 +30,8 @@ class Registry:
         self._awake: dict[OutPoint, ChannelActor] = {}
         self._unanswered = 0
         self.desk = Desk(world, self.read)
+        self.before_waking: Callable[[Channel], Awaitable[None]] | None = None
+        """Awaited with the record of each channel that is to be woken, while `actors.chainwatch` wants that."""
 
     @property
     def awake(self) -> int:
@@ -56,14 +60,46 @@ class Registry:
     async def ask(self, outpoint: OutPoint, message: Message) -> Outcome:
         """Give a channel a message; the answer comes when what it says is durable."""
         with self._answering():
-            actor = self._awake.get(outpoint)
-            if actor is None or not actor.alive:
-                channel = await self._world.store.get(outpoint)
-                if channel is None:
-                    return Rejected(UnknownChannel())
-                actor = self._wake(channel)
-            outcome: Outcome = await actor.actor_ref.ask(message, block=False)
+            actor = await self._awakened(outpoint)
+            if actor is None:
+                return Rejected(UnknownChannel())
+            outcome: Outcome = await actor.ask(message)
             return outcome
+
+    def reach(self, outpoint: OutPoint) -> ChannelActor | None:
+        """Return a channel's actor if it is awake."""
+        actor = self._awake.get(outpoint)
+        return actor if actor is not None and actor.alive else None
+
+    def give(self, actor: ChannelActor, message: Message | PaySeveral, then: Callable[[Any], object]) -> None:
+        """Give an actor that is awake a message, as `ask` does without a coroutine.
+
+        `then` is called with something whose `result()` is the outcome, once what it says is durable.
+        """
+        self._unanswered += 1
+
+        def answered(answer: Any) -> None:
+            self._unanswered -= 1
+            then(answer)
+
+        actor.ask(message).then(answered)
+
+    async def pay_several(
+        self, outpoint: OutPoint, commands: Commands, turn: asyncio.Lock | None = None
+    ) -> Sequence[Outcome]:
+        """Give a channel payments that came together; the outcomes, one for each, come when the newest is durable.
+
+        A channel that sleeps takes a moment to wake: who has more payments coming meanwhile keeps their order by `turn`,
+        which is held until the channel has these.
+        """
+        with self._answering():
+            async with turn or nullcontext():
+                actor = await self._awakened(outpoint)
+                if actor is None:
+                    return [Rejected(UnknownChannel())] * len(commands)
+                answer = actor.ask(PaySeveral(commands))
+            outcomes: Sequence[Outcome] = await answer
+            return outcomes
 
     async def create(self, opened: Accepted) -> Outcome:
         """Store a new channel, and carry on with it; an outpoint is used once for ever.
@@ -111,6 +147,17 @@ class Registry:
             yield
         finally:
             self._unanswered -= 1
+
+    async def _awakened(self, outpoint: OutPoint) -> ChannelActor | None:
+        actor = self._awake.get(outpoint)
+        if actor is None or not actor.alive:
+            channel = await self._world.store.get(outpoint)
+            if channel is None:
+                return None
+            if self.before_waking is not None:
+                await self.before_waking(channel)
+            actor = self._wake(channel)
+        return actor
 
     def _wake(self, channel: Channel) -> ChannelActor:
         """Start the actor, unless another message did while the record was being read."""

@@ -6,7 +6,7 @@ Supervised: a look that fails is logged and the next one comes; `last_look` tell
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 import structlog
 
@@ -16,7 +16,7 @@ from actors.registry import Registry
 from actors.world import World
 from paychan.protocol.channel import Channel, Close, CloseReason, Rejected, State
 from paychan.protocol.errors import NotEconomical
-from paychan.protocol.machine import can_move, end_of
+from paychan.protocol.machine import end_of
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.store.base import walk
 
@@ -45,7 +45,6 @@ class Watcher:
         self._interval_seconds = interval_seconds
         self._alarm_seconds = alarm_seconds
         self._idle_seconds = idle_seconds
-        self._withdrew_at = ""
         self.last_look: UnixTime | None = None
         self.alarms: tuple[str, ...] = ()
         """As of the last look: what is wrong with the chain, outpoints unsettled although expiry is near, and lost ones.
@@ -64,7 +63,7 @@ class Watcher:
                 await asyncio.sleep(1.0)
 
     async def _wait(self) -> None:
-        """Wait for a block, or for the interval; other news concern what is in doubt only."""
+        """Wait for a block and go through all channels for it, or for the interval; other news concern few of them."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._interval_seconds
         while (left := end - loop.time()) > 0:
@@ -89,10 +88,7 @@ class Watcher:
         for state in (State.CLOSING, State.PUBLISHED):
             await self._tell(walk(self._world.store, state), Resume())
         await self._registry.desk.follow_reserve()
-        tip = self._world.chain_view.tip
-        if self._world.withdraw_above_sat and tip is not None and tip.block_hash != self._withdrew_at:
-            self._withdrew_at = tip.block_hash
-            await self._tell(self._worth_withdrawing(), Close(CloseReason.WITHDRAW))
+        await self._tell(_each(self._chain.take_earned()), Close(CloseReason.WITHDRAW))
         await self._chain.look_at_closed()
         await self._look_for_late_ones(now)
         self._registry.let_sleep(self._idle_seconds)
@@ -116,11 +112,6 @@ class Watcher:
             async for channel in channels:
                 group.create_task(tell(channel))
 
-    async def _worth_withdrawing(self) -> AsyncIterator[Channel]:
-        async for channel in walk(self._world.store, State.OPEN):
-            if channel.received_sat >= self._world.withdraw_above_sat and can_move(channel):
-                yield channel
-
     async def _look_for_late_ones(self, now: UnixTime) -> None:
         late: list[str] = []
         for state in (State.OPEN, State.CLOSING, State.PUBLISHED):
@@ -136,3 +127,8 @@ class Watcher:
         since = UnixTime(max(0, now - REMEMBERED_SECONDS)), OutPoint(bytes(32), 0)
         lost = await self._world.store.scan(State.LOST, after=since)
         return [f"lost: {end_of(channel)}: {channel.outpoint}" for channel in lost if channel.received_sat]
+
+
+async def _each(channels: Iterable[Channel]) -> AsyncIterator[Channel]:
+    for channel in channels:
+        yield channel

@@ -27,6 +27,8 @@ class ChainView:
     """Channels that take no payments at the moment, and why: their funding output is not there as it should be."""
     unconfirmed: dict[OutPoint, Sat] = field(default_factory=dict)
     """Funding of open channels that no block holds yet, in satoshi: what could vanish at once."""
+    is_whole: bool = True
+    """False until all open channels were looked at since the start: `unconfirmed` may lack some."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class World:
     batch_channels: int = 20
     withdraw_above_sat: int = 0
     """Channels that can go on are withdrawn from when they have received so much; 0: none is."""
+    coalesce: bool = True
+    """Of several payments that came together the newest is verified first; see `protocol.several`."""
     chain_view: ChainView = field(default_factory=ChainView)
 
     def now(self) -> UnixTime:

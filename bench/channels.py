@@ -1,154 +1,172 @@
-"""What an open channel costs: memory of an actor, time to wake one, and a payment while many are awake.
+"""What many channels cost: starting on a store of them, memory of those that are idle and awake, waking, and paying.
 
-    python bench/channels.py [NUMBER …]
+    python bench/channels.py [NUMBER] [--active N …]
 
-In one process and without HTTP: the real actors, group commit and LevelDB, payments really signed and verified.
+A store is filled with NUMBER open channels. For each --active, in a process of its own and without HTTP, the real
+actors, group commit and LevelDB wake so many more channels and pay over them, 32 at a time, payments really signed and
+verified. Then a real server (debug mode) starts on that store, after one that started on an empty store.
 """
 
 from __future__ import annotations
 
-import asyncio
-import gc
+import json
+import multiprocessing
+import os
 import tempfile
 import time
-from collections.abc import Iterator
-from hashlib import sha256
-from itertools import chain
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.request import Request, urlopen
 
 import machine
-import psutil  # type: ignore[import-untyped]  # has no stubs
 import typer
 import uvloop
-from coincurve import PrivateKey
+from crowd import TRACED, WARM, awake, fill, private_bytes
 from rich.console import Console
 from rich.table import Table
+from serve import debug_server, sync_ms
+from session import BenchError, stop
 
-from actors.commit import GroupCommit
-from actors.registry import Registry
-from actors.world import World
-from paychan.chain.debug import DebugChain
-from paychan.protocol.address import key_script
-from paychan.protocol.channel import Accepted, Channel, Pay, Rules, State
-from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT, debug_outpoint
-from paychan.protocol.payment import Payment, sign_payment
-from paychan.protocol.scripts import make_terms
-from paychan.protocol.types import Network, Sat, UnixTime
-from paychan.signing.unix import UnixSigner
-from paychan.store.base import Change
-from paychan.store.leveldb import LevelDbStore
+from paychan.running import read_running
 
-NOW = UnixTime(1_500_000_000)
-EXPIRY = UnixTime(NOW + 30 * 86_400)
-RULES = Rules(Sat(700), 0, 6 * 3600, 12 * 3600, 40)
-SERVER_KEY = PrivateKey(b"\x01" * 32).public_key.format()
+SHOWN = {
+    "bytes_per_awake_channel": "memory of one, bytes",
+    "python_bytes_per_awake_channel": "of Python's objects",
+    "read_us_p50": "reading an idle one, µs",
+    "wake_us_p50": "waking one, µs",
+    "wake_us_p99": "waking, p99",
+    "payments_per_second": "payments/s",
+    "share_of_R": "share of R",
+    "payment_ms_p50": "payment p50, ms",
+    "payment_ms_p99": "payment p99, ms",
+}
 
-WARM = 100
-"""Channels used before anything is measured."""
-
-IN_FLIGHT = 32
-"""Payments at a time, as many as connections in our figures for whole servers."""
+_ROUND_SECONDS = 600.0
+_CPU_SECONDS = 0.2
 
 
-def client(number: int) -> tuple[Channel, Payment]:
-    """Make an open channel that received 100,000 sat, and its next payment, of 1 sat."""
-    key = PrivateKey(sha256(number.to_bytes(8, "big")).digest())
-    public = key.public_key.format()
-    terms, outpoint, script = make_terms(SERVER_KEY, public, EXPIRY), debug_outpoint(public, EXPIRY), key_script(public)
-    newest, following = (
-        sign_payment(key, terms, outpoint, script, Sat(DEBUG_FUNDING_SAT - paid)) for paid in (100_000, 100_001)
-    )
-    opened = Channel(terms, outpoint, DEBUG_FUNDING_SAT, script, newest, State.OPEN, seq=1, opened_at=NOW)
-    return opened, following
+def apart(work: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any) -> Any:
+    """Do something in a process that nothing before has made large."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_run, (work, arguments))
 
 
-async def measure(number: int, directory: Path) -> dict[str, Any]:
-    """Wake so many channels, and pay once over each of them."""
-    store = LevelDbStore.open(directory, "bench")
-    commits = GroupCommit(store, 0, failed)
-    signer = UnixSigner(directory / "no signer", 1.0)  # payments need none
-    world = World(Network.TEST, RULES, 6, lambda: NOW, store, commits, DebugChain(), signer)
-    registry = Registry(world)
-    asks = []
-    for begin in range(0, number + WARM, 1_000):
-        made = [client(each) for each in range(begin, min(begin + 1_000, number + WARM))]
-        await store.commit([Change(None, channel) for channel, _ in made])
-        asks += [(channel.outpoint, Pay(channel.payment), Pay(following)) for channel, following in made]
+def _run(work: Callable[..., Coroutine[Any, Any, Any]], arguments: tuple[Any, ...]) -> Any:
+    return uvloop.run(work(*arguments))
 
-    for outpoint, again, following in asks[:WARM]:
-        await registry.ask(outpoint, again)
-        await registry.ask(outpoint, following)
-    gc.collect()
-    memory, begun = psutil.Process().memory_info().rss, time.perf_counter()
-    for outpoint, again, _ in asks[WARM:]:
-        await registry.ask(outpoint, again)
-    wake_seconds = time.perf_counter() - begun
-    gc.collect()
-    memory = psutil.Process().memory_info().rss - memory
 
-    paid = iter(asks[WARM:])
+def start(store: Path | None) -> dict[str, Any]:
+    """Start a server and its signer; tell when it listens, and what it takes when it has been through all channels."""
     begun = time.perf_counter()
-    latencies = sorted(chain(*await asyncio.gather(*(pay(registry, paid) for _ in range(IN_FLIGHT)))))
-    pay_seconds = time.perf_counter() - begun
-    await commits.close()
-    await store.close()
+    with debug_server(store=store) as measured:
+        seconds, cpu = time.perf_counter() - begun, measured.cpu_seconds()
+        wait_until_calm(measured.cpu_seconds)
+        told = {
+            "listening_after_seconds": round(seconds, 2),
+            "server_cpu_seconds_to_listening": round(cpu, 2),
+            "settled_after_seconds": round(time.perf_counter() - begun, 1),
+            "server_cpu_seconds_when_settled": round(measured.cpu_seconds(), 2),
+            "private_bytes": private_bytes(measured.process.pid),
+            "resident_bytes": measured.process.memory_info().rss,
+        }
+        if store is not None:
+            told |= {f"totals_{name}_seconds": ask_totals(measured.directory / "state") for name in ("first", "again")}
+    return told
+
+
+def wait_until_calm(cpu_seconds: Callable[[], float]) -> None:
+    """Wait until the first round over all channels is over, which shows in that nothing is done any more."""
+    deadline = time.monotonic() + _ROUND_SECONDS
+    while time.monotonic() < deadline:
+        before = cpu_seconds()
+        time.sleep(2.0)
+        if cpu_seconds() - before < _CPU_SECONDS:
+            return
+    stop("the server does not come to rest")
+
+
+def ask_totals(state: Path) -> float:
+    """Ask for the totals; return the seconds until they came."""
+    running, token = read_running(state), (state / "management.token").read_text()
+    assert running is not None
+    begun = time.perf_counter()
+    asked = Request(f"{running.management_url}/totals", headers={"Authorization": f"Bearer {token}"})
+    with urlopen(asked, timeout=_ROUND_SECONDS) as answer:
+        json.load(answer)
+    return round(time.perf_counter() - begun, 3)
+
+
+def measure(number: int, actives: list[int], directory: Path) -> dict[str, Any]:
+    """Fill, wake, start."""
+    store = directory / "store"
+    filled = apart(fill, store, number)
+    size = sum(file.stat().st_size for file in store.iterdir())
+    runs, first = [], 0
+    for active in actives:
+        before = machine.verifies_per_second()
+        told = apart(awake, store, first, active, number)
+        first += active + WARM + TRACED
+        rate = (before + machine.verifies_per_second()) / 2
+        runs.append(
+            told
+            | {
+                "R_verifies_per_second": round(rate),
+                "share_of_R": round(told["payments_per_second"] / rate, 4),
+                "load_average": round(os.getloadavg()[0], 2),
+            }
+        )
+    empty, full = start(None), start(store)
     return {
         "channels": number,
-        "bytes_per_channel": round(memory / number),
-        "wake_us": round(wake_seconds / number * 1e6, 1),
-        "payments_per_second": round(len(latencies) / pay_seconds),
-        "payment_ms_p50": round(latencies[len(latencies) // 2] * 1e3, 3),
-        "payment_ms_p99": round(latencies[len(latencies) * 99 // 100] * 1e3, 3),
+        "filled_per_second": round(number / filled),
+        "store_bytes_per_channel": round(size / number),
+        "private_bytes_per_idle_channel": round((full["private_bytes"] - empty["private_bytes"]) / number, 1),
+        "start": {"empty": empty, "full": full},
+        "awake": runs,
     }
 
 
-async def pay(registry: Registry, asks: Iterator[tuple[Any, Pay, Pay]]) -> list[float]:
-    """Send one payment after the other, each over another channel; return how long each took."""
-    latencies = []
-    for outpoint, _, payment in asks:
-        begun = time.perf_counter()
-        outcome = await registry.ask(outpoint, payment)
-        latencies.append(time.perf_counter() - begun)
-        if not isinstance(outcome, Accepted) or outcome.value_sat != 1:
-            raise RuntimeError(outcome)
-    return latencies
-
-
-def failed(error: BaseException) -> None:
-    msg = f"store failed: {error}"
-    raise SystemExit(msg)
+def show(told: dict[str, Any]) -> None:
+    table = Table("channels awake", *(f"{each['channels_awake']:,}" for each in told["awake"]))
+    for key, name in SHOWN.items():
+        table.add_row(name, *(f"{each[key]:,}" for each in told["awake"]))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    Console().print(table)
+    for name, each in told["start"].items():
+        print(
+            f"{name} store: listening after {each['listening_after_seconds']} s "
+            f"({each['server_cpu_seconds_to_listening']} s of CPU), all seen after {each['settled_after_seconds']} s "
+            f"({each['server_cpu_seconds_when_settled']} s of CPU), {each['private_bytes'] / 1e6:.1f} MB"
+        )
+    full = told["start"]["full"]
+    print(f"an idle channel: {told['private_bytes_per_idle_channel']} bytes beyond the store")
+    print(f"totals: {full['totals_first_seconds']} s, asked again {full['totals_again_seconds']} s")
 
 
 def main(
-    numbers: Annotated[
-        list[int] | None, typer.Argument(min=1, help="Channels awake.", show_default="1000 10000")
-    ] = None,
+    number: Annotated[int, typer.Argument(min=1, help="Open channels in the store.")] = 100_000,
+    active: Annotated[list[int] | None, typer.Option(min=1, help="Channels awake.", show_default="1000 10000")] = None,
     save: Annotated[bool, typer.Option(help="Keep the figures in bench/results.")] = True,
 ) -> None:
-    """Measure memory and latency against the number of channels that are awake."""
-    facts, rate = machine.facts(), machine.verifies_per_second()
-    table = Table("channels awake", "bytes each", "wake µs", "payments/s", "share of R", "p50 ms", "p99 ms")
-    told = []
-    for number in numbers or (1_000, 10_000):
-        with tempfile.TemporaryDirectory(dir=".") as directory:  # on a disk; /tmp may be memory
-            figures = uvloop.run(measure(number, Path(directory) / "store"))
-        told.append(figures)
-        share = figures["payments_per_second"] / rate
-        table.add_row(
-            f"{number:,}",
-            f"{figures['bytes_per_channel']:,}",
-            str(figures["wake_us"]),
-            f"{figures['payments_per_second']:,}",
-            f"{share:.3f}",
-            str(figures["payment_ms_p50"]),
-            str(figures["payment_ms_p99"]),
-        )
-    for column in table.columns:
-        column.justify = "right"
-    Console().print(table)
+    """Measure start, memory and latency against the number of channels.
+
+    Example: python bench/channels.py 1000000 --active 10000
+    """
+    facts = machine.facts()
+    try:
+        with tempfile.TemporaryDirectory(dir=".") as name:  # on a disk; /tmp may be memory
+            told = measure(number, active or [1_000, 10_000], Path(name).resolve())
+            told["sync_ms_median"] = round(sync_ms(Path(name)), 3)
+    except BenchError as error:
+        Console(stderr=True, highlight=False).print(f"channels: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    show(told)
     if save:
-        print(f"Saved as {machine.save('channels', {'R_verifies_per_second': round(rate), 'runs': told}, facts)}")
+        told["durability"] = "fdatasync before every answer, one for each group"
+        print(f"Saved as {machine.save(f'channels-{number}', told, facts)}")
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ from typing import Annotated, Any
 import machine
 import typer
 from funding import Node, by_node, from_nothing
-from load import BenchError, Funded, Server
 from payments import figures, run, server_at
 from rich.console import Console
 from rich.table import Table
+from session import BenchError, Funded, Server
 
 KEYS = {
     "payments_per_second_server_only": "payments/s",

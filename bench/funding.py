@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 from coincurve import PrivateKey
-from load import CHANNEL_SECONDS, OPENING_SAT, Funded, Server, stop
+from session import CHANNEL_SECONDS, OPENING_SAT, Funded, Server, stop
 
 from paychan.chain.base import ChainFailed
 from paychan.chain.jsonrpc import JsonRpc

@@ -1,194 +1,133 @@
-"""The clients of a load: channels whose requests are bytes before the clock starts, and a lean way to exchange them.
+"""How many payments one server process on one core takes: verified, and synced to disk before each answer.
 
-They share the machine with the server, so of an answer only status and Content-Length are read. Any answer but 2xx
-ends the run with its reason.
+    python bench/load.py [--version 1|2] [--connections N] [--mode keep-alive|connection-each]
+
+Starts a server of its own in debug mode on one core; all clients are one process on another core, with requests that
+were signed before. R, in whose shares rates are told, is what the server's core verifies per second (coincurve),
+measured before and after each run. Every run has new channels; the median run by rate is shown, all are kept in bench/results.
 """
 
 from __future__ import annotations
 
-import resource
-import socket
+import multiprocessing
+import os
 import time
 from array import array
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.synchronize import Event
-from typing import NoReturn
-from urllib.parse import urlencode
+from enum import Enum
+from typing import Annotated, Any, cast
 
-from coincurve import PrivateKey
+import machine
+import rest
+import typer
+from funding import from_nothing
+from rich.console import Console
+from rich.table import Table
+from serve import Measured, cores, debug_server, sync_ms
+from session import BenchError
 
-from paychan.protocol.address import decode_address
-from paychan.protocol.payment import Payment, encode_v1, sign_payment
-from paychan.protocol.rest import Dialect, encode_json, opening_secret, payment_data
-from paychan.protocol.scripts import ChannelTerms
-from paychan.protocol.types import Network, OutPoint, Sat
-
-CHANGE_ADDRESS = "mmA2XECa7bVERzQKkyy1pNBQ3PC4HnxTC5"
-OPENING_SAT = 100_000
-CHANNEL_SECONDS = 7 * 24 * 3600
-"""Change address (of v1), opening payment and duration as GenTestData has them (PROTOCOL §15)."""
-
-
-class BenchError(Exception):
-    """The run can't go on; the text says why."""
-
-
-def stop(reason: str) -> NoReturn:
-    """End the run."""
-    raise BenchError(reason)
+SHOWN = {
+    "payments_per_second": "payments/s",
+    "share_of_R": "share of R",
+    "server_cpu_us_per_payment": "server CPU, µs",
+    "server_cpu_verifies_per_payment": "in verifies",
+    "server_cores_used": "cores used",
+    "latency_ms_p50": "p50, ms",
+    "latency_ms_p99": "p99, ms",
+}
 
 
-@dataclass(frozen=True)
-class Server:
-    """Where the server is."""
+class Mode(Enum):
+    """How clients use their connections."""
 
-    host: str
-    port: int
-
-
-@dataclass(frozen=True)
-class Funded:
-    """A channel that can be opened, and the client's key to it."""
-
-    key: PrivateKey
-    terms: ChannelTerms
-    outpoint: OutPoint
-    value_sat: Sat
+    KEEP_ALIVE = "keep-alive"
+    CONNECTION_EACH = "connection-each"
 
 
-@dataclass(frozen=True)
-class Session:
-    """The requests of one client, ready to be sent."""
-
-    opening: bytes
-    payments: list[bytes]
-    closing: bytes
-
-
-@dataclass(frozen=True)
-class Paid:
-    """What a client saw: CLOCK_MONOTONIC of first send and last answer, every latency in ns, its own CPU seconds."""
-
-    first_ns: int
-    last_ns: int
-    latencies: array[int]
-    cpu_seconds: float
-
-
-# --- what a client sends --------------------------------------------------------------------------------------------
-
-
-def session_v1(server: Server, payments: list[Payment], terms: ChannelTerms, outpoint: OutPoint) -> Session:
-    """v1: POST, PUTs, and a DELETE with the last payment, all in the query."""
-    new = {"client_pubkey": terms.client_key.hex(), "exp_time": terms.expiry, "change_address": CHANGE_ADDRESS}
-    channel = f"/v1/channels/{outpoint.txid_hex}/{outpoint.vout}?payment="
-    texts = [encode_v1(payment) for payment in payments]
-    return Session(
-        request("POST", f"/v1/channels/new?{urlencode(new)}&payment={texts[0]}", server),
-        [request("PUT", channel + text, server) for text in texts[1:]],
-        request("DELETE", channel + texts[-1], server),
-    )
+def run(measured: Measured, connections: int, count: int, version: int, mode: str) -> dict[str, Any]:
+    """Let so many clients pay together, `count` times each."""
+    before = unit()
+    channels = from_nothing(measured.server, None, connections, version)
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+    arguments = (measured.server, channels, count, version, mode, cores()[1], theirs)
+    child = fork.Process(target=rest.generator, args=arguments, daemon=True)
+    child.start()
+    theirs.close()
+    rest.hear(ours)
+    cpu, begun = measured.cpu_seconds(), time.monotonic()
+    ours.send("go")
+    latencies = sorted(cast("array[int]", rest.hear(ours)))
+    seconds, cpu = time.monotonic() - begun, measured.cpu_seconds() - cpu
+    child.join()
+    after = unit()
+    rate, verify_us = (before[0] + after[0]) / 2, min(before[1], after[1])
+    return figures(rate, verify_us, latencies, seconds, cpu) | {"sync_ms_median": round(sync_ms(measured.directory), 3)}
 
 
-def session_v2(server: Server, payments: list[Payment], terms: ChannelTerms, outpoint: OutPoint) -> Session:
-    """v2: POST, PUTs, and a closing PUT that offers no fee, all in JSON bodies."""
-    channel, secret = f"/v2/channels/{outpoint.txid_hex}/{outpoint.vout}", opening_secret(payments[0]).hex()
-    facts = {
-        "redeem_script": terms.redeem_script.hex(),
-        "funding_txid": outpoint.txid_hex,
-        "funding_vout": outpoint.vout,
-        "change_address": terms.funding_address(Network.TEST),
-    }
-    opening = encode_json(payment_data(payments[0], Dialect.S, **facts))
-    bodies = [
-        encode_json({"payment_data": payment_data(payment, Dialect.S), "application_data": ""})
-        for payment in payments[1:]
-    ]
-    return Session(
-        request("POST", f"{channel}?secret={secret}", server, opening),
-        [request("PUT", f"{channel}?secret={secret}", server, body) for body in bodies],
-        request("PUT", f"{channel}/close?secret={secret}", server, bodies[-1]),
-    )
-
-
-def request(method: str, target: str, server: Server, body: bytes = b"") -> bytes:
-    """Lay out an HTTP/1.1 request."""
-    kind = "Content-Type: application/json\r\n" if body else ""
-    head = (
-        f"{method} {target} HTTP/1.1\r\nHost: {server.host}:{server.port}\r\n{kind}Content-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-def generate(server: Server, funded: Funded, count: int, version: int) -> Session:
-    """Sign everything, as GenTestData did."""
-    terms, first = funded.terms, funded.value_sat - OPENING_SAT
-    script = decode_address(CHANGE_ADDRESS, Network.TEST) if version == 1 else terms.funding_script
-    payments = [
-        sign_payment(funded.key, terms, funded.outpoint, script, Sat(first - paid)) for paid in range(count + 1)
-    ]
-    return (session_v1 if version == 1 else session_v2)(server, payments, terms, funded.outpoint)
-
-
-# --- a client -------------------------------------------------------------------------------------------------------
-
-
-def exchange(connection: socket.socket, sent: bytes) -> None:
-    """Send a request and read its answer to the last byte.
-
-    Raises:
-        BenchError: any status but 2xx, an answer without Content-Length, or the connection's end.
-    """
-    connection.sendall(sent)
-    answer = _more(connection)
-    while (end := answer.find(b"\r\n\r\n")) < 0:
-        answer += _more(connection)
-    head = answer[:end].lower()
-    start = head.find(b"\r\ncontent-length:")
-    status = head.partition(b"\r\n")[0].decode("latin1")
-    if start < 0 or not status.startswith("http/1.1 2"):
-        what = sent[:40].decode("latin1")
-        stop(f"{what}…: {answer[9 : len(status)].decode('latin1')}")
-    size = int(head[start + 17 :].partition(b"\r\n")[0])
-    while len(answer) < end + 4 + size:
-        answer += _more(connection)
-
-
-def _more(connection: socket.socket) -> bytes:
-    part = connection.recv(65536)
-    if not part:
-        stop("the server closed the connection")
-    return part
-
-
-def client(server: Server, funded: Funded, count: int, version: int, go: Event, close: Event, pipe: Connection) -> None:
-    """Live one channel's life; reports "ready", what was `Paid`, and "closed", or a text that says what failed."""
+def unit() -> tuple[float, float]:
+    """Measure R, and the CPU time of a verification, where the server runs, while it has nothing to do."""
+    ours, others = cores()
+    os.sched_setaffinity(0, {ours})
     try:
-        session = generate(server, funded, count, version)
-        with socket.create_connection((server.host, server.port)) as connection:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            exchange(connection, session.opening)
-            pipe.send("ready")
-            go.wait()
-            pipe.send(pay(connection, session.payments))
-            close.wait()
-            exchange(connection, session.closing)
-            pipe.send("closed")
-    except (BenchError, OSError) as error:
-        pipe.send(BenchError(str(error)))
+        return machine.verifies_per_second(), machine.verify_cpu_us()
+    finally:
+        os.sched_setaffinity(0, {others})
 
 
-def pay(connection: socket.socket, payments: list[bytes]) -> Paid:
-    """Send the payments one after the other."""
-    clock, latencies = time.monotonic_ns, array("q")
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    first = last = clock()
-    for sent in payments:
-        exchange(connection, sent)
-        now = clock()
-        latencies.append(now - last)
-        last = now
-    spent = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = spent.ru_utime + spent.ru_stime - used.ru_utime - used.ru_stime
-    return Paid(first, last, latencies, cpu)
+def figures(rate: float, verify_us: float, latencies: list[int], seconds: float, cpu: float) -> dict[str, Any]:
+    payments = len(latencies)
+    cpu_us = cpu / payments * 1e6
+    return {
+        "payments_per_second": round(payments / seconds),
+        "share_of_R": round(payments / seconds / rate, 4),
+        "R_verifies_per_second": round(rate),
+        "verify_cpu_us": round(verify_us, 1),
+        "server_cpu_us_per_payment": round(cpu_us, 1),
+        "server_cpu_verifies_per_payment": round(cpu_us / verify_us, 2),
+        "server_cores_used": round(cpu / seconds, 3),
+        "latency_ms_p50": round(latencies[payments // 2] / 1e6, 3),
+        "latency_ms_p99": round(latencies[payments * 99 // 100] / 1e6, 3),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def show(runs: list[dict[str, Any]]) -> None:
+    """Print each run, in order of rates; the middle one is the result."""
+    table = Table(*SHOWN.values())
+    for number, each in enumerate(runs):
+        table.add_row(*(str(each[key]) for key in SHOWN), style="bold" if number == len(runs) // 2 else None)
+    Console().print(table)
+    middle = runs[len(runs) // 2]
+    print(f"R {middle['R_verifies_per_second']:,}/s, a sync {middle['sync_ms_median']} ms (medians of the bold run)")
+
+
+def main(
+    version: Annotated[int, typer.Option(min=1, max=2, help="Version of the protocol.")] = 1,
+    connections: Annotated[int, typer.Option(min=1, help="Clients, each with a channel and a connection.")] = 32,
+    payments: Annotated[int, typer.Option(min=1, help="Payments of each client.")] = 1000,
+    mode: Annotated[Mode, typer.Option(help="A connection for all payments, or one for each.")] = Mode.KEEP_ALIVE,
+    runs: Annotated[int, typer.Option(min=1, help="Runs; the median counts.")] = 3,
+    http: Annotated[str, typer.Option(help="TOML for the server's table http.")] = "",
+    save: Annotated[bool, typer.Option(help="Keep the figures in bench/results.")] = True,
+) -> None:
+    """Measure payments per second, CPU time of the server and latencies."""
+    facts = machine.facts()
+    os.sched_setaffinity(0, {cores()[1]})
+    try:
+        with debug_server(http) as measured:
+            run(measured, connections, max(1, payments // 10), version, mode.value)  # warms up
+            done = [run(measured, connections, payments, version, mode.value) for _ in range(runs)]
+    except BenchError as error:
+        Console(stderr=True, highlight=False).print(f"load: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    done.sort(key=lambda each: each["payments_per_second"])
+    show(done)
+    if save:
+        asked = {"version": version, "connections": connections, "payments_each": payments, "mode": mode.value}
+        asked |= {"http": http, "durability": "fdatasync before every answer, one for each group"}
+        told = asked | {"median": done[len(done) // 2], "runs": done}
+        print(f"Saved as {machine.save(f'load-v{version}-{mode.value}-{connections}', told, facts)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -22,9 +22,9 @@ import machine
 import psutil  # type: ignore[import-untyped]  # has no stubs
 import typer
 from funding import Node, by_node, from_nothing
-from load import BenchError, Funded, Paid, Server, client, stop
 from rich.console import Console
 from rich.table import Table
+from session import BenchError, Funded, Paid, Server, client, stop
 
 LEAST_CPU_SECONDS = 0.2
 """The kernel counts in hundredths of a second; less than this says nothing."""

@@ -11,7 +11,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
 import structlog
@@ -24,6 +24,7 @@ from actors.watcher import Watcher
 from actors.world import World
 from paychan.api.server import listen, management_server, public_server
 from paychan.api.service import Service
+from paychan.api.stream import close_all
 from paychan.application.http import HttpApplication
 from paychan.chain.base import Chain, ChainFailed
 from paychan.chain.bitcoind import BitcoindChain
@@ -136,7 +137,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         stack.push_async_callback(chain.close)
         store: Store = LevelDbStore.open(config.store_path, config.network_name)
         stack.push_async_callback(store.close)
-        commits = GroupCommit(store, config.store.commit_delay_ms / 1000, _die)
+        commits = GroupCommit(store, config.store.commit_delay_ms / 1000, _die, config.store.max_waiting)
         stack.push_async_callback(commits.close)
         application = None
         if config.callback.url:
@@ -156,6 +157,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
             batch_seconds=config.settlement.batch_seconds,
             batch_channels=config.settlement.batch_channels,
             withdraw_above_sat=config.settlement.withdraw_above_sat,
+            coalesce=config.stream.coalesce,
         )
         yield _service(config, world)
 
@@ -250,9 +252,9 @@ async def _listening(service: Service) -> AsyncIterator[Running]:
     token = _new_token(config.management_token)
     management = management_server(service, token)
     try:
-        port = _listen(lambda: listen(public, config.http.listen, config.port), "http.port (or PORT)")
+        port = await _listen(listen(public, config.http.listen, config.port), "http.port (or PORT)")
         where = config.management
-        management_port = _listen(lambda: listen(management, where.listen, where.port), "management.port")
+        management_port = await _listen(listen(management, where.listen, where.port), "management.port")
         running = Running(os.getpid(), _local_url(config.http.listen, port), _local_url(where.listen, management_port))
         write_running(config.state_dir, running)
         yield running
@@ -262,14 +264,15 @@ async def _listening(service: Service) -> AsyncIterator[Running]:
             server.stop()
             server.conn_params.no_keep_alive = True  # each connection ends with the request it is in, or the next
         await service.registry.all_answered(_ANSWER_SECONDS)
+        close_all(service)
         for server in (public, management):
             await server.close_all_connections()
         config.management_token.unlink(missing_ok=True)
 
 
-def _listen(start: Callable[[], int], key: str) -> int:
+async def _listen(listening: Awaitable[int], key: str) -> int:
     try:
-        return start()
+        return await listening
     except OSError as error:
         msg = f"can't listen: {error.strerror}. Free the port or change {key}"
         raise StartError(msg) from error

@@ -27,8 +27,19 @@ class Http(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fast_lane: Annotated[bool, setting("payments take a shorter way; off while log.access is on")] = True
     max_body_bytes: Annotated[int, setting("larger request bodies are refused", "bytes", ge=512)] = 4096
     max_header_bytes: Annotated[int, setting("larger request heads are refused", "bytes", ge=1024)] = 8192
+    max_bad_signatures: Annotated[int, setting("each makes its connection wait, so many end it", "payments", ge=1)] = 20
     idle_seconds: Annotated[int, setting("an idle keep-alive connection is closed", "seconds", ge=1)] = 75
     body_seconds: Annotated[int, setting("a body must have arrived", "seconds", ge=1)] = 10
+
+
+class Stream(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    coalesce: Annotated[
+        bool, setting("of several payments of a channel that wait, verify the newest first: it includes the others")
+    ] = True
+    max_streams: Annotated[int, setting("further streams are refused", ge=0)] = 1000
+    ping_seconds: Annotated[
+        float, setting("time between two pings; who has not answered one by the next is gone", "seconds", gt=0)
+    ] = 20.0
 
 
 class Open(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -96,6 +107,7 @@ class Chain(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     path: Annotated[str, setting('directory of the LevelDB; "": store in the state directory', "path")] = ""
     commit_delay_ms: Annotated[float, setting("gather payments this long before each sync", "ms", ge=0, le=1000)] = 0.0
+    max_waiting: Annotated[int, setting("payments beyond so many that wait for the disk are refused", ge=1)] = 10_000
     backup_dir: Annotated[str, setting('where backups go; "": backups in the state directory', "path")] = ""
 
 
@@ -130,6 +142,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         default="", name="state_dir"
     )
     http: Http = field(default_factory=Http)
+    stream: Stream = field(default_factory=Stream)
     open: Open = field(default_factory=Open)
     channel: Channel = field(default_factory=Channel)
     settlement: Settlement = field(default_factory=Settlement)

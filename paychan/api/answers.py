@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -91,6 +91,11 @@ def accepted(outcome: Outcome) -> Accepted:
     if isinstance(outcome, Rejected):
         raise outcome.error
     return outcome
+
+
+async def accept(judging: Awaitable[Outcome]) -> Accepted:
+    """Await an outcome; pass what was accepted, raise what was not."""
+    return accepted(await judging)
 
 
 async def until_404s_leave(began: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from time import monotonic
 from typing import Any, TypeVar
@@ -10,9 +11,11 @@ import structlog
 from tornado.web import HTTPError, RequestHandler
 
 from paychan.api.answers import HEADERS, Answer, number, outpoint_of, parameter, refusal, result, until_404s_leave
+from paychan.api.manners import Manners
 from paychan.api.service import Service
 from paychan.api.urls import absolute
 from paychan.protocol.errors import (
+    BadSignature,
     BodyTooLarge,
     ChannelExists,
     InternalError,
@@ -47,6 +50,11 @@ class Handler(RequestHandler):
 
     def prepare(self) -> None:
         self._began = monotonic()
+        problem = self.manners.problem()
+        if problem is not None:
+            connection: Any = self.request.connection
+            connection._disconnect_on_finish = True  # noqa: SLF001 - Tornado knows of no other end than the client's
+            raise problem
         limit = self.service.config.http.max_body_bytes
         if len(self.request.body) > limit:
             raise BodyTooLarge(got_bytes=len(self.request.body), limit_bytes=limit)
@@ -77,6 +85,25 @@ class Handler(RequestHandler):
             await until_404s_leave(self._began)
             raise
 
+    # --- manners ----------------------------------------------------------------------------------------------------
+
+    @property
+    def manners(self) -> Manners:
+        """The bad signatures of this connection; on the fast lane they are counted together with its own."""
+        context: Any = self.request.connection.context  # type: ignore[union-attr] # Tornado's own
+        if not hasattr(context, "manners"):
+            context.manners = Manners(self.service.config.http.max_bad_signatures)
+        manners: Manners = context.manners
+        return manners
+
+    async def judged(self, judging: Awaitable[T]) -> T:
+        """Let a judgement that finds a bad signature cost its connection time."""
+        try:
+            return await judging
+        except BadSignature:
+            await asyncio.sleep(self.manners.bad_signature())
+            raise
+
     # --- writing ----------------------------------------------------------------------------------------------------
 
     def give(self, answer: Answer) -> None:
@@ -93,7 +120,8 @@ class Handler(RequestHandler):
     def url(self, path: str) -> str:
         """Build an absolute URL; see `absolute`."""
         stream = getattr(self.request.connection, "stream", None)
-        return absolute(self.service.config.http, self.request.protocol, self.request.headers, stream, path)
+        own = None if stream is None or stream.closed() else stream.socket.getsockname()
+        return absolute(self.service.config.http, self.request.protocol, self.request.headers, own, path)
 
     def channel_path(self, outpoint: OutPoint) -> str:
         """Path of a channel in this version; a conflict's `Location`."""

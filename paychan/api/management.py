@@ -16,7 +16,6 @@ from msgspec import Struct
 from paychan.api.answers import OUTPOINT, accepted, number, outpoint, settlement_txid
 from paychan.api.handler import Handler
 from paychan.api.service import Service
-from paychan.api.totals import totals
 from paychan.protocol.channel import Channel, Close, CloseReason, State
 from paychan.protocol.errors import (
     BackupFailed,
@@ -157,7 +156,7 @@ class TotalsHandler(ManagementHandler):
     """`GET /totals`: channels and satoshi by state, and what settling costs."""
 
     async def get(self) -> None:
-        self.answer(200, None, await totals(self.service.world, self.service.registry.awake))
+        self.answer(200, None, await self.service.totals.get())
 
 
 class ChannelsHandler(ManagementHandler):

@@ -12,19 +12,25 @@ from paychan.config import Http
 _HOST = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
 
 
-def absolute(http: Http, protocol: str, headers: HTTPHeaders, stream: Any, path: str) -> str:
-    """Build the URL of a path for whoever sent these headers over this stream (None: there is none any more)."""
+def absolute(http: Http, protocol: str, headers: HTTPHeaders, own_address: Any, path: str) -> str:
+    """Build the URL of a path for whoever sent these headers to this socket address (None: the connection is gone)."""
     if http.public_url:
         return http.public_url.rstrip("/") + path
     names = ("X-Forwarded-Host", "Host") if http.trust_forwarded else ("Host",)
     hosts = (headers.get(name, "") for name in names)
-    host = next(filter(_HOST.fullmatch, hosts), None) or _own_address(stream)
+    host = next(filter(_HOST.fullmatch, hosts), None) or _shown(own_address)
     return f"{protocol}://{host}{path}"
 
 
-def _own_address(stream: Any) -> str:
+def forwarded_protocol(headers: HTTPHeaders) -> str:
+    """What a trusted proxy says it was asked by, read as Tornado does."""
+    named = headers.get("X-Scheme", headers.get("X-Forwarded-Proto", "http")).split(",")[-1].strip()
+    return named if named in ("http", "https") else "http"
+
+
+def _shown(address: Any) -> str:
     """Address and port at which the request arrived; nobody reads the answer of a connection that is gone."""
-    if stream is None or stream.closed():
+    if address is None:
         return "localhost"
-    host, port = stream.socket.getsockname()[:2]
+    host, port = address[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import urlencode
 
 from actors.opening import OpenRequest
-from paychan.api.answers import OUTPOINT, Answer, accepted, outpoint, parameter, result, settlement_txid
+from paychan.api.answers import OUTPOINT, Answer, accept, accepted, outpoint, parameter, result, settlement_txid
 from paychan.api.handler import Handler
 from paychan.api.service import Service
 from paychan.protocol.address import decode_address
@@ -63,7 +63,7 @@ class NewChannelHandler(V1Handler):
             payment=decode_v1(self.parameter("payment")),
             price_sat=config.v1_price_sat,
         )
-        opened = accepted(await self.service.opener.open(request))
+        opened = await self.judged(accept(self.service.opener.open(request)))
         self.set_header("Location", self.url(self.channel_path(opened.channel.outpoint)))
         ready = opened.channel.state is State.OPEN
         self.answer(201 if ready else 202, "Channel ready" if ready else "Channel closed", _shown(opened))
@@ -73,7 +73,8 @@ class ChannelHandler(V1Handler):
     """`PUT` pays (§5.3), `DELETE` with the newest payment closes (§5.4)."""
 
     async def put(self, txid: str, vout: str) -> None:
-        self.give(await self.found(pay(self.service, outpoint(txid, vout), self.request.query_arguments)))
+        paying = pay(self.service, outpoint(txid, vout), self.request.query_arguments)
+        self.give(await self.judged(self.found(paying)))
 
     async def delete(self, txid: str, vout: str) -> None:
         payment, named = decode_v1(self.parameter("payment")), outpoint(txid, vout)
@@ -90,10 +91,19 @@ class PayHandler(ChannelHandler):
 
 async def pay(service: Service, named: OutPoint, arguments: Mapping[str, Sequence[bytes]]) -> Answer:
     """Take a payment (§5.3)."""
-    payment = decode_v1(parameter(arguments, "payment"))
+    payment = command(arguments)
     await _find(service, named)
-    paid = accepted(await service.registry.ask(named, Pay(payment)))
-    return result(200 if paid.channel.state is State.OPEN else 202, "Payment accepted", _shown(paid))
+    return paid(accepted(await service.registry.ask(named, payment)))
+
+
+def command(arguments: Mapping[str, Sequence[bytes]]) -> Pay:
+    """Read a payment out of a query. Raises `Missing`, `Repeated` or `Malformed`."""
+    return Pay(decode_v1(parameter(arguments, "payment")))
+
+
+def paid(done: Accepted) -> Answer:
+    """Make the answer to a payment that was accepted."""
+    return result(200 if done.channel.state is State.OPEN else 202, "Payment accepted", _shown(done))
 
 
 async def _find(service: Service, named: OutPoint) -> Channel:

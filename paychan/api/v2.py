@@ -7,7 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from actors.opening import OpenRequest, usable_confirmations
-from paychan.api.answers import OUTPOINT, Answer, accepted, moved, outpoint, outpoint_of, result, settlement_txid
+from paychan.api.answers import (
+    OUTPOINT,
+    Answer,
+    accept,
+    accepted,
+    moved,
+    outpoint,
+    outpoint_of,
+    result,
+    settlement_txid,
+)
 from paychan.api.handler import Handler
 from paychan.api.service import Service
 from paychan.chain.base import ChainFailed
@@ -134,13 +144,14 @@ class ChannelHandler(V2Handler):
     async def post(self, txid: str, vout: str) -> None:
         body = await self.found(_opening(self.request.body, self.request.query_arguments))
         request = self._open_request(outpoint(txid, vout), body)
-        opened = accepted(await self.service.opener.open(request))
+        opened = await self.judged(accept(self.service.opener.open(request)))
         self.set_header("Location", self.url(_path(opened.channel.outpoint, opened.channel.secret)))
-        self.answer(201, "Channel ready", _shown(opened, body.dialect))
+        self.answer(201, "Channel ready", shown(opened, body.dialect))
 
     async def put(self, txid: str, vout: str) -> None:
         arguments, body = self.request.query_arguments, self.request.body
-        self.give(await self.found(pay(self.service, outpoint(txid, vout), arguments, body, self.url)))
+        paying = pay(self.service, outpoint(txid, vout), arguments, body, self.url)
+        self.give(await self.judged(self.found(paying)))
 
     def _open_request(self, named: OutPoint, body: V2Payment) -> OpenRequest:
         """Check what only the body of an opening has."""
@@ -173,9 +184,9 @@ class CloseHandler(V2Handler):
             script = decode_address(body.change_address, self.service.config.bitcoin_network)
         command = CloseByPayment(body.payment, script)
         try:
-            closed = accepted(await self.service.registry.ask(channel.outpoint, command))
+            closed = await self.judged(accept(self.service.registry.ask(channel.outpoint, command)))
         except ChannelMoved as error:
-            self.give(await _moved(self.service, channel.outpoint, error, body.dialect, self.url))
+            self.give(await moved_answer(self.service, channel.outpoint, error, body.dialect, self.url))
             return
         txid_hex = settlement_txid(closed.channel)
         self.answer(
@@ -188,17 +199,32 @@ class CloseHandler(V2Handler):
 async def pay(service: Service, named: OutPoint, arguments: Arguments, raw: bytes, url: Url) -> Answer:
     """Take a payment (§6.3), or say where the channel went. `url` makes a path absolute."""
     body = read_v2_body(raw)
-    channel = await _find(service, named, arguments, body)
+    channel = await find_channel(service, named, arguments)
+    try:
+        done = accepted(await service.registry.ask(channel.outpoint, payment_command(service, channel, body)))
+    except ChannelMoved as error:
+        return await moved_answer(service, channel.outpoint, error, body.dialect, url)
+    return paid(done, body.dialect)
+
+
+def paid(done: Accepted, dialect: Dialect) -> Answer:
+    """Make the answer to a payment that was accepted."""
+    return result(200, "Payment accepted", shown(done, dialect))
+
+
+def payment_command(service: Service, channel: Channel, body: V2Payment) -> Pay:
+    """Make the command of a payment.
+
+    Raises:
+        OutPointMismatch, Malformed: the body names another channel than this.
+    """
+    _check_names(channel, body)
     if body.change_address is not None and body.change_address != _change_address(service, channel):
         raise Malformed(field="change_address", reason="not the change address of this channel")
-    try:
-        paid = accepted(await service.registry.ask(channel.outpoint, Pay(body.payment, body.application_data)))
-    except ChannelMoved as error:
-        return await _moved(service, channel.outpoint, error, body.dialect, url)
-    return result(200, "Payment accepted", _shown(paid, body.dialect))
+    return Pay(body.payment, body.application_data)
 
 
-async def _moved(service: Service, outpoint: OutPoint, error: ChannelMoved, dialect: Dialect, url: Url) -> Answer:
+async def moved_answer(service: Service, outpoint: OutPoint, error: ChannelMoved, dialect: Dialect, url: Url) -> Answer:
     """Say where a channel goes on; its secret stays the same (§6.5: "318 to dialect S, 308 to dialect A")."""
     new, old = outpoint_of(error), await service.registry.read(outpoint)
     location = url(_path(new, old.secret if old else b""))
@@ -217,41 +243,53 @@ async def _withdrawal(service: Service, txid: bytes, stored: Settlement | None) 
 
 
 async def _find(service: Service, named: OutPoint, arguments: Arguments, body: V2Payment) -> Channel:
-    """Find the channel that URL, body and secret name together.
+    """Find the channel that URL, secret and body name together."""
+    channel = await find_channel(service, named, arguments)
+    _check_names(channel, body)
+    return channel
+
+
+async def find_channel(service: Service, named: OutPoint, arguments: Arguments) -> Channel:
+    """Find the channel that URL and secret name together.
 
     Raises:
         UnknownChannel: no such channel, or not with this secret.
-        OutPointMismatch: the body names another outpoint than the URL.
-        Malformed: the body has another redeem script.
     """
     channel = await service.registry.read(named) or await service.registry.read(named.reversed)
     if channel is None:
         raise UnknownChannel
-    try:
-        _check_secret(channel.secret, arguments)
-    except UnknownChannel:
+    if not knows_secret(channel, arguments):
         await service.registry.read_in_vain(channel.outpoint, channel.outpoint.reversed)
-        raise
+        raise UnknownChannel
+    return channel
+
+
+def knows_secret(channel: Channel, arguments: Arguments) -> bool:
+    """Say whether a caller named the channel's secret."""
+    return _is_secret(channel.secret, arguments)
+
+
+def _check_names(channel: Channel, body: V2Payment) -> None:
+    """Compare what a body names beside the payment. Raises `OutPointMismatch` or `Malformed`."""
     if body.outpoint not in (None, channel.outpoint):
         raise OutPointMismatch(got=str(body.outpoint), want=str(channel.outpoint))
     if body.redeem_script not in (None, channel.terms.redeem_script):
         raise Malformed(field="redeem_script", reason="not the script of this channel")
-    return channel
 
 
 async def _opening(raw: bytes, arguments: Arguments) -> V2Payment:
     """Read the body of an opening; `UnknownChannel` unless the secret in the URL follows from it (§6.2)."""
     body = read_v2_body(raw)
-    _check_secret(opening_secret(body.payment), arguments)
+    if not _is_secret(opening_secret(body.payment), arguments):
+        raise UnknownChannel
     return body
 
 
-def _check_secret(secret: bytes, arguments: Arguments) -> None:
-    """Pass the caller who knows the secret; `UnknownChannel` when it is missing, wrong, or can't be one."""
+def _is_secret(secret: bytes, arguments: Arguments) -> bool:
+    """Compare what the caller gave, if it can be a secret; nothing fits a channel without one."""
     values = arguments.get("secret", ())
     given = read_secret(values[0].decode("latin1")) if len(values) == 1 else None
-    if not secret or not hmac.compare_digest(secret, given or b""):
-        raise UnknownChannel
+    return hmac.compare_digest(secret, given or b"") and bool(secret)
 
 
 def _path(outpoint: OutPoint, secret: bytes = b"") -> str:
@@ -263,7 +301,7 @@ def _change_address(service: Service, channel: Channel) -> str:
     return encode_address(channel.change_script, service.config.bitcoin_network)
 
 
-def _shown(done: Accepted, dialect: Dialect) -> PaymentResult:
+def shown(done: Accepted, dialect: Dialect) -> PaymentResult:
     """Show a channel as it stands; while open, S wants `""` and A wants null as settlement_txid (§6.6)."""
     channel = done.channel
     status = ChannelStatus.OPEN if channel.state is State.OPEN else ChannelStatus.CLOSED

@@ -162,6 +162,7 @@ def _find_funding(channel: Channel, *, wait: bool) -> None:
     epilog=examples(
         "paychan channel pay 4593d97a 1000",
         "paychan channel pay 4593d97a 1 --times 1000",
+        "paychan channel pay 4593d97a 10 --every 1   (10 sat a second, until Ctrl-C)",
         "paychan channel pay 4593d97a --drain    (everything that is left, which closes the channel)",
         "paychan channel pay 4593d97a --resume   (the last payment again, whose answer was lost)",
     )
@@ -169,7 +170,10 @@ def _find_funding(channel: Channel, *, wait: bool) -> None:
 def pay(
     name: NameArgument,
     amount: Annotated[int, typer.Argument(metavar="SAT", help="Satoshi to pay.", show_default=False)] = 0,
-    times: Annotated[int, typer.Option(min=1, help="Pay so many times, one after the other.")] = 1,
+    times: Annotated[
+        int | None, typer.Option(min=1, help="Pay so many times. \\[default: once; with --every until Ctrl-C]")
+    ] = None,
+    every: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Wait so long between two payments.")] = 0.0,
     drain: Annotated[bool, typer.Option("--drain", help="Pay everything that is left.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Send the last payment again; it counts once.")] = False,
     data: Annotated[str, typer.Option(help="What to tell the application behind the server (version 2).")] = "",
@@ -182,14 +186,14 @@ def pay(
     with told(as_json, name), Payer(wallet=wallet, limits=limits) as payer, payer.channel(name) as channel:
         if resume:
             show_receipt(channel, channel.resume(), as_json)
-        elif times == 1 or drain:
+        elif drain or (times in (None, 1) and not every):
             show_receipt(channel, channel.pay(amount, drain=drain, application_data=data), as_json)
         else:
-            _pay_many(channel, amount, times, data, as_json)
+            _pay_many(channel, amount, times or channel.left_sat, every, data, as_json)
 
 
-def _pay_many(channel: Channel, amount: int, times: int, data: str, as_json: bool) -> None:
-    """Pay again and again, with a bar and the rate."""
+def _pay_many(channel: Channel, amount: int, times: int, every: float, data: str, as_json: bool) -> None:
+    """Pay again and again, with a bar and the rate. Ctrl-C leaves what is under way to be completed, which it says."""
     columns = (
         TextColumn("Paying"),
         BarColumn(),
@@ -197,18 +201,23 @@ def _pay_many(channel: Channel, amount: int, times: int, data: str, as_json: boo
         TextColumn("{task.fields[rate]:.0f} payments/s"),
         TimeElapsedColumn(),
     )
-    begun = time.monotonic()
+    begun, done = time.monotonic(), 0
     with Progress(*columns, console=err, transient=True, disable=as_json) as progress:
         task = progress.add_task("", total=times, rate=0.0)
-        for done in range(1, times + 1):
-            try:
-                receipt = channel.pay(amount, application_data=data)
-            except KeyboardInterrupt:
-                rest = f"`paychan channel pay {channel.name} --resume` completes the one under way."
-                fail(f"stopped after {done - 1} payments. {rest}", 130)
-            seconds = time.monotonic() - begun
-            progress.update(task, advance=1, rate=done / seconds)
-    show_receipt(channel, receipt, as_json, payments=times, seconds=round(seconds, 3))
+
+        def show_progress(payments: int) -> None:
+            nonlocal done
+            done = payments
+            progress.update(task, completed=done, rate=done / (time.monotonic() - begun))
+
+        try:
+            receipt = channel.pay_many(amount, times, every_seconds=every, application_data=data, watcher=show_progress)
+        except KeyboardInterrupt:
+            progress.stop()
+            under_way = channel.record.pending_sat // max(1, amount)
+            rest = f"`paychan channel pay {channel.name} --resume` completes the {under_way} under way."
+            fail(f"stopped after {done} payments{f'. {rest}' if under_way else ', all of them acknowledged.'}", 130)
+    show_receipt(channel, receipt, as_json, payments=times, seconds=round(time.monotonic() - begun, 3))
 
 
 def show_receipt(channel: Channel, receipt: Receipt, as_json: bool, *, payments: int = 1, seconds: float = 0.0) -> None:

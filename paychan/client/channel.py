@@ -13,7 +13,7 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 import httpx
 from msgspec import Struct
 
-from paychan.client import closing, funding, paying, recovery
+from paychan.client import closing, funding, paying, recovery, streaming
 from paychan.client.closing import Settled
 from paychan.client.drive import drive, drive_async
 from paychan.client.errors import TermsUnacceptable
@@ -155,6 +155,32 @@ class Channel(ChannelBase):
             paying.pay, amount_sat, ways.limits, ways.patience, drain=drain, application_data=application_data
         )
 
+    def pay_many(
+        self,
+        amount_sat: int,
+        times: int,
+        *,
+        every_seconds: float = 0.0,
+        application_data: str = "",
+        watcher: streaming.Watcher | None = None,
+    ) -> Receipt:
+        """Pay an amount so many times, as fast as it goes or once every so many seconds; return the last receipt.
+
+        Over a stream where version and server have one, which takes many payments at a time; else, and with
+        `application_data`, one by one. What was signed when this is interrupted is completed by `resume`: up to 128
+        payments, or one of those that have seconds between them. `watcher` is told how many have been made.
+        """
+        series, (done, receipt) = _series(amount_sat, times, every_seconds, watcher), (0, None)
+        limits, patience = self._ways.limits, self._ways.patience
+        if times > 1 and not application_data:
+            done, receipt = self._run(streaming.pay_series, series, limits, patience)
+        while done < times or receipt is None:
+            wait = every_seconds if done else 0.0
+            receipt = self._run(streaming.pay_later, wait, amount_sat, limits, patience, application_data)
+            done += 1
+            series.tell(done)
+        return receipt
+
     def resume(self) -> Receipt:
         """Send the newest payment again, when its answer was lost or was a no: it is booked once at most."""
         return self._run(paying.resume, self._ways.patience)
@@ -224,6 +250,26 @@ class AsyncChannel(ChannelBase):
             paying.pay, amount_sat, ways.limits, ways.patience, drain=drain, application_data=application_data
         )
 
+    async def pay_many(
+        self,
+        amount_sat: int,
+        times: int,
+        *,
+        every_seconds: float = 0.0,
+        application_data: str = "",
+        watcher: streaming.Watcher | None = None,
+    ) -> Receipt:
+        series, (done, receipt) = _series(amount_sat, times, every_seconds, watcher), (0, None)
+        limits, patience = self._ways.limits, self._ways.patience
+        if times > 1 and not application_data:
+            done, receipt = await self._run(streaming.pay_series, series, limits, patience)
+        while done < times or receipt is None:
+            wait = every_seconds if done else 0.0
+            receipt = await self._run(streaming.pay_later, wait, amount_sat, limits, patience, application_data)
+            done += 1
+            series.tell(done)
+        return receipt
+
     async def resume(self) -> Receipt:
         return await self._run(paying.resume, self._ways.patience)
 
@@ -247,3 +293,10 @@ class AsyncChannel(ChannelBase):
     ) -> T:
         async with self._lock:
             return await drive_async(start(self.record, *args, **kwargs), self._http, self._keep)
+
+
+def _series(amount_sat: int, times: int, every_seconds: float, watcher: streaming.Watcher | None) -> streaming.Series:
+    if amount_sat <= 0 or times < 1:
+        msg = f"{times} payments of {amount_sat} sat: want at least one of 1 sat"
+        raise ValueError(msg)
+    return streaming.Series(Sat(amount_sat), times, every_seconds, watcher)

@@ -1,4 +1,4 @@
-"""Performing flows over httpx: the one place of the client that talks to the network, waits and writes."""
+"""Performing flows: over httpx, and over a stream (module `line`); here the client waits and writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TypeVar
 import httpx
 
 from paychan.client.errors import ServerMisbehaved
-from paychan.client.flow import Answer, Flow, NoAnswer, Pause, Request, Response, Save
+from paychan.client.flow import Answer, Connect, Flow, NoAnswer, Pause, Receive, Request, Response, Save, Send
+from paychan.client.line import AsyncLine, Line
 from paychan.client.record import ChannelRecord
 
 T = TypeVar("T")
@@ -27,37 +28,43 @@ _HEADERS = {"accept": "application/json", "accept-encoding": "identity", "conten
 def drive(flow: Flow[T], http: httpx.Client, keep: Callable[[ChannelRecord], None]) -> T:
     """Run a flow to its end, waiting. `keep` makes a record durable and adopts it."""
     answer: Answer = None
-    while True:
-        try:
-            effect = flow.send(answer)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
-        answer = None
-        match effect:
-            case Request():
-                answer = _send(http, effect)
-            case Save(record):
-                keep(record)
-            case Pause(seconds):
-                time.sleep(seconds)
+    with Line() as line:
+        while True:
+            try:
+                effect = flow.send(answer)
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
+            answer = None
+            match effect:
+                case Request():
+                    answer = _send(http, effect)
+                case Connect() | Send() | Receive():
+                    answer = line.perform(effect)
+                case Save(record):
+                    keep(record)
+                case Pause(seconds):
+                    time.sleep(seconds)
 
 
 async def drive_async(flow: Flow[T], http: httpx.AsyncClient, keep: Callable[[ChannelRecord], None]) -> T:
     """Run a flow to its end on the event loop; records are written in a worker thread."""
     answer: Answer = None
-    while True:
-        try:
-            effect = flow.send(answer)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
-        answer = None
-        match effect:
-            case Request():
-                answer = await _send_async(http, effect)
-            case Save(record):
-                await _keep_whole(keep, record)
-            case Pause(seconds):
-                await asyncio.sleep(seconds)
+    async with AsyncLine() as line:
+        while True:
+            try:
+                effect = flow.send(answer)
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
+            answer = None
+            match effect:
+                case Request():
+                    answer = await _send_async(http, effect)
+                case Connect() | Send() | Receive():
+                    answer = await line.perform(effect)
+                case Save(record):
+                    await _keep_whole(keep, record)
+                case Pause(seconds):
+                    await asyncio.sleep(seconds)
 
 
 async def _keep_whole(keep: Callable[[ChannelRecord], None], record: ChannelRecord) -> None:

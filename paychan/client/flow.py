@@ -1,7 +1,8 @@
 """Flows: what a payer does, as generators that perform nothing themselves, so that the logic is written once.
 
-A flow yields effects and is sent what came of them: `Request` → `Response` or `NoAnswer`; `Save` → None, once the
-record is durable; `Pause` → None, after that time. Module `drive` performs them, waiting or awaiting.
+A flow yields effects and is sent what came of them: `Request` → `Response` or `NoAnswer`; `Connect` → `Connected` or
+`NoAnswer`; `Send` → None; `Receive` → `Received` or `NoAnswer`; `Save` → None, once the record is durable; `Pause` → None,
+after that time. Module `drive` performs them, waiting or awaiting.
 """
 
 from __future__ import annotations
@@ -41,6 +42,33 @@ class NoAnswer(Struct, frozen=True):
     reason: str
 
 
+class Connect(Struct, frozen=True):
+    """Open a stream (WebSocket). A flow has one at a time, which is closed when the flow ends."""
+
+    url: str
+    secret: str
+
+
+class Connected(Struct, frozen=True):
+    """The stream is open."""
+
+
+class Send(Struct, frozen=True):
+    """Send a binary frame; that the stream is gone is seen by who receives."""
+
+    frame: bytes
+
+
+class Receive(Struct, frozen=True):
+    """Wait for the next frame."""
+
+
+class Received(Struct, frozen=True):
+    """A frame of the server's; b"" for a text, which we don't ask for."""
+
+    frame: bytes
+
+
 class Save(Struct, frozen=True):
     """Make the record durable, then adopt it."""
 
@@ -68,8 +96,8 @@ class Reply(Struct, frozen=True):
     repeated: bool
 
 
-Effect: TypeAlias = Request | Save | Pause
-Answer: TypeAlias = Response | NoAnswer | None
+Effect: TypeAlias = Request | Connect | Send | Receive | Save | Pause
+Answer: TypeAlias = Response | Connected | Received | NoAnswer | None
 Flow: TypeAlias = Generator[Effect, Answer, T]
 
 MOVED = frozenset({308, 318})

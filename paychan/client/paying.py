@@ -134,16 +134,16 @@ def pay(
     received = {record.pending_sat}
     if refused_at is not None:  # the server said no to that payment, and may have booked it later all the same
         received.add(Sat(refused_at - record.left_sat))
-    return (yield from _transfer(record, patience, received))
+    return (yield from transfer(record, patience, received))
 
 
 def resume(record: ChannelRecord, patience: Patience) -> Flow[Receipt]:
     """Send the newest signed payment again. The server books it once, however often it is sent."""
     need(record, State.OPEN)
-    return (yield from _transfer(record, patience, {record.pending_sat, Sat(0)}))
+    return (yield from transfer(record, patience, {record.pending_sat, Sat(0)}))
 
 
-def _transfer(record: ChannelRecord, patience: Patience, received: set[Sat]) -> Flow[Receipt]:
+def transfer(record: ChannelRecord, patience: Patience, received: Collection[int]) -> Flow[Receipt]:
     """Send the newest signed payment, which is saved already; `received` is what the server may call its value."""
     paid = record.pending_sat
     seen = yield from ask_channel(record, _newest, patience)
@@ -153,7 +153,7 @@ def _transfer(record: ChannelRecord, patience: Patience, received: set[Sat]) -> 
     if record.left_sat == 0 and seen.response.status == 410:
         return (yield from _drained_before(record, patience, paid))
     result = yield from result_of(record, seen.response)
-    return (yield from _acknowledge(record, result, received | {Sat(0)} if seen.repeated else received, paid))
+    return (yield from _acknowledge(record, result, {*received, 0} if seen.repeated else received, paid))
 
 
 def _newest(record: ChannelRecord) -> Request:

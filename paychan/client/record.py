@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from paychan.protocol.address import decode_address, encode_address, key_script
 from paychan.protocol.errors import Malformed
-from paychan.protocol.payment import Payment, sign_payment
+from paychan.protocol.payment import Payment, PaymentSigner
 from paychan.protocol.rest import Dialect
 from paychan.protocol.scripts import ChannelTerms, make_terms, parse_public_key
 from paychan.protocol.types import MAX_MONEY_SAT, Network, OutPoint, Sat, UnixTime
@@ -156,8 +156,12 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     def sign(self, change_sat: Sat, address: str = "") -> Payment:
         """Sign a payment that leaves `change_sat` to `address` (default: the channel's change address)."""
+        return self.signer(address).payment(change_sat)
+
+    def signer(self, address: str = "") -> PaymentSigner:
+        """Make what signs many payments, with change to `address` (default: the channel's change address)."""
         script = decode_address(address or self.change_address, self.network)
-        return sign_payment(self.key, self.terms, self.outpoint, script, change_sat)
+        return PaymentSigner(self.key, self.terms, self.outpoint, script)
 
 
 def parse_outpoint(text: str) -> OutPoint:

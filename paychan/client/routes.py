@@ -60,6 +60,12 @@ def channel_path(record: ChannelRecord) -> str:
     return f"/v{record.version}/channels/{txid}/{record.outpoint.vout}"
 
 
+def stream_url(record: ChannelRecord) -> str:
+    """Where payments of a v2 channel stream; the secret goes into a header."""
+    scheme, _, rest = record.url.partition("://")
+    return f"{'wss' if scheme == 'https' else 'ws'}://{rest}{channel_path(record)}/stream"
+
+
 def secret_of(record: ChannelRecord, opening: Payment) -> str:
     """Name of the v2 channel that this opening payment makes; v1 has none."""
     return opening_secret(opening).hex() if record.version == 2 else ""

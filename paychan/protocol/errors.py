@@ -91,6 +91,15 @@ class BodyTooLarge(BadRequest):
     code, text, http_status = "body_too_large", "body too large: got {got_bytes} bytes, limit {limit_bytes} bytes", 413
 
 
+class TooManyPayments(BadRequest):
+    code, text, http_status = "too_many_payments", "too many payments in a frame: got {got}, limit {limit}", 413
+
+
+class TooManyBadSignatures(BadRequest):
+    code, http_status = "too_many_bad_signatures", 429
+    text = "too many bad signatures: got {count} on this connection, limit {limit}; it is closed"
+
+
 class MethodNotAllowed(BadRequest):
     code, text, http_status = "method_not_allowed", "method {method} not allowed here", 405
 
@@ -255,6 +264,14 @@ class PaymentPending(Unavailable):
 
 class ChannelMoving(Unavailable):
     code, text = "channel_moving", "channel moves to another output, which must confirm; send the request again"
+
+
+class TooManyStreams(Unavailable):
+    code, text = "too_many_streams", "all {limit} streams are taken, pay by PUT"
+
+
+class Overloaded(Unavailable):
+    code, text = "overloaded", "too much is waiting: {waiting} {what}, limit {limit}"
 
 
 class TryAgain(Unavailable):

@@ -77,7 +77,7 @@ def apply(channel: Channel, command: Command, view: View, verifier: PaymentVerif
     """Judge a command. `verifier` is the channel's, if the caller keeps one; it saves parsing the key again."""
     outcome = TRANSITIONS[channel.state][type(command)](channel, command, view, verifier)
     if isinstance(outcome, Accepted) and outcome.channel is not channel:
-        return _replace(outcome, channel=_replace(outcome.channel, seq=channel.seq + 1))
+        return Accepted(_replace(outcome.channel, seq=channel.seq + 1), outcome.value_sat, outcome.application_data)
     return outcome
 
 

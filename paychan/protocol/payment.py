@@ -25,6 +25,8 @@ from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
 _HALF_ORDER = bytes.fromhex("7fffffffffffffffffffffffffffffff5d576e7357a4501ddfe92f46681b20a0")
 """Half the order of secp256k1's group: the largest S that Bitcoin nodes relay (BIP62 rule 5)."""
 
+_ONE_ALPHABET = bytes.maketrans(b"-_ ", b"+/+")
+
 _MIN_PAYLOAD_BYTES = 17
 _MAX_PAYLOAD_BYTES = 8 + 72 + 1
 
@@ -104,13 +106,25 @@ def encoding_problem(signature: bytes) -> str | None:
     return None
 
 
+class PaymentSigner:
+    """Makes the payments of one channel, with its sighash prefix laid out once."""
+
+    __slots__ = ("_hasher", "_key")
+
+    def __init__(self, key: PrivateKey, terms: ChannelTerms, outpoint: OutPoint, change_script: bytes) -> None:
+        self._key, self._hasher = key, PaymentHasher(terms, outpoint, change_script)
+
+    def payment(self, change_sat: Sat) -> Payment:
+        """Sign the payment that leaves `change_sat` to the client (RFC 6979: the same input gives the same bytes)."""
+        flag = SINGLE_ANYONECANPAY if change_sat else NONE_ANYONECANPAY
+        return Payment(change_sat, self._key.sign(self._hasher.digest(change_sat, flag), hasher=None), flag)
+
+
 def sign_payment(
     key: PrivateKey, terms: ChannelTerms, outpoint: OutPoint, change_script: bytes, change_sat: Sat
 ) -> Payment:
-    """Make a payment that leaves `change_sat` to the client (RFC 6979, so the same input gives the same bytes)."""
-    flag = SINGLE_ANYONECANPAY if change_sat else NONE_ANYONECANPAY
-    digest = PaymentHasher(terms, outpoint, change_script).digest(change_sat, flag)
-    return Payment(change_sat, key.sign(digest, hasher=None), flag)
+    """Make one payment; see `PaymentSigner`."""
+    return PaymentSigner(key, terms, outpoint, change_script).payment(change_sat)
 
 
 def encode_v1(payment: Payment) -> str:
@@ -125,12 +139,13 @@ def decode_v1(text: str) -> Payment:
     Raises:
         Malformed: other characters, wrong length, trailing bytes, or more than all bitcoins.
     """
-    plain = text.rstrip("=").replace(" ", "-").replace("+", "-").replace("/", "_")
+    plain = text.rstrip("=")
     if len(text) - len(plain) > 2 or len(plain) > 4 * _MAX_PAYLOAD_BYTES // 3 + 2:
         raise Malformed(field="payment", reason=f"{len(text)} characters of base64")
     try:
-        raw = base64.b64decode(plain + "=" * (-len(plain) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
+        padded = plain.encode("ascii") + b"==="[: -len(plain) % 4]
+        raw = binascii.a2b_base64(padded.translate(_ONE_ALPHABET), strict_mode=True)
+    except ValueError:
         raise Malformed(field="payment", reason="not base64url") from None
     if len(raw) < _MIN_PAYLOAD_BYTES:
         raise Malformed(field="payment", reason=f"got {len(raw)} bytes, need at least {_MIN_PAYLOAD_BYTES}")

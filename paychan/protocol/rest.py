@@ -15,7 +15,7 @@ from paychan.protocol.errors import Malformed, Missing, PaychanError, Repeated
 from paychan.protocol.payment import Payment, make_payment
 from paychan.protocol.types import OutPoint, Sat
 
-_HEX = re.compile(r"(?:[0-9a-f]{2})*")
+_HEX = re.compile(r"[0-9a-f]*")
 _NAMES = (
     "payment_data",
     "application_data",
@@ -53,7 +53,7 @@ class _Body(Struct, frozen=True):
     """Either wrapped (`payment_data` and `application_data`) or the bare payment object."""
 
     payment_data: PaymentData | UnsetType = UNSET
-    application_data: str = ""
+    application_data: str | UnsetType = UNSET
 
 
 class V2Payment(Struct, frozen=True):
@@ -115,12 +115,13 @@ def read_v2_body(raw: bytes) -> V2Payment:
         data = _bare_decoder.decode(raw) if body.payment_data is UNSET else body.payment_data
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _json_problem(error) from None
-    _refuse_repeated_keys(raw)
+    if raw.count(b'":') != _keys(body, data) or b"\\" in raw:
+        _refuse_repeated_keys(raw)
     signature, flag, dialect = _signature_parts(data)
     return V2Payment(
         payment=make_payment(data.change_value, signature, flag),
         dialect=dialect,
-        application_data=body.application_data,
+        application_data="" if body.application_data is UNSET else body.application_data,
         outpoint=_outpoint(data),
         redeem_script=_hex(data.redeem_script, "redeem_script"),
         change_address=None if data.change_address is UNSET else data.change_address,
@@ -180,7 +181,7 @@ def _hex(text: str | UnsetType, field: str) -> bytes | None:
     """Lower-case hex only: `bytes.fromhex` alone takes spaces and upper case."""
     if text is UNSET:
         return None
-    if not _HEX.fullmatch(text):
+    if not _HEX.fullmatch(text) or len(text) % 2:
         raise Malformed(field=field, reason="want lower-case hex")
     return bytes.fromhex(text)
 
@@ -197,8 +198,15 @@ def _json_problem(error: Exception) -> PaychanError:
     return Malformed(field="body", reason=text[:120])
 
 
+def _keys(body: _Body, data: PaymentData) -> int:
+    """Count the known keys that a body has; a body with as many keys repeats none."""
+    count = 2 + (body.payment_data is not UNSET) + (body.application_data is not UNSET)
+    optional = (data.redeem_script, data.funding_txid, data.funding_vout, data.change_address, data.sighash_flag)
+    return count + sum([value is not UNSET for value in optional])
+
+
 def _refuse_repeated_keys(raw: bytes) -> None:
-    """The quick look settles nearly all bodies; only an escape or a repeated name needs the slow parser."""
+    """The quick look settles many bodies; only an escape or a repeated name needs the slow parser."""
     if b"\\" not in raw and all(raw.count(name) <= 1 for name in _QUOTED_NAMES):
         return
 

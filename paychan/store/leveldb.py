@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -28,6 +29,7 @@ from paychan.protocol.scripts import MAX_EXPIRY
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.store.base import Change, StoreFailed
 from paychan.store.leveldbdirectory import error_text, open_directory
+from paychan.store.writer import WriterThread
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -40,6 +42,9 @@ STATE_CODES = {State.OPEN: 1, State.CLOSING: 2, State.PUBLISHED: 3, State.CLOSED
 """Second byte of an index key. Stored: never renumber."""
 
 _OUTPOINT_BYTES = 36
+_REMEMBERED = 20_000
+"""Channels whose newest version is kept in memory, a few kB each: a payment follows what was written last."""
+
 _CLOSED = "the store is closed"
 
 
@@ -49,7 +54,8 @@ class LevelDbStore:
     def __init__(self, database: plyvel.DB, lock: int) -> None:
         self._database = database
         self._lock = lock
-        self._writer = ThreadPoolExecutor(1, "store-writer")
+        self._writer = WriterThread("store-writer")
+        self._newest: OrderedDict[bytes, Channel] = OrderedDict()
         self._readers = ThreadPoolExecutor(2, "store-reader")
         self._failure: Exception | None = None
         self._closing = False
@@ -138,7 +144,10 @@ class LevelDbStore:
 
     async def commit(self, changes: Sequence[Change]) -> Sequence[bool]:
         """See `Store`. After a failure every later call fails too: what LevelDB's log holds is unknown."""
-        return await self._run(self._writer, self._commit, changes)
+        try:
+            return await self._writer.run(self._commit, changes)
+        except RuntimeError as error:  # shut down
+            raise StoreFailed(_CLOSED) from error
 
     def _commit(self, changes: Sequence[Change]) -> list[bool]:
         if self._failure is not None:
@@ -158,13 +167,19 @@ class LevelDbStore:
         outpoint = change.channel.outpoint.serialize()
         earlier = newest.get(outpoint)
         try:
-            stored = self._get(outpoint) if earlier is None else earlier.channel
+            stored = self._stored(outpoint) if earlier is None else earlier.channel
         except DamagedRecord:
             return False  # not the version that the writer has seen; and it stays as evidence
-        if stored != change.previous:  # not by number alone: another writer may have reached the same one
+        if (
+            stored is not change.previous and stored != change.previous
+        ):  # not by number alone: another writer may have reached the same one
             return False
         newest[outpoint] = Change(stored if earlier is None else earlier.previous, change.channel)
         return True
+
+    def _stored(self, outpoint: bytes) -> Channel | None:
+        """What is stored for an outpoint: nobody else writes here, so what was written last is that."""
+        return self._newest.get(outpoint) or self._get(outpoint)
 
     def _write(self, newest: dict[bytes, Change]) -> None:
         """Write the last version of each channel; the versions between would be invisible anyway."""
@@ -177,6 +192,14 @@ class LevelDbStore:
                     batch.delete(_index_key(stored.state, stored.terms.expiry, outpoint))
         if newest:
             batch.write()
+        self._remember(newest)
+
+    def _remember(self, written: dict[bytes, Change]) -> None:
+        for outpoint, (_, channel) in written.items():
+            self._newest[outpoint] = channel
+            self._newest.move_to_end(outpoint)
+        while len(self._newest) > _REMEMBERED:
+            self._newest.popitem(last=False)
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
@@ -187,8 +210,8 @@ class LevelDbStore:
     def _close(self) -> None:
         with self._snapshot_ended:
             self._closing = True
-        for threads in (self._writer, self._readers):
-            threads.shutdown()
+        self._writer.shutdown()
+        self._readers.shutdown()
         with self._snapshot_ended:
             self._snapshot_ended.wait_for(lambda: not self._snapshots)
         if not self._database.closed:

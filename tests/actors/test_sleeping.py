@@ -6,6 +6,7 @@ import asyncio
 import gc
 import random
 import threading
+import tracemalloc
 import weakref
 from pathlib import Path
 
@@ -137,3 +138,25 @@ async def test_a_channel_costs_no_thread(tmp_path: Path):
 
         assert server.registry.awake == 101
         assert threading.active_count() <= before + 1  # the store's second reader may not have been needed before
+
+
+async def test_a_channel_awake_costs_at_most_four_kilobytes(tmp_path: Path):
+    """All that Python keeps for a channel that was paid over, its newest record included."""
+    payers = [DebugPayer(f"memory {n}") for n in range(200)]
+    async with local(tmp_path) as server:
+        await asyncio.gather(*map(server.open, payers))
+        server.registry.let_sleep(0)
+        payments = [(payer.outpoint, payer.pays(10_001)) for payer in payers]
+        gc.collect()
+        tracemalloc.start()
+        try:
+            for outcome in await asyncio.gather(*(server.registry.ask(*payment) for payment in payments)):
+                accepted(outcome)
+            del outcome
+            gc.collect()
+            each = tracemalloc.get_traced_memory()[0] / len(payers)
+        finally:
+            tracemalloc.stop()
+
+        assert server.registry.awake == len(payers)
+        assert each < 4_096

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from paychan.api.totals import ReserveInfo, Totals, totals
+from paychan.api.totals import LatestTotals, ReserveInfo, Totals, totals
 from paychan.chain.base import ChainFailed, Funding
 from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Channel, Close, CloseReason, Rejected, State
@@ -116,6 +117,41 @@ async def test_many_channels_are_counted_in_one_pass(tmp_path: Path) -> None:
         assert found.settling_sat == 5_000 * 10 * size(Payer("many").channel())
         pages, one_empty_for_each_state = 5, 5
         assert server.store.calls["scan"] == pages + one_empty_for_each_state
+
+
+async def test_who_asks_together_shares_a_count(tmp_path: Path) -> None:
+    """Five who ask at once make one pass; who asks later makes another."""
+    async with local(tmp_path) as server:
+        await server.fill(many(10))
+        latest = LatestTotals(server.world, lambda: 0)
+        server.store.calls.clear()
+        found = await asyncio.gather(*(latest.get() for _ in range(5)))
+        assert {each.channels["open"] for each in found} == {10}
+        passes = server.store.calls["scan"]
+        await server.fill(many(11)[10:])
+        assert (await latest.get()).channels["open"] == 11
+        assert server.store.calls["scan"] == 2 * passes
+
+
+async def test_many_channels_are_counted_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above a number of channels the last count is told until some time is over, and while the next goes on for long."""
+    monkeypatch.setattr("paychan.api.totals._MANY_CHANNELS", 9)
+    monkeypatch.setattr("paychan.api.totals._REST", 1_000_000)
+    monkeypatch.setattr("paychan.api.totals._PATIENCE_SECONDS", 0.01)
+    async with local(tmp_path) as server:
+        await server.fill(many(10))
+        latest = LatestTotals(server.world, lambda: 0)
+        first = await latest.get()
+        await server.fill(many(11)[10:])
+        server.clock.now += 60
+        assert await latest.get() is first
+        latest._again_at = 0.0
+        server.store.hold("scan")
+        assert await latest.get() is first
+        server.store.release("scan")
+        monkeypatch.setattr("paychan.api.totals._PATIENCE_SECONDS", 60)
+        second = await latest.get()
+        assert (second.channels["open"], second.counted_at) == (11, server.clock.now)
 
 
 @pytest.mark.usefixtures("open_v1")

@@ -429,3 +429,21 @@ async def test_damage_hides_no_other_channel(backend: Backend) -> None:
     await store.close()
     assert quiet == [], "records outside the page were read"
     assert [(entry["log_level"], entry["channel"]) for entry in loud] == [("error", str(channels[3].outpoint))]
+
+
+async def test_what_is_due_is_found_without_looking_at_the_rest(backend: Backend) -> None:
+    """Listing what expires before a time reads no record that expires later: all others are damaged, and nobody notices."""
+    channels = sorted(many(60), key=lambda channel: (channel.terms.expiry, channel.outpoint.serialize()))
+    due, rest = channels[:4], channels[4:]
+    store = backend.open()
+    await put(store, *channels)
+    await store.close()
+    for channel in rest:
+        backend.put_raw(channel.outpoint, b"rotten")
+
+    store = backend.open()
+    with structlog.testing.capture_logs() as quiet:
+        assert list(await store.scan(State.OPEN, before=rest[0].terms.expiry)) == due
+        assert [channel async for channel in walk(store, State.OPEN, rest[0].terms.expiry)] == due
+    await store.close()
+    assert quiet == []

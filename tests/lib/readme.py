@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from paychan.api.stream import CLOSE_CODES
 from paychan.config import ServerConfig
 from paychan.protocol.declared import settings_table
 from paychan.protocol.errors import PaychanError
@@ -21,9 +22,11 @@ def _settings(table: type) -> str:
 
 
 def _errors() -> str:
-    rows = ["| status | code | text |", "|---|---|---|"]
+    rows = ["| status | close code | code | text |", "|---|---|---|---|"]
     kinds = sorted(PaychanError.table.values(), key=lambda kind: (kind.http_status, kind.code))
-    rows += [f"| {kind.http_status} | `{kind.code}` | {kind.text} |" for kind in kinds]
+    rows += [
+        f"| {kind.http_status} | {CLOSE_CODES + kind.http_status} | `{kind.code}` | {kind.text} |" for kind in kinds
+    ]
     return "\n".join(rows)
 
 

@@ -27,7 +27,13 @@ from paychan.protocol.errors import (
 ROOT = Path(__file__).parents[2]
 LEAVES = list(PaychanError.table.values())
 STATUS = {Moved: 308, BadRequest: 400, NotFound: 404, Conflict: 409, Gone: 410, Failed: 500, Unavailable: 503}
-SPECIAL = {"body_too_large": 413, "method_not_allowed": 405, "unauthorized": 401}
+SPECIAL = {
+    "body_too_large": 413,
+    "too_many_payments": 413,
+    "method_not_allowed": 405,
+    "unauthorized": 401,
+    "too_many_bad_signatures": 429,
+}
 
 each_leaf = pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.code)
 

@@ -1,0 +1,161 @@
+"""Where the microseconds of a payment go: each part of the hot path alone, and all of them together without a network.
+
+    python bench/costs.py
+
+CPU time of one thread, least of some rounds, so that a busy machine hardly matters; beside it the same in verifies, the
+unit that another machine can compare. The sum is less than what a server uses: system calls, the event loop and the
+synced writes come on top, which `load.py` measures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import machine
+import typer
+import uvloop
+from coincurve import PrivateKey
+from crowd import NOW, RULES, client
+from rich.console import Console
+from rich.table import Table
+from session import Server, session_v1, session_v2
+
+from actors.channel import ChannelActor
+from actors.commit import GroupCommit
+from actors.registry import Registry
+from actors.world import World
+from paychan.api import v1, v2
+from paychan.api.heads import laid_out
+from paychan.api.payments import Payment as Asked
+from paychan.api.plain import PlainReader
+from paychan.chain.debug import DebugChain
+from paychan.protocol.channel import Accepted, Pay
+from paychan.protocol.machine import apply
+from paychan.protocol.payment import PaymentVerifier, encode_v1
+from paychan.protocol.record import encode_record
+from paychan.protocol.rest import Dialect, read_v2_body
+from paychan.protocol.sighash import PaymentHasher
+from paychan.protocol.types import Network
+from paychan.signing.unix import UnixSigner
+from paychan.store.base import Change
+from paychan.store.leveldb import LevelDbStore
+
+GROUP = 32
+"""Payments in a group commit, as many as connections in our figures for whole servers."""
+
+
+def microseconds(work: Callable[[], object], rounds: int = 7, seconds: float = 0.05) -> float:
+    """CPU time of one call, least of some rounds."""
+    best, count = float("inf"), 50
+    for _ in range(rounds):
+        begun = time.thread_time()
+        for _ in range(count):
+            work()
+        spent = time.thread_time() - begun
+        best = min(best, spent / count)
+        count = max(10, int(seconds / best))
+    return best * 1e6
+
+
+def parts() -> dict[str, Callable[[], object]]:
+    """Name the parts of a payment, in its order."""
+    channel, following = client(1)
+    server, reader = Server("127.0.0.1", 8000), PlainReader(8192, 4096)
+    of_v1, of_v2 = (
+        make(server, [channel.payment, following], channel.terms, channel.outpoint).payments[0]
+        for make in (session_v1, session_v2)
+    )
+    arguments = {"payment": [encode_v1(following).encode()]}
+    body = of_v2.partition(b"\r\n\r\n")[2]
+    key, hasher = PrivateKey(b"\x01" * 32), PaymentHasher(channel.terms, channel.outpoint, channel.change_script)
+    digest = hasher.digest(following.change_sat, following.flag)
+    signature, public = key.sign(digest, hasher=None), key.public_key
+    verifier = PaymentVerifier(channel.terms, channel.outpoint, channel.change_script)
+    world = World(Network.TEST, RULES, 6, lambda: NOW, *[None] * 4)  # type: ignore[arg-type] # nothing is asked
+    view, command = world.view(channel.outpoint), Pay(following)
+    paid = apply(channel, command, view, verifier)
+    assert isinstance(paid, Accepted)
+    answer = v1.paid(paid)
+
+    def read(raw: bytes) -> Asked:
+        assert reader.read(raw) == len(raw)
+        return Asked(reader)
+
+    return {
+        "v1: HTTP head, target, query": partial(read, of_v1),
+        "v1: payment out of the query": partial(v1.command, arguments),
+        "v2: HTTP head, body, target, query": partial(read, of_v2),
+        "v2: payment out of the JSON body": partial(read_v2_body, body),
+        "sighash": partial(hasher.digest, following.change_sat, following.flag),
+        "verify": partial(public.verify, signature, digest, hasher=None),
+        "machine, with sighash and verify": partial(apply, channel, command, view, verifier),
+        "view of the world": partial(world.view, channel.outpoint),
+        "record": partial(encode_record, paid.channel),
+        "v1: result": partial(v1.paid, paid),
+        "v2: result": partial(v2.paid, paid, Dialect.S),
+        "HTTP head of the answer": partial(laid_out, answer, False),
+    }
+
+
+async def whole(directory: Path, groups: int = 60) -> dict[str, float]:
+    """Actors, machine, group commit and LevelDB: CPU µs per payment of the loop's thread and of all threads."""
+    store = LevelDbStore.open(directory, "bench")
+    commits = GroupCommit(store, 0, print)
+    signer = UnixSigner(directory / "no signer", 1.0)  # payments need none
+    world = World(Network.TEST, RULES, 6, lambda: NOW, store, commits, DebugChain(), signer)
+    registry, made = Registry(world), [client(each) for each in range(groups * GROUP)]
+    await store.commit([Change(None, channel) for channel, _ in made])
+    for channel, _ in made:
+        await registry.ask(channel.outpoint, Pay(channel.payment))
+    asks = [(registry.reach(channel.outpoint), Pay(following)) for channel, following in made]
+    thread, process = time.thread_time(), time.process_time()
+    for begin in range(0, len(asks), GROUP):
+        await _pay(registry, asks[begin : begin + GROUP])
+    told = {
+        "actor, machine, commit: the loop": (time.thread_time() - thread) / len(asks) * 1e6,
+        "actor, machine, commit: all threads": (time.process_time() - process) / len(asks) * 1e6,
+    }
+    await commits.close()
+    await store.close()
+    return told
+
+
+async def _pay(registry: Registry, asks: list[tuple[ChannelActor | None, Pay]]) -> None:
+    left, done = len(asks), asyncio.get_running_loop().create_future()
+
+    def answered(_answer: Any) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            done.set_result(None)
+
+    for actor, command in asks:
+        assert actor is not None
+        registry.give(actor, command, answered)
+    await done
+
+
+def main(save: Annotated[bool, typer.Option(help="Keep the figures in bench/results.")] = True) -> None:
+    """Measure the parts of a payment."""
+    facts, works = machine.facts(), parts()
+    told = {name: microseconds(work) for name, work in works.items()}
+    with tempfile.TemporaryDirectory(dir=".") as name:  # on a disk; /tmp may be memory
+        told |= uvloop.run(whole(Path(name) / "store"))
+    table = Table("part", "CPU µs", "in verifies")
+    for name, each in told.items():
+        table.add_row(name, f"{each:.2f}", f"{each / told['verify']:.3f}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    Console().print(table)
+    if save:
+        print(f"Saved as {machine.save('costs', {'cpu_us': {k: round(v, 2) for k, v in told.items()}}, facts)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,218 @@
+"""Stores of many channels, and what it costs to wake some of them: real actors, group commit and LevelDB, no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from coincurve import PrivateKey
+
+from actors.commit import GroupCommit
+from actors.registry import Registry
+from actors.watcher import Watcher
+from actors.world import World
+from paychan.chain.debug import DebugChain
+from paychan.protocol.address import key_script
+from paychan.protocol.channel import Accepted, Channel, Pay, Rules, State
+from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT, debug_outpoint
+from paychan.protocol.payment import Payment, sign_payment
+from paychan.protocol.scripts import make_terms
+from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
+from paychan.signing.unix import UnixSigner
+from paychan.store.base import Change, Store
+from paychan.store.leveldb import LevelDbStore
+
+NETWORK = "debug"
+NOW = UnixTime(1_500_000_000)
+EXPIRY = UnixTime(NOW + 30 * 86_400)
+FAR = UnixTime(2_000_000_000)
+"""Expiry of stored channels: not due for a server with the clock of today either."""
+RULES = Rules(Sat(700), 0, 6 * 3600, 12 * 3600, 40)
+SERVER_KEY = PrivateKey(b"\x01" * 32).public_key.format()
+
+WARM = 100
+"""Channels used before anything is measured."""
+
+IN_FLIGHT = 32
+"""Payments at a time, as many as connections in our figures for whole servers."""
+
+TRACED = 500
+"""Channels whose memory is counted allocation by allocation, which slows everything down."""
+
+_GROUP = 1_000
+
+
+def client(number: int, expiry: UnixTime = EXPIRY) -> tuple[Channel, Payment]:
+    """Make an open channel that received 100,000 sat, and its next payment, of 1 sat."""
+    key = PrivateKey(sha256(number.to_bytes(8, "big")).digest())
+    public = key.public_key.format()
+    terms, outpoint, script = make_terms(SERVER_KEY, public, expiry), debug_outpoint(public, expiry), key_script(public)
+    newest, following = (
+        sign_payment(key, terms, outpoint, script, Sat(DEBUG_FUNDING_SAT - paid)) for paid in (100_000, 100_001)
+    )
+    opened = Channel(terms, outpoint, DEBUG_FUNDING_SAT, script, newest, State.OPEN, seq=1, opened_at=NOW)
+    return opened, following
+
+
+def idle(template: Channel, number: int) -> Channel:
+    """Make an open channel that only lies in the store: its signature is another's."""
+    outpoint = OutPoint(sha256(b"idle" + number.to_bytes(8, "big")).digest(), number % 3)
+    expiry = UnixTime(template.terms.expiry + number % 30_000_000)
+    terms = msgspec.structs.replace(template.terms, expiry=expiry)
+    return msgspec.structs.replace(template, outpoint=outpoint, terms=terms)
+
+
+# --- in a process of its own ----------------------------------------------------------------------------------------
+
+
+async def fill(directory: Path, number: int) -> float:
+    """Store so many idle channels; return the seconds that took."""
+    template, begun = client(0, FAR)[0], time.perf_counter()
+    store = LevelDbStore.open(directory, NETWORK)
+    for begin in range(0, number, _GROUP):
+        end = min(begin + _GROUP, number)
+        await store.commit([Change(None, idle(template, each)) for each in range(begin, end)])
+    await store.close()
+    return time.perf_counter() - begun
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One channel that is woken: with its newest payment once more, which changes nothing, then with the next one."""
+
+    outpoint: OutPoint
+    again: Pay
+    following: Pay
+
+
+async def fill_active(directory: Path, first: int, number: int) -> list[Ask]:
+    """Store so many channels that can be paid over."""
+    store, asks = LevelDbStore.open(directory, NETWORK), list[Ask]()
+    for begin in range(first, first + number, _GROUP):
+        made = [client(each, FAR) for each in range(begin, min(begin + _GROUP, first + number))]
+        await store.commit([Change(None, channel) for channel, _ in made])
+        asks += [Ask(channel.outpoint, Pay(channel.payment), Pay(following)) for channel, following in made]
+    await store.close()
+    return asks
+
+
+@asynccontextmanager
+async def server(directory: Path) -> AsyncIterator[tuple[Store, Registry, Watcher]]:
+    """Run what a server has behind its doors."""
+    store = LevelDbStore.open(directory, NETWORK)
+    commits = GroupCommit(store, 0, failed)
+    signer = UnixSigner(directory / "no signer", 1.0)  # payments need none
+    world = World(Network.TEST, RULES, 6, lambda: NOW, store, commits, DebugChain(lambda: NOW), signer)
+    registry = Registry(world)
+    yield store, registry, Watcher(world, registry, interval_seconds=30, alarm_seconds=7_200, idle_seconds=300)
+    await commits.close()
+    await store.close()
+
+
+async def awake(directory: Path, first: int, number: int, others: int) -> dict[str, Any]:
+    """Wake so many channels beside `others` idle ones, and pay once over each of them."""
+    asks = await fill_active(directory, first, number + WARM + TRACED)
+    begun = time.perf_counter()
+    async with server(directory) as (store, registry, watcher):
+        await watcher.look()
+        first_look = time.perf_counter() - begun
+        while registry.before_waking is not None:  # the first round over all channels
+            await watcher.look()
+        told = {"first_look_ms": round(first_look * 1e3, 1), "round_seconds": round(time.perf_counter() - begun, 2)}
+        for ask in asks[:WARM]:
+            await registry.ask(ask.outpoint, ask.again)
+            await registry.ask(ask.outpoint, ask.following)
+        reads = await read(store, min(others, 2_000))
+        gc.collect()
+        memory = private_bytes()
+        woken = await wake(registry, asks[WARM + TRACED :])
+        paid, seconds = await pay(registry, asks[WARM + TRACED :])
+        gc.collect()
+        memory = private_bytes() - memory
+        traced = await trace(registry, asks[WARM : WARM + TRACED])
+    return told | {
+        "channels_awake": number,
+        "bytes_per_awake_channel": round(memory / number),
+        "python_bytes_per_awake_channel": round(traced),
+        **percentiles("read_us", reads, 1e6),
+        **percentiles("wake_us", woken, 1e6),
+        "payments_per_second": round(len(paid) / seconds),
+        **percentiles("payment_ms", paid, 1e3),
+    }
+
+
+async def read(store: Store, number: int) -> list[float]:
+    """Read idle channels; return how long each took."""
+    template, latencies = client(0, FAR)[0], []
+    for each in range(number):
+        outpoint = idle(template, each).outpoint
+        begun = time.perf_counter()
+        assert await store.get(outpoint) is not None
+        latencies.append(time.perf_counter() - begun)
+    return latencies
+
+
+async def wake(registry: Registry, asks: list[Ask]) -> list[float]:
+    """Wake one channel after the other; return how long each took."""
+    latencies = []
+    for ask in asks:
+        begun = time.perf_counter()
+        await registry.ask(ask.outpoint, ask.again)
+        latencies.append(time.perf_counter() - begun)
+    return latencies
+
+
+async def pay(registry: Registry, asks: list[Ask]) -> tuple[list[float], float]:
+    """Pay once over each channel, some at a time; return how long each took, and all of it."""
+    begun, left = time.perf_counter(), iter(asks)
+    latencies = list(chain(*await asyncio.gather(*(_pay(registry, left) for _ in range(IN_FLIGHT)))))
+    return latencies, time.perf_counter() - begun
+
+
+async def _pay(registry: Registry, asks: Iterator[Ask]) -> list[float]:
+    latencies = []
+    for ask in asks:
+        begun = time.perf_counter()
+        outcome = await registry.ask(ask.outpoint, ask.following)
+        latencies.append(time.perf_counter() - begun)
+        if not isinstance(outcome, Accepted) or outcome.value_sat != 1:
+            raise RuntimeError(outcome)
+    return latencies
+
+
+async def trace(registry: Registry, asks: list[Ask]) -> float:
+    """Wake and pay; return the bytes that Python allocated for each channel and still has."""
+    gc.collect()
+    tracemalloc.start()
+    await pay(registry, asks)
+    gc.collect()
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    return kept / len(asks)
+
+
+def percentiles(name: str, seconds: list[float], factor: float) -> dict[str, float]:
+    """Median and 99th percentile, in a unit of so many a second."""
+    at = sorted(seconds) or [0.0]
+    return {f"{name}_p{each}": round(at[len(at) * each // 100] * factor, 3) for each in (50, 99)}
+
+
+def private_bytes(process: int | str = "self") -> int:
+    """Memory of a process that is not a file's: LevelDB maps its tables, which the kernel takes back when it likes."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
+
+
+def failed(error: BaseException) -> None:
+    msg = f"store failed: {error}"
+    raise SystemExit(msg)

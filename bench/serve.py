@@ -1,0 +1,118 @@
+"""A server and its signer in debug mode for a benchmark: with a store of their own on a real disk, each on its core."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import psutil  # type: ignore[import-untyped]  # has no stubs
+from session import Server, stop
+
+from paychan.running import read_running
+
+_PATIENCE_SECONDS = 30.0
+
+_SIGNER = """
+network = "test"
+debug = true
+state_dir = "{state}"
+[key]
+mode = "debug"
+[settlement]
+destination_address = "mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY"
+"""
+
+_SERVER = """
+network = "test"
+debug = true
+state_dir = "{state}"
+[chain]
+backend = "debug"
+[management]
+port = 0
+[http]
+port = 0
+{http}
+"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A running server, its process, and the directory with its store."""
+
+    server: Server
+    process: psutil.Process
+    directory: Path
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the server so far, user and system, in steps finer than the kernel's hundredths."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def cores() -> tuple[int, int]:
+    """The server's core and everybody else's."""
+    own = sorted(os.sched_getaffinity(0))
+    return own[0], own[-1]
+
+
+@contextmanager
+def debug_server(http: str = "", store: Path | None = None) -> Iterator[Measured]:
+    """Run a server, alone on its core, until the block ends; `http` are lines of TOML for that table.
+
+    A `store` is moved to where the server has its own.
+    """
+    ours, others = cores()
+    with tempfile.TemporaryDirectory(dir=".") as name:  # on a disk; /tmp may be memory
+        directory = Path(name).resolve()
+        state = directory / "state"
+        if store is not None:
+            state.mkdir(mode=0o700)
+            store.rename(state / "store")
+        (directory / "signer.toml").write_text(_SIGNER.format(state=state))
+        (directory / "server.toml").write_text(_SERVER.format(state=state, http=http))
+        signer = _start(others, "paychan-signer", str(directory / "signer.toml"))
+        server = _start(ours, "paychan", "serve", str(directory / "server.toml"))
+        try:
+            yield _wait_for(state, server, directory)
+        finally:
+            for process in (server, signer):
+                process.terminate()
+                process.wait()
+
+
+def _start(core: int, command: str, *arguments: str) -> subprocess.Popen[bytes]:
+    program = Path(sys.executable).parent / command
+    return subprocess.Popen([program, *arguments], preexec_fn=partial(os.sched_setaffinity, 0, {core}))  # noqa: PLW1509
+
+
+def _wait_for(state: Path, process: subprocess.Popen[bytes], directory: Path) -> Measured:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        running = read_running(state)
+        if running is not None and running.pid == process.pid:
+            host, _, port = running.url.removeprefix("http://").rpartition(":")
+            return Measured(Server(host, int(port)), psutil.Process(process.pid), directory)
+        time.sleep(0.02)
+    return stop("the server did not start")
+
+
+def sync_ms(directory: Path, times: int = 200) -> float:
+    """Median time that the disk takes to sync 4 kB at the end of a file, in milliseconds."""
+    taken = []
+    with (directory / "sync").open("wb", buffering=0) as file:
+        for _ in range(times):
+            file.write(b"x" * 4096)
+            begun = time.perf_counter()
+            os.fdatasync(file.fileno())
+            taken.append(time.perf_counter() - begun)
+    return median(taken) * 1e3

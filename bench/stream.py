@@ -1,0 +1,80 @@
+"""How many payments a second one server process on one core takes over payment streams.
+
+    python bench/stream.py [--each 16] [--in-flight 1] [--no-coalesce]
+
+Verified, and synced to disk before each answer, as `bench/load.py` has it for `PUT`; see there for R. `--each` payments
+are in a frame, `--in-flight` frames of a stream are without an answer. Without coalescing every signature is checked.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from array import array
+from typing import Annotated, Any, cast
+
+import frames
+import load
+import machine
+import rest
+import typer
+from funding import from_nothing
+from rich.console import Console
+from serve import Measured, cores, debug_server, sync_ms
+from session import BenchError
+
+
+def run(measured: Measured, streams: int, count: int, each: int, in_flight: int) -> dict[str, Any]:
+    """Let so many streams pay together, `count` times each."""
+    before = load.unit()
+    channels = from_nothing(measured.server, None, streams, 2)
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+    arguments = (measured.server, channels, count, each, in_flight, cores()[1], theirs)
+    child = fork.Process(target=frames.generator, args=arguments, daemon=True)
+    child.start()
+    theirs.close()
+    rest.hear(ours)
+    cpu, begun = measured.cpu_seconds(), time.monotonic()
+    ours.send("go")
+    latencies = sorted(cast("array[int]", rest.hear(ours)))
+    seconds, cpu = time.monotonic() - begun, measured.cpu_seconds() - cpu
+    child.join()
+    after = load.unit()
+    rate, verify_us = (before[0] + after[0]) / 2, min(before[1], after[1])
+    return load.figures(rate, verify_us, latencies, seconds, cpu) | {
+        "sync_ms_median": round(sync_ms(measured.directory), 3)
+    }
+
+
+def main(
+    each: Annotated[int, typer.Option(min=1, help="Payments in a frame.")] = 16,
+    in_flight: Annotated[int, typer.Option(min=1, help="Frames of a stream without an answer.")] = 1,
+    coalesce: Annotated[bool, typer.Option(help="Verify the newest of several payments first.")] = True,
+    streams: Annotated[int, typer.Option(min=1, help="Clients, each with a channel and a stream.")] = 32,
+    payments: Annotated[int, typer.Option(min=1, help="Payments of each client, rounded down to whole frames.")] = 3200,
+    runs: Annotated[int, typer.Option(min=1, help="Runs; the median counts.")] = 3,
+    save: Annotated[bool, typer.Option(help="Keep the figures in bench/results.")] = True,
+) -> None:
+    """Measure payments per second, CPU time of the server and latencies."""
+    facts, count = machine.facts(), max(1, payments // each) * each
+    os.sched_setaffinity(0, {cores()[1]})
+    try:
+        with debug_server(f"[stream]\ncoalesce = {str(coalesce).lower()}") as measured:
+            run(measured, streams, each * 20, each, in_flight)  # warms up
+            done = [run(measured, streams, count, each, in_flight) for _ in range(runs)]
+    except BenchError as error:
+        Console(stderr=True, highlight=False).print(f"stream: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    done.sort(key=lambda told: told["payments_per_second"])
+    load.show(done)
+    if save:
+        asked = {"streams": streams, "payments_each": count, "payments_in_a_frame": each, "frames_in_flight": in_flight}
+        asked |= {"coalesce": coalesce, "durability": "fdatasync before every answer, one for each group"}
+        name = f"stream-{each}x{in_flight}-{'coalesced' if coalesce else 'each'}-{streams}"
+        print(f"Saved as {machine.save(name, asked | {'median': done[len(done) // 2], 'runs': done}, facts)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

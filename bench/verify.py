@@ -1,0 +1,92 @@
+"""What cryptography and the check of one payment cost: CPU µs of one thread, and R.
+
+    python bench/verify.py
+
+Least of some rounds, so that a busy machine hardly matters. R is how many verifications one core does in a second: no
+server can take more payments than that and check each; all our rates are shares of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated
+
+import machine
+import typer
+from bitcoin.core import CMutableTransaction, CMutableTxIn, CMutableTxOut, COutPoint
+from bitcoin.core.script import CScript, SignatureHash
+from coincurve import PrivateKey, PublicKey
+from costs import microseconds
+from crowd import RULES, client
+from rich.console import Console
+from rich.table import Table
+
+from paychan.protocol.channel import Channel
+from paychan.protocol.payment import Payment, PaymentVerifier, change_problem, decode_v1, encode_v1, encoding_problem
+from paychan.protocol.sighash import PaymentHasher
+
+
+def works() -> dict[str, Callable[[], object]]:
+    """Name what is measured."""
+    channel, payment = client(1)
+    key = PrivateKey(b"\x01" * 32)
+    compressed, text = channel.terms.client_key, encode_v1(payment)
+    hasher = PaymentHasher(channel.terms, channel.outpoint, channel.change_script)
+    verifier = PaymentVerifier(channel.terms, channel.outpoint, channel.change_script)
+    digest, public = hasher.digest(payment.change_sat, payment.flag), PublicKey(compressed)
+    assert public.verify(payment.signature, digest, hasher=None)
+    assert slow_digest(*client(1)) == digest
+
+    def whole() -> None:
+        """Everything that a payment's validity takes, as it comes in v1's query."""
+        read = decode_v1(text)
+        assert change_problem(read, RULES.dust_sat) is None
+        assert verifier.problem(read) is None
+
+    return {
+        "verify": partial(public.verify, payment.signature, digest, hasher=None),
+        "sign": partial(key.sign, digest, hasher=None),
+        "parse a key": partial(PublicKey, compressed),
+        "sighash, prefix laid out once per channel": partial(hasher.digest, payment.change_sat, payment.flag),
+        "sighash by python-bitcoinlib, transaction built": partial(slow_digest, *client(1)),
+        "strict DER": partial(encoding_problem, payment.signature),
+        "payment out of base64": partial(decode_v1, text),
+        "whole check: base64, flag, dust, DER, sighash, verify": whole,
+        "verifier of a channel: key parsed, prefix laid out": partial(
+            PaymentVerifier, channel.terms, channel.outpoint, channel.change_script
+        ),
+    }
+
+
+def slow_digest(channel: Channel, payment: Payment) -> bytes:
+    """Hash as without the prefix: what the same digest costs when the library lays out the transaction."""
+    spent, script = channel.outpoint, CScript(channel.terms.redeem_script)
+    output = CMutableTxOut(payment.change_sat, CScript(channel.change_script))
+    transaction = CMutableTransaction([CMutableTxIn(COutPoint(spent.txid, spent.vout))], [output])
+    return bytes(SignatureHash(script, transaction, 0, payment.flag))
+
+
+def main(save: Annotated[bool, typer.Option(help="Keep the figures in bench/results.")] = True) -> None:
+    """Measure each."""
+    facts, before = machine.facts(), machine.verifies_per_second()
+    told = {name: round(microseconds(work), 2) for name, work in works().items()}
+    rate = (before + machine.verifies_per_second()) / 2
+    table = Table("", "CPU µs", "in verifies")
+    for name, each in told.items():
+        table.add_row(name, f"{each:.2f}", f"{each / told['verify']:.3f}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    Console().print(table)
+    print(
+        f"R {rate:,.0f} verifications/s by the clock, {1e6 / told['verify']:,.0f} of a core that has nothing else to do"
+    )
+    if save:
+        of_core = {"R_verifies_per_second": round(rate), "R_of_a_whole_core": round(1e6 / told["verify"])}
+        print(
+            f"Saved as {machine.save('verify', of_core | {'cpu_us': told, 'durability': 'nothing is stored'}, facts)}"
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,250 @@
+"""One client's connection on the fast lane: its bytes become requests, and answers leave in the order of the requests.
+
+Plain payments (`plain`) are begun here at once and may be under way side by side, a few at a time. Any other request
+waits until those before it are answered, then takes the `detour` through Tornado; after it the connection is back here.
+Reading stops while as many payments are under way as may be, while the client does not take its answers, and on a detour,
+so a client that sends more than it may fills the kernel's buffers and not ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, Any, cast
+
+from paychan.api.answers import Answer, refusal
+from paychan.api.detour import Detour
+from paychan.api.heads import laid_out
+from paychan.api.manners import Manners
+from paychan.api.payments import Payment, Till
+from paychan.api.plain import PlainReader, Unusual
+
+if TYPE_CHECKING:
+    from paychan.api.lane import LaneServer
+
+MOST_UNDER_WAY = 16
+"""Payments of one connection at a time. More gain nothing for a client, and delay everybody else's."""
+
+_HIGH_WATER_BYTES = 65_536
+
+
+class Slot:
+    """The place of one answer among those of its connection."""
+
+    __slots__ = ("_connection", "closes", "content")
+
+    def __init__(self, connection: Connection, closes: bool) -> None:
+        self._connection, self.closes = connection, closes
+        self.content = b""
+
+    def answer(self, answer: Answer) -> None:
+        """Fill the slot; it is written when those before it are."""
+        self.content = laid_out(answer, self.closes)
+        self._connection.flush()
+
+    @property
+    def own_address(self) -> Any:
+        """Socket address at which the request arrived; None: the connection is gone."""
+        return self._connection.transport.get_extra_info("sockname")
+
+    def bad_signature(self, answer: Answer) -> None:
+        """Fill the slot after the time that this connection's bad signatures cost, and let nothing else begin till then."""
+        self._connection.hold(self, answer)
+
+
+class Connection(asyncio.Protocol):
+    """asyncio's view of it: one for each connection, all on the event loop's thread."""
+
+    __slots__ = (
+        "_buffer",
+        "_choked",
+        "_detour",
+        "_ends",
+        "_held",
+        "_queues",
+        "_reader",
+        "_reads",
+        "_server",
+        "_since",
+        "_slots",
+        "_till",
+        "address",
+        "detached",
+        "manners",
+        "transport",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, server: LaneServer, till: Till) -> None:
+        http = till.service.config.http
+        self._server, self._till = server, till
+        self._reader = PlainReader(http.max_header_bytes, http.max_body_bytes)
+        self._buffer = b""
+        self._slots: deque[Slot] = deque()
+        self._reads, self._choked, self._held, self._ends = True, False, False, False
+        self._queues = False
+        self._since = monotonic()
+        self._detour: Detour | None = None
+        self.detached = False
+        self.manners = Manners(http.max_bad_signatures)
+
+    # --- what asyncio calls -----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        if not self._server.admit(self):
+            self.transport.abort()
+            return
+        self.address = transport.get_extra_info("peername")
+        connected = transport.get_extra_info("socket")
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # the kernel does not wait for ever for a client that takes no answer
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * self._server.patience_seconds)
+        self.transport.set_write_buffer_limits(_HIGH_WATER_BYTES)
+
+    def data_received(self, data: bytes) -> None:
+        if self._ends:
+            return
+        self._buffer = self._buffer + data if self._buffer else data
+        self._advance()
+
+    def eof_received(self) -> bool:
+        """The client sends nothing more; it gets the answers to what it has sent."""
+        self._ends = True
+        self._advance()
+        return True  # the transport stays open until we close it
+
+    def pause_writing(self) -> None:
+        self._choked, self._since = True, monotonic()
+        self._advance()
+
+    def resume_writing(self) -> None:
+        self._choked = False
+        self.transport.set_write_buffer_limits(_HIGH_WATER_BYTES)
+        self._advance()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
+        """Payments under way go on; their answers find nobody."""
+        self._buffer, self._ends = b"", True
+        self._server.forget(self)
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Begin the requests that have come, as far as they may begin."""
+        self._queues = False
+        while (may_begin := self._may_begin()) and self._buffer and self._begin():
+            pass
+        wants_more = may_begin and not (self._ends or self._queues or self._detour)
+        if wants_more is not self._reads and not self.transport.is_closing():
+            self._reads = wants_more
+            (self.transport.resume_reading if wants_more else self.transport.pause_reading)()
+        if self._ends and self._is_done and not self.transport.is_closing():
+            self.transport.close()  # when all that was written is sent
+
+    def _may_begin(self) -> bool:
+        if self._held or self._choked or self._detour is not None:
+            return False
+        return len(self._slots) < (1 if self.manners.bad else MOST_UNDER_WAY)
+
+    @property
+    def _is_done(self) -> bool:
+        """Whether nothing is under way, and nothing that has come can begin."""
+        return not (self._slots or self._detour or (self._choked and self._buffer))
+
+    def _begin(self) -> bool:
+        """Begin the next request, if it has come whole; say whether to go on."""
+        reader = self._reader
+        if self._server.conn_params.no_keep_alive:  # the server is stopping, and Tornado knows how to say so
+            return self._leave_lane()
+        try:
+            size = reader.read(self._buffer)
+            if not size:
+                if reader.has_new_head():
+                    self._since = monotonic()  # the body has its own time
+                return False
+            payment = Payment(reader)
+        except Unusual:
+            return self._leave_lane()
+        self._buffer = self._buffer[size:]
+        slot = Slot(self, reader.closes)
+        self._slots.append(slot)
+        if reader.closes:
+            self._buffer, self._ends = b"", True
+        payment.slot = slot
+        if self.manners.bad and (problem := self.manners.problem()) is not None:
+            self._end_with(slot, refusal(problem, quiet_404=False))
+        else:
+            self._till.take(payment)
+        return True
+
+    # --- answers ----------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Write the answers that are there, up to the first that is not."""
+        slots = self._slots
+        if self.transport.is_closing():
+            slots.clear()
+            return
+        full = len(slots) >= MOST_UNDER_WAY
+        while slots and slots[0].content:
+            self.transport.write(slots.popleft().content)
+        if not slots:
+            self._since = monotonic()
+        if self._buffer or full or self._ends or not self._reads:
+            self._advance()
+
+    def _end_with(self, slot: Slot, answer: Answer) -> None:
+        """Close the connection behind an answer; nothing that came after is looked at."""
+        self._buffer, self._ends, slot.closes = b"", True, True
+        slot.answer(answer)
+
+    def hold(self, slot: Slot, answer: Answer) -> None:
+        """Let an answer to a bad signature wait, and the connection with it."""
+        self._held = True
+        asyncio.get_running_loop().call_later(self.manners.bad_signature(), self._release, slot, answer)
+        self._advance()
+
+    def _release(self, slot: Slot, answer: Answer) -> None:
+        self._held = False
+        slot.answer(answer)
+
+    # --- the detour -------------------------------------------------------------------------------------------------
+
+    def _leave_lane(self) -> bool:
+        """Let Tornado read the next request from its first byte, once everything before it is answered and sent."""
+        self._reader.reset()
+        self._queues = True
+        if self._slots:
+            return False
+        if self.transport.get_write_buffer_size():
+            self.transport.set_write_buffer_limits(0)  # so that `resume_writing` comes when all is sent
+            return False
+        begun, self._buffer = self._buffer, b""
+        self._detour = Detour(self._server, self, begun)
+        self._detour.begin()
+        return False
+
+    def come_back(self, rest: bytes) -> None:
+        """Go on behind the request that took the detour, with what was read behind it."""
+        self._detour, self._since = None, monotonic()
+        self._buffer = rest
+        self._advance()
+
+    # --- limits -----------------------------------------------------------------------------------------------------
+
+    def check_time(self, idle_since: float, body_since: float) -> None:
+        """Close what waits too long for a request, for a body, or for its answers to be taken (monotonic seconds)."""
+        if self._detour is not None or (self._slots and not self._choked) or self._held:
+            return
+        if self._since < (body_since if self._reader.in_body else idle_since):
+            self.transport.abort()
+
+    async def close(self) -> None:
+        """End it now, whatever is under way."""
+        if self._detour is not None:
+            await self._detour.close()
+        self.transport.abort()

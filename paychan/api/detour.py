@@ -1,0 +1,122 @@
+"""The detour of one request through Tornado: its parser, its handlers, its WebSockets, on the same connection.
+
+The transport of the fast lane stops reading, a duplicate of its socket gets one of Tornado's streams, and that begins with
+the bytes that were read already. Nothing is translated, so what a client sees is Tornado's doing to the last byte. After
+the answer, what was read too much goes back. A WebSocket takes the stream with it and keeps it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from tornado.http1connection import HTTP1Connection
+from tornado.httpserver import _HTTPRequestContext
+from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
+
+if TYPE_CHECKING:
+    from paychan.api.connection import Connection
+    from paychan.api.lane import LaneServer
+
+log = structlog.get_logger("api")
+
+
+class _Stream(IOStream):
+    """A stream over a duplicate of a connection's socket, which begins with bytes that were read before."""
+
+    def __init__(self, duplicate: socket.socket, begun: bytes, **limits: Any) -> None:
+        self._begun, self._reads_on = memoryview(begun), True
+        self.on_end: Any = None
+        super().__init__(duplicate, **limits)
+
+    def set_nodelay(self, value: bool) -> None:
+        """Answers leave in one piece; there is nothing to gather."""
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        if self._begun:
+            size = min(len(buf), len(self._begun))
+            buf[:size] = self._begun[:size]
+            self._begun = self._begun[size:]
+            return size
+        return super().read_from_fd(buf) if self._reads_on else None
+
+    def close_fd(self) -> None:
+        super().close_fd()
+        if self.on_end is not None:
+            self.on_end()
+
+    def give_back(self) -> bytes:
+        """Close, and return what was read too much; the connection stays, as its first descriptor is open."""
+        self._reads_on = False
+        rest = b""
+        while not self.closed():
+            more: Any = self.read_bytes(1 << 20, partial=True)  # a Future
+            if not more.done():
+                break
+            rest += more.result()
+        self.close()
+        return rest
+
+
+class Detour:
+    """One request on its way through Tornado."""
+
+    def __init__(self, server: LaneServer, connection: Connection, begun: bytes) -> None:
+        self._server, self._connection, self._begun = server, connection, begun
+        self._stream: _Stream | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Stop the transport's reading, and go."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """End it, however far it has come."""
+        if self._stream is not None:
+            self._stream.close()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        transport, server = self._connection.transport, self._server
+        try:
+            duplicate = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        except OSError as error:  # no file is left, or the connection is gone
+            log.warning("connection closed", reason=str(error))
+            transport.abort()
+            return
+        stream = self._stream = _Stream(
+            duplicate, self._begun, max_buffer_size=server.max_buffer_size, read_chunk_size=server.read_chunk_size
+        )
+        request = HTTP1Connection(stream, False, server.conn_params, self._context(stream))
+        goes_on = False
+        try:
+            goes_on = await request.read_response(server.start_request(self._connection, request))
+        except (StreamClosedError, UnsatisfiableReadError):
+            pass
+        except Exception:
+            log.exception("connection failed")
+        if request.stream is not stream:  # detached
+            self._keep(stream)
+        elif not goes_on or stream.closed():
+            stream.close()
+            transport.close()
+            self._connection.come_back(b"")
+        else:
+            self._connection.come_back(stream.give_back())
+
+    def _keep(self, stream: _Stream) -> None:
+        """The stream was taken for a WebSocket: the connection lives on in it, and counts until it ends."""
+        stream.on_end = lambda: self._server.release(self._connection)
+        if stream.closed():
+            stream.on_end()
+        self._connection.detached = True
+        self._connection.transport.abort()
+
+    def _context(self, stream: _Stream) -> Any:
+        context: Any = _HTTPRequestContext(stream, self._connection.address, self._server.protocol)
+        context.manners = self._connection.manners
+        return context

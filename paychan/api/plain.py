@@ -1,0 +1,160 @@
+"""The plain form of a payment request: the only one that the fast lane takes.
+
+httptools (llhttp, the parser of Node.js) reads it. Whatever is not plain is `Unusual`, be it an error or only rare: it is
+Tornado's to read from its first byte, so what is odd is judged by one parser alone on both lanes. A plain request is
+PUT on a channel in HTTP/1.1 with one Host, lines that end in CRLF, no body or one whose length is a plain number, and
+nothing that asks for more (Expect, Upgrade, Transfer-Encoding, other words in Connection than keep-alive and close).
+"""
+
+from __future__ import annotations
+
+import re
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+
+_BEGINNING, _VERSION = b"PUT /v", b" HTTP/1.1\r\n"
+_HOST = re.compile(rb"[A-Za-z0-9.\-:\[\]]+")
+_LENGTH = re.compile(rb"0|[1-9][0-9]{0,8}")
+_CONNECTION = {b"keep-alive": False, b"close": True}
+
+
+class Unusual(Exception):
+    """Not a plain payment request."""
+
+
+class PlainReader:
+    """Reads the requests of one connection, one after the other; the methods `on_…` are the parser's to call."""
+
+    __slots__ = (
+        "_connections",
+        "_fields",
+        "_head_bytes",
+        "_hosts",
+        "_is_new",
+        "_is_read",
+        "_last_host",
+        "_max_body_bytes",
+        "_max_head_bytes",
+        "_odd",
+        "_parser",
+        "_total_bytes",
+        "body",
+        "closes",
+        "head",
+        "url",
+    )
+
+    def __init__(self, max_head_bytes: int, max_body_bytes: int) -> None:
+        self._max_head_bytes, self._max_body_bytes = max_head_bytes, max_body_bytes
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, at the beginning of a request."""
+        self._parser = HttpRequestParser(self)
+        self._head_bytes = self._total_bytes = self._fields = self._hosts = 0
+        self._connections = 0
+        self._odd = self._is_read = self._is_new = self.closes = False
+        self.url = self.head = self.body = self._last_host = b""
+
+    @property
+    def in_body(self) -> bool:
+        """Whether a head is read whose body has not come whole."""
+        return self._head_bytes > 0
+
+    def has_new_head(self) -> bool:
+        """Whether a head was read since this was asked last, and its body has not come whole."""
+        is_new, self._is_new = self._is_new, False
+        return is_new and self._head_bytes > 0
+
+    def read(self, data: bytes) -> int:
+        """Read a request at the beginning of what was received; return its size, or 0 if it has not come whole.
+
+        Then `url`, `head`, `body` and `closes` (its connection shall end) are the request's. What was given once is given again, with what came since.
+
+        Raises:
+            Unusual: it is not plain, and never will be; `reset` before anything else is read.
+        """
+        if not self._head_bytes and not self._read_head(data):
+            return 0
+        size = self._total_bytes
+        if len(data) < size:
+            return 0
+        if size > self._head_bytes:
+            self.body = data[self._head_bytes : size]
+            self._parser.feed_data(self.body)
+        if not self._is_read:
+            raise Unusual
+        self._head_bytes = 0
+        return size
+
+    def _read_head(self, data: bytes) -> bool:
+        if not data.startswith(_BEGINNING) and not _BEGINNING.startswith(data):
+            raise Unusual
+        end = data.find(b"\r\n\r\n", 0, self._max_head_bytes) + 4
+        if end == 3:
+            if len(data) >= self._max_head_bytes:
+                raise Unusual
+            return False
+        self.head, self.body = data[:end], b""
+        self._fields = self._hosts = self._connections = 0
+        self._is_read = self.closes = False
+        self._total_bytes = end
+        try:
+            self._parser.feed_data(self.head)
+        except (HttpParserError, HttpParserUpgrade):
+            raise Unusual from None
+        # as many lines as fields, or one was folded or ended without CR
+        if self._odd or self._hosts != 1 or self._fields + 2 != self.head.count(b"\n") or self._head_bytes:
+            raise Unusual
+        if self._total_bytes - end > self._max_body_bytes or not data.startswith(_VERSION, 4 + len(self.url)):
+            raise Unusual
+        self._head_bytes = end
+        self._is_new = True
+        return True
+
+    def on_url(self, url: bytes) -> None:
+        self.url = url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields += 1
+        judge = _FIELDS.get(name) or _FIELDS.get(name.lower())
+        if judge is not None:
+            judge(self, value)
+
+    def on_message_complete(self) -> None:
+        self._is_read = True
+
+    def _host(self, value: bytes) -> None:
+        self._hosts += 1
+        if value != self._last_host:  # which it is nearly always
+            self._odd |= not _HOST.fullmatch(value)
+            self._last_host = value
+
+    def _content_length(self, value: bytes) -> None:
+        if self._total_bytes > len(self.head) or not _LENGTH.fullmatch(value):
+            self._odd = True
+        else:
+            self._total_bytes += int(value)
+
+    def _connection(self, value: bytes) -> None:
+        self._connections += 1
+        closes = _CONNECTION.get(value.lower())
+        if closes is None or self._connections > 1:
+            self._odd = True
+        else:
+            self.closes = closes
+
+    def _more(self, _value: bytes) -> None:
+        self._odd = True
+
+
+_FIELDS = {
+    b"Host": PlainReader._host,  # noqa: SLF001 - its own
+    b"Content-Length": PlainReader._content_length,  # noqa: SLF001
+    b"host": PlainReader._host,  # noqa: SLF001 - its own
+    b"content-length": PlainReader._content_length,  # noqa: SLF001
+    b"connection": PlainReader._connection,  # noqa: SLF001
+    b"transfer-encoding": PlainReader._more,  # noqa: SLF001
+    b"expect": PlainReader._more,  # noqa: SLF001
+    b"upgrade": PlainReader._more,  # noqa: SLF001
+}

@@ -1,0 +1,167 @@
+"""Payments of a channel that come together: one message, one record, and the outcomes of one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from paychan.application.base import Verdict
+from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected, State
+from paychan.protocol.errors import (
+    BadSignature,
+    ChainUnavailable,
+    ChannelClosing,
+    TryAgain,
+    UnknownChannel,
+    ValueBackwards,
+)
+from paychan.protocol.machine import apply
+from paychan.protocol.several import Commands
+from paychan.protocol.stream import read_payments, write_payments
+from paychan.store.base import Change
+from tests.actors.test_application import Shop
+from tests.lib.channels import accepted as channel_of
+from tests.lib.world import DebugPayer, Local, local, settled_down, until
+
+PAYER = DebugPayer("several")
+
+both_ways = pytest.mark.parametrize("coalesce", [True, False], ids=["coalesced", "each"])
+
+
+def row(*paid_sat: int) -> Commands:
+    """Payments as a binary frame holds them, by what the server has received after each."""
+    return read_payments(write_payments([PAYER.pays(paid).payment for paid in paid_sat]))
+
+
+def pay(server: Local, commands: Commands, turn: asyncio.Lock | None = None) -> asyncio.Future[Sequence[Outcome]]:
+    return asyncio.ensure_future(server.registry.pay_several(PAYER.outpoint, commands, turn))
+
+
+def values(outcomes: Sequence[Outcome]) -> list[int | str]:
+    return [each.value_sat if isinstance(each, Accepted) else each.error.code for each in outcomes]
+
+
+@both_ways
+async def test_a_row_is_one_record(tmp_path: Path, coalesce: bool):
+    """The channel on disk is that of so many single payments, written once; each outcome shows its own moment."""
+    async with local(tmp_path, settings={"coalesce": coalesce}) as server:
+        opened = await server.open(PAYER, 10_000)
+        commits = server.store.calls["commit"]
+        outcomes = await pay(server, row(*range(10_001, 10_017)))
+        stored = await server.stored(PAYER)
+
+        assert values(outcomes) == [1] * 16
+        assert server.store.calls["commit"] == commits + 1
+        assert (stored.received_sat, stored.payments, stored.seq) == (10_016, opened.payments + 16, opened.seq + 16)
+        shown = [each.channel.received_sat for each in outcomes if isinstance(each, Accepted)]
+        assert shown == list(range(10_001, 10_017))
+
+
+@both_ways
+async def test_refusals_stand_beside_what_was_accepted(tmp_path: Path, coalesce: bool):
+    """Stale and badly signed payments are refused, repetitions bring nothing, and the others count."""
+    bad = msgspec.structs.replace(PAYER.pays(10_009).payment, signature=PAYER.pays(5).payment.signature)
+    sent = [PAYER.pays(paid).payment for paid in (10_002, 10_001, 10_002, 10_005)]
+    async with local(tmp_path, settings={"coalesce": coalesce}) as server:
+        await server.open(PAYER, 10_000)
+        outcomes = await pay(server, read_payments(write_payments([*sent, bad])))
+
+        assert values(outcomes) == [2, "value_backwards", 0, 3, "bad_signature"]
+        assert (await server.stored(PAYER)).received_sat == 10_005
+        assert values(await pay(server, row(10_003, 10_004))) == ["value_backwards"] * 2
+        assert values(await pay(server, row(10_005, 10_005))) == [0, 0]
+    assert {ValueBackwards.code, BadSignature.code} == {"value_backwards", "bad_signature"}
+
+
+@both_ways
+async def test_none_is_answered_before_the_newest_is_durable(tmp_path: Path, coalesce: bool):
+    """While the disk holds the record back there is no answer, also not to a repetition that came behind."""
+    async with local(tmp_path, settings={"coalesce": coalesce}) as server:
+        await server.open(PAYER, 10_000)
+        server.store.hold("commit")
+        first, again = pay(server, row(10_001, 10_002)), pay(server, row(10_002, 10_002))
+        await until(lambda: server.store.calls["commit"] == 2)
+        await settled_down()
+
+        assert not first.done()
+        assert not again.done()
+        server.store.release("commit")
+        assert [values(each) for each in await asyncio.gather(first, again)] == [[1, 1], [0, 0]]
+
+
+@both_ways
+async def test_who_was_second_to_write_tries_all_again(tmp_path: Path, coalesce: bool):
+    """All were judged against an outdated version; judged again against the store's, each has its outcome."""
+    async with local(tmp_path, settings={"coalesce": coalesce}) as server:
+        opened = await server.open(PAYER, 10_000)
+        server.store.hold("commit")
+        waiting = pay(server, row(10_001, 10_002))
+        await until(lambda: server.store.calls["commit"] == 2)
+        other: Channel = channel_of(apply(opened, PAYER.pays(10_001), server.world.view()))
+        assert await server.store.real.commit([Change(opened, other)]) == [True]
+        server.store.release("commit")
+
+        assert list(await waiting) == [Rejected(TryAgain())] * 2
+        assert values(await pay(server, row(10_001, 10_002))) == [0, 1]
+
+
+@both_ways
+async def test_a_draining_payment_ends_the_row(tmp_path: Path, coalesce: bool):
+    """It is answered with its settlement, what came before it as ever, and what comes behind is refused."""
+    everything = PAYER.funding_sat
+    async with local(tmp_path, settings={"coalesce": coalesce}) as server:
+        await server.open(PAYER, 10_000)
+        outcomes = await pay(server, row(10_004, everything, everything))
+
+        assert values(outcomes) == [4, everything - 10_004, ChannelClosing.code]
+        drained = outcomes[1]
+        assert isinstance(drained, Accepted)
+        assert drained.channel.state in (State.PUBLISHED, State.CLOSED)
+        assert drained.channel.closing is not None
+        assert drained.channel.closing.settlement is not None
+
+
+async def test_a_frozen_channel_refuses_each(tmp_path: Path):
+    """No trustworthy view of the chain: nothing is verified or written."""
+    async with local(tmp_path) as server:
+        await server.open(PAYER, 10_000)
+        server.world.chain_view.problem = "no node"
+        outcomes = await pay(server, row(10_001, 10_002))
+
+        assert list(outcomes) == [Rejected(ChainUnavailable(reason="no node"))] * 2
+
+
+async def test_an_unknown_channel_refuses_each(tmp_path: Path):
+    """There is an outcome for every payment."""
+    async with local(tmp_path) as server:
+        assert list(await pay(server, row(1, 2, 3))) == [Rejected(UnknownChannel())] * 3
+
+
+async def test_an_application_is_asked_about_each(tmp_path: Path):
+    """With an application nothing is coalesced: one question after the other, each with its own answer."""
+    shop = Shop()
+    async with local(tmp_path, application=shop) as server:
+        await server.open(PAYER, 10_000)
+        outcomes = pay(server, row(10_001, 10_003, 10_006))
+        await shop.says(Verdict(data="first"))
+        await shop.says(Verdict(refusal="sold out"))
+        await shop.says(Verdict(data="third"))
+
+        assert values(await outcomes) == [1, "application_error", 5]
+        assert shop.questions == [10_001, 10_003, 10_006]
+        assert (await server.stored(PAYER)).received_sat == 10_006
+
+
+async def test_a_turn_keeps_the_order_while_a_channel_wakes(tmp_path: Path):
+    """Rows given to a channel that sleeps reach it in the order in which they were given."""
+    async with local(tmp_path) as server:
+        await server.open(PAYER, 10_000)
+    async with local(tmp_path) as server:
+        turn = asyncio.Lock()
+        rows = [pay(server, row(10_000 + 2 * n - 1, 10_000 + 2 * n), turn) for n in range(1, 9)]
+
+        assert [values(each) for each in await asyncio.gather(*rows)] == [[1, 1]] * 8

@@ -1,0 +1,63 @@
+"""A test's end of a payment stream: a channel opened by HTTP, frames over a real WebSocket."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from paychan.protocol.payment import Payment
+from paychan.protocol.stream import Said, Taken, read_answers, write_payments
+from tests.lib.rbpcp import V2
+
+
+def stream_url(client: V2, secret: str | None = None) -> str:
+    return client.resource("/stream", secret).replace("http", "ws", 1)
+
+
+def open_stream(client: V2, **options: Any) -> ClientConnection:
+    """Connect with the secret in the query."""
+    return connect(stream_url(client), proxy=None, compression=None, **options)
+
+
+def pay_frame(stream: ClientConnection, payments: Sequence[Payment]) -> list[Taken | Said]:
+    """Send one binary frame, and gather its answers."""
+    stream.send(write_payments(payments))
+    return answers(stream, len(payments))
+
+
+def answers(stream: ClientConnection, count: int) -> list[Taken | Said]:
+    """Gather so many binary answers; they may come in any number of frames."""
+    found: list[Taken | Said] = []
+    while len(found) < count:
+        frame = stream.recv(timeout=10)
+        assert isinstance(frame, bytes)
+        found += read_answers(frame)
+    return found
+
+
+def code(answer: Taken | Said) -> tuple[int, str]:
+    """Status and error code of a refusal."""
+    assert isinstance(answer, Said), answer
+    return answer.status, msgspec.json.decode(answer.body)["code"]
+
+
+def closed(stream: ClientConnection) -> tuple[int, str]:
+    """Wait for the server to close, and say with what."""
+    with pytest.raises(ConnectionClosed) as end:
+        deque(iter(lambda: stream.recv(timeout=30), None), maxlen=0)
+    assert end.value.rcvd is not None
+    return end.value.rcvd.code, end.value.rcvd.reason
+
+
+def masked(first: int, payload: bytes) -> bytes:
+    """A frame as clients send it; `first` is its first byte."""
+    size = len(payload)
+    head = bytes((first, 0x80 | size)) if size < 126 else bytes((first, 0xFE)) + size.to_bytes(2)
+    mask = b"\x5a\xa5\x3c\xc3"
+    return head + mask + bytes(byte ^ mask[n % 4] for n, byte in enumerate(payload))

@@ -1,0 +1,257 @@
+"""The payment stream over real sockets: what frames are answered with, in which order, and how a stream ends."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT
+from paychan.protocol.payment import Payment
+from paychan.protocol.rest import Dialect
+from paychan.protocol.stream import MAX_FRAME_PAYMENTS, Said, Taken, read_answers, write_payments
+from tests.api.streams import answers, closed, code, masked, open_stream, pay_frame, stream_url
+from tests.lib.rbpcp import V2, Payer
+from tests.lib.system import System
+
+LEFT = DEBUG_FUNDING_SAT - 100_000
+
+
+def row(client: V2, count: int, start: int = 100_000) -> list[Payment]:
+    """Payments of 1 sat each."""
+    return [client.payer.payment(start + n) for n in range(1, count + 1)]
+
+
+def text(client: V2, payment: Payment, application_data: str = "") -> str:
+    return client.body(payment, application_data).decode()
+
+
+def test_binary_payments_are_answered_with_what_they_brought(open_v2: V2) -> None:
+    """Each payment of a frame has its answer: what is left, and the difference to the one before."""
+    with open_stream(open_v2) as stream:
+        assert pay_frame(stream, row(open_v2, 3)) == [Taken(LEFT - n, 1) for n in (1, 2, 3)]
+        assert pay_frame(stream, [open_v2.payer.payment(100_010)]) == [Taken(LEFT - 10, 7)]
+
+
+def test_text_payments_are_answered_as_put_would_have(open_v2: V2) -> None:
+    """One payment has one object, a list has a list, and each object is the body that `PUT` answers."""
+    with open_stream(open_v2) as stream:
+        stream.send(text(open_v2, open_v2.payer.payment(100_005)))
+        first = json.loads(stream.recv())
+        stream.send("[" + ",".join(text(open_v2, each) for each in row(open_v2, 2, 100_005)) + "]")
+        others = json.loads(stream.recv())
+    put = open_v2.pay(open_v2.payer.payment(100_008)).json()
+    assert first == put | {"channel_value_left": LEFT - 5, "value_received": 5}
+    assert others == [put | {"channel_value_left": LEFT - n, "value_received": 1} for n in (6, 7)]
+
+
+def test_what_is_wrong_with_a_payment_is_its_own(open_v2: V2) -> None:
+    """Refused payments have the status and the code of `PUT`, and those beside them are judged as ever."""
+    bad = Payment(open_v2.payer.payment(100_002).change_sat, open_v2.payer.payment(5).signature, 0x83)
+    sent = [open_v2.payer.payment(each) for each in (100_001, 99_999)] + [bad, open_v2.payer.payment(100_003)]
+    with open_stream(open_v2) as stream:
+        told = pay_frame(stream, sent)
+        assert told[0] == Taken(LEFT - 1, 1)
+        assert code(told[1]) == (400, "value_backwards")
+        assert code(told[2]) == (400, "bad_signature")
+        assert told[3] == Taken(LEFT - 3, 2)
+        stream.send("[" + text(open_v2, sent[3]) + ', {"no": "payment"}, 5]')
+        listed = json.loads(stream.recv())
+        stream.send('{"signature_data": ')
+        lone = json.loads(stream.recv())
+    assert [each.get("code") for each in listed] == [None, "missing", "malformed"]
+    assert [each.get("status") for each in listed] == [None, 400, 400]
+    assert lone["code"] == "malformed"
+
+
+def test_answers_leave_in_the_order_of_the_payments(open_v2: V2) -> None:
+    """Many frames in flight, text and binary, good and bad: the n-th answer is the n-th payment's."""
+    with open_stream(open_v2) as stream:
+        for n in range(1, 41):
+            payment = open_v2.payer.payment(100_000 + n if n % 4 else 99_000 + n)
+            stream.send(text(open_v2, payment) if n % 3 == 0 else write_payments([payment]))
+        told: list[int] = []
+        while len(told) < 40:
+            frame = stream.recv(timeout=10)
+            if isinstance(frame, str):
+                answer = json.loads(frame)
+                told.append(answer.get("channel_value_left") or answer["got_sat"])
+            else:
+                told += [
+                    each.change_sat if isinstance(each, Taken) else json.loads(each.body)["got_sat"]
+                    for each in read_answers(frame)
+                ]
+    assert told == [LEFT - n if n % 4 else LEFT + 1000 - n for n in range(1, 41)]
+
+
+@pytest.mark.parametrize("way", ["header", "message", "query"])
+def test_the_secret_may_come_in_three_ways(open_v2: V2, way: str) -> None:
+    """In `Authorization`, in the first message, or in the query."""
+    bare = stream_url(open_v2).partition("?")[0]
+    headers = {"Authorization": f"Bearer {open_v2.secret}"} if way == "header" else {}
+    url = stream_url(open_v2) if way == "query" else bare
+    with connect(url, proxy=None, additional_headers=headers) as stream:
+        if way == "message":
+            stream.send(json.dumps({"secret": open_v2.secret}))
+        assert pay_frame(stream, row(open_v2, 1)) == [Taken(LEFT - 1, 1)]
+
+
+def test_a_wrong_secret_is_an_unknown_channel(open_v2: V2, new_v2: Callable[[Dialect], V2]) -> None:
+    """Neither answers nor close codes tell a wrong secret from a channel that isn't there."""
+    unknown = new_v2(open_v2.dialect)
+    unknown.secret = open_v2.secret
+    told = []
+    for client in (open_v2, unknown):
+        with pytest.raises(InvalidStatus) as refused:
+            connect(stream_url(client, "11" * 32), proxy=None)
+        told.append((refused.value.response.status_code, bytes(refused.value.response.body or b"")))
+        for first in ('{"secret": "' + "11" * 32 + '"}', b"\x01" + bytes(72), "[]", '{"secret": 5}'):
+            with connect(stream_url(client).partition("?")[0], proxy=None) as stream:
+                stream.send(first)
+                told.append(closed(stream))
+    assert set(told) == {(404, b""), (4404, "unknown_channel")}
+
+
+@pytest.mark.parametrize(
+    ("frame", "end"),
+    [
+        (b"\x02" + bytes(72), (4400, "malformed")),
+        (b"\x01" + bytes(71), (4400, "malformed")),
+        ("[{", (4400, "malformed")),
+        (b"\x01" + bytes(72 * (MAX_FRAME_PAYMENTS + 1)), (4413, "too_many_payments")),
+    ],
+)
+def test_a_frame_that_holds_no_payments_ends_the_stream(open_v2: V2, frame: bytes | str, end: tuple[int, str]) -> None:
+    """What came before is answered, what comes behind is not read, and the close code says why."""
+    with open_stream(open_v2) as stream:
+        stream.send(write_payments(row(open_v2, 1)))
+        stream.send(frame)
+        stream.send(write_payments(row(open_v2, 1, 100_001)))
+        assert answers(stream, 1) == [Taken(LEFT - 1, 1)]
+        assert closed(stream) == end
+    assert open_v2.pay(open_v2.payer.payment(100_002)).json()["value_received"] == 1
+
+
+def test_a_payment_that_gives_everything_ends_the_stream(open_v2: V2) -> None:
+    """The draining payment is answered with the settlement, what comes behind it is refused, then the stream closes."""
+    with open_stream(open_v2) as stream:
+        drain = open_v2.payer.payment_of_change(0)
+        first, second, third = pay_frame(stream, [*row(open_v2, 1), drain, drain])
+        assert first == Taken(LEFT - 1, 1)
+        assert isinstance(second, Said)
+        result = json.loads(second.body)
+        assert (result["channel_status"], result["value_received"]) == ("closed", LEFT - 1)
+        assert len(result["settlement_txid"]) == 64
+        assert code(third)[0] == 410
+        assert closed(stream) == (1000, "channel closed")
+
+
+def test_a_channel_that_has_ended_says_so_and_closes(open_v2: V2) -> None:
+    """A stream of a settled channel answers its payments with 410 and closes with 4410."""
+    with open_stream(open_v2) as stream:
+        assert open_v2.close(open_v2.payer.payment(100_000)).status_code == 200
+        assert code(pay_frame(stream, row(open_v2, 1))[0]) == (410, "channel_closed")
+        assert closed(stream) == (4410, "channel_closed")
+
+
+def test_a_client_that_takes_no_answers_is_not_read_for_ever(open_v2: V2) -> None:
+    """What is on its way is bounded: sending blocks on the client's own socket, and goes on when it reads."""
+    frame = write_payments([open_v2.payer.payment(100_000)] * MAX_FRAME_PAYMENTS)
+    with open_stream(open_v2, max_queue=1) as stream:
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        for _ in range(20):
+            stream.send(frame)
+        assert answers(stream, 20 * MAX_FRAME_PAYMENTS) == [Taken(LEFT, 0)] * (20 * MAX_FRAME_PAYMENTS)
+
+
+def test_frames_may_come_in_any_pieces(open_v2: V2) -> None:
+    """Byte by byte, several at once, as fragments with a ping between them: payments are read as they were sent."""
+    payments = row(open_v2, 6)
+    with open_stream(open_v2) as stream:
+        frames = [masked(0x82, write_payments([each])) for each in payments[:4]]
+        for byte in frames[0]:
+            stream.socket.sendall(bytes([byte]))
+        stream.socket.sendall(frames[1] + frames[2] + frames[3][:40])
+        assert answers(stream, 3) == [Taken(LEFT - n, 1) for n in (1, 2, 3)]
+        stream.socket.sendall(frames[3][40:])
+        rest = write_payments(payments[4:])
+        stream.socket.sendall(masked(0x02, rest[:70]) + masked(0x89, b"there?") + masked(0x80, rest[70:]))
+        assert answers(stream, 3) == [Taken(LEFT - n, 1) for n in (4, 5, 6)]
+        big = masked(0x82, write_payments([payments[5]] * 100))
+        stream.socket.sendall(big + masked(0x81, text(open_v2, payments[5]).encode()))
+        assert answers(stream, 100) == [Taken(LEFT - 6, 0)] * 100
+        assert json.loads(stream.recv(timeout=10))["value_received"] == 0
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [b"\xc2\x81abcd!", b"\x82\x01!", b"\x83\x81abcd!", b"\x80\x81abcd!", b"\x89\xfe\x00\x80" + bytes(132)],
+    ids=["reserved bit", "no mask", "unknown opcode", "nothing to continue", "long ping"],
+)
+def test_who_breaks_the_websocket_protocol_loses_the_connection(open_v2: V2, broken: bytes) -> None:
+    """Nothing of it is taken for a payment, and the server lives."""
+    with open_stream(open_v2) as stream:
+        stream.socket.sendall(broken + masked(0x82, write_payments(row(open_v2, 1))))
+        with pytest.raises(ConnectionClosed):
+            stream.recv(timeout=10)
+    assert open_v2.pay(open_v2.payer.payment(100_002)).status_code == 200
+
+
+def test_bad_signatures_make_a_stream_wait_and_end_it(open_v2: V2) -> None:
+    """A check costs us what it costs a good payer: after twenty in vain nothing of this stream is looked at."""
+    bad = Payment(open_v2.payer.payment(100_002).change_sat, open_v2.payer.payment(5).signature, 0x83)
+    with open_stream(open_v2) as stream:
+        begun = time.monotonic()
+        assert [code(each)[1] for each in pay_frame(stream, [bad] * 3)] == ["bad_signature"] * 3
+        assert time.monotonic() - begun >= 0.07
+        stream.send(write_payments([bad] * 17))
+        assert closed(stream) == (4429, "too_many_bad_signatures")
+
+
+def test_no_upgrade_is_a_bad_request(open_v2: V2) -> None:
+    """A plain GET is told what is missing."""
+    response = httpx.get(stream_url(open_v2).replace("ws", "http", 1))
+    assert (response.status_code, response.json()["code"]) == (400, "malformed")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[System]:
+    """A server that has one stream to give, pings often, and checks each payment by itself."""
+    stream = "max_streams = 1\nping_seconds = 0.2\ncoalesce = false"
+    with System(tmp_path, sections={"stream": stream, "http": "body_seconds = 1"}) as running:
+        yield running
+
+
+def opened(system: System, http: httpx.Client) -> V2:
+    client = V2(system.url, Payer(), http)
+    assert client.open(client.payer.payment(100_000)).status_code == 201
+    return client
+
+
+def test_streams_are_bounded_and_pinged(small: System, http: httpx.Client) -> None:
+    """One stream too many is told 503; who doesn't answer pings, or never says a secret, loses its stream."""
+    client = opened(small, http)
+    with open_stream(client) as stream:
+        assert len(pay_frame(stream, row(client, 16))) == 16
+        with pytest.raises(InvalidStatus) as refused:
+            open_stream(client)
+        assert refused.value.response.status_code == 503
+    with connect(stream_url(client).partition("?")[0], proxy=None) as silent:
+        assert closed(silent) == (4404, "unknown_channel")
+
+
+def test_a_server_that_stops_says_so(small: System, http: httpx.Client) -> None:
+    """Streams end with 1001."""
+    client = opened(small, http)
+    with open_stream(client) as stream:
+        assert len(pay_frame(stream, row(client, 1))) == 1
+        assert small.server is not None
+        small.server.stop()
+        assert closed(stream) == (1001, "server stops")
