@@ -158,3 +158,21 @@ def test_children_leave_the_reserve_alone(funding_sat: int, folder: Path) -> Non
     assert isinstance(signed, SettlementReply)
     assert isinstance(refused, Refusal)
     assert (refused.tag, isinstance(child, ChildReply)) == ("policy-fee", True)
+
+
+def test_an_hour_is_never_less(folder: Path) -> None:
+    """What was signed counts for the whole hour, whenever in its ten minutes that was; then new sums are signed again."""
+    server = inside(folder, Rules(hour_sat=400_000))()
+    server.begin(None, set(), [])
+    first, second = (server.attacker.request(Plan([n], "newer", "right", "dearer", None, 0)) for n in range(2))
+
+    [signed] = server.ask(first)
+    server.wait(3_500, beat=False)
+    [refused] = server.ask(second)
+    server.wait(701, beat=False)
+    [later] = server.ask(second)
+    server.teardown()
+
+    assert isinstance(signed, SettlementReply)
+    assert isinstance(refused, Refusal)
+    assert (refused.tag, isinstance(later, SettlementReply)) == ("policy-rate", True)
