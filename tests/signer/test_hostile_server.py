@@ -162,7 +162,7 @@ def test_children_leave_the_reserve_alone(funding_sat: int, folder: Path) -> Non
 
 def test_an_hour_is_never_less(folder: Path) -> None:
     """What was signed counts for the whole hour, whenever in its ten minutes that was; then new sums are signed again."""
-    server = inside(folder, Rules(hour_sat=400_000))()
+    server = inside(folder, Rules(hour_sat=900_000))()
     server.begin(None, set(), [])
     first, second = (server.attacker.request(Plan([n], "newer", "right", "dearer", None, 0)) for n in range(2))
 
