@@ -144,6 +144,7 @@ class HealthHandler(ManagementHandler):
                 "signer": signer,
                 "frozen": frozen,
                 "chain": msgspec.to_builtins(seen.tip) if seen.tip else {},
+                "all_channels_seen": seen.is_whole,
                 "channels_in_danger": {str(outpoint): reason for outpoint, reason in seen.in_danger.items()},
                 "watcher_last_look": service.watcher.last_look,
                 "alarms": service.watcher.alarms,

@@ -51,4 +51,5 @@ def test_the_server_serves_although_an_overdue_channel_can_not_be_settled(tmp_pa
 
         assert health.status_code == 200
         assert health.json()["alarms"] == [str(poor.outpoint)]
+        assert health.json()["all_channels_seen"] is True
         assert system.channel(poor.outpoint)["status"] == "open"
