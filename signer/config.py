@@ -30,7 +30,9 @@ class Socket(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         float, setting("a request has arrived, and is answered, within this", "seconds", gt=0)
     ] = 3.0
     idle_seconds: Annotated[float, setting("a connection without requests is closed", "seconds", gt=0)] = 600.0
-    max_connections: Annotated[int, setting("for a further one, whoever has asked nothing for longest makes room", ge=1, le=1000)] = 64
+    max_connections: Annotated[
+        int, setting("for a further one, whoever has asked nothing for longest makes room", ge=1, le=1000)
+    ] = 64
 
 
 class Key(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

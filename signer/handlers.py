@@ -270,7 +270,8 @@ class Handler:
             return before
 
         def sign(index: int, each: bytes) -> bytes:
-            key = own.reserve if index >= len(request.claims) else own.claims[index]
+            reserve = own.reserve.key if own.reserve else None
+            key = reserve if index >= len(request.claims) else own.claims[index]
             if key is None:
                 raise KeysFailed(_LOST_KEY)
             return key.sign(each)

@@ -80,10 +80,14 @@ class KeySource(Protocol):
 
 
 class Destination(NamedTuple):
-    """Where settlements may pay to; the key behind it, unless the operator alone has it."""
+    """Where settlements may pay to; the key behind it, unless the operator alone has it.
+
+    `retired`: another one has taken its place, so only what was signed for it before may still pay there.
+    """
 
     script: bytes
     key: SigningKey | None = None
+    retired: bool = False
 
 
 class KeyRing:
@@ -97,7 +101,7 @@ class KeyRing:
         """Take generations, the newest first, and scriptPubKeys: without `address`, destinations are derived."""
         self._sources = tuple(sources)
         self._current = () if address is None else (Destination(address),)
-        self._previous = tuple(map(Destination, previous))
+        self._previous = tuple(Destination(script, retired=True) for script in previous)
 
     @property
     def blocking(self) -> bool:
@@ -123,20 +127,25 @@ class KeyRing:
     def destinations(self, client_key: bytes, expiry: UnixTime) -> Iterator[Destination]:
         """Yield where a channel's settlement may pay to: the first is where it should. Raises `KeysFailed`."""
         yield from self._current
+        retired = bool(self._current)
         for source in self._sources:
             key = source.destination_key(client_key, expiry)
             if key is not None:
-                yield Destination(key_script(key.public_key), key)
+                yield Destination(key_script(key.public_key), key, retired)
+                retired = True
         yield from self._previous
 
     def reserve(self) -> SigningKey:
         """Return the key of the reserve's coins. Raises `KeysFailed`."""
         return self._sources[0].reserve_key()
 
-    def find_reserve(self, public_key: bytes) -> SigningKey | None:
-        """Return the reserve's key with this public key, of whatever generation. Raises `KeysFailed`."""
-        keys = (source.reserve_key() for source in self._sources)
-        return next((key for key in keys if key.public_key == public_key), None)
+    def find_reserve(self, public_key: bytes) -> Destination | None:
+        """Return the reserve with this public key, of whatever generation. Raises `KeysFailed`."""
+        keys = [source.reserve_key() for source in self._sources]
+        found = next((key for key in keys if key.public_key == public_key), None)
+        if found is None:
+            return None
+        return Destination(key_script(public_key), found, retired=public_key != keys[0].public_key)
 
 
 class SoftKey:

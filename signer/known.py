@@ -62,7 +62,7 @@ class Own(Struct, frozen=True):
 
     claims: tuple[SigningKey | None, ...]
     destinations: tuple[Destination, ...]
-    reserve: SigningKey | None = None
+    reserve: Destination | None = None
 
 
 class Known(Struct, frozen=True):

@@ -12,12 +12,11 @@ from typing import NamedTuple, TypeAlias
 
 from msgspec import structs
 
-from paychan.protocol.address import key_script
 from paychan.protocol.payment import PaymentVerifier, change_problem
 from paychan.protocol.settlement import Claim, received_sat
 from paychan.protocol.signerwire import ChildRequest, Refusal, SettlementRequest
 from paychan.protocol.types import Sat
-from signer.keys import Destination, SigningKey
+from signer.keys import SigningKey
 from signer.known import DAY_SECONDS, HOUR_SECONDS, Known, Limits
 from signer.shape import available_sat, claims_problem, coins_problem, fee_problem, unshown
 from signer.signed import Signed, request_digest, request_size
@@ -53,11 +52,13 @@ def destination(request: SettlementRequest, known: Known) -> Objection | None:
     script = request.destination_script
     if request.reserve is not None and known.own.reserve is None:
         return Objection(f"reserve key {request.reserve.public_key.hex()} is not ours")
-    if request.reserve is not None and script == request.reserve.funding_script:
-        return None
-    if request.reserve is None and any(script == own.script for own in known.own.destinations):
-        return None
-    return Objection(f"destination script of {len(script)} bytes beginning {script[:25].hex()} is not ours")
+    ours = known.own.destinations if known.own.reserve is None else (known.own.reserve,)
+    place = next((each for each in ours if each.script == script), None)
+    if place is None:
+        return Objection(f"destination script of {len(script)} bytes beginning {script[:25].hex()} is not ours")
+    if place.retired and any(claim.outpoint not in known.earlier for claim in request.claims):
+        return Objection(f"destination script {script.hex()} is retired: nothing new is to be paid there")
+    return None
 
 
 def client_signature(request: SettlementRequest, known: Known) -> Objection | None:  # noqa: ARG001 - all rules look alike
@@ -220,10 +221,8 @@ def child_refusal(request: ChildRequest, known: Known) -> Refusal | None:
 
 def output_key(request: SettlementRequest, known: Known) -> SigningKey | None:
     """Find our key behind the server's output; None: the operator alone has it."""
-    own = [destination for destination in known.own.destinations if destination.key is not None]
-    if known.own.reserve is not None:
-        own.append(Destination(key_script(known.own.reserve.public_key), known.own.reserve))
-    return next((each.key for each in own if each.script == request.destination_script), None)
+    ours = known.own.destinations if known.own.reserve is None else (known.own.reserve,)
+    return next((each.key for each in ours if each.script == request.destination_script), None)
 
 
 def fee_cap_sat(request: SettlementRequest, limits: Limits) -> Sat:

@@ -373,6 +373,10 @@ def test_settlement_to_a_previous_address_is_signed_again() -> None:
     assert isinstance(signs(request), SettlementReply)
     assert isinstance(signs(mutated(mutated(request, "destination_script", new), "fee_sat", 5_001)), SettlementReply)
     assert isinstance(signs(KeyRequest(1, CLIENT_KEY, EXPIRY)), KeyReply)
+    other = mutated(make_request(KEYS, drained=2), "destination_script", old)
+    unsigned = make_handler(KeyRing([source], new, [old]), other, ledger=ledger)(mutated(other, "fee_sat", 9_000))
+    assert isinstance(unsigned, Refusal)
+    assert "is retired: nothing new is to be paid there" in unsigned.reason
     refused = make_handler(KeyRing([source], new), ledger=ledger)(mutated(request, "fee_sat", 6_000))
     assert isinstance(refused, Refusal)
     assert refused.tag == "policy-destination"
