@@ -55,7 +55,7 @@ class Payer:
 
 async def run(directory: Path, payments: int, channels: int) -> dict[str, Any]:
     """Pay, and read the memory after each hundredth of the payments."""
-    payers, each = [Payer(number) for number in range(channels)], max(1, payments // READINGS // channels)
+    payers, each = [Payer(number) for number in range(channels)], -(-payments // (READINGS * channels))
     readings, begun = list[dict[str, int]](), time.perf_counter()
     async with server(directory) as (store, registry, _):
         await store.commit([Change(None, payer.channel) for payer in payers])
@@ -80,7 +80,7 @@ async def run(directory: Path, payments: int, channels: int) -> dict[str, Any]:
 
 
 def main(
-    payments: Annotated[int, typer.Argument(min=10_000, help="Payments in all.")] = 1_000_000,
+    payments: Annotated[int, typer.Argument(min=10_000, help="Payments in all, rounded up.")] = 1_000_000,
     channels: Annotated[int, typer.Option(min=1, max=1_000, help="Channels, all awake.")] = 256,
     save: Annotated[bool, typer.Option(help="Keep the figures in bench/results.")] = True,
 ) -> None:
