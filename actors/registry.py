@@ -28,7 +28,7 @@ class Registry:
     def __init__(self, world: World) -> None:
         self._world = world
         self._awake: dict[OutPoint, ChannelActor] = {}
-        self._waking: dict[OutPoint, asyncio.Task[bool]] = {}
+        self._reading: dict[OutPoint, asyncio.Task[Channel | None]] = {}
         self._unanswered = 0
         self.desk = Desk(world, self.read)
         self.before_waking: Callable[[Channel], Awaitable[None]] | None = None
@@ -150,25 +150,22 @@ class Registry:
             self._unanswered -= 1
 
     async def _awakened(self, outpoint: OutPoint) -> ChannelActor | None:
-        """Return the channel's actor, woken if need be: once for all who ask meanwhile, and they go on in their order."""
-        while (actor := self.reach(outpoint)) is None:
-            waking = self._waking.get(outpoint)
-            if waking is None:
-                waking = self._waking[outpoint] = asyncio.create_task(self._read_and_wake(outpoint))
-                waking.add_done_callback(lambda _: self._waking.pop(outpoint, None))
-            if not await asyncio.shield(waking):
-                return None
-        return actor
+        """Return the channel's actor. If it sleeps, its record is read once for all who ask meanwhile, in their order."""
+        actor = self.reach(outpoint)
+        if actor is not None:
+            return actor
+        reading = self._reading.get(outpoint)
+        if reading is None:
+            reading = self._reading[outpoint] = asyncio.create_task(self._read_to_wake(outpoint))
+            reading.add_done_callback(lambda _: self._reading.pop(outpoint, None))
+        channel = await asyncio.shield(reading)
+        return None if channel is None else self._wake(channel)
 
-    async def _read_and_wake(self, outpoint: OutPoint) -> bool:
-        """Say whether there is such a channel."""
+    async def _read_to_wake(self, outpoint: OutPoint) -> Channel | None:
         channel = await self._world.store.get(outpoint)
-        if channel is None:
-            return False
-        if self.before_waking is not None:
+        if channel is not None and self.before_waking is not None:
             await self.before_waking(channel)
-        self._wake(channel)
-        return True
+        return channel
 
     def _wake(self, channel: Channel) -> ChannelActor:
         """Start the actor, unless another message did while the record was being read."""

@@ -214,7 +214,9 @@ def test_keys_of_all_generations_are_found(number: int) -> None:
     assert found is not None
     assert found_reserve is not None
     assert found.sign(bytes(32)) == key.sign(bytes(32))
-    assert found_reserve.sign(bytes(32)) == reserve.sign(bytes(32))
+    assert found_reserve.key is not None
+    assert found_reserve.key.sign(bytes(32)) == reserve.sign(bytes(32))
+    assert found_reserve.retired == (number > 0)
     assert ring.find(make_terms(key.public_key, CLIENT_KEY, UnixTime(EXPIRY + 1))) is None
     assert ring.find(make_terms(OTHER_CLIENT_KEY, CLIENT_KEY, EXPIRY)) is None
     assert ring.find_reserve(OTHER_CLIENT_KEY) is None
