@@ -197,8 +197,9 @@ class Connections:
             if peer.writer.transport.is_closing():  # it has gone; asyncio would log a line for each reply
                 return
             peer.writer.write(encode_frame(reply))
-            async with asyncio.timeout(self._limits.request_seconds):
-                await peer.writer.drain()
+            if peer.writer.transport.get_write_buffer_size():
+                async with asyncio.timeout(self._limits.request_seconds):
+                    await peer.writer.drain()
         except (ConnectionError, TimeoutError):
             peer.writer.transport.abort()
 

@@ -6,7 +6,7 @@ import base64
 import binascii
 from typing import Annotated
 
-from coincurve import PrivateKey, PublicKey
+from coincurve import PrivateKey
 from msgspec import Meta, Struct
 
 from paychan.protocol.errors import (
@@ -18,7 +18,7 @@ from paychan.protocol.errors import (
     PaychanError,
     SignatureEncoding,
 )
-from paychan.protocol.scripts import ChannelTerms
+from paychan.protocol.scripts import ChannelTerms, parsed_key
 from paychan.protocol.sighash import NONE_ANYONECANPAY, SINGLE_ANYONECANPAY, PaymentHasher
 from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
 
@@ -52,7 +52,7 @@ class PaymentVerifier:
     __slots__ = ("_hasher", "_key")
 
     def __init__(self, terms: ChannelTerms, outpoint: OutPoint, change_script: bytes) -> None:
-        self._key = PublicKey(terms.client_key)
+        self._key = parsed_key(terms.client_key)
         self._hasher = PaymentHasher(terms, outpoint, change_script)
 
     def problem(self, payment: Payment) -> PaychanError | None:
