@@ -55,6 +55,8 @@ _LARGE_SECONDS = 0.3
 
 _ACCEPT_PAUSE_SECONDS = 0.1
 
+_NEVER = float("inf")
+
 log = structlog.get_logger()
 
 
@@ -87,6 +89,7 @@ class Connections:
         """
         listener.setblocking(False)
         async with asyncio.TaskGroup() as conversations:
+            conversations.create_task(self._end_late())
             while True:
                 try:
                     connection, _ = await asyncio.get_running_loop().sock_accept(listener)
@@ -99,6 +102,15 @@ class Connections:
                 await asyncio.sleep(
                     0
                 )  # the others' turn: `sock_accept` does not wait while there is something to accept
+
+    async def _end_late(self) -> None:
+        """Look now and then who is late, for ever: a timer for each request would cost more than judging it."""
+        while True:
+            await asyncio.sleep(min(self._limits.request_seconds, self._limits.idle_seconds) / 10)
+            now = asyncio.get_running_loop().time()
+            self._workplace.end_late(now)
+            for peer in [peer for peer in self._admitted if peer.due_at < now]:
+                peer.end_reading()
 
     def close(self) -> None:
         """Begin no further work."""
@@ -149,61 +161,86 @@ class Connections:
         self._admitted[peer] = None
         try:
             async with asyncio.TaskGroup() as answers:
-                while True:
-                    asked = await self._next_request(peer)
-                    if not isinstance(asked, _Asked):
-                        return asked
-                    if peer in self._admitted:  # behind all that have asked nothing for longer
-                        self._admitted[peer] = self._admitted.pop(peer)
-                    answers.create_task(self._answer(asked, peer)).add_done_callback(partial(self._end, asked, peer))
-                    await asyncio.sleep(0)  # the others' turn, however many requests are here already
+                end = await self._take_requests(peer, answers)
+            await peer.has_all()
+            return end
         finally:
             self._admitted.pop(peer, None)
             self._large.leave(peer)
 
+    async def _take_requests(self, peer: _Peer, answers: asyncio.TaskGroup) -> Refusal | None:
+        """Answer what is quick as it comes, have the rest answered by tasks."""
+        while True:
+            asked = await self._next_request(peer)
+            if not isinstance(asked, _Asked):
+                return asked
+            if peer in self._admitted:  # behind all that have asked nothing for longer
+                self._admitted[peer] = self._admitted.pop(peer)
+            peer.waiting += 1
+            if self._workplace.is_quick(asked.request, asked.size):
+                self._workplace.answer(asked.request, peer.uid, partial(self._give, asked, peer))
+            else:
+                answers.create_task(self._answer(asked, peer)).add_done_callback(partial(self._end, asked, peer))
+            await asyncio.sleep(0)  # the others' turn, however many requests are here already
+
     async def _next_request(self, peer: _Peer) -> _Asked | Refusal | None:
+        now = asyncio.get_running_loop().time
         try:
-            try:
-                async with asyncio.timeout(self._limits.idle_seconds):
-                    prefix = await peer.reader.readexactly(4)
-            except TimeoutError:
-                return None
+            peer.due_at = now() + self._limits.idle_seconds
+            prefix = await peer.reader.readexactly(4)
+            peer.due_at, peer.is_half = _NEVER, True
             size = frame_size(prefix)
             places = 1 if size > USUAL_FRAME_BYTES else min(_MOST_PLACES, 1 + size // SMALL_FRAME_BYTES)
             for _ in range(places):
                 await peer.places.acquire()
-            async with asyncio.timeout(self._limits.request_seconds):
-                if size > USUAL_FRAME_BYTES:
-                    await self._large.enter(peer)
-                request = decode_request(await peer.reader.readexactly(size))
+            peer.due_at = now() + self._limits.request_seconds
+            if size > USUAL_FRAME_BYTES:
+                await self._large.enter(peer)
+            request = decode_request(await peer.reader.readexactly(size))
+            peer.due_at, peer.is_half = _NEVER, False
             self._large.has_come(peer)
             return _Asked(request, size, places)
         except (asyncio.IncompleteReadError, ConnectionError):
+            if peer.is_late and peer.is_half:
+                return Refusal(0, "policy-deadline", f"half a frame within {self._limits.request_seconds} s")
             return None
-        except TimeoutError:
-            return Refusal(0, "policy-deadline", f"half a frame within {self._limits.request_seconds} s")
         except WireError as error:
             return Refusal(0, "protocol-message", str(error))
 
+    def _give(self, asked: _Asked, peer: _Peer, reply: Reply) -> None:
+        """Hand over the reply to a quick request. While the peer does not read it, it has fewer places."""
+        peer.given()
+        self._tell(reply)
+        if peer.writer.transport.is_closing():
+            self._end(asked, peer)
+            return
+        peer.writer.write(encode_frame(reply))
+        if peer.writer.transport.get_write_buffer_size():
+            peer.draining.add(task := asyncio.get_running_loop().create_task(self._drain(peer)))
+            task.add_done_callback(peer.draining.discard)
+            task.add_done_callback(partial(self._end, asked, peer))
+        else:
+            self._end(asked, peer)
+
     async def _answer(self, asked: _Asked, peer: _Peer) -> None:
-        """Answer, and wait until the peer has room for more; one that reads nothing is cut off."""
         try:
-            peer.waiting += 1
-            try:
-                reply = await self._workplace.reply(asked.request, asked.size, peer.uid)
-            finally:
-                peer.waiting -= 1
-            self._tell(reply)
-            if peer.writer.transport.is_closing():  # it has gone; asyncio would log a line for each reply
-                return
+            reply = await self._workplace.reply(asked.request, asked.size, peer.uid)
+        finally:
+            peer.given()
+        self._tell(reply)
+        with suppress(ConnectionError):
             peer.writer.write(encode_frame(reply))
-            if peer.writer.transport.get_write_buffer_size():
-                async with asyncio.timeout(self._limits.request_seconds):
-                    await peer.writer.drain()
+        await self._drain(peer)
+
+    async def _drain(self, peer: _Peer) -> None:
+        """Wait until the peer has room for more; one that reads nothing is cut off."""
+        try:
+            async with asyncio.timeout(self._limits.request_seconds):
+                await peer.writer.drain()
         except (ConnectionError, TimeoutError):
             peer.writer.transport.abort()
 
-    def _end(self, asked: _Asked, peer: _Peer, _task: asyncio.Task[None]) -> None:
+    def _end(self, asked: _Asked, peer: _Peer, _task: asyncio.Task[None] | None = None) -> None:
         """Give back what a request has taken."""
         for _ in range(asked.places):
             peer.places.release()
@@ -232,9 +269,9 @@ class Connections:
 
 
 class _Peer:
-    """One connection, and how many answers it waits for."""
+    """One connection: what it waits for, and until when the next of it must have come."""
 
-    __slots__ = ("places", "reader", "uid", "waiting", "writer")
+    __slots__ = ("_has_all", "draining", "due_at", "is_half", "is_late", "places", "reader", "uid", "waiting", "writer")
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, uid: int) -> None:
         self.reader = reader
@@ -242,6 +279,30 @@ class _Peer:
         self.uid = uid
         self.waiting = 0
         self.places = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
+        self.draining: set[asyncio.Task[None]] = set()
+        self.due_at = _NEVER
+        self.is_half = self.is_late = False
+        self._has_all: asyncio.Event | None = None
+
+    def given(self) -> None:
+        """One answer less to wait for."""
+        self.waiting -= 1
+        if self._has_all is not None and not self.waiting:
+            self._has_all.set()
+
+    async def has_all(self) -> None:
+        """Wait until every answer was given, and taken by whoever still reads."""
+        if self.waiting:
+            self._has_all = asyncio.Event()
+            await self._has_all.wait()
+        if self.draining:
+            await asyncio.wait(self.draining)
+
+    def end_reading(self) -> None:
+        """It is late: what it sends from now on is not read."""
+        self.is_late, self.due_at = True, _NEVER
+        self.writer.transport.pause_reading()  # type: ignore[attr-defined]  # asyncio types it as a write transport
+        self.reader.feed_eof()
 
 
 class _Asked(Struct, frozen=True):

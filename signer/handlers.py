@@ -259,7 +259,7 @@ class Handler:
             outputs=ledger.outputs([*outpoints, *coins]),
             earlier=ledger.read(outpoints),
             flow=ledger.flow,
-            heartbeat_at=self._heartbeat(),
+            heartbeat_at=self._heartbeat() if self._limits.heartbeat_seconds else UnixTime(0),
             now=now,
         )
 

@@ -216,9 +216,10 @@ class LevelDbLedger:
             self._check()
             self._unwritten.update(values)
             group = self._gathering
+            if group.is_empty:
+                self._work.notify()
             group.values.update(values)
             group.decisions += entry.decisions
-            self._work.notify()
         return group.durable
 
     def keep(self, digest: bytes, settlement: Settlement) -> None:

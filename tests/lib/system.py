@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,7 @@ state_dir = "{state}"
 [key]
 mode = "hardened"
 create_if_missing = true
+[policy]
 """
 
 REGTEST_SERVER = """
@@ -120,6 +122,9 @@ class System:
                 if f"[{name}]" in text
                 else text + f"[{name}]\n{lines}\n"
             )
+        share = re.search(r"max_fee_percent = \d+", text)
+        if share:  # the signer holds the server to its own share, so whoever changes one changes both
+            signer = signer.replace("[policy]\n", f"[policy]\n{share[0]}\n")
         self.server_file = directory / "server.toml"
         self.signer_file = directory / "signer.toml"
         self.server_file.write_text(text + extra)
