@@ -80,6 +80,7 @@ class PseudoTerminal:
     def __enter__(self) -> Self:
         self._pid, self._terminal = pty.fork()
         if self._pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background shell has it ignored
             os.environ.update(TERM="xterm-256color", COLUMNS="100")
             os.execv(self._command[0], self._command)
         return self

@@ -17,7 +17,6 @@ import httpx
 from bitcoin.core import CTransaction
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tornado.httpserver import HTTPServer
 
 from paychan.api.server import listen, public_server
 from paychan.api.service import Service
@@ -102,8 +101,8 @@ class Scene:
         )
         world = self.server.world
         service = Service(self.config, world, self.server.registry, self.server.opener, self.server.watcher)
-        self.door: HTTPServer = public_server(service)
-        self.line.port = listen(self.door, "127.0.0.1", 0)
+        self.door = public_server(service)
+        self.line.port = await listen(self.door, "127.0.0.1", 0)
 
     async def stop(self) -> None:
         self.door.stop()

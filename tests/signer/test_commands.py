@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from paychan.protocol.signerwire import KeyReply, KeyRequest, SettlementReply
+from paychan.protocol.signerwire import KeyReply, KeyRequest, Refusal, SettlementReply
 from signer import commands, keystore, rotation
 from signer.keys import DEBUG_KEY, KeyRing, hardened_keys
 from signer.mnemonic import to_words
 from signer.sealed import Cost
 from tests.lib.signer_process import COMMAND, SignerProcess
-from tests.signer.messages import CLIENT_KEY, EXPIRY, make_request
+from tests.signer.messages import CLIENT_KEY, EXPIRY, make_request, mutated
 from tests.signer.place import ABANDON, WORD, Place, call, make_place, private, recovered, run
 from tests.signer.talking import ask, show
 
@@ -191,7 +191,7 @@ def test_rotated_seed_is_added_before_the_old(place: Place) -> None:
 
 
 def test_old_channels_are_settled_after_a_rotation(tmp_path: Path) -> None:
-    """After a rotation and a new start, new channels get other keys, and one opened before is still settled."""
+    """After a rotation and a new start, new channels get other keys; one opened before is settled, to the new destination."""
     with SignerProcess(tmp_path) as running:
         old = KeyRing([hardened_keys(running.master)])
         request = make_request(old)
@@ -202,15 +202,17 @@ def test_old_channels_are_settled_after_a_rotation(tmp_path: Path) -> None:
         running.start()
 
         after = ask(running.socket, KeyRequest(1, CLIENT_KEY, EXPIRY))
+        assert isinstance(before, KeyReply)
+        assert isinstance(after, KeyReply)
         show(running.socket, request)
-        settled = ask(running.socket, request)
+        retired = ask(running.socket, request)
+        settled = ask(running.socket, mutated(request, "destination_script", after.destination_script))
 
-    assert isinstance(before, KeyReply)
-    assert isinstance(after, KeyReply)
     assert before.server_key == old.new(CLIENT_KEY, EXPIRY).public_key
     assert after.server_key == hardened_keys(running.master).channel_key(CLIENT_KEY, EXPIRY, create=True).public_key
     assert after.server_key != before.server_key
     assert isinstance(settled, SettlementReply)
+    assert isinstance(retired, Refusal)
 
 
 def test_looking_draws_no_seed(place: Place) -> None:

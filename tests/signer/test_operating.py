@@ -99,7 +99,7 @@ def told(directory: Path, policy: str = "", health: HealthReply = HEALTHY, **cha
 
 
 def test_a_quiet_signer_is_told(tmp_path: Path) -> None:
-    """Who it is, since when it runs, where its log stands, and that nothing limits it."""
+    """Who it is, since when it runs, where its log stands, and what was signed of what may be."""
     rows = told(tmp_path)
 
     assert rows["network"] == "regtest"
@@ -107,7 +107,8 @@ def test_a_quiet_signer_is_told(tmp_path: Path) -> None:
     assert rows["running"].startswith("since 2")
     assert rows["running"].endswith(", 2 h 1 min")
     assert (rows["decisions"], rows["head"]) == ("1,234", "ab" * 32)
-    assert rows["last hour"] == rows["last day"] == "0 sat signed, no limit"
+    assert rows["last hour"] == "0 sat signed of 10,000,000,000 sat (0 %)"
+    assert rows["last day"] == "0 sat signed, no limit"
     assert (rows["heartbeat"], rows["trial"], rows["protections"]) == ("not asked for", "none", "memory locked")
 
 
