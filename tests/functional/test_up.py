@@ -153,7 +153,7 @@ def test_a_second_up_says_that_there_is_one(up: Up, tmp_path: Path):
     second = Daemon(tmp_path / "second.log", "paychan", "up", str(up.directory))
 
     assert second.process.wait(30) == 1
-    assert "signer.sock" in second.text()
+    assert "signer.ledger is in use by another signer" in second.text()
     assert httpx.get(f"{running.management_url}/health").status_code == 200
 
 
