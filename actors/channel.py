@@ -248,9 +248,12 @@ class ChannelActor(LoopActor):
             if command is None or (published and isinstance(command, Vanished)):
                 return None  # nothing to see yet; the watcher comes back to it
             published = published or isinstance(command, Published)
+            before = self._channel
             outcome = await self._record(command)
             if isinstance(outcome, Rejected):
                 return outcome.error
+            if self._channel is before:
+                return None  # it led nowhere: the next look may see more
         return None
 
     async def _record(self, command: Command) -> Outcome:

@@ -61,7 +61,9 @@ async def _publish(channel: Channel, settlement: Settlement, world: World, desk:
     except ChainFailed as error:
         spend = await _spender(channel, world)
         if spend is not None and spend.confirmations >= world.depth(channel):
-            return await _end(channel, settlement, spend, world, desk)
+            end = await _end(channel, settlement, spend, world, desk)
+            # ours, whoever handed it in: then it is published, and watching it tells how it ended
+            return Published() if isinstance(end, Confirmed) else end
         better = _signed(await desk.dearer(channel, spend, refused=True))
         if better is None:
             raise PublishFailed(reason=str(error)) from error

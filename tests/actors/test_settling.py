@@ -184,3 +184,24 @@ async def test_a_funding_output_that_something_else_spent_is_lost(tmp_path: Path
         assert lost.closing is not None
         assert lost.closing.spent_by == refund.GetTxid()
         assert isinstance(refused(await server.registry.ask(PAYER.outpoint, PAYER.pays(10_001))), ChannelLost)
+
+
+async def test_a_settlement_that_others_handed_in_changed_is_ours(tmp_path: Path):
+    """When ours is refused because a changed one is deep already, the channel is closed by that, and nothing goes in circles."""
+    chain = DebugChain(Clock())
+    async with local(tmp_path, chain=chain) as server:
+        await server.open(PAYER)
+        server.chain.fail("publish", ChainFailed("inputs are spent"))
+        refused(await close(server))
+        stored = await server.stored(PAYER)
+        assert stored.state is State.CLOSING
+        ours = transaction(stored)
+        changed = CTransaction(ours.vin, ours.vout, nLockTime=1)
+        await chain.publish(changed.serialize())
+
+        await server.watcher.look()
+
+        closed = await server.stored(PAYER)
+        assert closed.state is State.CLOSED
+        assert closed.closing is not None
+        assert closed.closing.spent_by == changed.GetTxid()
