@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
@@ -44,6 +45,20 @@ class PseudoTerminal:
 
     def press_control_c(self) -> None:
         os.write(self._terminal, b"\x03")
+
+    def end_by_control_c(self) -> int:
+        """Press it as a person does, once more if nothing happens; the exit status.
+
+        A signal that arrives just before Python waits for a key is seen after the next one.
+        """
+        with contextlib.suppress(OSError):  # EIO: it has ended
+            self.press_control_c()
+            shown = len(self.output)
+            while self._read():
+                if len(self.output) == shown:  # for a second
+                    self.press_control_c()
+                shown = len(self.output)
+        return self.wait()
 
     def kill(self, number: int = signal.SIGTERM) -> None:
         os.kill(self._pid, number)

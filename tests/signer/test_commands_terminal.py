@@ -106,8 +106,7 @@ def test_control_c_makes_no_seed(place: Place) -> None:
     """Ctrl-C while words are shown ends it, takes them from the screen, and creates nothing."""
     with PseudoTerminal([COMMAND, "init", place.file, "--passphrase-file", place.passphrase]) as terminal:
         terminal.read_until("Press Enter when you have them")
-        terminal.press_control_c()
-        assert terminal.wait() == 2
+        assert terminal.end_by_control_c() == 2
     assert "stopped" in terminal.text_left
     assert "1 " not in terminal.text_left
     assert not place.seed.exists()
