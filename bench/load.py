@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import time
 from array import array
+from collections.abc import Callable
 from enum import Enum
 from typing import Annotated, Any, cast
 
@@ -45,12 +46,22 @@ class Mode(Enum):
 
 def run(measured: Measured, connections: int, count: int, version: int, mode: str) -> dict[str, Any]:
     """Let so many clients pay together, `count` times each."""
+    return generate(measured, connections, version, rest.generator, count, version, mode)
+
+
+def generate(
+    measured: Measured, clients: int, version: int, generator: Callable[..., None], *arguments: Any
+) -> dict[str, Any]:
+    """Open channels for clients, let a generator pay from another core, and say what that came to.
+
+    The generator is told server, channels, `arguments`, its core and a pipe.
+    """
     before = unit()
-    channels = from_nothing(measured.server, None, connections, version)
+    channels = from_nothing(measured.server, None, clients, version)
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe()
-    arguments = (measured.server, channels, count, version, mode, cores()[1], theirs)
-    child = fork.Process(target=rest.generator, args=arguments, daemon=True)
+    told = (measured.server, channels, *arguments, cores()[1], theirs)
+    child = fork.Process(target=generator, args=told, daemon=True)
     child.start()
     theirs.close()
     rest.hear(ours)

@@ -8,44 +8,21 @@ are in a frame, `--in-flight` frames of a stream are without an answer. Without 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import time
-from array import array
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import frames
 import load
 import machine
-import rest
 import typer
-from funding import from_nothing
 from rich.console import Console
-from serve import Measured, cores, debug_server, sync_ms
+from serve import Measured, cores, debug_server
 from session import BenchError
 
 
 def run(measured: Measured, streams: int, count: int, each: int, in_flight: int) -> dict[str, Any]:
     """Let so many streams pay together, `count` times each."""
-    before = load.unit()
-    channels = from_nothing(measured.server, None, streams, 2)
-    fork = multiprocessing.get_context("fork")
-    ours, theirs = fork.Pipe()
-    arguments = (measured.server, channels, count, each, in_flight, cores()[1], theirs)
-    child = fork.Process(target=frames.generator, args=arguments, daemon=True)
-    child.start()
-    theirs.close()
-    rest.hear(ours)
-    cpu, begun = measured.cpu_seconds(), time.monotonic()
-    ours.send("go")
-    latencies = sorted(cast("array[int]", rest.hear(ours)))
-    seconds, cpu = time.monotonic() - begun, measured.cpu_seconds() - cpu
-    child.join()
-    after = load.unit()
-    rate, verify_us = (before[0] + after[0]) / 2, min(before[1], after[1])
-    return load.figures(rate, verify_us, latencies, seconds, cpu) | {
-        "sync_ms_median": round(sync_ms(measured.directory), 3)
-    }
+    return load.generate(measured, streams, 2, frames.generator, count, each, in_flight)
 
 
 def main(
