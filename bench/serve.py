@@ -59,10 +59,13 @@ class Measured:
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
+_CORES = sorted(os.sched_getaffinity(0))
+"""What this process was given; asked for once, for it narrows its own share later."""
+
+
 def cores() -> tuple[int, int]:
     """The server's core and everybody else's."""
-    own = sorted(os.sched_getaffinity(0))
-    return own[0], own[-1]
+    return _CORES[0], _CORES[-1]
 
 
 @contextmanager
