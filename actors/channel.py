@@ -37,7 +37,7 @@ from paychan.protocol.channel import (
 from paychan.protocol.errors import ApplicationRefused, Overloaded, PaychanError, TryAgain
 from paychan.protocol.machine import apply
 from paychan.protocol.opening import successor
-from paychan.protocol.payment import PaymentVerifier
+from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
 from paychan.protocol.several import Commands, judge, newest_of
 from paychan.store.base import Change
 
@@ -85,6 +85,17 @@ class ChannelActor(LoopActor):
         """Whether nothing is under way, and no message came after that Unix time."""
         work = (self._last_commit, self._offering, self._behind, self._settling)
         return self._last_message <= moment and not any(map(_under_way, work))
+
+    def look_ahead(self, payment: Payment) -> None:
+        """Check the signature of a payment that comes next, unless something cheaper is going to refuse it."""
+        channel = self._channel
+        if (
+            channel.state is State.OPEN
+            and payment.change_sat < channel.payment.change_sat
+            and change_problem(payment, self._world.rules.dust_sat) is None
+            and self._overload() is None
+        ):
+            self._verifier.look_ahead(payment)
 
     def on_receive(self, message: Message | PaySeveral) -> Any:
         self._last_message = self._world.clock()

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from paychan.protocol.channel import Accepted, Outcome, Rejected
 from paychan.protocol.errors import Overloaded, TryAgain
 from paychan.store.base import Change, Store
 
 
-class _Waiting(NamedTuple):
+class _Waiting(Struct, frozen=True):
     change: Change
     outcome: Accepted
     durable: asyncio.Future[Outcome]

@@ -83,7 +83,7 @@ class Registry:
             self._unanswered -= 1
             then(answer)
 
-        actor.ask(message).then(answered)
+        actor.ask(message, answered)
 
     async def pay_several(
         self, outpoint: OutPoint, commands: Commands, turn: asyncio.Lock | None = None

@@ -57,8 +57,8 @@ class World:
 
     def now(self) -> UnixTime:
         """Wall clock or the chain's median time past, whichever is worse for us: the later."""
-        tip = self.chain_view.tip
-        return self.clock() if tip is None else max(self.clock(), tip.median_time)
+        tip, now = self.chain_view.tip, self.clock()
+        return now if tip is None or tip.median_time < now else tip.median_time
 
     def depth(self, channel: Channel) -> int:
         """Confirmations that end a channel; one that goes on at its change output needs those of a funding output."""

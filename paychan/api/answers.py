@@ -6,7 +6,9 @@ import asyncio
 import re
 from collections.abc import Awaitable, Mapping, Sequence
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
+
+from msgspec import Struct
 
 from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected, State
 from paychan.protocol.errors import (
@@ -48,7 +50,7 @@ _TIMER_SECONDS = 0.001
 """The loop's timers count in this, from whenever they are set."""
 
 
-class Answer(NamedTuple):
+class Answer(Struct, frozen=True):
     """Status, reason phrase, body, and headers beside `HEADERS`."""
 
     status: int

@@ -10,21 +10,24 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from msgspec import Struct
 from tornado.escape import parse_qs_bytes
 from tornado.httputil import HTTPHeaders
 
-from actors.channel import ChannelActor
+from actors.channel import ChannelActor, PaySeveral
 from paychan.api import v1, v2
 from paychan.api.answers import OUTPOINT, Answer, outpoint, refusal, until_404s_leave
 from paychan.api.plain import PlainReader, Unusual
 from paychan.api.service import Service
 from paychan.api.urls import absolute, forwarded_protocol
-from paychan.protocol.channel import Accepted, Outcome
+from paychan.protocol.channel import Accepted, Outcome, Pay, Rejected
 from paychan.protocol.errors import BadSignature, ChannelMoved, InternalError, PaychanError, UnknownChannel
+from paychan.protocol.payment import decode_v1
 from paychan.protocol.rest import Dialect, read_v2_body
 from paychan.protocol.types import OutPoint
 
@@ -34,9 +37,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger("api")
 
 _PATH = re.compile(rf"/(?:(v1)/channels/{OUTPOINT}(?:/pay)?|v2/channels/{OUTPOINT})")
-
-_MARKS = re.compile(r"[&%+]")
-"""What makes a query more than one plain field."""
 
 _LOT = 32
 """Payments judged in one turn of the loop: the disk and everybody else get theirs between two lots."""
@@ -48,17 +48,39 @@ _MAX_QUERY_FIELDS = 1000
 class Payment:
     """A payment request as it came, and where its answer goes."""
 
-    __slots__ = ("arguments", "began", "body", "head", "is_v1", "named", "slot")
+    __slots__ = ("began", "body", "head", "is_v1", "named", "query", "slot")
 
     slot: Slot
 
     def __init__(self, reader: PlainReader) -> None:
         """Read the request's target. Raises `Unusual`: it is not a channel's, or its query is not for us to judge."""
-        path, _, query = reader.url.partition(b"?")
+        path, _, self.query = reader.url.partition(b"?")
         self.is_v1, self.named = _resource(path)
-        self.arguments = _arguments(query.decode("latin1"))
+        if self.query.count(b"&") >= _MAX_QUERY_FIELDS:
+            raise Unusual
         self.head, self.body = reader.head, reader.body
         self.began = time.monotonic()
+
+    @property
+    def arguments(self) -> dict[str, list[bytes]]:
+        """The fields of the query."""
+        return parse_qs_bytes(self.query.decode("latin1"), keep_blank_values=True)
+
+    def only_field(self, name: bytes) -> str | None:
+        """Value of this field, if the query is nothing else and needs no unquoting, which is nearly always so."""
+        query = self.query
+        if not query.startswith(name) or b"&" in query or b"%" in query or b"+" in query or not query.isascii():
+            return None
+        return query[len(name) :].decode()
+
+
+class _Asked(Struct):
+    """What an actor is asked for a payment; without a dialect it is v1's."""
+
+    payment: Payment
+    actor: ChannelActor
+    command: Pay
+    dialect: Dialect | None = None
 
 
 @lru_cache(20_000)
@@ -93,62 +115,95 @@ class Till:
         self._taken.append(payment)
 
     def _judge_taken(self) -> None:
-        """Judge so many, then let the commit of these begin: the disk syncs them while the next ones are judged."""
+        """Judge so many, then let the commit of these begin: the disk syncs them while the next ones are judged.
+
+        All are read, then all signatures are checked, then all are booked. Several of one channel are judged together,
+        as those of a stream's frame are.
+        """
         taken, self._taken = self._taken[:_LOT], self._taken[_LOT:]
         if self._taken:
             asyncio.get_running_loop().call_soon(self._judge_taken)
+        asked: dict[ChannelActor, list[_Asked]] = {}
         for payment in taken:
-            self._judge(payment)
+            ask = self._read(payment)
+            if ask is not None:
+                asked.setdefault(ask.actor, []).append(ask)
+        for actor, asks in asked.items():
+            if len(asks) == 1:
+                actor.look_ahead(asks[0].command.payment)
+        for actor, asks in asked.items():
+            self._give(actor, asks)
 
-    def _judge(self, payment: Payment) -> None:
+    def _read(self, payment: Payment) -> _Asked | None:
+        """Read a payment, and find who judges it; None: it is answered here, now or later."""
         try:
-            named = payment.named
-            registry = self.service.registry
-            actor = registry.reach(named)
-            if payment.is_v1:
-                done = actor is not None and self._take_v1(payment, actor)
-            else:
-                actor = actor or registry.reach(named.reversed)
-                done = actor is not None and self._take_v2(payment, actor)
+            asked = self._asked_v1(payment) if payment.is_v1 else self._asked_v2(payment)
         except PaychanError as error:
             self._refuse(payment, error)
-            return
         except Exception:
             log.exception("payment failed")
             self._refuse(payment, InternalError())
-            return
-        if not done:
+        else:
+            if asked is not None:
+                return asked
             self._later(payment, self._at_length(payment))
+        return None
 
-    def _take_v1(self, payment: Payment, actor: ChannelActor) -> bool:
-        """Ask the actor; False: it is not for this caller, which takes its time."""
-        command = v1.command(payment.arguments)
-        if actor.channel.secret:
-            return False
-        self.service.registry.give(actor, command, partial(self._done, payment, None))
-        return True
+    def _asked_v1(self, payment: Payment) -> _Asked | None:
+        """What the actor is to be asked; None: it sleeps, or is not for this caller, which takes its time."""
+        actor, text = self.service.registry.reach(payment.named), payment.only_field(b"payment=")
+        if actor is None:
+            return None
+        command = v1.command(payment.arguments) if text is None else Pay(decode_v1(text))
+        return None if actor.channel.secret else _Asked(payment, actor, command)
 
-    def _take_v2(self, payment: Payment, actor: ChannelActor) -> bool:
-        body = read_v2_body(payment.body)
-        if not v2.knows_secret(actor.channel, payment.arguments):
-            return False
-        command = v2.payment_command(self.service, actor.channel, body)
-        self.service.registry.give(actor, command, partial(self._done, payment, body.dialect))
-        return True
+    def _asked_v2(self, payment: Payment) -> _Asked | None:
+        registry, named, text = self.service.registry, payment.named, payment.only_field(b"secret=")
+        actor = registry.reach(named) or registry.reach(named.reversed)
+        if actor is None:
+            return None
+        channel, body = actor.channel, read_v2_body(payment.body)
+        if not (v2.knows_secret(channel, payment.arguments) if text is None else v2.is_secret(channel.secret, text)):
+            return None
+        return _Asked(payment, actor, v2.payment_command(self.service, channel, body), body.dialect)
 
-    def _done(self, payment: Payment, dialect: Dialect | None, given: Any) -> None:
+    def _give(self, actor: ChannelActor, asks: Sequence[_Asked]) -> None:
+        try:
+            if len(asks) == 1:
+                self.service.registry.give(actor, asks[0].command, partial(self._done, asks[0]))
+            else:
+                several = PaySeveral([ask.command for ask in asks])
+                self.service.registry.give(actor, several, partial(self._all_done, asks))
+        except Exception:
+            log.exception("payments failed")
+            for ask in asks:
+                self._refuse(ask.payment, InternalError())
+
+    def _done(self, ask: _Asked, given: Any) -> None:
         """The actor has answered."""
         try:
-            outcome: Outcome = given.result()
-            if isinstance(outcome, Accepted):
-                payment.slot.answer(v1.paid(outcome) if dialect is None else v2.paid(outcome, dialect))
-            elif dialect is not None and isinstance(outcome.error, ChannelMoved):
-                self._later(payment, self._moved(payment, outcome.error, dialect))
-            else:
-                self._refuse(payment, outcome.error)
+            self._answer(ask, given.result())
         except (Exception, asyncio.CancelledError):
             log.exception("payment failed")
-            self._refuse(payment, InternalError())
+            self._refuse(ask.payment, InternalError())
+
+    def _all_done(self, asks: Sequence[_Asked], given: Any) -> None:
+        try:
+            outcomes: Sequence[Outcome] = given.result()
+        except (Exception, asyncio.CancelledError):
+            log.exception("payments failed")
+            outcomes = [Rejected(InternalError())] * len(asks)
+        for ask, outcome in zip(asks, outcomes, strict=True):
+            self._answer(ask, outcome)
+
+    def _answer(self, ask: _Asked, outcome: Outcome) -> None:
+        payment, dialect = ask.payment, ask.dialect
+        if isinstance(outcome, Accepted):
+            payment.slot.answer(v1.paid(outcome) if dialect is None else v2.paid(outcome, dialect))
+        elif dialect is not None and isinstance(outcome.error, ChannelMoved):
+            self._later(payment, self._moved(payment, outcome.error, dialect))
+        else:
+            self._refuse(payment, outcome.error)
 
     def _refuse(self, payment: Payment, error: PaychanError) -> None:
         answer = refusal(error, quiet_404=not payment.is_v1)
@@ -192,13 +247,3 @@ class Till:
         headers = HTTPHeaders.parse(payment.head.partition(b"\r\n")[2].decode("latin1"))
         protocol = forwarded_protocol(headers) if http.trust_forwarded else "http"
         return absolute(http, protocol, headers, payment.slot.own_address, path)
-
-
-def _arguments(query: str) -> dict[str, list[bytes]]:
-    """Read a query; nearly all are one plain field, which needs no unquoting. Raises `Unusual`."""
-    if query and not _MARKS.search(query):
-        name, _, value = query.partition("=")
-        return {name: [value.encode("latin1")]}
-    if query.count("&") >= _MAX_QUERY_FIELDS:
-        raise Unusual
-    return parse_qs_bytes(query, keep_blank_values=True)

@@ -266,30 +266,36 @@ async def find_channel(service: Service, named: OutPoint, arguments: Arguments) 
 
 def knows_secret(channel: Channel, arguments: Arguments) -> bool:
     """Say whether a caller named the channel's secret."""
-    return _is_secret(channel.secret, arguments)
+    return _is_named(channel.secret, arguments)
+
+
+def is_secret(secret: bytes, text: str) -> bool:
+    """Compare what a caller gave, in any form that a secret may have; nothing fits a channel without one."""
+    if text.isascii() and hmac.compare_digest(secret.hex(), text):  # the usual form
+        return bool(secret)
+    return hmac.compare_digest(secret, read_secret(text) or b"") and bool(secret)
 
 
 def _check_names(channel: Channel, body: V2Payment) -> None:
     """Compare what a body names beside the payment. Raises `OutPointMismatch` or `Malformed`."""
-    if body.outpoint not in (None, channel.outpoint):
+    if body.outpoint is not None and body.outpoint != channel.outpoint:
         raise OutPointMismatch(got=str(body.outpoint), want=str(channel.outpoint))
-    if body.redeem_script not in (None, channel.terms.redeem_script):
+    if body.redeem_script is not None and body.redeem_script != channel.terms.redeem_script:
         raise Malformed(field="redeem_script", reason="not the script of this channel")
 
 
 async def _opening(raw: bytes, arguments: Arguments) -> V2Payment:
     """Read the body of an opening; `UnknownChannel` unless the secret in the URL follows from it (§6.2)."""
     body = read_v2_body(raw)
-    if not _is_secret(opening_secret(body.payment), arguments):
+    if not _is_named(opening_secret(body.payment), arguments):
         raise UnknownChannel
     return body
 
 
-def _is_secret(secret: bytes, arguments: Arguments) -> bool:
-    """Compare what the caller gave, if it can be a secret; nothing fits a channel without one."""
+def _is_named(secret: bytes, arguments: Arguments) -> bool:
+    """Compare what the caller gave as `secret`, exactly once."""
     values = arguments.get("secret", ())
-    given = read_secret(values[0].decode("latin1")) if len(values) == 1 else None
-    return hmac.compare_digest(secret, given or b"") and bool(secret)
+    return is_secret(secret, values[0].decode("latin1") if len(values) == 1 else "")
 
 
 def _path(outpoint: OutPoint, secret: bytes = b"") -> str:

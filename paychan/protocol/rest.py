@@ -181,9 +181,13 @@ def _hex(text: str | UnsetType, field: str) -> bytes | None:
     """Lower-case hex only: `bytes.fromhex` alone takes spaces and upper case."""
     if text is UNSET:
         return None
-    if not _HEX.fullmatch(text) or len(text) % 2:
+    try:
+        raw = bytes.fromhex(text)
+    except ValueError:
+        raw = b""
+    if raw.hex() != text:
         raise Malformed(field=field, reason="want lower-case hex")
-    return bytes.fromhex(text)
+    return raw
 
 
 def _json_problem(error: Exception) -> PaychanError:
@@ -200,9 +204,8 @@ def _json_problem(error: Exception) -> PaychanError:
 
 def _keys(body: _Body, data: PaymentData) -> int:
     """Count the known keys that a body has; a body with as many keys repeats none."""
-    count = 2 + (body.payment_data is not UNSET) + (body.application_data is not UNSET)
-    optional = (data.redeem_script, data.funding_txid, data.funding_vout, data.change_address, data.sighash_flag)
-    return count + sum([value is not UNSET for value in optional])
+    given = (*msgspec.structs.astuple(data), body.payment_data, body.application_data)
+    return len(given) - given.count(UNSET)
 
 
 def _refuse_repeated_keys(raw: bytes) -> None:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+from msgspec import Struct
 
 from paychan.protocol.channel import Channel, State
 from paychan.protocol.scripts import MAX_EXPIRY
 from paychan.protocol.types import OutPoint, UnixTime
 
 
-class Change(NamedTuple):
+class Change(Struct, frozen=True):
     """One record to write: the version the writer has seen (None: the outpoint was never used), and the next one."""
 
     previous: Channel | None

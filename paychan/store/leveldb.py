@@ -5,7 +5,8 @@ A channel has one index entry, moved in the batch that writes its record. `z` so
 ends a walk without an error when the last blocks are damaged, so one that met no key behind its range was cut short.
 
 Threads: one writes, so commits are in order and the loop never waits for the disk; two read, so that a long scan delays
-neither a commit nor the reading of one channel.
+neither a commit nor the reading of one channel. A commit of channels that are in memory is laid out on the loop and only
+written by the thread: each time Python goes from one thread to another costs as much as laying out several records.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class LevelDbStore:
         self._database = database
         self._lock = lock
         self._writer = WriterThread("store-writer")
-        self._newest: OrderedDict[bytes, Channel] = OrderedDict()
+        self._newest: OrderedDict[OutPoint, Channel] = OrderedDict()
         self._readers = ThreadPoolExecutor(2, "store-reader")
         self._failure: Exception | None = None
         self._closing = False
@@ -145,26 +146,47 @@ class LevelDbStore:
     async def commit(self, changes: Sequence[Change]) -> Sequence[bool]:
         """See `Store`. After a failure every later call fails too: what LevelDB's log holds is unknown."""
         try:
-            return await self._writer.run(self._commit, changes)
+            if self._writer.unfinished or not all(change.channel.outpoint in self._newest for change in changes):
+                return await self._writer.run(self._commit, changes)
+            batch, written = self._lay_out(changes)
+            if batch is not None:
+                await self._writer.run(self._write, batch)
         except RuntimeError as error:  # shut down
             raise StoreFailed(_CLOSED) from error
+        else:
+            return written
 
-    def _commit(self, changes: Sequence[Change]) -> list[bool]:
+    def _commit(self, changes: Sequence[Change]) -> Sequence[bool]:
+        """Do all of it in the writer's thread: something has to be read first, or others are before."""
+        batch, written = self._lay_out(changes)
+        if batch is not None:
+            self._write(batch)
+        return written
+
+    def _check(self) -> None:
         if self._failure is not None:
             msg = f"an earlier write failed: {error_text(self._failure)}"
             raise StoreFailed(msg)
-        try:
-            newest: dict[bytes, Change] = {}
-            written = [self._admit(change, newest) for change in changes]
-            self._write(newest)
-        except Exception as error:
-            self._failure = error
-            raise StoreFailed(error_text(error)) from error
-        return written
 
-    def _admit(self, change: Change, newest: dict[bytes, Change]) -> bool:
+    def _lay_out(self, changes: Sequence[Change]) -> tuple[plyvel.WriteBatch | None, Sequence[bool]]:
+        """Make one batch of the changes that follow what is stored, and say of each whether it does.
+
+        From here on the batch is what later changes must follow: if it is not written, nothing will be any more.
+        """
+        self._check()
+        newest: dict[OutPoint, Change] = {}
+        try:
+            written = [self._admit(change, newest) for change in changes]
+            batch = self._database.write_batch(sync=True) if newest else None
+            for outpoint, change in newest.items():  # the versions between would be invisible anyway
+                self._enter(batch, outpoint, change.previous, change.channel)
+        except Exception as error:
+            raise self._failed(error) from error
+        return batch, written
+
+    def _admit(self, change: Change, newest: dict[OutPoint, Change]) -> bool:
         """Enter a change into the batch if it follows what is stored or what is already in the batch."""
-        outpoint = change.channel.outpoint.serialize()
+        outpoint = change.channel.outpoint
         earlier = newest.get(outpoint)
         try:
             stored = self._stored(outpoint) if earlier is None else earlier.channel
@@ -174,32 +196,37 @@ class LevelDbStore:
             stored is not change.previous and stored != change.previous
         ):  # not by number alone: another writer may have reached the same one
             return False
-        newest[outpoint] = Change(stored if earlier is None else earlier.previous, change.channel)
+        newest[outpoint] = change if earlier is None else Change(earlier.previous, change.channel)
         return True
 
-    def _stored(self, outpoint: bytes) -> Channel | None:
+    def _stored(self, outpoint: OutPoint) -> Channel | None:
         """What is stored for an outpoint: nobody else writes here, so what was written last is that."""
-        return self._newest.get(outpoint) or self._get(outpoint)
+        return self._newest.get(outpoint) or self._get(outpoint.serialize())
 
-    def _write(self, newest: dict[bytes, Change]) -> None:
-        """Write the last version of each channel; the versions between would be invisible anyway."""
-        batch = self._database.write_batch(sync=True)
-        for outpoint, (stored, channel) in newest.items():
-            batch.put(_RECORD + outpoint, encode_record(channel))
-            if stored is None or stored.state is not channel.state:
-                batch.put(_index_key(channel.state, channel.terms.expiry, outpoint), b"")
-                if stored is not None:
-                    batch.delete(_index_key(stored.state, stored.terms.expiry, outpoint))
-        if newest:
-            batch.write()
-        self._remember(newest)
-
-    def _remember(self, written: dict[bytes, Change]) -> None:
-        for outpoint, (_, channel) in written.items():
-            self._newest[outpoint] = channel
-            self._newest.move_to_end(outpoint)
-        while len(self._newest) > _REMEMBERED:
+    def _enter(self, batch: plyvel.WriteBatch, outpoint: OutPoint, stored: Channel | None, channel: Channel) -> None:
+        """Write a channel's record, and its index entry if that moves; remember it."""
+        key = outpoint.serialize()
+        batch.put(_RECORD + key, encode_record(channel))
+        if stored is None or stored.state is not channel.state:
+            batch.put(_index_key(channel.state, channel.terms.expiry, key), b"")
+            if stored is not None:
+                batch.delete(_index_key(stored.state, stored.terms.expiry, key))
+        self._newest[outpoint] = channel
+        self._newest.move_to_end(outpoint)
+        if len(self._newest) > _REMEMBERED:
             self._newest.popitem(last=False)
+
+    def _write(self, batch: plyvel.WriteBatch) -> None:
+        """Write a batch, synced; in the writer's thread."""
+        self._check()
+        try:
+            batch.write()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> StoreFailed:
+        self._failure = error
+        return StoreFailed(error_text(error))
 
     # --- the end ----------------------------------------------------------------------------------------------------
 

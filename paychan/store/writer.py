@@ -1,15 +1,18 @@
 """One thread that does one thing after the other for an event loop, at less cost than an executor's.
 
 `ThreadPoolExecutor` makes a future with a lock of its own for each piece of work and chains it to asyncio's: more than
-what encoding a whole group of payments costs.
+what encoding a whole group of payments costs. And the thread is woken by an eventfd, not by a lock: Python lets go of the
+interpreter while it writes to one, so on a busy core the thread that wakes up can begin at once, instead of waking up
+only to wait for the interpreter.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
 from typing import Any, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
@@ -20,8 +23,11 @@ class WriterThread:
     """Runs functions in their order."""
 
     def __init__(self, name: str) -> None:
-        self._work: SimpleQueue[Any] = SimpleQueue()
+        self._work: deque[Any] = deque()
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC)
         self._closed = False
+        self.unfinished = 0
+        """How many were given that are not done, as the loop sees it; also those that nobody waits for any more."""
         self._order = threading.Lock()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
@@ -38,7 +44,9 @@ class WriterThread:
             if self._closed:
                 msg = "shut down"
                 raise RuntimeError(msg)
-            self._work.put((loop, done, function, args))
+            self.unfinished += 1
+            self._work.append((loop, done, function, args))
+            os.eventfd_write(self._bell, 1)
         return await done
 
     def shutdown(self) -> None:
@@ -46,24 +54,28 @@ class WriterThread:
         with self._order:
             if not self._closed:
                 self._closed = True
-                self._work.put(None)
+                os.eventfd_write(self._bell, 1)
         self._thread.join()
 
     def _serve(self) -> None:
-        while (work := self._work.get()) is not None:
-            loop, done, function, args = work
+        while self._work or not self._closed:
+            if not self._work:
+                os.eventfd_read(self._bell)
+                continue
+            loop, done, function, args = self._work.popleft()
             try:
                 value, error = function(*args), None
             except BaseException as raised:  # noqa: BLE001 - whoever waits gets it
                 value, error = None, raised
             if not loop.is_closed():
-                loop.call_soon_threadsafe(_tell, done, value, error)
+                loop.call_soon_threadsafe(self._tell, done, value, error)
+        os.close(self._bell)
 
-
-def _tell(done: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
-    if done.done():  # nobody waits any more
-        return
-    if error is not None:
-        done.set_exception(error)
-    else:
-        done.set_result(value)
+    def _tell(self, done: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
+        self.unfinished -= 1
+        if done.done():  # nobody waits any more
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(value)
