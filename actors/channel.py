@@ -93,7 +93,6 @@ class ChannelActor(LoopActor):
             channel.state is State.OPEN
             and payment.change_sat < channel.payment.change_sat
             and change_problem(payment, self._world.rules.dust_sat) is None
-            and self._overload() is None
         ):
             self._verifier.look_ahead(payment)
 

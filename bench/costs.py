@@ -85,7 +85,7 @@ def parts() -> dict[str, Callable[[], object]]:
 
     def read(raw: bytes) -> Asked:
         assert reader.read(raw) == len(raw)
-        return Asked(reader)
+        return Asked(reader, None)  # type: ignore[arg-type] # nobody is answered
 
     return {
         "v1: HTTP head, target, query": partial(read, of_v1),

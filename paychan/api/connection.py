@@ -12,11 +12,10 @@ import asyncio
 import socket
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from paychan.api.answers import Answer, refusal
 from paychan.api.detour import Detour
-from paychan.api.heads import laid_out
 from paychan.api.manners import Manners
 from paychan.api.payments import Payment, Till
 from paychan.api.plain import PlainReader, Unusual
@@ -28,30 +27,6 @@ MOST_UNDER_WAY = 16
 """Payments of one connection at a time. More gain nothing for a client, and delay everybody else's."""
 
 _HIGH_WATER_BYTES = 65_536
-
-
-class Slot:
-    """The place of one answer among those of its connection."""
-
-    __slots__ = ("_connection", "closes", "content")
-
-    def __init__(self, connection: Connection, closes: bool) -> None:
-        self._connection, self.closes = connection, closes
-        self.content = b""
-
-    def answer(self, answer: Answer) -> None:
-        """Fill the slot; it is written when those before it are."""
-        self.content = laid_out(answer, self.closes)
-        self._connection.flush()
-
-    @property
-    def own_address(self) -> Any:
-        """Socket address at which the request arrived; None: the connection is gone."""
-        return self._connection.transport.get_extra_info("sockname")
-
-    def bad_signature(self, answer: Answer) -> None:
-        """Fill the slot after the time that this connection's bad signatures cost, and let nothing else begin till then."""
-        self._connection.hold(self, answer)
 
 
 class Connection(asyncio.Protocol):
@@ -68,8 +43,8 @@ class Connection(asyncio.Protocol):
         "_reads",
         "_server",
         "_since",
-        "_slots",
         "_till",
+        "_under_way",
         "address",
         "detached",
         "manners",
@@ -83,7 +58,7 @@ class Connection(asyncio.Protocol):
         self._server, self._till = server, till
         self._reader = PlainReader(http.max_header_bytes, http.max_body_bytes)
         self._buffer = b""
-        self._slots: deque[Slot] = deque()
+        self._under_way: deque[Payment] = deque()
         self._reads, self._choked, self._held, self._ends = True, False, False, False
         self._queues = False
         self._since = monotonic()
@@ -148,12 +123,12 @@ class Connection(asyncio.Protocol):
     def _may_begin(self) -> bool:
         if self._held or self._choked or self._detour is not None:
             return False
-        return len(self._slots) < (1 if self.manners.bad else MOST_UNDER_WAY)
+        return len(self._under_way) < (1 if self.manners.bad else MOST_UNDER_WAY)
 
     @property
     def _is_done(self) -> bool:
         """Whether nothing is under way, and nothing that has come can begin."""
-        return not (self._slots or self._detour or (self._choked and self._buffer))
+        return not (self._under_way or self._detour or (self._choked and self._buffer))
 
     def _begin(self) -> bool:
         """Begin the next request, if it has come whole; say whether to go on."""
@@ -166,17 +141,15 @@ class Connection(asyncio.Protocol):
                 if reader.has_new_head():
                     self._since = monotonic()  # the body has its own time
                 return False
-            payment = Payment(reader)
+            payment = Payment(reader, self)
         except Unusual:
             return self._leave_lane()
         self._buffer = self._buffer[size:]
-        slot = Slot(self, reader.closes)
-        self._slots.append(slot)
-        if reader.closes:
+        self._under_way.append(payment)
+        if payment.closes:
             self._buffer, self._ends = b"", True
-        payment.slot = slot
         if self.manners.bad and (problem := self.manners.problem()) is not None:
-            self._end_with(slot, refusal(problem, quiet_404=False))
+            self._end_with(payment, refusal(problem, quiet_404=False))
         else:
             self._till.take(payment)
         return True
@@ -184,33 +157,33 @@ class Connection(asyncio.Protocol):
     # --- answers ----------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Write the answers that are there, up to the first that is not."""
-        slots = self._slots
+        """Write the answers that are there, up to the first that is not: they leave in the order of the requests."""
+        under_way = self._under_way
         if self.transport.is_closing():
-            slots.clear()
+            under_way.clear()
             return
-        full = len(slots) >= MOST_UNDER_WAY
-        while slots and slots[0].content:
-            self.transport.write(slots.popleft().content)
-        if not slots:
+        full = len(under_way) >= MOST_UNDER_WAY
+        while under_way and under_way[0].answered:
+            self.transport.write(under_way.popleft().answered)
+        if not under_way:
             self._since = monotonic()
         if self._buffer or full or self._ends or not self._reads:
             self._advance()
 
-    def _end_with(self, slot: Slot, answer: Answer) -> None:
+    def _end_with(self, payment: Payment, answer: Answer) -> None:
         """Close the connection behind an answer; nothing that came after is looked at."""
-        self._buffer, self._ends, slot.closes = b"", True, True
-        slot.answer(answer)
+        self._buffer, self._ends, payment.closes = b"", True, True
+        payment.answer(answer)
 
-    def hold(self, slot: Slot, answer: Answer) -> None:
+    def hold(self, payment: Payment, answer: Answer) -> None:
         """Let an answer to a bad signature wait, and the connection with it."""
         self._held = True
-        asyncio.get_running_loop().call_later(self.manners.bad_signature(), self._release, slot, answer)
+        asyncio.get_running_loop().call_later(self.manners.bad_signature(), self._release, payment, answer)
         self._advance()
 
-    def _release(self, slot: Slot, answer: Answer) -> None:
+    def _release(self, payment: Payment, answer: Answer) -> None:
         self._held = False
-        slot.answer(answer)
+        payment.answer(answer)
 
     # --- the detour -------------------------------------------------------------------------------------------------
 
@@ -218,7 +191,7 @@ class Connection(asyncio.Protocol):
         """Let Tornado read the next request from its first byte, once everything before it is answered and sent."""
         self._reader.reset()
         self._queues = True
-        if self._slots:
+        if self._under_way:
             return False
         if self.transport.get_write_buffer_size():
             self.transport.set_write_buffer_limits(0)  # so that `resume_writing` comes when all is sent
@@ -238,7 +211,7 @@ class Connection(asyncio.Protocol):
 
     def check_time(self, idle_since: float, body_since: float) -> None:
         """Close what waits too long for a request, for a body, or for its answers to be taken (monotonic seconds)."""
-        if self._detour is not None or (self._slots and not self._choked) or self._held:
+        if self._detour is not None or (self._under_way and not self._choked) or self._held:
             return
         if self._since < (body_since if self._reader.in_body else idle_since):
             self.transport.abort()

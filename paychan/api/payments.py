@@ -22,6 +22,7 @@ from tornado.httputil import HTTPHeaders
 from actors.channel import ChannelActor, PaySeveral
 from paychan.api import v1, v2
 from paychan.api.answers import OUTPOINT, Answer, outpoint, refusal, until_404s_leave
+from paychan.api.heads import laid_out
 from paychan.api.plain import PlainReader, Unusual
 from paychan.api.service import Service
 from paychan.api.urls import absolute, forwarded_protocol
@@ -32,7 +33,7 @@ from paychan.protocol.rest import Dialect, read_v2_body
 from paychan.protocol.types import OutPoint
 
 if TYPE_CHECKING:
-    from paychan.api.connection import Slot
+    from paychan.api.connection import Connection
 
 log = structlog.get_logger("api")
 
@@ -46,20 +47,35 @@ _MAX_QUERY_FIELDS = 1000
 
 
 class Payment:
-    """A payment request as it came, and where its answer goes."""
+    """A payment request as it came, and the place of its answer among those of its connection."""
 
-    __slots__ = ("began", "body", "head", "is_v1", "named", "query", "slot")
+    __slots__ = ("_connection", "answered", "began", "body", "closes", "head", "is_v1", "named", "query")
 
-    slot: Slot
-
-    def __init__(self, reader: PlainReader) -> None:
+    def __init__(self, reader: PlainReader, connection: Connection) -> None:
         """Read the request's target. Raises `Unusual`: it is not a channel's, or its query is not for us to judge."""
         path, _, self.query = reader.url.partition(b"?")
         self.is_v1, self.named = _resource(path)
         if self.query.count(b"&") >= _MAX_QUERY_FIELDS:
             raise Unusual
-        self.head, self.body = reader.head, reader.body
+        self._connection = connection
+        self.head, self.body, self.closes = reader.head, reader.body, reader.closes
         self.began = time.monotonic()
+        self.answered = b""
+        """The whole answer, once it is there."""
+
+    def answer(self, answer: Answer) -> None:
+        """Lay the answer out; it is written when those before it are."""
+        self.answered = laid_out(answer, self.closes)
+        self._connection.flush()
+
+    def bad_signature(self, answer: Answer) -> None:
+        """Answer after the time that this connection's bad signatures cost, and let nothing else begin till then."""
+        self._connection.hold(self, answer)
+
+    @property
+    def own_address(self) -> Any:
+        """Socket address at which the request arrived; None: the connection is gone."""
+        return self._connection.transport.get_extra_info("sockname")
 
     @property
     def arguments(self) -> dict[str, list[bytes]]:
@@ -105,7 +121,7 @@ class Till:
         self._running: set[asyncio.Task[None]] = set()
 
     def take(self, payment: Payment) -> None:
-        """Take a payment; its slot gets the answer, later.
+        """Take a payment; it is answered later.
 
         Those that came in one turn of the loop are judged one behind the other, after they were read: what reads requests
         and what verifies signatures each stay in the processor's caches, which saves a tenth of the time.
@@ -128,9 +144,10 @@ class Till:
             ask = self._read(payment)
             if ask is not None:
                 asked.setdefault(ask.actor, []).append(ask)
-        for actor, asks in asked.items():
-            if len(asks) == 1:
-                actor.look_ahead(asks[0].command.payment)
+        if self.service.world.commits.overload() is None:
+            for actor, asks in asked.items():
+                if len(asks) == 1:
+                    actor.look_ahead(asks[0].command.payment)
         for actor, asks in asked.items():
             self._give(actor, asks)
 
@@ -199,7 +216,7 @@ class Till:
     def _answer(self, ask: _Asked, outcome: Outcome) -> None:
         payment, dialect = ask.payment, ask.dialect
         if isinstance(outcome, Accepted):
-            payment.slot.answer(v1.paid(outcome) if dialect is None else v2.paid(outcome, dialect))
+            payment.answer(v1.paid(outcome) if dialect is None else v2.paid(outcome, dialect))
         elif dialect is not None and isinstance(outcome.error, ChannelMoved):
             self._later(payment, self._moved(payment, outcome.error, dialect))
         else:
@@ -208,9 +225,9 @@ class Till:
     def _refuse(self, payment: Payment, error: PaychanError) -> None:
         answer = refusal(error, quiet_404=not payment.is_v1)
         if isinstance(error, BadSignature):
-            payment.slot.bad_signature(answer)
+            payment.bad_signature(answer)
         else:
-            payment.slot.answer(answer)
+            payment.answer(answer)
 
     # --- what takes longer ------------------------------------------------------------------------------------------
 
@@ -221,7 +238,7 @@ class Till:
 
     async def _finish(self, payment: Payment, work: Any) -> None:
         try:
-            payment.slot.answer(await work)
+            payment.answer(await work)
         except PaychanError as error:
             if isinstance(error, UnknownChannel):
                 await until_404s_leave(payment.began)
@@ -246,4 +263,4 @@ class Till:
         http = self.service.config.http
         headers = HTTPHeaders.parse(payment.head.partition(b"\r\n")[2].decode("latin1"))
         protocol = forwarded_protocol(headers) if http.trust_forwarded else "http"
-        return absolute(http, protocol, headers, payment.slot.own_address, path)
+        return absolute(http, protocol, headers, payment.own_address, path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import httpx
@@ -287,3 +288,72 @@ def test_a_request_behind_payments_waits_and_so_does_what_follows(pair: Pair) ->
 
     assert statuses(lane) == [200, 404] * 300 + [404]
     assert re.sub(rb'"value_received":\d+', b"", lane) == re.sub(rb'"value_received":\d+', b"", handlers)
+
+
+# --- what the lane does in fewer steps --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(pair: Pair) -> Iterator[Pair]:
+    """The same two servers, and clients with channels of their own."""
+    with httpx.Client(trust_env=False) as http:
+        payers = [Payer() for _ in range(3)]
+        for system in (pair.handlers, pair.lane):
+            v1 = V1(system.url, payers[0], http)
+            v2 = {each: V2(system.url, payer, http, each) for each, payer in zip(Dialect, payers[1:], strict=True)}
+            for client in (v1, *v2.values()):
+                assert client.open(client.payer.payment(100_000)).status_code == 201
+        yield Pair(pair.lane, pair.handlers, v1, v2)
+
+
+def test_header_lines_that_came_before_are_read_as_ever(fresh: Pair) -> None:
+    """Header lines that a connection repeats are not parsed again: with another length, body or target they still count."""
+    client, field = fresh.v2[Dialect.S], b"X-Same: 1"
+    odd = [
+        lambda body: _put(_v2(fresh), field, body=body[:-1] + b" "),  # as long, but no JSON
+        lambda body: _put(_v2(fresh) + "&x=%", field, body=body),
+        lambda body: _put(_v2(fresh), field, body=body).replace(b"HTTP/1.1", b"HTTP/1.2", 1),
+    ]
+    for number, make in enumerate(odd):
+        bodies = [client.body(client.payer.payment(101_000 + 10 * number + paid)) for paid in range(4)]
+        requests = [_put(_v2(fresh), field, body=body) for body in bodies[:3]]
+        lane, handlers = fresh.both(b"".join(requests) + make(bodies[3]) + LAST)
+        assert lane == handlers
+        assert statuses(lane)[:3] == [200, 200, 200]
+
+
+@pytest.mark.parametrize("coalesce", [True, False])
+def test_of_pipelined_payments_the_newest_is_verified_first(tmp_path: Path, coalesce: bool) -> None:
+    """As in a stream: the newest covers those that came with it; without `stream.coalesce` each is verified."""
+    stream = {"stream": f"coalesce = {str(coalesce).lower()}"}
+    with System(tmp_path, sections=stream) as system, httpx.Client(trust_env=False) as http:
+        client = V1(system.url, Payer(), http)
+        assert client.open(client.payer.payment(100_000)).status_code == 201
+        path = client.resource.removeprefix(client.url)
+        bad = Payment(client.payer.payment(100_001).change_sat, client.payer.payment(7).signature, 0x83)
+        sent = [bad, client.payer.payment(100_002), client.payer.payment(100_003)]
+        content = b"".join(_put(f"{path}?payment={encode_v1(payment)}") for payment in sent)
+        received = exchange(system.url, content + LAST)
+        assert statuses(received) == [200 if coalesce else 400, 200, 200, 404]
+        values = [int(value) for value in re.findall(rb'"value_received":(\d+)', received)]
+        assert values == ([1, 1, 1] if coalesce else [2, 1])
+        left = [int(value) for value in re.findall(rb'"channel_value_left":(\d+)', received)]
+        assert left[-1] == sent[-1].change_sat
+
+
+def test_pipelined_payments_of_many_channels_get_their_own_answers(fresh: Pair) -> None:
+    """Payments of several channels in one write, good and bad, some again: the n-th answer is the n-th payment's."""
+    v1, v2 = fresh.v1, fresh.v2[Dialect.A]
+    content = b"".join(
+        each
+        for paid in range(300_101, 300_104)
+        for each in (
+            _put(_v1(fresh, v1.payer.payment(paid))),
+            _put(_v2(fresh, Dialect.A), body=v2.body(v2.payer.payment(paid))),
+            _put(_v1(fresh, v1.payer.payment(paid))),
+            _put(_v1(fresh, v1.payer.payment(5))),
+        )
+    )
+    lane, handlers = fresh.both(content + LAST)
+    assert lane == handlers
+    assert statuses(lane) == [200, 200, 200, 400] * 3 + [404]
