@@ -12,7 +12,7 @@ import time
 from array import array
 from base64 import b64encode
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection as Pipe
 
 import rest
@@ -28,10 +28,13 @@ _ANSWER_BYTES = 17
 
 
 class Stream(asyncio.Protocol):
-    """Keeps so many frames in flight over one stream until all are answered."""
+    """Keeps so many frames in flight over one stream until all that it was given are answered."""
 
-    def __init__(self, frames: Iterator[bytes], each: int, in_flight: int, latencies: array[int]) -> None:
-        self._frames, self._each, self._in_flight, self._latencies = frames, each, in_flight, latencies
+    _frames: Iterator[bytes]
+    _latencies: array[int]
+
+    def __init__(self, each: int, in_flight: int) -> None:
+        self._each, self._in_flight = each, in_flight
         self._sent: deque[int] = deque()
         self._came, self._answered = b"", 0
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -51,7 +54,10 @@ class Stream(asyncio.Protocol):
             f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
         )
 
-    def start(self) -> None:
+    def start(self, frames: Sequence[bytes], latencies: array[int]) -> None:
+        """Send these; `done` when all are answered."""
+        self._frames, self._latencies = iter(frames), latencies
+        self.done = asyncio.get_running_loop().create_future()
         self._send(self._in_flight)
 
     def _send(self, count: int) -> None:
@@ -121,8 +127,8 @@ def frame(payload: bytes) -> bytes:
 
 
 async def _pay(server: Server, channels: list[Funded], count: int, each: int, in_flight: int, pipe: Pipe) -> None:
-    """Open all channels and streams, report "ready", pay together when told to, and report the latencies (ns)."""
-    loop, latencies, streams = asyncio.get_running_loop(), array("q"), []
+    """Open all channels and streams, report "ready"; pay a part together when told to, and report its latencies (ns)."""
+    loop, streams = asyncio.get_running_loop(), []
     for funded in channels:
         terms, script = funded.terms, funded.terms.funding_script
         payments = [
@@ -132,19 +138,19 @@ async def _pay(server: Server, channels: list[Funded], count: int, each: int, in
         session = session_v2(server, payments[:2], terms, funded.outpoint)
         await rest.send_all(server, [session.opening], array("q"))
         frames = [frame(write_payments(payments[at : at + each])) for at in range(1, count + 1, each)]
-        _, stream = await loop.create_connection(
-            lambda frames=frames: Stream(iter(frames), each, in_flight, latencies), server.host, server.port
-        )
+        _, stream = await loop.create_connection(lambda: Stream(each, in_flight), server.host, server.port)
         target = session.opening.split(b" ", 2)[1].decode().replace("?", "/stream?")
         stream.upgrade(target, server)
         await stream.ready
-        streams.append(stream)
+        streams.append((stream, frames))
     pipe.send("ready")
-    await loop.run_in_executor(None, pipe.recv)
-    for stream in streams:
-        stream.start()
-    await asyncio.gather(*(stream.done for stream in streams))
-    pipe.send(latencies)
+    for part in range(rest.PARTS):
+        await loop.run_in_executor(None, pipe.recv)
+        latencies = array("q")
+        for stream, frames in streams:
+            stream.start(rest.share(frames, part), latencies)
+        await asyncio.gather(*(stream.done for stream, _ in streams))
+        pipe.send(latencies)
 
 
 def generator(

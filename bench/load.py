@@ -3,8 +3,9 @@
     python bench/load.py [--version 1|2] [--connections N] [--mode keep-alive|connection-each]
 
 Starts a server of its own in debug mode on one core; all clients are one process on another core, with requests that
-were signed before. R, in whose shares rates are told, is what the server's core verifies per second (coincurve),
-measured before and after each run. Every run has new channels; the median run by rate is shown, all are kept in bench/results.
+were signed before. R, in whose shares rates are told, is what the server's core verifies per second (coincurve): the mean
+of slices before, after and between the ten parts of a run, for a shared machine's speed changes within seconds. Every run
+has new channels; the median run by share is what counts, all are kept in bench/results.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from array import array
 from collections.abc import Callable
 from enum import Enum
+from statistics import mean
 from typing import Annotated, Any, cast
 
 import machine
@@ -54,9 +56,8 @@ def generate(
 ) -> dict[str, Any]:
     """Open channels for clients, let a generator pay from another core, and say what that came to.
 
-    The generator is told server, channels, `arguments`, its core and a pipe.
+    The generator is told server, channels, `arguments`, its core and a pipe. It pays in parts, one for each "go".
     """
-    before = unit()
     channels = from_nothing(measured.server, None, clients, version)
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe()
@@ -65,14 +66,18 @@ def generate(
     child.start()
     theirs.close()
     rest.hear(ours)
-    cpu, begun = measured.cpu_seconds(), time.monotonic()
-    ours.send("go")
-    latencies = sorted(cast("array[int]", rest.hear(ours)))
-    seconds, cpu = time.monotonic() - begun, measured.cpu_seconds() - cpu
+    latencies, seconds, cpu, units = array("q"), 0.0, 0.0, [unit()]
+    for _ in range(rest.PARTS):
+        cpu_before, begun = measured.cpu_seconds(), time.monotonic()
+        ours.send("go")
+        latencies.extend(cast("array[int]", rest.hear(ours)))
+        seconds += time.monotonic() - begun
+        cpu += measured.cpu_seconds() - cpu_before
+        units.append(unit())
     child.join()
-    after = unit()
-    rate, verify_us = (before[0] + after[0]) / 2, min(before[1], after[1])
-    return figures(rate, verify_us, latencies, seconds, cpu) | {"sync_ms_median": round(sync_ms(measured.directory), 3)}
+    rate, verify_us = (mean(each) for each in zip(*units, strict=True))
+    told_sync = {"sync_ms_median": round(sync_ms(measured.directory), 3)}
+    return figures(rate, verify_us, sorted(latencies), seconds, cpu) | told_sync
 
 
 def unit() -> tuple[float, float]:
@@ -80,7 +85,7 @@ def unit() -> tuple[float, float]:
     ours, others = cores()
     os.sched_setaffinity(0, {ours})
     try:
-        return machine.verifies_per_second(), machine.verify_cpu_us()
+        return machine.mean_verifies()
     finally:
         os.sched_setaffinity(0, {others})
 
@@ -103,7 +108,7 @@ def figures(rate: float, verify_us: float, latencies: list[int], seconds: float,
 
 
 def show(runs: list[dict[str, Any]]) -> None:
-    """Print each run, in order of rates; the middle one is the result."""
+    """Print each run, in order of their share of R; the middle one is the result."""
     table = Table(*SHOWN.values())
     for number, each in enumerate(runs):
         table.add_row(*(str(each[key]) for key in SHOWN), style="bold" if number == len(runs) // 2 else None)
@@ -117,7 +122,7 @@ def main(
     connections: Annotated[int, typer.Option(min=1, help="Clients, each with a channel and a connection.")] = 32,
     payments: Annotated[int, typer.Option(min=1, help="Payments of each client.")] = 1000,
     mode: Annotated[Mode, typer.Option(help="A connection for all payments, or one for each.")] = Mode.KEEP_ALIVE,
-    runs: Annotated[int, typer.Option(min=1, help="Runs; the median counts.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="Runs; the median counts.")] = 5,
     http: Annotated[str, typer.Option(help="TOML for the server's table http.")] = "",
     save: Annotated[bool, typer.Option(help="Keep the figures in bench/results.")] = True,
 ) -> None:
@@ -131,7 +136,7 @@ def main(
     except BenchError as error:
         Console(stderr=True, highlight=False).print(f"load: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
-    done.sort(key=lambda each: each["payments_per_second"])
+    done.sort(key=lambda each: each["share_of_R"])
     show(done)
     if save:
         asked = {"version": version, "connections": connections, "payments_each": payments, "mode": mode.value}

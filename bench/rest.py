@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from multiprocessing.connection import Connection as Pipe
 
 import uvloop
@@ -87,19 +87,29 @@ async def send_each(server: Server, requests: Iterable[bytes], latencies: array[
         payer.close()
 
 
+PARTS = 10
+"""A run is paid in so many parts; between them R is measured."""
+
 MODES = {"keep-alive": send_all, "connection-each": send_each}
 
 
 async def _pay(server: Server, sessions: list[Session], mode: str, pipe: Pipe) -> None:
-    """Open all channels, report "ready", pay together when told to, and report the latencies (ns)."""
+    """Open all channels, report "ready"; pay a part together when told to, and report its latencies (ns)."""
     unused = array("q")
     for session in sessions:
         await send_all(server, [session.opening], unused)
     pipe.send("ready")
-    await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
-    latencies = array("q")
-    await asyncio.gather(*(MODES[mode](server, session.payments, latencies) for session in sessions))
-    pipe.send(latencies)
+    for part in range(PARTS):
+        await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
+        latencies = array("q")
+        await asyncio.gather(*(MODES[mode](server, share(session.payments, part), latencies) for session in sessions))
+        pipe.send(latencies)
+
+
+def share(whole: Sequence[bytes], part: int) -> Sequence[bytes]:
+    """Cut out what is sent in a part."""
+    begin, end = (len(whole) * number // PARTS for number in (part, part + 1))
+    return whole[begin:end]
 
 
 def generator(
