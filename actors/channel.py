@@ -139,7 +139,7 @@ class ChannelActor(LoopActor):
         self._channel, self._last_commit = outcome.channel, durable
         if outcome.channel.offered is not None:
             return asyncio.shield(self._question())
-        return durable if next_step(outcome.channel) is None else self._carry_on_after(durable)
+        return durable if outcome.channel.state is State.OPEN else self._carry_on_after(durable)
 
     def _judge_several(self, commands: Commands) -> Sequence[Outcome] | Awaitable[Sequence[Outcome]]:
         """Judge payments together and write the newest alone; where an application is asked, one after the other."""

@@ -1,7 +1,7 @@
 """Group commit: the changes of all channels that wait are written with one synced write (architecture: persist first).
 
-The next group fills while the last one syncs; there is no timer unless the operator sets one. A change's future is
-done only when its record is on disk.
+The next group fills while the last one syncs, and takes along what has come by the time the loop gets to it: there is no
+timer unless the operator sets one. A change's future is done only when its record is on disk.
 """
 
 from __future__ import annotations
@@ -71,8 +71,7 @@ class GroupCommit:
     async def _write(self) -> None:
         try:
             while self._gathered:
-                if self._delay_seconds:
-                    await asyncio.sleep(self._delay_seconds)
+                await asyncio.sleep(self._delay_seconds)  # without a delay that is one turn of the loop
                 group, self._gathered = self._gathered, []
                 written = await self._store.commit([waiting.change for waiting in group])
                 for waiting, ok in zip(group, written, strict=True):

@@ -111,15 +111,16 @@ class Connection(asyncio.Protocol):
     def _advance(self) -> None:
         """Begin the requests that have come, as far as they may begin."""
         self._queues = False
-        while (may_begin := self._may_begin()) and self._buffer and self._begin():
+        while self._buffer and self._may_begin and self._begin():
             pass
-        wants_more = may_begin and not (self._ends or self._queues or self._detour)
+        wants_more = self._may_begin and not (self._ends or self._queues or self._detour)
         if wants_more is not self._reads and not self.transport.is_closing():
             self._reads = wants_more
             (self.transport.resume_reading if wants_more else self.transport.pause_reading)()
         if self._ends and self._is_done and not self.transport.is_closing():
             self.transport.close()  # when all that was written is sent
 
+    @property
     def _may_begin(self) -> bool:
         if self._held or self._choked or self._detour is not None:
             return False

@@ -26,13 +26,15 @@ class DamagedRecord(Exception):
     """A stored record can't be trusted: wrong version, checksum or structure. Never served, never overwritten."""
 
 
+_VERSION_BYTE = bytes([VERSION])
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Channel)
 
 
 def encode_record(channel: Channel) -> bytes:
     """Serialize a channel; about 250 bytes while it is open."""
-    content = bytes([VERSION]) + channel.seq.to_bytes(8, "big") + _encoder.encode(channel)
+    content = _VERSION_BYTE + channel.seq.to_bytes(8, "big") + _encoder.encode(channel)
     return content + zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "big")
 
 
