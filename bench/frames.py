@@ -136,7 +136,7 @@ async def _pay(server: Server, channels: list[Funded], count: int, each: int, in
             for paid in range(count + 1)
         ]
         session = session_v2(server, payments[:2], terms, funded.outpoint)
-        await rest.send_all(server, [session.opening], array("q"))
+        rest.opened(server, session)
         frames = [frame(write_payments(payments[at : at + each])) for at in range(1, count + 1, each)]
         _, stream = await loop.create_connection(lambda: Stream(each, in_flight), server.host, server.port)
         target = session.opening.split(b" ", 2)[1].decode().replace("?", "/stream?")

@@ -1,109 +1,99 @@
 """REST clients that cost next to nothing: requests are bytes made before the clock starts, and one loop sends them all.
 
 They run in a process of their own, on another core than the server. An answer is read as far as its status and its end;
-any but 2xx ends the run with its reason.
+any but 2xx ends the run with its reason. No event loop is in between: a client that is slow to ask again would be the
+limit, or would let the server look idle.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
+import select
+import socket
 import time
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection as Pipe
 
-import uvloop
-from session import BenchError, Funded, Server, Session, generate, stop
+from session import BenchError, Funded, Server, Session, exchange, generate, stop
 
 _END = b"}\n"
 """How the body of each answer ends, and nothing before it does."""
 
+KEEP_ALIVE, CONNECTION_EACH = "keep-alive", "connection-each"
 
-class Payer(asyncio.Protocol):
-    """Sends its requests one after the other over one connection, each after the answer to the one before."""
 
-    def __init__(self, requests: Iterable[bytes], latencies: array[int]) -> None:
-        self._requests, self._latencies = iter(requests), latencies
+class Client:
+    """Sends its requests one after the other, each after the answer to the one before."""
+
+    def __init__(self, server: Server, requests: Sequence[bytes], mode: str) -> None:
+        self._server, self._requests = server, iter(requests)
+        self._each = mode == CONNECTION_EACH
         self._answer = b""
-        self._sent_ns = 0
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.connection = self._connect()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport: asyncio.Transport = transport  # type: ignore[assignment]
+    def _connect(self) -> socket.socket:
+        connection = socket.create_connection((self._server.host, self._server.port))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.done.done():
-            self.done.set_exception(BenchError(f"the server closed the connection: {exc}"))
-
-    def send(self) -> None:
+    def send(self) -> bool:
         """Send the next request, if there is one."""
         request = next(self._requests, None)
         if request is None:
-            self.done.set_result(None)
-            return
+            return False
         self._sent_ns = time.monotonic_ns()
-        self._transport.write(request)
+        if self._each:
+            self.connection.close()
+            self.connection = self._connect()
+        self.connection.sendall(request)
+        return True
 
-    def data_received(self, data: bytes) -> None:
-        answer = self._answer + data if self._answer else data
+    def take(self) -> int | None:
+        """Read what has come; return the latency in ns when that is the whole answer."""
+        came = self.connection.recv(65536)
+        answer = self._answer + came if self._answer else came
+        if not came:
+            stop("the server closed the connection")
         if not answer.endswith(_END):
             self._answer = answer
-            return
+            return None
         self._answer = b""
-        self._latencies.append(time.monotonic_ns() - self._sent_ns)
         if not answer.startswith(b"HTTP/1.1 2"):
-            self.done.set_exception(BenchError(answer.partition(b"\r\n")[0].decode("latin1")))
-            return
-        self.send()
-
-    def close(self) -> None:
-        self._transport.close()
+            stop(answer.partition(b"\r\n")[0].decode("latin1"))
+        return time.monotonic_ns() - self._sent_ns
 
 
-async def connect(server: Server, requests: Iterable[bytes], latencies: array[int]) -> Payer:
-    """Open a connection for requests."""
-    loop = asyncio.get_running_loop()
-    _, payer = await loop.create_connection(lambda: Payer(requests, latencies), server.host, server.port)
-    return payer
-
-
-async def send_all(server: Server, requests: Iterable[bytes], latencies: array[int]) -> None:
-    """Send requests over one connection."""
-    payer = await connect(server, requests, latencies)
-    payer.send()
-    await payer.done
-    payer.close()
-
-
-async def send_each(server: Server, requests: Iterable[bytes], latencies: array[int]) -> None:
-    """Send every request over a connection of its own; a latency includes opening it."""
-    for request in requests:
-        begun = time.monotonic_ns()
-        payer = await connect(server, [request], array("q"))
-        payer.send()
-        await payer.done
-        latencies.append(time.monotonic_ns() - begun)
-        payer.close()
+def pay(server: Server, shares: Sequence[Sequence[bytes]], mode: str) -> array[int]:
+    """Let clients send their shares together; return all latencies, in ns."""
+    poll, clients, latencies = select.epoll(), dict[int, Client](), array("q")
+    for requests in shares:
+        client = Client(server, requests, mode)
+        if client.send():
+            clients[client.connection.fileno()] = client
+            poll.register(client.connection, select.EPOLLIN)
+    while clients:
+        for number, _ in poll.poll():
+            client = clients[number]
+            latency = client.take()
+            if latency is None:
+                continue
+            latencies.append(latency)
+            goes_on = client.send()
+            if goes_on and mode == KEEP_ALIVE:
+                continue
+            del clients[number]
+            if goes_on:
+                clients[client.connection.fileno()] = client
+                poll.register(client.connection, select.EPOLLIN)
+            else:
+                client.connection.close()
+    poll.close()
+    return latencies
 
 
 PARTS = 10
 """A run is paid in so many parts; between them R is measured."""
-
-MODES = {"keep-alive": send_all, "connection-each": send_each}
-
-
-async def _pay(server: Server, sessions: list[Session], mode: str, pipe: Pipe) -> None:
-    """Open all channels, report "ready"; pay a part together when told to, and report its latencies (ns)."""
-    unused = array("q")
-    for session in sessions:
-        await send_all(server, [session.opening], unused)
-    pipe.send("ready")
-    for part in range(PARTS):
-        await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
-        latencies = array("q")
-        await asyncio.gather(*(MODES[mode](server, share(session.payments, part), latencies) for session in sessions))
-        pipe.send(latencies)
 
 
 def share(whole: Sequence[bytes], part: int) -> Sequence[bytes]:
@@ -112,14 +102,27 @@ def share(whole: Sequence[bytes], part: int) -> Sequence[bytes]:
     return whole[begin:end]
 
 
+def opened(server: Server, session: Session) -> Session:
+    """Open a session's channel."""
+    with socket.create_connection((server.host, server.port)) as connection:
+        exchange(connection, session.opening)
+    return session
+
+
 def generator(
     server: Server, channels: list[Funded], count: int, version: int, mode: str, core: int, pipe: Pipe
 ) -> None:
-    """Be the clients of a run, one channel and one connection each; the body of a process."""
+    """Be the clients of a run, one channel and one connection each; the body of a process.
+
+    Reports "ready"; pays a part when told to, and reports its latencies (ns).
+    """
     os.sched_setaffinity(0, {core})
     try:
-        sessions = [generate(server, funded, count, version) for funded in channels]
-        uvloop.run(_pay(server, sessions, mode, pipe))
+        sessions = [opened(server, generate(server, funded, count, version)) for funded in channels]
+        pipe.send("ready")
+        for part in range(PARTS):
+            pipe.recv()
+            pipe.send(pay(server, [share(session.payments, part) for session in sessions], mode))
     except (BenchError, OSError) as error:
         pipe.send(BenchError(str(error)))
 
