@@ -92,7 +92,8 @@ class Inside:
         return self._handler(request)
 
     def memory(self) -> dict[bytes, bytes]:
-        memory = {**dict(self._ledger._database), **self._ledger._unwritten}
+        ledger = self._ledger
+        memory = {**dict(ledger._database), **ledger._writing.values, **ledger._gathering.values}
         memory.pop(_HEAD, None)
         return memory
 
