@@ -40,6 +40,9 @@ CACHED_CHILDREN = 10_000
 """A derivation costs 0.2 ms, a signature 0.03; a child kept costs about a kilobyte."""
 
 
+_own_script = lru_cache(CACHED_CHILDREN)(key_script)
+
+
 class KeysFailed(Exception):
     """The key store gives no answer now, and why; the same may be asked again."""
 
@@ -131,7 +134,7 @@ class KeyRing:
         for source in self._sources:
             key = source.destination_key(client_key, expiry)
             if key is not None:
-                yield Destination(key_script(key.public_key), key, retired)
+                yield Destination(_own_script(key.public_key), key, retired)
                 retired = True
         yield from self._previous
 
