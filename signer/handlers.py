@@ -58,10 +58,11 @@ class Identity(NamedTuple):
 
 
 class Approved(NamedTuple):
-    """It may be signed as soon as `durable` is done, by calling `sign`, which may take long."""
+    """It may be signed as soon as `durable` is done, by calling `sign`, which takes long where it takes a slow key store."""
 
     durable: Future[None]
     sign: Callable[[], Reply]
+    takes_keys: bool = True
 
 
 class Handler:
@@ -90,6 +91,11 @@ class Handler:
     def blocking(self) -> bool:
         """Whether the key store can take long."""
         return self._keys.blocking
+
+    @property
+    def side_by_side(self) -> int:
+        """How many signatures the key store makes at a time."""
+        return self._keys.side_by_side
 
     def __call__(self, request: Request, peer_uid: int = 0) -> Reply:
         """Answer, and wait for the disk meanwhile."""
@@ -182,7 +188,7 @@ class Handler:
                 reason = f"{self._ledger.shown} outputs were shown, want up to {self._limits.max_fundings}"
                 return self._refuse(request, peer_uid, Refusal(request.id, "policy-rate", reason))
             durable = self._ledger.put(Entry([self._decision(request, peer_uid, "given")], outputs=outputs))
-        return Approved(durable, lambda: FundingReply(request.id))
+        return Approved(durable, lambda: FundingReply(request.id), takes_keys=False)
 
     # --- what is signed ---------------------------------------------------------------------------------------------
 

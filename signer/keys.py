@@ -72,6 +72,10 @@ class KeySource(Protocol):
     def blocking(self) -> bool:
         """Whether an answer can take long: then it is waited for in a thread."""
 
+    @property
+    def side_by_side(self) -> int:
+        """How many signatures it makes at a time."""
+
     def channel_key(self, client_key: bytes, expiry: UnixTime, *, create: bool) -> SigningKey | None:
         """Return the key of a channel. `create`: make one if there is none. Raises `KeysExhausted`."""
 
@@ -110,6 +114,11 @@ class KeyRing:
     def blocking(self) -> bool:
         """Whether an answer can take long."""
         return any(source.blocking for source in self._sources)
+
+    @property
+    def side_by_side(self) -> int:
+        """How many signatures are made at a time, where an answer can take long."""
+        return max(source.side_by_side for source in self._sources)
 
     def new(self, client_key: bytes, expiry: UnixTime) -> SigningKey:
         """Return the key for a channel that is about to be opened. Raises `KeysFailed`, `KeysExhausted`."""
@@ -170,6 +179,7 @@ class StaticKey:
 
     __slots__ = ("_key",)
     blocking = False
+    side_by_side = 1
 
     def __init__(self, secret: bytes) -> None:
         self._key = SoftKey(PrivateKey(secret))
@@ -228,6 +238,7 @@ class TreeKeys:
 
     __slots__ = ("_channel_key", "_destination_key", "_reserve_key")
     blocking = False
+    side_by_side = 1
 
     def __init__(
         self,

@@ -46,7 +46,7 @@ _OPTIONS = {
     "compression": None,
 }
 
-_GATHERING_SECONDS = 0.002
+_GATHERING_SECONDS = 0.004
 """A write begins so long after the first has asked for it. Syncs, and threads that take turns, would else cost more than
 what is written, as soon as several settlements are asked for at once."""
 

@@ -102,6 +102,11 @@ class Token:
         for key in stored:
             self._adopt(key)
 
+    @property
+    def side_by_side(self) -> int:
+        """How many threads can use it at a time."""
+        return self._sessions.count
+
     def find(self, name: KeyName) -> TokenKey | None:
         """Return a key, if there is one."""
         return self._keys.get(name.identifier)
@@ -150,6 +155,11 @@ class TokenKeys:
 
     __slots__ = ("_per_channel", "_token")
     blocking = True
+
+    @property
+    def side_by_side(self) -> int:
+        """As many as the token has sessions with us."""
+        return self._token.side_by_side
 
     def __init__(self, token: Token, *, per_channel: bool) -> None:
         self._token = token

@@ -167,7 +167,6 @@ async def _serve(config: SignerConfig, keys: KeyRing, protections: tuple[str, ..
             log.info("signer started", **_told(config, keys))
             await stop.wait()
             accepting.cancel()
-        connections.close()
     log.info("signer stopped")
 
 

@@ -176,6 +176,7 @@ class OtherKeys:
     def __init__(self, failure: Exception | None = None, *, blocking: bool = False) -> None:
         self.failure = failure
         self.blocking = blocking
+        self.side_by_side = 4 if blocking else 1
 
     def channel_key(self, *_channel: Any, create: bool) -> SigningKey | None:  # noqa: ARG002 - it never makes any
         return self._answer()
