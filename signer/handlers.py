@@ -208,7 +208,9 @@ class Handler:
             else:
                 flow = known.flow.plus(new_value_sat(request, known), now, attended=known.attended)
                 durable = self._ledger.put(Entry(decisions, signed, request, digest, flow=flow))
-        return Approved(durable, lambda: SettlementReply(request.id, self._signed(request, own, digest)))
+        # who reads the ledger in a thread waits for Python's lock: not where there can be nothing
+        sign = self._signed if known.earlier else self._sign
+        return Approved(durable, lambda: SettlementReply(request.id, sign(request, own, digest)))
 
     def _again(self, request: AgainRequest, peer_uid: int) -> Reply | Approved:
         before = self._ledger.read([request.outpoint]).get(request.outpoint)
@@ -271,9 +273,10 @@ class Handler:
 
     def _signed(self, request: SettlementRequest, own: Own, digest: bytes) -> Settlement:
         """Sign; what was signed before is handed out as it was, for a token never signs the same bytes twice."""
-        before = self._ledger.settlement(digest)
-        if before is not None:
-            return before
+        return self._ledger.settlement(digest) or self._sign(request, own, digest)
+
+    def _sign(self, request: SettlementRequest, own: Own, digest: bytes) -> Settlement:
+        """Sign for the first time, and keep what was signed."""
 
         def sign(index: int, each: bytes) -> bytes:
             reserve = own.reserve.key if own.reserve else None
