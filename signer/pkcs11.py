@@ -175,6 +175,10 @@ class TokenKeys:
     def reserve_key(self) -> TokenKey:
         return self._token.find_or_make(RESERVE)
 
+    def close(self) -> None:
+        """Give the sessions back, and forget the PIN."""
+        self._token.close()
+
 
 def token_sources(config: SignerConfig, descriptor: int | None = None, pin_file: Path | None = None) -> list[KeySource]:
     """Get the PIN from wherever it is given, and open the token.

@@ -188,6 +188,9 @@ class OtherKeys:
         self._answer()
         return GENERATIONS[0].reserve_key()
 
+    def close(self) -> None:
+        """It holds nothing."""
+
     def _answer(self) -> None:
         if self.failure is not None:
             raise self.failure
