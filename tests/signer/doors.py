@@ -93,7 +93,8 @@ class Inside:
 
     def memory(self) -> dict[bytes, bytes]:
         ledger = self._ledger
-        memory = {**dict(ledger._database), **ledger._writing.values, **ledger._gathering.values}
+        newest = [ledger._gathering.values, ledger._writing.values]  # before the database, where they go meanwhile
+        memory = {**dict(ledger._database), **newest[1], **newest[0]}
         memory.pop(_HEAD, None)
         return memory
 
