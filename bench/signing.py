@@ -2,6 +2,9 @@
 
     python bench/signing.py [--settlements 4000] [--connections 64] [--token]
 
+Every run is put beside what was measured right before and after it: R, and with `--token` the raw rate, which is that of
+one thread that calls the token's library and does nothing else.
+
 Every settlement is of a channel of its own, opened beforehand as the server does it: its key asked for, its funding
 transaction shown. Each connection asks for the next one when it has the answer to the one before.
 """
@@ -15,16 +18,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import mean, median, quantiles
 from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import machine
 import psutil  # type: ignore[import-untyped]  # has no stubs
+import tokens
 import typer
 from bitcoin.core import COutPoint, CTransaction, CTxIn, CTxOut
 from bitcoin.core.script import CScript
@@ -179,6 +185,24 @@ def measure(keys: Keys, directory: Path, settlements: int, connections: int) -> 
     }
 
 
+@contextmanager
+def raw_rates() -> Iterator[Callable[[], float]]:
+    """Signatures per second of a SoftHSM token of this process's own: C_SignInit and C_Sign alone, in one thread."""
+    with tokens.soft_token() as config:
+        keys = tokens.token_sources(config)[0]
+        yield lambda: tokens.raw_rate(keys, threads=1)
+
+
+def compared(run: Callable[[], dict[str, Any]], units: dict[str, Callable[[], float]]) -> dict[str, Any]:
+    """One run, and its rate as a share of each unit, which is measured before and after."""
+    before = {name: unit() for name, unit in units.items()}
+    result = run()
+    for name, unit in units.items():
+        result[name] = mean((before[name], unit()))
+        result[f"share_of_{name}"] = result["per_second"] / result[name]
+    return result
+
+
 def bench(
     settlements: Annotated[int, typer.Option(help="settlements in a run")] = 4000,
     connections: Annotated[int, typer.Option(help="connections to the signer")] = 64,
@@ -187,24 +211,28 @@ def bench(
 ) -> None:
     """Measure how many settlements a second a signer signs."""
     facts, console = machine.facts(), Console()
-    verifies = machine.verifies_per_second()
-    results = []
-    for _ in range(runs):
-        with tempfile.TemporaryDirectory() as directory:
-            results.append(measure(token if in_token else software, Path(directory), settlements, connections))
-    figures = {name: round(median(result[name] for result in results), 2) for name in results[0]}
+    units, results = {"R": machine.verifies_per_second}, []
+    with ExitStack() as cleanup:
+        if in_token:
+            units["raw"] = cleanup.enter_context(raw_rates())
+        for _ in range(runs):
+            directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
+            keys = token if in_token else software
+            results.append(compared(partial(measure, keys, directory, settlements, connections), units))
+    figures = {name: round(median(result[name] for result in results), 3) for name in results[0]}
     name = "SoftHSM" if in_token else "software"
-    table = Table("keys", "settlements/s", "share of R", "CPU µs", "p50 ms", "p99 ms", title=f"R = {verifies:,.0f}/s")
+    table = Table("keys", "settlements/s", *(f"share of {unit}" for unit in units), "CPU µs", "p50 ms", "p99 ms")
+    table.title = ", ".join(f"{unit} = {figures[unit]:,.0f}/s" for unit in units)
     table.add_row(
         name,
         f"{figures['per_second']:,.0f}",
-        f"{figures['per_second'] / verifies:.3f}",
+        *(f"{figures[f'share_of_{unit}']:.3f}" for unit in units),
         *(f"{figures[each]:.1f}" for each in ("cpu_us", "p50_ms", "p99_ms")),
     )
     console.print(table)
     kept = {"keys": name, "connections": connections, "settlements": settlements, "runs": results, **figures}
     durability = "every watermark and log line synced before its signature leaves"
-    path = machine.save("signing", {**kept, "R": round(verifies), "durability": durability}, facts)
+    path = machine.save("signing", {**kept, "durability": durability}, facts)
     console.print(f"[dim]{path}[/]")
 
 

@@ -58,10 +58,11 @@ class Identity(NamedTuple):
 
 
 class Approved(NamedTuple):
-    """It may be signed as soon as `durable` is done, by calling `sign`, which may take long."""
+    """It may be signed as soon as `durable` is done, by calling `sign`, which takes long where it takes a slow key store."""
 
     durable: Future[None]
     sign: Callable[[], Reply]
+    takes_keys: bool = True
 
 
 class Handler:
@@ -90,6 +91,11 @@ class Handler:
     def blocking(self) -> bool:
         """Whether the key store can take long."""
         return self._keys.blocking
+
+    @property
+    def side_by_side(self) -> int:
+        """How many signatures the key store makes at a time."""
+        return self._keys.side_by_side
 
     def __call__(self, request: Request, peer_uid: int = 0) -> Reply:
         """Answer, and wait for the disk meanwhile."""
@@ -182,7 +188,7 @@ class Handler:
                 reason = f"{self._ledger.shown} outputs were shown, want up to {self._limits.max_fundings}"
                 return self._refuse(request, peer_uid, Refusal(request.id, "policy-rate", reason))
             durable = self._ledger.put(Entry([self._decision(request, peer_uid, "given")], outputs=outputs))
-        return Approved(durable, lambda: FundingReply(request.id))
+        return Approved(durable, lambda: FundingReply(request.id), takes_keys=False)
 
     # --- what is signed ---------------------------------------------------------------------------------------------
 
@@ -202,7 +208,9 @@ class Handler:
             else:
                 flow = known.flow.plus(new_value_sat(request, known), now, attended=known.attended)
                 durable = self._ledger.put(Entry(decisions, signed, request, digest, flow=flow))
-        return Approved(durable, lambda: SettlementReply(request.id, self._signed(request, own, digest)))
+        # who reads the ledger in a thread waits for Python's lock: not where there can be nothing
+        sign = self._signed if known.earlier else self._sign
+        return Approved(durable, lambda: SettlementReply(request.id, sign(request, own, digest)))
 
     def _again(self, request: AgainRequest, peer_uid: int) -> Reply | Approved:
         before = self._ledger.read([request.outpoint]).get(request.outpoint)
@@ -265,9 +273,10 @@ class Handler:
 
     def _signed(self, request: SettlementRequest, own: Own, digest: bytes) -> Settlement:
         """Sign; what was signed before is handed out as it was, for a token never signs the same bytes twice."""
-        before = self._ledger.settlement(digest)
-        if before is not None:
-            return before
+        return self._ledger.settlement(digest) or self._sign(request, own, digest)
+
+    def _sign(self, request: SettlementRequest, own: Own, digest: bytes) -> Settlement:
+        """Sign for the first time, and keep what was signed."""
 
         def sign(index: int, each: bytes) -> bytes:
             reserve = own.reserve.key if own.reserve else None

@@ -40,6 +40,9 @@ CACHED_CHILDREN = 10_000
 """A derivation costs 0.2 ms, a signature 0.03; a child kept costs about a kilobyte."""
 
 
+_own_script = lru_cache(CACHED_CHILDREN)(key_script)
+
+
 class KeysFailed(Exception):
     """The key store gives no answer now, and why; the same may be asked again."""
 
@@ -69,6 +72,10 @@ class KeySource(Protocol):
     def blocking(self) -> bool:
         """Whether an answer can take long: then it is waited for in a thread."""
 
+    @property
+    def side_by_side(self) -> int:
+        """How many signatures it makes at a time."""
+
     def channel_key(self, client_key: bytes, expiry: UnixTime, *, create: bool) -> SigningKey | None:
         """Return the key of a channel. `create`: make one if there is none. Raises `KeysExhausted`."""
 
@@ -77,6 +84,9 @@ class KeySource(Protocol):
 
     def reserve_key(self) -> SigningKey:
         """Return the key of the coins that help to pay for settlements."""
+
+    def close(self) -> None:
+        """Give back what is held outside of this process; nothing is signed afterwards."""
 
 
 class Destination(NamedTuple):
@@ -108,6 +118,11 @@ class KeyRing:
         """Whether an answer can take long."""
         return any(source.blocking for source in self._sources)
 
+    @property
+    def side_by_side(self) -> int:
+        """How many signatures are made at a time, where an answer can take long."""
+        return max(source.side_by_side for source in self._sources)
+
     def new(self, client_key: bytes, expiry: UnixTime) -> SigningKey:
         """Return the key for a channel that is about to be opened. Raises `KeysFailed`, `KeysExhausted`."""
         key = self._sources[0].channel_key(client_key, expiry, create=True)
@@ -131,13 +146,18 @@ class KeyRing:
         for source in self._sources:
             key = source.destination_key(client_key, expiry)
             if key is not None:
-                yield Destination(key_script(key.public_key), key, retired)
+                yield Destination(_own_script(key.public_key), key, retired)
                 retired = True
         yield from self._previous
 
     def reserve(self) -> SigningKey:
         """Return the key of the reserve's coins. Raises `KeysFailed`."""
         return self._sources[0].reserve_key()
+
+    def close(self) -> None:
+        """Give back what is held outside of this process, which can take long."""
+        for source in self._sources:
+            source.close()
 
     def find_reserve(self, public_key: bytes) -> Destination | None:
         """Return the reserve with this public key, of whatever generation. Raises `KeysFailed`."""
@@ -167,6 +187,7 @@ class StaticKey:
 
     __slots__ = ("_key",)
     blocking = False
+    side_by_side = 1
 
     def __init__(self, secret: bytes) -> None:
         self._key = SoftKey(PrivateKey(secret))
@@ -179,6 +200,9 @@ class StaticKey:
 
     def reserve_key(self) -> SigningKey:
         return self._key
+
+    def close(self) -> None:
+        """Nothing is held outside."""
 
 
 class Node:
@@ -225,6 +249,7 @@ class TreeKeys:
 
     __slots__ = ("_channel_key", "_destination_key", "_reserve_key")
     blocking = False
+    side_by_side = 1
 
     def __init__(
         self,
@@ -244,6 +269,9 @@ class TreeKeys:
 
     def reserve_key(self) -> SigningKey:
         return self._reserve_key
+
+    def close(self) -> None:
+        """Nothing is held outside."""
 
 
 def hardened_keys(seed: bytes) -> TreeKeys:

@@ -12,13 +12,14 @@ at a time; LevelDB's own lock sees to that.
     h                     the last line of the audit log that belongs to all this
 
 What is put is seen by the next `read` at once, and is on disk when its future is done: one thread writes all that has
-come meanwhile in one go, first to the audit log, then here. A write that fails ends everything: nobody knows what is on
+come within a moment in one go, first to the audit log, then here. A write that fails ends everything: nobody knows what is on
 disk, so nothing more is signed until the signer is started again.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -41,7 +42,13 @@ _OPTIONS = {
     "paranoid_checks": True,
     # An outpoint that was never signed for (1 % aside) is told without reading a block.
     "bloom_filter_bits": 10,
+    # Keys, hashes and signatures: nothing of it gets shorter.
+    "compression": None,
 }
+
+_GATHERING_SECONDS = 0.004
+"""A write begins so long after the first has asked for it. Syncs, and threads that take turns, would else cost more than
+what is written, as soon as several settlements are asked for at once."""
 
 
 _DATA = (".ldb", ".sst", ".log")
@@ -107,7 +114,7 @@ class Ledger(Protocol):
         """Remember all of it or nothing; on disk when the future is done. It ends with `LedgerFailed` if that failed."""
 
     def keep(self, digest: bytes, settlement: Settlement) -> None:
-        """Remember what was signed; on disk with the next `put`. What is lost of it can be signed again."""
+        """Remember what was signed; written by and by, on disk with the next `put`. What is lost can be signed again."""
 
 
 class LevelDbLedger:
@@ -127,8 +134,7 @@ class LevelDbLedger:
         except (AuditFailed, AuditBroken) as error:
             self._database.close()
             raise LedgerFailed(str(error)) from error
-        self._unwritten: dict[bytes, bytes] = {}
-        self._gathering = _Group()
+        self._gathering, self._writing = _Group(), _Group()
         self._work = threading.Condition()
         self._begin(audit)
         self._writer = threading.Thread(target=self._write_all, name="ledger", daemon=True)
@@ -213,22 +219,25 @@ class LevelDbLedger:
             self._flow = entry.flow
             values[_FLOW] = encode_entry(entry.flow)
         with self._work:
-            self._check()
-            self._unwritten.update(values)
-            group = self._gathering
-            if group.is_empty:
-                self._work.notify()
-            group.values.update(values)
+            group = self._gather(values)
             group.decisions += entry.decisions
+            group.is_awaited = True
         return group.durable
 
     def keep(self, digest: bytes, settlement: Settlement) -> None:
         """See `Ledger`."""
+        value = encode_entry(settlement)
+        with self._work:
+            self._gather({b"t" + digest: value})
+
+    def _gather(self, values: Mapping[bytes, bytes]) -> _Group:
+        """Have values written by and by; who calls it holds `_work`."""
         self._check()
-        try:
-            self._database.put(b"t" + digest, encode_entry(settlement))
-        except plyvel.Error as error:
-            raise LedgerFailed(self._fail(error)) from error
+        group = self._gathering
+        if group.is_empty:
+            self._work.notify()
+        group.values.update(values)
+        return group
 
     def close(self) -> None:
         """End the writes that are under way, and let go of directory and log; later calls fail."""
@@ -246,7 +255,10 @@ class LevelDbLedger:
                     if self._failure:
                         return
                     self._work.wait()
-                group, self._gathering = self._gathering, _Group()
+            time.sleep(_GATHERING_SECONDS)
+            with self._work:  # in this order: who looks for a value finds it in one of them, or in the database
+                self._writing = group = self._gathering
+                self._gathering = _Group()
             failure = self._write(group)
             if failure is None:
                 group.durable.set_result(None)
@@ -258,7 +270,7 @@ class LevelDbLedger:
         if self._failure not in ("", "closed"):
             return self._failure
         try:
-            batch = self._database.write_batch(sync=True)
+            batch = self._database.write_batch(sync=group.is_awaited)
             if group.decisions:
                 batch.put(_HEAD, encode_entry(self._audit.append(group.decisions)))
             for key, value in group.values.items():
@@ -266,10 +278,7 @@ class LevelDbLedger:
             batch.write()
         except Exception as error:  # noqa: BLE001 - whatever it was, nobody knows what is on disk
             return self._fail(error)
-        with self._work:
-            for key, value in group.values.items():
-                if self._unwritten.get(key) is value:
-                    del self._unwritten[key]
+        self._writing = _Group()
         return None
 
     def _fail(self, error: Exception) -> str:
@@ -292,9 +301,10 @@ class LevelDbLedger:
 
     def _get(self, key: bytes) -> bytes | None:
         self._check()
-        unwritten = self._unwritten.get(key)
-        if unwritten is not None:
-            return unwritten
+        for group in (self._gathering, self._writing):
+            unwritten = group.values.get(key)
+            if unwritten is not None:
+                return unwritten
         try:
             raw: bytes | None = self._database.get(key, verify_checksums=True)
         except plyvel.CorruptionError as error:
@@ -312,12 +322,14 @@ class LevelDbLedger:
 class _Group:
     """What is written together, and the future of all who wait for it."""
 
-    __slots__ = ("decisions", "durable", "values")
+    __slots__ = ("decisions", "durable", "is_awaited", "values")
 
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {}
         self.decisions: list[Decision] = []
         self.durable = Future[None]()
+        self.is_awaited = False
+        """Somebody is answered when it is on disk; else it need not be synced."""
 
     @property
     def is_empty(self) -> bool:

@@ -102,6 +102,11 @@ class Token:
         for key in stored:
             self._adopt(key)
 
+    @property
+    def side_by_side(self) -> int:
+        """How many threads can use it at a time."""
+        return self._sessions.count
+
     def find(self, name: KeyName) -> TokenKey | None:
         """Return a key, if there is one."""
         return self._keys.get(name.identifier)
@@ -151,6 +156,11 @@ class TokenKeys:
     __slots__ = ("_per_channel", "_token")
     blocking = True
 
+    @property
+    def side_by_side(self) -> int:
+        """As many as the token has sessions with us."""
+        return self._token.side_by_side
+
     def __init__(self, token: Token, *, per_channel: bool) -> None:
         self._token = token
         self._per_channel = per_channel
@@ -164,6 +174,10 @@ class TokenKeys:
 
     def reserve_key(self) -> TokenKey:
         return self._token.find_or_make(RESERVE)
+
+    def close(self) -> None:
+        """Give the sessions back, and forget the PIN."""
+        self._token.close()
 
 
 def token_sources(config: SignerConfig, descriptor: int | None = None, pin_file: Path | None = None) -> list[KeySource]:

@@ -146,17 +146,21 @@ def rate(request: SettlementRequest, known: Known) -> Objection | None:
         ("hour", HOUR_SECONDS, limits.value_per_hour_sat),
         ("day", DAY_SECONDS, limits.value_per_day_sat),
     ):
+        if not most_sat or not new_sat:
+            continue
         before_sat = known.flow.since(known.now - seconds)
-        if most_sat and new_sat and before_sat + new_sat > most_sat:
+        if before_sat + new_sat > most_sat:
             return Objection(f"{new_sat} sat after {before_sat} sat in the last {name}, want up to {most_sat} sat")
     return None
 
 
 def heartbeat(request: SettlementRequest, known: Known) -> Objection | None:
     """policy-heartbeat: without a fresh sign of life of the operator's, only a small sum."""
+    if known.attended:
+        return None
     new_sat, most_sat = new_value_sat(request, known), known.limits.value_without_heartbeat_sat
     unattended_sat = known.flow.unattended_sat
-    if known.attended or not new_sat or unattended_sat + new_sat <= most_sat:
+    if not new_sat or unattended_sat + new_sat <= most_sat:
         return None
     hours = known.limits.heartbeat_seconds // 3600
     return Objection(

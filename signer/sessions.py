@@ -53,12 +53,12 @@ class Sessions:
         self._idle: SimpleQueue[Session | None] = SimpleQueue()
         self._slot = find_slot(library, token)
         # A library that threads must not call at once is used through one session: that is its lock.
-        self._count = sessions if library.threads else 1
-        for _ in range(self._count):
+        self.count = sessions if library.threads else 1
+        for _ in range(self.count):
             try:
                 self._idle.put(self._open())
             except CryptokiError as error:
-                raise _start_problem(error, self._count) from None
+                raise _start_problem(error, self.count) from None
 
     def run(self, work: Callable[[Session, bool], _T]) -> _T:
         """Do something with a session; once more, with a new one, if the token fails.
@@ -105,7 +105,7 @@ class Sessions:
     def close(self) -> None:
         """Close what is idle, and forget the PIN. What hangs is left to the end of the process."""
         wipe(self._pin)
-        for _ in range(self._count):
+        for _ in range(self.count):
             try:
                 _close(self._idle.get_nowait())
             except Empty:
@@ -115,7 +115,7 @@ class Sessions:
         try:
             return self._idle.get(timeout=self._wait_seconds)
         except Empty:
-            msg = f"all {self._count} sessions with token {self._token!r} are busy"
+            msg = f"all {self.count} sessions with token {self._token!r} are busy"
             raise KeysFailed(msg) from None
 
     def _open(self) -> Session:

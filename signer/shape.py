@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from paychan.protocol.address import p2pkh_script
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.scripts import MAX_EXPIRY, MIN_EXPIRY, check_expiry, check_public_key, make_terms
 from paychan.protocol.settlement import Claim, Reserve, received_sat
@@ -95,7 +94,7 @@ def unshown(request: SettlementRequest, known: Known) -> list[OutPoint]:
 def is_address_script(script: bytes) -> bool:
     """P2PKH or P2SH: what the addresses of v1 and v2 stand for, and every node relays."""
     if len(script) == 25:
-        return script == p2pkh_script(script[3:23])
+        return script[:3] == b"\x76\xa9\x14" and script[23:] == b"\x88\xac"
     return len(script) == 23 and script[:2] == b"\xa9\x14" and script[22:] == b"\x87"
 
 

@@ -18,10 +18,16 @@ _MAX_ADDRESS_CHARS = 40
 def _quickest_hash160() -> Callable[[bytes], bytes]:
     """OpenSSL's, unless it was built without RIPEMD-160; python-bitcoinlib's takes some hundred times as long."""
     try:
-        hashlib.new("ripemd160", usedforsecurity=False)
+        empty = hashlib.new("ripemd160", usedforsecurity=False)
     except ValueError:
         return lambda data: bytes(Hash160(data))
-    return lambda data: hashlib.new("ripemd160", hashlib.sha256(data).digest(), usedforsecurity=False).digest()
+
+    def quickest(data: bytes) -> bytes:
+        ripemd160 = empty.copy()  # looking it up by name takes as long as hashing
+        ripemd160.update(hashlib.sha256(data).digest())
+        return ripemd160.digest()
+
+    return quickest
 
 
 hash160 = _quickest_hash160()

@@ -37,19 +37,7 @@ class ChannelTerms(Struct, frozen=True, array_like=True):
     @property
     def redeem_script(self) -> bytes:
         """80 or 81 bytes: `IF <S> CHECKSIGVERIFY ELSE <E> CLTV DROP ENDIF <C> CHECKSIG`."""
-        number = encode_script_number(self.expiry)
-        return b"".join(
-            (
-                b"\x63\x21",
-                self.server_key,
-                b"\xad\x67",
-                bytes([len(number)]),
-                number,
-                b"\xb1\x75\x68\x21",
-                self.client_key,
-                b"\xac",
-            )
-        )
+        return _redeem_script(self.server_key, self.client_key, self.expiry)
 
     @property
     def funding_script(self) -> bytes:
@@ -59,6 +47,24 @@ class ChannelTerms(Struct, frozen=True, array_like=True):
     def funding_address(self, network: Network) -> str:
         """Base58 address that the client's wallet pays to."""
         return encode_address(self.funding_script, network)
+
+
+@lru_cache(1_000)
+def _redeem_script(server_key: bytes, client_key: bytes, expiry: int) -> bytes:
+    """Whoever judges or signs for a channel needs it several times; the newest are kept."""
+    number = encode_script_number(expiry)
+    return b"".join(
+        (
+            b"\x63\x21",
+            server_key,
+            b"\xad\x67",
+            bytes([len(number)]),
+            number,
+            b"\xb1\x75\x68\x21",
+            client_key,
+            b"\xac",
+        )
+    )
 
 
 def encode_script_number(value: int) -> bytes:

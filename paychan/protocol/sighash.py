@@ -17,30 +17,32 @@ NONE_ANYONECANPAY = 0x82
 """Required when the client gives up everything: the payment has no output."""
 
 
+_DRAINED = b"\x00\x00\x00\x00\x00\x82\x00\x00\x00"
+"""No output, no lock time, and the flag."""
+
+
 class PaymentHasher:
     """Digests of the payments of one channel; everything but the change value is laid out once."""
 
-    __slots__ = ("_drained", "_head", "_tail")
+    __slots__ = ("_head", "_tail")
 
     def __init__(self, terms: ChannelTerms, outpoint: OutPoint, change_script: bytes) -> None:
         script = terms.redeem_script
-        common = b"".join(
+        self._head = b"".join(
             (
                 b"\x01\x00\x00\x00\x01",  # version 1, one input
                 outpoint.serialize(),
                 bytes([len(script)]),
                 script,
-                b"\xff\xff\xff\xff",  # sequence
+                b"\xff\xff\xff\xff\x01",  # sequence, one output
             )
         )
-        self._head = common + b"\x01"
         self._tail = bytes([len(change_script)]) + change_script + b"\x00\x00\x00\x00\x83\x00\x00\x00"
-        self._drained = sha256(sha256(common + b"\x00\x00\x00\x00\x00\x82\x00\x00\x00").digest()).digest()
 
     def digest(self, change_sat: Sat, flag: int) -> bytes:
         """Return the 32 bytes signed for a change value; `flag` must already fit it (`payment.change_problem`)."""
         if flag == NONE_ANYONECANPAY:
-            return self._drained
+            return sha256(sha256(self._head[:-1] + _DRAINED).digest()).digest()
         return sha256(sha256(self._head + change_sat.to_bytes(8, "little") + self._tail).digest()).digest()
 
 

@@ -9,35 +9,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import sha256
 
-from msgspec import Struct
-
 from paychan.protocol.types import OutPoint, Sat
 
 _VERSION = b"\x01\x00\x00\x00"
 FINAL_SEQUENCE = 0xFFFFFFFF
 """Part of what the client signed (PROTOCOL §3)."""
 _FINAL = FINAL_SEQUENCE.to_bytes(4, "little")
+_BLANK = b"\x00" + _FINAL
+_BLANK_BYTES = 36 + len(_BLANK)
+"""An input without a script."""
 _LOCK_TIME = b"\x00\x00\x00\x00"
 _SIGHASH_ALL = b"\x01\x00\x00\x00"
 
 
-class FinalTransaction(Struct, frozen=True):
+class FinalTransaction:
     """What is spent, in order, and what is paid: (satoshi, scriptPubKey)."""
 
-    inputs: tuple[OutPoint, ...]
-    outputs: tuple[tuple[Sat, bytes], ...]
+    __slots__ = ("_blank", "_counted", "_end", "_spent", "inputs", "outputs")
+
+    def __init__(self, inputs: Sequence[OutPoint], outputs: Sequence[tuple[Sat, bytes]]) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        self._counted = _VERSION + varint(len(inputs))
+        self._spent = [outpoint.serialize() for outpoint in inputs]
+        self._blank = b"".join([outpoint + _BLANK for outpoint in self._spent])
+        paid = [b"%b%b%b" % (value.to_bytes(8, "little"), varint(len(script)), script) for value, script in outputs]
+        self._end = varint(len(outputs)) + b"".join(paid) + _LOCK_TIME
 
     def serialize(self, script_sigs: Sequence[bytes] = ()) -> bytes:
         """Return the transaction's bytes with a scriptSig for each input; with none, those are empty."""
-        scripts = script_sigs or [b""] * len(self.inputs)
-        parts = [_VERSION, varint(len(self.inputs))]
-        for outpoint, script in zip(self.inputs, scripts, strict=True):
-            parts += (outpoint.serialize(), varint(len(script)), script, _FINAL)
-        parts.append(varint(len(self.outputs)))
-        for value_sat, script in self.outputs:
-            parts += (value_sat.to_bytes(8, "little"), varint(len(script)), script)
-        parts.append(_LOCK_TIME)
-        return b"".join(parts)
+        if not script_sigs:
+            return self._counted + self._blank + self._end
+        spent = [
+            b"%b%b%b%b" % (outpoint, varint(len(script)), script, _FINAL)
+            for outpoint, script in zip(self._spent, script_sigs, strict=True)
+        ]
+        return self._counted + b"".join(spent) + self._end
 
     def digest(self, index: int, script_code: bytes) -> bytes:
         """Return what a SIGHASH_ALL signature of this input commits to: the script code stands in its place alone.
@@ -45,12 +52,13 @@ class FinalTransaction(Struct, frozen=True):
         Raises:
             IndexError: no such input. What Bitcoin Core signs then is the constant 1, which must never happen.
         """
-        if not 0 <= index < len(self.inputs):
-            msg = f"input {index} of {len(self.inputs)}"
+        if not 0 <= index < len(self._spent):
+            msg = f"input {index} of {len(self._spent)}"
             raise IndexError(msg)
-        scripts = [b""] * len(self.inputs)
-        scripts[index] = script_code
-        return double_sha256(self.serialize(scripts) + _SIGHASH_ALL)
+        begin = index * _BLANK_BYTES
+        before, after = self._blank[:begin], self._blank[begin + _BLANK_BYTES :]
+        spent = b"%b%b%b%b" % (self._spent[index], varint(len(script_code)), script_code, _FINAL)
+        return double_sha256(b"%b%b%b%b%b%b" % (self._counted, before, spent, after, self._end, _SIGHASH_ALL))
 
 
 def double_sha256(data: bytes) -> bytes:

@@ -49,14 +49,16 @@ class SignerProcess:
         with Secret(bytearray(self.passphrase.read_bytes().strip())) as passphrase:
             return read_seeds(self.seed, passphrase)[0].master
 
-    def start(self) -> None:
-        """Start and wait until the socket answers.
+    def start(self, *command: str) -> None:
+        """Start, with another command than the usual one if there is one, and wait until the socket answers.
 
         Raises:
             RuntimeError: the process ended instead; the text is what it said.
         """
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([COMMAND, self.file], cwd=self.directory, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                [*(command or (COMMAND,)), self.file], cwd=self.directory, stdout=log, stderr=log
+            )
         deadline = time.monotonic() + _START_SECONDS
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > deadline:

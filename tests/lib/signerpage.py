@@ -12,7 +12,7 @@ from msgspec import inspect as msgspec_inspect
 
 from paychan.protocol import signerwire
 from paychan.protocol.types import Sat, UnixTime
-from signer import connections, policy, shape
+from signer import peers, policy, shape
 from signer.config import Socket
 from tests.lib import signertext
 from tests.lib.signerexample import EXAMPLE
@@ -205,8 +205,8 @@ def _rules() -> str:
         request_seconds=f"{socket.request_seconds:g}",
         idle_seconds=f"{socket.idle_seconds:g}",
         connections=socket.max_connections,
-        in_flight=connections.REQUESTS_IN_FLIGHT,
-        large=connections.LARGE_FRAMES,
+        in_flight=peers.REQUESTS_IN_FLIGHT,
+        large=peers.LARGE_FRAMES,
         usual=f"{signerwire.USUAL_FRAME_BYTES:,}",
         claims=signerwire.MAX_CLAIMS,
         coins=shape.MAX_COINS,

@@ -42,6 +42,7 @@ class Saying:
     """Answers whatever a function says, in a thread, as a key store does that takes its time."""
 
     blocking = True
+    side_by_side = 16
 
     def __init__(self, handle: Callable[[Request], Reply]) -> None:
         self._handle = handle
@@ -82,7 +83,6 @@ async def served(
                 yield path
             finally:
                 accepting.cancel()
-                connections.close()
 
 
 async def show(signer: UnixSigner, *requests: SettlementRequest) -> None:

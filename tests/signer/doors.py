@@ -92,7 +92,9 @@ class Inside:
         return self._handler(request)
 
     def memory(self) -> dict[bytes, bytes]:
-        memory = {**dict(self._ledger._database), **self._ledger._unwritten}
+        ledger = self._ledger
+        newest = [ledger._gathering.values, ledger._writing.values]  # before the database, where they go meanwhile
+        memory = {**dict(ledger._database), **newest[1], **newest[0]}
         memory.pop(_HEAD, None)
         return memory
 

@@ -27,7 +27,7 @@ from signer.keys import KeyRing, hardened_keys
 from signer.ledger import LevelDbLedger
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.signer_process import REGTEST, SignerProcess
-from tests.signer.connected import HANDLER, KEYS, PATIENT, REQUEST, client, served, show, sign, sign_child
+from tests.signer.connected import HANDLER, KEYS, PATIENT, REQUEST, Saying, client, served, show, sign, sign_child
 from tests.signer.messages import (
     CLIENT_KEY,
     EXPIRY,
@@ -221,6 +221,33 @@ async def test_policy_deadline_of_a_hanging_key_store(tmp_path: Path) -> None:
             for call in hanging:
                 with pytest.raises(SignerAbsent, match="not done within"):
                     await call
+    finally:
+        release.set()
+
+
+async def test_policy_deadline_of_a_signature_that_hangs(tmp_path: Path) -> None:
+    """Signatures that hang end by the deadline, those that wait for their threads too; keys and fundings are given meanwhile, and when it works again, so are signatures."""
+    release = threading.Event()
+
+    def handle(request: Request) -> Reply:
+        if isinstance(request, SettlementRequest):
+            release.wait(PATIENT)
+        return HANDLER(request)
+
+    try:
+        async with served(tmp_path, handle, request_seconds=0.2) as path, client(path) as signer:
+            hanging = [asyncio.create_task(sign(signer)) for _ in range(Saying.side_by_side + 4)]
+            await asyncio.sleep(0)
+
+            await show(signer, REQUEST)
+            await signer.public_key(CLIENT_KEY, EXPIRY)
+
+            assert not any(call.done() for call in hanging)
+            for call in hanging:
+                with pytest.raises(SignerAbsent, match="not done within"):
+                    await call
+            release.set()
+            assert (await sign(signer)).fee_sat == REQUEST.fee_sat
     finally:
         release.set()
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
@@ -190,6 +191,30 @@ def test_damaged_entry_stops_its_outpoint_alone(tmp_path: Path) -> None:
 
 
 # --- the directory --------------------------------------------------------------------------------------------------
+
+
+def test_what_comes_within_a_moment_is_written_in_one_go(tmp_path: Path) -> None:
+    """A write waits for company: many who ask together wait for few syncs, and each finds its own entry on disk."""
+    with closing(opened_at(tmp_path / "ledger")) as opened:
+        entries = {OutPoint(bytes(32), number): mutated(ENTRY, "fee_sat", number) for number in range(100)}
+        waiting = [opened.put(Entry([DECISION], {outpoint: entry})) for outpoint, entry in entries.items()]
+        for future in waiting:
+            future.result()
+
+        assert len(set(waiting)) < 50
+        assert opened.read(entries) == entries
+        assert opened.head.count == 100
+
+
+def test_what_is_kept_is_written_although_nothing_else_is(tmp_path: Path) -> None:
+    """A settlement that was handed out outlives the process, whether anything is asked for after it or not."""
+    with closing(opened_at(tmp_path / "ledger")) as opened:
+        opened.keep(bytes(32), Settlement(b"\x01", b"\x02" * 32, Sat(3)))
+
+        deadline = time.monotonic() + 10
+        while opened._database.get(b"t" + bytes(32)) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
 
 
 def test_ledger_survives_a_restart(tmp_path: Path) -> None:

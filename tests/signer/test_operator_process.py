@@ -14,6 +14,7 @@ import pytest
 from paychan.protocol.signerwire import FundingReply, FundingRequest, KeyReply, KeyRequest, Refusal
 from tests.lib.signer_process import COMMAND, REGTEST, SignerProcess
 from tests.lib.signerexample import FUNDING, OUTPOINT, SETTLEMENT_REQUEST, TERMS
+from tests.signer.crowd import until
 from tests.signer.test_service import ask
 
 POLICY = """
@@ -31,6 +32,7 @@ def signer(tmp_path: Path) -> Iterator[SignerProcess]:
         assert isinstance(ask(running.socket, KeyRequest(1, TERMS.client_key, TERMS.expiry)), KeyReply)
         assert isinstance(ask(running.socket, FundingRequest(2, FUNDING.serialize(), (0,))), FundingReply)
         assert isinstance(ask(running.socket, SETTLEMENT_REQUEST), Refusal)
+        until(lambda: (tmp_path / "signer.audit").read_bytes().count(b"\n") == 3)  # nobody waits for a refusal's line
         yield running
 
 

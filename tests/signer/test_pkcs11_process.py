@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,12 +21,15 @@ from paychan.protocol.signerwire import (
     ReserveRequest,
     SettlementReply,
     SettlementRequest,
+    encode_frame,
 )
 from paychan.protocol.types import Sat, UnixTime
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.signer_process import COMMAND, SignerProcess
 from tests.lib.softhsm import SoftHsm, softhsm
+from tests.signer.crowd import until
 from tests.signer.messages import CLIENT_KEY, EXPIRY, make_claim, make_fundings
+from tests.signer.talking import connect
 from tests.signer.test_service import ask
 
 
@@ -91,6 +96,40 @@ def test_many_clients_get_keys_at_once(token: SoftHsm, tmp_path: Path) -> None:
         keys = {reply.server_key for reply in threads.map(lambda number: channel_key(signer, number), range(16))}
 
     assert len(keys) == 16
+
+
+HANGING = """
+import ctypes, sys
+from signer import cryptoki, service
+
+def hang(session, *_):
+    print("hangs", file=sys.stderr, flush=True)
+    ctypes.CDLL(None).sleep(1000)
+
+cryptoki.Session.sign = hang
+cryptoki.Session.close = hang
+service.main()
+"""
+
+
+def test_signer_ends_although_the_token_hangs(token: SoftHsm, tmp_path: Path) -> None:
+    """SIGTERM ends the process within seconds, in order, while one call hangs in the token and another where sessions are closed."""
+    signer = SignerProcess(tmp_path, token.signer_config)
+    signer.start(sys.executable, "-c", HANGING)
+    request = settlement(channel_key(signer))
+    for funding in make_fundings(request):
+        assert isinstance(answer(signer, funding), FundingReply)
+    with connect(signer.socket) as connection:
+        connection.sendall(encode_frame(request))
+        until(lambda: "hangs" in signer.log.read_text())
+        begun = time.monotonic()
+
+        assert signer.stop() == 0
+
+    assert time.monotonic() - begun < 10
+    assert signer.log.read_text().count("hangs") == 2
+    assert "signer stopped" in signer.log.read_text()
+    assert not signer.socket.exists()
 
 
 def test_signer_refuses_to_start_with_a_wrong_pin(token: SoftHsm, tmp_path: Path) -> None:

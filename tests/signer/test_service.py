@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -118,6 +119,23 @@ def test_users_of_the_group_on_the_list_are_answered() -> None:
 
     assert (stat.S_IMODE(status.st_mode), status.st_gid) == (0o660, 65534)
     assert decode_reply(frame[4 : 4 + frame_size(frame[:4])]) == HEALTHY
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 3, 7, 1_000])
+def test_requests_that_come_in_pieces_or_together_are_answered(signer: SignerProcess, piece_bytes: int) -> None:
+    """However a connection's bytes arrive, each request gets its answer, also what comes whole between two that do not."""
+    stream = b"".join(encode_frame(Health(number)) for number in range(8))
+    with connect(signer.socket) as connection:
+        for begin in range(0, len(stream), piece_bytes):
+            connection.sendall(stream[begin : begin + piece_bytes])
+            time.sleep(0.002)
+        connection.sendall(encode_frame(Health(8)))
+        replies = [receive(connection) for _ in range(9)]
+
+        assert sorted(reply.id for reply in replies if reply) == list(range(9))
+        for number in range(3):  # whole and alone
+            connection.sendall(encode_frame(Health(number)))
+            assert getattr(receive(connection), "id", None) == number
 
 
 # --- what is no request ---------------------------------------------------------------------------------------------

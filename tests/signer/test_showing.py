@@ -321,4 +321,3 @@ async def test_full_queue_is_waited_for(tmp_path: Path) -> None:
             assert (await call).network == "regtest"
 
             serving.cancel()
-            connections.close()

@@ -1,0 +1,75 @@
+"""Threads that do for the event loop what takes long, and that nobody waits for: a call that hangs in one ends with the process.
+
+What is done is handed back to the loop, all that has come meanwhile at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+
+class Crew:
+    """So many threads at most; they are started when there is work for them. Used by the thread of one event loop."""
+
+    def __init__(self, size: int, name: str) -> None:
+        self._size = size
+        self._name = name
+        self._threads = self._unfinished = 0
+        self._work: SimpleQueue[tuple[Callable[[], Any], Callable[[Any], None]]] = SimpleQueue()
+        self._finished: deque[tuple[Callable[[Any], None], Any]] = deque()
+        self._is_woken = False
+
+    def submit(self, work: Callable[[], _T], done: Callable[[_T | Exception], None]) -> None:
+        """Have work done by a thread; what it returned or raised is given to `done` on the loop."""
+        self._unfinished += 1
+        self._work.put((work, done))
+        if self._threads < min(self._size, self._unfinished):
+            self._threads += 1
+            loop = asyncio.get_running_loop()
+            Thread(target=self._toil, args=(loop,), name=f"{self._name} {self._threads}", daemon=True).start()
+
+    async def run(self, work: Callable[[], _T]) -> _T:
+        """Have work done by a thread, and wait for it. When cancelled before a thread has begun, it is not done."""
+        future = asyncio.get_running_loop().create_future()
+        self.submit(lambda: None if future.done() else work(), partial(_settle, future))
+        result: _T = await future
+        return result
+
+    def _toil(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Work for ever; runs in each thread."""
+        while True:
+            work, done = self._work.get()
+            try:
+                result = work()
+            except Exception as error:  # noqa: BLE001 - whoever asked is told
+                result = error
+            self._finished.append((done, result))
+            if not self._is_woken:
+                self._is_woken = True
+                with suppress(RuntimeError):  # the loop is closed: nobody wants it any more
+                    loop.call_soon_threadsafe(self._hand_over)
+
+    def _hand_over(self) -> None:
+        self._is_woken = False  # first: what comes from now on wakes the loop again
+        while self._finished:
+            done, result = self._finished.popleft()
+            self._unfinished -= 1
+            done(result)
+
+
+def _settle(future: asyncio.Future[_T], result: _T | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
