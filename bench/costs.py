@@ -37,7 +37,7 @@ from paychan.api.plain import PlainReader
 from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Accepted, Pay
 from paychan.protocol.machine import apply
-from paychan.protocol.payment import PaymentVerifier, encode_v1
+from paychan.protocol.payment import PaymentVerifier, decode_v1, encode_v1
 from paychan.protocol.record import encode_record
 from paychan.protocol.rest import Dialect, read_v2_body
 from paychan.protocol.sighash import PaymentHasher
@@ -71,7 +71,7 @@ def parts() -> dict[str, Callable[[], object]]:
         make(server, [channel.payment, following], channel.terms, channel.outpoint).payments[0]
         for make in (session_v1, session_v2)
     )
-    arguments = {"payment": [encode_v1(following).encode()]}
+    text = encode_v1(following)
     body = of_v2.partition(b"\r\n\r\n")[2]
     key, hasher = PrivateKey(b"\x01" * 32), PaymentHasher(channel.terms, channel.outpoint, channel.change_script)
     digest = hasher.digest(following.change_sat, following.flag)
@@ -89,7 +89,7 @@ def parts() -> dict[str, Callable[[], object]]:
 
     return {
         "v1: HTTP head, target, query": partial(read, of_v1),
-        "v1: payment out of the query": partial(v1.command, arguments),
+        "v1: payment out of the query": lambda: Pay(decode_v1(text)),
         "v2: HTTP head, body, target, query": partial(read, of_v2),
         "v2: payment out of the JSON body": partial(read_v2_body, body),
         "sighash": partial(hasher.digest, following.change_sat, following.flag),
