@@ -10,12 +10,15 @@ Tornado's HTTP layers cost three times what checking a signature costs, so payme
   reads it from its first byte, so there is one judge of what is odd, and no second opinion that could differ. After the
   answer the connection is back in the lane; a client opens a channel with POST and pays with PUT on one connection.
 * `payments` asks the channel's actor if it is awake, with the functions that the handlers use too (`v1`, `v2`, `answers`).
-  No task is made: the answer is written when the commit calls back. A channel that sleeps, is unknown, or asks for more
-  than that is served by the handlers' own coroutines.
+  No task is made: the answer is written when the commit calls back. What came in one turn of the loop is read, then
+  verified, then booked, step by step for all of it, because each step has its own code and tables in the processor's
+  caches; of several payments of one channel the newest is verified first, as in a stream (`protocol.several`). A channel
+  that sleeps, is unknown, or asks for more than that is served by the handlers' own coroutines.
 * Limits are those of Tornado's server: number of connections, bytes of heads and bodies, idle time, body time, and
   clients that don't take their answers. One look at all connections now and then replaces a timer for each request.
 
-`http.fast_lane = false` leaves all this out; what clients see is the same, which tests/api holds both to.
+`http.fast_lane = false` leaves all this out; what clients see is the same, which tests/api holds both to. The one exception
+is that of `protocol.several`: pipelined behind a bad signature, a good one that includes it covers it.
 """
 
 from __future__ import annotations
