@@ -151,8 +151,12 @@ class Connections:
             self._large.leave(peer)
 
     async def _take_requests(self, peer: Peer, answers: asyncio.TaskGroup) -> Refusal | None:
-        """Answer what is quick as it comes, have the rest answered by tasks."""
-        while True:
+        """Answer what is quick as it comes, have the rest answered by tasks.
+
+        What a peer that was cut off has left in our buffer, thousands of requests, is not answered: nobody gets the replies, and
+        the honest would wait meanwhile.
+        """
+        while not peer.writer.transport.is_closing():
             asked = await self._next_request(peer)
             if not isinstance(asked, Asked):
                 return asked
@@ -162,6 +166,7 @@ class Connections:
             else:
                 answers.create_task(self._answer(asked, peer)).add_done_callback(partial(self._end, asked, peer))
             await asyncio.sleep(0)  # the others' turn, however many requests are here already
+        return None
 
     def _take_at_once(self, peer: Peer, data: bytes) -> bool:
         """Answer a quick request that came whole and alone, as most do: to wake the peer's task would take as long.

@@ -260,6 +260,29 @@ async def test_replies_that_nobody_reads(tmp_path: Path) -> None:
             thread.join()
 
 
+async def test_what_a_peer_left_that_was_cut_off_is_not_answered(tmp_path: Path) -> None:
+    """Of the requests that lie in our buffer when a peer that reads nothing is cut off, none is worked on any more."""
+    answered = 0
+
+    def handle(request: Request) -> Reply:
+        nonlocal answered
+        answered += 1
+        return HANDLER(request)
+
+    async with served(tmp_path, handle, request_seconds=0.5) as path:
+        with connect(path) as greedy:
+            greedy.setblocking(False)
+            while not is_over(greedy):
+                with contextlib.suppress(OSError):  # full, or over
+                    greedy.send(HEALTH * 1_000)
+                await asyncio.sleep(0)
+            by_then = answered
+            await asyncio.sleep(0.5)
+
+    assert by_then > 100
+    assert answered - by_then < 10
+
+
 # --- files --------------------------------------------------------------------------------------------------------------
 
 
