@@ -13,6 +13,10 @@ from tornado.iostream import IOStream
 
 log = structlog.get_logger("access")
 
+BACKLOG = 1024
+"""Connections that the kernel keeps for us until we take them (it may allow fewer). What comes on top of them is sent again
+only after a second, so a few hundred clients that come at once must find room."""
+
 _WARNING_SECONDS = 60
 
 

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from functools import partial
 from time import monotonic
 
-from paychan.api.bounded import BoundedServer
+from paychan.api.bounded import BACKLOG, BoundedServer
 from paychan.api.connection import Connection
 from paychan.api.payments import Till
 
@@ -47,7 +47,8 @@ class LaneServer(BoundedServer):
         loop = asyncio.get_running_loop()
         self._lane = set()
         self._listeners = [
-            await loop.create_server(partial(Connection, self, self.till), sock=each) for each in sockets
+            await loop.create_server(partial(Connection, self, self.till), sock=each, backlog=BACKLOG)
+            for each in sockets
         ]
         self._sweeper = loop.create_task(self._sweep())
 

@@ -11,7 +11,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from paychan.api import management, stream, v1, v2
-from paychan.api.bounded import BoundedServer
+from paychan.api.bounded import BACKLOG, BoundedServer
 from paychan.api.handler import NotFoundHandler
 from paychan.api.lane import LaneServer
 from paychan.api.payments import Till
@@ -41,7 +41,7 @@ def management_server(service: Service, token: str) -> BoundedServer:
 
 async def listen(server: BoundedServer, address: str, port: int) -> int:
     """Listen, and return the port (which the system chooses for 0). Raises `OSError` when it is taken."""
-    sockets = bind_sockets(port, address)
+    sockets = bind_sockets(port, address, backlog=BACKLOG)
     await server.listen_on(sockets)
     return int(sockets[0].getsockname()[1])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,3 +65,15 @@ def _served(system: System) -> bool:
         with contextlib.suppress(httpx.TransportError), httpx.Client(trust_env=False, timeout=10) as http:
             return V1(system.url, Payer(), http).funding_info().status_code == 200
     return False
+
+
+def test_clients_that_come_at_once_find_room(few_files: System) -> None:
+    """400 connections that come before the server takes one wait in the kernel; none has to be sent again after a second."""
+    with contextlib.ExitStack() as stack:
+        assert few_files.server is not None
+        few_files.server.process.send_signal(signal.SIGSTOP)
+        stack.callback(few_files.server.process.send_signal, signal.SIGCONT)
+        begun = time.monotonic()
+        for _ in range(400):
+            stack.enter_context(connect(few_files.url))
+        assert time.monotonic() - begun < 1.0
