@@ -12,7 +12,7 @@ import select
 import socket
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection as Pipe
 
 from session import BenchError, Funded, Server, Session, exchange, generate, stop
@@ -20,14 +20,15 @@ from session import BenchError, Funded, Server, Session, exchange, generate, sto
 _END = b"}\n"
 """How the body of each answer ends, and nothing before it does."""
 
-KEEP_ALIVE, CONNECTION_EACH = "keep-alive", "connection-each"
+CONNECTION_EACH = "connection-each"
 
 
 class Client:
     """Sends its requests one after the other, each after the answer to the one before."""
 
-    def __init__(self, server: Server, requests: Sequence[bytes], mode: str) -> None:
-        self._server, self._requests = server, iter(requests)
+    def __init__(self, server: Server, mode: str) -> None:
+        self._server = server
+        self._requests: Iterator[bytes] = iter(())
         self._each = mode == CONNECTION_EACH
         self._answer = b""
         self.connection = self._connect()
@@ -37,6 +38,11 @@ class Client:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 
+    def begin(self, requests: Sequence[bytes]) -> bool:
+        """Send the first of these, if there is one."""
+        self._requests = iter(requests)
+        return self.send()
+
     def send(self) -> bool:
         """Send the next request, if there is one."""
         request = next(self._requests, None)
@@ -44,8 +50,8 @@ class Client:
             return False
         self._sent_ns = time.monotonic_ns()
         if self._each:
-            self.connection.close()
-            self.connection = self._connect()
+            old, self.connection = self.connection, self._connect()
+            old.close()
         self.connection.sendall(request)
         return True
 
@@ -64,30 +70,32 @@ class Client:
         return time.monotonic_ns() - self._sent_ns
 
 
-def pay(server: Server, shares: Sequence[Sequence[bytes]], mode: str) -> array[int]:
+def pay(clients: Sequence[Client], shares: Sequence[Sequence[bytes]]) -> array[int]:
     """Let clients send their shares together; return all latencies, in ns."""
-    poll, clients, latencies = select.epoll(), dict[int, Client](), array("q")
-    for requests in shares:
-        client = Client(server, requests, mode)
-        if client.send():
-            clients[client.connection.fileno()] = client
-            poll.register(client.connection, select.EPOLLIN)
-    while clients:
+    poll, paying, latencies = select.epoll(), dict[int, Client](), array("q")
+
+    def watch(client: Client) -> None:
+        paying[client.connection.fileno()] = client
+        poll.register(client.connection, select.EPOLLIN)
+
+    for client, requests in zip(clients, shares, strict=True):
+        if client.begin(requests):
+            watch(client)
+    while paying:
         for number, _ in poll.poll():
-            client = clients[number]
+            client = paying[number]
             latency = client.take()
             if latency is None:
                 continue
             latencies.append(latency)
             goes_on = client.send()
-            if goes_on and mode == KEEP_ALIVE:
+            if goes_on and client.connection.fileno() == number:
                 continue
-            del clients[number]
+            del paying[number]
             if goes_on:
-                clients[client.connection.fileno()] = client
-                poll.register(client.connection, select.EPOLLIN)
+                watch(client)
             else:
-                client.connection.close()
+                poll.unregister(number)
     poll.close()
     return latencies
 
@@ -119,10 +127,11 @@ def generator(
     os.sched_setaffinity(0, {core})
     try:
         sessions = [opened(server, generate(server, funded, count, version)) for funded in channels]
+        clients = [Client(server, mode) for _ in sessions]
         pipe.send("ready")
         for part in range(PARTS):
             pipe.recv()
-            pipe.send(pay(server, [share(session.payments, part) for session in sessions], mode))
+            pipe.send(pay(clients, [share(session.payments, part) for session in sessions]))
     except (BenchError, OSError) as error:
         pipe.send(BenchError(str(error)))
 
