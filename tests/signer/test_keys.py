@@ -150,7 +150,9 @@ def test_trees_of_one_seed_do_not_meet() -> None:
     assert destination_script(first) != destination_script(second)
 
 
-@pytest.mark.parametrize("keys", [hardened_keys(SEED), rbpcp_v2_keys(SEED), StaticKey(SEED)], ids=repr)
+@pytest.mark.parametrize(
+    "keys", [hardened_keys(SEED), rbpcp_v2_keys(SEED), StaticKey(SEED)], ids=["hardened", "rbpcp-v2", "static"]
+)
 def test_signatures_verify_and_are_deterministic(keys: KeySource) -> None:
     """Signatures of all keys are strict DER with low S, verify, and are the same every time (RFC 6979)."""
     destination = keys.destination_key(CLIENT_KEY, EXPIRY)
