@@ -189,7 +189,7 @@ async def _serve(config: SignerConfig, keys: KeyRing, protections: tuple[str, ..
 def _spare_the_collector() -> None:
     """Look for garbage seldom, and not among what lives as long as we do: a request leaves no cycles behind."""
     gc.collect()
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(5_000, 20, 20)
     gc.freeze()
 
 

@@ -6,6 +6,10 @@ import os
 
 import pytest
 
+os.environ.pop(
+    "COLUMNS", None
+)  # 80 in workers of pytest-xdist: what our programs print shall be as wide as where nobody looks
+
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
