@@ -56,8 +56,10 @@ class LoopFuture(pykka.Future[Any]):
         if not isinstance(value, asyncio.Future) and hasattr(value, "__await__"):
             value = asyncio.ensure_future(value)
         self._given, self._is_set = value, True
-        if self._then is not None:
-            value.add_done_callback(self._then) if isinstance(value, asyncio.Future) else self._then(self)
+        if self._then is not None and isinstance(value, asyncio.Future):
+            value.add_done_callback(self._then)
+        elif self._then is not None:
+            self._then(self)
         if self._waited is not None:
             _pass_on(value, self._waited)
 

@@ -131,7 +131,7 @@ class Till:
         self._taken.append(payment)
 
     def _judge_taken(self) -> None:
-        """Judge so many, then let the commit of these begin: the disk syncs them while the next ones are judged.
+        """Judge so many, then let everybody else have their turn.
 
         All are read, then all signatures are checked, then all are booked. Several of one channel are judged together,
         as those of a stream's frame are.
@@ -185,33 +185,28 @@ class Till:
         return _Asked(payment, actor, v2.payment_command(self.service, channel, body), body.dialect)
 
     def _give(self, actor: ChannelActor, asks: Sequence[_Asked]) -> None:
+        first = asks[0].command
+        message = first if len(asks) == 1 else PaySeveral([ask.command for ask in asks])
         try:
-            if len(asks) == 1:
-                self.service.registry.give(actor, asks[0].command, partial(self._done, asks[0]))
-            else:
-                several = PaySeveral([ask.command for ask in asks])
-                self.service.registry.give(actor, several, partial(self._all_done, asks))
+            self.service.registry.give(actor, message, partial(self._done, asks))
         except Exception:
-            log.exception("payments failed")
+            log.exception("payment failed")
             for ask in asks:
                 self._refuse(ask.payment, InternalError())
 
-    def _done(self, ask: _Asked, given: Any) -> None:
+    def _done(self, asks: Sequence[_Asked], given: Any) -> None:
         """The actor has answered."""
         try:
-            self._answer(ask, given.result())
+            outcomes: Sequence[Outcome] = [given.result()] if len(asks) == 1 else given.result()
         except (Exception, asyncio.CancelledError):
             log.exception("payment failed")
-            self._refuse(ask.payment, InternalError())
-
-    def _all_done(self, asks: Sequence[_Asked], given: Any) -> None:
-        try:
-            outcomes: Sequence[Outcome] = given.result()
-        except (Exception, asyncio.CancelledError):
-            log.exception("payments failed")
             outcomes = [Rejected(InternalError())] * len(asks)
         for ask, outcome in zip(asks, outcomes, strict=True):
-            self._answer(ask, outcome)
+            try:
+                self._answer(ask, outcome)
+            except Exception:
+                log.exception("payment failed")
+                self._refuse(ask.payment, InternalError())
 
     def _answer(self, ask: _Asked, outcome: Outcome) -> None:
         payment, dialect = ask.payment, ask.dialect

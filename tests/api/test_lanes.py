@@ -313,6 +313,10 @@ def test_header_lines_that_came_before_are_read_as_ever(fresh: Pair) -> None:
         lambda body: _put(_v2(fresh), field, body=body[:-1] + b" "),  # as long, but no JSON
         lambda body: _put(_v2(fresh) + "&x=%", field, body=body),
         lambda body: _put(_v2(fresh), field, body=body).replace(b"HTTP/1.1", b"HTTP/1.2", 1),
+        *(
+            lambda body, odd=odd: _put(_v2(fresh), field, body=body).replace(b"?secret=", odd + b"?secret=", 1)
+            for odd in (b"\n", b" ", b"\t", b"\x00", b"\xff", b"#", b" HTTP/1.1\r\nX: y")
+        ),
     ]
     for number, make in enumerate(odd):
         bodies = [client.body(client.payer.payment(101_000 + 10 * number + paid)) for paid in range(4)]
