@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from paychan.running import read_running
@@ -59,15 +60,22 @@ def test_threat_6_a_chain_ahead_of_our_clock_is_an_alarm_and_counts(tmp_path: Pa
     with System(tmp_path / "system", node=node) as system:
         now = int(time.time())
         customer = CustomerV2(system, node, expiry=now + 19 * HOUR_SECONDS)
-        by_clock = customer.ask("GET", f"/v2/funding/{now + 17 * HOUR_SECONDS}/{customer.query['client_pubkey']}/info")
-        assert code(by_clock)[1] == "expiry_too_soon"
+
+        def info(hours: int) -> httpx.Response:
+            path = f"/v2/funding/{now + hours * HOUR_SECONDS}/{customer.query['client_pubkey']}/info"
+            return customer.ask("GET", path)
+
+        assert code(info(17))[1] == "expiry_too_soon"
+        assert info(19).status_code == 200
         customer.fund()
 
         node.set_mock_time(now + 3 * HOUR_SECONDS)
         node.mine()
         wait_for(lambda: "behind the newest block" in str(system.manage("GET", "/health").json()["alarms"]), "alarm")
         node.pass_median_time(now + 2 * HOUR_SECONDS)
-        wait_for(lambda: code(customer.open())[1] == "expiry_too_soon", "too soon by median time")
+        wait_for(lambda: info(19).status_code != 200, "the median time seen")
+        assert code(info(19))[1] == "expiry_too_soon"
+        assert code(customer.open())[1] == "expiry_too_soon"
 
 
 @pytest.mark.parametrize(
