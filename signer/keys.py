@@ -85,9 +85,6 @@ class KeySource(Protocol):
     def reserve_key(self) -> SigningKey:
         """Return the key of the coins that help to pay for settlements."""
 
-    def close(self) -> None:
-        """Give back what is held outside of this process; nothing is signed afterwards."""
-
 
 class Destination(NamedTuple):
     """Where settlements may pay to; the key behind it, unless the operator alone has it.
@@ -154,11 +151,6 @@ class KeyRing:
         """Return the key of the reserve's coins. Raises `KeysFailed`."""
         return self._sources[0].reserve_key()
 
-    def close(self) -> None:
-        """Give back what is held outside of this process, which can take long."""
-        for source in self._sources:
-            source.close()
-
     def find_reserve(self, public_key: bytes) -> Destination | None:
         """Return the reserve with this public key, of whatever generation. Raises `KeysFailed`."""
         keys = [source.reserve_key() for source in self._sources]
@@ -200,9 +192,6 @@ class StaticKey:
 
     def reserve_key(self) -> SigningKey:
         return self._key
-
-    def close(self) -> None:
-        """Nothing is held outside."""
 
 
 class Node:
@@ -269,9 +258,6 @@ class TreeKeys:
 
     def reserve_key(self) -> SigningKey:
         return self._reserve_key
-
-    def close(self) -> None:
-        """Nothing is held outside."""
 
 
 def hardened_keys(seed: bytes) -> TreeKeys:

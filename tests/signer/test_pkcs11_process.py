@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from paychan.protocol.signerwire import (
     FundingReply,
     KeyReply,
     KeyRequest,
+    Refusal,
     Reply,
     Request,
     ReserveReply,
@@ -31,6 +34,8 @@ from tests.signer.crowd import until
 from tests.signer.messages import CLIENT_KEY, EXPIRY, make_claim, make_fundings
 from tests.signer.talking import connect
 from tests.signer.test_service import ask
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="looking into another process's memory needs root")
 
 
 @pytest.fixture
@@ -143,3 +148,122 @@ def test_signer_refuses_to_start_with_a_wrong_pin(token: SoftHsm, tmp_path: Path
     assert done.returncode == 2
     assert "pkcs11.pin_file: the token refused the PIN (C_Login: CKR_PIN_INCORRECT)" in done.stderr
     assert "not the PIN" not in done.stderr
+
+
+def token_process(signer: SignerProcess) -> int:
+    """Its process id: the only child that a signer has."""
+    (child,) = Path(f"/proc/{signer.pid}/task/{signer.pid}/children").read_text().split()
+    return int(child)
+
+
+def has_in_memory(pid: int, wanted: bytes) -> bool:
+    """Whether a process holds these bytes anywhere; for root, who may look."""
+    with Path(f"/proc/{pid}/mem").open("rb") as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            places, rights = line.split()[:2]
+            if "r" not in rights or "[v" in line:  # the kernel's own pages can't be read
+                continue
+            start, end = (int(place, 16) for place in places.split("-"))
+            memory.seek(start)
+            if wanted in memory.read(end - start):
+                return True
+    return False
+
+
+@needs_root
+def test_signer_itself_never_sees_the_pin_and_has_no_network(tmp_path: Path) -> None:
+    """The PIN is in the memory of the token's process alone, which alone may use a network; both is told."""
+    pin = "a PIN that nobody else has"
+    with softhsm(tmp_path / "hsm", pin=pin) as token, SignerProcess(tmp_path, token.signer_config) as signer:
+        settle(signer, settlement(channel_key(signer)))
+        child = token_process(signer)
+
+        assert has_in_memory(child, pin.encode())
+        assert not has_in_memory(signer.pid, pin.encode())
+        mine = Path("/proc/self/ns/net").readlink()
+        assert Path(f"/proc/{child}/ns/net").readlink() == mine
+        assert Path(f"/proc/{signer.pid}/ns/net").readlink() != mine
+        log = signer.log.read_text()
+        assert "network out of reach (namespace, seccomp)" in log
+        assert "no network isolation: the token's library may need it (token's process)" in log
+
+
+def test_signer_ends_when_its_tokens_process_does(token: SoftHsm, tmp_path: Path) -> None:
+    """A library that crashes takes its process with it: the signer says so and ends with status 1, to be started again."""
+    signer = SignerProcess(tmp_path, token.signer_config)
+    signer.start()
+    before = channel_key(signer)
+
+    os.kill(token_process(signer), signal.SIGSEGV)
+
+    assert signer.process is not None
+    assert signer.process.wait(10) == 1
+    assert "token's process has ended" in signer.log.read_text()
+    assert "Traceback" not in signer.log.read_text()
+    with signer:
+        assert channel_key(signer) == before
+
+
+CRASHING = """
+import ctypes
+from signer import pkcs11, service
+
+pkcs11.Library = lambda _path: ctypes.string_at(0)
+service.main()
+"""
+
+
+def test_a_library_that_crashes_at_once_is_named(token: SoftHsm, tmp_path: Path) -> None:
+    """No start with a library that takes its process down, and one line that says which setting it is about."""
+    signer = SignerProcess(tmp_path, token.signer_config)
+
+    with pytest.raises(RuntimeError, match=r"pkcs11\.module: the library crashed when it was opened") as caught:
+        signer.start(sys.executable, "-c", CRASHING)
+
+    assert "Traceback" not in str(caught.value)
+
+
+def test_what_a_token_had_when_it_crashed_is_asked_again(token: SoftHsm, tmp_path: Path) -> None:
+    """A settlement that was with the token when its process ended is not signed, and is after the next start."""
+    signer = SignerProcess(tmp_path, token.signer_config)
+    signer.start(sys.executable, "-c", HANGING)
+    request = settlement(channel_key(signer))
+    for funding in make_fundings(request):
+        assert isinstance(answer(signer, funding), FundingReply)
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(answer, signer, request)
+        until(lambda: "hangs" in signer.log.read_text())
+        os.kill(token_process(signer), signal.SIGKILL)
+        assert not isinstance(waiting.result(), SettlementReply)
+
+    assert signer.process is not None
+    assert signer.process.wait(10) == 1
+    with signer:
+        settle(signer, request)
+
+
+def test_no_process_of_the_token_outlives_the_signer(token: SoftHsm, tmp_path: Path) -> None:
+    """However the signer ends, also by `kill -9`, its token's process ends too: the token is free for the next."""
+    for end in (SignerProcess.stop, SignerProcess.kill):
+        signer = SignerProcess(tmp_path, token.signer_config)
+        signer.start()
+        child = Path(f"/proc/{token_process(signer)}")
+        end(signer)
+        until(lambda child=child: not child.exists())  # type: ignore[misc]
+
+
+FEW_AT_A_TIME = "from signer import service, tokenprocess; tokenprocess._KEYS_IN_MESSAGE = 2; service.main()"
+
+
+def test_signer_gets_to_know_many_keys(token: SoftHsm, tmp_path: Path) -> None:
+    """Keys that take several messages to tell are all known after a start."""
+    with SignerProcess(tmp_path, token.signer_config) as signer:
+        before = [channel_key(signer, number) for number in range(5)]
+    signer = SignerProcess(tmp_path, token.signer_config + "max_keys = 5\n")
+    signer.start(sys.executable, "-c", FEW_AT_A_TIME)
+
+    assert [channel_key(signer, number) for number in range(5)] == before
+    refusal = answer(signer, KeyRequest(1, CLIENT_KEY, UnixTime(EXPIRY + 5)))
+    assert isinstance(refusal, Refusal)
+    assert (refusal.tag, refusal.reason) == ("policy-rate", "5 channel keys in the token, pkcs11.max_keys is 5")
+    signer.stop()
