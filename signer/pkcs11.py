@@ -166,10 +166,6 @@ class Token:
 class Holder(Protocol):
     """Holds keys by their names: a `Token`, or the end of a wire to one."""
 
-    @property
-    def side_by_side(self) -> int:
-        """How many signatures it makes at a time."""
-
     def find(self, name: KeyName) -> SigningKey | None:
         """Return a key, if there is one."""
 
@@ -182,11 +178,6 @@ class TokenKeys:
 
     __slots__ = ("_per_channel", "_token")
     blocking = True
-
-    @property
-    def side_by_side(self) -> int:
-        """As many as the token has sessions with us."""
-        return self._token.side_by_side
 
     def __init__(self, token: Holder, *, per_channel: bool) -> None:
         self._token = token

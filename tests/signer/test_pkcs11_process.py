@@ -27,6 +27,7 @@ from paychan.protocol.signerwire import (
     encode_frame,
 )
 from paychan.protocol.types import Sat, UnixTime
+from signer.answering import SMALL_FRAME_BYTES
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.signer_process import COMMAND, SignerProcess
 from tests.lib.softhsm import SoftHsm, softhsm
@@ -54,9 +55,9 @@ def channel_key(signer: SignerProcess, number: int = 0) -> KeyReply:
     return reply
 
 
-def settlement(key: KeyReply) -> SettlementRequest:
-    """A request to settle three channels of one key."""
-    claims = [make_claim(key.server_key, number=number, change_sat=0) for number in range(3)]
+def settlement(key: KeyReply, channels: int = 3) -> SettlementRequest:
+    """A request to settle channels of one key."""
+    claims = [make_claim(key.server_key, number=number, change_sat=0) for number in range(channels)]
     return SettlementRequest(7, tuple(claims), key.destination_script, Sat(5_000))
 
 
@@ -81,6 +82,15 @@ def test_signer_settles_with_keys_of_the_token(token: SoftHsm, tmp_path: Path) -
         assert isinstance(answer(signer, ReserveRequest(2)), ReserveReply)
         assert not signer.seed.exists()
         assert token.pin not in signer.log.read_text()
+
+
+def test_large_settlements_too(token: SoftHsm, tmp_path: Path) -> None:
+    """One that is too large to be judged on the event loop is signed as well, all its inputs."""
+    with SignerProcess(tmp_path, token.signer_config) as signer:
+        request = settlement(channel_key(signer), channels=30)
+        assert len(encode_frame(request)) > 2 * SMALL_FRAME_BYTES
+
+        settle(signer, request)
 
 
 def test_keys_of_the_token_survive_a_kill(token: SoftHsm, tmp_path: Path) -> None:
@@ -118,7 +128,7 @@ service.main()
 
 
 def test_signer_ends_although_the_token_hangs(token: SoftHsm, tmp_path: Path) -> None:
-    """SIGTERM ends the process within seconds, in order, while one call hangs in the token and another where sessions are closed."""
+    """SIGTERM ends the process within seconds, in order, while signatures hang in the token, and then where sessions are closed."""
     signer = SignerProcess(tmp_path, token.signer_config)
     signer.start(sys.executable, "-c", HANGING)
     request = settlement(channel_key(signer))
@@ -126,13 +136,13 @@ def test_signer_ends_although_the_token_hangs(token: SoftHsm, tmp_path: Path) ->
         assert isinstance(answer(signer, funding), FundingReply)
     with connect(signer.socket) as connection:
         connection.sendall(encode_frame(request))
-        until(lambda: "hangs" in signer.log.read_text())
+        until(lambda: signer.log.read_text().count("hangs") == len(request.claims))
         begun = time.monotonic()
 
         assert signer.stop() == 0
 
     assert time.monotonic() - begun < 10
-    assert signer.log.read_text().count("hangs") == 2
+    assert signer.log.read_text().count("hangs") == len(request.claims) + 1
     assert "signer stopped" in signer.log.read_text()
     assert not signer.socket.exists()
 
@@ -267,3 +277,34 @@ def test_signer_gets_to_know_many_keys(token: SoftHsm, tmp_path: Path) -> None:
     assert isinstance(refusal, Refusal)
     assert (refusal.tag, refusal.reason) == ("policy-rate", "5 channel keys in the token, pkcs11.max_keys is 5")
     signer.stop()
+
+
+FAILING = """
+from signer import cryptoki, service
+from signer.cryptokicodes import Code, CryptokiError
+
+def fail(*_):
+    raise CryptokiError(Code.DEVICE_ERROR, "C_Sign")
+
+cryptoki.Session.sign = fail
+service.main()
+"""
+
+
+def test_a_token_that_fails_is_told_and_asked_again(token: SoftHsm, tmp_path: Path) -> None:
+    """Whoever wanted three signatures of a failing token gets one refusal with its words, and the log has no traceback."""
+    signer = SignerProcess(tmp_path, token.signer_config)
+    signer.start(sys.executable, "-c", FAILING)
+    request = settlement(channel_key(signer))
+    for funding in make_fundings(request):
+        assert isinstance(answer(signer, funding), FundingReply)
+    for _ in range(2):
+        refusal = answer(signer, request)
+        assert isinstance(refusal, Refusal)
+        assert refusal.tag == "protocol-keys"
+        assert refusal.reason == "the key store: token 'paychan' failed: C_Sign: CKR_DEVICE_ERROR"
+    assert signer.stop() == 0
+    assert "Traceback" not in signer.log.read_text()
+
+    with signer:
+        settle(signer, request)
