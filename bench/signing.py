@@ -2,9 +2,9 @@
 
     python bench/signing.py [--settlements 4000] [--connections 64] [--token]
 
-Every run is put beside what was measured right before and after it: R as a mean, and with `--token` the raw rate, which is
-that of one thread that calls the token's library and does nothing else. A machine's speed changes by a third within seconds:
-only figures of one run go together, so the run that counts is shown whole.
+Every run is put beside what was measured before, between and after its ten parts: R, and with `--token` the raw rate, which
+is that of one thread that calls the token's library and does nothing else. A machine's speed changes by a third within
+seconds: only figures of one run go together, so the run that counts is shown whole.
 
 Every settlement is of a channel of its own, opened beforehand as the server does it: its key asked for, its funding
 transaction shown. Each connection asks for the next one when it has the answer to the one before.
@@ -12,16 +12,15 @@ transaction shown. Each connection asks for the next one when it has the answer 
 
 from __future__ import annotations
 
-import asyncio
 import os
+import select
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import ExitStack, closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from statistics import mean, quantiles
@@ -36,6 +35,7 @@ import typer
 from bitcoin.core import COutPoint, CTransaction, CTxIn, CTxOut
 from bitcoin.core.script import CScript
 from coincurve import PrivateKey
+from rest import PARTS, share
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -66,6 +66,7 @@ FUNDING_SAT = 1_000_000
 CHANGE_SAT = 400_000
 FEE_SAT = 5_000
 START_SECONDS = 30.0
+SLICE_SECONDS = 0.2
 
 Keys = Callable[[Path], tuple[str, dict[str, str]]]
 """Prepares keys in a directory: the signer's configuration, and what it needs in its environment."""
@@ -86,37 +87,68 @@ class Connection:
     """One connection of a client that waits for each answer."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(str(path))
+        self._arrived = b""
 
-    async def open(self) -> None:
-        self._reader, self._writer = await asyncio.open_unix_connection(str(self._path))
+    def fileno(self) -> int:
+        return self._socket.fileno()
 
-    async def ask(self, frame: bytes) -> bytes:
-        self._writer.write(frame)
-        return await self._reader.readexactly(frame_size(await self._reader.readexactly(4)))
+    def ask(self, number: int, frame: bytes) -> None:
+        self.number, self.begun = number, time.perf_counter()
+        self._socket.sendall(frame)
+
+    def answer(self) -> bytes | None:
+        """The answer, once all of it has come."""
+        self._arrived += self._socket.recv(1 << 16) or sys.exit("the signer has ended")
+        if len(self._arrived) < 4 or len(self._arrived) < 4 + frame_size(self._arrived[:4]):
+            return None
+        whole, self._arrived = self._arrived[4:], b""
+        return whole
+
+    def close(self) -> None:
+        self._socket.close()
 
 
-async def ask_all(path: Path, frames: Sequence[bytes], connections: int) -> tuple[list[bytes], list[float], float]:
-    """Ask everything over so many connections: answers, their latencies and the whole time, in seconds."""
-    answers, latencies = [b""] * len(frames), [0.0] * len(frames)
-    waiting = iter(range(len(frames)))
+class Clients:
+    """So many connections, which take turns at asking: on epoll, for they share the machine with what is measured."""
 
-    async def work() -> None:
-        connection = Connection(path)
-        await connection.open()
-        for number in waiting:
-            begun = time.perf_counter()
-            answers[number] = await connection.ask(frames[number])
-            latencies[number] = time.perf_counter() - begun
+    def __init__(self, path: Path, count: int) -> None:
+        self._poll = select.epoll()
+        self._connections = {each.fileno(): each for each in (Connection(path) for _ in range(count))}
+        for number in self._connections:
+            self._poll.register(number, select.EPOLLIN)
 
-    begun = time.perf_counter()
-    await asyncio.gather(*(work() for _ in range(connections)))
-    return answers, latencies, time.perf_counter() - begun
+    def ask_all(self, frames: Sequence[bytes]) -> tuple[list[bytes], list[float], float]:
+        """Ask everything: answers, their latencies and the whole time, in seconds."""
+        answers, latencies = [b""] * len(frames), [0.0] * len(frames)
+        waiting, left, begun = iter(enumerate(frames)), len(frames), time.perf_counter()
+        for connection, (number, frame) in zip(self._connections.values(), waiting, strict=False):
+            connection.ask(number, frame)
+        while left:
+            for descriptor, _ in self._poll.poll():
+                connection = self._connections[descriptor]
+                answer = connection.answer()
+                if answer is None:
+                    continue
+                left -= 1
+                answers[connection.number] = answer
+                latencies[connection.number] = time.perf_counter() - connection.begun
+                following = next(waiting, None)
+                if following is not None:
+                    connection.ask(*following)
+        return answers, latencies, time.perf_counter() - begun
+
+    def close(self) -> None:
+        for connection in self._connections.values():
+            connection.close()
+        self._poll.close()
 
 
 def answered(path: Path, requests: Sequence[Request], kind: type[Reply]) -> list[Any]:
     """Ask before the clock starts, and see that each gets the answer that it should."""
-    answers, _, _ = asyncio.run(ask_all(path, [encode_frame(request) for request in requests], 16))
+    with closing(Clients(path, 16)) as clients:
+        answers, _, _ = clients.ask_all([encode_frame(request) for request in requests])
     replies = [decode_reply(answer) for answer in answers]
     wrong = [reply for reply in replies if not isinstance(reply, kind)]
     if wrong:
@@ -162,46 +194,54 @@ def start(directory: Path, keys: Keys) -> tuple[subprocess.Popen[bytes], Path]:
     return process, path
 
 
-def measure(keys: Keys, directory: Path, settlements: int, connections: int) -> dict[str, Any]:
-    """One run with a signer of its own."""
+def measure(
+    keys: Keys, directory: Path, settlements: int, connections: int, units: dict[str, Callable[[], float]]
+) -> dict[str, Any]:
+    """One run with a signer of its own, in parts: the units are measured before, between and after them."""
     process, path = start(directory, keys)
     try:
         frames = [encode_frame(request) for request in open_channels(path, settlements)]
-        watched = psutil.Process(process.pid)
-        before = watched.cpu_times()
-        answers, latencies, seconds = asyncio.run(ask_all(path, frames, connections))
-        after = watched.cpu_times()
+        signer = psutil.Process(process.pid)
+        watched = [signer, *signer.children()]
+        answers, latencies, seconds, cpu = list[bytes](), list[float](), 0.0, 0.0
+        measured = {name: [unit()] for name, unit in units.items()}
+        with closing(Clients(path, connections)) as clients:
+            for part in range(PARTS):
+                before = cpu_seconds(watched)
+                got, took, passed = clients.ask_all(share(frames, part))
+                cpu += cpu_seconds(watched) - before
+                answers, latencies, seconds = answers + got, latencies + took, seconds + passed
+                for name, unit in units.items():
+                    measured[name].append(unit())
     finally:
         process.terminate()
         process.wait()
     signed = sum(isinstance(decode_reply(answer), SettlementReply) for answer in answers)
     if signed != settlements:
         sys.exit(f"{settlements - signed} of {settlements} were refused")
-    marks = quantiles(latencies, n=100)
+    marks, rate = quantiles(latencies, n=100), settlements / seconds
+    compared = {name: mean(slices) for name, slices in measured.items()}
     return {
-        "per_second": settlements / seconds,
-        "cpu_us": 1e6 * (after.user + after.system - before.user - before.system) / settlements,
+        "per_second": rate,
+        "cpu_us": 1e6 * cpu / settlements,
         "p50_ms": 1e3 * marks[49],
         "p99_ms": 1e3 * marks[98],
+        **compared,
+        **{f"share_of_{name}": rate / value for name, value in compared.items()},
     }
+
+
+def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
+    """CPU time that they have taken together: the signer, and the process of its token."""
+    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
 
 
 @contextmanager
 def raw_rates() -> Iterator[Callable[[], float]]:
     """Signatures per second of a SoftHSM token of this process's own: C_SignInit and C_Sign alone, in one thread."""
     with tokens.soft_token() as config:
-        keys = tokens.token_sources(config)[0]
-        yield lambda: tokens.raw_rate(keys, threads=1)
-
-
-def compared(run: Callable[[], dict[str, Any]], units: dict[str, Callable[[], float]]) -> dict[str, Any]:
-    """One run, and its rate as a share of each unit, which is measured before and after."""
-    before = {name: unit() for name, unit in units.items()}
-    result = run()
-    for name, unit in units.items():
-        result[name] = mean((before[name], unit()))
-        result[f"share_of_{name}"] = result["per_second"] / result[name]
-    return result
+        keys = tokens.opened(config)
+        yield lambda: tokens.raw_rate(keys, threads=1, seconds=SLICE_SECONDS)
 
 
 def median_run(results: Sequence[dict[str, Any]], share: str) -> dict[str, Any]:
@@ -217,7 +257,7 @@ def bench(
 ) -> None:
     """Measure how many settlements a second a signer signs."""
     facts, console = machine.facts(), Console()
-    units: dict[str, Callable[[], float]] = {"R": lambda: machine.mean_verifies(1.0)[0]}
+    units: dict[str, Callable[[], float]] = {"R": lambda: machine.mean_verifies(SLICE_SECONDS)[0]}
     results = []
     with ExitStack() as cleanup:
         if in_token:
@@ -225,7 +265,7 @@ def bench(
         for _ in range(runs):
             directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
             keys = token if in_token else software
-            results.append(compared(partial(measure, keys, directory, settlements, connections), units))
+            results.append(measure(keys, directory, settlements, connections, units))
     counted = median_run(results, f"share_of_{[*units][-1]}")
     figures = {name: round(value, 3) for name, value in counted.items()}
     name = "SoftHSM" if in_token else "software"

@@ -26,7 +26,7 @@ import structlog
 
 from paychan.protocol.types import UnixTime
 from signer.config import SignerConfig, load_signer_config
-from signer.pkcs11 import TokenKeys, token_sources
+from signer.pkcs11 import TokenKeys, generations, read_pin_and_open
 from tests.lib.softhsm import SoftHsm
 
 CLIENT_KEY = bytes.fromhex("0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798")
@@ -90,6 +90,11 @@ def soft_token() -> Iterator[SignerConfig]:
         yield load_signer_config(file)
 
 
+def opened(config: SignerConfig) -> TokenKeys:
+    """The token's keys, in this process."""
+    return generations(read_pin_and_open(config), config.pkcs11)[0]
+
+
 def main() -> None:
     """Measure and print."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
@@ -99,7 +104,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with ExitStack() as cleanup:
         config = load_signer_config(arguments.config) if arguments.config else cleanup.enter_context(soft_token())
-        keys = token_sources(config)[0]
+        keys = opened(config)
         figures = measure(keys, config.pkcs11.sessions, may_make_keys=arguments.config is None)
     unit = figures["verifies_per_second"]
     for name, value in figures.items():

@@ -2,23 +2,25 @@
 
 A small request is judged and signed on the loop, which takes some milliseconds. A large one can take seconds of this
 process's time, and a key store any time at all to make a key or to sign: all are waited for, so that they hold up nobody but
-those who asked. Each has threads of its own: a key store that hangs holds up nobody who needs no key.
+those who asked. Each has threads of its own, and signatures of a slow key store are waited for on the loop: a key store that
+hangs holds up nobody who needs no key.
 """
 
 from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeAlias, cast
 
 import structlog
 
 from paychan.protocol.signerwire import KeyRequest, Refusal, Reply, Request, ReserveRequest
 from signer.crew import Crew
-from signer.handlers import Approved
+from signer.handlers import Approved, Step, Wanted
+from signer.keys import SlowKey
 
 WORKERS = 16
 """Wait for new keys side by side; more than cores, for what they wait for may be a hardware module."""
@@ -32,6 +34,9 @@ SMALL_FRAME_BYTES = 2048
 _MAKING_KEYS = (KeyRequest, ReserveRequest)
 """For these a key store may have to make a key; to others it tells at once which it has, and takes its time to sign."""
 
+_Place: TypeAlias = Callable[[Callable[[], Step]], Awaitable[Step]]
+"""Where a step is taken: in a thread, or here."""
+
 log = structlog.get_logger()
 
 
@@ -40,37 +45,29 @@ class Answering(Protocol):
 
     @property
     def blocking(self) -> bool:
-        """Whether it is to be called in a thread, where keys are asked for."""
-
-    @property
-    def side_by_side(self) -> int:
-        """How many signatures the key store makes at a time, if it is one that takes long."""
+        """Whether keys take long, to make and to sign with."""
 
     def begin(self, request: Request, peer_uid: int) -> Reply | Approved:
         """Answer, or say what to wait for."""
 
+    def take(self, request: Request, step: Callable[[], Step]) -> Step:
+        """Take a step of what was approved."""
+
     def finish(self, request: Request, approved: Approved) -> Reply:
-        """Answer what was approved."""
+        """Take all its steps."""
 
 
 class _Waiting:
-    """A request that was approved, and waits: for the disk, then perhaps for the key store."""
+    """A quick request that was approved, and waits: for the disk, then perhaps for a slow key store."""
 
-    __slots__ = ("approved", "deadline", "done", "is_over", "request")
+    __slots__ = ("approved", "deadline", "done", "request", "signing")
 
     def __init__(self, request: Request, approved: Approved, deadline: float, done: Callable[[Reply], None]) -> None:
         self.request = request
         self.approved = approved
         self.deadline = deadline
         self.done = done
-        self.is_over = False
-        """It has its reply: what a key store says of it later is nobody's."""
-
-    def end(self, reply: Reply) -> None:
-        """Give the reply, unless there was one."""
-        if not self.is_over:
-            self.is_over = True
-            self.done(reply)
+        self.signing: asyncio.Task[None] | None = None
 
 
 class Workplace:
@@ -81,10 +78,9 @@ class Workplace:
         self._seconds = seconds
         self._making_keys = Crew(WORKERS, "keys")
         self._large = Crew(LARGE_WORKERS, "large")
-        self._signing = Crew(answering.side_by_side, "signing")
         self._on_their_way: dict[Future[None], list[_Waiting]] = {}
         """By what they wait for: many wait for one write, and the loop is woken once for all of them."""
-        self._in_signing: dict[_Waiting, None] = {}
+        self._waiting: dict[_Waiting, None] = {}
 
     def is_quick(self, request: Request, frame_bytes: int) -> bool:
         """Say whether a request that came in a frame of this size is worked on at once (`answer`), or in a thread."""
@@ -101,41 +97,53 @@ class Workplace:
             done(answer)
             return
         loop = asyncio.get_running_loop()
-        waiting = self._on_their_way.get(answer.durable)
-        if waiting is None:
-            waiting = self._on_their_way[answer.durable] = []
+        together = self._on_their_way.get(answer.durable)
+        if together is None:
+            together = self._on_their_way[answer.durable] = []
             answer.durable.add_done_callback(lambda durable: loop.call_soon_threadsafe(self._written, durable))
-        waiting.append(_Waiting(request, answer, loop.time() + self._seconds, done))
+        waiting = _Waiting(request, answer, loop.time() + self._seconds, done)
+        together.append(waiting)
+        self._waiting[waiting] = None
 
     def end_late(self, now: float) -> None:
         """Refuse what has waited for disk or key store for too long; `now` is the event loop's time."""
-        for waiting in (*self._on_their_way.values(), list(self._in_signing)):
-            for each in waiting:
-                if each.deadline < now:
-                    each.end(self._late(each.request))
+        for each in [each for each in self._waiting if each.deadline < now]:
+            if each.signing is not None:
+                each.signing.cancel()
+            self._end(each, self._late(each.request))
 
     def _written(self, durable: Future[None]) -> None:
         for each in self._on_their_way.pop(durable, []):
-            if each.is_over:
-                continue
-            if each.approved.takes_keys and self._answering.blocking:
-                self._in_signing[each] = None
-                self._signing.submit(partial(self._finish, each), partial(self._signed, each))
+            if each not in self._waiting:
+                continue  # it was late
+            if self._answering.blocking:
+                each.signing = asyncio.get_running_loop().create_task(self._sign(each))
             else:
-                each.end(self._finish(each))
+                self._end(each, self._finish(each.request, each.approved))
 
-    def _finish(self, each: _Waiting) -> Reply:
-        """Sign, unless nobody waits for it any more: then the reply is nobody's."""
-        if each.is_over:
-            return self._late(each.request)
+    def _end(self, waiting: _Waiting, reply: Reply) -> None:
+        del self._waiting[waiting]
+        waiting.done(reply)
+
+    async def _sign(self, waiting: _Waiting) -> None:
+        self._end(waiting, await self._signed(waiting.request, waiting.approved, _at_once))
+
+    async def _signed(self, request: Request, approved: Approved, place: _Place) -> Reply:
+        """Take the steps to a reply, each at that place, and wait for a slow key store between them."""
         try:
-            return self._answering.finish(each.request, each.approved)
+            step = await place(partial(self._answering.take, request, approved.first))
+            while isinstance(step, Wanted):
+                following = partial(_following, step, await _signatures(step))
+                step = await place(partial(self._answering.take, request, following))
         except Exception as error:  # noqa: BLE001
-            return _failed(each.request, error)
+            return _failed(request, error)
+        return step
 
-    def _signed(self, each: _Waiting, reply: Reply | Exception) -> None:
-        del self._in_signing[each]
-        each.end(reply if not isinstance(reply, Exception) else _failed(each.request, reply))
+    def _finish(self, request: Request, approved: Approved) -> Reply:
+        try:
+            return self._answering.finish(request, approved)
+        except Exception as error:  # noqa: BLE001
+            return _failed(request, error)
 
     def _late(self, request: Request) -> Refusal:
         return Refusal(request.id, "policy-deadline", f"not done within {self._seconds} s")
@@ -150,7 +158,8 @@ class Workplace:
                     return answer
                 approved = answer
                 await asyncio.wait([asyncio.wrap_future(approved.durable)])
-                place = self._signing if self._answering.blocking and approved.takes_keys else place
+                if self._answering.blocking:
+                    return await self._signed(request, approved, place.run)
                 return await place.run(lambda: self._answering.finish(request, approved))
         except TimeoutError:
             return self._late(request)
@@ -161,6 +170,26 @@ class Workplace:
         if self._answering.blocking and isinstance(request, _MAKING_KEYS):
             return self._making_keys
         return self._large if frame_bytes > SMALL_FRAME_BYTES else None
+
+
+async def _at_once(work: Callable[[], Step]) -> Step:
+    return work()
+
+
+async def _signatures(wanted: Wanted) -> list[asyncio.Future[bytes]]:
+    """Have all of it signed, whatever comes of it. What nobody waits for any more is given up."""
+    signatures = [cast("SlowKey", key).sign_soon(digest) for key, digest in wanted.digests]  # as `blocking` says
+    try:
+        await asyncio.wait(signatures)
+    finally:
+        for signature in signatures:
+            if not signature.cancel() and not signature.cancelled():
+                signature.exception()  # asked for, so that asyncio does not log what nobody has asked for
+    return signatures
+
+
+def _following(wanted: Wanted, signatures: Sequence[asyncio.Future[bytes]]) -> Step:
+    return wanted.then([signature.result() for signature in signatures])
 
 
 def _failed(request: Request, error: Exception) -> Refusal:

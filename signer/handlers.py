@@ -1,19 +1,21 @@
 """From message to reply: what is asked for comes as a value, and so does every refusal.
 
 A request is judged, then what was decided is remembered, then it is signed. `Handler.begin` does the first and starts
-the second; what it returns says whether a reply is there or waits for the disk. Who calls it decides where it waits.
+the second; what it returns says whether a reply is there or waits for the disk. `Handler.take` takes the steps from there to
+the reply. Who calls them decides where to wait, for the disk and for signatures.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.scripts import check_expiry, check_public_key, make_terms
-from paychan.protocol.settlement import Settlement, sign_child, sign_settlement
+from paychan.protocol.settlement import Settlement, prepare_child, prepare_settlement
 from paychan.protocol.signerwire import (
     MAX_CLAIMS,
     AgainRequest,
@@ -39,7 +41,7 @@ from paychan.protocol.types import UnixTime
 from signer.audit import Decision, Verdict
 from signer.budget import Budget
 from signer.fundings import FundingProblem, shown_outputs
-from signer.keys import KeyRing, KeysExhausted, KeysFailed
+from signer.keys import KeyRing, KeysExhausted, KeysFailed, SigningKey
 from signer.known import DAY_SECONDS, HOUR_SECONDS, Known, Limits, Own
 from signer.ledger import Entry, Ledger, LedgerFailed
 from signer.meaning import about
@@ -57,12 +59,27 @@ class Identity(NamedTuple):
     protections: tuple[str, ...] = ()
 
 
+class Wanted(NamedTuple):
+    """Signatures that are needed before it goes on with `then`, which gets them in the order of the digests."""
+
+    digests: Sequence[tuple[SigningKey, bytes]]
+    then: Callable[[Sequence[bytes]], Step]
+
+
+Step: TypeAlias = Reply | Wanted
+"""A reply is made in steps: each gives the reply, or says which signatures the next one needs."""
+
+
 class Approved(NamedTuple):
-    """It may be signed as soon as `durable` is done, by calling `sign`, which takes long where it takes a slow key store."""
+    """It may be signed as soon as `durable` is done."""
 
     durable: Future[None]
-    sign: Callable[[], Reply]
-    takes_keys: bool = True
+    prepare: Callable[[], Step]
+
+    def first(self) -> Step:
+        """Take the first step; `durable` is done. Raises `LedgerFailed`: nothing was written."""
+        self.durable.result()
+        return self.prepare()
 
 
 class Handler:
@@ -92,21 +109,26 @@ class Handler:
         """Whether the key store can take long."""
         return self._keys.blocking
 
-    @property
-    def side_by_side(self) -> int:
-        """How many signatures the key store makes at a time."""
-        return self._keys.side_by_side
-
     def __call__(self, request: Request, peer_uid: int = 0) -> Reply:
         """Answer, and wait for the disk meanwhile."""
         answer = self.begin(request, peer_uid)
         return self.finish(request, answer) if isinstance(answer, Approved) else answer
 
     def finish(self, request: Request, approved: Approved) -> Reply:
-        """Sign what was approved, once that is on disk."""
+        """Sign what was approved, once that is on disk, and wait for the key store meanwhile."""
+
+        def following(step: Wanted) -> Step:
+            return step.then([key.sign(digest) for key, digest in step.digests])
+
+        step = self.take(request, approved.first)
+        while isinstance(step, Wanted):
+            step = self.take(request, partial(following, step))
+        return step
+
+    def take(self, request: Request, step: Callable[[], Step]) -> Step:
+        """Take a step towards the reply, which it is where the step fails."""
         try:
-            approved.durable.result()
-            return approved.sign()
+            return step()
         except KeysFailed as error:
             return Refusal(request.id, "protocol-keys", f"the key store: {error}")
         except LedgerFailed as error:
@@ -188,7 +210,7 @@ class Handler:
                 reason = f"{self._ledger.shown} outputs were shown, want up to {self._limits.max_fundings}"
                 return self._refuse(request, peer_uid, Refusal(request.id, "policy-rate", reason))
             durable = self._ledger.put(Entry([self._decision(request, peer_uid, "given")], outputs=outputs))
-        return Approved(durable, lambda: FundingReply(request.id), takes_keys=False)
+        return Approved(durable, lambda: FundingReply(request.id))
 
     # --- what is signed ---------------------------------------------------------------------------------------------
 
@@ -208,9 +230,7 @@ class Handler:
             else:
                 flow = known.flow.plus(new_value_sat(request, known), now, attended=known.attended)
                 durable = self._ledger.put(Entry(decisions, signed, request, digest, flow=flow))
-        # who reads the ledger in a thread waits for Python's lock: not where there can be nothing
-        sign = self._signed if known.earlier else self._sign
-        return Approved(durable, lambda: SettlementReply(request.id, sign(request, own, digest)))
+        return Approved(durable, lambda: self._signed(request, own, digest, partial(SettlementReply, request.id)))
 
     def _again(self, request: AgainRequest, peer_uid: int) -> Reply | Approved:
         before = self._ledger.read([request.outpoint]).get(request.outpoint)
@@ -220,7 +240,7 @@ class Handler:
             return self._refuse(request, peer_uid, refusal)
         own, digest = self._own(newest), before.digest
         durable = self._ledger.put(Entry([self._decision(request, peer_uid, "signed", digest=digest)]))
-        return Approved(durable, lambda: SettlementReply(request.id, self._signed(newest, own, digest)))
+        return Approved(durable, lambda: self._signed(newest, own, digest, partial(SettlementReply, request.id)))
 
     def _child(self, request: ChildRequest, peer_uid: int, now: UnixTime) -> Reply | Approved:
         parent = request.parent
@@ -234,13 +254,12 @@ class Handler:
         digest = request_digest(parent)
         durable = self._ledger.put(Entry([self._decision(request, peer_uid, "signed", digest=digest)]))
 
-        def sign() -> Reply:
-            settlement = self._signed(parent, own, digest)
-            return ChildReply(
-                request.id, sign_child(settlement, key.public_key, request.fee_sat, lambda _, each: key.sign(each))
-            )
+        def sign_child(settlement: Settlement) -> Step:
+            child = prepare_child(settlement, key.public_key, request.fee_sat)
+            digests = [(key, each) for each in child.digests]
+            return Wanted(digests, lambda signatures: ChildReply(request.id, child.signed(signatures)))
 
-        return Approved(durable, sign)
+        return Approved(durable, lambda: self._signed(parent, own, digest, sign_child))
 
     def _own(self, request: SettlementRequest) -> Own:
         """Look up what is ours of the keys that a request names, before anybody else has to wait for us."""
@@ -271,23 +290,21 @@ class Handler:
             now=now,
         )
 
-    def _signed(self, request: SettlementRequest, own: Own, digest: bytes) -> Settlement:
-        """Sign; what was signed before is handed out as it was, for a token never signs the same bytes twice."""
-        return self._ledger.settlement(digest) or self._sign(request, own, digest)
+    def _signed(self, request: SettlementRequest, own: Own, digest: bytes, then: Callable[[Settlement], Step]) -> Step:
+        """Have it signed; what was signed before is handed out as it was, for a token never signs the same bytes twice."""
+        kept = self._ledger.settlement(digest)
+        if kept is not None:
+            return then(kept)
+        claims, reserve = request.claims, request.reserve
+        unsigned = prepare_settlement(claims, request.destination_script, request.fee_sat, reserve)
+        keys = [*own.claims, *[own.reserve.key if own.reserve else None for _ in (reserve.coins if reserve else ())]]
 
-    def _sign(self, request: SettlementRequest, own: Own, digest: bytes) -> Settlement:
-        """Sign for the first time, and keep what was signed."""
+        def go_on(signatures: Sequence[bytes]) -> Step:
+            settlement = unsigned.signed(signatures)
+            self._ledger.keep(digest, settlement)
+            return then(settlement)
 
-        def sign(index: int, each: bytes) -> bytes:
-            reserve = own.reserve.key if own.reserve else None
-            key = reserve if index >= len(request.claims) else own.claims[index]
-            if key is None:
-                raise KeysFailed(_LOST_KEY)
-            return key.sign(each)
-
-        settlement = sign_settlement(request.claims, request.destination_script, request.fee_sat, sign, request.reserve)
-        self._ledger.keep(digest, settlement)
-        return settlement
+        return Wanted([(_there(key), each) for key, each in zip(keys, unsigned.digests, strict=True)], go_on)
 
     # --- what is refused --------------------------------------------------------------------------------------------
 
@@ -324,4 +341,9 @@ class Handler:
 _LOWERING = ("policy-watermark", "policy-replacement")
 """Tried out, they must not lower what is remembered."""
 
-_LOST_KEY = "a key that was there is not there any more"
+
+def _there(key: SigningKey | None) -> SigningKey:
+    if key is None:
+        msg = "a key that was there is not there any more"
+        raise KeysFailed(msg)
+    return key

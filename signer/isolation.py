@@ -1,7 +1,8 @@
 """What keeps the keys in this process, should somebody run code as the same user or even inside: the kernel's protections.
 
-`signer.service` calls `isolate` once, before any key is read and any thread is started. Each protection is had where the kernel
-and the rights we were started with allow it; what could be had is returned as text, for the log and `paychan-signer status`.
+`signer.service` calls `isolate` once, before any key is read and any thread is started; `signer.tokenprocess` does the same
+where a token's library runs. Each protection is had where the kernel and the rights we were started with allow it; what could be
+had is returned as text, for the log and `paychan-signer status`.
 
 The order is forced: what needs root comes before the user is changed, and what forbids system calls comes after all that use
 them. There is no network namespace for other users than root: it would need a user namespace, in which the kernel tells uid
@@ -14,13 +15,14 @@ import ctypes
 import os
 import pwd
 import resource
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 from signer.config import Isolation
 from signer.syscalls import FilterError, refuse_system_calls
 
-_PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 24, 38  # linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38  # linux/prctl.h
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4  # asm-generic/mman.h
@@ -46,12 +48,17 @@ def keep_private() -> None:
     _not_dumpable()
 
 
-def isolate(settings: Isolation, *, token: bool, directories: Sequence[Path] = ()) -> tuple[str, ...]:
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the one that forked it ends. After any change of user, which undoes it."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def isolate(settings: Isolation, *, token: bool = False, directories: Sequence[Path] = ()) -> tuple[str, ...]:
     """Apply every protection that can be had, for the rest of the process's life.
 
     Args:
         settings: whose user we become, and what we must not start without.
-        token: keys are in a token, whose library may need a network; it stays.
+        token: this process runs a token's library, which may need a network; it stays.
         directories: where we have to write as `settings.user`; missing ones are made for that user.
 
     Returns:

@@ -9,11 +9,12 @@ BIP32 is written out below because the `bip32` package pins an old coincurve; it
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from hashlib import sha256
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from coincurve import PrivateKey
 
@@ -62,6 +63,14 @@ class SigningKey(Protocol):
         """Sign 32 bytes: strict DER, low S. Raises `KeysFailed`."""
 
 
+@runtime_checkable
+class SlowKey(SigningKey, Protocol):
+    """A key pair of ours that takes its time."""
+
+    def sign_soon(self, digest: bytes) -> asyncio.Future[bytes]:
+        """Sign without waiting, on an event loop. What is cancelled in time is not signed. Ends with `KeysFailed`."""
+
+
 class KeySource(Protocol):
     """One generation of keys. All methods raise `KeysFailed`.
 
@@ -72,10 +81,6 @@ class KeySource(Protocol):
     def blocking(self) -> bool:
         """Whether an answer can take long: then it is waited for in a thread."""
 
-    @property
-    def side_by_side(self) -> int:
-        """How many signatures it makes at a time."""
-
     def channel_key(self, client_key: bytes, expiry: UnixTime, *, create: bool) -> SigningKey | None:
         """Return the key of a channel. `create`: make one if there is none. Raises `KeysExhausted`."""
 
@@ -84,9 +89,6 @@ class KeySource(Protocol):
 
     def reserve_key(self) -> SigningKey:
         """Return the key of the coins that help to pay for settlements."""
-
-    def close(self) -> None:
-        """Give back what is held outside of this process; nothing is signed afterwards."""
 
 
 class Destination(NamedTuple):
@@ -117,11 +119,6 @@ class KeyRing:
     def blocking(self) -> bool:
         """Whether an answer can take long."""
         return any(source.blocking for source in self._sources)
-
-    @property
-    def side_by_side(self) -> int:
-        """How many signatures are made at a time, where an answer can take long."""
-        return max(source.side_by_side for source in self._sources)
 
     def new(self, client_key: bytes, expiry: UnixTime) -> SigningKey:
         """Return the key for a channel that is about to be opened. Raises `KeysFailed`, `KeysExhausted`."""
@@ -154,11 +151,6 @@ class KeyRing:
         """Return the key of the reserve's coins. Raises `KeysFailed`."""
         return self._sources[0].reserve_key()
 
-    def close(self) -> None:
-        """Give back what is held outside of this process, which can take long."""
-        for source in self._sources:
-            source.close()
-
     def find_reserve(self, public_key: bytes) -> Destination | None:
         """Return the reserve with this public key, of whatever generation. Raises `KeysFailed`."""
         keys = [source.reserve_key() for source in self._sources]
@@ -187,7 +179,6 @@ class StaticKey:
 
     __slots__ = ("_key",)
     blocking = False
-    side_by_side = 1
 
     def __init__(self, secret: bytes) -> None:
         self._key = SoftKey(PrivateKey(secret))
@@ -200,9 +191,6 @@ class StaticKey:
 
     def reserve_key(self) -> SigningKey:
         return self._key
-
-    def close(self) -> None:
-        """Nothing is held outside."""
 
 
 class Node:
@@ -249,7 +237,6 @@ class TreeKeys:
 
     __slots__ = ("_channel_key", "_destination_key", "_reserve_key")
     blocking = False
-    side_by_side = 1
 
     def __init__(
         self,
@@ -269,9 +256,6 @@ class TreeKeys:
 
     def reserve_key(self) -> SigningKey:
         return self._reserve_key
-
-    def close(self) -> None:
-        """Nothing is held outside."""
 
 
 def hardened_keys(seed: bytes) -> TreeKeys:

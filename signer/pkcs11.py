@@ -1,4 +1,4 @@
-"""Keys in a token: made there, never to leave it, found by their identifiers. `signer.service` opens it at the start.
+"""Keys in a token: made there, never to leave it, found by their identifiers. All of it runs in `tokenprocess`.
 
 A channel's key has as CKA_ID the digest of expiry and client key, so that terms lead to it after a restart, and a label for
 people with the expiry in it. Every signature is verified before it leaves: a token that fails must not give away more than
@@ -7,18 +7,19 @@ an error.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from hashlib import sha256
-from pathlib import Path
 from threading import Lock
+from typing import Protocol
 
 from coincurve import PublicKey
 
 from paychan.protocol.types import UnixTime
-from signer.config import SignerConfig
+from signer.config import Pkcs11, SignerConfig
 from signer.cryptoki import Library, Session
 from signer.cryptokicodes import Code, CryptokiError, Mechanism, ObjectClass
 from signer.curve import der_signature
-from signer.keys import KeysExhausted, KeysFailed, KeySource
+from signer.keys import KeysExhausted, KeysFailed, SigningKey
 from signer.passphrase import Sources, read_secret
 from signer.sessions import Sessions, TokenError, find_slot
 from signer.tokenobjects import KeyName, StoredKey, handles, look_up, make_key, read_keys
@@ -107,6 +108,18 @@ class Token:
         """How many threads can use it at a time."""
         return self._sessions.count
 
+    def public_keys(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield identifier and public key of all keys. Before other threads make more."""
+        return ((identifier, key.public_key) for identifier, key in self._keys.items())
+
+    def key(self, identifier: bytes) -> TokenKey:
+        """Return a key that is there. Raises `KeysFailed`."""
+        found = self._keys.get(identifier)
+        if found is None:
+            msg = f"the token has no key {identifier.hex()}"
+            raise KeysFailed(msg)
+        return found
+
     def find(self, name: KeyName) -> TokenKey | None:
         """Return a key, if there is one."""
         return self._keys.get(name.identifier)
@@ -150,37 +163,44 @@ class Token:
             self._channel_keys += number
 
 
+class Holder(Protocol):
+    """Holds keys by their names: a `Token`, or the end of a wire to one."""
+
+    def find(self, name: KeyName) -> SigningKey | None:
+        """Return a key, if there is one."""
+
+    def find_or_make(self, name: KeyName) -> SigningKey:
+        """Return a key, a new one if there is none. Raises `KeysFailed`, `KeysExhausted`."""
+
+
 class TokenKeys:
     """A generation of keys, as policies see it: a key per channel, or one for all of them."""
 
     __slots__ = ("_per_channel", "_token")
     blocking = True
 
-    @property
-    def side_by_side(self) -> int:
-        """As many as the token has sessions with us."""
-        return self._token.side_by_side
-
-    def __init__(self, token: Token, *, per_channel: bool) -> None:
+    def __init__(self, token: Holder, *, per_channel: bool) -> None:
         self._token = token
         self._per_channel = per_channel
 
-    def channel_key(self, client_key: bytes, expiry: UnixTime, *, create: bool) -> TokenKey | None:
+    def channel_key(self, client_key: bytes, expiry: UnixTime, *, create: bool) -> SigningKey | None:
         name = channel_name(client_key, expiry) if self._per_channel else ALL_CHANNELS
         return self._token.find_or_make(name) if create else self._token.find(name)
 
     def destination_key(self, client_key: bytes, expiry: UnixTime) -> None:
         """The destination is always the operator's."""
 
-    def reserve_key(self) -> TokenKey:
+    def reserve_key(self) -> SigningKey:
         return self._token.find_or_make(RESERVE)
 
-    def close(self) -> None:
-        """Give the sessions back, and forget the PIN."""
-        self._token.close()
+
+def generations(token: Holder, settings: Pkcs11) -> tuple[TokenKeys, TokenKeys]:
+    """Return the configured way of choosing keys, and the other one: channels opened with it can still be settled."""
+    per_channel = settings.keys == "per-channel"
+    return TokenKeys(token, per_channel=per_channel), TokenKeys(token, per_channel=not per_channel)
 
 
-def token_sources(config: SignerConfig, descriptor: int | None = None, pin_file: Path | None = None) -> list[KeySource]:
+def read_pin_and_open(config: SignerConfig) -> Token:
     """Get the PIN from wherever it is given, and open the token.
 
     Raises:
@@ -188,16 +208,13 @@ def token_sources(config: SignerConfig, descriptor: int | None = None, pin_file:
         TokenError: the token can't be used.
     """
     settings = config.pkcs11
-    pin = Sources("pin", f"token {settings.token!r}", "pkcs11.pin_file", settings.pin_file, descriptor, pin_file)
+    pin = Sources("pin", f"token {settings.token!r}", "pkcs11.pin_file", settings.pin_file)
     with read_secret(pin) as secret:
-        return [*open_token(config, secret.value)]
+        return open_token(config, secret.value)
 
 
-def open_token(config: SignerConfig, pin: bytearray) -> tuple[TokenKeys, TokenKeys]:
-    """Open the token that the configuration names. The PIN is copied; the caller wipes his.
-
-    Returns:
-        The configured way of choosing keys, and the other one: channels that were opened with it can still be settled.
+def open_token(config: SignerConfig, pin: bytearray) -> Token:
+    """Open the token that the configuration names, and read all its keys. The PIN is copied; the caller wipes his.
 
     Raises:
         TokenError: the token can't be used, and what to do about it.
@@ -219,5 +236,4 @@ def open_token(config: SignerConfig, pin: bytearray) -> tuple[TokenKeys, TokenKe
         raise TokenError(key="pkcs11.module", reason=f"{settings.module} fails: {error}") from None
     except KeysFailed as error:
         raise TokenError(key="pkcs11.token", reason=str(error)) from None
-    per_channel = settings.keys == "per-channel"
-    return TokenKeys(token, per_channel=per_channel), TokenKeys(token, per_channel=not per_channel)
+    return token

@@ -183,7 +183,7 @@ POLICIES: tuple[tuple[str, Rule], ...] = (
 
 
 OTHER_POLICIES: tuple[tuple[str, str], ...] = (
-    ("policy-sighash", "SIGHASH_ALL only: `settlement.sign_settlement`, which does all signing, knows no other"),
+    ("policy-sighash", "SIGHASH_ALL only: `settlement.Unsigned`, which all signatures are made for, knows no other"),
     ("policy-peer", "who connects is a user on the list, by the kernel's word; what is no request ends the connection"),
     ("policy-deadline", "a request has arrived, and is answered, within its time; none holds up another"),
 )

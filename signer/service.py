@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from threading import Thread
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import structlog
 import typer
@@ -34,15 +32,13 @@ from signer.keystore import seed_sources
 from signer.known import Limits
 from signer.ledger import LedgerFailed, LevelDbLedger
 from signer.passphrase import NoSecret
-from signer.pkcs11 import token_sources
+from signer.pkcs11 import generations
 from signer.seed import SeedError
 from signer.sessions import TokenError
 from signer.socketfile import SocketError, listening_socket, room_for
+from signer.tokenprocess import TokenProcess
 
 log = structlog.get_logger()
-
-_CLOSING_SECONDS = 2.0
-"""A key store that does not take its sessions back by then finds them gone."""
 
 
 class _RunByDefault(TyperGroup):
@@ -107,12 +103,19 @@ def start(file: Path, passphrase_fd: int | None = None, passphrase_file: Path | 
         SettingsError: no usable configuration, seed, socket or ledger, or a protection that it asks for is missing.
     """
     config = load_signer_config(file)
+    with ExitStack() as cleanup:
+        token = cleanup.enter_context(closing(TokenProcess(config))) if config.key.mode == "pkcs11" else None
+        with _as_settings(file):
+            protections = _isolate(config, token)
+            keys = load_keys(config, token, passphrase_fd, passphrase_file)
+            asyncio.run(_serve(config, keys, protections, token))
+
+
+@contextmanager
+def _as_settings(file: Path) -> Iterator[None]:
+    """Say which setting is concerned by what can't be had."""
     try:
-        protections = _isolate(config)
-        keys = load_keys(config, passphrase_fd, passphrase_file)
-        asyncio.run(_serve(config, keys, protections))
-        if keys.blocking:
-            _end_with(keys)
+        yield
     except SeedError as error:
         raise SettingsError(str(file), "key.seed_file", str(error)) from None
     except (IsolationError, NoSecret, SocketError, TokenError) as error:
@@ -121,45 +124,45 @@ def start(file: Path, passphrase_fd: int | None = None, passphrase_file: Path | 
         raise SettingsError(str(file), "state_dir", str(error)) from None
 
 
-def _end_with(keys: KeyRing) -> NoReturn:
-    """End the process, whatever the key store does: a thread that hangs in its library would hold up an ordinary end."""
-    closing_keys = Thread(target=keys.close, name="closing", daemon=True)
-    closing_keys.start()
-    closing_keys.join(_CLOSING_SECONDS)
-    sys.stderr.flush()
-    os._exit(0)
-
-
-def _isolate(config: SignerConfig) -> tuple[str, ...]:
-    """Shut ourselves in, before any key is read, and say how well that went."""
+def _isolate(config: SignerConfig, token: TokenProcess | None) -> tuple[str, ...]:
+    """Shut ourselves in, then the token's process, before any key is read; say how well that went."""
     directories = sorted({config.state_dir, config.socket_path.parent})
-    protections = isolate(config.isolation, token=config.key.mode == "pkcs11", directories=directories)
+    protections = isolate(config.isolation, directories=directories)
+    if token is not None:
+        token.open()
+        protections += tuple(f"{text} (token's process)" for text in token.protections if text not in protections)
     for text in protections:
         (log.warning if text.startswith("no ") else log.info)("isolation", is_had=text)
     return protections
 
 
-def load_keys(config: SignerConfig, passphrase_fd: int | None = None, passphrase_file: Path | None = None) -> KeyRing:
-    """Open the key store that the configuration names.
+def load_keys(
+    config: SignerConfig,
+    token: TokenProcess | None = None,
+    passphrase_fd: int | None = None,
+    passphrase_file: Path | None = None,
+) -> KeyRing:
+    """Open the key store that the configuration names; a token is open already.
 
     Raises:
         SeedError: the seed can't be used, or created.
         NoSecret: no passphrase for it.
-        TokenError: the token can't be used.
     """
     sources: list[KeySource]
     if config.key.mode == "debug":
         log.warning("DEBUG KEY: publicly known, anybody can take what it earns")
         sources = [StaticKey(DEBUG_KEY)]
-    elif config.key.mode == "pkcs11":
-        sources = [*token_sources(config)]
+    elif token is not None:
+        sources = [*generations(token, config.pkcs11)]
     else:
         sources = seed_sources(config, passphrase_fd, passphrase_file)
     return KeyRing(sources, config.destination_script, config.previous_scripts)
 
 
-async def _serve(config: SignerConfig, keys: KeyRing, protections: tuple[str, ...]) -> None:
+async def _serve(config: SignerConfig, keys: KeyRing, protections: tuple[str, ...], token: TokenProcess | None) -> None:
     stop = asyncio.Event()
+    if token is not None:
+        asyncio.get_running_loop().add_reader(token, stop.set)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     peers = PeerLimits(
@@ -183,6 +186,9 @@ async def _serve(config: SignerConfig, keys: KeyRing, protections: tuple[str, ..
             log.info("signer started", **_told(config, keys))
             await stop.wait()
             accepting.cancel()
+    if token is not None and token.has_ended:
+        log.error("the token's process has ended: its library may have crashed; start the signer again")
+        raise typer.Exit(1)
     log.info("signer stopped")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeAlias
 
 from bitcoin.core import CTransaction
 from bitcoin.core.script import CScript, CScriptInvalidError
@@ -140,30 +141,53 @@ def _outputs(claims: Sequence[Claim], destination_script: bytes, server_sat: Sat
     return tuple(outputs)
 
 
+class Unsigned:
+    """A transaction that lacks our signatures, one for each input."""
+
+    __slots__ = ("_fee_sat", "_locks", "_transaction", "digests")
+
+    def __init__(self, transaction: FinalTransaction, locks: Sequence[_Lock], fee_sat: Sat) -> None:
+        self._transaction = transaction
+        self._locks = locks
+        self._fee_sat = fee_sat
+        self.digests = [transaction.digest(index, script_code) for index, (script_code, _) in enumerate(locks)]
+        """What is to be signed with SIGHASH_ALL, in the order of the inputs."""
+
+    def signed(self, signatures: Sequence[bytes]) -> Settlement:
+        """Put in strict DER signatures of the digests."""
+        script_sigs = [
+            unlock(signature + bytes([SIGHASH_ALL]))
+            for (_, unlock), signature in zip(self._locks, signatures, strict=True)
+        ]
+        raw = self._transaction.serialize(script_sigs)
+        return Settlement(raw, double_sha256(raw), self._fee_sat)
+
+    def signed_by(self, sign: Sign) -> Settlement:
+        """Have each digest signed in turn."""
+        return self.signed([sign(index, digest) for index, digest in enumerate(self.digests)])
+
+
+_Lock: TypeAlias = tuple[bytes, Callable[[bytes], bytes]]
+"""What an input is locked with, and how a signature (with its flag) unlocks that."""
+
+
+def prepare_settlement(
+    claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat, reserve: Reserve | None = None
+) -> Unsigned:
+    """Build a settlement to be signed; the inputs after the claims' are the reserve's coins. Raises ValueError."""
+    transaction = build_settlement(claims, destination_script, fee_sat, reserve)
+    locks: list[_Lock] = [(claim.terms.redeem_script, partial(_script_sig, claim)) for claim in claims]
+    if reserve:
+        coin = reserve.funding_script, partial(_key_script_sig, reserve.public_key)
+        locks += [coin for _ in reserve.coins]
+    return Unsigned(transaction, locks, fee_sat)
+
+
 def sign_settlement(
     claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat, sign: Sign, reserve: Reserve | None = None
 ) -> Settlement:
-    """Build and sign; the indices after the claims' are those of the reserve's coins."""
-    unsigned = build_settlement(claims, destination_script, fee_sat, reserve)
-    lock: list[tuple[bytes, Callable[[bytes], bytes]]] = [
-        (claim.terms.redeem_script, partial(_script_sig, claim)) for claim in claims
-    ]
-    if reserve:
-        coin = reserve.funding_script, partial(_key_script_sig, reserve.public_key)
-        lock += [coin for _ in reserve.coins]
-    return _signed(unsigned, lock, sign, fee_sat)
-
-
-def _signed(
-    unsigned: FinalTransaction, lock: Sequence[tuple[bytes, Callable[[bytes], bytes]]], sign: Sign, fee_sat: Sat
-) -> Settlement:
-    """Sign every input: what it is locked with, and how a signature (with its flag) unlocks that."""
-    script_sigs = [
-        script_sig(sign(index, unsigned.digest(index, script_code)) + bytes([SIGHASH_ALL]))
-        for index, (script_code, script_sig) in enumerate(lock)
-    ]
-    raw = unsigned.serialize(script_sigs)
-    return Settlement(raw, double_sha256(raw), fee_sat)
+    """Build and sign; the indices after the claims' are those of the reserve's coins. Raises ValueError."""
+    return prepare_settlement(claims, destination_script, fee_sat, reserve).signed_by(sign)
 
 
 def settlement_size(
@@ -192,7 +216,7 @@ CHILD_BYTES = 10 + 41 + 1 + MAX_SIGNATURE_BYTES + 1 + 33 + 34
 """Largest size of what `sign_child` makes: frame, input with signature and key, P2PKH output."""
 
 
-def sign_child(parent: Settlement, public_key: bytes, fee_sat: Sat, sign: Sign) -> Settlement:
+def prepare_child(parent: Settlement, public_key: bytes, fee_sat: Sat) -> Unsigned:
     """Spend our output of a settlement to the script it has (P2PKH of this key), for a fee that speeds up both.
 
     Raises:
@@ -205,8 +229,13 @@ def sign_child(parent: Settlement, public_key: bytes, fee_sat: Sat, sign: Sign) 
     if not 0 <= fee_sat < value_sat:
         msg = f"fee of {fee_sat} sat does not fit our output of {value_sat} sat"
         raise ValueError(msg)
-    unsigned = FinalTransaction((OutPoint(parent.txid, index),), ((Sat(value_sat - fee_sat), script),))
-    return _signed(unsigned, [(script, partial(_key_script_sig, public_key))], sign, fee_sat)
+    child = FinalTransaction((OutPoint(parent.txid, index),), ((Sat(value_sat - fee_sat), script),))
+    return Unsigned(child, [(script, partial(_key_script_sig, public_key))], fee_sat)
+
+
+def sign_child(parent: Settlement, public_key: bytes, fee_sat: Sat, sign: Sign) -> Settlement:
+    """Build and sign a child, see `prepare_child`."""
+    return prepare_child(parent, public_key, fee_sat).signed_by(sign)
 
 
 def outpoints_of(transaction: bytes) -> list[OutPoint]:

@@ -64,11 +64,11 @@ def find_module() -> Path | None:
 
 
 @contextmanager
-def softhsm(directory: Path) -> Iterator[SoftHsm]:
+def softhsm(directory: Path, pin: str = PIN) -> Iterator[SoftHsm]:
     """A token that this process may use too; the library forgets it afterwards."""
     if find_module() is None:
         pytest.skip("no SoftHSM: apt install softhsm2 (tests/system-packages)")
-    token = SoftHsm(directory)
+    token = SoftHsm(directory, pin=pin)
     before = os.environ.get("SOFTHSM2_CONF")
     os.environ.update(token.environment)
     try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from paychan.protocol.signerwire import (
 from paychan.protocol.types import Sat
 from paychan.signing.unix import UnixSigner
 from signer.connections import Connections, Limits
-from signer.handlers import Approved, Handler
+from signer.handlers import Approved, Handler, Step, Wanted
 from signer.keys import KeyRing, hardened_keys
 from signer.socketfile import listening_socket
 from tests.signer.messages import (
@@ -39,23 +40,51 @@ HANDLER = make_handler(KEYS, REQUEST, WITH_RESERVE)
 
 
 class Saying:
-    """Answers whatever a function says, in a thread, as a key store does that takes its time."""
+    """Answers whatever a function says, where it asks for signatures as a key store does that takes its time."""
 
     blocking = True
-    side_by_side = 16
+    threads = 16
 
     def __init__(self, handle: Callable[[Request], Reply]) -> None:
         self._handle = handle
+        self._threads = ThreadPoolExecutor(self.threads)
 
     def begin(self, request: Request, peer_uid: int) -> Reply | Approved:  # noqa: ARG002
         if not isinstance(request, SettlementRequest | ChildRequest | AgainRequest):
             return self._handle(request)
         written = Future[None]()
         written.set_result(None)
-        return Approved(written, lambda: self._handle(request))
+        key = _SayingKey(self._threads, partial(self._handle, request))
+        return Approved(written, lambda: Wanted([(key, bytes(32))], lambda _: key.said()))
 
-    def finish(self, request: Request, approved: Approved) -> Reply:  # noqa: ARG002 - as `Answering` has it
-        return approved.sign()
+    def take(self, request: Request, step: Callable[[], Step]) -> Step:  # noqa: ARG002 - as `Answering` has it
+        return step()
+
+    def finish(self, request: Request, approved: Approved) -> Reply:
+        raise NotImplementedError
+
+
+class _SayingKey:
+    """Signs nothing: when its signature is there, so is the reply."""
+
+    public_key = bytes(33)
+
+    def __init__(self, threads: ThreadPoolExecutor, say: Callable[[], Reply]) -> None:
+        self._threads = threads
+        self._say = say
+
+    def sign(self, digest: bytes) -> bytes:
+        raise NotImplementedError
+
+    def sign_soon(self, digest: bytes) -> asyncio.Future[bytes]:
+        def work() -> bytes:
+            self._reply = self._say()
+            return digest
+
+        return asyncio.wrap_future(self._threads.submit(work))
+
+    def said(self) -> Reply:
+        return self._reply
 
 
 @asynccontextmanager

@@ -236,7 +236,7 @@ async def test_policy_deadline_of_a_signature_that_hangs(tmp_path: Path) -> None
 
     try:
         async with served(tmp_path, handle, request_seconds=0.2) as path, client(path) as signer:
-            hanging = [asyncio.create_task(sign(signer)) for _ in range(Saying.side_by_side + 4)]
+            hanging = [asyncio.create_task(sign(signer)) for _ in range(Saying.threads + 4)]
             await asyncio.sleep(0)
 
             await show(signer, REQUEST)

@@ -81,7 +81,6 @@ class Recording:
     """A tree of keys, with every digest that was signed."""
 
     blocking = False
-    side_by_side = 1
 
     def __init__(self, source: KeySource) -> None:
         self._source = source

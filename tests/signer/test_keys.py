@@ -178,7 +178,6 @@ class OtherKeys:
     def __init__(self, failure: Exception | None = None, *, blocking: bool = False) -> None:
         self.failure = failure
         self.blocking = blocking
-        self.side_by_side = 4 if blocking else 1
 
     def channel_key(self, *_channel: Any, create: bool) -> SigningKey | None:  # noqa: ARG002 - it never makes any
         return self._answer()
@@ -189,9 +188,6 @@ class OtherKeys:
     def reserve_key(self) -> SigningKey:
         self._answer()
         return GENERATIONS[0].reserve_key()
-
-    def close(self) -> None:
-        """It holds nothing."""
 
     def _answer(self) -> None:
         if self.failure is not None:

@@ -338,7 +338,7 @@ if moment == "after the log":
 approved = signs.begin(request, 0)
 approved.durable.result()
 if moment == "after signing":
-    approved.sign()
+    signs.finish(request, approved)
 kill()
 """
 

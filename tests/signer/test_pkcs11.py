@@ -22,8 +22,8 @@ from signer.config import load_signer_config
 from signer.cryptoki import Library, Session
 from signer.cryptokicodes import Attribute, Code, CryptokiError
 from signer.keys import KeysExhausted, KeysFailed
-from signer.pkcs11 import TokenKey, TokenKeys, open_token
-from signer.sessions import TokenError
+from signer.pkcs11 import Token, TokenKey, TokenKeys, generations, open_token
+from signer.sessions import Sessions, TokenError
 from tests.lib.softhsm import PIN, SoftHsm, finalize, softhsm
 from tests.signer.messages import CLIENT_KEY, EXPIRY
 
@@ -45,13 +45,14 @@ def opened_both(token: SoftHsm, more: str = "", pin: str = PIN) -> tuple[TokenKe
     """The keys as the signer opens them; `more` are lines of [pkcs11]."""
     file = token.directory / "signer.toml"
     file.write_text(token.signer_config + more)
-    return open_token(load_signer_config(file), bytearray(pin.encode()))
+    config = load_signer_config(file)
+    return generations(open_token(config, bytearray(pin.encode())), config.pkcs11)
 
 
 def channel(keys: TokenKeys, number: int = 0) -> TokenKey:
     """The key of one of many channels."""
     key = keys.channel_key(CLIENT_KEY, UnixTime(EXPIRY + number), create=True)
-    assert key is not None
+    assert isinstance(key, TokenKey)
     return key
 
 
@@ -79,12 +80,17 @@ def together(work: Any, count: int = THREADS) -> list[Any]:
         return list(threads.map(one, range(count)))
 
 
+def sessions_of(keys: TokenKeys) -> Sessions:
+    assert isinstance(keys._token, Token)
+    return keys._token._sessions
+
+
 def library_of(keys: TokenKeys) -> Library:
-    return keys._token._sessions._library
+    return sessions_of(keys)._library
 
 
 def slot_of(keys: TokenKeys) -> int:
-    return keys._token._sessions._slot
+    return sessions_of(keys)._slot
 
 
 def test_keys_cannot_leave_the_token(token: SoftHsm) -> None:
@@ -341,7 +347,7 @@ def test_a_refused_pin_is_tried_once(token: SoftHsm) -> None:
     """When the PIN was changed meanwhile, the old one is tried once and not for every request: it would lock the token."""
     keys = opened(token)
     key = channel(keys)
-    keys._token._sessions._pin[:] = b"0" * len(PIN)
+    sessions_of(keys)._pin[:] = b"0" * len(PIN)
     library_of(keys).call("C_CloseAllSessions", slot_of(keys))
     logins = 0
     login = Session.login
@@ -443,10 +449,10 @@ def test_what_is_wrong_with_the_token_is_said(token: SoftHsm, tmp_path: Path) ->
 def test_nothing_that_holds_the_pin_shows_it(token: SoftHsm) -> None:
     """`repr` and `str` of what is made from the token, and its errors, contain no PIN; `close` wipes it."""
     keys = opened(token)
-    sessions = keys._token._sessions
+    sessions = sessions_of(keys)
     holders = [keys, keys._token, sessions, channel(keys), sessions._library, sessions._idle.get()]
     assert not [holder for holder in holders if PIN in repr(holder) + str(holder)]
-    keys._token.close()
+    sessions.close()
     assert sessions._pin == bytearray(len(PIN))
     finalize(token)
     with pytest.raises(TokenError) as caught:

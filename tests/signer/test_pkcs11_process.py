@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from paychan.protocol.signerwire import (
     FundingReply,
     KeyReply,
     KeyRequest,
+    Refusal,
     Reply,
     Request,
     ReserveReply,
@@ -24,6 +27,7 @@ from paychan.protocol.signerwire import (
     encode_frame,
 )
 from paychan.protocol.types import Sat, UnixTime
+from signer.answering import SMALL_FRAME_BYTES
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.signer_process import COMMAND, SignerProcess
 from tests.lib.softhsm import SoftHsm, softhsm
@@ -31,6 +35,8 @@ from tests.signer.crowd import until
 from tests.signer.messages import CLIENT_KEY, EXPIRY, make_claim, make_fundings
 from tests.signer.talking import connect
 from tests.signer.test_service import ask
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="looking into another process's memory needs root")
 
 
 @pytest.fixture
@@ -49,9 +55,9 @@ def channel_key(signer: SignerProcess, number: int = 0) -> KeyReply:
     return reply
 
 
-def settlement(key: KeyReply) -> SettlementRequest:
-    """A request to settle three channels of one key."""
-    claims = [make_claim(key.server_key, number=number, change_sat=0) for number in range(3)]
+def settlement(key: KeyReply, channels: int = 3) -> SettlementRequest:
+    """A request to settle channels of one key."""
+    claims = [make_claim(key.server_key, number=number, change_sat=0) for number in range(channels)]
     return SettlementRequest(7, tuple(claims), key.destination_script, Sat(5_000))
 
 
@@ -76,6 +82,15 @@ def test_signer_settles_with_keys_of_the_token(token: SoftHsm, tmp_path: Path) -
         assert isinstance(answer(signer, ReserveRequest(2)), ReserveReply)
         assert not signer.seed.exists()
         assert token.pin not in signer.log.read_text()
+
+
+def test_large_settlements_too(token: SoftHsm, tmp_path: Path) -> None:
+    """One that is too large to be judged on the event loop is signed as well, all its inputs."""
+    with SignerProcess(tmp_path, token.signer_config) as signer:
+        request = settlement(channel_key(signer), channels=30)
+        assert len(encode_frame(request)) > 2 * SMALL_FRAME_BYTES
+
+        settle(signer, request)
 
 
 def test_keys_of_the_token_survive_a_kill(token: SoftHsm, tmp_path: Path) -> None:
@@ -113,7 +128,7 @@ service.main()
 
 
 def test_signer_ends_although_the_token_hangs(token: SoftHsm, tmp_path: Path) -> None:
-    """SIGTERM ends the process within seconds, in order, while one call hangs in the token and another where sessions are closed."""
+    """SIGTERM ends the process within seconds, in order, while signatures hang in the token, and then where sessions are closed."""
     signer = SignerProcess(tmp_path, token.signer_config)
     signer.start(sys.executable, "-c", HANGING)
     request = settlement(channel_key(signer))
@@ -121,13 +136,13 @@ def test_signer_ends_although_the_token_hangs(token: SoftHsm, tmp_path: Path) ->
         assert isinstance(answer(signer, funding), FundingReply)
     with connect(signer.socket) as connection:
         connection.sendall(encode_frame(request))
-        until(lambda: "hangs" in signer.log.read_text())
+        until(lambda: signer.log.read_text().count("hangs") == len(request.claims))
         begun = time.monotonic()
 
         assert signer.stop() == 0
 
     assert time.monotonic() - begun < 10
-    assert signer.log.read_text().count("hangs") == 2
+    assert signer.log.read_text().count("hangs") == len(request.claims) + 1
     assert "signer stopped" in signer.log.read_text()
     assert not signer.socket.exists()
 
@@ -143,3 +158,153 @@ def test_signer_refuses_to_start_with_a_wrong_pin(token: SoftHsm, tmp_path: Path
     assert done.returncode == 2
     assert "pkcs11.pin_file: the token refused the PIN (C_Login: CKR_PIN_INCORRECT)" in done.stderr
     assert "not the PIN" not in done.stderr
+
+
+def token_process(signer: SignerProcess) -> int:
+    """Its process id: the only child that a signer has."""
+    (child,) = Path(f"/proc/{signer.pid}/task/{signer.pid}/children").read_text().split()
+    return int(child)
+
+
+def has_in_memory(pid: int, wanted: bytes) -> bool:
+    """Whether a process holds these bytes anywhere; for root, who may look."""
+    with Path(f"/proc/{pid}/mem").open("rb") as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            places, rights = line.split()[:2]
+            if "r" not in rights or "[v" in line:  # the kernel's own pages can't be read
+                continue
+            start, end = (int(place, 16) for place in places.split("-"))
+            memory.seek(start)
+            if wanted in memory.read(end - start):
+                return True
+    return False
+
+
+@needs_root
+def test_signer_itself_never_sees_the_pin_and_has_no_network(tmp_path: Path) -> None:
+    """The PIN is in the memory of the token's process alone, which alone may use a network; both is told."""
+    pin = "a PIN that nobody else has"
+    with softhsm(tmp_path / "hsm", pin=pin) as token, SignerProcess(tmp_path, token.signer_config) as signer:
+        settle(signer, settlement(channel_key(signer)))
+        child = token_process(signer)
+
+        assert has_in_memory(child, pin.encode())
+        assert not has_in_memory(signer.pid, pin.encode())
+        mine = Path("/proc/self/ns/net").readlink()
+        assert Path(f"/proc/{child}/ns/net").readlink() == mine
+        assert Path(f"/proc/{signer.pid}/ns/net").readlink() != mine
+        log = signer.log.read_text()
+        assert "network out of reach (namespace, seccomp)" in log
+        assert "no network isolation: the token's library may need it (token's process)" in log
+
+
+def test_signer_ends_when_its_tokens_process_does(token: SoftHsm, tmp_path: Path) -> None:
+    """A library that crashes takes its process with it: the signer says so and ends with status 1, to be started again."""
+    signer = SignerProcess(tmp_path, token.signer_config)
+    signer.start()
+    before = channel_key(signer)
+
+    os.kill(token_process(signer), signal.SIGSEGV)
+
+    assert signer.process is not None
+    assert signer.process.wait(10) == 1
+    assert "token's process has ended" in signer.log.read_text()
+    assert "Traceback" not in signer.log.read_text()
+    with signer:
+        assert channel_key(signer) == before
+
+
+CRASHING = """
+import ctypes
+from signer import pkcs11, service
+
+pkcs11.Library = lambda _path: ctypes.string_at(0)
+service.main()
+"""
+
+
+def test_a_library_that_crashes_at_once_is_named(token: SoftHsm, tmp_path: Path) -> None:
+    """No start with a library that takes its process down, and one line that says which setting it is about."""
+    signer = SignerProcess(tmp_path, token.signer_config)
+
+    with pytest.raises(RuntimeError, match=r"pkcs11\.module: the library crashed when it was opened") as caught:
+        signer.start(sys.executable, "-c", CRASHING)
+
+    assert "Traceback" not in str(caught.value)
+
+
+def test_what_a_token_had_when_it_crashed_is_asked_again(token: SoftHsm, tmp_path: Path) -> None:
+    """A settlement that was with the token when its process ended is not signed, and is after the next start."""
+    signer = SignerProcess(tmp_path, token.signer_config)
+    signer.start(sys.executable, "-c", HANGING)
+    request = settlement(channel_key(signer))
+    for funding in make_fundings(request):
+        assert isinstance(answer(signer, funding), FundingReply)
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(answer, signer, request)
+        until(lambda: "hangs" in signer.log.read_text())
+        os.kill(token_process(signer), signal.SIGKILL)
+        assert not isinstance(waiting.result(), SettlementReply)
+
+    assert signer.process is not None
+    assert signer.process.wait(10) == 1
+    with signer:
+        settle(signer, request)
+
+
+def test_no_process_of_the_token_outlives_the_signer(token: SoftHsm, tmp_path: Path) -> None:
+    """However the signer ends, also by `kill -9`, its token's process ends too: the token is free for the next."""
+    for end in (SignerProcess.stop, SignerProcess.kill):
+        signer = SignerProcess(tmp_path, token.signer_config)
+        signer.start()
+        child = Path(f"/proc/{token_process(signer)}")
+        end(signer)
+        until(lambda child=child: not child.exists())  # type: ignore[misc]
+
+
+FEW_AT_A_TIME = "from signer import service, tokenprocess; tokenprocess._KEYS_IN_MESSAGE = 2; service.main()"
+
+
+def test_signer_gets_to_know_many_keys(token: SoftHsm, tmp_path: Path) -> None:
+    """Keys that take several messages to tell are all known after a start."""
+    with SignerProcess(tmp_path, token.signer_config) as signer:
+        before = [channel_key(signer, number) for number in range(5)]
+    signer = SignerProcess(tmp_path, token.signer_config + "max_keys = 5\n")
+    signer.start(sys.executable, "-c", FEW_AT_A_TIME)
+
+    assert [channel_key(signer, number) for number in range(5)] == before
+    refusal = answer(signer, KeyRequest(1, CLIENT_KEY, UnixTime(EXPIRY + 5)))
+    assert isinstance(refusal, Refusal)
+    assert (refusal.tag, refusal.reason) == ("policy-rate", "5 channel keys in the token, pkcs11.max_keys is 5")
+    signer.stop()
+
+
+FAILING = """
+from signer import cryptoki, service
+from signer.cryptokicodes import Code, CryptokiError
+
+def fail(*_):
+    raise CryptokiError(Code.DEVICE_ERROR, "C_Sign")
+
+cryptoki.Session.sign = fail
+service.main()
+"""
+
+
+def test_a_token_that_fails_is_told_and_asked_again(token: SoftHsm, tmp_path: Path) -> None:
+    """Whoever wanted three signatures of a failing token gets one refusal with its words, and the log has no traceback."""
+    signer = SignerProcess(tmp_path, token.signer_config)
+    signer.start(sys.executable, "-c", FAILING)
+    request = settlement(channel_key(signer))
+    for funding in make_fundings(request):
+        assert isinstance(answer(signer, funding), FundingReply)
+    for _ in range(2):
+        refusal = answer(signer, request)
+        assert isinstance(refusal, Refusal)
+        assert refusal.tag == "protocol-keys"
+        assert refusal.reason == "the key store: token 'paychan' failed: C_Sign: CKR_DEVICE_ERROR"
+    assert signer.stop() == 0
+    assert "Traceback" not in signer.log.read_text()
+
+    with signer:
+        settle(signer, request)
