@@ -8,6 +8,7 @@ A peer that sends what is no request is told why, with request id 0, and the con
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import time
 from contextlib import suppress
@@ -43,6 +44,9 @@ _FAREWELL_SECONDS = 1.0
 
 _ACCEPT_PAUSE_SECONDS = 0.1
 
+_ENDED_AT_ONCE = 64
+"""Connections that may have ended before their memory is used again."""
+
 log = structlog.get_logger()
 
 
@@ -64,7 +68,7 @@ class Connections:
         self._admitted: dict[Peer, None] = {}
         """Who has asked nothing for the longest comes first."""
         self._large = LargeFrames()
-        self._leaving = 0
+        self._leaving = self._ended = 0
         self._lines = Budget(LINES_PER_SECOND, time.monotonic())
 
     async def accept(self, listener: socket.socket) -> None:
@@ -119,6 +123,13 @@ class Connections:
                 tell_bug(error)
             finally:
                 writer.transport.abort()
+                self._clear_up()
+
+    def _clear_up(self) -> None:
+        """Look for garbage where many connections have ended: asyncio leaves each in a circle, with all that it has sent us."""
+        self._ended += 1
+        if self._ended % _ENDED_AT_ONCE == 0:
+            gc.collect()
 
     def _admission(self, peer: Peer) -> Refusal | None:
         """Let in who is on the list, if there is a place or one can be made."""

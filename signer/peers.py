@@ -131,9 +131,15 @@ class LargeFrames:
         self._sending: dict[Peer, float] = {}
 
     async def enter(self, peer: Peer) -> None:
-        """Wait for a place, or cut off whoever has been sending for too long."""
+        """Wait for a place, or cut off whoever has been sending for too long.
+
+        Raises:
+            ConnectionError: the peer was itself cut off meanwhile.
+        """
         now = asyncio.get_running_loop().time
         while self._places.locked():
+            if peer.writer.transport.is_closing():
+                raise ConnectionAbortedError
             slow = next((each for each, begun in self._sending.items() if now() - begun > _LARGE_SECONDS), None)
             if slow is None:
                 await asyncio.sleep(_LARGE_SECONDS / 10)
