@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
 os.environ.pop(
     "COLUMNS", None
 )  # 80 in workers of pytest-xdist: what our programs print shall be as wide as where nobody looks
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files whose tests may take longest: at the end, one of them would be waited for alone."""
+    patience = Counter[Path]()
+    for item in items:
+        limit = item.get_closest_marker("timeout")
+        patience[item.path] = max(patience[item.path], limit.args[0] if limit else 0)
+    items.sort(key=lambda item: -patience[item.path])
 
 
 @pytest.hookimpl(hookwrapper=True)
