@@ -29,6 +29,7 @@ from paychan.protocol.signerwire import (
 from paychan.protocol.types import Sat, UnixTime
 from signer.answering import SMALL_FRAME_BYTES
 from tests.lib.kernel import interpreter_accepts
+from tests.lib.pseudoterminal import PseudoTerminal
 from tests.lib.signer_process import COMMAND, SignerProcess
 from tests.lib.softhsm import SoftHsm, softhsm
 from tests.signer.crowd import until
@@ -145,6 +146,34 @@ def test_signer_ends_although_the_token_hangs(token: SoftHsm, tmp_path: Path) ->
     assert signer.log.read_text().count("hangs") == len(request.claims) + 1
     assert "signer stopped" in signer.log.read_text()
     assert not signer.socket.exists()
+
+
+def asked_for_pin(token: SoftHsm, tmp_path: Path) -> SignerProcess:
+    """A signer that was told nowhere where the PIN is."""
+    lines = [line for line in token.signer_config.splitlines() if not line.startswith("pin_file")]
+    return SignerProcess(tmp_path, "\n".join(lines) + "\n")
+
+
+def test_pin_is_typed_on_a_terminal(token: SoftHsm, tmp_path: Path) -> None:
+    """A PIN that stands nowhere is asked for; Ctrl-C then ends the running signer and its token's process, in order."""
+    signer = asked_for_pin(token, tmp_path)
+    with PseudoTerminal([COMMAND, signer.file]) as terminal:
+        terminal.read_until("Pin of token 'paychan': ")
+        terminal.enter(token.pin)
+        terminal.read_until("signer started")
+        assert isinstance(answer(signer, ReserveRequest(1)), ReserveReply)
+        assert terminal.end_by_control_c() == 0
+    assert token.pin not in terminal.output
+    assert "signer stopped" in terminal.output
+    assert "Traceback" not in terminal.output
+
+
+def test_control_c_while_the_pin_is_asked_for(token: SoftHsm, tmp_path: Path) -> None:
+    """Ctrl-C instead of a PIN ends both processes, without a word of where in the program that was."""
+    with PseudoTerminal([COMMAND, asked_for_pin(token, tmp_path).file]) as terminal:
+        terminal.read_until("Pin of token 'paychan': ")
+        assert terminal.end_by_control_c() in (130, 1)
+    assert "Traceback" not in terminal.output
 
 
 def test_signer_refuses_to_start_with_a_wrong_pin(token: SoftHsm, tmp_path: Path) -> None:
