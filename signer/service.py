@@ -33,10 +33,10 @@ from signer.known import Limits
 from signer.ledger import LedgerFailed, LevelDbLedger
 from signer.passphrase import NoSecret
 from signer.pkcs11 import generations
+from signer.remotetoken import RemoteToken
 from signer.seed import SeedError
 from signer.sessions import TokenError
 from signer.socketfile import SocketError, listening_socket, room_for
-from signer.tokenprocess import TokenProcess
 
 log = structlog.get_logger()
 
@@ -104,7 +104,7 @@ def start(file: Path, passphrase_fd: int | None = None, passphrase_file: Path | 
     """
     config = load_signer_config(file)
     with ExitStack() as cleanup:
-        token = cleanup.enter_context(closing(TokenProcess(config))) if config.key.mode == "pkcs11" else None
+        token = cleanup.enter_context(closing(RemoteToken(config))) if config.key.mode == "pkcs11" else None
         with _as_settings(file):
             protections = _isolate(config, token)
             keys = load_keys(config, token, passphrase_fd, passphrase_file)
@@ -124,7 +124,7 @@ def _as_settings(file: Path) -> Iterator[None]:
         raise SettingsError(str(file), "state_dir", str(error)) from None
 
 
-def _isolate(config: SignerConfig, token: TokenProcess | None) -> tuple[str, ...]:
+def _isolate(config: SignerConfig, token: RemoteToken | None) -> tuple[str, ...]:
     """Shut ourselves in, then the token's process, before any key is read; say how well that went."""
     directories = sorted({config.state_dir, config.socket_path.parent})
     protections = isolate(config.isolation, directories=directories)
@@ -138,7 +138,7 @@ def _isolate(config: SignerConfig, token: TokenProcess | None) -> tuple[str, ...
 
 def load_keys(
     config: SignerConfig,
-    token: TokenProcess | None = None,
+    token: RemoteToken | None = None,
     passphrase_fd: int | None = None,
     passphrase_file: Path | None = None,
 ) -> KeyRing:
@@ -159,7 +159,7 @@ def load_keys(
     return KeyRing(sources, config.destination_script, config.previous_scripts)
 
 
-async def _serve(config: SignerConfig, keys: KeyRing, protections: tuple[str, ...], token: TokenProcess | None) -> None:
+async def _serve(config: SignerConfig, keys: KeyRing, protections: tuple[str, ...], token: RemoteToken | None) -> None:
     stop = asyncio.Event()
     if token is not None:
         asyncio.get_running_loop().add_reader(token, stop.set)

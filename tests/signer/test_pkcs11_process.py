@@ -291,7 +291,7 @@ def test_no_process_of_the_token_outlives_the_signer(token: SoftHsm, tmp_path: P
         until(lambda child=child: not child.exists())  # type: ignore[misc]
 
 
-FEW_AT_A_TIME = "from signer import service, tokenprocess; tokenprocess._KEYS_IN_MESSAGE = 2; service.main()"
+FEW_AT_A_TIME = "from signer import service, tokenprocess; tokenprocess.KEYS_IN_MESSAGE = 2; service.main()"
 
 
 def test_signer_gets_to_know_many_keys(token: SoftHsm, tmp_path: Path) -> None:
