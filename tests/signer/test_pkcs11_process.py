@@ -56,17 +56,23 @@ def channel_key(signer: SignerProcess, number: int = 0) -> KeyReply:
     return reply
 
 
-def settlement(key: KeyReply, channels: int = 3) -> SettlementRequest:
-    """A request to settle channels of one key."""
-    claims = [make_claim(key.server_key, number=number, change_sat=0) for number in range(channels)]
+def settlement(key: KeyReply, channels: int = 3, after: int = 0) -> SettlementRequest:
+    """A request to settle channels of one key, of which so many come before."""
+    numbers = range(after, after + channels)
+    claims = [make_claim(key.server_key, number=number, change_sat=0) for number in numbers]
     return SettlementRequest(7, tuple(claims), key.destination_script, Sat(5_000))
+
+
+def shown(signer: SignerProcess, request: SettlementRequest) -> SettlementRequest:
+    """The request, once the signer has seen what it spends."""
+    for funding in make_fundings(request):
+        assert isinstance(answer(signer, funding), FundingReply)
+    return request
 
 
 def settle(signer: SignerProcess, request: SettlementRequest) -> bytes:
     """The signed transaction, whose inputs Bitcoin's interpreter accepts."""
-    for funding in make_fundings(request):
-        assert isinstance(answer(signer, funding), FundingReply)
-    reply = answer(signer, request)
+    reply = answer(signer, shown(signer, request))
     assert isinstance(reply, SettlementReply), reply
     transaction = reply.settlement.transaction
     for index, claim in enumerate(request.claims):
@@ -132,9 +138,7 @@ def test_signer_ends_although_the_token_hangs(token: SoftHsm, tmp_path: Path) ->
     """SIGTERM ends the process within seconds, in order, while signatures hang in the token, and then where sessions are closed."""
     signer = SignerProcess(tmp_path, token.signer_config)
     signer.start(sys.executable, "-c", HANGING)
-    request = settlement(channel_key(signer))
-    for funding in make_fundings(request):
-        assert isinstance(answer(signer, funding), FundingReply)
+    request = shown(signer, settlement(channel_key(signer)))
     with connect(signer.socket) as connection:
         connection.sendall(encode_frame(request))
         until(lambda: signer.log.read_text().count("hangs") == len(request.claims))
@@ -152,6 +156,41 @@ def asked_for_pin(token: SoftHsm, tmp_path: Path) -> SignerProcess:
     """A signer that was told nowhere where the PIN is."""
     lines = [line for line in token.signer_config.splitlines() if not line.startswith("pin_file")]
     return SignerProcess(tmp_path, "\n".join(lines) + "\n")
+
+
+HANGING_ONCE = """
+import ctypes
+from signer import cryptoki, service
+
+sign, calls = cryptoki.Session.sign, []
+
+def hang_once(*arguments):
+    calls.append(1)
+    return sign(*arguments) if len(calls) > 1 else ctypes.CDLL(None).sleep(1000)
+
+cryptoki.Session.sign = hang_once
+service.main()
+"""
+
+
+def test_a_signature_that_hangs_holds_up_no_other(token: SoftHsm, tmp_path: Path) -> None:
+    """While the token hangs over one signature, it makes others; who waited too long is told, asks again and gets it."""
+    signer = SignerProcess(tmp_path, token.signer_config + "sessions = 2\n[socket]\nrequest_seconds = 2.0\n")
+    signer.start(sys.executable, "-c", HANGING_ONCE)
+    key = channel_key(signer)
+    first, second = (shown(signer, settlement(key, channels=1, after=number)) for number in range(2))
+    with ThreadPoolExecutor() as threads:
+        hanging = threads.submit(answer, signer, first)
+        time.sleep(0.5)
+        for _ in range(5):
+            assert isinstance(answer(signer, second), SettlementReply)
+        assert not hanging.done()
+        refusal = hanging.result()
+
+    assert isinstance(refusal, Refusal)
+    assert refusal.tag == "policy-deadline"
+    assert isinstance(answer(signer, first), SettlementReply)
+    assert signer.stop() == 0
 
 
 def test_pin_is_typed_on_a_terminal(token: SoftHsm, tmp_path: Path) -> None:
@@ -266,9 +305,7 @@ def test_what_a_token_had_when_it_crashed_is_asked_again(token: SoftHsm, tmp_pat
     """A settlement that was with the token when its process ended is not signed, and is after the next start."""
     signer = SignerProcess(tmp_path, token.signer_config)
     signer.start(sys.executable, "-c", HANGING)
-    request = settlement(channel_key(signer))
-    for funding in make_fundings(request):
-        assert isinstance(answer(signer, funding), FundingReply)
+    request = shown(signer, settlement(channel_key(signer)))
     with ThreadPoolExecutor() as threads:
         waiting = threads.submit(answer, signer, request)
         until(lambda: "hangs" in signer.log.read_text())
@@ -324,9 +361,7 @@ def test_a_token_that_fails_is_told_and_asked_again(token: SoftHsm, tmp_path: Pa
     """Whoever wanted three signatures of a failing token gets one refusal with its words, and the log has no traceback."""
     signer = SignerProcess(tmp_path, token.signer_config)
     signer.start(sys.executable, "-c", FAILING)
-    request = settlement(channel_key(signer))
-    for funding in make_fundings(request):
-        assert isinstance(answer(signer, funding), FundingReply)
+    request = shown(signer, settlement(channel_key(signer)))
     for _ in range(2):
         refusal = answer(signer, request)
         assert isinstance(refusal, Refusal)
