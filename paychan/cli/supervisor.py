@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -20,6 +21,9 @@ from paychan.cli.terminal import err, fail, out
 from paychan.config import ServerConfig, load_server_config
 from paychan.protocol.declared import SettingsError
 from paychan.running import Running, read_running
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _PATIENCE_SECONDS = 60.0
 _STOP_SECONDS = 15.0
@@ -71,12 +75,21 @@ def up(directory: Path) -> int:
 
 
 def _start(command: str, *arguments: str) -> subprocess.Popen[bytes]:
-    """Start a console script of this installation, out of reach of the terminal's Ctrl-C: we pass the end on."""
+    """Start a console script of this installation, out of reach of the terminal's Ctrl-C: we pass the end on.
+
+    Should we be killed, the kernel does.
+    """
     beside = Path(sys.executable).parent / command
     program = str(beside) if beside.exists() else shutil.which(command)
     if program is None:
         fail(f"{command} is not installed beside {sys.executable}. Install the package: pip install .")
-    return subprocess.Popen([program, *arguments], start_new_session=True)  # noqa: S603 - our own scripts
+    # the hook is safe: there are no threads here
+    return subprocess.Popen([program, *arguments], start_new_session=True, preexec_fn=_end_with_us)  # noqa: S603, PLW1509
+
+
+def _end_with_us() -> None:
+    """Runs in the child: SIGTERM for it when its parent has ended."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _check_alive(children: dict[str, subprocess.Popen[bytes]]) -> None:

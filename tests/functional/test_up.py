@@ -58,6 +58,20 @@ def test_up_leaves_nothing_behind_when_told_to_stop_at_once(up: Up):
     up.wait_until_serving()
 
 
+def test_signer_and_server_end_with_an_up_that_is_killed(up: Up):
+    """After `kill -9` of the command both end by themselves, in order, and it can be started again."""
+    up.start()
+    up.wait_until_serving()
+    children = up.children()
+    assert up.end(signal.SIGKILL) == -signal.SIGKILL
+
+    psutil.wait_procs(children.values(), timeout=20)
+    assert not any(child.is_running() for child in children.values())
+    assert "signer stopped" in up.text()
+    up.start()
+    up.wait_until_serving()
+
+
 @pytest.mark.parametrize("victim", ["paychan", "paychan-signer"])
 def test_up_ends_with_either_of_its_processes(up: Up, victim: str):
     """When signer or server is killed the other is ended too, the status is not 0, and the text names who died."""
