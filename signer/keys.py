@@ -14,7 +14,7 @@ import hmac
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from hashlib import sha256
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 from coincurve import PrivateKey
 
@@ -63,7 +63,6 @@ class SigningKey(Protocol):
         """Sign 32 bytes: strict DER, low S. Raises `KeysFailed`."""
 
 
-@runtime_checkable
 class SlowKey(SigningKey, Protocol):
     """A key pair of ours that takes its time."""
 

@@ -102,14 +102,24 @@ class Line:
 
     def _hear(self) -> None:
         """Take what has come; called by the event loop."""
-        with suppress(BlockingIOError):
-            while raw := self._wire.recv(MOST_BYTES):
+        with suppress(ConnectionError):  # it ended with questions unread
+            while True:
+                try:
+                    raw = self._wire.recv(MOST_BYTES)
+                except BlockingIOError:
+                    self._ask()
+                    return
+                if not raw:
+                    break
                 self._take(decode_reply(raw))
-            # nothing comes any more, as `_ask` will find out too
-            asyncio.get_running_loop().remove_reader(self._wire)
-            for future in self._under_way.values():
-                _fail(future, KeysFailed(ENDED))
-            self._under_way.clear()
+        self._end()
+
+    def _end(self) -> None:
+        """Nothing comes any more, as `_ask` finds out too."""
+        asyncio.get_running_loop().remove_reader(self._wire)
+        for future in self._under_way.values():
+            _fail(future, KeysFailed(ENDED))
+        self._under_way.clear()
         self._ask()
 
     def _take(self, reply: TokenReply) -> None:

@@ -32,8 +32,8 @@ def choose_passphrase(terminal: PseudoTerminal) -> None:
 
 
 def shows(text: str, words: list[str]) -> bool:
-    """Whether words stand in a text; one of them alone may be in any sentence."""
-    return sum(word in text.split() for word in words) > len(words) // 4
+    """Whether a word stands in a text behind its number, as it is shown and typed; elsewhere it is part of a sentence."""
+    return any(re.search(rf"\d:?\s+{word}\b", text) for word in words)
 
 
 def read_words(terminal: PseudoTerminal) -> list[str]:
@@ -73,6 +73,7 @@ def test_init_and_recover_on_a_terminal(place: Place, tmp_path: Path) -> None:
     assert f"fingerprint is {seed.fingerprint}" in terminal.text_left
     assert stat.S_IMODE(place.seed.stat().st_mode) == 0o600
     assert WORD not in terminal.output
+    assert shows(terminal.text, words)
     assert not shows(terminal.text_left, words)
 
     elsewhere = tmp_path / "elsewhere"
@@ -90,6 +91,7 @@ def test_init_and_recover_on_a_terminal(place: Place, tmp_path: Path) -> None:
         choose_passphrase(terminal)
         assert terminal.wait() == 0
     assert other.seeds()[0].master == seed.master
+    assert shows(terminal.text, words)
     assert not shows(terminal.text_left, words)
 
 

@@ -302,8 +302,8 @@ def test_a_library_that_crashes_at_once_is_named(token: SoftHsm, tmp_path: Path)
 
 
 def test_what_a_token_had_when_it_crashed_is_asked_again(token: SoftHsm, tmp_path: Path) -> None:
-    """A settlement that was with the token when its process ended is not signed, and is after the next start."""
-    signer = SignerProcess(tmp_path, token.signer_config)
+    """Signatures that the token was at, or had not begun with, when its process ended are made after the next start."""
+    signer = SignerProcess(tmp_path, token.signer_config + "sessions = 1\n")
     signer.start(sys.executable, "-c", HANGING)
     request = shown(signer, settlement(channel_key(signer)))
     with ThreadPoolExecutor() as threads:
@@ -314,6 +314,7 @@ def test_what_a_token_had_when_it_crashed_is_asked_again(token: SoftHsm, tmp_pat
 
     assert signer.process is not None
     assert signer.process.wait(10) == 1
+    assert "Traceback" not in signer.log.read_text()
     with signer:
         settle(signer, request)
 
