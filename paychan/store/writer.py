@@ -52,10 +52,12 @@ class WriterThread:
     def shutdown(self) -> None:
         """Finish what was given, and end. Blocks; a second call only waits."""
         with self._order:
-            if not self._closed:
-                self._closed = True
+            is_first, self._closed = not self._closed, True
+            if is_first:
                 os.eventfd_write(self._bell, 1)
         self._thread.join()
+        if is_first:
+            os.close(self._bell)  # not by the thread, which may have seen the end before it was rung
 
     def _serve(self) -> None:
         while self._work or not self._closed:
@@ -69,7 +71,6 @@ class WriterThread:
                 value, error = None, raised
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self._tell, done, value, error)
-        os.close(self._bell)
 
     def _tell(self, done: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
         self.unfinished -= 1
