@@ -24,7 +24,11 @@ class _Waiting(Struct, frozen=True):
 
 
 class GroupCommit:
-    """Gathers changes and commits them. `on_failure` must end the process: after a failed sync nobody is answered."""
+    """Gathers changes and commits them. `on_failure` must end the process: after a failed sync nobody is answered.
+
+    Fail-stop also when the writer is cancelled or fails otherwise: what became of its group is unknown then. `on_success`
+    is called for each group that was written.
+    """
 
     def __init__(
         self,
@@ -32,11 +36,13 @@ class GroupCommit:
         delay_seconds: float,
         on_failure: Callable[[BaseException], None],
         max_waiting: int = 10_000,
+        on_success: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._max_waiting = max_waiting
         self._delay_seconds = delay_seconds
         self._on_failure = on_failure
+        self._on_success = on_success
         self._gathered: list[_Waiting] = []
         self._writer: asyncio.Task[None] | None = None
         self._closed = False
@@ -79,7 +85,8 @@ class GroupCommit:
                         waiting.on_conflict()
                     if not waiting.durable.done():
                         waiting.durable.set_result(waiting.outcome if ok else Rejected(TryAgain()))
-        except Exception as error:  # noqa: BLE001 - whatever it was, what is on disk is unknown now
+                self._on_success()
+        except BaseException as error:  # noqa: BLE001 - whatever it was, what is on disk is unknown now
             self._on_failure(error)
         finally:
             self._writer = None

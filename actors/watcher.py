@@ -19,6 +19,7 @@ from paychan.protocol.errors import NotEconomical
 from paychan.protocol.machine import end_of
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.store.base import walk
+from paychan.supervisor import Supervised
 
 log = structlog.get_logger("watcher")
 
@@ -52,15 +53,12 @@ class Watcher:
         Or why it could not look.
         """
 
-    async def run(self) -> None:
-        """Look for ever; ends only by cancellation."""
+    async def run(self, task: Supervised) -> None:
+        """Look for ever; ends only by cancellation, or by a failure after which the supervisor starts it again."""
         while True:
-            await self.look()
-            try:
-                await self._wait()
-            except Exception:
-                log.exception("watcher failed to wait")
-                await asyncio.sleep(1.0)
+            if await self.look():
+                task.succeeded()
+            await self._wait()
 
     async def _wait(self) -> None:
         """Wait for a block and go through all channels for it, or for the interval; other news concern few of them."""
@@ -71,13 +69,18 @@ class Watcher:
             if await self._chain.look():
                 return
 
-    async def look(self) -> None:
-        """Take one look at everything; if that fails, it is logged and alarmed about, and the next look comes."""
+    async def look(self) -> bool:
+        """Take one look at everything; if that fails, it is logged and alarmed about, and the next look comes.
+
+        Return whether it went through.
+        """
         try:
             await self._look()
         except Exception as error:
-            log.exception("watcher failed, looks again", seconds=self._interval_seconds)
             self.alarms = (f"watcher failed: {error}",)
+            log.exception("watcher failed, looks again", seconds=self._interval_seconds)
+            return False
+        return True
 
     async def _look(self) -> None:
         """Close what is due, resume what is unfinished, alarm about what is late."""

@@ -38,11 +38,14 @@ from paychan.signing.base import SignerAbsent, SignerRefused
 from paychan.signing.unix import UnixSigner
 from paychan.store.base import Store
 from paychan.store.leveldb import LevelDbStore
+from paychan.supervisor import Supervisor
 
 log = structlog.get_logger("server")
 
 _SIGNER_PATIENCE_SECONDS = 10.0
 _FIRST_LOOK_SECONDS = 10.0
+_PATIENCE_SECONDS = 600.0
+"""A look at many channels with a slow signer may take minutes; a longer one is alarmed about."""
 _ANSWER_SECONDS = 10.0
 """Longer than the signer and the application may take by default, shorter than whoever stops us waits."""
 _EXIT_BROKEN = 3
@@ -99,7 +102,7 @@ def _stop(serving: asyncio.Task[None]) -> None:
 async def _live(config: ServerConfig, source: str) -> None:
     async with _assemble(config, source) as service:
         await _first_look(service.watcher)
-        async with _listening(service) as running, _watching(service.watcher):
+        async with _listening(service) as running, _watching(service):
             gc.collect()
             gc.set_threshold(50_000, 20, 20)  # a payment leaves no cycles behind
             gc.freeze()  # what lives as long as the process need not be looked at again
@@ -115,14 +118,13 @@ async def _first_look(watcher: Watcher) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _watching(watcher: Watcher) -> AsyncIterator[None]:
-    watching = asyncio.create_task(watcher.run())
+async def _watching(service: Service) -> AsyncIterator[None]:
+    interval = service.config.watcher.interval_seconds
+    watching = service.supervisor.run("watcher", service.watcher.run, patience_seconds=2 * interval + _PATIENCE_SECONDS)
     try:
         yield
     finally:
-        while not watching.done():  # again, should a library swallow it
-            watching.cancel()
-            await asyncio.wait([watching], timeout=1)
+        await watching.stop()
 
 
 @contextlib.asynccontextmanager
@@ -130,6 +132,8 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
     """Make the parts in the order in which they need each other; undo in reverse."""
     _make_state_dir(config.state_dir)
     async with contextlib.AsyncExitStack() as stack:
+        supervisor = Supervisor(_wall_clock, _die)
+        stack.push_async_callback(supervisor.close)
         signer = UnixSigner(config.signer_socket, config.signer.deadline_seconds)
         stack.push_async_callback(signer.close)
         await _check_signer(signer, config)
@@ -137,7 +141,8 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         stack.push_async_callback(chain.close)
         store: Store = LevelDbStore.open(config.store_path, config.network_name)
         stack.push_async_callback(store.close)
-        commits = GroupCommit(store, config.store.commit_delay_ms / 1000, _die, config.store.max_waiting)
+        written = supervisor.guest("group commit").succeeded
+        commits = GroupCommit(store, config.store.commit_delay_ms / 1000, _die, config.store.max_waiting, written)
         stack.push_async_callback(commits.close)
         application = None
         if config.callback.url:
@@ -159,7 +164,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
             withdraw_above_sat=config.settlement.withdraw_above_sat,
             coalesce=config.stream.coalesce,
         )
-        yield _service(config, world)
+        yield _service(config, world, supervisor)
 
 
 def _make_state_dir(path: Path) -> None:
@@ -173,7 +178,7 @@ def _make_state_dir(path: Path) -> None:
         raise StartError(msg)
 
 
-def _service(config: ServerConfig, world: World) -> Service:
+def _service(config: ServerConfig, world: World, supervisor: Supervisor) -> Service:
     registry = Registry(world)
     watcher = Watcher(
         world,
@@ -183,7 +188,7 @@ def _service(config: ServerConfig, world: World) -> Service:
         idle_seconds=config.channel.idle_seconds,
         stale_seconds=config.chain.stale_tip_minutes * 60,
     )
-    return Service(config, world, registry, Opener(world, registry), watcher)
+    return Service(config, world, registry, Opener(world, registry), watcher, supervisor)
 
 
 async def open_chain(config: ServerConfig, source: str) -> Chain:

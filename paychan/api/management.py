@@ -147,7 +147,8 @@ class HealthHandler(ManagementHandler):
                 "all_channels_seen": seen.is_whole,
                 "channels_in_danger": {str(outpoint): reason for outpoint, reason in seen.in_danger.items()},
                 "watcher_last_look": service.watcher.last_look,
-                "alarms": service.watcher.alarms,
+                "alarms": [*service.watcher.alarms, *service.supervisor.alarms],
+                "tasks": msgspec.to_builtins(service.supervisor.tasks),
                 "awake": service.registry.awake,
             },
         )

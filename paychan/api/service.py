@@ -12,6 +12,7 @@ from actors.watcher import Watcher
 from actors.world import World
 from paychan.api.totals import LatestTotals
 from paychan.config import ServerConfig
+from paychan.supervisor import Supervisor
 
 
 class OpenStream(Protocol):
@@ -29,6 +30,7 @@ class Service:
     registry: Registry
     opener: Opener
     watcher: Watcher
+    supervisor: Supervisor = field(default_factory=Supervisor)
     streams: set[OpenStream] = field(default_factory=set)
 
     @cached_property

@@ -18,6 +18,7 @@ from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Close, CloseReason, State
 from paychan.protocol.errors import ChainUnavailable
 from paychan.protocol.types import OutPoint, UnixTime
+from paychan.supervisor import Supervisor
 from tests.lib.channels import NOW, RULES, many
 from tests.lib.world import Clock, DebugPayer, Local, accepted, local, refused, until
 
@@ -92,9 +93,9 @@ async def test_the_watcher_goes_through_a_round_without_waiting_for_news(
     """A running watcher comes to the end of the round by itself."""
     async with crowded(tmp_path, monkeypatch) as (server, chain):
         server.watcher._interval_seconds = 60
-        watching = asyncio.create_task(server.watcher.run())
+        watching = Supervisor().run("watcher", server.watcher.run)
         await until(lambda: server.world.chain_view.is_whole)
-        watching.cancel()
+        await watching.stop()
         assert len(set(chain.asked)) == 37
 
 

@@ -18,6 +18,7 @@ from paychan.protocol.settlement import Claim
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.signing.base import SignerAbsent
 from paychan.store.base import StoreFailed
+from paychan.supervisor import Supervisor
 from tests.lib.channels import NOW, RULES
 from tests.lib.world import ALARM_SECONDS, Clock, DebugPayer, Local, accepted, local, refused, until
 
@@ -128,14 +129,14 @@ async def test_threat_34_the_watcher_survives_a_failing(tmp_path: Path, failure:
         faulty = getattr(server, part)
         faulty.fail(method, error)
         with capture_logs() as logs:
-            watching = asyncio.create_task(server.watcher.run())
+            watching = Supervisor().run("watcher", server.watcher.run)
             await until(lambda: faulty.calls[method] >= 3)
-            assert not watching.done()
+            assert watching.running
             assert {entry["event"] for entry in logs} & {"watcher failed, looks again", "channel failed"}
 
             faulty.heal(method)
             await until_state(server, client, State.CLOSED)
-            watching.cancel()
+            await watching.stop()
 
 
 async def until_state(server: Local, client: DebugPayer, wanted: State) -> None:
@@ -150,12 +151,12 @@ async def test_threat_34_a_failing_clock_does_not_end_the_watcher(tmp_path: Path
     async with local(tmp_path, clock) as server:
         with capture_logs() as logs:
             clock.broken = True
-            watching = asyncio.create_task(server.watcher.run())
+            watching = Supervisor().run("watcher", server.watcher.run)
             await until(lambda: len(logs) >= 2)
             assert server.watcher.alarms == ("watcher failed: no time",)
             clock.broken = False
             await until(lambda: server.watcher.last_look == NOW)
-            watching.cancel()
+            await watching.stop()
 
         assert server.watcher.alarms == ()
 

@@ -1,0 +1,182 @@
+"""Keeps long-lived tasks alive: one that crashes is started again, or ends the process; none dies unseen.
+
+The composition root makes one `Supervisor`; parts that own a task get it from there and call `run`. What ends a task:
+
+* an exception at any await, also a cancellation that came from inside: it is logged, alarmed about until the task's next
+  success, and the task is started again after a pause that doubles up to a minute. A task that is `fatal` ends the process;
+* a return, the same way: long-lived tasks have no end of their own (unless `endless` is false);
+* `stop` and `close`: quietly, also when a library swallows the first cancellation.
+
+Each task says when it has done its work once (`Supervised.succeeded`). One that has not for longer than it should is
+alarmed about too: it hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+import structlog
+from msgspec import Struct
+
+from paychan.protocol.types import UnixTime
+
+log = structlog.get_logger("supervisor")
+
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 60.0
+_STOP_SECONDS = 1.0
+
+
+class TaskInfo(Struct, frozen=True):
+    """One task, as `/health` shows it; times in Unix seconds."""
+
+    name: str
+    last_success: UnixTime | None
+    restarts: int
+    problem: str
+
+
+class Supervised:
+    """A task under supervision: the handle that its work is called with."""
+
+    def __init__(self, name: str, clock: Callable[[], UnixTime], patience_seconds: float) -> None:
+        self.name = name
+        self.restarts = 0
+        self.last_success: UnixTime | None = None
+        self._clock = clock
+        self._patience = patience_seconds
+        self._crash = ""
+        self._fresh_at = time.monotonic()
+        self._failures = 0
+        self._task: asyncio.Task[None] | None = None
+        self._guest = False
+
+    def succeeded(self) -> None:
+        """Note that the task has just done its work once."""
+        self.last_success = self._clock()
+        self._fresh_at = time.monotonic()
+        self._crash = ""
+        self._failures = 0
+
+    @property
+    def problem(self) -> str:
+        """Why the task does not do its work at the moment; empty when it does."""
+        if self._crash:
+            return f"{self.name} failed and is started again: {self._crash}"
+        silent = time.monotonic() - self._fresh_at
+        if self._patience and silent > self._patience:
+            return f"{self.name} has done nothing for {silent:.0f} s, limit {self._patience:.0f} s"
+        return ""
+
+    @property
+    def running(self) -> bool:
+        return self._guest or (self._task is not None and not self._task.done())
+
+    async def stop(self) -> None:
+        """End the task, and wait for its end."""
+        while self._task is not None and not self._task.done():  # again, should a library swallow it
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=_STOP_SECONDS)
+
+    def _crashed(self, error: BaseException) -> float:
+        """Note a crash; return how long to pause."""
+        self.restarts += 1
+        self._crash = str(error) or type(error).__name__
+        pause = min(_FIRST_PAUSE_SECONDS * 2.0**self._failures, _LONGEST_PAUSE_SECONDS)
+        self._failures = min(self._failures + 1, 30)
+        return pause
+
+
+Work = Callable[[Supervised], Coroutine[Any, Any, None]]
+
+
+class Supervisor:
+    """The long-lived tasks of one process, by name. `give_up` must end the process; it is called for fatal tasks."""
+
+    def __init__(
+        self, clock: Callable[[], UnixTime] | None = None, give_up: Callable[[BaseException], None] | None = None
+    ) -> None:
+        self._clock = clock or _wall_clock
+        self._give_up = give_up or _no_way_out
+        self._tasks: dict[str, Supervised] = {}
+
+    def run(
+        self, name: str, work: Work, *, fatal: bool = False, endless: bool = True, patience_seconds: float = 0
+    ) -> Supervised:
+        """Start a task under a name, on the running loop. An earlier task of that name must have ended.
+
+        `patience_seconds`: a task that says nothing of a success for longer is alarmed about; 0: it may be silent.
+        """
+        earlier = self._tasks.get(name)
+        if earlier is not None and earlier.running:
+            msg = f"task {name} runs already"
+            raise RuntimeError(msg)
+        supervised = Supervised(name, self._clock, patience_seconds)
+        self._tasks[name] = supervised
+        task = asyncio.get_running_loop().create_task(self._keep_alive(supervised, work, fatal, endless), name=name)
+        supervised._task = task  # noqa: SLF001 - the two halves of one thing
+        return supervised
+
+    def guest(self, name: str) -> Supervised:
+        """Show a task that something else keeps alive, or whose failure ends the process anyway."""
+        supervised = self._tasks[name] = Supervised(name, self._clock, 0)
+        supervised._guest = True  # noqa: SLF001
+        return supervised
+
+    @property
+    def tasks(self) -> list[TaskInfo]:
+        """All tasks that run, in the order of their names."""
+        return [
+            TaskInfo(each.name, each.last_success, each.restarts, each.problem)
+            for _, each in sorted(self._tasks.items())
+            if each.running
+        ]
+
+    @property
+    def alarms(self) -> list[str]:
+        """What is wrong with the tasks at the moment."""
+        return [each.problem for each in self.tasks if each.problem]
+
+    async def close(self) -> None:
+        """End all tasks, the youngest first."""
+        for supervised in reversed(self._tasks.values()):
+            await supervised.stop()
+
+    async def _keep_alive(self, supervised: Supervised, work: Work, fatal: bool, endless: bool) -> None:
+        while True:
+            try:
+                await work(supervised)
+                if not endless:
+                    return
+                error: BaseException = RuntimeError("the task ended")
+            except asyncio.CancelledError as cancelled:
+                if _is_being_stopped():
+                    raise
+                error = cancelled
+            except Exception as raised:  # noqa: BLE001 - whatever it was, the work has to go on
+                error = raised
+            pause = supervised._crashed(error)  # noqa: SLF001
+            with suppress(Exception):  # a log that fails must not end what is logged about
+                log.error(
+                    "task failed", task=supervised.name, seconds=pause, restarts=supervised.restarts, exc_info=error
+                )
+            if fatal:
+                self._give_up(error)
+                return
+            await asyncio.sleep(pause)
+
+
+def _is_being_stopped() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _no_way_out(error: BaseException) -> None:
+    raise error
+
+
+def _wall_clock() -> UnixTime:
+    return UnixTime(int(time.time()))

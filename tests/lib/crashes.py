@@ -1,0 +1,64 @@
+"""Kills a coroutine at each of its awaits in turn, by an exception that is raised where it would wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterator
+from types import coroutine
+from typing import Any
+
+
+class Injected(Exception):
+    """The exception that a test throws into a task."""
+
+
+class Crash:
+    """Wraps a coroutine function. Of all that is awaited in its calls, the `at`-th wait (from 1) raises, once."""
+
+    def __init__(self, at: int, error: BaseException | None = None) -> None:
+        self.at = at
+        self.waits = 0
+        self._error = error or Injected(f"at wait {at}")
+
+    @property
+    def happened(self) -> bool:
+        return self.waits >= self.at
+
+    def __call__(self, work: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Coroutine[Any, Any, Any]]:
+        async def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return await self._drive(work(*args, **kwargs))
+
+        return wrapped
+
+    @coroutine
+    def _drive(self, work: Coroutine[Any, Any, Any]) -> Iterator[Any]:
+        send, value = work.send, None
+        while True:
+            try:
+                waits_for = send(value)
+            except StopIteration as end:
+                return end.value
+            self.waits += 1
+            if self.waits == self.at:
+                send, value = work.throw, self._error
+                if hasattr(waits_for, "_asyncio_future_blocking"):
+                    waits_for._asyncio_future_blocking = False
+                continue
+            try:
+                send, value = work.send, (yield waits_for)
+            except BaseException as error:  # noqa: BLE001 - a cancellation, passed on
+                send, value = work.throw, error
+
+
+def each_wait(most: int = 200) -> Iterator[Crash]:
+    """Yield a crash for each wait that the work has; ends after the first one that did not happen.
+
+    Use it in a loop that runs the whole scene once for each crash, and ends the scene before the next.
+    """
+    for at in range(1, most + 1):
+        crash = Crash(at)
+        yield crash
+        if not crash.happened:
+            assert at > 1, "nothing was awaited"
+            return
+    msg = f"more than {most} waits"
+    raise AssertionError(msg)
