@@ -15,11 +15,13 @@ from collections.abc import AsyncIterator, Sequence
 
 import structlog
 
+from actors.alarm import Alarm, Kind, utc
 from actors.registry import Registry
 from actors.world import World
 from paychan.chain.base import ChainFailed, Funding, Tip
 from paychan.protocol.channel import Channel, SpentElsewhere, State, Vanished
 from paychan.protocol.machine import can_move
+from paychan.protocol.moment import LEAD_SECONDS, is_believed, leads, stepped
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.store.base import walk
 
@@ -27,9 +29,6 @@ log = structlog.get_logger("chain")
 
 _PAGE = 1000
 """Outputs asked about in one go."""
-
-_CLOCK_SKEW_SECONDS = 7200
-"""Bitcoin nodes take blocks up to two hours ahead of their clock; one further ahead means that ours is wrong."""
 
 REMEMBERED_SECONDS = 30 * 86_400
 """Channels that expired longer ago are not looked at again: no reorg goes back so far."""
@@ -66,7 +65,11 @@ class ChainWatch:
         self._earned: list[Channel] = []
         self._closed_seen_at: Tip | None = None
         self._closed_after: tuple[UnixTime, OutPoint] | None = None
-        self.alarms: tuple[str, ...] = ()
+        self._started = world.reading()
+        self._tip_since = "", 0.0
+        """The newest block, and the steady clock when it was first seen."""
+        self._frozen_by: Kind | None = None
+        self.alarms: tuple[Alarm, ...] = ()
         world.chain_view.is_whole = False
         registry.before_waking = self._look_before_its_turn
 
@@ -89,26 +92,62 @@ class ChainWatch:
         seen, before = self._world.chain_view, self._all_seen_at
         try:
             seen.tip = await self._world.chain.tip()
-            problem = self._tip_problem(seen.tip)
+            self._note_time(seen.tip)
+            freezes = self._clock_problem(seen.tip) or self._tip_problem(seen.tip)
             await self._look_at_funding(seen.tip)
             seen.fees = await self._world.chain.fees()
         except ChainFailed as error:
-            problem = f"the chain can't be asked: {error}"
-        if problem != seen.problem:
-            log.error("frozen", reason=problem) if problem else log.info("accepting payments again")
-        seen.problem = problem
-        self.alarms = tuple(filter(None, (problem, self._skew(seen.tip))))
+            freezes = Alarm(Kind.CHAIN, f"the chain can't be asked: {error}")
+        self._freeze(freezes)
         return self._all_seen_at != before
 
-    def _tip_problem(self, tip: Tip) -> str:
-        age = self._world.clock() - tip.time
-        if self._stale_seconds and age > self._stale_seconds:
-            return f"the newest block is {age // 60} minutes old, limit {self._stale_seconds // 60}"
-        return ""
+    def _freeze(self, alarm: Alarm | None) -> None:
+        """Stop payments for this reason, or let them go on; the log says so once."""
+        seen, kind = self._world.chain_view, alarm.kind if alarm else None
+        if kind is not self._frozen_by:
+            log.error("frozen", reason=alarm.text) if alarm else log.info("accepting payments again")
+        seen.problem, self._frozen_by = alarm.text if alarm else "", kind
+        told = (alarm, self._ahead(seen.tip) if kind is not Kind.CLOCK else None, self._behind(seen.tip))
+        self.alarms = tuple(filter(None, told))
 
-    def _skew(self, tip: Tip | None) -> str:
-        ahead = tip.time - self._world.clock() if tip is not None else 0
-        return f"our clock is {ahead} seconds behind the newest block" if ahead > _CLOCK_SKEW_SECONDS else ""
+    def _note_time(self, tip: Tip) -> None:
+        reading = self._world.reading()
+        if not leads(reading.wall, tip.time):
+            self._world.chain_view.agreed = reading
+        if tip.block_hash != self._tip_since[0]:
+            self._tip_since = tip.block_hash, reading.steady
+
+    def _clock_problem(self, tip: Tip) -> Alarm | None:
+        """Freeze for a clock that nothing agrees with.
+
+        Where blocks may be of any age (`stale_seconds` is 0) an old one proves nothing: there only a step of the clock
+        while we run does.
+        """
+        alarm = self._ahead(tip)
+        return alarm if self._stale_seconds or stepped(self._world.reading(), self._started) else None
+
+    def _ahead(self, tip: Tip | None) -> Alarm | None:
+        world = self._world
+        reading = world.reading()
+        if tip is None or is_believed(reading, tip.time, world.chain_view.agreed):
+            return None
+        lead = f"{_times(reading.wall, tip)}, {(reading.wall - tip.time) // 60} minutes earlier"
+        return Alarm(Kind.CLOCK, f"{lead}: clock or node is wrong, and nothing is closed by this clock")
+
+    def _behind(self, tip: Tip | None) -> Alarm | None:
+        wall = self._world.clock()
+        if tip is None or tip.time - wall <= LEAD_SECONDS:
+            return None
+        return Alarm(Kind.CLOCK, f"{_times(wall, tip)}: the clock is behind, and median time past counts")
+
+    def _tip_problem(self, tip: Tip) -> Alarm | None:
+        """Freeze when no new block came for too long, by the wall clock or, should that be behind, the steady one."""
+        reading = self._world.reading()
+        age = max(reading.wall - tip.time, int(reading.steady - self._tip_since[1]))
+        if not self._stale_seconds or age <= self._stale_seconds:
+            return None
+        text = f"the newest block is {age // 60} minutes old, limit {self._stale_seconds // 60}"
+        return Alarm(Kind.CHAIN, text)
 
     async def _look_at_funding(self, tip: Tip) -> None:
         """Compare open channels with what the chain shows.
@@ -217,7 +256,7 @@ class ChainWatch:
             return
         try:
             if self._closed_seen_at is None or not await self._world.chain.holds(self._closed_seen_at):
-                self._closed_after = (UnixTime(max(0, self._world.now() - REMEMBERED_SECONDS)), _FIRST)
+                self._closed_after = (UnixTime(max(0, self._world.acting_time() - REMEMBERED_SECONDS)), _FIRST)
             if self._closed_after is not None:
                 page = await self._world.store.scan(State.CLOSED, after=self._closed_after, limit=_PAGE)
                 await self._follow(page)
@@ -271,6 +310,10 @@ class ChainWatch:
             danger[channel.outpoint] = reason
         else:
             danger.pop(channel.outpoint)
+
+
+def _times(wall: UnixTime, tip: Tip) -> str:
+    return f"our clock says {utc(wall)}, the newest block {utc(tip.time)}"
 
 
 def _place(channel: Channel) -> tuple[UnixTime, OutPoint]:

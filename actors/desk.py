@@ -99,7 +99,7 @@ class Desk:
 
         A channel with change never waits, but takes along those who do. Nobody waits who is near the deadline.
         """
-        world, now = self._world, self._world.now()
+        world, now = self._world, self._world.paying_time()
         if not world.batch_seconds or channel.moves or is_urgent(channel, world.rules, now):
             self._waiting.pop(channel.outpoint, None)
             return None
@@ -155,7 +155,7 @@ class Desk:
         if others and (refused or in_its_place):
             return await self._replace([channel], paid, spend)
         world = self._world
-        if not in_its_place and not is_due(channel, paid, world.rules, world.now(), world.chain_view.fees):
+        if not in_its_place and not is_due(channel, paid, world.rules, world.paying_time(), world.chain_view.fees):
             return None
         task = self._replacing.get(paid.txid)
         if task is None:

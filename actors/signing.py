@@ -17,7 +17,7 @@ from paychan.signing.base import OUTDATED, SignerAbsent, SignerRefused, sign_for
 
 def rate_of(members: Sequence[Channel], world: World) -> int:
     """Rate of the channel that is most pressed."""
-    return max(wanted_rate(member, world.rules, world.now(), world.chain_view.fees) for member in members)
+    return max(wanted_rate(member, world.rules, world.paying_time(), world.chain_view.fees) for member in members)
 
 
 async def destination_of(channel: Channel, world: World) -> bytes:

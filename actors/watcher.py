@@ -10,13 +10,15 @@ from collections.abc import AsyncIterator, Iterable
 
 import structlog
 
+from actors.alarm import Alarm, Kind, about
 from actors.chainwatch import REMEMBERED_SECONDS, ChainWatch
 from actors.channel import Message, Resume
 from actors.registry import Registry
 from actors.world import World
-from paychan.protocol.channel import Channel, Close, CloseReason, Rejected, State
+from paychan.protocol.channel import Channel, Close, CloseReason, Rejected, Rules, State
 from paychan.protocol.errors import NotEconomical
-from paychan.protocol.machine import end_of
+from paychan.protocol.fees import Shortfall
+from paychan.protocol.machine import end_of, least_fee
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.store.base import walk
 from paychan.supervisor import Supervised
@@ -47,11 +49,8 @@ class Watcher:
         self._alarm_seconds = alarm_seconds
         self._idle_seconds = idle_seconds
         self.last_look: UnixTime | None = None
-        self.alarms: tuple[str, ...] = ()
-        """As of the last look: what is wrong with the chain, outpoints unsettled although expiry is near, and lost ones.
-
-        Or why it could not look.
-        """
+        self.alarms: tuple[Alarm, ...] = ()
+        """As of the last look."""
 
     async def run(self, task: Supervised) -> None:
         """Look for ever; ends only by cancellation, or by a failure after which the supervisor starts it again."""
@@ -77,7 +76,7 @@ class Watcher:
         try:
             await self._look()
         except Exception as error:
-            self.alarms = (f"watcher failed: {error}",)
+            self.alarms = (Alarm(Kind.WATCHER, f"watcher failed: {error}"),)
             log.exception("watcher failed, looks again", seconds=self._interval_seconds)
             return False
         return True
@@ -85,7 +84,7 @@ class Watcher:
     async def _look(self) -> None:
         """Close what is due, resume what is unfinished, alarm about what is late."""
         await self._chain.look()
-        now = self._world.now()
+        now = self._world.acting_time()
         due = now + self._world.rules.settlement_period_seconds
         await self._tell(walk(self._world.store, State.OPEN, due + 1), Close(CloseReason.EXPIRY))
         for state in (State.CLOSING, State.PUBLISHED):
@@ -93,7 +92,7 @@ class Watcher:
         await self._registry.desk.follow_reserve()
         await self._tell(_each(self._chain.take_earned()), Close(CloseReason.WITHDRAW))
         await self._chain.look_at_closed()
-        await self._look_for_late_ones(now)
+        await self._look_for_late_ones(now or self._world.now())
         self._registry.let_sleep(self._idle_seconds)
         self.last_look = self._world.clock()
 
@@ -116,20 +115,32 @@ class Watcher:
                 group.create_task(tell(channel))
 
     async def _look_for_late_ones(self, now: UnixTime) -> None:
-        late: list[str] = []
+        late: list[OutPoint] = []
         for state in (State.OPEN, State.CLOSING, State.PUBLISHED):
             near = walk(self._world.store, state, now + self._alarm_seconds)
-            late += [str(channel.outpoint) async for channel in near if channel.received_sat]
+            late += [channel.outpoint async for channel in near if _is_worth_it(channel, self._world.rules)]
         if late:
-            log.error("unsettled near expiry", channels=late[:10], count=len(late))
-        pinned = (f"pinned: {outpoint}: {reason}" for outpoint, reason in self._registry.desk.pinned.items())
-        self.alarms = (*self._chain.alarms, *late, *pinned, *await self._lost(now))
+            log.error("unsettled near expiry", channels=[str(outpoint) for outpoint in late[:10]], count=len(late))
+        self.alarms = (
+            *self._chain.alarms,
+            *(about(Kind.LATE, outpoint, "unsettled near expiry") for outpoint in late),
+            *(about(Kind.PINNED, outpoint, reason) for outpoint, reason in self._registry.desk.pinned.items()),
+            *await self._lost(now),
+        )
 
-    async def _lost(self, now: UnixTime) -> list[str]:
+    async def _lost(self, now: UnixTime) -> list[Alarm]:
         """Name the channels that another transaction ended, for a month after their expiry."""
         since = UnixTime(max(0, now - REMEMBERED_SECONDS)), OutPoint(bytes(32), 0)
         lost = await self._world.store.scan(State.LOST, after=since)
-        return [f"lost: {end_of(channel)}: {channel.outpoint}" for channel in lost if channel.received_sat]
+        rules = self._world.rules
+        return [
+            about(Kind.LOST, channel.outpoint, str(end_of(channel))) for channel in lost if _is_worth_it(channel, rules)
+        ]
+
+
+def _is_worth_it(channel: Channel, rules: Rules) -> bool:
+    """Say whether a channel received more than its cheapest settlement costs: no alarm helps one that did not."""
+    return channel.received_sat > 0 and not isinstance(least_fee(channel, rules), Shortfall)
 
 
 async def _each(channels: Iterable[Channel]) -> AsyncIterator[Channel]:

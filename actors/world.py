@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from paychan.application.base import Application
 from paychan.chain.base import Chain, Tip
 from paychan.protocol.channel import Channel, Rules, View
 from paychan.protocol.fees import ChainFees
+from paychan.protocol.moment import Reading, is_believed, paying_time
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 from paychan.signing.base import Signer
 from paychan.store.base import Store
@@ -27,6 +29,8 @@ class ChainView:
     """Channels that take no payments at the moment, and why: their funding output is not there as it should be."""
     unconfirmed: dict[OutPoint, Sat] = field(default_factory=dict)
     """Funding of open channels that no block holds yet, in satoshi: what could vanish at once."""
+    agreed: Reading | None = None
+    """The last reading of the clocks that a block agreed with, see `protocol.moment`."""
     is_whole: bool = True
     """False until all open channels were looked at since the start: `unconfirmed` may lack some."""
 
@@ -54,11 +58,34 @@ class World:
     coalesce: bool = True
     """Of several payments that came together the newest is verified first; see `protocol.several`."""
     chain_view: ChainView = field(default_factory=ChainView)
+    steady: Callable[[], float] = time.monotonic
+    """A clock that is never set, in seconds since any moment."""
 
     def now(self) -> UnixTime:
-        """Wall clock or the chain's median time past, whichever is worse for us: the later."""
+        """Wall clock or the chain's median time past, whichever is worse for us: the later. Only refusals go by it."""
         tip, now = self.chain_view.tip, self.clock()
         return now if tip is None or tip.median_time < now else tip.median_time
+
+    def acting_time(self) -> UnixTime:
+        """The time by which channels are closed: a wall clock that no witness agrees with does not count.
+
+        Before a block was seen it is 0: there is nothing yet to judge the clock by, and nowhere to publish to.
+        """
+        seen = self.chain_view
+        if seen.tip is None:
+            return UnixTime(0)
+        reading = self.reading()
+        if not is_believed(reading, seen.tip.time, seen.agreed):
+            return seen.tip.median_time
+        return max(reading.wall, seen.tip.median_time)
+
+    def paying_time(self) -> UnixTime:
+        """The time by which fee rates rise."""
+        tip = self.chain_view.tip
+        return paying_time(self.now(), tip.median_time if tip else None)
+
+    def reading(self) -> Reading:
+        return Reading(self.clock(), self.steady())
 
     def depth(self, channel: Channel) -> int:
         """Confirmations that end a channel; one that goes on at its change output needs those of a funding output."""
@@ -70,4 +97,4 @@ class World:
         """The moment, as the channel machine judges it."""
         seen = self.chain_view
         frozen = seen.problem or (seen.in_danger.get(outpoint, "") if outpoint is not None else "")
-        return View(self.now(), self.rules, frozen)
+        return View(self.now(), self.rules, frozen, seen.tip.median_time if seen.tip else None)

@@ -45,16 +45,24 @@ class Flow(Struct, frozen=True, array_like=True):
     spans: tuple[tuple[int, int], ...] = ()
     unattended_sat: int = 0
 
-    def since(self, begin: int) -> Sat:
-        """Sum of the spans that were not over at this Unix time."""
-        return Sat(sum(value for span, value in self.spans if (span + 1) * _SPAN_SECONDS > begin))
+    def within(self, seconds: int, now: UnixTime) -> Sat:
+        """Sum of the spans of the last so many seconds; those to come are of a clock that was ahead, see `plus`."""
+        return Sat(sum(value for span, value in self.spans if _is_near(span, seconds, now)))
 
     def plus(self, value_sat: int, now: UnixTime, *, attended: bool) -> Flow:
-        """Add what is settled now, and forget what is older than a day."""
+        """Add what is settled now, and forget what is older than a day, or further ahead than an hour.
+
+        A clock that is set back by less than an hour starts no new allowance; one that was ahead for longer counts for
+        nothing once it is right, else it would use up the limits until its own time has come.
+        """
         span = now // _SPAN_SECONDS
-        kept = {old: value for old, value in self.spans if (old + 1) * _SPAN_SECONDS > now - DAY_SECONDS}
+        kept = {old: value for old, value in self.spans if _is_near(old, DAY_SECONDS, now)}
         kept[span] = kept.get(span, 0) + value_sat
         return Flow(tuple(sorted(kept.items())), 0 if attended else self.unattended_sat + value_sat)
+
+
+def _is_near(span: int, seconds: int, now: UnixTime) -> bool:
+    return (span + 1) * _SPAN_SECONDS > now - seconds and span * _SPAN_SECONDS <= now + HOUR_SECONDS
 
 
 class Own(Struct, frozen=True):
@@ -82,4 +90,4 @@ class Known(Struct, frozen=True):
     def attended(self) -> bool:
         """Whether the operator gave a sign of life lately, or need not."""
         seconds = self.limits.heartbeat_seconds
-        return not seconds or self.now - self.heartbeat_at <= seconds
+        return not seconds or -HOUR_SECONDS <= self.now - self.heartbeat_at <= seconds

@@ -148,7 +148,7 @@ def rate(request: SettlementRequest, known: Known) -> Objection | None:
     ):
         if not most_sat or not new_sat:
             continue
-        before_sat = known.flow.since(known.now - seconds)
+        before_sat = known.flow.within(seconds, known.now)
         if before_sat + new_sat > most_sat:
             return Objection(f"{new_sat} sat after {before_sat} sat in the last {name}, want up to {most_sat} sat")
     return None

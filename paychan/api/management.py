@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Struct
 
+from actors.alarm import Alarm, Kind
 from paychan.api.answers import OUTPOINT, accepted, number, outpoint, settlement_txid
 from paychan.api.handler import Handler
 from paychan.api.service import Service
@@ -147,11 +148,15 @@ class HealthHandler(ManagementHandler):
                 "all_channels_seen": seen.is_whole,
                 "channels_in_danger": {str(outpoint): reason for outpoint, reason in seen.in_danger.items()},
                 "watcher_last_look": service.watcher.last_look,
-                "alarms": [*service.watcher.alarms, *service.supervisor.alarms],
+                "alarms": [alarm.shown for alarm in (*service.watcher.alarms, *_tasks_alarms(service))],
                 "tasks": msgspec.to_builtins(service.supervisor.tasks),
                 "awake": service.registry.awake,
             },
         )
+
+
+def _tasks_alarms(service: Service) -> list[Alarm]:
+    return [Alarm(Kind.TASK, problem) for problem in service.supervisor.alarms]
 
 
 class TotalsHandler(ManagementHandler):

@@ -145,7 +145,7 @@ class _Count:
         self.next_expiry: UnixTime | None = None
 
     async def run(self) -> None:
-        now = self._world.now()
+        now = self._world.paying_time()
         for state in State:
             async for channel in walk(self._world.store, state):
                 self.channels[state] += 1

@@ -46,8 +46,9 @@ def status(file: ConfigFile, as_json: AsJson = False) -> None:
     if totals["next_expiry"] is not None:
         out.print(f"next expiry  {_moment(totals['next_expiry'])}")
     out.print(_economy_table(totals, health["network"]))
-    for outpoint in health["alarms"]:
-        out.print(f"[red]alarm[/red]        unsettled near expiry: {outpoint}")
+    for alarm in health["alarms"]:
+        concerned = f" {alarm['channel']}" if alarm["channel"] else ""
+        out.print(f"[red]alarm[/red]        {alarm['kind']}{concerned}: {escape(alarm['text'])}", soft_wrap=True)
 
 
 @app.command(

@@ -28,6 +28,7 @@ from paychan.config import ServerConfig, Signer, load_server_config
 from paychan.protocol.channel import Channel, View
 from paychan.protocol.declared import SettingsError
 from paychan.protocol.fees import ChainFees
+from paychan.protocol.moment import paying_time
 from paychan.protocol.types import Network, UnixTime
 from paychan.running import read_running
 from paychan.signing.base import SignerAbsent, SignerRefused
@@ -220,11 +221,12 @@ async def _chain(wish: Wish) -> Chain | None:
 
 
 async def _moment(chain: Chain | None) -> tuple[UnixTime, ChainFees]:
-    """The time, by our clock or the chain's, whichever is later, and what the chain says of fees."""
+    """The time by which fee rates rise (see `protocol.moment`), and what the chain says of fees."""
     now = UnixTime(int(time.time()))
     if chain is None:
         return now, ChainFees()
-    return max(now, (await chain.tip()).median_time), await chain.fees()
+    median_time = (await chain.tip()).median_time
+    return paying_time(max(now, median_time), median_time), await chain.fees()
 
 
 def _rate(wish: Wish, fees: ChainFees) -> str:

@@ -8,6 +8,7 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from paychan.protocol.errors import PaychanError
+from paychan.protocol.moment import paying_time
 from paychan.protocol.payment import Payment
 from paychan.protocol.scripts import ChannelTerms
 from paychan.protocol.settlement import Claim, Settlement
@@ -122,6 +123,13 @@ class View(Struct, frozen=True):
     now: UnixTime
     rules: Rules
     frozen: str = ""
+    median_time: UnixTime | None = None
+    """The chain's median time past, if a block was seen."""
+
+    @property
+    def paying_time(self) -> UnixTime:
+        """The time by which fee rates rise: a clock that is ahead can't make a settlement dear, see `moment`."""
+        return paying_time(self.now, self.median_time)
 
 
 class Opening(Struct, frozen=True):

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from paychan.protocol.channel import Channel, CloseReason, Rules
+from paychan.protocol.moment import LEAD_SECONDS
 from paychan.protocol.settlement import CHILD_BYTES, Claim, Reserve, Settlement, received_sat, settlement_size
 from paychan.protocol.sighash import SINGLE_ANYONECANPAY
 from paychan.protocol.types import Sat, UnixTime
@@ -62,8 +63,7 @@ def deadline(channel: Channel, rules: Rules) -> UnixTime:
 
 def wanted_rate(channel: Channel, rules: Rules, now: UnixTime, chain: ChainFees) -> int:
     """Rate that a closing channel's settlement should pay now (the curve above), within the operator's cap."""
-    begun = channel.closing.begun_at if channel.closing else now
-    cap = rules.max_fee_sat_per_vb
+    begun, cap = _begun(channel, rules, now), rules.max_fee_sat_per_vb
     start = min(max(chain.estimate_sat_per_vb or rules.fee_sat_per_vb, chain.floor_sat_per_vb), cap)
     window = deadline(channel, rules) - begun
     elapsed = min(max(now - begun, 0), window)
@@ -72,8 +72,17 @@ def wanted_rate(channel: Channel, rules: Rules, now: UnixTime, chain: ChainFees)
 
 def is_urgent(channel: Channel, rules: Rules, now: UnixTime) -> bool:
     """Say whether half of the time until the deadline has passed: nothing waits for company any more."""
-    begun = channel.closing.begun_at if channel.closing else now
+    begun = _begun(channel, rules, now)
     return 2 * (now - begun) >= deadline(channel, rules) - begun
+
+
+def _begun(channel: Channel, rules: Rules, now: UnixTime) -> UnixTime:
+    """Where the curve begins. A begin far ahead was read from a wrong clock: closing for expiry begins then."""
+    if channel.closing is None:
+        return now
+    if channel.closing.begun_at <= now + LEAD_SECONDS:
+        return channel.closing.begun_at
+    return min(now, UnixTime(channel.terms.expiry - rules.settlement_period_seconds))
 
 
 def is_outbid(paid: Settlement, rate_sat_per_vb: int) -> bool:

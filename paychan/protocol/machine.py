@@ -40,6 +40,7 @@ from paychan.protocol.channel import (
     Pay,
     Published,
     Rejected,
+    Rules,
     Signed,
     SpentElsewhere,
     State,
@@ -197,12 +198,17 @@ def close(
         state=State.CLOSING,
         offered=None,
         offered_data="",
-        closing=Closing(reason, view.now, client_fee_sat),
+        closing=Closing(reason, view.paying_time, client_fee_sat),
     )
-    plan = plan_closing([closing], _LARGEST_DESTINATION, view.rules)
+    plan = least_fee(closing, view.rules)
     if isinstance(plan, Shortfall):
         return Rejected(NotEconomical(got_sat=plan.received_sat, need_sat=plan.needed_sat))
     return Accepted(closing, value_sat)
+
+
+def least_fee(channel: Channel, rules: Rules) -> Sat | Shortfall:
+    """Fee of a channel's settlement at the lowest rate of the curve, or why it can't be settled."""
+    return plan_closing([channel], _LARGEST_DESTINATION, rules)
 
 
 _LARGEST_DESTINATION = bytes(34)
@@ -242,7 +248,7 @@ def _vanished(channel: Channel, command: Vanished, view: View, _verifier: Paymen
 
 
 def _lost(channel: Channel, command: SpentElsewhere, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    closing = channel.closing or Closing(CloseReason.EXPIRY, view.now)
+    closing = channel.closing or Closing(CloseReason.EXPIRY, view.paying_time)
     return Accepted(
         _replace(
             channel, state=State.LOST, offered=None, offered_data="", closing=_replace(closing, spent_by=command.txid)

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+from actors.alarm import Alarm, Kind, about
 from paychan.protocol.channel import CloseReason, State
 from paychan.protocol.errors import ChannelExpiring
 from paychan.protocol.record import DamagedRecord
@@ -88,7 +89,7 @@ async def test_what_is_late_is_alarmed_about(tmp_path: Path):
         assert server.watcher.alarms == ()
         clock.now += 1
         await server.watcher.look()
-        assert server.watcher.alarms == (str(late.outpoint),)
+        assert server.watcher.alarms == (about(Kind.LATE, late.outpoint, "unsettled near expiry"),)
 
         server.signer.heal("sign_settlement")
         await server.watcher.look()
@@ -153,7 +154,7 @@ async def test_threat_34_a_failing_clock_does_not_end_the_watcher(tmp_path: Path
             clock.broken = True
             watching = Supervisor().run("watcher", server.watcher.run)
             await until(lambda: len(logs) >= 2)
-            assert server.watcher.alarms == ("watcher failed: no time",)
+            assert server.watcher.alarms == (Alarm(Kind.WATCHER, "watcher failed: no time"),)
             clock.broken = False
             await until(lambda: server.watcher.last_look == NOW)
             await watching.stop()

@@ -198,7 +198,7 @@ def test_threat_21_a_settlement_that_is_cycled_out_is_back_before_the_next_block
         for _ in range(3):
             refund = node.send_raw(refund_with_a_coin(customer, coin, coin_sat, BUDGET_SAT + 30_000))
             assert [*waiting(node)] == [refund]
-            wait_for(lambda: "pinned" in " ".join(system.manage("GET", "/health").json()["alarms"]), "alarm")
+            wait_for(lambda: "pinned" in str(system.manage("GET", "/health").json()["alarms"]), "alarm")
             third = child_of(customer, coin.txid_hex, [(coin_sat - 100_000, customer.change_script)], coin.vout)
             pushing_out = node.send_raw(third)
             wait_for(lambda there={ours, pushing_out}: set(waiting(node)) == there, "ours again")
@@ -207,7 +207,7 @@ def test_threat_21_a_settlement_that_is_cycled_out_is_back_before_the_next_block
         node.mine(2)
         customer.ends("closed")
         assert customer.record["settlement_txid"] == ours
-        assert "pinned" not in " ".join(system.manage("GET", "/health").json()["alarms"])
+        assert "pinned" not in str(system.manage("GET", "/health").json()["alarms"])
 
 
 def drained(system: System, node: Node) -> Customer:

@@ -151,6 +151,6 @@ def test_threat_1_a_funding_double_spent_after_opening_is_never_paid_with(market
     assert customer.record["status"] == "closing"
     assert customer.record["value_received"] == OPENING_SAT
     node.pass_median_time(customer.terms.expiry - 3600)
-    wait_for(lambda: str(customer.outpoint) in system.manage("GET", "/health").json()["alarms"], "alarm")
+    wait_for(lambda: str(customer.outpoint) in str(system.manage("GET", "/health").json()["alarms"]), "alarm")
     assert system.server is not None
     assert system.server.process.poll() is None

@@ -56,7 +56,7 @@ def other_selector(customer: Customer, settlement: bytes) -> bytes:
 
 
 def alarms(system: System) -> str:
-    return " ".join(system.manage("GET", "/health").json()["alarms"])
+    return str(system.manage("GET", "/health").json()["alarms"])
 
 
 def test_threat_6_one_second_before_median_time_past_the_refund_is_not_final(market_place: Market) -> None:
@@ -94,7 +94,13 @@ def test_threat_6_a_refund_confirmed_first_is_a_loss_that_everybody_hears_of(mar
     txid = refund.txid[::-1].hex()
     customer.ends("lost")
     assert customer.record["spent_by"] == txid
-    wait_for(lambda: f"lost: funding output was spent by {txid}: {customer.outpoint}" in alarms(system), "alarm")
+    wait_for(
+        lambda: (
+            str({"kind": "lost", "text": f"funding output was spent by {txid}", "channel": str(customer.outpoint)})
+            in alarms(system)
+        ),
+        "alarm",
+    )
     assert system.server is not None
     assert f"txid={txid}" in system.server.text()
     assert customer.pay(OPENING_SAT + 1).status_code == 410

@@ -242,6 +242,7 @@ async def local(
     application: Application | None = None,
     chain: DebugChain | None = None,
     settings: dict[str, Any] | None = None,
+    stale_seconds: int = 0,
     **rules: Any,
 ) -> AsyncIterator[Local]:
     """Run a server on the store in a directory; `rules` change `RULES`, `settings` what else the operator may.
@@ -265,7 +266,14 @@ async def local(
         **(settings or {}),
     )
     registry = Registry(world)
-    watcher = Watcher(world, registry, interval_seconds=0.001, alarm_seconds=ALARM_SECONDS, idle_seconds=IDLE_SECONDS)
+    watcher = Watcher(
+        world,
+        registry,
+        interval_seconds=0.001,
+        alarm_seconds=ALARM_SECONDS,
+        idle_seconds=IDLE_SECONDS,
+        stale_seconds=stale_seconds,
+    )
     try:
         yield Local(
             store=store,

@@ -353,6 +353,22 @@ def test_policy_rate(limits: Limits, seconds: int, reason: str) -> None:
     assert isinstance(handler(other), SettlementReply)
 
 
+@pytest.mark.parametrize("ahead", [2 * 3_600, 365 * 86_400])
+@pytest.mark.parametrize("limits", [limits for limits, _, _ in RATE])
+def test_fault_16_what_was_signed_by_a_clock_that_was_ahead_is_forgotten(limits: Limits, ahead: int) -> None:
+    """A clock that was hours or a year ahead uses up no limit once it is right; one set back by minutes does."""
+    now = [EXPIRY - 1_000_000]
+    other = mutated(REQUEST, "claims", (make_claim(SERVER_KEY, change_sat=999_999, number=5),))
+    other = mutated(other, "fee_sat", 1)
+    handler = make_handler(KEYS, REQUEST, other, limits=limits, clock=lambda: now[0])
+    assert isinstance(handler(REQUEST), SettlementReply)
+
+    now[0] -= 3_000
+    assert isinstance(handler(other), Refusal)
+    now[0] -= ahead
+    assert isinstance(handler(other), SettlementReply)
+
+
 def test_policy_rate_of_one_settlement() -> None:
     """A single settlement of more than the hour's sum is not signed either."""
     reply = make_handler(KEYS, REQUEST, limits=Limits(value_per_hour_sat=1_599_999))(REQUEST)
@@ -390,6 +406,20 @@ def test_policy_rate_of_outputs_shown() -> None:
     assert (refused.tag, refused.reason) == ("policy-rate", "3 outputs were shown, want up to 3")
     assert not isinstance(handler(first), Refusal)
     assert ledger.shown == 3
+
+
+def test_fault_16_a_heartbeat_of_a_clock_that_was_ahead_is_no_sign_of_life() -> None:
+    """Else one sign of life, given while the clock was a year ahead, would last for a year."""
+    now = EXPIRY - 1_000_000
+    limits = Limits(heartbeat_seconds=7_200, value_without_heartbeat_sat=2_000)
+    handler = make_handler(
+        KEYS, REQUEST, limits=limits, clock=lambda: now, heartbeat=lambda: UnixTime(now + 365 * 86_400)
+    )
+
+    refused = handler(REQUEST)
+
+    assert isinstance(refused, Refusal)
+    assert refused.tag == "policy-heartbeat"
 
 
 def test_policy_heartbeat() -> None:
