@@ -22,7 +22,9 @@ def rate_of(members: Sequence[Channel], world: World) -> int:
 
 async def destination_of(channel: Channel, world: World) -> bytes:
     """Where a channel's settlement pays us to. Raises what `Signer` raises."""
-    return (await world.signer.public_key(channel.terms.client_key, channel.terms.expiry)).destination_script
+    return (
+        await world.signer.public_key(channel.terms.client_key, channel.terms.expiry, settling=True)
+    ).destination_script
 
 
 async def sign(members: Sequence[Channel], world: World, least_sat: Sat = Sat(0)) -> Settlement:

@@ -18,6 +18,7 @@ from typing import Protocol, TypeAlias, cast
 import structlog
 
 from paychan.protocol.signerwire import KeyRequest, Refusal, Reply, Request, ReserveRequest
+from signer import vital
 from signer.crew import Crew
 from signer.handlers import Approved, Step, Wanted
 from signer.keys import SlowKey
@@ -82,6 +83,12 @@ class Workplace:
         """By what they wait for: many wait for one write, and the loop is woken once for all of them."""
         self._waiting: dict[_Waiting, None] = {}
 
+    def prepare(self) -> None:
+        """Start the threads now: later there may be no memory for one."""
+        self._large.prepare()
+        if self._answering.blocking:
+            self._making_keys.prepare()
+
     def is_quick(self, request: Request, frame_bytes: int) -> bool:
         """Say whether a request that came in a frame of this size is worked on at once (`answer`), or in a thread."""
         return self._place(request, frame_bytes) is None
@@ -100,7 +107,8 @@ class Workplace:
         together = self._on_their_way.get(answer.durable)
         if together is None:
             together = self._on_their_way[answer.durable] = []
-            answer.durable.add_done_callback(lambda durable: loop.call_soon_threadsafe(self._written, durable))
+            written = vital.guarded("written", self._written)
+            answer.durable.add_done_callback(lambda durable: loop.call_soon_threadsafe(written, durable))
         waiting = _Waiting(request, answer, loop.time() + self._seconds, done)
         together.append(waiting)
         self._waiting[waiting] = None
@@ -198,6 +206,8 @@ def _failed(request: Request, error: Exception) -> Refusal:
 
 
 def tell_bug(error: Exception) -> None:
-    """Log where a bug is, and nothing of what was handled there."""
+    """Log where a bug is, and nothing of what was handled there. Without memory the process ends: nothing would go on."""
+    if isinstance(error, MemoryError):
+        vital.end_by("memory", error)
     where = traceback.extract_tb(error.__traceback__)[-1]
     log.error("bug", kind=type(error).__name__, file=where.filename, line=where.lineno)

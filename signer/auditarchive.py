@@ -30,12 +30,21 @@ def archive(path: Path, now_ms: int) -> Path:
         AuditBroken: its first or last line is damaged.
     """
     with closing(AuditFile(path, create=False)) as log:
+        return put_aside(path, log.head, now_ms)
+
+
+def put_aside(path: Path, head: Head, now_ms: int) -> Path:
+    """Put a log aside that ends with `head`, and that the caller alone writes; raises as `archive`."""
+    try:
         first = next(lines(path), None)
-        if first is None:
-            msg = f"{path} is empty: there is nothing to archive"
-            raise AuditFailed(msg)
-        kept = path.with_name(f"{path.name}.{read_line(first).n}-{log.head.count}")
-        _begin(path, kept, log.head, _first_line(kept, now_ms, ""))
+    except OSError as error:
+        msg = f"{path} can't be read: {error.strerror}"
+        raise AuditFailed(msg) from error
+    if first is None:
+        msg = f"{path} is empty: there is nothing to archive"
+        raise AuditFailed(msg)
+    kept = path.with_name(f"{path.name}.{read_line(first).n}-{head.count}")
+    _begin(path, kept, head, _first_line(kept, now_ms, ""))
     return kept
 
 

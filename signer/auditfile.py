@@ -60,6 +60,29 @@ class AuditFile:
         """Of all that is on disk."""
         return self._head
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return os.fstat(self._descriptor).st_size
+
+    def check(self) -> None:
+        """See that the file is where the next start looks for it, and that it can be written.
+
+        Raises:
+            AuditFailed: it was removed, moved or replaced, or its file system can only be read.
+        """
+        if self._failure:
+            raise AuditFailed(self._failure)
+        try:
+            here, there = os.fstat(self._descriptor), self._path.lstat()
+            flags = os.fstatvfs(self._descriptor).f_flag
+        except OSError as error:
+            self._fail(error.strerror, error)
+        if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
+            self._fail("it was moved or replaced")
+        if flags & os.ST_RDONLY:
+            self._fail("its file system is read-only now")
+
     def append(self, decisions: Sequence[Decision]) -> Head:
         """Log these together: one write, one sync, on disk when this returns. Returns the new head.
 

@@ -83,9 +83,27 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         10_000_000_000
     )
     value_per_day_sat: Annotated[int, setting("most that is settled in a day; 0: no limit", "sat", ge=0)] = 0
+    max_fee_sat_per_vb: Annotated[
+        int,
+        setting(
+            "most that a settlement may pay; not less than the server's settlement.max_fee_sat_per_vb", "sat/vB", ge=1
+        ),
+    ] = 200
+    aged_minutes: Annotated[
+        int,
+        setting(
+            "channels whose funding was shown after that have half of the values per hour and day for themselves; 0: off",
+            "minutes",
+            ge=0,
+        ),
+    ] = 360
     requests_per_second: Annotated[
-        int, setting("requests of all connections that are judged, over ten seconds", "1/s", ge=1)
+        int, setting("requests about settlements that are judged, over ten seconds", "1/s", ge=1)
     ] = 1000
+    keys_per_second: Annotated[
+        int,
+        setting("keys for channels that may be opened, over ten seconds; settling needs none of these", "1/s", ge=1),
+    ] = 200
     max_fundings: Annotated[int, setting("funding outputs remembered; further ones are refused", ge=1)] = 1_000_000
     heartbeat_hours: Annotated[
         int,
@@ -108,6 +126,15 @@ class Isolation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = ("dumpable",)
 
 
+class Disk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    reserve_mb: Annotated[
+        int, setting("with less free where state_dir is, only what is needed to settle is answered", "MB", ge=0)
+    ] = 64
+    audit_file_mb: Annotated[
+        int, setting("the audit log goes on in a new file when it has this size; 0: never", "MB", ge=0)
+    ] = 64
+
+
 class SignerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything `paychan-signer` is told."""
 
@@ -121,6 +148,7 @@ class SignerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     pkcs11: Pkcs11 = field(default_factory=Pkcs11)
     settlement: Settlement = field(default_factory=Settlement)
     policy: Policy = field(default_factory=Policy)
+    disk: Disk = field(default_factory=Disk)
     isolation: Isolation = field(default_factory=Isolation)
 
     @property

@@ -8,6 +8,7 @@ A peer that sends what is no request is told why, with request id 0, and the con
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import socket
 import time
@@ -26,6 +27,7 @@ from paychan.protocol.signerwire import (
     encode_frame,
     frame_size,
 )
+from signer import vital
 from signer.answering import SMALL_FRAME_BYTES, Answering, Workplace, tell_bug
 from signer.budget import Budget
 from signer.peers import NEVER, Asked, LargeFrames, Peer, open_peer
@@ -46,6 +48,11 @@ _ACCEPT_PAUSE_SECONDS = 0.1
 
 _ENDED_AT_ONCE = 64
 """Connections that may have ended before their memory is used again."""
+
+_PASSING = frozenset(
+    (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED, errno.EINTR, errno.EPROTO)
+)
+"""No descriptor or no memory of the kernel's is left for a connection, or it ended already. The listener is well."""
 
 log = structlog.get_logger()
 
@@ -78,20 +85,28 @@ class Connections:
         so many others have come that it would have to make room. The rest waits in the listener's queue, in order.
         """
         listener.setblocking(False)
+        self._workplace.prepare()
         async with asyncio.TaskGroup() as conversations:
-            conversations.create_task(self._end_late())
-            while True:
-                try:
-                    connection, _ = await asyncio.get_running_loop().sock_accept(listener)
-                except OSError as error:  # no file descriptor left, or no memory for one
-                    if self._lines.take(time.monotonic()):
-                        log.error("can't accept", reason=error.strerror, connections=len(self._admitted))  # noqa: TRY400
-                    await asyncio.sleep(0 if self._make_room() else _ACCEPT_PAUSE_SECONDS)
-                    continue
-                conversations.create_task(self._serve(connection))
-                await asyncio.sleep(
-                    0
-                )  # the others' turn: `sock_accept` does not wait while there is something to accept
+            ending = False
+            vital.watch("late requests", conversations.create_task(self._end_late()), lambda: ending)
+            try:
+                await self._let_in(listener, conversations)
+            finally:
+                ending = True
+
+    async def _let_in(self, listener: socket.socket, conversations: asyncio.TaskGroup) -> None:
+        while True:
+            try:
+                connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    raise
+                if self._lines.take(time.monotonic()):
+                    log.error("can't accept", reason=error.strerror, connections=len(self._admitted))  # noqa: TRY400
+                await asyncio.sleep(0 if self._make_room() else _ACCEPT_PAUSE_SECONDS)
+                continue
+            conversations.create_task(self._serve(connection))
+            await asyncio.sleep(0)  # the others' turn: `sock_accept` does not wait while there is something to accept
 
     async def _end_late(self) -> None:
         """Look now and then who is late, for ever: a timer for each request would cost more than judging it."""

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
-from threading import Thread
 from typing import Any, TypeVar
+
+from signer import vital
 
 _T = TypeVar("_T")
 
@@ -33,9 +34,23 @@ class Crew:
         self._unfinished += 1
         self._work.put((work, done))
         if self._threads < min(self._size, self._unfinished):
-            self._threads += 1
-            loop = asyncio.get_running_loop()
-            Thread(target=self._toil, args=(loop,), name=f"{self._name} {self._threads}", daemon=True).start()
+            self._start_one()
+
+    def prepare(self) -> None:
+        """Start all threads, so that none has to be started later."""
+        while self._threads < self._size:
+            self._start_one()
+
+    def _start_one(self) -> None:
+        loop, name = asyncio.get_running_loop(), f"{self._name} {self._threads + 1}"
+        try:
+            vital.start_thread(name, partial(self._toil, loop))
+        except RuntimeError as error:  # the system gives none
+            if not self._threads:
+                vital.end_by(name, error)
+                raise
+            return
+        self._threads += 1
 
     async def run(self, work: Callable[[], _T]) -> _T:
         """Have work done by a thread, and wait for it. When cancelled before a thread has begun, it is not done."""
@@ -56,7 +71,7 @@ class Crew:
             if not self._is_woken:
                 self._is_woken = True
                 with suppress(RuntimeError):  # the loop is closed: nobody wants it any more
-                    loop.call_soon_threadsafe(self._hand_over)
+                    loop.call_soon_threadsafe(vital.guarded(f"results of {self._name}", self._hand_over))
 
     def _hand_over(self) -> None:
         self._is_woken = False  # first: what comes from now on wakes the loop again

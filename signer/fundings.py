@@ -8,7 +8,7 @@ from bitcoin.core import CTransaction
 from bitcoin.core.serialize import SerializationError
 
 from paychan.protocol.signerwire import MAX_CLAIMS
-from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
+from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat, UnixTime
 from signer.shape import is_address_script
 from signer.signed import Output
 
@@ -17,7 +17,7 @@ class FundingProblem(Exception):
     """Not a transaction, or not such outputs of it."""
 
 
-def shown_outputs(transaction: bytes, outputs: Sequence[int]) -> dict[OutPoint, Output]:
+def shown_outputs(transaction: bytes, outputs: Sequence[int], now: UnixTime = UnixTime(0)) -> dict[OutPoint, Output]:
     """Read outputs of a transaction that was serialized without witness: then its hash is its txid.
 
     Raises:
@@ -35,10 +35,10 @@ def shown_outputs(transaction: bytes, outputs: Sequence[int]) -> dict[OutPoint, 
         msg = "not serialized as its txid is made: without witness, and nothing after it"
         raise FundingProblem(msg)
     txid = bytes(parsed.GetTxid())
-    return {OutPoint(txid, index): _output(parsed, index) for index in outputs}
+    return {OutPoint(txid, index): _output(parsed, index, now) for index in outputs}
 
 
-def _output(parsed: CTransaction, index: int) -> Output:
+def _output(parsed: CTransaction, index: int, now: UnixTime) -> Output:
     if not 0 <= index < len(parsed.vout):
         msg = f"output {index} of {len(parsed.vout)}"
         raise FundingProblem(msg)
@@ -49,4 +49,4 @@ def _output(parsed: CTransaction, index: int) -> Output:
     if not is_address_script(script):
         msg = f"output {index} pays to a script of {len(script)} bytes that is neither a channel nor a coin of ours"
         raise FundingProblem(msg)
-    return Output(Sat(value_sat), script)
+    return Output(Sat(value_sat), script, now)

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.scripts import check_expiry, check_public_key, make_terms
-from paychan.protocol.settlement import Settlement, prepare_child, prepare_settlement
+from paychan.protocol.settlement import Claim, Settlement, prepare_child, prepare_settlement
 from paychan.protocol.signerwire import (
     MAX_CLAIMS,
     AgainRequest,
@@ -27,6 +27,8 @@ from paychan.protocol.signerwire import (
     HealthReply,
     KeyReply,
     KeyRequest,
+    NewestReply,
+    NewestRequest,
     Refusal,
     Reply,
     Request,
@@ -37,14 +39,14 @@ from paychan.protocol.signerwire import (
     StatusReply,
     StatusRequest,
 )
-from paychan.protocol.types import UnixTime
-from signer.audit import Decision, Verdict
-from signer.budget import Budget
+from paychan.protocol.types import Sat, UnixTime
+from signer.budget import NEWEST_PER_SECOND, Budget, Kind, kind_of
 from signer.fundings import FundingProblem, shown_outputs
+from signer.journal import Journal
 from signer.keys import KeyRing, KeysExhausted, KeysFailed, SigningKey
 from signer.known import DAY_SECONDS, HOUR_SECONDS, Known, Limits, Own
 from signer.ledger import Entry, Ledger, LedgerFailed
-from signer.meaning import about
+from signer.newest import judge
 from signer.policy import child_refusal, new_value_sat, output_key, refusals
 from signer.shape import has_readable_terms
 from signer.signed import DamagedEntry, entries_of, request_digest
@@ -82,6 +84,18 @@ class Approved(NamedTuple):
         return self.prepare()
 
 
+class Room(Protocol):
+    """Tells how much room the disk has: `disk.Disk`."""
+
+    @property
+    def free_bytes(self) -> int:
+        """What is left."""
+
+    @property
+    def shortage(self) -> str:
+        """Why nothing but settlements should be written, or ""."""
+
+
 class Handler:
     """Answers requests with the keys it was given. Called from several threads; the ledger alone remembers anything."""
 
@@ -94,6 +108,7 @@ class Handler:
         *,
         heartbeat: Callable[[], UnixTime] = lambda: UnixTime(0),
         clock: Callable[[], float] = time.time,
+        disk: Room | None = None,
     ) -> None:
         self._keys = keys
         self._ledger = ledger
@@ -102,7 +117,14 @@ class Handler:
         self._heartbeat = heartbeat
         self._clock = clock
         self._started_at = UnixTime(int(clock()))
-        self._budget = Budget(self._limits.requests_per_second, clock())
+        self._disk = disk
+        rates = {
+            Kind.SETTLING: self._limits.requests_per_second,
+            Kind.KEYS: self._limits.keys_per_second,
+            Kind.NEWEST: NEWEST_PER_SECOND,
+        }
+        self._budgets = {kind: Budget(rate, clock()) for kind, rate in rates.items()}
+        self._journal = Journal(ledger, clock, lambda: bool(self._shortage))
 
     @property
     def blocking(self) -> bool:
@@ -150,27 +172,52 @@ class Handler:
 
     def _begin(self, request: Request, peer_uid: int) -> Reply | Approved:
         now = self._clock()
-        if not self._budget.take(now):
-            return self._over_budget(request, peer_uid, now)
+        return self._not_now(request, peer_uid, now) or self._judged(request, peer_uid, UnixTime(int(now)))
+
+    def _judged(self, request: Request, peer_uid: int, now: UnixTime) -> Reply | Approved:
         match request:
             case Health():
-                return HealthReply(request.id, self._identity.network, self._identity.key_mode, self._identity.debug)
+                return self._health(request)
             case StatusRequest():
-                return self._status(request, UnixTime(int(now)))
+                return self._status(request, now)
             case ReserveRequest():
                 return ReserveReply(request.id, self._keys.reserve().public_key)
             case KeyRequest():
                 return self._key(request, peer_uid)
             case FundingRequest():
-                return self._funding(request, peer_uid)
+                return self._funding(request, peer_uid, now)
             case AgainRequest():
                 return self._again(request, peer_uid)
+            case NewestRequest():
+                return self._newest(request, peer_uid)
             case SettlementRequest():
-                return self._settlement(request, peer_uid, UnixTime(int(now)))
+                return self._settlement(request, peer_uid, now)
             case ChildRequest():
-                return self._child(request, peer_uid, UnixTime(int(now)))
+                return self._child(request, peer_uid, now)
 
     # --- what is told -----------------------------------------------------------------------------------------------
+
+    @property
+    def _shortage(self) -> str:
+        return self._disk.shortage if self._disk else ""
+
+    @property
+    def _problem(self) -> str:
+        return self._ledger.problem or self._shortage
+
+    def _health(self, request: Health) -> Reply:
+        identity, limits = self._identity, self._limits
+        return HealthReply(
+            request.id,
+            identity.network,
+            identity.key_mode,
+            identity.debug,
+            self._problem,
+            self._ledger.written_at,
+            limits.max_fee_percent,
+            Sat(limits.max_fee_sat),
+            limits.max_fee_sat_per_vb,
+        )
 
     def _status(self, request: StatusRequest, now: UnixTime) -> Reply:
         head, flow = self._ledger.head, self._ledger.flow
@@ -184,6 +231,9 @@ class Handler:
             self._heartbeat(),
             tuple(sorted(self._limits.trial)),
             self._identity.protections,
+            self._problem,
+            self._ledger.written_at,
+            self._disk.free_bytes if self._disk else 0,
         )
 
     def _key(self, request: KeyRequest, peer_uid: int) -> Reply:
@@ -194,14 +244,14 @@ class Handler:
         except PaychanError as error:
             return self._refuse(request, peer_uid, Refusal(request.id, "policy-template", str(error)))
         destination = next(self._keys.destinations(client_key, expiry))
-        self._ledger.put(Entry([self._decision(request, peer_uid, "given")]))
+        self._journal.count(request, peer_uid, "given")
         return KeyReply(request.id, key, destination.script)
 
-    def _funding(self, request: FundingRequest, peer_uid: int) -> Reply | Approved:
+    def _funding(self, request: FundingRequest, peer_uid: int, now: UnixTime) -> Reply | Approved:
         if self._limits.debug:  # there are none, and nobody is going to ask for them
             return FundingReply(request.id)
         try:
-            outputs = shown_outputs(request.transaction, request.outputs)
+            outputs = shown_outputs(request.transaction, request.outputs, now)
         except FundingProblem as error:
             return self._refuse(request, peer_uid, Refusal(request.id, "policy-template", str(error)))
         with self._ledger.lock:
@@ -209,8 +259,27 @@ class Handler:
             if self._ledger.shown + len(outputs) > self._limits.max_fundings:
                 reason = f"{self._ledger.shown} outputs were shown, want up to {self._limits.max_fundings}"
                 return self._refuse(request, peer_uid, Refusal(request.id, "policy-rate", reason))
-            durable = self._ledger.put(Entry([self._decision(request, peer_uid, "given")], outputs=outputs))
+            lines = self._journal.lines(self._journal.decision(request, peer_uid, "given"), is_new=bool(outputs))
+            durable = self._ledger.put(Entry(lines, outputs=outputs))
         return Approved(durable, lambda: FundingReply(request.id))
+
+    def _newest(self, request: NewestRequest, peer_uid: int) -> Reply | Approved:
+        claims = request.claims
+        keys = self._own_keys(claims)
+        outpoints = [claim.outpoint for claim in claims]
+        with self._ledger.lock:
+            ledger = self._ledger
+            judged = judge(
+                claims,
+                keys,
+                ledger.outputs(outpoints),
+                ledger.read(outpoints),
+                ledger.newest(outpoints),
+                debug=self._limits.debug,
+            )
+            lines = self._journal.lines(self._journal.decision(request, peer_uid, "given"), is_new=bool(judged.kept))
+            durable = ledger.put(Entry(lines, newest=judged.kept))
+        return Approved(durable, lambda: NewestReply(request.id, judged.unshown, judged.refused))
 
     # --- what is signed ---------------------------------------------------------------------------------------------
 
@@ -223,13 +292,15 @@ class Handler:
                 return self._refuse(request, peer_uid, refused)
             digest = request_digest(request)
             signed = entries_of(request, digest)
-            decisions = [self._decision(request, peer_uid, "would-refuse", each) for each in tried]
-            decisions.append(self._decision(request, peer_uid, "signed", digest=digest))
+            decisions = [self._journal.decision(request, peer_uid, "would-refuse", each) for each in tried]
+            decisions.append(self._journal.decision(request, peer_uid, "signed", digest=digest))
             if signed == known.earlier or any(each.tag in _LOWERING for each in tried):
-                durable = self._ledger.put(Entry(decisions))  # what it remembers is as strict already, or stricter
+                lines = self._journal.lines(*decisions, is_new=bool(tried))
+                durable = self._ledger.put(Entry(lines))  # what it remembers is as strict already, or stricter
             else:
-                flow = known.flow.plus(new_value_sat(request, known), now, attended=known.attended)
-                durable = self._ledger.put(Entry(decisions, signed, request, digest, flow=flow))
+                aged_sat, young_sat = (new_value_sat(request, known, young=young) for young in (False, True))
+                flow = known.flow.plus(aged_sat, young_sat, now, attended=known.attended)
+                durable = self._ledger.put(Entry(self._journal.lines(*decisions), signed, request, digest, flow=flow))
         return Approved(durable, lambda: self._signed(request, own, digest, partial(SettlementReply, request.id)))
 
     def _again(self, request: AgainRequest, peer_uid: int) -> Reply | Approved:
@@ -239,7 +310,8 @@ class Handler:
             refusal = Refusal(request.id, "policy-template", f"nothing was signed for {request.outpoint}")
             return self._refuse(request, peer_uid, refusal)
         own, digest = self._own(newest), before.digest
-        durable = self._ledger.put(Entry([self._decision(request, peer_uid, "signed", digest=digest)]))
+        lines = self._journal.lines(self._journal.decision(request, peer_uid, "signed", digest=digest), is_new=False)
+        durable = self._ledger.put(Entry(lines))
         return Approved(durable, lambda: self._signed(newest, own, digest, partial(SettlementReply, request.id)))
 
     def _child(self, request: ChildRequest, peer_uid: int, now: UnixTime) -> Reply | Approved:
@@ -252,7 +324,9 @@ class Handler:
         if refused is not None or key is None:
             return self._refuse(request, peer_uid, refused or Refusal(request.id, "policy-destination", "no key"))
         digest = request_digest(parent)
-        durable = self._ledger.put(Entry([self._decision(request, peer_uid, "signed", digest=digest)]))
+        durable = self._ledger.put(
+            Entry(self._journal.lines(self._journal.decision(request, peer_uid, "signed", digest=digest)))
+        )
 
         def sign_child(settlement: Settlement) -> Step:
             child = prepare_child(settlement, key.public_key, request.fee_sat)
@@ -265,16 +339,18 @@ class Handler:
         """Look up what is ours of the keys that a request names, before anybody else has to wait for us."""
         if len(request.claims) > MAX_CLAIMS:
             return Own((None,) * len(request.claims), ())  # policy-template will say so
-        readable = [claim.terms if has_readable_terms(claim) else None for claim in request.claims]
-        claims = tuple(None if terms is None else self._keys.find(terms) for terms in readable)
+        claims = self._own_keys(request.claims)
         places = []
-        for terms in dict.fromkeys(filter(None, readable)):
+        for terms in dict.fromkeys(claim.terms for claim in request.claims if has_readable_terms(claim)):
             for place in self._keys.destinations(terms.client_key, terms.expiry):
                 places.append(place)
                 if place.script == request.destination_script:
                     break  # those behind it would have to be derived
         reserve = self._keys.find_reserve(request.reserve.public_key) if request.reserve else None
         return Own(claims, tuple(places), reserve)
+
+    def _own_keys(self, claims: Sequence[Claim]) -> tuple[SigningKey | None, ...]:
+        return tuple(self._keys.find(claim.terms) if has_readable_terms(claim) else None for claim in claims)
 
     def _known(self, request: SettlementRequest, own: Own, now: UnixTime) -> Known:
         outpoints = [claim.outpoint for claim in request.claims]
@@ -288,6 +364,7 @@ class Handler:
             flow=ledger.flow,
             heartbeat_at=self._heartbeat() if self._limits.heartbeat_seconds else UnixTime(0),
             now=now,
+            newest=ledger.newest(outpoints),
         )
 
     def _signed(self, request: SettlementRequest, own: Own, digest: bytes, then: Callable[[Settlement], Step]) -> Step:
@@ -308,34 +385,37 @@ class Handler:
 
     # --- what is refused --------------------------------------------------------------------------------------------
 
-    def _over_budget(self, request: Request, peer_uid: int, now: float) -> Refusal:
+    def _not_now(self, request: Request, peer_uid: int, now: float) -> Refusal | None:
+        """Refuse what comes too fast, and what is not needed to settle while the disk has no room for it."""
+        kind = kind_of(request)
+        if kind is not Kind.FREE and not self._budgets[kind].take(now):
+            return self._over_budget(request, peer_uid, kind, now)
+        if kind in (Kind.KEYS, Kind.NEWEST) and (shortage := self._shortage):
+            refusal = Refusal(request.id, "protocol-disk", shortage)
+            self._journal.count(request, peer_uid, "refused", refusal)
+            return refusal
+        return None
+
+    def _over_budget(self, request: Request, peer_uid: int, kind: Kind, now: float) -> Refusal:
         """Refuse what comes too fast; the log gets one line a second of it."""
-        reason = f"more than {self._limits.requests_per_second} requests per second"
-        refusal = Refusal(request.id, "policy-rate", reason)
-        return self._refuse(request, peer_uid, refusal) if self._budget.may_tell(now) else refusal
+        budget = self._budgets[kind]
+        what = "requests" if kind is Kind.SETTLING else f"requests of {type(request).__name__}"
+        refusal = Refusal(request.id, "policy-rate", f"more than {budget.rate} {what} per second")
+        if kind is Kind.SETTLING and budget.may_tell(now):
+            return self._refuse(request, peer_uid, refusal)
+        self._journal.count(request, peer_uid, "refused", refusal)
+        return refusal
 
     def _refuse(self, request: Request, peer_uid: int, refusal: Refusal) -> Refusal:
         try:
-            self._ledger.put(Entry([self._decision(request, peer_uid, "refused", refusal)]))
+            self._journal.refuse(request, peer_uid, refusal)
         except LedgerFailed as error:
             return Refusal(request.id, "protocol-ledger", f"the ledger of what was signed: {error}")
         return refusal
 
-    def _decision(
-        self, request: Request, peer_uid: int, verdict: Verdict, refusal: Refusal | None = None, digest: bytes = b""
-    ) -> Decision:
-        if not digest and isinstance(request, SettlementRequest):
-            digest = request_digest(request)
-        return Decision(
-            at_ms=int(self._clock() * 1000),
-            peer_uid=peer_uid,
-            asked=type(request).__name__,
-            about=about(request),
-            digest=digest.hex(),
-            verdict=verdict,
-            tag=refusal.tag if refusal else "",
-            reason=refusal.reason if refusal else "",
-        )
+    def close(self) -> None:
+        """Write what was decided and not written yet; the ledger is still open. Raises `LedgerFailed`."""
+        self._journal.close()
 
 
 _LOWERING = ("policy-watermark", "policy-replacement")

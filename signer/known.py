@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from msgspec import Struct
+from msgspec import Struct, field
 
+from paychan.protocol.settlement import Claim
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from signer.keys import Destination, SigningKey
 from signer.signed import Entries, Output
@@ -28,9 +29,13 @@ class Limits(Struct, frozen=True):
 
     max_fee_percent: int = 50
     max_fee_sat: int = 5_000_000
+    max_fee_sat_per_vb: int = 200
     value_per_hour_sat: int = 0
     value_per_day_sat: int = 0
+    aged_seconds: int = 0
+    """Fundings that were shown so long ago count as aged; 0: all."""
     requests_per_second: int = 1000
+    keys_per_second: int = 200
     max_fundings: int = 1_000_000
     heartbeat_seconds: int = 0
     value_without_heartbeat_sat: int = 0
@@ -44,21 +49,33 @@ class Flow(Struct, frozen=True, array_like=True):
 
     spans: tuple[tuple[int, int], ...] = ()
     unattended_sat: int = 0
+    young: tuple[tuple[int, int], ...] = ()
+    """The same of channels whose funding had been shown only lately; `spans` are those of the others."""
 
-    def within(self, seconds: int, now: UnixTime) -> Sat:
-        """Sum of the spans of the last so many seconds; those to come are of a clock that was ahead, see `plus`."""
-        return Sat(sum(value for span, value in self.spans if _is_near(span, seconds, now)))
+    def within(self, seconds: int, now: UnixTime, *, young: bool | None = None) -> Sat:
+        """Sum of the last so many seconds: of all channels, or of the young or the aged ones.
 
-    def plus(self, value_sat: int, now: UnixTime, *, attended: bool) -> Flow:
+        Spans to come are of a clock that was ahead, see `plus`.
+        """
+        spans = {None: self.spans + self.young, False: self.spans, True: self.young}[young]
+        return Sat(sum(value for span, value in spans if _is_near(span, seconds, now)))
+
+    def plus(self, aged_sat: int, young_sat: int, now: UnixTime, *, attended: bool) -> Flow:
         """Add what is settled now, and forget what is older than a day, or further ahead than an hour.
 
         A clock that is set back by less than an hour starts no new allowance; one that was ahead for longer counts for
         nothing once it is right, else it would use up the limits until its own time has come.
         """
-        span = now // _SPAN_SECONDS
-        kept = {old: value for old, value in self.spans if _is_near(old, DAY_SECONDS, now)}
+        unattended_sat = 0 if attended else self.unattended_sat + aged_sat + young_sat
+        return Flow(_added(self.spans, aged_sat, now), unattended_sat, _added(self.young, young_sat, now))
+
+
+def _added(spans: tuple[tuple[int, int], ...], value_sat: int, now: UnixTime) -> tuple[tuple[int, int], ...]:
+    span = now // _SPAN_SECONDS
+    kept = {old: value for old, value in spans if _is_near(old, DAY_SECONDS, now)}
+    if value_sat:
         kept[span] = kept.get(span, 0) + value_sat
-        return Flow(tuple(sorted(kept.items())), 0 if attended else self.unattended_sat + value_sat)
+    return tuple(sorted(kept.items()))
 
 
 def _is_near(span: int, seconds: int, now: UnixTime) -> bool:
@@ -85,6 +102,13 @@ class Known(Struct, frozen=True):
     heartbeat_at: UnixTime
     """The operator's last sign of life; 0: none."""
     now: UnixTime
+    newest: Mapping[OutPoint, Claim] = field(default_factory=dict)
+    """The newest payments that were shown and not settled."""
+
+    def is_young(self, outpoint: OutPoint) -> bool:
+        """Whether its funding was shown only lately. In debug mode, where no funding is shown, none is."""
+        shown = self.outputs.get(outpoint)
+        return shown is not None and 0 <= self.now - shown.shown_at < self.limits.aged_seconds
 
     @property
     def attended(self) -> bool:

@@ -5,6 +5,7 @@ at a time; LevelDB's own lock sees to that.
 
     outpoint (36 bytes)   `signed.Signed`: the newest settlement of it
     f + outpoint          `signed.Output`: what it holds, as it was shown
+    w + outpoint          `settlement.Claim`: the newest payment out of it that was shown
     q + request digest    the request, to sign it again
     t + request digest    the signed settlement, to hand it out again
     n                     how many outputs were shown
@@ -12,15 +13,17 @@ at a time; LevelDB's own lock sees to that.
     h                     the last line of the audit log that belongs to all this
 
 What is put is seen by the next `read` at once, and is on disk when its future is done: one thread writes all that has
-come within a moment in one go, first to the audit log, then here. A write that fails ends everything: nobody knows what is on
-disk, so nothing more is signed until the signer is started again.
+come within a moment in one go, first to the audit log, then here. A write that fails ends the process (`vital`): nobody knows
+what is on disk, so nothing more is signed until the signer is started again. `put(Entry())` writes nothing but does all
+of that, and so finds out whether a write would succeed.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -28,11 +31,13 @@ from typing import Protocol, TypeVar
 import plyvel
 from msgspec import Struct, field
 
-from paychan.protocol.settlement import Settlement
+from paychan.protocol.settlement import Claim, Settlement
 from paychan.protocol.signerwire import SettlementRequest
-from paychan.protocol.types import OutPoint
+from paychan.protocol.types import OutPoint, UnixTime
+from signer import vital
 from signer.audit import AuditBroken, Decision, Head
-from signer.auditfile import AuditFailed, AuditFile
+from signer.auditfile import AuditFailed
+from signer.auditrotation import RotatingAudit
 from signer.known import Flow
 from signer.privatefile import sync_directory
 from signer.signed import DamagedEntry, Entries, Output, Signed, decode_entry, encode_entry
@@ -50,6 +55,9 @@ _GATHERING_SECONDS = 0.004
 """A write begins so long after the first has asked for it. Syncs, and threads that take turns, would else cost more than
 what is written, as soon as several settlements are asked for at once."""
 
+
+_HANGING_SECONDS = 10.0
+"""A write that takes longer is a problem to tell of; a slow disk syncs within one second."""
 
 _DATA = (".ldb", ".sst", ".log")
 """Where these lie without the file CURRENT, LevelDB would begin anew and delete them."""
@@ -73,6 +81,7 @@ class Entry(Struct, frozen=True):
     request: SettlementRequest | None = None
     digest: bytes = b""
     outputs: Mapping[OutPoint, Output] = field(default_factory=dict)
+    newest: Mapping[OutPoint, Claim] = field(default_factory=dict)
     flow: Flow | None = None
 
 
@@ -98,8 +107,19 @@ class Ledger(Protocol):
     def head(self) -> Head:
         """The last line of the audit log."""
 
+    @property
+    def written_at(self) -> UnixTime:
+        """When something was last written to disk and synced; 0: not yet."""
+
+    @property
+    def problem(self) -> str:
+        """Why it can't be read or written, as far as that is known; "": it can."""
+
     def read(self, outpoints: Collection[OutPoint]) -> Entries:
         """Return what was signed for these."""
+
+    def newest(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Claim]:
+        """Return the newest payments out of these that were shown."""
 
     def outputs(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Output]:
         """Return what these hold, as far as it was shown."""
@@ -120,25 +140,42 @@ class Ledger(Protocol):
 class LevelDbLedger:
     """A `Ledger` on disk."""
 
-    def __init__(self, path: Path, audit: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        audit: Path,
+        *,
+        audit_file_bytes: int = 0,
+        on_failure: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """Open the directory and the log, or begin them.
+
+        Args:
+            path: LevelDB's directory.
+            audit: the log's file.
+            audit_file_bytes: the log goes on in a new file when it has this size; 0: never.
+            on_failure: called by the writing thread with the reason when a write failed; then all later calls fail.
 
         Raises:
             LedgerFailed: in use, damaged, something else, not accessible, or the log has lost its end.
         """
         self.lock = threading.Lock()
-        self._failure = ""
+        self._failure = self._read_failure = ""
+        self._on_failure = on_failure
+        self._path = path
+        self._written_at = UnixTime(0)
+        self._begun_at = 0.0
+        """When the write that is under way began, by the monotonic clock; 0: none is."""
         self._database = _open(path)
         try:
-            self._audit = AuditFile(audit)
+            self._audit = RotatingAudit(audit, audit_file_bytes)
         except (AuditFailed, AuditBroken) as error:
             self._database.close()
             raise LedgerFailed(str(error)) from error
         self._gathering, self._writing = _Group(), _Group()
         self._work = threading.Condition()
         self._begin(audit)
-        self._writer = threading.Thread(target=self._write_all, name="ledger", daemon=True)
-        self._writer.start()
+        self._writer = vital.start_thread("ledger", self._write_all)
 
     def _begin(self, audit: Path) -> None:
         """Read what is kept in memory, and see that the log goes as far as it did."""
@@ -188,9 +225,26 @@ class LevelDbLedger:
         """See `Ledger`."""
         return self._audit.head
 
+    @property
+    def written_at(self) -> UnixTime:
+        """See `Ledger`."""
+        return self._written_at
+
+    @property
+    def problem(self) -> str:
+        """See `Ledger`."""
+        begun_at = self._begun_at
+        if not self._failure and begun_at and time.monotonic() - begun_at > _HANGING_SECONDS:
+            return f"a write to {self._path} has not ended for {time.monotonic() - begun_at:.0f} s"
+        return self._failure or self._read_failure
+
     def read(self, outpoints: Collection[OutPoint]) -> Entries:
         """See `Ledger`."""
         return self._entries(outpoints, b"", Signed)
+
+    def newest(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Claim]:
+        """See `Ledger`."""
+        return self._entries(outpoints, b"w", Claim)
 
     def outputs(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Output]:
         """See `Ledger`."""
@@ -215,6 +269,7 @@ class LevelDbLedger:
             values |= {b"f" + outpoint.serialize(): encode_entry(output) for outpoint, output in entry.outputs.items()}
             self._shown += len(entry.outputs)
             values[_COUNT] = encode_entry(_Count(self._shown))
+        values |= {b"w" + outpoint.serialize(): encode_entry(claim) for outpoint, claim in entry.newest.items()}
         if entry.flow is not None:
             self._flow = entry.flow
             values[_FLOW] = encode_entry(entry.flow)
@@ -256,10 +311,12 @@ class LevelDbLedger:
                         return
                     self._work.wait()
             time.sleep(_GATHERING_SECONDS)
+            self._begun_at = time.monotonic()
             with self._work:  # in this order: who looks for a value finds it in one of them, or in the database
                 self._writing = group = self._gathering
                 self._gathering = _Group()
             failure = self._write(group)
+            self._begun_at = 0.0
             if failure is None:
                 group.durable.set_result(None)
             else:
@@ -270,6 +327,7 @@ class LevelDbLedger:
         if self._failure not in ("", "closed"):
             return self._failure
         try:
+            self._check_place()
             batch = self._database.write_batch(sync=group.is_awaited)
             if group.decisions:
                 batch.put(_HEAD, encode_entry(self._audit.append(group.decisions)))
@@ -279,10 +337,19 @@ class LevelDbLedger:
         except Exception as error:  # noqa: BLE001 - whatever it was, nobody knows what is on disk
             return self._fail(error)
         self._writing = _Group()
+        if group.is_awaited:
+            self._written_at = UnixTime(int(time.time()))
         return None
+
+    def _check_place(self) -> None:
+        """See that what we write is what the next start reads. Raises OSError, `AuditFailed`."""
+        self._audit.check()
+        if not os.access(self._path / "CURRENT", os.R_OK) or not os.access(self._path, os.W_OK | os.X_OK):
+            raise OSError(f"{self._path} is gone, or can't be written any more")  # noqa: TRY003, EM102
 
     def _fail(self, error: Exception) -> str:
         self._failure = f"a write failed ({_text(error)}): see to the disk, then start the signer again"
+        self._on_failure(self._failure)
         return self._failure
 
     def _entries(self, outpoints: Collection[OutPoint], prefix: bytes, kind: type[_Kind]) -> dict[OutPoint, _Kind]:
@@ -310,7 +377,7 @@ class LevelDbLedger:
         except plyvel.CorruptionError as error:
             raise DamagedEntry(_text(error)) from error
         except plyvel.Error as error:
-            msg = f"can't be read ({_text(error)})"
+            msg = self._read_failure = f"can't be read ({_text(error)})"
             raise LedgerFailed(msg) from error
         return raw
 
@@ -328,12 +395,13 @@ class _Group:
         self.values: dict[bytes, bytes] = {}
         self.decisions: list[Decision] = []
         self.durable = Future[None]()
+        self.durable.set_running_or_notify_cancel()  # who gives up waiting for it does not take it from the others
         self.is_awaited = False
         """Somebody is answered when it is on disk; else it need not be synced."""
 
     @property
     def is_empty(self) -> bool:
-        return not self.values and not self.decisions
+        return not self.values and not self.decisions and not self.is_awaited
 
 
 class _Count(Struct, frozen=True, array_like=True):

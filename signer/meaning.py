@@ -9,6 +9,7 @@ from paychan.protocol.signerwire import (
     ChildRequest,
     FundingRequest,
     KeyRequest,
+    NewestRequest,
     Request,
     SettlementRequest,
 )
@@ -25,6 +26,9 @@ def about(request: Request) -> dict[str, Any]:
             return {"client_key": request.client_key.hex(), "expiry": request.expiry}
         case FundingRequest():
             return {"transaction_bytes": len(request.transaction), "outputs": list(request.outputs)}
+        case NewestRequest():
+            received_sat = sum(claim.funding_sat - claim.payment.change_sat for claim in request.claims)
+            return {"payments": len(request.claims), "received_sat": received_sat}
         case AgainRequest():
             return {"outpoint": str(request.outpoint)}
         case _:

@@ -12,8 +12,9 @@ from typing import NamedTuple, TypeAlias
 
 from msgspec import structs
 
+from paychan.protocol.errors import PaychanError
 from paychan.protocol.payment import PaymentVerifier, change_problem
-from paychan.protocol.settlement import Claim, received_sat
+from paychan.protocol.settlement import CHILD_BYTES, Claim, received_sat
 from paychan.protocol.signerwire import ChildRequest, Refusal, SettlementRequest
 from paychan.protocol.types import Sat
 from signer.keys import SigningKey
@@ -64,12 +65,16 @@ def destination(request: SettlementRequest, known: Known) -> Objection | None:
 def client_signature(request: SettlementRequest, known: Known) -> Objection | None:  # noqa: ARG001 - all rules look alike
     """policy-client-signature: each client has signed for exactly this change value and address."""
     for index, claim in enumerate(request.claims):
-        problem = change_problem(claim.payment, _LEAST_CHANGE)
-        if problem is None:
-            problem = PaymentVerifier(claim.terms, claim.outpoint, claim.change_script).problem(claim.payment)
+        problem = claim_problem(claim)
         if problem is not None:
             return Objection(f"claim {index}: {problem}")
     return None
+
+
+def claim_problem(claim: Claim) -> PaychanError | None:
+    """Check that the client has signed for exactly this change value and address."""
+    problem = change_problem(claim.payment, _LEAST_CHANGE)
+    return problem or PaymentVerifier(claim.terms, claim.outpoint, claim.change_script).problem(claim.payment)
 
 
 def funding(request: SettlementRequest, known: Known) -> Objection | None:
@@ -81,7 +86,7 @@ def funding(request: SettlementRequest, known: Known) -> Objection | None:
 
 
 def fee(request: SettlementRequest, known: Known) -> Objection | None:
-    """policy-fee: the coins hold what is claimed, and the fee is within the operator's share and cap.
+    """policy-fee: the coins hold what is claimed, and the fee is within the operator's share, cap and rate.
 
     A legacy signature says nothing of values (BIP143 gave that to segwit alone): what a server claims too little is
     burnt as fee. So the values are those of the transactions that were shown.
@@ -93,8 +98,6 @@ def fee(request: SettlementRequest, known: Known) -> Objection | None:
             holds_sat = known.outputs[outpoint].value_sat
             if holds_sat != value_sat:
                 return Objection(f"{outpoint} is said to hold {value_sat} sat, and holds {holds_sat} sat")
-    if request.fee_sat <= _share_sat(request, known.limits):
-        return None
     most_sat = fee_cap_sat(request, known.limits)
     if request.fee_sat > most_sat:
         return Objection(f"fee of {request.fee_sat} sat, want up to {most_sat} sat")
@@ -102,8 +105,14 @@ def fee(request: SettlementRequest, known: Known) -> Objection | None:
 
 
 def watermark(request: SettlementRequest, known: Known) -> Objection | None:
-    """policy-watermark: no client ever gets more than by the newest payment that was signed for."""
+    """policy-watermark: no client ever gets more than by the newest payment that was signed for, or shown."""
     for index, claim in enumerate(request.claims):
+        shown = known.newest.get(claim.outpoint)
+        if shown is not None and claim.payment.change_sat > shown.payment.change_sat:
+            return Objection(
+                f"claim {index}: change of {claim.payment.change_sat} sat, more than the {shown.payment.change_sat} sat "
+                "of the newest payment that was shown"
+            )
         before = known.earlier.get(claim.outpoint)
         if before is not None and claim.payment.change_sat > before.change_sat:
             return Objection(
@@ -140,17 +149,33 @@ def replacement(request: SettlementRequest, known: Known) -> Objection | None:
 
 
 def rate(request: SettlementRequest, known: Known) -> Objection | None:
-    """policy-rate: no more value in an hour or a day than the operator set. What was signed before counts once."""
-    new_sat, limits = new_value_sat(request, known), known.limits
+    """policy-rate: no more value in an hour or a day than the operator set. What was signed before counts once.
+
+    Whoever took over the server can invent channels, whose funding is on no chain, and settle them to use up the limit. So
+    a channel counts against it only when its funding was shown `policy.aged_minutes` ago; all younger ones share half as
+    much of their own.
+    """
+    for is_young, share in ((False, 1), (True, 2)):
+        objection = _rate(new_value_sat(request, known, young=is_young), known, share, young=is_young)
+        if objection is not None:
+            return objection
+    return None
+
+
+def _rate(new_sat: Sat, known: Known, share: int, *, young: bool) -> Objection | None:
+    limits = known.limits
     for name, seconds, most_sat in (
         ("hour", HOUR_SECONDS, limits.value_per_hour_sat),
         ("day", DAY_SECONDS, limits.value_per_day_sat),
     ):
         if not most_sat or not new_sat:
             continue
-        before_sat = known.flow.within(seconds, known.now)
-        if before_sat + new_sat > most_sat:
-            return Objection(f"{new_sat} sat after {before_sat} sat in the last {name}, want up to {most_sat} sat")
+        before_sat = known.flow.within(seconds, known.now, young=young)
+        if before_sat + new_sat > most_sat // share:
+            of = " of channels shown lately" if young else ""
+            return Objection(
+                f"{new_sat} sat{of} after {before_sat} sat in the last {name}, want up to {most_sat // share} sat"
+            )
     return None
 
 
@@ -215,7 +240,9 @@ def child_refusal(request: ChildRequest, known: Known) -> Refusal | None:
         reason = "the parent pays to an address of the operator's, whose key is not here"
         return Refusal(request.id, "policy-destination", reason)
     spent = available_sat(parent) - parent.fee_sat
-    cap = min(fee_cap_sat(parent, known.limits), received_sat(parent.claims))  # coins don't become fee here either
+    cap = min(
+        fee_cap_sat(parent, known.limits, CHILD_BYTES), received_sat(parent.claims)
+    )  # coins don't become fee here either
     most = min(spent - LEAST_CHILD_SAT, cap - parent.fee_sat)
     if not 0 <= request.fee_sat <= most:
         reason = f"fee of {request.fee_sat} sat for a child, want 0 to {most} sat of the {spent} sat it spends"
@@ -229,18 +256,21 @@ def output_key(request: SettlementRequest, known: Known) -> SigningKey | None:
     return next((each.key for each in ours if each.script == request.destination_script), None)
 
 
-def fee_cap_sat(request: SettlementRequest, limits: Limits) -> Sat:
-    """Most that a settlement, with its child, may pay."""
-    return Sat(max(_share_sat(request, limits), request_size(request) + LEAST_FEE_CAP_SAT))
+def fee_cap_sat(request: SettlementRequest, limits: Limits, child_bytes: int = 0) -> Sat:
+    """Most that a settlement, with a child of this size, may pay: the least of share, sum and rate.
+
+    A share alone would let a server that was taken over burn half of every channel at any rate.
+    """
+    size = request_size(request)
+    share_sat = received_sat(request.claims) * limits.max_fee_percent // 100
+    rate_sat = (size + child_bytes) * limits.max_fee_sat_per_vb
+    return Sat(max(min(share_sat, limits.max_fee_sat, rate_sat), size + LEAST_FEE_CAP_SAT))
 
 
-def _share_sat(request: SettlementRequest, limits: Limits) -> Sat:
-    return Sat(min(received_sat(request.claims) * limits.max_fee_percent // 100, limits.max_fee_sat))
-
-
-def new_value_sat(request: SettlementRequest, known: Known) -> Sat:
-    """What is settled now that was not signed for before."""
-    return Sat(sum(max(0, claim.received_sat - _received_before(claim, known)) for claim in request.claims))
+def new_value_sat(request: SettlementRequest, known: Known, *, young: bool | None = None) -> Sat:
+    """What is settled now that was not signed for before: of all channels, or of the young or the aged ones."""
+    claims = (claim for claim in request.claims if young is None or known.is_young(claim.outpoint) is young)
+    return Sat(sum(max(0, claim.received_sat - _received_before(claim, known)) for claim in claims))
 
 
 def _received_before(claim: Claim, known: Known) -> Sat:

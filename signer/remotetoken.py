@@ -18,6 +18,7 @@ from contextlib import suppress
 from itertools import count
 from queue import Empty, SimpleQueue
 
+from signer import vital
 from signer.config import SignerConfig
 from signer.keys import KeysFailed
 from signer.sessions import TokenError
@@ -81,7 +82,7 @@ class Line:
         loop = asyncio.get_running_loop()
         if not self._is_heard:
             self._is_heard = True
-            loop.add_reader(self._wire, self._hear)
+            loop.add_reader(self._wire, vital.guarded("token", self._hear))
         future: asyncio.Future[bytes] = loop.create_future()
         self._waiting.append((future, identifier, digest))
         self._ask()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -20,23 +22,27 @@ from paychan.protocol.address import encode_address
 from paychan.protocol.declared import SettingsError
 from paychan.protocol.settlement import Reserve
 from paychan.protocol.types import Network, UnixTime
-from signer import auditing, commands, operating
+from signer import auditing, commands, operating, vital
 from signer.commandline import PassphraseDescriptor, PassphraseFile
 from signer.config import SignerConfig, load_signer_config
 from signer.connections import FAREWELLS, Connections
 from signer.connections import Limits as PeerLimits
+from signer.disk import Disk
 from signer.handlers import Handler, Identity
 from signer.isolation import IsolationError, isolate, keep_private
 from signer.keys import DEBUG_KEY, KeyRing, KeySource, StaticKey
 from signer.keystore import seed_sources
 from signer.known import Limits
-from signer.ledger import LedgerFailed, LevelDbLedger
+from signer.ledger import Entry, LedgerFailed, LevelDbLedger
 from signer.passphrase import NoSecret
 from signer.pkcs11 import generations
 from signer.remotetoken import RemoteToken
 from signer.seed import SeedError
 from signer.sessions import TokenError
 from signer.socketfile import SocketError, listening_socket, room_for
+
+PROBE_SECONDS = 5.0
+"""So often we see whether a write would succeed, although nothing is to be written."""
 
 log = structlog.get_logger()
 
@@ -96,6 +102,10 @@ def main() -> None:
     app()
 
 
+_STACK_BYTES = 1024 * 1024
+"""Of a thread: the system's 8 MiB would count in full where addresses are limited (RLIMIT_AS)."""
+
+
 def start(file: Path, passphrase_fd: int | None = None, passphrase_file: Path | None = None) -> None:
     """Serve until a signal says stop.
 
@@ -103,6 +113,7 @@ def start(file: Path, passphrase_fd: int | None = None, passphrase_file: Path | 
         SettingsError: no usable configuration, seed, socket or ledger, or a protection that it asks for is missing.
     """
     config = load_signer_config(file)
+    threading.stack_size(_STACK_BYTES)
     with ExitStack() as cleanup:
         token = cleanup.enter_context(closing(RemoteToken(config))) if config.key.mode == "pkcs11" else None
         with _as_settings(file):
@@ -160,17 +171,18 @@ def load_keys(
 
 
 async def _serve(config: SignerConfig, keys: KeyRing, protections: tuple[str, ...], token: RemoteToken | None) -> None:
-    stop = asyncio.Event()
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.set_exception_handler(vital.end_without_memory)
     if token is not None:
-        asyncio.get_running_loop().add_reader(token, stop.set)
+        loop.add_reader(token, stop.set)
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
     peers = PeerLimits(
         config.allowed_uids, config.socket.request_seconds, config.socket.idle_seconds, _max_connections(config)
     )
     identity = Identity(config.network, config.key.mode, config.debug, protections)
     with (
-        closing(LevelDbLedger(config.ledger_path, config.audit_path)) as ledger,
+        closing(_ledger(config)) as ledger,
         listening_socket(config.socket_path, config.socket.group) as listener,  # last: who connects is served
     ):
         if ledger.torn_bytes:
@@ -178,18 +190,56 @@ async def _serve(config: SignerConfig, keys: KeyRing, protections: tuple[str, ..
         limits = limits_of(config)
         for tag in sorted(limits.trial):
             log.warning("POLICY ON TRIAL: what it would refuse is signed, and logged", policy=tag)
-        handler = Handler(keys, ledger, identity, limits, heartbeat=partial(_heartbeat_at, config.heartbeat_path))
+        disk = Disk(config.state_dir, config.disk.reserve_mb * 1_000_000)
+        heartbeat = partial(_heartbeat_at, config.heartbeat_path)
+        handler = Handler(keys, ledger, identity, limits, heartbeat=heartbeat, disk=disk)
         connections = Connections(handler, peers)
-        async with asyncio.TaskGroup() as tasks:
-            accepting = tasks.create_task(connections.accept(listener))
-            _spare_the_collector()
-            log.info("signer started", **_told(config, keys))
-            await stop.wait()
-            accepting.cancel()
+        lives = {
+            "connections": connections.accept(listener),
+            "probe": _probe(ledger, config.socket_path),
+        }
+        tasks = [loop.create_task(life) for life in lives.values()]
+        for what, task in zip(lives, tasks, strict=True):
+            vital.watch(what, task, stop.is_set)
+        _spare_the_collector()
+        log.info("signer started", **_told(config, keys))
+        await stop.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        handler.close()
     if token is not None and token.has_ended:
         log.error("the token's process has ended: its library may have crashed; start the signer again")
         raise typer.Exit(1)
     log.info("signer stopped")
+
+
+def _ledger(config: SignerConfig) -> LevelDbLedger:
+    return LevelDbLedger(
+        config.ledger_path,
+        config.audit_path,
+        audit_file_bytes=config.disk.audit_file_mb * 1_000_000,
+        on_failure=partial(vital.end, "ledger"),
+    )
+
+
+async def _probe(ledger: LevelDbLedger, socket_path: Path) -> None:
+    """Write now and then, for ever: whoever asks for our health while nothing is settled gets to know how the disk is.
+
+    A write that fails ends the process, as any does. So does a socket that was removed: nobody could reach us.
+    """
+    while True:
+        await asyncio.wrap_future(ledger.put(Entry()))
+        if not stat.S_ISSOCK(_mode(socket_path)):
+            vital.end("socket", f"{socket_path} was removed")
+        await asyncio.sleep(PROBE_SECONDS)
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return 0
 
 
 def _spare_the_collector() -> None:
@@ -214,9 +264,12 @@ def limits_of(config: SignerConfig) -> Limits:
     return Limits(
         max_fee_percent=policy.max_fee_percent,
         max_fee_sat=policy.max_fee_sat,
+        max_fee_sat_per_vb=policy.max_fee_sat_per_vb,
+        aged_seconds=60 * policy.aged_minutes,
         value_per_hour_sat=policy.value_per_hour_sat,
         value_per_day_sat=policy.value_per_day_sat,
         requests_per_second=policy.requests_per_second,
+        keys_per_second=policy.keys_per_second,
         max_fundings=policy.max_fundings,
         heartbeat_seconds=3600 * policy.heartbeat_hours,
         value_without_heartbeat_sat=policy.value_without_heartbeat_sat,

@@ -5,7 +5,7 @@ Each function returns the reason, or None.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.scripts import MAX_EXPIRY, MIN_EXPIRY, check_expiry, check_public_key, make_terms
@@ -14,6 +14,7 @@ from paychan.protocol.signerwire import MAX_CLAIMS, SettlementRequest
 from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
 from signer.keys import SigningKey
 from signer.known import Known
+from signer.signed import Output
 
 MAX_COINS = 4
 """Of the reserve in one settlement: more than a fee needs, and few enough to bound its size."""
@@ -25,7 +26,7 @@ def claims_problem(request: SettlementRequest, known: Known) -> str | None:
     if not 1 <= len(claims) <= MAX_CLAIMS:
         return f"got {len(claims)} claims, want 1 to {MAX_CLAIMS}"
     for index, (claim, key) in enumerate(zip(claims, known.own.claims, strict=True)):
-        problem = _terms_problem(claim, key) or _output_problem(claim, known)
+        problem = terms_problem(claim, key) or output_problem(claim, known.outputs)
         if problem is not None:
             return f"claim {index}: {problem}"
     if any(claim.payment.change_sat for claim in claims[1:]):
@@ -98,7 +99,8 @@ def is_address_script(script: bytes) -> bool:
     return len(script) == 23 and script[:2] == b"\xa9\x14" and script[22:] == b"\x87"
 
 
-def _terms_problem(claim: Claim, key: SigningKey | None) -> str | None:
+def terms_problem(claim: Claim, key: SigningKey | None) -> str | None:
+    """Check that the terms can be those of a channel, and name this key of ours."""
     terms = claim.terms
     try:
         check_public_key(terms.client_key)
@@ -110,7 +112,7 @@ def _terms_problem(claim: Claim, key: SigningKey | None) -> str | None:
     return None if key is not None else f"server key {terms.server_key.hex()} is not ours for this channel"
 
 
-def _output_problem(claim: Claim, known: Known) -> str | None:
+def output_problem(claim: Claim, outputs: Mapping[OutPoint, Output]) -> str | None:
     """Check the funding output, and the change output that the client signed for."""
     problem = outpoint_problem(claim.outpoint)
     if problem is not None:
@@ -121,18 +123,18 @@ def _output_problem(claim: Claim, known: Known) -> str | None:
         return f"change of {claim.payment.change_sat} sat out of {claim.funding_sat} sat"
     if not is_address_script(claim.change_script):
         return f"change script of {len(claim.change_script)} bytes is neither P2PKH nor P2SH"
-    return _script_problem(claim.outpoint, claim.terms.funding_script, known)
+    return _script_problem(claim.outpoint, claim.terms.funding_script, outputs)
 
 
 def _coin_problem(outpoint: OutPoint, value_sat: int, reserve: Reserve, known: Known) -> str | None:
     if not 0 < value_sat <= MAX_MONEY_SAT:
         return f"value of {value_sat} sat, want 1 to {MAX_MONEY_SAT}"
     # a reserve that is not ours is policy-destination's business
-    return _script_problem(outpoint, reserve.funding_script, known) if known.own.reserve else None
+    return _script_problem(outpoint, reserve.funding_script, known.outputs) if known.own.reserve else None
 
 
-def _script_problem(outpoint: OutPoint, script: bytes, known: Known) -> str | None:
-    shown = known.outputs.get(outpoint)
+def _script_problem(outpoint: OutPoint, script: bytes, outputs: Mapping[OutPoint, Output]) -> str | None:
+    shown = outputs.get(outpoint)
     if shown is not None and shown.script != script:
         return f"{outpoint} pays to {shown.script.hex()}, not to {script.hex()}"
     return None

@@ -18,12 +18,12 @@ from msgspec import Struct
 
 from paychan.protocol.settlement import received_sat, settlement_size
 from paychan.protocol.signerwire import SettlementRequest
-from paychan.protocol.types import OutPoint, Sat
+from paychan.protocol.types import OutPoint, Sat, UnixTime
 
-VERSION = 2
-"""1: without `funding_sat`."""
+VERSION = 3
+"""1: without `Signed.funding_sat`; 2: without `Output.shown_at` and `Flow.young`."""
 
-_READABLE = (1, 2)
+_READABLE = (1, 2, 3)
 _CHECKSUM_BYTES = 4
 
 _Entry = TypeVar("_Entry", bound=Struct)
@@ -64,6 +64,8 @@ class Output(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 
     value_sat: Sat
     script: bytes
+    shown_at: UnixTime = UnixTime(0)
+    """By the signer's clock; 0 in entries of version 2."""
 
 
 class DamagedEntry(Exception):

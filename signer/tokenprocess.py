@@ -12,10 +12,12 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from threading import Thread
 from typing import NoReturn
 
+from signer import vital
 from signer.answering import tell_bug
 from signer.config import SignerConfig
 from signer.isolation import IsolationError, end_with_parent, isolate
@@ -78,7 +80,7 @@ def _serve(config: SignerConfig, control: socket.socket, wires: Sequence[socket.
         control.send(encode(Keys(some)))
     control.send(encode(Ready(token.side_by_side, protections)))
     for wire in wires:
-        Thread(target=_answer_all, args=(token, wire), daemon=True).start()
+        vital.start_thread("token's wire", partial(_answer_all, token, wire))
     control.recv(1)
     closing = Thread(target=token.close, daemon=True)
     closing.start()

@@ -236,7 +236,7 @@ class Settler:
     async def _sign_anew(self, members: Sequence[Channel], rivals: Sequence[_Rival]) -> Settlement:
         """Sign at the rate asked for, or the curve's; a little higher where the signer once signed for as much."""
         claims, rules, terms = [member.claim for member in members], self._rules, members[0].terms
-        script = (await self._signer.public_key(terms.client_key, terms.expiry)).destination_script
+        script = (await self._signer.public_key(terms.client_key, terms.expiry, settling=True)).destination_script
         plan = plan_closing(members, script, rules, self._rate(members))
         if isinstance(plan, Shortfall):
             raise NotEconomical(got_sat=plan.received_sat, need_sat=plan.needed_sat)

@@ -21,6 +21,8 @@ VERSIONS = {
     2: "a reserve's coins and children help a settlement to confirm; a refusal names the least fee that would do",
     3: "funding transactions are shown before anything of theirs is settled; what was signed is handed out again; "
     "an operator sees the signer's state; frames may be as large as a funding transaction",
+    4: "health tells whether the signer can still write, and the fees that it allows; a key that is needed to settle is "
+    "marked; newest payments are shown",
 }
 """What each version brought. A peer of another version is turned away: messages have no optional meaning."""
 
@@ -45,11 +47,16 @@ class Health(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, t
 
 
 class KeyRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):
-    """Which key of yours goes into the channel of this client key and expiry?"""
+    """Which key of yours goes into the channel of this client key and expiry?
+
+    `settling`: the key is needed to settle. Such requests have the budget of settlements; all others share one that
+    strangers can use up.
+    """
 
     id: int
     client_key: KeyBytes
     expiry: UnixTime
+    settling: bool = False
 
 
 class SettlementRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=3):
@@ -107,13 +114,31 @@ class StatusRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=
     id: int
 
 
+class NewestRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=9):
+    """Remember these payments: no settlement gives these clients more than this.
+
+    Sent now and then for channels whose payments have grown. It signs nothing, and never lowers what is remembered.
+    """
+
+    id: int
+    claims: Annotated[tuple[Claim, ...], Meta(max_length=MAX_CLAIMS)]
+
+
 class HealthReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=101):
-    """Network by name, how keys are derived, and whether this signer is for debugging only."""
+    """Network by name, how keys are derived, whether this signer is for debugging only; and whether it is well.
+
+    `problem` is empty while the signer can do all that it is for. The limits of fees are those of its configuration.
+    """
 
     id: int
     network: str
     key_mode: str
     debug: bool
+    problem: str = ""
+    written_at: UnixTime = UnixTime(0)
+    max_fee_percent: int = 100
+    max_fee_sat: Sat = Sat(0)
+    max_fee_sat_per_vb: int = 0
 
 
 class KeyReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=102):
@@ -166,6 +191,21 @@ class StatusReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     """Policies that only log what they would refuse."""
     protections: tuple[str, ...]
     """What the kernel gave to keep keys in, and, begun with "no ", what it did not."""
+    problem: str = ""
+    written_at: UnixTime = UnixTime(0)
+    free_bytes: int = 0
+
+
+class NewestReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=109):
+    """All are remembered but these, by their index in the request.
+
+    `unshown`: the funding transaction was not shown. `refused`: not a payment of a channel with a key of the signer's,
+    or one of less than is remembered.
+    """
+
+    id: int
+    unshown: tuple[int, ...] = ()
+    refused: tuple[int, ...] = ()
 
 
 class Refusal(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=100):
@@ -189,9 +229,18 @@ Request: TypeAlias = (
     | FundingRequest
     | AgainRequest
     | StatusRequest
+    | NewestRequest
 )
 Reply: TypeAlias = (
-    HealthReply | KeyReply | SettlementReply | ChildReply | ReserveReply | FundingReply | StatusReply | Refusal
+    HealthReply
+    | KeyReply
+    | SettlementReply
+    | ChildReply
+    | ReserveReply
+    | FundingReply
+    | StatusReply
+    | NewestReply
+    | Refusal
 )
 
 _encoder = msgspec.msgpack.Encoder()

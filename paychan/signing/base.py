@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from paychan.protocol.settlement import Claim, Reserve, Settlement, without_witness
-from paychan.protocol.signerwire import HealthReply, KeyReply
+from paychan.protocol.signerwire import HealthReply, KeyReply, NewestReply
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 
 UNSHOWN = "protocol-funding"
@@ -43,8 +43,11 @@ class Signer(Protocol):
     async def health(self) -> HealthReply:
         """Ask who the signer is."""
 
-    async def public_key(self, client_key: bytes, expiry: UnixTime) -> KeyReply:
-        """Ask for the server key of a channel, and the destination of its settlement."""
+    async def public_key(self, client_key: bytes, expiry: UnixTime, *, settling: bool = False) -> KeyReply:
+        """Ask for the server key of a channel, and the destination of its settlement.
+
+        `settling`: the channel is about to be settled, so that the question is not held up by those of strangers.
+        """
 
     async def reserve_key(self) -> bytes:
         """Ask for the public key (33 bytes) of the coins that may help to pay for settlements."""
@@ -69,6 +72,9 @@ class Signer(Protocol):
 
     async def show_funding(self, transaction: bytes, outputs: Sequence[int]) -> None:
         """Show what these outputs of a transaction hold. It is serialized without witness. Once is enough."""
+
+    async def show_newest(self, claims: Sequence[Claim]) -> NewestReply:
+        """Show the newest payments of channels, up to `MAX_CLAIMS`: the signer gives these clients no more from now on."""
 
     async def sign_again(self, outpoint: OutPoint) -> Settlement:
         """Ask for the newest settlement that was signed for this outpoint, whoever asked for it."""

@@ -26,6 +26,8 @@ from paychan.protocol.signerwire import (
     HealthReply,
     KeyReply,
     KeyRequest,
+    NewestReply,
+    NewestRequest,
     Refusal,
     Reply,
     Request,
@@ -47,6 +49,7 @@ _PASSING = (
     "policy-heartbeat",
     "policy-rate",
     "protocol-busy",
+    "protocol-disk",
     "protocol-keys",
     "protocol-ledger",
 )
@@ -57,7 +60,7 @@ _TRIES = 6
 
 _PAUSE_SECONDS = 0.02
 
-_T = TypeVar("_T", HealthReply, KeyReply, ReserveReply, SettlementReply, ChildReply, FundingReply)
+_T = TypeVar("_T", HealthReply, KeyReply, ReserveReply, SettlementReply, ChildReply, FundingReply, NewestReply)
 
 
 class UnixSigner:
@@ -77,9 +80,9 @@ class UnixSigner:
         """Ask who the signer is."""
         return await self._ask(Health(next(self._ids)), HealthReply)
 
-    async def public_key(self, client_key: bytes, expiry: UnixTime) -> KeyReply:
+    async def public_key(self, client_key: bytes, expiry: UnixTime, *, settling: bool = False) -> KeyReply:
         """Ask for the server key of a channel, and the destination of its settlement."""
-        reply = await self._ask(KeyRequest(next(self._ids), client_key, expiry), KeyReply)
+        reply = await self._ask(KeyRequest(next(self._ids), client_key, expiry, settling), KeyReply)
         check_key(reply.server_key, "server_key")
         return reply
 
@@ -119,6 +122,10 @@ class UnixSigner:
     async def show_funding(self, transaction: bytes, outputs: Sequence[int]) -> None:
         """Show what these outputs of a transaction hold."""
         await self._ask(FundingRequest(next(self._ids), transaction, tuple(outputs)), FundingReply)
+
+    async def show_newest(self, claims: Sequence[Claim]) -> NewestReply:
+        """Show the newest payments of channels."""
+        return await self._ask(NewestRequest(next(self._ids), tuple(claims)), NewestReply)
 
     async def sign_again(self, outpoint: OutPoint) -> Settlement:
         """Ask for the newest settlement that was signed for this outpoint.

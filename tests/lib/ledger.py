@@ -6,9 +6,9 @@ import threading
 from collections.abc import Collection
 from concurrent.futures import Future
 
-from paychan.protocol.settlement import Settlement
+from paychan.protocol.settlement import Claim, Settlement
 from paychan.protocol.signerwire import SettlementRequest
-from paychan.protocol.types import OutPoint
+from paychan.protocol.types import OutPoint, UnixTime
 from signer.audit import BEGINNING, Decision, Head, encode_lines
 from signer.known import Flow
 from signer.ledger import Entry
@@ -26,6 +26,9 @@ class MemoryLedger:
         self.shown_outputs: dict[OutPoint, Output] = {}
         self.requests: dict[bytes, SettlementRequest] = {}
         self.settlements: dict[bytes, Settlement] = {}
+        self.payments: dict[OutPoint, Claim] = {}
+        self.written_at = UnixTime(0)
+        self.problem = ""
         self.decisions: list[Decision] = []
         self.lines: list[bytes] = []
 
@@ -36,13 +39,23 @@ class MemoryLedger:
     @property
     def remembered(self) -> tuple[object, ...]:
         """A copy of all that a refusal must not change."""
-        return dict(self.entries), dict(self.shown_outputs), dict(self.requests), dict(self.settlements), self.flow
+        return (
+            dict(self.entries),
+            dict(self.shown_outputs),
+            dict(self.requests),
+            dict(self.settlements),
+            dict(self.payments),
+            self.flow,
+        )
 
     def read(self, outpoints: Collection[OutPoint]) -> Entries:
         return {outpoint: self.entries[outpoint] for outpoint in outpoints if outpoint in self.entries}
 
     def outputs(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Output]:
         return {outpoint: self.shown_outputs[outpoint] for outpoint in outpoints if outpoint in self.shown_outputs}
+
+    def newest(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Claim]:
+        return {outpoint: self.payments[outpoint] for outpoint in outpoints if outpoint in self.payments}
 
     def request(self, digest: bytes) -> SettlementRequest | None:
         return self.requests.get(digest)
@@ -54,6 +67,7 @@ class MemoryLedger:
         with self.lock:
             self.entries.update(entry.signed)
             self.shown_outputs.update(entry.outputs)
+            self.payments.update(entry.newest)
             if entry.request is not None:
                 self.requests[entry.digest] = entry.request
             self.flow = entry.flow or self.flow

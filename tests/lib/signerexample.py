@@ -48,7 +48,7 @@ SETTLEMENT = sign_settlement([CLAIM], DESTINATION, Sat(5_000), lambda _, digest:
 ABROAD = msgspec.structs.replace(SETTLEMENT_REQUEST, id=5, destination_script=CHANGE_SCRIPT)
 
 EXAMPLE: list[tuple[str, Request, Reply]] = [
-    ("Who are you?", Health(1), HealthReply(1, "regtest", "hardened", debug=False)),
+    ("Who are you?", Health(1), HealthReply(1, "regtest", "hardened", False, "", UnixTime(0), 50, Sat(5_000_000), 200)),
     (
         "Which key for the client of private key 11…11, until 2030-03-17 17:46:40 UTC? Ours is that of 22…22.",
         KeyRequest(2, TERMS.client_key, TERMS.expiry),

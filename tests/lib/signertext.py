@@ -8,6 +8,7 @@ MEANINGS = {
     # requests
     "KeyRequest.client_key": "the client's key C",
     "KeyRequest.expiry": "the channel's expiry E: from then on the client can take everything back",
+    "KeyRequest.settling": "the key is needed to settle",
     "SettlementRequest.claims": "one per channel; only the first may leave change to its client",
     "SettlementRequest.destination_script": "scriptPubKey of the server's output",
     "SettlementRequest.fee_sat": "what the server's output is short of what the claims and coins give it",
@@ -17,10 +18,16 @@ MEANINGS = {
     "FundingRequest.transaction": "serialized without witness, so that its double SHA-256 is the txid",
     "FundingRequest.outputs": "indices of the outputs to remember",
     "AgainRequest.outpoint": "of any claim of that settlement",
+    "NewestRequest.claims": "the newest payment of each channel",
     # replies
     "HealthReply.network": '"live", "test" or "regtest"',
     "HealthReply.key_mode": "how keys are derived, as the configuration names it",
     "HealthReply.debug": "the key is publicly known; never true on the live network",
+    "HealthReply.problem": "what is wrong, as a sentence; empty: nothing",
+    "HealthReply.written_at": "when ledger and audit log were last on disk; at most some seconds ago in a signer that is well",
+    "HealthReply.max_fee_percent": "policy.max_fee_percent",
+    "HealthReply.max_fee_sat": "policy.max_fee_sat; 0: not told",
+    "HealthReply.max_fee_sat_per_vb": "policy.max_fee_sat_per_vb; 0: not told",
     "KeyReply.server_key": "the server's key S of this channel; the same question has the same answer for ever",
     "KeyReply.destination_script": "scriptPubKey that this channel's settlement may pay to",
     "SettlementReply.settlement": "what was asked for, signed",
@@ -34,6 +41,11 @@ MEANINGS = {
     "StatusReply.heartbeat_at": "the operator's last sign of life; 0: none",
     "StatusReply.trial": "tags of policies that only log what they would refuse",
     "StatusReply.protections": 'what keeps the keys in, as sentences; those begun with "no " could not be had',
+    "StatusReply.problem": "what is wrong, as a sentence; empty: nothing",
+    "StatusReply.written_at": "when ledger and audit log were last on disk",
+    "StatusReply.free_bytes": "what the file system of ledger and audit log has left",
+    "NewestReply.unshown": "indices of claims whose funding transaction was not shown",
+    "NewestReply.refused": "indices of claims that are not believed, or are of less than is remembered",
     "Refusal.tag": "stable; see the table of tags",
     "Refusal.reason": "for people, may change",
     "Refusal.need_sat": "the least fee that would be signed, where the fee is too low to replace another; else 0",
@@ -64,12 +76,13 @@ PROTOCOL_TAGS = {
     "protocol-message": "what came is no message of this version; the connection ends",
     "protocol-busy": "all connections are taken and at work; this one ends",
     "protocol-funding": "the funding transaction, or a coin's, was not shown: send `FundingRequest`, then ask again",
+    "protocol-disk": "the disk has too little room for what is not needed to settle; ask again later",
     "protocol-ledger": "what is signed can't be remembered, so nothing is signed until the signer is started again",
     "protocol-keys": "the key store failed; the same request may be sent again",
     "protocol-internal": "a mistake of the signer's own",
 }
 
-PASSING = "`policy-deadline`, `protocol-busy`, `protocol-keys` and `protocol-ledger` say nothing about the request: it may be sent again."
+PASSING = "`policy-deadline`, `protocol-busy`, `protocol-disk`, `protocol-keys` and `protocol-ledger` say nothing about the request: it may be sent again."
 
 INTRODUCTION = """\
 How a payment channel server asks the process that holds its keys. Whoever answers as this page says can take the place

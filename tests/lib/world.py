@@ -39,6 +39,8 @@ from paychan.protocol.signerwire import (
     HealthReply,
     KeyReply,
     KeyRequest,
+    NewestReply,
+    NewestRequest,
     Refusal,
     Reply,
     Request,
@@ -97,14 +99,14 @@ class LocalSigner:
 
     def __init__(self, ledger: Ledger | None = None) -> None:
         keys = KeyRing([StaticKey(DEBUG_KEY)], SERVER_DESTINATION)
-        limits = Limits(max_fee_percent=100, requests_per_second=1_000_000, debug=True)
+        limits = Limits(max_fee_percent=100, requests_per_second=1_000_000, keys_per_second=1_000_000, debug=True)
         self._handle = Handler(keys, ledger or MemoryLedger(), Identity("test", "debug", debug=True), limits)
 
     async def health(self) -> HealthReply:
         return self._ask(Health(1))
 
-    async def public_key(self, client_key: bytes, expiry: UnixTime) -> KeyReply:
-        return self._ask(KeyRequest(1, client_key, expiry))
+    async def public_key(self, client_key: bytes, expiry: UnixTime, *, settling: bool = False) -> KeyReply:
+        return self._ask(KeyRequest(1, client_key, expiry, settling))
 
     async def reserve_key(self) -> bytes:
         reply = self._ask(ReserveRequest(1))
@@ -133,6 +135,11 @@ class LocalSigner:
 
     async def show_funding(self, transaction: bytes, outputs: Sequence[int]) -> None:
         self._ask(FundingRequest(1, transaction, tuple(outputs)))
+
+    async def show_newest(self, claims: Sequence[Claim]) -> NewestReply:
+        reply = self._ask(NewestRequest(1, tuple(claims)))
+        assert isinstance(reply, NewestReply)
+        return reply
 
     async def sign_again(self, outpoint: OutPoint) -> Settlement:
         reply = self._ask(AgainRequest(1, outpoint))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from paychan.protocol.signerwire import (
     FundingReply,
+    HealthReply,
     Reply,
     Request,
     SettlementRequest,
@@ -17,6 +18,21 @@ from paychan.protocol.signerwire import (
 from tests.signer.messages import make_fundings
 
 PATIENCE_SECONDS = 60.0
+
+
+class _Healthy:
+    """Equal to what a signer of these tests answers to `Health(1)` while it is well, whenever it last wrote."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        who = (1, "regtest", "hardened", False, "")
+        return isinstance(other, HealthReply) and who == (
+            other.id, other.network, other.key_mode, other.debug, other.problem
+        )  # fmt: skip
+
+
+HEALTHY = _Healthy()
 
 
 def connect(path: Path) -> socket.socket:

@@ -28,7 +28,6 @@ from paychan.protocol.signerwire import (
     FundingReply,
     FundingRequest,
     Health,
-    HealthReply,
     KeyRequest,
     Refusal,
     Reply,
@@ -43,7 +42,7 @@ from tests.lib.signer_process import REGTEST, SignerProcess
 from tests.signer.connected import HANDLER, PATIENT, client, served, show, sign
 from tests.signer.crowd import Crowd, is_over, many_files, memory_bytes, open_files, until
 from tests.signer.messages import CHANGE_SCRIPT, CLIENT_KEY, EXPIRY, make_request
-from tests.signer.talking import ask, connect, receive
+from tests.signer.talking import HEALTHY, ask, connect, receive
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -52,7 +51,6 @@ CROWD = 10_000
 MANY = BACKLOG + 1_000
 """So many are open on their side when the signer accepts them: more than wait in its queue."""
 
-HEALTHY = HealthReply(1, "regtest", "hardened", debug=False)
 HEALTH = encode_frame(Health(1))
 PATIENT_CONFIG = REGTEST + "[socket]\nrequest_seconds = 60.0\n"
 
@@ -85,7 +83,7 @@ KINDS = {
 async def honest(path: Path, keys: KeyRing) -> Settlement:
     """What a server asks; each call within the default deadline, three times as long on a machine that others use too."""
     async with client(path, 15.0) as signer:
-        assert await signer.health() == HealthReply(1, "regtest", "hardened", debug=False)
+        assert await signer.health() == HEALTHY
         assert (await signer.public_key(CLIENT_KEY, EXPIRY)).server_key == keys.new(CLIENT_KEY, EXPIRY).public_key
         request = make_request(keys)
         await show(signer, request)

@@ -106,7 +106,9 @@ def pushes(script: bytes) -> list[bytes]:
 
 def test_health_says_who_it_is() -> None:
     """Health tells network, key mode and debug under the id that was asked with."""
-    assert handler()(Health(3)) == HealthReply(3, "regtest", "hardened", debug=False)
+    answer = handler()(Health(3))
+
+    assert answer == HealthReply(3, "regtest", "hardened", False, "", UnixTime(0), 100, Sat(1_000_000_000), 200)
 
 
 def test_key_reply_is_what_settlements_are_held_to() -> None:

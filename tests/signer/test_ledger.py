@@ -10,7 +10,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from paychan.protocol.settlement import Settlement
 from paychan.protocol.signerwire import (
     FundingReply,
     Health,
-    HealthReply,
     Refusal,
     SettlementReply,
     SettlementRequest,
@@ -34,6 +33,7 @@ from signer.keys import KeyRing, hardened_keys
 from signer.known import Flow
 from signer.ledger import Entry, LedgerFailed, LevelDbLedger
 from signer.signed import VERSION, DamagedEntry, Entries, Output, Signed, decode_entry, encode_entry, entries_of
+from signer.vital import EXIT_BROKEN
 from tests.lib.ledger import MemoryLedger
 from tests.lib.signer_process import COMMAND, REGTEST, SignerProcess
 from tests.signer.messages import (
@@ -45,6 +45,7 @@ from tests.signer.messages import (
     mutated,
     server_key,
 )
+from tests.signer.talking import HEALTHY
 from tests.signer.test_service import ask
 
 KEYS = KeyRing([hardened_keys(bytes(32))])
@@ -54,7 +55,8 @@ DECISION = Decision(at_ms=1, peer_uid=2, asked="x", about={}, digest="", verdict
 ROOT = Path(__file__).parents[2]
 FIRST, SECOND, THIRD = (claim.outpoint for claim in REQUEST.claims)
 ENTRY = Signed(bytes(range(32)), Sat(5_000), 300, Sat(400_000), b"\x76\xa9", Sat(1_000_000))
-FROZEN_ENTRY = "0296c420" + bytes(range(32)).hex() + "cd1388cd012cce00061a80c40276a9ce000f4240"
+SECOND_VERSION = "0296c420" + bytes(range(32)).hex() + "cd1388cd012cce00061a80c40276a9ce000f4240"
+FROZEN_ENTRY = "03" + SECOND_VERSION[2:]
 FIRST_VERSION = "0195c420" + bytes(range(32)).hex() + "cd1388cd012cce00061a80c40276a9"
 
 
@@ -115,7 +117,7 @@ def test_everything_is_remembered(ledger: Any) -> None:
     output, flow, digest = Output(Sat(7), b"\x76\xa9"), Flow(((3, 5),), 9), bytes(32)
     settlement = Settlement(b"\x01", b"\x02" * 32, Sat(3))
     decision = Decision(at_ms=1, peer_uid=2, asked="x", about={}, digest="", verdict="signed")
-    ledger.put(Entry([decision], {}, REQUEST, digest, {FIRST: output}, flow)).result()
+    ledger.put(Entry([decision], {}, REQUEST, digest, {FIRST: output}, flow=flow)).result()
     ledger.keep(digest, settlement)
 
     assert (ledger.outputs([FIRST, SECOND]), ledger.shown) == ({FIRST: output}, 1)
@@ -271,7 +273,7 @@ def test_second_signer_on_one_state_directory_is_refused(tmp_path: Path) -> None
         assert f"paychan-signer: {file}: state_dir: {tmp_path}/signer.ledger is in use by another sig" in ended.stderr
         assert "Traceback" not in ended.stderr
         assert not (tmp_path / "second.sock").exists()
-        assert ask(running.socket, Health(1)) == HealthReply(1, "regtest", "hardened", debug=False)
+        assert ask(running.socket, Health(1)) == HEALTHY
 
 
 @pytest.mark.parametrize("damage", ["log", "current", "no-current", "a-file"])
@@ -431,8 +433,8 @@ def test_log_without_its_end_stops_the_start(tmp_path: Path) -> None:
     opened_at(path).close()
 
 
-def test_failed_write_is_no_signature(tmp_path: Path) -> None:
-    """On a full disk nothing is signed, nor after it until the signer is started again; then all is as it was."""
+def test_fault_63_failed_write_ends_the_signer(tmp_path: Path) -> None:
+    """A write that fails is no signature, and ends the process with its own status; after the next start all is as it was."""
     with SignerProcess(tmp_path) as running:
         keys = KeyRing([hardened_keys(running.master)])
         large, small = make_request(keys, drained=190), make_request(keys, drained=1)
@@ -440,20 +442,15 @@ def test_failed_write_is_no_signature(tmp_path: Path) -> None:
         for request in (large, known):
             show(running.socket, request)
         assert isinstance(ask(running.socket, known), SettlementReply)
-        soft, hard = resource.prlimit(running.pid, resource.RLIMIT_FSIZE)
+        _, hard = resource.prlimit(running.pid, resource.RLIMIT_FSIZE)
         size = max(file.stat().st_size for file in (tmp_path / "signer.ledger").glob("*.log"))
         resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (size + 1_000, hard))
 
-        replies = [ask(running.socket, request) for request in (large, small, known)]
-        resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (soft, hard))
-        replies += [ask(running.socket, request) for request in (large, small, known, make_child_request(known))]
-
-        for reply in replies:
-            assert isinstance(reply, Refusal)
-            assert (reply.tag, reply.need_sat) == ("protocol-ledger", 0)
-            assert "start the signer again" in reply.reason
-        assert ask(running.socket, Health(1)) == HealthReply(1, "regtest", "hardened", debug=False)
-        running.stop()
+        with suppress(ConnectionError):
+            assert ask(running.socket, large) is None
+        assert running.process is not None
+        assert running.process.wait(20) == EXIT_BROKEN
+        assert "start the signer again" in running.log.read_text()
         running.start()
         cheaper = ask(running.socket, mutated(known, "fee_sat", 1))
         assert isinstance(cheaper, Refusal)

@@ -28,7 +28,7 @@ from signer.keys import KeyRing, hardened_keys
 from signer.known import TRIABLE, Limits
 from signer.policy import OTHER_POLICIES, POLICIES
 from signer.shape import MAX_COINS
-from signer.signed import Output
+from signer.signed import Output, request_size
 from tests.lib.ledger import MemoryLedger
 from tests.signer.messages import (
     CHANGE_SCRIPT,
@@ -52,6 +52,8 @@ OTHER_KEY = PublicKey.from_secret(b"\x07" * 32).format()
 DESTINATION_KEY = next(KEYS.destinations(CLIENT_KEY, EXPIRY)).key.public_key  # type: ignore[union-attr]
 REQUEST = make_request(KEYS)
 WITH_RESERVE = make_reserve_request(KEYS)
+MOST_SAT = 200 * request_size(REQUEST)
+"""By the default of policy.max_fee_sat_per_vb."""
 WITH_CHANGE, DRAINED = REQUEST.claims
 SIGNATURE = WITH_CHANGE.payment.signature
 
@@ -154,14 +156,14 @@ COINS = [
     ("reserve.coins.1.outpoint", WITH_CHANGE.outpoint, f"{WITH_CHANGE.outpoint} pays to a914"),
 ]
 FEE = [
-    ("fee_sat", 800_001, "fee of 800001 sat, want up to 800000 sat"),
-    ("fee_sat", 1_600_000, "fee of 1600000 sat, want up to 800000 sat"),
+    ("fee_sat", MOST_SAT + 1, f"want up to {MOST_SAT} sat"),
+    ("fee_sat", 1_600_000, "fee of 1600000 sat, want up to "),
     ("claims.0.funding_sat", 999_999, "is said to hold 999999 sat, and holds 1000000 sat"),
     ("claims.0.funding_sat", 1_000_001, "is said to hold 1000001 sat, and holds 1000000 sat"),
     ("claims.1.funding_sat", 500_000, "is said to hold 500000 sat, and holds 1000000 sat"),
 ]
 RESERVE_FEE = [
-    ("fee_sat", 800_001, "fee of 800001 sat, want up to 800000 sat"),
+    ("fee_sat", 200 * request_size(WITH_RESERVE) + 1, f"want up to {200 * request_size(WITH_RESERVE)} sat"),
     ("reserve.coins.0.value_sat", 19_999, "is said to hold 19999 sat, and holds 20000 sat"),
     ("reserve.coins.1.value_sat", 1, "is said to hold 1 sat, and holds 20000 sat"),
 ]
@@ -236,7 +238,7 @@ def test_policy_template_leaves_an_output() -> None:
     expect_refusal(mutated(without_coins, "fee_sat", 1_000_000), "policy-template", "no output", WITH_RESERVE)
 
     for request in (REQUEST, WITH_RESERVE, mutated(WITH_RESERVE, "claims", (WITH_CHANGE,))):
-        handler = make_handler(KEYS, request, limits=Limits(max_fee_percent=100))
+        handler = make_handler(KEYS, request, limits=Limits(max_fee_percent=100, max_fee_sat_per_vb=10_000))
         received = sum(claim.received_sat for claim in request.claims)
         assert isinstance(handler(mutated(request, "fee_sat", received)), SettlementReply)
 
@@ -287,9 +289,9 @@ def test_policy_fee_with_a_reserve(path: str, new: Any, reason: str) -> None:
 @pytest.mark.parametrize(
     ("limits", "most_sat"),
     [
-        (Limits(max_fee_percent=10), 160_000),
+        (Limits(max_fee_percent=10, max_fee_sat_per_vb=1_000), 160_000),
         (Limits(max_fee_sat=7_000), 7_000),
-        (Limits(max_fee_percent=100, max_fee_sat=10**9), 1_600_000),
+        (Limits(max_fee_percent=100, max_fee_sat=10**9, max_fee_sat_per_vb=10_000), 1_600_000),
     ],
 )
 def test_policy_fee_has_a_share_and_a_cap(limits: Limits, most_sat: int) -> None:
@@ -318,7 +320,7 @@ def test_policy_watermark(change_sat: int) -> None:
     assert isinstance(handler(REQUEST), SettlementReply)
     remembered = ledger.remembered
 
-    for fee_sat in (5_000, 5_001, 400_000):
+    for fee_sat in (5_000, 5_001, 100_000):
         reply = handler(mutated(older, "fee_sat", fee_sat))
         assert isinstance(reply, Refusal)
         assert (reply.tag, reply.need_sat) == ("policy-watermark", 0)
@@ -378,10 +380,10 @@ def test_policy_rate_of_one_settlement() -> None:
 
 
 def test_policy_rate_of_requests() -> None:
-    """Requests of all kinds are judged at a rate, over ten seconds; of those beyond it one a second is logged."""
+    """Keys are given out at a rate, over ten seconds; those beyond it are counted in the log."""
     now = [1_000.0]
     ledger = MemoryLedger()
-    handler = make_handler(KEYS, ledger=ledger, limits=Limits(requests_per_second=2), clock=lambda: now[0])
+    handler = make_handler(KEYS, ledger=ledger, limits=Limits(keys_per_second=2), clock=lambda: now[0])
     asked = KeyRequest(1, CLIENT_KEY, EXPIRY)
 
     replies = [handler(asked) for _ in range(50)]
@@ -390,7 +392,10 @@ def test_policy_rate_of_requests() -> None:
 
     assert [isinstance(reply, KeyReply) for reply in replies] == [True] * 20 + [False] * 30 + [True] * 2 + [False] * 8
     assert all(isinstance(reply, KeyReply) or reply.tag == "policy-rate" for reply in replies)  # type: ignore[union-attr]
-    assert [decision.verdict for decision in ledger.decisions].count("refused") == 2
+    assert not ledger.decisions
+    handler.close()
+    counts = {(each.verdict, each.tag): each.about["count"] for each in ledger.decisions}
+    assert counts == {("given", ""): 22, ("refused", "policy-rate"): 38}
 
 
 def test_policy_rate_of_outputs_shown() -> None:

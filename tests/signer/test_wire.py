@@ -31,6 +31,7 @@ FINGERPRINTS = {
     1: "b0a2e1d8d5457bfc617c97d1cade9656ed1e71dacd4be8e5c4126239639e6684",
     2: "578f65c58764a8ef6a315a0ca1e0e66982b6ea6639c1a45249f2b29cb4b29a16",
     3: "b424beb87bbf9ee4b1e9f6f884d314425ac151bf581feef524cf95435baaa428",
+    4: "8960ccd1c63de8d2fdae4deeebac68291c1a299fe0c7e7516f1d893eb2c74592",
 }
 
 
@@ -68,10 +69,10 @@ def test_impossible_lengths_are_refused(size: int) -> None:
 
 def test_frame_is_length_version_and_body() -> None:
     """A frame is a big-endian length, the version byte, and an array of number, id and fields."""
-    assert encode_frame(Health(5)) == bytes.fromhex("00000004 03 92 01 05")
+    assert encode_frame(Health(5)) == bytes.fromhex("00000004 04 92 01 05")
 
 
-@pytest.mark.parametrize("body", ["", "00920105", "02920105", "03", "039104", "03930201c0", "03c1", "039165", "0380"])
+@pytest.mark.parametrize("body", ["", "00920105", "03920105", "04", "049104", "04930201c0", "04c1", "049165", "0480"])
 def test_what_is_no_message_is_refused(body: str) -> None:
     """Unknown versions and numbers, missing fields and garbage are `WireError`s, as requests and as replies."""
     for decode in (decode_request, decode_reply):
