@@ -38,6 +38,8 @@ _FUNDED_BEFORE_SECONDS = 14 * 86_400
 
 _FIRST = OutPoint(bytes(32), 0)
 
+_SETTLING = (State.CLOSING, State.PUBLISHED)
+
 _WAKING_SECONDS = 5.0
 """Longer no payment waits for a look at its channel; the channel is in doubt then."""
 
@@ -57,6 +59,8 @@ class ChainWatch:
         self._all_seen_at = ""
         self._round_at = ""
         """The tip at which the round that is under way began."""
+        self._round_tip: Tip | None = None
+        """The tip at which the newest round began."""
         self._round_after: tuple[UnixTime, OutPoint] | None = None
         self._page_seconds = 0.0
         self._doubtful_seen_at = 0.0
@@ -155,7 +159,9 @@ class ChainWatch:
         After a new block all of them, a page each time; else only those whose output may come or go without one.
         """
         if not self._round_at and tip.block_hash != self._all_seen_at:
-            self._round_at = tip.block_hash
+            if self._round_tip is None or not await self._world.chain.holds(self._round_tip):
+                self._world.chain_view.is_whole = False  # what was confirmed may be so no more, until it is seen again
+            self._round_at, self._round_tip = tip.block_hash, tip
         if self._round_at:
             await self._go_on()
         now = asyncio.get_running_loop().time()
@@ -171,9 +177,10 @@ class ChainWatch:
         """
         begun, is_first = asyncio.get_running_loop().time(), not self._all_seen_at
         if not self._follows_unfinished:
-            for state in (State.CLOSING, State.PUBLISHED):
+            for state in _SETTLING:
                 async for channels in _pages(walk(self._world.store, state)):
                     await self._follow(channels)
+                    await self._count_settling(channels)
             self._follows_unfinished = True
         page = await self._world.store.scan(State.OPEN, after=self._round_after, limit=_PAGE)
         if is_first:
@@ -225,14 +232,35 @@ class ChainWatch:
 
     async def _look_at_doubtful(self) -> None:
         seen = self._world.chain_view
-        doubtful = {*seen.in_danger, *seen.unconfirmed}
+        exposure = self._world.exposure
+        doubtful = {*seen.in_danger, *exposure.open}
         records = [await self._registry.read(outpoint) for outpoint in doubtful]
         await self._judge_all([record for record in records if record is not None and record.state is State.OPEN])
+        await self._count_settling([record for record in records if record is not None and record.state in _SETTLING])
         for outpoint, record in zip(doubtful, records, strict=True):
             if record is None or record.state is not State.OPEN:
                 seen.in_danger.pop(outpoint, None)
-            if record is None or record.state in (State.CLOSED, State.LOST):
-                seen.unconfirmed.pop(outpoint, None)
+            if record is None or record.state not in (State.OPEN, *_SETTLING):
+                exposure.note_safe(outpoint)
+
+    async def _count_settling(self, channels: Sequence[Channel]) -> None:
+        """Count the funding of channels that are being settled, for as long as no block holds it.
+
+        What is gone, because another transaction spends its inputs, is not at risk any more: it is lost, or comes back.
+        """
+        if not channels:
+            return
+        unspent = await self._world.chain.unspent([channel.outpoint for channel in channels])
+        for channel in channels:
+            funding = unspent.get(channel.outpoint)
+            if funding is not None:
+                self._count_exposure(channel, funding)
+                continue
+            spend = await self._world.chain.spender(channel.outpoint)
+            if spend is None or spend.confirmations:
+                self._world.exposure.note_safe(channel.outpoint)
+            elif not self._world.rules.confirmations_needed(channel.funding_sat):  # it may hang on unconfirmed funding
+                self._world.exposure.note_open(channel.outpoint, channel.funding_sat)
 
     async def _judge_all(self, channels: Sequence[Channel]) -> None:
         if channels:
@@ -278,7 +306,7 @@ class ChainWatch:
         """Freeze a channel whose funding is not there, thaw one whose is again, end one that something else spent."""
         reason = self._doubt(channel, funding) if funding is not None else ""
         if funding is None:
-            self._world.chain_view.unconfirmed.pop(channel.outpoint, None)
+            self._world.exposure.note_safe(channel.outpoint)
             spend = await self._world.chain.spender(channel.outpoint)
             if spend is not None and spend.confirmations >= self._world.settlement_confirmations:
                 log.error("funding was spent by another", channel=str(channel.outpoint), txid=spend.txid[::-1].hex())
@@ -290,15 +318,18 @@ class ChainWatch:
 
     def _doubt(self, channel: Channel, funding: Funding) -> str:
         """Say what is wrong with a funding output that is there; note whether a block holds it."""
-        unconfirmed = self._world.chain_view.unconfirmed
-        if funding.confirmations == 0:
-            unconfirmed[channel.outpoint] = channel.funding_sat
-        else:
-            unconfirmed.pop(channel.outpoint, None)
+        self._count_exposure(channel, funding)
         need = self._world.rules.confirmations_needed(channel.funding_sat)
-        if funding.confirmations >= need:
+        if funding.usable_confirmations >= need:
             return ""
-        return f"its funding output has {funding.confirmations} confirmations, need {need}"
+        return f"its funding output has {funding.usable_confirmations} confirmations, need {need}"
+
+    def _count_exposure(self, channel: Channel, funding: Funding) -> None:
+        """Count what no block holds. What an immature coinbase pays can't be settled yet, and counts too."""
+        if funding.usable_confirmations:
+            self._world.exposure.note_safe(channel.outpoint)
+        else:
+            self._world.exposure.note_open(channel.outpoint, channel.funding_sat)
 
     def _mark(self, channel: Channel, reason: str) -> None:
         """Freeze or thaw a channel, and say so when that is news."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import OrderedDict
 
 from msgspec import Struct
 
+from actors.exposure import Reservation
 from actors.registry import Registry
 from actors.world import World
 from paychan.chain.base import ChainFailed, Funding
@@ -35,9 +37,6 @@ _WATCHES_PER_HOUR = 3600
 """Addresses given out beyond this are not followed at once; each costs the node some kilobytes for ever."""
 
 _NOT_WHOLE = "channels are still being looked at after a start, so unconfirmed funding must wait"
-
-_COINBASE_MATURITY = 100
-"""Bitcoin Core, consensus/consensus.h."""
 
 
 class OpenRequest(Struct, frozen=True):
@@ -115,7 +114,7 @@ class Opener:
             terms=terms,
             outpoint=funding.outpoint,
             funding_sat=funding.value_sat,
-            confirmations=usable_confirmations(funding),
+            confirmations=funding.usable_confirmations,
             change_script=request.change_script,
             payment=request.payment,
             price_sat=request.price_sat,
@@ -127,10 +126,6 @@ class Opener:
         in_the_way = await self._registry.in_the_way(funding.outpoint)  # told to the one who signed, not to all
         if in_the_way is not None:
             return Rejected(in_the_way)
-        try:
-            await self._show(funding)
-        except PaychanError as error:
-            return Rejected(error)
         return await self._create(outcome, funding)
 
     async def _show(self, funding: Funding) -> None:
@@ -150,21 +145,37 @@ class Opener:
 
     async def _create(self, opened: Accepted, funding: Funding) -> Outcome:
         """Store the channel; what is funded without a confirmation counts against a limit while it is so."""
-        with contextlib.suppress(ChainFailed):  # its address may have been given out before a start
-            await self._world.chain.watch([opened.channel.terms])
-        if usable_confirmations(funding):
-            return await self._registry.create(opened)
+        if funding.usable_confirmations:
+            return await self._store(opened, funding)
         if not self._world.chain_view.is_whole:
             return Rejected(ChainUnavailable(reason=_NOT_WHOLE))
-        unconfirmed, limit_sat = self._world.chain_view.unconfirmed, self._world.unconfirmed_limit_sat
-        exposed_sat = sum(unconfirmed.values()) + funding.value_sat
-        if exposed_sat > limit_sat:
-            return Rejected(TooMuchUnconfirmed(got_sat=exposed_sat, need_sat=limit_sat))
-        unconfirmed[funding.outpoint] = funding.value_sat
-        outcome = await self._registry.create(opened)
-        if isinstance(outcome, Rejected):
-            unconfirmed.pop(funding.outpoint, None)
+        reserved = self._world.exposure.reserve(funding.outpoint, funding.value_sat)
+        if isinstance(reserved, TooMuchUnconfirmed):
+            return Rejected(reserved)
+        # a task of its own: whatever ends the request, the reservation lives until it is known whether the channel does
+        return await asyncio.shield(asyncio.create_task(self._store_reserved(opened, funding, reserved)))
+
+    async def _store_reserved(self, opened: Accepted, funding: Funding, reserved: Reservation) -> Outcome:
+        try:
+            outcome = await self._store(opened, funding)
+        except BaseException:
+            reserved.opened()  # it may be stored or not: the chain watch finds out
+            raise
+        if isinstance(outcome, Accepted):
+            reserved.opened()
+        else:
+            reserved.release()
         return outcome
+
+    async def _store(self, opened: Accepted, funding: Funding) -> Outcome:
+        """Show the signer what funds the channel, have the chain follow it, and store it."""
+        try:
+            await self._show(funding)
+        except PaychanError as error:
+            return Rejected(error)
+        with contextlib.suppress(ChainFailed):  # its address may have been given out before a start
+            await self._world.chain.watch([opened.channel.terms])
+        return await self._registry.create(opened)
 
     async def _funding(self, terms: ChannelTerms, request: OpenRequest) -> Funding:
         """Find the output that the client means, among the unspent ones that pay to the script of these terms.
@@ -185,11 +196,6 @@ class Opener:
         raise await self._registry.in_the_way(request.outpoint) or FundingNotFound(
             address=address, detail=f" at {request.outpoint}"
         )
-
-
-def usable_confirmations(funding: Funding) -> int:
-    """Depth that counts: a coinbase output can't be spent before it is mature."""
-    return funding.confirmations if not funding.coinbase or funding.confirmations >= _COINBASE_MATURITY else 0
 
 
 def _signed_one(terms: ChannelTerms, request: OpenRequest, found: tuple[Funding, ...], dust_sat: Sat) -> Funding:

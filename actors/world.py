@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from actors.commit import GroupCommit
+from actors.exposure import Exposure
 from paychan.application.base import Application
 from paychan.chain.base import Chain, Tip
 from paychan.protocol.channel import Channel, Rules, View
 from paychan.protocol.fees import ChainFees
 from paychan.protocol.moment import Reading, is_believed, paying_time
-from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
+from paychan.protocol.types import Network, OutPoint, UnixTime
 from paychan.signing.base import Signer
 from paychan.store.base import Store
 
@@ -27,12 +28,10 @@ class ChainView:
     """Why no payment at all is accepted at the moment."""
     in_danger: dict[OutPoint, str] = field(default_factory=dict)
     """Channels that take no payments at the moment, and why: their funding output is not there as it should be."""
-    unconfirmed: dict[OutPoint, Sat] = field(default_factory=dict)
-    """Funding of open channels that no block holds yet, in satoshi: what could vanish at once."""
     agreed: Reading | None = None
     """The last reading of the clocks that a block agreed with, see `protocol.moment`."""
     is_whole: bool = True
-    """False until all open channels were looked at since the start: `unconfirmed` may lack some."""
+    """False until all open channels were looked at since the start: `World.exposure` may lack some."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class World:
     chain: Chain
     signer: Signer
     application: Application | None = None
-    unconfirmed_limit_sat: int = 0
-    """Cap of the sum of `ChainView.unconfirmed`."""
+    exposure: Exposure = field(default_factory=Exposure)
+    """Funding without a confirmation, of channels that are open or being opened, and its limit."""
     batch_seconds: int = 0
     """Drained channels wait so long for others, to be settled together; 0: none waits."""
     batch_channels: int = 20

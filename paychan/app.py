@@ -18,6 +18,7 @@ import structlog
 import uvloop
 
 from actors.commit import GroupCommit
+from actors.exposure import Exposure
 from actors.opening import Opener
 from actors.registry import Registry
 from actors.watcher import Watcher
@@ -32,7 +33,7 @@ from paychan.chain.debug import DebugChain
 from paychan.chain.electrum import ElectrumChain
 from paychan.config import ServerConfig
 from paychan.protocol.declared import SettingsError
-from paychan.protocol.types import UnixTime
+from paychan.protocol.types import Sat, UnixTime
 from paychan.running import Running, remove_running, write_running
 from paychan.signing.base import SignerAbsent, SignerRefused
 from paychan.signing.unix import UnixSigner
@@ -158,7 +159,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
             chain=chain,
             signer=signer,
             application=application,
-            unconfirmed_limit_sat=config.open.unconfirmed_limit_sat,
+            exposure=Exposure(Sat(config.open.unconfirmed_limit_sat)),
             batch_seconds=config.settlement.batch_seconds,
             batch_channels=config.settlement.batch_channels,
             withdraw_above_sat=config.settlement.withdraw_above_sat,

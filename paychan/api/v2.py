@@ -6,7 +6,7 @@ import hmac
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
-from actors.opening import OpenRequest, usable_confirmations
+from actors.opening import OpenRequest
 from paychan.api.answers import (
     OUTPOINT,
     Answer,
@@ -129,7 +129,7 @@ class FundingOutputsHandler(V2Handler):
                 "funding_txid": funding.outpoint.txid_hex,
                 "funding_vout": funding.outpoint.vout,
                 "value": funding.value_sat,
-                "confirmations": usable_confirmations(funding),
+                "confirmations": funding.usable_confirmations,
                 "confirmations_needed": self.service.world.rules.confirmations_needed(funding.value_sat),
             }
             for funding in await self.service.opener.funding(terms)

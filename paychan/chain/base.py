@@ -23,6 +23,10 @@ class ChainUnfit(ChainFailed):
     """The node can't serve us as it is: wrong network, not synced, wrong credentials. The text says how to mend it."""
 
 
+_COINBASE_MATURITY = 100
+"""Bitcoin Core, consensus/consensus.h."""
+
+
 class Funding(Struct, frozen=True):
     """An unspent output that pays to a channel's script: value in satoshi, 0 confirmations while in the mempool."""
 
@@ -30,6 +34,11 @@ class Funding(Struct, frozen=True):
     value_sat: Sat
     confirmations: int
     coinbase: bool = False
+
+    @property
+    def usable_confirmations(self) -> int:
+        """Depth that counts: a coinbase output can't be spent before it is mature."""
+        return self.confirmations if not self.coinbase or self.confirmations >= _COINBASE_MATURITY else 0
 
 
 class Tip(Struct, frozen=True):

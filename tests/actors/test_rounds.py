@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from actors.exposure import Exposure
 from actors.watcher import Watcher
 from paychan.chain.base import ChainFailed, Funding, Tip
 from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Close, CloseReason, State
 from paychan.protocol.errors import ChainUnavailable
-from paychan.protocol.types import OutPoint, UnixTime
+from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.supervisor import Supervisor
 from tests.lib.channels import NOW, RULES, many
 from tests.lib.world import Clock, DebugPayer, Local, accepted, local, refused, until
@@ -216,7 +217,7 @@ async def test_unconfirmed_funding_waits_until_all_that_is_open_was_looked_at(
 ):
     """The limit of what may be unconfirmed counts all channels, so it is not used before all are known."""
     new = DebugPayer("new")
-    async with crowded(tmp_path, monkeypatch, settings={"unconfirmed_limit_sat": 10**15}, min_confirmations=0) as (
+    async with crowded(tmp_path, monkeypatch, settings={"exposure": Exposure(Sat(10**15))}, min_confirmations=0) as (
         server,
         chain,
     ):
@@ -224,9 +225,9 @@ async def test_unconfirmed_funding_waits_until_all_that_is_open_was_looked_at(
         await server.watcher.look()
         assert isinstance(refused(await server.opener.open(new.request())), ChainUnavailable)
         await rounds(server.watcher, 3)
-        assert set(server.world.chain_view.unconfirmed) == {LATE.outpoint}
+        assert set(server.world.exposure.open) == {LATE.outpoint}
         accepted(await server.opener.open(new.request()))
-        assert set(server.world.chain_view.unconfirmed) == {LATE.outpoint, new.outpoint}
+        assert set(server.world.exposure.open) == {LATE.outpoint, new.outpoint}
 
 
 async def test_nothing_is_kept_for_an_idle_channel(tmp_path: Path):

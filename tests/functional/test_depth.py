@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import msgspec
 import pytest
 
@@ -12,7 +15,7 @@ from paychan.protocol.channel import Depth
 from paychan.protocol.payment import Payment, sign_payment
 from paychan.protocol.types import OutPoint, Sat
 from tests.lib.channels import RULES
-from tests.lib.customer import OPENING_SAT, Customer, code, market, wait_for
+from tests.lib.customer import OPENING_SAT, Customer, CustomerV2, code, market, wait_for
 from tests.lib.node import Node
 from tests.lib.system import System
 
@@ -40,6 +43,10 @@ class Sized(Customer):
     def payment(self, paid_sat: int) -> Payment:
         change = Sat(self.funding_sat - paid_sat)
         return sign_payment(self.key, self.terms, self.outpoint, self.change_script, change)
+
+
+class SizedV2(CustomerV2, Sized):
+    """The same in version 2."""
 
 
 def funded(both: tuple[System, Node], sat: int) -> Sized:
@@ -78,6 +85,30 @@ def test_threat_1_a_replaced_funding_without_a_confirmation_takes_no_payment(car
     again = funded(careful, 500_000)
     wait_for(lambda: again.open().status_code == 201, "opened")
     assert system.server is not None
+
+
+def test_fault_01_openings_sent_twice_at_once_keep_the_limit(careful: tuple[System, Node]) -> None:
+    """Twelve channels, each asked for three times at once by both versions: four fit, four open."""
+    _, node = careful
+    node.mine()
+    customers = [funded(careful, 150_000) for _ in range(12)]
+
+    def openings(customer: Sized) -> list[Callable[[], httpx.Response]]:
+        second = object.__new__(SizedV2)
+        second.__dict__.update(customer.__dict__)
+        return [customer.open, customer.open, second.open]
+
+    with ThreadPoolExecutor(18) as pool:
+        requests = [each for customer in customers for each in openings(customer)]
+        answers = list(pool.map(lambda request: request(), requests))
+    accepted = [answer for answer in answers if answer.status_code == 201]
+    assert len(accepted) == 4, [answer.text for answer in answers]
+    again = funded(careful, 150_000)
+    for _ in range(5):  # while the watcher looks at every change of the mempool
+        assert code(again.open()) == (400, "too_much_unconfirmed")
+        time.sleep(0.3)
+    node.mine()
+    wait_for(lambda: again.open().status_code == 201, "opened")
 
 
 def test_threat_1_more_money_needs_more_depth(careful: tuple[System, Node]) -> None:

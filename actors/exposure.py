@@ -1,0 +1,106 @@
+"""What could vanish at once: funding that no block holds, of channels that are open or being opened. It has a limit.
+
+An output counts once, however many requests want to open it. It counts for as long as one of two holds it: a
+`Reservation`, which belongs to the opening that made it and which nothing else can end; or the mark that a channel is
+open on it, which the chain watch sets and takes away as blocks come and go. So a look at the chain never drops an output
+whose channel is still being stored, and a refused request never drops the output of another one that was accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from paychan.protocol.errors import TooMuchUnconfirmed
+from paychan.protocol.types import OutPoint, Sat
+
+
+class _Entry:
+    """One output: its value, how many openings hold it, and whether a channel is open on it."""
+
+    __slots__ = ("is_open", "reservations", "value_sat")
+
+    def __init__(self, value_sat: Sat) -> None:
+        self.value_sat = value_sat
+        self.reservations = 0
+        self.is_open = False
+
+
+class Reservation:
+    """One opening's claim on the limit. Its maker ends it by `opened` or by `release`; what comes second does nothing."""
+
+    __slots__ = ("_exposure", "_outpoint", "_over")
+
+    def __init__(self, exposure: Exposure, outpoint: OutPoint) -> None:
+        self._exposure, self._outpoint, self._over = exposure, outpoint, False
+
+    def opened(self) -> None:
+        """The channel is stored: from now on the chain watch says how long its output counts."""
+        if not self._over:
+            self._exposure.mark_open(self._outpoint)
+        self.release()
+
+    def release(self) -> None:
+        """The opening ended; an output that nothing else holds counts no more."""
+        if not self._over:
+            self._over = True
+            self._exposure.let_go(self._outpoint)
+
+
+class Exposure:
+    """The outputs that count, and their sum. All calls are made on the event loop."""
+
+    def __init__(self, limit_sat: Sat = Sat(0)) -> None:
+        self._limit_sat = limit_sat
+        self._entries: dict[OutPoint, _Entry] = {}
+        self._sum_sat = 0
+
+    @property
+    def sum_sat(self) -> Sat:
+        """Value of all outputs that are reserved or open."""
+        return Sat(self._sum_sat)
+
+    @property
+    def open(self) -> Collection[OutPoint]:
+        """Outputs on which a channel is open."""
+        return [outpoint for outpoint, entry in self._entries.items() if entry.is_open]
+
+    def reserve(self, outpoint: OutPoint, value_sat: Sat) -> Reservation | TooMuchUnconfirmed:
+        """Claim room for an opening, unless that would be more than the limit."""
+        added_sat = 0 if outpoint in self._entries else value_sat
+        if self._sum_sat + added_sat > self._limit_sat:
+            return TooMuchUnconfirmed(got_sat=self._sum_sat + added_sat, need_sat=self._limit_sat)
+        self._entry(outpoint, value_sat).reservations += 1
+        return Reservation(self, outpoint)
+
+    def note_open(self, outpoint: OutPoint, value_sat: Sat) -> None:
+        """Count the output of a channel that is open: the chain shows it without a confirmation. No limit stops this."""
+        self._entry(outpoint, value_sat).is_open = True
+
+    def note_safe(self, outpoint: OutPoint) -> None:
+        """The chain shows the output confirmed, or gone for good: only openings that are under way hold it."""
+        entry = self._entries.get(outpoint)
+        if entry is not None:
+            entry.is_open = False
+            self._drop_unheld(outpoint, entry)
+
+    def mark_open(self, outpoint: OutPoint) -> None:
+        """For `Reservation` alone."""
+        self._entries[outpoint].is_open = True
+
+    def let_go(self, outpoint: OutPoint) -> None:
+        """For `Reservation` alone."""
+        entry = self._entries[outpoint]
+        entry.reservations -= 1
+        self._drop_unheld(outpoint, entry)
+
+    def _entry(self, outpoint: OutPoint, value_sat: Sat) -> _Entry:
+        entry = self._entries.get(outpoint)
+        if entry is None:
+            entry = self._entries[outpoint] = _Entry(value_sat)
+            self._sum_sat += value_sat
+        return entry
+
+    def _drop_unheld(self, outpoint: OutPoint, entry: _Entry) -> None:
+        if not entry.reservations and not entry.is_open:
+            del self._entries[outpoint]
+            self._sum_sat -= entry.value_sat
