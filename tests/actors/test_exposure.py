@@ -117,7 +117,8 @@ async def test_fault_01_a_scan_never_drops_what_is_being_opened(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("part", "method", "error"), [("signer", "show_funding", SignerAbsent("away")), ("chain", "watch", ChainFailed("-"))]
+    ("part", "method", "error"),
+    [("signer", "show_funding", SignerAbsent("away")), ("chain", "watch", ChainFailed("-"))],
 )
 async def test_fault_01_an_opening_that_fails_late_gives_its_room_back(
     tmp_path: Path, part: str, method: str, error: Exception
