@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import OrderedDict
 
 from msgspec import Struct
@@ -33,9 +32,6 @@ _KEYS_KEPT = 10_000
 """Server keys remembered, so that funding info and opening ask the signer once; about 200 bytes each."""
 
 
-_WATCHES_PER_HOUR = 3600
-"""Addresses given out beyond this are not followed at once; each costs the node some kilobytes for ever."""
-
 _NOT_WHOLE = "channels are still being looked at after a start, so unconfirmed funding must wait"
 
 
@@ -59,7 +55,6 @@ class Opener:
     def __init__(self, world: World, registry: Registry) -> None:
         self._world = world
         self._registry = registry
-        self._hour, self._watches = 0, 0
         self._keys: OrderedDict[tuple[bytes, UnixTime], bytes] = OrderedDict()
 
     async def terms(self, client_key: bytes, expiry: UnixTime) -> ChannelTerms:
@@ -82,22 +77,14 @@ class Opener:
             self._keys[client_key, expiry] = key
             if len(self._keys) > _KEYS_KEPT:
                 self._keys.popitem(last=False)
-            if self._may_watch():
-                with contextlib.suppress(ChainFailed):  # only makes finding the funding output quicker
-                    await self._world.chain.watch([make_terms(key, client_key, expiry)])
-        return make_terms(key, client_key, expiry)
+        terms = make_terms(key, client_key, expiry)
+        self._world.chain.expect(terms)
+        return terms
 
-    def _may_watch(self) -> bool:
-        """A node never forgets an address: strangers have only so many followed; for others it searches when asked."""
-        hour = self._world.clock() // 3600
-        self._watches = self._watches + 1 if hour == self._hour else 1
-        self._hour = hour
-        return self._watches <= _WATCHES_PER_HOUR
-
-    async def funding(self, terms: ChannelTerms) -> tuple[Funding, ...]:
-        """List the unspent outputs that pay to the script of these terms. Raises `ChainUnavailable`."""
+    async def funding(self, terms: ChannelTerms, at: OutPoint | None = None) -> tuple[Funding, ...]:
+        """List the unspent outputs that pay to the script of these terms, or the one `at`. Raises `ChainUnavailable`."""
         try:
-            return await self._world.chain.funding(terms)
+            return await self._world.chain.funding(terms, at)
         except ChainFailed as error:
             raise ChainUnavailable(reason=str(error)) from error
 
@@ -132,7 +119,7 @@ class Opener:
         """Show the signer the funding transaction while the chain has it: it signs no settlement of what it never saw.
 
         Raises:
-            SignerUnavailable, SigningFailed, ChainUnavailable: then no channel is opened that could not be settled.
+            SignerUnavailable, SigningFailed, ChainFailed: then no channel is opened that could not be settled.
         """
         try:
             await show(self._world.signer, [funding.outpoint], self._world.chain.transaction)
@@ -140,8 +127,6 @@ class Opener:
             raise SignerUnavailable(reason=str(error)) from error
         except SignerRefused as error:
             raise SigningFailed(reason=str(error)) from error
-        except ChainFailed as error:
-            raise ChainUnavailable(reason=str(error)) from error
 
     async def _create(self, opened: Accepted, funding: Funding) -> Outcome:
         """Store the channel; what is funded without a confirmation counts against a limit while it is so."""
@@ -168,13 +153,14 @@ class Opener:
         return outcome
 
     async def _store(self, opened: Accepted, funding: Funding) -> Outcome:
-        """Show the signer what funds the channel, have the chain follow it, and store it."""
+        """Have the chain follow what funds the channel, show it to the signer, and store the channel."""
         try:
+            await self._world.chain.adopt(opened.channel.terms, [funding.outpoint])
             await self._show(funding)
+        except ChainFailed as error:
+            return Rejected(ChainUnavailable(reason=str(error)))
         except PaychanError as error:
             return Rejected(error)
-        with contextlib.suppress(ChainFailed):  # its address may have been given out before a start
-            await self._world.chain.watch([opened.channel.terms])
         return await self._registry.create(opened)
 
     async def _funding(self, terms: ChannelTerms, request: OpenRequest) -> Funding:
@@ -183,15 +169,14 @@ class Opener:
         Raises:
             FundingNotFound, ChainUnavailable, or what is wrong with the payment for the only candidate.
         """
-        found = await self.funding(terms)
         address = terms.funding_address(self._world.network)
+        found = await self.funding(terms, request.outpoint)
         if request.outpoint is None:
             if not found:
                 raise FundingNotFound(address=address, detail="")
             return _signed_one(terms, request, found, self._world.rules.dust_sat)
-        named = [funding for funding in found if funding.outpoint == request.outpoint]
-        if named:
-            return named[0]
+        if found:
+            return found[0]
         _check_signature(terms, request.outpoint, request, self._world.rules.dust_sat)
         raise await self._registry.in_the_way(request.outpoint) or FundingNotFound(
             address=address, detail=f" at {request.outpoint}"

@@ -91,10 +91,21 @@ class Chain(Protocol):
         `since` costs something only where what was followed before has been lost.
         """
 
-    async def funding(self, payee: Payee) -> tuple[Funding, ...]:
-        """List the unspent outputs that pay exactly to this script, newest view including mempool.
+    def expect(self, payee: Payee) -> None:
+        """A script was given out, and may be paid. Leaves nothing behind: no word to the node, bounded memory here."""
 
-        An output that a transaction in the mempool spends is not listed.
+    async def adopt(self, payee: Payee, outpoints: Collection[OutPoint]) -> None:
+        """Watch a script for good, with these outputs, which `funding` listed: a channel is about to be opened on them.
+
+        Raises:
+            ChainFailed: what would become of them could not be noticed; or they are there no more.
+        """
+
+    async def funding(self, payee: Payee, at: OutPoint | None = None) -> tuple[Funding, ...]:
+        """List the unspent outputs that pay exactly to this script, newest view including mempool; or the one `at`.
+
+        An output that a transaction in the mempool spends is not listed. One without a confirmation may be missing from
+        the list of a script that was not expected before it was paid. Leaves nothing behind.
         """
 
     async def unspent(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Funding]:
@@ -104,7 +115,7 @@ class Chain(Protocol):
         """Return what spends a watched outpoint, in the chain or else in the mempool; None while it is unspent."""
 
     async def transaction(self, txid: bytes) -> bytes:
-        """Return, serialized, a transaction (internal txid) that `funding` or `spender` just named."""
+        """Return, serialized, a transaction (internal txid) of an adopted output, or one that `spender` just named."""
 
     async def holds(self, seen: Tip) -> bool:
         """Say whether this block, once the tip, is in the chain still; False after a reorg that replaced it."""

@@ -2,10 +2,12 @@
 
 Which means answers which question, and why:
 
-* What pays to a script: a watch-only descriptor wallet of ours inside the node (`watchwallet`). It sees the mempool,
-  catches up by itself after any restart, and works on pruned nodes; an index would have to be built, and
-  `scantxoutset` sees no mempool and takes minutes. It is used once for an address that the wallet did not follow from
-  the beginning (`fundingsearch`).
+* What pays to a script that was only given out: new blocks and transactions of the mempool are looked through for all of
+  them as they come (`arrivals`), and what was there before is found by one `scantxoutset` for all who wait
+  (`fundingsearch`). Of these scripts the node keeps nothing, and we keep a bounded table in memory (`sought`).
+* What pays to the script of a channel that was opened: a watch-only descriptor wallet of ours inside the node
+  (`watchwallet`). It sees the mempool, catches up by itself after any restart, and works on pruned nodes; an index would
+  have to be built.
 * Whether an output is there: `gettxout` with the mempool, which is the node's validated set of unspent outputs, never
   the wallet's opinion. Script, value, depth and coinbase are read from there alone.
 * What spent it: `gettxspendingprevout` for the mempool; for the chain the wallet's transactions, whose depth the node
@@ -28,11 +30,13 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Struct
 
-from paychan.chain.base import Funding, Payee, Spend, Tip
-from paychan.chain.fundingsearch import MOST_OUTPUTS, FundingSearch
+from paychan.chain.arrivals import Arrivals
+from paychan.chain.base import ChainFailed, Funding, Payee, Spend, Tip
+from paychan.chain.fundingsearch import FundingSearch
 from paychan.chain.jsonrpc import JsonRpc, RpcError
 from paychan.chain.nodemempool import NodeMempool
 from paychan.chain.nodestate import NodeState
+from paychan.chain.sought import MOST_OUTPUTS, SoughtScripts
 from paychan.chain.watchwallet import NOT_FOUND, WatchWallet
 from paychan.chain.zmqfeed import ZmqFeed, reachable
 from paychan.protocol.fees import ChainFees
@@ -93,7 +97,9 @@ class BitcoindChain:
         self._state = NodeState(self._rpc, network)
         self._wallet = WatchWallet(self._rpc, wallet)
         self._mempool = NodeMempool(self._rpc, self._wallet)
-        self._search = FundingSearch(self._rpc, self._wallet)
+        self._scripts = SoughtScripts()
+        self._arrivals = Arrivals(self._rpc, self._scripts)
+        self._search = FundingSearch(self._rpc)
         self._feed: ZmqFeed | None = None
 
     async def check(self) -> None:
@@ -142,21 +148,62 @@ class BitcoindChain:
         await self._wallet.follow(addresses, since)
         await self._wallet.mark_complete(addresses)
 
-    async def funding(self, payee: Payee) -> tuple[Funding, ...]:
+    def expect(self, payee: Payee) -> None:
+        """Seek a script in what arrives from now on: in memory."""
+        self._scripts.entry(payee.funding_script.hex())
+        self._arrivals.begin()
+
+    async def funding(self, payee: Payee, at: OutPoint | None = None) -> tuple[Funding, ...]:
         """List the unspent outputs that pay exactly to this script, the most valuable first, up to 100.
 
-        The first question about one that was not watched has the node scan its unspent outputs, and watches it.
+        `at` names the only output that is wanted: one question. Otherwise a script that is not watched is sought from now
+        on, in memory, and the node scans its unspent outputs for what was there before, if nothing was seen to come.
 
         Raises:
             ChainFailed: also while that scan goes on; ask again.
         """
+        if at is not None:
+            return await self._paying(payee, [at])
+        address = payee.funding_address(self._network)
+        if not await self._wallet.incomplete([address]):
+            return await self._paying(payee, await self._wallet.received(address))
+        return await self._seek(payee)
+
+    async def _seek(self, payee: Payee) -> tuple[Funding, ...]:
+        sought = self._scripts.entry(payee.funding_script.hex())
+        found = await self._paying(payee, sought.outpoints)
+        if found:
+            return found
+        await self._arrivals.look()
+        found = await self._paying(payee, sought.outpoints)
+        if not found and not sought.is_complete:
+            await self._search.complete(sought, self._timeout_seconds)
+            found = await self._paying(payee, sought.outpoints)
+        self._arrivals.begin()
+        return found
+
+    async def _paying(self, payee: Payee, outpoints: Collection[OutPoint]) -> tuple[Funding, ...]:
+        """Return those of these outputs that are unspent and pay to a script."""
+        script = payee.funding_script.hex()
+        found = (await self._unspent_outputs(outpoints)).items()
+        fundings = [_funding(outpoint, tx_out) for outpoint, tx_out in found if tx_out.script.hex == script]
+        return tuple(sorted(fundings, key=lambda funding: funding.value_sat, reverse=True)[:MOST_OUTPUTS])
+
+    async def adopt(self, payee: Payee, outpoints: Collection[OutPoint]) -> None:
+        """Follow a script for good, and let the wallet know the outputs that pay to it already.
+
+        Raises:
+            ChainFailed: one is spent, just reorganized away, or in a block that the node has pruned.
+        """
         address = payee.funding_address(self._network)
         if await self._wallet.incomplete([address]):
-            await self._search.complete(address, payee.funding_script, self._timeout_seconds)
-        found = await self._unspent_outputs(await self._wallet.received(address))
-        script = payee.funding_script.hex()
-        fundings = [_funding(outpoint, tx_out) for outpoint, tx_out in found.items() if tx_out.script.hex == script]
-        return tuple(sorted(fundings, key=lambda funding: funding.value_sat, reverse=True)[:MOST_OUTPUTS])
+            await self._wallet.follow([address])
+        for outpoint in outpoints:
+            await self._wallet.learn(outpoint)
+        if len(await self._paying(payee, outpoints)) < len(outpoints):
+            msg = f"what pays to {address} changes; ask again"
+            raise ChainFailed(msg)
+        await self._wallet.mark_complete([address])
 
     async def unspent(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Funding]:
         """Return those of these outpoints that are unspent, in the chain and in the mempool."""
@@ -212,6 +259,7 @@ class BitcoindChain:
     async def close(self) -> None:
         """Let go of connections."""
         await self._search.close()
+        await self._arrivals.close()
         if self._feed is not None:
             await self._feed.close()
             self._feed = None

@@ -42,9 +42,18 @@ class DebugChain:
     async def watch(self, payees: Collection[Payee], since: UnixTime | None = None) -> None:
         """Funding is computed, not followed."""
 
-    async def funding(self, payee: Payee) -> tuple[Funding, ...]:
+    def expect(self, payee: Payee) -> None:
+        """Funding is computed, not waited for."""
+
+    async def adopt(self, payee: Payee, outpoints: Collection[OutPoint]) -> None:
+        """Funding is computed, not followed."""
+
+    async def funding(self, payee: Payee, at: OutPoint | None = None) -> tuple[Funding, ...]:
         """One output for a channel; a reserve has none."""
-        return (_believed(debug_outpoint(payee.client_key, payee.expiry)),) if isinstance(payee, ChannelTerms) else ()
+        if not isinstance(payee, ChannelTerms):
+            return ()
+        only = debug_outpoint(payee.client_key, payee.expiry)
+        return (_believed(only),) if at in (None, only) else ()
 
     async def unspent(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Funding]:
         return {outpoint: _believed(outpoint) for outpoint in outpoints if outpoint not in self._spends}

@@ -122,9 +122,15 @@ class ElectrumChain:
         self._watched |= scripts
         await self._link.follow(_script_hash(script) for script in scripts)
 
-    async def funding(self, payee: Payee) -> tuple[Funding, ...]:
+    def expect(self, payee: Payee) -> None:
+        """The server knows all scripts."""
+
+    async def adopt(self, payee: Payee, outpoints: Collection[OutPoint]) -> None:  # noqa: ARG002 - the server knows them
+        await self.watch([payee])
+
+    async def funding(self, payee: Payee, at: OutPoint | None = None) -> tuple[Funding, ...]:
         """List them, the most valuable first, and of those no more than a hundred."""
-        return await _steadily(lambda: self._fundings(payee.funding_script))
+        return await _steadily(lambda: self._fundings(payee.funding_script, at))
 
     async def unspent(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Funding]:
         return await _steadily(lambda: self._still_unspent(frozenset(outpoints)))
@@ -172,10 +178,9 @@ class ElectrumChain:
             if not await self._is_known(transaction):
                 raise
 
-    async def _fundings(self, script: bytes) -> tuple[Funding, ...]:
-        unspent, _ = await asyncio.gather(self._list_unspent(script), self._headers.sync())
-        if unspent:
-            self._watched.add(script)  # whoever found an output may ask later what became of it
+    async def _fundings(self, script: bytes, at: OutPoint | None) -> tuple[Funding, ...]:
+        listed, _ = await asyncio.gather(self._list_unspent(script), self._headers.sync())
+        unspent = [each for each in listed if at in (None, each.outpoint)]
         unspent.sort(key=lambda each: -each.value)
         return tuple(await asyncio.gather(*(self._funding(script, each) for each in unspent[:_MOST_OUTPUTS])))
 

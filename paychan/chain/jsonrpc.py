@@ -108,14 +108,24 @@ class JsonRpc:
         self, decoder: msgspec.json.Decoder[_T], method: str, params: Sequence[Sequence[Any]], wallet: str = ""
     ) -> list[_T]:
         """Call one method many times, and return the results in the order of `params`. Raises like `call`."""
-        results: list[_T] = []
+        return [_result(method, reply, decoder) for reply in await self._batch(method, params, wallet)]
+
+    async def batch_found(
+        self, decoder: msgspec.json.Decoder[_T], method: str, params: Sequence[Sequence[Any]], wallet: str = ""
+    ) -> list[_T | None]:
+        """Do the same; None stands for a result that is an error of the node's."""
+        replies = await self._batch(method, params, wallet)
+        return [None if reply.error is not None else _result(method, reply, decoder) for reply in replies]
+
+    async def _batch(self, method: str, params: Sequence[Sequence[Any]], wallet: str) -> list[_Reply]:
+        results: list[_Reply] = []
         for start in range(0, len(params), _BATCH):
             calls = [_Call(method, each, number) for number, each in enumerate(params[start : start + _BATCH])]
             replies = self._read(_replies, await self._post(calls, method, wallet, None))
             if sorted(reply.id for reply in replies) != list(range(len(calls))):
                 msg = f"{method}: {len(replies)} answers to {len(calls)} calls"
                 raise ChainFailed(msg)
-            results += [_result(method, reply, decoder) for reply in sorted(replies, key=lambda reply: reply.id)]
+            results += sorted(replies, key=lambda reply: reply.id)
         return results
 
     async def close(self) -> None:

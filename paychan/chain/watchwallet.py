@@ -61,6 +61,15 @@ class _Unspent(Struct, frozen=True):
     vout: int
 
 
+class _Held(Struct, frozen=True):
+    bestblock: str
+    confirmations: int
+
+
+class _Height(Struct, frozen=True):
+    height: int
+
+
 class _Entry(Struct, frozen=True):
     txid: str
     category: str
@@ -88,6 +97,9 @@ class _Transaction(Struct, frozen=True):
     hex: str
 
 
+_text: msgspec.json.Decoder[str] = msgspec.json.Decoder(str)
+_held: msgspec.json.Decoder[_Held | None] = msgspec.json.Decoder(_Held | None)
+_height: msgspec.json.Decoder[_Height] = msgspec.json.Decoder(_Height)
 _anything: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Any)
 _names: msgspec.json.Decoder[list[str]] = msgspec.json.Decoder(list[str])
 _wallet_info: msgspec.json.Decoder[_WalletInfo] = msgspec.json.Decoder(_WalletInfo)
@@ -185,9 +197,38 @@ class WatchWallet:
         """Note that the wallet knows all outputs to these followed addresses."""
         await self._rpc.batch(_anything, "setlabel", [[each, _COMPLETE] for each in addresses], self._name)
 
-    async def add(self, transaction_hex: str, proof_hex: str) -> None:
-        """Let the wallet know a confirmed transaction that pays to a followed address, without a rescan."""
-        await self._rpc.call(_anything, "importprunedfunds", transaction_hex, proof_hex, wallet=self._name)
+    async def learn(self, outpoint: OutPoint) -> None:
+        """Let the wallet know an unspent output of a followed address, without a rescan.
+
+        Without its transaction the wallet would not notice what spends it. What is unconfirmed it saw in the mempool.
+
+        Raises:
+            ChainFailed: spent, just reorganized away, or in a block that the node has pruned.
+        """
+        try:
+            await self.transaction(outpoint.txid)
+        except RpcError as error:
+            if error.code != NOT_FOUND:
+                raise
+        else:
+            return
+        try:
+            await self._add(outpoint)
+        except RpcError as error:
+            msg = f"can't read what holds {outpoint} (pruned, or just reorganized away): {error}"
+            raise ChainFailed(msg) from error
+
+    async def _add(self, outpoint: OutPoint) -> None:
+        txid = outpoint.txid_hex
+        held = await self._rpc.call(_held, "gettxout", txid, outpoint.vout, True)
+        if held is None or not held.confirmations:
+            msg = f"{outpoint} is spent, or came just now; ask again"
+            raise ChainFailed(msg)
+        height = (await self._rpc.call(_height, "getblockheader", held.bestblock)).height - held.confirmations + 1
+        block_hash = await self._rpc.call(_text, "getblockhash", height)
+        raw = await self._rpc.call(_text, "getrawtransaction", txid, False, block_hash)
+        proof = await self._rpc.call(_text, "gettxoutproof", [txid], block_hash)
+        await self._rpc.call(_anything, "importprunedfunds", raw, proof, wallet=self._name)
 
     async def received(self, address: str) -> list[OutPoint]:
         """List unspent outputs to a followed address, also unconfirmed, unsafe and immature ones."""

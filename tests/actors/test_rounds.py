@@ -55,8 +55,8 @@ class Blocks(DebugChain):
     def seen(self, funding: Funding) -> Funding:
         return Funding(funding.outpoint, funding.value_sat, 0) if funding.outpoint in self.unconfirmed else funding
 
-    async def funding(self, payee: Any) -> tuple[Funding, ...]:
-        return tuple(map(self.seen, await super().funding(payee)))
+    async def funding(self, payee: Any, at: OutPoint | None = None) -> tuple[Funding, ...]:
+        return tuple(map(self.seen, await super().funding(payee, at)))
 
 
 @asynccontextmanager

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from paychan.chain.base import Chain, ChainFailed, Funding, Spend
-from paychan.protocol.settlement import Reserve
+from paychan.chain.bitcoind import BitcoindChain
+from paychan.protocol.settlement import Reserve, without_witness
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from tests.contract.chains import (
     DAY_SECONDS,
@@ -50,6 +51,55 @@ class TestFunding:
         others = [Funding(node.fund(address(payer), sat), Sat(sat), 0) for sat in (1_000, 2_000_000_001)]
         await eventually(lambda: as_set(chain.funding(payer.terms)), {first, *others})
 
+    async def test_fault_33_terms_leave_nothing_behind_and_are_answered_for(self, chain: Chain, node: Node) -> None:
+        """A script that was only given out is unknown to the node's wallets; what comes to it is listed all the same.
+
+        In the mempool and in a block, with the exact value; also the one output that a request names; nothing is imported.
+        """
+        payer = Payer("only given out", PAST)
+        chain.expect(payer.terms)
+        await asyncio.sleep(0)
+        assert await chain.funding(payer.terms) == ()
+        outpoint = node.fund(address(payer), FUNDING_SAT)
+        await eventually(lambda: chain.funding(payer.terms), (Funding(outpoint, FUNDING_SAT, 0),))
+        assert await chain.funding(payer.terms, outpoint) == (Funding(outpoint, FUNDING_SAT, 0),)
+        assert await chain.funding(payer.terms, OutPoint(outpoint.txid, 1 - outpoint.vout)) == ()
+        assert await chain.funding(Payer("another", PAST).terms, outpoint) == ()
+        node.mine()
+        await eventually(lambda: chain.funding(payer.terms), (Funding(outpoint, FUNDING_SAT, 1),))
+        wallets = [name for name in node.rpc("listwallets") if name != "miner"]
+        assert not any(node.rpc("getaddressinfo", address(payer), wallet=name)["iswatchonly"] for name in wallets)
+        assert not any(node.rpc("getaddressinfo", address(payer), wallet=name)["labels"] for name in wallets)
+        await chain.adopt(payer.terms, [outpoint])
+        settlement = settle(payer, Funding(outpoint, FUNDING_SAT, 1))
+        await chain.publish(settlement.transaction)
+        node.mine()
+        await eventually(lambda: chain.spender(outpoint), Spend(settlement.txid, 1))
+
+    async def test_fault_33_an_output_without_a_confirmation_is_adopted(self, chain: Chain, node: Node) -> None:
+        """Confirmation-free: adopted out of the mempool, its later spend in a block is noticed."""
+        payer = Payer("adopted at once", PAST)
+        chain.expect(payer.terms)
+        outpoint = node.fund(address(payer), FUNDING_SAT)
+        await eventually(lambda: chain.funding(payer.terms), (Funding(outpoint, FUNDING_SAT, 0),))
+        await chain.adopt(payer.terms, [outpoint])
+        settlement = settle(payer, Funding(outpoint, FUNDING_SAT, 0))
+        await chain.publish(settlement.transaction)
+        node.mine(2)
+        await eventually(lambda: chain.spender(outpoint), Spend(settlement.txid, 2))
+
+    async def test_fault_33_what_is_gone_is_not_adopted(self, chain: Chain, node: Node) -> None:
+        """Replaced between the listing and the adoption: the caller is told, and opens nothing."""
+        payer = Payer("replaced", PAST)
+        chain.expect(payer.terms)
+        outpoint = node.fund(address(payer), FUNDING_SAT)
+        await eventually(lambda: chain.funding(payer.terms), (Funding(outpoint, FUNDING_SAT, 0),))
+        node.replace(outpoint)
+        if isinstance(chain, BitcoindChain):
+            with pytest.raises(ChainFailed):
+                await chain.adopt(payer.terms, [outpoint])
+        await eventually(lambda: chain.funding(payer.terms), ())
+
     async def test_other_scripts(self, chain: Chain, node: Node) -> None:
         """Threat 2: an output to another channel of the same keys is none of this one."""
         payer, _ = await funded(chain, node, "whose")
@@ -69,8 +119,12 @@ class TestFunding:
         await eventually(lambda: coinbase_depths(chain, payer), [(True, 101)])
 
     async def test_older_than_the_watch(self, chain: Chain, node: Node) -> None:
-        """An output is found, and what spends it later, although it was there long before anybody asked."""
+        """An output is found, and once it is adopted what spends it, although it was there long before."""
         (funding,) = await chain.funding(OLD.terms)
+        assert await chain.funding(OLD.terms, funding.outpoint) == (funding,)
+        await chain.adopt(OLD.terms, [funding.outpoint])
+        raw = node.rpc("getrawtransaction", funding.outpoint.txid_hex, False, _block_of(node, funding))
+        assert without_witness(await chain.transaction(funding.outpoint.txid)) == without_witness(bytes.fromhex(raw))
         assert (funding.value_sat, funding.confirmations > 12) == (FUNDING_SAT, True)
         settlement = settle(OLD, funding)
         await chain.publish(settlement.transaction)
@@ -336,6 +390,10 @@ class TestRestarts:
         spend = await asked(chain.spender, funding.outpoint)
         confirmations = node.rpc("gettxout", OutPoint(settlement.txid, 0).txid_hex, 0)["confirmations"]
         assert spend == Spend(settlement.txid, confirmations)
+
+
+def _block_of(node: Node, funding: Funding) -> str:
+    return str(node.rpc("getblockhash", node.height - funding.confirmations + 1))
 
 
 async def as_set(fundings: Awaitable[tuple[Funding, ...]]) -> set[Funding]:

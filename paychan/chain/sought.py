@@ -1,0 +1,77 @@
+"""Scripts that may be paid, and the outputs that were seen to pay to them: in memory, bounded, forgotten at the end.
+
+A server gives out addresses to everybody who asks. What it keeps of each is an entry here and nothing else: the entry that
+was used longest ago makes room for a new one. What an entry lacks, a scan of all unspent outputs finds again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+
+from paychan.protocol.types import OutPoint
+
+MOST_OUTPUTS = 100
+"""Outputs on one address that are looked at, the most valuable first: dust sent there must not keep the node busy."""
+
+MOST_SCRIPTS = 20_000
+"""Entries; each takes about 500 bytes."""
+
+_PAY_TO_SCRIPT_HASH = re.compile(r"(?=(a914[0-9a-f]{40}87))")
+"""BIP16: OP_HASH160 [20-byte-hash-value] OP_EQUAL, in hex. A look-ahead, so that what looks like one hides none."""
+
+
+class Sought:
+    """One script, in hex."""
+
+    __slots__ = ("is_complete", "outpoints", "script")
+
+    def __init__(self, script: str) -> None:
+        self.script = script
+        self.outpoints: OrderedDict[OutPoint, None] = OrderedDict()
+        self.is_complete = False
+        """A scan has listed what was there before this entry."""
+
+    def add(self, outpoints: Iterable[OutPoint]) -> None:
+        """Note outputs; of too many the newest stay, as the older ones were there to be opened with before."""
+        for outpoint in outpoints:
+            self.outpoints[outpoint] = None
+        while len(self.outpoints) > 2 * MOST_OUTPUTS:
+            self.outpoints.popitem(last=False)
+
+
+class SoughtScripts:
+    """All entries, by script in hex."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[str, Sought] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Sought]:
+        return iter(self._entries.values())
+
+    def entry(self, script: str) -> Sought:
+        """Return the entry of a script, a new one if there is none."""
+        found = self._entries.get(script)
+        if found is None:
+            found = self._entries[script] = Sought(script)
+            if len(self._entries) > MOST_SCRIPTS:
+                self._entries.popitem(last=False)
+        self._entries.move_to_end(script)
+        return found
+
+    def get(self, script: str) -> Sought | None:
+        """Return the entry of a script, if there is one."""
+        return self._entries.get(script)
+
+    def named_in(self, serialized: str) -> bool:
+        """Say whether a script stands anywhere in a serialized transaction or block, in hex: a hint, no reading of it."""
+        return any(match[1] in self._entries for match in _PAY_TO_SCRIPT_HASH.finditer(serialized))
+
+    def doubt_all(self) -> None:
+        """Blocks were missed: what is listed may not be all."""
+        for entry in self._entries.values():
+            entry.is_complete = False
