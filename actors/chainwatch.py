@@ -248,7 +248,7 @@ class ChainWatch:
 
         What is gone, because another transaction spends its inputs, is not at risk any more: it is lost, or comes back.
         """
-        if not channels:
+        if not channels or not self._world.exposure.is_allowed:
             return
         unspent = await self._world.chain.unspent([channel.outpoint for channel in channels])
         for channel in channels:

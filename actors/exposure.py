@@ -55,6 +55,11 @@ class Exposure:
         self._sum_sat = 0
 
     @property
+    def is_allowed(self) -> bool:
+        """Whether any channel may be open without a confirmation."""
+        return self._limit_sat > 0
+
+    @property
     def sum_sat(self) -> Sat:
         """Value of all outputs that are reserved or open."""
         return Sat(self._sum_sat)
