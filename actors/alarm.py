@@ -17,6 +17,7 @@ class Kind(Enum):
     CHAIN = "chain"  # the node can't be asked, or its newest block is old
     WATCHER = "watcher"  # a look failed
     TASK = "task"  # a long-lived task of the server was started again, or does nothing
+    LOG = "log"  # lines of the log are being lost
     LATE = "late"  # received value that is not settled although expiry is near
     PINNED = "pinned"  # what others attached to a settlement makes its replacement too expensive
     LOST = "lost"  # something else spent the funding output

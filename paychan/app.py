@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import logging
 import os
 import secrets
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
@@ -32,6 +30,7 @@ from paychan.chain.bitcoind import BitcoindChain
 from paychan.chain.debug import DebugChain
 from paychan.chain.electrum import ElectrumChain
 from paychan.config import ServerConfig
+from paychan.logs import configure_log, drain_log
 from paychan.protocol.declared import SettingsError
 from paychan.protocol.types import Sat, UnixTime
 from paychan.running import Running, remove_running, write_running
@@ -66,29 +65,13 @@ def run(config: ServerConfig, source: str) -> None:
     uvloop.run(_serve(config, source))
 
 
-def configure_log(config: ServerConfig) -> None:
-    """Write events as key=value lines to standard error."""
-    level: int = getattr(logging, config.log.level.upper())
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event"), drop_missing=True),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-
-
 async def _serve(config: ServerConfig, source: str) -> None:
     """Serve until a signal cancels it, at whatever point of its life."""
     serving = asyncio.create_task(_live(config, source))
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, _stop, serving)
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):  # a log rotation, a lost terminal: nothing to do
+        asyncio.get_running_loop().add_signal_handler(number, _go_on, number)
     with contextlib.suppress(asyncio.CancelledError):
         await serving
 
@@ -98,6 +81,10 @@ def _stop(serving: asyncio.Task[None]) -> None:
     if not serving.cancelling():
         log.info("stopping")
         serving.cancel()
+
+
+def _go_on(number: signal.Signals) -> None:
+    log.info("signal ignored", signal=number.name)
 
 
 async def _live(config: ServerConfig, source: str) -> None:
@@ -303,7 +290,7 @@ def _new_token(path: Path) -> str:
 def _die(error: BaseException) -> None:
     """The disk failed: what is stored is the truth, so nobody gets another answer from this process."""
     log.critical("store failed, stopping at once", reason=str(error))
-    sys.stderr.flush()
+    drain_log()
     os._exit(_EXIT_BROKEN)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import gc
 import signal
 import stat
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO, cast
 
 import structlog
 import typer
@@ -34,6 +35,7 @@ from signer.keys import DEBUG_KEY, KeyRing, KeySource, StaticKey
 from signer.keystore import seed_sources
 from signer.known import Limits
 from signer.ledger import Entry, LedgerFailed, LevelDbLedger
+from signer.logsink import LogSink, open_missing_descriptors
 from signer.passphrase import NoSecret
 from signer.pkcs11 import generations
 from signer.remotetoken import RemoteToken
@@ -91,13 +93,16 @@ app.add_typer(auditing.app, name="audit")
 def main() -> None:
     """Run the command line."""
     keep_private()
+    open_missing_descriptors()
+    sink = LogSink(2)
+    atexit.register(sink.drain)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False),
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", sink)),
     )
     app()
 
@@ -114,6 +119,7 @@ def start(file: Path, passphrase_fd: int | None = None, passphrase_file: Path | 
     """
     config = load_signer_config(file)
     threading.stack_size(_STACK_BYTES)
+    sys.stderr = LogSink(2)  # tracebacks too
     with ExitStack() as cleanup:
         token = cleanup.enter_context(closing(RemoteToken(config))) if config.key.mode == "pkcs11" else None
         with _as_settings(file):
@@ -177,6 +183,8 @@ async def _serve(config: SignerConfig, keys: KeyRing, protections: tuple[str, ..
         loop.add_reader(token, stop.set)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):  # a log rotation, a lost terminal: nothing to do
+        loop.add_signal_handler(number, partial(log.info, "signal ignored", signal=number.name))
     peers = PeerLimits(
         config.allowed_uids, config.socket.request_seconds, config.socket.idle_seconds, _max_connections(config)
     )

@@ -10,12 +10,11 @@ import asyncio
 import hmac
 from collections.abc import Sequence
 
-import msgspec
 from msgspec import Struct
 
-from actors.alarm import Alarm, Kind
 from paychan.api.answers import OUTPOINT, accepted, number, outpoint, settlement_txid
 from paychan.api.handler import Handler
+from paychan.api.health import health
 from paychan.api.service import Service
 from paychan.protocol.channel import Channel, Close, CloseReason, State
 from paychan.protocol.errors import (
@@ -31,7 +30,6 @@ from paychan.protocol.errors import (
 from paychan.protocol.machine import can_move, end_of
 from paychan.protocol.scripts import parse_public_key
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
-from paychan.signing.base import SignerAbsent, SignerRefused
 from paychan.store import backup
 from paychan.store.backupfile import BackupError
 from paychan.store.base import walk
@@ -130,33 +128,8 @@ class HealthHandler(ManagementHandler):
     """`GET /health`: who serves, and whether signer and watcher are well; 503 when payments are not accepted."""
 
     async def get(self) -> None:
-        service = self.service
-        try:
-            signer = (await service.world.signer.health()).key_mode
-        except (SignerAbsent, SignerRefused) as error:
-            signer = f"absent: {error}"
-        seen = service.world.chain_view
-        frozen = [seen.problem] if seen.problem else []
-        self.answer(
-            503 if frozen else 200,
-            None,
-            {
-                "network": service.config.network_name,
-                "signer": signer,
-                "frozen": frozen,
-                "chain": msgspec.to_builtins(seen.tip) if seen.tip else {},
-                "all_channels_seen": seen.is_whole,
-                "channels_in_danger": {str(outpoint): reason for outpoint, reason in seen.in_danger.items()},
-                "watcher_last_look": service.watcher.last_look,
-                "alarms": [alarm.shown for alarm in (*service.watcher.alarms, *_tasks_alarms(service))],
-                "tasks": msgspec.to_builtins(service.supervisor.tasks),
-                "awake": service.registry.awake,
-            },
-        )
-
-
-def _tasks_alarms(service: Service) -> list[Alarm]:
-    return [Alarm(Kind.TASK, problem) for problem in service.supervisor.alarms]
+        status, content = await health(self.service)
+        self.answer(status, None, content)
 
 
 class TotalsHandler(ManagementHandler):

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
+from typing import IO, cast
 
 import httpx
 import msgspec
@@ -19,6 +20,7 @@ from rich.table import Table
 
 from paychan.cli.terminal import err, fail, out
 from paychan.config import ServerConfig, load_server_config
+from paychan.logsink import LogSink, open_missing_descriptors
 from paychan.protocol.declared import SettingsError
 from paychan.running import Running, read_running
 
@@ -38,7 +40,8 @@ class _StopSignals:
     def __init__(self) -> None:
         self.came = False
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._note)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, self._note)
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         self.came = True
@@ -54,6 +57,11 @@ def up(directory: Path) -> int:
         config = load_server_config(server_file)
     except SettingsError as error:
         fail(str(error), status=2)
+    open_missing_descriptors()
+    out.file, err.file = (
+        cast("IO[str]", LogSink(1)),
+        cast("IO[str]", LogSink(2)),
+    )  # a reader that stops or leaves must not end what we look after
     stop = _StopSignals()
     children: dict[str, subprocess.Popen[bytes]] = {}
     try:
@@ -72,6 +80,8 @@ def up(directory: Path) -> int:
         return 0
     finally:
         _end(children)
+        for console in (out, err):
+            cast("LogSink", console.file).drain()
 
 
 def _start(command: str, *arguments: str) -> subprocess.Popen[bytes]:

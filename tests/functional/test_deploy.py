@@ -68,6 +68,17 @@ def test_units_are_right(tmp_path: Path) -> None:
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_fault_26_no_unit_gives_up(unit: Path) -> None:
+    """However often and in whatever way a service ends, it is started again, and not before the clock is right."""
+    settings = dict(line.split("=", 1) for line in unit.read_text().splitlines() if "=" in line and line[0] != "#")
+
+    assert settings["StartLimitIntervalSec"] == "0"
+    assert settings["Restart"] == "always"
+    assert "time-sync.target" in settings["After"]
+    assert "time-sync.target" in settings["Wants"]
+
+
 @needs_systemd
 def test_users_and_directories_are_right() -> None:
     """The files for sysusers and tmpfiles parse, and make every user, group and directory that the units name."""

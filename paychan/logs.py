@@ -1,0 +1,47 @@
+"""The server's log: events as key=value lines on standard error, through a sink that loses lines rather than time."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import sys
+from typing import TextIO, cast
+
+import structlog
+
+from paychan.config import ServerConfig
+from paychan.logsink import LogSink, open_missing_descriptors
+
+
+def configure_log(config: ServerConfig) -> None:
+    """Let everything that this process says go through the sink, also tracebacks and what libraries write."""
+    open_missing_descriptors()
+    sink = LogSink(2)
+    sys.stderr = sink
+    atexit.register(sink.drain)
+    level: int = getattr(logging, config.log.level.upper())
+    logging.basicConfig(level=logging.WARNING, stream=sink)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event"), drop_missing=True),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", sink)),
+        cache_logger_on_first_use=True,
+    )
+
+
+def lost_lines() -> tuple[int, bool]:
+    """Return how many lines of this process's log were lost, and whether the newest could not be written yet."""
+    sink = sys.stderr
+    return (sink.lost, sink.failing) if isinstance(sink, LogSink) else (0, False)
+
+
+def drain_log() -> None:
+    """Write what waits, if its reader takes it: before an end that runs no `atexit`."""
+    if isinstance(sys.stderr, LogSink):
+        sys.stderr.drain()
