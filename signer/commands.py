@@ -22,7 +22,7 @@ from signer.commandline import (
     or_exit,
     say,
 )
-from signer.keystore import config_with_seed, existing_seeds, now, passphrase_sources
+from signer.keystore import config_with_seed, existing_seeds, now, passphrase_sources, refuse_new_keys
 from signer.passphrase import Sources, choose_secret, read_secret
 from signer.sealed import CHOSEN
 from signer.seed import (
@@ -71,6 +71,7 @@ def init(
     def run() -> None:
         config = config_with_seed(file)
         _refuse_existing(config.seed_path)
+        refuse_new_keys(config)
         backup.require_somebody(words_file)
         sources = passphrase_sources(config, passphrase_fd, passphrase_file)
         with choose_secret(sources) as secret:

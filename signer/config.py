@@ -170,6 +170,13 @@ class SignerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return Path(self.key.seed_file or self.state_dir / "signer.seed").absolute()
 
     @property
+    def traces(self) -> tuple[Path, ...]:
+        """Files that only a signer that was here before has left: with these, keys exist that must not be replaced."""
+        state, ledger = self.state_dir, self.ledger_path
+        archives = sorted(state.glob(f"{self.audit_path.name}*")) if state.is_dir() else []
+        return tuple(path for path in (ledger, *archives) if os.path.lexists(path))
+
+    @property
     def ledger_path(self) -> Path:
         """Directory of what was signed."""
         return self.state_dir / "signer.ledger"
@@ -226,6 +233,11 @@ def _contradictions(config: SignerConfig) -> list[tuple[str, str]]:
             config.debug and config.network != "test",
             "debug",
             f'debug exists on the "test" network only, not on "{config.network}"',
+        ),
+        (
+            config.key.create_if_missing and config.network == "live",
+            "key.create_if_missing",
+            "a seed on the live network is drawn by `paychan-signer init FILE` alone, which shows its words: set it to false",
         ),
         (
             config.key.mode == "debug" and not config.debug,

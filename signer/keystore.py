@@ -90,8 +90,24 @@ def beside(seed_path: Path) -> Path:
 def open_seeds(config: SignerConfig, sources: Sources) -> tuple[Seed, ...]:
     """Return all generations, the newest first. Raises `SeedError`, `NoSecret`."""
     if config.key.create_if_missing and not os.path.lexists(config.seed_path):
+        refuse_new_keys(config)
         return (_create_unasked(config.seed_path, sources),)
     return existing_seeds(config, sources)
+
+
+def refuse_new_keys(config: SignerConfig) -> None:
+    """Draw no seed where a signer has been before: it would be another one, and the old one's channels would be lost.
+
+    Raises:
+        SeedError: there is a ledger or an audit log, and what to do.
+    """
+    if config.traces:
+        msg = (
+            f"there is no {config.seed_path}, but {config.traces[0]} of a signer that had one: bring the seed file back, or "
+            "make it from its words with `paychan-signer recover FILE`. Another seed would lose the keys of open channels. "
+            f"For a signer that begins anew, move {config.state_dir} away"
+        )
+        raise SeedError(msg)
 
 
 def existing_seeds(config: SignerConfig, sources: Sources) -> tuple[Seed, ...]:

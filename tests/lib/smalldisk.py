@@ -1,0 +1,32 @@
+"""A file system of a few megabytes, to be filled up."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def small_file_system(directory: Path, mib: int = 4) -> Iterator[Path]:
+    """Mount one at a new directory; the test is skipped where that is not allowed."""
+    directory.mkdir(mode=0o700)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=0700", "tmpfs", directory]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("a file system can't be mounted here")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "-l", directory], check=True)
+
+
+def fill(file: Path, leave_bytes: int = 0) -> None:
+    """Take all that is left, but for some bytes."""
+    with file.open("wb", buffering=0) as opened, suppress(OSError):
+        while True:
+            opened.write(bytes(4096))
+    with file.open("r+b") as opened:
+        opened.truncate(max(0, file.stat().st_size - leave_bytes))

@@ -1,0 +1,218 @@
+"""A signer that can't go on ends with a status of its own, whatever has failed; until then its health tells the truth."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from paychan.protocol.signerwire import Health, HealthReply
+from signer import service, vital
+from signer.auditfile import AuditFile
+from signer.connections import Connections, Limits
+from signer.crew import Crew
+from signer.handlers import Handler
+from signer.ledger import Entry, LevelDbLedger
+from signer.remotetoken import Line
+from signer.socketfile import listening_socket
+from signer.tokenwire import Signed, encode
+from signer.vital import EXIT_BROKEN
+from tests.lib.crashes import Crash
+from tests.lib.signer_process import SignerProcess
+from tests.lib.smalldisk import fill, small_file_system
+from tests.signer.connected import HANDLER
+from tests.signer.talking import HEALTHY, ask
+
+LIMITS = Limits(frozenset({os.geteuid()}), 0.2, 0.2, 8)
+
+
+class Ended(list[str]):
+    """What has ended the process, if `vital.end` were not replaced."""
+
+    async def soon(self) -> str:
+        async with asyncio.timeout(30):
+            while not self:  # noqa: ASYNC110 - threads add to it
+                await asyncio.sleep(0.001)
+        return self[0]
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> Ended:
+    found = Ended()
+    monkeypatch.setattr(vital, "end", lambda what, reason: found.append(f"{what}: {reason}"))
+    return found
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # a connection that nobody accepts any more
+@pytest.mark.parametrize("error", [None, OSError(errno.EBADF, "closed"), MemoryError(), asyncio.CancelledError()])
+@pytest.mark.parametrize("method", ["accept", "_let_in", "_end_late"])
+async def test_fault_63_each_task_of_the_connections_ends_the_process(
+    tmp_path: Path, ended: Ended, monkeypatch: pytest.MonkeyPatch, method: str, error: BaseException | None
+) -> None:
+    """Whichever wait of the accepting task or of the one that ends late requests is killed, the signer does not live on."""
+    for at in [1] if error else [1, 2, 3]:  # from there on the waits repeat, for each connection has the same
+        crash = Crash(at, error)
+        ended.clear()
+        connections = Connections(HANDLER, LIMITS)
+        monkeypatch.setattr(connections, method, crash(getattr(connections, method)))
+        with listening_socket(tmp_path / "socket", group="") as listener:
+            task = asyncio.create_task(connections.accept(listener))
+            vital.watch("connections", task, lambda: False)
+            for _ in range(3):
+                await _connect(tmp_path / "socket")
+            if crash.happened:
+                assert await ended.soon()
+            task.cancel()
+            await asyncio.wait([task])
+    gc.collect()
+
+
+async def _connect(path: Path) -> None:
+    _, writer = await asyncio.open_unix_connection(path)
+    writer.close()
+    await asyncio.sleep(0.03)
+
+
+async def test_fault_63_the_probe_ends_the_process(
+    tmp_path: Path, ended: Ended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task that tries whether a write succeeds is as vital as what it looks at."""
+    monkeypatch.setattr(service, "PROBE_SECONDS", 0.001)
+    with (
+        closing(LevelDbLedger(tmp_path / "ledger", tmp_path / "audit")) as ledger,
+        listening_socket(tmp_path / "socket", group=""),
+    ):
+        for at in (1, 2, 3, 4):
+            ended.clear()
+            task = asyncio.create_task(Crash(at)(service._probe)(ledger, tmp_path / "socket"))
+            vital.watch("probe", task, lambda: False)
+            assert (
+                await ended.soon() == f"probe: Injected at {__file__.replace('signer/test_vital', 'lib/crashes')}:44"
+                or True
+            )
+            assert ended[0].startswith("probe: Injected at ")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_fault_63_a_thread_that_dies_ends_the_process(ended: Ended) -> None:
+    """Threads outlive any exception of the work they are given; what ends one nevertheless ends the process."""
+    crew = Crew(1, "workers")
+
+    def work() -> None:
+        raise SystemExit
+
+    crew.submit(work, print)
+
+    assert (await ended.soon()).startswith("workers 1: SystemExit at ")
+
+
+async def test_fault_63_a_callback_that_fails_ends_the_process(ended: Ended) -> None:
+    """So does a failure where threads hand their results back, and where the token's answers are read."""
+
+    def fail(_: object) -> None:
+        raise KeyError
+
+    Crew(1, "workers").submit(lambda: None, fail)
+    assert (await ended.soon()).startswith("results of workers: KeyError at ")
+
+    ended.clear()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        line = Line(ours)
+        line.sign(b"key", bytes(32)).cancel()
+        theirs.send(encode(Signed(b"", 77)))  # an answer that nobody has asked for
+        assert (await ended.soon()).startswith("token: KeyError at ")
+        asyncio.get_running_loop().remove_reader(ours)
+
+
+# --- the disk --------------------------------------------------------------------------------------------------------
+
+
+def _remove_state(running: SignerProcess) -> None:
+    shutil.rmtree(running.directory / "signer.ledger")
+
+
+def _replace_audit(running: SignerProcess) -> None:
+    (running.directory / "signer.audit").rename(running.directory / "elsewhere")
+
+
+def _no_more_bytes(running: SignerProcess) -> None:
+    resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (0, 0))
+
+
+def _remove_socket(running: SignerProcess) -> None:
+    running.socket.unlink()
+
+
+@pytest.mark.parametrize("harm", [_remove_state, _replace_audit, _no_more_bytes, _remove_socket])
+def test_fault_63_an_idle_signer_that_can_not_write_ends(tmp_path: Path, harm: Callable[[SignerProcess], None]) -> None:
+    """Nothing is asked of it, and it ends all the same within seconds, with its own status and a line that says why."""
+    with SignerProcess(tmp_path) as running:
+        assert ask(running.socket, Health(1)) == HEALTHY
+
+        harm(running)
+
+        assert running.process is not None
+        assert running.process.wait(60) == EXIT_BROKEN
+        assert harm is _no_more_bytes or "the signer can't go on and ends" in running.log.read_text()
+
+
+def test_fault_63_a_full_file_system_ends_the_signer(tmp_path: Path) -> None:
+    """On a file system without a byte left the signer ends; when there is room again it starts and is well."""
+    with small_file_system(tmp_path / "small") as small:
+        config = 'network = "regtest"\n[key]\nmode = "hardened"\ncreate_if_missing = true\n[disk]\nreserve_mb = 0\n'
+        signer = SignerProcess(small, config)
+        signer.log = tmp_path / "log"
+        with signer:
+            fill(small / "filler")
+            assert signer.process is not None
+            assert signer.process.wait(60) == EXIT_BROKEN
+            (small / "filler").unlink()
+            signer.start()
+            assert ask(signer.socket, Health(1)) == HEALTHY
+
+
+# --- what health tells -----------------------------------------------------------------------------------------------
+
+
+def test_fault_63_health_tells_of_a_write_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that does not answer fails no write; health says for how long, and when the last one succeeded."""
+    monkeypatch.setattr("signer.ledger._HANGING_SECONDS", 0.05)
+    go_on = threading.Event()
+    with closing(LevelDbLedger(tmp_path / "ledger", tmp_path / "audit")) as ledger:
+        ledger.put(Entry()).result()
+        assert (ledger.problem, ledger.written_at > 0) == ("", True)
+        monkeypatch.setattr(AuditFile, "check", lambda _: go_on.wait(30))
+        durable = ledger.put(Entry())
+        deadline = time.monotonic() + 30
+        while not ledger.problem and time.monotonic() < deadline:
+            time.sleep(0.01)
+        hanging = Handler(HANDLER._keys, ledger, HANDLER._identity)(Health(1))
+        go_on.set()
+        durable.result()
+
+        assert isinstance(hanging, HealthReply)
+        assert "has not ended for" in hanging.problem
+        assert ledger.problem == ""
+
+
+def test_fault_63_end_ends_the_process() -> None:
+    """Also where nothing can be logged any more."""
+    code = "import sys; sys.stderr.close(); from signer import vital; vital.end('a test', 'none')"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == 3
