@@ -19,6 +19,7 @@ from actors.commit import GroupCommit
 from actors.exposure import Exposure
 from actors.opening import Opener
 from actors.registry import Registry
+from actors.showing import Showing
 from actors.watcher import Watcher
 from actors.world import World
 from paychan.api.server import listen, management_server, public_server
@@ -35,6 +36,7 @@ from paychan.protocol.declared import SettingsError
 from paychan.protocol.types import Sat, UnixTime
 from paychan.running import Running, remove_running, write_running
 from paychan.signing.base import SignerAbsent, SignerRefused
+from paychan.signing.limits import contradictions
 from paychan.signing.unix import UnixSigner
 from paychan.store.base import Store
 from paychan.store.leveldb import LevelDbStore
@@ -107,12 +109,16 @@ async def _first_look(watcher: Watcher) -> None:
 
 @contextlib.asynccontextmanager
 async def _watching(service: Service) -> AsyncIterator[None]:
-    interval = service.config.watcher.interval_seconds
+    interval, show_seconds = service.config.watcher.interval_seconds, service.config.signer.show_seconds
     watching = service.supervisor.run("watcher", service.watcher.run, patience_seconds=2 * interval + _PATIENCE_SECONDS)
+    tasks = [watching]
+    if show_seconds:
+        tasks.append(service.supervisor.run("payments shown", Showing(service.world, show_seconds).run))
     try:
         yield
     finally:
-        await watching.stop()
+        for task in reversed(tasks):
+            await task.stop()
 
 
 @contextlib.asynccontextmanager
@@ -235,6 +241,8 @@ async def _check_signer(signer: UnixSigner, config: ServerConfig) -> None:
             f"(debug: {config.debug}). Give both the same network"
         )
         raise StartError(msg)
+    if problems := contradictions(health, config.rules):
+        raise StartError("; ".join(problems))
 
 
 @contextlib.asynccontextmanager

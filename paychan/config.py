@@ -86,6 +86,9 @@ class Settlement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Signer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     socket: Annotated[str, setting('socket of the signer; "": signer.sock in the state directory', "path")] = ""
     deadline_seconds: Annotated[float, setting("longest wait for one answer", "seconds", gt=0)] = 5.0
+    show_seconds: Annotated[
+        float, setting("so often the signer is shown payments that have grown; 0: never", "seconds", ge=0)
+    ] = 300.0
 
 
 class Chain(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -122,9 +122,9 @@ class System:
                 if f"[{name}]" in text
                 else text + f"[{name}]\n{lines}\n"
             )
-        share = re.search(r"max_fee_percent = \d+", text)
-        if share:  # the signer holds the server to its own share, so whoever changes one changes both
-            signer = signer.replace("[policy]\n", f"[policy]\n{share[0]}\n")
+        # The signer holds the server to its own limits, so whoever changes one changes both.
+        for limit in re.findall(r"^(?:max_fee_percent|max_fee_sat_per_vb) = \d+", text, re.MULTILINE):
+            signer = signer.replace("[policy]\n", f"[policy]\n{limit}\n")
         self.server_file = directory / "server.toml"
         self.signer_file = directory / "signer.toml"
         self.server_file.write_text(text + extra)

@@ -1,0 +1,96 @@
+"""The newest payments are shown to the signer by a task that nothing waits for and that nothing ends."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from actors import showing
+from actors.showing import Showing
+from paychan.protocol.types import OutPoint
+from paychan.signing.base import SignerAbsent, SignerRefused
+from paychan.supervisor import Supervisor
+from tests.lib.channels import Payer
+from tests.lib.crashes import each_wait
+from tests.lib.ledger import MemoryLedger
+from tests.lib.world import DebugPayer, Local, local
+
+
+def ledger_of(server: Local) -> MemoryLedger:
+    ledger = server.signer.real._handle._ledger
+    assert isinstance(ledger, MemoryLedger)
+    return ledger
+
+
+def known(server: Local) -> dict[OutPoint, int]:
+    """What the signer knows of channels: what it gives the client at most."""
+    return {outpoint: claim.payment.change_sat for outpoint, claim in ledger_of(server).payments.items()}
+
+
+async def test_fault_73_what_has_grown_is_shown_and_nothing_else(tmp_path: Path):
+    """After a round the signer knows the newest payment of each open channel; a round without payments asks nothing."""
+    async with local(tmp_path) as server:
+        shows = Showing(server.world, 1, pause_seconds=0)
+        first, second = DebugPayer("first"), DebugPayer("second")
+        for payer in (first, second):
+            await server.open(payer, 10_000)
+        await shows.round()
+        assert known(server) == {each.outpoint: each.funding_sat - 10_000 for each in (first, second)}
+        assert server.signer.calls["show_newest"] == 1
+
+        await shows.round()
+        assert server.signer.calls["show_newest"] == 1
+        await server.registry.ask(first.outpoint, first.pays(25_000))
+        await shows.round()
+        assert known(server)[first.outpoint] == first.funding_sat - 25_000
+        assert server.signer.calls["show_newest"] == 2
+
+
+async def test_fault_73_many_channels_are_shown_in_batches(tmp_path: Path):
+    """No message holds more than a batch, and between two there is a turn for others."""
+    async with local(tmp_path) as server:
+        payers = [DebugPayer(f"payer {number}") for number in range(showing.BATCH + 3)]
+        await server.fill([payer.channel(paid_sat=10_000) for payer in payers])
+
+        await Showing(server.world, 1, pause_seconds=0).round()
+
+        assert server.signer.calls["show_newest"] == 2
+        assert len(known(server)) == len(payers)
+
+
+async def test_fault_73_a_signer_that_is_away_gets_it_later(tmp_path: Path):
+    """Neither absence nor a refusal ends the task; what was not shown is shown in the next round."""
+    async with local(tmp_path) as server:
+        payer = DebugPayer("a")
+        await server.open(payer)
+        supervisor = Supervisor()
+        server.signer.fail("show_newest", SignerAbsent("away"), times=2)
+        task = supervisor.run("payments shown", Showing(server.world, 0.001).run)
+        await until_known(server, payer)
+        server.signer.fail("show_newest", SignerRefused("protocol-message", "another version"), times=2)
+        await server.registry.ask(payer.outpoint, payer.pays(25_000))
+        async with asyncio.timeout(20):
+            while known(server)[payer.outpoint] != payer.funding_sat - 25_000:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        assert task.restarts == 0
+        await supervisor.close()
+
+
+async def until_known(server: Local, payer: Payer) -> None:
+    async with asyncio.timeout(20):
+        while payer.outpoint not in known(server):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def test_fault_73_killed_at_any_await_it_is_started_again(tmp_path: Path):
+    """Whichever await raises, the payment is shown in the end."""
+    for crash in each_wait():
+        async with local(tmp_path / str(crash.at)) as server:
+            payer = DebugPayer("a")
+            await server.open(payer)
+            supervisor = Supervisor()
+            supervisor.run("payments shown", crash(Showing(server.world, 0.001, pause_seconds=0).run))
+            await until_known(server, payer)
+            await supervisor.close()
+        if crash.at >= 6:  # the rounds repeat
+            break
