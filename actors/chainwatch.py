@@ -75,7 +75,7 @@ class ChainWatch:
         self._frozen_by: Kind | None = None
         self.alarms: tuple[Alarm, ...] = ()
         world.chain_view.is_whole = False
-        registry.before_waking = self._look_before_its_turn
+        registry.before_waking.append(self._look_before_its_turn)
 
     async def wait(self, seconds: float) -> None:
         """Wait for a new block or another change, at most so long; or for as long as the last page of a round took."""
@@ -191,7 +191,9 @@ class ChainWatch:
         self._page_seconds = asyncio.get_running_loop().time() - begun
         if self._round_after is None:
             self._all_seen_at, self._round_at = self._round_at, ""
-            self._world.chain_view.is_whole, self._registry.before_waking = True, None
+            self._world.chain_view.is_whole = True
+            if self._look_before_its_turn in self._registry.before_waking:
+                self._registry.before_waking.remove(self._look_before_its_turn)
 
     def _note_earnings(self, page: Sequence[Channel]) -> None:
         above = self._world.withdraw_above_sat

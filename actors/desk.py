@@ -33,7 +33,6 @@ from paychan.protocol.settlement import (
     Settlement,
     base_size,
     outpoints_of,
-    spends_by_server_branch,
 )
 from paychan.protocol.types import OutPoint, Sat
 from paychan.signing.base import SignerAbsent, SignerRefused
@@ -66,9 +65,6 @@ class Desk:
         Raises:
             SignerUnavailable, SigningFailed, NotEconomical: it stays as it is.
         """
-        there = await self._already_there(channel)
-        if there is not None:
-            return there
         batch = self._batches.pop(channel.outpoint, None) or self._form_batch(channel)
         if batch is not None:
             self._batches.pop(channel.outpoint, None)
@@ -77,22 +73,16 @@ class Desk:
                 return together
         return None if channel.outpoint in self._waiting else await sign([channel], self._world)
 
-    async def _already_there(self, channel: Channel) -> Settlement | None:
-        """Find a settlement of ours that is out already: its record was lost in a crash, or is younger than a backup."""
-        try:
-            spend = await self._world.chain.spender(channel.outpoint)
-            raw = await self._world.chain.transaction(spend.txid) if spend else b""
-        except ChainFailed:
-            return None
-        if spend is None or not spends_by_server_branch(raw, channel.outpoint):
-            return None
-        found = Settlement(raw, spend.txid, Sat(0))
-        funded = [
-            record.funding_sat for outpoint in outpoints_of(found.transaction) if (record := await self._read(outpoint))
-        ]
-        fee = sum(funded) - sum(out.nValue for out in CTransaction.deserialize(raw).vout)
-        log.info("settlement found", channel=str(channel.outpoint), txid=spend.txid[::-1].hex())
-        return replace(found, fee_sat=Sat(max(fee, 0)))  # less than it pays where a coin of the reserve is in it
+    async def found(self, channel: Channel, settlement: Settlement) -> Settlement:
+        """Complete a settlement of ours that was found on the chain by its fee.
+
+        The fee is less than it pays where a coin of the reserve is in it: then it is replaced a little earlier.
+        """
+        outputs = CTransaction.deserialize(settlement.transaction).vout
+        outpoints = outpoints_of(settlement.transaction)
+        funded = [record.funding_sat for outpoint in outpoints if (record := await self._read(outpoint))]
+        log.info("settlement found", channel=str(channel.outpoint), txid=settlement.txid[::-1].hex())
+        return replace(settlement, fee_sat=Sat(max(sum(funded) - sum(out.nValue for out in outputs), 0)))
 
     def _form_batch(self, channel: Channel) -> asyncio.Task[dict[OutPoint, Settlement]] | None:
         """Let a drained channel wait for others; when they have waited long enough, or are enough, settle them.
@@ -161,7 +151,8 @@ class Desk:
         if task is None:
             task = self._replacing[paid.txid] = asyncio.create_task(self._replace_for_all(channel, paid, spend, others))
             task.add_done_callback(lambda _: self._replacing.pop(paid.txid, None))
-        return await asyncio.shield(task)
+        better = await asyncio.shield(task)  # for other channels of the batch, if this one's funding seems gone
+        return better if better is not None and channel.outpoint in outpoints_of(better.transaction) else None
 
     async def _replace_for_all(
         self, channel: Channel, paid: Settlement, spend: Spend | None, others: Sequence[Channel]

@@ -11,11 +11,12 @@ from actors.exposure import Reservation
 from actors.registry import Registry
 from actors.world import World
 from paychan.chain.base import ChainFailed, Funding
-from paychan.protocol.channel import Accepted, Opening, Outcome, Rejected
+from paychan.protocol.channel import Accepted, Adopt, Opening, Outcome, Rejected, State
 from paychan.protocol.errors import (
     ChainUnavailable,
     FundingNotFound,
     KeyReuse,
+    OutpointUsed,
     PaychanError,
     SignerUnavailable,
     SigningFailed,
@@ -25,8 +26,9 @@ from paychan.protocol.errors import (
 from paychan.protocol.opening import open_channel
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
 from paychan.protocol.scripts import ChannelTerms, make_terms
+from paychan.protocol.signerwire import Newest
 from paychan.protocol.types import OutPoint, Sat, UnixTime
-from paychan.signing.base import SignerAbsent, SignerRefused, show
+from paychan.signing.base import SignerAbsent, SignerRefused, news, show
 
 _KEYS_KEPT = 10_000
 """Server keys remembered, so that funding info and opening ask the signer once; about 200 bytes each."""
@@ -113,7 +115,29 @@ class Opener:
         in_the_way = await self._registry.in_the_way(funding.outpoint)  # told to the one who signed, not to all
         if in_the_way is not None:
             return Rejected(in_the_way)
-        return await self._create(outcome, funding)
+        try:
+            known = await self._known_before(funding.outpoint, request.payment)
+        except PaychanError as error:
+            return Rejected(error)
+        created = await self._create(outcome, funding)
+        if not known or isinstance(created, Rejected):
+            return created
+        adopted = await self._registry.ask(funding.outpoint, known[0])
+        is_open = isinstance(adopted, Accepted) and adopted.channel.state is State.OPEN
+        return adopted if is_open else Rejected(OutpointUsed(outpoint=str(funding.outpoint)))
+
+    async def _known_before(self, outpoint: OutPoint, payment: Payment) -> list[Adopt]:
+        """Return what the signer knows of a channel that the store does not: the store is from a backup.
+
+        The record begins where the signer's knowledge ends. One that was settled takes no payments; its record is made
+        only to carry that settlement out.
+        """
+        try:
+            return await news(self._world.signer, [Newest(outpoint, payment.change_sat)])
+        except SignerAbsent as error:
+            raise SignerUnavailable(reason=str(error)) from error
+        except SignerRefused as error:
+            raise SigningFailed(reason=str(error)) from error
 
     async def _show(self, funding: Funding) -> None:
         """Show the signer the funding transaction while the chain has it: it signs no settlement of what it never saw.

@@ -31,8 +31,8 @@ class Registry:
         self._reading: dict[OutPoint, asyncio.Task[Channel | None]] = {}
         self._unanswered = 0
         self.desk = Desk(world, self.read)
-        self.before_waking: Callable[[Channel], Awaitable[None]] | None = None
-        """Awaited with the record of each channel that is to be woken, while `actors.chainwatch` wants that."""
+        self.before_waking: list[Callable[[Channel], Awaitable[None]]] = []
+        """Awaited with the record of each channel that is to be woken, while the first looks since the start want that."""
 
     @property
     def awake(self) -> int:
@@ -163,8 +163,8 @@ class Registry:
 
     async def _read_to_wake(self, outpoint: OutPoint) -> Channel | None:
         channel = await self._world.store.get(outpoint)
-        if channel is not None and self.before_waking is not None:
-            await self.before_waking(channel)
+        if channel is not None and self.before_waking:
+            await asyncio.gather(*(before(channel) for before in self.before_waking))
         return channel
 
     def _wake(self, channel: Channel) -> ChannelActor:

@@ -12,6 +12,7 @@ import contextlib
 import structlog
 
 from actors.desk import Desk
+from actors.signing import Newer, newest_claim
 from actors.world import World
 from paychan.chain.base import ChainFailed, Spend
 from paychan.protocol.channel import (
@@ -27,6 +28,7 @@ from paychan.protocol.channel import (
 from paychan.protocol.errors import PublishFailed
 from paychan.protocol.fees import is_below_floor
 from paychan.protocol.settlement import Settlement, spends_by_server_branch
+from paychan.protocol.types import Sat
 
 log = structlog.get_logger("settlement")
 
@@ -40,14 +42,39 @@ async def perform(step: Step, channel: Channel, world: World, desk: Desk) -> Com
     if channel.closing is None:
         msg = f"{channel.outpoint} is {channel.state.value}, nothing to settle"
         raise ValueError(msg)
+    try:
+        return await _perform(step, channel, world, desk)
+    except Newer as newer:
+        adopt = newer.adopt
+    log.error("the record is older than what was signed", channel=str(channel.outpoint))
+    return adopt
+
+
+async def _perform(step: Step, channel: Channel, world: World, desk: Desk) -> Command | None:
     if step is Step.SIGN:
-        return _signed(await desk.first(channel))
-    if channel.closing.settlement is None:
+        return await _sign(channel, world, desk)
+    if channel.closing is None or channel.closing.settlement is None:
         msg = f"{channel.outpoint} has no signed settlement"
         raise ValueError(msg)
     if step is Step.PUBLISH:
         return await _publish(channel, channel.closing.settlement, world, desk)
     return await _watch(channel, channel.closing.settlement, world, desk)
+
+
+async def _sign(channel: Channel, world: World, desk: Desk) -> Command | None:
+    """Have the first settlement signed, unless the coins are gone, or one is there already.
+
+    One of ours that spends the output is out since a crash, or is younger than a backup; so is what the signer signed.
+    """
+    with contextlib.suppress(ChainFailed):
+        spend = await world.chain.spender(channel.outpoint)
+        raw = await world.chain.transaction(spend.txid) if spend else b""
+        if spend is not None and spends_by_server_branch(raw, channel.outpoint):
+            return Signed(await desk.found(channel, Settlement(raw, spend.txid, Sat(0))))
+        if spend is not None and spend.confirmations >= world.depth(channel):
+            log.error("funding was spent by another", channel=str(channel.outpoint), txid=spend.txid[::-1].hex())
+            return SpentElsewhere(spend.txid)
+    return await newest_claim(channel, world) or _signed(await desk.first(channel))
 
 
 async def _publish(channel: Channel, settlement: Settlement, world: World, desk: Desk) -> Command:

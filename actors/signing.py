@@ -7,12 +7,35 @@ from collections.abc import Iterator, Sequence
 
 from actors.world import World
 from paychan.chain.base import ChainFailed
-from paychan.protocol.channel import Channel
+from paychan.protocol.adoption import is_older
+from paychan.protocol.channel import Adopt, Channel
 from paychan.protocol.errors import NotEconomical, SignerUnavailable, SigningFailed
 from paychan.protocol.fees import Shortfall, is_starved, most_sat, plan_closing, plan_reserve_fee, wanted_rate
 from paychan.protocol.settlement import Claim, Coin, Reserve, Settlement, settlement_size
+from paychan.protocol.signerwire import Newest
 from paychan.protocol.types import Sat
-from paychan.signing.base import OUTDATED, SignerAbsent, SignerRefused, sign_for_no_less
+from paychan.signing.base import OUTDATED, SignerAbsent, SignerRefused, news, sign_for_no_less
+
+
+class Newer(Exception):
+    """The signer refuses the record's claim, because it signed for a newer one; the channel is to adopt that first."""
+
+    def __init__(self, adopt: Adopt) -> None:
+        super().__init__(str(adopt.claim.outpoint))
+        self.adopt = adopt
+
+
+async def newest_claim(channel: Channel, world: World) -> Adopt | None:
+    """Ask the signer what it knows of a closing channel: its record may be from a backup, or a crash lost the answer.
+
+    None: nothing, or something older than the record.
+
+    Raises:
+        SignerUnavailable, SigningFailed: not known.
+    """
+    with _signer_errors():
+        found = await news(world.signer, [Newest(channel.outpoint, channel.payment.change_sat)])
+    return next((each for each in found if not is_older(each.claim, channel)), None)
 
 
 def rate_of(members: Sequence[Channel], world: World) -> int:
@@ -33,6 +56,7 @@ async def sign(members: Sequence[Channel], world: World, least_sat: Sat = Sat(0)
     Raises:
         SignerUnavailable, SigningFailed: the signer is away, or says no.
         NotEconomical: they brought less than any settlement costs.
+        Newer: the signer signed for a newer claim of the one channel.
     """
     rate, claims = rate_of(members, world), [member.claim for member in members]
     with _signer_errors():
@@ -50,8 +74,7 @@ async def sign(members: Sequence[Channel], world: World, least_sat: Sat = Sat(0)
         except SignerRefused as error:
             if error.tag != OUTDATED or len(claims) > 1:
                 raise
-            # our record is from a backup: what is due is what the signer signed after it
-            return await world.signer.sign_again(claims[0].outpoint)
+            raise Newer(await world.signer.sign_again(claims[0].outpoint)) from error
 
 
 async def lean_on_reserve(

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterable
 import structlog
 
 from actors.alarm import Alarm, Kind, about
+from actors.behind import Behind
 from actors.chainwatch import REMEMBERED_SECONDS, ChainWatch
 from actors.channel import Message, Resume
 from actors.registry import Registry
@@ -45,6 +46,7 @@ class Watcher:
         self._world = world
         self._registry = registry
         self._chain = ChainWatch(world, registry, stale_seconds)
+        self._behind = Behind(world, registry)
         self._interval_seconds = interval_seconds
         self._alarm_seconds = alarm_seconds
         self._idle_seconds = idle_seconds
@@ -84,6 +86,7 @@ class Watcher:
     async def _look(self) -> None:
         """Close what is due, resume what is unfinished, alarm about what is late."""
         await self._chain.look()
+        await self._behind.look()
         now = self._world.acting_time()
         due = now + self._world.rules.settlement_period_seconds
         await self._tell(walk(self._world.store, State.OPEN, due + 1), Close(CloseReason.EXPIRY))

@@ -30,6 +30,8 @@ class ChainView:
     """Channels that take no payments at the moment, and why: their funding output is not there as it should be."""
     agreed: Reading | None = None
     """The last reading of the clocks that a block agreed with, see `protocol.moment`."""
+    unasked: dict[OutPoint, str] = field(default_factory=dict)
+    """Open channels that take no payments since the start, because the signer may have settled them; and why."""
     is_whole: bool = True
     """False until all open channels were looked at since the start: `World.exposure` may lack some."""
 
@@ -96,4 +98,6 @@ class World:
         """The moment, as the channel machine judges it."""
         seen = self.chain_view
         frozen = seen.problem or (seen.in_danger.get(outpoint, "") if outpoint is not None else "")
+        if seen.unasked and outpoint is not None:
+            frozen = frozen or seen.unasked.get(outpoint, "")
         return View(self.now(), self.rules, frozen, seen.tip.median_time if seen.tip else None)

@@ -13,12 +13,17 @@ from concurrent.futures import Future
 from functools import partial
 from typing import NamedTuple, Protocol, TypeAlias
 
+from msgspec.structs import replace
+
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.scripts import check_expiry, check_public_key, make_terms
 from paychan.protocol.settlement import Claim, Settlement, prepare_child, prepare_settlement
 from paychan.protocol.signerwire import (
     MAX_CLAIMS,
+    AgainReply,
     AgainRequest,
+    BehindReply,
+    BehindRequest,
     ChildReply,
     ChildRequest,
     FundingReply,
@@ -40,6 +45,7 @@ from paychan.protocol.signerwire import (
     StatusRequest,
 )
 from paychan.protocol.types import Sat, UnixTime
+from signer.behind import behind, newer_than_signed
 from signer.budget import NEWEST_PER_SECOND, Budget, Kind, kind_of
 from signer.fundings import FundingProblem, shown_outputs
 from signer.journal import Journal
@@ -176,12 +182,8 @@ class Handler:
 
     def _judged(self, request: Request, peer_uid: int, now: UnixTime) -> Reply | Approved:
         match request:
-            case Health():
-                return self._health(request)
-            case StatusRequest():
-                return self._status(request, now)
-            case ReserveRequest():
-                return ReserveReply(request.id, self._keys.reserve().public_key)
+            case Health() | StatusRequest() | ReserveRequest() | BehindRequest():
+                return self._told(request, now)
             case KeyRequest():
                 return self._key(request, peer_uid)
             case FundingRequest():
@@ -218,6 +220,18 @@ class Handler:
             Sat(limits.max_fee_sat),
             limits.max_fee_sat_per_vb,
         )
+
+    def _told(self, request: Health | StatusRequest | ReserveRequest | BehindRequest, now: UnixTime) -> Reply:
+        """Answer what changes nothing and is no decision."""
+        match request:
+            case Health():
+                return self._health(request)
+            case StatusRequest():
+                return self._status(request, now)
+            case ReserveRequest():
+                return ReserveReply(request.id, self._keys.reserve().public_key)
+            case BehindRequest():
+                return BehindReply(request.id, behind(request.payments, self._ledger))
 
     def _status(self, request: StatusRequest, now: UnixTime) -> Reply:
         head, flow = self._ledger.head, self._ledger.flow
@@ -304,15 +318,22 @@ class Handler:
         return Approved(durable, lambda: self._signed(request, own, digest, partial(SettlementReply, request.id)))
 
     def _again(self, request: AgainRequest, peer_uid: int) -> Reply | Approved:
-        before = self._ledger.read([request.outpoint]).get(request.outpoint)
+        outpoint = request.outpoint
+        before = self._ledger.read([outpoint]).get(outpoint)
+        shown = newer_than_signed(outpoint, before, self._ledger)
+        if shown is not None:
+            return AgainReply(request.id, shown)
         newest = None if before is None else self._ledger.request(before.digest)
         if before is None or newest is None:
-            refusal = Refusal(request.id, "policy-template", f"nothing was signed for {request.outpoint}")
+            refusal = Refusal(request.id, "policy-template", f"nothing was signed for {outpoint}")
             return self._refuse(request, peer_uid, refusal)
-        own, digest = self._own(newest), before.digest
+        own, digest, named = self._own(newest), before.digest, replace(newest, id=0)
+        claim = next(claim for claim in newest.claims if claim.outpoint == outpoint)
         lines = self._journal.lines(self._journal.decision(request, peer_uid, "signed", digest=digest), is_new=False)
         durable = self._ledger.put(Entry(lines))
-        return Approved(durable, lambda: self._signed(newest, own, digest, partial(SettlementReply, request.id)))
+        return Approved(
+            durable, lambda: self._signed(newest, own, digest, partial(AgainReply, request.id, claim, named))
+        )
 
     def _child(self, request: ChildRequest, peer_uid: int, now: UnixTime) -> Reply | Approved:
         parent = request.parent

@@ -15,7 +15,7 @@ from enum import Enum
 from msgspec import Struct, structs
 
 from paychan.chain.base import Chain, ChainFailed
-from paychan.protocol.channel import Channel, Close, CloseReason, Rejected, State, View
+from paychan.protocol.channel import Accepted, Adopt, Channel, Close, CloseReason, Rejected, State, View
 from paychan.protocol.errors import NotEconomical
 from paychan.protocol.fees import ChainFees, Shortfall, most_sat, plan_closing, wanted_rate
 from paychan.protocol.machine import apply
@@ -26,8 +26,9 @@ from paychan.protocol.settlement import (
     settlement_size,
     spends_by_server_branch,
 )
+from paychan.protocol.signerwire import Newest
 from paychan.protocol.types import OutPoint, Sat, UnixTime
-from paychan.signing.base import OUTDATED, Signer, SignerRefused, sign_for_no_less
+from paychan.signing.base import Signer, SignerRefused, news, sign_for_no_less
 
 _AT_ONCE = 32
 """Channels settled side by side; the signer and the node answer them in turn anyway."""
@@ -77,6 +78,23 @@ class Unit(Struct, frozen=True):
 
     members: tuple[Channel, ...]
     signed: Settlement | None = None
+
+
+async def up_to_date(channels: Sequence[Channel], signer: Signer, view: View) -> list[Channel]:
+    """Complete records of a backup by what the signer signed after it: the newest payments, scripts and settlements.
+
+    Raises:
+        SignerAbsent, SignerRefused: not known.
+    """
+    unfinished = [channel for channel in channels if channel.state not in _ENDED]
+    payments = [Newest(channel.outpoint, channel.payment.change_sat) for channel in unfinished]
+    known = {adopt.claim.outpoint: adopt for adopt in await news(signer, payments)}
+    return [_adopted(channel, known.get(channel.outpoint), view) for channel in channels]
+
+
+def _adopted(channel: Channel, adopt: Adopt | None, view: View) -> Channel:
+    outcome = apply(channel, adopt, view) if adopt is not None else Accepted(channel)
+    return outcome.channel if isinstance(outcome, Accepted) else channel
 
 
 def sort_out(channels: Sequence[Channel], view: View) -> tuple[list[Unit], list[Fate]]:
@@ -244,12 +262,7 @@ class Settler:
         most = most_sat(claims, size, rules)
         fee = max(plan, min(most, self._least(size, rivals)))
         transactions = self._chain.transaction if self._chain else None
-        try:
-            return await sign_for_no_less(self._signer, claims, script, fee, most, transactions=transactions)
-        except SignerRefused as error:
-            if error.tag != OUTDATED or len(claims) > 1:
-                raise
-            return await self._signer.sign_again(claims[0].outpoint)  # for a payment that the backup lacks
+        return await sign_for_no_less(self._signer, claims, script, fee, most, transactions=transactions)
 
     def _rate(self, members: Sequence[Channel]) -> int:
         wanted = (wanted_rate(member, self._rules, self._now, self._fees) for member in members)

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from paychan.chain.base import Chain, ChainFailed
-from paychan.cli.offline import Fate, Outcome, Settler, sort_out
+from paychan.cli.offline import Fate, Outcome, Settler, sort_out, up_to_date
 from paychan.cli.terminal import err, fail, out
 from paychan.config import Chain as ChainSettings
 from paychan.config import ServerConfig, Signer, load_server_config
@@ -190,8 +190,9 @@ async def _settle_channels(wish: Wish, manifest: Manifest, channels: Sequence[Ch
         if chain is not None:
             stack.push_async_callback(chain.close)
         now, fees = await _moment(chain)
-        units, fates = sort_out(channels, View(now, wish.config.rules))
-        settler = Settler(signer, chain if wish.publish else None, View(now, wish.config.rules), fees, wish.fee_rate)
+        view = View(now, wish.config.rules)
+        units, fates = sort_out(await up_to_date(channels, signer, view), view)
+        settler = Settler(signer, chain if wish.publish else None, view, fees, wish.fee_rate)
         with _progress("settling", sum(len(unit.members) for unit in units)) as progress:
             fates += await settler.settle_all(units, progress)
     fates.sort(key=lambda fate: (fate.channel.terms.expiry, fate.channel.outpoint.serialize()))

@@ -204,8 +204,25 @@ class SpentElsewhere(Struct, frozen=True):
     txid: bytes
 
 
+class Adopt(Struct, frozen=True):
+    """The signer knows this claim, and has signed this settlement for it, if any: the record is from a backup."""
+
+    claim: Claim
+    settlement: Settlement | None = None
+
+
 Command: TypeAlias = (
-    Pay | Answer | CloseByProof | CloseByPayment | Close | Signed | Published | Confirmed | Vanished | SpentElsewhere
+    Pay
+    | Answer
+    | CloseByProof
+    | CloseByPayment
+    | Close
+    | Signed
+    | Published
+    | Confirmed
+    | Vanished
+    | SpentElsewhere
+    | Adopt
 )
 
 

@@ -10,6 +10,7 @@ derives it from the record, so the same code goes on after a crash at any point.
                                                    ├──────────── signed, dearer ──────────┤                   │
                                                    └──────── no longer in the chain ──────┴───────────────────┘
     any but LOST ──funding spent by something else──▶ LOST
+    any but CLOSED, LOST ──the signer has signed for it, and the record lacks that──▶ CLOSING
 
 A withdrawal takes the same way; `opening.successor` is the channel that goes on at its change output. How a channel
 begins is in `opening.py`.
@@ -25,8 +26,10 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import Struct
 
+from paychan.protocol.adoption import adopted
 from paychan.protocol.channel import (
     Accepted,
+    Adopt,
     Answer,
     Channel,
     Close,
@@ -247,6 +250,11 @@ def _vanished(channel: Channel, command: Vanished, view: View, _verifier: Paymen
     return Accepted(_replace(channel, state=State.CLOSING))
 
 
+def _adopt(channel: Channel, command: Adopt, view: View, _verifier: PaymentVerifier | None) -> Outcome:
+    """A record from a backup goes on from what was signed after it; see `adoption`."""
+    return adopted(channel, command, view)
+
+
 def _lost(channel: Channel, command: SpentElsewhere, view: View, _verifier: PaymentVerifier | None) -> Outcome:
     closing = channel.closing or Closing(CloseReason.EXPIRY, view.paying_time)
     return Accepted(
@@ -300,6 +308,7 @@ TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
         Confirmed: _unchanged,
         Vanished: _unchanged,
         SpentElsewhere: _lost,
+        Adopt: _adopt,
     },
     State.CLOSING: {
         Pay: _ended,
@@ -312,6 +321,7 @@ TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
         Confirmed: _unchanged,
         Vanished: _unchanged,
         SpentElsewhere: _lost,
+        Adopt: _adopt,
     },
     State.PUBLISHED: {
         Pay: _ended,
@@ -324,6 +334,7 @@ TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
         Confirmed: _confirmed,
         Vanished: _vanished,
         SpentElsewhere: _lost,
+        Adopt: _adopt,
     },
     State.CLOSED: {
         Pay: _ended,
@@ -336,6 +347,7 @@ TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
         Confirmed: _unchanged,
         Vanished: _vanished,
         SpentElsewhere: _lost,
+        Adopt: _unchanged,
     },
     State.LOST: {
         Pay: _ended,
@@ -348,5 +360,6 @@ TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
         Confirmed: _unchanged,
         Vanished: _unchanged,
         SpentElsewhere: _unchanged,
+        Adopt: _unchanged,
     },
 }

@@ -22,7 +22,8 @@ VERSIONS = {
     3: "funding transactions are shown before anything of theirs is settled; what was signed is handed out again; "
     "an operator sees the signer's state; frames may be as large as a funding transaction",
     4: "health tells whether the signer can still write, and the fees that it allows; a key that is needed to settle is "
-    "marked; newest payments are shown",
+    "marked; newest payments are shown; what was signed or shown last is handed out "
+    "with its claim; a server asks which of its records are behind",
 }
 """What each version brought. A peer of another version is turned away: messages have no optional meaning."""
 
@@ -102,7 +103,7 @@ class FundingRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class AgainRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=7):
-    """Hand out again the newest settlement that was signed for this outpoint."""
+    """Hand out the newest claim of this outpoint, and again the newest settlement that was signed for it."""
 
     id: int
     outpoint: OutPoint
@@ -122,6 +123,23 @@ class NewestRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
     id: int
     claims: Annotated[tuple[Claim, ...], Meta(max_length=MAX_CLAIMS)]
+
+
+class Newest(Struct, frozen=True, array_like=True):
+    """The newest payment of a channel, as the server has it."""
+
+    outpoint: OutPoint
+    change_sat: Sat
+
+
+class BehindRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=10):
+    """Which of these payments are older than one that was shown, or belong to a channel that was settled?
+
+    Asked at each start of the server, whose store may be from a backup, and before the first settlement of a channel.
+    """
+
+    id: int
+    payments: Annotated[tuple[Newest, ...], Meta(max_length=MAX_CLAIMS)]
 
 
 class HealthReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=101):
@@ -176,6 +194,18 @@ class FundingReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     id: int
 
 
+class AgainReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=107):
+    """The newest claim of the outpoint that was signed for or shown: with it, a settlement of any fee can be asked for.
+
+    Where it was signed for, also the settlement and the request that was signed.
+    """
+
+    id: int
+    claim: Claim
+    request: SettlementRequest | None = None
+    settlement: Settlement | None = None
+
+
 class StatusReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=108):
     """What an operator wants to see. Times are Unix seconds, 0 where there is none."""
 
@@ -208,6 +238,13 @@ class NewestReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     refused: tuple[int, ...] = ()
 
 
+class BehindReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=110):
+    """Those of the channels."""
+
+    id: int
+    outpoints: tuple[OutPoint, ...]
+
+
 class Refusal(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=100):
     """The signer says no: a stable tag (`policy-…`, or `protocol-…` for requests it can't read) and the reason.
 
@@ -230,6 +267,7 @@ Request: TypeAlias = (
     | AgainRequest
     | StatusRequest
     | NewestRequest
+    | BehindRequest
 )
 Reply: TypeAlias = (
     HealthReply
@@ -238,8 +276,10 @@ Reply: TypeAlias = (
     | ChildReply
     | ReserveReply
     | FundingReply
+    | AgainReply
     | StatusReply
     | NewestReply
+    | BehindReply
     | Refusal
 )
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
+from paychan.protocol.channel import Adopt
 from paychan.protocol.settlement import Claim, Reserve, Settlement, without_witness
-from paychan.protocol.signerwire import HealthReply, KeyReply, NewestReply
+from paychan.protocol.signerwire import MAX_CLAIMS, HealthReply, KeyReply, Newest, NewestReply
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 
 UNSHOWN = "protocol-funding"
@@ -76,11 +78,27 @@ class Signer(Protocol):
     async def show_newest(self, claims: Sequence[Claim]) -> NewestReply:
         """Show the newest payments of channels, up to `MAX_CLAIMS`: the signer gives these clients no more from now on."""
 
-    async def sign_again(self, outpoint: OutPoint) -> Settlement:
-        """Ask for the newest settlement that was signed for this outpoint, whoever asked for it."""
+    async def behind(self, payments: Sequence[Newest]) -> tuple[OutPoint, ...]:
+        """Ask of which of these channels (up to `MAX_CLAIMS`) a settlement was signed, or a newer payment was shown."""
+
+    async def sign_again(self, outpoint: OutPoint) -> Adopt:
+        """Ask for the newest claim of this outpoint, and for the newest settlement that was signed for it."""
 
     async def close(self) -> None:
         """Let go of connections."""
+
+
+async def news(signer: Signer, payments: Sequence[Newest]) -> list[Adopt]:
+    """Return what the signer knows more of these channels than these payments: newer ones, and settlements.
+
+    Raises what `Signer` raises, but one that the signer can not hand out again is left out.
+    """
+    found = list[Adopt]()
+    for begin in range(0, len(payments), MAX_CLAIMS):
+        for outpoint in await signer.behind(payments[begin : begin + MAX_CLAIMS]):
+            with suppress(SignerRefused):
+                found.append(await signer.sign_again(outpoint))
+    return found
 
 
 async def show(signer: Signer, outpoints: Sequence[OutPoint], transactions: Transactions) -> None:

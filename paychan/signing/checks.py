@@ -16,9 +16,8 @@ from paychan.protocol.settlement import (
     build_settlement,
     sign_child,
     sign_settlement,
-    spends_by_server_branch,
 )
-from paychan.protocol.signerwire import ChildRequest, SettlementRequest
+from paychan.protocol.signerwire import AgainReply, ChildRequest, SettlementRequest
 from paychan.protocol.types import OutPoint
 from paychan.signing.base import SignerRefused
 
@@ -46,15 +45,17 @@ def check_child(came: Settlement, request: ChildRequest) -> None:
     _check_rebuilt(came, lambda: _rebuild_child(came, request))
 
 
-def check_spends(came: Settlement, outpoint: OutPoint) -> None:
-    """Check that it spends this outpoint by the server's branch."""
-    try:
-        ours = spends_by_server_branch(came.transaction, outpoint)
-        same = bytes(CTransaction.deserialize(came.transaction).GetTxid()) == came.txid
-    except (SerializationError, ValueError, IndexError) as error:
-        raise SignerRefused(WRONG_REPLY, f"not a transaction: {error}") from None
-    if not ours or not same:
-        raise SignerRefused(WRONG_REPLY, "no settlement of this outpoint")
+def check_again(reply: AgainReply, outpoint: OutPoint) -> None:
+    """Check that it is about this outpoint, and that its settlement, if any, is what its request and claim mean."""
+    if reply.claim.outpoint != outpoint:
+        raise SignerRefused(WRONG_REPLY, f"no claim of {outpoint}")
+    if reply.settlement is None or reply.request is None:
+        if (reply.settlement is None) != (reply.request is None):
+            raise SignerRefused(WRONG_REPLY, "a settlement without its request")
+        return
+    if reply.claim not in reply.request.claims:
+        raise SignerRefused(WRONG_REPLY, f"the claim of {outpoint} is not in the request")
+    check_settlement(reply.settlement, reply.request)
 
 
 def _check_rebuilt(came: Settlement, rebuild: Callable[[], Settlement]) -> None:

@@ -15,9 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from paychan.protocol.channel import Adopt
 from paychan.protocol.settlement import Claim, Reserve, Settlement
 from paychan.protocol.signerwire import (
+    AgainReply,
     AgainRequest,
+    BehindReply,
+    BehindRequest,
     ChildReply,
     ChildRequest,
     FundingReply,
@@ -26,6 +30,7 @@ from paychan.protocol.signerwire import (
     HealthReply,
     KeyReply,
     KeyRequest,
+    Newest,
     NewestReply,
     NewestRequest,
     Refusal,
@@ -42,7 +47,7 @@ from paychan.protocol.signerwire import (
 )
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.signing.base import SignerAbsent, SignerRefused
-from paychan.signing.checks import WRONG_REPLY, check_child, check_key, check_settlement, check_spends
+from paychan.signing.checks import WRONG_REPLY, check_again, check_child, check_key, check_settlement
 
 _PASSING = (
     "policy-deadline",
@@ -60,7 +65,18 @@ _TRIES = 6
 
 _PAUSE_SECONDS = 0.02
 
-_T = TypeVar("_T", HealthReply, KeyReply, ReserveReply, SettlementReply, ChildReply, FundingReply, NewestReply)
+_T = TypeVar(
+    "_T",
+    HealthReply,
+    KeyReply,
+    ReserveReply,
+    SettlementReply,
+    ChildReply,
+    FundingReply,
+    AgainReply,
+    BehindReply,
+    NewestReply,
+)
 
 
 class UnixSigner:
@@ -127,14 +143,19 @@ class UnixSigner:
         """Show the newest payments of channels."""
         return await self._ask(NewestRequest(next(self._ids), tuple(claims)), NewestReply)
 
-    async def sign_again(self, outpoint: OutPoint) -> Settlement:
-        """Ask for the newest settlement that was signed for this outpoint.
+    async def behind(self, payments: Sequence[Newest]) -> tuple[OutPoint, ...]:
+        """Ask of which of these channels a settlement was signed, or a newer payment was shown."""
+        return (await self._ask(BehindRequest(next(self._ids), tuple(payments)), BehindReply)).outpoints
 
-        The one returned spends it by the server's branch; what else it does is known only to who asked for it.
+    async def sign_again(self, outpoint: OutPoint) -> Adopt:
+        """Ask for the newest claim of this outpoint, and for the newest settlement that was signed for it.
+
+        The settlement returned is what its request means, and the request has that claim; the client's signature
+        in the claim is checked by who adopts it.
         """
-        settlement = (await self._ask(AgainRequest(next(self._ids), outpoint), SettlementReply)).settlement
-        check_spends(settlement, outpoint)
-        return settlement
+        reply = await self._ask(AgainRequest(next(self._ids), outpoint), AgainReply)
+        check_again(reply, outpoint)
+        return Adopt(reply.claim, reply.settlement)
 
     async def close(self) -> None:
         """Let go of the connection; calls in flight and later ones end with `SignerAbsent`."""

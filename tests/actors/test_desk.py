@@ -10,12 +10,13 @@ from bitcoin.core import CTransaction
 from paychan.chain.base import ChainFailed, Spend
 from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Channel, Close, CloseReason, State
+from paychan.protocol.errors import OutpointUsed
 from paychan.protocol.settlement import Settlement
 from paychan.protocol.types import UnixTime
 from paychan.signing.base import SignerAbsent, SignerRefused
 from tests.lib.channels import NOW, RULES
 from tests.lib.kernel import interpreter_accepts
-from tests.lib.world import Clock, DebugPayer, Local, accepted, local
+from tests.lib.world import Clock, DebugPayer, Local, accepted, local, refused
 
 PAYERS = [DebugPayer(f"desk {number}") for number in range(4)]
 FIRST, SECOND, THIRD, FOURTH = PAYERS
@@ -177,10 +178,9 @@ async def test_a_batch_waits_for_the_signer_and_for_a_restart(tmp_path: Path) ->
         assert (await server.stored(FIRST)).state is (await server.stored(SECOND)).state is State.CLOSED
 
 
-async def test_a_settlement_signed_for_more_is_matched(tmp_path: Path) -> None:
-    """A server that forgot a settlement (an old backup) pays as much as the signer once signed for, and a little more."""
-    dear = {"fee_sat_per_vb": 20}
-    async with local(tmp_path / "now", **dear) as server:
+async def test_fault_03_a_settlement_that_was_signed_is_carried_out(tmp_path: Path) -> None:
+    """A server that lost the channel with its store does not open it again, and carries out what the signer signed."""
+    async with local(tmp_path / "now", fee_sat_per_vb=20) as server:
         await server.open(FIRST)
         signer = server.signer.real
         accepted(await server.registry.ask(FIRST.outpoint, Close(CloseReason.OPERATOR)))
@@ -188,13 +188,9 @@ async def test_a_settlement_signed_for_more_is_matched(tmp_path: Path) -> None:
 
     async with local(tmp_path / "backup") as server:
         server.signer.real = signer
-        await server.open(FIRST)
-        accepted(await server.registry.ask(FIRST.outpoint, Close(CloseReason.OPERATOR)))
-        after = await settlement(server, FIRST)
-    assert before is not None
-    assert after is not None
-    assert after.is_dearer_than(before)
-    assert after.fee_sat <= before.fee_sat * 102 // 100
+        assert isinstance(refused(await server.opener.open(FIRST.request())), OutpointUsed)
+        assert before is not None
+        assert await settlement(server, FIRST) == before
 
 
 async def test_a_settlement_that_is_out_already_is_found(tmp_path: Path) -> None:

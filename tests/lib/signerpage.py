@@ -111,8 +111,7 @@ def _versions() -> str:
 def _index() -> str:
     rows = []
     for request in requests():
-        reply = {signerwire.AgainRequest: signerwire.SettlementReply}.get(request)
-        answer = reply or next(kind for kind in replies() if _number(kind) == _number(request) + 100)
+        answer = next(kind for kind in replies() if _number(kind) == _number(request) + 100)
         rows.append(f"| {_number(request)} | {_link(request)} | {_number(answer)} | {_link(answer)} |")
     table = ["| number | request | number | reply |", "|---|---|---|---|", *rows]
     refusal = signerwire.Refusal

@@ -25,13 +25,16 @@ from actors.watcher import Watcher
 from actors.world import World
 from paychan.application.base import Application
 from paychan.chain.debug import DebugChain
-from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected
+from paychan.protocol.channel import Accepted, Adopt, Channel, Outcome, Pay, Rejected
 from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT, debug_outpoint
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.rest import opening_secret
 from paychan.protocol.settlement import Claim, Reserve, Settlement
 from paychan.protocol.signerwire import (
+    AgainReply,
     AgainRequest,
+    BehindReply,
+    BehindRequest,
     ChildReply,
     ChildRequest,
     FundingRequest,
@@ -39,6 +42,7 @@ from paychan.protocol.signerwire import (
     HealthReply,
     KeyReply,
     KeyRequest,
+    Newest,
     NewestReply,
     NewestRequest,
     Refusal,
@@ -51,6 +55,7 @@ from paychan.protocol.signerwire import (
 )
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 from paychan.signing.base import SignerRefused
+from paychan.signing.checks import check_again
 from paychan.store.base import Change
 from paychan.store.leveldb import LevelDbStore
 from signer.handlers import Handler, Identity
@@ -98,6 +103,7 @@ class LocalSigner:
     """The signer's own handlers, called directly: a `Signer` with real keys and policies, no socket and no disk."""
 
     def __init__(self, ledger: Ledger | None = None) -> None:
+        """Begin with an empty ledger, or with what another one of these remembers."""
         keys = KeyRing([StaticKey(DEBUG_KEY)], SERVER_DESTINATION)
         limits = Limits(max_fee_percent=100, requests_per_second=1_000_000, keys_per_second=1_000_000, debug=True)
         self._handle = Handler(keys, ledger or MemoryLedger(), Identity("test", "debug", debug=True), limits)
@@ -141,10 +147,16 @@ class LocalSigner:
         assert isinstance(reply, NewestReply)
         return reply
 
-    async def sign_again(self, outpoint: OutPoint) -> Settlement:
+    async def behind(self, payments: Sequence[Newest]) -> tuple[OutPoint, ...]:
+        reply = self._ask(BehindRequest(1, tuple(payments)))
+        assert isinstance(reply, BehindReply)
+        return reply.outpoints
+
+    async def sign_again(self, outpoint: OutPoint) -> Adopt:
         reply = self._ask(AgainRequest(1, outpoint))
-        assert isinstance(reply, SettlementReply)
-        return reply.settlement
+        assert isinstance(reply, AgainReply)
+        check_again(reply, outpoint)
+        return Adopt(reply.claim, reply.settlement)
 
     async def close(self) -> None:
         pass
@@ -250,6 +262,7 @@ async def local(
     chain: DebugChain | None = None,
     settings: dict[str, Any] | None = None,
     stale_seconds: int = 0,
+    ledger: Ledger | None = None,
     **rules: Any,
 ) -> AsyncIterator[Local]:
     """Run a server on the store in a directory; `rules` change `RULES`, `settings` what else the operator may.
@@ -258,7 +271,7 @@ async def local(
     """
     clock = clock or Clock()
     others = asyncio.all_tasks()
-    store, signer = Faulty(LevelDbStore.open(directory / "store", "test")), Faulty(LocalSigner())
+    store, signer = Faulty(LevelDbStore.open(directory / "store", "test")), Faulty(LocalSigner(ledger))
     failures: list[BaseException] = []
     world = World(
         network=Network.TEST,

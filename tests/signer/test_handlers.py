@@ -12,12 +12,18 @@ from hypothesis import given, settings
 from paychan.protocol.address import decode_address, key_script
 from paychan.protocol.signerwire import (
     MAX_CLAIMS,
+    AgainReply,
     AgainRequest,
+    BehindReply,
+    BehindRequest,
     ChildReply,
     Health,
     HealthReply,
     KeyReply,
     KeyRequest,
+    Newest,
+    NewestReply,
+    NewestRequest,
     Refusal,
     ReserveReply,
     ReserveRequest,
@@ -310,11 +316,30 @@ def test_again_gives_the_newest_settlement() -> None:
     assert isinstance(newest, SettlementReply)
 
     for claim in REQUEST.claims:
-        assert signs(AgainRequest(12, claim.outpoint)) == SettlementReply(12, newest.settlement)
+        assert signs(AgainRequest(12, claim.outpoint)) == AgainReply(
+            12, claim, mutated(dearer, "id", 0), newest.settlement
+        )
     for outpoint in (OutPoint(bytes(32), 0), OutPoint(b"", -1), make_reserve_request(KEYS).reserve.coins[0].outpoint):  # type: ignore[union-attr]
         reply = signs(AgainRequest(13, outpoint))
         assert isinstance(reply, Refusal)
         assert reply.tag == "policy-template"
+
+
+def test_fault_03_the_signer_names_the_records_that_are_behind() -> None:
+    """Channels with a settlement, or whose newer payment was shown, are named; the log has no line of the question."""
+    ledger = MemoryLedger()
+    signs = make_handler(KEYS, REQUEST, make_request(KEYS, drained=2), ledger=ledger)
+    known = [Newest(claim.outpoint, claim.payment.change_sat) for claim in REQUEST.claims]
+    shown = make_request(KEYS, drained=2).claims[2]
+    other = [Newest(OutPoint(bytes(32), 0), Sat(1)), Newest(OutPoint(b"", -1), Sat(1))]
+    asked = BehindRequest(1, (*known, *other, Newest(shown.outpoint, Sat(1)), Newest(shown.outpoint, Sat(0))))
+    assert signs(asked) == BehindReply(1, ())
+    signs(REQUEST)
+    assert signs(NewestRequest(2, (shown,))) == NewestReply(2)
+    lines = len(ledger.decisions)
+    assert signs(asked) == BehindReply(1, (*(each.outpoint for each in known), shown.outpoint))
+    assert len(ledger.decisions) == lines
+    assert signs(AgainRequest(3, shown.outpoint)) == AgainReply(3, shown)
 
 
 def test_status_tells_what_an_operator_wants_to_see() -> None:

@@ -94,7 +94,7 @@ def test_example_is_read_as_it_was_written(number: int) -> None:
         ("93 01 05 c0", None),  # superfluous
         ("91 01", None),  # missing
         ("92 01 05 00", None),  # bytes behind
-        ("92 09 05", None),  # unknown number
+        ("92 0b 05", None),  # unknown number
     ],
 )
 def test_values_are_read_as_the_page_says(body: str, is_read: Request | None) -> None:

@@ -73,10 +73,10 @@ class Signer:
         return reply
 
 
-def claim_to(script: bytes) -> Claim:
+def claim_to(script: bytes, change_sat: int = 400_000) -> Claim:
     """Claim 0 of the request, but for its change script, for which the client has signed too."""
     claim = REQUEST.claims[0]
-    payment = sign_payment(CLIENT, claim.terms, claim.outpoint, script, claim.payment.change_sat)
+    payment = sign_payment(CLIENT, claim.terms, claim.outpoint, script, Sat(change_sat))
     return mutated(mutated(claim, "change_script", script), "payment", payment)
 
 
@@ -108,12 +108,10 @@ def test_a_dearer_settlement_is_signed_and_remembered() -> None:
         ("fee_sat", 0, "no higher rate", 5_001),
         ("claims", REQUEST.claims[:1], "no higher rate", None),  # 5,001 sat for less than half of the size
         ("claims", (*REQUEST.claims, make_claim(SERVER_KEY, change_sat=0, number=2)), "no higher rate", None),
-        ("claims.0", claim_to(OTHER_SCRIPT), "claim 0: change goes to another script", 0),
-        ("claims.1.change_script", OTHER_SCRIPT, "claim 1: change goes to another script", 0),
     ],
 )
 def test_policy_replacement(path: str, new: Any, reason: str, need: int | None) -> None:
-    """A second settlement pays a higher rate, and the client at the same script and no more than before."""
+    """A second settlement pays a higher rate."""
     changed = mutated(DEARER, path, new)
     signer = Signer(REQUEST)
     if path == "claims" and len(new) == 1:
@@ -124,12 +122,22 @@ def test_policy_replacement(path: str, new: Any, reason: str, need: int | None) 
     assert reason in refusal.reason
     least = 5_000 * request_size(changed) // SIZE + 1
     assert refusal.need_sat == (least if need is None else need)
-    if need != 0:
-        if need is None:  # else it is the request that was signed
-            signer.refuses(mutated(changed, "fee_sat", refusal.need_sat - 1))
-        signer.signs(mutated(changed, "fee_sat", refusal.need_sat))
-    else:
-        signer.refuses(mutated(changed, "fee_sat", 1_000_000))
+    if need is None:  # else it is the request that was signed
+        signer.refuses(mutated(changed, "fee_sat", refusal.need_sat - 1))
+    signer.signs(mutated(changed, "fee_sat", refusal.need_sat))
+
+
+@pytest.mark.parametrize("claim", [claim_to(OTHER_SCRIPT), claim_to(OTHER_SCRIPT, 399_999)])
+def test_fault_04_another_script_that_the_client_signed_for_is_no_harm(claim: Claim) -> None:
+    """The same change or less at another script is signed for, at a higher rate; more change is not, at any script."""
+    signer = Signer(REQUEST)
+    need = signer.refuses(mutated(mutated(REQUEST, "fee_sat", 4_900), "claims.0", claim)).need_sat
+    elsewhere = mutated(mutated(REQUEST, "claims.0", claim), "fee_sat", need)
+    signer.signs(elsewhere)
+    assert signer.ledger.entries == entries_of(elsewhere)
+    more = signer.handler(mutated(mutated(elsewhere, "claims.0", claim_to(OTHER_SCRIPT, 400_001)), "fee_sat", 9_000))
+    assert isinstance(more, Refusal)
+    assert more.tag == "policy-watermark"
 
 
 @pytest.mark.parametrize("change_sat", [0, 399_999])

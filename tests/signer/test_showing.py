@@ -13,8 +13,10 @@ import pytest
 from bitcoin.core import CTransaction
 
 from paychan.chain.base import ChainFailed
+from paychan.protocol.channel import Adopt
 from paychan.protocol.settlement import Settlement
 from paychan.protocol.signerwire import (
+    AgainReply,
     FundingReply,
     Health,
     HealthReply,
@@ -173,7 +175,7 @@ async def test_newest_settlement_is_signed_again(tmp_path: Path) -> None:
             running.start()
 
             for claim in request.claims:
-                assert await signer.sign_again(claim.outpoint) == newest
+                assert await signer.sign_again(claim.outpoint) == Adopt(claim, newest)
             with pytest.raises(SignerRefused) as refused:
                 await signer.sign_again(OutPoint(bytes(32), 0))
             assert refused.value.tag == "policy-template"
@@ -184,6 +186,7 @@ assert isinstance(AGAIN, SettlementReply)
 SIGNED = AGAIN.settlement
 WRONG = {
     "of another outpoint": None,
+    "of another request": None,
     "other txid": msgspec.structs.replace(SIGNED, txid=bytes(32)),
     "no transaction": msgspec.structs.replace(SIGNED, transaction=b"\xff" * 40),
     "empty": msgspec.structs.replace(SIGNED, transaction=b""),
@@ -193,11 +196,12 @@ WRONG = {
 
 @pytest.mark.parametrize("lie", WRONG)
 async def test_what_is_no_settlement_of_the_outpoint_is_not_taken(tmp_path: Path, lie: str) -> None:
-    """What comes back must spend the outpoint by the server's branch, and have the txid that it says."""
-    settlement = WRONG[lie] or SIGNED
-    outpoint = REQUEST.claims[0].outpoint if WRONG[lie] else OutPoint(bytes(32), 1)
+    """What comes back must be what its request means, with its txid, and the request must claim the outpoint."""
+    settlement = WRONG.get(lie) or SIGNED
+    asked = mutated(REQUEST, "fee_sat", REQUEST.fee_sat + 1) if lie == "of another request" else REQUEST
+    outpoint = REQUEST.claims[0].outpoint if lie != "of another outpoint" else OutPoint(bytes(32), 1)
     async with (
-        served(tmp_path, lambda request: SettlementReply(request.id, settlement)) as path,
+        served(tmp_path, lambda request: AgainReply(request.id, asked.claims[0], asked, settlement)) as path,
         client(path) as signer,
     ):
         with pytest.raises(SignerRefused) as refused:

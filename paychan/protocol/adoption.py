@@ -1,0 +1,84 @@
+"""Adoption: how a record from a backup takes over what the signer signed after the backup was made.
+
+The signer remembers, for each funding output, the newest settlement that it signed. Its claim holds what a record may
+lack: the client's newest payment, and the change script that the client closed to. A server that adopts both can go on
+with any fee, like the server that was lost.
+
+Which of two claims is the newer one:
+
+* The one that leaves the client less. Payments only ever lower the change.
+* At the same change, the one with the script that a closing client asked for. A record whose client closed it holds
+  that word itself, for a channel that is closing takes no other; so the record stays. Any other record adopts.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from paychan.protocol.channel import Accepted, Adopt, Channel, CloseReason, Closing, Outcome, Rejected, State, View
+from paychan.protocol.errors import PaychanError, SigningFailed
+from paychan.protocol.payment import PaymentVerifier, change_problem
+from paychan.protocol.settlement import Claim
+from paychan.protocol.types import Sat
+
+_replace = msgspec.structs.replace
+
+_LEAST_CHANGE = Sat(1)
+"""The signer has accepted this change value already; here only the flag must fit."""
+
+
+def is_older(claim: Claim, channel: Channel) -> bool:
+    """Say whether a claim that the signer signed for is older than the record's: its settlement is to be replaced."""
+    if claim.payment.change_sat != channel.payment.change_sat:
+        return claim.payment.change_sat > channel.payment.change_sat
+    asked = channel.closing is not None and channel.closing.reason is CloseReason.CLIENT
+    return claim.change_script != channel.change_script and asked
+
+
+def adopted(channel: Channel, command: Adopt, view: View) -> Outcome:
+    """Take over a claim and its settlement, unless it is older than the record's, or the record has a dearer one.
+
+    An open channel whose settlement is signed leaves OPEN in any case, for that may confirm at any time. One whose
+    payment was only shown to the signer stays open, at the newer payment.
+    """
+    claim, signed = command.claim, command.settlement
+    problem = _problem(channel, claim)
+    if problem is not None:
+        return Rejected(problem)
+    is_open, older = channel.state is State.OPEN, is_older(claim, channel)
+    known = channel.closing.settlement if channel.closing else None
+    same = (claim.payment.change_sat, claim.change_script) == (channel.payment.change_sat, channel.change_script)
+    dearer = signed is not None and not older and (known is None or signed.is_dearer_than(known))
+    if not (dearer or (is_open and signed) or not (older or same)):
+        return Accepted(channel)
+    reason = _reason(channel, claim, view)
+    payment = (channel if older else claim).payment
+    script = (channel if older else claim).change_script
+    changed = _replace(channel, payment=payment, change_script=script, offered=None, offered_data="")
+    if is_open and signed is None and reason not in (CloseReason.DRAINED, CloseReason.CLIENT):
+        return Accepted(changed)
+    closing = _replace(channel.closing or Closing(reason, view.now), settlement=None if older else signed)
+    return Accepted(_replace(changed, state=State.CLOSING, closing=closing))
+
+
+def _problem(channel: Channel, claim: Claim) -> PaychanError | None:
+    """Check what the signer says like a payment that comes from a stranger."""
+    if (claim.outpoint, claim.terms, claim.funding_sat) != (channel.outpoint, channel.terms, channel.funding_sat):
+        return SigningFailed(reason=f"the signer shows a claim of another channel, {claim.outpoint}")
+    verifier = PaymentVerifier(claim.terms, claim.outpoint, claim.change_script)
+    return change_problem(claim.payment, _LEAST_CHANGE) or verifier.problem(claim.payment)
+
+
+def _reason(channel: Channel, claim: Claim, view: View) -> CloseReason:
+    """Tell why an open channel was being settled: only a client changes the script, only a last payment leaves nothing.
+
+    What goes back to the funding script of a channel that can go on there may have been a withdrawal; the client can
+    use it as one, until payments end.
+    """
+    if claim.payment.change_sat == 0:
+        return CloseReason.DRAINED
+    if claim.change_script != channel.change_script:
+        return CloseReason.CLIENT
+    can_go_on = bool(channel.secret) and claim.change_script == claim.terms.funding_script
+    in_time = view.now < claim.terms.expiry - view.rules.settlement_period_seconds
+    return CloseReason.WITHDRAW if can_go_on and in_time else CloseReason.OPERATOR

@@ -1,0 +1,32 @@
+"""What the ledger knows more of channels than a server, whose store may be from a backup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paychan.protocol.settlement import Claim
+from paychan.protocol.signerwire import Newest
+from paychan.protocol.types import OutPoint
+from signer.ledger import Ledger
+from signer.signed import DamagedEntry, Signed
+
+
+def behind(payments: Sequence[Newest], ledger: Ledger) -> tuple[OutPoint, ...]:
+    """Return the channels that were signed for, or of which a newer payment was shown. Raises `LedgerFailed`."""
+    return tuple(payment.outpoint for payment in payments if _is_behind(payment, ledger))
+
+
+def _is_behind(payment: Newest, ledger: Ledger) -> bool:
+    """Judge one; what can't be read counts as signed for."""
+    outpoint = payment.outpoint
+    try:
+        shown = ledger.newest([outpoint]).get(outpoint)
+        return bool(ledger.read([outpoint])) or (shown is not None and shown.payment.change_sat < payment.change_sat)
+    except DamagedEntry:
+        return True
+
+
+def newer_than_signed(outpoint: OutPoint, signed: Signed | None, ledger: Ledger) -> Claim | None:
+    """Return the newest claim that was shown, if it leaves the client less than what was signed for."""
+    shown = ledger.newest([outpoint]).get(outpoint)
+    return shown if shown and (signed is None or shown.payment.change_sat < signed.change_sat) else None

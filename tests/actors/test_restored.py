@@ -1,0 +1,160 @@
+"""A store that is older than what the signer signed: the channels that it shows open take no payment, and go on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from bitcoin.core import COutPoint, CTransaction, CTxIn, CTxOut
+
+from actors.channel import Resume
+from paychan.chain.debug import DebugChain
+from paychan.protocol.address import key_script
+from paychan.protocol.channel import Close, CloseByPayment, CloseReason, State
+from paychan.protocol.errors import ChainUnavailable, OutpointUsed
+from paychan.protocol.payment import sign_payment
+from paychan.protocol.types import Sat
+from paychan.signing.base import SignerAbsent, SignerRefused
+from tests.lib.channels import private_key
+from tests.lib.ledger import MemoryLedger
+from tests.lib.world import Clock, DebugPayer, Local, accepted, local, refused
+
+PAYER = DebugPayer("restored")
+ELSEWHERE = key_script(private_key("another address").public_key.format())
+PAID_SAT = 10_000
+
+
+class ForgetfulChain(DebugChain):
+    """Loses what it is given: no mempool has the settlements that were published."""
+
+    async def publish(self, transaction: bytes, child: bytes = b"") -> None:
+        """Drop it."""
+
+
+def closing_elsewhere(paid_sat: int) -> CloseByPayment:
+    payment = sign_payment(PAYER.key, PAYER.terms, PAYER.outpoint, ELSEWHERE, Sat(PAYER.funding_sat - paid_sat))
+    return CloseByPayment(payment, ELSEWHERE)
+
+
+async def lived_on(place: Path, ledger: MemoryLedger, paid_sat: int = PAID_SAT, *, elsewhere: bool = False) -> None:
+    """Open, back up, go on, close; then put the backup back. Nothing of the settlement is out."""
+    async with local(place, ledger=ledger, chain=ForgetfulChain()) as server:
+        await server.open(PAYER, PAID_SAT)
+    shutil.copytree(place / "store", place / "backup")
+    async with local(place, ledger=ledger, chain=ForgetfulChain()) as server:
+        if paid_sat > PAID_SAT:
+            accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(paid_sat)))
+        how = closing_elsewhere(paid_sat) if elsewhere else Close(CloseReason.OPERATOR)
+        accepted(await server.registry.ask(PAYER.outpoint, how))
+    shutil.rmtree(place / "store")
+    shutil.copytree(place / "backup", place / "store")
+
+
+def change_of(server: Local) -> tuple[int, bytes]:
+    """What the settlement that is published pays to the client."""
+    (spend,) = {spend.txid for spend in server.chain.real._spends.values()}
+    out = CTransaction.deserialize(server.chain.real._published[spend]).vout[0]
+    return out.nValue, bytes(out.scriptPubKey)
+
+
+@pytest.mark.parametrize("paid_sat", [PAID_SAT, 80_000])
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["same script", "other script"])
+async def test_fault_03_the_newest_claim_is_adopted_and_settled(tmp_path: Path, paid_sat: int, elsewhere: bool) -> None:
+    """Payment and script that the signer signed for get into the record; the settlement pays what they say, at any fee."""
+    ledger = MemoryLedger()
+    await lived_on(tmp_path, ledger, paid_sat, elsewhere=elsewhere)
+    async with local(tmp_path, ledger=ledger) as server:
+        await server.watcher.look()
+        record = await server.stored(PAYER)
+        script = ELSEWHERE if elsewhere else PAYER.change_script
+        assert (record.payment.change_sat, record.change_script) == (PAYER.funding_sat - paid_sat, script)
+        assert record.state is State.CLOSED
+        assert change_of(server) == (PAYER.funding_sat - paid_sat, script)
+
+
+@pytest.mark.parametrize("fee_rate", [11, 90])
+async def test_fault_03_an_adopted_claim_is_settled_at_the_present_rate(tmp_path: Path, fee_rate: int) -> None:
+    """The floor is above what was signed before the loss: the adopted payment is signed for again, at the floor."""
+    ledger = MemoryLedger()
+    await lived_on(tmp_path, ledger, 80_000)
+    async with local(tmp_path, ledger=ledger) as server:
+        floor = type(server.world.chain_view.fees)(floor_sat_per_vb=fee_rate)
+        server.world.chain_view.fees = floor
+
+        async def fees() -> object:
+            return floor
+
+        server.chain.real.fees = fees
+        await server.watcher.look()
+        record = await server.stored(PAYER)
+        assert record.state is State.CLOSED
+        assert record.closing is not None
+        assert record.closing.settlement is not None
+        assert record.closing.settlement.fee_sat >= fee_rate * record.closing.settlement.size
+        assert change_of(server)[0] == PAYER.funding_sat - 80_000
+
+
+async def test_fault_04_no_payment_is_taken_that_the_signer_would_not_settle(tmp_path: Path) -> None:
+    """The first payment after the start wakes the channel: it is refused, and the settled payment stays the newest."""
+    ledger = MemoryLedger()
+    await lived_on(tmp_path, ledger, 80_000, elsewhere=True)
+    async with local(tmp_path, ledger=ledger, chain=ForgetfulChain()) as server:
+        assert isinstance(refused(await server.registry.ask(PAYER.outpoint, PAYER.pays(20_000))), ChainUnavailable)
+        await server.watcher.look()
+        refused(await server.registry.ask(PAYER.outpoint, PAYER.pays(90_000)))
+        assert (await server.stored(PAYER)).payment.change_sat == PAYER.funding_sat - 80_000
+        assert not server.world.chain_view.unasked
+
+
+async def test_fault_04_without_the_signer_an_open_channel_waits_after_a_start(tmp_path: Path) -> None:
+    """The signer alone knows; while it is away, payments hear 503, and count again once it has answered."""
+    async with local(tmp_path) as server:
+        await server.open(PAYER)
+    async with local(tmp_path) as server:
+        server.signer.fail("behind", SignerAbsent("asleep"))
+        await server.watcher.look()
+        assert isinstance(refused(await server.registry.ask(PAYER.outpoint, PAYER.pays(20_000))), ChainUnavailable)
+        server.signer.heal("behind")
+        await server.watcher.look()
+        accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(20_000)))
+        asked = server.signer.calls["behind"]
+        await server.watcher.look()
+        assert server.signer.calls["behind"] == asked
+
+
+async def test_fault_04_a_client_that_closes_elsewhere_after_a_restore_is_heard(tmp_path: Path) -> None:
+    """The signer once signed for the first address; the client's later word, for the same change, is the one that counts."""
+    ledger = MemoryLedger()
+    await lived_on(tmp_path, ledger)
+    async with local(tmp_path, ledger=ledger) as server:
+        server.world.chain_view.unasked.clear()
+        server.signer.fail("behind", SignerAbsent("asleep"), 1)
+        outcome = await server.registry.ask(PAYER.outpoint, closing_elsewhere(PAID_SAT))
+        accepted(outcome)
+        assert change_of(server) == (PAYER.funding_sat - PAID_SAT, ELSEWHERE)
+
+
+async def test_fault_04_a_channel_that_the_store_lost_is_not_opened_again(tmp_path: Path) -> None:
+    """The backup is from before the opening: no payment of the channel counts, and what was signed is carried out."""
+    ledger = MemoryLedger()
+    await lived_on(tmp_path, ledger, 80_000)
+    shutil.rmtree(tmp_path / "store")
+    async with local(tmp_path, ledger=ledger) as server:
+        assert isinstance(refused(await server.opener.open(PAYER.request())), OutpointUsed)
+        assert change_of(server)[0] == PAYER.funding_sat - 80_000
+
+
+async def test_fault_04_a_deep_refund_ends_a_channel_that_the_signer_refuses(tmp_path: Path) -> None:
+    """CLOSING without a settlement: the refund is in the chain, so the channel is lost, and does not try for ever."""
+    async with local(tmp_path, Clock()) as server:
+        await server.open(PAYER)
+        server.signer.fail("sign_settlement", SignerRefused("policy-x", "no"))
+        refused(await server.registry.ask(PAYER.outpoint, Close(CloseReason.OPERATOR)))
+        refund = CTransaction([CTxIn(COutPoint(PAYER.outpoint.txid, PAYER.outpoint.vout))], [CTxOut(1)])
+        await server.chain.real.publish(refund.serialize())
+        await server.registry.ask(PAYER.outpoint, Resume())
+        record = await server.stored(PAYER)
+        assert record.state is State.LOST
+        assert record.closing is not None
+        assert record.closing.spent_by == refund.GetTxid()
