@@ -265,7 +265,7 @@ async def _listening(service: Service) -> AsyncIterator[Running]:
             server.stop()
             server.conn_params.no_keep_alive = True  # each connection ends with the request it is in, or the next
         await service.registry.all_answered(_ANSWER_SECONDS)
-        close_all(service)
+        await close_all(service)
         for server in (public, management):
             await server.close_all_connections()
         config.management_token.unlink(missing_ok=True)

@@ -37,6 +37,9 @@ class Stream(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         bool, setting("of several payments of a channel that wait, verify the newest first: it includes the others")
     ] = True
     max_streams: Annotated[int, setting("further streams are refused", ge=0)] = 1000
+    max_streams_per_channel: Annotated[
+        int, setting("a further stream of a channel closes the one of its own that has been idle longest", ge=1)
+    ] = 8
     ping_seconds: Annotated[
         float, setting("time between two pings; who has not answered one by the next is gone", "seconds", gt=0)
     ] = 20.0

@@ -11,6 +11,8 @@ import structlog
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 
+from paychan.api.streamtransport import mark, taker_of
+
 log = structlog.get_logger("access")
 
 BACKLOG = 1024
@@ -45,10 +47,12 @@ class BoundedServer(HTTPServer):
         # one switch for good: Tornado would turn Nagle's algorithm on and off around every answer
         stream.set_nodelay(True)
         stream.set_nodelay = _no_more  # type: ignore[method-assign]
+        mark(stream, self.give_place_back)
         super().handle_stream(stream, address)
 
-    def on_close(self, server_conn: object) -> None:
-        self.give_place_back()
+    def on_close(self, server_conn: Any) -> None:
+        if taker_of(server_conn.stream) is None:
+            self.give_place_back()
         super().on_close(server_conn)
 
     def take_place(self) -> bool:

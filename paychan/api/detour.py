@@ -2,7 +2,7 @@
 
 The transport of the fast lane stops reading, a duplicate of its socket gets one of Tornado's streams, and that begins with
 the bytes that were read already. Nothing is translated, so what a client sees is Tornado's doing to the last byte. After
-the answer, what was read too much goes back. A WebSocket takes the stream with it and keeps it.
+the answer, what was read too much goes back. A WebSocket takes the connection over (`streamtransport`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import _HTTPRequestContext
 from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 
+from paychan.api.streamtransport import give_back, mark, taker_of
+
 if TYPE_CHECKING:
     from paychan.api.connection import Connection
     from paychan.api.lane import LaneServer
@@ -29,7 +31,6 @@ class _Stream(IOStream):
 
     def __init__(self, duplicate: socket.socket, begun: bytes, **limits: Any) -> None:
         self._begun, self._reads_on = memoryview(begun), True
-        self.on_end: Any = None
         super().__init__(duplicate, **limits)
 
     def set_nodelay(self, value: bool) -> None:
@@ -43,22 +44,10 @@ class _Stream(IOStream):
             return size
         return super().read_from_fd(buf) if self._reads_on else None
 
-    def close_fd(self) -> None:
-        super().close_fd()
-        if self.on_end is not None:
-            self.on_end()
-
     def give_back(self) -> bytes:
         """Close, and return what was read too much; the connection stays, as its first descriptor is open."""
         self._reads_on = False
-        rest = b""
-        while not self.closed():
-            more: Any = self.read_bytes(1 << 20, partial=True)  # a Future
-            if not more.done():
-                break
-            rest += more.result()
-        self.close()
-        return rest
+        return give_back(self)
 
 
 class Detour:
@@ -79,6 +68,8 @@ class Detour:
             self._stream.close()
         if self._task is not None:
             await asyncio.wait([self._task])
+        if (taker := taker_of(self._stream)) is not None:
+            taker.abort()
 
     async def _run(self) -> None:
         transport, server = self._connection.transport, self._server
@@ -91,6 +82,7 @@ class Detour:
         stream = self._stream = _Stream(
             duplicate, self._begun, max_buffer_size=server.max_buffer_size, read_chunk_size=server.read_chunk_size
         )
+        mark(stream, lambda: server.release(self._connection))
         request = HTTP1Connection(stream, False, server.conn_params, self._context(stream))
         goes_on = False
         try:
@@ -99,22 +91,15 @@ class Detour:
             pass
         except Exception:
             log.exception("connection failed")
-        if request.stream is not stream:  # detached
-            self._keep(stream)
+        if taker_of(stream) is not None:  # a WebSocket has the connection, which counts until that ends
+            self._connection.detached = True
+            transport.abort()
         elif not goes_on or stream.closed():
             stream.close()
             transport.close()
             self._connection.come_back(b"")
         else:
             self._connection.come_back(stream.give_back())
-
-    def _keep(self, stream: _Stream) -> None:
-        """The stream was taken for a WebSocket: the connection lives on in it, and counts until it ends."""
-        stream.on_end = lambda: self._server.release(self._connection)
-        if stream.closed():
-            stream.on_end()
-        self._connection.detached = True
-        self._connection.transport.abort()
 
     def _context(self, stream: _Stream) -> Any:
         context: Any = _HTTPRequestContext(stream, self._connection.address, self._server.protocol)

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
 
 from actors.opening import Opener
 from actors.registry import Registry
 from actors.watcher import Watcher
 from actors.world import World
+from paychan.api.streamplaces import Places
 from paychan.api.totals import LatestTotals
+from paychan.api.turns import Turns
 from paychan.config import ServerConfig
 from paychan.supervisor import Supervisor
-
-
-class OpenStream(Protocol):
-    """A client's open payment stream, as far as its end goes."""
-
-    def close(self, code: int | None = None, reason: str | None = None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,17 @@ class Service:
     opener: Opener
     watcher: Watcher
     supervisor: Supervisor = field(default_factory=Supervisor)
-    streams: set[OpenStream] = field(default_factory=set)
+
+    @cached_property
+    def streams(self) -> Places:
+        """The payment streams that are open."""
+        stream, http = self.config.stream, self.config.http
+        return Places(stream.max_streams, stream.max_streams_per_channel, http.max_bad_signatures)
+
+    @cached_property
+    def turns(self) -> Turns:
+        """The turns in which streams are read."""
+        return Turns()
 
     @cached_property
     def totals(self) -> LatestTotals:

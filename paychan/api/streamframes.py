@@ -44,11 +44,18 @@ class Frame(Struct, frozen=True):
     broken: PaychanError | None = None
     """It can't be told what payments it holds: the stream ends behind what came before."""
 
+    @property
+    def unpaid(self) -> int:
+        """How much of it is no payment."""
+        if self.binary:
+            return 0  # is broken instead
+        return sum(isinstance(each, PaychanError) for each in self.asked) or not self.asked
 
-def read_frame(service: Service, channel: Channel, message: bytes | str) -> Frame:
+
+def read_frame(service: Service, channel: Channel, message: bytes, *, binary: bool) -> Frame:
     """Read a frame. What is wrong with a payment in text is that payment's alone."""
     try:
-        frame = _binary(message) if isinstance(message, bytes) else _text(service, channel, message.encode())
+        frame = _binary(message) if binary else _text(service, channel, message)
     except Malformed as error:
         return Frame(broken=error)
     if len(frame.asked) > MAX_FRAME_PAYMENTS:
@@ -64,10 +71,10 @@ def _text(service: Service, channel: Channel, raw: bytes) -> Frame:
     single, parts = not raw.lstrip(b" \t\r\n").startswith(b"["), [raw]
     if not single:
         try:
-            parts = [bytes(part) for part in _list_decoder.decode(raw)]
+            parts = [bytes(part) for part in _list_decoder.decode(raw)[: MAX_FRAME_PAYMENTS + 1]]
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise Malformed(field="frame", reason=str(error)[:120]) from None
-    read = [_payment(service, channel, part) for part in parts[: MAX_FRAME_PAYMENTS + 1]]
+    read = [_payment(service, channel, part) for part in parts]
     return Frame([asked for asked, _ in read], False, single, [dialect for _, dialect in read])
 
 

@@ -1,4 +1,8 @@
-"""A stream's socket on the event loop's own transport: what Tornado's WebSocket needs of an `IOStream`, at a third of its cost."""
+"""Moving a connection from Tornado's stream, which read the upgrade request, to the event loop's own transport.
+
+Whoever made the stream put two marks on it: `release`, which gives back the connection's place, and `taker`. From
+`take_over` on the place is the WebSocket's, and is given back when that ends, also when it never begins.
+"""
 
 from __future__ import annotations
 
@@ -8,104 +12,65 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from tornado.ioloop import IOLoop
-from tornado.iostream import StreamClosedError
+import structlog
 
-_MOST_UNREAD_BYTES = 65536
-"""What may lie here before the socket is not read any more."""
+log = structlog.get_logger("stream")
 
 
-class TransportStream(asyncio.Protocol):
-    """Reads and writes; `on_end` is called when the connection has ended."""
-
-    def __init__(self, begun: bytes, on_end: Callable[[], object]) -> None:
-        self._unread, self._on_end = begun, on_end
-        self._reader: asyncio.Future[bytes] | None = None
-        self._written = asyncio.get_running_loop().create_future()
-        self._written.set_result(None)
-        self._transport: Any = None
-        self._closed = False
-        self.io_loop = IOLoop.current()
-
-    # --- what the transport tells -----------------------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        if self._reader is not None:
-            reader, self._reader = self._reader, None
-            if not reader.done():
-                reader.set_result(data)
-                return
-        self._unread += data
-        if len(self._unread) > _MOST_UNREAD_BYTES:
-            self._transport.pause_reading()
-
-    def pause_writing(self) -> None:
-        self._written = asyncio.get_running_loop().create_future()
-
-    def resume_writing(self) -> None:
-        if not self._written.done():
-            self._written.set_result(None)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._closed = True
-        self.resume_writing()
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_exception(StreamClosedError(exc))
-        self._on_end()
-
-    # --- what Tornado asks ------------------------------------------------------------------------------------------
-
-    def read_bytes(self, _size: int, *, partial: bool) -> asyncio.Future[bytes]:
-        """Give what has come, or the next that comes. Only parts are ever asked for."""
-        assert partial
-        reader: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        if self._unread:
-            reader.set_result(self._unread)
-            if len(self._unread) > _MOST_UNREAD_BYTES and not self._closed:
-                self._transport.resume_reading()
-            self._unread = b""
-        elif self._closed:
-            reader.set_exception(StreamClosedError())
-        else:
-            self._reader = reader
-        return reader
-
-    def write(self, data: bytes) -> asyncio.Future[None]:
-        """Write; what is returned is done while the client takes what it is sent."""
-        if self.closed():
-            raise StreamClosedError
-        self._transport.write(data)
-        return self._written
-
-    def closed(self) -> bool:
-        return self._closed or self._transport.is_closing()
-
-    def close(self) -> None:
-        """Close when all is written; at once if asked again."""
-        if self._transport.is_closing():
-            self._transport.abort()
-        else:
-            self._transport.close()
-
-    def set_nodelay(self, _value: bool) -> None:
-        """The event loop sets it for good."""
+def mark(stream: Any, release: Callable[[], object]) -> None:
+    """Let a stream be taken over; `release` gives back its connection's place."""
+    stream.release, stream.taker = release, None
 
 
-async def take_over(stream: Any) -> Any:
-    """Move a connection from a stream of the detour to a transport; other streams stay as they are."""
-    if not hasattr(stream, "give_back"):
-        return stream
-    while stream.on_end is None or stream.writing():  # noqa: ASYNC110 - its owner lets go of it in some turns of the loop
-        await asyncio.sleep(0)
-    if stream.closed():
-        return stream
-    duplicate = socket.socket(fileno=os.dup(stream.socket.fileno()))
-    duplicate.setblocking(False)
-    on_end, stream.on_end = stream.on_end, None
-    begun = stream.give_back()
-    loop = asyncio.get_running_loop()
-    _, taken = await loop.create_connection(lambda: TransportStream(begun, on_end), sock=duplicate)
-    return taken
+def taker_of(stream: Any) -> Any:
+    """Return what has taken a stream's connection over, and the connection's place with it; None: nothing has."""
+    return getattr(stream, "taker", None)
+
+
+async def take_over(stream: Any, taker: Any, head: bytes) -> bool:
+    """Let a protocol go on with a connection; False if that is gone."""
+    if stream is None or stream.closed():
+        return False
+    stream.taker, release = taker, stream.release
+    duplicate = None
+    try:
+        duplicate = socket.socket(fileno=os.dup(stream.socket.fileno()))
+        duplicate.setblocking(False)
+        taker.on_lost = release
+        taker.begins_with(head, _unread(stream))
+        await asyncio.get_running_loop().create_connection(lambda: taker, sock=duplicate)
+    except BaseException as error:
+        stream.close()
+        if duplicate is not None:
+            duplicate.close()
+        taker.on_lost = None
+        release()
+        if not isinstance(error, OSError):
+            raise
+        log.warning("connection closed", reason=str(error))
+        return False
+    return True
+
+
+def give_back(stream: Any) -> bytes:
+    """Close a stream that reads no more, and return what it had read too much; another descriptor keeps its connection."""
+    rest = b""
+    while not stream.closed():
+        more = stream.read_bytes(1 << 20, partial=True)  # a Future
+        if not more.done():
+            break
+        rest += more.result()
+    stream.close()
+    return rest
+
+
+def _unread(stream: Any) -> bytes:
+    if hasattr(stream, "give_back"):  # a detour's, which begins with bytes that were read before it
+        came: bytes = stream.give_back()
+        return came
+    stream.read_from_fd = _nothing
+    return give_back(stream)
+
+
+def _nothing(_buffer: Any) -> None:
+    """No more is read."""

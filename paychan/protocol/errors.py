@@ -270,6 +270,13 @@ class TooManyStreams(Unavailable):
     code, text = "too_many_streams", "all {limit} streams are taken, pay by PUT"
 
 
+class StreamReplaced(Unavailable):
+    code, text = (
+        "stream_replaced",
+        "the stream made room for another: got {got} streams, limit {limit}; open it again to pay",
+    )
+
+
 class Overloaded(Unavailable):
     code, text = "overloaded", "too much is waiting: {waiting} {what}, limit {limit}"
 

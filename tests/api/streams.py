@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -13,6 +15,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from paychan.protocol.payment import Payment
 from paychan.protocol.stream import Said, Taken, read_answers, write_payments
+from tests.api.wire import connect as connect_raw
+from tests.api.wire import read_all
 from tests.lib.rbpcp import V2
 
 
@@ -61,3 +65,44 @@ def masked(first: int, payload: bytes) -> bytes:
     head = bytes((first, 0x80 | size)) if size < 126 else bytes((first, 0xFE)) + size.to_bytes(2)
     mask = b"\x5a\xa5\x3c\xc3"
     return head + mask + bytes(byte ^ mask[n % 4] for n, byte in enumerate(payload))
+
+
+def raw_stream(url: str, *headers: str) -> socket.socket:
+    """Open a stream by hand, for bytes that no WebSocket client would send. `url` begins with ws."""
+    connection = connect_raw(url)
+    connection.sendall(upgrade(url, *headers))
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += connection.recv(1) or b"\r\n\r\n"
+    assert head.startswith(b"HTTP/1.1 101 "), head
+    return connection
+
+
+def upgrade(url: str, *headers: str) -> bytes:
+    """The request that opens a stream."""
+    where = urlsplit(url)
+    lines = [
+        f"GET {where.path}{'?' * bool(where.query)}{where.query} HTTP/1.1",
+        f"Host: {where.netloc}",
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        *headers,
+    ]
+    return "\r\n".join((*lines, "", "")).encode()
+
+
+def close_code(connection: socket.socket) -> int | None:
+    """Read frames until the server closes; return the code of its close frame, None if it sent none."""
+    received, at, code = read_all(connection), 0, None
+    while at < len(received):
+        opcode, size = received[at] & 0x0F, received[at + 1]
+        at += 2
+        if size > 125:
+            wide = 2 if size == 126 else 8
+            size, at = int.from_bytes(received[at : at + wide]), at + wide
+        if opcode == 8:
+            code = int.from_bytes(received[at : at + 2]) if size else 0
+        at += size
+    return code

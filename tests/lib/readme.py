@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from paychan.api.stream import CLOSE_CODES
+from paychan.api.streamsession import CLOSE_CODES
 from paychan.config import ServerConfig
 from paychan.protocol.declared import settings_table
 from paychan.protocol.errors import PaychanError

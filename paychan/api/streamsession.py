@@ -1,0 +1,297 @@
+"""The payments of one stream: frames that were read become lots, lots are judged by the channel, answers leave in order.
+
+What one turn of the loop has read is a lot, and is given to the channel together. How many payments may be on their way is
+bounded: beyond that nothing more is read, so a client that sends faster waits on its own socket.
+
+A stream that ends because of an error has the close code 4000 + the error's HTTP status, and its code as the reason.
+When the stream ends, by whichever side and however suddenly, its place is given back and what waits to be answered is
+dropped; payments that the channel has been given stay paid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from time import monotonic
+from typing import Any
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from actors.channel import PaySeveral
+from paychan.api.answers import until_404s_leave
+from paychan.api.service import Service
+from paychan.api.streamframes import Answers, Frame, commands_of, ends, outcomes_of, plain_answers, read_frame
+from paychan.api.streamplaces import WAITING_SECONDS
+from paychan.api.streamreading import WebSocket
+from paychan.api.v2 import find_channel
+from paychan.api.websocket import BINARY, NORMAL, TEXT
+from paychan.protocol.channel import Channel, Outcome, Rejected
+from paychan.protocol.errors import BadSignature, InternalError, PaychanError, UnknownChannel
+from paychan.protocol.several import Commands
+from paychan.protocol.stream import MAX_FRAME_PAYMENTS
+from paychan.protocol.types import OutPoint
+
+log = structlog.get_logger("stream")
+
+CLOSE_CODES = 4000
+"""An error's close code is this and its HTTP status (RFC 6455: 4000 to 4999 are for private use)."""
+
+_MAX_IN_FLIGHT = 2 * MAX_FRAME_PAYMENTS
+"""Payments of one stream without an answer: one lot is judged while the one before it is being written."""
+
+_ANSWERS_SECONDS = 0.001
+"""Time for answering one stream's refusals before others have a turn."""
+
+
+class _Hello(Struct, frozen=True, forbid_unknown_fields=True):
+    """The first message of a client that has not named its secret yet."""
+
+    secret: str
+
+
+_hello_decoder = msgspec.json.Decoder(_Hello)
+
+
+class _Lot:
+    """Frames that are given to the channel together, and what came of their payments."""
+
+    def __init__(self, frames: Sequence[Frame]) -> None:
+        self.frames = frames
+        self.size = sum(map(_weight, frames))
+        self.outcomes: Sequence[Outcome] | None = None
+
+
+def _weight(frame: Frame) -> int:
+    return len(frame.asked) or 1
+
+
+class StreamSession:
+    """One stream of one channel; `websocket` must be set before it begins."""
+
+    websocket: WebSocket
+
+    def __init__(self, service: Service, named: OutPoint, address: str, url: Callable[[str], str]) -> None:
+        self.address, self.paid_at = address, monotonic()
+        self._service, self._named, self._url = service, named, url
+        self._channel: Channel | None = None
+        self._gathered: list[Frame] = []
+        self._lots: deque[_Lot] = deque()
+        self._in_flight = 0
+        self._turn, self._asleep = asyncio.Lock(), 0
+        self._answering: asyncio.Task[None] | None = None
+        self._introducing: asyncio.Task[None] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._ending = self.is_over = False
+
+    # --- beginning --------------------------------------------------------------------------------------------------
+
+    def wait(self) -> None:
+        """Wait for the secret in the waiting room."""
+        self._service.streams.wait(self)
+        seconds = min(WAITING_SECONDS, self._service.config.http.body_seconds)
+        self._deadline = asyncio.get_running_loop().call_later(seconds, self.end, UnknownChannel())
+
+    def begin(self, channel: Channel) -> None:
+        """Take a place, as the client has named the channel's secret.
+
+        Raises:
+            TooManyBadSignatures, TooManyStreams: there is none.
+        """
+        problem = self._service.streams.problem(channel.outpoint)
+        if problem is not None:
+            raise problem
+        self._service.streams.take(self, channel.outpoint)
+        self._channel, self._outpoint = channel, channel.outpoint
+        self._answers = Answers(self._service, channel, self._url)
+        self.websocket.admit()
+
+    async def _introduce(self, message: bytes) -> None:
+        """Take the first message for the secret. There is no second one before this has ended."""
+        began = monotonic()
+        try:
+            secret = _hello_decoder.decode(message).secret.encode()
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            secret = b""
+        try:
+            channel = await find_channel(self._service, self._named, {"secret": [secret]})
+            if not self.is_over:
+                self.begin(channel)
+        except UnknownChannel as error:
+            await until_404s_leave(began)
+            self.end(error)
+        except PaychanError as error:
+            self.end(error)
+        except Exception:
+            log.exception("stream failed", channel=str(self._named))
+            self.end(InternalError())
+        finally:
+            self._introducing = None
+            if self._deadline is not None:
+                self._deadline.cancel()
+        self.websocket.go_on()
+
+    # --- what the WebSocket asks ------------------------------------------------------------------------------------
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a message may come."""
+        return self._in_flight < _MAX_IN_FLIGHT and not self._ending and self._introducing is None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether payments have no answer yet."""
+        return self._in_flight > 0
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the connection has ended."""
+        return self.websocket.is_gone
+
+    def message(self, payload: bytes, *, binary: bool) -> None:
+        """Gather a message; `turn_over` gives it to the channel."""
+        if self._channel is None:
+            self._introducing = asyncio.get_running_loop().create_task(self._introduce(payload))
+            return
+        frame = read_frame(self._service, self._channel, payload, binary=binary)
+        self._ending = frame.broken is not None
+        unpaid = frame.unpaid
+        if unpaid:
+            self.websocket.spend(unpaid)
+        else:
+            self.websocket.earn()
+        self._gathered.append(frame)
+        self._in_flight += _weight(frame)
+
+    def turn_over(self) -> None:
+        """Give the channel what was gathered."""
+        if not self._gathered:
+            return
+        lot = _Lot(self._gathered)
+        self._gathered = []
+        self._lots.append(lot)
+        commands = commands_of(lot.frames)
+        registry = self._service.registry
+        actor = registry.reach(self._outpoint) if not self._asleep else None
+        if not commands:
+            self._judged(lot, ())
+        elif actor is None:
+            self._asleep += 1
+            self._run(self._give_asleep(lot, commands))
+        else:
+            registry.give(actor, PaySeveral(commands), partial(self._take, lot))
+
+    def ended(self) -> None:
+        """Give back the place, and drop what waits; payments that wait for their channel to wake are still given to it."""
+        self._ending = self.is_over = True
+        self._service.streams.leave(self)
+        for task in (self._answering, self._introducing):
+            if task is not None:
+                task.cancel()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._lots.clear()
+
+    # --- payments ---------------------------------------------------------------------------------------------------
+
+    async def _give_asleep(self, lot: _Lot, commands: Commands) -> None:
+        """Wake the channel; until it is awake what comes later stays behind this."""
+        try:
+            judged = await self._service.registry.pay_several(self._outpoint, commands, self._turn)
+        finally:
+            self._asleep -= 1
+        self._judged(lot, judged)
+
+    def _take(self, lot: _Lot, answer: Any) -> None:
+        try:
+            judged = answer.result()
+        except (Exception, asyncio.CancelledError):
+            log.exception("stream failed", channel=str(self._outpoint))
+            self.end(InternalError())
+        else:
+            self._judged(lot, judged)
+
+    # --- answers ----------------------------------------------------------------------------------------------------
+
+    def _judged(self, lot: _Lot, judged: Sequence[Outcome]) -> None:
+        """Answer this lot and what waits behind it, unless it has to wait itself."""
+        if self.is_over:
+            return
+        lot.outcomes = outcomes_of(lot.frames, judged)
+        while self._answering is None and self._lots and self._lots[0].outcomes is not None:
+            first = self._lots[0]
+            plain = plain_answers(first.frames, first.outcomes or ())
+            if plain is None:
+                self._answering = self._run(self._answer_all())
+                return
+            self._lots.popleft()
+            self.websocket.write(BINARY, plain)
+            self._release(first)
+
+    async def _answer_all(self) -> None:
+        """Answer, in their order, lots of which more is to be said than that they were accepted."""
+        try:
+            while self._lots and (outcomes := self._lots[0].outcomes) is not None:
+                lot = self._lots.popleft()
+                await self._answer(lot.frames, outcomes)
+                self._release(lot)
+        finally:
+            self._answering = None
+
+    async def _answer(self, frames: Sequence[Frame], outcomes: Sequence[Outcome]) -> None:
+        """Write the answers of each frame; then end the stream if one of them says so."""
+        places = self._service.streams
+        for outcome in outcomes:
+            if isinstance(outcome, Rejected) and isinstance(outcome.error, BadSignature):
+                await asyncio.sleep(places.bad_signature(self._outpoint))
+        rest, until = iter(outcomes), monotonic() + _ANSWERS_SECONDS
+        for frame in frames:
+            own = [next(rest) for _ in frame.asked]
+            if own and frame.binary:
+                self.websocket.write(BINARY, await self._answers.binary(own))
+            elif not frame.binary:
+                self.websocket.write(TEXT, await self._answers.text(frame, own))
+            if monotonic() >= until:
+                await asyncio.sleep(0)
+                until = monotonic() + _ANSWERS_SECONDS
+        end = ends(outcomes) or places.problem(self._outpoint) or frames[-1].broken
+        if isinstance(end, PaychanError):
+            self.end(end)
+        elif end is not None:
+            self.close(NORMAL, "channel closed")
+
+    def _release(self, lot: _Lot) -> None:
+        """Make room for more payments, as these are answered."""
+        was_full = not self.has_room
+        self._in_flight -= lot.size
+        self.paid_at = monotonic()
+        if was_full and not self.is_over:
+            self.websocket.go_on()
+
+    # --- ending -----------------------------------------------------------------------------------------------------
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run what takes longer. A failure ends the stream."""
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("stream failed", channel=str(self._outpoint), exc_info=error)
+            self.end(InternalError())
+
+    def end(self, error: PaychanError) -> None:
+        """Close with the code of an error."""
+        self.close(CLOSE_CODES + error.http_status, error.code)
+
+    def close(self, code: int, reason: str) -> None:
+        """Close."""
+        self.websocket.close(code, reason)
+
+    def abort(self) -> None:
+        """End the connection now."""
+        self.websocket.abort()

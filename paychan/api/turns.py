@@ -1,0 +1,79 @@
+"""Turns of the event loop that all payment streams share, and what a client may send that is no payment.
+
+Whatever streams have sent, reading it takes the loop no longer than one turn's share; what is left waits for the next turn,
+and the streams take their turns in the order in which they asked. So a stream that sends a megabyte of tiny frames delays
+other clients by that share and no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from time import monotonic
+from typing import Protocol
+
+_SHARE_SECONDS = 0.001
+"""Time for all streams in one turn of the loop."""
+
+
+class Worker(Protocol):
+    """Something that works in turns."""
+
+    asked: bool
+    """Whether it has asked for a turn; `Turns` keeps this."""
+
+    def work(self, until: float) -> bool:
+        """Work until that monotonic time, at least one step; return whether work is left that can be done now."""
+
+
+class Turns:
+    """Hands out turns, in the order of asking."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Worker] = deque()
+        self._scheduled = False
+
+    def ask(self, worker: Worker) -> None:
+        """Let a worker work soon."""
+        if worker.asked:
+            return
+        worker.asked = True
+        self._waiting.append(worker)
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        waiting, until = self._waiting, monotonic() + _SHARE_SECONDS
+        try:
+            while waiting:
+                worker = waiting.popleft()
+                worker.asked = False
+                if worker.work(until):
+                    self.ask(worker)
+                if monotonic() >= until:
+                    break
+        finally:
+            self._scheduled = bool(waiting)
+            if waiting:
+                asyncio.get_running_loop().call_soon(self._turn)
+
+
+class Allowance:
+    """Frames without a payment that a client may send: so many at once, and so many a second."""
+
+    __slots__ = ("_burst", "_left", "_per_second", "_since")
+
+    def __init__(self, burst: float, per_second: float, now: float) -> None:
+        self._burst, self._per_second = burst, per_second
+        self._left, self._since = burst, now
+
+    def spend(self, count: float, now: float) -> bool:
+        """Count frames; False when there are too many."""
+        self._left = min(self._burst, self._left + (now - self._since) * self._per_second) - count
+        self._since = now
+        return self._left >= 0
+
+    def earn(self, count: float) -> None:
+        """Allow more, up to the burst, because the client has paid."""
+        self._left = min(self._burst, self._left + count)
