@@ -61,9 +61,10 @@ class Pkcs11(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         str, setting('holds the user PIN, mode 0600; "": systemd\'s credential "pin", or asked for', "path")
     ] = ""
     keys: Annotated[
-        Literal["per-channel", "one"], setting("a key of its own for every channel, or one for all of them")
+        Literal["per-channel", "one"],
+        setting("a key of its own for every channel, derived from one in the token, or one for all of them"),
     ] = "per-channel"
-    max_keys: Annotated[int, setting("channel keys in the token; further channels are refused", ge=1)] = 10_000
+    max_keys: Annotated[int, setting("not used any more: a channel leaves no key in the token", ge=1)] = 10_000
     sessions: Annotated[int, setting("signatures that the token makes side by side", ge=1, le=64)] = 4
 
 

@@ -48,6 +48,12 @@ def der_signature(raw: bytes) -> bytes:
     return bytes([0x30, len(body)]) + body
 
 
+def der_numbers(signature: bytes) -> tuple[int, int]:
+    """Read r and s of a signature that `der_signature` made."""
+    size = signature[3]
+    return int.from_bytes(signature[4 : 4 + size], "big"), int.from_bytes(signature[6 + size :], "big")
+
+
 def _der_integer(number: int) -> bytes:
     """BIP66: no byte more than needed, and a leading zero where the number would else be negative."""
     content = number.to_bytes(number.bit_length() // 8 + 1, "big")

@@ -49,7 +49,7 @@ from signer.behind import behind, newer_than_signed
 from signer.budget import NEWEST_PER_SECOND, Budget, Kind, kind_of
 from signer.fundings import FundingProblem, shown_outputs
 from signer.journal import Journal
-from signer.keys import KeyRing, KeysExhausted, KeysFailed, SigningKey
+from signer.keys import KeyRing, KeysFailed, SigningKey
 from signer.known import DAY_SECONDS, HOUR_SECONDS, Known, Limits, Own
 from signer.ledger import Entry, Ledger, LedgerFailed
 from signer.newest import judge
@@ -168,8 +168,6 @@ class Handler:
             return self._begin(request, peer_uid)
         except DamagedEntry as error:
             refusal = Refusal(request.id, "policy-watermark", str(error))
-        except KeysExhausted as error:
-            refusal = Refusal(request.id, "policy-rate", str(error))
         except KeysFailed as error:
             return Refusal(request.id, "protocol-keys", f"the key store: {error}")
         except LedgerFailed as error:

@@ -48,10 +48,6 @@ class KeysFailed(Exception):
     """The key store gives no answer now, and why; the same may be asked again."""
 
 
-class KeysExhausted(Exception):
-    """The key store makes no further key for a new channel."""
-
-
 class SigningKey(Protocol):
     """A key pair of ours."""
 
@@ -81,7 +77,7 @@ class KeySource(Protocol):
         """Whether an answer can take long: then it is waited for in a thread."""
 
     def channel_key(self, client_key: bytes, expiry: UnixTime, *, create: bool) -> SigningKey | None:
-        """Return the key of a channel. `create`: make one if there is none. Raises `KeysExhausted`."""
+        """Return the key of a channel. `create`: make one if there is none."""
 
     def destination_key(self, client_key: bytes, expiry: UnixTime) -> SigningKey | None:
         """Return the key that a channel's settlement pays to, where the operator configured no address."""
@@ -120,7 +116,7 @@ class KeyRing:
         return any(source.blocking for source in self._sources)
 
     def new(self, client_key: bytes, expiry: UnixTime) -> SigningKey:
-        """Return the key for a channel that is about to be opened. Raises `KeysFailed`, `KeysExhausted`."""
+        """Return the key for a channel that is about to be opened. Raises `KeysFailed`."""
         key = self._sources[0].channel_key(client_key, expiry, create=True)
         if key is None:
             msg = "no key for a new channel"

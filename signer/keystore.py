@@ -16,8 +16,10 @@ from signer.config import SignerConfig, load_signer_config
 from signer.keys import KeySource, hardened_keys, rbpcp_v2_keys
 from signer.passphrase import Secret, Sources, given_secret, read_secret
 from signer.privatefile import PrivateFileError, write_new
+from signer.remotetoken import RemoteToken
 from signer.sealed import CHOSEN, DRAWN
 from signer.seed import Seed, SeedError, create_seeds, draw_seed, read_seeds
+from signer.sessions import TokenError
 
 _PASSPHRASE_BYTES = 32
 
@@ -108,6 +110,20 @@ def refuse_new_keys(config: SignerConfig) -> None:
             f"For a signer that begins anew, move {config.state_dir} away"
         )
         raise SeedError(msg)
+
+
+def refuse_new_token_keys(config: SignerConfig, token: RemoteToken) -> None:
+    """Make no keys in an empty token where a signer has been before: it is another token than that one's.
+
+    Raises:
+        TokenError: there is a ledger or an audit log, and what to do.
+    """
+    if config.traces and not token.has_keys:
+        reason = (
+            f"it holds no key of a signer, but there is {config.traces[0]} of one that had keys: bring that token back. "
+            f"For a signer that begins anew, move {config.state_dir} away"
+        )
+        raise TokenError(key="pkcs11.token", reason=reason)
 
 
 def existing_seeds(config: SignerConfig, sources: Sources) -> tuple[Seed, ...]:

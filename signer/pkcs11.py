@@ -1,7 +1,9 @@
 """Keys in a token: made there, never to leave it, found by their identifiers. All of it runs in `tokenprocess`.
 
-A channel's key has as CKA_ID the digest of expiry and client key, so that terms lead to it after a restart, and a label for
-people with the expiry in it. Every signature is verified before it leaves: a token that fails must not give away more than
+There are three: the reserve's, the root of all channels' keys (`derivedkeys`), and the one that all channels share with
+`pkcs11.keys = "one"`. Releases before made a key pair for each channel, which channels that are still open are settled with:
+its CKA_ID is the digest of expiry and client key. Nothing is made for a channel any more: strangers would fill the
+token. Every signature is verified before it leaves: a token that fails must not give away more than
 an error.
 """
 
@@ -15,11 +17,11 @@ from typing import Protocol
 from coincurve import PublicKey
 
 from paychan.protocol.types import UnixTime
-from signer.config import Pkcs11, SignerConfig
+from signer.config import SignerConfig
 from signer.cryptoki import Library, Session
 from signer.cryptokicodes import Code, CryptokiError, Mechanism, ObjectClass
 from signer.curve import der_signature
-from signer.keys import KeysExhausted, KeysFailed, SigningKey
+from signer.keys import KeysFailed, SlowKey
 from signer.passphrase import Sources, read_secret
 from signer.sessions import Sessions, TokenError, find_slot
 from signer.tokenobjects import KeyName, StoredKey, handles, look_up, make_key, read_keys
@@ -29,6 +31,9 @@ _STRIPES = 64
 _HANDLE_GONE = {Code.KEY_HANDLE_INVALID, Code.OBJECT_HANDLE_INVALID}
 
 RESERVE = KeyName.single(b"reserve")
+ROOT = KeyName.single(b"root")
+"""What the keys of channels are derived from."""
+
 ALL_CHANNELS = KeyName.single(b"channels")
 
 
@@ -84,12 +89,9 @@ class Token:
     It knows all keys by heart, about a kilobyte each: looking one up takes SoftHSM a second where there are 10,000.
     """
 
-    def __init__(self, sessions: Sessions, max_channel_keys: int) -> None:
+    def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
-        self._max_channel_keys = max_channel_keys
-        self._channel_keys = 0
         self._keys: dict[bytes, TokenKey] = {}
-        self._counting = Lock()
         self._stripes = [Lock() for _ in range(_STRIPES)]
 
     def load(self) -> None:
@@ -98,9 +100,7 @@ class Token:
         Raises:
             KeysFailed: the token failed, or one of the keys is not protected.
         """
-        stored = self._sessions.run(lambda session, _again: read_keys(session))
-        self._channel_keys = sum(key.name.label.startswith(_CHANNEL_LABEL) for key in stored)
-        for key in stored:
+        for key in self._sessions.run(lambda session, _again: read_keys(session)):
             self._adopt(key)
 
     @property
@@ -125,7 +125,7 @@ class Token:
         return self._keys.get(name.identifier)
 
     def find_or_make(self, name: KeyName) -> TokenKey:
-        """Return a key, a new one if there is none. Raises `KeysFailed`, `KeysExhausted`."""
+        """Return a key, a new one if there is none. Raises `KeysFailed`."""
         key = self.find(name)
         if key is None:
             # Two askers get one key, and askers for different keys seldom wait for each other.
@@ -138,43 +138,31 @@ class Token:
         self._sessions.close()
 
     def _make(self, name: KeyName) -> TokenKey:
-        counted = name.label.startswith(_CHANNEL_LABEL)
-        self._count(int(counted))
-        try:
-            # The second try begins with a look: the first may have made the key before it failed.
-            made = self._sessions.run(
+        # The second try begins with a look: the first may have made the key before it failed.
+        return self._adopt(
+            self._sessions.run(
                 lambda session, again: (look_up(session, name) if again else None) or make_key(session, name)
             )
-        except KeysFailed:
-            self._count(-int(counted))
-            raise
-        return self._adopt(made)
+        )
 
     def _adopt(self, stored: StoredKey) -> TokenKey:
         key = TokenKey(self._sessions, stored.name.identifier, stored.handle, stored.public_key)
         self._keys[stored.name.identifier] = key
         return key
 
-    def _count(self, number: int) -> None:
-        with self._counting:
-            if number > 0 and self._channel_keys >= self._max_channel_keys:
-                msg = f"{self._channel_keys} channel keys in the token, pkcs11.max_keys is {self._max_channel_keys}"
-                raise KeysExhausted(msg)
-            self._channel_keys += number
-
 
 class Holder(Protocol):
     """Holds keys by their names: a `Token`, or the end of a wire to one."""
 
-    def find(self, name: KeyName) -> SigningKey | None:
+    def find(self, name: KeyName) -> SlowKey | None:
         """Return a key, if there is one."""
 
-    def find_or_make(self, name: KeyName) -> SigningKey:
-        """Return a key, a new one if there is none. Raises `KeysFailed`, `KeysExhausted`."""
+    def find_or_make(self, name: KeyName) -> SlowKey:
+        """Return a key, a new one if there is none. Raises `KeysFailed`."""
 
 
 class TokenKeys:
-    """A generation of keys, as policies see it: a key per channel, or one for all of them."""
+    """A generation of keys that are in the token, as policies see it: one for all channels, or, of old, one for each."""
 
     __slots__ = ("_per_channel", "_token")
     blocking = True
@@ -183,21 +171,15 @@ class TokenKeys:
         self._token = token
         self._per_channel = per_channel
 
-    def channel_key(self, client_key: bytes, expiry: UnixTime, *, create: bool) -> SigningKey | None:
+    def channel_key(self, client_key: bytes, expiry: UnixTime, *, create: bool) -> SlowKey | None:
         name = channel_name(client_key, expiry) if self._per_channel else ALL_CHANNELS
         return self._token.find_or_make(name) if create else self._token.find(name)
 
     def destination_key(self, client_key: bytes, expiry: UnixTime) -> None:
         """The destination is always the operator's."""
 
-    def reserve_key(self) -> SigningKey:
+    def reserve_key(self) -> SlowKey:
         return self._token.find_or_make(RESERVE)
-
-
-def generations(token: Holder, settings: Pkcs11) -> tuple[TokenKeys, TokenKeys]:
-    """Return the configured way of choosing keys, and the other one: channels opened with it can still be settled."""
-    per_channel = settings.keys == "per-channel"
-    return TokenKeys(token, per_channel=per_channel), TokenKeys(token, per_channel=not per_channel)
 
 
 def read_pin_and_open(config: SignerConfig) -> Token:
@@ -228,7 +210,7 @@ def open_token(config: SignerConfig, pin: bytearray) -> Token:
             raise TokenError(key="pkcs11.token", reason=f"it lacks {', '.join(missing)}: it can't hold secp256k1 keys")
         wait_seconds = config.socket.request_seconds
         sessions = Sessions(library, settings.token, pin, sessions=settings.sessions, wait_seconds=wait_seconds)
-        token = Token(sessions, settings.max_keys)
+        token = Token(sessions)
         token.load()
     except OSError as error:
         raise TokenError(key="pkcs11.module", reason=f"can't be loaded: {error}") from None

@@ -189,12 +189,17 @@ class RemoteToken:
         """Whether there is nobody at the other end of the wires."""
         return bool(select.select([self._control], [], [], 0)[0])
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether there is any key of ours."""
+        return bool(self._keys)
+
     def find(self, name: KeyName) -> RemoteKey | None:
         """Return a key, if there is one."""
         return self._keys.get(name.identifier)
 
     def find_or_make(self, name: KeyName) -> RemoteKey:
-        """Return a key, a new one if there is none. Raises `KeysFailed`, `KeysExhausted`."""
+        """Return a key, a new one if there is none. Raises `KeysFailed`."""
         return self.find(name) or self._make(name)
 
     def _make(self, name: KeyName) -> RemoteKey:
@@ -206,7 +211,6 @@ class RemoteToken:
 
         Raises:
             KeysFailed: all channels are waiting, the token failed, or the process has ended.
-            KeysExhausted: it makes no more keys.
         """
         try:
             channel = self._idle.get(timeout=self._wait_seconds)

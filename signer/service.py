@@ -28,16 +28,16 @@ from signer.commandline import PassphraseDescriptor, PassphraseFile
 from signer.config import SignerConfig, load_signer_config
 from signer.connections import FAREWELLS, Connections
 from signer.connections import Limits as PeerLimits
+from signer.derivedkeys import generations
 from signer.disk import Disk
 from signer.handlers import Handler, Identity
 from signer.isolation import IsolationError, isolate, keep_private
 from signer.keys import DEBUG_KEY, KeyRing, KeySource, StaticKey
-from signer.keystore import seed_sources
+from signer.keystore import refuse_new_token_keys, seed_sources
 from signer.known import Limits
 from signer.ledger import Entry, LedgerFailed, LevelDbLedger
 from signer.logsink import LogSink, open_missing_descriptors
 from signer.passphrase import NoSecret
-from signer.pkcs11 import generations
 from signer.remotetoken import RemoteToken
 from signer.seed import SeedError
 from signer.sessions import TokenError
@@ -170,6 +170,7 @@ def load_keys(
         log.warning("DEBUG KEY: publicly known, anybody can take what it earns")
         sources = [StaticKey(DEBUG_KEY)]
     elif token is not None:
+        refuse_new_token_keys(config, token)
         sources = [*generations(token, config.pkcs11)]
     else:
         sources = seed_sources(config, passphrase_fd, passphrase_file)

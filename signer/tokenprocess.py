@@ -21,7 +21,7 @@ from signer import vital
 from signer.answering import tell_bug
 from signer.config import SignerConfig
 from signer.isolation import IsolationError, end_with_parent, isolate
-from signer.keys import KeysExhausted, KeysFailed
+from signer.keys import KeysFailed
 from signer.passphrase import NoSecret
 from signer.pkcs11 import Token, read_pin_and_open
 from signer.sessions import TokenError
@@ -102,7 +102,7 @@ def _answer(token: Token, request: TokenRequest) -> TokenReply:
             case Make(identifier, label):
                 made = token.find_or_make(KeyName(identifier, label))
                 return Keys(((identifier, made.public_key),))
-    except (KeysFailed, KeysExhausted) as error:
+    except KeysFailed as error:
         return Failed(type(error).__name__, str(error), number=number)
     except Exception as error:  # noqa: BLE001 - a bug must not end the process, nor show what it handled
         tell_bug(error)

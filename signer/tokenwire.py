@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from signer.isolation import IsolationError
-from signer.keys import KeysExhausted, KeysFailed
+from signer.keys import KeysFailed
 from signer.passphrase import NoSecret
 from signer.sessions import TokenError
 
@@ -75,7 +75,7 @@ _requests: msgspec.msgpack.Decoder[TokenRequest] = msgspec.msgpack.Decoder(Token
 _replies: msgspec.msgpack.Decoder[TokenReply] = msgspec.msgpack.Decoder(TokenReply)
 decode_request, decode_reply = _requests.decode, _replies.decode
 
-_OF_KEYS = {kind.__name__: kind for kind in (KeysFailed, KeysExhausted)}
+_OF_KEYS = {kind.__name__: kind for kind in (KeysFailed,)}
 _OF_SETTINGS = {kind.__name__: kind for kind in (IsolationError, NoSecret, TokenError)}
 
 

@@ -21,8 +21,8 @@ from paychan.protocol.types import UnixTime
 from signer.config import load_signer_config
 from signer.cryptoki import Library, Session
 from signer.cryptokicodes import Attribute, Code, CryptokiError
-from signer.keys import KeysExhausted, KeysFailed
-from signer.pkcs11 import Token, TokenKey, TokenKeys, generations, open_token
+from signer.keys import KeysFailed
+from signer.pkcs11 import Token, TokenKey, TokenKeys, open_token
 from signer.sessions import Sessions, TokenError
 from tests.lib.softhsm import PIN, SoftHsm, finalize, softhsm
 from tests.signer.messages import CLIENT_KEY, EXPIRY
@@ -37,16 +37,14 @@ def token(tmp_path: Path) -> Iterator[SoftHsm]:
 
 
 def opened(token: SoftHsm, more: str = "", pin: str = PIN) -> TokenKeys:
-    """The token's keys, chosen as configured."""
-    return opened_both(token, more, pin)[0]
+    """Keys in the token, one for each channel as of old, so that there are many; `more` are lines of [pkcs11]."""
+    return TokenKeys(opened_token(token, more, pin), per_channel="one" not in more)
 
 
-def opened_both(token: SoftHsm, more: str = "", pin: str = PIN) -> tuple[TokenKeys, TokenKeys]:
-    """The keys as the signer opens them; `more` are lines of [pkcs11]."""
+def opened_token(token: SoftHsm, more: str = "", pin: str = PIN) -> Token:
     file = token.directory / "signer.toml"
     file.write_text(token.signer_config + more)
-    config = load_signer_config(file)
-    return generations(open_token(config, bytearray(pin.encode())), config.pkcs11)
+    return open_token(load_signer_config(file), bytearray(pin.encode()))
 
 
 def channel(keys: TokenKeys, number: int = 0) -> TokenKey:
@@ -210,59 +208,13 @@ def test_keys_are_there_after_a_restart(token: SoftHsm, more: str) -> None:
 
 
 def test_one_key_for_all_channels(token: SoftHsm) -> None:
-    """With keys = "one" all channels have the same key, which is not the reserve's, and max_keys does not count it."""
-    keys = opened(token, 'keys = "one"\nmax_keys = 1\n')
+    """With keys = "one" all channels have the same key, which is not the reserve's."""
+    keys = opened(token, 'keys = "one"\n')
 
     shared = {channel(keys, number).public_key for number in range(5)}
 
     assert len(shared) == 1
     assert keys.reserve_key().public_key not in shared
-
-
-def test_channels_of_the_other_mode_keep_their_keys(token: SoftHsm) -> None:
-    """After `pkcs11.keys` was changed, the second source still has the keys that channels were opened with."""
-    before = channel(opened(token)).public_key
-    finalize(token)
-
-    one, per_channel = opened_both(token, 'keys = "one"\n')
-
-    assert channel(one).public_key != before
-    found = per_channel.channel_key(CLIENT_KEY, EXPIRY, create=False)
-    assert found is not None
-    assert found.public_key == before
-    assert per_channel.reserve_key().public_key == one.reserve_key().public_key
-
-
-def test_no_more_keys_than_allowed(token: SoftHsm) -> None:
-    """Once max_keys channels have keys no other gets one, after a restart too; those that have one keep it."""
-    more = "max_keys = 3\n"
-    keys = opened(token, more)
-    made = [channel(keys, number).public_key for number in range(3)]
-    with pytest.raises(KeysExhausted, match=r"3 channel keys in the token, pkcs11\.max_keys is 3"):
-        channel(keys, 3)
-    finalize(token)
-
-    keys = opened(token, more)
-
-    with pytest.raises(KeysExhausted):
-        channel(keys, 3)
-    assert [channel(keys, number).public_key for number in range(3)] == made
-    keys.reserve_key()
-
-
-def test_a_key_that_was_not_made_is_not_counted(token: SoftHsm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token that fails to make a key does not use up a place of max_keys."""
-    keys = opened(token, "max_keys = 1\n")
-
-    def failing(*_arguments: Any) -> tuple[int, int]:
-        raise CryptokiError(Code.DEVICE_MEMORY, "C_GenerateKeyPair")
-
-    monkeypatch.setattr(Session, "generate", failing)
-    with pytest.raises(KeysFailed, match="CKR_DEVICE_MEMORY"):
-        channel(keys)
-    monkeypatch.undo()
-
-    channel(keys)
 
 
 @pytest.mark.parametrize("sessions", [1, 4, THREADS])
