@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
@@ -20,7 +21,7 @@ from paychan.api.answers import (
 )
 from paychan.api.handler import Handler
 from paychan.api.service import Service
-from paychan.chain.base import ChainFailed
+from paychan.chain.base import ChainFailed, Funding
 from paychan.protocol import bip70
 from paychan.protocol.address import decode_address, encode_address
 from paychan.protocol.channel import Accepted, Channel, CloseByPayment, Pay, State
@@ -51,6 +52,11 @@ from paychan.protocol.types import OutPoint, Sat, UnixTime
 _REQUEST_LIFE_SECONDS = 3600
 """BIP70 payment requests are good for so long."""
 
+
+_TRANSACTIONS_BYTES = 20_000
+"""Room for funding transactions in one answer: clients read 64 KiB, and these are in hex."""
+_MOST_TRANSACTIONS = 5
+"""Each is a question to the node."""
 
 _MOVED = {Dialect.S: 318, Dialect.A: 308}
 """PROTOCOL §6.5: 318 is "same as 308 but adapt the body", which the 2.3.0 document made up."""
@@ -119,11 +125,17 @@ class FundingInfoHandler(V2Handler):
 
 
 class FundingOutputsHandler(V2Handler):
-    """`GET /v2/funding/{…}/{…}/outputs`: which unspent outputs pay to the address, and how deep they are."""
+    """`GET /v2/funding/{…}/{…}/outputs`: which unspent outputs pay to the address, and how deep they are.
+
+    With `?transactions=1` also the transactions that they are in: their ids commit to the values, so that a client without
+    a node need not take our word.
+    """
 
     async def get(self, first: str, second: str) -> None:
         key_text, expiry_text = (first, second) if len(first) == 66 else (second, first)
         terms = await self.service.opener.terms(parse_public_key(key_text), self.expiry(expiry_text))
+        found = await self.service.opener.funding(terms)
+        transactions = await self._transactions(found) if self.get_query_argument("transactions", "") == "1" else {}
         outputs = [
             {
                 "funding_txid": funding.outpoint.txid_hex,
@@ -132,10 +144,23 @@ class FundingOutputsHandler(V2Handler):
                 "confirmations": funding.usable_confirmations,
                 "confirmations_needed": self.service.world.rules.confirmations_needed(funding.value_sat),
             }
-            for funding in await self.service.opener.funding(terms)
+            | ({"transaction": shown.hex()} if (shown := transactions.get(funding.outpoint.txid)) else {})
+            for funding in found
         ]
         address = terms.funding_address(self.service.config.bitcoin_network)
         self.answer(200, None, {"funding_address": address, "outputs": outputs})
+
+    async def _transactions(self, found: Sequence[Funding]) -> dict[bytes, bytes]:
+        """Read the funding transactions, the most valuable first, as many as an answer has room for."""
+        read: dict[bytes, bytes] = {}
+        room = _TRANSACTIONS_BYTES
+        for txid in list(dict.fromkeys(funding.outpoint.txid for funding in found))[:_MOST_TRANSACTIONS]:
+            with contextlib.suppress(ChainFailed):  # the outputs are worth an answer without it
+                transaction = await self.service.world.chain.transaction(txid)
+                if len(transaction) <= room:
+                    read[txid] = transaction
+                    room -= len(transaction)
+        return read
 
 
 class ChannelHandler(V2Handler):

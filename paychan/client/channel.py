@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
 from msgspec import Struct
 
-from paychan.client import closing, funding, paying, recovery, streaming
+from paychan.client import closing, deposits, funding, paying, recovery, streaming
 from paychan.client.closing import Settled
+from paychan.client.coins import Deposit, parse_outpoint
 from paychan.client.drive import drive, drive_async
 from paychan.client.errors import TermsUnacceptable
 from paychan.client.flow import Flow, Patience
-from paychan.client.funding import FundingOutput, Watcher
+from paychan.client.funding import FundingOutput, Said, Watcher
 from paychan.client.paying import Receipt
-from paychan.client.record import ChannelRecord, parse_outpoint
+from paychan.client.record import ChannelRecord
+from paychan.client.recovery import RefundTerms
 from paychan.client.terms import Limits
 from paychan.client.wallet import ChannelFile
 from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT, debug_outpoint
@@ -80,9 +82,21 @@ class ChannelBase:
         whole, rest = divmod(amount, 100_000_000)
         return f"bitcoin:{self.address}?amount={whole}.{rest:08d}"
 
-    def refund(self, sat_per_vb: int = 2, address: str = "") -> Refund:
-        """Sign the transaction that takes everything back once the expiry has passed (see `recovery.refund`)."""
-        return recovery.refund(self.record, sat_per_vb, address)
+    def refund(
+        self,
+        sat_per_vb: int = recovery.REFUND_SAT_PER_VB,
+        address: str = "",
+        *,
+        max_fee_sat: int | None = None,
+        unchecked: bool = False,
+    ) -> Refund:
+        """Sign the transaction that takes everything back once the expiry has passed.
+
+        A fee of more than 10 % or 200 sat per byte needs `max_fee_sat`. `unchecked` signs for values that are the server's
+        word or were typed: should an output hold more, the difference is lost as fee.
+        """
+        terms = RefundTerms(sat_per_vb, address, max_fee_sat=max_fee_sat, unchecked=unchecked)
+        return recovery.refund(self.record, terms)
 
     def wif(self) -> str:
         """The channel's private key as wallets import it, to sweep change that was paid to the default address."""
@@ -119,13 +133,25 @@ class Channel(ChannelBase):
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def fund(self, outpoint: str, value_sat: int) -> None:
-        """Tell which output (`txid:vout`) pays to the address, and its value in satoshi."""
-        self._run(paying.fund, parse_outpoint(outpoint), value_sat)
+    def fund(self, outpoint: str, value_sat: int, *, transaction: str = "", unchecked: bool = False) -> None:
+        """Tell which output (`txid:vout`) pays to the address, and its value in satoshi.
+
+        The value is compared with the funding `transaction` (hex) if given, else with what the server shows. With
+        `unchecked` it is taken as it is: should the output hold more, the server or a refund's fee gets the difference.
+        """
+        self._run(funding.fund, Said(outpoint, value_sat, transaction, unchecked), self._ways.patience)
+
+    def chain_shows(self, found: Sequence[Deposit], pending: Collection[str] = ()) -> ChannelRecord:
+        """Note all unspent outputs at the address, as a node of the payer's shows them (see `deposits.chain_shows`)."""
+        return self._run(deposits.chain_shows, found, pending)
+
+    def look_for_others(self) -> ChannelRecord:
+        """Ask the server for outputs at the address beside the funding: second, small and late ones."""
+        return self._run(funding.look_for_others, self._ways.patience)
 
     def fund_debug(self) -> None:
         """Use the funding that a debug server derives from key and expiry: no bitcoin is involved."""
-        self._run(paying.fund, *self._debug_funding())
+        self._run(funding.fund_debug, *self._debug_funding())
 
     def funding(self) -> tuple[FundingOutput, ...]:
         """Ask the server which outputs fund the channel. Without a node of one's own that can't be verified."""
@@ -189,9 +215,9 @@ class Channel(ChannelBase):
         """Ask the server how the channel stands."""
         return self._run(closing.probe, self._ways.patience)
 
-    def keep_refund(self, sat_per_vb: int = recovery.REFUND_SAT_PER_VB, address: str = "") -> Refund:
+    def keep_refund(self, terms: RefundTerms) -> Refund:
         """Sign a refund and keep it: to be called before one is published."""
-        return self._run(recovery.keep_refund, sat_per_vb, address)
+        return self._run(recovery.keep_refund, terms)
 
     def coins_at(self, outpoint: str, value_sat: int) -> ChannelRecord:
         """Note where a chain of the payer's shows the coins of a movable channel that takes no more payments."""
@@ -229,11 +255,17 @@ class AsyncChannel(ChannelBase):
     async def __aexit__(self, *_: object) -> None:
         self.release()
 
-    async def fund(self, outpoint: str, value_sat: int) -> None:
-        await self._run(paying.fund, parse_outpoint(outpoint), value_sat)
+    async def fund(self, outpoint: str, value_sat: int, *, transaction: str = "", unchecked: bool = False) -> None:
+        await self._run(funding.fund, Said(outpoint, value_sat, transaction, unchecked), self._ways.patience)
+
+    async def chain_shows(self, found: Sequence[Deposit], pending: Collection[str] = ()) -> ChannelRecord:
+        return await self._run(deposits.chain_shows, found, pending)
+
+    async def look_for_others(self) -> ChannelRecord:
+        return await self._run(funding.look_for_others, self._ways.patience)
 
     async def fund_debug(self) -> None:
-        await self._run(paying.fund, *self._debug_funding())
+        await self._run(funding.fund_debug, *self._debug_funding())
 
     async def funding(self) -> tuple[FundingOutput, ...]:
         return await self._run(funding.outputs, self._ways.patience)
@@ -276,8 +308,8 @@ class AsyncChannel(ChannelBase):
     async def status(self) -> ChannelRecord:
         return await self._run(closing.probe, self._ways.patience)
 
-    async def keep_refund(self, sat_per_vb: int = recovery.REFUND_SAT_PER_VB, address: str = "") -> Refund:
-        return await self._run(recovery.keep_refund, sat_per_vb, address)
+    async def keep_refund(self, terms: RefundTerms) -> Refund:
+        return await self._run(recovery.keep_refund, terms)
 
     async def coins_at(self, outpoint: str, value_sat: int) -> ChannelRecord:
         return await self._run(recovery.coins_at, parse_outpoint(outpoint), Sat(value_sat))

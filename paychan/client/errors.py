@@ -101,6 +101,28 @@ class FundingNotTold(Declined):
     code, text = "funding_not_told", "the server at {url} does not tell which outputs fund a channel"
 
 
+class FundingDiffers(Declined):
+    """Two sources contradict each other about an output: the refund or the payments would give the difference away."""
+
+    code = "funding_differs"
+    text = "{outpoint} does not hold what was said: got {got_sat} sat, {source} has {want_sat} sat"
+
+
+class FundingNotThere(Declined):
+    code, text = "funding_not_there", "{outpoint} is not at {address}: {source} has {found} there"
+
+
+class ValueUnchecked(Declined):
+    code = "value_unchecked"
+    text = (
+        "the value of {outpoint}, {value_sat} sat, is {source}: what it holds beyond that would be lost as the refund's fee"
+    )
+
+
+class FeeTooHigh(Declined):
+    code, text = "fee_too_high", "fee too high: got {got_sat} sat, at most {most_sat} sat ({rule})"
+
+
 class InsufficientFunds(Declined):
     code, text = "insufficient_funds", "not enough left: want to pay {want_sat} sat, {left_sat} sat left"
 

@@ -1,9 +1,9 @@
 """Which outputs fund a channel: asked of the server, since a payer need not have a node.
 
 The server's word is checked for what can be checked without one: that it speaks of our address, and in amounts that
-exist. Whether an output is there, how deep and how large, it could lie about. One that is not there costs the server
-alone, and one that is larger than told costs the payer the difference: hence nothing below `amount_sat`, which is what
-the payer meant to send, is taken on the server's word, and nobody should send more than that.
+exist. With an output it may show the transaction, whose id commits to the value: then the value is certain, and whether
+the transaction is in the chain is what a lie would be about; that costs the server alone. Without it, an output that is
+larger than the server says costs the payer the difference: so nothing below `amount_sat` is taken on its word.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from typing import Annotated, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from paychan.client import paying, routes
+from paychan.client import routes
 from paychan.client.answers import printable, refusal
+from paychan.client.coins import Deposit, Source, parse_outpoint, proven_value
+from paychan.client.deposits import agrees, noted, server_shows
 from paychan.client.errors import (
     ClientError,
     FundingMissing,
     FundingNotTold,
+    Refused,
     ServerFailed,
     ServerMisbehaved,
     Unreachable,
 )
-from paychan.client.flow import Flow, Patience, Pause, ask
-from paychan.client.record import ChannelRecord, parse_outpoint
+from paychan.client.flow import Flow, Patience, Pause, Save, ask
+from paychan.client.record import ChannelRecord
 from paychan.protocol.errors import Malformed
 from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
 
@@ -38,6 +41,7 @@ class _Output(Struct, frozen=True):
     value: Annotated[int, Meta(ge=1, le=MAX_MONEY_SAT)]
     confirmations: _Count
     confirmations_needed: _Count
+    transaction: str = ""
 
 
 class _Answer(Struct, frozen=True):
@@ -52,6 +56,8 @@ class FundingOutput(Struct, frozen=True):
     value_sat: Sat
     confirmations: int
     confirmations_needed: int
+    source: Source = Source.SERVER
+    """`TRANSACTION` if the server showed the funding transaction, else its word alone."""
 
     @property
     def deep_enough(self) -> bool:
@@ -64,14 +70,14 @@ Watcher: TypeAlias = Callable[[tuple[FundingOutput, ...] | ClientError], None]
 _POLL_SECONDS = 1.0
 
 
-def outputs(record: ChannelRecord, patience: Patience) -> Flow[tuple[FundingOutput, ...]]:
-    """Ask which outputs fund a channel.
+def outputs(record: ChannelRecord, patience: Patience, *, proven: bool = False) -> Flow[tuple[FundingOutput, ...]]:
+    """Ask which outputs fund a channel; `proven`: with their transactions, which not every server shows.
 
     Raises:
         FundingNotTold: the server knows no such question.
-        ServerMisbehaved: it speaks of another address, or of outputs that can't be.
+        ServerMisbehaved: it speaks of another address, of outputs that can't be, or its transactions say otherwise.
     """
-    reply = yield from ask(routes.outputs_request(record), patience)
+    reply = yield from ask(routes.outputs_request(record, proven=proven), patience)
     if reply.response.status == 404:
         raise FundingNotTold(url=record.url)
     if reply.response.status != 200:
@@ -84,10 +90,77 @@ def outputs(record: ChannelRecord, patience: Patience) -> Flow[tuple[FundingOutp
     if answer.funding_address != record.funding_address:
         got = printable(answer.funding_address)[:40]
         raise ServerMisbehaved(what="funding address", got=got, want=record.funding_address)
-    return tuple(
-        FundingOutput(str(outpoint), Sat(each.value), each.confirmations, each.confirmations_needed)
-        for outpoint, each in found
-    )
+    return tuple(_output(record, outpoint, each) for outpoint, each in found)
+
+
+def _output(record: ChannelRecord, outpoint: OutPoint, told: _Output) -> FundingOutput:
+    source = Source.SERVER
+    if told.transaction:
+        try:
+            value = proven_value(told.transaction, outpoint, record.terms.funding_script)
+        except Malformed as error:
+            raise ServerMisbehaved(what=f"transaction of {outpoint}", got=error, want="the funding") from None
+        if value != told.value:
+            raise ServerMisbehaved(what=f"value of {outpoint}", got=told.value, want=value)
+        source = Source.TRANSACTION
+    return FundingOutput(str(outpoint), Sat(told.value), told.confirmations, told.confirmations_needed, source)
+
+
+class Said(Struct, frozen=True):
+    """What the payer says about the funding output."""
+
+    outpoint: str
+    value_sat: int
+    transaction: str = ""
+    """The funding transaction (hex), which proves the value."""
+    unchecked: bool = False
+    """Take the value as it is said, whatever the server shows."""
+
+
+def fund(record: ChannelRecord, said: Said, patience: Patience) -> Flow[ChannelRecord]:
+    """Note which output funds the channel, once its value is compared with the transaction or with what the server shows.
+
+    Raises:
+        WrongState: something was signed for the channel already.
+        FundingTooSmall: not enough to open and have change.
+        FundingDiffers, FundingNotThere: what is shown contradicts what is said.
+        FundingNotTold: there is nothing to compare with.
+        Malformed: not an outpoint, or a transaction that does not pay there.
+    """
+    outpoint = parse_outpoint(said.outpoint)
+    if said.transaction:
+        proven = proven_value(said.transaction, outpoint, record.terms.funding_script)
+        found = [Deposit(str(outpoint), proven, Source.TRANSACTION)]
+        deposit = agrees(record, found, str(outpoint), said.value_sat or proven, "its transaction")
+    elif said.unchecked:
+        deposit = Deposit(str(outpoint), Sat(said.value_sat), Source.TYPED)
+    else:
+        noted(record, Deposit(str(outpoint), Sat(said.value_sat), Source.TYPED))  # refused before anything is asked
+        shown = yield from outputs(record, patience, proven=True)
+        deposit = agrees(record, _deposits(shown), str(outpoint), said.value_sat, "the server")
+    record = noted(record, deposit)
+    yield Save(record)
+    return record
+
+
+def fund_debug(record: ChannelRecord, outpoint: OutPoint, value_sat: Sat) -> Flow[ChannelRecord]:
+    """Note the funding that follows from key and expiry; no chain has it."""
+    record = noted(record, Deposit(str(outpoint), value_sat, Source.DEBUG))
+    yield Save(record)
+    return record
+
+
+def look_for_others(record: ChannelRecord, patience: Patience) -> Flow[ChannelRecord]:
+    """Note all outputs at the address that the server lists, beside the funding; say nothing if it does not."""
+    try:
+        shown = yield from outputs(record, patience, proven=True)
+    except (FundingNotTold, Refused, Unreachable, ServerMisbehaved):
+        return record
+    return (yield from server_shows(record, _deposits(shown)))
+
+
+def _deposits(found: Collection[FundingOutput]) -> list[Deposit]:
+    return [Deposit(each.outpoint, each.value_sat, each.source) for each in found]
 
 
 def wait(
@@ -110,13 +183,27 @@ def wait(
         best = choose(record, found)
         if best is not None:
             if best.outpoint != record.funding_outpoint:
-                record = yield from paying.fund(record, parse_outpoint(best.outpoint), best.value_sat)
+                best = yield from _proven(record, best, patience)
+                record = noted(record, Deposit(best.outpoint, best.value_sat, best.source))
+                yield Save(record)
             if best.deep_enough:
+                yield from server_shows(record, _deposits(found))
                 return best
+        if not isinstance(seen, ClientError):
+            record = yield from server_shows(record, _deposits(found))
         if timeout_seconds is not None and waited >= timeout_seconds:
             raise seen if isinstance(seen, ClientError) else missing(record, found)
         yield Pause(_POLL_SECONDS)
         waited += _POLL_SECONDS
+
+
+def _proven(record: ChannelRecord, best: FundingOutput, patience: Patience) -> Flow[FundingOutput]:
+    """Ask for the transaction of an output before it is noted, once; a server that shows none is taken at its word."""
+    try:
+        shown = yield from outputs(record, patience, proven=True)
+    except (ServerFailed, Unreachable):
+        return best
+    return next((each for each in shown if each.outpoint == best.outpoint), best)
 
 
 def _look(record: ChannelRecord, patience: Patience) -> Flow[tuple[FundingOutput, ...] | ClientError]:

@@ -19,6 +19,7 @@ from coincurve import PublicKey
 from msgspec import Struct
 
 from paychan.client.answers import printable, refusal
+from paychan.client.coins import Source
 from paychan.client.errors import ServerMisbehaved
 from paychan.client.flow import MOVED, Flow, Patience, Request, Response, Save, ask, is_busy
 from paychan.client.record import ChannelRecord, State
@@ -111,6 +112,8 @@ def moved(record: ChannelRecord, response: Response) -> ChannelRecord:
         refused=record.refused and record.left_sat != value,
         state=State.OPEN if record.state is State.NEW else record.state,
         moves=(*record.moves, text),
+        funding_source=Source.TRANSACTION,
+        deposits=tuple(each for each in record.deposits if each.outpoint != str(outpoint)),
     )
     if record.closing_sat is not None:
         there = _with_closing(there, Sat(record.agreed_sat - record.closing_sat))

@@ -13,16 +13,15 @@ from msgspec import UNSET, Struct
 
 from paychan.client import closing, routes
 from paychan.client.answers import check_result, settlement_txid
-from paychan.client.errors import FundingTooSmall, TermsUnacceptable, Unacknowledged, WrongState
+from paychan.client.errors import TermsUnacceptable, Unacknowledged, WrongState
 from paychan.client.flow import Flow, Patience, Request, Response, Save, ask
 from paychan.client.moving import ask_channel
 from paychan.client.record import ChannelRecord, State
-from paychan.client.recovery import first_refund
 from paychan.client.spend import next_change
 from paychan.client.terms import Limits
 from paychan.client.verdict import need, refuse, result_of
 from paychan.protocol.rest import ChannelStatus, PaymentResult
-from paychan.protocol.types import OutPoint, Sat
+from paychan.protocol.types import Sat
 
 _replace = msgspec.structs.replace
 
@@ -40,25 +39,7 @@ class Receipt(Struct, frozen=True):
     application_data: str
 
 
-# --- funding and opening --------------------------------------------------------------------------------------------
-
-
-def fund(record: ChannelRecord, outpoint: OutPoint, value_sat: int) -> Flow[ChannelRecord]:
-    """Note which output funds the channel, with the signed refund of it; the server looks at the chain itself.
-
-    Raises:
-        WrongState: something was signed for the channel already.
-        FundingTooSmall: not enough to open and have change.
-    """
-    need(record, State.NEW)
-    if record.signed_sat is not None and str(outpoint) != record.funding_outpoint:
-        raise WrongState(name=record.name, state="signed for another output", need="a channel without payments")
-    if value_sat < record.min_funding_sat:
-        raise FundingTooSmall(got_sat=value_sat, need_sat=record.min_funding_sat)
-    funded = _replace(record, funding_outpoint=str(outpoint), funding_sat=Sat(value_sat))
-    funded = _replace(funded, refunds=first_refund(funded))
-    yield Save(funded)
-    return funded
+# --- opening --------------------------------------------------------------------------------------------------------
 
 
 def open_channel(record: ChannelRecord, amount_sat: int | None, limits: Limits, patience: Patience) -> Flow[Receipt]:

@@ -12,6 +12,7 @@ from typing import Literal
 from coincurve import PrivateKey
 from msgspec import Struct
 
+from paychan.client.coins import Deposit, Source, parse_outpoint
 from paychan.protocol.address import decode_address, encode_address, key_script
 from paychan.protocol.errors import Malformed
 from paychan.protocol.payment import Payment, PaymentSigner
@@ -84,6 +85,10 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """What was signed away at outputs that the channel has left; all other amounts are those of the present one."""
     moves: tuple[str, ...] = ()
     """The settlements (hex) by which it moved from output to output, signed by both sides."""
+    funding_source: Source = Source.UNKNOWN
+    """How the value of the funding output is known."""
+    deposits: tuple[Deposit, ...] = ()
+    """Other outputs at the address that were unspent, or not spent deep in the chain, when last seen."""
 
     def __repr__(self) -> str:
         """Never shows the private key."""
@@ -101,6 +106,19 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     @property
     def outpoint(self) -> OutPoint:
         return parse_outpoint(self.funding_outpoint)
+
+    @property
+    def funding(self) -> Deposit | None:
+        """The output that funds the channel, once it is noted."""
+        if not self.funding_outpoint:
+            return None
+        return Deposit(self.funding_outpoint, self.funding_sat, self.funding_source)
+
+    @property
+    def held(self) -> tuple[Deposit, ...]:
+        """Outputs that a refund takes: the funding unless the channel has ended, and all others at the address."""
+        funding = () if self.funding is None or self.ended else (self.funding,)
+        return (*funding, *self.deposits)
 
     @property
     def movable(self) -> bool:
@@ -164,18 +182,6 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         return PaymentSigner(self.key, self.terms, self.outpoint, script)
 
 
-def parse_outpoint(text: str) -> OutPoint:
-    """Read `txid:vout` as wallets show it.
-
-    Raises:
-        Malformed: anything else.
-    """
-    txid, _, vout = text.partition(":")
-    if not (vout.isascii() and vout.isdigit() and len(vout) <= 10):
-        raise Malformed(field="outpoint", reason="want TXID:VOUT")
-    return OutPoint.parse(txid, int(vout))
-
-
 def check_record(record: ChannelRecord) -> None:
     """Hold a record that was read to its own rules.
 
@@ -188,6 +194,10 @@ def check_record(record: ChannelRecord) -> None:
         decode_address(address, record.network)
     if record.funding_outpoint:
         parse_outpoint(record.funding_outpoint)
+    for deposit in record.deposits:
+        parse_outpoint(deposit.outpoint)
+        if not 0 <= deposit.value_sat <= MAX_MONEY_SAT:
+            raise Malformed(field="deposits", reason=f"{deposit.value_sat} sat")
     for raw in (*record.refunds, *record.moves):
         bytes.fromhex(raw)
     amounts = (0, record.left_sat, record.agreed_sat, record.funding_sat, MAX_MONEY_SAT)

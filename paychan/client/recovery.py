@@ -5,16 +5,25 @@ from __future__ import annotations
 import bitcoin.base58
 import msgspec
 from bitcoin.core import CTransaction, Hash
+from msgspec import Struct
 
-from paychan.client.errors import FundingTooSmall, WrongState
+from paychan.client.coins import Deposit, Source, parse_outpoint
+from paychan.client.errors import FeeTooHigh, FundingTooSmall, ValueUnchecked, WrongState
 from paychan.client.flow import Flow, Save
 from paychan.client.record import ChannelRecord, State
 from paychan.protocol.address import decode_address, encode_address, key_script
-from paychan.protocol.refund import Refund, refund_at_rate
+from paychan.protocol.refund import INPUT_BYTES, Coin, Refund, sign_refunds
 from paychan.protocol.types import Network, OutPoint, Sat
 
 REFUND_SAT_PER_VB = 2
 """Fee rate of the refund that is signed before the channel opens; another can be signed at any time."""
+
+MOST_FEE_PERCENT = 10
+MOST_SAT_PER_VB = 200
+"""A refund's fee above this share of what it takes, or above this rate, needs an explicit word: `RefundTerms.max_fee_sat`."""
+
+RELAYED_SAT = 546
+"""Least output to a P2PKH address that nodes relay (policy.h: 3 sat per byte); the server's dust limit is its own affair."""
 
 _replace = msgspec.structs.replace
 
@@ -30,36 +39,82 @@ def wif(record: ChannelRecord) -> str:
     return str(bitcoin.base58.encode(payload + Hash(payload)[:4]))
 
 
-def refund(record: ChannelRecord, sat_per_vb: int, address: str = "") -> Refund:
-    """Sign the transaction that takes the whole funding back without the server, once `expiry` has passed.
+class RefundTerms(Struct, frozen=True):
+    """How a refund is to be signed."""
 
-    It pays to `address`, or else to the channel's home address.
+    sat_per_vb: int = REFUND_SAT_PER_VB
+    address: str = ""
+    """Receives everything; "" for the channel's home address."""
+    coins: tuple[Deposit, ...] | None = None
+    """What to take back; None for all that the record holds (`ChannelRecord.held`)."""
+    max_fee_sat: int | None = None
+    """The most to pay as fee; None for `most_fee_sat`."""
+    unchecked: bool = False
+    """Sign for values that nothing has checked."""
+
+
+def refund(record: ChannelRecord, terms: RefundTerms) -> Refund:
+    """Sign the transaction that takes back, without the server, what is at the address once `expiry` has passed.
+
+    Outputs that cost more than they hold are left, unless there is nothing else.
 
     Raises:
-        WrongState: not funded.
-        FundingTooSmall: the fee leaves less than the dust limit.
+        WrongState: nothing there.
+        ValueUnchecked: what an output holds was never checked, and that is not allowed.
+        FeeTooHigh: above `terms.max_fee_sat`, or else above `most_fee_sat`.
+        FundingTooSmall: the fee leaves less than relays.
         Malformed: not an address of the channel's network.
     """
-    if not record.funding_outpoint:
+    held = record.held if terms.coins is None else terms.coins
+    coins = [coin for coin in held if coin.value_sat > terms.sat_per_vb * INPUT_BYTES] or list(held)
+    if not coins:
         raise WrongState(name=record.name, state="not funded", need="funding")
-    script = decode_address(address or record.home_address, record.network, "refund address")
-    signed = refund_at_rate(record.key, record.terms, record.outpoint, record.funding_sat, script, sat_per_vb)
-    if record.funding_sat - signed.fee_sat < record.dust_sat:
-        raise FundingTooSmall(got_sat=record.funding_sat, need_sat=signed.fee_sat + record.dust_sat)
-    return signed
+    for coin in coins:
+        if not (coin.source.checked or terms.unchecked):
+            raise ValueUnchecked(outpoint=coin.outpoint, value_sat=coin.value_sat, source=coin.source.words)
+    script = decode_address(terms.address or record.home_address, record.network, "refund address")
+    total_sat = sum(coin.value_sat for coin in coins)
+    inputs = [Coin(parse_outpoint(coin.outpoint), coin.value_sat) for coin in coins]
+    size = len(sign_refunds(record.key, record.terms, inputs, script, Sat(0)).transaction)
+    fee_sat = Sat(size * terms.sat_per_vb)
+    if total_sat - fee_sat < RELAYED_SAT:
+        raise FundingTooSmall(got_sat=total_sat, need_sat=fee_sat + RELAYED_SAT)
+    most_sat = most_fee_sat(total_sat, size) if terms.max_fee_sat is None else terms.max_fee_sat
+    if fee_sat > most_sat:
+        rule = f"{MOST_FEE_PERCENT} % of {total_sat} sat, and {MOST_SAT_PER_VB} sat per byte"
+        if terms.max_fee_sat is not None:
+            rule = "your own limit"
+        raise FeeTooHigh(got_sat=fee_sat, most_sat=most_sat, rule=rule)
+    return sign_refunds(record.key, record.terms, inputs, script, fee_sat)
+
+
+def most_fee_sat(total_sat: int, size: int) -> Sat:
+    """Fee up to which a refund needs no explicit word: a share of what it takes, and a rate; the least rate always."""
+    share = total_sat * MOST_FEE_PERCENT // 100
+    return Sat(max(min(share, size * MOST_SAT_PER_VB), size * REFUND_SAT_PER_VB))
+
+
+def affordable_rate(total_sat: int, size: int, wanted_sat_per_vb: int) -> int:
+    """Lower a rate that was not typed by the payer to what `most_fee_sat` allows."""
+    return max(1, min(wanted_sat_per_vb, most_fee_sat(total_sat, size) // size))
 
 
 def first_refund(record: ChannelRecord) -> tuple[str, ...]:
-    """Sign the refund that a payer holds from the moment the funding is known; none when its fee would eat it up."""
+    """Sign the refund that a payer holds from the moment the funding is known; none when its fee would eat it up.
+
+    It lies in the wallet for the day when nothing else is left; commands that publish or show a refund sign anew.
+    """
+    coins = () if record.funding is None else (record.funding,)
     try:
-        return (refund(record, REFUND_SAT_PER_VB).transaction.hex(),)
+        signed = refund(record, RefundTerms(coins=coins, max_fee_sat=record.funding_sat, unchecked=True))
     except FundingTooSmall:
         return ()
+    return (signed.transaction.hex(),)
 
 
-def keep_refund(record: ChannelRecord, sat_per_vb: int, address: str) -> Flow[Refund]:
+def keep_refund(record: ChannelRecord, terms: RefundTerms) -> Flow[Refund]:
     """Sign a refund and keep it, as everything that is published has to be known again. Raises like `refund`."""
-    signed = refund(record, sat_per_vb, address)
+    signed = refund(record, terms)
     raw = signed.transaction.hex()
     others = tuple(each for each in record.refunds if each != raw)
     if record.refunds != (*others, raw):
@@ -80,6 +135,8 @@ def coins_at(record: ChannelRecord, outpoint: OutPoint, value_sat: Sat) -> Flow[
         signed_sat=value_sat,
         acknowledged_sat=value_sat,
         refused=False,
+        funding_source=Source.CHAIN,
+        deposits=tuple(each for each in record.deposits if each.outpoint != str(outpoint)),
     )
     here = _replace(here, refunds=(*record.refunds, *first_refund(here)))
     yield Save(here)

@@ -24,10 +24,10 @@ def info_path(version: int, dialect: Dialect, client_key: bytes, expiry: int) ->
     return f"/v2/funding/{client_key.hex()}/{expiry}/info"
 
 
-def outputs_request(record: ChannelRecord) -> Request:
-    """Which outputs fund the channel: one question for both versions of the protocol."""
+def outputs_request(record: ChannelRecord, *, proven: bool = False) -> Request:
+    """Which outputs fund the channel, perhaps with their transactions: one question for both versions."""
     client_key = record.key.public_key.format().hex()
-    return Request("GET", f"{record.url}/v2/funding/{record.expiry}/{client_key}/outputs")
+    return Request("GET", f"{record.url}/v2/funding/{record.expiry}/{client_key}/outputs{'?transactions=1' if proven else ''}")
 
 
 def opening_path(response: Response, url: str, version: int, client_key: bytes, expiry: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bitcoin.core import COutPoint as TxOutPoint
 from bitcoin.core import CTransaction, CTxIn, CTxOut
 from bitcoin.core.script import CScript
@@ -12,10 +14,14 @@ from paychan.protocol.scripts import ChannelTerms
 from paychan.protocol.sighash import SIGHASH_ALL, whole_transaction_digest
 from paychan.protocol.types import OutPoint, Sat
 
-REFUND_SEQUENCE = 0xFFFFFFFE
-"""BIP65: the lock time is off when every input's sequence is final, so it is one less."""
+REFUND_SEQUENCE = 0xFFFFFFFD
+"""BIP65: the lock time is off when every input's sequence is final. BIP125: below 0xfffffffe a transaction signals that
+a dearer one may replace it. BIP68 does not apply to version 1, nor with bit 31 set."""
 
 _CLIENT_BRANCH = b"\x00"  # OP_0 selects the ELSE branch
+
+INPUT_BYTES = 36 + 1 + 1 + 73 + 1 + 2 + 82 + 4
+"""Most bytes that one more output to take back adds to a refund: outpoint, length, signature, branch, script, sequence."""
 
 
 class Refund(Struct, frozen=True):
@@ -26,34 +32,77 @@ class Refund(Struct, frozen=True):
     fee_sat: Sat
 
 
-def sign_refund(
-    key: PrivateKey, terms: ChannelTerms, outpoint: OutPoint, funding_sat: Sat, refund_script: bytes, fee_sat: Sat
+class Coin(Struct, frozen=True):
+    """An output that pays to the channel's script. The signature does not commit to its value (BIP143 is not in use)."""
+
+    outpoint: OutPoint
+    value_sat: Sat
+
+
+def sign_refunds(
+    key: PrivateKey,
+    terms: ChannelTerms,
+    coins: Sequence[Coin],
+    refund_script: bytes,
+    fee_sat: Sat,
+    *,
+    sequence: int = REFUND_SEQUENCE,
 ) -> Refund:
-    """Build and sign the refund of the whole funding output, less the fee, to `refund_script`.
+    """Build and sign the refund of all these outputs of the channel, less the fee, to `refund_script`.
 
     Raises:
         ValueError: the fee is negative or leaves nothing.
     """
-    if not 0 <= fee_sat < funding_sat:
-        msg = f"fee of {fee_sat} sat does not fit a funding output of {funding_sat} sat"
+    total_sat = sum(coin.value_sat for coin in coins)
+    if not 0 <= fee_sat < total_sat:
+        msg = f"fee of {fee_sat} sat does not fit a funding output of {total_sat} sat"
         raise ValueError(msg)
-    prevout = TxOutPoint(outpoint.txid, outpoint.vout)
-    outputs = [CTxOut(funding_sat - fee_sat, CScript(refund_script))]
+    prevouts = [TxOutPoint(coin.outpoint.txid, coin.outpoint.vout) for coin in coins]
+    outputs = [CTxOut(total_sat - fee_sat, CScript(refund_script))]
 
-    def transaction(script_sig: bytes) -> CTransaction:
-        inputs = [CTxIn(prevout, CScript(script_sig), REFUND_SEQUENCE)]
+    def transaction(script_sigs: Sequence[bytes]) -> CTransaction:
+        inputs = [
+            CTxIn(prevout, CScript(script_sig), sequence)
+            for prevout, script_sig in zip(prevouts, script_sigs, strict=True)
+        ]
         return CTransaction(inputs, outputs, nLockTime=terms.expiry, nVersion=1)
 
     script = terms.redeem_script
-    digest = whole_transaction_digest(transaction(b""), 0, script)
-    signature = key.sign(digest, hasher=None) + bytes([SIGHASH_ALL])
-    signed = transaction(bytes([len(signature)]) + signature + _CLIENT_BRANCH + b"\x4c" + bytes([len(script)]) + script)
+    unsigned = transaction([b""] * len(coins))
+    script_sigs = []
+    for index in range(len(coins)):
+        digest = whole_transaction_digest(unsigned, index, script)
+        signature = key.sign(digest, hasher=None) + bytes([SIGHASH_ALL])
+        script_sigs.append(
+            bytes([len(signature)]) + signature + _CLIENT_BRANCH + b"\x4c" + bytes([len(script)]) + script
+        )
+    signed = transaction(script_sigs)
     return Refund(signed.serialize(), signed.GetTxid(), fee_sat)
 
 
-def refund_at_rate(
-    key: PrivateKey, terms: ChannelTerms, outpoint: OutPoint, funding_sat: Sat, refund_script: bytes, sat_per_vb: int
+def refunds_at_rate(
+    key: PrivateKey,
+    terms: ChannelTerms,
+    coins: Sequence[Coin],
+    refund_script: bytes,
+    sat_per_vb: int,
+    *,
+    sequence: int = REFUND_SEQUENCE,
 ) -> Refund:
     """Sign a refund whose fee is the rate times the size of the same refund without a fee."""
-    size = len(sign_refund(key, terms, outpoint, funding_sat, refund_script, Sat(0)).transaction)
-    return sign_refund(key, terms, outpoint, funding_sat, refund_script, Sat(sat_per_vb * size))
+    size = len(sign_refunds(key, terms, coins, refund_script, Sat(0), sequence=sequence).transaction)
+    return sign_refunds(key, terms, coins, refund_script, Sat(sat_per_vb * size), sequence=sequence)
+
+
+def sign_refund(
+    key: PrivateKey,
+    terms: ChannelTerms,
+    outpoint: OutPoint,
+    funding_sat: Sat,
+    refund_script: bytes,
+    fee_sat: Sat,
+    *,
+    sequence: int = REFUND_SEQUENCE,
+) -> Refund:
+    """Build and sign the refund of one output. Raises like `sign_refunds`."""
+    return sign_refunds(key, terms, [Coin(outpoint, funding_sat)], refund_script, fee_sat, sequence=sequence)

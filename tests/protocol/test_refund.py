@@ -7,7 +7,7 @@ from bitcoin.core import CTransaction, CTxIn
 from bitcoin.core.script import CScript
 
 from paychan.protocol.address import key_script
-from paychan.protocol.refund import REFUND_SEQUENCE, Refund, refund_at_rate, sign_refund
+from paychan.protocol.refund import REFUND_SEQUENCE, Coin, Refund, refunds_at_rate, sign_refund
 from paychan.protocol.sighash import SIGHASH_ALL, whole_transaction_digest
 from paychan.protocol.types import Sat, UnixTime
 from tests.lib.channels import Payer, private_key
@@ -105,7 +105,7 @@ def test_a_rate_is_paid_on_the_real_size(rate: int) -> None:
     """The fee is the rate times the size of the refund without fee, whose signature may differ by few bytes."""
     payer = PAYERS["4-byte expiry"]
 
-    refund = refund_at_rate(payer.key, payer.terms, payer.outpoint, payer.funding_sat, HOME, rate)
+    refund = refunds_at_rate(payer.key, payer.terms, [Coin(payer.outpoint, payer.funding_sat)], HOME, rate)
 
     assert refund.fee_sat == rate * len(refund_of(payer, 0).transaction)
     assert accepts(payer, refund.transaction)

@@ -9,7 +9,7 @@ from bitcoin.core import CTransaction, Hash
 from paychan.protocol.address import decode_address, encode_address
 from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT, debug_outpoint
 from paychan.protocol.payment import Payment, PaymentVerifier, decode_v1, encode_v1, make_payment, sign_payment
-from paychan.protocol.refund import refund_at_rate, sign_refund
+from paychan.protocol.refund import Coin, refunds_at_rate, sign_refund
 from paychan.protocol.rest import opening_secret
 from paychan.protocol.scripts import encode_script_number, parse_public_key, parse_redeem_script
 from paychan.protocol.settlement import build_settlement, settlement_size, sign_settlement
@@ -144,7 +144,7 @@ def test_refund_at_a_fixed_fee(case: Case) -> None:
     want = case.raw["refund"]
     script = decode_address(want["address"], case.network)
 
-    refund = sign_refund(case.client_key, case.terms, case.outpoint, case.funding_sat, script, want["fee"])
+    refund = sign_refund(case.client_key, case.terms, case.outpoint, case.funding_sat, script, want["fee"], sequence=want["sequence"])
 
     assert refund.transaction.hex() == want["tx_hex"]
     assert refund.txid[::-1].hex() == want["txid"]
@@ -163,9 +163,10 @@ def test_refund_at_a_rate(case: Case) -> None:
     want = case.raw["refund_per_byte"]
     script = decode_address(case.raw["refund"]["address"], case.network)
 
-    refund = refund_at_rate(
-        case.client_key, case.terms, case.outpoint, case.funding_sat, script, want["satoshi_per_byte"]
-    )
+    coin, rate = Coin(case.outpoint, case.funding_sat), want["satoshi_per_byte"]
+    sequence = case.raw["refund"]["sequence"]  # the vectors are from before refunds could be replaced (BIP125)
+
+    refund = refunds_at_rate(case.client_key, case.terms, [coin], script, rate, sequence=sequence)
 
     assert refund.fee_sat == want["fee"]
     assert refund.transaction.hex() == want["tx_hex"]

@@ -1,0 +1,113 @@
+"""What the wallet notes about the outputs at a channel's address: the one that funds it, and all others.
+
+Others are a second payment to the address, one that is too small or late, the funding after a fee bump under another
+txid, and the change that a settlement left there. Only a refund brings them home, since the address is a script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import msgspec
+
+from paychan.client.coins import MOST_DEPOSITS, Deposit, Source
+from paychan.client.errors import FundingDiffers, FundingNotThere, FundingTooSmall, WrongState
+from paychan.client.flow import Flow, Save
+from paychan.client.record import ChannelRecord, State
+from paychan.client.recovery import first_refund
+from paychan.protocol.types import Sat
+
+_replace = msgspec.structs.replace
+
+
+def noted(record: ChannelRecord, funding: Deposit) -> ChannelRecord:
+    """Note which output funds the channel, with the signed refund of it. One noted before becomes one of the others.
+
+    Raises:
+        WrongState: something was signed for another output.
+        FundingTooSmall: not enough to open and have change.
+    """
+    if record.state is not State.NEW:
+        raise WrongState(name=record.name, state=record.state.value, need=State.NEW.value)
+    if record.signed_sat is not None and funding.outpoint != record.funding_outpoint:
+        raise WrongState(name=record.name, state="signed for another output", need="a channel without payments")
+    if funding.value_sat < record.min_funding_sat:
+        raise FundingTooSmall(got_sat=funding.value_sat, need_sat=record.min_funding_sat)
+    before = record.funding
+    others = [each for each in record.deposits if each.outpoint != funding.outpoint]
+    if before is not None and before.outpoint != funding.outpoint:
+        others.append(before)
+    record = _with_value(_replace(record, funding_outpoint=funding.outpoint, funding_sat=funding.value_sat), funding)
+    return _with_refund(_replace(record, deposits=tuple(others)))
+
+
+def agrees(record: ChannelRecord, found: Collection[Deposit], outpoint: str, value_sat: int, source: str) -> Deposit:
+    """Pass what a source shows at an outpoint, if it holds the value that was said.
+
+    Raises:
+        FundingNotThere, FundingDiffers: it does not.
+    """
+    for each in found:
+        if each.outpoint == outpoint:
+            if each.value_sat != value_sat:
+                raise FundingDiffers(outpoint=outpoint, got_sat=value_sat, want_sat=each.value_sat, source=source)
+            return each
+    shown = ", ".join(f"{each.value_sat} sat in {each.outpoint}" for each in list(found)[:3]) or "nothing"
+    raise FundingNotThere(outpoint=outpoint, address=record.funding_address, source=source, found=shown)
+
+
+def server_shows(record: ChannelRecord, found: Sequence[Deposit]) -> Flow[ChannelRecord]:
+    """Note the others among the outputs that the server lists. What a chain of the payer's showed stays as it is."""
+    known = {each.outpoint: each for each in record.deposits if each.source is not Source.SERVER}
+    listed = {each.outpoint: each for each in found if each.outpoint != record.funding_outpoint}
+    deposits = tuple((listed | known).values())[:MOST_DEPOSITS]
+    if set(deposits) != set(record.deposits):
+        record = _replace(record, deposits=deposits)
+        yield Save(record)
+    return record
+
+
+def chain_shows(record: ChannelRecord, found: Sequence[Deposit], pending: Collection[str] = ()) -> Flow[ChannelRecord]:
+    """Note all unspent outputs at the address, as a node or Electrum server of the payer's shows them.
+
+    Its values replace those that were said. A channel for which nothing was signed takes the most valuable output for
+    its funding if the one noted is not there. `pending` are outpoints that are spent, but not deep in the chain yet.
+    """
+    unspent = {each.outpoint: each for each in found}
+    here = unspent.get(record.funding_outpoint)
+    now = record
+    if here is not None:
+        now = _with_value(record, here)
+        now = now if now.funding_sat == record.funding_sat else _with_refund(now)
+    elif record.state is State.NEW and record.signed_sat is None and record.funding_outpoint not in pending:
+        best = max(found, key=lambda each: each.value_sat, default=None)
+        if best is not None and best.value_sat >= record.min_funding_sat:
+            now = noted(record, best)
+    kept = {each.outpoint: each for each in record.deposits if each.outpoint in pending}
+    others = kept | {key: each for key, each in unspent.items() if key != now.funding_outpoint}
+    now = _replace(now, deposits=tuple(others.values())[:MOST_DEPOSITS])
+    if now != record:
+        yield Save(now)
+    return now
+
+
+def _with_value(record: ChannelRecord, funding: Deposit) -> ChannelRecord:
+    """Take over what the funding output holds. What was signed stays signed: a larger value was given away with it."""
+    value = funding.value_sat
+
+    def at_most(signed: Sat | None) -> Sat | None:
+        return None if signed is None else min(signed, value)
+
+    return _replace(
+        record,
+        funding_sat=value,
+        funding_source=funding.source,
+        signed_sat=at_most(record.signed_sat),
+        acknowledged_sat=at_most(record.acknowledged_sat),
+        closing_sat=at_most(record.closing_sat),
+    )
+
+
+def _with_refund(record: ChannelRecord) -> ChannelRecord:
+    signed = first_refund(record)
+    return _replace(record, refunds=(*(each for each in record.refunds if each not in signed), *signed))
