@@ -144,7 +144,7 @@ class FundingOutputsHandler(V2Handler):
                 "confirmations": funding.usable_confirmations,
                 "confirmations_needed": self.service.world.rules.confirmations_needed(funding.value_sat),
             }
-            | ({"transaction": shown.hex()} if (shown := transactions.get(funding.outpoint.txid)) else {})
+            | ({"transaction": raw.hex()} if (raw := transactions.get(funding.outpoint.txid)) else {})
             for funding in found
         ]
         address = terms.funding_address(self.service.config.bitcoin_network)

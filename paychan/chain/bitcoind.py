@@ -77,6 +77,7 @@ class BitcoindChain:
     """A `paychan.chain.base.Chain` by JSON-RPC at `url`.
 
     `credentials` is a file with "user:password", such as the node's .cookie; it is read again whenever the node refuses.
+    `search_seconds` is how long a scan of all unspent outputs is waited for; 0: `timeout_seconds`.
     `zmq` is "auto" for what the node says it offers, an address ("tcp://host:port"), or "" for none.
     """
 
@@ -89,10 +90,12 @@ class BitcoindChain:
         wallet: str = "paychan",
         timeout_seconds: float = 10.0,
         zmq: str = "auto",
+        search_seconds: float = 0.0,
     ) -> None:
         self._network = network
         self._timeout_seconds = timeout_seconds
         self._zmq = zmq
+        self._search_seconds = search_seconds or timeout_seconds
         self._rpc = JsonRpc(url, credentials, timeout_seconds)
         self._state = NodeState(self._rpc, network)
         self._wallet = WatchWallet(self._rpc, wallet)
@@ -177,7 +180,7 @@ class BitcoindChain:
         await self._arrivals.look()
         found = await self._paying(payee, sought.outpoints)
         if not found and not sought.is_complete:
-            await self._search.complete(sought, self._timeout_seconds)
+            await self._search.complete(sought, self._search_seconds)
             found = await self._paying(payee, sought.outpoints)
         self._arrivals.begin()
         return found
@@ -204,6 +207,23 @@ class BitcoindChain:
             msg = f"what pays to {address} changes; ask again"
             raise ChainFailed(msg)
         await self._wallet.mark_complete([address])
+
+    async def find_all(self, payee: Payee) -> tuple[Funding, ...]:
+        """List all unspent outputs that pay to this script, and follow it for good: for those whose own script it is.
+
+        The first question has the node scan its unspent outputs, whatever was seen to come meanwhile.
+        """
+        address = payee.funding_address(self._network)
+        if not await self._wallet.incomplete([address]):
+            return await self._paying(payee, await self._wallet.received(address))
+        sought = self._scripts.entry(payee.funding_script.hex())
+        await self._search.complete(sought, self._search_seconds)
+        found = await self._paying(payee, sought.outpoints)
+        try:
+            await self.adopt(payee, [funding.outpoint for funding in found])
+        except ChainFailed:  # such as a block that was pruned: the outputs are there, and the next look scans again
+            return found
+        return await self._paying(payee, await self._wallet.received(address))
 
     async def unspent(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Funding]:
         """Return those of these outpoints that are unspent, in the chain and in the mempool."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Annotated
 
@@ -25,6 +26,15 @@ from paychan.cli.payer_terminal import (
     told,
     wait_funded,
 )
+from paychan.cli.payerchain import OwnChain, compare
+from paychan.cli.payeroptions import (
+    CertificateOption,
+    CredentialsOption,
+    ElectrumOption,
+    NodeOption,
+    TransactionOption,
+    read_transaction,
+)
 from paychan.cli.terminal import err, fail, out
 from paychan.client import (
     Channel,
@@ -35,6 +45,7 @@ from paychan.client import (
     Patience,
     Payer,
     Receipt,
+    State,
 )
 from paychan.client.payer import DEFAULT_HOURS
 
@@ -119,7 +130,9 @@ def new(
     name="open",
     epilog=examples(
         "paychan channel open 4593d97a   (waits for the funding if need be)",
-        "paychan channel open 4593d97a --outpoint 2fc6…0a1b:0 --value 500000   (believes you, not the server)",
+        "paychan channel open 4593d97a --outpoint 2fc6…0a1b:0 --value 500000   (compared with what the server shows)",
+        "paychan channel open 4593d97a --outpoint 2fc6…0a1b:0 --transaction tx.hex   (proves the value)",
+        "paychan channel open 4593d97a --node http://127.0.0.1:8332 --credentials ~/.bitcoin/.cookie",
     ),
 )
 def open_(
@@ -127,22 +140,37 @@ def open_(
     outpoint: Annotated[
         str, typer.Option(help="The output that pays to the address: TXID:VOUT. \\[default: as the server tells]")
     ] = "",
-    value: Annotated[int, typer.Option(help="Its value in satoshi.")] = 0,
+    value: Annotated[int, typer.Option(min=0, help="Its value in satoshi.")] = 0,
+    transaction: TransactionOption = "",
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Believe the value that you type, whatever the server or chain shows.")
+    ] = False,
     amount: Annotated[int | None, typer.Option(help="First payment in satoshi. \\[default: the open price]")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the funding is deep enough.")] = True,
+    node: NodeOption = "",
+    credentials: CredentialsOption = None,
+    electrum: ElectrumOption = "",
+    certificate: CertificateOption = None,
     wallet: WalletOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Open a funded channel with its first payment; wait for the funding, unless an outpoint is given."""
+    """Open a funded channel with its first payment; wait for the funding, unless an outpoint is given.
+
+    What the output holds is compared with its transaction, or with your own node or Electrum server if you name one: less
+    than it holds, and the difference would be given away.
+    """
     with (
         told(as_json, name, again=f"paychan channel open {name}"),
         Payer(wallet=wallet) as payer,
         payer.channel(name) as channel,
     ):
         if outpoint:
-            channel.fund(outpoint, value)
+            channel.fund(outpoint, value, transaction=read_transaction(transaction), unchecked=unchecked)
         elif channel.record.signed_sat is None:
             _find_funding(channel, wait=wait and not as_json)
+        source = OwnChain(node, credentials, electrum, certificate)
+        if source.given and not unchecked and channel.record.state is State.NEW:
+            asyncio.run(compare(source, channel))
         show_receipt(channel, channel.open(amount), as_json)
 
 
@@ -251,7 +279,9 @@ def status(
             show(payer.wallet.read(payer.wallet.find(name)), as_json)
             return
         with payer.channel(name) as channel:
-            show(channel.status(), as_json)
+            channel.look_for_others()
+            channel.status()
+            show(channel.record, as_json)
 
 
 @app.command(
@@ -301,6 +331,9 @@ def key(name: NameArgument, wallet: WalletOption = None, as_json: JsonOption = F
 
 @app.command(name="list", epilog=examples("paychan channel list", "paychan channel list --json"))
 def list_(wallet: WalletOption = None, as_json: JsonOption = False) -> None:
-    """Show the channels of the wallet."""
+    """Show the channels of the wallet, each on its own: one that can't be read is named, and the exit status is 1."""
     with told(as_json), Payer(wallet=wallet) as payer:
-        show_listing(payer.records(), as_json)
+        records, problems = payer.wallet.read_all()
+        show_listing(records, problems, as_json)
+        if problems:
+            raise typer.Exit(1)

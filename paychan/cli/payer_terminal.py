@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 import segno
@@ -29,9 +29,14 @@ from paychan.client import (
     ChannelMoving,
     ChannelRecord,
     ClientError,
+    DamagedFile,
+    FeeTooHigh,
+    FundingDiffers,
     FundingMissing,
+    FundingNotThere,
     FundingNotTold,
     FundingOutput,
+    LaterFile,
     NoSuchChannel,
     OverLimit,
     PaymentRefused,
@@ -41,12 +46,16 @@ from paychan.client import (
     TermsUnacceptable,
     Unacknowledged,
     Unreachable,
+    UnreadableFile,
+    ValueUnchecked,
     WouldTakeBack,
     WrongState,
 )
 from paychan.client.answers import printable
 from paychan.client.funding import choose
 from paychan.protocol.errors import PaychanError
+
+Facts: TypeAlias = dict[str, Any]
 
 NameArgument = Annotated[str, typer.Argument(help="Name as `paychan channel list` shows it, or its beginning.")]
 WalletOption = Annotated[
@@ -67,12 +76,25 @@ _NEXT_STEPS: dict[type[ClientError], str] = {
     WouldTakeBack: _RESUME,
     ChannelGone: _STATUS,
     FundingMissing: "`paychan channel open {name}` waits for it.",
-    FundingNotTold: "Then say it yourself: `paychan channel open {name} --outpoint TXID:VOUT --value SAT`.",
+    FundingNotTold: (
+        "Then say it yourself: `paychan channel open {name} --outpoint TXID:VOUT --transaction HEX`, which proves the value, "
+        "or with --value SAT --unchecked instead."
+    ),
     ChannelConflict: "If it is settled, nothing is left to do; if not, the refund is yours after the expiry.",
     TermsUnacceptable: "`paychan channel new --help` shows the options that change what you accept.",
     OverLimit: "--limit raises it.",
     NoSuchChannel: "`paychan channel list` shows the names.",
     ChannelInUse: "Wait until it ends.",
+    DamagedFile: "Put back a copy of this file: it holds the channel's key, so don't delete it. No other channel is concerned.",
+    UnreadableFile: "Give yourself the right to read it, or run the command as its owner. No other channel is concerned.",
+    LaterFile: "Update paychan. No other channel is concerned.",
+    FundingDiffers: "Look at the transaction in a wallet or explorer. --transaction proves the value, --unchecked takes yours.",
+    FundingNotThere: "If the server has not seen it yet, wait; --transaction proves the output, --unchecked takes your word.",
+    ValueUnchecked: (
+        "`paychan channel refund {name} --transaction HEX` (the funding transaction) or --node or --electrum checks it; "
+        "--unchecked signs nevertheless."
+    ),
+    FeeTooHigh: "--max-fee SAT allows more.",
     WrongState: "`paychan channel list` shows what comes next.",
 }
 
@@ -92,19 +114,35 @@ def told(as_json: bool, name: str = "", *, again: str = "") -> Iterator[None]:
         yield
     except (ClientError, PaychanError, ChainFailed, ValueError, OSError) as error:
         if as_json:
-            code = getattr(error, "code", "") or type(error).__name__
-            out.print_json(data={"code": code, "error": str(error), **getattr(error, "fields", {})}, default=str)
+            out.print_json(data=problem(error), default=str)
             raise typer.Exit(1) from None
-        step = next((text for kind, text in _NEXT_STEPS.items() if isinstance(error, kind)), "")
-        if not name and "{name}" in step:
-            step = "Is the server running?" if isinstance(error, Unreachable) else ""
-        if name and getattr(error, "code", "") == "not_economical":
-            step = "`paychan channel close {name} --fee SAT` offers to pay for it (version 2)."
+        step = advice(error, name)
         if isinstance(error, Unreachable | ServerFailed) and again:
             step = f"`{again}` goes on, and pays once."
         sentence = str(error).rstrip(".")
         stop = "" if sentence.endswith("?") else "."
-        fail(f"{sentence}{stop} {step.format(name=name)}".strip())
+        fail(f"{sentence}{stop} {step}".strip())
+
+
+def problem(error: Exception) -> Facts:
+    """What programs get to know of a failure."""
+    code = getattr(error, "code", "") or type(error).__name__
+    return {"code": code, "error": str(error), **getattr(error, "fields", {})}
+
+
+def problem_facts(name: str, error: Exception) -> Facts:
+    """What programs get to know of one channel of several that failed."""
+    return {"name": name, **problem(error)}
+
+
+def advice(error: Exception, name: str) -> str:
+    """Say what to do about a failure; "" if there is nothing to say."""
+    step = next((text for kind, text in _NEXT_STEPS.items() if isinstance(error, kind)), "")
+    if not name and "{name}" in step:
+        step = "Is the server running?" if isinstance(error, Unreachable) else ""
+    if name and getattr(error, "code", "") == "not_economical":
+        step = "`paychan channel close {name} --fee SAT` offers to pay for it (version 2)."
+    return step.format(name=name)
 
 
 def facts(record: ChannelRecord) -> dict[str, Any]:
@@ -116,6 +154,8 @@ def facts(record: ChannelRecord) -> dict[str, Any]:
         "paid_sat": record.paid_sat,
         "left_sat": record.left_sat,
         "min_funding_sat": record.min_funding_sat,
+        "deposits_sat": sum(each.value_sat for each in record.deposits),
+        "way_back": way_back(record),
     }
 
 
@@ -132,11 +172,19 @@ def standing(record: ChannelRecord) -> str:
     return str(record.state.value)
 
 
+def way_back(record: ChannelRecord) -> str:
+    """The command that brings back what lies at the address beside the funding of a channel; "" if nothing does."""
+    if not record.deposits:
+        return ""
+    when = "now" if time.time() >= record.expiry else f"after {moment(record.expiry)}"
+    return f"{when}: paychan channel refund {record.name} --publish   (with --node or --electrum; or paychan channel watch)"
+
+
 def next_step(record: ChannelRecord) -> str:
     """The command that moves a channel on."""
     name = record.name
     if not record.ended and time.time() >= record.expiry:
-        return f"paychan channel refund {name}" if record.funding_outpoint else ""
+        return f"paychan channel refund {name}" if record.held else ""
     if record.state is State.NEW:
         return f"paychan channel open {name}"
     if record.state is State.OPEN:
@@ -175,6 +223,9 @@ def show(record: ChannelRecord, as_json: bool) -> None:
         ("Paid", sat(record.paid_sat)),
         ("Left", sat(record.left_sat)),
         ("Funded", f"{sat(record.funding_sat)} in {record.funding_outpoint}" if record.funding_outpoint else ""),
+        ("Value", record.funding_source.words if record.funding_outpoint else ""),
+        *(("Also there", f"{sat(each.value_sat)} in {each.outpoint}: {each.source.words}") for each in record.deposits),
+        ("Bring home", way_back(record)),
         ("Address", record.funding_address),
         ("Moved", _times(len(record.moves))),
         ("Change to", _way_home(record)),
@@ -237,7 +288,7 @@ def wait_funded(channel: Channel) -> None:
         except KeyboardInterrupt:
             progress.stop()
             fail(f"stopped waiting. `paychan channel open {channel.name}` goes on; nothing is lost.", 130)
-    out.print(f"Funded by {found.outpoint}: {sat(found.value_sat)}, as the server says.", soft_wrap=True)
+    out.print(f"Funded by {found.outpoint}: {sat(found.value_sat)}: {found.source.words}.", soft_wrap=True)
 
 
 def _funding_progress(channel: Channel, seen: tuple[FundingOutput, ...] | ClientError) -> str:
@@ -251,10 +302,11 @@ def _funding_progress(channel: Channel, seen: tuple[FundingOutput, ...] | Client
     return f"Waiting for {least} to {channel.address}" + (f"; {sat(most)} are there, not enough" if most else "")
 
 
-def show_listing(records: list[ChannelRecord], as_json: bool) -> None:
-    """Show all channels."""
+def show_listing(records: list[ChannelRecord], problems: Mapping[str, Exception], as_json: bool) -> None:
+    """Show all channels, and which can't be read."""
     if as_json:
-        out.print_json(data=[facts(record) for record in records])
+        broken = [problem_facts(name, error) for name, error in problems.items()]
+        out.print_json(data=[facts(record) for record in records] + broken, default=str)
         return
     table = Table("Name", "Stands", "Paid", "Left", "Expires", "Server")
     for column in (2, 3):
@@ -262,7 +314,16 @@ def show_listing(records: list[ChannelRecord], as_json: bool) -> None:
     for record in records:
         expires = relative(record.expiry - time.time())
         table.add_row(record.name, standing(record), sat(record.paid_sat), sat(record.left_sat), expires, record.url)
-    out.print(table if records else "No channels yet. `paychan channel new URL` makes one.")
+    if records or not problems:
+        out.print(table if records else "No channels yet. `paychan channel new URL` makes one.")
+    for record in records:
+        if record.deposits:
+            total = sum(each.value_sat for each in record.deposits)
+            out.print(
+                f"{record.name}  {sat(total)} more at its address. {way_back(record)}", markup=False, soft_wrap=True
+            )
+    for name, error in problems.items():
+        err.print(f"{name}  {error}. {advice(error, name)}", markup=False, soft_wrap=True)
 
 
 def show_panel(title: str, *rows: tuple[str, str]) -> None:

@@ -6,28 +6,31 @@ settlement spends the funding first.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
 
-from msgspec import Struct
+from bitcoin.core import CTransaction
+from msgspec import Struct, structs
 
-from paychan.chain.base import Chain, ChainUnfit, Funding, Spend, Tip
+from paychan.chain.base import Chain, ChainFailed, ChainUnfit
 from paychan.chain.bitcoind import BitcoindChain
 from paychan.chain.electrum import ElectrumChain
-from paychan.cli.payer_terminal import relative, sat
-from paychan.client import ChannelInUse, ChannelRecord, Payer
-from paychan.client.recovery import REFUND_SAT_PER_VB, is_refund
+from paychan.cli.payer_terminal import sat
+from paychan.cli.payersight import Sight, look, shown_txid, value_at
+from paychan.client import Channel, ChannelRecord, Deposit, Payer, RefundTerms, Source
+from paychan.client.deposits import agrees, with_chain
+from paychan.client.recovery import MOST_SAT_PER_VB, REFUND_SAT_PER_VB, affordable_rate, refund
+from paychan.protocol.address import encode_address
 from paychan.protocol.fees import ChainFees
-from paychan.protocol.refund import Refund
-from paychan.protocol.types import Network
+from paychan.protocol.refund import INPUT_BYTES, Refund
+from paychan.protocol.types import Network, OutPoint, Sat
 
-DEEP = 3
-"""Confirmations after which a channel has ended for us."""
+_REST_BYTES = 44
+"""Most bytes of a refund beside its inputs: version, counts, one output, lock time."""
 
-_MOST_SAT_PER_VB = 200
-"""An estimate is believed up to here; more must be asked for."""
+_SEARCH_SECONDS = 1800.0
+"""The first question about an address has a node scan all unspent outputs, which takes minutes on the main network."""
 
 _TIMEOUT_SECONDS = 30.0
 
@@ -48,7 +51,7 @@ _OPTIONS = {
 """What mends a chain that can't serve: the server's settings, and the payer's options in their place."""
 
 
-class Source(Struct, frozen=True):
+class OwnChain(Struct, frozen=True):
     """Where the payer asks about the chain, as given on the command line."""
 
     node: str
@@ -56,40 +59,21 @@ class Source(Struct, frozen=True):
     electrum: str
     certificate: Path | None
 
+    @property
+    def given(self) -> bool:
+        return bool(self.node or self.electrum)
+
 
 class Wish(Struct, frozen=True):
     """How a refund is to be signed."""
 
     fee_rate: int | None
     to: str
-
-
-class Sight(Struct, frozen=True):
-    """What the chain shows of a channel: its unspent funding, or else what spent it."""
-
-    record: ChannelRecord
-    tip: Tip
-    funding: Funding | None
-    spend: Spend | None
-    note: str = ""
-    moved: Funding | None = None
-    """Where the coins are instead, if a settlement left them to the channel's own script."""
-
-    @property
-    def refund_valid(self) -> bool:
-        """BIP113: the lock time is compared with the median time of the block before."""
-        return self.funding is not None and self.tip.median_time > self.record.expiry
-
-    @property
-    def ended(self) -> bool:
-        return self.spend is not None and self.spend.confirmations >= DEEP and self.moved is None
-
-
-Facts: TypeAlias = dict[str, Any]
+    max_fee_sat: int | None = None
 
 
 @asynccontextmanager
-async def connected(source: Source, network: Network) -> AsyncIterator[Chain]:
+async def connected(source: OwnChain, network: Network) -> AsyncIterator[Chain]:
     """Connect to the payer's node or Electrum server.
 
     Raises:
@@ -110,14 +94,21 @@ async def connected(source: Source, network: Network) -> AsyncIterator[Chain]:
         raise ChainUnfit(in_options(str(error))) from error
 
 
-def _backend(source: Source, network: Network) -> Chain:
+def _backend(source: OwnChain, network: Network) -> Chain:
     if source.electrum:
         certificate = source.certificate
         return ElectrumChain(source.electrum, network, timeout_seconds=_TIMEOUT_SECONDS, certificate_file=certificate)
     if source.credentials is None:
         msg = "--node needs --credentials, a file with user:password such as the node's .cookie"
         raise ValueError(msg)
-    return BitcoindChain(source.node, network, credentials=source.credentials.expanduser(), wallet="paychan-payer")
+    return BitcoindChain(
+        source.node,
+        network,
+        credentials=source.credentials.expanduser(),
+        wallet="paychan-payer",
+        timeout_seconds=_TIMEOUT_SECONDS,
+        search_seconds=_SEARCH_SECONDS,
+    )
 
 
 def in_options(mend: str) -> str:
@@ -127,116 +118,125 @@ def in_options(mend: str) -> str:
     return mend
 
 
-async def look(chain: Chain, record: ChannelRecord) -> Sight:
-    """See how a funded channel stands in the chain."""
-    if isinstance(chain, ElectrumChain):
-        await chain.watch([record.terms])
-    tip = await chain.tip()
-    found = (await chain.unspent([record.outpoint])).get(record.outpoint)
-    if found is not None:
-        return Sight(record, tip, found, None)
-    if isinstance(chain, BitcoindChain):  # a rescan, but only of a channel that ended
-        await chain.watch([record.terms], record.created_at)
-    others = await chain.funding(record.terms) if record.movable else ()
-    moved = max(others, key=lambda each: each.value_sat, default=None)
-    return Sight(record, tip, None, await chain.spender(record.outpoint), moved=moved)
+async def see(chain: Chain, payer: Payer, record: ChannelRecord) -> Sight:
+    """Look at a channel, and note what the chain shows: the outputs at the address, their values, where the coins are."""
+    sight = await look(chain, record)
+    now = with_chain(record, sight.deposits, sight.pending)
+    if now != record:
+        with payer.channel(record.name) as channel:
+            now = channel.chain_shows(sight.deposits, sight.pending)
+        sight = structs.replace(sight, record=now, note="; ".join(filter(None, [sight.note, _corrected(record, now)])))
+        if now.funding_outpoint != record.funding_outpoint:  # a funding that was not noted, or replaced by its sender
+            sight = await look(chain, now)
+    if sight.moved is not None and (now.ended or sight.tip.median_time > now.expiry):
+        with payer.channel(now.name) as channel:
+            now = channel.coins_at(str(sight.moved.outpoint), sight.moved.value_sat)
+        return await see(chain, payer, now)
+    return sight
 
 
-async def find_funding(chain: Chain, payer: Payer, record: ChannelRecord) -> ChannelRecord:
-    """Find in the chain what funds a channel, when its server went away before it told."""
-    if record.funding_outpoint:
-        return record
-    enough = [each for each in await chain.funding(record.terms) if each.value_sat >= record.min_funding_sat]
-    if not enough:
-        return record
-    best = max(enough, key=lambda each: each.value_sat)
-    with payer.channel(record.name) as channel:
-        channel.fund(str(best.outpoint), best.value_sat)
-        return channel.record
+async def compare(source: OwnChain, channel: Channel) -> None:
+    """Hold the noted funding against the payer's own chain, before anything is signed for it.
+
+    Raises:
+        FundingNotThere, FundingDiffers: the chain shows something else at the address.
+    """
+    record = channel.record
+    async with connected(source, record.network) as chain:
+        sight = await look(chain, record)
+    agrees(record, sight.deposits, record.funding_outpoint, record.funding_sat, "your own chain")
+    channel.chain_shows(sight.deposits, sight.pending)
+
+
+def _corrected(before: ChannelRecord, now: ChannelRecord) -> str:
+    if before.funding_outpoint != now.funding_outpoint or before.funding_sat == now.funding_sat:
+        return ""
+    said = f"{sat(before.funding_sat)} were noted ({before.funding_source.words})"
+    return f"{now.funding_outpoint} holds {sat(now.funding_sat)}; {said}"
 
 
 async def publish(chain: Chain, payer: Payer, sight: Sight, wish: Wish) -> Refund:
-    """Sign, keep, publish: in this order, so that a refund of ours is known again."""
-    rate = wish.fee_rate or min(max(REFUND_SAT_PER_VB, _wanted(await chain.fees())), _MOST_SAT_PER_VB)
+    """Sign, keep, publish: in this order, so that a refund of ours is known again. Takes all that is confirmed.
+
+    Raises:
+        FeeTooHigh: what relays now costs more than the payer allowed.
+    """
+    coins = tuple(Deposit(str(each.outpoint), each.value_sat, Source.CHAIN) for each in sight.confirmed)
+    rate = wish.fee_rate or _rate(coins, await chain.fees(), wish)
     with payer.channel(sight.record.name) as channel:
-        signed = channel.keep_refund(rate, wish.to)
+        signed = channel.keep_refund(RefundTerms(rate, wish.to, coins, wish.max_fee_sat))
         await chain.publish(signed.transaction)
     return signed
 
 
-def _wanted(fees: ChainFees) -> int:
-    return max(fees.estimate_sat_per_vb or 0, fees.floor_sat_per_vb)
+def _rate(coins: Collection[Deposit], fees: ChainFees, wish: Wish) -> int:
+    """Choose the rate that the chain estimates, as far as the fee is in proportion, and never less than relays."""
+    wanted = min(max(REFUND_SAT_PER_VB, fees.estimate_sat_per_vb or 0), MOST_SAT_PER_VB)
+    size = len(coins) * INPUT_BYTES + _REST_BYTES
+    if wish.max_fee_sat is not None:
+        return max(1, fees.floor_sat_per_vb, min(wanted, wish.max_fee_sat // size))
+    return max(fees.floor_sat_per_vb, affordable_rate(sum(each.value_sat for each in coins), size, wanted))
+
+
+async def bump(chain: Chain, payer: Payer, sight: Sight, wish: Wish) -> Refund:
+    """Sign the refunds that wait for a block again as one, with a higher fee, and publish it in their place.
+
+    It pays where they paid unless `wish.to` says otherwise, and takes along what else is confirmed.
+
+    Raises:
+        ValueError: the fee is less than replacing takes.
+        ChainFailed: the node does not replace, with its reason.
+    """
+    record, rate = sight.record, wish.fee_rate or 0
+    waiting = [CTransaction.deserialize(bytes.fromhex(raw)) for raw in record.refunds]
+    waiting = [each for each in waiting if bytes(each.GetTxid()) in sight.refunds]
+    taken = [OutPoint(bytes(txin.prevout.hash), int(txin.prevout.n)) for each in waiting for txin in each.vin]
+    coins = {each.outpoint: each.value_sat for each in sight.confirmed}
+    for outpoint in taken:
+        value = await value_at(chain, record, outpoint)
+        if value is None:
+            msg = f"the chain does not show {outpoint}, which the refund takes; ask again"
+            raise ChainFailed(msg)
+        coins[outpoint] = Sat(value)
+    paid = sum(coins[outpoint] for outpoint in taken) - sum(out.nValue for each in waiting for out in each.vout)
+    costs = [await chain.replacement_cost(bytes(each.GetTxid())) for each in waiting]
+    replaced_sat = sum(cost for cost in costs if cost is not None) if None not in costs else paid
+    to = wish.to or encode_address(bytes(waiting[-1].vout[0].scriptPubKey), record.network)
+    deposits = tuple(Deposit(str(outpoint), value, Source.CHAIN) for outpoint, value in coins.items())
+    terms = RefundTerms(rate, to, deposits, wish.max_fee_sat)
+    signed = refund(record, terms)
+    size = len(signed.transaction)
+    if signed.fee_sat < replaced_sat + size:  # BIP125 rules 3 and 4: more than what is replaced, by 1 sat per byte
+        least = -(-(replaced_sat + size) // size)
+        msg = (
+            f"not replaced: a fee of {signed.fee_sat} sat is too little, replacing {shown_txid(sight.refunds[0])} "
+            f"takes {replaced_sat + size} sat: give --fee-rate {least} or more"
+        )
+        raise ValueError(msg)
+    with payer.channel(record.name) as channel:
+        signed = channel.keep_refund(terms)
+        await chain.publish(signed.transaction)
+    return signed
 
 
 async def act(chain: Chain, payer: Payer, sight: Sight, wish: Wish) -> Sight:
-    """Do for a channel what its sight asks for: publish the refund, note where its coins went, or the end.
+    """Do for a channel what its sight asks for: publish the refund, or note the end.
 
     A channel that takes payments still goes along by itself, once the server says so.
     """
-    try:
-        if sight.refund_valid:
-            await publish(chain, payer, sight, wish)
-            return await look(chain, payer.wallet.read(sight.record.name))
-        if sight.moved is not None and (sight.record.ended or sight.tip.median_time > sight.record.expiry):
-            with payer.channel(sight.record.name) as channel:
-                record = channel.coins_at(str(sight.moved.outpoint), sight.moved.value_sat)
-            return await act(chain, payer, await look(chain, record), wish)
-        if sight.ended and sight.spend is not None and not sight.record.end_seen:
-            with payer.channel(sight.record.name) as channel:
-                record = channel.spent(shown_txid(sight.spend.txid))
-            return Sight(record, sight.tip, None, sight.spend)
-    except ChannelInUse as error:
-        return Sight(sight.record, sight.tip, sight.funding, sight.spend, str(error))
+    if sight.refund_valid:
+        await publish(chain, payer, sight, wish)
+        return await look(chain, payer.wallet.read(sight.record.name))
+    if sight.ended and sight.spend is not None and not sight.record.end_seen:
+        with payer.channel(sight.record.name) as channel:
+            record = channel.spent(shown_txid(sight.spend.txid))
+        return structs.replace(sight, record=record)
     return sight
 
 
-def confirmations(depth: int) -> str:
-    return f"{depth} confirmation" + ("s" if depth != 1 else "")
-
-
-def story(sight: Sight) -> str:
-    """Tell a sight in one line."""
-    record, spend = sight.record, sight.spend
-    if sight.moved is not None:
-        return f"moved to {sight.moved.outpoint} by a settlement; the next payment goes along"
-    if spend is not None:
-        txid = shown_txid(spend.txid)
-        depth = confirmations(spend.confirmations) if spend.confirmations else "not in a block yet"
-        if is_refund(record, txid):
-            return f"refunded by {txid}, {depth}"
-        return f"funding spent by the settlement {txid}, {depth}" + ("; closed" if record.end_seen else "")
-    if sight.funding is None:
-        return "the chain shows no funding: never confirmed, or replaced by its sender"
-    left = relative(record.expiry - sight.tip.median_time)
-    unspent = f"{sat(sight.funding.value_sat)} unspent, {confirmations(sight.funding.confirmations)}"
-    return f"{unspent}; the refund is valid {'now' if sight.refund_valid else f'{left} by median time'}"
-
-
-async def attend(chain: Chain, payer: Payer, name: str, wish: Wish) -> Sight:
-    record = await find_funding(chain, payer, payer.wallet.read(name))
-    if not record.funding_outpoint:
-        return Sight(record, await chain.tip(), None, None)
-    return await act(chain, payer, await look(chain, record), wish)
-
-
-def facts(sight: Sight) -> Facts:
-    """What programs get to know of a sight."""
-    record, spend = sight.record, sight.spend
-    txid = "" if spend is None else shown_txid(spend.txid)
-    return {
-        "name": record.name,
-        "state": record.state.value,
-        "unspent": sight.funding is not None,
-        "refund_valid": sight.refund_valid,
-        "expiry": record.expiry,
-        "median_time": sight.tip.median_time,
-        "spent_by": txid,
-        "by_refund": bool(txid) and is_refund(record, txid),
-        "confirmations": 0 if spend is None else spend.confirmations,
-        "note": sight.note,
-    }
-
-
-def shown_txid(txid: bytes) -> str:
-    """A txid as wallets show it."""
-    return txid[::-1].hex()
+async def attend(chain: Chain, payer: Payer, name: str, wish: Wish) -> Sight | Exception:
+    """See to one channel; what goes wrong with it concerns no other, so it is returned."""
+    try:
+        return await act(chain, payer, await see(chain, payer, payer.wallet.read(name)), wish)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other channels' refunds must not wait for it
+        return error

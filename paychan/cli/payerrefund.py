@@ -3,50 +3,55 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
-from typing import Annotated
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Annotated, TypeAlias
 
 import typer
+from msgspec import Struct
 
-from paychan.chain.base import ChainFailed, ChainUnfit
+from paychan.chain.base import Chain, ChainFailed, ChainUnfit
 from paychan.cli.payer_terminal import (
+    Facts,
     JsonOption,
     NameArgument,
     WalletOption,
+    advice,
     examples,
     moment,
+    problem_facts,
     relative,
     sat,
     show_panel,
     told,
 )
-from paychan.cli.payerchain import (
-    DEEP,
-    Facts,
-    Sight,
-    Source,
-    Wish,
-    act,
-    attend,
-    confirmations,
-    connected,
-    facts,
-    find_funding,
-    look,
-    publish,
-    shown_txid,
-    story,
+from paychan.cli.payerchain import OwnChain, Wish, act, attend, bump, connected, publish, see
+from paychan.cli.payeroptions import (
+    CertificateOption,
+    CredentialsOption,
+    ElectrumOption,
+    MaxFeeOption,
+    NodeOption,
+    RateOption,
+    ToOption,
+    TransactionOption,
+    read_transaction,
 )
+from paychan.cli.payersight import DEEP, Sight, confirmations, facts, is_debug, shown_txid, story
 from paychan.cli.terminal import err, fail, out
-from paychan.client import ChannelRecord, Payer, State
+from paychan.client import Channel, ChannelRecord, Deposit, Payer, RefundTerms, Source, State
 from paychan.client.recovery import REFUND_SAT_PER_VB, is_refund
-from paychan.protocol.debugfunding import debug_outpoint
+from paychan.protocol.refund import Refund
+from paychan.protocol.types import Network
 
 _LOOK_SECONDS = 60.0
 """Between two looks when the chain tells of nothing."""
 
 _PAUSE_SECONDS = 5.0
 """After a chain that can't be asked."""
+
+_AT_A_TIME = 16
+"""Channels that are looked at together."""
 
 REFUND_EXAMPLES = examples(
     "paychan channel refund 4593d97a",
@@ -59,26 +64,19 @@ WATCH_EXAMPLES = examples(
     "paychan channel watch 4593d97a --electrum ssl://electrum.example:50002 --once   (for cron)",
 )
 
-NodeOption = Annotated[str, typer.Option("--node", help="Your own bitcoind: http://host:port.")]
-CredentialsOption = Annotated[
-    Path | None, typer.Option("--credentials", help="File with user:password of the node, such as its .cookie.")
-]
-ElectrumOption = Annotated[str, typer.Option("--electrum", help="Electrum server: ssl://host:port or tcp://host:port.")]
-CertificateOption = Annotated[
-    Path | None, typer.Option("--certificate", help="The Electrum server's own certificate, if nobody signed it.")
-]
-RateOption = Annotated[
-    int | None,
-    typer.Option("--fee-rate", min=1, help="Satoshi per byte. \\[default: the chain's estimate if asked, or else 2]"),
-]
-ToOption = Annotated[str, typer.Option("--to", help="Address that gets everything. \\[default: the change address]")]
-
 
 def refund(
     name: NameArgument,
     fee_rate: RateOption = None,
     to: ToOption = "",
-    publish_it: Annotated[bool, typer.Option("--publish", help="Publish it, if its time has come.")] = False,
+    publish_it: Annotated[
+        bool, typer.Option("--publish", help="Publish it, if its time has come; again with --fee-rate to replace it.")
+    ] = False,
+    max_fee: MaxFeeOption = None,
+    transaction: TransactionOption = "",
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Sign for a value that nothing has checked; what is beyond it is lost.")
+    ] = False,
     node: NodeOption = "",
     credentials: CredentialsOption = None,
     electrum: ElectrumOption = "",
@@ -88,43 +86,74 @@ def refund(
 ) -> None:
     """Take everything back after the expiry, if the server never settles: sign the refund, or publish it.
 
-    With --publish, your own node or Electrum server is asked; the paychan server is not.
+    With your own node or Electrum server, which --publish needs, all outputs at the channel's address are taken, with the
+    values that the chain shows; the paychan server is not asked. One that was published is replaced by --fee-rate.
     """
     with told(as_json, name), Payer(wallet=wallet) as payer:
+        source, wish = OwnChain(node, credentials, electrum, certificate), Wish(fee_rate, to, max_fee)
+        name = payer.wallet.find(name)
+        if transaction:
+            with payer.channel(name) as channel:
+                channel.prove(read_transaction(transaction))
         if publish_it:
-            source = Source(node, credentials, electrum, certificate)
-            shown = asyncio.run(_publish(source, payer, payer.wallet.find(name), Wish(fee_rate, to)))
+            shown = asyncio.run(_publish(source, payer, name, wish))
             _show_published(shown, as_json)
-        else:
-            _show_signed(payer, name, fee_rate or REFUND_SAT_PER_VB, to, as_json)
+            return
+        if source.given:
+            asyncio.run(_look(source, payer, name))
+        with payer.channel(name) as channel:
+            _show_signed(channel.record, _sign(channel, wish, unchecked=unchecked), to, as_json)
 
 
-async def _publish(source: Source, payer: Payer, name: str, wish: Wish) -> Facts:
-    """Publish one refund, and say what came of it.
+async def _look(source: OwnChain, payer: Payer, name: str) -> None:
+    """Note what the chain shows at the channel's address."""
+    record = payer.wallet.read(name)
+    async with connected(source, record.network) as chain:
+        await see(chain, payer, record)
+
+
+async def _publish(source: OwnChain, payer: Payer, name: str, wish: Wish) -> Facts:
+    """Publish one refund, or replace it with a dearer one, and say what came of it.
 
     Raises:
-        ValueError: its time has not come, or there is nothing to take back.
+        ValueError: its time has not come, there is nothing to take back, or it can't be replaced.
     """
     record = payer.wallet.read(name)
     async with connected(source, record.network) as chain:
-        record = await find_funding(chain, payer, record)
-        if not record.funding_outpoint:
-            msg = f"nothing to take back: the chain shows no funding of {record.funding_address}"
-            raise ValueError(msg)
-        sight = await look(chain, record)
+        sight = await see(chain, payer, record)
+        if sight.refunds and wish.fee_rate is not None:
+            return _made(name, await bump(chain, payer, sight, wish))
         if sight.refund_valid:
-            signed = await publish(chain, payer, sight, wish)
-            return {"name": name, "txid": shown_txid(signed.txid), "fee_sat": signed.fee_sat, "confirmations": 0}
-        sight = await act(chain, payer, sight, wish)
-    if sight.spend is not None and is_refund(sight.record, shown_txid(sight.spend.txid)):
-        return {"name": name, "txid": shown_txid(sight.spend.txid), "confirmations": sight.spend.confirmations}
-    if sight.funding is None:
-        msg = f"nothing to take back: {story(sight)}"
+            return _made(name, await publish(chain, payer, sight, wish))
+        return await _published_before(chain, payer, sight, wish)
+
+
+def _made(name: str, signed: Refund) -> Facts:
+    return {"name": name, "txid": shown_txid(signed.txid), "fee_sat": signed.fee_sat, "confirmations": 0}
+
+
+async def _published_before(chain: Chain, payer: Payer, sight: Sight, wish: Wish) -> Facts:
+    """Say how a refund stands that was published before, or why there is none to publish."""
+    record = sight.record
+    if sight.refunds:
+        return {"name": record.name, "txid": shown_txid(sight.refunds[0]), "confirmations": 0}
+    sight = await act(chain, payer, sight, wish)
+    if sight.spend is not None and is_refund(sight.record, shown_txid(sight.spend.txid)) and not sight.coins:
+        txid, depth = shown_txid(sight.spend.txid), sight.spend.confirmations
+        if wish.fee_rate is not None:
+            msg = f"not replaced: the refund {txid} is in a block, {confirmations(depth)}"
+            raise ValueError(msg)
+        return {"name": record.name, "txid": txid, "confirmations": depth}
+    if not sight.coins:
+        msg = f"nothing to take back: the chain shows no funding of {record.funding_address}: {story(sight)}"
         raise ValueError(msg)
-    left = relative(record.expiry - sight.tip.median_time)
+    left = record.expiry - sight.tip.median_time
+    if left < 0:
+        msg = f"too early: {story(sight)}. `paychan channel watch {record.name}` publishes it once it is in a block"
+        raise ValueError(msg)
     msg = (
-        f"too early: the refund is valid {left} by the chain's median time, after {moment(record.expiry)} by the clock. "
-        f"`paychan channel watch {name}` publishes it then"
+        f"too early: the refund is valid {relative(left)} by the chain's median time, after {moment(record.expiry)} by the "
+        f"clock. `paychan channel watch {record.name}` publishes it then"
     )
     raise ValueError(msg)
 
@@ -133,39 +162,73 @@ def _show_published(shown: Facts, as_json: bool) -> None:
     if as_json:
         out.print_json(data=shown)
         return
-    depth = shown["confirmations"]
+    depth, name = shown["confirmations"], shown["name"]
     show_panel(
-        f"Refund of channel {shown['name']}",
+        f"Refund of channel {name}",
         ("Published", f"{shown['txid']}, " + (confirmations(depth) if depth else "not in a block yet")),
         ("Fee", sat(shown["fee_sat"]) if "fee_sat" in shown else ""),
-        ("Next", "" if depth >= DEEP else f"paychan channel watch {shown['name']}"),
+        ("Faster", "" if depth else f"paychan channel refund {name} --publish --fee-rate N   (replaces it)"),
+        ("Next", "" if depth >= DEEP else f"paychan channel watch {name}"),
     )
 
 
-def _show_signed(payer: Payer, name: str, fee_rate: int, to: str, as_json: bool) -> None:
-    with payer.channel(name) as channel:
-        signed, record = channel.refund(fee_rate, to), channel.record
-    raw, txid = signed.transaction.hex(), shown_txid(signed.txid)
+class _Signed(Struct, frozen=True):
+    """A refund, and the outputs that it takes."""
+
+    refund: Refund
+    coins: tuple[Deposit, ...]
+
+
+def _sign(channel: Channel, wish: Wish, *, unchecked: bool) -> list[_Signed]:
+    """Sign one refund for all that a chain of the payer's shows, and one for each output that may not be there.
+
+    A refund with an input that does not exist is worth nothing, so the server's word must not spoil another output's.
+    """
+    held = channel.record.held
+    shown = tuple(each for each in held if each.source is Source.CHAIN)
+    groups = [group for group in (shown, *((each,) for each in held if each not in shown)) if group] or [()]
+    rate = wish.fee_rate or REFUND_SAT_PER_VB
+    return [
+        _Signed(channel.keep_refund(RefundTerms(rate, wish.to, group, wish.max_fee_sat, unchecked)), group)
+        for group in groups
+    ]
+
+
+def _show_signed(record: ChannelRecord, signed: list[_Signed], to: str, as_json: bool) -> None:
+    raw = [each.refund.transaction.hex() for each in signed]
     if as_json:
-        shown = {"transaction": raw, "txid": txid, "fee_sat": signed.fee_sat, "valid_after": record.expiry}
+        first = signed[0].refund
+        shown = {
+            "transaction": raw[0],
+            "txid": shown_txid(first.txid),
+            "fee_sat": first.fee_sat,
+            "valid_after": record.expiry,
+            "transactions": raw,
+            "checked": all(coin.source.checked for each in signed for coin in each.coins),
+        }
         out.print_json(data={"name": record.name, **shown})
         return
-    show_panel(
-        f"Refund of channel {record.name}",
-        ("Pays", f"{sat(record.funding_sat - signed.fee_sat)} to {to or record.home_address}"),
-        ("Fee", f"{sat(signed.fee_sat)}, {fee_rate} sat per byte"),
-        ("Valid", f"once the chain's median time has passed {moment(record.expiry)}"),
-        ("Useless", f"settled already by {record.settlement_txid}" if record.state is State.CLOSED else ""),
-        ("Next", f"then: paychan channel refund {record.name} --publish, or hand the line below to any node"),
-    )
-    out.print(raw, soft_wrap=True)
+    for each in signed:
+        total = sum(coin.value_sat for coin in each.coins)
+        taken = ", ".join(f"{sat(coin.value_sat)} in {coin.outpoint}: {coin.source.words}" for coin in each.coins)
+        show_panel(
+            f"Refund of channel {record.name}",
+            ("Takes", taken),
+            ("Pays", f"{sat(total - each.refund.fee_sat)} to {to or record.home_address}"),
+            ("Fee", f"{sat(each.refund.fee_sat)}, if the outputs hold that much"),
+            ("Valid", f"once the chain's median time has passed {moment(record.expiry)}"),
+            ("Useless", f"settled already by {record.settlement_txid}" if record.state is State.CLOSED else ""),
+            ("Next", f"then: paychan channel refund {record.name} --publish, or hand the line below to any node"),
+        )
+        out.print(each.refund.transaction.hex(), soft_wrap=True)
 
 
 def watch(
-    names: Annotated[list[str] | None, typer.Argument(help="Channels. \\[default: all that are funded]")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help=r"Channels. \[default: all of the wallet]")] = None,
     once: Annotated[bool, typer.Option("--once", help="Look and act once, for cron.")] = False,
     fee_rate: RateOption = None,
     to: ToOption = "",
+    max_fee: MaxFeeOption = None,
     node: NodeOption = "",
     credentials: CredentialsOption = None,
     electrum: ElectrumOption = "",
@@ -175,61 +238,123 @@ def watch(
 ) -> None:
     """Follow channels in the chain, and publish their refunds when their time has come; the server isn't asked.
 
-    Ends when all channels have ended. --json looks once.
+    Looks at every address that the wallet ever gave out, also those of channels that ended: a late payment to one is found,
+    too. Ends when nothing is left to come. What goes wrong with one channel stops no other; then the exit status is 1.
+    --json looks once.
     """
     with told(as_json), Payer(wallet=wallet) as payer:
-        source, wish = Source(node, credentials, electrum, certificate), Wish(fee_rate, to)
+        source, wish = OwnChain(node, credentials, electrum, certificate), Wish(fee_rate, to, max_fee)
         chosen = [payer.wallet.find(name) for name in names or []]
         try:
-            sights = asyncio.run(_watch(source, payer, chosen, wish, once=once or as_json, quiet=as_json))
+            seen = asyncio.run(_watch(source, payer, chosen, wish, once=once or as_json, quiet=as_json))
         except KeyboardInterrupt:
             fail("stopped watching; refunds stay yours after the expiry.", 130)
+        failed = [name for name, sight in seen.items() if isinstance(sight, Exception)]
         if as_json:
-            out.print_json(data=[facts(sight) for sight in sights])
+            shown = [
+                problem_facts(name, sight) if isinstance(sight, Exception) else facts(sight)
+                for name, sight in seen.items()
+            ]
+            out.print_json(data=shown, default=str)
+        if failed:
+            raise typer.Exit(1)
 
 
-async def _watch(
-    source: Source, payer: Payer, chosen: list[str], wish: Wish, *, once: bool, quiet: bool
-) -> list[Sight]:
-    """Look and act, once or until nothing is left; return the last sights."""
-    names = chosen or [each.name for each in payer.records() if _to_watch(each)]
-    networks = {payer.wallet.read(name).network for name in names}
-    if len(networks) > 1:
-        msg = "channels of more than one Bitcoin network: name those of one"
-        raise ValueError(msg)
-    if not names:
-        out.print("" if quiet else "Nothing to watch.", end="" if quiet else "\n")
-        return []
+_Seen: TypeAlias = dict[str, Sight | Exception]
+"""By name: what the chain shows of a channel, or what went wrong with it."""
+
+
+async def _watch(source: OwnChain, payer: Payer, chosen: list[str], wish: Wish, *, once: bool, quiet: bool) -> _Seen:
+    """Look and act, once or until nothing is left; return the last sights. Channels made meanwhile join in."""
     told_before: dict[str, str] = {}
-    async with connected(source, networks.pop()) as chain:
+    records, problems = _records(payer, chosen)
+    if not records:
+        out.print("" if quiet or problems else "Nothing to watch.", end="" if quiet or problems else "\n")
+        _tell_news({**problems}, told_before, quiet=quiet)
+        return {**problems}
+    async with _connected(source, records) as (chain, network):
         while True:
-            try:
-                sights = [await attend(chain, payer, name, wish) for name in names]
-                if not quiet:
-                    _tell_news(sights, told_before)
-                names = [sight.record.name for sight in sights if not sight.record.end_seen]
-                if once or not names:
-                    return sights
-                await chain.wait_for_change(sights[0].tip, _LOOK_SECONDS)
-            except ChainFailed as failure:
-                if once or isinstance(failure, ChainUnfit):
-                    raise
-                err.print(f"{failure}; asking again", markup=False, soft_wrap=True)
-                await asyncio.sleep(_PAUSE_SECONDS)
+            records, problems = _records(payer, chosen)
+            others = [each.name for each in records if each.network is not network]
+            names = [each.name for each in records if each.network is network]
+            seen: _Seen = {**problems, **await _attend_all(chain, payer, names, wish)}
+            _tell_news(seen, told_before, quiet=quiet)
+            if others and not quiet and told_before.get("") != str(others):
+                told_before[""] = str(others)
+                err.print(
+                    f"of another network than {network.value}, not looked at: {', '.join(others)}", soft_wrap=True
+                )
+            sights = [each for each in seen.values() if isinstance(each, Sight)]
+            failed = [name for name in names if isinstance(seen[name], Exception)]
+            if once or not (failed or any(sight.waits for sight in sights)):
+                return seen
+            await _wait(chain, sights)
 
 
-def _to_watch(record: ChannelRecord) -> bool:
-    """What the server called closed is watched, too, until the chain shows it. Debug funding is in no chain."""
-    debug = str(debug_outpoint(record.terms.client_key, record.expiry))
-    return record.funding_outpoint not in ("", debug) and not record.end_seen
+async def _attend_all(chain: Chain, payer: Payer, names: list[str], wish: Wish) -> _Seen:
+    """See to the channels a few at a time: a node scans its unspent outputs for all that wait."""
+    turns = asyncio.Semaphore(_AT_A_TIME)
+
+    async def one(name: str) -> Sight | Exception:
+        async with turns:
+            return await attend(chain, payer, name, wish)
+
+    return dict(zip(names, await asyncio.gather(*map(one, names)), strict=True))
 
 
-def _tell_news(sights: list[Sight], told_before: dict[str, str]) -> None:
+async def _wait(chain: Chain, sights: list[Sight]) -> None:
+    try:
+        if sights:
+            await chain.wait_for_change(sights[0].tip, _LOOK_SECONDS)
+            return
+    except ChainFailed as failure:
+        err.print(f"{failure}; asking again", markup=False, soft_wrap=True)
+    await asyncio.sleep(_PAUSE_SECONDS)
+
+
+@asynccontextmanager
+async def _connected(source: OwnChain, records: list[ChannelRecord]) -> AsyncIterator[tuple[Chain, Network]]:
+    """Connect to the chain of the first network among the channels' that it serves.
+
+    Raises:
+        ChainUnfit: it serves none.
+    """
+    networks = list(dict.fromkeys(record.network for record in records))
+    for network in networks:
+        stack = AsyncExitStack()
+        try:
+            chain = await stack.enter_async_context(connected(source, network))
+        except ChainUnfit:
+            if network is networks[-1]:
+                raise
+            continue
+        async with stack:
+            yield chain, network
+        return
+
+
+def _records(payer: Payer, chosen: list[str]) -> tuple[list[ChannelRecord], dict[str, Exception]]:
+    """Read the channels to watch, and why others can't be. Nothing was paid to the address of debug funding."""
+    records, problems = payer.wallet.read_all()
+    if chosen:
+        found = [each for each in records if each.name in chosen]
+        return found, {name: error for name, error in problems.items() if name in chosen}
+    return [each for each in records if not is_debug(each)], {**problems}
+
+
+def _tell_news(seen: _Seen, told_before: dict[str, str], *, quiet: bool) -> None:
     """Print what changed, other than time."""
-    for sight in sights:
-        name, depth = sight.record.name, min(sight.funding.confirmations, DEEP) if sight.funding else sight.spend
-        news = f"{depth} {sight.refund_valid} {sight.note}"
-        if told_before.get(name) != news:
-            told_before[name] = news
+    for name, sight in seen.items():
+        if isinstance(sight, Exception):
+            news = f"{sight}"
+        else:
+            depth = [min(coin.confirmations, DEEP) for coin in sight.coins]
+            news = f"{depth} {sight.spend} {sight.refund_valid} {sight.note} {sight.refunds}"
+        if quiet or told_before.get(name) == news:
+            continue
+        told_before[name] = news
+        if isinstance(sight, Exception):
+            err.print(f"{name}  {sight}. {advice(sight, name)}".rstrip(), markup=False, soft_wrap=True)
+        else:
             note = f"; {sight.note}" if sight.note else ""
             out.print(f"{name}  {story(sight)}{note}", markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ receipt = channel.pay(1000)
 
 from paychan.client.channel import AsyncChannel, Channel
 from paychan.client.closing import Settled
+from paychan.client.coins import Deposit, Source
 from paychan.client.errors import (
     ChannelConflict,
     ChannelGone,
@@ -19,10 +20,14 @@ from paychan.client.errors import (
     ClientError,
     DamagedFile,
     Declined,
+    FeeTooHigh,
+    FundingDiffers,
     FundingMissing,
+    FundingNotThere,
     FundingNotTold,
     FundingTooSmall,
     InsufficientFunds,
+    LaterFile,
     NoSuchChannel,
     OverLimit,
     PaymentRefused,
@@ -32,6 +37,8 @@ from paychan.client.errors import (
     TermsUnacceptable,
     Unacknowledged,
     Unreachable,
+    UnreadableFile,
+    ValueUnchecked,
     WalletError,
     WouldLeaveDust,
     WouldTakeBack,
@@ -42,6 +49,7 @@ from paychan.client.funding import FundingOutput
 from paychan.client.payer import AsyncPayer, Payer
 from paychan.client.paying import Receipt
 from paychan.client.record import ChannelRecord, State
+from paychan.client.recovery import RefundTerms
 from paychan.client.terms import Limits
 from paychan.protocol.rest import Dialect
 from paychan.protocol.types import Network
@@ -59,12 +67,17 @@ __all__ = [
     "ClientError",
     "DamagedFile",
     "Declined",
+    "Deposit",
     "Dialect",
+    "FeeTooHigh",
+    "FundingDiffers",
     "FundingMissing",
+    "FundingNotThere",
     "FundingNotTold",
     "FundingOutput",
     "FundingTooSmall",
     "InsufficientFunds",
+    "LaterFile",
     "Limits",
     "Network",
     "NoSuchChannel",
@@ -73,14 +86,18 @@ __all__ = [
     "Payer",
     "PaymentRefused",
     "Receipt",
+    "RefundTerms",
     "Refused",
     "ServerFailed",
     "ServerMisbehaved",
     "Settled",
+    "Source",
     "State",
     "TermsUnacceptable",
     "Unacknowledged",
     "Unreachable",
+    "UnreadableFile",
+    "ValueUnchecked",
     "WalletError",
     "WouldLeaveDust",
     "WouldTakeBack",

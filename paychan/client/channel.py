@@ -145,9 +145,13 @@ class Channel(ChannelBase):
         """Note all unspent outputs at the address, as a node of the payer's shows them (see `deposits.chain_shows`)."""
         return self._run(deposits.chain_shows, found, pending)
 
+    def prove(self, transaction: str) -> ChannelRecord:
+        """Check the values of noted outputs with the transaction (hex) that they are in (see `deposits.prove`)."""
+        return self._run(deposits.prove, transaction)
+
     def look_for_others(self) -> ChannelRecord:
         """Ask the server for outputs at the address beside the funding: second, small and late ones."""
-        return self._run(funding.look_for_others, self._ways.patience)
+        return self._run(funding.look_for_others)
 
     def fund_debug(self) -> None:
         """Use the funding that a debug server derives from key and expiry: no bitcoin is involved."""
@@ -261,8 +265,11 @@ class AsyncChannel(ChannelBase):
     async def chain_shows(self, found: Sequence[Deposit], pending: Collection[str] = ()) -> ChannelRecord:
         return await self._run(deposits.chain_shows, found, pending)
 
+    async def prove(self, transaction: str) -> ChannelRecord:
+        return await self._run(deposits.prove, transaction)
+
     async def look_for_others(self) -> ChannelRecord:
-        return await self._run(funding.look_for_others, self._ways.patience)
+        return await self._run(funding.look_for_others)
 
     async def fund_debug(self) -> None:
         await self._run(funding.fund_debug, *self._debug_funding())

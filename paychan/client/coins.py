@@ -77,10 +77,7 @@ def proven_value(transaction: str, outpoint: OutPoint, script: bytes) -> Sat:
     Raises:
         Malformed: not a transaction, one with another id, or one that does not pay there.
     """
-    try:
-        parsed = CTransaction.deserialize(bytes.fromhex(transaction))
-    except (SerializationError, ValueError) as error:
-        raise Malformed(field="transaction", reason=str(error)[:100] or "not a transaction") from None
+    parsed = _read(transaction)
     if bytes(parsed.GetTxid()) != outpoint.txid:
         reason = f"its id is {parsed.GetTxid()[::-1].hex()}, want {outpoint.txid_hex}"
         raise Malformed(field="transaction", reason=reason)
@@ -90,3 +87,19 @@ def proven_value(transaction: str, outpoint: OutPoint, script: bytes) -> Sat:
     if bytes(output.scriptPubKey) != script:
         raise Malformed(field="transaction", reason=f"output {outpoint.vout} does not pay to the channel's address")
     return Sat(int(output.nValue))
+
+
+def txid_of(transaction: str) -> str:
+    """Return the id of a transaction (hex), as wallets show it.
+
+    Raises:
+        Malformed: not a transaction.
+    """
+    return str(_read(transaction).GetTxid()[::-1].hex())
+
+
+def _read(transaction: str) -> CTransaction:
+    try:
+        return CTransaction.deserialize(bytes.fromhex(transaction))
+    except (SerializationError, ValueError) as error:
+        raise Malformed(field="transaction", reason=str(error)[:100] or "not a transaction") from None

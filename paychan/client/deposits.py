@@ -10,11 +10,12 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from paychan.client.coins import MOST_DEPOSITS, Deposit, Source
+from paychan.client.coins import MOST_DEPOSITS, Deposit, Source, parse_outpoint, proven_value, txid_of
 from paychan.client.errors import FundingDiffers, FundingNotThere, FundingTooSmall, WrongState
 from paychan.client.flow import Flow, Save
 from paychan.client.record import ChannelRecord, State
 from paychan.client.recovery import first_refund
+from paychan.protocol.errors import Malformed
 from paychan.protocol.types import Sat
 
 _replace = msgspec.structs.replace
@@ -58,7 +59,7 @@ def agrees(record: ChannelRecord, found: Collection[Deposit], outpoint: str, val
 
 def server_shows(record: ChannelRecord, found: Sequence[Deposit]) -> Flow[ChannelRecord]:
     """Note the others among the outputs that the server lists. What a chain of the payer's showed stays as it is."""
-    known = {each.outpoint: each for each in record.deposits if each.source is not Source.SERVER}
+    known = {each.outpoint: each for each in record.deposits if each.source is Source.CHAIN}
     listed = {each.outpoint: each for each in found if each.outpoint != record.funding_outpoint}
     deposits = tuple((listed | known).values())[:MOST_DEPOSITS]
     if set(deposits) != set(record.deposits):
@@ -67,8 +68,8 @@ def server_shows(record: ChannelRecord, found: Sequence[Deposit]) -> Flow[Channe
     return record
 
 
-def chain_shows(record: ChannelRecord, found: Sequence[Deposit], pending: Collection[str] = ()) -> Flow[ChannelRecord]:
-    """Note all unspent outputs at the address, as a node or Electrum server of the payer's shows them.
+def with_chain(record: ChannelRecord, found: Sequence[Deposit], pending: Collection[str] = ()) -> ChannelRecord:
+    """Return the record with all unspent outputs at the address, as a node or Electrum server of the payer's shows them.
 
     Its values replace those that were said. A channel for which nothing was signed takes the most valuable output for
     its funding if the one noted is not there. `pending` are outpoints that are spent, but not deep in the chain yet.
@@ -85,7 +86,37 @@ def chain_shows(record: ChannelRecord, found: Sequence[Deposit], pending: Collec
             now = noted(record, best)
     kept = {each.outpoint: each for each in record.deposits if each.outpoint in pending}
     others = kept | {key: each for key, each in unspent.items() if key != now.funding_outpoint}
-    now = _replace(now, deposits=tuple(others.values())[:MOST_DEPOSITS])
+    return _replace(now, deposits=tuple(others.values())[:MOST_DEPOSITS])
+
+
+def chain_shows(record: ChannelRecord, found: Sequence[Deposit], pending: Collection[str] = ()) -> Flow[ChannelRecord]:
+    """Note what `with_chain` returns."""
+    now = with_chain(record, found, pending)
+    if now != record:
+        yield Save(now)
+    return now
+
+
+def prove(record: ChannelRecord, transaction: str) -> Flow[ChannelRecord]:
+    """Take over what a transaction (hex) shows of the outputs that are noted here: its id commits to their values.
+
+    Raises:
+        Malformed: not a transaction, or none of these outputs is in it.
+    """
+    txid = txid_of(transaction)
+    now = record
+    noted_there = [each for each in (record.funding, *record.deposits) if each is not None and txid in each.outpoint]
+    if not noted_there:
+        held = ", ".join(each.outpoint for each in (record.funding, *record.deposits) if each is not None) or "nothing"
+        raise Malformed(field="transaction", reason=f"its id is {txid}, and the channel has {held}")
+    for each in noted_there:
+        value = proven_value(transaction, parse_outpoint(each.outpoint), record.terms.funding_script)
+        proven = Deposit(each.outpoint, value, Source.TRANSACTION)
+        if each.outpoint == record.funding_outpoint:
+            now = _with_refund(_with_value(now, proven))
+        else:
+            others = tuple(proven if other.outpoint == each.outpoint else other for other in now.deposits)
+            now = _replace(now, deposits=others)
     if now != record:
         yield Save(now)
     return now

@@ -11,7 +11,7 @@ ClientError
 ├── Unreachable             no answer; a payment that was under way is kept, `resume()` sends the same again
 ├── ServerMisbehaved        the answer contradicts what was signed or agreed; the balance is what was signed
 ├── Declined                we said no before anything was signed: terms, limits, amounts, the channel's state
-└── WalletError             a channel's file: missing, in use, damaged
+└── WalletError             a channel's file: missing, in use, damaged, unreadable, of a later version
 """
 
 from __future__ import annotations
@@ -114,9 +114,7 @@ class FundingNotThere(Declined):
 
 class ValueUnchecked(Declined):
     code = "value_unchecked"
-    text = (
-        "the value of {outpoint}, {value_sat} sat, is {source}: what it holds beyond that would be lost as the refund's fee"
-    )
+    text = "the value of {outpoint}, {value_sat} sat, is {source}: what it holds beyond that would be lost as the refund's fee"
 
 
 class FeeTooHigh(Declined):
@@ -173,3 +171,11 @@ class ChannelInUse(WalletError):
 
 class DamagedFile(WalletError):
     code, text = "damaged_file", "{path} can't be trusted: {reason}"
+
+
+class UnreadableFile(WalletError):
+    code, text = "unreadable_file", "{path} can't be read: {reason}"
+
+
+class LaterFile(WalletError):
+    code, text = "later_file", "{path} was written by a later version of paychan: {reason}"

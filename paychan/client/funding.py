@@ -150,10 +150,10 @@ def fund_debug(record: ChannelRecord, outpoint: OutPoint, value_sat: Sat) -> Flo
     return record
 
 
-def look_for_others(record: ChannelRecord, patience: Patience) -> Flow[ChannelRecord]:
+def look_for_others(record: ChannelRecord) -> Flow[ChannelRecord]:
     """Note all outputs at the address that the server lists, beside the funding; say nothing if it does not."""
     try:
-        shown = yield from outputs(record, patience, proven=True)
+        shown = yield from outputs(record, Patience(attempts=1), proven=True)
     except (FundingNotTold, Refused, Unreachable, ServerMisbehaved):
         return record
     return (yield from server_shows(record, _deposits(shown)))

@@ -16,7 +16,7 @@ from paychan.client import routes
 from paychan.client.answers import refusal
 from paychan.client.channel import AsyncChannel, Channel, Ways
 from paychan.client.drive import TIMEOUT, drive, drive_async
-from paychan.client.errors import TermsUnacceptable
+from paychan.client.errors import TermsUnacceptable, WalletError
 from paychan.client.flow import Flow, Patience, Request, ask
 from paychan.client.record import ChannelRecord
 from paychan.client.recovery import key_address
@@ -121,8 +121,12 @@ class PayerBase:
         self._files: weakref.WeakSet[ChannelFile] = weakref.WeakSet()
 
     def records(self) -> list[ChannelRecord]:
-        """Read all channels of the wallet, also those in use."""
-        return [self.wallet.read(name) for name in self.wallet.names()]
+        """Read all channels of the wallet that can be read, also those in use; see `problems`."""
+        return self.wallet.read_all()[0]
+
+    def problems(self) -> dict[str, WalletError]:
+        """Say by name which channels of the wallet can't be read, and why."""
+        return self.wallet.read_all()[1]
 
     def _new(
         self, hours: float, expires: int | None, change_address: str, amount_sat: int, *, movable: bool

@@ -27,7 +27,9 @@ def info_path(version: int, dialect: Dialect, client_key: bytes, expiry: int) ->
 def outputs_request(record: ChannelRecord, *, proven: bool = False) -> Request:
     """Which outputs fund the channel, perhaps with their transactions: one question for both versions."""
     client_key = record.key.public_key.format().hex()
-    return Request("GET", f"{record.url}/v2/funding/{record.expiry}/{client_key}/outputs{'?transactions=1' if proven else ''}")
+    return Request(
+        "GET", f"{record.url}/v2/funding/{record.expiry}/{client_key}/outputs{'?transactions=1' if proven else ''}"
+    )
 
 
 def opening_path(response: Response, url: str, version: int, client_key: bytes, expiry: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from paychan.client.errors import ChannelInUse, DamagedFile, NoSuchChannel
+from paychan.client.errors import ChannelInUse, DamagedFile, LaterFile, NoSuchChannel, UnreadableFile, WalletError
 from paychan.client.record import ChannelRecord, check_record
 from paychan.protocol.errors import PaychanError
 
@@ -93,7 +93,7 @@ class Wallet:
         file = ChannelFile(self.directory, name)
         try:
             return file, self.read(name)
-        except DamagedFile:
+        except WalletError:
             file.release()
             raise
 
@@ -101,15 +101,48 @@ class Wallet:
         """Read a channel without locking it.
 
         Raises:
-            DamagedFile: not a record, of a later format, or with keys and addresses that don't fit each other.
+            DamagedFile: not a record, or with keys and addresses that don't fit each other.
+            LaterFile: of a later format.
+            UnreadableFile: the system refuses to read it.
         """
         path = self.directory / f"{name}.json"
         try:
-            record = _DECODER.decode(path.read_bytes())
+            raw = path.read_bytes()
+        except OSError as error:
+            raise UnreadableFile(path=path, reason=error.strerror or error) from None
+        try:
+            record = _DECODER.decode(raw)
             check_record(record)
-        except (msgspec.MsgspecError, PaychanError, ValueError) as error:
-            raise DamagedFile(path=path, reason=error) from None
+        except (msgspec.MsgspecError, PaychanError, ValueError, RecursionError) as error:
+            if _is_later(raw, str(error)):
+                raise LaterFile(path=path, reason=error) from None
+            reason = "it is empty" if not raw.strip() else error
+            raise DamagedFile(path=path, reason=reason) from None
         return record
+
+    def read_all(self) -> tuple[list[ChannelRecord], dict[str, WalletError]]:
+        """Read all channels, each on its own: the records, and by name why others can't be read."""
+        records: list[ChannelRecord] = []
+        problems: dict[str, WalletError] = {}
+        for name in self.names():
+            try:
+                records.append(self.read(name))
+            except WalletError as error:
+                problems[name] = error
+        return records, problems
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+def _is_later(raw: bytes, reason: str) -> bool:
+    """Say whether a file that can't be read is from a later version: another format, or fields that are not known here."""
+    try:
+        found = msgspec.json.decode(raw, type=_Format)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return found.format > 1 or "unknown field" in reason
 
 
 def _sync_directory(directory: Path) -> None:

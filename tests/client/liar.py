@@ -103,7 +103,7 @@ class Liar:
         self.lies: deque[Lie | None] = deque()
         self.info_lie = Lie()
         self.requests: list[str] = []
-        """Method and path of everything that came."""
+        """Method and path of everything that came, but for questions about outputs."""
         self.codes = True
         """Say what is wrong in a JSON body; else in the reason phrase alone, as the reference did."""
         self.public_url = ""
@@ -178,7 +178,8 @@ class Liar:
 
             def do_any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                liar.requests.append(f"{self.command} {self.path}")
+                if "/outputs" not in self.path:
+                    liar.requests.append(f"{self.command} {self.path}")
                 info = "unding" in self.path
                 lie = liar.info_lie if info else (liar.lies.popleft() if liar.lies else None) or Lie()
                 answer = Answer() if lie.deaf else liar.truth(self.command, self.path, body)
@@ -214,6 +215,8 @@ class Liar:
                 return self._info(query["client_pubkey"], int(query["exp_time"]), version=1)
             if parts.path.startswith("/v2/funding/"):
                 expiry, key = sorted(parts.path.split("/")[3:5], key=len)
+                if parts.path.endswith("/outputs"):
+                    return self._outputs(make_terms(SERVER_KEY, bytes.fromhex(key), int(expiry)))
                 return self._info(key, int(expiry), version=2)
             if method == "POST":
                 return self._open(parts.path, query, body)
@@ -238,6 +241,19 @@ class Liar:
             return Answer(200, json.dumps(facts | {"dust_limit": 700, "min_duration_hours": 12}).encode())
         location = f"{self.public_url or self.url}/v1/channels/new?client_pubkey={key}&exp_time={expiry}"
         return Answer(200, json.dumps(facts).encode(), {"Location": location})
+
+    def _outputs(self, terms: ChannelTerms) -> Answer:
+        """What funds any channel, on its word: no transaction has such an id."""
+        outpoint = debug_outpoint(terms.client_key, terms.expiry)
+        output = {
+            "funding_txid": outpoint.txid_hex,
+            "funding_vout": outpoint.vout,
+            "value": FUNDING_SAT,
+            "confirmations": 0,
+            "confirmations_needed": 0,
+        }
+        told = {"funding_address": terms.funding_address(Network.TEST), "outputs": [output]}
+        return Answer(200, json.dumps(told).encode())
 
     def _open(self, path: str, query: dict[str, str], body: bytes) -> Answer:
         if path.startswith("/v1/"):

@@ -6,10 +6,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 import pytest
+from bitcoin.core import CTransaction
 
 from paychan.client import ChannelRecord, Dialect, FundingTooSmall, Payer, Refused, State, TermsUnacceptable, WrongState
 from paychan.client.payer import check_url
-from paychan.client.recovery import refund, wif
+from paychan.client.recovery import RefundTerms, refund, wif
 from paychan.client.routes import close_request, info_path, open_request, pay_request, secret_of
 from paychan.client.terms import Limits, agree
 from paychan.protocol.errors import Malformed
@@ -109,13 +110,18 @@ def test_funding_info_is_asked_for_as_each_version_wants_it() -> None:
 
 @all_cases
 def test_refunds_are_those_of_the_javascript_client(case: Case) -> None:
-    """The refund at a fee rate is the vectors' transaction, byte for byte."""
+    """The refund at a fee rate is the vectors' transaction, but that it may be replaced (BIP125) and is signed so."""
     wanted = case.raw["refund_per_byte"]
+    rate, address = wanted["satoshi_per_byte"], case.raw["refund"]["address"]
 
-    signed = refund(record_of(case), wanted["satoshi_per_byte"], case.raw["refund"]["address"])
+    signed = refund(record_of(case), RefundTerms(rate, address, max_fee_sat=case.funding_sat, unchecked=True))
 
-    assert signed.transaction.hex() == wanted["tx_hex"]
-    assert signed.fee_sat == wanted["fee"]
+    theirs, ours = (CTransaction.deserialize(raw) for raw in (bytes.fromhex(wanted["tx_hex"]), signed.transaction))
+    assert [txin.prevout for txin in ours.vin] == [txin.prevout for txin in theirs.vin]
+    assert [out.scriptPubKey for out in ours.vout] == [out.scriptPubKey for out in theirs.vout]
+    assert ours.nLockTime == theirs.nLockTime
+    assert ours.vin[0].nSequence < 0xFFFFFFFE
+    assert abs(signed.fee_sat - wanted["fee"]) <= 2 * rate  # a signature has 70 to 72 bytes
 
 
 @all_cases
@@ -186,12 +192,12 @@ def test_funding_is_noted_once_and_is_enough(tmp_path) -> None:
         with pytest.raises(WrongState, match="not funded"):
             channel.refund()
         with pytest.raises(FundingTooSmall) as caught:
-            channel.fund("ab" * 32 + ":0", 10_545)
+            channel.fund("ab" * 32 + ":0", 10_545, unchecked=True)
         assert caught.value.fields == {"got_sat": 10_545, "need_sat": 10_546}
         for text in ("ab" * 32, "ab" * 32 + ":-1", "AB" * 32 + ":0", "ab" * 32 + ":4294967296", ":0"):
             with pytest.raises(Malformed):
-                channel.fund(text, 10_546)
+                channel.fund(text, 10_546, unchecked=True)
 
-        channel.fund("ab" * 32 + ":0", 10_546)
+        channel.fund("ab" * 32 + ":0", 10_546, unchecked=True)
 
         assert channel.left_sat == 10_546

@@ -127,6 +127,7 @@ def test_the_payers_whole_life_by_commands(payer: PayerAtTerminal, node: Node, v
     wait_for(lambda: payer.record(name)["funding_outpoint"] == str(outpoint), "funding seen")
     held = payer.record(name)
     assert (held["state"], held["signed_sat"], len(held["refunds"])) == ("new", None, 1)
+    assert held["funding_source"] == "transaction"
     assert process.poll() is None
     node.mine()
     assert process.wait(_PATIENCE_SECONDS) == 0, log.read_text()
@@ -186,7 +187,7 @@ def test_the_refund_after_the_server_vanished(
     node.mine(3)
     sight = payer.seen(name, payer.own_node)
     assert (sight["spent_by"], sight["by_refund"], sight["state"]) == (told["txid"], True, "refunded")
-    assert "Nothing to watch" in payer.run("watch", "--once", *payer.own_node)
+    assert f"refunded by {told['txid']}, 3 confirmations" in payer.run("watch", "--once", *payer.own_node)
 
 
 def test_watch_publishes_the_refund_through_an_electrum_server(

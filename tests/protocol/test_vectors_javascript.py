@@ -144,7 +144,9 @@ def test_refund_at_a_fixed_fee(case: Case) -> None:
     want = case.raw["refund"]
     script = decode_address(want["address"], case.network)
 
-    refund = sign_refund(case.client_key, case.terms, case.outpoint, case.funding_sat, script, want["fee"], sequence=want["sequence"])
+    refund = sign_refund(
+        case.client_key, case.terms, case.outpoint, case.funding_sat, script, want["fee"], sequence=want["sequence"]
+    )
 
     assert refund.transaction.hex() == want["tx_hex"]
     assert refund.txid[::-1].hex() == want["txid"]
