@@ -25,6 +25,7 @@ from paychan.cli.payer_terminal import (
     show_panel,
     told,
     wait_funded,
+    way_back,
 )
 from paychan.cli.payerchain import OwnChain, compare
 from paychan.cli.payeroptions import (
@@ -321,12 +322,25 @@ app.command(epilog=payerrefund.WATCH_EXAMPLES)(payerrefund.watch)
 
 @app.command(epilog=examples("paychan channel key 4593d97a"))
 def key(name: NameArgument, wallet: WalletOption = None, as_json: JsonOption = False) -> None:
-    """Show a channel's private key (WIF), for a wallet to sweep what came back. Show it to nobody."""
+    """Show a channel's private key (WIF), for a wallet to sweep what came back. Show it to nobody.
+
+    What lies at the channel's own address no wallet can sweep: that is a script, and `refund` brings it home.
+    """
     with told(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
+        record = channel.record
         if as_json:
-            out.print_json(data={"name": channel.name, "wif": channel.wif(), "address": channel.record.home_address})
-        else:
-            out.print(channel.wif())
+            shown = {"wif": channel.wif(), "address": record.home_address, "script_address": record.funding_address}
+            held = msgspec.to_builtins(record.held)
+            out.print_json(data={"name": channel.name, **shown, "outputs": held, "way_back": way_back(record)})
+            return
+        out.print(channel.wif())
+        for each in record.held:
+            err.print(
+                f"This key does not sweep {sat(each.value_sat)} in {each.outpoint} at {record.funding_address}. "
+                f"{way_back(record)}",
+                soft_wrap=True,
+                markup=False,
+            )
 
 
 @app.command(name="list", epilog=examples("paychan channel list", "paychan channel list --json"))

@@ -173,8 +173,8 @@ def standing(record: ChannelRecord) -> str:
 
 
 def way_back(record: ChannelRecord) -> str:
-    """The command that brings back what lies at the address beside the funding of a channel; "" if nothing does."""
-    if not record.deposits:
+    """The command that brings back what lies at the channel's address; "" if nothing is known to."""
+    if not record.held:
         return ""
     when = "now" if time.time() >= record.expiry else f"after {moment(record.expiry)}"
     return f"{when}: paychan channel refund {record.name} --publish   (with --node or --electrum; or paychan channel watch)"
@@ -225,7 +225,7 @@ def show(record: ChannelRecord, as_json: bool) -> None:
         ("Funded", f"{sat(record.funding_sat)} in {record.funding_outpoint}" if record.funding_outpoint else ""),
         ("Value", record.funding_source.words if record.funding_outpoint else ""),
         *(("Also there", f"{sat(each.value_sat)} in {each.outpoint}: {each.source.words}") for each in record.deposits),
-        ("Bring home", way_back(record)),
+        ("Bring home", way_back(record) if record.deposits else ""),
         ("Address", record.funding_address),
         ("Moved", _times(len(record.moves))),
         ("Change to", _way_home(record)),

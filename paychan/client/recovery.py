@@ -95,8 +95,8 @@ def most_fee_sat(total_sat: int, size: int) -> Sat:
 
 
 def affordable_rate(total_sat: int, size: int, wanted_sat_per_vb: int) -> int:
-    """Lower a rate that was not typed by the payer to what `most_fee_sat` allows."""
-    return max(1, min(wanted_sat_per_vb, most_fee_sat(total_sat, size) // size))
+    """Lower a rate that was not typed by the payer to what `most_fee_sat` allows, and what leaves an output that relays."""
+    return max(1, min(wanted_sat_per_vb, most_fee_sat(total_sat, size) // size, (total_sat - RELAYED_SAT) // size))
 
 
 def first_refund(record: ChannelRecord) -> tuple[str, ...]:

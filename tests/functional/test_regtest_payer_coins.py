@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 from bitcoin.core import CTransaction
@@ -21,10 +21,6 @@ from tests.lib.node import Node
 FUNDING_SAT = 600_000
 BUDGET_SAT = 2_000
 """More than the fee of any refund here at the least rate."""
-
-
-class Found(Protocol):
-    def __call__(self, *outputs: tuple[OutPoint, int], **more: Any) -> None: ...
 
 
 @pytest.fixture
@@ -140,3 +136,238 @@ def test_fault_17_the_refund_takes_what_the_chain_shows(
     spent, fee = only_refund(node)
     assert (spent, fee) == ({str(outpoint)}, shown["fee_sat"])
     assert fee < BUDGET_SAT
+
+
+def test_fault_17_a_payment_is_not_signed_for_a_value_that_the_own_node_contradicts(
+    node: Node, liar: Liar, new: Callable[[], Channel], own_node: list[str]
+) -> None:
+    """`open` with a node refuses a difference with both numbers, and signs nothing."""
+    channel = new()
+    outpoint = node.fund(channel.address, FUNDING_SAT)
+    node.mine()
+    server_lists(liar, channel, (outpoint, 100_000))
+    refused = told("open", channel.name, "--no-wait", *own_node, status=1)
+    assert (refused["code"], refused["got_sat"], refused["want_sat"]) == ("funding_differs", 100_000, FUNDING_SAT)
+    assert noted(channel.name)["signed_sat"] is None
+
+
+def test_fault_17_without_a_node_an_unchecked_value_is_not_signed_silently(
+    node: Node, liar: Liar, new: Callable[[], Channel]
+) -> None:
+    """The funding transaction proves the value; else an explicit word is needed, and what is shown says so."""
+    channel = new()
+    outpoint = node.fund(channel.address, FUNDING_SAT)
+    node.mine()
+    server_lists(liar, channel, (outpoint, 100_000))
+    say("open", channel.name, "--no-wait", status=1)
+    refused = told("refund", channel.name, status=1)
+    assert (refused["code"], refused["value_sat"]) == ("value_unchecked", 100_000)
+    assert "--transaction" in say("refund", channel.name, status=1).stderr
+    assert "the server's word, not checked" in say("status", channel.name, "--offline").stdout
+
+    assert told("refund", channel.name, "--unchecked")["checked"] is False
+    raw = node.rpc("getrawtransaction", outpoint.txid_hex)
+    proven = told("refund", channel.name, "--transaction", raw)
+    paid = CTransaction.deserialize(bytes.fromhex(proven["transaction"])).vout[0].nValue
+    assert (proven["checked"], paid) == (True, FUNDING_SAT - proven["fee_sat"])
+    assert "checked with the funding transaction" in say("status", channel.name, "--offline").stdout
+
+
+def test_fault_17_a_server_whose_transaction_contradicts_it_is_not_believed(
+    node: Node, liar: Liar, new: Callable[[], Channel]
+) -> None:
+    """The id of the transaction that the server shows commits to the value: another one is misbehaviour."""
+    channel = new()
+    outpoint = node.fund(channel.address, FUNDING_SAT)
+    raw = node.rpc("getrawtransaction", outpoint.txid_hex)
+    server_lists(liar, channel, (outpoint, 100_000), transaction=raw)
+    refused = told("open", channel.name, "--no-wait", status=1)
+    assert (refused["code"], refused["got"], refused["want"]) == ("server_misbehaved", 100_000, FUNDING_SAT)
+    server_lists(liar, channel, (outpoint, FUNDING_SAT), transaction=raw)
+    say("open", channel.name, "--no-wait", status=1)  # the liar knows no such funding
+    assert noted(channel.name)["funding_source"] == "transaction"
+    assert told("refund", channel.name)["checked"] is True
+
+
+@pytest.mark.parametrize("rate", [300, 250])
+def test_fault_17_a_fee_above_a_share_needs_an_explicit_word(
+    node: Node, new: Callable[[], Channel], own_node: list[str], rate: int
+) -> None:
+    """A refund's fee is at most 10 % and 200 sat per byte, unless --max-fee says more."""
+    channel = new()
+    node.fund(channel.address, 200_000 if rate == 300 else 5_000_000)
+    node.pass_median_time(channel.record.expiry)
+    words = ("refund", channel.name, "--publish", "--fee-rate", rate, *own_node)
+    refused = told(*words, status=1)
+    assert refused["code"] == "fee_too_high"
+    assert refused["got_sat"] > refused["most_sat"]
+    assert node.rpc("getrawmempool") == []
+    assert told(*words, "--max-fee", refused["got_sat"])["fee_sat"] == refused["got_sat"]
+
+
+# --- 22: the value that is typed --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compared", ["server", "transaction", "node"])
+def test_fault_22_a_value_typed_too_small_is_refused(
+    node: Node, liar: Liar, new: Callable[[], Channel], own_node: list[str], compared: str
+) -> None:
+    """`open --outpoint --value` is compared with server, transaction or node; a difference needs --unchecked."""
+    channel = new()
+    outpoint = node.fund(channel.address, FUNDING_SAT)
+    node.mine()
+    server_lists(liar, channel, (outpoint, 60_000 if compared == "node" else FUNDING_SAT))
+    more = {
+        "server": [],
+        "transaction": ["--transaction", node.rpc("getrawtransaction", outpoint.txid_hex)],
+        "node": own_node,
+    }[compared]
+    words = ("open", channel.name, "--outpoint", outpoint, "--value", 60_000, *more)
+    refused = told(*words, status=1)
+    assert (refused["code"], refused["got_sat"], refused["want_sat"]) == ("funding_differs", 60_000, FUNDING_SAT)
+    assert noted(channel.name)["signed_sat"] is None
+    if compared == "server":
+        say(*words, "--unchecked", status=1)  # the liar knows no such funding
+        assert (noted(channel.name)["funding_sat"], noted(channel.name)["funding_source"]) == (60_000, "typed")
+
+
+# --- 19: whatever lies at the address ---------------------------------------------------------------------------------
+
+
+def test_fault_19_one_refund_takes_all_outputs_of_the_address(
+    node: Node, liar: Liar, new: Callable[[], Channel], own_node: list[str]
+) -> None:
+    """Funding, second, short and unnoted outputs are shown with the way home, and come home together."""
+    channel = new()
+    name = channel.name
+    paid = [node.fund(channel.address, sat) for sat in (FUNDING_SAT, FUNDING_SAT, 5_000)]
+    node.mine()
+    server_lists(liar, channel, (paid[0], FUNDING_SAT), (paid[2], 5_000))
+    say("open", name, "--no-wait", status=1)
+    for words in (["list"], ["status", name, "--offline"]):
+        shown = say(*words).stdout
+        assert "5 000 sat" in shown
+        assert f"paychan channel refund {name} --publish" in shown
+    assert "5 000 sat" in say("key", name).stderr
+    assert [each["value_sat"] for each in told("key", name)["outputs"]] == [FUNDING_SAT, 5_000]
+    say("watch", "--once", *own_node)
+    assert {each["outpoint"] for each in noted(name)["deposits"]} == {str(paid[1]), str(paid[2])}
+    node.pass_median_time(channel.record.expiry)
+
+    say("watch", "--once", *own_node)
+    spent, fee = only_refund(node)
+    assert spent == set(map(str, paid))
+    assert fee < BUDGET_SAT
+    node.mine(3)
+    say("watch", "--once", *own_node)
+    assert (noted(name)["state"], noted(name)["deposits"]) == ("refunded", [])
+
+
+def test_fault_19_a_channel_that_was_never_opened_and_one_that_ended_keep_their_addresses(
+    node: Node, new: Callable[[], Channel], own_node: list[str]
+) -> None:
+    """What comes too late to an address that was ever given out is found and refunded, as often as it happens."""
+    short, ended = new(), new()
+    node.fund(short.address, 1_000)
+    node.fund(ended.address, FUNDING_SAT)
+    node.pass_median_time(max(short.record.expiry, ended.record.expiry))
+    say("watch", "--once", *own_node)
+    assert len(node.rpc("getrawmempool")) == 2
+    node.mine(3)
+    say("watch", "--once", *own_node)
+    assert noted(ended.name)["end_seen"]
+
+    late = node.fund(ended.address, 70_000)
+    (seen,) = told("watch", ended.name, *own_node)
+    assert seen["outputs"][0]["confirmations"] == 0  # it may yet be replaced, so no refund depends on it
+    assert "70 000 sat" in say("status", ended.name, "--offline").stdout
+    node.mine()
+    say("refund", ended.name, "--publish", *own_node)
+    assert only_refund(node)[0] == {str(late)}
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["not opened", "opening signed"])
+def test_fault_19_a_funding_that_its_sender_replaced_is_found(
+    node: Node, liar: Liar, new: Callable[[], Channel], own_node: list[str], signed: bool
+) -> None:
+    """After a fee bump the coins are under another txid: the wallet notes that one, unless a payment names the other."""
+    channel = new()
+    outpoint = node.fund(channel.address, FUNDING_SAT)
+    server_lists(liar, channel, (outpoint, FUNDING_SAT), confirmations=int(signed))
+    say("open", channel.name, "--no-wait", status=1)
+    assert (noted(channel.name)["signed_sat"] is not None) == signed
+    txid = node.rpc("bumpfee", outpoint.txid_hex)["txid"]
+    node.mine()
+    there = node.output(txid, channel.address)
+    say("watch", "--once", *own_node)
+    assert noted(channel.name)["funding_outpoint"] == str(outpoint if signed else there)
+    node.pass_median_time(channel.record.expiry)
+    say("watch", "--once", *own_node)
+    assert only_refund(node)[0] == {str(there)}
+
+
+# --- 20: a refund that is not dear enough -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", ["-mempoolfullrbf=1", "-mempoolfullrbf=0"])
+def test_fault_20_a_published_refund_is_replaced(
+    node: Node, new: Callable[[], Channel], own_node: list[str], flag: str
+) -> None:
+    """--fee-rate signs again and replaces, to where the first one paid; too small a rise, or too late, is said and fails."""
+    node.stop()
+    node.start(flag)
+    channel = new()
+    outpoint = node.fund(channel.address, FUNDING_SAT)
+    node.pass_median_time(channel.record.expiry)
+    elsewhere = node.rpc("getnewaddress", "", "legacy")
+    words = ("refund", channel.name, "--publish", *own_node)
+    first = told(*words, "--fee-rate", 3, "--to", elsewhere)
+    assert told(*words)["txid"] == first["txid"]
+    assert "--fee-rate" in say(*words, "--fee-rate", 3, status=1).stderr
+    (txid,) = node.rpc("getrawmempool")
+    assert txid == first["txid"]
+
+    second = told(*words, "--fee-rate", 9)
+    assert only_refund(node) == ({str(outpoint)}, second["fee_sat"])
+    assert second["fee_sat"] > 2 * first["fee_sat"]
+    (output,) = node.rpc("getrawtransaction", second["txid"], True)["vout"]
+    assert output["scriptPubKey"]["address"] == elsewhere
+    node.mine(3)
+    assert "is in a block" in say(*words, "--fee-rate", 20, status=1).stderr
+    say("watch", "--once", *own_node)
+    assert noted(channel.name)["state"] == "refunded"
+
+
+# --- 18: each channel on its own --------------------------------------------------------------------------------------
+
+
+def test_fault_18_one_bad_channel_stops_no_other(
+    node: Node, new: Callable[[], Channel], own_node: list[str], wallet: Path
+) -> None:
+    """Empty, damaged, later and unreadable files, and a refund that is refused: the good channel's refund is published."""
+    good, dust, empty, later, directory, cut = (new() for _ in range(6))
+    outpoint = node.fund(good.address, FUNDING_SAT)
+    node.fund(dust.address, 600)
+    (wallet / f"{empty.name}.json").write_text("")
+    path = wallet / f"{later.name}.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 9'))
+    (wallet / f"{directory.name}.json").unlink()
+    (wallet / f"{directory.name}.json").mkdir()
+    path = wallet / f"{cut.name}.json"
+    path.write_text(path.read_text()[:200])
+    node.pass_median_time(good.record.expiry)
+    bad = {dust, empty, later, directory, cut}
+
+    said = say("watch", "--once", *own_node, status=1)
+    assert only_refund(node)[0] == {str(outpoint)}
+    for channel in bad:
+        assert channel.name in said.stderr
+    assert "funding too small: got 600 sat" in said.stderr
+    assert "it is empty" in said.stderr
+    assert "Update paychan" in said.stderr
+    shown = told("watch", *own_node, status=1)
+    assert {each["name"] for each in shown if "code" in each} == {channel.name for channel in bad}
+    listed = say("list", status=1)
+    assert good.name in listed.stdout
+    for channel in bad - {dust}:
+        assert str(wallet / f"{channel.name}.json") in listed.stderr
