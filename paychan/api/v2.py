@@ -154,9 +154,10 @@ class FundingOutputsHandler(V2Handler):
         """Read the funding transactions, the most valuable first, as many as an answer has room for."""
         read: dict[bytes, bytes] = {}
         room = _TRANSACTIONS_BYTES
-        for txid in list(dict.fromkeys(funding.outpoint.txid for funding in found))[:_MOST_TRANSACTIONS]:
+        outpoints = {funding.outpoint.txid: funding.outpoint for funding in found}
+        for txid, at in list(outpoints.items())[:_MOST_TRANSACTIONS]:
             with contextlib.suppress(ChainFailed):  # the outputs are worth an answer without it
-                transaction = await self.service.world.chain.transaction(txid)
+                transaction = await self.service.world.chain.funding_transaction(at)
                 if len(transaction) <= room:
                     read[txid] = transaction
                     room -= len(transaction)

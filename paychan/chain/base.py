@@ -117,6 +117,9 @@ class Chain(Protocol):
     async def transaction(self, txid: bytes) -> bytes:
         """Return, serialized, a transaction (internal txid) of an adopted output, or one that `spender` just named."""
 
+    async def funding_transaction(self, outpoint: OutPoint) -> bytes:
+        """Return, serialized, the transaction of an output that `funding` just listed. Leaves nothing behind."""
+
     async def holds(self, seen: Tip) -> bool:
         """Say whether this block, once the tip, is in the chain still; False after a reorg that replaced it."""
 

@@ -245,6 +245,10 @@ class BitcoindChain:
         """Return, serialized, a transaction (internal txid) that `spender` just named."""
         return await self._wallet.transaction(txid)
 
+    async def funding_transaction(self, outpoint: OutPoint) -> bytes:
+        """Return, serialized, the transaction of an unspent output. One in a block that was pruned raises `ChainFailed`."""
+        return bytes.fromhex((await self._wallet.read_unspent(outpoint))[0])
+
     async def holds(self, seen: Tip) -> bool:
         """Say whether this block is in the chain still; a node that was set up anew may not know it at all."""
         try:

@@ -65,6 +65,9 @@ class DebugChain:
         """Return what was published. Funding has no transaction: b"" then, and no signer in debug mode asks for it."""
         return self._published.get(txid, b"")
 
+    async def funding_transaction(self, outpoint: OutPoint) -> bytes:  # noqa: ARG002 - see `transaction`
+        return b""
+
     async def holds(self, seen: Tip) -> bool:  # noqa: ARG002 - there are no blocks to reorganize
         return True
 

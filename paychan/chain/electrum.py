@@ -142,6 +142,9 @@ class ElectrumChain:
     async def transaction(self, txid: bytes) -> bytes:
         return bytes((await self._transaction(txid)).serialize())
 
+    async def funding_transaction(self, outpoint: OutPoint) -> bytes:
+        return await self.transaction(outpoint.txid)
+
     async def holds(self, seen: Tip) -> bool:
         return await self._headers.holds(seen)
 

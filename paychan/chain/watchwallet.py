@@ -219,16 +219,29 @@ class WatchWallet:
             raise ChainFailed(msg) from error
 
     async def _add(self, outpoint: OutPoint) -> None:
+        raw, block_hash = await self.read_unspent(outpoint)
+        if not block_hash:
+            msg = f"{outpoint} came just now; ask again"
+            raise ChainFailed(msg)
+        proof = await self._rpc.call(_text, "gettxoutproof", [outpoint.txid_hex], block_hash)
+        await self._rpc.call(_anything, "importprunedfunds", raw, proof, wallet=self._name)
+
+    async def read_unspent(self, outpoint: OutPoint) -> tuple[str, str]:
+        """Return the transaction of an unspent output (hex), and the hash of its block; "" while it is in the mempool.
+
+        Raises:
+            ChainFailed: spent, just reorganized away, or in a block that the node has pruned.
+        """
         txid = outpoint.txid_hex
         held = await self._rpc.call(_held, "gettxout", txid, outpoint.vout, True)
-        if held is None or not held.confirmations:
-            msg = f"{outpoint} is spent, or came just now; ask again"
+        if held is None:
+            msg = f"{outpoint} is spent; ask again"
             raise ChainFailed(msg)
+        if not held.confirmations:
+            return await self._rpc.call(_text, "getrawtransaction", txid, False), ""
         height = (await self._rpc.call(_height, "getblockheader", held.bestblock)).height - held.confirmations + 1
         block_hash = await self._rpc.call(_text, "getblockhash", height)
-        raw = await self._rpc.call(_text, "getrawtransaction", txid, False, block_hash)
-        proof = await self._rpc.call(_text, "gettxoutproof", [txid], block_hash)
-        await self._rpc.call(_anything, "importprunedfunds", raw, proof, wallet=self._name)
+        return await self._rpc.call(_text, "getrawtransaction", txid, False, block_hash), block_hash
 
     async def received(self, address: str) -> list[OutPoint]:
         """List unspent outputs to a followed address, also unconfirmed, unsafe and immature ones."""
