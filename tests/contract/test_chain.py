@@ -12,6 +12,7 @@ import pytest
 
 from paychan.chain.base import Chain, ChainFailed, Funding, Spend
 from paychan.chain.bitcoind import BitcoindChain
+from paychan.client.coins import proven_value
 from paychan.protocol.settlement import Reserve, without_witness
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from tests.contract.chains import (
@@ -44,6 +45,8 @@ class TestFunding:
             deeper = Funding(funding.outpoint, FUNDING_SAT, confirmations)
             await eventually(partial(chain.funding, payer.terms), (deeper,))
             assert await chain.unspent([funding.outpoint]) == {funding.outpoint: deeper}
+            raw = await chain.funding_transaction(funding.outpoint)
+            assert proven_value(raw.hex(), funding.outpoint, payer.terms.funding_script) == FUNDING_SAT
 
     async def test_several_outputs(self, chain: Chain, node: Node) -> None:
         """Every unspent output on the address is listed, whatever its value and depth."""
