@@ -38,7 +38,7 @@ from paychan.chain.nodemempool import NodeMempool
 from paychan.chain.nodestate import NodeState
 from paychan.chain.sought import MOST_OUTPUTS, SoughtScripts
 from paychan.chain.watchwallet import NOT_FOUND, WatchWallet
-from paychan.chain.zmqfeed import ZmqFeed, reachable
+from paychan.chain.zmqfeed import HAS_ZMQ, ZmqFeed, reachable
 from paychan.protocol.fees import ChainFees
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 
@@ -296,7 +296,7 @@ class BitcoindChain:
             offered = await self._rpc.call(_publishers, "getzmqnotifications")
             wanted = [each.address for each in offered if each.type in ("pubhashblock", "pubsequence")]
             addresses = {ours for address in wanted if (ours := reachable(address, host)) is not None}
-        if addresses and self._feed is None:
+        if addresses and self._feed is None and HAS_ZMQ:
             self._feed = ZmqFeed(addresses)
 
     async def _unspent_outputs(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, _TxOut]:

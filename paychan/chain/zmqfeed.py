@@ -7,8 +7,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-import zmq
-import zmq.asyncio
+try:
+    import zmq
+    import zmq.asyncio
+except ModuleNotFoundError:  # an installation for payers: the node is asked at intervals instead
+    HAS_ZMQ = False
+else:
+    HAS_ZMQ = True
 
 _TOPICS = (b"hashblock", b"sequence")
 _MEMPOOL_LABELS = (b"A", b"R")

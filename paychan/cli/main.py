@@ -1,64 +1,119 @@
-"""Entry point of the `paychan` command."""
+"""Entry point of the `paychan` command: which commands there are, each imported when it is called.
+
+The payer's commands need the packages of a plain `pip install paychan` alone. The others say which extra they need
+where its packages are missing.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import typer
+from typer.core import TyperGroup
 
-from paychan.cli import backup, channel, node, operator, settle, supervisor
 from paychan.cli.terminal import fail
 
 EPILOG = """
 [bold]Examples[/bold]
 
-  paychan up config/debug                      [dim]signer and server, no Bitcoin[/dim]
+  paychan up debug                             [dim]signer and server, no Bitcoin[/dim]
 
   paychan channel new http://localhost:8000    [dim]a payer's channel[/dim]
 
   paychan status config/debug/server.toml      [dim]how the server is[/dim]
 """
 
+OWN_PACKAGES = ("paychan", "actors", "signer")
+"""A module that is missing from these is a defect, not an extra that was left out."""
+
+
+class _Place(NamedTuple):
+    """Where a command is: a module, the name of a Typer application or a function in it, and its line in the help."""
+
+    module: str
+    name: str
+    help: str
+    examples: str = ""
+    """Name of the epilog in the module, for a function."""
+
+
+COMMANDS = {
+    "up": _Place("supervisor", "command", "Start signer and server together, and stop both on Ctrl-C.", "EXAMPLES"),
+    "init": _Place("init", "init", "Write the configuration of a signer and a server into a directory.", "EXAMPLES"),
+    "channel": _Place("channel", "app", "Pay: open channels to a server, pay over them, close them."),
+    "channels": _Place("operator", "app", "The server's channels: list, show, close."),
+    "backup": _Place("backup", "app", "Back up and restore the server's channels."),
+    "node": _Place("node", "app", "A throw-away regtest node to play with."),
+    "serve": _Place("serve", "serve", "Start the server alone.", "EXAMPLES"),
+    "settle": _Place("settle", "settle", "Settle the channels of a backup with nothing but a signer.", "EXAMPLES"),
+    "status": _Place("operator", "status", "Show the channels and the health of a server.", "STATUS_EXAMPLES"),
+    "withdraw": _Place("operator", "withdraw", "Settle what was earned, and keep channels open.", "WITHDRAW_EXAMPLES"),
+}
+
+
+class Commands(TyperGroup):
+    """The commands of `COMMANDS`. A module is imported when its command is called, not for the list in the help."""
+
+    _is_listing = False
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(COMMANDS)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self._is_listing = True
+        super().format_help(ctx, formatter)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - click's signature
+        place = COMMANDS.get(cmd_name)
+        if place is None:
+            return None
+        return _command(_line_of(place), cmd_name) if self._is_listing else _load(cmd_name, place)
+
+
+def _load(name: str, place: _Place) -> Any:
+    try:
+        module = import_module(f"paychan.cli.{place.module}")
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing in OWN_PACKAGES:
+            raise
+        fail(f"{name} needs the server's packages, {missing} is missing: pip install 'paychan[server]'", status=2)
+    found = getattr(module, place.name)
+    if not isinstance(found, typer.Typer):
+        return _command(found, name, getattr(module, place.examples))
+    group: Any = typer.main.get_group(found)
+    group.name, group.help = name, place.help
+    return group
+
+
+def _command(function: Any, name: str, examples: str = "") -> Any:
+    """Make a click command of a function."""
+    single = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
+    single.command(name=name, epilog=examples or None)(function)
+    return typer.main.get_command(single)
+
+
+def _line_of(place: _Place) -> Any:
+    def line() -> None: ...
+
+    line.__doc__ = place.help
+    return line
+
+
 app = typer.Typer(
     name="paychan",
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Bitcoin payment channels: sell anything by the satoshi, settle once.",
     epilog=EPILOG,
 )
-app.add_typer(channel.app, name="channel", help="Pay: open channels to a server, pay over them, close them.")
-app.add_typer(backup.app, name="backup", help="Back up and restore the server's channels.")
-app.add_typer(operator.app, name="channels", help="The server's channels: list, show, close.")
-app.add_typer(node.app, name="node", help="A throw-away regtest node to play with.")
-app.command(epilog="[bold]Example[/bold]\n\n  paychan status config/debug/server.toml")(operator.status)
-app.command(epilog=operator.WITHDRAW_EXAMPLES)(operator.withdraw)
-app.command(epilog=settle.EXAMPLES)(settle.settle)
 
 
-@app.command(epilog="[bold]Example[/bold]\n\n  paychan serve config/debug/server.toml")
-def serve(
-    file: Annotated[Path, typer.Argument(help="The server's configuration, such as config/debug/server.toml")],
-) -> None:
-    """Start the server alone; the signer must be running. PORT in the environment overrides http.port."""
-    from paychan import app as server  # noqa: PLC0415 - the payer's commands need none of it
-    from paychan.config import load_server_config  # noqa: PLC0415
-    from paychan.protocol.declared import SettingsError  # noqa: PLC0415
-    from paychan.store.base import StoreFailed  # noqa: PLC0415
-
-    try:
-        server.run(load_server_config(file), str(file))
-    except (SettingsError, server.StartError, StoreFailed) as error:
-        fail(str(error), status=2)
-
-
-@app.command(epilog="[bold]Examples[/bold]\n\n  paychan up config/debug\n\n  PORT=8080 paychan up config/debug")
-def up(
-    directory: Annotated[Path, typer.Argument(help="Directory with server.toml and signer.toml, such as config/debug")],
-) -> None:
-    """Start signer and server together, and stop both on Ctrl-C."""
-    raise typer.Exit(supervisor.up(directory))
+@app.callback()
+def _paychan() -> None:
+    """Bitcoin payment channels: sell anything by the satoshi, settle once."""
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ _SECONDS = 30.0
 _LONG_SECONDS = 600.0
 """Each of many channels is signed and published before the answer comes."""
 
+STATUS_EXAMPLES = "[bold]Example[/bold]\n\n  paychan status config/debug/server.toml"
+
 WITHDRAW_EXAMPLES = """[bold]Examples[/bold]
 
   paychan withdraw config/live/server.toml TXID:VOUT

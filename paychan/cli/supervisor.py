@@ -11,10 +11,11 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import IO, cast
+from typing import IO, Annotated, cast
 
 import httpx
 import msgspec
+import typer
 from rich.panel import Panel
 from rich.table import Table
 
@@ -23,6 +24,7 @@ from paychan.config import ServerConfig, load_server_config
 from paychan.logsink import LogSink, open_missing_descriptors
 from paychan.protocol.declared import SettingsError
 from paychan.running import Running, read_running
+from paychan.shipped import NETWORKS, shipped_directory
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -45,6 +47,19 @@ class _StopSignals:
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         self.came = True
+
+
+EXAMPLES = "[bold]Examples[/bold]\n\n  paychan up debug\n\n  paychan up config/live\n\n  PORT=8080 paychan up debug"
+
+
+def command(
+    directory: Annotated[
+        Path, typer.Argument(help=f"Directory with server.toml and signer.toml, or one of {', '.join(NETWORKS)}")
+    ],
+) -> None:
+    """Start signer and server together, and stop both on Ctrl-C."""
+    shipped = shipped_directory(str(directory))
+    raise typer.Exit(up(shipped if shipped is not None and not directory.is_dir() else directory))
 
 
 def up(directory: Path) -> int:

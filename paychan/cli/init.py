@@ -1,0 +1,48 @@
+"""`paychan init`: writes the shipped configuration of a network, to be edited by the operator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paychan.cli.terminal import fail, out
+from paychan.shipped import NETWORKS, shipped_directory
+
+EXAMPLES = """[bold]Examples[/bold]
+
+  paychan init regtest
+
+  paychan init live /etc/paychan
+"""
+
+_FILES = ("signer.toml", "server.toml")
+
+
+def init(
+    network: Annotated[str, typer.Argument(help="debug, regtest, test or live")],
+    directory: Annotated[
+        Path | None, typer.Argument(help="Where to write. \\[default: a directory named like the network]")
+    ] = None,
+) -> None:
+    """Write signer.toml and server.toml for a network into a directory. Files that exist are left as they are."""
+    source = shipped_directory(network)
+    if source is None:
+        fail(f"no network {network!r}: choose one of {', '.join(NETWORKS)}", status=2)
+    target = directory or Path(network)
+    taken = [str(target / name) for name in _FILES if (target / name).exists()]
+    if taken:
+        fail(f"{taken[0]} exists and was not changed. Choose another directory, or edit that file", status=2)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name in _FILES:
+            (target / name).write_text((source / name).read_text())
+    except OSError as error:
+        fail(f"can't write to {target}: {error.strerror}. Choose another directory", status=2)
+    for name in _FILES:
+        out.print(f"wrote {target / name}", soft_wrap=True)
+    if network in ("test", "live"):
+        out.print(f"Next: edit both files, then [green]paychan-signer init {target / 'signer.toml'}[/green]")
+    else:
+        out.print(f"Next: [green]paychan up {target}[/green]")
