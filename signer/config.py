@@ -163,7 +163,9 @@ class SignerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def socket_path(self) -> Path:
-        return Path(self.socket.path or self.state_dir / "signer.sock").resolve()
+        """Its directory is resolved, its name is not: a link in the place of the socket is refused, not followed."""
+        path = Path(self.socket.path or self.state_dir / "signer.sock")
+        return path.parent.resolve() / path.name
 
     @property
     def seed_path(self) -> Path:

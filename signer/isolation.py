@@ -12,6 +12,7 @@ them. There is no network namespace for other users than root: it would need a u
 from __future__ import annotations
 
 import ctypes
+import grp
 import os
 import pwd
 import resource
@@ -53,13 +54,16 @@ def end_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def isolate(settings: Isolation, *, token: bool = False, directories: Sequence[Path] = ()) -> tuple[str, ...]:
+def isolate(
+    settings: Isolation, *, token: bool = False, directories: Sequence[Path] = (), group: str = ""
+) -> tuple[str, ...]:
     """Apply every protection that can be had, for the rest of the process's life.
 
     Args:
         settings: whose user we become, and what we must not start without.
         token: this process runs a token's library, which may need a network; it stays.
         directories: where we have to write as `settings.user`; missing ones are made for that user.
+        group: that the socket is given to; where we are root, we become a member, which is all that giving needs.
 
     Returns:
         One text per protection. Those begun with "no " could not be had, and say why.
@@ -74,8 +78,8 @@ def isolate(settings: Isolation, *, token: bool = False, directories: Sequence[P
     os.umask(0o077)
     texts = {"files": "private files", "core": _no_core_files()}
     emptied = not token and _leave_network()
-    texts["memory"] = _lock_memory(stays_root=not settings.user and os.geteuid() == 0)
-    texts["user"] = _become(settings.user, directories)
+    texts["memory"], capabilities = _lock_memory(stays_root=not settings.user and os.geteuid() == 0)
+    texts["user"] = _become(settings.user, directories, group, capabilities)
     texts["dumpable"] = _not_dumpable()
     texts["privileges"] = _no_new_privileges()
     texts["seccomp"] = _filter(sockets=token)
@@ -112,21 +116,23 @@ def _not_dumpable() -> str:
     return "not dumpable"
 
 
-def _lock_memory(*, stays_root: bool) -> str:
-    """Keep memory out of swap.
+def _lock_memory(*, stays_root: bool) -> tuple[str, int]:
+    """Keep memory out of swap; say which capabilities that needs from now on, as bits.
 
     Only without a limit: the kernel counts addresses, not pages in use, so that under a limit the stack of one thread more, or
     what the allocator reserves for it, could fail at any later time. MCL_ONFAULT: what is never used takes no memory.
     """
+    needed = 0
     try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     except (OSError, ValueError):  # ValueError is Python's word for EPERM here
         limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
         if not (stays_root and _is_capable(_CAP_IPC_LOCK)):
-            return f"no memory lock: limit is {limit // 1024} KiB, set LimitMEMLOCK=infinity"
+            return f"no memory lock: limit is {limit // 1024} KiB, set LimitMEMLOCK=infinity", 0
+        needed = 1 << _CAP_IPC_LOCK  # else the limit would hold for what is allocated later
     if _LIBC.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
-        return f"no memory lock: {_error()}"
-    return "memory locked"
+        return f"no memory lock: {_error()}", 0
+    return "memory locked", needed
 
 
 # --- network and system calls -------------------------------------------------------------------------------------------
@@ -171,19 +177,22 @@ def _filter(*, sockets: bool) -> str:
 # --- user -----------------------------------------------------------------------------------------------------------
 
 
-def _become(name: str, directories: Sequence[Path]) -> str:
-    """Become a user without any capability; who is not root stays who he is, without capabilities."""
+def _become(name: str, directories: Sequence[Path], group: str, capabilities: int) -> str:
+    """Become a user without any capability. Without a name, or not root, the user stays, with no more than these."""
     if os.geteuid() != 0:
         _drop_capabilities()
         is_it = not name or _find(name).pw_uid == os.geteuid()
         return f"own user (uid {os.geteuid()})" if is_it else f"no change of user: started as uid {os.geteuid()}"
-    if not name:
-        return "no user of its own: runs as root, set isolation.user"
-    user = _find(name)
+    user = _find(name) if name else pwd.getpwuid(0)
     for directory in directories:
         _make(directory, user)
     _drop_bounding_set()
+    if not name:
+        os.setgroups(sorted({*os.getgroups(), *_ids_of(group)}))
+        _drop_capabilities(capabilities)
+        return "no user of its own: runs as root, though without capabilities, set isolation.user"
     os.initgroups(name, user.pw_gid)
+    os.setgroups(sorted({*os.getgroups(), *_ids_of(group)}))
     os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
     os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
     _drop_capabilities()
@@ -204,6 +213,14 @@ def _find(name: str) -> pwd.struct_passwd:
     if user.pw_uid == 0:
         raise IsolationError(key="isolation.user", reason=f"{name!r} is root")
     return user
+
+
+def _ids_of(group: str) -> list[int]:
+    """Return the group's id; of one that does not exist `socketfile` will tell."""
+    try:
+        return [grp.getgrnam(group).gr_gid] if group else []
+    except KeyError:
+        return []
 
 
 def _make(directory: Path, user: pwd.struct_passwd) -> None:
@@ -232,8 +249,8 @@ def _drop_bounding_set() -> None:
         number += 1
 
 
-def _drop_capabilities() -> None:
-    """Give up effective, permitted, inheritable and ambient capabilities. Less is never refused."""
+def _drop_capabilities(kept: int = 0) -> None:
+    """Give up effective, permitted, inheritable and ambient capabilities, but for these bits. Less is never refused."""
     _LIBC.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    _LIBC.capset(header, (ctypes.c_uint32 * 6)())
+    _LIBC.capset(header, (ctypes.c_uint32 * 6)(kept, kept, 0))

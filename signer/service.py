@@ -32,12 +32,13 @@ from signer.derivedkeys import generations
 from signer.disk import Disk
 from signer.handlers import Handler, Identity
 from signer.isolation import IsolationError, isolate, keep_private
-from signer.keys import DEBUG_KEY, KeyRing, KeySource, StaticKey
+from signer.keys import DEBUG_KEY, KeyRing, KeysFailed, KeySource, StaticKey
 from signer.keystore import refuse_new_token_keys, seed_sources
 from signer.known import Limits
 from signer.ledger import Entry, LedgerFailed, LevelDbLedger
 from signer.logsink import LogSink, open_missing_descriptors
 from signer.passphrase import NoSecret
+from signer.places import PlaceError, check_places
 from signer.remotetoken import RemoteToken
 from signer.seed import SeedError
 from signer.sessions import TokenError
@@ -124,6 +125,7 @@ def start(file: Path, passphrase_fd: int | None = None, passphrase_file: Path | 
         token = cleanup.enter_context(closing(RemoteToken(config))) if config.key.mode == "pkcs11" else None
         with _as_settings(file):
             protections = _isolate(config, token)
+            check_places(config)
             keys = load_keys(config, token, passphrase_fd, passphrase_file)
             asyncio.run(_serve(config, keys, protections, token))
 
@@ -135,8 +137,10 @@ def _as_settings(file: Path) -> Iterator[None]:
         yield
     except SeedError as error:
         raise SettingsError(str(file), "key.seed_file", str(error)) from None
-    except (IsolationError, NoSecret, SocketError, TokenError) as error:
+    except (IsolationError, NoSecret, PlaceError, SocketError, TokenError) as error:
         raise SettingsError(str(file), error.key, str(error)) from None
+    except KeysFailed as error:
+        raise SettingsError(str(file), "pkcs11.token", str(error)) from None
     except LedgerFailed as error:
         raise SettingsError(str(file), "state_dir", str(error)) from None
 
@@ -144,7 +148,7 @@ def _as_settings(file: Path) -> Iterator[None]:
 def _isolate(config: SignerConfig, token: RemoteToken | None) -> tuple[str, ...]:
     """Shut ourselves in, then the token's process, before any key is read; say how well that went."""
     directories = sorted({config.state_dir, config.socket_path.parent})
-    protections = isolate(config.isolation, directories=directories)
+    protections = isolate(config.isolation, directories=directories, group=config.socket.group)
     if token is not None:
         token.open()
         protections += tuple(f"{text} (token's process)" for text in token.protections if text not in protections)

@@ -19,6 +19,7 @@ except (ImportError, RuntimeError, OSError) as error:  # libseccomp is missing, 
     _MISSING = str(error)
 
 _CLONE_THREAD = 0x00010000  # linux/sched.h
+_PROT_WRITE, _PROT_EXEC = 2, 4  # asm-generic/mman-common.h
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # asm-generic/ioctls.h
 _32_BITS = 0xFFFFFFFF
 _UNKNOWN = -1  # seccomp.h: __NR_SCMP_ERROR
@@ -27,21 +28,38 @@ REFUSED = (
     # programs: nothing is started by the signer, see also `clone` below
     "execve", "execveat", "fork", "vfork",
     # other processes of the same user
-    "ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "pidfd_getfd", "kcmp",
+    "ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "process_mrelease", "kcmp",
+    "pidfd_open", "pidfd_getfd", "pidfd_send_signal", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "get_robust_list",
+    "migrate_pages", "move_pages", "mbind", "set_mempolicy", "set_mempolicy_home_node", "ioprio_set", "setpriority",
+    "sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler",
+    # devices and other special files
+    "mknod", "mknodat", "vhangup",
+    # another user: we are who we shall be, and have what rights we shall have
+    "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setfsuid", "setfsgid", "setgroups", "capset",
     # round this filter: io_uring opens sockets and files without a system call for it
-    "io_uring_setup", "io_uring_enter", "io_uring_register",
+    "io_uring_setup", "io_uring_enter", "io_uring_register", "io_setup", "io_submit", "io_getevents", "io_pgetevents",
+    "io_cancel", "io_destroy",
     # another view of the machine
     "unshare", "setns", "chroot", "pivot_root", "mount", "umount2", "open_tree", "move_mount", "fsopen", "fsconfig",
     "fsmount", "fspick", "mount_setattr", "name_to_handle_at", "open_by_handle_at", "personality",
     # the kernel, and what its bugs were reached by
     "init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load", "bpf", "perf_event_open",
     "userfaultfd", "iopl", "ioperm", "modify_ldt", "vm86", "vm86old", "uselib", "lookup_dcookie", "nfsservctl",
-    "fanotify_init", "add_key", "request_key", "keyctl",
+    "fanotify_init", "fanotify_mark", "add_key", "request_key", "keyctl",
     # the machine
     "reboot", "swapon", "swapoff", "syslog", "acct", "quotactl", "quotactl_fd", "sethostname", "setdomainname",
     "settimeofday", "stime", "clock_settime", "clock_settime64", "clock_adjtime", "clock_adjtime64", "adjtimex",
 )  # fmt: skip
 """Refused with EPERM whatever the arguments. Names that a machine does not have are passed over."""
+
+
+REFUSED_WITHOUT_TOKEN = (
+    # memory and queues that other processes can share; a file that is nowhere, to run or to hide something in
+    "shmget", "shmat", "shmctl", "shmdt", "semget", "semop", "semtimedop", "semctl", "msgget", "msgsnd", "msgrcv",
+    "msgctl", "mq_open", "mq_unlink", "mq_timedsend", "mq_timedreceive", "mq_notify", "mq_getsetattr",
+    "memfd_create", "memfd_secret",
+)  # fmt: skip
+"""Refused as well where no token's library runs: some speak to their driver by these."""
 
 
 class FilterError(Exception):
@@ -73,13 +91,19 @@ def _rules(*, sockets: bool) -> Any:
     rules.set_attr(pyseccomp.Attr.CTL_TSYNC, 1)
     # The foreign system calls of a 64-bit machine (i386, x32) would come round the rules below.
     rules.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
-    for name in REFUSED:
+    for name in (*REFUSED, *(() if sockets else REFUSED_WITHOUT_TOKEN)):
         if pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) != _UNKNOWN:
             rules.add_rule(refusal, name)
     # A process of its own; threads are needed.
     rules.add_rule(refusal, "clone", argument(0, pyseccomp.MASKED_EQ, _CLONE_THREAD, 0))
     # Its flags are in memory, where no filter can look. ENOSYS: libc then falls back to clone.
     rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
+    if not sockets:
+        # Code comes from files that are mapped, never from memory that was written.
+        writable = argument(2, pyseccomp.MASKED_EQ, _PROT_WRITE | _PROT_EXEC, _PROT_WRITE | _PROT_EXEC)
+        rules.add_rule(refusal, "mmap", writable)
+        for name in ("mprotect", "pkey_mprotect"):
+            rules.add_rule(refusal, name, argument(2, pyseccomp.MASKED_EQ, _PROT_EXEC, _PROT_EXEC))
     for request in (_TIOCSTI, _TIOCLINUX):  # typing into the operator's terminal
         rules.add_rule(refusal, "ioctl", argument(1, pyseccomp.MASKED_EQ, _32_BITS, request))
     if not sockets:

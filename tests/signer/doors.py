@@ -64,6 +64,7 @@ class Inside:
             heartbeat_seconds=rules.heartbeat_seconds,
             value_without_heartbeat_sat=rules.unattended_sat,
             requests_per_second=1_000_000,
+            keys_per_second=1_000_000,
         )
         self._now, self._beat_at = BEGINNING, 0
         self._open()

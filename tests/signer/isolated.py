@@ -20,8 +20,8 @@ libc.prctl(4, 1, 0, 0, 0)  # dumpable again, as one is who was started so
 """Python statements; not `setpriv`: others may not be able to read this Python."""
 
 SCRIPT = """
-import ctypes, errno, json, os, resource, signal, socket, sys, threading
-settings, token, directories, before, nobody = json.loads(sys.argv[1])
+import ctypes, errno, grp, json, os, resource, signal, socket, sys, threading
+settings, token, directories, before, nobody, group = json.loads(sys.argv[1])
 exec(before)
 from pathlib import Path
 from signer.config import Isolation
@@ -33,7 +33,7 @@ try:
     if settings is None:
         said = []
     else:
-        said = isolate(Isolation(**settings), token=token, directories=[Path(each) for each in directories])
+        said = isolate(Isolation(**settings), token=token, directories=[Path(each) for each in directories], group=group)
 except IsolationError as error:
     said = [error.key, str(error)]
 print(json.dumps(said), flush=True)
@@ -63,9 +63,10 @@ class Isolated:
         directories: tuple[Path, ...] = (),
         before: str = "",
         nobody: bool = False,
+        group: str = "",
         cwd: Path | None = None,
     ) -> None:
-        asked = json.dumps([settings, token, [str(each) for each in directories], before, AS_NOBODY * nobody])
+        asked = json.dumps([settings, token, [str(each) for each in directories], before, AS_NOBODY * nobody, group])
         root = Path(__file__).parents[2]
         prepared = f"import sys; sys.path.insert(0, {str(root)!r})\n{SCRIPT}"
         self.process = subprocess.Popen(

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyseccomp
 import pytest
 
-from signer.syscalls import REFUSED
+from signer.syscalls import REFUSED, REFUSED_WITHOUT_TOKEN
 from tests.signer.isolated import AS_NOBODY, NOBODY, Isolated
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
@@ -43,7 +43,7 @@ def test_root_has_everything_but_a_user() -> None:
             "private files",
             "core files off",
             "memory locked",
-            "no user of its own: runs as root, set isolation.user",
+            "no user of its own: runs as root, though without capabilities, set isolation.user",
             "not dumpable",
             "privileges locked",
             "seccomp",
@@ -166,7 +166,7 @@ def called_by_number(name: str) -> str:
 
 CALLABLE = [
     name
-    for name in REFUSED
+    for name in (*REFUSED, *REFUSED_WITHOUT_TOKEN)
     if pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) >= 0 and name not in ("fork", "vfork")
 ]
 
@@ -185,6 +185,28 @@ def test_every_system_call_of_the_list_is_refused() -> None:
     assert [name for name, answer in answers.items() if answer != [-1, "EPERM"]] == []
     assert {"execve", "ptrace", "io_uring_setup", "bpf", "keyctl", "userfaultfd"} <= set(CALLABLE)
     assert [-1, "EPERM"] not in unfiltered
+
+
+@needs_root
+def test_fault_80_what_the_unit_refuses_the_filter_refuses() -> None:
+    """Special files, signals through descriptors, files that are nowhere, other users, and code out of memory."""
+    with Isolated({}) as child:
+        assert child.ask("os.mknod('/dev/shm/paychan-test', 0o600 | 0o020000, 0x103)") == "EPERM"
+        assert child.ask("os.mkfifo('/dev/shm/paychan-test')") == "EPERM"
+        assert child.ask("os.memfd_create('x')") == "EPERM"
+        assert child.ask("os.pidfd_open(os.getpid())") == "EPERM"
+        assert child.ask("os.setresuid(0, 0, 0)") == "EPERM"
+        assert child.ask("os.setgroups([0])") == "EPERM"
+        assert child.ask("__import__('mmap').mmap(-1, 4096, prot=7)") == "EPERM"
+        assert child.ask("__import__('mmap').mmap(-1, 4096, prot=3).close()") is None
+        assert child.ask(MADE_EXECUTABLE) == -1
+        assert {"mknod", "mknodat", "memfd_create", "pidfd_open", "pidfd_send_signal", "io_setup"} <= set(CALLABLE)
+
+
+MADE_EXECUTABLE = (
+    "[m := __import__('mmap').mmap(-1, 4096), a := ctypes.addressof(ctypes.c_char.from_buffer(m)), "
+    "libc.mprotect(ctypes.c_void_p(a), ctypes.c_size_t(4096), 5)][2]"
+)
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
@@ -351,6 +373,44 @@ def test_who_is_not_root_stays() -> None:
         assert child.has(f"no change of user: started as uid {NOBODY}")
     with Isolated({"user": "nobody"}, nobody=True) as child:
         assert child.has(f"own user (uid {NOBODY})")
+
+
+def capabilities(child: Isolated) -> set[str]:
+    status = child.status()
+    return {status[name].lstrip("0") for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
+
+
+@needs_root
+def test_fault_80_root_without_a_user_has_no_capabilities(public_tmp: Path) -> None:
+    """It stays root, for its files, and can do nothing that root may beside; the socket can still be given to a group."""
+    theirs = public_tmp / "theirs"
+    theirs.mkdir(mode=0o700)
+    os.chown(theirs, NOBODY, NOBODY)
+    for group in ("", "daemon"):
+        with Isolated({}, directories=(public_tmp / "state",), group=group) as child:
+            # CAP_IPC_LOCK alone where the limit of locked memory can't be raised
+            assert capabilities(child) <= {"", "4000"}
+            assert child.ask(f"open({str(public_tmp / 'state' / 'socket')!r}, 'w').close()") is None
+            assert child.ask(f"os.listdir({str(theirs)!r})") == "EACCES"
+            assert child.ask(f"os.chown({str(public_tmp / 'state')!r}, 1, 1)") == "EPERM"
+            given = child.ask(f"os.chown({str(public_tmp / 'state' / 'socket')!r}, -1, grp.getgrnam('daemon').gr_gid)")
+            assert given == (None if group else "EPERM")
+
+
+@needs_root
+def test_fault_80_only_locked_memory_under_a_limit_needs_a_capability() -> None:
+    """Where the limit can't be raised, root locks memory by a capability, keeps that one, and can still allocate."""
+    limit = (
+        "resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536)); "
+        "ctypes.CDLL(None).prctl(24, 24, 0, 0, 0); "  # without CAP_SYS_RESOURCE
+        "ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), "
+        "(ctypes.c_uint32 * 6)(0xfeffffff, 0xfeffffff, 0, 0x1ff, 0x1ff, 0))"
+    )
+    with Isolated({}, before=limit) as child:
+        if not child.has("memory locked"):
+            pytest.skip("capabilities can't be taken away here")
+        assert int(child.status()["CapEff"], 16) in (0, 1 << 14)
+        assert child.ask(GROW) == 1 << 28
 
 
 # --- what can't be had ------------------------------------------------------------------------------------------------

@@ -1,0 +1,63 @@
+"""Directories that the signer writes to, looked at before anything is in them: nobody else may put something there.
+
+Who can write to the state directory can take the ledger away, and with it what the policies remember, or put another
+socket in the place of ours. So each must be a directory of our user's or of root's, that nobody else can write, and no
+directory above it may be open to everybody, unless it is sticky as /tmp is. Raised by `service`, as the user that we became.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from signer.config import SignerConfig
+
+_OTHERS_WRITE = 0o022
+
+
+class PlaceError(Exception):
+    """A directory can't be trusted: which setting names it, and what to do."""
+
+    def __init__(self, *, key: str, reason: str) -> None:
+        super().__init__(reason)
+        self.key = key
+
+
+def check_places(config: SignerConfig) -> None:
+    """Look at all directories and names that the signer writes to, as far as they exist.
+
+    Raises:
+        PlaceError: see there.
+    """
+    places = (
+        (config.state_dir, "state_dir"),
+        (config.ledger_path, "state_dir"),
+        (config.socket_path.parent, "socket.path"),
+        (config.seed_path.parent, "key.seed_file"),
+    )
+    for path, key in places:
+        problem = _problem(path)
+        if problem:
+            raise PlaceError(key=key, reason=problem)
+    for path, key in ((config.audit_path, "state_dir"), (config.socket_path, "socket.path")):
+        if path.is_symlink():
+            raise PlaceError(key=key, reason=f"{path} is a link: remove it, or name what it points to")
+
+
+def _problem(path: Path) -> str:
+    if path.is_symlink():
+        return f"{path} is a link: remove it, or name what it points to"
+    for above in path.parents:
+        if above.exists() and above.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+            return f"{above} can be written by everybody, who could replace {path}: `chmod o-w {above}`"
+    if not path.exists():
+        return ""
+    status = path.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        return f"{path} is no directory"
+    if status.st_uid not in (os.geteuid(), 0):
+        return f"{path} belongs to uid {status.st_uid}, this is uid {os.geteuid()}: `chown` it, or start as that user"
+    if status.st_mode & _OTHERS_WRITE:
+        return f"{path} has mode {stat.S_IMODE(status.st_mode):04o}, others can write to it: `chmod go-w {path}`"
+    return ""
