@@ -38,7 +38,7 @@ from paychan.protocol.errors import ApplicationRefused, Overloaded, PaychanError
 from paychan.protocol.machine import apply
 from paychan.protocol.opening import successor
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
-from paychan.protocol.several import Commands, judge, newest_of
+from paychan.protocol.several import Commands, ends_badly, judge, newest_of
 from paychan.store.base import Change
 
 log = structlog.get_logger("channel")
@@ -51,10 +51,22 @@ class Resume(Struct, frozen=True):
     """Go on with a settlement that is not finished."""
 
 
-class PaySeveral(Struct, frozen=True):
-    """Payments that came together; the answer has an outcome for each, in their order."""
+class PaySeveral(Struct):
+    """Payments that came together; the answer has an outcome for each that was judged, in their order.
+
+    With `in_parts` the actor judges no more of them than one turn of the loop has time for, and none behind a bad signature:
+    who gave them makes that wait before it gives the rest. It sees in `judged` and `is_bad` how far the actor came, as soon
+    as the message has been given.
+    """
 
     commands: Commands
+    in_parts: bool = False
+    judged: int = 0
+    """How many were judged, from the first on."""
+    is_bad: bool = False
+    """Whether the last of them has a bad signature."""
+    waits: bool = False
+    """Whether only the answer tells that: an application is asked about each."""
 
 
 Message: TypeAlias = Command | Resume
@@ -103,9 +115,10 @@ class ChannelActor(LoopActor):
             return self._in_turn(message) if overload is None else Rejected(overload)
         if isinstance(message, PaySeveral):
             overload = self._overload()
+            message.judged = len(message.commands)
             if overload is not None:
                 return [Rejected(overload)] * len(message.commands)
-            return self._judge_several(message.commands)
+            return self._judge_several(message)
         if isinstance(message, Resume):
             return self._carry_on(Accepted(self._channel))
         return self._in_turn(message)
@@ -141,15 +154,19 @@ class ChannelActor(LoopActor):
             return asyncio.shield(self._question())
         return durable if outcome.channel.state is State.OPEN else self._carry_on_after(durable)
 
-    def _judge_several(self, commands: Commands) -> Sequence[Outcome] | Awaitable[Sequence[Outcome]]:
+    def _judge_several(self, message: PaySeveral) -> Sequence[Outcome] | Awaitable[Sequence[Outcome]]:
         """Judge payments together and write the newest alone; where an application is asked, one after the other."""
+        commands = message.commands
         if self._offers or self._world.rules.asks_application:
-            each = [command if isinstance(command, Pay) else Pay(command) for command in commands]
+            if message.in_parts:
+                message.judged, message.waits = 1, True
+            each = [command if isinstance(command, Pay) else Pay(command) for command in commands[: message.judged]]
             return _all_of([self._in_turn(command) for command in each])
         if not self.alive:
             return [Rejected(TryAgain())] * len(commands)
         view, coalesce = self._world.view(self._channel.outpoint), self._world.coalesce
-        outcomes = judge(self._channel, commands, view, self._verifier, coalesce=coalesce)
+        outcomes = judge(self._channel, commands, view, self._verifier, coalesce=coalesce, in_part=message.in_parts)
+        message.judged, message.is_bad = len(outcomes), message.in_parts and ends_badly(outcomes)
         newest = newest_of(outcomes)
         if newest is None:
             return outcomes

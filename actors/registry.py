@@ -6,8 +6,8 @@ Keeps its own map, because pykka's registry finds an actor by scanning a list.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from actors.channel import ChannelActor, Message, PaySeveral, Resume
@@ -15,7 +15,6 @@ from actors.desk import Desk
 from actors.world import World
 from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected, State
 from paychan.protocol.errors import ChannelExists, OutpointUsed, PaychanError, UnknownChannel
-from paychan.protocol.several import Commands
 from paychan.protocol.types import OutPoint
 from paychan.store.base import Change
 
@@ -85,22 +84,10 @@ class Registry:
 
         actor.ask(message, answered)
 
-    async def pay_several(
-        self, outpoint: OutPoint, commands: Commands, turn: asyncio.Lock | None = None
-    ) -> Sequence[Outcome]:
-        """Give a channel payments that came together; the outcomes, one for each, come when the newest is durable.
-
-        A channel that sleeps takes a moment to wake: who has more payments coming meanwhile keeps their order by `turn`,
-        which is held until the channel has these.
-        """
+    async def awaken(self, outpoint: OutPoint) -> ChannelActor | None:
+        """Return a channel's actor, which is woken if it sleeps; None: there is no such channel."""
         with self._answering():
-            async with turn or nullcontext():
-                actor = await self._awakened(outpoint)
-                if actor is None:
-                    return [Rejected(UnknownChannel())] * len(commands)
-                answer = actor.ask(PaySeveral(commands))
-            outcomes: Sequence[Outcome] = await answer
-            return outcomes
+            return await self._awakened(outpoint)
 
     async def create(self, opened: Accepted) -> Outcome:
         """Store a new channel, and carry on with it; an outpoint is used once for ever.

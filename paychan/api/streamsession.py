@@ -14,6 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
+from itertools import chain
 from time import monotonic
 from typing import Any
 
@@ -30,8 +31,8 @@ from paychan.api.streamreading import WebSocket
 from paychan.api.v2 import find_channel
 from paychan.api.websocket import BINARY, NORMAL, TEXT
 from paychan.protocol.channel import Channel, Outcome, Rejected
-from paychan.protocol.errors import BadSignature, InternalError, PaychanError, UnknownChannel
-from paychan.protocol.several import Commands
+from paychan.protocol.errors import InternalError, PaychanError, UnknownChannel
+from paychan.protocol.several import ends_badly, rest_of
 from paychan.protocol.stream import MAX_FRAME_PAYMENTS
 from paychan.protocol.types import OutPoint
 
@@ -57,12 +58,37 @@ _hello_decoder = msgspec.json.Decoder(_Hello)
 
 
 class _Lot:
-    """Frames that are given to the channel together, and what came of their payments."""
+    """Frames that are given to the channel together, and what came of their payments; maybe in several parts."""
 
     def __init__(self, frames: Sequence[Frame]) -> None:
-        self.frames = frames
+        self.frames, self.commands = frames, commands_of(frames)
         self.size = sum(map(_weight, frames))
-        self.outcomes: Sequence[Outcome] | None = None
+        self.given = 0
+        """How many of the payments the channel has judged."""
+        self.parts: list[Sequence[Outcome] | None] = []
+        """What came of those, as far as it is known."""
+        self.waits = False
+        """Whether something must come before more of it is given to the channel."""
+        self.awaited = -1
+        """Number of the part whose answer that is."""
+        self.problem: PaychanError | None = None
+        """Why the stream ends behind this lot."""
+
+    @property
+    def is_given(self) -> bool:
+        return self.given >= len(self.commands)
+
+    def outcomes(self) -> Sequence[Outcome] | None:
+        """An outcome for everything in the frames; None while some are not known."""
+        parts = [part for part in self.parts if part is not None]
+        if not self.is_given or len(parts) < len(self.parts):
+            return None
+        return outcomes_of(self.frames, parts[0] if len(parts) == 1 else list(chain.from_iterable(parts)))
+
+    def refuse_rest(self, error: PaychanError) -> None:
+        """Refuse what was not judged."""
+        self.parts.append([Rejected(error)] * (len(self.commands) - self.given))
+        self.given = len(self.commands)
 
 
 def _weight(frame: Frame) -> int:
@@ -81,10 +107,12 @@ class StreamSession:
         self._gathered: list[Frame] = []
         self._lots: deque[_Lot] = deque()
         self._in_flight = 0
-        self._turn, self._asleep = asyncio.Lock(), 0
+        self._held: _Lot | None = None
+        """A lot that is not judged as a whole yet; what comes later waits behind it."""
         self._answering: asyncio.Task[None] | None = None
         self._introducing: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._pause: asyncio.TimerHandle | None = None
         self._ending = self.is_over = False
 
     # --- beginning --------------------------------------------------------------------------------------------------
@@ -167,22 +195,16 @@ class StreamSession:
         self._in_flight += _weight(frame)
 
     def turn_over(self) -> None:
-        """Give the channel what was gathered."""
-        if not self._gathered:
-            return
-        lot = _Lot(self._gathered)
-        self._gathered = []
-        self._lots.append(lot)
-        commands = commands_of(lot.frames)
-        registry = self._service.registry
-        actor = registry.reach(self._outpoint) if not self._asleep else None
-        if not commands:
-            self._judged(lot, ())
-        elif actor is None:
-            self._asleep += 1
-            self._run(self._give_asleep(lot, commands))
-        else:
-            registry.give(actor, PaySeveral(commands), partial(self._take, lot))
+        """Give the channel what was gathered, or more of what it was given only a part of."""
+        lot = self._held
+        if lot is None:
+            if not self._gathered:
+                return
+            lot = self._held = _Lot(self._gathered)
+            self._gathered = []
+            self._lots.append(lot)
+        if not lot.waits:
+            self._give(lot)
 
     def ended(self) -> None:
         """Give back the place, and drop what waits; payments that wait for their channel to wake are still given to it."""
@@ -191,64 +213,103 @@ class StreamSession:
         for task in (self._answering, self._introducing):
             if task is not None:
                 task.cancel()
-        if self._deadline is not None:
-            self._deadline.cancel()
+        for timer in (self._deadline, self._pause):
+            if timer is not None:
+                timer.cancel()
         self._lots.clear()
 
     # --- payments ---------------------------------------------------------------------------------------------------
 
-    async def _give_asleep(self, lot: _Lot, commands: Commands) -> None:
-        """Wake the channel; until it is awake what comes later stays behind this."""
-        try:
-            judged = await self._service.registry.pay_several(self._outpoint, commands, self._turn)
-        finally:
-            self._asleep -= 1
-        self._judged(lot, judged)
+    def _give(self, lot: _Lot) -> None:
+        """Give the channel the payments of a lot that it has not judged."""
+        if lot.is_given:
+            self._go_on()
+            return
+        actor = self._service.registry.reach(self._outpoint)
+        if actor is None:
+            lot.waits = True
+            self._run(self._wake(lot))
+            return
+        message = PaySeveral(rest_of(lot.commands, lot.given) if lot.given else lot.commands, in_parts=True)
+        number = len(lot.parts)
+        lot.parts.append(None)
+        self._service.registry.give(actor, message, partial(self._take, lot, number))
+        lot.given += message.judged
+        outcomes = lot.parts[number]
+        if message.waits and outcomes is None:
+            lot.waits, lot.awaited = True, number
+        else:
+            self._given(lot, is_bad=message.is_bad or ends_badly(outcomes or ()))
 
-    def _take(self, lot: _Lot, answer: Any) -> None:
+    async def _wake(self, lot: _Lot) -> None:
+        """Wake the channel, then give it the lot, also if the client has left meanwhile: it has paid."""
+        if await self._service.registry.awaken(self._outpoint) is None:
+            lot.refuse_rest(UnknownChannel())
+        lot.waits = False
+        self._give(lot)
+
+    def _given(self, lot: _Lot, *, is_bad: bool) -> None:
+        """Go on behind a part of a lot. A bad signature makes all that comes behind it wait, and too many end the stream."""
+        if self.is_over:
+            return
+        if is_bad:
+            places = self._service.streams
+            seconds, problem = places.bad_signature(self._outpoint), places.problem(self._outpoint)
+            if problem is not None:
+                lot.refuse_rest(problem)
+                lot.problem, self._ending = problem, True
+            lot.waits = True
+            self._pause = asyncio.get_running_loop().call_later(seconds, self._waited, lot)
+        elif lot.is_given:
+            self._go_on()
+        else:
+            self.websocket.go_on()
+
+    def _waited(self, lot: _Lot) -> None:
+        lot.waits, self._pause = False, None
+        self.websocket.go_on()
+
+    def _go_on(self) -> None:
+        """A lot was judged as a whole: answer it when all is on disk, and judge what came behind it."""
+        self._held = None
+        self._answer_lots()
+        if self._gathered:
+            self.websocket.go_on()
+
+    def _take(self, lot: _Lot, number: int, answer: Any) -> None:
+        """Note what came of a part of a lot."""
         try:
-            judged = answer.result()
+            lot.parts[number] = outcomes = answer.result()
         except (Exception, asyncio.CancelledError):
             log.exception("stream failed", channel=str(self._outpoint))
             self.end(InternalError())
-        else:
-            self._judged(lot, judged)
+            return
+        if number == lot.awaited:
+            lot.waits, lot.awaited = False, -1
+            self._given(lot, is_bad=ends_badly(outcomes))
+        self._answer_lots()
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
-    def _judged(self, lot: _Lot, judged: Sequence[Outcome]) -> None:
-        """Answer this lot and what waits behind it, unless it has to wait itself."""
-        if self.is_over:
-            return
-        lot.outcomes = outcomes_of(lot.frames, judged)
-        while self._answering is None and self._lots and self._lots[0].outcomes is not None:
+    def _answer_lots(self) -> None:
+        """Answer the lots of which everything is known, in their order."""
+        while self._answering is None and self._lots and self._lots[0] is not self._held:
             first = self._lots[0]
-            plain = plain_answers(first.frames, first.outcomes or ())
-            if plain is None:
-                self._answering = self._run(self._answer_all())
+            outcomes = first.outcomes()
+            if outcomes is None or self.is_over:
                 return
             self._lots.popleft()
-            self.websocket.write(BINARY, plain)
-            self._release(first)
+            plain = plain_answers(first.frames, outcomes)
+            if plain is None:
+                self._answering = self._run(self._answer(first, outcomes))
+            else:
+                self.websocket.write(BINARY, plain)
+                self._release(first)
 
-    async def _answer_all(self) -> None:
-        """Answer, in their order, lots of which more is to be said than that they were accepted."""
-        try:
-            while self._lots and (outcomes := self._lots[0].outcomes) is not None:
-                lot = self._lots.popleft()
-                await self._answer(lot.frames, outcomes)
-                self._release(lot)
-        finally:
-            self._answering = None
-
-    async def _answer(self, frames: Sequence[Frame], outcomes: Sequence[Outcome]) -> None:
-        """Write the answers of each frame; then end the stream if one of them says so."""
-        places = self._service.streams
-        for outcome in outcomes:
-            if isinstance(outcome, Rejected) and isinstance(outcome.error, BadSignature):
-                await asyncio.sleep(places.bad_signature(self._outpoint))
+    async def _answer(self, lot: _Lot, outcomes: Sequence[Outcome]) -> None:
+        """Answer a lot of which more is to be said than that all was accepted; then end the stream if one outcome says so."""
         rest, until = iter(outcomes), monotonic() + _ANSWERS_SECONDS
-        for frame in frames:
+        for frame in lot.frames:
             own = [next(rest) for _ in frame.asked]
             if own and frame.binary:
                 self.websocket.write(BINARY, await self._answers.binary(own))
@@ -257,11 +318,14 @@ class StreamSession:
             if monotonic() >= until:
                 await asyncio.sleep(0)
                 until = monotonic() + _ANSWERS_SECONDS
-        end = ends(outcomes) or places.problem(self._outpoint) or frames[-1].broken
+        end = ends(outcomes) or lot.problem or lot.frames[-1].broken
         if isinstance(end, PaychanError):
             self.end(end)
         elif end is not None:
             self.close(NORMAL, "channel closed")
+        self._answering = None
+        self._release(lot)
+        self._answer_lots()
 
     def _release(self, lot: _Lot) -> None:
         """Make room for more payments, as these are answered."""

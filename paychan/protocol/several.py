@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, overload
 import msgspec
 
 from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected, View
+from paychan.protocol.errors import BadSignature
 from paychan.protocol.machine import apply
 from paychan.protocol.payment import Payment, PaymentVerifier
 from paychan.protocol.sighash import SINGLE_ANYONECANPAY
@@ -24,6 +25,10 @@ _replace = msgspec.structs.replace
 
 Commands: TypeAlias = Sequence[Pay] | CompactPayments
 """Payments with what they tell an application, or without."""
+
+
+MOST_CHECKS = 32
+"""Signatures that are checked in one go of a row judged in parts: about a millisecond."""
 
 
 class Booked(Sequence[Outcome]):
@@ -56,9 +61,18 @@ class Booked(Sequence[Outcome]):
 
 
 def judge(
-    channel: Channel, commands: Commands, view: View, verifier: PaymentVerifier, *, coalesce: bool
+    channel: Channel,
+    commands: Commands,
+    view: View,
+    verifier: PaymentVerifier,
+    *,
+    coalesce: bool,
+    in_part: bool = False,
 ) -> Sequence[Outcome]:
     """Judge payments in order, each against what the ones before it left; one outcome for each.
+
+    With `in_part` there may be outcomes for the first of them only: no more than `MOST_CHECKS` are judged one by one, and
+    none behind a bad signature. So a row of bad signatures costs its sender a wait for each, as single payments do.
 
     Without `coalesce` every signature is checked. With it payments of which each leaves less than the one before, and
     which every other rule accepts, are taken together: if the newest of them verifies, the signatures of the earlier ones
@@ -75,12 +89,24 @@ def judge(
         if covered is not None:
             return covered
     outcomes: list[Outcome] = []
-    for command in commands:
+    for command in commands[:MOST_CHECKS] if in_part else commands:
         outcome = apply(channel, command if isinstance(command, Pay) else Pay(command), view, verifier)
         if isinstance(outcome, Accepted):
             channel = outcome.channel
         outcomes.append(outcome)
+        if in_part and _is_bad(outcome):
+            break
     return outcomes
+
+
+def ends_badly(outcomes: Sequence[Outcome]) -> bool:
+    """Whether the last of these is a bad signature."""
+    return not isinstance(outcomes, Booked) and bool(outcomes) and _is_bad(outcomes[-1])
+
+
+def rest_of(commands: Commands, judged: int) -> Commands:
+    """The payments behind those that were judged."""
+    return commands.behind(judged) if isinstance(commands, CompactPayments) else commands[judged:]
 
 
 def newest_of(outcomes: Sequence[Outcome]) -> Channel | None:
@@ -105,6 +131,10 @@ def _covered(channel: Channel, commands: Commands, view: View, verifier: Payment
         return None  # a repetition of the newest is accepted whenever payments are
     payment = _payment(commands[-1])
     return Booked(channel, commands, changes, payment) if verifier.problem(payment) is None else None
+
+
+def _is_bad(outcome: Outcome) -> bool:
+    return isinstance(outcome, Rejected) and isinstance(outcome.error, BadSignature)
 
 
 def _payment(command: Pay | Payment) -> Payment:

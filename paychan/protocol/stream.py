@@ -101,6 +101,10 @@ class CompactPayments(Sequence[Payment]):
         change, r, s = _PAYMENT.unpack_from(self.raw, range(len(self))[index] * _PAYMENT.size)
         return Payment(change, der_signature(r, s), SINGLE_ANYONECANPAY if change else NONE_ANYONECANPAY)
 
+    def behind(self, count: int) -> CompactPayments:
+        """The payments without the first `count`."""
+        return CompactPayments(self.raw[count * _PAYMENT.size :])
+
     @classmethod
     def joined(cls, several: Sequence[CompactPayments]) -> CompactPayments:
         """The payments of several frames, one behind the other."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from actors.channel import PaySeveral
 from paychan.application.base import Verdict
 from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected, State
 from paychan.protocol.errors import (
@@ -16,11 +17,10 @@ from paychan.protocol.errors import (
     ChainUnavailable,
     ChannelClosing,
     TryAgain,
-    UnknownChannel,
     ValueBackwards,
 )
 from paychan.protocol.machine import apply
-from paychan.protocol.several import Commands
+from paychan.protocol.several import MOST_CHECKS, Commands
 from paychan.protocol.stream import read_payments, write_payments
 from paychan.store.base import Change
 from tests.actors.test_application import Shop
@@ -37,8 +37,15 @@ def row(*paid_sat: int) -> Commands:
     return read_payments(write_payments([PAYER.pays(paid).payment for paid in paid_sat]))
 
 
-def pay(server: Local, commands: Commands, turn: asyncio.Lock | None = None) -> asyncio.Future[Sequence[Outcome]]:
-    return asyncio.ensure_future(server.registry.pay_several(PAYER.outpoint, commands, turn))
+def pay(server: Local, commands: Commands) -> asyncio.Future[Sequence[Outcome]]:
+    return asyncio.ensure_future(_pay(server, commands))
+
+
+async def _pay(server: Local, commands: Commands) -> Sequence[Outcome]:
+    actor = await server.registry.awaken(PAYER.outpoint)
+    assert actor is not None
+    outcomes: Sequence[Outcome] = await actor.ask(PaySeveral(commands))
+    return outcomes
 
 
 def values(outcomes: Sequence[Outcome]) -> list[int | str]:
@@ -135,10 +142,10 @@ async def test_a_frozen_channel_refuses_each(tmp_path: Path):
         assert list(outcomes) == [Rejected(ChainUnavailable(reason="no node"))] * 2
 
 
-async def test_an_unknown_channel_refuses_each(tmp_path: Path):
-    """There is an outcome for every payment."""
+async def test_an_unknown_channel_is_not_woken(tmp_path: Path):
+    """There is no actor for it."""
     async with local(tmp_path) as server:
-        assert list(await pay(server, row(1, 2, 3))) == [Rejected(UnknownChannel())] * 3
+        assert await server.registry.awaken(PAYER.outpoint) is None
 
 
 async def test_an_application_is_asked_about_each(tmp_path: Path):
@@ -156,12 +163,59 @@ async def test_an_application_is_asked_about_each(tmp_path: Path):
         assert (await server.stored(PAYER)).received_sat == 10_006
 
 
-async def test_a_turn_keeps_the_order_while_a_channel_wakes(tmp_path: Path):
+async def test_rows_keep_their_order_while_a_channel_wakes(tmp_path: Path):
     """Rows given to a channel that sleeps reach it in the order in which they were given."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
     async with local(tmp_path) as server:
-        turn = asyncio.Lock()
-        rows = [pay(server, row(10_000 + 2 * n - 1, 10_000 + 2 * n), turn) for n in range(1, 9)]
+        rows = [pay(server, row(10_000 + 2 * n - 1, 10_000 + 2 * n)) for n in range(1, 9)]
 
         assert [values(each) for each in await asyncio.gather(*rows)] == [[1, 1]] * 8
+
+
+@both_ways
+async def test_fault_69_a_row_in_parts_stops_behind_a_bad_signature(tmp_path: Path, coalesce: bool):
+    """256 bad signatures in one message cost two checks at most; the giver sees at once how far the actor came."""
+    bad = [
+        msgspec.structs.replace(PAYER.pays(20_000 + n).payment, signature=PAYER.pays(5).payment.signature)
+        for n in range(256)
+    ]
+    async with local(tmp_path, settings={"coalesce": coalesce}) as server:
+        await server.open(PAYER, 10_000)
+        actor = await server.registry.awaken(PAYER.outpoint)
+        assert actor is not None
+        good = PAYER.pays(10_001).payment
+        message = PaySeveral(read_payments(write_payments([good, *bad])), in_parts=True)
+        answer = actor.ask(message)
+
+        assert (message.judged, message.is_bad, message.waits) == (2, True, False)
+        assert values(await answer) == [1, "bad_signature"]
+        alone = PaySeveral(read_payments(write_payments(bad)), in_parts=True)
+        assert values(await actor.ask(alone)) == ["bad_signature"]
+
+
+async def test_fault_69_a_row_in_parts_takes_a_bounded_time(tmp_path: Path):
+    """However many good signatures have to be checked each by itself, one message has few of them checked."""
+    async with local(tmp_path, settings={"coalesce": False}) as server:
+        await server.open(PAYER, 10_000)
+        actor = await server.registry.awaken(PAYER.outpoint)
+        assert actor is not None
+        message = PaySeveral(row(*range(10_001, 10_100)), in_parts=True)
+        outcomes = await actor.ask(message)
+
+        assert values(outcomes) == [1] * MOST_CHECKS
+        assert (message.judged, message.is_bad) == (MOST_CHECKS, False)
+
+
+async def test_fault_69_with_an_application_a_row_in_parts_is_given_one_by_one(tmp_path: Path):
+    """Only the answer tells whether the next may be looked at."""
+    shop = Shop()
+    async with local(tmp_path, application=shop) as server:
+        await server.open(PAYER, 10_000)
+        actor = await server.registry.awaken(PAYER.outpoint)
+        assert actor is not None
+        message = PaySeveral(row(10_001, 10_003), in_parts=True)
+        answer = actor.ask(message)
+        assert (message.judged, message.waits) == (1, True)
+        await shop.says(Verdict())
+        assert values(await answer) == [1]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 
 import httpx
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
+from paychan.protocol.stream import MAX_FRAME_PAYMENTS, Taken, write_payments
+from tests.api.streams import answers, closed, code, open_stream, pay_frame, stream_url
 from tests.lib.rbpcp import V1, V2, Payer, refusal
 from tests.lib.system import System
 
@@ -75,3 +81,47 @@ def test_other_refusals_cost_nothing(strict: System, http: httpx.Client) -> None
     for _ in range(5 * LIMIT):
         assert refusal(v1.pay(v1.payer.payment(99_999))) == (400, "value_backwards")
     assert v1.pay(v1.payer.payment(100_001)).status_code == 200
+
+
+def test_fault_69_bad_signatures_over_a_stream_cost_what_they_cost_by_put(strict: System, http: httpx.Client) -> None:
+    """Of 256 at once as many are checked as by `PUT`, with a wait behind each; the rest is refused, and the stream ends."""
+    v2 = V2(strict.url, Payer(), http)
+    assert v2.open(v2.payer.payment(100_000)).status_code == 201
+    bad = [Payer().payment(100_001)] * MAX_FRAME_PAYMENTS
+
+    with open_stream(v2) as stream:
+        stream.send(write_payments([v2.payer.payment(100_001)]))
+        stream.send(write_payments(bad))
+        stream.send(write_payments(bad))
+        began = time.monotonic()
+        assert isinstance(answers(stream, 1)[0], Taken)
+        codes = [code(each) for each in answers(stream, MAX_FRAME_PAYMENTS)]
+        assert closed(stream) == (4429, "too_many_bad_signatures")
+
+    assert codes[:LIMIT] == [(400, "bad_signature")] * LIMIT
+    assert set(codes[LIMIT:]) == {(429, "too_many_bad_signatures")}
+    assert time.monotonic() - began >= 0.07  # 10, 20 and 40 ms
+
+
+def test_fault_69_a_new_stream_does_not_begin_anew(strict: System, http: httpx.Client) -> None:
+    """Bad signatures are the channel's, whose secret only its payer knows: all its streams share one count; others' are free."""
+    mine, other = V2(strict.url, Payer(), http), V2(strict.url, Payer(), http)
+    for client in (mine, other):
+        assert client.open(client.payer.payment(100_000)).status_code == 201
+
+    with open_stream(mine) as stream, open_stream(mine) as second:
+        assert code(pay_frame(second, [Payer().payment(100_001)])[0]) == (400, "bad_signature")
+        stream.send(write_payments([Payer().payment(100_001)] * LIMIT))
+        assert closed(stream) == (4429, "too_many_bad_signatures")
+    with pytest.raises(InvalidStatus) as refused:
+        open_stream(mine)
+    with connect(stream_url(mine).partition("?")[0], proxy=None) as stream:
+        stream.send(json.dumps({"secret": mine.secret}))
+        assert closed(stream) == (4429, "too_many_bad_signatures")
+
+    assert refused.value.response.status_code == 429
+    with open_stream(other) as stream:
+        assert len(pay_frame(stream, [other.payer.payment(100_001)])) == 1
+    with httpx.Client(trust_env=False) as fresh:
+        mine.http = fresh
+        assert mine.pay(mine.payer.payment(100_001)).status_code == 200

@@ -6,11 +6,11 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paychan.protocol.channel import Accepted, Channel, Close, CloseReason, Outcome, Pay, State, View
+from paychan.protocol.channel import Accepted, Channel, Close, CloseReason, Outcome, Pay, Rejected, State, View
 from paychan.protocol.errors import BadSignature
 from paychan.protocol.machine import apply
 from paychan.protocol.payment import Payment, PaymentVerifier
-from paychan.protocol.several import judge, newest_of
+from paychan.protocol.several import MOST_CHECKS, Commands, ends_badly, judge, newest_of, rest_of
 from paychan.protocol.stream import read_payments, write_payments
 from paychan.protocol.types import Sat, UnixTime
 from tests.lib.channels import NOW, RULES, VIEW, Payer, step
@@ -75,6 +75,28 @@ def test_without_coalescing_several_payments_are_the_plain_path(
 ) -> None:
     """Good, bad, stale, dust, draining, in any order, on any channel at any time: the same outcomes."""
     assert together(channel, payments, view, coalesce=False) == one_by_one(channel, payments, view)
+
+
+@given(channels, st.lists(good | bad, max_size=8) | falling, views)
+def test_fault_69_parts_are_the_plain_path_and_end_at_bad_signatures(
+    channel: Channel, payments: list[Payment], view: View
+) -> None:
+    """A row judged in parts has the outcomes of judging one by one; each part has one bad signature at most, its last."""
+    commands: Commands = [Pay(payment) for payment in payments]
+    outcomes: list[Outcome] = []
+    now = channel
+    while commands:
+        part = judge(now, commands, view, VERIFIER, coalesce=False, in_part=True)
+        assert 0 < len(part) <= MOST_CHECKS
+        assert ends_badly(part) == _has_bad_signature(part[-1])
+        assert not any(map(_has_bad_signature, part[:-1]))
+        outcomes += part
+        now, commands = newest_of(part) or now, rest_of(commands, len(part))
+    assert outcomes == one_by_one(channel, payments, view)
+
+
+def _has_bad_signature(outcome: Outcome) -> bool:
+    return isinstance(outcome, Rejected) and isinstance(outcome.error, BadSignature)
 
 
 @given(channels, st.lists(good, max_size=8) | falling, views)
