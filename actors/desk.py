@@ -26,13 +26,15 @@ from actors.signing import destination_of, lean_on_reserve, rate_of, sign
 from actors.world import World
 from paychan.chain.base import ChainFailed, Spend
 from paychan.protocol.channel import Channel, State
-from paychan.protocol.errors import NotEconomical, PublishFailed, SigningFailed
-from paychan.protocol.fees import is_due, is_outbid, is_urgent, most_sat, plan_child_fee
+from paychan.protocol.errors import NotEconomical, PublishFailed, SignerUnavailable, SigningFailed
+from paychan.protocol.fees import is_due, is_outbid, is_urgent, most_sat, plan_child_fee, who_can_pay
 from paychan.protocol.settlement import (
     Reserve,
     Settlement,
     base_size,
     outpoints_of,
+    settlement_size,
+    spends_by_server_branch,
 )
 from paychan.protocol.types import OutPoint, Sat
 from paychan.signing.base import SignerAbsent, SignerRefused
@@ -110,14 +112,17 @@ class Desk:
         return batch
 
     async def _sign_together(self, members: Sequence[Channel]) -> dict[OutPoint, Settlement]:
-        """Sign one settlement for all whose funding is there; whoever is left out settles alone."""
+        """Sign one settlement for all whose funding is there, and who could pay its rate alone; others settle alone."""
         try:
             there = await self._world.chain.unspent([member.outpoint for member in members])
             together = [member for member in members if member.outpoint in there]
             if len(together) < 2:
                 return {}
+            together = await self._who_can_pay(together)
+            if len(together) < 2:
+                return {}
             settlement = await sign(together, self._world)
-        except (ChainFailed, SigningFailed, NotEconomical) as error:
+        except (ChainFailed, SigningFailed, SignerUnavailable, NotEconomical) as error:
             log.warning("no batch", channels=len(members), reason=str(error))
             return {}
         log.info("batch", channels=len(together), txid=settlement.txid[::-1].hex(), fee_sat=settlement.fee_sat)
@@ -142,8 +147,8 @@ class Desk:
         if adopted is not None:
             return adopted
         in_its_place = spend is not None and spend.txid != paid.txid
-        if others and (refused or in_its_place):
-            return await self._replace([channel], paid, spend)
+        if others and (refused or in_its_place) and not await self._is_whole(paid):
+            return await self._replace([channel], paid, spend, dead=True)
         world = self._world
         if not in_its_place and not is_due(channel, paid, world.rules, world.paying_time(), world.chain_view.fees):
             return None
@@ -157,14 +162,30 @@ class Desk:
     async def _replace_for_all(
         self, channel: Channel, paid: Settlement, spend: Spend | None, others: Sequence[Channel]
     ) -> Settlement | None:
-        return await self._replace(await self._members(channel, paid, others), paid, spend)
+        members = await self._who_can_pay(await self._members(channel, paid, others))
+        alone = channel.outpoint not in {member.outpoint for member in members}
+        return await self._replace([channel] if alone else members, paid, spend)
 
-    async def _replace(self, members: Sequence[Channel], paid: Settlement, spend: Spend | None) -> Settlement | None:
-        """Sign for these channels what takes the place of the last settlement and of what else is there."""
+    async def _who_can_pay(self, members: list[Channel]) -> list[Channel]:
+        """Choose those that could each pay alone the rate that they are to pay together."""
+        if len(members) < 2:
+            return members
+        rate, script = rate_of(members, self._world), await destination_of(members[0], self._world)
+        return who_can_pay(members, script, self._world.rules, rate)
+
+    async def _replace(
+        self, members: Sequence[Channel], paid: Settlement, spend: Spend | None, *, dead: bool = False
+    ) -> Settlement | None:
+        """Sign for these channels what takes the place of the last settlement and of what else is there.
+
+        `dead`: the last one can't confirm any more, so a lower rate is better than none.
+        """
         rate, claims = rate_of(members, self._world), [member.claim for member in members]
-        most = most_sat(claims, paid.size, self._world.rules)
-        least, wanted = await self._least_fee(paid, spend), Sat(min(rate * paid.size, most))
+        script = await destination_of(members[0], self._world)
         whole = len(members) == len(outpoints_of(paid.transaction))
+        size = paid.size if whole else settlement_size(claims, script)
+        most = most_sat(claims, size, self._world.rules, script)
+        least, wanted = await self._least_fee(paid, size, spend), Sat(min(rate * size, most))
         if wanted < least:
             in_place = spend is not None and spend.txid == paid.txid
             if whole and in_place and await self._push(members, paid, rate):
@@ -176,11 +197,28 @@ class Desk:
         better = None
         if max(wanted, least) > paid.fee_sat or not whole:
             better = await sign(members, self._world, least)
-        elif rate * paid.size > most:  # our own output is used up
+        elif rate * size > most:  # our own output is used up
             better = await lean_on_reserve(claims, rate, self._world, least)
-        return better if better is not None and better.is_dearer_than(paid) else None
+        return better if better is not None and (dead or better.is_dearer_than(paid)) else None
 
-    async def _least_fee(self, paid: Settlement, spend: Spend | None) -> Sat:
+    async def _is_whole(self, paid: Settlement) -> bool:
+        """Say whether a settlement of several inputs can still confirm: nothing else spends, or has ended, any of them."""
+        chain, outpoints = self._world.chain, outpoints_of(paid.transaction)
+        try:
+            there = await chain.unspent(outpoints)
+            for outpoint in outpoints:
+                spend = None if outpoint in there else await chain.spender(outpoint)
+                if outpoint in there or (spend is not None and spend.txid == paid.txid):
+                    continue
+                if spend is None or spend.confirmations:
+                    return False
+                if not spends_by_server_branch(await chain.transaction(spend.txid), outpoint):
+                    return False
+        except ChainFailed as error:
+            raise PublishFailed(reason=str(error)) from error
+        return True
+
+    async def _least_fee(self, paid: Settlement, size: int, spend: Spend | None) -> Sat:
         """What a replacement must pay at least: for all that it throws out of the mempool, and for its own way."""
         if spend is None:
             return Sat(0)
@@ -189,11 +227,11 @@ class Desk:
             if cost is None:
                 return Sat(0)
             if spend.txid != paid.txid:  # it may be smaller: the rate must be higher than its rate, too
-                size = base_size(await self._world.chain.transaction(spend.txid))
-                cost = Sat(max(cost, cost * paid.size // size + 1))
+                its_size = base_size(await self._world.chain.transaction(spend.txid))
+                cost = Sat(max(cost, cost * size // its_size + 1))
         except ChainFailed as error:
             raise PublishFailed(reason=str(error)) from error
-        return Sat(cost + paid.size * self._world.chain_view.fees.increment_sat_per_vb)
+        return Sat(cost + size * self._world.chain_view.fees.increment_sat_per_vb)
 
     async def _others(self, paid: Settlement) -> list[Channel]:
         """The channels that a settlement spends, in the order of its inputs, as their newest records have them."""
@@ -205,10 +243,18 @@ class Desk:
         """Who is settled by the next one: all in the last one whose funding output nothing has spent for good."""
         members = [other for other in others if _has(other, paid)]
         try:
-            spends = [await self._world.chain.spender(member.outpoint) for member in members]
+            unspent = await self._world.chain.unspent([member.outpoint for member in members])
+            spends = [
+                None if member.outpoint in unspent else await self._world.chain.spender(member.outpoint)
+                for member in members
+            ]
         except ChainFailed as error:
             raise PublishFailed(reason=str(error)) from error
-        there = [member for member, spend in zip(members, spends, strict=True) if not (spend and spend.confirmations)]
+        there = [
+            member
+            for member, spend in zip(members, spends, strict=True)
+            if member.outpoint in unspent or (spend and not spend.confirmations)
+        ]
         return there if channel.outpoint in {member.outpoint for member in there} else [channel]
 
     async def _push(self, members: Sequence[Channel], paid: Settlement, rate: int) -> bool:
@@ -225,7 +271,7 @@ class Desk:
             child = await self._world.signer.sign_child([member.claim for member in members], script, paid.fee_sat, fee)
             _check_child(child, paid)
             await self._world.chain.publish(paid.transaction, child.transaction)
-        except (SignerRefused, SignerAbsent, ChainFailed) as error:
+        except (SignerRefused, SignerAbsent, SigningFailed, SignerUnavailable, ChainFailed) as error:
             log.warning("no child can pay", channel=str(members[0].outpoint), reason=str(error))
             return False
         log.info("child pays", channel=str(members[0].outpoint), txid=child.txid[::-1].hex(), fee_sat=fee)

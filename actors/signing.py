@@ -44,10 +44,10 @@ def rate_of(members: Sequence[Channel], world: World) -> int:
 
 
 async def destination_of(channel: Channel, world: World) -> bytes:
-    """Where a channel's settlement pays us to. Raises what `Signer` raises."""
-    return (
-        await world.signer.public_key(channel.terms.client_key, channel.terms.expiry, settling=True)
-    ).destination_script
+    """Return the script that a channel's settlement pays us to. Raises `SignerUnavailable`, `SigningFailed`."""
+    terms = channel.terms
+    with _signer_errors():
+        return (await world.signer.public_key(terms.client_key, terms.expiry, settling=True)).destination_script
 
 
 async def sign(members: Sequence[Channel], world: World, least_sat: Sat = Sat(0)) -> Settlement:
@@ -98,7 +98,7 @@ async def lean_on_reserve(
 async def _sign(
     claims: Sequence[Claim], script: bytes, fee: Sat, world: World, reserve: Reserve | None = None
 ) -> Settlement:
-    most = most_sat(claims, settlement_size(claims, script), world.rules)
+    most = most_sat(claims, settlement_size(claims, script), world.rules, script)
     return await sign_for_no_less(world.signer, claims, script, fee, most, reserve, world.chain.transaction)
 
 

@@ -130,7 +130,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         stack.push_async_callback(supervisor.close)
         signer = UnixSigner(config.signer_socket, config.signer.deadline_seconds)
         stack.push_async_callback(signer.close)
-        await _check_signer(signer, config)
+        await _check_signer(signer, config, source)
         chain = await open_chain(config, source)
         stack.push_async_callback(chain.close)
         store: Store = LevelDbStore.open(config.store_path, config.network_name)
@@ -220,7 +220,7 @@ async def open_chain(config: ServerConfig, source: str) -> Chain:
     return chain
 
 
-async def _check_signer(signer: UnixSigner, config: ServerConfig) -> None:
+async def _check_signer(signer: UnixSigner, config: ServerConfig, source: str) -> None:
     """Wait for the signer, and make sure that it serves the same network."""
     deadline = time.monotonic() + _SIGNER_PATIENCE_SECONDS
     while True:
@@ -241,8 +241,9 @@ async def _check_signer(signer: UnixSigner, config: ServerConfig) -> None:
             f"(debug: {config.debug}). Give both the same network"
         )
         raise StartError(msg)
-    if problems := contradictions(health, config.rules):
-        raise StartError("; ".join(problems))
+    batch_channels = config.settlement.batch_channels if config.settlement.batch_seconds else 0
+    if problems := contradictions(health, config.rules, batch_channels):
+        raise StartError(f"{source}: " + "; ".join(problems))
 
 
 @contextlib.asynccontextmanager

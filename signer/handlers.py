@@ -375,15 +375,18 @@ class Handler:
         outpoints = [claim.outpoint for claim in request.claims]
         coins = [coin.outpoint for coin in request.reserve.coins] if request.reserve else []
         ledger = self._ledger
+        earlier = ledger.read(outpoints)
+        digests = {before.digest for before in earlier.values()}
         return Known(
             own=own,
             limits=self._limits,
             outputs=ledger.outputs([*outpoints, *coins]),
-            earlier=ledger.read(outpoints),
+            earlier=earlier,
             flow=ledger.flow,
             heartbeat_at=self._heartbeat() if self._limits.heartbeat_seconds else UnixTime(0),
             now=now,
             newest=ledger.newest(outpoints),
+            requests={digest: old for digest in digests if (old := ledger.request(digest)) is not None},
         )
 
     def _signed(self, request: SettlementRequest, own: Own, digest: bytes, then: Callable[[Settlement], Step]) -> Step:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from msgspec import Struct, field
 
 from paychan.protocol.settlement import Claim
+from paychan.protocol.signerwire import SettlementRequest
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from signer.keys import Destination, SigningKey
 from signer.signed import Entries, Output
@@ -104,6 +105,8 @@ class Known(Struct, frozen=True):
     now: UnixTime
     newest: Mapping[OutPoint, Claim] = field(default_factory=dict)
     """The newest payments that were shown and not settled."""
+    requests: Mapping[bytes, SettlementRequest] = field(default_factory=dict)
+    """What was asked for when `earlier` was signed, by digest."""
 
     def is_young(self, outpoint: OutPoint) -> bool:
         """Whether its funding was shown only lately. In debug mode, where no funding is shown, none is."""

@@ -16,7 +16,7 @@ from paychan.protocol.errors import PaychanError
 from paychan.protocol.payment import PaymentVerifier, change_problem
 from paychan.protocol.settlement import CHILD_BYTES, Claim, received_sat
 from paychan.protocol.signerwire import ChildRequest, Refusal, SettlementRequest
-from paychan.protocol.types import Sat
+from paychan.protocol.types import OutPoint, Sat
 from signer.keys import SigningKey
 from signer.known import DAY_SECONDS, HOUR_SECONDS, Known, Limits
 from signer.shape import available_sat, claims_problem, coins_problem, fee_problem, unshown
@@ -128,17 +128,23 @@ def replacement(request: SettlementRequest, known: Known) -> Objection | None:
     The other settlement may pay the client no more (policy-watermark), but at any script that it signed for: a client
     that closed to another address for no fee has signed for both, and either one costs us the same. Which is its newest
     word only the server can know. Where the settlement pays us is policy-destination's business.
+
+    A request that leaves out some input of the earlier settlement is for when that can't confirm any more, because the
+    input is spent or gone: then the rate of all together is no measure. It pays no less than its channels' share of that
+    fee, by value; which each of them can pay, for the whole fee was within the whole value.
     """
     if not known.earlier:
         return None
     digest = request_digest(request)
-    replaced = [before for before in known.earlier.values() if before.digest != digest]
-    if not replaced:
-        return None
+    replaced, broken_up = _replaced(request, known, digest)
+    share_sat = max((_share_of_sat(request, old) for old in broken_up), default=Sat(0))
+    if request.fee_sat < share_sat:
+        reason = f"fee of {request.fee_sat} sat is less than these channels' share of what was signed for more together"
+        return Objection(f"{reason}, need {share_sat} sat", share_sat)
     size = request_size(request)
     if all(before.pays_less_than(request.fee_sat, size) for before in replaced):
         return None
-    need = _least_fee(request, replaced)
+    need = _least_fee(request, replaced, share_sat)
     reason = f"fee of {request.fee_sat} sat for {size} bytes is no higher rate than was signed before, need "
     return Objection(reason + (f"{need} sat" if need else "more than was received"), need)
 
@@ -273,10 +279,36 @@ def _received_before(claim: Claim, known: Known) -> Sat:
     return Sat(0) if before is None else before.received_sat
 
 
-def _least_fee(request: SettlementRequest, replaced: Sequence[Signed]) -> Sat:
+def _replaced(request: SettlementRequest, known: Known, digest: bytes) -> tuple[list[Signed], list[SettlementRequest]]:
+    """Return what was signed and must be outbid, and what was signed for more inputs than this request spends."""
+    spent = _spent(request)
+    replaced, broken_up = list[Signed](), dict[bytes, SettlementRequest]()
+    for before in known.earlier.values():
+        old = known.requests.get(before.digest)
+        if old is not None and not _spent(old) <= spent:
+            broken_up[before.digest] = old
+        elif before.digest != digest:
+            replaced.append(before)
+    return replaced, list(broken_up.values())
+
+
+def _spent(request: SettlementRequest) -> set[OutPoint]:
+    coins = request.reserve.coins if request.reserve else ()
+    return {claim.outpoint for claim in request.claims} | {coin.outpoint for coin in coins}
+
+
+def _share_of_sat(request: SettlementRequest, old: SettlementRequest) -> Sat:
+    """Return what the channels of a request contributed to the fee of an earlier one, by the value that they brought."""
+    outpoints = {claim.outpoint for claim in request.claims}
+    brought_sat = received_sat([claim for claim in old.claims if claim.outpoint in outpoints])
+    return Sat(old.fee_sat * brought_sat // max(available_sat(old), 1))
+
+
+def _least_fee(request: SettlementRequest, replaced: Sequence[Signed], least_sat: Sat) -> Sat:
     """Find the least fee that passes, which may be all that was received; 0 if none does."""
     size = request_size(structs.replace(request, fee_sat=Sat(0)))
-    for fee_sat in (max(before.least_fee_above(size) for before in replaced), received_sat(request.claims)):
+    outbid_sat = max(before.least_fee_above(size) for before in replaced)
+    for fee_sat in (Sat(max(outbid_sat, least_sat)), received_sat(request.claims)):
         other = structs.replace(request, fee_sat=fee_sat)
         if fee_problem(other) is None and all(b.pays_less_than(fee_sat, request_size(other)) for b in replaced):
             return fee_sat

@@ -17,7 +17,7 @@ from msgspec import Struct, structs
 from paychan.chain.base import Chain, ChainFailed
 from paychan.protocol.channel import Accepted, Adopt, Channel, Close, CloseReason, Rejected, State, View
 from paychan.protocol.errors import NotEconomical
-from paychan.protocol.fees import ChainFees, Shortfall, most_sat, plan_closing, wanted_rate
+from paychan.protocol.fees import ChainFees, Shortfall, most_sat, plan_closing, wanted_rate, who_can_pay
 from paychan.protocol.machine import apply
 from paychan.protocol.settlement import (
     Settlement,
@@ -196,10 +196,24 @@ class Settler:
             else:
                 left.append(member)
                 rivals += [rival] if rival else []
-        whole = len(left) == len(unit.members)  # what lost an input can't be mined any more
+        whole = len(left) == len(unit.members) and await self._stays_together(unit)
         for rest in (unit,) if whole else [Unit((member,)) for member in left]:
             fates += await self._sign_and_publish(rest, rivals)
         return fates
+
+    async def _stays_together(self, unit: Unit) -> bool:
+        """Say whether all could pay alone what they are to pay together, or are to pay no more than is signed.
+
+        What lost an input can't be mined any more.
+        """
+        if unit.signed is None or len(unit.members) < 2:
+            return True
+        members, rate = unit.members, self._fee_rate or 0
+        if rate * unit.signed.size <= unit.signed.fee_sat:
+            return True
+        terms = members[0].terms
+        script = (await self._signer.public_key(terms.client_key, terms.expiry, settling=True)).destination_script
+        return len(who_can_pay(members, script, self._rules, rate)) == len(members)
 
     async def _look(self, channel: Channel) -> tuple[Fate | None, _Rival | None]:
         """See what came of a channel so far, and the client's refund if it waits in the mempool."""
@@ -259,7 +273,7 @@ class Settler:
         if isinstance(plan, Shortfall):
             raise NotEconomical(got_sat=plan.received_sat, need_sat=plan.needed_sat)
         size = settlement_size(claims, script)
-        most = most_sat(claims, size, rules)
+        most = most_sat(claims, size, rules, script)
         fee = max(plan, min(most, self._least(size, rivals)))
         transactions = self._chain.transaction if self._chain else None
         return await sign_for_no_less(self._signer, claims, script, fee, most, transactions=transactions)

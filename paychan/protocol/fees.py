@@ -147,8 +147,9 @@ def plan_closing(
 ) -> Sat | Shortfall:
     """Fee of the settlement of closing channels; only clients that asked for it may have all that we received burnt."""
     closings = [channel.closing for channel in channels if channel.closing]
-    return plan_fee(
-        [channel.claim for channel in channels],
+    claims = [channel.claim for channel in channels]
+    plan = plan_fee(
+        claims,
         destination_script,
         rules.fee_sat_per_vb if rate_sat_per_vb is None else rate_sat_per_vb,
         rules.dust_sat,
@@ -156,12 +157,51 @@ def plan_closing(
         may_give_all=all(closing.reason is CloseReason.CLIENT for closing in closings),
         share_percent=rules.fee_share_percent,
     )
+    if isinstance(plan, Shortfall) or len(claims) == 1:
+        return plan
+    size = settlement_size(claims, destination_script)
+    most = max(most_sat(claims, size, rules, destination_script), size * RELAY_FLOOR_SAT_PER_VB)
+    return Sat(min(plan, most))
 
 
-def most_sat(claims: Sequence[Claim], size: int, rules: Rules) -> Sat:
-    """Most that a settlement may pay out of the server's own output: budget, cap of the rate, and no dust left."""
+def most_sat(claims: Sequence[Claim], size: int, rules: Rules, destination_script: bytes) -> Sat:
+    """Most that a settlement may pay out of the server's own output: budget, cap of the rate, and no dust left.
+
+    Several pay no higher rate together than each could pay alone: one that is double-spent breaks the others up, and
+    each must then be settled at no less than was signed before.
+    """
     budget = budget_sat(claims, size, rules.fee_share_percent)
-    return Sat(min(budget, size * rules.max_fee_sat_per_vb, received_sat(claims) - rules.dust_sat))
+    most = min(budget, size * rules.max_fee_sat_per_vb, received_sat(claims) - rules.dust_sat)
+    for claim in claims if len(claims) > 1 else ():
+        alone = settlement_size([claim], destination_script)
+        most = min(most, most_sat([claim], alone, rules, destination_script) * size // alone)
+    return Sat(most)
+
+
+def who_can_pay(
+    channels: Sequence[Channel], destination_script: bytes, rules: Rules, rate_sat_per_vb: int
+) -> list[Channel]:
+    """Choose, of channels that could be settled together, those that could each pay the common rate alone.
+
+    A channel that can't would have its own bytes paid for by the others, and could never be settled alone at that rate.
+    """
+    members = list(channels)
+    while len(members) > 1:
+        claims = [member.claim for member in members]
+        size = settlement_size(claims, destination_script)
+        wanted = min(size * rate_sat_per_vb, budget_sat(claims, size, rules.fee_share_percent))
+        fitting = [
+            member for member in members if _can_pay_alone(member.claim, destination_script, rules, wanted, size)
+        ]
+        if len(fitting) == len(members):
+            break
+        members = fitting
+    return members
+
+
+def _can_pay_alone(claim: Claim, destination_script: bytes, rules: Rules, fee: int, size: int) -> bool:
+    alone = settlement_size([claim], destination_script)
+    return most_sat([claim], alone, rules, destination_script) * size >= fee * alone
 
 
 def is_starved(

@@ -68,6 +68,7 @@ from paychan.protocol.errors import (
 )
 from paychan.protocol.fees import Shortfall, plan_closing
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
+from paychan.protocol.settlement import leaves_out
 from paychan.protocol.types import OutPoint, Sat
 
 Transition: TypeAlias = Callable[[Channel, Any, View, PaymentVerifier | None], Outcome]
@@ -219,13 +220,17 @@ _LARGEST_DESTINATION = bytes(34)
 
 
 def _signed(channel: Channel, command: Signed, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    """Adopt the first settlement, and a later one only if it pays a higher rate; it is to be published."""
+    """Adopt the first settlement, and a later one only if it pays a higher rate; it is to be published.
+
+    Or one that spends less than the last: that was a batch, or had a coin of the reserve, and an input of it is gone.
+    """
     if channel.closing is None:
         return Accepted(channel)
     paid = channel.closing.settlement
-    if paid is not None and not command.settlement.is_dearer_than(paid):
+    new = command.settlement
+    if paid is not None and not new.is_dearer_than(paid) and not leaves_out(new, paid):
         return Accepted(channel)
-    closing = _replace(channel.closing, settlement=command.settlement)
+    closing = _replace(channel.closing, settlement=new)
     return Accepted(_replace(channel, state=State.CLOSING, closing=closing))
 
 

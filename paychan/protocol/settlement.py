@@ -93,6 +93,11 @@ class Settlement(Struct, frozen=True, array_like=True):
         return self.fee_sat * other.size > other.fee_sat * self.size
 
 
+def leaves_out(new: Settlement, old: Settlement) -> bool:
+    """Say whether a settlement does not spend all that an earlier one spends: it is for when that can't confirm."""
+    return not set(outpoints_of(old.transaction)) <= set(outpoints_of(new.transaction))
+
+
 def received_sat(claims: Sequence[Claim]) -> Sat:
     """What belongs to the server in all of these."""
     return Sat(sum(claim.received_sat for claim in claims))

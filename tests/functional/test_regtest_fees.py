@@ -319,3 +319,51 @@ def test_threat_24_a_coin_of_the_reserve_pays_what_our_output_can_not(tmp_path: 
         assert 1_044 < 3 * transaction["vsize"] <= fee <= 1_500
         node.mine(2)
         customer.ends("closed")
+
+
+def double_spend(node: Node, funding: OutPoint) -> str:
+    """Sign, and keep, a transaction that spends to ourselves what a funding transaction spends."""
+    spent = node.rpc("getrawtransaction", funding.txid_hex, True)["vin"]
+    inputs = [{"txid": each["txid"], "vout": each["vout"]} for each in spent]
+    raw = node.rpc("createrawtransaction", inputs, [{node.address(): "0.1"}])
+    return str(node.rpc("signrawtransactionwithwallet", raw, wallet="miner")["hex"])
+
+
+def test_fault_05_a_batch_that_lost_a_member_after_a_reorg_is_settled_by_the_rest(tmp_path: Path) -> None:
+    """A member that can't pay the batch's rate alone is not in it; after the double-spend of one, the rest end closed."""
+    sections = {
+        "settlement": "batch_seconds = 600\nbatch_channels = 4",
+        "open": "base_price_sat = 0\nadd_settlement_fee = false",
+    }
+    with market(tmp_path, sections=sections) as (system, node):
+        small, others = Customer(system, node), [Customer(system, node) for _ in range(2)]
+        small.fund(6_000)
+        for each in others:
+            each.fund()
+        node.mine()
+        thief = Customer(system, node)
+        theft = double_spend(node, thief.fund())
+        node.mine()
+        wait_for(lambda: small.open(FUNDING_SAT - 1_000).status_code == 201, "opened")
+        for each in (thief, *others):
+            wait_for(lambda each=each: each.open().status_code == 201, "opened")  # type: ignore[misc]
+        for each in (thief, *others, small):
+            assert each.pay(FUNDING_SAT).status_code == 202
+        wait_for(lambda: len(waiting(node)) == 2, "batch of three, and the small one alone")
+        inputs = {txid: node.rpc("getrawtransaction", txid, True)["vin"] for txid in waiting(node)}
+        assert sorted(len(each) for each in inputs.values()) == [1, 3]
+        (alone,) = (txid for txid, vin in inputs.items() if len(vin) == 1)
+        assert inputs[alone][0]["txid"] == small.outpoint.txid_hex
+        node.mine(2)
+        for each in (thief, *others, small):
+            each.ends("closed")
+
+        node.invalidate(3)
+        node.mine_only(theft)
+        for _ in range(3):
+            node.mine_only()
+        for each in others:
+            wait_for(lambda each=each: each.record["settlement_txid"] in waiting(node), "alone")  # type: ignore[misc]
+        node.mine(2)
+        for each in (*others, small):
+            each.ends("closed")

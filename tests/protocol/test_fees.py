@@ -23,6 +23,7 @@ from paychan.protocol.fees import (
     plan_fee,
     plan_reserve_fee,
     wanted_rate,
+    who_can_pay,
 )
 from paychan.protocol.settlement import CHILD_BYTES, Coin, Reserve, Settlement, settlement_size
 from paychan.protocol.types import OutPoint, Sat, UnixTime
@@ -42,6 +43,11 @@ RESERVE = Reserve(private_key("reserve").public_key.format(), (Coin(OutPoint(b"\
 def closing(received_sat: int) -> Channel:
     """A closing channel that has received so much."""
     return step(Payer("fees").channel(received_sat), Close(CloseReason.OPERATOR))
+
+
+def drained(seed: str, funding_sat: int = 1_000_000) -> Channel:
+    """A closing channel whose client gave everything."""
+    return Payer(seed, funding_sat=Sat(funding_sat)).channel(funding_sat)
 
 
 def rate_after(seconds: int, estimate: int | None = None, floor: int = 1) -> int:
@@ -167,7 +173,7 @@ def test_the_reserve_helps_where_our_output_would_be_dust() -> None:
 
     assert starving == 1_500 - rules.dust_sat
     assert is_starved(claims, SERVER_DESTINATION, Sat(1_500 - rules.dust_sat), 4, generous)
-    assert most_sat(claims, 348, generous) == 1_500 - rules.dust_sat
+    assert most_sat(claims, 348, generous, SERVER_DESTINATION) == 1_500 - rules.dust_sat
     size = settlement_size(claims, RESERVE.funding_script, reserve=RESERVE)
     assert plan_reserve_fee(claims, RESERVE, 3, generous) == 3 * size <= 1_500
     assert plan_reserve_fee(claims, RESERVE, 4, generous) is None
@@ -185,3 +191,20 @@ def test_threat_20_a_child_pays_what_both_lack() -> None:
     assert plan_child_fee(parent, Sat(CHILD_BYTES + rules.dust_sat - 1), 20, all_of_it) is None
     assert plan_child_fee(msgspec.structs.replace(parent, fee_sat=Sat(20_000)), Sat(100_000), 20, rules) is None
     assert plan_child_fee(parent, Sat(10_000), 20, rules) == (10_000 + parent.fee_sat) // 2 - parent.fee_sat
+
+
+def test_fault_05_several_pay_no_more_together_than_each_could_alone() -> None:
+    """At 40 sat/vB one that received 2,000 sat stays out; what remains is capped by its poorest member at any rate."""
+    thrifty = msgspec.structs.replace(rules, fee_share_percent=50, max_fee_sat_per_vb=200)
+    channels = [drained("rich"), drained("richer"), drained("poor", 2_000)]
+    assert who_can_pay(channels, SERVER_DESTINATION, thrifty, 40) == channels[:2]
+    assert who_can_pay(channels, SERVER_DESTINATION, thrifty, 2) == channels
+    for rate in (1, 2, 3, 40, 200):
+        for members in (channels, channels[:2]):
+            fee = plan_closing(members, SERVER_DESTINATION, thrifty, rate)
+            assert not isinstance(fee, Shortfall)
+            size = settlement_size([member.claim for member in members], SERVER_DESTINATION)
+            for member in members:
+                alone = settlement_size([member.claim], SERVER_DESTINATION)
+                most = most_sat([member.claim], alone, thrifty, SERVER_DESTINATION)
+                assert most * size >= fee * alone - size

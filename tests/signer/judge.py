@@ -108,6 +108,9 @@ class Settled(NamedTuple):
     """The largest it could have been: our signatures are now and then a byte shorter."""
     shares: dict[bytes, tuple[int, Output | None]]
     """For each channel's outpoint: what was received, and the change output."""
+    spent: frozenset[bytes]
+    available_sat: int
+    """What was received, and the coins beside it."""
 
     @property
     def rate(self) -> Fraction:
@@ -197,18 +200,21 @@ class Judge:
         assert all(output.script in allowed for output in transaction.outputs[kept:])
         self.learn(raw)
         fee_sat = sum(each.value_sat for each in spent) - sum(each.value_sat for each in transaction.outputs)
-        return Settled(transaction.txid, fee_sat, size, shares)
+        coins = sum(output.value_sat for output in spent if output.script in self.reserves)
+        available = coins + sum(received for received, _ in shares.values())
+        return Settled(
+            transaction.txid, fee_sat, size, shares, frozenset(each.outpoint for each in transaction.inputs), available
+        )
 
     def _admit(self, settled: Settled, now: int) -> None:
         self._check_fee(settled, 0)
         new_sat = 0
-        for outpoint, (received_sat, change) in settled.shares.items():
+        for outpoint, (received_sat, _) in settled.shares.items():
             before_sat, before = 0, self.newest.get(outpoint)
             if before is not None:
-                before_sat, old_change = before.shares[outpoint]
-                assert settled.rate > before.rate
+                before_sat, _ = before.shares[outpoint]
                 assert received_sat >= before_sat
-                assert None in (change, old_change) or change.script == old_change.script
+                assert settled.rate > before.rate or _breaks_up(settled, before)
             new_sat += received_sat - before_sat
             self.newest[outpoint] = settled
         self.settled[settled.txid] = settled
@@ -230,6 +236,12 @@ class Judge:
         if rules.heartbeat_seconds and now - self.beat_at > rules.heartbeat_seconds and new_sat:
             self.unattended_sat += new_sat
             assert self.unattended_sat <= rules.unattended_sat
+
+
+def _breaks_up(settled: Settled, before: Settled) -> bool:
+    """Whether it leaves out an input of the earlier one, and pays its channels' share, by value, of what that paid."""
+    brought = sum(received for outpoint, (received, _) in before.shares.items() if outpoint in settled.shares)
+    return not before.spent <= settled.spent and settled.fee_sat >= before.fee_sat * brought // before.available_sat
 
 
 def _share(

@@ -106,7 +106,6 @@ def test_a_dearer_settlement_is_signed_and_remembered() -> None:
     [
         ("fee_sat", 4_999, "no higher rate", 5_001),
         ("fee_sat", 0, "no higher rate", 5_001),
-        ("claims", REQUEST.claims[:1], "no higher rate", None),  # 5,001 sat for less than half of the size
         ("claims", (*REQUEST.claims, make_claim(SERVER_KEY, change_sat=0, number=2)), "no higher rate", None),
     ],
 )
@@ -114,8 +113,6 @@ def test_policy_replacement(path: str, new: Any, reason: str, need: int | None) 
     """A second settlement pays a higher rate."""
     changed = mutated(DEARER, path, new)
     signer = Signer(REQUEST)
-    if path == "claims" and len(new) == 1:
-        changed = mutated(changed, "fee_sat", 5_000 * request_size(changed) // SIZE)
 
     refusal = signer.refuses(changed)
 
@@ -149,7 +146,7 @@ def test_less_change_may_follow(change_sat: int) -> None:
 
 
 def test_coins_of_the_reserve_count_by_their_size() -> None:
-    """A settlement that coins help to pay for has to pay for their inputs too, and may be replaced by one without."""
+    """A settlement that coins help to pay for has to pay for their inputs too."""
     with_reserve = make_reserve_request(KEYS)
     signer = Signer(REQUEST)
     need = signer.refuses(mutated(with_reserve, "fee_sat", 5_001)).need_sat
@@ -157,13 +154,34 @@ def test_coins_of_the_reserve_count_by_their_size() -> None:
     assert need == 5_000 * request_size(with_reserve) // SIZE + 1 > 7_000
     signer.refuses(mutated(with_reserve, "fee_sat", need - 1))
     signer.signs(mutated(with_reserve, "fee_sat", need))
-    other_coin = mutated(with_reserve, "reserve.coins.0", make_coin(KEYS, 7))
-    assert signer.refuses(mutated(other_coin, "fee_sat", need)).need_sat == need + 1
-    assert signer.signs(mutated(REQUEST, "fee_sat", signer.refuses(REQUEST).need_sat))
+
+
+@pytest.mark.parametrize("old", [REQUEST, mutated(make_reserve_request(KEYS, coins=1), "fee_sat", 5_000)])
+def test_fault_05_what_leaves_out_an_input_need_not_pay_the_rate_of_all(old: SettlementRequest) -> None:
+    """One of a batch, or without the coin: the earlier one may be dead. Its share of that fee, by value, is enough."""
+    signer = Signer(old)
+    claims = REQUEST.claims[:1] if old is REQUEST else REQUEST.claims
+    left = mutated(mutated(REQUEST, "claims", claims), "fee_sat", 0)
+    need = signer.refuses(left).need_sat
+    brought = sum(claim.received_sat for claim in claims)
+    assert need == 5_000 * brought // (1_600_000 if old is REQUEST else 1_620_000)
+    signer.refuses(mutated(left, "fee_sat", need - 1))
+    signer.signs(mutated(left, "fee_sat", need))
+
+
+def test_fault_05_a_small_member_of_a_dead_batch_is_settled_alone() -> None:
+    """2,000 sat received beside 1,000,000: whatever the batch paid within its share, the small one can go on alone."""
+    small, large = make_claim(SERVER_KEY, change_sat=998_000), make_claim(SERVER_KEY, change_sat=0, number=1)
+    together = mutated(mutated(REQUEST, "claims", (small, large)), "fee_sat", 100_000)
+    signer = Signer(together)
+    alone = mutated(mutated(REQUEST, "claims", (small,)), "fee_sat", 1_000)
+    assert 100_000 * request_size(alone) // request_size(together) > small.received_sat
+    signer.signs(alone)
+    assert signer.refuses(mutated(alone, "fee_sat", 999)).need_sat == 1_001
 
 
 def test_channels_of_a_batch_are_remembered_one_by_one() -> None:
-    """One of a batch may be settled alone at a higher rate; then the batch as a whole must beat that."""
+    """One of a batch may be settled alone; then the batch as a whole must beat that, and what it paid itself."""
     alone = mutated(mutated(REQUEST, "claims", REQUEST.claims[1:]), "fee_sat", 4_000)
     signer = Signer(REQUEST, alone)
     need = signer.refuses(REQUEST).need_sat
@@ -172,7 +190,6 @@ def test_channels_of_a_batch_are_remembered_one_by_one() -> None:
     batch = mutated(REQUEST, "fee_sat", need)
     signer.signs(batch)
     assert signer.ledger.entries == entries_of(batch)
-    signer.refuses(alone)
 
 
 def test_need_is_told_only_if_some_fee_would_do() -> None:
