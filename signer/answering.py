@@ -207,6 +207,8 @@ def _failed(request: Request, error: Exception) -> Refusal:
 
 def tell_bug(error: Exception) -> None:
     """Log where a bug is, and nothing of what was handled there. Without memory the process ends: nothing would go on."""
+    if isinstance(error, ExceptionGroup):
+        error = (error.subgroup(MemoryError) or error).exceptions[0]
     if isinstance(error, MemoryError):
         vital.end_by("memory", error)
     where = traceback.extract_tb(error.__traceback__)[-1]
