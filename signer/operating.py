@@ -55,7 +55,8 @@ def status(
 ) -> None:
     """Show how the running signer is: keys, decisions, what was signed lately against its limits, and protections.
 
-    The exit status is 0 if it answers. The limits are those of the file, which a running signer has read at its start.
+    The exit status is 0 if it answers and is well, 1 if there is a problem or no answer. The limits are those of the file,
+    which a running signer has read at its start.
     """
     config = _config(file)
     try:
@@ -67,6 +68,8 @@ def status(
         out.print_json(data={name: value for reply in said for name, value in reply.items() if name != "id"})
     else:
         out.print(_table(answers, config, time.time()))
+    if answers.health.problem:
+        raise typer.Exit(1)
 
 
 def heartbeat(file: ConfigFile) -> None:
@@ -170,8 +173,10 @@ def _table(answers: _Answers, config: SignerConfig, now: float) -> Table:
     table.add_column(overflow="fold")
     rows = (
         ("network", _network(health, config)),
+        ("problem", f"[red]{escape(health.problem)}[/red]" if health.problem else "none"),
         ("keys", f"[red]{health.key_mode}: publicly known[/red]" if health.debug else escape(health.key_mode)),
         ("running", f"since {moment(said.started_at)}, {span(now - said.started_at)}"),
+        ("written", _written(said, now)),
         ("decisions", f"{said.decisions:,}"),
         ("head", escape(said.head)),
         ("last hour", _against(said.signed_last_hour_sat, config.policy.value_per_hour_sat)),
@@ -189,6 +194,13 @@ def _network(health: HealthReply, config: SignerConfig) -> str:
     if (health.network, health.debug) == (config.network, config.debug):
         return config.network_name
     return f"[red]{escape(health.network)}, but the file says {config.network}[/red]"
+
+
+def _written(said: StatusReply, now: float) -> str:
+    free = f"{said.free_bytes:,} bytes are free"
+    if not said.written_at:
+        return f"not yet; {free}"
+    return f"{moment(said.written_at)}, {span(max(0.0, now - said.written_at))} ago; {free}"
 
 
 def _against(value_sat: int, limit_sat: int) -> str:

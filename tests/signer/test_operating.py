@@ -166,6 +166,19 @@ def test_programs_get_what_the_signer_said(tmp_path: Path) -> None:
     assert "id" not in said
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_fault_63_a_problem_is_told_and_ends_with_status_1(tmp_path: Path, as_json: bool) -> None:
+    """What health says is wrong stands in the table, with the last write and the room left; monitors see the status."""
+    ill = msgspec.structs.replace(HEALTHY, problem="a write hangs")
+    said = msgspec.structs.replace(QUIET, written_at=UnixTime(int(time.time()) - 60), free_bytes=1_234_567)
+    with answering(tmp_path, ill, said):
+        result = say("status", config(tmp_path), *["--json"] * as_json)
+
+    assert result.exit_code == 1
+    assert "a write hangs" in result.stdout
+    assert as_json or "ago; 1,234,567 bytes are free" in result.stdout
+
+
 def test_no_signer_is_told(tmp_path: Path) -> None:
     """Without a socket, or with one that a killed signer left, the sentence says to start it; status 1."""
     missing = say("status", config(tmp_path))
