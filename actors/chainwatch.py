@@ -65,6 +65,8 @@ class ChainWatch:
         self._page_seconds = 0.0
         self._doubtful_seen_at = 0.0
         self._follows_unfinished = False
+        self._follows_open = False
+        self._memory: int | None = None
         self._first_looks: dict[OutPoint, asyncio.Task[None]] = {}
         self._earned: list[Channel] = []
         self._closed_seen_at: Tip | None = None
@@ -96,6 +98,7 @@ class ChainWatch:
         seen, before = self._world.chain_view, self._all_seen_at
         try:
             seen.tip = await self._world.chain.tip()
+            self._follow_again_if_forgotten(seen.tip)
             self._note_time(seen.tip)
             freezes = self._clock_problem(seen.tip) or self._tip_problem(seen.tip)
             await self._look_at_funding(seen.tip)
@@ -111,7 +114,8 @@ class ChainWatch:
         if kind is not self._frozen_by:
             log.error("frozen", reason=alarm.text) if alarm else log.info("accepting payments again")
         seen.problem, self._frozen_by = alarm.text if alarm else "", kind
-        told = (alarm, self._ahead(seen.tip) if kind is not Kind.CLOCK else None, self._behind(seen.tip))
+        lacks = (Alarm(Kind.NODE, text) for text in self._world.chain.capabilities.shortcomings)
+        told = (alarm, *lacks, self._ahead(seen.tip) if kind is not Kind.CLOCK else None, self._behind(seen.tip))
         self.alarms = tuple(filter(None, told))
 
     def _note_time(self, tip: Tip) -> None:
@@ -175,7 +179,7 @@ class ChainWatch:
         A block that comes meanwhile begins no new one before its end: else those that expire last had no turn while
         blocks come quickly.
         """
-        begun, is_first = asyncio.get_running_loop().time(), not self._all_seen_at
+        begun = asyncio.get_running_loop().time()
         if not self._follows_unfinished:
             for state in _SETTLING:
                 async for channels in _pages(walk(self._world.store, state)):
@@ -183,7 +187,7 @@ class ChainWatch:
                     await self._count_settling(channels)
             self._follows_unfinished = True
         page = await self._world.store.scan(State.OPEN, after=self._round_after, limit=_PAGE)
-        if is_first:
+        if not self._follows_open:
             await self._follow(page)
         await self._judge_all(page)
         self._note_earnings(page)
@@ -191,9 +195,19 @@ class ChainWatch:
         self._page_seconds = asyncio.get_running_loop().time() - begun
         if self._round_after is None:
             self._all_seen_at, self._round_at = self._round_at, ""
+            self._follows_open = True
             self._world.chain_view.is_whole = True
             if self._look_before_its_turn in self._registry.before_waking:
                 self._registry.before_waking.remove(self._look_before_its_turn)
+
+    def _follow_again_if_forgotten(self, tip: Tip) -> None:
+        """Begin a round that watches all channels again, after the chain has lost what it watched: its wallet was made anew."""
+        memory = self._world.chain.capabilities.memory
+        if self._memory not in (None, memory):
+            log.error("the chain has forgotten what it watched, it is watched again")
+            self._follows_unfinished, self._follows_open = False, False
+            self._round_at, self._round_after, self._closed_seen_at = tip.block_hash, None, None
+        self._memory = memory
 
     def _note_earnings(self, page: Sequence[Channel]) -> None:
         above = self._world.withdraw_above_sat
@@ -309,7 +323,11 @@ class ChainWatch:
         reason = self._doubt(channel, funding) if funding is not None else ""
         if funding is None:
             self._world.exposure.note_safe(channel.outpoint)
-            spend = await self._world.chain.spender(channel.outpoint)
+            try:
+                spend = await self._world.chain.spender(channel.outpoint)
+            except ChainFailed as error:  # the others have to be looked at all the same
+                self._mark(channel, f"its funding output is gone, and what spent it is not known yet: {error}")
+                return
             if spend is not None and spend.confirmations >= self._world.settlement_confirmations:
                 log.error("funding was spent by another", channel=str(channel.outpoint), txid=spend.txid[::-1].hex())
                 await self._registry.ask(channel.outpoint, SpentElsewhere(spend.txid))

@@ -54,7 +54,7 @@ class Desk:
         self._batches: dict[OutPoint, asyncio.Task[dict[OutPoint, Settlement]]] = {}
         self._replacing: dict[bytes, asyncio.Task[Settlement | None]] = {}
         self._told: tuple[str, set[bytes]] = ("", set())
-        self._follows_reserve = False
+        self._reserve_followed_in: int | None = None
         self._children: dict[bytes, Settlement] = {}
         self.pinned: dict[OutPoint, str] = {}
         """Settlements that can't be made dearer, and why: for the operator."""
@@ -284,12 +284,17 @@ class Desk:
         self.pinned[channel.outpoint] = reason
 
     async def follow_reserve(self) -> None:
-        """Have the chain follow the reserve, so that its coins are known when they are needed; once is enough."""
-        if self._follows_reserve:
+        """Have the chain follow the reserve, so that its coins are known when they are needed.
+
+        Once is enough, until the chain forgets it; coins that it got before are found by a scan then.
+        """
+        chain = self._world.chain
+        if self._reserve_followed_in == chain.capabilities.memory:
             return
         with contextlib.suppress(ChainFailed, SignerAbsent, SignerRefused):
-            await self._world.chain.watch([Reserve(await self._world.signer.reserve_key())])
-            self._follows_reserve = True
+            reserve = Reserve(await self._world.signer.reserve_key())
+            await chain.adopt(reserve, [coin.outpoint for coin in await chain.funding(reserve)])
+            self._reserve_followed_in = chain.capabilities.memory
 
     # --- telling ----------------------------------------------------------------------------------------------------
 

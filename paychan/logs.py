@@ -8,6 +8,7 @@ import sys
 from typing import TextIO, cast
 
 import structlog
+from structlog.typing import Processor
 
 from paychan.config import ServerConfig
 from paychan.logsink import LogSink, open_missing_descriptors
@@ -20,15 +21,20 @@ def configure_log(config: ServerConfig) -> None:
     sys.stderr = sink
     atexit.register(sink.drain)
     level: int = getattr(logging, config.log.level.upper())
-    logging.basicConfig(level=logging.WARNING, stream=sink)
+    facts: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    line = structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event"), drop_missing=True)
+    handler = logging.StreamHandler(sink)  # for asyncio, tornado, and what payers use too
+    strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[strip, line], foreign_pre_chain=facts))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("chain").setLevel(level)
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event"), drop_missing=True),
-        ],
+        processors=[*facts, line],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", sink)),
         cache_logger_on_first_use=True,

@@ -14,17 +14,18 @@ alarmed about too: it hangs.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-import structlog
 from msgspec import Struct
 
 from paychan.protocol.types import UnixTime
 
-log = structlog.get_logger("supervisor")
+log = logging.getLogger("supervisor")
+"""The standard one: payers, whose chain backends have tasks too, do without structlog."""
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 60.0
 _STOP_SECONDS = 1.0
@@ -160,9 +161,8 @@ class Supervisor:
                 error = raised
             pause = supervised._crashed(error)  # noqa: SLF001
             with suppress(Exception):  # a log that fails must not end what is logged about
-                log.error(
-                    "task failed", task=supervised.name, seconds=pause, restarts=supervised.restarts, exc_info=error
-                )
+                restarts = supervised.restarts
+                log.error("task %s failed for time %d, pause %s s", supervised.name, restarts, pause, exc_info=error)
             if fatal:
                 self._give_up(error)
                 return

@@ -20,6 +20,7 @@ from paychan.chain.jsonrpc import JsonRpc, RpcError
 from paychan.chain.sought import SoughtScripts
 from paychan.chain.watchwallet import NOT_FOUND
 from paychan.protocol.types import OutPoint
+from paychan.supervisor import Supervised, Supervisor
 
 _POLL_SECONDS = 1.0
 _PAUSE_SECONDS = 10.0
@@ -69,7 +70,8 @@ _transaction: msgspec.json.Decoder[_Transaction] = msgspec.json.Decoder(_Transac
 class Arrivals:
     """Looks at the node behind `rpc` for as long as anything is sought."""
 
-    def __init__(self, rpc: JsonRpc, scripts: SoughtScripts) -> None:
+    def __init__(self, rpc: JsonRpc, scripts: SoughtScripts, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
         self._rpc = rpc
         self._scripts = scripts
         self._looking = asyncio.Lock()
@@ -78,17 +80,16 @@ class Arrivals:
         self._listed: set[str] = set()
         self._read: set[str] = set()
         self._next_listing = 0.0
-        self._task: asyncio.Task[None] | None = None
+        self._task: Supervised | None = None
 
     def begin(self) -> None:
         """Go on looking until `close`; a look that fails is made again."""
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._look_for_ever())
+        if self._task is None or not self._task.running:
+            self._task = self._supervisor.run("arrivals", self._look_for_ever)
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await self._task.stop()
 
     async def look(self) -> None:
         """Return after a look that began after this call; those who wait for one share it. Raises `ChainFailed`."""
@@ -98,13 +99,14 @@ class Arrivals:
                 self._looks += 1
                 await self._look()
 
-    async def _look_for_ever(self) -> None:
+    async def _look_for_ever(self, task: Supervised) -> None:
         while True:
             try:
                 await self.look()
             except ChainFailed:
                 await asyncio.sleep(_PAUSE_SECONDS)
             else:
+                task.succeeded()
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def _look(self) -> None:

@@ -23,6 +23,41 @@ class ChainUnfit(ChainFailed):
     """The node can't serve us as it is: wrong network, not synced, wrong credentials. The text says how to mend it."""
 
 
+class WrongNetwork(ChainUnfit):
+    """The node is one of another network: the configuration is wrong, and time mends nothing."""
+
+
+class ChainRefused(ChainFailed):
+    """The node answered, but not with what was asked for. What is optional is done without then."""
+
+
+class Capabilities(Struct, frozen=True):
+    """What the node behind a backend can do, read when it was connected to, and again after each interruption.
+
+    This is the one place that decides: what is not known is None or 0, and code that needs it goes the way that works
+    on every node.
+    """
+
+    software: str = ""
+    version: int = 0
+    full_rbf: bool | None = None
+    """Replaces transactions that do not signal replaceability (BIP125)."""
+    truc: bool | None = None
+    """Relays version 3 transactions as TRUC (BIP431)."""
+    relays: bool = True
+    """Takes part in relaying transactions; false with -blocksonly."""
+    pruned_below: int = 0
+    """Height of the first block that is there in full."""
+    mempool_bytes: int = 0
+    """Most that its mempool may use."""
+    news: bool = False
+    """Tells of blocks by itself."""
+    memory: int = 0
+    """Changes when the chain has forgotten what was watched: watch everything again."""
+    shortcomings: tuple[str, ...] = ()
+    """What is missing, in words for the operator; the server does without."""
+
+
 _COINBASE_MATURITY = 100
 """Bitcoin Core, consensus/consensus.h."""
 
@@ -69,10 +104,17 @@ class Payee(Protocol):
 
 
 class Chain(Protocol):
-    """Methods are called on the event loop and must not block it."""
+    """Methods are called on the event loop and must not block it.
+
+    A backend mends its own connection: `tip` checks a node that was away as `check` does before it is believed again.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the node can do, as far as it is known."""
 
     async def check(self) -> None:
-        """Make sure that the node is fit to serve us, once before anything else is asked.
+        """Make sure that the node is fit to serve us.
 
         Raises:
             ChainUnfit: what is wrong, and the mend.

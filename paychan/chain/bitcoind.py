@@ -29,18 +29,21 @@ from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from paychan.chain.arrivals import Arrivals
-from paychan.chain.base import ChainFailed, Funding, Payee, Spend, Tip
+from paychan.chain.base import Capabilities, ChainFailed, Funding, Payee, Spend, Tip
 from paychan.chain.fundingsearch import FundingSearch
 from paychan.chain.jsonrpc import JsonRpc, RpcError
 from paychan.chain.nodemempool import NodeMempool
 from paychan.chain.nodestate import NodeState
+from paychan.chain.rescan import Rescan
 from paychan.chain.sought import MOST_OUTPUTS, SoughtScripts
-from paychan.chain.watchwallet import NOT_FOUND, WatchWallet
+from paychan.chain.watchwallet import LONG_SECONDS, NOT_FOUND, WatchWallet
 from paychan.chain.zmqfeed import HAS_ZMQ, ZmqFeed, reachable
 from paychan.protocol.fees import ChainFees
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
+from paychan.supervisor import Supervisor
 
 _POLL_SECONDS = 1.0
 
@@ -68,6 +71,7 @@ class _Publisher(Struct, frozen=True):
 
 
 _text: msgspec.json.Decoder[str] = msgspec.json.Decoder(str)
+_seconds: msgspec.json.Decoder[int] = msgspec.json.Decoder(int)
 _tx_out: msgspec.json.Decoder[_TxOut | None] = msgspec.json.Decoder(_TxOut | None)
 _block_header: msgspec.json.Decoder[_BlockHeader] = msgspec.json.Decoder(_BlockHeader)
 _publishers: msgspec.json.Decoder[list[_Publisher]] = msgspec.json.Decoder(list[_Publisher])
@@ -77,6 +81,7 @@ class BitcoindChain:
     """A `paychan.chain.base.Chain` by JSON-RPC at `url`.
 
     `credentials` is a file with "user:password", such as the node's .cookie; it is read again whenever the node refuses.
+    `rescan_patience_seconds` is how long `watch` waits for a rescan, which goes on as a task of its own.
     `search_seconds` is how long a scan of all unspent outputs is waited for; 0: `timeout_seconds`.
     `zmq` is "auto" for what the node says it offers, an address ("tcp://host:port"), or "" for none.
     """
@@ -91,6 +96,8 @@ class BitcoindChain:
         timeout_seconds: float = 10.0,
         zmq: str = "auto",
         search_seconds: float = 0.0,
+        supervisor: Supervisor | None = None,
+        rescan_patience_seconds: float = LONG_SECONDS,
     ) -> None:
         self._network = network
         self._timeout_seconds = timeout_seconds
@@ -98,12 +105,28 @@ class BitcoindChain:
         self._search_seconds = search_seconds or timeout_seconds
         self._rpc = JsonRpc(url, credentials, timeout_seconds)
         self._state = NodeState(self._rpc, network)
-        self._wallet = WatchWallet(self._rpc, wallet)
+        self._supervisor = supervisor or Supervisor()
+        self._wallet = WatchWallet(self._rpc, wallet, timeout_seconds)
+        self._rescan = Rescan(self._rpc, self._wallet, self._supervisor)
         self._mempool = NodeMempool(self._rpc, self._wallet)
         self._scripts = SoughtScripts()
-        self._arrivals = Arrivals(self._rpc, self._scripts)
-        self._search = FundingSearch(self._rpc)
+        self._arrivals = Arrivals(self._rpc, self._scripts, self._supervisor)
+        self._search = FundingSearch(self._rpc, self._supervisor)
         self._feed: ZmqFeed | None = None
+        self._capabilities = Capabilities()
+        self._rescan_patience_seconds = rescan_patience_seconds
+        self._uptime = 0
+        self._checked_at = -1
+        """Number of the interruption after which the node was checked."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the node can do, as it said when it was last checked."""
+        found = self._capabilities
+        shortcomings = found.shortcomings
+        if found.relays and not self._mempool.estimates:
+            shortcomings += ("the node refuses to estimate fees: the configured curve decides alone",)
+        return replace(found, news=self._feed is not None, memory=self._wallet.made, shortcomings=shortcomings)
 
     async def check(self) -> None:
         """Make sure that the node is fit to serve us, make or load its wallet for us, and listen to its news.
@@ -111,13 +134,20 @@ class BitcoindChain:
         Raises:
             ChainUnfit: what is wrong, and the mend.
         """
-        await self._state.check()
+        interruptions = self._rpc.interruptions
+        self._capabilities = await self._state.check()
         await self._wallet.open()
         await self._listen()
+        self._checked_at = interruptions
 
     async def tip(self) -> Tip:
-        """Return the newest block."""
-        info = await self._state.read()
+        """Return the newest block; first check a node that was away, as it may have come back another one."""
+        for _ in range(2):
+            if self._checked_at != self._rpc.interruptions or await self._was_started_again():
+                await self.check()
+            info = await self._state.read()
+            if self._checked_at == self._rpc.interruptions:
+                break
         return Tip(info.blocks, info.bestblockhash, info.time, info.mediantime)
 
     async def wait_for_change(self, seen: Tip, timeout_seconds: float) -> None:
@@ -140,7 +170,7 @@ class BitcoindChain:
         """Follow what pays to these scripts and what spends from there. The node remembers it over all restarts.
 
         Scripts that it does not follow yet are followed from now on; or `since` a time, for a wallet that was lost, with
-        a rescan of the blocks since then.
+        a rescan of the blocks since then, which may end later: until then what spent an output is not known.
 
         Raises:
             ChainUnfit: the node has pruned blocks that are needed.
@@ -148,7 +178,12 @@ class BitcoindChain:
         addresses = await self._wallet.incomplete([each.funding_address(self._network) for each in payees])
         if addresses and since is not None:
             await self._state.need_blocks(since)
-        await self._wallet.follow(addresses, since)
+            is_first = not self._rescan.under_way
+            self._rescan.add(addresses, since)
+            if is_first:
+                await self._rescan.wait(self._rescan_patience_seconds)
+            return
+        await self._wallet.follow(addresses)
         await self._wallet.mark_complete(addresses)
 
     def expect(self, payee: Payee) -> None:
@@ -234,12 +269,19 @@ class BitcoindChain:
         """Return what spends a watched outpoint, in the chain or else in the mempool.
 
         None while it is unspent, and when its transaction is gone from chain and mempool; `unspent` tells these apart.
+        During a rescan an output that is spent by nothing we know raises `ChainFailed`.
         Asked in the order in which a spending transaction moves, so that it is not missed between two questions.
         """
         if await self._unspent_outputs([outpoint]):
             return None
         txid = await self._mempool.spender(outpoint)
-        return Spend(txid, 0) if txid is not None else await self._wallet.spender(outpoint)
+        if txid is not None:
+            return Spend(txid, 0)
+        spend = await self._wallet.spender(outpoint)
+        if spend is None and self._rescan.under_way:
+            msg = f"the node still looks through its blocks for what spent {outpoint}"
+            raise ChainFailed(msg)
+        return spend
 
     async def transaction(self, txid: bytes) -> bytes:
         """Return, serialized, a transaction (internal txid) that `spender` just named."""
@@ -282,6 +324,8 @@ class BitcoindChain:
 
     async def close(self) -> None:
         """Let go of connections."""
+        await self._rescan.close()
+        await self._wallet.close()
         await self._search.close()
         await self._arrivals.close()
         if self._feed is not None:
@@ -289,15 +333,23 @@ class BitcoindChain:
             self._feed = None
         await self._rpc.close()
 
+    async def _was_started_again(self) -> bool:
+        """A restart between two questions breaks no connection that anything waits on."""
+        before, self._uptime = self._uptime, await self._rpc.call_if_possible(0, _seconds, "uptime")
+        return self._uptime < before
+
     async def _listen(self) -> None:
         addresses = {self._zmq} - {"", "auto"}
         if self._zmq == "auto":
             host = urlsplit(self._rpc.url).hostname or ""
-            offered = await self._rpc.call(_publishers, "getzmqnotifications")
+            offered = await self._rpc.call_if_possible([], _publishers, "getzmqnotifications")
             wanted = [each.address for each in offered if each.type in ("pubhashblock", "pubsequence")]
             addresses = {ours for address in wanted if (ours := reachable(address, host)) is not None}
+        if self._feed is not None and self._feed.addresses != addresses:
+            await self._feed.close()
+            self._feed = None
         if addresses and self._feed is None and HAS_ZMQ:
-            self._feed = ZmqFeed(addresses)
+            self._feed = ZmqFeed(addresses, self._supervisor)
 
     async def _unspent_outputs(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, _TxOut]:
         wanted = list(outpoints)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 
 from bitcoin.core import CTransaction
 
-from paychan.chain.base import Funding, Payee, Spend, Tip
+from paychan.chain.base import Capabilities, Funding, Payee, Spend, Tip
 from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT, debug_outpoint
 from paychan.protocol.fees import ChainFees
 from paychan.protocol.scripts import ChannelTerms
@@ -28,6 +28,10 @@ class DebugChain:
         self._clock = clock
         self._spends: dict[OutPoint, Spend] = {}
         self._published: dict[bytes, bytes] = {}
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities()
 
     async def check(self) -> None:
         """Nothing is asked of anybody."""

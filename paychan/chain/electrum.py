@@ -23,7 +23,7 @@ from bitcoin.core import CTransaction
 from bitcoin.core.serialize import SerializationError
 from msgspec import Meta, Struct
 
-from paychan.chain.base import ChainFailed, ChainUnfit, Funding, Payee, Spend, Tip
+from paychan.chain.base import Capabilities, ChainFailed, ChainUnfit, Funding, Payee, Spend, Tip
 from paychan.chain.electrumheaders import ElectrumHeaders, HashHex
 from paychan.chain.electrumlink import ElectrumLink
 from paychan.chain.electrumrelay import read_fees, submit_package
@@ -88,6 +88,12 @@ class ElectrumChain:
         self._headers = ElectrumHeaders(self._link, network)
         self._watched: set[bytes] = set()
         self._outputs: dict[OutPoint, _Output] = {}
+        self._shortcoming = ""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What is known of the node behind the server, which is little."""
+        return Capabilities(news=True, shortcomings=tuple(filter(None, [self._shortcoming])))
 
     async def check(self) -> None:
         """Make sure that the server is there, of our network, and speaks a protocol that we know.
@@ -149,7 +155,8 @@ class ElectrumChain:
         return await self._headers.holds(seen)
 
     async def fees(self) -> ChainFees:
-        return await read_fees(self._link)
+        fees, self._shortcoming = await read_fees(self._link)
+        return fees
 
     async def replacement_cost(self, txid: bytes) -> Sat | None:  # noqa: ARG002 - the protocol has no question for it
         return None

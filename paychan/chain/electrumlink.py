@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Raw, Struct
 
-from paychan.chain.base import ChainFailed, ChainUnfit
+from paychan.chain.base import ChainFailed, ChainUnfit, WrongNetwork
 from paychan.chain.electrumwire import ElectrumConnection, ServerRefused
 from paychan.protocol.types import Network
 
@@ -160,7 +160,7 @@ class ElectrumLink:
                 f"{self._url}: the server follows the network that begins with block {features.genesis_hash}, "
                 f"we are set to {self._network.value!r}: give the URL of a server of that network"
             )
-            raise ChainUnfit(msg)
+            raise WrongNetwork(msg)
         await connection.ask("blockchain.headers.subscribe", kind=Raw)
 
     async def _renew(self, connection: ElectrumConnection) -> None:

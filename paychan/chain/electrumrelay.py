@@ -7,10 +7,10 @@ from math import ceil
 
 from msgspec import Struct
 
-from paychan.chain.base import ChainFailed
+from paychan.chain.base import ChainRefused
 from paychan.chain.electrumlink import ElectrumLink
 from paychan.chain.electrumwire import ServerRefused
-from paychan.protocol.fees import ChainFees
+from paychan.protocol.fees import RELAY_FLOOR_SAT_PER_VB, ChainFees
 
 _FEE_TARGET_BLOCKS = 12
 """Two hours: a settlement has the whole settlement period."""
@@ -39,18 +39,27 @@ class _PackageVerdict(Struct):
     errors: list[_PackageError] = []
 
 
-async def read_fees(link: ElectrumLink) -> ChainFees:
+async def read_fees(link: ElectrumLink) -> tuple[ChainFees, str]:
     """Return what the server estimates, if it can, and its node asks for, in whole satoshi per vB, rounded up.
 
+    And what it refused to tell, or told in a way that can't be: none of it is vital, floor and curve do without.
     ElectrumX tells what its node takes up to a minute late. Before protocol 1.6 servers tell only what it always asks.
     """
-    estimate = await link.ask("blockchain.estimatefee", _FEE_TARGET_BLOCKS, kind=Decimal)
-    info = await _mempool_info(link)
-    return ChainFees(
-        estimate_sat_per_vb=None if estimate == _NO_ESTIMATE else _sat_per_vb(estimate),
-        floor_sat_per_vb=max(_sat_per_vb(info.mempoolminfee), _sat_per_vb(info.minrelaytxfee)),
-        increment_sat_per_vb=_sat_per_vb(info.incrementalrelayfee),
-    )
+    estimate, missing = None, []
+    try:
+        told = await link.ask("blockchain.estimatefee", _FEE_TARGET_BLOCKS, kind=Decimal)
+        estimate = None if told == _NO_ESTIMATE else _sat_per_vb(told)
+    except ChainRefused as refusal:
+        missing.append(f"estimates no fees ({refusal})")
+    floor, increment = RELAY_FLOOR_SAT_PER_VB, 1
+    try:
+        info = await _mempool_info(link)
+        floor = max(_sat_per_vb(info.mempoolminfee), _sat_per_vb(info.minrelaytxfee))
+        increment = _sat_per_vb(info.incrementalrelayfee)
+    except ChainRefused as refusal:
+        missing.append(f"does not tell what its node relays ({refusal})")
+    fees = ChainFees(estimate_sat_per_vb=estimate, floor_sat_per_vb=floor, increment_sat_per_vb=increment)
+    return fees, f"the Electrum server {' and '.join(missing)}" if missing else ""
 
 
 async def submit_package(link: ElectrumLink, *transactions: bytes) -> str:
@@ -78,5 +87,5 @@ def _sat_per_vb(btc_per_kvb: Decimal) -> int:
     """Convert the protocol's unit, rounded up, at least 1. More than 1 BTC/kvB (100,000 sat/vB) is no fee rate."""
     if not btc_per_kvb.is_finite() or not 0 <= btc_per_kvb <= 1:
         msg = f"fee rate of {btc_per_kvb} BTC/kvB"
-        raise ChainFailed(msg)
+        raise ChainRefused(msg)
     return max(ceil(btc_per_kvb * 100_000), 1)

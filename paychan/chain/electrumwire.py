@@ -18,7 +18,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Raw, Struct
 
-from paychan.chain.base import ChainFailed
+from paychan.chain.base import ChainFailed, ChainRefused
 
 _MAX_LINE_BYTES = 10 * 1024 * 1024
 """More than the hex digits of the largest transaction that fits into a block."""
@@ -35,7 +35,7 @@ _PING_SECONDS = 60
 _T = TypeVar("_T")
 
 
-class ServerRefused(ChainFailed):
+class ServerRefused(ChainRefused):
     """The server answered with an error. Codes: 1 bad request, 2 its node's error, else those of JSON-RPC 2.0."""
 
     def __init__(self, question: str, code: int, reason: str) -> None:
@@ -132,7 +132,7 @@ class ElectrumConnection:
             return msgspec.json.decode(message.result, type=kind)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             msg = f"{question}: not an answer of the Electrum protocol: {error}"
-            raise ChainFailed(msg) from None
+            raise ChainRefused(msg) from None
 
     async def close(self) -> None:
         """Let go; calls in flight end with `ChainFailed`. Aborts: a farewell (TLS) would wait for a server that hangs."""

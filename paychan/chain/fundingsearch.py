@@ -20,6 +20,7 @@ from paychan.chain.jsonrpc import JsonRpc
 from paychan.chain.sought import MOST_OUTPUTS, Sought
 from paychan.chain.watchwallet import LONG_SECONDS
 from paychan.protocol.types import OutPoint
+from paychan.supervisor import Supervised, Supervisor
 
 MOST_WAITING = 10_000
 """Scripts that may wait for a scan; further ones are turned away."""
@@ -47,10 +48,11 @@ _Outcome = asyncio.Future[ChainFailed | None]
 class FundingSearch:
     """Scripts that wait for a scan, and the task that scans."""
 
-    def __init__(self, rpc: JsonRpc) -> None:
+    def __init__(self, rpc: JsonRpc, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
         self._rpc = rpc
         self._waiting: dict[str, tuple[Sought, _Outcome]] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._task: Supervised | None = None
 
     async def complete(self, sought: Sought, patience_seconds: float) -> None:
         """Return when a scan has listed what was there already.
@@ -63,8 +65,8 @@ class FundingSearch:
             raise ChainFailed(msg)
         new: _Outcome = asyncio.get_running_loop().create_future()
         outcome = self._waiting.setdefault(sought.script, (sought, new))[1]
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._work_off())
+        if self._task is None or not self._task.running:
+            self._task = self._supervisor.run("funding search", self._work_off, endless=False)
         await asyncio.wait([outcome], timeout=patience_seconds)
         failure = (
             outcome.result()
@@ -77,10 +79,9 @@ class FundingSearch:
     async def close(self) -> None:
         """Stop searching. The node finishes a scan that runs; its answer is not read."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await self._task.stop()
 
-    async def _work_off(self) -> None:
+    async def _work_off(self, task: Supervised) -> None:
         while self._waiting:
             begun, batch = monotonic(), list(self._waiting.values())
             failure = None
@@ -88,6 +89,8 @@ class FundingSearch:
                 await self._find([sought for sought, _ in batch])
             except ChainFailed as error:
                 failure = error
+            else:
+                task.succeeded()
             for sought, outcome in batch:
                 del self._waiting[sought.script]
                 outcome.set_result(failure)

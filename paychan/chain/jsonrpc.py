@@ -17,7 +17,7 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from paychan.chain.base import ChainFailed
+from paychan.chain.base import ChainFailed, ChainRefused
 
 _PAUSES_SECONDS = (0.1, 0.2, 0.4, 0.8)
 """A node that restarts is mostly back within these; about a longer absence the caller is told."""
@@ -25,8 +25,8 @@ _PAUSES_SECONDS = (0.1, 0.2, 0.4, 0.8)
 _BATCH = 200
 """Calls in one request. The node works a batch off on one of its few threads."""
 
-_CONNECTIONS = 4
-"""The node has 4 to 16 threads for all its RPC clients; a scan or rescan keeps one busy for long."""
+_CONNECTIONS = 8
+"""The node has 4 to 16 threads for all its RPC clients; a scan, a rescan and a loading wallet keep one each busy for long."""
 
 METHOD_NOT_FOUND = -32601
 """Bitcoin Core, rpc/protocol.h: RPC_METHOD_NOT_FOUND"""
@@ -44,7 +44,7 @@ class Unauthorized(ChainFailed):
     """The node does not accept our credentials, or there are none to be read."""
 
 
-class RpcError(ChainFailed):
+class RpcError(ChainRefused):
     """The node answered with an error. Codes are stable, texts are for people (Bitcoin Core, rpc/protocol.h)."""
 
     def __init__(self, method: str, code: int, reason: str) -> None:
@@ -80,6 +80,8 @@ class JsonRpc:
     def __init__(self, url: str, credentials: Path, timeout_seconds: float) -> None:
         self.url = url.rstrip("/")
         self.credentials = credentials
+        self.interruptions = 0
+        """How often the node was not there, or was another one than before: what it said earlier may hold no more."""
         self._authorization = ""
         self._client = httpx.AsyncClient(
             timeout=timeout_seconds, trust_env=False, limits=httpx.Limits(max_connections=_CONNECTIONS)
@@ -102,7 +104,23 @@ class JsonRpc:
             ChainFailed: no answer in time, or one that can't be read.
         """
         body = await self._post(_Call(method, params, 0), method, wallet, timeout_seconds)
-        return _result(method, self._read(_reply, body), decoder)
+        reply = self._read(_reply, body)
+        if reply.error is not None and reply.error.code == WARMING_UP:
+            self.interruptions += 1
+        return _result(method, reply, decoder)
+
+    async def call_if_possible(
+        self, default: _T, decoder: msgspec.json.Decoder[_T], method: str, *params: Any, wallet: str = ""
+    ) -> _T:
+        """Call a method that a node may lack, refuse or answer otherwise (version, settings, -rpcwhitelist)."""
+        try:
+            return await self.call(decoder, method, *params, wallet=wallet)
+        except RpcError as error:
+            if error.code == WARMING_UP:
+                raise
+            return default
+        except (ChainRefused, Unauthorized):
+            return default
 
     async def batch(
         self, decoder: msgspec.json.Decoder[_T], method: str, params: Sequence[Sequence[Any]], wallet: str = ""
@@ -140,6 +158,7 @@ class JsonRpc:
             try:
                 return await self._attempt(content, method, wallet, timeout_seconds)
             except Unreachable:
+                self.interruptions += 1
                 await asyncio.sleep(pause)
         return await self._attempt(content, method, wallet, timeout_seconds)
 
@@ -148,6 +167,7 @@ class JsonRpc:
     ) -> bytes:
         response = await self._send(content, method, wallet, timeout_seconds)
         if response.status_code == httpx.codes.UNAUTHORIZED:
+            self.interruptions += 1
             self._authorization = ""  # a node writes a new cookie at every start: read it again
             response = await self._send(content, method, wallet, timeout_seconds)
         if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
@@ -205,4 +225,4 @@ def _result(method: str, reply: _Reply, decoder: msgspec.json.Decoder[_T]) -> _T
         return decoder.decode(reply.result)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         msg = f"{method}: unexpected answer: {error}"
-        raise ChainFailed(msg) from error
+        raise ChainRefused(msg) from error

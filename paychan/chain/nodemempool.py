@@ -32,6 +32,9 @@ settlement that the node held back for it would be lost to the payer's refund.""
 _ALL_IN_MEMPOOL = "success"
 """help submitpackage: "success" indicates all transactions were accepted into or are already in the mempool."""
 
+_DEFAULT_RATE = Decimal("0.00001")
+"""Coins per 1000 vB: what nodes ask for by default, for one that does not tell."""
+
 _SAT_PER_COIN = 100_000_000
 _VB_PER_KVB = 1000
 
@@ -43,9 +46,9 @@ class _Estimate(Struct, frozen=True):
 class _Info(Struct, frozen=True):
     """In coins per 1000 vB. What a full mempool takes (mempoolminfee) rises with what it had to evict."""
 
-    mempoolminfee: Decimal
-    minrelaytxfee: Decimal
-    incrementalrelayfee: Decimal
+    mempoolminfee: Decimal = _DEFAULT_RATE
+    minrelaytxfee: Decimal = _DEFAULT_RATE
+    incrementalrelayfee: Decimal = _DEFAULT_RATE
 
 
 class _Fees(Struct, frozen=True):
@@ -75,6 +78,8 @@ class _Prevout(Struct, frozen=True):
     spendingtxid: str | None = None
 
 
+_REFUSED = _Estimate()
+
 _text: msgspec.json.Decoder[str] = msgspec.json.Decoder(str)
 _estimate: msgspec.json.Decoder[_Estimate] = msgspec.json.Decoder(_Estimate)
 _info: msgspec.json.Decoder[_Info] = msgspec.json.Decoder(_Info)
@@ -91,11 +96,18 @@ class NodeMempool:
     def __init__(self, rpc: JsonRpc, wallet: WatchWallet) -> None:
         self._rpc = rpc
         self._wallet = wallet
+        self.estimates = True
+        """Whether the node answers when it is asked for an estimate, be it that it has none yet."""
 
     async def fees(self) -> ChainFees:
-        """Return what the node estimates, if it can, and asks for, in whole satoshi per virtual byte, rounded up."""
-        estimate = (await self._rpc.call(_estimate, "estimatesmartfee", _FEE_TARGET_BLOCKS)).feerate
-        info = await self._rpc.call(_info, "getmempoolinfo")
+        """Return what the node estimates, if it can, and asks for, in whole satoshi per virtual byte, rounded up.
+
+        None of it is vital: a node that refuses to estimate (blocksonly), or lacks a figure, leaves floor and curve.
+        """
+        answer = await self._rpc.call_if_possible(_REFUSED, _estimate, "estimatesmartfee", _FEE_TARGET_BLOCKS)
+        self.estimates = answer is not _REFUSED
+        estimate = answer.feerate
+        info = await self._rpc.call_if_possible(_Info(), _info, "getmempoolinfo")
         return ChainFees(
             estimate_sat_per_vb=None if estimate is None else _sat_per_vb(estimate),
             floor_sat_per_vb=_sat_per_vb(max(info.mempoolminfee, info.minrelaytxfee)),

@@ -5,12 +5,18 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from paychan.chain.base import ChainUnfit
+from paychan.chain.base import Capabilities, ChainUnfit, WrongNetwork
 from paychan.chain.jsonrpc import WARMING_UP, JsonRpc, RpcError, Unauthorized, Unreachable
 from paychan.protocol.types import Network, UnixTime
 
 _OLDEST_VERSION = 250_000
 """Core 25: `include_immature_coinbase` of listunspent. Core 24 brought gettxspendingprevout."""
+
+_ALWAYS_FULL_RBF = 290_000
+"""Core 28 made -mempoolfullrbf the default, 29 took the setting away."""
+
+_TRUC_VERSION = 280_000
+"""Core 28 relays version 3 transactions, as TRUC."""
 
 _CHAINS = {
     Network.LIVE: ("main",),
@@ -38,6 +44,16 @@ class ChainInfo(Struct, frozen=True):
 
 class _NetworkInfo(Struct, frozen=True):
     version: int
+    subversion: str = ""
+    localrelay: bool = True
+
+
+class _MempoolInfo(Struct, frozen=True):
+    """`truc_policy` is Bitcoin Knots'; Core tells nothing of it."""
+
+    maxmempool: int = 0
+    fullrbf: bool | None = None
+    truc_policy: str = ""
 
 
 class _Header(Struct, frozen=True):
@@ -46,6 +62,7 @@ class _Header(Struct, frozen=True):
 
 _chain_info: msgspec.json.Decoder[ChainInfo] = msgspec.json.Decoder(ChainInfo)
 _network_info: msgspec.json.Decoder[_NetworkInfo] = msgspec.json.Decoder(_NetworkInfo)
+_mempool_info: msgspec.json.Decoder[_MempoolInfo] = msgspec.json.Decoder(_MempoolInfo)
 _header: msgspec.json.Decoder[_Header] = msgspec.json.Decoder(_Header)
 _text: msgspec.json.Decoder[str] = msgspec.json.Decoder(str)
 
@@ -70,18 +87,18 @@ class NodeState:
                 f'{self._rpc.url} is a node of "{info.chain}", want {want} for network = "{self._network.value}". '
                 "Correct chain.url or network"
             )
-            raise ChainUnfit(msg)
+            raise WrongNetwork(msg)
         return info
 
-    async def check(self) -> None:
-        """Make sure that somebody is there who lets us in, and has what we need.
+    async def check(self) -> Capabilities:
+        """Make sure that somebody is there who lets us in, and has what we need; return what it can do.
 
         Raises:
             ChainUnfit: what is wrong, and the mend.
         """
         try:
             info = await self.read()
-            version = (await self._rpc.call(_network_info, "getnetworkinfo")).version
+            network = await self._rpc.call(_network_info, "getnetworkinfo")
         except Unreachable as error:
             msg = f"no bitcoind answers: {error}. Start it with server=1, or correct chain.url"
             raise ChainUnfit(msg) from error
@@ -91,17 +108,45 @@ class NodeState:
         except RpcError as error:
             if error.code != WARMING_UP:
                 raise
-            msg = f"the node is still starting: {error.reason} Start again when it is done"
+            msg = f"the node is still starting: {error.reason}"
             raise ChainUnfit(msg) from error
-        if version < _OLDEST_VERSION:
-            msg = f"the node has version {version}, want {_OLDEST_VERSION} (25.0) or later. Update it"
+        if network.version < _OLDEST_VERSION:
+            msg = f"the node has version {network.version}, want {_OLDEST_VERSION} (25.0) or later. Update it"
             raise ChainUnfit(msg)
         if info.initialblockdownload:
             msg = (
                 f"the node is in its initial block download: height {info.blocks}, block of {info.time} (Unix time). "
-                "Start again when it has caught up; on regtest, mine a block"
+                "It serves when it has caught up; on regtest, mine a block"
             )
             raise ChainUnfit(msg)
+        return await self._capabilities(network, info)
+
+    async def _capabilities(self, network: _NetworkInfo, info: ChainInfo) -> Capabilities:
+        """Read what the node says of itself; every figure but the version is optional."""
+        mempool = await self._rpc.call_if_possible(_MempoolInfo(), _mempool_info, "getmempoolinfo")
+        full_rbf = mempool.fullrbf
+        if full_rbf is None and network.version >= _ALWAYS_FULL_RBF:
+            full_rbf = True
+        truc = mempool.truc_policy in ("accept", "enforce") if mempool.truc_policy else None
+        if truc is None and network.version >= _TRUC_VERSION:
+            truc = True
+        shortcomings = []
+        if not network.localrelay:
+            shortcomings.append(
+                "the node runs with blocksonly: it estimates no fees and sees no transactions of others"
+            )
+        if full_rbf is False:
+            shortcomings.append("the node replaces only transactions that signal it: start it with mempoolfullrbf=1")
+        return Capabilities(
+            software=network.subversion,
+            version=network.version,
+            full_rbf=full_rbf,
+            truc=truc,
+            relays=network.localrelay,
+            pruned_below=info.pruneheight,
+            mempool_bytes=mempool.maxmempool,
+            shortcomings=tuple(shortcomings),
+        )
 
     async def need_blocks(self, since: UnixTime) -> None:
         """Make sure that a rescan since a time finds its blocks.

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from paychan.chain.base import ChainFailed, ChainUnfit, Spend
+from paychan.chain.errand import Errand
 from paychan.chain.jsonrpc import METHOD_NOT_FOUND, JsonRpc, RpcError
-from paychan.protocol.types import OutPoint, UnixTime
+from paychan.protocol.types import OutPoint
 
 LONG_SECONDS = 4 * 3600.0
 """Limit for a rescan of blocks (up to a second each), and for one scan of all unspent outputs (a minute or two)."""
@@ -30,8 +31,13 @@ _WALLET_NOT_FOUND = -18
 """Bitcoin Core, rpc/protocol.h: RPC_WALLET_NOT_FOUND"""
 _WALLET_ERROR = -4
 """RPC_WALLET_ERROR"""
+_MISC_ERROR = -1
+"""RPC_MISC_ERROR: among others, a node with -nosettings can't note that a wallet is to be loaded at its start."""
 NOT_FOUND = -5
 """RPC_INVALID_ADDRESS_OR_KEY: no such block, no such transaction"""
+
+
+_T = TypeVar("_T")
 
 
 class _WalletInfo(Struct, frozen=True):
@@ -114,9 +120,12 @@ _transaction: msgspec.json.Decoder[_Transaction] = msgspec.json.Decoder(_Transac
 class WatchWallet:
     """The wallet `name` of the node behind `rpc`. Addresses go in; outpoints and spending transactions come out."""
 
-    def __init__(self, rpc: JsonRpc, name: str) -> None:
+    def __init__(self, rpc: JsonRpc, name: str, patience_seconds: float = 10.0) -> None:
         self._rpc = rpc
         self._name = name
+        self.made = 0
+        """How often the wallet was made: each time it knows nothing of what was followed before."""
+        self._opening = Errand(f'the node loads its wallet "{name}"', patience_seconds)
         self._importing = asyncio.Lock()  # the node refuses a second import while one rescans
         self._reading = asyncio.Lock()
         self._spenders: dict[OutPoint, list[str]] = {}
@@ -124,11 +133,20 @@ class WatchWallet:
         self._listed_to = ""
 
     async def open(self) -> None:
-        """Load the wallet, or create it the first time.
+        """Load the wallet, or make it: the first time, or again where it was lost.
+
+        Loading catches up on the blocks that the wallet missed, which may take long; it goes on when this has failed.
 
         Raises:
             ChainUnfit: the node has no wallets, can't load this one, or it is one that holds keys.
+            ChainFailed: it is still being loaded; ask again.
         """
+        await self._opening.run(self._open)
+
+    async def close(self) -> None:
+        await self._opening.close()
+
+    async def _open(self) -> None:
         try:
             if self._name not in await self._rpc.call(_names, "listwallets"):
                 await self._load_or_create()
@@ -140,13 +158,53 @@ class WatchWallet:
             raise ChainUnfit(msg)
 
     async def _load_or_create(self) -> None:
+        """Have it loaded at every start of the node, too, where the node can note that; -18 does it otherwise."""
         try:
-            await self._rpc.call(_anything, "loadwallet", self._name, True, timeout_seconds=LONG_SECONDS)
+            await self._have_loaded("loadwallet", self._name)
         except RpcError as error:
             if error.code != _WALLET_NOT_FOUND:
                 raise
-            # no private keys, blank, no passphrase, no rule on reuse, descriptors, loaded at every start of the node
-            await self._rpc.call(_anything, "createwallet", self._name, True, True, "", False, True, True)
+            # no private keys, blank, no passphrase, no rule on reuse, descriptors
+            await self._have_loaded("createwallet", self._name, True, True, "", False, True)
+            self.made += 1
+            self._forget()
+
+    async def _have_loaded(self, method: str, *params: Any) -> None:
+        load_on_startup = True
+        try:
+            await self._rpc.call(_anything, method, *params, load_on_startup, timeout_seconds=LONG_SECONDS)
+        except RpcError as error:
+            if error.code != _MISC_ERROR:
+                raise
+            if self._name not in await self._rpc.call(_names, "listwallets"):
+                await self._rpc.call(_anything, method, *params, timeout_seconds=LONG_SECONDS)
+
+    async def _call(
+        self, decoder: msgspec.json.Decoder[_T], method: str, *params: Any, timeout_seconds: float | None = None
+    ) -> _T:
+        """Ask the wallet; one that the node does not have loaded (any more) is loaded or made, once, and asked again."""
+        try:
+            return await self._rpc.call(decoder, method, *params, wallet=self._name, timeout_seconds=timeout_seconds)
+        except RpcError as error:
+            if error.code != _WALLET_NOT_FOUND:
+                raise
+        await self.open()
+        return await self._rpc.call(decoder, method, *params, wallet=self._name, timeout_seconds=timeout_seconds)
+
+    async def _batch(self, decoder: msgspec.json.Decoder[_T], method: str, params: Sequence[Sequence[Any]]) -> list[_T]:
+        """Do the same for many questions."""
+        try:
+            return await self._rpc.batch(decoder, method, params, self._name)
+        except RpcError as error:
+            if error.code != _WALLET_NOT_FOUND:
+                raise
+        await self.open()
+        return await self._rpc.batch(decoder, method, params, self._name)
+
+    def _forget(self) -> None:
+        self._spenders.clear()
+        self._read.clear()
+        self._listed_to = ""
 
     def _mend(self, error: RpcError) -> str:
         if error.code == METHOD_NOT_FOUND:
@@ -161,7 +219,7 @@ class WatchWallet:
     async def incomplete(self, addresses: Collection[str]) -> list[str]:
         """Return those addresses of whose outputs the wallet may not know all."""
         wanted = list(addresses)
-        infos = await self._rpc.batch(_address, "getaddressinfo", [[each] for each in wanted], self._name)
+        infos = await self._batch(_address, "getaddressinfo", [[each] for each in wanted])
         return [each for each, info in zip(wanted, infos, strict=True) if _COMPLETE not in info.labels]
 
     async def descriptors(self, addresses: Sequence[str]) -> list[str]:
@@ -169,8 +227,8 @@ class WatchWallet:
         calls = [[f"addr({each})"] for each in addresses]
         return [each.descriptor for each in await self._rpc.batch(_descriptor, "getdescriptorinfo", calls)]
 
-    async def follow(self, addresses: Sequence[str], since: UnixTime | None = None) -> None:
-        """Follow addresses from now on, or from a time on, for which the node rescans its blocks.
+    async def follow(self, addresses: Sequence[str]) -> None:
+        """Follow addresses from now on.
 
         The node looks through its mempool and the blocks of the last two or three hours each time. The addresses count
         as incomplete until `mark_complete`, so that what a crash cuts off is done again.
@@ -178,24 +236,26 @@ class WatchWallet:
         if not addresses:
             return
         requests = [
-            {"desc": descriptor, "timestamp": "now" if since is None else since, "label": _INCOMPLETE}
+            {"desc": descriptor, "timestamp": "now", "label": _INCOMPLETE}
             for descriptor in await self.descriptors(addresses)
         ]
         async with self._importing:
-            results = await self._rpc.call(
-                _imports, "importdescriptors", requests, wallet=self._name, timeout_seconds=LONG_SECONDS
-            )
+            results = await self._call(_imports, "importdescriptors", requests, timeout_seconds=LONG_SECONDS)
         failed = next((result for result in results if not result.success), None)
         if failed is not None:
             msg = f"the node's wallet does not follow: {failed.error.message if failed.error else 'no reason given'}"
             raise ChainFailed(msg)
-        if since is not None:
-            async with self._reading:
-                self._listed_to = ""  # what the rescan found is older than what was listed
+
+    async def rescan(self, first: int, last: int) -> None:
+        """Have the node look through its blocks of these heights for what concerns followed addresses."""
+        async with self._importing:
+            await self._call(_anything, "rescanblockchain", first, last, timeout_seconds=LONG_SECONDS)
+        async with self._reading:
+            self._listed_to = ""  # what was found is older than what was listed
 
     async def mark_complete(self, addresses: Sequence[str]) -> None:
         """Note that the wallet knows all outputs to these followed addresses."""
-        await self._rpc.batch(_anything, "setlabel", [[each, _COMPLETE] for each in addresses], self._name)
+        await self._batch(_anything, "setlabel", [[each, _COMPLETE] for each in addresses])
 
     async def learn(self, outpoint: OutPoint) -> None:
         """Let the wallet know an unspent output of a followed address, without a rescan.
@@ -224,7 +284,7 @@ class WatchWallet:
             msg = f"{outpoint} came just now; ask again"
             raise ChainFailed(msg)
         proof = await self._rpc.call(_text, "gettxoutproof", [outpoint.txid_hex], block_hash)
-        await self._rpc.call(_anything, "importprunedfunds", raw, proof, wallet=self._name)
+        await self._call(_anything, "importprunedfunds", raw, proof)
 
     async def read_unspent(self, outpoint: OutPoint) -> tuple[str, str]:
         """Return the transaction of an unspent output (hex), and the hash of its block; "" while it is in the mempool.
@@ -247,7 +307,7 @@ class WatchWallet:
         """List unspent outputs to a followed address, also unconfirmed, unsafe and immature ones."""
         options = {"include_immature_coinbase": True}
         least, most = 0, 9_999_999  # confirmations
-        found = await self._rpc.call(_unspents, "listunspent", least, most, [address], True, options, wallet=self._name)
+        found = await self._call(_unspents, "listunspent", least, most, [address], True, options)
         return [OutPoint.parse(each.txid, each.vout) for each in found]
 
     async def spender(self, outpoint: OutPoint) -> Spend | None:
@@ -259,9 +319,7 @@ class WatchWallet:
                 if error.code != NOT_FOUND:
                     raise
             # a node that was killed forgets its newest blocks, one that was set up anew its wallet
-            self._spenders.clear()
-            self._read.clear()
-            self._listed_to = ""
+            self._forget()
             return await self._look_up(outpoint)
 
     async def transaction(self, txid: bytes) -> bytes:
@@ -283,9 +341,7 @@ class WatchWallet:
         the unconfirmed ones.
         """
         watch_only, removed, change = True, False, True
-        listing = await self._rpc.call(
-            _listing, "listsinceblock", self._listed_to, 1, watch_only, removed, change, wallet=self._name
-        )
+        listing = await self._call(_listing, "listsinceblock", self._listed_to, 1, watch_only, removed, change)
         new = {entry.txid for entry in listing.transactions if entry.category == "send"} - self._read
         for transaction in await self._transactions(sorted(new)):
             for txin in transaction.decoded.vin:
@@ -296,4 +352,4 @@ class WatchWallet:
     async def _transactions(self, txids: Sequence[str]) -> list[_Transaction]:
         watch_only, verbose = True, True
         calls = [[txid, watch_only, verbose] for txid in txids]
-        return await self._rpc.batch(_transaction, "gettransaction", calls, self._name)
+        return await self._batch(_transaction, "gettransaction", calls)

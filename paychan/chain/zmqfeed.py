@@ -15,6 +15,8 @@ except ModuleNotFoundError:  # an installation for payers: the node is asked at 
 else:
     HAS_ZMQ = True
 
+from paychan.supervisor import Supervised, Supervisor
+
 _TOPICS = (b"hashblock", b"sequence")
 _MEMPOOL_LABELS = (b"A", b"R")
 """doc/zmq.md: the sequence topic tells of transactions that were added to the mempool or removed from it,
@@ -24,16 +26,17 @@ and of blocks that were connected (C) or disconnected (D)."""
 class ZmqFeed:
     """A subscription to some of the node's publishers. libzmq connects again by itself when the node comes back."""
 
-    def __init__(self, addresses: Iterable[str]) -> None:
+    def __init__(self, addresses: Iterable[str], supervisor: Supervisor) -> None:
+        self.addresses = set(addresses)
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.SUB)
         for topic in _TOPICS:
             self._socket.subscribe(topic)
-        for address in addresses:
+        for address in self.addresses:
             self._socket.connect(address)
         self._block = asyncio.Event()
         self._mempool_changed = False
-        self._task = asyncio.create_task(self._receive())
+        self._task = supervisor.run("zmq feed", self._receive)
 
     async def wait(self, timeout_seconds: float) -> bool:
         """Wait for a block, at most so long; return whether anything was told since the last call.
@@ -49,13 +52,13 @@ class ZmqFeed:
         return told
 
     async def close(self) -> None:
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        await self._task.stop()
         self._context.destroy(linger=0)
 
-    async def _receive(self) -> None:
+    async def _receive(self, task: Supervised) -> None:
         while True:
             topic, body, *_ = await self._socket.recv_multipart()
+            task.succeeded()
             if topic == b"sequence" and body[32:33] in _MEMPOOL_LABELS:
                 self._mempool_changed = True
             else:

@@ -91,7 +91,7 @@ class TestUnfitNodes:
         with Node(tmp_path, born=int(time.time()) - 3 * DAY_SECONDS) as node:
             node.stop()
             node.start()
-            with pytest.raises(ChainUnfit, match=r"initial block download: height 140.*Start again when"):
+            with pytest.raises(ChainUnfit, match=r"initial block download: height 140.*serves when"):
                 await opener(node).check()
             node.mine()
             await opener(node).check()

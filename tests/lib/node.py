@@ -92,7 +92,7 @@ class Node:
         self.start()
         if self.network == "regtest" and "-disablewallet" not in self._command:
             self.set_mock_time(self._born)
-            load_on_startup = True
+            load_on_startup = None if "-nosettings" in self._command else True
             self.rpc("createwallet", _WALLET, False, False, "", False, True, load_on_startup)
             self.mine(_FIRST_BLOCKS)
         return self

@@ -43,6 +43,9 @@ class RpcProxy:
         self._node = node
         self._client = httpx.Client(trust_env=False, timeout=60)
         self._hold_next = False
+        self._held: dict[str, threading.Event] = {}
+        self.refused: dict[str, tuple[int, str]] = {}
+        """Methods that are answered with an error: HTTP status and JSON."""
         self._waits, self._go_on = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._server = _Door(self._serve)
@@ -76,9 +79,20 @@ class RpcProxy:
         finally:
             self._go_on.set()
 
+    @contextmanager
+    def held(self, method: str) -> Iterator[None]:
+        """Hold a method back from the node until the end of this; what comes beside it is answered."""
+        self._held[method] = threading.Event()
+        try:
+            yield
+        finally:
+            self._held.pop(method).set()
+
     def _serve(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers["Content-Length"]))
         asked = json.loads(body)
+        methods = {each["method"] for each in (asked if isinstance(asked, list) else [asked])}
+        refusal = next((self.refused[method] for method in methods if method in self.refused), None)
         with self._lock:
             self.calls += [each["method"] for each in (asked if isinstance(asked, list) else [asked])]
             held, self._hold_next = self._hold_next, False
@@ -86,7 +100,12 @@ class RpcProxy:
             self._waits.set()
             self._go_on.wait(_PATIENCE_SECONDS)
         headers = {name: request.headers[name] for name in ("Authorization", "Content-Type")}
-        answer = self._client.post(self._node.url + request.path, content=body, headers=headers)
+        for method in methods & self._held.keys():
+            self._held[method].wait(_PATIENCE_SECONDS)
+        if refusal is None:
+            answer = self._client.post(self._node.url + request.path, content=body, headers=headers)
+        else:
+            answer = httpx.Response(refusal[0], content=refusal[1], headers={"Content-Type": "application/json"})
         request.send_response(answer.status_code)
         request.send_header("Content-Type", answer.headers["Content-Type"])
         request.send_header("Content-Length", str(len(answer.content)))

@@ -1,0 +1,229 @@
+"""A node that changes while we run: whatever it forgets, lacks or refuses, the backend goes on by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, nullcontext
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from paychan.chain.base import ChainFailed, ChainUnfit, Funding, Spend, WrongNetwork
+from paychan.chain.bitcoind import BitcoindChain
+from paychan.protocol.fees import ChainFees
+from paychan.protocol.types import Network, UnixTime
+from tests.contract.chains import DAY_SECONDS, FUNDING_SAT, PAST, address, refund
+from tests.contract.test_bitcoind import Opener
+from tests.lib.channels import Payer
+from tests.lib.node import Node
+from tests.lib.rpcproxy import RpcProxy
+from tests.lib.world import until
+
+METHOD_NOT_FOUND = (
+    404,
+    json.dumps({"result": None, "error": {"code": -32601, "message": "Method not found"}, "id": 0}),
+)
+FORBIDDEN = (403, json.dumps({"result": None, "error": None, "id": 0}))
+NONSENSE = (200, json.dumps({"result": ["what?"], "error": None, "id": 0}))
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    with Node(tmp_path_factory.mktemp("node")) as node:
+        yield node
+
+
+class Old:
+    """A node on which two channels were funded, and one of them refunded, two days ago: only a rescan finds that."""
+
+    def __init__(self, directory: Path) -> None:
+        self.node = Node(directory, born=int(time.time()) - 2 * DAY_SECONDS)
+        self.payer, self.spent = Payer("funded long ago", PAST), Payer("refunded long ago", PAST)
+
+    def __enter__(self) -> Self:
+        self.node.__enter__()
+        self.since = UnixTime(self.node.median_time - 3600)
+        self.outpoint, self.gone = (self.node.fund(address(each), FUNDING_SAT) for each in (self.payer, self.spent))
+        self.refund = refund(self.spent, Funding(self.gone, FUNDING_SAT, 1))
+        self.node.send_raw(self.refund.transaction)
+        self.node.mine()
+        self.node.set_mock_time(0)
+        self.node.mine(12)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.node.__exit__()
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Old]:
+    with Old(tmp_path_factory.mktemp("old")) as old:
+        yield old
+
+
+@pytest.fixture
+def proxy(node: Node) -> Iterator[RpcProxy]:
+    with RpcProxy(node) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def opener() -> AsyncIterator[Opener]:
+    """Make backends that are closed in the end."""
+    async with AsyncExitStack() as stack:
+
+        def opened(url: str, node: Node, network: Network = Network.REGTEST, **settings: Any) -> BitcoindChain:
+            chain = BitcoindChain(url, network, **({"credentials": node.credentials} | settings))
+            stack.push_async_callback(chain.close)
+            return chain
+
+        yield opened  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("refusal", [METHOD_NOT_FOUND, FORBIDDEN, NONSENSE], ids=["unknown", "whitelist", "nonsense"])
+@pytest.mark.parametrize("method", ["estimatesmartfee", "getmempoolinfo", "getzmqnotifications", "submitpackage"])
+async def test_fault_28_what_is_optional_is_done_without(
+    node: Node, proxy: RpcProxy, opener: Opener, method: str, refusal: tuple[int, str]
+) -> None:
+    """A node that lacks, refuses or garbles an optional answer is asked about the chain all the same."""
+    proxy.refused[method] = refusal
+    chain = opener(proxy.url, node)
+    await chain.check()
+
+    assert (await chain.tip()).block_hash == node.best
+    assert await chain.fees() == ChainFees(None, 1, 1)
+    assert [text for text in chain.capabilities.shortcomings if "estimate" in text] == (
+        ["the node refuses to estimate fees: the configured curve decides alone"]
+        if method == "estimatesmartfee"
+        else []
+    )
+
+
+async def test_a_node_that_can_not_be_reached_is_no_optional_answer(
+    node: Node, proxy: RpcProxy, opener: Opener
+) -> None:
+    """A lost connection while fees are asked for is a failure, not a fee."""
+    chain = opener(proxy.url, node)
+    await chain.check()
+    proxy.__exit__()
+
+    with pytest.raises(ChainFailed):
+        await chain.fees()
+
+
+@pytest.mark.parametrize("lost", ["unloaded", "lost"])
+async def test_fault_29_a_wallet_that_went_away_is_there_again_at_the_next_question(
+    tmp_path: Path, opener: Opener, lost: str
+) -> None:
+    """Each question that needs the wallet works after it was unloaded, or lost with its directory, at any moment."""
+    payer = Payer("wallet went away", PAST)
+    with Node(tmp_path, "-nosettings") as node:
+        chain = opener(node.url, node)
+        await chain.check()
+        begun = chain.capabilities.memory
+        await chain.watch([payer.terms])
+        outpoint = node.fund(address(payer), FUNDING_SAT)
+        node.mine()
+        since = UnixTime(node.median_time - 3600)
+        refunding = refund(payer, Funding(outpoint, FUNDING_SAT, 1))
+
+        def take_away() -> None:
+            node.rpc("unloadwallet", "paychan")
+            if lost == "lost":
+                shutil.rmtree(tmp_path / "regtest" / "wallets" / "paychan")
+
+        for ask in (
+            lambda: chain.funding(payer.terms),
+            lambda: chain.watch([payer.terms], since),
+            lambda: chain.adopt(payer.terms, [outpoint]),
+        ):
+            take_away()
+            await ask()
+        assert (chain.capabilities.memory > begun) == (lost == "lost")
+        node.send_raw(refunding.transaction)
+        node.mine()
+        take_away()
+        if lost == "lost":
+            await chain.tip()
+            assert await chain.spender(outpoint) is None
+            await chain.watch([payer.terms], since)
+        assert await chain.spender(outpoint) == Spend(refunding.txid, 1)
+        take_away()
+        await chain.tip()
+        with pytest.raises(ChainFailed) if lost == "lost" else nullcontext():
+            assert await chain.transaction(refunding.txid) == refunding.transaction
+
+
+async def test_fault_29_a_rescan_holds_nothing_up(old: Old, opener: Opener) -> None:
+    """While the node looks through old blocks `watch` returns, outputs are seen, and what spent one is called unknown."""
+    terms = [old.payer.terms, old.spent.terms]
+    with RpcProxy(old.node) as proxy:
+        chain = opener(proxy.url, old.node, wallet="slow", timeout_seconds=0.5, rescan_patience_seconds=0.05)
+        await chain.check()
+        with proxy.held("rescanblockchain"):
+            await chain.watch(terms, old.since)
+            await chain.watch(terms, old.since)
+            unspent = await chain.unspent([old.outpoint, old.gone])
+            assert list(unspent) == [old.outpoint]
+            assert await chain.spender(old.outpoint) is None
+            with pytest.raises(ChainFailed, match="still looks through its blocks"):
+                await chain.spender(old.gone)
+            assert (await chain.tip()).block_hash == old.node.best
+            await until(lambda: "rescanblockchain" in proxy.calls)
+            await asyncio.sleep(0.6)  # longer than the limit of one answer
+            assert proxy.calls.count("rescanblockchain") == 1
+
+        await until(lambda: not chain._rescan.under_way)
+        assert (await chain.spender(old.gone)).txid == old.refund.txid  # type: ignore[union-attr]
+        assert proxy.calls.count("importdescriptors") == 1
+        before = proxy.calls.count("rescanblockchain")
+        again = opener(proxy.url, old.node, wallet="slow")
+        await again.watch(terms, old.since)
+        assert proxy.calls.count("rescanblockchain") == before, "what is complete is not looked for again"
+
+
+async def test_fault_29_a_rescan_that_was_cut_off_is_taken_up_again(old: Old, opener: Opener) -> None:
+    """After our end in the middle of a rescan the next start looks again, and finds what there was."""
+    with RpcProxy(old.node) as proxy:
+        chain = opener(proxy.url, old.node, wallet="cut off", rescan_patience_seconds=0.05)
+        await chain.check()
+        with proxy.held("rescanblockchain"):
+            await chain.watch([old.spent.terms], old.since)
+            await until(lambda: "rescanblockchain" in proxy.calls)
+            await chain.close()
+        again = opener(proxy.url, old.node, wallet="cut off")
+        await again.check()
+        await again.watch([old.spent.terms], old.since)
+
+        assert (await again.spender(old.gone)).txid == old.refund.txid  # type: ignore[union-attr]
+
+
+async def test_fault_26_a_node_is_checked_again_after_each_interruption(tmp_path: Path, opener: Opener) -> None:
+    """A node that is absent, comes, restarts with other settings and a new cookie: `tip` fails, then works, and what it can do is read anew."""
+    with Node(tmp_path) as node:
+        node.stop()
+        chain = opener(node.url, node)
+        with pytest.raises(ChainUnfit, match=r"no bitcoind answers|can't read"):
+            await chain.tip()
+        node.start("-blocksonly", "-mempoolfullrbf=0", "-maxmempool=7")
+        assert (await chain.tip()).block_hash == node.best
+        found = chain.capabilities
+        assert (found.relays, found.full_rbf, found.mempool_bytes, found.news) == (False, False, 7_000_000, True)
+        assert len(found.shortcomings) == 2
+        node.stop()
+        node.start()
+        assert (await chain.tip()).block_hash == node.best
+        found = chain.capabilities
+        assert (found.relays, found.full_rbf, found.shortcomings) == (True, True, ())
+        assert found.version >= 250_000
+
+
+async def test_a_wrong_network_is_told_apart(node: Node, opener: Opener) -> None:
+    """Of what a node may be unfit for, only another network is an error of the configuration."""
+    with pytest.raises(WrongNetwork):
+        await opener(node.url, node, Network.LIVE).check()
