@@ -163,7 +163,8 @@ async def test_fault_29_a_rescan_holds_nothing_up(old: Old, opener: Opener) -> N
     """While the node looks through old blocks `watch` returns, outputs are seen, and what spent one is called unknown."""
     terms = [old.payer.terms, old.spent.terms]
     with RpcProxy(old.node) as proxy:
-        chain = opener(proxy.url, old.node, wallet="slow", timeout_seconds=0.5, rescan_patience_seconds=0.05)
+        chain = opener(proxy.url, old.node, wallet="slow", timeout_seconds=2, rescan_patience_seconds=0.05)
+        await opener(proxy.url, old.node, wallet="slow").check()  # makes the wallet, however long that takes
         await chain.check()
         with proxy.held("rescanblockchain"):
             await chain.watch(terms, old.since)
@@ -175,7 +176,7 @@ async def test_fault_29_a_rescan_holds_nothing_up(old: Old, opener: Opener) -> N
                 await chain.spender(old.gone)
             assert (await chain.tip()).block_hash == old.node.best
             await until(lambda: "rescanblockchain" in proxy.calls)
-            await asyncio.sleep(0.6)  # longer than the limit of one answer
+            await asyncio.sleep(2.2)  # longer than the limit of one answer
             assert proxy.calls.count("rescanblockchain") == 1
 
         await until(lambda: not chain._rescan.under_way)
