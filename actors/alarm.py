@@ -16,6 +16,7 @@ class Kind(Enum):
     CLOCK = "clock"  # wall clock and newest block contradict each other
     CHAIN = "chain"  # the node can't be asked, or its newest block is old
     NODE = "node"  # the node lacks something, which is done without
+    SIGNER = "signer"  # the signer is away, can't write, or is short of room
     WATCHER = "watcher"  # a look failed
     TASK = "task"  # a long-lived task of the server was started again, or does nothing
     LOG = "log"  # lines of the log are being lost

@@ -199,3 +199,16 @@ def test_server_is_started_before_its_signer(tmp_path: Path, town: tuple[System,
         starting.result()
 
         assert health(system) == "hardened"
+
+
+def test_fault_63_health_alarms_about_a_signer_that_is_not_well(tmp_path: Path) -> None:
+    """What the signer says is wrong with it is an alarm of the server; settling goes on, new channels are told to wait."""
+    system = System(tmp_path)
+    system.signer_file.write_text(system.signer_file.read_text() + "[disk]\nreserve_mb = 1000000000\n")
+    with system:
+        alarms = system.manage("GET", "/health").json()["alarms"]
+        answer = httpx.get(f"{system.url}/v1/fundingInfo", params=unknown(), timeout=30, verify=False)
+
+        assert [alarm["kind"] for alarm in alarms] == ["signer"]
+        assert "bytes are free at" in alarms[0]["text"]
+        assert code(answer) == UNAVAILABLE

@@ -170,7 +170,9 @@ def test_programs_get_what_the_signer_said(tmp_path: Path) -> None:
 def test_fault_63_a_problem_is_told_and_ends_with_status_1(tmp_path: Path, as_json: bool) -> None:
     """What health says is wrong stands in the table, with the last write and the room left; monitors see the status."""
     ill = msgspec.structs.replace(HEALTHY, problem="a write hangs")
-    said = msgspec.structs.replace(QUIET, written_at=UnixTime(int(time.time()) - 60), free_bytes=1_234_567)
+    said = msgspec.structs.replace(
+        QUIET, problem=ill.problem, written_at=UnixTime(int(time.time()) - 60), free_bytes=1_234_567
+    )
     with answering(tmp_path, ill, said):
         result = say("status", config(tmp_path), *["--json"] * as_json)
 
