@@ -22,6 +22,7 @@ from actors.registry import Registry
 from actors.showing import Showing
 from actors.watcher import Watcher
 from actors.world import World
+from paychan.api.descriptors import Descriptors, TooFewDescriptors, divide, raise_limit
 from paychan.api.server import listen, management_server, public_server
 from paychan.api.service import Service
 from paychan.api.stream import close_all
@@ -125,6 +126,7 @@ async def _watching(service: Service) -> AsyncIterator[None]:
 async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]:
     """Make the parts in the order in which they need each other; undo in reverse."""
     _make_state_dir(config.state_dir)
+    descriptors = _descriptors(config)
     async with contextlib.AsyncExitStack() as stack:
         supervisor = Supervisor(_wall_clock, _die)
         stack.push_async_callback(supervisor.close)
@@ -158,7 +160,17 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
             withdraw_above_sat=config.settlement.withdraw_above_sat,
             coalesce=config.stream.coalesce,
         )
-        yield _service(config, world, supervisor)
+        yield _service(config, world, supervisor, descriptors)
+
+
+def _descriptors(config: ServerConfig) -> Descriptors:
+    """Raise the limit of open files, and divide it. Before the store opens, which asks for the limit once."""
+    try:
+        found = divide(raise_limit(), config)
+    except TooFewDescriptors as error:
+        raise StartError(str(error)) from None
+    log.info("files", limit=found.limit, clients=found.clients, management=found.management)
+    return found
 
 
 def _make_state_dir(path: Path) -> None:
@@ -172,7 +184,7 @@ def _make_state_dir(path: Path) -> None:
         raise StartError(msg)
 
 
-def _service(config: ServerConfig, world: World, supervisor: Supervisor) -> Service:
+def _service(config: ServerConfig, world: World, supervisor: Supervisor, descriptors: Descriptors) -> Service:
     registry = Registry(world)
     watcher = Watcher(
         world,
@@ -182,7 +194,7 @@ def _service(config: ServerConfig, world: World, supervisor: Supervisor) -> Serv
         idle_seconds=config.channel.idle_seconds,
         stale_seconds=config.chain.stale_tip_minutes * 60,
     )
-    return Service(config, world, registry, Opener(world, registry), watcher, supervisor)
+    return Service(config, world, registry, Opener(world, registry), watcher, descriptors, supervisor)
 
 
 async def open_chain(config: ServerConfig, source: str) -> Chain:
@@ -269,6 +281,7 @@ async def _listening(service: Service) -> AsyncIterator[Running]:
         await close_all(service)
         for server in (public, management):
             await server.close_all_connections()
+        await service.drop_requests()
         config.management_token.unlink(missing_ok=True)
 
 

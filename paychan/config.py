@@ -27,8 +27,13 @@ class Http(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fast_lane: Annotated[bool, setting("payments take a shorter way; off while log.access is on")] = True
     max_body_bytes: Annotated[int, setting("larger request bodies are refused", "bytes", ge=512)] = 4096
     max_header_bytes: Annotated[int, setting("larger request heads are refused", "bytes", ge=1024)] = 8192
-    max_bad_signatures: Annotated[int, setting("each makes its connection wait, so many end it", "payments", ge=1)] = 20
+    max_bad_signatures: Annotated[
+        int, setting("bad signatures and requests after which a connection is closed; each delays it", "requests", ge=1)
+    ] = 20
     idle_seconds: Annotated[int, setting("an idle keep-alive connection is closed", "seconds", ge=1)] = 75
+    head_seconds: Annotated[
+        int, setting("a first request, and every head that has begun, must have arrived", "seconds", ge=1)
+    ] = 10
     body_seconds: Annotated[int, setting("a body must have arrived", "seconds", ge=1)] = 10
 
 

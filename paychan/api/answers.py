@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Mapping, Sequence
-from time import monotonic
 from typing import Any
 
 from msgspec import Struct
@@ -44,10 +43,7 @@ _MAX_REASON_CHARS = 200
 _RETRY_AFTER_SECONDS = 5
 
 _NOT_FOUND_SECONDS = 0.005
-"""When a 404 leaves after its request was read, whatever was looked up meanwhile: who asks learns nothing from time."""
-
-_TIMER_SECONDS = 0.001
-"""The loop's timers count in this, from whenever they are set."""
+"""A 404 leaves this long after its request was read, whatever was looked up meanwhile, so its time reveals nothing."""
 
 
 class Answer(Struct, frozen=True):
@@ -100,17 +96,25 @@ async def accept(judging: Awaitable[Outcome]) -> Accepted:
     return accepted(await judging)
 
 
-async def until_404s_leave(began: float) -> None:
-    """Wait until the moment at which every 404 leaves that began then (monotonic seconds).
+def when_404s_leave(began: float) -> float:
+    """Return the moment at which every 404 leaves whose request was read then (times of the event loop's clock).
 
-    A timer alone would add whole milliseconds to the time that was spent, and so tell it: the last part is waited for
-    in turns of the loop, which others use too.
+    uvloop's clock stands still during a turn of the loop, and its timers count whole milliseconds of it. So a request that
+    was read in a turn has the same moment however long parsing and lookup took in that turn and in later ones.
     """
-    spent = monotonic() - began
-    leaves = began + _NOT_FOUND_SECONDS * (1 + spent // _NOT_FOUND_SECONDS)
-    await asyncio.sleep(max(0.0, leaves - monotonic() - _TIMER_SECONDS))
-    while monotonic() < leaves:  # noqa: ASYNC110 - a moment, not an event, is waited for
-        await asyncio.sleep(0)
+    spent = asyncio.get_running_loop().time() - began
+    return began + _NOT_FOUND_SECONDS * (1 + spent // _NOT_FOUND_SECONDS)
+
+
+async def until_404s_leave(began: float) -> None:
+    """Wait until the moment of `when_404s_leave`."""
+    loop = asyncio.get_running_loop()
+    leaves = loop.create_future()
+    timer = loop.call_at(when_404s_leave(began), leaves.set_result, None)
+    try:
+        await leaves
+    finally:
+        timer.cancel()
 
 
 def parameter(arguments: Mapping[str, Sequence[bytes]], name: str) -> str:

@@ -1,73 +1,135 @@
-"""A Tornado server with a bound on its connections, and on its patience with who takes no answers."""
+"""A Tornado server whose connections have places, and that has a bound on its patience with clients.
+
+Without a bound idle connections take every file the process may open: then accepting fails, and the store, which needs
+files too, stops the process.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
+from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from time import monotonic
 from typing import Any
 
-import structlog
-from tornado.httpserver import HTTPServer
+from tornado.http1connection import HTTP1ServerConnection
+from tornado.httpserver import HTTPServer, _HTTPRequestContext
 from tornado.iostream import IOStream
 
+from paychan.api.accepting import Acceptor
+from paychan.api.places import WORKING, Guest, Places, network_of_peer
 from paychan.api.streamtransport import mark, taker_of
-
-log = structlog.get_logger("access")
 
 BACKLOG = 1024
 """Connections that the kernel keeps for us until we take them (it may allow fewer). What comes on top of them is sent again
 only after a second, so a few hundred clients that come at once must find room."""
 
-_WARNING_SECONDS = 60
+_PARTING = 16
+"""Refused connections that are kept open for a moment, because closing at once could destroy the answer on its way."""
+_PARTING_SECONDS = 1.0
 
 
 class BoundedServer(HTTPServer):
-    """Keeps only so many connections, and closes a further one at once, and one that takes no answers.
+    """Set `places`, the times and `refusal`, then `listen_on`."""
 
-    Without a bound idle connections take every file the process may open: then accepting fails in a loop that fills the
-    log, and the store, which needs files too, stops the process.
-    """
-
-    max_connections = 0
+    places: Places
     patience_seconds = 0
-    _open = 0
-    _warned_at = float("-inf")
+    """A connection without a request, or that takes no answers, is closed."""
+    head_seconds = 0
+    """The same for one whose first request does not come, or whose request's head does not come whole."""
+    refusal = b""
+    """The answer to a connection for which there is no place."""
+    _acceptor: Acceptor | None = None
+    _parting: deque[socket.socket]
 
     async def listen_on(self, sockets: Sequence[socket.socket]) -> None:
         """Begin to accept."""
-        self.add_sockets(sockets)
+        self._parting = deque()
+        self._acceptor = Acceptor(sockets, self.take, partial(self.places.make_room, paid_too=False))
 
-    def handle_stream(self, stream: IOStream, address: Any) -> None:
-        if not self.take_place():
-            stream.close()
+    def stop(self) -> None:
+        """Accept no more."""
+        if self._acceptor is not None:
+            self._acceptor.stop()
+
+    def take(self, connection: socket.socket, address: Any) -> None:
+        """Serve an accepted connection, or refuse it."""
+        guest = _TornadoGuest(network_of_peer(address))
+        if not self.places.admit(guest):
+            self.refuse(connection)
             return
         # Tornado waits for ever for a client that takes no answer; the kernel does not wait for acknowledgements
-        stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * self.patience_seconds)
+        set_patience(connection, self.patience_seconds)
+        guest.stream = stream = IOStream(
+            connection, max_buffer_size=self.max_buffer_size, read_chunk_size=self.read_chunk_size
+        )
+        mark(stream, partial(self.places.leave, guest))
         # one switch for good: Tornado would turn Nagle's algorithm on and off around every answer
         stream.set_nodelay(True)
         stream.set_nodelay = _no_more  # type: ignore[method-assign]
-        mark(stream, self.give_place_back)
-        super().handle_stream(stream, address)
+        context: Any = _HTTPRequestContext(stream, address, self.protocol, self.trusted_downstream)
+        context.guest = guest
+        asyncio.get_running_loop().call_later(self.head_seconds, guest.check_first)
+        served: Any = HTTP1ServerConnection(stream, self.conn_params, context)
+        self._connections.add(served)
+        served.start_serving(self)
 
     def on_close(self, server_conn: Any) -> None:
         if taker_of(server_conn.stream) is None:
-            self.give_place_back()
+            server_conn.stream.release()
         super().on_close(server_conn)
 
-    def take_place(self) -> bool:
-        """Count a new connection; False if there is no place for it."""
-        if self._open < self.max_connections:
-            self._open += 1
-            return True
-        if monotonic() - self._warned_at >= _WARNING_SECONDS:
-            self._warned_at = monotonic()
-            log.warning("all connections are taken, closing new ones", open=self._open)
-        return False
+    def refuse(self, connection: socket.socket) -> None:
+        """Say 503 and close: at once if others are being refused, else when the client has had time to read it."""
+        with contextlib.suppress(OSError):
+            connection.send(self.refusal)
+            connection.shutdown(socket.SHUT_WR)
+        self._parting.append(connection)
+        if len(self._parting) > _PARTING:
+            self._parting.popleft().close()
+        asyncio.get_running_loop().call_later(_PARTING_SECONDS, connection.close)
 
-    def give_place_back(self) -> None:
-        """Count a connection that ended."""
-        self._open -= 1
+
+class _TornadoGuest(Guest):
+    """A connection that Tornado serves; handlers say when they begin to work for it and when they rest."""
+
+    def __init__(self, network: str) -> None:
+        self.network = network
+        self.paid = False
+        self.evictor: Any = None
+        self.stream: IOStream | None = None
+        self._made = self._since = monotonic()
+        self._works = False
+
+    @property
+    def waits_since(self) -> float:
+        return WORKING if self._works else self._since
+
+    def begins(self) -> None:
+        self._works = True
+
+    def rests(self) -> None:
+        self._works, self._since = False, monotonic()
+
+    def check_first(self) -> None:
+        """Close it if its first request has not come."""
+        if not self._works and self._since == self._made and self.stream is not None:
+            self.stream.close()
+
+    def evict(self) -> None:
+        if self.evictor is not None:
+            self.evictor()
+        elif self.stream is not None:
+            self.stream.close()
+
+
+def set_patience(connection: socket.socket, seconds: float) -> None:
+    """Let the kernel end a connection whose client acknowledges nothing for this long."""
+    with contextlib.suppress(OSError):  # it may have ended
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * seconds))
 
 
 def _no_more(value: bool) -> None:

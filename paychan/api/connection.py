@@ -9,15 +9,15 @@ so a client that sends more than it may fills the kernel's buffers and not ours.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from paychan.api.answers import Answer, refusal
 from paychan.api.detour import Detour
 from paychan.api.manners import Manners
 from paychan.api.payments import Payment, Till
+from paychan.api.places import WORKING, network_of_peer
 from paychan.api.plain import PlainReader, Unusual
 
 if TYPE_CHECKING:
@@ -37,7 +37,10 @@ class Connection(asyncio.Protocol):
         "_choked",
         "_detour",
         "_ends",
+        "_evicted",
+        "_head_since",
         "_held",
+        "_made",
         "_queues",
         "_reader",
         "_reads",
@@ -45,39 +48,43 @@ class Connection(asyncio.Protocol):
         "_since",
         "_till",
         "_under_way",
+        "_works",
         "address",
         "detached",
+        "evictor",
         "manners",
+        "network",
+        "paid",
         "transport",
     )
 
     transport: asyncio.Transport
 
-    def __init__(self, server: LaneServer, till: Till) -> None:
+    def __init__(self, server: LaneServer, till: Till, address: Any) -> None:
         http = till.service.config.http
         self._server, self._till = server, till
+        self.address, self.network = address, network_of_peer(address)
         self._reader = PlainReader(http.max_header_bytes, http.max_body_bytes)
         self._buffer = b""
         self._under_way: deque[Payment] = deque()
-        self._reads, self._choked, self._held, self._ends = True, False, False, False
+        self._reads, self._choked, self._ends, self._evicted = True, False, False, False
+        self._held = 0
         self._queues = False
-        self._since = monotonic()
+        self._made = self._since = monotonic()
+        self._head_since: float | None = None
         self._detour: Detour | None = None
-        self.detached = False
-        self.manners = Manners(http.max_bad_signatures)
+        self._works = False
+        self.detached, self.paid = False, False
+        self.evictor: Any = None
+        self.manners = Manners(http.max_bad_signatures, closes=not http.trust_forwarded)
 
     # --- what asyncio calls -----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        if not self._server.admit(self):
+        if self._evicted:
             self.transport.abort()
             return
-        self.address = transport.get_extra_info("peername")
-        connected = transport.get_extra_info("socket")
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # the kernel does not wait for ever for a client that takes no answer
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * self._server.patience_seconds)
         self.transport.set_write_buffer_limits(_HIGH_WATER_BYTES)
 
     def data_received(self, data: bytes) -> None:
@@ -142,7 +149,7 @@ class Connection(asyncio.Protocol):
                 if reader.has_new_head():
                     self._since = monotonic()  # the body has its own time
                 return False
-            payment = Payment(reader, self)
+            payment = Payment(reader, self, self._till.time())
         except Unusual:
             return self._leave_lane()
         self._buffer = self._buffer[size:]
@@ -176,14 +183,14 @@ class Connection(asyncio.Protocol):
         self._buffer, self._ends, payment.closes = b"", True, True
         payment.answer(answer)
 
-    def hold(self, payment: Payment, answer: Answer) -> None:
-        """Let an answer to a bad signature wait, and the connection with it."""
-        self._held = True
-        asyncio.get_running_loop().call_later(self.manners.bad_signature(), self._release, payment, answer)
+    def hold(self, payment: Payment, answer: Answer, until: float) -> None:
+        """Let an answer wait until this moment of the loop's clock, and the connection with it."""
+        self._held += 1
+        asyncio.get_running_loop().call_at(until, self._release, payment, answer)
         self._advance()
 
     def _release(self, payment: Payment, answer: Answer) -> None:
-        self._held = False
+        self._held -= 1
         payment.answer(answer)
 
     # --- the detour -------------------------------------------------------------------------------------------------
@@ -199,26 +206,69 @@ class Connection(asyncio.Protocol):
             return False
         begun, self._buffer = self._buffer, b""
         self._detour = Detour(self._server, self, begun)
-        self._detour.begin()
+        self._since = monotonic()
+        self._server.detours.begin(self.network, self._detour.begin)
         return False
 
     def come_back(self, rest: bytes) -> None:
         """Go on behind the request that took the detour, with what was read behind it."""
-        self._detour, self._since = None, monotonic()
+        self._detour, self._since, self._works = None, monotonic(), False
         self._buffer = rest
         self._advance()
 
     # --- limits -----------------------------------------------------------------------------------------------------
 
-    def check_time(self, idle_since: float, body_since: float) -> None:
-        """Close what waits too long for a request, for a body, or for its answers to be taken (monotonic seconds)."""
-        if self._detour is not None or (self._under_way and not self._choked) or self._held:
-            return
-        if self._since < (body_since if self._reader.in_body else idle_since):
+    @property
+    def waits_since(self) -> float:
+        """Monotonic time since which it waits for its client, see `places.Guest`."""
+        works = self._works or (self._under_way and not self._choked and not self._held)
+        return WORKING if works else self._since
+
+    def begins(self) -> None:
+        """A handler begins to work for the request on the detour, or for the stream that it became."""
+        self._works = True
+
+    def rests(self) -> None:
+        """It waits for the client, or lets the client wait."""
+        self._works, self._since = False, monotonic()
+
+    def evict(self) -> None:
+        """Close it, for another connection needs the place."""
+        self._evicted = True
+        if self.evictor is not None:
+            self.evictor()
+        elif self._detour is not None:
+            self._detour.abort()
+        if hasattr(self, "transport"):
             self.transport.abort()
 
-    async def close(self) -> None:
-        """End it now, whatever is under way."""
+    def check_time(self, now: float, idle_seconds: float, head_seconds: float, body_seconds: float) -> None:
+        """Close what waits too long for a request, for its head or body, or for its answers to be taken."""
+        if self._detour is not None or (self._under_way and not self._choked) or self._held or self.detached:
+            return
+        since, patience = self._since, idle_seconds
+        if self._choked:
+            pass
+        elif self._reader.in_body:
+            patience = body_seconds
+        elif self._buffer:  # the head has begun to come
+            self._head_since = self._head_since or now
+            since, patience = max(self._head_since, since), head_seconds
+        else:
+            self._head_since = None
+            if since == self._made:  # nothing has come yet
+                patience = head_seconds
+        if since < now - patience and hasattr(self, "transport"):
+            self.transport.abort()
+
+    async def close(self, *, streams_too: bool) -> None:
+        """End it now, whatever is under way; a stream only if it had time to say goodbye."""
+        if self.detached:
+            if streams_too:
+                self._server.places.leave(self)
+                self.evict()
+            return
         if self._detour is not None:
             await self._detour.close()
-        self.transport.abort()
+        if hasattr(self, "transport"):
+            self.transport.abort()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -17,6 +18,7 @@ from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import _HTTPRequestContext
 from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 
+from paychan.api.occasionally import Occasionally
 from paychan.api.streamtransport import give_back, mark, taker_of
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from paychan.api.lane import LaneServer
 
 log = structlog.get_logger("api")
+
+
+_no_file = Occasionally("connection closed, its request could not be read")
 
 
 class _Stream(IOStream):
@@ -55,17 +60,23 @@ class Detour:
 
     def __init__(self, server: LaneServer, connection: Connection, begun: bytes) -> None:
         self._server, self._connection, self._begun = server, connection, begun
+        self._began = asyncio.get_running_loop().time()
         self._stream: _Stream | None = None
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Stop the transport's reading, and go."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        """Let Tornado read the request, unless the connection has ended meanwhile."""
+        if not self._connection.transport.is_closing():
+            self._task = asyncio.get_running_loop().create_task(self._run())
 
-    async def close(self) -> None:
+    def abort(self) -> None:
         """End it, however far it has come."""
         if self._stream is not None:
             self._stream.close()
+
+    async def close(self) -> None:
+        """End it, and wait until it has ended."""
+        self.abort()
         if self._task is not None:
             await asyncio.wait([self._task])
         if (taker := taker_of(self._stream)) is not None:
@@ -76,13 +87,13 @@ class Detour:
         try:
             duplicate = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
         except OSError as error:  # no file is left, or the connection is gone
-            log.warning("connection closed", reason=str(error))
+            _no_file.tell(reason=error.strerror)
             transport.abort()
             return
         stream = self._stream = _Stream(
             duplicate, self._begun, max_buffer_size=server.max_buffer_size, read_chunk_size=server.read_chunk_size
         )
-        mark(stream, lambda: server.release(self._connection))
+        mark(stream, partial(server.places.leave, self._connection))
         request = HTTP1Connection(stream, False, server.conn_params, self._context(stream))
         goes_on = False
         try:
@@ -103,5 +114,5 @@ class Detour:
 
     def _context(self, stream: _Stream) -> Any:
         context: Any = _HTTPRequestContext(stream, self._connection.address, self._server.protocol)
-        context.manners = self._connection.manners
+        context.guest, context.manners, context.began = self._connection, self._connection.manners, self._began
         return context

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from time import monotonic
-from typing import Any, TypeVar
+import contextlib
+from functools import partial
+from typing import Any
 
 import structlog
 from tornado.web import HTTPError, RequestHandler
 
-from paychan.api.answers import HEADERS, Answer, number, outpoint_of, parameter, refusal, result, until_404s_leave
+from paychan.api.answers import HEADERS, Answer, number, outpoint_of, parameter, refusal, result, when_404s_leave
 from paychan.api.manners import Manners
 from paychan.api.service import Service
 from paychan.api.urls import absolute
 from paychan.protocol.errors import (
-    BadSignature,
     BodyTooLarge,
     ChannelExists,
     InternalError,
     Malformed,
     MethodNotAllowed,
     NoSuchRoute,
+    NotFound,
     PaychanError,
-    UnknownChannel,
 )
 from paychan.protocol.scripts import check_expiry
 from paychan.protocol.types import OutPoint, UnixTime
 
 log = structlog.get_logger("api")
 
-T = TypeVar("T")
+_SUCCESS = (200, 201, 202)
 
 
 class Handler(RequestHandler):
@@ -42,14 +41,23 @@ class Handler(RequestHandler):
     def initialize(self, service: Service) -> None:
         """Forget what the client calls its body: Tornado would read forms out of it (PROTOCOL §5, §6.7)."""
         self.service = service
+        context: Any = self.request.connection.context  # type: ignore[union-attr] # Tornado's own
+        self.guest = context.guest
+        self._began = getattr(context, "began", None) or asyncio.get_running_loop().time()
         self.request.headers.pop("Content-Type", None)
+
+    async def _execute(self, transforms: Any, *args: Any, **kwargs: Any) -> None:
+        """Do what Tornado does; a request that is cancelled because the server stops is no error."""
+        with contextlib.suppress(asyncio.CancelledError):
+            await super()._execute(transforms, *args, **kwargs)
 
     def set_default_headers(self) -> None:
         for name, value in HEADERS.items():
             self.set_header(name, value)
 
     def prepare(self) -> None:
-        self._began = monotonic()
+        self.service.keep(asyncio.current_task())
+        self.guest.begins()
         problem = self.manners.problem()
         if problem is not None:
             connection: Any = self.request.connection
@@ -77,32 +85,34 @@ class Handler(RequestHandler):
         """Read an expiry of ASCII digits. Raises `Malformed` or `ExpiryNotATime`."""
         return check_expiry(number(text, "exp_time"))
 
-    async def found(self, search: Awaitable[T]) -> T:
-        """Let a search that finds no channel fail at the moment at which every 404 leaves."""
-        try:
-            return await search
-        except UnknownChannel:
-            await until_404s_leave(self._began)
-            raise
-
     # --- manners ----------------------------------------------------------------------------------------------------
 
     @property
     def manners(self) -> Manners:
-        """The bad signatures of this connection; on the fast lane they are counted together with its own."""
+        """The refused requests of this connection; on the fast lane they are counted together with its own."""
         context: Any = self.request.connection.context  # type: ignore[union-attr] # Tornado's own
         if not hasattr(context, "manners"):
-            context.manners = Manners(self.service.config.http.max_bad_signatures)
+            http = self.service.config.http
+            context.manners = Manners(http.max_bad_signatures, closes=not http.trust_forwarded)
         manners: Manners = context.manners
         return manners
 
-    async def judged(self, judging: Awaitable[T]) -> T:
-        """Let a judgement that finds a bad signature cost its connection time."""
-        try:
-            return await judging
-        except BadSignature:
-            await asyncio.sleep(self.manners.bad_signature())
-            raise
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        """Answer a refusal: after the time that it costs its connection, and a 404 at the moment of all 404s."""
+        error = _refusal(kwargs.get("exc_info"), status_code, self.request.method or "")
+        wait = self.manners.refused(error)
+        if not wait:
+            super().send_error(status_code, **kwargs)
+            return
+        loop = asyncio.get_running_loop()
+        leaves = when_404s_leave(self._began) if isinstance(error, NotFound) else loop.time()
+        self.guest.rests()
+        loop.call_at(leaves + wait, partial(super().send_error, status_code, **kwargs))
+
+    def on_finish(self) -> None:
+        self.guest.rests()
+        if self.request.method in ("PUT", "POST") and self.get_status() in _SUCCESS:
+            self.guest.paid = True
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
@@ -153,6 +163,7 @@ class NotFoundHandler(Handler):
     """Everything that is no resource of ours."""
 
     def prepare(self) -> None:
+        super().prepare()
         raise NoSuchRoute
 
 

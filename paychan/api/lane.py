@@ -14,8 +14,9 @@ Tornado's HTTP layers cost three times what checking a signature costs, so payme
   verified, then booked, step by step for all of it, because each step has its own code and tables in the processor's
   caches; of several payments of one channel the newest is verified first, as in a stream (`protocol.several`). A channel
   that sleeps, is unknown, or asks for more than that is served by the handlers' own coroutines.
-* Limits are those of Tornado's server: number of connections, bytes of heads and bodies, idle time, body time, and
-  clients that don't take their answers. One look at all connections now and then replaces a timer for each request.
+* Limits are those of Tornado's server: number of connections, bytes of heads and bodies, idle time, head time, body time,
+  and clients that don't take their answers. One look at all connections now and then replaces a timer for each request.
+* Detours have their turns (`detourqueue`): few begin in one turn of the loop.
 
 `http.fast_lane = false` leaves all this out; what clients see is the same, which tests/api holds both to. The one exception
 is that of `protocol.several`: pipelined behind a bad signature, a good one that includes it covers it.
@@ -24,68 +25,76 @@ is that of `protocol.several`: pipelined behind a bad signature, a good one that
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Sequence
-from functools import partial
 from time import monotonic
+from typing import Any
 
-from paychan.api.bounded import BACKLOG, BoundedServer
+from paychan.api.bounded import BoundedServer, set_patience
 from paychan.api.connection import Connection
+from paychan.api.detourqueue import DetourQueue
 from paychan.api.payments import Till
+
+_GOODBYE_SECONDS = 1.0
+"""Streams that are open when the server stops get this long to answer its closing frame."""
+_POLL_SECONDS = 0.005
 
 
 class LaneServer(BoundedServer):
     """Tornado's server behind the fast lane; set `till`, the limits, then `listen`."""
 
     till: Till
+    detours: DetourQueue
     body_seconds: float = 0
-    _lane: set[Connection]
-    _listeners: Sequence[asyncio.Server] = ()
+    _connecting: set[asyncio.Task[None]]
     _sweeper: asyncio.Task[None] | None = None
 
     async def listen_on(self, sockets: Sequence[socket.socket]) -> None:
-        loop = asyncio.get_running_loop()
-        self._lane = set()
-        self._listeners = [
-            await loop.create_server(partial(Connection, self, self.till), sock=each, backlog=BACKLOG)
-            for each in sockets
-        ]
-        self._sweeper = loop.create_task(self._sweep())
+        self.detours, self._connecting = DetourQueue(), set()
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+        await super().listen_on(sockets)
 
-    def admit(self, connection: Connection) -> bool:
-        """Count a new connection, unless all are taken."""
-        if not self.take_place():
-            return False
-        self._lane.add(connection)
-        return True
+    def take(self, connection: socket.socket, address: Any) -> None:
+        guest = Connection(self, self.till, address)
+        if not self.places.admit(guest):
+            self.refuse(connection)
+            return
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # the kernel does not wait for ever for a client that takes no answer
+        set_patience(connection, self.patience_seconds)
+        task = asyncio.get_running_loop().create_task(self._connect(guest, connection))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
 
-    def release(self, connection: Connection) -> None:
-        """Give back the place of a connection that ended."""
-        if connection in self._lane:
-            self._lane.discard(connection)
-            self.give_place_back()
+    async def _connect(self, guest: Connection, connection: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: guest, connection)
+        except OSError:  # it has ended
+            connection.close()
+            self.places.leave(guest)
 
     def forget(self, connection: Connection) -> None:
         """The transport of a connection is gone; a WebSocket may have taken the connection over."""
         if not connection.detached:
-            self.release(connection)
-
-    def stop(self) -> None:
-        for each in self._listeners:
-            each.close()
+            self.places.leave(connection)
 
     async def close_all_connections(self) -> None:
         if self._sweeper is None:
             return
         self._sweeper.cancel()
-        while self._lane:
-            await asyncio.gather(*(each.close() for each in list(self._lane)))
-            await asyncio.sleep(0)
+        await asyncio.gather(*self._connecting)
+        streams_end = monotonic() + _GOODBYE_SECONDS
+        while len(self.places):
+            late = monotonic() >= streams_end
+            await asyncio.gather(*(each.close(streams_too=late) for each in self.places))
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def _sweep(self) -> None:
         """Close, for ever, what waits too long."""
         while True:
-            await asyncio.sleep(min(1.0, self.patience_seconds / 4, self.body_seconds / 4))
+            await asyncio.sleep(min(1.0, self.patience_seconds / 4, self.head_seconds / 4, self.body_seconds / 4))
             now = monotonic()
-            for connection in list(self._lane):
-                connection.check_time(now - self.patience_seconds, now - self.body_seconds)
+            for connection in self.places:
+                connection.check_time(now, self.patience_seconds, self.head_seconds, self.body_seconds)

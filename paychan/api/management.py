@@ -121,6 +121,7 @@ class NotFoundHandler(ManagementHandler):
     """Everything that is no resource here; web pages don't get to read even that."""
 
     def prepare(self) -> None:
+        Handler.prepare(self)
         raise NoSuchRoute
 
 

@@ -1,33 +1,66 @@
-"""What bad signatures cost the connection that sends them.
+"""What refused requests cost the connection that sends them.
 
-A check costs us as much as it costs a good payer, and an attacker nothing: so each bad signature lets its connection wait
-for longer, and after so many of them no more is checked. An honest client never sends one.
+A bad signature costs us as much as a good one and an attacker nothing; a request for something that does not exist, or
+that is no request, costs more than a payment. So each lets its connection wait for longer, and after some of them the
+connection is closed. An honest client never sends any of these in number. Refusals that depend on the state of a channel
+or of the chain are not counted: an honest client may meet them again and again.
+
+Behind a proxy a connection is not one client's: there each refused request waits, and nothing is closed.
 """
 
 from __future__ import annotations
 
-from paychan.protocol.errors import TooManyBadSignatures
+from paychan.protocol.errors import (
+    BadSignature,
+    BodyTooLarge,
+    Malformed,
+    MethodNotAllowed,
+    Missing,
+    NotFound,
+    PaychanError,
+    Repeated,
+    SignatureEncoding,
+    TooManyBadSignatures,
+    Unauthorized,
+)
+
+_COUNTED = (
+    BadSignature,
+    BodyTooLarge,
+    Malformed,
+    MethodNotAllowed,
+    Missing,
+    NotFound,
+    Repeated,
+    SignatureEncoding,
+    Unauthorized,
+)
 
 _FIRST_WAIT_SECONDS = 0.01
 _MOST_WAIT_SECONDS = 1.0
 
 
 class Manners:
-    """The bad signatures of one connection."""
+    """The refused requests of one connection."""
 
-    __slots__ = ("_limit", "bad")
+    __slots__ = ("_closes", "_limit", "bad")
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, *, closes: bool = True) -> None:
+        """`closes` says whether the connection is one client's, and ends at the limit."""
+        self._limit, self._closes = limit, closes
         self.bad = 0
 
+    def refused(self, error: PaychanError) -> float:
+        """Count a refusal; return for how many seconds its answer, and all that follows, has to wait."""
+        return self.bad_signature() if isinstance(error, _COUNTED) else 0.0
+
     def bad_signature(self) -> float:
-        """Count one; return for how many seconds its answer, and all that follows, has to wait."""
+        """Count one, as `refused` does."""
         self.bad += 1
-        return float(min(_MOST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2 ** (self.bad - 1)))
+        return float(min(_MOST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2 ** min(self.bad - 1, 16)))
 
     def problem(self) -> TooManyBadSignatures | None:
-        """Return why no payment of this connection is looked at any more, or None; then the connection is closed."""
-        if self.bad < self._limit:
+        """Return why no request of this connection is looked at any more, or None; then the connection is closed."""
+        if self.bad < self._limit or not self._closes:
             return None
         return TooManyBadSignatures(count=self.bad, limit=self._limit)

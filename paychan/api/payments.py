@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +20,13 @@ from tornado.httputil import HTTPHeaders
 
 from actors.channel import ChannelActor, PaySeveral
 from paychan.api import v1, v2
-from paychan.api.answers import OUTPOINT, Answer, outpoint, refusal, until_404s_leave
+from paychan.api.answers import OUTPOINT, Answer, outpoint, refusal, when_404s_leave
 from paychan.api.heads import laid_out
 from paychan.api.plain import PlainReader, Unusual
 from paychan.api.service import Service
 from paychan.api.urls import absolute, forwarded_protocol
 from paychan.protocol.channel import Accepted, Outcome, Pay, Rejected
-from paychan.protocol.errors import BadSignature, ChannelMoved, InternalError, PaychanError, UnknownChannel
+from paychan.protocol.errors import ChannelMoved, InternalError, NotFound, PaychanError
 from paychan.protocol.payment import decode_v1
 from paychan.protocol.rest import Dialect, read_v2_body
 from paychan.protocol.types import OutPoint
@@ -51,7 +50,7 @@ class Payment:
 
     __slots__ = ("_connection", "answered", "began", "body", "closes", "head", "is_v1", "named", "query")
 
-    def __init__(self, reader: PlainReader, connection: Connection) -> None:
+    def __init__(self, reader: PlainReader, connection: Connection, began: float) -> None:
         """Read the request's target. Raises `Unusual`: it is not a channel's, or its query is not for us to judge."""
         path, _, self.query = reader.url.partition(b"?")
         self.is_v1, self.named = _resource(path)
@@ -59,7 +58,7 @@ class Payment:
             raise Unusual
         self._connection = connection
         self.head, self.body, self.closes = reader.head, reader.body, reader.closes
-        self.began = time.monotonic()
+        self.began = began
         self.answered = b""
         """The whole answer, once it is there."""
 
@@ -68,9 +67,19 @@ class Payment:
         self.answered = laid_out(answer, self.closes)
         self._connection.flush()
 
-    def bad_signature(self, answer: Answer) -> None:
-        """Answer after the time that this connection's bad signatures cost, and let nothing else begin till then."""
-        self._connection.hold(self, answer)
+    def refuse(self, error: PaychanError, answer: Answer) -> None:
+        """Answer a refusal: after the time that it costs its connection, and a 404 at the moment of all 404s."""
+        wait = self._connection.manners.refused(error)
+        if not wait:
+            self.answer(answer)
+            return
+        leaves = when_404s_leave(self.began) if isinstance(error, NotFound) else asyncio.get_running_loop().time()
+        self._connection.hold(self, answer, leaves + wait)
+
+    def accepted(self, answer: Answer) -> None:
+        """Answer a payment that was accepted."""
+        self._connection.paid = True
+        self.answer(answer)
 
     @property
     def own_address(self) -> Any:
@@ -117,8 +126,8 @@ class Till:
 
     def __init__(self, service: Service) -> None:
         self.service = service
+        self.time = asyncio.get_running_loop().time
         self._taken: list[Payment] = []
-        self._running: set[asyncio.Task[None]] = set()
 
     def take(self, payment: Payment) -> None:
         """Take a payment; it is answered later.
@@ -163,7 +172,7 @@ class Till:
         else:
             if asked is not None:
                 return asked
-            self._later(payment, self._at_length(payment))
+            self._later(payment, partial(self._at_length, payment))
         return None
 
     def _asked_v1(self, payment: Payment) -> _Asked | None:
@@ -211,32 +220,24 @@ class Till:
     def _answer(self, ask: _Asked, outcome: Outcome) -> None:
         payment, dialect = ask.payment, ask.dialect
         if isinstance(outcome, Accepted):
-            payment.answer(v1.paid(outcome) if dialect is None else v2.paid(outcome, dialect))
+            payment.accepted(v1.paid(outcome) if dialect is None else v2.paid(outcome, dialect))
         elif dialect is not None and isinstance(outcome.error, ChannelMoved):
-            self._later(payment, self._moved(payment, outcome.error, dialect))
+            self._later(payment, partial(self._moved, payment, outcome.error, dialect))
         else:
             self._refuse(payment, outcome.error)
 
     def _refuse(self, payment: Payment, error: PaychanError) -> None:
-        answer = refusal(error, quiet_404=not payment.is_v1)
-        if isinstance(error, BadSignature):
-            payment.bad_signature(answer)
-        else:
-            payment.answer(answer)
+        payment.refuse(error, refusal(error, quiet_404=not payment.is_v1))
 
     # --- what takes longer ------------------------------------------------------------------------------------------
 
-    def _later(self, payment: Payment, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(self._finish(payment, work))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+    def _later(self, payment: Payment, work: Callable[[], Coroutine[Any, Any, Answer]]) -> None:
+        self.service.keep(asyncio.get_running_loop().create_task(self._finish(payment, work)))
 
-    async def _finish(self, payment: Payment, work: Any) -> None:
+    async def _finish(self, payment: Payment, work: Callable[[], Coroutine[Any, Any, Answer]]) -> None:
         try:
-            payment.answer(await work)
+            payment.accepted(await work())
         except PaychanError as error:
-            if isinstance(error, UnknownChannel):
-                await until_404s_leave(payment.began)
             self._refuse(payment, error)
         except Exception:
             log.exception("payment failed")

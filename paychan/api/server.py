@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +10,15 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from paychan.api import management, stream, v1, v2
+from paychan.api.answers import refusal
 from paychan.api.bounded import BACKLOG, BoundedServer
 from paychan.api.handler import NotFoundHandler
+from paychan.api.heads import laid_out
 from paychan.api.lane import LaneServer
 from paychan.api.payments import Till
+from paychan.api.places import Places
 from paychan.api.service import Service
+from paychan.protocol.errors import TooManyConnections
 
 log = structlog.get_logger("access")
 
@@ -28,15 +31,16 @@ def public_server(service: Service) -> BoundedServer:
     http = service.config.http
     resources = [*v1.ROUTES, *v2.ROUTES, *stream.ROUTES, (r".*", NotFoundHandler)]
     routes = [(path, handler, {"service": service}) for path, handler in resources]
-    return _server(service, routes, xheaders=http.trust_forwarded, lane=True)
+    places = Places(service.descriptors.clients, "clients")
+    return _server(service, routes, places, xheaders=http.trust_forwarded, lane=True)
 
 
 def management_server(service: Service, token: str) -> BoundedServer:
     """Make the operator's listener; it does not listen yet."""
     settings = {"service": service, "token": token}
-    return _server(
-        service, [(path, handler, settings) for path, handler in management.ROUTES], xheaders=False, lane=False
-    )
+    routes = [(path, handler, settings) for path, handler in management.ROUTES]
+    places = Places(service.descriptors.management, "management")
+    return _server(service, routes, places, xheaders=False, lane=False)
 
 
 async def listen(server: BoundedServer, address: str, port: int) -> int:
@@ -46,27 +50,27 @@ async def listen(server: BoundedServer, address: str, port: int) -> int:
     return int(sockets[0].getsockname()[1])
 
 
-def _server(service: Service, routes: Sequence[Any], *, xheaders: bool, lane: bool) -> BoundedServer:
+def _server(service: Service, routes: Sequence[Any], places: Places, *, xheaders: bool, lane: bool) -> BoundedServer:
     http = service.config.http
     application = Application(
         list(routes),
         log_function=_log_request if service.config.log.access else _log_nothing,
     )
     kind = LaneServer if lane and http.fast_lane and not service.config.log.access else BoundedServer
+    is_lane = kind is LaneServer  # there Tornado only reads what takes a detour, whose head has begun to come
     server: BoundedServer = kind(
         application,
         xheaders=xheaders,
         max_body_size=http.max_body_bytes * _HARD_BODY_FACTOR,
         max_buffer_size=http.max_body_bytes * _HARD_BODY_FACTOR + http.max_header_bytes,
         max_header_size=http.max_header_bytes,
-        idle_connection_timeout=http.idle_seconds,
+        idle_connection_timeout=http.head_seconds if is_lane else http.idle_seconds,
         body_timeout=http.body_seconds,
     )
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    server.max_connections = files // 2  # the other half is the store's
-    server.patience_seconds = http.idle_seconds
+    server.places = places
+    server.patience_seconds, server.head_seconds = http.idle_seconds, http.head_seconds
+    server.refusal = laid_out(refusal(TooManyConnections(), quiet_404=False), closes=True)
     if isinstance(server, LaneServer):
-        server.max_connections = files // 4  # on a detour each has two
         server.till, server.body_seconds = Till(service), http.body_seconds
     return server
 

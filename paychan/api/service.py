@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from actors.opening import Opener
 from actors.registry import Registry
 from actors.watcher import Watcher
 from actors.world import World
+from paychan.api.descriptors import Descriptors
 from paychan.api.streamplaces import Places
 from paychan.api.totals import LatestTotals
 from paychan.api.turns import Turns
@@ -25,13 +28,31 @@ class Service:
     registry: Registry
     opener: Opener
     watcher: Watcher
+    descriptors: Descriptors
     supervisor: Supervisor = field(default_factory=Supervisor)
+    requests: set[asyncio.Task[Any]] = field(default_factory=set)
+    """Requests that handlers work for."""
+
+    def keep(self, task: asyncio.Task[Any] | None) -> None:
+        """Remember the task of a request until it is done."""
+        if task is not None:
+            self.requests.add(task)
+            task.add_done_callback(self.requests.discard)
+
+    async def drop_requests(self) -> None:
+        """Cancel what still works for connections that are closed: the store and the signer are closed next."""
+        while self.requests:
+            running = list(self.requests)
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=1)
 
     @cached_property
     def streams(self) -> Places:
         """The payment streams that are open."""
         stream, http = self.config.stream, self.config.http
-        return Places(stream.max_streams, stream.max_streams_per_channel, http.max_bad_signatures)
+        most = min(stream.max_streams, self.descriptors.clients // 2)  # payments by PUT keep the other half
+        return Places(most, stream.max_streams_per_channel, http.max_bad_signatures)
 
     @cached_property
     def turns(self) -> Turns:

@@ -47,11 +47,13 @@ class StreamHandler(V2Handler):
             service.config.http.max_body_bytes * _FRAME_FACTOR,
             service.config.stream.ping_seconds,
         )
-        session.websocket = websocket
+        session.websocket, session.guest = websocket, self.guest
+        self.guest.evictor = websocket.abort
         if arguments := self._secret():
-            session.begin(await self.found(find_channel(service, named, arguments)))
+            session.begin(await find_channel(service, named, arguments))
         else:
             session.wait()
+            self.guest.rests()
         head = accept_head(self.request.headers["Sec-WebSocket-Key"])
         try:
             began = await take_over(self.detach(), websocket, head)

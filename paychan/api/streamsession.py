@@ -99,6 +99,8 @@ class StreamSession:
     """One stream of one channel; `websocket` must be set before it begins."""
 
     websocket: WebSocket
+    guest: Any = None
+    """The connection, which keeps its place once the secret is named; see `places`."""
 
     def __init__(self, service: Service, named: OutPoint, address: str, url: Callable[[str], str]) -> None:
         self.address, self.paid_at = address, monotonic()
@@ -136,10 +138,13 @@ class StreamSession:
         self._channel, self._outpoint = channel, channel.outpoint
         self._answers = Answers(self._service, channel, self._url)
         self.websocket.admit()
+        if self.guest is not None:
+            self.guest.paid = True
+            self.guest.begins()
 
     async def _introduce(self, message: bytes) -> None:
         """Take the first message for the secret. There is no second one before this has ended."""
-        began = monotonic()
+        began = asyncio.get_running_loop().time()
         try:
             secret = _hello_decoder.decode(message).secret.encode()
         except (msgspec.MsgspecError, UnicodeError, RecursionError):

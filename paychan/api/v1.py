@@ -63,7 +63,7 @@ class NewChannelHandler(V1Handler):
             payment=decode_v1(self.parameter("payment")),
             price_sat=config.v1_price_sat,
         )
-        opened = await self.judged(accept(self.service.opener.open(request)))
+        opened = await accept(self.service.opener.open(request))
         self.set_header("Location", self.url(self.channel_path(opened.channel.outpoint)))
         ready = opened.channel.state is State.OPEN
         self.answer(201 if ready else 202, "Channel ready" if ready else "Channel closed", _shown(opened))
@@ -74,11 +74,11 @@ class ChannelHandler(V1Handler):
 
     async def put(self, txid: str, vout: str) -> None:
         paying = pay(self.service, outpoint(txid, vout), self.request.query_arguments)
-        self.give(await self.judged(self.found(paying)))
+        self.give(await paying)
 
     async def delete(self, txid: str, vout: str) -> None:
         payment, named = decode_v1(self.parameter("payment")), outpoint(txid, vout)
-        await self.found(_find(self.service, named))
+        await _find(self.service, named)
         closed = accepted(await self.service.registry.ask(named, CloseByProof(payment)))
         self.answer(202, "Channel closed", _shown(Accepted(closed.channel, Sat(0))))
 

@@ -75,7 +75,7 @@ class V2Handler(Handler):
 
     async def find(self, txid: str, vout: str, body: V2Payment) -> Channel:
         """Find the channel that URL, body and secret name together; see `_find`."""
-        return await self.found(_find(self.service, outpoint(txid, vout), self.request.query_arguments, body))
+        return await _find(self.service, outpoint(txid, vout), self.request.query_arguments, body)
 
 
 class FundingInfoHandler(V2Handler):
@@ -168,16 +168,16 @@ class ChannelHandler(V2Handler):
     """`POST` opens (§6.2), `PUT` pays (§6.3)."""
 
     async def post(self, txid: str, vout: str) -> None:
-        body = await self.found(_opening(self.request.body, self.request.query_arguments))
+        body = await _opening(self.request.body, self.request.query_arguments)
         request = self._open_request(outpoint(txid, vout), body)
-        opened = await self.judged(accept(self.service.opener.open(request)))
+        opened = await accept(self.service.opener.open(request))
         self.set_header("Location", self.url(_path(opened.channel.outpoint, opened.channel.secret)))
         self.answer(201, "Channel ready", shown(opened, body.dialect))
 
     async def put(self, txid: str, vout: str) -> None:
         arguments, body = self.request.query_arguments, self.request.body
         paying = pay(self.service, outpoint(txid, vout), arguments, body, self.url)
-        self.give(await self.judged(self.found(paying)))
+        self.give(await paying)
 
     def _open_request(self, named: OutPoint, body: V2Payment) -> OpenRequest:
         """Check what only the body of an opening has."""
@@ -210,7 +210,7 @@ class CloseHandler(V2Handler):
             script = decode_address(body.change_address, self.service.config.bitcoin_network)
         command = CloseByPayment(body.payment, script)
         try:
-            closed = await self.judged(accept(self.service.registry.ask(channel.outpoint, command)))
+            closed = await accept(self.service.registry.ask(channel.outpoint, command))
         except ChannelMoved as error:
             self.give(await moved_answer(self.service, channel.outpoint, error, body.dialect, self.url))
             return

@@ -277,6 +277,10 @@ class StreamReplaced(Unavailable):
     )
 
 
+class TooManyConnections(Unavailable):
+    code, text = "too_many_connections", "all connections are busy, send the request again"
+
+
 class Overloaded(Unavailable):
     code, text = "overloaded", "too much is waiting: {waiting} {what}, limit {limit}"
 

@@ -22,7 +22,9 @@ def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def http() -> Iterator[httpx.Client]:
-    with httpx.Client(timeout=30, trust_env=False) as client:
+    """A connection for each request: refused requests cost the connection that sent them, and many tests share this."""
+    alone = httpx.Limits(max_keepalive_connections=0)
+    with httpx.Client(timeout=30, trust_env=False, limits=alone) as client:
         yield client
 
 

@@ -3,50 +3,101 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import resource
 import signal
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.api.wire import connect, read_all
+from tests.lib.customer import wait_for
 from tests.lib.rbpcp import V1, Payer
 from tests.lib.system import System
 
-FILES = 128
+FILES = 160
 
 
-@pytest.fixture
-def few_files(tmp_path: Path) -> Iterator[System]:
-    """A server that may open 128 files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    running = System(tmp_path)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))
-    try:
-        running.__enter__()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    with contextlib.ExitStack() as stack:
-        stack.push(running)
+@pytest.fixture(scope="module", params=[True, False], ids=["lane", "handlers"])
+def few_files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """A server that may open 160 files and waits long for idle clients."""
+    http = f"fast_lane = {str(request.param).lower()}\nidle_seconds = 600\nhead_seconds = 300"
+    directory = tmp_path_factory.mktemp("few")
+    with System(directory, sections={"http": http}, limits={resource.RLIMIT_NOFILE: FILES}) as running:
         yield running
 
 
-def test_a_crowd_of_connections_stops_nobody(few_files: System) -> None:
-    """Connections beyond half of the files are closed at once; payments go on, and so does the store."""
+def _open(system: System, http: httpx.Client) -> V1:
+    v1 = V1(system.url, Payer(), http)
+    assert v1.open(v1.payer.payment(100_000)).status_code == 201
+    return v1
+
+
+def _log(system: System) -> str:
+    assert system.server is not None
+    return system.server.text()
+
+
+def _open_files(system: System) -> int:
+    assert system.server is not None
+    return len(os.listdir(f"/proc/{system.server.process.pid}/fd"))
+
+
+def test_fault_66_idle_connections_keep_no_client_out(few_files: System) -> None:
+    """While more idle connections than there are places stand open, new clients are served, payers stay connected, and
+    the operator gets in; the log says it once.
+    """
     with httpx.Client(trust_env=False, timeout=10) as http, contextlib.ExitStack() as stack:
-        v1 = V1(few_files.url, Payer(), http)
-        assert v1.open(v1.payer.payment(100_000)).status_code == 201
-        crowd = [stack.enter_context(connect(few_files.url)) for _ in range(2 * FILES)]
-        assert [read_all(connection) for connection in crowd[-FILES:]] == [b""] * FILES
+        v1 = _open(few_files, http)
+        for _ in range(2 * FILES):
+            stack.enter_context(connect(few_files.url))
+        before = _local_port(http)
+        for _ in range(5):
+            with httpx.Client(trust_env=False, timeout=10) as newcomer:
+                _open(few_files, newcomer)
         assert [v1.pay(v1.payer.payment(100_000 + paid)).status_code for paid in range(1, 101)] == [200] * 100
+        assert _local_port(http) == before, "the payer's connection was closed"
         assert httpx.get(f"{few_files.management_url}/health", trust_env=False).status_code == 200
-    assert few_files.server is not None
-    log = few_files.server.text()
-    assert "Too many open files" not in log
-    assert log.count("all connections are taken") == 1
+    assert "Too many open files" not in _log(few_files)
+    assert _log(few_files).count("all connections are taken") == 1
+
+
+def _local_port(http: httpx.Client) -> list[str]:
+    pool = http._transport._pool  # type: ignore[attr-defined]
+    return [repr(id(each)) for each in pool.connections]
+
+
+def test_fault_70_all_listeners_together_stay_below_the_limit(few_files: System) -> None:
+    """Crowds on both listeners, of connections that ask for something that is not a payment too, leave files free."""
+    head = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"  # a detour that waits for its body
+    with contextlib.ExitStack() as stack:
+        for url, content in ((few_files.url, head), (few_files.management_url, head), (few_files.url, b"")):
+            for _ in range(FILES):
+                connection = stack.enter_context(connect(url))
+                with contextlib.suppress(OSError):
+                    connection.sendall(content)
+        with httpx.Client(trust_env=False, timeout=10) as http:
+            _open(few_files, http)
+        assert httpx.get(f"{few_files.management_url}/health", trust_env=False).status_code == 200
+        assert _open_files(few_files) < FILES - 16
+    assert "Too many open files" not in _log(few_files)
+
+
+def test_fault_66_slow_heads_make_room(few_files: System) -> None:
+    """Connections that send a byte of a head now and then are no better than idle ones."""
+    with contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(connect(few_files.url)) for _ in range(FILES)]
+        for piece in (b"PUT /v1/channels/", b"00"):
+            for connection in crowd:
+                with contextlib.suppress(OSError):
+                    connection.sendall(piece)
+            with httpx.Client(trust_env=False, timeout=10) as http:
+                _open(few_files, http)
 
 
 def test_a_crowd_that_leaves_makes_room(few_files: System) -> None:
@@ -55,16 +106,8 @@ def test_a_crowd_that_leaves_makes_room(few_files: System) -> None:
         with contextlib.ExitStack() as stack:
             for _ in range(FILES):
                 stack.enter_context(connect(few_files.url))
-        assert _served(few_files)
-
-
-def _served(system: System) -> bool:
-    """Ask on new connections until one is taken; the server may not have seen yet that others ended."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        with contextlib.suppress(httpx.TransportError), httpx.Client(trust_env=False, timeout=10) as http:
-            return V1(system.url, Payer(), http).funding_info().status_code == 200
-    return False
+    with httpx.Client(trust_env=False, timeout=10) as http:
+        _open(few_files, http)
 
 
 def test_clients_that_come_at_once_find_room(few_files: System) -> None:
@@ -77,3 +120,115 @@ def test_clients_that_come_at_once_find_room(few_files: System) -> None:
         for _ in range(400):
             stack.enter_context(connect(few_files.url))
         assert time.monotonic() - begun < 1.0
+
+
+def test_fault_31_the_soft_limit_is_raised_and_named(tmp_path: Path) -> None:
+    """A soft limit below the hard one is raised, and the log names it and what is left for clients."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with System(tmp_path) as running:
+            found = re.search(r"event=files limit=(\d+) clients=(\d+) management=(\d+)", _log(running))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert found is not None
+    limit, clients, management = map(int, found.groups())
+    assert limit >= min(hard, 1 << 20) or hard == resource.RLIM_INFINITY
+    assert 2 * clients + management < limit
+
+
+def test_fault_31_a_limit_that_leaves_nothing_stops_the_start(tmp_path: Path) -> None:
+    """Too few files for one client are said at start, with both numbers."""
+    with (
+        pytest.raises(AssertionError, match=r"may open 100 files, and needs at least \d+"),
+        System(tmp_path, limits={resource.RLIMIT_NOFILE: 100}),
+    ):
+        pass
+
+
+def test_fault_70_without_a_free_file_accepting_rests(tmp_path: Path) -> None:
+    """When accepting fails for want of a file, the server does not spin, says it once, and goes on as soon as it can."""
+    with System(tmp_path) as running, contextlib.ExitStack() as stack:
+        assert running.server is not None
+        process = running.server.process.pid
+        with httpx.Client(trust_env=False, timeout=10) as http:
+            v1 = _open(running, http)
+            former = resource.prlimit(process, resource.RLIMIT_NOFILE)
+            resource.prlimit(process, resource.RLIMIT_NOFILE, (_open_files(running), former[1]))
+            for url in (running.url, running.management_url):
+                for _ in range(20):
+                    stack.enter_context(connect(url))
+            wait_for(lambda: "can't accept" in _log(running), "a word in the log")
+            before, begun = _processor_seconds(process), time.monotonic()
+            while time.monotonic() - begun < 1.0:
+                time.sleep(0.1)
+            assert _processor_seconds(process) - before < 0.5
+            assert v1.pay(v1.payer.payment(100_001)).status_code == 200  # it is connected already
+            assert _log(running).count("can't accept") <= 2
+            assert "Traceback" not in _log(running)
+            resource.prlimit(process, resource.RLIMIT_NOFILE, former)
+        with httpx.Client(trust_env=False, timeout=10) as http:
+            _open(running, http)
+        assert httpx.get(f"{running.management_url}/health", trust_env=False).status_code == 200
+
+
+def _processor_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _says_nothing(connection: socket.socket) -> None:
+    """A client that only connects."""
+
+
+def _drips(connection: socket.socket) -> None:
+    """A client that sends a head byte by byte, for ever."""
+    with contextlib.suppress(OSError):
+        connection.sendall(b"G")
+
+
+def _pays_then_drips(connection: socket.socket) -> None:
+    """A client whose second request never comes whole."""
+    with contextlib.suppress(OSError):
+        connection.sendall(b"P")
+
+
+@pytest.mark.parametrize("does", [_says_nothing, _drips])
+def test_fault_66_a_first_request_has_seconds(hasty: System, does: Callable[[socket.socket], None]) -> None:
+    """A client whose first request does not come, or not whole, is closed after `head_seconds`, however it drips."""
+    with connect(hasty.url) as connection:
+        connection.settimeout(0.2)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            does(connection)
+            with contextlib.suppress(TimeoutError):
+                assert read_all(connection) == b""
+                return
+    pytest.fail("still open")
+
+
+def test_fault_66_a_later_request_has_seconds_too(hasty: System) -> None:
+    """After an answered payment a connection may idle, but a head that has begun must come whole."""
+    with httpx.Client(trust_env=False, timeout=10) as http:
+        v1 = _open(hasty, http)
+    pay = f"PUT {v1.resource.removeprefix(v1.url)}?payment=AAAA HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    with connect(hasty.url) as idle, connect(hasty.url) as drips:
+        for connection in (idle, drips):
+            connection.sendall(pay)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 400 ")
+        drips.settimeout(0.2)
+        deadline, closed = time.monotonic() + 20, False
+        while not closed and time.monotonic() < deadline:
+            _pays_then_drips(drips)
+            with contextlib.suppress(TimeoutError):
+                closed = read_all(drips) == b""
+        assert closed
+        idle.sendall(pay)
+        assert idle.recv(4096).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """A server that gives a head one second."""
+    with System(tmp_path_factory.mktemp("hasty"), sections={"http": "head_seconds = 1"}) as running:
+        yield running

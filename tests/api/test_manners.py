@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import contextlib
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,10 +16,14 @@ from websockets.sync.client import connect
 
 from paychan.protocol.stream import MAX_FRAME_PAYMENTS, Taken, write_payments
 from tests.api.streams import answers, closed, code, open_stream, pay_frame, stream_url
+from paychan.protocol.rest import Dialect
+from tests.api.wire import connect as dial
 from tests.lib.rbpcp import V1, V2, Payer, refusal
 from tests.lib.system import System
 
 LIMIT = 3
+KEY = "02" + "11" * 32
+BODY = V2("", Payer(), httpx.Client(), Dialect.S).body(Payer().payment(100_000))
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["lane", "handlers"])
@@ -73,8 +80,8 @@ def test_both_versions_and_closings_are_counted_together(strict: System, http: h
     assert [answer.status_code for answer in answers] == [400, 400, 400, 429]
 
 
-def test_other_refusals_cost_nothing(strict: System, http: httpx.Client) -> None:
-    """Only what had to be checked is counted: mistakes that are cheap to see may go on for ever."""
+def test_refusals_that_an_honest_client_meets_cost_nothing(strict: System, http: httpx.Client) -> None:
+    """A refusal that depends on the channel is not counted: it may be met for ever."""
     v1 = V1(strict.url, Payer(), http)
     assert v1.open(v1.payer.payment(100_000)).status_code == 201
 
@@ -125,3 +132,61 @@ def test_fault_69_a_new_stream_does_not_begin_anew(strict: System, http: httpx.C
     with httpx.Client(trust_env=False) as fresh:
         mine.http = fresh
         assert mine.pay(mine.payer.payment(100_001)).status_code == 200
+
+
+CHEAP = {
+    "no such resource": ("GET", "/nowhere", b""),
+    "unknown channel of v1": ("DELETE", f"/v1/channels/{'0' * 64}/0?payment=AAAA", b""),
+    "payment to an unknown channel of v2": ("PUT", f"/v2/channels/{'0' * 64}/0?secret={'0' * 64}", BODY),
+    "malformed payment": ("PUT", f"/v1/channels/{'0' * 64}/0?payment=!", b""),
+    "missing parameter": ("GET", "/v1/fundingInfo", b""),
+    "repeated parameter": ("GET", f"/v1/fundingInfo?client_pubkey={KEY}&exp_time=1&exp_time=1", b""),
+    "no JSON": ("PUT", f"/v2/channels/{'0' * 64}/0", b"{"),
+    "method": ("DELETE", "/v1/fundingInfo", b""),
+    "large body": ("POST", "/v1/channels/new", b"x" * 5000),
+    "stream of an unknown channel": ("GET", f"/v2/channels/{'0' * 64}/0/stream?secret={'0' * 64}", b""),
+}
+
+
+@pytest.mark.parametrize("kind", CHEAP)
+def test_fault_78_requests_for_nothing_end_their_connection(strict: System, http: httpx.Client, kind: str) -> None:
+    """404, malformed requests, wrong methods and large bodies are counted as bad signatures are: 429, then the end."""
+    method, where, body = CHEAP[kind]
+    refused = [http.request(method, strict.url + where, content=body) for _ in range(LIMIT)]
+    ended = http.request(method, strict.url + where, content=body)
+
+    assert {answer.status_code for answer in refused} <= {400, 404, 405, 413}
+    assert refusal(ended) == (429, "too_many_bad_signatures")
+    assert ended.headers["Connection"] == "close"
+
+
+def test_fault_78_behind_a_proxy_nobody_pays_for_the_other(tmp_path: Path, http: httpx.Client) -> None:
+    """A trusted proxy's connection is many clients': refused requests of one do not close it for a payer."""
+    with System(tmp_path, sections={"http": f"max_bad_signatures = {LIMIT}\ntrust_forwarded = true"}) as system:
+        v1 = V1(system.url, Payer(), http)
+        assert v1.open(v1.payer.payment(100_000)).status_code == 201
+        for _ in range(LIMIT + 1):
+            assert http.get(f"{system.url}/nowhere").status_code == 404
+            assert refusal(v1.pay(Payer().payment(100_001))) == (400, "bad_signature")
+        assert v1.pay(v1.payer.payment(100_001)).status_code == 200
+
+
+def test_fault_78_a_404_is_waited_for_without_work(strict: System) -> None:
+    """Clients that wait for their 404 cost no processor time: hundreds at once take a part of the time that they wait."""
+    assert strict.server is not None
+    process, waiting = strict.server.process.pid, 0.0
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(dial(strict.url)) for _ in range(40)]
+        before, begun = _processor_seconds(process), time.monotonic()
+        for _ in range(LIMIT):
+            for connection in connections:
+                connection.sendall(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
+            for connection in connections:
+                assert connection.recv(4096).startswith(b"HTTP/1.1 404 ")
+        spent, waiting = _processor_seconds(process) - before, time.monotonic() - begun
+    assert spent < 40 * LIMIT * 0.003, f"{spent} s of processor time in {waiting} s"
+
+
+def _processor_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -82,12 +84,19 @@ port = 0
 class Daemon:
     """A console script that runs in the background, with its output in a file."""
 
-    def __init__(self, log: Path, command: str, *arguments: str, **environment: str) -> None:
+    def __init__(
+        self, log: Path, command: str, *arguments: str, limits: dict[int, int] | None = None, **environment: str
+    ) -> None:
+        """`limits` are resource limits of the process, soft and hard."""
         self.log = log
         program = Path(sys.executable).parent / command
         with log.open("ab") as out:
             self.process = subprocess.Popen(
-                [program, *arguments], stdout=out, stderr=out, env={**os.environ, "PORT": "", **environment}
+                [program, *arguments],
+                stdout=out,
+                stderr=out,
+                env={**os.environ, "PORT": "", **environment},
+                preexec_fn=partial(_limit, limits) if limits else None,
             )
 
     def stop(self, number: int = signal.SIGTERM) -> int:
@@ -100,6 +109,11 @@ class Daemon:
         return self.log.read_text(errors="replace")
 
 
+def _limit(limits: dict[int, int]) -> None:
+    for kind, most in limits.items():
+        resource.setrlimit(kind, (most, most))
+
+
 class System:
     """Signer and server with a state directory of their own; extra TOML is appended to the server's settings.
 
@@ -107,8 +121,15 @@ class System:
     """
 
     def __init__(
-        self, directory: Path, extra: str = "", sections: dict[str, str] | None = None, node: Node | None = None
+        self,
+        directory: Path,
+        extra: str = "",
+        sections: dict[str, str] | None = None,
+        node: Node | None = None,
+        limits: dict[int, int] | None = None,
     ) -> None:
+        """`limits` are resource limits of the server process."""
+        self.limits = limits
         self.directory = directory
         self.state = directory / "state"
         directory.mkdir(parents=True, exist_ok=True)
@@ -176,7 +197,9 @@ class System:
 
     def start_server(self) -> None:
         """Start the server and wait until it answers."""
-        self.server = Daemon(self.directory / "server.log", "paychan", "serve", str(self.server_file))
+        self.server = Daemon(
+            self.directory / "server.log", "paychan", "serve", str(self.server_file), limits=self.limits
+        )
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < deadline:
             running = read_running(self.state)

@@ -18,6 +18,7 @@ from bitcoin.core import CTransaction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paychan.api.descriptors import divide
 from paychan.api.server import listen, public_server
 from paychan.api.service import Service
 from paychan.chain.base import Spend
@@ -100,7 +101,8 @@ class Scene:
             local(self.directory, self.clock, chain=self.chain, min_confirmations=1)
         )
         world = self.server.world
-        service = Service(self.config, world, self.server.registry, self.server.opener, self.server.watcher)
+        actors = (self.server.registry, self.server.opener, self.server.watcher)
+        service = Service(self.config, world, *actors, divide(1024, self.config))
         self.door = public_server(service)
         self.line.port = await listen(self.door, "127.0.0.1", 0)
 
