@@ -45,13 +45,11 @@ def _log(system: System) -> str:
 
 def _open_files(system: System) -> int:
     assert system.server is not None
-    return len(os.listdir(f"/proc/{system.server.process.pid}/fd"))
+    return len(list(Path(f"/proc/{system.server.process.pid}/fd").iterdir()))
 
 
 def test_fault_66_idle_connections_keep_no_client_out(few_files: System) -> None:
-    """While more idle connections than there are places stand open, new clients are served, payers stay connected, and
-    the operator gets in; the log says it once.
-    """
+    """Among more idle connections than there are places, new clients, payers and the operator are served."""
     with httpx.Client(trust_env=False, timeout=10) as http, contextlib.ExitStack() as stack:
         v1 = _open(few_files, http)
         for _ in range(2 * FILES):

@@ -144,9 +144,7 @@ def test_the_time_of_a_404_does_not_tell_whether_there_is_a_channel(system: Syst
 
 
 def test_fault_83_the_moment_of_a_404_does_not_depend_on_work_in_its_turn() -> None:
-    """On uvloop's clock the moment is that of the turn in which the request was read, whatever was parsed or found in a
-    cache before the clock was read; and the timer leaves then, in whole milliseconds, however late it was set.
-    """
+    """The moment is that of the turn in which the request was read, whatever was looked up before the clock was read."""
 
     async def moments() -> list[float]:
         loop, left = asyncio.get_running_loop(), []

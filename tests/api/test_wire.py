@@ -28,7 +28,7 @@ SMUGGLED = GET + b"\r\n"
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    sections = {"http": "idle_seconds = 1\nbody_seconds = 1", "open": "min_confirmations = 1"}
+    sections = {"http": "idle_seconds = 1\nhead_seconds = 1\nbody_seconds = 1", "open": "min_confirmations = 1"}
     with System(tmp_path_factory.mktemp("strict"), sections=sections) as running:
         yield running
 

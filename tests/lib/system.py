@@ -96,7 +96,7 @@ class Daemon:
                 stdout=out,
                 stderr=out,
                 env={**os.environ, "PORT": "", **environment},
-                preexec_fn=partial(_limit, limits) if limits else None,
+                preexec_fn=partial(_limit, limits) if limits else None,  # noqa: PLW1509 - it makes one system call
             )
 
     def stop(self, number: int = signal.SIGTERM) -> int:
