@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import contextlib
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from paychan.protocol.rest import Dialect
 from paychan.protocol.stream import MAX_FRAME_PAYMENTS, Taken, write_payments
 from tests.api.streams import answers, closed, code, open_stream, pay_frame, stream_url
-from paychan.protocol.rest import Dialect
 from tests.api.wire import connect as dial
 from tests.lib.rbpcp import V1, V2, Payer, refusal
 from tests.lib.system import System
