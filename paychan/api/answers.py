@@ -7,7 +7,7 @@ import re
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected, State
 from paychan.protocol.errors import (
@@ -41,6 +41,9 @@ _NOT_PRINTABLE = re.compile(r"[^\x20-\x7e]|<")
 
 _MAX_REASON_CHARS = 200
 _RETRY_AFTER_SECONDS = 5
+
+_SHOWN_TRANSACTION_BYTES = 20_000
+"""Clients read 64 KiB, and a transaction is in hex."""
 
 _NOT_FOUND_SECONDS = 0.005
 """A 404 leaves this long after its request was read, whatever was looked up meanwhile, so its time reveals nothing."""
@@ -162,3 +165,13 @@ def settlement_txid(channel: Channel) -> str | None:
         return None
     confirmed = closing.spent_by if channel.state is State.CLOSED else b""
     return (confirmed or closing.settlement.txid)[::-1].hex()
+
+
+def settlement_transaction(channel: Channel) -> str | UnsetType:
+    """Hex of the newest settlement that was signed, unless another confirmed, or it is too large for an answer."""
+    closing = channel.closing
+    settlement = closing.settlement if closing is not None else None
+    if closing is None or settlement is None or len(settlement.transaction) > _SHOWN_TRANSACTION_BYTES:
+        return UNSET
+    is_other = channel.state is State.CLOSED and closing.spent_by not in (b"", settlement.txid)
+    return UNSET if is_other else settlement.transaction.hex()

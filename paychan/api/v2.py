@@ -17,6 +17,7 @@ from paychan.api.answers import (
     outpoint,
     outpoint_of,
     result,
+    settlement_transaction,
     settlement_txid,
 )
 from paychan.api.handler import Handler
@@ -214,12 +215,9 @@ class CloseHandler(V2Handler):
         except ChannelMoved as error:
             self.give(await moved_answer(self.service, channel.outpoint, error, body.dialect, self.url))
             return
-        txid_hex = settlement_txid(closed.channel)
-        self.answer(
-            200,
-            "Channel closed",
-            PaymentResult(ChannelStatus.CLOSED, Sat(0), Sat(0), txid_hex, closed.application_data),
-        )
+        txid_hex, transaction = settlement_txid(closed.channel), settlement_transaction(closed.channel)
+        told = PaymentResult(ChannelStatus.CLOSED, Sat(0), Sat(0), txid_hex, closed.application_data, transaction)
+        self.answer(200, "Channel closed", told)
 
 
 async def pay(service: Service, named: OutPoint, arguments: Arguments, raw: bytes, url: Url) -> Answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from typing import Annotated
 
@@ -40,6 +41,7 @@ from paychan.cli.terminal import err, fail, out
 from paychan.client import (
     Channel,
     Dialect,
+    FeeTooHigh,
     FundingNotTold,
     Limits,
     Network,
@@ -294,16 +296,30 @@ def status(
 def close(
     name: NameArgument,
     fee: Annotated[int, typer.Option(help="Fee in satoshi to offer for a faster settlement (version 2).")] = 0,
+    max_fee: Annotated[
+        int | None, typer.Option(min=1, help="Offer up to this. \\[default: 10 % of what is left, and 100 per byte]")
+    ] = None,
     to: Annotated[str, typer.Option(help="Another address for the change (version 2).")] = "",
     wallet: WalletOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Have the server settle a channel: what was not paid comes back."""
+    """Have the server settle a channel: what was not paid comes back.
+
+    A fee that is offered is a payment: what the settlement really pays is shown.
+    """
     with told(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
-        settled = channel.close(fee, to)
+        try:
+            settled = channel.close(fee, to, max_fee_sat=max_fee)
+        except FeeTooHigh as error:
+            if as_json or max_fee is not None or not sys.stdin.isatty():
+                raise
+            typer.confirm(f"{error}. Offer {fee} sat nevertheless?", abort=True)
+            settled = channel.close(fee, to, max_fee_sat=fee)
         if as_json:
             out.print_json(data={"name": channel.name, **msgspec.to_builtins(settled)})
             return
+        offered, paid = settled.offered_fee_sat, settled.paid_fee_sat
+        by_all = "not known: the server showed no settlement of this channel alone"
         show_panel(
             f"Channel {channel.name}",
             ("Settled by", settled.settlement_txid),
@@ -312,8 +328,17 @@ def close(
                 "Comes back",
                 f"{sat(settled.change_sat)} to {settled.change_address}" if settled.change_sat else "nothing",
             ),
+            (
+                "Fee",
+                (f"{sat(offered)} offered; " if offered else "") + (by_all if paid is None else f"{sat(paid)} paid"),
+            ),
             ("Key", "" if to else f"`paychan channel key {channel.name}`, if that address is not of your own wallet"),
         )
+        if paid is not None and offered > paid:
+            err.print(
+                f"The server keeps {sat(offered - paid)} of the fee that you offered: the settlement pays less.",
+                soft_wrap=True,
+            )
 
 
 app.command(epilog=payerrefund.REFUND_EXAMPLES)(payerrefund.refund)

@@ -231,12 +231,15 @@ class Channel(ChannelBase):
         """Note which transaction spent the funding, as a chain of the payer's shows it: the channel has ended."""
         return self._run(recovery.spent, txid)
 
-    def close(self, fee_sat: int = 0, change_address: str = "") -> Settled:
+    def close(self, fee_sat: int = 0, change_address: str = "", *, max_fee_sat: int | None = None) -> Settled:
         """Have the channel settled; v2 knows a fee to offer and another address for the change.
 
-        That of a movable channel goes to its home address by itself.
+        That of a movable channel goes to its home address by itself. A fee is a payment, which the server is meant to pass
+        on: more than 10 % of what is left or 100 sat per byte needs `max_fee_sat`.
         """
-        return self._run(closing.close, self._ways.patience, fee_sat=fee_sat, change_address=change_address)
+        return self._run(
+            closing.close, self._ways.patience, fee_sat=fee_sat, change_address=change_address, max_fee_sat=max_fee_sat
+        )
 
     def _run(self, start: Callable[Concatenate[ChannelRecord, P], Flow[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         with self._lock:
@@ -324,8 +327,10 @@ class AsyncChannel(ChannelBase):
     async def spent(self, txid: str) -> ChannelRecord:
         return await self._run(recovery.spent, txid)
 
-    async def close(self, fee_sat: int = 0, change_address: str = "") -> Settled:
-        return await self._run(closing.close, self._ways.patience, fee_sat=fee_sat, change_address=change_address)
+    async def close(self, fee_sat: int = 0, change_address: str = "", *, max_fee_sat: int | None = None) -> Settled:
+        return await self._run(
+            closing.close, self._ways.patience, fee_sat=fee_sat, change_address=change_address, max_fee_sat=max_fee_sat
+        )
 
     async def _run(
         self, start: Callable[Concatenate[ChannelRecord, P], Flow[T]], *args: P.args, **kwargs: P.kwargs

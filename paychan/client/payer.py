@@ -10,24 +10,36 @@ from urllib.parse import urlsplit
 
 import httpx
 from coincurve import PrivateKey
-from msgspec import Struct
+from msgspec import UNSET, Struct, structs
 
 from paychan.client import routes
 from paychan.client.answers import refusal
 from paychan.client.channel import AsyncChannel, Channel, Ways
 from paychan.client.drive import TIMEOUT, drive, drive_async
-from paychan.client.errors import TermsUnacceptable, WalletError
-from paychan.client.flow import Flow, Patience, Request, ask
+from paychan.client.errors import ServerMisbehaved, TermsUnacceptable, Unreachable, WalletError
+from paychan.client.flow import Flow, Patience, Request, Response, ask
 from paychan.client.record import ChannelRecord
 from paychan.client.recovery import key_address
-from paychan.client.terms import HOUR, Limits, agree, read_funding_info
+from paychan.client.terms import (
+    ASSUMED_MIN_HOURS,
+    HOUR,
+    Limits,
+    agree,
+    check_clock,
+    check_limits,
+    expiry_for,
+    read_funding_info,
+)
 from paychan.client.wallet import ChannelFile, Wallet
 from paychan.protocol.address import decode_address
-from paychan.protocol.rest import Dialect
+from paychan.protocol.rest import Dialect, FundingInfo
 from paychan.protocol.scripts import check_expiry
 from paychan.protocol.types import Network, Sat, UnixTime
 
 DEFAULT_HOURS = 7 * 24
+
+_GUESS_SECONDS = 5 * 24 * 3600
+"""Beyond the hours of paying, when the terms are asked for the first time: they say how much more it takes."""
 
 
 class Wish(Struct, frozen=True):
@@ -38,7 +50,9 @@ class Wish(Struct, frozen=True):
     dialect: Dialect
     network: Network | None
     key: PrivateKey
-    expiry: UnixTime
+    hours: float
+    """Time for payments, unless `expires` names the end itself."""
+    expires: int | None
     now: UnixTime
     change_address: str
     amount_sat: int = 0
@@ -50,12 +64,14 @@ def new_channel(wish: Wish, limits: Limits, patience: Patience) -> Flow[ChannelR
     if wish.movable and wish.version == 1:
         raise TermsUnacceptable(what="version of a movable channel", got=1, want=2)
     client_key = wish.key.public_key.format()
-    path = routes.info_path(wish.version, wish.dialect, client_key, wish.expiry)
-    reply = yield from ask(Request("GET", wish.url + path), patience)
-    if reply.response.status != 200:
-        raise refusal(reply.response)
-    info = read_funding_info(reply.response.body)
-    agreed = agree(info, client_key, wish.expiry, wish.now, limits, wish.network)
+    expiry = check_expiry(int(wish.now + wish.hours * HOUR + _GUESS_SECONDS) if wish.expires is None else wish.expires)
+    info, response = yield from _ask_terms(wish, client_key, expiry, patience)
+    if wish.expires is None:
+        check_limits(info, limits)
+        check_clock(response.headers.get("date", ""), wish.now)
+        expiry = expiry_for(info, wish.hours, wish.now)
+        info, response = yield from _ask_terms(wish, client_key, expiry, patience)
+    agreed = agree(info, client_key, expiry, wish.now, limits, wish.network)
     home = wish.change_address or key_address(client_key, agreed.network)
     decode_address(home, agreed.network)
     return ChannelRecord(
@@ -66,7 +82,7 @@ def new_channel(wish: Wish, limits: Limits, patience: Patience) -> Flow[ChannelR
         network=agreed.network,
         private_key=wish.key.to_hex(),
         server_key=agreed.terms.server_key.hex(),
-        expiry=wish.expiry,
+        expiry=expiry,
         funding_address=agreed.address,
         created_at=wish.now,
         open_price_sat=agreed.open_price_sat,
@@ -76,8 +92,33 @@ def new_channel(wish: Wish, limits: Limits, patience: Patience) -> Flow[ChannelR
         change_address=agreed.address if wish.movable else home,
         payout_address=wish.change_address if wish.movable else "",
         meant_sat=Sat(wish.amount_sat),
-        location=routes.opening_path(reply.response, wish.url, wish.version, client_key, wish.expiry),
+        location=routes.opening_path(response, wish.url, wish.version, client_key, expiry),
     )
+
+
+def _ask_terms(
+    wish: Wish, client_key: bytes, expiry: UnixTime, patience: Patience
+) -> Flow[tuple[FundingInfo, Response]]:
+    """Ask for the terms of this key and expiry. v1 does not tell the least time for payments: then v2 is asked for that."""
+    path = routes.info_path(wish.version, wish.dialect, client_key, expiry)
+    reply = yield from ask(Request("GET", wish.url + path), patience)
+    if reply.response.status != 200:
+        raise refusal(reply.response)
+    info = read_funding_info(reply.response.body)
+    if info.min_duration_hours is UNSET:
+        least = yield from _ask_least(wish, client_key, expiry, patience)
+        info = structs.replace(info, min_duration_hours=least)
+    return info, reply.response
+
+
+def _ask_least(wish: Wish, client_key: bytes, expiry: UnixTime, patience: Patience) -> Flow[int]:
+    other = Request("GET", wish.url + routes.info_path(2, Dialect.S, client_key, expiry))
+    try:
+        told = (yield from ask(other, patience)).response
+        least = read_funding_info(told.body).min_duration_hours
+    except (Unreachable, ServerMisbehaved):
+        return ASSUMED_MIN_HOURS
+    return least if isinstance(least, int) and told.status == 200 else ASSUMED_MIN_HOURS
 
 
 class Settings(TypedDict, total=False):
@@ -131,16 +172,15 @@ class PayerBase:
     def _new(
         self, hours: float, expires: int | None, change_address: str, amount_sat: int, *, movable: bool
     ) -> Flow[ChannelRecord]:
-        now = UnixTime(int(time.time()))
-        expiry = check_expiry(now + int(hours * HOUR) if expires is None else expires)
         wish = Wish(
             url=check_url(self.url),
             version=self._version,
             dialect=self._dialect,
             network=self._network,
             key=PrivateKey(),
-            expiry=expiry,
-            now=now,
+            hours=hours,
+            expires=expires,
+            now=UnixTime(int(time.time())),
             change_address=change_address,
             amount_sat=amount_sat,
             movable=movable,
@@ -189,7 +229,9 @@ class Payer(PayerBase):
         amount_sat: int = 0,
         movable: bool = False,
     ) -> Channel:
-        """Agree on a new channel that ends after `hours`, or at the Unix time `expires`.
+        """Agree on a new channel that takes payments for `hours`, or ends at the Unix time `expires`.
+
+        Its expiry is later than the hours: the funding must become deep first, and the server settles before the expiry.
 
         `amount_sat` is what you mean to send to its address; by default the least that opens it.
         A `movable` channel (version 2) lets the server withdraw what it earned without ending it: the change funds the

@@ -89,6 +89,10 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """How the value of the funding output is known."""
     deposits: tuple[Deposit, ...] = ()
     """Other outputs at the address that were unspent, or not spent deep in the chain, when last seen."""
+    offered_fee_sat: Sat = Sat(0)
+    """Fee that the closing offered."""
+    paid_fee_sat: Sat | None = None
+    """Fee that the settlement pays, read from it; None if the server showed none, or settled several channels in one."""
 
     def __repr__(self) -> str:
         """Never shows the private key."""

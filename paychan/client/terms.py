@@ -6,16 +6,31 @@ follow from it, and is only compared.
 
 from __future__ import annotations
 
+import math
+from email.utils import parsedate_to_datetime
+
 import msgspec
 from msgspec import UNSET, Struct
 
 from paychan.client.errors import ServerMisbehaved, TermsUnacceptable
 from paychan.protocol.errors import KeyReuse, Malformed
 from paychan.protocol.rest import FundingInfo
-from paychan.protocol.scripts import ChannelTerms, make_terms, parse_public_key
+from paychan.protocol.scripts import ChannelTerms, check_expiry, make_terms, parse_public_key
 from paychan.protocol.types import Network, Sat, UnixTime
 
 HOUR = 3600
+
+_BLOCK_SECONDS = 3 * 600
+"""For each confirmation: one block in a hundred takes longer than 46 minutes, but several in a row never do so together."""
+
+_LEAD_SECONDS = HOUR
+"""For the payer's wallet, the funding's way into a block, and the clock: servers compare with whichever is later."""
+
+ASSUMED_MIN_HOURS = 24
+"""Least time for payments of a server that does not tell it; ours wants 12."""
+
+CLOCK_LEEWAY_SECONDS = HOUR
+"""Most that the payer's clock may differ from the server's when an expiry is counted from it."""
 
 DUST_SAT = Sat(700)
 """Least change that v1 servers accept; they don't tell (PROTOCOL §7.1). More than any relay limit for P2PKH."""
@@ -72,16 +87,11 @@ def agree(
         terms = make_terms(parse_public_key(info.server_pubkey, "server_pubkey"), client_key, expiry)
     except (Malformed, KeyReuse) as error:
         raise ServerMisbehaved(what="server key", got=info.server_pubkey[:66], want=str(error)) from None
-    dust = DUST_SAT if info.dust_limit is UNSET else max(DUST_SAT, info.dust_limit)
-    for what, got, limit in (
-        ("open price in satoshi", info.open_price, limits.open_price_sat),
-        ("dust limit in satoshi", dust, limits.dust_sat),
-        ("number of confirmations", info.funding_tx_min_conf, limits.min_confirmations),
-        ("settlement period in hours", info.settlement_period_hours, limits.settlement_period_hours),
-    ):
-        if not 0 <= got <= limit:
-            raise TermsUnacceptable(what=what, got=got, want=f"0 to {limit}")
-    _check_duration(info, expiry, now)
+    dust = check_limits(info, limits)
+    need_seconds = lead_seconds(info) + HOUR * (info.settlement_period_hours + min_hours(info))
+    if expiry - now < need_seconds:
+        need = f"at least {-(-need_seconds // HOUR)}"
+        raise TermsUnacceptable(what="hours until expiry", got=(expiry - now) // HOUR, want=need)
     chosen = _network(terms, info.funding_address_copy, network)
     return Agreement(
         terms=terms,
@@ -94,12 +104,60 @@ def agree(
     )
 
 
-def _check_duration(info: FundingInfo, expiry: UnixTime, now: UnixTime) -> None:
-    """PROTOCOL §7.2: later than settlement period and minimum duration from now; v1 does not tell the latter."""
-    least = 0 if info.min_duration_hours is UNSET else info.min_duration_hours
-    need = info.settlement_period_hours + least
-    if expiry - now <= need * HOUR:
-        raise TermsUnacceptable(what="hours until expiry", got=(expiry - now) // HOUR, want=f"more than {need}")
+def check_limits(info: FundingInfo, limits: Limits) -> Sat:
+    """Hold a server's terms against the payer's limits; return the dust limit that counts.
+
+    Raises:
+        TermsUnacceptable: outside of them.
+    """
+    dust = DUST_SAT if info.dust_limit is UNSET else max(DUST_SAT, info.dust_limit)
+    for what, got, limit in (
+        ("open price in satoshi", info.open_price, limits.open_price_sat),
+        ("dust limit in satoshi", dust, limits.dust_sat),
+        ("number of confirmations", info.funding_tx_min_conf, limits.min_confirmations),
+        ("settlement period in hours", info.settlement_period_hours, limits.settlement_period_hours),
+    ):
+        if not 0 <= got <= limit:
+            raise TermsUnacceptable(what=what, got=got, want=f"0 to {limit}")
+    return Sat(dust)
+
+
+def lead_seconds(info: FundingInfo) -> int:
+    """Time until a channel that is made now can be open: its funding must be paid and become deep enough."""
+    return info.funding_tx_min_conf * _BLOCK_SECONDS + _LEAD_SECONDS
+
+
+def min_hours(info: FundingInfo) -> int:
+    """Least time for payments; 0 when the server does not tell."""
+    return 0 if info.min_duration_hours is UNSET else info.min_duration_hours
+
+
+def expiry_for(info: FundingInfo, hours: float, now: UnixTime) -> UnixTime:
+    """Return the expiry of a channel that takes payments for `hours`, from when it can be open until it is settled.
+
+    Raises:
+        TermsUnacceptable: the server wants more hours than that.
+        ExpiryNotATime: later than nLockTime can tell.
+    """
+    least = min_hours(info)
+    if hours < least:
+        raise TermsUnacceptable(what="hours of paying", got=f"{hours:g}", want=f"at least {least}")
+    return check_expiry(now + lead_seconds(info) + math.ceil((hours + info.settlement_period_hours) * HOUR))
+
+
+def check_clock(date: str, now: UnixTime) -> None:
+    """Compare the payer's clock with the server's (HTTP date): an expiry that is counted from a wrong one locks coins up.
+
+    Raises:
+        TermsUnacceptable: they differ by more than an hour.
+    """
+    try:
+        theirs = parsedate_to_datetime(date).timestamp()
+    except (TypeError, ValueError):
+        return
+    if abs(now - theirs) > CLOCK_LEEWAY_SECONDS:
+        want = f"at most {CLOCK_LEEWAY_SECONDS}; if yours is right, name the end as a Unix time (--expires)"
+        raise TermsUnacceptable(what="difference of clocks in seconds", got=int(now - theirs), want=want)
 
 
 def _network(terms: ChannelTerms, address: str, wanted: Network | None) -> Network:

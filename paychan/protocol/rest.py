@@ -82,6 +82,8 @@ class PaymentResult(Struct, frozen=True):
     value_received: Sat
     settlement_txid: str | None
     application_data: str | UnsetType = UNSET
+    settlement_transaction: str | UnsetType = UNSET
+    """Of a closing in v2: what the fee that the client offered came to, it can read there."""
 
 
 class FundingInfo(Struct, frozen=True, omit_defaults=True):

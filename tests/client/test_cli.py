@@ -76,7 +76,7 @@ def test_a_channels_life_for_people(system: System) -> None:
     shown = say("new", system.url, "--hours", 100, "--amount", 500_000, "--no-wait").stdout
     assert "500 000 sat in one output" in shown
     assert "amount=0.00500000" in shown
-    assert re.search(r"in 4 d \d h", shown)
+    assert re.search(r"in 4 d \d+ h", shown)
     assert "▀" in shown
     assert re.search(r"Next +paychan channel open [0-9a-f]{8} ", shown)
 
@@ -143,7 +143,7 @@ def test_failures_on_a_channel_name_the_command_that_helps(system: System) -> No
     name = told("new", system.url, "--hours", 100, "--debug")["name"]
     for words, sentence in (
         (["pay", name, "5"], "is new, need open"),
-        (["new", system.url, "--hours", "1"], "hours until expiry is 1, want more than"),
+        (["new", system.url, "--hours", "1"], "hours of paying is 1, want at least 12"),
         (["new", system.url, "--network", "live"], "network is test, want live"),
         (["new", system.url, "--max-open-price", "5"], "open price in satoshi is 100000, want 0 to 5"),
     ):

@@ -150,6 +150,8 @@ def test_a_fee_and_another_address_for_the_change(system: System, tmp_path: Path
         channel.open()
 
         settled = channel.close(fee_sat=5_000, change_address=ADDRESS)
+        assert settled.offered_fee_sat == 5_000
+        assert settled.paid_fee_sat is not None
 
         assert settled.change_sat == DEBUG_FUNDING_SAT - channel.record.open_price_sat - 5_000
         assert settled.change_address == ADDRESS

@@ -68,7 +68,7 @@ def test_a_payment_goes_along_and_counts_once(liar: Liar, movable: Channel) -> N
     assert (receipt.paid_sat, receipt.total_paid_sat, receipt.repeated) == (50, OPEN_PRICE_SAT + 150, False)
     assert movable.record.earlier_paid_sat == OPEN_PRICE_SAT + 100
     holds(movable, liar, 150)
-    assert len(liar.requests) == 5, "terms, opening, payment, and the last payment twice"
+    assert len(liar.requests) == 6, "terms twice, opening, payment, and the last payment twice"
 
 
 def test_a_channel_may_move_again_and_again(liar: Liar, movable: Channel, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ TERMS = {
     "dust above our limit": (Lie(change={"dust_limit": 10_001}), TermsUnacceptable),
     "confirmations above our limit": (Lie(change={"funding_tx_min_conf": 13}), TermsUnacceptable),
     "settlement period above our limit": (Lie(change={"settlement_period_hours": 73}), TermsUnacceptable),
-    "no time left to pay": (Lie(change={"min_duration_hours": 94}), TermsUnacceptable),
+    "no time left to pay": (Lie(change={"min_duration_hours": 101}), TermsUnacceptable),
     "redirect": (Lie(status=302, headers={"Location": "http://127.0.0.1:1/"}), ServerMisbehaved),
 }
 

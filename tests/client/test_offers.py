@@ -1,0 +1,138 @@
+"""What a payer agrees to before coins are at stake: how long a channel lives, and what a closing costs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from bitcoin.core import COutPoint, CTransaction, CTxIn, CTxOut
+from bitcoin.core.script import CScript
+from typer.testing import CliRunner
+
+from paychan.cli.channel import app
+from paychan.client import Channel, FeeTooHigh, Payer, ServerMisbehaved, State, TermsUnacceptable
+from paychan.client.terms import HOUR
+from paychan.protocol.address import decode_address
+from paychan.protocol.types import Network
+from tests.client.conftest import IMPATIENT, OpenChannel
+from tests.client.liar import FUNDING_SAT, OPEN_PRICE_SAT, Liar, Lie
+from tests.lib.channels import SERVER_DESTINATION
+
+LEFT_SAT = FUNDING_SAT - OPEN_PRICE_SAT
+SETTLING_HOURS = 6
+LEAST_HOURS = 12
+"""What the liar tells; in version 1 only when it is asked by version 2."""
+
+
+@pytest.fixture(params=[1, 2], ids=["v1", "v2"])
+def payer(request: pytest.FixtureRequest, liar: Liar, tmp_path: Path) -> Payer:
+    return Payer(liar.url, wallet=tmp_path / "wallet", version=request.param, patience=IMPATIENT)
+
+
+@pytest.mark.parametrize("confirmations", [0, 6])
+def test_fault_24_hours_are_hours_of_paying(payer: Payer, liar: Liar, confirmations: int) -> None:
+    """The expiry leaves the hours asked for, after the funding became deep and before the server settles."""
+    liar.info_lie = Lie(change={"funding_tx_min_conf": confirmations})
+    begun = int(time.time())
+    channel = payer.new_channel(hours=LEAST_HOURS)
+
+    life = channel.record.expiry - begun
+    opened_after = confirmations * 600 * 2  # unlucky with blocks
+    assert life >= (LEAST_HOURS + SETTLING_HOURS) * HOUR + opened_after + HOUR // 2
+    assert life <= (LEAST_HOURS + SETTLING_HOURS) * HOUR + confirmations * 1800 + 2 * HOUR
+
+
+@pytest.mark.parametrize("hours", [0, 1, 10, 11.9])
+def test_fault_24_no_address_for_fewer_hours_than_the_server_wants(payer: Payer, tmp_path: Path, hours: float) -> None:
+    """Both numbers are said before there is an address, also in version 1, which does not tell the least time."""
+    with pytest.raises(TermsUnacceptable, match=f"hours of paying is {hours:g}, want at least 12"):
+        payer.new_channel(hours=hours)
+    assert list((tmp_path / "wallet").iterdir()) == []
+
+
+@pytest.mark.parametrize("hours", [10, 18.5])
+def test_fault_24_an_end_that_is_too_near_is_refused(payer: Payer, hours: float) -> None:
+    """An expiry that is named must leave room for the funding to become deep, too."""
+    with pytest.raises(TermsUnacceptable, match=rf"hours until expiry is {int(hours)}, want at least 19"):
+        payer.new_channel(expires=int(time.time() + hours * HOUR))
+    assert payer.new_channel(expires=int(time.time() + 19.1 * HOUR)).address
+
+
+@pytest.mark.parametrize("ahead_hours", [-30, 3, 24 * 365])
+def test_fault_24_a_wrong_clock_makes_no_expiry(
+    payer: Payer, monkeypatch: pytest.MonkeyPatch, ahead_hours: int
+) -> None:
+    """An expiry that is counted from a clock that is a year ahead would lock the coins up for that year."""
+    now = time.time() + ahead_hours * HOUR
+    monkeypatch.setattr("paychan.client.payer.time", SimpleNamespace(time=lambda: now))
+    with pytest.raises(TermsUnacceptable, match="clocks"):
+        payer.new_channel(hours=100)
+
+
+def test_fault_25_no_address_of_a_server_that_can_not_open(liar: Liar, tmp_path: Path) -> None:
+    """A server that is frozen or without its node says so, and the payer is shown that instead of an address."""
+    reason = b'{"code":"chain_unavailable","error":"the node is in its initial download"}'
+    liar.info_lie = Lie(status=503, body=reason, headers={"Retry-After": "60"})
+    result = CliRunner().invoke(app, ["new", liar.url, "--wallet", str(tmp_path / "wallet")])
+    assert result.exit_code == 1
+    assert "initial download" in result.stderr
+    assert result.stdout == ""
+    assert list((tmp_path / "wallet").iterdir()) == []
+
+
+# --- closing ----------------------------------------------------------------------------------------------------------
+
+
+def test_fault_21_a_fee_out_of_proportion_needs_an_explicit_word(opened: OpenChannel) -> None:
+    """A fee is a payment: 50,000 sat are not offered before the payer says that number twice."""
+    channel = opened()
+    with pytest.raises(FeeTooHigh) as refused:
+        channel.close(fee_sat=50_000)
+    assert refused.value.fields["got_sat"] == 50_000
+    assert refused.value.fields["most_sat"] < 50_000
+    assert (channel.record.state, channel.record.left_sat) == (State.OPEN, LEFT_SAT)
+    assert channel.close(fee_sat=50_000, max_fee_sat=50_000).change_sat == LEFT_SAT - 50_000
+
+
+def settlement(channel: Channel, change_sat: int, fee_sat: int, **other: Any) -> dict[str, str]:
+    """What a server shows of a settlement that pays this change and this fee."""
+    record = channel.record
+    outpoint = other.get("outpoint", record.outpoint)
+    change = decode_address(other.get("address", record.change_address), Network.TEST)
+    outputs = [
+        CTxOut(change_sat, CScript(change)),
+        CTxOut(FUNDING_SAT - change_sat - fee_sat, CScript(SERVER_DESTINATION)),
+    ]
+    transaction = CTransaction([CTxIn(COutPoint(outpoint.txid, outpoint.vout))], outputs, nVersion=1)
+    return {
+        "settlement_txid": transaction.GetTxid()[::-1].hex(),
+        "settlement_transaction": transaction.serialize().hex(),
+    }
+
+
+def test_fault_21_what_the_settlement_pays_is_told(opened: OpenChannel, liar: Liar) -> None:
+    """Of a fee of 20,000 the server passed on 2,776: both numbers are in the answer."""
+    channel = opened()
+    liar.lies.append(Lie(change=settlement(channel, LEFT_SAT - 20_000, 2_776)))
+    settled = channel.close(fee_sat=20_000)
+    assert (settled.offered_fee_sat, settled.paid_fee_sat) == (20_000, 2_776)
+
+
+@pytest.mark.parametrize("lie", ["less change", "another address", "another output", "another txid", "no transaction"])
+def test_fault_21_a_settlement_that_does_not_pay_the_change_is_none(opened: OpenChannel, liar: Liar, lie: str) -> None:
+    """What the server shows is compared with what was signed; the channel does not count as settled by it."""
+    channel = opened()
+    shown = {
+        "less change": settlement(channel, LEFT_SAT - 20_001, 2_000),
+        "another address": settlement(channel, LEFT_SAT - 20_000, 2_000, address="mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY"),
+        "another output": settlement(channel, LEFT_SAT - 20_000, 2_000, outpoint=channel.record.outpoint.reversed),
+        "another txid": settlement(channel, LEFT_SAT - 20_000, 2_000) | {"settlement_txid": "ab" * 32},
+        "no transaction": {"settlement_transaction": "00ff"},
+    }[lie]
+    liar.lies.append(Lie(change=shown))
+    with pytest.raises(ServerMisbehaved):
+        channel.close(fee_sat=20_000)
+    assert (channel.record.state, channel.record.left_sat) == (State.CLOSING, LEFT_SAT - 20_000)
