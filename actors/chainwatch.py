@@ -339,7 +339,7 @@ class ChainWatch:
     def _doubt(self, channel: Channel, funding: Funding) -> str:
         """Say what is wrong with a funding output that is there; note whether a block holds it."""
         self._count_exposure(channel, funding)
-        need = self._world.rules.confirmations_needed(channel.funding_sat)
+        need = self._world.confirmations_needed(channel)
         if funding.usable_confirmations >= need:
             return ""
         return f"its funding output has {funding.usable_confirmations} confirmations, need {need}"

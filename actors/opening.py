@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections.abc import Sequence
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from actors.exposure import Reservation
+from actors.readiness import Readiness
 from actors.registry import Registry
+from actors.serverkeys import ServerKeys
 from actors.world import World
 from paychan.chain.base import ChainFailed, Funding
 from paychan.protocol.channel import Accepted, Adopt, Opening, Outcome, Rejected, State
 from paychan.protocol.errors import (
+    BadSignature,
     ChainUnavailable,
+    ExpiryTooLate,
+    ExpiryTooSoon,
     FundingNotFound,
-    KeyReuse,
+    FundingUnconfirmed,
     OutpointUsed,
     PaychanError,
+    PaymentShort,
     SignerUnavailable,
     SigningFailed,
     TooMuchUnconfirmed,
@@ -27,14 +33,14 @@ from paychan.protocol.opening import open_channel
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
 from paychan.protocol.scripts import ChannelTerms, make_terms
 from paychan.protocol.signerwire import Newest
+from paychan.protocol.terms import expiry_problem, lead_seconds
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.signing.base import SignerAbsent, SignerRefused, news, show
 
-_KEYS_KEPT = 10_000
-"""Server keys remembered, so that funding info and opening ask the signer once; about 200 bytes each."""
-
-
 _NOT_WHOLE = "channels are still being looked at after a start, so unconfirmed funding must wait"
+
+_CHANGEABLE = (ExpiryTooSoon, ExpiryTooLate, FundingUnconfirmed, PaymentShort)
+"""Refusals that earlier terms may not have known."""
 
 
 class OpenRequest(Struct, frozen=True):
@@ -47,7 +53,7 @@ class OpenRequest(Struct, frozen=True):
     price_sat: Sat
     outpoint: OutPoint | None = None
     server_key: bytes | None = None
-    """The key in the client's redeem script (v2): it must be ours."""
+    """The key in the client's redeem script (v2): it must be ours, of whatever generation."""
     secret: bytes = b""
 
 
@@ -57,31 +63,29 @@ class Opener:
     def __init__(self, world: World, registry: Registry) -> None:
         self._world = world
         self._registry = registry
-        self._keys: OrderedDict[tuple[bytes, UnixTime], bytes] = OrderedDict()
+        self._ready = Readiness(world)
+        self._keys = ServerKeys(world)
 
-    async def terms(self, client_key: bytes, expiry: UnixTime) -> ChannelTerms:
-        """Combine a client's key and expiry with the server key that the signer chose for them.
+    async def offer(self, client_key: bytes, expiry: UnixTime, *, any_time: bool = False) -> ChannelTerms:
+        """Give out an address, unless `open` would refuse its channel: funding it must lead to a channel.
+
+        `any_time` is debug mode, where funding needs no time and expiries are not looked at (PROTOCOL §6.1).
 
         Raises:
-            SignerUnavailable, SigningFailed: no key to be had now.
-            ExpiryNotATime, KeyReuse: see `make_terms`.
+            ChainUnavailable, SignerUnavailable, StorageFull: nothing can be opened now.
+            ExpiryTooSoon, ExpiryTooLate: also when it will be too soon by the time at which funding can be deep enough.
+            And what `terms` raises.
         """
-        key = self._keys.get((client_key, expiry))
-        if key is None:
-            try:
-                key = (await self._world.signer.public_key(client_key, expiry)).server_key
-            except SignerAbsent as error:
-                raise SignerUnavailable(reason=str(error)) from error
-            except SignerRefused as error:
-                if error.tag == "policy-template":  # key and expiry were checked, so the two keys are one
-                    raise KeyReuse(server_key=client_key.hex()) from error
-                raise SigningFailed(reason=str(error)) from error
-            self._keys[client_key, expiry] = key
-            if len(self._keys) > _KEYS_KEPT:
-                self._keys.popitem(last=False)
-        terms = make_terms(key, client_key, expiry)
-        self._world.chain.expect(terms)
-        return terms
+        await self._ready.check()
+        view = self._world.view()
+        problem = None if any_time else expiry_problem(expiry, view, lead_seconds(view.rules))
+        if problem is not None:
+            raise problem
+        return await self.terms(client_key, expiry)
+
+    async def terms(self, client_key: bytes, expiry: UnixTime) -> ChannelTerms:
+        """Combine a client's key and expiry with the server key for them; see `ServerKeys.terms`."""
+        return await self._keys.terms(client_key, expiry)
 
     async def funding(self, terms: ChannelTerms, at: OutPoint | None = None) -> tuple[Funding, ...]:
         """List the unspent outputs that pay to the script of these terms, or the one `at`. Raises `ChainUnavailable`."""
@@ -93,10 +97,8 @@ class Opener:
     async def open(self, request: OpenRequest) -> Outcome:
         """Judge, store and answer; a refusal stores nothing."""
         try:
-            terms = await self.terms(request.client_key, request.expiry)
-            if request.server_key not in (None, terms.server_key):
-                raise WrongServerKey(got=(request.server_key or b"").hex(), need=terms.server_key.hex())
-            funding = await self._funding(terms, request)
+            self._ready.check_disk()
+            terms, funding = await self._find(request)
         except PaychanError as error:
             return Rejected(error)
         opening = Opening(
@@ -109,13 +111,14 @@ class Opener:
             price_sat=request.price_sat,
             secret=request.secret,
         )
-        outcome = open_channel(opening, self._world.view())
+        outcome = self._judge(opening)
         if isinstance(outcome, Rejected):
-            return outcome
-        in_the_way = await self._registry.in_the_way(funding.outpoint)  # told to the one who signed, not to all
+            return await self._explained(outcome, terms)
+        in_the_way = await self._registry.in_the_way(funding.outpoint)  # said to the one who signed, not to all
         if in_the_way is not None:
             return Rejected(in_the_way)
         try:
+            await self._check_key(terms, paid=True)  # its output is on the chain, and its payment good
             known = await self._known_before(funding.outpoint, request.payment)
         except PaychanError as error:
             return Rejected(error)
@@ -138,6 +141,36 @@ class Opener:
             raise SignerUnavailable(reason=str(error)) from error
         except SignerRefused as error:
             raise SigningFailed(reason=str(error)) from error
+
+    def _judge(self, opening: Opening) -> Outcome:
+        """Judge by the present terms, or by earlier ones that still hold; a refusal is that of the present ones."""
+        view = self._world.view()
+        outcome = open_channel(opening, view)
+        if isinstance(outcome, Accepted) or not isinstance(outcome.error, _CHANGEABLE):
+            return outcome
+        for terms in self._world.terms.earlier(view.now):
+            other = structs.replace(opening, price_sat=terms.price_sat(v2=bool(opening.secret)))
+            judged = open_channel(other, structs.replace(view, rules=terms.rules(view.rules)))
+            if isinstance(judged, Accepted):
+                return judged
+        return outcome
+
+    async def _explained(self, refused: Rejected, terms: ChannelTerms) -> Rejected:
+        """Say that the script names another server, where that may be why its signature is none."""
+        if isinstance(refused.error, BadSignature):
+            try:
+                await self._check_key(terms, paid=False)
+            except WrongServerKey as error:
+                return Rejected(error)
+            except PaychanError:
+                pass
+        return refused
+
+    async def _check_key(self, terms: ChannelTerms, *, paid: bool) -> None:
+        """Make sure that the server key is ours, of whatever generation. Raises `WrongServerKey`, and like `terms`."""
+        ours = await self._keys.terms(terms.client_key, terms.expiry, paid=paid)
+        if terms != ours and terms not in await self._keys.other_terms(terms.client_key, terms.expiry, paid=paid):
+            raise WrongServerKey(got=terms.server_key.hex(), need=ours.server_key.hex())
 
     async def _show(self, funding: Funding) -> None:
         """Show the signer the funding transaction while the chain has it: it signs no settlement of what it never saw.
@@ -187,36 +220,53 @@ class Opener:
             return Rejected(error)
         return await self._registry.create(opened)
 
-    async def _funding(self, terms: ChannelTerms, request: OpenRequest) -> Funding:
-        """Find the output that the client means, among the unspent ones that pay to the script of these terms.
+    async def _find(self, request: OpenRequest) -> tuple[ChannelTerms, Funding]:
+        """Find the script and the output that the client means: v2 names both, in v1 the signature does.
 
         Raises:
             FundingNotFound, ChainUnavailable, or what is wrong with the payment for the only candidate.
         """
-        address = terms.funding_address(self._world.network)
-        found = await self.funding(terms, request.outpoint)
-        if request.outpoint is None:
-            if not found:
-                raise FundingNotFound(address=address, detail="")
-            return _signed_one(terms, request, found, self._world.rules.dust_sat)
-        if found:
-            return found[0]
-        _check_signature(terms, request.outpoint, request, self._world.rules.dust_sat)
-        raise await self._registry.in_the_way(request.outpoint) or FundingNotFound(
-            address=address, detail=f" at {request.outpoint}"
-        )
+        if request.outpoint is not None and request.server_key is not None:
+            terms = make_terms(request.server_key, request.client_key, request.expiry)
+            found = await self.funding(terms, request.outpoint)
+            if found:
+                return terms, found[0]
+            await self._check_key(terms, paid=False)
+            _check_signature(terms, request.outpoint, request, self._world.rules.dust_sat)
+            in_the_way = await self._registry.in_the_way(request.outpoint)
+            raise in_the_way or self._not_found(terms, f" at {request.outpoint}")
+        terms = await self.terms(request.client_key, request.expiry)
+        candidates = [(terms, funding) for funding in await self.funding(terms)]
+        problem: PaychanError = self._not_found(terms, "")
+        if candidates:
+            try:
+                return _signed_one(request, candidates, self._world.rules.dust_sat)
+            except PaychanError as error:
+                problem = error
+        others = await self._keys.other_terms(request.client_key, request.expiry)
+        listed = await asyncio.gather(*(self.funding(other) for other in others))
+        candidates = [(other, funding) for other, found in zip(others, listed, strict=True) for funding in found]
+        if not candidates:
+            raise problem
+        return _signed_one(request, candidates, self._world.rules.dust_sat)
+
+    def _not_found(self, terms: ChannelTerms, detail: str) -> FundingNotFound:
+        return FundingNotFound(address=terms.funding_address(self._world.network), detail=detail)
 
 
-def _signed_one(terms: ChannelTerms, request: OpenRequest, found: tuple[Funding, ...], dust_sat: Sat) -> Funding:
-    """Of several outputs on one address, the signature names one (PROTOCOL §7.2)."""
-    for funding in found[:-1]:
+def _signed_one(
+    request: OpenRequest, candidates: Sequence[tuple[ChannelTerms, Funding]], dust_sat: Sat
+) -> tuple[ChannelTerms, Funding]:
+    """Of several outputs, the signature names one (PROTOCOL §7.2)."""
+    for terms, funding in candidates[:-1]:
         try:
             _check_signature(terms, funding.outpoint, request, dust_sat)
         except PaychanError:
             continue
-        return funding
-    _check_signature(terms, found[-1].outpoint, request, dust_sat)
-    return found[-1]
+        return terms, funding
+    terms, funding = candidates[-1]
+    _check_signature(terms, funding.outpoint, request, dust_sat)
+    return terms, funding
 
 
 def _check_signature(terms: ChannelTerms, outpoint: OutPoint, request: OpenRequest, dust_sat: Sat) -> None:

@@ -11,8 +11,10 @@ from actors.exposure import Exposure
 from paychan.application.base import Application
 from paychan.chain.base import Chain, Tip
 from paychan.protocol.channel import Channel, Rules, View
+from paychan.protocol.errors import PaychanError
 from paychan.protocol.fees import ChainFees
 from paychan.protocol.moment import Reading, is_believed, paying_time
+from paychan.protocol.terms import TermsHistory
 from paychan.protocol.types import Network, OutPoint, UnixTime
 from paychan.signing.base import Signer
 from paychan.store.base import Store
@@ -49,6 +51,10 @@ class World:
     chain: Chain
     signer: Signer
     application: Application | None = None
+    terms: TermsHistory = field(default_factory=TermsHistory)
+    """What new channels were asked for before, which holds for some time."""
+    storage_problem: Callable[[], PaychanError | None] = lambda: None
+    """Why nothing new is begun while the disk is nearly full."""
     exposure: Exposure = field(default_factory=Exposure)
     """Funding without a confirmation, of channels that are open or being opened, and its limit."""
     batch_seconds: int = 0
@@ -87,6 +93,10 @@ class World:
 
     def reading(self) -> Reading:
         return Reading(self.clock(), self.steady())
+
+    def confirmations_needed(self, channel: Channel) -> int:
+        """Depth that a channel's funding output must keep, by the terms that it was opened with, or the present ones."""
+        return self.terms.confirmations_needed(channel.funding_sat, channel.opened_at, self.rules)
 
     def depth(self, channel: Channel) -> int:
         """Confirmations that end a channel; one that goes on at its change output needs those of a funding output."""

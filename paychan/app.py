@@ -7,9 +7,11 @@ import contextlib
 import gc
 import os
 import secrets
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -22,6 +24,7 @@ from actors.registry import Registry
 from actors.showing import Showing
 from actors.watcher import Watcher
 from actors.world import World
+from paychan import termsfile
 from paychan.api.descriptors import Descriptors, TooFewDescriptors, divide, raise_limit
 from paychan.api.server import listen, management_server, public_server
 from paychan.api.service import Service
@@ -34,6 +37,7 @@ from paychan.chain.electrum import ElectrumChain
 from paychan.config import ServerConfig
 from paychan.logs import configure_log, drain_log
 from paychan.protocol.declared import SettingsError
+from paychan.protocol.errors import StorageFull
 from paychan.protocol.types import Sat, UnixTime
 from paychan.running import Running, remove_running, write_running
 from paychan.signing.base import SignerAbsent, SignerRefused
@@ -154,6 +158,10 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
             chain=chain,
             signer=signer,
             application=application,
+            terms=termsfile.present(
+                config.state_dir, config.opening_terms, config.open.terms_hold_hours * 3600, _wall_clock()
+            ),
+            storage_problem=partial(_storage_problem, config.store_path, config.store.reserve_mb),
             exposure=Exposure(Sat(config.open.unconfirmed_limit_sat)),
             batch_seconds=config.settlement.batch_seconds,
             batch_channels=config.settlement.batch_channels,
@@ -171,6 +179,14 @@ def _descriptors(config: ServerConfig) -> Descriptors:
         raise StartError(str(error)) from None
     log.info("files", limit=found.limit, clients=found.clients, management=found.management)
     return found
+
+
+def _storage_problem(path: Path, reserve_mb: int) -> StorageFull | None:
+    """Say so when no more disk is free than payments and settlements may need."""
+    try:
+        return StorageFull() if shutil.disk_usage(path).free < reserve_mb * 1_000_000 else None
+    except OSError:  # the store itself will tell
+        return None
 
 
 def _make_state_dir(path: Path) -> None:

@@ -10,6 +10,7 @@ from msgspec import Struct, field
 
 from paychan.protocol.channel import Depth, Rules
 from paychan.protocol.declared import SettingsError, parse_settings, setting
+from paychan.protocol.terms import OpeningTerms
 from paychan.protocol.types import Network, Sat
 
 MIN_DUST_SAT = 546
@@ -30,6 +31,12 @@ class Http(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_bad_signatures: Annotated[
         int, setting("bad signatures and requests after which a connection is closed; each delays it", "requests", ge=1)
     ] = 20
+    asks_per_second: Annotated[
+        int,
+        setting(
+            "questions about new channels and openings from one client address; ten times that at once; 0: any", ge=0
+        ),
+    ] = 500
     idle_seconds: Annotated[int, setting("an idle keep-alive connection is closed", "seconds", ge=1)] = 75
     head_seconds: Annotated[
         int, setting("a first request, and every head that has begun, must have arrived", "seconds", ge=1)
@@ -62,6 +69,10 @@ class Open(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int, setting("most value of channels open without a confirmation", "sat", ge=0)
     ] = 0
     min_duration_hours: Annotated[int, setting("least time for payments before settling", "hours", ge=1)] = 12
+    max_duration_hours: Annotated[int, setting("a new channel expires within this; 0: no limit", "hours", ge=0)] = 8784
+    terms_hold_hours: Annotated[
+        int, setting("what was asked for before a change still opens channels this long", "hours", ge=0)
+    ] = 24
 
 
 class Channel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -119,6 +130,9 @@ class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     path: Annotated[str, setting('directory of the LevelDB; "": store in the state directory', "path")] = ""
     commit_delay_ms: Annotated[float, setting("gather payments this long before each sync", "ms", ge=0, le=1000)] = 0.0
     max_waiting: Annotated[int, setting("payments beyond so many that wait for the disk are refused", ge=1)] = 10_000
+    reserve_mb: Annotated[
+        int, setting("disk that payments and settlements have to themselves: no new channels below", "MB", ge=0)
+    ] = 64
     backup_dir: Annotated[str, setting('where backups go; "": backups in the state directory', "path")] = ""
 
 
@@ -220,7 +234,25 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             max_fee_sat_per_vb=self.settlement.max_fee_sat_per_vb,
             fee_share_percent=self.settlement.max_fee_percent,
             deadline_margin_seconds=self.settlement.margin_hours * 3600,
+            longest_life_seconds=self._longest_life_seconds,
         )
+
+    @property
+    def opening_terms(self) -> OpeningTerms:
+        """What new channels are asked for."""
+        return OpeningTerms(
+            v1_price_sat=self.v1_price_sat,
+            v2_price_sat=Sat(self.open.v2_price_sat),
+            min_confirmations=self.open.min_confirmations,
+            smaller=self.open.smaller,
+            least_life_seconds=3600 * (self.channel.settlement_period_hours + self.open.min_duration_hours),
+            longest_life_seconds=self._longest_life_seconds,
+        )
+
+    @property
+    def _longest_life_seconds(self) -> int:
+        """The original's test programs ask a server in debug mode for any expiry (PROTOCOL §6.1)."""
+        return 0 if self.debug else self.open.max_duration_hours * 3600
 
 
 def load_server_config(path: Path) -> ServerConfig:
@@ -291,6 +323,11 @@ def _contradictions(config: ServerConfig) -> list[tuple[str, str]]:
             duration < period,
             "open.min_duration_hours",
             f"{duration} hours, less than channel.settlement_period_hours = {period}: no time to pay in",
+        ),
+        (
+            0 < config.open.max_duration_hours < 2 * duration + period,
+            "open.max_duration_hours",
+            f"{config.open.max_duration_hours} hours, less than twice open.min_duration_hours and the settlement period",
         ),
     )
     return [(key, reason) for wrong, key, reason in checks if wrong]

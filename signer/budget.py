@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from paychan.protocol.signerwire import Health, KeyRequest, NewestRequest, Request, StatusRequest
+from paychan.protocol.signerwire import Health, KeyRequest, NewestRequest, OtherKeysRequest, Request, StatusRequest
 
 NEWEST_PER_SECOND = 20
 """Requests to remember newest payments, each of up to 200: far more than a server that is well sends."""
@@ -32,7 +32,7 @@ def kind_of(request: Request) -> Kind:
     match request:
         case Health() | StatusRequest():
             return Kind.FREE
-        case KeyRequest(settling=False):
+        case KeyRequest(settling=False) | OtherKeysRequest(settling=False):
             return Kind.KEYS
         case NewestRequest():
             return Kind.NEWEST

@@ -34,6 +34,8 @@ from paychan.protocol.signerwire import (
     KeyRequest,
     NewestReply,
     NewestRequest,
+    OtherKeysReply,
+    OtherKeysRequest,
     Refusal,
     Reply,
     Request,
@@ -182,7 +184,7 @@ class Handler:
         match request:
             case Health() | StatusRequest() | ReserveRequest() | BehindRequest():
                 return self._told(request, now)
-            case KeyRequest():
+            case KeyRequest() | OtherKeysRequest():
                 return self._key(request, peer_uid)
             case FundingRequest():
                 return self._funding(request, peer_uid, now)
@@ -248,16 +250,20 @@ class Handler:
             self._disk.free_bytes if self._disk else 0,
         )
 
-    def _key(self, request: KeyRequest, peer_uid: int) -> Reply:
+    def _key(self, request: KeyRequest | OtherKeysRequest, peer_uid: int) -> Reply:
+        reply: Reply
         try:
             client_key, expiry = check_public_key(request.client_key), check_expiry(request.expiry)
-            key = self._keys.new(client_key, expiry).public_key
-            make_terms(key, client_key, expiry)
+            if isinstance(request, OtherKeysRequest):
+                reply = OtherKeysReply(request.id, tuple(self._keys.others(client_key, expiry)))
+            else:
+                key = self._keys.new(client_key, expiry).public_key
+                make_terms(key, client_key, expiry)
+                reply = KeyReply(request.id, key, next(self._keys.destinations(client_key, expiry)).script)
         except PaychanError as error:
             return self._refuse(request, peer_uid, Refusal(request.id, "policy-template", str(error)))
-        destination = next(self._keys.destinations(client_key, expiry))
         self._journal.count(request, peer_uid, "given")
-        return KeyReply(request.id, key, destination.script)
+        return reply
 
     def _funding(self, request: FundingRequest, peer_uid: int, now: UnixTime) -> Reply | Approved:
         if self._limits.debug:  # there are none, and nobody is going to ask for them

@@ -123,6 +123,13 @@ class KeyRing:
             raise KeysFailed(msg)
         return key
 
+    def others(self, client_key: bytes, expiry: UnixTime) -> list[bytes]:
+        """Return the public keys that earlier generations have for a channel; none is made. Raises `KeysFailed`."""
+        keys = (source.channel_key(client_key, expiry, create=False) for source in self._sources)
+        found = list(dict.fromkeys(key.public_key for key in keys if key is not None))
+        newest = self._sources[0].channel_key(client_key, expiry, create=False)
+        return [key for key in found if newest is None or key != newest.public_key]
+
     def find(self, terms: ChannelTerms) -> SigningKey | None:
         """Return the key of ours that these terms name, of whatever generation. Raises `KeysFailed`."""
         for source in self._sources:

@@ -10,6 +10,7 @@ from paychan.protocol.signerwire import (
     FundingRequest,
     KeyRequest,
     NewestRequest,
+    OtherKeysRequest,
     Request,
     SettlementRequest,
 )
@@ -22,7 +23,7 @@ def about(request: Request) -> dict[str, Any]:
             return _settlement(request)
         case ChildRequest():
             return {**_settlement(request.parent), "child_fee_sat": request.fee_sat}
-        case KeyRequest():
+        case KeyRequest() | OtherKeysRequest():
             return {"client_key": request.client_key.hex(), "expiry": request.expiry}
         case FundingRequest():
             return {"transaction_bytes": len(request.transaction), "outputs": list(request.outputs)}

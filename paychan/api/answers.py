@@ -18,6 +18,7 @@ from paychan.protocol.errors import (
     NotFound,
     PaychanError,
     Repeated,
+    TooManyRequests,
     Unavailable,
 )
 from paychan.protocol.rest import encode_json
@@ -65,7 +66,9 @@ def result(status: int, reason: str | None, value: Any) -> Answer:
 
 def refusal(error: PaychanError, *, quiet_404: bool) -> Answer:
     """Make the answer to what was not. v2 says nothing in a 404: unknown channel and wrong secret are one (§6.7)."""
-    headers = [("Retry-After", str(_RETRY_AFTER_SECONDS))] if isinstance(error, Unavailable) else []
+    headers = []
+    if isinstance(error, Unavailable | TooManyRequests):
+        headers = [("Retry-After", str(error.fields.get("wait_seconds", _RETRY_AFTER_SECONDS)))]
     body = b"" if quiet_404 and isinstance(error, NotFound) else encode_json(_error_object(error)) + b"\n"
     return Answer(error.http_status, _reason(error), body, headers)
 

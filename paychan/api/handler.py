@@ -23,6 +23,7 @@ from paychan.protocol.errors import (
     NoSuchRoute,
     NotFound,
     PaychanError,
+    TooManyRequests,
 )
 from paychan.protocol.scripts import check_expiry
 from paychan.protocol.types import OutPoint, UnixTime
@@ -96,6 +97,12 @@ class Handler(RequestHandler):
             context.manners = Manners(http.max_bad_signatures, closes=not http.trust_forwarded)
         manners: Manners = context.manners
         return manners
+
+    def count_ask(self) -> None:
+        """Count a request that costs signer or node something. Raises `TooManyRequests`."""
+        wait_seconds = self.service.askers.wait_seconds(self.request.remote_ip or "")
+        if wait_seconds:
+            raise TooManyRequests(limit=self.service.config.http.asks_per_second, wait_seconds=wait_seconds)
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
         """Answer a refusal: after the time that it costs its connection, and a 404 at the moment of all 404s."""

@@ -11,6 +11,7 @@ from actors.opening import Opener
 from actors.registry import Registry
 from actors.watcher import Watcher
 from actors.world import World
+from paychan.api.askers import Askers
 from paychan.api.descriptors import Descriptors
 from paychan.api.streamplaces import Places
 from paychan.api.totals import LatestTotals
@@ -58,6 +59,11 @@ class Service:
     def turns(self) -> Turns:
         """The turns in which streams are read."""
         return Turns()
+
+    @cached_property
+    def askers(self) -> Askers:
+        """How fast each client address asks about new channels."""
+        return Askers(self.config.http.asks_per_second)
 
     @cached_property
     def totals(self) -> LatestTotals:

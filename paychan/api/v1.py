@@ -26,13 +26,14 @@ class V1Handler(Handler):
 
 
 class FundingInfoHandler(V1Handler):
-    """`GET /v1/fundingInfo`: server key, address and terms; dates are not looked at here (§5.1)."""
+    """`GET /v1/fundingInfo`: server key, address and terms, if a channel with them can be opened (§5.1)."""
 
     async def get(self) -> None:
+        self.count_ask()
         client_key = parse_public_key(self.parameter("client_pubkey"))
         expiry = self.expiry(self.parameter("exp_time"))
-        terms = await self.service.opener.terms(client_key, expiry)
         config = self.service.config
+        terms = await self.service.opener.offer(client_key, expiry, any_time=config.debug)
         query = urlencode({"client_pubkey": client_key.hex(), "exp_time": expiry})
         self.set_header("Location", self.url(f"/v1/channels/new?{query}"))
         self.answer(
@@ -52,6 +53,7 @@ class NewChannelHandler(V1Handler):
     """`POST /v1/channels/new`: open (§5.2). The parameter `test` may say anything."""
 
     async def post(self) -> None:
+        self.count_ask()
         config = self.service.config
         client_key = parse_public_key(self.parameter("client_pubkey"))
         change_script = decode_address(self.parameter("change_address"), config.bitcoin_network)

@@ -28,13 +28,11 @@ from paychan.protocol.address import decode_address, encode_address
 from paychan.protocol.channel import Accepted, Channel, CloseByPayment, Pay, State
 from paychan.protocol.errors import (
     ChannelMoved,
-    ExpiryTooSoon,
     Malformed,
     Missing,
     OutPointMismatch,
     UnknownChannel,
 )
-from paychan.protocol.opening import min_expiry
 from paychan.protocol.rest import (
     ChannelStatus,
     Dialect,
@@ -83,16 +81,13 @@ class FundingInfoHandler(V2Handler):
     """`GET /v2/funding/{…}/{…}/info`: expiry and client key in either order (§6.1)."""
 
     async def get(self, first: str, second: str) -> None:
+        self.count_ask()
         key_text, expiry_text = (first, second) if len(first) == 66 else (second, first)
-        client_key = parse_public_key(key_text)
-        expiry = self.expiry(expiry_text)
-        view = self.service.world.view()
-        if not self.service.config.debug and expiry <= min_expiry(view):
-            raise ExpiryTooSoon(got_unix=expiry, need_unix=min_expiry(view))
-        terms = await self.service.opener.terms(client_key, expiry)
+        client_key, expiry = parse_public_key(key_text), self.expiry(expiry_text)
+        terms = await self.service.opener.offer(client_key, expiry, any_time=self.service.config.debug)
         info = self._info(terms)
         if bip70.CONTENT_TYPE in self.request.headers.get("Accept", ""):
-            self._payment_request(terms, info, view.now)
+            self._payment_request(terms, info, self.service.world.now())
         else:
             self.answer(200, None, info)
 
@@ -133,6 +128,7 @@ class FundingOutputsHandler(V2Handler):
     """
 
     async def get(self, first: str, second: str) -> None:
+        self.count_ask()
         key_text, expiry_text = (first, second) if len(first) == 66 else (second, first)
         terms = await self.service.opener.terms(parse_public_key(key_text), self.expiry(expiry_text))
         found = await self.service.opener.funding(terms)
@@ -169,6 +165,7 @@ class ChannelHandler(V2Handler):
     """`POST` opens (§6.2), `PUT` pays (§6.3)."""
 
     async def post(self, txid: str, vout: str) -> None:
+        self.count_ask()
         body = await _opening(self.request.body, self.request.query_arguments)
         request = self._open_request(outpoint(txid, vout), body)
         opened = await accept(self.service.opener.open(request))

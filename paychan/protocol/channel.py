@@ -111,6 +111,8 @@ class Rules(Struct, frozen=True):
     """Most of what was received that may become fee, beside what relaying costs."""
     deadline_margin_seconds: int = 0
     """Settlements should be confirmed this long before the refund becomes valid."""
+    longest_life_seconds: int = 0
+    """A new channel expires within this; 0: no limit."""
 
     def confirmations_needed(self, funding_sat: Sat) -> int:
         """Depth that a funding output of this value needs."""

@@ -95,6 +95,11 @@ class TooManyPayments(BadRequest):
     code, text, http_status = "too_many_payments", "too many payments in a frame: got {got}, limit {limit}", 413
 
 
+class TooManyRequests(BadRequest):
+    code, http_status = "too_many_requests", 429
+    text = "too many questions about new channels from one address: {limit} a second at most, wait {wait_seconds} s"
+
+
 class TooManyBadSignatures(BadRequest):
     code, http_status = "too_many_bad_signatures", 429
     text = "too many bad signatures: got {count} on this connection, limit {limit}; it is closed"
@@ -122,6 +127,10 @@ class ExpiryNotATime(BadRequest):
 
 class ExpiryTooSoon(BadRequest):
     code, text = "expiry_too_soon", "expiry too soon: got {got_unix}, need later than {need_unix}"
+
+
+class ExpiryTooLate(BadRequest):
+    code, text = "expiry_too_late", "expiry too late: got {got_unix}, need {need_unix} or earlier"
 
 
 class KeyReuse(BadRequest):
@@ -256,6 +265,10 @@ class SignerUnavailable(Unavailable):
 
 class ChainUnavailable(Unavailable):
     code, text = "chain_unavailable", "no trustworthy view of the chain: {reason}"
+
+
+class StorageFull(Unavailable):
+    code, text = "storage_full", "no new channels: the server's disk is nearly full"
 
 
 class PaymentPending(Unavailable):

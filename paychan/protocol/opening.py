@@ -7,7 +7,6 @@ import msgspec
 from paychan.protocol.channel import Accepted, Channel, CloseReason, Opening, Outcome, Rejected, State, View
 from paychan.protocol.errors import (
     ChainUnavailable,
-    ExpiryTooSoon,
     FundingUnconfirmed,
     PaymentShort,
     ValueBackwards,
@@ -15,15 +14,11 @@ from paychan.protocol.errors import (
 from paychan.protocol.machine import close
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
 from paychan.protocol.sighash import SINGLE_ANYONECANPAY
+from paychan.protocol.terms import expiry_problem
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 
 _NO_SIGNATURE = bytes(8)
 """Of a payment of nothing, which the client never made: the signer would refuse it, and it is worth nothing."""
-
-
-def min_expiry(view: View) -> UnixTime:
-    """Expiries must be later than this: room for payments and for settling (PROTOCOL §7.2, the v2 rule)."""
-    return UnixTime(view.now + view.rules.settlement_period_seconds + view.rules.min_duration_seconds)
 
 
 def open_channel(opening: Opening, view: View, verifier: PaymentVerifier | None = None) -> Outcome:
@@ -31,8 +26,9 @@ def open_channel(opening: Opening, view: View, verifier: PaymentVerifier | None 
     rules, payment = view.rules, opening.payment
     if view.frozen:
         return Rejected(ChainUnavailable(reason=view.frozen))
-    if opening.terms.expiry <= min_expiry(view):
-        return Rejected(ExpiryTooSoon(got_unix=opening.terms.expiry, need_unix=min_expiry(view)))
+    problem = expiry_problem(opening.terms.expiry, view)
+    if problem is not None:
+        return Rejected(problem)
     need = rules.confirmations_needed(opening.funding_sat)
     if opening.confirmations < need:
         return Rejected(FundingUnconfirmed(got=opening.confirmations, need=need))

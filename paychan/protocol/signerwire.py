@@ -23,7 +23,7 @@ VERSIONS = {
     "an operator sees the signer's state; frames may be as large as a funding transaction",
     4: "health tells whether the signer can still write, and the fees that it allows; a key that is needed to settle is "
     "marked; newest payments are shown; what was signed or shown last is handed out "
-    "with its claim; a server asks which of its records are behind",
+    "with its claim; a server asks which of its records are behind; keys of earlier generations are named",
 }
 """What each version brought. A peer of another version is turned away: messages have no optional meaning."""
 
@@ -142,6 +142,18 @@ class BehindRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=
     payments: Annotated[tuple[Newest, ...], Meta(max_length=MAX_CLAIMS)]
 
 
+class OtherKeysRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=12):
+    """Which other keys of yours may be in the channel of this client key and expiry?
+
+    Its address may have been given out before the newest seed was drawn, or in the other key mode. `settling`: see there.
+    """
+
+    id: int
+    client_key: KeyBytes
+    expiry: UnixTime
+    settling: bool = False
+
+
 class HealthReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=101):
     """Network by name, how keys are derived, whether this signer is for debugging only; and whether it is well.
 
@@ -245,6 +257,13 @@ class BehindReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     outpoints: tuple[OutPoint, ...]
 
 
+class OtherKeysReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=112):
+    """Server keys of earlier generations, the newest first; none is made for this."""
+
+    id: int
+    server_keys: tuple[KeyBytes, ...]
+
+
 class Refusal(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=100):
     """The signer says no: a stable tag (`policy-…`, or `protocol-…` for requests it can't read) and the reason.
 
@@ -268,6 +287,7 @@ Request: TypeAlias = (
     | StatusRequest
     | NewestRequest
     | BehindRequest
+    | OtherKeysRequest
 )
 Reply: TypeAlias = (
     HealthReply
@@ -280,6 +300,7 @@ Reply: TypeAlias = (
     | StatusReply
     | NewestReply
     | BehindReply
+    | OtherKeysReply
     | Refusal
 )
 

@@ -26,6 +26,15 @@ class SignerAbsent(Exception):
     """No answer by the deadline, or nobody there. Nothing is known; the same request may be sent again."""
 
 
+class SignerBusy(SignerAbsent):
+    """Too many questions of strangers wait already: this one was not sent."""
+
+    def __init__(self, waiting: int, limit: int) -> None:
+        super().__init__(f"{waiting} questions for keys wait, limit {limit}")
+        self.waiting = waiting
+        self.limit = limit
+
+
 class SignerRefused(Exception):
     """The signer said no: `tag` is stable (`policy-…`), the reason is for people.
 
@@ -50,6 +59,9 @@ class Signer(Protocol):
 
         `settling`: the channel is about to be settled, so that the question is not held up by those of strangers.
         """
+
+    async def other_keys(self, client_key: bytes, expiry: UnixTime, *, settling: bool = False) -> tuple[bytes, ...]:
+        """Ask for the server keys that earlier generations have for a channel, the newest first. `settling`: see there."""
 
     async def reserve_key(self) -> bytes:
         """Ask for the public key (33 bytes) of the coins that may help to pay for settlements."""

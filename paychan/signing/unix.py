@@ -1,4 +1,6 @@
-"""The server's client of the signer's Unix socket: one connection, many requests in flight, each with a deadline.
+"""The server's client of the signer's Unix socket: many requests in flight, each with a deadline.
+
+What strangers cause has a connection and a queue of its own: nothing that is due waits for it.
 
 A connection is made when it is needed, and made again when it broke: the signer may restart at any time. One that hangs is
 waited for by those alone who asked before that showed; who asks then hears at once that it is absent, until it has answered
@@ -9,9 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import socket
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +33,8 @@ from paychan.protocol.signerwire import (
     Newest,
     NewestReply,
     NewestRequest,
+    OtherKeysReply,
+    OtherKeysRequest,
     Refusal,
     Reply,
     Request,
@@ -41,13 +43,13 @@ from paychan.protocol.signerwire import (
     SettlementReply,
     SettlementRequest,
     WireError,
-    decode_reply,
     encode_frame,
     frame_size,
 )
 from paychan.protocol.types import OutPoint, Sat, UnixTime
-from paychan.signing.base import SignerAbsent, SignerRefused
+from paychan.signing.base import SignerAbsent, SignerBusy, SignerRefused
 from paychan.signing.checks import WRONG_REPLY, check_again, check_child, check_key, check_settlement
+from paychan.signing.link import SignerLink
 
 _PASSING = (
     "policy-deadline",
@@ -60,10 +62,9 @@ _PASSING = (
 )
 """Refusals that say nothing against the request: the same one may be sent again, the last after the signer's restart."""
 
-_TRIES = 6
-"""The signer closes connections to make room for others when it has to; and each of these pauses is twice the last."""
-
-_PAUSE_SECONDS = 0.02
+_STRANGERS_AT_ONCE = 8
+_MOST_STRANGERS = 256
+"""Questions that strangers cause, sent at a time, and in all; more are refused at once. Nothing else waits for these."""
 
 _T = TypeVar(
     "_T",
@@ -76,6 +77,7 @@ _T = TypeVar(
     AgainReply,
     BehindReply,
     NewestReply,
+    OtherKeysReply,
 )
 
 
@@ -86,8 +88,10 @@ class UnixSigner:
         self._path = path
         self._deadline = deadline_seconds
         self._ids = itertools.count(1)  # 0 is the signer's, for what belongs to no request
-        self._connecting = asyncio.Lock()
-        self._connection: _Connection | None = None
+        self._link = SignerLink(path)
+        self._strangers_link = SignerLink(path)
+        self._strangers = 0
+        self._room_for_strangers = asyncio.Semaphore(_STRANGERS_AT_ONCE)
         self._probing: asyncio.Task[None] | None = None
         """It hangs, as far as we know."""
         self._closed = False
@@ -101,6 +105,13 @@ class UnixSigner:
         reply = await self._ask(KeyRequest(next(self._ids), client_key, expiry, settling), KeyReply)
         check_key(reply.server_key, "server_key")
         return reply
+
+    async def other_keys(self, client_key: bytes, expiry: UnixTime, *, settling: bool = False) -> tuple[bytes, ...]:
+        """Ask for the server keys that earlier generations have for a channel, the newest first."""
+        reply = await self._ask(OtherKeysRequest(next(self._ids), client_key, expiry, settling), OtherKeysReply)
+        for key in reply.server_keys:
+            check_key(key, "server_keys")
+        return reply.server_keys
 
     async def reserve_key(self) -> bytes:
         """Ask for the public key of the coins that may help to pay for settlements."""
@@ -162,8 +173,8 @@ class UnixSigner:
         self._closed = True
         if self._probing is not None:
             self._probing.cancel()
-        if self._connection is not None:
-            await self._connection.close()
+        await self._link.close()
+        await self._strangers_link.close()
 
     async def _ask(self, request: Request, kind: type[_T]) -> _T:
         reply = await self._reply(request)
@@ -181,19 +192,34 @@ class UnixSigner:
         hangs = f"no answer within {self._deadline} s"
         if self._probing is not None and not isinstance(request, Health):
             return f"{hangs} lately, and none since"
+        of_strangers = isinstance(request, KeyRequest | OtherKeysRequest) and not request.settling
         frame = encode_frame(request)
         try:
             frame_size(frame[:4])  # too many claims: said here, where it costs the other calls nothing
             async with asyncio.timeout(self._deadline):
-                return await self._exchange(frame, request.id)
+                if of_strangers:
+                    return await self._exchange_for_stranger(frame, request.id)
+                return await self._link.exchange(frame, request.id)
         except WireError as error:
             return Refusal(request.id, "protocol-message", str(error))
         except TimeoutError:
-            if self._probing is None and not self._closed:
+            # a token may be slow to make keys: that strangers' questions wait says nothing about others
+            if self._probing is None and not self._closed and not of_strangers:
                 self._probing = asyncio.create_task(self._probe())
             return hangs
         except OSError as error:
             return error.strerror or str(error)
+
+    async def _exchange_for_stranger(self, frame: bytes, request_id: int) -> Reply:
+        """Send what a stranger causes: on a connection of its own, few at a time. Raises `SignerBusy`."""
+        if self._strangers >= _MOST_STRANGERS:
+            raise SignerBusy(self._strangers, _MOST_STRANGERS)
+        self._strangers += 1
+        try:
+            async with self._room_for_strangers:
+                return await self._strangers_link.exchange(frame, request_id)
+        finally:
+            self._strangers -= 1
 
     async def _probe(self) -> None:
         """Ask a signer that hangs for its health until there is an answer, or nobody there who could hang."""
@@ -202,7 +228,7 @@ class UnixSigner:
                 request = Health(next(self._ids))
                 try:
                     async with asyncio.timeout(self._deadline):
-                        await self._exchange(encode_frame(request), request.id)
+                        await self._link.exchange(encode_frame(request), request.id)
                 except TimeoutError:
                     continue
                 except OSError:
@@ -210,106 +236,3 @@ class UnixSigner:
                 return
         finally:
             self._probing = None
-
-    async def _exchange(self, frame: bytes, request_id: int) -> Reply:
-        """Send and wait; when a connection ends before the reply, try another one a few times."""
-        pause = _PAUSE_SECONDS
-        for _ in range(_TRIES - 1):
-            try:
-                return await (await self._connected()).ask(frame, request_id)
-            except (ConnectionResetError, BrokenPipeError):
-                await asyncio.sleep(pause)
-                pause *= 2
-        return await (await self._connected()).ask(frame, request_id)
-
-    async def _connected(self) -> _Connection:
-        if self._connection is not None and not self._connection.lost:
-            return self._connection
-        async with self._connecting:
-            if self._closed:
-                msg = "client was closed"
-                raise ConnectionAbortedError(msg)
-            if self._connection is None or self._connection.lost:
-                self._connection = _Connection(*await _connect(self._path))
-        return self._connection
-
-
-async def _connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect, and wait while the signer's queue is full; asyncio would take that for a connection that is being made."""
-    connection = socket.socket(socket.AF_UNIX)
-    try:
-        connection.setblocking(False)
-        while True:
-            try:
-                connection.connect(str(path))
-                break
-            except BlockingIOError:
-                await asyncio.sleep(_PAUSE_SECONDS)
-        return await asyncio.open_unix_connection(sock=connection)
-    except BaseException:
-        connection.close()
-        raise
-
-
-class _Connection:
-    """One connection and those who wait for its replies. `ConnectionResetError` means: it ended, nothing is known."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._waiting: dict[int, asyncio.Future[Reply]] = {}
-        self._receiving = asyncio.create_task(self._receive())
-
-    @property
-    def lost(self) -> bool:
-        return self._receiving.done() or self._writer.is_closing()
-
-    async def ask(self, frame: bytes, request_id: int) -> Reply:
-        """Send a request and wait for the reply to it."""
-        await self._writer.drain()  # first, so that a signer that reads nothing does not make us buffer without end
-        if self.lost:
-            msg = "connection was closed"
-            raise ConnectionResetError(msg)
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._waiting[request_id] = future
-        try:
-            self._writer.write(frame)
-            return await future
-        finally:
-            self._waiting.pop(request_id, None)
-
-    async def close(self) -> None:
-        self._receiving.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._receiving
-        with suppress(OSError):
-            await self._writer.wait_closed()
-
-    async def _receive(self) -> None:
-        """Hand out replies until the connection ends. A late reply, which nobody waits for any more, is dropped."""
-        problem: OSError = ConnectionResetError("connection closed by the signer")
-        try:
-            while True:
-                size = frame_size(await self._reader.readexactly(4))
-                reply = decode_reply(await self._reader.readexactly(size))
-                if reply.id == 0:
-                    self._hand_to_all(reply)
-                elif (future := self._waiting.get(reply.id)) is not None and not future.done():
-                    future.set_result(reply)
-        except asyncio.IncompleteReadError:
-            pass
-        except WireError as error:  # whoever that is, another try would not be better
-            problem = ConnectionAbortedError(str(error))
-        except OSError as error:
-            problem = ConnectionResetError(str(error))
-        finally:
-            self._writer.close()
-            for future in self._waiting.values():
-                if not future.done():
-                    future.set_exception(problem)
-
-    def _hand_to_all(self, reply: Reply) -> None:
-        """The signer turns this connection away: that answers everything asked on it."""
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_result(reply)

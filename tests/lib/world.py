@@ -45,6 +45,8 @@ from paychan.protocol.signerwire import (
     Newest,
     NewestReply,
     NewestRequest,
+    OtherKeysReply,
+    OtherKeysRequest,
     Refusal,
     Reply,
     Request,
@@ -102,9 +104,9 @@ class DebugPayer(Payer, frozen=True):
 class LocalSigner:
     """The signer's own handlers, called directly: a `Signer` with real keys and policies, no socket and no disk."""
 
-    def __init__(self, ledger: Ledger | None = None) -> None:
-        """Begin with an empty ledger, or with what another one of these remembers."""
-        keys = KeyRing([StaticKey(DEBUG_KEY)], SERVER_DESTINATION)
+    def __init__(self, ledger: Ledger | None = None, keys: KeyRing | None = None) -> None:
+        """Begin with an empty ledger, or with what another one of these remembers; with the debug key, or others."""
+        keys = keys or KeyRing([StaticKey(DEBUG_KEY)], SERVER_DESTINATION)
         limits = Limits(max_fee_percent=100, requests_per_second=1_000_000, keys_per_second=1_000_000, debug=True)
         self._handle = Handler(keys, ledger or MemoryLedger(), Identity("test", "debug", debug=True), limits)
 
@@ -113,6 +115,11 @@ class LocalSigner:
 
     async def public_key(self, client_key: bytes, expiry: UnixTime, *, settling: bool = False) -> KeyReply:
         return self._ask(KeyRequest(1, client_key, expiry, settling))
+
+    async def other_keys(self, client_key: bytes, expiry: UnixTime, *, settling: bool = False) -> tuple[bytes, ...]:
+        reply = self._ask(OtherKeysRequest(1, client_key, expiry, settling))
+        assert isinstance(reply, OtherKeysReply)
+        return reply.server_keys
 
     async def reserve_key(self) -> bytes:
         reply = self._ask(ReserveRequest(1))

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from paychan.protocol.channel import Accepted, CloseReason, Opening, Rejected, State, View
 from paychan.protocol.errors import NotEconomical
-from paychan.protocol.opening import min_expiry, open_channel
+from paychan.protocol.opening import open_channel
 from paychan.protocol.payment import Payment
+from paychan.protocol.terms import min_expiry
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from tests.lib.channels import NOW, RULES, VIEW, Payer
 from tests.lib.ecdsa import high_s_twin

@@ -32,6 +32,7 @@ SPECIAL = {
     "too_many_payments": 413,
     "method_not_allowed": 405,
     "unauthorized": 401,
+    "too_many_requests": 429,
     "too_many_bad_signatures": 429,
 }
 

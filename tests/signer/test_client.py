@@ -20,7 +20,7 @@ from paychan.protocol.signerwire import (
     SettlementRequest,
 )
 from paychan.protocol.types import Sat, UnixTime
-from paychan.signing.base import SignerAbsent, SignerRefused
+from paychan.signing.base import SignerAbsent, SignerBusy, SignerRefused
 from paychan.signing.unix import UnixSigner
 from signer.answering import WORKERS
 from signer.keys import KeyRing, hardened_keys
@@ -221,6 +221,34 @@ async def test_policy_deadline_of_a_hanging_key_store(tmp_path: Path) -> None:
             for call in hanging:
                 with pytest.raises(SignerAbsent, match="not done within"):
                     await call
+    finally:
+        release.set()
+
+
+async def test_fault_67_strangers_questions_hold_up_nothing_that_is_due(tmp_path: Path) -> None:
+    """Three hundred keys for strangers hang in the key store: settlements, their keys, fundings and health are answered.
+
+    What is more than may wait is refused at once, the rest by the deadline, and the signer is not taken for absent.
+    """
+    release = threading.Event()
+
+    def handle(request: Request) -> Reply:
+        if isinstance(request, KeyRequest) and not request.settling:
+            release.wait(PATIENT)
+        return HANDLER(request)
+
+    try:
+        async with served(tmp_path, handle) as path, client(path, 2.0) as signer:
+            strangers = [asyncio.create_task(signer.public_key(CLIENT_KEY, EXPIRY)) for _ in range(300)]
+            await asyncio.sleep(0.05)
+            assert sum(call.done() for call in strangers) == 300 - 256
+            assert (await signer.health()).network == "regtest"
+            await show(signer, REQUEST)
+            assert await sign(signer)
+            assert (await signer.public_key(CLIENT_KEY, EXPIRY, settling=True)).server_key
+            endings = await asyncio.gather(*strangers, return_exceptions=True)
+            assert {type(ending) for ending in endings} == {SignerBusy, SignerAbsent}
+            assert await sign(signer)
     finally:
         release.set()
 
