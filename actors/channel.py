@@ -24,6 +24,8 @@ from paychan.protocol.channel import (
     Accepted,
     Answer,
     Channel,
+    CloseByPayment,
+    CloseByProof,
     Command,
     Outcome,
     Pay,
@@ -35,7 +37,7 @@ from paychan.protocol.channel import (
     next_step,
 )
 from paychan.protocol.errors import ApplicationRefused, Overloaded, PaychanError, TryAgain
-from paychan.protocol.machine import apply
+from paychan.protocol.machine import apply, forged
 from paychan.protocol.opening import successor
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
 from paychan.protocol.several import Commands, ends_badly, judge, newest_of
@@ -216,13 +218,18 @@ class ChannelActor(LoopActor):
 
     # --- asking the application -------------------------------------------------------------------------------------
 
-    def _after_offer(self, command: Command) -> Awaitable[Outcome]:
+    def _after_offer(self, command: Command) -> Outcome | Awaitable[Outcome]:
         """Nothing is judged while a payment is offered: first hear about that one, then go on in order of arrival.
 
-        The same payment again gets the answer of the one question, so a payer's retry is delivered once.
+        The same payment again gets the answer of the one question, so a payer's retry is delivered once. What is forged does
+        not wait: places behind an offer are few, and in v1 a stranger could take them.
         """
         if isinstance(command, Pay) and command.payment == self._channel.offered:
             return asyncio.shield(self._question())
+        if isinstance(command, Pay | CloseByProof | CloseByPayment):
+            problem = forged(self._channel, command, self._verifier)
+            if problem is not None:
+                return Rejected(problem)
         before = self._behind if _under_way(self._behind) else self._question()
         self._waiting += 1
         self._behind = asyncio.create_task(self._judge_after(before, command))

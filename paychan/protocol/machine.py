@@ -87,23 +87,26 @@ def apply(channel: Channel, command: Command, view: View, verifier: PaymentVerif
 
 
 def _pay(channel: Channel, command: Pay, view: View, verifier: PaymentVerifier | None) -> Outcome:
-    """PROTOCOL §7.1, in its order; equal change is a repetition or a payment of nothing, and is accepted."""
+    """PROTOCOL §7.1, the signature before the value; equal change is a repetition or a payment of nothing, and is accepted.
+
+    In v1 an outpoint is all that a stranger needs to ask: what the channel holds is named only to a client that signs for it.
+    """
     payment, newest = command.payment, channel.payment
     if view.frozen:
         return Rejected(ChainUnavailable(reason=view.frozen))
     if channel.offered is not None:
-        return Rejected(PaymentPending(change_sat=channel.offered.change_sat))
+        return Rejected(forged(channel, command, verifier) or _pending(channel.offered))
     limit = channel.terms.expiry - view.rules.settlement_period_seconds
     if view.now >= limit:
         return Rejected(ChannelExpiring(now_unix=view.now, limit_unix=limit))
     if payment == newest:
         return Accepted(channel)
     problem = change_problem(payment, view.rules.dust_sat)
-    if problem is None and payment.change_sat > newest.change_sat:
-        problem = ValueBackwards(got_sat=payment.change_sat, need_sat=newest.change_sat)
     if problem is None:
         verifier = verifier or PaymentVerifier(channel.terms, channel.outpoint, channel.change_script)
         problem = verifier.problem(payment)
+    if problem is None and payment.change_sat > newest.change_sat:
+        problem = ValueBackwards(got_sat=payment.change_sat, need_sat=newest.change_sat)
     if problem is not None:
         return Rejected(problem)
     outcome = _book(channel, payment, view)
@@ -132,18 +135,18 @@ def _answer(channel: Channel, command: Answer, view: View, _verifier: PaymentVer
     return _replace(outcome, application_data=command.data)
 
 
-def _close_by_proof(channel: Channel, command: CloseByProof, view: View, _verifier: PaymentVerifier | None) -> Outcome:
+def _close_by_proof(channel: Channel, command: CloseByProof, view: View, verifier: PaymentVerifier | None) -> Outcome:
     """The newest payment, shown again, proves that the client asks (PROTOCOL §5.4)."""
     if channel.offered is not None:
-        return Rejected(PaymentPending(change_sat=channel.offered.change_sat))
+        return Rejected(forged(channel, command, verifier) or _pending(channel.offered))
     if command.payment != channel.payment:
-        return _not_newest(channel, command.payment)
+        return _not_newest(channel, command, verifier)
     return close(channel, CloseReason.CLIENT, view)
 
 
-def _repeat_proof(channel: Channel, command: CloseByProof, view: View, _verifier: PaymentVerifier | None) -> Outcome:
+def _repeat_proof(channel: Channel, command: CloseByProof, view: View, verifier: PaymentVerifier | None) -> Outcome:
     """A settled channel gives the same answer again."""
-    return Accepted(channel) if command.payment == channel.payment else _not_newest(channel, command.payment)
+    return Accepted(channel) if command.payment == channel.payment else _not_newest(channel, command, verifier)
 
 
 def _close_by_payment(
@@ -151,15 +154,15 @@ def _close_by_payment(
 ) -> Outcome:
     """Take the closing payment with the change address it was signed for; its value is the fee offered (§6.4)."""
     if channel.offered is not None:
-        return Rejected(PaymentPending(change_sat=channel.offered.change_sat))
+        return Rejected(forged(channel, command, verifier) or _pending(channel.offered))
     payment, script = command.payment, command.change_script or channel.change_script
     problem = change_problem(payment, view.rules.dust_sat)
-    if problem is None and payment.change_sat > channel.payment.change_sat:
-        problem = ValueBackwards(got_sat=payment.change_sat, need_sat=channel.payment.change_sat)
     if problem is None:
         if verifier is None or script != channel.change_script:
             verifier = PaymentVerifier(channel.terms, channel.outpoint, script)
         problem = verifier.problem(payment)
+    if problem is None and payment.change_sat > channel.payment.change_sat:
+        problem = ValueBackwards(got_sat=payment.change_sat, need_sat=channel.payment.change_sat)
     if problem is not None:
         return Rejected(problem)
     offered_fee = Sat(channel.payment.change_sat - payment.change_sat)
@@ -297,8 +300,29 @@ def end_of(channel: Channel) -> PaychanError:
     return ChannelClosing()
 
 
-def _not_newest(channel: Channel, payment: Payment) -> Rejected:
-    return Rejected(NotNewestPayment(got_sat=payment.change_sat, need_sat=channel.payment.change_sat))
+def forged(
+    channel: Channel, command: Pay | CloseByProof | CloseByPayment, verifier: PaymentVerifier | None = None
+) -> PaychanError | None:
+    """Return why a command's payment is not one of the client's, or None. It need not be good for anything else."""
+    payment = command.payment
+    if payment in (channel.payment, channel.offered):
+        return None
+    script = (command.change_script if isinstance(command, CloseByPayment) else None) or channel.change_script
+    problem = change_problem(payment, Sat(0))
+    if problem is None:
+        if verifier is None or script != channel.change_script:
+            verifier = PaymentVerifier(channel.terms, channel.outpoint, script)
+        problem = verifier.problem(payment)
+    return problem
+
+
+def _not_newest(channel: Channel, command: CloseByProof, verifier: PaymentVerifier | None) -> Rejected:
+    newest = NotNewestPayment(got_sat=command.payment.change_sat, need_sat=channel.payment.change_sat)
+    return Rejected(forged(channel, command, verifier) or newest)
+
+
+def _pending(offered: Payment) -> PaymentPending:
+    return PaymentPending(change_sat=offered.change_sat)
 
 
 TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {

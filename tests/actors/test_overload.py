@@ -9,7 +9,7 @@ from actors.channel import MOST_BEHIND
 from paychan.api.answers import refusal
 from paychan.application.base import Verdict
 from paychan.protocol.channel import Accepted, Channel, Close, CloseReason, Rejected
-from paychan.protocol.errors import Overloaded
+from paychan.protocol.errors import BadSignature, Overloaded
 from tests.lib.world import DebugPayer, accepted, local, refused, settled_down
 
 LIMIT = 3
@@ -90,3 +90,22 @@ def test_who_is_refused_is_told_when_to_come_back():
     assert [name for name, _ in answer.headers] == ["Retry-After"]
     assert b'"code":"overloaded"' in answer.body
     assert b"3 payments for the disk, limit 3" in answer.body
+
+
+async def test_fault_75_forged_payments_take_no_place_behind_an_offer(tmp_path: Path) -> None:
+    """In v1 an outpoint is all that a stranger needs: what he forges is refused at once, and names no number."""
+    slow = Slow()
+    async with local(tmp_path, application=slow) as server:
+        payer, stranger = DebugPayer("asked"), DebugPayer("stranger")
+        channel = await server.open(payer, 10_000)
+        offered = asyncio.ensure_future(server.registry.ask(channel.outpoint, payer.pays(10_001)))
+        await settled_down()
+        for paid in range(MOST_BEHIND + 5):
+            forged = await server.registry.ask(channel.outpoint, stranger.pays(10_002 + paid))
+            assert isinstance(refused(forged), BadSignature)
+        honest = asyncio.ensure_future(server.registry.ask(channel.outpoint, payer.pays(10_005)))
+        await settled_down()
+        slow.may_answer.set()
+
+        assert accepted(await offered).value_sat == 1
+        assert accepted(await honest).value_sat == 4

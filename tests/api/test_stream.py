@@ -71,6 +71,17 @@ def test_what_is_wrong_with_a_payment_is_its_own(open_v2: V2) -> None:
     assert lone["code"] == "malformed"
 
 
+def test_fault_75_a_forged_payment_over_a_stream_learns_no_number(open_v2: V2) -> None:
+    """What would take value back is a bad signature first; the payer itself is told both numbers."""
+    good = open_v2.payer.payment(99_999)
+    forged = Payment(good.change_sat, open_v2.payer.payment(5).signature, 0x83)
+    with open_stream(open_v2) as stream:
+        first, second = pay_frame(stream, [forged, good])
+    assert code(first) == (400, "bad_signature")
+    assert isinstance(second, Said)
+    assert json.loads(second.body)["need_sat"] == LEFT
+
+
 def test_answers_leave_in_the_order_of_the_payments(open_v2: V2) -> None:
     """Many frames in flight, text and binary, good and bad: the n-th answer is the n-th payment's."""
     with open_stream(open_v2) as stream:

@@ -6,6 +6,7 @@ import time
 from hashlib import sha256
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
@@ -211,13 +212,40 @@ def test_junk_behind_a_payment_is_refused(open_v1: V1, junk: str) -> None:
     assert open_v1.http.put(url + "&junk&=&%ff=1").status_code == 200
 
 
+@BOTH_WAYS
+def test_fault_75_only_the_payer_reads_what_a_channel_holds(open_v1: V1) -> None:
+    """An outpoint is public: a forged payment is a bad signature, whatever it would take back, by PUT and by DELETE."""
+    forged = _changed(open_v1.payer.payment(99_999), signature=Payer().payment(5).signature)
+    with httpx.Client(trust_env=False) as stranger:
+        for send in (V1(open_v1.url, open_v1.payer, stranger).pay, V1(open_v1.url, open_v1.payer, stranger).close):
+            answer = send(forged)
+            assert refusal(answer) == (400, "bad_signature")
+            assert str(open_v1.payer.payment(100_000).change_sat) not in answer.text + answer.reason_phrase
+    older = open_v1.payer.payment(50_000)
+    assert refusal(open_v1.pay(older)) == (400, "value_backwards")
+    assert open_v1.close(older).json()["need_sat"] == open_v1.payer.payment(100_000).change_sat
+
+
+def test_fault_75_forged_closings_are_counted(v1: V1) -> None:
+    """A DELETE whose signature had to be checked costs its connection what a PUT costs."""
+    with httpx.Client(trust_env=False, limits=httpx.Limits(max_connections=1)) as attacker:
+        bad = V1(v1.url, v1.payer, attacker)
+        assert bad.open(v1.payer.payment(100_000)).status_code == 201
+        began = time.monotonic()
+        for _ in range(4):
+            assert refusal(bad.close(Payer().payment(100_001))) == (400, "bad_signature")
+        assert time.monotonic() - began >= 0.15  # 10, 20, 40 and 80 ms
+
+
 def test_only_the_newest_payment_closes(open_v1: V1, system: System) -> None:
     """DELETE compares value, signature and flag with the newest payment; anything else is a 400."""
     newest = open_v1.payer.payment(150_000)
     assert open_v1.pay(newest).status_code == 200
     older, newer = open_v1.payer.payment(100_000), open_v1.payer.payment(160_000)
-    for wrong in (older, newer, _changed(newest, flag=0x82), _changed(newest, signature=older.signature)):
+    for wrong in (older, newer):
         assert refusal(open_v1.close(wrong)) == (400, "not_newest_payment")
+    assert refusal(open_v1.close(_changed(newest, flag=0x82))) == (400, "flag_mismatch")
+    assert refusal(open_v1.close(_changed(newest, signature=older.signature))) == (400, "bad_signature")
     assert system.channel(open_v1.payer.outpoint)["status"] == "open"
     assert open_v1.close(newest).status_code == 202
     assert refusal(open_v1.close(older)) == (400, "not_newest_payment")

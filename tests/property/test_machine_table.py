@@ -30,7 +30,7 @@ from paychan.protocol.channel import (
     View,
     next_step,
 )
-from paychan.protocol.errors import ChainUnavailable, PaymentPending
+from paychan.protocol.errors import ChainUnavailable, ChannelMoved, PaymentPending
 from paychan.protocol.machine import TRANSITIONS, apply
 from paychan.protocol.payment import Payment, PaymentVerifier, sign_payment
 from paychan.protocol.record import decode_record, encode_record
@@ -278,3 +278,17 @@ def test_publishing_needs_a_settlement() -> None:
 
     assert isinstance(outcome, Accepted)
     assert next_step(outcome.channel) is Step.SIGN
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+@pytest.mark.parametrize("kind", [Pay, CloseByProof, CloseByPayment])
+def test_fault_75_a_forged_payment_learns_no_number(name: str, kind: type[Pay | CloseByProof | CloseByPayment]) -> None:
+    """In every state: whoever can't sign for the channel is not told what it holds, whatever change its payment names."""
+    channel = SAMPLES[name]
+    held = {channel.payment.change_sat, channel.offered.change_sat if channel.offered else channel.payment.change_sat}
+    for change in {1_000, *held, *(each + 1 for each in held), channel.funding_sat, channel.funding_sat + 1}:
+        forged = Payment(Sat(change), Payer("stranger").payment(5_000).signature, 0x83)
+        outcome = apply(channel, kind(forged), VIEW)
+        if isinstance(outcome, Rejected) and not isinstance(outcome.error, ChannelMoved):  # that is in the chain
+            numbers = {value for value in outcome.error.fields.values() if isinstance(value, int)}
+            assert not (numbers & held) - {change}, outcome.error
