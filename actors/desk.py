@@ -36,6 +36,7 @@ from paychan.protocol.settlement import (
     settlement_size,
     spends_by_server_branch,
 )
+from paychan.protocol.transaction import signals_replaceability
 from paychan.protocol.types import OutPoint, Sat
 from paychan.signing.base import SignerAbsent, SignerRefused
 
@@ -56,6 +57,7 @@ class Desk:
         self._told: tuple[str, set[bytes]] = ("", set())
         self._reserve_followed_in: int | None = None
         self._children: dict[bytes, Settlement] = {}
+        self._kept = set[bytes]()
         self.pinned: dict[OutPoint, str] = {}
         """Settlements that can't be made dearer, and why: for the operator."""
 
@@ -151,6 +153,9 @@ class Desk:
             return await self._replace([channel], paid, spend, dead=True)
         world = self._world
         if not in_its_place and not is_due(channel, paid, world.rules, world.paying_time(), world.chain_view.fees):
+            return None
+        if spend is not None and not in_its_place and not self.may_replace(paid):
+            await self._push_instead(others or [channel], paid)
             return None
         task = self._replacing.get(paid.txid)
         if task is None:
@@ -257,6 +262,27 @@ class Desk:
         ]
         return there if channel.outpoint in {member.outpoint for member in there} else [channel]
 
+    # --- what is not replaced ---------------------------------------------------------------------------------------
+
+    def may_replace(self, ours: Settlement) -> bool:
+        """Say whether the node would replace a settlement of ours that is in its mempool."""
+        if signals_replaceability(ours.transaction):
+            return True
+        return self._world.chain.capabilities.full_rbf is not False and ours.txid not in self._kept
+
+    def keeps(self, ours: Settlement, reason: str) -> None:
+        """Note that the node has just refused to replace a settlement of ours: until the next block, children pay."""
+        log.warning("settlement is not replaced", txid=ours.txid[::-1].hex(), reason=reason)
+        self._kept.add(ours.txid)
+
+    async def _push_instead(self, members: Sequence[Channel], paid: Settlement) -> None:
+        """Push what is not replaced by a child, or say that it can't be made to pay more."""
+        if await self._push(members, paid, rate_of(members, self._world)):
+            self.pinned.pop(members[0].outpoint, None)
+        else:
+            reason = "the node does not replace what does not signal it, and no child of our own output can pay more"
+            self._pin(members[0], reason)
+
     async def _push(self, members: Sequence[Channel], paid: Settlement, rate: int) -> bool:
         """Let a child of our own output pay; whether one does."""
         own_sat = Sat(sum(member.received_sat for member in members) - paid.fee_sat)
@@ -303,6 +329,7 @@ class Desk:
         tip = self._world.chain_view.tip
         if tip is not None and tip.block_hash != self._told[0]:
             self._told = tip.block_hash, set()
+            self._kept.clear()
         new = settlement.txid not in self._told[1]
         self.told(settlement)
         return new

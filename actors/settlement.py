@@ -19,6 +19,7 @@ from paychan.protocol.channel import (
     Channel,
     Command,
     Confirmed,
+    Kept,
     Published,
     Signed,
     SpentElsewhere,
@@ -91,10 +92,16 @@ async def _publish(channel: Channel, settlement: Settlement, world: World, desk:
             end = await _end(channel, settlement, spend, world, desk)
             # ours, whoever handed it in: then it is published, and watching it tells how it ended
             return Published() if isinstance(end, Confirmed) else end
+        kept = await _kept(channel, settlement, spend, world, desk)
+        if kept is not None and not desk.may_replace(kept.settlement):
+            return kept
         better = _signed(await desk.dearer(channel, spend, refused=True))
-        if better is None:
+        if better is not None:
+            return better
+        if kept is None:
             raise PublishFailed(reason=str(error)) from error
-        return better
+        desk.keeps(kept.settlement, str(error))
+        return kept
     desk.told(settlement)
     return Published()
 
@@ -104,6 +111,9 @@ async def _watch(channel: Channel, settlement: Settlement, world: World, desk: D
     if spend is None:
         return Vanished()
     if spend.confirmations == 0:
+        kept = await _kept(channel, settlement, spend, world, desk)
+        if kept is not None and not desk.may_replace(kept.settlement):
+            return kept
         if desk.may_tell(settlement):
             with contextlib.suppress(ChainFailed):  # in the mempool of our node, perhaps not any more in others'
                 await world.chain.publish(settlement.transaction)
@@ -115,6 +125,19 @@ async def _watch(channel: Channel, settlement: Settlement, world: World, desk: D
 
 def _signed(settlement: Settlement | None) -> Signed | None:
     return None if settlement is None else Signed(settlement)
+
+
+async def _kept(channel: Channel, settlement: Settlement, spend: Spend | None, world: World, desk: Desk) -> Kept | None:
+    """Find the settlement of ours that the mempool has instead of the record's."""
+    if spend is None or spend.confirmations or spend.txid == settlement.txid:
+        return None
+    try:
+        raw = await world.chain.transaction(spend.txid)
+    except ChainFailed as error:
+        raise PublishFailed(reason=str(error)) from error
+    if not spends_by_server_branch(raw, channel.outpoint):
+        return None
+    return Kept(await desk.found(channel, Settlement(raw, spend.txid, Sat(0))))
 
 
 async def _spender(channel: Channel, world: World) -> Spend | None:

@@ -344,11 +344,11 @@ class Handler:
         own = self._own(parent)
         with self._ledger.lock:
             known = self._known(parent, own, now)
-        refused = child_refusal(request, known)
+        digest = request_digest(parent)
+        refused = child_refusal(request, known, was_signed=self._ledger.request(digest) is not None)
         key = output_key(parent, known)
         if refused is not None or key is None:
             return self._refuse(request, peer_uid, refused or Refusal(request.id, "policy-destination", "no key"))
-        digest = request_digest(parent)
         durable = self._ledger.put(
             Entry(self._journal.lines(self._journal.decision(request, peer_uid, "signed", digest=digest)))
         )

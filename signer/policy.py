@@ -230,13 +230,14 @@ def refusals(request: SettlementRequest, known: Known) -> tuple[Refusal | None, 
     return None, tried
 
 
-def child_refusal(request: ChildRequest, known: Known) -> Refusal | None:
-    """Judge a child by the same tags. Its parent was signed before, so it passed the rules then; None: sign it."""
-    parent, digest = request.parent, request_digest(request.parent)
-    if not parent.claims or any(
-        (before := known.earlier.get(claim.outpoint)) is None or before.digest != digest for claim in parent.claims
-    ):
-        return Refusal(request.id, "policy-template", "the parent is not the newest settlement that was signed before")
+def child_refusal(request: ChildRequest, known: Known, *, was_signed: bool) -> Refusal | None:
+    """Judge a child by the same tags. Its parent was signed before, so it passed the rules then; None: sign it.
+
+    The parent need not be the newest: a node that does not replace it keeps the earlier one, and only one can confirm.
+    """
+    parent = request.parent
+    if not parent.claims or not was_signed:
+        return Refusal(request.id, "policy-template", "the parent is no settlement that was signed before")
     if output_key(parent, known) is None:
         reason = "the parent pays to an address of the operator's, whose key is not here"
         return Refusal(request.id, "policy-destination", reason)

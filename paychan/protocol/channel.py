@@ -190,6 +190,12 @@ class Published(Struct, frozen=True):
     """The network took the settlement."""
 
 
+class Kept(Struct, frozen=True):
+    """The network keeps this settlement of ours, and replaces it by none: the newest one was refused."""
+
+    settlement: Settlement
+
+
 class Confirmed(Struct, frozen=True):
     """A settlement of ours (internal txid) is as deep in the chain as the operator wants."""
 
@@ -221,6 +227,7 @@ Command: TypeAlias = (
     | Close
     | Signed
     | Published
+    | Kept
     | Confirmed
     | Vanished
     | SpentElsewhere

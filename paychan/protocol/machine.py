@@ -39,6 +39,7 @@ from paychan.protocol.channel import (
     Closing,
     Command,
     Confirmed,
+    Kept,
     Outcome,
     Pay,
     Published,
@@ -243,6 +244,14 @@ def _published(channel: Channel, command: Published, view: View, _verifier: Paym
     return Accepted(_replace(channel, state=State.PUBLISHED))
 
 
+def _kept(channel: Channel, command: Kept, view: View, _verifier: PaymentVerifier | None) -> Outcome:
+    """Record what the network has, so that it is what a child spends and what is shown."""
+    if channel.closing is None:
+        return Accepted(channel)
+    kept = _replace(channel, state=State.PUBLISHED, closing=_replace(channel.closing, settlement=command.settlement))
+    return Accepted(channel if kept == channel else kept)
+
+
 def _confirmed(channel: Channel, command: Confirmed, view: View, _verifier: PaymentVerifier | None) -> Outcome:
     """Note the txid where it is not the newest settlement's: an earlier one was mined, or somebody changed it."""
     closing = channel.closing
@@ -334,6 +343,7 @@ TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
         Close: _close_by_us,
         Signed: _unchanged,
         Published: _unchanged,
+        Kept: _unchanged,
         Confirmed: _unchanged,
         Vanished: _unchanged,
         SpentElsewhere: _lost,
@@ -347,6 +357,7 @@ TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
         Close: _unchanged,
         Signed: _signed,
         Published: _published,
+        Kept: _kept,
         Confirmed: _unchanged,
         Vanished: _unchanged,
         SpentElsewhere: _lost,
@@ -360,6 +371,7 @@ TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
         Close: _unchanged,
         Signed: _signed,
         Published: _unchanged,
+        Kept: _kept,
         Confirmed: _confirmed,
         Vanished: _vanished,
         SpentElsewhere: _lost,
@@ -373,6 +385,7 @@ TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
         Close: _unchanged,
         Signed: _unchanged,
         Published: _unchanged,
+        Kept: _unchanged,
         Confirmed: _unchanged,
         Vanished: _vanished,
         SpentElsewhere: _lost,
@@ -386,6 +399,7 @@ TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
         Close: _ended,
         Signed: _unchanged,
         Published: _unchanged,
+        Kept: _unchanged,
         Confirmed: _unchanged,
         Vanished: _unchanged,
         SpentElsewhere: _unchanged,

@@ -115,8 +115,10 @@ def build_settlement(
     if not 0 <= fee_sat <= available or any(claim.received_sat < 0 for claim in claims):
         msg = f"fee of {fee_sat} sat does not fit claims of {available} sat"
         raise ValueError(msg)
-    spent = [claim.outpoint for claim in claims] + [coin.outpoint for coin in (reserve.coins if reserve else ())]
-    return FinalTransaction(tuple(spent), _outputs(claims, destination_script, Sat(available - fee_sat)))
+    coins = reserve.coins if reserve else ()
+    spent = [claim.outpoint for claim in claims] + [coin.outpoint for coin in coins]
+    outputs = _outputs(claims, destination_script, Sat(available - fee_sat))
+    return FinalTransaction(tuple(spent), outputs, ours=len(coins))
 
 
 def _outputs(claims: Sequence[Claim], destination_script: bytes, server_sat: Sat) -> tuple[tuple[Sat, bytes], ...]:
@@ -234,7 +236,7 @@ def prepare_child(parent: Settlement, public_key: bytes, fee_sat: Sat) -> Unsign
     if not 0 <= fee_sat < value_sat:
         msg = f"fee of {fee_sat} sat does not fit our output of {value_sat} sat"
         raise ValueError(msg)
-    child = FinalTransaction((OutPoint(parent.txid, index),), ((Sat(value_sat - fee_sat), script),))
+    child = FinalTransaction((OutPoint(parent.txid, index),), ((Sat(value_sat - fee_sat), script),), ours=1)
     return Unsigned(child, [(script, partial(_key_script_sig, public_key))], fee_sat)
 
 

@@ -1,4 +1,7 @@
-"""Transactions of the one shape that settlements have: version 1, no lock time, every sequence final, no witness.
+"""Transactions of the one shape that settlements have: version 1, no lock time, no witness.
+
+The sequences of channels' inputs are final, as their clients signed them. Inputs with our signature alone signal that the
+transaction may be replaced (BIP125), for nodes that replace no other.
 
 Laid out by hand, because this is what gets signed: the bytes are few, and building the same with python-bitcoinlib takes
 longer than signing it.
@@ -9,14 +12,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import sha256
 
+from bitcoin.core import CTransaction
+
 from paychan.protocol.types import OutPoint, Sat
 
 _VERSION = b"\x01\x00\x00\x00"
 FINAL_SEQUENCE = 0xFFFFFFFF
 """Part of what the client signed (PROTOCOL §3)."""
 _FINAL = FINAL_SEQUENCE.to_bytes(4, "little")
-_BLANK = b"\x00" + _FINAL
-_BLANK_BYTES = 36 + len(_BLANK)
+
+_HIGHEST_SIGNALLING = 0xFFFFFFFD
+"""BIP125: a lower sequence than 0xffffffff - 1 is the signal."""
+_SIGNALLING = _HIGHEST_SIGNALLING.to_bytes(4, "little")
+
+_BLANK_BYTES = 36 + 1 + 4
 """An input without a script."""
 _LOCK_TIME = b"\x00\x00\x00\x00"
 _SIGHASH_ALL = b"\x01\x00\x00\x00"
@@ -25,14 +34,18 @@ _SIGHASH_ALL = b"\x01\x00\x00\x00"
 class FinalTransaction:
     """What is spent, in order, and what is paid: (satoshi, scriptPubKey)."""
 
-    __slots__ = ("_blank", "_counted", "_end", "_spent", "inputs", "outputs")
+    __slots__ = ("_blank", "_counted", "_end", "_sequences", "_spent", "inputs", "outputs")
 
-    def __init__(self, inputs: Sequence[OutPoint], outputs: Sequence[tuple[Sat, bytes]]) -> None:
+    def __init__(self, inputs: Sequence[OutPoint], outputs: Sequence[tuple[Sat, bytes]], ours: int = 0) -> None:
+        """Take inputs, of which the last `ours` need no signature but our own, and outputs."""
         self.inputs = inputs
+        self._sequences = [_FINAL] * (len(inputs) - ours) + [_SIGNALLING] * ours
         self.outputs = outputs
         self._counted = _VERSION + varint(len(inputs))
         self._spent = [outpoint.serialize() for outpoint in inputs]
-        self._blank = b"".join([outpoint + _BLANK for outpoint in self._spent])
+        self._blank = b"".join(
+            [b"%b\x00%b" % each for each in zip(self._spent, self._sequences, strict=True)],
+        )
         paid = [b"%b%b%b" % (value.to_bytes(8, "little"), varint(len(script)), script) for value, script in outputs]
         self._end = varint(len(outputs)) + b"".join(paid) + _LOCK_TIME
 
@@ -41,8 +54,8 @@ class FinalTransaction:
         if not script_sigs:
             return self._counted + self._blank + self._end
         spent = [
-            b"%b%b%b%b" % (outpoint, varint(len(script)), script, _FINAL)
-            for outpoint, script in zip(self._spent, script_sigs, strict=True)
+            b"%b%b%b%b" % (outpoint, varint(len(script)), script, sequence)
+            for outpoint, script, sequence in zip(self._spent, script_sigs, self._sequences, strict=True)
         ]
         return self._counted + b"".join(spent) + self._end
 
@@ -57,8 +70,13 @@ class FinalTransaction:
             raise IndexError(msg)
         begin = index * _BLANK_BYTES
         before, after = self._blank[:begin], self._blank[begin + _BLANK_BYTES :]
-        spent = b"%b%b%b%b" % (self._spent[index], varint(len(script_code)), script_code, _FINAL)
+        spent = b"%b%b%b%b" % (self._spent[index], varint(len(script_code)), script_code, self._sequences[index])
         return double_sha256(b"%b%b%b%b%b%b" % (self._counted, before, spent, after, self._end, _SIGHASH_ALL))
+
+
+def signals_replaceability(transaction: bytes) -> bool:
+    """Say whether a transaction itself tells nodes that it may be replaced (BIP125)."""
+    return any(txin.nSequence <= _HIGHEST_SIGNALLING for txin in CTransaction.deserialize(transaction).vin)
 
 
 def double_sha256(data: bytes) -> bytes:

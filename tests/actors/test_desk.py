@@ -11,8 +11,8 @@ from paychan.chain.base import ChainFailed, Spend
 from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Channel, Close, CloseReason, State
 from paychan.protocol.errors import OutpointUsed
-from paychan.protocol.settlement import Settlement
-from paychan.protocol.types import UnixTime
+from paychan.protocol.settlement import Settlement, outpoints_of
+from paychan.protocol.types import OutPoint, UnixTime
 from paychan.signing.base import SignerAbsent, SignerRefused
 from tests.lib.channels import NOW, RULES
 from tests.lib.kernel import interpreter_accepts
@@ -244,3 +244,35 @@ async def test_threat_13_what_is_not_worth_settling_stays_open(tmp_path: Path, r
         await server.watcher.look()
         worth = received == 10_000
         assert (await server.stored(FIRST)).state is (State.CLOSED if worth else State.OPEN)
+
+
+class Stubborn(DebugChain):
+    """Confirms nothing, and replaces nothing, though it says that it does."""
+
+    async def spender(self, outpoint: OutPoint) -> Spend | None:
+        spend = await super().spender(outpoint)
+        return None if spend is None else Spend(spend.txid, 0)
+
+    async def publish(self, transaction: bytes, child: bytes = b"") -> None:
+        txid = bytes(CTransaction.deserialize(transaction).GetTxid())
+        for outpoint in outpoints_of(transaction):
+            spend = await self.spender(outpoint)
+            if spend is not None and spend.txid != txid:
+                msg = "txn-mempool-conflict"
+                raise ChainFailed(msg)
+        await super().publish(transaction, child)
+
+
+async def test_fault_02_the_record_says_what_the_network_has(tmp_path: Path) -> None:
+    """A refused replacement does not become the settlement; what is there is recorded, and the operator is told."""
+    async with local(tmp_path, chain=Stubborn(), max_fee_sat_per_vb=200) as server:
+        await server.open(FIRST, 900_000)
+        accepted(await server.registry.ask(FIRST.outpoint, Close(CloseReason.OPERATOR)))
+        first = await settlement(server, FIRST)
+        server.clock.now = FIRST.expiry - RULES.settlement_period_seconds // 2
+        for _ in range(3):
+            await server.watcher.look()
+            assert (await server.stored(FIRST)).state is State.PUBLISHED
+            assert await settlement(server, FIRST) == first
+        assert "does not replace" in server.registry.desk.pinned[FIRST.outpoint]
+        assert any(alarm.channel == str(FIRST.outpoint) for alarm in server.watcher.alarms)

@@ -167,13 +167,13 @@ class Judge:
         [spent], [left] = transaction.inputs, transaction.outputs
         parent, output = self.settled[spent.outpoint[:32]], self.outputs[spent.outpoint]
         signature, key = pushes(spent.script_sig)
+        assert spent.sequence == 0xFFFFFFFD
         assert self.keys[output.script] == key
         assert left.script == output.script
         assert signature[-1] == ALL
         assert interpreter_accepts(output.script, raw, 0, output.value_sat)
         assert output.value_sat - left.value_sat == fee_sat
         self._check_fee(parent, fee_sat)
-        assert all(self.newest[outpoint] == parent for outpoint in parent.shares)
 
     def _read(self, raw: bytes) -> Settled:
         transaction = parse(raw)
@@ -182,7 +182,7 @@ class Judge:
         size, shares, allowed = len(raw), dict[bytes, tuple[int, Output | None]](), set(self.reserves)
         for index, (each, output) in enumerate(zip(transaction.inputs, spent, strict=True)):
             assert each.outpoint in self.shown
-            assert each.sequence == 0xFFFFFFFF
+            assert each.sequence == (0xFFFFFFFD if output.script in self.reserves else 0xFFFFFFFF)
             assert interpreter_accepts(output.script, raw, index, output.value_sat)
             parts = pushes(each.script_sig)
             ours = parts[0 if output.script in self.reserves else 1]

@@ -102,21 +102,33 @@ def test_static_key_signs_children_of_its_reserve_alone() -> None:
 @pytest.mark.parametrize(
     ("parent", "path", "new", "tag", "reason"),
     [
-        (PARENT, "parent.fee_sat", 5_001, "policy-template", "not the newest settlement"),
-        (PARENT, "parent.claims", PARENT.claims[:1], "policy-template", "not the newest settlement"),
-        (PARENT, "parent.claims", make_request(KEYS, drained=2).claims, "policy-template", "not the newest settlement"),
-        (PARENT, "parent", WITH_RESERVE, "policy-template", "not the newest settlement"),
-        (PARENT, "parent.claims", (), "policy-template", "not the newest settlement"),
-        (PARENT, "parent.claims.0.outpoint.vout", -1, "policy-template", "not the newest settlement"),
-        (PARENT, "parent.claims.0.payment.flag", 1, "policy-template", "not the newest settlement"),
-        (PARENT, "parent.destination_script", ELSEWHERE, "policy-template", "not the newest settlement"),
-        (PARENT, "parent.fee_sat", -1, "policy-template", "not the newest settlement"),
+        (PARENT, "parent.fee_sat", 5_001, "policy-template", "no settlement that was signed before"),
+        (PARENT, "parent.claims", PARENT.claims[:1], "policy-template", "no settlement that was signed before"),
+        (
+            PARENT,
+            "parent.claims",
+            make_request(KEYS, drained=2).claims,
+            "policy-template",
+            "no settlement that was signed before",
+        ),
+        (PARENT, "parent", WITH_RESERVE, "policy-template", "no settlement that was signed before"),
+        (PARENT, "parent.claims", (), "policy-template", "no settlement that was signed before"),
+        (PARENT, "parent.claims.0.outpoint.vout", -1, "policy-template", "no settlement that was signed before"),
+        (PARENT, "parent.claims.0.payment.flag", 1, "policy-template", "no settlement that was signed before"),
+        (PARENT, "parent.destination_script", ELSEWHERE, "policy-template", "no settlement that was signed before"),
+        (PARENT, "parent.fee_sat", -1, "policy-template", "no settlement that was signed before"),
         (PARENT, "fee_sat", -1, "policy-fee", "want 0 to 1594454 sat of the 1595000 sat"),
         (PARENT, "fee_sat", 1_594_455, "policy-fee", "want 0 to 1594454 sat of the 1595000 sat"),
         (PARENT, "fee_sat", 1 << 62, "policy-fee", "want 0 to 1594454 sat"),
         (WITH_RESERVE, "fee_sat", 1_595_001, "policy-fee", "want 0 to 1595000 sat of the 1635000 sat"),
-        (WITH_RESERVE, "parent.reserve", None, "policy-template", "not the newest settlement"),
-        (WITH_RESERVE, "parent.reserve.coins.0.value_sat", 20_001, "policy-template", "not the newest settlement"),
+        (WITH_RESERVE, "parent.reserve", None, "policy-template", "no settlement that was signed before"),
+        (
+            WITH_RESERVE,
+            "parent.reserve.coins.0.value_sat",
+            20_001,
+            "policy-template",
+            "no settlement that was signed before",
+        ),
     ],
 )
 def test_policies_of_children(parent: SettlementRequest, path: str, new: Any, tag: str, reason: str) -> None:
@@ -166,14 +178,14 @@ def test_no_child_where_nothing_was_left() -> None:
     assert reply.tag == "policy-fee"
 
 
-def test_child_of_a_batch_of_which_one_was_replaced() -> None:
-    """A batch of which a channel was settled anew has no more children: it can't be mined together with that."""
+def test_fault_02_an_earlier_settlement_has_children_too() -> None:
+    """A node that replaces nothing keeps the earlier one, and only one can confirm: a child may push either."""
     first = mutated(mutated(PARENT, "claims", PARENT.claims[:1]), "fee_sat", 5_000)
     handler, _, _ = signing(KEYS, PARENT)
 
     assert isinstance(handler(make_child_request(PARENT)), ChildReply)
     assert isinstance(handler(first), SettlementReply)
-    assert isinstance(handler(make_child_request(PARENT)), Refusal)
+    assert isinstance(handler(make_child_request(PARENT)), ChildReply)
     assert isinstance(handler(make_child_request(first)), ChildReply)
 
 
