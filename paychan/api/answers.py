@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
+from paychan.api.incidents import told_to_strangers
 from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected, State
 from paychan.protocol.errors import (
     ApplicationRefused,
@@ -64,30 +65,33 @@ def result(status: int, reason: str | None, value: Any) -> Answer:
     return Answer(status, reason, encode_json(value) + b"\n")
 
 
-def refusal(error: PaychanError, *, quiet_404: bool) -> Answer:
-    """Make the answer to what was not. v2 says nothing in a 404: unknown channel and wrong secret are one (§6.7)."""
+def refusal(error: PaychanError, *, quiet_404: bool, to_operator: bool = False) -> Answer:
+    """Make the answer to what was not. v2 says nothing in a 404: unknown channel and wrong secret are one (§6.7).
+
+    Only the operator reads reasons that come from inside the server.
+    """
+    text, fields = (str(error), error.fields) if to_operator else told_to_strangers(error)
     headers = []
     if isinstance(error, Unavailable | TooManyRequests):
         headers = [("Retry-After", str(error.fields.get("wait_seconds", _RETRY_AFTER_SECONDS)))]
-    body = b"" if quiet_404 and isinstance(error, NotFound) else encode_json(_error_object(error)) + b"\n"
-    return Answer(error.http_status, _reason(error), body, headers)
+    body = b"" if quiet_404 and isinstance(error, NotFound) else encode_json(_error_object(error, text, fields)) + b"\n"
+    return Answer(error.http_status, _reason(text), body, headers)
 
 
 def moved(error: ChannelMoved, status: int, location: str, transaction: bytes | None) -> Answer:
     """Make the answer that a channel goes on elsewhere, with what proves it: the transaction whose output it is."""
-    shown = _error_object(error) | ({"transaction": transaction.hex()} if transaction else {})
-    return Answer(status, _reason(error), encode_json(shown) + b"\n", [("Location", location)])
+    shown = _error_object(error, str(error), error.fields) | ({"transaction": transaction.hex()} if transaction else {})
+    return Answer(status, _reason(str(error)), encode_json(shown) + b"\n", [("Location", location)])
 
 
-def _reason(error: PaychanError) -> str:
-    return _NOT_PRINTABLE.sub("?", str(error))[:_MAX_REASON_CHARS]
+def _reason(text: str) -> str:
+    return _NOT_PRINTABLE.sub("?", text)[:_MAX_REASON_CHARS]
 
 
-def _error_object(error: PaychanError) -> dict[str, Any]:
+def _error_object(error: PaychanError, text: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Build the one error object that satisfies all published versions (PROTOCOL §5.7, §6.7)."""
     kind = "application_error" if isinstance(error, ApplicationRefused) else "payment_error"
-    text = str(error)
-    return {"code": error.code, "error": text, "error_msg": text, "type": kind, "message": text, **error.fields}
+    return {"code": error.code, "error": text, "error_msg": text, "type": kind, "message": text, **fields}
 
 
 def accepted(outcome: Outcome) -> Accepted:

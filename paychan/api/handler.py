@@ -38,6 +38,7 @@ class Handler(RequestHandler):
 
     service: Service
     quiet_404 = False
+    to_operator = False
 
     def initialize(self, service: Service) -> None:
         """Forget what the client calls its body: Tornado would read forms out of it (PROTOCOL §5, §6.7)."""
@@ -151,7 +152,7 @@ class Handler(RequestHandler):
             self.set_header("Location", self.url(self.channel_path(outpoint_of(error))))
         if isinstance(error, MethodNotAllowed):
             self.set_header("Allow", ",".join(self.methods()))
-        self.give(refusal(error, quiet_404=self.quiet_404))
+        self.give(refusal(error, quiet_404=self.quiet_404, to_operator=self.to_operator))
 
     def methods(self) -> list[str]:
         """List what this resource answers to (RFC 9110: a 405 "MUST generate an Allow header field")."""

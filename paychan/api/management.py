@@ -1,7 +1,10 @@
 """The operator's interface, on a listener of its own (PROTOCOL §13.2).
 
-Reading is open to whoever reaches the listener, which is this machine unless configured otherwise. Changing needs the
-token that the server writes to its state directory at start, which also keeps web pages from posting here.
+Everything but `/health` needs the token that the server writes to its state directory at start: other users of this
+machine may reach the listener, and channels are not theirs to read. `/health` is open for monitors.
+
+Web pages get nothing, not even by a name of their own that leads here (DNS rebinding): a request must name a host that
+this listener is reached by, and must not come from another site's page. No answer is stored by a cache.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Sequence
+from typing import Any
 
 from msgspec import Struct
 
@@ -21,7 +25,9 @@ from paychan.protocol.errors import (
     BackupFailed,
     ChannelMoved,
     ChannelMoving,
+    CrossSite,
     Malformed,
+    Misdirected,
     NoSuchRoute,
     PaychanError,
     Unauthorized,
@@ -35,6 +41,7 @@ from paychan.store.backupfile import BackupError
 from paychan.store.base import walk
 
 _PAGE = 1000
+_HTTP_PORT = 80
 
 _AT_ONCE = 32
 """Channels withdrawn from side by side; the signer and the node answer them in turn anyway."""
@@ -100,15 +107,41 @@ class ManagementHandler(Handler):
         super().initialize(service)
         self._token = token
 
+    to_operator = True
+    needs_token = True
+
     def set_default_headers(self) -> None:
         """No CORS here: web pages have no business with the operator's interface."""
         self.set_header("Server", "paychan")
         self.set_header("Content-Type", "application/json")
+        self.set_header("Cache-Control", "no-store")
 
     def prepare(self) -> None:
         super().prepare()
-        if self.request.method in ("GET", "HEAD"):
-            return
+        self._check_origin()
+        if self.needs_token:
+            self._check_token()
+
+    def _check_origin(self) -> None:
+        """Refuse what a web page may have sent."""
+        headers, allowed = self.request.headers, self._own_hosts()
+        if headers.get("Host", next(iter(allowed))).lower() not in allowed:
+            raise Misdirected
+        origin = headers.get("Origin", "")
+        if headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin") or (
+            origin and origin.lower().removeprefix("http://") not in allowed
+        ):
+            raise CrossSite
+
+    def _own_hosts(self) -> set[str]:
+        """What a Host may be: this machine's own names, the configured address, the address that was reached; each with the port."""
+        connection: Any = self.request.connection
+        reached, port = connection.stream.socket.getsockname()[:2]
+        names = {"127.0.0.1", "localhost", "::1", self.service.config.management.listen.lower(), reached} - {""}
+        shown = {f"[{name}]" if ":" in name else name for name in names}
+        return {f"{name}:{port}" for name in shown} | (shown if port == _HTTP_PORT else set())
+
+    def _check_token(self) -> None:
         given = self.request.headers.get("Authorization", "")
         if not hmac.compare_digest(given.encode("latin1", "replace"), f"Bearer {self._token}".encode()):
             raise Unauthorized
@@ -121,12 +154,14 @@ class NotFoundHandler(ManagementHandler):
     """Everything that is no resource here; web pages don't get to read even that."""
 
     def prepare(self) -> None:
-        Handler.prepare(self)
+        super().prepare()
         raise NoSuchRoute
 
 
 class HealthHandler(ManagementHandler):
     """`GET /health`: who serves, and whether signer and watcher are well; 503 when payments are not accepted."""
+
+    needs_token = False
 
     async def get(self) -> None:
         status, content = await health(self.service)
@@ -156,13 +191,10 @@ class ClientInfoHandler(ManagementHandler):
     """`GET /channels/{client_pubkey}/info`, as the original had it: the client's channel, open ones first."""
 
     async def get(self, key: str) -> None:
-        client_key = parse_public_key(key)
-        for state in State:
-            async for channel in walk(self.service.world.store, state):
-                if channel.terms.client_key == client_key:
-                    self.answer(200, None, self.info(channel))
-                    return
-        raise UnknownChannel
+        channel = await self.service.finder.find(parse_public_key(key))
+        if channel is None:
+            raise UnknownChannel
+        self.answer(200, None, self.info(channel))
 
 
 class ChannelHandler(ManagementHandler):

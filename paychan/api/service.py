@@ -13,6 +13,7 @@ from actors.watcher import Watcher
 from actors.world import World
 from paychan.api.askers import Askers
 from paychan.api.descriptors import Descriptors
+from paychan.api.finder import Finder
 from paychan.api.streamplaces import Places
 from paychan.api.totals import LatestTotals
 from paychan.api.turns import Turns
@@ -64,6 +65,11 @@ class Service:
     def askers(self) -> Askers:
         """How fast each client address asks about new channels."""
         return Askers(self.config.http.asks_per_second)
+
+    @cached_property
+    def finder(self) -> Finder:
+        """Finds channels by their client's key."""
+        return Finder(self.world.store)
 
     @cached_property
     def totals(self) -> LatestTotals:

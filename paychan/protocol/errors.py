@@ -23,6 +23,8 @@ class PaychanError(Exception):
 
     code: ClassVar[str] = ""
     text: ClassVar[str] = ""
+    public_text: ClassVar[str] = ""
+    """What strangers read instead of the text, if that tells of the server's inside; the log has the text."""
     http_status: ClassVar[int] = 500
     table: ClassVar[dict[str, type[PaychanError]]] = {}
 
@@ -111,7 +113,15 @@ class MethodNotAllowed(BadRequest):
 
 class Unauthorized(BadRequest):
     code, http_status = "unauthorized", 401
-    text = "changes need the token that stands in management.token of the state directory"
+    text = "this needs the token that stands in management.token of the state directory"
+
+
+class Misdirected(BadRequest):
+    code, text, http_status = "misdirected", "this listener does not serve the host that was named", 421
+
+
+class CrossSite(BadRequest):
+    code, text, http_status = "cross_site", "pages of other sites may not ask here", 403
 
 
 class OutPointMismatch(BadRequest):
@@ -152,6 +162,7 @@ class FundingUnconfirmed(BadRequest):
 class TooMuchUnconfirmed(BadRequest):
     code = "too_much_unconfirmed"
     text = "too much unconfirmed funding: {got_sat} sat with this one, limit {need_sat} sat; wait for a confirmation"
+    public_text = "too much unconfirmed funding, wait for a confirmation"
 
 
 # --- 400: the payment -----------------------------------------------------------------------------------------------
@@ -249,22 +260,27 @@ class InternalError(Failed):
 
 class SigningFailed(Failed):
     code, text = "signing_failed", "settlement could not be signed: {reason}"
+    public_text = "the settlement could not be signed"
 
 
 class PublishFailed(Failed):
     code, text = "publish_failed", "settlement could not be published: {reason}"
+    public_text = "the settlement could not be published"
 
 
 class BackupFailed(Failed):
     code, text = "backup_failed", "no backup was made: {reason}"
+    public_text = "no backup was made"
 
 
 class SignerUnavailable(Unavailable):
     code, text = "signer_unavailable", "signer is not available: {reason}"
+    public_text = "the signer is not available"
 
 
 class ChainUnavailable(Unavailable):
     code, text = "chain_unavailable", "no trustworthy view of the chain: {reason}"
+    public_text = "no trustworthy view of the chain"
 
 
 class StorageFull(Unavailable):
@@ -281,6 +297,7 @@ class ChannelMoving(Unavailable):
 
 class TooManyStreams(Unavailable):
     code, text = "too_many_streams", "all {limit} streams are taken, pay by PUT"
+    public_text = "all streams are taken, pay by PUT"
 
 
 class StreamReplaced(Unavailable):
@@ -290,12 +307,17 @@ class StreamReplaced(Unavailable):
     )
 
 
+class SearchTooLong(Unavailable):
+    code, text = "search_too_long", "{looked_at} channels looked at without a match; ask by outpoint"
+
+
 class TooManyConnections(Unavailable):
     code, text = "too_many_connections", "all connections are busy, send the request again"
 
 
 class Overloaded(Unavailable):
     code, text = "overloaded", "too much is waiting: {waiting} {what}, limit {limit}"
+    public_text = "too much is waiting"
 
 
 class TryAgain(Unavailable):

@@ -25,7 +25,8 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 
 def _get(system: System, where: str, **headers: str) -> httpx.Response:
-    """Ask without the token."""
+    """Ask with the token, and with further headers."""
+    headers = {"Authorization": f"Bearer {system.token}"} | headers
     return httpx.get(system.management_url + where, headers=headers, trust_env=False, verify=False)
 
 
@@ -153,6 +154,59 @@ def test_what_does_not_exist_is_not_found(system: System) -> None:
     assert refusal(_get(system, unknown)) == (404, "unknown_channel")
     assert refusal(system.manage("POST", f"{unknown}/close")) == (404, "unknown_channel")
     assert refusal(_get(system, "/nowhere")) == (404, "no_such_route")
+
+
+@pytest.mark.parametrize("where", ["/totals", "/channels", "/channels?state=closed", "/nowhere"])
+def test_fault_38_reading_needs_the_token_too(system: System, where: str) -> None:
+    """What other users of this machine may not know is not read without the token; `/health` is open for monitors."""
+    for headers in ({}, {"Authorization": "Bearer x"}):
+        answer = httpx.get(system.management_url + where, headers=headers, trust_env=False)
+        assert refusal(answer) == (401, "unauthorized")
+    assert httpx.get(system.management_url + "/health", trust_env=False).status_code == 200
+
+
+FOREIGN = [
+    "evil.example",
+    "evil.example:{port}",
+    "127.0.0.1",
+    "127.0.0.1:1",
+    "127.0.0.1.evil.example:{port}",
+    "",
+    "a,b",
+]
+
+
+@pytest.mark.parametrize("host", FOREIGN)
+@pytest.mark.parametrize("where", ["/health", "/channels", "/nowhere"])
+def test_fault_71_a_foreign_host_is_misdirected(system: System, host: str, where: str) -> None:
+    """A name that leads here by DNS rebinding reads nothing, with the token or without."""
+    port = urlsplit(system.management_url).port
+    assert refusal(_get(system, where, Host=host.format(port=port))) == (421, "misdirected")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:{port}", "localhost:{port}", "LOCALHOST:{port}", "[::1]:{port}"])
+def test_fault_71_own_hosts_are_served(system: System, host: str) -> None:
+    """Names of this machine with the listener's port are served, and no cache stores the answer."""
+    answer = _get(system, "/health", Host=host.format(port=urlsplit(system.management_url).port))
+    assert (answer.status_code, answer.headers["Cache-Control"]) == (200, "no-store")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://localhost:1"},
+    ],
+)
+def test_fault_71_pages_of_other_sites_get_nothing(system: System, sent: dict[str, str]) -> None:
+    """A browser that asks for another site's page is refused, whatever else it sends; the operator's own is served."""
+    for where in ("/health", "/channels"):
+        assert refusal(_get(system, where, **sent)) == (403, "cross_site")
+    assert _get(system, "/health", **{"Sec-Fetch-Site": "none"}).status_code == 200
+    assert _get(system, "/health", **{"Sec-Fetch-Site": "same-origin"}).status_code == 200
 
 
 @pytest.mark.parametrize("method", ["GET", "OPTIONS", "POST"])

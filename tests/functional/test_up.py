@@ -199,7 +199,8 @@ def test_the_originals_benchmark_runs_through(up: Up):
     bench = Path(__file__).parents[2] / "bench" / "payments.py"
     command = [sys.executable, bench, "50", "2", running.url.removeprefix("http://"), DEBUG_SERVER_KEY, "--no-save"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=os.environ)
-    totals = httpx.get(f"{running.management_url}/totals").json()
+    token = (up.state / "management.token").read_text()
+    totals = httpx.get(f"{running.management_url}/totals", headers={"Authorization": f"Bearer {token}"}).json()
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Done. Executed 100 payments." in done.stdout

@@ -25,7 +25,8 @@ def _errors() -> str:
     rows = ["| status | close code | code | text |", "|---|---|---|---|"]
     kinds = sorted(PaychanError.table.values(), key=lambda kind: (kind.http_status, kind.code))
     rows += [
-        f"| {kind.http_status} | {CLOSE_CODES + kind.http_status} | `{kind.code}` | {kind.text} |" for kind in kinds
+        f"| {kind.http_status} | {CLOSE_CODES + kind.http_status} | `{kind.code}` | {kind.public_text or kind.text} |"
+        for kind in kinds
     ]
     return "\n".join(rows)
 

@@ -33,6 +33,8 @@ SPECIAL = {
     "method_not_allowed": 405,
     "unauthorized": 401,
     "too_many_requests": 429,
+    "misdirected": 421,
+    "cross_site": 403,
     "too_many_bad_signatures": 429,
 }
 

@@ -1,0 +1,69 @@
+"""Finding a client's channel by its key, for the operator: the store has no index of keys, as nothing else needs one.
+
+So a search walks through the channels, the open ones first. One search runs at a time, in small pages with longer pauses
+between them, so that payments keep the store and the processor; and it ends after a bounded time. What was found is
+remembered: asking again reads one record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from time import monotonic
+
+from paychan.protocol.channel import Channel, State
+from paychan.protocol.errors import SearchTooLong
+from paychan.protocol.types import OutPoint, UnixTime
+from paychan.store.base import Store
+
+_PAGE = 200
+_REST = 4
+"""After each page the search rests this many times as long as the page took."""
+_MOST_SECONDS = 20.0
+_REMEMBERED = 1000
+
+
+class Finder:
+    """Searches one after the other."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._turn = asyncio.Lock()
+        self._found: OrderedDict[bytes, OutPoint] = OrderedDict()
+
+    async def find(self, client_key: bytes) -> Channel | None:
+        """Return a client's channel, an open one before others; None: it has none.
+
+        Raises:
+            SearchTooLong: there are too many channels to look at.
+        """
+        async with self._turn:
+            known = self._found.get(client_key)
+            channel = None if known is None else await self._store.get(known)
+            if channel is not None and channel.state is State.OPEN:
+                return channel
+            found = await self._search(client_key)
+        if found is not None:
+            self._found[client_key] = found.outpoint
+            if len(self._found) > _REMEMBERED:
+                self._found.popitem(last=False)
+        return found
+
+    async def _search(self, client_key: bytes) -> Channel | None:
+        ends, looked_at = monotonic() + _MOST_SECONDS, 0
+        for state in State:
+            after: tuple[UnixTime, OutPoint] | None = None
+            while True:
+                begun = monotonic()
+                page = await self._store.scan(state, after=after, limit=_PAGE)
+                if not page:
+                    break
+                looked_at += len(page)
+                for channel in page:
+                    if channel.terms.client_key == client_key:
+                        return channel
+                after = (page[-1].terms.expiry, page[-1].outpoint)
+                if monotonic() > ends:
+                    raise SearchTooLong(looked_at=looked_at)
+                await asyncio.sleep(_REST * (monotonic() - begun))
+        return None

@@ -1,0 +1,88 @@
+"""What strangers may read: no socket path, URL, limit or exception of the server's inside leaves by the public port."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+
+from paychan.api.answers import refusal
+from paychan.protocol.errors import Failed, PaychanError, TooMuchUnconfirmed, Unavailable
+from tests.lib.rbpcp import V1, Payer
+from tests.lib.system import System
+
+INSIDE = "/run/paychan/signer.sock http://user:pass@10.1.2.3:8332 Traceback 10000"
+CODES = sorted(code for code, kind in PaychanError.table.items() if issubclass(kind, Failed | Unavailable))
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_fault_77_no_reason_reaches_a_stranger(code: str) -> None:
+    """Whatever a 500 or 503 has for a reason or a number, its answer to clients holds none; the operator reads it."""
+    kind = PaychanError.table[code]
+    names = re.findall(r"{(\w+)", kind.text)
+    error = kind(**dict.fromkeys(names, INSIDE))
+    told = refusal(error, quiet_404=False)
+    shown = told.body.decode() + str(told.reason) + repr(told.headers)
+    if code not in OWN:
+        assert not any(word in shown for word in INSIDE.split()), shown
+    assert code in shown
+    assert not names or INSIDE[:20] in refusal(error, quiet_404=False, to_operator=True).body.decode()
+
+
+OWN = {"payment_pending", "stream_replaced", "search_too_long"}
+"""Their numbers are the client's own, or only the operator gets them."""
+
+
+def test_fault_77_the_limit_of_unconfirmed_value_stays_inside() -> None:
+    """How much is at risk, and how much may be, is not a stranger's to know."""
+    told = refusal(TooMuchUnconfirmed(got_sat=1_234_567, need_sat=7_654_321), quiet_404=False)
+    assert not re.search(rb"1234567|7654321", told.body)
+
+
+def test_fault_77_a_signer_that_is_away_is_not_described(tmp_path: Path) -> None:
+    """Without a signer every door answers 503 with a code and a number; the log has the reason beside the number, once."""
+    with System(tmp_path) as system, httpx.Client(trust_env=False, timeout=30) as http:
+        v1 = V1(system.url, Payer(), http)
+        assert v1.open(v1.payer.payment(100_000)).status_code == 201
+        assert system.signer is not None
+        assert system.server is not None
+        system.signer.stop(signal.SIGKILL)
+        answers = []
+        for _ in range(5):
+            stranger = Payer()
+            fresh = V1(system.url, stranger, http)
+            answers += [fresh.funding_info(), fresh.open(stranger.payment(100_000))]
+        answers.append(v1.close(v1.payer.payment(100_000)))
+        refused = [answer for answer in answers if answer.status_code >= 500]
+
+        assert len(refused) >= 10
+        for answer in refused:
+            text = answer.text + answer.reason_phrase
+            assert str(tmp_path) not in text
+            assert not re.search(r"socket|sock\b|Errno|No such file|Connection refused", text)
+            assert answer.headers["Retry-After"]
+        numbers = {number for answer in refused for number in re.findall(r"incident ([0-9a-f]{8})", answer.text)}
+        assert numbers
+        log = system.server.text()
+        for number in numbers:
+            assert log.count(f"incident={number}") == 1
+        assert str(system.state) in "".join(line for line in log.splitlines() if "event=refused" in line)
+
+
+def test_fault_77_bugs_show_nothing(tmp_path: Path) -> None:
+    """Requests of all kinds, well-formed or not, never show a path of the server's disk or a line of its code."""
+    with System(tmp_path) as system, httpx.Client(trust_env=False, timeout=30) as http:
+        for method in ("GET", "PUT", "POST", "DELETE", "PATCH", "BREW"):
+            for where in (
+                "/",
+                "/v1/fundingInfo?client_pubkey=%00",
+                "/v2/funding/1/2/outputs",
+                f"/v2/channels/{'0' * 64}/0",
+            ):
+                with contextlib.suppress(httpx.TransportError):
+                    answer = http.request(method, system.url + where, content=b"{")
+                    assert not re.search(r"Traceback|\.py|/tmp|/work|/usr|tornado|0x[0-9a-f]{8}", answer.text)
