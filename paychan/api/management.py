@@ -17,12 +17,15 @@ from typing import Any
 from msgspec import Struct
 
 from paychan.api.answers import OUTPOINT, accepted, number, outpoint, settlement_txid
+from paychan.api.deposits import deposits
 from paychan.api.handler import Handler
 from paychan.api.health import health
 from paychan.api.service import Service
+from paychan.chain.base import ChainFailed
 from paychan.protocol.channel import Channel, Close, CloseReason, State
 from paychan.protocol.errors import (
     BackupFailed,
+    ChainUnavailable,
     ChannelMoved,
     ChannelMoving,
     CrossSite,
@@ -187,6 +190,17 @@ class ChannelsHandler(ManagementHandler):
         self.answer(200, None, {"channels": [self.info(channel) for channel in found]})
 
 
+class DepositsHandler(ManagementHandler):
+    """`GET /deposits`: what lies at channels' addresses beside what the channels hold."""
+
+    async def get(self) -> None:
+        try:
+            found = await deposits(self.service.world)
+        except ChainFailed as error:
+            raise ChainUnavailable(reason=str(error)) from None
+        self.answer(200, None, {"deposits": found})
+
+
 class ClientInfoHandler(ManagementHandler):
     """`GET /channels/{client_pubkey}/info`, as the original had it: the client's channel, open ones first."""
 
@@ -288,6 +302,7 @@ ROUTES = [
     (r"/health", HealthHandler),
     (r"/totals", TotalsHandler),
     (r"/channels", ChannelsHandler),
+    (r"/deposits", DepositsHandler),
     (r"/channels/([0-9a-fA-F]{66})/info", ClientInfoHandler),
     (rf"/channels/{OUTPOINT}", ChannelHandler),
     (rf"/channels/{OUTPOINT}/close", CloseHandler),

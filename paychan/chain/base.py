@@ -150,6 +150,9 @@ class Chain(Protocol):
         the list of a script that was not expected before it was paid. Leaves nothing behind.
         """
 
+    async def deposits(self, payees: Collection[Payee]) -> list[tuple[Payee, Funding]]:
+        """List all unspent outputs that pay to these watched scripts, whatever they are there for, in any order."""
+
     async def unspent(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Funding]:
         """Return those of these watched outpoints that are unspent, in the chain and in the mempool."""
 

@@ -33,6 +33,7 @@ from msgspec.structs import replace
 
 from paychan.chain.arrivals import Arrivals
 from paychan.chain.base import Capabilities, ChainFailed, Funding, Payee, Spend, Tip
+from paychan.chain.completing import Completing
 from paychan.chain.fundingsearch import FundingSearch
 from paychan.chain.jsonrpc import JsonRpc, RpcError
 from paychan.chain.nodemempool import NodeMempool
@@ -46,6 +47,9 @@ from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 from paychan.supervisor import Supervisor
 
 _POLL_SECONDS = 1.0
+
+_ADOPTION_SECONDS = 30.0
+"""A node that looks through its old blocks takes no import meanwhile: who opens a channel is not to wait for that."""
 
 _SAT_PER_COIN = 100_000_000
 
@@ -112,6 +116,7 @@ class BitcoindChain:
         self._scripts = SoughtScripts()
         self._arrivals = Arrivals(self._rpc, self._scripts, self._supervisor)
         self._search = FundingSearch(self._rpc, self._supervisor)
+        self._completing = Completing(self._wallet, self._scripts, self._search, network, self._supervisor)
         self._feed: ZmqFeed | None = None
         self._capabilities = Capabilities()
         self._rescan_patience_seconds = rescan_patience_seconds
@@ -138,6 +143,7 @@ class BitcoindChain:
         self._capabilities = await self._state.check()
         await self._wallet.open()
         await self._listen()
+        self._completing.begin()
         self._checked_at = interruptions
 
     async def tip(self) -> Tip:
@@ -203,9 +209,28 @@ class BitcoindChain:
         if at is not None:
             return await self._paying(payee, [at])
         address = payee.funding_address(self._network)
-        if not await self._wallet.incomplete([address]):
-            return await self._paying(payee, await self._wallet.received(address))
-        return await self._seek(payee)
+        if await self._wallet.incomplete([address]):
+            return await self._seek(payee)
+        known = await self._wallet.received(address)
+        if await self._wallet.unsearched(address):
+            sought = self._scripts.entry(payee.funding_script.hex())
+            if not sought.is_complete:
+                await self._search.complete(sought, self._search_seconds)
+            known += sought.outpoints
+        return await self._paying(payee, known)
+
+    async def deposits(self, payees: Collection[Payee]) -> list[tuple[Payee, Funding]]:
+        """List the unspent outputs that pay to these followed scripts, of which none is a question of its own."""
+        by_script = {payee.funding_script.hex(): payee for payee in payees}
+        if not by_script:
+            return []
+        addresses = [payee.funding_address(self._network) for payee in by_script.values()]
+        found = await self._unspent_outputs(await self._wallet.received(*addresses))
+        return [
+            (by_script[tx_out.script.hex], _funding(outpoint, tx_out))
+            for outpoint, tx_out in found.items()
+            if tx_out.script.hex in by_script
+        ]
 
     async def _seek(self, payee: Payee) -> tuple[Funding, ...]:
         sought = self._scripts.entry(payee.funding_script.hex())
@@ -233,15 +258,26 @@ class BitcoindChain:
         Raises:
             ChainFailed: one is spent, just reorganized away, or in a block that the node has pruned.
         """
+        try:
+            async with asyncio.timeout(_ADOPTION_SECONDS):
+                await self._adopt(payee, outpoints)
+        except TimeoutError:
+            msg = "the node is busy with its blocks; ask again"
+            raise ChainFailed(msg) from None
+
+    async def _adopt(self, payee: Payee, outpoints: Collection[OutPoint]) -> None:
         address = payee.funding_address(self._network)
-        if await self._wallet.incomplete([address]):
+        is_new = bool(await self._wallet.incomplete([address]))
+        if is_new:
             await self._wallet.follow([address])
         for outpoint in outpoints:
             await self._wallet.learn(outpoint)
         if len(await self._paying(payee, outpoints)) < len(outpoints):
             msg = f"what pays to {address} changes; ask again"
             raise ChainFailed(msg)
-        await self._wallet.mark_complete([address])
+        if is_new:
+            await self._wallet.mark_adopted(address)
+            self._completing.begin()
 
     async def find_all(self, payee: Payee) -> tuple[Funding, ...]:
         """List all unspent outputs that pay to this script, and follow it for good: for those whose own script it is.
@@ -256,6 +292,7 @@ class BitcoindChain:
         found = await self._paying(payee, sought.outpoints)
         try:
             await self.adopt(payee, [funding.outpoint for funding in found])
+            await self._wallet.mark_complete([address])
         except ChainFailed:  # such as a block that was pruned: the outputs are there, and the next look scans again
             return found
         return await self._paying(payee, await self._wallet.received(address))
@@ -328,6 +365,7 @@ class BitcoindChain:
         await self._wallet.close()
         await self._search.close()
         await self._arrivals.close()
+        await self._completing.close()
         if self._feed is not None:
             await self._feed.close()
             self._feed = None

@@ -59,6 +59,9 @@ class DebugChain:
         only = debug_outpoint(payee.client_key, payee.expiry)
         return (_believed(only),) if at in (None, only) else ()
 
+    async def deposits(self, payees: Collection[Payee]) -> list[tuple[Payee, Funding]]:  # noqa: ARG002 - none is made up
+        return []
+
     async def unspent(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Funding]:
         return {outpoint: _believed(outpoint) for outpoint in outpoints if outpoint not in self._spends}
 

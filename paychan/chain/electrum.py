@@ -138,6 +138,10 @@ class ElectrumChain:
         """List them, the most valuable first, and of those no more than a hundred."""
         return await _steadily(lambda: self._fundings(payee.funding_script, at))
 
+    async def deposits(self, payees: Collection[Payee]) -> list[tuple[Payee, Funding]]:
+        found = await asyncio.gather(*(self.funding(payee) for payee in payees))
+        return [(payee, each) for payee, fundings in zip(payees, found, strict=True) for each in fundings]
+
     async def unspent(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Funding]:
         return await _steadily(lambda: self._still_unspent(frozenset(outpoints)))
 

@@ -27,6 +27,12 @@ _COMPLETE = "paychan"
 _INCOMPLETE = "paychan search"
 """Label of an address that is followed, but of whose older outputs the wallet may not know yet."""
 
+_ADOPTED = "paychan adopted"
+"""Label of an address that is followed, with the outputs that its channel was opened with; older ones may be missing."""
+
+_NO_SUCH_LABEL = -11
+"""Bitcoin Core, rpc/protocol.h: RPC_WALLET_INVALID_LABEL_NAME"""
+
 _WALLET_NOT_FOUND = -18
 """Bitcoin Core, rpc/protocol.h: RPC_WALLET_NOT_FOUND"""
 _WALLET_ERROR = -4
@@ -110,6 +116,7 @@ _anything: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Any)
 _names: msgspec.json.Decoder[list[str]] = msgspec.json.Decoder(list[str])
 _wallet_info: msgspec.json.Decoder[_WalletInfo] = msgspec.json.Decoder(_WalletInfo)
 _descriptor: msgspec.json.Decoder[_Descriptor] = msgspec.json.Decoder(_Descriptor)
+_by_address: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict[str, Any])
 _address: msgspec.json.Decoder[_Address] = msgspec.json.Decoder(_Address)
 _imports: msgspec.json.Decoder[list[_Import]] = msgspec.json.Decoder(list[_Import])
 _unspents: msgspec.json.Decoder[list[_Unspent]] = msgspec.json.Decoder(list[_Unspent])
@@ -217,10 +224,27 @@ class WatchWallet:
         return f"the node's wallet \"{self._name}\" can't be used: {error.reason}"
 
     async def incomplete(self, addresses: Collection[str]) -> list[str]:
-        """Return those addresses of whose outputs the wallet may not know all."""
+        """Return those addresses that are not followed, or of whose outputs the wallet may not know those that matter."""
         wanted = list(addresses)
         infos = await self._batch(_address, "getaddressinfo", [[each] for each in wanted])
-        return [each for each, info in zip(wanted, infos, strict=True) if _COMPLETE not in info.labels]
+        return [
+            each
+            for each, info in zip(wanted, infos, strict=True)
+            if not {_COMPLETE, _ADOPTED}.intersection(info.labels)
+        ]
+
+    async def unsearched(self, address: str = "") -> list[str]:
+        """Return the adopted addresses, or this one if it is, to which more may have been paid before."""
+        if address:
+            labels = (await self._call(_address, "getaddressinfo", address)).labels
+            return [address] if _ADOPTED in labels else []
+        try:
+            found = await self._call(_by_address, "getaddressesbylabel", _ADOPTED)
+        except RpcError as error:
+            if error.code != _NO_SUCH_LABEL:
+                raise
+            return []
+        return list(found)
 
     async def descriptors(self, addresses: Sequence[str]) -> list[str]:
         """Write addresses as output descriptors (BIP385), with the node's checksums."""
@@ -256,6 +280,10 @@ class WatchWallet:
     async def mark_complete(self, addresses: Sequence[str]) -> None:
         """Note that the wallet knows all outputs to these followed addresses."""
         await self._batch(_anything, "setlabel", [[each, _COMPLETE] for each in addresses])
+
+    async def mark_adopted(self, address: str) -> None:
+        """Note that the wallet knows what a channel at this followed address was opened with."""
+        await self._call(_anything, "setlabel", address, _ADOPTED)
 
     async def learn(self, outpoint: OutPoint) -> None:
         """Let the wallet know an unspent output of a followed address, without a rescan.
@@ -303,11 +331,11 @@ class WatchWallet:
         block_hash = await self._rpc.call(_text, "getblockhash", height)
         return await self._rpc.call(_text, "getrawtransaction", txid, False, block_hash), block_hash
 
-    async def received(self, address: str) -> list[OutPoint]:
-        """List unspent outputs to a followed address, also unconfirmed, unsafe and immature ones."""
+    async def received(self, *addresses: str) -> list[OutPoint]:
+        """List unspent outputs to followed addresses, also unconfirmed, unsafe and immature ones."""
         options = {"include_immature_coinbase": True}
         least, most = 0, 9_999_999  # confirmations
-        found = await self._call(_unspents, "listunspent", least, most, [address], True, options)
+        found = await self._call(_unspents, "listunspent", least, most, addresses, True, options)
         return [OutPoint.parse(each.txid, each.vout) for each in found]
 
     async def spender(self, outpoint: OutPoint) -> Spend | None:

@@ -82,6 +82,27 @@ def list_channels(
     out.print(table)
 
 
+@app.command(epilog="[bold]Example[/bold]\n\n  paychan channels deposits config/live/server.toml")
+def deposits(file: ConfigFile, as_json: AsJson = False) -> None:
+    """List what lies at channels' addresses beside what the channels hold: second, late and short deposits.
+
+    They are their payers', who get them back by `paychan channel refund` after the expiry.
+    """
+    found = _ask(_config(file), "GET", "/deposits", seconds=_LONG_SECONDS)["deposits"]
+    if as_json:
+        out.print_json(data=found)
+        return
+    table = Table(title="deposits")
+    table.add_column("output (txid:vout)", overflow="fold")
+    for name in ("sat", "confirmations", "refundable"):
+        table.add_column(name, justify="right")
+    table.add_column("channel", overflow="fold")
+    for each in found:
+        value, depth = f"{each['value_sat']:,}", f"{each['confirmations']:,}"
+        table.add_row(each["outpoint"], value, depth, _distance(each["refundable_at"]), each["channel"])
+    out.print(table)
+
+
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan channels show config/live/server.toml TXID:VOUT")
 def show(
     file: ConfigFile,

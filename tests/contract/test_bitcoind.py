@@ -229,6 +229,28 @@ class TestFollowing:
         expected = [(Funding(outpoint, Sat(10_000 + number), 1),) for number, outpoint in enumerate(outpoints)]
         assert list(found) == expected
 
+    async def test_deposits_older_than_the_opening_are_known(self, opener: Opener, tmp_path: Path) -> None:
+        """Two outputs of two days ago, one opened with: the other is listed for v1, and for good after the next look."""
+        with Node(tmp_path, born=int(time.time()) - 2 * DAY_SECONDS) as node:
+            payer = Payer("twice", PAST)
+            first, second = (node.fund(address(payer), sat) for sat in (FUNDING_SAT, 5_000))
+            node.mine(6)
+            node.set_mock_time(0)
+            node.mine(30)
+            chain = opener(node)
+            await chain.check()
+            await chain.adopt(payer.terms, [first])
+            listed = {each.outpoint for _, each in await chain.deposits([payer.terms, Payer("other", PAST).terms])}
+            assert listed == {first}
+            assert {each.outpoint for each in await chain.funding(payer.terms)} == {first, second}
+            await chain._completing.look()
+            third = node.fund(address(payer), 7_000)
+            again = opener(node)
+            await again.check()
+            assert {each.outpoint for _, each in await again.deposits([payer.terms])} == {first, second, third}
+            assert {each.value_sat for each in await again.funding(payer.terms)} == {FUNDING_SAT, 5_000, 7_000}
+            assert await again._wallet.unsearched() == []
+
     async def test_interrupted_search(self, node: Node, opener: Opener) -> None:
         """A search that was cut off by our end is made again, not taken for done."""
         payer = Payer("interrupted")
@@ -241,7 +263,7 @@ class TestFollowing:
         node.rpc("importdescriptors", [request], wallet="paychan")
         assert await chain.funding(payer.terms) == (Funding(outpoint, FUNDING_SAT, 1),)
         await chain.adopt(payer.terms, [outpoint])
-        assert node.rpc("getaddressinfo", address(payer), wallet="paychan")["labels"] == ["paychan"]
+        assert node.rpc("getaddressinfo", address(payer), wallet="paychan")["labels"] == ["paychan adopted"]
 
     async def test_long_search(self, node: Node, opener: Opener) -> None:
         """Who asks is told to ask again while a scan goes on; the answer is there when it is done."""
