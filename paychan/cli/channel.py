@@ -74,9 +74,11 @@ MovableOption = Annotated[
 def new(
     url: Annotated[str, typer.Argument(help="Base URL of the server.")],
     hours: Annotated[
-        float, typer.Option(help="Hours until the channel ends and a refund is possible.")
+        float, typer.Option(help="Hours of paying. The channel ends later: funding and settling take their time, too.")
     ] = DEFAULT_HOURS,
-    expires: Annotated[int | None, typer.Option(help="The same as a Unix time.")] = None,
+    expires: Annotated[
+        int | None, typer.Option(help="When the channel ends and a refund is possible, as a Unix time.")
+    ] = None,
     amount: Annotated[
         int,
         typer.Option(min=0, show_default=False, help="What you mean to lock up, in satoshi. \\[default: the least]"),

@@ -142,6 +142,9 @@ def advice(error: Exception, name: str) -> str:
         step = "Is the server running?" if isinstance(error, Unreachable) else ""
     if name and getattr(error, "code", "") == "not_economical":
         step = "`paychan channel close {name} --fee SAT` offers to pay for it (version 2)."
+    if name and getattr(error, "code", "") == "payment_short":
+        need = getattr(error, "fields", {}).get("need_sat", "SAT")
+        step = f"`paychan channel open {{name}} --amount {need}` pays what the server wants now."
     return step.format(name=name)
 
 
@@ -254,6 +257,7 @@ def show_invitation(record: ChannelRecord, uri: str, directory: Path) -> None:
         ("To", record.funding_address),
         ("URI", uri),
         ("Confirmed", f"{record.min_confirmations} times, before the server takes it"),
+        ("Payments end", moment(record.expiry - 3600 * record.settlement_period_hours)),
         ("Expires", f"{moment(record.expiry)}; a refund is yours from then on"),
         ("Change to", _way_home(record)),
         ("Key", f"in {directory}; without this directory the coins are lost"),

@@ -187,9 +187,7 @@ async def bump(chain: Chain, payer: Payer, sight: Sight, wish: Wish) -> Refund:
         ValueError: the fee is less than replacing takes.
         ChainFailed: the node does not replace, with its reason.
     """
-    record, rate = sight.record, wish.fee_rate or 0
-    waiting = [CTransaction.deserialize(bytes.fromhex(raw)) for raw in record.refunds]
-    waiting = [each for each in waiting if bytes(each.GetTxid()) in sight.refunds]
+    record, rate, waiting = sight.record, wish.fee_rate or 0, _waiting(sight)
     taken = [OutPoint(bytes(txin.prevout.hash), int(txin.prevout.n)) for each in waiting for txin in each.vin]
     coins = {each.outpoint: each.value_sat for each in sight.confirmed}
     for outpoint in taken:
@@ -219,11 +217,33 @@ async def bump(chain: Chain, payer: Payer, sight: Sight, wish: Wish) -> Refund:
     return signed
 
 
+def _waiting(sight: Sight) -> list[CTransaction]:
+    """The payer's own refunds that wait for a block."""
+    kept = [CTransaction.deserialize(bytes.fromhex(raw)) for raw in sight.record.refunds]
+    return [each for each in kept if bytes(each.GetTxid()) in sight.refunds]
+
+
+def _least_rate(sight: Sight) -> int:
+    """The lowest rate, in satoshi per byte, that one of the refunds that wait pays; 0 if what it takes is not noted."""
+    values = {
+        each.outpoint: each.value_sat for each in (sight.record.funding, *sight.record.deposits) if each is not None
+    }
+    rates = []
+    for each in _waiting(sight):
+        taken = [values.get(str(OutPoint(bytes(txin.prevout.hash), int(txin.prevout.n))), 0) for txin in each.vin]
+        fee = sum(taken) - sum(out.nValue for out in each.vout)
+        rates.append(max(0, -(-fee // len(each.serialize()))))
+    return min(rates, default=0)
+
+
 async def act(chain: Chain, payer: Payer, sight: Sight, wish: Wish) -> Sight:
     """Do for a channel what its sight asks for: publish the refund, or note the end.
 
-    A channel that takes payments still goes along by itself, once the server says so.
+    One that waits for a block is replaced if `wish` names a higher rate. A channel that takes payments still goes along by itself, once the server says so.
     """
+    if sight.refunds and wish.fee_rate is not None and wish.fee_rate > _least_rate(sight):
+        await bump(chain, payer, sight, wish)
+        return await look(chain, payer.wallet.read(sight.record.name))
     if sight.refund_valid:
         await publish(chain, payer, sight, wish)
         return await look(chain, payer.wallet.read(sight.record.name))

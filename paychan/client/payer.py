@@ -16,7 +16,7 @@ from paychan.client import routes
 from paychan.client.answers import refusal
 from paychan.client.channel import AsyncChannel, Channel, Ways
 from paychan.client.drive import TIMEOUT, drive, drive_async
-from paychan.client.errors import ServerMisbehaved, TermsUnacceptable, Unreachable, WalletError
+from paychan.client.errors import Refused, ServerMisbehaved, TermsUnacceptable, Unreachable, WalletError
 from paychan.client.flow import Flow, Patience, Request, Response, ask
 from paychan.client.record import ChannelRecord
 from paychan.client.recovery import key_address
@@ -65,7 +65,13 @@ def new_channel(wish: Wish, limits: Limits, patience: Patience) -> Flow[ChannelR
         raise TermsUnacceptable(what="version of a movable channel", got=1, want=2)
     client_key = wish.key.public_key.format()
     expiry = check_expiry(int(wish.now + wish.hours * HOUR + _GUESS_SECONDS) if wish.expires is None else wish.expires)
-    info, response = yield from _ask_terms(wish, client_key, expiry, patience)
+    try:
+        info, response = yield from _ask_terms(wish, client_key, expiry, patience)
+    except Refused as error:
+        latest = error.fields.get("need_unix")
+        if wish.expires is not None or error.code != "expiry_too_late" or not isinstance(latest, int):
+            raise
+        info, response = yield from _ask_terms(wish, client_key, check_expiry(latest), patience)
     if wish.expires is None:
         check_limits(info, limits)
         check_clock(response.headers.get("date", ""), wish.now)

@@ -16,6 +16,7 @@ from paychan.client import Channel, Network, Payer
 from paychan.protocol.types import OutPoint
 from tests.client.conftest import IMPATIENT
 from tests.client.liar import Liar, Lie
+from tests.lib.electrumx import ElectrumX
 from tests.lib.node import Node
 
 FUNDING_SAT = 600_000
@@ -306,6 +307,27 @@ def test_fault_19_a_funding_that_its_sender_replaced_is_found(
     assert only_refund(node)[0] == {str(there)}
 
 
+def test_faults_17_and_19_hold_with_an_electrum_server(
+    node: Node, liar: Liar, new: Callable[[], Channel], tmp_path: Path
+) -> None:
+    """Its address history is the truth as well: a false outpoint, a false value and a second output."""
+    elsewhere, less = new(), new()
+    paid = [node.fund(each.address, sat) for each, sat in ((elsewhere, 300_000), (less, FUNDING_SAT), (less, 4_000))]
+    node.mine()
+    for channel, claimed in ((elsewhere, (OutPoint(bytes(32), 3), 300_000)), (less, (paid[1], 100_000))):
+        server_lists(liar, channel, claimed)
+        say("open", channel.name, "--no-wait", status=1)
+    node.pass_median_time(max(elsewhere.record.expiry, less.record.expiry))
+    with ElectrumX(node, tmp_path / "electrumx") as electrumx:
+        source = ["--electrum", electrumx.tls_url, "--certificate", str(electrumx.certificate)]
+        say("watch", "--once", *source)
+    refunds = [inputs_and_fee(node, txid) for txid in node.rpc("getrawmempool")]
+    assert sorted(map(sorted, (spent for spent, _ in refunds))) == sorted(
+        map(sorted, ({str(paid[0])}, {str(paid[1]), str(paid[2])}))
+    )
+    assert all(fee < BUDGET_SAT for _, fee in refunds)
+
+
 # --- 20: a refund that is not dear enough -----------------------------------------------------------------------------
 
 
@@ -332,6 +354,11 @@ def test_fault_20_a_published_refund_is_replaced(
     assert second["fee_sat"] > 2 * first["fee_sat"]
     (output,) = node.rpc("getrawtransaction", second["txid"], True)["vout"]
     assert output["scriptPubKey"]["address"] == elsewhere
+    for rate in (9, 20, 20):  # watch replaces it, too, and not again what pays as much
+        say("watch", "--once", "--fee-rate", rate, *own_node)
+    spent, fee = only_refund(node)
+    assert spent == {str(outpoint)}
+    assert 2 * second["fee_sat"] < fee < 3 * second["fee_sat"]
     node.mine(3)
     assert "is in a block" in say(*words, "--fee-rate", 20, status=1).stderr
     say("watch", "--once", *own_node)
