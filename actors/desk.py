@@ -144,6 +144,10 @@ class Desk:
         paid = channel.closing.settlement if channel.closing else None
         if paid is None or (spend is not None and spend.confirmations):
             return None
+        if await self._is_built_upon(channel):
+            if is_due(channel, paid, self._world.rules, self._world.paying_time(), self._world.chain_view.fees):
+                await self._push_instead([channel], paid, "payments of the channel that it moved to depend on it")
+            return None
         others = [] if len(outpoints_of(paid.transaction)) == 1 else await self._others(paid)
         adopted = next((other for record in others if (other := _better(record, channel, paid))), None)
         if adopted is not None:
@@ -155,7 +159,7 @@ class Desk:
         if not in_its_place and not is_due(channel, paid, world.rules, world.paying_time(), world.chain_view.fees):
             return None
         if spend is not None and not in_its_place and not self.may_replace(paid):
-            await self._push_instead(others or [channel], paid)
+            await self._push_instead(others or [channel], paid, "the node does not replace what does not signal it")
             return None
         task = self._replacing.get(paid.txid)
         if task is None:
@@ -275,13 +279,23 @@ class Desk:
         log.warning("settlement is not replaced", txid=ours.txid[::-1].hex(), reason=reason)
         self._kept.add(ours.txid)
 
-    async def _push_instead(self, members: Sequence[Channel], paid: Settlement) -> None:
+    async def _is_built_upon(self, channel: Channel) -> bool:
+        """Say whether a withdrawal confirmed once, and the channel that goes on there has received something.
+
+        Another version has another txid, and would take the output away that all those payments spend. So after a reorg
+        it is published as it was, and pushed by a child.
+        """
+        if not channel.moves or channel.closing is None or not channel.closing.spent_by:
+            return False
+        successor = await self._read(OutPoint(channel.closing.spent_by, 0))
+        return successor is not None and (successor.received_sat > 0 or successor.state is not State.OPEN)
+
+    async def _push_instead(self, members: Sequence[Channel], paid: Settlement, why: str) -> None:
         """Push what is not replaced by a child, or say that it can't be made to pay more."""
         if await self._push(members, paid, rate_of(members, self._world)):
             self.pinned.pop(members[0].outpoint, None)
         else:
-            reason = "the node does not replace what does not signal it, and no child of our own output can pay more"
-            self._pin(members[0], reason)
+            self._pin(members[0], f"{why}, and no child of our own output can pay more")
 
     async def _push(self, members: Sequence[Channel], paid: Settlement, rate: int) -> bool:
         """Let a child of our own output pay; whether one does."""
@@ -289,6 +303,8 @@ class Desk:
         fee = plan_child_fee(paid, own_sat, rate, self._world.rules)
         pushed = self._children.get(paid.txid)
         if pushed is not None and (fee is None or not is_outbid(pushed, fee // pushed.size)):
+            with contextlib.suppress(ChainFailed):  # both may have been evicted
+                await self._world.chain.publish(paid.transaction, pushed.transaction)
             return True
         if fee is None:
             return False

@@ -158,6 +158,8 @@ async def _end(channel: Channel, settlement: Settlement, spend: Spend, world: Wo
         raise PublishFailed(reason=str(error)) from error
     shown = spend.txid[::-1].hex()
     if spends_by_server_branch(spending, channel.outpoint):
+        if channel.moves:  # the channel goes on at its output, so its bytes are kept, should a reorg take them back
+            return Kept(await desk.found(channel, Settlement(spending, spend.txid, Sat(0))))
         log.warning("settlement confirmed under another txid", channel=str(channel.outpoint), txid=shown)
         return Confirmed(spend.txid)
     log.error("funding was spent by another", channel=str(channel.outpoint), txid=shown)

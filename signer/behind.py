@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paychan.protocol.settlement import Claim
-from paychan.protocol.signerwire import Newest
+from paychan.protocol.signerwire import Newest, SettlementRequest
 from paychan.protocol.types import OutPoint
 from signer.ledger import Ledger
-from signer.signed import DamagedEntry, Signed
+from signer.signed import DamagedEntry, Entries, Signed
 
 
 def behind(payments: Sequence[Newest], ledger: Ledger) -> tuple[OutPoint, ...]:
@@ -30,3 +30,20 @@ def newer_than_signed(outpoint: OutPoint, signed: Signed | None, ledger: Ledger)
     """Return the newest claim that was shown, if it leaves the client less than what was signed for."""
     shown = ledger.newest([outpoint]).get(outpoint)
     return shown if shown and (signed is None or shown.payment.change_sat < signed.change_sat) else None
+
+
+def built_upon(request: SettlementRequest, earlier: Entries, ledger: Ledger) -> tuple[OutPoint, ...]:
+    """Return the channels that went on at the change output of what was signed earlier for these claims (PROTOCOL §6.2).
+
+    Another settlement has another txid, and would take that output away. Raises `LedgerFailed`, `DamagedEntry`.
+    """
+    found = []
+    for claim in request.claims:
+        before = earlier.get(claim.outpoint)
+        if before is None or before.change_script != claim.terms.funding_script:
+            continue
+        settlement = ledger.settlement(before.digest)
+        successor = OutPoint(settlement.txid, 0) if settlement is not None else None
+        if successor is not None and (ledger.read([successor]) or ledger.newest([successor])):
+            found.append(successor)
+    return tuple(found)

@@ -47,7 +47,7 @@ from paychan.protocol.signerwire import (
     StatusRequest,
 )
 from paychan.protocol.types import Sat, UnixTime
-from signer.behind import behind, newer_than_signed
+from signer.behind import behind, built_upon, newer_than_signed
 from signer.budget import NEWEST_PER_SECOND, Budget, Kind, kind_of
 from signer.fundings import FundingProblem, shown_outputs
 from signer.journal import Journal
@@ -393,6 +393,7 @@ class Handler:
             now=now,
             newest=ledger.newest(outpoints),
             requests={digest: old for digest in digests if (old := ledger.request(digest)) is not None},
+            built_upon=built_upon(request, earlier, ledger),
         )
 
     def _signed(self, request: SettlementRequest, own: Own, digest: bytes, then: Callable[[Settlement], Step]) -> Step:

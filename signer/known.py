@@ -107,6 +107,8 @@ class Known(Struct, frozen=True):
     """The newest payments that were shown and not settled."""
     requests: Mapping[bytes, SettlementRequest] = field(default_factory=dict)
     """What was asked for when `earlier` was signed, by digest."""
+    built_upon: tuple[OutPoint, ...] = ()
+    """Outputs of what was signed earlier that are channels now: something was signed or shown for them."""
 
     def is_young(self, outpoint: OutPoint) -> bool:
         """Whether its funding was shown only lately. In debug mode, where no funding is shown, none is."""

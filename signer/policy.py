@@ -136,6 +136,9 @@ def replacement(request: SettlementRequest, known: Known) -> Objection | None:
     if not known.earlier:
         return None
     digest = request_digest(request)
+    if known.built_upon and any(before.digest != digest for before in known.earlier.values()):
+        outpoint = known.built_upon[0]
+        return Objection(f"payments of the channel {outpoint} depend on what was signed before: push that by a child")
     replaced, broken_up = _replaced(request, known, digest)
     share_sat = max((_share_of_sat(request, old) for old in broken_up), default=Sat(0))
     if request.fee_sat < share_sat:

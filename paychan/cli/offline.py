@@ -8,6 +8,7 @@ together stays together. Everything may be done again: what is settled is seen, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
@@ -17,7 +18,7 @@ from msgspec import Struct, structs
 from paychan.chain.base import Chain, ChainFailed
 from paychan.protocol.channel import Accepted, Adopt, Channel, Close, CloseReason, Rejected, State, View
 from paychan.protocol.errors import NotEconomical
-from paychan.protocol.fees import ChainFees, Shortfall, most_sat, plan_closing, wanted_rate, who_can_pay
+from paychan.protocol.fees import ChainFees, Shortfall, most_sat, plan_child_fee, plan_closing, wanted_rate, who_can_pay
 from paychan.protocol.machine import apply
 from paychan.protocol.settlement import (
     Settlement,
@@ -78,6 +79,10 @@ class Unit(Struct, frozen=True):
 
     members: tuple[Channel, ...]
     signed: Settlement | None = None
+    parent: Settlement | None = None
+    """The withdrawal whose change output the channel is funded by."""
+    is_built_upon: bool = False
+    """It is a withdrawal that another channel of the backup depends on: under another txid that would lose its coins."""
 
 
 async def up_to_date(channels: Sequence[Channel], signer: Signer, view: View) -> list[Channel]:
@@ -109,8 +114,22 @@ def sort_out(channels: Sequence[Channel], view: View) -> tuple[list[Unit], list[
             fates.append(Fate(channel, Outcome.TOO_SMALL, reason=str(outcome.error)))
         else:
             closing.append(outcome.channel)
-    units = _units(closing, {channel.outpoint for channel in channels})
+    units = [_with_withdrawal(unit, channels) for unit in _units(closing, {channel.outpoint for channel in channels})]
     return sorted(units, key=lambda unit: unit.members[0].terms.expiry), fates
+
+
+def _with_withdrawal(unit: Unit, channels: Sequence[Channel]) -> Unit:
+    """Note which withdrawal a channel depends on, and whether others depend on this one."""
+    moved = {
+        OutPoint(settlement.txid, 0): settlement
+        for channel in channels
+        if channel.moves and (settlement := _stored(channel)) is not None
+    }
+    used = {channel.outpoint for channel in channels if channel.received_sat or channel.state is not State.OPEN}
+    parent = next((moved[member.outpoint] for member in unit.members if member.outpoint in moved), None)
+    moves = unit.signed is not None and any(member.moves for member in unit.members)
+    is_built_upon = moves and unit.signed is not None and OutPoint(unit.signed.txid, 0) in used
+    return structs.replace(unit, parent=parent, is_built_upon=is_built_upon)
 
 
 def _end(channel: Channel) -> Fate:
@@ -240,13 +259,40 @@ class Settler:
         done, reason = Outcome.PUBLISHED if self._chain else Outcome.SIGNED, ""
         try:
             if self._chain is not None:
-                await self._chain.publish(settlement.transaction)
+                await self._publish(unit, settlement)
         except ChainFailed as error:
             done, reason = Outcome.REFUSED, str(error)
+            if unit.signed is not None and await self._push(unit, unit.signed):
+                settlement, done = unit.signed, Outcome.PUBLISHED
         fates = [Fate(member, done, settlement, settlement.txid, reason) for member in unit.members]
         if done is not Outcome.REFUSED:
             return fates
         return [(await self._look(fate.channel))[0] or fate for fate in fates]  # perhaps another one of ours is there
+
+    async def _publish(self, unit: Unit, settlement: Settlement) -> None:
+        """Hand it to the network, behind the withdrawal that it depends on; one that others depend on gets a child."""
+        if self._chain is None:
+            return
+        if unit.parent is not None:
+            with contextlib.suppress(ChainFailed):
+                await self._chain.publish(unit.parent.transaction)
+        if not (unit.is_built_upon and await self._push(unit, settlement)):
+            await self._chain.publish(settlement.transaction)
+
+    async def _push(self, unit: Unit, settlement: Settlement) -> bool:
+        """Let a child of our own output pay for what can't be replaced; whether one does."""
+        own_sat = Sat(sum(member.received_sat for member in unit.members) - settlement.fee_sat)
+        fee = plan_child_fee(settlement, own_sat, self._rate(unit.members), self._rules)
+        if fee is None or self._chain is None:
+            return False
+        claims, terms = [member.claim for member in unit.members], unit.members[0].terms
+        try:
+            script = (await self._signer.public_key(terms.client_key, terms.expiry, settling=True)).destination_script
+            child = await self._signer.sign_child(claims, script, settlement.fee_sat, fee)
+            await self._chain.publish(settlement.transaction, child.transaction)
+        except (SignerRefused, ChainFailed):
+            return False
+        return True
 
     async def _sign(self, unit: Unit, rivals: Sequence[_Rival]) -> Settlement:
         """Return what is signed already if that pays enough, or else the dearest that the signer gives.
@@ -255,6 +301,8 @@ class Settler:
             NotEconomical, SignerRefused: there is none.
         """
         signed = unit.signed
+        if signed and unit.is_built_upon:
+            return signed
         if signed and signed.fee_sat >= max((self._fee_rate or 0) * signed.size, self._least(signed.size, rivals)):
             return signed
         try:

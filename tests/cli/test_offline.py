@@ -10,9 +10,10 @@ from bitcoin.core import CTransaction
 
 from paychan.chain.debug import DebugChain
 from paychan.cli.offline import Fate, Outcome, Settler, sort_out
-from paychan.protocol.channel import Channel, Close, CloseReason, Signed, State, View
+from paychan.protocol.channel import Channel, Close, CloseReason, Confirmed, Published, Signed, State, Vanished, View
 from paychan.protocol.fees import ChainFees
-from paychan.protocol.settlement import Coin, Reserve, Settlement
+from paychan.protocol.opening import successor
+from paychan.protocol.settlement import Coin, Reserve, Settlement, outpoints_of
 from paychan.protocol.types import OutPoint, Sat
 from tests.lib.channels import NOW, RULES, SERVER_DESTINATION, step
 from tests.lib.world import DebugPayer, LocalSigner
@@ -135,3 +136,27 @@ async def test_again_gives_the_same_bytes() -> None:
     signer, channels = LocalSigner(), [FIRST.channel(), SECOND.channel(20_000)]
     once, again = await settle(signer, channels), await settle(signer, channels)
     assert {key: fate.settlement for key, fate in once.items()} == {key: fate.settlement for key, fate in again.items()}
+
+
+async def test_fault_08_a_withdrawal_that_another_channel_depends_on_stays_as_it_is() -> None:
+    """Whatever rate is asked for: under another txid the channel that went on there would lose its coins."""
+    payer = DebugPayer("offline mover", movable=True)
+    signer = LocalSigner()
+    began = step(payer.channel(50_000), Close(CloseReason.WITHDRAW))
+    withdrawal = await together(signer, [began], 4_000)
+    old = began
+    for command in (Signed(withdrawal), Published(), Confirmed(withdrawal.txid), Vanished()):
+        old = step(old, command)
+    moved = DebugPayer(
+        "offline mover", movable=True, funding_sat=began.payment.change_sat, at=OutPoint(withdrawal.txid, 0)
+    )
+    new = moved.pay(successor(old, NOW), 20_000)
+    found = await settle(signer, [old, new], rate=60)
+    assert found[payer.outpoint].settlement == withdrawal
+    dearer = found[moved.outpoint].settlement
+    assert dearer is not None
+    assert outpoints_of(dearer.transaction) == [moved.outpoint]
+    untouched = successor(old, NOW)
+    other = LocalSigner()
+    assert await together(other, [began], 4_000) == withdrawal
+    assert (await settle(other, [old, untouched], rate=60))[payer.outpoint].settlement != withdrawal

@@ -15,6 +15,7 @@ from bitcoin.core import CTransaction
 
 from paychan.client import Channel, ChannelMoving, Dialect, Network, Patience, Payer, Receipt, ServerFailed
 from paychan.protocol.address import decode_address
+from tests.functional.test_regtest_fees import pass_time
 from tests.functional.test_regtest_payer import FUNDING_SAT, PayerAtTerminal
 from tests.lib.customer import market, wait_for
 from tests.lib.node import Node
@@ -252,3 +253,31 @@ def test_the_payer_closes_to_a_new_address_for_a_fee_of_its_choice(
     assert (change["value"] * 100_000_000, change["scriptPubKey"]["address"]) == (left, home)
     wait_for(lambda: system.channel(record["funding_outpoint"])["status"] == "closed", "closed")
     terminal.leave()
+
+
+def test_fault_08_a_withdrawal_that_payments_depend_on_is_pushed_and_not_replaced(
+    place: Market, tmp_path: Path
+) -> None:
+    """A reorg takes it back when the channel has received 200,000 sat at its output: same txid, and a child that pays."""
+    system, node = place
+    with Payer(system.url, wallet=tmp_path / "wallet", network=Network.REGTEST, patience=PATIENT) as payer:
+        channel = opened(payer, node)
+        channel.pay(50_000)
+        began = withdraw(system, channel.record.funding_outpoint)
+        moved_to = moves_on(system, node, channel.record.funding_outpoint)
+        channel.pay(200_000)
+        expiry = channel.record.expiry
+    txid = began["settlement_txid"]
+    node.invalidate(1)
+    assert node.rpc("getrawmempool") == [txid]
+    pass_time(node, expiry - 9 * 3600)
+    wait_for(lambda: len(node.rpc("getrawmempool")) == 2, "pushed")
+    assert txid in node.rpc("getrawmempool")
+    entry = node.rpc("getmempoolentry", txid)
+    assert entry["fees"]["descendant"] * 100_000_000 > 100 * entry["descendantsize"] / 2
+    node.mine(3)
+    source = moved_to.replace(":", "/")
+    wait_for(lambda: system.manage("POST", f"/channels/{source}/close").status_code == 200, "closed")
+    node.mine(2)
+    wait_for(lambda: system.channel(moved_to)["status"] == "closed", "settled")
+    assert system.channel(moved_to)["value_received"] == 200_000

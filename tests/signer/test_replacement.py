@@ -279,3 +279,22 @@ def digest_hex(request: SettlementRequest) -> str:
 
 
 FROZEN_DIGEST = "001feb11f3a77020df4edc3322d5a8412e606e3f58df79fbd9c0664f7214ac3c"
+
+
+@pytest.mark.parametrize("shown", [False, True], ids=["nothing known of it", "payment shown"])
+def test_fault_08_what_payments_depend_on_is_not_replaced(shown: bool) -> None:
+    """A withdrawal whose change output is a channel that paid since is signed again as it was, and for no other fee."""
+    terms = REQUEST.claims[0].terms
+    drained = REQUEST.claims[0]
+    payment = sign_payment(CLIENT, terms, drained.outpoint, terms.funding_script, Sat(400_000))
+    claim = mutated(mutated(drained, "change_script", terms.funding_script), "payment", payment)
+    withdrawal = mutated(mutated(REQUEST, "claims", (claim,)), "fee_sat", 5_000)
+    signer = Signer(withdrawal)
+    if shown:
+        moved = OutPoint(signer.signs(withdrawal).settlement.txid, 0)
+        newest = mutated(make_claim(SERVER_KEY, change_sat=200_000, at=moved), "funding_sat", 400_000)
+        signer.ledger.payments[moved] = newest
+        assert "push that by a child" in signer.refuses(mutated(withdrawal, "fee_sat", 9_000)).reason
+        assert signer.signs(withdrawal)
+    else:
+        assert signer.signs(mutated(withdrawal, "fee_sat", 9_000))
