@@ -21,7 +21,6 @@ from actors.commit import GroupCommit
 from actors.exposure import Exposure
 from actors.opening import Opener
 from actors.registry import Registry
-from actors.showing import Showing
 from actors.watcher import Watcher
 from actors.world import World
 from paychan import termsfile
@@ -30,36 +29,22 @@ from paychan.api.server import listen, management_server, public_server
 from paychan.api.service import Service
 from paychan.api.stream import close_all
 from paychan.application.http import HttpApplication
-from paychan.chain.base import Chain, ChainFailed
-from paychan.chain.bitcoind import BitcoindChain
-from paychan.chain.debug import DebugChain
-from paychan.chain.electrum import ElectrumChain
 from paychan.config import ServerConfig
 from paychan.logs import configure_log, drain_log
-from paychan.protocol.declared import SettingsError
+from paychan.parts import StartError, make_chain, make_signer, make_state_dir
 from paychan.protocol.errors import StorageFull
 from paychan.protocol.types import Sat, UnixTime
 from paychan.running import Running, remove_running, write_running
-from paychan.signing.base import SignerAbsent, SignerRefused
-from paychan.signing.limits import contradictions
-from paychan.signing.unix import UnixSigner
 from paychan.store.base import Store
 from paychan.store.leveldb import LevelDbStore
 from paychan.supervisor import Supervisor
+from paychan.work import Work
 
 log = structlog.get_logger("server")
 
-_SIGNER_PATIENCE_SECONDS = 10.0
-_FIRST_LOOK_SECONDS = 10.0
-_PATIENCE_SECONDS = 600.0
-"""A look at many channels with a slow signer may take minutes; a longer one is alarmed about."""
 _ANSWER_SECONDS = 10.0
 """Longer than the signer and the application may take by default, shorter than whoever stops us waits."""
 _EXIT_BROKEN = 3
-
-
-class StartError(Exception):
-    """The server can't start: what is wrong, and what to do about it."""
 
 
 def run(config: ServerConfig, source: str) -> None:
@@ -95,49 +80,40 @@ def _go_on(number: signal.Signals) -> None:
 
 
 async def _live(config: ServerConfig, source: str) -> None:
-    async with _assemble(config, source) as service:
-        await _first_look(service.watcher)
-        async with _listening(service) as running, _watching(service):
+    """Serve from the first moment on what can be served; what is missing joins when it is there."""
+    async with _assemble(config, source) as service, _working(service) as work:
+        await work.first_look()
+        async with _listening(service) as running:
             gc.collect()
             gc.set_threshold(50_000, 20, 20)  # a payment leaves no cycles behind
             gc.freeze()  # what lives as long as the process need not be looked at again
             log.info("serving", network=config.network_name, url=running.url, management=running.management_url)
-            await asyncio.Event().wait()
-
-
-async def _first_look(watcher: Watcher) -> None:
-    """Let overdue channels begin to close before the port opens; a slow signer or node does not hold it up for ever."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_FIRST_LOOK_SECONDS):
-            await watcher.look()
+            try:
+                await work.until_wrong()
+            finally:
+                await work.stop()
 
 
 @contextlib.asynccontextmanager
-async def _watching(service: Service) -> AsyncIterator[None]:
-    interval, show_seconds = service.config.watcher.interval_seconds, service.config.signer.show_seconds
-    watching = service.supervisor.run("watcher", service.watcher.run, patience_seconds=2 * interval + _PATIENCE_SECONDS)
-    tasks = [watching]
-    if show_seconds:
-        tasks.append(service.supervisor.run("payments shown", Showing(service.world, show_seconds).run))
+async def _working(service: Service) -> AsyncIterator[Work]:
+    work = Work(service)
     try:
-        yield
+        yield work
     finally:
-        for task in reversed(tasks):
-            await task.stop()
+        await work.stop()
 
 
 @contextlib.asynccontextmanager
 async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]:
     """Make the parts in the order in which they need each other; undo in reverse."""
-    _make_state_dir(config.state_dir)
+    make_state_dir(config.state_dir)
     descriptors = _descriptors(config)
     async with contextlib.AsyncExitStack() as stack:
         supervisor = Supervisor(_wall_clock, _die)
         stack.push_async_callback(supervisor.close)
-        signer = UnixSigner(config.signer_socket, config.signer.deadline_seconds)
+        signer = make_signer(config, source)
         stack.push_async_callback(signer.close)
-        await _check_signer(signer, config, source)
-        chain = await open_chain(config, source)
+        chain = make_chain(config, source, supervisor)
         stack.push_async_callback(chain.close)
         store: Store = LevelDbStore.open(config.store_path, config.network_name)
         stack.push_async_callback(store.close)
@@ -189,17 +165,6 @@ def _storage_problem(path: Path, reserve_mb: int) -> StorageFull | None:
         return None
 
 
-def _make_state_dir(path: Path) -> None:
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        msg = f"can't make {path}: {error.strerror}. Change state_dir"
-        raise StartError(msg) from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        msg = f"can't write to {path}. Give it to this user, or change state_dir"
-        raise StartError(msg)
-
-
 def _service(config: ServerConfig, world: World, supervisor: Supervisor, descriptors: Descriptors) -> Service:
     registry = Registry(world)
     watcher = Watcher(
@@ -211,67 +176,6 @@ def _service(config: ServerConfig, world: World, supervisor: Supervisor, descrip
         stale_seconds=config.chain.stale_tip_minutes * 60,
     )
     return Service(config, world, registry, Opener(world, registry), watcher, descriptors, supervisor)
-
-
-async def open_chain(config: ServerConfig, source: str) -> Chain:
-    """Make the configured backend, and make sure that its node can serve us.
-
-    Raises:
-        SettingsError: it can't be made as configured; `source` names the file.
-        StartError: the node can't serve us.
-    """
-    chosen, network = config.chain, config.bitcoin_network
-    try:
-        if chosen.backend == "debug":
-            return DebugChain()
-        chain: Chain
-        if chosen.backend == "electrum":
-            certificate = Path(chosen.certificate_file) if chosen.certificate_file else None
-            chain = ElectrumChain(
-                chosen.url, network, timeout_seconds=chosen.timeout_seconds, certificate_file=certificate
-            )
-        else:
-            chain = BitcoindChain(
-                chosen.url,
-                network,
-                credentials=Path(chosen.credentials_file),
-                wallet=chosen.wallet,
-                timeout_seconds=chosen.timeout_seconds,
-            )
-    except ValueError as error:
-        raise SettingsError(source, "chain", str(error)) from None
-    try:
-        await chain.check()
-    except ChainFailed as error:
-        await chain.close()
-        raise StartError(str(error)) from error
-    return chain
-
-
-async def _check_signer(signer: UnixSigner, config: ServerConfig, source: str) -> None:
-    """Wait for the signer, and make sure that it serves the same network."""
-    deadline = time.monotonic() + _SIGNER_PATIENCE_SECONDS
-    while True:
-        try:
-            health = await signer.health()
-            break
-        except SignerAbsent as error:
-            if time.monotonic() > deadline:
-                msg = f"no signer at {config.signer_socket}: {error}. Start it: paychan-signer SIGNER.toml"
-                raise StartError(msg) from error
-            await asyncio.sleep(0.1)
-        except SignerRefused as error:
-            msg = f"the signer at {config.signer_socket} turns us away: {error}"
-            raise StartError(msg) from error
-    if (health.network, health.debug) != (config.network, config.debug):
-        msg = (
-            f"the signer serves {health.network} (debug: {health.debug}), the server {config.network} "
-            f"(debug: {config.debug}). Give both the same network"
-        )
-        raise StartError(msg)
-    batch_channels = config.settlement.batch_channels if config.settlement.batch_seconds else 0
-    if problems := contradictions(health, config.rules, batch_channels):
-        raise StartError(f"{source}: " + "; ".join(problems))
 
 
 @contextlib.asynccontextmanager

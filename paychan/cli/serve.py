@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from paychan import app as server
+from paychan.app import run
 from paychan.cli.terminal import fail
 from paychan.config import load_server_config
+from paychan.parts import StartError
 from paychan.protocol.declared import SettingsError
 from paychan.store.base import StoreFailed
 
@@ -19,8 +20,8 @@ EXAMPLES = "[bold]Example[/bold]\n\n  paychan serve config/debug/server.toml"
 def serve(
     file: Annotated[Path, typer.Argument(help="The server's configuration, such as config/debug/server.toml")],
 ) -> None:
-    """Start the server alone; the signer must be running. PORT in the environment overrides http.port."""
+    """Start the server alone, in any order with node and signer. PORT in the environment overrides http.port."""
     try:
-        server.run(load_server_config(file), str(file))
-    except (SettingsError, server.StartError, StoreFailed) as error:
+        run(load_server_config(file), str(file))
+    except (SettingsError, StartError, StoreFailed) as error:
         fail(str(error), status=2)

@@ -210,7 +210,7 @@ async def _chain(wish: Wish) -> Chain | None:
     """Open the configured chain, where it is needed: to publish, or for its estimate."""
     if not wish.source or (wish.fee_rate and not wish.publish):
         return None
-    from paychan.app import StartError, open_chain  # noqa: PLC0415 - no other command needs the server
+    from paychan.parts import StartError, open_chain  # noqa: PLC0415 - no other command needs the server
 
     try:
         return await open_chain(wish.config, wish.source)

@@ -35,6 +35,10 @@ class SignerBusy(SignerAbsent):
         self.limit = limit
 
 
+class SignerUnfit(SignerAbsent):
+    """A signer is there, but it serves something else than this server: nothing is asked of it."""
+
+
 class SignerRefused(Exception):
     """The signer said no: `tag` is stable (`policy-…`), the reason is for people.
 

@@ -4,22 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from paychan.protocol.signerwire import Reply, WireError, decode_reply, frame_size
+from paychan.protocol.signerwire import (
+    Health,
+    HealthReply,
+    Refusal,
+    Reply,
+    WireError,
+    decode_reply,
+    encode_frame,
+    frame_size,
+)
 
 _TRIES = 6
 """The signer closes connections to make room for others when it has to; and each of these pauses is twice the last."""
 
 _PAUSE_SECONDS = 0.02
 
+_FIRST = 1
+"""Id of the first question on a connection, when no other is under way there."""
+
+
+Misfit = Callable[[HealthReply], str]
+"""Says what is wrong with a signer, by what it says of itself; nothing, if it is the right one."""
+
+
+class NotOurs(OSError):
+    """A signer is there, but not one for us."""
+
 
 class SignerLink:
-    """The way to the signer at `path`. Errors are `OSError`s: `ConnectionResetError` means that nothing is known."""
+    """The way to the signer at `path`. Errors are `OSError`s: `ConnectionResetError` means that nothing is known.
 
-    def __init__(self, path: Path) -> None:
+    With a `misfit` each connection begins with the question who is there: after a restart it may be another signer.
+    """
+
+    def __init__(self, path: Path, misfit: Misfit | None = None) -> None:
         self._path = path
+        self._misfit = misfit
         self._connecting = asyncio.Lock()
         self._connection: _Connection | None = None
         self._closed = False
@@ -35,11 +60,17 @@ class SignerLink:
         pause = _PAUSE_SECONDS
         for _ in range(_TRIES - 1):
             try:
-                return await (await self._connected()).ask(frame, request_id)
+                return await self._exchange(frame, request_id)
             except (ConnectionResetError, BrokenPipeError):
                 await asyncio.sleep(pause)
                 pause *= 2
-        return await (await self._connected()).ask(frame, request_id)
+        return await self._exchange(frame, request_id)
+
+    async def _exchange(self, frame: bytes, request_id: int) -> Reply:
+        try:
+            return await (await self._connected()).ask(frame, request_id)
+        except _TurnedAway as turned_away:
+            return turned_away.refusal
 
     async def _connected(self) -> _Connection:
         if self._connection is not None and not self._connection.lost:
@@ -49,8 +80,25 @@ class SignerLink:
                 msg = "client was closed"
                 raise ConnectionAbortedError(msg)
             if self._connection is None or self._connection.lost:
-                self._connection = _Connection(*await _connect(self._path))
+                self._connection = await self._introduced(_Connection(*await _connect(self._path)))
         return self._connection
+
+    async def _introduced(self, connection: _Connection) -> _Connection:
+        if self._misfit is None:
+            return connection
+        try:
+            reply = await connection.ask(encode_frame(Health(_FIRST)), _FIRST)
+        except BaseException:
+            await connection.close()
+            raise
+        if isinstance(reply, Refusal):
+            await connection.close()
+            raise _TurnedAway(reply)
+        wrong = self._misfit(reply) if isinstance(reply, HealthReply) else f"not a signer: {type(reply).__name__}"
+        if wrong:
+            await connection.close()
+            raise NotOurs(wrong)
+        return connection
 
 
 async def _connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -68,6 +116,14 @@ async def _connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWrit
     except BaseException:
         connection.close()
         raise
+
+
+class _TurnedAway(Exception):
+    """The signer refuses to say who it is."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.reason)
+        self.refusal = refusal
 
 
 class _Connection:

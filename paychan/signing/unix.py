@@ -47,9 +47,9 @@ from paychan.protocol.signerwire import (
     frame_size,
 )
 from paychan.protocol.types import OutPoint, Sat, UnixTime
-from paychan.signing.base import SignerAbsent, SignerBusy, SignerRefused
+from paychan.signing.base import SignerAbsent, SignerBusy, SignerRefused, SignerUnfit
 from paychan.signing.checks import WRONG_REPLY, check_again, check_child, check_key, check_settlement
-from paychan.signing.link import SignerLink
+from paychan.signing.link import Misfit, NotOurs, SignerLink
 
 _PASSING = (
     "policy-deadline",
@@ -84,12 +84,13 @@ _T = TypeVar(
 class UnixSigner:
     """A `paychan.signing.base.Signer` behind a socket at `path`; every call ends within `deadline_seconds`."""
 
-    def __init__(self, path: Path, deadline_seconds: float) -> None:
+    def __init__(self, path: Path, deadline_seconds: float, misfit: Misfit | None = None) -> None:
+        """`misfit` says what is wrong with a signer, by what it says of itself; each connection asks it first."""
         self._path = path
         self._deadline = deadline_seconds
         self._ids = itertools.count(1)  # 0 is the signer's, for what belongs to no request
-        self._link = SignerLink(path)
-        self._strangers_link = SignerLink(path)
+        self._link = SignerLink(path, misfit)
+        self._strangers_link = SignerLink(path, misfit)
         self._strangers = 0
         self._room_for_strangers = asyncio.Semaphore(_STRANGERS_AT_ONCE)
         self._probing: asyncio.Task[None] | None = None
@@ -207,6 +208,8 @@ class UnixSigner:
             if self._probing is None and not self._closed and not of_strangers:
                 self._probing = asyncio.create_task(self._probe())
             return hangs
+        except NotOurs as error:
+            raise SignerUnfit(str(error)) from None
         except OSError as error:
             return error.strerror or str(error)
 

@@ -1,0 +1,110 @@
+"""The backends that a server is made of, as configured; and what of the configuration contradicts them.
+
+What is away is no error here: the server starts without node and signer, and goes on when they are there. An error is what
+time does not mend: another network, a port that is taken, settings that the signer's contradict.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from paychan.chain.base import Chain, ChainFailed, ChainUnfit
+from paychan.chain.bitcoind import BitcoindChain
+from paychan.chain.debug import DebugChain
+from paychan.chain.electrum import ElectrumChain
+from paychan.chain.watchwallet import LONG_SECONDS
+from paychan.config import ServerConfig
+from paychan.protocol.declared import SettingsError
+from paychan.protocol.signerwire import HealthReply
+from paychan.signing.limits import contradictions
+from paychan.signing.unix import UnixSigner
+from paychan.supervisor import Supervisor
+
+_RESCAN_PATIENCE_SECONDS = 1.0
+"""A rescan that is done sooner is waited for; a longer one goes on beside all else."""
+
+
+class StartError(Exception):
+    """The server can't start: what is wrong, and what to do about it."""
+
+
+def make_state_dir(path: Path) -> None:
+    """Make the directory of everything that the server keeps, or make sure that it can be written to.
+
+    Raises:
+        StartError: it can't be used.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"can't make {path}: {error.strerror}. Change state_dir"
+        raise StartError(msg) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        msg = f"can't write to {path}. Give it to this user, or change state_dir"
+        raise StartError(msg)
+
+
+def make_signer(config: ServerConfig, source: str) -> UnixSigner:
+    """Make the signer's client; it speaks to no signer that serves something else than this configuration."""
+    return UnixSigner(
+        config.signer_socket, config.signer.deadline_seconds, lambda health: _misfit(health, config, source)
+    )
+
+
+def _misfit(health: HealthReply, config: ServerConfig, source: str) -> str:
+    """Return what a signer says of itself that does not go with the configuration, or nothing."""
+    if (health.network, health.debug) != (config.network, config.debug):
+        return (
+            f"the signer serves {health.network} (debug: {health.debug}), the server {config.network} "
+            f"(debug: {config.debug}). Give both the same network"
+        )
+    batch_channels = config.settlement.batch_channels if config.settlement.batch_seconds else 0
+    problems = contradictions(health, config.rules, batch_channels)
+    return f"{source}: " + "; ".join(problems) if problems else ""
+
+
+def make_chain(config: ServerConfig, source: str, supervisor: Supervisor | None = None) -> Chain:
+    """Make the configured backend; it connects to nothing yet.
+
+    With a supervisor it is a server's: a rescan goes on beside all else. Without one it is a command's, which waits.
+
+    Raises:
+        SettingsError: it can't be made as configured; `source` names the file.
+    """
+    chosen, network = config.chain, config.bitcoin_network
+    try:
+        if chosen.backend == "debug":
+            return DebugChain()
+        if chosen.backend == "electrum":
+            certificate = Path(chosen.certificate_file) if chosen.certificate_file else None
+            return ElectrumChain(
+                chosen.url, network, timeout_seconds=chosen.timeout_seconds, certificate_file=certificate
+            )
+        return BitcoindChain(
+            chosen.url,
+            network,
+            credentials=Path(chosen.credentials_file),
+            wallet=chosen.wallet,
+            timeout_seconds=chosen.timeout_seconds,
+            supervisor=supervisor,
+            rescan_patience_seconds=_RESCAN_PATIENCE_SECONDS if supervisor else LONG_SECONDS,
+        )
+    except (ValueError, ChainUnfit) as error:
+        raise SettingsError(source, "chain", str(error)) from None
+
+
+async def open_chain(config: ServerConfig, source: str) -> Chain:
+    """Make the configured backend for a command, and make sure that its node can serve us now.
+
+    Raises:
+        SettingsError: it can't be made as configured; `source` names the file.
+        StartError: the node can't serve us.
+    """
+    chain = make_chain(config, source)
+    try:
+        await chain.check()
+    except ChainFailed as error:
+        await chain.close()
+        raise StartError(str(error)) from error
+    return chain

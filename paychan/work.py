@@ -1,0 +1,115 @@
+"""The long-lived tasks of a server, and its start without the parts that are not there yet.
+
+Node and signer may come in any order, hours late. Until then the server answers 503 for what needs them, and settles what it
+can; when one comes, a look is taken at once. At the first contact with each it shows whether the configuration is right:
+another network, or limits that contradict ours, end the process, as time does not mend them. What comes up later in the
+place of a part that was right is refused until it is put right, and the server stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from time import monotonic
+
+import structlog
+
+from actors.showing import Showing
+from paychan.api.service import Service
+from paychan.chain.base import ChainFailed, WrongNetwork
+from paychan.parts import StartError
+from paychan.signing.base import SignerAbsent, SignerRefused, SignerUnfit
+from paychan.supervisor import Supervised
+
+log = structlog.get_logger("server")
+
+_FIRST_LOOK_SECONDS = 5.0
+"""So long at most the first look, which begins to settle what is overdue, keeps the ports closed."""
+
+_LOOK_SECONDS = 600.0
+"""A look at many channels with a slow signer may take minutes; a longer one is alarmed about."""
+
+_FIRST_CONTACT_SECONDS, _CONTACT_SECONDS = 0.1, 1.0
+"""Between two attempts, while the ports are closed and afterwards."""
+
+_NOT_LOOKED_YET = "the server has just been started, and has not seen the chain yet"
+
+
+class Work:
+    """Watcher and whatever else works for as long as the process lives; begins when it is made."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._wrong: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._missing = {"signer", "chain"}
+        self._tasks: list[Supervised] = []
+        self._first_end = monotonic() + _FIRST_LOOK_SECONDS
+        service.world.chain_view.problem = _NOT_LOOKED_YET
+        self._watch()
+        contacts: tuple[tuple[str, Callable[[], Awaitable[object]]], ...] = (
+            ("signer", service.world.signer.health),
+            ("chain", service.world.chain.check),
+        )
+        for name, ask in contacts:
+            self._run(f"{name} contact", partial(self._contact, name, ask), endless=False)
+        show_seconds = service.config.signer.show_seconds
+        if show_seconds:
+            self._run("payments shown", Showing(service.world, show_seconds).run)
+
+    async def first_look(self) -> None:
+        """Let overdue channels begin to close before the port opens; a part that is away does not hold it up for long.
+
+        Raises:
+            StartError: the configuration is wrong.
+        """
+        while monotonic() < self._first_end and (self._missing or not self._watching.last_success):
+            if self._wrong.done():
+                break
+            await asyncio.sleep(0.01)
+        if self._wrong.done():
+            self._wrong.result()
+        if self._missing:
+            log.warning("serving without what is missing", missing=sorted(self._missing))
+
+    async def until_wrong(self) -> None:
+        """Wait for ever, or until a first contact shows that the configuration is wrong. Raises `StartError`."""
+        await self._wrong
+
+    async def stop(self) -> None:
+        """End all tasks, the youngest first."""
+        for task in reversed(self._tasks):
+            await task.stop()
+
+    def _run(self, name: str, work: Callable[[Supervised], Awaitable[None]], *, endless: bool = True) -> None:
+        self._tasks.append(self._service.supervisor.run(name, work, endless=endless))  # type: ignore[arg-type]
+
+    def _watch(self) -> None:
+        service = self._service
+        patience = 2 * service.config.watcher.interval_seconds + _LOOK_SECONDS
+        self._watching = service.supervisor.run("watcher", service.watcher.run, patience_seconds=patience)
+        self._tasks.insert(0, self._watching)
+
+    async def _contact(self, name: str, ask: Callable[[], Awaitable[object]], task: Supervised) -> None:
+        """Ask until the part is there; then look at once at what waited for it."""
+        told = ""
+        while True:
+            try:
+                await ask()
+                break
+            except (SignerUnfit, WrongNetwork) as error:
+                if not self._wrong.done():
+                    self._wrong.set_exception(StartError(str(error)))
+                return
+            except (SignerAbsent, SignerRefused, ChainFailed) as error:
+                if not told:
+                    log.warning("waiting for a part", part=name, reason=str(error))
+                told = str(error)
+            await asyncio.sleep(_FIRST_CONTACT_SECONDS if monotonic() < self._first_end else _CONTACT_SECONDS)
+        self._missing.discard(name)
+        task.succeeded()
+        if told:
+            log.info("a part is there", part=name)
+            await self._watching.stop()
+            self._tasks.remove(self._watching)
+            self._watch()
