@@ -171,7 +171,7 @@ def open_(
     ):
         if outpoint:
             channel.fund(outpoint, value, transaction=read_transaction(transaction), unchecked=unchecked)
-        elif channel.record.signed_sat is None:
+        elif channel.record.signed_sat is None or channel.record.refused:
             _find_funding(channel, wait=wait and not as_json)
         source = OwnChain(node, credentials, electrum, certificate)
         if source.given and not unchecked and channel.record.state is State.NEW:

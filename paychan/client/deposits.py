@@ -24,13 +24,17 @@ _replace = msgspec.structs.replace
 def noted(record: ChannelRecord, funding: Deposit) -> ChannelRecord:
     """Note which output funds the channel, with the signed refund of it. One noted before becomes one of the others.
 
+    An opening that the server refused is forgotten with its output, which may have been replaced: should both exist, the
+    server could take the opening price of the first one, too.
+
     Raises:
-        WrongState: something was signed for another output.
+        WrongState: an opening was signed for another output, and not refused.
         FundingTooSmall: not enough to open and have change.
     """
     if record.state is not State.NEW:
         raise WrongState(name=record.name, state=record.state.value, need=State.NEW.value)
-    if record.signed_sat is not None and funding.outpoint != record.funding_outpoint:
+    elsewhere = funding.outpoint != record.funding_outpoint
+    if record.signed_sat is not None and elsewhere and not record.refused:
         raise WrongState(name=record.name, state="signed for another output", need="a channel without payments")
     if funding.value_sat < record.min_funding_sat:
         raise FundingTooSmall(got_sat=funding.value_sat, need_sat=record.min_funding_sat)
@@ -38,6 +42,8 @@ def noted(record: ChannelRecord, funding: Deposit) -> ChannelRecord:
     others = [each for each in record.deposits if each.outpoint != funding.outpoint]
     if before is not None and before.outpoint != funding.outpoint:
         others.append(before)
+    if elsewhere:
+        record = _replace(record, signed_sat=None, refused=False, secret="")
     record = _with_value(_replace(record, funding_outpoint=funding.outpoint, funding_sat=funding.value_sat), funding)
     return _with_refund(_replace(record, deposits=tuple(others)))
 
@@ -71,7 +77,7 @@ def server_shows(record: ChannelRecord, found: Sequence[Deposit]) -> Flow[Channe
 def with_chain(record: ChannelRecord, found: Sequence[Deposit], pending: Collection[str] = ()) -> ChannelRecord:
     """Return the record with all unspent outputs at the address, as a node or Electrum server of the payer's shows them.
 
-    Its values replace those that were said. A channel for which nothing was signed takes the most valuable output for
+    Its values replace those that were said. A channel that is not opened takes the most valuable output for
     its funding if the one noted is not there. `pending` are outpoints that are spent, but not deep in the chain yet.
     """
     unspent = {each.outpoint: each for each in found}
@@ -80,7 +86,7 @@ def with_chain(record: ChannelRecord, found: Sequence[Deposit], pending: Collect
     if here is not None:
         now = _with_value(record, here)
         now = now if now.funding_sat == record.funding_sat else _with_refund(now)
-    elif record.state is State.NEW and record.signed_sat is None and record.funding_outpoint not in pending:
+    elif _may_fund_elsewhere(record) and record.funding_outpoint not in pending:
         best = max(found, key=lambda each: each.value_sat, default=None)
         if best is not None and best.value_sat >= record.min_funding_sat:
             now = noted(record, best)
@@ -120,6 +126,10 @@ def prove(record: ChannelRecord, transaction: str) -> Flow[ChannelRecord]:
     if now != record:
         yield Save(now)
     return now
+
+
+def _may_fund_elsewhere(record: ChannelRecord) -> bool:
+    return record.state is State.NEW and (record.signed_sat is None or record.refused)
 
 
 def _with_value(record: ChannelRecord, funding: Deposit) -> ChannelRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 import stat
@@ -13,7 +14,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from paychan.client import ChannelInUse, DamagedFile, LaterFile, NoSuchChannel, Payer, Unacknowledged
+from paychan.client import (
+    ChannelInUse,
+    DamagedFile,
+    LaterFile,
+    NoSuchChannel,
+    Payer,
+    Unacknowledged,
+    ValueUnchecked,
+)
 from paychan.client.flow import Pause, Request, Response, Save
 from paychan.client.paying import pay
 from paychan.client.terms import Limits
@@ -210,3 +219,36 @@ def test_the_wallet_is_found_in_the_environment(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.delenv("PAYCHAN_WALLET")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Wallet().directory == tmp_path / ".paychan" / "wallet"
+
+
+def test_fault_17_a_file_from_before_sources_were_noted_is_read_and_not_trusted_blindly(
+    opened: OpenChannel, tmp_path: Path
+) -> None:
+    """Where its funding's value came from is not known, so a refund of it needs a check or an explicit word."""
+    channel = opened()
+    channel.release()
+    path = tmp_path / "wallet" / f"{channel.name}.json"
+    fields = json.loads(path.read_text())
+    for later in ("funding_source", "deposits", "offered_fee_sat", "paid_fee_sat"):
+        del fields[later]
+    path.write_text(json.dumps(fields))
+
+    with Payer(wallet=tmp_path / "wallet") as payer:
+        read = payer.channel(channel.name)
+        assert (read.left_sat, read.record.deposits) == (channel.left_sat, ())
+        with pytest.raises(ValueUnchecked, match="the server's word or typed"):
+            read.refund()
+        assert read.refund(unchecked=True).fee_sat
+
+
+def test_fault_18_records_are_read_each_on_its_own(opened: OpenChannel, tmp_path: Path) -> None:
+    """A damaged file is named by `problems`, and hides no other channel from a program."""
+    channel = opened()
+    (tmp_path / "wallet" / "00000000.json").write_bytes(b"")
+    (tmp_path / "wallet" / "11111111.json").symlink_to(tmp_path / "nowhere")
+    with Payer(wallet=tmp_path / "wallet") as payer:
+        assert [record.name for record in payer.records()] == [channel.name]
+        assert {name: error.code for name, error in payer.problems().items()} == {
+            "00000000": "damaged_file",
+            "11111111": "unreadable_file",
+        }

@@ -248,3 +248,29 @@ def test_a_funding_that_the_server_never_told_of_is_refunded(
 
     (spent,) = node.rpc("getrawtransaction", told["txid"], True)["vin"]
     assert OutPoint.parse(spent["txid"], spent["vout"]) == outpoint
+
+
+def test_faults_21_22_24_with_the_real_server(payer: PayerAtTerminal, system: System, node: Node) -> None:
+    """Too few hours, a value typed too small and a fee out of proportion are refused with both numbers, and cost nothing."""
+    for version in (["--v1"], []):
+        refused = payer.run("new", system.url, "--network", "regtest", "--hours", 10, *version, status=1)
+        assert "hours of paying is 10, want at least 12" in refused
+    process, _, name = payer.new()
+    process.send_signal(signal.SIGINT)
+    process.wait(_PATIENCE_SECONDS)
+    outpoint = payer.fund(name)
+    node.mine()
+    wait_for(lambda: payer.run("status", name) and payer.record(name)["deposits"], "funding listed")
+    refused = payer.run("open", name, "--outpoint", outpoint, "--value", 200_000, status=1)
+    assert "got 200000 sat, the server has 600000 sat" in refused
+    assert payer.record(name)["signed_sat"] is None
+    payer.run("open", name, "--outpoint", outpoint, "--value", FUNDING_SAT)
+    assert payer.record(name)["funding_source"] == "transaction"
+
+    refused = payer.run("close", name, "--fee", 60_000, status=1)
+    assert "fee too high: got 60000 sat, at most" in refused
+    assert payer.record(name)["state"] == "open"
+    payer.run("close", name, "--fee", 4_000)
+    (txid,) = node.rpc("getrawmempool")
+    assert payer.record(name)["offered_fee_sat"] == 4_000
+    assert payer.record(name)["paid_fee_sat"] == round(node.rpc("getmempoolentry", txid)["fees"]["base"] * 100_000_000)

@@ -287,11 +287,11 @@ def test_fault_19_a_channel_that_was_never_opened_and_one_that_ended_keep_their_
     assert only_refund(node)[0] == {str(late)}
 
 
-@pytest.mark.parametrize("signed", [False, True], ids=["not opened", "opening signed"])
+@pytest.mark.parametrize("signed", [False, True], ids=["not opened", "opening refused"])
 def test_fault_19_a_funding_that_its_sender_replaced_is_found(
     node: Node, liar: Liar, new: Callable[[], Channel], own_node: list[str], signed: bool
 ) -> None:
-    """After a fee bump the coins are under another txid: the wallet notes that one, unless a payment names the other."""
+    """After a fee bump the coins are under another txid: the wallet notes that one, and can open with it."""
     channel = new()
     outpoint = node.fund(channel.address, FUNDING_SAT)
     server_lists(liar, channel, (outpoint, FUNDING_SAT), confirmations=int(signed))
@@ -301,7 +301,8 @@ def test_fault_19_a_funding_that_its_sender_replaced_is_found(
     node.mine()
     there = node.output(txid, channel.address)
     say("watch", "--once", *own_node)
-    assert noted(channel.name)["funding_outpoint"] == str(outpoint if signed else there)
+    assert noted(channel.name)["funding_outpoint"] == str(there)
+    assert noted(channel.name)["signed_sat"] is None
     node.pass_median_time(channel.record.expiry)
     say("watch", "--once", *own_node)
     assert only_refund(node)[0] == {str(there)}
