@@ -55,7 +55,7 @@ from signer.keys import KeyRing, KeysFailed, SigningKey
 from signer.known import DAY_SECONDS, HOUR_SECONDS, Known, Limits, Own
 from signer.ledger import Entry, Ledger, LedgerFailed
 from signer.newest import judge
-from signer.policy import child_refusal, new_value_sat, output_key, refusals
+from signer.policy import child_refusal, new_values_sat, output_key, refusals
 from signer.shape import has_readable_terms
 from signer.signed import DamagedEntry, entries_of, request_digest
 
@@ -316,7 +316,7 @@ class Handler:
                 lines = self._journal.lines(*decisions, is_new=bool(tried))
                 durable = self._ledger.put(Entry(lines))  # what it remembers is as strict already, or stricter
             else:
-                aged_sat, young_sat = (new_value_sat(request, known, young=young) for young in (False, True))
+                aged_sat, young_sat = new_values_sat(request, known)
                 flow = known.flow.plus(aged_sat, young_sat, now, attended=known.attended)
                 durable = self._ledger.put(Entry(self._journal.lines(*decisions), signed, request, digest, flow=flow))
         return Approved(durable, lambda: self._signed(request, own, digest, partial(SettlementReply, request.id)))

@@ -159,20 +159,19 @@ def rate(request: SettlementRequest, known: Known) -> Objection | None:
     a channel counts against it only when its funding was shown `policy.aged_minutes` ago; all younger ones share half as
     much of their own.
     """
-    for is_young, share in ((False, 1), (True, 2)):
-        objection = _rate(new_value_sat(request, known, young=is_young), known, share, young=is_young)
-        if objection is not None:
-            return objection
-    return None
+    aged_sat, young_sat = new_values_sat(request, known)
+    return _rate(aged_sat, known, 1, young=False) or _rate(young_sat, known, 2, young=True)
 
 
 def _rate(new_sat: Sat, known: Known, share: int, *, young: bool) -> Objection | None:
+    if not new_sat:
+        return None
     limits = known.limits
     for name, seconds, most_sat in (
         ("hour", HOUR_SECONDS, limits.value_per_hour_sat),
         ("day", DAY_SECONDS, limits.value_per_day_sat),
     ):
-        if not most_sat or not new_sat:
+        if not most_sat:
             continue
         before_sat = known.flow.within(seconds, known.now, young=young)
         if before_sat + new_sat > most_sat // share:
@@ -187,7 +186,7 @@ def heartbeat(request: SettlementRequest, known: Known) -> Objection | None:
     """policy-heartbeat: without a fresh sign of life of the operator's, only a small sum."""
     if known.attended:
         return None
-    new_sat, most_sat = new_value_sat(request, known), known.limits.value_without_heartbeat_sat
+    new_sat, most_sat = sum(new_values_sat(request, known)), known.limits.value_without_heartbeat_sat
     unattended_sat = known.flow.unattended_sat
     if not new_sat or unattended_sat + new_sat <= most_sat:
         return None
@@ -272,10 +271,16 @@ def fee_cap_sat(request: SettlementRequest, limits: Limits, child_bytes: int = 0
     return Sat(max(min(share_sat, limits.max_fee_sat, rate_sat), size + LEAST_FEE_CAP_SAT))
 
 
-def new_value_sat(request: SettlementRequest, known: Known, *, young: bool | None = None) -> Sat:
-    """What is settled now that was not signed for before: of all channels, or of the young or the aged ones."""
-    claims = (claim for claim in request.claims if young is None or known.is_young(claim.outpoint) is young)
-    return Sat(sum(max(0, claim.received_sat - _received_before(claim, known)) for claim in claims))
+def new_values_sat(request: SettlementRequest, known: Known) -> tuple[Sat, Sat]:
+    """What is settled now that was not signed for before: of aged channels, and of young ones."""
+    aged_sat = young_sat = 0
+    for claim in request.claims:
+        new_sat = max(0, claim.received_sat - _received_before(claim, known))
+        if known.is_young(claim.outpoint):
+            young_sat += new_sat
+        else:
+            aged_sat += new_sat
+    return Sat(aged_sat), Sat(young_sat)
 
 
 def _received_before(claim: Claim, known: Known) -> Sat:

@@ -91,6 +91,8 @@ class Attacker:
         self.coins = [place for place in PLACES if place.reserve is not None]
         self.signed: dict[OutPoint, SettlementRequest] = {}
         self.raw: dict[OutPoint, bytes] = {}
+        self.shown: dict[OutPoint, Sat] = {}
+        """Change of the newest payments that the signer was shown."""
 
     def signed_for(self, request: SettlementRequest, raw: bytes) -> None:
         """Take note of a success."""
@@ -133,7 +135,7 @@ class Attacker:
     def fee(self, name: str, request: SettlementRequest) -> int:
         """A fee of this name for a request that is good otherwise."""
         size, received = _size(request), received_sat(request.claims)
-        share = min(received * self.rules.fee_percent // 100, self.rules.fee_sat)
+        share = min(received * self.rules.fee_percent // 100, self.rules.fee_sat, size * self.rules.fee_sat_per_vb)
         most = min(max(share, size + judge.RELAYED_AND_DUST), received)
         least = 1
         for before in (self.signed.get(claim.outpoint) for claim in request.claims):
@@ -158,6 +160,7 @@ class Attacker:
         before = self.signed.get(place.outpoint)
         claims = before.claims if before else ()
         newest = next((c.payment.change_sat for c in claims if c.outpoint == place.outpoint), place.value_sat * 2 // 3)
+        newest = min(newest, self.shown.get(place.outpoint, newest))
         wanted = {"newest": newest, "drained": 0, "all": place.value_sat, "older": newest + 1, "least": 1}
         sat = wanted.get(change, newest * 3 // 4)
         if channel.promised:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from hashlib import sha256
+from itertools import permutations
 from typing import NamedTuple
 
 from tests.lib.kernel import interpreter_accepts
@@ -93,6 +94,7 @@ class Rules(NamedTuple):
 
     fee_percent: int = 50
     fee_sat: int = 5_000_000
+    fee_sat_per_vb: int = 200
     hour_sat: int = 0
     day_sat: int = 0
     heartbeat_seconds: int = 0
@@ -135,9 +137,16 @@ class Judge:
         self.outputs: dict[bytes, Output] = {}
         self.shown: set[bytes] = set()
         self.settled: dict[bytes, Settled] = {}
-        self.newest: dict[bytes, Settled] = {}
+        self.newest: dict[bytes, list[Settled]] = {}
+        """More than one where several came at once: one of them is the newest, but which is not known."""
         self.values: list[tuple[int, int]] = []
         self.beat_at = self.unattended_sat = 0
+        self.least: dict[bytes, int] = {}
+        """What channels brought at least, by the payments that the signer has been shown and has not refused."""
+
+    def remember(self, outpoint: bytes, received_sat: int) -> None:
+        """Take note of a payment that the signer was shown."""
+        self.least[outpoint] = max(received_sat, self.least.get(outpoint, 0))
 
     def learn(self, raw: bytes) -> None:
         """Take note of a transaction: whoever has its bytes knows what its outputs hold, whether it is mined or not."""
@@ -157,9 +166,24 @@ class Judge:
         """Judge settlements, each with the fee that it is said to pay; of several at once some order must be in order."""
         read = [(self._read(raw), fee_sat) for raw, fee_sat in given]
         assert all(settled.fee_sat == fee_sat for settled, fee_sat in read)
-        for settled, _ in sorted(read, key=lambda each: each[0].rate):
-            if settled.txid not in self.settled:
-                self._admit(settled, now)
+        new = {settled.txid: settled for settled, _ in read if settled.txid not in self.settled}
+        before = self._state()
+        for order in permutations(sorted(new.values(), key=lambda each: each.rate)):
+            try:
+                for settled in order:
+                    self._admit(settled, now)
+            except AssertionError as error:
+                failure = error
+                self.settled, self.newest, self.values, self.unattended_sat = before
+                before = self._state()
+            else:
+                for outpoint in {outpoint for settled in order for outpoint in settled.shares}:
+                    self.newest[outpoint] = [settled for settled in order if outpoint in settled.shares]
+                return
+        raise failure
+
+    def _state(self) -> tuple[dict[bytes, Settled], dict[bytes, list[Settled]], list[tuple[int, int]], int]:
+        return dict(self.settled), dict(self.newest), list(self.values), self.unattended_sat
 
     def child(self, raw: bytes, fee_sat: int) -> None:
         """Judge a child: of a settlement that was given, to the script that it spends, and no dearer than is allowed."""
@@ -173,7 +197,7 @@ class Judge:
         assert signature[-1] == ALL
         assert interpreter_accepts(output.script, raw, 0, output.value_sat)
         assert output.value_sat - left.value_sat == fee_sat
-        self._check_fee(parent, fee_sat)
+        self._check_fee(parent, fee_sat, len(raw) + LONGEST_SIGNATURE - len(signature))
 
     def _read(self, raw: bytes) -> Settled:
         transaction = parse(raw)
@@ -210,19 +234,20 @@ class Judge:
         self._check_fee(settled, 0)
         new_sat = 0
         for outpoint, (received_sat, _) in settled.shares.items():
-            before_sat, before = 0, self.newest.get(outpoint)
-            if before is not None:
-                before_sat, _ = before.shares[outpoint]
-                assert received_sat >= before_sat
-                assert settled.rate > before.rate or _breaks_up(settled, before)
+            assert received_sat >= self.least.get(outpoint, 0)
+            earlier = self.newest.get(outpoint, [])
+            before_sat = max((before.shares[outpoint][0] for before in earlier), default=0)
+            assert received_sat >= before_sat
+            assert not earlier or any(settled.rate > each.rate or _breaks_up(settled, each) for each in earlier)
             new_sat += received_sat - before_sat
-            self.newest[outpoint] = settled
+            self.newest[outpoint] = [settled]
         self.settled[settled.txid] = settled
         self._check_values(new_sat, now)
 
-    def _check_fee(self, settled: Settled, child_sat: int) -> None:
+    def _check_fee(self, settled: Settled, child_sat: int, child_size: int = 0) -> None:
         rules, received_sat = self.rules, settled.received_sat
-        share_sat = min(received_sat * rules.fee_percent // 100, rules.fee_sat)
+        rate_sat = (settled.size + child_size) * rules.fee_sat_per_vb
+        share_sat = min(received_sat * rules.fee_percent // 100, rules.fee_sat, rate_sat)
         most_sat = min(max(share_sat, settled.size + RELAYED_AND_DUST), received_sat)
         assert min(settled.fee_sat, child_sat) >= 0
         assert settled.fee_sat + child_sat <= most_sat

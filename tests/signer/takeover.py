@@ -27,6 +27,8 @@ from paychan.protocol.signerwire import (
     FundingRequest,
     KeyReply,
     KeyRequest,
+    NewestReply,
+    NewestRequest,
     Refusal,
     Reply,
     Request,
@@ -194,6 +196,18 @@ class HostileServer(RuleBasedStateMachine):
             6: lambda: mutated(request, "claims.0", self.attacker.signs(request.claims[0], -number)),
         }
         return changes.get(how, lambda: request)()
+
+    @rule(plans=st.lists(PLANS | GOOD, min_size=1, max_size=4))
+    def show_payments(self, plans: list[Plan]) -> None:
+        """Payments to remember, good and bad, several at once; what is not refused bounds all that comes."""
+        claims = tuple(claim for plan in plans for claim in self.attacker.request(plan).claims)
+        [reply] = self.ask(NewestRequest(1, claims))
+        assert isinstance(reply, NewestReply)
+        for index, claim in enumerate(claims):
+            if index not in (*reply.unshown, *reply.refused):
+                at, change_sat = claim.outpoint, claim.payment.change_sat
+                self.judge.remember(at.serialize(), claim.funding_sat - change_sat)
+                self.attacker.shown[at] = min(change_sat, self.attacker.shown.get(at, change_sat))
 
     @precondition(lambda self: self.attacker.signed)
     @rule(number=NUMBERS)

@@ -176,7 +176,7 @@ def test_fault_73_the_most_that_a_server_pays_is_signed() -> None:
     rules = msgspec.structs.replace(RULES, max_fee_sat_per_vb=200, fee_share_percent=50)
     for drained in (0, 1, 19):
         request = make_request(KEYS, drained=drained)
-        most = most_sat(request.claims, request_size(request), rules)
+        most = most_sat(request.claims, request_size(request), rules, request.destination_script)
         handler = make_handler(KEYS, request, limits=Limits())
         assert isinstance(handler(mutated(request, "fee_sat", most)), SettlementReply)
 
