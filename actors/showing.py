@@ -21,13 +21,12 @@ from paychan.protocol.channel import State
 from paychan.protocol.settlement import Claim
 from paychan.protocol.types import OutPoint, Sat
 from paychan.signing.base import SignerAbsent, SignerRefused, show
-from paychan.store.base import walk
 
-BATCH = 50
-"""Claims in one message: some 15 milliseconds of the signer's time."""
+BATCH = 100
+"""Channels read at a time, and most claims in one message: some 30 milliseconds of the signer's time."""
 
 _PAUSE_SECONDS = 0.2
-"""Between batches, so that settlements come first: 10,000 channels take 40 seconds and more."""
+"""Between two pages, so that payments and settlements come first: 10,000 channels take 20 seconds and more."""
 
 _FUNDINGS_AT_A_ROUND = 1_000
 """Funding transactions fetched from the node in one round."""
@@ -69,18 +68,15 @@ class Showing:
         """Show all that has grown. Raises what the store raises, `SignerAbsent` and `SignerRefused`."""
         self._fundings_left = _FUNDINGS_AT_A_ROUND
         seen: set[OutPoint] = set()
-        batch: list[Claim] = []
-        async for channel in walk(self._world.store, State.OPEN):
-            claim = channel.claim
-            seen.add(claim.outpoint)
-            if self._shown.get(claim.outpoint) != claim.payment.change_sat:
-                batch.append(claim)
-            if len(batch) == BATCH:
-                await self._show(batch)
-                batch = []
-                await asyncio.sleep(self._pause_seconds)
-        if batch:
-            await self._show(batch)
+        after = None
+        while page := await self._world.store.scan(State.OPEN, after=after, limit=BATCH):
+            claims = [channel.claim for channel in page]
+            seen |= {claim.outpoint for claim in claims}
+            grown = [claim for claim in claims if self._shown.get(claim.outpoint) != claim.payment.change_sat]
+            if grown:
+                await self._show(grown)
+            after = (page[-1].terms.expiry, page[-1].outpoint)
+            await asyncio.sleep(self._pause_seconds)
         self._shown = {outpoint: sat for outpoint, sat in self._shown.items() if outpoint in seen}
 
     async def _show(self, claims: Sequence[Claim]) -> None:

@@ -38,7 +38,7 @@ _MOST_PLACES = 8
 FAREWELLS = 64
 """Connections that are told why they are turned away; of more, the rest is closed without a word."""
 
-LINES_PER_SECOND = 10
+LINES_PER_SECOND = 1
 """Refusals that are logged; the log must not fill the disk. The audit log has its own limit."""
 
 _FAREWELL_SECONDS = 1.0
