@@ -167,6 +167,9 @@ class Judge:
         read = [(self._read(raw), fee_sat) for raw, fee_sat in given]
         assert all(settled.fee_sat == fee_sat for settled, fee_sat in read)
         new = {settled.txid: settled for settled, _ in read if settled.txid not in self.settled}
+        for settled in (self.settled[each.txid] for each, _ in read if each.txid not in new):
+            for outpoint in settled.shares:  # given again: if others had taken its place, it may have taken theirs
+                self.newest[outpoint] = [*self.newest[outpoint], settled]
         before = self._state()
         for order in permutations(sorted(new.values(), key=lambda each: each.rate)):
             try:
