@@ -52,10 +52,11 @@ def _decision(entry: Entry) -> str:
 
 
 def _channel(entry: Entry) -> str:
-    """Name the first outpoint as far as one needs to find it again, and how many more there are."""
+    """Name the first outpoint as far as one needs to find it again, and how many more there are; or how many in all."""
     found = outpoints(entry)
     if not found:
-        return ""
+        units = {"count": "times", "payments": "payments"}
+        return next((f"{entry.about[name]} {unit}" for name, unit in units.items() if name in entry.about), "")
     txid, _, vout = found[0].partition(":")
     more = f" +{len(found) - 1}" if len(found) > 1 else ""
     return f"{txid[:8]}…:{vout}{more}"

@@ -146,11 +146,20 @@ def test_entries_are_written_as_ever() -> None:
     assert decode_entry(encode_entry(ENTRY), Signed) == ENTRY
 
 
-def test_entries_of_the_first_version_are_read() -> None:
-    """What a release before this one signed is known still; only how much the channel held is not."""
-    content = bytes.fromhex(FIRST_VERSION)
+@pytest.mark.parametrize(("written", "funding_sat"), [(FIRST_VERSION, 0), (SECOND_VERSION, ENTRY.funding_sat)])
+def test_entries_of_earlier_versions_are_read(written: str, funding_sat: int) -> None:
+    """What a release before this one signed is known still; of the first one's, not how much the channel held."""
+    content = bytes.fromhex(written)
 
-    assert decode_entry(content + zlib.crc32(content).to_bytes(4, "big"), Signed) == mutated(ENTRY, "funding_sat", 0)
+    read = decode_entry(content + zlib.crc32(content).to_bytes(4, "big"), Signed)
+    assert read == mutated(ENTRY, "funding_sat", funding_sat)
+
+
+def test_sums_of_earlier_versions_are_read() -> None:
+    """What was settled lately counts on: as of channels whose funding was shown long ago."""
+    content = bytes.fromhex("02929192030509")
+
+    assert decode_entry(content + zlib.crc32(content).to_bytes(4, "big"), Flow) == Flow(((3, 5),), 9, ())
 
 
 def test_every_damage_is_found() -> None:

@@ -84,6 +84,7 @@ def test_fault_62_the_count_is_written_at_the_end(tmp_path: Path) -> None:
 
         (entry,) = verify(lines(audit))
         assert (entry.asked, entry.about["count"]) == ("KeyRequest", 20)
+        assert "Key 20 times" in call("audit", "show", running.file).output
 
 
 def test_fault_62_a_flood_of_refusals_and_repeats_is_counted() -> None:
