@@ -69,11 +69,16 @@ class Exposure:
         """Outputs on which a channel is open."""
         return [outpoint for outpoint, entry in self._entries.items() if entry.is_open]
 
+    def problem(self, outpoint: OutPoint, value_sat: Sat) -> TooMuchUnconfirmed | None:
+        """Return why there is no room for an output now."""
+        sum_sat = self._sum_sat + (0 if outpoint in self._entries else value_sat)
+        return TooMuchUnconfirmed(got_sat=sum_sat, need_sat=self._limit_sat) if sum_sat > self._limit_sat else None
+
     def reserve(self, outpoint: OutPoint, value_sat: Sat) -> Reservation | TooMuchUnconfirmed:
         """Claim room for an opening, unless that would be more than the limit."""
-        added_sat = 0 if outpoint in self._entries else value_sat
-        if self._sum_sat + added_sat > self._limit_sat:
-            return TooMuchUnconfirmed(got_sat=self._sum_sat + added_sat, need_sat=self._limit_sat)
+        problem = self.problem(outpoint, value_sat)
+        if problem is not None:
+            return problem
         self._entry(outpoint, value_sat).reservations += 1
         return Reservation(self, outpoint)
 

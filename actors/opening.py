@@ -117,6 +117,9 @@ class Opener:
         in_the_way = await self._registry.in_the_way(funding.outpoint)  # said to the one who signed, not to all
         if in_the_way is not None:
             return Rejected(in_the_way)
+        no_room = self._no_room(funding)
+        if no_room is not None:
+            return Rejected(no_room)
         try:
             await self._check_key(terms, paid=True)  # its output is on the chain, and its payment good
             known = await self._known_before(funding.outpoint, request.payment)
@@ -185,12 +188,18 @@ class Opener:
         except SignerRefused as error:
             raise SigningFailed(reason=str(error)) from error
 
+    def _no_room(self, funding: Funding) -> PaychanError | None:
+        """Say why no more may be open without a confirmation, before the signer is asked anything."""
+        if funding.usable_confirmations:
+            return None
+        if not self._world.chain_view.is_whole:
+            return ChainUnavailable(reason=_NOT_WHOLE)
+        return self._world.exposure.problem(funding.outpoint, funding.value_sat)
+
     async def _create(self, opened: Accepted, funding: Funding) -> Outcome:
         """Store the channel; what is funded without a confirmation counts against a limit while it is so."""
         if funding.usable_confirmations:
             return await self._store(opened, funding)
-        if not self._world.chain_view.is_whole:
-            return Rejected(ChainUnavailable(reason=_NOT_WHOLE))
         reserved = self._world.exposure.reserve(funding.outpoint, funding.value_sat)
         if isinstance(reserved, TooMuchUnconfirmed):
             return Rejected(reserved)

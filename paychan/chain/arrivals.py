@@ -161,6 +161,4 @@ class Arrivals:
     def _note(self, transactions: Sequence[_Transaction]) -> None:
         for transaction in transactions:
             for output in transaction.vout:
-                entry = self._scripts.get(output.script.hex)
-                if entry is not None:
-                    entry.add([OutPoint.parse(transaction.txid, output.n)])
+                self._scripts.note(output.script.hex, [OutPoint.parse(transaction.txid, output.n)])

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
-from decimal import Decimal
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -31,15 +30,12 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from paychan.chain.arrivals import Arrivals
 from paychan.chain.base import Capabilities, ChainFailed, Funding, Payee, Spend, Tip
-from paychan.chain.completing import Completing
-from paychan.chain.fundingsearch import FundingSearch
 from paychan.chain.jsonrpc import JsonRpc, RpcError
+from paychan.chain.nodefunding import NodeFunding, as_funding, unspent_outputs
 from paychan.chain.nodemempool import NodeMempool
 from paychan.chain.nodestate import NodeState
 from paychan.chain.rescan import Rescan
-from paychan.chain.sought import MOST_OUTPUTS, SoughtScripts
 from paychan.chain.watchwallet import LONG_SECONDS, NOT_FOUND, WatchWallet
 from paychan.chain.zmqfeed import HAS_ZMQ, ZmqFeed, reachable
 from paychan.protocol.fees import ChainFees
@@ -47,22 +43,6 @@ from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 from paychan.supervisor import Supervisor
 
 _POLL_SECONDS = 1.0
-
-_ADOPTION_SECONDS = 30.0
-"""A node that looks through its old blocks takes no import meanwhile: who opens a channel is not to wait for that."""
-
-_SAT_PER_COIN = 100_000_000
-
-
-class _Script(Struct, frozen=True):
-    hex: str
-
-
-class _TxOut(Struct, frozen=True, rename={"script": "scriptPubKey"}):
-    confirmations: int
-    value: Decimal
-    script: _Script
-    coinbase: bool
 
 
 class _BlockHeader(Struct, frozen=True):
@@ -76,7 +56,6 @@ class _Publisher(Struct, frozen=True):
 
 _text: msgspec.json.Decoder[str] = msgspec.json.Decoder(str)
 _seconds: msgspec.json.Decoder[int] = msgspec.json.Decoder(int)
-_tx_out: msgspec.json.Decoder[_TxOut | None] = msgspec.json.Decoder(_TxOut | None)
 _block_header: msgspec.json.Decoder[_BlockHeader] = msgspec.json.Decoder(_BlockHeader)
 _publishers: msgspec.json.Decoder[list[_Publisher]] = msgspec.json.Decoder(list[_Publisher])
 
@@ -106,17 +85,15 @@ class BitcoindChain:
         self._network = network
         self._timeout_seconds = timeout_seconds
         self._zmq = zmq
-        self._search_seconds = search_seconds or timeout_seconds
         self._rpc = JsonRpc(url, credentials, timeout_seconds)
         self._state = NodeState(self._rpc, network)
         self._supervisor = supervisor or Supervisor()
         self._wallet = WatchWallet(self._rpc, wallet, timeout_seconds)
         self._rescan = Rescan(self._rpc, self._wallet, self._supervisor)
         self._mempool = NodeMempool(self._rpc, self._wallet)
-        self._scripts = SoughtScripts()
-        self._arrivals = Arrivals(self._rpc, self._scripts, self._supervisor)
-        self._search = FundingSearch(self._rpc, self._supervisor)
-        self._completing = Completing(self._wallet, self._scripts, self._search, network, self._supervisor)
+        self._outputs = NodeFunding(
+            self._rpc, self._wallet, network, search_seconds or timeout_seconds, self._supervisor
+        )
         self._feed: ZmqFeed | None = None
         self._capabilities = Capabilities()
         self._rescan_patience_seconds = rescan_patience_seconds
@@ -143,7 +120,7 @@ class BitcoindChain:
         self._capabilities = await self._state.check()
         await self._wallet.open()
         await self._listen()
-        self._completing.begin()
+        self._outputs.begin()
         self._checked_at = interruptions
 
     async def tip(self) -> Tip:
@@ -194,113 +171,28 @@ class BitcoindChain:
 
     def expect(self, payee: Payee) -> None:
         """Seek a script in what arrives from now on: in memory."""
-        self._scripts.entry(payee.funding_script.hex())
-        self._arrivals.begin()
+        self._outputs.expect(payee)
 
     async def funding(self, payee: Payee, at: OutPoint | None = None) -> tuple[Funding, ...]:
-        """List the unspent outputs that pay exactly to this script, the most valuable first, up to 100.
-
-        `at` names the only output that is wanted: one question. Otherwise a script that is not watched is sought from now
-        on, in memory, and the node scans its unspent outputs for what was there before, if nothing was seen to come.
-
-        Raises:
-            ChainFailed: also while that scan goes on; ask again.
-        """
-        if at is not None:
-            return await self._paying(payee, [at])
-        address = payee.funding_address(self._network)
-        if await self._wallet.incomplete([address]):
-            return await self._seek(payee)
-        known = await self._wallet.received(address)
-        if await self._wallet.unsearched(address):
-            sought = self._scripts.entry(payee.funding_script.hex())
-            if not sought.is_complete:
-                await self._search.complete(sought, self._search_seconds)
-            known += sought.outpoints
-        return await self._paying(payee, known)
+        """List the unspent outputs that pay exactly to this script; see `NodeFunding.funding`."""
+        return await self._outputs.funding(payee, at)
 
     async def deposits(self, payees: Collection[Payee]) -> list[tuple[Payee, Funding]]:
-        """List the unspent outputs that pay to these followed scripts, of which none is a question of its own."""
-        by_script = {payee.funding_script.hex(): payee for payee in payees}
-        if not by_script:
-            return []
-        addresses = [payee.funding_address(self._network) for payee in by_script.values()]
-        found = await self._unspent_outputs(await self._wallet.received(*addresses))
-        return [
-            (by_script[tx_out.script.hex], _funding(outpoint, tx_out))
-            for outpoint, tx_out in found.items()
-            if tx_out.script.hex in by_script
-        ]
-
-    async def _seek(self, payee: Payee) -> tuple[Funding, ...]:
-        sought = self._scripts.entry(payee.funding_script.hex())
-        found = await self._paying(payee, sought.outpoints)
-        if found:
-            return found
-        await self._arrivals.look()
-        found = await self._paying(payee, sought.outpoints)
-        if not found and not sought.is_complete:
-            await self._search.complete(sought, self._search_seconds)
-            found = await self._paying(payee, sought.outpoints)
-        self._arrivals.begin()
-        return found
-
-    async def _paying(self, payee: Payee, outpoints: Collection[OutPoint]) -> tuple[Funding, ...]:
-        """Return those of these outputs that are unspent and pay to a script."""
-        script = payee.funding_script.hex()
-        found = (await self._unspent_outputs(outpoints)).items()
-        fundings = [_funding(outpoint, tx_out) for outpoint, tx_out in found if tx_out.script.hex == script]
-        return tuple(sorted(fundings, key=lambda funding: funding.value_sat, reverse=True)[:MOST_OUTPUTS])
+        """List the unspent outputs that pay to these followed scripts."""
+        return await self._outputs.deposits(payees)
 
     async def adopt(self, payee: Payee, outpoints: Collection[OutPoint]) -> None:
-        """Follow a script for good, and let the wallet know the outputs that pay to it already.
-
-        Raises:
-            ChainFailed: one is spent, just reorganized away, or in a block that the node has pruned.
-        """
-        try:
-            async with asyncio.timeout(_ADOPTION_SECONDS):
-                await self._adopt(payee, outpoints)
-        except TimeoutError:
-            msg = "the node is busy with its blocks; ask again"
-            raise ChainFailed(msg) from None
-
-    async def _adopt(self, payee: Payee, outpoints: Collection[OutPoint]) -> None:
-        address = payee.funding_address(self._network)
-        is_new = bool(await self._wallet.incomplete([address]))
-        if is_new:
-            await self._wallet.follow([address])
-        for outpoint in outpoints:
-            await self._wallet.learn(outpoint)
-        if len(await self._paying(payee, outpoints)) < len(outpoints):
-            msg = f"what pays to {address} changes; ask again"
-            raise ChainFailed(msg)
-        if is_new:
-            await self._wallet.mark_adopted(address)
-            self._completing.begin()
+        """Follow a script for good, with the outputs that pay to it already; see `NodeFunding.adopt`."""
+        await self._outputs.adopt(payee, outpoints)
 
     async def find_all(self, payee: Payee) -> tuple[Funding, ...]:
-        """List all unspent outputs that pay to this script, and follow it for good: for those whose own script it is.
-
-        The first question has the node scan its unspent outputs, whatever was seen to come meanwhile.
-        """
-        address = payee.funding_address(self._network)
-        if not await self._wallet.incomplete([address]):
-            return await self._paying(payee, await self._wallet.received(address))
-        sought = self._scripts.entry(payee.funding_script.hex())
-        await self._search.complete(sought, self._search_seconds)
-        found = await self._paying(payee, sought.outpoints)
-        try:
-            await self.adopt(payee, [funding.outpoint for funding in found])
-            await self._wallet.mark_complete([address])
-        except ChainFailed:  # such as a block that was pruned: the outputs are there, and the next look scans again
-            return found
-        return await self._paying(payee, await self._wallet.received(address))
+        """List all unspent outputs that pay to this script, and follow it for good: for those whose own script it is."""
+        return await self._outputs.find_all(payee)
 
     async def unspent(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Funding]:
         """Return those of these outpoints that are unspent, in the chain and in the mempool."""
-        found = await self._unspent_outputs(outpoints)
-        return {outpoint: _funding(outpoint, tx_out) for outpoint, tx_out in found.items()}
+        found = await unspent_outputs(self._rpc, outpoints)
+        return {outpoint: as_funding(outpoint, tx_out) for outpoint, tx_out in found.items()}
 
     async def spender(self, outpoint: OutPoint) -> Spend | None:
         """Return what spends a watched outpoint, in the chain or else in the mempool.
@@ -309,7 +201,7 @@ class BitcoindChain:
         During a rescan an output that is spent by nothing we know raises `ChainFailed`.
         Asked in the order in which a spending transaction moves, so that it is not missed between two questions.
         """
-        if await self._unspent_outputs([outpoint]):
+        if await unspent_outputs(self._rpc, [outpoint]):
             return None
         txid = await self._mempool.spender(outpoint)
         if txid is not None:
@@ -363,9 +255,7 @@ class BitcoindChain:
         """Let go of connections."""
         await self._rescan.close()
         await self._wallet.close()
-        await self._search.close()
-        await self._arrivals.close()
-        await self._completing.close()
+        await self._outputs.close()
         if self._feed is not None:
             await self._feed.close()
             self._feed = None
@@ -388,13 +278,3 @@ class BitcoindChain:
             self._feed = None
         if addresses and self._feed is None and HAS_ZMQ:
             self._feed = ZmqFeed(addresses, self._supervisor)
-
-    async def _unspent_outputs(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, _TxOut]:
-        wanted = list(outpoints)
-        calls = [[outpoint.txid_hex, outpoint.vout, True] for outpoint in wanted]
-        found = await self._rpc.batch(_tx_out, "gettxout", calls)
-        return {outpoint: tx_out for outpoint, tx_out in zip(wanted, found, strict=True) if tx_out is not None}
-
-
-def _funding(outpoint: OutPoint, tx_out: _TxOut) -> Funding:
-    return Funding(outpoint, Sat(int(tx_out.value * _SAT_PER_COIN)), tx_out.confirmations, tx_out.coinbase)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from paychan.protocol.types import OutPoint
 
@@ -46,26 +46,34 @@ class SoughtScripts:
 
     def __init__(self) -> None:
         self._entries: OrderedDict[str, Sought] = OrderedDict()
+        self._unpaid: OrderedDict[str, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __iter__(self) -> Iterator[Sought]:
-        return iter(self._entries.values())
-
     def entry(self, script: str) -> Sought:
-        """Return the entry of a script, a new one if there is none."""
+        """Return the entry of a script, a new one if there is none; one that nothing was paid to makes room first."""
         found = self._entries.get(script)
         if found is None:
+            if len(self._entries) >= MOST_SCRIPTS:
+                oldest = next(iter(self._unpaid), None) or next(iter(self._entries))
+                self._unpaid.pop(oldest, None)
+                del self._entries[oldest]
             found = self._entries[script] = Sought(script)
-            if len(self._entries) > MOST_SCRIPTS:
-                self._entries.popitem(last=False)
+            self._unpaid[script] = None
         self._entries.move_to_end(script)
+        if found.outpoints:
+            self._unpaid.pop(script, None)
+        else:
+            self._unpaid.move_to_end(script)
         return found
 
-    def get(self, script: str) -> Sought | None:
-        """Return the entry of a script, if there is one."""
-        return self._entries.get(script)
+    def note(self, script: str, outpoints: Iterable[OutPoint]) -> None:
+        """Note outputs that were seen to pay to a script, if it is sought."""
+        entry = self._entries.get(script)
+        if entry is not None:
+            entry.add(outpoints)
+            self._unpaid.pop(script, None)
 
     def named_in(self, serialized: str) -> bool:
         """Say whether a script stands anywhere in a serialized transaction or block, in hex: a hint, no reading of it."""

@@ -243,7 +243,7 @@ class TestFollowing:
             listed = {each.outpoint for _, each in await chain.deposits([payer.terms, Payer("other", PAST).terms])}
             assert listed == {first}
             assert {each.outpoint for each in await chain.funding(payer.terms)} == {first, second}
-            await chain._completing.look()
+            await chain._outputs.completing.look()
             third = node.fund(address(payer), 7_000)
             again = opener(node)
             await again.check()
@@ -273,7 +273,7 @@ class TestFollowing:
         chain = opener(node)
         await chain.check()
         with pytest.raises(ChainFailed, match=r"ask again"):
-            await chain._search.complete(chain._scripts.entry(payer.terms.funding_script.hex()), 0.0)
+            await chain._outputs.search.complete(chain._outputs.scripts.entry(payer.terms.funding_script.hex()), 0.0)
         assert await chain.funding(payer.terms) == (Funding(outpoint, FUNDING_SAT, 1),)
 
     async def test_dust(self, node: Node, opener: Opener) -> None:
