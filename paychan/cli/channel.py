@@ -169,25 +169,26 @@ def open_(
         Payer(wallet=wallet) as payer,
         payer.channel(name) as channel,
     ):
-        if outpoint:
-            channel.fund(outpoint, value, transaction=read_transaction(transaction), unchecked=unchecked)
-        elif channel.record.signed_sat is None or channel.record.refused:
-            _find_funding(channel, wait=wait and not as_json)
         source = OwnChain(node, credentials, electrum, certificate)
+        if outpoint:  # the payer's own chain, if there is one, is asked below
+            believed = unchecked or (source.given and not transaction)
+            channel.fund(outpoint, value, transaction=read_transaction(transaction), unchecked=believed)
+        elif channel.record.signed_sat is None or channel.record.refused:
+            _find_funding(channel, wait=wait and not as_json, own_chain=source.given)
         if source.given and not unchecked and channel.record.state is State.NEW:
             asyncio.run(compare(source, channel))
         show_receipt(channel, channel.open(amount), as_json)
 
 
-def _find_funding(channel: Channel, *, wait: bool) -> None:
-    """Have the funding found; an outpoint that was noted earlier will do for servers that don't tell."""
+def _find_funding(channel: Channel, *, wait: bool, own_chain: bool) -> None:
+    """Have the funding found; an outpoint noted earlier, or the payer's own chain, will do for servers that don't tell."""
     try:
         if wait:
             wait_funded(channel)
         else:
             channel.wait_funded(0)
     except FundingNotTold:
-        if not channel.record.funding_outpoint:
+        if not (channel.record.funding_outpoint or own_chain):
             raise
 
 

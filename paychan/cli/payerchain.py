@@ -18,7 +18,7 @@ from paychan.chain.bitcoind import BitcoindChain
 from paychan.chain.electrum import ElectrumChain
 from paychan.cli.payer_terminal import sat
 from paychan.cli.payersight import Sight, look, shown_txid, value_at
-from paychan.client import Channel, ChannelRecord, Deposit, Payer, RefundTerms, Source
+from paychan.client import Channel, ChannelRecord, Deposit, FundingMissing, Payer, RefundTerms, Source
 from paychan.client.deposits import agrees, with_chain
 from paychan.client.recovery import MOST_SAT_PER_VB, REFUND_SAT_PER_VB, affordable_rate, refund
 from paychan.protocol.address import encode_address
@@ -136,16 +136,20 @@ async def see(chain: Chain, payer: Payer, record: ChannelRecord) -> Sight:
 
 
 async def compare(source: OwnChain, channel: Channel) -> None:
-    """Hold the noted funding against the payer's own chain, before anything is signed for it.
+    """Hold the noted funding against the payer's own chain, before anything is signed for it; the chain's word is kept.
 
     Raises:
         FundingNotThere, FundingDiffers: the chain shows something else at the address.
+        FundingMissing: it shows no funding, and none was noted.
     """
-    record = channel.record
-    async with connected(source, record.network) as chain:
-        sight = await look(chain, record)
-    agrees(record, sight.deposits, record.funding_outpoint, record.funding_sat, "your own chain")
-    channel.chain_shows(sight.deposits, sight.pending)
+    said = channel.record
+    async with connected(source, said.network) as chain:
+        sight = await look(chain, said)
+    now = channel.chain_shows(sight.deposits, sight.pending)
+    if said.funding_outpoint:
+        agrees(said, sight.deposits, said.funding_outpoint, said.funding_sat, "your own chain")
+    elif not now.funding_outpoint:
+        raise FundingMissing(name=said.name, got="nothing", need_sat=said.min_funding_sat)
 
 
 def _corrected(before: ChannelRecord, now: ChannelRecord) -> str:

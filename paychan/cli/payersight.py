@@ -24,6 +24,9 @@ from paychan.protocol.types import OutPoint, UnixTime
 DEEP = 3
 """Confirmations after which a channel has ended for us."""
 
+_MATURE = 100
+"""Consensus (COINBASE_MATURITY): one input that is not would spoil the refund of all."""
+
 _MOST_MOVES = 50
 """Settlements in a row that are followed to the output where a movable channel's coins are."""
 
@@ -55,8 +58,8 @@ class Sight(Struct, frozen=True):
 
     @property
     def confirmed(self) -> tuple[Funding, ...]:
-        """What a refund can take: an output that is not in a block may yet be replaced."""
-        return tuple(coin for coin in self.coins if coin.confirmations > 0)
+        """What a refund can take: an output that is not in a block may yet be replaced, and coinbase must be mature."""
+        return tuple(coin for coin in self.coins if coin.confirmations >= (_MATURE if coin.coinbase else 1))
 
     @property
     def refund_valid(self) -> bool:

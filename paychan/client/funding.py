@@ -182,7 +182,7 @@ def wait(
         found = () if isinstance(seen, ClientError) else seen
         best = choose(record, found)
         if best is not None:
-            if best.outpoint != record.funding_outpoint:
+            if best.outpoint != record.funding_outpoint or _contradicts(record, best):
                 best = yield from _proven(record, best, patience)
                 record = noted(record, Deposit(best.outpoint, best.value_sat, best.source))
                 yield Save(record)
@@ -195,6 +195,11 @@ def wait(
             raise seen if isinstance(seen, ClientError) else missing(record, found)
         yield Pause(_POLL_SECONDS)
         waited += _POLL_SECONDS
+
+
+def _contradicts(record: ChannelRecord, best: FundingOutput) -> bool:
+    """Say whether the server tells another value than was noted without a check."""
+    return best.value_sat != record.funding_sat and not record.funding_source.checked
 
 
 def _proven(record: ChannelRecord, best: FundingOutput, patience: Patience) -> Flow[FundingOutput]:

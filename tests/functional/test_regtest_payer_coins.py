@@ -227,6 +227,11 @@ def test_fault_22_a_value_typed_too_small_is_refused(
     refused = told(*words, status=1)
     assert (refused["code"], refused["got_sat"], refused["want_sat"]) == ("funding_differs", 60_000, FUNDING_SAT)
     assert noted(channel.name)["signed_sat"] is None
+    if compared == "node":  # what the chain showed is kept, so that the next `open` does not sign for less
+        assert (noted(channel.name)["funding_sat"], noted(channel.name)["funding_source"]) == (FUNDING_SAT, "chain")
+        say("open", channel.name, "--no-wait", status=1)  # the liar knows no such funding
+        assert noted(channel.name)["funding_sat"] == FUNDING_SAT
+        assert noted(channel.name)["left_sat"] > 60_000
     if compared == "server":
         say(*words, "--unchecked", status=1)  # the liar knows no such funding
         assert (noted(channel.name)["funding_sat"], noted(channel.name)["funding_source"]) == (60_000, "typed")
@@ -262,6 +267,37 @@ def test_fault_19_one_refund_takes_all_outputs_of_the_address(
     node.mine(3)
     say("watch", "--once", *own_node)
     assert (noted(name)["state"], noted(name)["deposits"]) == ("refunded", [])
+
+
+def test_fault_19_coinbase_that_is_not_mature_spoils_no_refund(
+    node: Node, new: Callable[[], Channel], own_node: list[str]
+) -> None:
+    """A miner's payment to the address waits for its hundred blocks; the rest comes home without it."""
+    channel = new()
+    outpoint = node.fund(channel.address, FUNDING_SAT)
+    node.mine(to=channel.address)
+    node.pass_median_time(channel.record.expiry)
+    say("watch", "--once", *own_node)
+    assert only_refund(node)[0] == {str(outpoint)}
+    node.mine(100)
+    say("watch", "--once", *own_node)
+    spent, _ = only_refund(node)
+    assert len(spent) == 1
+    assert spent != {str(outpoint)}
+
+
+def test_a_server_that_does_not_tell_is_no_obstacle_with_an_own_node(
+    node: Node, liar: Liar, new: Callable[[], Channel], own_node: list[str]
+) -> None:
+    """The payer's own chain names the funding, and its value."""
+    channel = new()
+    outpoint = node.fund(channel.address, FUNDING_SAT)
+    node.mine()
+    liar.info_lie = Lie(status=404, body=b"Not Found")
+    assert told("open", channel.name, "--no-wait", status=1)["code"] == "funding_not_told"
+    say("open", channel.name, "--no-wait", *own_node, status=1)  # the liar knows no such funding
+    assert noted(channel.name)["funding_outpoint"] == str(outpoint)
+    assert noted(channel.name)["funding_source"] == "chain"
 
 
 def test_fault_19_a_channel_that_was_never_opened_and_one_that_ended_keep_their_addresses(
