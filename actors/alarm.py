@@ -20,6 +20,7 @@ class Kind(Enum):
     WATCHER = "watcher"  # a look failed
     TASK = "task"  # a long-lived task of the server was started again, or does nothing
     LOG = "log"  # lines of the log are being lost
+    UNSIGNED = "unsigned"  # a settlement could not be signed for some time
     LATE = "late"  # received value that is not settled although expiry is near
     PINNED = "pinned"  # what others attached to a settlement makes its replacement too expensive
     LOST = "lost"  # something else spent the funding output

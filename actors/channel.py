@@ -277,6 +277,7 @@ class ChannelActor(LoopActor):
             try:
                 command = await perform(step, self._channel, self._world, self._desk)
             except PaychanError as error:
+                self._world.unsigned.note(self._channel.outpoint, error)
                 log.warning("settlement waits", channel=str(self._channel.outpoint), step=step.name, reason=str(error))
                 return error
             if command is None or (published and isinstance(command, Vanished)):
@@ -286,6 +287,8 @@ class ChannelActor(LoopActor):
             outcome = await self._record(command)
             if isinstance(outcome, Rejected):
                 return outcome.error
+            if self._channel.closing and self._channel.closing.settlement:
+                self._world.unsigned.note(self._channel.outpoint, None)
             if self._channel is before:
                 return None  # it led nowhere: the next look may see more
         return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from actors.commit import GroupCommit
 from actors.exposure import Exposure
+from actors.unsigned import Unsigned
 from paychan.application.base import Application
 from paychan.chain.base import Chain, Tip
 from paychan.protocol.channel import Channel, Rules, View
@@ -65,6 +66,8 @@ class World:
     coalesce: bool = True
     """Of several payments that came together the newest is verified first; see `protocol.several`."""
     chain_view: ChainView = field(default_factory=ChainView)
+    unsigned: Unsigned = field(default_factory=Unsigned)
+    """Settlements that could not be signed."""
     steady: Callable[[], float] = time.monotonic
     """A clock that is never set, in seconds since any moment."""
 

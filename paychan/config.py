@@ -150,6 +150,9 @@ class Watcher(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     interval_seconds: Annotated[
         float, setting("time between two looks at expiries and settlements", "seconds", gt=0)
     ] = 30.0
+    unsigned_minutes: Annotated[
+        int, setting("alarm, and 503 of /health, when a settlement could not be signed for this long", "min", ge=0)
+    ] = 10
     alarm_hours: Annotated[int, setting("alarm when a channel is unsettled this long before expiry", "hours", ge=0)] = 2
 
 
