@@ -19,6 +19,7 @@ class Kind(Enum):
     SIGNER = "signer"  # the signer is away, can't write, or is short of room
     WATCHER = "watcher"  # a look failed
     TASK = "task"  # a long-lived task of the server was started again, or does nothing
+    DISK = "disk"  # the disk is nearly full
     LOG = "log"  # lines of the log are being lost
     UNSIGNED = "unsigned"  # a settlement could not be signed for some time
     LATE = "late"  # received value that is not settled although expiry is near

@@ -125,7 +125,7 @@ class ChannelActor(LoopActor):
             return self._carry_on(Accepted(self._channel))
         return self._in_turn(message)
 
-    def _overload(self) -> Overloaded | None:
+    def _overload(self) -> PaychanError | None:
         """Why a payment is not even looked at: what waits, here or for the disk, is as much as may wait."""
         if self._waiting >= MOST_BEHIND:
             return Overloaded(waiting=self._waiting, what="payments for the application's answer", limit=MOST_BEHIND)

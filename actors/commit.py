@@ -12,7 +12,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from paychan.protocol.channel import Accepted, Outcome, Rejected
-from paychan.protocol.errors import Overloaded, TryAgain
+from paychan.protocol.errors import Overloaded, PaychanError, TryAgain
 from paychan.store.base import Change, Store
 
 
@@ -46,6 +46,8 @@ class GroupCommit:
         self._gathered: list[_Waiting] = []
         self._writer: asyncio.Task[None] | None = None
         self._closed = False
+        self.refusal: Callable[[], PaychanError | None] = lambda: None
+        """Why payments wait for the disk, whatever their number."""
         self._loop = asyncio.get_running_loop()
 
     def put(self, change: Change, outcome: Accepted, on_conflict: Callable[[], None]) -> asyncio.Future[Outcome]:
@@ -61,11 +63,11 @@ class GroupCommit:
             self._writer = self._loop.create_task(self._write())
         return durable
 
-    def overload(self) -> Overloaded | None:
-        """Return why no further payment should be taken: as many changes as may be wait for the disk already."""
+    def overload(self) -> PaychanError | None:
+        """Return why no further payment should be taken: as many changes as may be wait for the disk, or it is full."""
         waiting = len(self._gathered)
         if waiting < self._max_waiting:
-            return None
+            return self.refusal()
         return Overloaded(waiting=waiting, what="payments for the disk", limit=self._max_waiting)
 
     async def close(self) -> None:

@@ -7,11 +7,9 @@ import contextlib
 import gc
 import os
 import secrets
-import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable
-from functools import partial
 from pathlib import Path
 
 import structlog
@@ -28,14 +26,16 @@ from paychan.api.descriptors import Descriptors, TooFewDescriptors, divide, rais
 from paychan.api.server import listen, management_server, public_server
 from paychan.api.service import Service
 from paychan.api.stream import close_all
+from paychan.api.waitingroom import waiting_room
 from paychan.application.http import HttpApplication
 from paychan.config import ServerConfig
+from paychan.diskreserve import DiskReserve
 from paychan.logs import configure_log, drain_log
 from paychan.parts import StartError, make_chain, make_signer, make_state_dir
 from paychan.protocol.errors import StorageFull
 from paychan.protocol.types import Sat, UnixTime
 from paychan.running import Running, remove_running, write_running
-from paychan.store.base import Store
+from paychan.store.base import Store, StoreFailed
 from paychan.store.leveldb import LevelDbStore
 from paychan.supervisor import Supervisor
 from paychan.work import Work
@@ -45,6 +45,10 @@ log = structlog.get_logger("server")
 _ANSWER_SECONDS = 10.0
 """Longer than the signer and the application may take by default, shorter than whoever stops us waits."""
 _EXIT_BROKEN = 3
+
+_STORE_BYTES = 1_000_000
+"""Room that opening a store needs: a new log and manifest."""
+_DISK_SECONDS = 1.0
 
 
 def run(config: ServerConfig, source: str) -> None:
@@ -115,7 +119,8 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         stack.push_async_callback(signer.close)
         chain = make_chain(config, source, supervisor)
         stack.push_async_callback(chain.close)
-        store: Store = LevelDbStore.open(config.store_path, config.network_name)
+        reserve = DiskReserve(config.store_path, config.store.reserve_mb * 1_000_000)
+        store = await _open_store(config, reserve)
         stack.push_async_callback(store.close)
         written = supervisor.guest("group commit").succeeded
         commits = GroupCommit(store, config.store.commit_delay_ms / 1000, _die, config.store.max_waiting, written)
@@ -137,13 +142,15 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
             terms=termsfile.present(
                 config.state_dir, config.opening_terms, config.open.terms_hold_hours * 3600, _wall_clock()
             ),
-            storage_problem=partial(_storage_problem, config.store_path, config.store.reserve_mb),
+            storage_problem=lambda: None if reserve.allows_channels else StorageFull(),
             exposure=Exposure(Sat(config.open.unconfirmed_limit_sat)),
             batch_seconds=config.settlement.batch_seconds,
             batch_channels=config.settlement.batch_channels,
             withdraw_above_sat=config.settlement.withdraw_above_sat,
             coalesce=config.stream.coalesce,
         )
+        commits.refusal = lambda: None if reserve.allows_payments else StorageFull()
+        supervisor.run("disk reserve", reserve.run)
         yield _service(config, world, supervisor, descriptors)
 
 
@@ -157,12 +164,23 @@ def _descriptors(config: ServerConfig) -> Descriptors:
     return found
 
 
-def _storage_problem(path: Path, reserve_mb: int) -> StorageFull | None:
-    """Say so when no more disk is free than payments and settlements may need."""
-    try:
-        return StorageFull() if shutil.disk_usage(path).free < reserve_mb * 1_000_000 else None
-    except OSError:  # the store itself will tell
-        return None
+async def _open_store(config: ServerConfig, reserve: DiskReserve) -> Store:
+    """Open the store; while the disk has no room for that, tell everybody so, and try again."""
+    reserve.look()
+    while True:
+        try:
+            return LevelDbStore.open(config.store_path, config.network_name)
+        except StoreFailed as error:
+            if reserve.free() >= _STORE_BYTES:
+                raise
+            log.error("no room on disk to open the store, waiting for some", reason=str(error))  # noqa: TRY400
+        try:
+            async with waiting_room(config, StorageFull()):
+                while reserve.free() < _STORE_BYTES:  # noqa: ASYNC110 - a disk sends no event
+                    await asyncio.sleep(_DISK_SECONDS)
+        except OSError as error:
+            msg = f"can't listen: {error.strerror}. Free the port"
+            raise StartError(msg) from error
 
 
 def _service(config: ServerConfig, world: World, supervisor: Supervisor, descriptors: Descriptors) -> Service:
@@ -190,7 +208,10 @@ async def _listening(service: Service) -> AsyncIterator[Running]:
         where = config.management
         management_port = await _listen(listen(management, where.listen, where.port), "management.port")
         running = Running(os.getpid(), _local_url(config.http.listen, port), _local_url(where.listen, management_port))
-        write_running(config.state_dir, running)
+        try:
+            write_running(config.state_dir, running)
+        except OSError as error:
+            log.error("commands can't find this server", reason=error.strerror)  # noqa: TRY400
         yield running
     finally:
         remove_running(config.state_dir)
@@ -223,9 +244,12 @@ def _new_token(path: Path) -> str:
     """Write a fresh management token that only our user can read."""
     token = secrets.token_hex(32)
     path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(token)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(token)
+    except OSError as error:  # a full disk: serving goes on, commands that change something do not
+        log.error("no management token", file=str(path), reason=error.strerror)  # noqa: TRY400
     return token
 
 

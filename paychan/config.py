@@ -131,7 +131,12 @@ class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     commit_delay_ms: Annotated[float, setting("gather payments this long before each sync", "ms", ge=0, le=1000)] = 0.0
     max_waiting: Annotated[int, setting("payments beyond so many that wait for the disk are refused", ge=1)] = 10_000
     reserve_mb: Annotated[
-        int, setting("disk that payments and settlements have to themselves: no new channels below", "MB", ge=0)
+        int,
+        setting(
+            "no new channels with less free disk, no payments with half of it; a quarter is kept for settling",
+            "MB",
+            ge=0,
+        ),
     ] = 64
     backup_dir: Annotated[str, setting('where backups go; "": backups in the state directory', "path")] = ""
 

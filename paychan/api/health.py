@@ -10,6 +10,7 @@ from actors.alarm import Alarm, Kind, about
 from paychan.api.service import Service
 from paychan.logs import lost_lines
 from paychan.protocol.channel import State
+from paychan.protocol.errors import StorageFull
 from paychan.signing.base import SignerAbsent, SignerRefused
 
 
@@ -21,7 +22,9 @@ async def health(service: Service) -> tuple[int, dict[str, Any]]:
     except (SignerAbsent, SignerRefused) as error:
         signer = problem = f"absent: {error}"
     seen = service.world.chain_view
+    refusal = service.world.commits.overload()
     frozen = [seen.problem] if seen.problem else []
+    frozen += [str(refusal)] if isinstance(refusal, StorageFull) else []
     unsigned = await _unsigned(service)
     content = {
         "network": service.config.network_name,
@@ -55,6 +58,9 @@ async def _unsigned(service: Service) -> list[Alarm]:
 def _own_alarms(service: Service, signer_problem: str) -> list[Alarm]:
     alarms = [Alarm(Kind.SIGNER, signer_problem)] if signer_problem else []
     alarms += [Alarm(Kind.TASK, problem) for problem in service.supervisor.alarms]
+    full = service.world.storage_problem()
+    if full is not None:
+        alarms.append(Alarm(Kind.DISK, str(full)))
     lost, failing = lost_lines()
     if failing:
         alarms.append(Alarm(Kind.LOG, f"the log can't be written; {lost} lines were lost"))

@@ -284,7 +284,7 @@ class ChainUnavailable(Unavailable):
 
 
 class StorageFull(Unavailable):
-    code, text = "storage_full", "no new channels: the server's disk is nearly full"
+    code, text = "storage_full", "the server's disk is nearly full; channels can be closed"
 
 
 class PaymentPending(Unavailable):

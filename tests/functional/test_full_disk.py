@@ -1,0 +1,124 @@
+"""A disk that fills up, on a small file system of its own: payments stop in time, closing goes on, and it all comes back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.functional.test_unsigned import System, wait_for
+from tests.lib.rbpcp import V1, Payer
+from tests.lib.smalldisk import fill, small_file_system
+from tests.lib.system import Daemon
+
+RESERVE_MB = 8
+FULL = (503, "storage_full")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_file_system(tmp_path / "disk", mib=32) as disk:
+        yield disk
+
+
+@pytest.fixture
+def system(tmp_path: Path, disk: Path) -> Iterator[System]:
+    """The store alone is on the small disk."""
+    system = System(tmp_path / "system", sections={"store": f'path = "{disk}/store"\nreserve_mb = {RESERVE_MB}'})
+    yield system
+    system.__exit__(None, None, None)
+
+
+def code(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json().get("code", "")
+
+
+def opened(system: System, http: httpx.Client) -> V1:
+    client = V1(system.url, Payer(), http)
+    answer = client.open(client.payer.payment(100_000))
+    assert answer.status_code == 201, answer.text
+    return client
+
+
+def closes(client: V1) -> bool:
+    answer = client.close(client.payer.payment(100_000))
+    assert answer.status_code == 200, answer.text
+    return True
+
+
+def test_fault_62_a_full_disk_leaves_room_for_settling(system: System, disk: Path) -> None:
+    """Below half of the reserve payments get 503, closing works to the last byte and after a restart; with room all goes on."""
+    filler = disk / "filler"
+    with httpx.Client(timeout=30, trust_env=False) as http, system:
+        first, second, third, fourth = (opened(system, http) for _ in range(4))
+        wait_for(lambda: (disk / "store.reserve").stat().st_blocks > 0, "reserve")
+        assert (disk / "store.reserve").stat().st_blocks * 512 >= RESERVE_MB * 1_000_000 // 4
+
+        fill(filler, leave_bytes=RESERVE_MB * 1_000_000 * 3 // 8)
+        wait_for(lambda: system.manage("GET", "/health").status_code == 503, "full")
+        assert code(first.pay(first.payer.payment(100_001))) == FULL
+        health = system.manage("GET", "/health")
+        assert "disk" in [alarm["kind"] for alarm in health.json()["alarms"]]
+        newcomer = V1(system.url, Payer(), http)
+        assert code(newcomer.open(newcomer.payer.payment(100_000))) == FULL
+        assert closes(first)
+
+        fill(disk / "more")
+        wait_for(lambda: not (disk / "store.reserve").exists(), "reserve is given up")
+        fill(disk / "most", leave_bytes=1_500_000)
+        assert closes(second)
+
+        system.restart_server()
+        third.url = fourth.url = system.url
+        assert code(third.pay(third.payer.payment(100_001))) == FULL
+        assert closes(third)
+
+        for file in (filler, disk / "more", disk / "most"):
+            file.unlink()
+        wait_for(lambda: fourth.pay(fourth.payer.payment(100_002)).status_code == 200, "payments go on")
+        wait_for((disk / "store.reserve").exists, "reserve is made again")
+        assert system.manage("GET", "/health").status_code == 200
+
+
+def test_fault_26_a_server_that_finds_no_room_to_start_waits_for_some(system: System, disk: Path) -> None:
+    """On a disk without a free byte the start does not end: both ports answer 503 and the reason, and it goes on by itself."""
+    with httpx.Client(timeout=30, trust_env=False) as http:
+        with system:
+            client = opened(system, http)
+        (disk / "store.reserve").unlink(missing_ok=True)
+        fill(disk / "filler")
+        text = system.server_file.read_text()
+        ports = free_ports()
+        for port in ports:
+            text = text.replace("port = 0", f"port = {port}", 1)
+        system.server_file.write_text(text)
+        system.start_signer()
+        system.server = Daemon(system.directory / "server.log", "paychan", "serve", str(system.server_file))
+        url = f"http://127.0.0.1:{ports[0]}"
+        wait_for(lambda: answers(http, url) == 503, "a waiting room")
+        assert code(http.get(f"{url}/v1/fundingInfo")) == FULL
+        assert http.get(f"{url}/x").headers["Retry-After"] == "5"
+        assert http.get(f"http://127.0.0.1:{ports[1]}/health").status_code == 503
+        (disk / "filler").unlink()
+        client.url = url
+        wait_for(lambda: answers(http, url) == 404, "served")
+        wait_for(lambda: client.pay(client.payer.payment(100_001)).status_code == 200, "payments go on")
+        assert "Traceback" not in system.server.text()
+
+
+def answers(http: httpx.Client, url: str) -> int:
+    try:
+        return http.get(f"{url}/x").status_code
+    except httpx.HTTPError:
+        time.sleep(0.05)
+        return 0
+
+
+def free_ports() -> tuple[int, int]:
+    from tests.lib.node import _free_ports
+
+    first, second = _free_ports(2)
+    return first, second
