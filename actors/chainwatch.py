@@ -20,7 +20,7 @@ from actors.registry import Registry
 from actors.world import World
 from paychan.chain.base import ChainFailed, Funding, Tip
 from paychan.protocol.channel import Channel, SpentElsewhere, State, Vanished
-from paychan.protocol.machine import can_move
+from paychan.protocol.machine import can_withdraw
 from paychan.protocol.moment import LEAD_SECONDS, is_believed, leads, stepped
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.store.base import walk
@@ -212,7 +212,7 @@ class ChainWatch:
     def _note_earnings(self, page: Sequence[Channel]) -> None:
         above = self._world.withdraw_above_sat
         if above:
-            self._earned += [channel for channel in page if channel.received_sat >= above and can_move(channel)]
+            self._earned += [channel for channel in page if channel.received_sat >= above and can_withdraw(channel)]
 
     def take_earned(self) -> list[Channel]:
         """Return, once, the channels that a round found worth withdrawing from."""

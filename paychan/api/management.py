@@ -36,7 +36,7 @@ from paychan.protocol.errors import (
     Unauthorized,
     UnknownChannel,
 )
-from paychan.protocol.machine import can_move, end_of
+from paychan.protocol.machine import can_withdraw, end_of
 from paychan.protocol.scripts import parse_public_key
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 from paychan.store import backup
@@ -246,7 +246,7 @@ class WithdrawalsHandler(ManagementHandler):
         earned = [
             channel async for channel in walk(self.service.world.store, State.OPEN) if channel.received_sat >= above
         ]
-        named = [channel.outpoint for channel in earned if can_move(channel)]
+        named = [channel.outpoint for channel in earned if can_withdraw(channel)]
         began = await self._withdraw_all(named)
         refused = [(at, error) for at, error in zip(named, began, strict=True) if isinstance(error, PaychanError)]
         self.answer(

@@ -159,7 +159,9 @@ def _print_withdrawals(answer: Mapping[str, Any]) -> None:
         table.add_row(refusal["channel"], "", f"[red]{escape(refusal['error'])}[/red]")
     out.print(table if table.rows else "No channel to withdraw from.")
     if answer["not_withdrawable"]:
-        out.print(f"{answer['not_withdrawable']:,} more would have to be closed: they can't go on.")
+        out.print(
+            f"{answer['not_withdrawable']:,} more can't go on: their change goes elsewhere, or only the opening payment was made."
+        )
 
 
 def _config(file: Path) -> ServerConfig:

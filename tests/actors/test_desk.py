@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from bitcoin.core import CTransaction
+from bitcoin.core.script import CScript
 
 from paychan.chain.base import ChainFailed, Spend
 from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Channel, Close, CloseReason, State
-from paychan.protocol.errors import OutpointUsed
+from paychan.protocol.errors import NotWithdrawable, OutpointUsed
 from paychan.protocol.settlement import Settlement, outpoints_of
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.signing.base import SignerAbsent, SignerRefused
@@ -215,7 +217,9 @@ async def test_a_channel_moves_to_its_change_output(tmp_path: Path) -> None:
     """The old record says where to, the new one takes payments, and a restart finds both."""
     payer = DebugPayer("mover", movable=True)
     async with local(tmp_path) as server:
-        opened = await server.open(payer)
+        opened = accepted(
+            await server.registry.ask((await server.open(payer, 10_000)).outpoint, payer.pays(10_001))
+        ).channel
         accepted(await server.registry.ask(payer.outpoint, Close(CloseReason.WITHDRAW)))
         old = await server.stored(payer)
         assert old.closing is not None
@@ -276,3 +280,25 @@ async def test_fault_02_the_record_says_what_the_network_has(tmp_path: Path) -> 
             assert await settlement(server, FIRST) == first
         assert "does not replace" in server.registry.desk.pinned[FIRST.outpoint]
         assert any(alarm.channel == str(FIRST.outpoint) for alarm in server.watcher.alarms)
+
+
+async def test_fault_76_a_withdrawal_never_publishes_the_secret(tmp_path: Path) -> None:
+    """The secret is the hash of the opening payment's signature: that one is not settled while the channel goes on."""
+    payer = DebugPayer("mover", movable=True)
+    async with local(tmp_path) as server:
+        opened = await server.open(payer, 10_000)
+        early = await server.registry.ask(payer.outpoint, Close(CloseReason.WITHDRAW))
+        assert isinstance(refused(early), NotWithdrawable)
+
+        accepted(await server.registry.ask(payer.outpoint, payer.pays(10_001)))
+        accepted(await server.registry.ask(payer.outpoint, Close(CloseReason.WITHDRAW)))
+        old = await server.stored(payer)
+        assert old.closing is not None
+        assert old.closing.settlement is not None
+        published = CTransaction.deserialize(old.closing.settlement.transaction)
+        pushed = [bytes(data or b"") for _, data, _ in CScript(published.vin[0].scriptSig).raw_iter()]
+        assert opened.secret not in [sha256(each).digest() for each in pushed]
+        went_on = await server.stored(DebugPayer("mover", movable=True, at=new_outpoint(old)))
+        assert went_on.secret == opened.secret
+        again = await server.registry.ask(went_on.outpoint, Close(CloseReason.WITHDRAW))
+        assert not isinstance(refused(again), NotWithdrawable), "nothing was received there, but the secret is safe"

@@ -12,7 +12,7 @@ from paychan.protocol.types import Network, OutPoint
 from tests.lib.rbpcp import V2, Payer, path
 from tests.lib.system import System
 
-OPENED_SAT = 100_000
+OPENED_SAT = 100_001
 
 
 def movable_payer() -> Payer:
@@ -24,9 +24,10 @@ def movable_payer() -> Payer:
 
 
 def open_movable(url: str, http: httpx.Client, dialect: Dialect) -> V2:
-    """Open a channel that has received 100,000 satoshi."""
+    """Open a channel that has received 100,001 satoshi, in two payments: the opening one alone is not withdrawn."""
     v2 = V2(url, movable_payer(), http, dialect)
-    assert v2.open(v2.payer.payment(OPENED_SAT)).status_code == 201
+    assert v2.open(v2.payer.payment(100_000)).status_code == 201
+    assert v2.pay(v2.payer.payment(OPENED_SAT)).status_code == 200
     return v2
 
 

@@ -22,10 +22,8 @@ from paychan.protocol.address import decode_address
 from paychan.protocol.channel import (
     Accepted,
     Channel,
-    Close,
     CloseByPayment,
     CloseByProof,
-    CloseReason,
     Command,
     Confirmed,
     Opening,
@@ -55,7 +53,7 @@ from paychan.protocol.rest import Dialect, opening_secret, read_v2_body
 from paychan.protocol.scripts import ChannelTerms, make_terms, parse_redeem_script
 from paychan.protocol.settlement import sign_settlement
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
-from tests.lib.channels import SERVER_DESTINATION, private_key
+from tests.lib.channels import SERVER_DESTINATION, private_key, withdrawn
 
 SERVER_KEY = private_key("liar").public_key.format()
 FUNDING_SAT = Sat(1_000_000)
@@ -141,9 +139,8 @@ class Liar:
         if payment is not None:
             assert self.channel is not None
             self.channel = msgspec.structs.replace(self.channel, payment=payment)
-        self._step(Close(CloseReason.WITHDRAW))
-        closing = self.channel
-        assert closing is not None
+        assert self.channel is not None
+        self.channel = closing = withdrawn(self.channel)
         fee = plan_closing([closing], SERVER_DESTINATION, RULES)
         assert not isinstance(fee, Shortfall)
         key = private_key("liar")

@@ -31,7 +31,7 @@ from paychan.protocol.channel import (
     View,
 )
 from paychan.protocol.fees import Shortfall, plan_closing
-from paychan.protocol.machine import apply
+from paychan.protocol.machine import apply, close
 from paychan.protocol.opening import open_channel
 from paychan.protocol.payment import Payment, sign_payment
 from paychan.protocol.rest import opening_secret
@@ -136,7 +136,9 @@ class Payer(Struct, frozen=True):
             return versions
         if state is State.LOST:
             return [*versions, step(versions[-1], SpentElsewhere(sha256(self.seed.encode()).digest()))]
-        versions.append(step(versions[-1], Close(reason)))
+        versions.append(
+            withdrawn(versions[-1]) if reason is CloseReason.WITHDRAW else step(versions[-1], Close(reason))
+        )
         versions.append(step(versions[-1], Signed(self.settlement(versions[-1]))))
         later: dict[State, list[Command]] = {
             State.CLOSING: [],
@@ -164,6 +166,12 @@ def confirmed(channel: Channel) -> Confirmed:
 def step(channel: Channel, command: Command) -> Channel:
     """The channel after a command that must be accepted."""
     return accepted(apply(channel, command, VIEW))
+
+
+def withdrawn(channel: Channel) -> Channel:
+    """A channel that is being withdrawn from, also by its opening payment, as servers once did."""
+    closing = accepted(close(channel, CloseReason.WITHDRAW, VIEW))
+    return msgspec.structs.replace(closing, seq=channel.seq + 1)
 
 
 def many(count: int, template: Channel | None = None) -> list[Channel]:

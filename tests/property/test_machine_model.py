@@ -73,6 +73,7 @@ class Life(RuleBasedStateMachine):
         self.funding, self.change, self.offered = funding, funding - paid, 0
         self.has_offer = self.signed = self.moves = self.moved = False
         self.state, self.payments, self.seq, self.income = State.OPEN, 0, 1, paid
+        self.is_new = True
         self.withdrawn, self.first_funding = 0, funding
 
     # --- the model's own arithmetic ---------------------------------------------------------------------------------
@@ -178,6 +179,7 @@ class Life(RuleBasedStateMachine):
         assert isinstance(outcome, Accepted)
         assert outcome.value_sat == self.change - new
         self.income += outcome.value_sat
+        self.is_new = False
         self.change, self.payments, self.has_offer = new, self.payments + 1, False
         if not new:
             self.state = State.CLOSING
@@ -258,11 +260,11 @@ class Life(RuleBasedStateMachine):
 
     @rule(late=st.booleans())
     def withdraw(self, late: bool) -> None:
-        """What was earned is settled; only a channel whose change funds it again can go on."""
+        """What was earned is settled; only a channel whose change funds it again can go on, and not by its opening payment."""
         outcome = self.give(Close(CloseReason.WITHDRAW), late=late)
         if self.state is not State.OPEN:
             self.expect(outcome, self.ended() if self.state is State.LOST else None, changes=False)
-        elif not self.payer.movable:
+        elif not self.payer.movable or self.is_new:
             self.expect(outcome, "not_withdrawable")
         elif self.has_offer:
             self.expect(outcome, "payment_pending")
@@ -283,6 +285,7 @@ class Life(RuleBasedStateMachine):
         self.funding, self.income = self.change, 0
         self.payer = msgspec.structs.replace(self.payer, funding_sat=Sat(self.funding), at=at)
         self.state, self.seq, self.signed, self.moves, self.moved = State.OPEN, 1, False, False, False
+        self.is_new = False
 
     def close(self, outcome: Outcome, payment: Payment, *, asked: bool) -> None:
         """A channel is closed if that pays for itself; an offer that nobody answered for is dropped."""

@@ -32,7 +32,7 @@ from paychan.protocol.channel import (
     next_step,
 )
 from paychan.protocol.errors import ChainUnavailable, ChannelMoved, PaymentPending
-from paychan.protocol.machine import TRANSITIONS, apply
+from paychan.protocol.machine import TRANSITIONS, apply, can_withdraw
 from paychan.protocol.payment import Payment, PaymentVerifier, sign_payment
 from paychan.protocol.record import decode_record, encode_record
 from paychan.protocol.settlement import Settlement
@@ -294,3 +294,13 @@ def test_fault_75_a_forged_payment_learns_no_number(name: str, kind: type[Pay | 
         if isinstance(outcome, Rejected) and not isinstance(outcome.error, ChannelMoved):  # that is in the chain
             numbers = {value for value in outcome.error.fields.values() if isinstance(value, int)}
             assert not (numbers & held) - {change}, outcome.error
+
+
+def test_fault_76_what_is_withdrawn_by_itself_has_been_paid_to_twice() -> None:
+    """`settlement.withdraw_above_sat` waits for one payment behind the opening one; the same payment again is none."""
+    payer = Payer("movable", movable=True)
+    opened = payer.channel(500_000)
+    again = step(opened, Pay(opened.payment))
+
+    assert [can_withdraw(each) for each in (opened, again, payer.pay(opened, 1))] == [False, False, True]
+    assert not can_withdraw(Payer("fixed").pay(Payer("fixed").channel(500_000), 1))
