@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 
 from paychan.protocol.types import Network
-from tests.lib.rbpcp import Payer, refusal
+from tests.lib.rbpcp import V1, Payer, refusal
 from tests.lib.system import DEBUG_SERVER_KEY, System
 
 BIP70 = "application/bitcoin-paymentrequest"
@@ -94,3 +95,17 @@ def _fields(raw: bytes) -> list[tuple[int, bytes | int]]:
 def _varint(raw: bytes) -> tuple[int, bytes]:
     size = next(index for index, byte in enumerate(raw) if byte < 0x80) + 1
     return sum((byte & 0x7F) << (7 * index) for index, byte in enumerate(raw[:size])), raw[size:]
+
+
+def test_fault_25_no_address_is_given_out_while_the_disk_is_nearly_full(tmp_path: Path) -> None:
+    """Terms of both versions and openings: 503, with the time to come back; what is open could still pay and settle."""
+    payer = Payer()
+    with System(tmp_path, sections={"store": "reserve_mb = 1000000000"}) as system:
+        v1 = f"{system.url}/v1/fundingInfo?client_pubkey={payer.public_key.hex()}&exp_time={payer.expiry}"
+        answers = [
+            _info(system, payer.expiry, payer.public_key.hex()),
+            httpx.get(v1, trust_env=False, verify=False),
+            V1(system.url, payer, httpx.Client(trust_env=False, verify=False)).open(payer.payment(100_000)),
+        ]
+    assert [refusal(answer) for answer in answers] == [(503, "storage_full")] * 3
+    assert all("Retry-After" in answer.headers for answer in answers)
