@@ -107,7 +107,13 @@ class LocalSigner:
     def __init__(self, ledger: Ledger | None = None, keys: KeyRing | None = None) -> None:
         """Begin with an empty ledger, or with what another one of these remembers; with the debug key, or others."""
         keys = keys or KeyRing([StaticKey(DEBUG_KEY)], SERVER_DESTINATION)
-        limits = Limits(max_fee_percent=100, requests_per_second=1_000_000, keys_per_second=1_000_000, debug=True)
+        limits = Limits(
+            max_fee_percent=100,
+            max_fee_sat_per_vb=10_000,
+            requests_per_second=1_000_000,
+            keys_per_second=1_000_000,
+            debug=True,
+        )
         self._handle = Handler(keys, ledger or MemoryLedger(), Identity("test", "debug", debug=True), limits)
 
     async def health(self) -> HealthReply:

@@ -116,6 +116,7 @@ class Outside:
         text += f'destination_address = "{encode_address(ADDRESS, Network.REGTEST) if address else ""}"\n'
         text += f"[policy]\nmax_fee_percent = {rules.fee_percent}\nmax_fee_sat = {rules.fee_sat}\n"
         text += f"value_per_hour_sat = {rules.hour_sat}\nvalue_per_day_sat = {rules.day_sat}\n"
+        text += "[disk]\nreserve_mb = 0\n"  # memory may be all that the folder has
         self._process = SignerProcess(directory, text)
         self._process.passphrase.touch(mode=0o600)
         self._process.passphrase.write_bytes(_PASSPHRASE)

@@ -37,7 +37,7 @@ ELSEWHERE = key_script(PublicKey.from_secret(b"\x07" * 32).format())
 def signing(keys: KeyRing, *signed: SettlementRequest) -> tuple[Handler, MemoryLedger, list[Settlement]]:
     """A signer that has signed these."""
     ledger = MemoryLedger()
-    limits = Limits(max_fee_percent=100, max_fee_sat=10**9)
+    limits = Limits(max_fee_percent=100, max_fee_sat=10**9, max_fee_sat_per_vb=10_000)
     shown = [make_reserve_request(keys, drained=2), *signed]
     handler = make_handler(keys, *shown, ledger=ledger, limits=limits)
     replies = [handler(request) for request in signed]

@@ -64,7 +64,7 @@ REQUEST = make_request(KEYS)
 
 def handler(keys: KeyRing = KEYS) -> Handler:
     """One that was shown what the requests of these tests spend, and may pay all as fee."""
-    limits = Limits(max_fee_percent=100, max_fee_sat=10**9)
+    limits = Limits(max_fee_percent=100, max_fee_sat=10**9, max_fee_sat_per_vb=10_000)
     return make_handler(
         keys, make_reserve_request(KEYS, drained=5), make_reserve_request(keys, drained=5), limits=limits
     )
@@ -114,7 +114,7 @@ def test_health_says_who_it_is() -> None:
     """Health tells network, key mode and debug under the id that was asked with."""
     answer = handler()(Health(3))
 
-    assert answer == HealthReply(3, "regtest", "hardened", False, "", UnixTime(0), 100, Sat(1_000_000_000), 200)
+    assert answer == HealthReply(3, "regtest", "hardened", False, "", UnixTime(0), 100, Sat(1_000_000_000), 10_000)
 
 
 def test_key_reply_is_what_settlements_are_held_to() -> None:

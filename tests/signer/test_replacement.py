@@ -53,7 +53,7 @@ class Signer:
 
     def __init__(self, *requests: SettlementRequest) -> None:
         self.ledger = MemoryLedger()
-        limits = Limits(max_fee_percent=100, max_fee_sat=10**9)
+        limits = Limits(max_fee_percent=100, max_fee_sat=10**9, max_fee_sat_per_vb=10_000)
         self.handler = make_handler(KEYS, *SHOWN, ledger=self.ledger, limits=limits)
         for request in requests:
             self.signs(request)
