@@ -42,8 +42,8 @@ class Readiness:
                 raise problem
 
     def check_disk(self) -> None:
-        """Raise `StorageFull` when what is free is kept for payments and settlements."""
-        problem = self._world.storage_problem()
+        """Raise `StorageFull` or `MemoryLow` when what is free is kept for payments and settlements."""
+        problem = self._world.storage_problem() or self._world.memory_problem()
         if problem is not None:
             raise problem
 

@@ -13,7 +13,7 @@ from typing import Any
 from actors.channel import ChannelActor, Message, PaySeveral, Resume
 from actors.desk import Desk
 from actors.world import World
-from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected, State
+from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected, State
 from paychan.protocol.errors import ChannelExists, OutpointUsed, PaychanError, UnknownChannel
 from paychan.protocol.types import OutPoint
 from paychan.store.base import Change
@@ -60,6 +60,8 @@ class Registry:
     async def ask(self, outpoint: OutPoint, message: Message) -> Outcome:
         """Give a channel a message; the answer comes when what it says is durable."""
         with self._answering():
+            if isinstance(message, Pay) and (problem := self._no_room_to_wake(outpoint)) is not None:
+                return Rejected(problem)
             actor = await self._awakened(outpoint)
             if actor is None:
                 return Rejected(UnknownChannel())
@@ -135,6 +137,10 @@ class Registry:
             yield
         finally:
             self._unanswered -= 1
+
+    def _no_room_to_wake(self, outpoint: OutPoint) -> PaychanError | None:
+        """Return why a channel that sleeps is not woken for a payment; to close it there is always room."""
+        return None if self.reach(outpoint) is not None else self._world.memory_problem()
 
     async def _awakened(self, outpoint: OutPoint) -> ChannelActor | None:
         """Return the channel's actor. If it sleeps, its record is read once for all who ask meanwhile, in their order."""

@@ -56,6 +56,8 @@ class World:
     """What new channels were asked for before, which holds for some time."""
     storage_problem: Callable[[], PaychanError | None] = lambda: None
     """Why nothing new is begun while the disk is nearly full."""
+    memory_problem: Callable[[], PaychanError | None] = lambda: None
+    """Why nothing new is begun while memory is nearly used up."""
     exposure: Exposure = field(default_factory=Exposure)
     """Funding without a confirmation, of channels that are open or being opened, and its limit."""
     batch_seconds: int = 0

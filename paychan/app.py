@@ -31,6 +31,7 @@ from paychan.application.http import HttpApplication
 from paychan.config import ServerConfig
 from paychan.diskreserve import DiskReserve
 from paychan.logs import configure_log, drain_log
+from paychan.memory import Memory, end_when_memory_ends
 from paychan.parts import StartError, make_chain, make_signer, make_state_dir
 from paychan.protocol.errors import StorageFull
 from paychan.protocol.types import Sat, UnixTime
@@ -113,6 +114,10 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
     make_state_dir(config.state_dir)
     descriptors = _descriptors(config)
     async with contextlib.AsyncExitStack() as stack:
+        memory = Memory()
+        stack.callback(memory.close)
+        end_when_memory_ends(asyncio.get_running_loop())
+        await asyncio.to_thread(int)  # its thread stays, so that none has to start when memory is short
         supervisor = Supervisor(_wall_clock, _die)
         stack.push_async_callback(supervisor.close)
         signer = make_signer(config, source)
@@ -123,7 +128,9 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         store = await _open_store(config, reserve)
         stack.push_async_callback(store.close)
         written = supervisor.guest("group commit").succeeded
-        commits = GroupCommit(store, config.store.commit_delay_ms / 1000, _die, config.store.max_waiting, written)
+        commits = GroupCommit(
+            store, config.store.commit_delay_ms / 1000, _die, config.store.max_waiting, written, memory.any_work
+        )
         stack.push_async_callback(commits.close)
         application = None
         if config.callback.url:
@@ -142,16 +149,25 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
             terms=termsfile.present(
                 config.state_dir, config.opening_terms, config.open.terms_hold_hours * 3600, _wall_clock()
             ),
+<<<<<<< HEAD
             storage_problem=lambda: None if reserve.allows_channels else StorageFull(),
+=======
+            storage_problem=partial(_storage_problem, config.store_path, config.store.reserve_mb),
+            memory_problem=memory.new_work,
+>>>>>>> fb8bba8 (memory: new work is refused before memory ends; a process without memory ends)
             exposure=Exposure(Sat(config.open.unconfirmed_limit_sat)),
             batch_seconds=config.settlement.batch_seconds,
             batch_channels=config.settlement.batch_channels,
             withdraw_above_sat=config.settlement.withdraw_above_sat,
             coalesce=config.stream.coalesce,
         )
+<<<<<<< HEAD
         commits.refusal = lambda: None if reserve.allows_payments else StorageFull()
         supervisor.run("disk reserve", reserve.run)
         yield _service(config, world, supervisor, descriptors)
+=======
+        yield _service(config, world, supervisor, descriptors, memory)
+>>>>>>> fb8bba8 (memory: new work is refused before memory ends; a process without memory ends)
 
 
 def _descriptors(config: ServerConfig) -> Descriptors:
@@ -183,7 +199,9 @@ async def _open_store(config: ServerConfig, reserve: DiskReserve) -> Store:
             raise StartError(msg) from error
 
 
-def _service(config: ServerConfig, world: World, supervisor: Supervisor, descriptors: Descriptors) -> Service:
+def _service(
+    config: ServerConfig, world: World, supervisor: Supervisor, descriptors: Descriptors, memory: Memory
+) -> Service:
     registry = Registry(world)
     watcher = Watcher(
         world,
@@ -193,7 +211,7 @@ def _service(config: ServerConfig, world: World, supervisor: Supervisor, descrip
         idle_seconds=config.channel.idle_seconds,
         stale_seconds=config.chain.stale_tip_minutes * 60,
     )
-    return Service(config, world, registry, Opener(world, registry), watcher, descriptors, supervisor)
+    return Service(config, world, registry, Opener(world, registry), watcher, descriptors, supervisor, memory)
 
 
 @contextlib.asynccontextmanager

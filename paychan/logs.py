@@ -12,6 +12,7 @@ from structlog.typing import Processor
 
 from paychan.config import ServerConfig
 from paychan.logsink import LogSink, open_missing_descriptors
+from paychan.memory import end_when_logged
 
 
 def configure_log(config: ServerConfig) -> None:
@@ -25,6 +26,7 @@ def configure_log(config: ServerConfig) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        end_when_logged,
         structlog.processors.format_exc_info,
     ]
     line = structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event"), drop_missing=True)

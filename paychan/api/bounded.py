@@ -27,7 +27,7 @@ BACKLOG = 1024
 """Connections that the kernel keeps for us until we take them (it may allow fewer). What comes on top of them is sent again
 only after a second, so a few hundred clients that come at once must find room."""
 
-_PARTING = 16
+_PARTING = 64
 """Refused connections that are kept open for a moment, because closing at once could destroy the answer on its way."""
 _PARTING_SECONDS = 1.0
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from paychan.api.answers import Answer, refusal
 from paychan.api.detour import Detour
+from paychan.api.heads import laid_out
 from paychan.api.manners import Manners
 from paychan.api.payments import Payment, Till
 from paychan.api.places import WORKING, network_of_peer
@@ -203,6 +204,11 @@ class Connection(asyncio.Protocol):
             return False
         if self.transport.get_write_buffer_size():
             self.transport.set_write_buffer_limits(0)  # so that `resume_writing` comes when all is sent
+            return False
+        problem = self._till.service.memory.any_work()
+        if problem is not None:
+            self._buffer, self._ends = b"", True
+            self.transport.write(laid_out(refusal(problem, quiet_404=False), closes=True))
             return False
         begun, self._buffer = self._buffer, b""
         self._detour = Detour(self._server, self, begun)

@@ -20,7 +20,7 @@ log = structlog.get_logger("server")
 _MOST_DESCRIPTORS = 1 << 20
 """Nothing here needs more; some systems' hard limit is unlimited, which is no number to divide."""
 
-_BASE = 32
+_BASE = 96
 """Standard streams, event loop, listeners, refused connections that still read their answer."""
 _STORE = 48
 """Log, manifest, lock, tables of a compaction, a backup. LevelDB maps its first 1,000 tables and closes their files."""

@@ -15,15 +15,20 @@ import ipaddress
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
+from time import monotonic
 from typing import Any, Protocol
 
 from paychan.api.occasionally import Occasionally
+from paychan.protocol.errors import PaychanError
 
 _SHARE = 4
 """An address that holds more than one part in four of the places goes first."""
 
 _BATCH = 64
 """One scan frees one part in this many of the places."""
+
+_IDLE_SECONDS = 5.0
+"""Where memory, not places, are short, a connection that was used this lately is not closed for a new one."""
 
 WORKING = float("inf")
 
@@ -67,8 +72,10 @@ def network_of_peer(peer: Any) -> str:
 class Places:
     """Who is connected to a listener."""
 
-    def __init__(self, limit: int, name: str) -> None:
+    def __init__(self, limit: int, name: str, memory_problem: Callable[[], PaychanError | None] = lambda: None) -> None:
+        """`memory_problem` says why a connection needs the place of another although there are more."""
         self.limit = limit
+        self._memory_problem = memory_problem
         self._guests: set[Guest] = set()
         self._held: Counter[str] = Counter()
         self._evicted = Occasionally("all connections are taken, closing those that wait longest", listener=name)
@@ -81,8 +88,14 @@ class Places:
         return iter(list(self._guests))
 
     def admit(self, guest: Guest) -> bool:
-        """Give a new connection a place, if need be that of others; False: every connection is being worked for."""
-        if len(self._guests) >= self.limit and not self.make_room():
+        """Give a new connection a place, if need be that of others; False: every connection is being worked for.
+
+        A newcomer for which there is no memory takes the place of another, too, if that has been idle for some time.
+        """
+        is_full = len(self._guests) >= self.limit
+        if (is_full and not self.make_room()) or (
+            not is_full and self._memory_problem() is not None and not self.make_room(idle_seconds=_IDLE_SECONDS)
+        ):
             self._refused.tell(open=len(self._guests))
             return False
         self._guests.add(guest)
@@ -98,13 +111,14 @@ class Places:
         if not self._held[guest.network]:
             del self._held[guest.network]
 
-    def make_room(self, *, paid_too: bool = True) -> int:
-        """Close connections that wait for their client; return how many."""
+    def make_room(self, *, paid_too: bool = True, idle_seconds: float = 0) -> int:
+        """Close connections that have waited this long for their client; return how many."""
+        before = monotonic() - idle_seconds
         most = max(1, self.limit // _SHARE)
         waiting = [
             (self._held[guest.network] <= most, guest.paid, since, id(guest), guest)
             for guest in self._guests
-            if (since := guest.waits_since) < WORKING and (paid_too or not guest.paid)
+            if (since := guest.waits_since) <= before and (paid_too or not guest.paid)
         ]
         victims = heapq.nsmallest(max(1, self.limit // _BATCH), waiting, key=_rank)
         if victims:

@@ -18,6 +18,7 @@ from paychan.api.lane import LaneServer
 from paychan.api.payments import Till
 from paychan.api.places import Places
 from paychan.api.service import Service
+from paychan.memory import CHANNEL_BYTES, CONNECTION_BYTES
 from paychan.protocol.errors import TooManyConnections
 
 log = structlog.get_logger("access")
@@ -31,7 +32,9 @@ def public_server(service: Service) -> BoundedServer:
     http = service.config.http
     resources = [*v1.ROUTES, *v2.ROUTES, *stream.ROUTES, (r".*", NotFoundHandler)]
     routes = [(path, handler, {"service": service}) for path, handler in resources]
-    places = Places(service.descriptors.clients, "clients")
+    memory = service.memory
+    places = Places(service.descriptors.clients, "clients", memory.new_work)
+    memory.taken = lambda: len(places) * CONNECTION_BYTES + service.registry.awake * CHANNEL_BYTES
     return _server(service, routes, places, xheaders=http.trust_forwarded, lane=True)
 
 

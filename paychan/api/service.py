@@ -18,6 +18,7 @@ from paychan.api.streamplaces import Places
 from paychan.api.totals import LatestTotals
 from paychan.api.turns import Turns
 from paychan.config import ServerConfig
+from paychan.memory import Memory
 from paychan.supervisor import Supervisor
 
 
@@ -32,6 +33,7 @@ class Service:
     watcher: Watcher
     descriptors: Descriptors
     supervisor: Supervisor = field(default_factory=Supervisor)
+    memory: Memory = field(default_factory=Memory)
     requests: set[asyncio.Task[Any]] = field(default_factory=set)
     """Requests that handlers work for."""
 

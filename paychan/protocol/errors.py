@@ -311,6 +311,11 @@ class SearchTooLong(Unavailable):
     code, text = "search_too_long", "{looked_at} channels looked at without a match; ask by outpoint"
 
 
+class MemoryLow(Unavailable):
+    code, text = "memory_low", "memory is nearly used up: got {left_bytes} bytes left, need {need_bytes}"
+    public_text = "the server has no memory to spare"
+
+
 class TooManyConnections(Unavailable):
     code, text = "too_many_connections", "all connections are busy, send the request again"
 

@@ -16,7 +16,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
@@ -46,6 +46,8 @@ _OUTPOINT_BYTES = 36
 _REMEMBERED = 20_000
 """Channels whose newest version is kept in memory, a few kB each: a payment follows what was written last."""
 
+_READERS = 2
+
 _CLOSED = "the store is closed"
 
 
@@ -57,7 +59,9 @@ class LevelDbStore:
         self._lock = lock
         self._writer = WriterThread("store-writer")
         self._newest: OrderedDict[OutPoint, Channel] = OrderedDict()
-        self._readers = ThreadPoolExecutor(2, "store-reader")
+        self._readers = ThreadPoolExecutor(_READERS, "store-reader")
+        together = threading.Barrier(_READERS)  # all threads begin now, while there is memory for them
+        wait([self._readers.submit(together.wait) for _ in range(_READERS)])
         self._failure: Exception | None = None
         self._closing = False
         self._snapshots = 0

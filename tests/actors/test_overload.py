@@ -84,7 +84,7 @@ async def test_a_queue_behind_an_application_has_an_end(tmp_path: Path):
 
 def test_who_is_refused_is_told_when_to_come_back():
     """503 with Retry-After, a code, and both numbers."""
-    answer = refusal(Overloaded(waiting=3, what="payments for the disk", limit=3), quiet_404=True)
+    answer = refusal(Overloaded(waiting=3, what="payments for the disk", limit=3), quiet_404=True, to_operator=True)
 
     assert answer.status == 503
     assert [name for name, _ in answer.headers] == ["Retry-After"]

@@ -20,12 +20,12 @@ from tests.lib.customer import wait_for
 from tests.lib.rbpcp import V1, Payer
 from tests.lib.system import System
 
-FILES = 160
+FILES = 256
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["lane", "handlers"])
 def few_files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A server that may open 160 files and waits long for idle clients."""
+    """A server that may open 256 files and waits long for idle clients."""
     http = f"fast_lane = {str(request.param).lower()}\nidle_seconds = 600\nhead_seconds = 300"
     directory = tmp_path_factory.mktemp("few")
     with System(directory, sections={"http": http}, limits={resource.RLIMIT_NOFILE: FILES}) as running:

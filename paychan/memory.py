@@ -1,0 +1,164 @@
+"""Memory that is left below the process's limit, so that new work is refused before memory ends.
+
+Limits are RLIMIT_AS, RLIMIT_DATA and the control group's; without one nothing is refused. What may be taken without asking
+again stays free: `RESERVE_BYTES` for the store's buffers (two of 32 MB, filled slowly), settlements and the operator, and
+for requests that are under way. Below it no connection, channel or address is added and no sleeping channel wakes for a
+payment; below `LEAST_BYTES` payments are refused too. Closing and settling go on.
+
+A process gives freed memory back to itself, not to the system. So half of what connections and channels took at their
+peak, and don't take any more, counts as left.
+
+When memory ends all the same, the process ends with a status at once: what is on disk is the truth, and a process that
+lost an allocation at any point is not to be trusted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from paychan.protocol.errors import MemoryLow
+
+RESERVE_BYTES = 48 << 20
+LEAST_BYTES = 16 << 20
+
+CONNECTION_BYTES = 12_000
+"""An idle connection on the fast lane; one that is being worked for takes 160 kB at most: head, body, answers, detour."""
+CHANNEL_BYTES = 12_000
+"""A channel that is awake, with its record in the store's memory."""
+
+_FRESH_SECONDS = 0.02
+_PAGE_BYTES = resource.getpagesize()
+_EXIT_BROKEN = 3
+
+
+class Memory:
+    """What is left; a reading is fresh for 20 ms."""
+
+    def __init__(self, taken: Callable[[], int] = lambda: 0) -> None:
+        """`taken` estimates what connections and channels take now."""
+        self.taken = taken
+        self._peak = 0
+        self._left = float("inf")
+        self._read_at = float("-inf")
+        self._statm = (
+            os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC) if Path("/proc/self/statm").exists() else -1
+        )
+        self._group = group_limit()
+
+    def close(self) -> None:
+        """Let go of the file that it reads."""
+        if self._statm >= 0:
+            os.close(self._statm)
+            self._statm = -1
+
+    def left(self) -> float:
+        """Return how many bytes are left; infinite without a limit."""
+        now = monotonic()
+        if now - self._read_at > _FRESH_SECONDS:
+            self._read_at, self._left = now, self._measure()
+        return self._left
+
+    def new_work(self) -> MemoryLow | None:
+        """Return why nothing is added now."""
+        return MemoryLow(left_bytes=int(self._left), need_bytes=RESERVE_BYTES) if self.left() < RESERVE_BYTES else None
+
+    def any_work(self) -> MemoryLow | None:
+        """Return why not even a payment on a channel that is awake is taken."""
+        return MemoryLow(left_bytes=int(self._left), need_bytes=LEAST_BYTES) if self.left() < LEAST_BYTES else None
+
+    def _measure(self) -> float:
+        limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+        if self._statm < 0 or (self._group is None and all(limit == resource.RLIM_INFINITY for limit in limits)):
+            return float("inf")
+        fields = [int(field) * _PAGE_BYTES for field in os.pread(self._statm, 256, 0).split()]
+        used = [fields[0], fields[5], fields[1]]  # address space, data, resident
+        left = min(
+            limit - use
+            for limit, use in zip([*limits, self._group], used, strict=True)
+            if limit is not None and limit != resource.RLIM_INFINITY
+        )
+        taken = self.taken()
+        self._peak = max(self._peak, taken)
+        return left + (self._peak - taken) // 2
+
+
+def group_limit(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Return the least memory.max of this process's control groups (version 2); None: there is none."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return None
+    where = next((line[3:].strip("/") for line in lines if line.startswith("0::")), None)
+    if where is None:
+        return None
+    found = list(_limits(root, where))
+    return min(found) if found else None
+
+
+def _limits(root: Path, where: str) -> Iterator[int]:
+    here = root / where
+    while True:
+        try:
+            text = (here / "memory.max").read_text().strip()
+        except OSError:
+            text = ""
+        if text.isdigit():
+            yield int(text)
+        if here in (root, here.parent):
+            return
+        here = here.parent
+
+
+def is_memory_error(error: BaseException | None) -> bool:
+    """Say whether memory ended somewhere in an exception's history; a thread that can't start is the same want."""
+    seen = 0
+    while error is not None and seen < 20:
+        if isinstance(error, MemoryError) or "can't start new thread" in str(error)[:80]:
+            return True
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False
+
+
+def end_if_out_of_memory(error: BaseException | None) -> None:
+    """End the process at once, with as few allocations as possible, if memory ended."""
+    if is_memory_error(error):
+        os.write(2, b'level=critical event="out of memory, stopping at once"\n')
+        os._exit(_EXIT_BROKEN)
+
+
+def end_when_memory_ends(loop: asyncio.AbstractEventLoop) -> None:
+    """Look for this kind in every exception that nothing handles: on the loop, in threads, in finalizers."""
+
+    def unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        end_if_out_of_memory(context.get("exception"))
+        loop.default_exception_handler(context)
+
+    def unraisable(told: Any) -> None:
+        end_if_out_of_memory(told.exc_value)
+        sys.__unraisablehook__(told)
+
+    def in_thread(told: Any) -> None:
+        end_if_out_of_memory(told.exc_value)
+        threading.__excepthook__(told)
+
+    loop.set_exception_handler(unhandled)
+    sys.unraisablehook, threading.excepthook = unraisable, in_thread
+
+
+def end_when_logged(_logger: Any, _name: str, event: Any) -> Any:
+    """A processor of the log: whoever reports an exception does not have to look for this kind."""
+    told = event.get("exc_info")
+    if told:
+        found = told if isinstance(told, BaseException) else told[1] if isinstance(told, tuple) else None
+        if found is None:
+            found = sys.exc_info()[1]
+        end_if_out_of_memory(found)
+    return event

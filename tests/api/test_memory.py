@@ -1,0 +1,197 @@
+"""A server under an address-space limit refuses new work before memory ends; what was answered is kept, settling goes on."""
+
+from __future__ import annotations
+
+import resource
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from paychan.memory import LEAST_BYTES, RESERVE_BYTES, Memory, group_limit, is_memory_error
+from paychan.protocol.rest import Dialect
+from tests.api.streams import open_stream, pay_frame
+from tests.lib.rbpcp import V1, V2, Payer
+from tests.lib.system import System
+
+MEGABYTE = 1 << 20
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> Iterator[System]:
+    """A server of its own, which the tests limit while it runs."""
+    with System(tmp_path) as running:
+        yield running
+
+
+def _process(system: System) -> int:
+    assert system.server is not None
+    return system.server.process.pid
+
+
+def _limit(system: System, above_bytes: int | None) -> None:
+    """Let the server's address space grow by this much from now on; None: without limit."""
+    process = _process(system)
+    used = int(Path(f"/proc/{process}/statm").read_text().split()[0]) * resource.getpagesize()
+    most = resource.RLIM_INFINITY if above_bytes is None else used + above_bytes
+    resource.prlimit(process, resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+
+
+class Crowd:
+    """Threads that open channels and pay, each over a connection of its own now and then, and note what is answered."""
+
+    def __init__(self, url: str, number: int = 12) -> None:
+        self.answers: Counter[int] = Counter()
+        self.broken = 0
+        self.paid: dict[str, int] = {}
+        self.without_time = 0
+        self._url = url
+        self._stopped = threading.Event()
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(number)]
+
+    def run(self, seconds: float, most_seconds: float = 0) -> None:
+        """Go on for this time, and if nothing was refused in it, until that is so."""
+        ends = time.monotonic() + most_seconds
+        for thread in self._threads:
+            thread.start()
+        time.sleep(seconds)
+        while not self.answers[503] and time.monotonic() < ends:
+            time.sleep(0.1)
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            with httpx.Client(trust_env=False, timeout=30) as http:
+                v1 = V1(self._url, Payer(), http)
+                try:
+                    if not self._noted(v1.open(v1.payer.payment(100_000))):
+                        time.sleep(0.01)
+                        continue
+                    self.paid[str(v1.payer.outpoint)] = 100_000
+                    for paid in range(100_001, 100_011):
+                        if self._noted(v1.pay(v1.payer.payment(paid))):
+                            self.paid[str(v1.payer.outpoint)] = paid
+                except httpx.TransportError:
+                    self.broken += 1
+
+    def _noted(self, answer: httpx.Response) -> bool:
+        self.answers[answer.status_code] += 1
+        self.without_time += answer.status_code == 503 and "Retry-After" not in answer.headers
+        return answer.is_success
+
+
+def _is_quiet(system: System) -> None:
+    assert system.server is not None
+    assert system.server.process.poll() is None, system.server.text()[-3000:]
+    assert "Traceback" not in system.server.text()
+    assert system.server.text().count("\n") < 200
+
+
+@pytest.mark.parametrize("above_bytes", [3 * MEGABYTE, RESERVE_BYTES + MEGABYTE // 2])
+def test_fault_84_new_work_is_refused_before_memory_ends(system: System, above_bytes: int) -> None:
+    """12 threads get answers or 503 with a time to come back; the log stays short; what was answered is kept."""
+    with httpx.Client(trust_env=False, timeout=30) as http:
+        before = V1(system.url, Payer(), http)
+        assert before.open(before.payer.payment(100_000)).status_code == 201
+        _limit(system, above_bytes)
+        crowd = Crowd(system.url)
+        crowd.run(2, 60)
+
+        assert set(crowd.answers) <= {200, 201, 503}
+        assert crowd.answers[503] > 0
+        assert crowd.without_time == 0
+        assert crowd.broken == 0
+        if above_bytes < RESERVE_BYTES:
+            assert set(crowd.answers) == {503}
+        _is_quiet(system)
+        assert httpx.get(f"{system.management_url}/health", trust_env=False).status_code == 200
+        where = str(before.payer.outpoint).replace(":", "/")
+        assert system.manage("POST", f"/channels/{where}/close").json()["status"] != "open"
+        assert system.manage("POST", "/backups").status_code in (201, 500, 503)
+        for outpoint, paid in crowd.paid.items():
+            assert system.channel(outpoint)["value_received"] == paid
+        _is_quiet(system)
+
+    _limit(system, None)
+    time.sleep(0.1)
+    with httpx.Client(trust_env=False, timeout=30) as http:
+        after = V1(system.url, Payer(), http)
+        assert after.open(after.payer.payment(100_000)).status_code == 201
+
+
+def test_fault_84_streams_and_payments_go_on_where_only_new_work_is_refused(system: System) -> None:
+    """Between the two bounds channels that are awake are paid by PUT and by stream, and nothing is added."""
+    with httpx.Client(trust_env=False, timeout=30) as http:
+        v2 = V2(system.url, Payer(), http, Dialect.S)
+        assert v2.open(v2.payer.payment(100_000)).status_code == 201
+        with open_stream(v2) as stream:
+            _limit(system, (LEAST_BYTES + RESERVE_BYTES) // 2)
+            time.sleep(0.1)
+            assert len(pay_frame(stream, [v2.payer.payment(100_001)])) == 1
+            assert v2.pay(v2.payer.payment(100_002)).status_code == 200
+            fresh = V1(system.url, Payer(), http)
+            refused = fresh.open(fresh.payer.payment(100_000))
+            assert (refused.status_code, refused.json()["code"]) == (503, "memory_low")
+            assert "bytes" not in refused.text
+        assert v2.close(v2.payer.payment(100_003)).status_code == 200
+    _is_quiet(system)
+
+
+def test_fault_84_when_memory_ends_the_process_ends(tmp_path: Path) -> None:
+    """Without room for anything the server does not limp: it goes on refusing, or it ends with a status that is not 0."""
+    with System(tmp_path) as system:
+        _limit(system, 0)
+        crowd = Crowd(system.url, 4)
+        crowd.run(2)
+        assert system.server is not None
+        status = system.server.process.poll()
+        assert set(crowd.answers) <= {503}
+        assert status is None or status != 0
+        assert system.server.text().count("Traceback") <= 1
+
+
+def test_fault_84_an_end_of_memory_is_seen_behind_other_errors() -> None:
+    """Whatever an exception was turned into, memory that ended first is found; so is a thread that could not start."""
+    first, then = MemoryError(), ValueError("wrapped")
+    then.__cause__ = first
+    assert is_memory_error(then)
+    assert is_memory_error(RuntimeError("can't start new thread"))
+    assert not is_memory_error(ValueError("other"))
+
+
+def test_memory_that_was_given_back_counts_half() -> None:
+    """After a crowd has left, half of what it took counts as left, as the process keeps it for the next."""
+    memory = Memory(lambda: taken[0])
+    taken = [100 * MEGABYTE]
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 1000 * MEGABYTE, hard))
+    try:
+        crowded = memory.left()
+        taken[0] = 0
+        time.sleep(0.03)
+        alone = memory.left()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        memory.close()
+    assert 40 * MEGABYTE < alone - crowded < 60 * MEGABYTE
+
+
+def test_the_least_limit_of_the_groups_holds(tmp_path: Path) -> None:
+    """The control group's limit, or its parent's if that is less."""
+    group = tmp_path / "fs" / "a" / "b"
+    group.mkdir(parents=True)
+    own = tmp_path / "own"
+    own.write_text("0::/a/b\n")
+    assert group_limit(tmp_path / "fs", own) is None
+    (group / "memory.max").write_text("max\n")
+    (group.parent / "memory.max").write_text("5000\n")
+    assert group_limit(tmp_path / "fs", own) == 5000
+    (group / "memory.max").write_text("400\n")
+    assert group_limit(tmp_path / "fs", own) == 400
