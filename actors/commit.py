@@ -37,14 +37,12 @@ class GroupCommit:
         on_failure: Callable[[BaseException], None],
         max_waiting: int = 10_000,
         on_success: Callable[[], None] = lambda: None,
-        memory_problem: Callable[[], PaychanError | None] = lambda: None,
     ) -> None:
         self._store = store
         self._max_waiting = max_waiting
         self._delay_seconds = delay_seconds
         self._on_failure = on_failure
         self._on_success = on_success
-        self._memory_problem = memory_problem
         self._gathered: list[_Waiting] = []
         self._writer: asyncio.Task[None] | None = None
         self._closed = False
@@ -66,17 +64,10 @@ class GroupCommit:
         return durable
 
     def overload(self) -> PaychanError | None:
-<<<<<<< HEAD
-        """Return why no further payment should be taken: as many changes as may be wait for the disk, or it is full."""
+        """Return why no further payment should be taken: as many changes as may be wait for the disk, or disk or memory ends."""
         waiting = len(self._gathered)
         if waiting < self._max_waiting:
             return self.refusal()
-=======
-        """Return why no further payment should be taken: as many changes as may be wait for the disk, or memory ends."""
-        waiting = len(self._gathered)
-        if waiting < self._max_waiting:
-            return self._memory_problem()
->>>>>>> fb8bba8 (memory: new work is refused before memory ends; a process without memory ends)
         return Overloaded(waiting=waiting, what="payments for the disk", limit=self._max_waiting)
 
     async def close(self) -> None:

@@ -128,9 +128,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         store = await _open_store(config, reserve)
         stack.push_async_callback(store.close)
         written = supervisor.guest("group commit").succeeded
-        commits = GroupCommit(
-            store, config.store.commit_delay_ms / 1000, _die, config.store.max_waiting, written, memory.any_work
-        )
+        commits = GroupCommit(store, config.store.commit_delay_ms / 1000, _die, config.store.max_waiting, written)
         stack.push_async_callback(commits.close)
         application = None
         if config.callback.url:
@@ -149,25 +147,17 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
             terms=termsfile.present(
                 config.state_dir, config.opening_terms, config.open.terms_hold_hours * 3600, _wall_clock()
             ),
-<<<<<<< HEAD
             storage_problem=lambda: None if reserve.allows_channels else StorageFull(),
-=======
-            storage_problem=partial(_storage_problem, config.store_path, config.store.reserve_mb),
             memory_problem=memory.new_work,
->>>>>>> fb8bba8 (memory: new work is refused before memory ends; a process without memory ends)
             exposure=Exposure(Sat(config.open.unconfirmed_limit_sat)),
             batch_seconds=config.settlement.batch_seconds,
             batch_channels=config.settlement.batch_channels,
             withdraw_above_sat=config.settlement.withdraw_above_sat,
             coalesce=config.stream.coalesce,
         )
-<<<<<<< HEAD
-        commits.refusal = lambda: None if reserve.allows_payments else StorageFull()
+        commits.refusal = lambda: memory.any_work() if reserve.allows_payments else StorageFull()
         supervisor.run("disk reserve", reserve.run)
-        yield _service(config, world, supervisor, descriptors)
-=======
         yield _service(config, world, supervisor, descriptors, memory)
->>>>>>> fb8bba8 (memory: new work is refused before memory ends; a process without memory ends)
 
 
 def _descriptors(config: ServerConfig) -> Descriptors:
