@@ -25,6 +25,7 @@ from paychan.cli.payer_terminal import (
     show_listing,
     show_panel,
     told,
+    unchecked,
     wait_funded,
     way_back,
 )
@@ -266,6 +267,7 @@ def show_receipt(channel: Channel, receipt: Receipt, as_json: bool, *, payments:
         ("Paid", paid if payments == 1 else f"{payments} times {paid}, {payments / seconds:.0f} payments/s"),
         ("In all", sat(receipt.total_paid_sat)),
         ("Left", sat(receipt.left_sat)),
+        ("Value", unchecked(channel.record)),
         ("Answer", receipt.application_data),
         ("Settled by", receipt.settlement_txid),
         ("Next", next_step(channel.record) if channel.record.paid_sat == receipt.paid_sat else ""),
@@ -311,6 +313,7 @@ def close(
     A fee that is offered is a payment: what the settlement really pays is shown.
     """
     with told(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
+        doubt = unchecked(channel.record)
         try:
             settled = channel.close(fee, to, max_fee_sat=max_fee)
         except FeeTooHigh as error:
@@ -327,6 +330,7 @@ def close(
             f"Channel {channel.name}",
             ("Settled by", settled.settlement_txid),
             ("Spends", settled.outpoint),
+            ("Value", doubt),
             (
                 "Comes back",
                 f"{sat(settled.change_sat)} to {settled.change_address}" if settled.change_sat else "nothing",

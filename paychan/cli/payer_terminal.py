@@ -175,6 +175,13 @@ def standing(record: ChannelRecord) -> str:
     return str(record.state.value)
 
 
+def unchecked(record: ChannelRecord) -> str:
+    """Say that what the funding holds was never checked; "" if it was, or nothing is at stake any more."""
+    if record.ended or not record.funding_outpoint or record.funding_source.checked:
+        return ""
+    return f"{sat(record.funding_sat)} funded is {record.funding_source.words}; what is there beyond that could be lost"
+
+
 def way_back(record: ChannelRecord) -> str:
     """The command that brings back what lies at the channel's address; "" if nothing is known to."""
     if not record.held:
@@ -326,6 +333,8 @@ def show_listing(records: list[ChannelRecord], problems: Mapping[str, Exception]
             out.print(
                 f"{record.name}  {sat(total)} more at its address. {way_back(record)}", markup=False, soft_wrap=True
             )
+        if unchecked(record):
+            out.print(f"{record.name}  {unchecked(record)}", markup=False, soft_wrap=True)
     for name, error in problems.items():
         err.print(f"{name}  {error}. {advice(error, name)}", markup=False, soft_wrap=True)
 

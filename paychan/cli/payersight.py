@@ -121,7 +121,9 @@ async def _follow(chain: Chain, record: ChannelRecord, noted: OutPoint | None) -
     """Have the chain follow the address. A node needs a rescan for what was spent before; only then it can tell by what."""
     if isinstance(chain, ElectrumChain):
         await chain.watch([record.terms])
-    elif isinstance(chain, BitcoindChain) and noted is not None and not await chain.unspent([noted]):
+    elif record.end_seen or noted is None or not isinstance(chain, BitcoindChain):
+        pass  # a scan of the unspent outputs is enough
+    elif not await chain.unspent([noted]):
         try:
             await chain.watch([record.terms], UnixTime(max(0, record.created_at - _CLOCK_LEEWAY_SECONDS)))
         except ChainUnfit as error:  # what is unspent is found nevertheless
@@ -182,6 +184,8 @@ def story(sight: Sight) -> str:
         parts.append(
             f"{sat(sight.funding.value_sat)} unspent, {confirmations(sight.funding.confirmations)}; {_when(sight)}"
         )
+    elif record.end_seen:
+        parts.append(record.state.value)
     elif record.funding_outpoint and not is_debug(record):
         parts.append("the chain shows no funding: never confirmed, or replaced by its sender")
     others = [coin for coin in sight.coins if coin not in (sight.funding, sight.moved)]

@@ -136,3 +136,18 @@ def test_fault_21_a_settlement_that_does_not_pay_the_change_is_none(opened: Open
     with pytest.raises(ServerMisbehaved):
         channel.close(fee_sat=20_000)
     assert (channel.record.state, channel.record.left_sat) == (State.CLOSING, LEFT_SAT - 20_000)
+
+
+def test_fault_23_a_price_that_rose_is_named_and_can_be_paid(liar: Liar, tmp_path: Path) -> None:
+    """Between terms and opening the price went up: both numbers, the command that pays it, and that command works."""
+    wallet = ["--wallet", str(tmp_path / "wallet")]
+    with Payer(liar.url, wallet=tmp_path / "wallet", patience=IMPATIENT) as payer:
+        name = payer.new_channel(hours=100).name
+    body = b'{"code":"payment_short","error":"payment short: got 10000 sat, need 20000 sat","need_sat":20000}'
+    liar.lies.append(Lie(status=400, body=body, deaf=True))
+    refused = CliRunner().invoke(app, ["open", name, "--no-wait", *wallet])
+    assert "got 10000 sat, need 20000 sat" in refused.stderr
+    assert f"paychan channel open {name} --amount 20000" in refused.stderr.replace("\n", " ")
+    opened = CliRunner().invoke(app, ["open", name, "--no-wait", "--amount", "20000", *wallet])
+    assert opened.exit_code == 0, opened.output
+    assert liar.received_sat == 20_000

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,11 @@ from paychan.client import Channel, Network, Payer
 from paychan.protocol.types import OutPoint
 from tests.client.conftest import IMPATIENT
 from tests.client.liar import Liar, Lie
+from tests.client.test_routes import record_of
+from tests.lib.customer import wait_for
 from tests.lib.electrumx import ElectrumX
 from tests.lib.node import Node
+from tests.lib.vectors import JS_CASES
 
 FUNDING_SAT = 600_000
 BUDGET_SAT = 2_000
@@ -164,7 +169,8 @@ def test_fault_17_without_a_node_an_unchecked_value_is_not_signed_silently(
     refused = told("refund", channel.name, status=1)
     assert (refused["code"], refused["value_sat"]) == ("value_unchecked", 100_000)
     assert "--transaction" in say("refund", channel.name, status=1).stderr
-    assert "the server's word, not checked" in say("status", channel.name, "--offline").stdout
+    for words in (["status", channel.name, "--offline"], ["list"]):
+        assert "the server's word, not checked" in say(*words).stdout
 
     assert told("refund", channel.name, "--unchecked")["checked"] is False
     raw = node.rpc("getrawtransaction", outpoint.txid_hex)
@@ -435,3 +441,44 @@ def test_fault_18_one_bad_channel_stops_no_other(
     assert good.name in listed.stdout
     for channel in bad - {dust}:
         assert str(wallet / f"{channel.name}.json") in listed.stderr
+
+
+def test_fault_18_a_channel_of_another_network_stops_no_other(
+    node: Node, new: Callable[[], Channel], own_node: list[str], wallet: Path
+) -> None:
+    """One node serves one network: the channels of others are named, and left alone."""
+    channel = new()
+    outpoint = node.fund(channel.address, FUNDING_SAT)
+    live = next(case for case in JS_CASES if case.network is Network.LIVE)
+    Payer(wallet=wallet).wallet.create(record_of(live)).release()
+    node.pass_median_time(channel.record.expiry)
+    said = say("watch", "--once", *own_node)
+    assert only_refund(node)[0] == {str(outpoint)}
+    assert "not looked at: vector" in said.stderr
+
+
+def test_fault_19_what_comes_while_watch_runs_is_taken_too(
+    node: Node, new: Callable[[], Channel], own_node: list[str], wallet: Path
+) -> None:
+    """A channel that is made and funded after `watch` began, and a payment after the first refund, come home."""
+    first = new()
+    node.fund(first.address, FUNDING_SAT)
+    node.mine()
+    program = Path(sys.executable).parent / "paychan"
+    with (wallet.parent / "watch.out").open("wb") as log:
+        process = subprocess.Popen([program, "channel", "watch", *own_node], stdout=log, stderr=log)
+    try:
+        wait_for(lambda: "unspent" in (wallet.parent / "watch.out").read_text(), "seen")
+        second = new()
+        paid = [node.fund(second.address, 30_000)]
+        node.pass_median_time(max(first.record.expiry, second.record.expiry))
+        wait_for(lambda: len(node.rpc("getrawmempool")) == 2, "two refunds")
+        paid.append(node.fund(first.address, 20_000))
+        node.mine()
+        wait_for(lambda: len(node.rpc("getrawmempool")) == 1, "the late one")
+        assert only_refund(node)[0] == {str(paid[1])}
+        node.mine(3)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
