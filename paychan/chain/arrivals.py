@@ -35,7 +35,7 @@ _MOST_TRANSACTIONS = 1000
 """Of the mempool, read in one look; the newest first, then what was there at the start, from look to look."""
 
 _MEMPOOL_SHARE = 20
-"""The mempool is listed no more often than that this takes a twentieth of the time: a large one takes 0.1 s."""
+"""The mempool is read no more often than that this takes a twentieth of the time, unless a caller waits for it."""
 
 
 class _Header(Struct, frozen=True):
@@ -136,7 +136,6 @@ class Arrivals:
         begun = monotonic()
         names = await self._rpc.call(_names, "getrawmempool")
         listed = set(names)
-        self._next_listing = monotonic() + _MEMPOOL_SHARE * (monotonic() - begun)
         self._read &= listed
         unread = listed - self._read
         new = unread - self._listed
@@ -146,6 +145,7 @@ class Arrivals:
             if self._scripts.named_in(transaction):
                 await self._read_transaction(txid)
             self._read.add(txid)
+        self._next_listing = monotonic() + _MEMPOOL_SHARE * (monotonic() - begun)
 
     async def _transactions(self, txids: Sequence[str]) -> list[str]:
         """Return them in hex; "" for one that left the mempool meanwhile."""

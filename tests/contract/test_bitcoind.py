@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,36 @@ class TestFollowing:
         found = await asyncio.gather(*(chain.funding(payer.terms) for payer in payers))
         expected = [(Funding(outpoint, Sat(10_000 + number), 1),) for number, outpoint in enumerate(outpoints)]
         assert list(found) == expected
+
+    async def test_fault_33_what_comes_is_seen_however_it_comes(self, node: Node, opener: Opener) -> None:
+        """In a block without having been in the mempool; in a block of another branch; in blocks that were not read."""
+        chain = opener(node)
+        await chain.check()
+        payers = [Payer(f"arrives {number}", PAST) for number in range(3)]
+        for payer in payers:
+            chain.expect(payer.terms)
+            assert (
+                await chain.funding(payer.terms) == ()
+            )  # a scan has found nothing: from now on only what comes counts
+
+        def paying(payer: Payer) -> str:
+            """A transaction that no mempool has."""
+            (coin, *_) = [each for each in node.rpc("listunspent", wallet="miner") if each["amount"] > 1]
+            outputs = [{address(payer): "0.1"}, {node.address(): str(coin["amount"] - Decimal("0.101"))}]
+            inputs = [{"txid": coin["txid"], "vout": coin["vout"]}]
+            raw = node.rpc("createrawtransaction", inputs, outputs)
+            return str(node.rpc("signrawtransactionwithwallet", raw, wallet="miner")["hex"])
+
+        node.mine_only(paying(payers[0]))
+        assert [each.confirmations for each in await chain.funding(payers[0].terms)] == [1]
+        node.mine(2)
+        await chain.funding(payers[1].terms)
+        node.reorg(2, paying(payers[1]))
+        assert [each.confirmations for each in await chain.funding(payers[1].terms)] == [3]
+        await chain._outputs._arrivals.close()
+        node.mine_only(paying(payers[2]))
+        node.mine(30)
+        assert [each.confirmations for each in await chain.funding(payers[2].terms)] == [31]
 
     async def test_deposits_older_than_the_opening_are_known(self, opener: Opener, tmp_path: Path) -> None:
         """Two outputs of two days ago, one opened with: the other is listed for v1, and for good after the next look."""
