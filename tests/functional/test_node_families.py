@@ -1,0 +1,135 @@
+"""One server over nodes of many kinds: it sees what each can do, and a short life of a channel goes through on each.
+
+The node is stopped and started again with other settings each time; the server is never touched.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lib.customer import OPENING_SAT, Customer, CustomerV2, settled, wait_for
+from tests.lib.node import Node
+from tests.lib.system import System
+
+Town = tuple[System, Node]
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "full RBF": ("-mempoolfullrbf=1",),
+    "no full RBF": ("-mempoolfullrbf=0",),
+    "TRUC accept": ("-mempooltruc=accept",),
+    "TRUC enforce": ("-mempooltruc=enforce",),
+    "blocksonly": ("-blocksonly", "-walletbroadcast=1"),  # the second is for the test's own wallet
+    "pruned": ("-prune=550",),
+    "nosettings": ("-nosettings",),
+    "mempool of 5 MB": ("-maxmempool=5",),
+    "without ZMQ": ("-zmqpubhashblock=0", "-zmqpubsequence=0"),
+}
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
+    directory = tmp_path_factory.mktemp("town")
+    with Node(directory / "node", zmq=False) as node, System(directory / "system", node=node) as system:
+        yield system, node
+
+
+def restart(node: Node, *flags: str) -> None:
+    """A new process with a new cookie; the mempool is kept."""
+    node.stop()
+    node.start(*flags)
+    if "miner" not in node.rpc("listwallets"):
+        node.rpc("loadwallet", "miner")
+
+
+def alarms(system: System) -> list[str]:
+    return [alarm["kind"] for alarm in system.manage("GET", "/health").json()["alarms"]]
+
+
+def lives(town: Town) -> None:
+    """Open, pay, close, settle, on both versions at once."""
+    system, node = town
+    wait_for(lambda: system.manage("GET", "/health").json()["frozen"] == [], "thawed")
+    customers = [Customer(*town), CustomerV2(*town)]
+    for customer in customers:
+        customer.fund()
+    node.mine()
+    for customer in customers:
+        wait_for(lambda customer=customer: customer.open().status_code == 201, "opened")
+        assert customer.pay(OPENING_SAT + 1).status_code == 200
+        assert customer.close(OPENING_SAT + 1).status_code in (200, 202)
+    for customer, outputs in zip(customers, settled(*customers), strict=True):
+        assert outputs[customer.change_script.hex()] == 1_000_000 - OPENING_SAT - 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_channel_lives_on_a_node_of_each_family(town: Town, family: str) -> None:
+    """After the node has come back as one of another family the server opens, takes payments and settles as before."""
+    restart(town[1], *FAMILIES[family])
+    lives(town)
+
+
+def test_fault_28_a_node_with_blocksonly_is_one_alarm_and_takes_payments(town: Town) -> None:
+    """No estimate is no reason to freeze: one alarm says what is missing, payments go on, and it ends with the setting."""
+    system, node = town
+    restart(node)
+    wait_for(lambda: alarms(system) == [], "no alarm")
+    customer = Customer(system, node)
+    customer.opened()
+    restart(node, "-blocksonly")
+    wait_for(lambda: alarms(system) == ["node"], "one alarm")
+    assert customer.pay(OPENING_SAT + 1).status_code == 200
+    assert system.manage("GET", "/health").status_code == 200
+    restart(node)
+    wait_for(lambda: alarms(system) == [], "no alarm again")
+
+
+def test_a_settlement_pays_more_when_the_node_asks_for_more(town: Town) -> None:
+    """A node that comes back with a higher floor, and without the settlement, gets a dearer one at once."""
+    system, node = town
+    customer = Customer(*town)
+    customer.opened()
+    assert customer.close(OPENING_SAT).status_code == 202
+    before = customer.record["settlement_fee"]
+    restart(node, "-minrelaytxfee=0.0006")
+    wait_for(lambda: customer.record["settlement_fee"] > before, "a dearer one")
+    wait_for(lambda: customer.record["settlement_txid"] in node.rpc("getrawmempool"), "in the mempool")
+    restart(node)
+    node.mine(2)
+    customer.ends("closed")
+    assert alarms(system) == []
+
+
+def test_fault_29_the_node_s_wallet_is_unloaded_at_run_time(town: Town) -> None:
+    """Openings and settlements go on without a restart of the server."""
+    town[1].rpc("unloadwallet", "paychan")
+    lives(town)
+
+
+def test_fault_29_the_node_s_wallet_is_lost(town: Town) -> None:
+    """A settlement that was mined while the wallet was gone is seen, an open channel goes on, and new ones are opened."""
+    node = town[1]
+    going, staying = Customer(*town), Customer(*town)
+    for customer in (going, staying):
+        customer.opened()
+    assert going.close(OPENING_SAT).status_code == 202
+    node.stop()
+    shutil.rmtree(node.directory / "regtest" / "wallets" / "paychan")
+    node.start()
+    node.mine(2)
+    going.ends("closed")
+    wait_for(lambda: staying.pay(OPENING_SAT + 1).status_code == 200, "payments")
+    assert staying.close(OPENING_SAT + 1).status_code == 202
+    settled(staying)
+    lives(town)
+
+
+def test_the_tasks_of_the_server_never_failed(town: Town) -> None:
+    """What the node did above ended no task of the server, and no line of its log is a traceback."""
+    health = town[0].manage("GET", "/health").json()
+
+    assert [task for task in health["tasks"] if task["restarts"]] == []
+    assert town[0].server is not None
+    assert "Traceback" not in town[0].server.text()
