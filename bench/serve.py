@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,6 +54,7 @@ class Measured:
     server: Server
     process: psutil.Process
     directory: Path
+    management: Server
 
     def cpu_seconds(self) -> float:
         """CPU time of the server so far, user and system, in steps finer than the kernel's hundredths."""
@@ -69,10 +72,13 @@ def cores() -> tuple[int, int]:
 
 
 @contextmanager
-def debug_server(http: str = "", store: Path | None = None) -> Iterator[Measured]:
+def debug_server(
+    http: str = "", store: Path | None = None, log: Path | None = None, files: int = 0, tree: Path | None = None
+) -> Iterator[Measured]:
     """Run a server, alone on its core, until the block ends; `http` are lines of TOML for that table.
 
-    A `store` is moved to where the server has its own.
+    A `store` is moved to where the server has its own. `log` takes what server and signer say; `files` is the server's
+    limit of open files, unless it is 0. The programs are those of `tree`, unless it is None: of this one.
     """
     ours, others = cores()
     with tempfile.TemporaryDirectory(dir=".") as name:  # on a disk; /tmp may be memory
@@ -83,8 +89,8 @@ def debug_server(http: str = "", store: Path | None = None) -> Iterator[Measured
             store.rename(state / "store")
         (directory / "signer.toml").write_text(_SIGNER.format(state=state))
         (directory / "server.toml").write_text(_SERVER.format(state=state, http=http))
-        signer = _start(others, "paychan-signer", str(directory / "signer.toml"))
-        server = _start(ours, "paychan", "serve", str(directory / "server.toml"))
+        signer = _start(others, log, 0, tree, "paychan-signer", str(directory / "signer.toml"))
+        server = _start(ours, log, files, tree, "paychan", "serve", str(directory / "server.toml"))
         try:
             yield _wait_for(state, server, directory)
         finally:
@@ -93,9 +99,27 @@ def debug_server(http: str = "", store: Path | None = None) -> Iterator[Measured
                 process.wait()
 
 
-def _start(core: int, command: str, *arguments: str) -> subprocess.Popen[bytes]:
-    program = Path(sys.executable).parent / command
-    return subprocess.Popen([program, *arguments], preexec_fn=partial(os.sched_setaffinity, 0, {core}))  # noqa: PLW1509
+def _start(
+    core: int, log: Path | None, files: int, tree: Path | None, command: str, *arguments: str
+) -> subprocess.Popen[bytes]:
+    program: list[str | Path] = [Path(sys.executable).parent / command]
+    if tree is not None:  # its own entry point, which may have another name there
+        scripts = tomllib.loads((tree / "pyproject.toml").read_text())["project"]["scripts"]
+        module, _, function = scripts[command].partition(":")
+        program = [sys.executable, "-c", f"import sys; from {module} import {function}; sys.exit({function}())"]
+    environment = os.environ if tree is None else {**os.environ, "PYTHONPATH": str(tree)}
+    with log.open("ab") if log else nullcontext() as out:
+        return subprocess.Popen(
+            [*program, *arguments],
+            stderr=out,
+            preexec_fn=partial(_confine, core, files),  # noqa: PLW1509
+        )
+
+
+def _confine(core: int, files: int) -> None:
+    os.sched_setaffinity(0, {core})
+    if files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
 
 def _wait_for(state: Path, process: subprocess.Popen[bytes], directory: Path) -> Measured:
@@ -103,10 +127,15 @@ def _wait_for(state: Path, process: subprocess.Popen[bytes], directory: Path) ->
     while time.monotonic() < deadline and process.poll() is None:
         running = read_running(state)
         if running is not None and running.pid == process.pid:
-            host, _, port = running.url.removeprefix("http://").rpartition(":")
-            return Measured(Server(host, int(port)), psutil.Process(process.pid), directory)
+            server, management = (_where(url) for url in (running.url, running.management_url))
+            return Measured(server, psutil.Process(process.pid), directory, management)
         time.sleep(0.02)
     return stop("the server did not start")
+
+
+def _where(url: str) -> Server:
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    return Server(host, int(port))
 
 
 def sync_ms(directory: Path, times: int = 200) -> float:

@@ -1,0 +1,270 @@
+"""The attacks that `strangers.py` measures. Each runs until its process is killed, and counts what it has sent."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import secrets
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from coincurve import PrivateKey
+from msgspec import Struct
+from session import Server, Session, exchange, request
+
+from paychan.protocol.payment import Payment, encode_v1
+from paychan.protocol.stream import write_payments
+from paychan.protocol.types import Sat
+
+_ZERO_MASK = b"\x00\x00\x00\x00"
+_UNKNOWN = f"/v2/channels/{'0' * 64}/0"
+
+
+class Door(Struct):
+    """What a stranger knows: where the listeners are; and a channel that it may open like anybody."""
+
+    server: Server
+    management: Server
+    session: Session
+
+
+def _connect(server: Server) -> socket.socket:
+    return socket.create_connection((server.host, server.port), timeout=5)
+
+
+def _frame(kind: int, content: bytes = b"") -> bytes:
+    """A masked client frame."""
+    size = len(content)
+    length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2)
+    return bytes([0x80 | kind]) + length + _ZERO_MASK + content
+
+
+def _upgrade(server: Server, target: str) -> bytes:
+    key = base64.b64encode(secrets.token_bytes(16)).decode()
+    return (
+        f"GET {target} HTTP/1.1\r\nHost: {server.host}:{server.port}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n"
+    ).encode()
+
+
+def _again(work: Callable[[], None]) -> None:
+    """Do it for ever, whatever the server does to it."""
+    while True:
+        try:
+            work()
+        except OSError:
+            time.sleep(0.001)
+
+
+def _pings(door: Door, count: Any) -> None:
+    """60: empty pings on a stream without a secret."""
+
+    def once() -> None:
+        with _connect(door.server) as connection:
+            connection.sendall(_upgrade(door.server, _UNKNOWN + "/stream"))
+            connection.recv(4096)
+            while True:
+                connection.sendall(_frame(9) * 2000)
+                count.value += 2000
+
+    _again(once)
+
+
+def _opened_stream(door: Door) -> str:
+    """Open the stranger's own channel; return the target of its stream."""
+    with contextlib.suppress(Exception), _connect(door.server) as connection:
+        exchange(connection, door.session.opening)
+    path, _, query = door.session.payments[0].split(b" ", 2)[1].decode().partition("?")
+    return f"{path}/stream?{query}"
+
+
+def _bad_frame() -> bytes:
+    wrong = Payment(Sat(1_000), PrivateKey().sign(b"\x07" * 32, hasher=None), 0x83)  # type: ignore[arg-type]
+    return _frame(2, write_payments([wrong] * 256))
+
+
+def _vanish(door: Door, count: Any) -> None:
+    """61: streams whose client leaves with 256 payments in flight."""
+    target, bad = _opened_stream(door), _bad_frame()
+
+    def once() -> None:
+        with _connect(door.server) as connection:
+            connection.sendall(_upgrade(door.server, target))
+            connection.recv(4096)
+            connection.sendall(bad)
+            count.value += 1
+
+    _again(once)
+
+
+def _bad_signatures(door: Door, count: Any) -> None:
+    """69: frames of 256 bad signatures."""
+    target, bad = _opened_stream(door), _bad_frame()
+
+    def once() -> None:
+        with _connect(door.server) as connection:
+            connection.sendall(_upgrade(door.server, target))
+            connection.recv(4096)
+            while True:
+                connection.sendall(bad)
+                count.value += 256
+
+    _again(once)
+
+
+def _requests(door: Door, count: Any, make: Callable[[], bytes], *, keep: bool = True, clients: int = 32) -> None:
+    """Requests flat out, by some clients at once; each is answered before the client's next."""
+    chosen = selectors.DefaultSelector()
+
+    def begin() -> None:
+        with contextlib.suppress(OSError):
+            connection = _connect(door.server)
+            chosen.register(connection, selectors.EVENT_READ)
+            connection.sendall(make())
+            count.value += 1
+
+    while True:
+        for _ in range(clients - len(chosen.get_map())):
+            begin()
+        for key, _ in chosen.select(0.1):
+            connection: Any = key.fileobj
+            try:
+                if connection.recv(65536) and keep:
+                    connection.sendall(make())
+                    count.value += 1
+                    continue
+            except OSError:
+                pass
+            chosen.unregister(connection)
+            connection.close()
+
+
+def _key() -> str:
+    return PrivateKey().public_key.format().hex()
+
+
+def _terms(door: Door, count: Any) -> None:
+    """33, 62, 64: terms for a fresh key and expiry each time."""
+    key = _key()
+
+    def make() -> bytes:
+        expiry = int(time.time()) + 700_000 + secrets.randbelow(10_000_000)
+        return request("GET", f"/v1/fundingInfo?client_pubkey={key}&exp_time={expiry}", door.server)
+
+    _requests(door, count, make)
+
+
+def _outputs(door: Door, count: Any) -> None:
+    """65: funding outputs of addresses that nobody has."""
+    key = _key()
+
+    def make() -> bytes:
+        expiry = int(time.time()) + 700_000 + secrets.randbelow(10_000_000)
+        return request("GET", f"/v2/funding/{key}/{expiry}/outputs", door.server)
+
+    _requests(door, count, make)
+
+
+def _openings(door: Door, count: Any) -> None:
+    """Openings of channels that are not funded."""
+
+    def make() -> bytes:
+        payment = encode_v1(Payment(Sat(1_000), PrivateKey().sign(b"\x07" * 32, hasher=None), 0x83))  # type: ignore[arg-type]
+        query = f"client_pubkey={_key()}&exp_time=1900000000&change_address=mmA2XECa7bVERzQKkyy1pNBQ3PC4HnxTC5"
+        return request("POST", f"/v1/channels/new?{query}&payment={payment}", door.server)
+
+    _requests(door, count, make)
+
+
+def _not_found(door: Door, count: Any) -> None:
+    """78: 404s flat out."""
+    _requests(door, count, lambda: request("GET", "/nowhere", door.server))
+
+
+def _not_found_anew(door: Door, count: Any) -> None:
+    """78: 404s flat out, a connection each."""
+    _requests(door, count, lambda: request("GET", "/nowhere", door.server), keep=False)
+
+
+def _unknown_payments(door: Door, count: Any) -> None:
+    """78: payments to channels that are unknown."""
+    body = b'{"payment_data":{"change_value":1,"signature_data":""},"application_data":""}'
+    _requests(door, count, lambda: request("PUT", f"{_UNKNOWN}?secret={'0' * 64}", door.server, body))
+
+
+def _malformed(door: Door, count: Any) -> None:
+    """78: payments that are none."""
+    _requests(door, count, lambda: request("PUT", f"/v1/channels/{'0' * 64}/0?payment=!", door.server))
+
+
+def _hold(servers: list[Server], count: Any, content: bytes, drip: bytes) -> None:
+    """Connections that stay, and send a little now and then; those that were closed are opened anew."""
+    while True:
+        held: list[socket.socket] = []
+        with contextlib.suppress(OSError):
+            for number in range(1500):
+                connection = _connect(servers[number % len(servers)])
+                connection.setblocking(False)
+                held.append(connection)
+                connection.send(content)
+                count.value += 1
+        for _ in range(20):
+            time.sleep(0.1)
+            for connection in held:
+                with contextlib.suppress(OSError):
+                    connection.send(drip)
+        for connection in held:
+            connection.close()
+
+
+def _idle(door: Door, count: Any) -> None:
+    """66: idle connections."""
+    _hold([door.server], count, b"", b"")
+
+
+def _slow_heads(door: Door, count: Any) -> None:
+    """66: heads that come byte by byte."""
+    _hold([door.server], count, b"PUT /v1/channels/", b"0")
+
+
+def _slow_bodies(door: Door, count: Any) -> None:
+    """66, 70: bodies that do not come, on both listeners."""
+    head = b"POST /v1/channels/new HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n"
+    _hold([door.server, door.management], count, head, b"0")
+
+
+def _upgrades(door: Door, count: Any) -> None:
+    """68: streams without a secret on unknown channels."""
+    _hold([door.server], count, _upgrade(door.server, _UNKNOWN + "/stream"), b"")
+
+
+def _page(door: Door, count: Any) -> None:
+    """71: a web page that asks the operator's listener for a channel by key."""
+    asked = (
+        f"GET /channels/{_key()}/info HTTP/1.1\r\nHost: evil.example:{door.management.port}\r\n"
+        "Origin: http://evil.example\r\nSec-Fetch-Site: cross-site\r\n\r\n"
+    ).encode()
+    _requests(Door(door.management, door.management, door.session), count, lambda: asked, clients=6)
+
+
+ATTACKS: dict[str, Callable[[Door, Any], None]] = {
+    "60 pings": _pings,
+    "61 vanishing streams": _vanish,
+    "62 terms": _terms,
+    "65 outputs": _outputs,
+    "openings": _openings,
+    "66 idle": _idle,
+    "66 slow heads": _slow_heads,
+    "68 upgrades": _upgrades,
+    "69 bad signatures": _bad_signatures,
+    "70 slow bodies, both": _slow_bodies,
+    "71 page": _page,
+    "78 404s": _not_found,
+    "78 404s, anew": _not_found_anew,
+    "78 unknown channels": _unknown_payments,
+    "78 malformed": _malformed,
+}
+"""By name; the number is the fault's that it was first seen with."""
