@@ -112,6 +112,7 @@ def _start(
         return subprocess.Popen(
             [*program, *arguments],
             stderr=out,
+            env=environment,
             preexec_fn=partial(_confine, core, files),  # noqa: PLW1509
         )
 
