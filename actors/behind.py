@@ -45,11 +45,23 @@ class Behind:
                 return
             self._after = (page[-1].terms.expiry, page[-1].outpoint) if page else None
             self._all_asked = len(page) < MAX_CLAIMS
+        await self._ask_late_ones()
         for newest in list(self._behind.values()):
             await self._adopt(newest)
         if not self._behind and self._before_waking in self._registry.before_waking:
             self._registry.before_waking.remove(self._before_waking)
-            self._world.chain_view.unasked.clear()
+
+    async def _ask_late_ones(self) -> None:
+        """Ask about channels that were not there yet, or whose turn fell on a signer that was away."""
+        unasked = self._world.chain_view.unasked
+        late = [outpoint for outpoint in unasked if outpoint not in self._behind]
+        records = [await self._registry.read(outpoint) for outpoint in late]
+        for outpoint, record in zip(late, records, strict=True):
+            if record is not None and record.state is not State.OPEN:
+                unasked.pop(outpoint, None)
+        still_open = [record for record in records if record is not None and record.state is State.OPEN]
+        for begin in range(0, len(still_open), MAX_CLAIMS):
+            await self._ask(still_open[begin : begin + MAX_CLAIMS])
 
     async def _before_waking(self, channel: Channel) -> None:
         if channel.state is State.OPEN and channel.outpoint not in self._behind:

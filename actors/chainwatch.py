@@ -16,13 +16,14 @@ from collections.abc import AsyncIterator, Sequence
 import structlog
 
 from actors.alarm import Alarm, Kind, utc
+from actors.endings import Endings
 from actors.registry import Registry
 from actors.world import World
 from paychan.chain.base import ChainFailed, Funding, Tip
-from paychan.protocol.channel import Channel, SpentElsewhere, State, Vanished
-from paychan.protocol.machine import can_withdraw
+from paychan.protocol.channel import Channel, State
 from paychan.protocol.moment import LEAD_SECONDS, is_believed, leads, stepped
 from paychan.protocol.types import OutPoint, UnixTime
+from paychan.protocol.withdrawing import can_withdraw
 from paychan.store.base import walk
 
 log = structlog.get_logger("chain")
@@ -30,13 +31,8 @@ log = structlog.get_logger("chain")
 _PAGE = 1000
 """Outputs asked about in one go."""
 
-REMEMBERED_SECONDS = 30 * 86_400
-"""Channels that expired longer ago are not looked at again: no reorg goes back so far."""
-
 _FUNDED_BEFORE_SECONDS = 14 * 86_400
 """Funding outputs are assumed to be no older than this when their channel is opened; only a lost wallet needs it."""
-
-_FIRST = OutPoint(bytes(32), 0)
 
 _SETTLING = (State.CLOSING, State.PUBLISHED)
 
@@ -69,8 +65,7 @@ class ChainWatch:
         self._memory: int | None = None
         self._first_looks: dict[OutPoint, asyncio.Task[None]] = {}
         self._earned: list[Channel] = []
-        self._closed_seen_at: Tip | None = None
-        self._closed_after: tuple[UnixTime, OutPoint] | None = None
+        self.endings = Endings(world, registry, self._follow)
         self._started = world.reading()
         self._tip_since = "", 0.0
         """The newest block, and the steady clock when it was first seen."""
@@ -180,12 +175,8 @@ class ChainWatch:
         blocks come quickly.
         """
         begun = asyncio.get_running_loop().time()
-        if not self._follows_unfinished:
-            for state in _SETTLING:
-                async for channels in _pages(walk(self._world.store, state)):
-                    await self._follow(channels)
-                    await self._count_settling(channels)
-            self._follows_unfinished = True
+        if self._round_after is None:
+            await self._look_at_unfinished(follow=not self._follows_unfinished)
         page = await self._world.store.scan(State.OPEN, after=self._round_after, limit=_PAGE)
         if not self._follows_open:
             await self._follow(page)
@@ -206,8 +197,19 @@ class ChainWatch:
         if self._memory not in (None, memory):
             log.error("the chain has forgotten what it watched, it is watched again")
             self._follows_unfinished, self._follows_open = False, False
-            self._round_at, self._round_after, self._closed_seen_at = tip.block_hash, None, None
+            self._round_at, self._round_after = tip.block_hash, None
+            self.endings.look_again()
         self._memory = memory
+
+    async def _look_at_unfinished(self, *, follow: bool) -> None:
+        """Look, once in a round, for the funding of channels that settle, and of those that never had one."""
+        for state in _SETTLING:
+            async for channels in _pages(walk(self._world.store, state)):
+                if follow:
+                    await self._follow(channels)
+                await self._look_at_settling(channels)
+        self._follows_unfinished = True
+        await self.endings.look_at_unfunded(spent=True)
 
     def _note_earnings(self, page: Sequence[Channel]) -> None:
         above = self._world.withdraw_above_sat
@@ -224,7 +226,7 @@ class ChainWatch:
         if channel.state is State.OPEN:
             if self._round_after is not None and _order(*_place(channel)) <= _order(*self._round_after):
                 return
-        elif self._follows_unfinished or channel.state in (State.CLOSED, State.LOST):
+        elif self._follows_unfinished or channel.state not in _SETTLING:
             return
         outpoint = channel.outpoint
         looking = self._first_looks.get(outpoint)
@@ -252,27 +254,29 @@ class ChainWatch:
         doubtful = {*seen.in_danger, *exposure.open}
         records = [await self._registry.read(outpoint) for outpoint in doubtful]
         await self._judge_all([record for record in records if record is not None and record.state is State.OPEN])
-        await self._count_settling([record for record in records if record is not None and record.state in _SETTLING])
+        await self._look_at_settling([record for record in records if record is not None and record.state in _SETTLING])
         for outpoint, record in zip(doubtful, records, strict=True):
             if record is None or record.state is not State.OPEN:
-                seen.in_danger.pop(outpoint, None)
+                seen.in_danger.pop(outpoint, None)  # also one that the look at it has just ended
             if record is None or record.state not in (State.OPEN, *_SETTLING):
                 exposure.note_safe(outpoint)
+        await self.endings.look_at_unfunded(spent=False)
 
-    async def _count_settling(self, channels: Sequence[Channel]) -> None:
+    async def _look_at_settling(self, channels: Sequence[Channel]) -> None:
         """Count the funding of channels that are being settled, for as long as no block holds it.
 
         What is gone, because another transaction spends its inputs, is not at risk any more: it is lost, or comes back.
         """
-        if not channels or not self._world.exposure.is_allowed:
+        if not channels:
             return
         unspent = await self._world.chain.unspent([channel.outpoint for channel in channels])
         for channel in channels:
             funding = unspent.get(channel.outpoint)
             if funding is not None:
+                self.endings.is_there(channel.outpoint)
                 self._count_exposure(channel, funding)
                 continue
-            spend = await self._world.chain.spender(channel.outpoint)
+            spend = await self.endings.spender_of(channel)
             if spend is None or spend.confirmations:
                 self._world.exposure.note_safe(channel.outpoint)
             elif not self._world.rules.confirmations_needed(channel.funding_sat):  # it may hang on unconfirmed funding
@@ -290,51 +294,18 @@ class ChainWatch:
             since = min(channel.opened_at for channel in page) - _FUNDED_BEFORE_SECONDS
             await self._world.chain.watch([channel.terms for channel in page], UnixTime(max(0, since)))
 
-    async def look_at_closed(self) -> None:
-        """Take up again the closed channels whose settlement is not deep enough any more: at start, after each reorg.
-
-        One page of them a look, so that nothing else waits for it.
-        """
-        tip = self._world.chain_view.tip
-        if tip is None or not tip.height or self._world.chain_view.problem:  # without blocks there are no reorgs
-            return
-        try:
-            if self._closed_seen_at is None or not await self._world.chain.holds(self._closed_seen_at):
-                self._closed_after = (UnixTime(max(0, self._world.acting_time() - REMEMBERED_SECONDS)), _FIRST)
-            if self._closed_after is not None:
-                page = await self._world.store.scan(State.CLOSED, after=self._closed_after, limit=_PAGE)
-                await self._follow(page)
-                for channel in page:
-                    await self._judge_closed(channel)
-                self._closed_after = _place(page[-1]) if len(page) == _PAGE else None
-        except ChainFailed as error:
-            log.warning("can't look at closed channels", reason=str(error))
-        else:
-            self._closed_seen_at = tip
-
-    async def _judge_closed(self, channel: Channel) -> None:
-        spend = await self._world.chain.spender(channel.outpoint)
-        if spend is None or spend.confirmations < self._world.depth(channel):
-            log.error("settlement is not confirmed any more", channel=str(channel.outpoint))
-            await self._registry.ask(channel.outpoint, Vanished())
-
     async def _judge(self, channel: Channel, funding: Funding | None) -> None:
         """Freeze a channel whose funding is not there, thaw one whose is again, end one that something else spent."""
-        reason = self._doubt(channel, funding) if funding is not None else ""
         if funding is None:
             self._world.exposure.note_safe(channel.outpoint)
             try:
-                spend = await self._world.chain.spender(channel.outpoint)
+                reason = await self.endings.is_gone(channel)
             except ChainFailed as error:  # the others have to be looked at all the same
-                self._mark(channel, f"its funding output is gone, and what spent it is not known yet: {error}")
-                return
-            if spend is not None and spend.confirmations >= self._world.settlement_confirmations:
-                log.error("funding was spent by another", channel=str(channel.outpoint), txid=spend.txid[::-1].hex())
-                await self._registry.ask(channel.outpoint, SpentElsewhere(spend.txid))
-                self._world.chain_view.in_danger.pop(channel.outpoint, None)
-                return
-            reason = "its funding output is gone" if spend is None else "its funding output is being spent"
-        self._mark(channel, reason)
+                reason = f"its funding output is gone, and what spent it is not known yet: {error}"
+            self._mark(channel, reason)
+        else:
+            self.endings.is_there(channel.outpoint)
+            self._mark(channel, self._doubt(channel, funding))
 
     def _doubt(self, channel: Channel, funding: Funding) -> str:
         """Say what is wrong with a funding output that is there; note whether a block holds it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeAlias, TypeGuard
 
@@ -20,13 +21,16 @@ from actors.desk import Desk
 from actors.settlement import perform
 from actors.world import World
 from paychan.application.base import ApplicationSilent, Verdict
+from paychan.chain.base import ChainFailed
 from paychan.protocol.channel import (
     Accepted,
+    Adopt,
     Answer,
     Channel,
     CloseByPayment,
     CloseByProof,
     Command,
+    Found,
     Outcome,
     Pay,
     Published,
@@ -41,9 +45,14 @@ from paychan.protocol.machine import apply, forged
 from paychan.protocol.opening import successor
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
 from paychan.protocol.several import Commands, ends_badly, judge, newest_of
+from paychan.protocol.types import OutPoint
 from paychan.store.base import Change
 
 log = structlog.get_logger("channel")
+
+_NEW_OUTPUT = "its funding output is new, and is being looked at"
+
+_FROM_OUTSIDE = (Found, Adopt)
 
 MOST_BEHIND = 64
 """Payments of a channel that may wait for an application's answer to another one."""
@@ -88,6 +97,8 @@ class ChannelActor(LoopActor):
         self._behind: asyncio.Future[Outcome] | None = None
         self._settling: asyncio.Future[PaychanError | None] | None = None
         self._waiting = 0
+        self._takes_over = False
+        """Whether chain or signer had a settlement that the record lacked."""
         self._last_message = world.clock()
 
     @property
@@ -154,7 +165,10 @@ class ChannelActor(LoopActor):
         self._channel, self._last_commit = outcome.channel, durable
         if outcome.channel.offered is not None:
             return asyncio.shield(self._question())
-        return durable if outcome.channel.state is State.OPEN else self._carry_on_after(durable)
+        if outcome.channel.state is State.OPEN:
+            return durable
+        self._takes_over |= isinstance(command, _FROM_OUTSIDE)
+        return self._carry_on_after(durable)
 
     def _judge_several(self, message: PaySeveral) -> Sequence[Outcome] | Awaitable[Sequence[Outcome]]:
         """Judge payments together and write the newest alone; where an application is asked, one after the other."""
@@ -300,13 +314,32 @@ class ChannelActor(LoopActor):
             return outcome
         durable = self._world.commits.put(Change(self._channel, outcome.channel), outcome, self.stop)
         self._channel, self._last_commit = outcome.channel, durable
+        self._takes_over |= isinstance(command, _FROM_OUTSIDE)
         if self._channel.moves and self._channel.state is State.CLOSED:  # gathered at once, so written with it
             next_one = successor(self._channel, self._world.now())
+            self._doubt(next_one.outpoint)
             self._world.commits.put(Change(None, next_one), Accepted(next_one), _nothing)
+            await asyncio.shield(durable)
+            await self._trust(next_one.outpoint)
         committed = await asyncio.shield(durable)
         if isinstance(committed, Accepted) and self._channel.state is not State.CLOSING:
             log.info("settling", channel=str(self._channel.outpoint), state=self._channel.state.value)
         return committed
+
+    def _doubt(self, outpoint: OutPoint) -> None:
+        """Take no payments on the channel that goes on before it was looked at.
+
+        One that goes on by a withdrawal of another life of this server may have received more since: the signer is asked.
+        """
+        self._world.chain_view.in_danger.setdefault(outpoint, _NEW_OUTPUT)
+        if self._takes_over:
+            self._world.chain_view.unasked[outpoint] = _NEW_OUTPUT
+
+    async def _trust(self, outpoint: OutPoint) -> None:
+        """Let the channel that goes on take payments, unless its output is gone: it may have moved on long ago."""
+        with suppress(ChainFailed):
+            if await self._world.chain.unspent([outpoint]):
+                self._world.chain_view.in_danger.pop(outpoint, None)
 
 
 def _nothing() -> None:

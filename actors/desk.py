@@ -19,8 +19,6 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
-from bitcoin.core import CTransaction
-from msgspec.structs import replace
 
 from actors.signing import destination_of, lean_on_reserve, rate_of, sign
 from actors.world import World
@@ -76,17 +74,6 @@ class Desk:
             if together is not None:
                 return together
         return None if channel.outpoint in self._waiting else await sign([channel], self._world)
-
-    async def found(self, channel: Channel, settlement: Settlement) -> Settlement:
-        """Complete a settlement of ours that was found on the chain by its fee.
-
-        The fee is less than it pays where a coin of the reserve is in it: then it is replaced a little earlier.
-        """
-        outputs = CTransaction.deserialize(settlement.transaction).vout
-        outpoints = outpoints_of(settlement.transaction)
-        funded = [record.funding_sat for outpoint in outpoints if (record := await self._read(outpoint))]
-        log.info("settlement found", channel=str(channel.outpoint), txid=settlement.txid[::-1].hex())
-        return replace(settlement, fee_sat=Sat(max(sum(funded) - sum(out.nValue for out in outputs), 0)))
 
     def _form_batch(self, channel: Channel) -> asyncio.Task[dict[OutPoint, Settlement]] | None:
         """Let a drained channel wait for others; when they have waited long enough, or are enough, settle them.

@@ -13,12 +13,14 @@ import structlog
 
 from actors.desk import Desk
 from actors.signing import Newer, newest_claim
+from actors.spends import judge_spend
 from actors.world import World
 from paychan.chain.base import ChainFailed, Spend
 from paychan.protocol.channel import (
     Channel,
     Command,
     Confirmed,
+    Found,
     Kept,
     Published,
     Signed,
@@ -28,8 +30,8 @@ from paychan.protocol.channel import (
 )
 from paychan.protocol.errors import PublishFailed
 from paychan.protocol.fees import is_below_floor
-from paychan.protocol.settlement import Settlement, spends_by_server_branch
-from paychan.protocol.types import Sat
+from paychan.protocol.finding import is_behind, is_news
+from paychan.protocol.settlement import Settlement
 
 log = structlog.get_logger("settlement")
 
@@ -53,7 +55,8 @@ async def perform(step: Step, channel: Channel, world: World, desk: Desk) -> Com
 
 async def _perform(step: Step, channel: Channel, world: World, desk: Desk) -> Command | None:
     if step is Step.SIGN:
-        return await _sign(channel, world, desk)
+        there = await _out_already(channel, world) or await newest_claim(channel, world)
+        return there or _signed(await desk.first(channel))
     if channel.closing is None or channel.closing.settlement is None:
         msg = f"{channel.outpoint} has no signed settlement"
         raise ValueError(msg)
@@ -62,20 +65,18 @@ async def _perform(step: Step, channel: Channel, world: World, desk: Desk) -> Co
     return await _watch(channel, channel.closing.settlement, world, desk)
 
 
-async def _sign(channel: Channel, world: World, desk: Desk) -> Command | None:
-    """Have the first settlement signed, unless the coins are gone, or one is there already.
+async def _out_already(channel: Channel, world: World) -> Command | None:
+    """Find what spends the output of a channel that has no settlement yet: a settlement, or a refund that is deep.
 
-    One of ours that spends the output is out since a crash, or is younger than a backup; so is what the signer signed.
+    A settlement is out since a crash, or is younger than a backup; one for an older payment than ours is to be replaced.
     """
-    with contextlib.suppress(ChainFailed):
+    try:
         spend = await world.chain.spender(channel.outpoint)
-        raw = await world.chain.transaction(spend.txid) if spend else b""
-        if spend is not None and spends_by_server_branch(raw, channel.outpoint):
-            return Signed(await desk.found(channel, Settlement(raw, spend.txid, Sat(0))))
-        if spend is not None and spend.confirmations >= world.depth(channel):
-            log.error("funding was spent by another", channel=str(channel.outpoint), txid=spend.txid[::-1].hex())
-            return SpentElsewhere(spend.txid)
-    return await newest_claim(channel, world) or _signed(await desk.first(channel))
+        command = await judge_spend(channel, spend, world) if spend else None
+    except ChainFailed:
+        return None
+    replaces = isinstance(command, Found) and not command.deep and is_behind(command.claim, channel)
+    return None if replaces else command
 
 
 async def _publish(channel: Channel, settlement: Settlement, world: World, desk: Desk) -> Command:
@@ -90,9 +91,9 @@ async def _publish(channel: Channel, settlement: Settlement, world: World, desk:
         spend = await _spender(channel, world)
         if spend is not None and spend.confirmations >= world.depth(channel):
             end = await _end(channel, settlement, spend, world, desk)
-            # ours, whoever handed it in: then it is published, and watching it tells how it ended
+            # ours, and handed in before: then it is published, and watching it tells how it ended
             return Published() if isinstance(end, Confirmed) else end
-        kept = await _kept(channel, settlement, spend, world, desk)
+        kept = await _kept(channel, settlement, spend, world)
         if kept is not None and not desk.may_replace(kept.settlement):
             return kept
         better = _signed(await desk.dearer(channel, spend, refused=True))
@@ -111,7 +112,7 @@ async def _watch(channel: Channel, settlement: Settlement, world: World, desk: D
     if spend is None:
         return Vanished()
     if spend.confirmations == 0:
-        kept = await _kept(channel, settlement, spend, world, desk)
+        kept = await _kept(channel, settlement, spend, world)
         if kept is not None and not desk.may_replace(kept.settlement):
             return kept
         if desk.may_tell(settlement):
@@ -127,17 +128,15 @@ def _signed(settlement: Settlement | None) -> Signed | None:
     return None if settlement is None else Signed(settlement)
 
 
-async def _kept(channel: Channel, settlement: Settlement, spend: Spend | None, world: World, desk: Desk) -> Kept | None:
+async def _kept(channel: Channel, settlement: Settlement, spend: Spend | None, world: World) -> Kept | None:
     """Find the settlement of ours that the mempool has instead of the record's."""
     if spend is None or spend.confirmations or spend.txid == settlement.txid:
         return None
     try:
-        raw = await world.chain.transaction(spend.txid)
+        command = await judge_spend(channel, spend, world)
     except ChainFailed as error:
         raise PublishFailed(reason=str(error)) from error
-    if not spends_by_server_branch(raw, channel.outpoint):
-        return None
-    return Kept(await desk.found(channel, Settlement(raw, spend.txid, Sat(0))))
+    return Kept(command.settlement) if isinstance(command, Found) else None
 
 
 async def _spender(channel: Channel, world: World) -> Spend | None:
@@ -148,19 +147,18 @@ async def _spender(channel: Channel, world: World) -> Spend | None:
 
 
 async def _end(channel: Channel, settlement: Settlement, spend: Spend, world: World, desk: Desk) -> Command:
-    """Tell our settlement, also an earlier or a changed one, from the client's refund."""
+    """Tell our settlement, also an earlier, a changed or a newer one, from the client's refund."""
     desk.pinned.pop(channel.outpoint, None)
     if spend.txid == settlement.txid:
         return Confirmed(spend.txid)
+    deep = Spend(spend.txid, max(spend.confirmations, world.settlement_confirmations))  # enough for this channel
     try:
-        spending = await world.chain.transaction(spend.txid)
+        command = await judge_spend(channel, deep, world)
     except ChainFailed as error:
         raise PublishFailed(reason=str(error)) from error
     shown = spend.txid[::-1].hex()
-    if spends_by_server_branch(spending, channel.outpoint):
-        if channel.moves:  # the channel goes on at its output, so its bytes are kept, should a reorg take them back
-            return Kept(await desk.found(channel, Settlement(spending, spend.txid, Sat(0))))
+    if isinstance(command, Found):
         log.warning("settlement confirmed under another txid", channel=str(channel.outpoint), txid=shown)
-        return Confirmed(spend.txid)
+        return command if channel.moves or is_news(command.claim, channel) else Confirmed(spend.txid)
     log.error("funding was spent by another", channel=str(channel.outpoint), txid=shown)
     return SpentElsewhere(spend.txid)

@@ -12,14 +12,15 @@ import structlog
 
 from actors.alarm import Alarm, Kind, about
 from actors.behind import Behind
-from actors.chainwatch import REMEMBERED_SECONDS, ChainWatch
+from actors.chainwatch import ChainWatch
 from actors.channel import Message, Resume
+from actors.endings import REMEMBERED_SECONDS
 from actors.registry import Registry
 from actors.world import World
 from paychan.protocol.channel import Channel, Close, CloseReason, Rejected, Rules, State
+from paychan.protocol.ending import end_of
 from paychan.protocol.errors import NotEconomical
-from paychan.protocol.fees import Shortfall
-from paychan.protocol.machine import end_of, least_fee
+from paychan.protocol.fees import Shortfall, least_fee
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.store.base import walk
 from paychan.supervisor import Supervised
@@ -94,7 +95,7 @@ class Watcher:
             await self._tell(walk(self._world.store, state), Resume())
         await self._registry.desk.follow_reserve()
         await self._tell(_each(self._chain.take_earned()), Close(CloseReason.WITHDRAW))
-        await self._chain.look_at_closed()
+        await self._chain.endings.look_at_ended()
         await self._look_for_late_ones(now or self._world.now())
         self._registry.let_sleep(self._idle_seconds)
         self.last_look = self._world.clock()

@@ -23,6 +23,7 @@ from paychan.api.health import health
 from paychan.api.service import Service
 from paychan.chain.base import ChainFailed
 from paychan.protocol.channel import Channel, Close, CloseReason, State
+from paychan.protocol.ending import end_of
 from paychan.protocol.errors import (
     BackupFailed,
     ChainUnavailable,
@@ -36,9 +37,9 @@ from paychan.protocol.errors import (
     Unauthorized,
     UnknownChannel,
 )
-from paychan.protocol.machine import can_withdraw, end_of
 from paychan.protocol.scripts import parse_public_key
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
+from paychan.protocol.withdrawing import can_withdraw
 from paychan.store import backup
 from paychan.store.backupfile import BackupError
 from paychan.store.base import walk

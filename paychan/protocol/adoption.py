@@ -57,7 +57,7 @@ def adopted(channel: Channel, command: Adopt, view: View) -> Outcome:
     changed = _replace(channel, payment=payment, change_script=script, offered=None, offered_data="")
     if is_open and signed is None and reason not in (CloseReason.DRAINED, CloseReason.CLIENT):
         return Accepted(changed)
-    closing = _replace(channel.closing or Closing(reason, view.now), settlement=None if older else signed)
+    closing = _replace(channel.closing or Closing(reason, view.paying_time), settlement=None if older else signed)
     return Accepted(_replace(changed, state=State.CLOSING, closing=closing))
 
 

@@ -11,7 +11,7 @@ from paychan.protocol.errors import PaychanError
 from paychan.protocol.moment import paying_time
 from paychan.protocol.payment import Payment
 from paychan.protocol.scripts import ChannelTerms
-from paychan.protocol.settlement import Claim, Settlement
+from paychan.protocol.settlement import Claim, Settlement, first_output_sat
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 
 # --- what is stored -------------------------------------------------------------------------------------------------
@@ -24,7 +24,8 @@ class State(Enum):
     CLOSING = "closing"  # takes none; its settlement is being signed or published
     PUBLISHED = "published"  # its settlement was handed to the network
     CLOSED = "closed"  # its settlement is confirmed deep enough; remembered for ever
-    LOST = "lost"  # something else spent the funding output; remembered for ever
+    LOST = "lost"  # the client's refund spent the funding output; taken up again if the chain takes that back
+    UNFUNDED = "unfunded"  # its funding transaction was replaced; goes on if that is there after all
 
 
 class CloseReason(Enum):
@@ -81,6 +82,23 @@ class Channel(Struct, frozen=True, array_like=True):
     def moves(self) -> bool:
         """Say whether it goes on, or went on, at the change output of its settlement."""
         return self.closing is not None and self.closing.reason is CloseReason.WITHDRAW
+
+    @property
+    def moved_sat(self) -> Sat:
+        """What a channel that moves goes on with: the chain's word, where the record holds the transaction."""
+        settlement = self.closing.settlement if self.closing else None
+        confirmed = self.closing.spent_by if self.closing else b""
+        if settlement is not None and settlement.txid == confirmed:
+            return first_output_sat(settlement.transaction)
+        return self.payment.change_sat
+
+
+def can_move(channel: Channel) -> bool:
+    """Say whether a channel can go on at the change output of a withdrawal: a v2 channel whose change funds it again.
+
+    PROTOCOL §6.2: "so that the server can move received value without the client".
+    """
+    return bool(channel.secret) and channel.change_script == channel.terms.funding_script
 
 
 # --- what the world tells, and what comes of it ---------------------------------------------------------------------
@@ -203,7 +221,23 @@ class Confirmed(Struct, frozen=True):
 
 
 class Vanished(Struct, frozen=True):
-    """The settlement is neither in the chain nor in the mempool any more."""
+    """What ended the channel is neither deep in the chain nor in the mempool any more."""
+
+
+class Found(Struct, frozen=True):
+    """The chain shows a settlement by the server's branch that the record does not have; see `finding`."""
+
+    claim: Claim
+    settlement: Settlement
+    deep: bool
+
+
+class Unfunded(Struct, frozen=True):
+    """The funding output is gone, and no transaction spends it: blocks were mined without it."""
+
+
+class Funded(Struct, frozen=True):
+    """The funding output is there after all."""
 
 
 class SpentElsewhere(Struct, frozen=True):
@@ -232,6 +266,9 @@ Command: TypeAlias = (
     | Vanished
     | SpentElsewhere
     | Adopt
+    | Found
+    | Unfunded
+    | Funded
 )
 
 

@@ -251,6 +251,10 @@ class ChannelLost(Gone):
     code, text = "channel_lost", "funding output was spent by {txid}"
 
 
+class NeverFunded(Gone):
+    code, text = "never_funded", "the funding transaction was replaced and never confirmed"
+
+
 # --- 500, 503: our side ---------------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,10 @@ _STEP_PERCENT = 25
 """A settlement is replaced when the curve has risen by this: few replacements, none of them for nothing."""
 
 
+_LARGEST_DESTINATION = bytes(34)
+"""It stands for any: P2WSH and P2TR outputs have the longest standard scriptPubKey."""
+
+
 class ChainFees(Struct, frozen=True):
     """What the chain says of fee rates: for confirmation within hours, if it can tell, and the least it relays now.
 
@@ -162,6 +166,11 @@ def plan_closing(
     size = settlement_size(claims, destination_script)
     most = max(most_sat(claims, size, rules, destination_script), size * RELAY_FLOOR_SAT_PER_VB)
     return Sat(min(plan, most))
+
+
+def least_fee(channel: Channel, rules: Rules) -> Sat | Shortfall:
+    """Fee of a channel's settlement at the lowest rate of the curve, or why it can't be settled."""
+    return plan_closing([channel], _LARGEST_DESTINATION, rules)
 
 
 def most_sat(claims: Sequence[Claim], size: int, rules: Rules, destination_script: bytes) -> Sat:

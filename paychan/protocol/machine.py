@@ -9,11 +9,13 @@ derives it from the record, so the same code goes on after a crash at any point.
                                                    ▲                                      │                   │
                                                    ├──────────── signed, dearer ──────────┤                   │
                                                    └──────── no longer in the chain ──────┴───────────────────┘
-    any but LOST ──funding spent by something else──▶ LOST
-    any but CLOSED, LOST ──the signer has signed for it, and the record lacks that──▶ CLOSING
+    any but LOST ──the client's refund is deep──▶ LOST ──not any more──▶ CLOSING
+    OPEN, CLOSING, PUBLISHED ──funding replaced──▶ UNFUNDED ──there after all──▶ where it was: OPEN or CLOSING
+    any ──a settlement that the record lacks is in the chain──▶ PUBLISHED, or CLOSING to replace it
+    OPEN, CLOSING, PUBLISHED ──the signer has signed for it, and the record lacks that──▶ CLOSING
 
 A withdrawal takes the same way; `opening.successor` is the channel that goes on at its change output. How a channel
-begins is in `opening.py`.
+begins is in `opening.py`; how a record takes over what the chain shows, in `finding.py`.
 
 Persisting is the caller's: persist, then adopt, then answer.
 """
@@ -39,39 +41,37 @@ from paychan.protocol.channel import (
     Closing,
     Command,
     Confirmed,
+    Found,
+    Funded,
     Kept,
     Outcome,
     Pay,
     Published,
     Rejected,
-    Rules,
     Signed,
     SpentElsewhere,
     State,
+    Unfunded,
     Vanished,
     View,
 )
+from paychan.protocol.ending import end_of
 from paychan.protocol.errors import (
     ApplicationRefused,
     ChainUnavailable,
-    ChannelClosed,
-    ChannelClosing,
     ChannelExpiring,
-    ChannelLost,
-    ChannelMoved,
-    ChannelMoving,
     NotEconomical,
     NotNewestPayment,
-    NotWithdrawable,
     PaychanError,
     PaymentPending,
     ValueBackwards,
 )
-from paychan.protocol.fees import Shortfall, plan_closing
+from paychan.protocol.fees import Shortfall, least_fee
+from paychan.protocol.finding import found
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
-from paychan.protocol.rest import opening_secret
 from paychan.protocol.settlement import leaves_out
-from paychan.protocol.types import OutPoint, Sat
+from paychan.protocol.types import Sat
+from paychan.protocol.withdrawing import withdrawal_problem
 
 Transition: TypeAlias = Callable[[Channel, Any, View, PaymentVerifier | None], Outcome]
 
@@ -173,42 +173,8 @@ def _close_by_payment(
 
 
 def _close_by_us(channel: Channel, command: Close, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    problem = _withdrawal_problem(channel, view) if command.reason is CloseReason.WITHDRAW else None
+    problem = withdrawal_problem(channel, view) if command.reason is CloseReason.WITHDRAW else None
     return Rejected(problem) if problem is not None else close(channel, command.reason, view)
-
-
-def can_move(channel: Channel) -> bool:
-    """Say whether a channel can go on at the change output of a withdrawal: a v2 channel whose change funds it again.
-
-    PROTOCOL §6.2: "so that the server can move received value without the client".
-    """
-    return bool(channel.secret) and channel.change_script == channel.terms.funding_script
-
-
-def publishes_secret(channel: Channel) -> bool:
-    """Say whether settling now would publish the channel's secret: that is the hash of the opening payment's signature.
-
-    Nothing is withdrawn then, as the channel would go on under a secret that anybody can read in the chain. One payment
-    more of the client's, whatever its value, is settled instead. Deriving another secret for what goes on would not help:
-    whoever has read the old one is told the new place like the client.
-    """
-    return opening_secret(channel.payment) == channel.secret
-
-
-def can_withdraw(channel: Channel) -> bool:
-    """Say whether what an open channel received can be withdrawn now."""
-    return can_move(channel) and not publishes_secret(channel)
-
-
-def _withdrawal_problem(channel: Channel, view: View) -> PaychanError | None:
-    limit = channel.terms.expiry - view.rules.settlement_period_seconds
-    if not can_move(channel):
-        return NotWithdrawable(reason="its change does not go back to its funding address")
-    if publishes_secret(channel):
-        return NotWithdrawable(reason="it would publish the channel's secret, until the client has paid once more")
-    if channel.offered is not None:
-        return PaymentPending(change_sat=channel.offered.change_sat)
-    return ChannelExpiring(now_unix=view.now, limit_unix=limit) if view.now >= limit else None
 
 
 def close(
@@ -230,15 +196,6 @@ def close(
     if isinstance(plan, Shortfall):
         return Rejected(NotEconomical(got_sat=plan.received_sat, need_sat=plan.needed_sat))
     return Accepted(closing, value_sat)
-
-
-def least_fee(channel: Channel, rules: Rules) -> Sat | Shortfall:
-    """Fee of a channel's settlement at the lowest rate of the curve, or why it can't be settled."""
-    return plan_closing([channel], _LARGEST_DESTINATION, rules)
-
-
-_LARGEST_DESTINATION = bytes(34)
-"""P2WSH and P2TR outputs have the longest standard scriptPubKey."""
 
 
 def _signed(channel: Channel, command: Signed, view: View, _verifier: PaymentVerifier | None) -> Outcome:
@@ -271,7 +228,7 @@ def _kept(channel: Channel, command: Kept, view: View, _verifier: PaymentVerifie
 
 
 def _confirmed(channel: Channel, command: Confirmed, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    """Note the txid where it is not the newest settlement's: an earlier one was mined, or somebody changed it."""
+    """Note the txid where it is not the newest settlement's: an earlier one was mined, or its scripts were changed."""
     closing = channel.closing
     if closing is None or closing.settlement is None:
         return Accepted(channel)
@@ -281,8 +238,21 @@ def _confirmed(channel: Channel, command: Confirmed, view: View, _verifier: Paym
 
 
 def _vanished(channel: Channel, command: Vanished, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    """Back to CLOSING; the stored settlement is published again."""
-    return Accepted(_replace(channel, state=State.CLOSING))
+    """Back to CLOSING; the stored settlement is published again, or the first one signed."""
+    closing = channel.closing
+    if channel.state is State.LOST and closing is not None:
+        closing = _replace(closing, spent_by=b"")
+    return Accepted(_replace(channel, state=State.CLOSING, closing=closing))
+
+
+def _unfunded(channel: Channel, command: Unfunded, view: View, _verifier: PaymentVerifier | None) -> Outcome:
+    """Leave the books. An offered payment is dropped: there is nothing that it could be paid from."""
+    return Accepted(_replace(channel, state=State.UNFUNDED, offered=None, offered_data=""))
+
+
+def _funded(channel: Channel, command: Funded, view: View, _verifier: PaymentVerifier | None) -> Outcome:
+    """Go on where it was."""
+    return Accepted(_replace(channel, state=State.OPEN if channel.closing is None else State.CLOSING))
 
 
 def _adopt(channel: Channel, command: Adopt, view: View, _verifier: PaymentVerifier | None) -> Outcome:
@@ -291,12 +261,20 @@ def _adopt(channel: Channel, command: Adopt, view: View, _verifier: PaymentVerif
 
 
 def _lost(channel: Channel, command: SpentElsewhere, view: View, _verifier: PaymentVerifier | None) -> Outcome:
+    if channel.state is State.LOST and channel.closing and channel.closing.spent_by == command.txid:
+        return Accepted(channel)
     closing = channel.closing or Closing(CloseReason.EXPIRY, view.paying_time)
     return Accepted(
         _replace(
             channel, state=State.LOST, offered=None, offered_data="", closing=_replace(closing, spent_by=command.txid)
         )
     )
+
+
+def _close_again(channel: Channel, command: Close, view: View, _verifier: PaymentVerifier | None) -> Outcome:
+    """What was asked for has happened already, but for a channel that goes on elsewhere: it is to be closed there."""
+    moves_on = channel.moves and command.reason is not CloseReason.WITHDRAW
+    return Rejected(end_of(channel)) if moves_on else Accepted(channel)
 
 
 def _repeat_close(channel: Channel, command: Command, view: View, _verifier: PaymentVerifier | None) -> Outcome:
@@ -312,19 +290,6 @@ def _unchanged(channel: Channel, command: Command, view: View, _verifier: Paymen
 def _ended(channel: Channel, command: Command, view: View, _verifier: PaymentVerifier | None) -> Outcome:
     """Say how a channel that takes nothing more stands."""
     return Rejected(end_of(channel))
-
-
-def end_of(channel: Channel) -> PaychanError:
-    """The refusal that a channel outside OPEN answers with."""
-    closing = channel.closing
-    if channel.state is State.LOST and closing is not None:
-        return ChannelLost(txid=closing.spent_by[::-1].hex())
-    if closing is not None and channel.moves:
-        to = OutPoint(closing.spent_by, 0)
-        return ChannelMoved(outpoint=str(to), funding_sat=channel.payment.change_sat) if to.txid else ChannelMoving()
-    if channel.state in (State.PUBLISHED, State.CLOSED) and closing is not None and closing.settlement is not None:
-        return ChannelClosed(txid=(closing.spent_by or closing.settlement.txid)[::-1].hex())
-    return ChannelClosing()
 
 
 def forged(
@@ -352,75 +317,78 @@ def _pending(offered: Payment) -> PaymentPending:
     return PaymentPending(change_sat=offered.change_sat)
 
 
+_NOT_NEWS: dict[type[Struct], Transition] = {
+    Signed: _unchanged,
+    Published: _unchanged,
+    Kept: _unchanged,
+    Confirmed: _unchanged,
+    Vanished: _unchanged,
+    SpentElsewhere: _lost,
+    Adopt: _unchanged,
+    Found: found,
+    Unfunded: _unchanged,
+    Funded: _unchanged,
+}
+"""What signer and chain say in states that have nothing more to do with it."""
+
+_NO_MORE: dict[type[Struct], Transition] = {
+    Pay: _ended,
+    Answer: _ended,
+    CloseByProof: _ended,
+    CloseByPayment: _ended,
+    Close: _ended,
+}
+
 TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
     State.OPEN: {
+        **_NOT_NEWS,
         Pay: _pay,
         Answer: _answer,
         CloseByProof: _close_by_proof,
         CloseByPayment: _close_by_payment,
         Close: _close_by_us,
-        Signed: _unchanged,
-        Published: _unchanged,
-        Kept: _unchanged,
-        Confirmed: _unchanged,
-        Vanished: _unchanged,
-        SpentElsewhere: _lost,
         Adopt: _adopt,
+        Unfunded: _unfunded,
     },
     State.CLOSING: {
-        Pay: _ended,
-        Answer: _ended,
-        CloseByProof: _ended,
-        CloseByPayment: _ended,
-        Close: _unchanged,
+        **_NOT_NEWS,
+        **_NO_MORE,
+        Close: _close_again,
         Signed: _signed,
         Published: _published,
         Kept: _kept,
-        Confirmed: _unchanged,
-        Vanished: _unchanged,
-        SpentElsewhere: _lost,
         Adopt: _adopt,
+        Unfunded: _unfunded,
     },
     State.PUBLISHED: {
-        Pay: _ended,
-        Answer: _ended,
+        **_NOT_NEWS,
+        **_NO_MORE,
         CloseByProof: _repeat_proof,
         CloseByPayment: _repeat_close,
-        Close: _unchanged,
+        Close: _close_again,
         Signed: _signed,
-        Published: _unchanged,
         Kept: _kept,
         Confirmed: _confirmed,
         Vanished: _vanished,
-        SpentElsewhere: _lost,
         Adopt: _adopt,
+        Unfunded: _unfunded,
     },
     State.CLOSED: {
-        Pay: _ended,
-        Answer: _ended,
+        **_NOT_NEWS,
+        **_NO_MORE,
         CloseByProof: _repeat_proof,
         CloseByPayment: _repeat_close,
-        Close: _unchanged,
-        Signed: _unchanged,
-        Published: _unchanged,
-        Kept: _unchanged,
-        Confirmed: _unchanged,
+        Close: _close_again,
         Vanished: _vanished,
-        SpentElsewhere: _lost,
-        Adopt: _unchanged,
     },
     State.LOST: {
-        Pay: _ended,
-        Answer: _ended,
-        CloseByProof: _ended,
-        CloseByPayment: _ended,
-        Close: _ended,
-        Signed: _unchanged,
-        Published: _unchanged,
-        Kept: _unchanged,
-        Confirmed: _unchanged,
-        Vanished: _unchanged,
-        SpentElsewhere: _unchanged,
-        Adopt: _unchanged,
+        **_NOT_NEWS,
+        **_NO_MORE,
+        Vanished: _vanished,
+    },
+    State.UNFUNDED: {
+        **_NOT_NEWS,
+        **_NO_MORE,
+        Funded: _funded,
     },
 }

@@ -68,7 +68,7 @@ def successor(moved: Channel, now: UnixTime) -> Channel:
     if moved.closing is None or not moved.closing.spent_by:
         msg = f"{moved.outpoint} has not moved"
         raise ValueError(msg)
-    change_sat = moved.payment.change_sat
+    change_sat = moved.moved_sat
     return msgspec.structs.replace(
         moved,
         outpoint=OutPoint(moved.closing.spent_by, 0),
@@ -77,5 +77,6 @@ def successor(moved: Channel, now: UnixTime) -> Channel:
         state=State.OPEN,
         seq=1,
         opened_at=now,
+        payments=0,
         closing=None,
     )

@@ -270,24 +270,37 @@ def spends_by_server_branch(transaction: bytes, outpoint: OutPoint) -> bool:
     client's signature can be changed by others (threat 18), our SIGHASH_ALL signature over the outputs can't. The
     other branch is the client's refund.
     """
-    for txin in CTransaction.deserialize(transaction).vin:
+    return server_pushes(CTransaction.deserialize(transaction), outpoint) is not None
+
+
+def server_pushes(transaction: CTransaction, outpoint: OutPoint) -> tuple[int, list[bytes]] | None:
+    """Return at which input a transaction spends an outpoint by the server's branch, and what its script pushes.
+
+    Numbers that have an opcode of their own are shown as no bytes.
+    """
+    for index, txin in enumerate(transaction.vin):
         if (bytes(txin.prevout.hash), int(txin.prevout.n)) == (outpoint.txid, outpoint.vout):
-            return _selects_server(CScript(txin.scriptSig))
-    return False
+            try:
+                pushes = [(opcode, data) for opcode, data, _ in CScript(txin.scriptSig).raw_iter()]
+            except CScriptInvalidError:
+                return None
+            return (index, [bytes(data or b"") for _, data in pushes]) if _selects_server(pushes) else None
+    return None
 
 
-def _selects_server(script_sig: CScript) -> bool:
+def _selects_server(pushes: Sequence[tuple[int, bytes | None]]) -> bool:
     """Read what is below the redeem script on the stack, as a condition (script.cpp: CastToBool)."""
-    try:
-        pushes = [(opcode, data) for opcode, data, _ in script_sig.raw_iter()]
-    except CScriptInvalidError:
-        return False
     if len(pushes) < 2:
         return False
     opcode, data = pushes[-2]
     if data is not None:
         return any(data[:-1]) or bytes(data[-1:]) not in (b"", b"\x00", b"\x80")
     return bool(opcode == _OP_1NEGATE or _OP_1 <= opcode <= _OP_16)
+
+
+def first_output_sat(transaction: bytes) -> Sat:
+    """Value of output 0: of a withdrawal, what the channel goes on with."""
+    return Sat(CTransaction.deserialize(transaction).vout[0].nValue)
 
 
 def _script_sig(claim: Claim, server_signature: bytes) -> bytes:

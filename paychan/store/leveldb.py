@@ -39,7 +39,7 @@ log = structlog.get_logger("store")
 
 _RECORD, _INDEX = b"c", b"i"
 
-STATE_CODES = {State.OPEN: 1, State.CLOSING: 2, State.PUBLISHED: 3, State.CLOSED: 4, State.LOST: 5}
+STATE_CODES = {State.OPEN: 1, State.CLOSING: 2, State.PUBLISHED: 3, State.CLOSED: 4, State.LOST: 5, State.UNFUNDED: 6}
 """Second byte of an index key. Stored: never renumber."""
 
 _OUTPOINT_BYTES = 36

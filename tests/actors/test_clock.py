@@ -199,7 +199,7 @@ async def test_fault_06_closed_channels_are_watched_on_under_a_wrong_clock(tmp_p
         assert await server.state() is State.CLOSED
         server.blocks.forget()
         await server.watcher._chain.look()
-        await server.watcher._chain.look_at_closed()
+        await server.watcher._chain.endings.look_at_ended()
         assert await server.blocks.spender(server.payer.outpoint) is not None
 
 

@@ -144,20 +144,20 @@ async def test_threat_23_a_bad_input_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "method", "failure"),
+    ("part", "method", "failure", "times"),
     [
-        ("signer", "sign_settlement", SignerRefused("policy-template", "claim 1 is bad")),
-        ("chain", "unspent", ChainFailed("no node")),
+        ("signer", "sign_settlement", SignerRefused("policy-template", "claim 1 is bad"), 1),
+        ("chain", "unspent", ChainFailed("no node"), 99),
     ],
 )
 async def test_threat_23_without_a_batch_each_settles_alone(
-    tmp_path: Path, part: str, method: str, failure: Exception
+    tmp_path: Path, part: str, method: str, failure: Exception, times: int
 ) -> None:
     """A batch that can't be signed or looked through delays nobody beyond this look."""
     async with local(tmp_path, settings={"batch_seconds": WAIT}) as server:
         await drain(server, FIRST, SECOND)
         server.clock.now += WAIT
-        getattr(server, part).fail(method, failure, times=1)
+        getattr(server, part).fail(method, failure, times=times)
         await server.watcher.look()
         await server.watcher.look()
         for payer in (FIRST, SECOND):

@@ -37,6 +37,7 @@ from paychan.protocol.channel import (
     View,
 )
 from paychan.protocol.debugfunding import debug_outpoint
+from paychan.protocol.ending import end_of
 from paychan.protocol.errors import (
     ChannelClosing,
     ChannelExists,
@@ -46,7 +47,7 @@ from paychan.protocol.errors import (
     UnknownChannel,
 )
 from paychan.protocol.fees import Shortfall, plan_closing
-from paychan.protocol.machine import apply, end_of
+from paychan.protocol.machine import apply
 from paychan.protocol.opening import open_channel, successor
 from paychan.protocol.payment import Payment, decode_v1
 from paychan.protocol.rest import Dialect, opening_secret, read_v2_body

@@ -93,7 +93,7 @@ def test_listing_and_verifying_tell_good_from_damaged(operator: Operator) -> Non
 
     for place in (operator.config, good.parent):
         said = operator.runs("list", place)
-        assert re.search(rf"{bad.name} +│ damaged.*{good.name} +│ 5 +│ 30,000", said, re.DOTALL)
+        assert re.search(rf"{bad.name} +│ damaged.*{good.name} +│ 6 +│ 30,000", said, re.DOTALL)
     assert f"good {good}" in operator.runs("verify", good)
     said = operator.runs("verify", bad, good, status=1)
     assert f"{bad} is not a backup, or is damaged" in said

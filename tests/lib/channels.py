@@ -20,6 +20,7 @@ from paychan.protocol.channel import (
     CloseReason,
     Command,
     Confirmed,
+    Found,
     Opening,
     Outcome,
     Pay,
@@ -28,9 +29,11 @@ from paychan.protocol.channel import (
     Signed,
     SpentElsewhere,
     State,
+    Unfunded,
     View,
 )
 from paychan.protocol.fees import Shortfall, plan_closing
+from paychan.protocol.finding import read_claim
 from paychan.protocol.machine import apply, close
 from paychan.protocol.opening import open_channel
 from paychan.protocol.payment import Payment, sign_payment
@@ -134,6 +137,8 @@ class Payer(Struct, frozen=True):
         versions = [self.channel(paid_sat)]
         if state is State.OPEN:
             return versions
+        if state is State.UNFUNDED:
+            return [*versions, step(versions[-1], Unfunded())]
         if state is State.LOST:
             return [*versions, step(versions[-1], SpentElsewhere(sha256(self.seed.encode()).digest()))]
         versions.append(
@@ -161,6 +166,14 @@ def confirmed(channel: Channel) -> Confirmed:
     assert channel.closing is not None
     assert channel.closing.settlement is not None
     return Confirmed(channel.closing.settlement.txid)
+
+
+def found_by(payer: Payer, paid: Channel, *, deep: bool = False) -> Found:
+    """That the chain shows a settlement of a channel as another record of it has it, for which the operator closed it."""
+    settlement = payer.settlement(step(paid, Close(CloseReason.OPERATOR)))
+    claim = read_claim(paid, settlement.transaction)
+    assert claim is not None
+    return Found(claim, settlement, deep)
 
 
 def step(channel: Channel, command: Command) -> Channel:

@@ -27,6 +27,7 @@ from paychan.protocol.channel import (
     CloseReason,
     Command,
     Confirmed,
+    Funded,
     Outcome,
     Pay,
     Published,
@@ -35,6 +36,7 @@ from paychan.protocol.channel import (
     Signed,
     SpentElsewhere,
     State,
+    Unfunded,
     Vanished,
     View,
 )
@@ -95,13 +97,14 @@ class Life(RuleBasedStateMachine):
 
     def ended(self) -> str:
         """The code that a channel outside OPEN answers with."""
-        if self.moves and self.state is not State.LOST:
+        if self.moves and self.state not in {State.LOST, State.UNFUNDED}:
             return "channel_moved" if self.moved else "channel_moving"
         return {
             State.CLOSING: "channel_closing",
             State.PUBLISHED: "channel_closed",
             State.CLOSED: "channel_closed",
             State.LOST: "channel_lost",
+            State.UNFUNDED: "never_funded",
         }[self.state]
 
     # --- judging ----------------------------------------------------------------------------------------------------
@@ -213,7 +216,7 @@ class Life(RuleBasedStateMachine):
     def close_by_proof(self, newest: bool) -> None:
         payment = self.channel.payment if newest else self.sign(self.channel.payment.change_sat, 11)
         outcome = self.give(CloseByProof(payment))
-        if self.state in {State.CLOSING, State.LOST}:
+        if self.state in {State.CLOSING, State.LOST, State.UNFUNDED}:
             self.expect(outcome, self.ended())
         elif self.has_offer:
             self.expect(outcome, "payment_pending")
@@ -230,7 +233,7 @@ class Life(RuleBasedStateMachine):
         assume(new >= 0)
         payment = self.sign(new, nonce)
         outcome = self.give(CloseByPayment(payment))
-        if self.state in {State.CLOSING, State.LOST} or self.moves:
+        if self.state in {State.CLOSING, State.LOST, State.UNFUNDED} or self.moves:
             self.expect(outcome, self.ended())
         elif self.state is not State.OPEN:
             self.expect(outcome, None, changes=False)
@@ -253,7 +256,7 @@ class Life(RuleBasedStateMachine):
         outcome = self.give(Close(reason), frozen=frozen, late=late)
         if self.state is State.OPEN:
             self.close(outcome, self.channel.payment, asked=False)
-        elif self.state is State.LOST:
+        elif self.state in {State.LOST, State.UNFUNDED} or self.moves:
             self.expect(outcome, self.ended())
         else:
             self.expect(outcome, None, changes=False)
@@ -263,7 +266,8 @@ class Life(RuleBasedStateMachine):
         """What was earned is settled; only a channel whose change funds it again can go on, and not by its opening payment."""
         outcome = self.give(Close(CloseReason.WITHDRAW), late=late)
         if self.state is not State.OPEN:
-            self.expect(outcome, self.ended() if self.state is State.LOST else None, changes=False)
+            ended = self.state in {State.LOST, State.UNFUNDED}
+            self.expect(outcome, self.ended() if ended else None, changes=False)
         elif not self.payer.movable or self.is_new:
             self.expect(outcome, "not_withdrawable")
         elif self.has_offer:
@@ -285,7 +289,7 @@ class Life(RuleBasedStateMachine):
         self.funding, self.income = self.change, 0
         self.payer = msgspec.structs.replace(self.payer, funding_sat=Sat(self.funding), at=at)
         self.state, self.seq, self.signed, self.moves, self.moved = State.OPEN, 1, False, False, False
-        self.is_new = False
+        self.is_new, self.payments = False, 0
 
     def close(self, outcome: Outcome, payment: Payment, *, asked: bool) -> None:
         """A channel is closed if that pays for itself; an offer that nobody answered for is dropped."""
@@ -318,10 +322,11 @@ class Life(RuleBasedStateMachine):
             (State.PUBLISHED, Confirmed): State.CLOSED,
             (State.PUBLISHED, Vanished): State.CLOSING,
             (State.CLOSED, Vanished): State.CLOSING,
+            (State.LOST, Vanished): State.CLOSING,
         }
         state = after.get((self.state, type(command)), self.state)
         self.expect(self.give(command), None, changes=state is not self.state)
-        self.moved = self.moved or (self.moves and state is State.CLOSED)
+        self.moved = self.state is not State.LOST and (self.moved or (self.moves and state is State.CLOSED))
         if state is State.CLOSED and isinstance(command, Confirmed) and self.state is State.PUBLISHED:
             assert self.channel.closing is not None
             assert (self.channel.closing.spent_by or self.newest().txid) == command.txid
@@ -332,6 +337,9 @@ class Life(RuleBasedStateMachine):
     def sign_settlement(self) -> None:
         """The signer's first answer counts, while the channel is closing; then it can always be planned."""
         counts = self.state is State.CLOSING and not self.signed
+        closing = self.channel.closing
+        asked = closing is not None and closing.reason is CloseReason.CLIENT
+        assume(not counts or self.settles(self.channel.payment, asked=asked))  # not so where a refund vanished
         settlement = self.payer.settlement(self.channel) if counts else Settlement(b"l" * 999, b"\x33" * 32, Sat(1))
         self.expect(self.give(Signed(settlement)), None, changes=counts)
         self.signed = self.signed or counts
@@ -355,6 +363,18 @@ class Life(RuleBasedStateMachine):
         moves = self.state is not State.LOST
         self.expect(self.give(SpentElsewhere(b"\x22" * 32)), None, changes=moves)
         self.state, self.has_offer = State.LOST, False
+
+    @precondition(lambda self: self.seq > 3)
+    @rule(command=st.sampled_from([Unfunded(), Funded(), Funded()]))
+    def fund(self, command: Command) -> None:
+        """Funding that is replaced ends what is under way; funding that is there after all goes on with it."""
+        state = self.state
+        if isinstance(command, Unfunded) and state in {State.OPEN, State.CLOSING, State.PUBLISHED}:
+            state = State.UNFUNDED
+        if isinstance(command, Funded) and state is State.UNFUNDED:
+            state = State.OPEN if self.channel.closing is None else State.CLOSING
+        self.expect(self.give(command), None, changes=state is not self.state)
+        self.state, self.has_offer = state, self.has_offer and state is State.OPEN
 
     # --- what always holds ------------------------------------------------------------------------------------------
 

@@ -19,6 +19,8 @@ from paychan.protocol.channel import (
     CloseReason,
     Command,
     Confirmed,
+    Found,
+    Funded,
     Kept,
     Pay,
     Published,
@@ -27,16 +29,18 @@ from paychan.protocol.channel import (
     SpentElsewhere,
     State,
     Step,
+    Unfunded,
     Vanished,
     View,
     next_step,
 )
 from paychan.protocol.errors import ChainUnavailable, ChannelMoved, PaymentPending
-from paychan.protocol.machine import TRANSITIONS, apply, can_withdraw
+from paychan.protocol.machine import TRANSITIONS, apply
 from paychan.protocol.payment import Payment, PaymentVerifier, sign_payment
 from paychan.protocol.record import decode_record, encode_record
 from paychan.protocol.settlement import Settlement
 from paychan.protocol.types import Sat, UnixTime
+from paychan.protocol.withdrawing import can_withdraw
 from tests.lib.channels import RULES, SERVER_DESTINATION, VIEW, Payer, confirmed, step
 from tests.vectors.record.generate import samples
 
@@ -50,6 +54,17 @@ ARROWS = {
     (State.CLOSING, State.LOST),
     (State.PUBLISHED, State.LOST),
     (State.CLOSED, State.LOST),
+    (State.UNFUNDED, State.LOST),
+    (State.LOST, State.CLOSING),
+    (State.OPEN, State.UNFUNDED),
+    (State.CLOSING, State.UNFUNDED),
+    (State.PUBLISHED, State.UNFUNDED),
+    (State.UNFUNDED, State.OPEN),
+    (State.UNFUNDED, State.CLOSING),
+    (State.OPEN, State.PUBLISHED),
+    (State.CLOSED, State.PUBLISHED),
+    (State.LOST, State.PUBLISHED),
+    (State.UNFUNDED, State.PUBLISHED),
 }
 """The diagram in `machine.py`: every arrow that is drawn, and no other is ever taken."""
 
@@ -75,6 +90,13 @@ def dearer(channel: Channel) -> Settlement:
     assert channel.closing.settlement is not None
     paid = channel.closing.settlement
     return msgspec.structs.replace(paid, fee_sat=Sat(2 * paid.fee_sat), txid=b"\x13" * 32)
+
+
+def found(channel: Channel, payer: Payer, less: int, *, deep: bool) -> Found:
+    """A settlement of ours that left the client so much less, or more, than the record says."""
+    payment = payer.payment(max(channel.payment.change_sat - less, 0))
+    claim = msgspec.structs.replace(channel.claim, payment=payment)
+    return Found(claim, Settlement(bytes(200), bytes([less % 256]) * 32, Sat(300)), deep)
 
 
 def commands(channel: Channel) -> list[Command]:
@@ -105,6 +127,9 @@ def commands(channel: Channel) -> list[Command]:
         SpentElsewhere(b"\x11" * 32),
         *(Adopt(msgspec.structs.replace(channel.claim, payment=payment), settlement) for payment in payments),
         Adopt(msgspec.structs.replace(channel.claim, payment=elsewhere, change_script=SERVER_DESTINATION), settlement),
+        *(found(channel, payer, less, deep=deep) for less in (-1, 0, 1_000) for deep in (False, True)),
+        Unfunded(),
+        Funded(),
     ]
 
 
@@ -158,7 +183,7 @@ def test_sequence_number_counts_changes(channel: Channel, view: View) -> None:
 
 @each_case
 def test_settling_is_never_undone(channel: Channel, view: View) -> None:
-    """A signed settlement is replaced by a dearer one, or a newer claim's, and never forgotten; nor why closing began."""
+    """A settlement is replaced by a dearer one, a newer claim's or the chain's, and never forgotten; nor when closing began."""
     if channel.closing is None:
         return
     for command in commands(channel):
@@ -166,8 +191,12 @@ def test_settling_is_never_undone(channel: Channel, view: View) -> None:
         if isinstance(outcome, Accepted):
             after = outcome.channel.closing
             assert after is not None
-            assert (after.reason, after.begun_at) == (channel.closing.reason, channel.closing.begun_at)
+            assert after.begun_at == channel.closing.begun_at
             before = channel.closing.settlement
+            if isinstance(command, Found):
+                assert before is None or after.settlement in (before, command.settlement)
+                continue
+            assert after.reason == channel.closing.reason
             assert after.settlement is not None or before is None
             if before is not None and outcome.channel.payment == channel.payment:
                 assert after.settlement == before or after.settlement.is_dearer_than(before)
@@ -189,9 +218,10 @@ def test_next_step_fits_the_record(channel: Channel, view: View) -> None:
                 State.PUBLISHED: Step.WATCH,
                 State.CLOSED: None,
                 State.LOST: None,
+                State.UNFUNDED: None,
             }[after.state]
         )
-        assert (after.closing is None) == (after.state is State.OPEN)
+        assert (after.closing is None) == (after.state is State.OPEN) or after.state is State.UNFUNDED
         assert signed or after.state not in {State.PUBLISHED, State.CLOSED}
         assert after.offered is None or after.state is State.OPEN
         assert not after.offered_data or after.offered is not None
@@ -219,15 +249,16 @@ def test_states_move_along_the_drawn_arrows_alone() -> None:
 
 @pytest.mark.parametrize("name", [name for name, channel in SAMPLES.items() if channel.state is not State.OPEN])
 def test_threat_4_nothing_opens_a_channel_again(name: str) -> None:
-    """Outside OPEN no command brings money or leads back, and a lost channel stays as it is for ever."""
+    """Outside OPEN no command brings money, and nothing leads back but funding that is there after all."""
     channel = SAMPLES[name]
     for command, view in product(commands(channel), VIEWS.values()):
         outcome = apply(channel, command, view)
         if isinstance(outcome, Accepted):
-            assert outcome.channel.state is not State.OPEN
-            assert outcome.channel.payment == channel.payment or isinstance(command, Adopt)
+            assert outcome.channel.state is not State.OPEN or (channel.state, command) == (State.UNFUNDED, Funded())
+            assert outcome.channel.payment == channel.payment or isinstance(command, (Adopt, Found))
             assert outcome.value_sat == 0
-            assert outcome.channel is channel or channel.state is not State.LOST
+            chains = (Found, Vanished, SpentElsewhere)
+            assert outcome.channel is channel or channel.state is not State.LOST or isinstance(command, chains)
 
 
 @pytest.mark.parametrize("name", SAMPLES)

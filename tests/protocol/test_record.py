@@ -39,6 +39,9 @@ MEANING: dict[str, tuple[State, int, int, int, CloseReason | None, Step | None]]
     "v1_closed_malleated": (State.CLOSED, 7, 2, 15_001, CloseReason.EXPIRY, None),
     "v1_closed": (State.CLOSED, 7, 2, 15_001, CloseReason.EXPIRY, None),
     "v1_closed_drained": (State.CLOSED, 7, 3, 1_000_000, CloseReason.DRAINED, None),
+    "v1_unfunded_open": (State.UNFUNDED, 2, 0, 10_000, None, None),
+    "v1_unfunded_published": (State.UNFUNDED, 7, 2, 15_001, CloseReason.EXPIRY, None),
+    "v1_published_found": (State.PUBLISHED, 2, 0, 15_001, CloseReason.OPERATOR, Step.WATCH),
     "v1_lost_open": (State.LOST, 2, 0, 10_000, CloseReason.EXPIRY, None),
     "v1_lost_published": (State.LOST, 7, 2, 15_001, CloseReason.EXPIRY, None),
 }

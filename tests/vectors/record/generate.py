@@ -24,6 +24,7 @@ from paychan.protocol.channel import (
     Signed,
     SpentElsewhere,
     State,
+    Unfunded,
     Vanished,
     View,
 )
@@ -33,7 +34,7 @@ from paychan.protocol.payment import sign_payment
 from paychan.protocol.record import VERSION, encode_record
 from paychan.protocol.rest import opening_secret
 from paychan.protocol.types import Sat, UnixTime
-from tests.lib.channels import RULES, SERVER_DESTINATION, VIEW, Payer, accepted, confirmed, step
+from tests.lib.channels import RULES, SERVER_DESTINATION, VIEW, Payer, accepted, confirmed, found_by, step
 
 DIRECTORY = Path(__file__).parent
 
@@ -74,6 +75,9 @@ def samples() -> dict[str, Channel]:
         "closing_withdraw": moving[1],
         "closed_withdrawn": moving[-1],
         "open_moved": successor(moving[-1], VIEW.now),
+        "unfunded_open": step(opened, Unfunded()),
+        "unfunded_published": step(published, Unfunded()),
+        "published_found": step(opened, found_by(payer, paid)),
         "lost_open": step(opened, SpentElsewhere(b"\x4c" * 32)),
         "lost_published": step(published, SpentElsewhere(b"\x4c" * 32)),
     }
