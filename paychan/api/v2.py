@@ -7,6 +7,8 @@ import hmac
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
+from msgspec import UNSET
+
 from actors.opening import OpenRequest
 from paychan.api.answers import (
     OUTPOINT,
@@ -198,7 +200,10 @@ class ChannelHandler(V2Handler):
 
 
 class CloseHandler(V2Handler):
-    """`PUT …/close`: a last payment, which may name a new change address (§6.4)."""
+    """`PUT …/close`: a last payment, which may name a new change address (§6.4).
+
+    With `&transaction=1` the answer has the settlement, too: a client reads there what came of the fee that it offered.
+    """
 
     async def put(self, txid: str, vout: str) -> None:
         body = read_v2_body(self.request.body)
@@ -212,7 +217,9 @@ class CloseHandler(V2Handler):
         except ChannelMoved as error:
             self.give(await moved_answer(self.service, channel.outpoint, error, body.dialect, self.url))
             return
-        txid_hex, transaction = settlement_txid(closed.channel), settlement_transaction(closed.channel)
+        txid_hex = settlement_txid(closed.channel)
+        wanted = self.get_query_argument("transaction", "") == "1"
+        transaction = settlement_transaction(closed.channel) if wanted else UNSET
         told = PaymentResult(ChannelStatus.CLOSED, Sat(0), Sat(0), txid_hex, closed.application_data, transaction)
         self.answer(200, "Channel closed", told)
 

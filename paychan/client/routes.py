@@ -100,7 +100,8 @@ def close_request(record: ChannelRecord, payment: Payment) -> Request:
     address = record.closing_address or record.change_address
     facts = {"change_address": address} if record.dialect is Dialect.S else _facts(record, address)
     data = payment_data(payment, record.dialect, **facts)
-    return _v2(record, "PUT", "/close", {"payment_data": data, "application_data": ""})
+    body = {"payment_data": data, "application_data": ""}
+    return _v2(record, "PUT", "/close", body, transaction="1")
 
 
 def _facts(record: ChannelRecord, change_address: str) -> dict[str, Any]:
@@ -118,8 +119,8 @@ def _v1(record: ChannelRecord, method: str, payment: Payment, **parameters: str)
     return Request(method, record.url + record.location + ("&" if "?" in record.location else "?") + query)
 
 
-def _v2(record: ChannelRecord, method: str, suffix: str, body: Any) -> Request:
+def _v2(record: ChannelRecord, method: str, suffix: str, body: Any, **more: str) -> Request:
     """Dialect A sends the secret as JSON text, in quotes."""
     secret = record.secret if record.dialect is Dialect.S else f'"{record.secret}"'
-    url = f"{record.url}{channel_path(record)}{suffix}?{urlencode({'secret': secret})}"
+    url = f"{record.url}{channel_path(record)}{suffix}?{urlencode({'secret': secret} | more)}"
     return Request(method, url, encode_json(body))

@@ -83,7 +83,7 @@ class PaymentResult(Struct, frozen=True):
     settlement_txid: str | None
     application_data: str | UnsetType = UNSET
     settlement_transaction: str | UnsetType = UNSET
-    """Of a closing in v2: what the fee that the client offered came to, it can read there."""
+    """Of a closing in v2, for clients that ask for it: they read there what the fee that they offered came to."""
 
 
 class FundingInfo(Struct, frozen=True, omit_defaults=True):
