@@ -142,7 +142,7 @@ async def test_fault_08_a_withdrawal_that_another_channel_depends_on_stays_as_it
     """Whatever rate is asked for: under another txid the channel that went on there would lose its coins."""
     payer = DebugPayer("offline mover", movable=True)
     signer = LocalSigner()
-    began = step(payer.channel(50_000), Close(CloseReason.WITHDRAW))
+    began = step(payer.pay(payer.channel(49_000), 1_000), Close(CloseReason.WITHDRAW))
     withdrawal = await together(signer, [began], 4_000)
     old = began
     for command in (Signed(withdrawal), Published(), Confirmed(withdrawal.txid), Vanished()):
