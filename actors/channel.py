@@ -251,8 +251,10 @@ class ChannelActor(LoopActor):
 
     async def _judge_after(self, before: asyncio.Future[Outcome], command: Command) -> Outcome:
         """If there was no answer about the offered payment, the machine decides whether the command can do without."""
-        await asyncio.wait([before])
-        self._waiting -= 1
+        try:
+            await asyncio.wait([before])
+        finally:
+            self._waiting -= 1
         outcome = self._judge(command)
         return outcome if isinstance(outcome, Accepted | Rejected) else await outcome
 

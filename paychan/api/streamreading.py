@@ -140,6 +140,7 @@ class WebSocket(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
+        self._read_last()
         self._closing = self.is_gone = True
         self._end()
         if self._timer is not None:
@@ -160,16 +161,16 @@ class WebSocket(asyncio.Protocol):
             return False
         try:
             left = self._read(until)
+            if not self._closing:
+                self._session.turn_over()
         except Violation as broken:
             self._fail(broken)
-            left = False
         except Exception:
             log.exception("stream failed")
-            self._transport.abort()
-            return False
-        if not self._closing:
-            self._session.turn_over()
-        return left
+            self.abort()
+        else:
+            return left
+        return False
 
     def _read(self, until: float) -> bool:
         for _ in range(_FRAMES_A_TURN):
@@ -183,6 +184,16 @@ class WebSocket(asyncio.Protocol):
             if monotonic() >= until:
                 break
         return True
+
+    def _read_last(self) -> None:
+        """Read what came before the connection ended: payments in it are paid, though nobody takes their answers."""
+        try:
+            if not self._closing:
+                self._read(monotonic())
+        except Violation:
+            pass  # there is nobody to tell
+        except Exception:
+            log.exception("stream failed")
 
     @property
     def _may_read(self) -> bool:

@@ -207,12 +207,13 @@ class StreamSession:
                 return
             lot = self._held = _Lot(self._gathered)
             self._gathered = []
-            self._lots.append(lot)
+            if not self.is_over:
+                self._lots.append(lot)
         if not lot.waits:
             self._give(lot)
 
     def ended(self) -> None:
-        """Give back the place, and drop what waits; payments that wait for their channel to wake are still given to it."""
+        """Give back the place, and drop what waits to be answered; payments that came are given to the channel still."""
         self._ending = self.is_over = True
         self._service.streams.leave(self)
         for task in (self._answering, self._introducing):
@@ -222,6 +223,8 @@ class StreamSession:
             if timer is not None:
                 timer.cancel()
         self._lots.clear()
+        if self._gathered:
+            self._soon()
 
     # --- payments ---------------------------------------------------------------------------------------------------
 
@@ -255,9 +258,9 @@ class StreamSession:
 
     def _given(self, lot: _Lot, *, is_bad: bool) -> None:
         """Go on behind a part of a lot. A bad signature makes all that comes behind it wait, and too many end the stream."""
-        if self.is_over:
-            return
-        if is_bad:
+        if is_bad and self.is_over:
+            self._gathered, lot.waits = [], True  # what comes behind it is not looked at
+        elif is_bad:
             places = self._service.streams
             seconds, problem = places.bad_signature(self._outpoint), places.problem(self._outpoint)
             if problem is not None:
@@ -268,18 +271,25 @@ class StreamSession:
         elif lot.is_given:
             self._go_on()
         else:
+            self._soon()
+
+    def _soon(self) -> None:
+        """Go on with `turn_over` in another turn of the loop."""
+        if self.is_over:
+            asyncio.get_running_loop().call_soon(self.turn_over)
+        else:
             self.websocket.go_on()
 
     def _waited(self, lot: _Lot) -> None:
         lot.waits, self._pause = False, None
-        self.websocket.go_on()
+        self._soon()
 
     def _go_on(self) -> None:
         """A lot was judged as a whole: answer it when all is on disk, and judge what came behind it."""
         self._held = None
         self._answer_lots()
         if self._gathered:
-            self.websocket.go_on()
+            self._soon()
 
     def _take(self, lot: _Lot, number: int, answer: Any) -> None:
         """Note what came of a part of a lot."""

@@ -18,7 +18,7 @@ from paychan.protocol.rest import Dialect
 from paychan.protocol.stream import MAX_FRAME_PAYMENTS, Taken, write_payments
 from tests.api.streams import close_code, masked, open_stream, pay_frame, raw_stream, stream_url, upgrade
 from tests.api.ways import BOTH_WAYS
-from tests.api.wire import connect
+from tests.api.wire import connect, read_all
 from tests.lib.application import Application, yes
 from tests.lib.rbpcp import V2, Payer
 from tests.lib.system import System
@@ -405,7 +405,7 @@ def test_fault_61_clients_that_vanish_while_the_application_is_asked(tmp_path: P
         }
         with System(tmp_path, sections=sections) as system, ExitStack() as stack:
             clients = [opened(system, http) for _ in range(MOST_STREAMS)]
-            rest = sockets(system) + 1  # for the application's
+            rest = sockets(system) + MOST_STREAMS  # each channel's question may have a connection to the application
             application.answer = lambda _: (time.sleep(1), yes())[1]
             for client, vanish in zip(clients, (_reset, socket.socket.close, _half_close), strict=True):
                 stream = stack.enter_context(closing(raw_stream(stream_url(client))))
@@ -419,5 +419,20 @@ def test_fault_61_clients_that_vanish_while_the_application_is_asked(tmp_path: P
             _wait_for(system, rest)
             fresh = opened(system, http)
             for n in range(1, MOST_STREAMS + 1):
-                honest = stack.enter_context(open_stream(fresh))
+                honest = stack.enter_context(_soon(lambda: open_stream(fresh)))
                 assert len(pay_frame(honest, [fresh.payer.payment(100_000 + n)])) == 1
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("end", ["close frame", "reset", "broken frame"])
+def test_fault_61_payments_of_a_client_that_leaves_are_paid(open_s: V2, end: str) -> None:
+    """What came before the end of the connection, in the same segment, is given to the channel; only the answer is lost."""
+    sent = b"".join(masked(0x82, write_payments([open_s.payer.payment(100_000 + n)])) for n in range(1, 21))
+    last = {"close frame": masked(0x88, b"\x03\xe8"), "reset": b"", "broken frame": b"\x83\x80"}[end]
+    stream = raw_stream(stream_url(open_s))
+    stream.sendall(sent + last)
+    if end == "reset":
+        stream.shutdown(socket.SHUT_WR)
+    read_all(stream)
+    stream.close()
+    assert open_s.pay(open_s.payer.payment(100_021)).json()["value_received"] == 1
