@@ -27,6 +27,7 @@ from paychan.protocol.channel import (
     Adopt,
     Answer,
     Channel,
+    Close,
     CloseByPayment,
     CloseByProof,
     Command,
@@ -37,11 +38,13 @@ from paychan.protocol.channel import (
     Rejected,
     State,
     Step,
+    Unanswered,
     Vanished,
     next_step,
 )
-from paychan.protocol.errors import ApplicationRefused, Overloaded, PaychanError, TryAgain
-from paychan.protocol.machine import apply, forged
+from paychan.protocol.errors import ApplicationRefused, Overloaded, PaychanError, PaymentPending, TryAgain
+from paychan.protocol.forgery import forged
+from paychan.protocol.machine import apply
 from paychan.protocol.opening import successor
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
 from paychan.protocol.several import Commands, ends_badly, judge, newest_of
@@ -160,13 +163,12 @@ class ChannelActor(LoopActor):
         if isinstance(outcome, Rejected):
             return outcome
         if outcome.channel is self._channel:
-            return self._when_durable(outcome)
+            goes_on = isinstance(command, Close) and outcome.channel.state is not State.OPEN
+            return self._carry_on(outcome) if goes_on else self._when_durable(outcome)
         durable = self._world.commits.put(Change(self._channel, outcome.channel), outcome, self.stop)
         self._channel, self._last_commit = outcome.channel, durable
-        if outcome.channel.offered is not None:
-            return asyncio.shield(self._question())
         if outcome.channel.state is State.OPEN:
-            return durable
+            return durable if outcome.channel.offered is None else asyncio.shield(self._question())
         self._takes_over |= isinstance(command, _FROM_OUTSIDE)
         return self._carry_on_after(durable)
 
@@ -274,8 +276,12 @@ class ChannelActor(LoopActor):
             verdict = await application.ask(channel) if application and channel.offered else Verdict()
         except ApplicationSilent as error:
             log.warning("application did not answer", channel=str(self._channel.outpoint), reason=str(error))
-            return Rejected(ApplicationRefused(reason="no answer, send the same payment again"))
-        answered = self._judge(Answer(verdict.refusal, verdict.data))
+            offer = self._channel.offered or self._channel.payment
+            return Rejected(PaymentPending(change_sat=offer.change_sat))
+        answer = Answer(verdict.refusal, verdict.data)
+        if self._channel.state is not State.OPEN:  # `_settle_steps` waits for this answer, and goes on by itself
+            return await self._record(answer)
+        answered = self._judge(answer)
         outcome = answered if isinstance(answered, Accepted | Rejected) else await answered
         return Rejected(ApplicationRefused(reason=verdict.refusal)) if verdict.refusal else outcome
 
@@ -289,7 +295,11 @@ class ChannelActor(LoopActor):
 
     async def _settle_steps(self) -> PaychanError | None:
         published = False
-        while (step := next_step(self._channel)) not in (None, Step.OFFER):
+        while (step := next_step(self._channel)) is not None:
+            if step is Step.OFFER:
+                if self._channel.state is State.OPEN or not await self._offer_decided():
+                    return None  # the watcher comes back to it
+                continue
             try:
                 command = await perform(step, self._channel, self._world, self._desk)
             except PaychanError as error:
@@ -308,6 +318,13 @@ class ChannelActor(LoopActor):
             if self._channel is before:
                 return None  # it led nowhere: the next look may see more
         return None
+
+    async def _offer_decided(self) -> bool:
+        """Ask once more about the payment that a closing channel still offers; whether it counts is known afterwards."""
+        await asyncio.wait([self._question()])
+        if self._channel.offered is not None:
+            await self._record(Unanswered())
+        return self._channel.offered is None
 
     async def _record(self, command: Command) -> Outcome:
         """Make a step of settling durable before the next one begins."""

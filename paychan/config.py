@@ -144,6 +144,10 @@ class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Callback(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     url: Annotated[str, setting('application to ask about every payment; "": none', "URL")] = ""
     timeout_seconds: Annotated[float, setting("longest wait for its answer", "seconds", gt=0)] = 5.0
+    unanswered: Annotated[
+        Literal["settle", "drop"],
+        setting("what becomes of a payment that it has not answered for when the server must settle"),
+    ] = "settle"
 
 
 class Management(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -238,6 +242,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             min_duration_seconds=self.open.min_duration_hours * 3600,
             fee_sat_per_vb=self.settlement.fee_sat_per_vb,
             asks_application=bool(self.callback.url),
+            unanswered_counts=self.callback.unanswered == "settle",
             smaller=self.open.smaller,
             max_fee_sat_per_vb=self.settlement.max_fee_sat_per_vb,
             fee_share_percent=self.settlement.max_fee_percent,

@@ -8,7 +8,7 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from paychan.application.base import ApplicationSilent, Verdict
+from paychan.application.base import ApplicationSilent, Verdict, question_key
 from paychan.protocol.address import encode_address
 from paychan.protocol.channel import Channel
 from paychan.protocol.payment import Payment
@@ -24,7 +24,7 @@ class _FullPayment(Struct, frozen=True):
 
 
 class _Question(Struct, frozen=True):
-    """The published keys, and two that let the application recognize a repeated question."""
+    """The published keys, and those that let the application recognize a repeated question and credit by totals."""
 
     value_received: Sat
     chan_value_left: Sat
@@ -33,6 +33,10 @@ class _Question(Struct, frozen=True):
     full_payment: _FullPayment
     channel_id: str
     idempotency_key: str
+    received_sat: Sat
+    """What the channel has paid in all, this payment included."""
+    restored: bool
+    """The record is from a backup: the application may have said yes to payments that are in `value_received` again."""
 
 
 class _Reply(Struct, frozen=True):
@@ -99,5 +103,7 @@ class HttpApplication:
             client_pubkey=channel.terms.client_key.hex(),
             full_payment=_FullPayment(data, channel.offered_data),
             channel_id=str(channel.outpoint),
-            idempotency_key=f"{channel.outpoint}:{offered.change_sat}",
+            idempotency_key=question_key(channel),
+            received_sat=Sat(channel.funding_sat - offered.change_sat),
+            restored=channel.restored,
         )

@@ -16,7 +16,7 @@ from enum import Enum
 from msgspec import Struct, structs
 
 from paychan.chain.base import Chain, ChainFailed
-from paychan.protocol.channel import Accepted, Adopt, Channel, Close, CloseReason, Rejected, State, View
+from paychan.protocol.channel import Accepted, Adopt, Channel, Close, CloseReason, Rejected, State, Unanswered, View
 from paychan.protocol.errors import NotEconomical
 from paychan.protocol.fees import ChainFees, Shortfall, most_sat, plan_child_fee, plan_closing, wanted_rate, who_can_pay
 from paychan.protocol.machine import apply
@@ -113,9 +113,16 @@ def sort_out(channels: Sequence[Channel], view: View) -> tuple[list[Unit], list[
         if isinstance(outcome, Rejected):
             fates.append(Fate(channel, Outcome.TOO_SMALL, reason=str(outcome.error)))
         else:
-            closing.append(outcome.channel)
+            closing.append(_without_application(outcome.channel, view))
     units = [_with_withdrawal(unit, channels) for unit in _units(closing, {channel.outpoint for channel in channels})]
     return sorted(units, key=lambda unit: unit.members[0].terms.expiry), fates
+
+
+def _without_application(channel: Channel, view: View) -> Channel:
+    """Decide about an offered payment by the operator's rule: no application is asked here."""
+    silent = structs.replace(view, rules=structs.replace(view.rules, asks_application=False))
+    outcome = apply(channel, Unanswered(), silent)
+    return outcome.channel if isinstance(outcome, Accepted) else channel
 
 
 def _with_withdrawal(unit: Unit, channels: Sequence[Channel]) -> Unit:

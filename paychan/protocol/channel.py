@@ -69,6 +69,10 @@ class Channel(Struct, frozen=True, array_like=True):
     closing: Closing | None = None
     offered_data: str = ""
     """What the client sent to the application beside the offered payment."""
+    offered_seq: int = 0
+    """Sequence number of the record with which the offered payment was offered; 0 in records from before this field."""
+    restored: bool = False
+    """The record is from a backup, and nothing was booked since: the application may know payments that it lacks."""
 
     @property
     def claim(self) -> Claim:
@@ -122,6 +126,8 @@ class Rules(Struct, frozen=True):
     """Where the curve of `fees` begins when the chain has no estimate."""
     asks_application: bool = False
     """A payment counts only after the application has said yes to it."""
+    unanswered_counts: bool = True
+    """What becomes of an offered payment that the application did not answer for: it is settled, or dropped."""
     smaller: tuple[Depth, ...] = ()
     """Less depth for less money, smallest first; `min_confirmations` counts above the last."""
     max_fee_sat_per_vb: int = 1000
@@ -177,6 +183,10 @@ class Answer(Struct, frozen=True):
 
     refusal: str = ""
     data: str = ""
+
+
+class Unanswered(Struct, frozen=True):
+    """The application was asked about the offered payment of a closing channel, and did not answer."""
 
 
 class CloseByProof(Struct, frozen=True):
@@ -256,6 +266,7 @@ class Adopt(Struct, frozen=True):
 Command: TypeAlias = (
     Pay
     | Answer
+    | Unanswered
     | CloseByProof
     | CloseByPayment
     | Close
@@ -302,6 +313,8 @@ def next_step(channel: Channel) -> Step | None:
     """Derive what is to be done for a channel from its record alone."""
     if channel.state is State.OPEN:
         return Step.OFFER if channel.offered is not None else None
+    if channel.state is State.CLOSING and channel.offered is not None:
+        return Step.OFFER
     if channel.state is State.CLOSING and channel.closing is not None:
         return Step.SIGN if channel.closing.settlement is None else Step.PUBLISH
     return Step.WATCH if channel.state is State.PUBLISHED else None

@@ -14,6 +14,7 @@ derives it from the record, so the same code goes on after a crash at any point.
     any ──a settlement that the record lacks is in the chain──▶ PUBLISHED, or CLOSING to replace it
     OPEN, CLOSING, PUBLISHED ──the signer has signed for it, and the record lacks that──▶ CLOSING
 
+What becomes of a payment that the application has not answered for is in `offering.py`.
 A withdrawal takes the same way; `opening.successor` is the channel that goes on at its change output. How a channel
 begins is in `opening.py`; how a record takes over what the chain shows, in `finding.py`.
 
@@ -51,6 +52,7 @@ from paychan.protocol.channel import (
     Signed,
     SpentElsewhere,
     State,
+    Unanswered,
     Unfunded,
     Vanished,
     View,
@@ -61,13 +63,13 @@ from paychan.protocol.errors import (
     ChainUnavailable,
     ChannelExpiring,
     NotEconomical,
-    NotNewestPayment,
-    PaychanError,
     PaymentPending,
     ValueBackwards,
 )
 from paychan.protocol.fees import Shortfall, least_fee
 from paychan.protocol.finding import found
+from paychan.protocol.forgery import forged, not_newest
+from paychan.protocol.offering import answered, at_best, by_client, unanswered
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
 from paychan.protocol.settlement import leaves_out
 from paychan.protocol.types import Sat
@@ -97,7 +99,7 @@ def _pay(channel: Channel, command: Pay, view: View, verifier: PaymentVerifier |
     if view.frozen:
         return Rejected(ChainUnavailable(reason=view.frozen))
     if channel.offered is not None:
-        return Rejected(forged(channel, command, verifier) or _pending(channel.offered))
+        return Rejected(forged(channel, command, verifier) or PaymentPending(change_sat=channel.offered.change_sat))
     limit = channel.terms.expiry - view.rules.settlement_period_seconds
     if view.now >= limit:
         return Rejected(ChannelExpiring(now_unix=view.now, limit_unix=limit))
@@ -113,7 +115,7 @@ def _pay(channel: Channel, command: Pay, view: View, verifier: PaymentVerifier |
         return Rejected(problem)
     outcome = _book(channel, payment, view)
     if view.rules.asks_application and isinstance(outcome, Accepted) and outcome.value_sat:
-        offered = _replace(channel, offered=payment, offered_data=command.application_data)
+        offered = _replace(channel, offered=payment, offered_data=command.application_data, offered_seq=channel.seq + 1)
         return Accepted(offered, outcome.value_sat)
     return outcome
 
@@ -121,7 +123,9 @@ def _pay(channel: Channel, command: Pay, view: View, verifier: PaymentVerifier |
 def _book(channel: Channel, payment: Payment, view: View) -> Outcome:
     """Make a verified payment the newest; one that leaves nothing closes the channel."""
     value = Sat(channel.payment.change_sat - payment.change_sat)
-    booked = _replace(channel, payment=payment, payments=channel.payments + 1, offered=None, offered_data="")
+    booked = _replace(
+        channel, payment=payment, payments=channel.payments + 1, offered=None, offered_data="", restored=False
+    )
     return close(booked, CloseReason.DRAINED, view, value) if payment.change_sat == 0 else Accepted(booked, value)
 
 
@@ -137,26 +141,31 @@ def _answer(channel: Channel, command: Answer, view: View, _verifier: PaymentVer
     return _replace(outcome, application_data=command.data)
 
 
+def _answer_closing(channel: Channel, command: Answer, view: View, _verifier: PaymentVerifier | None) -> Outcome:
+    """Book or forget the payment that was offered before the channel left OPEN."""
+    return Rejected(end_of(channel)) if channel.offered is None else answered(channel, command)
+
+
+def _unanswered(channel: Channel, command: Unanswered, view: View, _verifier: PaymentVerifier | None) -> Outcome:
+    return Accepted(channel) if channel.offered is None else unanswered(channel, view)
+
+
 def _close_by_proof(channel: Channel, command: CloseByProof, view: View, verifier: PaymentVerifier | None) -> Outcome:
     """The newest payment, shown again, proves that the client asks (PROTOCOL §5.4)."""
-    if channel.offered is not None:
-        return Rejected(forged(channel, command, verifier) or _pending(channel.offered))
-    if command.payment != channel.payment:
-        return _not_newest(channel, command, verifier)
-    return close(channel, CloseReason.CLIENT, view)
+    if command.payment not in (channel.payment, channel.offered):
+        return Rejected(not_newest(channel, command, verifier))
+    return close(by_client(channel, command.payment), CloseReason.CLIENT, view)
 
 
 def _repeat_proof(channel: Channel, command: CloseByProof, view: View, verifier: PaymentVerifier | None) -> Outcome:
     """A settled channel gives the same answer again."""
-    return Accepted(channel) if command.payment == channel.payment else _not_newest(channel, command, verifier)
+    return Accepted(channel) if command.payment == channel.payment else Rejected(not_newest(channel, command, verifier))
 
 
 def _close_by_payment(
     channel: Channel, command: CloseByPayment, view: View, verifier: PaymentVerifier | None
 ) -> Outcome:
     """Take the closing payment with the change address it was signed for; its value is the fee offered (§6.4)."""
-    if channel.offered is not None:
-        return Rejected(forged(channel, command, verifier) or _pending(channel.offered))
     payment, script = command.payment, command.change_script or channel.change_script
     problem = change_problem(payment, view.rules.dust_sat)
     if problem is None:
@@ -167,6 +176,7 @@ def _close_by_payment(
         problem = ValueBackwards(got_sat=payment.change_sat, need_sat=channel.payment.change_sat)
     if problem is not None:
         return Rejected(problem)
+    channel = by_client(channel, payment)
     offered_fee = Sat(channel.payment.change_sat - payment.change_sat)
     final = _replace(channel, payment=payment, change_script=script)
     return close(final, CloseReason.CLIENT, view, client_fee_sat=offered_fee)
@@ -182,17 +192,15 @@ def close(
 ) -> Outcome:
     """Leave OPEN, unless the settlement would not be relayed or would burn all that was received.
 
-    We may close before the application has answered; its payment is dropped, as the client was not told that it counts.
+    A payment that is offered stays so: whether the settlement is worth its fee is judged as if it counted.
     The largest destination script stands for any.
     """
     closing = _replace(
         channel,
         state=State.CLOSING,
-        offered=None,
-        offered_data="",
         closing=Closing(reason, view.paying_time, client_fee_sat),
     )
-    plan = least_fee(closing, view.rules)
+    plan = least_fee(at_best(closing), view.rules)
     if isinstance(plan, Shortfall):
         return Rejected(NotEconomical(got_sat=plan.received_sat, need_sat=plan.needed_sat))
     return Accepted(closing, value_sat)
@@ -202,8 +210,9 @@ def _signed(channel: Channel, command: Signed, view: View, _verifier: PaymentVer
     """Adopt the first settlement, and a later one only if it pays a higher rate; it is to be published.
 
     Or one that spends less than the last: that was a batch, or had a coin of the reserve, and an input of it is gone.
+    While a payment is offered, what is to be settled is not decided.
     """
-    if channel.closing is None:
+    if channel.closing is None or channel.offered is not None:
         return Accepted(channel)
     paid = channel.closing.settlement
     new = command.settlement
@@ -223,7 +232,8 @@ def _kept(channel: Channel, command: Kept, view: View, _verifier: PaymentVerifie
     """Record what the network has, so that it is what a child spends and what is shown."""
     if channel.closing is None:
         return Accepted(channel)
-    kept = _replace(channel, state=State.PUBLISHED, closing=_replace(channel.closing, settlement=command.settlement))
+    closing = _replace(channel.closing, settlement=command.settlement)
+    kept = _replace(channel, state=State.PUBLISHED, closing=closing, offered=None, offered_data="")
     return Accepted(channel if kept == channel else kept)
 
 
@@ -292,31 +302,6 @@ def _ended(channel: Channel, command: Command, view: View, _verifier: PaymentVer
     return Rejected(end_of(channel))
 
 
-def forged(
-    channel: Channel, command: Pay | CloseByProof | CloseByPayment, verifier: PaymentVerifier | None = None
-) -> PaychanError | None:
-    """Return why a command's payment is not one of the client's, or None. It need not be good for anything else."""
-    payment = command.payment
-    if payment in (channel.payment, channel.offered):
-        return None
-    script = (command.change_script if isinstance(command, CloseByPayment) else None) or channel.change_script
-    problem = change_problem(payment, Sat(0))
-    if problem is None:
-        if verifier is None or script != channel.change_script:
-            verifier = PaymentVerifier(channel.terms, channel.outpoint, script)
-        problem = verifier.problem(payment)
-    return problem
-
-
-def _not_newest(channel: Channel, command: CloseByProof, verifier: PaymentVerifier | None) -> Rejected:
-    newest = NotNewestPayment(got_sat=command.payment.change_sat, need_sat=channel.payment.change_sat)
-    return Rejected(forged(channel, command, verifier) or newest)
-
-
-def _pending(offered: Payment) -> PaymentPending:
-    return PaymentPending(change_sat=offered.change_sat)
-
-
 _NOT_NEWS: dict[type[Struct], Transition] = {
     Signed: _unchanged,
     Published: _unchanged,
@@ -328,6 +313,7 @@ _NOT_NEWS: dict[type[Struct], Transition] = {
     Found: found,
     Unfunded: _unchanged,
     Funded: _unchanged,
+    Unanswered: _unchanged,
 }
 """What signer and chain say in states that have nothing more to do with it."""
 
@@ -354,6 +340,8 @@ TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
         **_NOT_NEWS,
         **_NO_MORE,
         Close: _close_again,
+        Answer: _answer_closing,
+        Unanswered: _unanswered,
         Signed: _signed,
         Published: _published,
         Kept: _kept,

@@ -17,7 +17,10 @@ import msgspec
 
 from paychan.protocol.channel import Channel
 
-VERSION = 1
+VERSION = 2
+"""What is written. 1: without `offered_seq` and `restored`, which then have their defaults."""
+
+_READABLE = (1, 2)
 _HEAD_BYTES = 9
 _CHECKSUM_BYTES = 4
 
@@ -44,7 +47,7 @@ def decode_record(raw: bytes) -> Channel:
     Raises:
         DamagedRecord: anything but a whole record of a known version.
     """
-    if len(raw) < _HEAD_BYTES + _CHECKSUM_BYTES or raw[0] != VERSION:
+    if len(raw) < _HEAD_BYTES + _CHECKSUM_BYTES or raw[0] not in _READABLE:
         msg = f"record of {len(raw)} bytes has version {raw[0] if raw else None}, want {VERSION}"
         raise DamagedRecord(msg)
     content, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]

@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from msgspec.structs import replace
+
 from paychan.protocol.types import UnixTime
 from paychan.store.backupfile import (
     SEAL_BYTES,
@@ -161,7 +163,7 @@ async def _fill(path: Path, directory: Path, network: str, progress: Progress) -
 
 
 async def load(path: Path, store: Store, progress: Progress) -> None:
-    """Write every channel of a backup into a store that has none of them.
+    """Write every channel of a backup into a store that has none of them, marked as restored.
 
     Raises:
         BackupError: an outpoint occurs twice, or is in the store already; what was written before stays.
@@ -179,7 +181,7 @@ async def load(path: Path, store: Store, progress: Progress) -> None:
         progress(done)
 
     for raw in read_records(path):
-        batch.append(Change(None, decoded(path, raw)))
+        batch.append(Change(None, replace(decoded(path, raw), restored=True)))
         if len(batch) == _BATCH:
             await flush()
     await flush()

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from paychan.application.base import ApplicationSilent, Verdict
-from paychan.protocol.channel import Accepted, Channel, Close, CloseReason, Outcome, State
-from paychan.protocol.errors import ApplicationRefused, Gone, PaymentPending, TryAgain
+from msgspec.structs import replace
+
+from actors.channel import Resume
+from paychan.application.base import ApplicationSilent, Verdict, question_key
+from paychan.protocol.channel import Accepted, Channel, Close, CloseByProof, CloseReason, Outcome, State
+from paychan.protocol.errors import ApplicationRefused, NotNewestPayment, PaymentPending, TryAgain
 from paychan.protocol.machine import apply
+from paychan.protocol.types import UnixTime
 from paychan.store.base import Change
 from tests.lib.channels import accepted as channel_of
 from tests.lib.world import DebugPayer, Local, accepted, local, refused, settled_down, until
@@ -136,7 +140,7 @@ async def test_a_silent_application_keeps_the_mark(tmp_path: Path):
         await server.open(PAYER, 10_000)
         first = pay(server, 10_007)
         await shop.says(None)
-        assert isinstance(refused(await first), ApplicationRefused)
+        assert isinstance(refused(await first), PaymentPending)
         assert (await server.stored(PAYER)).offered == PAYER.pays(10_007).payment
 
         other = pay(server, 10_009)
@@ -218,41 +222,69 @@ async def test_a_retry_of_a_payment_hears_of_that_payment(tmp_path: Path):
         ] * 2
 
 
-async def test_closing_does_not_wait_for_a_silent_application(tmp_path: Path):
-    """Near expiry the channel is settled without the payment nobody answered for, and the payer learns that it ended."""
+async def test_fault_7_a_closing_channel_keeps_asking_and_settles_a_late_yes(tmp_path: Path):
+    """Near expiry the channel closes, and the payment that the application had no answer for is settled with its yes."""
     shop = Shop()
     async with local(tmp_path, application=shop) as server:
         await server.open(PAYER, 10_000)
-        payment = pay(server, 10_007)
+        payment = pay(server, 70_000)
         await until(lambda: shop.questions)
         closing = asyncio.ensure_future(server.registry.ask(PAYER.outpoint, Close(CloseReason.EXPIRY)))
         await shop.says(None)
-
-        assert isinstance(refused(await payment), ApplicationRefused)
+        assert isinstance(refused(await payment), PaymentPending)
+        await shop.says(None)
         closed = accepted(await closing).channel
-        assert (closed.state, closed.received_sat, closed.offered) == (State.CLOSED, 10_000, None)
+        assert (closed.state, closed.received_sat) == (State.CLOSING, 10_000)
+        assert closed.offered is not None
+
+        look = asyncio.ensure_future(server.registry.ask(PAYER.outpoint, Resume()))
+        await shop.says(YES)
+        settled = accepted(await look).channel
+
+        assert (settled.state, settled.received_sat, settled.offered) == (State.CLOSED, 70_000, None)
+        assert shop.questions == [70_000] * 3
 
 
-async def test_a_yes_that_comes_after_closing_counts_for_nothing(tmp_path: Path):
-    """However a retry falls into the closing of its channel, it is refused, and the settlement is without it."""
-    for hops in range(8):
-        shop, payer = Shop(), DebugPayer(f"closing {hops}")
-        async with local(tmp_path / str(hops), application=shop) as server:
-            await server.open(payer, 10_000)
-            first = asyncio.ensure_future(server.registry.ask(payer.outpoint, payer.pays(10_007)))
-            await until(lambda shop=shop: shop.questions)
-            closing = asyncio.ensure_future(server.registry.ask(payer.outpoint, Close(CloseReason.EXPIRY)))
-            await settled_down()
+async def test_fault_7_a_channel_that_no_application_answers_for_is_settled_in_time(tmp_path: Path):
+    """When half of the time to the deadline is over, the rule decides: by default the signed payment is settled."""
+    shop = Shop()
+    async with local(tmp_path, application=shop) as server:
+        await server.open(PAYER, 10_000)
+        payment = pay(server, 70_000)
+        await shop.says(None)
+        assert isinstance(refused(await payment), PaymentPending)
+        server.clock.now = UnixTime(PAYER.terms.expiry - 60)
+        closing = asyncio.ensure_future(server.registry.ask(PAYER.outpoint, Close(CloseReason.EXPIRY)))
+        for _ in range(2):
             await shop.says(None)
-            for _ in range(hops):
-                await asyncio.sleep(0)
-            again = asyncio.ensure_future(server.registry.ask(payer.outpoint, payer.pays(10_007)))
-            yes = asyncio.ensure_future(shop.says(YES))
+        closed = accepted(await closing).channel
+        if closed.state is State.CLOSING:
+            server.clock.now = UnixTime(PAYER.terms.expiry - 20)
+            look = asyncio.ensure_future(server.registry.ask(PAYER.outpoint, Resume()))
+            await shop.says(None)
+            closed = accepted(await look).channel
 
-            assert isinstance(refused(await again), Gone), hops
-            assert isinstance(refused(await first), ApplicationRefused), hops
-            assert accepted(await closing).channel.received_sat == 10_000, hops
-            yes.cancel()
+        assert (closed.state, closed.received_sat) == (State.CLOSED, 70_000)
+
+
+async def test_fault_14_a_silent_application_holds_no_client(tmp_path: Path):
+    """The client closes at the payment before the offered one: the application is asked once more, then that is dropped."""
+    for answer, paid_sat in ((None, 10_000), (NO, 10_000), (YES, None)):
+        shop, payer = Shop(), DebugPayer(f"leaving {answer}")
+        async with local(tmp_path / str(paid_sat and answer), application=shop) as server:
+            await server.open(payer, 10_000)
+            first = asyncio.ensure_future(server.registry.ask(payer.outpoint, payer.pays(70_000)))
+            await shop.says(None)
+            await first
+            proof = CloseByProof(payer.pays(10_000).payment)
+            closing = asyncio.ensure_future(server.registry.ask(payer.outpoint, proof))
+            await shop.says(answer)
+            if paid_sat is None:  # its yes came before the closing was judged: the client has to show that payment
+                assert isinstance(refused(await closing), NotNewestPayment)
+                continue
+            closed = accepted(await closing).channel
+
+            assert (closed.state, closed.received_sat, closed.offered) == (State.CLOSED, paid_sat, None)
 
 
 async def test_an_offer_that_was_not_written_is_not_asked_about(tmp_path: Path):
@@ -280,3 +312,36 @@ async def test_a_payment_of_nothing_is_no_question(tmp_path: Path):
 
     assert isinstance(outcome, Accepted)
     assert shop.questions == []
+
+
+async def test_fault_15_a_question_is_named_by_its_offer(tmp_path: Path):
+    """The name of a question is the same for every repetition, also while the channel closes, and another for each offer."""
+    keys: list[tuple[str, bool]] = []
+
+    class Silent(Shop):
+        async def ask(self, channel: Channel) -> Verdict:
+            keys.append((question_key(channel), channel.restored))
+            return await super().ask(channel)
+
+    shop = Silent()
+    async with local(tmp_path, application=shop) as server:
+        opened = await server.open(PAYER, 10_000)
+        restored = replace(opened, restored=True)
+        server.registry.let_sleep(-1)
+        assert await server.store.commit([Change(opened, restored)]) == [True]
+        for verdict in (NO, None, YES):
+            payment = pay(server, 10_007)
+            await shop.says(verdict)
+            await payment
+        payment = pay(server, 10_008)
+        await shop.says(None)
+        await payment
+        closing = asyncio.ensure_future(server.registry.ask(PAYER.outpoint, Close(CloseReason.OPERATOR)))
+        for verdict in (None, YES):  # before the closing is judged, and while the channel closes
+            await shop.says(verdict)
+        await closing
+
+    names = [key for key, _ in keys]
+    assert names[0] != names[1] == names[2] != names[3]
+    assert set(names[3:]) == {names[3]}
+    assert [restored for _, restored in keys] == [True, True, True, *[False] * (len(keys) - 3)]

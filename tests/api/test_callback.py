@@ -83,9 +83,9 @@ def test_the_application_is_told_all_of_a_payment(application: Application, paye
     body = payer_v2.body(payment, "two coffees")
     assert payer_v2.http.put(payer_v2.resource(), content=body).status_code == 200
     [question] = application.questions
-    key = f"{payer.outpoint}:{payment.change_sat}"
+    key = question.idempotency_key
+    assert key.startswith(f"{payer.outpoint}:2:")  # the second record of the channel offers it
     assert (question.path, question.headers["Content-Type"]) == ("/app/value_received", "application/json")
-    assert question.idempotency_key == key
     assert question.body == {
         "value_received": 50_000,
         "chan_value_left": FUNDING_SAT - 150_000,
@@ -105,6 +105,8 @@ def test_the_application_is_told_all_of_a_payment(application: Application, paye
         },
         "channel_id": str(payer.outpoint),
         "idempotency_key": key,
+        "received_sat": 150_000,
+        "restored": False,
     }
 
 
@@ -187,13 +189,14 @@ def test_a_silent_application_is_asked_again(
 ) -> None:
     """A time-out is an application error that leaves the mark: the same payment is delivered once more, and counts."""
     payment = payer_v1.payer.payment(150_000)
-    assert refusal(payer_v1.pay(payment)) == (400, "application_error")
+    assert refusal(payer_v1.pay(payment)) == (503, "payment_pending")
     assert _received(asking, payer_v1.payer) == 100_000
     silence.set()
     application.answer = lambda _: yes("at last")
     paid = payer_v1.pay(payment)
     assert (paid.status_code, paid.json()["value_received"]) == (200, 50_000)
-    assert application.keys == [f"{payer_v1.payer.outpoint}:{payment.change_sat}"] * 2
+    assert len(application.keys) == 2
+    assert len(set(application.keys)) == 1
     assert payer_v1.pay(payment).json()["value_received"] == 0
     assert len(application.questions) == 2
 
@@ -204,11 +207,12 @@ def test_another_payment_waits_for_the_one_that_was_offered(
 ) -> None:
     """While a payment is unanswered, a larger one first has it asked about again; no answer is 503."""
     first, second = payer_v1.payer.payment(150_000), payer_v1.payer.payment(170_000)
-    assert refusal(payer_v1.pay(first)) == (400, "application_error")
+    assert refusal(payer_v1.pay(first)) == (503, "payment_pending")
     assert refusal(payer_v1.pay(second)) == (503, "payment_pending")
     application.answer = lambda _: yes()
     assert payer_v1.pay(second).json()["value_received"] == 20_000
-    a, b = (f"{payer_v1.payer.outpoint}:{payment.change_sat}" for payment in (first, second))
+    a, b = application.keys[0], application.keys[-1]
+    assert a != b
     assert application.keys == [a, a, a, b]
     assert _received(asking, payer_v1.payer) == 170_000
 
@@ -217,7 +221,7 @@ def test_another_payment_waits_for_the_one_that_was_offered(
 def test_a_late_no_takes_only_the_offered_payment_back(application: Application, payer_v1: V1) -> None:
     """When the unanswered payment is refused at last, the next one counts from where the channel was."""
     first, second = payer_v1.payer.payment(150_000), payer_v1.payer.payment(170_000)
-    assert refusal(payer_v1.pay(first)) == (400, "application_error")
+    assert refusal(payer_v1.pay(first)) == (503, "payment_pending")
     application.answer = lambda question: no("no") if question.body["value_received"] == 50_000 else yes()
     assert payer_v1.pay(second).json()["value_received"] == 70_000
 
@@ -242,10 +246,10 @@ JUNK = {
 
 @pytest.mark.parametrize("kind", JUNK)
 def test_junk_is_no_answer(application: Application, payer_v1: V1, asking: System, kind: str) -> None:
-    """What is neither a clear yes nor a clear no is treated as silence: 400, and the payment is asked about again."""
+    """What is neither a clear yes nor a clear no is treated as silence: 503, and the payment is asked about again."""
     payment = payer_v1.payer.payment(150_000)
     application.answer = lambda _: JUNK[kind]
-    assert refusal(payer_v1.pay(payment)) == (400, "application_error")
+    assert refusal(payer_v1.pay(payment)) == (503, "payment_pending")
     assert _received(asking, payer_v1.payer) == 100_000
     application.answer = lambda _: yes()
     assert payer_v1.pay(payment).json()["value_received"] == 50_000
@@ -256,14 +260,14 @@ def test_junk_is_no_answer(application: Application, payer_v1: V1, asking: Syste
 def test_a_deep_answer_is_no_answer(application: Application, payer_v1: V1) -> None:
     """Threat 26 holds for what the application sends, too."""
     application.answer = lambda _: Reply(200, b'{"x":' + b"[" * 2000 + b"]" * 2000 + b"}")
-    assert refusal(payer_v1.pay(payer_v1.payer.payment(150_000))) == (400, "application_error")
+    assert refusal(payer_v1.pay(payer_v1.payer.payment(150_000))) == (503, "payment_pending")
 
 
 def test_an_answer_that_trickles_in_is_no_answer(application: Application, payer_v1: V1) -> None:
     """The time-out is for the whole answer, as its setting says."""
     application.answer = lambda _: Reply(*yes("0" * 20)[:2], pause_seconds=TIMEOUT_SECONDS / 8)
     began = time.monotonic()
-    assert refusal(payer_v1.pay(payer_v1.payer.payment(150_000))) == (400, "application_error")
+    assert refusal(payer_v1.pay(payer_v1.payer.payment(150_000))) == (503, "payment_pending")
     assert time.monotonic() - began < 4 * TIMEOUT_SECONDS
 
 
@@ -328,38 +332,57 @@ def test_a_close_waits_for_the_answer_about_a_payment(
 
 
 @pytest.mark.usefixtures("silence")
-def test_a_client_does_not_close_behind_a_payment(application: Application, payer_v1: V1, asking: System) -> None:
-    """While the application may be delivering for a payment, closing at the value before it is 503 and does nothing."""
+def test_fault_14_a_client_leaves_a_silent_application(payer_v1: V1, asking: System) -> None:
+    """Closing at the value before the offered payment waits for one more question, and is done without its answer."""
     old, new = payer_v1.payer.payment(100_000), payer_v1.payer.payment(150_000)
-    with ThreadPoolExecutor(2) as threads:
-        paid = _offered(application, lambda: payer_v1.pay(new), threads)
-        closed = threads.submit(payer_v1.close, old)
-        assert refusal(paid.result()) == (400, "application_error")
-        assert (refusal(closed.result()), closed.result().headers["Retry-After"]) == ((503, "payment_pending"), "5")
-    assert asking.channel(payer_v1.payer.outpoint)["status"] == "open"
-    application.answer = lambda _: yes()
-    assert refusal(payer_v1.close(old)) == (400, "not_newest_payment")
+    assert refusal(payer_v1.pay(new)) == (503, "payment_pending")
+    assert payer_v1.close(old).status_code == 202
+    closed = asking.channel(payer_v1.payer.outpoint)
+    assert (closed["status"], closed["value_left"]) == ("closed", FUNDING_SAT - 100_000)
+
+
+@pytest.mark.usefixtures("silence")
+def test_fault_14_a_client_that_shows_the_offered_payment_pays_it(payer_v1: V1, asking: System) -> None:
+    """The offered payment, shown as the newest, closes the channel and counts."""
+    new = payer_v1.payer.payment(150_000)
+    assert refusal(payer_v1.pay(new)) == (503, "payment_pending")
     assert payer_v1.close(new).status_code == 202
     assert asking.channel(payer_v1.payer.outpoint)["value_left"] == FUNDING_SAT - 150_000
 
 
 @pytest.mark.usefixtures("silence")
-def test_a_client_does_not_close_by_payment_behind_one(payer_v2: V2, asking: System) -> None:
-    """The same for v2's close, whose payment would count without the application's word."""
-    assert refusal(payer_v2.pay(payer_v2.payer.payment(150_000))) == (400, "application_error")
-    assert refusal(payer_v2.close(payer_v2.payer.payment(160_000))) == (503, "payment_pending")
-    assert asking.channel(payer_v2.payer.outpoint)["status"] == "open"
+def test_fault_14_a_client_leaves_by_a_closing_payment(payer_v2: V2, asking: System) -> None:
+    """The same for v2's close."""
+    assert refusal(payer_v2.pay(payer_v2.payer.payment(150_000))) == (503, "payment_pending")
+    assert payer_v2.close(payer_v2.payer.payment(101_000)).status_code == 200
+    assert asking.channel(payer_v2.payer.outpoint)["value_left"] == FUNDING_SAT - 101_000
 
 
 @pytest.mark.usefixtures("silence")
-def test_the_operator_closes_without_the_application(payer_v1: V1, asking: System) -> None:
-    """We may close before the application has answered: its payment is dropped, and is 410 from then on."""
+def test_fault_7_the_operator_closes_and_a_late_yes_is_settled(
+    application: Application, payer_v1: V1, asking: System
+) -> None:
+    """A channel that the operator closes waits for the application's word about the offered payment; its yes counts."""
     new = payer_v1.payer.payment(150_000)
-    assert refusal(payer_v1.pay(new)) == (400, "application_error")
+    assert refusal(payer_v1.pay(new)) == (503, "payment_pending")
     where = path(payer_v1.payer.outpoint).removeprefix("/v2")
+    assert asking.manage("POST", f"{where}/close").json()["status"] == "closing"
+    application.answer = lambda _: yes()
     assert asking.manage("POST", f"{where}/close").json()["status"] == "closed"
-    assert _received(asking, payer_v1.payer) == 100_000
+    assert _received(asking, payer_v1.payer) == 150_000
+    assert len(set(application.keys)) == 1
     assert refusal(payer_v1.pay(new)) == (410, "channel_closed")
+
+
+def test_fault_15_another_order_of_the_same_value_is_another_question(application: Application, payer_v1: V1) -> None:
+    """After a no, the same payment for another order, and for the same one again, has a key of its own each time."""
+    payment = payer_v1.payer.payment(150_000)
+    application.answer = lambda _: no("sold out")
+    assert refusal(payer_v1.pay(payment)) == (400, "application_error")
+    assert refusal(payer_v1.pay(payment)) == (400, "application_error")
+    application.answer = lambda _: yes()
+    assert payer_v1.pay(payment).status_code == 200
+    assert len(set(application.keys)) == 3
 
 
 # --- a crash while the application is asked -------------------------------------------------------------------------

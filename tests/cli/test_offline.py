@@ -12,10 +12,11 @@ from paychan.chain.debug import DebugChain
 from paychan.cli.offline import Fate, Outcome, Settler, sort_out
 from paychan.protocol.channel import Channel, Close, CloseReason, Confirmed, Published, Signed, State, Vanished, View
 from paychan.protocol.fees import ChainFees
+from paychan.protocol.machine import apply
 from paychan.protocol.opening import successor
 from paychan.protocol.settlement import Coin, Reserve, Settlement, outpoints_of
 from paychan.protocol.types import OutPoint, Sat
-from tests.lib.channels import NOW, RULES, SERVER_DESTINATION, step
+from tests.lib.channels import NOW, RULES, SERVER_DESTINATION, accepted, step
 from tests.lib.world import DebugPayer, LocalSigner
 
 PAYERS = [DebugPayer(f"offline {number}") for number in range(3)]
@@ -50,6 +51,21 @@ async def settle(
 def inputs(fate: Fate) -> list[bytes]:
     assert fate.settlement is not None
     return [bytes(txin.prevout.hash) for txin in CTransaction.deserialize(fate.settlement.transaction).vin]
+
+
+@pytest.mark.parametrize("counts", [True, False])
+@pytest.mark.parametrize("state", [State.OPEN, State.CLOSING])
+def test_fault_7_a_payment_that_was_offered_is_settled_offline_by_the_rule(state: State, counts: bool) -> None:
+    """No application is asked: the operator's rule decides about a payment that had no answer when the server was lost."""
+    asking = msgspec.structs.replace(RULES, asks_application=True, unanswered_counts=counts)
+    offered = accepted(apply(FIRST.channel(10_000), FIRST.pays(70_000), View(NOW, asking)))
+    if state is State.CLOSING:
+        offered = accepted(apply(offered, Close(CloseReason.EXPIRY), View(NOW, asking)))
+
+    [unit], fates = sort_out([offered], View(NOW, asking))
+
+    assert fates == []
+    assert [member.received_sat for member in unit.members] == [70_000 if counts else 10_000]
 
 
 async def test_what_was_signed_together_stays_together() -> None:

@@ -126,7 +126,7 @@ def test_silence_is_waited_for(application: Application, channel: Channel) -> No
     """While the application does not answer, the payment is neither lost nor booked; sent again, it counts once."""
     before = channel.paid_sat
     application.answer = None
-    with pytest.raises(Refused, match="no answer"):
+    with pytest.raises(Refused, match="has not answered"):
         channel.pay(100)
     application.answer = {"resp_app_error": None}
 

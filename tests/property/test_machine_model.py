@@ -36,6 +36,7 @@ from paychan.protocol.channel import (
     Signed,
     SpentElsewhere,
     State,
+    Unanswered,
     Unfunded,
     Vanished,
     View,
@@ -190,7 +191,10 @@ class Life(RuleBasedStateMachine):
     @rule(refusal=st.sampled_from(["", "sold out"]))
     def answer(self, refusal: str) -> None:
         outcome = self.give(Answer(refusal, "data"))
-        if self.state is not State.OPEN:
+        if self.state is State.CLOSING and self.has_offer:
+            self.expect(outcome, None)
+            self.decide(outcome, counts=not refusal)
+        elif self.state is not State.OPEN:
             self.expect(outcome, self.ended())
         elif not self.has_offer:
             self.expect(outcome, "application_error")
@@ -200,6 +204,30 @@ class Life(RuleBasedStateMachine):
         else:
             self.expect(outcome, None)
             self.book(outcome, self.offered)
+
+    def decide(self, outcome: Outcome, *, counts: bool) -> None:
+        """What a closing channel still offered counts, or is forgotten."""
+        assert isinstance(outcome, Accepted)
+        assert outcome.value_sat == (self.change - self.offered if counts else 0)
+        if counts:
+            self.income += outcome.value_sat
+            self.change, self.payments = self.offered, self.payments + 1
+        self.has_offer = False
+
+    @rule(asks=st.booleans(), late=st.booleans())
+    def nobody_answers(self, asks: bool, late: bool) -> None:
+        """A closing channel decides by itself when half of the time is over, or where no application is asked any more."""
+        outcome = self.give(Unanswered(), asks=asks, late=late)
+        decides = self.state is State.CLOSING and self.has_offer and (not asks or self.is_urgent(late))
+        self.expect(outcome, None, changes=decides)
+        if decides:
+            self.decide(outcome, counts=True)
+
+    def is_urgent(self, late: bool) -> bool:
+        assert self.channel.closing is not None
+        expiry, begun = self.channel.terms.expiry, self.channel.closing.begun_at
+        now = expiry - PERIOD if late else NOW
+        return 2 * (now - begun) >= expiry - begun
 
     @rule(damage=st.sampled_from(["flag", "signature", "other change"]), less=st.sampled_from([0, 1, 100]))
     def pay_with_a_wrong_signature(self, damage: str, less: int) -> None:
@@ -218,8 +246,6 @@ class Life(RuleBasedStateMachine):
         outcome = self.give(CloseByProof(payment))
         if self.state in {State.CLOSING, State.LOST, State.UNFUNDED}:
             self.expect(outcome, self.ended())
-        elif self.has_offer:
-            self.expect(outcome, "payment_pending")
         elif not newest:
             self.expect(outcome, "not_newest_payment")
         elif self.state is not State.OPEN:
@@ -237,25 +263,25 @@ class Life(RuleBasedStateMachine):
             self.expect(outcome, self.ended())
         elif self.state is not State.OPEN:
             self.expect(outcome, None, changes=False)
-        elif self.has_offer:
-            self.expect(outcome, "payment_pending")
         elif 0 < new < DUST:
             self.expect(outcome, "dust_change")
         elif new > self.change:
             self.expect(outcome, "value_backwards")
         else:
-            fee = self.change - new
+            pays_offer = self.has_offer and new <= self.offered
+            fee = (self.offered if pays_offer else self.change) - new
             self.close(outcome, payment, asked=True)
             if isinstance(outcome, Accepted):
                 assert self.channel.closing is not None
                 assert self.channel.closing.client_fee_sat == fee
-                self.change, self.income = new, self.income + fee
+                self.change, self.income = new, self.income + self.change - new
+                self.payments += pays_offer
 
     @rule(reason=st.sampled_from([CloseReason.EXPIRY, CloseReason.OPERATOR]), frozen=st.booleans(), late=st.booleans())
     def close_by_us(self, reason: CloseReason, frozen: bool, late: bool) -> None:
         outcome = self.give(Close(reason), frozen=frozen, late=late)
         if self.state is State.OPEN:
-            self.close(outcome, self.channel.payment, asked=False)
+            self.close(outcome, self.channel.offered or self.channel.payment, asked=False)
         elif self.state in {State.LOST, State.UNFUNDED} or self.moves:
             self.expect(outcome, self.ended())
         else:
@@ -292,18 +318,20 @@ class Life(RuleBasedStateMachine):
         self.is_new, self.payments = False, 0
 
     def close(self, outcome: Outcome, payment: Payment, *, asked: bool) -> None:
-        """A channel is closed if that pays for itself; an offer that nobody answered for is dropped."""
+        """A channel is closed if that pays for itself; a client drops an offer by it, the server keeps it."""
         if not self.settles(payment, asked=asked):
             self.expect(outcome, "not_economical")
             return
         self.expect(outcome, None)
-        self.state, self.has_offer = State.CLOSING, False
+        self.state, self.has_offer = State.CLOSING, self.has_offer and not asked
 
     @precondition(lambda self: self.state is not State.OPEN)
     @rule()
     def go_on(self) -> None:
         """The settlement takes its usual way."""
-        if self.state is State.CLOSING and not self.signed:
+        if self.state is State.CLOSING and self.has_offer:
+            self.answer("")
+        elif self.state is State.CLOSING and not self.signed:
             self.sign_settlement()
         else:
             mined = Confirmed(self.newest().txid if self.signed else b"\x45" * 32)
@@ -336,11 +364,12 @@ class Life(RuleBasedStateMachine):
     @rule()
     def sign_settlement(self) -> None:
         """The signer's first answer counts, while the channel is closing; then it can always be planned."""
-        counts = self.state is State.CLOSING and not self.signed
+        counts = self.state is State.CLOSING and not self.signed and not self.has_offer
         closing = self.channel.closing
         asked = closing is not None and closing.reason is CloseReason.CLIENT
         assume(not counts or self.settles(self.channel.payment, asked=asked))  # not so where a refund vanished
-        settlement = self.payer.settlement(self.channel) if counts else Settlement(b"l" * 999, b"\x33" * 32, Sat(1))
+        raw = self.newest().transaction if self.signed else b"l" * 999
+        settlement = self.payer.settlement(self.channel) if counts else Settlement(raw, b"\x33" * 32, Sat(1))
         self.expect(self.give(Signed(settlement)), None, changes=counts)
         self.signed = self.signed or counts
 

@@ -29,12 +29,13 @@ from paychan.protocol.channel import (
     SpentElsewhere,
     State,
     Step,
+    Unanswered,
     Unfunded,
     Vanished,
     View,
     next_step,
 )
-from paychan.protocol.errors import ChainUnavailable, ChannelMoved, PaymentPending
+from paychan.protocol.errors import ChainUnavailable, ChannelMoved
 from paychan.protocol.machine import TRANSITIONS, apply
 from paychan.protocol.payment import Payment, PaymentVerifier, sign_payment
 from paychan.protocol.record import decode_record, encode_record
@@ -124,6 +125,7 @@ def commands(channel: Channel) -> list[Command]:
         *([confirmed(channel)] if channel.closing and channel.closing.settlement else []),
         Confirmed(b"\x12" * 32),
         Vanished(),
+        Unanswered(),
         SpentElsewhere(b"\x11" * 32),
         *(Adopt(msgspec.structs.replace(channel.claim, payment=payment), settlement) for payment in payments),
         Adopt(msgspec.structs.replace(channel.claim, payment=elsewhere, change_script=SERVER_DESTINATION), settlement),
@@ -214,7 +216,7 @@ def test_next_step_fits_the_record(channel: Channel, view: View) -> None:
             next_step(after)
             == {
                 State.OPEN: None if after.offered is None else Step.OFFER,
-                State.CLOSING: Step.PUBLISH if signed else Step.SIGN,
+                State.CLOSING: Step.OFFER if after.offered else Step.PUBLISH if signed else Step.SIGN,
                 State.PUBLISHED: Step.WATCH,
                 State.CLOSED: None,
                 State.LOST: None,
@@ -223,7 +225,7 @@ def test_next_step_fits_the_record(channel: Channel, view: View) -> None:
         )
         assert (after.closing is None) == (after.state is State.OPEN) or after.state is State.UNFUNDED
         assert signed or after.state not in {State.PUBLISHED, State.CLOSED}
-        assert after.offered is None or after.state is State.OPEN
+        assert after.offered is None or after.state in (State.OPEN, State.CLOSING)
         assert not after.offered_data or after.offered is not None
 
 
@@ -255,8 +257,8 @@ def test_threat_4_nothing_opens_a_channel_again(name: str) -> None:
         outcome = apply(channel, command, view)
         if isinstance(outcome, Accepted):
             assert outcome.channel.state is not State.OPEN or (channel.state, command) == (State.UNFUNDED, Funded())
-            assert outcome.channel.payment == channel.payment or isinstance(command, (Adopt, Found))
-            assert outcome.value_sat == 0
+            assert outcome.channel.payment == channel.payment or isinstance(command, (Adopt, Found)) or channel.offered
+            assert outcome.value_sat == 0 or channel.offered
             chains = (Found, Vanished, SpentElsewhere)
             assert outcome.channel is channel or channel.state is not State.LOST or isinstance(command, chains)
 
@@ -291,16 +293,76 @@ def test_threat_6_a_late_channel_takes_no_payment_and_still_closes() -> None:
 
 
 @pytest.mark.parametrize("close", [CloseByProof, CloseByPayment])
-def test_threat_35_a_client_can_not_close_while_its_payment_is_offered(
-    close: type[CloseByProof | CloseByPayment],
-) -> None:
-    """The application may be delivering for the offered payment: closing by the one before it would take it back."""
+def test_fault_14_a_client_closes_although_its_payment_is_offered(close: type[CloseByProof | CloseByPayment]) -> None:
+    """An application that does not answer keeps no client: closing by the payment before the offered one drops that."""
     channel = SAMPLES["open_offered"]
-    assert channel.offered is not None
 
     outcome = apply(channel, close(channel.payment), VIEW)
 
-    assert outcome == Rejected(PaymentPending(change_sat=channel.offered.change_sat))
+    assert isinstance(outcome, Accepted)
+    assert (outcome.channel.state, outcome.channel.offered) == (State.CLOSING, None)
+    assert outcome.channel.payment == channel.payment
+
+
+@pytest.mark.parametrize("close", [CloseByProof, CloseByPayment])
+def test_fault_14_a_client_that_shows_the_offered_payment_pays_it(close: type[CloseByProof | CloseByPayment]) -> None:
+    """The client's own word needs no answer of the application; only what it adds to the offered payment is a fee."""
+    channel = SAMPLES["open_offered"]
+    assert channel.offered is not None
+
+    outcome = apply(channel, close(channel.offered), VIEW)
+
+    assert isinstance(outcome, Accepted)
+    assert outcome.channel.closing is not None
+    assert (outcome.channel.payment, outcome.channel.payments) == (channel.offered, channel.payments + 1)
+    assert outcome.channel.closing.client_fee_sat == 0
+
+
+def asked(now: int, *, counts: bool = True) -> View:
+    return View(UnixTime(now), msgspec.structs.replace(RULES, asks_application=True, unanswered_counts=counts))
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_fault_7_silence_is_decided_by_the_rule_and_only_late(counts: bool) -> None:
+    """A channel that the server closes asks until half of the time is over; then the rule settles or drops the payment."""
+    channel = SAMPLES["closing_offered"]
+    assert channel.closing is not None
+    assert channel.offered is not None
+    begun = channel.closing.begun_at
+    half = begun + (channel.terms.expiry - RULES.deadline_margin_seconds - begun + 1) // 2
+
+    early = apply(channel, Unanswered(), asked(half - 1, counts=counts))
+    late = apply(channel, Unanswered(), asked(half, counts=counts))
+
+    assert early == Accepted(channel)
+    assert isinstance(late, Accepted)
+    assert late.channel.payment == (channel.offered if counts else channel.payment)
+    assert next_step(late.channel) is Step.SIGN
+
+
+@pytest.mark.parametrize("refusal", ["", "sold out"])
+def test_fault_7_a_late_answer_counts_while_the_channel_closes(refusal: str) -> None:
+    """A yes after the time-out settles the payment, a no drops it; nothing is signed before."""
+    channel = SAMPLES["closing_offered"]
+    assert next_step(channel) is Step.OFFER
+
+    outcome = apply(channel, Answer(refusal), VIEW)
+
+    assert isinstance(outcome, Accepted)
+    assert outcome.channel.payment == (channel.payment if refusal else channel.offered)
+    assert next_step(outcome.channel) is Step.SIGN
+
+
+def test_fault_7_an_offered_payment_makes_a_channel_worth_settling() -> None:
+    """What was received without it may not pay for a settlement: the channel is closed, and asked about, all the same."""
+    payer = Payer("poor")
+    offered = apply(payer.channel(paid_sat=100), Pay(payer.payment(payer.funding_sat - 60_000)), asked(VIEW.now))
+    assert isinstance(offered, Accepted)
+
+    outcome = apply(offered.channel, Close(CloseReason.EXPIRY), VIEW)
+
+    assert isinstance(outcome, Accepted)
+    assert outcome.channel.offered == offered.channel.offered
 
 
 def test_publishing_needs_a_settlement() -> None:

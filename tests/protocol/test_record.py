@@ -18,44 +18,46 @@ from tests.vectors.record.generate import samples
 SAMPLES = {path.stem: bytes.fromhex(path.read_text()) for path in sorted((DIRECTORY / "record").glob("*.hex"))}
 each_sample = pytest.mark.parametrize("raw", SAMPLES.values(), ids=SAMPLES)
 
-# name: state, seq, payments, satoshi received, closing reason, next step
+# name, in every version: state, seq, payments, satoshi received, closing reason, next step
 MEANING: dict[str, tuple[State, int, int, int, CloseReason | None, Step | None]] = {
-    "v1_open": (State.OPEN, 1, 0, 10_000, None, None),
-    "v1_open_v2": (State.OPEN, 1, 0, 10_000, None, None),
-    "v1_open_paid": (State.OPEN, 3, 2, 15_001, None, None),
-    "v1_open_offered": (State.OPEN, 4, 2, 15_001, None, Step.OFFER),
-    "v1_closing_expiry": (State.CLOSING, 4, 2, 15_001, CloseReason.EXPIRY, Step.SIGN),
-    "v1_closing_proof": (State.CLOSING, 4, 2, 15_001, CloseReason.CLIENT, Step.SIGN),
-    "v1_closing_payment": (State.CLOSING, 4, 2, 19_001, CloseReason.CLIENT, Step.SIGN),
-    "v1_closing_operator": (State.CLOSING, 2, 0, 10_000, CloseReason.OPERATOR, Step.SIGN),
-    "v1_closing_drained": (State.CLOSING, 4, 3, 1_000_000, CloseReason.DRAINED, Step.SIGN),
-    "v1_closing_signed": (State.CLOSING, 5, 2, 15_001, CloseReason.EXPIRY, Step.PUBLISH),
-    "v1_closing_vanished": (State.CLOSING, 7, 2, 15_001, CloseReason.EXPIRY, Step.PUBLISH),
-    "v1_published": (State.PUBLISHED, 6, 2, 15_001, CloseReason.EXPIRY, Step.WATCH),
-    "v1_closing_outbid": (State.CLOSING, 7, 2, 15_001, CloseReason.EXPIRY, Step.PUBLISH),
-    "v1_closing_withdraw": (State.CLOSING, 2, 0, 10_000, CloseReason.WITHDRAW, Step.SIGN),
-    "v1_closed_withdrawn": (State.CLOSED, 5, 0, 10_000, CloseReason.WITHDRAW, None),
-    "v1_open_moved": (State.OPEN, 1, 0, 0, None, None),
-    "v1_closed_malleated": (State.CLOSED, 7, 2, 15_001, CloseReason.EXPIRY, None),
-    "v1_closed": (State.CLOSED, 7, 2, 15_001, CloseReason.EXPIRY, None),
-    "v1_closed_drained": (State.CLOSED, 7, 3, 1_000_000, CloseReason.DRAINED, None),
-    "v1_unfunded_open": (State.UNFUNDED, 2, 0, 10_000, None, None),
-    "v1_unfunded_published": (State.UNFUNDED, 7, 2, 15_001, CloseReason.EXPIRY, None),
-    "v1_published_found": (State.PUBLISHED, 2, 0, 15_001, CloseReason.OPERATOR, Step.WATCH),
-    "v1_lost_open": (State.LOST, 2, 0, 10_000, CloseReason.EXPIRY, None),
-    "v1_lost_published": (State.LOST, 7, 2, 15_001, CloseReason.EXPIRY, None),
+    "open": (State.OPEN, 1, 0, 10_000, None, None),
+    "open_v2": (State.OPEN, 1, 0, 10_000, None, None),
+    "open_paid": (State.OPEN, 3, 2, 15_001, None, None),
+    "open_offered": (State.OPEN, 4, 2, 15_001, None, Step.OFFER),
+    "open_restored": (State.OPEN, 3, 2, 15_001, None, None),
+    "closing_offered": (State.CLOSING, 5, 2, 15_001, CloseReason.EXPIRY, Step.OFFER),
+    "closing_expiry": (State.CLOSING, 4, 2, 15_001, CloseReason.EXPIRY, Step.SIGN),
+    "closing_proof": (State.CLOSING, 4, 2, 15_001, CloseReason.CLIENT, Step.SIGN),
+    "closing_payment": (State.CLOSING, 4, 2, 19_001, CloseReason.CLIENT, Step.SIGN),
+    "closing_operator": (State.CLOSING, 2, 0, 10_000, CloseReason.OPERATOR, Step.SIGN),
+    "closing_drained": (State.CLOSING, 4, 3, 1_000_000, CloseReason.DRAINED, Step.SIGN),
+    "closing_signed": (State.CLOSING, 5, 2, 15_001, CloseReason.EXPIRY, Step.PUBLISH),
+    "closing_vanished": (State.CLOSING, 7, 2, 15_001, CloseReason.EXPIRY, Step.PUBLISH),
+    "published": (State.PUBLISHED, 6, 2, 15_001, CloseReason.EXPIRY, Step.WATCH),
+    "closing_outbid": (State.CLOSING, 7, 2, 15_001, CloseReason.EXPIRY, Step.PUBLISH),
+    "closing_withdraw": (State.CLOSING, 2, 0, 10_000, CloseReason.WITHDRAW, Step.SIGN),
+    "closed_withdrawn": (State.CLOSED, 5, 0, 10_000, CloseReason.WITHDRAW, None),
+    "open_moved": (State.OPEN, 1, 0, 0, None, None),
+    "closed_malleated": (State.CLOSED, 7, 2, 15_001, CloseReason.EXPIRY, None),
+    "closed": (State.CLOSED, 7, 2, 15_001, CloseReason.EXPIRY, None),
+    "closed_drained": (State.CLOSED, 7, 3, 1_000_000, CloseReason.DRAINED, None),
+    "unfunded_open": (State.UNFUNDED, 2, 0, 10_000, None, None),
+    "unfunded_published": (State.UNFUNDED, 7, 2, 15_001, CloseReason.EXPIRY, None),
+    "published_found": (State.PUBLISHED, 2, 0, 15_001, CloseReason.OPERATOR, Step.WATCH),
+    "lost_open": (State.LOST, 2, 0, 10_000, CloseReason.EXPIRY, None),
+    "lost_published": (State.LOST, 7, 2, 15_001, CloseReason.EXPIRY, None),
 }
 
 
 WITHDRAWAL = bytes.fromhex("9179faa7f521b9da0c4c2565ed91eca19981155f84b731f652d7e557dbe61eab")
-MOVED = {"v1_open_moved": (OutPoint(WITHDRAWAL, 0), 990_000)}
+MOVED = {"open_moved": (OutPoint(WITHDRAWAL, 0), 990_000)}
 SPENT_BY = {
-    "v1_lost_open": b"\x4c" * 32,
-    "v1_lost_published": b"\x4c" * 32,
-    "v1_closed_malleated": b"\x4d" * 32,
-    "v1_closed_withdrawn": WITHDRAWAL,
+    "lost_open": b"\x4c" * 32,
+    "lost_published": b"\x4c" * 32,
+    "closed_malleated": b"\x4d" * 32,
+    "closed_withdrawn": WITHDRAWAL,
 }
-NAMED_BY_SECRET = {"v1_open_v2", "v1_closing_withdraw", "v1_closed_withdrawn", "v1_open_moved"}
+NAMED_BY_SECRET = {"open_v2", "closing_withdraw", "closed_withdrawn", "open_moved"}
 
 
 def resealed(raw: bytes, body: Any) -> bytes:
@@ -75,7 +77,7 @@ def fields(raw: bytes) -> list[Any]:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_frozen_samples_mean_what_they_meant(name: str) -> None:
     """Every record of every version still decodes to the same channel."""
-    channel = decode_record(SAMPLES[name])
+    channel, version, name = decode_record(SAMPLES[name]), *name.split("_", 1)
 
     assert MEANING[name] == (
         channel.state,
@@ -89,19 +91,27 @@ def test_frozen_samples_mean_what_they_meant(name: str) -> None:
     assert channel.terms == payer.terms
     assert (channel.outpoint, channel.funding_sat) == MOVED.get(name, (payer.outpoint, payer.funding_sat))
     assert (channel.closing.spent_by if channel.closing else b"") == SPENT_BY.get(name, b"")
-    assert channel.offered_data == ("an order" if name == "v1_open_offered" else "")
+    offered = name in ("open_offered", "closing_offered")
+    assert channel.offered_data == ("an order" if offered else "")
+    assert channel.offered_seq == (4 if offered and version != "v1" else 0)
+    assert channel.restored is (name == "open_restored")
     assert len(channel.secret) == (32 if name in NAMED_BY_SECRET else 0)
 
 
 @each_sample
-def test_frozen_samples_are_written_back_to_the_same_bytes(raw: bytes) -> None:
-    """Reading and writing a record changes nothing, so a store may be rewritten without a migration."""
-    assert encode_record(decode_record(raw)) == raw
+def test_frozen_samples_are_written_back_as_the_same_channel(raw: bytes) -> None:
+    """Reading and writing a record changes nothing but its version, so a store migrates as its channels change."""
+    written = encode_record(decode_record(raw))
+
+    assert decode_record(written) == decode_record(raw)
+    assert written[0] == VERSION
+    assert raw[0] != VERSION or written == raw
 
 
 def test_samples_cover_every_state_and_step() -> None:
     """No state, closing reason or step is without a frozen record."""
-    assert set(MEANING) == set(SAMPLES)
+    assert {name.removeprefix("v2_") for name in SAMPLES if name.startswith("v2_")} == set(MEANING)
+    assert {name.split("_", 1)[1] for name in SAMPLES} == set(MEANING)
     columns = list(zip(*MEANING.values(), strict=True))
     assert set(columns[0]) == set(State)
     assert set(columns[4]) == {*CloseReason, None}
@@ -116,7 +126,7 @@ def test_the_layout_is_still_that_of_the_samples(name: str) -> None:
 
 def test_a_record_with_more_fields_is_read() -> None:
     """Fields that a later program appended are left aside, so going back to this one loses no channel."""
-    raw = SAMPLES["v1_open"]
+    raw = SAMPLES["v2_open"]
 
     assert decode_record(resealed(raw, [*fields(raw), "later", 7])) == decode_record(raw)
 
@@ -160,7 +170,7 @@ def test_threat_12_bytes_behind_a_record_are_damage() -> None:
         decode_record(resealed(raw, raw[9:-4] + b"\x00"))
 
 
-@pytest.mark.parametrize("version", [v for v in range(256) if v != VERSION])
+@pytest.mark.parametrize("version", [v for v in range(256) if v not in (1, 2)])
 def test_other_versions_are_not_guessed(version: int) -> None:
     """A record of a version that this program does not know is refused, with both numbers."""
     content = bytes([version]) + SAMPLES["v1_open"][1:-4]

@@ -1,0 +1,34 @@
+"""Forged payments: numbers of a channel are named only to a caller that shows a payment of the client's.
+
+A payment that would be refused for its value is checked for its signature first, so a stranger who knows the outpoint learns
+neither the newest change value nor that a payment is offered.
+"""
+
+from __future__ import annotations
+
+from paychan.protocol.channel import Channel, CloseByPayment, CloseByProof, Pay
+from paychan.protocol.errors import NotNewestPayment, PaychanError
+from paychan.protocol.payment import PaymentVerifier, change_problem
+from paychan.protocol.types import Sat
+
+
+def forged(
+    channel: Channel, command: Pay | CloseByProof | CloseByPayment, verifier: PaymentVerifier | None = None
+) -> PaychanError | None:
+    """Return why a command's payment is not one of the client's, or None. It need not be good for anything else."""
+    payment = command.payment
+    if payment in (channel.payment, channel.offered):
+        return None
+    script = (command.change_script if isinstance(command, CloseByPayment) else None) or channel.change_script
+    problem = change_problem(payment, Sat(0))
+    if problem is None:
+        if verifier is None or script != channel.change_script:
+            verifier = PaymentVerifier(channel.terms, channel.outpoint, script)
+        problem = verifier.problem(payment)
+    return problem
+
+
+def not_newest(channel: Channel, command: CloseByProof, verifier: PaymentVerifier | None) -> PaychanError:
+    """Return the refusal of a payment that is not the channel's newest."""
+    newest = NotNewestPayment(got_sat=command.payment.change_sat, need_sat=channel.payment.change_sat)
+    return forged(channel, command, verifier) or newest

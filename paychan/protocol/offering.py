@@ -1,0 +1,59 @@
+"""Offered payments: what becomes of a payment that the application was asked about and has not answered for.
+
+Such a payment is verified and stored, but not booked. It may have been delivered, so silence is not a no:
+
+* While the channel is open, the application is asked again with the payer's next request, before that is judged.
+* When the server closes the channel (expiry, operator), the payment stays offered and the application is asked until half
+  of the time to the fee deadline has passed; later the settlement would pay more than a payment may be worth. Then
+  `Rules.unanswered_counts` decides: settle the payment, which the client has signed (the default), or drop it.
+* When the client closes the channel, the payment is dropped if the application does not answer the question that
+  precedes the closing: a client must be able to leave a shop that is shut. A client that shows the offered payment as its
+  newest, or whose closing payment includes it, pays it: that is the client's own word.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from paychan.protocol.channel import Accepted, Answer, Channel, Outcome, View
+from paychan.protocol.fees import is_urgent
+from paychan.protocol.payment import Payment
+from paychan.protocol.types import Sat
+
+_replace = msgspec.structs.replace
+
+
+def answered(channel: Channel, command: Answer) -> Outcome:
+    """Take the application's answer for the offered payment of a closing channel."""
+    return _decided(channel, command.data, counts=not command.refusal)
+
+
+def unanswered(channel: Channel, view: View) -> Outcome:
+    """Decide about the offered payment of a closing channel without an answer; unchanged while there is time to ask."""
+    if view.rules.asks_application and not is_urgent(channel, view.rules, view.now):
+        return Accepted(channel)
+    return _decided(channel, counts=view.rules.unanswered_counts)
+
+
+def by_client(channel: Channel, closing: Payment) -> Channel:
+    """Book the offered payment if the client's closing payment includes it, else drop it."""
+    if channel.offered is None:
+        return channel
+    return _settle_offer(channel, counts=closing.change_sat <= channel.offered.change_sat)
+
+
+def at_best(channel: Channel) -> Channel:
+    """The channel as if its offered payment counted."""
+    return _settle_offer(channel, counts=True)
+
+
+def _decided(channel: Channel, data: str = "", *, counts: bool) -> Outcome:
+    changed = _settle_offer(channel, counts=counts)
+    return Accepted(changed, Sat(channel.payment.change_sat - changed.payment.change_sat), data)
+
+
+def _settle_offer(channel: Channel, *, counts: bool) -> Channel:
+    offered = channel.offered
+    if counts and offered is not None and offered.change_sat < channel.payment.change_sat:
+        channel = _replace(channel, payment=offered, payments=channel.payments + 1, restored=False)
+    return _replace(channel, offered=None, offered_data="")
