@@ -31,10 +31,15 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
+import structlog
+
 from paychan.api.bounded import BoundedServer, set_patience
 from paychan.api.connection import Connection
 from paychan.api.detourqueue import DetourQueue
 from paychan.api.payments import Till
+from paychan.supervisor import Supervised
+
+log = structlog.get_logger("server")
 
 _GOODBYE_SECONDS = 1.0
 """Streams that are open when the server stops get this long to answer its closing frame."""
@@ -48,11 +53,11 @@ class LaneServer(BoundedServer):
     detours: DetourQueue
     body_seconds: float = 0
     _connecting: set[asyncio.Task[None]]
-    _sweeper: asyncio.Task[None] | None = None
+    _sweeper: Supervised | None = None
 
     async def listen_on(self, sockets: Sequence[socket.socket]) -> None:
         self.detours, self._connecting = DetourQueue(), set()
-        self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+        self._sweeper = self.till.service.supervisor.run("connection sweeper", self._sweep)
         await super().listen_on(sockets)
 
     def take(self, connection: socket.socket, address: Any) -> None:
@@ -83,7 +88,7 @@ class LaneServer(BoundedServer):
     async def close_all_connections(self) -> None:
         if self._sweeper is None:
             return
-        self._sweeper.cancel()
+        await self._sweeper.stop()
         await asyncio.gather(*self._connecting)
         streams_end = monotonic() + _GOODBYE_SECONDS
         while len(self.places):
@@ -91,10 +96,14 @@ class LaneServer(BoundedServer):
             await asyncio.gather(*(each.close(streams_too=late) for each in self.places))
             await asyncio.sleep(_POLL_SECONDS)
 
-    async def _sweep(self) -> None:
-        """Close, for ever, what waits too long."""
+    async def _sweep(self, task: Supervised) -> None:
+        """Close, for ever, what waits too long; one connection that fails leaves the others to be looked at."""
         while True:
             await asyncio.sleep(min(1.0, self.patience_seconds / 4, self.head_seconds / 4, self.body_seconds / 4))
             now = monotonic()
-            for connection in self.places:
-                connection.check_time(now, self.patience_seconds, self.head_seconds, self.body_seconds)
+            for connection in list(self.places):
+                try:
+                    connection.check_time(now, self.patience_seconds, self.head_seconds, self.body_seconds)
+                except Exception:
+                    log.exception("connection failed")
+            task.succeeded()

@@ -13,6 +13,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
@@ -60,6 +61,15 @@ class WriterThread:
             os.close(self._bell)  # not by the thread, which may have seen the end before it was rung
 
     def _serve(self) -> None:
+        """Work; should that ever fail outside of what was given, nothing more is taken, and callers hear so."""
+        try:
+            self._work_off()
+        finally:
+            self._closed = True
+            for loop, done, _, _ in self._work:
+                self._answer(loop, done, None, RuntimeError("the thread has ended"))
+
+    def _work_off(self) -> None:
         while self._work or not self._closed:
             if not self._work:
                 os.eventfd_read(self._bell)
@@ -69,8 +79,11 @@ class WriterThread:
                 value, error = function(*args), None
             except BaseException as raised:  # noqa: BLE001 - whoever waits gets it
                 value, error = None, raised
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self._tell, done, value, error)
+            self._answer(loop, done, value, error)
+
+    def _answer(self, loop: asyncio.AbstractEventLoop, done: Any, value: Any, error: BaseException | None) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and so nothing waits
+            loop.call_soon_threadsafe(self._tell, done, value, error)
 
     def _tell(self, done: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
         self.unfinished -= 1

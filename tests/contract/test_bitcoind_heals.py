@@ -15,11 +15,14 @@ import pytest
 
 from paychan.chain.base import ChainFailed, ChainUnfit, Funding, Spend, WrongNetwork
 from paychan.chain.bitcoind import BitcoindChain
+from paychan.chain.zmqfeed import ZmqFeed
 from paychan.protocol.fees import ChainFees
 from paychan.protocol.types import Network, UnixTime
+from paychan.supervisor import Supervised
 from tests.contract.chains import DAY_SECONDS, FUNDING_SAT, PAST, address, refund
 from tests.contract.test_bitcoind import Opener
 from tests.lib.channels import Payer
+from tests.lib.crashes import Crash
 from tests.lib.node import Node
 from tests.lib.rpcproxy import RpcProxy
 from tests.lib.world import until
@@ -228,3 +231,55 @@ async def test_a_wrong_network_is_told_apart(node: Node, opener: Opener) -> None
     """Of what a node may be unfit for, only another network is an error of the configuration."""
     with pytest.raises(WrongNetwork):
         await opener(node.url, node, Network.LIVE).check()
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 9, 14])
+async def test_fault_27_a_rescan_killed_at_any_await_is_done_all_the_same(
+    old: Old, opener: Opener, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever await of the rescan raises, it is started again, and what it was to find is found."""
+    monkeypatch.setattr("paychan.supervisor._FIRST_PAUSE_SECONDS", 0.001)
+    chain = opener(old.node.url, old.node, wallet=f"killed {at}")
+    await chain.check()
+    chain._rescan._run = Crash(at, turns=False)(chain._rescan._run)  # type: ignore[method-assign]
+    await chain.watch([old.spent.terms], old.since)
+
+    assert (await chain.spender(old.gone)).txid == old.refund.txid  # type: ignore[union-attr]
+    (task,) = (each for each in [chain._rescan._task] if each is not None)
+    assert task.restarts == 1
+
+
+async def test_fault_27_news_come_after_the_feed_was_killed(
+    node: Node, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever await of the ZMQ feed raises, blocks are told of afterwards; so for what arrives in the mempool."""
+    monkeypatch.setattr("paychan.supervisor._FIRST_PAUSE_SECONDS", 0.001)
+    for at in (1, 2, 3):
+        monkeypatch.setattr(ZmqFeed, "_receive", _killed(ZmqFeed._receive, Crash(at)))
+        chain = opener(node.url, node)
+        await chain.check()
+        arrivals = chain._outputs._arrivals
+        arrivals._look_for_ever = Crash(at, turns=False)(arrivals._look_for_ever)  # type: ignore[method-assign]
+        payer = Payer(f"killed feed {at}")
+        chain.expect(payer.terms)
+        outpoint = node.fund(address(payer), FUNDING_SAT)
+        node.mine()
+        async with asyncio.timeout(30):
+            while True:
+                node.mine()
+                assert chain._feed is not None
+                if await chain._feed.wait(0.5):
+                    break
+            while outpoint not in {each.outpoint for each in await chain.funding(payer.terms)}:
+                await chain.wait_for_change(await chain.tip(), 0.1)
+        monkeypatch.undo()
+        monkeypatch.setattr("paychan.supervisor._FIRST_PAUSE_SECONDS", 0.001)
+
+
+def _killed(method: Any, crash: Crash) -> Any:
+    crashing = crash(method)
+
+    async def killed(self: ZmqFeed, task: Supervised) -> None:
+        await crashing(self, task)
+
+    return killed

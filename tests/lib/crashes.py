@@ -12,9 +12,13 @@ class Injected(Exception):
 
 
 class Crash:
-    """Wraps a coroutine function. Of all that is awaited in its calls, the `at`-th wait (from 1) raises, once."""
+    """Wraps a coroutine function. Of all that is awaited in its calls, the `at`-th wait (from 1) raises, once.
 
-    def __init__(self, at: int, error: BaseException | None = None) -> None:
+    Without `turns` bare turns of the loop (`sleep(0)`) do not count: anyio, below httpx, takes it that they can't fail.
+    """
+
+    def __init__(self, at: int, error: BaseException | None = None, *, turns: bool = True) -> None:
+        self._turns = turns
         self.at = at
         self.waits = 0
         self._error = error or Injected(f"at wait {at}")
@@ -37,8 +41,8 @@ class Crash:
                 waits_for = send(value)
             except StopIteration as end:
                 return end.value
-            self.waits += 1
-            if self.waits == self.at:
+            self.waits += self._turns or waits_for is not None
+            if self.waits == self.at and not (waits_for is None and not self._turns):
                 send, value = work.throw, self._error
                 if hasattr(waits_for, "_asyncio_future_blocking"):
                     waits_for._asyncio_future_blocking = False
