@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from paychan.protocol.settlement import Claim
 from paychan.protocol.signerwire import Newest, SettlementRequest
 from paychan.protocol.types import OutPoint
-from signer.ledger import Ledger
+from signer.ledgerbase import Ledger
 from signer.signed import DamagedEntry, Entries, Signed
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from msgspec.structs import replace
 
@@ -22,14 +22,12 @@ from paychan.protocol.signerwire import (
     MAX_CLAIMS,
     AgainReply,
     AgainRequest,
-    BehindReply,
     BehindRequest,
     ChildReply,
     ChildRequest,
     FundingReply,
     FundingRequest,
     Health,
-    HealthReply,
     KeyReply,
     KeyRequest,
     NewestReply,
@@ -39,34 +37,24 @@ from paychan.protocol.signerwire import (
     Refusal,
     Reply,
     Request,
-    ReserveReply,
     ReserveRequest,
     SettlementReply,
     SettlementRequest,
-    StatusReply,
     StatusRequest,
 )
-from paychan.protocol.types import Sat, UnixTime
-from signer.behind import behind, built_upon, newer_than_signed
+from paychan.protocol.types import UnixTime
+from signer.behind import built_upon, newer_than_signed
 from signer.budget import NEWEST_PER_SECOND, Budget, Kind, kind_of
 from signer.fundings import FundingProblem, shown_outputs
 from signer.journal import Journal
 from signer.keys import KeyRing, KeysFailed, SigningKey
-from signer.known import DAY_SECONDS, HOUR_SECONDS, Known, Limits, Own
-from signer.ledger import Entry, Ledger, LedgerFailed
+from signer.known import Known, Limits, Own
+from signer.ledgerbase import Entry, Ledger, LedgerFailed
 from signer.newest import judge
 from signer.policy import child_refusal, new_values_sat, output_key, refusals
 from signer.shape import has_readable_terms
 from signer.signed import DamagedEntry, entries_of, request_digest
-
-
-class Identity(NamedTuple):
-    """What the signer tells of itself."""
-
-    network: str
-    key_mode: str
-    debug: bool = False
-    protections: tuple[str, ...] = ()
+from signer.telling import Identity, Room, Teller
 
 
 class Wanted(NamedTuple):
@@ -92,18 +80,6 @@ class Approved(NamedTuple):
         return self.prepare()
 
 
-class Room(Protocol):
-    """Tells how much room the disk has: `disk.Disk`."""
-
-    @property
-    def free_bytes(self) -> int:
-        """What is left."""
-
-    @property
-    def shortage(self) -> str:
-        """Why nothing but settlements should be written, or ""."""
-
-
 class Handler:
     """Answers requests with the keys it was given. Called from several threads; the ledger alone remembers anything."""
 
@@ -120,19 +96,18 @@ class Handler:
     ) -> None:
         self._keys = keys
         self._ledger = ledger
-        self._identity = identity
         self._limits = limits or Limits(debug=identity.debug)
+        self._disk = disk
+        self._teller = Teller(keys, ledger, identity, self._limits, heartbeat, disk, UnixTime(int(clock())))
         self._heartbeat = heartbeat
         self._clock = clock
-        self._started_at = UnixTime(int(clock()))
-        self._disk = disk
         rates = {
             Kind.SETTLING: self._limits.requests_per_second,
             Kind.KEYS: self._limits.keys_per_second,
             Kind.NEWEST: NEWEST_PER_SECOND,
         }
         self._budgets = {kind: Budget(rate, clock()) for kind, rate in rates.items()}
-        self._journal = Journal(ledger, clock, lambda: bool(self._shortage))
+        self._journal = Journal(ledger, clock, lambda: bool(self._teller.shortage))
 
     @property
     def blocking(self) -> bool:
@@ -183,7 +158,7 @@ class Handler:
     def _judged(self, request: Request, peer_uid: int, now: UnixTime) -> Reply | Approved:
         match request:
             case Health() | StatusRequest() | ReserveRequest() | BehindRequest():
-                return self._told(request, now)
+                return self._teller.told(request, now)
             case KeyRequest() | OtherKeysRequest():
                 return self._key(request, peer_uid)
             case FundingRequest():
@@ -198,57 +173,6 @@ class Handler:
                 return self._child(request, peer_uid, now)
 
     # --- what is told -----------------------------------------------------------------------------------------------
-
-    @property
-    def _shortage(self) -> str:
-        return self._disk.shortage if self._disk else ""
-
-    @property
-    def _problem(self) -> str:
-        return self._ledger.problem or self._shortage
-
-    def _health(self, request: Health) -> Reply:
-        identity, limits = self._identity, self._limits
-        return HealthReply(
-            request.id,
-            identity.network,
-            identity.key_mode,
-            identity.debug,
-            self._problem,
-            self._ledger.written_at,
-            limits.max_fee_percent,
-            Sat(limits.max_fee_sat),
-            limits.max_fee_sat_per_vb,
-        )
-
-    def _told(self, request: Health | StatusRequest | ReserveRequest | BehindRequest, now: UnixTime) -> Reply:
-        """Answer what changes nothing and is no decision."""
-        match request:
-            case Health():
-                return self._health(request)
-            case StatusRequest():
-                return self._status(request, now)
-            case ReserveRequest():
-                return ReserveReply(request.id, self._keys.reserve().public_key)
-            case BehindRequest():
-                return BehindReply(request.id, behind(request.payments, self._ledger))
-
-    def _status(self, request: StatusRequest, now: UnixTime) -> Reply:
-        head, flow = self._ledger.head, self._ledger.flow
-        return StatusReply(
-            request.id,
-            self._started_at,
-            head.count,
-            head.hash,
-            flow.within(HOUR_SECONDS, now),
-            flow.within(DAY_SECONDS, now),
-            self._heartbeat(),
-            tuple(sorted(self._limits.trial)),
-            self._identity.protections,
-            self._problem,
-            self._ledger.written_at,
-            self._disk.free_bytes if self._disk else 0,
-        )
 
     def _key(self, request: KeyRequest | OtherKeysRequest, peer_uid: int) -> Reply:
         reply: Reply
@@ -419,7 +343,7 @@ class Handler:
         kind = kind_of(request)
         if kind is not Kind.FREE and not self._budgets[kind].take(now):
             return self._over_budget(request, peer_uid, kind, now)
-        if kind in (Kind.KEYS, Kind.NEWEST) and (shortage := self._shortage):
+        if kind in (Kind.KEYS, Kind.NEWEST) and (shortage := self._teller.shortage):
             refusal = Refusal(request.id, "protocol-disk", shortage)
             self._journal.count(request, peer_uid, "refused", refusal)
             return refusal

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from paychan.protocol.signerwire import KeyRequest, Refusal, Request, SettlementRequest
 from signer.audit import Decision, Verdict
 from signer.budget import Budget
-from signer.ledger import Entry, Ledger
+from signer.ledgerbase import Entry, Ledger
 from signer.meaning import about
 from signer.signed import request_digest
 from signer.tally import Tally

@@ -23,13 +23,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import plyvel
-from msgspec import Struct, field
+from msgspec import Struct
 
 from paychan.protocol.settlement import Claim, Settlement
 from paychan.protocol.signerwire import SettlementRequest
@@ -39,6 +39,7 @@ from signer.audit import AuditBroken, Decision, Head
 from signer.auditfile import AuditFailed
 from signer.auditrotation import RotatingAudit
 from signer.known import Flow
+from signer.ledgerbase import Entry, LedgerFailed
 from signer.privatefile import sync_directory
 from signer.signed import DamagedEntry, Entries, Output, Signed, decode_entry, encode_entry
 
@@ -67,74 +68,6 @@ _COUNT, _FLOW, _HEAD = b"n", b"v", b"h"
 _TXID_BYTES, _MAX_VOUT = 32, 0xFFFFFFFF
 
 _Kind = TypeVar("_Kind", bound=Struct)
-
-
-class LedgerFailed(Exception):
-    """The ledger can't be opened, read or written; says what to do."""
-
-
-class Entry(Struct, frozen=True):
-    """What is to be remembered in one go, and the decisions that go with it."""
-
-    decisions: Sequence[Decision] = ()
-    signed: Entries = field(default_factory=dict)
-    request: SettlementRequest | None = None
-    digest: bytes = b""
-    outputs: Mapping[OutPoint, Output] = field(default_factory=dict)
-    newest: Mapping[OutPoint, Claim] = field(default_factory=dict)
-    flow: Flow | None = None
-
-
-class Ledger(Protocol):
-    """What happened before. Whoever reads in order to put holds `lock` meanwhile; other threads wait for it.
-
-    All methods raise `LedgerFailed`, and those that return entries `DamagedEntry`: one can't be trusted.
-    """
-
-    @property
-    def lock(self) -> threading.Lock:
-        """Held from `read` to `put`, so that of two requests for an outpoint the second sees the first."""
-
-    @property
-    def flow(self) -> Flow:
-        """How much was settled lately."""
-
-    @property
-    def shown(self) -> int:
-        """How many outputs were shown."""
-
-    @property
-    def head(self) -> Head:
-        """The last line of the audit log."""
-
-    @property
-    def written_at(self) -> UnixTime:
-        """When something was last written to disk and synced; 0: not yet."""
-
-    @property
-    def problem(self) -> str:
-        """Why it can't be read or written, as far as that is known; "": it can."""
-
-    def read(self, outpoints: Collection[OutPoint]) -> Entries:
-        """Return what was signed for these."""
-
-    def newest(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Claim]:
-        """Return the newest payments out of these that were shown."""
-
-    def outputs(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Output]:
-        """Return what these hold, as far as it was shown."""
-
-    def request(self, digest: bytes) -> SettlementRequest | None:
-        """Return the request with this digest, if it was signed."""
-
-    def settlement(self, digest: bytes) -> Settlement | None:
-        """Return what was kept for this digest."""
-
-    def put(self, entry: Entry) -> Future[None]:
-        """Remember all of it or nothing; on disk when the future is done. It ends with `LedgerFailed` if that failed."""
-
-    def keep(self, digest: bytes, settlement: Settlement) -> None:
-        """Remember what was signed; written by and by, on disk with the next `put`. What is lost can be signed again."""
 
 
 class LevelDbLedger:

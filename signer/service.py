@@ -30,12 +30,13 @@ from signer.connections import FAREWELLS, Connections
 from signer.connections import Limits as PeerLimits
 from signer.derivedkeys import generations
 from signer.disk import Disk
-from signer.handlers import Handler, Identity
+from signer.handlers import Handler
 from signer.isolation import IsolationError, isolate, keep_private
 from signer.keys import DEBUG_KEY, KeyRing, KeysFailed, KeySource, StaticKey
 from signer.keystore import refuse_new_token_keys, seed_sources
 from signer.known import Limits
-from signer.ledger import Entry, LedgerFailed, LevelDbLedger
+from signer.ledger import LevelDbLedger
+from signer.ledgerbase import Entry, LedgerFailed
 from signer.logsink import LogSink, open_missing_descriptors
 from signer.passphrase import NoSecret
 from signer.places import PlaceError, check_places
@@ -43,6 +44,7 @@ from signer.remotetoken import RemoteToken
 from signer.seed import SeedError
 from signer.sessions import TokenError
 from signer.socketfile import SocketError, listening_socket, room_for
+from signer.telling import Identity
 
 PROBE_SECONDS = 5.0
 """So often we see whether a write would succeed, although nothing is to be written."""

@@ -11,7 +11,7 @@ from paychan.protocol.signerwire import SettlementRequest
 from paychan.protocol.types import OutPoint, UnixTime
 from signer.audit import BEGINNING, Decision, Head, encode_lines
 from signer.known import Flow
-from signer.ledger import Entry
+from signer.ledgerbase import Entry
 from signer.signed import Entries, Output
 
 

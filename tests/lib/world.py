@@ -60,10 +60,11 @@ from paychan.signing.base import SignerRefused
 from paychan.signing.checks import check_again
 from paychan.store.base import Change
 from paychan.store.leveldb import LevelDbStore
-from signer.handlers import Handler, Identity
+from signer.handlers import Handler
 from signer.keys import DEBUG_KEY, KeyRing, StaticKey
 from signer.known import Limits
-from signer.ledger import Ledger
+from signer.ledgerbase import Ledger
+from signer.telling import Identity
 from tests.lib.channels import NOW, RULES, SERVER_DESTINATION, Payer
 from tests.lib.ledger import MemoryLedger
 

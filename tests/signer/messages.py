@@ -16,9 +16,10 @@ from paychan.protocol.scripts import make_terms
 from paychan.protocol.settlement import Claim, Coin, Reserve
 from paychan.protocol.signerwire import ChildRequest, FundingReply, FundingRequest, SettlementRequest
 from paychan.protocol.types import OutPoint, Sat, UnixTime
-from signer.handlers import Handler, Identity
+from signer.handlers import Handler
 from signer.keys import KeyRing
 from signer.known import Limits
+from signer.telling import Identity
 from tests.lib.ledger import MemoryLedger
 
 CLIENT = PrivateKey(sha256(b"a client of the signer's tests").digest())

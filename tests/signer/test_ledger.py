@@ -31,7 +31,8 @@ from signer.audit import BEGINNING, Decision, encode_lines
 from signer.handlers import Handler
 from signer.keys import KeyRing, hardened_keys
 from signer.known import Flow
-from signer.ledger import Entry, LedgerFailed, LevelDbLedger
+from signer.ledger import LevelDbLedger
+from signer.ledgerbase import Entry, LedgerFailed
 from signer.signed import VERSION, DamagedEntry, Entries, Output, Signed, decode_entry, encode_entry, entries_of
 from signer.vital import EXIT_BROKEN
 from tests.lib.ledger import MemoryLedger

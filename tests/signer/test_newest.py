@@ -24,11 +24,12 @@ from paychan.protocol.signerwire import (
 )
 from paychan.protocol.types import Sat, UnixTime
 from paychan.signing.limits import contradictions
-from signer.handlers import Handler, Identity
+from signer.handlers import Handler
 from signer.keys import KeyRing, hardened_keys
 from signer.known import Limits
 from signer.ledger import LevelDbLedger
 from signer.signed import Output, decode_entry, encode_entry, request_size
+from signer.telling import Identity
 from tests.lib.channels import RULES
 from tests.lib.ledger import MemoryLedger
 from tests.signer.messages import (

@@ -23,8 +23,9 @@ from paychan.protocol.signerwire import (
     frame_size,
 )
 from paychan.protocol.types import OutPoint, UnixTime
-from signer.handlers import Handler, Identity
+from signer.handlers import Handler
 from signer.keys import KeyRing, StaticKey
+from signer.telling import Identity
 from tests.lib import signertext
 from tests.lib.ledger import MemoryLedger
 from tests.lib.signerexample import DESTINATION, EXAMPLE

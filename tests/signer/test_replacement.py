@@ -20,7 +20,7 @@ from paychan.protocol.signerwire import Refusal, SettlementReply, SettlementRequ
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from signer.keys import KeyRing, hardened_keys
 from signer.known import Flow, Known, Limits, Own
-from signer.ledger import Entry
+from signer.ledgerbase import Entry
 from signer.policy import replacement
 from signer.signed import Entries, Signed, entries_of, request_digest, request_size
 from tests.lib.ledger import MemoryLedger

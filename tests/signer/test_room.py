@@ -30,8 +30,8 @@ from signer.auditing import _newest
 from signer.disk import Disk
 from signer.keys import KeyRing, hardened_keys
 from signer.known import Limits
-from signer.ledger import Entry as Put
 from signer.ledger import LevelDbLedger
+from signer.ledgerbase import Entry as Put
 from tests.lib.ledger import MemoryLedger
 from tests.lib.signer_process import REGTEST, SignerProcess
 from tests.lib.smalldisk import fill, small_file_system

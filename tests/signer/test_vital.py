@@ -25,7 +25,8 @@ from signer.auditfile import AuditFile
 from signer.connections import Connections, Limits
 from signer.crew import Crew
 from signer.handlers import Handler
-from signer.ledger import Entry, LevelDbLedger
+from signer.ledger import LevelDbLedger
+from signer.ledgerbase import Entry
 from signer.remotetoken import Line
 from signer.socketfile import listening_socket
 from signer.tokenwire import Signed, encode
