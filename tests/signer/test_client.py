@@ -135,7 +135,7 @@ async def test_stopped_signer_is_absent_until_it_goes_on(tmp_path: Path) -> None
     """While the process is stopped every call ends by its deadline; after SIGCONT the same client is served again."""
     with SignerProcess(tmp_path) as running:
         async with client(running.socket) as patient, client(running.socket, 0.2) as hasty:
-            before = await hasty.public_key(CLIENT_KEY, EXPIRY)
+            before = await patient.public_key(CLIENT_KEY, EXPIRY)
             running.pause()
             for _ in range(3):
                 with pytest.raises(SignerAbsent, match=r"no answer within 0\.2 s"):
