@@ -20,17 +20,18 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from actors.signing import destination_of, lean_on_reserve, rate_of, sign
+from actors.signing import destination_of, lean_on_reserve, rate_of, rules_of, sign
 from actors.world import World
 from paychan.chain.base import ChainFailed, Spend
 from paychan.protocol.channel import Channel, State
 from paychan.protocol.errors import NotEconomical, PublishFailed, SignerUnavailable, SigningFailed
-from paychan.protocol.fees import is_due, is_outbid, is_urgent, most_sat, plan_child_fee, who_can_pay
+from paychan.protocol.fees import is_beyond_share, is_due, is_outbid, is_urgent, most_sat, plan_child_fee, who_can_pay
 from paychan.protocol.settlement import (
     Reserve,
     Settlement,
     base_size,
     outpoints_of,
+    received_sat,
     settlement_size,
     spends_by_server_branch,
 )
@@ -58,6 +59,8 @@ class Desk:
         self._kept = set[bytes]()
         self.pinned: dict[OutPoint, str] = {}
         """Settlements that can't be made dearer, and why: for the operator."""
+        self.beyond_share: dict[OutPoint, str] = {}
+        """Settlements that cost more than the operator's share, for their deadline has passed; and how much."""
 
     # --- the first settlement ---------------------------------------------------------------------------------------
 
@@ -73,7 +76,19 @@ class Desk:
             together = (await asyncio.shield(batch)).get(channel.outpoint)
             if together is not None:
                 return together
-        return None if channel.outpoint in self._waiting else await sign([channel], self._world)
+        return None if channel.outpoint in self._waiting else await self._sign([channel])
+
+    async def _sign(self, members: Sequence[Channel], least: Sat = Sat(0)) -> Settlement:
+        """Sign, and say so when that costs more than the operator's share. Raises as `sign`."""
+        settlement, claims = await sign(members, self._world, least), [member.claim for member in members]
+        if is_beyond_share(claims, settlement.fee_sat, rules_of(members, self._world)):
+            share, received = self._world.rules.fee_share_percent, received_sat(claims)
+            text = (
+                f"its deadline has passed: the fee is {settlement.fee_sat} sat of {received} sat, more than {share} %"
+            )
+            log.error("settlement costs more than the share", channel=str(members[0].outpoint), reason=text)
+            self.beyond_share |= dict.fromkeys((member.outpoint for member in members), text)
+        return settlement
 
     def _form_batch(self, channel: Channel) -> asyncio.Task[dict[OutPoint, Settlement]] | None:
         """Let a drained channel wait for others; when they have waited long enough, or are enough, settle them.
@@ -81,7 +96,8 @@ class Desk:
         A channel with change never waits, but takes along those who do. Nobody waits who is near the deadline.
         """
         world, now = self._world, self._world.paying_time()
-        if not world.batch_seconds or channel.moves or is_urgent(channel, world.rules, now):
+        offers = channel.closing is not None and channel.closing.client_fee_sat > 0  # its fee is for its own settlement
+        if not world.batch_seconds or channel.moves or offers or is_urgent(channel, world.rules, now):
             self._waiting.pop(channel.outpoint, None)
             return None
         members = [waiting for waiting in self._waiting.values() if waiting.outpoint != channel.outpoint]
@@ -110,7 +126,7 @@ class Desk:
             together = await self._who_can_pay(together)
             if len(together) < 2:
                 return {}
-            settlement = await sign(together, self._world)
+            settlement = await self._sign(together)
         except (ChainFailed, SigningFailed, SignerUnavailable, NotEconomical) as error:
             log.warning("no batch", channels=len(members), reason=str(error))
             return {}
@@ -167,7 +183,7 @@ class Desk:
         if len(members) < 2:
             return members
         rate, script = rate_of(members, self._world), await destination_of(members[0], self._world)
-        return who_can_pay(members, script, self._world.rules, rate)
+        return who_can_pay(members, script, rules_of(members, self._world), rate)
 
     async def _replace(
         self, members: Sequence[Channel], paid: Settlement, spend: Spend | None, *, dead: bool = False
@@ -180,21 +196,22 @@ class Desk:
         script = await destination_of(members[0], self._world)
         whole = len(members) == len(outpoints_of(paid.transaction))
         size = paid.size if whole else settlement_size(claims, script)
-        most = most_sat(claims, size, self._world.rules, script)
+        most = most_sat(claims, size, rules_of(members, self._world), script)
         least, wanted = await self._least_fee(paid, size, spend), Sat(min(rate * size, most))
         if wanted < least:
             in_place = spend is not None and spend.txid == paid.txid
             if whole and in_place and await self._push(members, paid, rate):
                 return None
             if least > most:
-                self._pin(members[0], f"replacing it takes {least} sat, the budget is {most} sat")
-                return None
+                if not in_place or least > paid.fee_sat + size * self._world.chain_view.fees.increment_sat_per_vb:
+                    self._pin(members[0], f"replacing it takes {least} sat, the budget is {most} sat")
+                return None  # else nothing depends on it, and it pays its budget
         self.pinned.pop(members[0].outpoint, None)
         better = None
         if max(wanted, least) > paid.fee_sat or not whole:
-            better = await sign(members, self._world, least)
+            better = await self._sign(members, least)
         elif rate * size > most:  # our own output is used up
-            better = await lean_on_reserve(claims, rate, self._world, least)
+            better = await lean_on_reserve(members, rate, self._world, least)
         return better if better is not None and (dead or better.is_dearer_than(paid)) else None
 
     async def _is_whole(self, paid: Settlement) -> bool:
@@ -287,7 +304,7 @@ class Desk:
     async def _push(self, members: Sequence[Channel], paid: Settlement, rate: int) -> bool:
         """Let a child of our own output pay; whether one does."""
         own_sat = Sat(sum(member.received_sat for member in members) - paid.fee_sat)
-        fee = plan_child_fee(paid, own_sat, rate, self._world.rules)
+        fee = plan_child_fee(paid, own_sat, rate, rules_of(members, self._world))
         pushed = self._children.get(paid.txid)
         if pushed is not None and (fee is None or not is_outbid(pushed, fee // pushed.size)):
             with contextlib.suppress(ChainFailed):  # both may have been evicted

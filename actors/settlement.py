@@ -149,6 +149,7 @@ async def _spender(channel: Channel, world: World) -> Spend | None:
 async def _end(channel: Channel, settlement: Settlement, spend: Spend, world: World, desk: Desk) -> Command:
     """Tell our settlement, also an earlier, a changed or a newer one, from the client's refund."""
     desk.pinned.pop(channel.outpoint, None)
+    desk.beyond_share.pop(channel.outpoint, None)
     if spend.txid == settlement.txid:
         return Confirmed(spend.txid)
     deep = Spend(spend.txid, max(spend.confirmations, world.settlement_confirmations))  # enough for this channel

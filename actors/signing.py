@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from actors.world import World
 from paychan.chain.base import ChainFailed
 from paychan.protocol.adoption import is_older
-from paychan.protocol.channel import Adopt, Channel
+from paychan.protocol.channel import Adopt, Channel, Rules
 from paychan.protocol.errors import NotEconomical, SignerUnavailable, SigningFailed
-from paychan.protocol.fees import Shortfall, is_starved, most_sat, plan_closing, plan_reserve_fee, wanted_rate
+from paychan.protocol.fees import Shortfall, is_starved, most_sat, plan_closing, plan_reserve_fee, pressed, wanted_rate
 from paychan.protocol.settlement import Claim, Coin, Reserve, Settlement, settlement_size
 from paychan.protocol.signerwire import Newest
 from paychan.protocol.types import Sat
@@ -43,6 +43,11 @@ def rate_of(members: Sequence[Channel], world: World) -> int:
     return max(wanted_rate(member, world.rules, world.paying_time(), world.chain_view.fees) for member in members)
 
 
+def rules_of(members: Sequence[Channel], world: World) -> Rules:
+    """Rules for settling these now, see `fees.pressed`."""
+    return pressed(world.rules, members, world.paying_time(), world.chain_view.fees)
+
+
 async def destination_of(channel: Channel, world: World) -> bytes:
     """Return the script that a channel's settlement pays us to. Raises `SignerUnavailable`, `SigningFailed`."""
     terms = channel.terms
@@ -58,19 +63,19 @@ async def sign(members: Sequence[Channel], world: World, least_sat: Sat = Sat(0)
         NotEconomical: they brought less than any settlement costs.
         Newer: the signer signed for a newer claim of the one channel.
     """
-    rate, claims = rate_of(members, world), [member.claim for member in members]
+    rate, rules, claims = rate_of(members, world), rules_of(members, world), [member.claim for member in members]
     with _signer_errors():
         script = await destination_of(members[0], world)
-        plan = plan_closing(members, script, world.rules, rate)
+        plan = plan_closing(members, script, rules, rate)
         if isinstance(plan, Shortfall):
             raise NotEconomical(got_sat=plan.received_sat, need_sat=plan.needed_sat)
         fee = max(plan, least_sat)
-        if is_starved(claims, script, fee, rate, world.rules):
-            leaning = await lean_on_reserve(claims, rate, world, least_sat)
+        if is_starved(claims, script, fee, rate, rules):
+            leaning = await lean_on_reserve(members, rate, world, least_sat)
             if leaning is not None:
                 return leaning
         try:
-            return await _sign(claims, script, fee, world)
+            return await _sign(claims, script, fee, rules, world)
         except SignerRefused as error:
             if error.tag != OUTDATED or len(claims) > 1:
                 raise
@@ -78,9 +83,10 @@ async def sign(members: Sequence[Channel], world: World, least_sat: Sat = Sat(0)
 
 
 async def lean_on_reserve(
-    claims: Sequence[Claim], rate_sat_per_vb: int, world: World, least_sat: Sat
+    members: Sequence[Channel], rate_sat_per_vb: int, world: World, least_sat: Sat
 ) -> Settlement | None:
     """Sign with the smallest coin of the reserve that will do, if there is one. Raises as `sign`."""
+    claims, rules = [member.claim for member in members], rules_of(members, world)
     with _signer_errors():
         key = await world.signer.reserve_key()
         try:
@@ -89,16 +95,16 @@ async def lean_on_reserve(
             return None
         for coin in sorted((coin for coin in coins if coin.confirmations), key=lambda coin: coin.value_sat):
             reserve = Reserve(key, (Coin(coin.outpoint, coin.value_sat),))
-            fee, script = plan_reserve_fee(claims, reserve, rate_sat_per_vb, world.rules), reserve.funding_script
+            fee, script = plan_reserve_fee(claims, reserve, rate_sat_per_vb, rules), reserve.funding_script
             if fee is not None and fee >= least_sat:
-                return await _sign(claims, script, fee, world, reserve)
+                return await _sign(claims, script, fee, rules, world, reserve)
     return None
 
 
 async def _sign(
-    claims: Sequence[Claim], script: bytes, fee: Sat, world: World, reserve: Reserve | None = None
+    claims: Sequence[Claim], script: bytes, fee: Sat, rules: Rules, world: World, reserve: Reserve | None = None
 ) -> Settlement:
-    most = most_sat(claims, settlement_size(claims, script), world.rules, script)
+    most = most_sat(claims, settlement_size(claims, script), rules, script)
     return await sign_for_no_less(world.signer, claims, script, fee, most, reserve, world.chain.transaction)
 
 

@@ -129,6 +129,7 @@ class Watcher:
             *self._chain.alarms,
             *(about(Kind.LATE, outpoint, "unsettled near expiry") for outpoint in late),
             *(about(Kind.PINNED, outpoint, reason) for outpoint, reason in self._registry.desk.pinned.items()),
+            *(about(Kind.FEE, outpoint, reason) for outpoint, reason in self._registry.desk.beyond_share.items()),
             *await self._lost(now),
         )
 

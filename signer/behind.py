@@ -8,6 +8,7 @@ from paychan.protocol.settlement import Claim
 from paychan.protocol.signerwire import Newest, SettlementRequest
 from paychan.protocol.types import OutPoint
 from signer.ledgerbase import Ledger
+from signer.shape import has_readable_terms
 from signer.signed import DamagedEntry, Entries, Signed
 
 
@@ -40,7 +41,7 @@ def built_upon(request: SettlementRequest, earlier: Entries, ledger: Ledger) -> 
     found = []
     for claim in request.claims:
         before = earlier.get(claim.outpoint)
-        if before is None or before.change_script != claim.terms.funding_script:
+        if before is None or not has_readable_terms(claim) or before.change_script != claim.terms.funding_script:
             continue
         settlement = ledger.settlement(before.digest)
         successor = OutPoint(settlement.txid, 0) if settlement is not None else None

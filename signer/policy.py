@@ -16,7 +16,7 @@ from paychan.protocol.errors import PaychanError
 from paychan.protocol.payment import PaymentVerifier, change_problem
 from paychan.protocol.settlement import CHILD_BYTES, Claim, received_sat
 from paychan.protocol.signerwire import ChildRequest, Refusal, SettlementRequest
-from paychan.protocol.types import OutPoint, Sat
+from paychan.protocol.types import OutPoint, Sat, UnixTime
 from signer.keys import SigningKey
 from signer.known import DAY_SECONDS, HOUR_SECONDS, Known, Limits
 from signer.shape import available_sat, claims_problem, coins_problem, fee_problem, unshown
@@ -27,6 +27,9 @@ _LEAST_CHANGE = Sat(1)
 
 LEAST_CHILD_SAT = Sat(546)
 """Bitcoin Core relays no P2PKH output of less (policy/policy.cpp, GetDustThreshold)."""
+
+LAST_RESORT_SECONDS = 6 * HOUR_SECONDS
+"""So long before a channel's expiry its fee is bound by `max_fee_sat_per_vb` alone, no more by the share."""
 
 LEAST_FEE_CAP_SAT = Sat(1_000)
 """A settlement may always pay so much: what Core relays (1 sat/vB), and what is left beside it that would be dust."""
@@ -98,7 +101,7 @@ def fee(request: SettlementRequest, known: Known) -> Objection | None:
             holds_sat = known.outputs[outpoint].value_sat
             if holds_sat != value_sat:
                 return Objection(f"{outpoint} is said to hold {value_sat} sat, and holds {holds_sat} sat")
-    most_sat = fee_cap_sat(request, known.limits)
+    most_sat = fee_cap_sat(request, known.limits, known.now)
     if request.fee_sat > most_sat:
         return Objection(f"fee of {request.fee_sat} sat, want up to {most_sat} sat")
     return None
@@ -245,7 +248,7 @@ def child_refusal(request: ChildRequest, known: Known, *, was_signed: bool) -> R
         return Refusal(request.id, "policy-destination", reason)
     spent = available_sat(parent) - parent.fee_sat
     cap = min(
-        fee_cap_sat(parent, known.limits, CHILD_BYTES), received_sat(parent.claims)
+        fee_cap_sat(parent, known.limits, known.now, CHILD_BYTES), received_sat(parent.claims)
     )  # coins don't become fee here either
     most = min(spent - LEAST_CHILD_SAT, cap - parent.fee_sat)
     if not 0 <= request.fee_sat <= most:
@@ -260,13 +263,16 @@ def output_key(request: SettlementRequest, known: Known) -> SigningKey | None:
     return next((each.key for each in ours if each.script == request.destination_script), None)
 
 
-def fee_cap_sat(request: SettlementRequest, limits: Limits, child_bytes: int = 0) -> Sat:
+def fee_cap_sat(request: SettlementRequest, limits: Limits, now: UnixTime, child_bytes: int = 0) -> Sat:
     """Most that a settlement, with a child of this size, may pay: the least of share, sum and rate.
 
-    A share alone would let a server that was taken over burn half of every channel at any rate.
+    A share alone would let a server that was taken over burn half of every channel at any rate. Near the expiry of all
+    channels in it, by our own clock, the share gives way: then what does not confirm is refunded to the client whole, and
+    the cap of the rate bounds what a server can burn.
     """
     size = request_size(request)
-    share_sat = received_sat(request.claims) * limits.max_fee_percent // 100
+    is_last_resort = all(now >= claim.terms.expiry - LAST_RESORT_SECONDS for claim in request.claims)
+    share_sat = received_sat(request.claims) * (100 if is_last_resort else limits.max_fee_percent) // 100
     rate_sat = (size + child_bytes) * limits.max_fee_sat_per_vb
     return Sat(max(min(share_sat, limits.max_fee_sat, rate_sat), size + LEAST_FEE_CAP_SAT))
 

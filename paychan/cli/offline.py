@@ -16,9 +16,29 @@ from enum import Enum
 from msgspec import Struct, structs
 
 from paychan.chain.base import Chain, ChainFailed
-from paychan.protocol.channel import Accepted, Adopt, Channel, Close, CloseReason, Rejected, State, Unanswered, View
+from paychan.protocol.channel import (
+    Accepted,
+    Adopt,
+    Channel,
+    Close,
+    CloseReason,
+    Rejected,
+    Rules,
+    State,
+    Unanswered,
+    View,
+)
 from paychan.protocol.errors import NotEconomical
-from paychan.protocol.fees import ChainFees, Shortfall, most_sat, plan_child_fee, plan_closing, wanted_rate, who_can_pay
+from paychan.protocol.fees import (
+    ChainFees,
+    Shortfall,
+    most_sat,
+    plan_child_fee,
+    plan_closing,
+    pressed,
+    wanted_rate,
+    who_can_pay,
+)
 from paychan.protocol.machine import apply
 from paychan.protocol.settlement import (
     Settlement,
@@ -109,7 +129,8 @@ def sort_out(channels: Sequence[Channel], view: View) -> tuple[list[Unit], list[
         if channel.state in _ENDED:
             fates.append(_end(channel))
             continue
-        outcome = apply(channel, Close(CloseReason.OPERATOR), view)
+        is_open = channel.state is State.OPEN  # one that closes or moves goes on as it is
+        outcome = apply(channel, Close(CloseReason.OPERATOR), view) if is_open else Accepted(channel)
         if isinstance(outcome, Rejected):
             fates.append(Fate(channel, Outcome.TOO_SMALL, reason=str(outcome.error)))
         else:
@@ -239,7 +260,7 @@ class Settler:
             return True
         terms = members[0].terms
         script = (await self._signer.public_key(terms.client_key, terms.expiry, settling=True)).destination_script
-        return len(who_can_pay(members, script, self._rules, rate)) == len(members)
+        return len(who_can_pay(members, script, self._rules_of(members), rate)) == len(members)
 
     async def _look(self, channel: Channel) -> tuple[Fate | None, _Rival | None]:
         """See what came of a channel so far, and the client's refund if it waits in the mempool."""
@@ -289,7 +310,7 @@ class Settler:
     async def _push(self, unit: Unit, settlement: Settlement) -> bool:
         """Let a child of our own output pay for what can't be replaced; whether one does."""
         own_sat = Sat(sum(member.received_sat for member in unit.members) - settlement.fee_sat)
-        fee = plan_child_fee(settlement, own_sat, self._rate(unit.members), self._rules)
+        fee = plan_child_fee(settlement, own_sat, self._rate(unit.members), self._rules_of(unit.members))
         if fee is None or self._chain is None:
             return False
         claims, terms = [member.claim for member in unit.members], unit.members[0].terms
@@ -322,7 +343,7 @@ class Settler:
 
     async def _sign_anew(self, members: Sequence[Channel], rivals: Sequence[_Rival]) -> Settlement:
         """Sign at the rate asked for, or the curve's; a little higher where the signer once signed for as much."""
-        claims, rules, terms = [member.claim for member in members], self._rules, members[0].terms
+        claims, rules, terms = [member.claim for member in members], self._rules_of(members), members[0].terms
         script = (await self._signer.public_key(terms.client_key, terms.expiry, settling=True)).destination_script
         plan = plan_closing(members, script, rules, self._rate(members))
         if isinstance(plan, Shortfall):
@@ -332,6 +353,12 @@ class Settler:
         fee = max(plan, min(most, self._least(size, rivals)))
         transactions = self._chain.transaction if self._chain else None
         return await sign_for_no_less(self._signer, claims, script, fee, most, transactions=transactions)
+
+    def _rules_of(self, members: Sequence[Channel]) -> Rules:
+        """Rules for settling these now; past the deadline a rate that is asked for is what is needed."""
+        estimate = self._fee_rate or self._fees.estimate_sat_per_vb
+        fees = structs.replace(self._fees, estimate_sat_per_vb=estimate)
+        return pressed(self._rules, members, self._now, fees)
 
     def _rate(self, members: Sequence[Channel]) -> int:
         wanted = (wanted_rate(member, self._rules, self._now, self._fees) for member in members)

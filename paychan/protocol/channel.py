@@ -133,6 +133,8 @@ class Rules(Struct, frozen=True):
     max_fee_sat_per_vb: int = 1000
     fee_share_percent: int = 100
     """Most of what was received that may become fee, beside what relaying costs."""
+    needed_sat_per_vb: int = 0
+    """Rate that is paid whatever share it takes; set by `fees.pressed` when a deadline has passed."""
     deadline_margin_seconds: int = 0
     """Settlements should be confirmed this long before the refund becomes valid."""
     longest_life_seconds: int = 0

@@ -204,6 +204,11 @@ class NotEconomical(BadRequest):
     code, text = "not_economical", "not worth settling: received {got_sat} sat, settlement needs {need_sat} sat"
 
 
+class ClosingFeeTooHigh(BadRequest):
+    code = "closing_fee_too_high"
+    text = "fee offered for closing is too high: got {got_sat} sat, at most {need_sat} sat would be passed on"
+
+
 class NotWithdrawable(BadRequest):
     code, text = "not_withdrawable", "nothing can be withdrawn from this channel: {reason}"
 

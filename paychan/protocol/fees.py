@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 from msgspec import Struct
 
 from paychan.protocol.channel import Channel, CloseReason, Rules
@@ -28,15 +29,15 @@ from paychan.protocol.types import Sat, UnixTime
 RELAY_FLOOR_SAT_PER_VB = 1
 """Bitcoin Core's long-standing -minrelaytxfee; a settlement that pays less is not relayed everywhere."""
 
-_MAX_CLIENT_FEE_FACTOR = 4
-"""A client may offer to pay up to this multiple of our own fee; more would only be refused by the signer's policy."""
-
 _STEP_PERCENT = 25
 """A settlement is replaced when the curve has risen by this: few replacements, none of them for nothing."""
 
 
 _LARGEST_DESTINATION = bytes(34)
 """It stands for any: P2WSH and P2TR outputs have the longest standard scriptPubKey."""
+
+_SMALLEST_DESTINATION = bytes(22)
+"""P2WPKH outputs have the shortest script."""
 
 
 class ChainFees(Struct, frozen=True):
@@ -110,20 +111,38 @@ def is_due(channel: Channel, paid: Settlement, rules: Rules, now: UnixTime, chai
 # --- money ----------------------------------------------------------------------------------------------------------
 
 
-def budget_sat(claims: Sequence[Claim], size: int, share_percent: int) -> Sat:
-    """Most that settling these may cost: a share of what they brought, yet never less than what is relayed."""
-    return Sat(max(received_sat(claims) * share_percent // 100, size * RELAY_FLOOR_SAT_PER_VB))
+def pressed(rules: Rules, channels: Sequence[Channel], now: UnixTime, chain: ChainFees) -> Rules:
+    """Return the rules for settling these channels now: past their deadline, the share gives way to what is needed.
+
+    Until then a settlement that would cost more than the share waits for lower fees. After it the refund wins if nothing
+    confirms, so whatever leaves us more than dust is better than nothing: then what the chain estimates, or at least
+    relays, is paid, still within the cap of the rate.
+    """
+    if any(now < deadline(channel, rules) for channel in channels):
+        return rules
+    needed = max(chain.floor_sat_per_vb, chain.estimate_sat_per_vb or 0)
+    return msgspec.structs.replace(rules, needed_sat_per_vb=min(needed, rules.max_fee_sat_per_vb))
+
+
+def budget_sat(claims: Sequence[Claim], size: int, rules: Rules) -> Sat:
+    """Most that settling these may cost: a share of what they brought, yet never less than what is relayed or needed."""
+    share_sat = received_sat(claims) * rules.fee_share_percent // 100
+    return Sat(max(share_sat, size * max(RELAY_FLOOR_SAT_PER_VB, rules.needed_sat_per_vb)))
+
+
+def is_beyond_share(claims: Sequence[Claim], fee: Sat, rules: Rules) -> bool:
+    """Say whether a fee takes more than the operator's share, which only what is needed past the deadline may."""
+    return bool(rules.needed_sat_per_vb) and fee > received_sat(claims) * rules.fee_share_percent // 100
 
 
 def plan_fee(
     claims: Sequence[Claim],
     destination_script: bytes,
     rate_sat_per_vb: int,
-    dust_sat: Sat,
+    rules: Rules,
     *,
     client_fee_sat: Sat = Sat(0),
     may_give_all: bool = False,
-    share_percent: int = 100,
 ) -> Sat | Shortfall:
     """Choose the fee of a settlement in satoshi (PROTOCOL §8.1, without its zero and dust outputs).
 
@@ -135,15 +154,26 @@ def plan_fee(
     received = received_sat(claims)
     size = settlement_size(claims, destination_script)
     wanted = size * max(rate_sat_per_vb, RELAY_FLOOR_SAT_PER_VB)
-    need = size * RELAY_FLOOR_SAT_PER_VB + dust_sat
+    need = size * RELAY_FLOOR_SAT_PER_VB + rules.dust_sat
     if received >= need:
-        offered = min(client_fee_sat, _MAX_CLIENT_FEE_FACTOR * wanted)
-        return Sat(min(max(wanted, offered), budget_sat(claims, size, share_percent), received - dust_sat))
+        offered = min(client_fee_sat, size * rules.max_fee_sat_per_vb)
+        return Sat(min(max(wanted, offered), budget_sat(claims, size, rules), received - rules.dust_sat))
     if may_give_all and claims[0].payment.flag == SINGLE_ANYONECANPAY:
         need = settlement_size(claims, destination_script, server_output=False) * RELAY_FLOOR_SAT_PER_VB
         if received >= need:
             return received
     return Shortfall(received, Sat(need))
+
+
+def most_offered_sat(claim: Claim, received_before_sat: Sat, rules: Rules) -> Sat:
+    """Most that a closing client may offer as fee, so that all of it can become fee.
+
+    The offer is received too, and counts in the share: the signer sees one sum. Its cap of the rate holds as well.
+    """
+    share, most = rules.fee_share_percent, settlement_size([claim], _SMALLEST_DESTINATION) * rules.max_fee_sat_per_vb
+    if share < 100:
+        most = min(most, received_before_sat * share // (100 - share))
+    return Sat(most if received_before_sat >= rules.dust_sat else 0)
 
 
 def plan_closing(
@@ -156,10 +186,9 @@ def plan_closing(
         claims,
         destination_script,
         rules.fee_sat_per_vb if rate_sat_per_vb is None else rate_sat_per_vb,
-        rules.dust_sat,
+        rules,
         client_fee_sat=Sat(sum(closing.client_fee_sat for closing in closings)),
         may_give_all=all(closing.reason is CloseReason.CLIENT for closing in closings),
-        share_percent=rules.fee_share_percent,
     )
     if isinstance(plan, Shortfall) or len(claims) == 1:
         return plan
@@ -179,7 +208,7 @@ def most_sat(claims: Sequence[Claim], size: int, rules: Rules, destination_scrip
     Several pay no higher rate together than each could pay alone: one that is double-spent breaks the others up, and
     each must then be settled at no less than was signed before.
     """
-    budget = budget_sat(claims, size, rules.fee_share_percent)
+    budget = budget_sat(claims, size, rules)
     most = min(budget, size * rules.max_fee_sat_per_vb, received_sat(claims) - rules.dust_sat)
     for claim in claims if len(claims) > 1 else ():
         alone = settlement_size([claim], destination_script)
@@ -198,7 +227,7 @@ def who_can_pay(
     while len(members) > 1:
         claims = [member.claim for member in members]
         size = settlement_size(claims, destination_script)
-        wanted = min(size * rate_sat_per_vb, budget_sat(claims, size, rules.fee_share_percent))
+        wanted = min(size * rate_sat_per_vb, budget_sat(claims, size, rules))
         fitting = [
             member for member in members if _can_pay_alone(member.claim, destination_script, rules, wanted, size)
         ]
@@ -218,18 +247,22 @@ def is_starved(
 ) -> bool:
     """Say whether a settlement pays less than it should because more would leave an output of dust."""
     size = settlement_size(claims, destination_script)
-    return fee < min(size * rate_sat_per_vb, budget_sat(claims, size, rules.fee_share_percent))
+    return fee < min(size * rate_sat_per_vb, budget_sat(claims, size, rules))
 
 
 def plan_reserve_fee(claims: Sequence[Claim], reserve: Reserve, rate_sat_per_vb: int, rules: Rules) -> Sat | None:
     """Fee of a settlement that coins of ours help to pay for; None if it would be beyond the budget, or leave dust.
 
-    What is left of the claims and the coins goes back to the coins' key, so no output of ours can be too small.
+    What is left of the claims and the coins goes back to the coins' key, so no output of ours can be too small. Past the
+    deadline the rate is what is needed, if the budget allows no more; never more than was received becomes fee.
     """
     size = settlement_size(claims, reserve.funding_script, reserve=reserve)
+    most = min(budget_sat(claims, size, rules), received_sat(claims))
     fee = Sat(size * rate_sat_per_vb)
+    if fee > most and rules.needed_sat_per_vb:
+        fee = Sat(max(size * min(rate_sat_per_vb, rules.needed_sat_per_vb), most))
     left = received_sat(claims) + reserve.value_sat - fee
-    return fee if fee <= budget_sat(claims, size, rules.fee_share_percent) and left >= rules.dust_sat else None
+    return fee if fee <= most and left >= rules.dust_sat else None
 
 
 def plan_child_fee(parent: Settlement, own_sat: Sat, rate_sat_per_vb: int, rules: Rules) -> Sat | None:
@@ -240,6 +273,9 @@ def plan_child_fee(parent: Settlement, own_sat: Sat, rate_sat_per_vb: int, rules
     """
     wanted = rate_sat_per_vb * (parent.size + CHILD_BYTES) - parent.fee_sat
     least = CHILD_BYTES * RELAY_FLOOR_SAT_PER_VB
-    most = (own_sat + parent.fee_sat) * rules.fee_share_percent // 100 - parent.fee_sat
+    both = parent.size + CHILD_BYTES
+    share = (own_sat + parent.fee_sat) * rules.fee_share_percent // 100
+    most = max(share, both * rules.needed_sat_per_vb) - parent.fee_sat
     fee = min(max(wanted, least), most, own_sat - rules.dust_sat)
-    return Sat(fee) if wanted > 0 and fee >= least else None
+    lifts = fee * parent.size > parent.fee_sat * CHILD_BYTES
+    return Sat(fee) if wanted > 0 and fee >= least and lifts else None

@@ -62,11 +62,12 @@ from paychan.protocol.errors import (
     ApplicationRefused,
     ChainUnavailable,
     ChannelExpiring,
+    ClosingFeeTooHigh,
     NotEconomical,
     PaymentPending,
     ValueBackwards,
 )
-from paychan.protocol.fees import Shortfall, least_fee
+from paychan.protocol.fees import Shortfall, least_fee, most_offered_sat
 from paychan.protocol.finding import found
 from paychan.protocol.forgery import forged, not_newest
 from paychan.protocol.offering import answered, at_best, by_client, unanswered
@@ -165,7 +166,10 @@ def _repeat_proof(channel: Channel, command: CloseByProof, view: View, verifier:
 def _close_by_payment(
     channel: Channel, command: CloseByPayment, view: View, verifier: PaymentVerifier | None
 ) -> Outcome:
-    """Take the closing payment with the change address it was signed for; its value is the fee offered (§6.4)."""
+    """Take the closing payment with the change address it was signed for; its value is the fee offered (§6.4).
+
+    An offer that could not become fee as a whole is refused before it is taken: we don't keep the rest.
+    """
     payment, script = command.payment, command.change_script or channel.change_script
     problem = change_problem(payment, view.rules.dust_sat)
     if problem is None:
@@ -179,6 +183,9 @@ def _close_by_payment(
     channel = by_client(channel, payment)
     offered_fee = Sat(channel.payment.change_sat - payment.change_sat)
     final = _replace(channel, payment=payment, change_script=script)
+    most = most_offered_sat(final.claim, channel.received_sat, view.rules)
+    if offered_fee > most:
+        return Rejected(ClosingFeeTooHigh(got_sat=offered_fee, need_sat=most))
     return close(final, CloseReason.CLIENT, view, client_fee_sat=offered_fee)
 
 
@@ -214,8 +221,7 @@ def _signed(channel: Channel, command: Signed, view: View, _verifier: PaymentVer
     """
     if channel.closing is None or channel.offered is not None:
         return Accepted(channel)
-    paid = channel.closing.settlement
-    new = command.settlement
+    paid, new = channel.closing.settlement, command.settlement
     if paid is not None and not new.is_dearer_than(paid) and not leaves_out(new, paid):
         return Accepted(channel)
     closing = _replace(channel.closing, settlement=new)

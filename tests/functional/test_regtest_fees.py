@@ -367,3 +367,33 @@ def test_fault_05_a_batch_that_lost_a_member_after_a_reorg_is_settled_by_the_res
         node.mine(2)
         for each in (*others, small):
             each.ends("closed")
+
+
+def test_fault_09_past_the_deadline_the_share_gives_way(tmp_path: Path) -> None:
+    """The node relays nothing below 160 sat/vB, 56 % of what was received: paid, confirmed, and an alarm of its own."""
+    sections = {
+        "open": "min_duration_hours = 2",
+        "channel": "settlement_period_hours = 2",
+        "settlement": "margin_hours = 1",
+    }
+    with market(tmp_path, sections=sections) as (system, node):
+        customer = Customer(system, node, int(time.time()) + 20_400)
+        customer.opened()
+        assert customer.close(OPENING_SAT).status_code == 202
+        node.stop()
+        node.start("-minrelaytxfee=0.0016")
+        pass_time(node, customer.terms.expiry - HOUR - 60)
+        assert not waiting(node)
+        pass_time(node, customer.terms.expiry - HOUR)
+        wait_for(lambda: len(waiting(node)) == 1, "settled beyond the share")
+        assert OPENING_SAT // 2 < newest_fee(node) < OPENING_SAT * 6 // 10
+
+        def alarmed() -> bool:
+            alarms = [alarm for alarm in system.manage("GET", "/health").json()["alarms"] if alarm["kind"] == "fee"]
+            said = f"of {OPENING_SAT} sat, more than 50 %"
+            return [(each["channel"], said in each["text"]) for each in alarms] == [(str(customer.outpoint), True)]
+
+        wait_for(alarmed, "an alarm of its own")
+        node.mine(2)
+        customer.ends("closed")
+        wait_for(lambda: '"fee"' not in system.manage("GET", "/health").text, "the alarm has ended")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import permutations
 
+import msgspec
 from bitcoin.core import CTransaction
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,11 +17,13 @@ from paychan.protocol.refund import sign_refund
 from paychan.protocol.scripts import MAX_EXPIRY, MIN_EXPIRY
 from paychan.protocol.settlement import Claim, settlement_size, sign_settlement
 from paychan.protocol.types import OutPoint, Sat, UnixTime
-from tests.lib.channels import Payer, private_key
+from tests.lib.channels import RULES, Payer, private_key
 from tests.lib.ecdsa import high_s_twin
 from tests.lib.kernel import interpreter_accepts
 
 DUST = Sat(700)
+ALL_OF_IT = msgspec.structs.replace(RULES, dust_sat=DUST)
+"""Rules by which all that was received may become fee."""
 DESTINATION = key_script(private_key("destination").public_key.format())
 
 expiries = st.sampled_from([MIN_EXPIRY, UnixTime(2**31 - 1), UnixTime(2**31), MAX_EXPIRY]) | st.integers(
@@ -127,7 +130,7 @@ def test_threat_15_every_order_of_a_batch_is_valid_or_refused(batch: list[tuple[
         if any(change for _, change in order[1:]):
             assert_refused(claims)
             continue
-        fee = plan_fee(claims, DESTINATION, rate, DUST)
+        fee = plan_fee(claims, DESTINATION, rate, ALL_OF_IT)
         if isinstance(fee, Shortfall):
             continue
         raw = settle([payer for payer, _ in order], claims, fee)
@@ -138,7 +141,7 @@ def test_threat_15_every_order_of_a_batch_is_valid_or_refused(batch: list[tuple[
 def assert_refused(claims: Sequence[Claim]) -> None:
     """A batch that can't be signed is not planned either."""
     try:
-        plan_fee(claims, DESTINATION, 1, DUST)
+        plan_fee(claims, DESTINATION, 1, ALL_OF_IT)
     except ValueError:
         return
     raise AssertionError(claims)
@@ -152,7 +155,7 @@ def test_threat_13_fees_and_outputs_add_up(
     claims = [claim_of(payer, payer.payment(change)) for payer, change in batch]
     received = sum(claim.received_sat for claim in claims)
 
-    fee = plan_fee(claims, DESTINATION, rate, DUST, client_fee_sat=Sat(client_fee), may_give_all=may_give_all)
+    fee = plan_fee(claims, DESTINATION, rate, ALL_OF_IT, client_fee_sat=Sat(client_fee), may_give_all=may_give_all)
 
     if isinstance(fee, Shortfall):
         assert (fee.received_sat, fee.needed_sat > received) == (received, True)
@@ -168,12 +171,14 @@ def test_threat_13_fees_and_outputs_add_up(
 def test_threat_31_a_client_can_not_make_the_fee_absurd(
     batch: list[tuple[Payer, int]], rate: int, client_fee: int
 ) -> None:
-    """A closing payment may offer everything as fee; the settlement pays a few times our own rate at most.
+    """Whatever a closing payment offers, the settlement pays no more than the cap of the rate.
 
     Else the signer's fee policy would refuse to sign it until the client's refund is valid.
     """
     claims = [claim_of(payer, payer.payment(change)) for payer, change in batch]
 
-    fee = plan_fee(claims, DESTINATION, rate, DUST, client_fee_sat=Sat(client_fee))
+    fee = plan_fee(claims, DESTINATION, rate, ALL_OF_IT, client_fee_sat=Sat(client_fee))
 
-    assert isinstance(fee, Shortfall) or fee <= 4 * rate * settlement_size(claims, DESTINATION)
+    assert isinstance(fee, Shortfall) or fee <= max(rate, ALL_OF_IT.max_fee_sat_per_vb) * settlement_size(
+        claims, DESTINATION
+    )

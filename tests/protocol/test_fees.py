@@ -7,24 +7,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paychan.protocol.channel import Channel, Close, CloseReason
+from paychan.protocol.channel import Accepted, Channel, Close, CloseByPayment, CloseReason, Rejected, View
+from paychan.protocol.errors import ClosingFeeTooHigh
 from paychan.protocol.fees import (
     ChainFees,
     Shortfall,
     budget_sat,
     deadline,
+    is_beyond_share,
     is_due,
     is_outbid,
     is_starved,
     is_urgent,
+    most_offered_sat,
     most_sat,
     plan_child_fee,
     plan_closing,
     plan_fee,
     plan_reserve_fee,
+    pressed,
     wanted_rate,
     who_can_pay,
 )
+from paychan.protocol.machine import apply
 from paychan.protocol.settlement import CHILD_BYTES, Coin, Reserve, Settlement, settlement_size
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from tests.lib.channels import NOW, RULES, SERVER_DESTINATION, Payer, private_key, step
@@ -146,14 +151,14 @@ def test_relaying_is_paid_even_beyond_the_share() -> None:
     thrifty = msgspec.structs.replace(rules, fee_share_percent=10)
 
     assert plan_closing([channel], SERVER_DESTINATION, thrifty, 50) == size
-    assert budget_sat([channel.claim], size, 10) == size
+    assert budget_sat([channel.claim], size, thrifty) == size
 
 
 @given(st.integers(0, 30_000), st.integers(1, 400), st.integers(1, 100))
 def test_threat_24_a_settlement_pays_out_of_what_it_brings(received: int, rate: int, share: int) -> None:
     """Whatever was received, the fee comes out of it and leaves no dust; else there is no settlement."""
     claim = Payer("fees").channel(received).claim
-    fee = plan_fee([claim], SERVER_DESTINATION, rate, rules.dust_sat, share_percent=share)
+    fee = plan_fee([claim], SERVER_DESTINATION, rate, msgspec.structs.replace(rules, fee_share_percent=share))
     size = settlement_size([claim], SERVER_DESTINATION)
     if isinstance(fee, Shortfall):
         assert received < size + rules.dust_sat
@@ -169,7 +174,7 @@ def test_the_reserve_helps_where_our_output_would_be_dust() -> None:
     """All that was received may become fee then; without a coin a part of it must stay as an output."""
     generous = msgspec.structs.replace(rules, fee_share_percent=100)
     claims = [closing(1_500).claim]
-    starving = plan_fee(claims, SERVER_DESTINATION, 4, rules.dust_sat)
+    starving = plan_fee(claims, SERVER_DESTINATION, 4, generous)
 
     assert starving == 1_500 - rules.dust_sat
     assert is_starved(claims, SERVER_DESTINATION, Sat(1_500 - rules.dust_sat), 4, generous)
@@ -208,3 +213,59 @@ def test_fault_05_several_pay_no_more_together_than_each_could_alone() -> None:
                 alone = settlement_size([member.claim], SERVER_DESTINATION)
                 most = most_sat([member.claim], alone, thrifty, SERVER_DESTINATION)
                 assert most * size >= fee * alone - size
+
+
+@pytest.mark.parametrize(
+    ("seconds", "floor", "estimate", "received", "fee"),
+    [
+        (WINDOW - 1, 150, None, 100_000, 50_000),  # before the deadline the share holds
+        (WINDOW, 150, None, 100_000, "150"),  # past it what is relayed is paid
+        (WINDOW, 1, 170, 100_000, "170"),  # or what confirms
+        (WINDOW, 1, None, 100_000, 50_000),  # and no more than is needed
+        (WINDOW, 400, None, 100_000, "210"),  # within the cap of the rate
+        (WINDOW, 150, None, 40_000, 40_000 - 546),  # anything that leaves more than dust
+    ],
+)
+def test_fault_09_past_the_deadline_the_share_gives_way(
+    seconds: int, floor: int, estimate: int | None, received: int, fee: int | str
+) -> None:
+    """The share bounds what is paid until the deadline; after it, what is needed is paid, by ourselves or the reserve."""
+    channel = msgspec.structs.replace(closing(received), terms=CLOSING.terms)
+    now_rules = pressed(rules, [channel], UnixTime(NOW + seconds), ChainFees(estimate, floor))
+    size = settlement_size([channel.claim], SERVER_DESTINATION)
+    wanted = int(fee) * size if isinstance(fee, str) else fee
+    assert plan_closing([channel], SERVER_DESTINATION, now_rules, 210) == wanted
+    assert most_sat([channel.claim], size, now_rules, SERVER_DESTINATION) == wanted
+    assert is_beyond_share([channel.claim], Sat(wanted), now_rules) == (seconds == WINDOW and wanted > received // 2)
+    with_coin = settlement_size([channel.claim], RESERVE.funding_script, reserve=RESERVE)
+    leaning = plan_reserve_fee([channel.claim], RESERVE, 150, now_rules)
+    enough = now_rules.needed_sat_per_vb >= 150 and 150 * with_coin <= received
+    assert leaning == (150 * with_coin if enough else None if seconds < WINDOW or floor >= 150 else received // 2)
+
+
+@pytest.mark.parametrize(
+    ("share", "received", "most"),
+    [(50, 100_000, "cap"), (50, 20_000, 20_000), (10, 90_000, 10_000), (100, 600, "cap"), (50, 545, 0)],
+)
+def test_fault_21_what_a_closing_client_offers_is_paid_or_refused(share: int, received: int, most: int | str) -> None:
+    """An offer within share and cap becomes fee to the last satoshi; one satoshi more is refused with both numbers."""
+    payer, now_rules = Payer("offers"), msgspec.structs.replace(rules, fee_share_percent=share)
+    channel, view = payer.channel(received), View(NOW, now_rules)
+    allowed = most_offered_sat(channel.claim, Sat(received), now_rules)
+    assert most in (allowed, "cap")
+    assert most != "cap" or allowed == (settlement_size([channel.claim], bytes(22)) * 210)
+    length = 2 * 210  # of the payment's signature, in bytes at the cap
+    for offer in (allowed - length if most == "cap" else allowed, allowed + length + 1):
+        payment = payer.payment(channel.payment.change_sat - offer)
+        outcome = apply(channel, CloseByPayment(payment), view)
+        if offer > allowed:
+            assert isinstance(outcome, Rejected)
+            assert outcome.error.code == ClosingFeeTooHigh.code
+            assert f"got {offer} sat" in str(outcome.error)
+        elif offer:
+            assert isinstance(outcome, Accepted)
+            for rate in (1, 10, 210):
+                fee = plan_closing([outcome.channel], SERVER_DESTINATION, now_rules, rate)
+                assert not isinstance(fee, Shortfall)
+                assert fee >= offer
+                assert fee * 100 <= outcome.channel.received_sat * share

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 from bitcoin.core import COutPoint, CTransaction, CTxIn, CTxOut
 from bitcoin.core.script import CScript
@@ -22,11 +23,13 @@ from paychan.protocol.settlement import (
 )
 from paychan.protocol.sighash import SIGHASH_ALL, PaymentHasher, whole_transaction_digest
 from paychan.protocol.types import Sat, UnixTime
-from tests.lib.channels import Payer, private_key
+from tests.lib.channels import RULES, Payer, private_key
 from tests.lib.ecdsa import sign_with_nonce
 from tests.lib.kernel import interpreter_accepts
 
 DUST = Sat(700)
+ALL_OF_IT = msgspec.structs.replace(RULES, dust_sat=DUST)
+"""Rules by which all that was received may become fee."""
 RATE = 10
 DESTINATION = key_script(private_key("destination").public_key.format())
 FIVE_BYTE_EXPIRY = UnixTime(2**31)
@@ -164,7 +167,7 @@ def test_threat_15_change_anywhere_but_first_is_refused(claims: list[Claim]) -> 
         lambda: build_settlement(claims, DESTINATION, Sat(1000)),
         lambda: settle(claims, 1000),
         lambda: settlement_size(claims, DESTINATION),
-        lambda: plan_fee(claims, DESTINATION, RATE, DUST),
+        lambda: plan_fee(claims, DESTINATION, RATE, ALL_OF_IT),
     ):
         with pytest.raises(ValueError, match="must be input 0"):
             attempt()
@@ -302,7 +305,7 @@ SIZE_DRAINED = settlement_size([drained_of(1)], DESTINATION)
 )
 def test_threat_13_fee_of_a_channel_with_change(received: int, want: Sat | Shortfall) -> None:
     """The rate, then what leaves the server no dust, down to the relay floor; below that it is not settled."""
-    assert plan_fee([with_received(received)], DESTINATION, RATE, DUST) == want
+    assert plan_fee([with_received(received)], DESTINATION, RATE, ALL_OF_IT) == want
 
 
 @pytest.mark.parametrize(
@@ -317,7 +320,7 @@ def test_threat_13_fee_of_a_channel_with_change(received: int, want: Sat | Short
 )
 def test_threat_13_all_may_become_fee_when_the_client_asks(received: int, want: Sat | Shortfall) -> None:
     """A client that closes gets its change though nothing is left for us, as long as nodes relay it."""
-    assert plan_fee([with_received(received)], DESTINATION, RATE, DUST, may_give_all=True) == want
+    assert plan_fee([with_received(received)], DESTINATION, RATE, ALL_OF_IT, may_give_all=True) == want
 
 
 @pytest.mark.parametrize("may_give_all", [False, True])
@@ -331,7 +334,7 @@ def test_threat_13_all_may_become_fee_when_the_client_asks(received: int, want: 
 )
 def test_threat_13_fee_of_a_drained_channel(received: int, want: int | None, may_give_all: bool) -> None:
     """A drained channel always needs the server's output, or there would be none."""
-    plan = plan_fee([drained_of(received)], DESTINATION, RATE, DUST, may_give_all=may_give_all)
+    plan = plan_fee([drained_of(received)], DESTINATION, RATE, ALL_OF_IT, may_give_all=may_give_all)
 
     if want is None:
         assert isinstance(plan, Shortfall)
@@ -346,7 +349,7 @@ def test_threat_13_fee_of_a_drained_channel(received: int, want: int | None, may
 )
 def test_the_client_may_offer_a_higher_fee(client_fee: int, want: int) -> None:
     """The fee is the larger of our rate and the client's offer (PROTOCOL §8.1)."""
-    plan = plan_fee([with_received(500_000)], DESTINATION, RATE, DUST, client_fee_sat=Sat(client_fee))
+    plan = plan_fee([with_received(500_000)], DESTINATION, RATE, ALL_OF_IT, client_fee_sat=Sat(client_fee))
 
     assert plan == want
 
@@ -354,7 +357,7 @@ def test_the_client_may_offer_a_higher_fee(client_fee: int, want: int) -> None:
 @pytest.mark.parametrize("rate", [0, 1])
 def test_the_fee_is_never_below_the_relay_floor(rate: int) -> None:
     """Whatever the rate, a settlement pays what every node relays."""
-    plan = plan_fee([with_received(500_000)], DESTINATION, rate, DUST)
+    plan = plan_fee([with_received(500_000)], DESTINATION, rate, ALL_OF_IT)
 
     assert plan == SIZE * RELAY_FLOOR_SAT_PER_VB
 
@@ -362,8 +365,8 @@ def test_the_fee_is_never_below_the_relay_floor(rate: int) -> None:
 def test_a_planned_fee_can_be_built() -> None:
     """What `plan_fee` returns for the largest destination also fits a smaller one."""
     claims = [with_received(SIZE + DUST + 40)]
-    largest = plan_fee(claims, bytes(34), RATE, DUST)
-    actual = plan_fee(claims, DESTINATION, RATE, DUST)
+    largest = plan_fee(claims, bytes(34), RATE, ALL_OF_IT)
+    actual = plan_fee(claims, DESTINATION, RATE, ALL_OF_IT)
 
     assert not isinstance(largest, Shortfall)
     assert not isinstance(actual, Shortfall)

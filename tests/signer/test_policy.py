@@ -518,3 +518,17 @@ def test_every_policy_has_its_code_documentation_and_test() -> None:
     for tag in every:
         assert f"def test_{tag.replace('-', '_')}" in tests, tag
     assert every >= TRIABLE
+
+
+@pytest.mark.parametrize(("seconds", "most_sat"), [(6 * 3600 + 1, 100_000), (6 * 3600, 120_000), (-3600, 120_000)])
+def test_fault_09_near_expiry_the_rate_alone_bounds_the_fee(seconds: int, most_sat: int) -> None:
+    """Half of 200,000 sat received, until six hours before the expiry by the signer's clock; then 200 sat/vB, no more."""
+    request = mutated(make_request(KEYS, drained=0), "claims", (make_claim(server_key(KEYS), change_sat=800_000),))
+    size = request_size(request)
+    limits = Limits(max_fee_percent=50, max_fee_sat_per_vb=120_000 // size)
+    most_sat = min(most_sat, size * limits.max_fee_sat_per_vb)
+    now = float(EXPIRY - seconds)
+    for fee_sat, signs in ((most_sat, True), (most_sat + 1, False)):
+        handler = make_handler(KEYS, request, limits=limits, clock=lambda: now)
+        reply = handler(mutated(request, "fee_sat", fee_sat))
+        assert isinstance(reply, SettlementReply) == signs, reply
