@@ -16,6 +16,7 @@ from typing import IO, Annotated, cast
 import httpx
 import msgspec
 import typer
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -29,7 +30,8 @@ from paychan.shipped import NETWORKS, shipped_directory
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 10.0
+_LOOK_SECONDS = 2.0
 _STOP_SECONDS = 15.0
 
 _ORIGINAL_CLIENT_KEY = "03da3afe4f58992a8cc909522c2ec859ef218fd92fda0a67c23fb40e0303030405"
@@ -85,9 +87,7 @@ def up(directory: Path) -> int:
         running = _wait_until_serving(config, children, stop)
         if running is not None:
             _show(config, running, directory)
-        while not stop.came:
-            _check_alive(children)
-            time.sleep(0.1)
+            _watch(running, children, stop)
     except (ChildProcessError, httpx.HTTPError) as error:
         err.print(f"[red]paychan:[/red] {error}", soft_wrap=True)
         return 1
@@ -128,18 +128,44 @@ def _check_alive(children: dict[str, subprocess.Popen[bytes]]) -> None:
 def _wait_until_serving(
     config: ServerConfig, children: dict[str, subprocess.Popen[bytes]], stop: _StopSignals
 ) -> Running | None:
-    """Return where the server listens; None when we are told to stop before it does."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while time.monotonic() < deadline:
-        if stop.came:
-            return None
+    """Return where the server listens, however long that takes; None when we are told to stop before it does."""
+    told_at = time.monotonic() + _PATIENCE_SECONDS
+    while not stop.came:
         _check_alive(children)
+        if time.monotonic() > told_at:
+            err.print(f"[yellow]paychan:[/yellow] the server at {config.state_dir} does not answer yet", soft_wrap=True)
+            told_at += _PATIENCE_SECONDS
         running = read_running(config.state_dir)
         if running is not None and running.pid == children["paychan serve"].pid and _answers(running):
             return running
         time.sleep(0.05)
-    msg = f"the server did not answer within {_PATIENCE_SECONDS:.0f} seconds"
-    raise ChildProcessError(msg)
+    return None
+
+
+def _watch(running: Running, children: dict[str, subprocess.Popen[bytes]], stop: _StopSignals) -> None:
+    """Until we are told to stop: say what the server is missing, and when it is there."""
+    told: list[str] = []
+    next_look = 0.0
+    while not stop.came:
+        _check_alive(children)
+        if time.monotonic() >= next_look:
+            missing = _missing(running)
+            for text in missing if missing != told else ():
+                err.print(f"[yellow]missing[/yellow]  {escape(text)}", soft_wrap=True)
+            if told and not missing:
+                err.print("[green]complete[/green]: nothing is missing any more")
+            told, next_look = missing, time.monotonic() + _LOOK_SECONDS
+        time.sleep(0.1)
+
+
+def _missing(running: Running) -> list[str]:
+    """What keeps the server from serving all, in words."""
+    try:
+        health = httpx.get(f"{running.management_url}/health", timeout=5, trust_env=False).json()
+    except (httpx.HTTPError, ValueError) as error:
+        return [f"an answer of the server: {error}"]
+    signer = str(health["signer"])
+    return [*(["signer"] if signer.startswith("absent") else []), *map(str, health["frozen"])]
 
 
 def _answers(running: Running) -> bool:
@@ -170,7 +196,10 @@ def _server_key(config: ServerConfig, running: Running) -> str:
     if not config.debug:
         return "one for each channel"
     query = {"client_pubkey": _ORIGINAL_CLIENT_KEY, "exp_time": "1500000000"}
-    answer = httpx.get(f"{running.url}/v1/fundingInfo", params=query, timeout=5, trust_env=False)
+    try:
+        answer = httpx.get(f"{running.url}/v1/fundingInfo", params=query, timeout=5, trust_env=False)
+    except httpx.HTTPError as error:
+        return f"not known yet: {error}"
     if answer.status_code != 200:
         return f"not known: {answer.reason_phrase}"
     return str(msgspec.json.decode(answer.content)["server_pubkey"])

@@ -206,3 +206,20 @@ def test_the_originals_benchmark_runs_through(up: Up):
     assert "Done. Executed 100 payments." in done.stdout
     assert totals["channels"]["closed"] == 2
     assert totals["received_sat"]["closed"] == 2 * (100_000 + 50)
+
+
+def test_fault_26_up_says_what_is_missing_and_goes_on(up: Up, tmp_path: Path):
+    """A signer that does not answer is named as missing, with the server's panel shown; when it goes on, so does all."""
+    up.start()
+    up.wait_until_serving()
+    signer = up.children()["paychan-signer"]
+    signer.suspend()
+    deadline = time.monotonic() + 60
+    while "missing  signer" not in up.text():
+        assert time.monotonic() < deadline, up.text()
+        time.sleep(0.1)
+    signer.resume()
+    while "nothing is missing any more" not in up.text():
+        assert time.monotonic() < deadline, up.text()
+        time.sleep(0.1)
+    assert up.end(signal.SIGTERM) == 0
