@@ -60,7 +60,7 @@ class RotatingAudit:
         """Put the file aside. Where that fails before anything has changed, the log goes on in the same file.
 
         Raises:
-            AuditFailed: nobody knows which file is the log.
+            AuditFailed: which file is the log is unknown.
         """
         try:
             put_aside(self._path, self._file.head, time.time_ns() // 1_000_000)

@@ -8,10 +8,10 @@ Why that is safe. A signature over z with one channel's key is one over z·t'/t 
 transaction whose digest is just that number: a second preimage of SHA-256 for a given t', and a collision (2^128 tries)
 where the attacker chooses channels and transactions on both sides, as the digest of each depends on its own t through the
 script. Both are what ECDSA itself stands on: two transactions with one digest would do as well. Additive tweaks (BIP32)
-can't be had from a token, which chooses its nonce and shows neither d nor k. The token signs nothing but what the policies
-let through; who can call it without them needs no tweak to sign anything.
+need the nonce before the token signs, which no token shows. The token signs only digests that the policies
+let through; a process that can call it without them needs no tweak to sign anything.
 
-P is never published, and t can't be told without it: channels can't be linked by their keys. With P and the token, all keys
+P is never published, and t can't be computed without it, so keys do not link channels. With P and the token, all keys
 come back: there is nothing else to keep. Each signature is verified twice: the token's, where it is made, and ours here.
 """
 

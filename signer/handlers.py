@@ -158,7 +158,7 @@ class Handler:
     def _judged(self, request: Request, peer_uid: int, now: UnixTime) -> Reply | Approved:
         match request:
             case Health() | StatusRequest() | ReserveRequest() | BehindRequest():
-                return self._teller.told(request, now)
+                return self._teller.answer(request, now)
             case KeyRequest() | OtherKeysRequest():
                 return self._key(request, peer_uid)
             case FundingRequest():

@@ -1,4 +1,4 @@
-"""Which decisions get a line of their own in the audit log, and which are counted. For `handlers`, which decides."""
+"""Chooses which decisions get a line of their own in the audit log, and which are counted. For `handlers`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Directories that the signer writes to, looked at before anything is in them: nobody else may put something there.
+"""Checks the directories that the signer writes to, before it writes there: no other user may be able to write to them.
 
-Who can write to the state directory can take the ledger away, and with it what the policies remember, or put another
-socket in the place of ours. So each must be a directory of our user's or of root's, that nobody else can write, and no
-directory above it may be open to everybody, unless it is sticky as /tmp is. Raised by `service`, as the user that we became.
+A user who can write to the state directory can remove the ledger, and with it the memory of the policies, or replace the
+socket by another one. So each directory must belong to the signer's user or to root, must not be writable for others, and no
+directory above it may be writable for all users, unless it is sticky as /tmp is. `service` calls this after the change of user.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _problem(path: Path) -> str:
         return f"{path} is a link: remove it, or name what it points to"
     for above in path.parents:
         if above.exists() and above.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
-            return f"{above} can be written by everybody, who could replace {path}: `chmod o-w {above}`"
+            return f"{above} can be written by all users, who could replace {path}: `chmod o-w {above}`"
     if not path.exists():
         return ""
     status = path.stat()

@@ -1,4 +1,4 @@
-"""What the signer tells of itself and of what it remembers: it changes nothing and is no decision. For `handlers`."""
+"""Answers about the signer itself and its memory. They change nothing and are no decisions. For `handlers`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Teller:
         """Why nothing but settlements should be written, or ""."""
         return self._disk.shortage if self._disk else ""
 
-    def told(self, request: Health | StatusRequest | ReserveRequest | BehindRequest, now: UnixTime) -> Reply:
+    def answer(self, request: Health | StatusRequest | ReserveRequest | BehindRequest, now: UnixTime) -> Reply:
         """Answer what changes nothing and is no decision."""
         match request:
             case Health():

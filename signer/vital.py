@@ -1,7 +1,7 @@
-"""What must live as long as the process does: when it ends by an error, the process ends too, with `EXIT_BROKEN`.
+"""Parts that must live as long as the process: when one ends by an error, the process ends too, with `EXIT_BROKEN`.
 
 A signer whose ledger can't be written, or one of whose threads is dead, looks well from outside and signs nothing. So
-every thread, task and callback that is started once and must go on for ever is started through this module. There is
+this module starts every thread, task and callback that is started once and must go on for ever. There is
 no second try inside the process: what is on disk is the truth, and the next start reads it.
 """
 
@@ -83,7 +83,7 @@ def watch(what: str, task: asyncio.Task[Any], is_ending: Callable[[], bool]) -> 
 
 
 def end_without_memory(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Handle errors that nobody has caught on the event loop: without memory nothing is survived, the rest is logged."""
+    """Handle uncaught errors of the event loop: a lack of memory ends the process, other errors are logged."""
     error = context.get("exception")
     if isinstance(error, MemoryError):
         end_by("memory", error)

@@ -10,7 +10,7 @@ _CLAIM_BYTES = 272
 
 
 def contradictions(health: HealthReply, rules: Rules, batch_channels: int = 0) -> list[str]:
-    """Say, one sentence each, what the server may pay and the signer refuses. A limit that is 0 was not told.
+    """Say, one sentence each, what the server may pay and the signer refuses. A limit of 0 is unknown.
 
     `batch_channels`: so many are settled together; 0: none are. A full batch must be able to pay the highest rate, or it
     stays below the curve when it matters.

@@ -70,7 +70,7 @@ CASES: dict[Callable[[Path], None], tuple[str, str]] = {
     open_to_all: ("state_dir", "has mode 0777, others can write to it: `chmod go-w "),
     open_to_all_though_sticky: ("state_dir", "has mode 1777"),
     open_to_the_group: ("state_dir", "has mode 0770"),
-    open_above: ("state_dir", "can be written by everybody, who could replace"),
+    open_above: ("state_dir", "can be written by all users, who could replace"),
     linked_ledger: ("state_dir", "signer.ledger is a link"),
     dangling_ledger: ("state_dir", "signer.ledger is a link"),
     open_ledger: ("state_dir", "signer.ledger has mode 0777"),
