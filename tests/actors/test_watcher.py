@@ -96,6 +96,18 @@ async def test_what_is_late_is_alarmed_about(tmp_path: Path):
         assert server.watcher.alarms == ()
 
 
+async def test_fault_16_what_is_not_worth_settling_raises_no_alarm(tmp_path: Path):
+    """A channel that received less than its settlement costs expires, and nothing that the operator could do would help."""
+    clock, poor, rich = Clock(), payer("poor"), payer("rich")
+    async with local(tmp_path, clock) as server:
+        await server.open(poor, 100)
+        await server.open(rich, 10_000)
+        server.signer.fail("sign_settlement", SignerAbsent("asleep"))
+        clock.now = SOON + 1
+        await server.watcher.look()
+        assert [alarm.channel for alarm in server.watcher.alarms if alarm.kind is Kind.LATE] == [str(rich.outpoint)]
+
+
 async def test_two_hundred_due_channels_are_settled_in_one_look(tmp_path: Path):
     """However many expire together, one look settles all of them."""
     clock = Clock()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.lib.customer import OPENING_SAT, Customer, wait_for
+from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, Mover, code, wait_for
 from tests.lib.electrumx import ElectrumX
 from tests.lib.node import Node
 from tests.lib.system import System
@@ -56,3 +59,62 @@ def test_threat_6_a_refund_confirmed_first_is_told_from_our_settlement(system: S
     node.mine_only(customer.refund(fee_sat=200_000).transaction.hex())
     node.mine_only()
     customer.ends("lost")
+
+
+def test_fault_11_moves_after_a_backup_are_followed(system: System, node: Node) -> None:
+    """Twice withdrawn from since the backup: the restored server finds both moves, and payments go on at the last output."""
+    customer = Mover(system, node)
+    customer.opened()
+    backup = system.manage("POST", "/backups").json()["path"]
+    for paid in (50_000, 100_000):
+        wait_for(lambda paid=paid: customer.pay(OPENING_SAT + paid).status_code == 200, "paid")  # type: ignore[misc]
+        customer.withdrawn()
+    system.kill_server()
+    shutil.rmtree(system.state / "store")
+    program = Path(sys.executable).with_name("paychan")
+    assert subprocess.run([program, "backup", "restore", backup, system.server_file], check=False).returncode == 0
+    system.start_server()
+
+    wait_for(lambda: customer.pay(OPENING_SAT + 120_000).status_code == 200, "paying at the third output")
+    assert [system.channel(outpoint)["status"] for outpoint in customer.went] == ["closed", "closed"]
+    assert customer.record["funding_value"] == FUNDING_SAT - OPENING_SAT - 100_000
+
+
+def test_fault_10_a_replaced_funding_leaves_the_books(system: System, node: Node) -> None:
+    """Reorganized out and double-spent: UNFUNDED after as many blocks as end a channel; and back, should it be mined after all."""
+    customer = Customer(system, node)
+    customer.opened()
+    funding = node.rpc("getrawtransaction", customer.outpoint.txid_hex)
+    node.invalidate(1)
+    node.replace(customer.outpoint)
+    node.mine(2)
+    wait_for(lambda: customer.pay(OPENING_SAT + 1).status_code in (503, 410), "no payments")
+    node.mine(3)
+    customer.ends("unfunded")
+    assert code(customer.pay(OPENING_SAT + 1)) == (410, "never_funded")
+
+    node.invalidate(5)
+    node.mine_only(funding)
+    for _ in range(6):
+        node.mine_only()
+    wait_for(lambda: customer.pay(OPENING_SAT + 1).status_code == 200, "paying again")
+
+
+def test_fault_12_a_lost_channel_is_settled_when_its_refund_is_reorganized(system: System, node: Node) -> None:
+    """The refund is mined deep, then the settlement in its place: LOST, then CLOSED."""
+    customer = Customer(system, node)
+    customer.opened()
+    assert customer.close(OPENING_SAT).status_code == 202
+    settlement = customer.record["settlement_transaction"]
+    node.set_mock_time(customer.terms.expiry + 60)
+    while node.median_time <= customer.terms.expiry:
+        node.mine_only()
+    base = node.height
+    node.mine_only(customer.refund(fee_sat=200_000).transaction.hex())
+    node.mine_only()
+    customer.ends("lost")
+    node.invalidate(node.height - base)
+    node.mine_only(settlement)
+    for _ in range(4):
+        node.mine_only()
+    customer.ends("closed")

@@ -21,7 +21,7 @@ import pytest
 from paychan.protocol.address import decode_address
 from paychan.protocol.payment import sign_payment
 from paychan.protocol.types import Network, OutPoint, Sat
-from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, CustomerV2, _data, market, wait_for
+from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, CustomerV2, Mover, _data, market, wait_for
 from tests.lib.node import Node
 from tests.lib.system import System
 
@@ -29,34 +29,6 @@ PAYCHAN = Path(sys.executable).with_name("paychan")
 HOUR = 3600
 LATER_SAT = OPENING_SAT + 50_000
 """What a channel has received when all is lost; the backup knows of the opening alone."""
-
-
-class Mover(CustomerV2):
-    """A customer whose change funds the channel again, so that it can be withdrawn from; it goes where it is shown to."""
-
-    def __init__(self, system: System, node: Node) -> None:
-        super().__init__(system, node)
-        self.change_script, self.change_address = self.terms.funding_script, self.address
-        self.went: list[OutPoint] = []
-
-    def withdrawn(self) -> None:
-        """Let the operator withdraw, and go on at the change output."""
-        txid, vout = str(self.outpoint).split(":")
-        assert self.system.manage("POST", f"/channels/{txid}/{vout}/withdraw").status_code == 200
-        self.node.mine(1)
-        wait_for(lambda: self.moved_to is not None, "moved")
-        self.go_on()
-
-    @property
-    def moved_to(self) -> str | None:
-        moved: str | None = self.record.get("moved_to")
-        return moved
-
-    def go_on(self) -> None:
-        """Follow the server to where the channel went."""
-        txid, vout = str(self.moved_to).split(":")
-        self.went.append(self.outpoint)
-        self.outpoint = OutPoint.parse(txid, int(vout))
 
 
 class Elsewhere(CustomerV2):
@@ -102,12 +74,16 @@ class Drill:
 
     def command(self, *words: object) -> Path:
         """Run an operator's command; return the backup that it names."""
+        named = re.search(r"\S+\.backup", self.says(*words))
+        return Path(named[0]) if named else Path()
+
+    def says(self, *words: object) -> str:
+        """Run an operator's command, and return what it prints."""
         done = subprocess.run(
             [PAYCHAN, *map(str, words)], capture_output=True, text=True, check=False, timeout=60, env={"COLUMNS": "400"}
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-        named = re.search(r"\S+\.backup", done.stdout)
-        return Path(named[0]) if named else Path()
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.stdout
 
     def go_on(self) -> None:
         """Each channel goes on in its own way; the payments after the backup are in no copy of the store."""
@@ -274,6 +250,17 @@ def test_fault_12_refunded(drill: Drill) -> None:
     drill.refunded.ends("lost")
     assert drill.refunded.record["spent_by"] == drill.spender(drill.refunded.outpoint)["txid"]
     assert sum(drill.paid_to(drill.refunded.outpoint).values()) == FUNDING_SAT - 10_000
+
+
+def test_fault_16_status_names_the_kind_of_each_alarm(drill: Drill) -> None:
+    """`paychan status` calls a lost channel lost and a clock a clock, each with its own words."""
+    drill.refunded.ends("lost")
+    wait_for(lambda: "'lost'" in str(drill.system.manage("GET", "/health").json()["alarms"]), "alarm")
+    shown = drill.says("status", drill.system.server_file)
+    txid = drill.spender(drill.refunded.outpoint)["txid"]
+    assert f"lost {drill.refunded.outpoint}: funding output was spent by {txid}" in shown
+    assert "clock: our clock says" in shown
+    assert "unsettled near expiry" not in shown
 
 
 def test_fault_12_at_the_end_nothing_is_lost_but_the_refund(drill: Drill) -> None:

@@ -145,6 +145,34 @@ class CustomerV2(Customer):
         return f"/v2/channels/{self.outpoint.txid_hex}/{self.outpoint.vout}"
 
 
+class Mover(CustomerV2):
+    """A customer whose change funds the channel again, so that it can be withdrawn from; it goes where it is shown to."""
+
+    def __init__(self, system: System, node: Node) -> None:
+        super().__init__(system, node)
+        self.change_script, self.change_address = self.terms.funding_script, self.address
+        self.went: list[OutPoint] = []
+
+    def withdrawn(self) -> None:
+        """Let the operator withdraw, and go on at the change output."""
+        txid, vout = str(self.outpoint).split(":")
+        assert self.system.manage("POST", f"/channels/{txid}/{vout}/withdraw").status_code == 200
+        self.node.mine(1)
+        wait_for(lambda: self.moved_to is not None, "moved")
+        self.go_on()
+
+    @property
+    def moved_to(self) -> str | None:
+        moved: str | None = self.record.get("moved_to")
+        return moved
+
+    def go_on(self) -> None:
+        """Follow the server to where the channel went."""
+        txid, vout = str(self.moved_to).split(":")
+        self.went.append(self.outpoint)
+        self.outpoint = OutPoint.parse(txid, int(vout))
+
+
 def settled(*customers: Customer) -> list[dict[str, int]]:
     """Mine the settlements of channels, and return what the chain then says that each script got (hex: satoshi)."""
     node = customers[0].node

@@ -1,0 +1,167 @@
+"""What a record takes over from a transaction that spends its funding output, and what it keeps."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from bitcoin.core import CMutableTransaction, CTransaction
+from bitcoin.core.script import CScript
+
+from paychan.protocol.channel import (
+    Accepted,
+    Channel,
+    Close,
+    CloseReason,
+    Found,
+    Funded,
+    Published,
+    Rejected,
+    Signed,
+    State,
+    Unfunded,
+)
+from paychan.protocol.ending import end_of
+from paychan.protocol.errors import ChannelMoved, ChannelMoving
+from paychan.protocol.finding import read_claim
+from paychan.protocol.machine import apply
+from paychan.protocol.opening import successor
+from paychan.protocol.refund import sign_refund
+from paychan.protocol.settlement import sign_settlement
+from paychan.protocol.types import Sat
+from tests.lib.channels import NOW, SERVER_DESTINATION, VIEW, Payer, confirmed, found_by, step
+
+PLAIN, MOVER = Payer("found"), Payer("found and moves", movable=True)
+PAID = 50_000
+
+
+def at(payer: Payer, paid_sat: int) -> Channel:
+    """The record after payments of so much in all."""
+    return payer.pay(payer.channel(), paid_sat - 10_000)
+
+
+def test_fault_12_a_settlement_tells_its_payment_and_address() -> None:
+    """The claim of any settlement is read back from its bytes: alone, to another address, drained, or in a batch."""
+    closing = step(at(PLAIN, PAID), Close(CloseReason.OPERATOR))
+    alone = PLAIN.settlement(closing).transaction
+    assert read_claim(closing, alone) == closing.claim
+    assert read_claim(msgspec.structs.replace(closing, payment=PLAIN.payment(999_000)), alone) == closing.claim
+    elsewhere = msgspec.structs.replace(closing, change_script=SERVER_DESTINATION)
+    claim = read_claim(elsewhere, alone)
+    assert claim is not None
+    assert claim.change_script == PLAIN.change_script
+
+    drained = [Payer(f"drained {n}") for n in range(3)]
+    claims = [closing.claim] + [msgspec.structs.replace(p.channel().claim, payment=p.payment(0)) for p in drained]
+    signers = [PLAIN, *drained]
+    batch = sign_settlement(
+        claims, SERVER_DESTINATION, Sat(9_000), lambda i, digest: signers[i].server_key.sign(digest, hasher=None)
+    )
+    for payer, claim in zip(drained, claims[1:], strict=True):
+        assert read_claim(payer.channel(), batch.transaction) == claim
+    assert read_claim(Payer("a stranger").channel(), batch.transaction) is None
+
+
+def test_fault_12_a_refund_is_no_settlement() -> None:
+    """Nor is one with more below it on the stack, which any miner may put there."""
+    channel = at(PLAIN, PAID)
+    refund = sign_refund(PLAIN.key, PLAIN.terms, PLAIN.outpoint, PLAIN.funding_sat, PLAIN.change_script, Sat(9_000))
+    assert read_claim(channel, refund.transaction) is None
+    changed = CMutableTransaction.from_tx(CTransaction.deserialize(refund.transaction))
+    changed.vin[0].scriptSig = CScript(b"\x51" * 5 + bytes(changed.vin[0].scriptSig))
+    assert read_claim(channel, bytes(changed.serialize())) is None
+
+
+def test_fault_12_junk_below_a_settlement_hides_nothing() -> None:
+    """The four newest pushes count, whatever lies below."""
+    closing = step(at(PLAIN, PAID), Close(CloseReason.OPERATOR))
+    changed = CMutableTransaction.from_tx(CTransaction.deserialize(PLAIN.settlement(closing).transaction))
+    changed.vin[0].scriptSig = CScript(b"\x51" * 5 + bytes(changed.vin[0].scriptSig))
+    assert read_claim(closing, bytes(changed.serialize())) == closing.claim
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_fault_12_an_older_settlement_takes_nothing_from_a_newer_record(deep: bool) -> None:
+    """While it can be replaced the record closes to replace it; once it is deep the record follows, and keeps its payment."""
+    newer, older = at(PLAIN, PAID), found_by(PLAIN, at(PLAIN, 20_000), deep=deep)
+
+    after = step(newer, older)
+
+    assert after.payment == newer.payment
+    assert after.closing is not None
+    assert (after.state, after.closing.settlement) == (
+        (State.PUBLISHED, older.settlement) if deep else (State.CLOSING, None)
+    )
+    if not deep:
+        assert step(after, older) is after
+
+
+@pytest.mark.parametrize("state", [State.CLOSING, State.PUBLISHED, State.CLOSED])
+def test_fault_12_a_records_own_settlement_yields_to_deep_ones_alone(state: State) -> None:
+    """Another settlement in the mempool changes nothing for a record that has its own; a deep one does."""
+    record = PLAIN.history(state)[-1]
+    other = at(PLAIN, PAID)
+
+    assert step(record, found_by(PLAIN, other)) is record
+    after = step(record, found_by(PLAIN, other, deep=True))
+    assert (after.state, after.received_sat) == (State.PUBLISHED, PAID)
+
+
+@pytest.mark.parametrize("state", [State.OPEN, State.LOST, State.UNFUNDED])
+def test_fault_11_a_settlement_back_to_the_funding_script_is_a_move(state: State) -> None:
+    """Whatever the stale record says, it leads to the change output, with the value that is there."""
+    record, other = MOVER.history(state)[-1], at(MOVER, PAID)
+    found = found_by(MOVER, other)
+    after = step(record, found)
+    assert after.moves
+    moved = step(after, confirmed(after))
+    end = end_of(moved)
+    assert isinstance(end, ChannelMoved)
+    assert end.fields["funding_sat"] == successor(moved, NOW).funding_sat == MOVER.funding_sat - PAID
+    assert str(successor(moved, NOW).outpoint) == end.fields["outpoint"]
+
+
+def test_fault_11_a_close_that_the_record_signed_is_no_move() -> None:
+    """Its change goes to the funding script, too, yet the operator closed: only what the record does not know is a move."""
+    closed = MOVER.history(State.CLOSED)[-1]
+    again = Found(closed.claim, msgspec.structs.replace(MOVER.settlement(closed), txid=b"\x07" * 32), deep=True)
+
+    after = step(closed, again)
+
+    assert not after.moves
+
+
+def test_fault_11_the_opening_payment_is_never_a_move() -> None:
+    """It would publish the secret, so nothing is withdrawn by it: such a settlement ends the channel."""
+    opened = MOVER.channel()
+    assert not step(opened, found_by(MOVER, opened)).moves
+
+
+@pytest.mark.parametrize("state", [State.CLOSING, State.PUBLISHED, State.CLOSED])
+def test_fault_16_closing_a_channel_that_moves_is_refused(state: State) -> None:
+    """The operator is shown that it moves, or where it went; withdrawing again changes nothing."""
+    moving = MOVER.history(state, reason=CloseReason.WITHDRAW)[-1]
+
+    refused = apply(moving, Close(CloseReason.OPERATOR), VIEW)
+
+    assert isinstance(refused, Rejected)
+    assert isinstance(refused.error, ChannelMoved if state is State.CLOSED else ChannelMoving)
+    assert apply(moving, Close(CloseReason.WITHDRAW), VIEW) == Accepted(moving)
+
+
+def test_fault_16_each_payment_counts_on_one_record() -> None:
+    """The channel that goes on begins with no payments: those before are the moved record's."""
+    moving = step(at(MOVER, PAID), Close(CloseReason.WITHDRAW))
+    published = step(step(moving, Signed(MOVER.settlement(moving))), Published())
+    moved = step(published, confirmed(published))
+    assert (moved.payments, successor(moved, NOW).payments) == (1, 0)
+
+
+def test_fault_10_what_was_never_funded_goes_on_where_it_was() -> None:
+    """An open channel takes payments again, a closing one closes on; and each end of it stays an end."""
+    for state, after in ((State.OPEN, State.OPEN), (State.CLOSING, State.CLOSING), (State.PUBLISHED, State.CLOSING)):
+        unfunded = step(PLAIN.history(state)[-1], Unfunded())
+        assert unfunded.state is State.UNFUNDED
+        assert step(unfunded, Funded()).state is after
+    for state in (State.CLOSED, State.LOST):
+        record = PLAIN.history(state)[-1]
+        assert step(record, Unfunded()) is record
