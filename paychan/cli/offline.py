@@ -22,12 +22,14 @@ from paychan.protocol.channel import (
     Channel,
     Close,
     CloseReason,
+    Funded,
     Rejected,
     Rules,
     State,
     Unanswered,
     View,
 )
+from paychan.protocol.channel import Outcome as Judgement
 from paychan.protocol.errors import NotEconomical
 from paychan.protocol.fees import (
     ChainFees,
@@ -129,8 +131,7 @@ def sort_out(channels: Sequence[Channel], view: View) -> tuple[list[Unit], list[
         if channel.state in _ENDED:
             fates.append(_end(channel))
             continue
-        is_open = channel.state is State.OPEN  # one that closes or moves goes on as it is
-        outcome = apply(channel, Close(CloseReason.OPERATOR), view) if is_open else Accepted(channel)
+        outcome = _closing(channel, view)
         if isinstance(outcome, Rejected):
             fates.append(Fate(channel, Outcome.TOO_SMALL, reason=str(outcome.error)))
         else:
@@ -144,6 +145,14 @@ def _without_application(channel: Channel, view: View) -> Channel:
     silent = structs.replace(view, rules=structs.replace(view.rules, asks_application=False))
     outcome = apply(channel, Unanswered(), silent)
     return outcome.channel if isinstance(outcome, Accepted) else channel
+
+
+def _closing(channel: Channel, view: View) -> Judgement:
+    """Close a channel; one that closes or moves goes on as it is. The chain tells whether funding that was gone is back."""
+    if channel.state is State.UNFUNDED:
+        funded = apply(channel, Funded(), view)
+        channel = funded.channel if isinstance(funded, Accepted) else channel
+    return apply(channel, Close(CloseReason.OPERATOR), view) if channel.state is State.OPEN else Accepted(channel)
 
 
 def _with_withdrawal(unit: Unit, channels: Sequence[Channel]) -> Unit:

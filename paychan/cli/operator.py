@@ -58,7 +58,7 @@ def status(file: ConfigFile, as_json: AsJson = False) -> None:
 )
 def list_channels(
     file: ConfigFile,
-    state: Annotated[str, typer.Option(help="open, closing, published, closed or lost")] = "open",
+    state: Annotated[str, typer.Option(help="open, closing, published, closed, lost or unfunded")] = "open",
     limit: Annotated[int, typer.Option(help="At most so many, earliest expiry first")] = 100,
     as_json: AsJson = False,
 ) -> None:

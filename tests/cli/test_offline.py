@@ -10,7 +10,18 @@ from bitcoin.core import CTransaction
 
 from paychan.chain.debug import DebugChain
 from paychan.cli.offline import Fate, Outcome, Settler, sort_out
-from paychan.protocol.channel import Channel, Close, CloseReason, Confirmed, Published, Signed, State, Vanished, View
+from paychan.protocol.channel import (
+    Channel,
+    Close,
+    CloseReason,
+    Confirmed,
+    Published,
+    Signed,
+    State,
+    Unfunded,
+    Vanished,
+    View,
+)
 from paychan.protocol.fees import ChainFees
 from paychan.protocol.machine import apply
 from paychan.protocol.opening import successor
@@ -176,3 +187,31 @@ async def test_fault_08_a_withdrawal_that_another_channel_depends_on_stays_as_it
     other = LocalSigner()
     assert await together(other, [began], 4_000) == withdrawal
     assert (await settle(other, [old, untouched], rate=60))[payer.outpoint].settlement != withdrawal
+
+
+@pytest.mark.parametrize("state", [State.CLOSING, State.PUBLISHED])
+async def test_fault_12_a_withdrawal_under_way_is_carried_out(state: State) -> None:
+    """A channel that moves is not too small: its stored withdrawal is what settles it."""
+    signer, mover = LocalSigner(), DebugPayer("offline mover", movable=True)
+    opened = mover.channel(100_000)
+    moving = step(step(opened, mover.pays(100_001)), Close(CloseReason.WITHDRAW))
+    withdrawal = await together(signer, [moving], 5_000)
+    signed = step(moving, Signed(withdrawal))
+    record = signed if state is State.CLOSING else step(signed, Published())
+
+    found = await settle(signer, [record])
+
+    assert found[mover.outpoint].outcome is Outcome.SIGNED
+    assert found[mover.outpoint].settlement is not None
+    assert inputs(found[mover.outpoint]) == [mover.outpoint.txid]
+
+
+@pytest.mark.parametrize("drained", [False, True])
+async def test_fault_10_a_channel_whose_funding_was_gone_is_settled_where_it_is_back(drained: bool) -> None:
+    """A backup made while the funding seemed replaced keeps no coin from coming home."""
+    signer, payer = LocalSigner(), DebugPayer("offline unfunded")
+    record = step(closing(payer) if drained else payer.channel(100_000), Unfunded())
+
+    found = await settle(signer, [record])
+
+    assert found[payer.outpoint].outcome is Outcome.SIGNED
