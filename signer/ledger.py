@@ -42,6 +42,7 @@ from signer.known import Flow
 from signer.ledgerbase import Entry, LedgerFailed
 from signer.privatefile import sync_directory
 from signer.signed import DamagedEntry, Entries, Output, Signed, decode_entry, encode_entry
+from signer.tornlog import cut_torn_tail
 
 _OPTIONS = {
     # A damaged log is an error when the ledger is opened; by default LevelDB drops what follows the damage.
@@ -348,7 +349,12 @@ def _open(path: Path) -> plyvel.DB:
         if is_new and any(file.suffix in _DATA for file in path.iterdir()):
             msg = f"{path} is damaged: it has data, but no CURRENT; move it away to begin a new one"
             raise LedgerFailed(msg)
-        database = plyvel.DB(str(path), create_if_missing=True, **_OPTIONS)
+        try:
+            database = plyvel.DB(str(path), create_if_missing=True, **_OPTIONS)
+        except plyvel.CorruptionError:
+            if not cut_torn_tail(path):
+                raise
+            database = plyvel.DB(str(path), create_if_missing=False, **_OPTIONS)
         if is_new:
             sync_directory(path.parent)
     except (OSError, plyvel.Error) as error:

@@ -24,6 +24,7 @@ from paychan.protocol.declared import SettingsError
 from paychan.protocol.types import UnixTime
 from paychan.running import read_running
 from paychan.store import backup
+from paychan.store import salvage as salvaging
 from paychan.store.backupfile import BackupError, Manifest, read_manifest
 from paychan.store.base import StoreFailed
 from paychan.store.leveldb import LevelDbStore
@@ -94,6 +95,39 @@ def restore(file: BackupFile, config_file: ConfigFile) -> None:
         out.print(f"[green]restored[/green] {escape(str(config.store_path))}", soft_wrap=True)
         out.print(_summary(manifest))
         out.print(f"What was accepted after {_date(manifest.created_at)} is not in it.")
+
+
+@app.command(epilog="[bold]Example[/bold]\n\n  paychan backup salvage config/live/server.toml")
+def salvage(
+    config_file: ConfigFile,
+    to: Annotated[Path | None, typer.Option(help="Directory for it, instead of store.backup_dir")] = None,
+) -> None:
+    """Write a backup of all that can be read out of a damaged store, and list what is lost. The store stays as it is.
+
+    A channel whose newest record is lost may be in the backup with an older one: the signer, which knows the payments it
+    signed or was shown, and the payers heal that. The exit status is 1 when something was dropped.
+    """
+    with _sentences():
+        config = load_server_config(config_file)
+        now = UnixTime(int(time.time()))
+        with _progress("salvaging", None) as progress:
+            found = salvaging.salvage(config.store_path, to or config.backup_dir, config.network_name, now, progress)
+    out.print(f"[green]made[/green] {escape(str(found.path))}", soft_wrap=True)
+    out.print(_summary(found.manifest))
+    for kind, lines in (
+        ("damaged record", found.damaged),
+        ("record lost", found.missing),
+        ("LevelDB dropped", found.notes),
+    ):
+        for line in lines:
+            out.print(f"[red]{kind}[/red] {escape(line)}", soft_wrap=True)
+    out.print(
+        f"Next: move {escape(str(config.store_path))} away, then [green]paychan backup restore "
+        f"{escape(str(found.path))} {escape(str(config_file))}[/green]",
+        soft_wrap=True,
+    )
+    if found.damaged or found.missing or found.notes:
+        raise typer.Exit(1)
 
 
 @app.command(

@@ -37,12 +37,12 @@ Ts = TypeVarTuple("Ts")
 
 log = structlog.get_logger("store")
 
-_RECORD, _INDEX = b"c", b"i"
+RECORD, INDEX = b"c", b"i"
 
 STATE_CODES = {State.OPEN: 1, State.CLOSING: 2, State.PUBLISHED: 3, State.CLOSED: 4, State.LOST: 5, State.UNFUNDED: 6}
 """Second byte of an index key. Stored: never renumber."""
 
-_OUTPOINT_BYTES = 36
+OUTPOINT_BYTES = 36
 _REMEMBERED = 20_000
 """Channels whose newest version is kept in memory, a few kB each: a payment follows what was written last."""
 
@@ -84,7 +84,7 @@ class LevelDbStore:
 
     def _get(self, outpoint: bytes) -> Channel | None:
         try:
-            raw = self._database.get(_RECORD + outpoint, verify_checksums=True)
+            raw = self._database.get(RECORD + outpoint, verify_checksums=True)
         except plyvel.CorruptionError as error:
             raise DamagedRecord(error_text(error)) from error
         return None if raw is None else decode_record(raw)
@@ -135,9 +135,9 @@ class LevelDbStore:
                 self._snapshot_ended.notify_all()
 
     def _records(self, moment: plyvel.Snapshot) -> Generator[bytes, None, None]:
-        end = bytes([_RECORD[0] + 1])
+        end = bytes([RECORD[0] + 1])
         try:
-            with moment.iterator(start=_RECORD, verify_checksums=True, fill_cache=False) as entries:
+            with moment.iterator(start=RECORD, verify_checksums=True, fill_cache=False) as entries:
                 for _, raw in _until(end, entries):
                     if self._closing:
                         raise StoreFailed(_CLOSED)
@@ -210,7 +210,7 @@ class LevelDbStore:
     def _enter(self, batch: plyvel.WriteBatch, outpoint: OutPoint, stored: Channel | None, channel: Channel) -> None:
         """Write a channel's record, and its index entry if that moves; remember it."""
         key = outpoint.serialize()
-        batch.put(_RECORD + key, encode_record(channel))
+        batch.put(RECORD + key, encode_record(channel))
         if stored is None or stored.state is not channel.state:
             batch.put(_index_key(channel.state, channel.terms.expiry, key), b"")
             if stored is not None:
@@ -265,7 +265,7 @@ class LevelDbStore:
 
 def _index_begin(state: State, expiry: int) -> bytes:
     """First key of the index entries of a state that expire at this time or later."""
-    return _INDEX + ((STATE_CODES[state] << 32) + min(max(expiry, 0), MAX_EXPIRY + 1)).to_bytes(5, "big")
+    return INDEX + ((STATE_CODES[state] << 32) + min(max(expiry, 0), MAX_EXPIRY + 1)).to_bytes(5, "big")
 
 
 def _index_key(state: State, expiry: UnixTime, outpoint: bytes) -> bytes:
@@ -288,9 +288,9 @@ def _until(end: bytes, entries: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple
 
 def _indexed(snapshot: plyvel.Snapshot, key: bytes) -> Channel | None:
     """Read the record of an index entry; None, with an error in the log, if it can't be trusted."""
-    outpoint = key[-_OUTPOINT_BYTES:]
+    outpoint = key[-OUTPOINT_BYTES:]
     try:
-        raw = snapshot.get(_RECORD + outpoint, b"", verify_checksums=True)
+        raw = snapshot.get(RECORD + outpoint, b"", verify_checksums=True)
         return decode_record(raw)
     except (DamagedRecord, plyvel.CorruptionError) as error:
         shown = OutPoint(outpoint[:32], int.from_bytes(outpoint[32:], "little"))

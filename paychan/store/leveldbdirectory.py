@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import plyvel
+import structlog
 
+from paychan.protocol.leveldblog import torn_tail
 from paychan.store.base import StoreFailed
+
+log = structlog.get_logger("store")
 
 FORMAT = 1
 """Layout of the keys. A store of another format is not opened."""
@@ -34,6 +39,12 @@ _OPTIONS = {
     # 10 million channels are some 440 files, all kept open (max_open_files is 1,000), instead of 1,750 of 2 MB.
     "max_file_size": 8 << 20,
 }
+
+
+WHAT_TO_DO = (
+    "`paychan backup salvage SERVER.toml` writes all that can be read into a backup; move the damaged directory away, "
+    "then restore that"
+)
 
 
 def open_directory(path: Path, network: str, *, create: bool) -> tuple[plyvel.DB, int]:
@@ -58,13 +69,53 @@ def open_directory(path: Path, network: str, *, create: bool) -> tuple[plyvel.DB
 
 
 def _open(path: Path, network: str) -> plyvel.DB:
-    database = plyvel.DB(str(path), create_if_missing=False, **_OPTIONS)
+    try:
+        database = plyvel.DB(str(path), create_if_missing=False, **_OPTIONS)
+    except plyvel.CorruptionError:
+        if not _cut_torn_tail(path):
+            raise
+        database = plyvel.DB(str(path), create_if_missing=False, **_OPTIONS)
     try:
         _check_meta(database, path, network)
     except BaseException:
         database.close()
         raise
     return database
+
+
+def _cut_torn_tail(path: Path) -> bool:
+    """Cut off what a power cut left behind the last whole record of the newest log; the bytes are kept beside the store.
+
+    Nothing in them was acknowledged. Anything else that is wrong with a log stays, and stops the start.
+    """
+    newest = max(path.glob("[0-9]*.log"), default=None)
+    content = newest.read_bytes() if newest is not None else b""
+    offset = torn_tail(content)
+    if newest is None or offset is None:
+        return False
+    kept = path.with_name(f"{path.name}.torn-{newest.stem}-{offset}")
+    kept.write_bytes(content[offset:])
+    with newest.open("r+b") as file:
+        file.truncate(offset)
+        os.fsync(file.fileno())
+    log.warning("cut a torn tail off the log", log=str(newest), bytes=len(content) - offset, kept=str(kept))
+    return True
+
+
+def copy_of(path: Path, target: Path) -> None:
+    """Copy the files of a store that no process uses.
+
+    Raises:
+        StoreFailed: it is missing or in use.
+    """
+    if not path.is_dir():
+        msg = f"there is no store in {path}"
+        raise StoreFailed(msg)
+    lock = _lock(path)
+    try:
+        shutil.copytree(path, target)
+    finally:
+        os.close(lock)
 
 
 def _lock(path: Path) -> int:
@@ -99,7 +150,7 @@ def _begin(path: Path, network: str, *, create: bool) -> None:
     LevelDB itself would begin anew wherever CURRENT is missing, and delete the tables it finds there.
     """
     if path.exists() and any(path.iterdir()):
-        msg = f"{path} is not a store, or is damaged: it has no CURRENT; restore a backup into another directory"
+        msg = f"{path} is not a store, or is damaged: it has no CURRENT; {WHAT_TO_DO}"
         raise StoreFailed(msg)
     if not create:
         msg = f"there is no store in {path}; check the configured path, or start the server once"
@@ -117,7 +168,7 @@ def _begin(path: Path, network: str, *, create: bool) -> None:
 def _check_meta(database: plyvel.DB, path: Path, network: str) -> None:
     meta = database.get(META_KEY, verify_checksums=True)
     if meta is None:
-        msg = f"{path} is not a store of channels, or lost its data: keep it as evidence and restore a backup elsewhere"
+        msg = f"{path} is not a store of channels, or lost its data; {WHAT_TO_DO}"
         raise StoreFailed(msg)
     found_format, _, found_network = meta.decode("ascii", "replace").partition(" ")
     if found_format != str(FORMAT):
@@ -131,7 +182,7 @@ def _check_meta(database: plyvel.DB, path: Path, network: str) -> None:
 def _why_not_opened(path: Path, error: Exception) -> str:
     text = error_text(error)
     if isinstance(error, plyvel.CorruptionError):
-        return f"{path} is damaged ({text}): keep it as evidence and restore a backup into another directory"
+        return f"{path} is damaged ({text}); {WHAT_TO_DO}"
     if "LOCK" in text:
         return f"{path} is in use by another program: the command `fuser {path / 'LOCK'}` finds it; stop it"
     return f"{path} can't be opened: {text}"

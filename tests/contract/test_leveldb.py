@@ -137,6 +137,7 @@ def test_the_key_layout_is_frozen(tmp_path: Path) -> None:
         "published": 3,
         "closed": 4,
         "lost": 5,
+        "unfunded": 6,
     }
 
 

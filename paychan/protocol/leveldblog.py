@@ -1,0 +1,112 @@
+"""Where the log of a LevelDB ends: tells a torn tail, which was never acknowledged, from damage.
+
+A log is a row of blocks of 32 KiB; a block holds physical records, each behind a header of 7 bytes: CRC-32C of type and data
+(masked), length (little endian), type (doc/log_format.md). A record that was torn by a power cut is the last thing in the
+log. LevelDB itself takes one that ends too early for the end. It refuses a log whose last bytes are anything else, although
+nothing that was written whole, and so nothing that was acknowledged, is lost by leaving them out.
+
+A record whose header and length are right and whose checksum is not may have been acknowledged and damaged later, so it
+is no torn tail. One exception: sectors of zeros at its end were never written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+_BLOCK = 32_768
+_HEADER = 7
+_SECTOR = 512
+_FULL, _FIRST, _LAST = 1, 2, 4
+_BATCH_HEADER = 12
+"""A write batch begins with a sequence number (8 bytes) and the number of its entries (4)."""
+
+
+def torn_tail(log: bytes) -> int | None:
+    """Return the offset at which a log is to be cut, because nothing behind it was written whole; None to leave it."""
+    offset = _first_bad(log)
+    if offset is None or _was_written_whole(log, offset) or _has_record_behind(log, offset):
+        return None
+    return offset
+
+
+def _first_bad(log: bytes) -> int | None:
+    """Find the first place that holds no good record, before the end."""
+    offset = 0
+    while offset < len(log):
+        left = _BLOCK - offset % _BLOCK
+        if left < _HEADER:  # the rest of a block, too small for a header
+            offset += left
+            continue
+        size = _good_size(log, offset)
+        if size is None:
+            return offset
+        offset += size
+    return None
+
+
+def _good_size(log: bytes, offset: int) -> int | None:
+    """Return the size of the record at an offset if its checksum is right."""
+    size = _size(log, offset)
+    if size is None or offset + size > len(log):
+        return None
+    stored = int.from_bytes(log[offset : offset + 4], "little")
+    return size if stored == _masked(_crc32c(log[offset + 6 : offset + size])) else None
+
+
+def _size(log: bytes, offset: int) -> int | None:
+    """Return the size of the record that a header announces, or None if no record has such a header."""
+    header = log[offset : offset + _HEADER]
+    if len(header) < _HEADER:
+        return None
+    size, kind = _HEADER + int.from_bytes(header[4:6], "little"), header[6]
+    return size if _FULL <= kind <= _LAST and offset % _BLOCK + size <= _BLOCK else None
+
+
+def _was_written_whole(log: bytes, offset: int) -> bool:
+    """Say whether a record with a wrong checksum may have been on the disk once."""
+    size = _size(log, offset)
+    if size is None or offset + size > len(log):
+        return False
+    data = log[offset + _HEADER : offset + size]
+    if log[offset + 6] <= _FIRST and (len(data) < _BATCH_HEADER or any(data[6:8]) or any(data[11:12])):
+        return False  # 2^48 writes, or 2^24 entries in one: no batch begins so
+    end = offset + size
+    last_sector = log[max(offset + _HEADER, (end - 1) // _SECTOR * _SECTOR) : end]
+    return any(last_sector)
+
+
+def _has_record_behind(log: bytes, offset: int) -> bool:
+    """Say whether anything behind a bad place begins a write that was made whole."""
+    return any(_good_size(log, place) is not None for place in _candidates(log, offset + 1))
+
+
+def _candidates(log: bytes, begin: int) -> Iterator[int]:
+    """Offsets at which a write may begin."""
+    for place in range(begin, len(log) - _HEADER - _BATCH_HEADER + 1):
+        if log[place + 6] in (_FULL, _FIRST) and not any(log[place + 13 : place + 15]) and not log[place + 18]:
+            yield place
+
+
+def _make_table() -> tuple[int, ...]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)  # noqa: PLW2901 - the bits of one byte in turn
+        table.append(value)
+    return tuple(table)
+
+
+_TABLE = _make_table()
+
+
+def _crc32c(data: bytes) -> int:
+    """CRC-32C (Castagnoli, RFC 3720 appendix B.4)."""
+    table, crc = _TABLE, 0xFFFFFFFF
+    for byte in data:
+        crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
+
+
+def _masked(crc: int) -> int:
+    """util/crc32c.h, Mask: rotated and moved, because a log may hold checksums itself."""
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
