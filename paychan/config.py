@@ -36,7 +36,7 @@ class Http(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         setting(
             "questions about new channels and openings from one client address; ten times that at once; 0: any", ge=0
         ),
-    ] = 500
+    ] = 200
     idle_seconds: Annotated[int, setting("an idle keep-alive connection is closed", "seconds", ge=1)] = 75
     head_seconds: Annotated[
         int, setting("a first request, and every head that has begun, must have arrived", "seconds", ge=1)

@@ -21,6 +21,7 @@ from paychan.protocol.errors import (
     Repeated,
     SignatureEncoding,
     TooManyBadSignatures,
+    TooManyRequests,
     Unauthorized,
 )
 
@@ -38,6 +39,7 @@ _COUNTED = (
 
 _FIRST_WAIT_SECONDS = 0.01
 _MOST_WAIT_SECONDS = 1.0
+_HASTE_SECONDS = 0.5
 
 
 class Manners:
@@ -51,7 +53,12 @@ class Manners:
         self.bad = 0
 
     def refused(self, error: PaychanError) -> float:
-        """Count a refusal; return for how many seconds its answer, and all that follows, has to wait."""
+        """Count a refusal; return for how many seconds its answer, and all that follows, has to wait.
+
+        Who asks too fast waits too, or each refusal would bring the next question; that is not bad in itself.
+        """
+        if isinstance(error, TooManyRequests):
+            return _HASTE_SECONDS
         return self.bad_signature() if isinstance(error, _COUNTED) else 0.0
 
     def bad_signature(self) -> float:

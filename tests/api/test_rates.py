@@ -9,6 +9,8 @@ import httpx
 import pytest
 
 from paychan.api.askers import BURST_SECONDS
+from paychan.api.manners import Manners
+from paychan.protocol.errors import TooManyRequests
 from tests.lib.rbpcp import V1, Payer
 from tests.lib.system import System
 
@@ -51,6 +53,13 @@ def test_fault_33_all_doors_of_strangers_share_one_budget_for_each_address(narro
     assert elsewhere.status_code == 200
     paid = [opened.pay(payer.payment(100_000 + n)).status_code for n in range(1, 31)]
     assert set(paid) == {200}
+
+
+def test_fault_33_a_refusal_for_haste_comes_late_and_is_not_held_against_the_connection() -> None:
+    """An attacker that waits for each answer gets two a second on a connection; an honest client keeps its connection."""
+    manners = Manners(3)
+    assert [manners.refused(TooManyRequests(limit=1, wait_seconds=1)) for _ in range(10)] == [0.5] * 10
+    assert manners.problem() is None
 
 
 def test_fault_33_an_address_that_lies_about_itself_is_believed_only_behind_a_proxy(
