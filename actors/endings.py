@@ -24,6 +24,7 @@ log = structlog.get_logger("endings")
 REMEMBERED_SECONDS = 30 * 86_400
 """Channels that expired longer ago are not looked at again: no reorg goes back so far."""
 
+_BACK = "its funding is there again"
 _UNASKED = "its funding is there again, and the signer has not been asked what it knows of it"
 
 _PAGE = 1000
@@ -103,6 +104,7 @@ class Endings:
                 if funding is not None:
                     log.warning("funded after all", channel=str(channel.outpoint))
                     self._world.chain_view.unasked[channel.outpoint] = _UNASKED
+                    self._world.chain_view.in_danger.setdefault(channel.outpoint, _BACK)  # until it is looked at
                     await self._registry.ask(channel.outpoint, Funded())
                 elif spent:
                     spend = await self._world.chain.spender(channel.outpoint)

@@ -1,0 +1,152 @@
+"""Channels whose funding goes and comes back, and whose end is taken back, without a node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from actors.alarm import Kind
+from paychan.chain.base import Funding, Spend, Tip
+from paychan.chain.debug import DebugChain
+from paychan.protocol.channel import Close, CloseReason, State
+from paychan.protocol.errors import ChainUnavailable, NeverFunded
+from paychan.protocol.types import OutPoint, UnixTime
+from tests.lib.channels import NOW
+from tests.lib.world import DebugPayer, accepted, local, refused
+
+PAYER = DebugPayer("comes and goes", UnixTime(NOW + 300 * 86_400))
+CONFIRMATIONS = 6
+"""Of a settlement, in `local`."""
+
+
+class Blocks(DebugChain):
+    """A chain whose height a test sets, where the funding output has so many confirmations, or None and is gone."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: NOW)
+        self.height = 100
+        self.depth: int | None = 1000
+
+    async def tip(self) -> Tip:
+        return Tip(self.height, f"{self.height:064x}", NOW, NOW)
+
+    async def unspent(self, outpoints: Any) -> dict[OutPoint, Funding]:
+        found = await super().unspent(outpoints)
+        if self.depth is None:
+            return {}
+        return {at: Funding(at, funding.value_sat, self.depth) for at, funding in found.items()}
+
+
+async def test_fault_10_blocks_without_the_funding_are_counted(tmp_path: Path):
+    """As many as end a channel, from the first look that missed it; one look that sees it begins the count anew."""
+    chain = Blocks()
+    async with local(tmp_path, chain=chain) as server:
+        await server.open(PAYER)
+        await server.watcher.look()
+        chain.depth = None
+        for height in range(100, 100 + CONFIRMATIONS):
+            chain.height = height
+            await server.watcher.look()
+            assert (await server.stored(PAYER)).state is State.OPEN
+        chain.depth = 0
+        await server.watcher.look()
+        chain.depth = None
+        for height in range(200, 200 + CONFIRMATIONS):
+            chain.height = height
+            await server.watcher.look()
+            assert (await server.stored(PAYER)).state is State.OPEN
+        chain.height += 1
+        await server.watcher.look()
+        assert (await server.stored(PAYER)).state is State.UNFUNDED
+        assert isinstance(refused(await server.registry.ask(PAYER.outpoint, PAYER.pays(10_001))), NeverFunded)
+        assert server.watcher.alarms == ()
+
+
+async def test_fault_10_funding_that_is_back_without_a_block_takes_no_payment(tmp_path: Path):
+    """The channel is there again, but frozen as any whose funding is not deep enough; in a block, it goes on."""
+    chain = Blocks()
+    async with local(tmp_path, chain=chain) as server:
+        await server.open(PAYER)
+        chain.depth = None
+        for height in (100, 100 + CONFIRMATIONS):
+            chain.height = height
+            await server.watcher.look()
+        assert (await server.stored(PAYER)).state is State.UNFUNDED
+        chain.depth = 0
+        server.watcher._chain._doubtful_seen_at = 0.0
+        await server.watcher.look()
+        assert (await server.stored(PAYER)).state is State.OPEN
+        pay = PAYER.pays(10_001)
+        assert isinstance(refused(await server.registry.ask(PAYER.outpoint, pay)), ChainUnavailable)
+        chain.depth, chain.height = 1, chain.height + 1
+        await server.watcher.look()
+        accepted(await server.registry.ask(PAYER.outpoint, pay))
+
+
+async def test_fault_10_a_chain_that_is_not_trusted_ends_nothing(tmp_path: Path):
+    """While the newest block is old, which is so when a node catches up, blocks without the funding count for nothing."""
+    chain = Blocks()
+    async with local(tmp_path, chain=chain, stale_seconds=3600) as server:
+        await server.open(PAYER)
+        await server.watcher.look()
+        chain.depth = None
+        server.clock.now += 7000
+        for height in range(101, 140):
+            chain.height = height
+            await server.watcher.look()
+        assert (await server.stored(PAYER)).state is State.OPEN
+
+
+class Refunded(Blocks):
+    """Where a refund of so many confirmations spends the output, or none."""
+
+    confirmations: int | None = 9
+
+    async def spender(self, outpoint: OutPoint) -> Spend | None:  # noqa: ARG002 - there is one output
+        return None if self.confirmations is None else Spend(b"\x66" * 32, self.confirmations)
+
+    async def unspent(self, outpoints: Any) -> dict[OutPoint, Funding]:
+        return {} if self.confirmations is not None else await super().unspent(outpoints)
+
+    async def transaction(self, txid: bytes) -> bytes:
+        return b"\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00" if txid == b"\x66" * 32 else await super().transaction(txid)
+
+    async def holds(self, seen: Tip) -> bool:
+        return seen.height == self.height
+
+
+async def test_fault_12_lost_is_left_only_by_what_the_chain_shows(tmp_path: Path):
+    """Deep it stays, also where the chain knows nothing of the output; unspent again, the channel is settled."""
+    chain = Refunded()
+    async with local(tmp_path, chain=chain) as server:
+        chain.confirmations = None
+        await server.open(PAYER)
+        chain.confirmations = 9
+        await server.watcher.look()
+        assert (await server.stored(PAYER)).state is State.LOST
+        assert [alarm.kind for alarm in server.watcher.alarms] == [Kind.LOST]
+        chain.height += 1
+        await server.watcher.look()
+        assert (await server.stored(PAYER)).state is State.LOST
+
+        chain.confirmations, chain.depth, chain.height = None, None, chain.height + 1
+        await server.watcher.look()
+        assert (await server.stored(PAYER)).state is State.LOST, "nothing is known of the output"
+
+        chain.depth, chain.height = 50, chain.height + 1
+        await server.watcher.look()
+        assert (await server.stored(PAYER)).state in (State.CLOSING, State.PUBLISHED, State.CLOSED)
+        await server.watcher.look()
+        assert server.watcher.alarms == ()
+
+
+async def test_fault_04_a_closing_channel_sees_a_deep_refund_before_the_signer_is_asked(tmp_path: Path):
+    """Closing without a settlement ends LOST, and no signature is made for coins that are gone."""
+    chain = Refunded()
+    async with local(tmp_path, chain=chain) as server:
+        chain.confirmations = None
+        await server.open(PAYER)
+        chain.confirmations = 9
+        await server.registry.ask(PAYER.outpoint, Close(CloseReason.OPERATOR))
+        assert (await server.stored(PAYER)).state is State.LOST
+        assert not server.signer.calls["sign_settlement"]
