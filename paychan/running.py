@@ -29,7 +29,7 @@ def read_running(state_dir: Path) -> Running | None:
     """Return what the last server said; it may have died since."""
     try:
         return msgspec.json.decode((state_dir / _NAME).read_bytes(), type=Running)
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError):
         return None
 
 

@@ -227,6 +227,18 @@ async def test_fault_26_a_node_is_checked_again_after_each_interruption(tmp_path
         assert found.version >= 250_000
 
 
+async def test_fault_26_a_node_that_warms_up_is_waited_for(node: Node, proxy: RpcProxy, opener: Opener) -> None:
+    """Error -28, at the start and later, is a node that is not there yet; the next question is answered when it is."""
+    warming = {"result": None, "error": {"code": -28, "message": "Verifying blocks…"}, "id": 0}
+    chain = opener(proxy.url, node)
+    for _ in range(2):
+        proxy.refused = dict.fromkeys(("getblockchaininfo", "getnetworkinfo", "uptime"), (500, json.dumps(warming)))
+        with pytest.raises(ChainFailed, match=r"Verifying blocks|still starting"):
+            await chain.tip()
+        proxy.refused = {}
+        assert (await chain.tip()).block_hash == node.best
+
+
 async def test_a_wrong_network_is_told_apart(node: Node, opener: Opener) -> None:
     """Of what a node may be unfit for, only another network is an error of the configuration."""
     with pytest.raises(WrongNetwork):
