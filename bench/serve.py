@@ -106,7 +106,7 @@ def _start(
     if tree is not None:  # its own entry point, which may have another name there
         scripts = tomllib.loads((tree / "pyproject.toml").read_text())["project"]["scripts"]
         module, _, function = scripts[command].partition(":")
-        program = [sys.executable, "-c", f"import sys; from {module} import {function}; sys.exit({function}())"]
+        program = [sys.executable, "-P", "-c", f"import sys; from {module} import {function}; sys.exit({function}())"]
     environment = os.environ if tree is None else {**os.environ, "PYTHONPATH": str(tree)}
     with log.open("ab") if log else nullcontext() as out:
         return subprocess.Popen(
