@@ -21,6 +21,8 @@ from paychan.config import ServerConfig
 from paychan.memory import Memory
 from paychan.supervisor import Supervisor
 
+_CANCELLATIONS = 3
+
 
 @dataclass(frozen=True)
 class Service:
@@ -45,8 +47,10 @@ class Service:
 
     async def drop_requests(self) -> None:
         """Cancel what still works for connections that are closed: the store and the signer are closed next."""
-        while self.requests:
+        for _ in range(_CANCELLATIONS):  # again, should a library swallow it
             running = list(self.requests)
+            if not running:
+                return
             for task in running:
                 task.cancel()
             await asyncio.wait(running, timeout=1)

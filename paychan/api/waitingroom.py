@@ -6,14 +6,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import msgspec
-from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
+from paychan.api.answers import refusal
+from paychan.api.bounded import BoundedServer
+from paychan.api.heads import laid_out
+from paychan.api.places import Places
 from paychan.config import ServerConfig
 from paychan.protocol.errors import PaychanError
 
 _RETRY_AFTER_SECONDS = 5
+_PLACES = 16
+_SECONDS = 10
 
 
 class _Handler(RequestHandler):
@@ -39,9 +44,12 @@ async def waiting_room(config: ServerConfig, error: PaychanError) -> AsyncIterat
     servers = []
     try:
         for address, port in places:
-            server = HTTPServer(Application([(r".*", _Handler, {"error": error})]), max_body_size=65_536)
+            application = Application([(r".*", _Handler, {"error": error})])
+            server = BoundedServer(application, max_body_size=65_536, idle_connection_timeout=_SECONDS)
+            server.places, server.patience_seconds, server.head_seconds = Places(_PLACES, "waiting"), _SECONDS, _SECONDS
+            server.refusal = laid_out(refusal(error, quiet_404=False), closes=True)
             servers.append(server)
-            server.add_sockets(bind_sockets(port, address))
+            await server.listen_on(bind_sockets(port, address))
         yield
     finally:
         for server in servers:

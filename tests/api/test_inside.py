@@ -12,6 +12,8 @@ import pytest
 
 from paychan.api.answers import refusal
 from paychan.protocol.errors import Failed, PaychanError, TooMuchUnconfirmed, Unavailable
+from tests.api.test_wire import CLEAR, CORPUS
+from tests.api.wire import connect
 from tests.lib.rbpcp import V1, Payer
 from tests.lib.system import System
 
@@ -86,3 +88,23 @@ def test_fault_77_bugs_show_nothing(tmp_path: Path) -> None:
                 with contextlib.suppress(httpx.TransportError):
                     answer = http.request(method, system.url + where, content=b"{")
                     assert not re.search(r"Traceback|\.py|/tmp|/work|/usr|tornado|0x[0-9a-f]{8}", answer.text)
+
+
+def test_fault_70_strangers_fill_no_log(tmp_path: Path) -> None:
+    """However odd the requests of a stranger are, they write less than one line for twenty of them."""
+    with System(tmp_path) as system:
+        assert system.server is not None
+        before, sent = system.server.text().count("\n"), 0
+        for _ in range(4):
+            for content in [
+                *CORPUS.values(),
+                *(clear[0] for clear in CLEAR.values()),
+                b"\xff" * 100,
+                b"GET / HTTP/9.9\r\n\r\n",
+            ]:
+                with connect(system.url) as connection, contextlib.suppress(OSError):
+                    connection.sendall(content)
+                    connection.settimeout(0.02)
+                    connection.recv(4096)
+                sent += 1
+        assert system.server.text().count("\n") - before < sent / 20, system.server.text()[-3000:]
