@@ -28,7 +28,7 @@ _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4  # asm-generic/mman.h
 _CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
-_CAP_IPC_LOCK = 14
+_CAP_CHOWN, _CAP_IPC_LOCK = 0, 14
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
@@ -188,11 +188,10 @@ def _become(name: str, directories: Sequence[Path], group: str, capabilities: in
         _make(directory, user)
     _drop_bounding_set()
     if not name:
-        os.setgroups(sorted({*os.getgroups(), *_ids_of(group)}))
-        _drop_capabilities(capabilities)
+        _drop_capabilities(capabilities | _join(group))
         return "no user of its own: runs as root, though without capabilities, set isolation.user"
     os.initgroups(name, user.pw_gid)
-    os.setgroups(sorted({*os.getgroups(), *_ids_of(group)}))
+    _join(group)
     os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
     os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
     _drop_capabilities()
@@ -215,12 +214,16 @@ def _find(name: str) -> pwd.struct_passwd:
     return user
 
 
-def _ids_of(group: str) -> list[int]:
-    """Return the group's id; of one that does not exist `socketfile` will tell."""
+def _join(group: str) -> int:
+    """Become a member of a group; where that is not allowed, return the capability that giving it the socket needs, as bits."""
     try:
-        return [grp.getgrnam(group).gr_gid] if group else []
+        if group:
+            os.setgroups(sorted({*os.getgroups(), grp.getgrnam(group).gr_gid}))
     except KeyError:
-        return []
+        return 0  # `socketfile` refuses a group that does not exist
+    except PermissionError:
+        return 1 << _CAP_CHOWN
+    return 0
 
 
 def _make(directory: Path, user: pwd.struct_passwd) -> None:
