@@ -38,6 +38,7 @@ from paychan.protocol.channel import (
     Rejected,
     State,
     Step,
+    TakenBack,
     Unanswered,
     Vanished,
     next_step,
@@ -315,6 +316,8 @@ class ChannelActor(LoopActor):
                 return outcome.error
             if self._channel.closing and self._channel.closing.settlement:
                 self._world.unsigned.note(self._channel.outpoint, None)
+            if isinstance(command, TakenBack):
+                return command.error
             if self._channel is before:
                 return None  # it led nowhere: the next look may see more
         return None

@@ -12,7 +12,7 @@ import contextlib
 import structlog
 
 from actors.desk import Desk
-from actors.signing import Newer, newest_claim
+from actors.signing import Newer, is_signed, newest_claim
 from actors.spends import judge_spend
 from actors.world import World
 from paychan.chain.base import ChainFailed, Spend
@@ -26,9 +26,10 @@ from paychan.protocol.channel import (
     Signed,
     SpentElsewhere,
     Step,
+    TakenBack,
     Vanished,
 )
-from paychan.protocol.errors import PublishFailed
+from paychan.protocol.errors import NotEconomical, PublishFailed, SigningFailed
 from paychan.protocol.fees import is_below_floor
 from paychan.protocol.finding import is_behind, is_news
 from paychan.protocol.settlement import Settlement
@@ -56,13 +57,24 @@ async def perform(step: Step, channel: Channel, world: World, desk: Desk) -> Com
 async def _perform(step: Step, channel: Channel, world: World, desk: Desk) -> Command | None:
     if step is Step.SIGN:
         there = await _out_already(channel, world) or await newest_claim(channel, world)
-        return there or _signed(await desk.first(channel))
+        return there or await _first(channel, world, desk)
     if channel.closing is None or channel.closing.settlement is None:
         msg = f"{channel.outpoint} has no signed settlement"
         raise ValueError(msg)
     if step is Step.PUBLISH:
         return await _publish(channel, channel.closing.settlement, world, desk)
     return await _watch(channel, channel.closing.settlement, world, desk)
+
+
+async def _first(channel: Channel, world: World, desk: Desk) -> Command | None:
+    """Have the first settlement signed; a withdrawal that can't be is taken back, unless something of it is signed."""
+    try:
+        return _signed(await desk.first(channel))
+    except (SigningFailed, NotEconomical) as error:
+        if not channel.moves or await is_signed(channel, world):
+            raise
+        log.warning("withdrawal is taken back", channel=str(channel.outpoint), reason=str(error))
+        return TakenBack(error)
 
 
 async def _out_already(channel: Channel, world: World) -> Command | None:

@@ -38,6 +38,15 @@ async def newest_claim(channel: Channel, world: World) -> Adopt | None:
     return next((each for each in found if not is_older(each.claim, channel)), None)
 
 
+async def is_signed(channel: Channel, world: World) -> bool:
+    """Ask whether the signer has signed anything for a channel. Raises `SignerUnavailable`, `SigningFailed`.
+
+    What it signed may be out, even if its answer never came; what it refused is not.
+    """
+    with _signer_errors():
+        return bool(await world.signer.behind([Newest(channel.outpoint, Sat(0))]))
+
+
 def rate_of(members: Sequence[Channel], world: World) -> int:
     """Rate of the channel that is most pressed."""
     return max(wanted_rate(member, world.rules, world.paying_time(), world.chain_view.fees) for member in members)

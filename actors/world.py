@@ -115,4 +115,5 @@ class World:
         frozen = seen.problem or (seen.in_danger.get(outpoint, "") if outpoint is not None else "")
         if seen.unasked and outpoint is not None:
             frozen = frozen or seen.unasked.get(outpoint, "")
-        return View(self.now(), self.rules, frozen, seen.tip.median_time if seen.tip else None)
+        median_time = seen.tip.median_time if seen.tip else None
+        return View(self.now(), self.rules, frozen, median_time, seen.fees.floor_sat_per_vb)

@@ -152,6 +152,8 @@ class View(Struct, frozen=True):
     rules: Rules
     frozen: str = ""
     median_time: UnixTime | None = None
+    floor_sat_per_vb: int = 1
+    """Least rate that the chain relays now."""
     """The chain's median time past, if a block was seen."""
 
     @property
@@ -252,6 +254,12 @@ class Funded(Struct, frozen=True):
     """The funding output is there after all."""
 
 
+class TakenBack(Struct, frozen=True):
+    """A withdrawal that the signer refused is given up, for this reason; it has signed nothing for the channel."""
+
+    error: PaychanError
+
+
 class SpentElsewhere(Struct, frozen=True):
     """Another transaction spends the funding output (internal txid)."""
 
@@ -279,6 +287,7 @@ Command: TypeAlias = (
     | Vanished
     | SpentElsewhere
     | Adopt
+    | TakenBack
     | Found
     | Unfunded
     | Funded

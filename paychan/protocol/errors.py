@@ -200,6 +200,11 @@ class NotNewestPayment(BadRequest):
     code, text = "not_newest_payment", "not the newest payment: got change {got_sat} sat, newest has {need_sat} sat"
 
 
+class FeesTooHigh(BadRequest):
+    code = "fees_too_high"
+    text = "not settled at present fees: it may cost up to {got_sat} sat, and the network relays from {need_sat} sat"
+
+
 class NotEconomical(BadRequest):
     code, text = "not_economical", "not worth settling: received {got_sat} sat, settlement needs {need_sat} sat"
 

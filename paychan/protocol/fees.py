@@ -20,7 +20,8 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Struct
 
-from paychan.protocol.channel import Channel, CloseReason, Rules
+from paychan.protocol.channel import Channel, CloseReason, Rules, View
+from paychan.protocol.errors import FeesTooHigh, PaychanError
 from paychan.protocol.moment import LEAD_SECONDS
 from paychan.protocol.settlement import CHILD_BYTES, Claim, Reserve, Settlement, received_sat, settlement_size
 from paychan.protocol.sighash import SINGLE_ANYONECANPAY
@@ -200,6 +201,21 @@ def plan_closing(
 def least_fee(channel: Channel, rules: Rules) -> Sat | Shortfall:
     """Fee of a channel's settlement at the lowest rate of the curve, or why it can't be settled."""
     return plan_closing([channel], _LARGEST_DESTINATION, rules)
+
+
+def floor_problem(channel: Channel, view: View) -> PaychanError | None:
+    """Say why a channel that is to leave OPEN would be stuck: the chain relays nothing for what it may cost.
+
+    The expiry forces us, and so does a payment of everything; the rest can wait for lower fees, or a client can offer
+    more. Past the deadline nothing waits.
+    """
+    reason = channel.closing.reason if channel.closing else CloseReason.EXPIRY
+    if reason in (CloseReason.EXPIRY, CloseReason.DRAINED) or view.paying_time >= deadline(channel, view.rules):
+        return None
+    size = settlement_size([channel.claim], _SMALLEST_DESTINATION)
+    most = most_sat([channel.claim], size, view.rules, _SMALLEST_DESTINATION)
+    need = Sat(size * view.floor_sat_per_vb)
+    return FeesTooHigh(got_sat=max(most, Sat(0)), need_sat=need) if most < need and view.floor_sat_per_vb > 1 else None
 
 
 def most_sat(claims: Sequence[Claim], size: int, rules: Rules, destination_script: bytes) -> Sat:

@@ -52,6 +52,7 @@ from paychan.protocol.channel import (
     Signed,
     SpentElsewhere,
     State,
+    TakenBack,
     Unanswered,
     Unfunded,
     Vanished,
@@ -67,14 +68,14 @@ from paychan.protocol.errors import (
     PaymentPending,
     ValueBackwards,
 )
-from paychan.protocol.fees import Shortfall, least_fee, most_offered_sat
+from paychan.protocol.fees import Shortfall, floor_problem, least_fee, most_offered_sat
 from paychan.protocol.finding import found
 from paychan.protocol.forgery import forged, not_newest
 from paychan.protocol.offering import answered, at_best, by_client, unanswered
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
 from paychan.protocol.settlement import leaves_out
 from paychan.protocol.types import Sat
-from paychan.protocol.withdrawing import withdrawal_problem
+from paychan.protocol.withdrawing import taken_back, withdrawal_problem
 
 Transition: TypeAlias = Callable[[Channel, Any, View, PaymentVerifier | None], Outcome]
 
@@ -210,7 +211,8 @@ def close(
     plan = least_fee(at_best(closing), view.rules)
     if isinstance(plan, Shortfall):
         return Rejected(NotEconomical(got_sat=plan.received_sat, need_sat=plan.needed_sat))
-    return Accepted(closing, value_sat)
+    problem = floor_problem(at_best(closing), view)
+    return Rejected(problem) if problem is not None else Accepted(closing, value_sat)
 
 
 def _signed(channel: Channel, command: Signed, view: View, _verifier: PaymentVerifier | None) -> Outcome:
@@ -316,6 +318,7 @@ _NOT_NEWS: dict[type[Struct], Transition] = {
     Vanished: _unchanged,
     SpentElsewhere: _lost,
     Adopt: _unchanged,
+    TakenBack: _unchanged,
     Found: found,
     Unfunded: _unchanged,
     Funded: _unchanged,
@@ -352,6 +355,7 @@ TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
         Published: _published,
         Kept: _kept,
         Adopt: _adopt,
+        TakenBack: taken_back,
         Unfunded: _unfunded,
     },
     State.PUBLISHED: {

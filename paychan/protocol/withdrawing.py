@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from paychan.protocol.channel import Channel, View, can_move
+from typing import Any
+
+import msgspec
+
+from paychan.protocol.channel import Accepted, Channel, Outcome, State, View, can_move
 from paychan.protocol.errors import ChannelExpiring, NotWithdrawable, PaychanError, PaymentPending
 from paychan.protocol.rest import opening_secret
 
@@ -31,3 +35,10 @@ def withdrawal_problem(channel: Channel, view: View) -> PaychanError | None:
     if channel.offered is not None:
         return PaymentPending(change_sat=channel.offered.change_sat)
     return ChannelExpiring(now_unix=view.now, limit_unix=limit) if view.now >= limit else None
+
+
+def taken_back(channel: Channel, _command: Any, _view: View, _verifier: Any) -> Outcome:
+    """Open a channel again whose withdrawal was given up before anything was signed; it takes payments as before."""
+    if not channel.moves or channel.closing is None or channel.closing.settlement is not None:
+        return Accepted(channel)
+    return Accepted(msgspec.structs.replace(channel, state=State.OPEN, closing=None))

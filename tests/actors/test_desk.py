@@ -11,8 +11,9 @@ from bitcoin.core.script import CScript
 
 from paychan.chain.base import ChainFailed, Spend
 from paychan.chain.debug import DebugChain
-from paychan.protocol.channel import Channel, Close, CloseReason, State
-from paychan.protocol.errors import NotWithdrawable, OutpointUsed
+from paychan.protocol.channel import Channel, Close, CloseByPayment, CloseReason, State
+from paychan.protocol.errors import FeesTooHigh, NotWithdrawable, OutpointUsed
+from paychan.protocol.fees import ChainFees
 from paychan.protocol.settlement import Settlement, outpoints_of
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.signing.base import SignerAbsent, SignerRefused
@@ -302,3 +303,63 @@ async def test_fault_76_a_withdrawal_never_publishes_the_secret(tmp_path: Path) 
         assert went_on.secret == opened.secret
         again = await server.registry.ask(went_on.outpoint, Close(CloseReason.WITHDRAW))
         assert not isinstance(refused(again), NotWithdrawable), "nothing was received there, but the secret is safe"
+
+
+def floor_of(server: Local, rate: int) -> None:
+    """From now on the chain relays nothing below this rate."""
+    fees = ChainFees(floor_sat_per_vb=rate)
+    server.world.chain_view.fees = fees
+
+    async def asked() -> ChainFees:
+        return fees
+
+    server.chain.real.fees = asked
+
+
+@pytest.mark.parametrize("reason", [CloseReason.OPERATOR, CloseReason.WITHDRAW, CloseReason.CLIENT])
+async def test_fault_13_what_the_present_floor_forbids_does_not_leave_open(tmp_path: Path, reason: CloseReason) -> None:
+    """Refused with both numbers, and payments go on; at the expiry it closes all the same, and at a lower floor too."""
+    payer = DebugPayer("floor", movable=True)
+    async with local(tmp_path, max_fee_sat_per_vb=200, fee_share_percent=50) as server:
+        opened = await server.open(payer, 20_000)
+        accepted(await server.registry.ask(payer.outpoint, payer.pays(20_100)))
+        floor_of(server, 50)
+
+        def closing(paid_sat: int) -> Close | CloseByPayment:
+            by_client = CloseByPayment(payer.payment(opened.funding_sat - paid_sat))
+            return by_client if reason is CloseReason.CLIENT else Close(reason)
+
+        error = refused(await server.registry.ask(payer.outpoint, closing(20_100)))
+        assert isinstance(error, FeesTooHigh)
+        assert "up to 10050 sat" in str(error)
+        assert (await server.stored(payer)).state is State.OPEN
+        accepted(await server.registry.ask(payer.outpoint, payer.pays(20_200)))
+        if reason is CloseReason.CLIENT:
+            accepted(await server.registry.ask(payer.outpoint, closing(40_400)))
+        elif reason is CloseReason.OPERATOR:
+            accepted(await server.registry.ask(payer.outpoint, Close(CloseReason.EXPIRY)))
+            return
+        else:
+            floor_of(server, 1)
+            accepted(await server.registry.ask(payer.outpoint, closing(20_200)))
+        assert (await server.stored(payer)).state is State.CLOSED
+
+
+async def test_fault_13_a_withdrawal_that_the_signer_refuses_is_taken_back(tmp_path: Path) -> None:
+    """The channel is open again and takes payments, as nothing is signed; while the signer is away it is not known."""
+    payer = DebugPayer("taken back", movable=True)
+    async with local(tmp_path) as server:
+        await server.open(payer, 20_000)
+        accepted(await server.registry.ask(payer.outpoint, payer.pays(20_100)))
+        server.signer.fail("sign_settlement", SignerAbsent("asleep"), 1)
+        refused(await server.registry.ask(payer.outpoint, Close(CloseReason.WITHDRAW)))
+        assert (await server.stored(payer)).state is State.CLOSING
+        server.signer.fail("sign_settlement", SignerRefused("policy-fee", "no"), 1)
+        await server.watcher.look()
+        record = await server.stored(payer)
+        assert (record.state, record.closing) == (State.OPEN, None)
+        accepted(await server.registry.ask(payer.outpoint, payer.pays(30_000)))
+        server.signer.fail("sign_settlement", SignerRefused("policy-fee", "no"), 1)
+        error = refused(await server.registry.ask(payer.outpoint, Close(CloseReason.WITHDRAW)))
+        assert "policy-fee" in str(error)
+        accepted(await server.registry.ask(payer.outpoint, payer.pays(40_000)))

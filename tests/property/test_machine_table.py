@@ -29,6 +29,7 @@ from paychan.protocol.channel import (
     SpentElsewhere,
     State,
     Step,
+    TakenBack,
     Unanswered,
     Unfunded,
     Vanished,
@@ -63,6 +64,7 @@ ARROWS = {
     (State.UNFUNDED, State.OPEN),
     (State.UNFUNDED, State.CLOSING),
     (State.OPEN, State.PUBLISHED),
+    (State.CLOSING, State.OPEN),
     (State.CLOSED, State.PUBLISHED),
     (State.LOST, State.PUBLISHED),
     (State.UNFUNDED, State.PUBLISHED),
@@ -125,6 +127,7 @@ def commands(channel: Channel) -> list[Command]:
         *([confirmed(channel)] if channel.closing and channel.closing.settlement else []),
         Confirmed(b"\x12" * 32),
         Vanished(),
+        TakenBack(ChainUnavailable(reason="refused")),
         Unanswered(),
         SpentElsewhere(b"\x11" * 32),
         *(Adopt(msgspec.structs.replace(channel.claim, payment=payment), settlement) for payment in payments),
@@ -191,6 +194,8 @@ def test_settling_is_never_undone(channel: Channel, view: View) -> None:
     for command in commands(channel):
         outcome = apply(channel, command, view)
         if isinstance(outcome, Accepted):
+            if isinstance(command, TakenBack) and channel.moves and channel.closing.settlement is None:
+                continue  # nothing was signed
             after = outcome.channel.closing
             assert after is not None
             assert after.begun_at == channel.closing.begun_at
@@ -256,7 +261,9 @@ def test_threat_4_nothing_opens_a_channel_again(name: str) -> None:
     for command, view in product(commands(channel), VIEWS.values()):
         outcome = apply(channel, command, view)
         if isinstance(outcome, Accepted):
-            assert outcome.channel.state is not State.OPEN or (channel.state, command) == (State.UNFUNDED, Funded())
+            taken_back = isinstance(command, TakenBack) and channel.state is State.CLOSING and channel.moves
+            there_after_all = (channel.state, command) == (State.UNFUNDED, Funded())
+            assert outcome.channel.state is not State.OPEN or there_after_all or taken_back
             assert outcome.channel.payment == channel.payment or isinstance(command, (Adopt, Found)) or channel.offered
             assert outcome.value_sat == 0 or channel.offered
             chains = (Found, Vanished, SpentElsewhere)
