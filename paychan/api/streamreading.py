@@ -81,7 +81,7 @@ class Session(Protocol):
 class WebSocket(asyncio.Protocol):
     """The server's end of one WebSocket."""
 
-    asked = False
+    asked = takes_all = False
 
     def __init__(self, session: Session, turns: Turns, max_message_bytes: int, ping_seconds: float) -> None:
         self._session, self._turns = session, turns

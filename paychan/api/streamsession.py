@@ -44,9 +44,6 @@ CLOSE_CODES = 4000
 _MAX_IN_FLIGHT = 2 * MAX_FRAME_PAYMENTS
 """Payments of one stream without an answer: one lot is judged while the one before it is being written."""
 
-_ANSWERS_SECONDS = 0.001
-"""Time for answering one stream's refusals before others have a turn."""
-
 
 class _Hello(Struct, frozen=True, forbid_unknown_fields=True):
     """The first message of a client that has not named its secret yet."""
@@ -323,16 +320,15 @@ class StreamSession:
 
     async def _answer(self, lot: _Lot, outcomes: Sequence[Outcome]) -> None:
         """Answer a lot of which more is to be said than that all was accepted; then end the stream if one outcome says so."""
-        rest, until = iter(outcomes), monotonic() + _ANSWERS_SECONDS
+        rest, until = iter(outcomes), 0.0
         for frame in lot.frames:
+            if monotonic() >= until:
+                until = await self._service.turns.slice()
             own = [next(rest) for _ in frame.asked]
             if own and frame.binary:
                 self.websocket.write(BINARY, await self._answers.binary(own))
             elif not frame.binary:
                 self.websocket.write(TEXT, await self._answers.text(frame, own))
-            if monotonic() >= until:
-                await asyncio.sleep(0)
-                until = monotonic() + _ANSWERS_SECONDS
         end = ends(outcomes) or lot.problem or lot.frames[-1].broken
         if isinstance(end, PaychanError):
             self.end(end)

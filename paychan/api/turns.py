@@ -21,9 +21,25 @@ class Worker(Protocol):
 
     asked: bool
     """Whether it has asked for a turn; `Turns` keeps this."""
+    takes_all: bool
+    """Whether the rest of the turn is its own, as it works when `work` has returned."""
 
     def work(self, until: float) -> bool:
         """Work until that monotonic time, at least one step; return whether work is left that can be done now."""
+
+
+class _Slice:
+    """Lets a coroutine go on for one turn."""
+
+    asked, takes_all = False, True
+
+    def __init__(self) -> None:
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def work(self, until: float) -> bool:  # noqa: ARG002 - a worker's
+        if not self.begun.done():
+            self.begun.set_result(None)
+        return False
 
 
 class Turns:
@@ -43,6 +59,13 @@ class Turns:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._turn)
 
+    async def slice(self) -> float:
+        """Wait for a turn; return the monotonic time at which another one must be asked for."""
+        slice_ = _Slice()
+        self.ask(slice_)
+        await slice_.begun
+        return monotonic() + _SHARE_SECONDS
+
     def _turn(self) -> None:
         waiting, until = self._waiting, monotonic() + _SHARE_SECONDS
         try:
@@ -51,7 +74,7 @@ class Turns:
                 worker.asked = False
                 if worker.work(until):
                     self.ask(worker)
-                if monotonic() >= until:
+                if worker.takes_all or monotonic() >= until:
                     break
         finally:
             self._scheduled = bool(waiting)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paychan.api.streamreading import WebSocket
@@ -50,6 +51,7 @@ def read(raw: bytes) -> list[tuple[int, bytes]]:
 messages = st.lists(st.tuples(st.sampled_from((TEXT, BINARY, PING, PONG)), st.text(max_size=20).map(str.encode)))
 
 
+@settings(deadline=None)
 @given(messages, st.data())
 def test_messages_may_come_in_any_pieces(sent: list[tuple[int, bytes]], data: st.DataObject) -> None:
     """Whatever the pieces, the reader gives what was sent, in its order."""
@@ -160,7 +162,7 @@ def test_fault_79_an_upgrade_that_lacks_something_is_refused(change: dict[str, s
 class Endless:
     """A worker that always has more to do; each step takes the time that a test's clock says."""
 
-    asked = False
+    asked = takes_all = False
 
     def __init__(self) -> None:
         self.steps, self.goes_on = 0, True
@@ -184,6 +186,29 @@ async def test_fault_60_the_loop_turns_however_much_has_come() -> None:
     assert max(steps) - min(steps) <= 1
     for worker in workers:
         worker.goes_on = False
+    await asyncio.sleep(0.01)
+
+
+async def test_fault_60_answers_are_written_in_turns_too() -> None:
+    """However many streams have refusals to write, one of them works in a turn of the loop, and reading goes on."""
+    turns, reader, began = Turns(), Endless(), list[int]()
+    turns.ask(reader)
+
+    async def answer(number: int) -> None:
+        await turns.slice()
+        began.append(number)
+
+    answering = [asyncio.create_task(answer(number)) for number in range(5)]
+    counts = []
+    while len(began) < 5:
+        await asyncio.sleep(0)
+        counts.append(len(began))
+    reader.goes_on = False
+    await asyncio.gather(*answering)
+
+    assert began == [0, 1, 2, 3, 4]
+    assert all(after - before <= 1 for before, after in itertools.pairwise(counts))
+    assert reader.steps > 0
     await asyncio.sleep(0.01)
 
 
