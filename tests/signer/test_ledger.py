@@ -471,13 +471,13 @@ def test_fault_63_failed_write_ends_the_signer(tmp_path: Path) -> None:
 def test_fault_32_a_torn_tail_of_the_ledger_does_not_stop_the_signer(tmp_path: Path) -> None:
     """Bytes of a write that a power cut ended are cut off and kept aside; what was on disk before is remembered."""
     path = tmp_path / "signer.ledger"
-    with closing(LevelDbLedger(path)):
+    with closing(LevelDbLedger(path, tmp_path / "signer.audit")):
         pass
     log, tail = max(path.glob("[0-9]*.log")), b"\x01\x02\x03\x04\x0a\x00\x77" + b"\x55" * 400
     whole = log.read_bytes()
     log.write_bytes(whole + tail)
 
-    with closing(LevelDbLedger(path)):
+    with closing(LevelDbLedger(path, tmp_path / "signer.audit")):
         pass
 
     assert [kept.read_bytes() for kept in tmp_path.glob("signer.ledger.torn-*")] == [tail]
