@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
@@ -18,7 +19,8 @@ _NAME = re.compile(r"test_fault_0*(\d+)_")
 _ROW = re.compile(r"(?m)^\| (\d+) \| (.*?) \| (.*?) \| (.*?) \|$")
 
 
-def tests_by_fault() -> dict[int, list[str]]:
+@cache
+def named_after_faults() -> dict[int, list[str]]:
     """The tests named after each fault, as `file::name`, in the order of the files."""
     found = defaultdict[int, list[str]](list)
     for path in sorted(TESTS.rglob("test_*.py")):
@@ -44,7 +46,7 @@ def shown(tests: list[str]) -> str:
 
 def main() -> None:
     """Write the tests of every fault into the page."""
-    found = tests_by_fault()
+    found = named_after_faults()
     text = _ROW.sub(lambda row: f"| {row[1]} | {row[2]} | {row[3]} | {shown(found[int(row[1])])} |", PAGE.read_text())
     PAGE.write_text(text)
 
