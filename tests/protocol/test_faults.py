@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lib.faults import rows, shown, named_after_faults
+from tests.lib.faults import named_after_faults, rows, shown
 
 NUMBERS = (*range(1, 34), 38, 41, 42, *range(60, 85))
 
