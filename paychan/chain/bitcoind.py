@@ -152,7 +152,7 @@ class BitcoindChain:
     async def watch(self, payees: Collection[Payee], since: UnixTime | None = None) -> None:
         """Follow what pays to these scripts and what spends from there. The node remembers it over all restarts.
 
-        Scripts that it does not follow yet are followed from now on; or `since` a time, for a wallet that was lost, with
+        Scripts that it does not follow yet are followed from now on, and searched for what was paid to them before; or `since` a time, for a wallet that was lost, with
         a rescan of the blocks since then, which may end later: until then what spent an output is not known.
 
         Raises:
@@ -166,8 +166,10 @@ class BitcoindChain:
             if is_first:
                 await self._rescan.wait(self._rescan_patience_seconds)
             return
-        await self._wallet.follow(addresses)
-        await self._wallet.mark_complete(addresses)
+        if addresses:
+            await self._wallet.follow(addresses)
+            await self._wallet.mark_adopted(*addresses)
+            self._outputs.complete_soon()
 
     def expect(self, payee: Payee) -> None:
         """Seek a script in what arrives from now on: in memory."""

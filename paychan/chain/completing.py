@@ -36,11 +36,16 @@ class Completing:
         self._network = network
         self._supervisor = supervisor
         self._task: Supervised | None = None
+        self._hurry = asyncio.Event()
 
     def begin(self) -> None:
         """Look now and then, until `close`."""
         if self._task is None or not self._task.running:
             self._task = self._supervisor.run("deposits", self._look_for_ever, patience_seconds=LONG_SECONDS)
+
+    def hurry(self) -> None:
+        """Make the next look now: what was found is needed, as coins of the reserve are."""
+        self._hurry.set()
 
     async def close(self) -> None:
         if self._task is not None:
@@ -59,7 +64,10 @@ class Completing:
 
     async def _look_for_ever(self, task: Supervised) -> None:
         while True:
-            await asyncio.sleep(_PAUSE_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PAUSE_SECONDS):
+                    await self._hurry.wait()
+            self._hurry.clear()
             with suppress(ChainFailed):
                 await self.look()
             task.succeeded()

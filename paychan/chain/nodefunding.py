@@ -66,6 +66,11 @@ class NodeFunding:
         """Search now and then for what came to channels' addresses before their openings."""
         self.completing.begin()
 
+    def complete_soon(self) -> None:
+        """Search at once."""
+        self.completing.begin()
+        self.completing.hurry()
+
     async def close(self) -> None:
         """Stop all that goes on."""
         for part in (self.search, self._arrivals, self.completing, self._tx_outs, self._followed):

@@ -281,9 +281,9 @@ class WatchWallet:
         """Note that the wallet knows all outputs to these followed addresses."""
         await self._batch(_anything, "setlabel", [[each, _COMPLETE] for each in addresses])
 
-    async def mark_adopted(self, address: str) -> None:
-        """Note that the wallet knows what a channel at this followed address was opened with."""
-        await self._call(_anything, "setlabel", address, _ADOPTED)
+    async def mark_adopted(self, *addresses: str) -> None:
+        """Note that the wallet knows what matters of these followed addresses, but not what was paid there before."""
+        await self._batch(_anything, "setlabel", [[each, _ADOPTED] for each in addresses])
 
     async def learn(self, outpoint: OutPoint) -> None:
         """Let the wallet know an unspent output of a followed address, without a rescan.

@@ -24,6 +24,7 @@ from tests.contract.chains import (
     PAST,
     PATIENCE_SECONDS,
     address,
+    eventually,
     lift,
     refund,
     reserve_of,
@@ -259,6 +260,28 @@ class TestFollowing:
         node.mine_only(paying(payers[2]))
         node.mine(30)
         assert [each.confirmations for each in await chain.funding(payers[2].terms)] == [31]
+
+    async def test_a_reserve_that_was_funded_before_it_was_watched_is_known(
+        self, opener: Opener, tmp_path: Path
+    ) -> None:
+        """Days before the server's first start: its coin is listed, and what spends it is noticed."""
+        with Node(tmp_path, born=int(time.time()) - 2 * DAY_SECONDS) as node:
+            coin = Funding(node.fund(address(reserve_of()), 50_000), Sat(50_000), 6)
+            node.mine(6)
+            node.set_mock_time(0)
+            chain = opener(node)
+            await chain.check()
+            await chain.watch([reserve_of()])
+            await eventually(lambda: chain.funding(reserve_of()), (coin,))
+            await eventually(chain._wallet.unsearched, [])
+            payer = Payer("helped by an old coin", PAST)
+            await chain.watch([payer.terms])
+            funding = Funding(node.fund(address(payer), FUNDING_SAT), FUNDING_SAT, 1)
+            node.mine()
+            settlement = settle(payer, funding, to=reserve_of().funding_script, reserve=reserve_of(coin))
+            await chain.publish(settlement.transaction)
+            node.mine()
+            assert await chain.spender(coin.outpoint) == Spend(settlement.txid, 1)
 
     async def test_deposits_older_than_the_opening_are_known(self, opener: Opener, tmp_path: Path) -> None:
         """Two outputs of two days ago, one opened with: the other is listed for v1, and for good after the next look."""
