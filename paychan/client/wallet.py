@@ -6,7 +6,6 @@ or the new one. Who uses a channel holds a lock on `NAME.lock`; readers need non
 
 from __future__ import annotations
 
-import fcntl
 import os
 import weakref
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from paychan.client.errors import ChannelInUse, DamagedFile, LaterFile, NoSuchChannel, UnreadableFile, WalletError
+from paychan.client.files import BINARY, lock, sync_directory
 from paychan.client.record import ChannelRecord, check_record
 from paychan.protocol.errors import PaychanError
 
@@ -28,10 +28,10 @@ class ChannelFile:
 
     def __init__(self, directory: Path, name: str) -> None:
         self._directory, self._name = directory, name
-        descriptor = os.open(directory / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(directory / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         self.release = weakref.finalize(self, os.close, descriptor)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor)
         except BlockingIOError:
             self.release()
             raise ChannelInUse(name=name) from None
@@ -40,13 +40,13 @@ class ChannelFile:
         """Replace the file. When this returns, the record survives power loss."""
         text = msgspec.json.format(_ENCODER.encode(record)) + b"\n"
         temporary = self._directory / f".{self._name}.new"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | BINARY, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(text)
             file.flush()
             os.fsync(descriptor)
         temporary.replace(self._directory / f"{self._name}.json")
-        _sync_directory(self._directory)
+        sync_directory(self._directory)
 
 
 class Wallet:
@@ -143,11 +143,3 @@ def _is_later(raw: bytes, reason: str) -> bool:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
     return found.format > 1 or "unknown field" in reason
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

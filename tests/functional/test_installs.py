@@ -302,3 +302,32 @@ def _clone(directory: Path) -> Path:
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, directory / name)
     return directory
+
+
+ON_WINDOWS = """
+import asyncio, subprocess, sys, types
+import httpx, rich.console, segno, typer, websockets.asyncio.client, websockets.sync.client
+locked = set()
+def locking(descriptor, mode, size):
+    if descriptor in locked:
+        raise OSError
+    locked.add(descriptor)
+sys.modules["fcntl"] = None
+sys.modules["msvcrt"] = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
+sys.platform = "win32"
+from pathlib import Path
+from paychan.cli import channel
+from paychan.client import Payer
+made = Payer(sys.argv[1], wallet=Path(sys.argv[2])).new_channel(hours=72)
+made.fund_debug()
+made.open()
+print(made.pay(1000).paid_sat)
+"""
+
+
+def test_fault_42_the_payer_s_library_needs_nothing_of_posix(deployed: Path, tmp_path: Path):
+    """Without fcntl, as on Windows, a program pays; no Windows is here, so its lock is played, and all else is real."""
+    with Shop(deployed, tmp_path / "shop") as url:
+        said = run(deployed / "python", "-c", ON_WINDOWS, url, tmp_path / "wallet", cwd=tmp_path)
+
+    assert said.strip() == "1000"
