@@ -276,7 +276,13 @@ class ChainWatch:
                 self.endings.is_there(channel.outpoint)
                 self._count_exposure(channel, funding)
                 continue
-            spend = await self.endings.spender_of(channel)
+            try:
+                spend = await self.endings.spender_of(channel)
+            except ChainFailed as error:  # the others have to be looked at all the same
+                log.warning(
+                    "what spent a funding output is not known", channel=str(channel.outpoint), reason=str(error)
+                )
+                continue
             if spend is None or spend.confirmations:
                 self._world.exposure.note_safe(channel.outpoint)
             elif not self._world.rules.confirmations_needed(channel.funding_sat):  # it may hang on unconfirmed funding

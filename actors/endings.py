@@ -42,6 +42,8 @@ class Endings:
         self._follow = follow
         self._missed_since: dict[OutPoint, int] = {}
         """Height at which a funding output was first seen to be gone."""
+        self._unjudged = set[OutPoint]()
+        """Ended channels about which the chain could not be asked."""
         self._ended_seen_at: Tip | None = None
         self._ended_after: dict[State, tuple[UnixTime, OutPoint]] = {}
 
@@ -107,9 +109,7 @@ class Endings:
                     self._world.chain_view.in_danger.setdefault(channel.outpoint, _BACK)  # until it is looked at
                     await self._registry.ask(channel.outpoint, Funded())
                 elif spent:
-                    spend = await self._world.chain.spender(channel.outpoint)
-                    if spend is not None and spend.confirmations:
-                        await self._tell(channel, spend)
+                    await self._each(channel, self._judge_unfunded)
             after = _place(page[-1]) if len(page) == _PAGE else None
 
     def look_again(self) -> None:
@@ -131,7 +131,7 @@ class Endings:
                 page = await self._world.store.scan(state, after=after, limit=_PAGE)
                 await self._follow(page)
                 for channel in page:
-                    await self._judge_ended(channel)
+                    await self._each(channel, self._judge_ended)
                 if len(page) == _PAGE:
                     self._ended_after[state] = _place(page[-1])
                 else:
@@ -140,6 +140,24 @@ class Endings:
             log.warning("can't look at ended channels", reason=str(error))
         else:
             self._ended_seen_at = tip
+        for outpoint in [*self._unjudged]:
+            record = await self._world.store.get(outpoint)
+            self._unjudged.discard(outpoint)
+            if record is not None and record.state in (State.CLOSED, State.LOST):
+                await self._each(record, self._judge_ended)
+
+    async def _each(self, channel: Channel, judge: Callable[[Channel], Awaitable[None]]) -> None:
+        """Judge a channel on its own: what the chain can't say of one stops no other, and is asked again."""
+        try:
+            await judge(channel)
+        except ChainFailed as error:
+            log.warning("not known how a channel ended", channel=str(channel.outpoint), reason=str(error))
+            self._unjudged.add(channel.outpoint)
+
+    async def _judge_unfunded(self, channel: Channel) -> None:
+        spend = await self._world.chain.spender(channel.outpoint)
+        if spend is not None and spend.confirmations:
+            await self._tell(channel, spend)
 
     async def _judge_ended(self, channel: Channel) -> None:
         spend = await self._world.chain.spender(channel.outpoint)

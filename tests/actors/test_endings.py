@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.alarm import Kind
-from paychan.chain.base import Funding, Spend, Tip
+from paychan.chain.base import ChainFailed, Funding, Spend, Tip
 from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Close, CloseReason, State
 from paychan.protocol.errors import ChainUnavailable, NeverFunded
@@ -150,3 +150,36 @@ async def test_fault_04_a_closing_channel_sees_a_deep_refund_before_the_signer_i
         await server.registry.ask(PAYER.outpoint, Close(CloseReason.OPERATOR))
         assert (await server.stored(PAYER)).state is State.LOST
         assert not server.signer.calls["sign_settlement"]
+
+
+class Forgetful(Refunded):
+    """Can't say what spends the outputs named here."""
+
+    unknown: frozenset[OutPoint] = frozenset()
+
+    async def spender(self, outpoint: OutPoint) -> Spend | None:
+        if outpoint in self.unknown:
+            msg = "no such transaction"
+            raise ChainFailed(msg)
+        return await super().spender(outpoint)
+
+
+async def test_fault_12_one_channel_that_can_not_be_judged_stops_no_other(tmp_path: Path):
+    """Of two lost channels one can't be asked about: the other one is taken up, and the first as soon as it can."""
+    chain, second = Forgetful(), DebugPayer("judged later", UnixTime(NOW + 299 * 86_400))
+    async with local(tmp_path, chain=chain) as server:
+        chain.confirmations = None
+        await server.open(PAYER)
+        await server.open(second)
+        chain.confirmations = 9
+        await server.watcher.look()
+        chain.unknown = frozenset({second.outpoint})
+        chain.confirmations, chain.depth, chain.height = None, 50, chain.height + 1
+        await server.watcher.look()
+        assert (await server.stored(PAYER)).state is not State.LOST
+        assert (await server.stored(second)).state is State.LOST
+        assert not server.world.chain_view.problem
+
+        chain.unknown = frozenset()
+        await server.watcher.look()
+        assert (await server.stored(second)).state is not State.LOST

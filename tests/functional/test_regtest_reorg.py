@@ -111,6 +111,7 @@ def test_threat_3_a_closing_that_waits_for_the_signer_survives_a_reorg(market_pl
     """CLOSING with nothing signed yet: wherever the funding went, the settlement is mined once both are back."""
     system, node = market_place
     node.mine(2)
+    wait_for(lambda: system.manage("GET", "/health").status_code == 200, "a server that follows its node again")
     customer = (Customer, CustomerV2)[depth % 2](system, node)
     customer.opened()
     node.mine(3)
