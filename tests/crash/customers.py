@@ -212,7 +212,7 @@ class Crowd:
         address = urlsplit(self.system.management_url)
         connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=30)
         try:
-            connection.request("GET", path)
+            connection.request("GET", path, headers={"Authorization": f"Bearer {self.system.token}"})
             answer = connection.getresponse()
             body: dict[str, Any] = json.loads(answer.read())
         finally:
