@@ -73,7 +73,7 @@ def test_successes_can_be_read_by_a_page(system: System, v1: V1, new_v2: Callabl
         v1.http.get(f"{system.url}/v2/funding/{v2.payer.expiry}/{v2.payer.public_key.hex()}/info"),
         v2.open(v2.payer.payment(100_000)),
         v2.pay(v2.payer.payment(200_000)),
-        v2.close(v2.payer.payment(300_000)),
+        v2.close(v2.payer.payment(250_000)),
     ]
     assert [answer.status_code for answer in answers] == [200, 201, 200, 202, 200, 201, 200, 200]
     assert [_cors(answer) for answer in answers] == [CORS] * len(answers)
