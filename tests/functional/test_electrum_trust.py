@@ -378,3 +378,28 @@ async def eventually(ask: Callable[[], Awaitable[Any]], expected: Any) -> None:
             answer = failure
         await asyncio.sleep(0.05)
     assert answer == expected
+
+
+@pytest.mark.parametrize("method", ["blockchain.estimatefee", "blockchain.relayfee"])
+@pytest.mark.parametrize("said", [None, "what?", -2, 10**9, Refuse(-32601)], ids=repr)
+async def test_fault_28_a_server_without_fees_is_asked_for_all_else(
+    proxy: ElectrumProxy, chain: ElectrumChain, method: str, said: Any
+) -> None:
+    """A server that refuses or garbles fees gives none: the floor is the default, one shortcoming says so, the chain is seen."""
+
+    def alter(asked: str, _params: list[Any], result: Any) -> Any:
+        if asked not in (method, "mempool.get_info" if method == "blockchain.relayfee" else method):
+            return result
+        if isinstance(said, Refuse):
+            raise said
+        return said
+
+    proxy.alter = alter
+    fees = await chain.fees()
+
+    assert (fees.estimate_sat_per_vb, fees.floor_sat_per_vb, fees.increment_sat_per_vb) == (None, 1, 1)
+    assert len(chain.capabilities.shortcomings) == 1
+    assert (await chain.tip()).height > 0
+    proxy.alter = lambda _method, _params, result: result
+    await chain.fees()
+    assert chain.capabilities.shortcomings == ()
