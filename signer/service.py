@@ -218,10 +218,13 @@ async def _serve(config: SignerConfig, keys: KeyRing, protections: tuple[str, ..
             vital.watch(what, task, stop.is_set)
         _spare_the_collector()
         log.info("signer started", **_told(config, keys))
-        await stop.wait()
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+        try:
+            await stop.wait()
+        finally:
+            stop.set()  # also where this was cancelled: the tasks end in order
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
         handler.close()
     if token is not None and token.has_ended:
         log.error("the token's process has ended: its library may have crashed; start the signer again")
