@@ -123,7 +123,7 @@ class Shop:
 def test_threat_12_a_backup_and_the_signer_settle_everything_without_a_server(tmp_path: Path) -> None:
     """Open, drained and closing channels are settled to the satoshi; tiny and refunded ones are told; again is nothing."""
     with market(tmp_path, SECTIONS) as (system, node):
-        late = int(time.time()) + 19 * HOUR
+        late = int(time.time()) + 22 * HOUR
         shop = Shop(system, node, late)
         tiny, gone = shop.tiny, shop.gone
         backup = disaster(system)
