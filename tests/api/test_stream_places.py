@@ -1,0 +1,95 @@
+"""Places for streams, without a socket: who leaves a full house, and how long bad signatures are remembered."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+import pytest
+
+from paychan.api import streamplaces
+from paychan.api.streamplaces import IDLE_SECONDS, WAITING_ROOM, Places
+from paychan.protocol.errors import PaychanError, StreamReplaced, TooManyStreams, UnknownChannel
+from paychan.protocol.types import OutPoint
+
+CHANNELS = [OutPoint(bytes([number]) * 32, 0) for number in range(9)]
+
+
+class Stream:
+    """A stream as `Places` sees it."""
+
+    is_gone = False
+
+    def __init__(self, places: Places, idle_seconds: float = 0, address: str = "a", *, is_busy: bool = False) -> None:
+        self.places, self.address, self.is_busy = places, address, is_busy
+        self.paid_at = monotonic() - idle_seconds
+        self.ended_by: PaychanError | None = None
+
+    def end(self, error: PaychanError) -> None:
+        self.ended_by = error
+        self.places.leave(self)
+
+    def close(self, code: int, reason: str) -> None:  # noqa: ARG002
+        raise AssertionError
+
+    def abort(self) -> None:
+        raise AssertionError
+
+
+def test_fault_68_a_full_house_lets_the_idle_go() -> None:
+    """The stream that paid nothing for the longest leaves for a newcomer, if that is long ago and nothing is on its way."""
+    places = Places(3, 8, 20)
+    busy = Stream(places, 9 * IDLE_SECONDS, is_busy=True)
+    idle, fresh = Stream(places, 2 * IDLE_SECONDS), Stream(places)
+    for stream, channel in zip((busy, idle, fresh), CHANNELS, strict=False):
+        places.take(stream, channel)
+
+    places.take(Stream(places), CHANNELS[5])
+    assert isinstance(idle.ended_by, StreamReplaced)
+    assert (busy.ended_by, fresh.ended_by, len(places)) == (None, None, 3)
+    with pytest.raises(TooManyStreams):
+        places.take(Stream(places), CHANNELS[6])
+
+
+def test_fault_68_the_waiting_room_has_a_share_for_each_address() -> None:
+    """Of the address that has most in the full room the oldest leaves: a crowd from one turns nobody else away."""
+    places = Places(3, 8, 20)
+    honest = Stream(places, address="b")
+    places.wait(honest)
+    crowd = [Stream(places, address="a") for _ in range(3 * WAITING_ROOM)]
+    for stream in crowd:
+        places.wait(stream)
+
+    assert honest.ended_by is None
+    assert [isinstance(each.ended_by, UnknownChannel) for each in crowd].count(False) == WAITING_ROOM - 1
+    assert crowd[0].ended_by is not None
+    assert crowd[-1].ended_by is None
+
+
+def test_fault_61_leaving_twice_or_without_a_place_is_nothing() -> None:
+    """Every path of a stream's end may give its place back."""
+    places = Places(1, 8, 20)
+    stream = Stream(places)
+    places.leave(stream)
+    places.take(stream, CHANNELS[0])
+    places.leave(stream)
+    places.leave(stream)
+    assert (len(places), places.all) == (0, [])
+    places.take(Stream(places), CHANNELS[0])
+
+
+def test_fault_69_bad_signatures_are_remembered_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By channel, also without streams; a pause makes them forgotten, and what is kept has a bound."""
+    now = 1000.0
+    monkeypatch.setattr(streamplaces, "monotonic", lambda: now)
+    places = Places(1, 8, 3)
+    waits = [places.bad_signature(CHANNELS[0]) for _ in range(3)]
+    assert waits == [0.01, 0.02, 0.04]
+    assert places.problem(CHANNELS[0]) is not None
+    assert places.problem(CHANNELS[1]) is None
+
+    now += 61
+    assert places.problem(CHANNELS[0]) is None
+    assert places.bad_signature(CHANNELS[0]) == 0.01
+    for number in range(5000):
+        places.bad_signature(OutPoint(number.to_bytes(32), 1))
+    assert len(places._manners) <= 4096
