@@ -102,7 +102,8 @@ class Arrivals:
     async def _look_for_ever(self, task: Supervised) -> None:
         while True:
             try:
-                await self.look()
+                if len(self._scripts):
+                    await self.look()
             except ChainFailed:
                 await asyncio.sleep(_PAUSE_SECONDS)
             else:

@@ -162,6 +162,7 @@ class NodeFunding:
         if is_new:
             await self._wallet.mark_adopted(address)
             self.completing.begin()
+        self.scripts.drop(payee.funding_script.hex())
 
     async def find_all(self, payee: Payee) -> tuple[Funding, ...]:
         """List all unspent outputs that pay to this script, and follow it for good: for those whose own script it is.

@@ -68,6 +68,11 @@ class SoughtScripts:
             self._unpaid.move_to_end(script)
         return found
 
+    def drop(self, script: str) -> None:
+        """Forget a script: the node follows it now."""
+        self._entries.pop(script, None)
+        self._unpaid.pop(script, None)
+
     def note(self, script: str, outpoints: Iterable[OutPoint]) -> None:
         """Note outputs that were seen to pay to a script, if it is sought."""
         entry = self._entries.get(script)
