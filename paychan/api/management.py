@@ -127,7 +127,10 @@ class ManagementHandler(Handler):
             self._check_token()
 
     def _check_origin(self) -> None:
-        """Refuse what a web page may have sent."""
+        """Refuse what a web page may have sent, and what came over a connection that is gone meanwhile."""
+        connection: Any = self.request.connection
+        if connection.stream.closed():
+            raise Misdirected
         headers, allowed = self.request.headers, self._own_hosts()
         if headers.get("Host", next(iter(allowed))).lower() not in allowed:
             raise Misdirected

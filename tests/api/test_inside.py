@@ -108,3 +108,18 @@ def test_fault_70_strangers_fill_no_log(tmp_path: Path) -> None:
                     connection.recv(4096)
                 sent += 1
         assert system.server.text().count("\n") - before < sent / 20, system.server.text()[-3000:]
+
+
+def test_fault_70_a_crowd_of_pages_fills_no_log(tmp_path: Path) -> None:
+    """More pages than the operator's listener has places, which come and leave, write no traceback and no line each."""
+    with System(tmp_path) as system:
+        assert system.server is not None
+        for _ in range(10):
+            with contextlib.ExitStack() as stack:
+                for _ in range(40):
+                    connection = stack.enter_context(connect(system.management_url))
+                    with contextlib.suppress(OSError):
+                        connection.sendall(b"GET /channels HTTP/1.1\r\nHost: evil.example\r\n\r\n")
+        assert httpx.get(f"{system.management_url}/health", trust_env=False).status_code == 200
+        assert "Traceback" not in system.server.text()
+        assert system.server.text().count("\n") < 20
