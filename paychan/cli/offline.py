@@ -293,6 +293,10 @@ class Settler:
             return [Fate(member, Outcome.TOO_SMALL, reason=str(error)) for member in unit.members]
         except SignerRefused as error:
             return [Fate(member, Outcome.REFUSED, reason=str(error)) for member in unit.members]
+        looks = [(await self._look(member))[0] for member in unit.members]
+        there = [fate for fate in looks if fate is not None and fate.txid == settlement.txid]
+        if len(there) == len(looks) and not unit.is_built_upon:
+            return there  # asked for a rate that it pays already
         done, reason = Outcome.PUBLISHED if self._chain else Outcome.SIGNED, ""
         try:
             if self._chain is not None:
@@ -340,7 +344,9 @@ class Settler:
         signed = unit.signed
         if signed and unit.is_built_upon:
             return signed
-        if signed and signed.fee_sat >= max((self._fee_rate or 0) * signed.size, self._least(signed.size, rivals)):
+        if signed and signed.fee_sat >= max(
+            (self._fee_rate or self._fees.floor_sat_per_vb) * signed.size, self._least(signed.size, rivals)
+        ):
             return signed
         try:
             dearer = await self._sign_anew(unit.members, rivals)

@@ -123,8 +123,8 @@ def test_a_channel_that_is_withdrawn_from_twice(market_place: Market, tmp_path: 
 
             home = node.address()
             paid = again.paid_sat
-            settled = again.close(fee_sat=20_000, change_address=home)
-            assert settled.change_sat == FUNDING_SAT - paid - 20_000
+            settled = again.close(fee_sat=1_000, change_address=home)
+            assert settled.change_sat == FUNDING_SAT - paid - 1_000
             node.mine(2)
             wait_for(lambda: system.channel(third)["status"] == "closed", "closed")
         accounted(system, node, [first, second, third], settled.change_sat, home)
