@@ -29,6 +29,7 @@ from signer.ledger import LevelDbLedger
 from signer.ledgerbase import Entry
 from signer.remotetoken import Line
 from signer.socketfile import listening_socket
+from signer.telling import Identity
 from signer.tokenwire import Signed, encode
 from signer.vital import EXIT_BROKEN
 from tests.lib.crashes import Crash
@@ -203,7 +204,7 @@ def test_fault_63_health_tells_of_a_write_that_hangs(tmp_path: Path, monkeypatch
         deadline = time.monotonic() + 30
         while not ledger.problem and time.monotonic() < deadline:
             time.sleep(0.01)
-        hanging = Handler(HANDLER._keys, ledger, HANDLER._identity)(Health(1))
+        hanging = Handler(HANDLER._keys, ledger, Identity("regtest", "hardened"))(Health(1))
         go_on.set()
         durable.result()
 
