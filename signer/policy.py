@@ -14,7 +14,7 @@ from msgspec import structs
 
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.payment import PaymentVerifier, change_problem
-from paychan.protocol.settlement import CHILD_BYTES, Claim, received_sat
+from paychan.protocol.settlement import CHILD_BYTES, LEAST_FEE_CAP_SAT, Claim, received_sat
 from paychan.protocol.signerwire import ChildRequest, Refusal, SettlementRequest
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from signer.keys import SigningKey
@@ -30,9 +30,6 @@ LEAST_CHILD_SAT = Sat(546)
 
 LAST_RESORT_SECONDS = 6 * HOUR_SECONDS
 """So long before a channel's expiry its fee is bound by `max_fee_sat_per_vb` alone, no more by the share."""
-
-LEAST_FEE_CAP_SAT = Sat(1_000)
-"""A settlement may always pay so much: what Core relays (1 sat/vB), and what is left beside it that would be dust."""
 
 
 class Objection(NamedTuple):

@@ -23,7 +23,15 @@ from msgspec import Struct
 from paychan.protocol.channel import Channel, CloseReason, Rules, View
 from paychan.protocol.errors import FeesTooHigh, PaychanError
 from paychan.protocol.moment import LEAD_SECONDS
-from paychan.protocol.settlement import CHILD_BYTES, Claim, Reserve, Settlement, received_sat, settlement_size
+from paychan.protocol.settlement import (
+    CHILD_BYTES,
+    LEAST_FEE_CAP_SAT,
+    Claim,
+    Reserve,
+    Settlement,
+    received_sat,
+    settlement_size,
+)
 from paychan.protocol.sighash import SINGLE_ANYONECANPAY
 from paychan.protocol.types import Sat, UnixTime
 
@@ -148,7 +156,8 @@ def plan_fee(
     """Choose the fee of a settlement in satoshi (PROTOCOL §8.1, without its zero and dust outputs).
 
     The wanted fee is the rate times the size, or what the client offered to pay if that is more, within reason, and within
-    the budget. Where it would leave the server less than dust, it is lowered, down to the relay floor.
+    the budget, which never cuts what the client offered. Where it would leave the server less than dust, it is lowered,
+    down to the relay floor; but never below an offer, which then takes all that was received.
     `may_give_all`: the client asked to be settled; when even that leaves no output for the server, all it received
     becomes the fee, provided the client has change.
     """
@@ -158,7 +167,10 @@ def plan_fee(
     need = size * RELAY_FLOOR_SAT_PER_VB + rules.dust_sat
     if received >= need:
         offered = min(client_fee_sat, size * rules.max_fee_sat_per_vb)
-        return Sat(min(max(wanted, offered), budget_sat(claims, size, rules), received - rules.dust_sat))
+        if offered > received - rules.dust_sat and may_give_all and claims[0].payment.flag == SINGLE_ANYONECANPAY:
+            return received
+        budget = max(budget_sat(claims, size, rules), offered)
+        return Sat(min(max(wanted, offered), budget, received - rules.dust_sat))
     if may_give_all and claims[0].payment.flag == SINGLE_ANYONECANPAY:
         need = settlement_size(claims, destination_script, server_output=False) * RELAY_FLOOR_SAT_PER_VB
         if received >= need:
@@ -169,12 +181,17 @@ def plan_fee(
 def most_offered_sat(claim: Claim, received_before_sat: Sat, rules: Rules) -> Sat:
     """Most that a closing client may offer as fee, so that all of it can become fee.
 
-    The offer is received too, and counts in the share: the signer sees one sum. Its cap of the rate holds as well.
+    The offer is received too, and counts in the share: the signer sees one sum. Its cap of the rate holds as well. A client
+    of a channel that has received next to nothing must be able to leave too: the signer always allows `LEAST_FEE_CAP_SAT`
+    above a satoshi for each byte. Where no output can be left to the server, all that was received becomes fee.
     """
-    share, most = rules.fee_share_percent, settlement_size([claim], _SMALLEST_DESTINATION) * rules.max_fee_sat_per_vb
-    if share < 100:
-        most = min(most, received_before_sat * share // (100 - share))
-    return Sat(most if received_before_sat >= rules.dust_sat else 0)
+    share, has_output = rules.fee_share_percent, received_before_sat >= rules.dust_sat
+    if not has_output and not claim.payment.change_sat:
+        return Sat(0)  # a settlement needs an output
+    size = settlement_size([claim], _SMALLEST_DESTINATION, server_output=has_output)
+    least = size + LEAST_FEE_CAP_SAT - (0 if has_output else received_before_sat)
+    shared = received_before_sat * share // (100 - share) if share < 100 else size * rules.max_fee_sat_per_vb
+    return Sat(max(0, min(size * rules.max_fee_sat_per_vb, max(shared if has_output else 0, least))))
 
 
 def plan_closing(

@@ -27,6 +27,9 @@ MAX_SIGNATURE_BYTES = 72
 _LEAST_CHANGE = Sat(1)
 """Dust is the caller's business; here the flag must fit."""
 
+LEAST_FEE_CAP_SAT = Sat(1_000)
+"""A settlement may always pay so much above a satoshi for each byte, whatever share of the earnings that is."""
+
 _SERVER_BRANCH = b"\x51"  # OP_1 selects the IF branch
 _OP_1NEGATE, _OP_1, _OP_16 = 0x4F, 0x51, 0x60
 
