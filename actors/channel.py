@@ -150,12 +150,17 @@ class ChannelActor(LoopActor):
         """Judge a command, behind what an application has not answered for yet."""
         if self._offering is None and self._channel.offered is None:  # no application was ever asked
             return self._judge(command)
-        return self._after_offer(command) if self._offers else self._judge(command)
+        return self._after_offer(command) if self._offers and self._asks else self._judge(command)
 
     @property
     def _offers(self) -> bool:
         """Whether an application must be heard first."""
         return _under_way(self._offering) or _under_way(self._behind) or self._channel.offered is not None
+
+    @property
+    def _asks(self) -> bool:
+        """Whether an answer of the application could change anything now: what is not funded pays for nothing."""
+        return self._channel.state is not State.UNFUNDED
 
     def _judge(self, command: Command) -> Outcome | Awaitable[Outcome]:
         if not self.alive:  # stopped while the command waited: what is in memory may be outdated

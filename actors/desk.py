@@ -284,7 +284,7 @@ class Desk:
         self._kept.add(ours.txid)
 
     async def _is_built_upon(self, channel: Channel) -> bool:
-        """Say whether a withdrawal confirmed once, and the channel that goes on there has received something.
+        """Say whether a withdrawal confirmed once, and the channel that goes on there is used.
 
         Another version has another txid, and would take the output away that all those payments spend. So after a reorg
         it is published as it was, and pushed by a child.
@@ -292,7 +292,7 @@ class Desk:
         if not channel.moves or channel.closing is None or not channel.closing.spent_by:
             return False
         successor = await self._read(OutPoint(channel.closing.spent_by, 0))
-        return successor is not None and (successor.received_sat > 0 or successor.state is not State.OPEN)
+        return successor is not None and successor.is_used
 
     async def _push_instead(self, members: Sequence[Channel], paid: Settlement, why: str) -> None:
         """Push what is not replaced by a child, or say that it can't be made to pay more."""

@@ -162,7 +162,7 @@ def _with_withdrawal(unit: Unit, channels: Sequence[Channel]) -> Unit:
         for channel in channels
         if channel.moves and (settlement := _stored(channel)) is not None
     }
-    used = {channel.outpoint for channel in channels if channel.received_sat or channel.state is not State.OPEN}
+    used = {channel.outpoint for channel in channels if channel.is_used}
     parent = next((moved[member.outpoint] for member in unit.members if member.outpoint in moved), None)
     moves = unit.signed is not None and any(member.moves for member in unit.members)
     is_built_upon = moves and unit.signed is not None and OutPoint(unit.signed.txid, 0) in used

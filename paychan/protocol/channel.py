@@ -83,6 +83,11 @@ class Channel(Struct, frozen=True, array_like=True):
         return Sat(self.funding_sat - self.payment.change_sat)
 
     @property
+    def is_used(self) -> bool:
+        """Whether coins or payments hang on its funding output; an offered payment may have been delivered."""
+        return self.received_sat > 0 or self.offered is not None or self.state is not State.OPEN
+
+    @property
     def moves(self) -> bool:
         """Say whether it goes on, or went on, at the change output of its settlement."""
         return self.closing is not None and self.closing.reason is CloseReason.WITHDRAW

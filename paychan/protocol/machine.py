@@ -264,8 +264,8 @@ def _vanished(channel: Channel, command: Vanished, view: View, _verifier: Paymen
 
 
 def _unfunded(channel: Channel, command: Unfunded, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    """Leave the books. An offered payment is dropped: there is nothing that it could be paid from."""
-    return Accepted(_replace(channel, state=State.UNFUNDED, offered=None, offered_data=""))
+    """Leave the books. An offered payment stays: it counts again when the funding output comes back."""
+    return Accepted(_replace(channel, state=State.UNFUNDED))
 
 
 def _funded(channel: Channel, command: Funded, view: View, _verifier: PaymentVerifier | None) -> Outcome:
@@ -387,6 +387,7 @@ TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
     State.UNFUNDED: {
         **_NOT_NEWS,
         **_NO_MORE,
+        Answer: _answer_closing,
         Funded: _funded,
     },
 }

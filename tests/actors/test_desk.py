@@ -5,19 +5,21 @@ from __future__ import annotations
 from hashlib import sha256
 from pathlib import Path
 
+import msgspec
 import pytest
 from bitcoin.core import CTransaction
 from bitcoin.core.script import CScript
 
 from paychan.chain.base import ChainFailed, Spend
 from paychan.chain.debug import DebugChain
-from paychan.protocol.channel import Channel, Close, CloseByPayment, CloseReason, State
+from paychan.protocol.channel import Channel, Close, CloseByPayment, CloseReason, State, Vanished
 from paychan.protocol.errors import FeesTooHigh, NotWithdrawable, OutpointUsed
 from paychan.protocol.fees import ChainFees
 from paychan.protocol.settlement import Settlement, outpoints_of
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.signing.base import SignerAbsent, SignerRefused
-from tests.lib.channels import NOW, RULES
+from paychan.store.base import Change
+from tests.lib.channels import NOW, RULES, step
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.world import Clock, DebugPayer, Local, accepted, local, refused
 
@@ -233,6 +235,31 @@ async def test_a_channel_moves_to_its_change_output(tmp_path: Path) -> None:
         went_on = await server.stored(moved)
         assert (went_on.state, went_on.received_sat, went_on.secret) == (State.OPEN, 700, opened.secret)
         assert (await server.stored(payer)).state is State.CLOSED
+
+
+@pytest.mark.parametrize("is_offered", [False, True])
+async def test_fault_08_a_withdrawal_is_not_signed_again_where_a_payment_is_offered(
+    tmp_path: Path, is_offered: bool
+) -> None:
+    """The application may have delivered for it: another txid would take away the output that it is paid from."""
+    payer = DebugPayer("mover with an offer", movable=True)
+    async with local(tmp_path) as server:
+        opened = accepted(
+            await server.registry.ask((await server.open(payer, 100_000)).outpoint, payer.pays(100_001))
+        ).channel
+        accepted(await server.registry.ask(payer.outpoint, Close(CloseReason.WITHDRAW)))
+        old = await server.stored(payer)
+    moved = DebugPayer("mover with an offer", funding_sat=opened.payment.change_sat, movable=True, at=new_outpoint(old))
+    async with local(tmp_path) as server:
+        new = await server.stored(moved)
+        if is_offered:
+            offered = msgspec.structs.replace(new, offered=moved.pays(700).payment, seq=new.seq + 1)
+            assert await server.store.real.commit([Change(new, offered)]) == [True]
+        server.clock.now = payer.expiry - RULES.settlement_period_seconds // 2
+
+        again = await server.registry.desk.dearer(step(old, Vanished()), None, refused=True)
+
+        assert (again is None) == is_offered
 
 
 def new_outpoint(old: Channel):

@@ -184,9 +184,12 @@ async def test_fault_08_a_withdrawal_that_another_channel_depends_on_stays_as_it
     assert dearer is not None
     assert outpoints_of(dearer.transaction) == [moved.outpoint]
     untouched = successor(old, NOW)
-    other = LocalSigner()
-    assert await together(other, [began], 4_000) == withdrawal
-    assert (await settle(other, [old, untouched], rate=60))[payer.outpoint].settlement != withdrawal
+    offered = msgspec.structs.replace(untouched, offered=new.payment)
+    for record, stays in ((offered, True), (untouched, False)):
+        other = LocalSigner()
+        assert await together(other, [began], 4_000) == withdrawal
+        found = await settle(other, [old, record], rate=60)
+        assert (found[payer.outpoint].settlement == withdrawal) == stays
 
 
 @pytest.mark.parametrize("state", [State.CLOSING, State.PUBLISHED])

@@ -194,7 +194,7 @@ class Life(RuleBasedStateMachine):
     @rule(refusal=st.sampled_from(["", "sold out"]))
     def answer(self, refusal: str) -> None:
         outcome = self.give(Answer(refusal, "data"))
-        if self.state is State.CLOSING and self.has_offer:
+        if self.state in {State.CLOSING, State.UNFUNDED} and self.has_offer:
             self.expect(outcome, None)
             self.decide(outcome, counts=not refusal)
         elif self.state is not State.OPEN:
@@ -405,14 +405,14 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.seq > 3)
     @rule(command=st.sampled_from([Unfunded(), Funded(), Funded()]))
     def fund(self, command: Command) -> None:
-        """Funding that is replaced ends what is under way; funding that is there after all goes on with it."""
+        """Funding that is replaced ends what is under way; funding that is there after all goes on with it, its offer too."""
         state = self.state
         if isinstance(command, Unfunded) and state in {State.OPEN, State.CLOSING, State.PUBLISHED}:
             state = State.UNFUNDED
         if isinstance(command, Funded) and state is State.UNFUNDED:
             state = State.OPEN if self.channel.closing is None else State.CLOSING
         self.expect(self.give(command), None, changes=state is not self.state)
-        self.state, self.has_offer = state, self.has_offer and state is State.OPEN
+        self.state = state
 
     # --- what always holds ------------------------------------------------------------------------------------------
 

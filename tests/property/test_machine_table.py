@@ -230,7 +230,7 @@ def test_next_step_fits_the_record(channel: Channel, view: View) -> None:
         )
         assert (after.closing is None) == (after.state is State.OPEN) or after.state is State.UNFUNDED
         assert signed or after.state not in {State.PUBLISHED, State.CLOSED}
-        assert after.offered is None or after.state in (State.OPEN, State.CLOSING)
+        assert after.offered is None or after.state in (State.OPEN, State.CLOSING, State.UNFUNDED)
         assert not after.offered_data or after.offered is not None
 
 
@@ -370,6 +370,21 @@ def test_fault_7_an_offered_payment_makes_a_channel_worth_settling() -> None:
 
     assert isinstance(outcome, Accepted)
     assert outcome.channel.offered == offered.channel.offered
+
+
+def test_fault_07_an_offered_payment_outlives_funding_that_was_gone() -> None:
+    """A reorg takes the funding output away and brings it back: the payment that may have been delivered still counts."""
+    gone = apply(SAMPLES["open_offered"], Unfunded(), asked(VIEW.now))
+    assert isinstance(gone, Accepted)
+    assert next_step(gone.channel) is None
+
+    back = apply(gone.channel, Funded(), asked(VIEW.now))
+    late_yes = apply(gone.channel, Answer(""), asked(VIEW.now))
+
+    assert isinstance(back, Accepted)
+    assert (back.channel.state, back.channel.offered) == (State.OPEN, SAMPLES["open_offered"].offered)
+    assert isinstance(late_yes, Accepted)
+    assert late_yes.channel.payment == SAMPLES["open_offered"].offered
 
 
 def test_publishing_needs_a_settlement() -> None:
