@@ -19,7 +19,8 @@ pytestmark = BOTH_WAYS
 @pytest.fixture(scope="module")
 def channel(system: System) -> Iterator[V2]:
     """One open channel for the whole module: nothing here may change it."""
-    with httpx.Client(timeout=30, trust_env=False) as http:
+    alone = httpx.Limits(max_keepalive_connections=0)  # junk delays the connection that sends it, and ends it
+    with httpx.Client(timeout=30, trust_env=False, limits=alone) as http:
         v2 = V2(system.url, Payer(), http, Dialect.S)
         assert v2.open(v2.payer.payment(100_000)).status_code == 201
         before = system.channel(v2.payer.outpoint)

@@ -116,7 +116,8 @@ def test_a_close_without_a_change_address_keeps_the_old_one(system: System, open
 
 
 def test_a_close_may_give_everything(system: System, open_v2: V2) -> None:
-    """A closing payment with c = 0 leaves no output for the client."""
+    """A closing payment with c = 0 leaves no output for the client; what it adds to the payments before is the fee."""
+    assert open_v2.pay(open_v2.payer.payment_of_change(1_000)).status_code == 200
     assert open_v2.close(open_v2.payer.payment_of_change(0)).status_code == 200
     assert len(_settlement(system, open_v2.payer).vout) == 1
 

@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from paychan.protocol.channel import State
+from paychan.protocol.record import decode_record
+from paychan.store.backupfile import read_records
 from paychan.store.base import Change
 from paychan.store.leveldb import LevelDbStore
 from tests.lib.channels import Payer
@@ -78,10 +81,9 @@ def test_a_lost_store_comes_back(operator: Operator) -> None:
     assert re.search(r"accepted after .* UTC is not in it", said)
     operator.runs("create", operator.config, "--to", operator.home / "elsewhere")
     (second,) = (operator.home / "elsewhere").iterdir()
-    digests = [re.search(rb'"sha256": "(\w+)"', path.read_bytes()) for path in (first, second)]
-    assert digests[0]
-    assert digests[1]
-    assert digests[0][1] == digests[1][1]
+    before, after = ([decode_record(raw) for raw in read_records(path)] for path in (first, second))
+    assert after == [replace(channel, restored=True) for channel in before]
+    assert len(before) == len(State)
 
 
 def test_listing_and_verifying_tell_good_from_damaged(operator: Operator) -> None:
