@@ -120,7 +120,8 @@ def salvage(
         ("LevelDB dropped", found.notes),
     ):
         for line in lines:
-            out.print(f"[red]{kind}[/red] {escape(line)}", soft_wrap=True)
+            older = ": an older one is in the backup" if line in found.older else ""
+            out.print(f"[red]{kind}[/red] {escape(line)}{older}", soft_wrap=True)
     out.print(
         f"Next: move {escape(str(config.store_path))} away, then [green]paychan backup restore "
         f"{escape(str(found.path))} {escape(str(config_file))}[/green]",

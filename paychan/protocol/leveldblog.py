@@ -1,4 +1,4 @@
-"""Where the log of a LevelDB ends: tells a torn tail, which was never acknowledged, from damage.
+"""Where the log of a LevelDB ends, and what in it is whole: tells a torn tail, which was never acknowledged, from damage.
 
 A log is a row of blocks of 32 KiB; a block holds physical records, each behind a header of 7 bytes: CRC-32C of type and data
 (masked), length (little endian), type (doc/log_format.md). A record that was torn by a power cut is the last thing in the
@@ -17,6 +17,7 @@ _BLOCK = 32_768
 _HEADER = 7
 _SECTOR = 512
 _FULL, _FIRST, _LAST = 1, 2, 4
+_PUT = 1
 _BATCH_HEADER = 12
 """A write batch begins with a sequence number (8 bytes) and the number of its entries (4)."""
 
@@ -27,6 +28,52 @@ def torn_tail(log: bytes) -> int | None:
     if offset is None or _was_written_whole(log, offset) or _has_record_behind(log, offset):
         return None
     return offset
+
+
+def whole_writes(log: bytes) -> Iterator[bytes]:
+    """Read every write batch with good checksums, also behind damage; LevelDB leaves out the rest of a damaged block."""
+    offset, parts = 0, list[bytes]()
+    while offset < len(log):
+        left = _BLOCK - offset % _BLOCK
+        if left < _HEADER:
+            offset += left
+            continue
+        size = _good_size(log, offset)
+        if size is None:
+            parts = []
+            places = _candidates(log, offset + 1)
+            offset = next((place for place in places if _good_size(log, place) is not None), len(log))
+            continue
+        kind, data = log[offset + 6], log[offset + _HEADER : offset + size]
+        offset += size
+        parts = [data] if kind <= _FIRST else [*parts, data] if parts else []
+        if kind in (_FULL, _LAST) and parts:
+            yield b"".join(parts)
+            parts = []
+
+
+def puts(batch: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Read the keys that a write batch sets, with their values; stop at what can't be read."""
+    offset = _BATCH_HEADER
+    while offset < len(batch):
+        kind = batch[offset]
+        key, offset = _string(batch, offset + 1)
+        if kind == _PUT:
+            value, offset = _string(batch, offset)
+            if offset <= len(batch):
+                yield key, value
+
+
+def _string(batch: bytes, offset: int) -> tuple[bytes, int]:
+    """Read a string behind its length (a varint); return it, and where it ends."""
+    length = shift = 0
+    while offset < len(batch):
+        byte = batch[offset]
+        length |= (byte & 0x7F) << shift
+        offset, shift = offset + 1, shift + 7
+        if byte < 0x80:
+            break
+    return batch[offset : offset + length], offset + length
 
 
 def _first_bad(log: bytes) -> int | None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from paychan.cli.main import app
 from paychan.protocol.channel import Channel, State
 from paychan.protocol.leveldblog import torn_tail
+from paychan.protocol.record import encode_record
 from paychan.store import backup
 from paychan.store.backupfile import read_records
 from paychan.store.base import Change, StoreFailed, walk
@@ -196,17 +197,53 @@ def test_fault_32_a_lost_table_costs_its_records_alone(store: Path, tmp_path: Pa
 
 
 def test_fault_32_a_damaged_record_is_named(store: Path, tmp_path: Path):
-    """A record whose checksum is wrong is not in the backup; its outpoint is listed, and the others are there."""
+    """A record whose checksum is wrong, the only one of its channel: its outpoint is listed, and the others are there."""
     database = plyvel.DB(str(store))
-    rotten = CHANNELS[4].outpoint
+    rotten = CHANNELS[10].outpoint
     database.put(b"c" + rotten.serialize(), b"rotten", sync=True)
     database.close()
 
     found, said, status = salvaged(store, tmp_path)
 
     assert rotten not in {channel.outpoint for channel in found}
-    assert len(found) == len(NEWEST) - 1
-    assert (status, f"damaged record {rotten}" in said) == (1, True)
+    assert same(found)
+    assert (status, f"damaged record {rotten}\n" in said) == (1, True)
+
+
+@pytest.mark.parametrize("place", ["log", "table"])
+def test_fault_32_a_damaged_newest_record_leaves_the_one_before_it(made: Path, tmp_path: Path, place: str):
+    """One byte of a payment rots: the channel is salvaged with the payment before, from log or table, and is named."""
+    store = shutil.copytree(made, tmp_path / "store")
+    if place == "table":
+        write(store, [CHANNELS[9]])  # opening moves the payments into a table
+    files = {path: path.read_bytes() for path in store.iterdir() if path.suffix in (".log", ".ldb")}
+    newest = encode_record(paid(CHANNELS[2], 2))
+    [(file, content)] = [(path, content) for path, content in files.items() if newest in content]
+    assert (file.suffix == ".log") is (place == "log")
+    rotten = bytearray(content)
+    rotten[content.index(newest) + len(newest) // 2] ^= 1
+    file.write_bytes(rotten)
+
+    found, said, status = salvaged(store, tmp_path)
+
+    there = {channel.outpoint: channel for channel in found}
+    assert there[CHANNELS[2].outpoint] == CHANNELS[2]
+    assert {channel.outpoint for channel in NEWEST} <= there.keys()
+    assert f"damaged record {CHANNELS[2].outpoint}: an older one is in the backup" in said
+    assert status == 1
+
+
+def test_fault_32_what_lies_behind_damage_in_a_log_is_salvaged(store: Path, tmp_path: Path):
+    """A wrong length at the log's beginning: LevelDB leaves out its block; what is whole in it is found nevertheless."""
+    log = newest_log(store)
+    content = bytearray(log.read_bytes())
+    content[4] ^= 8  # the length of the first write, which opened channel 6
+    log.write_bytes(content)
+
+    found, said, status = salvaged(store, tmp_path)
+
+    assert same(found), said
+    assert (status, "LevelDB dropped" in said) == (1, True)
 
 
 def test_fault_32_a_store_in_use_is_not_salvaged(store: Path, tmp_path: Path):
