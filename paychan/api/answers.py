@@ -119,10 +119,10 @@ def when_404s_leave(began: float) -> float:
 async def until_404s_leave(began: float) -> None:
     """Wait until the moment of `when_404s_leave`."""
     loop = asyncio.get_running_loop()
-    leaves = loop.create_future()
-    timer = loop.call_at(when_404s_leave(began), leaves.set_result, None)
+    leaves = asyncio.Event()  # a future that was cancelled in the turn in which its time comes can't be set
+    timer = loop.call_at(when_404s_leave(began), leaves.set)
     try:
-        await leaves
+        await leaves.wait()
     finally:
         timer.cancel()
 

@@ -162,6 +162,23 @@ def test_fault_83_the_moment_of_a_404_does_not_depend_on_work_in_its_turn() -> N
     assert any({round(1000 * moment) for moment in uvloop.run(moments())} <= {5, 6} for _ in range(20))
 
 
+def test_fault_82_a_client_that_leaves_in_the_turn_of_its_404_is_no_error() -> None:
+    """A wrong secret waits for its moment; leaving cancels that, in the very turn in which the moment comes too."""
+
+    async def errors() -> list[dict[str, object]]:
+        loop, seen = asyncio.get_running_loop(), []
+        loop.set_exception_handler(lambda _, context: seen.append(context))
+        waiting = asyncio.create_task(until_404s_leave(loop.time()))
+        loop.call_later(0.001, waiting.cancel)
+        await asyncio.sleep(0)
+        _work(0.02)  # now both are due
+        await asyncio.wait([waiting])
+        await asyncio.sleep(0.01)
+        return seen
+
+    assert uvloop.run(errors()) == []
+
+
 def _work(seconds: float) -> None:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
