@@ -226,6 +226,7 @@ async def _listening(service: Service) -> AsyncIterator[Running]:
         for server in (public, management):
             server.stop()
             server.conn_params.no_keep_alive = True  # each connection ends with the request it is in, or the next
+        service.streams.stop()
         await service.registry.all_answered(_ANSWER_SECONDS)
         await close_all(service)
         for server in (public, management):

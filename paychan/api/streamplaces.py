@@ -63,6 +63,9 @@ class Placed(Protocol):
     def abort(self) -> None:
         """End the connection now."""
 
+    def finish(self) -> None:
+        """Read nothing more, and answer what was read."""
+
 
 class Places:
     """Which streams there are."""
@@ -74,6 +77,7 @@ class Places:
         self._placed: dict[Placed, OutPoint] = {}
         self._channels: dict[OutPoint, list[Placed]] = {}
         self._manners: dict[OutPoint, tuple[Manners, float]] = {}
+        self._stops = False
 
     def __len__(self) -> int:
         return len(self._placed)
@@ -89,6 +93,8 @@ class Places:
             crowd = Counter(each.address for each in self._waiting).most_common(1)[0][0]
             next(each for each in self._waiting if each.address == crowd).end(UnknownChannel())
         self._waiting[stream] = None
+        if self._stops:
+            stream.finish()
 
     def take(self, stream: Placed, outpoint: OutPoint) -> None:
         """Give a stream a place; its client knows the secret of that channel.
@@ -107,6 +113,8 @@ class Places:
         self._waiting.pop(stream, None)
         self._placed[stream] = outpoint
         self._channels.setdefault(outpoint, []).append(stream)
+        if self._stops:
+            stream.finish()
 
     def leave(self, stream: Placed) -> None:
         """Take a stream's place back, if it has one."""
@@ -117,6 +125,12 @@ class Places:
             own.remove(stream)
             if not own:
                 del self._channels[outpoint]
+
+    def stop(self) -> None:
+        """The server stops: no stream, present or to come, is read any more, or one that pays on would hold it up."""
+        self._stops = True
+        for stream in self.all:
+            stream.finish()
 
     # --- bad signatures ---------------------------------------------------------------------------------------------
 

@@ -363,6 +363,10 @@ class StreamSession:
         """Close with the code of an error."""
         self.close(CLOSE_CODES + error.http_status, error.code)
 
+    def finish(self) -> None:
+        """Read nothing more, and answer what was read."""
+        self._ending = True
+
     def close(self, code: int, reason: str) -> None:
         """Close."""
         self.websocket.close(code, reason)

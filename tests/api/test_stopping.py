@@ -7,15 +7,22 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 
+from paychan.protocol.stream import write_payments
+from tests.api.streams import masked, raw_stream, stream_url
 from tests.api.wire import connect
-from tests.lib.rbpcp import Payer
+from tests.lib.rbpcp import V2, Payer
 from tests.lib.system import System
 
 UNKNOWN = f"/v2/channels/{'0' * 64}/0?secret={'0' * 64}"
+_SOON_SECONDS = 5.0
+"""Half of the time that a server waits at most for what it was asked."""
+
 PAYMENT = b'{"payment_data":{"change_value":1,"signature_data":""},"application_data":""}'
 
 
@@ -67,3 +74,38 @@ def test_fault_82_a_stop_during_floods_is_silent(tmp_path: Path, lane: bool) -> 
     assert "event=stopping" in log
     for word in ("Traceback", "never awaited", "Exception", "the store is closed", "level=error", "Task was destroyed"):
         assert word not in log, log[-5000:]
+
+
+@pytest.mark.parametrize("lane", [True, False], ids=["lane", "handlers"])
+def test_fault_82_a_stream_that_pays_on_does_not_hold_up_a_stop(tmp_path: Path, http: httpx.Client, lane: bool) -> None:
+    """Its client sends for as long as it can: the server ends within a moment, not after the patience it has for answers."""
+    with System(tmp_path, sections={"http": f"fast_lane = {str(lane).lower()}"}) as system:
+        assert system.server is not None
+        client = V2(system.url, Payer(), http)
+        payment = client.payer.payment(100_000)
+        assert client.open(payment).status_code == 201
+        with contextlib.closing(raw_stream(stream_url(client))) as connection:
+            threads = [
+                threading.Thread(target=work, args=(connection,), daemon=True)
+                for work in (partial(_send_on, content=masked(0x82, write_payments([payment])) * 50), _take_all)
+            ]
+            for thread in threads:
+                thread.start()
+            time.sleep(0.5)
+            begun = time.monotonic()
+            assert system.server.stop() == 0
+            assert time.monotonic() - begun < _SOON_SECONDS
+            for thread in threads:
+                thread.join(20)
+
+
+def _send_on(connection: socket.socket, content: bytes) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            connection.sendall(content)
+
+
+def _take_all(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while connection.recv(65536):
+            pass
