@@ -31,7 +31,7 @@ from paychan.protocol.channel import (
 )
 from paychan.protocol.errors import NotEconomical, PublishFailed, SigningFailed
 from paychan.protocol.fees import is_below_floor
-from paychan.protocol.finding import is_behind, is_news
+from paychan.protocol.finding import is_behind, is_news, lags
 from paychan.protocol.settlement import Settlement
 
 log = structlog.get_logger("settlement")
@@ -127,6 +127,8 @@ async def _watch(channel: Channel, settlement: Settlement, world: World, desk: D
         kept = await _kept(channel, settlement, spend, world)
         if kept is not None and not desk.may_replace(kept.settlement):
             return kept
+        if desk.may_replace(settlement) and lags(channel):
+            return Vanished()  # a reorg took it back, and the record holds a newer payment
         if desk.may_tell(settlement):
             with contextlib.suppress(ChainFailed):  # in the mempool of our node, perhaps not any more in others'
                 await world.chain.publish(settlement.transaction)

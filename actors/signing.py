@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 from actors.world import World
 from paychan.chain.base import ChainFailed
-from paychan.protocol.adoption import is_older
-from paychan.protocol.channel import Adopt, Channel, Rules
+from paychan.protocol.channel import Accepted, Adopt, Channel, Rules
 from paychan.protocol.errors import NotEconomical, SignerUnavailable, SigningFailed
 from paychan.protocol.fees import Shortfall, is_starved, most_sat, plan_closing, plan_reserve_fee, pressed, wanted_rate
+from paychan.protocol.machine import apply
 from paychan.protocol.settlement import Claim, Coin, Reserve, Settlement, settlement_size
 from paychan.protocol.signerwire import Newest
 from paychan.protocol.types import Sat
@@ -28,14 +28,15 @@ class Newer(Exception):
 async def newest_claim(channel: Channel, world: World) -> Adopt | None:
     """Ask the signer what it knows of a closing channel: its record may be from a backup, or a crash lost the answer.
 
-    None: nothing, or something older than the record.
+    None: nothing, or nothing that the record lacks. What it was only shown is no news to a record that holds the same.
 
     Raises:
         SignerUnavailable, SigningFailed: not known.
     """
     with _signer_errors():
         found = await news(world.signer, [Newest(channel.outpoint, channel.payment.change_sat)])
-    return next((each for each in found if not is_older(each.claim, channel)), None)
+    view = world.view(channel.outpoint)
+    return next((each for each in found if apply(channel, each, view) != Accepted(channel)), None)
 
 
 async def is_signed(channel: Channel, world: World) -> bool:

@@ -58,6 +58,16 @@ def is_behind(claim: Claim, channel: Channel) -> bool:
     return claim.payment.change_sat > channel.payment.change_sat
 
 
+def lags(channel: Channel) -> bool:
+    """Say whether the stored settlement pays less than the record's payment: it was found, and the record is newer.
+
+    It is then worth replacing while it is not confirmed. A withdrawal never is: the channel goes on at its output.
+    """
+    settlement = channel.closing.settlement if channel.closing else None
+    claim = read_claim(channel, settlement.transaction) if settlement and not channel.moves else None
+    return claim is not None and is_behind(claim, channel)
+
+
 def is_news(claim: Claim, channel: Channel) -> bool:
     """Say whether a settlement that was found tells something that the record's own does not."""
     if channel.closing is None or channel.closing.settlement is None:

@@ -16,7 +16,7 @@ from paychan.protocol.errors import ChainUnavailable, OutpointUsed
 from paychan.protocol.payment import sign_payment
 from paychan.protocol.types import Sat
 from paychan.signing.base import SignerAbsent, SignerRefused
-from tests.lib.channels import private_key
+from tests.lib.channels import private_key, step
 from tests.lib.ledger import MemoryLedger
 from tests.lib.world import Clock, DebugPayer, Local, accepted, local, refused
 
@@ -158,3 +158,23 @@ async def test_fault_04_a_deep_refund_ends_a_channel_that_the_signer_refuses(tmp
         assert record.state is State.LOST
         assert record.closing is not None
         assert record.closing.spent_by == refund.GetTxid()
+
+
+@pytest.mark.parametrize("is_shown", [False, True])
+async def test_fault_03_an_older_settlement_leaves_a_newer_record_something_to_sign(
+    tmp_path: Path, is_shown: bool
+) -> None:
+    """The signer signed from a backup, and was shown the newest payment later: it has nothing to hand out that helps."""
+    ledger = MemoryLedger()
+    async with local(tmp_path / "backup", ledger=ledger, chain=ForgetfulChain()) as server:
+        await server.open(PAYER, PAID_SAT)
+        accepted(await server.registry.ask(PAYER.outpoint, Close(CloseReason.OPERATOR)))
+    async with local(tmp_path / "live", ledger=ledger) as server:
+        newest = PAYER.pay(PAYER.channel(PAID_SAT), 80_000 - PAID_SAT)
+        await server.fill([step(newest, Close(CloseReason.OPERATOR))])
+        if is_shown:
+            assert not (await server.signer.show_newest([newest.claim])).refused
+        for _ in range(2):
+            await server.watcher.look()
+        assert (await server.stored(PAYER)).state is State.CLOSED
+        assert change_of(server) == (PAYER.funding_sat - 80_000, PAYER.change_script)

@@ -18,7 +18,10 @@ from paychan.protocol.channel import (
     Rejected,
     Signed,
     State,
+    Step,
     Unfunded,
+    Vanished,
+    next_step,
 )
 from paychan.protocol.ending import end_of
 from paychan.protocol.errors import ChannelMoved, ChannelMoving
@@ -93,6 +96,18 @@ def test_fault_12_an_older_settlement_takes_nothing_from_a_newer_record(deep: bo
     )
     if not deep:
         assert step(after, older) is after
+
+
+def test_fault_12_a_reorg_of_an_older_settlement_lets_the_newer_payment_be_signed() -> None:
+    """The record followed it once it was deep; taken back by the chain, it is not published again but replaced."""
+    newer, older = at(PLAIN, PAID), found_by(PLAIN, at(PLAIN, 20_000), deep=True)
+    followed = step(newer, older)
+
+    again = step(step(followed, confirmed(followed)), Vanished())
+
+    assert again.closing is not None
+    assert (again.state, again.closing.settlement, again.received_sat) == (State.CLOSING, None, PAID)
+    assert next_step(again) is Step.SIGN
 
 
 @pytest.mark.parametrize("state", [State.CLOSING, State.PUBLISHED, State.CLOSED])
