@@ -279,7 +279,7 @@ def test_duplicates_at_the_same_time_are_one_question(application: Application, 
     payment = payer_v1.payer.payment(150_000)
 
     def slowly(_question: Question) -> Reply:
-        time.sleep(0.2)
+        time.sleep(0.05)
         return yes()
 
     application.answer = slowly
