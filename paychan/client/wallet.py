@@ -98,7 +98,7 @@ class Wallet:
             raise
 
     def read(self, name: str) -> ChannelRecord:
-        """Read a channel without locking it.
+        """Read a channel without locking it. A file that was renamed gives its channel the new name.
 
         Raises:
             DamagedFile: not a record, or with keys and addresses that don't fit each other.
@@ -118,7 +118,7 @@ class Wallet:
                 raise LaterFile(path=path, reason=error) from None
             reason = "it is empty" if not raw.strip() else error
             raise DamagedFile(path=path, reason=reason) from None
-        return record
+        return record if record.name == name else msgspec.structs.replace(record, name=name)
 
     def read_all(self) -> tuple[list[ChannelRecord], dict[str, WalletError]]:
         """Read all channels, each on its own: the records, and by name why others can't be read."""

@@ -252,3 +252,17 @@ def test_fault_18_records_are_read_each_on_its_own(opened: OpenChannel, tmp_path
             "00000000": "damaged_file",
             "11111111": "unreadable_file",
         }
+
+
+def test_fault_18_a_file_that_was_renamed_stays_usable(opened: OpenChannel, tmp_path: Path) -> None:
+    """Put back under another name, as from a backup: the channel has that name, and what names it finds it."""
+    channel = opened()
+    channel.pay(1000)
+    before = channel.record
+    channel.release()
+    (tmp_path / "wallet" / f"{channel.name}.json").rename(tmp_path / "wallet" / "saved.json")
+    with Payer(wallet=tmp_path / "wallet") as payer:
+        [record] = payer.records()
+        assert record == msgspec.structs.replace(before, name="saved")
+        with payer.channel(record.name) as renamed:
+            assert renamed.pay(1000).total_paid_sat == before.paid_sat + 1000
