@@ -24,7 +24,9 @@ class Kind(Enum):
     UNSIGNED = "unsigned"  # a settlement could not be signed for some time
     LATE = "late"  # received value that is not settled although expiry is near
     PINNED = "pinned"  # what others attached to a settlement makes its replacement too expensive
-    FEE = "fee"  # a settlement costs more than settlement.max_fee_percent, for its deadline has passed
+    FEE = (
+        "fee"  # a settlement past its deadline costs more than settlement.max_fee_percent, or more than the rate's cap
+    )
     LOST = "lost"  # something else spent the funding output
 
 

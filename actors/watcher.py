@@ -127,11 +127,20 @@ class Watcher:
             log.error("unsettled near expiry", channels=[str(outpoint) for outpoint in late[:10]], count=len(late))
         self.alarms = (
             *self._chain.alarms,
+            *self._beyond_cap(),
             *(about(Kind.LATE, outpoint, "unsettled near expiry") for outpoint in late),
             *(about(Kind.PINNED, outpoint, reason) for outpoint, reason in self._registry.desk.pinned.items()),
             *(about(Kind.FEE, outpoint, reason) for outpoint, reason in self._registry.desk.beyond_share.items()),
             *await self._lost(now),
         )
+
+    def _beyond_cap(self) -> list[Alarm]:
+        """Say that no settlement is relayed for what the operator pays at most: at expiry all would be refunded."""
+        floor, cap = self._world.chain_view.fees.floor_sat_per_vb, self._world.rules.max_fee_sat_per_vb
+        if floor <= cap:
+            return []
+        text = f"nothing is relayed below {floor} sat/vB, settlements pay {cap} sat/vB at most"
+        return [Alarm(Kind.FEE, f"{text}: raise max_fee_sat_per_vb of server and signer before channels expire")]
 
     async def _lost(self, now: UnixTime) -> list[Alarm]:
         """Name the channels that another transaction ended, for a month after their expiry."""

@@ -55,6 +55,8 @@ def adopted(channel: Channel, command: Adopt, view: View) -> Outcome:
     payment = (channel if older else claim).payment
     script = (channel if older else claim).change_script
     changed = _replace(channel, payment=payment, change_script=script, offered=None, offered_data="")
+    if not (older or same):  # the application may know of more than the signer was shown
+        changed = _replace(changed, restored=True)
     if is_open and signed is None and reason not in (CloseReason.DRAINED, CloseReason.CLIENT):
         return Accepted(changed)
     closing = _replace(channel.closing or Closing(reason, view.paying_time), settlement=None if older else signed)

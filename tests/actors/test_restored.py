@@ -178,3 +178,19 @@ async def test_fault_03_an_older_settlement_leaves_a_newer_record_something_to_s
             await server.watcher.look()
         assert (await server.stored(PAYER)).state is State.CLOSED
         assert change_of(server) == (PAYER.funding_sat - 80_000, PAYER.change_script)
+
+
+async def test_fault_15_a_record_that_adopts_a_newer_payment_says_that_it_is_restored(tmp_path: Path) -> None:
+    """A copied directory tells nothing of itself. The application may know of more payments than the signer was shown."""
+    ledger = MemoryLedger()
+    async with local(tmp_path / "before", ledger=ledger) as server:
+        await server.open(PAYER, PAID_SAT)
+        newest = accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(80_000))).channel
+        assert not (await server.signer.show_newest([newest.claim])).refused
+    async with local(tmp_path / "copied", ledger=ledger) as server:
+        await server.fill([PAYER.channel(PAID_SAT)])
+        await server.watcher.look()
+        record = await server.stored(PAYER)
+        assert (record.state, record.received_sat, record.restored) == (State.OPEN, 80_000, True)
+        went_on = accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(90_000))).channel
+        assert not went_on.restored

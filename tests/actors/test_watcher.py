@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from actors.alarm import Alarm, Kind, about
 from paychan.protocol.channel import CloseReason, State
 from paychan.protocol.errors import ChannelExpiring
+from paychan.protocol.fees import ChainFees
 from paychan.protocol.record import DamagedRecord
 from paychan.protocol.settlement import Claim
 from paychan.protocol.types import OutPoint, UnixTime
@@ -94,6 +95,22 @@ async def test_what_is_late_is_alarmed_about(tmp_path: Path):
         server.signer.heal("sign_settlement")
         await server.watcher.look()
         assert server.watcher.alarms == ()
+
+
+async def test_fault_09_a_floor_above_the_cap_of_the_rate_is_alarmed_about(tmp_path: Path):
+    """Both numbers are named while nothing that the server may pay is relayed, and the alarm ends with that."""
+    async with local(tmp_path, max_fee_sat_per_vb=200) as server:
+        for floor in (230, 200):
+            chain_fees = ChainFees(floor_sat_per_vb=floor)
+
+            async def fees(now: ChainFees = chain_fees) -> ChainFees:
+                return now
+
+            server.chain.real.fees = fees
+            await server.watcher.look()
+            texts = [alarm.text for alarm in server.watcher.alarms if alarm.kind is Kind.FEE]
+            assert len(texts) == (floor > 200)
+            assert all("230 sat/vB" in text and "200 sat/vB" in text for text in texts)
 
 
 async def test_fault_16_what_is_not_worth_settling_raises_no_alarm(tmp_path: Path):
