@@ -130,8 +130,9 @@ def replacement(request: SettlementRequest, known: Known) -> Objection | None:
     word only the server can know. Where the settlement pays us is policy-destination's business.
 
     A request that leaves out some input of the earlier settlement is for when that can't confirm any more, because the
-    input is spent or gone: then the rate of all together is no measure. It pays no less than its channels' share of that
-    fee, by value; which each of them can pay, for the whole fee was within the whole value.
+    input is spent or gone: then it pays no less than its channels' share of that fee, by value or by size, whichever is
+    less. The share by value is one that each of them has, for the whole fee was within the whole value; the share by size is
+    within the cap of the rate, which a channel that brought nearly all of the value would else have to exceed.
     """
     if not known.earlier:
         return None
@@ -310,10 +311,11 @@ def _spent(request: SettlementRequest) -> set[OutPoint]:
 
 
 def _share_of_sat(request: SettlementRequest, old: SettlementRequest) -> Sat:
-    """Return what the channels of a request contributed to the fee of an earlier one, by the value that they brought."""
+    """Return what the channels of a request contributed to the fee of an earlier one, by value or by size: the less."""
     outpoints = {claim.outpoint for claim in request.claims}
     brought_sat = received_sat([claim for claim in old.claims if claim.outpoint in outpoints])
-    return Sat(old.fee_sat * brought_sat // max(available_sat(old), 1))
+    by_value_sat = old.fee_sat * brought_sat // max(available_sat(old), 1)
+    return Sat(min(by_value_sat, old.fee_sat * request_size(request) // request_size(old)))
 
 
 def _least_fee(request: SettlementRequest, replaced: Sequence[Signed], least_sat: Sat) -> Sat:

@@ -267,9 +267,10 @@ class Judge:
 
 
 def _breaks_up(settled: Settled, before: Settled) -> bool:
-    """Whether it leaves out an input of the earlier one, and pays its channels' share, by value, of what that paid."""
+    """Whether it leaves out an input of the earlier one, and pays its share, by value or by size, of what that paid."""
     brought = sum(received for outpoint, (received, _) in before.shares.items() if outpoint in settled.shares)
-    return not before.spent <= settled.spent and settled.fee_sat >= before.fee_sat * brought // before.available_sat
+    by_value, by_size = before.fee_sat * brought // before.available_sat, before.fee_sat * settled.size // before.size
+    return not before.spent <= settled.spent and settled.fee_sat >= min(by_value, by_size)
 
 
 def _share(

@@ -22,7 +22,7 @@ from signer.keys import KeyRing, hardened_keys
 from signer.known import Flow, Known, Limits, Own
 from signer.ledgerbase import Entry
 from signer.policy import replacement
-from signer.signed import Entries, Signed, entries_of, request_digest, request_size
+from signer.signed import Entries, Output, Signed, entries_of, request_digest, request_size
 from tests.lib.ledger import MemoryLedger
 from tests.signer.messages import (
     CHANGE_SCRIPT,
@@ -158,13 +158,14 @@ def test_coins_of_the_reserve_count_by_their_size() -> None:
 
 @pytest.mark.parametrize("old", [REQUEST, mutated(make_reserve_request(KEYS, coins=1), "fee_sat", 5_000)])
 def test_fault_05_what_leaves_out_an_input_need_not_pay_the_rate_of_all(old: SettlementRequest) -> None:
-    """One of a batch, or without the coin: the earlier one may be dead. Its share of that fee, by value, is enough."""
+    """One of a batch, or without the coin: the earlier one may be dead. Its share, by value or by size, is enough."""
     signer = Signer(old)
     claims = REQUEST.claims[:1] if old is REQUEST else REQUEST.claims
     left = mutated(mutated(REQUEST, "claims", claims), "fee_sat", 0)
     need = signer.refuses(left).need_sat
     brought = sum(claim.received_sat for claim in claims)
-    assert need == 5_000 * brought // (1_600_000 if old is REQUEST else 1_620_000)
+    by_value = 5_000 * brought // (1_600_000 if old is REQUEST else 1_620_000)
+    assert need == min(by_value, 5_000 * request_size(left) // request_size(old))
     signer.refuses(mutated(left, "fee_sat", need - 1))
     signer.signs(mutated(left, "fee_sat", need))
 
@@ -178,6 +179,27 @@ def test_fault_05_a_small_member_of_a_dead_batch_is_settled_alone() -> None:
     assert 100_000 * request_size(alone) // request_size(together) > small.received_sat
     signer.signs(alone)
     assert signer.refuses(mutated(alone, "fee_sat", 999)).need_sat == 1_001
+
+
+def test_fault_05_a_large_member_of_a_dead_batch_is_settled_alone_within_the_cap() -> None:
+    """Most of the value, and 20 small ones beside it: its share of the fee by value would be more than the rate's cap."""
+    large = make_claim(SERVER_KEY, change_sat=0)
+    small = [make_claim(SERVER_KEY, change_sat=0, number=number) for number in range(1, 21)]
+    small = [mutated(claim, "funding_sat", 20_000) for claim in small]
+    together = mutated(mutated(REQUEST, "claims", (large, *small)), "fee_sat", 0)
+    rate = 30
+    together = mutated(together, "fee_sat", rate * request_size(together))
+    alone = mutated(REQUEST, "claims", (large,))
+    ledger = MemoryLedger()
+    for claim in together.claims:
+        ledger.put(Entry(outputs={claim.outpoint: Output(claim.funding_sat, claim.terms.funding_script)}))
+    handler = make_handler(KEYS, ledger=ledger, limits=Limits())
+    assert isinstance(handler(together), SettlementReply)
+
+    refused = handler(mutated(alone, "fee_sat", rate * request_size(alone) - 1))
+    assert isinstance(refused, Refusal)
+    assert refused.need_sat == rate * request_size(alone)
+    assert isinstance(handler(mutated(alone, "fee_sat", refused.need_sat)), SettlementReply)
 
 
 def test_channels_of_a_batch_are_remembered_one_by_one() -> None:
