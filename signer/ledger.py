@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -101,6 +102,8 @@ class LevelDbLedger:
         self._begun_at = 0.0
         """When the write that is under way began, by the monotonic clock; 0: none is."""
         self._database = _open(path)
+        self._log_sizes = dict[str, int]()
+        """Of LevelDB's logs, as they were before the last write."""
         try:
             self._audit = RotatingAudit(audit, audit_file_bytes)
         except (AuditFailed, AuditBroken) as error:
@@ -276,10 +279,17 @@ class LevelDbLedger:
         return None
 
     def _check_place(self) -> None:
-        """See that what we write is what the next start reads. Raises OSError, `AuditFailed`."""
+        """See that what we write is what the next start reads. Raises OSError, `AuditFailed`.
+
+        LevelDB writes on into a file that was removed or cut off, and its next start does not miss it.
+        """
         self._audit.check()
         if not os.access(self._path / "CURRENT", os.R_OK) or not os.access(self._path, os.W_OK | os.X_OK):
             raise OSError(f"{self._path} is gone, or can't be written any more")  # noqa: TRY003, EM102
+        sizes = _sizes_of_logs(self._path)
+        if not sizes or any(sizes[name] < size for name, size in self._log_sizes.items() if name in sizes):
+            raise OSError(f"{self._path} has lost what was written to its log")  # noqa: TRY003, EM102
+        self._log_sizes = sizes
 
     def _fail(self, error: Exception) -> str:
         self._failure = f"a write failed ({_text(error)}): see to the disk, then start the signer again"
@@ -360,6 +370,17 @@ def _open(path: Path) -> plyvel.DB:
     except (OSError, plyvel.Error) as error:
         raise LedgerFailed(_why_not_opened(path, error)) from error
     return database
+
+
+def _sizes_of_logs(path: Path) -> dict[str, int]:
+    """Sizes of the logs that LevelDB would read when it is opened; there is always one. Raises OSError."""
+    sizes = {}
+    with os.scandir(path) as files:
+        for file in files:
+            if file.name.endswith(".log"):
+                with suppress(FileNotFoundError):  # LevelDB removes one by and by, after it has begun another
+                    sizes[file.name] = file.stat().st_size
+    return sizes
 
 
 def _why_not_opened(path: Path, error: Exception) -> str:

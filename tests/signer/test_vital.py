@@ -14,19 +14,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
-from paychan.protocol.signerwire import Health, HealthReply
+from paychan.protocol.signerwire import AgainRequest, Health, HealthReply
+from paychan.protocol.types import OutPoint
 from signer import service, vital
+from signer.audit import Decision
 from signer.auditfile import AuditFile
 from signer.connections import Connections, Limits
 from signer.crew import Crew
 from signer.handlers import Handler
 from signer.ledger import LevelDbLedger
-from signer.ledgerbase import Entry
+from signer.ledgerbase import Entry, LedgerFailed
 from signer.remotetoken import Line
 from signer.socketfile import listening_socket
 from signer.telling import Identity
@@ -183,10 +185,42 @@ def test_fault_63_a_full_file_system_ends_the_signer(tmp_path: Path) -> None:
         with signer:
             fill(small / "filler")
             assert signer.process is not None
-            assert signer.process.wait(60) == EXIT_BROKEN
+            deadline = time.monotonic() + 60
+            while signer.process.poll() is None and time.monotonic() < deadline:
+                with suppress(OSError):  # each refusal is a line: what is left of the last page fills up
+                    ask(signer.socket, AgainRequest(1, OutPoint(bytes(32), 0)))
+                time.sleep(0.05)
+            assert signer.process.wait(1) == EXIT_BROKEN
             (small / "filler").unlink()
             signer.start()
             assert ask(signer.socket, Health(1)) == HEALTHY
+
+
+def _remove_log(directory: Path) -> None:
+    for log in (directory / "ledger").glob("*.log"):
+        log.unlink()
+
+
+def _cut_log(directory: Path) -> None:
+    for log in (directory / "ledger").glob("*.log"):
+        os.truncate(log, 0)
+
+
+@pytest.mark.parametrize("harm", [_remove_log, _cut_log])
+def test_fault_63_what_the_next_start_would_not_find_is_no_success(
+    tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    """A file that is written on after it was removed or cut off: the memory of the policies would begin anew unseen."""
+    decision = Decision(at_ms=0, peer_uid=0, asked="Health", about={}, digest="", verdict="given")
+    with closing(LevelDbLedger(tmp_path / "ledger", tmp_path / "audit")) as ledger:
+        for _ in range(3):
+            ledger.put(Entry([decision])).result()
+
+        harm(tmp_path)
+
+        with pytest.raises(LedgerFailed):
+            ledger.put(Entry([decision])).result()
+        assert ledger.problem
 
 
 # --- what health tells -----------------------------------------------------------------------------------------------
