@@ -224,7 +224,7 @@ def test_a_payer_at_a_terminal_goes_along(market_place: Market, tmp_path: Path) 
     assert terminal.record(name)["funding_outpoint"] == moved_to
     assert "once" in terminal.run("status", name)
     txid, vout = moved_to.split(":")
-    assert txid in terminal.run("close", name, "--fee", 15_000)
+    assert txid in terminal.run("close", name, "--fee", 1_000)
     settled = system.channel(f"{txid}:{vout}")
     change = CTransaction.deserialize(bytes.fromhex(settled["settlement_transaction"])).vout[0]
     assert bytes(change.scriptPubKey) != decode_address(record["funding_address"], Network.REGTEST)
