@@ -63,7 +63,7 @@ class BoundedServer(HTTPServer):
             return
         # Tornado waits for ever for a client that takes no answer; the kernel does not wait for acknowledgements
         set_patience(connection, self.patience_seconds)
-        guest.stream = stream = IOStream(
+        guest.stream = stream = _Stream(
             connection, max_buffer_size=self.max_buffer_size, read_chunk_size=self.read_chunk_size
         )
         mark(stream, partial(self.places.leave, guest))
@@ -91,6 +91,22 @@ class BoundedServer(HTTPServer):
         if len(self._parting) > _PARTING:
             self._parting.popleft().close()
         asyncio.get_running_loop().call_later(_PARTING_SECONDS, connection.close)
+
+
+class _Stream(IOStream):
+    """Forgets, when it is closed, what was read and not asked for.
+
+    Tornado would serve all requests that a client had sent, one behind the other, although no answer can leave: a crowd that
+    sends some thousands and goes would cost as much as one that stays.
+    """
+
+    _read_buffer: bytearray
+    _read_buffer_size: int
+
+    def close(self, exc_info: Any = False) -> None:
+        super().close(exc_info)
+        self._read_buffer.clear()
+        self._read_buffer_size = 0
 
 
 class _TornadoGuest(Guest):

@@ -8,6 +8,7 @@ import re
 import resource
 import signal
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from paychan.protocol.payment import encode_v1
 from tests.api.wire import connect, read_all
 from tests.lib.customer import wait_for
 from tests.lib.rbpcp import V1, Payer
@@ -63,6 +65,23 @@ def test_fault_66_idle_connections_keep_no_client_out(few_files: System) -> None
         assert httpx.get(f"{few_files.management_url}/health", trust_env=False).status_code == 200
     assert "Too many open files" not in _log(few_files)
     assert _log(few_files).count("all connections are taken") == 1
+
+
+@pytest.mark.parametrize("few_files", [False], indirect=True, ids=["handlers"])
+def test_fault_66_requests_of_a_client_that_left_are_not_served(few_files: System) -> None:
+    """It sends many in one piece and is gone: those that have not begun are forgotten, for no answer can leave."""
+    number = 150
+    with httpx.Client(trust_env=False, timeout=10) as http:
+        v1 = _open(few_files, http)
+        payer, where = v1.payer, v1.resource.removeprefix(v1.url)
+        texts = [encode_v1(payer.payment(100_000 + paid)) for paid in range(1, number + 1)]
+        with connect(few_files.url) as connection:
+            connection.sendall(b"".join(f"PUT {where}?payment={t} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for t in texts))
+            assert connection.recv(1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        time.sleep(1.0)
+        answer = v1.pay(payer.payment(100_000 + number))
+    assert answer.json()["value_received"] > 0, "the last of them was served"
 
 
 def _local_port(http: httpx.Client) -> list[str]:
