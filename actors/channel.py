@@ -101,8 +101,8 @@ class ChannelActor(LoopActor):
         self._behind: asyncio.Future[Outcome] | None = None
         self._settling: asyncio.Future[PaychanError | None] | None = None
         self._waiting = 0
-        self._takes_over = False
-        """Whether chain or signer had a settlement that the record lacked."""
+        self._takes_over = channel.state is not State.OPEN
+        """Whether its settlement is of another life of this server: begun before it woke, or unknown to its record."""
         self._last_message = world.clock()
 
     @property

@@ -11,10 +11,10 @@ from bitcoin.core import COutPoint, CTransaction, CTxIn, CTxOut
 from actors.channel import Resume
 from paychan.chain.debug import DebugChain
 from paychan.protocol.address import key_script
-from paychan.protocol.channel import Close, CloseByPayment, CloseReason, State
+from paychan.protocol.channel import Close, CloseByPayment, CloseReason, Published, Signed, State
 from paychan.protocol.errors import ChainUnavailable, OutpointUsed
 from paychan.protocol.payment import sign_payment
-from paychan.protocol.types import Sat
+from paychan.protocol.types import OutPoint, Sat
 from paychan.signing.base import SignerAbsent, SignerRefused
 from tests.lib.channels import private_key, step
 from tests.lib.ledger import MemoryLedger
@@ -194,3 +194,30 @@ async def test_fault_15_a_record_that_adopts_a_newer_payment_says_that_it_is_res
         assert (record.state, record.received_sat, record.restored) == (State.OPEN, 80_000, True)
         went_on = accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(90_000))).channel
         assert not went_on.restored
+
+
+async def test_fault_11_a_withdrawal_under_way_in_the_backup_leads_to_what_the_signer_was_shown(tmp_path: Path) -> None:
+    """The change output received more after the backup: nothing that was paid there is taken a second time."""
+    mover, ledger, clock = DebugPayer("moves meanwhile", movable=True), MemoryLedger(), Clock()
+    chain = DebugChain(clock)
+    async with local(tmp_path / "before", clock, ledger=ledger, chain=chain) as server:
+        await server.open(mover, 100_000)
+        paid = accepted(await server.registry.ask(mover.outpoint, mover.pays(100_001))).channel
+        accepted(await server.registry.ask(mover.outpoint, Close(CloseReason.WITHDRAW)))
+        closing = (await server.stored(mover)).closing
+        assert closing is not None
+        assert closing.settlement is not None
+        at = OutPoint(closing.settlement.txid, 0)
+        moved = DebugPayer("moves meanwhile", funding_sat=paid.payment.change_sat, movable=True, at=at)
+        newest = accepted(await server.registry.ask(at, moved.pays(80_000))).channel
+        assert not (await server.signer.show_newest([newest.claim])).refused
+    published = step(step(step(paid, Close(CloseReason.WITHDRAW)), Signed(closing.settlement)), Published())
+    async with local(tmp_path / "after", clock, ledger=ledger, chain=chain) as server:
+        await server.fill([published])
+        await server.watcher.look()
+        assert (await server.stored(moved)).state is State.OPEN
+        early = await server.registry.ask(at, moved.pays(50_000))
+        assert isinstance(refused(early), ChainUnavailable)
+        await server.watcher.look()
+        assert (await server.stored(moved)).received_sat == 80_000
+        accepted(await server.registry.ask(at, moved.pays(81_000)))
