@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import weakref
@@ -64,6 +65,8 @@ def new_channel(wish: Wish, limits: Limits, patience: Patience) -> Flow[ChannelR
     if wish.movable and wish.version == 1:
         raise TermsUnacceptable(what="version of a movable channel", got=1, want=2)
     client_key = wish.key.public_key.format()
+    if not math.isfinite(wish.hours):
+        raise TermsUnacceptable(what="hours of paying", got=wish.hours, want="a number")
     expiry = check_expiry(int(wish.now + wish.hours * HOUR + _GUESS_SECONDS) if wish.expires is None else wish.expires)
     try:
         info, response = yield from _ask_terms(wish, client_key, expiry, patience)

@@ -53,6 +53,14 @@ def test_fault_24_no_address_for_fewer_hours_than_the_server_wants(payer: Payer,
     assert list((tmp_path / "wallet").iterdir()) == []
 
 
+@pytest.mark.parametrize("hours", ["inf", "nan"])
+def test_fault_24_hours_that_are_no_number_are_refused(payer: Payer, tmp_path: Path, hours: str) -> None:
+    """Python reads both as numbers."""
+    with pytest.raises(TermsUnacceptable, match=f"hours of paying is {hours}, want a number"):
+        payer.new_channel(hours=float(hours))
+    assert list((tmp_path / "wallet").iterdir()) == []
+
+
 @pytest.mark.parametrize("hours", [10, 18.5])
 def test_fault_24_an_end_that_is_too_near_is_refused(payer: Payer, hours: float) -> None:
     """An expiry that is named must leave room for the funding to become deep, too."""
