@@ -135,13 +135,15 @@ class FundingOutputsHandler(V2Handler):
         terms = await self.service.opener.terms(parse_public_key(key_text), self.expiry(expiry_text))
         found = await self.service.opener.funding(terms)
         transactions = await self._transactions(found) if self.get_query_argument("transactions", "") == "1" else {}
+        world = self.service.world
+        now = world.now()
         outputs = [
             {
                 "funding_txid": funding.outpoint.txid_hex,
                 "funding_vout": funding.outpoint.vout,
                 "value": funding.value_sat,
                 "confirmations": funding.usable_confirmations,
-                "confirmations_needed": self.service.world.rules.confirmations_needed(funding.value_sat),
+                "confirmations_needed": world.terms.confirmations_needed(funding.value_sat, now, world.rules),
             }
             | ({"transaction": raw.hex()} if (raw := transactions.get(funding.outpoint.txid)) else {})
             for funding in found

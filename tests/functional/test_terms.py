@@ -100,3 +100,22 @@ def test_fault_23_a_price_that_was_raised_after_the_funding_holds(place: Market,
     finally:
         system.server_file.write_text(text)
         system.restart_server()
+
+
+def test_fault_23_a_depth_that_was_raised_after_the_funding_is_not_waited_for(place: Market) -> None:
+    """What the funding's resource tells is what an opening takes: a payer would wait until the earlier terms have ended."""
+    system, node = place
+    customer = CustomerV2(system, node)
+    customer.fund()
+    node.mine()
+    key, expiry = customer.query["client_pubkey"], customer.query["exp_time"]
+    text = system.server_file.read_text()
+    try:
+        system.server_file.write_text(text.replace("min_confirmations = 1", "min_confirmations = 3"))
+        system.restart_server()
+        [output] = customer.ask("GET", f"/v2/funding/{expiry}/{key}/outputs").json()["outputs"]
+        assert (output["confirmations"], output["confirmations_needed"]) == (1, 1)
+        assert customer.open().status_code == 201
+    finally:
+        system.server_file.write_text(text)
+        system.restart_server()
