@@ -12,7 +12,7 @@ import contextlib
 import structlog
 
 from actors.desk import Desk
-from actors.signing import Newer, is_signed, newest_claim
+from actors.signing import Newer, is_signed, newest_claim, sign
 from actors.spends import judge_spend
 from actors.world import World
 from paychan.chain.base import ChainFailed, Spend
@@ -93,6 +93,9 @@ async def _out_already(channel: Channel, world: World) -> Command | None:
 
 async def _publish(channel: Channel, settlement: Settlement, world: World, desk: Desk) -> Command:
     """Hand the settlement in; one that pays less than is relayed, or is refused for what it pays, is replaced."""
+    newer = await _for_newer_payment(channel, settlement, world)
+    if newer is not None:
+        return newer
     if is_below_floor(settlement, world.chain_view.fees):
         better = _signed(await desk.dearer(channel, None))
         if better is not None:
@@ -127,8 +130,9 @@ async def _watch(channel: Channel, settlement: Settlement, world: World, desk: D
         kept = await _kept(channel, settlement, spend, world)
         if kept is not None and not desk.may_replace(kept.settlement):
             return kept
-        if desk.may_replace(settlement) and lags(channel):
-            return Vanished()  # a reorg took it back, and the record holds a newer payment
+        newer = await _for_newer_payment(channel, settlement, world) if desk.may_replace(settlement) else None
+        if newer is not None:
+            return newer
         if desk.may_tell(settlement):
             with contextlib.suppress(ChainFailed):  # in the mempool of our node, perhaps not any more in others'
                 await world.chain.publish(settlement.transaction)
@@ -136,6 +140,21 @@ async def _watch(channel: Channel, settlement: Settlement, world: World, desk: D
     if spend.confirmations < world.depth(channel):
         return None
     return await _end(channel, settlement, spend, world, desk)
+
+
+async def _for_newer_payment(channel: Channel, settlement: Settlement, world: World) -> Signed | None:
+    """Sign again where the stored settlement is for an older payment than the record's, which followed it.
+
+    A reorg took it back. If nothing dearer can be signed, it is better than nothing.
+    """
+    if not lags(channel):
+        return None
+    try:
+        newer = await sign([channel], world)
+    except (SigningFailed, NotEconomical) as error:
+        log.warning("the newer payment can't be signed for", channel=str(channel.outpoint), reason=str(error))
+        return None
+    return Signed(newer) if newer.is_dearer_than(settlement) else None
 
 
 def _signed(settlement: Settlement | None) -> Signed | None:

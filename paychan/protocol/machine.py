@@ -69,7 +69,7 @@ from paychan.protocol.errors import (
     ValueBackwards,
 )
 from paychan.protocol.fees import Shortfall, floor_problem, least_fee, most_offered_sat
-from paychan.protocol.finding import found, lags
+from paychan.protocol.finding import found
 from paychan.protocol.forgery import forged, not_newest
 from paychan.protocol.offering import answered, at_best, by_client, unanswered
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
@@ -256,12 +256,10 @@ def _confirmed(channel: Channel, command: Confirmed, view: View, _verifier: Paym
 
 
 def _vanished(channel: Channel, command: Vanished, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    """Back to CLOSING; the stored settlement is published again, or one signed: the first, or for a newer payment."""
+    """Back to CLOSING; the stored settlement is published again, or the first one signed."""
     closing = channel.closing
     if channel.state is State.LOST and closing is not None:
         closing = _replace(closing, spent_by=b"")
-    if closing is not None and lags(channel):
-        closing = _replace(closing, settlement=None, spent_by=b"")
     return Accepted(_replace(channel, state=State.CLOSING, closing=closing))
 
 

@@ -18,14 +18,12 @@ from paychan.protocol.channel import (
     Rejected,
     Signed,
     State,
-    Step,
     Unfunded,
     Vanished,
-    next_step,
 )
 from paychan.protocol.ending import end_of
 from paychan.protocol.errors import ChannelMoved, ChannelMoving
-from paychan.protocol.finding import read_claim
+from paychan.protocol.finding import lags, read_claim
 from paychan.protocol.machine import apply
 from paychan.protocol.opening import successor
 from paychan.protocol.refund import sign_refund
@@ -99,15 +97,19 @@ def test_fault_12_an_older_settlement_takes_nothing_from_a_newer_record(deep: bo
 
 
 def test_fault_12_a_reorg_of_an_older_settlement_lets_the_newer_payment_be_signed() -> None:
-    """The record followed it once it was deep; taken back by the chain, it is not published again but replaced."""
+    """The record followed it once it was deep; taken back by the chain, it lags and is replaced, but never forgotten."""
     newer, older = at(PLAIN, PAID), found_by(PLAIN, at(PLAIN, 20_000), deep=True)
     followed = step(newer, older)
 
     again = step(step(followed, confirmed(followed)), Vanished())
 
     assert again.closing is not None
-    assert (again.state, again.closing.settlement, again.received_sat) == (State.CLOSING, None, PAID)
-    assert next_step(again) is Step.SIGN
+    assert (again.state, again.closing.settlement, again.received_sat) == (State.CLOSING, older.settlement, PAID)
+    assert lags(again)
+    dearer = sign_settlement(
+        [again.claim], SERVER_DESTINATION, Sat(40_000), lambda _, digest: PLAIN.server_key.sign(digest, hasher=None)
+    )
+    assert not lags(step(again, Signed(dearer)))
 
 
 @pytest.mark.parametrize("state", [State.CLOSING, State.PUBLISHED, State.CLOSED])
