@@ -103,12 +103,6 @@ def once(step: Step, customer: Customer) -> bool:
         return False
 
 
-def told(customer: Customer) -> bool:
-    """Terms for another expiry, which the server has to ask signer and node about."""
-    other = customer.query | {"exp_time": str(customer.terms.expiry + 1)}
-    return customer.ask("GET", "/v1/fundingInfo", **other).status_code == 200
-
-
 def opened(customer: Customer) -> bool:
     return customer.open().status_code in (201, 409)
 
@@ -131,9 +125,10 @@ class Moment(NamedTuple):
 
 
 OPENING = {
-    "key given, address not followed yet": (told, Moment("importdescriptors", at_once=1)),
-    "funding looked for": (opened, Moment("listunspent")),
-    "funding found, nothing stored": (opened, Moment("gettxout", answered=True)),
+    "funding looked for": (opened, Moment("gettxout", at_once=1)),
+    "funding found, nothing stored": (opened, Moment("gettxout", answered=True, at_once=1)),
+    "address not followed yet": (opened, Moment("importdescriptors", at_once=1)),
+    "address followed, nothing stored": (opened, Moment("importdescriptors", answered=True, at_once=1)),
 }
 
 CLOSING = {
