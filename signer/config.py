@@ -180,6 +180,11 @@ class SignerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return tuple(path for path in (ledger, *archives) if os.path.lexists(path))
 
     @property
+    def token_keys_path(self) -> Path:
+        """File of the digests of the token's keys."""
+        return self.state_dir / "signer.token"
+
+    @property
     def ledger_path(self) -> Path:
         """Directory of what was signed."""
         return self.state_dir / "signer.ledger"

@@ -6,6 +6,7 @@ import os
 import pwd
 import secrets
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import structlog
@@ -15,13 +16,17 @@ from paychan.protocol.types import UnixTime
 from signer.config import SignerConfig, load_signer_config
 from signer.keys import KeySource, hardened_keys, rbpcp_v2_keys
 from signer.passphrase import Secret, Sources, given_secret, read_secret
-from signer.privatefile import PrivateFileError, write_new
+from signer.privatefile import PrivateFileError, exclusively, replace_private, write_new
 from signer.remotetoken import RemoteToken
 from signer.sealed import CHOSEN, DRAWN
 from signer.seed import Seed, SeedError, create_seeds, draw_seed, read_seeds
 from signer.sessions import TokenError
+from signer.tokenobjects import KeyName
 
 _PASSPHRASE_BYTES = 32
+
+_LABELS = ("reserve", "root", "channels")
+"""Of the keys in a token, see `pkcs11`."""
 
 log = structlog.get_logger()
 
@@ -124,6 +129,56 @@ def refuse_new_token_keys(config: SignerConfig, token: RemoteToken) -> None:
             f"For a signer that begins anew, move {config.state_dir} away"
         )
         raise TokenError(key="pkcs11.token", reason=reason)
+
+
+def refuse_another_token(config: SignerConfig, token: RemoteToken) -> None:
+    """Use no token without the keys that open channels were made with: an older copy of it, say, in which some are missing.
+
+    Raises:
+        TokenError: which key, and what to do.
+    """
+    for label, digest in _noted(config).items():
+        key = token.find(KeyName.single(label.encode()))
+        if key is None or _key_digest(key.public_key) != digest:
+            reason = (
+                f"it holds {'no' if key is None else 'another'} key {label!r}, which {config.token_keys_path} tells of: bring "
+                "that token back. For a signer that begins anew, without open channels, remove that file"
+            )
+            raise TokenError(key="pkcs11.token", reason=reason)
+
+
+def note_token_keys(config: SignerConfig, token: RemoteToken) -> None:
+    """Note which keys the token holds. A disk that is full now does not stop the start; the next one notes them.
+
+    Raises:
+        TokenError: what was noted before can't be read.
+    """
+    found = {label: token.find(KeyName.single(label.encode())) for label in _LABELS}
+    noted = {label: _key_digest(key.public_key) for label, key in found.items() if key is not None}
+    if noted == _noted(config):
+        return
+    content = "".join(f"{label} {digest}\n" for label, digest in noted.items()).encode()
+    try:
+        with exclusively(config.token_keys_path):
+            replace_private(config.token_keys_path, content)
+    except PrivateFileError as error:
+        log.warning("the token's keys could not be noted", reason=str(error))
+
+
+def _noted(config: SignerConfig) -> dict[str, str]:
+    """Return what was noted: digests by label. Raises `TokenError`."""
+    try:
+        text = config.token_keys_path.read_text(encoding="ascii")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenError(key="state_dir", reason=f"{config.token_keys_path} can't be read: {error}") from None
+    return dict(line.split(" ", 1) for line in text.splitlines() if line.count(" ") == 1)
+
+
+def _key_digest(public_key: bytes) -> str:
+    """Return what a key is known by. With the root's public key itself, channels could be told to be ours."""
+    return sha256(b"paychan token key " + public_key).hexdigest()
 
 
 def existing_seeds(config: SignerConfig, sources: Sources) -> tuple[Seed, ...]:

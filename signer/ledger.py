@@ -20,6 +20,7 @@ of that, and so finds out whether a write would succeed.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -64,6 +65,9 @@ _HANGING_SECONDS = 10.0
 
 _DATA = (".ldb", ".sst", ".log")
 """Where these lie without the file CURRENT, LevelDB would begin anew and delete them."""
+
+_HELD = (os.strerror(errno.EAGAIN), "already held by process")
+"""What LevelDB says of a lock that somebody holds; it says other things of a LOCK that can't be opened."""
 
 _COUNT, _FLOW, _HEAD = b"n", b"v", b"h"
 
@@ -387,7 +391,7 @@ def _why_not_opened(path: Path, error: Exception) -> str:
     text = _text(error)
     if isinstance(error, plyvel.CorruptionError):
         return f"{path} is damaged ({text}): move it away to begin a new one"
-    if "LOCK" in text and isinstance(error, plyvel.IOError):
+    if "LOCK" in text and any(each in text for each in _HELD) and isinstance(error, plyvel.IOError):
         return f"{path} is in use by another signer: stop it, or give each its own state_dir"
     return f"{path} can't be opened: {text}"
 

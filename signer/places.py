@@ -24,6 +24,17 @@ class PlaceError(Exception):
         self.key = key
 
 
+def check_file(file: Path) -> None:
+    """See that not every user can write the configuration: it says where the money goes.
+
+    Raises:
+        PlaceError: see there.
+    """
+    if file.exists() and file.stat().st_mode & stat.S_IWOTH:
+        mode = stat.S_IMODE(file.stat().st_mode)
+        raise PlaceError(key="", reason=f"has mode {mode:04o}, every user can change it: `chmod o-w {file}`")
+
+
 def check_places(config: SignerConfig) -> None:
     """Look at all directories and names that the signer writes to, as far as they exist.
 

@@ -33,13 +33,13 @@ from signer.disk import Disk
 from signer.handlers import Handler
 from signer.isolation import IsolationError, isolate, keep_private
 from signer.keys import DEBUG_KEY, KeyRing, KeysFailed, KeySource, StaticKey
-from signer.keystore import refuse_new_token_keys, seed_sources
+from signer.keystore import note_token_keys, refuse_another_token, refuse_new_token_keys, seed_sources
 from signer.known import Limits
 from signer.ledger import LevelDbLedger
 from signer.ledgerbase import Entry, LedgerFailed
 from signer.logsink import LogSink, open_missing_descriptors
 from signer.passphrase import NoSecret
-from signer.places import PlaceError, check_places
+from signer.places import PlaceError, check_file, check_places
 from signer.remotetoken import RemoteToken
 from signer.seed import SeedError
 from signer.sessions import TokenError
@@ -127,6 +127,7 @@ def start(file: Path, passphrase_fd: int | None = None, passphrase_file: Path | 
         token = cleanup.enter_context(closing(RemoteToken(config))) if config.key.mode == "pkcs11" else None
         with _as_settings(file):
             protections = _isolate(config, token)
+            check_file(file)
             check_places(config)
             keys = load_keys(config, token, passphrase_fd, passphrase_file)
             asyncio.run(_serve(config, keys, protections, token))
@@ -177,7 +178,9 @@ def load_keys(
         sources = [StaticKey(DEBUG_KEY)]
     elif token is not None:
         refuse_new_token_keys(config, token)
+        refuse_another_token(config, token)
         sources = [*generations(token, config.pkcs11)]
+        note_token_keys(config, token)
     else:
         sources = seed_sources(config, passphrase_fd, passphrase_file)
     return KeyRing(sources, config.destination_script, config.previous_scripts)

@@ -195,3 +195,21 @@ def test_fault_74_no_keys_are_made_in_another_token(token: SoftHsm, tmp_path: Pa
     again.file.write_text(f'state_dir = "{tmp_path}"\n{token.signer_config}')
     with again:
         assert isinstance(ask(again.socket, KeyRequest(1, CLIENT_KEY, EXPIRY)), KeyReply)
+
+
+def test_fault_74_no_keys_are_made_in_a_token_with_other_keys(token: SoftHsm, tmp_path: Path) -> None:
+    """A token that holds keys, but not those of open channels, is refused, and no root is made in it."""
+    with SignerProcess(tmp_path, token.signer_config) as signer:
+        assert isinstance(ask(signer.socket, KeyRequest(1, CLIENT_KEY, EXPIRY)), KeyReply)
+    token.add_token("copy")
+    of_copy = token.signer_config.replace('token = "paychan"', 'token = "copy"')
+    (tmp_path / "other").mkdir(mode=0o700)
+    with SignerProcess(tmp_path / "other", of_copy + 'keys = "one"\n'):
+        pass  # it has keys now
+
+    again = SignerProcess(tmp_path, of_copy)
+    with pytest.raises(RuntimeError, match=r"pkcs11\.token: it holds another key 'reserve'"):
+        again.start()
+    again.file.write_text(f'state_dir = "{tmp_path}"\n{token.signer_config}')
+    with again:
+        assert isinstance(ask(again.socket, KeyRequest(1, CLIENT_KEY, EXPIRY)), KeyReply)

@@ -31,7 +31,7 @@ from signer.audit import BEGINNING, Decision, encode_lines
 from signer.handlers import Handler
 from signer.keys import KeyRing, hardened_keys
 from signer.known import Flow
-from signer.ledger import LevelDbLedger
+from signer.ledger import LevelDbLedger, _why_not_opened
 from signer.ledgerbase import Entry, LedgerFailed
 from signer.signed import VERSION, DamagedEntry, Entries, Output, Signed, decode_entry, encode_entry, entries_of
 from signer.vital import EXIT_BROKEN
@@ -481,3 +481,10 @@ def test_fault_32_a_torn_tail_of_the_ledger_does_not_stop_the_signer(tmp_path: P
         pass
 
     assert [kept.read_bytes() for kept in tmp_path.glob("signer.ledger.torn-*")] == [tail]
+
+
+def test_fault_80_a_lock_of_another_user_is_not_in_use(tmp_path: Path) -> None:
+    """A LOCK that can't be opened says so, and no other signer is to be stopped."""
+    error = plyvel.IOError(f"IO error: {tmp_path}/LOCK: Permission denied".encode())
+
+    assert "can't be opened" in _why_not_opened(tmp_path, error)

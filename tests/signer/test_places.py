@@ -130,3 +130,18 @@ def test_fault_80_the_start_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
     assert (refused.value.source, refused.value.key) == (str(file), "state_dir")
     assert list((tmp_path / "state").iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o646])
+def test_fault_80_a_configuration_that_every_user_can_write_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    """Else anybody on the machine could have it pay to an address of his, at its next start."""
+    file = configured(tmp_path)
+    file.chmod(mode)
+    monkeypatch.setattr("signer.service.isolate", lambda *_, **__: ())
+
+    with pytest.raises(SettingsError, match="every user can change it"):
+        start(file)
+
+    assert list((tmp_path / "state").iterdir()) == []
