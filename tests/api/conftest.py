@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from paychan.protocol.rest import Dialect
+from tests.api.wire import close_all
 from tests.lib.rbpcp import V1, V2, Payer
 from tests.lib.system import System
 
@@ -26,6 +27,13 @@ def http() -> Iterator[httpx.Client]:
     alone = httpx.Limits(max_keepalive_connections=0)
     with httpx.Client(timeout=30, trust_env=False, limits=alone) as client:
         yield client
+
+
+@pytest.fixture(autouse=True)
+def raw_connections_end_with_their_test() -> Iterator[None]:
+    """A socket that is left to the garbage collector is a warning in some other test."""
+    yield
+    close_all()
 
 
 @pytest.fixture

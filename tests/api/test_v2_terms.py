@@ -105,7 +105,7 @@ def test_fault_25_no_address_is_given_out_while_the_disk_is_nearly_full(tmp_path
         answers = [
             _info(system, payer.expiry, payer.public_key.hex()),
             httpx.get(v1, trust_env=False, verify=False),
-            V1(system.url, payer, httpx.Client(trust_env=False, verify=False)).open(payer.payment(100_000)),
+            V1(system.url, payer, http).open(payer.payment(100_000)),
         ]
     assert [refusal(answer) for answer in answers] == [(503, "storage_full")] * 3
     assert all("Retry-After" in answer.headers for answer in answers)

@@ -12,7 +12,18 @@ PATIENCE_SECONDS = 10.0
 
 def connect(url: str) -> socket.socket:
     where = urlsplit(url)
-    return socket.create_connection((where.hostname, where.port), timeout=PATIENCE_SECONDS)
+    connection = socket.create_connection((where.hostname, where.port), timeout=PATIENCE_SECONDS)
+    _opened.append(connection)
+    return connection
+
+
+_opened: list[socket.socket] = []
+
+
+def close_all() -> None:
+    """Close what a test left open; `conftest` calls it after each."""
+    while _opened:
+        _opened.pop().close()
 
 
 def exchange(url: str, *pieces: bytes) -> bytes:

@@ -146,8 +146,9 @@ def test_threat_1_a_funding_double_spent_after_opening_is_never_paid_with(market
         return found
 
     wait_for(lambda: customer.pay(OPENING_SAT + 1).status_code in (503, 410), "no payments")
-    node.mine(3)
-    customer.ends("unfunded")
+    wait_for(
+        lambda: node.mine() and customer.record["status"] == "unfunded", "unfunded"
+    )  # blocks since it was seen gone
     assert code(customer.pay(OPENING_SAT + 1)) == (410, "never_funded")
     assert code(customer.close(OPENING_SAT)) == (410, "never_funded")
     wait_for(lambda: in_danger() == {}, "no payments to be frozen any more")
