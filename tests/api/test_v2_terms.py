@@ -97,7 +97,7 @@ def _varint(raw: bytes) -> tuple[int, bytes]:
     return sum((byte & 0x7F) << (7 * index) for index, byte in enumerate(raw[:size])), raw[size:]
 
 
-def test_fault_25_no_address_is_given_out_while_the_disk_is_nearly_full(tmp_path: Path) -> None:
+def test_fault_25_no_address_is_given_out_while_the_disk_is_nearly_full(tmp_path: Path, http: httpx.Client) -> None:
     """Terms of both versions and openings: 503, with the time to come back; what is open could still pay and settle."""
     payer = Payer()
     with System(tmp_path, sections={"store": "reserve_mb = 1000000000"}) as system:
