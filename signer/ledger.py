@@ -290,7 +290,12 @@ class LevelDbLedger:
         self._audit.check()
         if not os.access(self._path / "CURRENT", os.R_OK) or not os.access(self._path, os.W_OK | os.X_OK):
             raise OSError(f"{self._path} is gone, or can't be written any more")  # noqa: TRY003, EM102
-        sizes = _sizes_of_logs(self._path)
+        try:
+            sizes = _sizes_of_logs(self._path)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                return  # nothing is known to be wrong, and the next write looks again
+            raise
         if not sizes or any(sizes[name] < size for name, size in self._log_sizes.items() if name in sizes):
             raise OSError(f"{self._path} has lost what was written to its log")  # noqa: TRY003, EM102
         self._log_sizes = sizes
