@@ -26,7 +26,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,7 +43,7 @@ from signer.known import Flow
 from signer.ledgerbase import Entry, LedgerFailed
 from signer.privatefile import sync_directory
 from signer.signed import DamagedEntry, Entries, Output, Signed, decode_entry, encode_entry
-from signer.tornlog import cut_torn_tail
+from signer.tornlog import cut_torn_tail, sizes_of_logs
 
 _OPTIONS = {
     # A damaged log is an error when the ledger is opened; by default LevelDB drops what follows the damage.
@@ -291,7 +290,7 @@ class LevelDbLedger:
         if not os.access(self._path / "CURRENT", os.R_OK) or not os.access(self._path, os.W_OK | os.X_OK):
             raise OSError(f"{self._path} is gone, or can't be written any more")  # noqa: TRY003, EM102
         try:
-            sizes = _sizes_of_logs(self._path)
+            sizes = sizes_of_logs(self._path)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 return  # nothing is known to be wrong, and the next write looks again
@@ -379,17 +378,6 @@ def _open(path: Path) -> plyvel.DB:
     except (OSError, plyvel.Error) as error:
         raise LedgerFailed(_why_not_opened(path, error)) from error
     return database
-
-
-def _sizes_of_logs(path: Path) -> dict[str, int]:
-    """Sizes of the logs that LevelDB would read when it is opened; there is always one. Raises OSError."""
-    sizes = {}
-    with os.scandir(path) as files:
-        for file in files:
-            if file.name.endswith(".log"):
-                with suppress(FileNotFoundError):  # LevelDB removes one by and by, after it has begun another
-                    sizes[file.name] = file.stat().st_size
-    return sizes
 
 
 def _why_not_opened(path: Path, error: Exception) -> str:

@@ -1,8 +1,9 @@
-"""The ledger's log after a power cut: bytes of a write that was never finished are cut off, and kept beside the ledger."""
+"""The files of the ledger's log: what a power cut leaves behind the last whole write is cut off, and their sizes are known."""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from paychan.protocol.leveldblog import torn_tail
@@ -23,3 +24,14 @@ def cut_torn_tail(path: Path) -> bool:
         log.truncate(offset)
         os.fsync(log.fileno())
     return True
+
+
+def sizes_of_logs(path: Path) -> dict[str, int]:
+    """Sizes of the logs that LevelDB would read when it is opened; there is always one. Raises OSError."""
+    sizes = {}
+    with os.scandir(path) as files:
+        for file in files:
+            if file.name.endswith(".log"):
+                with suppress(FileNotFoundError):  # LevelDB removes one by and by, after it has begun another
+                    sizes[file.name] = file.stat().st_size
+    return sizes
