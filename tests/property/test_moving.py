@@ -128,7 +128,8 @@ class Scene:
         self.server.signer.heal("sign_settlement")
         await self.server.watcher.look()
         self.chain.confirm()
-        await self.server.watcher.look()
+        for _ in range(2):  # the channel at the new output takes payments when chain and signer were asked about it
+            await self.server.watcher.look()
 
     async def do(self, step: Sequence[object]) -> None:
         match step[0]:
