@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 from typing import Any, Protocol
 
@@ -186,10 +187,10 @@ class WebSocket(asyncio.Protocol):
         return True
 
     def _read_last(self) -> None:
-        """Read what came before the connection ended: payments in it are paid, though nobody takes their answers."""
+        """Read what came before the connection ended, a turn's frames of it: the payments count, their answers are lost."""
         try:
             if not self._closing:
-                self._read(monotonic())
+                self._read(inf)
         except Violation:
             pass  # there is nobody to tell
         except Exception:
