@@ -311,7 +311,7 @@ def test_fault_19_a_channel_that_was_never_opened_and_one_that_ended_keep_their_
 ) -> None:
     """What comes too late to an address that was ever given out is found and refunded, as often as it happens."""
     short, ended = new(), new()
-    node.fund(short.address, 1_000)
+    node.fund(short.address, 2_000)
     node.fund(ended.address, FUNDING_SAT)
     node.pass_median_time(max(short.record.expiry, ended.record.expiry))
     say("watch", "--once", *own_node)
