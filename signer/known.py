@@ -111,9 +111,13 @@ class Known(Struct, frozen=True):
     """Outputs of what was signed earlier that are channels now: something was signed or shown for them."""
 
     def is_young(self, outpoint: OutPoint) -> bool:
-        """Whether its funding was shown only lately. In debug mode, where no funding is shown, none is."""
-        shown = self.outputs.get(outpoint)
-        return shown is not None and 0 <= self.now - shown.shown_at < self.limits.aged_seconds
+        """Whether its funding was shown only lately. In debug mode, where no funding is shown, none is.
+
+        A clock that is set back by up to an hour ages none; what was shown by one that was ahead for longer is aged, else it
+        would be young until that time has come and `aged_seconds` more.
+        """
+        shown, aged_seconds = self.outputs.get(outpoint), self.limits.aged_seconds
+        return bool(aged_seconds) and shown is not None and -HOUR_SECONDS <= self.now - shown.shown_at < aged_seconds
 
     @property
     def attended(self) -> bool:

@@ -234,6 +234,31 @@ def test_fault_73_a_funding_that_is_shown_again_gets_no_younger() -> None:
     assert tag(handler(request)) == ""
 
 
+@pytest.mark.parametrize(
+    ("aged_seconds", "set_back_seconds", "said"),
+    [
+        (HOUR, 1, "policy-rate"),
+        (HOUR, HOUR, "policy-rate"),
+        (HOUR, HOUR + 1, ""),
+        (HOUR, 1_000_000, ""),
+        (0, 1, ""),
+    ],
+)
+def test_fault_73_a_clock_that_is_set_back_makes_no_funding_aged_or_young_for_ever(
+    aged_seconds: int, set_back_seconds: int, said: str
+) -> None:
+    """Set back by up to an hour it ages nothing; what was shown by a clock further ahead is aged when the clock is right."""
+    now = [float(EXPIRY - 1_000_000)]
+    request = settle(paid(0))  # it is worth all of the limit; young channels share half of that
+    limits = Limits(value_per_hour_sat=1_000_000, aged_seconds=aged_seconds)
+    handler = make_handler(KEYS, request, limits=limits, clock=lambda: now[0])
+    now[0] -= set_back_seconds
+
+    assert tag(handler(request)) == said
+    now[0] += set_back_seconds + aged_seconds
+    assert tag(handler(request)) == ""
+
+
 def test_fault_73_fundings_of_an_older_release_are_aged() -> None:
     """Its ledger does not say when they were shown: long ago, as far as limits are concerned."""
 
