@@ -10,36 +10,53 @@ from actors.alarm import Alarm, Kind, about
 from paychan.api.service import Service
 from paychan.logs import lost_lines
 from paychan.protocol.channel import State
-from paychan.protocol.errors import StorageFull
+from paychan.protocol.errors import ChainUnavailable, StorageFull
 from paychan.signing.base import SignerAbsent, SignerRefused
 
 
-async def health(service: Service) -> tuple[int, dict[str, Any]]:
-    """Return status and content; 503 while payments are not accepted, or settlements not signed."""
+async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str, Any]]:
+    """Return status and content; 503 while payments are not accepted, or settlements not signed.
+
+    Reasons name sockets, URLs, limits and channels: only the operator reads them, and finds them in the log. Others, such as
+    a monitor without the token, read codes, kinds of alarms and times.
+    """
     try:
         answer = await service.world.signer.health()
-        signer, problem = answer.key_mode, answer.problem
+        signer, absent, problem = answer.key_mode, "", answer.problem
     except (SignerAbsent, SignerRefused) as error:
-        signer = problem = f"absent: {error}"
-    seen = service.world.chain_view
-    refusal = service.world.commits.overload()
-    frozen = [seen.problem] if seen.problem else []
-    frozen += [str(refusal)] if isinstance(refusal, StorageFull) else []
-    unsigned = await _unsigned(service)
+        signer, absent = "absent", f": {error}"
+        problem = signer + absent
+    seen, frozen, unsigned = service.world.chain_view, _frozen(service), await _unsigned(service)
+    alarms = (*service.watcher.alarms, *unsigned, *_own_alarms(service, problem))
+    tasks: list[dict[str, Any]] = msgspec.to_builtins(service.supervisor.tasks)
     content = {
         "network": service.config.network_name,
         "signer": signer,
-        "frozen": frozen,
+        "frozen": list(frozen),
         "chain": msgspec.to_builtins(seen.tip) if seen.tip else {},
         "all_channels_seen": seen.is_whole,
-        "channels_in_danger": {str(outpoint): reason for outpoint, reason in seen.in_danger.items()},
         "watcher_last_look": service.watcher.last_look,
-        "alarms": [alarm.shown for alarm in (*service.watcher.alarms, *unsigned, *_own_alarms(service, problem))],
-        "tasks": msgspec.to_builtins(service.supervisor.tasks),
-        "log_lines_lost": lost_lines()[0],
-        "awake": service.registry.awake,
+        "alarms": [{"kind": alarm.kind.value} for alarm in alarms],
+        "tasks": [{key: value for key, value in task.items() if key != "problem"} for task in tasks],
     }
+    if to_operator:
+        content |= {
+            "signer": signer + absent,
+            "frozen": list(frozen.values()),
+            "channels_in_danger": {str(outpoint): reason for outpoint, reason in seen.in_danger.items()},
+            "alarms": [alarm.shown for alarm in alarms],
+            "tasks": tasks,
+            "log_lines_lost": lost_lines()[0],
+            "awake": service.registry.awake,
+        }
     return 503 if frozen or unsigned else 200, content
+
+
+def _frozen(service: Service) -> dict[str, str]:
+    """Say why payments are not accepted: the code that clients get, and the reason."""
+    reasons = {ChainUnavailable.code: service.world.chain_view.problem} if service.world.chain_view.problem else {}
+    refusal = service.world.commits.overload()
+    return reasons | ({refusal.code: str(refusal)} if isinstance(refusal, StorageFull) else {})
 
 
 async def _unsigned(service: Service) -> list[Alarm]:

@@ -1,7 +1,8 @@
 """The operator's interface, on a listener of its own (PROTOCOL §13.2).
 
 Everything but `/health` needs the token that the server writes to its state directory at start: other users of this
-machine may reach the listener, and channels are not theirs to read. `/health` is open for monitors.
+machine may reach the listener, and channels are not theirs to read. `/health` is open for monitors, which read codes; reasons
+need the token, too.
 
 Web pages get nothing, not even by a name of their own that leads here (DNS rebinding): a request must name a host that
 this listener is reached by, and must not come from another site's page. No answer is stored by a cache.
@@ -111,7 +112,6 @@ class ManagementHandler(Handler):
         super().initialize(service)
         self._token = token
 
-    to_operator = True
     needs_token = True
 
     def set_default_headers(self) -> None:
@@ -123,8 +123,9 @@ class ManagementHandler(Handler):
     def prepare(self) -> None:
         super().prepare()
         self._check_origin()
-        if self.needs_token:
-            self._check_token()
+        self.to_operator = self._has_token()
+        if self.needs_token and not self.to_operator:
+            raise Unauthorized
 
     def _check_origin(self) -> None:
         """Refuse what a web page may have sent, and what came over a connection that is gone meanwhile."""
@@ -148,10 +149,9 @@ class ManagementHandler(Handler):
         shown = {f"[{name}]" if ":" in name else name for name in names}
         return {f"{name}:{port}" for name in shown} | (shown if port == _HTTP_PORT else set())
 
-    def _check_token(self) -> None:
+    def _has_token(self) -> bool:
         given = self.request.headers.get("Authorization", "")
-        if not hmac.compare_digest(given.encode("latin1", "replace"), f"Bearer {self._token}".encode()):
-            raise Unauthorized
+        return hmac.compare_digest(given.encode("latin1", "replace"), f"Bearer {self._token}".encode())
 
     def info(self, channel: Channel) -> ChannelInfo:
         return channel_info(channel, self.service.config.bitcoin_network)
@@ -166,12 +166,15 @@ class NotFoundHandler(ManagementHandler):
 
 
 class HealthHandler(ManagementHandler):
-    """`GET /health`: who serves, and whether signer and watcher are well; 503 when payments are not accepted."""
+    """`GET /health`: who serves, and whether signer and watcher are well; 503 when payments are not accepted.
+
+    Without the token it holds no reasons, see `health.health`.
+    """
 
     needs_token = False
 
     async def get(self) -> None:
-        status, content = await health(self.service)
+        status, content = await health(self.service, to_operator=self.to_operator)
         self.answer(status, None, content)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -87,7 +88,7 @@ def up(directory: Path) -> int:
         running = _wait_until_serving(config, children, stop)
         if running is not None:
             _show(config, running, directory)
-            _watch(running, children, stop)
+            _watch(config, running, children, stop)
     except (ChildProcessError, httpx.HTTPError) as error:
         err.print(f"[red]paychan:[/red] {error}", soft_wrap=True)
         return 1
@@ -142,14 +143,16 @@ def _wait_until_serving(
     return None
 
 
-def _watch(running: Running, children: dict[str, subprocess.Popen[bytes]], stop: _StopSignals) -> None:
+def _watch(
+    config: ServerConfig, running: Running, children: dict[str, subprocess.Popen[bytes]], stop: _StopSignals
+) -> None:
     """Until we are told to stop: say what the server is missing, and when it is there."""
     told: list[str] = []
     next_look = 0.0
     while not stop.came:
         _check_alive(children)
         if time.monotonic() >= next_look:
-            missing = _missing(running)
+            missing = _missing(config, running)
             for text in missing if missing != told else ():
                 err.print(f"[yellow]missing[/yellow]  {escape(text)}", soft_wrap=True)
             if told and not missing:
@@ -158,10 +161,14 @@ def _watch(running: Running, children: dict[str, subprocess.Popen[bytes]], stop:
         time.sleep(0.1)
 
 
-def _missing(running: Running) -> list[str]:
-    """What keeps the server from serving all, in words."""
+def _missing(config: ServerConfig, running: Running) -> list[str]:
+    """What keeps the server from serving all, in words; in codes, where there is no token: on a full disk."""
+    token = ""
+    with contextlib.suppress(OSError):
+        token = config.management_token.read_text()
+    headers = {"Authorization": f"Bearer {token}"}
     try:
-        health = httpx.get(f"{running.management_url}/health", timeout=5, trust_env=False).json()
+        health = httpx.get(f"{running.management_url}/health", headers=headers, timeout=5, trust_env=False).json()
     except (httpx.HTTPError, ValueError) as error:
         return [f"an answer of the server: {error}"]
     signer = str(health["signer"])

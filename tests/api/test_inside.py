@@ -14,6 +14,8 @@ from paychan.api.answers import refusal
 from paychan.protocol.errors import Failed, PaychanError, TooMuchUnconfirmed, Unavailable
 from tests.api.test_wire import CLEAR, CORPUS
 from tests.api.wire import connect
+from tests.lib.customer import OPENING_SAT, Customer, wait_for
+from tests.lib.node import Node
 from tests.lib.rbpcp import V1, Payer
 from tests.lib.system import System
 
@@ -73,6 +75,31 @@ def test_fault_77_a_signer_that_is_away_is_not_described(tmp_path: Path) -> None
         for number in numbers:
             assert log.count(f"incident={number}") == 1
         assert str(system.state) in "".join(line for line in log.splitlines() if "event=refused" in line)
+
+
+def test_fault_77_health_has_reasons_for_the_operator_alone(tmp_path: Path) -> None:
+    """Without signer and node a monitor without the token reads codes: no path, URL, limit or channel, whatever it sends."""
+    sections = {"watcher": "unsigned_minutes = 0"}
+    with Node(tmp_path / "node") as node, System(tmp_path / "system", sections=sections, node=node) as system:
+        customer = Customer(system, node)
+        customer.opened()
+        assert system.signer is not None
+        system.signer.stop(signal.SIGKILL)
+        assert customer.close(OPENING_SAT).status_code == 503
+        node.stop()
+        told = lambda: {each["kind"] for each in system.manage("GET", "/health").json()["alarms"]}  # noqa: E731
+        wait_for(lambda: told() >= {"chain", "signer", "unsigned"}, "all that is missing")
+        operators = system.manage("GET", "/health")
+        assert str(system.state) in operators.json()["signer"]
+        assert str(customer.outpoint) in operators.text
+        for headers in ({}, {"Authorization": f"Bearer {system.token[:-1]}"}, {"Authorization": system.token}):
+            answer = httpx.get(f"{system.management_url}/health", headers=headers, timeout=30, trust_env=False)
+            health = answer.json()
+
+            assert (answer.status_code, health["signer"], health["frozen"]) == (503, "absent", ["chain_unavailable"])
+            assert {"kind": "unsigned"} in health["alarms"]
+            for inside in (str(tmp_path), str(customer.outpoint), "127.0.0.1", "Errno", "minutes", "can't"):
+                assert inside not in answer.text
 
 
 def test_fault_77_bugs_show_nothing(tmp_path: Path) -> None:
