@@ -48,7 +48,7 @@ from paychan.protocol.forgery import forged
 from paychan.protocol.machine import apply
 from paychan.protocol.opening import successor
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
-from paychan.protocol.several import Commands, ends_badly, judge, newest_of
+from paychan.protocol.several import Commands, judge, newest_of
 from paychan.protocol.types import OutPoint
 from paychan.store.base import Change
 
@@ -70,7 +70,7 @@ class PaySeveral(Struct):
     """Payments that came together; the answer has an outcome for each that was judged, in their order.
 
     With `in_parts` the actor judges no more of them than one turn of the loop has time for, and none behind a bad signature:
-    who gave them makes that wait before it gives the rest. It sees in `judged` and `is_bad` how far the actor came, as soon
+    who gave them makes that wait before it gives the rest. It sees in `judged` and `outcomes` how far the actor came, as soon
     as the message has been given.
     """
 
@@ -78,8 +78,8 @@ class PaySeveral(Struct):
     in_parts: bool = False
     judged: int = 0
     """How many were judged, from the first on."""
-    is_bad: bool = False
-    """Whether the last of them has a bad signature."""
+    outcomes: Sequence[Outcome] = ()
+    """What came of these, before it is on disk: nothing to answer with."""
     waits: bool = False
     """Whether only the answer tells that: an application is asked about each."""
 
@@ -190,7 +190,7 @@ class ChannelActor(LoopActor):
             return [Rejected(TryAgain())] * len(commands)
         view, coalesce = self._world.view(self._channel.outpoint), self._world.coalesce
         outcomes = judge(self._channel, commands, view, self._verifier, coalesce=coalesce, in_part=message.in_parts)
-        message.judged, message.is_bad = len(outcomes), message.in_parts and ends_badly(outcomes)
+        message.judged, message.outcomes = len(outcomes), outcomes
         newest = newest_of(outcomes)
         if newest is None:
             return outcomes

@@ -16,7 +16,9 @@ from time import monotonic
 from typing import Protocol
 
 from paychan.api.manners import Manners
+from paychan.api.turns import Allowance
 from paychan.protocol.errors import PaychanError, StreamReplaced, TooManyBadSignatures, TooManyStreams, UnknownChannel
+from paychan.protocol.stream import MAX_FRAME_PAYMENTS
 from paychan.protocol.types import OutPoint
 
 WAITING_ROOM = 32
@@ -29,10 +31,16 @@ IDLE_SECONDS = 60.0
 """A stream that paid nothing for this time leaves a full house to others; its client opens another when it pays."""
 
 _MANNERS_KEPT = 4096
-"""Channels whose bad signatures are remembered; of more the one whose last was longest ago is forgotten."""
+"""Channels whose bad signatures, or payments of nothing, are remembered; of more the one whose last was longest ago is
+forgotten."""
 
 _MANNERS_SECONDS = 60.0
 """Bad signatures are forgotten when none came for this time."""
+
+EMPTY_PAYMENTS, _EMPTY_A_SECOND = 2 * MAX_FRAME_PAYMENTS, 100
+"""Payments of a channel that bring nothing. A client whose stream was lost may send all again that was not answered."""
+
+_MOST_WAIT_SECONDS = 1.0
 
 
 class Placed(Protocol):
@@ -77,6 +85,8 @@ class Places:
         self._placed: dict[Placed, OutPoint] = {}
         self._channels: dict[OutPoint, list[Placed]] = {}
         self._manners: dict[OutPoint, tuple[Manners, float]] = {}
+        self._allowances: dict[OutPoint, Allowance] = {}
+        """For payments that bring nothing, of channels that had some."""
         self._stops = False
 
     def __len__(self) -> int:
@@ -155,6 +165,27 @@ class Places:
         if manners is None or monotonic() - last > _MANNERS_SECONDS:
             return None
         return manners.problem()
+
+    # --- payments that bring nothing --------------------------------------------------------------------------------
+
+    def count(self, outpoint: OutPoint, empty: int, full: int) -> float:
+        """Count payments that brought nothing, and others; return for how many seconds this channel's streams have to wait.
+
+        Each costs the server as much as one that pays. There are so many for nothing, then so many a second, and one more
+        for each payment that brought something.
+        """
+        allowance = self._allowances.get(outpoint)
+        if allowance is None:
+            if not empty:
+                return 0.0
+            allowance = Allowance(EMPTY_PAYMENTS, _EMPTY_A_SECOND, monotonic())
+        else:
+            del self._allowances[outpoint]
+        if len(self._allowances) >= _MANNERS_KEPT:
+            del self._allowances[next(iter(self._allowances))]
+        self._allowances[outpoint] = allowance
+        allowance.earn(full)
+        return allowance.wait_seconds(empty, _MOST_WAIT_SECONDS, monotonic())
 
 
 def _idlest(streams: Collection[Placed]) -> Placed:

@@ -32,7 +32,7 @@ from paychan.api.v2 import find_channel
 from paychan.api.websocket import BINARY, NORMAL, TEXT
 from paychan.protocol.channel import Channel, Outcome, Rejected
 from paychan.protocol.errors import InternalError, PaychanError, UnknownChannel
-from paychan.protocol.several import ends_badly, rest_of
+from paychan.protocol.several import empty_of, ends_badly, rest_of
 from paychan.protocol.stream import MAX_FRAME_PAYMENTS
 from paychan.protocol.types import OutPoint
 
@@ -240,11 +240,11 @@ class StreamSession:
         lot.parts.append(None)
         self._service.registry.give(actor, message, partial(self._take, lot, number))
         lot.given += message.judged
-        outcomes = lot.parts[number]
+        outcomes = message.outcomes or lot.parts[number]
         if message.waits and outcomes is None:
             lot.waits, lot.awaited = True, number
         else:
-            self._given(lot, is_bad=message.is_bad or ends_badly(outcomes or ()))
+            self._given(lot, outcomes or ())
 
     async def _wake(self, lot: _Lot) -> None:
         """Wake the channel, then give it the lot, also if the client has left meanwhile: it has paid."""
@@ -253,13 +253,21 @@ class StreamSession:
         lot.waits = False
         self._give(lot)
 
-    def _given(self, lot: _Lot, *, is_bad: bool) -> None:
-        """Go on behind a part of a lot. A bad signature makes all that comes behind it wait, and too many end the stream."""
-        if is_bad and self.is_over:
+    def _given(self, lot: _Lot, outcomes: Sequence[Outcome]) -> None:
+        """Go on behind a part of a lot.
+
+        A bad signature makes all that comes behind it wait, and too many end the stream; so do many payments that brought
+        nothing, which end none.
+        """
+        places, is_bad, empty = self._service.streams, ends_badly(outcomes), empty_of(outcomes)
+        if is_bad:
+            seconds = places.bad_signature(self._outpoint)
+        else:
+            seconds = places.count(self._outpoint, empty, len(outcomes) - empty)
+        if seconds and self.is_over:
             self._gathered, lot.waits = [], True  # what comes behind it is not looked at
-        elif is_bad:
-            places = self._service.streams
-            seconds, problem = places.bad_signature(self._outpoint), places.problem(self._outpoint)
+        elif seconds:
+            problem = places.problem(self._outpoint) if is_bad else None
             if problem is not None:
                 lot.refuse_rest(problem)
                 lot.problem, self._ending = problem, True
@@ -298,7 +306,7 @@ class StreamSession:
             return
         if number == lot.awaited:
             lot.waits, lot.awaited = False, -1
-            self._given(lot, is_bad=ends_badly(outcomes))
+            self._given(lot, outcomes)
         self._answer_lots()
 
     # --- answers ----------------------------------------------------------------------------------------------------

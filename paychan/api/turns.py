@@ -97,6 +97,12 @@ class Allowance:
         self._since = now
         return self._left >= 0
 
+    def wait_seconds(self, count: float, most_seconds: float, now: float) -> float:
+        """Count frames; return after how many seconds there are not too many any more. What is above the most is forgiven."""
+        self.spend(count, now)
+        self._left = max(self._left, -most_seconds * self._per_second)
+        return max(0.0, -self._left / self._per_second)
+
     def earn(self, count: float) -> None:
         """Allow more, up to the burst, because the client has paid."""
         self._left = min(self._burst, self._left + count)

@@ -104,6 +104,13 @@ def ends_badly(outcomes: Sequence[Outcome]) -> bool:
     return not isinstance(outcomes, Booked) and bool(outcomes) and _is_bad(outcomes[-1])
 
 
+def empty_of(outcomes: Sequence[Outcome]) -> int:
+    """How many of these payments brought nothing: refused, repeated, or of no value."""
+    if isinstance(outcomes, Booked):
+        return 0  # each left less than the one before
+    return sum(isinstance(each, Rejected) or not each.value_sat for each in outcomes)
+
+
 def rest_of(commands: Commands, judged: int) -> Commands:
     """The payments behind those that were judged."""
     return commands.behind(judged) if isinstance(commands, CompactPayments) else commands[judged:]

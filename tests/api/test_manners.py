@@ -15,7 +15,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from paychan.protocol.rest import Dialect
-from paychan.protocol.stream import MAX_FRAME_PAYMENTS, Taken, write_payments
+from paychan.protocol.stream import MAX_FRAME_PAYMENTS, Said, Taken, write_payments
 from tests.api.streams import answers, closed, code, open_stream, pay_frame, stream_url
 from tests.api.wire import connect as dial
 from tests.lib.rbpcp import V1, V2, Payer, refusal
@@ -108,6 +108,28 @@ def test_fault_69_bad_signatures_over_a_stream_cost_what_they_cost_by_put(strict
     assert codes[:LIMIT] == [(400, "bad_signature")] * LIMIT
     assert set(codes[LIMIT:]) == {(429, "too_many_bad_signatures")}
     assert time.monotonic() - began >= 0.07  # 10, 20 and 40 ms
+
+
+@pytest.mark.parametrize("paid_sat", [99_999, 100_000], ids=["stale", "repeated"])
+def test_fault_69_payments_of_nothing_over_a_stream_cost_a_wait(
+    strict: System, http: httpx.Client, paid_sat: int
+) -> None:
+    """256 are free, as many as a lost stream leaves without an answer; of more 100 are judged in a second, and none ends it."""
+    v2 = V2(strict.url, Payer(), http)
+    assert v2.open(v2.payer.payment(100_000)).status_code == 201
+    frame = write_payments([v2.payer.payment(paid_sat)] * MAX_FRAME_PAYMENTS)
+
+    with open_stream(v2) as stream:
+        began = time.monotonic()
+        for _ in range(4):
+            stream.send(frame)
+        stream.send(write_payments([v2.payer.payment(100_001)]))
+        *nothing, paid = answers(stream, 4 * MAX_FRAME_PAYMENTS + 1)
+
+    assert time.monotonic() - began >= 2.0  # 256 at 100 a second, but for the moments of judging
+    assert len({code(each) if isinstance(each, Said) else each.value_sat for each in nothing}) == 1
+    assert isinstance(paid, Taken)
+    assert paid.value_sat == 1
 
 
 def test_fault_69_a_new_stream_does_not_begin_anew(strict: System, http: httpx.Client) -> None:

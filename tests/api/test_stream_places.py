@@ -7,7 +7,7 @@ from time import monotonic
 import pytest
 
 from paychan.api import streamplaces
-from paychan.api.streamplaces import IDLE_SECONDS, WAITING_ROOM, Places
+from paychan.api.streamplaces import EMPTY_PAYMENTS, IDLE_SECONDS, WAITING_ROOM, Places
 from paychan.protocol.errors import PaychanError, StreamReplaced, TooManyStreams, UnknownChannel
 from paychan.protocol.types import OutPoint
 
@@ -93,3 +93,26 @@ def test_fault_69_bad_signatures_are_remembered_for_a_while(monkeypatch: pytest.
     for number in range(5000):
         places.bad_signature(OutPoint(number.to_bytes(32), 1))
     assert len(places._manners) <= 4096
+
+
+def test_fault_69_payments_of_nothing_have_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that may have been without an answer is sent again for nothing; beyond that each costs 10 ms, 1 s at most at once."""
+    now = 1000.0
+    monkeypatch.setattr(streamplaces, "monotonic", lambda: now)
+    places = Places(1, 8, 3)
+    assert places.count(CHANNELS[0], 0, 128) == 0
+    assert not places._allowances
+    assert [places.count(CHANNELS[0], 128, 0) for _ in range(EMPTY_PAYMENTS // 128)] == [0, 0]
+    assert places.count(CHANNELS[0], 1, 0) == pytest.approx(0.01)
+    assert places.count(CHANNELS[1], 1, 0) == 0
+    assert places.count(CHANNELS[0], 10, 0) == pytest.approx(0.11)
+    assert places.count(CHANNELS[0], 5000, 0) == 1
+
+    now += 1
+    assert places.count(CHANNELS[0], 0, 32) == 0
+    assert places.count(CHANNELS[0], 33, 0) == pytest.approx(0.01)
+    now += 3
+    assert places.count(CHANNELS[0], EMPTY_PAYMENTS, 0) == 0
+    for number in range(5000):
+        places.count(OutPoint(number.to_bytes(32), 1), 1, 0)
+    assert len(places._allowances) <= 4096
