@@ -206,12 +206,17 @@ class Desk:
                 if not in_place or least > paid.fee_sat + size * self._world.chain_view.fees.increment_sat_per_vb:
                     self._pin(members[0], f"replacing it takes {least} sat, the budget is {most} sat")
                 return None  # else nothing depends on it, and it pays its budget
-        self.pinned.pop(members[0].outpoint, None)
         better = None
-        if max(wanted, least) > paid.fee_sat or not whole:
-            better = await self._sign(members, least)
-        elif rate * size > most:  # our own output is used up
-            better = await lean_on_reserve(members, rate, self._world, least)
+        try:
+            if max(wanted, least) > paid.fee_sat or not whole:
+                dearer = least if dead or not whole else Sat(max(least, paid.fee_sat + 1))
+                better = await self._sign(members, dearer)
+            elif rate * size > most:  # our own output is used up
+                better = await lean_on_reserve(members, rate, self._world, least)
+        except SigningFailed as error:
+            self._pin(members[0], f"the signer does not let it be replaced: {error}")
+            raise
+        self.pinned.pop(members[0].outpoint, None)
         return better if better is not None and (dead or better.is_dearer_than(paid)) else None
 
     async def _is_whole(self, paid: Settlement) -> bool:

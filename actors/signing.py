@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
+import structlog
+
 from actors.world import World
 from paychan.chain.base import ChainFailed
 from paychan.protocol.channel import Accepted, Adopt, Channel, Rules
 from paychan.protocol.errors import NotEconomical, SignerUnavailable, SigningFailed
 from paychan.protocol.fees import Shortfall, is_starved, most_sat, plan_closing, plan_reserve_fee, pressed, wanted_rate
 from paychan.protocol.machine import apply
-from paychan.protocol.settlement import Claim, Coin, Reserve, Settlement, settlement_size
+from paychan.protocol.settlement import Claim, Coin, Reserve, Settlement, received_sat, settlement_size
 from paychan.protocol.signerwire import Newest
 from paychan.protocol.types import Sat
-from paychan.signing.base import OUTDATED, SignerAbsent, SignerRefused, news, sign_for_no_less
+from paychan.signing.base import OUTDATED, TOO_DEAR, SignerAbsent, SignerRefused, news, sign_for_no_less
+
+log = structlog.get_logger("signing")
 
 
 class Newer(Exception):
@@ -68,6 +72,9 @@ async def destination_of(channel: Channel, world: World) -> bytes:
 async def sign(members: Sequence[Channel], world: World, least_sat: Sat = Sat(0)) -> Settlement:
     """Have one settlement of these channels signed, at their rate, but for no less than `least_sat`.
 
+    Where the signer allows less than the rate comes to, that is paid: past the deadline the server gives more than the share
+    (`fees.pressed`), the signer only from six hours before the expiry, and by its own clock and limits.
+
     Raises:
         SignerUnavailable, SigningFailed: the signer is away, or says no.
         NotEconomical: they brought less than any settlement costs.
@@ -85,7 +92,7 @@ async def sign(members: Sequence[Channel], world: World, least_sat: Sat = Sat(0)
             if leaning is not None:
                 return leaning
         try:
-            return await _sign(claims, script, fee, rules, world)
+            return await _sign(claims, script, fee, rules, world, least_sat)
         except SignerRefused as error:
             if error.tag != OUTDATED or len(claims) > 1:
                 raise
@@ -107,15 +114,33 @@ async def lean_on_reserve(
             reserve = Reserve(key, (Coin(coin.outpoint, coin.value_sat),))
             fee, script = plan_reserve_fee(claims, reserve, rate_sat_per_vb, rules), reserve.funding_script
             if fee is not None and fee >= least_sat:
-                return await _sign(claims, script, fee, rules, world, reserve)
+                return await _sign(claims, script, fee, rules, world, least_sat, reserve)
     return None
 
 
 async def _sign(
-    claims: Sequence[Claim], script: bytes, fee: Sat, rules: Rules, world: World, reserve: Reserve | None = None
+    claims: Sequence[Claim],
+    script: bytes,
+    fee: Sat,
+    rules: Rules,
+    world: World,
+    least_sat: Sat,
+    reserve: Reserve | None = None,
 ) -> Settlement:
+    """Sign for this fee, or for the most that the signer allows, if it is `least_sat` and leaves more than dust."""
     most = most_sat(claims, settlement_size(claims, script), rules, script)
-    return await sign_for_no_less(world.signer, claims, script, fee, most, reserve, world.chain.transaction)
+
+    async def signed(fee_sat: Sat) -> Settlement:
+        return await sign_for_no_less(world.signer, claims, script, fee_sat, most, reserve, world.chain.transaction)
+
+    try:
+        return await signed(fee)
+    except SignerRefused as error:
+        allowed, left = error.need_sat, received_sat(claims) - error.need_sat
+        if error.tag != TOO_DEAR or not max(least_sat, 1) <= allowed < fee or (left < rules.dust_sat and not reserve):
+            raise
+        log.warning("the signer allows a lower fee", channel=str(claims[0].outpoint), fee_sat=fee, allowed_sat=allowed)
+        return await signed(allowed)
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ LAST_RESORT_SECONDS = 6 * HOUR_SECONDS
 
 
 class Objection(NamedTuple):
-    """Why not; and the least fee that would do, where the fee is the reason."""
+    """Why not; and a fee that would do, where the fee is the reason: the least, or for policy-fee the most."""
 
     reason: str
     need_sat: Sat = Sat(0)
@@ -100,7 +100,7 @@ def fee(request: SettlementRequest, known: Known) -> Objection | None:
                 return Objection(f"{outpoint} is said to hold {value_sat} sat, and holds {holds_sat} sat")
     most_sat = fee_cap_sat(request, known.limits, known.now)
     if request.fee_sat > most_sat:
-        return Objection(f"fee of {request.fee_sat} sat, want up to {most_sat} sat")
+        return Objection(f"fee of {request.fee_sat} sat, want up to {most_sat} sat", most_sat)
     return None
 
 

@@ -267,7 +267,8 @@ class OtherKeysReply(Struct, frozen=True, array_like=True, forbid_unknown_fields
 class Refusal(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=100):
     """The signer says no: a stable tag (`policy-…`, or `protocol-…` for requests it can't read) and the reason.
 
-    `need_sat` is the least fee it would sign for, where the fee was the reason (policy-replacement); else 0.
+    `need_sat` is a fee in satoshi that would do, where the fee was the reason: the least (policy-replacement), or the most
+    (policy-fee); else 0.
     """
 
     id: int

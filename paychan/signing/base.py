@@ -18,6 +18,9 @@ UNSHOWN = "protocol-funding"
 OUTDATED = "policy-watermark"
 """Tag of the refusal of a payment that is older than one that was signed for."""
 
+TOO_DEAR = "policy-fee"
+"""Tag of the refusal of a fee above what the signer allows."""
+
 Transactions = Callable[[bytes], Awaitable[bytes]]
 """`transactions(txid)` returns a transaction, serialized; `Chain.transaction` is one."""
 
@@ -42,7 +45,7 @@ class SignerUnfit(SignerAbsent):
 class SignerRefused(Exception):
     """The signer said no: `tag` is stable (`policy-…`), the reason is for people.
 
-    `need_sat` is the least fee it would sign for, where the fee was the reason; else 0.
+    `need_sat` is a fee that would do, where the fee was the reason: the least, or for `TOO_DEAR` the most; else 0.
     """
 
     def __init__(self, tag: str, reason: str, need_sat: Sat = Sat(0)) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from paychan.protocol.types import OutPoint
 from tests.lib.crowdedmempool import CrowdedMempool
 from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, wait_for
 from tests.lib.node import Node
-from tests.lib.system import System
+from tests.lib.system import System, dead_signer
 
 Market = tuple[System, Node]
 HOUR = 3600
@@ -367,6 +368,40 @@ def test_fault_05_a_batch_that_lost_a_member_after_a_reorg_is_settled_by_the_res
         node.mine(2)
         for each in (*others, small):
             each.ends("closed")
+
+
+def test_fault_09_a_fee_beyond_what_the_signer_allows_yet_is_lowered_to_that(tmp_path: Path) -> None:
+    """Eight hours before expiry the node relays from 56 % of what was received; the signer allows 50 %, until six are left.
+
+    That is signed and handed in once the node takes it; till then an alarm names both fees. It is not refused for ever.
+    """
+    sections = {
+        "open": "min_duration_hours = 9",
+        "channel": "settlement_period_hours = 9",
+        "settlement": "margin_hours = 8",
+    }
+    with market(tmp_path, sections=sections) as (system, node):
+        customer = Customer(system, node, int(time.time()) + 20 * HOUR)
+        customer.opened()
+        with dead_signer(system, node):
+            assert customer.close(OPENING_SAT).status_code == 503
+            node.stop()
+            node.start("-minrelaytxfee=0.0016")
+            pass_time(node, customer.terms.expiry - 8 * HOUR)
+        wait_for(lambda: customer.record["settlement_fee"] == BUDGET_SAT, "signed for what the signer allows")
+
+        def told() -> str:
+            return str(system.manage("GET", "/health").json()["alarms"])
+
+        wait_for(lambda: "does not let it be replaced" in told(), "an alarm")
+        assert re.search(rf"policy-fee: fee of \d+ sat, want up to {BUDGET_SAT} sat", told())
+        clock = node.rpc("getblockheader", node.best)["time"]
+        node.stop()
+        node.start(f"-mocktime={clock}")
+        wait_for(lambda: newest_fee(node) == BUDGET_SAT, "handed in")
+        node.mine(2)
+        customer.ends("closed")
+        wait_for(lambda: '"pinned"' not in system.manage("GET", "/health").text, "the alarm has ended")
 
 
 def test_fault_09_past_the_deadline_the_share_gives_way(tmp_path: Path) -> None:

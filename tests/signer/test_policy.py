@@ -183,7 +183,8 @@ def expect_refusal(request: Any, tag: str, reason: str, valid: SettlementRequest
     reply = handler(request)
 
     assert isinstance(reply, Refusal)
-    assert (reply.id, reply.tag, reply.need_sat) == (valid.id, tag, 0)
+    assert (reply.id, reply.tag) == (valid.id, tag)
+    assert reply.need_sat == 0 or f"fee of {request.fee_sat} sat, want up to {reply.need_sat} sat" == reply.reason
     assert reason in reply.reason
     assert frame_size(encode_frame(reply)[:4]) < 500
     assert ledger.remembered == remembered
@@ -301,7 +302,8 @@ def test_policy_fee_has_a_share_and_a_cap(limits: Limits, most_sat: int) -> None
     assert isinstance(handler(mutated(REQUEST, "fee_sat", most_sat)), SettlementReply)
     refused = handler(mutated(REQUEST, "fee_sat", most_sat + 1))
     assert isinstance(refused, Refusal)
-    assert refused.tag == ("policy-fee" if most_sat < 1_600_000 else "policy-template")
+    named = ("policy-fee", most_sat) if most_sat < 1_600_000 else ("policy-template", 0)
+    assert (refused.tag, refused.need_sat) == named
 
 
 def test_policy_fee_always_allows_what_is_relayed() -> None:
