@@ -250,7 +250,13 @@ def _page(door: Door, count: Any) -> None:
     _requests(Door(door.management, door.management, door.session), count, lambda: asked, clients=6)
 
 
+def _nothing(_door: Door, _count: Any) -> None:
+    """The control: what grows and how payments fare with no attack at all."""
+    time.sleep(3_600)
+
+
 ATTACKS: dict[str, Callable[[Door, Any], None]] = {
+    "no attack": _nothing,
     "60 pings": _pings,
     "61 vanishing streams": _vanish,
     "62 terms": _terms,

@@ -11,10 +11,11 @@ at a time; LevelDB's own lock sees to that.
     n                     how many outputs were shown
     v                     `known.Flow`: how much was settled lately
     h                     the last line of the audit log that belongs to all this
+    p                     empty; written when nothing else is: LevelDB begins a new log only after so many values
 
 What is put is seen by the next `read` at once, and is on disk when its future is done: one thread writes all that has
 come within a moment in one go, first to the audit log, then here. A write that fails ends the process (`vital`): nobody knows
-what is on disk, so nothing more is signed until the signer is started again. `put(Entry())` writes nothing but does all
+what is on disk, so nothing more is signed until the signer is started again. `put(Entry())` changes nothing but does all
 of that, and so finds out whether a write would succeed.
 """
 
@@ -68,7 +69,7 @@ _DATA = (".ldb", ".sst", ".log")
 _HELD = (os.strerror(errno.EAGAIN), "already held by process")
 """What LevelDB says of a lock that somebody holds; it says other things of a LOCK that can't be opened."""
 
-_COUNT, _FLOW, _HEAD = b"n", b"v", b"h"
+_COUNT, _FLOW, _HEAD, _PROBE = b"n", b"v", b"h", b"p"
 
 _TXID_BYTES, _MAX_VOUT = 32, 0xFFFFFFFF
 
@@ -271,7 +272,7 @@ class LevelDbLedger:
             batch = self._database.write_batch(sync=group.is_awaited)
             if group.decisions:
                 batch.put(_HEAD, encode_entry(self._audit.append(group.decisions)))
-            for key, value in group.values.items():
+            for key, value in (group.values or {_PROBE: b""}).items():
                 batch.put(key, value)
             batch.write()
         except Exception as error:  # noqa: BLE001 - whatever it was, nobody knows what is on disk

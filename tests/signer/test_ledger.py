@@ -27,11 +27,12 @@ from paychan.protocol.signerwire import (
     encode_frame,
 )
 from paychan.protocol.types import OutPoint, Sat
+from signer import ledger as ledger_module
 from signer.audit import BEGINNING, Decision, encode_lines
 from signer.handlers import Handler
 from signer.keys import KeyRing, hardened_keys
 from signer.known import Flow
-from signer.ledger import LevelDbLedger, _why_not_opened
+from signer.ledger import LevelDbLedger, _Group, _why_not_opened
 from signer.ledgerbase import Entry, LedgerFailed
 from signer.signed import VERSION, DamagedEntry, Entries, Output, Signed, decode_entry, encode_entry, entries_of
 from signer.vital import EXIT_BROKEN
@@ -488,3 +489,14 @@ def test_fault_80_a_lock_of_another_user_is_not_in_use(tmp_path: Path) -> None:
     error = plyvel.IOError(f"IO error: {tmp_path}/LOCK: Permission denied".encode())
 
     assert "can't be opened" in _why_not_opened(tmp_path, error)
+
+
+def test_the_log_of_an_idle_ledger_stays_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes count for LevelDB as values, so that it begins a new log now and then; empty batches would not."""
+    monkeypatch.setitem(ledger_module._OPTIONS, "write_buffer_size", 65_536)
+    with closing(LevelDbLedger(tmp_path / "signer.ledger", tmp_path / "signer.audit")) as ledger:
+        for _ in range(20_000):
+            ledger._write(_Group())
+        largest = max(file.stat().st_size for file in (tmp_path / "signer.ledger").glob("*.log"))
+
+    assert largest < 2 * 65_536
