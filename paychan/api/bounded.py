@@ -17,11 +17,15 @@ from typing import Any
 
 from tornado.http1connection import HTTP1ServerConnection
 from tornado.httpserver import HTTPServer, _HTTPRequestContext
-from tornado.iostream import IOStream
+from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 
 from paychan.api.accepting import Acceptor
+from paychan.api.answers import refusal
+from paychan.api.headlimits import size_of_head
+from paychan.api.heads import laid_out
 from paychan.api.places import WORKING, Guest, Places, network_of_peer
 from paychan.api.streamtransport import mark, taker_of
+from paychan.protocol.errors import PaychanError
 
 BACKLOG = 1024
 """Connections that the kernel keeps for us until we take them (it may allow fewer). What comes on top of them is sent again
@@ -102,8 +106,35 @@ class _Stream(IOStream):
 
     _read_buffer: bytearray
     _read_buffer_size: int
+    _head_limit = 0
+
+    async def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> bytes:
+        """Read a head (Tornado reads nothing else by a pattern); refuse one that is too large, and close.
+
+        Raises:
+            StreamClosedError: the stream is closed.
+        """
+        self._head_limit = max_bytes or 0
+        head = await super().read_until_regex(regex, max_bytes)
+        try:
+            size_of_head(head, self._head_limit)
+        except PaychanError as error:
+            self._refuse(error)
+            self.close()
+            raise StreamClosedError from None
+        self._head_limit = 0
+        return head
+
+    def _refuse(self, error: PaychanError) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.send(laid_out(refusal(error, quiet_404=False), closes=True))
 
     def close(self, exc_info: Any = False) -> None:
+        if self._head_limit and isinstance(exc_info, UnsatisfiableReadError):
+            try:
+                size_of_head(self._read_buffer, self._head_limit)
+            except PaychanError as error:
+                self._refuse(error)
         super().close(exc_info)
         self._read_buffer.clear()
         self._read_buffer_size = 0

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from paychan.api.answers import Answer, refusal
 from paychan.api.detour import Detour
+from paychan.api.headlimits import size_of_head
 from paychan.api.heads import laid_out
 from paychan.api.manners import Manners
 from paychan.api.payments import Payment, Till
 from paychan.api.places import WORKING, network_of_peer
 from paychan.api.plain import PlainReader, Unusual
+from paychan.protocol.errors import PaychanError
 
 if TYPE_CHECKING:
     from paychan.api.lane import LaneServer
@@ -28,6 +30,8 @@ MOST_UNDER_WAY = 16
 """Payments of one connection at a time. More gain nothing for a client, and delay everybody else's."""
 
 _HIGH_WATER_BYTES = 65_536
+
+_PARTING_SECONDS = 1.0
 
 
 class Connection(asyncio.Protocol):
@@ -137,7 +141,7 @@ class Connection(asyncio.Protocol):
     @property
     def _is_done(self) -> bool:
         """Whether nothing is under way, and nothing that has come can begin."""
-        return not (self._under_way or self._detour or (self._choked and self._buffer))
+        return not (self._under_way or self._detour or self._held or (self._choked and self._buffer))
 
     def _begin(self) -> bool:
         """Begin the next request, if it has come whole; say whether to go on."""
@@ -197,24 +201,41 @@ class Connection(asyncio.Protocol):
     # --- the detour -------------------------------------------------------------------------------------------------
 
     def _leave_lane(self) -> bool:
-        """Let Tornado read the next request from its first byte, once everything before it is answered and sent."""
+        """Let Tornado read the next request, when its head has come whole and everything before it is answered and sent."""
         self._reader.reset()
+        problem: PaychanError | None = None
+        try:
+            if not size_of_head(self._buffer, self._server.conn_params.max_header_size):
+                return False
+        except PaychanError as error:
+            problem = error
         self._queues = True
         if self._under_way:
             return False
         if self.transport.get_write_buffer_size():
             self.transport.set_write_buffer_limits(0)  # so that `resume_writing` comes when all is sent
             return False
-        problem = self._till.service.memory.any_work()
+        problem = problem or self._till.service.memory.any_work()
         if problem is not None:
-            self._buffer, self._ends = b"", True
-            self.transport.write(laid_out(refusal(problem, quiet_404=False), closes=True))
+            self._part(problem)
             return False
         begun, self._buffer = self._buffer, b""
         self._detour = Detour(self._server, self, begun)
         self._since = monotonic()
         self._server.detours.begin(self.network, self._detour.begin)
         return False
+
+    def _part(self, problem: PaychanError) -> None:
+        """Refuse what is not read, and close when the client has had time to read that: closing at once could destroy it."""
+        self._buffer, self._ends = b"", True
+        self.transport.write(laid_out(refusal(problem, quiet_404=False), closes=True))
+        self.transport.write_eof()
+        self._held += 1
+        asyncio.get_running_loop().call_later(_PARTING_SECONDS, self._depart)
+
+    def _depart(self) -> None:
+        self._held -= 1
+        self._advance()
 
     def come_back(self, rest: bytes) -> None:
         """Go on behind the request that took the detour, with what was read behind it."""

@@ -7,7 +7,8 @@ Tornado's HTTP layers cost three times what checking a signature costs, so payme
 
 * A connection is an asyncio protocol. What it reads is given to `plain`, which knows one thing: a payment request in its
   plain form, parsed by httptools. Everything else, also a payment that is only a little odd, takes the detour: Tornado
-  reads it from its first byte, so there is one judge of what is odd, and no second opinion that could differ. After the
+  reads it from its first byte, so there is one judge of what is odd, and no second opinion that could differ. A detour
+  begins when the head has come whole; one that is too large (`headlimits`) gets its answer here, and none begins. After the
   answer the connection is back in the lane; a client opens a channel with POST and pays with PUT on one connection.
 * `payments` asks the channel's actor if it is awake, with the functions that the handlers use too (`v1`, `v2`, `answers`).
   No task is made: the answer is written when the commit calls back. What came in one turn of the loop is read, then

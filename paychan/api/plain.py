@@ -15,6 +15,8 @@ import re
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
+from paychan.api.headlimits import MOST_LINES
+
 _BEGINNING, _VERSION = b"PUT /v", b" HTTP/1.1\r\n"
 _HOST = re.compile(rb"[A-Za-z0-9.\-:\[\]]+")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,8}")
@@ -104,7 +106,7 @@ class PlainReader:
         """Read a head; return its size, or 0 if it has not come whole."""
         if not data.startswith(_BEGINNING) and not _BEGINNING.startswith(data):
             raise Unusual
-        end = data.find(b"\r\n\r\n", 0, self._max_head_bytes) + 4
+        end = data.find(b"\r\n\r\n", 0, self._max_head_bytes) + 4  # as `headlimits` has it, which judges what is larger
         if end == 3:
             if len(data) >= self._max_head_bytes:
                 raise Unusual
@@ -126,6 +128,8 @@ class PlainReader:
 
     def _parse_head(self, head: bytes) -> None:
         """Let httptools read a head, and see that it is plain."""
+        if head.count(b"\n") > MOST_LINES:
+            raise Unusual
         self.head = head
         self._fields = self._hosts = self._connections = 0
         self._is_read = self.closes = False

@@ -93,6 +93,15 @@ class BodyTooLarge(BadRequest):
     code, text, http_status = "body_too_large", "body too large: got {got_bytes} bytes, limit {limit_bytes} bytes", 413
 
 
+class RequestLineTooLong(BadRequest):
+    code, text, http_status = "request_line_too_long", "request line too long: limit {limit_bytes} bytes", 414
+
+
+class HeadTooLarge(BadRequest):
+    code, http_status = "head_too_large", 431
+    text = "request head too large: limit {limit_bytes} bytes and {limit_lines} header lines"
+
+
 class TooManyPayments(BadRequest):
     code, text, http_status = "too_many_payments", "too many payments in a frame: got {got}, limit {limit}", 413
 

@@ -29,6 +29,8 @@ LEAVES = list(PaychanError.table.values())
 STATUS = {Moved: 308, BadRequest: 400, NotFound: 404, Conflict: 409, Gone: 410, Failed: 500, Unavailable: 503}
 SPECIAL = {
     "body_too_large": 413,
+    "request_line_too_long": 414,
+    "head_too_large": 431,
     "too_many_payments": 413,
     "method_not_allowed": 405,
     "unauthorized": 401,
