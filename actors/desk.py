@@ -147,9 +147,11 @@ class Desk:
         paid = channel.closing.settlement if channel.closing else None
         if paid is None or (spend is not None and spend.confirmations):
             return None
-        if await self._is_built_upon(channel):
+        successor = await self._used_successor(channel)
+        if successor is not None:
             if is_due(channel, paid, self._world.rules, self._world.paying_time(), self._world.chain_view.fees):
-                await self._push_instead([channel], paid, "payments of the channel that it moved to depend on it")
+                why = f"payments depend on it; closing the channel that it moved to, {successor.outpoint}, pushes it"
+                await self._push_instead([channel], paid, why, successor)
             return None
         others = [] if len(outpoints_of(paid.transaction)) == 1 else await self._others(paid)
         adopted = next((other for record in others if (other := _better(record, channel, paid))), None)
@@ -288,20 +290,34 @@ class Desk:
         log.warning("settlement is not replaced", txid=ours.txid[::-1].hex(), reason=reason)
         self._kept.add(ours.txid)
 
-    async def _is_built_upon(self, channel: Channel) -> bool:
-        """Say whether a withdrawal confirmed once, and the channel that goes on there is used.
+    async def _used_successor(self, channel: Channel) -> Channel | None:
+        """Find the channel that goes on at a withdrawal which confirmed once, if it is used.
 
         Another version has another txid, and would take the output away that all those payments spend. So after a reorg
         it is published as it was, and pushed by a child.
         """
         if not channel.moves or channel.closing is None or not channel.closing.spent_by:
-            return False
+            return None
         successor = await self._read(OutPoint(channel.closing.spent_by, 0))
-        return successor is not None and successor.is_used
+        return successor if successor is not None and successor.is_used else None
 
-    async def _push_instead(self, members: Sequence[Channel], paid: Settlement, why: str) -> None:
+    async def _push_by(self, successor: Channel | None, paid: Settlement) -> bool:
+        """Hand a withdrawal in with the settlement of the channel that goes on there: a child that needs no other key."""
+        child = successor.closing.settlement if successor is not None and successor.closing else None
+        if child is None:
+            return False
+        try:
+            await self._world.chain.publish(paid.transaction, child.transaction)
+        except ChainFailed as error:
+            log.warning("withdrawal is not pushed", txid=paid.txid[::-1].hex(), reason=str(error))
+            return False
+        return True
+
+    async def _push_instead(
+        self, members: Sequence[Channel], paid: Settlement, why: str, successor: Channel | None = None
+    ) -> None:
         """Push what is not replaced by a child, or say that it can't be made to pay more."""
-        if await self._push(members, paid, rate_of(members, self._world)):
+        if await self._push(members, paid, rate_of(members, self._world)) or await self._push_by(successor, paid):
             self.pinned.pop(members[0].outpoint, None)
         else:
             self._pin(members[0], f"{why}, and no child of our own output can pay more")

@@ -281,3 +281,38 @@ def test_fault_08_a_withdrawal_that_payments_depend_on_is_pushed_and_not_replace
     node.mine(2)
     wait_for(lambda: system.channel(moved_to)["status"] == "closed", "settled")
     assert system.channel(moved_to)["value_received"] == 200_000
+
+
+def test_fault_08_a_withdrawal_to_the_operator_s_address_is_pushed_by_the_next_settlement(tmp_path: Path) -> None:
+    """No key of the signer's can spend its output, and payments depend on its txid, so it is never replaced.
+
+    After a reorg an alarm names the channel whose settlement would pay for both; once that is there, the alarm ends.
+    """
+    with Node(tmp_path / "node") as node:
+        system = System(tmp_path / "system", node=node)
+        with system.signer_file.open("a") as file:
+            file.write(f'[settlement]\ndestination_address = "{node.address()}"\n')
+        with system, Payer(system.url, wallet=tmp_path / "w", network=Network.REGTEST, patience=PATIENT) as payer:
+            channel = opened(payer, node)
+            withdrawn = channel.record.funding_outpoint
+            channel.pay(50_000)
+            txid = withdraw(system, withdrawn)["settlement_txid"]
+            moved_to = moves_on(system, node, withdrawn)
+            channel.pay(200_000)
+            node.invalidate(1)
+            pass_time(node, channel.record.expiry - 9 * 3600)
+
+            def pinned() -> list[str]:
+                alarms = system.manage("GET", "/health").json()["alarms"]
+                return [alarm["text"] for alarm in alarms if alarm["kind"] == "pinned"]
+
+            wait_for(lambda: any(moved_to in text for text in pinned()), "an alarm")
+            pass_time(node, channel.record.expiry - 5 * 3600)  # by itself: it is closed six hours before expiry
+            pass_time(node, channel.record.expiry - 2 * 3600)
+            wait_for(lambda: node.rpc("getmempoolentry", txid)["fees"]["descendant"] * 100_000_000 > 80_000, "pushed")
+            wait_for(lambda: pinned() == [], "no alarm")
+            assert len(node.rpc("getrawmempool")) == 2
+            node.mine(3)
+            for outpoint in (withdrawn, moved_to):
+                wait_for(lambda outpoint=outpoint: system.channel(outpoint)["status"] == "closed", "closed")  # type: ignore[misc]
+            assert system.channel(withdrawn)["settlement_txid"] == txid
