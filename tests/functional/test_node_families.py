@@ -6,11 +6,15 @@ The node is stopped and started again with other settings each time; the server 
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.lib.customer import OPENING_SAT, Customer, CustomerV2, settled, wait_for
+from tests.functional.test_regtest_fees import HOUR, newest_fee, pass_time, settling, waiting
+from tests.lib.crowdedmempool import CrowdedMempool
+from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, CustomerV2, settled, wait_for
 from tests.lib.node import Node
 from tests.lib.system import System
 
@@ -27,6 +31,9 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "mempool of 5 MB": ("-maxmempool=5",),
     "without ZMQ": ("-zmqpubhashblock=0", "-zmqpubsequence=0"),
 }
+
+ESTIMATE_SAT_PER_VB = 100
+"""More than the 40 at which the first settlement is signed, and less than the 145 that the budget allows."""
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +131,82 @@ def test_fault_29_the_node_s_wallet_is_lost(town: Town) -> None:
     assert staying.close(OPENING_SAT + 1).status_code == 202
     settled(staying)
     lives(town)
+
+
+def forget_estimates(node: Node) -> None:
+    """A new process that knows no fee rates."""
+    node.stop()
+    (node.directory / "regtest" / "fee_estimates.dat").unlink(missing_ok=True)
+    node.start()
+
+
+@pytest.fixture
+def crowd(town: Town) -> Iterator[CrowdedMempool]:
+    """Others, from whom the node learns what is paid; before and after the test it knows nothing."""
+    forget_estimates(town[1])
+    if "miner" not in town[1].rpc("listwallets"):
+        town[1].rpc("loadwallet", "miner")
+    yield CrowdedMempool(town[1])
+    forget_estimates(town[1])
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "blocksonly"])
+def test_a_settlement_is_replaced_on_a_node_of_each_family(town: Town, crowd: CrowdedMempool, family: str) -> None:
+    """It waits, others pay more, the node's estimate rises: the dearer one with the same input is accepted and mined.
+
+    A node that replaces only what signals it keeps the first, and a child of it pays.
+    """
+    system, node = town
+    restart(node, *FAMILIES[family])
+    wait_for(lambda: system.manage("GET", "/health").json()["frozen"] == [], "thawed")
+    customer = Customer(*town)
+    customer.opened()
+    assert customer.close(OPENING_SAT).status_code == 202
+    first, fee = customer.record["settlement_txid"], customer.record["settlement_fee"]
+    assert node.rpc("getrawmempool") == [first]
+    spent = [(each["txid"], each["vout"]) for each in node.rpc("getrawtransaction", first, True)["vin"]]
+
+    crowd.teach(ESTIMATE_SAT_PER_VB)
+
+    if family == "no full RBF":
+        wait_for(lambda: len(node.rpc("getrawmempool")) == 2, "a child")
+        pays = node.rpc("getmempoolentry", first)
+        together, size = pays["fees"]["descendant"] * 100_000_000, pays["descendantsize"]
+    else:
+        wait_for(lambda: customer.record["settlement_fee"] > fee, "a dearer one")
+        wait_for(lambda: node.rpc("getrawmempool") == [customer.record["settlement_txid"]] != [first], "accepted")
+        newest = customer.record["settlement_txid"]
+        assert [(each["txid"], each["vout"]) for each in node.rpc("getrawtransaction", newest, True)["vin"]] == spent
+        pays = node.rpc("getmempoolentry", newest)
+        together, size = pays["fees"]["base"] * 100_000_000, pays["vsize"]
+    assert together >= size * ESTIMATE_SAT_PER_VB * 0.8  # estimates are those of a bucket
+    last = customer.record["settlement_txid"]
+    node.mine(2)
+    customer.ends("closed")
+    assert customer.record["settlement_txid"] == last
+    assert node.rpc("gettxout", last, 0)["value"] * 100_000_000 == FUNDING_SAT - OPENING_SAT
+
+
+def test_a_settlement_is_replaced_on_a_node_of_each_family_without_an_estimate(tmp_path: Path) -> None:
+    """With blocksonly the curve alone says what is paid: near the deadline the node accepts a dearer one, and mines it.
+
+    The chain is one of its own, whose time goes on by a day.
+    """
+    flags = FAMILIES["blocksonly"]
+    with Node(tmp_path / "node", *flags) as node, System(tmp_path / "system", node=node) as system:
+        customer = settling(system, node)
+        ((first, fee),) = waiting(node).items()
+        assert system.manage("GET", "/totals").json()["fee_estimate_sat_per_vb"] is None
+        begun, deadline = max(int(time.time()), node.median_time), customer.terms.expiry - 2 * HOUR
+        pass_time(node, begun + (deadline - begun) * 9 // 10)
+        wait_for(lambda: newest_fee(node) > fee, "a dearer one")
+        ((second, more),) = waiting(node).items()
+        assert (second == first, more > 2 * fee) == (False, True)
+        wait_for(lambda: customer.record["settlement_txid"] == second, "recorded")
+        assert [alarm for alarm in alarms(system) if alarm != "clock"] == ["node"]
+        node.mine(2)
+        customer.ends("closed")
+        assert customer.record["settlement_txid"] == second
 
 
 def test_the_tasks_of_the_server_never_failed(town: Town) -> None:

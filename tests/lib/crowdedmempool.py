@@ -29,6 +29,10 @@ _WITNESS = bytes([_ITEMS + 1]) + b"\x01\x01" * _ITEMS + bytes([len(_UNLOCK)]) + 
 _TRANSACTIONS, _INPUTS = 75, 15
 """Somewhat more than the mempool holds."""
 
+_LESSONS, _PUPILS = 8, 8
+"""Blocks, and transactions in each, after which there is an estimate (block_policy_estimator.cpp: half of the blocks that
+were seen is the longest target, and a bucket of rates needs a tenth of a transaction for each block)."""
+
 _COIN_SAT = Sat(COIN // 100)
 """Lasts for a few crowds at 1,000 sat/vB."""
 
@@ -81,6 +85,17 @@ class CrowdedMempool:
                 self._node.send_raw(_with_witness(transaction))
                 self._spent[number] = transaction
         assert self.floor_sat_per_vb == sat_per_vb, (self.floor_sat_per_vb, self._node.rpc("getmempoolinfo"))
+
+    def teach(self, sat_per_vb: int) -> None:
+        """Have `estimatesmartfee` say about this rate, which others pay in a few blocks. No other transaction is mined.
+
+        The node must have estimates, and none yet: what it learned before counts on.
+        """
+        self._follow_blocks()
+        for first in range(0, _LESSONS * _PUPILS, _PUPILS):
+            sent = [_transaction(group, Decimal(sat_per_vb)) for group in self._groups[first : first + _PUPILS]]
+            self._spent[first : first + _PUPILS] = sent
+            self._node.mine_only(*(self._node.send_raw(_with_witness(transaction)) for transaction in sent))
 
     def empty(self, clock: int = 0) -> None:
         """Mine until nothing waits, and have the minimum fall back to what it was.
