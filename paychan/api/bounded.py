@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -21,6 +21,7 @@ from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 
 from paychan.api.accepting import Acceptor
 from paychan.api.answers import refusal
+from paychan.api.detourqueue import DetourQueue
 from paychan.api.headlimits import size_of_head
 from paychan.api.heads import laid_out
 from paychan.api.places import WORKING, Guest, Places, network_of_peer
@@ -46,12 +47,14 @@ class BoundedServer(HTTPServer):
     """The same for one whose first request does not come, or whose request's head does not come whole."""
     refusal = b""
     """The answer to a connection for which there is no place."""
+    detours: DetourQueue
+    """Requests that Tornado reads begin in turns, those of connections that it serves alone too."""
     _acceptor: Acceptor | None = None
     _parting: deque[socket.socket]
 
     async def listen_on(self, sockets: Sequence[socket.socket]) -> None:
         """Begin to accept."""
-        self._parting = deque()
+        self._parting, self.detours = deque(), DetourQueue()
         self._acceptor = Acceptor(sockets, self.take, partial(self.places.make_room, paid_too=False))
 
     def stop(self) -> None:
@@ -68,7 +71,10 @@ class BoundedServer(HTTPServer):
         # Tornado waits for ever for a client that takes no answer; the kernel does not wait for acknowledgements
         set_patience(connection, self.patience_seconds)
         guest.stream = stream = _Stream(
-            connection, max_buffer_size=self.max_buffer_size, read_chunk_size=self.read_chunk_size
+            connection,
+            partial(self.detours.begin, guest.network),
+            max_buffer_size=self.max_buffer_size,
+            read_chunk_size=self.read_chunk_size,
         )
         mark(stream, partial(self.places.leave, guest))
         # one switch for good: Tornado would turn Nagle's algorithm on and off around every answer
@@ -98,7 +104,7 @@ class BoundedServer(HTTPServer):
 
 
 class _Stream(IOStream):
-    """Forgets, when it is closed, what was read and not asked for.
+    """Gives each request's head when its turn comes, and forgets, when it is closed, what was read and not asked for.
 
     Tornado would serve all requests that a client had sent, one behind the other, although no answer can leave: a crowd that
     sends some thousands and goes would cost as much as one that stays.
@@ -108,8 +114,13 @@ class _Stream(IOStream):
     _read_buffer_size: int
     _head_limit = 0
 
+    def __init__(self, connection: socket.socket, begin: Callable[[Callable[[], object]], None], **limits: Any) -> None:
+        """`begin` calls its argument when the turn of a request of this connection has come."""
+        self._begin = begin
+        super().__init__(connection, **limits)
+
     async def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> bytes:
-        """Read a head (Tornado reads nothing else by a pattern); refuse one that is too large, and close.
+        """Read a head (Tornado reads nothing else by a pattern), and wait for its turn; refuse one that is too large.
 
         Raises:
             StreamClosedError: the stream is closed.
@@ -123,6 +134,9 @@ class _Stream(IOStream):
             self.close()
             raise StreamClosedError from None
         self._head_limit = 0
+        turn = asyncio.get_running_loop().create_future()
+        self._begin(partial(_resolve, turn))
+        await turn
         return head
 
     def _refuse(self, error: PaychanError) -> None:
@@ -177,6 +191,11 @@ def set_patience(connection: socket.socket, seconds: float) -> None:
     """Let the kernel end a connection whose client acknowledges nothing for this long."""
     with contextlib.suppress(OSError):  # it may have ended
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * seconds))
+
+
+def _resolve(turn: asyncio.Future[None]) -> None:
+    if not turn.done():
+        turn.set_result(None)
 
 
 def _no_more(value: bool) -> None:

@@ -1,4 +1,4 @@
-"""Turns for work that costs much more than a payment: requests on the detour through Tornado.
+"""Turns for work that costs much more than a payment: requests that Tornado reads, on a detour or with its own connections.
 
 One begins in each turn of the loop, so that however many clients ask for something else, payments get their turn within
 about two milliseconds. Of those that wait, each network has its turn after the others.

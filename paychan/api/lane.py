@@ -36,7 +36,6 @@ import structlog
 
 from paychan.api.bounded import BoundedServer, set_patience
 from paychan.api.connection import Connection
-from paychan.api.detourqueue import DetourQueue
 from paychan.api.payments import Till
 from paychan.supervisor import Supervised
 
@@ -51,13 +50,12 @@ class LaneServer(BoundedServer):
     """Tornado's server behind the fast lane; set `till`, the limits, then `listen`."""
 
     till: Till
-    detours: DetourQueue
     body_seconds: float = 0
     _connecting: set[asyncio.Task[None]]
     _sweeper: Supervised | None = None
 
     async def listen_on(self, sockets: Sequence[socket.socket]) -> None:
-        self.detours, self._connecting = DetourQueue(), set()
+        self._connecting = set()
         self._sweeper = self.till.service.supervisor.run("connection sweeper", self._sweep)
         await super().listen_on(sockets)
 

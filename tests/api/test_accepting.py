@@ -1,0 +1,45 @@
+"""How much of a flood of new connections begins in one turn of the loop, counted, on sockets without a server process."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
+
+from paychan.api.bounded import BoundedServer
+from paychan.api.places import Places
+
+_CLIENTS = 12
+
+
+async def test_fault_60_one_request_begins_in_a_turn_without_the_lane() -> None:
+    """Two connections are accepted in a turn and one request begins, of new connections and of those that stay."""
+    served: list[int] = []
+
+    class Handler(RequestHandler):
+        def get(self) -> None:
+            served.append(1)
+
+    server: Any = BoundedServer(Application([(r".*", Handler)]))
+    server.places, server.patience_seconds, server.head_seconds = Places(100, "test"), 10, 10
+    sockets = bind_sockets(0, "127.0.0.1")
+    await server.listen_on(sockets)
+    clients = [socket.create_connection(sockets[0].getsockname()) for _ in range(_CLIENTS)]
+    try:
+        for _ in range(2):  # on new connections, then on the same
+            for client in clients:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            served.clear()
+            while len(served) < _CLIENTS:
+                before, open_before = len(served), len(server.places)
+                await asyncio.sleep(0)
+                assert len(server.places) - open_before <= 2
+                assert len(served) - before <= 1
+    finally:
+        for client in clients:
+            client.close()
+        server.stop()
+        await server.close_all_connections()
