@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from actors.signing import destination_of, lean_on_reserve, rate_of, rules_of, sign
+from actors.signing import destination_of, lean_on_reserve, rate_of, rules_of, sign, sign_child
 from actors.world import World
 from paychan.chain.base import ChainFailed, Spend
 from paychan.protocol.channel import Channel, State
@@ -334,14 +334,12 @@ class Desk:
         if fee is None:
             return False
         try:
-            script = await destination_of(members[0], self._world)
-            child = await self._world.signer.sign_child([member.claim for member in members], script, paid.fee_sat, fee)
-            _check_child(child, paid)
+            child = await sign_child(members, paid, fee, self._world)
             await self._world.chain.publish(paid.transaction, child.transaction)
         except (SignerRefused, SignerAbsent, SigningFailed, SignerUnavailable, ChainFailed) as error:
             log.warning("no child can pay", channel=str(members[0].outpoint), reason=str(error))
             return False
-        log.info("child pays", channel=str(members[0].outpoint), txid=child.txid[::-1].hex(), fee_sat=fee)
+        log.info("child pays", channel=str(members[0].outpoint), txid=child.txid[::-1].hex(), fee_sat=child.fee_sat)
         self._children[paid.txid] = child
         return True
 
@@ -378,12 +376,6 @@ class Desk:
     def told(self, settlement: Settlement) -> None:
         """Note that it was published since the last block."""
         self._told[1].add(settlement.txid)
-
-
-def _check_child(child: Settlement, paid: Settlement) -> None:
-    if {outpoint.txid for outpoint in outpoints_of(child.transaction)} != {paid.txid}:
-        tag, reason = "policy-template", "the signer made a child of something else"
-        raise SignerRefused(tag, reason)
 
 
 def _better(record: Channel, channel: Channel, paid: Settlement) -> Settlement | None:

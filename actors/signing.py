@@ -13,7 +13,16 @@ from paychan.protocol.channel import Accepted, Adopt, Channel, Rules
 from paychan.protocol.errors import NotEconomical, SignerUnavailable, SigningFailed
 from paychan.protocol.fees import Shortfall, is_starved, most_sat, plan_closing, plan_reserve_fee, pressed, wanted_rate
 from paychan.protocol.machine import apply
-from paychan.protocol.settlement import Claim, Coin, Reserve, Settlement, received_sat, settlement_size
+from paychan.protocol.settlement import (
+    CHILD_BYTES,
+    Claim,
+    Coin,
+    Reserve,
+    Settlement,
+    outpoints_of,
+    received_sat,
+    settlement_size,
+)
 from paychan.protocol.signerwire import Newest
 from paychan.protocol.types import Sat
 from paychan.signing.base import OUTDATED, TOO_DEAR, SignerAbsent, SignerRefused, news, sign_for_no_less
@@ -116,6 +125,26 @@ async def lean_on_reserve(
             if fee is not None and fee >= least_sat:
                 return await _sign(claims, script, fee, rules, world, least_sat, reserve)
     return None
+
+
+async def sign_child(members: Sequence[Channel], paid: Settlement, fee_sat: Sat, world: World) -> Settlement:
+    """Have a child of these channels' settlement signed for this fee, or for the most that the signer allows, if it lifts.
+
+    Raises:
+        SignerRefused, SignerAbsent, SignerUnavailable, SigningFailed: there is none.
+    """
+    claims, script = [member.claim for member in members], await destination_of(members[0], world)
+    try:
+        child = await world.signer.sign_child(claims, script, paid.fee_sat, fee_sat)
+    except SignerRefused as error:
+        lifts = error.need_sat * paid.size > paid.fee_sat * CHILD_BYTES
+        if error.tag != TOO_DEAR or not lifts or error.need_sat >= fee_sat:
+            raise
+        child = await world.signer.sign_child(claims, script, paid.fee_sat, error.need_sat)
+    if {outpoint.txid for outpoint in outpoints_of(child.transaction)} != {paid.txid}:
+        tag, reason = "policy-template", "the signer made a child of something else"
+        raise SignerRefused(tag, reason)
+    return child
 
 
 async def _sign(

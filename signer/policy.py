@@ -251,7 +251,7 @@ def child_refusal(request: ChildRequest, known: Known, *, was_signed: bool) -> R
     most = min(spent - LEAST_CHILD_SAT, cap - parent.fee_sat)
     if not 0 <= request.fee_sat <= most:
         reason = f"fee of {request.fee_sat} sat for a child, want 0 to {most} sat of the {spent} sat it spends"
-        return Refusal(request.id, "policy-fee", reason)
+        return Refusal(request.id, "policy-fee", reason, Sat(max(most, 0)))
     return None
 
 

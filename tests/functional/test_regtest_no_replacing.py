@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tests.functional.test_regtest_fees import HOUR, market, pass_time, settling, waiting
-from tests.lib.customer import wait_for
+from tests.functional.test_regtest_fees import BUDGET_SAT, HOUR, market, pass_time, settling, waiting
+from tests.lib.crowdedmempool import CrowdedMempool
+from tests.lib.customer import OPENING_SAT, Customer, wait_for
 from tests.lib.node import Node
+from tests.lib.system import dead_signer
 
 
 def rate(node: Node) -> float:
@@ -37,3 +39,28 @@ def test_fault_02_a_node_without_full_rbf_gets_a_child(tmp_path: Path) -> None:
         node.mine(2)
         customer.ends("closed")
         assert customer.record["settlement_txid"] == first
+
+
+def test_fault_09_a_child_beyond_what_the_signer_allows_yet_pays_that(tmp_path: Path) -> None:
+    """At 180 sat/vB the server gives more than the share eight hours before expiry, the signer not yet: it pays the share."""
+    sections = {
+        "open": "min_duration_hours = 9",
+        "channel": "settlement_period_hours = 9",
+        "settlement": "margin_hours = 8",
+    }
+    with market(tmp_path, "-mempoolfullrbf=0", sections=sections) as (system, node):
+        crowd = CrowdedMempool(node)
+        customer = Customer(system, node, int(time.time()) + 20 * HOUR)
+        customer.opened()
+        assert customer.close(OPENING_SAT).status_code == 202
+        (first,) = waiting(node)
+        with dead_signer(system, node):
+            pass_time(node, customer.terms.expiry - 8 * HOUR)
+            crowd.teach(180)
+            estimate = lambda: system.manage("GET", "/totals").json()["fee_estimate_sat_per_vb"]  # noqa: E731
+            wait_for(lambda: (estimate() or 0) > 150, "an estimate")
+        wait_for(lambda: len(waiting(node)) == 2, "pushed")
+        assert first in waiting(node)
+        assert sum(waiting(node).values()) == BUDGET_SAT
+        node.mine(2)
+        customer.ends("closed")
