@@ -69,17 +69,23 @@ class Payment:
 
     def refuse(self, error: PaychanError, answer: Answer) -> None:
         """Answer a refusal: after the time that it costs its connection, and a 404 at the moment of all 404s."""
-        wait = self._connection.manners.refused(error)
-        if not wait:
-            self.answer(answer)
-            return
-        leaves = when_404s_leave(self.began) if isinstance(error, NotFound) else asyncio.get_running_loop().time()
-        self._connection.hold(self, answer, leaves + wait)
+        wait, now = self._connection.manners.refused(error), asyncio.get_running_loop().time()
+        self._answer_after(wait, answer, when_404s_leave(self.began) if wait and isinstance(error, NotFound) else now)
 
-    def accepted(self, answer: Answer) -> None:
-        """Answer a payment that was accepted."""
+    def accepted(self, answer: Answer, *, for_nothing: bool = False) -> None:
+        """Answer a payment that was accepted: one that brought nothing after the time that this costs its connection."""
         self._connection.paid = True
-        self.answer(answer)
+        if not for_nothing:
+            self._connection.manners.paid()
+            self.answer(answer)
+        else:
+            self._answer_after(self._connection.manners.for_nothing(), answer, asyncio.get_running_loop().time())
+
+    def _answer_after(self, seconds: float, answer: Answer, begin: float) -> None:
+        if seconds:
+            self._connection.hold(self, answer, begin + seconds)
+        else:
+            self.answer(answer)
 
     @property
     def own_address(self) -> Any:
@@ -220,7 +226,8 @@ class Till:
     def _answer(self, ask: _Asked, outcome: Outcome) -> None:
         payment, dialect = ask.payment, ask.dialect
         if isinstance(outcome, Accepted):
-            payment.accepted(v1.paid(outcome) if dialect is None else v2.paid(outcome, dialect))
+            answer = v1.paid(outcome) if dialect is None else v2.paid(outcome, dialect)
+            payment.accepted(answer, for_nothing=not outcome.value_sat)
         elif dialect is not None and isinstance(outcome.error, ChannelMoved):
             self._later(payment, partial(self._moved, payment, outcome.error, dialect))
         else:

@@ -14,10 +14,15 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from paychan.api import manners as manners_module
+from paychan.api.manners import Manners
+from paychan.protocol.errors import ValueBackwards
+from paychan.protocol.payment import encode_v1
 from paychan.protocol.rest import Dialect
 from paychan.protocol.stream import MAX_FRAME_PAYMENTS, Said, Taken, write_payments
 from tests.api.streams import answers, closed, code, open_stream, pay_frame, stream_url
 from tests.api.wire import connect as dial
+from tests.api.wire import exchange, statuses
 from tests.lib.rbpcp import V1, V2, Payer, refusal
 from tests.lib.system import System
 
@@ -81,13 +86,51 @@ def test_both_versions_and_closings_are_counted_together(strict: System, http: h
 
 
 def test_refusals_that_an_honest_client_meets_cost_nothing(strict: System, http: httpx.Client) -> None:
-    """A refusal that depends on the channel is not counted: it may be met for ever."""
+    """A refusal that depends on the channel closes nothing: it may be met for ever."""
     v1 = V1(strict.url, Payer(), http)
     assert v1.open(v1.payer.payment(100_000)).status_code == 201
 
     for _ in range(5 * LIMIT):
         assert refusal(v1.pay(v1.payer.payment(99_999))) == (400, "value_backwards")
     assert v1.pay(v1.payer.payment(100_001)).status_code == 200
+
+
+@pytest.mark.parametrize("paid_sat", [99_999, 100_000], ids=["stale", "repeated"])
+def test_fault_69_requests_for_nothing_cost_a_wait(system: System, paid_sat: int) -> None:
+    """16 are free, as many as a lost connection leaves without an answer; then 100 a second are served, and none ends it."""
+    with httpx.Client(trust_env=False, timeout=30) as http:
+        v1 = V1(system.url, Payer(), http)
+        assert v1.open(v1.payer.payment(100_000)).status_code == 201
+        path = v1.resource.removeprefix(v1.url)
+    request = "PUT {}?payment={} HTTP/1.1\r\nHost: x\r\n\r\n"
+    nothing = request.format(path, encode_v1(v1.payer.payment(paid_sat))).encode()
+    paid = (
+        request.format(path, encode_v1(v1.payer.payment(100_001))).replace("Host", "Connection: close\r\nHost").encode()
+    )
+
+    began = time.monotonic()
+    received = exchange(system.url, nothing * 216 + paid)
+
+    assert time.monotonic() - began >= 1.5  # 200 at 100 a second, but for the moments of judging
+    assert statuses(received) == [400 if paid_sat < 100_000 else 200] * 216 + [200]
+
+
+def test_fault_69_requests_for_nothing_have_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refusals of the channel's state and repetitions share it; what pays allows more; the longest wait is a second."""
+    now = 1000.0
+    monkeypatch.setattr(manners_module, "monotonic", lambda: now)
+    manners = Manners(3)
+    stale = ValueBackwards(got_sat=2, need_sat=1)
+    manners.paid()
+    assert [manners.refused(stale) for _ in range(8)] == [manners.for_nothing() for _ in range(8)] == [0] * 8
+    assert manners.refused(stale) == pytest.approx(0.01)
+    manners.paid()
+    manners.paid()
+    assert manners.refused(stale) == 0
+    assert [manners.refused(stale) for _ in range(200)][-1] == 1
+    assert manners.problem() is None
+    now += 1.2
+    assert [manners.refused(stale) for _ in range(16)] == [0] * 16
 
 
 def test_fault_69_bad_signatures_over_a_stream_cost_what_they_cost_by_put(strict: System, http: httpx.Client) -> None:
