@@ -16,11 +16,11 @@ from typing import Any, TypeAlias, TypeGuard
 import structlog
 from msgspec import Struct
 
-from actors.base import LoopActor
-from actors.desk import Desk
-from actors.settlement import perform
-from actors.world import World
-from paychan.application.base import ApplicationSilent, Verdict
+from actors.context import World
+from actors.runtime import LoopActor
+from actors.settling.planner import Desk
+from actors.settling.steps import perform
+from paychan.callback.base import ApplicationSilent, Verdict
 from paychan.chain.base import ChainFailed
 from paychan.protocol.channel import (
     Accepted,
@@ -45,10 +45,10 @@ from paychan.protocol.channel import (
 )
 from paychan.protocol.errors import ApplicationRefused, Overloaded, PaychanError, PaymentPending, TryAgain
 from paychan.protocol.forgery import forged
-from paychan.protocol.machine import apply
 from paychan.protocol.opening import successor
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
-from paychan.protocol.several import Commands, judge, newest_of
+from paychan.protocol.payment_batch import Commands, judge, newest_of
+from paychan.protocol.state_machine import apply
 from paychan.protocol.types import OutPoint
 from paychan.store.base import Change
 

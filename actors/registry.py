@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from actors.channel import ChannelActor, Message, PaySeveral, Resume
-from actors.desk import Desk
-from actors.world import World
+from actors.context import World
+from actors.settling.planner import Desk
 from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected, State
 from paychan.protocol.errors import ChannelExists, OutpointUsed, PaychanError, UnknownChannel
 from paychan.protocol.types import OutPoint

@@ -16,8 +16,8 @@ from msgspec import Struct
 from session import Server, Session, exchange, request
 
 from paychan.protocol.payment import Payment, encode_v1
-from paychan.protocol.stream import write_payments
 from paychan.protocol.types import Sat
+from paychan.protocol.wire.payment_frames import write_payments
 
 _ZERO_MASK = b"\x00\x00\x00\x00"
 _UNKNOWN = f"/v2/channels/{'0' * 64}/0"

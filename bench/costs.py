@@ -27,24 +27,24 @@ from rich.table import Table
 from session import Server, session_v1, session_v2
 
 from actors.channel import ChannelActor
-from actors.commit import GroupCommit
+from actors.context import World
+from actors.group_commit import GroupCommit
 from actors.registry import Registry
-from actors.world import World
 from paychan.api import v1, v2
-from paychan.api.heads import laid_out
-from paychan.api.payments import Payment as Asked
-from paychan.api.plain import PlainReader
+from paychan.api.fast.payments import Payment as Asked
+from paychan.api.fast.request_parser import PlainReader
+from paychan.api.response_heads import laid_out
 from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Accepted, Pay
-from paychan.protocol.machine import apply
+from paychan.protocol.kinds.sighash import PaymentHasher
 from paychan.protocol.payment import PaymentVerifier, decode_v1, encode_v1
 from paychan.protocol.record import encode_record
-from paychan.protocol.rest import Dialect, read_v2_body
-from paychan.protocol.sighash import PaymentHasher
+from paychan.protocol.state_machine import apply
 from paychan.protocol.types import Network
-from paychan.signing.unix import UnixSigner
+from paychan.protocol.wire.rbpcp import Dialect, read_v2_body
+from paychan.signer_client.unix import UnixSigner
 from paychan.store.base import Change
-from paychan.store.leveldb import LevelDbStore
+from paychan.store.leveldb.store import LevelDbStore
 
 GROUP = 32
 """Payments in a group commit, as many as connections in our figures for whole servers."""

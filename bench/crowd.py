@@ -17,20 +17,20 @@ from typing import Any
 import msgspec
 from coincurve import PrivateKey
 
-from actors.commit import GroupCommit
+from actors.context import World
+from actors.group_commit import GroupCommit
 from actors.registry import Registry
-from actors.watcher import Watcher
-from actors.world import World
+from actors.watching.expiry import Watcher
 from paychan.chain.debug import DebugChain
 from paychan.protocol.address import key_script
 from paychan.protocol.channel import Accepted, Channel, Pay, Rules, State
-from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT, debug_outpoint
+from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT, debug_outpoint
+from paychan.protocol.kinds.script import make_terms
 from paychan.protocol.payment import Payment, sign_payment
-from paychan.protocol.scripts import make_terms
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
-from paychan.signing.unix import UnixSigner
+from paychan.signer_client.unix import UnixSigner
 from paychan.store.base import Change, Store
-from paychan.store.leveldb import LevelDbStore
+from paychan.store.leveldb.store import LevelDbStore
 
 NETWORK = "debug"
 NOW = UnixTime(1_500_000_000)

@@ -20,8 +20,8 @@ import uvloop
 from session import OPENING_SAT, BenchError, Funded, Server, session_v2
 
 from paychan.protocol.payment import sign_payment
-from paychan.protocol.stream import write_payments
 from paychan.protocol.types import Sat
+from paychan.protocol.wire.payment_frames import write_payments
 
 _MASK = b"\x5a\xa5\x3c\xc3"
 _ANSWER_BYTES = 17

@@ -19,10 +19,10 @@ from urllib.parse import urlencode
 from coincurve import PrivateKey
 
 from paychan.protocol.address import decode_address
+from paychan.protocol.kinds.script import ChannelTerms
 from paychan.protocol.payment import Payment, encode_v1, sign_payment
-from paychan.protocol.rest import Dialect, encode_json, opening_secret, payment_data
-from paychan.protocol.scripts import ChannelTerms
 from paychan.protocol.types import Network, OutPoint, Sat
+from paychan.protocol.wire.rbpcp import Dialect, encode_json, opening_secret, payment_data
 
 CHANGE_ADDRESS = "mmA2XECa7bVERzQKkyy1pNBQ3PC4HnxTC5"
 OPENING_SAT = 100_000

@@ -41,10 +41,11 @@ from rich.progress import track
 from rich.table import Table
 
 from paychan.protocol.address import key_script
+from paychan.protocol.kinds.script import make_terms
 from paychan.protocol.payment import sign_payment
-from paychan.protocol.scripts import make_terms
 from paychan.protocol.settlement import Claim
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+from paychan.protocol.wire.signer_messages import (
     FundingReply,
     FundingRequest,
     KeyReply,
@@ -57,7 +58,6 @@ from paychan.protocol.signerwire import (
     encode_frame,
     frame_size,
 )
-from paychan.protocol.types import OutPoint, Sat, UnixTime
 from tests.lib.softhsm import SoftHsm
 
 COMMAND = Path(sys.executable).with_name("paychan-signer")

@@ -26,9 +26,9 @@ from serve import sync_ms
 
 from paychan.protocol.channel import Channel, State
 from paychan.protocol.record import encode_record
-from paychan.store import backup
+from paychan.store.backup import create as backup
 from paychan.store.base import Change, Store, walk
-from paychan.store.leveldb import LevelDbStore
+from paychan.store.leveldb.store import LevelDbStore
 
 GROUPS = (1, 8, 32, 64, 256)
 

@@ -26,7 +26,7 @@ import structlog
 
 from paychan.protocol.types import UnixTime
 from signer.config import SignerConfig, load_signer_config
-from signer.pkcs11 import TokenKeys, read_pin_and_open
+from signer.token.keys import TokenKeys, read_pin_and_open
 from tests.lib.softhsm import SoftHsm
 
 CLIENT_KEY = bytes.fromhex("0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798")

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from paychan.protocol.channel import Channel
+from paychan.protocol.kinds.sighash import PaymentHasher
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem, decode_v1, encode_v1, encoding_problem
-from paychan.protocol.sighash import PaymentHasher
 
 
 def works() -> dict[str, Callable[[], object]]:

@@ -15,19 +15,19 @@ from pathlib import Path
 import structlog
 import uvloop
 
-from actors.commit import GroupCommit
+from actors.context import World
 from actors.exposure import Exposure
-from actors.opening import Opener
+from actors.group_commit import GroupCommit
+from actors.opening.opener import Opener
 from actors.registry import Registry
-from actors.watcher import Watcher
-from actors.world import World
+from actors.watching.expiry import Watcher
 from paychan import termsfile
-from paychan.api.descriptors import Descriptors, TooFewDescriptors, divide, raise_limit
+from paychan.api.budgets.descriptors import Descriptors, TooFewDescriptors, divide, raise_limit
+from paychan.api.no_store import waiting_room
 from paychan.api.server import listen, management_server, public_server
 from paychan.api.service import Service
-from paychan.api.stream import close_all
-from paychan.api.waitingroom import waiting_room
-from paychan.application.http import HttpApplication
+from paychan.api.stream.handler import close_all
+from paychan.callback.http import HttpApplication
 from paychan.config import ServerConfig
 from paychan.diskreserve import DiskReserve
 from paychan.logs import configure_log, drain_log
@@ -37,7 +37,7 @@ from paychan.protocol.errors import StorageFull
 from paychan.protocol.types import Sat, UnixTime
 from paychan.running import Running, remove_running, write_running
 from paychan.store.base import Store, StoreFailed
-from paychan.store.leveldb import LevelDbStore
+from paychan.store.leveldb.store import LevelDbStore
 from paychan.supervisor import Supervisor
 from paychan.work import Work
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from msgspec import Struct, field
 
 from paychan.protocol.channel import Depth, Rules
-from paychan.protocol.declared import SettingsError, parse_settings, setting
+from paychan.protocol.settings import SettingsError, parse_settings, setting
 from paychan.protocol.terms import OpeningTerms
 from paychan.protocol.types import Network, Sat
 

@@ -10,15 +10,15 @@ import os
 from pathlib import Path
 
 from paychan.chain.base import Chain, ChainFailed, ChainUnfit
-from paychan.chain.bitcoind import BitcoindChain
+from paychan.chain.bitcoind.chain import BitcoindChain
+from paychan.chain.bitcoind.wallet import LONG_SECONDS
 from paychan.chain.debug import DebugChain
-from paychan.chain.electrum import ElectrumChain
-from paychan.chain.watchwallet import LONG_SECONDS
+from paychan.chain.electrum.chain import ElectrumChain
 from paychan.config import ServerConfig
-from paychan.protocol.declared import SettingsError
-from paychan.protocol.signerwire import HealthReply
-from paychan.signing.limits import contradictions
-from paychan.signing.unix import UnixSigner
+from paychan.protocol.settings import SettingsError
+from paychan.protocol.wire.signer_messages import HealthReply
+from paychan.signer_client.limits import contradictions
+from paychan.signer_client.unix import UnixSigner
 from paychan.supervisor import Supervisor
 
 _RESCAN_PATIENCE_SECONDS = 1.0

@@ -15,11 +15,11 @@ from time import monotonic
 
 import structlog
 
-from actors.showing import Showing
+from actors.settling.showing import Showing
 from paychan.api.service import Service
 from paychan.chain.base import ChainFailed, WrongNetwork
 from paychan.parts import StartError
-from paychan.signing.base import SignerAbsent, SignerRefused, SignerUnfit
+from paychan.signer_client.base import SignerAbsent, SignerRefused, SignerUnfit
 from paychan.supervisor import Supervised
 
 log = structlog.get_logger("server")

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 from paychan.protocol.address import decode_address
-from paychan.protocol.declared import SettingsError, parse_settings, setting
 from paychan.protocol.errors import Malformed
+from paychan.protocol.settings import SettingsError, parse_settings, setting
 from paychan.protocol.types import Network
-from signer.known import TRIABLE
+from signer.judge.facts import TRIABLE
 
 MAX_SOCKET_PATH_BYTES = 107
 """Linux's sun_path holds 108 bytes, the last one zero."""

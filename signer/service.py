@@ -20,31 +20,34 @@ import typer
 from typer.core import TyperGroup
 
 from paychan.protocol.address import encode_address
-from paychan.protocol.declared import SettingsError
+from paychan.protocol.settings import SettingsError
 from paychan.protocol.settlement import Reserve
 from paychan.protocol.types import Network, UnixTime
-from signer import auditing, commands, operating, vital
-from signer.commandline import PassphraseDescriptor, PassphraseFile
+from signer import vital
+from signer.cli import audit as auditing
+from signer.cli import seed as commands
+from signer.cli import status as operating
+from signer.cli.options import PassphraseDescriptor, PassphraseFile
 from signer.config import SignerConfig, load_signer_config
-from signer.connections import FAREWELLS, Connections
-from signer.connections import Limits as PeerLimits
-from signer.derivedkeys import generations
-from signer.disk import Disk
-from signer.handlers import Handler
-from signer.isolation import IsolationError, isolate, keep_private
-from signer.keys import DEBUG_KEY, KeyRing, KeysFailed, KeySource, StaticKey
-from signer.keystore import note_token_keys, refuse_another_token, refuse_new_token_keys, seed_sources
-from signer.known import Limits
-from signer.ledger import LevelDbLedger
-from signer.ledgerbase import Entry, LedgerFailed
+from signer.judge.facts import Limits
+from signer.judge.handler import Handler
+from signer.judge.queries import Identity
+from signer.keys.ring import DEBUG_KEY, KeyRing, KeysFailed, KeySource, StaticKey
+from signer.ledger.base import Entry, LedgerFailed
+from signer.ledger.disk import Disk
+from signer.ledger.leveldb import LevelDbLedger
 from signer.logsink import LogSink, open_missing_descriptors
-from signer.passphrase import NoSecret
-from signer.places import PlaceError, check_file, check_places
-from signer.remotetoken import RemoteToken
-from signer.seed import SeedError
-from signer.sessions import TokenError
-from signer.socketfile import SocketError, listening_socket, room_for
-from signer.telling import Identity
+from signer.sandbox.directories import PlaceError, check_file, check_places
+from signer.sandbox.isolation import IsolationError, isolate, keep_private
+from signer.secret.sources import NoSecret
+from signer.seed.file import SeedError
+from signer.seed.open import note_token_keys, refuse_another_token, refuse_new_token_keys, seed_sources
+from signer.server.connections import FAREWELLS, Connections
+from signer.server.connections import Limits as PeerLimits
+from signer.server.socket_file import SocketError, listening_socket, room_for
+from signer.token.client import RemoteToken
+from signer.token.derived_keys import generations
+from signer.token.sessions import TokenError
 
 PROBE_SECONDS = 5.0
 """So often we see whether a write would succeed, although nothing is to be written."""

@@ -10,8 +10,8 @@ from typing import Any
 import structlog
 from tornado.web import HTTPError, RequestHandler
 
-from paychan.api.answers import HEADERS, Answer, number, outpoint_of, parameter, refusal, result, when_404s_leave
-from paychan.api.manners import Manners
+from paychan.api.budgets.penalty import Manners
+from paychan.api.responses import HEADERS, Answer, number, outpoint_of, parameter, refusal, result, when_404s_leave
 from paychan.api.service import Service
 from paychan.api.urls import absolute
 from paychan.protocol.errors import (
@@ -25,7 +25,7 @@ from paychan.protocol.errors import (
     PaychanError,
     TooManyRequests,
 )
-from paychan.protocol.scripts import check_expiry
+from paychan.protocol.kinds.script import check_expiry
 from paychan.protocol.types import OutPoint, UnixTime
 
 log = structlog.get_logger("api")

@@ -9,15 +9,17 @@ import structlog
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
-from paychan.api import management, stream, v1, v2
-from paychan.api.answers import refusal
-from paychan.api.bounded import BACKLOG, BoundedServer
+from paychan.api import v1, v2
+from paychan.api.budgets.connection_slots import Places
+from paychan.api.fast.payments import Till
+from paychan.api.fast.server import LaneServer
 from paychan.api.handler import NotFoundHandler
-from paychan.api.heads import laid_out
-from paychan.api.lane import LaneServer
-from paychan.api.payments import Till
-from paychan.api.places import Places
+from paychan.api.limits import BACKLOG, BoundedServer
+from paychan.api.management import handlers as management
+from paychan.api.response_heads import laid_out
+from paychan.api.responses import refusal
 from paychan.api.service import Service
+from paychan.api.stream import handler as stream
 from paychan.memory import CHANNEL_BYTES, CONNECTION_BYTES
 from paychan.protocol.errors import TooManyConnections
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from actors.opening import Opener
+from actors.context import World
+from actors.find_by_key import Finder
+from actors.opening.opener import Opener
 from actors.registry import Registry
-from actors.watcher import Watcher
-from actors.world import World
-from paychan.api.askers import Askers
-from paychan.api.descriptors import Descriptors
-from paychan.api.finder import Finder
-from paychan.api.streamplaces import Places
-from paychan.api.totals import LatestTotals
-from paychan.api.turns import Turns
+from actors.totals import LatestTotals
+from actors.watching.expiry import Watcher
+from paychan.api.budgets.descriptors import Descriptors
+from paychan.api.budgets.request_rates import Askers
+from paychan.api.budgets.stream_slots import Places
+from paychan.api.budgets.turns import Turns
 from paychan.config import ServerConfig
 from paychan.memory import Memory
 from paychan.supervisor import Supervisor

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlencode
 
-from actors.opening import OpenRequest
-from paychan.api.answers import OUTPOINT, Answer, accept, accepted, outpoint, parameter, result, settlement_txid
+from actors.opening.opener import OpenRequest
 from paychan.api.handler import Handler
+from paychan.api.responses import OUTPOINT, Answer, accept, accepted, outpoint, parameter, result, settlement_txid
 from paychan.api.service import Service
 from paychan.protocol.address import decode_address
 from paychan.protocol.channel import Accepted, Channel, CloseByProof, Pay, State
 from paychan.protocol.errors import UnknownChannel
+from paychan.protocol.kinds.script import parse_public_key
 from paychan.protocol.payment import decode_v1
-from paychan.protocol.rest import ChannelStatus, FundingInfo, PaymentResult
-from paychan.protocol.scripts import parse_public_key
 from paychan.protocol.types import OutPoint, Sat
+from paychan.protocol.wire.rbpcp import ChannelStatus, FundingInfo, PaymentResult
 
 
 class V1Handler(Handler):

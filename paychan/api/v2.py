@@ -9,8 +9,9 @@ from typing import TypeAlias
 
 from msgspec import UNSET
 
-from actors.opening import OpenRequest
-from paychan.api.answers import (
+from actors.opening.opener import OpenRequest
+from paychan.api.handler import Handler
+from paychan.api.responses import (
     OUTPOINT,
     Answer,
     accept,
@@ -22,10 +23,8 @@ from paychan.api.answers import (
     settlement_transaction,
     settlement_txid,
 )
-from paychan.api.handler import Handler
 from paychan.api.service import Service
 from paychan.chain.base import ChainFailed, Funding
-from paychan.protocol import bip70
 from paychan.protocol.address import decode_address, encode_address
 from paychan.protocol.channel import Accepted, Channel, CloseByPayment, Pay, State
 from paychan.protocol.errors import (
@@ -35,7 +34,11 @@ from paychan.protocol.errors import (
     OutPointMismatch,
     UnknownChannel,
 )
-from paychan.protocol.rest import (
+from paychan.protocol.kinds.script import ChannelTerms, parse_public_key, parse_redeem_script
+from paychan.protocol.settlement import Settlement
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+from paychan.protocol.wire import bip70
+from paychan.protocol.wire.rbpcp import (
     ChannelStatus,
     Dialect,
     FundingInfo,
@@ -46,9 +49,6 @@ from paychan.protocol.rest import (
     read_secret,
     read_v2_body,
 )
-from paychan.protocol.scripts import ChannelTerms, parse_public_key, parse_redeem_script
-from paychan.protocol.settlement import Settlement
-from paychan.protocol.types import OutPoint, Sat, UnixTime
 
 _REQUEST_LIFE_SECONDS = 3600
 """BIP70 payment requests are good for so long."""

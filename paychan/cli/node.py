@@ -25,8 +25,8 @@ from rich.panel import Panel
 from rich.table import Table
 
 from paychan.chain.base import ChainFailed
-from paychan.chain.jsonrpc import JsonRpc, RpcError, Unauthorized, Unreachable
-from paychan.cli.payer_terminal import moment
+from paychan.chain.bitcoind.rpc import JsonRpc, RpcError, Unauthorized, Unreachable
+from paychan.cli.payer.terminal import moment
 from paychan.cli.terminal import fail, out
 from paychan.protocol.types import MAX_MONEY_SAT
 

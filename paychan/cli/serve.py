@@ -11,7 +11,7 @@ from paychan.app import run
 from paychan.cli.terminal import fail
 from paychan.config import load_server_config
 from paychan.parts import StartError
-from paychan.protocol.declared import SettingsError
+from paychan.protocol.settings import SettingsError
 from paychan.store.base import StoreFailed
 
 EXAMPLES = "[bold]Example[/bold]\n\n  paychan serve config/debug/server.toml"

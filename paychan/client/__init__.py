@@ -9,7 +9,6 @@ receipt = channel.pay(1000)
 """
 
 from paychan.client.channel import AsyncChannel, Channel
-from paychan.client.closing import Settled
 from paychan.client.coins import Deposit, Source
 from paychan.client.errors import (
     ChannelConflict,
@@ -44,15 +43,16 @@ from paychan.client.errors import (
     WouldTakeBack,
     WrongState,
 )
-from paychan.client.flow import Patience
-from paychan.client.funding import FundingOutput
+from paychan.client.flows.close import Settled
+from paychan.client.flows.open import FundingOutput
+from paychan.client.flows.pay import Receipt
+from paychan.client.flows.refund import RefundTerms
+from paychan.client.limits import Limits
 from paychan.client.payer import AsyncPayer, Payer
-from paychan.client.paying import Receipt
 from paychan.client.record import ChannelRecord, State
-from paychan.client.recovery import RefundTerms
-from paychan.client.terms import Limits
-from paychan.protocol.rest import Dialect
+from paychan.client.transport.effects import Patience
 from paychan.protocol.types import Network
+from paychan.protocol.wire.rbpcp import Dialect
 
 __all__ = [
     "AsyncChannel",

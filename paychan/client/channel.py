@@ -13,20 +13,25 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 import httpx
 from msgspec import Struct
 
-from paychan.client import closing, deposits, funding, paying, recovery, streaming
-from paychan.client.closing import Settled
 from paychan.client.coins import Deposit, parse_outpoint
-from paychan.client.drive import drive, drive_async
 from paychan.client.errors import TermsUnacceptable
-from paychan.client.flow import Flow, Patience
-from paychan.client.funding import FundingOutput, Said, Watcher
-from paychan.client.paying import Receipt
+from paychan.client.flows import close as closing
+from paychan.client.flows import deposits
+from paychan.client.flows import open as funding
+from paychan.client.flows import pay as paying
+from paychan.client.flows import refund as recovery
+from paychan.client.flows import stream as streaming
+from paychan.client.flows.close import Settled
+from paychan.client.flows.open import FundingOutput, Said, Watcher
+from paychan.client.flows.pay import Receipt
+from paychan.client.flows.refund import RefundTerms
+from paychan.client.limits import Limits
 from paychan.client.record import ChannelRecord
-from paychan.client.recovery import RefundTerms
-from paychan.client.terms import Limits
+from paychan.client.transport.effects import Flow, Patience
+from paychan.client.transport.http import drive, drive_async
 from paychan.client.wallet import ChannelFile
-from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT, debug_outpoint
-from paychan.protocol.refund import Refund
+from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT, debug_outpoint
+from paychan.protocol.kinds.refund import Refund
 from paychan.protocol.types import Network, OutPoint, Sat
 
 T = TypeVar("T")

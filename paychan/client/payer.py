@@ -13,15 +13,10 @@ import httpx
 from coincurve import PrivateKey
 from msgspec import UNSET, Struct, structs
 
-from paychan.client import routes
-from paychan.client.answers import refusal
 from paychan.client.channel import AsyncChannel, Channel, Ways
-from paychan.client.drive import TIMEOUT, drive, drive_async
 from paychan.client.errors import Refused, ServerMisbehaved, TermsUnacceptable, Unreachable, WalletError
-from paychan.client.flow import Flow, Patience, Request, Response, ask
-from paychan.client.record import ChannelRecord
-from paychan.client.recovery import key_address
-from paychan.client.terms import (
+from paychan.client.flows.refund import key_address
+from paychan.client.limits import (
     ASSUMED_MIN_HOURS,
     HOUR,
     Limits,
@@ -31,11 +26,16 @@ from paychan.client.terms import (
     expiry_for,
     read_funding_info,
 )
+from paychan.client.record import ChannelRecord
+from paychan.client.transport import routes
+from paychan.client.transport.answers import refusal
+from paychan.client.transport.effects import Flow, Patience, Request, Response, ask
+from paychan.client.transport.http import TIMEOUT, drive, drive_async
 from paychan.client.wallet import ChannelFile, Wallet
 from paychan.protocol.address import decode_address
-from paychan.protocol.rest import Dialect, FundingInfo
-from paychan.protocol.scripts import check_expiry
+from paychan.protocol.kinds.script import check_expiry
 from paychan.protocol.types import Network, Sat, UnixTime
+from paychan.protocol.wire.rbpcp import Dialect, FundingInfo
 
 DEFAULT_HOURS = 7 * 24
 

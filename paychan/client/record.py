@@ -15,10 +15,10 @@ from msgspec import Struct
 from paychan.client.coins import Deposit, Source, parse_outpoint
 from paychan.protocol.address import decode_address, encode_address, key_script
 from paychan.protocol.errors import Malformed
+from paychan.protocol.kinds.script import ChannelTerms, make_terms, parse_public_key
 from paychan.protocol.payment import Payment, PaymentSigner
-from paychan.protocol.rest import Dialect
-from paychan.protocol.scripts import ChannelTerms, make_terms, parse_public_key
 from paychan.protocol.types import MAX_MONEY_SAT, Network, OutPoint, Sat, UnixTime
+from paychan.protocol.wire.rbpcp import Dialect
 
 
 class State(Enum):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from paychan.client.errors import InsufficientFunds, OverLimit, WouldLeaveDust, WouldTakeBack
+from paychan.client.limits import Limits
 from paychan.client.record import ChannelRecord
-from paychan.client.terms import Limits
 from paychan.protocol.types import Sat
 
 

@@ -8,9 +8,9 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from paychan.protocol.errors import PaychanError
+from paychan.protocol.kinds.script import ChannelTerms
 from paychan.protocol.moment import paying_time
 from paychan.protocol.payment import Payment
-from paychan.protocol.scripts import ChannelTerms
 from paychan.protocol.settlement import Claim, Settlement, first_output_sat
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 

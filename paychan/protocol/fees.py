@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from paychan.protocol.channel import Channel, CloseReason, Rules, View
 from paychan.protocol.errors import FeesTooHigh, PaychanError
+from paychan.protocol.kinds.sighash import SINGLE_ANYONECANPAY
 from paychan.protocol.moment import LEAD_SECONDS
 from paychan.protocol.settlement import (
     CHILD_BYTES,
@@ -32,7 +33,6 @@ from paychan.protocol.settlement import (
     received_sat,
     settlement_size,
 )
-from paychan.protocol.sighash import SINGLE_ANYONECANPAY
 from paychan.protocol.types import Sat, UnixTime
 
 RELAY_FLOOR_SAT_PER_VB = 1

@@ -26,11 +26,11 @@ from paychan.protocol.channel import (
     View,
     can_move,
 )
+from paychan.protocol.kinds.sighash import SINGLE_ANYONECANPAY
 from paychan.protocol.payment import Payment
-from paychan.protocol.rest import opening_secret
 from paychan.protocol.settlement import Claim, server_pushes
-from paychan.protocol.sighash import SINGLE_ANYONECANPAY
 from paychan.protocol.types import Sat
+from paychan.protocol.wire.rbpcp import opening_secret
 
 _replace = msgspec.structs.replace
 

@@ -11,9 +11,9 @@ from paychan.protocol.errors import (
     PaymentShort,
     ValueBackwards,
 )
-from paychan.protocol.machine import close
+from paychan.protocol.kinds.sighash import SINGLE_ANYONECANPAY
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
-from paychan.protocol.sighash import SINGLE_ANYONECANPAY
+from paychan.protocol.state_machine import close
 from paychan.protocol.terms import expiry_problem
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 

@@ -19,8 +19,8 @@ from paychan.protocol.errors import (
     PaychanError,
     SignatureEncoding,
 )
-from paychan.protocol.scripts import ChannelTerms, parsed_key
-from paychan.protocol.sighash import NONE_ANYONECANPAY, SINGLE_ANYONECANPAY, PaymentHasher
+from paychan.protocol.kinds.script import ChannelTerms, parsed_key
+from paychan.protocol.kinds.sighash import NONE_ANYONECANPAY, SINGLE_ANYONECANPAY, PaymentHasher
 from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
 
 _HALF_ORDER = bytes.fromhex("7fffffffffffffffffffffffffffffff5d576e7357a4501ddfe92f46681b20a0")

@@ -15,10 +15,10 @@ from bitcoin.core.script import CScript, CScriptInvalidError
 from msgspec import Struct
 
 from paychan.protocol.address import encode_address, key_script
+from paychan.protocol.kinds.script import ChannelTerms, KeyBytes
+from paychan.protocol.kinds.sighash import SIGHASH_ALL, SINGLE_ANYONECANPAY
 from paychan.protocol.payment import Payment, change_problem
-from paychan.protocol.scripts import ChannelTerms, KeyBytes
-from paychan.protocol.sighash import SIGHASH_ALL, SINGLE_ANYONECANPAY
-from paychan.protocol.transaction import FinalTransaction, double_sha256, varint
+from paychan.protocol.tx import FinalTransaction, double_sha256, varint
 from paychan.protocol.types import Network, OutPoint, Sat
 
 MAX_SIGNATURE_BYTES = 72

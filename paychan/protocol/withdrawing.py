@@ -8,7 +8,7 @@ import msgspec
 
 from paychan.protocol.channel import Accepted, Channel, Outcome, State, View, can_move
 from paychan.protocol.errors import ChannelExpiring, NotWithdrawable, PaychanError, PaymentPending
-from paychan.protocol.rest import opening_secret
+from paychan.protocol.wire.rbpcp import opening_secret
 
 
 def publishes_secret(channel: Channel) -> bool:

@@ -14,7 +14,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from paychan.protocol.channel import Channel, State
-from paychan.protocol.scripts import MAX_EXPIRY
+from paychan.protocol.kinds.script import MAX_EXPIRY
 from paychan.protocol.types import OutPoint, UnixTime
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from actors.channel import Resume
-from paychan.application.base import ApplicationSilent, Verdict, question_key
+from paychan.callback.base import ApplicationSilent, Verdict, question_key
 from paychan.protocol.channel import Accepted, Channel, Close, CloseByProof, CloseReason, Outcome, State
 from paychan.protocol.errors import ApplicationRefused, NotNewestPayment, PaymentPending, TryAgain
-from paychan.protocol.machine import apply
+from paychan.protocol.state_machine import apply
 from paychan.protocol.types import UnixTime
 from paychan.store.base import Change
 from tests.lib.channels import accepted as channel_of

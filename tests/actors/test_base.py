@@ -10,7 +10,7 @@ import pykka
 import pytest
 from structlog.testing import capture_logs
 
-from actors.base import LoopActor, LoopFuture
+from actors.runtime import LoopActor, LoopFuture
 
 
 class Echo(LoopActor):

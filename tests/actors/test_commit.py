@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from actors.commit import GroupCommit
+from actors.group_commit import GroupCommit
 from paychan.protocol.channel import Accepted, Outcome, Rejected
 from paychan.protocol.errors import TryAgain
 from paychan.store.base import Change, StoreFailed
-from paychan.store.leveldb import LevelDbStore
+from paychan.store.leveldb.store import LevelDbStore
 from tests.lib.channels import Payer
 from tests.lib.world import Faulty, settled_down, until
 

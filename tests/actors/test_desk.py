@@ -17,7 +17,7 @@ from paychan.protocol.errors import FeesTooHigh, NotWithdrawable, OutpointUsed
 from paychan.protocol.fees import ChainFees
 from paychan.protocol.settlement import Settlement, outpoints_of
 from paychan.protocol.types import OutPoint, UnixTime
-from paychan.signing.base import SignerAbsent, SignerRefused
+from paychan.signer_client.base import SignerAbsent, SignerRefused
 from paychan.store.base import Change
 from tests.lib.channels import NOW, RULES, step
 from tests.lib.kernel import interpreter_accepts

@@ -15,7 +15,7 @@ from paychan.chain.base import ChainFailed
 from paychan.protocol.channel import Accepted, CloseByProof, Outcome, State
 from paychan.protocol.errors import TooMuchUnconfirmed
 from paychan.protocol.types import OutPoint, Sat
-from paychan.signing.base import SignerAbsent
+from paychan.signer_client.base import SignerAbsent
 from tests.actors.test_rounds import Blocks
 from tests.lib.world import Clock, DebugPayer, Local, accepted, local, refused, settled_down, until
 

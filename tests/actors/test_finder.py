@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from paychan.api import finder as finder_module
-from paychan.api.finder import Finder
+from actors import find_by_key as finder_module
+from actors.find_by_key import Finder
 from paychan.protocol.channel import Accepted, Channel, State
 from paychan.protocol.errors import SearchTooLong
 from tests.lib.world import DebugPayer, local

@@ -8,8 +8,8 @@ from collections.abc import Collection
 import pytest
 
 from paychan.chain.base import ChainFailed
-from paychan.chain.gathering import Gathering
-from paychan.chain.sought import MOST_SCRIPTS, SoughtScripts
+from paychan.chain.bitcoind.shared_call import Gathering
+from paychan.chain.bitcoind.sought_scripts import MOST_SCRIPTS, SoughtScripts
 from paychan.protocol.types import OutPoint
 
 

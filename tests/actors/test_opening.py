@@ -11,7 +11,7 @@ import pytest
 from paychan.chain.base import ChainFailed
 from paychan.protocol.channel import Accepted, CloseByProof, Rejected, State
 from paychan.protocol.errors import ChainUnavailable, ChannelExists, OutpointUsed, SignerUnavailable, SigningFailed
-from paychan.signing.base import SignerAbsent, SignerRefused
+from paychan.signer_client.base import SignerAbsent, SignerRefused
 from tests.lib.world import DebugPayer, accepted, local, refused, until
 
 PAYER = DebugPayer("opening")

@@ -6,8 +6,8 @@ import asyncio
 from pathlib import Path
 
 from actors.channel import MOST_BEHIND
-from paychan.api.answers import refusal
-from paychan.application.base import Verdict
+from paychan.api.responses import refusal
+from paychan.callback.base import Verdict
 from paychan.protocol.channel import Accepted, Channel, Close, CloseReason, Rejected
 from paychan.protocol.errors import BadSignature, Overloaded
 from tests.lib.world import DebugPayer, accepted, local, refused, settled_down

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected
 from paychan.protocol.errors import TryAgain, UnknownChannel, ValueBackwards
-from paychan.protocol.machine import apply
+from paychan.protocol.state_machine import apply
 from paychan.store.base import Change, StoreFailed
 from tests.lib.channels import accepted as channel_of
 from tests.lib.world import DebugPayer, Local, accepted, local, refused, settled_down, until

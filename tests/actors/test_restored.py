@@ -15,7 +15,7 @@ from paychan.protocol.channel import Close, CloseByPayment, CloseReason, Publish
 from paychan.protocol.errors import ChainUnavailable, OutpointUsed
 from paychan.protocol.payment import sign_payment
 from paychan.protocol.types import OutPoint, Sat
-from paychan.signing.base import SignerAbsent, SignerRefused
+from paychan.signer_client.base import SignerAbsent, SignerRefused
 from tests.lib.channels import private_key, step
 from tests.lib.ledger import MemoryLedger
 from tests.lib.world import Clock, DebugPayer, Local, accepted, local, refused

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from actors.exposure import Exposure
-from actors.watcher import Watcher
+from actors.watching.expiry import Watcher
 from paychan.chain.base import ChainFailed, Funding, Tip
 from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Close, CloseReason, State
@@ -64,7 +64,7 @@ async def crowded(
     directory: Path, monkeypatch: pytest.MonkeyPatch, number: int = 35, **rules: Any
 ) -> AsyncIterator[tuple[Local, Blocks]]:
     """Start a server on a store of many open channels between an early one and a late one; pages are small."""
-    monkeypatch.setattr("actors.chainwatch._PAGE", PAGE)
+    monkeypatch.setattr("actors.watching.funding._PAGE", PAGE)
     chain = Blocks()
     async with local(directory, Clock(), chain=chain, **rules) as server:
         await server.fill([EARLY.channel(), *many(number), LATE.channel()])

@@ -13,7 +13,7 @@ from paychan.chain.base import ChainFailed
 from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Channel, Close, CloseByProof, CloseReason, Outcome, State
 from paychan.protocol.errors import ChannelLost, PublishFailed, SignerUnavailable, SigningFailed
-from paychan.signing.base import SignerAbsent, SignerRefused
+from paychan.signer_client.base import SignerAbsent, SignerRefused
 from tests.lib.world import Clock, DebugPayer, Local, accepted, local, refused, settled_down, until
 
 PAYER = DebugPayer("settling")

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from actors.channel import PaySeveral
-from paychan.application.base import Verdict
+from paychan.callback.base import Verdict
 from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected, State
 from paychan.protocol.errors import (
     BadSignature,
@@ -19,9 +19,9 @@ from paychan.protocol.errors import (
     TryAgain,
     ValueBackwards,
 )
-from paychan.protocol.machine import apply
-from paychan.protocol.several import MOST_CHECKS, Commands
-from paychan.protocol.stream import read_payments, write_payments
+from paychan.protocol.payment_batch import MOST_CHECKS, Commands
+from paychan.protocol.state_machine import apply
+from paychan.protocol.wire.payment_frames import read_payments, write_payments
 from paychan.store.base import Change
 from tests.actors.test_application import Shop
 from tests.lib.channels import accepted as channel_of

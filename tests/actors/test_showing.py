@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from actors import showing
-from actors.showing import Showing
+from actors.settling import showing
+from actors.settling.showing import Showing
 from paychan.protocol.types import OutPoint
-from paychan.signing.base import SignerAbsent, SignerRefused
+from paychan.signer_client.base import SignerAbsent, SignerRefused
 from paychan.supervisor import Supervisor
 from tests.lib.channels import Payer
 from tests.lib.crashes import each_wait

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from actors.commit import GroupCommit
+from actors.group_commit import GroupCommit
 from paychan.protocol.channel import Accepted, State
 from paychan.protocol.types import UnixTime
 from paychan.store.base import Change
-from paychan.store.leveldb import LevelDbStore
+from paychan.store.leveldb.store import LevelDbStore
 from paychan.supervisor import Supervisor
 from tests.lib.channels import NOW, Payer
 from tests.lib.crashes import Crash, Injected, each_wait

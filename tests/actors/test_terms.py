@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from coincurve import PrivateKey
 
-from actors.opening import OpenRequest
+from actors.opening.opener import OpenRequest
 from paychan.chain.base import ChainFailed
 from paychan.protocol.channel import Depth
 from paychan.protocol.errors import (
@@ -29,8 +29,8 @@ from paychan.protocol.errors import (
 )
 from paychan.protocol.terms import Held, OpeningTerms, TermsHistory, lead_seconds
 from paychan.protocol.types import Sat, UnixTime
-from paychan.signing.base import SignerAbsent
-from signer.keys import DEBUG_KEY, KeyRing, StaticKey, hardened_keys
+from paychan.signer_client.base import SignerAbsent
+from signer.keys.ring import DEBUG_KEY, KeyRing, StaticKey, hardened_keys
 from tests.actors.test_rounds import Blocks
 from tests.lib.channels import NOW, RULES, SERVER_DESTINATION, private_key
 from tests.lib.world import DebugPayer, Local, LocalSigner, accepted, local, refused

@@ -18,7 +18,7 @@ from paychan.protocol.fees import ChainFees
 from paychan.protocol.record import DamagedRecord
 from paychan.protocol.settlement import Claim
 from paychan.protocol.types import OutPoint, UnixTime
-from paychan.signing.base import SignerAbsent
+from paychan.signer_client.base import SignerAbsent
 from paychan.store.base import StoreFailed
 from paychan.supervisor import Supervisor
 from tests.lib.channels import NOW, RULES

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from paychan.protocol.rest import Dialect
+from paychan.protocol.wire.rbpcp import Dialect
 from tests.api.wire import close_all
 from tests.lib.rbpcp import V1, V2, Payer
 from tests.lib.system import System

@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 from bitcoin.core import CTransaction
 
-from paychan.protocol.rest import Dialect
 from paychan.protocol.types import Network, OutPoint
+from paychan.protocol.wire.rbpcp import Dialect
 from tests.lib.rbpcp import V2, Payer, path
 from tests.lib.system import System
 

@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from paychan.protocol.payment import Payment
-from paychan.protocol.stream import Said, Taken, read_answers, write_payments
+from paychan.protocol.wire.payment_frames import Said, Taken, read_answers, write_payments
 from tests.api.wire import connect as connect_raw
 from tests.api.wire import read_all
 from tests.lib.rbpcp import V2

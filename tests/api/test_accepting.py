@@ -9,8 +9,8 @@ from typing import Any
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
-from paychan.api.bounded import BoundedServer
-from paychan.api.places import Places
+from paychan.api.budgets.connection_slots import Places
+from paychan.api.limits import BoundedServer
 
 _CLIENTS = 12
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paychan.api.askers import BURST_SECONDS, MOST_ADDRESSES, Askers
+from paychan.api.budgets.request_rates import BURST_SECONDS, MOST_ADDRESSES, Askers
 
 
 class Clock:

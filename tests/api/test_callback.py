@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import httpx
 import pytest
 
-from paychan.protocol.rest import Dialect
+from paychan.protocol.wire.rbpcp import Dialect
 from tests.lib.application import Application, Question, Reply, no, yes
 from tests.lib.rbpcp import V1, V2, Payer, path, refusal
 from tests.lib.system import System

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from paychan.protocol.payment import encode_v1
-from paychan.protocol.rest import Dialect
+from paychan.protocol.wire.rbpcp import Dialect
 from tests.api.ways import BOTH_WAYS
 from tests.lib.rbpcp import V1, V2, refusal
 from tests.lib.system import System

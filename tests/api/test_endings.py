@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from paychan.protocol.rest import Dialect
+from paychan.protocol.wire.rbpcp import Dialect
 from tests.lib.customer import wait_for
 from tests.lib.rbpcp import V1, V2, Payer, refusal
 from tests.lib.system import System

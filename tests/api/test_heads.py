@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from paychan.api.headlimits import MOST_LINES, size_of_head
+from paychan.api.budgets.head_limits import MOST_LINES, size_of_head
 from paychan.protocol.errors import HeadTooLarge, RequestLineTooLong
 from paychan.protocol.payment import encode_v1
 from tests.api.wire import connect, read_all, statuses

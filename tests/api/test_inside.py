@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from paychan.api.answers import refusal
+from paychan.api.responses import refusal
 from paychan.protocol.errors import Failed, PaychanError, TooMuchUnconfirmed, Unavailable
 from tests.api.test_wire import CLEAR, CORPUS
 from tests.api.wire import connect

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from paychan.protocol.payment import Payment, encode_v1
-from paychan.protocol.rest import Dialect
+from paychan.protocol.wire.rbpcp import Dialect
 from tests.api.test_wire import CLEAR, CORPUS
 from tests.api.wire import connect, exchange, read_all, statuses
 from tests.lib.rbpcp import V1, V2, Payer

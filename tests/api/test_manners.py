@@ -14,12 +14,12 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from paychan.api import manners as manners_module
-from paychan.api.manners import Manners
+from paychan.api.budgets import penalty as manners_module
+from paychan.api.budgets.penalty import Manners
 from paychan.protocol.errors import ValueBackwards
 from paychan.protocol.payment import encode_v1
-from paychan.protocol.rest import Dialect
-from paychan.protocol.stream import MAX_FRAME_PAYMENTS, Said, Taken, write_payments
+from paychan.protocol.wire.payment_frames import MAX_FRAME_PAYMENTS, Said, Taken, write_payments
+from paychan.protocol.wire.rbpcp import Dialect
 from tests.api.streams import answers, closed, code, open_stream, pay_frame, stream_url
 from tests.api.wire import connect as dial
 from tests.api.wire import exchange, statuses

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from paychan.memory import LEAST_BYTES, RESERVE_BYTES, Memory, group_limit, is_memory_error
-from paychan.protocol.rest import Dialect
+from paychan.protocol.wire.rbpcp import Dialect
 from tests.api.streams import open_stream, pay_frame
 from tests.lib.rbpcp import V1, V2, Payer
 from tests.lib.system import System

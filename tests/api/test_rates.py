@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from paychan.api.askers import BURST_SECONDS
-from paychan.api.manners import Manners
+from paychan.api.budgets.penalty import Manners
+from paychan.api.budgets.request_rates import BURST_SECONDS
 from paychan.protocol.errors import TooManyRequests
 from tests.lib.rbpcp import V1, Payer
 from tests.lib.system import System

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from paychan.protocol.stream import write_payments
+from paychan.protocol.wire.payment_frames import write_payments
 from tests.api.streams import masked, raw_stream, stream_url
 from tests.api.wire import connect
 from tests.lib.rbpcp import V2, Payer

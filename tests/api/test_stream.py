@@ -13,10 +13,10 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT
+from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT
 from paychan.protocol.payment import Payment
-from paychan.protocol.rest import Dialect
-from paychan.protocol.stream import MAX_FRAME_PAYMENTS, Said, Taken, read_answers, write_payments
+from paychan.protocol.wire.payment_frames import MAX_FRAME_PAYMENTS, Said, Taken, read_answers, write_payments
+from paychan.protocol.wire.rbpcp import Dialect
 from tests.api.streams import answers, closed, code, masked, open_stream, pay_frame, stream_url
 from tests.lib.rbpcp import V2, Payer
 from tests.lib.system import System

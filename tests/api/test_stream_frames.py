@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paychan.api.streamreading import WebSocket
-from paychan.api.turns import Allowance, Turns
-from paychan.api.websocket import (
+from paychan.api.budgets.turns import Allowance, Turns
+from paychan.api.stream.reader import WebSocket
+from paychan.api.stream.websocket import (
     BAD_TEXT,
     BINARY,
     CONTINUATION,

@@ -6,8 +6,8 @@ from time import monotonic
 
 import pytest
 
-from paychan.api import streamplaces
-from paychan.api.streamplaces import EMPTY_PAYMENTS, IDLE_SECONDS, WAITING_ROOM, Places
+from paychan.api.budgets import stream_slots as streamplaces
+from paychan.api.budgets.stream_slots import EMPTY_PAYMENTS, IDLE_SECONDS, WAITING_ROOM, Places
 from paychan.protocol.errors import PaychanError, StreamReplaced, TooManyStreams, UnknownChannel
 from paychan.protocol.types import OutPoint
 

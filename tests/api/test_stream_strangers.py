@@ -14,8 +14,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 
-from paychan.protocol.rest import Dialect
-from paychan.protocol.stream import MAX_FRAME_PAYMENTS, Taken, write_payments
+from paychan.protocol.wire.payment_frames import MAX_FRAME_PAYMENTS, Taken, write_payments
+from paychan.protocol.wire.rbpcp import Dialect
 from tests.api.streams import close_code, masked, open_stream, pay_frame, raw_stream, stream_url, upgrade
 from tests.api.ways import BOTH_WAYS
 from tests.api.wire import connect, read_all

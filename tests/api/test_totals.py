@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from paychan.api.totals import LatestTotals, ReserveInfo, Totals, totals
+from actors.totals import LatestTotals, ReserveInfo, Totals, totals
 from paychan.chain.base import ChainFailed, Funding
 from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Channel, Close, CloseReason, Rejected, State
 from paychan.protocol.fees import ChainFees
-from paychan.protocol.machine import apply
-from paychan.protocol.scripts import ChannelTerms
+from paychan.protocol.kinds.script import ChannelTerms
 from paychan.protocol.settlement import settlement_size
+from paychan.protocol.state_machine import apply
 from paychan.protocol.types import OutPoint, Sat
-from paychan.signing.base import SignerAbsent
+from paychan.signer_client.base import SignerAbsent
 from tests.lib.channels import RULES, VIEW, Payer, many
 from tests.lib.system import System
 from tests.lib.world import Local, local
@@ -100,7 +100,7 @@ async def test_the_reserve_is_told_with_its_address(tmp_path: Path) -> None:
 
 async def test_a_chain_that_is_silent_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while the sums come without the reserve."""
-    monkeypatch.setattr("paychan.api.totals._RESERVE_SECONDS", 0.01)
+    monkeypatch.setattr("actors.totals._RESERVE_SECONDS", 0.01)
     async with local(tmp_path) as server:
         server.chain.hold("funding")
         found = await counted(server)
@@ -135,9 +135,9 @@ async def test_who_asks_together_shares_a_count(tmp_path: Path) -> None:
 
 async def test_many_channels_are_counted_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Above a number of channels the last count is told until some time is over, and while the next goes on for long."""
-    monkeypatch.setattr("paychan.api.totals._MANY_CHANNELS", 9)
-    monkeypatch.setattr("paychan.api.totals._REST", 1_000_000)
-    monkeypatch.setattr("paychan.api.totals._PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr("actors.totals._MANY_CHANNELS", 9)
+    monkeypatch.setattr("actors.totals._REST", 1_000_000)
+    monkeypatch.setattr("actors.totals._PATIENCE_SECONDS", 0.01)
     async with local(tmp_path) as server:
         await server.fill(many(10))
         latest = LatestTotals(server.world, lambda: 0)
@@ -149,7 +149,7 @@ async def test_many_channels_are_counted_now_and_then(tmp_path: Path, monkeypatc
         server.store.hold("scan")
         assert await latest.get() is first
         server.store.release("scan")
-        monkeypatch.setattr("paychan.api.totals._PATIENCE_SECONDS", 60)
+        monkeypatch.setattr("actors.totals._PATIENCE_SECONDS", 60)
         second = await latest.get()
         assert (second.channels["open"], second.counted_at) == (11, server.clock.now)
 

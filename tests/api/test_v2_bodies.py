@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from paychan.protocol.rest import Dialect
+from paychan.protocol.wire.rbpcp import Dialect
 from tests.api.ways import BOTH_WAYS
 from tests.lib.rbpcp import V2, Payer, refusal
 from tests.lib.system import System

@@ -9,8 +9,8 @@ import pytest
 from bitcoin.core import CTransaction
 
 from paychan.protocol.address import encode_address, key_script
-from paychan.protocol.rest import Dialect, opening_secret
 from paychan.protocol.types import Network
+from paychan.protocol.wire.rbpcp import Dialect, opening_secret
 from tests.api.ways import BOTH_WAYS
 from tests.lib.rbpcp import V2, Payer, path
 from tests.lib.system import System

@@ -9,9 +9,9 @@ import pytest
 from bitcoin.core import CTransaction
 
 from paychan.protocol.address import encode_address, key_script
-from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT
-from paychan.protocol.rest import Dialect
+from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT
 from paychan.protocol.types import Network, OutPoint
+from paychan.protocol.wire.rbpcp import Dialect
 from tests.api.moving import OPENED_SAT, go_along, open_movable, withdraw
 from tests.api.ways import BOTH_WAYS
 from tests.lib.customer import wait_for

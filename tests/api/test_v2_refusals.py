@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from paychan.protocol.address import encode_address
-from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT
+from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT
+from paychan.protocol.kinds.script import make_terms
 from paychan.protocol.payment import sign_payment
-from paychan.protocol.rest import opening_secret
-from paychan.protocol.scripts import make_terms
 from paychan.protocol.types import Network, Sat
+from paychan.protocol.wire.rbpcp import opening_secret
 from tests.api.ways import BOTH_WAYS
 from tests.lib.ecdsa import high_s_twin
 from tests.lib.rbpcp import V1, V2, Payer, path, refusal

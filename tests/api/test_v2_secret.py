@@ -12,8 +12,8 @@ import httpx
 import pytest
 import uvloop
 
-from paychan.api.answers import until_404s_leave
-from paychan.protocol.rest import Dialect, opening_secret
+from paychan.api.responses import until_404s_leave
+from paychan.protocol.wire.rbpcp import Dialect, opening_secret
 from tests.api.ways import BOTH_WAYS
 from tests.api.wire import connect
 from tests.lib.rbpcp import V1, V2, Payer

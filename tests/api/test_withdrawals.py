@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from paychan.cli.main import app
-from paychan.protocol.rest import Dialect
+from paychan.protocol.wire.rbpcp import Dialect
 from tests.api.moving import OPENED_SAT, open_movable, withdraw
 from tests.lib.customer import wait_for
 from tests.lib.rbpcp import V1, V2, Payer, path, refusal

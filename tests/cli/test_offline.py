@@ -9,7 +9,7 @@ import pytest
 from bitcoin.core import CTransaction
 
 from paychan.chain.debug import DebugChain
-from paychan.cli.offline import Fate, Outcome, Settler, sort_out
+from paychan.cli.operator.offline import Fate, Outcome, Settler, sort_out
 from paychan.protocol.channel import (
     Channel,
     Close,
@@ -23,9 +23,9 @@ from paychan.protocol.channel import (
     View,
 )
 from paychan.protocol.fees import ChainFees
-from paychan.protocol.machine import apply
 from paychan.protocol.opening import successor
 from paychan.protocol.settlement import Coin, Reserve, Settlement, outpoints_of
+from paychan.protocol.state_machine import apply
 from paychan.protocol.types import OutPoint, Sat
 from tests.lib.channels import NOW, RULES, SERVER_DESTINATION, accepted, step
 from tests.lib.world import DebugPayer, LocalSigner

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pytest
 
 from paychan.client import Channel, Patience, Payer
-from paychan.protocol.debugfunding import debug_outpoint
+from paychan.protocol.debug_funding import debug_outpoint
 from tests.client.liar import FUNDING_SAT, Liar
 
 IMPATIENT = Patience(attempts=1)

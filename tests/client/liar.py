@@ -36,7 +36,7 @@ from paychan.protocol.channel import (
     State,
     View,
 )
-from paychan.protocol.debugfunding import debug_outpoint
+from paychan.protocol.debug_funding import debug_outpoint
 from paychan.protocol.ending import end_of
 from paychan.protocol.errors import (
     ChannelClosing,
@@ -47,13 +47,13 @@ from paychan.protocol.errors import (
     UnknownChannel,
 )
 from paychan.protocol.fees import Shortfall, plan_closing
-from paychan.protocol.machine import apply
+from paychan.protocol.kinds.script import ChannelTerms, make_terms, parse_redeem_script
 from paychan.protocol.opening import open_channel, successor
 from paychan.protocol.payment import Payment, decode_v1
-from paychan.protocol.rest import Dialect, opening_secret, read_v2_body
-from paychan.protocol.scripts import ChannelTerms, make_terms, parse_redeem_script
 from paychan.protocol.settlement import sign_settlement
+from paychan.protocol.state_machine import apply
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
+from paychan.protocol.wire.rbpcp import Dialect, opening_secret, read_v2_body
 from tests.lib.channels import SERVER_DESTINATION, private_key, withdrawn
 
 SERVER_KEY = private_key("liar").public_key.format()

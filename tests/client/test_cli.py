@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from paychan.cli.channel import app
-from paychan.cli.payer_terminal import relative
+from paychan.cli.payer.channel import app
+from paychan.cli.payer.terminal import relative
 from paychan.client import Payer
-from paychan.protocol.debugfunding import debug_outpoint
+from paychan.protocol.debug_funding import debug_outpoint
 from tests.client.liar import FUNDING_SAT, Liar, Lie
 from tests.lib.system import System
 

@@ -23,11 +23,11 @@ from paychan.client import (
     Unreachable,
     WouldTakeBack,
 )
-from paychan.client.flow import Request, Response, Save
-from paychan.client.paying import pay
-from paychan.client.recovery import key_address
-from paychan.client.terms import Limits
-from paychan.protocol.debugfunding import debug_outpoint
+from paychan.client.flows.pay import pay
+from paychan.client.flows.refund import key_address
+from paychan.client.limits import Limits
+from paychan.client.transport.effects import Request, Response, Save
+from paychan.protocol.debug_funding import debug_outpoint
 from tests.client.conftest import IMPATIENT, PATIENT, OpenChannel
 from tests.client.liar import FUNDING_SAT, OPEN_PRICE_SAT, TXID, Liar, Lie
 

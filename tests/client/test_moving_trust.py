@@ -17,9 +17,9 @@ from bitcoin.core import (
 from bitcoin.core.script import CScript
 
 from paychan.client import Channel, PaymentRefused, ServerMisbehaved, State
-from paychan.protocol.rest import read_v2_body
-from paychan.protocol.sighash import SIGHASH_ALL, whole_transaction_digest
+from paychan.protocol.kinds.sighash import SIGHASH_ALL, whole_transaction_digest
 from paychan.protocol.types import OutPoint
+from paychan.protocol.wire.rbpcp import read_v2_body
 from tests.client.conftest import OpenChannel
 from tests.client.liar import FUNDING_SAT, OPEN_PRICE_SAT, Answer, Liar, Lie
 from tests.lib.channels import SERVER_DESTINATION, private_key

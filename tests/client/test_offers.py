@@ -12,9 +12,9 @@ from bitcoin.core import COutPoint, CTransaction, CTxIn, CTxOut
 from bitcoin.core.script import CScript
 from typer.testing import CliRunner
 
-from paychan.cli.channel import app
+from paychan.cli.payer.channel import app
 from paychan.client import Channel, FeeTooHigh, Payer, ServerMisbehaved, State, TermsUnacceptable
-from paychan.client.terms import HOUR
+from paychan.client.limits import HOUR
 from paychan.protocol.address import decode_address
 from paychan.protocol.types import Network
 from tests.client.conftest import IMPATIENT, OpenChannel

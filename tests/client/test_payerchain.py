@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from paychan import chain
-from paychan.cli.channel import app
-from paychan.cli.payerchain import in_options
+from paychan.cli.payer.chain import in_options
+from paychan.cli.payer.channel import app
 from paychan.client import Payer
 from tests.client.liar import Liar
 

@@ -9,13 +9,13 @@ import pytest
 from bitcoin.core import CTransaction
 
 from paychan.client import ChannelRecord, Dialect, FundingTooSmall, Payer, Refused, State, TermsUnacceptable, WrongState
+from paychan.client.flows.refund import RefundTerms, refund, wif
+from paychan.client.limits import Limits, agree
 from paychan.client.payer import check_url
-from paychan.client.recovery import RefundTerms, refund, wif
-from paychan.client.routes import close_request, info_path, open_request, pay_request, secret_of
-from paychan.client.terms import Limits, agree
+from paychan.client.transport.routes import close_request, info_path, open_request, pay_request, secret_of
 from paychan.protocol.errors import Malformed
-from paychan.protocol.rest import FundingInfo, read_v2_body
 from paychan.protocol.types import Network, Sat, UnixTime
+from paychan.protocol.wire.rbpcp import FundingInfo, read_v2_body
 from tests.lib.vectors import JS_CASES, Case
 
 both_dialects = pytest.mark.parametrize("dialect", Dialect)

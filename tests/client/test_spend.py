@@ -22,12 +22,12 @@ from paychan.client import (
     WouldLeaveDust,
     WouldTakeBack,
 )
-from paychan.client.flow import Flow, Request, Response, Save
-from paychan.client.paying import pay
+from paychan.client.flows.pay import pay
 from paychan.client.spend import next_change
+from paychan.client.transport.effects import Flow, Request, Response, Save
 from paychan.protocol.payment import decode_v1
-from paychan.protocol.rest import Dialect
 from paychan.protocol.types import Network, Sat, UnixTime
+from paychan.protocol.wire.rbpcp import Dialect
 from tests.lib.channels import Payer as Someone
 
 DUST_SAT = 700

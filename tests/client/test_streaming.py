@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 from websockets.sync.server import ServerConnection, serve
 
-from paychan.cli.channel import app
+from paychan.cli.payer.channel import app
 from paychan.client import (
     AsyncPayer,
     Channel,
@@ -24,11 +24,11 @@ from paychan.client import (
     ServerMisbehaved,
     WouldLeaveDust,
 )
-from paychan.client.flow import Request
-from paychan.client.routes import pay_request, stream_url
-from paychan.protocol.rest import Dialect
-from paychan.protocol.stream import Said, Taken, read_payments, write_answers
+from paychan.client.transport.effects import Request
+from paychan.client.transport.routes import pay_request, stream_url
 from paychan.protocol.types import MAX_MONEY_SAT, Sat
+from paychan.protocol.wire.payment_frames import Said, Taken, read_payments, write_answers
+from paychan.protocol.wire.rbpcp import Dialect
 from tests.client.conftest import OpenChannel
 from tests.lib.system import System
 
@@ -129,7 +129,7 @@ class Stream:
 
 def over(monkeypatch: pytest.MonkeyPatch, stream: Stream) -> None:
     """Have streams go to that one, while all else goes to the channel's server."""
-    monkeypatch.setattr("paychan.client.routes.stream_url", lambda _record: stream.url)
+    monkeypatch.setattr("paychan.client.transport.routes.stream_url", lambda _record: stream.url)
 
 
 def yes(_number: int, payments: Any) -> bytes:

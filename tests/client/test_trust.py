@@ -15,9 +15,9 @@ from paychan.client import (
     Unacknowledged,
     Unreachable,
 )
-from paychan.client.flow import Response
-from paychan.client.routes import located
-from paychan.protocol.debugfunding import debug_outpoint
+from paychan.client.transport.effects import Response
+from paychan.client.transport.routes import located
+from paychan.protocol.debug_funding import debug_outpoint
 from tests.client.conftest import IMPATIENT, OpenChannel
 from tests.client.liar import FUNDING_SAT, OPEN_PRICE_SAT, SERVER_KEY, Liar, Lie
 

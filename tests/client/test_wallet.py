@@ -23,9 +23,9 @@ from paychan.client import (
     Unacknowledged,
     ValueUnchecked,
 )
-from paychan.client.flow import Pause, Request, Response, Save
-from paychan.client.paying import pay
-from paychan.client.terms import Limits
+from paychan.client.flows.pay import pay
+from paychan.client.limits import Limits
+from paychan.client.transport.effects import Pause, Request, Response, Save
 from paychan.client.wallet import Wallet
 from tests.client.conftest import IMPATIENT, OpenChannel
 from tests.client.liar import FUNDING_SAT, OPEN_PRICE_SAT, Liar, Lie

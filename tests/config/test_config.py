@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from paychan.config import ServerConfig, load_server_config
-from paychan.protocol.declared import SettingsError, settings_table
+from paychan.protocol.settings import SettingsError, settings_table
 from signer.config import SignerConfig, load_signer_config
 from tests.lib.readme import SECTIONS, in_readme
 

@@ -9,7 +9,7 @@ import plyvel
 
 from paychan.protocol.types import OutPoint
 from paychan.store.base import Store
-from paychan.store.leveldb import LevelDbStore
+from paychan.store.leveldb.store import LevelDbStore
 
 NETWORK = "test"
 

@@ -12,10 +12,10 @@ import msgspec
 
 from paychan.protocol.channel import Channel, State
 from paychan.protocol.types import UnixTime
-from paychan.store import backup
-from paychan.store.backupfile import framed, read_manifest, read_records
+from paychan.store.backup import create as backup
+from paychan.store.backup.archive import framed, read_manifest, read_records
 from paychan.store.base import Change, Store, walk
-from paychan.store.leveldb import LevelDbStore
+from paychan.store.leveldb.store import LevelDbStore
 from tests.contract.backends import NETWORK, Backend
 from tests.lib.channels import NOW, Payer
 

@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from paychan.chain.base import Chain, ChainFailed, Funding, Payee
-from paychan.chain.bitcoind import BitcoindChain
-from paychan.chain.electrum import ElectrumChain
+from paychan.chain.bitcoind.chain import BitcoindChain
+from paychan.chain.electrum.chain import ElectrumChain
+from paychan.protocol.kinds.refund import Refund, sign_refund
 from paychan.protocol.payment import sign_payment
-from paychan.protocol.refund import Refund, sign_refund
 from paychan.protocol.settlement import Claim, Coin, Reserve, Settlement, sign_child, sign_settlement
 from paychan.protocol.types import Network, Sat, UnixTime
 from tests.lib.channels import SERVER_DESTINATION, Payer, private_key

@@ -17,8 +17,8 @@ import pytest
 from paychan.protocol.channel import State
 from paychan.protocol.record import decode_record, encode_record
 from paychan.protocol.types import UnixTime
-from paychan.store import backup
-from paychan.store.backupfile import BackupError, Manifest, read_manifest, read_records
+from paychan.store.backup import create as backup
+from paychan.store.backup.archive import BackupError, Manifest, read_manifest, read_records
 from paychan.store.base import Change, Store
 from tests.contract.backends import NETWORK, Backend
 from tests.contract.backups import NAME, forge, frames, make, names, one_of_each_state, put

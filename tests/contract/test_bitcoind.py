@@ -15,8 +15,8 @@ import pytest
 import uvloop
 
 from paychan.chain.base import ChainFailed, ChainUnfit, Funding, Spend
-from paychan.chain.bitcoind import BitcoindChain
-from paychan.chain.zmqfeed import reachable
+from paychan.chain.bitcoind.chain import BitcoindChain
+from paychan.chain.bitcoind.zmq import reachable
 from paychan.protocol.types import Network, Sat
 from tests.contract.chains import (
     DAY_SECONDS,

@@ -14,8 +14,8 @@ from typing import Any, Self
 import pytest
 
 from paychan.chain.base import ChainFailed, ChainUnfit, Funding, Spend, WrongNetwork
-from paychan.chain.bitcoind import BitcoindChain
-from paychan.chain.zmqfeed import ZmqFeed
+from paychan.chain.bitcoind.chain import BitcoindChain
+from paychan.chain.bitcoind.zmq import ZmqFeed
 from paychan.protocol.fees import ChainFees
 from paychan.protocol.types import Network, UnixTime
 from paychan.supervisor import Supervised

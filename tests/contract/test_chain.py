@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from paychan.chain.base import Chain, ChainFailed, Funding, Spend
-from paychan.chain.bitcoind import BitcoindChain
+from paychan.chain.bitcoind.chain import BitcoindChain
 from paychan.client.coins import proven_value
 from paychan.protocol.settlement import Reserve, without_witness
 from paychan.protocol.types import OutPoint, Sat, UnixTime

@@ -17,7 +17,7 @@ import structlog
 
 from paychan.protocol.channel import Channel, State
 from paychan.store.base import StoreFailed
-from paychan.store.leveldb import STATE_CODES, LevelDbStore
+from paychan.store.leveldb.store import STATE_CODES, LevelDbStore
 from tests.contract.backends import NETWORK
 from tests.contract.backups import names, put
 from tests.lib.channels import many

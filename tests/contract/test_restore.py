@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from paychan.protocol.channel import State
 from paychan.protocol.record import decode_record
-from paychan.store import backup
-from paychan.store.backupfile import BackupError, read_manifest
+from paychan.store.backup import create as backup
+from paychan.store.backup.archive import BackupError, read_manifest
 from paychan.store.base import StoreFailed
 from tests.contract.backends import NETWORK, Backend
 from tests.contract.backups import forge, frames, make, names, one_of_each_state, stored

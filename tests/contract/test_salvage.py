@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from paychan.cli.main import app
 from paychan.protocol.channel import Channel, State
-from paychan.protocol.leveldblog import torn_tail
+from paychan.protocol.leveldb_log import torn_tail
 from paychan.protocol.record import encode_record
-from paychan.store import backup
-from paychan.store.backupfile import read_records
+from paychan.store.backup import create as backup
+from paychan.store.backup.archive import read_records
 from paychan.store.base import Change, StoreFailed, walk
-from paychan.store.leveldb import LevelDbStore
+from paychan.store.leveldb.store import LevelDbStore
 from tests.contract.backends import NETWORK
 from tests.lib.channels import Payer
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from paychan.store.writer import WriterThread
+from paychan.store.leveldb.writer import WriterThread
 
 
 async def test_end_that_the_thread_sees_before_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

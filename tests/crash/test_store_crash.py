@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from paychan.store.leveldb import LevelDbStore
+from paychan.store.leveldb.store import LevelDbStore
 from tests.lib.storewriter import GROUP_SIZES, NETWORK, found_seqs
 
 ROOT = Path(__file__).parents[2]

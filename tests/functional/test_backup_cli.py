@@ -13,9 +13,9 @@ from msgspec.structs import replace
 
 from paychan.protocol.channel import State
 from paychan.protocol.record import decode_record
-from paychan.store.backupfile import read_records
+from paychan.store.backup.archive import read_records
 from paychan.store.base import Change
-from paychan.store.leveldb import LevelDbStore
+from paychan.store.leveldb.store import LevelDbStore
 from tests.lib.channels import Payer
 
 PAYCHAN = Path(sys.executable).with_name("paychan")

@@ -10,9 +10,9 @@ from pathlib import Path
 import httpx
 from bitcoin.core import CTransaction
 
-from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT
+from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT
 from paychan.protocol.types import OutPoint
-from paychan.store.backup import verify
+from paychan.store.backup.create import verify
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.rbpcp import V1, Payer
 from tests.lib.system import System

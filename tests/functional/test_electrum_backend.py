@@ -11,9 +11,10 @@ import pytest
 from bitcoin.core import CMutableTransaction, CTransaction, CTxOut
 from bitcoin.core.script import CScript
 
-from paychan.chain import electrumlink, electrumwire
 from paychan.chain.base import ChainFailed, ChainUnfit, Funding, Tip
-from paychan.chain.electrum import ElectrumChain
+from paychan.chain.electrum import connection as electrumwire
+from paychan.chain.electrum import session as electrumlink
+from paychan.chain.electrum.chain import ElectrumChain
 from paychan.protocol.fees import ChainFees
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 from tests.contract.chains import lift, settle

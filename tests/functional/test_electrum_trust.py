@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from paychan.chain.base import ChainFailed, Funding, Spend
-from paychan.chain.electrum import ElectrumChain
-from paychan.chain.headerchain import HeaderChain, ViewMoved
+from paychan.chain.electrum.chain import ElectrumChain
+from paychan.chain.spv import HeaderChain, ViewMoved
 from paychan.protocol.fees import ChainFees
-from paychan.protocol.refund import sign_refund
+from paychan.protocol.kinds.refund import sign_refund
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 from tests.contract.chains import lift, settle
 from tests.lib.channels import Payer

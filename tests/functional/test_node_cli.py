@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from paychan.chain.base import Funding, Tip
-from paychan.chain.bitcoind import BitcoindChain
+from paychan.chain.bitcoind.chain import BitcoindChain
 from paychan.cli.node import find_bitcoind
 from paychan.protocol.types import Network, OutPoint, Sat
 from tests.lib.channels import Payer

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
+from paychan.protocol.kinds.script import MAX_EXPIRY, MIN_EXPIRY, encode_script_number
+from paychan.protocol.kinds.sighash import SINGLE_ANYONECANPAY
 from paychan.protocol.payment import Payment, sign_payment
-from paychan.protocol.scripts import MAX_EXPIRY, MIN_EXPIRY, encode_script_number
-from paychan.protocol.sighash import SINGLE_ANYONECANPAY
 from paychan.protocol.types import MAX_MONEY_SAT, Sat, UnixTime
 from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, CustomerV2, code, market, settled, wait_for
 from tests.lib.node import Node

@@ -13,7 +13,7 @@ import pytest
 from bitcoin.core import CTransaction
 from typer.testing import CliRunner, Result
 
-from paychan.cli.channel import app
+from paychan.cli.payer.channel import app
 from paychan.client import Channel, Network, Payer
 from paychan.protocol.types import OutPoint
 from tests.client.conftest import IMPATIENT

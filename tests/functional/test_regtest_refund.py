@@ -8,7 +8,7 @@ import pytest
 from bitcoin.core import CMutableTransaction, CTransaction
 from bitcoin.core.script import CScript
 
-from paychan.protocol.sighash import PaymentHasher
+from paychan.protocol.kinds.sighash import PaymentHasher
 from tests.lib.customer import OPENING_SAT, Customer, market, wait_for
 from tests.lib.ecdsa import sign_with_nonce
 from tests.lib.node import Node, NodeError

@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 
 from paychan.protocol.settlement import Claim
-from paychan.protocol.signerwire import KeyReply, KeyRequest, Refusal, SettlementReply, SettlementRequest
 from paychan.protocol.types import Sat
+from paychan.protocol.wire.signer_messages import KeyReply, KeyRequest, Refusal, SettlementReply, SettlementRequest
 from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, market, wait_for
 from tests.signer.talking import ask
 

@@ -15,7 +15,7 @@ from paychan.protocol.channel import Channel
 from paychan.protocol.payment import encode_v1
 from paychan.protocol.types import UnixTime
 from paychan.store.base import Change
-from paychan.store.leveldb import LevelDbStore
+from paychan.store.leveldb.store import LevelDbStore
 from tests.lib.system import System
 from tests.lib.world import DebugPayer
 

@@ -21,13 +21,13 @@ from bitcoin.base58 import encode as base58
 from bitcoin.core import Hash
 from coincurve import PrivateKey
 
-from paychan.protocol.scripts import make_terms
-from paychan.protocol.signerwire import Health, KeyRequest, encode_frame
+from paychan.protocol.kinds.script import make_terms
+from paychan.protocol.wire.signer_messages import Health, KeyRequest, encode_frame
 from paychan.running import read_running
-from signer import mnemonic
-from signer.keys import CHANNEL_BRANCH, DESTINATION_BRANCH, HARDENED, RESERVE_PATH, Node, channel_words
-from signer.passphrase import Secret
-from signer.seed import read_seeds
+from signer.keys.ring import CHANNEL_BRANCH, DESTINATION_BRANCH, HARDENED, RESERVE_PATH, Node, channel_words
+from signer.secret.sources import Secret
+from signer.seed import words as mnemonic
+from signer.seed.file import read_seeds
 from tests.lib.rbpcp import V1, V2, Payer
 from tests.lib.secretscan import Secrets
 from tests.lib.softhsm import SoftHsm, find_module

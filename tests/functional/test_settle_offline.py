@@ -18,9 +18,9 @@ import pytest
 from bitcoin.core import CTransaction
 from msgspec import Struct
 
-from paychan.cli.settle import EXAMPLES
+from paychan.cli.operator.settle import EXAMPLES
 from paychan.protocol.types import UnixTime
-from paychan.store.backup import create
+from paychan.store.backup.create import create
 from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, CustomerV2, market, wait_for
 from tests.lib.electrumx import ElectrumX
 from tests.lib.node import Node

@@ -9,7 +9,7 @@ from pathlib import Path
 from paychan.protocol.channel import Channel, State
 from paychan.protocol.types import UnixTime
 from paychan.store.base import Change
-from paychan.store.leveldb import LevelDbStore
+from paychan.store.leveldb.store import LevelDbStore
 from tests.lib.system import System
 from tests.lib.world import DebugPayer
 

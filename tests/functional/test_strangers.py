@@ -10,7 +10,7 @@ import httpx
 import pytest
 from coincurve import PrivateKey
 
-from paychan.protocol import bip70
+from paychan.protocol.wire import bip70
 from tests.lib.customer import LIFE_SECONDS, OPENING_SAT, Customer, CustomerV2, code, market, wait_for
 from tests.lib.node import Node
 from tests.lib.system import System

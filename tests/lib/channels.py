@@ -34,13 +34,13 @@ from paychan.protocol.channel import (
 )
 from paychan.protocol.fees import Shortfall, plan_closing
 from paychan.protocol.finding import read_claim
-from paychan.protocol.machine import apply, close
+from paychan.protocol.kinds.script import ChannelTerms, make_terms
 from paychan.protocol.opening import open_channel
 from paychan.protocol.payment import Payment, sign_payment
-from paychan.protocol.rest import opening_secret
-from paychan.protocol.scripts import ChannelTerms, make_terms
 from paychan.protocol.settlement import Settlement, sign_settlement
+from paychan.protocol.state_machine import apply, close
 from paychan.protocol.types import OutPoint, Sat, UnixTime
+from paychan.protocol.wire.rbpcp import opening_secret
 
 NOW = UnixTime(1_500_000_000)
 DAY_SECONDS = 86_400

@@ -7,16 +7,16 @@ from collections.abc import Collection
 from concurrent.futures import Future
 
 from paychan.protocol.settlement import Claim, Settlement
-from paychan.protocol.signerwire import SettlementRequest
 from paychan.protocol.types import OutPoint, UnixTime
-from signer.audit import BEGINNING, Decision, Head, encode_lines
-from signer.known import Flow
-from signer.ledgerbase import Entry
-from signer.signed import Entries, Output
+from paychan.protocol.wire.signer_messages import SettlementRequest
+from signer.audit.chain import BEGINNING, Decision, Head, encode_lines
+from signer.judge.facts import Flow
+from signer.ledger.base import Entry
+from signer.ledger.entries import Entries, Output
 
 
 class MemoryLedger:
-    """A `signer.ledger.Ledger`."""
+    """A `signer.ledger.leveldb.Ledger`."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()

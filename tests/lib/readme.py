@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from paychan.api.streamsession import CLOSE_CODES
+from paychan.api.stream.session import CLOSE_CODES
 from paychan.config import ServerConfig
-from paychan.protocol.declared import settings_table
 from paychan.protocol.errors import PaychanError
+from paychan.protocol.settings import settings_table
 from signer.config import SignerConfig
-from signer.policy import OTHER_POLICIES, POLICIES
+from signer.judge.policies import OTHER_POLICIES, POLICIES
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from signer.passphrase import Secret
-from signer.seed import read_seeds
+from signer.secret.sources import Secret
+from signer.seed.file import read_seeds
 
 REGTEST = 'network = "regtest"\n[key]\nmode = "hardened"\ncreate_if_missing = true\n'
 

@@ -8,10 +8,11 @@ from bitcoin.core.script import CScript
 from coincurve import PrivateKey
 
 from paychan.protocol.address import key_script
+from paychan.protocol.kinds.script import make_terms
 from paychan.protocol.payment import sign_payment
-from paychan.protocol.scripts import make_terms
 from paychan.protocol.settlement import Claim, sign_settlement
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+from paychan.protocol.wire.signer_messages import (
     FundingReply,
     FundingRequest,
     Health,
@@ -24,7 +25,6 @@ from paychan.protocol.signerwire import (
     SettlementReply,
     SettlementRequest,
 )
-from paychan.protocol.types import OutPoint, Sat, UnixTime
 
 SERVER, CLIENT = PrivateKey(b"\x22" * 32), PrivateKey(b"\x11" * 32)
 

@@ -10,10 +10,12 @@ from typing import Any, get_args, get_type_hints
 from msgspec import NODEFAULT, Struct
 from msgspec import inspect as msgspec_inspect
 
-from paychan.protocol import signerwire
 from paychan.protocol.types import Sat, UnixTime
-from signer import peers, policy, shape
+from paychan.protocol.wire import signer_messages as signerwire
 from signer.config import Socket
+from signer.judge import policies as policy
+from signer.judge import validation as shape
+from signer.server import peer as peers
 from tests.lib import signertext
 from tests.lib.signerexample import EXAMPLE
 

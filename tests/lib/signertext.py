@@ -98,7 +98,7 @@ PASSING = "`policy-deadline`, `protocol-busy`, `protocol-disk`, `protocol-keys` 
 INTRODUCTION = """\
 How a payment channel server asks the process that holds its keys. Whoever answers as this page says can take the place
 of `paychan-signer`; whoever asks as it says can use one. This page is made from the message table in
-`paychan/protocol/signerwire.py` by `python -m tests.lib.signerpage`, and a test compares the two.
+`paychan/protocol/wire/signer_messages.py` by `python -m tests.lib.signerpage`, and a test compares the two.
 
 The signer listens on a Unix stream socket. It asks the kernel for the peer's user (SO_PEERCRED) and answers those on its
 list; there is no other authentication, no encryption and no handshake. Every request carries the meaning of what is to be

@@ -17,7 +17,7 @@ import msgspec
 
 from paychan.protocol.channel import Channel, State
 from paychan.store.base import Change, Store, StoreFailed, walk
-from paychan.store.leveldb import LevelDbStore
+from paychan.store.leveldb.store import LevelDbStore
 from tests.lib.channels import many
 
 NETWORK = "test"

@@ -18,19 +18,20 @@ import msgspec
 from coincurve import PrivateKey
 from msgspec import Struct
 
-from actors.commit import GroupCommit
-from actors.opening import Opener, OpenRequest
+from actors.context import World
+from actors.group_commit import GroupCommit
+from actors.opening.opener import Opener, OpenRequest
 from actors.registry import Registry
-from actors.watcher import Watcher
-from actors.world import World
-from paychan.application.base import Application
+from actors.watching.expiry import Watcher
+from paychan.callback.base import Application
 from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Accepted, Adopt, Channel, Outcome, Pay, Rejected
-from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT, debug_outpoint
+from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT, debug_outpoint
 from paychan.protocol.errors import PaychanError
-from paychan.protocol.rest import opening_secret
 from paychan.protocol.settlement import Claim, Reserve, Settlement
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
+from paychan.protocol.wire.rbpcp import opening_secret
+from paychan.protocol.wire.signer_messages import (
     AgainReply,
     AgainRequest,
     BehindReply,
@@ -55,16 +56,15 @@ from paychan.protocol.signerwire import (
     SettlementReply,
     SettlementRequest,
 )
-from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
-from paychan.signing.base import SignerRefused
-from paychan.signing.checks import check_again
+from paychan.signer_client.base import SignerRefused
+from paychan.signer_client.reply_checks import check_again
 from paychan.store.base import Change
-from paychan.store.leveldb import LevelDbStore
-from signer.handlers import Handler
-from signer.keys import DEBUG_KEY, KeyRing, StaticKey
-from signer.known import Limits
-from signer.ledgerbase import Ledger
-from signer.telling import Identity
+from paychan.store.leveldb.store import LevelDbStore
+from signer.judge.facts import Limits
+from signer.judge.handler import Handler
+from signer.judge.queries import Identity
+from signer.keys.ring import DEBUG_KEY, KeyRing, StaticKey
+from signer.ledger.base import Ledger
 from tests.lib.channels import NOW, RULES, SERVER_DESTINATION, Payer
 from tests.lib.ledger import MemoryLedger
 

@@ -44,12 +44,12 @@ from paychan.protocol.channel import (
     View,
 )
 from paychan.protocol.fees import most_offered_sat
-from paychan.protocol.machine import apply
+from paychan.protocol.kinds.sighash import PaymentHasher
 from paychan.protocol.opening import open_channel, successor
 from paychan.protocol.payment import Payment
 from paychan.protocol.record import decode_record, encode_record
 from paychan.protocol.settlement import Settlement
-from paychan.protocol.sighash import PaymentHasher
+from paychan.protocol.state_machine import apply
 from paychan.protocol.types import Sat, UnixTime
 from tests.lib.channels import NOW, RULES, VIEW, Payer, accepted
 from tests.lib.ecdsa import sign_with_nonce

@@ -37,10 +37,10 @@ from paychan.protocol.channel import (
     next_step,
 )
 from paychan.protocol.errors import ChainUnavailable, ChannelMoved
-from paychan.protocol.machine import TRANSITIONS, apply
 from paychan.protocol.payment import Payment, PaymentVerifier, sign_payment
 from paychan.protocol.record import decode_record, encode_record
 from paychan.protocol.settlement import Settlement
+from paychan.protocol.state_machine import TRANSITIONS, apply
 from paychan.protocol.types import Sat, UnixTime
 from paychan.protocol.withdrawing import can_withdraw
 from tests.lib.channels import RULES, SERVER_DESTINATION, VIEW, Payer, confirmed, step

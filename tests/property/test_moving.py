@@ -18,7 +18,7 @@ from bitcoin.core import CTransaction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paychan.api.descriptors import divide
+from paychan.api.budgets.descriptors import divide
 from paychan.api.server import listen, public_server
 from paychan.api.service import Service
 from paychan.chain.base import Spend
@@ -28,7 +28,7 @@ from paychan.config import Chain, ServerConfig
 from paychan.protocol.channel import Channel, Close, CloseReason
 from paychan.protocol.channel import State as Standing
 from paychan.protocol.types import OutPoint
-from paychan.signing.base import SignerAbsent
+from paychan.signer_client.base import SignerAbsent
 from paychan.store.base import walk
 from tests.lib.world import Clock, Local, local
 

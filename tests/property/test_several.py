@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from paychan.protocol.channel import Accepted, Channel, Close, CloseReason, Outcome, Pay, Rejected, State, View
 from paychan.protocol.errors import BadSignature
-from paychan.protocol.machine import apply
 from paychan.protocol.payment import Payment, PaymentVerifier
-from paychan.protocol.several import MOST_CHECKS, Commands, ends_badly, judge, newest_of, rest_of
-from paychan.protocol.stream import read_payments, write_payments
+from paychan.protocol.payment_batch import MOST_CHECKS, Commands, ends_badly, judge, newest_of, rest_of
+from paychan.protocol.state_machine import apply
 from paychan.protocol.types import Sat, UnixTime
+from paychan.protocol.wire.payment_frames import read_payments, write_payments
 from tests.lib.channels import NOW, RULES, VIEW, Payer, step
 
 PAYER = Payer("several")

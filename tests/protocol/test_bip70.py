@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from paychan.protocol.bip70 import payment_request
 from paychan.protocol.types import Network, UnixTime
+from paychan.protocol.wire.bip70 import payment_request
 
 SCRIPT = bytes.fromhex("a914" + "5a" * 20 + "87")
 

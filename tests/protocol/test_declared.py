@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pytest
 from msgspec import Struct, field
 
-from paychan.protocol.declared import Setting, SettingsError, parse_settings, setting, settings_table
+from paychan.protocol.settings import Setting, SettingsError, parse_settings, setting, settings_table
 
 
 class Fees(Struct, frozen=True, forbid_unknown_fields=True):

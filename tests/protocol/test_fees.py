@@ -29,8 +29,8 @@ from paychan.protocol.fees import (
     wanted_rate,
     who_can_pay,
 )
-from paychan.protocol.machine import apply
 from paychan.protocol.settlement import CHILD_BYTES, Coin, Reserve, Settlement, settlement_size
+from paychan.protocol.state_machine import apply
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from tests.lib.channels import NOW, RULES, SERVER_DESTINATION, Payer, private_key, step
 

@@ -24,10 +24,10 @@ from paychan.protocol.channel import (
 from paychan.protocol.ending import end_of
 from paychan.protocol.errors import ChannelMoved, ChannelMoving
 from paychan.protocol.finding import lags, read_claim
-from paychan.protocol.machine import apply
+from paychan.protocol.kinds.refund import sign_refund
 from paychan.protocol.opening import successor
-from paychan.protocol.refund import sign_refund
 from paychan.protocol.settlement import sign_settlement
+from paychan.protocol.state_machine import apply
 from paychan.protocol.types import Sat
 from tests.lib.channels import NOW, SERVER_DESTINATION, VIEW, Payer, confirmed, found_by, step
 

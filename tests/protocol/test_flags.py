@@ -6,8 +6,8 @@ import pytest
 
 from paychan.protocol.channel import Pay, Rejected
 from paychan.protocol.errors import BadFlag, DustChange, FlagMismatch, PaychanError
-from paychan.protocol.machine import apply
 from paychan.protocol.payment import Payment, change_problem
+from paychan.protocol.state_machine import apply
 from paychan.protocol.types import Sat
 from tests.lib.channels import VIEW, Payer
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from paychan.protocol.signerwire import HealthReply
 from paychan.protocol.types import Sat, UnixTime
-from paychan.signing.limits import contradictions
+from paychan.protocol.wire.signer_messages import HealthReply
+from paychan.signer_client.limits import contradictions
 from tests.lib.channels import RULES
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from paychan.protocol.channel import Close, CloseReason
 from paychan.protocol.fees import ChainFees, is_urgent, wanted_rate
-from paychan.protocol.machine import apply
 from paychan.protocol.moment import LEAD_SECONDS, STEP_SECONDS, Reading, is_believed, paying_time
+from paychan.protocol.state_machine import apply
 from paychan.protocol.types import UnixTime
 from tests.lib.channels import DAY_SECONDS, NOW, RULES, View, accepted
 from tests.lib.channels import Payer as PayerOfChannel

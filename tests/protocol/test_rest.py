@@ -9,7 +9,8 @@ import pytest
 
 from paychan.protocol.errors import Malformed, Missing, Repeated
 from paychan.protocol.payment import Payment
-from paychan.protocol.rest import (
+from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
+from paychan.protocol.wire.rbpcp import (
     ChannelStatus,
     Dialect,
     FundingInfo,
@@ -21,7 +22,6 @@ from paychan.protocol.rest import (
     read_secret,
     read_v2_body,
 )
-from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
 
 SIGNATURE = bytes.fromhex("3006020111020122")
 PAYMENT = Payment(Sat(1000), SIGNATURE, 0x83)

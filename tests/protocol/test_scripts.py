@@ -6,7 +6,7 @@ import pytest
 from coincurve import PublicKey
 
 from paychan.protocol.errors import ExpiryNotATime, KeyReuse, Malformed, PaychanError
-from paychan.protocol.scripts import (
+from paychan.protocol.kinds.script import (
     MAX_EXPIRY,
     MIN_EXPIRY,
     ChannelTerms,

@@ -12,6 +12,7 @@ from bitcoin.core.script import CScript
 from paychan.protocol import settlement
 from paychan.protocol.address import key_script
 from paychan.protocol.fees import RELAY_FLOOR_SAT_PER_VB, Shortfall, plan_fee
+from paychan.protocol.kinds.sighash import SIGHASH_ALL, PaymentHasher, whole_transaction_digest
 from paychan.protocol.payment import Payment
 from paychan.protocol.settlement import (
     MAX_SIGNATURE_BYTES,
@@ -21,7 +22,6 @@ from paychan.protocol.settlement import (
     settlement_size,
     sign_settlement,
 )
-from paychan.protocol.sighash import SIGHASH_ALL, PaymentHasher, whole_transaction_digest
 from paychan.protocol.types import Sat, UnixTime
 from tests.lib.channels import RULES, Payer, private_key
 from tests.lib.ecdsa import sign_with_nonce

@@ -6,8 +6,8 @@ import pytest
 
 from paychan.protocol.channel import Pay, Rejected
 from paychan.protocol.errors import SignatureEncoding
-from paychan.protocol.machine import apply
 from paychan.protocol.payment import Payment, encoding_problem
+from paychan.protocol.state_machine import apply
 from tests.lib.channels import VIEW, Payer, private_key
 from tests.lib.ecdsa import ORDER, digest_for, high_s_twin
 from tests.lib.kernel import interpreter_reads

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from paychan.protocol.settlement import Claim, sign_settlement
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+from paychan.protocol.wire.signer_messages import (
     MAX_FRAME_BYTES,
     VERSION,
     Health,
@@ -24,7 +25,6 @@ from paychan.protocol.signerwire import (
     encode_frame,
     frame_size,
 )
-from paychan.protocol.types import OutPoint, Sat, UnixTime
 from tests.lib.channels import SERVER_DESTINATION, Payer
 
 PAYER = Payer("wire")

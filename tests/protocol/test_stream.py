@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from paychan.protocol.errors import Malformed
 from paychan.protocol.payment import Payment, PaymentVerifier, encoding_problem
-from paychan.protocol.stream import (
+from paychan.protocol.types import Sat
+from paychan.protocol.wire.payment_frames import (
     Said,
     Taken,
     der_signature,
@@ -19,7 +20,6 @@ from paychan.protocol.stream import (
     write_answers,
     write_payments,
 )
-from paychan.protocol.types import Sat
 from tests.lib.channels import Payer
 
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141

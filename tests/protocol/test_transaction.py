@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paychan.protocol.address import p2pkh_script
-from paychan.protocol.scripts import MAX_EXPIRY, MIN_EXPIRY, ChannelTerms
-from paychan.protocol.transaction import FinalTransaction, double_sha256, varint
+from paychan.protocol.kinds.script import MAX_EXPIRY, MIN_EXPIRY, ChannelTerms
+from paychan.protocol.tx import FinalTransaction, double_sha256, varint
 from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
 
 OUTPOINTS = st.builds(OutPoint, st.binary(min_size=32, max_size=32), st.integers(0, 0xFFFFFFFF))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT, debug_outpoint
+from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT, debug_outpoint
+from paychan.protocol.kinds.script import check_expiry
+from paychan.protocol.kinds.sighash import PaymentHasher
 from paychan.protocol.payment import PaymentVerifier, decode_v1, encode_v1
-from paychan.protocol.scripts import check_expiry
-from paychan.protocol.sighash import PaymentHasher
 from tests.lib.vectors import HASKELL_CASES, HASKELL_DEBUG_FUNDING, Case
 
 each_case = pytest.mark.parametrize("case", HASKELL_CASES, ids=lambda case: case.name)

@@ -7,14 +7,14 @@ from bitcoin import base58
 from bitcoin.core import CTransaction, Hash
 
 from paychan.protocol.address import decode_address, encode_address
-from paychan.protocol.debugfunding import DEBUG_FUNDING_SAT, debug_outpoint
+from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT, debug_outpoint
+from paychan.protocol.kinds.refund import Coin, refunds_at_rate, sign_refund
+from paychan.protocol.kinds.script import encode_script_number, parse_public_key, parse_redeem_script
+from paychan.protocol.kinds.sighash import PaymentHasher, whole_transaction_digest
 from paychan.protocol.payment import Payment, PaymentVerifier, decode_v1, encode_v1, make_payment, sign_payment
-from paychan.protocol.refund import Coin, refunds_at_rate, sign_refund
-from paychan.protocol.rest import opening_secret
-from paychan.protocol.scripts import encode_script_number, parse_public_key, parse_redeem_script
 from paychan.protocol.settlement import build_settlement, settlement_size, sign_settlement
-from paychan.protocol.sighash import PaymentHasher, whole_transaction_digest
 from paychan.protocol.types import OutPoint, Sat
+from paychan.protocol.wire.rbpcp import opening_secret
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.vectors import JS_CASES, Case
 

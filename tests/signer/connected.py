@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from paychan.protocol.settlement import Settlement
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import Sat
+from paychan.protocol.wire.signer_messages import (
     AgainRequest,
     ChildRequest,
     Reply,
     Request,
     SettlementRequest,
 )
-from paychan.protocol.types import Sat
-from paychan.signing.unix import UnixSigner
-from signer.connections import Connections, Limits
-from signer.handlers import Approved, Handler, Step, Wanted
-from signer.keys import KeyRing, hardened_keys
-from signer.socketfile import listening_socket
+from paychan.signer_client.unix import UnixSigner
+from signer.judge.handler import Approved, Handler, Step, Wanted
+from signer.keys.ring import KeyRing, hardened_keys
+from signer.server.connections import Connections, Limits
+from signer.server.socket_file import listening_socket
 from tests.signer.messages import (
     make_fundings,
     make_handler,

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Protocol
 
 from paychan.protocol.address import encode_address
-from paychan.protocol.signerwire import Reply, Request, decode_reply, encode_frame, frame_size
 from paychan.protocol.types import Network, UnixTime
-from signer.handlers import Handler
-from signer.keys import KeyRing
-from signer.known import Limits
-from signer.ledger import LevelDbLedger
-from signer.passphrase import Secret
-from signer.sealed import DRAWN
-from signer.seed import Seed, create_seeds
-from signer.telling import Identity
+from paychan.protocol.wire.signer_messages import Reply, Request, decode_reply, encode_frame, frame_size
+from signer.judge.facts import Limits
+from signer.judge.handler import Handler
+from signer.judge.queries import Identity
+from signer.keys.ring import KeyRing
+from signer.ledger.leveldb import LevelDbLedger
+from signer.secret.sources import Secret
+from signer.seed.encryption import DRAWN
+from signer.seed.file import Seed, create_seeds
 from tests.lib.signer_process import SignerProcess
 from tests.signer.judge import Rules
 from tests.signer.scene import ADDRESS, PREVIOUS, SEEDS

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from paychan.protocol.settlement import Coin, Reserve
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import Sat
+from paychan.protocol.wire.signer_messages import (
     MAX_FRAME_BYTES,
     VERSION,
     AgainRequest,
@@ -35,7 +36,6 @@ from paychan.protocol.signerwire import (
     encode_frame,
     frame_size,
 )
-from paychan.protocol.types import Sat
 from tests.lib.signerexample import EXAMPLE, OUTPOINT, SETTLEMENT_REQUEST, TERMS
 
 SLOWEST_SECONDS = 0.5

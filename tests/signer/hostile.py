@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from paychan.protocol.address import key_script
 from paychan.protocol.payment import sign_payment
 from paychan.protocol.settlement import Claim, Coin, Reserve, received_sat, settlement_size
-from paychan.protocol.signerwire import SettlementRequest
 from paychan.protocol.types import OutPoint, Sat
-from signer.keys import KeyRing
+from paychan.protocol.wire.signer_messages import SettlementRequest
+from signer.keys.ring import KeyRing
 from tests.signer import judge
 from tests.signer.messages import mutated
 from tests.signer.scene import (

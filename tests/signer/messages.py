@@ -11,15 +11,15 @@ from bitcoin.core.script import CScript
 from coincurve import PrivateKey
 
 from paychan.protocol.address import key_script
+from paychan.protocol.kinds.script import make_terms
 from paychan.protocol.payment import sign_payment
-from paychan.protocol.scripts import make_terms
 from paychan.protocol.settlement import Claim, Coin, Reserve
-from paychan.protocol.signerwire import ChildRequest, FundingReply, FundingRequest, SettlementRequest
 from paychan.protocol.types import OutPoint, Sat, UnixTime
-from signer.handlers import Handler
-from signer.keys import KeyRing
-from signer.known import Limits
-from signer.telling import Identity
+from paychan.protocol.wire.signer_messages import ChildRequest, FundingReply, FundingRequest, SettlementRequest
+from signer.judge.facts import Limits
+from signer.judge.handler import Handler
+from signer.judge.queries import Identity
+from signer.keys.ring import KeyRing
 from tests.lib.ledger import MemoryLedger
 
 CLIENT = PrivateKey(sha256(b"a client of the signer's tests").digest())

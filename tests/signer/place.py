@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from typer.testing import CliRunner
 
-from signer.passphrase import Secret
-from signer.seed import Seed, read_seeds
+from signer.secret.sources import Secret
+from signer.seed.file import Seed, read_seeds
 from signer.service import app
 
 WORD = "correct horse battery staple"

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from paychan.protocol.signerwire import SettlementRequest
-from signer.keys import KeyRing
+from paychan.protocol.wire.signer_messages import SettlementRequest
+from signer.keys.ring import KeyRing
 from tests.signer.messages import CLIENT_KEY, make_request, make_reserve_request, mutated
 
 

@@ -19,7 +19,8 @@ from hypothesis.stateful import (
 )
 
 from paychan.protocol.settlement import CHILD_BYTES
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import MAX_MONEY_SAT, Sat
+from paychan.protocol.wire.signer_messages import (
     AgainRequest,
     ChildReply,
     ChildRequest,
@@ -35,9 +36,8 @@ from paychan.protocol.signerwire import (
     SettlementReply,
     SettlementRequest,
 )
-from paychan.protocol.types import MAX_MONEY_SAT, Sat
-from signer.keys import KeyRing
-from signer.signed import Output, decode_entry
+from signer.keys.ring import KeyRing
+from signer.ledger.entries import Output, decode_entry
 from tests.signer.doors import Door
 from tests.signer.hostile import GOOD, NUMBERS, PLANS, Attacker, Plan
 from tests.signer.judge import Judge, Rules

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from paychan.protocol.signerwire import (
+from paychan.protocol.wire.signer_messages import (
     FundingReply,
     HealthReply,
     Reply,

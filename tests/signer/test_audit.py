@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from signer.audit import (
+from signer.audit.chain import (
     ARCHIVE,
     BEGINNING,
     MAX_ABOUT_BYTES,

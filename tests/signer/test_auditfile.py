@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from signer.audit import ARCHIVE, BEGINNING, AuditBroken, Head, encode_lines, verify
-from signer.auditfile import AuditFailed, AuditFile, lines, seek
+from signer.audit.chain import ARCHIVE, BEGINNING, AuditBroken, Head, encode_lines, verify
+from signer.audit.file import AuditFailed, AuditFile, lines, seek
 from tests.signer.test_audit import decision, written
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace (tests/system-packages)")
@@ -280,7 +280,7 @@ def test_large_log_is_opened_at_once(tmp_path: Path) -> None:
     with closing(AuditFile(path)) as log:
         for _ in range(20):
             head = log.append([decision(number) for number in range(2_000)])
-    script = f"from pathlib import Path; from signer.auditfile import AuditFile; from signer.audit import Head\nlog = AuditFile(Path({str(path)!r}))\nassert log.holds(Head({head.count}, {head.hash!r}))"
+    script = f"from pathlib import Path; from signer.audit.file import AuditFile; from signer.audit.chain import Head\nlog = AuditFile(Path({str(path)!r}))\nassert log.holds(Head({head.count}, {head.hash!r}))"
     ended = subprocess.run(
         ["strace", "-f", "-qq", "-P", str(path), "-e", "trace=pread64", sys.executable, "-c", script],
         capture_output=True,

@@ -12,11 +12,11 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from signer import auditarchive
-from signer.audit import ARCHIVE, Head, verify
-from signer.auditfile import AuditFailed, AuditFile, lines
-from signer.auditing import app as audit_app
-from signer.terminal import moment
+from signer.audit import archive as auditarchive
+from signer.audit.chain import ARCHIVE, Head, verify
+from signer.audit.file import AuditFailed, AuditFile, lines
+from signer.cli.audit import app as audit_app
+from signer.cli.terminal import moment
 from tests.signer.test_audit import decision
 
 app = typer.Typer()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import UnixTime
+from paychan.protocol.wire.signer_messages import (
     AgainRequest,
     Health,
     KeyRequest,
@@ -14,9 +15,8 @@ from paychan.protocol.signerwire import (
     ReserveRequest,
     StatusRequest,
 )
-from paychan.protocol.types import UnixTime
-from signer.keys import KeyRing, hardened_keys
-from signer.known import Limits
+from signer.judge.facts import Limits
+from signer.keys.ring import KeyRing, hardened_keys
 from tests.signer.messages import (
     CLIENT_KEY,
     EXPIRY,

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from paychan.protocol.address import key_script
 from paychan.protocol.settlement import CHILD_BYTES, Settlement
-from paychan.protocol.signerwire import ChildReply, ChildRequest, Refusal, SettlementReply, SettlementRequest
-from signer.handlers import Handler
-from signer.keys import KeyRing, StaticKey, hardened_keys, rbpcp_v2_keys
-from signer.known import Limits
+from paychan.protocol.wire.signer_messages import ChildReply, ChildRequest, Refusal, SettlementReply, SettlementRequest
+from signer.judge.facts import Limits
+from signer.judge.handler import Handler
+from signer.keys.ring import KeyRing, StaticKey, hardened_keys, rbpcp_v2_keys
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.ledger import MemoryLedger
 from tests.signer.messages import (

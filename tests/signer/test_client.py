@@ -12,19 +12,19 @@ import pytest
 from bitcoin.core import CTransaction
 
 from paychan.protocol.settlement import Reserve
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import Sat, UnixTime
+from paychan.protocol.wire.signer_messages import (
     HealthReply,
     KeyRequest,
     Reply,
     Request,
     SettlementRequest,
 )
-from paychan.protocol.types import Sat, UnixTime
-from paychan.signing.base import SignerAbsent, SignerBusy, SignerRefused
-from paychan.signing.unix import UnixSigner
-from signer.answering import WORKERS
-from signer.keys import KeyRing, hardened_keys
-from signer.ledger import LevelDbLedger
+from paychan.signer_client.base import SignerAbsent, SignerBusy, SignerRefused
+from paychan.signer_client.unix import UnixSigner
+from signer.keys.ring import KeyRing, hardened_keys
+from signer.ledger.leveldb import LevelDbLedger
+from signer.server.scheduling import WORKERS
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.signer_process import REGTEST, SignerProcess
 from tests.signer.connected import HANDLER, KEYS, PATIENT, REQUEST, Saying, client, served, show, sign, sign_child

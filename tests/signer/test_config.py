@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from paychan.protocol.declared import SettingsError, settings_table
+from paychan.protocol.settings import SettingsError, settings_table
 from signer.config import SignerConfig, load_signer_config
 
 SHIPPED = Path(__file__).parents[2] / "config"

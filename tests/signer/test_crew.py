@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from signer.crew import Crew
+from signer.server.thread_pool import Crew
 
 ROOT = Path(__file__).parents[2]
 

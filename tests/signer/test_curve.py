@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paychan.protocol.payment import encoding_problem
-from signer.curve import ORDER, compressed_point, der_signature
+from signer.token.curve import ORDER, compressed_point, der_signature
 from tests.lib.ecdsa import der
 
 numbers = st.integers(1, ORDER - 1)

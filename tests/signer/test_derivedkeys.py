@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paychan.protocol.payment import encoding_problem
-from paychan.protocol.signerwire import KeyReply, KeyRequest, SettlementReply
 from paychan.protocol.types import UnixTime
+from paychan.protocol.wire.signer_messages import KeyReply, KeyRequest, SettlementReply
 from signer.config import load_signer_config
-from signer.curve import ORDER, der_numbers, der_signature
-from signer.derivedkeys import DerivedKey, factor, generations
-from signer.keys import KeyRing, KeysFailed, SoftKey
-from signer.pkcs11 import Token, TokenKeys, channel_name, open_token
+from signer.keys.ring import KeyRing, KeysFailed, SoftKey
+from signer.token.curve import ORDER, der_numbers, der_signature
+from signer.token.derived_keys import DerivedKey, factor, generations
+from signer.token.keys import Token, TokenKeys, channel_name, open_token
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.signer_process import SignerProcess
 from tests.lib.softhsm import PIN, SoftHsm, finalize, softhsm

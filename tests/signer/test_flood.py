@@ -22,7 +22,7 @@ from bitcoin.core import COutPoint, CTransaction, CTxIn, CTxOut
 from bitcoin.core.script import CScript
 
 from paychan.protocol.settlement import Settlement
-from paychan.protocol.signerwire import (
+from paychan.protocol.wire.signer_messages import (
     MAX_FRAME_BYTES,
     VERSION,
     FundingReply,
@@ -35,9 +35,9 @@ from paychan.protocol.signerwire import (
     SettlementRequest,
     encode_frame,
 )
-from signer.answering import WORKERS
-from signer.keys import KeyRing, hardened_keys
-from signer.socketfile import BACKLOG, RESERVED_FILES
+from signer.keys.ring import KeyRing, hardened_keys
+from signer.server.scheduling import WORKERS
+from signer.server.socket_file import BACKLOG, RESERVED_FILES
 from tests.lib.signer_process import REGTEST, SignerProcess
 from tests.signer.connected import HANDLER, PATIENT, client, served, show, sign
 from tests.signer.crowd import Crowd, is_over, many_files, memory_bytes, open_files, until
@@ -328,7 +328,7 @@ def test_limit_of_files_is_raised(tmp_path: Path) -> None:
 def test_room_that_the_limit_allows(soft: int, hard: int, wanted: int, room: int) -> None:
     """There are as many connections as the hard limit allows beside the ledger's files, and never none."""
     code = (
-        "import resource; from signer.socketfile import room_for; "
+        "import resource; from signer.server.socket_file import room_for; "
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard})); print(room_for({wanted}))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

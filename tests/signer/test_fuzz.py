@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from paychan.protocol.signerwire import MAX_FRAME_BYTES, VERSION, Request
+from paychan.protocol.wire.signer_messages import MAX_FRAME_BYTES, VERSION, Request
 from tests.signer.fuzz import MEMORY_BYTES, MEMORY_FACTOR, VALID, check, check_prefix, frames, memory_of
 
 COUNT = 20_000

@@ -10,7 +10,8 @@ from bitcoin.core.script import SIGHASH_ALL, CScript, CScriptWitness, SignatureH
 from hypothesis import given, settings
 
 from paychan.protocol.address import decode_address, key_script
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+from paychan.protocol.wire.signer_messages import (
     MAX_CLAIMS,
     AgainReply,
     AgainRequest,
@@ -34,12 +35,11 @@ from paychan.protocol.signerwire import (
     encode_frame,
     frame_size,
 )
-from paychan.protocol.types import OutPoint, Sat, UnixTime
-from signer.handlers import Handler
-from signer.keys import KeyRing, KeySource, SigningKey, StaticKey, hardened_keys, rbpcp_v2_keys
-from signer.known import Limits
-from signer.shape import MAX_COINS
-from signer.signed import Output
+from signer.judge.facts import Limits
+from signer.judge.handler import Handler
+from signer.judge.validation import MAX_COINS
+from signer.keys.ring import KeyRing, KeySource, SigningKey, StaticKey, hardened_keys, rbpcp_v2_keys
+from signer.ledger.entries import Output
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.ledger import MemoryLedger
 from tests.lib.vectors import JS_CASES, Case

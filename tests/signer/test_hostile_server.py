@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import Sat
+from paychan.protocol.wire.signer_messages import (
     AgainRequest,
     ChildReply,
     ChildRequest,
@@ -25,8 +26,7 @@ from paychan.protocol.signerwire import (
     SettlementReply,
     SettlementRequest,
 )
-from paychan.protocol.types import Sat
-from signer.keys import KeyRing
+from signer.keys.ring import KeyRing
 from tests.signer.doors import Door, Inside, Outside
 from tests.signer.hostile import Plan
 from tests.signer.judge import Rules

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyseccomp
 import pytest
 
-from signer.syscalls import REFUSED, REFUSED_WITHOUT_TOKEN
+from signer.sandbox.seccomp import REFUSED, REFUSED_WITHOUT_TOKEN
 from tests.signer.isolated import AS_NOBODY, NOBODY, Isolated
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")

@@ -12,10 +12,10 @@ from bitcoin.core import Hash
 from coincurve import PublicKey
 
 from paychan.protocol.address import encode_address, key_script
+from paychan.protocol.kinds.script import make_terms
 from paychan.protocol.payment import encoding_problem
-from paychan.protocol.scripts import make_terms
 from paychan.protocol.types import Network, UnixTime
-from signer.keys import (
+from signer.keys.ring import (
     CACHED_CHILDREN,
     DEBUG_KEY,
     HARDENED,

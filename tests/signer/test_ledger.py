@@ -18,7 +18,8 @@ import plyvel
 import pytest
 
 from paychan.protocol.settlement import Settlement
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import OutPoint, Sat
+from paychan.protocol.wire.signer_messages import (
     FundingReply,
     Health,
     Refusal,
@@ -26,15 +27,14 @@ from paychan.protocol.signerwire import (
     SettlementRequest,
     encode_frame,
 )
-from paychan.protocol.types import OutPoint, Sat
-from signer import ledger as ledger_module
-from signer.audit import BEGINNING, Decision, encode_lines
-from signer.handlers import Handler
-from signer.keys import KeyRing, hardened_keys
-from signer.known import Flow
-from signer.ledger import LevelDbLedger, _Group, _why_not_opened
-from signer.ledgerbase import Entry, LedgerFailed
-from signer.signed import VERSION, DamagedEntry, Entries, Output, Signed, decode_entry, encode_entry, entries_of
+from signer.audit.chain import BEGINNING, Decision, encode_lines
+from signer.judge.facts import Flow
+from signer.judge.handler import Handler
+from signer.keys.ring import KeyRing, hardened_keys
+from signer.ledger import leveldb as ledger_module
+from signer.ledger.base import Entry, LedgerFailed
+from signer.ledger.entries import VERSION, DamagedEntry, Entries, Output, Signed, decode_entry, encode_entry, entries_of
+from signer.ledger.leveldb import LevelDbLedger, _Group, _why_not_opened
 from signer.vital import EXIT_BROKEN
 from tests.lib.ledger import MemoryLedger
 from tests.lib.signer_process import COMMAND, REGTEST, SignerProcess

@@ -13,7 +13,8 @@ from coincurve import PublicKey
 from paychan.protocol.address import key_script
 from paychan.protocol.settlement import Reserve, Settlement, sign_settlement
 from paychan.protocol.settlement import sign_child as make_child
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import Sat
+from paychan.protocol.wire.signer_messages import (
     ChildReply,
     HealthReply,
     KeyReply,
@@ -22,9 +23,8 @@ from paychan.protocol.signerwire import (
     SettlementReply,
     SettlementRequest,
 )
-from paychan.protocol.types import Sat
-from paychan.signing.base import SignerRefused
-from signer.keys import KeyRing, hardened_keys
+from paychan.signer_client.base import SignerRefused
+from signer.keys.ring import KeyRing, hardened_keys
 from tests.signer.connected import HANDLER, KEYS, REQUEST, WITH_RESERVE, client, served, sign, sign_child
 from tests.signer.messages import (
     CLIENT,

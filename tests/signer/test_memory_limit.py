@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import UnixTime
+from paychan.protocol.wire.signer_messages import (
     FundingReply,
     Health,
     KeyReply,
@@ -21,8 +22,7 @@ from paychan.protocol.signerwire import (
     SettlementRequest,
     encode_frame,
 )
-from paychan.protocol.types import UnixTime
-from signer.keys import KeyRing, hardened_keys
+from signer.keys.ring import KeyRing, hardened_keys
 from tests.lib.signer_process import REGTEST, SignerProcess
 from tests.signer.crowd import memory_bytes
 from tests.signer.messages import CLIENT_KEY, EXPIRY, make_fundings, make_request, mutated

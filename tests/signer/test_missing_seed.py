@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from paychan.protocol.declared import SettingsError
+from paychan.protocol.settings import SettingsError
 from signer.config import load_signer_config
-from signer.keystore import open_seeds, passphrase_sources
-from signer.seed import SeedError
+from signer.seed.file import SeedError
+from signer.seed.open import open_seeds, passphrase_sources
 from tests.signer.place import WORD, Place, private, run
 from tests.signer.test_seed import config
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paychan.protocol.types import Network
-from signer import mnemonic
-from signer.keys import Node
-from signer.mnemonic import WrongWords, near, to_entropy, to_seed, to_words
-from signer.publickeys import extended_key
+from signer.cli.pubkey import extended_key
+from signer.keys.ring import Node
+from signer.seed import words as mnemonic
+from signer.seed.words import WrongWords, near, to_entropy, to_seed, to_words
 
 VECTORS = json.loads(Path(__file__).with_name("bip39_vectors.json").read_text())
 ROOT = VECTORS["root"]

@@ -11,7 +11,8 @@ import pytest
 
 from paychan.protocol.fees import CHILD_BYTES, most_sat
 from paychan.protocol.settlement import Claim
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import Sat, UnixTime
+from paychan.protocol.wire.signer_messages import (
     ChildReply,
     FundingReply,
     FundingRequest,
@@ -22,14 +23,13 @@ from paychan.protocol.signerwire import (
     SettlementReply,
     SettlementRequest,
 )
-from paychan.protocol.types import Sat, UnixTime
-from paychan.signing.limits import contradictions
-from signer.handlers import Handler
-from signer.keys import KeyRing, hardened_keys
-from signer.known import Limits
-from signer.ledger import LevelDbLedger
-from signer.signed import Output, decode_entry, encode_entry, request_size
-from signer.telling import Identity
+from paychan.signer_client.limits import contradictions
+from signer.judge.facts import Limits
+from signer.judge.handler import Handler
+from signer.judge.queries import Identity
+from signer.keys.ring import KeyRing, hardened_keys
+from signer.ledger.entries import Output, decode_entry, encode_entry, request_size
+from signer.ledger.leveldb import LevelDbLedger
 from tests.lib.channels import RULES
 from tests.lib.ledger import MemoryLedger
 from tests.signer.messages import (

@@ -18,7 +18,8 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import Sat, UnixTime
+from paychan.protocol.wire.signer_messages import (
     HealthReply,
     Refusal,
     Reply,
@@ -27,9 +28,8 @@ from paychan.protocol.signerwire import (
     encode_frame,
     frame_size,
 )
-from paychan.protocol.types import Sat, UnixTime
-from signer.operating import heartbeat, status
-from signer.terminal import moment
+from signer.cli.status import heartbeat, status
+from signer.cli.terminal import moment
 
 app = typer.Typer()
 app.command()(status)
@@ -150,8 +150,8 @@ def test_what_lowers_the_guard_is_told(tmp_path: Path) -> None:
 
 def test_red_is_for_what_needs_the_operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal, trial policies and a stale heartbeat are red."""
-    monkeypatch.setattr("signer.terminal.out._force_terminal", True)
-    monkeypatch.setattr("signer.terminal.out._color_system", 1)
+    monkeypatch.setattr("signer.cli.terminal.out._force_terminal", True)
+    monkeypatch.setattr("signer.cli.terminal.out._color_system", 1)
     rows = told(tmp_path, LIMITED, trial=("policy-fee",))
     text = "\n".join(rows.values())
     assert "\x1b[31monly logged, not refused: policy-fee" in text
@@ -218,7 +218,7 @@ def test_wrong_answers_are_told(tmp_path: Path, reply: Reply | bytes, sentence: 
 
 def test_signer_that_hangs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who accepts and says nothing does not hold the operator up."""
-    monkeypatch.setattr("signer.operating._ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("signer.cli.status._ANSWER_SECONDS", 0.2)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "signer.sock"))
         listener.listen()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from paychan.protocol.signerwire import FundingReply, FundingRequest, KeyReply, KeyRequest, Refusal
+from paychan.protocol.wire.signer_messages import FundingReply, FundingRequest, KeyReply, KeyRequest, Refusal
 from tests.lib.signer_process import COMMAND, REGTEST, SignerProcess
 from tests.lib.signerexample import FUNDING, OUTPOINT, SETTLEMENT_REQUEST, TERMS
 from tests.signer.crowd import until

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import signer
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import OutPoint, UnixTime
+from paychan.protocol.wire.signer_messages import (
     MAX_FRAME_BYTES,
     VERSION,
     AgainRequest,
@@ -22,10 +23,9 @@ from paychan.protocol.signerwire import (
     encode_frame,
     frame_size,
 )
-from paychan.protocol.types import OutPoint, UnixTime
-from signer.handlers import Handler
-from signer.keys import KeyRing, StaticKey
-from signer.telling import Identity
+from signer.judge.handler import Handler
+from signer.judge.queries import Identity
+from signer.keys.ring import KeyRing, StaticKey
 from tests.lib import signertext
 from tests.lib.ledger import MemoryLedger
 from tests.lib.signerexample import DESTINATION, EXAMPLE

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from signer import passphrase
-from signer.passphrase import NoSecret, Secret, Sources, choose_secret, given_secret, read_secret
+from signer.secret import sources as passphrase
+from signer.secret.sources import NoSecret, Secret, Sources, choose_secret, given_secret, read_secret
 
 WORD = "correct horse battery staple"
 

@@ -19,11 +19,11 @@ from coincurve import PrivateKey, PublicKey
 from paychan.protocol.payment import encoding_problem
 from paychan.protocol.types import UnixTime
 from signer.config import load_signer_config
-from signer.cryptoki import Library, Session
-from signer.cryptokicodes import Attribute, Code, CryptokiError
-from signer.keys import KeysFailed
-from signer.pkcs11 import Token, TokenKey, TokenKeys, open_token
-from signer.sessions import Sessions, TokenError
+from signer.keys.ring import KeysFailed
+from signer.token.constants import Attribute, Code, CryptokiError
+from signer.token.cryptoki import Library, Session
+from signer.token.keys import Token, TokenKey, TokenKeys, open_token
+from signer.token.sessions import Sessions, TokenError
 from tests.lib.softhsm import PIN, SoftHsm, finalize, softhsm
 from tests.signer.messages import CLIENT_KEY, EXPIRY
 
@@ -145,7 +145,7 @@ def test_a_token_that_knows_fewer_attributes_will_do(token: SoftHsm, monkeypatch
 def test_a_foreign_key_under_our_name_stops_the_start(token: SoftHsm, monkeypatch: pytest.MonkeyPatch) -> None:
     """A key that was put beside ours, labelled like them but able to leave the token, is not signed with."""
     keys = opened(token)
-    monkeypatch.setattr("signer.tokenobjects._check_protected", lambda *_: None)
+    monkeypatch.setattr("signer.token.objects._check_protected", lambda *_: None)
     generate = Session.generate
     monkeypatch.setattr(
         Session,

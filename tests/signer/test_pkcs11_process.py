@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import Sat, UnixTime
+from paychan.protocol.wire.signer_messages import (
     FundingReply,
     KeyReply,
     KeyRequest,
@@ -26,8 +27,7 @@ from paychan.protocol.signerwire import (
     SettlementRequest,
     encode_frame,
 )
-from paychan.protocol.types import Sat, UnixTime
-from signer.answering import SMALL_FRAME_BYTES
+from signer.server.scheduling import SMALL_FRAME_BYTES
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.pseudoterminal import PseudoTerminal
 from tests.lib.signer_process import COMMAND, SignerProcess

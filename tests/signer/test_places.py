@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from paychan.protocol.declared import SettingsError
+from paychan.protocol.settings import SettingsError
 from signer.config import load_signer_config
-from signer.places import PlaceError, check_places
+from signer.sandbox.directories import PlaceError, check_places
 from signer.service import start
 from tests.lib.signer_process import REGTEST
 

@@ -13,7 +13,8 @@ import pytest
 from coincurve import PublicKey
 
 from paychan.protocol.address import key_script, p2sh_script
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import MAX_MONEY_SAT, Sat, UnixTime
+from paychan.protocol.wire.signer_messages import (
     MAX_CLAIMS,
     KeyReply,
     KeyRequest,
@@ -23,12 +24,11 @@ from paychan.protocol.signerwire import (
     encode_frame,
     frame_size,
 )
-from paychan.protocol.types import MAX_MONEY_SAT, Sat, UnixTime
-from signer.keys import KeyRing, hardened_keys
-from signer.known import TRIABLE, Limits
-from signer.policy import OTHER_POLICIES, POLICIES
-from signer.shape import MAX_COINS
-from signer.signed import Output, request_size
+from signer.judge.facts import TRIABLE, Limits
+from signer.judge.policies import OTHER_POLICIES, POLICIES
+from signer.judge.validation import MAX_COINS
+from signer.keys.ring import KeyRing, hardened_keys
+from signer.ledger.entries import Output, request_size
 from tests.lib.ledger import MemoryLedger
 from tests.signer.messages import (
     CHANGE_SCRIPT,

@@ -13,16 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paychan.protocol.address import key_script
+from paychan.protocol.kinds.script import ChannelTerms
 from paychan.protocol.payment import Payment, sign_payment
-from paychan.protocol.scripts import ChannelTerms
 from paychan.protocol.settlement import Claim, Coin, Reserve
-from paychan.protocol.signerwire import Refusal, SettlementReply, SettlementRequest
 from paychan.protocol.types import OutPoint, Sat, UnixTime
-from signer.keys import KeyRing, hardened_keys
-from signer.known import Flow, Known, Limits, Own
-from signer.ledgerbase import Entry
-from signer.policy import replacement
-from signer.signed import Entries, Output, Signed, entries_of, request_digest, request_size
+from paychan.protocol.wire.signer_messages import Refusal, SettlementReply, SettlementRequest
+from signer.judge.facts import Flow, Known, Limits, Own
+from signer.judge.policies import replacement
+from signer.keys.ring import KeyRing, hardened_keys
+from signer.ledger.base import Entry
+from signer.ledger.entries import Entries, Output, Signed, entries_of, request_digest, request_size
 from tests.lib.ledger import MemoryLedger
 from tests.signer.messages import (
     CHANGE_SCRIPT,

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 import pytest
 
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import UnixTime
+from paychan.protocol.wire.signer_messages import (
     Health,
     HealthReply,
     KeyReply,
@@ -22,16 +23,15 @@ from paychan.protocol.signerwire import (
     StatusReply,
     StatusRequest,
 )
-from paychan.protocol.types import UnixTime
-from signer.audit import Decision, Entry, Head, verify
-from signer.auditarchive import files, put_aside
-from signer.auditfile import lines
-from signer.auditing import _newest
-from signer.disk import Disk
-from signer.keys import KeyRing, hardened_keys
-from signer.known import Limits
-from signer.ledger import LevelDbLedger
-from signer.ledgerbase import Entry as Put
+from signer.audit.archive import files, put_aside
+from signer.audit.chain import Decision, Entry, Head, verify
+from signer.audit.file import lines
+from signer.cli.audit import _newest
+from signer.judge.facts import Limits
+from signer.keys.ring import KeyRing, hardened_keys
+from signer.ledger.base import Entry as Put
+from signer.ledger.disk import Disk
+from signer.ledger.leveldb import LevelDbLedger
 from tests.lib.ledger import MemoryLedger
 from tests.lib.signer_process import REGTEST, SignerProcess
 from tests.lib.smalldisk import fill, small_file_system

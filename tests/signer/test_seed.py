@@ -15,15 +15,16 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from paychan.protocol.scripts import make_terms
+from paychan.protocol.kinds.script import make_terms
 from paychan.protocol.types import UnixTime
-from signer import privatefile, sealed, seed
 from signer.config import SignerConfig, load_signer_config
-from signer.keys import DEBUG_KEY, KeyRing, hardened_keys, rbpcp_v2_keys
-from signer.keystore import open_seeds, passphrase_sources, seed_sources, trees
-from signer.passphrase import NoSecret, Secret
-from signer.sealed import Cost, Damaged, WrongPassphrase, seal, unseal
-from signer.seed import (
+from signer.keys.ring import DEBUG_KEY, KeyRing, hardened_keys, rbpcp_v2_keys
+from signer.secret import file as privatefile
+from signer.secret.sources import NoSecret, Secret
+from signer.seed import encryption as sealed
+from signer.seed import file as seed
+from signer.seed.encryption import Cost, Damaged, WrongPassphrase, seal, unseal
+from signer.seed.file import (
     Seed,
     SeedError,
     change_seeds,
@@ -35,6 +36,7 @@ from signer.seed import (
     seed_of_hex,
     seed_of_words,
 )
+from signer.seed.open import open_seeds, passphrase_sources, seed_sources, trees
 from tests.signer.messages import CLIENT_KEY, EXPIRY
 
 HEX = "00112233445566778899aabbccddeeff" * 2

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from paychan.protocol.address import encode_address, key_script
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import Network
+from paychan.protocol.wire.signer_messages import (
     MAX_FRAME_BYTES,
     ChildReply,
     Health,
@@ -34,8 +35,7 @@ from paychan.protocol.signerwire import (
     encode_frame,
     frame_size,
 )
-from paychan.protocol.types import Network
-from signer.keys import HARDENED, RESERVE_PATH, KeyRing, Node, channel_words, hardened_keys
+from signer.keys.ring import HARDENED, RESERVE_PATH, KeyRing, Node, channel_words, hardened_keys
 from tests.lib.signer_process import COMMAND, DEBUG, REGTEST, SignerProcess
 from tests.signer.messages import (
     CLIENT_KEY,
@@ -437,7 +437,7 @@ def test_no_output_holds_a_secret(tmp_path: Path) -> None:
 def test_signer_keeps_out_of_core_dumps() -> None:
     """The process is not dumpable, so neither a core file nor a debugger of the same user shows its keys."""
     code = (
-        "import ctypes, resource; from signer.isolation import keep_private; keep_private(); "
+        "import ctypes, resource; from signer.sandbox.isolation import keep_private; keep_private(); "
         "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)

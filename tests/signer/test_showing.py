@@ -15,7 +15,8 @@ from bitcoin.core import CTransaction
 from paychan.chain.base import ChainFailed
 from paychan.protocol.channel import Adopt
 from paychan.protocol.settlement import Settlement
-from paychan.protocol.signerwire import (
+from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
+from paychan.protocol.wire.signer_messages import (
     AgainReply,
     FundingReply,
     Health,
@@ -27,13 +28,12 @@ from paychan.protocol.signerwire import (
     SettlementRequest,
     encode_frame,
 )
-from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
-from paychan.signing.base import SignerAbsent, SignerRefused, sign_for_no_less
-from paychan.signing.unix import UnixSigner
-from signer.connections import Connections
-from signer.connections import Limits as PeerLimits
-from signer.keys import KeyRing, hardened_keys
-from signer.known import Limits
+from paychan.signer_client.base import SignerAbsent, SignerRefused, sign_for_no_less
+from paychan.signer_client.unix import UnixSigner
+from signer.judge.facts import Limits
+from signer.keys.ring import KeyRing, hardened_keys
+from signer.server.connections import Connections
+from signer.server.connections import Limits as PeerLimits
 from tests.lib.signer_process import SignerProcess
 from tests.signer.connected import HANDLER, KEYS, PATIENT, REQUEST, WITH_RESERVE, client, served, show, sign
 from tests.signer.messages import make_fundings, make_handler, make_request, make_reserve_request, mutated

@@ -19,20 +19,20 @@ from pathlib import Path
 
 import pytest
 
-from paychan.protocol.signerwire import AgainRequest, Health, HealthReply
 from paychan.protocol.types import OutPoint
+from paychan.protocol.wire.signer_messages import AgainRequest, Health, HealthReply
 from signer import service, vital
-from signer.audit import Decision
-from signer.auditfile import AuditFile
-from signer.connections import Connections, Limits
-from signer.crew import Crew
-from signer.handlers import Handler
-from signer.ledger import LevelDbLedger
-from signer.ledgerbase import Entry, LedgerFailed
-from signer.remotetoken import Line
-from signer.socketfile import listening_socket
-from signer.telling import Identity
-from signer.tokenwire import Signed, encode
+from signer.audit.chain import Decision
+from signer.audit.file import AuditFile
+from signer.judge.handler import Handler
+from signer.judge.queries import Identity
+from signer.ledger.base import Entry, LedgerFailed
+from signer.ledger.leveldb import LevelDbLedger
+from signer.server.connections import Connections, Limits
+from signer.server.socket_file import listening_socket
+from signer.server.thread_pool import Crew
+from signer.token.client import Line
+from signer.token.wire import Signed, encode
 from signer.vital import EXIT_BROKEN
 from tests.lib.crashes import Crash
 from tests.lib.signer_process import SignerProcess
@@ -228,7 +228,7 @@ def test_fault_63_what_the_next_start_would_not_find_is_no_success(
 
 def test_fault_63_health_tells_of_a_write_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that does not answer fails no write; health says for how long, and when the last one succeeded."""
-    monkeypatch.setattr("signer.ledger._HANGING_SECONDS", 0.05)
+    monkeypatch.setattr("signer.ledger.leveldb._HANGING_SECONDS", 0.05)
     go_on = threading.Event()
     with closing(LevelDbLedger(tmp_path / "ledger", tmp_path / "audit")) as ledger:
         ledger.put(Entry()).result()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from signer.wiping import read_secret, wipe, wiped
+from signer.secret.wiping import read_secret, wipe, wiped
 
 
 def test_wiped_buffers_are_zeros_of_the_same_length() -> None:

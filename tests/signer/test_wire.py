@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from msgspec.inspect import StructType, type_info
 
-from paychan.protocol.signerwire import (
+from paychan.protocol.wire.signer_messages import (
     MAX_CLAIMS,
     MAX_FRAME_BYTES,
     VERSION,

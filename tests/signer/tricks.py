@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from hashlib import sha256
 
+from paychan.protocol.kinds.script import ChannelTerms
 from paychan.protocol.payment import Payment
-from paychan.protocol.scripts import ChannelTerms
 from paychan.protocol.settlement import Claim, Coin, Reserve
-from paychan.protocol.signerwire import FundingRequest, SettlementRequest
 from paychan.protocol.types import OutPoint, Sat
+from paychan.protocol.wire.signer_messages import FundingRequest, SettlementRequest
 from tests.signer.hostile import Attacker
 from tests.signer.judge import parse
 from tests.signer.messages import mutated

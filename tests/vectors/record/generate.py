@@ -28,12 +28,12 @@ from paychan.protocol.channel import (
     Vanished,
     View,
 )
-from paychan.protocol.machine import apply
 from paychan.protocol.opening import open_channel, successor
 from paychan.protocol.payment import sign_payment
 from paychan.protocol.record import VERSION, encode_record
-from paychan.protocol.rest import opening_secret
+from paychan.protocol.state_machine import apply
 from paychan.protocol.types import Sat, UnixTime
+from paychan.protocol.wire.rbpcp import opening_secret
 from tests.lib.channels import RULES, SERVER_DESTINATION, VIEW, Payer, accepted, confirmed, found_by, step
 
 DIRECTORY = Path(__file__).parent

@@ -1,0 +1,1 @@
+"""Opening a channel: its key, its funding output, and whether it is accepted."""

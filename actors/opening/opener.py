@@ -1,0 +1,287 @@
+"""Opening a channel: which key goes into it, which output funds it, and whether that is acceptable."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from msgspec import Struct, structs
+
+from actors.context import World
+from actors.exposure import Reservation
+from actors.opening.readiness import Readiness
+from actors.opening.server_keys import ServerKeys
+from actors.registry import Registry
+from paychan.chain.base import ChainFailed, Funding
+from paychan.protocol.channel import Accepted, Adopt, Opening, Outcome, Rejected, State
+from paychan.protocol.errors import (
+    BadSignature,
+    ChainUnavailable,
+    ExpiryTooLate,
+    ExpiryTooSoon,
+    FundingNotFound,
+    FundingUnconfirmed,
+    OutpointUsed,
+    PaychanError,
+    PaymentShort,
+    SignerUnavailable,
+    SigningFailed,
+    TooMuchUnconfirmed,
+    WrongServerKey,
+)
+from paychan.protocol.kinds.script import ChannelTerms, make_terms
+from paychan.protocol.opening import open_channel
+from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
+from paychan.protocol.terms import expiry_problem, lead_seconds
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+from paychan.protocol.wire.signer_messages import Newest
+from paychan.signer_client.base import SignerAbsent, SignerRefused, news, show
+
+_NOT_WHOLE = "channels are still being looked at after a start, so unconfirmed funding must wait"
+
+_CHANGEABLE = (ExpiryTooSoon, ExpiryTooLate, FundingUnconfirmed, PaymentShort)
+"""Refusals that earlier terms may not have known."""
+
+
+class OpenRequest(Struct, frozen=True):
+    """A client's wish. v1 names no outpoint: the one whose signature verifies is meant."""
+
+    client_key: bytes
+    expiry: UnixTime
+    change_script: bytes
+    payment: Payment
+    price_sat: Sat
+    outpoint: OutPoint | None = None
+    server_key: bytes | None = None
+    """The key in the client's redeem script (v2): it must be ours, of whatever generation."""
+    secret: bytes = b""
+
+
+class Opener:
+    """Judges requests for new channels."""
+
+    def __init__(self, world: World, registry: Registry) -> None:
+        self._world = world
+        self._registry = registry
+        self._ready = Readiness(world)
+        self._keys = ServerKeys(world)
+
+    async def offer(self, client_key: bytes, expiry: UnixTime, *, any_time: bool = False) -> ChannelTerms:
+        """Give out an address, unless `open` would refuse its channel: funding it must lead to a channel.
+
+        `any_time` is debug mode, where funding needs no time and expiries are not looked at (PROTOCOL §6.1).
+
+        Raises:
+            ChainUnavailable, SignerUnavailable, StorageFull: nothing can be opened now.
+            ExpiryTooSoon, ExpiryTooLate: also when it will be too soon by the time at which funding can be deep enough.
+            And what `terms` raises.
+        """
+        await self._ready.check()
+        view = self._world.view()
+        problem = None if any_time else expiry_problem(expiry, view, lead_seconds(view.rules))
+        if problem is not None:
+            raise problem
+        return await self.terms(client_key, expiry)
+
+    async def terms(self, client_key: bytes, expiry: UnixTime) -> ChannelTerms:
+        """Combine a client's key and expiry with the server key for them; see `ServerKeys.terms`."""
+        return await self._keys.terms(client_key, expiry)
+
+    async def funding(self, terms: ChannelTerms, at: OutPoint | None = None) -> tuple[Funding, ...]:
+        """List the unspent outputs that pay to the script of these terms, or the one `at`. Raises `ChainUnavailable`."""
+        try:
+            return await self._world.chain.funding(terms, at)
+        except ChainFailed as error:
+            raise ChainUnavailable(reason=str(error)) from error
+
+    async def open(self, request: OpenRequest) -> Outcome:
+        """Judge, store and answer; a refusal stores nothing."""
+        try:
+            self._ready.check_disk()
+            terms, funding = await self._find(request)
+        except PaychanError as error:
+            return Rejected(error)
+        opening = Opening(
+            terms=terms,
+            outpoint=funding.outpoint,
+            funding_sat=funding.value_sat,
+            confirmations=funding.usable_confirmations,
+            change_script=request.change_script,
+            payment=request.payment,
+            price_sat=request.price_sat,
+            secret=request.secret,
+        )
+        outcome = self._judge(opening)
+        if isinstance(outcome, Rejected):
+            return await self._explained(outcome, terms)
+        in_the_way = await self._registry.in_the_way(funding.outpoint)  # said to the one who signed, not to all
+        if in_the_way is not None:
+            return Rejected(in_the_way)
+        no_room = self._no_room(funding)
+        if no_room is not None:
+            return Rejected(no_room)
+        try:
+            await self._check_key(terms, paid=True)  # its output is on the chain, and its payment good
+            known = await self._known_before(funding.outpoint, request.payment)
+        except PaychanError as error:
+            return Rejected(error)
+        created = await self._create(outcome, funding)
+        if not known or isinstance(created, Rejected):
+            return created
+        adopted = await self._registry.ask(funding.outpoint, known[0])
+        is_open = isinstance(adopted, Accepted) and adopted.channel.state is State.OPEN
+        return adopted if is_open else Rejected(OutpointUsed(outpoint=str(funding.outpoint)))
+
+    async def _known_before(self, outpoint: OutPoint, payment: Payment) -> list[Adopt]:
+        """Return what the signer knows of a channel that the store does not: the store is from a backup.
+
+        The record begins where the signer's knowledge ends. One that was settled takes no payments; its record is made
+        only to carry that settlement out.
+        """
+        try:
+            return await news(self._world.signer, [Newest(outpoint, payment.change_sat)])
+        except SignerAbsent as error:
+            raise SignerUnavailable(reason=str(error)) from error
+        except SignerRefused as error:
+            raise SigningFailed(reason=str(error)) from error
+
+    def _judge(self, opening: Opening) -> Outcome:
+        """Judge by the present terms, or by earlier ones that still hold; a refusal is that of the present ones."""
+        view = self._world.view()
+        outcome = open_channel(opening, view)
+        if isinstance(outcome, Accepted) or not isinstance(outcome.error, _CHANGEABLE):
+            return outcome
+        for terms in self._world.terms.earlier(view.now):
+            other = structs.replace(opening, price_sat=terms.price_sat(v2=bool(opening.secret)))
+            judged = open_channel(other, structs.replace(view, rules=terms.rules(view.rules)))
+            if isinstance(judged, Accepted):
+                return judged
+        return outcome
+
+    async def _explained(self, refused: Rejected, terms: ChannelTerms) -> Rejected:
+        """Say that the script names another server, where that may be why its signature is none."""
+        if isinstance(refused.error, BadSignature):
+            try:
+                await self._check_key(terms, paid=False)
+            except WrongServerKey as error:
+                return Rejected(error)
+            except PaychanError:
+                pass
+        return refused
+
+    async def _check_key(self, terms: ChannelTerms, *, paid: bool) -> None:
+        """Make sure that the server key is ours, of whatever generation. Raises `WrongServerKey`, and like `terms`."""
+        ours = await self._keys.terms(terms.client_key, terms.expiry, paid=paid)
+        if terms != ours and terms not in await self._keys.other_terms(terms.client_key, terms.expiry, paid=paid):
+            raise WrongServerKey(got=terms.server_key.hex(), need=ours.server_key.hex())
+
+    async def _show(self, funding: Funding) -> None:
+        """Show the signer the funding transaction while the chain has it: it signs no settlement of what it never saw.
+
+        Raises:
+            SignerUnavailable, SigningFailed, ChainFailed: then no channel is opened that could not be settled.
+        """
+        try:
+            await show(self._world.signer, [funding.outpoint], self._world.chain.transaction)
+        except SignerAbsent as error:
+            raise SignerUnavailable(reason=str(error)) from error
+        except SignerRefused as error:
+            raise SigningFailed(reason=str(error)) from error
+
+    def _no_room(self, funding: Funding) -> PaychanError | None:
+        """Say why no more may be open without a confirmation, before the signer is asked anything."""
+        if funding.usable_confirmations:
+            return None
+        if not self._world.chain_view.is_whole:
+            return ChainUnavailable(reason=_NOT_WHOLE)
+        return self._world.exposure.problem(funding.outpoint, funding.value_sat)
+
+    async def _create(self, opened: Accepted, funding: Funding) -> Outcome:
+        """Store the channel; what is funded without a confirmation counts against a limit while it is so."""
+        if funding.usable_confirmations:
+            return await self._store(opened, funding)
+        reserved = self._world.exposure.reserve(funding.outpoint, funding.value_sat)
+        if isinstance(reserved, TooMuchUnconfirmed):
+            return Rejected(reserved)
+        # a task of its own: whatever ends the request, the reservation lives until it is known whether the channel does
+        return await asyncio.shield(asyncio.create_task(self._store_reserved(opened, funding, reserved)))
+
+    async def _store_reserved(self, opened: Accepted, funding: Funding, reserved: Reservation) -> Outcome:
+        try:
+            outcome = await self._store(opened, funding)
+        except BaseException:
+            reserved.opened()  # it may be stored or not: the chain watch finds out
+            raise
+        if isinstance(outcome, Accepted):
+            reserved.opened()
+        else:
+            reserved.release()
+        return outcome
+
+    async def _store(self, opened: Accepted, funding: Funding) -> Outcome:
+        """Have the chain follow what funds the channel, show it to the signer, and store the channel."""
+        try:
+            await self._world.chain.adopt(opened.channel.terms, [funding.outpoint])
+            await self._show(funding)
+        except ChainFailed as error:
+            return Rejected(ChainUnavailable(reason=str(error)))
+        except PaychanError as error:
+            return Rejected(error)
+        return await self._registry.create(opened)
+
+    async def _find(self, request: OpenRequest) -> tuple[ChannelTerms, Funding]:
+        """Find the script and the output that the client means: v2 names both, in v1 the signature does.
+
+        Raises:
+            FundingNotFound, ChainUnavailable, or what is wrong with the payment for the only candidate.
+        """
+        if request.outpoint is not None and request.server_key is not None:
+            terms = make_terms(request.server_key, request.client_key, request.expiry)
+            found = await self.funding(terms, request.outpoint)
+            if found:
+                return terms, found[0]
+            await self._check_key(terms, paid=False)
+            _check_signature(terms, request.outpoint, request, self._world.rules.dust_sat)
+            in_the_way = await self._registry.in_the_way(request.outpoint)
+            raise in_the_way or self._not_found(terms, f" at {request.outpoint}")
+        terms = await self.terms(request.client_key, request.expiry)
+        candidates = [(terms, funding) for funding in await self.funding(terms)]
+        problem: PaychanError = self._not_found(terms, "")
+        if candidates:
+            try:
+                return _signed_one(request, candidates, self._world.rules.dust_sat)
+            except PaychanError as error:
+                problem = error
+        others = await self._keys.other_terms(request.client_key, request.expiry)
+        listed = await asyncio.gather(*(self.funding(other) for other in others))
+        candidates = [(other, funding) for other, found in zip(others, listed, strict=True) for funding in found]
+        if not candidates:
+            raise problem
+        return _signed_one(request, candidates, self._world.rules.dust_sat)
+
+    def _not_found(self, terms: ChannelTerms, detail: str) -> FundingNotFound:
+        return FundingNotFound(address=terms.funding_address(self._world.network), detail=detail)
+
+
+def _signed_one(
+    request: OpenRequest, candidates: Sequence[tuple[ChannelTerms, Funding]], dust_sat: Sat
+) -> tuple[ChannelTerms, Funding]:
+    """Of several outputs, the signature names one (PROTOCOL §7.2)."""
+    for terms, funding in candidates[:-1]:
+        try:
+            _check_signature(terms, funding.outpoint, request, dust_sat)
+        except PaychanError:
+            continue
+        return terms, funding
+    terms, funding = candidates[-1]
+    _check_signature(terms, funding.outpoint, request, dust_sat)
+    return terms, funding
+
+
+def _check_signature(terms: ChannelTerms, outpoint: OutPoint, request: OpenRequest, dust_sat: Sat) -> None:
+    """Raise what is wrong with the opening payment, taken as one out of this outpoint."""
+    problem = change_problem(request.payment, dust_sat)
+    if problem is None:
+        problem = PaymentVerifier(terms, outpoint, request.change_script).problem(request.payment)
+    if problem is not None:
+        raise problem

@@ -1,0 +1,83 @@
+"""Whether a channel could be opened now, as far as that depends on our side. An address is given out only then.
+
+What is asked is asked once a second, however many want to know, and the answer is shared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from actors.context import World
+from paychan.chain.base import ChainFailed
+from paychan.protocol.errors import ChainUnavailable, PaychanError, SignerUnavailable
+from paychan.signer_client.base import SignerAbsent, SignerRefused
+
+_FRESH_SECONDS = 1.0
+
+_CHAIN = "payments are frozen until the server sees the chain as it should"
+_SIGNER = "it can not sign now"
+
+
+class Readiness:
+    """Asks signer, chain and disk."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._signer = _Shared(self._ask_signer)
+        self._chain = _Shared(self._ask_chain)
+
+    async def check(self) -> None:
+        """Pass, or say in words for strangers what is missing.
+
+        Raises:
+            ChainUnavailable, SignerUnavailable, StorageFull: what `open` would refuse for now.
+        """
+        self.check_disk()
+        if self._world.view().frozen:
+            raise ChainUnavailable(reason=_CHAIN)
+        for part in (self._chain, self._signer):
+            problem = await part.answer()
+            if problem is not None:
+                raise problem
+
+    def check_disk(self) -> None:
+        """Raise `StorageFull` or `MemoryLow` when what is free is kept for payments and settlements."""
+        problem = self._world.storage_problem() or self._world.memory_problem()
+        if problem is not None:
+            raise problem
+
+    async def _ask_signer(self) -> PaychanError | None:
+        try:
+            health = await self._world.signer.health()
+        except (SignerAbsent, SignerRefused):
+            return SignerUnavailable(reason=_SIGNER)
+        return SignerUnavailable(reason=_SIGNER) if health.problem else None
+
+    async def _ask_chain(self) -> PaychanError | None:
+        try:
+            await self._world.chain.tip()
+        except ChainFailed:
+            return ChainUnavailable(reason=_CHAIN)
+        return None
+
+
+class _Shared:
+    """One question under way at a time, whose answer counts for a moment."""
+
+    def __init__(self, ask: Callable[[], Awaitable[PaychanError | None]]) -> None:
+        self._ask = ask
+        self._asking: asyncio.Task[PaychanError | None] | None = None
+        self._fresh_until = float("-inf")
+
+    async def answer(self) -> PaychanError | None:
+        loop = asyncio.get_running_loop()
+        if self._asking is None or (self._asking.done() and loop.time() >= self._fresh_until):
+            self._asking = asyncio.create_task(self._answer())
+        return await asyncio.shield(self._asking)
+
+    async def _answer(self) -> PaychanError | None:
+        try:
+            return await self._ask()
+        finally:
+            self._fresh_until = asyncio.get_running_loop().time() + _FRESH_SECONDS

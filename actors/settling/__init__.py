@@ -1,0 +1,1 @@
+"""Settlements: planned, signed, broadcast, replaced, and followed until they are deep enough."""

@@ -1,0 +1,392 @@
+"""The desk: what is signed for channels that close, alone or together, for which fee, and when it is signed again.
+
+What is tried, in this order:
+
+1. Sign alone, at once, at the rate that the curve of `fees` says. Drained channels may wait a while for company.
+2. When the curve has risen enough, replace the settlement by one that pays more out of our own output.
+3. Where our output is too small for that, let a coin of the reserve help.
+4. Where a replacement would have to pay for what others hung onto the settlement (pinning), and that is beyond the
+   budget, let a child of our own output pay instead: miners take both for the child's sake.
+
+Several channels in one transaction ask one by one; the first to ask has it signed for all of them. The desk keeps
+nothing that a restart would miss: records hold what was signed, and the signer refuses to sign for less than before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+
+from actors.context import World
+from actors.settling.signing import destination_of, lean_on_reserve, rate_of, rules_of, sign, sign_child
+from paychan.chain.base import ChainFailed, Spend
+from paychan.protocol.channel import Channel, State
+from paychan.protocol.errors import NotEconomical, PublishFailed, SignerUnavailable, SigningFailed
+from paychan.protocol.fees import is_beyond_share, is_due, is_outbid, is_urgent, most_sat, plan_child_fee, who_can_pay
+from paychan.protocol.settlement import (
+    Reserve,
+    Settlement,
+    base_size,
+    outpoints_of,
+    received_sat,
+    settlement_size,
+    spends_by_server_branch,
+)
+from paychan.protocol.tx import signals_replaceability
+from paychan.protocol.types import OutPoint, Sat
+from paychan.signer_client.base import SignerAbsent, SignerRefused
+
+log = structlog.get_logger("desk")
+
+Read = Callable[[OutPoint], Awaitable[Channel | None]]
+
+
+class Desk:
+    """Has settlements signed. Runs on the event loop, called by the actors of closing channels."""
+
+    def __init__(self, world: World, read: Read) -> None:
+        self._world = world
+        self._read = read
+        self._waiting: dict[OutPoint, Channel] = {}
+        self._batches: dict[OutPoint, asyncio.Task[dict[OutPoint, Settlement]]] = {}
+        self._replacing: dict[bytes, asyncio.Task[Settlement | None]] = {}
+        self._told: tuple[str, set[bytes]] = ("", set())
+        self._reserve_followed_in: int | None = None
+        self._children: dict[bytes, Settlement] = {}
+        self._kept = set[bytes]()
+        self.pinned: dict[OutPoint, str] = {}
+        """Settlements that can't be made dearer, and why: for the operator."""
+        self.beyond_share: dict[OutPoint, str] = {}
+        """Settlements that cost more than the operator's share, for their deadline has passed; and how much."""
+
+    # --- the first settlement ---------------------------------------------------------------------------------------
+
+    async def first(self, channel: Channel) -> Settlement | None:
+        """Sign a closing channel's first settlement; None while it waits for company.
+
+        Raises:
+            SignerUnavailable, SigningFailed, NotEconomical: it stays as it is.
+        """
+        batch = self._batches.pop(channel.outpoint, None) or self._form_batch(channel)
+        if batch is not None:
+            self._batches.pop(channel.outpoint, None)
+            together = (await asyncio.shield(batch)).get(channel.outpoint)
+            if together is not None:
+                return together
+        return None if channel.outpoint in self._waiting else await self._sign([channel])
+
+    async def _sign(self, members: Sequence[Channel], least: Sat = Sat(0)) -> Settlement:
+        """Sign, and say so when that costs more than the operator's share. Raises as `sign`."""
+        settlement, claims = await sign(members, self._world, least), [member.claim for member in members]
+        if is_beyond_share(claims, settlement.fee_sat, rules_of(members, self._world)):
+            share, received = self._world.rules.fee_share_percent, received_sat(claims)
+            text = (
+                f"its deadline has passed: the fee is {settlement.fee_sat} sat of {received} sat, more than {share} %"
+            )
+            log.error("settlement costs more than the share", channel=str(members[0].outpoint), reason=text)
+            self.beyond_share |= dict.fromkeys((member.outpoint for member in members), text)
+        return settlement
+
+    def _form_batch(self, channel: Channel) -> asyncio.Task[dict[OutPoint, Settlement]] | None:
+        """Let a drained channel wait for others; when they have waited long enough, or are enough, settle them.
+
+        A channel with change never waits, but takes along those who do. Nobody waits who is near the deadline.
+        """
+        world, now = self._world, self._world.paying_time()
+        offers = channel.closing is not None and channel.closing.client_fee_sat > 0  # its fee is for its own settlement
+        if not world.batch_seconds or channel.moves or offers or is_urgent(channel, world.rules, now):
+            self._waiting.pop(channel.outpoint, None)
+            return None
+        members = [waiting for waiting in self._waiting.values() if waiting.outpoint != channel.outpoint]
+        if channel.payment.change_sat == 0:
+            self._waiting[channel.outpoint] = channel
+            begun = min(each.closing.begun_at for each in (channel, *members) if each.closing)
+            if now - begun < world.batch_seconds and len(self._waiting) < world.batch_channels:
+                return None
+        members = [channel, *members][: world.batch_channels]
+        if len(members) == 1:
+            self._waiting.pop(channel.outpoint, None)
+            return None
+        batch = asyncio.create_task(self._sign_together(members))
+        for member in members:
+            self._waiting.pop(member.outpoint, None)
+            self._batches[member.outpoint] = batch
+        return batch
+
+    async def _sign_together(self, members: Sequence[Channel]) -> dict[OutPoint, Settlement]:
+        """Sign one settlement for all whose funding is there, and who could pay its rate alone; others settle alone."""
+        try:
+            there = await self._world.chain.unspent([member.outpoint for member in members])
+            together = [member for member in members if member.outpoint in there]
+            if len(together) < 2:
+                return {}
+            together = await self._who_can_pay(together)
+            if len(together) < 2:
+                return {}
+            settlement = await self._sign(together)
+        except (ChainFailed, SigningFailed, SignerUnavailable, NotEconomical) as error:
+            log.warning("no batch", channels=len(members), reason=str(error))
+            return {}
+        log.info("batch", channels=len(together), txid=settlement.txid[::-1].hex(), fee_sat=settlement.fee_sat)
+        return {member.outpoint: settlement for member in together}
+
+    # --- a dearer one -----------------------------------------------------------------------------------------------
+
+    async def dearer(self, channel: Channel, spend: Spend | None, *, refused: bool = False) -> Settlement | None:
+        """Sign a settlement that pays more than the last, if it is time or what happened asks for it.
+
+        `spend` is what spends the funding output in our mempool: the last settlement, an earlier one, or a refund.
+        `refused`: the last one was just not taken.
+
+        Raises:
+            SignerUnavailable, SigningFailed, PublishFailed: the last one stays.
+        """
+        paid = channel.closing.settlement if channel.closing else None
+        if paid is None or (spend is not None and spend.confirmations):
+            return None
+        successor = await self._used_successor(channel)
+        if successor is not None:
+            if is_due(channel, paid, self._world.rules, self._world.paying_time(), self._world.chain_view.fees):
+                why = f"payments depend on it; closing the channel that it moved to, {successor.outpoint}, pushes it"
+                await self._push_instead([channel], paid, why, successor)
+            return None
+        others = [] if len(outpoints_of(paid.transaction)) == 1 else await self._others(paid)
+        adopted = next((other for record in others if (other := _better(record, channel, paid))), None)
+        if adopted is not None:
+            return adopted
+        in_its_place = spend is not None and spend.txid != paid.txid
+        if others and (refused or in_its_place) and not await self._is_whole(paid):
+            return await self._replace([channel], paid, spend, dead=True)
+        world = self._world
+        if not in_its_place and not is_due(channel, paid, world.rules, world.paying_time(), world.chain_view.fees):
+            return None
+        if spend is not None and not in_its_place and not self.may_replace(paid):
+            await self._push_instead(others or [channel], paid, "the node does not replace what does not signal it")
+            return None
+        task = self._replacing.get(paid.txid)
+        if task is None:
+            task = self._replacing[paid.txid] = asyncio.create_task(self._replace_for_all(channel, paid, spend, others))
+            task.add_done_callback(lambda _: self._replacing.pop(paid.txid, None))
+        better = await asyncio.shield(task)  # for other channels of the batch, if this one's funding seems gone
+        return better if better is not None and channel.outpoint in outpoints_of(better.transaction) else None
+
+    async def _replace_for_all(
+        self, channel: Channel, paid: Settlement, spend: Spend | None, others: Sequence[Channel]
+    ) -> Settlement | None:
+        members = await self._who_can_pay(await self._members(channel, paid, others))
+        alone = channel.outpoint not in {member.outpoint for member in members}
+        return await self._replace([channel] if alone else members, paid, spend)
+
+    async def _who_can_pay(self, members: list[Channel]) -> list[Channel]:
+        """Choose those that could each pay alone the rate that they are to pay together."""
+        if len(members) < 2:
+            return members
+        rate, script = rate_of(members, self._world), await destination_of(members[0], self._world)
+        return who_can_pay(members, script, rules_of(members, self._world), rate)
+
+    async def _replace(
+        self, members: Sequence[Channel], paid: Settlement, spend: Spend | None, *, dead: bool = False
+    ) -> Settlement | None:
+        """Sign for these channels what takes the place of the last settlement and of what else is there.
+
+        `dead`: the last one can't confirm any more, so a lower rate is better than none.
+        """
+        rate, claims = rate_of(members, self._world), [member.claim for member in members]
+        script = await destination_of(members[0], self._world)
+        whole = len(members) == len(outpoints_of(paid.transaction))
+        size = paid.size if whole else settlement_size(claims, script)
+        most = most_sat(claims, size, rules_of(members, self._world), script)
+        least, wanted = await self._least_fee(paid, size, spend), Sat(min(rate * size, most))
+        if wanted < least:
+            in_place = spend is not None and spend.txid == paid.txid
+            if whole and in_place and await self._push(members, paid, rate):
+                return None
+            if least > most:
+                if not in_place or least > paid.fee_sat + size * self._world.chain_view.fees.increment_sat_per_vb:
+                    self._pin(members[0], f"replacing it takes {least} sat, the budget is {most} sat")
+                return None  # else nothing depends on it, and it pays its budget
+        better = None
+        try:
+            if max(wanted, least) > paid.fee_sat or not whole:
+                dearer = least if dead or not whole else Sat(max(least, paid.fee_sat + 1))
+                better = await self._sign(members, dearer)
+            elif rate * size > most:  # our own output is used up
+                better = await lean_on_reserve(members, rate, self._world, least)
+        except SigningFailed as error:
+            self._pin(members[0], f"the signer does not let it be replaced: {error}")
+            raise
+        self.pinned.pop(members[0].outpoint, None)
+        return better if better is not None and (dead or better.is_dearer_than(paid)) else None
+
+    async def _is_whole(self, paid: Settlement) -> bool:
+        """Say whether a settlement of several inputs can still confirm: nothing else spends, or has ended, any of them."""
+        chain, outpoints = self._world.chain, outpoints_of(paid.transaction)
+        try:
+            there = await chain.unspent(outpoints)
+            for outpoint in outpoints:
+                spend = None if outpoint in there else await chain.spender(outpoint)
+                if outpoint in there or (spend is not None and spend.txid == paid.txid):
+                    continue
+                if spend is None or spend.confirmations:
+                    return False
+                if not spends_by_server_branch(await chain.transaction(spend.txid), outpoint):
+                    return False
+        except ChainFailed as error:
+            raise PublishFailed(reason=str(error)) from error
+        return True
+
+    async def _least_fee(self, paid: Settlement, size: int, spend: Spend | None) -> Sat:
+        """What a replacement must pay at least: for all that it throws out of the mempool, and for its own way."""
+        if spend is None:
+            return Sat(0)
+        try:
+            cost = await self._world.chain.replacement_cost(spend.txid)
+            if cost is None:
+                return Sat(0)
+            if spend.txid != paid.txid:  # it may be smaller: the rate must be higher than its rate, too
+                its_size = base_size(await self._world.chain.transaction(spend.txid))
+                cost = Sat(max(cost, cost * size // its_size + 1))
+        except ChainFailed as error:
+            raise PublishFailed(reason=str(error)) from error
+        return Sat(cost + size * self._world.chain_view.fees.increment_sat_per_vb)
+
+    async def _others(self, paid: Settlement) -> list[Channel]:
+        """The channels that a settlement spends, in the order of its inputs, as their newest records have them."""
+        return [
+            record for outpoint in outpoints_of(paid.transaction) if (record := await self._read(outpoint)) is not None
+        ]
+
+    async def _members(self, channel: Channel, paid: Settlement, others: Sequence[Channel]) -> list[Channel]:
+        """Who is settled by the next one: all in the last one whose funding output nothing has spent for good."""
+        members = [other for other in others if _has(other, paid)]
+        try:
+            unspent = await self._world.chain.unspent([member.outpoint for member in members])
+            spends = [
+                None if member.outpoint in unspent else await self._world.chain.spender(member.outpoint)
+                for member in members
+            ]
+        except ChainFailed as error:
+            raise PublishFailed(reason=str(error)) from error
+        there = [
+            member
+            for member, spend in zip(members, spends, strict=True)
+            if member.outpoint in unspent or (spend and not spend.confirmations)
+        ]
+        return there if channel.outpoint in {member.outpoint for member in there} else [channel]
+
+    # --- what is not replaced ---------------------------------------------------------------------------------------
+
+    def may_replace(self, ours: Settlement) -> bool:
+        """Say whether the node would replace a settlement of ours that is in its mempool."""
+        if signals_replaceability(ours.transaction):
+            return True
+        return self._world.chain.capabilities.full_rbf is not False and ours.txid not in self._kept
+
+    def keeps(self, ours: Settlement, reason: str) -> None:
+        """Note that the node has just refused to replace a settlement of ours: until the next block, children pay."""
+        log.warning("settlement is not replaced", txid=ours.txid[::-1].hex(), reason=reason)
+        self._kept.add(ours.txid)
+
+    async def _used_successor(self, channel: Channel) -> Channel | None:
+        """Find the channel that goes on at a withdrawal which confirmed once, if it is used.
+
+        Another version has another txid, and would take the output away that all those payments spend. So after a reorg
+        it is published as it was, and pushed by a child.
+        """
+        if not channel.moves or channel.closing is None or not channel.closing.spent_by:
+            return None
+        successor = await self._read(OutPoint(channel.closing.spent_by, 0))
+        return successor if successor is not None and successor.is_used else None
+
+    async def _push_by(self, successor: Channel | None, paid: Settlement) -> bool:
+        """Hand a withdrawal in with the settlement of the channel that goes on there: a child that needs no other key."""
+        child = successor.closing.settlement if successor is not None and successor.closing else None
+        if child is None:
+            return False
+        try:
+            await self._world.chain.publish(paid.transaction, child.transaction)
+        except ChainFailed as error:
+            log.warning("withdrawal is not pushed", txid=paid.txid[::-1].hex(), reason=str(error))
+            return False
+        return True
+
+    async def _push_instead(
+        self, members: Sequence[Channel], paid: Settlement, why: str, successor: Channel | None = None
+    ) -> None:
+        """Push what is not replaced by a child, or say that it can't be made to pay more."""
+        if await self._push(members, paid, rate_of(members, self._world)) or await self._push_by(successor, paid):
+            self.pinned.pop(members[0].outpoint, None)
+        else:
+            self._pin(members[0], f"{why}, and no child of our own output can pay more")
+
+    async def _push(self, members: Sequence[Channel], paid: Settlement, rate: int) -> bool:
+        """Let a child of our own output pay; whether one does."""
+        own_sat = Sat(sum(member.received_sat for member in members) - paid.fee_sat)
+        fee = plan_child_fee(paid, own_sat, rate, rules_of(members, self._world))
+        pushed = self._children.get(paid.txid)
+        if pushed is not None and (fee is None or not is_outbid(pushed, fee // pushed.size)):
+            with contextlib.suppress(ChainFailed):  # both may have been evicted
+                await self._world.chain.publish(paid.transaction, pushed.transaction)
+            return True
+        if fee is None:
+            return False
+        try:
+            child = await sign_child(members, paid, fee, self._world)
+            await self._world.chain.publish(paid.transaction, child.transaction)
+        except (SignerRefused, SignerAbsent, SigningFailed, SignerUnavailable, ChainFailed) as error:
+            log.warning("no child can pay", channel=str(members[0].outpoint), reason=str(error))
+            return False
+        log.info("child pays", channel=str(members[0].outpoint), txid=child.txid[::-1].hex(), fee_sat=child.fee_sat)
+        self._children[paid.txid] = child
+        return True
+
+    def _pin(self, channel: Channel, reason: str) -> None:
+        if self.pinned.get(channel.outpoint) != reason:
+            log.error("settlement is pinned", channel=str(channel.outpoint), reason=reason)
+        self.pinned[channel.outpoint] = reason
+
+    async def follow_reserve(self) -> None:
+        """Have the chain follow the reserve, so that its coins are known when they are needed.
+
+        Once is enough, until the chain forgets it; coins that it got before are found by a scan then.
+        """
+        chain = self._world.chain
+        if self._reserve_followed_in == chain.capabilities.memory:
+            return
+        with contextlib.suppress(ChainFailed, SignerAbsent, SignerRefused):
+            reserve = Reserve(await self._world.signer.reserve_key())
+            await chain.adopt(reserve, [coin.outpoint for coin in await chain.funding(reserve)])
+            self._reserve_followed_in = chain.capabilities.memory
+
+    # --- telling ----------------------------------------------------------------------------------------------------
+
+    def may_tell(self, settlement: Settlement) -> bool:
+        """Say whether a settlement is to be published once more: after each block."""
+        tip = self._world.chain_view.tip
+        if tip is not None and tip.block_hash != self._told[0]:
+            self._told = tip.block_hash, set()
+            self._kept.clear()
+        new = settlement.txid not in self._told[1]
+        self.told(settlement)
+        return new
+
+    def told(self, settlement: Settlement) -> None:
+        """Note that it was published since the last block."""
+        self._told[1].add(settlement.txid)
+
+
+def _better(record: Channel, channel: Channel, paid: Settlement) -> Settlement | None:
+    """The settlement that another channel of the same batch has adopted already, if it settles this channel too."""
+    other = record.closing.settlement if record.closing else None
+    if other is None or not other.is_dearer_than(paid) or channel.outpoint not in outpoints_of(other.transaction):
+        return None
+    return other
+
+
+def _has(channel: Channel, settlement: Settlement) -> bool:
+    """Whether this is the settlement of a channel that is still closing."""
+    mine = channel.closing.settlement if channel.closing else None
+    return channel.state in (State.CLOSING, State.PUBLISHED) and mine is not None and mine.txid == settlement.txid

@@ -1,0 +1,34 @@
+"""What a transaction that spends a funding output means for the channel's record."""
+
+from __future__ import annotations
+
+from bitcoin.core import CTransaction
+
+from actors.context import World
+from paychan.chain.base import Spend
+from paychan.protocol.channel import Channel, Found, SpentElsewhere
+from paychan.protocol.finding import read_claim
+from paychan.protocol.settlement import Settlement, outpoints_of
+from paychan.protocol.types import Sat
+
+
+async def judge_spend(channel: Channel, spend: Spend, world: World) -> Found | SpentElsewhere | None:
+    """Say what the spend of a funding output means for a record; None while a refund is not deep.
+
+    Raises:
+        ChainFailed: the spending transaction can't be read.
+    """
+    deep = spend.confirmations >= world.settlement_confirmations
+    transaction = await world.chain.transaction(spend.txid)
+    claim = read_claim(channel, transaction) if transaction else None
+    if claim is None:
+        return SpentElsewhere(spend.txid) if deep else None
+    fee_sat = await _fee(transaction, world)
+    return Found(claim, Settlement(transaction, spend.txid, fee_sat), deep)
+
+
+async def _fee(transaction: bytes, world: World) -> Sat:
+    """Return what a settlement of ours pays; less than that where a coin of the reserve is in it."""
+    records = [await world.store.get(outpoint) for outpoint in outpoints_of(transaction)]
+    funded = sum(record.funding_sat for record in records if record is not None)
+    return Sat(max(funded - sum(out.nValue for out in CTransaction.deserialize(transaction).vout), 0))

@@ -1,0 +1,101 @@
+"""Finds, once after each start, the open channels whose records are behind what the signer knows.
+
+Then the store is from a backup: restored, a copied directory or an old disk image; a store does not tell, so every start
+asks, a page of channels at a time. The signer signs for no older payment, and a settlement that it signed may confirm at
+any time. So such a channel adopts what the signer knows before it takes a payment, see `protocol.adoption`: one that was
+settled closes, one whose newer payment was shown goes on from there. A channel that is woken before its turn is asked
+about first; while the signer is away it takes no payments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from actors.context import World
+from actors.registry import Registry
+from paychan.protocol.channel import Accepted, Channel, Close, CloseReason, State
+from paychan.protocol.types import OutPoint, UnixTime
+from paychan.protocol.wire.signer_messages import MAX_CLAIMS, Newest
+from paychan.signer_client.base import SignerAbsent, SignerRefused, news
+
+log = structlog.get_logger("behind")
+
+_UNASKED = "the signer has not been asked since the start what it knows of this channel"
+_BEHIND = "the signer knows more of this channel than its record, which is from a backup"
+
+
+class Behind:
+    """Asks the signer about the open channels of the store; the watcher calls `look` until it is done."""
+
+    def __init__(self, world: World, registry: Registry) -> None:
+        self._world = world
+        self._registry = registry
+        self._after: tuple[UnixTime, OutPoint] | None = None
+        self._all_asked = False
+        self._behind = dict[OutPoint, Newest]()
+        registry.before_waking.append(self._before_waking)
+
+    async def look(self) -> None:
+        """Ask about all open channels, from where the last look ended; a signer that is away is asked next time."""
+        while not self._all_asked:
+            page = await self._world.store.scan(State.OPEN, after=self._after, limit=MAX_CLAIMS)
+            if not await self._ask(page):
+                return
+            self._after = (page[-1].terms.expiry, page[-1].outpoint) if page else None
+            self._all_asked = len(page) < MAX_CLAIMS
+        await self._ask_late_ones()
+        for newest in list(self._behind.values()):
+            await self._adopt(newest)
+        if not self._behind and self._before_waking in self._registry.before_waking:
+            self._registry.before_waking.remove(self._before_waking)
+
+    async def _ask_late_ones(self) -> None:
+        """Ask about channels that were not there yet, or whose turn fell on a signer that was away."""
+        unasked = self._world.chain_view.unasked
+        late = [outpoint for outpoint in unasked if outpoint not in self._behind]
+        records = [await self._registry.read(outpoint) for outpoint in late]
+        for outpoint, record in zip(late, records, strict=True):
+            if record is not None and record.state is not State.OPEN:
+                unasked.pop(outpoint, None)
+        still_open = [record for record in records if record is not None and record.state is State.OPEN]
+        for begin in range(0, len(still_open), MAX_CLAIMS):
+            await self._ask(still_open[begin : begin + MAX_CLAIMS])
+
+    async def _before_waking(self, channel: Channel) -> None:
+        if channel.state is State.OPEN and channel.outpoint not in self._behind:
+            await self._ask([channel])
+
+    async def _ask(self, channels: Sequence[Channel]) -> bool:
+        """Freeze those of these channels that are behind, or all of them if the signer does not answer."""
+        unasked = self._world.chain_view.unasked
+        asked = {channel.outpoint: Newest(channel.outpoint, channel.payment.change_sat) for channel in channels}
+        try:
+            behind = await self._world.signer.behind(list(asked.values())) if asked else ()
+        except (SignerAbsent, SignerRefused) as error:
+            log.warning("the signer can't be asked what it knows", reason=str(error))
+            unasked.update(dict.fromkeys(asked, _UNASKED))
+            return False
+        for outpoint in asked:
+            unasked.pop(outpoint, None)
+        unasked.update(dict.fromkeys(behind, _BEHIND))
+        self._behind |= {outpoint: asked[outpoint] for outpoint in behind if outpoint in asked}
+        return True
+
+    async def _adopt(self, newest: Newest) -> None:
+        outpoint = newest.outpoint
+        try:
+            found = await news(self._world.signer, [newest])
+        except (SignerAbsent, SignerRefused) as error:
+            log.warning("what the signer knows can't be adopted", channel=str(outpoint), reason=str(error))
+            return
+        log.error("the record is behind what the signer knows", channel=str(outpoint))
+        # what a signer of an earlier version signed can't be handed out; the channel closes all the same
+        outcome = await self._registry.ask(outpoint, found[0] if found else Close(CloseReason.OPERATOR))
+        record = await self._registry.read(outpoint)
+        if isinstance(outcome, Accepted) or record is None or record.state is not State.OPEN:
+            self._behind.pop(outpoint)
+            self._world.chain_view.unasked.pop(outpoint, None)
+        else:
+            log.error("a channel that is behind waits", channel=str(outpoint), reason=str(outcome.error))

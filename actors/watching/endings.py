@@ -1,0 +1,191 @@
+"""How channels end on the chain, and come back: spent by a settlement, spent by a refund, or never funded.
+
+The chain's word counts, in every state of a record. A settlement that the record lacks is taken over (`protocol.finding`).
+A refund that is deep makes a channel LOST; when a reorg takes it back, the channel is settled after all. A
+funding output that is neither there nor spent, for as many blocks as end a channel, was replaced: the channel
+leaves the books as UNFUNDED, and comes back when the output does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+
+from actors.context import World
+from actors.registry import Registry
+from actors.settling.spends import judge_spend
+from paychan.chain.base import ChainFailed, Spend, Tip
+from paychan.protocol.channel import Channel, Found, Funded, State, Unfunded, Vanished
+from paychan.protocol.types import OutPoint, UnixTime
+
+log = structlog.get_logger("endings")
+
+REMEMBERED_SECONDS = 30 * 86_400
+"""Channels that expired longer ago are not looked at again: no reorg goes back so far."""
+
+_BACK = "its funding is there again"
+_UNASKED = "its funding is there again, and the signer has not been asked what it knows of it"
+
+_PAGE = 1000
+_FIRST = OutPoint(bytes(32), 0)
+
+Follow = Callable[[Sequence[Channel]], Awaitable[None]]
+
+
+class Endings:
+    """Compares ended and ending channels with the chain, for `ChainWatch`."""
+
+    def __init__(self, world: World, registry: Registry, follow: Follow) -> None:
+        self._world = world
+        self._registry = registry
+        self._follow = follow
+        self._missed_since: dict[OutPoint, int] = {}
+        """Height at which a funding output was first seen to be gone."""
+        self._unjudged = set[OutPoint]()
+        """Ended channels about which the chain could not be asked."""
+        self._ended_seen_at: Tip | None = None
+        self._ended_after: dict[State, tuple[UnixTime, OutPoint]] = {}
+
+    # --- channels that have not ended -------------------------------------------------------------------------------
+
+    def is_there(self, outpoint: OutPoint) -> None:
+        """A funding output is there."""
+        self._missed_since.pop(outpoint, None)
+
+    async def is_gone(self, channel: Channel) -> str:
+        """Judge an open channel whose funding output is not there; say why it takes no payments."""
+        spend = await self.spender_of(channel)
+        if spend is None:
+            return "its funding output is gone"
+        await self._tell(channel, spend)
+        return "its funding output is being spent"
+
+    async def spender_of(self, channel: Channel) -> Spend | None:
+        """Find what spends an output that is not there; what nothing spends is missed, and may never have been funded."""
+        spend = await self._world.chain.spender(channel.outpoint)
+        if spend is None:
+            await self._miss(channel)
+        else:
+            self.is_there(channel.outpoint)
+        return spend
+
+    async def _tell(self, channel: Channel, spend: Spend) -> None:
+        command = await judge_spend(channel, spend, self._world)
+        if command is None or (channel.state is State.LOST and spend.txid in _known(channel)):
+            return
+        txid = spend.txid[::-1].hex()
+        if isinstance(command, Found):
+            log.warning("a settlement that the record lacks", channel=str(channel.outpoint), txid=txid)
+        else:
+            log.error("funding was spent by another", channel=str(channel.outpoint), txid=txid)
+        await self._registry.ask(channel.outpoint, command)
+
+    async def _miss(self, channel: Channel) -> None:
+        """Count the blocks without a funding output, while the chain can be trusted."""
+        seen = self._world.chain_view
+        if seen.tip is None or seen.problem:
+            return
+        since = self._missed_since.setdefault(channel.outpoint, seen.tip.height)
+        if seen.tip.height - since < self._world.settlement_confirmations:
+            return
+        self._missed_since.pop(channel.outpoint)
+        log.error("never funded", channel=str(channel.outpoint), received_sat=channel.received_sat)
+        await self._registry.ask(channel.outpoint, Unfunded())
+
+    # --- those that have --------------------------------------------------------------------------------------------
+
+    async def look_at_unfunded(self, *, spent: bool) -> None:
+        """Take up those whose funding is there after all; in each round also those where it was even `spent`."""
+        after: tuple[UnixTime, OutPoint] | None = self._oldest()
+        while after is not None:
+            page = await self._world.store.scan(State.UNFUNDED, after=after, limit=_PAGE)
+            unspent = await self._world.chain.unspent([channel.outpoint for channel in page]) if page else {}
+            for channel in page:
+                funding = unspent.get(channel.outpoint)
+                if funding is not None:
+                    log.warning("funded after all", channel=str(channel.outpoint))
+                    self._world.chain_view.unasked[channel.outpoint] = _UNASKED
+                    self._world.chain_view.in_danger.setdefault(channel.outpoint, _BACK)  # until it is looked at
+                    await self._registry.ask(channel.outpoint, Funded())
+                elif spent:
+                    await self._each(channel, self._judge_unfunded)
+            after = _place(page[-1]) if len(page) == _PAGE else None
+
+    def look_again(self) -> None:
+        """Look at all that ended once more, as after a start."""
+        self._ended_seen_at = None
+
+    async def look_at_ended(self) -> None:
+        """Take up again what ended by a transaction that is not deep any more: at start, and after each reorg.
+
+        One page of each state a look, so that nothing else waits for it.
+        """
+        tip = self._world.chain_view.tip
+        if tip is None or not tip.height or self._world.chain_view.problem:  # without blocks there are no reorgs
+            return
+        try:
+            if self._ended_seen_at is None or not await self._world.chain.holds(self._ended_seen_at):
+                self._ended_after = dict.fromkeys((State.CLOSED, State.LOST), self._oldest())
+            for state, after in list(self._ended_after.items()):
+                page = await self._world.store.scan(state, after=after, limit=_PAGE)
+                await self._follow(page)
+                for channel in page:
+                    await self._each(channel, self._judge_ended)
+                if len(page) == _PAGE:
+                    self._ended_after[state] = _place(page[-1])
+                else:
+                    del self._ended_after[state]
+        except ChainFailed as error:
+            log.warning("can't look at ended channels", reason=str(error))
+        else:
+            self._ended_seen_at = tip
+        for outpoint in [*self._unjudged]:
+            record = await self._world.store.get(outpoint)
+            self._unjudged.discard(outpoint)
+            if record is not None and record.state in (State.CLOSED, State.LOST):
+                await self._each(record, self._judge_ended)
+
+    async def _each(self, channel: Channel, judge: Callable[[Channel], Awaitable[None]]) -> None:
+        """Judge a channel on its own: what the chain can't say of one stops no other, and is asked again."""
+        try:
+            await judge(channel)
+        except ChainFailed as error:
+            log.warning("not known how a channel ended", channel=str(channel.outpoint), reason=str(error))
+            self._unjudged.add(channel.outpoint)
+
+    async def _judge_unfunded(self, channel: Channel) -> None:
+        spend = await self._world.chain.spender(channel.outpoint)
+        if spend is not None and spend.confirmations:
+            await self._tell(channel, spend)
+
+    async def _judge_ended(self, channel: Channel) -> None:
+        spend = await self._world.chain.spender(channel.outpoint)
+        if spend is not None and spend.confirmations >= self._world.depth(channel):
+            if channel.state is State.LOST or spend.txid not in _known(channel):
+                await self._tell(channel, spend)
+            return
+        if channel.state is State.LOST:
+            if spend is None and not await self._world.chain.unspent([channel.outpoint]):
+                return  # not known: another output may be in its place, or our view has a gap
+            if spend is not None and isinstance(await judge_spend(channel, spend, self._world), Found):
+                await self._tell(channel, spend)
+                return
+        log.error("what ended the channel is not confirmed any more", channel=str(channel.outpoint))
+        await self._registry.ask(channel.outpoint, Vanished())
+
+    def _oldest(self) -> tuple[UnixTime, OutPoint]:
+        """Where in the order of expiries those begin that may come back."""
+        return UnixTime(max(0, self._world.acting_time() - REMEMBERED_SECONDS)), _FIRST
+
+
+def _place(channel: Channel) -> tuple[UnixTime, OutPoint]:
+    return channel.terms.expiry, channel.outpoint
+
+
+def _known(channel: Channel) -> set[bytes]:
+    """Txids of what the record says ended the channel."""
+    closing = channel.closing
+    if closing is None:
+        return set()
+    return {closing.spent_by} if closing.spent_by else {closing.settlement.txid} if closing.settlement else set()

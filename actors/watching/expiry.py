@@ -1,0 +1,162 @@
+"""The watcher: starts closing before expiry, and takes up again every settlement that is not finished.
+
+Supervised: a look that fails is logged and the next one comes; `last_look` tells an operator that it lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+
+import structlog
+
+from actors.alarm import Alarm, Kind, about
+from actors.channel import Message, Resume
+from actors.context import World
+from actors.registry import Registry
+from actors.watching.behind import Behind
+from actors.watching.endings import REMEMBERED_SECONDS
+from actors.watching.funding import ChainWatch
+from paychan.protocol.channel import Channel, Close, CloseReason, Rejected, Rules, State
+from paychan.protocol.ending import end_of
+from paychan.protocol.errors import NotEconomical
+from paychan.protocol.fees import Shortfall, least_fee
+from paychan.protocol.types import OutPoint, UnixTime
+from paychan.store.base import walk
+from paychan.supervisor import Supervised
+
+log = structlog.get_logger("watcher")
+
+_AT_ONCE = 32
+"""Channels settled side by side; the signer and the node answer them in turn anyway."""
+
+
+class Watcher:
+    """Looks at expiries and unfinished settlements, at start and then every so often."""
+
+    def __init__(
+        self,
+        world: World,
+        registry: Registry,
+        *,
+        interval_seconds: float,
+        alarm_seconds: int,
+        idle_seconds: int,
+        stale_seconds: int = 0,
+    ) -> None:
+        self._world = world
+        self._registry = registry
+        self._chain = ChainWatch(world, registry, stale_seconds)
+        self._behind = Behind(world, registry)
+        self._interval_seconds = interval_seconds
+        self._alarm_seconds = alarm_seconds
+        self._idle_seconds = idle_seconds
+        self.last_look: UnixTime | None = None
+        self.alarms: tuple[Alarm, ...] = ()
+        """As of the last look."""
+
+    async def run(self, task: Supervised) -> None:
+        """Look for ever; ends only by cancellation, or by a failure after which the supervisor starts it again."""
+        while True:
+            if await self.look():
+                task.succeeded()
+            await self._wait()
+
+    async def _wait(self) -> None:
+        """Wait for a block and go through all channels for it, or for the interval; other news concern few of them."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._interval_seconds
+        while (left := end - loop.time()) > 0:
+            await self._chain.wait(left)
+            if await self._chain.look():
+                return
+
+    async def look(self) -> bool:
+        """Take one look at everything; if that fails, it is logged and alarmed about, and the next look comes.
+
+        Return whether it went through.
+        """
+        try:
+            await self._look()
+        except Exception as error:
+            self.alarms = (Alarm(Kind.WATCHER, f"watcher failed: {error}"),)
+            log.exception("watcher failed, looks again", seconds=self._interval_seconds)
+            return False
+        return True
+
+    async def _look(self) -> None:
+        """Close what is due, resume what is unfinished, alarm about what is late."""
+        await self._chain.look()
+        await self._behind.look()
+        now = self._world.acting_time()
+        due = now + self._world.rules.settlement_period_seconds
+        await self._tell(walk(self._world.store, State.OPEN, due + 1), Close(CloseReason.EXPIRY))
+        for state in (State.CLOSING, State.PUBLISHED):
+            await self._tell(walk(self._world.store, state), Resume())
+        await self._registry.desk.follow_reserve()
+        await self._tell(_each(self._chain.take_earned()), Close(CloseReason.WITHDRAW))
+        await self._chain.endings.look_at_ended()
+        await self._look_for_late_ones(now or self._world.now())
+        self._registry.let_sleep(self._idle_seconds)
+        self.last_look = self._world.clock()
+
+    async def _tell(self, channels: AsyncIterator[Channel], message: Message) -> None:
+        """Tell each channel on its own: one that can't be settled holds up no other."""
+        room = asyncio.Semaphore(_AT_ONCE)
+
+        async def tell(channel: Channel) -> None:
+            async with room:
+                try:
+                    outcome = await self._registry.ask(channel.outpoint, message)
+                except Exception:
+                    log.exception("channel failed", channel=str(channel.outpoint))
+                    return
+            if isinstance(outcome, Rejected) and not isinstance(outcome.error, NotEconomical):
+                log.warning("channel waits", channel=str(channel.outpoint), reason=str(outcome.error))
+
+        async with asyncio.TaskGroup() as group:
+            async for channel in channels:
+                group.create_task(tell(channel))
+
+    async def _look_for_late_ones(self, now: UnixTime) -> None:
+        late: list[OutPoint] = []
+        for state in (State.OPEN, State.CLOSING, State.PUBLISHED):
+            near = walk(self._world.store, state, now + self._alarm_seconds)
+            late += [channel.outpoint async for channel in near if _is_worth_it(channel, self._world.rules)]
+        if late:
+            log.error("unsettled near expiry", channels=[str(outpoint) for outpoint in late[:10]], count=len(late))
+        self.alarms = (
+            *self._chain.alarms,
+            *self._beyond_cap(),
+            *(about(Kind.LATE, outpoint, "unsettled near expiry") for outpoint in late),
+            *(about(Kind.PINNED, outpoint, reason) for outpoint, reason in self._registry.desk.pinned.items()),
+            *(about(Kind.FEE, outpoint, reason) for outpoint, reason in self._registry.desk.beyond_share.items()),
+            *await self._lost(now),
+        )
+
+    def _beyond_cap(self) -> list[Alarm]:
+        """Say that no settlement is relayed for what the operator pays at most: at expiry all would be refunded."""
+        floor, cap = self._world.chain_view.fees.floor_sat_per_vb, self._world.rules.max_fee_sat_per_vb
+        if floor <= cap:
+            return []
+        text = f"nothing is relayed below {floor} sat/vB, settlements pay {cap} sat/vB at most"
+        return [Alarm(Kind.FEE, f"{text}: raise max_fee_sat_per_vb of server and signer before channels expire")]
+
+    async def _lost(self, now: UnixTime) -> list[Alarm]:
+        """Name the channels that another transaction ended, for a month after their expiry."""
+        since = UnixTime(max(0, now - REMEMBERED_SECONDS)), OutPoint(bytes(32), 0)
+        lost = await self._world.store.scan(State.LOST, after=since)
+        rules = self._world.rules
+        return [
+            about(Kind.LOST, channel.outpoint, str(end_of(channel))) for channel in lost if _is_worth_it(channel, rules)
+        ]
+
+
+def _is_worth_it(channel: Channel, rules: Rules) -> bool:
+    """Say whether a channel received more than its cheapest settlement costs: no alarm helps one that did not."""
+    return channel.received_sat > 0 and not isinstance(least_fee(channel, rules), Shortfall)
+
+
+async def _each(channels: Iterable[Channel]) -> AsyncIterator[Channel]:
+    for channel in channels:
+        yield channel

@@ -1,0 +1,366 @@
+"""Keeps the view of the chain: the newest tip, whether it can be trusted, and whether each funding output is there.
+
+Fail closed: while the node does not answer or its tip is old, no payment is accepted; while a channel's funding output
+is not there as it should be, that channel takes none. Both end by themselves. Closing goes on all the time.
+
+All open channels are looked at after each block, in a *round*: a page of them at a time, so that neither serving nor what
+is due waits for its end, and nothing is kept for a channel. Until the first round since the start is over, a channel that
+is woken before its turn is looked at first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import structlog
+
+from actors.alarm import Alarm, Kind, utc
+from actors.context import World
+from actors.registry import Registry
+from actors.watching.endings import Endings
+from paychan.chain.base import ChainFailed, Funding, Tip
+from paychan.protocol.channel import Channel, State
+from paychan.protocol.moment import LEAD_SECONDS, is_believed, leads, stepped
+from paychan.protocol.types import OutPoint, UnixTime
+from paychan.protocol.withdrawing import can_withdraw
+from paychan.store.base import walk
+
+log = structlog.get_logger("chain")
+
+_PAGE = 1000
+"""Outputs asked about in one go."""
+
+_FUNDED_BEFORE_SECONDS = 14 * 86_400
+"""Funding outputs are assumed to be no older than this when their channel is opened; only a lost wallet needs it."""
+
+_SETTLING = (State.CLOSING, State.PUBLISHED)
+
+_WAKING_SECONDS = 5.0
+"""Longer no payment waits for a look at its channel; the channel is in doubt then."""
+
+_DOUBTFUL_SECONDS = 1.0
+"""Between two pages of a round, those in doubt are looked at no more often."""
+
+_UNSEEN = "its funding output could not be looked at since the server was started"
+
+
+class ChainWatch:
+    """Looks at the chain for the watcher."""
+
+    def __init__(self, world: World, registry: Registry, stale_seconds: int) -> None:
+        self._world = world
+        self._registry = registry
+        self._stale_seconds = stale_seconds
+        self._all_seen_at = ""
+        self._round_at = ""
+        """The tip at which the round that is under way began."""
+        self._round_tip: Tip | None = None
+        """The tip at which the newest round began."""
+        self._round_after: tuple[UnixTime, OutPoint] | None = None
+        self._page_seconds = 0.0
+        self._doubtful_seen_at = 0.0
+        self._follows_unfinished = False
+        self._follows_open = False
+        self._memory: int | None = None
+        self._first_looks: dict[OutPoint, asyncio.Task[None]] = {}
+        self._earned: list[Channel] = []
+        self.endings = Endings(world, registry, self._follow)
+        self._started = world.reading()
+        self._tip_since = "", 0.0
+        """The newest block, and the steady clock when it was first seen."""
+        self._frozen_by: Kind | None = None
+        self.alarms: tuple[Alarm, ...] = ()
+        world.chain_view.is_whole = False
+        registry.before_waking.append(self._look_before_its_turn)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for a new block or another change, at most so long; or for as long as the last page of a round took."""
+        tip = self._world.chain_view.tip
+        if self._round_at and not self._world.chain_view.problem:
+            await asyncio.sleep(min(seconds, self._page_seconds, 1.0))
+            return
+        try:
+            if tip is not None and not self._world.chain_view.problem:
+                await self._world.chain.wait_for_change(tip, seconds)
+                return
+        except ChainFailed:
+            pass
+        await asyncio.sleep(min(seconds, 1.0))
+
+    async def look(self) -> bool:
+        """Take a fresh look; when the chain can't be asked, say so and stop accepting. Whether this ended a round."""
+        seen, before = self._world.chain_view, self._all_seen_at
+        try:
+            seen.tip = await self._world.chain.tip()
+            self._follow_again_if_forgotten(seen.tip)
+            self._note_time(seen.tip)
+            freezes = self._clock_problem(seen.tip) or self._tip_problem(seen.tip)
+            await self._look_at_funding(seen.tip)
+            seen.fees = await self._world.chain.fees()
+        except ChainFailed as error:
+            freezes = Alarm(Kind.CHAIN, f"the chain can't be asked: {error}")
+        self._freeze(freezes)
+        return self._all_seen_at != before
+
+    def _freeze(self, alarm: Alarm | None) -> None:
+        """Stop payments for this reason, or let them go on; the log says so once."""
+        seen, kind = self._world.chain_view, alarm.kind if alarm else None
+        if kind is not self._frozen_by:
+            log.error("frozen", reason=alarm.text) if alarm else log.info("accepting payments again")
+        seen.problem, self._frozen_by = alarm.text if alarm else "", kind
+        lacks = (Alarm(Kind.NODE, text) for text in self._world.chain.capabilities.shortcomings)
+        told = (alarm, *lacks, self._ahead(seen.tip) if kind is not Kind.CLOCK else None, self._behind(seen.tip))
+        self.alarms = tuple(filter(None, told))
+
+    def _note_time(self, tip: Tip) -> None:
+        reading = self._world.reading()
+        if not leads(reading.wall, tip.time):
+            self._world.chain_view.agreed = reading
+        if tip.block_hash != self._tip_since[0]:
+            self._tip_since = tip.block_hash, reading.steady
+
+    def _clock_problem(self, tip: Tip) -> Alarm | None:
+        """Freeze for a clock that nothing agrees with.
+
+        Where blocks may be of any age (`stale_seconds` is 0) an old one proves nothing: there only a step of the clock
+        while we run does.
+        """
+        alarm = self._ahead(tip)
+        return alarm if self._stale_seconds or stepped(self._world.reading(), self._started) else None
+
+    def _ahead(self, tip: Tip | None) -> Alarm | None:
+        world = self._world
+        reading = world.reading()
+        if tip is None or is_believed(reading, tip.time, world.chain_view.agreed):
+            return None
+        lead = f"{_times(reading.wall, tip)}, {(reading.wall - tip.time) // 60} minutes earlier"
+        return Alarm(Kind.CLOCK, f"{lead}: clock or node is wrong, and nothing is closed by this clock")
+
+    def _behind(self, tip: Tip | None) -> Alarm | None:
+        wall = self._world.clock()
+        if tip is None or tip.time - wall <= LEAD_SECONDS:
+            return None
+        return Alarm(Kind.CLOCK, f"{_times(wall, tip)}: the clock is behind, and median time past counts")
+
+    def _tip_problem(self, tip: Tip) -> Alarm | None:
+        """Freeze when no new block came for too long, by the wall clock or, should that be behind, the steady one."""
+        reading = self._world.reading()
+        age = max(reading.wall - tip.time, int(reading.steady - self._tip_since[1]))
+        if not self._stale_seconds or age <= self._stale_seconds:
+            return None
+        text = f"the newest block is {age // 60} minutes old, limit {self._stale_seconds // 60}"
+        return Alarm(Kind.CHAIN, text)
+
+    async def _look_at_funding(self, tip: Tip) -> None:
+        """Compare open channels with what the chain shows.
+
+        After a new block all of them, a page each time; else only those whose output may come or go without one.
+        """
+        if not self._round_at and tip.block_hash != self._all_seen_at:
+            if self._round_tip is None or not await self._world.chain.holds(self._round_tip):
+                self._world.chain_view.is_whole = False  # what was confirmed may be so no more, until it is seen again
+            self._round_at, self._round_tip = tip.block_hash, tip
+        if self._round_at:
+            await self._go_on()
+        now = asyncio.get_running_loop().time()
+        if not self._round_at or now - self._doubtful_seen_at >= _DOUBTFUL_SECONDS:
+            await self._look_at_doubtful()
+            self._doubtful_seen_at = now
+
+    async def _go_on(self) -> None:
+        """Look at the next page of the round.
+
+        A block that comes meanwhile begins no new one before its end: else those that expire last had no turn while
+        blocks come quickly.
+        """
+        begun = asyncio.get_running_loop().time()
+        if self._round_after is None:
+            await self._look_at_unfinished(follow=not self._follows_unfinished)
+        page = await self._world.store.scan(State.OPEN, after=self._round_after, limit=_PAGE)
+        if not self._follows_open:
+            await self._follow(page)
+        await self._judge_all(page)
+        self._note_earnings(page)
+        self._round_after = _place(page[-1]) if len(page) == _PAGE else None
+        self._page_seconds = asyncio.get_running_loop().time() - begun
+        if self._round_after is None:
+            self._all_seen_at, self._round_at = self._round_at, ""
+            self._follows_open = True
+            self._world.chain_view.is_whole = True
+            if self._look_before_its_turn in self._registry.before_waking:
+                self._registry.before_waking.remove(self._look_before_its_turn)
+
+    def _follow_again_if_forgotten(self, tip: Tip) -> None:
+        """Begin a round that watches all channels again, after the chain has lost what it watched: its wallet was made anew."""
+        memory = self._world.chain.capabilities.memory
+        if self._memory not in (None, memory):
+            log.error("the chain has forgotten what it watched, it is watched again")
+            self._follows_unfinished, self._follows_open = False, False
+            self._round_at, self._round_after = tip.block_hash, None
+            self.endings.look_again()
+        self._memory = memory
+
+    async def _look_at_unfinished(self, *, follow: bool) -> None:
+        """Look, once in a round, for the funding of channels that settle, and of those that never had one."""
+        for state in _SETTLING:
+            async for channels in _pages(walk(self._world.store, state)):
+                if follow:
+                    await self._follow(channels)
+                await self._look_at_settling(channels)
+        self._follows_unfinished = True
+        await self.endings.look_at_unfunded(spent=True)
+
+    def _note_earnings(self, page: Sequence[Channel]) -> None:
+        above = self._world.withdraw_above_sat
+        if above:
+            self._earned += [channel for channel in page if channel.received_sat >= above and can_withdraw(channel)]
+
+    def take_earned(self) -> list[Channel]:
+        """Return, once, the channels that a round found worth withdrawing from."""
+        earned, self._earned = self._earned, []
+        return earned
+
+    async def _look_before_its_turn(self, channel: Channel) -> None:
+        """Look at a channel that is about to be woken while the first round is under way, once for all who wait."""
+        if channel.state is State.OPEN:
+            if self._round_after is not None and _order(*_place(channel)) <= _order(*self._round_after):
+                return
+        elif self._follows_unfinished or channel.state not in _SETTLING:
+            return
+        outpoint = channel.outpoint
+        looking = self._first_looks.get(outpoint)
+        if looking is None:
+            looking = self._first_looks[outpoint] = asyncio.create_task(self._first_look(channel))
+            looking.add_done_callback(lambda _: self._first_looks.pop(outpoint))
+        await asyncio.shield(looking)
+
+    async def _first_look(self, channel: Channel) -> None:
+        """Freeze the channel unless its funding is there for sure; what became of it, the looks that follow find out."""
+        reason = _UNSEEN
+        try:
+            async with asyncio.timeout(_WAKING_SECONDS):
+                await self._follow([channel])
+                funding = (await self._world.chain.unspent([channel.outpoint])).get(channel.outpoint)
+                reason = self._doubt(channel, funding) if funding is not None else "its funding output is gone"
+        except Exception as error:  # noqa: BLE001 - closing needs the actor, whatever the chain does
+            log.warning("can't look at channel", channel=str(channel.outpoint), reason=str(error) or "no answer")
+        if channel.state is State.OPEN:
+            self._mark(channel, reason)
+
+    async def _look_at_doubtful(self) -> None:
+        seen = self._world.chain_view
+        exposure = self._world.exposure
+        doubtful = {*seen.in_danger, *exposure.open}
+        records = [await self._registry.read(outpoint) for outpoint in doubtful]
+        await self._judge_all([record for record in records if record is not None and record.state is State.OPEN])
+        await self._look_at_settling([record for record in records if record is not None and record.state in _SETTLING])
+        for outpoint, record in zip(doubtful, records, strict=True):
+            if record is None or record.state is not State.OPEN:
+                seen.in_danger.pop(outpoint, None)  # also one that the look at it has just ended
+            if record is None or record.state not in (State.OPEN, *_SETTLING):
+                exposure.note_safe(outpoint)
+        await self.endings.look_at_unfunded(spent=False)
+
+    async def _look_at_settling(self, channels: Sequence[Channel]) -> None:
+        """Count the funding of channels that are being settled, for as long as no block holds it.
+
+        What is gone, because another transaction spends its inputs, is not at risk any more: it is lost, or comes back.
+        """
+        if not channels:
+            return
+        unspent = await self._world.chain.unspent([channel.outpoint for channel in channels])
+        for channel in channels:
+            funding = unspent.get(channel.outpoint)
+            if funding is not None:
+                self.endings.is_there(channel.outpoint)
+                self._count_exposure(channel, funding)
+                continue
+            try:
+                spend = await self.endings.spender_of(channel)
+            except ChainFailed as error:  # the others have to be looked at all the same
+                log.warning(
+                    "what spent a funding output is not known", channel=str(channel.outpoint), reason=str(error)
+                )
+                continue
+            if spend is None or spend.confirmations:
+                self._world.exposure.note_safe(channel.outpoint)
+            elif not self._world.rules.confirmations_needed(channel.funding_sat):  # it may hang on unconfirmed funding
+                self._world.exposure.note_open(channel.outpoint, channel.funding_sat)
+
+    async def _judge_all(self, channels: Sequence[Channel]) -> None:
+        if channels:
+            unspent = await self._world.chain.unspent([channel.outpoint for channel in channels])
+            for channel in channels:
+                await self._judge(channel, unspent.get(channel.outpoint))
+
+    async def _follow(self, page: Sequence[Channel]) -> None:
+        """Follow what a start has made us forget; a chain that lost it too finds it from before the opening on."""
+        if page:
+            since = min(channel.opened_at for channel in page) - _FUNDED_BEFORE_SECONDS
+            await self._world.chain.watch([channel.terms for channel in page], UnixTime(max(0, since)))
+
+    async def _judge(self, channel: Channel, funding: Funding | None) -> None:
+        """Freeze a channel whose funding is not there, thaw one whose is again, end one that something else spent."""
+        if funding is None:
+            self._world.exposure.note_safe(channel.outpoint)
+            try:
+                reason = await self.endings.is_gone(channel)
+            except ChainFailed as error:  # the others have to be looked at all the same
+                reason = f"its funding output is gone, and what spent it is not known yet: {error}"
+            self._mark(channel, reason)
+        else:
+            self.endings.is_there(channel.outpoint)
+            self._mark(channel, self._doubt(channel, funding))
+
+    def _doubt(self, channel: Channel, funding: Funding) -> str:
+        """Say what is wrong with a funding output that is there; note whether a block holds it."""
+        self._count_exposure(channel, funding)
+        need = self._world.confirmations_needed(channel)
+        if funding.usable_confirmations >= need:
+            return ""
+        return f"its funding output has {funding.usable_confirmations} confirmations, need {need}"
+
+    def _count_exposure(self, channel: Channel, funding: Funding) -> None:
+        """Count what no block holds. What an immature coinbase pays can't be settled yet, and counts too."""
+        if funding.usable_confirmations:
+            self._world.exposure.note_safe(channel.outpoint)
+        else:
+            self._world.exposure.note_open(channel.outpoint, channel.funding_sat)
+
+    def _mark(self, channel: Channel, reason: str) -> None:
+        """Freeze or thaw a channel, and say so when that is news."""
+        danger = self._world.chain_view.in_danger
+        if reason == danger.get(channel.outpoint, ""):
+            return
+        log.warning("channel frozen" if reason else "channel thawed", channel=str(channel.outpoint), reason=reason)
+        if reason:
+            danger[channel.outpoint] = reason
+        else:
+            danger.pop(channel.outpoint)
+
+
+def _times(wall: UnixTime, tip: Tip) -> str:
+    return f"our clock says {utc(wall)}, the newest block {utc(tip.time)}"
+
+
+def _place(channel: Channel) -> tuple[UnixTime, OutPoint]:
+    """Where a channel stands among those of its state."""
+    return channel.terms.expiry, channel.outpoint
+
+
+def _order(expiry: UnixTime, outpoint: OutPoint) -> tuple[UnixTime, bytes]:
+    """What the store sorts by."""
+    return expiry, outpoint.serialize()
+
+
+async def _pages(channels: AsyncIterator[Channel]) -> AsyncIterator[list[Channel]]:
+    """Gather channels, so that the chain is asked about many in one go."""
+    page: list[Channel] = []
+    async for channel in channels:
+        page.append(channel)
+        if len(page) == _PAGE:
+            yield page
+            page = []
+    if page:
+        yield page

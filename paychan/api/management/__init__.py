@@ -1,0 +1,1 @@
+"""The operator's interface: channels, health, deposits, backups, withdrawals."""

@@ -1,0 +1,84 @@
+"""What lies at the addresses of channels beside what the channels hold: second, late and short deposits of payers.
+
+The server can do nothing with them: they go home by the payer's refund once the channel's expiry is past. The operator sees
+them here, to be able to tell a payer that asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from actors.context import World
+from paychan.chain.base import Funding
+from paychan.protocol.channel import Channel, State
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+from paychan.store.base import walk
+
+_PAGE = 200
+"""Channels asked about in one question."""
+
+
+class Deposit(Struct, frozen=True):
+    """An output at the address of a channel that no channel holds. From `refundable_at` (Unix time) the payer can have it."""
+
+    outpoint: str
+    value_sat: Sat
+    confirmations: int
+    channel: str
+    status: str
+    sender: str
+    funding_address: str
+    refundable_at: UnixTime
+
+
+async def deposits(world: World) -> list[Deposit]:
+    """List them, of channels in every state. Raises `ChainFailed`."""
+    found: dict[str, Deposit] = {}
+    for state in State:
+        page: list[Channel] = []
+        async for channel in walk(world.store, state):
+            page.append(channel)
+            if len(page) == _PAGE:
+                found |= await _deposits_of(page, world)
+                page = []
+        found |= await _deposits_of(page, world)
+    return list(found.values())
+
+
+async def _deposits_of(channels: Sequence[Channel], world: World) -> dict[str, Deposit]:
+    by_script = {channel.terms.funding_script: channel for channel in channels}
+    moves = {txid for channel in channels for txid in _settlements(channel)}
+    listed = await world.chain.deposits([channel.terms for channel in by_script.values()])
+    found = {}
+    for payee, funding in listed:
+        is_change = funding.outpoint.vout == 0 and funding.outpoint.txid in moves
+        if not is_change and not await _is_held(funding.outpoint, world):
+            found[str(funding.outpoint)] = _deposit(by_script[payee.funding_script], funding, world)
+    return found
+
+
+def _settlements(channel: Channel) -> list[bytes]:
+    """Transactions whose change may pay to the channel's own script: then the channel goes on there."""
+    closing = channel.closing
+    if closing is None:
+        return []
+    return [closing.spent_by, closing.settlement.txid if closing.settlement else b""]
+
+
+async def _is_held(outpoint: OutPoint, world: World) -> bool:
+    return await world.store.get(outpoint) is not None
+
+
+def _deposit(channel: Channel, funding: Funding, world: World) -> Deposit:
+    return Deposit(
+        outpoint=str(funding.outpoint),
+        value_sat=funding.value_sat,
+        confirmations=funding.confirmations,
+        channel=str(channel.outpoint),
+        status=channel.state.value,
+        sender=channel.terms.client_key.hex(),
+        funding_address=channel.terms.funding_address(world.network),
+        refundable_at=channel.terms.expiry,
+    )

@@ -1,0 +1,84 @@
+"""What `/health` says: who serves, what is missing, which tasks live, and what needs the operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from actors.alarm import Alarm, Kind, about
+from paychan.api.service import Service
+from paychan.logs import lost_lines
+from paychan.protocol.channel import State
+from paychan.protocol.errors import ChainUnavailable, StorageFull
+from paychan.signer_client.base import SignerAbsent, SignerRefused
+
+
+async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str, Any]]:
+    """Return status and content; 503 while payments are not accepted, or settlements not signed.
+
+    Reasons name sockets, URLs, limits and channels: only the operator reads them, and finds them in the log. Others, such as
+    a monitor without the token, read codes, kinds of alarms and times.
+    """
+    try:
+        answer = await service.world.signer.health()
+        signer, absent, problem = answer.key_mode, "", answer.problem
+    except (SignerAbsent, SignerRefused) as error:
+        signer, absent = "absent", f": {error}"
+        problem = signer + absent
+    seen, frozen, unsigned = service.world.chain_view, _frozen(service), await _unsigned(service)
+    alarms = (*service.watcher.alarms, *unsigned, *_own_alarms(service, problem))
+    tasks: list[dict[str, Any]] = msgspec.to_builtins(service.supervisor.tasks)
+    content = {
+        "network": service.config.network_name,
+        "signer": signer,
+        "frozen": list(frozen),
+        "chain": msgspec.to_builtins(seen.tip) if seen.tip else {},
+        "all_channels_seen": seen.is_whole,
+        "watcher_last_look": service.watcher.last_look,
+        "alarms": [{"kind": alarm.kind.value} for alarm in alarms],
+        "tasks": [{key: value for key, value in task.items() if key != "problem"} for task in tasks],
+    }
+    if to_operator:
+        content |= {
+            "signer": signer + absent,
+            "frozen": list(frozen.values()),
+            "channels_in_danger": {str(outpoint): reason for outpoint, reason in seen.in_danger.items()},
+            "alarms": [alarm.shown for alarm in alarms],
+            "tasks": tasks,
+            "log_lines_lost": lost_lines()[0],
+            "awake": service.registry.awake,
+        }
+    return 503 if frozen or unsigned else 200, content
+
+
+def _frozen(service: Service) -> dict[str, str]:
+    """Say why payments are not accepted: the code that clients get, and the reason."""
+    reasons = {ChainUnavailable.code: service.world.chain_view.problem} if service.world.chain_view.problem else {}
+    refusal = service.world.commits.overload()
+    return reasons | ({refusal.code: str(refusal)} if isinstance(refusal, StorageFull) else {})
+
+
+async def _unsigned(service: Service) -> list[Alarm]:
+    """Name the closing channels whose settlement could not be signed for too long."""
+    minutes = service.config.watcher.unsigned_minutes
+    waiting = service.world.unsigned.longer_than(60 * minutes)
+    records = [await service.registry.read(outpoint) for outpoint in waiting]
+    text = f"its settlement could not be signed for {minutes} minutes or longer: "
+    return [
+        about(Kind.UNSIGNED, outpoint, text + reason)
+        for (outpoint, reason), record in zip(waiting.items(), records, strict=True)
+        if record is not None and record.state is State.CLOSING
+    ]
+
+
+def _own_alarms(service: Service, signer_problem: str) -> list[Alarm]:
+    alarms = [Alarm(Kind.SIGNER, signer_problem)] if signer_problem else []
+    alarms += [Alarm(Kind.TASK, problem) for problem in service.supervisor.alarms]
+    full = service.world.storage_problem()
+    if full is not None:
+        alarms.append(Alarm(Kind.DISK, str(full)))
+    lost, failing = lost_lines()
+    if failing:
+        alarms.append(Alarm(Kind.LOG, f"the log can't be written; {lost} lines were lost"))
+    return alarms

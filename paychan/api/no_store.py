@@ -1,0 +1,57 @@
+"""Both ports while the server can't even open its store, since the disk has no room: every request gets 503 and the reason."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
+
+from paychan.api.budgets.connection_slots import Places
+from paychan.api.limits import BoundedServer
+from paychan.api.response_heads import laid_out
+from paychan.api.responses import refusal
+from paychan.config import ServerConfig
+from paychan.protocol.errors import PaychanError
+
+_RETRY_AFTER_SECONDS = 5
+_PLACES = 16
+_SECONDS = 10
+
+
+class _Handler(RequestHandler):
+    def initialize(self, error: PaychanError) -> None:
+        self._error = error
+
+    def prepare(self) -> None:
+        self.set_status(self._error.http_status)
+        self.set_header("Server", "paychan")
+        self.set_header("Retry-After", str(_RETRY_AFTER_SECONDS))
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("Content-Type", "application/json")
+        text = str(self._error)
+        alarm = {"kind": "disk", "text": text, "channel": ""}
+        said = {"code": self._error.code, "error": text, "error_msg": text, "frozen": [text], "alarms": [alarm]}
+        self.finish(msgspec.json.encode(said))
+
+
+@asynccontextmanager
+async def waiting_room(config: ServerConfig, error: PaychanError) -> AsyncIterator[None]:
+    """Answer everything with this error meanwhile. Raises `OSError`: a port is taken."""
+    places = ((config.http.listen, config.port), (config.management.listen, config.management.port))
+    servers = []
+    try:
+        for address, port in places:
+            application = Application([(r".*", _Handler, {"error": error})])
+            server = BoundedServer(application, max_body_size=65_536, idle_connection_timeout=_SECONDS)
+            server.places, server.patience_seconds, server.head_seconds = Places(_PLACES, "waiting"), _SECONDS, _SECONDS
+            server.refusal = laid_out(refusal(error, quiet_404=False), closes=True)
+            servers.append(server)
+            await server.listen_on(bind_sockets(port, address))
+        yield
+    finally:
+        for server in servers:
+            server.stop()
+            await server.close_all_connections()

@@ -1,0 +1,41 @@
+"""Heads of answers, laid out once: the same bytes that Tornado would send, header for header."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+
+from tornado.httputil import format_timestamp
+
+from paychan.api.responses import HEADERS, Answer
+
+_BEFORE_DATE = ("Server", "Content-Type")
+
+_FIRST = "".join(f"{name}: {HEADERS[name]}\r\n" for name in _BEFORE_DATE) + "Date: "
+_LATER = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items() if name not in _BEFORE_DATE)
+
+
+class _Clock:
+    """HTTP's date, made once a second."""
+
+    second = 0
+    date = b""
+
+
+@lru_cache(64)
+def _line(status: int, reason: str | None) -> bytes:
+    return f"HTTP/1.1 {status} {reason or 'OK'}\r\n{_FIRST}".encode("latin1")
+
+
+_REST = f"\r\n{_LATER}".encode("latin1")
+
+
+def laid_out(answer: Answer, closes: bool) -> bytes:
+    """Lay out an answer; `closes` tells the client that its connection ends."""
+    now = int(time.time())
+    if now != _Clock.second:
+        _Clock.second, _Clock.date = now, format_timestamp(now).encode()
+    more = "".join(f"{name}: {value}\r\n" for name, value in answer.headers).encode("latin1") if answer.headers else b""
+    size, end = len(answer.body), b"\r\nConnection: close\r\n\r\n" if closes else b"\r\n\r\n"
+    line = _line(answer.status, answer.reason)
+    return b"%b%b%b%bContent-Length: %d%b%b" % (line, _Clock.date, _REST, more, size, end, answer.body)

@@ -1,0 +1,1 @@
+"""The chain through the operator's bitcoind."""

@@ -1,0 +1,166 @@
+"""Whether a bitcoind can serve us: its network, version, how far it has come, and which blocks it still has."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from paychan.chain.base import Capabilities, ChainUnfit, WrongNetwork
+from paychan.chain.bitcoind.rpc import WARMING_UP, JsonRpc, RpcError, Unauthorized, Unreachable
+from paychan.protocol.types import Network, UnixTime
+
+_OLDEST_VERSION = 250_000
+"""Core 25: `include_immature_coinbase` of listunspent. Core 24 brought gettxspendingprevout."""
+
+_ALWAYS_FULL_RBF = 290_000
+"""Core 28 made -mempoolfullrbf the default, 29 took the setting away."""
+
+_TRUC_VERSION = 280_000
+"""Core 28 relays version 3 transactions, as TRUC."""
+
+_CHAINS = {
+    Network.LIVE: ("main",),
+    Network.TEST: ("test", "testnet4", "signet"),
+    Network.REGTEST: ("regtest",),
+}
+"""Values of getblockchaininfo's `chain`. The test networks share our addresses' version bytes."""
+
+_RESCAN_MARGIN_SECONDS = 2 * 3600
+"""How much earlier than asked the node begins a rescan, as block times may differ (wallet.h: TIMESTAMP_WINDOW)."""
+
+
+class ChainInfo(Struct, frozen=True):
+    """What `getblockchaininfo` says; times in Unix seconds."""
+
+    chain: str
+    blocks: int
+    bestblockhash: str
+    time: UnixTime
+    mediantime: UnixTime
+    initialblockdownload: bool
+    pruneheight: int = 0
+    """The first block that is there in full."""
+
+
+class _NetworkInfo(Struct, frozen=True):
+    version: int
+    subversion: str = ""
+    localrelay: bool = True
+
+
+class _MempoolInfo(Struct, frozen=True):
+    """`truc_policy` is Bitcoin Knots'; Core tells nothing of it."""
+
+    maxmempool: int = 0
+    fullrbf: bool | None = None
+    truc_policy: str = ""
+
+
+class _Header(Struct, frozen=True):
+    time: UnixTime
+
+
+_chain_info: msgspec.json.Decoder[ChainInfo] = msgspec.json.Decoder(ChainInfo)
+_network_info: msgspec.json.Decoder[_NetworkInfo] = msgspec.json.Decoder(_NetworkInfo)
+_mempool_info: msgspec.json.Decoder[_MempoolInfo] = msgspec.json.Decoder(_MempoolInfo)
+_header: msgspec.json.Decoder[_Header] = msgspec.json.Decoder(_Header)
+_text: msgspec.json.Decoder[str] = msgspec.json.Decoder(str)
+
+
+class NodeState:
+    """The node behind `rpc`, which must be one of `network`."""
+
+    def __init__(self, rpc: JsonRpc, network: Network) -> None:
+        self._rpc = rpc
+        self._network = network
+
+    async def read(self) -> ChainInfo:
+        """Ask for the state of the chain, and make sure each time that it is ours: a URL may get another node behind it.
+
+        Raises:
+            ChainUnfit: it is another network's.
+        """
+        info = await self._rpc.call(_chain_info, "getblockchaininfo")
+        if info.chain not in _CHAINS[self._network]:
+            want = " or ".join(_CHAINS[self._network])
+            msg = (
+                f'{self._rpc.url} is a node of "{info.chain}", want {want} for network = "{self._network.value}". '
+                "Correct chain.url or network"
+            )
+            raise WrongNetwork(msg)
+        return info
+
+    async def check(self) -> Capabilities:
+        """Make sure that somebody is there who lets us in, and has what we need; return what it can do.
+
+        Raises:
+            ChainUnfit: what is wrong, and the mend.
+        """
+        try:
+            info = await self.read()
+            network = await self._rpc.call(_network_info, "getnetworkinfo")
+        except Unreachable as error:
+            msg = f"no bitcoind answers: {error}. Start it with server=1, or correct chain.url"
+            raise ChainUnfit(msg) from error
+        except Unauthorized as error:
+            msg = f"{error}. Name the node's .cookie file, or a file with user:password, in chain.credentials_file"
+            raise ChainUnfit(msg) from error
+        except RpcError as error:
+            if error.code != WARMING_UP:
+                raise
+            msg = f"the node is still starting: {error.reason}"
+            raise ChainUnfit(msg) from error
+        if network.version < _OLDEST_VERSION:
+            msg = f"the node has version {network.version}, want {_OLDEST_VERSION} (25.0) or later. Update it"
+            raise ChainUnfit(msg)
+        if info.initialblockdownload:
+            msg = (
+                f"the node is in its initial block download: height {info.blocks}, block of {info.time} (Unix time). "
+                "It serves when it has caught up; on regtest, mine a block"
+            )
+            raise ChainUnfit(msg)
+        return await self._capabilities(network, info)
+
+    async def _capabilities(self, network: _NetworkInfo, info: ChainInfo) -> Capabilities:
+        """Read what the node says of itself; every figure but the version is optional."""
+        mempool = await self._rpc.call_if_possible(_MempoolInfo(), _mempool_info, "getmempoolinfo")
+        full_rbf = mempool.fullrbf
+        if full_rbf is None and network.version >= _ALWAYS_FULL_RBF:
+            full_rbf = True
+        truc = mempool.truc_policy in ("accept", "enforce") if mempool.truc_policy else None
+        if truc is None and network.version >= _TRUC_VERSION:
+            truc = True
+        shortcomings = []
+        if not network.localrelay:
+            shortcomings.append(
+                "the node runs with blocksonly: it estimates no fees and sees no transactions of others"
+            )
+        if full_rbf is False:
+            shortcomings.append("the node replaces only transactions that signal it: start it with mempoolfullrbf=1")
+        return Capabilities(
+            software=network.subversion,
+            version=network.version,
+            full_rbf=full_rbf,
+            truc=truc,
+            relays=network.localrelay,
+            pruned_below=info.pruneheight,
+            mempool_bytes=mempool.maxmempool,
+            shortcomings=tuple(shortcomings),
+        )
+
+    async def need_blocks(self, since: UnixTime) -> None:
+        """Make sure that a rescan since a time finds its blocks.
+
+        Raises:
+            ChainUnfit: they are pruned.
+        """
+        oldest = (await self.read()).pruneheight
+        if oldest == 0:
+            return
+        block_hash = await self._rpc.call(_text, "getblockhash", oldest)
+        if (await self._rpc.call(_header, "getblockheader", block_hash)).time > since - _RESCAN_MARGIN_SECONDS:
+            msg = (
+                f"the node has pruned its blocks below {oldest}, and unfinished channels need those since {since} "
+                "(Unix time). Give chain.url a node that has them, or the wallet that followed these channels"
+            )
+            raise ChainUnfit(msg)

@@ -1,0 +1,1 @@
+"""The chain through an Electrum server: for operators without a node."""

@@ -1,0 +1,197 @@
+"""One connection of the Electrum protocol: JSON-RPC, a message a line, over TCP or TLS.
+
+No library carries this. aiorpcX 0.25, which Electrum and ElectrumX use, ends the calls in flight on a lost connection
+with CancelledError, leaves later ones waiting, leaves its time-outs behind as cancellations of the task, and reads
+fractions as floats; connectrum and electrum-client can't pin a certificate. So this has the shape of
+`paychan.signer_client.unix`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+import msgspec
+from msgspec import Raw, Struct
+
+from paychan.chain.base import ChainFailed, ChainRefused
+
+_MAX_LINE_BYTES = 10 * 1024 * 1024
+"""More than the hex digits of the largest transaction that fits into a block."""
+
+_MAX_IN_FLIGHT = 50
+"""Requests sent and not answered yet; servers slow down those who ask for more at a time."""
+
+_MAX_REASON = 300
+"""Servers put whole transactions into their reasons."""
+
+_PING_SECONDS = 60
+"""Finds out that a silent connection is dead; servers close one that asks nothing for ten minutes."""
+
+_T = TypeVar("_T")
+
+
+class ServerRefused(ChainRefused):
+    """The server answered with an error. Codes: 1 bad request, 2 its node's error, else those of JSON-RPC 2.0."""
+
+    def __init__(self, question: str, code: int, reason: str) -> None:
+        super().__init__(f"{question} refused, code {code}: {reason[:_MAX_REASON]}")
+        self.code = code
+
+
+class _Request(Struct):
+    id: int
+    method: str
+    params: tuple[object, ...]
+    jsonrpc: str = "2.0"
+
+
+class _Error(Struct):
+    code: int = 0
+    message: str = ""
+
+
+class _Message(Struct):
+    """An answer has the id of its request; a notification has none."""
+
+    id: int | None = None
+    result: Raw = Raw(b"null")
+    error: _Error | None = None
+
+
+_encoder = msgspec.json.Encoder()
+_messages = msgspec.json.Decoder(_Message)
+
+
+class ElectrumConnection:
+    """A connection and those who wait for its answers. An answer comes by the deadline, or the connection is given up.
+
+    `on_news` is called for every notification, and once more when the connection is lost.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        deadline_seconds: float,
+        on_news: Callable[[], None],
+    ) -> None:
+        self._name = name
+        self._reader = reader
+        self._writer = writer
+        self._deadline = deadline_seconds
+        self._on_news = on_news
+        self._ids = itertools.count()
+        self._waiting: dict[int, asyncio.Future[_Message]] = {}
+        self._slots = asyncio.Semaphore(_MAX_IN_FLIGHT)
+        self._receiving = asyncio.create_task(self._receive())
+        self._pinging = asyncio.create_task(self._ping())
+
+    @classmethod
+    async def open(
+        cls,
+        name: str,
+        host: str,
+        port: int,
+        tls: ssl.SSLContext | None,
+        deadline_seconds: float,
+        on_news: Callable[[], None],
+    ) -> ElectrumConnection:
+        """Connect; errors will speak of the server by this name. Raises `OSError`, which `ssl.SSLError` is too."""
+        reader, writer = await asyncio.open_connection(host, port, ssl=tls, limit=_MAX_LINE_BYTES)
+        return cls(name, reader, writer, deadline_seconds, on_news)
+
+    @property
+    def lost(self) -> bool:
+        return self._receiving.done() or self._writer.is_closing()
+
+    @property
+    def certificate(self) -> bytes | None:
+        """The server's certificate (DER), whose key the TLS handshake has proved; None without TLS."""
+        secured: ssl.SSLObject | None = self._writer.get_extra_info("ssl_object")
+        return None if secured is None else secured.getpeercert(binary_form=True)
+
+    async def ask(self, method: str, *params: object, kind: type[_T]) -> _T:
+        """Send a request, and read the answer as `kind`.
+
+        Raises:
+            ServerRefused: the answer is an error.
+            ChainFailed: no answer by the deadline, the connection broke, or the answer is something else.
+        """
+        question = f"{self._name}: {method}"
+        async with self._slots:
+            message = await self._answer(question, _Request(next(self._ids), method, params))
+        if message.error is not None:
+            raise ServerRefused(question, message.error.code, message.error.message)
+        try:
+            return msgspec.json.decode(message.result, type=kind)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            msg = f"{question}: not an answer of the Electrum protocol: {error}"
+            raise ChainRefused(msg) from None
+
+    async def close(self) -> None:
+        """Let go; calls in flight end with `ChainFailed`. Aborts: a farewell (TLS) would wait for a server that hangs."""
+        self._writer.transport.abort()
+        with suppress(OSError):
+            await self._writer.wait_closed()
+        await self._receiving
+
+    async def _answer(self, question: str, request: _Request) -> _Message:
+        if self.lost:
+            msg = f"{question}: connection lost"
+            raise ChainFailed(msg)
+        future: asyncio.Future[_Message] = asyncio.get_running_loop().create_future()
+        self._waiting[request.id] = future
+        try:
+            async with asyncio.timeout(self._deadline):
+                self._writer.write(_encoder.encode(request) + b"\n")
+                await self._writer.drain()
+                return await future
+        except TimeoutError:
+            self._writer.transport.abort()  # what else it would say nobody waits for; the next call begins anew
+            msg = f"{question}: no answer within {self._deadline} s"
+            raise ChainFailed(msg) from None
+        except OSError as error:
+            msg = f"{question}: {error.strerror or error}"
+            raise ChainFailed(msg) from None
+        finally:
+            self._waiting.pop(request.id, None)
+
+    async def _receive(self) -> None:
+        """Hand out answers until the connection ends."""
+        reason = "connection closed by the server"
+        try:
+            while True:
+                self._hand_out(_messages.decode(await self._reader.readuntil(b"\n")))
+        except asyncio.IncompleteReadError:
+            pass
+        except asyncio.LimitOverrunError:
+            reason = f"a line of more than {_MAX_LINE_BYTES} bytes"
+        except OSError as error:
+            reason = error.strerror or str(error)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            reason = f"not a message of JSON-RPC: {error}"
+        finally:
+            self._writer.transport.abort()
+            self._pinging.cancel()
+            for future in self._waiting.values():
+                if not future.done():
+                    future.set_exception(ConnectionResetError(reason))
+            self._on_news()
+
+    async def _ping(self) -> None:
+        with suppress(ChainFailed):
+            while True:
+                await asyncio.sleep(_PING_SECONDS)
+                await self.ask("server.ping", kind=Raw)
+
+    def _hand_out(self, message: _Message) -> None:
+        if message.id is None:
+            self._on_news()  # which script or header it names is not used: who waits asks for all of it
+        elif (future := self._waiting.get(message.id)) is not None and not future.done():
+            future.set_result(message)

@@ -1,0 +1,1 @@
+"""Commands of the operator: status, channels, backups, settling."""

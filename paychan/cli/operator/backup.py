@@ -1,0 +1,234 @@
+"""`paychan backup`: make, check, list and restore backups of the server's channels."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import msgspec
+import typer
+from msgspec import Struct
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from paychan.cli.terminal import err, fail, out
+from paychan.config import ServerConfig, load_server_config
+from paychan.protocol.settings import SettingsError
+from paychan.protocol.types import UnixTime
+from paychan.running import read_running
+from paychan.store.backup import create as backup
+from paychan.store.backup import salvage as salvaging
+from paychan.store.backup.archive import BackupError, Manifest, read_manifest
+from paychan.store.base import StoreFailed
+from paychan.store.leveldb.store import LevelDbStore
+
+_TIMEOUT = httpx.Timeout(600.0, connect=2.0)
+"""A running server writes some 100,000 channels a second; a server that is there accepts at once."""
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+
+
+class _Reply(Struct, frozen=True):
+    """The management interface's answer to `POST /backups`."""
+
+    path: str
+    manifest: Manifest
+
+
+ConfigFile = Annotated[Path, typer.Argument(help="The server's configuration, such as config/live/server.toml")]
+BackupFile = Annotated[Path, typer.Argument(help="A file that ends in .backup")]
+
+
+@app.command(
+    epilog="[bold]Examples[/bold]\n\n  paychan backup create config/live/server.toml\n\n"
+    "  paychan backup create config/live/server.toml --to /mnt/usb"
+)
+def create(
+    config_file: ConfigFile,
+    to: Annotated[Path | None, typer.Option(help="Directory for it, instead of store.backup_dir")] = None,
+) -> None:
+    """Back up all channels of one moment, from the running server or from its files when it is stopped."""
+    with _sentences():
+        config = load_server_config(config_file)
+        found = _from_server(config, to) or _from_store(config, to)
+        out.print(f"[green]made[/green] {escape(str(found[0]))}", soft_wrap=True)
+        out.print(_summary(found[1]))
+
+
+@app.command(epilog="[bold]Example[/bold]\n\n  paychan backup verify .paychan/live/backups/*.backup")
+def verify(files: Annotated[list[Path], typer.Argument(help="Files that end in .backup")]) -> None:
+    """Read backups to their end and check every byte; the exit status is 1 if one is damaged."""
+    damaged = 0
+    for file in files:
+        try:
+            with _sentences(), _progress("verifying", read_manifest(file).records) as progress:
+                manifest = backup.verify(file, progress)
+        except typer.Exit:
+            damaged += 1
+        else:
+            out.print(f"[green]good[/green] {escape(str(file))}", soft_wrap=True)
+            out.print(_summary(manifest))
+    if damaged:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog="[bold]Example[/bold]\n\n"
+    "  paychan backup restore paychan-live-20260102T030405Z.backup config/live/server.toml"
+)
+def restore(file: BackupFile, config_file: ConfigFile) -> None:
+    """Verify a backup and make the server's store of it. A store that holds anything is not overwritten.
+
+    Payments accepted after the backup was made are not in it: use the newest one, and only when the store is lost.
+    """
+    with _sentences():
+        config = load_server_config(config_file)
+        with _progress("restoring", read_manifest(file).records) as progress:
+            manifest = backup.restore(file, config.store_path, config.network_name, progress)
+        out.print(f"[green]restored[/green] {escape(str(config.store_path))}", soft_wrap=True)
+        out.print(_summary(manifest))
+        out.print(f"What was accepted after {_date(manifest.created_at)} is not in it.")
+
+
+@app.command(epilog="[bold]Example[/bold]\n\n  paychan backup salvage config/live/server.toml")
+def salvage(
+    config_file: ConfigFile,
+    to: Annotated[Path | None, typer.Option(help="Directory for it, instead of store.backup_dir")] = None,
+) -> None:
+    """Write a backup of all that can be read out of a damaged store, and list what is lost. The store stays as it is.
+
+    A channel whose newest record is lost may be in the backup with an older one: the signer, which knows the payments it
+    signed or was shown, and the payers heal that. The exit status is 1 when something was dropped.
+    """
+    with _sentences():
+        config = load_server_config(config_file)
+        now = UnixTime(int(time.time()))
+        with _progress("salvaging", None) as progress:
+            found = salvaging.salvage(config.store_path, to or config.backup_dir, config.network_name, now, progress)
+    out.print(f"[green]made[/green] {escape(str(found.path))}", soft_wrap=True)
+    out.print(_summary(found.manifest))
+    for kind, lines in (
+        ("damaged record", found.damaged),
+        ("record lost", found.missing),
+        ("LevelDB dropped", found.notes),
+    ):
+        for line in lines:
+            older = ": an older one is in the backup" if line in found.older else ""
+            out.print(f"[red]{kind}[/red] {escape(line)}{older}", soft_wrap=True)
+    out.print(
+        f"Next: move {escape(str(config.store_path))} away, then [green]paychan backup restore "
+        f"{escape(str(found.path))} {escape(str(config_file))}[/green]",
+        soft_wrap=True,
+    )
+    if found.damaged or found.missing or found.notes:
+        raise typer.Exit(1)
+
+
+@app.command(
+    "list",
+    epilog="[bold]Examples[/bold]\n\n  paychan backup list config/live/server.toml\n\n  paychan backup list /mnt/usb",
+)
+def list_backups(
+    place: Annotated[Path, typer.Argument(help="The server's configuration, or a directory of backups")],
+) -> None:
+    """List backups, oldest first, as they describe themselves; `verify` checks whether that is true."""
+    with _sentences():
+        directory = place if place.is_dir() else load_server_config(place).backup_dir
+        table = Table("backup", "channels", "unsettled sat")
+        for path, manifest in backup.listing(directory):
+            if isinstance(manifest, BackupError):
+                table.add_row(escape(path.name), "[red]damaged[/red]", "")
+            else:
+                table.add_row(escape(path.name), f"{manifest.records:,}", f"{manifest.unsettled_sat:,}")
+        if not table.row_count:
+            fail(f"no backups in {directory}; make one with: paychan backup create CONFIG.toml")
+        out.print(table)
+
+
+# --- where a backup comes from --------------------------------------------------------------------------------------
+
+
+def _from_server(config: ServerConfig, to: Path | None) -> tuple[Path, Manifest] | None:
+    """Ask the running server, which alone may read its store; None if nobody listens."""
+    running = read_running(config.state_dir)
+    if running is None:
+        return None
+    try:
+        token = config.management_token.read_text(encoding="ascii").strip()
+        with err.status("the server is writing a backup"):
+            reply = httpx.post(
+                f"{running.management_url}/backups", headers={"Authorization": f"Bearer {token}"}, timeout=_TIMEOUT
+            )
+    except (FileNotFoundError, httpx.ConnectError):
+        return None
+    except httpx.HTTPError as error:
+        msg = f"the server at {running.management_url} gave no answer ({error}): look into its log, then try again"
+        raise BackupError(msg) from error
+    if reply.status_code != httpx.codes.CREATED:
+        msg = f"the server at {running.management_url} made no backup: {_reason(reply)}"
+        raise BackupError(msg)
+    made = msgspec.json.decode(reply.content, type=_Reply)
+    if to is None:
+        return Path(made.path), made.manifest
+    return backup.copy(Path(made.path), to)
+
+
+def _reason(reply: httpx.Response) -> str:
+    """What an error answer says: our own have a text, those of something else in our place may have anything."""
+    try:
+        return str(reply.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{reply.status_code} {reply.text[:300].strip()}"
+
+
+def _from_store(config: ServerConfig, to: Path | None) -> tuple[Path, Manifest]:
+    store = LevelDbStore.open(config.store_path, config.network_name, create=False)
+    now = UnixTime(int(time.time()))
+    try:
+        with _progress("backing up", None) as progress:
+            return backup.create(store.snapshot, to or config.backup_dir, config.network_name, now, progress)
+    finally:
+        asyncio.run(store.close())
+
+
+# --- what people see ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """End the command with one sentence instead of a traceback."""
+    try:
+        yield
+    except (BackupError, StoreFailed, SettingsError, msgspec.MsgspecError) as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}; check the path and its permissions")
+
+
+@contextmanager
+def _progress(doing: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show records done of all, while there is somebody to look."""
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn("records"), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(doing, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _summary(manifest: Manifest) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_row("  network", manifest.network)
+    table.add_row("  made", f"{_date(manifest.created_at)}, by paychan {manifest.paychan}")
+    table.add_row("  channels", ", ".join(f"{count:,} {state}" for state, count in manifest.states.items()))
+    table.add_row("  unsettled", f"{manifest.unsettled_sat:,} sat")
+    return table
+
+
+def _date(time: UnixTime) -> str:
+    return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -1,0 +1,233 @@
+"""What the payer's own chain shows of a channel: all outputs at its address, and what spent those that were noted.
+
+The chain is the truth here. The server may have named an output that is none, told another value, or vanished; the sender
+may have replaced the funding by another transaction, or paid twice. So the address is asked about, not the outpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from msgspec import Struct
+
+from paychan.chain.base import Chain, ChainFailed, ChainUnfit, Funding, Spend, Tip
+from paychan.chain.bitcoind.chain import BitcoindChain
+from paychan.chain.electrum.chain import ElectrumChain
+from paychan.cli.payer.terminal import Facts, relative, sat
+from paychan.client import ChannelRecord, Deposit, Source
+from paychan.client.coins import parse_outpoint, proven_value
+from paychan.client.flows.refund import is_refund
+from paychan.protocol.debug_funding import debug_outpoint
+from paychan.protocol.errors import Malformed
+from paychan.protocol.types import OutPoint, UnixTime
+
+DEEP = 3
+"""Confirmations after which a channel has ended for us."""
+
+_MATURE = 100
+"""Consensus (COINBASE_MATURITY): one input that is not would spoil the refund of all."""
+
+_MOST_MOVES = 50
+"""Settlements in a row that are followed to the output where a movable channel's coins are."""
+
+_CLOCK_LEEWAY_SECONDS = 2 * 24 * 3600
+"""A channel may be older in the chain's time than the payer's clock said when it was made."""
+
+
+class Sight(Struct, frozen=True):
+    """What the chain shows of a channel."""
+
+    record: ChannelRecord
+    tip: Tip
+    coins: tuple[Funding, ...] = ()
+    """All unspent outputs at the address."""
+    spend: Spend | None = None
+    """What spent the noted funding; of a channel that moved, what spent the last output of that line."""
+    moved: Funding | None = None
+    """Where the coins are instead, if a settlement left them to the channel's own script."""
+    pending: tuple[str, ...] = ()
+    """Noted outputs that are spent, but not deep in the chain yet."""
+    refunds: tuple[bytes, ...] = ()
+    """Internal txids of the payer's own refunds that wait for a block."""
+    note: str = ""
+
+    @property
+    def funding(self) -> Funding | None:
+        """The noted funding output, while it is unspent."""
+        return next((coin for coin in self.coins if str(coin.outpoint) == self.record.funding_outpoint), None)
+
+    @property
+    def confirmed(self) -> tuple[Funding, ...]:
+        """What a refund can take: an output that is not in a block may yet be replaced, and coinbase must be mature."""
+        return tuple(coin for coin in self.coins if coin.confirmations >= (_MATURE if coin.coinbase else 1))
+
+    @property
+    def refund_valid(self) -> bool:
+        """BIP113: the lock time is compared with the median time of the block before."""
+        return bool(self.confirmed) and self.tip.median_time > self.record.expiry
+
+    @property
+    def ended(self) -> bool:
+        return self.spend is not None and self.spend.confirmations >= DEEP and self.moved is None
+
+    @property
+    def waits(self) -> bool:
+        """Say whether something is still to come: coins to take back, or a spend or funding to become deep."""
+        noted = bool(self.record.funding_outpoint) and not is_debug(self.record)
+        return bool(self.coins or self.pending) or (noted and not self.record.end_seen)
+
+    @property
+    def deposits(self) -> tuple[Deposit, ...]:
+        return tuple(Deposit(str(each.outpoint), each.value_sat, Source.CHAIN) for each in self.coins)
+
+
+def is_debug(record: ChannelRecord) -> bool:
+    """Debug funding is in no chain. Older wallets did not note where a funding came from."""
+    debug = str(debug_outpoint(record.terms.client_key, record.expiry))
+    return record.funding_source is Source.DEBUG or record.funding_outpoint == debug
+
+
+async def look(chain: Chain, record: ChannelRecord) -> Sight:
+    """See how a channel stands in the chain. Nothing is written."""
+    noted = parse_outpoint(record.funding_outpoint) if record.funding_outpoint and not is_debug(record) else None
+    note = await _follow(chain, record, noted)
+    tip = await chain.tip()
+    coins = await (chain.find_all if isinstance(chain, BitcoindChain) else chain.funding)(record.terms)
+    unspent = {coin.outpoint for coin in coins}
+    spends: dict[OutPoint, Spend] = {}
+    others = [parse_outpoint(each.outpoint) for each in record.deposits]
+    for outpoint in [*([noted] if noted else []), *others]:
+        spend = None if outpoint in unspent else await spender(chain, record, outpoint)
+        if spend is not None:
+            spends[outpoint] = spend
+    moved, last = None, spends.get(noted) if noted else None
+    if last is not None and record.movable:
+        moved, last = await _follow_moves(chain, record, coins, last)
+    shallow = {outpoint: spend for outpoint, spend in spends.items() if spend.confirmations < DEEP}
+    waiting = {each.txid for each in shallow.values() if not each.confirmations}
+    return Sight(
+        record,
+        tip,
+        coins,
+        last,
+        moved,
+        pending=tuple(map(str, shallow)),
+        refunds=tuple(txid for txid in waiting if is_refund(record, shown_txid(txid))),
+        note=note,
+    )
+
+
+async def _follow(chain: Chain, record: ChannelRecord, noted: OutPoint | None) -> str:
+    """Have the chain follow the address. A node needs a rescan for what was spent before; only then it can tell by what."""
+    if isinstance(chain, ElectrumChain):
+        await chain.watch([record.terms])
+    elif record.end_seen or noted is None or not isinstance(chain, BitcoindChain):
+        pass  # a scan of the unspent outputs is enough
+    elif not await chain.unspent([noted]):
+        try:
+            await chain.watch([record.terms], UnixTime(max(0, record.created_at - _CLOCK_LEEWAY_SECONDS)))
+        except ChainUnfit as error:  # what is unspent is found nevertheless
+            return f"what spent the funding can't be told: {error}"
+    return ""
+
+
+async def spender(chain: Chain, record: ChannelRecord, outpoint: OutPoint) -> Spend | None:
+    """Return what spends an output of this address; None also when it is none, whatever the server said."""
+    if await value_at(chain, record, outpoint) is None:
+        return None
+    return await chain.spender(outpoint)
+
+
+async def value_at(chain: Chain, record: ChannelRecord, outpoint: OutPoint) -> int | None:
+    """Read from its transaction what an output pays to the address; None if there is none."""
+    try:
+        raw = await chain.transaction(outpoint.txid)
+        return proven_value(raw.hex(), outpoint, record.terms.funding_script)
+    except (ChainFailed, Malformed):
+        return None
+
+
+async def _follow_moves(
+    chain: Chain, record: ChannelRecord, coins: Collection[Funding], spend: Spend
+) -> tuple[Funding | None, Spend]:
+    """Follow the change of settlements to the output that is unspent; else return what ended that line."""
+    for _ in range(_MOST_MOVES):
+        change = OutPoint(spend.txid, 0)
+        here = next((coin for coin in coins if coin.outpoint == change), None)
+        if here is not None:
+            return here, spend
+        following = await spender(chain, record, change)
+        if following is None:
+            break
+        spend = following
+    return None, spend
+
+
+def confirmations(depth: int) -> str:
+    return f"{depth} confirmation" + ("s" if depth != 1 else "")
+
+
+def story(sight: Sight) -> str:
+    """Tell a sight in one line."""
+    record, spend = sight.record, sight.spend
+    parts: list[str] = []
+    if sight.moved is not None:
+        parts.append(f"moved to {sight.moved.outpoint} by a settlement; the next payment goes along")
+    elif spend is not None:
+        txid = shown_txid(spend.txid)
+        depth = confirmations(spend.confirmations) if spend.confirmations else "not in a block yet"
+        if is_refund(record, txid):
+            parts.append(f"refunded by {txid}, {depth}")
+        else:
+            parts.append(f"funding spent by the settlement {txid}, {depth}" + ("; closed" if record.end_seen else ""))
+    elif sight.funding is not None:
+        parts.append(
+            f"{sat(sight.funding.value_sat)} unspent, {confirmations(sight.funding.confirmations)}; {_when(sight)}"
+        )
+    elif record.end_seen:
+        parts.append(record.state.value)
+    elif record.funding_outpoint and not is_debug(record):
+        parts.append("the chain shows no funding: never confirmed, or replaced by its sender")
+    others = [coin for coin in sight.coins if coin not in (sight.funding, sight.moved)]
+    if others:
+        shown = ", ".join(f"{sat(coin.value_sat)} in {coin.outpoint}" for coin in others[:3])
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        parts.append(f"also at this address: {shown}{more}" + (f"; {_when(sight)}" if sight.funding is None else ""))
+    if sight.refunds and spend is None:
+        parts.append(f"refund {shown_txid(sight.refunds[0])} waits for a block")
+    return "; ".join(parts) or "nothing at this address"
+
+
+def _when(sight: Sight) -> str:
+    if sight.refund_valid:
+        return "the refund is valid now"
+    left = sight.record.expiry - sight.tip.median_time
+    return f"the refund is valid {relative(left)} by median time" if left >= 0 else "the refund needs a confirmation"
+
+
+def facts(sight: Sight) -> Facts:
+    """What programs get to know of a sight."""
+    record, spend = sight.record, sight.spend
+    txid = "" if spend is None else shown_txid(spend.txid)
+    return {
+        "name": record.name,
+        "state": record.state.value,
+        "unspent": sight.funding is not None,
+        "outputs": [
+            {"outpoint": str(each.outpoint), "value_sat": each.value_sat, "confirmations": each.confirmations}
+            for each in sight.coins
+        ],
+        "refund_valid": sight.refund_valid,
+        "expiry": record.expiry,
+        "median_time": sight.tip.median_time,
+        "spent_by": txid,
+        "by_refund": bool(txid) and is_refund(record, txid),
+        "confirmations": 0 if spend is None else spend.confirmations,
+        "refunds_waiting": [shown_txid(txid) for txid in sight.refunds],
+        "note": sight.note,
+    }
+
+
+def shown_txid(txid: bytes) -> str:
+    """A txid as wallets show it."""
+    return txid[::-1].hex()

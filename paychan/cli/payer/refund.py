@@ -1,0 +1,360 @@
+"""`paychan channel refund` and `watch`: how a payer gets back what a server did not settle."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Annotated, TypeAlias
+
+import typer
+from msgspec import Struct
+
+from paychan.chain.base import Chain, ChainFailed, ChainUnfit
+from paychan.cli.payer.chain import OwnChain, Wish, act, attend, bump, connected, publish, see
+from paychan.cli.payer.options import (
+    CertificateOption,
+    CredentialsOption,
+    ElectrumOption,
+    MaxFeeOption,
+    NodeOption,
+    RateOption,
+    ToOption,
+    TransactionOption,
+    read_transaction,
+)
+from paychan.cli.payer.outputs import DEEP, Sight, confirmations, facts, is_debug, shown_txid, story
+from paychan.cli.payer.terminal import (
+    Facts,
+    JsonOption,
+    NameArgument,
+    WalletOption,
+    advice,
+    examples,
+    moment,
+    problem_facts,
+    relative,
+    sat,
+    show_panel,
+    told,
+)
+from paychan.cli.terminal import err, fail, out
+from paychan.client import Channel, ChannelRecord, Deposit, Payer, RefundTerms, Source, State
+from paychan.client.flows.refund import REFUND_SAT_PER_VB, is_refund
+from paychan.protocol.kinds.refund import Refund
+from paychan.protocol.types import Network
+
+_LOOK_SECONDS = 60.0
+"""Between two looks when the chain tells of nothing."""
+
+_PAUSE_SECONDS = 5.0
+"""After a chain that can't be asked."""
+
+_AT_A_TIME = 16
+"""Channels that are looked at together."""
+
+REFUND_EXAMPLES = examples(
+    "paychan channel refund 4593d97a",
+    "paychan channel refund 4593d97a --fee-rate 10 --to mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY",
+    "paychan channel refund 4593d97a --publish --node http://127.0.0.1:8332 --credentials ~/.bitcoin/.cookie",
+    "paychan channel refund 4593d97a --publish --electrum ssl://electrum.example:50002",
+)
+WATCH_EXAMPLES = examples(
+    "paychan channel watch --node http://127.0.0.1:8332 --credentials ~/.bitcoin/.cookie",
+    "paychan channel watch 4593d97a --electrum ssl://electrum.example:50002 --once   (for cron)",
+)
+
+
+def refund(
+    name: NameArgument,
+    fee_rate: RateOption = None,
+    to: ToOption = "",
+    publish_it: Annotated[
+        bool, typer.Option("--publish", help="Publish it, if its time has come; again with --fee-rate to replace it.")
+    ] = False,
+    max_fee: MaxFeeOption = None,
+    transaction: TransactionOption = "",
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Sign for a value that nothing has checked; what is beyond it is lost.")
+    ] = False,
+    node: NodeOption = "",
+    credentials: CredentialsOption = None,
+    electrum: ElectrumOption = "",
+    certificate: CertificateOption = None,
+    wallet: WalletOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take everything back after the expiry, if the server never settles: sign the refund, or publish it.
+
+    With your own node or Electrum server, which --publish needs, all outputs at the channel's address are taken, with the
+    values that the chain shows; the paychan server is not asked. One that was published is replaced by --fee-rate.
+    """
+    with told(as_json, name), Payer(wallet=wallet) as payer:
+        source, wish = OwnChain(node, credentials, electrum, certificate), Wish(fee_rate, to, max_fee)
+        name = payer.wallet.find(name)
+        if transaction:
+            with payer.channel(name) as channel:
+                channel.prove(read_transaction(transaction))
+        if publish_it:
+            shown = asyncio.run(_publish(source, payer, name, wish))
+            _show_published(shown, as_json)
+            return
+        if source.given:
+            asyncio.run(_look(source, payer, name))
+        with payer.channel(name) as channel:
+            _show_signed(channel.record, _sign(channel, wish, unchecked=unchecked), to, as_json)
+
+
+async def _look(source: OwnChain, payer: Payer, name: str) -> None:
+    """Note what the chain shows at the channel's address."""
+    record = payer.wallet.read(name)
+    async with connected(source, record.network) as chain:
+        await see(chain, payer, record)
+
+
+async def _publish(source: OwnChain, payer: Payer, name: str, wish: Wish) -> Facts:
+    """Publish one refund, or replace it with a dearer one, and say what came of it.
+
+    Raises:
+        ValueError: its time has not come, there is nothing to take back, or it can't be replaced.
+    """
+    record = payer.wallet.read(name)
+    async with connected(source, record.network) as chain:
+        sight = await see(chain, payer, record)
+        if sight.refunds and wish.fee_rate is not None:
+            return _made(name, await bump(chain, payer, sight, wish))
+        if sight.refund_valid:
+            return _made(name, await publish(chain, payer, sight, wish))
+        return await _published_before(chain, payer, sight, wish)
+
+
+def _made(name: str, signed: Refund) -> Facts:
+    return {"name": name, "txid": shown_txid(signed.txid), "fee_sat": signed.fee_sat, "confirmations": 0}
+
+
+async def _published_before(chain: Chain, payer: Payer, sight: Sight, wish: Wish) -> Facts:
+    """Say how a refund stands that was published before, or why there is none to publish."""
+    record = sight.record
+    if sight.refunds:
+        return {"name": record.name, "txid": shown_txid(sight.refunds[0]), "confirmations": 0}
+    sight = await act(chain, payer, sight, wish)
+    if sight.spend is not None and is_refund(sight.record, shown_txid(sight.spend.txid)) and not sight.coins:
+        txid, depth = shown_txid(sight.spend.txid), sight.spend.confirmations
+        if wish.fee_rate is not None:
+            msg = f"not replaced: the refund {txid} is in a block, {confirmations(depth)}"
+            raise ValueError(msg)
+        return {"name": record.name, "txid": txid, "confirmations": depth}
+    if not sight.coins:
+        msg = f"nothing to take back: the chain shows no funding of {record.funding_address}: {story(sight)}"
+        raise ValueError(msg)
+    left = record.expiry - sight.tip.median_time
+    if left < 0:
+        msg = f"too early: {story(sight)}. `paychan channel watch {record.name}` publishes it once it is in a block"
+        raise ValueError(msg)
+    msg = (
+        f"too early: the refund is valid {relative(left)} by the chain's median time, after {moment(record.expiry)} by the "
+        f"clock. `paychan channel watch {record.name}` publishes it then"
+    )
+    raise ValueError(msg)
+
+
+def _show_published(shown: Facts, as_json: bool) -> None:
+    if as_json:
+        out.print_json(data=shown)
+        return
+    depth, name = shown["confirmations"], shown["name"]
+    show_panel(
+        f"Refund of channel {name}",
+        ("Published", f"{shown['txid']}, " + (confirmations(depth) if depth else "not in a block yet")),
+        ("Fee", sat(shown["fee_sat"]) if "fee_sat" in shown else ""),
+        ("Faster", "" if depth else f"paychan channel refund {name} --publish --fee-rate N   (replaces it)"),
+        ("Next", "" if depth >= DEEP else f"paychan channel watch {name}"),
+    )
+
+
+class _Signed(Struct, frozen=True):
+    """A refund, and the outputs that it takes."""
+
+    refund: Refund
+    coins: tuple[Deposit, ...]
+
+
+def _sign(channel: Channel, wish: Wish, *, unchecked: bool) -> list[_Signed]:
+    """Sign one refund for all that a chain of the payer's shows, and one for each output that may not be there.
+
+    A refund with an input that does not exist is worth nothing, so the server's word must not spoil another output's.
+    """
+    held = channel.record.held
+    shown = tuple(each for each in held if each.source is Source.CHAIN)
+    groups = [group for group in (shown, *((each,) for each in held if each not in shown)) if group] or [()]
+    rate = wish.fee_rate or REFUND_SAT_PER_VB
+    return [
+        _Signed(channel.keep_refund(RefundTerms(rate, wish.to, group, wish.max_fee_sat, unchecked)), group)
+        for group in groups
+    ]
+
+
+def _show_signed(record: ChannelRecord, signed: list[_Signed], to: str, as_json: bool) -> None:
+    raw = [each.refund.transaction.hex() for each in signed]
+    if as_json:
+        first = signed[0].refund
+        shown = {
+            "transaction": raw[0],
+            "txid": shown_txid(first.txid),
+            "fee_sat": first.fee_sat,
+            "valid_after": record.expiry,
+            "transactions": raw,
+            "checked": all(coin.source.checked for each in signed for coin in each.coins),
+        }
+        out.print_json(data={"name": record.name, **shown})
+        return
+    for each in signed:
+        total = sum(coin.value_sat for coin in each.coins)
+        taken = ", ".join(f"{sat(coin.value_sat)} in {coin.outpoint}: {coin.source.words}" for coin in each.coins)
+        show_panel(
+            f"Refund of channel {record.name}",
+            ("Takes", taken),
+            ("Pays", f"{sat(total - each.refund.fee_sat)} to {to or record.home_address}"),
+            ("Fee", f"{sat(each.refund.fee_sat)}, if the outputs hold that much"),
+            ("Valid", f"once the chain's median time has passed {moment(record.expiry)}"),
+            ("Useless", f"settled already by {record.settlement_txid}" if record.state is State.CLOSED else ""),
+            ("Next", f"then: paychan channel refund {record.name} --publish, or hand the line below to any node"),
+        )
+        out.print(each.refund.transaction.hex(), soft_wrap=True)
+
+
+def watch(
+    names: Annotated[list[str] | None, typer.Argument(help=r"Channels. \[default: all of the wallet]")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Look and act once, for cron.")] = False,
+    fee_rate: RateOption = None,
+    to: ToOption = "",
+    max_fee: MaxFeeOption = None,
+    node: NodeOption = "",
+    credentials: CredentialsOption = None,
+    electrum: ElectrumOption = "",
+    certificate: CertificateOption = None,
+    wallet: WalletOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow channels in the chain, and publish their refunds when their time has come; the server isn't asked.
+
+    Looks at every address that the wallet ever gave out, also those of channels that ended: a late payment to one is found,
+    too. Ends when nothing is left to come. What goes wrong with one channel stops no other; then the exit status is 1.
+    --json looks once.
+    """
+    with told(as_json), Payer(wallet=wallet) as payer:
+        source, wish = OwnChain(node, credentials, electrum, certificate), Wish(fee_rate, to, max_fee)
+        chosen = [payer.wallet.find(name) for name in names or []]
+        try:
+            seen = asyncio.run(_watch(source, payer, chosen, wish, once=once or as_json, quiet=as_json))
+        except KeyboardInterrupt:
+            fail("stopped watching; refunds stay yours after the expiry.", 130)
+        failed = [name for name, sight in seen.items() if isinstance(sight, Exception)]
+        if as_json:
+            shown = [
+                problem_facts(name, sight) if isinstance(sight, Exception) else facts(sight)
+                for name, sight in seen.items()
+            ]
+            out.print_json(data=shown, default=str)
+        if failed:
+            raise typer.Exit(1)
+
+
+_Seen: TypeAlias = dict[str, Sight | Exception]
+"""By name: what the chain shows of a channel, or what went wrong with it."""
+
+
+async def _watch(source: OwnChain, payer: Payer, chosen: list[str], wish: Wish, *, once: bool, quiet: bool) -> _Seen:
+    """Look and act, once or until nothing is left; return the last sights. Channels made meanwhile join in."""
+    told_before: dict[str, str] = {}
+    records, problems = _records(payer, chosen)
+    if not records:
+        out.print("" if quiet or problems else "Nothing to watch.", end="" if quiet or problems else "\n")
+        _tell_news({**problems}, told_before, quiet=quiet)
+        return {**problems}
+    async with _connected(source, records) as (chain, network):
+        while True:
+            records, problems = _records(payer, chosen)
+            others = [each.name for each in records if each.network is not network]
+            names = [each.name for each in records if each.network is network]
+            seen: _Seen = {**problems, **await _attend_all(chain, payer, names, wish)}
+            _tell_news(seen, told_before, quiet=quiet)
+            if others and not quiet and told_before.get("") != str(others):
+                told_before[""] = str(others)
+                err.print(
+                    f"of another network than {network.value}, not looked at: {', '.join(others)}", soft_wrap=True
+                )
+            sights = [each for each in seen.values() if isinstance(each, Sight)]
+            failed = [name for name in names if isinstance(seen[name], Exception)]
+            if once or not (failed or any(sight.waits for sight in sights)):
+                return seen
+            await _wait(chain, sights)
+
+
+async def _attend_all(chain: Chain, payer: Payer, names: list[str], wish: Wish) -> _Seen:
+    """See to the channels a few at a time: a node scans its unspent outputs for all that wait."""
+    turns = asyncio.Semaphore(_AT_A_TIME)
+
+    async def one(name: str) -> Sight | Exception:
+        async with turns:
+            return await attend(chain, payer, name, wish)
+
+    return dict(zip(names, await asyncio.gather(*map(one, names)), strict=True))
+
+
+async def _wait(chain: Chain, sights: list[Sight]) -> None:
+    try:
+        if sights:
+            await chain.wait_for_change(sights[0].tip, _LOOK_SECONDS)
+            return
+    except ChainFailed as failure:
+        err.print(f"{failure}; asking again", markup=False, soft_wrap=True)
+    await asyncio.sleep(_PAUSE_SECONDS)
+
+
+@asynccontextmanager
+async def _connected(source: OwnChain, records: list[ChannelRecord]) -> AsyncIterator[tuple[Chain, Network]]:
+    """Connect to the chain of the first network among the channels' that it serves.
+
+    Raises:
+        ChainUnfit: it serves none.
+    """
+    networks = list(dict.fromkeys(record.network for record in records))
+    for network in networks:
+        stack = AsyncExitStack()
+        try:
+            chain = await stack.enter_async_context(connected(source, network))
+        except ChainUnfit:
+            if network is networks[-1]:
+                raise
+            continue
+        async with stack:
+            yield chain, network
+        return
+
+
+def _records(payer: Payer, chosen: list[str]) -> tuple[list[ChannelRecord], dict[str, Exception]]:
+    """Read the channels to watch, and why others can't be. Nothing was paid to the address of debug funding."""
+    records, problems = payer.wallet.read_all()
+    if chosen:
+        found = [each for each in records if each.name in chosen]
+        return found, {name: error for name, error in problems.items() if name in chosen}
+    return [each for each in records if not is_debug(each)], {**problems}
+
+
+def _tell_news(seen: _Seen, told_before: dict[str, str], *, quiet: bool) -> None:
+    """Print what changed, other than time."""
+    for name, sight in seen.items():
+        if isinstance(sight, Exception):
+            news = f"{sight}"
+        else:
+            depth = [min(coin.confirmations, DEEP) for coin in sight.coins]
+            news = f"{depth} {sight.spend} {sight.refund_valid} {sight.note} {sight.refunds}"
+        if quiet or told_before.get(name) == news:
+            continue
+        told_before[name] = news
+        if isinstance(sight, Exception):
+            err.print(f"{name}  {sight}. {advice(sight, name)}".rstrip(), markup=False, soft_wrap=True)
+        else:
+            note = f"; {sight.note}" if sight.note else ""
+            out.print(f"{name}  {story(sight)}{note}", markup=False, soft_wrap=True)

@@ -1,0 +1,348 @@
+"""How the payer's commands speak: panels and tables for people, one JSON value for programs, errors with a next step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+import segno
+import typer
+from rich.markup import escape
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from paychan.chain.base import ChainFailed
+from paychan.cli.terminal import err, fail, out
+from paychan.client import (
+    Channel,
+    ChannelConflict,
+    ChannelGone,
+    ChannelInUse,
+    ChannelMoving,
+    ChannelRecord,
+    ClientError,
+    DamagedFile,
+    FeeTooHigh,
+    FundingDiffers,
+    FundingMissing,
+    FundingNotThere,
+    FundingNotTold,
+    FundingOutput,
+    LaterFile,
+    NoSuchChannel,
+    OverLimit,
+    PaymentRefused,
+    ServerFailed,
+    ServerMisbehaved,
+    State,
+    TermsUnacceptable,
+    Unacknowledged,
+    Unreachable,
+    UnreadableFile,
+    ValueUnchecked,
+    WouldTakeBack,
+    WrongState,
+)
+from paychan.client.flows.open import choose
+from paychan.client.transport.answers import printable
+from paychan.protocol.errors import PaychanError
+
+Facts: TypeAlias = dict[str, Any]
+
+NameArgument = Annotated[str, typer.Argument(help="Name as `paychan channel list` shows it, or its beginning.")]
+WalletOption = Annotated[
+    Path | None,
+    typer.Option("--wallet", envvar="PAYCHAN_WALLET", help="Directory of the channels. \\[default: ~/.paychan/wallet]"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, errors too.")]
+
+_RESUME = "`paychan channel pay {name} --resume` sends the last payment again, it counts once."
+_STATUS = "`paychan channel status {name}` asks the server how the channel stands."
+_NEXT_STEPS: dict[type[ClientError], str] = {
+    Unacknowledged: _RESUME,
+    Unreachable: "Is the server running? Should a payment have been under way: " + _RESUME,
+    ChannelMoving: "That takes some blocks; then " + _RESUME,
+    ServerFailed: "Nothing is decided yet; the same command may be given again. " + _RESUME,
+    ServerMisbehaved: "What you signed stands, nothing else was believed. " + _STATUS,
+    PaymentRefused: _STATUS,
+    WouldTakeBack: _RESUME,
+    ChannelGone: _STATUS,
+    FundingMissing: "`paychan channel open {name}` waits for it.",
+    FundingNotTold: (
+        "Then say it yourself: `paychan channel open {name} --outpoint TXID:VOUT --transaction HEX`, which proves the value, "
+        "or with --value SAT --unchecked instead."
+    ),
+    ChannelConflict: "If it is settled, nothing is left to do; if not, the refund is yours after the expiry.",
+    TermsUnacceptable: "`paychan channel new --help` shows the options that change what you accept.",
+    OverLimit: "--limit raises it.",
+    NoSuchChannel: "`paychan channel list` shows the names.",
+    ChannelInUse: "Wait until it ends.",
+    DamagedFile: "Put back a copy of this file: it holds the channel's key, so don't delete it. No other channel is concerned.",
+    UnreadableFile: "Give yourself the right to read it, or run the command as its owner. No other channel is concerned.",
+    LaterFile: "Update paychan. No other channel is concerned.",
+    FundingDiffers: "Look at the transaction in a wallet or explorer. --transaction proves the value, --unchecked takes yours.",
+    FundingNotThere: "If the server has not seen it yet, wait; --transaction proves the output, --unchecked takes your word.",
+    ValueUnchecked: (
+        "`paychan channel refund {name} --transaction HEX` (the funding transaction) or --node or --electrum checks it; "
+        "--unchecked signs nevertheless."
+    ),
+    FeeTooHigh: "--max-fee SAT allows more.",
+    WrongState: "`paychan channel list` shows what comes next.",
+}
+
+
+def examples(*lines: str) -> str:
+    """Epilog of a command's help."""
+    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"  {line}" for line in lines)
+
+
+@contextmanager
+def told(as_json: bool, name: str = "", *, again: str = "") -> Iterator[None]:
+    """Turn failures into one sentence with the next step, or into JSON, and exit status 1.
+
+    `again` is the command to be given again when the server was away.
+    """
+    try:
+        yield
+    except (ClientError, PaychanError, ChainFailed, ValueError, OSError) as error:
+        if as_json:
+            out.print_json(data=problem(error), default=str)
+            raise typer.Exit(1) from None
+        step = advice(error, name)
+        if isinstance(error, Unreachable | ServerFailed) and again:
+            step = f"`{again}` goes on, and pays once."
+        sentence = str(error).rstrip(".")
+        stop = "" if sentence.endswith("?") else "."
+        fail(f"{sentence}{stop} {step}".strip())
+
+
+def problem(error: Exception) -> Facts:
+    """What programs get to know of a failure."""
+    code = getattr(error, "code", "") or type(error).__name__
+    return {"code": code, "error": str(error), **getattr(error, "fields", {})}
+
+
+def problem_facts(name: str, error: Exception) -> Facts:
+    """What programs get to know of one channel of several that failed."""
+    return {"name": name, **problem(error)}
+
+
+def advice(error: Exception, name: str) -> str:
+    """Say what to do about a failure; "" if there is nothing to say."""
+    step = next((text for kind, text in _NEXT_STEPS.items() if isinstance(error, kind)), "")
+    if not name and "{name}" in step:
+        step = "Is the server running?" if isinstance(error, Unreachable) else ""
+    if name and getattr(error, "code", "") == "not_economical":
+        step = "`paychan channel close {name} --fee SAT` offers to pay for it (version 2)."
+    if name and getattr(error, "code", "") == "payment_short":
+        need = getattr(error, "fields", {}).get("need_sat", "SAT")
+        step = f"`paychan channel open {{name}} --amount {need}` pays what the server wants now."
+    return step.format(name=name)
+
+
+def facts(record: ChannelRecord) -> dict[str, Any]:
+    """What programs get to know of a channel: everything but the private key and the secret."""
+    shown: dict[str, Any] = msgspec.to_builtins(record)
+    del shown["private_key"], shown["secret"]
+    return shown | {
+        "standing": standing(record),
+        "paid_sat": record.paid_sat,
+        "left_sat": record.left_sat,
+        "min_funding_sat": record.min_funding_sat,
+        "deposits_sat": sum(each.value_sat for each in record.deposits),
+        "way_back": way_back(record),
+    }
+
+
+def standing(record: ChannelRecord) -> str:
+    """Where a channel stands, in a few words."""
+    if not record.ended and time.time() >= record.expiry:
+        return "expired" if record.funding_outpoint else "expired, never funded"
+    if record.state is State.NEW and record.signed_sat is None:
+        return "funded" if record.funding_outpoint else "waits for funding"
+    if record.state is State.NEW:
+        return "opening"
+    if record.state is State.OPEN and record.unacknowledged:
+        return "open, last payment " + ("refused" if record.refused else "unanswered")
+    return str(record.state.value)
+
+
+def unchecked(record: ChannelRecord) -> str:
+    """Say that what the funding holds was never checked; "" if it was, or nothing is at stake any more."""
+    if record.ended or not record.funding_outpoint or record.funding_source.checked:
+        return ""
+    return f"{sat(record.funding_sat)} funded is {record.funding_source.words}; what is there beyond that could be lost"
+
+
+def way_back(record: ChannelRecord) -> str:
+    """The command that brings back what lies at the channel's address; "" if nothing is known to."""
+    if not record.held:
+        return ""
+    when = "now" if time.time() >= record.expiry else f"after {moment(record.expiry)}"
+    return f"{when}: paychan channel refund {record.name} --publish   (with --node or --electrum; or paychan channel watch)"
+
+
+def next_step(record: ChannelRecord) -> str:
+    """The command that moves a channel on."""
+    name = record.name
+    if not record.ended and time.time() >= record.expiry:
+        return f"paychan channel refund {name}" if record.held else ""
+    if record.state is State.NEW:
+        return f"paychan channel open {name}"
+    if record.state is State.OPEN:
+        return f"paychan channel pay {name} " + ("--resume" if record.unacknowledged else "1000")
+    return f"paychan channel close {name}" if record.state is State.CLOSING else ""
+
+
+def moment(unix: int) -> str:
+    """A time, local and relative."""
+    local = datetime.fromtimestamp(unix, UTC).astimezone()
+    return f"{local:%Y-%m-%d %H:%M %Z} ({relative(unix - time.time())})"
+
+
+def relative(seconds: float) -> str:
+    """A distance in time, by its two largest units."""
+    minutes = int(abs(seconds)) // 60
+    days, hours, rest = minutes // 1440, minutes // 60 % 24, minutes % 60
+    parts = [f"{days} d"] * (days > 0) + [f"{hours} h"] * (hours > 0) + [f"{rest} min"] * (days == 0)
+    text = " ".join(parts[:2])
+    return f"in {text}" if seconds >= 0 else f"{text} ago"
+
+
+def sat(amount: int) -> str:
+    """An amount, digits in groups."""
+    return f"{amount:,} sat".replace(",", " ")
+
+
+def show(record: ChannelRecord, as_json: bool) -> None:
+    """Show one channel."""
+    if as_json:
+        out.print_json(data=facts(record))
+        return
+    show_panel(
+        f"Channel {record.name}",
+        ("Stands", standing(record)),
+        ("Paid", sat(record.paid_sat)),
+        ("Left", sat(record.left_sat)),
+        ("Funded", f"{sat(record.funding_sat)} in {record.funding_outpoint}" if record.funding_outpoint else ""),
+        ("Value", record.funding_source.words if record.funding_outpoint else ""),
+        *(("Also there", f"{sat(each.value_sat)} in {each.outpoint}: {each.source.words}") for each in record.deposits),
+        ("Bring home", way_back(record) if record.deposits else ""),
+        ("Address", record.funding_address),
+        ("Moved", _times(len(record.moves))),
+        ("Change to", _way_home(record)),
+        ("Expires", moment(record.expiry)),
+        ("Settled by", record.settlement_txid),
+        ("Server", f"{record.url} (RBPCP v{record.version})"),
+        ("Next", next_step(record)),
+    )
+
+
+def _way_home(record: ChannelRecord) -> str:
+    if not record.movable:
+        return record.change_address
+    return f"the channel itself, which the server may move; {record.home_address} when you close it"
+
+
+def _times(count: int) -> str:
+    return "" if not count else "once" if count == 1 else f"{count} times"
+
+
+def show_invitation(record: ChannelRecord, uri: str, directory: Path) -> None:
+    """Show a new channel: what to send where, until when, and what to do then; as a QR code, too."""
+    show_panel(
+        f"Channel {record.name}",
+        ("Send", f"{sat(record.amount_sat)} in one output; opening takes {sat(record.open_price_sat)} of it"),
+        ("To", record.funding_address),
+        ("URI", uri),
+        ("Confirmed", f"{record.min_confirmations} times, before the server takes it"),
+        ("Payments end", moment(record.expiry - 3600 * record.settlement_period_hours)),
+        ("Expires", f"{moment(record.expiry)}; a refund is yours from then on"),
+        ("Change to", _way_home(record)),
+        ("Key", f"in {directory}; without this directory the coins are lost"),
+        ("Next", next_step(record)),
+    )
+    out.print(Padding(Text(qr_code(uri), "black on white" if out.is_terminal else ""), (0, 0, 1, 1), expand=False))
+    out.print(record.funding_address, uri, sep="\n", soft_wrap=True)
+
+
+def qr_code(text: str) -> str:
+    """Draw a QR code, two of its rows in a line: dark on light paper."""
+    rows = [bytes(row) for row in segno.make(text, error="l").matrix_iter(border=2)]
+    rows += [bytes(len(rows[0]))] * (len(rows) % 2)
+    return "\n".join(
+        "".join(" ▄▀█"[2 * upper + lower] for upper, lower in zip(*pair, strict=True))
+        for pair in zip(rows[::2], rows[1::2], strict=True)
+    )
+
+
+def wait_funded(channel: Channel) -> None:
+    """Wait for the funding and show how far it has come. Ctrl-C leaves the channel to be gone on with, which it says."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task("Waiting for the funding")
+
+        def show_progress(seen: tuple[FundingOutput, ...] | ClientError) -> None:
+            progress.update(task, description=escape(_funding_progress(channel, seen)))
+
+        try:
+            err.print(f"Ctrl-C stops waiting, `paychan channel open {channel.name}` goes on.", soft_wrap=True)
+            found = channel.wait_funded(watcher=show_progress)
+        except KeyboardInterrupt:
+            progress.stop()
+            fail(f"stopped waiting. `paychan channel open {channel.name}` goes on; nothing is lost.", 130)
+    out.print(f"Funded by {found.outpoint}: {sat(found.value_sat)}: {found.source.words}.", soft_wrap=True)
+
+
+def _funding_progress(channel: Channel, seen: tuple[FundingOutput, ...] | ClientError) -> str:
+    if isinstance(seen, ClientError):
+        return f"Waiting: {seen}"
+    best = choose(channel.record, seen)
+    if best is not None:
+        return f"{sat(best.value_sat)} there, {best.confirmations} of {best.confirmations_needed} confirmations"
+    least = sat(channel.amount_sat)
+    most = max((output.value_sat for output in seen), default=0)
+    return f"Waiting for {least} to {channel.address}" + (f"; {sat(most)} are there, not enough" if most else "")
+
+
+def show_listing(records: list[ChannelRecord], problems: Mapping[str, Exception], as_json: bool) -> None:
+    """Show all channels, and which can't be read."""
+    if as_json:
+        broken = [problem_facts(name, error) for name, error in problems.items()]
+        out.print_json(data=[facts(record) for record in records] + broken, default=str)
+        return
+    table = Table("Name", "Stands", "Paid", "Left", "Expires", "Server")
+    for column in (2, 3):
+        table.columns[column].justify = "right"
+    for record in records:
+        expires = relative(record.expiry - time.time())
+        table.add_row(record.name, standing(record), sat(record.paid_sat), sat(record.left_sat), expires, record.url)
+    if records or not problems:
+        out.print(table if records else "No channels yet. `paychan channel new URL` makes one.")
+    for record in records:
+        if record.deposits:
+            total = sum(each.value_sat for each in record.deposits)
+            out.print(
+                f"{record.name}  {sat(total)} more at its address. {way_back(record)}", markup=False, soft_wrap=True
+            )
+        if unchecked(record):
+            out.print(f"{record.name}  {unchecked(record)}", markup=False, soft_wrap=True)
+    for name, error in problems.items():
+        err.print(f"{name}  {error}. {advice(error, name)}", markup=False, soft_wrap=True)
+
+
+def show_panel(title: str, *rows: tuple[str, str]) -> None:
+    """Show facts by name, leaving out the empty ones."""
+    grid = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        if value:  # some of it was written by a server: neither markup nor control characters of it count
+            grid.add_row(Text(name, "dim"), Text(printable(value), "green" if name == "Next" else ""))
+    out.print(Panel(grid, title=title, expand=False))

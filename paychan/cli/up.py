@@ -1,0 +1,224 @@
+"""`paychan up`: starts signer and server as the original's runEverything.sh did, and ends both together."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import IO, Annotated, cast
+
+import httpx
+import msgspec
+import typer
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from paychan.cli.terminal import err, fail, out
+from paychan.config import ServerConfig, load_server_config
+from paychan.logsink import LogSink, open_missing_descriptors
+from paychan.protocol.settings import SettingsError
+from paychan.running import Running, read_running
+from paychan.shipped import NETWORKS, shipped_directory
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+_PATIENCE_SECONDS = 10.0
+_LOOK_SECONDS = 2.0
+_STOP_SECONDS = 15.0
+
+_ORIGINAL_CLIENT_KEY = "03da3afe4f58992a8cc909522c2ec859ef218fd92fda0a67c23fb40e0303030405"
+"""The key with which the original's benchmark asks for the server's (PROTOCOL §15)."""
+
+
+class _StopSignals:
+    """Notes that we are told to stop. Acted upon where nothing is half done: no child may be left behind."""
+
+    def __init__(self) -> None:
+        self.came = False
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, self._note)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self.came = True
+
+
+EXAMPLES = "[bold]Examples[/bold]\n\n  paychan up debug\n\n  paychan up config/live\n\n  PORT=8080 paychan up debug"
+
+
+def command(
+    directory: Annotated[
+        Path, typer.Argument(help=f"Directory with server.toml and signer.toml, or one of {', '.join(NETWORKS)}")
+    ],
+) -> None:
+    """Start signer and server together, and stop both on Ctrl-C."""
+    shipped = shipped_directory(str(directory))
+    raise typer.Exit(up(shipped if shipped is not None and not directory.is_dir() else directory))
+
+
+def up(directory: Path) -> int:
+    """Run both processes until told to stop, or until one ends; return the exit status."""
+    signer_file, server_file = directory / "signer.toml", directory / "server.toml"
+    for file in (signer_file, server_file):
+        if not file.is_file():
+            fail(f"{file}: no such file. Give a directory such as config/debug", status=2)
+    try:
+        config = load_server_config(server_file)
+    except SettingsError as error:
+        fail(str(error), status=2)
+    open_missing_descriptors()
+    out.file, err.file = (
+        cast("IO[str]", LogSink(1)),
+        cast("IO[str]", LogSink(2)),
+    )  # a reader that stops or leaves must not end what we look after
+    stop = _StopSignals()
+    children: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        children["paychan-signer"] = _start("paychan-signer", str(signer_file))
+        children["paychan serve"] = _start("paychan", "serve", str(server_file))
+        running = _wait_until_serving(config, children, stop)
+        if running is not None:
+            _show(config, running, directory)
+            _watch(config, running, children, stop)
+    except (ChildProcessError, httpx.HTTPError) as error:
+        err.print(f"[red]paychan:[/red] {error}", soft_wrap=True)
+        return 1
+    else:
+        return 0
+    finally:
+        _end(children)
+        for console in (out, err):
+            cast("LogSink", console.file).drain()
+
+
+def _start(command: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start a console script of this installation, out of reach of the terminal's Ctrl-C: we pass the end on.
+
+    Should we be killed, the kernel does.
+    """
+    beside = Path(sys.executable).parent / command
+    program = str(beside) if beside.exists() else shutil.which(command)
+    if program is None:
+        fail(f"{command} is not installed beside {sys.executable}. Install the package: pip install .")
+    # the hook is safe: there are no threads here
+    return subprocess.Popen([program, *arguments], start_new_session=True, preexec_fn=_end_with_us)  # noqa: S603, PLW1509
+
+
+def _end_with_us() -> None:
+    """Runs in the child: SIGTERM for it when its parent has ended."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _check_alive(children: dict[str, subprocess.Popen[bytes]]) -> None:
+    for name, child in children.items():
+        status = child.poll()
+        if status is not None:
+            msg = f"{name} ended with status {status}; its last lines above say why"
+            raise ChildProcessError(msg)
+
+
+def _wait_until_serving(
+    config: ServerConfig, children: dict[str, subprocess.Popen[bytes]], stop: _StopSignals
+) -> Running | None:
+    """Return where the server listens, however long that takes; None when we are told to stop before it does."""
+    told_at = time.monotonic() + _PATIENCE_SECONDS
+    while not stop.came:
+        _check_alive(children)
+        if time.monotonic() > told_at:
+            err.print(f"[yellow]paychan:[/yellow] the server at {config.state_dir} does not answer yet", soft_wrap=True)
+            told_at += _PATIENCE_SECONDS
+        running = read_running(config.state_dir)
+        if running is not None and running.pid == children["paychan serve"].pid and _answers(running):
+            return running
+        time.sleep(0.05)
+    return None
+
+
+def _watch(
+    config: ServerConfig, running: Running, children: dict[str, subprocess.Popen[bytes]], stop: _StopSignals
+) -> None:
+    """Until we are told to stop: say what the server is missing, and when it is there."""
+    told: list[str] = []
+    next_look = 0.0
+    while not stop.came:
+        _check_alive(children)
+        if time.monotonic() >= next_look:
+            missing = _missing(config, running)
+            for text in missing if missing != told else ():
+                err.print(f"[yellow]missing[/yellow]  {escape(text)}", soft_wrap=True)
+            if told and not missing:
+                err.print("[green]complete[/green]: nothing is missing any more")
+            told, next_look = missing, time.monotonic() + _LOOK_SECONDS
+        time.sleep(0.1)
+
+
+def _missing(config: ServerConfig, running: Running) -> list[str]:
+    """What keeps the server from serving all, in words; in codes, where there is no token: on a full disk."""
+    token = ""
+    with contextlib.suppress(OSError):
+        token = config.management_token.read_text()
+    headers = {"Authorization": f"Bearer {token}"}
+    try:
+        health = httpx.get(f"{running.management_url}/health", headers=headers, timeout=5, trust_env=False).json()
+    except (httpx.HTTPError, ValueError) as error:
+        return [f"an answer of the server: {error}"]
+    signer = str(health["signer"])
+    return [*(["signer"] if signer.startswith("absent") else []), *map(str, health["frozen"])]
+
+
+def _answers(running: Running) -> bool:
+    try:
+        return httpx.get(f"{running.management_url}/health", timeout=5, trust_env=False).status_code in (200, 503)
+    except httpx.HTTPError:
+        return False
+
+
+def _show(config: ServerConfig, running: Running, directory: Path) -> None:
+    """Say in one glance where it is, what it is, and what to do next."""
+    prefix = "" if shutil.which("paychan") else f"{os.path.relpath(Path(sys.executable).parent)}/"
+    facts = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("URL", f"[bold]{running.url}[/bold]"),
+        ("Network", config.network_name + (" (funding is believed, nothing is published)" if config.debug else "")),
+        ("Server key", _server_key(config, running)),
+        ("State", str(config.state_dir)),
+        ("Management", running.management_url),
+        ("Next", f"[green]{prefix}paychan channel new {running.url}{' --debug' if config.debug else ''}[/green]"),
+    ):
+        facts.add_row(f"[dim]{name}[/dim]", value)
+    out.print(Panel(facts, title=f"paychan up {directory}", subtitle="Ctrl-C stops signer and server", expand=False))
+
+
+def _server_key(config: ServerConfig, running: Running) -> str:
+    """Return the one key of debug mode; elsewhere every channel has its own."""
+    if not config.debug:
+        return "one for each channel"
+    query = {"client_pubkey": _ORIGINAL_CLIENT_KEY, "exp_time": "1500000000"}
+    try:
+        answer = httpx.get(f"{running.url}/v1/fundingInfo", params=query, timeout=5, trust_env=False)
+    except httpx.HTTPError as error:
+        return f"not known yet: {error}"
+    if answer.status_code != 200:
+        return f"not known: {answer.reason_phrase}"
+    return str(msgspec.json.decode(answer.content)["server_pubkey"])
+
+
+def _end(children: dict[str, subprocess.Popen[bytes]]) -> None:
+    """Stop the server before the signer it may still need."""
+    for child in reversed(children.values()):
+        if child.poll() is None:
+            child.terminate()
+            try:
+                child.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()

@@ -1,0 +1,215 @@
+"""Closing a channel, and asking how it stands, from the payer's side."""
+
+from __future__ import annotations
+
+import msgspec
+from bitcoin.core import CTransaction
+from bitcoin.core.serialize import SerializationError
+from msgspec import UNSET, Struct
+
+from paychan.client.errors import (
+    FeeTooHigh,
+    InsufficientFunds,
+    ServerMisbehaved,
+    TermsUnacceptable,
+    WouldLeaveDust,
+    WrongState,
+)
+from paychan.client.flows.follow import ask_channel
+from paychan.client.flows.verdict import holds_pending, result_of
+from paychan.client.record import ChannelRecord, State
+from paychan.client.transport import routes
+from paychan.client.transport.answers import check_result, printable, refusal, settlement_txid
+from paychan.client.transport.effects import Flow, Patience, Request, Response, Save, is_busy
+from paychan.protocol.address import decode_address
+from paychan.protocol.types import OutPoint, Sat
+from paychan.protocol.wire.rbpcp import ChannelStatus, PaymentResult
+
+_replace = msgspec.structs.replace
+
+
+_SETTLEMENT_BYTES = 340
+"""A settlement of one channel with change, about."""
+
+_MOST_PERCENT = 10
+_MOST_SAT_PER_VB = 100
+_LEAST_SAT_PER_VB = 2
+"""A fee that is offered is a payment to the server, which it is meant to pass on: above this it needs an explicit word."""
+
+
+class Settled(Struct, frozen=True):
+    """A closed channel, and what finds its settlement: it spends `outpoint` and pays `change_sat` back.
+
+    The txid is the server's; whoever relays a transaction of this kind can change its txid, never where it pays to.
+    """
+
+    settlement_txid: str
+    outpoint: str
+    change_sat: Sat
+    change_address: str
+    offered_fee_sat: Sat = Sat(0)
+    paid_fee_sat: Sat | None = None
+    """What the settlement pays as fee, read from the transaction; None if the server showed none, or settled several."""
+
+
+def most_fee_sat(left_sat: Sat) -> Sat:
+    """Fee that may be offered for a settlement without an explicit word."""
+    most = min(left_sat * _MOST_PERCENT // 100, _SETTLEMENT_BYTES * _MOST_SAT_PER_VB)
+    return Sat(max(most, _SETTLEMENT_BYTES * _LEAST_SAT_PER_VB))
+
+
+def probe(record: ChannelRecord, patience: Patience) -> Flow[ChannelRecord]:
+    """Ask how the channel stands, by showing the newest payment that the server acknowledged: it is worth nothing.
+
+    Tells, too, whether a payment without an answer was booked. Returns the record as it is now.
+    """
+    if record.ended or record.acknowledged_sat is None:
+        return record
+    seen = yield from ask_channel(record, _agreed, patience)
+    record = seen.record
+    booked = holds_pending(record, seen.response)
+    if not booked:
+        result = yield from result_of(record, seen.response)
+        check_result(result, ChannelStatus.OPEN, {record.agreed_sat}, {0})
+    acknowledged = record.signed_sat if booked else record.acknowledged_sat
+    now = _replace(
+        record,
+        state=State.OPEN,
+        acknowledged_sat=acknowledged,
+        refused=acknowledged != record.signed_sat,
+        closing_sat=None,
+        closing_address="",
+    )
+    if now != record:
+        yield Save(now)
+    return now
+
+
+def _agreed(record: ChannelRecord) -> Request:
+    return routes.pay_request(_replace(record, application_data=""), record.sign(record.agreed_sat))
+
+
+def close(
+    record: ChannelRecord, patience: Patience, *, fee_sat: int, change_address: str, max_fee_sat: int | None = None
+) -> Flow[Settled]:
+    """Have the channel settled. In v2 with a last payment of `fee_sat`, and change to another address if wanted.
+
+    Change that would fund the channel again goes home instead: it would be locked in there until the expiry.
+    A closing that got no answer is asked for again as it was. The settlement that the server shows must pay the change.
+
+    Raises:
+        FeeTooHigh: `fee_sat` is more than `max_fee_sat`, or else than `most_fee_sat`; the server would get it all.
+    """
+    if record.version == 1 and (fee_sat or change_address):
+        raise TermsUnacceptable(what="closing", got="a fee or an address", want="neither in protocol version 1")
+    if record.state is State.CLOSED:
+        return settled(record)
+    if record.state in (State.NEW, State.REFUNDED):
+        raise WrongState(name=record.name, state=record.state.value, need=State.OPEN.value)
+    if record.closing_sat is None:
+        most_sat = most_fee_sat(record.agreed_sat) if max_fee_sat is None else max_fee_sat
+        if fee_sat > most_sat:
+            rule = f"{_MOST_PERCENT} % of {record.agreed_sat} sat, and {_MOST_SAT_PER_VB} sat per byte"
+            raise FeeTooHigh(got_sat=fee_sat, most_sat=most_sat, rule=rule if max_fee_sat is None else "your own limit")
+        record = _closing(record, fee_sat, change_address or (record.home_address if record.movable else ""))
+        yield Save(record)
+    record, response = yield from _ask_to_close(record, patience)
+    if record.left_sat < (record.closing_sat or 0) and holds_pending(record, response):
+        fee = record.agreed_sat - (record.closing_sat or 0)
+        record = _closing(_replace(record, acknowledged_sat=record.signed_sat), fee, record.closing_address)
+        yield Save(record)
+        record, response = yield from _ask_to_close(record, patience)
+    result = yield from result_of(record, response)
+    closing_sat = record.closing_sat or Sat(0)
+    # PROTOCOL §6.4: v2 reports that nothing is left in the channel, v1 what goes back.
+    check_result(result, ChannelStatus.CLOSED, {closing_sat} if record.version == 1 else {closing_sat, 0}, {0})
+    offered, paid = Sat(record.agreed_sat - closing_sat), _paid_fee(record, result)
+    record = _replace(
+        record,
+        state=State.CLOSED,
+        signed_sat=closing_sat,
+        acknowledged_sat=closing_sat,
+        refused=False,
+        settlement_txid=settlement_txid(result),
+        offered_fee_sat=offered,
+        paid_fee_sat=paid,
+    )
+    yield Save(record)
+    return settled(record)
+
+
+def _paid_fee(record: ChannelRecord, result: PaymentResult) -> Sat | None:
+    """Read the fee from the settlement that the server shows, which must pay us what we signed for.
+
+    Raises:
+        ServerMisbehaved: it is no settlement of this channel, or pays less change.
+    """
+    text = result.settlement_transaction
+    if text is UNSET or not text:
+        return None
+    try:
+        transaction = CTransaction.deserialize(bytes.fromhex(text))
+    except (SerializationError, ValueError) as error:
+        raise ServerMisbehaved(what="settlement", got=printable(error)[:100], want="a transaction") from None
+    txid = transaction.GetTxid()[::-1].hex()
+    if txid != result.settlement_txid:
+        raise ServerMisbehaved(what="txid of the settlement", got=printable(result.settlement_txid), want=txid)
+    spent = [OutPoint(bytes(each.prevout.hash), int(each.prevout.n)) for each in transaction.vin]
+    if record.outpoint not in spent:
+        raise ServerMisbehaved(what="settlement", got="another output's", want=f"one that spends {record.outpoint}")
+    index, change_sat = spent.index(record.outpoint), record.closing_sat or 0
+    ours = {
+        record.closing_address or record.change_address,
+        record.change_address,
+    }  # it may have settled before we asked
+    scripts = {decode_address(address, record.network) for address in ours}
+    there = [(each.nValue, bytes(each.scriptPubKey)) for each in transaction.vout][index : index + 1]
+    if change_sat and not any(value >= change_sat and paid_to in scripts for value, paid_to in there):
+        raise ServerMisbehaved(what="change in the settlement", got=there or "none", want=change_sat)
+    return Sat(record.funding_sat - sum(each.nValue for each in transaction.vout)) if len(spent) == 1 else None
+
+
+def _ask_to_close(record: ChannelRecord, patience: Patience) -> Flow[tuple[ChannelRecord, Response]]:
+    seen = yield from ask_channel(record, _last, patience, busy=_is_settling)
+    return seen.record, seen.response
+
+
+def _last(record: ChannelRecord) -> Request:
+    return routes.close_request(record, record.sign(record.closing_sat or Sat(0), record.closing_address))
+
+
+def settled(record: ChannelRecord) -> Settled:
+    """What is known of a closed channel's settlement."""
+    address = record.closing_address or record.change_address
+    return Settled(
+        record.settlement_txid,
+        record.funding_outpoint,
+        record.left_sat,
+        address,
+        record.offered_fee_sat,
+        record.paid_fee_sat,
+    )
+
+
+def _closing(record: ChannelRecord, fee_sat: int, change_address: str) -> ChannelRecord:
+    """Record the closing payment that is about to leave; it too counts as given away."""
+    change = record.agreed_sat - fee_sat
+    if fee_sat < 0 or change < 0:
+        raise InsufficientFunds(want_sat=fee_sat, left_sat=record.agreed_sat)
+    if 0 < change < record.dust_sat:
+        most = max(0, record.agreed_sat - record.dust_sat)
+        raise WouldLeaveDust(change_sat=change, dust_sat=record.dust_sat, most_sat=most)
+    if change_address:
+        decode_address(change_address, record.network)
+    return _replace(
+        record,
+        state=State.CLOSING,
+        closing_sat=Sat(change),
+        closing_address=change_address,
+        signed_sat=min(record.left_sat, Sat(change)),
+    )
+
+
+def _is_settling(response: Response) -> bool:
+    """A closing channel answers 410 until its settlement is out (PROTOCOL §5.4): the same request again, later."""
+    return is_busy(response) or (response.status == 410 and refusal(response).code in ("", "channel_closing"))

@@ -1,0 +1,162 @@
+"""Opening a channel and paying over it, from the payer's side.
+
+The order is always: sign, save, send, compare, save. A payment that was signed once counts as given away, whatever
+the server answers; so nothing that follows it pays less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from paychan.client.errors import TermsUnacceptable, Unacknowledged, WrongState
+from paychan.client.flows import close as closing
+from paychan.client.flows.follow import ask_channel
+from paychan.client.flows.verdict import need, refuse, result_of
+from paychan.client.limits import Limits
+from paychan.client.record import ChannelRecord, State
+from paychan.client.spend import next_change
+from paychan.client.transport import routes
+from paychan.client.transport.answers import check_result, settlement_txid
+from paychan.client.transport.effects import Flow, Patience, Request, Response, Save, ask
+from paychan.protocol.types import Sat
+from paychan.protocol.wire.rbpcp import ChannelStatus, PaymentResult
+
+_replace = msgspec.structs.replace
+
+
+class Receipt(Struct, frozen=True):
+    """A payment that the server took; amounts in satoshi."""
+
+    paid_sat: Sat
+    total_paid_sat: Sat
+    left_sat: Sat
+    repeated: bool
+    """The server had booked it, or a part of it, before; only its answer was lost."""
+    settlement_txid: str
+    """Of a payment that gave everything and so closed the channel; "" else, or while the settlement waits."""
+    application_data: str
+
+
+# --- opening --------------------------------------------------------------------------------------------------------
+
+
+def open_channel(record: ChannelRecord, amount_sat: int | None, limits: Limits, patience: Patience) -> Flow[Receipt]:
+    """Open with a first payment (default: the open price). One that never got an answer is sent again as it was."""
+    need(record, State.NEW)
+    if not record.funding_outpoint:
+        raise WrongState(name=record.name, state="not funded", need="funding")
+    again = record.signed_sat is not None and not record.refused
+    if not again:
+        amount = record.open_price_sat if amount_sat is None else amount_sat
+        if amount < record.open_price_sat:
+            want = f"at least {record.open_price_sat}"
+            raise TermsUnacceptable(what="opening payment in satoshi", got=amount, want=want)
+        record = _signed(record, next_change(record, amount, limits, drain=amount == record.funding_sat))
+        yield Save(record)
+    elif amount_sat not in (None, record.pending_sat):
+        raise Unacknowledged(pending_sat=record.pending_sat)
+    paid = record.pending_sat
+    reply = yield from ask(routes.open_request(record, record.sign(record.left_sat)), patience)
+    if reply.response.status == 409:
+        return (yield from _take_over(record, reply.response, patience))
+    result = yield from result_of(record, reply.response)
+    record = _replace(record, location=routes.resource(record, reply.response))
+    return (yield from _acknowledge(record, result, {paid}, paid))
+
+
+def _signed(record: ChannelRecord, change_sat: Sat, application_data: str = "") -> ChannelRecord:
+    """Record that this payment is about to leave; the opening one names a v2 channel."""
+    record = _replace(record, signed_sat=change_sat, refused=False, application_data=application_data)
+    if record.state is State.NEW:
+        record = _replace(record, secret=routes.secret_of(record, record.sign(change_sat)))
+    return record
+
+
+def _take_over(record: ChannelRecord, conflict: Response, patience: Patience) -> Flow[Receipt]:
+    """Go on with a channel that exists: ours, if it takes the opening payment again as worth nothing new.
+
+    Then the answer to our own opening was lost. Without a Location it was settled earlier (PROTOCOL §5.2), or moved.
+    """
+    if not routes.located(conflict, record.url) and not record.movable:
+        yield from refuse(record, conflict)
+    found = _replace(record, location=routes.resource(record, conflict))
+    paid = found.pending_sat
+    seen = yield from ask_channel(found, _newest, patience)
+    if 400 <= seen.response.status < 500:
+        yield from refuse(seen.record if seen.moved else record, conflict)
+    result = yield from result_of(seen.record, seen.response)
+    return (yield from _acknowledge(seen.record, result, {0}, paid))
+
+
+# --- paying ---------------------------------------------------------------------------------------------------------
+
+
+def pay(
+    record: ChannelRecord, amount_sat: int, limits: Limits, patience: Patience, *, drain: bool, application_data: str
+) -> Flow[Receipt]:
+    """Pay an amount, or with `drain` everything that is left, which closes the channel.
+
+    Raises:
+        Unacknowledged: an earlier payment has no answer yet (`resume`).
+        InsufficientFunds, WouldLeaveDust, WouldTakeBack, OverLimit: see `spend.next_change`.
+        ValueError: not an amount to pay.
+    """
+    need(record, State.OPEN)
+    if amount_sat <= 0 and not drain:
+        msg = f"payment of {amount_sat} sat: want at least 1 sat"
+        raise ValueError(msg)
+    if record.unacknowledged and not record.refused:
+        raise Unacknowledged(pending_sat=record.pending_sat)
+    refused_at = record.left_sat if record.unacknowledged else None
+    record = _signed(record, next_change(record, amount_sat, limits, drain=drain), application_data)
+    yield Save(record)
+    received = {record.pending_sat}
+    if refused_at is not None:  # the server said no to that payment, and may have booked it later all the same
+        received.add(Sat(refused_at - record.left_sat))
+    return (yield from transfer(record, patience, received))
+
+
+def resume(record: ChannelRecord, patience: Patience) -> Flow[Receipt]:
+    """Send the newest signed payment again. The server books it once, however often it is sent."""
+    need(record, State.OPEN)
+    return (yield from transfer(record, patience, {record.pending_sat, Sat(0)}))
+
+
+def transfer(record: ChannelRecord, patience: Patience, received: Collection[int]) -> Flow[Receipt]:
+    """Send the newest signed payment, which is saved already; `received` is what the server may call its value."""
+    paid = record.pending_sat
+    seen = yield from ask_channel(record, _newest, patience)
+    record = seen.record
+    if seen.moved:  # what the settlement has was paid before
+        received = {record.pending_sat}
+    if record.left_sat == 0 and seen.response.status == 410:
+        return (yield from _drained_before(record, patience, paid))
+    result = yield from result_of(record, seen.response)
+    return (yield from _acknowledge(record, result, {*received, 0} if seen.repeated else received, paid))
+
+
+def _newest(record: ChannelRecord) -> Request:
+    return routes.pay_request(record, record.sign(record.left_sat))
+
+
+def _drained_before(record: ChannelRecord, patience: Patience, paid: Sat) -> Flow[Receipt]:
+    """Learn the end of a channel that took our last payment and closed, when the answer was lost: ask it to close."""
+    record = _replace(record, state=State.CLOSING, closing_sat=Sat(0))
+    yield Save(record)
+    settled = yield from closing.close(record, patience, fee_sat=0, change_address="")
+    return Receipt(paid, record.paid_sat, Sat(0), True, settled.settlement_txid, "")
+
+
+def _acknowledge(record: ChannelRecord, result: PaymentResult, received: Collection[int], paid: Sat) -> Flow[Receipt]:
+    """Compare the result with the newest signed payment, then take over that the server has it: all of `paid`."""
+    drained = record.left_sat == 0
+    status = ChannelStatus.CLOSED if drained else ChannelStatus.OPEN
+    check_result(result, status, {record.left_sat}, received)
+    txid = settlement_txid(result, may_wait=True) if drained else ""
+    state = State.OPEN if not drained else State.CLOSED if txid else State.CLOSING
+    yield Save(_replace(record, acknowledged_sat=record.left_sat, refused=False, state=state, settlement_txid=txid))
+    said = "" if result.application_data is UNSET else result.application_data
+    return Receipt(paid, record.paid_sat, record.left_sat, result.value_received != paid, txid, said)

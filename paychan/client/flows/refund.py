@@ -1,0 +1,157 @@
+"""Taking one's own back: the refund after expiry, and the key that change is paid to."""
+
+from __future__ import annotations
+
+import bitcoin.base58
+import msgspec
+from bitcoin.core import CTransaction, Hash
+from msgspec import Struct
+
+from paychan.client.coins import Deposit, Source, parse_outpoint
+from paychan.client.errors import FeeTooHigh, FundingTooSmall, ValueUnchecked, WrongState
+from paychan.client.record import ChannelRecord, State
+from paychan.client.transport.effects import Flow, Save
+from paychan.protocol.address import decode_address, encode_address, key_script
+from paychan.protocol.kinds.refund import INPUT_BYTES, Coin, Refund, sign_refunds
+from paychan.protocol.types import Network, OutPoint, Sat
+
+REFUND_SAT_PER_VB = 2
+"""Fee rate of the refund that is signed before the channel opens; another can be signed at any time."""
+
+MOST_FEE_PERCENT = 10
+MOST_SAT_PER_VB = 200
+"""A refund's fee above this share of what it takes, or above this rate, needs an explicit word: `RefundTerms.max_fee_sat`."""
+
+RELAYED_SAT = 546
+"""Least output to a P2PKH address that nodes relay (policy.h: 3 sat per byte); the server's dust limit is its own affair."""
+
+_replace = msgspec.structs.replace
+
+
+def key_address(client_key: bytes, network: Network) -> str:
+    """P2PKH address of the channel's own key: where change goes unless the payer names another address."""
+    return encode_address(key_script(client_key), network)
+
+
+def wif(record: ChannelRecord) -> str:
+    """Private key in the form that wallets import, to sweep what was paid to `key_address`."""
+    payload = bytes([record.network.wif_version]) + bytes.fromhex(record.private_key) + b"\x01"
+    return str(bitcoin.base58.encode(payload + Hash(payload)[:4]))
+
+
+class RefundTerms(Struct, frozen=True):
+    """How a refund is to be signed."""
+
+    sat_per_vb: int = REFUND_SAT_PER_VB
+    address: str = ""
+    """Receives everything; "" for the channel's home address."""
+    coins: tuple[Deposit, ...] | None = None
+    """What to take back; None for all that the record holds (`ChannelRecord.held`)."""
+    max_fee_sat: int | None = None
+    """The most to pay as fee; None for `most_fee_sat`."""
+    unchecked: bool = False
+    """Sign for values that nothing has checked."""
+
+
+def refund(record: ChannelRecord, terms: RefundTerms) -> Refund:
+    """Sign the transaction that takes back, without the server, what is at the address once `expiry` has passed.
+
+    Outputs that cost more than they hold are left, unless there is nothing else.
+
+    Raises:
+        WrongState: nothing there.
+        ValueUnchecked: what an output holds was never checked, and that is not allowed.
+        FeeTooHigh: above `terms.max_fee_sat`, or else above `most_fee_sat`.
+        FundingTooSmall: the fee leaves less than relays.
+        Malformed: not an address of the channel's network.
+    """
+    held = record.held if terms.coins is None else terms.coins
+    coins = [coin for coin in held if coin.value_sat > terms.sat_per_vb * INPUT_BYTES] or list(held)
+    if not coins:
+        raise WrongState(name=record.name, state="not funded", need="funding")
+    for coin in coins:
+        if not (coin.source.checked or terms.unchecked):
+            raise ValueUnchecked(outpoint=coin.outpoint, value_sat=coin.value_sat, source=coin.source.words)
+    script = decode_address(terms.address or record.home_address, record.network, "refund address")
+    total_sat = sum(coin.value_sat for coin in coins)
+    inputs = [Coin(parse_outpoint(coin.outpoint), coin.value_sat) for coin in coins]
+    size = len(sign_refunds(record.key, record.terms, inputs, script, Sat(0)).transaction)
+    fee_sat = Sat(size * terms.sat_per_vb)
+    if total_sat - fee_sat < RELAYED_SAT:
+        raise FundingTooSmall(got_sat=total_sat, need_sat=fee_sat + RELAYED_SAT)
+    most_sat = most_fee_sat(total_sat, size) if terms.max_fee_sat is None else terms.max_fee_sat
+    if fee_sat > most_sat:
+        rule = f"{MOST_FEE_PERCENT} % of {total_sat} sat, and {MOST_SAT_PER_VB} sat per byte"
+        if terms.max_fee_sat is not None:
+            rule = "your own limit"
+        raise FeeTooHigh(got_sat=fee_sat, most_sat=most_sat, rule=rule)
+    return sign_refunds(record.key, record.terms, inputs, script, fee_sat)
+
+
+def most_fee_sat(total_sat: int, size: int) -> Sat:
+    """Fee up to which a refund needs no explicit word: a share of what it takes, and a rate; the least rate always."""
+    share = total_sat * MOST_FEE_PERCENT // 100
+    return Sat(max(min(share, size * MOST_SAT_PER_VB), size * REFUND_SAT_PER_VB))
+
+
+def affordable_rate(total_sat: int, size: int, wanted_sat_per_vb: int) -> int:
+    """Lower a rate that was not typed by the payer to what `most_fee_sat` allows, and what leaves an output that relays."""
+    return max(1, min(wanted_sat_per_vb, most_fee_sat(total_sat, size) // size, (total_sat - RELAYED_SAT) // size))
+
+
+def first_refund(record: ChannelRecord) -> tuple[str, ...]:
+    """Sign the refund that a payer holds from the moment the funding is known; none when its fee would eat it up.
+
+    It lies in the wallet for the day when nothing else is left; commands that publish or show a refund sign anew.
+    """
+    coins = () if record.funding is None else (record.funding,)
+    try:
+        signed = refund(record, RefundTerms(coins=coins, max_fee_sat=record.funding_sat, unchecked=True))
+    except FundingTooSmall:
+        return ()
+    return (signed.transaction.hex(),)
+
+
+def keep_refund(record: ChannelRecord, terms: RefundTerms) -> Flow[Refund]:
+    """Sign a refund and keep it, as everything that is published has to be known again. Raises like `refund`."""
+    signed = refund(record, terms)
+    raw = signed.transaction.hex()
+    others = tuple(each for each in record.refunds if each != raw)
+    if record.refunds != (*others, raw):
+        yield Save(_replace(record, refunds=(*others, raw)))
+    return signed
+
+
+def coins_at(record: ChannelRecord, outpoint: OutPoint, value_sat: Sat) -> Flow[ChannelRecord]:
+    """Note where a chain of the payer's shows the coins of a channel that takes no more payments, with their refund.
+
+    They are at the change output of a settlement that the server made without a word to us.
+    """
+    here = _replace(
+        record,
+        funding_outpoint=str(outpoint),
+        funding_sat=value_sat,
+        earlier_paid_sat=Sat(max(0, record.earlier_paid_sat + record.funding_sat - value_sat)),
+        signed_sat=value_sat,
+        acknowledged_sat=value_sat,
+        refused=False,
+        funding_source=Source.CHAIN,
+        deposits=tuple(each for each in record.deposits if each.outpoint != str(outpoint)),
+    )
+    here = _replace(here, refunds=(*record.refunds, *first_refund(here)))
+    yield Save(here)
+    return here
+
+
+def is_refund(record: ChannelRecord, txid: str) -> bool:
+    """Say whether a displayed txid is that of a refund of ours."""
+    return any(CTransaction.deserialize(bytes.fromhex(raw)).GetTxid()[::-1].hex() == txid for raw in record.refunds)
+
+
+def spent(record: ChannelRecord, txid: str) -> Flow[ChannelRecord]:
+    """Note which transaction (displayed txid) spent the funding, deep in the chain: a refund of ours, or the settlement."""
+    ending = State.REFUNDED if is_refund(record, txid) else State.CLOSED
+    settlement = "" if ending is State.REFUNDED else txid
+    record = _replace(record, state=ending, settlement_txid=settlement, end_seen=True)
+    yield Save(record)
+    return record

@@ -1,0 +1,198 @@
+"""Many payments over a stream, from the payer's side.
+
+The order is that of `paying`: sign, save, send, compare. Payments leave in frames; the record that is saved before a
+frame leaves holds its newest payment, which includes all others. So what is in flight is always covered, and if the stream
+is lost, or says no, that payment is sent by `PUT`, which pays for the whole frame, once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from paychan.client.errors import ServerMisbehaved, Unacknowledged
+from paychan.client.flows import pay as paying
+from paychan.client.flows.pay import Receipt
+from paychan.client.flows.verdict import need
+from paychan.client.limits import Limits
+from paychan.client.record import ChannelRecord, State
+from paychan.client.spend import next_change
+from paychan.client.transport import routes
+from paychan.client.transport.answers import printable
+from paychan.client.transport.effects import Connect, Connected, Flow, Patience, Pause, Receive, Received, Save, Send
+from paychan.protocol.errors import Malformed
+from paychan.protocol.payment import PaymentSigner
+from paychan.protocol.types import Sat
+from paychan.protocol.wire.payment_frames import Said, Taken, read_answers, write_payments
+from paychan.protocol.wire.rbpcp import ChannelStatus, PaymentResult
+
+Watcher: TypeAlias = Callable[[int], object]
+"""Is told how many payments have been made."""
+
+_FRAME_PAYMENTS = 64
+_FRAMES_IN_FLIGHT = 2
+"""One is signed and saved while the server has the other."""
+
+_replace = msgspec.structs.replace
+
+
+class Series(Struct, frozen=True):
+    """So many payments of `amount_sat` each, `every_seconds` apart (0: as fast as it goes)."""
+
+    amount_sat: Sat
+    times: int
+    every_seconds: float = 0.0
+    watcher: Watcher | None = None
+
+    def tell(self, done: int) -> None:
+        if self.watcher is not None:
+            self.watcher(done)
+
+
+class _Batch(Struct):
+    """A frame that was sent: the change values of its payments, and what was answered to it so far."""
+
+    changes: Sequence[Sat]
+    answers: list[Taken | Said]
+
+
+def pay_series(
+    record: ChannelRecord, series: Series, limits: Limits, patience: Patience
+) -> Flow[tuple[int, Receipt | None]]:
+    """Pay as much of a series as goes over a stream; return how many payments were made, and the receipt of the last.
+
+    None where the channel or the server has no stream. What is left of a series is for `PUT`, which says why, too.
+
+    Raises:
+        Unacknowledged, OverLimit, InsufficientFunds, WouldLeaveDust: before anything is signed; see `paying.pay`.
+        ServerMisbehaved: an answer that contradicts what was signed.
+        Refused, Unreachable: a payment was not taken by `PUT` either; it is kept (`resume`).
+    """
+    need(record, State.OPEN)
+    if record.unacknowledged:
+        if not record.refused:
+            raise Unacknowledged(pending_sat=record.pending_sat)
+        return 0, None
+    next_change(record, series.amount_sat, limits, drain=False)
+    if record.version != 2 or not isinstance((yield Connect(routes.stream_url(record), record.secret)), Connected):
+        return 0, None
+    return (yield from _Run(record, series, patience).flow())
+
+
+class _Run:
+    """One series on its way."""
+
+    def __init__(self, record: ChannelRecord, series: Series, patience: Patience) -> None:
+        self._record, self._series, self._patience = record, series, patience
+        self._signer: PaymentSigner = record.signer()
+        self._amount = series.amount_sat
+        self._to_sign = min(series.times, (record.left_sat - record.dust_sat) // series.amount_sat)
+        self._in_flight: deque[_Batch] = deque()
+        self._done, self._said = 0, ""
+        self._one_by_one = series.every_seconds > 0
+
+    def flow(self) -> Flow[tuple[int, Receipt | None]]:
+        while self._to_sign or self._in_flight:
+            while self._to_sign and len(self._in_flight) < (1 if self._one_by_one else _FRAMES_IN_FLIGHT):
+                yield from self._send()
+            if not (yield from self._receive()):
+                return (yield from self._by_put())
+            if self._one_by_one and self._to_sign:
+                yield Pause(self._series.every_seconds)
+        yield Save(self._record)
+        return self._done, self._receipt()
+
+    def _send(self) -> Flow[None]:
+        """Sign a frame, save its newest payment, and let it leave."""
+        count = 1 if self._one_by_one else min(_FRAME_PAYMENTS, self._to_sign)
+        left = self._record.left_sat
+        changes = [Sat(left - self._amount * number) for number in range(1, count + 1)]
+        frame = write_payments([self._signer.payment(change) for change in changes])
+        self._to_sign -= count
+        self._record = _replace(self._record, signed_sat=changes[-1], application_data="")
+        yield Save(self._record)
+        self._in_flight.append(_Batch(changes, []))
+        yield Send(frame)
+
+    def _receive(self) -> Flow[bool]:
+        """Take answers until a frame has all of its own; False when the stream is lost or says no."""
+        batch = self._in_flight[0]
+        while len(batch.answers) < len(batch.changes):
+            came = yield Receive()
+            if not isinstance(came, Received):
+                return False
+            self._deal_out(_read(came.frame))
+        if any(isinstance(answer, Said) and not self._is_yes(answer) for answer in batch.answers):
+            return False
+        self._in_flight.popleft()
+        for change, answer in zip(batch.changes, batch.answers, strict=True):
+            self._compare(change, answer)
+        self._done += len(batch.changes)
+        self._record = _replace(self._record, acknowledged_sat=batch.changes[-1], refused=False)
+        self._series.tell(self._done)
+        return True
+
+    def _deal_out(self, answers: list[Taken | Said]) -> None:
+        """Give each frame that was sent its answers, which come in order."""
+        rest = iter(answers)
+        for batch in self._in_flight:
+            batch.answers.extend(
+                answer for _, answer in zip(range(len(batch.changes) - len(batch.answers)), rest, strict=False)
+            )
+        if next(rest, None) is not None:
+            raise ServerMisbehaved(
+                what="answers of the stream", got=f"{len(answers)} and more", want="one for each payment"
+            )
+
+    def _is_yes(self, said: Said) -> bool:
+        return said.status == 200
+
+    def _compare(self, change: Sat, answer: Taken | Said) -> None:
+        """Compare an answer with what was signed."""
+        left, value = (answer.change_sat, answer.value_sat) if isinstance(answer, Taken) else self._result(answer)
+        if left != change:
+            raise ServerMisbehaved(what="channel_value_left", got=left, want=change)
+        if value != self._amount:
+            raise ServerMisbehaved(what="value_received", got=value, want=self._amount)
+
+    def _result(self, said: Said) -> tuple[int, int]:
+        try:
+            result = msgspec.json.decode(said.body, type=PaymentResult)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise ServerMisbehaved(what="result", got=str(error)[:120], want="the documented JSON object") from None
+        if result.channel_status is not ChannelStatus.OPEN:
+            raise ServerMisbehaved(what="channel_status", got=result.channel_status.value, want="open")
+        self._said = "" if result.application_data is UNSET else result.application_data
+        return result.channel_value_left, result.value_received
+
+    def _by_put(self) -> Flow[tuple[int, Receipt | None]]:
+        """Send the newest payment by `PUT`: that knows busy servers, moved and ended channels, and refusals."""
+        record = self._record
+        self._done += sum(len(batch.changes) for batch in self._in_flight)
+        receipt = yield from paying.transfer(record, self._patience, range(record.pending_sat + 1))
+        self._series.tell(self._done)
+        return self._done, _replace(receipt, paid_sat=self._amount)
+
+    def _receipt(self) -> Receipt:
+        record = self._record
+        return Receipt(self._amount, record.paid_sat, record.left_sat, False, "", self._said)
+
+
+def _read(frame: bytes) -> list[Taken | Said]:
+    try:
+        return read_answers(frame)
+    except Malformed as error:
+        raise ServerMisbehaved(what="frame", got=printable(error)[:120], want="the documented layout") from None
+
+
+def pay_later(
+    record: ChannelRecord, seconds: float, amount_sat: int, limits: Limits, patience: Patience, application_data: str
+) -> Flow[Receipt]:
+    """Pay by `PUT`, after a pause."""
+    if seconds:
+        yield Pause(seconds)
+    return (yield from paying.pay(record, amount_sat, limits, patience, drain=False, application_data=application_data))

@@ -1,0 +1,1 @@
+"""Effects of flows, and their performance over HTTP and WebSocket."""

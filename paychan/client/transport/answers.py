@@ -1,0 +1,104 @@
+"""Reading what the server answered, believing nothing: results are compared with what was signed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from typing import Any
+
+import msgspec
+
+from paychan.client.errors import (
+    ChannelConflict,
+    ChannelGone,
+    ChannelMoving,
+    ChannelUnknown,
+    PaymentRefused,
+    Refused,
+    ServerFailed,
+    ServerMisbehaved,
+)
+from paychan.client.transport.effects import MOVED, Response
+from paychan.protocol.wire.rbpcp import ChannelStatus, PaymentResult
+
+TXID = re.compile(r"[0-9a-f]{64}")
+_MAX_REASON_CHARS = 300
+
+_BY_STATUS: dict[int, type[Refused]] = {
+    400: PaymentRefused,
+    404: ChannelUnknown,
+    409: ChannelConflict,
+    410: ChannelGone,
+    429: ServerFailed,
+    **dict.fromkeys(MOVED, ServerFailed),
+}
+
+
+def refusal(response: Response) -> Refused:
+    """Read an answer that is no success: JSON body if there is one, else the reason phrase (PROTOCOL §5.7, §6.7)."""
+    try:
+        fields: Any = json.loads(response.body)
+    except (ValueError, RecursionError):
+        fields = {}
+    if not isinstance(fields, dict):
+        fields = {}
+    code, reason = fields.pop("code", ""), fields.pop("error", "") or response.reason
+    kind = ServerFailed if response.status >= 500 else _BY_STATUS.get(response.status, Refused)
+    if code == "channel_moving":
+        kind = ChannelMoving
+    return kind(response.status, printable(code), printable(reason), fields)
+
+
+def printable(value: object) -> str:
+    """Pass a short text of the server's without control characters, which a terminal would obey."""
+    return "".join(c if c.isprintable() else " " for c in str(value)[:_MAX_REASON_CHARS])
+
+
+def read_result(response: Response) -> PaymentResult:
+    """Read a success.
+
+    Raises:
+        Refused: it is none.
+        ServerMisbehaved: it is one, but not the JSON object of PROTOCOL §5.5 (D22: such a text is not a balance).
+    """
+    if response.status not in (200, 201, 202):
+        raise refusal(response)
+    try:
+        return msgspec.json.decode(response.body, type=PaymentResult)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ServerMisbehaved(what="result", got=str(error)[:120], want="the documented JSON object") from None
+
+
+def check_result(
+    result: PaymentResult, status: ChannelStatus, left: Collection[int], received: Collection[int]
+) -> None:
+    """Compare a result with what was signed.
+
+    Raises:
+        ServerMisbehaved: status or amounts contradict it.
+    """
+    if result.channel_status is not status:
+        raise ServerMisbehaved(what="channel_status", got=result.channel_status.value, want=status.value)
+    if result.channel_value_left not in left:
+        raise ServerMisbehaved(what="channel_value_left", got=result.channel_value_left, want=_either(left))
+    if result.value_received not in received:
+        raise ServerMisbehaved(what="value_received", got=result.value_received, want=_either(received))
+
+
+def settlement_txid(result: PaymentResult, *, may_wait: bool = False) -> str:
+    """Return the txid of a closed channel's settlement; "" if it `may_wait` and does.
+
+    Raises:
+        ServerMisbehaved: not the text of a txid.
+    """
+    text = result.settlement_txid or ""
+    if not TXID.fullmatch(text) and (text or not may_wait):
+        raise ServerMisbehaved(what="settlement_txid", got=printable(text)[:70] or "none", want="64 hex digits")
+    return text
+
+
+def _either(values: Collection[int]) -> str:
+    if isinstance(values, range):
+        return f"{values[0]} to {values[-1]}"
+    return " or ".join(map(str, sorted(values)))

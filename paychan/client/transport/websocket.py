@@ -1,0 +1,96 @@
+"""The stream of a flow, over the library `websockets`: one for programs that wait, one for those on an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, ExitStack
+from typing import Any, Self
+
+from websockets.asyncio.client import ClientConnection as AsyncConnection
+from websockets.asyncio.client import connect as connect_async
+from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+from paychan.client.transport.effects import Connect, Connected, NoAnswer, Receive, Received, Send
+
+_CONNECT_SECONDS = 10
+_ANSWER_SECONDS = 30
+"""A frame takes milliseconds; an application that is asked about each payment may think."""
+
+_MAX_FRAME_BYTES = 1 << 20
+"""No frame of answers comes near; a longer one ends the stream."""
+
+
+def _options(effect: Connect) -> dict[str, Any]:
+    return {
+        "additional_headers": {"Authorization": f"Bearer {effect.secret}"},
+        "compression": None,
+        "open_timeout": _CONNECT_SECONDS,
+        "max_size": _MAX_FRAME_BYTES,
+    }
+
+
+def _reason(error: Exception) -> NoAnswer:
+    if isinstance(error, ConnectionClosed) and error.rcvd is not None:
+        return NoAnswer(f"stream closed: {error.rcvd.code} {error.rcvd.reason}")
+    return NoAnswer(str(error) or type(error).__name__)
+
+
+class Line:
+    """A stream whose methods wait."""
+
+    def __init__(self) -> None:
+        self._connection: ClientConnection | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def perform(self, effect: Connect | Send | Receive) -> Connected | Received | NoAnswer | None:
+        try:
+            if isinstance(effect, Connect):
+                self._connection = self._stack.enter_context(connect(effect.url, **_options(effect)))
+                return Connected()
+            if self._connection is None:
+                return NoAnswer("no stream")
+            if isinstance(effect, Receive):
+                frame = self._connection.recv(_ANSWER_SECONDS)
+                return Received(frame if isinstance(frame, bytes) else b"")
+            self._connection.send(effect.frame)
+        except (OSError, WebSocketException, EOFError) as error:
+            return None if isinstance(effect, Send) else _reason(error)
+        return None
+
+
+class AsyncLine:
+    """A stream whose methods are awaited."""
+
+    def __init__(self) -> None:
+        self._connection: AsyncConnection | None = None
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def perform(self, effect: Connect | Send | Receive) -> Connected | Received | NoAnswer | None:
+        """Do what `Line` does."""
+        try:
+            if isinstance(effect, Connect):
+                self._connection = await self._stack.enter_async_context(connect_async(effect.url, **_options(effect)))
+                return Connected()
+            if self._connection is None:
+                return NoAnswer("no stream")
+            if isinstance(effect, Receive):
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    frame = await self._connection.recv()
+                return Received(frame if isinstance(frame, bytes) else b"")
+            await self._connection.send(effect.frame)
+        except (OSError, WebSocketException, EOFError) as error:
+            return None if isinstance(effect, Send) else _reason(error)
+        return None

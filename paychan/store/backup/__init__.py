@@ -1,0 +1,1 @@
+"""Backups: made from a snapshot, checked, restored, and salvaged from a damaged store."""

@@ -1,0 +1,212 @@
+"""Backups: all channels of one moment in one file, filled by any engine's snapshot, taken back by any store.
+
+Called by the management interface and by `paychan backup`. Functions block and belong in a worker thread. A file or a
+store is complete under its name, or it is not there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from msgspec.structs import replace
+
+from paychan.protocol.types import UnixTime
+from paychan.store.backup.archive import (
+    SEAL_BYTES,
+    BackupError,
+    Manifest,
+    Progress,
+    Tally,
+    decoded,
+    digest_to_seal,
+    framed,
+    read_manifest,
+    read_records,
+    write_archive,
+)
+from paychan.store.base import Change, Store
+from paychan.store.leveldb.directory import sync_directory
+from paychan.store.leveldb.store import LevelDbStore
+
+SUFFIX = ".backup"
+
+_BATCH = 1000
+"""Records per commit while restoring; also how often `Progress` is called."""
+
+Snapshot = Callable[[], AbstractContextManager[Iterator[bytes]]]
+"""The method `Store.snapshot`."""
+
+
+def _silent(_done: int) -> None:
+    """Progress nobody wants to see."""
+
+
+def create(
+    snapshot: Snapshot, directory: Path, network: str, now: UnixTime, progress: Progress = _silent
+) -> tuple[Path, Manifest]:
+    """Write `paychan-<network>-<UTC time>.backup` into a directory, readable by this user only; return it.
+
+    Raises:
+        BackupError: a stored record is damaged, or there is a backup of this very second.
+        StoreFailed, OSError: the store could not be read, or the file not be written.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = directory / f"paychan-{network}-{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}{SUFFIX}"
+    with new_file(path) as file, snapshot() as records:
+        manifest = write_archive(file, records, network, now, progress)
+    return path, manifest
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file that appears under its name when it is whole and on disk, with mode 0600, and replaces none.
+
+    Raises:
+        BackupError: the file exists, or is being written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        msg = f"{part} exists: a backup is being written there, or was interrupted; if none is, remove it"
+        raise BackupError(msg) from None
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            _refuse_existing(path)  # who holds the part holds the name: nobody else makes this file until it is renamed
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        part.rename(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        msg = f"{path} exists and is not overwritten; try again in a second"
+        raise BackupError(msg)
+
+
+def verify(path: Path, progress: Progress = _silent) -> Manifest:
+    """Read a backup to its end and check all that can be checked without a store.
+
+    Raises:
+        BackupError: it is not exactly what `create` wrote.
+        OSError: it can't be read.
+    """
+    with path.open("rb") as file:
+        if digest_to_seal(file) != file.read(SEAL_BYTES):
+            msg = f"{path} is damaged or cut short: its seal does not match; use another backup"
+            raise BackupError(msg)
+    manifest, tally, digest = read_manifest(path), Tally(), hashlib.sha256()
+    for raw in read_records(path):
+        digest.update(framed(raw))
+        tally.add(decoded(path, raw))
+        if not tally.records % _BATCH:
+            progress(tally.records)
+    problem = tally.differs(manifest)
+    if problem is None and digest.hexdigest() != manifest.sha256:
+        problem = f"sha256 of the records is {digest.hexdigest()}, the manifest says {manifest.sha256}"
+    if problem is not None:
+        msg = f"{path} contradicts itself: {problem}; use another backup"
+        raise BackupError(msg)
+    return manifest
+
+
+def restore(path: Path, target: Path, network: str, progress: Progress = _silent) -> Manifest:
+    """Make a LevelDB store of a verified backup; the target directory must not exist, or be empty.
+
+    Raises:
+        BackupError: see `verify`; another network; something is in the way.
+        StoreFailed, OSError: the store could not be written.
+    """
+    manifest = verify(path)
+    if manifest.network != network:
+        msg = f"{path} holds channels of the {manifest.network} network, the configuration says {network}"
+        raise BackupError(msg)
+    if target.exists() and any(target.iterdir()):
+        msg = f"{target} is not empty and is not overwritten: move it away, or configure another store"
+        raise BackupError(msg)
+    work = target.with_name(f".{target.name}.restoring")
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        work.mkdir(mode=0o700)
+    except FileExistsError:
+        msg = f"{work} is left of an interrupted restore, or one is running; if none is, remove it"
+        raise BackupError(msg) from None
+    try:
+        asyncio.run(_fill(path, work / "store", network, progress))
+        sync_directory(work / "store")
+        (work / "store").rename(target)  # fails if somebody else put something there meanwhile
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    sync_directory(target.parent)
+    return manifest
+
+
+async def _fill(path: Path, directory: Path, network: str, progress: Progress) -> None:
+    store = LevelDbStore.open(directory, network)
+    try:
+        await load(path, store, progress)
+    finally:
+        await store.close()
+
+
+async def load(path: Path, store: Store, progress: Progress) -> None:
+    """Write every channel of a backup into a store that has none of them, marked as restored.
+
+    Raises:
+        BackupError: an outpoint occurs twice, or is in the store already; what was written before stays.
+        StoreFailed: the store could not be written.
+    """
+    done, batch = 0, list[Change]()
+
+    async def flush() -> None:
+        nonlocal done
+        if not all(await store.commit(batch)):
+            msg = f"{path} holds a channel that is in the store already"
+            raise BackupError(msg)
+        done += len(batch)
+        batch.clear()
+        progress(done)
+
+    for raw in read_records(path):
+        batch.append(Change(None, replace(decoded(path, raw), restored=True)))
+        if len(batch) == _BATCH:
+            await flush()
+    await flush()
+
+
+def copy(path: Path, directory: Path) -> tuple[Path, Manifest]:
+    """Copy a backup into another directory under its name, and verify the copy.
+
+    Raises:
+        BackupError: see `verify`; a file of that name is there already.
+        OSError: it could not be copied.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    target = directory / path.name
+    with path.open("rb") as source, new_file(target) as file:
+        shutil.copyfileobj(source, file)
+    return target, verify(target)
+
+
+def listing(directory: Path) -> list[tuple[Path, Manifest | BackupError]]:
+    """List the backups of a directory, oldest first, as they describe themselves; `verify` tells whether it is true."""
+    found: list[tuple[Path, Manifest | BackupError]] = []
+    for path in sorted(directory.glob(f"*{SUFFIX}"), key=lambda path: path.name.split("-")[-1]):
+        try:
+            found.append((path, read_manifest(path)))
+        except BackupError as error:
+            found.append((path, error))
+    return found

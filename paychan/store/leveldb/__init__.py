@@ -1,0 +1,1 @@
+"""The default store: one LevelDB directory, used by one process."""

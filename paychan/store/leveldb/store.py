@@ -1,0 +1,298 @@
+"""The default store: one LevelDB directory, used by one process.
+
+Keys: `c` outpoint → record; `i` state expiry outpoint → nothing, the index that `scan` walks; `z` → format and network.
+A channel has one index entry, moved in the batch that writes its record. `z` sorts behind all others on purpose: plyvel
+ends a walk without an error when the last blocks are damaged, so one that met no key behind its range was cut short.
+
+Threads: one writes, so commits are in order and the loop never waits for the disk; two read, so that a long scan delays
+neither a commit nor the reading of one channel. A commit of channels that are in memory is laid out on the loop and only
+written by the thread: each time Python goes from one thread to another costs as much as laying out several records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TypeVar, TypeVarTuple
+
+import plyvel
+import structlog
+
+from paychan.protocol.channel import Channel, State
+from paychan.protocol.kinds.script import MAX_EXPIRY
+from paychan.protocol.record import DamagedRecord, decode_record, encode_record
+from paychan.protocol.types import OutPoint, UnixTime
+from paychan.store.base import Change, StoreFailed
+from paychan.store.leveldb.directory import error_text, open_directory
+from paychan.store.leveldb.writer import WriterThread
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+log = structlog.get_logger("store")
+
+RECORD, INDEX = b"c", b"i"
+
+STATE_CODES = {State.OPEN: 1, State.CLOSING: 2, State.PUBLISHED: 3, State.CLOSED: 4, State.LOST: 5, State.UNFUNDED: 6}
+"""Second byte of an index key. Stored: never renumber."""
+
+OUTPOINT_BYTES = 36
+_REMEMBERED = 20_000
+"""Channels whose newest version is kept in memory, a few kB each: a payment follows what was written last."""
+
+_READERS = 2
+
+_CLOSED = "the store is closed"
+
+
+class LevelDbStore:
+    """`paychan.store.base.Store` on LevelDB. Make it with `open`."""
+
+    def __init__(self, database: plyvel.DB, lock: int) -> None:
+        self._database = database
+        self._lock = lock
+        self._writer = WriterThread("store-writer")
+        self._newest: OrderedDict[OutPoint, Channel] = OrderedDict()
+        self._readers = ThreadPoolExecutor(_READERS, "store-reader")
+        together = threading.Barrier(_READERS)  # all threads begin now, while there is memory for them
+        wait([self._readers.submit(together.wait) for _ in range(_READERS)])
+        self._failure: Exception | None = None
+        self._closing = False
+        self._snapshots = 0
+        self._snapshot_ended = threading.Condition()
+
+    @classmethod
+    def open(cls, path: Path, network: str, *, create: bool = True) -> LevelDbStore:
+        """Open the directory, or begin a store in it if there is none and `create` says so. Blocks; used at start.
+
+        Raises:
+            StoreFailed: in use, of another network or format, damaged, missing, or not accessible.
+        """
+        return cls(*open_directory(path, network, create=create))
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    async def get(self, outpoint: OutPoint) -> Channel | None:
+        """See `Store`. In a thread, because a record that is not in memory costs a disk read."""
+        return await self._run(self._readers, self._get, outpoint.serialize())
+
+    def _get(self, outpoint: bytes) -> Channel | None:
+        try:
+            raw = self._database.get(RECORD + outpoint, verify_checksums=True)
+        except plyvel.CorruptionError as error:
+            raise DamagedRecord(error_text(error)) from error
+        return None if raw is None else decode_record(raw)
+
+    async def scan(
+        self,
+        state: State,
+        *,
+        before: int = MAX_EXPIRY + 1,
+        after: tuple[UnixTime, OutPoint] | None = None,
+        limit: int = 1000,
+    ) -> Sequence[Channel]:
+        """See `Store`. A damaged record is left out, with an error in the log: the others must be settled all the same."""
+        begin = _index_begin(state, 0)
+        if after is not None:
+            begin = _index_key(state, after[0], after[1].serialize()) + b"\x00"  # the next possible key
+        return await self._run(self._readers, self._scan, begin, _index_begin(state, before), limit)
+
+    def _scan(self, begin: bytes, end: bytes, limit: int) -> list[Channel]:
+        page: list[Channel] = []
+        # Both are closed here and now: plyvel crashes on what it finds open after the database was closed, and an
+        # exception's traceback can keep either alive as long.
+        with (
+            self._database.snapshot() as snapshot,
+            snapshot.iterator(start=begin, verify_checksums=True) as entries,
+        ):
+            for key, _ in _until(end, entries):
+                if len(page) == limit:
+                    break
+                channel = _indexed(snapshot, key)
+                if channel is not None:
+                    page.append(channel)
+        return page
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Iterator[bytes]]:
+        """See `Store`. `close` ends a running iteration with `StoreFailed` and waits for the end of the `with` block."""
+        with self._snapshot_ended:
+            if self._closing:
+                raise StoreFailed(_CLOSED)
+            self._snapshots += 1
+        try:
+            with self._database.snapshot() as moment, closing(self._records(moment)) as records:
+                yield records
+        finally:
+            with self._snapshot_ended:
+                self._snapshots -= 1
+                self._snapshot_ended.notify_all()
+
+    def _records(self, moment: plyvel.Snapshot) -> Generator[bytes, None, None]:
+        end = bytes([RECORD[0] + 1])
+        try:
+            with moment.iterator(start=RECORD, verify_checksums=True, fill_cache=False) as entries:
+                for _, raw in _until(end, entries):
+                    if self._closing:
+                        raise StoreFailed(_CLOSED)
+                    yield raw
+        except plyvel.Error as error:
+            raise StoreFailed(error_text(error)) from error
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    async def commit(self, changes: Sequence[Change]) -> Sequence[bool]:
+        """See `Store`. After a failure every later call fails too: what LevelDB's log holds is unknown."""
+        try:
+            if self._writer.unfinished or not all(change.channel.outpoint in self._newest for change in changes):
+                return await self._writer.run(self._commit, changes)
+            batch, written = self._lay_out(changes)
+            if batch is not None:
+                await self._writer.run(self._write, batch)
+        except RuntimeError as error:  # shut down
+            raise StoreFailed(_CLOSED) from error
+        else:
+            return written
+
+    def _commit(self, changes: Sequence[Change]) -> Sequence[bool]:
+        """Do all of it in the writer's thread: something has to be read first, or others are before."""
+        batch, written = self._lay_out(changes)
+        if batch is not None:
+            self._write(batch)
+        return written
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            msg = f"an earlier write failed: {error_text(self._failure)}"
+            raise StoreFailed(msg)
+
+    def _lay_out(self, changes: Sequence[Change]) -> tuple[plyvel.WriteBatch | None, Sequence[bool]]:
+        """Make one batch of the changes that follow what is stored, and say of each whether it does.
+
+        From here on the batch is what later changes must follow: if it is not written, nothing will be any more.
+        """
+        self._check()
+        newest: dict[OutPoint, Change] = {}
+        try:
+            written = [self._admit(change, newest) for change in changes]
+            batch = self._database.write_batch(sync=True) if newest else None
+            for outpoint, change in newest.items():  # the versions between would be invisible anyway
+                self._enter(batch, outpoint, change.previous, change.channel)
+        except Exception as error:
+            raise self._failed(error) from error
+        return batch, written
+
+    def _admit(self, change: Change, newest: dict[OutPoint, Change]) -> bool:
+        """Enter a change into the batch if it follows what is stored or what is already in the batch."""
+        outpoint = change.channel.outpoint
+        earlier = newest.get(outpoint)
+        try:
+            stored = self._stored(outpoint) if earlier is None else earlier.channel
+        except DamagedRecord:
+            return False  # not the version that the writer has seen; and it stays as evidence
+        if (
+            stored is not change.previous and stored != change.previous
+        ):  # not by number alone: another writer may have reached the same one
+            return False
+        newest[outpoint] = change if earlier is None else Change(earlier.previous, change.channel)
+        return True
+
+    def _stored(self, outpoint: OutPoint) -> Channel | None:
+        """What is stored for an outpoint: nobody else writes here, so what was written last is that."""
+        return self._newest.get(outpoint) or self._get(outpoint.serialize())
+
+    def _enter(self, batch: plyvel.WriteBatch, outpoint: OutPoint, stored: Channel | None, channel: Channel) -> None:
+        """Write a channel's record, and its index entry if that moves; remember it."""
+        key = outpoint.serialize()
+        batch.put(RECORD + key, encode_record(channel))
+        if stored is None or stored.state is not channel.state:
+            batch.put(_index_key(channel.state, channel.terms.expiry, key), b"")
+            if stored is not None:
+                batch.delete(_index_key(stored.state, stored.terms.expiry, key))
+        self._newest[outpoint] = channel
+        self._newest.move_to_end(outpoint)
+        if len(self._newest) > _REMEMBERED:
+            self._newest.popitem(last=False)
+
+    def _write(self, batch: plyvel.WriteBatch) -> None:
+        """Write a batch, synced; in the writer's thread."""
+        self._check()
+        try:
+            batch.write()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> StoreFailed:
+        self._failure = error
+        return StoreFailed(error_text(error))
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """See `Store`. Commits that were begun are finished; a second call does nothing."""
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        with self._snapshot_ended:
+            self._closing = True
+        self._writer.shutdown()
+        self._readers.shutdown()
+        with self._snapshot_ended:
+            self._snapshot_ended.wait_for(lambda: not self._snapshots)
+        if not self._database.closed:
+            self._database.close()
+            os.close(self._lock)
+
+    async def _run(self, threads: ThreadPoolExecutor, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        try:
+            future = asyncio.get_running_loop().run_in_executor(threads, function, *args)
+        except RuntimeError as error:  # shut down
+            raise StoreFailed(_CLOSED) from error
+        try:
+            return await future
+        except plyvel.Error as error:
+            raise StoreFailed(error_text(error)) from error
+
+
+# --- keys and walks ---------------------------------------------------------------------------------------------------
+
+
+def _index_begin(state: State, expiry: int) -> bytes:
+    """First key of the index entries of a state that expire at this time or later."""
+    return INDEX + ((STATE_CODES[state] << 32) + min(max(expiry, 0), MAX_EXPIRY + 1)).to_bytes(5, "big")
+
+
+def _index_key(state: State, expiry: UnixTime, outpoint: bytes) -> bytes:
+    return _index_begin(state, expiry) + outpoint
+
+
+def _until(end: bytes, entries: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    """Pass entries whose key is before `end`.
+
+    Raises:
+        StoreFailed: no entry is there or behind; the last key of every store is behind all ranges.
+    """
+    for entry in entries:
+        if entry[0] >= end:
+            return
+        yield entry
+    msg = "damaged: the last blocks can't be read"
+    raise StoreFailed(msg)
+
+
+def _indexed(snapshot: plyvel.Snapshot, key: bytes) -> Channel | None:
+    """Read the record of an index entry; None, with an error in the log, if it can't be trusted."""
+    outpoint = key[-OUTPOINT_BYTES:]
+    try:
+        raw = snapshot.get(RECORD + outpoint, b"", verify_checksums=True)
+        return decode_record(raw)
+    except (DamagedRecord, plyvel.CorruptionError) as error:
+        shown = OutPoint(outpoint[:32], int.from_bytes(outpoint[32:], "little"))
+        log.error("damaged record", channel=str(shown), reason=error_text(error))  # noqa: TRY400 - the reason says it all
+        return None

@@ -1,0 +1,1 @@
+"""The audit log: one line for each decision, chained by hashes."""

@@ -1,0 +1,286 @@
+"""The audit log as a file: appended to, never rewritten, and on disk before anybody gets an answer.
+
+The signer alone writes it, under a lock of the file's own. Whoever reads it needs no lock: lines are only added.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import NoReturn
+
+from signer.audit.chain import BEGINNING, AuditBroken, Decision, Entry, Head, beginning, encode_lines, read_line
+from signer.secret.file import sync_directory
+
+_BLOCK_BYTES = 64 * 1024
+
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""O_NOFOLLOW: a link could point to a file of somebody's; O_NONBLOCK: a pipe must not hang the start."""
+
+
+_PATIENCE, _PATIENCE_SECONDS = 5, 0.02
+"""A line that is still torn after so many looks is not about to be written."""
+
+
+class AuditFailed(Exception):
+    """The log can't be opened or written; says what to do."""
+
+
+class AuditFile:
+    """The log of a running signer. Its caller sees to it that one thread at a time appends."""
+
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        """Open the log, or begin it. What a crash left of a line that nobody was answered for is cut off.
+
+        Raises:
+            AuditFailed: in use, not a private file of ours, or not accessible.
+            AuditBroken: its last line is damaged.
+        """
+        self._path = path
+        self._failure = ""
+        self._descriptor = open_locked(path, create=create)
+        try:
+            self.torn_bytes = _cut_torn_line(self._descriptor)
+            """What was cut off, for the signer to tell."""
+            self._head = _last_head(self._descriptor)
+            sync_directory(path.parent)
+        except OSError as error:
+            self._fail_opening(f"{path} can't be used: {error.strerror}", error)
+        except AuditBroken:
+            os.close(self._descriptor)
+            raise
+
+    @property
+    def head(self) -> Head:
+        """Of all that is on disk."""
+        return self._head
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return os.fstat(self._descriptor).st_size
+
+    def check(self) -> None:
+        """See that the file is where the next start looks for it, and that it can be written.
+
+        Raises:
+            AuditFailed: it was removed, moved or replaced, or its file system can only be read.
+        """
+        if self._failure:
+            raise AuditFailed(self._failure)
+        try:
+            here, there = os.fstat(self._descriptor), self._path.lstat()
+            flags = os.fstatvfs(self._descriptor).f_flag
+        except OSError as error:
+            self._fail(error.strerror, error)
+        if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
+            self._fail("it was moved or replaced")
+        if flags & os.ST_RDONLY:
+            self._fail("its file system is read-only now")
+
+    def append(self, decisions: Sequence[Decision]) -> Head:
+        """Log these together: one write, one sync, on disk when this returns. Returns the new head.
+
+        Raises:
+            AuditFailed: nobody knows what is on disk. Every later call fails too, until the signer is started again.
+        """
+        if self._failure:
+            raise AuditFailed(self._failure)
+        if not decisions:
+            return self._head
+        lines, head = encode_lines(decisions, self._head)
+        try:
+            written = os.write(self._descriptor, lines)
+            if written < len(lines):
+                self._fail(f"{written} of {len(lines)} bytes were written")
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            self._fail(error.strerror, error)
+        self._head = head
+        return head
+
+    def holds(self, head: Head) -> bool:
+        """Say whether the log once stood at `head`; False: its tail was cut off, or it is another log.
+
+        Raises:
+            AuditBroken: on the way there is a damaged line.
+            OSError: it can't be read.
+        """
+        return holds(self._descriptor, head)
+
+    def close(self) -> None:
+        """Let go of the file; later calls fail."""
+        if self._failure != "closed":
+            self._failure = "closed"
+            os.close(self._descriptor)
+
+    def _fail(self, reason: str | None, error: OSError | None = None) -> NoReturn:
+        self._failure = f"a write to {self._path} failed ({reason}): see to the disk, then start the signer again"
+        raise AuditFailed(self._failure) from error
+
+    def _fail_opening(self, reason: str, error: OSError) -> NoReturn:
+        os.close(self._descriptor)
+        raise AuditFailed(reason) from error
+
+
+# --- opening ---------------------------------------------------------------------------------------------------------
+
+
+def open_locked(path: Path, *, create: bool) -> int:
+    """Open a log as its only writer, whatever is in it.
+
+    Raises:
+        AuditFailed: in use, not a private file of ours, or not accessible.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, _FLAGS | (os.O_CREAT if create else 0), 0o600)
+    except OSError as error:
+        msg = f"{path} can't be opened: {error.strerror}"
+        raise AuditFailed(msg) from error
+    problem = _file_problem(os.fstat(descriptor)) or _lock_problem(descriptor) or _moved_problem(descriptor, path)
+    if problem:
+        os.close(descriptor)
+        msg = f"{path} {problem}"
+        raise AuditFailed(msg)
+    return descriptor
+
+
+def _file_problem(status: os.stat_result) -> str:
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a regular file"
+    if status.st_uid != os.geteuid():
+        return f"belongs to uid {status.st_uid}, this is uid {os.geteuid()}: only the signer's user writes it"
+    if status.st_mode & 0o077:
+        return f"has mode {stat.S_IMODE(status.st_mode):04o}, others can use it: `chmod 600` it"
+    return ""
+
+
+def _lock_problem(descriptor: int) -> str:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "is in use by a running signer: stop it first"
+    return ""
+
+
+def _moved_problem(descriptor: int, path: Path) -> str:
+    """Whoever waits for the lock while the log is archived would append to the archive."""
+    return "" if os.path.lexists(path) and path.stat().st_ino == os.fstat(descriptor).st_ino else "was moved: try again"
+
+
+def _cut_torn_line(descriptor: int) -> int:
+    """Remove what follows the last newline; return how many bytes that was."""
+    size = os.fstat(descriptor).st_size
+    end = _line_start(descriptor, size)
+    if end < size:
+        os.ftruncate(descriptor, end)
+        os.fdatasync(descriptor)
+    return size - end
+
+
+def _last_head(descriptor: int) -> Head:
+    size = os.fstat(descriptor).st_size
+    if not size:
+        return BEGINNING
+    last = _read_at(descriptor, _line_start(descriptor, size - 1))[0]
+    return Head(last.n, last.hash)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def holds(descriptor: int, head: Head) -> bool:
+    """See `AuditFile.holds`; takes a few reads, however long the file is."""
+    if head.count == 0:
+        return head == BEGINNING
+    start, end = seek(descriptor, head.count), _whole_size(descriptor)
+    if start >= end:
+        return False
+    entry, _ = _read_at(descriptor, start)
+    # An archived log's last line is known from the first line after it.
+    return head in (Head(entry.n, entry.hash), beginning(entry))
+
+
+def seek(descriptor: int, number: int) -> int:
+    """Return where the first line starts whose `n` is `number` or more; the end, if there is none.
+
+    Raises:
+        AuditBroken: on the way there is a damaged line.
+    """
+    low, high = 0, _whole_size(descriptor)
+    while low < high:
+        start = _line_start(descriptor, (low + high) // 2)
+        entry, size = _read_at(descriptor, start)
+        if entry.n < number:
+            low = start + size
+        else:
+            high = start
+    return low
+
+
+def lines(path: Path, start: int = 0) -> Iterator[bytes]:
+    """Read a log's lines from a place on; what a running signer adds meanwhile is left out. Raises OSError."""
+    with path.open("rb") as file:
+        left = _settled_size(file.fileno()) - start
+        file.seek(start)
+        while left > 0 and (line := file.readline(left)):
+            left -= len(line)
+            yield line
+
+
+def newest_first(path: Path) -> Iterator[bytes]:
+    """Read a log's lines from its end, and no more of it than is asked for. Raises OSError."""
+    with path.open("rb") as file:
+        end, carried = _settled_size(file.fileno()), b""
+        while end > 0:
+            begin = max(0, end - _BLOCK_BYTES)
+            block = os.pread(file.fileno(), end - begin, begin) + carried
+            # The first line of the block began before it, but for that of the file.
+            cut = (block.find(b"\n") + 1 or len(block)) if begin else 0
+            carried, end = block[:cut], begin
+            yield from reversed(BytesIO(block[cut:]).readlines())
+
+
+def _whole_size(descriptor: int) -> int:
+    """Size without a line that is being written."""
+    return _line_start(descriptor, os.fstat(descriptor).st_size)
+
+
+def _settled_size(descriptor: int) -> int:
+    """Size of the file, but not in the middle of a write that is under way."""
+    for _ in range(_PATIENCE):
+        size = os.fstat(descriptor).st_size
+        if _line_start(descriptor, size) == size:
+            return size
+        time.sleep(_PATIENCE_SECONDS)
+    return size
+
+
+def _line_start(descriptor: int, position: int) -> int:
+    """Return where the line starts that the byte at `position` belongs to."""
+    end = position
+    while end > 0:
+        begin = max(0, end - _BLOCK_BYTES)
+        found = os.pread(descriptor, end - begin, begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        end = begin
+    return 0
+
+
+def _read_at(descriptor: int, start: int) -> tuple[Entry, int]:
+    """Read the line that starts there, and its size with the newline."""
+    line, found = b"", -1
+    while found < 0 and (block := os.pread(descriptor, _BLOCK_BYTES, start + len(line))):
+        found = block.find(b"\n")
+        line += block[: found + 1] if found >= 0 else block
+    try:
+        return read_line(line), len(line)
+    except AuditBroken as error:
+        raise AuditBroken(0, f"the line at byte {start} is {error.reason}") from None

@@ -1,0 +1,56 @@
+"""What requests mean, in JSON's types, for the audit log. Pure; holds nothing that is secret."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paychan.protocol.wire.signer_messages import (
+    AgainRequest,
+    ChildRequest,
+    FundingRequest,
+    KeyRequest,
+    NewestRequest,
+    OtherKeysRequest,
+    Request,
+    SettlementRequest,
+)
+
+
+def about(request: Request) -> dict[str, Any]:
+    """Tell what is asked for; txids as wallets show them."""
+    match request:
+        case SettlementRequest():
+            return _settlement(request)
+        case ChildRequest():
+            return {**_settlement(request.parent), "child_fee_sat": request.fee_sat}
+        case KeyRequest() | OtherKeysRequest():
+            return {"client_key": request.client_key.hex(), "expiry": request.expiry}
+        case FundingRequest():
+            return {"transaction_bytes": len(request.transaction), "outputs": list(request.outputs)}
+        case NewestRequest():
+            received_sat = sum(claim.funding_sat - claim.payment.change_sat for claim in request.claims)
+            return {"payments": len(request.claims), "received_sat": received_sat}
+        case AgainRequest():
+            return {"outpoint": str(request.outpoint)}
+        case _:
+            return {}
+
+
+def _settlement(request: SettlementRequest) -> dict[str, Any]:
+    claims = [
+        {
+            "outpoint": str(claim.outpoint),
+            "funding_sat": claim.funding_sat,
+            "change_sat": claim.payment.change_sat,
+            "change_script": claim.change_script.hex(),
+        }
+        for claim in request.claims
+    ]
+    told: dict[str, Any] = {
+        "claims": claims,
+        "destination": request.destination_script.hex(),
+        "fee_sat": request.fee_sat,
+    }
+    if request.reserve is not None:
+        told["coins"] = [str(coin.outpoint) for coin in request.reserve.coins]
+    return told

@@ -1,0 +1,246 @@
+"""`paychan-signer audit`: check the log of decisions, read it, put it aside. Needs no running signer."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from msgspec import Struct
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from paychan.protocol.settings import SettingsError
+from signer.audit import archive as auditarchive
+from signer.audit.chain import AuditBroken, Entry, Head, read_line, verify
+from signer.audit.file import AuditFailed, lines, newest_first
+from signer.cli.audit_table import decisions_table, outpoints
+from signer.cli.terminal import err, fail, moment, out
+from signer.config import load_signer_config
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="The log of every decision: check it, read it.")
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="FILE", help="The signer's configuration, TOML")]
+LogFiles = Annotated[
+    list[Path], typer.Argument(metavar="FILE...", help="The signer's configuration, or log files, oldest first")
+]
+
+_TOLD_EVERY = 5_000
+"""Lines from one step of the progress bar to the next."""
+
+
+class _Seen(Struct):
+    """What has been verified so far."""
+
+    bytes: int = 0
+    first: Entry | None = None
+    last: Entry | None = None
+    noted: Entry | None = None
+    """The line with the hash that somebody had noted."""
+
+
+@app.command(
+    "verify",
+    epilog="[bold]Examples[/bold]\n\n  paychan-signer audit verify config/live/signer.toml\n\n"
+    "  paychan-signer audit verify signer.audit.1-90000 signer.audit --head 5f1c…",
+)
+def verify_logs(
+    files: LogFiles,
+    head: Annotated[
+        str, typer.Option(help="A line's hash, noted earlier: it must still be there", show_default=False)
+    ] = "",
+) -> None:
+    """Read the log to its end and check that no line was changed, removed, added or moved; the exit status tells.
+
+    A tail that was cut off is found by a hash that was noted elsewhere: `status` shows the newest, and the signer
+    itself compares it at each start.
+    """
+    with _sentences():
+        logs = _logs(files)
+        seen = _verified(logs, head)
+    _print_verified(seen, logs)
+    if head and seen.noted is None:
+        fail(f"no line has the hash {head}: the log was cut off before it, or written anew")
+
+
+@app.command(
+    "show",
+    epilog="[bold]Examples[/bold]\n\n  paychan-signer audit show config/live/signer.toml --last 50 --refused\n\n"
+    "  paychan-signer audit show config/live/signer.toml --outpoint TXID:VOUT --json",
+)
+def show(
+    files: LogFiles,
+    last: Annotated[int, typer.Option(min=1, help="So many, of those that were chosen")] = 20,
+    refused: Annotated[bool, typer.Option("--refused", help="Only what was not signed or given")] = False,
+    outpoint: Annotated[str, typer.Option(help="Only this txid:vout; its beginning will do", show_default=False)] = "",
+    tag: Annotated[str, typer.Option(help="Only this policy, such as policy-fee", show_default=False)] = "",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the lines as they are in the log, for programs")
+    ] = False,
+) -> None:
+    """Show decisions, the newest last. Nothing is checked: that is what `verify` does."""
+
+    def chosen(entry: Entry) -> bool:
+        return (
+            (not refused or entry.verdict not in ("signed", "given"))
+            and (not tag or entry.tag == tag)
+            and (not outpoint or any(text.startswith(outpoint) for text in outpoints(entry)))
+        )
+
+    with _sentences():
+        found = _newest(_logs(files), last, chosen)
+    if as_json:
+        sys.stdout.buffer.writelines(line for _, line in found)
+    elif found:
+        out.print(decisions_table([entry for entry, _ in found]))
+    else:
+        out.print("No such decision.")
+
+
+@app.command(
+    "archive",
+    epilog="[bold]Examples[/bold]\n\n  paychan-signer audit archive config/live/signer.toml\n\n"
+    "  paychan-signer audit archive config/live/signer.toml --after 9041:5f1c…",
+)
+def archive(
+    file: ConfigFile,
+    after: Annotated[
+        str, typer.Option(help="The log is broken or lost: go on from this NUMBER:HASH", show_default=False)
+    ] = "",
+) -> None:
+    """Put the log of a stopped signer aside and begin a new one that goes on from its last line.
+
+    Where the signer does not start because the log is not what it was, `--after` with the number and hash that it
+    names begins one that says so. The old file is kept.
+    """
+    with _sentences():
+        path = load_signer_config(file).audit_path
+        now_ms = time.time_ns() // 1_000_000
+        kept = auditarchive.begin_anew(path, _head(after), now_ms) if after else auditarchive.archive(path, now_ms)
+    out.print(f"[green]begun[/green] {escape(str(path))}", soft_wrap=True)
+    if kept is not None:
+        out.print(f"[green]kept[/green]  {escape(str(kept))}", soft_wrap=True)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _logs(files: Sequence[Path]) -> list[Path]:
+    """Name the log files that were meant: a configuration stands for its log and the archives beside it."""
+    found: list[Path] = []
+    for file in files:
+        if file.suffix != ".toml":
+            found.append(file)
+            continue
+        path = load_signer_config(file).audit_path
+        of_config = auditarchive.files(path)
+        if not of_config:
+            fail(f"there is no {path}: has this signer ever run?")
+        found += of_config
+    return found
+
+
+def _verified(files: Sequence[Path], noted: str) -> _Seen:
+    seen, follows = _Seen(), None
+    with _progress(sum(file.stat().st_size for file in files)) as progress:
+        for file in files:
+            try:
+                for entry in verify(_counted(file, seen, progress), follows):
+                    seen.first = seen.first or entry
+                    seen.last = entry
+                    if entry.hash == noted:
+                        seen.noted = entry
+            except AuditBroken as error:
+                _fail_broken(file, error, seen)
+            follows = Head(seen.last.n, seen.last.hash) if seen.last else None
+    return seen
+
+
+def _counted(file: Path, seen: _Seen, progress: Callable[[int], None]) -> Iterator[bytes]:
+    for number, line in enumerate(lines(file)):
+        seen.bytes += len(line)
+        if number % _TOLD_EVERY == 0:
+            progress(seen.bytes)
+        yield line
+
+
+def _newest(files: Sequence[Path], count: int, chosen: Callable[[Entry], bool]) -> list[tuple[Entry, bytes]]:
+    """Return the newest decisions that were chosen, in order, and their lines; reads no more than it takes."""
+    every = (both for file in reversed(files) for both in _backwards(file))
+    found = list(islice((both for both in every if chosen(both[0])), count))
+    return found[::-1]
+
+
+def _backwards(file: Path) -> Iterator[tuple[Entry, bytes]]:
+    for line in newest_first(file):
+        try:
+            yield read_line(line), line
+        except AuditBroken as error:
+            raise AuditBroken(0, f"a line of {file} is {error.reason}") from None
+
+
+def _head(text: str) -> Head:
+    count, _, digest = text.partition(":")
+    if not count.isdecimal() or not re.fullmatch("[0-9a-f]{64}", digest):
+        fail(f"{text}: want NUMBER:HASH, as the signer told it")
+    return Head(int(count), digest)
+
+
+# --- what people see -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """End the command with one sentence instead of a traceback."""
+    try:
+        yield
+    except SettingsError as error:
+        fail(str(error), status=2)
+    except AuditBroken as error:
+        fail(f"{error.reason}; `paychan-signer audit verify` tells where the log is broken")
+    except AuditFailed as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}; check the path, and that you may read it")
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Show bytes done of all, while there is somebody to look."""
+    columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task("verifying", total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _fail_broken(file: Path, error: AuditBroken, seen: _Seen) -> NoReturn:
+    good = f"; {seen.last.n:,} is the last that is in order, of {moment(seen.last.at_ms / 1000)}" if seen.last else ""
+    fail(f"{file}, line {error.line}: {error.reason}{good}")
+
+
+def _print_verified(seen: _Seen, files: Sequence[Path]) -> None:
+    if seen.first is None or seen.last is None:
+        out.print("[green]good[/green] no decisions yet")
+        return
+    first, last = seen.first, seen.last
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")
+    table.add_row("[dim]files[/dim]", escape(", ".join(str(file) for file in files)))
+    table.add_row("[dim]decisions[/dim]", f"{last.n - first.n + 1:,}, number {first.n:,} to {last.n:,}")
+    table.add_row("[dim]first[/dim]", moment(first.at_ms / 1000))
+    table.add_row("[dim]last[/dim]", moment(last.at_ms / 1000))
+    table.add_row("[dim]head[/dim]", last.hash)
+    if first.n > 1:
+        before = f"numbers 1 to {first.n - 1:,} are in {first.about.get('archive', 'another file')}, not looked at"
+        table.add_row("[dim]before[/dim]", f"[yellow]{escape(before)}[/yellow]")
+    if seen.noted is not None:
+        table.add_row("[dim]noted[/dim]", f"[green]number {seen.noted.n:,} has that hash[/green]")
+    out.print("[green]good[/green]", table)

@@ -1,0 +1,79 @@
+"""How the commands of `paychan-signer` speak to people, and the options that they share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paychan.protocol.settings import SettingsError
+from signer.cli.terminal import fail, out
+from signer.secret.file import PrivateFileError
+from signer.secret.sources import NoSecret, typed_by_somebody
+from signer.seed.file import SeedError
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="the signer's configuration, TOML", show_default=False)
+]
+
+PassphraseDescriptor = Annotated[
+    int | None,
+    typer.Option("--passphrase-fd", metavar="N", help="read the passphrase from this open file descriptor", min=0),
+]
+
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option("--passphrase-file", metavar="PATH", help="read the passphrase from this file, mode 0600"),
+]
+
+WordsFile = Annotated[
+    Path | None,
+    typer.Option("--words-file", metavar="PATH", help="write the words to this new file instead of showing them"),
+]
+
+BackupFile = Annotated[
+    Path | None,
+    typer.Option("--words-file", metavar="PATH", help='read the words from this file, "-" for standard input'),
+]
+
+RawSeed = Annotated[
+    bool, typer.Option("--hex", help="hex digits instead of words: an old seed file's, or an RBPCP v2 root seed")
+]
+
+
+class CommandFailed(Exception):
+    """A command can't go on: why, and what to do next."""
+
+
+def or_exit(file: Path, command: Callable[[], None]) -> None:
+    """Say in one line what is wrong with file, key or seed; status 2 as for a wrong command line."""
+    try:
+        command()
+    except (SettingsError, CommandFailed) as error:
+        fail(str(error), 2)
+    except NoSecret as error:
+        fail(f"{file}: {error.key}: {error}", 2)
+    except (SeedError, PrivateFileError) as error:
+        fail(f"{file}: key.seed_file: {error}", 2)
+    except KeyboardInterrupt:
+        fail("stopped: nothing was changed", 2)
+
+
+def say(text: str) -> None:
+    """Print a sentence that the terminal breaks, so that a path in it can be copied."""
+    out.print(text, soft_wrap=True)
+
+
+def examples(*lines: str) -> str:
+    """Make the end of a command's help."""
+    return "\n\n".join(
+        (f"[bold]Example{'s' * (len(lines) > 1)}[/bold]", *(f"  paychan-signer {line}" for line in lines))
+    )
+
+
+def on_terminal() -> bool:
+    """Whether a person reads what we write and answers it."""
+    return typed_by_somebody() and bool(sys.stdout) and sys.stdout.isatty()

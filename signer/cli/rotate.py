@@ -1,0 +1,161 @@
+"""`paychan-signer rotate`: a new seed or another destination, while channels of the old ones are still open."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import tomlkit
+import typer
+from tomlkit.exceptions import TOMLKitError
+
+from paychan.protocol.address import decode_address
+from paychan.protocol.errors import Malformed
+from paychan.protocol.settings import SettingsError
+from paychan.protocol.types import Network
+from signer.cli import words as backup
+from signer.cli.options import (
+    CommandFailed,
+    ConfigFile,
+    PassphraseDescriptor,
+    PassphraseFile,
+    WordsFile,
+    examples,
+    or_exit,
+    say,
+)
+from signer.config import SignerConfig, load_signer_config
+from signer.keys.ring import HARDENED, RESERVE_PATH
+from signer.secret.file import sync_directory
+from signer.secret.sources import read_secret
+from signer.seed.encryption import CHOSEN
+from signer.seed.file import change_seeds, draw_seed, read_seeds
+from signer.seed.open import config_with_seed, now, passphrase_sources
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Change the seed or the destination; channels that are open keep theirs until they end.",
+)
+
+
+@app.command(
+    "seed",
+    epilog=examples(
+        "rotate seed config/live/signer.toml", "rotate seed config/live/signer.toml --words-file /media/usb/words-2"
+    ),
+)
+def rotate_seed(
+    file: ConfigFile,
+    words_file: WordsFile = None,
+    passphrase_fd: PassphraseDescriptor = None,
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Draw a new seed for channels opened from the next start on. Open ones are settled with the old keys.
+
+    The old seed stays in the file, and its words stay a backup to keep.
+    It is needed until the last channel that was opened with it has ended: `paychan channels list` shows expiries.
+    Then `paychan-signer forget` takes it out.
+    """
+
+    def run() -> None:
+        config = config_with_seed(file)
+        backup.require_somebody(words_file)
+        with read_secret(passphrase_sources(config, passphrase_fd, passphrase_file)) as secret:
+            old = read_seeds(config.seed_path, secret)[0]
+            seed = draw_seed(now())
+            with backup.handed_out(seed, words_file):
+                change_seeds(config.seed_path, secret, CHOSEN, lambda seeds: (seed, *seeds))
+        say(f"{config.seed_path} holds a new seed, {seed.fingerprint}, and the old one, {old.fingerprint}.")
+        say("It is used for new channels [bold]from the signer's next start on[/bold]. Keep the words of both:")
+        say(f"{old.fingerprint} is needed until the last channel opened before that start has ended:")
+        say("`paychan channels list` shows when each expires. Then this takes it out:")
+        say(f"  paychan-signer forget {file} {old.fingerprint}")
+        path = "/".join(f"{index & ~HARDENED}'" for index in RESERVE_PATH)
+        say(
+            f"The reserve has another address from then on. What is at the old one is for m/{path} of the old seed alone."
+        )
+
+    or_exit(file, run)
+
+
+@app.command(
+    "destination",
+    epilog=examples("rotate destination config/live/signer.toml 1M8iwBs5XD7ZJQJCDC7BdLEpSivRQZJ2Hg"),
+)
+def rotate_destination(
+    file: ConfigFile,
+    address: Annotated[
+        str,
+        typer.Argument(
+            metavar="ADDRESS", help='receives all settlements; "": an address per channel', show_default=False
+        ),
+    ],
+) -> None:
+    """Write another destination into the configuration. The old one moves to settlement.previous_addresses.
+
+    What was signed for the old one may be signed again for it, as a lost answer needs; nothing new pays there.
+    Comments in the file stay.
+    """
+
+    def run() -> None:
+        config = load_signer_config(file)
+        _check_address(file, config, address)
+        text = _with_destination(file.read_text(encoding="utf8"), address)
+        _replace(file, text)
+        say(f"{file}: settlement.destination_address is now {address or 'derived from the seed'}.")
+        if config.settlement.destination_address:
+            say(f"{config.settlement.destination_address} is in settlement.previous_addresses.")
+        say("[bold]Takes effect at the signer's next start.[/bold]")
+
+    or_exit(file, run)
+
+
+def _check_address(file: Path, config: SignerConfig, address: str) -> None:
+    key = "settlement.destination_address"
+    if address == config.settlement.destination_address:
+        raise SettingsError(str(file), key, "is this already: nothing was changed")
+    if address:
+        try:
+            decode_address(address, Network(config.network))
+        except Malformed as error:
+            raise SettingsError(str(file), key, f"{address}: {error.fields['reason']}") from None
+
+
+def _with_destination(text: str, address: str) -> str:
+    """Change the settings in a TOML text, and nothing else of it."""
+    document = tomlkit.parse(text)
+    settlement = document.setdefault("settlement", tomlkit.table())
+    old = str(settlement.get("destination_address", ""))
+    settlement["destination_address"] = address
+    previous = settlement.setdefault("previous_addresses", tomlkit.array())
+    if old and old not in previous:
+        previous.append(old)
+    if address in previous:
+        previous.remove(address)
+    return tomlkit.dumps(document)
+
+
+def _replace(file: Path, text: str) -> None:
+    """Put a text in the place of the configuration, once it is known to be one. Owner and mode stay."""
+    real = file.resolve()
+    new = real.with_name(real.name + ".new")
+    try:
+        status = real.stat()
+        new.write_text(text, encoding="utf8")
+        new.chmod(status.st_mode & 0o7777)
+        os.chown(new, status.st_uid, status.st_gid)
+        load_signer_config(new)
+        with new.open("rb") as written:
+            os.fsync(written.fileno())
+        new.replace(real)
+        sync_directory(real.parent)
+    except SettingsError as error:
+        new.unlink()
+        raise SettingsError(str(file), error.key, error.reason) from None
+    except (OSError, TOMLKitError) as error:
+        lines = "\n".join(line for line in text.splitlines() if "_address" in line)
+        msg = f"{file} can't be written ({error}). Put this into its section [settlement]:\n{lines}"
+        raise CommandFailed(msg) from None

@@ -1,0 +1,232 @@
+"""`paychan-signer status` and `heartbeat`: what the operator of a running signer wants to see and say."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import msgspec
+import typer
+from msgspec import Struct
+from rich.markup import escape
+from rich.table import Table
+
+from paychan.protocol.settings import SettingsError
+from paychan.protocol.wire.signer_messages import (
+    Health,
+    HealthReply,
+    Refusal,
+    Reply,
+    Request,
+    StatusReply,
+    StatusRequest,
+    WireError,
+    decode_reply,
+    encode_frame,
+    frame_size,
+)
+from signer.cli.terminal import fail, moment, out, span
+from signer.config import Policy, SignerConfig, load_signer_config
+from signer.secret.file import sync_directory
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="FILE", help="The signer's configuration, TOML")]
+
+_ANSWER_SECONDS = 5.0
+
+_Kind = TypeVar("_Kind", HealthReply, StatusReply)
+
+
+class Unanswered(Exception):
+    """The signer gave no answer: why, and what to do."""
+
+
+class _Answers(Struct, frozen=True):
+    health: HealthReply
+    status: StatusReply
+
+
+def status(
+    file: ConfigFile,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what the signer said, for programs")] = False,
+) -> None:
+    """Show how the running signer is: keys, decisions, what was signed lately against its limits, and protections.
+
+    The exit status is 0 if it answers and is well, 1 if there is a problem or no answer. The limits are those of the file,
+    which a running signer has read at its start.
+    """
+    config = _config(file)
+    try:
+        answers = ask(config.socket_path)
+    except Unanswered as error:
+        fail(str(error))
+    if as_json:
+        said = (msgspec.structs.asdict(answers.health), msgspec.structs.asdict(answers.status))
+        out.print_json(data={name: value for reply in said for name, value in reply.items() if name != "id"})
+    else:
+        out.print(_table(answers, config, time.time()))
+    if answers.health.problem:
+        raise typer.Exit(1)
+
+
+def heartbeat(file: ConfigFile) -> None:
+    """Tell the signer that somebody looks after it: for so long it settles more than small sums.
+
+    What it settles without is set by `policy.heartbeat_hours` and `policy.value_without_heartbeat_sat`.
+    """
+    config = _config(file)
+    path, policy = config.heartbeat_path, config.policy
+    try:
+        beat(path)
+    except OSError as error:
+        fail(f"{path} can't be written: {error.strerror}; run this as the signer's user")
+    if not policy.heartbeat_hours:
+        out.print("Noted; policy.heartbeat_hours is 0, so nothing depends on it.")
+        return
+    until = time.time() + 3600 * policy.heartbeat_hours
+    out.print(
+        f"[green]Noted.[/green] Until {moment(until)} ({policy.heartbeat_hours} h) the signer settles what its other "
+        f"policies allow; after that, up to {policy.value_without_heartbeat_sat:,} sat."
+    )
+
+
+def beat(path: Path) -> None:
+    """Make the file's time of change now, durably; the file is begun if there is none. Raises OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    try:
+        os.utime(descriptor)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_directory(path.parent)
+
+
+def ask(path: Path) -> _Answers:
+    """Ask the signer that listens there who and how it is.
+
+    Raises:
+        Unanswered: none runs, it turns us away, or speaks another version.
+    """
+    uid = os.geteuid()
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(_ANSWER_SECONDS)
+            connection.connect(str(path))
+            health = _answer(connection, Health(1), HealthReply)
+            return _Answers(health, _answer(connection, StatusRequest(2), StatusReply))
+    except FileNotFoundError:
+        reason = f"no signer is running: there is no {path}. Start it: paychan-signer FILE"
+    except ConnectionRefusedError:
+        reason = f"no signer is running: one that was killed left {path} behind. Start it: paychan-signer FILE"
+    except PermissionError:
+        reason = f"uid {uid} may not open {path}: run this as the signer's user, or join socket.group"
+    except TimeoutError:
+        reason = f"the signer at {path} gave no answer within {_ANSWER_SECONDS:.0f} s: look into its log"
+    except OSError as error:
+        reason = f"the signer at {path} gave no answer ({error.strerror}): look into its log"
+    except WireError as error:
+        reason = f"what listens at {path} is no signer of this version ({error}): update this command, or the signer"
+    raise Unanswered(reason)
+
+
+def _answer(connection: socket.socket, request: Request, kind: type[_Kind]) -> _Kind:
+    reply = _exchange(connection, request)
+    if isinstance(reply, kind):
+        return reply
+    if isinstance(reply, Refusal):
+        hint = ": add it there, or run this as a user who is" if reply.tag == "policy-peer" else ""
+        msg = f"the signer turns us away ({reply.tag}): {reply.reason}{hint}"
+        raise Unanswered(msg)
+    msg = f"got {type(reply).__name__}, want {kind.__name__}"
+    raise WireError(msg)
+
+
+def _exchange(connection: socket.socket, request: Request) -> Reply:
+    connection.sendall(encode_frame(request))
+    with connection.makefile("rb") as file:
+        prefix = file.read(4)
+        body = file.read(frame_size(prefix)) if len(prefix) == 4 else b""
+    if not body:
+        msg = "it hung up"
+        raise WireError(msg)
+    return decode_reply(body)
+
+
+def _config(file: Path) -> SignerConfig:
+    try:
+        return load_signer_config(file)
+    except SettingsError as error:
+        fail(str(error), status=2)
+
+
+# --- what people see -------------------------------------------------------------------------------------------------
+
+
+def _table(answers: _Answers, config: SignerConfig, now: float) -> Table:
+    health, said = answers.health, answers.status
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = (
+        ("network", _network(health, config)),
+        ("problem", f"[red]{escape(health.problem)}[/red]" if health.problem else "none"),
+        ("keys", f"[red]{health.key_mode}: publicly known[/red]" if health.debug else escape(health.key_mode)),
+        ("running", f"since {moment(said.started_at)}, {span(now - said.started_at)}"),
+        ("written", _written(said, now)),
+        ("decisions", f"{said.decisions:,}"),
+        ("head", escape(said.head)),
+        ("last hour", _against(said.signed_last_hour_sat, config.policy.value_per_hour_sat)),
+        ("last day", _against(said.signed_last_day_sat, config.policy.value_per_day_sat)),
+        ("heartbeat", _heartbeat(said.heartbeat_at, config.policy, now)),
+        ("trial", _trial(said.trial)),
+        ("protections", _protections(said.protections)),
+    )
+    for name, value in rows:
+        table.add_row(f"[dim]{name}[/dim]", value)
+    return table
+
+
+def _network(health: HealthReply, config: SignerConfig) -> str:
+    if (health.network, health.debug) == (config.network, config.debug):
+        return config.network_name
+    return f"[red]{escape(health.network)}, but the file says {config.network}[/red]"
+
+
+def _written(said: StatusReply, now: float) -> str:
+    free = f"{said.free_bytes:,} bytes are free"
+    if not said.written_at:
+        return f"not yet; {free}"
+    return f"{moment(said.written_at)}, {span(max(0.0, now - said.written_at))} ago; {free}"
+
+
+def _against(value_sat: int, limit_sat: int) -> str:
+    if not limit_sat:
+        return f"{value_sat:,} sat signed, no limit"
+    colour = "red" if value_sat >= limit_sat else "yellow" if value_sat * 10 >= limit_sat * 8 else "green"
+    return f"[{colour}]{value_sat:,} sat[/{colour}] signed of {limit_sat:,} sat ({value_sat * 100 // limit_sat} %)"
+
+
+def _heartbeat(heartbeat_at: int, policy: Policy, now: float) -> str:
+    if not policy.heartbeat_hours:
+        return "not asked for"
+    limit = f"{policy.value_without_heartbeat_sat:,} sat"
+    if not heartbeat_at:
+        return f"[red]none yet[/red]: up to {limit} are settled until `paychan-signer heartbeat`"
+    until = heartbeat_at + 3600 * policy.heartbeat_hours
+    age = span(max(0.0, now - heartbeat_at))
+    if now > until:
+        return f"[red]{age} old[/red]: up to {limit} are settled until `paychan-signer heartbeat`"
+    return f"[green]{age} old[/green]: more than {limit} are settled until {moment(until)}"
+
+
+def _trial(tags: Iterable[str]) -> str:
+    named = ", ".join(tags)
+    return f"[red]only logged, not refused: {escape(named)}[/red]" if named else "none"
+
+
+def _protections(texts: Iterable[str]) -> str:
+    return "\n".join(f"[yellow]{escape(text)}[/yellow]" if text.startswith("no ") else escape(text) for text in texts)

@@ -1,0 +1,161 @@
+"""The dialogue about backup words: showing them once, having some repeated, reading them back."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.panel import Panel
+from rich.table import Table
+
+from paychan.protocol.types import UnixTime
+from signer.cli.options import CommandFailed, on_terminal, say
+from signer.cli.terminal import out
+from signer.secret.file import PrivateFileError, read_private, write_new
+from signer.secret.sources import typed_by_somebody
+from signer.secret.wiping import wipe
+from signer.seed import words as mnemonic
+from signer.seed.file import Seed, seed_of_hex, seed_of_words
+
+REPEATED = 3
+ROUNDS = 3
+
+_COLUMNS = 4
+_MAX_BACKUP_BYTES = 4096
+
+
+@contextmanager
+def handed_out(seed: Seed, words_file: Path | None) -> Iterator[None]:
+    """See that the operator has the words, on paper or in a file, before the block makes the seed count.
+
+    Raises:
+        CommandFailed: nobody repeated them.
+        PrivateFileError: the file can't be written.
+    """
+    words = mnemonic.to_words(seed.secret)
+    if words_file is None:
+        _hand_out(words)
+        yield
+        return
+    write_new(words_file, (" ".join(words) + "\n").encode())
+    try:
+        yield
+    except BaseException:  # words of a seed that was not made would only mislead
+        words_file.unlink()
+        raise
+    say(f"The words are in {words_file}. Move it to where no program reads it: whoever has it has the keys.")
+
+
+def require_somebody(words_file: Path | None) -> None:
+    """Raises `CommandFailed` when words could be shown to nobody."""
+    if words_file is None and not on_terminal():
+        msg = (
+            "the words are shown once, on a terminal, and this is none. "
+            "For a script: `--words-file PATH` writes them to a new file"
+        )
+        raise CommandFailed(msg)
+
+
+def take_back(words_file: Path | None, now: UnixTime, *, raw: bool) -> Seed:
+    """Read a backup: words or hex digits, from a file, from standard input, or typed.
+
+    Raises:
+        SeedError: it is no backup, and why not.
+        PrivateFileError: the file can't be used.
+    """
+    if words_file is None and typed_by_somebody():
+        return seed_of_hex(_type_hex(), now) if raw else seed_of_words(_type_words(), now)
+    text = _read(words_file)
+    return seed_of_hex(text, now) if raw else seed_of_words(text.split(), now)
+
+
+def _hand_out(words: Sequence[str]) -> None:
+    for _ in range(ROUNDS):
+        _show(words)
+        if _repeat(words):
+            return
+    msg = f"the words were not repeated in {ROUNDS} rounds: nothing was changed"
+    raise CommandFailed(msg)
+
+
+def _show(words: Sequence[str]) -> None:
+    """Show them in columns, on a page of the terminal that is gone afterwards."""
+    rows = len(words) // _COLUMNS
+    table = Table.grid(padding=(0, 3))
+    for row in range(rows):
+        numbers = range(row, len(words), rows)
+        table.add_row(*(f"[dim]{number + 1:2}[/dim] [bold]{words[number]}[/bold]" for number in numbers))
+    title = f"The backup: {len(words)} words, shown this once"
+    with _own_page():
+        out.print(Panel(table, title=title, expand=False, padding=(1, 2)))
+        say(
+            "Write them down on paper, with their numbers. Whoever has them has the keys. Without them and\n"
+            f"without the seed file, what open channels owe you is lost. You will be asked for {REPEATED} of them."
+        )
+        out.input("\nPress Enter when you have them. ")
+
+
+def _repeat(words: Sequence[str]) -> bool:
+    """Ask for some of them."""
+    asked = sorted(secrets.SystemRandom().sample(range(len(words)), REPEATED))
+    with _own_page():
+        for number in asked:
+            answer = out.input(f"Word {number + 1}: ")
+            if mnemonic.find(answer) != words[number]:
+                break
+        else:
+            return True
+    say(f"[yellow]Word {number + 1} is another one.[/yellow] The words are shown again.")
+    out.input("Press Enter to see them. ")
+    return False
+
+
+def _type_words() -> list[str]:
+    """Ask for words, one or several at a time; each is looked up at once."""
+    words: list[str] = []
+    with _own_page():
+        say("Type the words of the backup, one or several at a time; four letters of each are enough.")
+        say("After the last one, press Enter on an empty line.")
+        while len(words) < max(mnemonic.WORD_COUNTS):
+            typed = out.input(f"Word {len(words) + 1}: ").split()
+            if not typed:
+                break
+            for word in typed:
+                if mnemonic.find(word) is None:
+                    say(f"[yellow]{mnemonic.unknown(len(words) + 1, word)}[/yellow]")
+                    break
+                words.append(word)
+    return words
+
+
+def _type_hex() -> str:
+    with _own_page():
+        return out.input("Seed, hex digits: ")
+
+
+def _read(path: Path | None) -> str:
+    if path is None or str(path) == "-":
+        return sys.stdin.read(_MAX_BACKUP_BYTES) if sys.stdin else ""
+    content = read_private(path.absolute(), _MAX_BACKUP_BYTES)
+    try:
+        return content.decode("ascii")
+    except UnicodeDecodeError:
+        msg = f"{path} is no text of words or digits"
+        raise PrivateFileError(msg) from None
+    finally:
+        wipe(content)
+
+
+@contextmanager
+def _own_page() -> Iterator[None]:
+    """Use the terminal's second page: what stood there can't be scrolled back to."""
+    out.set_alt_screen(True)
+    out.clear()
+    try:
+        yield
+    finally:
+        out.clear()
+        out.set_alt_screen(False)

@@ -1,0 +1,1 @@
+"""Judging requests: the policies, the facts that they see, and the replies."""

@@ -1,0 +1,50 @@
+"""What the ledger knows more of channels than a server, whose store may be from a backup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paychan.protocol.settlement import Claim
+from paychan.protocol.types import OutPoint
+from paychan.protocol.wire.signer_messages import Newest, SettlementRequest
+from signer.judge.validation import has_readable_terms
+from signer.ledger.base import Ledger
+from signer.ledger.entries import DamagedEntry, Entries, Signed
+
+
+def behind(payments: Sequence[Newest], ledger: Ledger) -> tuple[OutPoint, ...]:
+    """Return the channels that were signed for, or of which a newer payment was shown. Raises `LedgerFailed`."""
+    return tuple(payment.outpoint for payment in payments if _is_behind(payment, ledger))
+
+
+def _is_behind(payment: Newest, ledger: Ledger) -> bool:
+    """Judge one; what can't be read counts as signed for."""
+    outpoint = payment.outpoint
+    try:
+        shown = ledger.newest([outpoint]).get(outpoint)
+        return bool(ledger.read([outpoint])) or (shown is not None and shown.payment.change_sat < payment.change_sat)
+    except DamagedEntry:
+        return True
+
+
+def newer_than_signed(outpoint: OutPoint, signed: Signed | None, ledger: Ledger) -> Claim | None:
+    """Return the newest claim that was shown, if it leaves the client less than what was signed for."""
+    shown = ledger.newest([outpoint]).get(outpoint)
+    return shown if shown and (signed is None or shown.payment.change_sat < signed.change_sat) else None
+
+
+def built_upon(request: SettlementRequest, earlier: Entries, ledger: Ledger) -> tuple[OutPoint, ...]:
+    """Return the channels that went on at the change output of what was signed earlier for these claims (PROTOCOL §6.2).
+
+    Another settlement has another txid, and would take that output away. Raises `LedgerFailed`, `DamagedEntry`.
+    """
+    found = []
+    for claim in request.claims:
+        before = earlier.get(claim.outpoint)
+        if before is None or not has_readable_terms(claim) or before.change_script != claim.terms.funding_script:
+            continue
+        settlement = ledger.settlement(before.digest)
+        successor = OutPoint(settlement.txid, 0) if settlement is not None else None
+        if successor is not None and (ledger.read([successor]) or ledger.newest([successor])):
+            found.append(successor)
+    return tuple(found)

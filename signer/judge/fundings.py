@@ -1,0 +1,52 @@
+"""What was shown of funding transactions: which outputs, under which outpoint. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bitcoin.core import CTransaction
+from bitcoin.core.serialize import SerializationError
+
+from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat, UnixTime
+from paychan.protocol.wire.signer_messages import MAX_CLAIMS
+from signer.judge.validation import is_address_script
+from signer.ledger.entries import Output
+
+
+class FundingProblem(Exception):
+    """Not a transaction, or not such outputs of it."""
+
+
+def shown_outputs(transaction: bytes, outputs: Sequence[int], now: UnixTime = UnixTime(0)) -> dict[OutPoint, Output]:
+    """Read outputs of a transaction that was serialized without witness: then its hash is its txid.
+
+    Raises:
+        FundingProblem: see there.
+    """
+    if not 1 <= len(outputs) <= MAX_CLAIMS:
+        msg = f"got {len(outputs)} outputs, want 1 to {MAX_CLAIMS}"
+        raise FundingProblem(msg)
+    try:
+        parsed = CTransaction.deserialize(transaction)
+    except (SerializationError, ValueError, OverflowError, MemoryError) as error:
+        msg = f"no transaction in {len(transaction)} bytes: {error}"
+        raise FundingProblem(msg) from None
+    if parsed.serialize() != transaction or parsed.has_witness():
+        msg = "not serialized as its txid is made: without witness, and nothing after it"
+        raise FundingProblem(msg)
+    txid = bytes(parsed.GetTxid())
+    return {OutPoint(txid, index): _output(parsed, index, now) for index in outputs}
+
+
+def _output(parsed: CTransaction, index: int, now: UnixTime) -> Output:
+    if not 0 <= index < len(parsed.vout):
+        msg = f"output {index} of {len(parsed.vout)}"
+        raise FundingProblem(msg)
+    value_sat, script = int(parsed.vout[index].nValue), bytes(parsed.vout[index].scriptPubKey)
+    if not 0 < value_sat <= MAX_MONEY_SAT:
+        msg = f"output {index} of {value_sat} sat, want 1 to {MAX_MONEY_SAT}"
+        raise FundingProblem(msg)
+    if not is_address_script(script):
+        msg = f"output {index} pays to a script of {len(script)} bytes that is neither a channel nor a coin of ours"
+        raise FundingProblem(msg)
+    return Output(Sat(value_sat), script, now)

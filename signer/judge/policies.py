@@ -1,0 +1,329 @@
+"""What the signer refuses: one rule per tag, each a pure function that returns its objection or None.
+
+Rules are tried in the order of `POLICIES`, and each may rely on those before it. They judge by what was shown, signed
+and settled before (`Known`), never by anything that the server says of itself. Three tags have no rule here:
+policy-sighash needs none, policy-peer is about a connection and policy-deadline about time (`connections`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+from msgspec import structs
+
+from paychan.protocol.errors import PaychanError
+from paychan.protocol.payment import PaymentVerifier, change_problem
+from paychan.protocol.settlement import CHILD_BYTES, LEAST_FEE_CAP_SAT, Claim, received_sat
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+from paychan.protocol.wire.signer_messages import ChildRequest, Refusal, SettlementRequest
+from signer.judge.facts import DAY_SECONDS, HOUR_SECONDS, Known, Limits
+from signer.judge.validation import available_sat, claims_problem, coins_problem, fee_problem, unshown
+from signer.keys.ring import SigningKey
+from signer.ledger.entries import Signed, request_digest, request_size
+
+_LEAST_CHANGE = Sat(1)
+"""Dust limits are the server's business: a settlement that is not relayed loses nothing, a wrong flag can."""
+
+LEAST_CHILD_SAT = Sat(546)
+"""Bitcoin Core relays no P2PKH output of less (policy/policy.cpp, GetDustThreshold)."""
+
+LAST_RESORT_SECONDS = 6 * HOUR_SECONDS
+"""So long before a channel's expiry its fee is bound by `max_fee_sat_per_vb` alone, no more by the share."""
+
+
+class Objection(NamedTuple):
+    """Why not; and a fee that would do, where the fee is the reason: the least, or for policy-fee the most."""
+
+    reason: str
+    need_sat: Sat = Sat(0)
+
+
+Rule: TypeAlias = Callable[[SettlementRequest, Known], Objection | None]
+
+
+def template(request: SettlementRequest, known: Known) -> Objection | None:
+    """policy-template: the settlement template alone, keys of ours, and scripts that hash to the funding outputs."""
+    problem = claims_problem(request, known) or coins_problem(request, known) or fee_problem(request)
+    return Objection(problem) if problem else None
+
+
+def destination(request: SettlementRequest, known: Known) -> Objection | None:
+    """policy-destination: the server's output goes where the configuration or the seed says, or back to the reserve."""
+    script = request.destination_script
+    if request.reserve is not None and known.own.reserve is None:
+        return Objection(f"reserve key {request.reserve.public_key.hex()} is not ours")
+    ours = known.own.destinations if known.own.reserve is None else (known.own.reserve,)
+    place = next((each for each in ours if each.script == script), None)
+    if place is None:
+        return Objection(f"destination script of {len(script)} bytes beginning {script[:25].hex()} is not ours")
+    if place.retired and any(claim.outpoint not in known.earlier for claim in request.claims):
+        return Objection(f"destination script {script.hex()} is retired: nothing new is to be paid there")
+    return None
+
+
+def client_signature(request: SettlementRequest, known: Known) -> Objection | None:  # noqa: ARG001 - all rules look alike
+    """policy-client-signature: each client has signed for exactly this change value and address."""
+    for index, claim in enumerate(request.claims):
+        problem = claim_problem(claim)
+        if problem is not None:
+            return Objection(f"claim {index}: {problem}")
+    return None
+
+
+def claim_problem(claim: Claim) -> PaychanError | None:
+    """Check that the client has signed for exactly this change value and address."""
+    problem = change_problem(claim.payment, _LEAST_CHANGE)
+    return problem or PaymentVerifier(claim.terms, claim.outpoint, claim.change_script).problem(claim.payment)
+
+
+def funding(request: SettlementRequest, known: Known) -> Objection | None:
+    """protocol-funding: what is to be spent was shown before. Not a policy: the server can mend it."""
+    missing = [] if known.limits.debug else unshown(request, known)
+    return (
+        Objection(f"the transaction of {missing[0]} was not shown, nor {len(missing) - 1} others") if missing else None
+    )
+
+
+def fee(request: SettlementRequest, known: Known) -> Objection | None:
+    """policy-fee: the coins hold what is claimed, and the fee is within the operator's share, cap and rate.
+
+    A legacy signature says nothing of values (BIP143 gave that to segwit alone): what a server claims too little is
+    burnt as fee. So the values are those of the transactions that were shown.
+    """
+    if not known.limits.debug:
+        coins = request.reserve.coins if request.reserve else ()
+        claimed = [(claim.outpoint, claim.funding_sat) for claim in request.claims]
+        for outpoint, value_sat in claimed + [(coin.outpoint, coin.value_sat) for coin in coins]:
+            holds_sat = known.outputs[outpoint].value_sat
+            if holds_sat != value_sat:
+                return Objection(f"{outpoint} is said to hold {value_sat} sat, and holds {holds_sat} sat")
+    most_sat = fee_cap_sat(request, known.limits, known.now)
+    if request.fee_sat > most_sat:
+        return Objection(f"fee of {request.fee_sat} sat, want up to {most_sat} sat", most_sat)
+    return None
+
+
+def watermark(request: SettlementRequest, known: Known) -> Objection | None:
+    """policy-watermark: no client ever gets more than by the newest payment that was signed for, or shown."""
+    for index, claim in enumerate(request.claims):
+        shown = known.newest.get(claim.outpoint)
+        if shown is not None and claim.payment.change_sat > shown.payment.change_sat:
+            return Objection(
+                f"claim {index}: change of {claim.payment.change_sat} sat, more than the {shown.payment.change_sat} sat "
+                "of the newest payment that was shown"
+            )
+        before = known.earlier.get(claim.outpoint)
+        if before is not None and claim.payment.change_sat > before.change_sat:
+            return Objection(
+                f"claim {index}: change of {claim.payment.change_sat} sat, more than the {before.change_sat} sat "
+                "signed before"
+            )
+    return None
+
+
+def replacement(request: SettlementRequest, known: Known) -> Objection | None:
+    """policy-replacement: what was signed before is signed again, or gives way to a settlement of a higher fee rate.
+
+    The other settlement may pay the client no more (policy-watermark), but at any script that it signed for: a client
+    that closed to another address for no fee has signed for both, and either one costs us the same. Which is its newest
+    word only the server can know. Where the settlement pays us is policy-destination's business.
+
+    A request that leaves out some input of the earlier settlement is for when that can't confirm any more, because the
+    input is spent or gone: then it pays no less than its channels' share of that fee, by value or by size, whichever is
+    less. The share by value is one that each of them has, for the whole fee was within the whole value; the share by size is
+    within the cap of the rate, which a channel that brought nearly all of the value would else have to exceed.
+    """
+    if not known.earlier:
+        return None
+    digest = request_digest(request)
+    if known.built_upon and any(before.digest != digest for before in known.earlier.values()):
+        outpoint = known.built_upon[0]
+        return Objection(f"payments of the channel {outpoint} depend on what was signed before: push that by a child")
+    replaced, broken_up = _replaced(request, known, digest)
+    share_sat = max((_share_of_sat(request, old) for old in broken_up), default=Sat(0))
+    if request.fee_sat < share_sat:
+        reason = f"fee of {request.fee_sat} sat is less than these channels' share of what was signed for more together"
+        return Objection(f"{reason}, need {share_sat} sat", share_sat)
+    size = request_size(request)
+    if all(before.pays_less_than(request.fee_sat, size) for before in replaced):
+        return None
+    need = _least_fee(request, replaced, share_sat)
+    reason = f"fee of {request.fee_sat} sat for {size} bytes is no higher rate than was signed before, need "
+    return Objection(reason + (f"{need} sat" if need else "more than was received"), need)
+
+
+def rate(request: SettlementRequest, known: Known) -> Objection | None:
+    """policy-rate: no more value in an hour or a day than the operator set. What was signed before counts once.
+
+    Whoever took over the server can invent channels, whose funding is on no chain, and settle them to use up the limit. So
+    a channel counts against it only when its funding was shown `policy.aged_minutes` ago; all younger ones share half as
+    much of their own.
+    """
+    aged_sat, young_sat = new_values_sat(request, known)
+    return _rate(aged_sat, known, 1, young=False) or _rate(young_sat, known, 2, young=True)
+
+
+def _rate(new_sat: Sat, known: Known, share: int, *, young: bool) -> Objection | None:
+    if not new_sat:
+        return None
+    limits = known.limits
+    for name, seconds, most_sat in (
+        ("hour", HOUR_SECONDS, limits.value_per_hour_sat),
+        ("day", DAY_SECONDS, limits.value_per_day_sat),
+    ):
+        if not most_sat:
+            continue
+        before_sat = known.flow.within(seconds, known.now, young=young)
+        if before_sat + new_sat > most_sat // share:
+            of = " of channels shown lately" if young else ""
+            return Objection(
+                f"{new_sat} sat{of} after {before_sat} sat in the last {name}, want up to {most_sat // share} sat"
+            )
+    return None
+
+
+def heartbeat(request: SettlementRequest, known: Known) -> Objection | None:
+    """policy-heartbeat: without a fresh sign of life of the operator's, only a small sum."""
+    if known.attended:
+        return None
+    new_sat, most_sat = sum(new_values_sat(request, known)), known.limits.value_without_heartbeat_sat
+    unattended_sat = known.flow.unattended_sat
+    if not new_sat or unattended_sat + new_sat <= most_sat:
+        return None
+    hours = known.limits.heartbeat_seconds // 3600
+    return Objection(
+        f"{new_sat} sat after {unattended_sat} sat without a heartbeat for {hours} h, want up to {most_sat} sat: "
+        "`paychan-signer heartbeat`"
+    )
+
+
+POLICIES: tuple[tuple[str, Rule], ...] = (
+    ("policy-template", template),
+    ("policy-destination", destination),
+    ("policy-client-signature", client_signature),
+    ("protocol-funding", funding),
+    ("policy-fee", fee),
+    ("policy-watermark", watermark),
+    ("policy-replacement", replacement),
+    ("policy-rate", rate),
+    ("policy-heartbeat", heartbeat),
+)
+
+
+OTHER_POLICIES: tuple[tuple[str, str], ...] = (
+    ("policy-sighash", "SIGHASH_ALL only: `settlement.Unsigned`, which all signatures are made for, knows no other"),
+    ("policy-peer", "who connects is a user on the list, by the kernel's word; what is no request ends the connection"),
+    ("policy-deadline", "a request has arrived, and is answered, within its time; none holds up another"),
+)
+"""What other modules see to: tag and rule."""
+
+
+def refusals(request: SettlementRequest, known: Known) -> tuple[Refusal | None, list[Refusal]]:
+    """Return the first rule's objection, or None: it may be signed; and what policies on trial would have refused."""
+    tried: list[Refusal] = []
+    for tag, rule in POLICIES:
+        objection = rule(request, known)
+        if objection is None:
+            continue
+        refusal = Refusal(request.id, tag, objection.reason, objection.need_sat)
+        if tag not in known.limits.trial:
+            return refusal, tried
+        tried.append(refusal)
+    return None, tried
+
+
+def child_refusal(request: ChildRequest, known: Known, *, was_signed: bool) -> Refusal | None:
+    """Judge a child by the same tags. Its parent was signed before, so it passed the rules then; None: sign it.
+
+    The parent need not be the newest: a node that does not replace it keeps the earlier one, and only one can confirm.
+    """
+    parent = request.parent
+    if not parent.claims or not was_signed:
+        return Refusal(request.id, "policy-template", "the parent is no settlement that was signed before")
+    if output_key(parent, known) is None:
+        reason = "the parent pays to an address of the operator's, whose key is not here"
+        return Refusal(request.id, "policy-destination", reason)
+    spent = available_sat(parent) - parent.fee_sat
+    cap = min(
+        fee_cap_sat(parent, known.limits, known.now, CHILD_BYTES), received_sat(parent.claims)
+    )  # coins don't become fee here either
+    most = min(spent - LEAST_CHILD_SAT, cap - parent.fee_sat)
+    if not 0 <= request.fee_sat <= most:
+        reason = f"fee of {request.fee_sat} sat for a child, want 0 to {most} sat of the {spent} sat it spends"
+        return Refusal(request.id, "policy-fee", reason, Sat(max(most, 0)))
+    return None
+
+
+def output_key(request: SettlementRequest, known: Known) -> SigningKey | None:
+    """Find our key behind the server's output; None: the operator alone has it."""
+    ours = known.own.destinations if known.own.reserve is None else (known.own.reserve,)
+    return next((each.key for each in ours if each.script == request.destination_script), None)
+
+
+def fee_cap_sat(request: SettlementRequest, limits: Limits, now: UnixTime, child_bytes: int = 0) -> Sat:
+    """Most that a settlement, with a child of this size, may pay: the least of share, sum and rate.
+
+    A share alone would let a server that was taken over burn half of every channel at any rate. Near the expiry of all
+    channels in it, by our own clock, the share gives way: then what does not confirm is refunded to the client whole, and
+    the cap of the rate bounds what a server can burn.
+    """
+    size = request_size(request)
+    is_last_resort = all(now >= claim.terms.expiry - LAST_RESORT_SECONDS for claim in request.claims)
+    share_sat = received_sat(request.claims) * (100 if is_last_resort else limits.max_fee_percent) // 100
+    rate_sat = (size + child_bytes) * limits.max_fee_sat_per_vb
+    return Sat(max(min(share_sat, limits.max_fee_sat, rate_sat), size + LEAST_FEE_CAP_SAT))
+
+
+def new_values_sat(request: SettlementRequest, known: Known) -> tuple[Sat, Sat]:
+    """What is settled now that was not signed for before: of aged channels, and of young ones."""
+    aged_sat = young_sat = 0
+    for claim in request.claims:
+        new_sat = max(0, claim.received_sat - _received_before(claim, known))
+        if known.is_young(claim.outpoint):
+            young_sat += new_sat
+        else:
+            aged_sat += new_sat
+    return Sat(aged_sat), Sat(young_sat)
+
+
+def _received_before(claim: Claim, known: Known) -> Sat:
+    before = known.earlier.get(claim.outpoint)
+    return Sat(0) if before is None else before.received_sat
+
+
+def _replaced(request: SettlementRequest, known: Known, digest: bytes) -> tuple[list[Signed], list[SettlementRequest]]:
+    """Return what was signed and must be outbid, and what was signed for more inputs than this request spends."""
+    spent = _spent(request)
+    replaced, broken_up = list[Signed](), dict[bytes, SettlementRequest]()
+    for before in known.earlier.values():
+        old = known.requests.get(before.digest)
+        if old is not None and not _spent(old) <= spent:
+            broken_up[before.digest] = old
+        elif before.digest != digest:
+            replaced.append(before)
+    return replaced, list(broken_up.values())
+
+
+def _spent(request: SettlementRequest) -> set[OutPoint]:
+    coins = request.reserve.coins if request.reserve else ()
+    return {claim.outpoint for claim in request.claims} | {coin.outpoint for coin in coins}
+
+
+def _share_of_sat(request: SettlementRequest, old: SettlementRequest) -> Sat:
+    """Return what the channels of a request contributed to the fee of an earlier one, by value or by size: the less."""
+    outpoints = {claim.outpoint for claim in request.claims}
+    brought_sat = received_sat([claim for claim in old.claims if claim.outpoint in outpoints])
+    by_value_sat = old.fee_sat * brought_sat // max(available_sat(old), 1)
+    return Sat(min(by_value_sat, old.fee_sat * request_size(request) // request_size(old)))
+
+
+def _least_fee(request: SettlementRequest, replaced: Sequence[Signed], least_sat: Sat) -> Sat:
+    """Find the least fee that passes, which may be all that was received; 0 if none does."""
+    size = request_size(structs.replace(request, fee_sat=Sat(0)))
+    outbid_sat = max(before.least_fee_above(size) for before in replaced)
+    for fee_sat in (Sat(max(outbid_sat, least_sat)), received_sat(request.claims)):
+        other = structs.replace(request, fee_sat=fee_sat)
+        if fee_problem(other) is None and all(b.pays_less_than(fee_sat, request_size(other)) for b in replaced):
+            return fee_sat
+    return Sat(0)

@@ -1,0 +1,140 @@
+"""The parts of policy-template: what makes a request one that can be built and signed, before any rule judges it.
+
+Each function returns the reason, or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from paychan.protocol.errors import PaychanError
+from paychan.protocol.kinds.script import MAX_EXPIRY, MIN_EXPIRY, check_expiry, check_public_key, make_terms
+from paychan.protocol.settlement import Claim, Reserve, received_sat
+from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
+from paychan.protocol.wire.signer_messages import MAX_CLAIMS, SettlementRequest
+from signer.judge.facts import Known
+from signer.keys.ring import SigningKey
+from signer.ledger.entries import Output
+
+MAX_COINS = 4
+"""Of the reserve in one settlement: more than a fee needs, and few enough to bound its size."""
+
+
+def claims_problem(request: SettlementRequest, known: Known) -> str | None:
+    """Check number, order and parts of the claims."""
+    claims = request.claims
+    if not 1 <= len(claims) <= MAX_CLAIMS:
+        return f"got {len(claims)} claims, want 1 to {MAX_CLAIMS}"
+    for index, (claim, key) in enumerate(zip(claims, known.own.claims, strict=True)):
+        problem = terms_problem(claim, key) or output_problem(claim, known.outputs)
+        if problem is not None:
+            return f"claim {index}: {problem}"
+    if any(claim.payment.change_sat for claim in claims[1:]):
+        return "only claim 0 may leave change to its client"
+    if len({claim.outpoint for claim in claims}) < len(claims):
+        return "an outpoint is claimed twice"
+    total = sum(claim.funding_sat for claim in claims)
+    return f"claims of {total} sat, more than all bitcoins" if total > MAX_MONEY_SAT else None
+
+
+def coins_problem(request: SettlementRequest, known: Known) -> str | None:
+    """Check the coins of the reserve."""
+    reserve = request.reserve
+    if reserve is None:
+        return None
+    if len(reserve.coins) > MAX_COINS:
+        return f"got {len(reserve.coins)} coins, want up to {MAX_COINS}"
+    for index, coin in enumerate(reserve.coins):
+        problem = outpoint_problem(coin.outpoint) or _coin_problem(coin.outpoint, coin.value_sat, reserve, known)
+        if problem is not None:
+            return f"coin {index}: {problem}"
+    spent = [claim.outpoint for claim in request.claims] + [coin.outpoint for coin in reserve.coins]
+    if len(set(spent)) < len(spent):
+        return "a coin is spent twice"
+    total = available_sat(request)
+    return f"received and coins are {total} sat, more than all bitcoins" if total > MAX_MONEY_SAT else None
+
+
+def fee_problem(request: SettlementRequest) -> str | None:
+    """Check that a transaction is left: no more than what was received becomes fee, whoever pays; an output is left."""
+    received = received_sat(request.claims)
+    if not 0 <= request.fee_sat <= received:
+        return f"fee of {request.fee_sat} sat, want 0 to the {received} sat received"
+    if request.fee_sat == available_sat(request) and not request.claims[0].payment.change_sat:
+        return f"fee of {request.fee_sat} sat leaves no output"
+    return None
+
+
+def available_sat(request: SettlementRequest) -> Sat:
+    """What fee and server's output are paid from."""
+    return Sat(received_sat(request.claims) + (request.reserve.value_sat if request.reserve else 0))
+
+
+def outpoint_problem(outpoint: OutPoint) -> str | None:
+    """Check that it can be written."""
+    if len(outpoint.txid) != 32 or not 0 <= outpoint.vout <= 0xFFFFFFFF:
+        return f"no outpoint: {len(outpoint.txid)} bytes of txid, index {outpoint.vout}"
+    return None
+
+
+def has_readable_terms(claim: Claim) -> bool:
+    """Say whether a key store can be asked about its client key and expiry."""
+    return MIN_EXPIRY <= claim.terms.expiry <= MAX_EXPIRY
+
+
+def unshown(request: SettlementRequest, known: Known) -> list[OutPoint]:
+    """List what is to be spent and was not shown."""
+    coins: Iterable[OutPoint] = (coin.outpoint for coin in request.reserve.coins) if request.reserve else ()
+    return [
+        outpoint
+        for outpoint in (*(claim.outpoint for claim in request.claims), *coins)
+        if outpoint not in known.outputs
+    ]
+
+
+def is_address_script(script: bytes) -> bool:
+    """P2PKH or P2SH: what the addresses of v1 and v2 stand for, and every node relays."""
+    if len(script) == 25:
+        return script[:3] == b"\x76\xa9\x14" and script[23:] == b"\x88\xac"
+    return len(script) == 23 and script[:2] == b"\xa9\x14" and script[22:] == b"\x87"
+
+
+def terms_problem(claim: Claim, key: SigningKey | None) -> str | None:
+    """Check that the terms can be those of a channel, and name this key of ours."""
+    terms = claim.terms
+    try:
+        check_public_key(terms.client_key)
+        check_expiry(terms.expiry)
+        if key is not None:
+            make_terms(key.public_key, terms.client_key, terms.expiry)
+    except PaychanError as error:
+        return str(error)
+    return None if key is not None else f"server key {terms.server_key.hex()} is not ours for this channel"
+
+
+def output_problem(claim: Claim, outputs: Mapping[OutPoint, Output]) -> str | None:
+    """Check the funding output, and the change output that the client signed for."""
+    problem = outpoint_problem(claim.outpoint)
+    if problem is not None:
+        return problem
+    if not 0 < claim.funding_sat <= MAX_MONEY_SAT:
+        return f"funding of {claim.funding_sat} sat, want 1 to {MAX_MONEY_SAT}"
+    if not 0 <= claim.payment.change_sat <= claim.funding_sat:
+        return f"change of {claim.payment.change_sat} sat out of {claim.funding_sat} sat"
+    if not is_address_script(claim.change_script):
+        return f"change script of {len(claim.change_script)} bytes is neither P2PKH nor P2SH"
+    return _script_problem(claim.outpoint, claim.terms.funding_script, outputs)
+
+
+def _coin_problem(outpoint: OutPoint, value_sat: int, reserve: Reserve, known: Known) -> str | None:
+    if not 0 < value_sat <= MAX_MONEY_SAT:
+        return f"value of {value_sat} sat, want 1 to {MAX_MONEY_SAT}"
+    # a reserve that is not ours is policy-destination's business
+    return _script_problem(outpoint, reserve.funding_script, known.outputs) if known.own.reserve else None
+
+
+def _script_problem(outpoint: OutPoint, script: bytes, outputs: Mapping[OutPoint, Output]) -> str | None:
+    shown = outputs.get(outpoint)
+    if shown is not None and shown.script != script:
+        return f"{outpoint} pays to {shown.script.hex()}, not to {script.hex()}"
+    return None

@@ -1,0 +1,1 @@
+"""The server's keys: which key belongs to a channel, and signing with it."""

@@ -1,0 +1,126 @@
+"""What the signer remembers: of what it signed, one entry per claimed outpoint, and how an entry is written.
+
+    version   1 byte    layout of the body
+    body      msgpack   the fields of `Signed`, or of another kind, as an array in declared order
+    checksum  4 bytes   CRC-32 of all before it: a flipped entry is found, never taken for permission
+
+Pure, like the rules that read it; `ledger` keeps the entries.
+"""
+
+from __future__ import annotations
+
+import zlib
+from hashlib import sha256
+from typing import TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from paychan.protocol.settlement import received_sat, settlement_size
+from paychan.protocol.types import OutPoint, Sat, UnixTime
+from paychan.protocol.wire.signer_messages import SettlementRequest
+
+VERSION = 3
+"""1: without `Signed.funding_sat`; 2: without `Output.shown_at` and `Flow.young`."""
+
+_READABLE = (1, 2, 3)
+_CHECKSUM_BYTES = 4
+
+_Entry = TypeVar("_Entry", bound=Struct)
+
+
+class Signed(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The newest settlement of an outpoint that was signed."""
+
+    digest: bytes
+    """Of the whole request, see `request_digest`."""
+    fee_sat: Sat
+    size: int
+    """Largest size that the settlement can have: what its fee is measured by."""
+    change_sat: Sat
+    change_script: bytes
+    funding_sat: Sat = Sat(0)
+
+    @property
+    def received_sat(self) -> Sat:
+        """What the channel had earned."""
+        return Sat(max(0, self.funding_sat - self.change_sat))
+
+    def pays_less_than(self, fee_sat: int, size: int) -> bool:
+        """Say whether its rate is lower than that of a fee and a size, to the exact fraction."""
+        return fee_sat * self.size > self.fee_sat * size
+
+    def least_fee_above(self, size: int) -> Sat:
+        """Return the least fee that is a higher rate at this size."""
+        return Sat(self.fee_sat * size // self.size + 1)
+
+
+Entries: TypeAlias = dict[OutPoint, Signed]
+"""What is remembered of outpoints; one that was never signed for is missing."""
+
+
+class Output(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a transaction output that was shown holds."""
+
+    value_sat: Sat
+    script: bytes
+    shown_at: UnixTime = UnixTime(0)
+    """By the signer's clock; 0 in entries of version 2."""
+
+
+class DamagedEntry(Exception):
+    """An entry can't be trusted. It is never overwritten: nothing more is signed for its outpoint."""
+
+
+def request_digest(request: SettlementRequest) -> bytes:
+    """Identify a request: SHA256 of all its fields, as on the wire but for the id."""
+    return sha256(msgspec.msgpack.encode(msgspec.structs.replace(request, id=0))).digest()
+
+
+def request_size(request: SettlementRequest) -> int:
+    """Return the largest size, in bytes, that the settlement of a valid request can have."""
+    reserve = request.reserve
+    available = received_sat(request.claims) + (reserve.value_sat if reserve else 0)
+    return settlement_size(
+        request.claims, request.destination_script, server_output=request.fee_sat < available, reserve=reserve
+    )
+
+
+def entries_of(request: SettlementRequest, digest: bytes | None = None) -> Entries:
+    """Make what is to be remembered of a valid request; its digest, where it is known already, need not be made again."""
+    digest, size = digest or request_digest(request), request_size(request)
+    return {
+        claim.outpoint: Signed(
+            digest, request.fee_sat, size, claim.payment.change_sat, claim.change_script, claim.funding_sat
+        )
+        for claim in request.claims
+    }
+
+
+def encode_entry(entry: Struct) -> bytes:
+    """Serialize an entry of any kind; about 80 bytes for a `Signed`."""
+    content = bytes([VERSION]) + msgspec.msgpack.encode(entry)
+    return content + zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "big")
+
+
+def decode_entry(raw: bytes, kind: type[_Entry]) -> _Entry:
+    """Deserialize an entry of this kind.
+
+    Raises:
+        DamagedEntry: anything but a whole entry of a known version.
+    """
+    content, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
+    if not content or content[0] not in _READABLE:
+        msg = f"entry of {len(raw)} bytes has version {content[0] if content else None}, want {VERSION}"
+        raise DamagedEntry(msg)
+    if zlib.crc32(content) != int.from_bytes(checksum, "big"):
+        msg = f"entry checksum is {checksum.hex()}, want {zlib.crc32(content):08x}"
+        raise DamagedEntry(msg)
+    try:
+        entry = msgspec.msgpack.decode(content[1:], type=kind)
+    except msgspec.MsgspecError as error:
+        raise DamagedEntry(str(error)) from error
+    if isinstance(entry, Signed) and (entry.size <= 0 or entry.fee_sat < 0):
+        msg = f"entry of {entry.fee_sat} sat for {entry.size} bytes"
+        raise DamagedEntry(msg)
+    return entry

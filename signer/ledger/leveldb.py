@@ -1,0 +1,396 @@
+"""The ledger: what was shown, signed and settled, in a small LevelDB of the signer's own, and the log of all decisions.
+
+Nothing in it is secret, and no coin depends on it: without it, the rules that remember start from nothing. One process
+at a time; LevelDB's own lock sees to that.
+
+    outpoint (36 bytes)   `signed.Signed`: the newest settlement of it
+    f + outpoint          `signed.Output`: what it holds, as it was shown
+    w + outpoint          `settlement.Claim`: the newest payment out of it that was shown
+    q + request digest    the request, to sign it again
+    t + request digest    the signed settlement, to hand it out again
+    n                     how many outputs were shown
+    v                     `known.Flow`: how much was settled lately
+    h                     the last line of the audit log that belongs to all this
+    p                     empty; written when nothing else is: LevelDB begins a new log only after so many values
+
+What is put is seen by the next `read` at once, and is on disk when its future is done: one thread writes all that has
+come within a moment in one go, first to the audit log, then here. A write that fails ends the process (`vital`): nobody knows
+what is on disk, so nothing more is signed until the signer is started again. `put(Entry())` changes nothing but does all
+of that, and so finds out whether a write would succeed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TypeVar
+
+import plyvel
+from msgspec import Struct
+
+from paychan.protocol.settlement import Claim, Settlement
+from paychan.protocol.types import OutPoint, UnixTime
+from paychan.protocol.wire.signer_messages import SettlementRequest
+from signer import vital
+from signer.audit.chain import AuditBroken, Decision, Head
+from signer.audit.file import AuditFailed
+from signer.audit.rotation import RotatingAudit
+from signer.judge.facts import Flow
+from signer.ledger.base import Entry, LedgerFailed
+from signer.ledger.entries import DamagedEntry, Entries, Output, Signed, decode_entry, encode_entry
+from signer.ledger.torn_log import cut_torn_tail, sizes_of_logs
+from signer.secret.file import sync_directory
+
+_OPTIONS = {
+    # A damaged log is an error when the ledger is opened; by default LevelDB drops what follows the damage.
+    "paranoid_checks": True,
+    # An outpoint that was never signed for (1 % aside) is told without reading a block.
+    "bloom_filter_bits": 10,
+    # Keys, hashes and signatures: nothing of it gets shorter.
+    "compression": None,
+}
+
+_GATHERING_SECONDS = 0.004
+"""A write begins so long after the first has asked for it. Syncs, and threads that take turns, would else cost more than
+what is written, as soon as several settlements are asked for at once."""
+
+
+_HANGING_SECONDS = 10.0
+"""A write that takes longer is a problem to tell of; a slow disk syncs within one second."""
+
+_DATA = (".ldb", ".sst", ".log")
+"""Where these lie without the file CURRENT, LevelDB would begin anew and delete them."""
+
+_HELD = (os.strerror(errno.EAGAIN), "already held by process")
+"""What LevelDB says of a lock that somebody holds; it says other things of a LOCK that can't be opened."""
+
+_COUNT, _FLOW, _HEAD, _PROBE = b"n", b"v", b"h", b"p"
+
+_TXID_BYTES, _MAX_VOUT = 32, 0xFFFFFFFF
+
+_Kind = TypeVar("_Kind", bound=Struct)
+
+
+class LevelDbLedger:
+    """A `Ledger` on disk."""
+
+    def __init__(
+        self,
+        path: Path,
+        audit: Path,
+        *,
+        audit_file_bytes: int = 0,
+        on_failure: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Open the directory and the log, or begin them.
+
+        Args:
+            path: LevelDB's directory.
+            audit: the log's file.
+            audit_file_bytes: the log goes on in a new file when it has this size; 0: never.
+            on_failure: called by the writing thread with the reason when a write failed; then all later calls fail.
+
+        Raises:
+            LedgerFailed: in use, damaged, something else, not accessible, or the log has lost its end.
+        """
+        self.lock = threading.Lock()
+        self._failure = self._read_failure = ""
+        self._on_failure = on_failure
+        self._path = path
+        self._written_at = UnixTime(0)
+        self._begun_at = 0.0
+        """When the write that is under way began, by the monotonic clock; 0: none is."""
+        self._database = _open(path)
+        self._log_sizes = dict[str, int]()
+        """Of LevelDB's logs, as they were before the last write."""
+        try:
+            self._audit = RotatingAudit(audit, audit_file_bytes)
+        except (AuditFailed, AuditBroken) as error:
+            self._database.close()
+            raise LedgerFailed(str(error)) from error
+        self._gathering, self._writing = _Group(), _Group()
+        self._work = threading.Condition()
+        self._begin(audit)
+        self._writer = vital.start_thread("ledger", self._write_all)
+
+    def _begin(self, audit: Path) -> None:
+        """Read what is kept in memory, and see that the log goes as far as it did."""
+        try:
+            flow, count, head = (self._get(key) for key in (_FLOW, _COUNT, _HEAD))
+            self._flow = Flow() if flow is None else decode_entry(flow, Flow)
+            self._shown = 0 if count is None else decode_entry(count, _Count).number
+            known = None if head is None else decode_entry(head, Head)
+        except (DamagedEntry, LedgerFailed) as error:
+            self._give_up()
+            raise LedgerFailed(str(error)) from error
+        if known is not None and not self._holds(known):
+            self._give_up()
+            msg = (
+                f"{audit} does not hold line {known.count}, which was written: restore it, or begin another log with "
+                f"`paychan-signer audit archive FILE --after {known}`"
+            )
+            raise LedgerFailed(msg)
+
+    def _holds(self, head: Head) -> bool:
+        try:
+            return self._audit.holds(head)
+        except (AuditBroken, OSError):
+            return False
+
+    def _give_up(self) -> None:
+        self._audit.close()
+        self._database.close()
+
+    @property
+    def torn_bytes(self) -> int:
+        """What was cut off the audit log when it was opened: a line that a crash left unfinished."""
+        return self._audit.torn_bytes
+
+    @property
+    def flow(self) -> Flow:
+        """See `Ledger`."""
+        return self._flow
+
+    @property
+    def shown(self) -> int:
+        """See `Ledger`."""
+        return self._shown
+
+    @property
+    def head(self) -> Head:
+        """See `Ledger`."""
+        return self._audit.head
+
+    @property
+    def written_at(self) -> UnixTime:
+        """See `Ledger`."""
+        return self._written_at
+
+    @property
+    def problem(self) -> str:
+        """See `Ledger`."""
+        begun_at = self._begun_at
+        if not self._failure and begun_at and time.monotonic() - begun_at > _HANGING_SECONDS:
+            return f"a write to {self._path} has not ended for {time.monotonic() - begun_at:.0f} s"
+        return self._failure or self._read_failure
+
+    def read(self, outpoints: Collection[OutPoint]) -> Entries:
+        """See `Ledger`."""
+        return self._entries(outpoints, b"", Signed)
+
+    def newest(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Claim]:
+        """See `Ledger`."""
+        return self._entries(outpoints, b"w", Claim)
+
+    def outputs(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Output]:
+        """See `Ledger`."""
+        return self._entries(outpoints, b"f", Output)
+
+    def request(self, digest: bytes) -> SettlementRequest | None:
+        """See `Ledger`."""
+        raw = self._get(b"q" + digest)
+        return None if raw is None else decode_entry(raw, SettlementRequest)
+
+    def settlement(self, digest: bytes) -> Settlement | None:
+        """See `Ledger`."""
+        raw = self._get(b"t" + digest)
+        return None if raw is None else decode_entry(raw, Settlement)
+
+    def put(self, entry: Entry) -> Future[None]:
+        """See `Ledger`."""
+        values = {outpoint.serialize(): encode_entry(signed) for outpoint, signed in entry.signed.items()}
+        if entry.request is not None:
+            values[b"q" + entry.digest] = encode_entry(entry.request)
+        if entry.outputs:
+            values |= {b"f" + outpoint.serialize(): encode_entry(output) for outpoint, output in entry.outputs.items()}
+            self._shown += len(entry.outputs)
+            values[_COUNT] = encode_entry(_Count(self._shown))
+        values |= {b"w" + outpoint.serialize(): encode_entry(claim) for outpoint, claim in entry.newest.items()}
+        if entry.flow is not None:
+            self._flow = entry.flow
+            values[_FLOW] = encode_entry(entry.flow)
+        with self._work:
+            group = self._gather(values)
+            group.decisions += entry.decisions
+            group.is_awaited = True
+        return group.durable
+
+    def keep(self, digest: bytes, settlement: Settlement) -> None:
+        """See `Ledger`."""
+        value = encode_entry(settlement)
+        with self._work:
+            self._gather({b"t" + digest: value})
+
+    def _gather(self, values: Mapping[bytes, bytes]) -> _Group:
+        """Have values written by and by; who calls it holds `_work`."""
+        self._check()
+        group = self._gathering
+        if group.is_empty:
+            self._work.notify()
+        group.values.update(values)
+        return group
+
+    def close(self) -> None:
+        """End the writes that are under way, and let go of directory and log; later calls fail."""
+        with self._work:
+            self._failure = self._failure or "closed"
+            self._work.notify()
+        self._writer.join()
+        self._give_up()
+
+    def _write_all(self) -> None:
+        """Write group after group; runs in a thread of its own until closed."""
+        while True:
+            with self._work:
+                while self._gathering.is_empty:
+                    if self._failure:
+                        return
+                    self._work.wait()
+            time.sleep(_GATHERING_SECONDS)
+            self._begun_at = time.monotonic()
+            with self._work:  # in this order: who looks for a value finds it in one of them, or in the database
+                self._writing = group = self._gathering
+                self._gathering = _Group()
+            failure = self._write(group)
+            self._begun_at = 0.0
+            if failure is None:
+                group.durable.set_result(None)
+            else:
+                group.durable.set_exception(LedgerFailed(failure))
+
+    def _write(self, group: _Group) -> str | None:
+        """Write a group, the log first: a crash between the two leaves a line too many, never one too few."""
+        if self._failure not in ("", "closed"):
+            return self._failure
+        try:
+            self._check_place()
+            batch = self._database.write_batch(sync=group.is_awaited)
+            if group.decisions:
+                batch.put(_HEAD, encode_entry(self._audit.append(group.decisions)))
+            for key, value in (group.values or {_PROBE: b""}).items():
+                batch.put(key, value)
+            batch.write()
+        except Exception as error:  # noqa: BLE001 - whatever it was, nobody knows what is on disk
+            return self._fail(error)
+        self._writing = _Group()
+        if group.is_awaited:
+            self._written_at = UnixTime(int(time.time()))
+        return None
+
+    def _check_place(self) -> None:
+        """See that what we write is what the next start reads. Raises OSError, `AuditFailed`.
+
+        LevelDB writes on into a file that was removed or cut off, and its next start does not miss it.
+        """
+        self._audit.check()
+        if not os.access(self._path / "CURRENT", os.R_OK) or not os.access(self._path, os.W_OK | os.X_OK):
+            raise OSError(f"{self._path} is gone, or can't be written any more")  # noqa: TRY003, EM102
+        try:
+            sizes = sizes_of_logs(self._path)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                return  # nothing is known to be wrong, and the next write looks again
+            raise
+        if not sizes or any(sizes[name] < size for name, size in self._log_sizes.items() if name in sizes):
+            raise OSError(f"{self._path} has lost what was written to its log")  # noqa: TRY003, EM102
+        self._log_sizes = sizes
+
+    def _fail(self, error: Exception) -> str:
+        self._failure = f"a write failed ({_text(error)}): see to the disk, then start the signer again"
+        self._on_failure(self._failure)
+        return self._failure
+
+    def _entries(self, outpoints: Collection[OutPoint], prefix: bytes, kind: type[_Kind]) -> dict[OutPoint, _Kind]:
+        found: dict[OutPoint, _Kind] = {}
+        for outpoint in outpoints:
+            if len(outpoint.txid) != _TXID_BYTES or not 0 <= outpoint.vout <= _MAX_VOUT:
+                continue  # no key of ours looks like that; policy-template will say so
+            try:
+                raw = self._get(prefix + outpoint.serialize())
+                if raw is not None:
+                    found[outpoint] = decode_entry(raw, kind)
+            except DamagedEntry as error:
+                msg = f"what is known of {outpoint} can't be told: {_text(error)}"
+                raise DamagedEntry(msg) from error
+        return found
+
+    def _get(self, key: bytes) -> bytes | None:
+        self._check()
+        for group in (self._gathering, self._writing):
+            unwritten = group.values.get(key)
+            if unwritten is not None:
+                return unwritten
+        try:
+            raw: bytes | None = self._database.get(key, verify_checksums=True)
+        except plyvel.CorruptionError as error:
+            raise DamagedEntry(_text(error)) from error
+        except plyvel.Error as error:
+            msg = self._read_failure = f"can't be read ({_text(error)})"
+            raise LedgerFailed(msg) from error
+        return raw
+
+    def _check(self) -> None:
+        if self._failure:
+            raise LedgerFailed(self._failure)
+
+
+class _Group:
+    """What is written together, and the future of all who wait for it."""
+
+    __slots__ = ("decisions", "durable", "is_awaited", "values")
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+        self.decisions: list[Decision] = []
+        self.durable = Future[None]()
+        self.durable.set_running_or_notify_cancel()  # who gives up waiting for it does not take it from the others
+        self.is_awaited = False
+        """Somebody is answered when it is on disk; else it need not be synced."""
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.values and not self.decisions and not self.is_awaited
+
+
+class _Count(Struct, frozen=True, array_like=True):
+    number: int
+
+
+def _open(path: Path) -> plyvel.DB:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        is_new = not (path / "CURRENT").exists()
+        if is_new and any(file.suffix in _DATA for file in path.iterdir()):
+            msg = f"{path} is damaged: it has data, but no CURRENT; move it away to begin a new one"
+            raise LedgerFailed(msg)
+        try:
+            database = plyvel.DB(str(path), create_if_missing=True, **_OPTIONS)
+        except plyvel.CorruptionError:
+            if not cut_torn_tail(path):
+                raise
+            database = plyvel.DB(str(path), create_if_missing=False, **_OPTIONS)
+        if is_new:
+            sync_directory(path.parent)
+    except (OSError, plyvel.Error) as error:
+        raise LedgerFailed(_why_not_opened(path, error)) from error
+    return database
+
+
+def _why_not_opened(path: Path, error: Exception) -> str:
+    text = _text(error)
+    if isinstance(error, plyvel.CorruptionError):
+        return f"{path} is damaged ({text}): move it away to begin a new one"
+    if "LOCK" in text and any(each in text for each in _HELD) and isinstance(error, plyvel.IOError):
+        return f"{path} is in use by another signer: stop it, or give each its own state_dir"
+    return f"{path} can't be opened: {text}"
+
+
+def _text(error: Exception) -> str:
+    """Message of an error; plyvel's are bytes."""
+    first = error.args[0] if error.args else ""
+    return first.decode(errors="replace") if isinstance(first, bytes) else str(error)

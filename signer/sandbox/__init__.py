@@ -1,0 +1,1 @@
+"""The kernel's protections around the process that holds the keys."""

@@ -1,0 +1,181 @@
+"""Files that only the signer's user can use: read with suspicion, and written so that a power loss leaves old or new."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from signer.secret.wiping import read_secret, wipe
+
+_OTHERS = 0o077
+_OTHERS_OF_CREDENTIAL = 0o037
+"""systemd.exec(5), LoadCredential: root may own the file; an ACL lets the service read, which shows as the group's bit."""
+
+
+class PrivateFileError(Exception):
+    """A private file can't be used or made, and what to do about it. Never holds anything of its content."""
+
+
+class MissingFile(PrivateFileError):
+    """There is no file of that name."""
+
+
+def read_private(path: Path, max_bytes: int, *, credential: bool = False) -> bytearray:
+    """Read a file that nobody else can use; the caller wipes what it got. `credential`: systemd made it.
+
+    Raises:
+        MissingFile: there is none.
+        PrivateFileError: a link, no regular file, not ours alone, or longer than `max_bytes`.
+    """
+    try:
+        # O_NOFOLLOW: a link could point to a file that others write; O_NONBLOCK: a pipe must not hang the start.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        msg = f"there is no {path}"
+        raise MissingFile(msg) from None
+    except OSError as error:
+        msg = f"{path} can't be opened: {error.strerror}"
+        raise PrivateFileError(msg) from None
+    try:
+        problem = _problem(os.fstat(descriptor), credential=credential)
+        if problem:
+            msg = f"{path} {problem}"
+            raise PrivateFileError(msg)
+        content = read_secret(descriptor, max_bytes + 1)
+    except OSError as error:
+        msg = f"{path} can't be read: {error.strerror}"
+        raise PrivateFileError(msg) from None
+    finally:
+        os.close(descriptor)
+    if len(content) > max_bytes:
+        wipe(content)
+        msg = f"{path} has more than {max_bytes} bytes: it is not what it should be"
+        raise PrivateFileError(msg)
+    return content
+
+
+def write_new(path: Path, content: bytes | bytearray) -> None:
+    """Write a new file durably, mode 0600.
+
+    Raises:
+        PrivateFileError: something has the name already, which is left alone, or it can't be written.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o600)  # whatever the umask took away
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        sync_directory(path.parent)
+    except FileExistsError:
+        raise _exists(path) from None
+    except OSError as error:
+        raise _failed(path, error) from None
+
+
+def create_private(path: Path, content: bytes) -> None:
+    """Make a file that is there whole or not at all. The caller holds `exclusively`.
+
+    Raises:
+        PrivateFileError: something has the name already, which is left alone, or it can't be written.
+    """
+    if os.path.lexists(path):
+        raise _exists(path)
+    new = _write_beside(path, content)
+    try:
+        path.hardlink_to(new)
+        new.unlink()
+        sync_directory(path.parent)
+    except FileExistsError:
+        raise _exists(path) from None
+    except OSError as error:
+        raise _failed(path, error) from None
+
+
+def replace_private(path: Path, content: bytes) -> None:
+    """Put a new content in the place of the old one: there is always one of them. The caller holds `exclusively`.
+
+    Raises:
+        PrivateFileError: it can't be written; the old content is still there.
+    """
+    new = _write_beside(path, content)
+    try:
+        new.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise _failed(path, error) from None
+
+
+@contextmanager
+def exclusively(path: Path) -> Iterator[None]:
+    """Keep a second command from changing the file at the same time: one of two changes would be lost.
+
+    Raises:
+        PrivateFileError: another one is at it, or the directory can't be had.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _failed(path, error) from None
+    try:
+        _lock(path, descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the new name itself survive a power loss."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(path: Path, descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        msg = f"another command is changing {path}: wait for its end"
+        raise PrivateFileError(msg) from None
+
+
+def _problem(status: os.stat_result, *, credential: bool) -> str:
+    owners = {os.geteuid(), 0} if credential else {os.geteuid()}
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a regular file"
+    if status.st_uid not in owners:
+        return f"belongs to uid {status.st_uid}, not to the signer's {os.geteuid()}: `chown` it"
+    if status.st_mode & (_OTHERS_OF_CREDENTIAL if credential else _OTHERS):
+        return f"has mode {stat.S_IMODE(status.st_mode):04o}, others can use it: `chmod 600` it"
+    return ""
+
+
+def _write_beside(path: Path, content: bytes) -> Path:
+    """Write to a name beside the file's, and read it back. What a crash left there never took effect."""
+    new = path.with_name(path.name + ".new")
+    try:
+        new.unlink(missing_ok=True)
+    except OSError as error:
+        raise _failed(new, error) from None
+    write_new(new, content)
+    if read_private(new, len(content)) != content:
+        msg = f"{new} does not hold what was written to it: look after the disk"
+        raise PrivateFileError(msg)
+    return new
+
+
+def _exists(path: Path) -> PrivateFileError:
+    return PrivateFileError(f"{path} exists already and was left alone")
+
+
+def _failed(path: Path, error: OSError) -> PrivateFileError:
+    return PrivateFileError(f"{path} can't be written: {error.strerror}")

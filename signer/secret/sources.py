@@ -1,0 +1,222 @@
+"""Where a secret comes from that a person or a machine has to give: the seed's passphrase, a token's PIN.
+
+In this order, and the first that is given counts: a file descriptor, a file named on the command line, one named in the
+configuration, a credential of systemd, a file beside the seed, a question on the terminal. Never an argument or an
+environment variable: other processes can read both.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from signer.secret.file import MissingFile, PrivateFileError, read_private
+from signer.secret.wiping import wipe, wiped
+
+MIN_CHOSEN_BYTES = 8
+"""Least for a passphrase that is about to be set; what opens an existing seed is what it is."""
+
+_MAX_BYTES = 1024
+_STANDARD_ERROR = 2
+
+
+class NoSecret(Exception):
+    """A secret can't be had: which setting it is about, and what to do. Never holds any of it."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(reason)
+        self.key = key
+
+
+class Secret:
+    """Bytes that are wiped when the `with` block ends, and never shown."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: bytearray) -> None:
+        self.value = value
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        wipe(self.value)
+
+    def __repr__(self) -> str:
+        return "Secret()"
+
+
+class Sources(NamedTuple):
+    """Where one secret may come from."""
+
+    name: str
+    """What it is called: "passphrase", "pin"; systemd's credential has the same name."""
+    of: str
+    """What it belongs to, for the question on the terminal."""
+    key: str
+    """The setting that may name its file."""
+    configured: str = ""
+    descriptor: int | None = None
+    file: Path | None = None
+    beside: Path | None = None
+    replaces: bool = False
+    """It takes the place of another, which is what configuration, credential and the file beside hold."""
+
+    @property
+    def credential(self) -> Path | None:
+        """Where systemd puts it; the environment has the directory's name alone."""
+        directory = os.environ.get("CREDENTIALS_DIRECTORY")
+        return Path(directory) / self.name if directory and not self.replaces else None
+
+    @property
+    def ways(self) -> str:
+        """All sources, for whoever gave none."""
+        option = f"--{'new-' * self.replaces}{self.name}"
+        ways = [f"{option}-fd N", f"{option}-file PATH"]
+        if not self.replaces:
+            ways += [f"{self.key} in the configuration", f'a systemd credential called "{self.name}"']
+        if self.beside is not None:
+            ways.append(f"a file {self.beside}")
+        return f"{', '.join(ways)}, or a terminal to ask on"
+
+
+def read_secret(sources: Sources) -> Secret:
+    """Get a secret that exists already.
+
+    Raises:
+        NoSecret: no source, or the one that was given can't be used.
+    """
+    return _given(sources) or _asked(sources)
+
+
+def given_secret(sources: Sources) -> Secret | None:
+    """Get it from wherever it is given, without asking anybody. Raises `NoSecret`."""
+    return _given(sources)
+
+
+def choose_secret(sources: Sources) -> Secret:
+    """Get a secret that is about to be set; whoever types it does so twice.
+
+    Raises:
+        NoSecret: no source, too short, or typed in two ways.
+    """
+    given = _given(sources)
+    if given is not None:
+        _check_length(sources, given)
+        return given
+    first = _asked(sources, new=True)
+    _check_length(sources, first)
+    with _ask(sources, "Again") as second:
+        if first.value != second.value:
+            wipe(first.value)
+            raise NoSecret(sources.key, f"the two {sources.name}s differ: nothing was changed, start again")
+    return first
+
+
+def typed_by_somebody() -> bool:
+    """Whether standard input is a terminal; a process may have none at all."""
+    return bool(sys.stdin) and sys.stdin.isatty()
+
+
+def _given(sources: Sources) -> Secret | None:
+    if sources.descriptor is not None:
+        return _parse(sources, f"descriptor {sources.descriptor}", _read_descriptor(sources, sources.descriptor))
+    named = sources.file or (Path(sources.configured) if sources.configured else None)
+    if named is not None:
+        return _from_file(sources, named)
+    credential = sources.credential
+    if credential is not None and os.path.lexists(credential):
+        return _from_file(sources, credential, credential=True)
+    if sources.beside is not None and os.path.lexists(sources.beside):
+        return _from_file(sources, sources.beside)
+    return None
+
+
+def _from_file(sources: Sources, path: Path, *, credential: bool = False) -> Secret:
+    try:
+        content = read_private(path.absolute(), _MAX_BYTES, credential=credential)
+    except MissingFile:
+        raise NoSecret(
+            sources.key, f"there is no {path}, which should hold the {sources.name} of {sources.of}"
+        ) from None
+    except PrivateFileError as error:
+        raise NoSecret(sources.key, str(error)) from None
+    return _parse(sources, str(path), content)
+
+
+def _read_descriptor(sources: Sources, number: int) -> bytearray:
+    """Read one line, and close: no process that we start inherits it."""
+    if os.isatty(number):
+        raise NoSecret(sources.key, f"descriptor {number} is a terminal, which would show it: leave it out to be asked")
+    content = bytearray(_MAX_BYTES + 1)
+    size = 0
+    try:
+        with memoryview(content) as view:
+            while b"\n" not in content and (count := os.readv(number, [view[size:]])):
+                size += count
+        if number > _STANDARD_ERROR:
+            os.close(number)
+    except OSError as error:
+        raise NoSecret(
+            sources.key, f"descriptor {number} can't be read: {error.strerror}. Open it as in `… {number}<FILE`"
+        ) from None
+    with wiped(content), memoryview(content) as view:
+        return bytearray(view[:size])
+
+
+def _parse(sources: Sources, where: str, content: bytearray) -> Secret:
+    """One line, its end left out; anything else is some other file."""
+    size = len(content)
+    for end in (b"\n", b"\r"):
+        size -= content.endswith(end, 0, size)
+    with wiped(content), memoryview(content) as view:
+        problem = ""
+        if not size:
+            problem = "is empty"
+        elif size > _MAX_BYTES or content.find(b"\n", 0, size) >= 0 or b"\x00" in content:
+            problem = "is not one line of text"
+        if problem:
+            raise NoSecret(sources.key, f"{where} {problem}: it should hold the {sources.name} of {sources.of}")
+        return Secret(bytearray(view[:size]))
+
+
+def _asked(sources: Sources, *, new: bool = False) -> Secret:
+    if not typed_by_somebody():
+        raise NoSecret(sources.key, _no_source(sources))
+    return _ask(
+        sources, f"{'New ' if new else ''}{sources.name} of {sources.of}".capitalize() if new else _label(sources)
+    )
+
+
+def _label(sources: Sources) -> str:
+    return f"{sources.name.capitalize()} of {sources.of}"
+
+
+def _ask(sources: Sources, question: str) -> Secret:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", getpass.GetPassWarning)  # never with the letters shown
+            typed = getpass.getpass(f"{question}: ")
+    except (EOFError, getpass.GetPassWarning):
+        raise NoSecret(sources.key, f"no {sources.name} was typed. {_no_source(sources)}") from None
+    return _parse(sources, "what was typed", bytearray(typed.encode("utf-8", "surrogateescape")))
+
+
+def _check_length(sources: Sources, secret: Secret) -> None:
+    size = len(secret.value)
+    if size < MIN_CHOSEN_BYTES:
+        wipe(secret.value)
+        raise NoSecret(
+            sources.key, f"a {sources.name} of {size} characters is guessed soon: at least {MIN_CHOSEN_BYTES}"
+        )
+
+
+def _no_source(sources: Sources) -> str:
+    return f"the {sources.name} of {sources.of} is given by none of: {sources.ways}"

@@ -1,0 +1,1 @@
+"""The seed: its encrypted file, its words, and the keys that grow from it."""

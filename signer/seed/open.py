@@ -1,0 +1,210 @@
+"""From the configuration to the keys of the seed file: which passphrase opens it, which trees grow from it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import time
+from hashlib import sha256
+from pathlib import Path
+
+import structlog
+
+from paychan.protocol.settings import SettingsError
+from paychan.protocol.types import UnixTime
+from signer.config import SignerConfig, load_signer_config
+from signer.keys.ring import KeySource, hardened_keys, rbpcp_v2_keys
+from signer.secret.file import PrivateFileError, exclusively, replace_private, write_new
+from signer.secret.sources import Secret, Sources, given_secret, read_secret
+from signer.seed.encryption import CHOSEN, DRAWN
+from signer.seed.file import Seed, SeedError, create_seeds, draw_seed, read_seeds
+from signer.token.client import RemoteToken
+from signer.token.objects import KeyName
+from signer.token.sessions import TokenError
+
+_PASSPHRASE_BYTES = 32
+
+_LABELS = ("reserve", "root", "channels")
+"""Of the keys in a token, see `pkcs11`."""
+
+log = structlog.get_logger()
+
+
+def seed_sources(
+    config: SignerConfig, descriptor: int | None = None, passphrase_file: Path | None = None
+) -> list[KeySource]:
+    """Open the seed file, or draw a seed where the configuration allows it, and grow its trees.
+
+    Raises:
+        SeedError: the seed can't be used, or created.
+        NoSecret: no passphrase.
+    """
+    return trees(config, open_seeds(config, passphrase_sources(config, descriptor, passphrase_file)))
+
+
+def trees(config: SignerConfig, seeds: tuple[Seed, ...]) -> list[KeySource]:
+    """Grow the trees: those of `key.mode` first, the newest first.
+
+    Those of the other mode follow: a backup in words does not say which it was, and switching loses no open channel.
+    """
+    ways = [hardened_keys, rbpcp_v2_keys]
+    if config.key.mode == "rbpcp-v2":
+        ways.reverse()
+    masters = [seed.master for seed in seeds]
+    return [grow(master) for grow in ways for master in masters]
+
+
+def config_with_seed(file: Path) -> SignerConfig:
+    """Read a configuration whose keys grow from a seed, for a command about it.
+
+    Raises:
+        SettingsError: no usable configuration, one without a seed, or we are not the user whom the seed belongs to.
+    """
+    config = load_signer_config(file)
+    if config.key.mode in ("debug", "pkcs11"):
+        raise SettingsError(str(file), "key.mode", f'"{config.key.mode}" has no seed')
+    user = config.isolation.user
+    if user and user != pwd.getpwuid(os.geteuid()).pw_name:
+        raise SettingsError(str(file), "isolation.user", f"the seed is {user}'s: `sudo -u {user} paychan-signer …`")
+    return config
+
+
+def now() -> UnixTime:
+    return UnixTime(int(time.time()))
+
+
+def passphrase_sources(
+    config: SignerConfig, descriptor: int | None = None, passphrase_file: Path | None = None
+) -> Sources:
+    """Where the passphrase of a configuration's seed may come from."""
+    return Sources(
+        "passphrase",
+        str(config.seed_path),
+        "key.passphrase_file",
+        config.key.passphrase_file,
+        descriptor,
+        passphrase_file,
+        beside=beside(config.seed_path),
+    )
+
+
+def beside(seed_path: Path) -> Path:
+    """Where a passphrase is kept that was drawn with its seed: `signer.passphrase` for `signer.seed`."""
+    return seed_path.with_suffix(".passphrase")
+
+
+def open_seeds(config: SignerConfig, sources: Sources) -> tuple[Seed, ...]:
+    """Return all generations, the newest first. Raises `SeedError`, `NoSecret`."""
+    if config.key.create_if_missing and not os.path.lexists(config.seed_path):
+        refuse_new_keys(config)
+        return (_create_unasked(config.seed_path, sources),)
+    return existing_seeds(config, sources)
+
+
+def refuse_new_keys(config: SignerConfig) -> None:
+    """Draw no seed where a signer has been before: it would be another one, and the old one's channels would be lost.
+
+    Raises:
+        SeedError: there is a ledger or an audit log, and what to do.
+    """
+    if config.traces:
+        msg = (
+            f"there is no {config.seed_path}, but {config.traces[0]} of a signer that had one: bring the seed file back, or "
+            "make it from its words with `paychan-signer recover FILE`. Another seed would lose the keys of open channels. "
+            f"For a signer that begins anew, move {config.state_dir} away"
+        )
+        raise SeedError(msg)
+
+
+def refuse_new_token_keys(config: SignerConfig, token: RemoteToken) -> None:
+    """Make no keys in an empty token where a signer has been before: it is another token than that one's.
+
+    Raises:
+        TokenError: there is a ledger or an audit log, and what to do.
+    """
+    if config.traces and not token.has_keys:
+        reason = (
+            f"it holds no key of a signer, but there is {config.traces[0]} of one that had keys: bring that token back. "
+            f"For a signer that begins anew, move {config.state_dir} away"
+        )
+        raise TokenError(key="pkcs11.token", reason=reason)
+
+
+def refuse_another_token(config: SignerConfig, token: RemoteToken) -> None:
+    """Use no token without the keys that open channels were made with: an older copy of it, say, in which some are missing.
+
+    Raises:
+        TokenError: which key, and what to do.
+    """
+    for label, digest in _noted(config).items():
+        key = token.find(KeyName.single(label.encode()))
+        if key is None or _key_digest(key.public_key) != digest:
+            reason = (
+                f"it holds {'no' if key is None else 'another'} key {label!r}, which {config.token_keys_path} tells of: bring "
+                "that token back. For a signer that begins anew, without open channels, remove that file"
+            )
+            raise TokenError(key="pkcs11.token", reason=reason)
+
+
+def note_token_keys(config: SignerConfig, token: RemoteToken) -> None:
+    """Note which keys the token holds. A disk that is full now does not stop the start; the next one notes them.
+
+    Raises:
+        TokenError: what was noted before can't be read.
+    """
+    found = {label: token.find(KeyName.single(label.encode())) for label in _LABELS}
+    noted = {label: _key_digest(key.public_key) for label, key in found.items() if key is not None}
+    if noted == _noted(config):
+        return
+    content = "".join(f"{label} {digest}\n" for label, digest in noted.items()).encode()
+    try:
+        with exclusively(config.token_keys_path):
+            replace_private(config.token_keys_path, content)
+    except PrivateFileError as error:
+        log.warning("the token's keys could not be noted", reason=str(error))
+
+
+def _noted(config: SignerConfig) -> dict[str, str]:
+    """Return what was noted: digests by label. Raises `TokenError`."""
+    try:
+        text = config.token_keys_path.read_text(encoding="ascii")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenError(key="state_dir", reason=f"{config.token_keys_path} can't be read: {error}") from None
+    return dict(line.split(" ", 1) for line in text.splitlines() if line.count(" ") == 1)
+
+
+def _key_digest(public_key: bytes) -> str:
+    """Return what a key is known by. With the root's public key itself, channels could be told to be ours."""
+    return sha256(b"paychan token key " + public_key).hexdigest()
+
+
+def existing_seeds(config: SignerConfig, sources: Sources) -> tuple[Seed, ...]:
+    """Return all generations, the newest first, and draw none. Raises `SeedError`, `NoSecret`."""
+    with read_secret(sources) as passphrase:
+        return read_seeds(config.seed_path, passphrase)
+
+
+def _create_unasked(path: Path, sources: Sources) -> Seed:
+    """For a network without money: nobody is asked, and no words are shown."""
+    given = given_secret(sources)
+    with given or _draw_passphrase(beside(path)) as passphrase:
+        seed = draw_seed(now())
+        create_seeds(path, [seed], passphrase, CHOSEN if given else DRAWN)
+    log.warning(
+        "new seed created without words: keep a copy of the file, and its passphrase",
+        file=str(path),
+        passphrase="as configured" if given else str(beside(path)),
+    )
+    return seed
+
+
+def _draw_passphrase(path: Path) -> Secret:
+    secret = Secret(bytearray(secrets.token_hex(_PASSPHRASE_BYTES).encode()))
+    try:
+        write_new(path, secret.value + b"\n")
+    except PrivateFileError as error:
+        raise SeedError(str(error)) from None
+    return secret

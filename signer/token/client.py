@@ -1,0 +1,235 @@
+"""The signer's end of the wires to its token's process, and the keys that it knows of there.
+
+There are three kinds. The control tells at the start what there is, and ends at one end when the process at the other has
+ended. Over the line go signatures that the event loop asks for, many under way at a time: whichever thread of the process is
+free takes the next. Over the channels go questions of threads that wait for the answer, such as for a new key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import socket
+import time
+from collections import deque
+from contextlib import suppress
+from itertools import count
+from queue import Empty, SimpleQueue
+
+from signer import vital
+from signer.config import SignerConfig
+from signer.keys.ring import KeysFailed
+from signer.token.objects import KeyName
+from signer.token.process import CLOSING_SECONDS, be_the_process
+from signer.token.sessions import TokenError
+from signer.token.wire import (
+    ENDED,
+    MOST_BYTES,
+    Failed,
+    Keys,
+    Make,
+    Ready,
+    Sign,
+    Signed,
+    TokenReply,
+    TokenRequest,
+    decode_reply,
+    encode,
+    receive,
+)
+
+_BUSY = "all sessions with the token are busy"
+
+
+class RemoteKey:
+    """A key pair in the token, as the signer sees it."""
+
+    __slots__ = ("_identifier", "_token", "public_key")
+
+    def __init__(self, token: RemoteToken, identifier: bytes, public_key: bytes) -> None:
+        self._token = token
+        self._identifier = identifier
+        self.public_key = public_key
+
+    def sign(self, digest: bytes) -> bytes:
+        """See `keys.SigningKey`."""
+        reply = self._token.ask(Sign(self._identifier, digest))
+        if not isinstance(reply, Signed):
+            raise KeysFailed(ENDED)
+        return reply.signature
+
+    def sign_soon(self, digest: bytes) -> asyncio.Future[bytes]:
+        """See `keys.SlowKey`."""
+        return self._token.line.sign(self._identifier, digest)
+
+
+class Line:
+    """What the event loop wants signed. A few more than the token signs at a time are under way, the others wait here."""
+
+    def __init__(self, wire: socket.socket) -> None:
+        wire.setblocking(False)
+        self.most_under_way = 1
+        self._wire = wire
+        self._numbers = count()
+        self._under_way: dict[int, asyncio.Future[bytes]] = {}
+        self._waiting: deque[tuple[asyncio.Future[bytes], bytes, bytes]] = deque()
+        self._is_heard = False
+
+    def sign(self, identifier: bytes, digest: bytes) -> asyncio.Future[bytes]:
+        """Have a digest signed by a key. What is cancelled before its turn comes is left out."""
+        loop = asyncio.get_running_loop()
+        if not self._is_heard:
+            self._is_heard = True
+            loop.add_reader(self._wire, vital.guarded("token", self._hear))
+        future: asyncio.Future[bytes] = loop.create_future()
+        self._waiting.append((future, identifier, digest))
+        self._ask()
+        return future
+
+    def _ask(self) -> None:
+        while self._waiting and len(self._under_way) < self.most_under_way:
+            future, identifier, digest = self._waiting.popleft()
+            if future.done():
+                continue
+            number = next(self._numbers)
+            try:
+                self._wire.send(encode(Sign(identifier, digest, number)))
+            except OSError:
+                future.set_exception(KeysFailed(ENDED))
+                continue
+            self._under_way[number] = future
+
+    def _hear(self) -> None:
+        """Take what has come; called by the event loop."""
+        with suppress(ConnectionError):  # it ended with questions unread
+            while True:
+                try:
+                    raw = self._wire.recv(MOST_BYTES)
+                except BlockingIOError:
+                    self._ask()
+                    return
+                if not raw:
+                    break
+                self._take(decode_reply(raw))
+        self._end()
+
+    def _end(self) -> None:
+        """Nothing comes any more, as `_ask` finds out too."""
+        asyncio.get_running_loop().remove_reader(self._wire)
+        for future in self._under_way.values():
+            _fail(future, KeysFailed(ENDED))
+        self._under_way.clear()
+        self._ask()
+
+    def _take(self, reply: TokenReply) -> None:
+        if isinstance(reply, Signed):
+            future = self._under_way.pop(reply.number)
+            if not future.done():
+                future.set_result(reply.signature)
+        elif isinstance(reply, Failed):
+            _fail(self._under_way.pop(reply.number), KeysFailed(reply.reason))
+
+
+def _fail(future: asyncio.Future[bytes], error: KeysFailed) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+class RemoteToken:
+    """The process, and the keys that it told of. Any thread may call it once it is open."""
+
+    def __init__(self, config: SignerConfig) -> None:
+        """Start the process. Before any thread, and before the signer isolates itself: afterwards it can't any more."""
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2 + config.pkcs11.sessions)]
+        self._wait_seconds = config.socket.request_seconds
+        self._control, line, *self._channels = (ours for ours, _ in pairs)
+        self.line = Line(line)
+        self._idle: SimpleQueue[socket.socket] = SimpleQueue()
+        self._keys: dict[bytes, RemoteKey] = {}
+        self._is_ready = False
+        self.protections: tuple[str, ...] = ()
+        self._process = os.fork()
+        if not self._process:
+            be_the_process(config, pairs)
+        for _, theirs in pairs:
+            theirs.close()
+
+    def open(self) -> None:
+        """Have it isolate itself, read the PIN and open the token; then get to know all keys.
+
+        Raises:
+            IsolationError, NoSecret, TokenError: it can't, and why.
+        """
+        try:
+            self._control.send(b"open")
+            while not self._is_ready:
+                self._take(receive(self._control))
+        except (KeysFailed, OSError):
+            raise TokenError(key="pkcs11.module", reason="the library crashed when it was opened") from None
+
+    def _take(self, reply: TokenReply) -> None:
+        match reply:
+            case Keys(keys):
+                for identifier, public_key in keys:
+                    self._keys[identifier] = RemoteKey(self, identifier, public_key)
+            case Ready(side_by_side, protections):
+                self._is_ready, self.protections = True, protections
+                self.line.most_under_way = 2 * side_by_side
+                for channel in self._channels[:side_by_side]:
+                    self._idle.put(channel)
+
+    def fileno(self) -> int:
+        """Readable when the process has ended."""
+        return self._control.fileno()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is nobody at the other end of the wires."""
+        return bool(select.select([self._control], [], [], 0)[0])
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether there is any key of ours."""
+        return bool(self._keys)
+
+    def find(self, name: KeyName) -> RemoteKey | None:
+        """Return a key, if there is one."""
+        return self._keys.get(name.identifier)
+
+    def find_or_make(self, name: KeyName) -> RemoteKey:
+        """Return a key, a new one if there is none. Raises `KeysFailed`."""
+        return self.find(name) or self._make(name)
+
+    def _make(self, name: KeyName) -> RemoteKey:
+        self._take(self.ask(Make(*name)))
+        return self._keys[name.identifier]
+
+    def ask(self, request: TokenRequest) -> TokenReply:
+        """Ask, and wait for as long as the token takes.
+
+        Raises:
+            KeysFailed: all channels are waiting, the token failed, or the process has ended.
+        """
+        try:
+            channel = self._idle.get(timeout=self._wait_seconds)
+        except Empty:
+            raise KeysFailed(_BUSY) from None
+        try:
+            channel.send(encode(request))
+            return receive(channel)
+        except OSError:
+            raise KeysFailed(ENDED) from None
+        finally:
+            self._idle.put(channel)
+
+    def close(self) -> None:
+        """Let it give the sessions back, and see that it ends."""
+        self._control.close()
+        deadline = time.monotonic() + CLOSING_SECONDS + 1
+        with suppress(ChildProcessError):
+            while os.waitpid(self._process, os.WNOHANG) == (0, 0):
+                if time.monotonic() > deadline:
+                    os.kill(self._process, signal.SIGKILL)
+                time.sleep(0.01)

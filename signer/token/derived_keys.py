@@ -1,0 +1,115 @@
+"""A key for every channel out of one key in the token: nothing is left there for a channel, so strangers can't fill it.
+
+Let P = d·G be the token's key. A channel's key is t·P with t = H(P, client key, expiry) mod n, its private key t·d, which
+exists nowhere. ECDSA over z with t·d wants s = k⁻¹(z + r·t·d) = t · k⁻¹(z·t⁻¹ + r·d): so the token is asked to sign z·t⁻¹
+with its own key, and its s is multiplied by t. CKM_ECDSA signs any 32 bytes.
+
+Why that is safe. A signature over z with one channel's key is one over z·t'/t with another's. To use it there, one needs a
+transaction whose digest is just that number: a second preimage of SHA-256 for a given t', and a collision (2^128 tries)
+where the attacker chooses channels and transactions on both sides, as the digest of each depends on its own t through the
+script. Both are what ECDSA itself stands on: two transactions with one digest would do as well. Additive tweaks (BIP32)
+need the nonce before the token signs, which no token shows. The token signs only digests that the policies
+let through; a process that can call it without them needs no tweak to sign anything.
+
+P is never published, and t can't be computed without it, so keys do not link channels. With P and the token, all keys
+come back: there is nothing else to keep. Each signature is verified twice: the token's, where it is made, and ours here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import lru_cache
+from hashlib import sha256
+
+from coincurve import PublicKey
+
+from paychan.protocol.types import UnixTime
+from signer.config import Pkcs11
+from signer.keys.ring import CACHED_CHILDREN, KeysFailed, KeySource, SlowKey
+from signer.token.curve import ORDER, der_numbers, der_signature
+from signer.token.keys import ALL_CHANNELS, RESERVE, ROOT, Holder, TokenKeys
+
+_TAG = sha256(b"paychan channel key 1").digest()
+
+
+def factor(root: bytes, client_key: bytes, expiry: UnixTime) -> int:
+    """Return t; 0 and 1 do not occur in practice, and are refused."""
+    digest = sha256(_TAG + _TAG + root + client_key + expiry.to_bytes(4, "big")).digest()
+    t = int.from_bytes(digest, "big") % ORDER
+    if t < 2:
+        msg = "no key for these terms"
+        raise KeysFailed(msg)
+    return t
+
+
+class DerivedKey:
+    """The token's key times a factor."""
+
+    __slots__ = ("_factor", "_inverse", "_public_key", "_root", "public_key")
+
+    def __init__(self, root: SlowKey, t: int) -> None:
+        self._root = root
+        self._factor = t
+        self._inverse = pow(t, -1, ORDER)
+        self._public_key = PublicKey(root.public_key).multiply(t.to_bytes(32, "big"))
+        self.public_key = self._public_key.format()
+
+    def sign(self, digest: bytes) -> bytes:
+        """See `keys.SigningKey`."""
+        return self._turned(self._root.sign(self._asked(digest)), digest)
+
+    def sign_soon(self, digest: bytes) -> asyncio.Future[bytes]:
+        """See `keys.SlowKey`."""
+        return asyncio.get_running_loop().create_task(self._sign_soon(digest))
+
+    async def _sign_soon(self, digest: bytes) -> bytes:
+        return self._turned(await self._root.sign_soon(self._asked(digest)), digest)
+
+    def _asked(self, digest: bytes) -> bytes:
+        """Make of the digest what the token is to sign."""
+        return (int.from_bytes(digest, "big") * self._inverse % ORDER).to_bytes(32, "big")
+
+    def _turned(self, signature: bytes, digest: bytes) -> bytes:
+        """Make of the token's signature ours over the digest; one that does not verify never leaves."""
+        r, s = der_numbers(signature)
+        ours = der_signature(r.to_bytes(32, "big") + (s * self._factor % ORDER).to_bytes(32, "big"))
+        if not self._public_key.verify(ours, digest, hasher=None):
+            msg = "the token's signature is none of the channel's key"
+            raise KeysFailed(msg)
+        return ours
+
+
+class DerivedKeys:
+    """A generation of keys (`keys.KeySource`) that all come from one in the token."""
+
+    __slots__ = ("_key_of", "_token")
+    blocking = True
+
+    def __init__(self, token: Holder) -> None:
+        self._token = token
+        self._key_of = lru_cache(CACHED_CHILDREN)(self._derive)
+
+    def channel_key(self, client_key: bytes, expiry: UnixTime, *, create: bool) -> DerivedKey | None:  # noqa: ARG002 - derived
+        return None if self._token.find(ROOT) is None else self._key_of(client_key, expiry)
+
+    def destination_key(self, client_key: bytes, expiry: UnixTime) -> None:
+        """The destination is always the operator's."""
+
+    def reserve_key(self) -> SlowKey:
+        return self._token.find_or_make(RESERVE)
+
+    def _derive(self, client_key: bytes, expiry: UnixTime) -> DerivedKey:
+        root = self._token.find_or_make(ROOT)
+        return DerivedKey(root, factor(root.public_key, client_key, expiry))
+
+
+def generations(token: Holder, settings: Pkcs11) -> tuple[KeySource, ...]:
+    """Return the configured way of choosing keys, then all others: channels opened with them can still be settled.
+
+    What has to be in the token is made now, so that no request ever makes a key. Raises `KeysFailed`.
+    """
+    token.find_or_make(RESERVE)
+    token.find_or_make(ALL_CHANNELS if settings.keys == "one" else ROOT)
+    shared, derived = TokenKeys(token, per_channel=False), DerivedKeys(token)
+    ways: tuple[KeySource, KeySource] = (shared, derived) if settings.keys == "one" else (derived, shared)
+    return (*ways, TokenKeys(token, per_channel=True))
