@@ -17,10 +17,11 @@ from paychan.protocol.payment import PaymentVerifier, change_problem
 from paychan.protocol.settlement import CHILD_BYTES, LEAST_FEE_CAP_SAT, Claim, received_sat
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.protocol.wire.signer_messages import ChildRequest, Refusal, SettlementRequest
-from signer.judge.facts import DAY_SECONDS, HOUR_SECONDS, Known, Limits
+from signer.judge.facts import Known, Limits
 from signer.judge.validation import available_sat, claims_problem, coins_problem, fee_problem, unshown
 from signer.keys.ring import SigningKey
 from signer.ledger.entries import Signed, request_digest, request_size
+from signer.ledger.flow import DAY_SECONDS, HOUR_SECONDS
 
 _LEAST_CHANGE = Sat(1)
 """Dust limits are the server's business: a settlement that is not relayed loses nothing, a wrong flag can."""

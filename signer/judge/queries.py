@@ -18,9 +18,10 @@ from paychan.protocol.wire.signer_messages import (
     StatusRequest,
 )
 from signer.judge.behind import behind
-from signer.judge.facts import DAY_SECONDS, HOUR_SECONDS, Limits
+from signer.judge.facts import Limits
 from signer.keys.ring import KeyRing
 from signer.ledger.base import Ledger
+from signer.ledger.flow import DAY_SECONDS, HOUR_SECONDS
 
 
 class Identity(NamedTuple):

@@ -13,8 +13,8 @@ from paychan.protocol.settlement import Claim, Settlement
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.protocol.wire.signer_messages import SettlementRequest
 from signer.audit.chain import Decision, Head
-from signer.judge.facts import Flow
 from signer.ledger.entries import Entries, Output
+from signer.ledger.flow import Flow
 
 
 class LedgerFailed(Exception):

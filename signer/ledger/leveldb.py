@@ -3,13 +3,13 @@
 Nothing in it is secret, and no coin depends on it: without it, the rules that remember start from nothing. One process
 at a time; LevelDB's own lock sees to that.
 
-    outpoint (36 bytes)   `signed.Signed`: the newest settlement of it
-    f + outpoint          `signed.Output`: what it holds, as it was shown
+    outpoint (36 bytes)   `entries.Signed`: the newest settlement of it
+    f + outpoint          `entries.Output`: what it holds, as it was shown
     w + outpoint          `settlement.Claim`: the newest payment out of it that was shown
     q + request digest    the request, to sign it again
     t + request digest    the signed settlement, to hand it out again
     n                     how many outputs were shown
-    v                     `known.Flow`: how much was settled lately
+    v                     `flow.Flow`: how much was settled lately
     h                     the last line of the audit log that belongs to all this
     p                     empty; written when nothing else is: LevelDB begins a new log only after so many values
 
@@ -40,9 +40,9 @@ from signer import vital
 from signer.audit.chain import AuditBroken, Decision, Head
 from signer.audit.file import AuditFailed
 from signer.audit.rotation import RotatingAudit
-from signer.judge.facts import Flow
 from signer.ledger.base import Entry, LedgerFailed
 from signer.ledger.entries import DamagedEntry, Entries, Output, Signed, decode_entry, encode_entry
+from signer.ledger.flow import Flow
 from signer.ledger.torn_log import cut_torn_tail, sizes_of_logs
 from signer.secret.file import sync_directory
 

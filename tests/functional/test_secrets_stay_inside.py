@@ -383,8 +383,8 @@ def crashes(run: Run) -> None:
         process = run.open_seed(name, sys.executable, "-c", script)
         assert process.wait(PATIENCE_SECONDS) == 1
         assert "RuntimeError: provoked" in run.text(name)
-    assert "keys = <signer.keys.KeyRing object" in run.text("crash")
-    assert "\nKeyRing <signer.keys.KeyRing object" in run.text("objects")
+    assert "keys = <signer.keys.ring.KeyRing object" in run.text("crash")
+    assert "\nKeyRing <signer.keys.ring.KeyRing object" in run.text("objects")
     process = run.open_seed("interrupted", PROGRAMS / "paychan-signer")
     run.wait(lambda: "event=isolation" in run.text("interrupted"), "interrupted")
     time.sleep(0.2)

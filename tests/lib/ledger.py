@@ -10,9 +10,9 @@ from paychan.protocol.settlement import Claim, Settlement
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.protocol.wire.signer_messages import SettlementRequest
 from signer.audit.chain import BEGINNING, Decision, Head, encode_lines
-from signer.judge.facts import Flow
 from signer.ledger.base import Entry
 from signer.ledger.entries import Entries, Output
+from signer.ledger.flow import Flow
 
 
 class MemoryLedger:

@@ -28,12 +28,12 @@ from paychan.protocol.wire.signer_messages import (
     encode_frame,
 )
 from signer.audit.chain import BEGINNING, Decision, encode_lines
-from signer.judge.facts import Flow
 from signer.judge.handler import Handler
 from signer.keys.ring import KeyRing, hardened_keys
 from signer.ledger import leveldb as ledger_module
 from signer.ledger.base import Entry, LedgerFailed
 from signer.ledger.entries import VERSION, DamagedEntry, Entries, Output, Signed, decode_entry, encode_entry, entries_of
+from signer.ledger.flow import Flow
 from signer.ledger.leveldb import LevelDbLedger, _Group, _why_not_opened
 from signer.vital import EXIT_BROKEN
 from tests.lib.ledger import MemoryLedger

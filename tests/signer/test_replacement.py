@@ -18,11 +18,12 @@ from paychan.protocol.payment import Payment, sign_payment
 from paychan.protocol.settlement import Claim, Coin, Reserve
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.protocol.wire.signer_messages import Refusal, SettlementReply, SettlementRequest
-from signer.judge.facts import Flow, Known, Limits, Own
+from signer.judge.facts import Known, Limits, Own
 from signer.judge.policies import replacement
 from signer.keys.ring import KeyRing, hardened_keys
 from signer.ledger.base import Entry
 from signer.ledger.entries import Entries, Output, Signed, entries_of, request_digest, request_size
+from signer.ledger.flow import Flow
 from tests.lib.ledger import MemoryLedger
 from tests.signer.messages import (
     CHANGE_SCRIPT,
