@@ -16,9 +16,9 @@ from typing import Any, TypeAlias, TypeGuard
 import structlog
 from msgspec import Struct
 
-from actors.context import World
+from actors.context import Context
 from actors.runtime import LoopActor
-from actors.settling.planner import Desk
+from actors.settling.planner import SettlementPlanner
 from actors.settling.steps import perform
 from paychan.callback.base import ApplicationSilent, Verdict
 from paychan.chain.base import ChainFailed
@@ -66,7 +66,7 @@ class Resume(Struct, frozen=True):
     """Go on with a settlement that is not finished."""
 
 
-class PaySeveral(Struct):
+class PayBatch(Struct):
     """Payments that came together; the answer has an outcome for each that was judged, in their order.
 
     With `in_parts` the actor judges no more of them than one turn of the loop has time for, and none behind a bad signature:
@@ -90,11 +90,11 @@ Message: TypeAlias = Command | Resume
 class ChannelActor(LoopActor):
     """Owns the newest version of one channel's record while it is awake."""
 
-    def __init__(self, channel: Channel, world: World, desk: Desk) -> None:
+    def __init__(self, channel: Channel, context: Context, planner: SettlementPlanner) -> None:
         super().__init__()
         self._channel = channel
-        self._world = world
-        self._desk = desk
+        self._context = context
+        self._planner = planner
         self._verifier = PaymentVerifier(channel.terms, channel.outpoint, channel.change_script)
         self._last_commit: asyncio.Future[Outcome] | None = None
         self._offering: asyncio.Future[Outcome] | None = None
@@ -103,7 +103,7 @@ class ChannelActor(LoopActor):
         self._waiting = 0
         self._takes_over = channel.state is not State.OPEN
         """Whether its settlement is of another life of this server: begun before it woke, or unknown to its record."""
-        self._last_message = world.clock()
+        self._last_message = context.clock()
 
     @property
     def channel(self) -> Channel:
@@ -121,16 +121,16 @@ class ChannelActor(LoopActor):
         if (
             channel.state is State.OPEN
             and payment.change_sat < channel.payment.change_sat
-            and change_problem(payment, self._world.rules.dust_sat) is None
+            and change_problem(payment, self._context.rules.dust_sat) is None
         ):
             self._verifier.look_ahead(payment)
 
-    def on_receive(self, message: Message | PaySeveral) -> Any:
-        self._last_message = self._world.clock()
+    def on_receive(self, message: Message | PayBatch) -> Any:
+        self._last_message = self._context.clock()
         if isinstance(message, Pay):
             overload = self._overload()
             return self._in_turn(message) if overload is None else Rejected(overload)
-        if isinstance(message, PaySeveral):
+        if isinstance(message, PayBatch):
             overload = self._overload()
             message.judged = len(message.commands)
             if overload is not None:
@@ -144,7 +144,7 @@ class ChannelActor(LoopActor):
         """Why a payment is not even looked at: what waits, here or for the disk, is as much as may wait."""
         if self._waiting >= MOST_BEHIND:
             return Overloaded(waiting=self._waiting, what="payments for the application's answer", limit=MOST_BEHIND)
-        return self._world.commits.overload()
+        return self._context.commits.overload()
 
     def _in_turn(self, command: Command) -> Outcome | Awaitable[Outcome]:
         """Judge a command, behind what an application has not answered for yet."""
@@ -165,30 +165,30 @@ class ChannelActor(LoopActor):
     def _judge(self, command: Command) -> Outcome | Awaitable[Outcome]:
         if not self.alive:  # stopped while the command waited: what is in memory may be outdated
             return Rejected(TryAgain())
-        outcome = apply(self._channel, command, self._world.view(self._channel.outpoint), self._verifier)
+        outcome = apply(self._channel, command, self._context.view(self._channel.outpoint), self._verifier)
         if isinstance(outcome, Rejected):
             return outcome
         if outcome.channel is self._channel:
             goes_on = isinstance(command, Close) and outcome.channel.state is not State.OPEN
             return self._carry_on(outcome) if goes_on else self._when_durable(outcome)
-        durable = self._world.commits.put(Change(self._channel, outcome.channel), outcome, self.stop)
+        durable = self._context.commits.put(Change(self._channel, outcome.channel), outcome, self.stop)
         self._channel, self._last_commit = outcome.channel, durable
         if outcome.channel.state is State.OPEN:
             return durable if outcome.channel.offered is None else asyncio.shield(self._question())
         self._takes_over |= isinstance(command, _FROM_OUTSIDE)
         return self._carry_on_after(durable)
 
-    def _judge_several(self, message: PaySeveral) -> Sequence[Outcome] | Awaitable[Sequence[Outcome]]:
+    def _judge_several(self, message: PayBatch) -> Sequence[Outcome] | Awaitable[Sequence[Outcome]]:
         """Judge payments together and write the newest alone; where an application is asked, one after the other."""
         commands = message.commands
-        if self._offers or self._world.rules.asks_application:
+        if self._offers or self._context.rules.asks_application:
             if message.in_parts:
                 message.judged, message.waits = 1, True
             each = [command if isinstance(command, Pay) else Pay(command) for command in commands[: message.judged]]
             return _all_of([self._in_turn(command) for command in each])
         if not self.alive:
             return [Rejected(TryAgain())] * len(commands)
-        view, coalesce = self._world.view(self._channel.outpoint), self._world.coalesce
+        view, coalesce = self._context.view(self._channel.outpoint), self._context.coalesce
         outcomes = judge(self._channel, commands, view, self._verifier, coalesce=coalesce, in_part=message.in_parts)
         message.judged, message.outcomes = len(outcomes), outcomes
         newest = newest_of(outcomes)
@@ -196,7 +196,7 @@ class ChannelActor(LoopActor):
             return outcomes
         if newest is self._channel:
             return self._several_when_durable(outcomes, self._when_durable(Accepted(newest)))
-        durable = self._world.commits.put(Change(self._channel, newest), Accepted(newest), self.stop)
+        durable = self._context.commits.put(Change(self._channel, newest), Accepted(newest), self.stop)
         self._channel, self._last_commit = newest, durable
         if next_step(newest) is not None:
             return self._several_when_durable(outcomes, asyncio.shield(durable))
@@ -277,7 +277,7 @@ class ChannelActor(LoopActor):
         offered = await self._when_durable(Accepted(self._channel))
         if isinstance(offered, Rejected):
             return offered
-        channel, application = self._channel, self._world.application  # if closing began, the machine says so below
+        channel, application = self._channel, self._context.application  # if closing began, the machine says so below
         try:
             verdict = await application.ask(channel) if application and channel.offered else Verdict()
         except ApplicationSilent as error:
@@ -307,9 +307,9 @@ class ChannelActor(LoopActor):
                     return None  # the watcher comes back to it
                 continue
             try:
-                command = await perform(step, self._channel, self._world, self._desk)
+                command = await perform(step, self._channel, self._context, self._planner)
             except PaychanError as error:
-                self._world.unsigned.note(self._channel.outpoint, error)
+                self._context.unsigned.note(self._channel.outpoint, error)
                 log.warning("settlement waits", channel=str(self._channel.outpoint), step=step.name, reason=str(error))
                 return error
             if command is None or (published and isinstance(command, Vanished)):
@@ -320,7 +320,7 @@ class ChannelActor(LoopActor):
             if isinstance(outcome, Rejected):
                 return outcome.error
             if self._channel.closing and self._channel.closing.settlement:
-                self._world.unsigned.note(self._channel.outpoint, None)
+                self._context.unsigned.note(self._channel.outpoint, None)
             if isinstance(command, TakenBack):
                 return command.error
             if self._channel is before:
@@ -336,16 +336,16 @@ class ChannelActor(LoopActor):
 
     async def _record(self, command: Command) -> Outcome:
         """Make a step of settling durable before the next one begins."""
-        outcome = apply(self._channel, command, self._world.view(self._channel.outpoint))
+        outcome = apply(self._channel, command, self._context.view(self._channel.outpoint))
         if isinstance(outcome, Rejected) or outcome.channel is self._channel:
             return outcome
-        durable = self._world.commits.put(Change(self._channel, outcome.channel), outcome, self.stop)
+        durable = self._context.commits.put(Change(self._channel, outcome.channel), outcome, self.stop)
         self._channel, self._last_commit = outcome.channel, durable
         self._takes_over |= isinstance(command, _FROM_OUTSIDE)
         if self._channel.moves and self._channel.state is State.CLOSED:  # gathered at once, so written with it
-            next_one = successor(self._channel, self._world.now())
+            next_one = successor(self._channel, self._context.now())
             self._doubt(next_one.outpoint)
-            self._world.commits.put(Change(None, next_one), Accepted(next_one), _nothing)
+            self._context.commits.put(Change(None, next_one), Accepted(next_one), _nothing)
             await asyncio.shield(durable)
             await self._trust(next_one.outpoint)
         committed = await asyncio.shield(durable)
@@ -358,15 +358,15 @@ class ChannelActor(LoopActor):
 
         One that goes on by a withdrawal of another life of this server may have received more since: the signer is asked.
         """
-        self._world.chain_view.in_danger.setdefault(outpoint, _NEW_OUTPUT)
+        self._context.chain_view.in_danger.setdefault(outpoint, _NEW_OUTPUT)
         if self._takes_over:
-            self._world.chain_view.unasked[outpoint] = _NEW_OUTPUT
+            self._context.chain_view.unasked[outpoint] = _NEW_OUTPUT
 
     async def _trust(self, outpoint: OutPoint) -> None:
         """Let the channel that goes on take payments, unless its output is gone: it may have moved on long ago."""
         with suppress(ChainFailed):
-            if await self._world.chain.unspent([outpoint]):
-                self._world.chain_view.in_danger.pop(outpoint, None)
+            if await self._context.chain.unspent([outpoint]):
+                self._context.chain_view.in_danger.pop(outpoint, None)
 
 
 def _nothing() -> None:

@@ -36,11 +36,11 @@ class ChainView:
     unasked: dict[OutPoint, str] = field(default_factory=dict)
     """Open channels that take no payments since the start, because the signer may have settled them; and why."""
     is_whole: bool = True
-    """False until all open channels were looked at since the start: `World.exposure` may lack some."""
+    """False until all open channels were looked at since the start: `Context.exposure` may lack some."""
 
 
 @dataclass(frozen=True)
-class World:
+class Context:
     """Store, chain, signer, application, clock and the operator's rules."""
 
     network: Network

@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from actors.channel import ChannelActor, Message, PaySeveral, Resume
-from actors.context import World
-from actors.settling.planner import Desk
+from actors.channel import ChannelActor, Message, PayBatch, Resume
+from actors.context import Context
+from actors.settling.planner import SettlementPlanner
 from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected, State
 from paychan.protocol.errors import ChannelExists, OutpointUsed, PaychanError, UnknownChannel
 from paychan.protocol.types import OutPoint
@@ -24,12 +24,12 @@ _POLL_SECONDS = 0.005
 class Registry:
     """All channels of this process, asleep or awake. Every door asks here."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._awake: dict[OutPoint, ChannelActor] = {}
         self._reading: dict[OutPoint, asyncio.Task[Channel | None]] = {}
         self._unanswered = 0
-        self.desk = Desk(world, self.read)
+        self.planner = SettlementPlanner(context, self.read)
         self.before_waking: list[Callable[[Channel], Awaitable[None]]] = []
         """Awaited with the record of each channel that is to be woken, while the first looks since the start want that."""
 
@@ -43,9 +43,9 @@ class Registry:
         actor = self._awake.get(outpoint)
         if actor is not None and actor.alive:
             return actor.channel
-        return await self._world.store.get(outpoint)
+        return await self._context.store.get(outpoint)
 
-    async def read_in_vain(self, found: OutPoint, *others: OutPoint) -> None:
+    async def equalise_lookup_cost(self, found: OutPoint, *others: OutPoint) -> None:
         """Do, for a channel that was found, what is still missing to the work that an unknown one makes.
 
         That one is looked for in the store, under each of its names. Both are answered at a fixed moment, but what the
@@ -53,9 +53,9 @@ class Registry:
         """
         actor = self._awake.get(found)
         if actor is not None and actor.alive:
-            await self._world.store.get(found)
+            await self._context.store.get(found)
         for other in others:
-            await self._world.store.get(other)
+            await self._context.store.get(other)
 
     async def ask(self, outpoint: OutPoint, message: Message) -> Outcome:
         """Give a channel a message; the answer comes when what it says is durable."""
@@ -73,7 +73,7 @@ class Registry:
         actor = self._awake.get(outpoint)
         return actor if actor is not None and actor.alive else None
 
-    def give(self, actor: ChannelActor, message: Message | PaySeveral, then: Callable[[Any], object]) -> None:
+    def give(self, actor: ChannelActor, message: Message | PayBatch, then: Callable[[Any], object]) -> None:
         """Give an actor that is awake a message, as `ask` does without a coroutine.
 
         `then` is called with something whose `result()` is the outcome, once what it says is durable.
@@ -98,7 +98,7 @@ class Registry:
         """
         channel = opened.channel
         with self._answering():
-            written = await self._world.commits.put(Change(None, channel), opened, _nothing)
+            written = await self._context.commits.put(Change(None, channel), opened, _nothing)
             if isinstance(written, Rejected):
                 return Rejected(await self.in_the_way(channel.outpoint) or written.error)
             if channel.state is State.OPEN:
@@ -115,9 +115,9 @@ class Registry:
         under_way = channel.state in (State.OPEN, State.CLOSING)
         return (ChannelExists if under_way else OutpointUsed)(outpoint=str(outpoint))
 
-    def let_sleep(self, idle_seconds: int) -> int:
+    def passivate(self, idle_seconds: int) -> int:
         """Stop the actors that had no message for so long; return how many."""
-        limit = self._world.clock() - idle_seconds
+        limit = self._context.clock() - idle_seconds
         idle = [outpoint for outpoint, actor in self._awake.items() if actor.idle_since(limit)]
         for outpoint in idle:
             self._awake.pop(outpoint).stop()
@@ -140,7 +140,7 @@ class Registry:
 
     def _no_room_to_wake(self, outpoint: OutPoint) -> PaychanError | None:
         """Return why a channel that sleeps is not woken for a payment; to close it there is always room."""
-        return None if self.reach(outpoint) is not None else self._world.memory_problem()
+        return None if self.reach(outpoint) is not None else self._context.memory_problem()
 
     async def _awakened(self, outpoint: OutPoint) -> ChannelActor | None:
         """Return the channel's actor. If it sleeps, its record is read once for all who ask meanwhile, in their order."""
@@ -155,7 +155,7 @@ class Registry:
         return None if channel is None else self._wake(channel)
 
     async def _read_to_wake(self, outpoint: OutPoint) -> Channel | None:
-        channel = await self._world.store.get(outpoint)
+        channel = await self._context.store.get(outpoint)
         if channel is not None and self.before_waking:
             await asyncio.gather(*(before(channel) for before in self.before_waking))
         return channel
@@ -164,7 +164,7 @@ class Registry:
         """Start the actor, unless another message did while the record was being read."""
         actor = self._awake.get(channel.outpoint)
         if actor is None or not actor.alive:
-            actor = self._awake[channel.outpoint] = ChannelActor.launch(channel, self._world, self.desk)
+            actor = self._awake[channel.outpoint] = ChannelActor.launch(channel, self._context, self.planner)
         return actor
 
 

@@ -120,7 +120,7 @@ def _take(waited: asyncio.Future[Any], given: asyncio.Future[Any]) -> None:
         waited.set_result(given.result())
 
 
-class Letter(Struct):
+class Envelope(Struct):
     """pykka's Envelope, made at a tenth of the cost."""
 
     message: Any
@@ -235,7 +235,7 @@ class LoopActor(pykka.Actor):
         `then` is for who does not await: see `LoopFuture`.
         """
         future = LoopFuture(then)
-        self.actor_inbox.put(Letter(message, future))
+        self.actor_inbox.put(Envelope(message, future))
         return future
 
     def stop(self) -> None:

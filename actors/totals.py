@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from actors.context import World
+from actors.context import Context
 from paychan.chain.base import ChainFailed
 from paychan.protocol.channel import Channel, State
 from paychan.protocol.fees import RELAY_FLOOR_SAT_PER_VB, wanted_rate
@@ -72,9 +72,9 @@ class Totals(Struct, frozen=True):
 class LatestTotals:
     """The totals for all who ask."""
 
-    def __init__(self, world: World, awake: Callable[[], int]) -> None:
+    def __init__(self, context: Context, awake: Callable[[], int]) -> None:
         """`awake` tells the number of actors."""
-        self._world, self._awake = world, awake
+        self._context, self._awake = context, awake
         self._latest: Totals | None = None
         self._counting: asyncio.Task[Totals] | None = None
         self._again_at = 0.0
@@ -101,7 +101,7 @@ class LatestTotals:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         try:
-            latest = self._latest = await totals(self._world, self._awake())
+            latest = self._latest = await totals(self._context, self._awake())
         finally:
             self._counting = None
         if sum(latest.channels.values()) > _MANY_CHANNELS:
@@ -109,11 +109,11 @@ class LatestTotals:
         return latest
 
 
-async def totals(world: World, awake: int) -> Totals:
+async def totals(context: Context, awake: int) -> Totals:
     """Count everything; `awake` is the number of actors."""
-    counting, begun = _Count(world), world.clock()
-    reserve, _ = await asyncio.gather(_reserve(world), counting.run())
-    fees = world.chain_view.fees
+    counting, begun = _Count(context), context.clock()
+    reserve, _ = await asyncio.gather(_reserve(context), counting.run())
+    fees = context.chain_view.fees
     return Totals(
         channels={state.value: counting.channels[state] for state in State},
         received_sat={state.value: Sat(counting.received_sat[state]) for state in State},
@@ -133,8 +133,8 @@ async def totals(world: World, awake: int) -> Totals:
 class _Count:
     """The sums of one pass."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._sizes: dict[tuple[int, ...], int] = {}
         self._signed = set[bytes]()
         self.channels = dict.fromkeys(State, 0)
@@ -145,9 +145,9 @@ class _Count:
         self.next_expiry: UnixTime | None = None
 
     async def run(self) -> None:
-        now = self._world.paying_time()
+        now = self._context.paying_time()
         for state in State:
-            async for channel in walk(self._world.store, state):
+            async for channel in walk(self._context.store, state):
                 self.channels[state] += 1
                 self.received_sat[state] += channel.received_sat
                 if state in _UNSETTLED:
@@ -156,7 +156,7 @@ class _Count:
                     self.next_expiry = channel.terms.expiry  # the earliest comes first
 
     def _add_cost(self, channel: Channel, now: UnixTime) -> None:
-        rules, signed = self._world.rules, channel.closing.settlement if channel.closing else None
+        rules, signed = self._context.rules, channel.closing.settlement if channel.closing else None
         if signed is not None:
             self.settling_sat += 0 if signed.txid in self._signed else signed.fee_sat
             self._signed.add(signed.txid)
@@ -166,7 +166,7 @@ class _Count:
             self.too_small_channels += 1
             self.too_small_sat += channel.received_sat
         else:
-            self.settling_sat += size * wanted_rate(channel, rules, now, self._world.chain_view.fees)
+            self.settling_sat += size * wanted_rate(channel, rules, now, self._context.chain_view.fees)
 
     def _size(self, channel: Channel) -> int:
         """Size of its settlement, laid out once for all whose parts have the same lengths."""
@@ -177,13 +177,13 @@ class _Count:
         return self._sizes[lengths]
 
 
-async def _reserve(world: World) -> ReserveInfo:
+async def _reserve(context: Context) -> ReserveInfo:
     address = None
     try:
         async with asyncio.timeout(_RESERVE_SECONDS):
-            reserve = Reserve(await world.signer.reserve_key())
-            address = reserve.funding_address(world.network)
-            coins = await world.chain.funding(reserve)
+            reserve = Reserve(await context.signer.reserve_key())
+            address = reserve.funding_address(context.network)
+            coins = await context.chain.funding(reserve)
     except (SignerAbsent, SignerRefused, ChainFailed) as error:
         return ReserveInfo(address, problem=str(error))
     except TimeoutError:

@@ -27,12 +27,12 @@ from rich.table import Table
 from session import Server, session_v1, session_v2
 
 from actors.channel import ChannelActor
-from actors.context import World
+from actors.context import Context
 from actors.group_commit import GroupCommit
 from actors.registry import Registry
 from paychan.api import v1, v2
 from paychan.api.fast.payments import Payment as Asked
-from paychan.api.fast.request_parser import PlainReader
+from paychan.api.fast.request_parser import RequestParser
 from paychan.api.response_heads import laid_out
 from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Accepted, Pay
@@ -66,7 +66,7 @@ def microseconds(work: Callable[[], object], rounds: int = 7, seconds: float = 0
 def parts() -> dict[str, Callable[[], object]]:
     """Name the parts of a payment, in its order."""
     channel, following = client(1)
-    server, reader = Server("127.0.0.1", 8000), PlainReader(8192, 4096)
+    server, reader = Server("127.0.0.1", 8000), RequestParser(8192, 4096)
     of_v1, of_v2 = (
         make(server, [channel.payment, following], channel.terms, channel.outpoint).payments[0]
         for make in (session_v1, session_v2)
@@ -77,8 +77,8 @@ def parts() -> dict[str, Callable[[], object]]:
     digest = hasher.digest(following.change_sat, following.flag)
     signature, public = key.sign(digest, hasher=None), key.public_key
     verifier = PaymentVerifier(channel.terms, channel.outpoint, channel.change_script)
-    world = World(Network.TEST, RULES, 6, lambda: NOW, *[None] * 4)  # type: ignore[arg-type] # nothing is asked
-    view, command = world.view(channel.outpoint), Pay(following)
+    context = Context(Network.TEST, RULES, 6, lambda: NOW, *[None] * 4)  # type: ignore[arg-type] # nothing is asked
+    view, command = context.view(channel.outpoint), Pay(following)
     paid = apply(channel, command, view, verifier)
     assert isinstance(paid, Accepted)
     answer = v1.paid(paid)
@@ -95,7 +95,7 @@ def parts() -> dict[str, Callable[[], object]]:
         "sighash": partial(hasher.digest, following.change_sat, following.flag),
         "verify": partial(public.verify, signature, digest, hasher=None),
         "machine, with sighash and verify": partial(apply, channel, command, view, verifier),
-        "view of the world": partial(world.view, channel.outpoint),
+        "view of the world": partial(context.view, channel.outpoint),
         "record": partial(encode_record, paid.channel),
         "v1: result": partial(v1.paid, paid),
         "v2: result": partial(v2.paid, paid, Dialect.S),
@@ -108,8 +108,8 @@ async def whole(directory: Path, groups: int = 60) -> dict[str, float]:
     store = LevelDbStore.open(directory, "bench")
     commits = GroupCommit(store, 0, print)
     signer = UnixSigner(directory / "no signer", 1.0)  # payments need none
-    world = World(Network.TEST, RULES, 6, lambda: NOW, store, commits, DebugChain(), signer)
-    registry, made = Registry(world), [client(each) for each in range(groups * GROUP)]
+    context = Context(Network.TEST, RULES, 6, lambda: NOW, store, commits, DebugChain(), signer)
+    registry, made = Registry(context), [client(each) for each in range(groups * GROUP)]
     await store.commit([Change(None, channel) for channel, _ in made])
     for channel, _ in made:
         await registry.ask(channel.outpoint, Pay(channel.payment))

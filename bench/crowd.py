@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from coincurve import PrivateKey
 
-from actors.context import World
+from actors.context import Context
 from actors.group_commit import GroupCommit
 from actors.registry import Registry
 from actors.watching.expiry import Watcher
@@ -112,9 +112,9 @@ async def server(directory: Path) -> AsyncIterator[tuple[Store, Registry, Watche
     store = LevelDbStore.open(directory, NETWORK)
     commits = GroupCommit(store, 0, failed)
     signer = UnixSigner(directory / "no signer", 1.0)  # payments need none
-    world = World(Network.TEST, RULES, 6, lambda: NOW, store, commits, DebugChain(lambda: NOW), signer)
-    registry = Registry(world)
-    yield store, registry, Watcher(world, registry, interval_seconds=30, alarm_seconds=7_200, idle_seconds=300)
+    context = Context(Network.TEST, RULES, 6, lambda: NOW, store, commits, DebugChain(lambda: NOW), signer)
+    registry = Registry(context)
+    yield store, registry, Watcher(context, registry, interval_seconds=30, alarm_seconds=7_200, idle_seconds=300)
     await commits.close()
     await store.close()
 

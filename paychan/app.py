@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 import uvloop
 
-from actors.context import World
+from actors.context import Context
 from actors.exposure import Exposure
 from actors.group_commit import GroupCommit
 from actors.opening.opener import Opener
@@ -134,7 +134,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         if config.callback.url:
             application = HttpApplication(config.callback.url, config.callback.timeout_seconds, config.bitcoin_network)
             stack.push_async_callback(application.close)
-        world = World(
+        context = Context(
             network=config.bitcoin_network,
             rules=config.rules,
             settlement_confirmations=config.settlement.confirmations,
@@ -157,7 +157,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         )
         commits.refusal = lambda: memory.any_work() if reserve.allows_payments else StorageFull()
         supervisor.run("disk reserve", reserve.run)
-        yield _service(config, world, supervisor, descriptors, memory)
+        yield _service(config, context, supervisor, descriptors, memory)
 
 
 def _descriptors(config: ServerConfig) -> Descriptors:
@@ -190,18 +190,18 @@ async def _open_store(config: ServerConfig, reserve: DiskReserve) -> Store:
 
 
 def _service(
-    config: ServerConfig, world: World, supervisor: Supervisor, descriptors: Descriptors, memory: Memory
+    config: ServerConfig, context: Context, supervisor: Supervisor, descriptors: Descriptors, memory: Memory
 ) -> Service:
-    registry = Registry(world)
+    registry = Registry(context)
     watcher = Watcher(
-        world,
+        context,
         registry,
         interval_seconds=config.watcher.interval_seconds,
         alarm_seconds=config.watcher.alarm_hours * 3600,
         idle_seconds=config.channel.idle_seconds,
         stale_seconds=config.chain.stale_tip_minutes * 60,
     )
-    return Service(config, world, registry, Opener(world, registry), watcher, descriptors, supervisor, memory)
+    return Service(config, context, registry, Opener(context, registry), watcher, descriptors, supervisor, memory)
 
 
 @contextlib.asynccontextmanager

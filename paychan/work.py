@@ -45,17 +45,17 @@ class Work:
         self._missing = {"signer", "chain"}
         self._tasks: list[Supervised] = []
         self._first_end = monotonic() + _FIRST_LOOK_SECONDS
-        service.world.chain_view.problem = _NOT_LOOKED_YET
+        service.context.chain_view.problem = _NOT_LOOKED_YET
         self._watch()
         contacts: tuple[tuple[str, Callable[[], Awaitable[object]]], ...] = (
-            ("signer", service.world.signer.health),
-            ("chain", service.world.chain.check),
+            ("signer", service.context.signer.health),
+            ("chain", service.context.chain.check),
         )
         for name, ask in contacts:
             self._run(f"{name} contact", partial(self._contact, name, ask), endless=False)
         show_seconds = service.config.signer.show_seconds
         if show_seconds:
-            self._run("payments shown", Showing(service.world, show_seconds).run)
+            self._run("payments shown", Showing(service.context, show_seconds).run)
 
     async def first_look(self) -> None:
         """Let overdue channels begin to close before the port opens; a part that is away does not hold it up for long.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct, structs
 
-from actors.context import World
+from actors.context import Context
 from actors.exposure import Reservation
 from actors.opening.readiness import Readiness
 from actors.opening.server_keys import ServerKeys
@@ -60,11 +60,11 @@ class OpenRequest(Struct, frozen=True):
 class Opener:
     """Judges requests for new channels."""
 
-    def __init__(self, world: World, registry: Registry) -> None:
-        self._world = world
+    def __init__(self, context: Context, registry: Registry) -> None:
+        self._context = context
         self._registry = registry
-        self._ready = Readiness(world)
-        self._keys = ServerKeys(world)
+        self._ready = Readiness(context)
+        self._keys = ServerKeys(context)
 
     async def offer(self, client_key: bytes, expiry: UnixTime, *, any_time: bool = False) -> ChannelTerms:
         """Give out an address, unless `open` would refuse its channel: funding it must lead to a channel.
@@ -77,7 +77,7 @@ class Opener:
             And what `terms` raises.
         """
         await self._ready.check()
-        view = self._world.view()
+        view = self._context.view()
         problem = None if any_time else expiry_problem(expiry, view, lead_seconds(view.rules))
         if problem is not None:
             raise problem
@@ -90,7 +90,7 @@ class Opener:
     async def funding(self, terms: ChannelTerms, at: OutPoint | None = None) -> tuple[Funding, ...]:
         """List the unspent outputs that pay to the script of these terms, or the one `at`. Raises `ChainUnavailable`."""
         try:
-            return await self._world.chain.funding(terms, at)
+            return await self._context.chain.funding(terms, at)
         except ChainFailed as error:
             raise ChainUnavailable(reason=str(error)) from error
 
@@ -139,7 +139,7 @@ class Opener:
         only to carry that settlement out.
         """
         try:
-            return await news(self._world.signer, [Newest(outpoint, payment.change_sat)])
+            return await news(self._context.signer, [Newest(outpoint, payment.change_sat)])
         except SignerAbsent as error:
             raise SignerUnavailable(reason=str(error)) from error
         except SignerRefused as error:
@@ -147,11 +147,11 @@ class Opener:
 
     def _judge(self, opening: Opening) -> Outcome:
         """Judge by the present terms, or by earlier ones that still hold; a refusal is that of the present ones."""
-        view = self._world.view()
+        view = self._context.view()
         outcome = open_channel(opening, view)
         if isinstance(outcome, Accepted) or not isinstance(outcome.error, _CHANGEABLE):
             return outcome
-        for terms in self._world.terms.earlier(view.now):
+        for terms in self._context.terms.earlier(view.now):
             other = structs.replace(opening, price_sat=terms.price_sat(v2=bool(opening.secret)))
             judged = open_channel(other, structs.replace(view, rules=terms.rules(view.rules)))
             if isinstance(judged, Accepted):
@@ -182,7 +182,7 @@ class Opener:
             SignerUnavailable, SigningFailed, ChainFailed: then no channel is opened that could not be settled.
         """
         try:
-            await show(self._world.signer, [funding.outpoint], self._world.chain.transaction)
+            await show(self._context.signer, [funding.outpoint], self._context.chain.transaction)
         except SignerAbsent as error:
             raise SignerUnavailable(reason=str(error)) from error
         except SignerRefused as error:
@@ -192,15 +192,15 @@ class Opener:
         """Say why no more may be open without a confirmation, before the signer is asked anything."""
         if funding.usable_confirmations:
             return None
-        if not self._world.chain_view.is_whole:
+        if not self._context.chain_view.is_whole:
             return ChainUnavailable(reason=_NOT_WHOLE)
-        return self._world.exposure.problem(funding.outpoint, funding.value_sat)
+        return self._context.exposure.problem(funding.outpoint, funding.value_sat)
 
     async def _create(self, opened: Accepted, funding: Funding) -> Outcome:
         """Store the channel; what is funded without a confirmation counts against a limit while it is so."""
         if funding.usable_confirmations:
             return await self._store(opened, funding)
-        reserved = self._world.exposure.reserve(funding.outpoint, funding.value_sat)
+        reserved = self._context.exposure.reserve(funding.outpoint, funding.value_sat)
         if isinstance(reserved, TooMuchUnconfirmed):
             return Rejected(reserved)
         # a task of its own: whatever ends the request, the reservation lives until it is known whether the channel does
@@ -221,7 +221,7 @@ class Opener:
     async def _store(self, opened: Accepted, funding: Funding) -> Outcome:
         """Have the chain follow what funds the channel, show it to the signer, and store the channel."""
         try:
-            await self._world.chain.adopt(opened.channel.terms, [funding.outpoint])
+            await self._context.chain.adopt(opened.channel.terms, [funding.outpoint])
             await self._show(funding)
         except ChainFailed as error:
             return Rejected(ChainUnavailable(reason=str(error)))
@@ -241,7 +241,7 @@ class Opener:
             if found:
                 return terms, found[0]
             await self._check_key(terms, paid=False)
-            _check_signature(terms, request.outpoint, request, self._world.rules.dust_sat)
+            _check_signature(terms, request.outpoint, request, self._context.rules.dust_sat)
             in_the_way = await self._registry.in_the_way(request.outpoint)
             raise in_the_way or self._not_found(terms, f" at {request.outpoint}")
         terms = await self.terms(request.client_key, request.expiry)
@@ -249,7 +249,7 @@ class Opener:
         problem: PaychanError = self._not_found(terms, "")
         if candidates:
             try:
-                return _signed_one(request, candidates, self._world.rules.dust_sat)
+                return _signed_one(request, candidates, self._context.rules.dust_sat)
             except PaychanError as error:
                 problem = error
         others = await self._keys.other_terms(request.client_key, request.expiry)
@@ -257,10 +257,10 @@ class Opener:
         candidates = [(other, funding) for other, found in zip(others, listed, strict=True) for funding in found]
         if not candidates:
             raise problem
-        return _signed_one(request, candidates, self._world.rules.dust_sat)
+        return _signed_one(request, candidates, self._context.rules.dust_sat)
 
     def _not_found(self, terms: ChannelTerms, detail: str) -> FundingNotFound:
-        return FundingNotFound(address=terms.funding_address(self._world.network), detail=detail)
+        return FundingNotFound(address=terms.funding_address(self._context.network), detail=detail)
 
 
 def _signed_one(

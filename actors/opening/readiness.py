@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from actors.context import World
+from actors.context import Context
 from paychan.chain.base import ChainFailed
 from paychan.protocol.errors import ChainUnavailable, PaychanError, SignerUnavailable
 from paychan.signer_client.base import SignerAbsent, SignerRefused
@@ -22,8 +22,8 @@ _SIGNER = "it can not sign now"
 class Readiness:
     """Asks signer, chain and disk."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._signer = _Shared(self._ask_signer)
         self._chain = _Shared(self._ask_chain)
 
@@ -34,7 +34,7 @@ class Readiness:
             ChainUnavailable, SignerUnavailable, StorageFull: what `open` would refuse for now.
         """
         self.check_disk()
-        if self._world.view().frozen:
+        if self._context.view().frozen:
             raise ChainUnavailable(reason=_CHAIN)
         for part in (self._chain, self._signer):
             problem = await part.answer()
@@ -43,20 +43,20 @@ class Readiness:
 
     def check_disk(self) -> None:
         """Raise `StorageFull` or `MemoryLow` when what is free is kept for payments and settlements."""
-        problem = self._world.storage_problem() or self._world.memory_problem()
+        problem = self._context.storage_problem() or self._context.memory_problem()
         if problem is not None:
             raise problem
 
     async def _ask_signer(self) -> PaychanError | None:
         try:
-            health = await self._world.signer.health()
+            health = await self._context.signer.health()
         except (SignerAbsent, SignerRefused):
             return SignerUnavailable(reason=_SIGNER)
         return SignerUnavailable(reason=_SIGNER) if health.problem else None
 
     async def _ask_chain(self) -> PaychanError | None:
         try:
-            await self._world.chain.tip()
+            await self._context.chain.tip()
         except ChainFailed:
             return ChainUnavailable(reason=_CHAIN)
         return None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from actors.context import World
+from actors.context import Context
 from paychan.protocol.errors import KeyReuse, Overloaded, SignerUnavailable, SigningFailed
 from paychan.protocol.kinds.script import ChannelTerms, make_terms
 from paychan.protocol.types import UnixTime
@@ -26,8 +26,8 @@ class ServerKeys:
     Before a request has `paid` (funded, signed, and paid enough) its question comes out of what strangers may ask for.
     """
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._newest: _Asked[bytes] = OrderedDict()
         self._others: _Asked[tuple[bytes, ...]] = OrderedDict()
 
@@ -41,10 +41,10 @@ class ServerKeys:
         key = self._newest.get((client_key, expiry))
         if key is None:
             with _signer_errors(client_key):
-                key = (await self._world.signer.public_key(client_key, expiry, settling=paid)).server_key
+                key = (await self._context.signer.public_key(client_key, expiry, settling=paid)).server_key
             _keep(self._newest, (client_key, expiry), key)
         terms = make_terms(key, client_key, expiry)
-        self._world.chain.expect(terms)
+        self._context.chain.expect(terms)
         return terms
 
     async def other_terms(self, client_key: bytes, expiry: UnixTime, *, paid: bool = False) -> list[ChannelTerms]:
@@ -52,7 +52,7 @@ class ServerKeys:
         keys = self._others.get((client_key, expiry))
         if keys is None:
             with _signer_errors(client_key):
-                keys = await self._world.signer.other_keys(client_key, expiry, settling=paid)
+                keys = await self._context.signer.other_keys(client_key, expiry, settling=paid)
             _keep(self._others, (client_key, expiry), keys)
         return [make_terms(key, client_key, expiry) for key in keys if key != client_key]
 

@@ -20,8 +20,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from actors.context import World
-from actors.settling.signing import destination_of, lean_on_reserve, rate_of, rules_of, sign, sign_child
+from actors.context import Context
+from actors.settling.signing import destination_of, fund_from_reserve, rate_of, rules_of, sign, sign_child
 from paychan.chain.base import ChainFailed, Spend
 from paychan.protocol.channel import Channel, State
 from paychan.protocol.errors import NotEconomical, PublishFailed, SignerUnavailable, SigningFailed
@@ -44,11 +44,11 @@ log = structlog.get_logger("desk")
 Read = Callable[[OutPoint], Awaitable[Channel | None]]
 
 
-class Desk:
+class SettlementPlanner:
     """Has settlements signed. Runs on the event loop, called by the actors of closing channels."""
 
-    def __init__(self, world: World, read: Read) -> None:
-        self._world = world
+    def __init__(self, context: Context, read: Read) -> None:
+        self._context = context
         self._read = read
         self._waiting: dict[OutPoint, Channel] = {}
         self._batches: dict[OutPoint, asyncio.Task[dict[OutPoint, Settlement]]] = {}
@@ -80,9 +80,9 @@ class Desk:
 
     async def _sign(self, members: Sequence[Channel], least: Sat = Sat(0)) -> Settlement:
         """Sign, and say so when that costs more than the operator's share. Raises as `sign`."""
-        settlement, claims = await sign(members, self._world, least), [member.claim for member in members]
-        if is_beyond_share(claims, settlement.fee_sat, rules_of(members, self._world)):
-            share, received = self._world.rules.fee_share_percent, received_sat(claims)
+        settlement, claims = await sign(members, self._context, least), [member.claim for member in members]
+        if is_beyond_share(claims, settlement.fee_sat, rules_of(members, self._context)):
+            share, received = self._context.rules.fee_share_percent, received_sat(claims)
             text = (
                 f"its deadline has passed: the fee is {settlement.fee_sat} sat of {received} sat, more than {share} %"
             )
@@ -95,18 +95,18 @@ class Desk:
 
         A channel with change never waits, but takes along those who do. Nobody waits who is near the deadline.
         """
-        world, now = self._world, self._world.paying_time()
+        context, now = self._context, self._context.paying_time()
         offers = channel.closing is not None and channel.closing.client_fee_sat > 0  # its fee is for its own settlement
-        if not world.batch_seconds or channel.moves or offers or is_urgent(channel, world.rules, now):
+        if not context.batch_seconds or channel.moves or offers or is_urgent(channel, context.rules, now):
             self._waiting.pop(channel.outpoint, None)
             return None
         members = [waiting for waiting in self._waiting.values() if waiting.outpoint != channel.outpoint]
         if channel.payment.change_sat == 0:
             self._waiting[channel.outpoint] = channel
             begun = min(each.closing.begun_at for each in (channel, *members) if each.closing)
-            if now - begun < world.batch_seconds and len(self._waiting) < world.batch_channels:
+            if now - begun < context.batch_seconds and len(self._waiting) < context.batch_channels:
                 return None
-        members = [channel, *members][: world.batch_channels]
+        members = [channel, *members][: context.batch_channels]
         if len(members) == 1:
             self._waiting.pop(channel.outpoint, None)
             return None
@@ -119,7 +119,7 @@ class Desk:
     async def _sign_together(self, members: Sequence[Channel]) -> dict[OutPoint, Settlement]:
         """Sign one settlement for all whose funding is there, and who could pay its rate alone; others settle alone."""
         try:
-            there = await self._world.chain.unspent([member.outpoint for member in members])
+            there = await self._context.chain.unspent([member.outpoint for member in members])
             together = [member for member in members if member.outpoint in there]
             if len(together) < 2:
                 return {}
@@ -149,7 +149,7 @@ class Desk:
             return None
         successor = await self._used_successor(channel)
         if successor is not None:
-            if is_due(channel, paid, self._world.rules, self._world.paying_time(), self._world.chain_view.fees):
+            if is_due(channel, paid, self._context.rules, self._context.paying_time(), self._context.chain_view.fees):
                 why = f"payments depend on it; closing the channel that it moved to, {successor.outpoint}, pushes it"
                 await self._push_instead([channel], paid, why, successor)
             return None
@@ -160,8 +160,10 @@ class Desk:
         in_its_place = spend is not None and spend.txid != paid.txid
         if others and (refused or in_its_place) and not await self._is_whole(paid):
             return await self._replace([channel], paid, spend, dead=True)
-        world = self._world
-        if not in_its_place and not is_due(channel, paid, world.rules, world.paying_time(), world.chain_view.fees):
+        context = self._context
+        if not in_its_place and not is_due(
+            channel, paid, context.rules, context.paying_time(), context.chain_view.fees
+        ):
             return None
         if spend is not None and not in_its_place and not self.may_replace(paid):
             await self._push_instead(others or [channel], paid, "the node does not replace what does not signal it")
@@ -184,8 +186,8 @@ class Desk:
         """Choose those that could each pay alone the rate that they are to pay together."""
         if len(members) < 2:
             return members
-        rate, script = rate_of(members, self._world), await destination_of(members[0], self._world)
-        return who_can_pay(members, script, rules_of(members, self._world), rate)
+        rate, script = rate_of(members, self._context), await destination_of(members[0], self._context)
+        return who_can_pay(members, script, rules_of(members, self._context), rate)
 
     async def _replace(
         self, members: Sequence[Channel], paid: Settlement, spend: Spend | None, *, dead: bool = False
@@ -194,18 +196,18 @@ class Desk:
 
         `dead`: the last one can't confirm any more, so a lower rate is better than none.
         """
-        rate, claims = rate_of(members, self._world), [member.claim for member in members]
-        script = await destination_of(members[0], self._world)
+        rate, claims = rate_of(members, self._context), [member.claim for member in members]
+        script = await destination_of(members[0], self._context)
         whole = len(members) == len(outpoints_of(paid.transaction))
         size = paid.size if whole else settlement_size(claims, script)
-        most = most_sat(claims, size, rules_of(members, self._world), script)
+        most = most_sat(claims, size, rules_of(members, self._context), script)
         least, wanted = await self._least_fee(paid, size, spend), Sat(min(rate * size, most))
         if wanted < least:
             in_place = spend is not None and spend.txid == paid.txid
             if whole and in_place and await self._push(members, paid, rate):
                 return None
             if least > most:
-                if not in_place or least > paid.fee_sat + size * self._world.chain_view.fees.increment_sat_per_vb:
+                if not in_place or least > paid.fee_sat + size * self._context.chain_view.fees.increment_sat_per_vb:
                     self._pin(members[0], f"replacing it takes {least} sat, the budget is {most} sat")
                 return None  # else nothing depends on it, and it pays its budget
         better = None
@@ -214,7 +216,7 @@ class Desk:
                 dearer = least if dead or not whole else Sat(max(least, paid.fee_sat + 1))
                 better = await self._sign(members, dearer)
             elif rate * size > most:  # our own output is used up
-                better = await lean_on_reserve(members, rate, self._world, least)
+                better = await fund_from_reserve(members, rate, self._context, least)
         except SigningFailed as error:
             self._pin(members[0], f"the signer does not let it be replaced: {error}")
             raise
@@ -223,7 +225,7 @@ class Desk:
 
     async def _is_whole(self, paid: Settlement) -> bool:
         """Say whether a settlement of several inputs can still confirm: nothing else spends, or has ended, any of them."""
-        chain, outpoints = self._world.chain, outpoints_of(paid.transaction)
+        chain, outpoints = self._context.chain, outpoints_of(paid.transaction)
         try:
             there = await chain.unspent(outpoints)
             for outpoint in outpoints:
@@ -243,15 +245,15 @@ class Desk:
         if spend is None:
             return Sat(0)
         try:
-            cost = await self._world.chain.replacement_cost(spend.txid)
+            cost = await self._context.chain.replacement_cost(spend.txid)
             if cost is None:
                 return Sat(0)
             if spend.txid != paid.txid:  # it may be smaller: the rate must be higher than its rate, too
-                its_size = base_size(await self._world.chain.transaction(spend.txid))
+                its_size = base_size(await self._context.chain.transaction(spend.txid))
                 cost = Sat(max(cost, cost * size // its_size + 1))
         except ChainFailed as error:
             raise PublishFailed(reason=str(error)) from error
-        return Sat(cost + size * self._world.chain_view.fees.increment_sat_per_vb)
+        return Sat(cost + size * self._context.chain_view.fees.increment_sat_per_vb)
 
     async def _others(self, paid: Settlement) -> list[Channel]:
         """The channels that a settlement spends, in the order of its inputs, as their newest records have them."""
@@ -263,9 +265,9 @@ class Desk:
         """Who is settled by the next one: all in the last one whose funding output nothing has spent for good."""
         members = [other for other in others if _has(other, paid)]
         try:
-            unspent = await self._world.chain.unspent([member.outpoint for member in members])
+            unspent = await self._context.chain.unspent([member.outpoint for member in members])
             spends = [
-                None if member.outpoint in unspent else await self._world.chain.spender(member.outpoint)
+                None if member.outpoint in unspent else await self._context.chain.spender(member.outpoint)
                 for member in members
             ]
         except ChainFailed as error:
@@ -283,7 +285,7 @@ class Desk:
         """Say whether the node would replace a settlement of ours that is in its mempool."""
         if signals_replaceability(ours.transaction):
             return True
-        return self._world.chain.capabilities.full_rbf is not False and ours.txid not in self._kept
+        return self._context.chain.capabilities.full_rbf is not False and ours.txid not in self._kept
 
     def keeps(self, ours: Settlement, reason: str) -> None:
         """Note that the node has just refused to replace a settlement of ours: until the next block, children pay."""
@@ -307,7 +309,7 @@ class Desk:
         if child is None:
             return False
         try:
-            await self._world.chain.publish(paid.transaction, child.transaction)
+            await self._context.chain.publish(paid.transaction, child.transaction)
         except ChainFailed as error:
             log.warning("withdrawal is not pushed", txid=paid.txid[::-1].hex(), reason=str(error))
             return False
@@ -317,7 +319,7 @@ class Desk:
         self, members: Sequence[Channel], paid: Settlement, why: str, successor: Channel | None = None
     ) -> None:
         """Push what is not replaced by a child, or say that it can't be made to pay more."""
-        if await self._push(members, paid, rate_of(members, self._world)) or await self._push_by(successor, paid):
+        if await self._push(members, paid, rate_of(members, self._context)) or await self._push_by(successor, paid):
             self.pinned.pop(members[0].outpoint, None)
         else:
             self._pin(members[0], f"{why}, and no child of our own output can pay more")
@@ -325,17 +327,17 @@ class Desk:
     async def _push(self, members: Sequence[Channel], paid: Settlement, rate: int) -> bool:
         """Let a child of our own output pay; whether one does."""
         own_sat = Sat(sum(member.received_sat for member in members) - paid.fee_sat)
-        fee = plan_child_fee(paid, own_sat, rate, rules_of(members, self._world))
+        fee = plan_child_fee(paid, own_sat, rate, rules_of(members, self._context))
         pushed = self._children.get(paid.txid)
         if pushed is not None and (fee is None or not is_outbid(pushed, fee // pushed.size)):
             with contextlib.suppress(ChainFailed):  # both may have been evicted
-                await self._world.chain.publish(paid.transaction, pushed.transaction)
+                await self._context.chain.publish(paid.transaction, pushed.transaction)
             return True
         if fee is None:
             return False
         try:
-            child = await sign_child(members, paid, fee, self._world)
-            await self._world.chain.publish(paid.transaction, child.transaction)
+            child = await sign_child(members, paid, fee, self._context)
+            await self._context.chain.publish(paid.transaction, child.transaction)
         except (SignerRefused, SignerAbsent, SigningFailed, SignerUnavailable, ChainFailed) as error:
             log.warning("no child can pay", channel=str(members[0].outpoint), reason=str(error))
             return False
@@ -353,11 +355,11 @@ class Desk:
 
         Once is enough, until the chain forgets it; coins that it got before are found by a scan then.
         """
-        chain = self._world.chain
+        chain = self._context.chain
         if self._reserve_followed_in == chain.capabilities.memory:
             return
         with contextlib.suppress(ChainFailed, SignerAbsent, SignerRefused):
-            reserve = Reserve(await self._world.signer.reserve_key())
+            reserve = Reserve(await self._context.signer.reserve_key())
             await chain.adopt(reserve, [coin.outpoint for coin in await chain.funding(reserve)])
             self._reserve_followed_in = chain.capabilities.memory
 
@@ -365,7 +367,7 @@ class Desk:
 
     def may_tell(self, settlement: Settlement) -> bool:
         """Say whether a settlement is to be published once more: after each block."""
-        tip = self._world.chain_view.tip
+        tip = self._context.chain_view.tip
         if tip is not None and tip.block_hash != self._told[0]:
             self._told = tip.block_hash, set()
             self._kept.clear()

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import structlog
 
-from actors.context import World
+from actors.context import Context
 from paychan.chain.base import ChainFailed
 from paychan.protocol.channel import State
 from paychan.protocol.settlement import Claim
@@ -44,8 +44,8 @@ class Task(Protocol):
 class Showing:
     """Remembers which payment of which channel was shown; after a restart all are shown once more."""
 
-    def __init__(self, world: World, interval_seconds: float, pause_seconds: float = _PAUSE_SECONDS) -> None:
-        self._world = world
+    def __init__(self, context: Context, interval_seconds: float, pause_seconds: float = _PAUSE_SECONDS) -> None:
+        self._context = context
         self._interval_seconds = interval_seconds
         self._pause_seconds = pause_seconds
         self._shown: dict[OutPoint, Sat] = {}
@@ -69,7 +69,7 @@ class Showing:
         self._fundings_left = _FUNDINGS_AT_A_ROUND
         seen: set[OutPoint] = set()
         after = None
-        while page := await self._world.store.scan(State.OPEN, after=after, limit=BATCH):
+        while page := await self._context.store.scan(State.OPEN, after=after, limit=BATCH):
             claims = [channel.claim for channel in page]
             seen |= {claim.outpoint for claim in claims}
             grown = [claim for claim in claims if self._shown.get(claim.outpoint) != claim.payment.change_sat]
@@ -88,7 +88,7 @@ class Showing:
 
     async def _remember(self, claims: Sequence[Claim]) -> list[Claim]:
         """Have the signer remember payments; return those that it wants to see the funding of."""
-        reply = await self._world.signer.show_newest(claims)
+        reply = await self._context.signer.show_newest(claims)
         refused = [claims[index] for index in reply.refused if index < len(claims)]
         unshown = [claims[index] for index in reply.unshown if index < len(claims)]
         if refused:
@@ -108,7 +108,7 @@ class Showing:
             return False
         self._fundings_left -= 1
         try:
-            await show(self._world.signer, [outpoint], self._world.chain.transaction)
+            await show(self._context.signer, [outpoint], self._context.chain.transaction)
         except (ChainFailed, SignerRefused) as error:
             log.debug("funding not shown to the signer", channel=str(outpoint), reason=str(error))
             return False

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import structlog
 
-from actors.context import World
+from actors.context import Context
 from paychan.chain.base import ChainFailed
 from paychan.protocol.channel import Accepted, Adopt, Channel, Rules
 from paychan.protocol.errors import NotEconomical, SignerUnavailable, SigningFailed
@@ -38,7 +38,7 @@ class Newer(Exception):
         self.adopt = adopt
 
 
-async def newest_claim(channel: Channel, world: World) -> Adopt | None:
+async def newest_claim(channel: Channel, context: Context) -> Adopt | None:
     """Ask the signer what it knows of a closing channel: its record may be from a backup, or a crash lost the answer.
 
     None: nothing, or nothing that the record lacks. What it was only shown is no news to a record that holds the same.
@@ -47,38 +47,38 @@ async def newest_claim(channel: Channel, world: World) -> Adopt | None:
         SignerUnavailable, SigningFailed: not known.
     """
     with _signer_errors():
-        found = await news(world.signer, [Newest(channel.outpoint, channel.payment.change_sat)])
-    view = world.view(channel.outpoint)
+        found = await news(context.signer, [Newest(channel.outpoint, channel.payment.change_sat)])
+    view = context.view(channel.outpoint)
     return next((each for each in found if apply(channel, each, view) != Accepted(channel)), None)
 
 
-async def is_signed(channel: Channel, world: World) -> bool:
+async def is_signed(channel: Channel, context: Context) -> bool:
     """Ask whether the signer has signed anything for a channel. Raises `SignerUnavailable`, `SigningFailed`.
 
     What it signed may be out, even if its answer never came; what it refused is not.
     """
     with _signer_errors():
-        return bool(await world.signer.behind([Newest(channel.outpoint, Sat(0))]))
+        return bool(await context.signer.behind([Newest(channel.outpoint, Sat(0))]))
 
 
-def rate_of(members: Sequence[Channel], world: World) -> int:
+def rate_of(members: Sequence[Channel], context: Context) -> int:
     """Rate of the channel that is most pressed."""
-    return max(wanted_rate(member, world.rules, world.paying_time(), world.chain_view.fees) for member in members)
+    return max(wanted_rate(member, context.rules, context.paying_time(), context.chain_view.fees) for member in members)
 
 
-def rules_of(members: Sequence[Channel], world: World) -> Rules:
+def rules_of(members: Sequence[Channel], context: Context) -> Rules:
     """Rules for settling these now, see `fees.pressed`."""
-    return pressed(world.rules, members, world.paying_time(), world.chain_view.fees)
+    return pressed(context.rules, members, context.paying_time(), context.chain_view.fees)
 
 
-async def destination_of(channel: Channel, world: World) -> bytes:
+async def destination_of(channel: Channel, context: Context) -> bytes:
     """Return the script that a channel's settlement pays us to. Raises `SignerUnavailable`, `SigningFailed`."""
     terms = channel.terms
     with _signer_errors():
-        return (await world.signer.public_key(terms.client_key, terms.expiry, settling=True)).destination_script
+        return (await context.signer.public_key(terms.client_key, terms.expiry, settling=True)).destination_script
 
 
-async def sign(members: Sequence[Channel], world: World, least_sat: Sat = Sat(0)) -> Settlement:
+async def sign(members: Sequence[Channel], context: Context, least_sat: Sat = Sat(0)) -> Settlement:
     """Have one settlement of these channels signed, at their rate, but for no less than `least_sat`.
 
     Where the signer allows less than the rate comes to, that is paid: past the deadline the server gives more than the share
@@ -89,58 +89,58 @@ async def sign(members: Sequence[Channel], world: World, least_sat: Sat = Sat(0)
         NotEconomical: they brought less than any settlement costs.
         Newer: the signer signed for a newer claim of the one channel.
     """
-    rate, rules, claims = rate_of(members, world), rules_of(members, world), [member.claim for member in members]
+    rate, rules, claims = rate_of(members, context), rules_of(members, context), [member.claim for member in members]
     with _signer_errors():
-        script = await destination_of(members[0], world)
+        script = await destination_of(members[0], context)
         plan = plan_closing(members, script, rules, rate)
         if isinstance(plan, Shortfall):
             raise NotEconomical(got_sat=plan.received_sat, need_sat=plan.needed_sat)
         fee = max(plan, least_sat)
         if is_starved(claims, script, fee, rate, rules):
-            leaning = await lean_on_reserve(members, rate, world, least_sat)
+            leaning = await fund_from_reserve(members, rate, context, least_sat)
             if leaning is not None:
                 return leaning
         try:
-            return await _sign(claims, script, fee, rules, world, least_sat)
+            return await _sign(claims, script, fee, rules, context, least_sat)
         except SignerRefused as error:
             if error.tag != OUTDATED or len(claims) > 1:
                 raise
-            raise Newer(await world.signer.sign_again(claims[0].outpoint)) from error
+            raise Newer(await context.signer.sign_again(claims[0].outpoint)) from error
 
 
-async def lean_on_reserve(
-    members: Sequence[Channel], rate_sat_per_vb: int, world: World, least_sat: Sat
+async def fund_from_reserve(
+    members: Sequence[Channel], rate_sat_per_vb: int, context: Context, least_sat: Sat
 ) -> Settlement | None:
     """Sign with the smallest coin of the reserve that will do, if there is one. Raises as `sign`."""
-    claims, rules = [member.claim for member in members], rules_of(members, world)
+    claims, rules = [member.claim for member in members], rules_of(members, context)
     with _signer_errors():
-        key = await world.signer.reserve_key()
+        key = await context.signer.reserve_key()
         try:
-            coins = await world.chain.funding(Reserve(key))
+            coins = await context.chain.funding(Reserve(key))
         except ChainFailed:
             return None
         for coin in sorted((coin for coin in coins if coin.confirmations), key=lambda coin: coin.value_sat):
             reserve = Reserve(key, (Coin(coin.outpoint, coin.value_sat),))
             fee, script = plan_reserve_fee(claims, reserve, rate_sat_per_vb, rules), reserve.funding_script
             if fee is not None and fee >= least_sat:
-                return await _sign(claims, script, fee, rules, world, least_sat, reserve)
+                return await _sign(claims, script, fee, rules, context, least_sat, reserve)
     return None
 
 
-async def sign_child(members: Sequence[Channel], paid: Settlement, fee_sat: Sat, world: World) -> Settlement:
+async def sign_child(members: Sequence[Channel], paid: Settlement, fee_sat: Sat, context: Context) -> Settlement:
     """Have a child of these channels' settlement signed for this fee, or for the most that the signer allows, if it lifts.
 
     Raises:
         SignerRefused, SignerAbsent, SignerUnavailable, SigningFailed: there is none.
     """
-    claims, script = [member.claim for member in members], await destination_of(members[0], world)
+    claims, script = [member.claim for member in members], await destination_of(members[0], context)
     try:
-        child = await world.signer.sign_child(claims, script, paid.fee_sat, fee_sat)
+        child = await context.signer.sign_child(claims, script, paid.fee_sat, fee_sat)
     except SignerRefused as error:
         lifts = error.need_sat * paid.size > paid.fee_sat * CHILD_BYTES
         if error.tag != TOO_DEAR or not lifts or error.need_sat >= fee_sat:
             raise
-        child = await world.signer.sign_child(claims, script, paid.fee_sat, error.need_sat)
+        child = await context.signer.sign_child(claims, script, paid.fee_sat, error.need_sat)
     if {outpoint.txid for outpoint in outpoints_of(child.transaction)} != {paid.txid}:
         tag, reason = "policy-template", "the signer made a child of something else"
         raise SignerRefused(tag, reason)
@@ -152,7 +152,7 @@ async def _sign(
     script: bytes,
     fee: Sat,
     rules: Rules,
-    world: World,
+    context: Context,
     least_sat: Sat,
     reserve: Reserve | None = None,
 ) -> Settlement:
@@ -160,7 +160,7 @@ async def _sign(
     most = most_sat(claims, settlement_size(claims, script), rules, script)
 
     async def signed(fee_sat: Sat) -> Settlement:
-        return await sign_for_no_less(world.signer, claims, script, fee_sat, most, reserve, world.chain.transaction)
+        return await sign_for_no_less(context.signer, claims, script, fee_sat, most, reserve, context.chain.transaction)
 
     try:
         return await signed(fee)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bitcoin.core import CTransaction
 
-from actors.context import World
+from actors.context import Context
 from paychan.chain.base import Spend
 from paychan.protocol.channel import Channel, Found, SpentElsewhere
 from paychan.protocol.finding import read_claim
@@ -12,23 +12,23 @@ from paychan.protocol.settlement import Settlement, outpoints_of
 from paychan.protocol.types import Sat
 
 
-async def judge_spend(channel: Channel, spend: Spend, world: World) -> Found | SpentElsewhere | None:
+async def judge_spend(channel: Channel, spend: Spend, context: Context) -> Found | SpentElsewhere | None:
     """Say what the spend of a funding output means for a record; None while a refund is not deep.
 
     Raises:
         ChainFailed: the spending transaction can't be read.
     """
-    deep = spend.confirmations >= world.settlement_confirmations
-    transaction = await world.chain.transaction(spend.txid)
+    deep = spend.confirmations >= context.settlement_confirmations
+    transaction = await context.chain.transaction(spend.txid)
     claim = read_claim(channel, transaction) if transaction else None
     if claim is None:
         return SpentElsewhere(spend.txid) if deep else None
-    fee_sat = await _fee(transaction, world)
+    fee_sat = await _fee(transaction, context)
     return Found(claim, Settlement(transaction, spend.txid, fee_sat), deep)
 
 
-async def _fee(transaction: bytes, world: World) -> Sat:
+async def _fee(transaction: bytes, context: Context) -> Sat:
     """Return what a settlement of ours pays; less than that where a coin of the reserve is in it."""
-    records = [await world.store.get(outpoint) for outpoint in outpoints_of(transaction)]
+    records = [await context.store.get(outpoint) for outpoint in outpoints_of(transaction)]
     funded = sum(record.funding_sat for record in records if record is not None)
     return Sat(max(funded - sum(out.nValue for out in CTransaction.deserialize(transaction).vout), 0))

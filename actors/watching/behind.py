@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from actors.context import World
+from actors.context import Context
 from actors.registry import Registry
 from paychan.protocol.channel import Accepted, Channel, Close, CloseReason, State
 from paychan.protocol.types import OutPoint, UnixTime
@@ -29,8 +29,8 @@ _BEHIND = "the signer knows more of this channel than its record, which is from 
 class Behind:
     """Asks the signer about the open channels of the store; the watcher calls `look` until it is done."""
 
-    def __init__(self, world: World, registry: Registry) -> None:
-        self._world = world
+    def __init__(self, context: Context, registry: Registry) -> None:
+        self._context = context
         self._registry = registry
         self._after: tuple[UnixTime, OutPoint] | None = None
         self._all_asked = False
@@ -40,7 +40,7 @@ class Behind:
     async def look(self) -> None:
         """Ask about all open channels, from where the last look ended; a signer that is away is asked next time."""
         while not self._all_asked:
-            page = await self._world.store.scan(State.OPEN, after=self._after, limit=MAX_CLAIMS)
+            page = await self._context.store.scan(State.OPEN, after=self._after, limit=MAX_CLAIMS)
             if not await self._ask(page):
                 return
             self._after = (page[-1].terms.expiry, page[-1].outpoint) if page else None
@@ -53,7 +53,7 @@ class Behind:
 
     async def _ask_late_ones(self) -> None:
         """Ask about channels that were not there yet, or whose turn fell on a signer that was away."""
-        unasked = self._world.chain_view.unasked
+        unasked = self._context.chain_view.unasked
         late = [outpoint for outpoint in unasked if outpoint not in self._behind]
         records = [await self._registry.read(outpoint) for outpoint in late]
         for outpoint, record in zip(late, records, strict=True):
@@ -69,10 +69,10 @@ class Behind:
 
     async def _ask(self, channels: Sequence[Channel]) -> bool:
         """Freeze those of these channels that are behind, or all of them if the signer does not answer."""
-        unasked = self._world.chain_view.unasked
+        unasked = self._context.chain_view.unasked
         asked = {channel.outpoint: Newest(channel.outpoint, channel.payment.change_sat) for channel in channels}
         try:
-            behind = await self._world.signer.behind(list(asked.values())) if asked else ()
+            behind = await self._context.signer.behind(list(asked.values())) if asked else ()
         except (SignerAbsent, SignerRefused) as error:
             log.warning("the signer can't be asked what it knows", reason=str(error))
             unasked.update(dict.fromkeys(asked, _UNASKED))
@@ -86,7 +86,7 @@ class Behind:
     async def _adopt(self, newest: Newest) -> None:
         outpoint = newest.outpoint
         try:
-            found = await news(self._world.signer, [newest])
+            found = await news(self._context.signer, [newest])
         except (SignerAbsent, SignerRefused) as error:
             log.warning("what the signer knows can't be adopted", channel=str(outpoint), reason=str(error))
             return
@@ -96,6 +96,6 @@ class Behind:
         record = await self._registry.read(outpoint)
         if isinstance(outcome, Accepted) or record is None or record.state is not State.OPEN:
             self._behind.pop(outpoint)
-            self._world.chain_view.unasked.pop(outpoint, None)
+            self._context.chain_view.unasked.pop(outpoint, None)
         else:
             log.error("a channel that is behind waits", channel=str(outpoint), reason=str(outcome.error))

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from actors.context import World
+from actors.context import Context
 from actors.registry import Registry
 from actors.settling.spends import judge_spend
 from paychan.chain.base import ChainFailed, Spend, Tip
@@ -36,8 +36,8 @@ Follow = Callable[[Sequence[Channel]], Awaitable[None]]
 class Endings:
     """Compares ended and ending channels with the chain, for `ChainWatch`."""
 
-    def __init__(self, world: World, registry: Registry, follow: Follow) -> None:
-        self._world = world
+    def __init__(self, context: Context, registry: Registry, follow: Follow) -> None:
+        self._context = context
         self._registry = registry
         self._follow = follow
         self._missed_since: dict[OutPoint, int] = {}
@@ -63,7 +63,7 @@ class Endings:
 
     async def spender_of(self, channel: Channel) -> Spend | None:
         """Find what spends an output that is not there; what nothing spends is missed, and may never have been funded."""
-        spend = await self._world.chain.spender(channel.outpoint)
+        spend = await self._context.chain.spender(channel.outpoint)
         if spend is None:
             await self._miss(channel)
         else:
@@ -71,7 +71,7 @@ class Endings:
         return spend
 
     async def _tell(self, channel: Channel, spend: Spend) -> None:
-        command = await judge_spend(channel, spend, self._world)
+        command = await judge_spend(channel, spend, self._context)
         if command is None or (channel.state is State.LOST and spend.txid in _known(channel)):
             return
         txid = spend.txid[::-1].hex()
@@ -83,11 +83,11 @@ class Endings:
 
     async def _miss(self, channel: Channel) -> None:
         """Count the blocks without a funding output, while the chain can be trusted."""
-        seen = self._world.chain_view
+        seen = self._context.chain_view
         if seen.tip is None or seen.problem:
             return
         since = self._missed_since.setdefault(channel.outpoint, seen.tip.height)
-        if seen.tip.height - since < self._world.settlement_confirmations:
+        if seen.tip.height - since < self._context.settlement_confirmations:
             return
         self._missed_since.pop(channel.outpoint)
         log.error("never funded", channel=str(channel.outpoint), received_sat=channel.received_sat)
@@ -99,14 +99,14 @@ class Endings:
         """Take up those whose funding is there after all; in each round also those where it was even `spent`."""
         after: tuple[UnixTime, OutPoint] | None = self._oldest()
         while after is not None:
-            page = await self._world.store.scan(State.UNFUNDED, after=after, limit=_PAGE)
-            unspent = await self._world.chain.unspent([channel.outpoint for channel in page]) if page else {}
+            page = await self._context.store.scan(State.UNFUNDED, after=after, limit=_PAGE)
+            unspent = await self._context.chain.unspent([channel.outpoint for channel in page]) if page else {}
             for channel in page:
                 funding = unspent.get(channel.outpoint)
                 if funding is not None:
                     log.warning("funded after all", channel=str(channel.outpoint))
-                    self._world.chain_view.unasked[channel.outpoint] = _UNASKED
-                    self._world.chain_view.in_danger.setdefault(channel.outpoint, _BACK)  # until it is looked at
+                    self._context.chain_view.unasked[channel.outpoint] = _UNASKED
+                    self._context.chain_view.in_danger.setdefault(channel.outpoint, _BACK)  # until it is looked at
                     await self._registry.ask(channel.outpoint, Funded())
                 elif spent:
                     await self._each(channel, self._judge_unfunded)
@@ -121,14 +121,14 @@ class Endings:
 
         One page of each state a look, so that nothing else waits for it.
         """
-        tip = self._world.chain_view.tip
-        if tip is None or not tip.height or self._world.chain_view.problem:  # without blocks there are no reorgs
+        tip = self._context.chain_view.tip
+        if tip is None or not tip.height or self._context.chain_view.problem:  # without blocks there are no reorgs
             return
         try:
-            if self._ended_seen_at is None or not await self._world.chain.holds(self._ended_seen_at):
+            if self._ended_seen_at is None or not await self._context.chain.holds(self._ended_seen_at):
                 self._ended_after = dict.fromkeys((State.CLOSED, State.LOST), self._oldest())
             for state, after in list(self._ended_after.items()):
-                page = await self._world.store.scan(state, after=after, limit=_PAGE)
+                page = await self._context.store.scan(state, after=after, limit=_PAGE)
                 await self._follow(page)
                 for channel in page:
                     await self._each(channel, self._judge_ended)
@@ -141,7 +141,7 @@ class Endings:
         else:
             self._ended_seen_at = tip
         for outpoint in [*self._unjudged]:
-            record = await self._world.store.get(outpoint)
+            record = await self._context.store.get(outpoint)
             self._unjudged.discard(outpoint)
             if record is not None and record.state in (State.CLOSED, State.LOST):
                 await self._each(record, self._judge_ended)
@@ -155,20 +155,20 @@ class Endings:
             self._unjudged.add(channel.outpoint)
 
     async def _judge_unfunded(self, channel: Channel) -> None:
-        spend = await self._world.chain.spender(channel.outpoint)
+        spend = await self._context.chain.spender(channel.outpoint)
         if spend is not None and spend.confirmations:
             await self._tell(channel, spend)
 
     async def _judge_ended(self, channel: Channel) -> None:
-        spend = await self._world.chain.spender(channel.outpoint)
-        if spend is not None and spend.confirmations >= self._world.depth(channel):
+        spend = await self._context.chain.spender(channel.outpoint)
+        if spend is not None and spend.confirmations >= self._context.depth(channel):
             if channel.state is State.LOST or spend.txid not in _known(channel):
                 await self._tell(channel, spend)
             return
         if channel.state is State.LOST:
-            if spend is None and not await self._world.chain.unspent([channel.outpoint]):
+            if spend is None and not await self._context.chain.unspent([channel.outpoint]):
                 return  # not known: another output may be in its place, or our view has a gap
-            if spend is not None and isinstance(await judge_spend(channel, spend, self._world), Found):
+            if spend is not None and isinstance(await judge_spend(channel, spend, self._context), Found):
                 await self._tell(channel, spend)
                 return
         log.error("what ended the channel is not confirmed any more", channel=str(channel.outpoint))
@@ -176,7 +176,7 @@ class Endings:
 
     def _oldest(self) -> tuple[UnixTime, OutPoint]:
         """Where in the order of expiries those begin that may come back."""
-        return UnixTime(max(0, self._world.acting_time() - REMEMBERED_SECONDS)), _FIRST
+        return UnixTime(max(0, self._context.acting_time() - REMEMBERED_SECONDS)), _FIRST
 
 
 def _place(channel: Channel) -> tuple[UnixTime, OutPoint]:

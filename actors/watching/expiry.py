@@ -12,7 +12,7 @@ import structlog
 
 from actors.alarm import Alarm, Kind, about
 from actors.channel import Message, Resume
-from actors.context import World
+from actors.context import Context
 from actors.registry import Registry
 from actors.watching.behind import Behind
 from actors.watching.endings import REMEMBERED_SECONDS
@@ -36,7 +36,7 @@ class Watcher:
 
     def __init__(
         self,
-        world: World,
+        context: Context,
         registry: Registry,
         *,
         interval_seconds: float,
@@ -44,10 +44,10 @@ class Watcher:
         idle_seconds: int,
         stale_seconds: int = 0,
     ) -> None:
-        self._world = world
+        self._context = context
         self._registry = registry
-        self._chain = ChainWatch(world, registry, stale_seconds)
-        self._behind = Behind(world, registry)
+        self._chain = ChainWatch(context, registry, stale_seconds)
+        self._behind = Behind(context, registry)
         self._interval_seconds = interval_seconds
         self._alarm_seconds = alarm_seconds
         self._idle_seconds = idle_seconds
@@ -88,17 +88,17 @@ class Watcher:
         """Close what is due, resume what is unfinished, alarm about what is late."""
         await self._chain.look()
         await self._behind.look()
-        now = self._world.acting_time()
-        due = now + self._world.rules.settlement_period_seconds
-        await self._tell(walk(self._world.store, State.OPEN, due + 1), Close(CloseReason.EXPIRY))
+        now = self._context.acting_time()
+        due = now + self._context.rules.settlement_period_seconds
+        await self._tell(walk(self._context.store, State.OPEN, due + 1), Close(CloseReason.EXPIRY))
         for state in (State.CLOSING, State.PUBLISHED):
-            await self._tell(walk(self._world.store, state), Resume())
-        await self._registry.desk.follow_reserve()
+            await self._tell(walk(self._context.store, state), Resume())
+        await self._registry.planner.follow_reserve()
         await self._tell(_each(self._chain.take_earned()), Close(CloseReason.WITHDRAW))
         await self._chain.endings.look_at_ended()
-        await self._look_for_late_ones(now or self._world.now())
-        self._registry.let_sleep(self._idle_seconds)
-        self.last_look = self._world.clock()
+        await self._look_for_late_ones(now or self._context.now())
+        self._registry.passivate(self._idle_seconds)
+        self.last_look = self._context.clock()
 
     async def _tell(self, channels: AsyncIterator[Channel], message: Message) -> None:
         """Tell each channel on its own: one that can't be settled holds up no other."""
@@ -121,22 +121,22 @@ class Watcher:
     async def _look_for_late_ones(self, now: UnixTime) -> None:
         late: list[OutPoint] = []
         for state in (State.OPEN, State.CLOSING, State.PUBLISHED):
-            near = walk(self._world.store, state, now + self._alarm_seconds)
-            late += [channel.outpoint async for channel in near if _is_worth_it(channel, self._world.rules)]
+            near = walk(self._context.store, state, now + self._alarm_seconds)
+            late += [channel.outpoint async for channel in near if _is_worth_it(channel, self._context.rules)]
         if late:
             log.error("unsettled near expiry", channels=[str(outpoint) for outpoint in late[:10]], count=len(late))
         self.alarms = (
             *self._chain.alarms,
             *self._beyond_cap(),
             *(about(Kind.LATE, outpoint, "unsettled near expiry") for outpoint in late),
-            *(about(Kind.PINNED, outpoint, reason) for outpoint, reason in self._registry.desk.pinned.items()),
-            *(about(Kind.FEE, outpoint, reason) for outpoint, reason in self._registry.desk.beyond_share.items()),
+            *(about(Kind.PINNED, outpoint, reason) for outpoint, reason in self._registry.planner.pinned.items()),
+            *(about(Kind.FEE, outpoint, reason) for outpoint, reason in self._registry.planner.beyond_share.items()),
             *await self._lost(now),
         )
 
     def _beyond_cap(self) -> list[Alarm]:
         """Say that no settlement is relayed for what the operator pays at most: at expiry all would be refunded."""
-        floor, cap = self._world.chain_view.fees.floor_sat_per_vb, self._world.rules.max_fee_sat_per_vb
+        floor, cap = self._context.chain_view.fees.floor_sat_per_vb, self._context.rules.max_fee_sat_per_vb
         if floor <= cap:
             return []
         text = f"nothing is relayed below {floor} sat/vB, settlements pay {cap} sat/vB at most"
@@ -145,8 +145,8 @@ class Watcher:
     async def _lost(self, now: UnixTime) -> list[Alarm]:
         """Name the channels that another transaction ended, for a month after their expiry."""
         since = UnixTime(max(0, now - REMEMBERED_SECONDS)), OutPoint(bytes(32), 0)
-        lost = await self._world.store.scan(State.LOST, after=since)
-        rules = self._world.rules
+        lost = await self._context.store.scan(State.LOST, after=since)
+        rules = self._context.rules
         return [
             about(Kind.LOST, channel.outpoint, str(end_of(channel))) for channel in lost if _is_worth_it(channel, rules)
         ]

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Sequence
 import structlog
 
 from actors.alarm import Alarm, Kind, utc
-from actors.context import World
+from actors.context import Context
 from actors.registry import Registry
 from actors.watching.endings import Endings
 from paychan.chain.base import ChainFailed, Funding, Tip
@@ -48,8 +48,8 @@ _UNSEEN = "its funding output could not be looked at since the server was starte
 class ChainWatch:
     """Looks at the chain for the watcher."""
 
-    def __init__(self, world: World, registry: Registry, stale_seconds: int) -> None:
-        self._world = world
+    def __init__(self, context: Context, registry: Registry, stale_seconds: int) -> None:
+        self._context = context
         self._registry = registry
         self._stale_seconds = stale_seconds
         self._all_seen_at = ""
@@ -65,24 +65,24 @@ class ChainWatch:
         self._memory: int | None = None
         self._first_looks: dict[OutPoint, asyncio.Task[None]] = {}
         self._earned: list[Channel] = []
-        self.endings = Endings(world, registry, self._follow)
-        self._started = world.reading()
+        self.endings = Endings(context, registry, self._follow)
+        self._started = context.reading()
         self._tip_since = "", 0.0
         """The newest block, and the steady clock when it was first seen."""
         self._frozen_by: Kind | None = None
         self.alarms: tuple[Alarm, ...] = ()
-        world.chain_view.is_whole = False
+        context.chain_view.is_whole = False
         registry.before_waking.append(self._look_before_its_turn)
 
     async def wait(self, seconds: float) -> None:
         """Wait for a new block or another change, at most so long; or for as long as the last page of a round took."""
-        tip = self._world.chain_view.tip
-        if self._round_at and not self._world.chain_view.problem:
+        tip = self._context.chain_view.tip
+        if self._round_at and not self._context.chain_view.problem:
             await asyncio.sleep(min(seconds, self._page_seconds, 1.0))
             return
         try:
-            if tip is not None and not self._world.chain_view.problem:
-                await self._world.chain.wait_for_change(tip, seconds)
+            if tip is not None and not self._context.chain_view.problem:
+                await self._context.chain.wait_for_change(tip, seconds)
                 return
         except ChainFailed:
             pass
@@ -90,14 +90,14 @@ class ChainWatch:
 
     async def look(self) -> bool:
         """Take a fresh look; when the chain can't be asked, say so and stop accepting. Whether this ended a round."""
-        seen, before = self._world.chain_view, self._all_seen_at
+        seen, before = self._context.chain_view, self._all_seen_at
         try:
-            seen.tip = await self._world.chain.tip()
+            seen.tip = await self._context.chain.tip()
             self._follow_again_if_forgotten(seen.tip)
             self._note_time(seen.tip)
             freezes = self._clock_problem(seen.tip) or self._tip_problem(seen.tip)
             await self._look_at_funding(seen.tip)
-            seen.fees = await self._world.chain.fees()
+            seen.fees = await self._context.chain.fees()
         except ChainFailed as error:
             freezes = Alarm(Kind.CHAIN, f"the chain can't be asked: {error}")
         self._freeze(freezes)
@@ -105,18 +105,18 @@ class ChainWatch:
 
     def _freeze(self, alarm: Alarm | None) -> None:
         """Stop payments for this reason, or let them go on; the log says so once."""
-        seen, kind = self._world.chain_view, alarm.kind if alarm else None
+        seen, kind = self._context.chain_view, alarm.kind if alarm else None
         if kind is not self._frozen_by:
             log.error("frozen", reason=alarm.text) if alarm else log.info("accepting payments again")
         seen.problem, self._frozen_by = alarm.text if alarm else "", kind
-        lacks = (Alarm(Kind.NODE, text) for text in self._world.chain.capabilities.shortcomings)
+        lacks = (Alarm(Kind.NODE, text) for text in self._context.chain.capabilities.shortcomings)
         told = (alarm, *lacks, self._ahead(seen.tip) if kind is not Kind.CLOCK else None, self._behind(seen.tip))
         self.alarms = tuple(filter(None, told))
 
     def _note_time(self, tip: Tip) -> None:
-        reading = self._world.reading()
+        reading = self._context.reading()
         if not leads(reading.wall, tip.time):
-            self._world.chain_view.agreed = reading
+            self._context.chain_view.agreed = reading
         if tip.block_hash != self._tip_since[0]:
             self._tip_since = tip.block_hash, reading.steady
 
@@ -127,25 +127,25 @@ class ChainWatch:
         while we run does.
         """
         alarm = self._ahead(tip)
-        return alarm if self._stale_seconds or stepped(self._world.reading(), self._started) else None
+        return alarm if self._stale_seconds or stepped(self._context.reading(), self._started) else None
 
     def _ahead(self, tip: Tip | None) -> Alarm | None:
-        world = self._world
-        reading = world.reading()
-        if tip is None or is_believed(reading, tip.time, world.chain_view.agreed):
+        context = self._context
+        reading = context.reading()
+        if tip is None or is_believed(reading, tip.time, context.chain_view.agreed):
             return None
         lead = f"{_times(reading.wall, tip)}, {(reading.wall - tip.time) // 60} minutes earlier"
         return Alarm(Kind.CLOCK, f"{lead}: clock or node is wrong, and nothing is closed by this clock")
 
     def _behind(self, tip: Tip | None) -> Alarm | None:
-        wall = self._world.clock()
+        wall = self._context.clock()
         if tip is None or tip.time - wall <= LEAD_SECONDS:
             return None
         return Alarm(Kind.CLOCK, f"{_times(wall, tip)}: the clock is behind, and median time past counts")
 
     def _tip_problem(self, tip: Tip) -> Alarm | None:
         """Freeze when no new block came for too long, by the wall clock or, should that be behind, the steady one."""
-        reading = self._world.reading()
+        reading = self._context.reading()
         age = max(reading.wall - tip.time, int(reading.steady - self._tip_since[1]))
         if not self._stale_seconds or age <= self._stale_seconds:
             return None
@@ -158,8 +158,10 @@ class ChainWatch:
         After a new block all of them, a page each time; else only those whose output may come or go without one.
         """
         if not self._round_at and tip.block_hash != self._all_seen_at:
-            if self._round_tip is None or not await self._world.chain.holds(self._round_tip):
-                self._world.chain_view.is_whole = False  # what was confirmed may be so no more, until it is seen again
+            if self._round_tip is None or not await self._context.chain.holds(self._round_tip):
+                self._context.chain_view.is_whole = (
+                    False  # what was confirmed may be so no more, until it is seen again
+                )
             self._round_at, self._round_tip = tip.block_hash, tip
         if self._round_at:
             await self._go_on()
@@ -177,7 +179,7 @@ class ChainWatch:
         begun = asyncio.get_running_loop().time()
         if self._round_after is None:
             await self._look_at_unfinished(follow=not self._follows_unfinished)
-        page = await self._world.store.scan(State.OPEN, after=self._round_after, limit=_PAGE)
+        page = await self._context.store.scan(State.OPEN, after=self._round_after, limit=_PAGE)
         if not self._follows_open:
             await self._follow(page)
         await self._judge_all(page)
@@ -187,13 +189,13 @@ class ChainWatch:
         if self._round_after is None:
             self._all_seen_at, self._round_at = self._round_at, ""
             self._follows_open = True
-            self._world.chain_view.is_whole = True
+            self._context.chain_view.is_whole = True
             if self._look_before_its_turn in self._registry.before_waking:
                 self._registry.before_waking.remove(self._look_before_its_turn)
 
     def _follow_again_if_forgotten(self, tip: Tip) -> None:
         """Begin a round that watches all channels again, after the chain has lost what it watched: its wallet was made anew."""
-        memory = self._world.chain.capabilities.memory
+        memory = self._context.chain.capabilities.memory
         if self._memory not in (None, memory):
             log.error("the chain has forgotten what it watched, it is watched again")
             self._follows_unfinished, self._follows_open = False, False
@@ -204,7 +206,7 @@ class ChainWatch:
     async def _look_at_unfinished(self, *, follow: bool) -> None:
         """Look, once in a round, for the funding of channels that settle, and of those that never had one."""
         for state in _SETTLING:
-            async for channels in _pages(walk(self._world.store, state)):
+            async for channels in _pages(walk(self._context.store, state)):
                 if follow:
                     await self._follow(channels)
                 await self._look_at_settling(channels)
@@ -212,7 +214,7 @@ class ChainWatch:
         await self.endings.look_at_unfunded(spent=True)
 
     def _note_earnings(self, page: Sequence[Channel]) -> None:
-        above = self._world.withdraw_above_sat
+        above = self._context.withdraw_above_sat
         if above:
             self._earned += [channel for channel in page if channel.received_sat >= above and can_withdraw(channel)]
 
@@ -241,7 +243,7 @@ class ChainWatch:
         try:
             async with asyncio.timeout(_WAKING_SECONDS):
                 await self._follow([channel])
-                funding = (await self._world.chain.unspent([channel.outpoint])).get(channel.outpoint)
+                funding = (await self._context.chain.unspent([channel.outpoint])).get(channel.outpoint)
                 reason = self._doubt(channel, funding) if funding is not None else "its funding output is gone"
         except Exception as error:  # noqa: BLE001 - closing needs the actor, whatever the chain does
             log.warning("can't look at channel", channel=str(channel.outpoint), reason=str(error) or "no answer")
@@ -249,8 +251,8 @@ class ChainWatch:
             self._mark(channel, reason)
 
     async def _look_at_doubtful(self) -> None:
-        seen = self._world.chain_view
-        exposure = self._world.exposure
+        seen = self._context.chain_view
+        exposure = self._context.exposure
         doubtful = {*seen.in_danger, *exposure.open}
         records = [await self._registry.read(outpoint) for outpoint in doubtful]
         await self._judge_all([record for record in records if record is not None and record.state is State.OPEN])
@@ -269,7 +271,7 @@ class ChainWatch:
         """
         if not channels:
             return
-        unspent = await self._world.chain.unspent([channel.outpoint for channel in channels])
+        unspent = await self._context.chain.unspent([channel.outpoint for channel in channels])
         for channel in channels:
             funding = unspent.get(channel.outpoint)
             if funding is not None:
@@ -284,13 +286,15 @@ class ChainWatch:
                 )
                 continue
             if spend is None or spend.confirmations:
-                self._world.exposure.note_safe(channel.outpoint)
-            elif not self._world.rules.confirmations_needed(channel.funding_sat):  # it may hang on unconfirmed funding
-                self._world.exposure.note_open(channel.outpoint, channel.funding_sat)
+                self._context.exposure.note_safe(channel.outpoint)
+            elif not self._context.rules.confirmations_needed(
+                channel.funding_sat
+            ):  # it may hang on unconfirmed funding
+                self._context.exposure.note_open(channel.outpoint, channel.funding_sat)
 
     async def _judge_all(self, channels: Sequence[Channel]) -> None:
         if channels:
-            unspent = await self._world.chain.unspent([channel.outpoint for channel in channels])
+            unspent = await self._context.chain.unspent([channel.outpoint for channel in channels])
             for channel in channels:
                 await self._judge(channel, unspent.get(channel.outpoint))
 
@@ -298,12 +302,12 @@ class ChainWatch:
         """Follow what a start has made us forget; a chain that lost it too finds it from before the opening on."""
         if page:
             since = min(channel.opened_at for channel in page) - _FUNDED_BEFORE_SECONDS
-            await self._world.chain.watch([channel.terms for channel in page], UnixTime(max(0, since)))
+            await self._context.chain.watch([channel.terms for channel in page], UnixTime(max(0, since)))
 
     async def _judge(self, channel: Channel, funding: Funding | None) -> None:
         """Freeze a channel whose funding is not there, thaw one whose is again, end one that something else spent."""
         if funding is None:
-            self._world.exposure.note_safe(channel.outpoint)
+            self._context.exposure.note_safe(channel.outpoint)
             try:
                 reason = await self.endings.is_gone(channel)
             except ChainFailed as error:  # the others have to be looked at all the same
@@ -316,7 +320,7 @@ class ChainWatch:
     def _doubt(self, channel: Channel, funding: Funding) -> str:
         """Say what is wrong with a funding output that is there; note whether a block holds it."""
         self._count_exposure(channel, funding)
-        need = self._world.confirmations_needed(channel)
+        need = self._context.confirmations_needed(channel)
         if funding.usable_confirmations >= need:
             return ""
         return f"its funding output has {funding.usable_confirmations} confirmations, need {need}"
@@ -324,13 +328,13 @@ class ChainWatch:
     def _count_exposure(self, channel: Channel, funding: Funding) -> None:
         """Count what no block holds. What an immature coinbase pays can't be settled yet, and counts too."""
         if funding.usable_confirmations:
-            self._world.exposure.note_safe(channel.outpoint)
+            self._context.exposure.note_safe(channel.outpoint)
         else:
-            self._world.exposure.note_open(channel.outpoint, channel.funding_sat)
+            self._context.exposure.note_open(channel.outpoint, channel.funding_sat)
 
     def _mark(self, channel: Channel, reason: str) -> None:
         """Freeze or thaw a channel, and say so when that is news."""
-        danger = self._world.chain_view.in_danger
+        danger = self._context.chain_view.in_danger
         if reason == danger.get(channel.outpoint, ""):
             return
         log.warning("channel frozen" if reason else "channel thawed", channel=str(channel.outpoint), reason=reason)

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from tornado.web import HTTPError, RequestHandler
 
-from paychan.api.budgets.penalty import Manners
+from paychan.api.budgets.penalty import Penalty
 from paychan.api.responses import HEADERS, Answer, number, outpoint_of, parameter, refusal, result, when_404s_leave
 from paychan.api.service import Service
 from paychan.api.urls import absolute
@@ -90,13 +90,13 @@ class Handler(RequestHandler):
     # --- manners ----------------------------------------------------------------------------------------------------
 
     @property
-    def manners(self) -> Manners:
+    def manners(self) -> Penalty:
         """The refused requests of this connection; on the fast lane they are counted together with its own."""
         context: Any = self.request.connection.context  # type: ignore[union-attr] # Tornado's own
         if not hasattr(context, "manners"):
             http = self.service.config.http
-            context.manners = Manners(http.max_bad_signatures, closes=not http.trust_forwarded)
-        manners: Manners = context.manners
+            context.manners = Penalty(http.max_bad_signatures, closes=not http.trust_forwarded)
+        manners: Penalty = context.manners
         return manners
 
     def count_ask(self) -> None:

@@ -20,8 +20,8 @@ from tornado.httpserver import HTTPServer, _HTTPRequestContext
 from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 
 from paychan.api.budgets.accepting import Acceptor
-from paychan.api.budgets.connection_slots import WORKING, Guest, Places, network_of_peer
-from paychan.api.budgets.fallback_queue import DetourQueue
+from paychan.api.budgets.connection_slots import WORKING, Places, SlotHolder, network_of_peer
+from paychan.api.budgets.fallback_queue import FallbackQueue
 from paychan.api.budgets.head_limits import size_of_head
 from paychan.api.response_heads import laid_out
 from paychan.api.responses import refusal
@@ -47,14 +47,14 @@ class BoundedServer(HTTPServer):
     """The same for one whose first request does not come, or whose request's head does not come whole."""
     refusal = b""
     """The answer to a connection for which there is no place."""
-    detours: DetourQueue
+    detours: FallbackQueue
     """Requests that Tornado reads begin in turns, those of connections that it serves alone too."""
     _acceptor: Acceptor | None = None
     _parting: deque[socket.socket]
 
     async def listen_on(self, sockets: Sequence[socket.socket]) -> None:
         """Begin to accept."""
-        self._parting, self.detours = deque(), DetourQueue()
+        self._parting, self.detours = deque(), FallbackQueue()
         self._acceptor = Acceptor(sockets, self.take, partial(self.places.make_room, paid_too=False))
 
     def stop(self) -> None:
@@ -64,7 +64,7 @@ class BoundedServer(HTTPServer):
 
     def take(self, connection: socket.socket, address: Any) -> None:
         """Serve an accepted connection, or refuse it."""
-        guest = _TornadoGuest(network_of_peer(address))
+        guest = _TornadoSlotHolder(network_of_peer(address))
         if not self.places.admit(guest):
             self.refuse(connection)
             return
@@ -154,7 +154,7 @@ class _Stream(IOStream):
         self._read_buffer_size = 0
 
 
-class _TornadoGuest(Guest):
+class _TornadoSlotHolder(SlotHolder):
     """A connection that Tornado serves; handlers say when they begin to work for it and when they rest."""
 
     def __init__(self, network: str) -> None:

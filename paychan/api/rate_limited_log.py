@@ -12,7 +12,7 @@ log = structlog.get_logger("access")
 _SECONDS = 60.0
 
 
-class Occasionally:
+class RateLimitedLog:
     """One kind of event."""
 
     def __init__(self, event: str, **fields: Any) -> None:

@@ -11,8 +11,8 @@ from tornado.web import Application, RequestHandler
 
 from paychan.api import v1, v2
 from paychan.api.budgets.connection_slots import Places
-from paychan.api.fast.payments import Till
-from paychan.api.fast.server import LaneServer
+from paychan.api.fast.payments import PaymentProcessor
+from paychan.api.fast.server import FastServer
 from paychan.api.handler import NotFoundHandler
 from paychan.api.limits import BACKLOG, BoundedServer
 from paychan.api.management import handlers as management
@@ -61,8 +61,8 @@ def _server(service: Service, routes: Sequence[Any], places: Places, *, xheaders
         list(routes),
         log_function=_log_request if service.config.log.access else _log_nothing,
     )
-    kind = LaneServer if lane and http.fast_lane and not service.config.log.access else BoundedServer
-    is_lane = kind is LaneServer  # there Tornado only reads what takes a detour, whose head has begun to come
+    kind = FastServer if lane and http.fast_lane and not service.config.log.access else BoundedServer
+    is_lane = kind is FastServer  # there Tornado only reads what takes a detour, whose head has begun to come
     server: BoundedServer = kind(
         application,
         xheaders=xheaders,
@@ -75,8 +75,8 @@ def _server(service: Service, routes: Sequence[Any], places: Places, *, xheaders
     server.places = places
     server.patience_seconds, server.head_seconds = http.idle_seconds, http.head_seconds
     server.refusal = laid_out(refusal(TooManyConnections(), quiet_404=False), closes=True)
-    if isinstance(server, LaneServer):
-        server.till, server.body_seconds = Till(service), http.body_seconds
+    if isinstance(server, FastServer):
+        server.processor, server.body_seconds = PaymentProcessor(service), http.body_seconds
     return server
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from actors.context import World
+from actors.context import Context
 from actors.find_by_key import Finder
 from actors.opening.opener import Opener
 from actors.registry import Registry
 from actors.totals import LatestTotals
 from actors.watching.expiry import Watcher
 from paychan.api.budgets.descriptors import Descriptors
-from paychan.api.budgets.request_rates import Askers
+from paychan.api.budgets.request_rates import RequestRates
 from paychan.api.budgets.stream_slots import Places
 from paychan.api.budgets.turns import Turns
 from paychan.config import ServerConfig
@@ -29,7 +29,7 @@ class Service:
     """One running server, as its doors see it."""
 
     config: ServerConfig
-    world: World
+    context: Context
     registry: Registry
     opener: Opener
     watcher: Watcher
@@ -68,16 +68,16 @@ class Service:
         return Turns()
 
     @cached_property
-    def askers(self) -> Askers:
+    def askers(self) -> RequestRates:
         """How fast each client address asks about new channels."""
-        return Askers(self.config.http.asks_per_second)
+        return RequestRates(self.config.http.asks_per_second)
 
     @cached_property
     def finder(self) -> Finder:
         """Finds channels by their client's key."""
-        return Finder(self.world.store)
+        return Finder(self.context.store)
 
     @cached_property
     def totals(self) -> LatestTotals:
         """What the operator is told of all channels."""
-        return LatestTotals(self.world, lambda: self.registry.awake)
+        return LatestTotals(self.context, lambda: self.registry.awake)

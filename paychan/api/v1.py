@@ -114,7 +114,7 @@ async def _find(service: Service, named: OutPoint) -> Channel:
     if channel is None:
         raise UnknownChannel
     if channel.secret:
-        await service.registry.read_in_vain(named)
+        await service.registry.equalise_lookup_cost(named)
         raise UnknownChannel
     return channel
 

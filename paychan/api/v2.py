@@ -89,7 +89,7 @@ class FundingInfoHandler(V2Handler):
         terms = await self.service.opener.offer(client_key, expiry, any_time=self.service.config.debug)
         info = self._info(terms)
         if bip70.CONTENT_TYPE in self.request.headers.get("Accept", ""):
-            self._payment_request(terms, info, self.service.world.now())
+            self._payment_request(terms, info, self.service.context.now())
         else:
             self.answer(200, None, info)
 
@@ -135,15 +135,15 @@ class FundingOutputsHandler(V2Handler):
         terms = await self.service.opener.terms(parse_public_key(key_text), self.expiry(expiry_text))
         found = await self.service.opener.funding(terms)
         transactions = await self._transactions(found) if self.get_query_argument("transactions", "") == "1" else {}
-        world = self.service.world
-        now = world.now()
+        context = self.service.context
+        now = context.now()
         outputs = [
             {
                 "funding_txid": funding.outpoint.txid_hex,
                 "funding_vout": funding.outpoint.vout,
                 "value": funding.value_sat,
                 "confirmations": funding.usable_confirmations,
-                "confirmations_needed": world.terms.confirmations_needed(funding.value_sat, now, world.rules),
+                "confirmations_needed": context.terms.confirmations_needed(funding.value_sat, now, context.rules),
             }
             | ({"transaction": raw.hex()} if (raw := transactions.get(funding.outpoint.txid)) else {})
             for funding in found
@@ -158,7 +158,7 @@ class FundingOutputsHandler(V2Handler):
         outpoints = {funding.outpoint.txid: funding.outpoint for funding in found}
         for txid, at in list(outpoints.items())[:_MOST_TRANSACTIONS]:
             with contextlib.suppress(ChainFailed):  # the outputs are worth an answer without it
-                transaction = await self.service.world.chain.funding_transaction(at)
+                transaction = await self.service.context.chain.funding_transaction(at)
                 if len(transaction) <= room:
                     read[txid] = transaction
                     room -= len(transaction)
@@ -267,7 +267,7 @@ async def _withdrawal(service: Service, txid: bytes, stored: Settlement | None) 
     if stored is not None and stored.txid == txid:
         return stored.transaction
     try:
-        return await service.world.chain.transaction(txid)
+        return await service.context.chain.transaction(txid)
     except ChainFailed:
         return None
 
@@ -289,7 +289,7 @@ async def find_channel(service: Service, named: OutPoint, arguments: Arguments) 
     if channel is None:
         raise UnknownChannel
     if not knows_secret(channel, arguments):
-        await service.registry.read_in_vain(channel.outpoint, channel.outpoint.reversed)
+        await service.registry.equalise_lookup_cost(channel.outpoint, channel.outpoint.reversed)
         raise UnknownChannel
     return channel
 

@@ -38,7 +38,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
-class Ways(Struct, frozen=True):
+class TransportSettings(Struct, frozen=True):
     """How a payer deals with every server."""
 
     limits: Limits = Limits()
@@ -48,7 +48,7 @@ class Ways(Struct, frozen=True):
 class ChannelBase:
     """What needs neither network nor waiting."""
 
-    def __init__(self, file: ChannelFile, record: ChannelRecord, ways: Ways) -> None:
+    def __init__(self, file: ChannelFile, record: ChannelRecord, ways: TransportSettings) -> None:
         self._file, self._ways = file, ways
         self.record = record
         """The newest durable state."""
@@ -126,7 +126,12 @@ class Channel(ChannelBase):
     """A channel whose methods wait. Threads may share it: one payment leaves after the other."""
 
     def __init__(
-        self, file: ChannelFile, record: ChannelRecord, ways: Ways, http: httpx.Client, owner: object = None
+        self,
+        file: ChannelFile,
+        record: ChannelRecord,
+        ways: TransportSettings,
+        http: httpx.Client,
+        owner: object = None,
     ) -> None:
         """`owner` closes `http` when it goes, so it lives as long as the channel."""
         super().__init__(file, record, ways)
@@ -257,7 +262,9 @@ class AsyncChannel(ChannelBase):
     Every method does what its namesake of `Channel` does.
     """
 
-    def __init__(self, file: ChannelFile, record: ChannelRecord, ways: Ways, http: httpx.AsyncClient) -> None:
+    def __init__(
+        self, file: ChannelFile, record: ChannelRecord, ways: TransportSettings, http: httpx.AsyncClient
+    ) -> None:
         super().__init__(file, record, ways)
         self._http, self._lock = http, asyncio.Lock()
 

@@ -13,7 +13,7 @@ import httpx
 from coincurve import PrivateKey
 from msgspec import UNSET, Struct, structs
 
-from paychan.client.channel import AsyncChannel, Channel, Ways
+from paychan.client.channel import AsyncChannel, Channel, TransportSettings
 from paychan.client.errors import Refused, ServerMisbehaved, TermsUnacceptable, Unreachable, WalletError
 from paychan.client.flows.refund import key_address
 from paychan.client.limits import (
@@ -167,7 +167,7 @@ class PayerBase:
         self.url = check_url(url) if url else ""
         self.wallet = Wallet(wallet)
         self._version, self._dialect, self._network = version, dialect, network
-        self._ways = Ways(limits or Limits(), patience or Patience())
+        self._ways = TransportSettings(limits or Limits(), patience or Patience())
         self._files: weakref.WeakSet[ChannelFile] = weakref.WeakSet()
 
     def records(self) -> list[ChannelRecord]:

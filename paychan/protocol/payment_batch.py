@@ -31,7 +31,7 @@ MOST_CHECKS = 32
 """Signatures that are checked in one go of a row judged in parts: about a millisecond."""
 
 
-class Booked(Sequence[Outcome]):
+class BatchAccepted(Sequence[Outcome]):
     """The outcomes of a row of payments that were all accepted, made into objects only where one is looked at."""
 
     def __init__(self, before: Channel, payments: Commands, changes: Sequence[Sat], newest: Payment) -> None:
@@ -101,12 +101,12 @@ def judge(
 
 def ends_badly(outcomes: Sequence[Outcome]) -> bool:
     """Whether the last of these is a bad signature."""
-    return not isinstance(outcomes, Booked) and bool(outcomes) and _is_bad(outcomes[-1])
+    return not isinstance(outcomes, BatchAccepted) and bool(outcomes) and _is_bad(outcomes[-1])
 
 
 def empty_of(outcomes: Sequence[Outcome]) -> int:
     """How many of these payments brought nothing: refused, repeated, or of no value."""
-    if isinstance(outcomes, Booked):
+    if isinstance(outcomes, BatchAccepted):
         return 0  # each left less than the one before
     return sum(isinstance(each, Rejected) or not each.value_sat for each in outcomes)
 
@@ -118,12 +118,12 @@ def rest_of(commands: Commands, judged: int) -> Commands:
 
 def newest_of(outcomes: Sequence[Outcome]) -> Channel | None:
     """The channel after all outcomes; None when nothing was accepted."""
-    if isinstance(outcomes, Booked):
+    if isinstance(outcomes, BatchAccepted):
         return outcomes.channel
     return next((outcome.channel for outcome in reversed(outcomes) if isinstance(outcome, Accepted)), None)
 
 
-def _covered(channel: Channel, commands: Commands, view: View, verifier: PaymentVerifier) -> Booked | None:
+def _covered(channel: Channel, commands: Commands, view: View, verifier: PaymentVerifier) -> BatchAccepted | None:
     """Book payments that the newest of them covers; None if they are no such row, or that one does not hold."""
     if isinstance(commands, CompactPayments):
         changes = commands.changes
@@ -137,7 +137,7 @@ def _covered(channel: Channel, commands: Commands, view: View, verifier: Payment
     if view.rules.asks_application or isinstance(apply(channel, Pay(newest), view), Rejected):
         return None  # a repetition of the newest is accepted whenever payments are
     payment = _payment(commands[-1])
-    return Booked(channel, commands, changes, payment) if verifier.problem(payment) is None else None
+    return BatchAccepted(channel, commands, changes, payment) if verifier.problem(payment) is None else None
 
 
 def _is_bad(outcome: Outcome) -> bool:

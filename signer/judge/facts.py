@@ -39,7 +39,7 @@ class Limits(Struct, frozen=True):
     """The chain is a pretence: there are no funding transactions to be shown."""
 
 
-class Own(Struct, frozen=True):
+class OwnKeys(Struct, frozen=True):
     """Keys of ours that a request names: one for each claim, and the reserve's; None for what is not ours."""
 
     claims: tuple[SigningKey | None, ...]
@@ -47,10 +47,10 @@ class Own(Struct, frozen=True):
     reserve: Destination | None = None
 
 
-class Known(Struct, frozen=True):
+class Facts(Struct, frozen=True):
     """What a request is judged by."""
 
-    own: Own
+    own: OwnKeys
     limits: Limits
     outputs: Mapping[OutPoint, Output]
     """What was shown of funding outputs and coins."""

@@ -44,7 +44,7 @@ from paychan.protocol.wire.signer_messages import (
     StatusRequest,
 )
 from signer.judge.behind import built_upon, newer_than_signed
-from signer.judge.facts import Known, Limits, Own
+from signer.judge.facts import Facts, Limits, OwnKeys
 from signer.judge.fundings import FundingProblem, shown_outputs
 from signer.judge.journal import Journal
 from signer.judge.newest import judge
@@ -284,10 +284,10 @@ class Handler:
 
         return Approved(durable, lambda: self._signed(parent, own, digest, sign_child))
 
-    def _own(self, request: SettlementRequest) -> Own:
+    def _own(self, request: SettlementRequest) -> OwnKeys:
         """Look up what is ours of the keys that a request names, before anybody else has to wait for us."""
         if len(request.claims) > MAX_CLAIMS:
-            return Own((None,) * len(request.claims), ())  # policy-template will say so
+            return OwnKeys((None,) * len(request.claims), ())  # policy-template will say so
         claims = self._own_keys(request.claims)
         places = []
         for terms in dict.fromkeys(claim.terms for claim in request.claims if has_readable_terms(claim)):
@@ -296,18 +296,18 @@ class Handler:
                 if place.script == request.destination_script:
                     break  # those behind it would have to be derived
         reserve = self._keys.find_reserve(request.reserve.public_key) if request.reserve else None
-        return Own(claims, tuple(places), reserve)
+        return OwnKeys(claims, tuple(places), reserve)
 
     def _own_keys(self, claims: Sequence[Claim]) -> tuple[SigningKey | None, ...]:
         return tuple(self._keys.find(claim.terms) if has_readable_terms(claim) else None for claim in claims)
 
-    def _known(self, request: SettlementRequest, own: Own, now: UnixTime) -> Known:
+    def _known(self, request: SettlementRequest, own: OwnKeys, now: UnixTime) -> Facts:
         outpoints = [claim.outpoint for claim in request.claims]
         coins = [coin.outpoint for coin in request.reserve.coins] if request.reserve else []
         ledger = self._ledger
         earlier = ledger.read(outpoints)
         digests = {before.digest for before in earlier.values()}
-        return Known(
+        return Facts(
             own=own,
             limits=self._limits,
             outputs=ledger.outputs([*outpoints, *coins]),
@@ -320,7 +320,9 @@ class Handler:
             built_upon=built_upon(request, earlier, ledger),
         )
 
-    def _signed(self, request: SettlementRequest, own: Own, digest: bytes, then: Callable[[Settlement], Step]) -> Step:
+    def _signed(
+        self, request: SettlementRequest, own: OwnKeys, digest: bytes, then: Callable[[Settlement], Step]
+    ) -> Step:
         """Have it signed; what was signed before is handed out as it was, for a token never signs the same bytes twice."""
         kept = self._ledger.settlement(digest)
         if kept is not None:

@@ -1,7 +1,7 @@
 """What the signer refuses: one rule per tag, each a pure function that returns its objection or None.
 
 Rules are tried in the order of `POLICIES`, and each may rely on those before it. They judge by what was shown, signed
-and settled before (`Known`), never by anything that the server says of itself. Three tags have no rule here:
+and settled before (`Facts`), never by anything that the server says of itself. Three tags have no rule here:
 policy-sighash needs none, policy-peer is about a connection and policy-deadline about time (`connections`).
 """
 
@@ -17,7 +17,7 @@ from paychan.protocol.payment import PaymentVerifier, change_problem
 from paychan.protocol.settlement import CHILD_BYTES, LEAST_FEE_CAP_SAT, Claim, received_sat
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.protocol.wire.signer_messages import ChildRequest, Refusal, SettlementRequest
-from signer.judge.facts import Known, Limits
+from signer.judge.facts import Facts, Limits
 from signer.judge.validation import available_sat, claims_problem, coins_problem, fee_problem, unshown
 from signer.keys.ring import SigningKey
 from signer.ledger.entries import Signed, request_digest, request_size
@@ -40,16 +40,16 @@ class Objection(NamedTuple):
     need_sat: Sat = Sat(0)
 
 
-Rule: TypeAlias = Callable[[SettlementRequest, Known], Objection | None]
+Rule: TypeAlias = Callable[[SettlementRequest, Facts], Objection | None]
 
 
-def template(request: SettlementRequest, known: Known) -> Objection | None:
+def template(request: SettlementRequest, known: Facts) -> Objection | None:
     """policy-template: the settlement template alone, keys of ours, and scripts that hash to the funding outputs."""
     problem = claims_problem(request, known) or coins_problem(request, known) or fee_problem(request)
     return Objection(problem) if problem else None
 
 
-def destination(request: SettlementRequest, known: Known) -> Objection | None:
+def destination(request: SettlementRequest, known: Facts) -> Objection | None:
     """policy-destination: the server's output goes where the configuration or the seed says, or back to the reserve."""
     script = request.destination_script
     if request.reserve is not None and known.own.reserve is None:
@@ -63,7 +63,7 @@ def destination(request: SettlementRequest, known: Known) -> Objection | None:
     return None
 
 
-def client_signature(request: SettlementRequest, known: Known) -> Objection | None:  # noqa: ARG001 - all rules look alike
+def client_signature(request: SettlementRequest, known: Facts) -> Objection | None:  # noqa: ARG001 - all rules look alike
     """policy-client-signature: each client has signed for exactly this change value and address."""
     for index, claim in enumerate(request.claims):
         problem = claim_problem(claim)
@@ -78,7 +78,7 @@ def claim_problem(claim: Claim) -> PaychanError | None:
     return problem or PaymentVerifier(claim.terms, claim.outpoint, claim.change_script).problem(claim.payment)
 
 
-def funding(request: SettlementRequest, known: Known) -> Objection | None:
+def funding(request: SettlementRequest, known: Facts) -> Objection | None:
     """protocol-funding: what is to be spent was shown before. Not a policy: the server can mend it."""
     missing = [] if known.limits.debug else unshown(request, known)
     return (
@@ -86,7 +86,7 @@ def funding(request: SettlementRequest, known: Known) -> Objection | None:
     )
 
 
-def fee(request: SettlementRequest, known: Known) -> Objection | None:
+def fee(request: SettlementRequest, known: Facts) -> Objection | None:
     """policy-fee: the coins hold what is claimed, and the fee is within the operator's share, cap and rate.
 
     A legacy signature says nothing of values (BIP143 gave that to segwit alone): what a server claims too little is
@@ -105,7 +105,7 @@ def fee(request: SettlementRequest, known: Known) -> Objection | None:
     return None
 
 
-def watermark(request: SettlementRequest, known: Known) -> Objection | None:
+def watermark(request: SettlementRequest, known: Facts) -> Objection | None:
     """policy-watermark: no client ever gets more than by the newest payment that was signed for, or shown."""
     for index, claim in enumerate(request.claims):
         shown = known.newest.get(claim.outpoint)
@@ -123,7 +123,7 @@ def watermark(request: SettlementRequest, known: Known) -> Objection | None:
     return None
 
 
-def replacement(request: SettlementRequest, known: Known) -> Objection | None:
+def replacement(request: SettlementRequest, known: Facts) -> Objection | None:
     """policy-replacement: what was signed before is signed again, or gives way to a settlement of a higher fee rate.
 
     The other settlement may pay the client no more (policy-watermark), but at any script that it signed for: a client
@@ -154,7 +154,7 @@ def replacement(request: SettlementRequest, known: Known) -> Objection | None:
     return Objection(reason + (f"{need} sat" if need else "more than was received"), need)
 
 
-def rate(request: SettlementRequest, known: Known) -> Objection | None:
+def rate(request: SettlementRequest, known: Facts) -> Objection | None:
     """policy-rate: no more value in an hour or a day than the operator set. What was signed before counts once.
 
     Whoever took over the server can invent channels, whose funding is on no chain, and settle them to use up the limit. So
@@ -165,7 +165,7 @@ def rate(request: SettlementRequest, known: Known) -> Objection | None:
     return _rate(aged_sat, known, 1, young=False) or _rate(young_sat, known, 2, young=True)
 
 
-def _rate(new_sat: Sat, known: Known, share: int, *, young: bool) -> Objection | None:
+def _rate(new_sat: Sat, known: Facts, share: int, *, young: bool) -> Objection | None:
     if not new_sat:
         return None
     limits = known.limits
@@ -184,7 +184,7 @@ def _rate(new_sat: Sat, known: Known, share: int, *, young: bool) -> Objection |
     return None
 
 
-def heartbeat(request: SettlementRequest, known: Known) -> Objection | None:
+def heartbeat(request: SettlementRequest, known: Facts) -> Objection | None:
     """policy-heartbeat: without a fresh sign of life of the operator's, only a small sum."""
     if known.attended:
         return None
@@ -220,7 +220,7 @@ OTHER_POLICIES: tuple[tuple[str, str], ...] = (
 """What other modules see to: tag and rule."""
 
 
-def refusals(request: SettlementRequest, known: Known) -> tuple[Refusal | None, list[Refusal]]:
+def refusals(request: SettlementRequest, known: Facts) -> tuple[Refusal | None, list[Refusal]]:
     """Return the first rule's objection, or None: it may be signed; and what policies on trial would have refused."""
     tried: list[Refusal] = []
     for tag, rule in POLICIES:
@@ -234,7 +234,7 @@ def refusals(request: SettlementRequest, known: Known) -> tuple[Refusal | None, 
     return None, tried
 
 
-def child_refusal(request: ChildRequest, known: Known, *, was_signed: bool) -> Refusal | None:
+def child_refusal(request: ChildRequest, known: Facts, *, was_signed: bool) -> Refusal | None:
     """Judge a child by the same tags. Its parent was signed before, so it passed the rules then; None: sign it.
 
     The parent need not be the newest: a node that does not replace it keeps the earlier one, and only one can confirm.
@@ -256,7 +256,7 @@ def child_refusal(request: ChildRequest, known: Known, *, was_signed: bool) -> R
     return None
 
 
-def output_key(request: SettlementRequest, known: Known) -> SigningKey | None:
+def output_key(request: SettlementRequest, known: Facts) -> SigningKey | None:
     """Find our key behind the server's output; None: the operator alone has it."""
     ours = known.own.destinations if known.own.reserve is None else (known.own.reserve,)
     return next((each.key for each in ours if each.script == request.destination_script), None)
@@ -276,7 +276,7 @@ def fee_cap_sat(request: SettlementRequest, limits: Limits, now: UnixTime, child
     return Sat(max(min(share_sat, limits.max_fee_sat, rate_sat), size + LEAST_FEE_CAP_SAT))
 
 
-def new_values_sat(request: SettlementRequest, known: Known) -> tuple[Sat, Sat]:
+def new_values_sat(request: SettlementRequest, known: Facts) -> tuple[Sat, Sat]:
     """What is settled now that was not signed for before: of aged channels, and of young ones."""
     aged_sat = young_sat = 0
     for claim in request.claims:
@@ -288,12 +288,12 @@ def new_values_sat(request: SettlementRequest, known: Known) -> tuple[Sat, Sat]:
     return Sat(aged_sat), Sat(young_sat)
 
 
-def _received_before(claim: Claim, known: Known) -> Sat:
+def _received_before(claim: Claim, known: Facts) -> Sat:
     before = known.earlier.get(claim.outpoint)
     return Sat(0) if before is None else before.received_sat
 
 
-def _replaced(request: SettlementRequest, known: Known, digest: bytes) -> tuple[list[Signed], list[SettlementRequest]]:
+def _replaced(request: SettlementRequest, known: Facts, digest: bytes) -> tuple[list[Signed], list[SettlementRequest]]:
     """Return what was signed and must be outbid, and what was signed for more inputs than this request spends."""
     spent = _spent(request)
     replaced, broken_up = list[Signed](), dict[bytes, SettlementRequest]()

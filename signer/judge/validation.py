@@ -12,7 +12,7 @@ from paychan.protocol.kinds.script import MAX_EXPIRY, MIN_EXPIRY, check_expiry, 
 from paychan.protocol.settlement import Claim, Reserve, received_sat
 from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
 from paychan.protocol.wire.signer_messages import MAX_CLAIMS, SettlementRequest
-from signer.judge.facts import Known
+from signer.judge.facts import Facts
 from signer.keys.ring import SigningKey
 from signer.ledger.entries import Output
 
@@ -20,7 +20,7 @@ MAX_COINS = 4
 """Of the reserve in one settlement: more than a fee needs, and few enough to bound its size."""
 
 
-def claims_problem(request: SettlementRequest, known: Known) -> str | None:
+def claims_problem(request: SettlementRequest, known: Facts) -> str | None:
     """Check number, order and parts of the claims."""
     claims = request.claims
     if not 1 <= len(claims) <= MAX_CLAIMS:
@@ -37,7 +37,7 @@ def claims_problem(request: SettlementRequest, known: Known) -> str | None:
     return f"claims of {total} sat, more than all bitcoins" if total > MAX_MONEY_SAT else None
 
 
-def coins_problem(request: SettlementRequest, known: Known) -> str | None:
+def coins_problem(request: SettlementRequest, known: Facts) -> str | None:
     """Check the coins of the reserve."""
     reserve = request.reserve
     if reserve is None:
@@ -82,7 +82,7 @@ def has_readable_terms(claim: Claim) -> bool:
     return MIN_EXPIRY <= claim.terms.expiry <= MAX_EXPIRY
 
 
-def unshown(request: SettlementRequest, known: Known) -> list[OutPoint]:
+def unshown(request: SettlementRequest, known: Facts) -> list[OutPoint]:
     """List what is to be spent and was not shown."""
     coins: Iterable[OutPoint] = (coin.outpoint for coin in request.reserve.coins) if request.reserve else ()
     return [
@@ -126,7 +126,7 @@ def output_problem(claim: Claim, outputs: Mapping[OutPoint, Output]) -> str | No
     return _script_problem(claim.outpoint, claim.terms.funding_script, outputs)
 
 
-def _coin_problem(outpoint: OutPoint, value_sat: int, reserve: Reserve, known: Known) -> str | None:
+def _coin_problem(outpoint: OutPoint, value_sat: int, reserve: Reserve, known: Facts) -> str | None:
     if not 0 < value_sat <= MAX_MONEY_SAT:
         return f"value of {value_sat} sat, want 1 to {MAX_MONEY_SAT}"
     # a reserve that is not ours is policy-destination's business

@@ -30,7 +30,7 @@ from paychan.protocol.wire.signer_messages import (
 from signer import vital
 from signer.judge.rate import Budget
 from signer.server.peer import NEVER, Asked, LargeFrames, Peer, open_peer
-from signer.server.scheduling import SMALL_FRAME_BYTES, Answering, Workplace, tell_bug
+from signer.server.scheduling import SMALL_FRAME_BYTES, RequestHandler, Scheduler, tell_bug
 from signer.server.socket_file import peer_uid
 
 _MOST_PLACES = 8
@@ -69,8 +69,8 @@ class Limits(Struct, frozen=True):
 class Connections:
     """Serves the connections of one socket."""
 
-    def __init__(self, answering: Answering, limits: Limits) -> None:
-        self._workplace = Workplace(answering, limits.request_seconds)
+    def __init__(self, answering: RequestHandler, limits: Limits) -> None:
+        self._workplace = Scheduler(answering, limits.request_seconds)
         self._limits = limits
         self._admitted: dict[Peer, None] = {}
         """Who has asked nothing for the longest comes first."""

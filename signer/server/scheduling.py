@@ -21,7 +21,7 @@ from paychan.protocol.wire.signer_messages import KeyRequest, Refusal, Reply, Re
 from signer import vital
 from signer.judge.handler import Approved, Step, Wanted
 from signer.keys.ring import SlowKey
-from signer.server.thread_pool import Crew
+from signer.server.thread_pool import ThreadPool
 
 WORKERS = 16
 """Wait for new keys side by side; more than cores, for what they wait for may be a hardware module."""
@@ -41,7 +41,7 @@ _Place: TypeAlias = Callable[[Callable[[], Step]], Awaitable[Step]]
 log = structlog.get_logger()
 
 
-class Answering(Protocol):
+class RequestHandler(Protocol):
     """What answers requests: see `handlers.Handler`."""
 
     @property
@@ -71,14 +71,14 @@ class _Waiting:
         self.signing: asyncio.Task[None] | None = None
 
 
-class Workplace:
+class Scheduler:
     """Gets every request its reply within a time. A thread that is not done by then goes on, for nobody."""
 
-    def __init__(self, answering: Answering, seconds: float) -> None:
+    def __init__(self, answering: RequestHandler, seconds: float) -> None:
         self._answering = answering
         self._seconds = seconds
-        self._making_keys = Crew(WORKERS, "keys")
-        self._large = Crew(LARGE_WORKERS, "large")
+        self._making_keys = ThreadPool(WORKERS, "keys")
+        self._large = ThreadPool(LARGE_WORKERS, "large")
         self._on_their_way: dict[Future[None], list[_Waiting]] = {}
         """By what they wait for: many wait for one write, and the loop is woken once for all of them."""
         self._waiting: dict[_Waiting, None] = {}
@@ -174,7 +174,7 @@ class Workplace:
         except Exception as error:  # noqa: BLE001
             return _failed(request, error)
 
-    def _place(self, request: Request, frame_bytes: int) -> Crew | None:
+    def _place(self, request: Request, frame_bytes: int) -> ThreadPool | None:
         if self._answering.blocking and isinstance(request, _MAKING_KEYS):
             return self._making_keys
         return self._large if frame_bytes > SMALL_FRAME_BYTES else None

@@ -18,7 +18,7 @@ from signer import vital
 _T = TypeVar("_T")
 
 
-class Crew:
+class ThreadPool:
     """So many threads at most; they are started when there is work for them. Used by the thread of one event loop."""
 
     def __init__(self, size: int, name: str) -> None:

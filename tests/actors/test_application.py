@@ -158,7 +158,7 @@ async def test_the_mark_survives_a_crash(tmp_path: Path):
         await server.open(PAYER, 10_000)
         pay(server, 10_007)
         await until(lambda: server.store.calls["commit"] == 2)
-        await server.world.commits.close()
+        await server.context.commits.close()
     shop = Shop()
     async with local(tmp_path, application=shop) as server:
         again = pay(server, 10_007)
@@ -295,7 +295,7 @@ async def test_an_offer_that_was_not_written_is_not_asked_about(tmp_path: Path):
         server.store.hold("commit")
         payments = [pay(server, 10_007), pay(server, 10_007), pay(server, 10_008)]
         await until(lambda: server.store.calls["commit"] == 2)
-        elsewhere = channel_of(apply(opened, Close(CloseReason.OPERATOR), server.world.view()))
+        elsewhere = channel_of(apply(opened, Close(CloseReason.OPERATOR), server.context.view()))
         await server.store.real.commit([Change(opened, elsewhere)])
         server.store.release("commit")
 
@@ -327,7 +327,7 @@ async def test_fault_15_a_question_is_named_by_its_offer(tmp_path: Path):
     async with local(tmp_path, application=shop) as server:
         opened = await server.open(PAYER, 10_000)
         restored = replace(opened, restored=True)
-        server.registry.let_sleep(-1)
+        server.registry.passivate(-1)
         assert await server.store.commit([Change(opened, restored)]) == [True]
         for verdict in (NO, None, YES):
             payment = pay(server, 10_007)

@@ -109,7 +109,7 @@ async def test_fault_06_ahead_at_the_first_look_closes_nothing(tmp_path: Path, a
 
         assert await server.state() is State.OPEN
         assert server.kinds == [Kind.CLOCK]
-        assert bool(server.world.chain_view.problem) == bool(stale_seconds)
+        assert bool(server.context.chain_view.problem) == bool(stale_seconds)
 
 
 async def test_fault_06_before_a_block_was_seen_nothing_is_due(tmp_path: Path):
@@ -166,7 +166,7 @@ async def test_fault_06_a_clock_that_was_behind_may_step_to_the_right_time(tmp_p
     async with shop(tmp_path, wall=NOW - 30 * HOUR) as server:
         await server.watcher.look()
         assert server.kinds == [Kind.CLOCK]
-        assert not server.world.chain_view.problem
+        assert not server.context.chain_view.problem
         server.clock.now = NOW
         await server.watcher.look()
         assert server.kinds == []
@@ -186,10 +186,10 @@ async def test_fault_06_a_clock_that_is_behind_hides_no_old_tip(tmp_path: Path):
     """By such a clock no block is ever old: the steady clock counts how long none came."""
     async with shop(tmp_path, wall=NOW - 30 * DAY) as server:
         await server.watcher.look()
-        assert not server.world.chain_view.problem
+        assert not server.context.chain_view.problem
         server.later(STALE_SECONDS + 1)
         await server.watcher.look()
-        assert "the newest block is 180 minutes old" in server.world.chain_view.problem
+        assert "the newest block is 180 minutes old" in server.context.chain_view.problem
 
 
 async def test_fault_06_closed_channels_are_watched_on_under_a_wrong_clock(tmp_path: Path):

@@ -257,7 +257,7 @@ async def test_fault_08_a_withdrawal_is_not_signed_again_where_a_payment_is_offe
             assert await server.store.real.commit([Change(new, offered)]) == [True]
         server.clock.now = payer.expiry - RULES.settlement_period_seconds // 2
 
-        again = await server.registry.desk.dearer(step(old, Vanished()), None, refused=True)
+        again = await server.registry.planner.dearer(step(old, Vanished()), None, refused=True)
 
         assert (again is None) == is_offered
 
@@ -306,7 +306,7 @@ async def test_fault_02_the_record_says_what_the_network_has(tmp_path: Path) -> 
             await server.watcher.look()
             assert (await server.stored(FIRST)).state is State.PUBLISHED
             assert await settlement(server, FIRST) == first
-        assert "does not replace" in server.registry.desk.pinned[FIRST.outpoint]
+        assert "does not replace" in server.registry.planner.pinned[FIRST.outpoint]
         assert any(alarm.channel == str(FIRST.outpoint) for alarm in server.watcher.alarms)
 
 
@@ -335,7 +335,7 @@ async def test_fault_76_a_withdrawal_never_publishes_the_secret(tmp_path: Path) 
 def floor_of(server: Local, rate: int) -> None:
     """From now on the chain relays nothing below this rate."""
     fees = ChainFees(floor_sat_per_vb=rate)
-    server.world.chain_view.fees = fees
+    server.context.chain_view.fees = fees
 
     async def asked() -> ChainFees:
         return fees

@@ -178,7 +178,7 @@ async def test_fault_12_one_channel_that_can_not_be_judged_stops_no_other(tmp_pa
         await server.watcher.look()
         assert (await server.stored(PAYER)).state is not State.LOST
         assert (await server.stored(second)).state is State.LOST
-        assert not server.world.chain_view.problem
+        assert not server.context.chain_view.problem
 
         chain.unknown = frozenset()
         await server.watcher.look()

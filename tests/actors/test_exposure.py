@@ -90,12 +90,12 @@ async def test_fault_01_requests_sent_twice_count_once_and_keep_the_limit(tmp_pa
         if held:
             await until(lambda: server.store.calls[held])
             await settled_down()
-            assert server.world.exposure.sum_sat <= ROOM * VALUE_SAT
+            assert server.context.exposure.sum_sat <= ROOM * VALUE_SAT
             server.store.release(held)
         outcomes = await asyncio.gather(*opening)
         assert opened(outcomes) == ROOM
-        assert server.world.exposure.sum_sat == ROOM * VALUE_SAT
-        assert len(server.world.exposure.open) == ROOM
+        assert server.context.exposure.sum_sat == ROOM * VALUE_SAT
+        assert len(server.context.exposure.open) == ROOM
         assert isinstance(refused(await server.opener.open(PAYERS[-1].request())), TooMuchUnconfirmed)
 
 
@@ -113,7 +113,7 @@ async def test_fault_01_a_scan_never_drops_what_is_being_opened(tmp_path: Path):
         assert opened(await asyncio.gather(*opening)) == ROOM
         for _ in range(3):
             await server.watcher._chain.look()
-        assert server.world.exposure.sum_sat == ROOM * VALUE_SAT
+        assert server.context.exposure.sum_sat == ROOM * VALUE_SAT
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ async def test_fault_01_an_opening_that_fails_late_gives_its_room_back(
         chain._published[PAYERS[0].outpoint.txid] = bytes(10)
         getattr(server, part).fail(method, error)
         refused(await server.opener.open(PAYERS[0].request()))
-        assert server.world.exposure.sum_sat == 0
+        assert server.context.exposure.sum_sat == 0
         assert await server.store.real.get(PAYERS[0].outpoint) is None
 
 
@@ -140,9 +140,9 @@ async def test_fault_01_a_request_that_is_cut_off_keeps_its_room_until_its_chann
         await until(lambda: server.store.calls["commit"])
         opening.cancel()
         await settled_down()
-        assert server.world.exposure.sum_sat == VALUE_SAT
+        assert server.context.exposure.sum_sat == VALUE_SAT
         server.store.release("commit")
-        await until(lambda: list(server.world.exposure.open) == [PAYERS[0].outpoint])
+        await until(lambda: list(server.context.exposure.open) == [PAYERS[0].outpoint])
 
 
 async def test_fault_01_after_a_restart_all_that_is_unconfirmed_counts_again(tmp_path: Path):
@@ -153,11 +153,11 @@ async def test_fault_01_after_a_restart_all_that_is_unconfirmed_counts_again(tmp
         await server.registry.ask(PAYERS[ROOM - 1].outpoint, CloseByProof(channel.payment))
         assert (await server.stored(PAYERS[ROOM - 1])).state is State.CLOSING
     async with exposed(tmp_path, publishes=False) as (server, chain):
-        assert server.world.exposure.sum_sat == ROOM * VALUE_SAT
+        assert server.context.exposure.sum_sat == ROOM * VALUE_SAT
         assert isinstance(refused(await server.opener.open(PAYERS[-1].request())), TooMuchUnconfirmed)
         chain.unconfirmed.clear()
         await server.watcher.look()
-        assert server.world.exposure.sum_sat == 0
+        assert server.context.exposure.sum_sat == 0
 
 
 async def test_fault_01_a_reorg_makes_confirmed_funding_count_again(tmp_path: Path):
@@ -166,14 +166,14 @@ async def test_fault_01_a_reorg_makes_confirmed_funding_count_again(tmp_path: Pa
         chain.unconfirmed.clear()
         for payer in PAYERS[:ROOM]:
             await server.open(payer)
-        assert server.world.exposure.sum_sat == 0
+        assert server.context.exposure.sum_sat == 0
         chain.tip_hash = "02" * 32
         chain.unconfirmed |= {payer.outpoint for payer in PAYERS}
         await server.watcher.look()
-        assert server.world.exposure.sum_sat == ROOM * VALUE_SAT
+        assert server.context.exposure.sum_sat == ROOM * VALUE_SAT
         assert isinstance(refused(await server.opener.open(PAYERS[-1].request())), TooMuchUnconfirmed)
         chain.unconfirmed.clear()
         chain.tip_hash = "03" * 32
         await server.watcher.look()
-        assert server.world.exposure.sum_sat == 0
+        assert server.context.exposure.sum_sat == 0
         accepted(await server.opener.open(PAYERS[-1].request()))

@@ -22,7 +22,7 @@ async def test_fault_71_a_search_is_one_walk_at_a_time(tmp_path: Path) -> None:
         payers = [DebugPayer(number) for number in range(1, 6)]
         for payer in payers:
             assert isinstance(await server.opener.open(payer.request()), Accepted)
-        store = _Counting(server.world.store)
+        store = _Counting(server.context.store)
         finder = Finder(store)  # type: ignore[arg-type]
         wanted = payers[3].key.public_key.format()
 
@@ -40,7 +40,7 @@ async def test_fault_71_a_search_ends(tmp_path: Path, monkeypatch: pytest.Monkey
     async with local(tmp_path) as server:
         assert isinstance(await server.opener.open(DebugPayer(1).request()), Accepted)
         with pytest.raises(SearchTooLong):
-            await Finder(server.world.store).find(DebugPayer(2).key.public_key.format())
+            await Finder(server.context.store).find(DebugPayer(2).key.public_key.format())
 
 
 class _Counting:

@@ -20,7 +20,7 @@ async def test_payments_beyond_what_may_wait_for_the_disk_are_refused(tmp_path: 
     async with local(tmp_path) as server:
         payers = [DebugPayer(name) for name in "abcdefgh"]
         channels = [await server.open(payer) for payer in payers]
-        server.world.commits._max_waiting = LIMIT
+        server.context.commits._max_waiting = LIMIT
         server.store.hold("commit")
         asks = []
         for payer, channel in zip(payers, channels, strict=True):
@@ -40,7 +40,7 @@ async def test_closing_goes_on_while_payments_are_refused(tmp_path: Path):
     """The operator and the deadline can close a channel however much waits."""
     async with local(tmp_path) as server:
         channel = await server.open(DebugPayer("a"))
-        server.world.commits._max_waiting = 0
+        server.context.commits._max_waiting = 0
 
         assert isinstance(await server.registry.ask(channel.outpoint, DebugPayer("a").pays(10_001)), Rejected)
         accepted(await server.registry.ask(channel.outpoint, Close(CloseReason.OPERATOR)))

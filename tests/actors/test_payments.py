@@ -136,7 +136,7 @@ async def test_threat_9_a_repetition_waits_although_the_first_asker_has_left(tmp
 
 async def elsewhere(server: Local, seen: Channel, paid_sat: int) -> Channel:
     """Another process accepts a payment on the version it has seen."""
-    channel = channel_of(apply(seen, PAYER.pays(paid_sat), server.world.view()))
+    channel = channel_of(apply(seen, PAYER.pays(paid_sat), server.context.view()))
     assert await server.store.real.commit([Change(seen, channel)]) == [True]
     return channel
 

@@ -79,8 +79,8 @@ async def test_fault_03_an_adopted_claim_is_settled_at_the_present_rate(tmp_path
     ledger = MemoryLedger()
     await lived_on(tmp_path, ledger, 80_000)
     async with local(tmp_path, ledger=ledger) as server:
-        floor = type(server.world.chain_view.fees)(floor_sat_per_vb=fee_rate)
-        server.world.chain_view.fees = floor
+        floor = type(server.context.chain_view.fees)(floor_sat_per_vb=fee_rate)
+        server.context.chain_view.fees = floor
 
         async def fees() -> object:
             return floor
@@ -104,7 +104,7 @@ async def test_fault_04_no_payment_is_taken_that_the_signer_would_not_settle(tmp
         await server.watcher.look()
         refused(await server.registry.ask(PAYER.outpoint, PAYER.pays(90_000)))
         assert (await server.stored(PAYER)).payment.change_sat == PAYER.funding_sat - 80_000
-        assert not server.world.chain_view.unasked
+        assert not server.context.chain_view.unasked
 
 
 async def test_fault_04_without_the_signer_an_open_channel_waits_after_a_start(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ async def test_fault_04_a_client_that_closes_elsewhere_after_a_restore_is_heard(
     ledger = MemoryLedger()
     await lived_on(tmp_path, ledger)
     async with local(tmp_path, ledger=ledger) as server:
-        server.world.chain_view.unasked.clear()
+        server.context.chain_view.unasked.clear()
         server.signer.fail("behind", SignerAbsent("asleep"), 1)
         outcome = await server.registry.ask(PAYER.outpoint, closing_elsewhere(PAID_SAT))
         accepted(outcome)

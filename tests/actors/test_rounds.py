@@ -82,9 +82,9 @@ async def test_the_first_look_takes_one_page(tmp_path: Path, monkeypatch: pytest
     async with crowded(tmp_path, monkeypatch) as (server, chain):
         await server.watcher.look()
         assert len(chain.asked) == PAGE
-        assert not server.world.chain_view.is_whole
+        assert not server.context.chain_view.is_whole
         await rounds(server.watcher, 3)
-        assert server.world.chain_view.is_whole
+        assert server.context.chain_view.is_whole
         assert len(chain.asked) == len(set(chain.asked)) == 37
 
 
@@ -95,7 +95,7 @@ async def test_the_watcher_goes_through_a_round_without_waiting_for_news(
     async with crowded(tmp_path, monkeypatch) as (server, chain):
         server.watcher._interval_seconds = 60
         watching = Supervisor().run("watcher", server.watcher.run)
-        await until(lambda: server.world.chain_view.is_whole)
+        await until(lambda: server.context.chain_view.is_whole)
         await watching.stop()
         assert len(set(chain.asked)) == 37
 
@@ -181,7 +181,7 @@ async def test_a_chain_that_is_silent_when_a_channel_wakes_freezes_that_channel(
         await rounds(server.watcher, 1)
         assert accepted(await server.registry.ask(LATE.outpoint, pay)).value_sat == 1
 
-        server.registry.let_sleep(0)
+        server.registry.passivate(0)
         server.chain.fail("unspent", OSError("a bug"), times=1)
         accepted(await server.registry.ask(LATE.outpoint, Close(CloseReason.OPERATOR)))
         assert (await server.stored(LATE)).state is State.CLOSED
@@ -225,9 +225,9 @@ async def test_unconfirmed_funding_waits_until_all_that_is_open_was_looked_at(
         await server.watcher.look()
         assert isinstance(refused(await server.opener.open(new.request())), ChainUnavailable)
         await rounds(server.watcher, 3)
-        assert set(server.world.exposure.open) == {LATE.outpoint}
+        assert set(server.context.exposure.open) == {LATE.outpoint}
         accepted(await server.opener.open(new.request()))
-        assert set(server.world.exposure.open) == {LATE.outpoint, new.outpoint}
+        assert set(server.context.exposure.open) == {LATE.outpoint, new.outpoint}
 
 
 async def test_nothing_is_kept_for_an_idle_channel(tmp_path: Path):
@@ -249,6 +249,6 @@ async def test_nothing_is_kept_for_an_idle_channel(tmp_path: Path):
             )
         finally:
             tracemalloc.stop()
-        assert server.world.chain_view.is_whole
+        assert server.context.chain_view.is_whole
         assert server.registry.awake == 0
         assert kept < 3_000

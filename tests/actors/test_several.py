@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from actors.channel import PaySeveral
+from actors.channel import PayBatch
 from paychan.callback.base import Verdict
 from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected, State
 from paychan.protocol.errors import (
@@ -44,7 +44,7 @@ def pay(server: Local, commands: Commands) -> asyncio.Future[Sequence[Outcome]]:
 async def _pay(server: Local, commands: Commands) -> Sequence[Outcome]:
     actor = await server.registry.awaken(PAYER.outpoint)
     assert actor is not None
-    outcomes: Sequence[Outcome] = await actor.ask(PaySeveral(commands))
+    outcomes: Sequence[Outcome] = await actor.ask(PayBatch(commands))
     return outcomes
 
 
@@ -108,7 +108,7 @@ async def test_who_was_second_to_write_tries_all_again(tmp_path: Path, coalesce:
         server.store.hold("commit")
         waiting = pay(server, row(10_001, 10_002))
         await until(lambda: server.store.calls["commit"] == 2)
-        other: Channel = channel_of(apply(opened, PAYER.pays(10_001), server.world.view()))
+        other: Channel = channel_of(apply(opened, PAYER.pays(10_001), server.context.view()))
         assert await server.store.real.commit([Change(opened, other)]) == [True]
         server.store.release("commit")
 
@@ -136,7 +136,7 @@ async def test_a_frozen_channel_refuses_each(tmp_path: Path):
     """No trustworthy view of the chain: nothing is verified or written."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
-        server.world.chain_view.problem = "no node"
+        server.context.chain_view.problem = "no node"
         outcomes = await pay(server, row(10_001, 10_002))
 
         assert list(outcomes) == [Rejected(ChainUnavailable(reason="no node"))] * 2
@@ -185,12 +185,12 @@ async def test_fault_69_a_row_in_parts_stops_behind_a_bad_signature(tmp_path: Pa
         actor = await server.registry.awaken(PAYER.outpoint)
         assert actor is not None
         good = PAYER.pays(10_001).payment
-        message = PaySeveral(read_payments(write_payments([good, *bad])), in_parts=True)
+        message = PayBatch(read_payments(write_payments([good, *bad])), in_parts=True)
         answer = actor.ask(message)
 
         assert (message.judged, values(message.outcomes), message.waits) == (2, [1, "bad_signature"], False)
         assert values(await answer) == [1, "bad_signature"]
-        alone = PaySeveral(read_payments(write_payments(bad)), in_parts=True)
+        alone = PayBatch(read_payments(write_payments(bad)), in_parts=True)
         assert values(await actor.ask(alone)) == ["bad_signature"]
 
 
@@ -200,7 +200,7 @@ async def test_fault_69_a_row_in_parts_takes_a_bounded_time(tmp_path: Path):
         await server.open(PAYER, 10_000)
         actor = await server.registry.awaken(PAYER.outpoint)
         assert actor is not None
-        message = PaySeveral(row(*range(10_001, 10_100)), in_parts=True)
+        message = PayBatch(row(*range(10_001, 10_100)), in_parts=True)
         outcomes = await actor.ask(message)
 
         assert values(outcomes) == [1] * MOST_CHECKS
@@ -214,7 +214,7 @@ async def test_fault_69_with_an_application_a_row_in_parts_is_given_one_by_one(t
         await server.open(PAYER, 10_000)
         actor = await server.registry.awaken(PAYER.outpoint)
         assert actor is not None
-        message = PaySeveral(row(10_001, 10_003), in_parts=True)
+        message = PayBatch(row(10_001, 10_003), in_parts=True)
         answer = actor.ask(message)
         assert (message.judged, message.waits) == (1, True)
         await shop.says(Verdict())

@@ -30,7 +30,7 @@ def known(server: Local) -> dict[OutPoint, int]:
 async def test_fault_73_what_has_grown_is_shown_and_nothing_else(tmp_path: Path):
     """After a round the signer knows the newest payment of each open channel; a round without payments asks nothing."""
     async with local(tmp_path) as server:
-        shows = Showing(server.world, 1, pause_seconds=0)
+        shows = Showing(server.context, 1, pause_seconds=0)
         first, second = DebugPayer("first"), DebugPayer("second")
         for payer in (first, second):
             await server.open(payer, 10_000)
@@ -52,7 +52,7 @@ async def test_fault_73_many_channels_are_shown_in_batches(tmp_path: Path):
         payers = [DebugPayer(f"payer {number}") for number in range(showing.BATCH + 3)]
         await server.fill([payer.channel(paid_sat=10_000) for payer in payers])
 
-        await Showing(server.world, 1, pause_seconds=0).round()
+        await Showing(server.context, 1, pause_seconds=0).round()
 
         assert server.signer.calls["show_newest"] == 2
         assert len(known(server)) == len(payers)
@@ -65,7 +65,7 @@ async def test_fault_73_a_signer_that_is_away_gets_it_later(tmp_path: Path):
         await server.open(payer)
         supervisor = Supervisor()
         server.signer.fail("show_newest", SignerAbsent("away"), times=2)
-        task = supervisor.run("payments shown", Showing(server.world, 0.001).run)
+        task = supervisor.run("payments shown", Showing(server.context, 0.001).run)
         await until_known(server, payer)
         server.signer.fail("show_newest", SignerRefused("protocol-message", "another version"), times=2)
         await server.registry.ask(payer.outpoint, payer.pays(25_000))
@@ -89,7 +89,7 @@ async def test_fault_73_killed_at_any_await_it_is_started_again(tmp_path: Path):
             payer = DebugPayer("a")
             await server.open(payer)
             supervisor = Supervisor()
-            supervisor.run("payments shown", crash(Showing(server.world, 0.001, pause_seconds=0).run))
+            supervisor.run("payments shown", crash(Showing(server.context, 0.001, pause_seconds=0).run))
             await until_known(server, payer)
             await supervisor.close()
         if crash.at >= 6:  # the rounds repeat

@@ -26,9 +26,9 @@ async def test_an_idle_channel_sleeps_and_wakes_with_the_same_state(tmp_path: Pa
         newest = accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(10_010))).channel
         actor = server.registry._awake[PAYER.outpoint]
         clock.now += IDLE_SECONDS - 1
-        assert server.registry.let_sleep(IDLE_SECONDS) == 0
+        assert server.registry.passivate(IDLE_SECONDS) == 0
         clock.now += 1
-        assert server.registry.let_sleep(IDLE_SECONDS) == 1
+        assert server.registry.passivate(IDLE_SECONDS) == 1
 
         assert not actor.alive
         assert server.registry.awake == 0
@@ -42,7 +42,7 @@ async def test_a_sleeping_actor_gives_its_memory_back(tmp_path: Path):
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
         actor = weakref.ref(server.registry._awake[PAYER.outpoint])
-        server.registry.let_sleep(0)
+        server.registry.passivate(0)
         gc.collect()
 
         assert actor() is None
@@ -55,17 +55,17 @@ async def test_a_channel_with_work_under_way_stays_awake(tmp_path: Path):
         server.store.hold("commit")
         payment = asyncio.ensure_future(server.registry.ask(PAYER.outpoint, PAYER.pays(10_010)))
         await until(lambda: server.store.calls["commit"] == 2)
-        assert server.registry.let_sleep(0) == 0
+        assert server.registry.passivate(0) == 0
         server.store.release("commit")
         await payment
 
         server.signer.hold("sign_settlement")
         closing = asyncio.ensure_future(server.registry.ask(PAYER.outpoint, Close(CloseReason.OPERATOR)))
         await until(lambda: server.signer.calls["sign_settlement"])
-        assert server.registry.let_sleep(0) == 0
+        assert server.registry.passivate(0) == 0
         server.signer.release("sign_settlement")
         accepted(await closing)
-        assert server.registry.let_sleep(0) == 1
+        assert server.registry.passivate(0) == 1
 
 
 async def test_an_actor_that_died_is_cleared_away(tmp_path: Path):
@@ -100,7 +100,7 @@ async def test_no_message_is_lost_around_the_moment_of_sleeping(tmp_path: Path):
         using = asyncio.gather(*map(use, payers))
         slept = 0
         while not using.done():
-            slept += server.registry.let_sleep(0)
+            slept += server.registry.passivate(0)
             await asyncio.sleep(0)
 
         assert await using == [30] * len(payers)
@@ -112,7 +112,7 @@ async def test_messages_for_a_sleeping_channel_wake_it_once(tmp_path: Path):
     """Sixteen payments that find a channel asleep are judged by one actor, in order."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
-        server.registry.let_sleep(0)
+        server.registry.passivate(0)
         server.store.hold("get")
         asked = [
             asyncio.ensure_future(server.registry.ask(PAYER.outpoint, PAYER.pays(10_000 + n))) for n in range(1, 17)
@@ -130,7 +130,7 @@ async def test_a_channel_costs_no_thread(tmp_path: Path):
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
         accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(10_001)))
-        server.registry.let_sleep(0)
+        server.registry.passivate(0)
         accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(10_002)))
         before = threading.active_count()
         for n in range(100):
@@ -145,7 +145,7 @@ async def test_a_channel_awake_costs_at_most_four_kilobytes(tmp_path: Path):
     payers = [DebugPayer(f"memory {n}") for n in range(200)]
     async with local(tmp_path) as server:
         await asyncio.gather(*map(server.open, payers))
-        server.registry.let_sleep(0)
+        server.registry.passivate(0)
         payments = [(payer.outpoint, payer.pays(10_001)) for payer in payers]
         gc.collect()
         tracemalloc.start()

@@ -50,7 +50,7 @@ EASY = OpeningTerms(
 
 
 def frozen(server: Local) -> None:
-    server.world.chain_view.problem = "the newest block is 200 minutes old"
+    server.context.chain_view.problem = "the newest block is 200 minutes old"
 
 
 def without_node(server: Local) -> None:
@@ -91,7 +91,7 @@ async def test_fault_25_no_address_is_given_out_while_nothing_can_be_opened(
         if full:
             assert refused(await server.opener.open(PAYER.request())) == StorageFull()
         problem.clear()
-        server.world.chain_view.problem = ""
+        server.context.chain_view.problem = ""
         server.chain.heal("tip")
         server.signer.heal("health")
         await asyncio.sleep(1.1)  # an answer counts for a second
@@ -218,7 +218,7 @@ async def test_fault_23_more_depth_counts_after_the_holding_time_and_freezes_no_
         await server.open(PAYER)
         chain.tip_hash = "02" * 32
         await server.watcher.look()
-        assert server.world.chain_view.in_danger == {}
+        assert server.context.chain_view.in_danger == {}
         accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(10_001)))
         server.clock.now += HOLD
         assert refused(await server.opener.open(DebugPayer("later").request())) == FundingUnconfirmed(got=1, need=6)

@@ -154,7 +154,7 @@ async def test_threat_34_the_watcher_survives_a_failing(tmp_path: Path, failure:
     clock, client = Clock(), payer("watched")
     async with local(tmp_path, clock) as server:
         await server.open(client)
-        server.registry.let_sleep(0)
+        server.registry.passivate(0)
         clock.now = SOON
         faulty = getattr(server, part)
         faulty.fail(method, error)
@@ -208,7 +208,7 @@ async def test_threat_34_one_broken_channel_holds_up_no_other(tmp_path: Path):
     async with local(tmp_path, clock) as server:
         for client in payers:
             await server.open(client)
-        server.registry.let_sleep(0)
+        server.registry.passivate(0)
         clock.now = SOON
         broken = payers[4]
         server.store.real.get = failing_for(broken.outpoint, server.store.real.get)

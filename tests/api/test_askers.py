@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paychan.api.budgets.request_rates import BURST_SECONDS, MOST_ADDRESSES, Askers
+from paychan.api.budgets.request_rates import BURST_SECONDS, MOST_ADDRESSES, RequestRates
 
 
 class Clock:
@@ -17,7 +17,7 @@ class Clock:
 def test_fault_33_an_address_has_a_burst_and_then_a_rate() -> None:
     """Ten seconds' worth at once, then one for each that the time brings; the wait that is told is enough."""
     clock = Clock()
-    askers = Askers(2, clock)
+    askers = RequestRates(2, clock)
     assert [askers.wait_seconds("192.0.2.1") for _ in range(2 * BURST_SECONDS)] == [0] * 20
     assert askers.wait_seconds("192.0.2.1") == 1
     assert askers.wait_seconds("192.0.2.2") == 0
@@ -39,7 +39,7 @@ def test_fault_33_an_address_has_a_burst_and_then_a_rate() -> None:
 )
 def test_fault_33_an_ipv6_client_is_its_network(first: str, second: str, *, one: bool) -> None:
     """All addresses of a /64 share a bucket; an IPv4 address is the same in either form."""
-    askers = Askers(1, Clock())
+    askers = RequestRates(1, Clock())
     for _ in range(BURST_SECONDS):
         askers.wait_seconds(first)
     assert bool(askers.wait_seconds(second)) == one
@@ -47,7 +47,7 @@ def test_fault_33_an_ipv6_client_is_its_network(first: str, second: str, *, one:
 
 def test_fault_33_the_table_of_addresses_is_bounded() -> None:
     """A million addresses leave no more entries than the table has."""
-    askers = Askers(1, Clock())
+    askers = RequestRates(1, Clock())
     for number in range(MOST_ADDRESSES + 500):
         askers.wait_seconds(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
     assert len(askers._buckets) == MOST_ADDRESSES
@@ -55,6 +55,6 @@ def test_fault_33_the_table_of_addresses_is_bounded() -> None:
 
 def test_fault_33_no_limit_means_none() -> None:
     """With 0 nothing is counted."""
-    askers = Askers(0, Clock())
+    askers = RequestRates(0, Clock())
     assert not any(askers.wait_seconds("192.0.2.1") for _ in range(10_000))
     assert not askers._buckets

@@ -15,7 +15,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from paychan.api.budgets import penalty as manners_module
-from paychan.api.budgets.penalty import Manners
+from paychan.api.budgets.penalty import Penalty
 from paychan.protocol.errors import ValueBackwards
 from paychan.protocol.payment import encode_v1
 from paychan.protocol.wire.payment_frames import MAX_FRAME_PAYMENTS, Said, Taken, write_payments
@@ -119,7 +119,7 @@ def test_fault_69_requests_for_nothing_have_a_rate(monkeypatch: pytest.MonkeyPat
     """Refusals of the channel's state and repetitions share it; what pays allows more; the longest wait is a second."""
     now = 1000.0
     monkeypatch.setattr(manners_module, "monotonic", lambda: now)
-    manners = Manners(3)
+    manners = Penalty(3)
     stale = ValueBackwards(got_sat=2, need_sat=1)
     manners.paid()
     assert [manners.refused(stale) for _ in range(8)] == [manners.for_nothing() for _ in range(8)] == [0] * 8

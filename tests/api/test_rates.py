@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from paychan.api.budgets.penalty import Manners
+from paychan.api.budgets.penalty import Penalty
 from paychan.api.budgets.request_rates import BURST_SECONDS
 from paychan.protocol.errors import TooManyRequests
 from tests.lib.rbpcp import V1, Payer
@@ -57,7 +57,7 @@ def test_fault_33_all_doors_of_strangers_share_one_budget_for_each_address(narro
 
 def test_fault_33_a_refusal_for_haste_comes_late_and_is_not_held_against_the_connection() -> None:
     """An attacker that waits for each answer gets two a second on a connection; an honest client keeps its connection."""
-    manners = Manners(3)
+    manners = Penalty(3)
     assert [manners.refused(TooManyRequests(limit=1, wait_seconds=1)) for _ in range(10)] == [0.5] * 10
     assert manners.problem() is None
 

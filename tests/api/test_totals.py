@@ -31,7 +31,7 @@ def size(channel: Channel) -> int:
 
 
 async def counted(server: Local) -> Totals:
-    return await totals(server.world, 0)
+    return await totals(server.context, 0)
 
 
 async def test_value_at_risk_stands_against_what_settling_costs(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ async def test_value_at_risk_stands_against_what_settling_costs(tmp_path: Path) 
     async with local(tmp_path) as server:
         records = [Payer(state.value).history(state)[-1] for state in State]
         await server.fill(records)
-        server.world.chain_view.fees = ChainFees(30, 2)
+        server.context.chain_view.fees = ChainFees(30, 2)
         found = await counted(server)
         open_one, closing, published = records[:3]
         signed = [each.closing.settlement.fee_sat for each in (closing, published) if each.closing]
@@ -123,7 +123,7 @@ async def test_who_asks_together_shares_a_count(tmp_path: Path) -> None:
     """Five who ask at once make one pass; who asks later makes another."""
     async with local(tmp_path) as server:
         await server.fill(many(10))
-        latest = LatestTotals(server.world, lambda: 0)
+        latest = LatestTotals(server.context, lambda: 0)
         server.store.calls.clear()
         found = await asyncio.gather(*(latest.get() for _ in range(5)))
         assert {each.channels["open"] for each in found} == {10}
@@ -140,7 +140,7 @@ async def test_many_channels_are_counted_now_and_then(tmp_path: Path, monkeypatc
     monkeypatch.setattr("actors.totals._PATIENCE_SECONDS", 0.01)
     async with local(tmp_path) as server:
         await server.fill(many(10))
-        latest = LatestTotals(server.world, lambda: 0)
+        latest = LatestTotals(server.context, lambda: 0)
         first = await latest.get()
         await server.fill(many(11)[10:])
         server.clock.now += 60

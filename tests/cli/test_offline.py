@@ -9,7 +9,7 @@ import pytest
 from bitcoin.core import CTransaction
 
 from paychan.chain.debug import DebugChain
-from paychan.cli.operator.offline import Fate, Outcome, Settler, sort_out
+from paychan.cli.operator.offline import Outcome, Result, Settler, sort_out
 from paychan.protocol.channel import (
     Channel,
     Close,
@@ -50,7 +50,7 @@ async def together(
 
 async def settle(
     signer: LocalSigner, channels: Sequence[Channel], chain: DebugChain | None = None, rate: int | None = None
-) -> dict[OutPoint, Fate]:
+) -> dict[OutPoint, Result]:
     """Settle these; with a chain, publish."""
     view = View(NOW, msgspec.structs.replace(RULES, fee_share_percent=50))
     units, fates = sort_out(channels, view)
@@ -59,7 +59,7 @@ async def settle(
     return {fate.channel.outpoint: fate for fate in fates}
 
 
-def inputs(fate: Fate) -> list[bytes]:
+def inputs(fate: Result) -> list[bytes]:
     assert fate.settlement is not None
     return [bytes(txin.prevout.hash) for txin in CTransaction.deserialize(fate.settlement.transaction).vin]
 

@@ -18,7 +18,7 @@ import msgspec
 from coincurve import PrivateKey
 from msgspec import Struct
 
-from actors.context import World
+from actors.context import Context
 from actors.group_commit import GroupCommit
 from actors.opening.opener import Opener, OpenRequest
 from actors.registry import Registry
@@ -241,7 +241,7 @@ class Local(Struct):
     chain: Any
     signer: Any
     clock: Clock
-    world: World
+    context: Context
     registry: Registry
     opener: Opener
     watcher: Watcher
@@ -287,7 +287,7 @@ async def local(
     others = asyncio.all_tasks()
     store, signer = Faulty(LevelDbStore.open(directory / "store", "test")), Faulty(LocalSigner(ledger))
     failures: list[BaseException] = []
-    world = World(
+    context = Context(
         network=Network.TEST,
         rules=msgspec.structs.replace(RULES, asks_application=application is not None, **rules),
         settlement_confirmations=6,
@@ -299,9 +299,9 @@ async def local(
         application=application,
         **(settings or {}),
     )
-    registry = Registry(world)
+    registry = Registry(context)
     watcher = Watcher(
-        world,
+        context,
         registry,
         interval_seconds=0.001,
         alarm_seconds=ALARM_SECONDS,
@@ -311,12 +311,12 @@ async def local(
     try:
         yield Local(
             store=store,
-            chain=world.chain,
+            chain=context.chain,
             signer=signer,
             clock=clock,
-            world=world,
+            context=context,
             registry=registry,
-            opener=Opener(world, registry),
+            opener=Opener(context, registry),
             watcher=watcher,
             failures=failures,
         )

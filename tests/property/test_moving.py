@@ -60,7 +60,7 @@ class SlowChain(DebugChain):
         return spend if spend is None or spend.txid in self.deep else Spend(spend.txid, 0)
 
 
-class Line(httpx.AsyncBaseTransport):
+class Stream(httpx.AsyncBaseTransport):
     """The way to the server; loses the request or the answer that it is told to."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Scene:
         self.directory, self.dialect = directory, dialect
         self.clock = Clock(int(time.time()))
         self.chain = SlowChain(self.clock)
-        self.line = Line()
+        self.line = Stream()
         self.config = ServerConfig(network="test", debug=True, chain=Chain(backend="debug"))
         self.stack = AsyncExitStack()
         self.meant_sat = 0
@@ -100,9 +100,9 @@ class Scene:
         self.server: Local = await self.stack.enter_async_context(
             local(self.directory, self.clock, chain=self.chain, min_confirmations=1)
         )
-        world = self.server.world
+        context = self.server.context
         actors = (self.server.registry, self.server.opener, self.server.watcher)
-        service = Service(self.config, world, *actors, divide(1024, self.config))
+        service = Service(self.config, context, *actors, divide(1024, self.config))
         self.door = public_server(service)
         self.line.port = await listen(self.door, "127.0.0.1", 0)
 

@@ -57,7 +57,7 @@ class Saying:
         key = _SayingKey(self._threads, partial(self._handle, request))
         return Approved(written, lambda: Wanted([(key, bytes(32))], lambda _: key.said()))
 
-    def take(self, request: Request, step: Callable[[], Step]) -> Step:  # noqa: ARG002 - as `Answering` has it
+    def take(self, request: Request, step: Callable[[], Step]) -> Step:  # noqa: ARG002 - as `RequestHandler` has it
         return step()
 
     def finish(self, request: Request, approved: Approved) -> Reply:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from signer.server.thread_pool import Crew
+from signer.server.thread_pool import ThreadPool
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,10 +32,10 @@ asyncio.run(main())
 
 async def test_what_was_done_is_handed_back() -> None:
     """Each gets what its own work returned or raised."""
-    crew = Crew(4, "test")
+    threads = ThreadPool(4, "test")
 
     results = await asyncio.gather(
-        *(crew.run(lambda number=number: 12 // number) for number in range(4)), return_exceptions=True
+        *(threads.run(lambda number=number: 12 // number) for number in range(4)), return_exceptions=True
     )
 
     assert results[1:] == [12, 6, 4]
@@ -44,34 +44,34 @@ async def test_what_was_done_is_handed_back() -> None:
 
 async def test_no_more_threads_than_allowed_and_no_more_than_needed() -> None:
     """Work that follows other work is done by the same thread; however much comes at once, the threads are as many as allowed."""
-    crew, names = Crew(3, "test"), set[str]()
+    threads, names = ThreadPool(3, "test"), set[str]()
 
     def work() -> None:
         names.add(threading.current_thread().name)
         time.sleep(0.01)
 
     for _ in range(3):
-        await crew.run(work)
+        await threads.run(work)
     assert names == {"test 1"}
 
-    await asyncio.gather(*(crew.run(work) for _ in range(30)))
+    await asyncio.gather(*(threads.run(work) for _ in range(30)))
     assert names == {"test 1", "test 2", "test 3"}
 
 
 async def test_what_is_done_on_the_loop_is_done_by_its_thread() -> None:
     """`done` may touch what belongs to the loop."""
-    crew, where = Crew(2, "test"), asyncio.get_running_loop().create_future()
+    threads, where = ThreadPool(2, "test"), asyncio.get_running_loop().create_future()
 
-    crew.submit(lambda: None, lambda _: where.set_result(threading.current_thread()))
+    threads.submit(lambda: None, lambda _: where.set_result(threading.current_thread()))
 
     assert await where is threading.current_thread()
 
 
 async def test_what_nobody_waits_for_is_not_begun() -> None:
     """Work whose asker has gone is left out, and the next is done."""
-    crew, go_on, done = Crew(1, "test"), threading.Event(), list[int]()
-    first = asyncio.create_task(crew.run(lambda: go_on.wait(20)))
-    second = asyncio.create_task(crew.run(lambda: done.append(2)))
+    threads, go_on, done = ThreadPool(1, "test"), threading.Event(), list[int]()
+    first = asyncio.create_task(threads.run(lambda: go_on.wait(20)))
+    second = asyncio.create_task(threads.run(lambda: done.append(2)))
     await asyncio.sleep(0.01)
     second.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -80,7 +80,7 @@ async def test_what_nobody_waits_for_is_not_begun() -> None:
     go_on.set()
 
     assert await first
-    await crew.run(lambda: done.append(3))
+    await threads.run(lambda: done.append(3))
     assert done == [3]
 
 

@@ -18,7 +18,7 @@ from paychan.protocol.payment import Payment, sign_payment
 from paychan.protocol.settlement import Claim, Coin, Reserve
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.protocol.wire.signer_messages import Refusal, SettlementReply, SettlementRequest
-from signer.judge.facts import Known, Limits, Own
+from signer.judge.facts import Facts, Limits, OwnKeys
 from signer.judge.policies import replacement
 from signer.keys.ring import KeyRing, hardened_keys
 from signer.ledger.base import Entry
@@ -232,7 +232,7 @@ def test_need_may_be_all_that_was_received() -> None:
     size = request_size(mutated(small, "fee_sat", 999))
     earlier = {small.claims[0].outpoint: Signed(bytes(32), Sat(999), size - 5, Sat(999_000), CHANGE_SCRIPT)}
 
-    known = Known(Own((), ()), Limits(), {}, earlier, Flow(), UnixTime(0), UnixTime(0))
+    known = Facts(OwnKeys((), ()), Limits(), {}, earlier, Flow(), UnixTime(0), UnixTime(0))
 
     objection = replacement(mutated(small, "fee_sat", 999), known)
 

@@ -30,7 +30,7 @@ from signer.ledger.base import Entry, LedgerFailed
 from signer.ledger.leveldb import LevelDbLedger
 from signer.server.connections import Connections, Limits
 from signer.server.socket_file import listening_socket
-from signer.server.thread_pool import Crew
+from signer.server.thread_pool import ThreadPool
 from signer.token.client import Line
 from signer.token.wire import Signed, encode
 from signer.vital import EXIT_BROKEN
@@ -115,12 +115,12 @@ async def test_fault_63_the_probe_ends_the_process(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_fault_63_a_thread_that_dies_ends_the_process(ended: Ended) -> None:
     """Threads outlive any exception of the work they are given; what ends one nevertheless ends the process."""
-    crew = Crew(1, "workers")
+    threads = ThreadPool(1, "workers")
 
     def work() -> None:
         raise SystemExit
 
-    crew.submit(work, print)
+    threads.submit(work, print)
 
     assert (await ended.soon()).startswith("workers 1: SystemExit at ")
 
@@ -131,7 +131,7 @@ async def test_fault_63_a_callback_that_fails_ends_the_process(ended: Ended) -> 
     def fail(_: object) -> None:
         raise KeyError
 
-    Crew(1, "workers").submit(lambda: None, fail)
+    ThreadPool(1, "workers").submit(lambda: None, fail)
     assert (await ended.soon()).startswith("results of workers: KeyError at ")
 
     ended.clear()

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from paychan.api.rate_limited_log import Occasionally
+from paychan.api.rate_limited_log import RateLimitedLog
 
 _AT_ONCE = 2
 """Connections accepted in one turn: about a fifth of a millisecond."""
@@ -36,7 +36,7 @@ class Acceptor:
         self._sockets = list(sockets)
         self._take, self._make_room = take, make_room
         self._loop = asyncio.get_running_loop()
-        self._failing = Occasionally("can't accept connections, resting")
+        self._failing = RateLimitedLog("can't accept connections, resting")
         self._stopped = False
         for each in self._sockets:
             each.setblocking(False)

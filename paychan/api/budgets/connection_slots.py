@@ -18,7 +18,7 @@ from functools import lru_cache
 from time import monotonic
 from typing import Any, Protocol
 
-from paychan.api.rate_limited_log import Occasionally
+from paychan.api.rate_limited_log import RateLimitedLog
 from paychan.protocol.errors import PaychanError
 
 _SHARE = 4
@@ -33,7 +33,7 @@ _IDLE_SECONDS = 5.0
 WORKING = float("inf")
 
 
-class Guest(Protocol):
+class SlotHolder(Protocol):
     """A connection, as far as its place goes."""
 
     network: str
@@ -76,10 +76,10 @@ class Places:
         """`memory_problem` says why a connection needs the place of another although there are more."""
         self.limit = limit
         self._memory_problem = memory_problem
-        self._guests: set[Guest] = set()
+        self._guests: set[SlotHolder] = set()
         self._held: Counter[str] = Counter()
-        self._evicted = Occasionally("all connections are taken, closing those that wait longest", listener=name)
-        self._refused = Occasionally("all connections are busy, refusing new ones", listener=name)
+        self._evicted = RateLimitedLog("all connections are taken, closing those that wait longest", listener=name)
+        self._refused = RateLimitedLog("all connections are busy, refusing new ones", listener=name)
 
     def __len__(self) -> int:
         return len(self._guests)
@@ -87,7 +87,7 @@ class Places:
     def __iter__(self) -> Any:
         return iter(list(self._guests))
 
-    def admit(self, guest: Guest) -> bool:
+    def admit(self, guest: SlotHolder) -> bool:
         """Give a new connection a place, if need be that of others; False: every connection is being worked for.
 
         A newcomer for which there is no memory takes the place of another, too, if that has been idle for some time.
@@ -102,7 +102,7 @@ class Places:
         self._held[guest.network] += 1
         return True
 
-    def leave(self, guest: Guest) -> None:
+    def leave(self, guest: SlotHolder) -> None:
         """Give a place back; a second time changes nothing."""
         if guest not in self._guests:
             return

@@ -14,7 +14,7 @@ _AT_ONCE = 1
 """Each costs some 0.4 ms, spread over the turns of the loop that it takes; a payment takes four turns."""
 
 
-class DetourQueue:
+class FallbackQueue:
     """Work that waits for its turn."""
 
     def __init__(self) -> None:

@@ -49,7 +49,7 @@ _FOR_NOTHING, _FOR_NOTHING_A_SECOND = 16, 100
 """Requests for nothing: as many at once as a lost connection leaves without an answer."""
 
 
-class Manners:
+class Penalty:
     """The refused requests of one connection."""
 
     __slots__ = ("_allowance", "_closes", "_limit", "bad")

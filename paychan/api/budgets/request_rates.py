@@ -20,7 +20,7 @@ MOST_ADDRESSES = 10_000
 """About 200 bytes each."""
 
 
-class Askers:
+class RequestRates:
     """The buckets of all addresses; 0 questions a second means: as many as they like."""
 
     def __init__(self, per_second: int, clock: Callable[[], float] = monotonic) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Collection
 from time import monotonic
 from typing import Protocol
 
-from paychan.api.budgets.penalty import Manners
+from paychan.api.budgets.penalty import Penalty
 from paychan.api.budgets.turns import Allowance
 from paychan.protocol.errors import PaychanError, StreamReplaced, TooManyBadSignatures, TooManyStreams, UnknownChannel
 from paychan.protocol.types import OutPoint
@@ -84,7 +84,7 @@ class Places:
         self._waiting: dict[Placed, None] = {}
         self._placed: dict[Placed, OutPoint] = {}
         self._channels: dict[OutPoint, list[Placed]] = {}
-        self._manners: dict[OutPoint, tuple[Manners, float]] = {}
+        self._manners: dict[OutPoint, tuple[Penalty, float]] = {}
         self._allowances: dict[OutPoint, Allowance] = {}
         """For payments that bring nothing, of channels that had some."""
         self._stops = False
@@ -153,7 +153,7 @@ class Places:
         now = monotonic()
         manners, last = self._manners.pop(outpoint, (None, now))
         if manners is None or now - last > _MANNERS_SECONDS:
-            manners = Manners(self._max_bad_signatures)
+            manners = Penalty(self._max_bad_signatures)
         if len(self._manners) >= _MANNERS_KEPT:
             del self._manners[next(iter(self._manners))]
         self._manners[outpoint] = manners, now

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 from paychan.api.budgets.connection_slots import WORKING, network_of_peer
 from paychan.api.budgets.head_limits import size_of_head
-from paychan.api.budgets.penalty import Manners
-from paychan.api.fast.fallback import Detour
-from paychan.api.fast.payments import Payment, Till
-from paychan.api.fast.request_parser import PlainReader, Unusual
+from paychan.api.budgets.penalty import Penalty
+from paychan.api.fast.fallback import Fallback
+from paychan.api.fast.payments import Payment, PaymentProcessor
+from paychan.api.fast.request_parser import NotFastPath, RequestParser
 from paychan.api.response_heads import laid_out
 from paychan.api.responses import Answer, refusal
 from paychan.protocol.errors import PaychanError
 
 if TYPE_CHECKING:
-    from paychan.api.fast.server import LaneServer
+    from paychan.api.fast.server import FastServer
 
 MOST_UNDER_WAY = 16
 """Payments of one connection at a time. More gain nothing for a client, and delay everybody else's."""
@@ -46,12 +46,12 @@ class Connection(asyncio.Protocol):
         "_head_since",
         "_held",
         "_made",
+        "_processor",
         "_queues",
         "_reader",
         "_reads",
         "_server",
         "_since",
-        "_till",
         "_under_way",
         "_works",
         "address",
@@ -65,11 +65,11 @@ class Connection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, server: LaneServer, till: Till, address: Any) -> None:
-        http = till.service.config.http
-        self._server, self._till = server, till
+    def __init__(self, server: FastServer, processor: PaymentProcessor, address: Any) -> None:
+        http = processor.service.config.http
+        self._server, self._processor = server, processor
         self.address, self.network = address, network_of_peer(address)
-        self._reader = PlainReader(http.max_header_bytes, http.max_body_bytes)
+        self._reader = RequestParser(http.max_header_bytes, http.max_body_bytes)
         self._buffer = b""
         self._under_way: deque[Payment] = deque()
         self._reads, self._choked, self._ends, self._evicted = True, False, False, False
@@ -77,11 +77,11 @@ class Connection(asyncio.Protocol):
         self._queues = False
         self._made = self._since = monotonic()
         self._head_since: float | None = None
-        self._detour: Detour | None = None
+        self._detour: Fallback | None = None
         self._works = False
         self.detached, self.paid = False, False
         self.evictor: Any = None
-        self.manners = Manners(http.max_bad_signatures, closes=not http.trust_forwarded)
+        self.manners = Penalty(http.max_bad_signatures, closes=not http.trust_forwarded)
 
     # --- what asyncio calls -----------------------------------------------------------------------------------------
 
@@ -154,8 +154,8 @@ class Connection(asyncio.Protocol):
                 if reader.has_new_head():
                     self._since = monotonic()  # the body has its own time
                 return False
-            payment = Payment(reader, self, self._till.time())
-        except Unusual:
+            payment = Payment(reader, self, self._processor.time())
+        except NotFastPath:
             return self._leave_lane()
         self._buffer = self._buffer[size:]
         self._under_way.append(payment)
@@ -164,7 +164,7 @@ class Connection(asyncio.Protocol):
         if self.manners.bad and (problem := self.manners.problem()) is not None:
             self._end_with(payment, refusal(problem, quiet_404=False))
         else:
-            self._till.take(payment)
+            self._processor.take(payment)
         return True
 
     # --- answers ----------------------------------------------------------------------------------------------------
@@ -215,12 +215,12 @@ class Connection(asyncio.Protocol):
         if self.transport.get_write_buffer_size():
             self.transport.set_write_buffer_limits(0)  # so that `resume_writing` comes when all is sent
             return False
-        problem = problem or self._till.service.memory.any_work()
+        problem = problem or self._processor.service.memory.any_work()
         if problem is not None:
             self._part(problem)
             return False
         begun, self._buffer = self._buffer, b""
-        self._detour = Detour(self._server, self, begun)
+        self._detour = Fallback(self._server, self, begun)
         self._since = monotonic()
         self._server.detours.begin(self.network, self._detour.begin)
         return False

@@ -18,17 +18,17 @@ from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import _HTTPRequestContext
 from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 
-from paychan.api.rate_limited_log import Occasionally
+from paychan.api.rate_limited_log import RateLimitedLog
 from paychan.api.transport import give_back, mark, taker_of
 
 if TYPE_CHECKING:
     from paychan.api.fast.connection import Connection
-    from paychan.api.fast.server import LaneServer
+    from paychan.api.fast.server import FastServer
 
 log = structlog.get_logger("api")
 
 
-_no_file = Occasionally("connection closed, its request could not be read")
+_no_file = RateLimitedLog("connection closed, its request could not be read")
 
 
 class _Stream(IOStream):
@@ -55,10 +55,10 @@ class _Stream(IOStream):
         return give_back(self)
 
 
-class Detour:
+class Fallback:
     """One request on its way through Tornado."""
 
-    def __init__(self, server: LaneServer, connection: Connection, begun: bytes) -> None:
+    def __init__(self, server: FastServer, connection: Connection, begun: bytes) -> None:
         self._server, self._connection, self._begun = server, connection, begun
         self._began = asyncio.get_running_loop().time()
         self._stream: _Stream | None = None

@@ -18,9 +18,9 @@ from msgspec import Struct
 from tornado.escape import parse_qs_bytes
 from tornado.httputil import HTTPHeaders
 
-from actors.channel import ChannelActor, PaySeveral
+from actors.channel import ChannelActor, PayBatch
 from paychan.api import v1, v2
-from paychan.api.fast.request_parser import PlainReader, Unusual
+from paychan.api.fast.request_parser import NotFastPath, RequestParser
 from paychan.api.response_heads import laid_out
 from paychan.api.responses import OUTPOINT, Answer, outpoint, refusal, when_404s_leave
 from paychan.api.service import Service
@@ -50,12 +50,12 @@ class Payment:
 
     __slots__ = ("_connection", "answered", "began", "body", "closes", "head", "is_v1", "named", "query")
 
-    def __init__(self, reader: PlainReader, connection: Connection, began: float) -> None:
-        """Read the request's target. Raises `Unusual`: it is not a channel's, or its query is not for us to judge."""
+    def __init__(self, reader: RequestParser, connection: Connection, began: float) -> None:
+        """Read the request's target. Raises `NotFastPath`: it is not a channel's, or its query is not for us to judge."""
         path, _, self.query = reader.url.partition(b"?")
         self.is_v1, self.named = _resource(path)
         if self.query.count(b"&") >= _MAX_QUERY_FIELDS:
-            raise Unusual
+            raise NotFastPath
         self._connection = connection
         self.head, self.body, self.closes = reader.head, reader.body, reader.closes
         self.began = began
@@ -116,18 +116,18 @@ class _Asked(Struct):
 
 @lru_cache(20_000)
 def _resource(path: bytes) -> tuple[bool, OutPoint]:
-    """Whether a path is v1's, and the channel it names; a channel's is the same for all its payments. Raises `Unusual`."""
+    """Whether a path is v1's, and the channel it names; a channel's is the same for all its payments. Raises `NotFastPath`."""
     match = _PATH.fullmatch(path.decode("latin1"))
     if match is None:
-        raise Unusual
+        raise NotFastPath
     is_v1 = match[1] is not None
     try:
         return is_v1, outpoint(*(match.group(2, 3) if is_v1 else match.group(4, 5)))
     except PaychanError:  # an output that can't be; the handlers say so
-        raise Unusual from None
+        raise NotFastPath from None
 
 
-class Till:
+class PaymentProcessor:
     """Takes payments for one service."""
 
     def __init__(self, service: Service) -> None:
@@ -159,7 +159,7 @@ class Till:
             ask = self._read(payment)
             if ask is not None:
                 asked.setdefault(ask.actor, []).append(ask)
-        if self.service.world.commits.overload() is None:
+        if self.service.context.commits.overload() is None:
             for actor, asks in asked.items():
                 if len(asks) == 1:
                     actor.look_ahead(asks[0].command.payment)
@@ -201,7 +201,7 @@ class Till:
 
     def _give(self, actor: ChannelActor, asks: Sequence[_Asked]) -> None:
         first = asks[0].command
-        message = first if len(asks) == 1 else PaySeveral([ask.command for ask in asks])
+        message = first if len(asks) == 1 else PayBatch([ask.command for ask in asks])
         try:
             self.service.registry.give(actor, message, partial(self._done, asks))
         except Exception:

@@ -1,6 +1,6 @@
 """The plain form of a payment request: the only one that the fast lane takes.
 
-httptools (llhttp, the parser of Node.js) reads it. Whatever is not plain is `Unusual`, be it an error or only rare: it is
+httptools (llhttp, the parser of Node.js) reads it. Whatever is not plain is `NotFastPath`, be it an error or only rare: it is
 Tornado's to read from its first byte, so what is odd is judged by one parser alone on both lanes. A plain request is
 PUT on a channel in HTTP/1.1 with one Host, lines that end in CRLF, no body or one whose length is a plain number, and
 nothing that asks for more (Expect, Upgrade, Transfer-Encoding, other words in Connection than keep-alive and close).
@@ -30,11 +30,11 @@ _MOST_KNOWN = 8
 _MOST_KNOWN_BYTES = 512
 
 
-class Unusual(Exception):
+class NotFastPath(Exception):
     """Not a plain payment request."""
 
 
-class PlainReader:
+class RequestParser:
     """Reads the requests of one connection, one after the other; the methods `on_…` are the parser's to call."""
 
     __slots__ = (
@@ -98,18 +98,18 @@ class PlainReader:
             if self.body:
                 self._parser.feed_data(self.body)
             if not self._is_read:
-                raise Unusual
+                raise NotFastPath
         self._head_bytes = 0
         return size
 
     def _read_head(self, data: bytes) -> int:
         """Read a head; return its size, or 0 if it has not come whole."""
         if not data.startswith(_BEGINNING) and not _BEGINNING.startswith(data):
-            raise Unusual
+            raise NotFastPath
         end = data.find(b"\r\n\r\n", 0, self._max_head_bytes) + 4  # as `headlimits` has it, which judges what is larger
         if end == 3:
             if len(data) >= self._max_head_bytes:
-                raise Unusual
+                raise NotFastPath
             return 0
         line = data.find(b"\r\n")
         target = data[4 : line - 9]
@@ -129,7 +129,7 @@ class PlainReader:
     def _parse_head(self, head: bytes) -> None:
         """Let httptools read a head, and see that it is plain."""
         if head.count(b"\n") > MOST_LINES:
-            raise Unusual
+            raise NotFastPath
         self.head = head
         self._fields = self._hosts = self._connections = 0
         self._is_read = self.closes = False
@@ -137,12 +137,12 @@ class PlainReader:
         try:
             self._parser.feed_data(head)
         except (HttpParserError, HttpParserUpgrade):
-            raise Unusual from None
+            raise NotFastPath from None
         # as many lines as fields, or one was folded or ended without CR
         if self._odd or self._hosts != 1 or self._fields + 2 != head.count(b"\n") or self._head_bytes:
-            raise Unusual
+            raise NotFastPath
         if self._total_bytes - len(head) > self._max_body_bytes or not head.startswith(_VERSION, 4 + len(self.url)):
-            raise Unusual
+            raise NotFastPath
 
     def on_url(self, url: bytes) -> None:
         self.url = url
@@ -181,12 +181,12 @@ class PlainReader:
 
 
 _FIELDS = {
-    b"Host": PlainReader._host,  # noqa: SLF001 - its own
-    b"Content-Length": PlainReader._content_length,  # noqa: SLF001
-    b"host": PlainReader._host,  # noqa: SLF001 - its own
-    b"content-length": PlainReader._content_length,  # noqa: SLF001
-    b"connection": PlainReader._connection,  # noqa: SLF001
-    b"transfer-encoding": PlainReader._more,  # noqa: SLF001
-    b"expect": PlainReader._more,  # noqa: SLF001
-    b"upgrade": PlainReader._more,  # noqa: SLF001
+    b"Host": RequestParser._host,  # noqa: SLF001 - its own
+    b"Content-Length": RequestParser._content_length,  # noqa: SLF001
+    b"host": RequestParser._host,  # noqa: SLF001 - its own
+    b"content-length": RequestParser._content_length,  # noqa: SLF001
+    b"connection": RequestParser._connection,  # noqa: SLF001
+    b"transfer-encoding": RequestParser._more,  # noqa: SLF001
+    b"expect": RequestParser._more,  # noqa: SLF001
+    b"upgrade": RequestParser._more,  # noqa: SLF001
 }

@@ -35,7 +35,7 @@ from typing import Any
 import structlog
 
 from paychan.api.fast.connection import Connection
-from paychan.api.fast.payments import Till
+from paychan.api.fast.payments import PaymentProcessor
 from paychan.api.limits import BoundedServer, set_patience
 from paychan.supervisor import Supervised
 
@@ -46,21 +46,21 @@ _GOODBYE_SECONDS = 1.0
 _POLL_SECONDS = 0.005
 
 
-class LaneServer(BoundedServer):
-    """Tornado's server behind the fast lane; set `till`, the limits, then `listen`."""
+class FastServer(BoundedServer):
+    """Tornado's server behind the fast lane; set `processor`, the limits, then `listen`."""
 
-    till: Till
+    processor: PaymentProcessor
     body_seconds: float = 0
     _connecting: set[asyncio.Task[None]]
     _sweeper: Supervised | None = None
 
     async def listen_on(self, sockets: Sequence[socket.socket]) -> None:
         self._connecting = set()
-        self._sweeper = self.till.service.supervisor.run("connection sweeper", self._sweep)
+        self._sweeper = self.processor.service.supervisor.run("connection sweeper", self._sweep)
         await super().listen_on(sockets)
 
     def take(self, connection: socket.socket, address: Any) -> None:
-        guest = Connection(self, self.till, address)
+        guest = Connection(self, self.processor, address)
         if not self.places.admit(guest):
             self.refuse(connection)
             return

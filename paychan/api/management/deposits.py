@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from actors.context import World
+from actors.context import Context
 from paychan.chain.base import Funding
 from paychan.protocol.channel import Channel, State
 from paychan.protocol.types import OutPoint, Sat, UnixTime
@@ -33,29 +33,29 @@ class Deposit(Struct, frozen=True):
     refundable_at: UnixTime
 
 
-async def deposits(world: World) -> list[Deposit]:
+async def deposits(context: Context) -> list[Deposit]:
     """List them, of channels in every state. Raises `ChainFailed`."""
     found: dict[str, Deposit] = {}
     for state in State:
         page: list[Channel] = []
-        async for channel in walk(world.store, state):
+        async for channel in walk(context.store, state):
             page.append(channel)
             if len(page) == _PAGE:
-                found |= await _deposits_of(page, world)
+                found |= await _deposits_of(page, context)
                 page = []
-        found |= await _deposits_of(page, world)
+        found |= await _deposits_of(page, context)
     return list(found.values())
 
 
-async def _deposits_of(channels: Sequence[Channel], world: World) -> dict[str, Deposit]:
+async def _deposits_of(channels: Sequence[Channel], context: Context) -> dict[str, Deposit]:
     by_script = {channel.terms.funding_script: channel for channel in channels}
     moves = {txid for channel in channels for txid in _settlements(channel)}
-    listed = await world.chain.deposits([channel.terms for channel in by_script.values()])
+    listed = await context.chain.deposits([channel.terms for channel in by_script.values()])
     found = {}
     for payee, funding in listed:
         is_change = funding.outpoint.vout == 0 and funding.outpoint.txid in moves
-        if not is_change and not await _is_held(funding.outpoint, world):
-            found[str(funding.outpoint)] = _deposit(by_script[payee.funding_script], funding, world)
+        if not is_change and not await _is_held(funding.outpoint, context):
+            found[str(funding.outpoint)] = _deposit(by_script[payee.funding_script], funding, context)
     return found
 
 
@@ -67,11 +67,11 @@ def _settlements(channel: Channel) -> list[bytes]:
     return [closing.spent_by, closing.settlement.txid if closing.settlement else b""]
 
 
-async def _is_held(outpoint: OutPoint, world: World) -> bool:
-    return await world.store.get(outpoint) is not None
+async def _is_held(outpoint: OutPoint, context: Context) -> bool:
+    return await context.store.get(outpoint) is not None
 
 
-def _deposit(channel: Channel, funding: Funding, world: World) -> Deposit:
+def _deposit(channel: Channel, funding: Funding, context: Context) -> Deposit:
     return Deposit(
         outpoint=str(funding.outpoint),
         value_sat=funding.value_sat,
@@ -79,6 +79,6 @@ def _deposit(channel: Channel, funding: Funding, world: World) -> Deposit:
         channel=str(channel.outpoint),
         status=channel.state.value,
         sender=channel.terms.client_key.hex(),
-        funding_address=channel.terms.funding_address(world.network),
+        funding_address=channel.terms.funding_address(context.network),
         refundable_at=channel.terms.expiry,
     )

@@ -193,7 +193,7 @@ class ChannelsHandler(ManagementHandler):
         if name not in {state.value for state in State}:
             raise Malformed(field="state", reason=f"want one of {', '.join(state.value for state in State)}")
         limit = min(number(self.get_query_argument("limit", "100"), "limit"), _PAGE)
-        found = await self.service.world.store.scan(State(name), limit=limit)
+        found = await self.service.context.store.scan(State(name), limit=limit)
         self.answer(200, None, {"channels": [self.info(channel) for channel in found]})
 
 
@@ -202,7 +202,7 @@ class DepositsHandler(ManagementHandler):
 
     async def get(self) -> None:
         try:
-            found = await deposits(self.service.world)
+            found = await deposits(self.service.context)
         except ChainFailed as error:
             raise ChainUnavailable(reason=str(error)) from None
         self.answer(200, None, {"deposits": found})
@@ -251,7 +251,7 @@ class WithdrawalsHandler(ManagementHandler):
         if not above:
             raise Malformed(field="above", reason="want at least 1")
         earned = [
-            channel async for channel in walk(self.service.world.store, State.OPEN) if channel.received_sat >= above
+            channel async for channel in walk(self.service.context.store, State.OPEN) if channel.received_sat >= above
         ]
         named = [channel.outpoint for channel in earned if can_withdraw(channel)]
         began = await self._withdraw_all(named)
@@ -295,10 +295,10 @@ class BackupsHandler(ManagementHandler):
         try:
             path, manifest = await asyncio.to_thread(
                 backup.create,
-                service.world.store.snapshot,
+                service.context.store.snapshot,
                 service.config.backup_dir,
                 service.config.network_name,
-                service.world.clock(),
+                service.context.clock(),
             )
         except BackupError as error:
             raise BackupFailed(reason=str(error)) from None

@@ -21,12 +21,12 @@ async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str,
     a monitor without the token, read codes, kinds of alarms and times.
     """
     try:
-        answer = await service.world.signer.health()
+        answer = await service.context.signer.health()
         signer, absent, problem = answer.key_mode, "", answer.problem
     except (SignerAbsent, SignerRefused) as error:
         signer, absent = "absent", f": {error}"
         problem = signer + absent
-    seen, frozen, unsigned = service.world.chain_view, _frozen(service), await _unsigned(service)
+    seen, frozen, unsigned = service.context.chain_view, _frozen(service), await _unsigned(service)
     alarms = (*service.watcher.alarms, *unsigned, *_own_alarms(service, problem))
     tasks: list[dict[str, Any]] = msgspec.to_builtins(service.supervisor.tasks)
     content = {
@@ -54,15 +54,15 @@ async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str,
 
 def _frozen(service: Service) -> dict[str, str]:
     """Say why payments are not accepted: the code that clients get, and the reason."""
-    reasons = {ChainUnavailable.code: service.world.chain_view.problem} if service.world.chain_view.problem else {}
-    refusal = service.world.commits.overload()
+    reasons = {ChainUnavailable.code: service.context.chain_view.problem} if service.context.chain_view.problem else {}
+    refusal = service.context.commits.overload()
     return reasons | ({refusal.code: str(refusal)} if isinstance(refusal, StorageFull) else {})
 
 
 async def _unsigned(service: Service) -> list[Alarm]:
     """Name the closing channels whose settlement could not be signed for too long."""
     minutes = service.config.watcher.unsigned_minutes
-    waiting = service.world.unsigned.longer_than(60 * minutes)
+    waiting = service.context.unsigned.longer_than(60 * minutes)
     records = [await service.registry.read(outpoint) for outpoint in waiting]
     text = f"its settlement could not be signed for {minutes} minutes or longer: "
     return [
@@ -75,7 +75,7 @@ async def _unsigned(service: Service) -> list[Alarm]:
 def _own_alarms(service: Service, signer_problem: str) -> list[Alarm]:
     alarms = [Alarm(Kind.SIGNER, signer_problem)] if signer_problem else []
     alarms += [Alarm(Kind.TASK, problem) for problem in service.supervisor.alarms]
-    full = service.world.storage_problem()
+    full = service.context.storage_problem()
     if full is not None:
         alarms.append(Alarm(Kind.DISK, str(full)))
     lost, failing = lost_lines()

@@ -14,7 +14,7 @@ from paychan.api.v2 import moved_answer, payment_command, shown
 from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected, State
 from paychan.protocol.errors import ChannelMoved, Malformed, PaychanError, TooManyPayments
 from paychan.protocol.payment import Payment
-from paychan.protocol.payment_batch import Booked, Commands
+from paychan.protocol.payment_batch import BatchAccepted, Commands
 from paychan.protocol.wire.payment_frames import (
     MAX_FRAME_PAYMENTS,
     CompactPayments,
@@ -116,7 +116,7 @@ def plain_answers(frames: Sequence[Frame], outcomes: Sequence[Outcome]) -> bytes
     """Answer payments in binary that were accepted and left the channel open; None: there is more to say."""
     if not outcomes or any(not frame.binary or frame.broken for frame in frames):
         return None
-    if isinstance(outcomes, Booked):
+    if isinstance(outcomes, BatchAccepted):
         return write_taken(outcomes.changes, outcomes.values)
     taken = [outcome for outcome in outcomes if isinstance(outcome, Accepted) and _ordinary(outcome)]
     if len(taken) < len(outcomes):

@@ -22,7 +22,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from actors.channel import PaySeveral
+from actors.channel import PayBatch
 from paychan.api.budgets.stream_slots import WAITING_SECONDS
 from paychan.api.responses import until_404s_leave
 from paychan.api.service import Service
@@ -235,7 +235,7 @@ class StreamSession:
             lot.waits = True
             self._run(self._wake(lot))
             return
-        message = PaySeveral(rest_of(lot.commands, lot.given) if lot.given else lot.commands, in_parts=True)
+        message = PayBatch(rest_of(lot.commands, lot.given) if lot.given else lot.commands, in_parts=True)
         number = len(lot.parts)
         lot.parts.append(None)
         self._service.registry.give(actor, message, partial(self._take, lot, number))

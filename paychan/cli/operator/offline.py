@@ -79,7 +79,7 @@ class Outcome(Enum):
     LOST = "lost"  # spent by something else before the backup was made
 
 
-class Fate(Struct, frozen=True):
+class Result(Struct, frozen=True):
     """One channel and what came of it; `txid` is of what settled or ended it, `reason` says why nothing did."""
 
     channel: Channel
@@ -124,7 +124,7 @@ def _adopted(channel: Channel, adopt: Adopt | None, view: View) -> Channel:
     return outcome.channel if isinstance(outcome, Accepted) else channel
 
 
-def sort_out(channels: Sequence[Channel], view: View) -> tuple[list[Unit], list[Fate]]:
+def sort_out(channels: Sequence[Channel], view: View) -> tuple[list[Unit], list[Result]]:
     """Tell what is to be settled, the earliest expiry first, from what is not."""
     fates, closing = [], []
     for channel in channels:
@@ -133,7 +133,7 @@ def sort_out(channels: Sequence[Channel], view: View) -> tuple[list[Unit], list[
             continue
         outcome = _closing(channel, view)
         if isinstance(outcome, Rejected):
-            fates.append(Fate(channel, Outcome.TOO_SMALL, reason=str(outcome.error)))
+            fates.append(Result(channel, Outcome.TOO_SMALL, reason=str(outcome.error)))
         else:
             closing.append(_without_application(outcome.channel, view))
     units = [_with_withdrawal(unit, channels) for unit in _units(closing, {channel.outpoint for channel in channels})]
@@ -169,11 +169,11 @@ def _with_withdrawal(unit: Unit, channels: Sequence[Channel]) -> Unit:
     return structs.replace(unit, parent=parent, is_built_upon=is_built_upon)
 
 
-def _end(channel: Channel) -> Fate:
+def _end(channel: Channel) -> Result:
     settlement = _stored(channel)
     txid = channel.closing.spent_by if channel.closing else b""
     outcome = Outcome.CLOSED if channel.state is State.CLOSED else Outcome.LOST
-    return Fate(channel, outcome, txid=txid or (settlement.txid if settlement else b""))
+    return Result(channel, outcome, txid=txid or (settlement.txid if settlement else b""))
 
 
 def _units(closing: Sequence[Channel], known: set[OutPoint]) -> list[Unit]:
@@ -215,13 +215,13 @@ class Settler:
         self._fees = fees
         self._fee_rate = fee_rate
 
-    async def settle_all(self, units: Sequence[Unit], progress: Callable[[int], None]) -> list[Fate]:
+    async def settle_all(self, units: Sequence[Unit], progress: Callable[[int], None]) -> list[Result]:
         """Settle all. `progress` is told how many channels are done.
 
         Raises:
             SignerAbsent, ChainFailed: what was published stays published; do it again.
         """
-        fates: list[Fate] = []
+        fates: list[Result] = []
         await self._watch([member for unit in units for member in unit.members])
 
         async def work(waiting: Iterator[Unit]) -> None:
@@ -241,9 +241,9 @@ class Settler:
             if self._chain is not None:
                 await self._chain.watch([channel.terms for channel in page], UnixTime(max(0, since)))
 
-    async def _settle(self, unit: Unit) -> list[Fate]:
+    async def _settle(self, unit: Unit) -> list[Result]:
         """See what the chain has, settle the rest."""
-        fates: list[Fate] = []
+        fates: list[Result] = []
         left, rivals = list[Channel](), list[_Rival]()
         for member in unit.members:
             fate, rival = await self._look(member)
@@ -271,7 +271,7 @@ class Settler:
         script = (await self._signer.public_key(terms.client_key, terms.expiry, settling=True)).destination_script
         return len(who_can_pay(members, script, self._rules_of(members), rate)) == len(members)
 
-    async def _look(self, channel: Channel) -> tuple[Fate | None, _Rival | None]:
+    async def _look(self, channel: Channel) -> tuple[Result | None, _Rival | None]:
         """See what came of a channel so far, and the client's refund if it waits in the mempool."""
         spend = await self._chain.spender(channel.outpoint) if self._chain else None
         if self._chain is None or spend is None:
@@ -280,19 +280,19 @@ class Settler:
         if spends_by_server_branch(spending, channel.outpoint):
             outcome, stored = Outcome.SETTLED if spend.confirmations else Outcome.WAITING, _stored(channel)
             known = stored if stored and stored.txid == spend.txid else None
-            return Fate(channel, outcome, known, spend.txid), None
+            return Result(channel, outcome, known, spend.txid), None
         if spend.confirmations:
-            return Fate(channel, Outcome.REFUNDED, txid=spend.txid), None
+            return Result(channel, Outcome.REFUNDED, txid=spend.txid), None
         cost = await self._chain.replacement_cost(spend.txid)
         return None, _Rival(cost, base_size(spending)) if cost else None
 
-    async def _sign_and_publish(self, unit: Unit, rivals: Sequence[_Rival]) -> list[Fate]:
+    async def _sign_and_publish(self, unit: Unit, rivals: Sequence[_Rival]) -> list[Result]:
         try:
             settlement = await self._sign(unit, rivals)
         except NotEconomical as error:
-            return [Fate(member, Outcome.TOO_SMALL, reason=str(error)) for member in unit.members]
+            return [Result(member, Outcome.TOO_SMALL, reason=str(error)) for member in unit.members]
         except SignerRefused as error:
-            return [Fate(member, Outcome.REFUSED, reason=str(error)) for member in unit.members]
+            return [Result(member, Outcome.REFUSED, reason=str(error)) for member in unit.members]
         looks = [(await self._look(member))[0] for member in unit.members]
         there = [fate for fate in looks if fate is not None and fate.txid == settlement.txid]
         if len(there) == len(looks) and not unit.is_built_upon:
@@ -305,7 +305,7 @@ class Settler:
             done, reason = Outcome.REFUSED, str(error)
             if unit.signed is not None and await self._push(unit, unit.signed):
                 settlement, done = unit.signed, Outcome.PUBLISHED
-        fates = [Fate(member, done, settlement, settlement.txid, reason) for member in unit.members]
+        fates = [Result(member, done, settlement, settlement.txid, reason) for member in unit.members]
         if done is not Outcome.REFUSED:
             return fates
         return [(await self._look(fate.channel))[0] or fate for fate in fates]  # perhaps another one of ours is there

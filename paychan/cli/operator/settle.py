@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from paychan.chain.base import Chain, ChainFailed
-from paychan.cli.operator.offline import Fate, Outcome, Settler, sort_out, up_to_date
+from paychan.cli.operator.offline import Outcome, Result, Settler, sort_out, up_to_date
 from paychan.cli.terminal import err, fail, out
 from paychan.config import Chain as ChainSettings
 from paychan.config import ServerConfig, Signer, load_server_config
@@ -83,7 +83,7 @@ class Report(Struct, frozen=True):
 
     manifest: Manifest
     rate: str
-    fates: list[Fate]
+    fates: list[Result]
 
     @property
     def transactions(self) -> list[str]:
@@ -294,7 +294,7 @@ def _print(report: Report) -> None:
             out.print(text, soft_wrap=True)
 
 
-def _table(fates: Sequence[Fate]) -> Table:
+def _table(fates: Sequence[Result]) -> Table:
     table = Table()
     for name in ("channel (txid:vout)", "expires", "received sat", "fee sat", "what came of it", "by txid"):
         table.add_column(name, overflow="fold", justify="right" if name.endswith("sat") else "left")
@@ -313,7 +313,7 @@ def _table(fates: Sequence[Fate]) -> Table:
     return table
 
 
-def _story(fate: Fate) -> str:
+def _story(fate: Result) -> str:
     colour = {Outcome.REFUSED: "red", Outcome.REFUNDED: "red", Outcome.WAITING: "yellow"}.get(fate.outcome, "green")
     reason = f": {escape(fate.reason)}" if fate.reason else ""
     return f"[{colour}]{fate.outcome.value}[/{colour}]{reason}"
@@ -336,7 +336,7 @@ def _print_json(report: Report) -> None:
     out.print_json(data={**facts, "channels": channels, "transactions": report.transactions})
 
 
-def _sum(fates: Sequence[Fate]) -> str:
+def _sum(fates: Sequence[Result]) -> str:
     received = sum(fate.channel.received_sat for fate in fates)
     return f"{len(fates):,} channel{'' if len(fates) == 1 else 's'} of {received:,} sat"
 

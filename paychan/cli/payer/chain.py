@@ -16,7 +16,7 @@ from msgspec import Struct, structs
 from paychan.chain.base import Chain, ChainFailed, ChainUnfit
 from paychan.chain.bitcoind.chain import BitcoindChain
 from paychan.chain.electrum.chain import ElectrumChain
-from paychan.cli.payer.outputs import Sight, look, shown_txid, value_at
+from paychan.cli.payer.outputs import OwnChainView, look, shown_txid, value_at
 from paychan.cli.payer.terminal import sat
 from paychan.client import Channel, ChannelRecord, Deposit, FundingMissing, Payer, RefundTerms, Source
 from paychan.client.flows.deposits import agrees, with_chain
@@ -118,7 +118,7 @@ def in_options(mend: str) -> str:
     return mend
 
 
-async def see(chain: Chain, payer: Payer, record: ChannelRecord) -> Sight:
+async def see(chain: Chain, payer: Payer, record: ChannelRecord) -> OwnChainView:
     """Look at a channel, and note what the chain shows: the outputs at the address, their values, where the coins are."""
     sight = await look(chain, record)
     now = with_chain(record, sight.deposits, sight.pending)
@@ -159,7 +159,7 @@ def _corrected(before: ChannelRecord, now: ChannelRecord) -> str:
     return f"{now.funding_outpoint} holds {sat(now.funding_sat)}; {said}"
 
 
-async def publish(chain: Chain, payer: Payer, sight: Sight, wish: Wish) -> Refund:
+async def publish(chain: Chain, payer: Payer, sight: OwnChainView, wish: Wish) -> Refund:
     """Sign, keep, publish: in this order, so that a refund of ours is known again. Takes all that is confirmed.
 
     Raises:
@@ -182,7 +182,7 @@ def _rate(coins: Collection[Deposit], fees: ChainFees, wish: Wish) -> int:
     return max(fees.floor_sat_per_vb, affordable_rate(sum(each.value_sat for each in coins), size, wanted))
 
 
-async def bump(chain: Chain, payer: Payer, sight: Sight, wish: Wish) -> Refund:
+async def bump(chain: Chain, payer: Payer, sight: OwnChainView, wish: Wish) -> Refund:
     """Sign the refunds that wait for a block again as one, with a higher fee, and publish it in their place.
 
     It pays where they paid unless `wish.to` says otherwise, and takes along what else is confirmed.
@@ -221,13 +221,13 @@ async def bump(chain: Chain, payer: Payer, sight: Sight, wish: Wish) -> Refund:
     return signed
 
 
-def _waiting(sight: Sight) -> list[CTransaction]:
+def _waiting(sight: OwnChainView) -> list[CTransaction]:
     """The payer's own refunds that wait for a block."""
     kept = [CTransaction.deserialize(bytes.fromhex(raw)) for raw in sight.record.refunds]
     return [each for each in kept if bytes(each.GetTxid()) in sight.refunds]
 
 
-def _least_rate(sight: Sight) -> int:
+def _least_rate(sight: OwnChainView) -> int:
     """The lowest rate, in satoshi per byte, that one of the refunds that wait pays; 0 if what it takes is not noted."""
     values = {
         each.outpoint: each.value_sat for each in (sight.record.funding, *sight.record.deposits) if each is not None
@@ -240,7 +240,7 @@ def _least_rate(sight: Sight) -> int:
     return min(rates, default=0)
 
 
-async def act(chain: Chain, payer: Payer, sight: Sight, wish: Wish) -> Sight:
+async def act(chain: Chain, payer: Payer, sight: OwnChainView, wish: Wish) -> OwnChainView:
     """Do for a channel what its sight asks for: publish the refund, or note the end.
 
     One that waits for a block is replaced if `wish` names a higher rate. A channel that takes payments still goes along by itself, once the server says so.
@@ -258,7 +258,7 @@ async def act(chain: Chain, payer: Payer, sight: Sight, wish: Wish) -> Sight:
     return sight
 
 
-async def attend(chain: Chain, payer: Payer, name: str, wish: Wish) -> Sight | Exception:
+async def attend(chain: Chain, payer: Payer, name: str, wish: Wish) -> OwnChainView | Exception:
     """See to one channel; what goes wrong with it concerns no other, so it is returned."""
     try:
         return await act(chain, payer, await see(chain, payer, payer.wallet.read(name)), wish)

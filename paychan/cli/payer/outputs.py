@@ -34,7 +34,7 @@ _CLOCK_LEEWAY_SECONDS = 2 * 24 * 3600
 """A channel may be older in the chain's time than the payer's clock said when it was made."""
 
 
-class Sight(Struct, frozen=True):
+class OwnChainView(Struct, frozen=True):
     """What the chain shows of a channel."""
 
     record: ChannelRecord
@@ -87,7 +87,7 @@ def is_debug(record: ChannelRecord) -> bool:
     return record.funding_source is Source.DEBUG or record.funding_outpoint == debug
 
 
-async def look(chain: Chain, record: ChannelRecord) -> Sight:
+async def look(chain: Chain, record: ChannelRecord) -> OwnChainView:
     """See how a channel stands in the chain. Nothing is written."""
     noted = parse_outpoint(record.funding_outpoint) if record.funding_outpoint and not is_debug(record) else None
     note = await _follow(chain, record, noted)
@@ -105,7 +105,7 @@ async def look(chain: Chain, record: ChannelRecord) -> Sight:
         moved, last = await _follow_moves(chain, record, coins, last)
     shallow = {outpoint: spend for outpoint, spend in spends.items() if spend.confirmations < DEEP}
     waiting = {each.txid for each in shallow.values() if not each.confirmations}
-    return Sight(
+    return OwnChainView(
         record,
         tip,
         coins,
@@ -167,7 +167,7 @@ def confirmations(depth: int) -> str:
     return f"{depth} confirmation" + ("s" if depth != 1 else "")
 
 
-def story(sight: Sight) -> str:
+def story(sight: OwnChainView) -> str:
     """Tell a sight in one line."""
     record, spend = sight.record, sight.spend
     parts: list[str] = []
@@ -198,14 +198,14 @@ def story(sight: Sight) -> str:
     return "; ".join(parts) or "nothing at this address"
 
 
-def _when(sight: Sight) -> str:
+def _when(sight: OwnChainView) -> str:
     if sight.refund_valid:
         return "the refund is valid now"
     left = sight.record.expiry - sight.tip.median_time
     return f"the refund is valid {relative(left)} by median time" if left >= 0 else "the refund needs a confirmation"
 
 
-def facts(sight: Sight) -> Facts:
+def facts(sight: OwnChainView) -> Facts:
     """What programs get to know of a sight."""
     record, spend = sight.record, sight.spend
     txid = "" if spend is None else shown_txid(spend.txid)

@@ -23,7 +23,7 @@ from paychan.cli.payer.options import (
     TransactionOption,
     read_transaction,
 )
-from paychan.cli.payer.outputs import DEEP, Sight, confirmations, facts, is_debug, shown_txid, story
+from paychan.cli.payer.outputs import DEEP, OwnChainView, confirmations, facts, is_debug, shown_txid, story
 from paychan.cli.payer.terminal import (
     Facts,
     JsonOption,
@@ -132,7 +132,7 @@ def _made(name: str, signed: Refund) -> Facts:
     return {"name": name, "txid": shown_txid(signed.txid), "fee_sat": signed.fee_sat, "confirmations": 0}
 
 
-async def _published_before(chain: Chain, payer: Payer, sight: Sight, wish: Wish) -> Facts:
+async def _published_before(chain: Chain, payer: Payer, sight: OwnChainView, wish: Wish) -> Facts:
     """Say how a refund stands that was published before, or why there is none to publish."""
     record = sight.record
     if sight.refunds:
@@ -260,7 +260,7 @@ def watch(
             raise typer.Exit(1)
 
 
-_Seen: TypeAlias = dict[str, Sight | Exception]
+_Seen: TypeAlias = dict[str, OwnChainView | Exception]
 """By name: what the chain shows of a channel, or what went wrong with it."""
 
 
@@ -284,7 +284,7 @@ async def _watch(source: OwnChain, payer: Payer, chosen: list[str], wish: Wish, 
                 err.print(
                     f"of another network than {network.value}, not looked at: {', '.join(others)}", soft_wrap=True
                 )
-            sights = [each for each in seen.values() if isinstance(each, Sight)]
+            sights = [each for each in seen.values() if isinstance(each, OwnChainView)]
             failed = [name for name in names if isinstance(seen[name], Exception)]
             if once or not (failed or any(sight.waits for sight in sights)):
                 return seen
@@ -295,14 +295,14 @@ async def _attend_all(chain: Chain, payer: Payer, names: list[str], wish: Wish) 
     """See to the channels a few at a time: a node scans its unspent outputs for all that wait."""
     turns = asyncio.Semaphore(_AT_A_TIME)
 
-    async def one(name: str) -> Sight | Exception:
+    async def one(name: str) -> OwnChainView | Exception:
         async with turns:
             return await attend(chain, payer, name, wish)
 
     return dict(zip(names, await asyncio.gather(*map(one, names)), strict=True))
 
 
-async def _wait(chain: Chain, sights: list[Sight]) -> None:
+async def _wait(chain: Chain, sights: list[OwnChainView]) -> None:
     try:
         if sights:
             await chain.wait_for_change(sights[0].tip, _LOOK_SECONDS)

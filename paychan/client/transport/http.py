@@ -23,7 +23,7 @@ from paychan.client.transport.effects import (
     Save,
     Send,
 )
-from paychan.client.transport.websocket import AsyncLine, Line
+from paychan.client.transport.websocket import AsyncStream, Stream
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ _HEADERS = {"accept": "application/json", "accept-encoding": "identity", "conten
 def drive(flow: Flow[T], http: httpx.Client, keep: Callable[[ChannelRecord], None]) -> T:
     """Run a flow to its end, waiting. `keep` makes a record durable and adopts it."""
     answer: Answer = None
-    with Line() as line:
+    with Stream() as line:
         while True:
             try:
                 effect = flow.send(answer)
@@ -60,7 +60,7 @@ def drive(flow: Flow[T], http: httpx.Client, keep: Callable[[ChannelRecord], Non
 async def drive_async(flow: Flow[T], http: httpx.AsyncClient, keep: Callable[[ChannelRecord], None]) -> T:
     """Run a flow to its end on the event loop; records are written in a worker thread."""
     answer: Answer = None
-    async with AsyncLine() as line:
+    async with AsyncStream() as line:
         while True:
             try:
                 effect = flow.send(answer)

@@ -36,7 +36,7 @@ def _reason(error: Exception) -> NoAnswer:
     return NoAnswer(str(error) or type(error).__name__)
 
 
-class Line:
+class Stream:
     """A stream whose methods wait."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Line:
         return None
 
 
-class AsyncLine:
+class AsyncStream:
     """A stream whose methods are awaited."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class AsyncLine:
         await self._stack.aclose()
 
     async def perform(self, effect: Connect | Send | Receive) -> Connected | Received | NoAnswer | None:
-        """Do what `Line` does."""
+        """Do what `Stream` does."""
         try:
             if isinstance(effect, Connect):
                 self._connection = await self._stack.enter_async_context(connect_async(effect.url, **_options(effect)))
