@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any
+from contextlib import asynccontextmanager, suppress
+from typing import Any, cast
 
 import pytest
 
@@ -262,6 +263,26 @@ async def test_busy(scene: Scene, proxy: ElectrumProxy, chain: ElectrumChain) ->
         await chain.unspent([scene.funded])
 
 
+@asynccontextmanager
+async def serving(
+    answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[int]:
+    """Port of a server whose connections are closed at its end: Python 3.11 leaves them to the garbage collector."""
+    ended = list[asyncio.Task[None]]()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ended.append(cast("asyncio.Task[None]", asyncio.current_task()))
+        with suppress(OSError):
+            await answer(reader, writer)
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+        await asyncio.wait(ended)
+
+
 @pytest.mark.parametrize(
     "line",
     [b"", b"\n", b"{}", b"[1]\n", b"\xff\xfe\n", b'{"id": true}\n', b'{"id":0,"result":' + b"[" * 100_000 + b"\n"],
@@ -275,8 +296,7 @@ async def test_no_json_rpc(line: bytes) -> None:
         writer.write(line)
         writer.close()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
+    async with serving(answer) as port:
         chain = ElectrumChain(f"tcp://127.0.0.1:{port}", Network.REGTEST, timeout_seconds=5)
         with pytest.raises(ChainFailed, match=rf"^tcp://127\.0\.0\.1:{port}: server.version: "):
             await chain.tip()
@@ -294,8 +314,7 @@ async def test_endless_line() -> None:
             sent += 1_000_000
             await writer.drain()
 
-    async with await asyncio.start_server(flood, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
+    async with serving(flood) as port:
         chain = ElectrumChain(f"tcp://127.0.0.1:{port}", Network.REGTEST, timeout_seconds=20)
         with pytest.raises(ChainFailed, match="a line of more than"):
             await chain.tip()

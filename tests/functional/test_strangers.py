@@ -22,7 +22,7 @@ CLIENT = httpx.Client(timeout=60, trust_env=False, verify=False)
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
-    with market(tmp_path_factory.mktemp("strangers")) as both:
+    with market(tmp_path_factory.mktemp("strangers")) as both, CLIENT:
         yield both
 
 
