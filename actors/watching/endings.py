@@ -89,9 +89,19 @@ class Endings:
         since = self._missed_since.setdefault(channel.outpoint, seen.tip.height)
         if seen.tip.height - since < self._context.settlement_confirmations:
             return
-        self._missed_since.pop(channel.outpoint)
+        if await self._is_there_now(channel, seen.tip):
+            return
+        self._missed_since.pop(channel.outpoint, None)
         log.error("never funded", channel=str(channel.outpoint), received_sat=channel.received_sat)
         await self._registry.ask(channel.outpoint, Unfunded())
+
+    async def _is_there_now(self, channel: Channel, tip: Tip) -> bool:
+        """Ask once more: the chain's last answer may be older than the tip, as in the midst of a reorg."""
+        chain = self._context.chain
+        there = channel.outpoint in await chain.unspent([channel.outpoint]) or await chain.tip() != tip
+        if there:
+            self.is_there(channel.outpoint)
+        return there
 
     # --- those that have --------------------------------------------------------------------------------------------
 

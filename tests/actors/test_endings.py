@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from structlog.testing import capture_logs
+
 from actors.alarm import Kind
 from paychan.chain.base import ChainFailed, Funding, Spend, Tip
 from paychan.chain.debug import DebugChain
@@ -26,13 +28,16 @@ class Blocks(DebugChain):
         super().__init__(lambda: NOW)
         self.height = 100
         self.depth: int | None = 1000
+        self.late = 0
+        """How many answers are from before the funding output was there."""
 
     async def tip(self) -> Tip:
         return Tip(self.height, f"{self.height:064x}", NOW, NOW)
 
     async def unspent(self, outpoints: Any) -> dict[OutPoint, Funding]:
         found = await super().unspent(outpoints)
-        if self.depth is None:
+        if self.depth is None or self.late:
+            self.late -= bool(self.late)
             return {}
         return {at: Funding(at, funding.value_sat, self.depth) for at, funding in found.items()}
 
@@ -60,6 +65,21 @@ async def test_fault_10_blocks_without_the_funding_are_counted(tmp_path: Path):
         assert (await server.stored(PAYER)).state is State.UNFUNDED
         assert isinstance(refused(await server.registry.ask(PAYER.outpoint, PAYER.pays(10_001))), NeverFunded)
         assert server.watcher.alarms == ()
+
+
+async def test_fault_10_an_answer_older_than_the_tip_ends_no_channel(tmp_path: Path):
+    """A reorg took the funding out and put it into the mempool: an answer from between is asked again, and counts anew."""
+    chain = Blocks()
+    async with local(tmp_path, chain=chain) as server:
+        await server.open(PAYER)
+        chain.depth = None
+        await server.watcher.look()
+        chain.height += CONFIRMATIONS + 1
+        chain.late, chain.depth = 1, 0
+        with capture_logs() as logs:
+            await server.watcher.look()
+        assert (await server.stored(PAYER)).state is State.OPEN
+        assert "never funded" not in [line["event"] for line in logs]
 
 
 async def test_fault_10_funding_that_is_back_without_a_block_takes_no_payment(tmp_path: Path):
