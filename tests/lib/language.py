@@ -1,0 +1,106 @@
+"""Finds phrases of `tests/spec/language.toml` in comments, docstrings, messages and pages.
+
+`python -m tests.lib.language [FOLDER…]` lists them with their lines and what to write instead.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import sys
+import tokenize
+import tomllib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+RULES = tomllib.loads((ROOT / "tests" / "spec" / "language.toml").read_text())
+FOLDERS = ("paychan", "actors", "signer", "config", "bench", "tests")
+SPELLS_THE_PHRASES = {"tests/spec/language.toml", "tests/lib/language.py", "tests/protocol/test_language.py"}
+
+
+class Text(NamedTuple):
+    """One sentence-like piece of a file."""
+
+    line: int
+    text: str
+    is_docstring: bool
+
+
+def _docstrings(tree: ast.AST) -> set[int]:
+    """First lines of the docstrings, also of those that follow an assignment."""
+    lines = set[int]()
+    for node in ast.walk(tree):
+        for body in (getattr(node, "body", []), getattr(node, "orelse", [])):
+            for statement in body if isinstance(body, list) else ():
+                if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                    lines.add(statement.lineno)
+    return lines
+
+
+def texts_of_python(source: str) -> Iterator[Text]:
+    """Comments, docstrings and strings of several words."""
+    docstrings = _docstrings(ast.parse(source))
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        kind = tokenize.tok_name[token.type]
+        if kind == "COMMENT":
+            yield Text(token.start[0], token.string.lstrip("# "), is_docstring=False)
+        elif kind in ("STRING", "FSTRING_MIDDLE") and " " in token.string:
+            text = token.string.lstrip("rfbuRFBU").strip("\"'")
+            yield Text(token.start[0], text, is_docstring=token.start[0] in docstrings)
+
+
+def texts_of(path: Path) -> Iterator[Text]:
+    """What a person reads in a file."""
+    source = path.read_text()
+    if path.suffix == ".py":
+        yield from texts_of_python(source)
+    elif path.suffix == ".md":
+        for number, line in enumerate(source.splitlines(), 1):
+            yield Text(number, line, is_docstring=False)
+    else:
+        for number, line in enumerate(source.splitlines(), 1):
+            if "#" in line:
+                yield Text(number, line.partition("#")[2], is_docstring=False)
+
+
+def files(*folders: str) -> list[Path]:
+    """Files of the repository that hold sentences."""
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*"))]
+    paths += sorted(ROOT.glob("*.md")) if folders == FOLDERS else []
+    names = (".py", ".md", ".toml", ".service")
+    return [path for path in paths if path.suffix in names and "results" not in path.parts]
+
+
+def findings(path: Path) -> list[str]:
+    """Each phrase that must not stand in a file: place, phrase, and what to write instead."""
+    name = path.relative_to(ROOT).as_posix()
+    allowed = [phrase for glob, phrases in RULES["allow"].items() if fnmatch(name, glob) for phrase in phrases]
+    found = []
+    for text in () if name in SPELLS_THE_PHRASES else texts_of(path):
+        plain = re.sub(r"`[^`]*`", "`code`", text.text)  # names of the code have their own rules
+        for rule in RULES["pattern"]:
+            if rule.get("docstring") and not text.is_docstring:
+                continue
+            for phrase in rule["phrases"]:
+                for hit in re.finditer(
+                    phrase if phrase.startswith(("^", "\\b", "(")) else rf"\b{phrase}", plain, re.IGNORECASE
+                ):
+                    if hit[0].strip() not in allowed:
+                        line = text.line + plain[: hit.start()].count("\n")
+                        found.append(f"{name}:{line}: “{hit[0]}” is {rule['name']}: {rule['better']}")
+    return found
+
+
+def main() -> None:
+    """List all findings."""
+    for path in files(*(sys.argv[1:] or FOLDERS)):
+        for found in findings(path):
+            sys.stdout.write(found + "\n")
+
+
+if __name__ == "__main__":
+    main()
