@@ -121,7 +121,7 @@ async def test_a_step_whose_write_is_cut_off_is_taken_again(tmp_path: Path, writ
     assert spent.txid == transaction(stored).GetTxid()
 
 
-async def test_nothing_is_signed_before_closing_is_durable(tmp_path: Path):
+async def test_threat_35_nothing_is_signed_before_closing_is_durable(tmp_path: Path):
     """While the step to CLOSING is on its way to the disk the signer is not asked (threat 35)."""
     async with local(tmp_path) as server:
         await server.open(PAYER)

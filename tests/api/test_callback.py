@@ -245,7 +245,7 @@ JUNK = {
 
 
 @pytest.mark.parametrize("kind", JUNK)
-def test_junk_is_no_answer(application: Application, payer_v1: V1, asking: System, kind: str) -> None:
+def test_threat_36_junk_is_no_answer(application: Application, payer_v1: V1, asking: System, kind: str) -> None:
     """What is neither a clear yes nor a clear no is treated as silence: 503, and the payment is asked about again."""
     payment = payer_v1.payer.payment(150_000)
     application.answer = lambda _: JUNK[kind]
@@ -257,7 +257,7 @@ def test_junk_is_no_answer(application: Application, payer_v1: V1, asking: Syste
     assert {question.path for question in application.questions} == {"/app/value_received"}
 
 
-def test_a_deep_answer_is_no_answer(application: Application, payer_v1: V1) -> None:
+def test_threat_26_a_deep_answer_is_no_answer(application: Application, payer_v1: V1) -> None:
     """Threat 26 holds for what the application sends, too."""
     application.answer = lambda _: Reply(200, b'{"x":' + b"[" * 2000 + b"]" * 2000 + b"}")
     assert refusal(payer_v1.pay(payer_v1.payer.payment(150_000))) == (503, "payment_pending")
@@ -274,7 +274,9 @@ def test_an_answer_that_trickles_in_is_no_answer(application: Application, payer
 # --- at the same time -----------------------------------------------------------------------------------------------
 
 
-def test_duplicates_at_the_same_time_are_one_question(application: Application, payer_v1: V1, asking: System) -> None:
+def test_threat_36_duplicates_at_the_same_time_are_one_question(
+    application: Application, payer_v1: V1, asking: System
+) -> None:
     """Ten copies of a payment are delivered once, and each copy gets its value."""
     payment = payer_v1.payer.payment(150_000)
 
@@ -405,7 +407,9 @@ def crashed(application: Application, asking: System, payer_v1: V1) -> V1:
     return payer_v1
 
 
-def test_a_retry_after_a_crash_is_delivered_once_more(application: Application, asking: System, crashed: V1) -> None:
+def test_threat_36_a_retry_after_a_crash_is_delivered_once_more(
+    application: Application, asking: System, crashed: V1
+) -> None:
     """The payment was durable before the application saw it, with its key: the retry is recognized, and counts once."""
     assert _received(asking, crashed.payer) == 100_000
     paid = crashed.pay(crashed.payer.payment(150_000))
@@ -415,7 +419,7 @@ def test_a_retry_after_a_crash_is_delivered_once_more(application: Application, 
     assert crashed.pay(crashed.payer.payment(150_000)).json()["value_received"] == 0
 
 
-def test_another_payment_after_a_crash_resolves_the_offered_one(
+def test_threat_36_another_payment_after_a_crash_resolves_the_offered_one(
     application: Application, asking: System, crashed: V1
 ) -> None:
     """The application may have counted the payment already, so it is asked about that one before any other."""

@@ -141,7 +141,7 @@ def test_a_v2_channel_closes_when_the_signer_is_back(
     assert (closed.status_code, closed.json()["settlement_txid"]) == (200, txid)
 
 
-def test_payments_go_on_without_the_signer(
+def test_threat_32_payments_go_on_without_the_signer(
     impatient: System, http: httpx.Client, stopped_signer: Callable[[], None]
 ) -> None:
     """Threat 32: open channels are paid as before, a draining payment counts at once; new keys have to wait."""

@@ -58,7 +58,9 @@ def _queries(draw: st.DrawFn) -> list[tuple[str, str]]:
 
 @FUZZ
 @given(query=_queries(), where=st.integers(0, 6))
-def test_no_query_makes_the_server_fail(channels: tuple[V1, V2, V2], query: list[tuple[str, str]], where: int) -> None:
+def test_threat_26_27_no_query_makes_the_server_fail(
+    channels: tuple[V1, V2, V2], query: list[tuple[str, str]], where: int
+) -> None:
     """Any query on any resource is answered once, below 500."""
     v1, v2, _ = channels
     pay, post, close = (urlsplit(url).path for url in (v1.resource, v2.resource(), v2.resource("/close")))
@@ -76,7 +78,9 @@ def test_no_query_makes_the_server_fail(channels: tuple[V1, V2, V2], query: list
 
 @FUZZ
 @given(data=st.data(), which=st.integers(0, 3))
-def test_no_damaged_request_makes_the_server_fail(channels: tuple[V1, V2, V2], data: st.DataObject, which: int) -> None:
+def test_threat_26_27_no_damaged_request_makes_the_server_fail(
+    channels: tuple[V1, V2, V2], data: st.DataObject, which: int
+) -> None:
     """A right request with a piece replaced anywhere behind its path is answered once, below 500."""
     v1, v2, _ = channels
     payment = v1.payer.payment(100_000)
@@ -107,7 +111,9 @@ def _json() -> st.SearchStrategy[Any]:
 
 @FUZZ
 @given(data=st.data(), which=st.integers(0, 2), kind=st.sampled_from(["json", "bytes", "damaged", "replaced"]))
-def test_no_body_makes_the_server_fail(channels: tuple[V1, V2, V2], data: st.DataObject, which: int, kind: str) -> None:
+def test_threat_26_27_no_body_makes_the_server_fail(
+    channels: tuple[V1, V2, V2], data: st.DataObject, which: int, kind: str
+) -> None:
     """Any JSON, any bytes, and a right body with a piece or a value replaced are answered once, below 500."""
     v2 = channels[2 if which == 2 else 1]
     payment = v2.payer.payment(100_000)

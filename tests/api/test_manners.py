@@ -46,7 +46,7 @@ def http() -> Iterator[httpx.Client]:
         yield client
 
 
-def test_bad_signatures_end_their_connection(strict: System, http: httpx.Client) -> None:
+def test_threat_26_bad_signatures_end_their_connection(strict: System, http: httpx.Client) -> None:
     """After the last bad signature that is checked a payment gets 429, a code, and the end of its connection."""
     v1 = V1(strict.url, Payer(), http)
     assert v1.open(v1.payer.payment(100_000)).status_code == 201

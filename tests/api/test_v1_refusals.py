@@ -237,7 +237,7 @@ def test_fault_75_forged_closings_are_counted(v1: V1) -> None:
         assert time.monotonic() - began >= 0.15  # 10, 20, 40 and 80 ms
 
 
-def test_only_the_newest_payment_closes(open_v1: V1, system: System) -> None:
+def test_threat_29_only_the_newest_payment_closes(open_v1: V1, system: System) -> None:
     """DELETE compares value, signature and flag with the newest payment; anything else is a 400."""
     newest = open_v1.payer.payment(150_000)
     assert open_v1.pay(newest).status_code == 200
@@ -263,7 +263,7 @@ def test_an_unknown_channel_is_not_found(v1: V1) -> None:
     "name", ["{txid}/00", "{txid}/+0", "{txid}/-0", "{txid}/0x0", "{upper}/0", "{txid}/", "{txid}"]
 )
 @BOTH_WAYS
-def test_a_channel_has_one_name(open_v1: V1, name: str) -> None:
+def test_threat_27_a_channel_has_one_name(open_v1: V1, name: str) -> None:
     """Other spellings of a txid or an index name nothing (threat 27)."""
     outpoint = OutPoint(sha256(open_v1.payer.public_key).digest(), 0)
     name = name.format(txid=outpoint.txid_hex, upper=outpoint.txid_hex.upper())
@@ -286,7 +286,7 @@ def test_the_outpoint_of_an_open_channel_is_taken(open_v1: V1) -> None:
     assert again.headers["Location"] == open_v1.resource
 
 
-def test_the_outpoint_of_a_settled_channel_is_used_for_ever(open_v1: V1) -> None:
+def test_threat_4_the_outpoint_of_a_settled_channel_is_used_for_ever(open_v1: V1) -> None:
     """Opening where a channel was settled is 409 without `Location` (threat 4)."""
     assert open_v1.close(open_v1.payer.payment(100_000)).status_code == 202
     again = open_v1.open(open_v1.payer.payment(200_000))

@@ -127,7 +127,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in VALUES.items() for value in values])
-def test_a_value_of_another_kind_is_a_400(channel: V2, name: str, value: str) -> None:
+def test_threat_27_40_a_value_of_another_kind_is_a_400(channel: V2, name: str, value: str) -> None:
     """Numbers are plain JSON integers in range, hex is lower case and even, text is text (threats 27 and 40)."""
     data = json.loads(channel.opening_body(channel.payer.payment(100_000)))
     text = json.dumps(data | {name: "@"}).replace('"@"', value)

@@ -116,7 +116,7 @@ def test_the_outpoint_of_a_channel_is_taken(open_v2: V2) -> None:
     assert again.headers["Location"] == f"{open_v2.url}{path(open_v2.payer.outpoint)}"
 
 
-def test_the_outpoint_of_a_settled_channel_is_used_for_ever(open_v2: V2) -> None:
+def test_threat_4_the_outpoint_of_a_settled_channel_is_used_for_ever(open_v2: V2) -> None:
     """Opening where a channel was settled is 409 without `Location`."""
     assert open_v2.close(open_v2.payer.payment(120_000)).status_code == 200
     again = open_v2.open(open_v2.payer.payment(200_000))

@@ -45,7 +45,7 @@ def _facts(answer: httpx.Response) -> tuple[object, ...]:
 @pytest.mark.parametrize("kind", WRONG)
 @pytest.mark.parametrize("tail", ["", "/close"])
 @BOTH_WAYS
-def test_wrong_secrets_and_unknown_channels_are_one_404(
+def test_threat_29_30_wrong_secrets_and_unknown_channels_are_one_404(
     open_v2: V2, new_v2: Callable[[Dialect], V2], system: System, kind: str, tail: str
 ) -> None:
     """Without the right secret an open channel answers as one that does not exist: same phrase, headers, empty body."""
@@ -61,7 +61,7 @@ def test_wrong_secrets_and_unknown_channels_are_one_404(
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_opening_needs_the_secret_of_this_very_payment(v2: V2, system: System, kind: str) -> None:
+def test_threat_29_opening_needs_the_secret_of_this_very_payment(v2: V2, system: System, kind: str) -> None:
     """Defect D10: a wrong or missing secret is 404 with an empty body, which does not reveal the right one."""
     first = v2.payer.payment(100_000)
     query = WRONG[kind].format(right=opening_secret(first).hex())
@@ -71,7 +71,7 @@ def test_opening_needs_the_secret_of_this_very_payment(v2: V2, system: System, k
 
 
 @BOTH_WAYS
-def test_the_secret_comes_before_what_the_body_names(open_v2: V2) -> None:
+def test_threat_29_the_secret_comes_before_what_the_body_names(open_v2: V2) -> None:
     """Without the secret even a body that contradicts the channel tells nothing."""
     open_v2.secret = "ab" * 32
     for facts in ({"funding_txid": "11" * 32, "funding_vout": 1}, {"redeem_script": "00"}, {"change_address": "x"}):
@@ -80,7 +80,7 @@ def test_the_secret_comes_before_what_the_body_names(open_v2: V2) -> None:
 
 
 @BOTH_WAYS
-def test_a_closed_channel_hides_behind_its_secret_too(open_v2: V2) -> None:
+def test_threat_29_a_closed_channel_hides_behind_its_secret_too(open_v2: V2) -> None:
     """410 is for those who know the secret."""
     assert open_v2.close(open_v2.payer.payment(120_000)).status_code == 200
     open_v2.secret = "ab" * 32
@@ -119,7 +119,9 @@ def _seconds(send: Callable[[], httpx.Response]) -> float:
 
 
 @pytest.mark.timeout(300)
-def test_the_time_of_a_404_does_not_tell_whether_there_is_a_channel(system: System, http: httpx.Client) -> None:
+def test_threat_30_the_time_of_a_404_does_not_tell_whether_there_is_a_channel(
+    system: System, http: httpx.Client
+) -> None:
     """Each 404 leaves at a fixed moment, so 200 interleaved requests with a wrong secret and for no channel are alike.
 
     Noise only adds time, so the lower deciles are compared; a busy machine gets fifteen tries.
@@ -186,7 +188,7 @@ def _work(seconds: float) -> None:
 
 
 @BOTH_WAYS
-def test_a_404_of_v1_leaves_at_the_fixed_moment_too(open_v2: V2) -> None:
+def test_threat_30_a_404_of_v1_leaves_at_the_fixed_moment_too(open_v2: V2) -> None:
     """Asking under /v1 does not show a v2 channel either."""
     stranger = V1(open_v2.url, Payer(), open_v2.http)
     hidden = V1(open_v2.url, open_v2.payer, open_v2.http)
@@ -196,7 +198,7 @@ def test_a_404_of_v1_leaves_at_the_fixed_moment_too(open_v2: V2) -> None:
 
 
 @BOTH_WAYS
-def test_a_late_body_does_not_use_up_the_time_of_a_404(system: System, http: httpx.Client) -> None:
+def test_threat_30_a_late_body_does_not_use_up_the_time_of_a_404(system: System, http: httpx.Client) -> None:
     """The moment counts from when the whole request was read: sending the body slowly does not show the look-up."""
     known = V2(system.url, Payer(), http)
     assert known.open(known.payer.payment(100_000)).status_code == 201

@@ -85,7 +85,7 @@ def test_an_idle_connection_is_closed(strict: System) -> None:
     assert [statuses(received) for received in _cut_off(strict, begun)] == [[], [], [], [], [200]]
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(strict: System) -> None:
+def test_threat_26_a_body_that_does_not_come_is_not_waited_for(strict: System) -> None:
     """A body must have arrived within its time; there is no answer to half of it."""
     framings = (b"Content-Length: 100\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n64\r\n")
     assert _cut_off(strict, [POST + framing + b"half" for framing in framings]) == [b"", b""]
@@ -100,7 +100,7 @@ def _cut_off(system: System, begun: Sequence[bytes]) -> list[bytes]:
         return [read_all(connection) for connection in connections]
 
 
-def test_headers_that_trickle_in_do_not_hold_a_connection(strict: System) -> None:
+def test_threat_26_headers_that_trickle_in_do_not_hold_a_connection(strict: System) -> None:
     """Slowloris: a byte now and then does not renew the idle time."""
     with connect(strict.url) as connection, pytest.raises(OSError):
         _trickle(connection)
@@ -112,7 +112,7 @@ def _trickle(connection: socket.socket) -> None:
         time.sleep(0.1)
 
 
-def test_a_client_that_takes_no_answers_is_cut_off(strict: System) -> None:
+def test_threat_26_a_client_that_takes_no_answers_is_cut_off(strict: System) -> None:
     """Whoever pipelines requests and reads nothing does not hold its connection: most answers are never made."""
     with connect(strict.url) as connection:
         connection.settimeout(0.5)
@@ -126,7 +126,7 @@ def test_a_client_that_takes_no_answers_is_cut_off(strict: System) -> None:
         assert len(statuses(read_all(connection))) < sent
 
 
-def test_a_head_over_the_limit_is_cut_off(strict: System) -> None:
+def test_threat_26_a_head_over_the_limit_is_cut_off(strict: System) -> None:
     """A head of at most 8192 bytes is read; a longer one ends the connection, also one that never ends."""
     fits = GET + b"Connection: close\r\nX: " + b"x" * (8192 - len(GET) - 26) + b"\r\n\r\n"
     assert len(fits) == 8192
@@ -145,7 +145,7 @@ def test_a_head_over_the_limit_is_cut_off(strict: System) -> None:
     ],
     ids=["a terabyte", "65537 bytes", "chunk of 65537 bytes", "chunk of 2^64-1 bytes"],
 )
-def test_a_body_far_over_the_limit_is_not_read(strict: System, request_bytes: bytes) -> None:
+def test_threat_26_a_body_far_over_the_limit_is_not_read(strict: System, request_bytes: bytes) -> None:
     """Sixteen times the limit is where reading ends: 400 at once, and the connection is closed."""
     assert statuses(exchange(strict.url, request_bytes)) == [400]
 
@@ -230,7 +230,7 @@ CORPUS = {
 
 @pytest.mark.parametrize("kind", CORPUS)
 @pytest.mark.parametrize("as_payment", [False, True])
-def test_an_ambiguous_request_hides_no_second_one(strict: System, kind: str, as_payment: bool) -> None:
+def test_threat_28_an_ambiguous_request_hides_no_second_one(strict: System, kind: str, as_payment: bool) -> None:
     """A request that two parsers may read differently gets one 4xx at most, then the connection is closed.
 
     Payments take a lane of their own behind the parser of heads, so each request is tried as one of them, too.
@@ -257,7 +257,7 @@ CLEAR = {
 
 
 @pytest.mark.parametrize("kind", CLEAR)
-def test_an_unusual_but_clear_request_is_one_request(strict: System, kind: str) -> None:
+def test_threat_28_an_unusual_but_clear_request_is_one_request(strict: System, kind: str) -> None:
     """What is odd but has one meaning is read as exactly one request, and the next one on the connection is the next one."""
     first, status = CLEAR[kind]
     last = b"GET /last HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
@@ -282,7 +282,7 @@ def test_a_client_that_leaves_at_once_disturbs_nobody(strict: System, http: http
     assert "Traceback" not in strict.server.text()
 
 
-def test_what_was_sent_before_a_broken_request_is_answered(strict: System) -> None:
+def test_threat_28_what_was_sent_before_a_broken_request_is_answered(strict: System) -> None:
     """A good request keeps its answer when the bytes behind it are none."""
     with connect(strict.url) as connection:
         connection.sendall(SMUGGLED + b"\x00\x01\x02\r\n\r\n")

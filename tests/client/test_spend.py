@@ -79,7 +79,7 @@ def record_of(**changes: Any) -> ChannelRecord:
         (-1, ValueError),
     ],
 )
-def test_limits_of_a_payment(amount_sat: int, outcome: int | type[Exception]) -> None:
+def test_threat_41_limits_of_a_payment(amount_sat: int, outcome: int | type[Exception]) -> None:
     """Change stays at the dust limit or above; giving everything needs the word drain."""
     if isinstance(outcome, int):
         assert next_change(record_of(), amount_sat, NO_LIMIT, drain=False) == outcome
@@ -97,7 +97,7 @@ def test_the_choice_at_the_end_of_a_channel_is_clear() -> None:
     assert next_change(record_of(), 989_900, NO_LIMIT, drain=True) == 0
 
 
-def test_a_slip_of_the_finger_is_stopped() -> None:
+def test_threat_41_a_slip_of_the_finger_is_stopped() -> None:
     """A payment above the payer's own limit is not signed (threat 41)."""
     with pytest.raises(OverLimit) as caught:
         next_change(record_of(), 5_001, Limits(payment_sat=5_000), drain=False)

@@ -143,7 +143,7 @@ def test_a_killed_backup_is_no_backup(made: Path, call: str) -> None:
 # --- verifying ------------------------------------------------------------------------------------------------------
 
 
-def test_any_flipped_byte_is_found(made: Path) -> None:
+def test_threat_12_any_flipped_byte_is_found(made: Path) -> None:
     """One changed bit at any position of the file, zip's own headers included, fails verification (threat 12)."""
     whole, chance = made.read_bytes(), random.Random(3)
     framing = [*range(50), *range(len(whole) - 400, len(whole))]  # zip's headers, the manifest's end, the seal

@@ -88,7 +88,7 @@ class TestUnfitNodes:
         with Node(tmp_path, network="signet") as node, pytest.raises(ChainUnfit, match="initial block download"):
             await opener(node, Network.TEST).check()
 
-    async def test_initial_download(self, tmp_path: Path, opener: Opener) -> None:
+    async def test_threat_33_initial_download(self, tmp_path: Path, opener: Opener) -> None:
         """Threat 33: a node whose newest block is old, as of one that catches up, is refused."""
         with Node(tmp_path, born=int(time.time()) - 3 * DAY_SECONDS) as node:
             node.stop()

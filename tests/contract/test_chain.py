@@ -103,7 +103,7 @@ class TestFunding:
                 await chain.adopt(payer.terms, [outpoint])
         await eventually(lambda: chain.funding(payer.terms), ())
 
-    async def test_other_scripts(self, chain: Chain, node: Node) -> None:
+    async def test_threat_2_other_scripts(self, chain: Chain, node: Node) -> None:
         """Threat 2: an output to another channel of the same keys is none of this one."""
         payer, _ = await funded(chain, node, "whose")
         other = Payer("whose", UnixTime(PAST + 1))
@@ -218,7 +218,7 @@ class TestReserve:
 
 class TestReorganization:
     @pytest.mark.parametrize("depth", [1, 3, 6])
-    async def test_spend_unconfirmed_again(self, chain: Chain, node: Node, depth: int) -> None:
+    async def test_threat_3_spend_unconfirmed_again(self, chain: Chain, node: Node, depth: int) -> None:
         """Threat 3: a spend that a reorganization takes out of the chain waits again, and is confirmed again."""
         payer, funding = await funded(chain, node, f"spend reorganized {depth}")
         settlement = settle(payer, funding)
@@ -252,7 +252,7 @@ class TestReorganization:
         node.mine()
         await eventually(lambda: chain.funding(payer.terms), (Funding(funding.outpoint, FUNDING_SAT, 1),))
 
-    async def test_funding_double_spent(self, chain: Chain, node: Node) -> None:
+    async def test_threat_1_funding_double_spent(self, chain: Chain, node: Node) -> None:
         """Threat 1: replaced funding is gone, in the mempool and in the chain, and there again when its branch wins."""
         payer, funding = await funded(chain, node, "double spent", confirmations=0)
         raw = node.rpc("getrawtransaction", funding.outpoint.txid_hex)
@@ -376,7 +376,7 @@ class TestRestarts:
         finally:
             await third.close()
 
-    async def test_of_the_node(self, chain: Chain, node: Node) -> None:
+    async def test_threat_33_of_the_node(self, chain: Chain, node: Node) -> None:
         """Threat 33: after a node that was stopped, and one that was killed, the same backend goes on by itself."""
         payer, funding = await funded(chain, node, "node restart")
         node.stop()

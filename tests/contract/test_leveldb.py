@@ -65,7 +65,7 @@ def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()  # ends when its input does
 
 
-def test_a_second_process_is_refused(tmp_path: Path) -> None:
+def test_threat_39_a_second_process_is_refused(tmp_path: Path) -> None:
     """The error names the process that has the store, by id and command; when that has ended, the store opens."""
     path = tmp_path / "store"
     with holder(path) as other, pytest.raises(StoreFailed, match=rf"in use by process {other.pid} \(.*python"):
@@ -176,7 +176,7 @@ def test_a_place_that_can_not_be_written_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("table", [False, True])
-async def test_no_flipped_byte_loses_a_channel_silently(tmp_path: Path, table: bool) -> None:
+async def test_threat_12_no_flipped_byte_loses_a_channel_silently(tmp_path: Path, table: bool) -> None:
     """One changed bit in any file of the store is an error when it is opened or read, or it changes nothing (threat 12)."""
     path, channels, chance = tmp_path / "store", many(200), random.Random(5)
     await asyncio.to_thread(fill, path, channels, table=table)

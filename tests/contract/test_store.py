@@ -96,7 +96,7 @@ async def test_a_closed_store_answers_nothing(backend: Backend) -> None:
 # --- conditional ----------------------------------------------------------------------------------------------------
 
 
-async def test_an_outpoint_opens_once(store: Store) -> None:
+async def test_threat_4_an_outpoint_opens_once(store: Store) -> None:
     """A second channel of the same outpoint is not written (threat 4)."""
     channel = Payer("once").channel()
     other = Payer("once").channel(paid_sat=20_000)
@@ -107,7 +107,7 @@ async def test_an_outpoint_opens_once(store: Store) -> None:
 
 
 @pytest.mark.parametrize("state", State)
-async def test_an_outpoint_is_never_used_again(store: Store, state: State) -> None:
+async def test_threat_4_an_outpoint_is_never_used_again(store: Store, state: State) -> None:
     """However a channel ended, its outpoint opens no other (threat 4: resurrection)."""
     payer = Payer("ended")
     versions = payer.history(state)
@@ -117,7 +117,7 @@ async def test_an_outpoint_is_never_used_again(store: Store, state: State) -> No
     assert await store.get(payer.outpoint) == versions[-1]
 
 
-async def test_only_the_seen_version_is_replaced(store: Store) -> None:
+async def test_threat_10_only_the_seen_version_is_replaced(store: Store) -> None:
     """A writer that missed a version changes nothing; the other records of its batch are written (threat 10)."""
     stale, good, absent = (Payer(name).channel() for name in ("stale", "good", "absent"))
     await put(store, stale, good)
@@ -373,7 +373,7 @@ async def test_close_ends_a_running_snapshot(store: Store) -> None:
 # --- damage ---------------------------------------------------------------------------------------------------------
 
 
-async def test_any_flipped_byte_is_damage_and_stays(backend: Backend) -> None:
+async def test_threat_12_any_flipped_byte_is_damage_and_stays(backend: Backend) -> None:
     """A record with one byte changed, wherever, is not served, not listed and not overwritten (threat 12)."""
     size = len(encode_record(many(1)[0]))
     channels, bits = many(size), random.Random(1)

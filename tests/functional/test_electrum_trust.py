@@ -125,7 +125,7 @@ FUNDING_LIES: dict[str, Alter] = {
 
 
 @pytest.mark.parametrize("lie", FUNDING_LIES)
-async def test_funding(scene: Scene, proxy: ElectrumProxy, chain: ElectrumChain, lie: str) -> None:
+async def test_threat_2_funding(scene: Scene, proxy: ElectrumProxy, chain: ElectrumChain, lie: str) -> None:
     """Threat 2: funding that the server changed in one detail is an error, never an answer; honest again, it is one."""
     proxy.alter = FUNDING_LIES[lie]
     with pytest.raises(ChainFailed):
@@ -149,7 +149,7 @@ def twice(entries: Any) -> Any:
     return [*entries, *({**entry, "height": 0} for entry in entries)] if isinstance(entries, list) else entries
 
 
-async def test_output_of_others(scene: Scene, proxy: ElectrumProxy, chain: ElectrumChain) -> None:
+async def test_threat_2_output_of_others(scene: Scene, proxy: ElectrumProxy, chain: ElectrumChain) -> None:
     """Threat 2: an output of the right amount and depth that pays to another script is an error."""
     other = {"tx_hash": scene.spent.txid_hex, "tx_pos": scene.spent.vout}
     proxy.alter = changing("blockchain.scripthash.listunspent", first(**other))

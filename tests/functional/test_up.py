@@ -149,7 +149,7 @@ def test_up_says_that_a_directory_lacks_a_file(up: Up):
     fails(up, "signer.toml: no such file")
 
 
-def test_two_servers_do_not_share_a_store(up: Up, tmp_path: Path):
+def test_threat_39_two_servers_do_not_share_a_store(up: Up, tmp_path: Path):
     """A second server on the same directory says who holds it, and the first goes on."""
     up.start()
     running = up.wait_until_serving()

@@ -103,7 +103,7 @@ def test_the_core_imports_pure_modules_alone(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["signer", *SIGNER])
-def test_the_signer_loads_the_protocol_core_alone(module: str) -> None:
+def test_threat_43_the_signer_loads_the_protocol_core_alone(module: str) -> None:
     """Nothing of the server, and no OpenSSL, gets into the process that holds the keys (threat 43)."""
     loaded = loaded_by(module)
 

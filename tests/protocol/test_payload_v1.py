@@ -57,7 +57,7 @@ FOREIGN = [*"!\"#$%&'()*,.:;<>?@[\\]^`{|}~\n\r\t\0", "é", "\u0661", "\uff21", "
 
 @pytest.mark.parametrize("character", FOREIGN, ids=ascii)
 @pytest.mark.parametrize("position", [0, 5, -1])
-def test_characters_outside_the_alphabet_are_refused(character: str, position: int) -> None:
+def test_threat_27_characters_outside_the_alphabet_are_refused(character: str, position: int) -> None:
     """No character beside the two alphabets is skipped or guessed (threat 27)."""
     text = list(TEXT)
     text[position] = character
@@ -127,13 +127,13 @@ def test_a_signature_longer_than_any_is_refused() -> None:
 
 
 @pytest.mark.parametrize("change", [0, 1, 2**32 - 1, 2**32, MAX_MONEY_SAT - 1, MAX_MONEY_SAT])
-def test_change_up_to_all_bitcoins_is_read(change: int) -> None:
+def test_threat_40_change_up_to_all_bitcoins_is_read(change: int) -> None:
     """Every possible amount is read (threat 40)."""
     assert decode_v1(payload(change)).change_sat == change
 
 
 @pytest.mark.parametrize("change", [MAX_MONEY_SAT + 1, 2**53, 2**63 - 1, 2**63, 2**64 - 1])
-def test_change_above_all_bitcoins_is_refused(change: int) -> None:
+def test_threat_40_change_above_all_bitcoins_is_refused(change: int) -> None:
     """More than 21 million bitcoins are refused, with both numbers (threat 40)."""
     with pytest.raises(Malformed, match=f"got {change} sat.*{MAX_MONEY_SAT} sat"):
         decode_v1(payload(change))

@@ -222,19 +222,19 @@ def test_truncated_scripts_are_refused(cut: int) -> None:
 
 
 @pytest.mark.parametrize("tail", [b"\x00", b"\xac", b"\x61", bytes(81), bytes(10_000)])
-def test_longer_scripts_are_refused(tail: bytes) -> None:
+def test_threat_19_longer_scripts_are_refused(tail: bytes) -> None:
     """Nothing may follow the template (threat 19)."""
     with pytest.raises(Malformed):
         parse_redeem_script(make_terms(SERVER, CLIENT, MAX_EXPIRY).redeem_script + tail)
 
 
-def test_an_expiry_pushed_with_pushdata1_is_refused() -> None:
+def test_threat_19_an_expiry_pushed_with_pushdata1_is_refused() -> None:
     """A script of the right length whose expiry is pushed by OP_PUSHDATA1 is not the template (threat 19)."""
     with pytest.raises(Malformed):
         parse_redeem_script(_script(b"\x4c\x04" + (1_500_000_000).to_bytes(4, "little")))
 
 
-def test_a_script_with_one_key_twice_is_refused() -> None:
+def test_threat_38_a_script_with_one_key_twice_is_refused() -> None:
     """The key rule holds for scripts too (threat 38)."""
     with pytest.raises(KeyReuse):
         parse_redeem_script(_script(b"\x04" + (1_500_000_000).to_bytes(4, "little"), CLIENT, CLIENT))

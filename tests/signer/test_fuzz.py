@@ -13,7 +13,7 @@ from tests.signer.fuzz import MEMORY_BYTES, MEMORY_FACTOR, VALID, check, check_p
 COUNT = 20_000
 
 
-def test_no_frame_makes_the_parser_fail() -> None:
+def test_threat_26_no_frame_makes_the_parser_fail() -> None:
     """Twenty thousand wrong frames of all kinds (`python -m tests.signer.fuzz` has more) are read or refused."""
     outcomes = Counter(check(body) for body in frames(COUNT))
 
@@ -34,7 +34,7 @@ def test_no_length_makes_the_parser_fail() -> None:
         check_prefix(chance)
 
 
-def test_no_frame_takes_much_memory() -> None:
+def test_threat_26_no_frame_takes_much_memory() -> None:
     """While a frame is read, memory grows with its size, whatever sizes it promises."""
     for body in frames(1_000, seed=2):
         assert memory_of(body) < MEMORY_FACTOR * len(body) + MEMORY_BYTES

@@ -96,7 +96,7 @@ def try_anything(server: type[HostileServer], runs: Iterable[int]) -> None:
 
 @pytest.mark.timeout(600)  # a failure is made small first, which takes minutes
 @pytest.mark.parametrize("number", range(len(RULES)))
-def test_server_that_was_taken_over_gets_nothing(number: int, folder: Path) -> None:
+def test_threat_31_server_that_was_taken_over_gets_nothing(number: int, folder: Path) -> None:
     """Nobody is paid but whom the newest payment and the operator name, and never more, whatever was asked in what order.
 
     A third of the requests for signatures is good: the rules that remember have something to remember.
@@ -111,7 +111,7 @@ def test_server_that_was_taken_over_gets_nothing(number: int, folder: Path) -> N
 
 
 @pytest.mark.timeout(600)
-def test_server_that_was_taken_over_gets_nothing_from_the_process(folder: Path) -> None:
+def test_threat_31_server_that_was_taken_over_gets_nothing_from_the_process(folder: Path) -> None:
     """The same over the socket of a real signer, which is killed meanwhile."""
     rules = Rules(fee_percent=40, hour_sat=20_000_000)
     server = server_at(lambda _, address: Outside(Path(tempfile.mkdtemp(dir=folder)), address, rules), rules)
@@ -122,7 +122,7 @@ def test_server_that_was_taken_over_gets_nothing_from_the_process(folder: Path) 
 
 
 @pytest.mark.parametrize("trick", sorted(TRICKS))
-def test_one_thing_wrong(trick: str, folder: Path) -> None:
+def test_threat_31_one_thing_wrong(trick: str, folder: Path) -> None:
     """Each trick, tried on many good requests between good ones, brings nothing that the judge finds wrong."""
     server = inside(folder, Rules())()
     server.begin(None, set(), [])

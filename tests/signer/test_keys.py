@@ -93,7 +93,7 @@ def test_debug_key_is_the_published_one() -> None:
     assert keys.destination_key(CLIENT_KEY, EXPIRY) is None
 
 
-def test_hardened_keys_are_those_of_the_documented_paths() -> None:
+def test_threat_38_hardened_keys_are_those_of_the_documented_paths() -> None:
     """Channel keys are at m/"pchk"'/w1'/w2'/w3'/w4', destinations at m/"pchd"'/w1'/w2'/w3'/w4'."""
     keys = hardened_keys(SEED)
     words = [word | HARDENED for word in channel_words(CLIENT_KEY, EXPIRY)]
@@ -130,7 +130,7 @@ FROZEN_DESTINATION = "76a914f4fa0a8ee2ac0b4c6ee52a9477500cde32affa4b88ac"
 
 
 @each_tree
-def test_every_channel_has_its_own_key_and_destination(make_keys: Any) -> None:
+def test_threat_38_every_channel_has_its_own_key_and_destination(make_keys: Any) -> None:
     """Another client key or another expiry gives another server key and destination, and no destination is a key."""
     keys: TreeKeys = make_keys(SEED)
     channels = [(key, UnixTime(EXPIRY + n)) for key in (CLIENT_KEY, OTHER_CLIENT_KEY) for n in range(5)]
@@ -255,7 +255,7 @@ def test_ring_is_as_slow_as_its_slowest_source() -> None:
             ask()
 
 
-def test_nothing_that_holds_a_key_shows_it() -> None:
+def test_threat_42_nothing_that_holds_a_key_shows_it() -> None:
     """`repr` and `str` of key stores, nodes and of what they are made of contain no part of a key or seed."""
     node = Node.from_seed(SEED)
     tree = hardened_keys(SEED)
