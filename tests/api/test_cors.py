@@ -30,6 +30,7 @@ PATHS = [
     f"/v1/channels/{CHANNEL}",
     f"/v1/channels/{CHANNEL}/pay",
     f"/v2/funding/1500000000/{'02' + '11' * 32}/info",
+    f"/v2/funding/1500000000/{'02' + '11' * 32}/outputs",
     f"/v2/channels/{CHANNEL}",
     f"/v2/channels/{CHANNEL}/close",
 ]
