@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import assert_never
 
 from paychan.chain.base import Chain, ChainFailed, ChainUnfit
 from paychan.chain.bitcoind.chain import BitcoindChain
@@ -81,15 +82,17 @@ def make_chain(config: ServerConfig, source: str, supervisor: Supervisor | None 
             return ElectrumChain(
                 chosen.url, network, timeout_seconds=chosen.timeout_seconds, certificate_file=certificate
             )
-        return BitcoindChain(
-            chosen.url,
-            network,
-            credentials=Path(chosen.credentials_file),
-            wallet=chosen.wallet,
-            timeout_seconds=chosen.timeout_seconds,
-            supervisor=supervisor,
-            rescan_patience_seconds=_RESCAN_PATIENCE_SECONDS if supervisor else LONG_SECONDS,
-        )
+        if chosen.backend == "bitcoind":
+            return BitcoindChain(
+                chosen.url,
+                network,
+                credentials=Path(chosen.credentials_file),
+                wallet=chosen.wallet,
+                timeout_seconds=chosen.timeout_seconds,
+                supervisor=supervisor,
+                rescan_patience_seconds=_RESCAN_PATIENCE_SECONDS if supervisor else LONG_SECONDS,
+            )
+        assert_never(chosen.backend)
     except (ValueError, ChainUnfit) as error:
         raise SettingsError(source, "chain", str(error)) from None
 

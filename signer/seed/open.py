@@ -6,8 +6,10 @@ import os
 import pwd
 import secrets
 import time
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import assert_never
 
 import structlog
 
@@ -48,11 +50,21 @@ def trees(config: SignerConfig, seeds: tuple[Seed, ...]) -> list[KeySource]:
 
     Those of the other mode follow: a backup in words does not say which it was, and switching loses no open channel.
     """
-    ways = [hardened_keys, rbpcp_v2_keys]
-    if config.key.mode == "rbpcp-v2":
-        ways.reverse()
     masters = [seed.master for seed in seeds]
-    return [grow(master) for grow in ways for master in masters]
+    return [grow(master) for grow in _ways(config) for master in masters]
+
+
+def _ways(config: SignerConfig) -> tuple[Callable[[bytes], KeySource], ...]:
+    match config.key.mode:
+        case "hardened":
+            return hardened_keys, rbpcp_v2_keys
+        case "rbpcp-v2":
+            return rbpcp_v2_keys, hardened_keys
+        case "debug" | "pkcs11":
+            msg = f"{config.key.mode} grows no keys from a seed"
+            raise ValueError(msg)
+        case _:
+            assert_never(config.key.mode)
 
 
 def config_with_seed(file: Path) -> SignerConfig:
