@@ -1,0 +1,53 @@
+"""The recipes of `CONTRIBUTING.md`: what they say would be noticed is noticed here, where no other test sees it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+
+from paychan.api import v1, v2
+from paychan.api.management import handlers as management
+from paychan.api.stream import handler as stream
+from paychan.config import Chain
+from tests.api.test_cors import PATHS
+from tests.contract.chains import WORLDS
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = {"txid": "0" * 64, "vout": "0", "expiry": "1500000000", "client_pubkey": "02" + "11" * 32}
+PUBLIC = [pattern for pattern, _ in (*v1.ROUTES, *v2.ROUTES)]
+EVERY = [*PUBLIC, *(pattern for pattern, _ in (*stream.ROUTES, *management.ROUTES) if pattern != r".*")]
+
+
+def choices(kind: type, field: str) -> set[str]:
+    """What a setting may be."""
+    literal, *_ = get_args(get_type_hints(kind, include_extras=True)[field])
+    return set(get_args(literal))
+
+
+def documented() -> set[str]:
+    """The paths that the README names, with samples in place of names and each optional end left out and put in."""
+    paths: set[str] = set()
+    for found in re.findall(r"`(?:[A-Z]+ )?(/[^`?\s]*)[^`]*`", (ROOT / "README.md").read_text()):
+        path = re.sub(r"\{(\w+)\}", lambda name: SAMPLES.get(name[1], name[0]), found)
+        paths |= {re.sub(r"\[[^\]]*\]", "", path), re.sub(r"[\[\]]", "", path)}
+    return paths
+
+
+@pytest.mark.parametrize("pattern", EVERY)
+def test_every_route_is_in_the_readme(pattern: str) -> None:
+    """The README's section about the interface names each route of clients and operator."""
+    assert any(re.fullmatch(pattern, path) for path in documented())
+
+
+@pytest.mark.parametrize("pattern", PUBLIC)
+def test_every_public_route_is_tried_by_pages_of_other_sites(pattern: str) -> None:
+    """The tests of CORS ask every route of both versions."""
+    assert any(re.fullmatch(pattern, path) for path in PATHS)
+
+
+def test_every_chain_backend_is_held_to_the_contract() -> None:
+    """Each backend that looks at a real chain has a world in the contract suite."""
+    assert {name.partition("-")[0] for name in WORLDS} == choices(Chain, "backend") - {"debug"}
