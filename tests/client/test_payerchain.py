@@ -15,7 +15,7 @@ from paychan.cli.payer.channel import app
 from paychan.client import Payer
 from tests.client.liar import Liar
 
-MODULES = sorted(Path(str(chain.__file__)).parent.glob("*.py"))
+MODULES = sorted(Path(str(chain.__file__)).parent.rglob("*.py"))
 
 
 @pytest.fixture

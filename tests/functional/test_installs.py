@@ -315,7 +315,7 @@ sys.modules["fcntl"] = None
 sys.modules["msvcrt"] = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
 sys.platform = "win32"
 from pathlib import Path
-from paychan.cli import channel
+from paychan.cli.payer import channel
 from paychan.client import Payer
 made = Payer(sys.argv[1], wallet=Path(sys.argv[2])).new_channel(hours=72)
 made.fund_debug()

@@ -48,7 +48,7 @@ def test_all_fields_are_described() -> None:
 
 def test_all_tags_are_described() -> None:
     """Every tag that stands in the signer's code has its line on the page, and no line is left over."""
-    code = "\n".join(file.read_text() for file in Path(signer.__path__[0]).glob("*.py"))
+    code = "\n".join(file.read_text() for file in Path(signer.__path__[0]).rglob("*.py"))
     assert set(re.findall(r'"((?:policy|protocol)-[a-z-]+)"', code)) == set(tags())
 
 

@@ -507,7 +507,7 @@ def test_every_policy_has_its_code_documentation_and_test() -> None:
     tags = [tag for tag, _ in POLICIES]
     folder = Path(__file__).parent
     readme = (folder.parents[1] / "README.md").read_text()
-    sources = "".join(path.read_text() for path in (folder.parents[1] / "signer").glob("*.py"))
+    sources = "".join(path.read_text() for path in (folder.parents[1] / "signer").rglob("*.py"))
     tests = "".join(path.read_text() for path in folder.glob("test_*.py"))
 
     assert len(set(tags)) == len(tags)
