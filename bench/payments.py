@@ -1,4 +1,4 @@
-"""The original's benchmark (benchPayChanServer.sh, PROTOCOL §15): clients that pay one satoshi after the other.
+"""The original's benchmark (benchPayChanServer.sh, RBPCP §15): clients that pay one satoshi after the other.
 
     python bench/payments.py NUM_PAYMENTS NUM_THREADS ENDPOINT [SERVER_PUBKEY] [--node URL]
 

@@ -27,7 +27,7 @@ from paychan.protocol.wire.rbpcp import Dialect, encode_json, opening_secret, pa
 CHANGE_ADDRESS = "mmA2XECa7bVERzQKkyy1pNBQ3PC4HnxTC5"
 OPENING_SAT = 100_000
 CHANNEL_SECONDS = 7 * 24 * 3600
-"""Change address (of v1), opening payment and duration as GenTestData has them (PROTOCOL §15)."""
+"""Change address (of v1), opening payment and duration as GenTestData has them (RBPCP §15)."""
 
 
 class BenchError(Exception):

@@ -17,7 +17,7 @@ MIN_DUST_SAT = 546
 """P2PKH dust limit of Bitcoin Core's default relay policy: a settlement with a smaller output does not propagate."""
 
 TYPICAL_SETTLEMENT_BYTES = 331
-"""Size that the original used for its opening price (PROTOCOL §7.3); the fee paid follows the real size."""
+"""Size that the original used for its opening price (RBPCP §7.3); the fee paid follows the real size."""
 
 
 class Http(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -264,7 +264,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def _longest_life_seconds(self) -> int:
-        """The original's test programs ask a server in debug mode for any expiry (PROTOCOL §6.1)."""
+        """The original's test programs ask a server in debug mode for any expiry (RBPCP §6.1)."""
         return 0 if self.debug else self.open.max_duration_hours * 3600
 
 

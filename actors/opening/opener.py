@@ -69,7 +69,7 @@ class Opener:
     async def offer(self, client_key: bytes, expiry: UnixTime, *, any_time: bool = False) -> ChannelTerms:
         """Give out an address, unless `open` would refuse its channel: funding it must lead to a channel.
 
-        `any_time` is debug mode, where funding needs no time and expiries are not looked at (PROTOCOL §6.1).
+        `any_time` is debug mode, where funding needs no time and expiries are not looked at (RBPCP §6.1).
 
         Raises:
             ChainUnavailable, SignerUnavailable, StorageFull: nothing can be opened now.
@@ -266,7 +266,7 @@ class Opener:
 def _signed_one(
     request: OpenRequest, candidates: Sequence[tuple[ChannelTerms, Funding]], dust_sat: Sat
 ) -> tuple[ChannelTerms, Funding]:
-    """Of several outputs, the signature names one (PROTOCOL §7.2)."""
+    """Of several outputs, the signature names one (RBPCP §7.2)."""
     for terms, funding in candidates[:-1]:
         try:
             _check_signature(terms, funding.outpoint, request, dust_sat)

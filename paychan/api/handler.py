@@ -41,7 +41,7 @@ class Handler(RequestHandler):
     to_operator = False
 
     def initialize(self, service: Service) -> None:
-        """Forget what the client calls its body: Tornado would read forms out of it (PROTOCOL §5, §6.7)."""
+        """Forget what the client calls its body: Tornado would read forms out of it (RBPCP §5, §6.7)."""
         self.service = service
         context: Any = self.request.connection.context  # type: ignore[union-attr] # Tornado's own
         self.guest = context.guest

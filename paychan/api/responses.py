@@ -33,7 +33,7 @@ HEADERS = {
     "Access-Control-Allow-Headers": "Origin,Accept,Content-Type",
     "Access-Control-Expose-Headers": "Location",
 }
-"""On every answer to clients, also on errors (PROTOCOL §5.6)."""
+"""On every answer to clients, also on errors (RBPCP §5.6)."""
 
 OUTPOINT = r"([0-9a-f]{64})/(0|[1-9][0-9]{0,9})"
 """How a channel is named in a path: one name each."""
@@ -66,7 +66,7 @@ def result(status: int, reason: str | None, value: Any) -> Answer:
 
 
 def refusal(error: PaychanError, *, quiet_404: bool, to_operator: bool = False) -> Answer:
-    """Make the answer to what was not. v2 says nothing in a 404: unknown channel and wrong secret are one (§6.7).
+    """Make the answer to what was not. v2 says nothing in a 404: unknown channel and wrong secret are one (RBPCP §6.7).
 
     Only the operator reads reasons that come from inside the server.
     """
@@ -89,7 +89,7 @@ def _reason(text: str) -> str:
 
 
 def _error_object(error: PaychanError, text: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Build the one error object that satisfies all published versions (PROTOCOL §5.7, §6.7)."""
+    """Build the one error object that satisfies all published versions (RBPCP §5.7, §6.7)."""
     kind = "application_error" if isinstance(error, ApplicationRefused) else "payment_error"
     return {"code": error.code, "error": text, "error_msg": text, "type": kind, "message": text, **fields}
 

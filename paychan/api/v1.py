@@ -1,4 +1,4 @@
-"""RBPCP v1: a client that follows `Location` and reads reason phrases lives its whole life here (PROTOCOL §5)."""
+"""RBPCP v1: a client that follows `Location` and reads reason phrases lives its whole life here (RBPCP §5)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class V1Handler(Handler):
 
 
 class FundingInfoHandler(V1Handler):
-    """`GET /v1/fundingInfo`: server key, address and terms, if a channel with them can be opened (§5.1)."""
+    """`GET /v1/fundingInfo`: server key, address and terms, if a channel with them can be opened (RBPCP §5.1)."""
 
     async def get(self) -> None:
         self.count_ask()
@@ -50,7 +50,7 @@ class FundingInfoHandler(V1Handler):
 
 
 class NewChannelHandler(V1Handler):
-    """`POST /v1/channels/new`: open (§5.2). The parameter `test` may say anything."""
+    """`POST /v1/channels/new`: open (RBPCP §5.2). The parameter `test` may say anything."""
 
     async def post(self) -> None:
         self.count_ask()
@@ -72,7 +72,7 @@ class NewChannelHandler(V1Handler):
 
 
 class ChannelHandler(V1Handler):
-    """`PUT` pays (§5.3), `DELETE` with the newest payment closes (§5.4)."""
+    """`PUT` pays (RBPCP §5.3), `DELETE` with the newest payment closes (RBPCP §5.4)."""
 
     async def put(self, txid: str, vout: str) -> None:
         paying = pay(self.service, outpoint(txid, vout), self.request.query_arguments)
@@ -92,7 +92,7 @@ class PayHandler(ChannelHandler):
 
 
 async def pay(service: Service, named: OutPoint, arguments: Mapping[str, Sequence[bytes]]) -> Answer:
-    """Take a payment (§5.3)."""
+    """Take a payment (RBPCP §5.3)."""
     payment = command(arguments)
     await _find(service, named)
     return paid(accepted(await service.registry.ask(named, payment)))
@@ -120,7 +120,7 @@ async def _find(service: Service, named: OutPoint) -> Channel:
 
 
 def _shown(done: Accepted) -> PaymentResult:
-    """Show a channel as it stands (§5.5)."""
+    """Show a channel as it stands (RBPCP §5.5)."""
     channel = done.channel
     status = ChannelStatus.OPEN if channel.state is State.OPEN else ChannelStatus.CLOSED
     return PaymentResult(status, channel.payment.change_sat, done.value_sat, settlement_txid(channel))

@@ -1,4 +1,4 @@
-"""RBPCP v2 in both its dialects (PROTOCOL §6): a channel is named by its outpoint and its secret."""
+"""RBPCP v2 in both its dialects (RBPCP §6): a channel is named by its outpoint and its secret."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _MOST_TRANSACTIONS = 5
 """Each is a question to the node."""
 
 _MOVED = {Dialect.S: 318, Dialect.A: 308}
-"""PROTOCOL §6.5: 318 is "same as 308 but adapt the body", which the 2.3.0 document made up."""
+"""RBPCP §6.5: 318 is "same as 308 but adapt the body", which the 2.3.0 document made up."""
 
 Arguments: TypeAlias = Mapping[str, Sequence[bytes]]
 Url: TypeAlias = Callable[[str], str]
@@ -80,7 +80,7 @@ class V2Handler(Handler):
 
 
 class FundingInfoHandler(V2Handler):
-    """`GET /v2/funding/{…}/{…}/info`: expiry and client key in either order (§6.1)."""
+    """`GET /v2/funding/{…}/{…}/info`: expiry and client key in either order (RBPCP §6.1)."""
 
     async def get(self, first: str, second: str) -> None:
         self.count_ask()
@@ -107,7 +107,7 @@ class FundingInfoHandler(V2Handler):
         )
 
     def _payment_request(self, terms: ChannelTerms, info: FundingInfo, now: UnixTime) -> None:
-        """BIP70, so that a wallet shows what it pays for (§13.3)."""
+        """BIP70, so that a wallet shows what it pays for (RBPCP §13.3)."""
         self.set_header("Content-Type", bip70.CONTENT_TYPE)
         self.set_header("Content-Transfer-Encoding", "binary")
         self.finish(
@@ -166,7 +166,7 @@ class FundingOutputsHandler(V2Handler):
 
 
 class ChannelHandler(V2Handler):
-    """`POST` opens (§6.2), `PUT` pays (§6.3)."""
+    """`POST` opens (RBPCP §6.2), `PUT` pays (RBPCP §6.3)."""
 
     async def post(self, txid: str, vout: str) -> None:
         self.count_ask()
@@ -202,7 +202,7 @@ class ChannelHandler(V2Handler):
 
 
 class CloseHandler(V2Handler):
-    """`PUT …/close`: a last payment, which may name a new change address (§6.4).
+    """`PUT …/close`: a last payment, which may name a new change address (RBPCP §6.4).
 
     With `&transaction=1` the answer has the settlement, too: a client reads there what came of the fee that it offered.
     """
@@ -227,7 +227,7 @@ class CloseHandler(V2Handler):
 
 
 async def pay(service: Service, named: OutPoint, arguments: Arguments, raw: bytes, url: Url) -> Answer:
-    """Take a payment (§6.3), or say where the channel went. `url` makes a path absolute."""
+    """Take a payment (RBPCP §6.3), or say where the channel went. `url` makes a path absolute."""
     body = read_v2_body(raw)
     channel = await find_channel(service, named, arguments)
     try:
@@ -255,7 +255,7 @@ def payment_command(service: Service, channel: Channel, body: V2Payment) -> Pay:
 
 
 async def moved_answer(service: Service, outpoint: OutPoint, error: ChannelMoved, dialect: Dialect, url: Url) -> Answer:
-    """Say where a channel goes on; its secret stays the same (§6.5: "318 to dialect S, 308 to dialect A")."""
+    """Say where a channel goes on; its secret stays the same (RBPCP §6.5: "318 to dialect S, 308 to dialect A")."""
     new, old = outpoint_of(error), await service.registry.read(outpoint)
     location = url(_path(new, old.secret if old else b""))
     stored = old.closing.settlement if old and old.closing else None
@@ -315,7 +315,7 @@ def _check_names(channel: Channel, body: V2Payment) -> None:
 
 
 async def _opening(raw: bytes, arguments: Arguments) -> V2Payment:
-    """Read the body of an opening; `UnknownChannel` unless the secret in the URL follows from it (§6.2)."""
+    """Read the body of an opening; `UnknownChannel` unless the secret in the URL follows from it (RBPCP §6.2)."""
     body = read_v2_body(raw)
     if not _is_named(opening_secret(body.payment), arguments):
         raise UnknownChannel
@@ -338,7 +338,7 @@ def _change_address(service: Service, channel: Channel) -> str:
 
 
 def shown(done: Accepted, dialect: Dialect) -> PaymentResult:
-    """Show a channel as it stands; while open, S wants `""` and A wants null as settlement_txid (§6.6)."""
+    """Show a channel as it stands; while open, S wants `""` and A wants null as settlement_txid (RBPCP §6.6)."""
     channel = done.channel
     status = ChannelStatus.OPEN if channel.state is State.OPEN else ChannelStatus.CLOSED
     txid = settlement_txid(channel)

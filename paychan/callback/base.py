@@ -1,4 +1,4 @@
-"""The application's contract: it says yes or no to a payment that is already durable (PROTOCOL §13.1)."""
+"""The application's contract: it says yes or no to a payment that is already durable (RBPCP §13.1)."""
 
 from __future__ import annotations
 

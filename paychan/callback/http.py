@@ -1,4 +1,4 @@
-"""The `value_received` callback over HTTP, as rbpcp-api defined it (PROTOCOL §13.1)."""
+"""The `value_received` callback over HTTP, as rbpcp-api defined it (RBPCP §13.1)."""
 
 from __future__ import annotations
 

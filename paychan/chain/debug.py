@@ -1,4 +1,4 @@
-"""The chain of debug mode: funding follows from key and expiry, publishing only notes what was spent (PROTOCOL §10.2).
+"""The chain of debug mode: funding follows from key and expiry, publishing only notes what was spent (RBPCP §10.2).
 
 For trying things out without a Bitcoin network; the configuration refuses it anywhere but on "test".
 """

@@ -36,7 +36,7 @@ _LOOK_SECONDS = 2.0
 _STOP_SECONDS = 15.0
 
 _ORIGINAL_CLIENT_KEY = "03da3afe4f58992a8cc909522c2ec859ef218fd92fda0a67c23fb40e0303030405"
-"""The key with which the original's benchmark asks for the server's (PROTOCOL §15)."""
+"""The key with which the original's benchmark asks for the server's (RBPCP §15)."""
 
 
 class _StopSignals:

@@ -33,7 +33,7 @@ CLOCK_LEEWAY_SECONDS = HOUR
 """Most that the payer's clock may differ from the server's when an expiry is counted from it."""
 
 DUST_SAT = Sat(700)
-"""Least change that v1 servers accept; they don't tell (PROTOCOL §7.1). More than any relay limit for P2PKH."""
+"""Least change that v1 servers accept; they don't tell (RBPCP §7.1). More than any relay limit for P2PKH."""
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -66,7 +66,7 @@ def read_funding_info(body: bytes) -> FundingInfo:
     """Read the server's terms.
 
     Raises:
-        ServerMisbehaved: not the JSON object of PROTOCOL §5.1 and §6.1.
+        ServerMisbehaved: not the JSON object of RBPCP §5.1 and §6.1.
     """
     try:
         return msgspec.json.decode(body, type=FundingInfo)

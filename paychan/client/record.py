@@ -126,7 +126,7 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @property
     def movable(self) -> bool:
-        """Say whether the server can settle what it earned without ending the channel (PROTOCOL §6.2)."""
+        """Say whether the server can settle what it earned without ending the channel (RBPCP §6.2)."""
         return self.version == 2 and self.change_address == self.funding_address
 
     @property

@@ -105,7 +105,7 @@ class Channel(Struct, frozen=True, array_like=True):
 def can_move(channel: Channel) -> bool:
     """Say whether a channel can go on at the change output of a withdrawal: a v2 channel whose change funds it again.
 
-    PROTOCOL §6.2: "so that the server can move received value without the client".
+    RBPCP §6.2: "so that the server can move received value without the client".
     """
     return bool(channel.secret) and channel.change_script == channel.terms.funding_script
 

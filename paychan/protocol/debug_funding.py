@@ -1,4 +1,4 @@
-"""Debug funding: an outpoint that follows from client key and expiry, believed without a chain (PROTOCOL §10.2)."""
+"""Debug funding: an outpoint that follows from client key and expiry, believed without a chain (RBPCP §10.2)."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def plan_fee(
     client_fee_sat: Sat = Sat(0),
     may_give_all: bool = False,
 ) -> Sat | Shortfall:
-    """Choose the fee of a settlement in satoshi (PROTOCOL §8.1, without its zero and dust outputs).
+    """Choose the fee of a settlement in satoshi (RBPCP §8.1, without its zero and dust outputs).
 
     The wanted fee is the rate times the size, or what the client offered to pay if that is more, within reason, and within
     the budget, which never cuts what the client offered. Where it would leave the server less than dust, it is lowered,

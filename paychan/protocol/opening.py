@@ -22,7 +22,7 @@ _NO_SIGNATURE = bytes(8)
 
 
 def open_channel(opening: Opening, view: View, verifier: PaymentVerifier | None = None) -> Outcome:
-    """Judge a new channel in the order of PROTOCOL §5.2; a payment that gives everything opens it closing."""
+    """Judge a new channel in the order of RBPCP §5.2; a payment that gives everything opens it closing."""
     rules, payment = view.rules, opening.payment
     if view.frozen:
         return Rejected(ChainUnavailable(reason=view.frozen))

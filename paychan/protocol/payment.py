@@ -84,7 +84,7 @@ _NOTHING: tuple[None, None] = (None, None)
 
 
 def change_problem(payment: Payment, dust_sat: Sat) -> PaychanError | None:
-    """Return why flag and change value don't fit each other or the dust limit, or None (PROTOCOL §3).
+    """Return why flag and change value don't fit each other or the dust limit, or None (RBPCP §3).
 
     0x83 with nothing left must never reach the sighash: SINGLE without its output hashes to the constant 1, and a
     signature over that is good for anything.
@@ -149,7 +149,7 @@ def sign_payment(
 
 
 def encode_v1(payment: Payment) -> str:
-    """Write the `payment` query parameter: unpadded base64url (PROTOCOL §4.1)."""
+    """Write the `payment` query parameter: unpadded base64url (RBPCP §4.1)."""
     raw = payment.change_sat.to_bytes(8, "little") + payment.signature_with_flag
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 

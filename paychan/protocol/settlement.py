@@ -1,4 +1,4 @@
-"""Settlement: how the server takes what channels owe it, alone or several in one transaction (PROTOCOL §8).
+"""Settlement: how the server takes what channels owe it, alone or several in one transaction (RBPCP §8).
 
 Server and signer both build from the same meaning (`Claim`s, destination, fee), so the signer signs only what it
 rebuilt itself. What a settlement should pay is `fees`' business.

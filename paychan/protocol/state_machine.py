@@ -93,7 +93,7 @@ def apply(channel: Channel, command: Command, view: View, verifier: PaymentVerif
 
 
 def _pay(channel: Channel, command: Pay, view: View, verifier: PaymentVerifier | None) -> Outcome:
-    """PROTOCOL §7.1, the signature before the value; equal change is a repetition or a payment of nothing, and is accepted.
+    """RBPCP §7.1, the signature before the value; equal change is a repetition or a payment of nothing, and is accepted.
 
     In v1 an outpoint is all that a stranger needs to ask: what the channel holds is named only to a client that signs for it.
     """
@@ -153,7 +153,7 @@ def _unanswered(channel: Channel, command: Unanswered, view: View, _verifier: Pa
 
 
 def _close_by_proof(channel: Channel, command: CloseByProof, view: View, verifier: PaymentVerifier | None) -> Outcome:
-    """The newest payment, shown again, proves that the client asks (PROTOCOL §5.4)."""
+    """The newest payment, shown again, proves that the client asks (RBPCP §5.4)."""
     if command.payment not in (channel.payment, channel.offered):
         return Rejected(not_newest(channel, command, verifier))
     return close(by_client(channel, command.payment), CloseReason.CLIENT, view)
@@ -167,7 +167,7 @@ def _repeat_proof(channel: Channel, command: CloseByProof, view: View, verifier:
 def _close_by_payment(
     channel: Channel, command: CloseByPayment, view: View, verifier: PaymentVerifier | None
 ) -> Outcome:
-    """Take the closing payment with the change address it was signed for; its value is the fee offered (§6.4).
+    """Take the closing payment with the change address it was signed for; its value is the fee offered (RBPCP §6.4).
 
     An offer that could not become fee as a whole is refused before it is taken: we don't keep the rest.
     """

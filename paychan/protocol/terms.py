@@ -95,7 +95,7 @@ def lead_seconds(rules: Rules) -> int:
 
 
 def min_expiry(view: View) -> UnixTime:
-    """Expiries must be later than this: room for payments and for settling (PROTOCOL §7.2, the v2 rule)."""
+    """Expiries must be later than this: room for payments and for settling (RBPCP §7.2, the v2 rule)."""
     return UnixTime(view.now + view.rules.settlement_period_seconds + view.rules.min_duration_seconds)
 
 

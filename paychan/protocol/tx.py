@@ -18,7 +18,7 @@ from paychan.protocol.types import OutPoint, Sat
 
 _VERSION = b"\x01\x00\x00\x00"
 FINAL_SEQUENCE = 0xFFFFFFFF
-"""Part of what the client signed (PROTOCOL §3)."""
+"""Part of what the client signed (RBPCP §3)."""
 _FINAL = FINAL_SEQUENCE.to_bytes(4, "little")
 
 _HIGHEST_SIGNALLING = 0xFFFFFFFD

@@ -71,7 +71,7 @@ class OutPoint(Struct, frozen=True, array_like=True):
 
     @property
     def reversed(self) -> OutPoint:
-        """The outpoint meant by a client that wrote the txid in internal order (PROTOCOL §6.2)."""
+        """The outpoint meant by a client that wrote the txid in internal order (RBPCP §6.2)."""
         return OutPoint(self.txid[::-1], self.vout)
 
     def serialize(self) -> bytes:

@@ -34,7 +34,7 @@ def newer_than_signed(outpoint: OutPoint, signed: Signed | None, ledger: Ledger)
 
 
 def built_upon(request: SettlementRequest, earlier: Entries, ledger: Ledger) -> tuple[OutPoint, ...]:
-    """Return the channels that went on at the change output of what was signed earlier for these claims (PROTOCOL §6.2).
+    """Return the channels that went on at the change output of what was signed earlier for these claims (RBPCP §6.2).
 
     Another settlement has another txid, and would take that output away. Raises `LedgerFailed`, `DamagedEntry`.
     """

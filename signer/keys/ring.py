@@ -23,7 +23,7 @@ from paychan.protocol.kinds.script import ChannelTerms
 from paychan.protocol.types import UnixTime
 
 DEBUG_KEY = bytes.fromhex("9b4b4cf8f8796ca8a3a8a3da5c73deeb7c558a89e3752b896349ec58c010879d")
-"""PROTOCOL §9.1: "That debug key is public knowledge". `config` refuses it outside debug, `seed` refuses it as seed."""
+"""RBPCP §9.1: "That debug key is public knowledge". `config` refuses it outside debug, `seed` refuses it as seed."""
 
 HARDENED = 1 << 31
 """BIP32: indices from here on derive hardened children, which a leaked sibling and the public parent don't reveal."""
@@ -32,7 +32,7 @@ CHANNEL_BRANCH = int.from_bytes(b"pchk", "big") | HARDENED
 """First level of the hardened tree's channel keys: m/"pchk"'/w1'/w2'/w3'/w4'."""
 
 DESTINATION_BRANCH = int.from_bytes(b"pchd", "big") | HARDENED
-"""First level of its destinations. One level deeper than PROTOCOL §9.2's m/w1'/w2'/w3'/w4': the trees can't meet."""
+"""First level of its destinations. One level deeper than RBPCP §9.2's m/w1'/w2'/w3'/w4': the trees can't meet."""
 
 RESERVE_PATH = (int.from_bytes(b"pchr", "big") | HARDENED, HARDENED)
 """The reserve's one key, in both trees: m/"pchr"'/0'. No other key of ours is at depth 2: it can't meet them."""
@@ -177,7 +177,7 @@ class SoftKey:
 
 
 class StaticKey:
-    """One key for all channels, as in v1 (PROTOCOL §9.1), and for the reserve. Needs a configured destination."""
+    """One key for all channels, as in v1 (RBPCP §9.1), and for the reserve. Needs a configured destination."""
 
     __slots__ = ("_key",)
     blocking = False
@@ -229,7 +229,7 @@ class Node:
 
 
 def channel_words(client_key: bytes, expiry: UnixTime) -> list[int]:
-    """PROTOCOL §9.2: the first four words of SHA256(E ‖ C), bit 31 of each cleared."""
+    """RBPCP §9.2: the first four words of SHA256(E ‖ C), bit 31 of each cleared."""
     digest = sha256(expiry.to_bytes(4, "big") + client_key).digest()
     return [int.from_bytes(digest[i : i + 4], "big") & ~HARDENED for i in range(0, 16, 4)]
 
@@ -268,7 +268,7 @@ def hardened_keys(seed: bytes) -> TreeKeys:
 
 
 def rbpcp_v2_keys(seed: bytes) -> TreeKeys:
-    """Keys as PROTOCOL §9.2 derives them.
+    """Keys as RBPCP §9.2 derives them.
 
     "with non-hardened derivation, one leaked child private key plus the xpub reveals the root key": no xpub leaves us.
     """

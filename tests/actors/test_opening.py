@@ -69,7 +69,7 @@ async def test_without_signer_or_chain_nothing_is_opened(
 
 
 async def test_an_opening_that_gives_everything_is_settled_at_once(tmp_path: Path):
-    """A first payment without change opens, closes and settles the channel in one request (PROTOCOL §5.2)."""
+    """A first payment without change opens, closes and settles the channel in one request (RBPCP §5.2)."""
     async with local(tmp_path) as server:
         outcome = accepted(await server.opener.open(PAYER.request(PAYER.funding_sat)))
 

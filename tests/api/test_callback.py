@@ -1,4 +1,4 @@
-"""PROTOCOL §13.1, threat 36: the application is asked about every payment that is durable, and has the last word."""
+"""RBPCP §13.1, threat 36: the application is asked about every payment that is durable, and has the last word."""
 
 from __future__ import annotations
 

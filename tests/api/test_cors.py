@@ -1,4 +1,4 @@
-"""PROTOCOL §5.6 and §5.7: browsers may call every route, and get to read every answer, errors included."""
+"""RBPCP §5.6 and §5.7: browsers may call every route, and get to read every answer, errors included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL §5.3, §5.4, §6.4 and §7.1: channels near expiry, and channels that close while the signer is away."""
+"""RBPCP §5.3, §5.4, §6.4 and §7.1: channels near expiry, and channels that close while the signer is away."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL §5.8: `Location` is absolute, has the port, and names the host that the client asked, unless configured."""
+"""RBPCP §5.8: `Location` is absolute, has the port, and names the host that the client asked, unless configured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL §13.2: the operator's interface."""
+"""RBPCP §13.2: the operator's interface."""
 
 from __future__ import annotations
 

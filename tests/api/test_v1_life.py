@@ -1,4 +1,4 @@
-"""PROTOCOL §5: the whole life of a v1 channel, seen by a client that follows `Location` and reads reason phrases."""
+"""RBPCP §5: the whole life of a v1 channel, seen by a client that follows `Location` and reads reason phrases."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_the_pay_alias_pays(open_v1: V1) -> None:
 
 @pytest.mark.parametrize("address", ["mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY", "nonsense", ""])
 def test_a_change_address_on_a_payment_is_ignored(open_v1: V1, address: str) -> None:
-    """PROTOCOL §5.3: an optional `change_address` on PUT, even a malformed one, changes nothing."""
+    """RBPCP §5.3: an optional `change_address` on PUT, even a malformed one, changes nothing."""
     assert open_v1.pay(open_v1.payer.payment(150_000), change_address=address).status_code == 200
 
 

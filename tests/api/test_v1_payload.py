@@ -1,4 +1,4 @@
-"""PROTOCOL §4.1: the ways in which clients wrote the `payment` parameter all mean the same payment."""
+"""RBPCP §4.1: the ways in which clients wrote the `payment` parameter all mean the same payment."""
 
 from __future__ import annotations
 

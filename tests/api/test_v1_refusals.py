@@ -1,4 +1,4 @@
-"""PROTOCOL §5.1 to §5.4: every refusal of v1, and that it changes nothing."""
+"""RBPCP §5.1 to §5.4: every refusal of v1, and that it changes nothing."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_opening_refuses_bad_parameters(v1: V1, system: System, parameters: dict
 
 
 def test_opening_needs_time_for_payments_and_for_settling(v1: V1) -> None:
-    """PROTOCOL §7.2, the v2 rule: expiry must be later than now + settlement period + minimum duration."""
+    """RBPCP §7.2, the v2 rule: expiry must be later than now + settlement period + minimum duration."""
     hours = 6 + 12
     for late, answer in ((-60, (400, "expiry_too_soon")), (60, None)):
         payer = Payer(int(time.time()) + hours * 3600 + late)

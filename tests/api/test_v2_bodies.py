@@ -168,7 +168,7 @@ def test_names_in_values_are_no_repetition(open_v2: V2) -> None:
 
 
 def test_a_signature_and_a_flag_that_disagree_are_refused(channel: V2) -> None:
-    """PROTOCOL §4.4: a flag byte and `sighash_flag` that are both present must be equal."""
+    """RBPCP §4.4: a flag byte and `sighash_flag` that are both present must be equal."""
     payment = channel.payer.payment(120_000)
     for signature, flag in (
         (payment.signature_with_flag.hex(), "82"),

@@ -1,4 +1,4 @@
-"""PROTOCOL §6: the life of a v2 channel, in both dialects."""
+"""RBPCP §6: the life of a v2 channel, in both dialects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FUNDING_SAT = 12_345_678_900_000
 
 
 def _result(dialect: Dialect, value: int, left: int) -> dict[str, object]:
-    """The result of an open channel; S wants "" where A wants null (PROTOCOL §6.6)."""
+    """The result of an open channel; S wants "" where A wants null (RBPCP §6.6)."""
     return {
         "channel_status": "open",
         "channel_value_left": left,
@@ -141,7 +141,7 @@ def test_a_channel_is_judged_by_the_terms_of_its_address_alone(system: System, v
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "x", None])
 def test_the_content_type_of_a_request_does_not_matter(v2: V2, kind: str | None) -> None:
-    """PROTOCOL §6.7: any Content-Type whose body parses as JSON, also one that promises a form."""
+    """RBPCP §6.7: any Content-Type whose body parses as JSON, also one that promises a form."""
     headers = {} if kind is None else {"Content-Type": kind}
     payments = (v2.payer.payment(100_000), v2.payer.payment(120_000), v2.payer.payment(150_000))
     v2.secret = opening_secret(payments[0]).hex()

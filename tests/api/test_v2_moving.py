@@ -1,4 +1,4 @@
-"""PROTOCOL §6.5: a channel that was withdrawn from goes on at another output, and says where to who knows its secret."""
+"""RBPCP §6.5: a channel that was withdrawn from goes on at another output, and says where to who knows its secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL §6.2 to §6.5: what v2 refuses, with the right secret."""
+"""RBPCP §6.2 to §6.5: what v2 refuses, with the right secret."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_opening_refuses_an_output_that_does_not_fund_it(v2: V2) -> None:
 
 @pytest.mark.parametrize("name", ["funding_txid", "funding_vout"])
 def test_opening_refuses_a_body_that_names_another_outpoint(v2: V2, name: str) -> None:
-    """PROTOCOL §6.5: URL and body must name the same output; there is no redirect."""
+    """RBPCP §6.5: URL and body must name the same output; there is no redirect."""
     other = {"funding_txid": "11" * 32, "funding_vout": v2.payer.outpoint.vout + 1}[name]
     refused = v2.open(v2.payer.payment(100_000), **{name: other})
     assert refusal(refused) == (400, "outpoint_mismatch")
@@ -170,7 +170,7 @@ def test_bad_payments_neither_pay_nor_close(open_v2: V2, system: System, tail: s
 def test_facts_beside_a_payment_must_be_the_channels(
     open_v2: V2, system: System, tail: str, changes: dict[str, Any], code: str
 ) -> None:
-    """What a body repeats of the opening must match (PROTOCOL §4.4)."""
+    """What a body repeats of the opening must match (RBPCP §4.4)."""
     before = system.channel(open_v2.payer.outpoint)
     body = open_v2.body(open_v2.payer.payment(120_000), **changes)
     assert refusal(open_v2.http.put(open_v2.resource(tail), content=body)) == (400, code)

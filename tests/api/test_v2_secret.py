@@ -1,4 +1,4 @@
-"""PROTOCOL §6.3, threats 29 and 30: who does not know the secret learns nothing, not even that there is a channel."""
+"""RBPCP §6.3, threats 29 and 30: who does not know the secret learns nothing, not even that there is a channel."""
 
 from __future__ import annotations
 

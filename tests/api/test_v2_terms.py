@@ -1,4 +1,4 @@
-"""PROTOCOL §6.1 and §13.3: funding information of v2, as JSON and as a BIP70 payment request."""
+"""RBPCP §6.1 and §13.3: funding information of v2, as JSON and as a BIP70 payment request."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_what_is_no_key_is_refused(system: System, key: str) -> None:
 
 
 def test_a_wallet_gets_a_payment_request(system: System) -> None:
-    """The BIP70 type in Accept gets the protobuf of PROTOCOL §13.3: amount 0 to the funding script, and the terms."""
+    """The BIP70 type in Accept gets the protobuf of RBPCP §13.3: amount 0 to the funding script, and the terms."""
     payer = Payer()
     answer = _info(system, payer.expiry, payer.public_key.hex(), f"{BIP70}, */*;q=0.1")
     assert answer.headers["Content-Type"] == BIP70

@@ -246,7 +246,7 @@ def test_a_payment_that_was_refused_and_booked_all_the_same(liar: Liar, opened: 
 
 @both_versions
 def test_refusals_without_a_body_are_read_from_the_reason_phrase(liar: Liar, opened: OpenChannel, version: int) -> None:
-    """A server that speaks by status and reason phrase alone, as the original, is understood (PROTOCOL §5.7)."""
+    """A server that speaks by status and reason phrase alone, as the original, is understood (RBPCP §5.7)."""
     channel = opened(version)
     liar.codes = False
     liar.lies.append(Lie(deaf=True, status=400, reason="dust output", body=b""))

@@ -1,4 +1,4 @@
-"""A server that lies gets no satoshi more than was meant, and no request of ours goes anywhere else (PROTOCOL D22)."""
+"""A server that lies gets no satoshi more than was meant, and no request of ours goes anywhere else (RBPCP D22)."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_port_of_the_environment_overrides(monkeypatch, tmp_path: Path, value: s
 
 
 def test_the_opening_price_of_v1_includes_the_fee_of_the_originals_settlement(tmp_path: Path) -> None:
-    """PROTOCOL §7.3: 70000 + 40 x 331 = 83240 satoshi with the shipped settings."""
+    """RBPCP §7.3: 70000 + 40 x 331 = 83240 satoshi with the shipped settings."""
     assert load_server_config(written(tmp_path, SERVER)).v1_price_sat == 83_240
 
 

@@ -1,4 +1,4 @@
-"""A real HTTP server in the role of the application that is asked about payments (PROTOCOL §13.1)."""
+"""A real HTTP server in the role of the application that is asked about payments (RBPCP §13.1)."""
 
 from __future__ import annotations
 

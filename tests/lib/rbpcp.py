@@ -86,7 +86,7 @@ class V1:
 
 
 class V2:
-    """One payer's requests in version 2, in one of its dialects (PROTOCOL §4.2, §4.3, §6.2)."""
+    """One payer's requests in version 2, in one of its dialects (RBPCP §4.2, §4.3, §6.2)."""
 
     def __init__(self, url: str, payer: Payer, http: httpx.Client, dialect: Dialect = Dialect.S) -> None:
         self.url, self.payer, self.http, self.dialect = url, payer, http, dialect

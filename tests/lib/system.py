@@ -48,7 +48,7 @@ port = 0
 """
 
 DEBUG_SERVER_KEY = "0225b3aaf58992a8cc909522c2ec859ef218fd29fda0a6723cfb4e0529f80cc8f3"
-"""Public key of the debug signer (PROTOCOL §9.1)."""
+"""Public key of the debug signer (RBPCP §9.1)."""
 
 
 REGTEST_SIGNER = """

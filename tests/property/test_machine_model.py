@@ -1,6 +1,6 @@
 """A channel's whole life against a model of plain integers: random commands, every outcome foretold.
 
-The model knows the rules of PROTOCOL §6.4, §7.1 and §8.1 in its own words and sizes; it shares no code with the core.
+The model knows the rules of RBPCP §6.4, §7.1 and §8.1 in its own words and sizes; it shares no code with the core.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Opening a channel: a valid request, and what each single field of it is refused for when it changes (§7.2)."""
+"""Opening a channel: a valid request, and what each single field of it is refused for when it changes (RBPCP §7.2)."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_every_field_is_mutated() -> None:
 
 @pytest.mark.parametrize("late", [-1, 0, 1])
 def test_threat_6_the_earliest_expiry_to_the_second(late: int) -> None:
-    """An expiry is later than now, the settlement period and the minimum duration together (PROTOCOL §7.2)."""
+    """An expiry is later than now, the settlement period and the minimum duration together (RBPCP §7.2)."""
     view = View(UnixTime(VALID.terms.expiry - 86_400 - 3_600 + late), RULES)
 
     outcome = open_channel(VALID, view)
@@ -131,7 +131,7 @@ def test_threat_6_the_earliest_expiry_to_the_second(late: int) -> None:
     frozen=st.booleans(),
 )
 def test_refusals_come_in_their_order(less: int, price: int, confirmations: int, late: int, frozen: bool) -> None:
-    """Whatever is wrong at once, the first rule of PROTOCOL §5.2 that fails is the answer."""
+    """Whatever is wrong at once, the first rule of RBPCP §5.2 that fails is the answer."""
     change = VALID.funding_sat - less
     view = View(UnixTime(NOW + VALID.terms.expiry - min_expiry(VIEW) + late), RULES, "stale" if frozen else "")
     opening = replace(VALID, payment=PAYER.payment(change), price_sat=Sat(price), confirmations=confirmations)
@@ -158,7 +158,7 @@ def test_refusals_hold_both_numbers() -> None:
 
 
 def test_an_opening_payment_of_everything_opens_closing() -> None:
-    """A payment that leaves no change opens a channel that is already being settled (PROTOCOL §5.2)."""
+    """A payment that leaves no change opens a channel that is already being settled (RBPCP §5.2)."""
     outcome = open_channel(PAYER.opening(PAYER.funding_sat), VIEW)
 
     assert isinstance(outcome, Accepted)

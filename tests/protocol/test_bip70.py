@@ -1,4 +1,4 @@
-"""The BIP70 payment request, read back by a protocol buffers reader of the test's own (PROTOCOL §13.3)."""
+"""The BIP70 payment request, read back by a protocol buffers reader of the test's own (RBPCP §13.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flag and change value must fit each other before anything is hashed (PROTOCOL §3, threats 8, 13, 14 and 15)."""
+"""Flag and change value must fit each other before anything is hashed (RBPCP §3, threats 8, 13, 14 and 15)."""
 
 from __future__ import annotations
 

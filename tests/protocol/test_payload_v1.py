@@ -1,4 +1,4 @@
-"""The v1 `payment` parameter: what is accepted in every spelling, and every hostile class that is refused (§4.1)."""
+"""The v1 `payment` parameter: what is accepted in every spelling, and every hostile class that is refused (RBPCP §4.1)."""
 
 from __future__ import annotations
 

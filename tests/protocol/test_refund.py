@@ -1,4 +1,4 @@
-"""Refunds: what Core's interpreter takes of them, and when the lock holds (PROTOCOL §8.3)."""
+"""Refunds: what Core's interpreter takes of them, and when the lock holds (RBPCP §8.3)."""
 
 from __future__ import annotations
 

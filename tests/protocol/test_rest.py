@@ -1,4 +1,4 @@
-"""JSON of v2: both dialects, wrapped and bare, and every wrong type (PROTOCOL §4.2 to §4.4, threats 26 and 27)."""
+"""JSON of v2: both dialects, wrapped and bare, and every wrong type (RBPCP §4.2 to §4.4, threats 26 and 27)."""
 
 from __future__ import annotations
 

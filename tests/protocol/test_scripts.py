@@ -1,4 +1,4 @@
-"""Keys, expiries and the redeem script: one template, and nothing that only resembles it (PROTOCOL §2)."""
+"""Keys, expiries and the redeem script: one template, and nothing that only resembles it (RBPCP §2)."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def _script(expiry_push: bytes, server: bytes = SERVER, client: bytes = CLIENT) 
 
 
 def test_the_documented_example() -> None:
-    """The worked example of PROTOCOL §2 gives its script and its addresses on both networks."""
+    """The worked example of RBPCP §2 gives its script and its addresses on both networks."""
     terms = make_terms(
         bytes.fromhex("0225b3aaf58992a8cc909522c2ec859ef218fd29fda0a6723cfb4e0529f80cc8f3"),
         bytes.fromhex("03da3afe4f58992a8cc909522c2ec859ef218fd92fda0a67c23fb40e0303030405"),

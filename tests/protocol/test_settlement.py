@@ -1,4 +1,4 @@
-"""Settlements: what Core's interpreter takes, the order of inputs and outputs, and the fee (PROTOCOL §8)."""
+"""Settlements: what Core's interpreter takes, the order of inputs and outputs, and the fee (RBPCP §8)."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def test_size_is_known_before_signing(claims: list[Claim], fee_sat: int) -> None
 @pytest.mark.parametrize(("change_sat", "low", "high"), [(900_000, 345, 349), (0, 311, 315)])
 @pytest.mark.parametrize("terms", [FIRST, SECOND], ids=["80 bytes", "81 bytes"])
 def test_size_is_in_the_documented_range(terms: Payer, change_sat: int, low: int, high: int) -> None:
-    """PROTOCOL §8.1: 345 to 349 bytes with two outputs, 311 to 315 with one."""
+    """RBPCP §8.1: 345 to 349 bytes with two outputs, 311 to 315 with one."""
     assert low <= settlement_size([claim(terms, change_sat)], DESTINATION) <= high
 
 
@@ -348,7 +348,7 @@ def test_threat_13_fee_of_a_drained_channel(received: int, want: int | None, may
     [(0, SIZE * RATE), (SIZE * RATE - 1, SIZE * RATE), (SIZE * RATE + 1, SIZE * RATE + 1)],
 )
 def test_the_client_may_offer_a_higher_fee(client_fee: int, want: int) -> None:
-    """The fee is the larger of our rate and the client's offer (PROTOCOL §8.1)."""
+    """The fee is the larger of our rate and the client's offer (RBPCP §8.1)."""
     plan = plan_fee([with_received(500_000)], DESTINATION, RATE, ALL_OF_IT, client_fee_sat=Sat(client_fee))
 
     assert plan == want

@@ -1,4 +1,4 @@
-"""Outpoints: the one place where displayed txids become bytes (PROTOCOL §1, §6.2)."""
+"""Outpoints: the one place where displayed txids become bytes (RBPCP §1, §6.2)."""
 
 from __future__ import annotations
 

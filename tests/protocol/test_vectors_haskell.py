@@ -1,4 +1,4 @@
-"""The original Haskell client's vectors: its payments are understood and verify (PROTOCOL §18)."""
+"""The original Haskell client's vectors: its payments are understood and verify (RBPCP §18)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The original JavaScript client's vectors: every byte it made is made and understood here too (PROTOCOL §18)."""
+"""The original JavaScript client's vectors: every byte it made is made and understood here too (RBPCP §18)."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_nodes_are_those_of_bip32(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", HD_CASES, ids=lambda case: case["id"])
 def test_policy_template_and_destination_of_rbpcp_v2(case: dict[str, Any]) -> None:
-    """Server key and destination of a channel are those that bitcoinjs derives by PROTOCOL §9.2."""
+    """Server key and destination of a channel are those that bitcoinjs derives by RBPCP §9.2."""
     keys = rbpcp_v2_keys(bytes.fromhex(case["root_seed_hex"]))
     client_key, expiry = bytes.fromhex(case["client"]["pubkey_hex"]), UnixTime(case["exp_time"])
 
@@ -85,7 +85,7 @@ def test_policy_template_and_destination_of_rbpcp_v2(case: dict[str, Any]) -> No
 
 
 def test_debug_key_is_the_published_one() -> None:
-    """The debug key's public key is the one in the original's benchmark example (PROTOCOL §9.1), with no destination."""
+    """The debug key's public key is the one in the original's benchmark example (RBPCP §9.1), with no destination."""
     keys = StaticKey(DEBUG_KEY)
 
     assert channel_key(keys).public_key.hex() == "0225b3aaf58992a8cc909522c2ec859ef218fd29fda0a6723cfb4e0529f80cc8f3"

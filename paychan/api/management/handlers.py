@@ -1,4 +1,4 @@
-"""The operator's interface, on a listener of its own (PROTOCOL §13.2).
+"""The operator's interface, on a listener of its own (RBPCP §13.2).
 
 Everything but `/health` needs the token that the server writes to its state directory at start: other users of this
 machine may reach the listener, and channels are not theirs to read. `/health` is open for monitors, which read codes; reasons

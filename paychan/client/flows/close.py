@@ -121,7 +121,7 @@ def close(
         record, response = yield from _ask_to_close(record, patience)
     result = yield from result_of(record, response)
     closing_sat = record.closing_sat or Sat(0)
-    # PROTOCOL §6.4: v2 reports that nothing is left in the channel, v1 what goes back.
+    # RBPCP §6.4: v2 reports that nothing is left in the channel, v1 what goes back.
     check_result(result, ChannelStatus.CLOSED, {closing_sat} if record.version == 1 else {closing_sat, 0}, {0})
     offered, paid = Sat(record.agreed_sat - closing_sat), _paid_fee(record, result)
     record = _replace(
@@ -211,5 +211,5 @@ def _closing(record: ChannelRecord, fee_sat: int, change_address: str) -> Channe
 
 
 def _is_settling(response: Response) -> bool:
-    """A closing channel answers 410 until its settlement is out (PROTOCOL §5.4): the same request again, later."""
+    """A closing channel answers 410 until its settlement is out (RBPCP §5.4): the same request again, later."""
     return is_busy(response) or (response.status == 410 and refusal(response).code in ("", "channel_closing"))

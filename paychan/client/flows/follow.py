@@ -1,4 +1,4 @@
-"""Going along with a channel that the server moved: the change of a settlement funds it again (PROTOCOL §6.5).
+"""Going along with a channel that the server moved: the change of a settlement funds it again (RBPCP §6.5).
 
 Nothing is believed. The settlement must be there in full, signed by both sides, and its first output must hold what a
 payment of ours left, locked by the channel's own script: then it is as good as the funding that it spends, whoever
@@ -169,7 +169,7 @@ def _check_settlement(record: ChannelRecord, transaction: CTransaction, value: S
 
 
 def _signed_by_us(record: ChannelRecord, transaction: CTransaction, value: Sat) -> bool:
-    """A payment's signature holds in transactions of this layout alone (PROTOCOL §3)."""
+    """A payment's signature holds in transactions of this layout alone (RBPCP §3)."""
     layout = (transaction.nVersion, transaction.nLockTime, transaction.vin[0].nSequence)
     ours, _ = _signatures(record, transaction)
     if layout != (1, 0, FINAL_SEQUENCE) or ours[-1:] != bytes([SINGLE_ANYONECANPAY]):

@@ -78,7 +78,7 @@ def _signed(record: ChannelRecord, change_sat: Sat, application_data: str = "") 
 def _take_over(record: ChannelRecord, conflict: Response, patience: Patience) -> Flow[Receipt]:
     """Go on with a channel that exists: ours, if it takes the opening payment again as worth nothing new.
 
-    Then the answer to our own opening was lost. Without a Location it was settled earlier (PROTOCOL §5.2), or moved.
+    Then the answer to our own opening was lost. Without a Location it was settled earlier (RBPCP §5.2), or moved.
     """
     if not routes.located(conflict, record.url) and not record.movable:
         yield from refuse(record, conflict)

@@ -36,7 +36,7 @@ _BY_STATUS: dict[int, type[Refused]] = {
 
 
 def refusal(response: Response) -> Refused:
-    """Read an answer that is no success: JSON body if there is one, else the reason phrase (PROTOCOL §5.7, §6.7)."""
+    """Read an answer that is no success: JSON body if there is one, else the reason phrase (RBPCP §5.7, §6.7)."""
     try:
         fields: Any = json.loads(response.body)
     except (ValueError, RecursionError):
@@ -60,7 +60,7 @@ def read_result(response: Response) -> PaymentResult:
 
     Raises:
         Refused: it is none.
-        ServerMisbehaved: it is one, but not the JSON object of PROTOCOL §5.5 (D22: such a text is not a balance).
+        ServerMisbehaved: it is one, but not the JSON object of RBPCP §5.5 (D22: such a text is not a balance).
     """
     if response.status not in (200, 201, 202):
         raise refusal(response)

@@ -101,7 +101,7 @@ Answer: TypeAlias = Response | Connected | Received | NoAnswer | None
 Flow: TypeAlias = Generator[Effect, Answer, T]
 
 MOVED = frozenset({308, 318})
-"""Statuses that say where a channel goes on (PROTOCOL §6.5); 308 is a plain redirect, too."""
+"""Statuses that say where a channel goes on (RBPCP §6.5); 308 is a plain redirect, too."""
 
 _NOT_YET = frozenset({429, 502, 503, 504})
 """Statuses after which the same request is sent again."""

@@ -1,4 +1,4 @@
-"""What is asked of the server: one function per request, in the version and dialect of the channel (PROTOCOL §5, §6).
+"""What is asked of the server: one function per request, in the version and dialect of the channel (RBPCP §5, §6).
 
 Every request goes to the base URL that the payer chose. Of a `Location` only path and query are taken: a server behind
 a proxy may name the wrong scheme, port or host (D12), and a payment or secret must not go anywhere else.
@@ -56,7 +56,7 @@ def resource(record: ChannelRecord, response: Response) -> str:
 
 
 def channel_path(record: ChannelRecord) -> str:
-    """The documented path of a channel; dialect A writes the txid in internal byte order (PROTOCOL §6.2)."""
+    """The documented path of a channel; dialect A writes the txid in internal byte order (RBPCP §6.2)."""
     internal = record.version == 2 and record.dialect is Dialect.A
     txid = record.outpoint.txid.hex() if internal else record.outpoint.txid_hex
     return f"/v{record.version}/channels/{txid}/{record.outpoint.vout}"

@@ -1,4 +1,4 @@
-"""The refund: how the client takes everything back after expiry, without the server (PROTOCOL §8.3)."""
+"""The refund: how the client takes everything back after expiry, without the server (RBPCP §8.3)."""
 
 from __future__ import annotations
 

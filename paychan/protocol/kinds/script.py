@@ -1,4 +1,4 @@
-"""The channel's redeem script: who may spend the funding output, and when (PROTOCOL §2).
+"""The channel's redeem script: who may spend the funding output, and when (RBPCP §2).
 
 `ChannelTerms` is the one value that knows how a channel is scripted; sighash, settlement and refund ask it for bytes.
 """

@@ -1,4 +1,4 @@
-"""What a signature commits to: the pre-segwit signature hash (PROTOCOL §3), with a cached prefix per channel."""
+"""What a signature commits to: the pre-segwit signature hash (RBPCP §3), with a cached prefix per channel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BIP70 payment request of a funding address (PROTOCOL §13.3): unsigned, without a payment URL."""
+"""BIP70 payment request of a funding address (RBPCP §13.3): unsigned, without a payment URL."""
 
 from __future__ import annotations
 

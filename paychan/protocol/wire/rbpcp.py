@@ -1,4 +1,4 @@
-"""JSON of the two protocol versions: what a request body means, what a result looks like (PROTOCOL §4, §5.5, §6)."""
+"""JSON of the two protocol versions: what a request body means, what a result looks like (RBPCP §4, §5.5, §6)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _QUOTED_NAMES = tuple(f'"{name}"'.encode() for name in _NAMES)
 
 
 class Dialect(Enum):
-    """The two published readings of v2: S wrote the document, A the Haskell library (PROTOCOL §0)."""
+    """The two published readings of v2: S wrote the document, A the Haskell library (RBPCP §0)."""
 
     S = "swagger"
     A = "api"
@@ -105,7 +105,7 @@ _encoder = msgspec.json.Encoder()
 
 
 def read_v2_body(raw: bytes) -> V2Payment:
-    """Read the body of a v2 request, either dialect (PROTOCOL §4.4).
+    """Read the body of a v2 request, either dialect (RBPCP §4.4).
 
     Raises:
         Malformed: not JSON, a wrong type, not lower-case hex, a signature whose length does not fit.
@@ -138,7 +138,7 @@ def payment_data(payment: Payment, dialect: Dialect, **facts: Any) -> PaymentDat
 
 
 def opening_secret(payment: Payment) -> bytes:
-    """Name of a v2 channel: SHA256 of the opening payment's DER signature and flag byte (PROTOCOL §6.2)."""
+    """Name of a v2 channel: SHA256 of the opening payment's DER signature and flag byte (RBPCP §6.2)."""
     return sha256(payment.signature_with_flag).digest()
 
 
