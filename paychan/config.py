@@ -1,4 +1,4 @@
-"""The server's settings: declared once here; `config/*/server.toml` and the README's table follow this module."""
+"""The server's settings: declared once here; `config/*/server.toml` and the table in config/README.md follow it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The signer's settings: declared once here; `config/*/signer.toml` and the README's table follow this module."""
+"""The signer's settings: declared once here; `config/*/signer.toml` and the table in signer/README.md follow it."""
 
 from __future__ import annotations
 

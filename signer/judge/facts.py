@@ -20,7 +20,7 @@ TRIABLE = frozenset(
 
 
 class Limits(Struct, frozen=True):
-    """What the operator set; 0 means no limit where that makes sense (README, signer settings)."""
+    """What the operator set; 0 means no limit where that makes sense (signer/README.md, settings)."""
 
     max_fee_percent: int = 50
     max_fee_sat: int = 5_000_000

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from paychan.running import read_running
-from tests.lib.readme import README
 from tests.lib.sandbox import allowed_calls, read_unit
 from tests.lib.system import SERVER, SIGNER
 
 ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "config" / "README.md"
 DEPLOY = ROOT / "config" / "deploy"
 UNITS = sorted(DEPLOY.glob("*.service"))
 PROGRAMS = Path(sys.executable).parent
@@ -47,12 +47,12 @@ def exposure(unit: Path) -> float:
 @needs_systemd
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_exposure_is_low_and_quoted(unit: Path) -> None:
-    """`systemd-analyze security` keeps below the bound, and its figure is the one in the unit's head and the README."""
+    """`systemd-analyze security` keeps below the bound, and its figure is the one in the unit's head and in config/README.md."""
     found = exposure(unit)
 
     assert found <= MOST_EXPOSURE[unit.name]
     assert f"# → Overall exposure level for {unit.name}: {found} " in unit.read_text()
-    assert f"`{unit.name}`: {found}" in README.read_text()
+    assert f"`{unit.name}`: {found}" in PAGE.read_text()
 
 
 @needs_systemd

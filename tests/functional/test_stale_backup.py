@@ -1,7 +1,7 @@
 """The drill: a backup is taken, channels go on in every way there is, all is lost, the backup is restored.
 
 Two stages: the signer kept its ledger, or lost that too (the seed is kept: without it nothing can be settled). What every
-channel ends with is read from the chain's own outputs. The README's table of cases and ends ("Backups") is this file's.
+channel ends with is read from the chain's own outputs. The table of cases and ends in config/README.md ("Backups") is this file's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The README's tables that follow from the code. `python -m tests.lib.readme` writes them into it."""
+"""The pages, and their tables that follow from the code. `python -m tests.lib.readme` writes these tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from paychan.protocol.settings import settings_table
 from signer.config import SignerConfig
 from signer.judge.policies import OTHER_POLICIES, POLICIES
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md") if (ROOT / name).exists()),
+    *sorted(path for top in ("actors", "bench", "config", "paychan", "signer", "tests") for path in ROOT.glob(f"{top}/**/*.md")),
+]
+"""Every page of the repository: those of the root, then those of the folders."""
 
 
 def _settings(table: type) -> str:
@@ -47,21 +52,22 @@ SECTIONS = {
 
 
 def _pattern(name: str) -> re.Pattern[str]:
-    return re.compile(rf"(<!-- {name}: generated -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
+    return re.compile(rf"(<!-- {name}: generated -->\n)(.*?\n?)(<!-- end -->)", re.DOTALL)
 
 
-def in_readme(name: str) -> str | None:
-    """The table as the README has it."""
-    found = _pattern(name).search(README.read_text())
-    return found[2] if found else None
+def in_pages(name: str) -> list[str]:
+    """The table as each page that has its marker shows it."""
+    return [found[2].removesuffix("\n") for page in PAGES for found in _pattern(name).finditer(page.read_text())]
 
 
 def main() -> None:
-    """Write all tables."""
-    text = README.read_text()
-    for name, make in SECTIONS.items():
-        text = _pattern(name).sub(lambda found, make=make: found[1] + make() + found[3], text)
-    README.write_text(text)
+    """Write all tables into the pages that have their markers."""
+    for page in PAGES:
+        before = text = page.read_text()
+        for name, make in SECTIONS.items():
+            text = _pattern(name).sub(lambda found, make=make: found[1] + make() + "\n" + found[3], text)
+        if text != before:
+            page.write_text(text)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from paychan.config import Chain
 from tests.api.test_cors import PATHS
 from tests.contract.chains import WORLDS
 
-ROOT = Path(__file__).parents[2]
+PAGE = Path(__file__).parents[2] / "paychan" / "api" / "README.md"
 SAMPLES = {"txid": "0" * 64, "vout": "0", "expiry": "1500000000", "client_pubkey": "02" + "11" * 32}
 PUBLIC = [pattern for pattern, _ in (*v1.ROUTES, *v2.ROUTES)]
 EVERY = [*PUBLIC, *(pattern for pattern, _ in (*stream.ROUTES, *management.ROUTES) if pattern != r".*")]
@@ -28,17 +28,17 @@ def choices(kind: type, field: str) -> set[str]:
 
 
 def documented() -> set[str]:
-    """The paths that the README names, with samples in place of names and each optional end left out and put in."""
+    """The paths that the page of the interface names, with samples in place of names and each optional end left out and put in."""
     paths: set[str] = set()
-    for found in re.findall(r"`(?:[A-Z]+ )?(/[^`?\s]*)[^`]*`", (ROOT / "README.md").read_text()):
+    for found in re.findall(r"`(?:[A-Z]+ )?(/[^`?\s]*)[^`]*`", PAGE.read_text()):
         path = re.sub(r"\{(\w+)\}", lambda name: SAMPLES.get(name[1], name[0]), found)
         paths |= {re.sub(r"\[[^\]]*\]", "", path), re.sub(r"[\[\]]", "", path)}
     return paths
 
 
 @pytest.mark.parametrize("pattern", EVERY)
-def test_every_route_is_in_the_readme(pattern: str) -> None:
-    """The README's section about the interface names each route of clients and operator."""
+def test_every_route_is_in_the_page(pattern: str) -> None:
+    """paychan/api/README.md names each route of clients and operator."""
     assert any(re.fullmatch(pattern, path) for path in documented())
 
 

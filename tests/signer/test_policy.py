@@ -503,10 +503,10 @@ def test_memory_is_not_loosened_by_a_trial(tag: str) -> None:
 
 
 def test_every_policy_has_its_code_documentation_and_test() -> None:
-    """Code, the README's table and tests name the same tags, each once."""
+    """Code, the table in signer/README.md and tests name the same tags, each once."""
     tags = [tag for tag, _ in POLICIES]
     folder = Path(__file__).parent
-    readme = (folder.parents[1] / "README.md").read_text()
+    page = (folder.parents[1] / "signer" / "README.md").read_text()
     sources = "".join(path.read_text() for path in (folder.parents[1] / "signer").rglob("*.py"))
     tests = "".join(path.read_text() for path in folder.glob("test_*.py"))
 
@@ -515,7 +515,7 @@ def test_every_policy_has_its_code_documentation_and_test() -> None:
         assert rule.__doc__ is not None
         assert rule.__doc__.startswith(tag + ":")
     every = {tag for tag in tags if tag.startswith("policy-")} | {tag for tag, _ in OTHER_POLICIES}
-    assert set(re.findall(r"^\| `(policy-[a-z-]+)` \|", readme, re.MULTILINE)) == every
+    assert set(re.findall(r"^\| `(policy-[a-z-]+)` \|", page, re.MULTILINE)) == every
     assert set(re.findall(r"\bpolicy-[a-z]+(?:-[a-z]+)*", sources)) == every
     for tag in every:
         assert f"def test_{tag.replace('-', '_')}" in tests, tag
