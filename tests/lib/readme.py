@@ -14,8 +14,16 @@ from signer.judge.policies import OTHER_POLICIES, POLICIES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md") if (ROOT / name).exists()),
-    *sorted(path for top in ("actors", "bench", "config", "paychan", "signer", "tests") for path in ROOT.glob(f"{top}/**/*.md")),
+    *(
+        ROOT / name
+        for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
+        if (ROOT / name).exists()
+    ),
+    *sorted(
+        path
+        for top in ("actors", "bench", "config", "paychan", "signer", "tests")
+        for path in ROOT.glob(f"{top}/**/*.md")
+    ),
 ]
 """Every page of the repository: those of the root, then those of the folders."""
 
