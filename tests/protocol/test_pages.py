@@ -38,12 +38,8 @@ def present(folder: str) -> set[str]:
     for path in top.rglob("*"):
         parts = path.relative_to(top).parts
         own_page = any((top.joinpath(*parts[:depth]) / "README.md").exists() for depth in range(1, len(parts)))
-        if (
-            path.is_dir()
-            or own_page
-            or any(part[0] == "." or part == "__pycache__" for part in parts)
-            or path.name in WHAT_EXPLAINS_ITSELF
-        ):
+        made_by_tools = any(part[0] == "." or part == "__pycache__" for part in parts)
+        if path.is_dir() or own_page or made_by_tools or path.name in WHAT_EXPLAINS_ITSELF:
             continue
         whole = folder in LISTED_AS_FOLDERS and len(parts) > 1
         found.add(f"{parts[0]}/" if whole else "/".join(parts))
