@@ -9,6 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.lib import campaign
+
+TESTS = Path(__file__).parent
+QUICK = {"protocol", "actors", "config", "cli"}
+"""Folders whose tests need no process of their own: `pytest -m quick` runs them in under a minute."""
+
 settings.register_profile("any machine", deadline=None)  # a busy machine is slow, which is no failure
 settings.load_profile("any machine")
 
@@ -17,8 +23,24 @@ os.environ.pop(
 )  # 80 in workers of pytest-xdist: what our programs print shall be as wide as where nobody looks
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--campaign`."""
+    parser.addoption(
+        "--campaign", action="store_true", help="run kills, fee spikes and scans at full length (half an hour)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell test modules and the workers of pytest-xdist how long campaigns are."""
+    if config.getoption("campaign"):
+        os.environ[campaign.VARIABLE] = "1"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files whose tests may take longest: at the end, one of them would be waited for alone."""
+    """Mark the quick ring; begin with the files whose tests may take longest, else one of them would run alone at the end."""
+    for item in items:
+        if item.path.relative_to(TESTS).parts[0] in QUICK:
+            item.add_marker("quick")
     patience = Counter[Path]()
     for item in items:
         limit = item.get_closest_marker("timeout")
