@@ -1,4 +1,7 @@
-"""The composition root: the one place that knows every backend, puts the parts together, and takes them apart again."""
+"""The composition root: the one module that knows every backend.
+
+It starts the parts and stops them in reverse order.
+"""
 
 from __future__ import annotations
 
@@ -44,11 +47,11 @@ from paychan.work import Work
 log = structlog.get_logger("server")
 
 _ANSWER_SECONDS = 10.0
-"""Longer than the signer and the application may take by default, shorter than whoever stops us waits."""
+"""Longer than the default deadlines of signer and application, shorter than a service manager's stop timeout."""
 _EXIT_BROKEN = 3
 
 _STORE_BYTES = 1_000_000
-"""Room that opening a store needs: a new log and manifest."""
+"""Free bytes that opening a store needs: a new log and manifest."""
 _DISK_SECONDS = 1.0
 
 
@@ -56,25 +59,25 @@ def run(config: ServerConfig, source: str) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        StartError, SettingsError: before anything listened.
+        StartError, SettingsError: raised before the server listens.
     """
     configure_log(config)
     uvloop.run(_serve(config, source))
 
 
 async def _serve(config: ServerConfig, source: str) -> None:
-    """Serve until a signal cancels it, at whatever point of its life."""
+    """Serve until a signal cancels this task, during start-up as well as later."""
     serving = asyncio.create_task(_live(config, source))
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, _stop, serving)
-    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):  # a log rotation, a lost terminal: nothing to do
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):  # sent by log rotation or a lost terminal
         asyncio.get_running_loop().add_signal_handler(number, _go_on, number)
     with contextlib.suppress(asyncio.CancelledError):
         await serving
 
 
 def _stop(serving: asyncio.Task[None]) -> None:
-    """Begin to end; a second signal must not cut the ending off."""
+    """Start the shutdown; a second signal does not interrupt it."""
     if not serving.cancelling():
         log.info("stopping")
         serving.cancel()
@@ -85,13 +88,13 @@ def _go_on(number: signal.Signals) -> None:
 
 
 async def _live(config: ServerConfig, source: str) -> None:
-    """Serve from the first moment on what can be served; what is missing joins when it is there."""
+    """Serve requests at once, as far as the available parts allow. A missing part joins when it becomes available."""
     async with _assemble(config, source) as service, _working(service) as work:
         await work.first_look()
         async with _listening(service) as running:
             gc.collect()
             gc.set_threshold(50_000, 20, 20)  # a payment leaves no cycles behind
-            gc.freeze()  # what lives as long as the process need not be looked at again
+            gc.freeze()  # the collector skips objects that live as long as the process
             log.info("serving", network=config.network_name, url=running.url, management=running.management_url)
             try:
                 await work.until_wrong()
@@ -110,14 +113,14 @@ async def _working(service: Service) -> AsyncIterator[Work]:
 
 @contextlib.asynccontextmanager
 async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]:
-    """Make the parts in the order in which they need each other; undo in reverse."""
+    """Create the parts in the order of their dependencies; close them in reverse order."""
     make_state_dir(config.state_dir)
     descriptors = _descriptors(config)
     async with contextlib.AsyncExitStack() as stack:
         memory = Memory()
         stack.callback(memory.close)
         end_when_memory_ends(asyncio.get_running_loop())
-        await asyncio.to_thread(int)  # its thread stays, so that none has to start when memory is short
+        await asyncio.to_thread(int)  # starts the pool's thread now: starting one may fail when memory is short
         supervisor = Supervisor(_wall_clock, _die)
         stack.push_async_callback(supervisor.close)
         signer = make_signer(config, source)
@@ -161,7 +164,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
 
 
 def _descriptors(config: ServerConfig) -> Descriptors:
-    """Raise the limit of open files, and divide it. Before the store opens, which asks for the limit once."""
+    """Raise the limit of open files and divide it. This comes before the store opens: LevelDB reads the limit once."""
     try:
         found = divide(raise_limit(), config)
     except TooFewDescriptors as error:
@@ -171,7 +174,7 @@ def _descriptors(config: ServerConfig) -> Descriptors:
 
 
 async def _open_store(config: ServerConfig, reserve: DiskReserve) -> Store:
-    """Open the store; while the disk has no room for that, tell everybody so, and try again."""
+    """Open the store. While the disk is too full for that, answer requests with `StorageFull` and try again."""
     reserve.look()
     while True:
         try:
@@ -179,7 +182,7 @@ async def _open_store(config: ServerConfig, reserve: DiskReserve) -> Store:
         except StoreFailed as error:
             if reserve.free() >= _STORE_BYTES:
                 raise
-            log.error("no room on disk to open the store, waiting for some", reason=str(error))  # noqa: TRY400
+            log.error("no room on disk to open the store, waiting for free space", reason=str(error))  # noqa: TRY400
         try:
             async with waiting_room(config, StorageFull()):
                 while reserve.free() < _STORE_BYTES:  # noqa: ASYNC110 - a disk sends no event
@@ -206,7 +209,7 @@ def _service(
 
 @contextlib.asynccontextmanager
 async def _listening(service: Service) -> AsyncIterator[Running]:
-    """Open both ports; on the way out, first no new connections, then let running requests finish."""
+    """Open both ports. At the end, refuse new connections first, then let running requests finish."""
     config = service.config
     public = public_server(service)
     token = _new_token(config.management_token)
@@ -225,7 +228,7 @@ async def _listening(service: Service) -> AsyncIterator[Running]:
         remove_running(config.state_dir)
         for server in (public, management):
             server.stop()
-            server.conn_params.no_keep_alive = True  # each connection ends with the request it is in, or the next
+            server.conn_params.no_keep_alive = True  # a connection closes after its current or its next request
         service.streams.stop()
         await service.registry.all_answered(_ANSWER_SECONDS)
         await close_all(service)
@@ -244,26 +247,26 @@ async def _listen(listening: Awaitable[int], key: str) -> int:
 
 
 def _local_url(address: str, port: int) -> str:
-    """Where a listener is reached from this machine."""
+    """Return the URL under which this machine reaches a listener."""
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address, address)
     return f"http://{host}:{port}"
 
 
 def _new_token(path: Path) -> str:
-    """Write a fresh management token that only our user can read."""
+    """Write a fresh management token that only the server's user can read."""
     token = secrets.token_hex(32)
     path.unlink(missing_ok=True)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(token)
-    except OSError as error:  # a full disk: serving goes on, commands that change something do not
+    except OSError as error:  # a full disk: the server runs on, but commands that change something have no token
         log.error("no management token", file=str(path), reason=error.strerror)  # noqa: TRY400
     return token
 
 
 def _die(error: BaseException) -> None:
-    """The disk failed: what is stored is the truth, so nobody gets another answer from this process."""
+    """End the process after a disk failure: the stored state is the truth, so this process must not answer again."""
     log.critical("store failed, stopping at once", reason=str(error))
     drain_log()
     os._exit(_EXIT_BROKEN)

@@ -1,4 +1,4 @@
-"""The server's settings: declared once here; `config/*/server.toml` and the table in config/README.md follow it."""
+"""The server's settings, declared once: `config/*/server.toml` and the table of settings are generated from here."""
 
 from __future__ import annotations
 
@@ -21,132 +21,150 @@ TYPICAL_SETTLEMENT_BYTES = 331
 
 
 class Http(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    listen: Annotated[str, setting("address that clients connect to")] = "127.0.0.1"
+    listen: Annotated[str, setting("address on which the server accepts clients")] = "127.0.0.1"
     port: Annotated[int, setting("port; the environment variable PORT overrides it", "TCP port", ge=0, le=65535)] = 8000
-    public_url: Annotated[str, setting('base of the URLs in answers, such as "https://pay.example"; "": as asked')] = ""
-    trust_forwarded: Annotated[bool, setting("believe X-Forwarded-Proto, -Host and -For of a proxy in front")] = False
-    fast_lane: Annotated[bool, setting("payments take a shorter way; off while log.access is on")] = True
-    max_body_bytes: Annotated[int, setting("larger request bodies are refused", "bytes", ge=512)] = 4096
-    max_header_bytes: Annotated[int, setting("larger request heads are refused", "bytes", ge=1024)] = 8192
+    public_url: Annotated[
+        str, setting('base of the URLs in answers, such as "https://pay.example"; "": taken from each request')
+    ] = ""
+    trust_forwarded: Annotated[
+        bool, setting("trust X-Forwarded-Proto, -Host and -For: only behind a proxy that sets them")
+    ] = False
+    fast_lane: Annotated[bool, setting("serve payments on the fast path; it is off while log.access is on")] = True
+    max_body_bytes: Annotated[int, setting("largest request body", "bytes", ge=512)] = 4096
+    max_header_bytes: Annotated[int, setting("largest request head", "bytes", ge=1024)] = 8192
     max_bad_signatures: Annotated[
-        int, setting("bad signatures and requests after which a connection is closed; each delays it", "requests", ge=1)
+        int,
+        setting(
+            "a bad signature or bad request delays its connection; at this number the connection is closed",
+            "requests",
+            ge=1,
+        ),
     ] = 20
     asks_per_second: Annotated[
         int,
         setting(
-            "questions about new channels and openings from one client address; ten times that at once; 0: any", ge=0
+            "requests for terms and openings per client address; a burst may be ten times that; 0: no limit",
+            "1/s",
+            ge=0,
         ),
     ] = 200
-    idle_seconds: Annotated[int, setting("an idle keep-alive connection is closed", "seconds", ge=1)] = 75
+    idle_seconds: Annotated[int, setting("an idle keep-alive connection is closed after this", "seconds", ge=1)] = 75
     head_seconds: Annotated[
-        int, setting("a first request, and every head that has begun, must have arrived", "seconds", ge=1)
+        int, setting("time for a connection's first request, and for each request head to arrive", "seconds", ge=1)
     ] = 10
-    body_seconds: Annotated[int, setting("a body must have arrived", "seconds", ge=1)] = 10
+    body_seconds: Annotated[int, setting("time for a request body to arrive", "seconds", ge=1)] = 10
 
 
 class Stream(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     coalesce: Annotated[
-        bool, setting("of several payments of a channel that wait, verify the newest first: it includes the others")
+        bool, setting("when several payments of a channel wait, verify the newest first: it includes the others")
     ] = True
-    max_streams: Annotated[int, setting("further streams are refused", ge=0)] = 1000
+    max_streams: Annotated[int, setting("most streams at once", ge=0)] = 1000
     max_streams_per_channel: Annotated[
-        int, setting("a further stream of a channel closes the one of its own that has been idle longest", ge=1)
+        int, setting("most streams of one channel; a further one closes that channel's longest idle stream", ge=1)
     ] = 8
     ping_seconds: Annotated[
-        float, setting("time between two pings; who has not answered one by the next is gone", "seconds", gt=0)
+        float, setting("time between two pings; a stream whose peer misses one is closed", "seconds", gt=0)
     ] = 20.0
 
 
 class Open(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    base_price_sat: Annotated[int, setting("least first payment (v1), before the settlement fee", "sat", ge=0)] = 70_000
-    add_settlement_fee: Annotated[bool, setting("v1's first payment also pays the settlement's fee")] = True
-    v2_price_sat: Annotated[int, setting("least first payment (v2)", "sat", ge=0)] = 100_000
-    min_confirmations: Annotated[int, setting("depth of the funding output", "blocks", ge=0)] = 6
+    base_price_sat: Annotated[int, setting("smallest first payment (v1), before the settlement fee", "sat", ge=0)] = (
+        70_000
+    )
+    add_settlement_fee: Annotated[bool, setting("add the settlement's fee to v1's first payment")] = True
+    v2_price_sat: Annotated[int, setting("smallest first payment (v2)", "sat", ge=0)] = 100_000
+    min_confirmations: Annotated[int, setting("confirmations that a funding output needs", "blocks", ge=0)] = 6
     smaller: Annotated[
-        tuple[Depth, ...], setting("less depth for less money: [{up_to_sat = 100000, confirmations = 1}, …]")
+        tuple[Depth, ...],
+        setting("fewer confirmations for small channels: [{up_to_sat = 100000, confirmations = 1}, …]"),
     ] = ()
     unconfirmed_limit_sat: Annotated[
-        int, setting("most value of channels open without a confirmation", "sat", ge=0)
+        int, setting("largest total value of the channels whose funding has no confirmation", "sat", ge=0)
     ] = 0
-    min_duration_hours: Annotated[int, setting("least time for payments before settling", "hours", ge=1)] = 12
-    max_duration_hours: Annotated[int, setting("a new channel expires within this; 0: no limit", "hours", ge=0)] = 8784
+    min_duration_hours: Annotated[int, setting("shortest time for payments before settling", "hours", ge=1)] = 12
+    max_duration_hours: Annotated[int, setting("longest life of a new channel; 0: no limit", "hours", ge=0)] = 8784
     terms_hold_hours: Annotated[
-        int, setting("what was asked for before a change still opens channels this long", "hours", ge=0)
+        int, setting("after a change of terms, the earlier terms still open channels for this time", "hours", ge=0)
     ] = 24
 
 
 class Channel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    dust_limit_sat: Annotated[int, setting("least change a payment may leave, unless none", "sat", ge=MIN_DUST_SAT)] = (
+    dust_limit_sat: Annotated[int, setting("smallest change output, if a payment has one", "sat", ge=MIN_DUST_SAT)] = (
         700
     )
-    settlement_period_hours: Annotated[int, setting("payments end this long before expiry", "hours", ge=1)] = 6
-    idle_seconds: Annotated[int, setting("a channel's actor sleeps after this without messages", "seconds", ge=1)] = 300
+    settlement_period_hours: Annotated[int, setting("payments end at this time before expiry", "hours", ge=1)] = 6
+    idle_seconds: Annotated[
+        int, setting("a channel's actor stops after this time without messages", "seconds", ge=1)
+    ] = 300
 
 
 class Settlement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    fee_sat_per_vb: Annotated[int, setting("fee rate to begin with when the chain has no estimate", "sat/vB", ge=1)] = (
-        40
-    )
-    max_fee_sat_per_vb: Annotated[int, setting("fee rate that is paid at the deadline at most", "sat/vB", ge=1)] = 200
+    fee_sat_per_vb: Annotated[int, setting("first fee rate if the chain backend has no estimate", "sat/vB", ge=1)] = 40
+    max_fee_sat_per_vb: Annotated[int, setting("highest fee rate, paid at the deadline", "sat/vB", ge=1)] = 200
     max_fee_percent: Annotated[
-        int, setting("most of what a channel received that may become fee", "%", ge=1, le=100)
+        int, setting("largest part of a channel's received amount that may become fee", "%", ge=1, le=100)
     ] = 50
-    margin_hours: Annotated[int, setting("settlements should be confirmed this long before expiry", "hours", ge=0)] = 2
+    margin_hours: Annotated[
+        int, setting("target: settlements are confirmed this time before expiry", "hours", ge=0)
+    ] = 2
     batch_seconds: Annotated[
-        int, setting("drained channels wait so long for others, to be settled together; 0: none waits", "seconds", ge=0)
+        int, setting("longest wait of a closing channel for others, to settle together; 0: no wait", "seconds", ge=0)
     ] = 0
     batch_channels: Annotated[int, setting("most channels in one settlement", ge=2, le=200)] = 20
     withdraw_above_sat: Annotated[
-        int, setting("take what v2 channels earned when it is so much, and let them go on; 0: never", "sat", ge=0)
+        int, setting("withdraw a v2 channel's earnings at this amount and keep it open; 0: never", "sat", ge=0)
     ] = 0
     confirmations: Annotated[int, setting("depth at which a settlement is final", "blocks", ge=1)] = 6
 
 
 class Signer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     socket: Annotated[str, setting('socket of the signer; "": signer.sock in the state directory', "path")] = ""
-    deadline_seconds: Annotated[float, setting("longest wait for one answer", "seconds", gt=0)] = 5.0
+    deadline_seconds: Annotated[float, setting("longest wait for one answer of the signer", "seconds", gt=0)] = 5.0
     show_seconds: Annotated[
-        float, setting("so often the signer is shown payments that have grown; 0: never", "seconds", ge=0)
+        float, setting("time between two reports of grown payments to the signer; 0: no reports", "seconds", ge=0)
     ] = 300.0
 
 
 class Chain(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    backend: Annotated[Literal["debug", "bitcoind", "electrum"], setting("who is asked about the chain")]
+    backend: Annotated[Literal["debug", "bitcoind", "electrum"], setting("source of chain data")]
     url: Annotated[
         str, setting("http://host:port of bitcoind; tcp:// or ssl://host:port of an Electrum server", "URL")
     ] = ""
     credentials_file: Annotated[str, setting('bitcoind\'s .cookie, or a file "user:password"', "path")] = ""
-    wallet: Annotated[str, setting("watch-only wallet that the server makes in bitcoind")] = "paychan"
+    wallet: Annotated[str, setting("watch-only wallet that the server creates in bitcoind")] = "paychan"
     certificate_file: Annotated[
-        str, setting("the Electrum server's certificate, if no authority signed it", "path")
+        str, setting("the Electrum server's certificate, if no certificate authority signed it", "path")
     ] = ""
-    timeout_seconds: Annotated[float, setting("longest wait for one answer", "seconds", gt=0)] = 10.0
+    timeout_seconds: Annotated[float, setting("longest wait for one answer of the backend", "seconds", gt=0)] = 10.0
     stale_tip_minutes: Annotated[
-        int, setting("no payments while the newest block is older; 0: never mind", "min", ge=0)
+        int, setting("no payments while the newest block is older than this; 0: no check", "min", ge=0)
     ] = 180
 
 
 class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     path: Annotated[str, setting('directory of the LevelDB; "": store in the state directory', "path")] = ""
-    commit_delay_ms: Annotated[float, setting("gather payments this long before each sync", "ms", ge=0, le=1000)] = 0.0
-    max_waiting: Annotated[int, setting("payments beyond so many that wait for the disk are refused", ge=1)] = 10_000
+    commit_delay_ms: Annotated[
+        float, setting("time to collect payments before each write to disk", "ms", ge=0, le=1000)
+    ] = 0.0
+    max_waiting: Annotated[int, setting("most payments that wait for the disk", ge=1)] = 10_000
     reserve_mb: Annotated[
         int,
         setting(
-            "no new channels with less free disk, no payments with half of it; a quarter is kept for settling",
+            "no new channels below this free space, no payments below half of it; a quarter is reserved for settling",
             "MB",
             ge=0,
         ),
     ] = 64
-    backup_dir: Annotated[str, setting('where backups go; "": backups in the state directory', "path")] = ""
+    backup_dir: Annotated[str, setting('directory of the backups; "": backups in the state directory', "path")] = ""
 
 
 class Callback(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    url: Annotated[str, setting('application to ask about every payment; "": none', "URL")] = ""
-    timeout_seconds: Annotated[float, setting("longest wait for its answer", "seconds", gt=0)] = 5.0
+    url: Annotated[str, setting('application that approves every payment; "": none', "URL")] = ""
+    timeout_seconds: Annotated[float, setting("longest wait for the application's answer", "seconds", gt=0)] = 5.0
     unanswered: Annotated[
         Literal["settle", "drop"],
-        setting("what becomes of a payment that it has not answered for when the server must settle"),
+        setting("at settling, count or drop a payment for which the application has not answered"),
     ] = "settle"
 
 
@@ -157,25 +175,27 @@ class Management(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class Watcher(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     interval_seconds: Annotated[
-        float, setting("time between two looks at expiries and settlements", "seconds", gt=0)
+        float, setting("time between two scans of expiries and settlements", "seconds", gt=0)
     ] = 30.0
     unsigned_minutes: Annotated[
-        int, setting("alarm, and 503 of /health, when a settlement could not be signed for this long", "min", ge=0)
+        int, setting("alarm, and /health answers 503, when signing a settlement has failed for this time", "min", ge=0)
     ] = 10
-    alarm_hours: Annotated[int, setting("alarm when a channel is unsettled this long before expiry", "hours", ge=0)] = 2
+    alarm_hours: Annotated[
+        int, setting("alarm when a channel is still unsettled at this time before expiry", "hours", ge=0)
+    ] = 2
 
 
 class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    level: Annotated[Literal["debug", "info", "warning", "error"], setting("least level that is written")] = "info"
+    level: Annotated[Literal["debug", "info", "warning", "error"], setting("lowest level that is written")] = "info"
     access: Annotated[bool, setting("one line per request")] = False
 
 
 class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything `paychan serve` is told."""
+    """All settings of `paychan serve`."""
 
     network: Annotated[Literal["live", "test", "regtest"], setting("Bitcoin network of addresses and funding")]
-    debug: Annotated[bool, setting("believe funding that follows from key and expiry; publish nothing")] = False
-    state_directory: Annotated[str, setting('where data is kept; "": ./.paychan/<network>', "path")] = field(
+    debug: Annotated[bool, setting("accept funding that is computed from key and expiry; broadcast nothing")] = False
+    state_directory: Annotated[str, setting('directory of all data; "": ./.paychan/<network>', "path")] = field(
         default="", name="state_dir"
     )
     http: Http = field(default_factory=Http)
@@ -197,7 +217,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def network_name(self) -> str:
-        """Name for people and directories: debug funding is a network of its own."""
+        """Name for messages and directories: debug funding counts as a network of its own."""
         return "debug" if self.debug else self.network
 
     @property
@@ -218,12 +238,12 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def management_token(self) -> Path:
-        """File whose content allows changes through the management interface; made anew at every start."""
+        """File with the token of the management interface; written anew at every start."""
         return self.state_dir / "management.token"
 
     @property
     def port(self) -> int:
-        """`http.port`, or PORT of the environment if that is a port."""
+        """`http.port`, or the environment variable PORT if it holds a port number."""
         override = os.environ.get("PORT", "")
         return int(override) if override.isascii() and override.isdigit() and int(override) < 65536 else self.http.port
 
@@ -234,7 +254,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def rules(self) -> Rules:
-        """What the channel machine needs to know, in its units."""
+        """The settings that the channel state machine needs, in its units."""
         return Rules(
             dust_sat=Sat(self.channel.dust_limit_sat),
             min_confirmations=self.open.min_confirmations,
@@ -252,7 +272,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def opening_terms(self) -> OpeningTerms:
-        """What new channels are asked for."""
+        """The terms that new channels must meet."""
         return OpeningTerms(
             v1_price_sat=self.v1_price_sat,
             v2_price_sat=Sat(self.open.v2_price_sat),
@@ -264,7 +284,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def _longest_life_seconds(self) -> int:
-        """The original's test programs ask a server in debug mode for any expiry (RBPCP §6.1)."""
+        """Zero (no limit) in debug mode: the original's test programs use any expiry there (RBPCP §6.1)."""
         return 0 if self.debug else self.open.max_duration_hours * 3600
 
 
@@ -272,7 +292,8 @@ def load_server_config(path: Path) -> ServerConfig:
     """Read a server file.
 
     Raises:
-        SettingsError: not readable, unknown key, wrong type, or settings that contradict each other.
+        SettingsError: the file is not readable, has an unknown key or a wrong type, or its settings contradict each
+        other.
     """
     try:
         text = path.read_text(encoding="utf8")
@@ -305,12 +326,12 @@ def _contradictions(config: ServerConfig) -> list[tuple[str, str]]:
         (
             list(steps) != sorted(steps) or any(row.confirmations < 0 for row in config.open.smaller),
             "open.smaller",
-            "want rows with growing up_to_sat, none with less confirmations than the row before",
+            "the rows must have growing up_to_sat, and no row fewer confirmations than the row before",
         ),
         (
             needs_none and not config.debug and not config.open.unconfirmed_limit_sat,
             "open.unconfirmed_limit_sat",
-            "required where a funding output needs no confirmation: the most that may be at risk",
+            "required where a funding output needs no confirmation: the largest total value at risk",
         ),
         (
             config.chain.backend != "debug" and not config.chain.url,
@@ -330,12 +351,12 @@ def _contradictions(config: ServerConfig) -> list[tuple[str, str]]:
         (
             margin >= period,
             "settlement.margin_hours",
-            f"{margin} hours, not less than channel.settlement_period_hours = {period}: no time to settle in",
+            f"{margin} hours, not less than channel.settlement_period_hours = {period}: leaves no time to settle",
         ),
         (
             duration < period,
             "open.min_duration_hours",
-            f"{duration} hours, less than channel.settlement_period_hours = {period}: no time to pay in",
+            f"{duration} hours, less than channel.settlement_period_hours = {period}: leaves no time for payments",
         ),
         (
             0 < config.open.max_duration_hours < 2 * duration + period,

@@ -1,8 +1,8 @@
-"""Room on the store's disk that settling has to itself, also when something else fills the disk to its last byte.
+"""Disk space reserved for settling, in case something else fills the disk completely.
 
-Of `store.reserve_mb`, below the whole no channels are opened, below the half no payments are taken, and a quarter is kept as
-a file beside the store, which is given up when less than that is free: closing and settling go on, and a server that is
-started again finds room to open its store.
+`store.reserve_mb` sets three limits of free space. Below the whole, no channel is opened; below half, no payment is
+accepted. A quarter is held by a file beside the store. When less than a quarter is free, the file is deleted: closing
+and settling continue, and a restarted server finds room to open its store.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LOOK_SECONDS = 1.0
 
 
 class DiskReserve:
-    """The reserve of a store at `store_path`, of `size` bytes in all."""
+    """The reserve of a store at `store_path`; `size` is `store.reserve_mb` in bytes."""
 
     def __init__(self, store_path: Path, size: int) -> None:
         self._size = size
@@ -30,7 +30,7 @@ class DiskReserve:
         self.allows_channels = True
 
     def free(self) -> int:
-        """Bytes that are free; as many as needed where that can't be told: the store itself will tell."""
+        """Return the free bytes; if the system can't tell, enough to allow all work: the store reports a full disk."""
         path = self._file.parent
         try:
             found = os.statvfs(path if path.exists() else path.parent)
@@ -39,21 +39,21 @@ class DiskReserve:
         return found.f_bavail * found.f_frsize
 
     def look(self) -> None:
-        """Give the file up, or make it again; note what may go on."""
+        """Delete or recreate the reserve file, and note whether channels and payments are allowed."""
         free, part = self.free(), self._size // 4
         if free < part and self._file.exists():
-            log.error("disk is full, its reserve is given up for settling", free_bytes=free, reserve_bytes=part)
+            log.error("disk is full, its reserve is released for settling", free_bytes=free, reserve_bytes=part)
             self._file.unlink(missing_ok=True)
             free = self.free()
         elif free >= self._size + part and part and not self._file.exists():
             self._keep(part)
         allows = free >= self._size // 2
         if allows != self.allows_payments:
-            log.warning("payments go on" if allows else "payments stop: disk nearly full", free_bytes=free)
+            log.warning("payments resume" if allows else "payments stop: disk nearly full", free_bytes=free)
         self.allows_payments, self.allows_channels = allows, free >= self._size
 
     async def run(self, task: Supervised) -> None:
-        """Look every second."""
+        """Check the disk once a second."""
         while True:
             self.look()
             task.succeeded()
@@ -65,7 +65,7 @@ class DiskReserve:
             descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             os.posix_fallocate(descriptor, 0, size)
         except OSError as error:
-            log.warning("no reserve can be kept on disk", file=str(self._file), reason=error.strerror)
+            log.warning("no disk reserve can be created", file=str(self._file), reason=error.strerror)
             self._file.unlink(missing_ok=True)
         finally:
             if descriptor >= 0:

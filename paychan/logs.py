@@ -1,4 +1,4 @@
-"""The server's log: events as key=value lines on standard error, through a sink that loses lines rather than time."""
+"""The server's log: events as key=value lines on standard error, through a sink that never blocks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from paychan.memory import end_when_logged
 
 
 def configure_log(config: ServerConfig) -> None:
-    """Let everything that this process says go through the sink, also tracebacks and what libraries write."""
+    """Send all output of this process through the sink, including tracebacks and messages of libraries."""
     open_missing_descriptors()
     sink = LogSink(2)
     sys.stderr = sink
@@ -30,7 +30,7 @@ def configure_log(config: ServerConfig) -> None:
         structlog.processors.format_exc_info,
     ]
     line = structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event"), drop_missing=True)
-    handler = logging.StreamHandler(sink)  # for asyncio, tornado, and what payers use too
+    handler = logging.StreamHandler(sink)  # for asyncio, tornado and the modules that the payer's client shares
     strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=[strip, line], foreign_pre_chain=facts))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -44,12 +44,12 @@ def configure_log(config: ServerConfig) -> None:
 
 
 def lost_lines() -> tuple[int, bool]:
-    """Return how many lines of this process's log were lost, and whether the newest could not be written yet."""
+    """Return the number of log lines that this process lost, and whether its newest lines are still unwritten."""
     sink = sys.stderr
     return (sink.lost, sink.failing) if isinstance(sink, LogSink) else (0, False)
 
 
 def drain_log() -> None:
-    """Write what waits, if its reader takes it: before an end that runs no `atexit`."""
+    """Write the waiting lines, if the reader takes them: for an exit that runs no `atexit` handler."""
     if isinstance(sys.stderr, LogSink):
         sys.stderr.drain()

@@ -1,15 +1,15 @@
-"""Memory that is left below the process's limit, so that new work is refused before memory ends.
+"""Memory left below the process's limit: new work is refused before memory runs out.
 
-Limits are RLIMIT_AS, RLIMIT_DATA and the control group's; without one nothing is refused. What may be taken without asking
-again stays free: `RESERVE_BYTES` for the store's buffers (two of 32 MB, filled slowly), settlements and the operator, and
-for requests that are under way. Below it no connection, channel or address is added and no sleeping channel wakes for a
-payment; below `LEAST_BYTES` payments are refused too. Closing and settling go on.
+Limits are RLIMIT_AS, RLIMIT_DATA and the control group's; without a limit nothing is refused. `RESERVE_BYTES` stay free
+for needs that are not checked one by one: the store's buffers (two of 32 MB, filled slowly), settlements, the operator,
+and requests in progress. Below it no connection, channel or address is added, and no payment wakes a passivated
+channel. Below `LEAST_BYTES` payments are refused, too. Closing and settling continue.
 
-A process gives freed memory back to itself, not to the system. So half of what connections and channels took at their
-peak, and don't take any more, counts as left.
+A process returns freed memory to its own allocator, not to the system. So half of the difference between the peak and
+the present use of connections and channels counts as left.
 
-When memory ends all the same, the process ends with a status at once: what is on disk is the truth, and a process that
-lost an allocation at any point is not to be trusted.
+If memory runs out all the same, the process exits at once with a status: the state on disk is the truth, and a process
+that lost an allocation at an unknown point can't be trusted.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ RESERVE_BYTES = 48 << 20
 LEAST_BYTES = 16 << 20
 
 CONNECTION_BYTES = 12_000
-"""An idle connection on the fast lane; one that is being worked for takes 160 kB at most: head, body, answers, detour."""
+"""An idle connection on the fast path. A busy one takes at most 160 kB: head, body, replies, fallback buffers."""
 CHANNEL_BYTES = 12_000
-"""A channel that is awake, with its record in the store's memory."""
+"""An active channel with its record in the store's memory."""
 
 _FRESH_SECONDS = 0.02
 _PAGE_BYTES = resource.getpagesize()
@@ -40,10 +40,10 @@ _EXIT_BROKEN = 3
 
 
 class Memory:
-    """What is left; a reading is fresh for 20 ms."""
+    """Bytes left below the memory limits; a reading is reused for 20 ms."""
 
     def __init__(self, taken: Callable[[], int] = lambda: 0) -> None:
-        """`taken` estimates what connections and channels take now."""
+        """`taken` estimates the bytes that connections and channels use now."""
         self.taken = taken
         self._peak = 0
         self._left = float("inf")
@@ -54,24 +54,24 @@ class Memory:
         self._group = group_limit()
 
     def close(self) -> None:
-        """Let go of the file that it reads."""
+        """Close the file that this object reads."""
         if self._statm >= 0:
             os.close(self._statm)
             self._statm = -1
 
     def left(self) -> float:
-        """Return how many bytes are left; infinite without a limit."""
+        """Return the bytes left; infinite without a limit."""
         now = monotonic()
         if now - self._read_at > _FRESH_SECONDS:
             self._read_at, self._left = now, self._measure()
         return self._left
 
     def new_work(self) -> MemoryLow | None:
-        """Return why nothing is added now."""
+        """Return the reason to refuse new connections, channels and addresses now, or None."""
         return MemoryLow(left_bytes=int(self._left), need_bytes=RESERVE_BYTES) if self.left() < RESERVE_BYTES else None
 
     def any_work(self) -> MemoryLow | None:
-        """Return why not even a payment on a channel that is awake is taken."""
+        """Return the reason to refuse even a payment on an active channel now, or None."""
         return MemoryLow(left_bytes=int(self._left), need_bytes=LEAST_BYTES) if self.left() < LEAST_BYTES else None
 
     def _measure(self) -> float:
@@ -91,7 +91,7 @@ class Memory:
 
 
 def group_limit(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
-    """Return the least memory.max of this process's control groups (version 2); None: there is none."""
+    """Return the smallest memory.max of this process's control groups (version 2); None: no group has one."""
     try:
         lines = own.read_text().splitlines()
     except OSError:
@@ -118,7 +118,7 @@ def _limits(root: Path, where: str) -> Iterator[int]:
 
 
 def is_memory_error(error: BaseException | None) -> bool:
-    """Say whether memory ended somewhere in an exception's history; a thread that can't start is the same want."""
+    """Return whether an exception or one of its causes is a lack of memory; a thread that can't start counts as one."""
     seen = 0
     while error is not None and seen < 20:
         if isinstance(error, MemoryError) or "can't start new thread" in str(error)[:80]:
@@ -128,36 +128,36 @@ def is_memory_error(error: BaseException | None) -> bool:
 
 
 def end_if_out_of_memory(error: BaseException | None) -> None:
-    """End the process at once, with as few allocations as possible, if memory ended."""
+    """Exit at once, with as few allocations as possible, if the exception is a lack of memory."""
     if is_memory_error(error):
         os.write(2, b'level=critical event="out of memory, stopping at once"\n')
         os._exit(_EXIT_BROKEN)
 
 
 def end_when_memory_ends(loop: asyncio.AbstractEventLoop) -> None:
-    """Look for this kind in every exception that nothing handles: on the loop, in threads, in finalizers."""
+    """Check every unhandled exception for a lack of memory: on the loop, in threads, in finalizers."""
 
     def unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         end_if_out_of_memory(context.get("exception"))
         loop.default_exception_handler(context)
 
-    def unraisable(told: Any) -> None:
-        end_if_out_of_memory(told.exc_value)
-        sys.__unraisablehook__(told)
+    def unraisable(arguments: Any) -> None:
+        end_if_out_of_memory(arguments.exc_value)
+        sys.__unraisablehook__(arguments)
 
-    def in_thread(told: Any) -> None:
-        end_if_out_of_memory(told.exc_value)
-        threading.__excepthook__(told)
+    def in_thread(arguments: Any) -> None:
+        end_if_out_of_memory(arguments.exc_value)
+        threading.__excepthook__(arguments)
 
     loop.set_exception_handler(unhandled)
     sys.unraisablehook, threading.excepthook = unraisable, in_thread
 
 
 def end_when_logged(_logger: Any, _name: str, event: Any) -> Any:
-    """A processor of the log: whoever reports an exception does not have to look for this kind."""
-    told = event.get("exc_info")
-    if told:
-        found = told if isinstance(told, BaseException) else told[1] if isinstance(told, tuple) else None
+    """Exit if a logged exception is a lack of memory (a structlog processor): code that logs need not check for it."""
+    logged = event.get("exc_info")
+    if logged:
+        found = logged if isinstance(logged, BaseException) else logged[1] if isinstance(logged, tuple) else None
         if found is None:
             found = sys.exc_info()[1]
         end_if_out_of_memory(found)

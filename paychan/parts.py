@@ -1,7 +1,8 @@
-"""The backends that a server is made of, as configured; and what of the configuration contradicts them.
+"""Creates the configured backends of a server, and lists contradictions between their settings and the server's.
 
-What is away is no error here: the server starts without node and signer, and goes on when they are there. An error is what
-time does not mend: another network, a port that is taken, settings that the signer's contradict.
+A backend that is unreachable is no error here: the server starts without node and signer, and uses them once they
+answer. Errors are the problems that waiting does not solve: another network, a port in use, settings that the signer's
+contradict.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from paychan.signer_client.unix import UnixSigner
 from paychan.supervisor import Supervisor
 
 _RESCAN_PATIENCE_SECONDS = 1.0
-"""A rescan that is done sooner is waited for; a longer one goes on beside all else."""
+"""A shorter rescan is awaited; a longer one continues in the background."""
 
 
 class StartError(Exception):
-    """The server can't start: what is wrong, and what to do about it."""
+    """The server can't start; the message names the problem and its remedy."""
 
 
 def make_state_dir(path: Path) -> None:
-    """Make the directory of everything that the server keeps, or make sure that it can be written to.
+    """Create the directory of the server's data, or check that it is writable.
 
     Raises:
-        StartError: it can't be used.
+        StartError: the directory can't be used.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -47,14 +48,14 @@ def make_state_dir(path: Path) -> None:
 
 
 def make_signer(config: ServerConfig, source: str) -> UnixSigner:
-    """Make the signer's client; it speaks to no signer that serves something else than this configuration."""
+    """Create the signer's client; it refuses a signer whose settings contradict this configuration."""
     return UnixSigner(
         config.signer_socket, config.signer.deadline_seconds, lambda health: _misfit(health, config, source)
     )
 
 
 def _misfit(health: HealthReply, config: ServerConfig, source: str) -> str:
-    """Return what a signer says of itself that does not go with the configuration, or nothing."""
+    """Return how the settings that a signer reports contradict the configuration; empty if they don't."""
     if (health.network, health.debug) != (config.network, config.debug):
         return (
             f"the signer serves {health.network} (debug: {health.debug}), the server {config.network} "
@@ -66,12 +67,13 @@ def _misfit(health: HealthReply, config: ServerConfig, source: str) -> str:
 
 
 def make_chain(config: ServerConfig, source: str, supervisor: Supervisor | None = None) -> Chain:
-    """Make the configured backend; it connects to nothing yet.
+    """Create the configured backend; it does not connect yet.
 
-    With a supervisor it is a server's: a rescan goes on beside all else. Without one it is a command's, which waits.
+    With a supervisor, the backend belongs to a server, and rescans run in the background. Without one it belongs to a
+    command, which waits for its rescan.
 
     Raises:
-        SettingsError: it can't be made as configured; `source` names the file.
+        SettingsError: the backend can't be created as configured; `source` names the file.
     """
     chosen, network = config.chain, config.bitcoin_network
     try:
@@ -98,11 +100,11 @@ def make_chain(config: ServerConfig, source: str, supervisor: Supervisor | None 
 
 
 async def open_chain(config: ServerConfig, source: str) -> Chain:
-    """Make the configured backend for a command, and make sure that its node can serve us now.
+    """Create the configured backend for a command, and check that its node is usable now.
 
     Raises:
-        SettingsError: it can't be made as configured; `source` names the file.
-        StartError: the node can't serve us.
+        SettingsError: the backend can't be created as configured; `source` names the file.
+        StartError: the node is not usable.
     """
     chain = make_chain(config, source)
     try:

@@ -1,4 +1,4 @@
-"""The file by which commands find a running server: its process, its URLs."""
+"""The file by which commands find a running server: its process id and its URLs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAME = "running.json"
 
 
 class Running(Struct, frozen=True):
-    """A server that listens: process id, and where clients and operator reach it from this machine."""
+    """A listening server: process id, and the URLs by which clients and the operator reach it from this machine."""
 
     pid: int
     url: str
@@ -19,14 +19,14 @@ class Running(Struct, frozen=True):
 
 
 def write_running(state_dir: Path, running: Running) -> None:
-    """Tell where we are; replaced at every start."""
+    """Write this server's process id and URLs; replaces those of the previous start."""
     temporary = state_dir / f"{_NAME}.new"
     temporary.write_bytes(msgspec.json.encode(running))
     temporary.replace(state_dir / _NAME)
 
 
 def read_running(state_dir: Path) -> Running | None:
-    """Return what the last server said; it may have died since."""
+    """Return the data of the last server that started, or None; that server may have ended since."""
     try:
         return msgspec.json.decode((state_dir / _NAME).read_bytes(), type=Running)
     except (OSError, msgspec.MsgspecError):
@@ -34,5 +34,5 @@ def read_running(state_dir: Path) -> Running | None:
 
 
 def remove_running(state_dir: Path) -> None:
-    """Say that nobody listens any more."""
+    """Remove the file: the server listens no longer."""
     (state_dir / _NAME).unlink(missing_ok=True)

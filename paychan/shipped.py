@@ -1,4 +1,4 @@
-"""The configurations that come with the program: one directory per network, each with server.toml and signer.toml."""
+"""The configurations that are part of the package: one directory per network, with server.toml and signer.toml."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ NETWORKS = ("debug", "regtest", "test", "live")
 
 _PACKAGE = Path(__file__).parent
 _IN_WHEEL = _PACKAGE / "shipped"
-"""`pyproject.toml` copies the repository's `config` here when a wheel is built."""
+"""`pyproject.toml` copies the repository's `config` to this directory when a wheel is built."""
 
 
 def shipped_directory(network: str) -> Path | None:
-    """Find the directory of a network's configuration; None for a name that is no network.
+    """Find the directory of a network's configuration; None if the name is no network.
 
-    An installed wheel has it inside the package, a clone beside it.
+    An installed wheel has the directory inside the package, a clone beside it.
     """
     if network not in NETWORKS:
         return None

@@ -1,14 +1,14 @@
-"""Keeps long-lived tasks alive: one that crashes is started again, or ends the process; none dies unseen.
+"""Keeps long-lived tasks running: a task that fails is restarted or ends the process, and each failure is reported.
 
-The composition root makes one `Supervisor`; parts that own a task get it from there and call `run`. What ends a task:
+The composition root creates one `Supervisor`; a part that owns a task receives it and calls `run`. A task ends by:
 
-* an exception at any await, also a cancellation that came from inside: it is logged, alarmed about until the task's next
-  success, and the task is started again after a pause that doubles up to a minute. A task that is `fatal` ends the process;
-* a return, the same way: long-lived tasks have no end of their own (unless `endless` is false);
-* `stop` and `close`: quietly, also when a library swallows the first cancellation.
+* an exception at any await, including a cancellation from within: the failure is logged, it raises an alarm until the
+  task's next success, and the task restarts after a pause that doubles up to a minute. A `fatal` task ends the process;
+* a return, with the same effects: a long-lived task does not end by itself (unless `endless` is false);
+* `stop` and `close`: without a report, even if a library swallows the first cancellation.
 
-Each task says when it has done its work once (`Supervised.succeeded`). One that has not for longer than it should is
-alarmed about too: it hangs.
+Each task reports every completed round of its work (`Supervised.succeeded`). If no report comes within the task's
+patience, the task hangs, which raises an alarm as well.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from msgspec import Struct
 from paychan.protocol.types import UnixTime
 
 log = logging.getLogger("supervisor")
-"""The standard one: payers, whose chain backends have tasks too, do without structlog."""
+"""A standard logger: the payer's client, whose chain backends have tasks as well, does not use structlog."""
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 60.0
 _STOP_SECONDS = 1.0
@@ -41,7 +41,7 @@ class TaskInfo(Struct, frozen=True):
 
 
 class Supervised:
-    """A task under supervision: the handle that its work is called with."""
+    """A supervised task; its work receives this object."""
 
     def __init__(self, name: str, clock: Callable[[], UnixTime], patience_seconds: float) -> None:
         self.name = name
@@ -56,7 +56,7 @@ class Supervised:
         self._guest = False
 
     def succeeded(self) -> None:
-        """Note that the task has just done its work once."""
+        """Report one completed round of the task's work."""
         self.last_success = self._clock()
         self._fresh_at = time.monotonic()
         self._crash = ""
@@ -64,9 +64,9 @@ class Supervised:
 
     @property
     def problem(self) -> str:
-        """Why the task does not do its work at the moment; empty when it does."""
+        """The reason why the task does not work at the moment; empty while it does."""
         if self._crash:
-            return f"{self.name} failed and is started again: {self._crash}"
+            return f"{self.name} failed and is restarted: {self._crash}"
         silent = time.monotonic() - self._fresh_at
         if self._patience and silent > self._patience:
             return f"{self.name} has done nothing for {silent:.0f} s, limit {self._patience:.0f} s"
@@ -77,13 +77,13 @@ class Supervised:
         return self._guest or (self._task is not None and not self._task.done())
 
     async def stop(self) -> None:
-        """End the task, and wait for its end."""
-        while self._task is not None and not self._task.done():  # again, should a library swallow it
+        """Cancel the task and wait until it has ended."""
+        while self._task is not None and not self._task.done():  # repeated: a library may swallow a cancellation
             self._task.cancel()
             await asyncio.wait([self._task], timeout=_STOP_SECONDS)
 
     def _crashed(self, error: BaseException) -> float:
-        """Note a crash; return how long to pause."""
+        """Note a failure; return the pause in seconds."""
         self.restarts += 1
         self._crash = str(error) or type(error).__name__
         pause = min(_FIRST_PAUSE_SECONDS * 2.0**self._failures, _LONGEST_PAUSE_SECONDS)
@@ -95,7 +95,10 @@ Work = Callable[[Supervised], Coroutine[Any, Any, None]]
 
 
 class Supervisor:
-    """The long-lived tasks of one process, by name. `give_up` must end the process; it is called for fatal tasks."""
+    """The long-lived tasks of one process, by name.
+
+    `give_up` must end the process; it is called when a fatal task fails.
+    """
 
     def __init__(
         self, clock: Callable[[], UnixTime] | None = None, give_up: Callable[[BaseException], None] | None = None
@@ -107,29 +110,29 @@ class Supervisor:
     def run(
         self, name: str, work: Work, *, fatal: bool = False, endless: bool = True, patience_seconds: float = 0
     ) -> Supervised:
-        """Start a task under a name, on the running loop. An earlier task of that name must have ended.
+        """Start a task on the running loop. An earlier task of the same name must have ended.
 
-        `patience_seconds`: a task that says nothing of a success for longer is alarmed about; 0: it may be silent.
+        `patience_seconds`: a longer time without a reported success raises an alarm; 0: no alarm.
         """
         earlier = self._tasks.get(name)
         if earlier is not None and earlier.running:
-            msg = f"task {name} runs already"
+            msg = f"task {name} is already running"
             raise RuntimeError(msg)
         supervised = Supervised(name, self._clock, patience_seconds)
         self._tasks[name] = supervised
         task = asyncio.get_running_loop().create_task(self._keep_alive(supervised, work, fatal, endless), name=name)
-        supervised._task = task  # noqa: SLF001 - the two halves of one thing
+        supervised._task = task  # noqa: SLF001 - the supervisor and its handles are one unit
         return supervised
 
     def guest(self, name: str) -> Supervised:
-        """Show a task that something else keeps alive, or whose failure ends the process anyway."""
+        """List a task that another part keeps running, or whose failure ends the process anyway."""
         supervised = self._tasks[name] = Supervised(name, self._clock, 0)
         supervised._guest = True  # noqa: SLF001
         return supervised
 
     @property
     def tasks(self) -> list[TaskInfo]:
-        """All tasks that run, in the order of their names."""
+        """All running tasks, sorted by name."""
         return [
             TaskInfo(each.name, each.last_success, each.restarts, each.problem)
             for _, each in sorted(self._tasks.items())
@@ -138,11 +141,11 @@ class Supervisor:
 
     @property
     def alarms(self) -> list[str]:
-        """What is wrong with the tasks at the moment."""
+        """The present problems of the tasks."""
         return [each.problem for each in self.tasks if each.problem]
 
     async def close(self) -> None:
-        """End all tasks, the youngest first."""
+        """Stop all tasks, the youngest first."""
         for supervised in reversed(self._tasks.values()):
             await supervised.stop()
 
@@ -157,12 +160,12 @@ class Supervisor:
                 if _is_being_stopped():
                     raise
                 error = cancelled
-            except Exception as raised:  # noqa: BLE001 - whatever it was, the work has to go on
+            except Exception as raised:  # noqa: BLE001 - any failure leads to a restart
                 error = raised
             pause = supervised._crashed(error)  # noqa: SLF001
-            with suppress(Exception):  # a log that fails must not end what is logged about
+            with suppress(Exception):  # a failing log must not end the task
                 restarts = supervised.restarts
-                log.error("task %s failed for time %d, pause %s s", supervised.name, restarts, pause, exc_info=error)
+                log.error("task %s failed, restart %d, pause %s s", supervised.name, restarts, pause, exc_info=error)
             if fatal:
                 self._give_up(error)
                 return

@@ -1,4 +1,4 @@
-"""The operator's earlier terms, in the state directory: written at a start at which they changed, and at no other time."""
+"""The operator's earlier terms, a file in the state directory; written only at a start with changed terms."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _decoder = msgspec.json.Decoder(tuple[Held, ...])
 
 
 def present(state_dir: Path, terms: OpeningTerms, hold_seconds: int, now: UnixTime) -> TermsHistory:
-    """Read what was asked for before, and note what is asked for from now on.
+    """Read the earlier terms and record the present ones.
 
-    A file that can't be read or written only costs payers the time for which earlier terms hold: the server starts.
+    If the file can't be read or written, the server starts without it: earlier terms then end at once for payers.
     """
     path = state_dir / _NAME
     before = TermsHistory(_read(path), hold_seconds)
@@ -29,7 +29,7 @@ def present(state_dir: Path, terms: OpeningTerms, hold_seconds: int, now: UnixTi
         try:
             _write(path, msgspec.json.format(msgspec.json.encode(history.held)))
         except OSError as error:
-            log.warning("terms are not noted", file=str(path), reason=error.strerror)
+            log.warning("terms are not recorded", file=str(path), reason=error.strerror)
     return history
 
 

@@ -1,9 +1,10 @@
-"""The long-lived tasks of a server, and its start without the parts that are not there yet.
+"""The long-lived tasks of a server, and its start while some parts are not available.
 
-Node and signer may come in any order, hours late. Until then the server answers 503 for what needs them, and settles what it
-can; when one comes, a look is taken at once. At the first contact with each it shows whether the configuration is right:
-another network, or limits that contradict ours, end the process, as time does not mend them. What comes up later in the
-place of a part that was right is refused until it is put right, and the server stays.
+Node and signer may start in any order, even hours later. Until then the server answers 503 to requests that need them,
+and settles the channels that it can. When one becomes available, a scan starts at once. The first contact with each
+part shows whether the configuration is right: another network, or limits that contradict the server's, end the process,
+because waiting does not help. If a part is later replaced by one that does not fit, the server refuses to use it and
+keeps running.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from paychan.supervisor import Supervised
 log = structlog.get_logger("server")
 
 _FIRST_LOOK_SECONDS = 5.0
-"""So long at most the first look, which begins to settle what is overdue, keeps the ports closed."""
+"""Longest time for which the first scan, which begins to settle overdue channels, keeps the ports closed."""
 
 _LOOK_SECONDS = 600.0
-"""A look at many channels with a slow signer may take minutes; a longer one is alarmed about."""
+"""A scan of many channels with a slow signer may take minutes; a longer one raises an alarm."""
 
 _FIRST_CONTACT_SECONDS, _CONTACT_SECONDS = 0.1, 1.0
-"""Between two attempts, while the ports are closed and afterwards."""
+"""Pause between two attempts, while the ports are closed and afterwards."""
 
-_NOT_LOOKED_YET = "the server has just been started, and has not seen the chain yet"
+_NOT_LOOKED_YET = "the server has just started and has not yet read the chain"
 
 
 class Work:
-    """Watcher and whatever else works for as long as the process lives; begins when it is made."""
+    """The watcher and the other tasks that run as long as the process; they start with the object."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -58,7 +59,7 @@ class Work:
             self._run("payments shown", Showing(service.context, show_seconds).run)
 
     async def first_look(self) -> None:
-        """Let overdue channels begin to close before the port opens; a part that is away does not hold it up for long.
+        """Let overdue channels begin to close before the ports open; an unavailable part delays this only briefly.
 
         Raises:
             StartError: the configuration is wrong.
@@ -70,14 +71,14 @@ class Work:
         if self._wrong.done():
             self._wrong.result()
         if self._missing:
-            log.warning("serving without what is missing", missing=sorted(self._missing))
+            log.warning("serving although parts are missing", missing=sorted(self._missing))
 
     async def until_wrong(self) -> None:
-        """Wait for ever, or until a first contact shows that the configuration is wrong. Raises `StartError`."""
+        """Wait forever, or until a first contact shows that the configuration is wrong. Raises `StartError`."""
         await self._wrong
 
     async def stop(self) -> None:
-        """End all tasks, the youngest first."""
+        """Stop all tasks, the youngest first."""
         for task in reversed(self._tasks):
             await task.stop()
 
@@ -91,8 +92,8 @@ class Work:
         self._tasks.insert(0, self._watching)
 
     async def _contact(self, name: str, ask: Callable[[], Awaitable[object]], task: Supervised) -> None:
-        """Ask until the part is there; then look at once at what waited for it."""
-        told = ""
+        """Call the part until it answers; then scan at once for the work that waited for it."""
+        reason = ""
         while True:
             try:
                 await ask()
@@ -102,14 +103,14 @@ class Work:
                     self._wrong.set_exception(StartError(str(error)))
                 return
             except (SignerAbsent, SignerRefused, ChainFailed) as error:
-                if not told:
+                if not reason:
                     log.warning("waiting for a part", part=name, reason=str(error))
-                told = str(error)
+                reason = str(error)
             await asyncio.sleep(_FIRST_CONTACT_SECONDS if monotonic() < self._first_end else _CONTACT_SECONDS)
         self._missing.discard(name)
         task.succeeded()
-        if told:
-            log.info("a part is there", part=name)
+        if reason:
+            log.info("a part is available", part=name)
             await self._watching.stop()
             self._tasks.remove(self._watching)
             self._watch()

@@ -1,9 +1,9 @@
-"""Where log lines go: a descriptor that may be slow, full or gone. Then lines are lost and counted; no write ever waits.
+"""A sink for log lines on a descriptor that may be slow, full or closed: it drops and counts lines, and never blocks.
 
-A pipe whose reader stopped, a terminal at Ctrl-S, a full disk: none of them may hold up or end what is logged about.
-Pipes and terminals are opened anew, because O_NONBLOCK on the inherited descriptor would hold for the processes that
-share it. What can't be written at once waits, up to a bound, for the next write. `signer/logsink.py` is the same text: the
-signer imports nothing of the server.
+A stopped pipe reader, a terminal at Ctrl-S and a full disk must not delay or end the work that the log describes. Pipes
+and terminals are opened anew: O_NONBLOCK on the inherited descriptor would also affect the processes that share it. A
+line that can't be written at once waits, up to a limit, for the next write. `signer/logsink.py` has the same text: the
+signer imports nothing from the server.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 _MOST_BYTES = 1_000_000
-"""What may wait for a reader that is slow."""
+"""Most bytes that wait for a slow reader."""
 
 _PIPE_BYTES = 4096
 """Linux pipe(7): a pipe that poll calls writable takes PIPE_BUF bytes without blocking."""
 
 
 class LogSink(io.TextIOBase):
-    """A text file over a descriptor, such as 2; usable from all threads."""
+    """A text file over a descriptor, such as 2; safe for use from all threads."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self.lost = 0
-        """Lines that were not written, and never will be."""
+        """Lines that were dropped."""
         self._descriptor = descriptor
         self._unsaid = 0
         self._waiting: deque[bytes] = deque()
@@ -45,11 +45,11 @@ class LogSink(io.TextIOBase):
 
     @property
     def failing(self) -> bool:
-        """Whether the newest lines could not be written yet."""
+        """Whether the newest lines are still unwritten."""
         return bool(self._waiting) or self._unsaid > 0
 
     def write(self, text: str) -> int:
-        """Take text; write it now if that is possible."""
+        """Accept text; write it at once if the descriptor allows."""
         data = text.encode("utf8", "backslashreplace")
         with self._lock:
             if self._bytes + len(data) > _MOST_BYTES:
@@ -61,12 +61,12 @@ class LogSink(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Write what waits, if that is possible."""
+        """Write the waiting lines if the descriptor allows."""
         with self._lock:
             self._work_off()
 
     def drain(self, seconds: float = 1.0) -> None:
-        """Give a slow reader a moment to take what waits: for the end of the process."""
+        """Give a slow reader up to this many seconds to take the waiting lines; called at the end of the process."""
         end = time.monotonic() + seconds
         while self._waiting and time.monotonic() < end:
             self.flush()
@@ -117,7 +117,7 @@ class LogSink(io.TextIOBase):
 
 
 def open_missing_descriptors() -> None:
-    """Point closed ones of 0, 1 and 2 to nowhere: the next file that is opened, such as a store's, would become the log."""
+    """Open /dev/null in place of a closed 0, 1 or 2: otherwise the next file to be opened would become the log."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -126,7 +126,7 @@ def open_missing_descriptors() -> None:
 
 
 def _sender(descriptor: int) -> Callable[[bytes], int]:
-    """Return how to write without waiting: returns how much was taken, or raises `OSError`."""
+    """Return a function that writes without blocking; it returns the bytes written, or raises `OSError`."""
     try:
         mode = os.fstat(descriptor).st_mode
     except OSError:

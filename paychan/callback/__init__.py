@@ -1,1 +1,1 @@
-"""The application that sells something: asked about every payment when the operator wants it."""
+"""The operator's application, which the server asks about every payment if a callback is configured."""

@@ -1,4 +1,4 @@
-"""The application's contract: it says yes or no to a payment that is already durable (RBPCP §13.1)."""
+"""The application's contract: it accepts or refuses a payment that is already durable (RBPCP §13.1)."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from paychan.protocol.channel import Channel
 
 
 class ApplicationSilent(Exception):
-    """No answer that means anything by the deadline: neither yes nor no. The same question will be asked again."""
+    """No valid answer by the deadline: the decision is unknown. The server asks the same question again."""
 
 
 class Verdict(Struct, frozen=True):
-    """Yes, with text for the client; or no, with the reason."""
+    """Acceptance, with text for the client; or refusal, with the reason."""
 
     refusal: str = ""
     data: str = ""
 
 
 def question_key(channel: Channel) -> str:
-    """Name the question about `channel.offered`: the same when it is asked again, another for every other offer.
+    """Return the key of the question about `channel.offered`: a repeated question has the same key, each offer its own.
 
-    The sequence number of the record that offered it is another for each offer. After a restore it begins again where the backup was, so the
-    payment and what the client sent beside it are named too.
+    The sequence number of the record that holds the offer differs for each offer. After a restore the numbers restart
+    from the backup, so the key also contains a hash of the payment and of the client's data.
     """
     offered = channel.offered or channel.payment
     said = sha256(offered.signature_with_flag + channel.offered_data.encode()).hexdigest()[:16]
@@ -33,16 +33,16 @@ def question_key(channel: Channel) -> str:
 
 
 class Application(Protocol):
-    """Asked on the event loop; must not block it."""
+    """Called on the event loop; must not block it."""
 
     async def ask(self, channel: Channel) -> Verdict:
         """Ask about `channel.offered`.
 
-        The question may come again after a crash or a time-out, with the same `question_key`.
+        The question may be repeated after a crash or a time-out, with the same `question_key`.
 
         Raises:
-            ApplicationSilent: nothing is known of the application's decision.
+            ApplicationSilent: the application's decision is unknown.
         """
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""

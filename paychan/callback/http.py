@@ -24,7 +24,7 @@ class _FullPayment(Struct, frozen=True):
 
 
 class _Question(Struct, frozen=True):
-    """The published keys, and those that let the application recognize a repeated question and credit by totals."""
+    """The keys of rbpcp-api, and further ones: to recognize a repeated question, and to credit by totals."""
 
     value_received: Sat
     chan_value_left: Sat
@@ -34,9 +34,9 @@ class _Question(Struct, frozen=True):
     channel_id: str
     idempotency_key: str
     received_sat: Sat
-    """What the channel has paid in all, this payment included."""
+    """All that the channel has paid, including this payment."""
     restored: bool
-    """The record is from a backup: the application may have said yes to payments that are in `value_received` again."""
+    """The record is from a backup: `value_received` may include payments that the application has accepted before."""
 
 
 class _Reply(Struct, frozen=True):
@@ -45,7 +45,7 @@ class _Reply(Struct, frozen=True):
 
 
 class HttpApplication:
-    """Asks with a POST to `{url}/value_received`; follows no redirect, reads no long answer."""
+    """Asks with a POST to `{url}/value_received`; follows no redirect, and reads no long answer."""
 
     def __init__(self, url: str, timeout_seconds: float, network: Network) -> None:
         self._url = url.rstrip("/") + "/value_received"
@@ -61,7 +61,7 @@ class HttpApplication:
         question = self._question(channel, channel.offered)
         headers = {"Content-Type": "application/json", "Idempotency-Key": question.idempotency_key}
         try:
-            async with asyncio.timeout(self._timeout_seconds):  # httpx's own begins anew with every byte
+            async with asyncio.timeout(self._timeout_seconds):  # httpx's own time-out restarts with every byte
                 reply = self._decoder.decode(await self._post(encode_json(question), headers))
         except (httpx.HTTPError, TimeoutError) as error:
             raise ApplicationSilent(type(error).__name__) from error
@@ -75,7 +75,7 @@ class HttpApplication:
         await self._client.aclose()
 
     async def _post(self, content: bytes, headers: dict[str, str]) -> bytes:
-        """Return the body of a 200, read no further than any answer goes."""
+        """Return the body of a 200; stop reading after the longest valid answer."""
         body = b""
         async with self._client.stream("POST", self._url, content=content, headers=headers) as response:
             async for chunk in response.aiter_raw():

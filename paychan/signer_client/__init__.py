@@ -1,1 +1,1 @@
-"""How the server reaches the signer: the contract (`base`) and the client of its socket (`unix`)."""
+"""The server's access to the signer: the contract (`base`) and the client of the signer's socket (`unix`)."""

@@ -1,4 +1,7 @@
-"""The signer's contract, as the server sees it. Each call ends by a deadline and carries meaning, never a hash."""
+"""The signer's contract for the server.
+
+Each call ends by a deadline; requests carry claims and outputs, never hashes.
+"""
 
 from __future__ import annotations
 
@@ -13,39 +16,43 @@ from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.protocol.wire.signer_messages import MAX_CLAIMS, HealthReply, KeyReply, Newest, NewestReply
 
 UNSHOWN = "protocol-funding"
-"""Tag of the refusal that asks for the transactions of what is to be spent."""
+"""Tag of the refusal that asks for the transactions of the outputs to be spent."""
 
 OUTDATED = "policy-watermark"
-"""Tag of the refusal of a payment that is older than one that was signed for."""
+"""Tag of the refusal of a payment that is older than one that the signer has already signed for."""
 
 TOO_DEAR = "policy-fee"
-"""Tag of the refusal of a fee above what the signer allows."""
+"""Tag of the refusal of a fee above the signer's limit."""
 
 Transactions = Callable[[bytes], Awaitable[bytes]]
 """`transactions(txid)` returns a transaction, serialized; `Chain.transaction` is one."""
 
 
 class SignerAbsent(Exception):
-    """No answer by the deadline, or nobody there. Nothing is known; the same request may be sent again."""
+    """No answer by the deadline, or no signer on the socket.
+
+    The result is unknown; the same request may be sent again.
+    """
 
 
 class SignerBusy(SignerAbsent):
-    """Too many questions of strangers wait already: this one was not sent."""
+    """Too many requests for keys of new channels already wait: this one was not sent."""
 
     def __init__(self, waiting: int, limit: int) -> None:
-        super().__init__(f"{waiting} questions for keys wait, limit {limit}")
+        super().__init__(f"{waiting} requests for keys wait, limit {limit}")
         self.waiting = waiting
         self.limit = limit
 
 
 class SignerUnfit(SignerAbsent):
-    """A signer is there, but it serves something else than this server: nothing is asked of it."""
+    """A signer answers, but its settings contradict this server's: the server sends it no request."""
 
 
 class SignerRefused(Exception):
-    """The signer said no: `tag` is stable (`policy-…`), the reason is for people.
+    """The signer refused: `tag` is stable (`policy-…`), the reason is for people.
 
-    `need_sat` is a fee that would do, where the fee was the reason: the least, or for `TOO_DEAR` the most; else 0.
+    `need_sat` is a fee that the signer would accept, if the fee was the reason: the smallest one, or for `TOO_DEAR` the
+    largest one; else 0.
     """
 
     def __init__(self, tag: str, reason: str, need_sat: Sat = Sat(0)) -> None:
@@ -59,25 +66,26 @@ class Signer(Protocol):
     """All methods raise `SignerAbsent` or `SignerRefused`."""
 
     async def health(self) -> HealthReply:
-        """Ask who the signer is."""
+        """Ask for the signer's settings and state."""
 
     async def public_key(self, client_key: bytes, expiry: UnixTime, *, settling: bool = False) -> KeyReply:
         """Ask for the server key of a channel, and the destination of its settlement.
 
-        `settling`: the channel is about to be settled, so that the question is not held up by those of strangers.
+        `settling`: the channel is about to settle, so this request does not wait behind those for new channels.
         """
 
     async def other_keys(self, client_key: bytes, expiry: UnixTime, *, settling: bool = False) -> tuple[bytes, ...]:
-        """Ask for the server keys that earlier generations have for a channel, the newest first. `settling`: see there."""
+        """Ask for the server keys of a channel from earlier seeds, the newest first. `settling`: see `public_key`."""
 
     async def reserve_key(self) -> bytes:
-        """Ask for the public key (33 bytes) of the coins that may help to pay for settlements."""
+        """Ask for the public key (33 bytes) of the reserve, whose coins may help to pay for settlements."""
 
     async def sign_settlement(
         self, claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat, reserve: Reserve | None = None
     ) -> Settlement:
-        """Ask for a signed settlement; the same request gives the same transaction, another one must pay a higher rate.
+        """Ask for a signed settlement.
 
+        The same request gives the same transaction; another one must pay a higher fee rate.
         With a reserve the destination is the reserve's script.
         """
 
@@ -92,25 +100,28 @@ class Signer(Protocol):
         """Ask for a child of the settlement that was signed for these claims, destination, fee and reserve."""
 
     async def show_funding(self, transaction: bytes, outputs: Sequence[int]) -> None:
-        """Show what these outputs of a transaction hold. It is serialized without witness. Once is enough."""
+        """Show the signer what these outputs of a transaction hold; once is enough.
+
+        The transaction comes without witness.
+        """
 
     async def show_newest(self, claims: Sequence[Claim]) -> NewestReply:
-        """Show the newest payments of channels, up to `MAX_CLAIMS`: the signer gives these clients no more from now on."""
+        """Show the newest payments of up to `MAX_CLAIMS` channels: the signer pays these clients no more from then on."""
 
     async def behind(self, payments: Sequence[Newest]) -> tuple[OutPoint, ...]:
-        """Ask of which of these channels (up to `MAX_CLAIMS`) a settlement was signed, or a newer payment was shown."""
+        """Return those of up to `MAX_CLAIMS` channels with a signed settlement, or with a newer payment that was shown."""
 
     async def sign_again(self, outpoint: OutPoint) -> Adopt:
         """Ask for the newest claim of this outpoint, and for the newest settlement that was signed for it."""
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""
 
 
 async def news(signer: Signer, payments: Sequence[Newest]) -> list[Adopt]:
-    """Return what the signer knows more of these channels than these payments: newer ones, and settlements.
+    """Return the newer payments and the settlements of these channels that the signer has beyond these payments.
 
-    Raises what `Signer` raises, but one that the signer can not hand out again is left out.
+    Raises what `Signer` raises. A channel whose claim the signer can't return is left out.
     """
     found = list[Adopt]()
     for begin in range(0, len(payments), MAX_CLAIMS):
@@ -121,7 +132,7 @@ async def news(signer: Signer, payments: Sequence[Newest]) -> list[Adopt]:
 
 
 async def show(signer: Signer, outpoints: Sequence[OutPoint], transactions: Transactions) -> None:
-    """Show the signer where coins come from. Raises what `Signer` and `transactions` raise."""
+    """Show the signer the transactions that created these outputs. Raises what `Signer` and `transactions` raise."""
     outputs = defaultdict[bytes, list[int]](list)
     for outpoint in outpoints:
         outputs[outpoint.txid].append(outpoint.vout)
@@ -139,13 +150,13 @@ async def sign_for_no_less(
     reserve: Reserve | None = None,
     transactions: Transactions | None = None,
 ) -> Settlement:
-    """Sign a settlement, and show the signer first what it has not seen yet.
+    """Sign a settlement. If the signer lacks the funding transactions, show them first.
 
-    Where it once signed for as much or more, pay a hundredth more than that: it compares by the largest size there can
-    be, records by the real one, and a byte of signature must not decide.
+    If the signer has signed for the same or a higher rate, pay a hundredth more than that fee: the signer compares by
+    the largest possible size and records the real one, and the length of a signature must not decide.
 
     Raises:
-        SignerRefused: also when that would be more than `most_sat`, or it wants to see transactions and there are none.
+        SignerRefused: also if that fee exceeds `most_sat`, or the signer needs transactions and `transactions` is None.
         SignerAbsent: see `Signer`.
         ChainFailed: from `transactions`.
     """

@@ -1,4 +1,4 @@
-"""One connection to the signer's socket, made when it is needed and made again when it broke; many requests in flight."""
+"""One connection to the signer's socket, opened on demand and again after a failure; many requests in flight."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from paychan.protocol.wire.signer_messages import (
 )
 
 _TRIES = 6
-"""The signer closes connections to make room for others when it has to; and each of these pauses is twice the last."""
+"""A busy signer closes connections to make room; each pause between two tries is twice the previous one."""
 
 _PAUSE_SECONDS = 0.02
 
 _FIRST = 1
-"""Id of the first question on a connection, when no other is under way there."""
+"""Request id of the first request on a connection, before any other."""
 
 
 Misfit = Callable[[HealthReply], str]
-"""Says what is wrong with a signer, by what it says of itself; nothing, if it is the right one."""
+"""Returns why a signer's settings do not fit; empty if they do."""
 
 
 class NotOurs(OSError):
-    """A signer is there, but not one for us."""
+    """A signer answers, but its settings do not fit this server."""
 
 
 class SignerLink:
-    """The way to the signer at `path`. Errors are `OSError`s: `ConnectionResetError` means that nothing is known.
+    """A connection to the signer at `path`. Errors are `OSError`s; after `ConnectionResetError` the result is unknown.
 
-    With a `misfit` each connection begins with the question who is there: after a restart it may be another signer.
+    With a `misfit`, each connection begins with a health request: after a restart it may be another signer.
     """
 
     def __init__(self, path: Path, misfit: Misfit | None = None) -> None:
@@ -50,13 +50,13 @@ class SignerLink:
         self._closed = False
 
     async def close(self) -> None:
-        """Let go of the connection, for good."""
+        """Close the connection; later requests fail."""
         self._closed = True
         if self._connection is not None:
             await self._connection.close()
 
     async def exchange(self, frame: bytes, request_id: int) -> Reply:
-        """Send and wait; when a connection ends before the reply, try another one a few times."""
+        """Send a request and wait for its reply; if the connection ends before, try a new one a few times."""
         pause = _PAUSE_SECONDS
         for _ in range(_TRIES - 1):
             try:
@@ -102,7 +102,7 @@ class SignerLink:
 
 
 async def _connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect, and wait while the signer's queue is full; asyncio would take that for a connection that is being made."""
+    """Connect, and wait while the signer's queue is full; asyncio would take that state for a connection in progress."""
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.setblocking(False)
@@ -119,7 +119,7 @@ async def _connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWrit
 
 
 class _TurnedAway(Exception):
-    """The signer refuses to say who it is."""
+    """The signer refuses the health request."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.reason)
@@ -127,7 +127,7 @@ class _TurnedAway(Exception):
 
 
 class _Connection:
-    """One connection and those who wait for its replies. `ConnectionResetError` means: it ended, nothing is known."""
+    """One connection and its pending requests. `ConnectionResetError`: it ended, and the results are unknown."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -141,7 +141,7 @@ class _Connection:
 
     async def ask(self, frame: bytes, request_id: int) -> Reply:
         """Send a request and wait for the reply to it."""
-        await self._writer.drain()  # first, so that a signer that reads nothing does not make us buffer without end
+        await self._writer.drain()  # first: a signer that reads nothing must not fill this buffer without limit
         if self.lost:
             msg = "connection was closed"
             raise ConnectionResetError(msg)
@@ -161,7 +161,7 @@ class _Connection:
             await self._writer.wait_closed()
 
     async def _receive(self) -> None:
-        """Hand out replies until the connection ends. A late reply, which nobody waits for any more, is dropped."""
+        """Deliver replies until the connection ends. A late reply, whose request has timed out, is dropped."""
         problem: OSError = ConnectionResetError("connection closed by the signer")
         try:
             while True:
@@ -173,7 +173,7 @@ class _Connection:
                     future.set_result(reply)
         except asyncio.IncompleteReadError:
             pass
-        except WireError as error:  # whoever that is, another try would not be better
+        except WireError as error:  # the peer speaks another protocol: another try would not help
             problem = ConnectionAbortedError(str(error))
         except OSError as error:
             problem = ConnectionResetError(str(error))
@@ -184,7 +184,7 @@ class _Connection:
                     future.set_exception(problem)
 
     def _hand_to_all(self, reply: Reply) -> None:
-        """The signer turns this connection away: that answers everything asked on it."""
+        """Deliver a refusal of the whole connection to every pending request."""
         for future in self._waiting.values():
             if not future.done():
                 future.set_result(reply)

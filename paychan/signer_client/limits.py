@@ -1,4 +1,4 @@
-"""Limits of server and signer that contradict each other: settlements would be refused when fees are high, at the deadline."""
+"""Contradictions between limits of server and signer: with one, the signer would refuse high fees near the deadline."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from paychan.protocol.channel import Rules
 from paychan.protocol.wire.signer_messages import HealthReply
 
 _CLAIM_BYTES = 272
-"""Most that a channel adds to a settlement of several, signed."""
+"""Most bytes that one channel adds to a signed settlement of several channels."""
 
 
 def contradictions(health: HealthReply, rules: Rules, batch_channels: int = 0) -> list[str]:
-    """Say, one sentence each, what the server may pay and the signer refuses. A limit of 0 is unknown.
+    """Return one sentence for each fee that the server may pay and the signer refuses. A limit of 0 is unknown.
 
-    `batch_channels`: so many are settled together; 0: none are. A full batch must be able to pay the highest rate, or it
-    stays below the curve when it matters.
+    `batch_channels`: most channels in one settlement; 0: no batches. A full batch must be able to pay the highest fee
+    rate, or its fee stays too low near the deadline.
     """
     batch_sat = batch_channels * _CLAIM_BYTES * rules.max_fee_sat_per_vb
     pairs = (

@@ -1,4 +1,4 @@
-"""What the signer sends is checked before anybody uses it: the first settlement stored is the one that will be published."""
+"""Checks of the signer's replies before any use: the first settlement that is stored is the one that is broadcast."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from paychan.protocol.wire.signer_messages import AgainReply, ChildRequest, Sett
 from paychan.signer_client.base import SignerRefused
 
 WRONG_REPLY = "protocol-reply"
-"""Tag of a reply that is not what was asked for."""
+"""Tag of a reply that does not fit its request."""
 
 _KEY_BYTES = 33
 
 
 def check_key(key: bytes, name: str) -> None:
-    """Check that it is a public key. Raises `SignerRefused`, as all checks here do."""
+    """Check that the bytes are a public key. Raises `SignerRefused`, like all checks here."""
     try:
         check_public_key(key, name)
     except PaychanError as error:
@@ -36,17 +36,17 @@ def check_key(key: bytes, name: str) -> None:
 
 
 def check_settlement(came: Settlement, request: SettlementRequest) -> None:
-    """Check that it is what claims, destination, fee and reserve mean."""
+    """Check that the settlement is the one that claims, destination, fee and reserve determine."""
     _check_rebuilt(came, lambda: _rebuild(came, request))
 
 
 def check_child(came: Settlement, request: ChildRequest) -> None:
-    """Check that it is what was asked for, but for the txid that it spends."""
+    """Check that the child is the requested one; the txid that it spends is not checked."""
     _check_rebuilt(came, lambda: _rebuild_child(came, request))
 
 
 def check_again(reply: AgainReply, outpoint: OutPoint) -> None:
-    """Check that it is about this outpoint, and that its settlement, if any, is what its request and claim mean."""
+    """Check that the reply is about this outpoint, and that its settlement, if any, follows from its request and claim."""
     if reply.claim.outpoint != outpoint:
         raise SignerRefused(WRONG_REPLY, f"no claim of {outpoint}")
     if reply.settlement is None or reply.request is None:
@@ -64,15 +64,15 @@ def _check_rebuilt(came: Settlement, rebuild: Callable[[], Settlement]) -> None:
     except (SerializationError, ValueError, IndexError) as error:
         raise SignerRefused(WRONG_REPLY, f"not a transaction of these claims: {error}") from None
     if rebuilt != came:
-        raise SignerRefused(WRONG_REPLY, "another transaction than the one asked for")
+        raise SignerRefused(WRONG_REPLY, "the transaction is not the requested one")
 
 
 def _rebuild(settlement: Settlement, request: SettlementRequest) -> Settlement:
-    """Make the settlement again, with the server's signatures taken out of the one that came back.
+    """Build the settlement again, with the server's signatures taken from the one that the signer returned.
 
     Raises:
-        SerializationError, IndexError: no transaction, or none with these inputs.
-        ValueError: a signature is not the server's over this transaction.
+        SerializationError, IndexError: not a transaction, or one without these inputs.
+        ValueError: a signature is not the server's signature of this transaction.
     """
     claims, reserve = request.claims, request.reserve
     scripts = [bytes(txin.scriptSig) for txin in CTransaction.deserialize(settlement.transaction).vin]
@@ -87,7 +87,10 @@ def _rebuild(settlement: Settlement, request: SettlementRequest) -> Settlement:
 
 
 def _rebuild_child(child: Settlement, request: ChildRequest) -> Settlement:
-    """Make the child again; of its parent it shows the txid alone, and of the destination the key. Raises likewise."""
+    """Build the child again, with the parent's txid and the destination's key taken from it.
+
+    Raises what `_rebuild` does.
+    """
     parent = request.parent
     unsigned = build_settlement(parent.claims, parent.destination_script, parent.fee_sat, parent.reserve)
     txin = CTransaction.deserialize(child.transaction).vin[0]
@@ -100,9 +103,9 @@ def _rebuild_child(child: Settlement, request: ChildRequest) -> Settlement:
 
 
 def _verified(script: bytes, start: int, public_key: bytes, digest: bytes) -> bytes:
-    """Take the signature that is pushed at `start` of a scriptSig, without its hash flag, once it verifies."""
+    """Return the signature that is pushed at `start` of a scriptSig, without its hash flag, after verifying it."""
     signature = script[start + 1 : start + script[start]]
-    # libsecp256k1 takes strict DER with low S only; what can't be parsed is a ValueError
+    # libsecp256k1 accepts only strict DER with low S; a signature that can't be parsed is a ValueError
     if not PublicKey(public_key).verify(signature, digest, hasher=None):
         msg = f"no signature of {public_key.hex()}"
         raise ValueError(msg)

@@ -1,10 +1,11 @@
 """The server's client of the signer's Unix socket: many requests in flight, each with a deadline.
 
-What strangers cause has a connection and a queue of its own: nothing that is due waits for it.
+Requests that clients of unopened channels cause have a connection and a queue of their own: settling never waits for
+them.
 
-A connection is made when it is needed, and made again when it broke: the signer may restart at any time. One that hangs is
-waited for by those alone who asked before that showed; who asks then hears at once that it is absent, until it has answered
-a question of our own.
+A connection is opened on demand, and again after a failure: the signer may restart at any time. Once a request has
+timed out, new requests fail at once until a health probe succeeds; only requests sent before that wait for their own
+deadline.
 """
 
 from __future__ import annotations
@@ -60,11 +61,14 @@ _PASSING = (
     "protocol-keys",
     "protocol-ledger",
 )
-"""Refusals that say nothing against the request: the same one may be sent again, the last after the signer's restart."""
+"""Refusals that do not depend on the request: the same request may be sent again, for the last tag after the signer's restart."""
 
 _STRANGERS_AT_ONCE = 8
 _MOST_STRANGERS = 256
-"""Questions that strangers cause, sent at a time, and in all; more are refused at once. Nothing else waits for these."""
+"""Most key requests for new channels in flight, and in all; further ones are refused.
+
+No other request waits for these.
+"""
 
 _T = TypeVar(
     "_T",
@@ -82,23 +86,23 @@ _T = TypeVar(
 
 
 class UnixSigner:
-    """A `paychan.signer_client.base.Signer` behind a socket at `path`; every call ends within `deadline_seconds`."""
+    """A `paychan.signer_client.base.Signer` behind a socket at `path`; each call ends within `deadline_seconds`."""
 
     def __init__(self, path: Path, deadline_seconds: float, misfit: Misfit | None = None) -> None:
-        """`misfit` says what is wrong with a signer, by what it says of itself; each connection asks it first."""
+        """`misfit` returns why a signer's settings do not fit; each connection calls it first."""
         self._path = path
         self._deadline = deadline_seconds
-        self._ids = itertools.count(1)  # 0 is the signer's, for what belongs to no request
+        self._ids = itertools.count(1)  # the signer uses 0 for replies that belong to no request
         self._link = SignerLink(path, misfit)
         self._strangers_link = SignerLink(path, misfit)
         self._strangers = 0
         self._room_for_strangers = asyncio.Semaphore(_STRANGERS_AT_ONCE)
         self._probing: asyncio.Task[None] | None = None
-        """It hangs, as far as we know."""
+        """Set while the signer hangs: the task that probes it."""
         self._closed = False
 
     async def health(self) -> HealthReply:
-        """Ask who the signer is."""
+        """Ask for the signer's settings and state."""
         return await self._ask(Health(next(self._ids)), HealthReply)
 
     async def public_key(self, client_key: bytes, expiry: UnixTime, *, settling: bool = False) -> KeyReply:
@@ -108,14 +112,14 @@ class UnixSigner:
         return reply
 
     async def other_keys(self, client_key: bytes, expiry: UnixTime, *, settling: bool = False) -> tuple[bytes, ...]:
-        """Ask for the server keys that earlier generations have for a channel, the newest first."""
+        """Ask for the server keys of a channel from earlier seeds, the newest first."""
         reply = await self._ask(OtherKeysRequest(next(self._ids), client_key, expiry, settling), OtherKeysReply)
         for key in reply.server_keys:
             check_key(key, "server_keys")
         return reply.server_keys
 
     async def reserve_key(self) -> bytes:
-        """Ask for the public key of the coins that may help to pay for settlements."""
+        """Ask for the public key of the reserve, whose coins may help to pay for settlements."""
         reply = await self._ask(ReserveRequest(next(self._ids)), ReserveReply)
         check_key(reply.public_key, "reserve_key")
         return reply.public_key
@@ -123,7 +127,7 @@ class UnixSigner:
     async def sign_settlement(
         self, claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat, reserve: Reserve | None = None
     ) -> Settlement:
-        """Ask for a signed settlement; the one returned is what claims, destination, fee and reserve mean."""
+        """Ask for a signed settlement; the returned one is determined by claims, destination, fee and reserve."""
         request = SettlementRequest(next(self._ids), tuple(claims), destination_script, fee_sat, reserve)
         reply = await self._ask(request, SettlementReply)
         check_settlement(reply.settlement, request)
@@ -139,7 +143,7 @@ class UnixSigner:
     ) -> Settlement:
         """Ask for a child of the settlement that was signed for these claims, destination, fee and reserve.
 
-        The one returned is that, but for the txid that it spends: whoever keeps the settlement knows its txid.
+        The returned child is that, except for the txid that it spends: the caller knows the settlement's txid.
         """
         parent = SettlementRequest(0, tuple(claims), destination_script, fee_sat, reserve)
         request = ChildRequest(next(self._ids), parent, child_fee_sat)
@@ -148,29 +152,29 @@ class UnixSigner:
         return reply.child
 
     async def show_funding(self, transaction: bytes, outputs: Sequence[int]) -> None:
-        """Show what these outputs of a transaction hold."""
+        """Show the signer what these outputs of a transaction hold."""
         await self._ask(FundingRequest(next(self._ids), transaction, tuple(outputs)), FundingReply)
 
     async def show_newest(self, claims: Sequence[Claim]) -> NewestReply:
-        """Show the newest payments of channels."""
+        """Show the signer the newest payments of channels."""
         return await self._ask(NewestRequest(next(self._ids), tuple(claims)), NewestReply)
 
     async def behind(self, payments: Sequence[Newest]) -> tuple[OutPoint, ...]:
-        """Ask of which of these channels a settlement was signed, or a newer payment was shown."""
+        """Return those of these channels whose settlement was signed, or whose newer payment the signer has seen."""
         return (await self._ask(BehindRequest(next(self._ids), tuple(payments)), BehindReply)).outpoints
 
     async def sign_again(self, outpoint: OutPoint) -> Adopt:
         """Ask for the newest claim of this outpoint, and for the newest settlement that was signed for it.
 
-        The settlement returned is what its request means, and the request has that claim; the client's signature
-        in the claim is checked by who adopts it.
+        The returned settlement follows from its request, and the request holds that claim. The caller that adopts the
+        claim checks the client's signature in it.
         """
         reply = await self._ask(AgainRequest(next(self._ids), outpoint), AgainReply)
         check_again(reply, outpoint)
         return Adopt(reply.claim, reply.settlement)
 
     async def close(self) -> None:
-        """Let go of the connection; calls in flight and later ones end with `SignerAbsent`."""
+        """Close the connections; pending and later calls raise `SignerAbsent`."""
         self._closed = True
         if self._probing is not None:
             self._probing.cancel()
@@ -189,14 +193,14 @@ class UnixSigner:
         return reply
 
     async def _reply(self, request: Request) -> Reply | str:
-        """Return the reply, or the reason why there is none."""
+        """Return the reply, or the reason for its absence."""
         hangs = f"no answer within {self._deadline} s"
         if self._probing is not None and not isinstance(request, Health):
             return f"{hangs} lately, and none since"
         of_strangers = isinstance(request, KeyRequest | OtherKeysRequest) and not request.settling
         frame = encode_frame(request)
         try:
-            frame_size(frame[:4])  # too many claims: said here, where it costs the other calls nothing
+            frame_size(frame[:4])  # too many claims: refused here, where other calls lose nothing by it
             async with asyncio.timeout(self._deadline):
                 if of_strangers:
                     return await self._exchange_for_stranger(frame, request.id)
@@ -204,7 +208,8 @@ class UnixSigner:
         except WireError as error:
             return Refusal(request.id, "protocol-message", str(error))
         except TimeoutError:
-            # a token may be slow to make keys: that strangers' questions wait says nothing about others
+            # a token may be slow at making keys: a time-out of a key request for a new channel proves nothing about
+            # other requests
             if self._probing is None and not self._closed and not of_strangers:
                 self._probing = asyncio.create_task(self._probe())
             return hangs
@@ -214,7 +219,7 @@ class UnixSigner:
             return error.strerror or str(error)
 
     async def _exchange_for_stranger(self, frame: bytes, request_id: int) -> Reply:
-        """Send what a stranger causes: on a connection of its own, few at a time. Raises `SignerBusy`."""
+        """Send a key request for a new channel: on a separate connection, a few at a time. Raises `SignerBusy`."""
         if self._strangers >= _MOST_STRANGERS:
             raise SignerBusy(self._strangers, _MOST_STRANGERS)
         self._strangers += 1
@@ -225,7 +230,7 @@ class UnixSigner:
             self._strangers -= 1
 
     async def _probe(self) -> None:
-        """Ask a signer that hangs for its health until there is an answer, or nobody there who could hang."""
+        """Ask a signer that hangs for its health until it answers or its socket has no listener."""
         try:
             while True:
                 request = Health(next(self._ids))

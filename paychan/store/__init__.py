@@ -1,1 +1,1 @@
-"""Where channels are kept: the contract (`base`), its backends, and backups."""
+"""Storage of channels: the contract (`base`), its backends, and backups."""

@@ -1,8 +1,8 @@
-"""The store's contract. One suite, `tests/contract/test_store.py`, holds every backend to it.
+"""The store's contract. One test suite, `tests/contract/test_store.py`, checks it for every backend.
 
 *Durable*: when `commit` returns, its records survive power loss; there is no other way to write. *Conditional*: a
-record is written only over the very version the writer has seen, so several writers (processes, machines) can't undo
-each other's work. *Ordered*: commits that were awaited one after the other are seen in that order, also after a crash.
+record is written only over the version that the writer has read, so writers (processes, machines) can't undo each
+other's work. *Ordered*: readers see awaited commits in the order in which they were awaited, also after a crash.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from paychan.protocol.types import OutPoint, UnixTime
 
 
 class Change(Struct, frozen=True):
-    """One record to write: the version the writer has seen (None: the outpoint was never used), and the next one."""
+    """One record to write: the version that the writer has read (None: the outpoint is unused), and the next version."""
 
     previous: Channel | None
     channel: Channel
 
 
 class StoreFailed(Exception):
-    """The disk or the database failed: what was written is unknown. The process must stop; the store is the truth."""
+    """The disk or the database failed: the stored state is unknown. The process must stop; the store is the truth."""
 
 
 class Store(Protocol):
@@ -36,18 +36,19 @@ class Store(Protocol):
         """Read the newest committed version.
 
         Raises:
-            DamagedRecord: what is stored can't be trusted.
-            StoreFailed: it could not be read.
+            DamagedRecord: the stored record can't be trusted.
+            StoreFailed: the record could not be read.
         """
 
     async def commit(self, changes: Sequence[Change]) -> Sequence[bool]:
-        """Write many records with one synced write, and say for each whether it was written.
+        """Write many records with one synced write; return for each whether it was written.
 
-        False: the stored version is not `previous` (somebody was first, or the outpoint is used); that record is left
-        out, the others are written. A later change of a batch sees the earlier ones of the same batch.
+        False: the stored version is not `previous` (another writer was first, or the outpoint is used). That record is
+        left out, the others are written. A later change of a batch is checked against the earlier ones of the same
+        batch.
 
         Raises:
-            StoreFailed: nothing may be taken as written, nothing as not written.
+            StoreFailed: each change may or may not have been written.
         """
 
     async def scan(
@@ -60,18 +61,21 @@ class Store(Protocol):
     ) -> Sequence[Channel]:
         """List channels of a state whose expiry is earlier than `before`, ordered by (expiry, outpoint bytes).
 
-        Pages begin behind `after`. Reads only the channels it returns, however many the store holds. A record that can't
-        be trusted is left out, with an error in the log: the others must be settled all the same.
+        A page begins behind `after`. The store reads only the channels that it returns, whatever its size. A record
+        that can't be trusted is left out, and an error is logged: the other channels must still settle.
 
         Raises:
-            StoreFailed: it could not be read.
+            StoreFailed: the store could not be read.
         """
 
     def snapshot(self) -> AbstractContextManager[Iterator[bytes]]:
-        """All records as stored, at one moment, while writing goes on. Called and iterated in a worker thread."""
+        """Iterate over all records as stored at one moment, while writing continues.
+
+        Called and used in a worker thread.
+        """
 
     async def close(self) -> None:
-        """Finish running work and let go of files and locks."""
+        """Finish running work; release files and locks."""
 
 
 async def walk(store: Store, state: State, before: int = MAX_EXPIRY + 1) -> AsyncIterator[Channel]:

@@ -55,7 +55,7 @@ async def test_a_crash_is_an_alarm_until_the_next_success():
     supervisor = Supervisor()
     task = supervisor.run("work", work)
     await until(lambda: task.restarts)
-    assert supervisor.alarms == ["work failed and is started again: first time"]
+    assert supervisor.alarms == ["work failed and is restarted: first time"]
     assert (supervisor.tasks[0].restarts, supervisor.tasks[0].last_success) == (1, None)
     go_on.set()
     await until(lambda: task.last_success)

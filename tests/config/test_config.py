@@ -82,14 +82,14 @@ def test_state_stays_apart_by_network(network: str) -> None:
         (
             SERVER + "[open]\nmin_confirmations = 1\nsmaller = [{ up_to_sat = 5, confirmations = 2 }]\n",
             "open.smaller",
-            "none with less confirmations than the row before",
+            "no row fewer confirmations than the row before",
         ),
         (
             SERVER + "[open]\nsmaller = [{ up_to_sat = 5, confirmations = 0 }, { up_to_sat = 4, confirmations = 1 }]\n",
             "open.smaller",
             "growing up_to_sat",
         ),
-        (REGTEST + "[open]\nmin_confirmations = 0\n", "open.unconfirmed_limit_sat", "the most that may be at risk"),
+        (REGTEST + "[open]\nmin_confirmations = 0\n", "open.unconfirmed_limit_sat", "the largest total value at risk"),
         (REGTEST.replace('url = "tcp://127.0.0.1:1"', ""), "chain.url", 'required with backend = "electrum"'),
         (REGTEST.replace("electrum", "bitcoind"), "chain.credentials_file", "the path of its .cookie"),
         (SERVER + "[settlement]\nfee_sat_per_vb = 300\n", "settlement.fee_sat_per_vb", "more than settlement.max_fee"),

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 COPY = """
 import sys
 from pathlib import Path
-from paychan.store import backup
+from paychan.store.backup import create as backup
 backup.copy(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
@@ -132,7 +132,7 @@ def test_a_killed_backup_is_no_backup(made: Path, call: str) -> None:
     subprocess.run([*strace, *command], cwd=ROOT, check=False)
     assert names(copies) == [part.name]
     assert backup.listing(copies) == []
-    with pytest.raises(BackupError, match="was interrupted; if none is, remove it"):
+    with pytest.raises(BackupError, match="was interrupted; if none is running, remove it"):
         backup.copy(made, copies)
 
     part.unlink()
@@ -189,8 +189,8 @@ def test_a_manifest_that_does_not_fit_is_found(made: Path, changes: dict[str, An
 @pytest.mark.parametrize(
     ("tail", "reason"),
     [
-        (b"\x00", "last record is cut short"),
-        (b"\x00\x00\x00\x09record", "last record is cut short"),
+        (b"\x00", "last record is truncated"),
+        (b"\x00\x00\x00\x09record", "last record is truncated"),
         (b"\x00\x00\x00\x06record", "is damaged: record of 6 bytes has version"),
         (b"\x00\x00\x00\x00", "is damaged: record of 0 bytes"),
     ],
@@ -233,5 +233,5 @@ def test_a_copy_is_verified(made: Path, tmp_path: Path) -> None:
         backup.copy(made, tmp_path / "first")
 
     made.write_bytes(made.read_bytes()[:-1])
-    with pytest.raises(BackupError, match="damaged or cut short"):
+    with pytest.raises(BackupError, match="damaged or truncated"):
         backup.copy(made, tmp_path / "second")

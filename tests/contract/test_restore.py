@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 RESTORE = """
 import sys
 from pathlib import Path
-from paychan.store import backup
+from paychan.store.backup import create as backup
 backup.restore(Path(sys.argv[1]), Path(sys.argv[2]), "test")
 """
 
@@ -97,7 +97,7 @@ def test_a_channel_twice_is_not_restored(made: Path, place: Path) -> None:
     forged = forge(made, b"".join([*records, twice]), records=len(records) + 1, states=states)
     assert backup.verify(forged).records == len(records) + 1
 
-    with pytest.raises(BackupError, match="in the store already"):
+    with pytest.raises(BackupError, match="already in the store"):
         backup.restore(forged, place / "store", NETWORK)
     assert names(place) == []
 
@@ -128,7 +128,7 @@ def test_a_killed_restore_leaves_nothing_half(made: Path, place: Path, call: str
             }
             whole += 1
         elif left := list(place.iterdir()):
-            with pytest.raises(BackupError, match=re.escape(f"{left[0]} is left of an interrupted restore")):
+            with pytest.raises(BackupError, match=re.escape(f"{left[0]} is left from an interrupted restore")):
                 backup.restore(made, store, NETWORK)
         for path in place.iterdir():
             shutil.rmtree(path)

@@ -73,7 +73,7 @@ def test_fault_26_parts_may_start_in_any_order(town: Town, order: tuple[str, ...
         if "server" in there:
             check_what_is_missing(town, payer, there)
     wait_for(lambda: town.health().status_code == 200, "complete")
-    wait_for(lambda: payer.pay(OPENING_SAT + 10).status_code == 200, "payments go on")
+    wait_for(lambda: payer.pay(OPENING_SAT + 10).status_code == 200, "payments resume")
     town.node.mine(2)
     customer.ends("closed")
     newcomer = Customer(town.system, town.node)

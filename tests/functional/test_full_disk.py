@@ -67,7 +67,7 @@ def test_fault_62_a_full_disk_leaves_room_for_settling(system: System, disk: Pat
         assert closes(first)
 
         fill(disk / "more")
-        wait_for(lambda: not (disk / "store.reserve").exists(), "reserve is given up")
+        wait_for(lambda: not (disk / "store.reserve").exists(), "reserve is released")
         fill(disk / "most", leave_bytes=1_500_000)
         assert closes(second)
 
@@ -78,7 +78,7 @@ def test_fault_62_a_full_disk_leaves_room_for_settling(system: System, disk: Pat
 
         for file in (filler, disk / "more", disk / "most"):
             file.unlink()
-        wait_for(lambda: fourth.pay(fourth.payer.payment(100_002)).status_code == 200, "payments go on")
+        wait_for(lambda: fourth.pay(fourth.payer.payment(100_002)).status_code == 200, "payments resume")
         wait_for((disk / "store.reserve").exists, "reserve is made again")
         assert system.manage("GET", "/health").status_code == 200
 
@@ -105,7 +105,7 @@ def test_fault_26_a_server_that_finds_no_room_to_start_waits_for_some(system: Sy
         (disk / "filler").unlink()
         client.url = url
         wait_for(lambda: answers(http, url) == 404, "served")
-        wait_for(lambda: client.pay(client.payer.payment(100_001)).status_code == 200, "payments go on")
+        wait_for(lambda: client.pay(client.payer.payment(100_001)).status_code == 200, "payments resume")
         assert "Traceback" not in system.server.text()
 
 

@@ -1,1 +1,1 @@
-"""Backups: made from a snapshot, checked, restored, and salvaged from a damaged store."""
+"""Backups: created from a snapshot, verified, restored, and salvaged from a damaged store."""

@@ -1,11 +1,11 @@
-"""The format of a backup: a zip archive, so that it can be looked into without this program.
+"""The format of a backup: a zip archive, so that it can be read without this program.
 
     records         each record as stored, after its length (4 bytes, big endian)
-    manifest.json   `Manifest`: what the records must add up to
+    manifest.json   `Manifest`: the expected sums over the records
     comment         seal: SHA-256 of every byte of the file before it, as 64 hex digits
 
-The seal covers what zip's own checksums leave out (headers, the directory), so any change and any cut is found. It
-protects against accidents, not against people: whoever can write the file can write a seal.
+The seal covers the bytes that zip's own checksums leave out (headers, the directory), so any change and any truncation
+is found. It protects against accidents, not against attackers: a process that can write the file can write a seal.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ _CHUNK_BYTES = 1 << 18
 _UNSETTLED = (State.OPEN, State.CLOSING, State.PUBLISHED)
 
 Progress = Callable[[int], None]
-"""Told the number of records done so far, now and then."""
+"""Called from time to time with the number of records processed so far."""
 
 
 class BackupError(Exception):
-    """A backup that can't be made, trusted or restored: one sentence that says why, and what to do."""
+    """A backup can't be created, trusted or restored; the message is one sentence with the reason and the remedy."""
 
 
 class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a backup holds."""
+    """The contents of a backup."""
 
     format: int
     network: str
     created_at: UnixTime
     paychan: str
-    """Version of the program that wrote it."""
+    """Version of the program that wrote the backup."""
     records: int
     states: dict[str, int]
     """Number of channels by state."""
     unsettled_sat: Sat
-    """Received in channels whose settlement is not final."""
+    """Amount received in channels whose settlement is not final."""
     sha256: str
-    """Of `records`, in hex."""
+    """SHA-256 of `records`, in hex."""
 
 
 class Tally:
-    """What has been seen so far of a sequence of records."""
+    """Sums over the records read so far."""
 
     def __init__(self) -> None:
         self.records = 0
@@ -77,7 +77,7 @@ class Tally:
             self.unsettled_sat += channel.received_sat
 
     def differs(self, manifest: Manifest) -> str | None:
-        """Say where the sums depart from the manifest, or None."""
+        """Return where the sums differ from the manifest, or None."""
         for name in ("records", "states", "unsettled_sat"):
             got, want = getattr(self, name), getattr(manifest, name)
             if got != want:
@@ -118,7 +118,7 @@ def write_archive(
 
 
 def _write_records(records: Iterator[bytes], member: IO[bytes], progress: Progress) -> tuple[Tally, str]:
-    """Copy records in pieces large enough for checksums and writes to let the event loop's thread run meanwhile."""
+    """Copy records in pieces so large that hashing and writing release the interpreter to the event loop."""
     tally, digest, piece = Tally(), hashlib.sha256(), bytearray()
 
     def flush() -> None:
@@ -131,7 +131,7 @@ def _write_records(records: Iterator[bytes], member: IO[bytes], progress: Progre
         try:
             tally.add(decode_record(raw))
         except DamagedRecord as error:
-            msg = f"stored record number {tally.records + 1} is damaged ({error}): no backup was made"
+            msg = f"stored record number {tally.records + 1} is damaged ({error}): no backup was written"
             raise BackupError(msg) from error
         piece += framed(raw)
         if len(piece) >= _CHUNK_BYTES:
@@ -144,11 +144,11 @@ def _write_records(records: Iterator[bytes], member: IO[bytes], progress: Progre
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read what a backup says of itself, without checking that it is true.
+    """Read a backup's manifest without verifying it.
 
     Raises:
-        BackupError: not a backup, or of another format.
-        OSError: it can't be read.
+        BackupError: the file is no backup, or has another format.
+        OSError: the file can't be read.
     """
     with _archive(path) as archive:
         if archive.namelist() != [_RECORDS, _MANIFEST]:
@@ -171,14 +171,14 @@ def _archive(path: Path) -> Iterator[ZipFile]:
     try:
         with ZipFile(path) as archive:
             yield archive
-    # What zipfile raises for bytes that are no archive it can read: RuntimeError when they claim to be encrypted.
+    # zipfile raises these for bytes that are no readable archive: RuntimeError if they claim to be encrypted.
     except (BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         msg = f"{path} is not a backup, or is damaged: {error}"
         raise BackupError(msg) from error
 
 
 def read_records(path: Path) -> Iterator[bytes]:
-    """Yield the records of a backup in its order.
+    """Yield the records of a backup in the order of the file.
 
     Raises:
         BackupError: the archive, its checksum or the last record is damaged.
@@ -188,7 +188,7 @@ def read_records(path: Path) -> Iterator[bytes]:
             size = int.from_bytes(head, "big")
             raw = member.read(size)
             if len(head) < _LENGTH_BYTES or len(raw) < size:
-                msg = f"{path} is damaged: its last record is cut short"
+                msg = f"{path} is damaged: its last record is truncated"
                 raise BackupError(msg)
             yield raw
 
@@ -197,7 +197,7 @@ def decoded(path: Path, raw: bytes) -> Channel:
     """Decode a record of a backup.
 
     Raises:
-        BackupError: it is damaged.
+        BackupError: the record is damaged.
     """
     try:
         return decode_record(raw)
@@ -207,12 +207,12 @@ def decoded(path: Path, raw: bytes) -> Channel:
 
 
 def framed(raw: bytes) -> bytes:
-    """A record as it stands in `records`."""
+    """Return a record with its length prefix, as it stands in `records`."""
     return len(raw).to_bytes(_LENGTH_BYTES, "big") + raw
 
 
 def digest_to_seal(file: IO[bytes]) -> bytes:
-    """SHA-256, in hex, of a file up to its last `SEAL_BYTES`, which are left to be read."""
+    """Return the SHA-256, in hex, of a file without its last `SEAL_BYTES`; the file position is then at the seal."""
     left = max(file.seek(0, os.SEEK_END) - SEAL_BYTES, 0)
     file.seek(0)
     digest = hashlib.sha256()

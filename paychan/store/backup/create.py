@@ -1,7 +1,7 @@
-"""Backups: all channels of one moment in one file, filled by any engine's snapshot, taken back by any store.
+"""Backups: all channels of one moment in one file, written from any backend's snapshot, restored into any store.
 
-Called by the management interface and by `paychan backup`. Functions block and belong in a worker thread. A file or a
-store is complete under its name, or it is not there.
+Called by the management interface and by `paychan backup`. The functions block and belong in a worker thread. A file or
+store appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ from paychan.store.leveldb.store import LevelDbStore
 SUFFIX = ".backup"
 
 _BATCH = 1000
-"""Records per commit while restoring; also how often `Progress` is called."""
+"""Records per commit during a restore, and records between two calls of `Progress`."""
 
 Snapshot = Callable[[], AbstractContextManager[Iterator[bytes]]]
 """The method `Store.snapshot`."""
 
 
 def _silent(_done: int) -> None:
-    """Progress nobody wants to see."""
+    """Ignore the progress."""
 
 
 def create(
     snapshot: Snapshot, directory: Path, network: str, now: UnixTime, progress: Progress = _silent
 ) -> tuple[Path, Manifest]:
-    """Write `paychan-<network>-<UTC time>.backup` into a directory, readable by this user only; return it.
+    """Write `paychan-<network>-<UTC time>.backup` into a directory, readable only by this user; return path and manifest.
 
     Raises:
-        BackupError: a stored record is damaged, or there is a backup of this very second.
-        StoreFailed, OSError: the store could not be read, or the file not be written.
+        BackupError: a stored record is damaged, or a backup of the same second exists.
+        StoreFailed, OSError: the store could not be read, or the file could not be written.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = directory / f"paychan-{network}-{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}{SUFFIX}"
@@ -67,7 +67,7 @@ def create(
 
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file that appears under its name when it is whole and on disk, with mode 0600, and replaces none.
+    """Write a file with mode 0600 that gets its name when it is complete and on disk; it never replaces another file.
 
     Raises:
         BackupError: the file exists, or is being written.
@@ -76,11 +76,13 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
     try:
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        msg = f"{part} exists: a backup is being written there, or was interrupted; if none is, remove it"
+        msg = f"{part} exists: a backup is being written there, or was interrupted; if none is running, remove it"
         raise BackupError(msg) from None
     try:
         with os.fdopen(descriptor, "w+b") as file:
-            _refuse_existing(path)  # who holds the part holds the name: nobody else makes this file until it is renamed
+            _refuse_existing(
+                path
+            )  # the .part file reserves the name: no other process creates this file before the rename
             yield file
             file.flush()
             os.fsync(descriptor)
@@ -98,15 +100,15 @@ def _refuse_existing(path: Path) -> None:
 
 
 def verify(path: Path, progress: Progress = _silent) -> Manifest:
-    """Read a backup to its end and check all that can be checked without a store.
+    """Read a backup completely, and check all that can be checked without a store.
 
     Raises:
-        BackupError: it is not exactly what `create` wrote.
-        OSError: it can't be read.
+        BackupError: the file is not exactly what `create` wrote.
+        OSError: the file can't be read.
     """
     with path.open("rb") as file:
         if digest_to_seal(file) != file.read(SEAL_BYTES):
-            msg = f"{path} is damaged or cut short: its seal does not match; use another backup"
+            msg = f"{path} is damaged or truncated: its seal does not match; use another backup"
             raise BackupError(msg)
     manifest, tally, digest = read_manifest(path), Tally(), hashlib.sha256()
     for raw in read_records(path):
@@ -124,10 +126,10 @@ def verify(path: Path, progress: Progress = _silent) -> Manifest:
 
 
 def restore(path: Path, target: Path, network: str, progress: Progress = _silent) -> Manifest:
-    """Make a LevelDB store of a verified backup; the target directory must not exist, or be empty.
+    """Create a LevelDB store from a verified backup; the target directory must be missing or empty.
 
     Raises:
-        BackupError: see `verify`; another network; something is in the way.
+        BackupError: see `verify`; the backup is of another network; a file is in the way.
         StoreFailed, OSError: the store could not be written.
     """
     manifest = verify(path)
@@ -142,12 +144,12 @@ def restore(path: Path, target: Path, network: str, progress: Progress = _silent
     try:
         work.mkdir(mode=0o700)
     except FileExistsError:
-        msg = f"{work} is left of an interrupted restore, or one is running; if none is, remove it"
+        msg = f"{work} is left from an interrupted restore, or a restore is running; if none is, remove it"
         raise BackupError(msg) from None
     try:
         asyncio.run(_fill(path, work / "store", network, progress))
         sync_directory(work / "store")
-        (work / "store").rename(target)  # fails if somebody else put something there meanwhile
+        (work / "store").rename(target)  # fails if another process created something there meanwhile
     finally:
         shutil.rmtree(work, ignore_errors=True)
     sync_directory(target.parent)
@@ -163,10 +165,10 @@ async def _fill(path: Path, directory: Path, network: str, progress: Progress) -
 
 
 async def load(path: Path, store: Store, progress: Progress) -> None:
-    """Write every channel of a backup into a store that has none of them, marked as restored.
+    """Write every channel of a backup, marked as restored, into a store that holds none of them.
 
     Raises:
-        BackupError: an outpoint occurs twice, or is in the store already; what was written before stays.
+        BackupError: an outpoint occurs twice, or is already in the store; earlier writes remain.
         StoreFailed: the store could not be written.
     """
     done, batch = 0, list[Change]()
@@ -174,7 +176,7 @@ async def load(path: Path, store: Store, progress: Progress) -> None:
     async def flush() -> None:
         nonlocal done
         if not all(await store.commit(batch)):
-            msg = f"{path} holds a channel that is in the store already"
+            msg = f"{path} holds a channel that is already in the store"
             raise BackupError(msg)
         done += len(batch)
         batch.clear()
@@ -188,11 +190,11 @@ async def load(path: Path, store: Store, progress: Progress) -> None:
 
 
 def copy(path: Path, directory: Path) -> tuple[Path, Manifest]:
-    """Copy a backup into another directory under its name, and verify the copy.
+    """Copy a backup into another directory under the same name, and verify the copy.
 
     Raises:
-        BackupError: see `verify`; a file of that name is there already.
-        OSError: it could not be copied.
+        BackupError: see `verify`; a file of that name exists there.
+        OSError: the backup could not be copied.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     target = directory / path.name
@@ -202,7 +204,7 @@ def copy(path: Path, directory: Path) -> tuple[Path, Manifest]:
 
 
 def listing(directory: Path) -> list[tuple[Path, Manifest | BackupError]]:
-    """List the backups of a directory, oldest first, as they describe themselves; `verify` tells whether it is true."""
+    """List the backups of a directory, oldest first, with their manifests; `verify` checks that a manifest is true."""
     found: list[tuple[Path, Manifest | BackupError]] = []
     for path in sorted(directory.glob(f"*{SUFFIX}"), key=lambda path: path.name.split("-")[-1]):
         try:

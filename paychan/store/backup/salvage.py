@@ -1,10 +1,11 @@
-"""Salvage: a backup of every record that can still be read out of a damaged store.
+"""Salvage: a backup of every record that is still readable in a damaged store.
 
-The damaged directory is evidence and stays as it is. LevelDB's own repair works on a copy: it reads every log and table,
-whatever MANIFEST and CURRENT say, and keeps the newest version of each record. That alone loses channels: a damaged newest
-version hides a whole older one, and the rest of a damaged block of a log is left out. So logs are read here, too, and of a
-channel whose newest record is damaged the tables are asked for an older one. Each record is checked by its own checksum,
-the newest good version of each channel is kept, and the index is made anew when the backup is restored.
+The damaged directory is evidence and stays unchanged. LevelDB's own repair runs on a copy: it reads every log and
+table, independent of MANIFEST and CURRENT, and keeps the newest version of each record. That alone loses channels: a
+damaged newest version hides an intact older one, and the repair skips the rest of a damaged block of a log. So this
+module also reads the logs, and searches the tables for an older record of each channel whose newest record is damaged.
+Each record is checked by its own checksum, the newest intact version of each channel is kept, and a restore of the
+backup creates a new index.
 """
 
 from __future__ import annotations
@@ -28,29 +29,29 @@ from paychan.store.leveldb.directory import copy_of, error_text
 from paychan.store.leveldb.store import INDEX, OUTPOINT_BYTES, RECORD
 
 _NOTES = re.compile(r"(?:Log|Table) #\d+: (?!.* OK$).*")
-"""Lines of LevelDB's own protocol of a repair that tell of a log or table that was not read to its end."""
+"""Lines of LevelDB's own log of a repair that report a log or table which was not read to its end."""
 
 
 class Salvaged(Struct, frozen=True):
-    """What was found: the backup, and what is not in it."""
+    """The result of a salvage: the backup, and what it lacks."""
 
     path: Path
     manifest: Manifest
     damaged: tuple[str, ...]
     """Outpoints whose record fails its checksum."""
     missing: tuple[str, ...]
-    """Outpoints that the index names and that have no record."""
+    """Outpoints that the index names but that have no record."""
     older: tuple[str, ...]
-    """Those of both kinds of which an older record is in the backup."""
+    """Outpoints of both kinds for which the backup holds an older record."""
     notes: tuple[str, ...]
-    """What LevelDB dropped: bytes of logs, whole tables."""
+    """Losses reported by LevelDB: bytes of logs, whole tables."""
 
 
 def salvage(store: Path, directory: Path, network: str, now: UnixTime, progress: Progress) -> Salvaged:
-    """Write a backup of what can be read out of a store that need not open; the store is only read.
+    """Write a backup of the readable records of a store that may not open; the store is only read.
 
     Raises:
-        BackupError: nothing is there, the store is in use, or nothing could be read.
+        BackupError: there is no store, the store is in use, or no record could be read.
         OSError: the copy or the backup could not be written.
     """
     with TemporaryDirectory(prefix=".salvage.", dir=_made(directory)) as work:
@@ -80,7 +81,7 @@ def _made(directory: Path) -> Path:
 
 
 def _logged(copy: Path) -> dict[bytes, bytes]:
-    """Read the newest good record of each channel, by outpoint, from what is whole in the logs."""
+    """Read the newest intact record of each channel, by outpoint, from the intact parts of the logs."""
     found: dict[bytes, bytes] = {}
     for log in copy.glob("[0-9]*.log"):
         for write in whole_writes(log.read_bytes()):
@@ -91,7 +92,7 @@ def _logged(copy: Path) -> dict[bytes, bytes]:
 
 
 def _in_tables(store: Path, copy: Path, wanted: set[bytes]) -> dict[bytes, bytes]:
-    """Look in the tables, without their damaged blocks, for records of channels whose newest one can't be read."""
+    """Search the intact blocks of the tables for records of channels whose newest record can't be read."""
     if not wanted:
         return {}
     copy_of(store, copy)
@@ -113,14 +114,14 @@ def _repair(copy: Path, store: Path, *, paranoid: bool) -> tuple[str, ...]:
     try:
         plyvel.repair_db(str(copy), paranoid_checks=paranoid)
     except plyvel.Error as error:
-        msg = f"nothing could be read out of {store}: {error_text(error)}"
+        msg = f"no record could be read from {store}: {error_text(error)}"
         raise BackupError(msg) from error
     lines = (copy / "LOG").read_text(errors="replace").splitlines() if (copy / "LOG").exists() else []
     return tuple(found[0] for line in lines if (found := _NOTES.search(line)))
 
 
 def _examine(database: plyvel.DB) -> tuple[set[bytes], set[bytes]]:
-    """Find the damaged records, and the channels that only the index knows, by outpoint."""
+    """Return the damaged records, and the channels that only the index names, by outpoint."""
     damaged, present = set[bytes](), set[bytes]()
     for key, raw in _entries(database, RECORD):
         present.add(key[1:])
@@ -131,7 +132,7 @@ def _examine(database: plyvel.DB) -> tuple[set[bytes], set[bytes]]:
 
 
 def _good(database: plyvel.DB, kept: dict[bytes, bytes]) -> Iterator[bytes]:
-    """Yield one record of each channel: the newest good one of the database's and those that were kept."""
+    """Yield one record of each channel: the newest intact one of the database's and of `kept`."""
     used = set[bytes]()
     for key, raw in _entries(database, RECORD):
         other = kept.get(key[1:])
@@ -150,7 +151,7 @@ def _entries(database: plyvel.DB, prefix: bytes) -> Iterator[tuple[bytes, bytes]
 
 
 def _is_good(key: bytes, raw: bytes) -> bool:
-    """Say whether a record is whole, and of the channel that its key names."""
+    """Return whether a record is intact and belongs to the channel that its key names."""
     try:
         return decode_record(raw).outpoint.serialize() == key[1:]
     except DamagedRecord:

@@ -1,7 +1,7 @@
-"""The directory of a LevelDB store: its options, who may open it, and why it can't be opened.
+"""The directory of a LevelDB store: its options, its lock, and the reasons why it can't be opened.
 
-A mistake here loses every channel at once, so whatever is not a store of this network and format is refused, and
-nothing that looks like the rest of a store is begun anew.
+A mistake here loses every channel at once. So a directory that is not a store of this network and format is refused,
+and no new store is created where the remains of one may be.
 """
 
 from __future__ import annotations
@@ -21,39 +21,40 @@ from paychan.store.base import StoreFailed
 log = structlog.get_logger("store")
 
 FORMAT = 1
-"""Layout of the keys. A store of another format is not opened."""
+"""Version of the key layout. A store of another format is not opened."""
 
 META_KEY = b"z"
-"""Holds `<format> <network>`, and sorts behind every other key."""
+"""Key of the entry `<format> <network>`; it sorts behind every other key."""
 
 _OPTIONS = {
-    # A damaged log is an error when the store is opened; by default LevelDB drops what follows the damage and goes on.
+    # A damaged log is an error at opening; by default LevelDB drops the data behind the damage and continues.
     "paranoid_checks": True,
-    # A payment replaces its channel's record, so the larger the memory table, the more versions never reach a table
-    # file. Twice this is the most memory it takes; replaying a full log at start takes 0.4 s.
+    # A payment replaces its channel's record, so a larger memory table keeps more superseded versions out of the table
+    # files. LevelDB uses up to twice this memory; replaying a full log at start takes 0.4 s.
     "write_buffer_size": 32 << 20,
-    # 10 bits a key: an outpoint that was never used (1 % aside) is told without reading a block.
+    # 10 bits a key: for an unused outpoint, 99 % of the look-ups read no block.
     "bloom_filter_bits": 10,
-    # Keys, hashes and signatures don't compress; without, blocks are read straight from the page cache (3 µs, not 6).
+    # Keys, hashes and signatures don't compress; uncompressed blocks come straight from the page cache (3 µs, not 6).
     "compression": None,
-    # 10 million channels are some 440 files, all kept open (max_open_files is 1,000), instead of 1,750 of 2 MB.
+    # 10 million channels make about 440 files, all kept open (max_open_files is 1,000), instead of 1,750 of 2 MB.
     "max_file_size": 8 << 20,
 }
 
 
 WHAT_TO_DO = (
-    "`paychan backup salvage SERVER.toml` writes all that can be read into a backup; move the damaged directory away, "
-    "then restore that"
+    "`paychan backup salvage SERVER.toml` writes all readable records into a backup; move the damaged directory away, "
+    "then restore that backup"
 )
 
 
 def open_directory(path: Path, network: str, *, create: bool) -> tuple[plyvel.DB, int]:
-    """Open the store in a directory, or begin one if there is none and `create` says so.
+    """Open the store in a directory, or create it if there is none and `create` is true.
 
-    The second value is a file descriptor that keeps other stores out until it is closed.
+    The second value is a file descriptor that excludes other stores until it is closed.
 
     Raises:
-        StoreFailed: in use, of another network or format, damaged, missing, or not accessible; says what to do.
+        StoreFailed: in use, of another network or format, damaged, missing, or not accessible; the message has the
+        remedy.
     """
     try:
         if not (path / "CURRENT").exists():
@@ -84,9 +85,9 @@ def _open(path: Path, network: str) -> plyvel.DB:
 
 
 def _cut_torn_tail(path: Path) -> bool:
-    """Cut off what a power cut left behind the last whole record of the newest log; the bytes are kept beside the store.
+    """Remove a partial record, left by a power cut, from the end of the newest log; its bytes are kept beside the store.
 
-    Nothing in them was acknowledged. Anything else that is wrong with a log stays, and stops the start.
+    No record in them was acknowledged. Any other damage of a log stays, and prevents the start.
     """
     newest = max(path.glob("[0-9]*.log"), default=None)
     content = newest.read_bytes() if newest is not None else b""
@@ -98,7 +99,7 @@ def _cut_torn_tail(path: Path) -> bool:
     with newest.open("r+b") as file:
         file.truncate(offset)
         os.fsync(file.fileno())
-    log.warning("cut a torn tail off the log", log=str(newest), bytes=len(content) - offset, kept=str(kept))
+    log.warning("torn tail of the log removed", log=str(newest), bytes=len(content) - offset, kept=str(kept))
     return True
 
 
@@ -106,7 +107,7 @@ def copy_of(path: Path, target: Path) -> None:
     """Copy the files of a store that no process uses.
 
     Raises:
-        StoreFailed: it is missing or in use.
+        StoreFailed: the store is missing or in use.
     """
     if not path.is_dir():
         msg = f"there is no store in {path}"
@@ -119,10 +120,10 @@ def copy_of(path: Path, target: Path) -> None:
 
 
 def _lock(path: Path) -> int:
-    """Take the directory for one store of this process, and leave the process id for whoever comes second.
+    """Lock the directory for one store of this process; the lock file holds the process id for error messages.
 
-    LevelDB has a lock too, but of the kind (fcntl) that is gone as soon as this process opens and closes the file LOCK
-    for whatever reason, a second attempt to open the store included.
+    LevelDB has a lock too, but of the kind (fcntl) that is lost as soon as this process opens and closes the file LOCK
+    for any reason, including a second attempt to open the store.
     """
     lock = os.open(path / "OWNER", os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -145,9 +146,9 @@ def _command(process: str) -> str:
 
 
 def _begin(path: Path, network: str, *, create: bool) -> None:
-    """Make an empty store beside and move it into place whole: one that lacks its meta entry is always a damaged one.
+    """Create an empty store beside the path and move it into place: so a store without its meta entry is always damaged.
 
-    LevelDB itself would begin anew wherever CURRENT is missing, and delete the tables it finds there.
+    LevelDB itself would create a new store wherever CURRENT is missing, and delete the tables it finds there.
     """
     if path.exists() and any(path.iterdir()):
         msg = f"{path} is not a store, or is damaged: it has no CURRENT; {WHAT_TO_DO}"
@@ -189,7 +190,7 @@ def _why_not_opened(path: Path, error: Exception) -> str:
 
 
 def sync_directory(path: Path) -> None:
-    """Make names in a directory durable; LevelDB does so for later files, but not for the directory itself."""
+    """Make the names in a directory durable; LevelDB does so for later files, but not for the directory itself."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -198,6 +199,6 @@ def sync_directory(path: Path) -> None:
 
 
 def error_text(error: Exception) -> str:
-    """Message of an error; plyvel's are bytes."""
+    """Return the message of an error; plyvel's messages are bytes."""
     first = error.args[0] if error.args else ""
     return first.decode(errors="replace") if isinstance(first, bytes) else str(error)

@@ -1,12 +1,13 @@
 """The default store: one LevelDB directory, used by one process.
 
-Keys: `c` outpoint → record; `i` state expiry outpoint → nothing, the index that `scan` walks; `z` → format and network.
-A channel has one index entry, moved in the batch that writes its record. `z` sorts behind all others on purpose: plyvel
-ends a walk without an error when the last blocks are damaged, so one that met no key behind its range was cut short.
+Keys: `c` outpoint → record; `i` state expiry outpoint → empty, the index that `scan` walks; `z` → format and network. A
+channel has one index entry, moved in the batch that writes its record. `z` sorts behind all others on purpose: plyvel
+ends a walk without an error when the last blocks are damaged, so a walk that met no key behind its range was truncated.
 
-Threads: one writes, so commits are in order and the loop never waits for the disk; two read, so that a long scan delays
-neither a commit nor the reading of one channel. A commit of channels that are in memory is laid out on the loop and only
-written by the thread: each time Python goes from one thread to another costs as much as laying out several records.
+Threads: one thread writes, so commits are in order and the loop never waits for the disk. Two threads read, so a long
+scan delays neither a commit nor the reading of one channel. If all channels of a commit are in memory, the loop
+prepares the batch and the thread only writes it: each switch between Python threads costs as much as preparing several
+records.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ log = structlog.get_logger("store")
 RECORD, INDEX = b"c", b"i"
 
 STATE_CODES = {State.OPEN: 1, State.CLOSING: 2, State.PUBLISHED: 3, State.CLOSED: 4, State.LOST: 5, State.UNFUNDED: 6}
-"""Second byte of an index key. Stored: never renumber."""
+"""Second byte of an index key. It is stored: never renumber."""
 
 OUTPOINT_BYTES = 36
 _REMEMBERED = 20_000
-"""Channels whose newest version is kept in memory, a few kB each: a payment follows what was written last."""
+"""Channels whose newest version is kept in memory, a few kB each: a payment must follow the last written version."""
 
 _READERS = 2
 
@@ -52,7 +53,7 @@ _CLOSED = "the store is closed"
 
 
 class LevelDbStore:
-    """`paychan.store.base.Store` on LevelDB. Make it with `open`."""
+    """`paychan.store.base.Store` on LevelDB. Create it with `open`."""
 
     def __init__(self, database: plyvel.DB, lock: int) -> None:
         self._database = database
@@ -60,7 +61,7 @@ class LevelDbStore:
         self._writer = WriterThread("store-writer")
         self._newest: OrderedDict[OutPoint, Channel] = OrderedDict()
         self._readers = ThreadPoolExecutor(_READERS, "store-reader")
-        together = threading.Barrier(_READERS)  # all threads begin now, while there is memory for them
+        together = threading.Barrier(_READERS)  # starts all threads now, while there is memory for them
         wait([self._readers.submit(together.wait) for _ in range(_READERS)])
         self._failure: Exception | None = None
         self._closing = False
@@ -69,7 +70,7 @@ class LevelDbStore:
 
     @classmethod
     def open(cls, path: Path, network: str, *, create: bool = True) -> LevelDbStore:
-        """Open the directory, or begin a store in it if there is none and `create` says so. Blocks; used at start.
+        """Open the directory, or create a store in it if there is none and `create` is true. Blocks; used at start.
 
         Raises:
             StoreFailed: in use, of another network or format, damaged, missing, or not accessible.
@@ -79,7 +80,7 @@ class LevelDbStore:
     # --- reading ----------------------------------------------------------------------------------------------------
 
     async def get(self, outpoint: OutPoint) -> Channel | None:
-        """See `Store`. In a thread, because a record that is not in memory costs a disk read."""
+        """See `Store`. Runs in a thread, because a record that is not in memory costs a disk read."""
         return await self._run(self._readers, self._get, outpoint.serialize())
 
     def _get(self, outpoint: bytes) -> Channel | None:
@@ -97,7 +98,7 @@ class LevelDbStore:
         after: tuple[UnixTime, OutPoint] | None = None,
         limit: int = 1000,
     ) -> Sequence[Channel]:
-        """See `Store`. A damaged record is left out, with an error in the log: the others must be settled all the same."""
+        """See `Store`. A damaged record is left out, and an error is logged: the other channels must still settle."""
         begin = _index_begin(state, 0)
         if after is not None:
             begin = _index_key(state, after[0], after[1].serialize()) + b"\x00"  # the next possible key
@@ -105,8 +106,8 @@ class LevelDbStore:
 
     def _scan(self, begin: bytes, end: bytes, limit: int) -> list[Channel]:
         page: list[Channel] = []
-        # Both are closed here and now: plyvel crashes on what it finds open after the database was closed, and an
-        # exception's traceback can keep either alive as long.
+        # Both are closed here explicitly: plyvel crashes on snapshots and iterators that are open after their database
+        # was closed, and the traceback of an exception can keep them alive until then.
         with (
             self._database.snapshot() as snapshot,
             snapshot.iterator(start=begin, verify_checksums=True) as entries,
@@ -121,7 +122,10 @@ class LevelDbStore:
 
     @contextmanager
     def snapshot(self) -> Iterator[Iterator[bytes]]:
-        """See `Store`. `close` ends a running iteration with `StoreFailed` and waits for the end of the `with` block."""
+        """See `Store`.
+
+        `close` ends a running iteration with `StoreFailed` and waits for the end of the `with` block.
+        """
         with self._snapshot_ended:
             if self._closing:
                 raise StoreFailed(_CLOSED)
@@ -148,20 +152,20 @@ class LevelDbStore:
     # --- writing ----------------------------------------------------------------------------------------------------
 
     async def commit(self, changes: Sequence[Change]) -> Sequence[bool]:
-        """See `Store`. After a failure every later call fails too: what LevelDB's log holds is unknown."""
+        """See `Store`. After a failure all later calls fail, too: the content of LevelDB's log is unknown."""
         try:
             if self._writer.unfinished or not all(change.channel.outpoint in self._newest for change in changes):
                 return await self._writer.run(self._commit, changes)
             batch, written = self._lay_out(changes)
             if batch is not None:
                 await self._writer.run(self._write, batch)
-        except RuntimeError as error:  # shut down
+        except RuntimeError as error:  # the writer is shut down
             raise StoreFailed(_CLOSED) from error
         else:
             return written
 
     def _commit(self, changes: Sequence[Change]) -> Sequence[bool]:
-        """Do all of it in the writer's thread: something has to be read first, or others are before."""
+        """Prepare and write in the writer's thread: a record must be read first, or earlier commits are pending."""
         batch, written = self._lay_out(changes)
         if batch is not None:
             self._write(batch)
@@ -173,42 +177,42 @@ class LevelDbStore:
             raise StoreFailed(msg)
 
     def _lay_out(self, changes: Sequence[Change]) -> tuple[plyvel.WriteBatch | None, Sequence[bool]]:
-        """Make one batch of the changes that follow what is stored, and say of each whether it does.
+        """Make one batch of the changes that follow the stored versions; return for each change whether it does.
 
-        From here on the batch is what later changes must follow: if it is not written, nothing will be any more.
+        From here on, later changes must follow the batch: if it is not written, no later batch is written either.
         """
         self._check()
         newest: dict[OutPoint, Change] = {}
         try:
             written = [self._admit(change, newest) for change in changes]
             batch = self._database.write_batch(sync=True) if newest else None
-            for outpoint, change in newest.items():  # the versions between would be invisible anyway
+            for outpoint, change in newest.items():  # readers never see the versions in between
                 self._enter(batch, outpoint, change.previous, change.channel)
         except Exception as error:
             raise self._failed(error) from error
         return batch, written
 
     def _admit(self, change: Change, newest: dict[OutPoint, Change]) -> bool:
-        """Enter a change into the batch if it follows what is stored or what is already in the batch."""
+        """Add a change to the batch if it follows the stored version or the one already in the batch."""
         outpoint = change.channel.outpoint
         earlier = newest.get(outpoint)
         try:
             stored = self._stored(outpoint) if earlier is None else earlier.channel
         except DamagedRecord:
-            return False  # not the version that the writer has seen; and it stays as evidence
+            return False  # not the version that the writer has read; the damaged record stays as evidence
         if (
             stored is not change.previous and stored != change.previous
-        ):  # not by number alone: another writer may have reached the same one
+        ):  # the number alone does not suffice: another writer may have reached the same one
             return False
         newest[outpoint] = change if earlier is None else Change(earlier.previous, change.channel)
         return True
 
     def _stored(self, outpoint: OutPoint) -> Channel | None:
-        """What is stored for an outpoint: nobody else writes here, so what was written last is that."""
+        """Return the stored version of an outpoint. Only this object writes, so that is the last version it wrote."""
         return self._newest.get(outpoint) or self._get(outpoint.serialize())
 
     def _enter(self, batch: plyvel.WriteBatch, outpoint: OutPoint, stored: Channel | None, channel: Channel) -> None:
-        """Write a channel's record, and its index entry if that moves; remember it."""
+        """Write a channel's record, and its index entry if the state changed; remember the channel."""
         key = outpoint.serialize()
         batch.put(RECORD + key, encode_record(channel))
         if stored is None or stored.state is not channel.state:
@@ -221,7 +225,7 @@ class LevelDbStore:
             self._newest.popitem(last=False)
 
     def _write(self, batch: plyvel.WriteBatch) -> None:
-        """Write a batch, synced; in the writer's thread."""
+        """Write a batch, synced; runs in the writer's thread."""
         self._check()
         try:
             batch.write()
@@ -235,7 +239,7 @@ class LevelDbStore:
     # --- the end ----------------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """See `Store`. Commits that were begun are finished; a second call does nothing."""
+        """See `Store`. Commits in progress are finished; a second call does nothing."""
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
@@ -252,7 +256,7 @@ class LevelDbStore:
     async def _run(self, threads: ThreadPoolExecutor, function: Callable[[*Ts], T], *args: *Ts) -> T:
         try:
             future = asyncio.get_running_loop().run_in_executor(threads, function, *args)
-        except RuntimeError as error:  # shut down
+        except RuntimeError as error:  # the threads are shut down
             raise StoreFailed(_CLOSED) from error
         try:
             return await future
@@ -264,7 +268,7 @@ class LevelDbStore:
 
 
 def _index_begin(state: State, expiry: int) -> bytes:
-    """First key of the index entries of a state that expire at this time or later."""
+    """Return the first key of the index entries of a state that expire at this time or later."""
     return INDEX + ((STATE_CODES[state] << 32) + min(max(expiry, 0), MAX_EXPIRY + 1)).to_bytes(5, "big")
 
 
@@ -273,10 +277,10 @@ def _index_key(state: State, expiry: UnixTime, outpoint: bytes) -> bytes:
 
 
 def _until(end: bytes, entries: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-    """Pass entries whose key is before `end`.
+    """Yield the entries whose key is before `end`.
 
     Raises:
-        StoreFailed: no entry is there or behind; the last key of every store is behind all ranges.
+        StoreFailed: no key at or behind `end` was found; the last key of every store is behind all ranges.
     """
     for entry in entries:
         if entry[0] >= end:
@@ -287,12 +291,12 @@ def _until(end: bytes, entries: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple
 
 
 def _indexed(snapshot: plyvel.Snapshot, key: bytes) -> Channel | None:
-    """Read the record of an index entry; None, with an error in the log, if it can't be trusted."""
+    """Read the record of an index entry; if it can't be trusted, log an error and return None."""
     outpoint = key[-OUTPOINT_BYTES:]
     try:
         raw = snapshot.get(RECORD + outpoint, b"", verify_checksums=True)
         return decode_record(raw)
     except (DamagedRecord, plyvel.CorruptionError) as error:
         shown = OutPoint(outpoint[:32], int.from_bytes(outpoint[32:], "little"))
-        log.error("damaged record", channel=str(shown), reason=error_text(error))  # noqa: TRY400 - the reason says it all
+        log.error("damaged record", channel=str(shown), reason=error_text(error))  # noqa: TRY400 - the reason suffices
         return None

@@ -1,9 +1,9 @@
-"""One thread that does one thing after the other for an event loop, at less cost than an executor's.
+"""One thread that runs functions in order for an event loop, at less cost than an executor.
 
-`ThreadPoolExecutor` makes a future with a lock of its own for each piece of work and chains it to asyncio's: more than
-what encoding a whole group of payments costs. And the thread is woken by an eventfd, not by a lock: Python lets go of the
-interpreter while it writes to one, so on a busy core the thread that wakes up can begin at once, instead of waking up
-only to wait for the interpreter.
+`ThreadPoolExecutor` creates a future with a lock for each function and chains it to asyncio's: that costs more than
+encoding a whole group of payments. And an eventfd wakes the thread, not a lock: Python releases the interpreter while
+it writes to an eventfd, so on a busy core the thread can start at once, instead of waking only to wait for the
+interpreter.
 """
 
 from __future__ import annotations
@@ -21,47 +21,50 @@ Ts = TypeVarTuple("Ts")
 
 
 class WriterThread:
-    """Runs functions in their order."""
+    """Runs functions in the order of the calls."""
 
     def __init__(self, name: str) -> None:
         self._work: deque[Any] = deque()
-        self._bell = os.eventfd(0, os.EFD_CLOEXEC)
+        self._wakeup_fd = os.eventfd(0, os.EFD_CLOEXEC)
         self._closed = False
         self.unfinished = 0
-        """How many were given that are not done, as the loop sees it; also those that nobody waits for any more."""
+        """Number of functions that are not finished, as the loop sees it; includes those whose caller was cancelled."""
         self._order = threading.Lock()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
     async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Run a function behind those that were given before.
+        """Run a function after all functions passed before.
 
         Raises:
-            RuntimeError: it is shut down.
+            RuntimeError: the thread is shut down.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
-        with self._order:  # nothing may stand behind the end
+        with self._order:  # no function may be queued after the shutdown
             if self._closed:
                 msg = "shut down"
                 raise RuntimeError(msg)
             self.unfinished += 1
             self._work.append((loop, done, function, args))
-            os.eventfd_write(self._bell, 1)
+            os.eventfd_write(self._wakeup_fd, 1)
         return await done
 
     def shutdown(self) -> None:
-        """Finish what was given, and end. Blocks; a second call only waits."""
+        """Finish the queued functions and stop the thread. Blocks; a second call only waits."""
         with self._order:
             is_first, self._closed = not self._closed, True
             if is_first:
-                os.eventfd_write(self._bell, 1)
+                os.eventfd_write(self._wakeup_fd, 1)
         self._thread.join()
         if is_first:
-            os.close(self._bell)  # not by the thread, which may have seen the end before it was rung
+            os.close(self._wakeup_fd)  # not by the thread: it may have seen the shutdown before the write above
 
     def _serve(self) -> None:
-        """Work; should that ever fail outside of what was given, nothing more is taken, and callers hear so."""
+        """Run the queue.
+
+        If the loop itself fails, no further function is accepted, and waiting callers get an error.
+        """
         try:
             self._work_off()
         finally:
@@ -72,22 +75,22 @@ class WriterThread:
     def _work_off(self) -> None:
         while self._work or not self._closed:
             if not self._work:
-                os.eventfd_read(self._bell)
+                os.eventfd_read(self._wakeup_fd)
                 continue
             loop, done, function, args = self._work.popleft()
             try:
                 value, error = function(*args), None
-            except BaseException as raised:  # noqa: BLE001 - whoever waits gets it
+            except BaseException as raised:  # noqa: BLE001 - the caller receives it
                 value, error = None, raised
             self._answer(loop, done, value, error)
 
     def _answer(self, loop: asyncio.AbstractEventLoop, done: Any, value: Any, error: BaseException | None) -> None:
-        with suppress(RuntimeError):  # the loop is closed, and so nothing waits
-            loop.call_soon_threadsafe(self._tell, done, value, error)
+        with suppress(RuntimeError):  # the loop is closed, so no caller waits
+            loop.call_soon_threadsafe(self._deliver, done, value, error)
 
-    def _tell(self, done: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
+    def _deliver(self, done: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
         self.unfinished -= 1
-        if done.done():  # nobody waits any more
+        if done.done():  # the caller was cancelled
             return
         if error is not None:
             done.set_exception(error)
