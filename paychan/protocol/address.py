@@ -16,22 +16,22 @@ _MAX_ADDRESS_CHARS = 40
 
 
 def _quickest_hash160() -> Callable[[bytes], bytes]:
-    """OpenSSL's, unless it was built without RIPEMD-160; python-bitcoinlib's takes some hundred times as long."""
+    """Return OpenSSL's hash, or python-bitcoinlib's (some hundred times slower) if OpenSSL has no RIPEMD-160."""
     try:
         empty = hashlib.new("ripemd160", usedforsecurity=False)
     except ValueError:
         return lambda data: bytes(Hash160(data))
 
-    def quickest(data: bytes) -> bytes:
-        ripemd160 = empty.copy()  # looking it up by name takes as long as hashing
+    def openssl_hash160(data: bytes) -> bytes:
+        ripemd160 = empty.copy()  # hashlib.new would look the name up, which takes as long as the hash itself
         ripemd160.update(hashlib.sha256(data).digest())
         return ripemd160.digest()
 
-    return quickest
+    return openssl_hash160
 
 
 hash160 = _quickest_hash160()
-"""RIPEMD-160 of SHA-256: what addresses hold of keys and scripts."""
+"""RIPEMD-160 of SHA-256: the hash of a key or script that an address contains."""
 
 
 def p2pkh_script(public_key_hash: bytes) -> bytes:
@@ -53,7 +53,7 @@ def encode_address(script: bytes, network: Network) -> str:
     """Show a P2PKH or P2SH scriptPubKey as an address.
 
     Raises:
-        ValueError: the script is of another type, which no caller of ours builds.
+        ValueError: the script is of another type; no caller in this project builds one.
     """
     if len(script) == 25 and script == p2pkh_script(script[3:23]):
         payload = bytes([network.p2pkh_version]) + script[3:23]

@@ -1,14 +1,15 @@
-"""Adoption: how a record from a backup takes over what the signer signed after the backup was made.
+"""Adoption: a record from a backup takes over the claim and settlement that the signer signed after the backup.
 
-The signer remembers, for each funding output, the newest settlement that it signed. Its claim holds what a record may
-lack: the client's newest payment, and the change script that the client closed to. A server that adopts both can go on
-with any fee, like the server that was lost.
+For each funding output the signer remembers the newest settlement that it signed. The claim in it holds two facts that
+a restored record may lack: the client's newest payment, and the change script that the client closed to. A server that
+adopts both can continue with any fee, like the server that was lost.
 
-Which of two claims is the newer one:
+The newer of two claims is:
 
 * The one that leaves the client less. Payments only ever lower the change.
-* At the same change, the one with the script that a closing client asked for. A record whose client closed it holds
-  that word itself, for a channel that is closing takes no other; so the record stays. Any other record adopts.
+* At the same change, the one with the script that a closing client asked for. If the client closed the record's
+  channel, the record holds that script already, because a closing channel accepts no other; the record stays as it is.
+  Any other record adopts the signer's claim.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from paychan.protocol.types import Sat
 _replace = msgspec.structs.replace
 
 _LEAST_CHANGE = Sat(1)
-"""The signer has accepted this change value already; here only the flag must fit."""
+"""The signer has accepted this change value already, so the dust limit is not checked again; only the flag is."""
 
 
 def is_older(claim: Claim, channel: Channel) -> bool:
-    """Say whether a claim that the signer signed for is older than the record's: its settlement is to be replaced."""
+    """Say whether the signer's claim is older than the record's: then the settlement of the claim must be replaced."""
     if claim.payment.change_sat != channel.payment.change_sat:
         return claim.payment.change_sat > channel.payment.change_sat
     asked = channel.closing is not None and channel.closing.reason is CloseReason.CLIENT
@@ -36,10 +37,10 @@ def is_older(claim: Claim, channel: Channel) -> bool:
 
 
 def adopted(channel: Channel, command: Adopt, view: View) -> Outcome:
-    """Take over a claim and its settlement, unless it is older than the record's, or the record has a dearer one.
+    """Take over a claim, unless it is older than the record's, and its settlement, unless the record's pays more.
 
-    An open channel whose settlement is signed leaves OPEN in any case, for that may confirm at any time. One whose
-    payment was only shown to the signer stays open, at the newer payment.
+    An open channel whose settlement is signed always leaves OPEN, because the settlement may confirm at any time. An
+    open channel whose payment the signer has only seen, not signed, stays open at the newer payment.
     """
     claim, signed = command.claim, command.settlement
     problem = _problem(channel, claim)
@@ -55,7 +56,7 @@ def adopted(channel: Channel, command: Adopt, view: View) -> Outcome:
     payment = (channel if older else claim).payment
     script = (channel if older else claim).change_script
     changed = _replace(channel, payment=payment, change_script=script, offered=None, offered_data="")
-    if not (older or same):  # the application may know of more than the signer was shown
+    if not (older or same):  # the application may know payments that the signer has not seen
         changed = _replace(changed, restored=True)
     if is_open and signed is None and reason not in (CloseReason.DRAINED, CloseReason.CLIENT):
         return Accepted(changed)
@@ -64,7 +65,7 @@ def adopted(channel: Channel, command: Adopt, view: View) -> Outcome:
 
 
 def _problem(channel: Channel, claim: Claim) -> PaychanError | None:
-    """Check what the signer says like a payment that comes from a stranger."""
+    """Check the signer's claim as strictly as a payment from an unknown client."""
     if (claim.outpoint, claim.terms, claim.funding_sat) != (channel.outpoint, channel.terms, channel.funding_sat):
         return SigningFailed(reason=f"the signer shows a claim of another channel, {claim.outpoint}")
     verifier = PaymentVerifier(claim.terms, claim.outpoint, claim.change_script)
@@ -72,10 +73,10 @@ def _problem(channel: Channel, claim: Claim) -> PaychanError | None:
 
 
 def _reason(channel: Channel, claim: Claim, view: View) -> CloseReason:
-    """Tell why an open channel was being settled: only a client changes the script, only a last payment leaves nothing.
+    """Derive why the channel was being settled: only a client changes the script, only a last payment leaves nothing.
 
-    What goes back to the funding script of a channel that can go on there may have been a withdrawal; the client can
-    use it as one, until payments end.
+    A settlement that pays the change back to the funding script may have been a withdrawal, if the channel can continue
+    there. It is treated as one until payments end, so that the client can go on paying.
     """
     if claim.payment.change_sat == 0:
         return CloseReason.DRAINED

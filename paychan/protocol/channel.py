@@ -1,4 +1,4 @@
-"""What a channel is: its stored record, the commands it may get, and the outcomes. `machine.py` holds the rules."""
+"""The channel: its stored record, the commands it accepts, and their outcomes. `state_machine.py` holds the rules."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from paychan.protocol.payment import Payment
 from paychan.protocol.settlement import Claim, Settlement, first_output_sat
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 
-# --- what is stored -------------------------------------------------------------------------------------------------
+# --- the stored record ----------------------------------------------------------------------------------------------
 
 
 class State(Enum):
-    """Where a channel stands. Stored by value: never renumber."""
+    """State of a channel. Records store the value: never rename one."""
 
-    OPEN = "open"  # takes payments
-    CLOSING = "closing"  # takes none; its settlement is being signed or published
-    PUBLISHED = "published"  # its settlement was handed to the network
-    CLOSED = "closed"  # its settlement is confirmed deep enough; remembered for ever
-    LOST = "lost"  # the client's refund spent the funding output; taken up again if the chain takes that back
-    UNFUNDED = "unfunded"  # its funding transaction was replaced; goes on if that is there after all
+    OPEN = "open"  # accepts payments
+    CLOSING = "closing"  # accepts no payments; its settlement is being signed or broadcast
+    PUBLISHED = "published"  # its settlement was broadcast
+    CLOSED = "closed"  # its settlement is confirmed deep enough; the record is kept for ever
+    LOST = "lost"  # the client's refund spent the funding output; back to CLOSING if the chain drops the refund
+    UNFUNDED = "unfunded"  # its funding transaction was replaced; the channel returns if that transaction confirms
 
 
 class CloseReason(Enum):
@@ -35,19 +35,19 @@ class CloseReason(Enum):
     CLIENT = "client"
     EXPIRY = "expiry"
     OPERATOR = "operator"
-    WITHDRAW = "withdraw"  # what was earned is settled; the channel goes on at the client's change output
+    WITHDRAW = "withdraw"  # the received value is settled; the channel continues at the client's change output
 
 
 class Closing(Struct, frozen=True, array_like=True):
-    """How a channel that left OPEN is being settled."""
+    """State of the settlement of a channel that left OPEN."""
 
     reason: CloseReason
     begun_at: UnixTime
     client_fee_sat: Sat = Sat(0)
     settlement: Settlement | None = None
-    """The newest one signed: the one that pays the highest rate."""
+    """The newest signed settlement, which is the one with the highest fee rate."""
     spent_by: bytes = b""
-    """Internal txid of what ended the channel, where that is not `settlement`, or where the channel moved there."""
+    """Internal txid of the transaction that ended the channel, if it is not `settlement` or the channel moved to it."""
 
 
 class Channel(Struct, frozen=True, array_like=True):
@@ -62,17 +62,17 @@ class Channel(Struct, frozen=True, array_like=True):
     seq: int
     opened_at: UnixTime
     secret: bytes = b""
-    """SHA256 of the opening payment's signature with flag names a v2 channel; empty in v1."""
+    """Name of a v2 channel: SHA256 of the opening payment's signature with its flag byte. Empty in v1."""
     payments: int = 0
     offered: Payment | None = None
-    """Verified and stored, but the application has not answered for it yet; `payment` stays what it was."""
+    """A verified payment that waits for the application's answer; `payment` is still the one before it."""
     closing: Closing | None = None
     offered_data: str = ""
-    """What the client sent to the application beside the offered payment."""
+    """Text for the application that the client sent with the offered payment."""
     offered_seq: int = 0
-    """Sequence number of the record with which the offered payment was offered; 0 in records from before this field."""
+    """`seq` of the record in which the offered payment was stored first; 0 in records older than this field."""
     restored: bool = False
-    """The record is from a backup, and nothing was booked since: the application may know payments that it lacks."""
+    """The record is from a backup and no payment was booked since: the application may know payments that it lacks."""
 
     @property
     def claim(self) -> Claim:
@@ -84,17 +84,17 @@ class Channel(Struct, frozen=True, array_like=True):
 
     @property
     def is_used(self) -> bool:
-        """Whether coins or payments hang on its funding output; an offered payment may have been delivered."""
+        """Whether value depends on the funding output; the application may have delivered for an offered payment."""
         return self.received_sat > 0 or self.offered is not None or self.state is not State.OPEN
 
     @property
     def moves(self) -> bool:
-        """Say whether it goes on, or went on, at the change output of its settlement."""
+        """Whether the channel continues, or continued, at the change output of its settlement."""
         return self.closing is not None and self.closing.reason is CloseReason.WITHDRAW
 
     @property
     def moved_sat(self) -> Sat:
-        """What a channel that moves goes on with: the chain's word, where the record holds the transaction."""
+        """Funding of the successor, in satoshi: output 0 of the confirmed settlement if the record holds it."""
         settlement = self.closing.settlement if self.closing else None
         confirmed = self.closing.spent_by if self.closing else b""
         if settlement is not None and settlement.txid == confirmed:
@@ -103,18 +103,18 @@ class Channel(Struct, frozen=True, array_like=True):
 
 
 def can_move(channel: Channel) -> bool:
-    """Say whether a channel can go on at the change output of a withdrawal: a v2 channel whose change funds it again.
+    """Say whether a channel can continue at a withdrawal's change output: a v2 channel whose change funds it again.
 
     RBPCP §6.2: "so that the server can move received value without the client".
     """
     return bool(channel.secret) and channel.change_script == channel.terms.funding_script
 
 
-# --- what the world tells, and what comes of it ---------------------------------------------------------------------
+# --- commands and outcomes ------------------------------------------------------------------------------------------
 
 
 class Depth(Struct, frozen=True, forbid_unknown_fields=True):
-    """Funding outputs of up to so many satoshi need so many confirmations."""
+    """Funding outputs of at most `up_to_sat` satoshi need this number of confirmations."""
 
     up_to_sat: Sat
     confirmations: int
@@ -128,22 +128,22 @@ class Rules(Struct, frozen=True):
     settlement_period_seconds: int
     min_duration_seconds: int
     fee_sat_per_vb: int
-    """Where the curve of `fees` begins when the chain has no estimate."""
+    """Start of the fee curve (see `fees`) when the chain has no estimate."""
     asks_application: bool = False
-    """A payment counts only after the application has said yes to it."""
+    """A payment counts only after the application has accepted it."""
     unanswered_counts: bool = True
-    """What becomes of an offered payment that the application did not answer for: it is settled, or dropped."""
+    """Whether an offered payment without an answer of the application is settled; else it is dropped."""
     smaller: tuple[Depth, ...] = ()
-    """Less depth for less money, smallest first; `min_confirmations` counts above the last."""
+    """Lower depths for smaller funding outputs, smallest first; `min_confirmations` applies above the last row."""
     max_fee_sat_per_vb: int = 1000
     fee_share_percent: int = 100
-    """Most of what was received that may become fee, beside what relaying costs."""
+    """Largest share of the received value that may become fee; the relay minimum may always be paid."""
     needed_sat_per_vb: int = 0
-    """Rate that is paid whatever share it takes; set by `fees.pressed` when a deadline has passed."""
+    """Rate that may be paid beyond that share; `fees.pressed` sets it when a deadline has passed."""
     deadline_margin_seconds: int = 0
-    """Settlements should be confirmed this long before the refund becomes valid."""
+    """Time between the deadline of a settlement's confirmation and the moment at which the refund becomes valid."""
     longest_life_seconds: int = 0
-    """A new channel expires within this; 0: no limit."""
+    """Longest time from opening to expiry; 0: no limit."""
 
     def confirmations_needed(self, funding_sat: Sat) -> int:
         """Depth that a funding output of this value needs."""
@@ -151,24 +151,24 @@ class Rules(Struct, frozen=True):
 
 
 class View(Struct, frozen=True):
-    """The moment at which a command is judged: the time, the rules, and a reason not to accept payments, if any."""
+    """The facts by which a command is judged: the time, the rules, and the reason to refuse payments, if any."""
 
     now: UnixTime
     rules: Rules
     frozen: str = ""
     median_time: UnixTime | None = None
+    """The chain's median time past, if the server has seen a block."""
     floor_sat_per_vb: int = 1
-    """Least rate that the chain relays now."""
-    """The chain's median time past, if a block was seen."""
+    """Lowest rate that the chain relays now."""
 
     @property
     def paying_time(self) -> UnixTime:
-        """The time by which fee rates rise: a clock that is ahead can't make a settlement dear, see `moment`."""
+        """Time on the fee curve: a clock that is ahead can't make a settlement expensive, see `moment`."""
         return paying_time(self.now, self.median_time)
 
 
 class Opening(Struct, frozen=True):
-    """A request for a new channel, with the funding output that our own view of the chain shows for it."""
+    """A request for a new channel, with its funding output as the server's own chain view shows it."""
 
     terms: ChannelTerms
     outpoint: OutPoint
@@ -181,14 +181,14 @@ class Opening(Struct, frozen=True):
 
 
 class Pay(Struct, frozen=True):
-    """The client pays; `application_data` is for the application."""
+    """The client pays; `application_data` is text for the application."""
 
     payment: Payment
     application_data: str = ""
 
 
 class Answer(Struct, frozen=True):
-    """The application answered for the offered payment: a refusal means no, `data` is for the client."""
+    """The application answered about the offered payment: a `refusal` text means no, `data` is for the client."""
 
     refusal: str = ""
     data: str = ""
@@ -205,46 +205,46 @@ class CloseByProof(Struct, frozen=True):
 
 
 class CloseByPayment(Struct, frozen=True):
-    """The client closes with a last payment, which is the fee it offers, perhaps to another change address (v2)."""
+    """The client closes with a last payment (v2): its value is the fee offered; its change address may be a new one."""
 
     payment: Payment
     change_script: bytes | None = None
 
 
 class Close(Struct, frozen=True):
-    """We close: expiry is near, or the operator wants it, or wants what was earned while the channel goes on."""
+    """The server closes: expiry is near, or the operator closes, or withdraws value while the channel continues."""
 
     reason: CloseReason
 
 
 class Signed(Struct, frozen=True):
-    """The signer returned a settlement: the first, or one that pays a higher rate than the last."""
+    """The signer returned a settlement: the first, or one with a higher fee rate than the one before."""
 
     settlement: Settlement
 
 
 class Published(Struct, frozen=True):
-    """The network took the settlement."""
+    """The network accepted the settlement."""
 
 
 class Kept(Struct, frozen=True):
-    """The network keeps this settlement of ours, and replaces it by none: the newest one was refused."""
+    """The network keeps this earlier settlement of the channel, and refused the newest one as its replacement."""
 
     settlement: Settlement
 
 
 class Confirmed(Struct, frozen=True):
-    """A settlement of ours (internal txid) is as deep in the chain as the operator wants."""
+    """A settlement by the server's branch (internal txid) is as deep in the chain as the operator wants."""
 
     txid: bytes
 
 
 class Vanished(Struct, frozen=True):
-    """What ended the channel is neither deep in the chain nor in the mempool any more."""
+    """The transaction that ended the channel is neither deep in the chain nor in the mempool any more."""
 
 
 class Found(Struct, frozen=True):
-    """The chain shows a settlement by the server's branch that the record does not have; see `finding`."""
+    """The chain shows a settlement by the server's branch that the record lacks; see `finding`."""
 
     claim: Claim
     settlement: Settlement
@@ -256,11 +256,11 @@ class Unfunded(Struct, frozen=True):
 
 
 class Funded(Struct, frozen=True):
-    """The funding output is there after all."""
+    """The funding output is in the chain again."""
 
 
 class TakenBack(Struct, frozen=True):
-    """A withdrawal that the signer refused is given up, for this reason; it has signed nothing for the channel."""
+    """The server cancels a withdrawal that the signer refused for this reason; the signer has signed nothing for it."""
 
     error: PaychanError
 
@@ -272,7 +272,7 @@ class SpentElsewhere(Struct, frozen=True):
 
 
 class Adopt(Struct, frozen=True):
-    """The signer knows this claim, and has signed this settlement for it, if any: the record is from a backup."""
+    """The record is from a backup: the signer knows this claim, and has signed this settlement for it, if any."""
 
     claim: Claim
     settlement: Settlement | None = None
@@ -300,7 +300,7 @@ Command: TypeAlias = (
 
 
 class Accepted(Struct, frozen=True):
-    """The channel after the command (the same object when nothing changed), and what it brought in satoshi."""
+    """The channel after the command (the same object if nothing changed), and the value it brought, in satoshi."""
 
     channel: Channel
     value_sat: Sat = Sat(0)
@@ -308,7 +308,7 @@ class Accepted(Struct, frozen=True):
 
 
 class Rejected(Struct, frozen=True):
-    """Nothing changed, for this reason."""
+    """The command was refused for this reason; nothing changed."""
 
     error: PaychanError
 
@@ -317,16 +317,16 @@ Outcome: TypeAlias = Accepted | Rejected
 
 
 class Step(Enum):
-    """What a record asks of the world next."""
+    """Next action of the server for a record."""
 
     OFFER = "ask the application about the offered payment"
     SIGN = "ask the signer for the settlement"
-    PUBLISH = "hand the settlement to the network"
-    WATCH = "see how deep the settlement is"
+    PUBLISH = "broadcast the settlement"
+    WATCH = "check how deep the settlement is"
 
 
 def next_step(channel: Channel) -> Step | None:
-    """Derive what is to be done for a channel from its record alone."""
+    """Derive the server's next action for a channel from its record alone."""
     if channel.state is State.OPEN:
         return Step.OFFER if channel.offered is not None else None
     if channel.state is State.CLOSING and channel.offered is not None:

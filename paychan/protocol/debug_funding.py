@@ -1,4 +1,4 @@
-"""Debug funding: an outpoint that follows from client key and expiry, believed without a chain (RBPCP §10.2)."""
+"""Debug funding: an outpoint derived from client key and expiry, accepted without a chain (RBPCP §10.2)."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ DEBUG_FUNDING_SAT = Sat(12_345_678_900_000)
 
 
 def debug_outpoint(client_key: bytes, expiry: UnixTime) -> OutPoint:
-    """Single SHA256 of the key bytes is the internal txid; the index is the expiry modulo 7."""
+    """Derive the outpoint: its internal txid is one SHA256 of the key bytes, its index the expiry modulo 7."""
     return OutPoint(sha256(client_key).digest(), expiry % 7)

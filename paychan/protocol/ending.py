@@ -1,4 +1,4 @@
-"""How a channel that left OPEN answers: why it takes nothing more, and where it goes on."""
+"""Refusals of a channel that left OPEN: why it accepts nothing more, and where it continues."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from paychan.protocol.types import OutPoint
 
 
 def end_of(channel: Channel) -> PaychanError:
-    """The refusal that a channel outside OPEN answers with."""
+    """Return the refusal with which a channel outside OPEN answers."""
     closing = channel.closing
     if channel.state is State.LOST and closing is not None:
         return ChannelLost(txid=closing.spent_by[::-1].hex())

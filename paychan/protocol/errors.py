@@ -4,10 +4,10 @@
     ├── Moved                 308   the same request, adapted, at another resource
     ├── BadRequest            400   the request, the payment or the funding is not acceptable
     ├── NotFound              404   no such channel, or not for this caller
-    ├── Conflict              409   somebody was first
-    ├── Gone                  410   the channel takes no more payments
-    ├── Failed                500   we could not finish what we accepted to do
-    └── Unavailable           503   come back later; nothing was changed
+    ├── Conflict              409   another request used the outpoint first
+    ├── Gone                  410   the channel accepts no more payments
+    ├── Failed                500   the server could not finish an accepted task
+    └── Unavailable           503   try again later; nothing was changed
 
 Each leaf has a stable `code`, an HTTP status and typed fields; the text holds both numbers. Clients read the code,
 never the text. A refusal is a value where a decision is made (`channel.Rejected`), and is raised only by parsers.
@@ -24,7 +24,7 @@ class PaychanError(Exception):
     code: ClassVar[str] = ""
     text: ClassVar[str] = ""
     public_text: ClassVar[str] = ""
-    """What strangers read instead of the text, if that tells of the server's inside; the log has the text."""
+    """Sentence for unauthenticated callers, if the text reveals the server's internals; the log has the text."""
     http_status: ClassVar[int] = 500
     table: ClassVar[dict[str, type[PaychanError]]] = {}
 
@@ -74,7 +74,7 @@ class Unavailable(PaychanError):
     http_status = 503
 
 
-# --- 400: what was sent ---------------------------------------------------------------------------------------------
+# --- 400: the request -----------------------------------------------------------------------------------------------
 
 
 class Malformed(BadRequest):
@@ -108,12 +108,12 @@ class TooManyPayments(BadRequest):
 
 class TooManyRequests(BadRequest):
     code, http_status = "too_many_requests", 429
-    text = "too many questions about new channels from one address: {limit} a second at most, wait {wait_seconds} s"
+    text = "too many requests about new channels from one address: limit {limit} per second, wait {wait_seconds} s"
 
 
 class TooManyBadSignatures(BadRequest):
     code, http_status = "too_many_bad_signatures", 429
-    text = "too many bad signatures: got {count} on this connection, limit {limit}; it is closed"
+    text = "too many bad signatures: got {count} on this connection, limit {limit}; the server closes it"
 
 
 class MethodNotAllowed(BadRequest):
@@ -122,15 +122,15 @@ class MethodNotAllowed(BadRequest):
 
 class Unauthorized(BadRequest):
     code, http_status = "unauthorized", 401
-    text = "this needs the token that stands in management.token of the state directory"
+    text = "this request needs the token in the file management.token of the state directory"
 
 
 class Misdirected(BadRequest):
-    code, text, http_status = "misdirected", "this listener does not serve the host that was named", 421
+    code, text, http_status = "misdirected", "this listener does not serve the host that the request names", 421
 
 
 class CrossSite(BadRequest):
-    code, text, http_status = "cross_site", "pages of other sites may not ask here", 403
+    code, text, http_status = "cross_site", "pages of other sites may not send requests here", 403
 
 
 class OutPointMismatch(BadRequest):
@@ -157,7 +157,7 @@ class KeyReuse(BadRequest):
 
 
 class WrongServerKey(BadRequest):
-    code, text = "wrong_server_key", "server key in the script is not ours: got {got}, need {need}"
+    code, text = "wrong_server_key", "server key in the script is not this server's: got {got}, need {need}"
 
 
 class FundingNotFound(BadRequest):
@@ -211,7 +211,7 @@ class NotNewestPayment(BadRequest):
 
 class FeesTooHigh(BadRequest):
     code = "fees_too_high"
-    text = "not settled at present fees: it may cost up to {got_sat} sat, and the network relays from {need_sat} sat"
+    text = "fees too high to settle now: the settlement may cost {got_sat} sat, the network relays from {need_sat} sat"
 
 
 class NotEconomical(BadRequest):
@@ -220,7 +220,7 @@ class NotEconomical(BadRequest):
 
 class ClosingFeeTooHigh(BadRequest):
     code = "closing_fee_too_high"
-    text = "fee offered for closing is too high: got {got_sat} sat, at most {need_sat} sat would be passed on"
+    text = "fee offered for closing is too high: got {got_sat} sat, the settlement may pay at most {need_sat} sat"
 
 
 class NotWithdrawable(BadRequest):
@@ -231,11 +231,11 @@ class ApplicationRefused(BadRequest):
     code, text = "application_error", "application refused the payment: {reason}"
 
 
-# --- 308, 404, 409, 410 --------------------------------------------------------------------------------------------------
+# --- 308, 404, 409, 410 ---------------------------------------------------------------------------------------------
 
 
 class ChannelMoved(Moved):
-    code, text = "channel_moved", "channel goes on at {outpoint}, which holds {funding_sat} sat"
+    code, text = "channel_moved", "channel continues at {outpoint}, which holds {funding_sat} sat"
 
 
 class NoSuchRoute(NotFound):
@@ -274,7 +274,7 @@ class NeverFunded(Gone):
     code, text = "never_funded", "the funding transaction was replaced and never confirmed"
 
 
-# --- 500, 503: our side ---------------------------------------------------------------------------------------------
+# --- 500, 503: the server -------------------------------------------------------------------------------------------
 
 
 class InternalError(Failed):
@@ -319,24 +319,24 @@ class ChannelMoving(Unavailable):
 
 
 class TooManyStreams(Unavailable):
-    code, text = "too_many_streams", "all {limit} streams are taken, pay by PUT"
-    public_text = "all streams are taken, pay by PUT"
+    code, text = "too_many_streams", "all {limit} streams are in use, pay by PUT"
+    public_text = "all streams are in use, pay by PUT"
 
 
 class StreamReplaced(Unavailable):
     code, text = (
         "stream_replaced",
-        "the stream made room for another: got {got} streams, limit {limit}; open it again to pay",
+        "the server closed this stream for another: got {got} streams, limit {limit}; open it again to pay",
     )
 
 
 class SearchTooLong(Unavailable):
-    code, text = "search_too_long", "{looked_at} channels looked at without a match; ask by outpoint"
+    code, text = "search_too_long", "{looked_at} channels searched without a match; ask by outpoint"
 
 
 class MemoryLow(Unavailable):
     code, text = "memory_low", "memory is nearly used up: got {left_bytes} bytes left, need {need_bytes}"
-    public_text = "the server has no memory to spare"
+    public_text = "the server's memory is nearly used up"
 
 
 class TooManyConnections(Unavailable):
@@ -344,9 +344,9 @@ class TooManyConnections(Unavailable):
 
 
 class Overloaded(Unavailable):
-    code, text = "overloaded", "too much is waiting: {waiting} {what}, limit {limit}"
-    public_text = "too much is waiting"
+    code, text = "overloaded", "the server is overloaded: {waiting} {what} are waiting, limit {limit}"
+    public_text = "the server is overloaded"
 
 
 class TryAgain(Unavailable):
-    code, text = "try_again", "the channel changed elsewhere meanwhile, send the request again"
+    code, text = "try_again", "another process changed the channel meanwhile, send the request again"

@@ -1,11 +1,11 @@
-"""What a settlement may cost, and when: its deadline, the rate that rises towards it, and the budget above it.
+"""Fees of settlements: the deadline, the fee rate that rises towards it, and the budget that limits the fee.
 
 Everything here is a pure function of the record, the operator's rules, the time and two figures of the chain (an
-estimate, and the least that is relayed), so a restart or a rebuild comes to the same fee. Rates are whole satoshi per
-virtual byte.
+estimate, and the lowest rate that is relayed), so a restart or a rebuild computes the same fee. Rates are whole satoshi
+per virtual byte.
 
     rate
-    max ┤                                ╭      start   what the chain estimates, or `rules.fee_sat_per_vb`
+    max ┤                                ╭      start   the chain's estimate, or `rules.fee_sat_per_vb`
         │                               ╭╯      max     `rules.max_fee_sat_per_vb`
         │                            ╭──╯       between start + (max - start) · (elapsed / window)³:
     start ─────────────────────────╯            an eighth of the way at half the time, all of it at the deadline
@@ -36,23 +36,23 @@ from paychan.protocol.settlement import (
 from paychan.protocol.types import Sat, UnixTime
 
 RELAY_FLOOR_SAT_PER_VB = 1
-"""Bitcoin Core's long-standing -minrelaytxfee; a settlement that pays less is not relayed everywhere."""
+"""Default of Bitcoin Core's -minrelaytxfee for many years; some nodes do not relay a settlement that pays less."""
 
 _STEP_PERCENT = 25
-"""A settlement is replaced when the curve has risen by this: few replacements, none of them for nothing."""
+"""A settlement is replaced when the curve has risen by this: few replacements, each with a real effect."""
 
 
 _LARGEST_DESTINATION = bytes(34)
-"""It stands for any: P2WSH and P2TR outputs have the longest standard scriptPubKey."""
+"""Upper bound for any destination: P2WSH and P2TR outputs have the longest standard scriptPubKey."""
 
 _SMALLEST_DESTINATION = bytes(22)
-"""P2WPKH outputs have the shortest script."""
+"""Lower bound for any destination: P2WPKH outputs have the shortest standard scriptPubKey."""
 
 
 class ChainFees(Struct, frozen=True):
-    """What the chain says of fee rates: for confirmation within hours, if it can tell, and the least it relays now.
+    """The chain's fee rates: an estimate for confirmation within hours, if there is one, and the relay minimum now.
 
-    `increment` is what a replacement must pay on top for its own relay (BIP125 rule 4).
+    `increment_sat_per_vb` is the rate that a replacement must add for its own relay (BIP125 rule 4).
     """
 
     estimate_sat_per_vb: int | None = None
@@ -61,7 +61,7 @@ class ChainFees(Struct, frozen=True):
 
 
 class Shortfall(Struct, frozen=True):
-    """Why claims can't be settled: they received less than any relayed settlement of them costs."""
+    """The reason why claims can't be settled: they received less than the cheapest relayed settlement costs."""
 
     received_sat: Sat
     needed_sat: Sat
@@ -71,12 +71,12 @@ class Shortfall(Struct, frozen=True):
 
 
 def deadline(channel: Channel, rules: Rules) -> UnixTime:
-    """When the settlement should be confirmed: a margin before the refund becomes valid, by median time past."""
+    """Time by which the settlement should be confirmed: a margin before the refund becomes valid (median time past)."""
     return UnixTime(channel.terms.expiry - rules.deadline_margin_seconds)
 
 
 def wanted_rate(channel: Channel, rules: Rules, now: UnixTime, chain: ChainFees) -> int:
-    """Rate that a closing channel's settlement should pay now (the curve above), within the operator's cap."""
+    """Rate that a closing channel's settlement should pay now: the curve above, at most the operator's cap."""
     begun, cap = _begun(channel, rules, now), rules.max_fee_sat_per_vb
     start = min(max(chain.estimate_sat_per_vb or rules.fee_sat_per_vb, chain.floor_sat_per_vb), cap)
     window = deadline(channel, rules) - begun
@@ -85,13 +85,16 @@ def wanted_rate(channel: Channel, rules: Rules, now: UnixTime, chain: ChainFees)
 
 
 def is_urgent(channel: Channel, rules: Rules, now: UnixTime) -> bool:
-    """Say whether half of the time until the deadline has passed: nothing waits for company any more."""
+    """Say whether half of the time to the deadline has passed: a settlement no longer waits for other channels."""
     begun = _begun(channel, rules, now)
     return 2 * (now - begun) >= deadline(channel, rules) - begun
 
 
 def _begun(channel: Channel, rules: Rules, now: UnixTime) -> UnixTime:
-    """Where the curve begins. A begin far ahead was read from a wrong clock: closing for expiry begins then."""
+    """Start time of the curve.
+
+    A start far in the future came from a wrong clock; then the curve starts when closing for expiry starts.
+    """
     if channel.closing is None:
         return now
     if channel.closing.begun_at <= now + LEAD_SECONDS:
@@ -100,18 +103,21 @@ def _begun(channel: Channel, rules: Rules, now: UnixTime) -> UnixTime:
 
 
 def is_outbid(paid: Settlement, rate_sat_per_vb: int) -> bool:
-    """Say whether a settlement pays so much less than this rate that it is worth replacing."""
+    """Say whether this rate is enough above the settlement's own rate to replace the settlement."""
     least = paid.fee_sat * (100 + _STEP_PERCENT)
     return rate_sat_per_vb * paid.size * 100 >= max(least, (paid.fee_sat + paid.size) * 100)
 
 
 def is_below_floor(paid: Settlement, chain: ChainFees) -> bool:
-    """Say whether a settlement pays less than the chain relays now."""
+    """Say whether a settlement pays less than the rate that the chain relays now."""
     return paid.fee_sat < paid.size * chain.floor_sat_per_vb
 
 
 def is_due(channel: Channel, paid: Settlement, rules: Rules, now: UnixTime, chain: ChainFees) -> bool:
-    """Say whether a settlement is to be replaced: by the curve, in steps; at the deadline for the cap, or if evicted."""
+    """Say whether to replace a settlement now.
+
+    The reasons: the curve is a step above its rate, the curve has reached the cap, or the chain relays it no longer.
+    """
     rate, cap = wanted_rate(channel, rules, now, chain), rules.max_fee_sat_per_vb
     last_step = rate == cap and (cap - 1) * paid.size > paid.fee_sat
     return is_outbid(paid, rate) or last_step or is_below_floor(paid, chain)
@@ -121,11 +127,11 @@ def is_due(channel: Channel, paid: Settlement, rules: Rules, now: UnixTime, chai
 
 
 def pressed(rules: Rules, channels: Sequence[Channel], now: UnixTime, chain: ChainFees) -> Rules:
-    """Return the rules for settling these channels now: past their deadline, the share gives way to what is needed.
+    """Return the rules for settling these channels now: past the deadline, the needed rate may exceed the share.
 
-    Until then a settlement that would cost more than the share waits for lower fees. After it the refund wins if nothing
-    confirms, so whatever leaves us more than dust is better than nothing: then what the chain estimates, or at least
-    relays, is paid, still within the cap of the rate.
+    Before the deadline a settlement that would cost more than the share waits for lower fees. After the deadline the
+    client's refund wins if no settlement confirms, so any amount above dust is better than nothing. The settlement then
+    pays the chain's estimate, or at least the relay minimum, still within the cap of the rate.
     """
     if any(now < deadline(channel, rules) for channel in channels):
         return rules
@@ -134,13 +140,13 @@ def pressed(rules: Rules, channels: Sequence[Channel], now: UnixTime, chain: Cha
 
 
 def budget_sat(claims: Sequence[Claim], size: int, rules: Rules) -> Sat:
-    """Most that settling these may cost: a share of what they brought, yet never less than what is relayed or needed."""
+    """Largest fee of settling these claims: a share of the received value, but at least the relayed or needed fee."""
     share_sat = received_sat(claims) * rules.fee_share_percent // 100
     return Sat(max(share_sat, size * max(RELAY_FLOOR_SAT_PER_VB, rules.needed_sat_per_vb)))
 
 
 def is_beyond_share(claims: Sequence[Claim], fee: Sat, rules: Rules) -> bool:
-    """Say whether a fee takes more than the operator's share, which only what is needed past the deadline may."""
+    """Say whether a fee is above the operator's share; only the rate that is needed past the deadline may exceed it."""
     return bool(rules.needed_sat_per_vb) and fee > received_sat(claims) * rules.fee_share_percent // 100
 
 
@@ -155,11 +161,11 @@ def plan_fee(
 ) -> Sat | Shortfall:
     """Choose the fee of a settlement in satoshi (RBPCP §8.1, without its zero and dust outputs).
 
-    The wanted fee is the rate times the size, or what the client offered to pay if that is more, within reason, and within
-    the budget, which never cuts what the client offered. Where it would leave the server less than dust, it is lowered,
-    down to the relay floor; but never below an offer, which then takes all that was received.
-    `may_give_all`: the client asked to be settled; when even that leaves no output for the server, all it received
-    becomes the fee, provided the client has change.
+    The fee is the rate times the size, or the client's offer if that is higher and within the cap of the rate. The
+    budget limits the fee, but not the client's offer. If the fee would leave the server less than dust, it is lowered,
+    down to the relay floor.
+    `may_give_all`: the client asked for the settlement. If the client's offer would leave the server less than dust, or
+    the received value is too small for a server output, all received value becomes fee, provided the client has change.
     """
     received = received_sat(claims)
     size = settlement_size(claims, destination_script)
@@ -179,11 +185,12 @@ def plan_fee(
 
 
 def most_offered_sat(claim: Claim, received_before_sat: Sat, rules: Rules) -> Sat:
-    """Most that a closing client may offer as fee, so that all of it can become fee.
+    """Largest fee, in satoshi, that a closing client may offer so that all of the offer can become fee.
 
-    The offer is received too, and counts in the share: the signer sees one sum. Its cap of the rate holds as well. A client
-    of a channel that has received next to nothing must be able to leave too: the signer always allows `LEAST_FEE_CAP_SAT`
-    above a satoshi for each byte. Where no output can be left to the server, all that was received becomes fee.
+    The offer is received value too, and counts in the share, because the signer sees one sum. The signer's cap of the
+    rate applies as well. The client of a channel that has received very little must be able to close too: the signer
+    always allows `LEAST_FEE_CAP_SAT` above one satoshi per byte. If the received value is too small for a server
+    output, all of it becomes fee.
     """
     share, has_output = rules.fee_share_percent, received_before_sat >= rules.dust_sat
     if not has_output and not claim.payment.change_sat:
@@ -197,7 +204,7 @@ def most_offered_sat(claim: Claim, received_before_sat: Sat, rules: Rules) -> Sa
 def plan_closing(
     channels: Sequence[Channel], destination_script: bytes, rules: Rules, rate_sat_per_vb: int | None = None
 ) -> Sat | Shortfall:
-    """Fee of the settlement of closing channels; only clients that asked for it may have all that we received burnt."""
+    """Fee of settling closing channels; all received value may become fee only if each client asked to close."""
     closings = [channel.closing for channel in channels if channel.closing]
     claims = [channel.claim for channel in channels]
     plan = plan_fee(
@@ -216,15 +223,15 @@ def plan_closing(
 
 
 def least_fee(channel: Channel, rules: Rules) -> Sat | Shortfall:
-    """Fee of a channel's settlement at the lowest rate of the curve, or why it can't be settled."""
+    """Fee of a channel's settlement at the lowest rate of the curve, or the shortfall if it can't be settled."""
     return plan_closing([channel], _LARGEST_DESTINATION, rules)
 
 
 def floor_problem(channel: Channel, view: View) -> PaychanError | None:
-    """Say why a channel that is to leave OPEN would be stuck: the chain relays nothing for what it may cost.
+    """Say why a channel that leaves OPEN now would be stuck: its largest fee is below the relay minimum.
 
-    The expiry forces us, and so does a payment of everything; the rest can wait for lower fees, or a client can offer
-    more. Past the deadline nothing waits.
+    A channel that expires, or whose client has paid everything, must close anyway. Any other can wait for lower fees,
+    or its client can offer more. Past the deadline no channel waits.
     """
     reason = channel.closing.reason if channel.closing else CloseReason.EXPIRY
     if reason in (CloseReason.EXPIRY, CloseReason.DRAINED) or view.paying_time >= deadline(channel, view.rules):
@@ -236,10 +243,11 @@ def floor_problem(channel: Channel, view: View) -> PaychanError | None:
 
 
 def most_sat(claims: Sequence[Claim], size: int, rules: Rules, destination_script: bytes) -> Sat:
-    """Most that a settlement may pay out of the server's own output: budget, cap of the rate, and no dust left.
+    """Largest fee that the server's own output can pay: within the budget and the cap of the rate, leaving no dust.
 
-    Several pay no higher rate together than each could pay alone: one that is double-spent breaks the others up, and
-    each must then be settled at no less than was signed before.
+    Channels that are settled together pay no higher rate than each could pay alone. If one of them is double-spent, the
+    shared settlement is void, and each other channel must be settled alone at a rate no lower than the one signed
+    before.
     """
     budget = budget_sat(claims, size, rules)
     most = min(budget, size * rules.max_fee_sat_per_vb, received_sat(claims) - rules.dust_sat)
@@ -252,9 +260,10 @@ def most_sat(claims: Sequence[Claim], size: int, rules: Rules, destination_scrip
 def who_can_pay(
     channels: Sequence[Channel], destination_script: bytes, rules: Rules, rate_sat_per_vb: int
 ) -> list[Channel]:
-    """Choose, of channels that could be settled together, those that could each pay the common rate alone.
+    """Choose the channels that could each pay the common rate alone, out of those that could be settled together.
 
-    A channel that can't would have its own bytes paid for by the others, and could never be settled alone at that rate.
+    The others would have to pay for the bytes of a channel that can't, and it could never be settled alone at that
+    rate.
     """
     members = list(channels)
     while len(members) > 1:
@@ -278,16 +287,17 @@ def _can_pay_alone(claim: Claim, destination_script: bytes, rules: Rules, fee: i
 def is_starved(
     claims: Sequence[Claim], destination_script: bytes, fee: Sat, rate_sat_per_vb: int, rules: Rules
 ) -> bool:
-    """Say whether a settlement pays less than it should because more would leave an output of dust."""
+    """Say whether a settlement pays less than it should, because a higher fee would leave an output of dust."""
     size = settlement_size(claims, destination_script)
     return fee < min(size * rate_sat_per_vb, budget_sat(claims, size, rules))
 
 
 def plan_reserve_fee(claims: Sequence[Claim], reserve: Reserve, rate_sat_per_vb: int, rules: Rules) -> Sat | None:
-    """Fee of a settlement that coins of ours help to pay for; None if it would be beyond the budget, or leave dust.
+    """Fee of a settlement that the reserve's coins help to pay; None if it exceeds the budget or leaves dust.
 
-    What is left of the claims and the coins goes back to the coins' key, so no output of ours can be too small. Past the
-    deadline the rate is what is needed, if the budget allows no more; never more than was received becomes fee.
+    The rest of claims and coins goes back to the reserve's key in one output, so no server output can be too small.
+    Past the deadline the fee falls to the needed rate if the budget allows no more. The fee never exceeds the received
+    value.
     """
     size = settlement_size(claims, reserve.funding_script, reserve=reserve)
     most = min(budget_sat(claims, size, rules), received_sat(claims))
@@ -299,10 +309,11 @@ def plan_reserve_fee(claims: Sequence[Claim], reserve: Reserve, rate_sat_per_vb:
 
 
 def plan_child_fee(parent: Settlement, own_sat: Sat, rate_sat_per_vb: int, rules: Rules) -> Sat | None:
-    """Fee of a child that lifts itself and the parent to a rate; `own_sat` is the parent's output that it spends.
+    """Fee of a child that raises parent and child together to a rate (CPFP), or as far as the budget of both allows.
 
-    Or as far as the budget of both goes: the share of what was received, which is that output and the parent's fee. None if
-    there is nothing to lift, or nothing to lift it with.
+    `own_sat` is the value of the parent's output that the child spends. That output and the parent's fee are the
+    received value of which the budget is a share. None if the parent pays enough already, or if the output can't raise
+    its rate.
     """
     wanted = rate_sat_per_vb * (parent.size + CHILD_BYTES) - parent.fee_sat
     least = CHILD_BYTES * RELAY_FLOOR_SAT_PER_VB

@@ -1,13 +1,14 @@
-"""What the chain shows of a channel, against its record: the chain's word counts.
+"""Settlements found in the chain: a record takes over the transaction that spends its funding output.
 
-A record can lack what spends its funding output: it comes from a backup, or another process of the operator settled
-the channel (`paychan settle --offline`). The spending transaction tells all that the record lacks. Its branch says whose
-it is: the server's branch needs our signature, so it is a settlement of this operator; the other one is the client's refund.
-Its script holds the client's newest payment, and its outputs where the change went.
+A record can lack the transaction that spends its funding output: the record comes from a backup, or another process of
+the operator settled the channel (`paychan settle --offline`). The spending transaction holds everything that the record
+lacks. Its branch shows the author: the server's branch needs the server's signature, so it is a settlement of this
+operator; the other branch is the client's refund. Its script holds the client's newest payment, and its outputs the
+change script.
 
-A settlement that pays the change back to the funding script of a channel that can go on is a move, unless the record had
-signed it for another reason itself, or it publishes the channel's secret, for nothing is withdrawn by such a payment. The
-channel goes on at output 0, where it may have received more since.
+A settlement that pays the change back to the funding script is a move, if the channel can continue there. Two
+exceptions: the record itself had it signed for another reason, or it publishes the channel's secret, which no
+withdrawal does. A moved channel continues at output 0, where it may have received more since.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ from paychan.protocol.wire.rbpcp import opening_secret
 _replace = msgspec.structs.replace
 
 _PUSHES = 4
-"""`<client sig> <server sig> <selector> <redeem script>`; what lies below on the stack is not read by the script."""
+"""`<client sig> <server sig> <selector> <redeem script>`; the script does not read items below these on the stack."""
 
 
 def read_claim(channel: Channel, transaction: bytes) -> Claim | None:
-    """Read what a transaction settles of a channel; None if it does not spend it by the server's branch."""
+    """Read the claim of a channel that a transaction settles; None if it does not spend by the server's branch."""
     whole = CTransaction.deserialize(transaction)
     pushes = server_pushes(whole, channel.outpoint)
     if pushes is None:
@@ -54,14 +55,15 @@ def read_claim(channel: Channel, transaction: bytes) -> Claim | None:
 
 
 def is_behind(claim: Claim, channel: Channel) -> bool:
-    """Say whether the record holds a newer payment than a settlement that was found."""
+    """Say whether the record holds a newer payment than a settlement found in the chain."""
     return claim.payment.change_sat > channel.payment.change_sat
 
 
 def lags(channel: Channel) -> bool:
-    """Say whether the stored settlement pays less than the record's payment: it was found, and the record is newer.
+    """Say whether the stored settlement settles an older payment than the record's: it was found in the chain.
 
-    It is then worth replacing while it is not confirmed. A withdrawal never is: the channel goes on at its output.
+    Such a settlement should be replaced while it is unconfirmed. A withdrawal is never replaced: the channel continues
+    at its output.
     """
     settlement = channel.closing.settlement if channel.closing else None
     claim = read_claim(channel, settlement.transaction) if settlement and not channel.moves else None
@@ -69,17 +71,17 @@ def lags(channel: Channel) -> bool:
 
 
 def is_news(claim: Claim, channel: Channel) -> bool:
-    """Say whether a settlement that was found tells something that the record's own does not."""
+    """Say whether a settlement found in the chain holds another payment or change script than the record."""
     if channel.closing is None or channel.closing.settlement is None:
         return True
     return (claim.payment.change_sat, claim.change_script) != (channel.payment.change_sat, channel.change_script)
 
 
 def found(channel: Channel, command: Found, view: View, _verifier: object = None) -> Outcome:
-    """Take over a settlement that spends the funding output; watching it tells how it ends.
+    """Take over a settlement that spends the funding output; the channel is watched from then on.
 
-    While it is not deep, the record's own word counts where it has one: its own settlement replaces this one, and so does
-    one for a newer payment. Once it is deep the record follows it, but never forgets a newer payment.
+    While the found settlement is not deep, the record's own one takes precedence, and so does a new one for a newer
+    payment. Once the found settlement is deep, the record takes it over, but keeps a newer payment.
     """
     closing, claim, ended = channel.closing, command.claim, channel.state in _ENDED
     own = closing.settlement if closing else None
@@ -102,7 +104,7 @@ _ENDED = (State.LOST, State.UNFUNDED)
 
 
 def _reason(channel: Channel, claim: Claim) -> CloseReason:
-    """Tell why a channel was settled, which the record may not know."""
+    """Derive why a channel was settled; the record may not hold the reason."""
     closing = channel.closing
     if closing is not None and not is_news(claim, channel):
         return closing.reason

@@ -1,7 +1,7 @@
-"""Forged payments: numbers of a channel are named only to a caller that shows a payment of the client's.
+"""Forged payments: a refusal names numbers of a channel only to a caller that shows a payment signed by the client.
 
-A payment that would be refused for its value is checked for its signature first, so a stranger who knows the outpoint learns
-neither the newest change value nor that a payment is offered.
+The signature of a payment is checked before its value. So a caller that only knows the outpoint learns neither the
+newest change value nor whether a payment waits for the application.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from paychan.protocol.types import Sat
 def forged(
     channel: Channel, command: Pay | CloseByProof | CloseByPayment, verifier: PaymentVerifier | None = None
 ) -> PaychanError | None:
-    """Return why a command's payment is not one of the client's, or None. It need not be good for anything else."""
+    """Return why the client did not sign a command's payment, or None. No other rule is checked."""
     payment = command.payment
     if payment in (channel.payment, channel.offered):
         return None

@@ -1,12 +1,12 @@
-"""Where the log of a LevelDB ends, and what in it is whole: tells a torn tail, which was never acknowledged, from damage.
+"""The end of a LevelDB log: distinguishes a torn tail, which was never acknowledged, from damage.
 
-A log is a row of blocks of 32 KiB; a block holds physical records, each behind a header of 7 bytes: CRC-32C of type and data
-(masked), length (little endian), type (doc/log_format.md). A record that was torn by a power cut is the last thing in the
-log. LevelDB itself takes one that ends too early for the end. It refuses a log whose last bytes are anything else, although
-nothing that was written whole, and so nothing that was acknowledged, is lost by leaving them out.
+A log is a sequence of blocks of 32 KiB. A block holds physical records, each after a header of 7 bytes: CRC-32C of type
+and data (masked), length (little endian), type (doc/log_format.md). A record that a power cut tore is the last one in
+the log. If such a record ends too early, LevelDB itself treats it as the end of the log. LevelDB refuses a log with any
+other invalid tail, although cutting the tail off loses no complete write, and so no acknowledged one.
 
-A record whose header and length are right and whose checksum is not may have been acknowledged and damaged later, so it
-is no torn tail. One exception: sectors of zeros at its end were never written.
+A record with a correct header and length but a wrong checksum may have been acknowledged and damaged later, so it is no
+torn tail. One exception: if its last sector is all zeros, that sector was never written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BATCH_HEADER = 12
 
 
 def torn_tail(log: bytes) -> int | None:
-    """Return the offset at which a log is to be cut, because nothing behind it was written whole; None to leave it."""
+    """Return the offset at which to cut a log, because no complete write follows; None to leave the log as it is."""
     offset = _first_bad(log)
     if offset is None or _was_written_whole(log, offset) or _has_record_behind(log, offset):
         return None
@@ -31,7 +31,7 @@ def torn_tail(log: bytes) -> int | None:
 
 
 def whole_writes(log: bytes) -> Iterator[bytes]:
-    """Read every write batch with good checksums, also behind damage; LevelDB leaves out the rest of a damaged block."""
+    """Read every write batch with good checksums, also after damage, where LevelDB skips the rest of the block."""
     offset, parts = 0, list[bytes]()
     while offset < len(log):
         left = _BLOCK - offset % _BLOCK
@@ -53,7 +53,7 @@ def whole_writes(log: bytes) -> Iterator[bytes]:
 
 
 def puts(batch: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Read the keys that a write batch sets, with their values; stop at what can't be read."""
+    """Read the keys that a write batch sets, with their values; stop at the first unreadable entry."""
     offset = _BATCH_HEADER
     while offset < len(batch):
         kind = batch[offset]
@@ -65,7 +65,7 @@ def puts(batch: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _string(batch: bytes, offset: int) -> tuple[bytes, int]:
-    """Read a string behind its length (a varint); return it, and where it ends."""
+    """Read a string that follows its length (a varint); return the string and the offset of its end."""
     length = shift = 0
     while offset < len(batch):
         byte = batch[offset]
@@ -77,7 +77,7 @@ def _string(batch: bytes, offset: int) -> tuple[bytes, int]:
 
 
 def _first_bad(log: bytes) -> int | None:
-    """Find the first place that holds no good record, before the end."""
+    """Return the offset of the first bad record; None if all records are good."""
     offset = 0
     while offset < len(log):
         left = _BLOCK - offset % _BLOCK
@@ -101,7 +101,7 @@ def _good_size(log: bytes, offset: int) -> int | None:
 
 
 def _size(log: bytes, offset: int) -> int | None:
-    """Return the size of the record that a header announces, or None if no record has such a header."""
+    """Return the size of the record that a header announces, or None if the header is invalid."""
     header = log[offset : offset + _HEADER]
     if len(header) < _HEADER:
         return None
@@ -110,25 +110,25 @@ def _size(log: bytes, offset: int) -> int | None:
 
 
 def _was_written_whole(log: bytes, offset: int) -> bool:
-    """Say whether a record with a wrong checksum may have been on the disk once."""
+    """Say whether a record with a wrong checksum may once have been complete on the disk."""
     size = _size(log, offset)
     if size is None or offset + size > len(log):
         return False
     data = log[offset + _HEADER : offset + size]
     if log[offset + 6] <= _FIRST and (len(data) < _BATCH_HEADER or any(data[6:8]) or any(data[11:12])):
-        return False  # 2^48 writes, or 2^24 entries in one: no batch begins so
+        return False  # a sequence number of 2^48 writes, or 2^24 entries: no real batch has such a header
     end = offset + size
     last_sector = log[max(offset + _HEADER, (end - 1) // _SECTOR * _SECTOR) : end]
     return any(last_sector)
 
 
 def _has_record_behind(log: bytes, offset: int) -> bool:
-    """Say whether anything behind a bad place begins a write that was made whole."""
+    """Say whether a good record that begins a write follows the bad place."""
     return any(_good_size(log, place) is not None for place in _candidates(log, offset + 1))
 
 
 def _candidates(log: bytes, begin: int) -> Iterator[int]:
-    """Offsets at which a write may begin."""
+    """Yield the offsets at which a write may begin."""
     for place in range(begin, len(log) - _HEADER - _BATCH_HEADER + 1):
         if log[place + 6] in (_FULL, _FIRST) and not any(log[place + 13 : place + 15]) and not log[place + 18]:
             yield place
@@ -155,5 +155,5 @@ def _crc32c(data: bytes) -> int:
 
 
 def _masked(crc: int) -> int:
-    """util/crc32c.h, Mask: rotated and moved, because a log may hold checksums itself."""
+    """Rotate and offset a checksum (util/crc32c.h, Mask), because a log may contain checksums as data."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -1,20 +1,20 @@
-"""How far a reading of the wall clock is believed.
+"""Trust in the wall clock.
 
-The chain decides when a refund becomes valid: by the median time past (MTP) of its newest block (BIP113). The wall clock
-is earlier at knowing what time it is, but a machine's clock may be wrong by days: at start, for a second, or for good.
-So there are three times:
+The chain decides when a refund becomes valid: by the median time past (MTP) of its newest block (BIP113). The wall
+clock runs ahead of the MTP, but the clock of a machine may be wrong by days: at start, for a second, or permanently. So
+there are three times:
 
-    refusing   the later of wall clock and MTP. What is refused because of it can be asked again.
-    acting     the same, as long as something agrees with the wall clock; else MTP alone. Channels are closed by it.
+    refusing   the later of wall clock and MTP. The server refuses requests by it; a client can ask again.
+    acting     the same while a witness agrees with the wall clock; else MTP alone. The server closes channels by it.
     paying     the later of both, but at most `LEAD_SECONDS` past MTP. Fee rates rise by it.
 
-Two witnesses can agree with the wall clock. The newest block: the clock leads it by at most `LEAD_SECONDS`. Or, while no
-block comes, the steady clock: since the wall clock last agreed with a block, it ran ahead of the steady clock by
-at most `STEP_SECONDS`. So a gap of many hours between two blocks delays nothing. A suspended machine's steady clock may
-stop: then the node's next blocks agree. Acting by MTP alone is never too late for the chain: the refund needs MTP to pass the
-expiry, and payments end a whole settlement period before that.
+Two witnesses can agree with the wall clock. The first is the newest block: the clock leads it by at most
+`LEAD_SECONDS`. The second, while no block comes, is the steady clock: since the wall clock last agreed with a block, it
+ran ahead of the steady clock by at most `STEP_SECONDS`. So a gap of many hours between two blocks delays nothing. The
+steady clock of a suspended machine may stop: then the node's next blocks agree. Acting by MTP alone is never too late
+for the chain: the refund needs MTP to pass the expiry, and payments end a whole settlement period before that.
 
-A clock that is behind changes nothing: MTP is the later one.
+A clock that is behind has no effect: MTP is the later one.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from msgspec import Struct
 from paychan.protocol.types import UnixTime
 
 LEAD_SECONDS = 7200
-"""Nodes take blocks up to two hours ahead of their clock, and a block two hours after the one before it is rare."""
+"""Nodes accept blocks up to two hours ahead of their clock, and a gap of two hours between two blocks is rare."""
 
 STEP_SECONDS = 600
-"""More than a clock is corrected by while it runs; a step beyond it needs a block that agrees."""
+"""Corrections of a running clock are smaller; a larger step needs a block that agrees."""
 
 
 class Reading(Struct, frozen=True):
-    """Wall clock (Unix seconds) and steady clock (seconds since any moment), read together."""
+    """Wall clock (Unix seconds) and steady clock (seconds since an arbitrary moment), read together."""
 
     wall: UnixTime
     steady: float
 
 
 def leads(wall: UnixTime, block_time: UnixTime) -> bool:
-    """Say whether the wall clock is further ahead of the newest block than a late block explains."""
+    """Say whether the wall clock leads the newest block by more than a late block explains."""
     return wall - block_time > LEAD_SECONDS
 
 

@@ -1,14 +1,16 @@
-"""Offered payments: what becomes of a payment that the application was asked about and has not answered for.
+"""Offered payments: payments that wait for the application's answer.
 
-Such a payment is verified and stored, but not booked. It may have been delivered, so silence is not a no:
+Such a payment is verified and stored, but not booked. The application may have delivered already, so a missing answer
+is not a refusal:
 
-* While the channel is open, the application is asked again with the payer's next request, before that is judged.
-* When the server closes the channel (expiry, operator), the payment stays offered and the application is asked until half
-  of the time to the fee deadline has passed; later the settlement would pay more than a payment may be worth. Then
-  `Rules.unanswered_counts` decides: settle the payment, which the client has signed (the default), or drop it.
-* When the client closes the channel, the payment is dropped if the application does not answer the question that
-  precedes the closing: a client must be able to leave a shop that is shut. A client that shows the offered payment as its
-  newest, or whose closing payment includes it, pays it: that is the client's own word.
+* While the channel is open, the server asks the application again with the client's next request, before it judges that
+  request.
+* When the server closes the channel (expiry, operator), the payment stays offered. The server asks the application
+  until half of the time to the fee deadline has passed; later the settlement could cost more than the payment is worth.
+  Then `Rules.unanswered_counts` decides: settle the payment, which the client has signed (the default), or drop it.
+* When the client closes the channel, the server asks once more before it closes. Without an answer the payment is
+  dropped: a client must be able to close while the application is down. If the client shows the offered payment as its
+  newest, or makes a closing payment that includes it, the client confirms the payment, and it is booked.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ def answered(channel: Channel, command: Answer) -> Outcome:
 
 
 def unanswered(channel: Channel, view: View) -> Outcome:
-    """Decide about the offered payment of a closing channel without an answer; unchanged while there is time to ask."""
+    """Decide about an offered payment of a closing channel without an answer; no change while there is time to ask."""
     if view.rules.asks_application and not is_urgent(channel, view.rules, view.now):
         return Accepted(channel)
     return _decided(channel, counts=view.rules.unanswered_counts)
@@ -43,7 +45,7 @@ def by_client(channel: Channel, closing: Payment) -> Channel:
 
 
 def at_best(channel: Channel) -> Channel:
-    """The channel as if its offered payment counted."""
+    """Return the channel as if its offered payment were booked."""
     return _settle_offer(channel, counts=True)
 
 

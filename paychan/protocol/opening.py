@@ -1,4 +1,4 @@
-"""How a channel begins: a client opens it, or it goes on where a withdrawal left it."""
+"""The start of a channel: a client opens it, or it continues at the change output of a withdrawal."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from paychan.protocol.terms import expiry_problem
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 
 _NO_SIGNATURE = bytes(8)
-"""Of a payment of nothing, which the client never made: the signer would refuse it, and it is worth nothing."""
+"""Stands in a payment of 0 sat that the client never made: the signer would refuse it, and it has no value."""
 
 
 def open_channel(opening: Opening, view: View, verifier: PaymentVerifier | None = None) -> Outcome:
-    """Judge a new channel in the order of RBPCP §5.2; a payment that gives everything opens it closing."""
+    """Judge a new channel in the order of RBPCP §5.2; it starts in CLOSING if the payment leaves no change."""
     rules, payment = view.rules, opening.payment
     if view.frozen:
         return Rejected(ChainUnavailable(reason=view.frozen))
@@ -58,9 +58,9 @@ def open_channel(opening: Opening, view: View, verifier: PaymentVerifier | None 
 
 
 def successor(moved: Channel, now: UnixTime) -> Channel:
-    """Return the channel that goes on at the change output of a withdrawal that is deep, with nothing paid yet.
+    """Return the channel that continues at the change output of a deep withdrawal, with nothing paid yet.
 
-    Both records are written together, so that every payment counts on one of them, and once.
+    The caller writes both records together, so that every payment counts once, on one of them.
 
     Raises:
         ValueError: it has not moved.

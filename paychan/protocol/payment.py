@@ -1,4 +1,4 @@
-"""A payment: a change value and the client's signature over it; how it is checked, made, and written in v1."""
+"""Payments: a change value and the client's signature over it; their checks, their signing, their v1 encoding."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HALF_ORDER = bytes.fromhex("7fffffffffffffffffffffffffffffff5d576e7357a4501ddfe
 _USUAL_ENCODING = re.compile(
     rb"(?s:\x30\x44\x02\x20[\x01-\x7f].{31}|\x30\x45\x02\x21\x00[\x80-\xff].{31})\x02\x20([\x01-\x7f](?s:.{31}))"
 )
-"""What nearly all signatures look like: two integers of 32 bytes, the first of which may need a zero before it."""
+"""Form of nearly all signatures: two integers of 32 bytes, the first after a zero byte if its top bit is set."""
 
 _ONE_ALPHABET = bytes.maketrans(b"-_ ", b"+/+")
 
@@ -40,7 +40,7 @@ SignatureBytes = Annotated[bytes, Meta(min_length=8, max_length=72)]
 
 
 class Payment(Struct, frozen=True, array_like=True):
-    """What the client sends: the value that still belongs to it, a DER signature as received, and the hash flag."""
+    """A payment as received: the value in satoshi that still belongs to the client, a DER signature, the hash flag."""
 
     change_sat: Sat
     signature: SignatureBytes
@@ -48,12 +48,12 @@ class Payment(Struct, frozen=True, array_like=True):
 
     @property
     def signature_with_flag(self) -> bytes:
-        """The bytes pushed into a scriptSig."""
+        """Bytes that a scriptSig pushes."""
         return self.signature + bytes([self.flag])
 
 
 class PaymentVerifier:
-    """Checks the signatures of one channel's payments, with key and sighash prefix parsed once."""
+    """Checks the signatures of one channel's payments; it parses the key and builds the sighash prefix once."""
 
     __slots__ = ("_ahead", "_hasher", "_key")
 
@@ -63,7 +63,7 @@ class PaymentVerifier:
         self._ahead: tuple[Payment | None, PaychanError | None] = _NOTHING
 
     def look_ahead(self, payment: Payment) -> None:
-        """Check a payment that is going to be asked for: signatures checked in a row cost less than one at a time."""
+        """Check a payment before `problem` is called for it: consecutive checks cost less than separate ones."""
         self._ahead = payment, self._problem(payment)
 
     def problem(self, payment: Payment) -> PaychanError | None:
@@ -84,10 +84,10 @@ _NOTHING: tuple[None, None] = (None, None)
 
 
 def change_problem(payment: Payment, dust_sat: Sat) -> PaychanError | None:
-    """Return why flag and change value don't fit each other or the dust limit, or None (RBPCP §3).
+    """Return why flag and change value contradict each other or the dust limit, or None (RBPCP §3).
 
-    0x83 with nothing left must never reach the sighash: SINGLE without its output hashes to the constant 1, and a
-    signature over that is good for anything.
+    0x83 without change must never reach the sighash: SINGLE without its output hashes to the constant 1, and a
+    signature over 1 is valid for any transaction.
     """
     if payment.flag == SINGLE_ANYONECANPAY:
         if payment.change_sat == 0:
@@ -128,7 +128,7 @@ def encoding_problem(signature: bytes) -> str | None:
 
 
 class PaymentSigner:
-    """Makes the payments of one channel, with its sighash prefix laid out once."""
+    """Makes the payments of one channel; it builds the sighash prefix once."""
 
     __slots__ = ("_hasher", "_key")
 

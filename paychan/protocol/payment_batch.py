@@ -1,8 +1,8 @@
 """Several payments of one channel, judged as if they had come one after the other.
 
-A payment includes all that were made before it: who holds the newest holds the whole value. So the newest of several
-that wait may be verified first, and covers the earlier ones if it holds. Callers persist the last accepted channel
-alone: a record holds only the newest payment.
+A payment includes the value of all earlier ones, so the newest payment alone is worth the whole value. If several
+payments wait, the newest may be verified first; if it is valid, it covers the earlier ones. Callers persist only the
+last accepted channel: a record holds only the newest payment.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from paychan.protocol.wire.payment_frames import CompactPayments
 _replace = msgspec.structs.replace
 
 Commands: TypeAlias = Sequence[Pay] | CompactPayments
-"""Payments with what they tell an application, or without."""
+"""Payments with their data for the application, or without."""
 
 
 MOST_CHECKS = 32
-"""Signatures that are checked in one go of a row judged in parts: about a millisecond."""
+"""Most signatures that one call checks of a batch judged in parts: about a millisecond of work."""
 
 
 class BatchAccepted(Sequence[Outcome]):
-    """The outcomes of a row of payments that were all accepted, made into objects only where one is looked at."""
+    """The outcomes of a batch of payments that were all accepted; an outcome object is made only when it is read."""
 
     def __init__(self, before: Channel, payments: Commands, changes: Sequence[Sat], newest: Payment) -> None:
         self._before, self._payments, self.changes = before, payments, changes
         self.values: Sequence[Sat] = list(map(sub, (before.payment.change_sat, *changes), changes))
-        """What each brought, in satoshi."""
+        """Value that each payment brought, in satoshi."""
         self.channel = self._after(len(changes), newest)
 
     def __len__(self) -> int:
@@ -69,20 +69,21 @@ def judge(
     coalesce: bool,
     in_part: bool = False,
 ) -> Sequence[Outcome]:
-    """Judge payments in order, each against what the ones before it left; one outcome for each.
+    """Judge payments in order, each against the channel that the earlier ones left; return one outcome for each.
 
-    With `in_part` there may be outcomes for the first of them only: no more than `MOST_CHECKS` are judged one by one, and
-    none behind a bad signature. So a row of bad signatures costs its sender a wait for each, as single payments do.
+    With `in_part` there may be outcomes for the first payments only: at most `MOST_CHECKS` payments are judged one by
+    one, and none after a bad signature. So a batch of bad signatures costs its sender a delay for each one, as single
+    payments do.
 
-    Without `coalesce` every signature is checked. With it payments of which each leaves less than the one before, and
-    which every other rule accepts, are taken together: if the newest of them verifies, the signatures of the earlier ones
-    are not looked at; if it does not, all are judged one by one. So outcomes and channel are those of judging one by
-    one, with one exception: an earlier payment whose own signature is no good is accepted when the newest, which
-    includes it, is good. Nobody gains by that: the sum of the values and the payment kept are the same, the client
+    Without `coalesce` every signature is checked. With `coalesce` a batch is judged as a whole if each payment leaves
+    less than the one before and every other rule accepts it. If the newest payment verifies, the signatures of the
+    earlier ones are not checked; if it does not verify, all are judged one by one. Outcomes and channel are those of
+    judging one by one, with one exception: an earlier payment with a bad signature is accepted if the newest, which
+    includes it, is valid. That is harmless: the sum of the values and the stored payment are the same, the client
     signed for all of it, and only the verified payment is ever stored.
 
-    A payment that leaves nothing is never part of that, as it closes the channel. An application that is asked about
-    each payment needs them one at a time: that is for the caller to see to.
+    A payment that leaves no change is never coalesced, because it closes the channel. If the application must answer
+    for each payment, the caller must pass payments one at a time.
     """
     if coalesce and len(commands) > 1:
         covered = _covered(channel, commands, view, verifier)
@@ -100,31 +101,31 @@ def judge(
 
 
 def ends_badly(outcomes: Sequence[Outcome]) -> bool:
-    """Whether the last of these is a bad signature."""
+    """Say whether the last of these outcomes is a bad signature."""
     return not isinstance(outcomes, BatchAccepted) and bool(outcomes) and _is_bad(outcomes[-1])
 
 
 def empty_of(outcomes: Sequence[Outcome]) -> int:
-    """How many of these payments brought nothing: refused, repeated, or of no value."""
+    """Count the payments that brought no value: refused, repeated, or of 0 sat."""
     if isinstance(outcomes, BatchAccepted):
         return 0  # each left less than the one before
     return sum(isinstance(each, Rejected) or not each.value_sat for each in outcomes)
 
 
 def rest_of(commands: Commands, judged: int) -> Commands:
-    """The payments behind those that were judged."""
+    """Return the payments after the first `judged` ones."""
     return commands.behind(judged) if isinstance(commands, CompactPayments) else commands[judged:]
 
 
 def newest_of(outcomes: Sequence[Outcome]) -> Channel | None:
-    """The channel after all outcomes; None when nothing was accepted."""
+    """Return the channel after all outcomes; None if none was accepted."""
     if isinstance(outcomes, BatchAccepted):
         return outcomes.channel
     return next((outcome.channel for outcome in reversed(outcomes) if isinstance(outcome, Accepted)), None)
 
 
 def _covered(channel: Channel, commands: Commands, view: View, verifier: PaymentVerifier) -> BatchAccepted | None:
-    """Book payments that the newest of them covers; None if they are no such row, or that one does not hold."""
+    """Book payments that the newest of them covers; None if they can't be coalesced or the newest does not verify."""
     if isinstance(commands, CompactPayments):
         changes = commands.changes
     elif all(command.payment.flag == SINGLE_ANYONECANPAY for command in commands):
@@ -135,7 +136,7 @@ def _covered(channel: Channel, commands: Commands, view: View, verifier: Payment
     if changes[-1] < max(view.rules.dust_sat, 1) or not all(map(gt, (newest.change_sat, *changes), changes)):
         return None
     if view.rules.asks_application or isinstance(apply(channel, Pay(newest), view), Rejected):
-        return None  # a repetition of the newest is accepted whenever payments are
+        return None  # the channel refuses even a repetition of its newest payment, so it accepts no payments now
     payment = _payment(commands[-1])
     return BatchAccepted(channel, commands, changes, payment) if verifier.problem(payment) is None else None
 

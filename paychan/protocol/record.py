@@ -1,12 +1,12 @@
-"""How a channel is written to the store: `version | seq | body | checksum`.
+"""Encoding of a channel in the store: `version | seq | body | checksum`.
 
     version   1 byte    layout of the body; frozen samples of every version stay in tests/vectors/record/
     seq       8 bytes   big endian, readable without decoding: conditional updates compare it
     body      msgpack   the fields of `Channel`, as arrays in declared order
-    checksum  4 bytes   CRC-32 of all before it: a torn or flipped record is found, never settled
+    checksum  4 bytes   CRC-32 of all bytes before it: a torn or flipped record is detected and never settled
 
-Migration: a new field goes to the end of its array and has a default, so older records of the same version still
-decode; anything else takes a new version number and a decoder for the old one.
+Migration: a new field goes to the end of its array and has a default, so that older records of the same version still
+decode. Any other change needs a new version number and a decoder for the old one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 from paychan.protocol.channel import Channel
 
 VERSION = 2
-"""What is written. 1: without `offered_seq` and `restored`, which then have their defaults."""
+"""Version of new records. Version 1 has no `offered_seq` and `restored`; they decode to their defaults."""
 
 _READABLE = (1, 2)
 _HEAD_BYTES = 9
@@ -26,7 +26,7 @@ _CHECKSUM_BYTES = 4
 
 
 class DamagedRecord(Exception):
-    """A stored record can't be trusted: wrong version, checksum or structure. Never served, never overwritten."""
+    """A record has a wrong version, checksum or structure. The server never serves it and never overwrites it."""
 
 
 _VERSION_BYTE = bytes([VERSION])
@@ -45,7 +45,7 @@ def decode_record(raw: bytes) -> Channel:
     """Deserialize a channel.
 
     Raises:
-        DamagedRecord: anything but a whole record of a known version.
+        DamagedRecord: not a complete record of a known version.
     """
     if len(raw) < _HEAD_BYTES + _CHECKSUM_BYTES or raw[0] not in _READABLE:
         msg = f"record of {len(raw)} bytes has version {raw[0] if raw else None}, want {VERSION}"

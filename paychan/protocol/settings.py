@@ -1,8 +1,8 @@
-"""Declared settings: a TOML text read into one typed table, and that table's documentation.
+"""Declared settings: reads a TOML text into one typed table, and documents that table.
 
-Server and signer each declare their settings once, as msgspec structs whose fields carry type, default, unit and doc
-(`setting`). A section is a nested struct. Unknown keys, wrong types and values out of range are errors that name
-source and key.
+Server and signer each declare their settings once, as msgspec structs. Each field holds type, default, unit and
+description (`setting`). A section is a nested struct. Unknown keys, wrong types and values out of range are errors that
+name source and key.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T", bound=Struct)
 
 
 class SettingsError(Exception):
-    """A configuration that can't be used: where it stands, which key, and why."""
+    """An unusable configuration: its source, the key, and the reason."""
 
     def __init__(self, source: str, key: str, reason: str) -> None:
         super().__init__(f"{source}: {key}: {reason}" if key else f"{source}: {reason}")
@@ -44,7 +44,7 @@ def parse_settings(text: str, table: type[T], source: str) -> T:
     """Read TOML into the declared table.
 
     Raises:
-        SettingsError: not TOML, or not what the table declares.
+        SettingsError: not TOML, or a key, type or value that the table does not declare.
     """
     try:
         return msgspec.convert(tomllib.loads(text), table)

@@ -1,7 +1,7 @@
-"""Settlement: how the server takes what channels owe it, alone or several in one transaction (RBPCP §8).
+"""Settlement: the transaction that pays the server its share of one channel or of several (RBPCP §8).
 
-Server and signer both build from the same meaning (`Claim`s, destination, fee), so the signer signs only what it
-rebuilt itself. What a settlement should pay is `fees`' business.
+Server and signer both build it from the same facts (`Claim`s, destination, fee), so the signer signs only a transaction
+that it has built itself. The module `fees` chooses the fee.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ MAX_SIGNATURE_BYTES = 72
 """A low-S DER signature of secp256k1 has at most 71 bytes, and one byte of hash flag."""
 
 _LEAST_CHANGE = Sat(1)
-"""Dust is the caller's business; here the flag must fit."""
+"""The caller checks the dust limit; this module only checks that the flag fits the change."""
 
 LEAST_FEE_CAP_SAT = Sat(1_000)
-"""A settlement may always pay so much above a satoshi for each byte, whatever share of the earnings that is."""
+"""A settlement may always pay this fee above one satoshi per byte, whatever share of the received value that is."""
 
 _SERVER_BRANCH = b"\x51"  # OP_1 selects the IF branch
 _OP_1NEGATE, _OP_1, _OP_16 = 0x4F, 0x51, 0x60
 
 Sign = Callable[[int, bytes], bytes]
-"""`sign(index, digest)` returns our strict DER signature for the input at that index."""
+"""`sign(index, digest)` returns the server's strict DER signature for the input at that index."""
 
 
 class Claim(Struct, frozen=True, array_like=True):
-    """What one channel contributes to a settlement: where the coins are, and the newest payment out of them."""
+    """One channel's part of a settlement: its funding output and the newest payment from it."""
 
     terms: ChannelTerms
     outpoint: OutPoint
@@ -48,19 +48,19 @@ class Claim(Struct, frozen=True, array_like=True):
 
     @property
     def received_sat(self) -> Sat:
-        """What belongs to the server, in satoshi."""
+        """Value that belongs to the server, in satoshi."""
         return Sat(self.funding_sat - self.payment.change_sat)
 
 
 class Coin(Struct, frozen=True, array_like=True):
-    """An output that pays to our reserve key."""
+    """An output that pays to the reserve key."""
 
     outpoint: OutPoint
     value_sat: Sat
 
 
 class Reserve(Struct, frozen=True, array_like=True):
-    """Coins of our own (P2PKH) that help to pay for a settlement; what is left goes back to the same key."""
+    """The operator's own coins (P2PKH) that help to pay a settlement's fee; the rest goes back to the same key."""
 
     public_key: KeyBytes
     coins: tuple[Coin, ...] = ()
@@ -71,7 +71,7 @@ class Reserve(Struct, frozen=True, array_like=True):
         return key_script(self.public_key)
 
     def funding_address(self, network: Network) -> str:
-        """Where to send coins for it."""
+        """Address to which the operator sends coins for the reserve."""
         return encode_address(self.funding_script, network)
 
     @property
@@ -88,31 +88,31 @@ class Settlement(Struct, frozen=True, array_like=True):
 
     @property
     def size(self) -> int:
-        """Bytes, which are virtual bytes too: nothing in it is witness."""
+        """Size in bytes, which equals virtual bytes: the transaction has no witness."""
         return len(self.transaction)
 
     def is_dearer_than(self, other: Settlement) -> bool:
-        """Say whether it pays a higher rate, to the exact fraction."""
+        """Say whether it pays a higher fee rate; the fractions are compared exactly."""
         return self.fee_sat * other.size > other.fee_sat * self.size
 
 
 def leaves_out(new: Settlement, old: Settlement) -> bool:
-    """Say whether a settlement does not spend all that an earlier one spends: it is for when that can't confirm."""
+    """Say whether a settlement lacks inputs of an old one; it replaces the old one when that can't confirm any more."""
     return not set(outpoints_of(old.transaction)) <= set(outpoints_of(new.transaction))
 
 
 def received_sat(claims: Sequence[Claim]) -> Sat:
-    """What belongs to the server in all of these."""
+    """Sum of the value that belongs to the server, in satoshi."""
     return Sat(sum(claim.received_sat for claim in claims))
 
 
 def build_settlement(
     claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat, reserve: Reserve | None = None
 ) -> FinalTransaction:
-    """Lay out the unsigned settlement; what the fee leaves goes to the destination, and 0 means no output for it.
+    """Lay out the unsigned settlement; the value less the fee goes to the destination, without an output if that is 0.
 
     Raises:
-        ValueError: a fee that is negative or exceeds what there is, or a layout that can't be signed.
+        ValueError: a fee that is negative or exceeds the value of claims and reserve, or a layout that can't be signed.
     """
     available = received_sat(claims) + (reserve.value_sat if reserve else 0)
     if not 0 <= fee_sat <= available or any(claim.received_sat < 0 for claim in claims):
@@ -125,11 +125,11 @@ def build_settlement(
 
 
 def _outputs(claims: Sequence[Claim], destination_script: bytes, server_sat: Sat) -> tuple[tuple[Sat, bytes], ...]:
-    """List what a settlement pays, and where to.
+    """List the outputs of a settlement: satoshi and scriptPubKey.
 
     SINGLE ties the client's output to the index of its input, and the legacy sighash of index i holds i blank outputs
-    before it: so at most one claim with change, as input 0 with its change as output 0; drained claims fit anywhere,
-    and so do coins of ours.
+    before it. So at most one claim has change: it is input 0, and its change is output 0. Claims without change, and
+    the reserve's coins, can be at any index.
 
     Raises:
         ValueError: a layout that can't be signed.
@@ -152,7 +152,7 @@ def _outputs(claims: Sequence[Claim], destination_script: bytes, server_sat: Sat
 
 
 class Unsigned:
-    """A transaction that lacks our signatures, one for each input."""
+    """A transaction without the server's signatures, one of which each input needs."""
 
     __slots__ = ("_fee_sat", "_locks", "_transaction", "digests")
 
@@ -161,7 +161,7 @@ class Unsigned:
         self._locks = locks
         self._fee_sat = fee_sat
         self.digests = [transaction.digest(index, script_code) for index, (script_code, _) in enumerate(locks)]
-        """What is to be signed with SIGHASH_ALL, in the order of the inputs."""
+        """Digests for the SIGHASH_ALL signatures, in the order of the inputs."""
 
     def signed(self, signatures: Sequence[bytes]) -> Settlement:
         """Put in strict DER signatures of the digests."""
@@ -178,13 +178,13 @@ class Unsigned:
 
 
 _Lock: TypeAlias = tuple[bytes, Callable[[bytes], bytes]]
-"""What an input is locked with, and how a signature (with its flag) unlocks that."""
+"""Script code of an input, and the function that makes its scriptSig of a signature with its flag."""
 
 
 def prepare_settlement(
     claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat, reserve: Reserve | None = None
 ) -> Unsigned:
-    """Build a settlement to be signed; the inputs after the claims' are the reserve's coins. Raises ValueError."""
+    """Build an unsigned settlement; the inputs after the claims' are the reserve's coins. Raises ValueError."""
     transaction = build_settlement(claims, destination_script, fee_sat, reserve)
     locks: list[_Lock] = [(claim.terms.redeem_script, partial(_script_sig, claim)) for claim in claims]
     if reserve:
@@ -203,7 +203,7 @@ def sign_settlement(
 def settlement_size(
     claims: Sequence[Claim], destination_script: bytes, *, server_output: bool = True, reserve: Reserve | None = None
 ) -> int:
-    """Size in (v)bytes once signed; too large by what our signatures are shorter than the longest."""
+    """Size in (v)bytes of the signed settlement, if the server's signatures have the largest size."""
     outputs = _outputs(claims, destination_script, Sat(1 if server_output else 0))
     placeholder = bytes(MAX_SIGNATURE_BYTES)
     script_sigs = [len(_script_sig(claim, placeholder)) for claim in claims]
@@ -223,21 +223,21 @@ _VALUE_BYTES = 8
 
 
 CHILD_BYTES = 10 + 41 + 1 + MAX_SIGNATURE_BYTES + 1 + 33 + 34
-"""Largest size of what `sign_child` makes: frame, input with signature and key, P2PKH output."""
+"""Largest size of a transaction of `sign_child`: frame, input with signature and key, P2PKH output."""
 
 
 def prepare_child(parent: Settlement, public_key: bytes, fee_sat: Sat) -> Unsigned:
-    """Spend our output of a settlement to the script it has (P2PKH of this key), for a fee that speeds up both.
+    """Spend the server's output of a settlement back to its script (P2PKH of this key), for a fee that speeds up both.
 
     Raises:
-        ValueError: the settlement has no such output, or the output does not hold more than the fee.
+        ValueError: the settlement has no such output, or the fee is not below the value of the output.
     """
     script = key_script(public_key)
     outputs = list(enumerate(CTransaction.deserialize(parent.transaction).vout))
     ours = [(index, out.nValue) for index, out in outputs if bytes(out.scriptPubKey) == script]
     index, value_sat = ours[-1] if ours else (0, 0)
     if not 0 <= fee_sat < value_sat:
-        msg = f"fee of {fee_sat} sat does not fit our output of {value_sat} sat"
+        msg = f"fee of {fee_sat} sat does not fit the server's output of {value_sat} sat"
         raise ValueError(msg)
     child = FinalTransaction((OutPoint(parent.txid, index),), ((Sat(value_sat - fee_sat), script),), ours=1)
     return Unsigned(child, [(script, partial(_key_script_sig, public_key))], fee_sat)
@@ -249,19 +249,19 @@ def sign_child(parent: Settlement, public_key: bytes, fee_sat: Sat, sign: Sign) 
 
 
 def outpoints_of(transaction: bytes) -> list[OutPoint]:
-    """List what a transaction spends, in order."""
+    """List the outpoints that a transaction spends, in order."""
     inputs = CTransaction.deserialize(transaction).vin
     return [OutPoint(bytes(txin.prevout.hash), int(txin.prevout.n)) for txin in inputs]
 
 
 def base_size(transaction: bytes) -> int:
-    """Count bytes without witnesses: never more than virtual bytes (BIP141)."""
+    """Count bytes without witnesses: at most the virtual bytes (BIP141)."""
     whole = CTransaction.deserialize(transaction)
     return len(CTransaction(whole.vin, whole.vout).serialize())
 
 
 def without_witness(transaction: bytes) -> bytes:
-    """Serialize a transaction as its txid is made: the hash of this is the txid (BIP141)."""
+    """Serialize a transaction without witnesses; its txid is the hash of these bytes (BIP141)."""
     whole = CTransaction.deserialize(transaction)
     return bytes(CTransaction(whole.vin, whole.vout, whole.nLockTime, whole.nVersion).serialize())
 
@@ -269,17 +269,17 @@ def without_witness(transaction: bytes) -> bytes:
 def spends_by_server_branch(transaction: bytes, outpoint: OutPoint) -> bool:
     """Say whether a transaction spends a channel's output through the branch that needs the server's signature.
 
-    Then it is a settlement of ours, whichever of several that we signed, and under whatever txid: the selector and the
-    client's signature can be changed by others (threat 18), our SIGHASH_ALL signature over the outputs can't. The
-    other branch is the client's refund.
+    If it does, it is one of the settlements that the server signed, whatever its txid: others can change the selector
+    and the client's signature (threat 18), but not the server's SIGHASH_ALL signature over the outputs. The other
+    branch is the client's refund.
     """
     return server_pushes(CTransaction.deserialize(transaction), outpoint) is not None
 
 
 def server_pushes(transaction: CTransaction, outpoint: OutPoint) -> tuple[int, list[bytes]] | None:
-    """Return at which input a transaction spends an outpoint by the server's branch, and what its script pushes.
+    """Return the index of the input that spends an outpoint by the server's branch, and the pushes of its scriptSig.
 
-    Numbers that have an opcode of their own are shown as no bytes.
+    None if no input does. A number that has its own opcode is returned as no bytes.
     """
     for index, txin in enumerate(transaction.vin):
         if (bytes(txin.prevout.hash), int(txin.prevout.n)) == (outpoint.txid, outpoint.vout):
@@ -292,7 +292,7 @@ def server_pushes(transaction: CTransaction, outpoint: OutPoint) -> tuple[int, l
 
 
 def _selects_server(pushes: Sequence[tuple[int, bytes | None]]) -> bool:
-    """Read what is below the redeem script on the stack, as a condition (script.cpp: CastToBool)."""
+    """Read the stack item below the redeem script as a condition (script.cpp: CastToBool)."""
     if len(pushes) < 2:
         return False
     opcode, data = pushes[-2]
@@ -302,7 +302,7 @@ def _selects_server(pushes: Sequence[tuple[int, bytes | None]]) -> bool:
 
 
 def first_output_sat(transaction: bytes) -> Sat:
-    """Value of output 0: of a withdrawal, what the channel goes on with."""
+    """Value of output 0 in satoshi; in a withdrawal it funds the continued channel."""
     return Sat(CTransaction.deserialize(transaction).vout[0].nValue)
 
 

@@ -1,24 +1,24 @@
 """The channel machine: every rule of a channel's life, as pure transitions over an immutable record.
 
-Theory of operation. A `Channel` is what the store keeps. `apply(channel, command, view)` looks the command up in
-`TRANSITIONS[state]` and returns `Accepted(channel, value)` or `Rejected(error)`; a refusal changes nothing. What must
-be done next with the world (ask the application, the signer, the chain) is not kept anywhere: `channel.next_step`
-derives it from the record, so the same code goes on after a crash at any point.
+Theory of operation. The store keeps a `Channel` as a record. `apply(channel, command, view)` looks the command up in
+`TRANSITIONS[state]` and returns `Accepted(channel, value)` or `Rejected(error)`; a refusal changes nothing. The next
+action outside the core (ask the application, the signer, the chain) is not stored anywhere: `channel.next_step` derives
+it from the record, so the same code continues after a crash at any point.
 
     OPEN ──drained, client, expiry, operator──▶ CLOSING ──signed, stored, published──▶ PUBLISHED ──deep──▶ CLOSED
                                                    ▲                                      │                   │
-                                                   ├──────────── signed, dearer ──────────┤                   │
+                                                   ├────────── signed, higher fee ────────┤                   │
                                                    └──────── no longer in the chain ──────┴───────────────────┘
-    any but LOST ──the client's refund is deep──▶ LOST ──not any more──▶ CLOSING
-    OPEN, CLOSING, PUBLISHED ──funding replaced──▶ UNFUNDED ──there after all──▶ where it was: OPEN or CLOSING
+    any but LOST ──the client's refund is deep──▶ LOST ──the chain drops it──▶ CLOSING
+    OPEN, CLOSING, PUBLISHED ──funding replaced──▶ UNFUNDED ──funding confirms──▶ the state before: OPEN or CLOSING
     any ──a settlement that the record lacks is in the chain──▶ PUBLISHED, or CLOSING to replace it
-    OPEN, CLOSING, PUBLISHED ──the signer has signed for it, and the record lacks that──▶ CLOSING
+    OPEN, CLOSING, PUBLISHED ──the signer has signed a settlement that the record lacks──▶ CLOSING
 
-What becomes of a payment that the application has not answered for is in `offering.py`.
-A withdrawal takes the same way; `opening.successor` is the channel that goes on at its change output. How a channel
-begins is in `opening.py`; how a record takes over what the chain shows, in `finding.py`.
+`offering.py` has the rules for a payment that waits for the application's answer. A withdrawal uses the same states;
+`opening.successor` is the channel that continues at its change output. `opening.py` has the start of a channel,
+`finding.py` the settlements that the chain shows and the record lacks.
 
-Persisting is the caller's: persist, then adopt, then answer.
+The caller persists: it stores the new record, then uses it, then answers.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ _replace = msgspec.structs.replace
 
 
 def apply(channel: Channel, command: Command, view: View, verifier: PaymentVerifier | None = None) -> Outcome:
-    """Judge a command. `verifier` is the channel's, if the caller keeps one; it saves parsing the key again."""
+    """Judge a command. `verifier` is the channel's, if the caller keeps one; then the key is not parsed again."""
     outcome = TRANSITIONS[channel.state][type(command)](channel, command, view, verifier)
     if isinstance(outcome, Accepted) and outcome.channel is not channel:
         return Accepted(_replace(outcome.channel, seq=channel.seq + 1), outcome.value_sat, outcome.application_data)
@@ -93,9 +93,10 @@ def apply(channel: Channel, command: Command, view: View, verifier: PaymentVerif
 
 
 def _pay(channel: Channel, command: Pay, view: View, verifier: PaymentVerifier | None) -> Outcome:
-    """RBPCP §7.1, the signature before the value; equal change is a repetition or a payment of nothing, and is accepted.
+    """Judge a payment by RBPCP §7.1, its signature before its value.
 
-    In v1 an outpoint is all that a stranger needs to ask: what the channel holds is named only to a client that signs for it.
+    Equal change is a repetition or a payment of 0 sat, and is accepted. In v1 any caller that knows the outpoint can
+    send a payment, so a refusal names the channel's numbers only after the client's signature was verified.
     """
     payment, newest = command.payment, channel.payment
     if view.frozen:
@@ -123,7 +124,7 @@ def _pay(channel: Channel, command: Pay, view: View, verifier: PaymentVerifier |
 
 
 def _book(channel: Channel, payment: Payment, view: View) -> Outcome:
-    """Make a verified payment the newest; one that leaves nothing closes the channel."""
+    """Make a verified payment the newest; a payment that leaves no change closes the channel."""
     value = Sat(channel.payment.change_sat - payment.change_sat)
     booked = _replace(
         channel, payment=payment, payments=channel.payments + 1, offered=None, offered_data="", restored=False
@@ -132,19 +133,19 @@ def _book(channel: Channel, payment: Payment, view: View) -> Outcome:
 
 
 def _answer(channel: Channel, command: Answer, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    """Book the offered payment, or forget it: the channel is then where it was."""
+    """Book the offered payment, or drop it: then the channel is as it was before the offer."""
     if channel.offered is None:
         return Rejected(ApplicationRefused(reason="nothing was offered"))
     if command.refusal:
         return Accepted(_replace(channel, offered=None, offered_data=""))
     outcome = _book(channel, channel.offered, view)
-    if isinstance(outcome, Rejected):  # the operator raised the dust limit meanwhile: don't ask for ever
+    if isinstance(outcome, Rejected):  # the operator raised the dust limit meanwhile: stop asking the application
         return Accepted(_replace(channel, offered=None, offered_data=""))
     return _replace(outcome, application_data=command.data)
 
 
 def _answer_closing(channel: Channel, command: Answer, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    """Book or forget the payment that was offered before the channel left OPEN."""
+    """Book or drop the payment that was offered before the channel left OPEN."""
     return Rejected(end_of(channel)) if channel.offered is None else answered(channel, command)
 
 
@@ -153,23 +154,23 @@ def _unanswered(channel: Channel, command: Unanswered, view: View, _verifier: Pa
 
 
 def _close_by_proof(channel: Channel, command: CloseByProof, view: View, verifier: PaymentVerifier | None) -> Outcome:
-    """The newest payment, shown again, proves that the client asks (RBPCP §5.4)."""
+    """Close for a caller that shows the newest payment: only the client has it (RBPCP §5.4)."""
     if command.payment not in (channel.payment, channel.offered):
         return Rejected(not_newest(channel, command, verifier))
     return close(by_client(channel, command.payment), CloseReason.CLIENT, view)
 
 
 def _repeat_proof(channel: Channel, command: CloseByProof, view: View, verifier: PaymentVerifier | None) -> Outcome:
-    """A settled channel gives the same answer again."""
+    """Repeat the answer of a settled channel."""
     return Accepted(channel) if command.payment == channel.payment else Rejected(not_newest(channel, command, verifier))
 
 
 def _close_by_payment(
     channel: Channel, command: CloseByPayment, view: View, verifier: PaymentVerifier | None
 ) -> Outcome:
-    """Take the closing payment with the change address it was signed for; its value is the fee offered (RBPCP §6.4).
+    """Accept the closing payment with the change address that it signs; its value is the offered fee (RBPCP §6.4).
 
-    An offer that could not become fee as a whole is refused before it is taken: we don't keep the rest.
+    An offer that can't become fee as a whole is refused, because the server must not keep the rest of it.
     """
     payment, script = command.payment, command.change_script or channel.change_script
     problem = change_problem(payment, view.rules.dust_sat)
@@ -198,10 +199,10 @@ def _close_by_us(channel: Channel, command: Close, view: View, _verifier: Paymen
 def close(
     channel: Channel, reason: CloseReason, view: View, value_sat: Sat = Sat(0), client_fee_sat: Sat = Sat(0)
 ) -> Outcome:
-    """Leave OPEN, unless the settlement would not be relayed or would burn all that was received.
+    """Leave OPEN, unless the network would not relay the settlement or its fee would take all received value.
 
-    A payment that is offered stays so: whether the settlement is worth its fee is judged as if it counted.
-    The largest destination script stands for any.
+    An offered payment stays offered; the fee is judged as if the payment were booked, and for the largest destination
+    script.
     """
     closing = _replace(
         channel,
@@ -216,10 +217,10 @@ def close(
 
 
 def _signed(channel: Channel, command: Signed, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    """Adopt the first settlement, and a later one only if it pays a higher rate; it is to be published.
+    """Store the first settlement, and a later one only if it pays a higher rate or lacks inputs; then broadcast it.
 
-    Or one that spends less than the last: that was a batch, or had a coin of the reserve, and an input of it is gone.
-    While a payment is offered, what is to be settled is not decided.
+    A settlement lacks inputs of the one before if that was a batch or spent a reserve coin, and an input of it is gone.
+    While a payment is offered, no settlement is stored: the payment to settle is not decided yet.
     """
     if channel.closing is None or channel.offered is not None:
         return Accepted(channel)
@@ -232,12 +233,12 @@ def _signed(channel: Channel, command: Signed, view: View, _verifier: PaymentVer
 
 def _published(channel: Channel, command: Published, view: View, _verifier: PaymentVerifier | None) -> Outcome:
     if channel.closing is None or channel.closing.settlement is None:
-        return Accepted(channel)  # nothing was signed, so nothing of ours can be out there
+        return Accepted(channel)  # the signer has signed nothing, so the network can have no settlement
     return Accepted(_replace(channel, state=State.PUBLISHED))
 
 
 def _kept(channel: Channel, command: Kept, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    """Record what the network has, so that it is what a child spends and what is shown."""
+    """Record the settlement that the network has: a child spends its output, and the operator sees it."""
     if channel.closing is None:
         return Accepted(channel)
     closing = _replace(channel.closing, settlement=command.settlement)
@@ -246,7 +247,7 @@ def _kept(channel: Channel, command: Kept, view: View, _verifier: PaymentVerifie
 
 
 def _confirmed(channel: Channel, command: Confirmed, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    """Note the txid where it is not the newest settlement's: an earlier one was mined, or its scripts were changed."""
+    """Store the txid if it is not the newest settlement's: an earlier one was mined, or a peer changed its scripts."""
     closing = channel.closing
     if closing is None or closing.settlement is None:
         return Accepted(channel)
@@ -256,7 +257,7 @@ def _confirmed(channel: Channel, command: Confirmed, view: View, _verifier: Paym
 
 
 def _vanished(channel: Channel, command: Vanished, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    """Back to CLOSING; the stored settlement is published again, or the first one signed."""
+    """Return to CLOSING: the stored settlement is broadcast again, or the first one is signed."""
     closing = channel.closing
     if channel.state is State.LOST and closing is not None:
         closing = _replace(closing, spent_by=b"")
@@ -264,17 +265,17 @@ def _vanished(channel: Channel, command: Vanished, view: View, _verifier: Paymen
 
 
 def _unfunded(channel: Channel, command: Unfunded, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    """Leave the books. An offered payment stays: it counts again when the funding output comes back."""
+    """Stop counting the channel. An offered payment stays, and counts again if the funding output comes back."""
     return Accepted(_replace(channel, state=State.UNFUNDED))
 
 
 def _funded(channel: Channel, command: Funded, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    """Go on where it was."""
+    """Return to the state before UNFUNDED."""
     return Accepted(_replace(channel, state=State.OPEN if channel.closing is None else State.CLOSING))
 
 
 def _adopt(channel: Channel, command: Adopt, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    """A record from a backup goes on from what was signed after it; see `adoption`."""
+    """Take over the claim that the signer signed after the backup of this record; see `adoption`."""
     return adopted(channel, command, view)
 
 
@@ -290,23 +291,23 @@ def _lost(channel: Channel, command: SpentElsewhere, view: View, _verifier: Paym
 
 
 def _close_again(channel: Channel, command: Close, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    """What was asked for has happened already, but for a channel that goes on elsewhere: it is to be closed there."""
+    """Accept a repeated close; refuse one for a channel that continues elsewhere, which the caller must close there."""
     moves_on = channel.moves and command.reason is not CloseReason.WITHDRAW
     return Rejected(end_of(channel)) if moves_on else Accepted(channel)
 
 
 def _repeat_close(channel: Channel, command: Command, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    """A settled channel gives the same answer again; one that goes on elsewhere is to be closed there."""
+    """Repeat the answer of a settled channel; refuse for one that continues elsewhere: the caller closes it there."""
     return Rejected(end_of(channel)) if channel.moves else Accepted(channel)
 
 
 def _unchanged(channel: Channel, command: Command, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    """What was asked for has happened already."""
+    """Accept a command that has no effect in this state."""
     return Accepted(channel)
 
 
 def _ended(channel: Channel, command: Command, view: View, _verifier: PaymentVerifier | None) -> Outcome:
-    """Say how a channel that takes nothing more stands."""
+    """Refuse with the state of a channel that accepts nothing more."""
     return Rejected(end_of(channel))
 
 
@@ -324,7 +325,7 @@ _NOT_NEWS: dict[type[Struct], Transition] = {
     Funded: _unchanged,
     Unanswered: _unchanged,
 }
-"""What signer and chain say in states that have nothing more to do with it."""
+"""Reports of signer and chain in states in which they have no effect."""
 
 _NO_MORE: dict[type[Struct], Transition] = {
     Pay: _ended,

@@ -1,8 +1,9 @@
-"""What an operator asks of a new channel, how long that holds for addresses that were given out, and who judges it.
+"""The operator's terms for a new channel, and the time for which earlier terms stay valid.
 
-Nothing is kept of an address that was given out. So a changed price, depth or duration would turn away a payer who has
-funded already: instead the operator's own terms are kept with the time from which each held. An opening is accepted that
-satisfies the present terms, or any that were in force within the holding time. Terms that became easier count at once.
+The server stores nothing about a funding address that it gave out. So a change of price, depth or duration would turn
+away a payer that has funded already. To prevent that, the server stores each version of the operator's terms with the
+time from which it was in force. An opening is accepted if it satisfies the present terms, or any terms that were in
+force within the holding time. So easier terms apply at once.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from paychan.protocol.errors import ExpiryTooLate, ExpiryTooSoon, PaychanError
 from paychan.protocol.types import Sat, UnixTime
 
 MOST_HELD = 100
-"""Terms that are kept: each is a start with changed settings."""
+"""Most versions of the terms that are stored; each is a start with changed settings."""
 
 _BLOCK_SECONDS = 600
 _LEAD_SECONDS = 3600
 
 
 class OpeningTerms(Struct, frozen=True):
-    """The settings that an opening is judged by: amounts in satoshi, times in seconds; 0 as the longest life: no limit."""
+    """The settings by which an opening is judged: satoshi and seconds; a longest life of 0 means no limit."""
 
     v1_price_sat: Sat
     v2_price_sat: Sat
@@ -35,7 +36,10 @@ class OpeningTerms(Struct, frozen=True):
         return self.v2_price_sat if v2 else self.v1_price_sat
 
     def rules(self, present: Rules) -> Rules:
-        """Put these into the present rules. The settlement period is always the present one, and none ends within it."""
+        """Put these terms into the present rules; the settlement period is always the present one.
+
+        A channel lives at least for that period, also under terms with a shorter life.
+        """
         return structs.replace(
             present,
             min_confirmations=self.min_confirmations,
@@ -46,20 +50,20 @@ class OpeningTerms(Struct, frozen=True):
 
 
 class Held(Struct, frozen=True):
-    """Terms, and the Unix time from which they held."""
+    """Terms, and the Unix time from which they were in force."""
 
     since: UnixTime
     terms: OpeningTerms
 
 
 class TermsHistory(Struct, frozen=True):
-    """The terms of this operator, the present ones last, and for how long one holds after its end."""
+    """All terms of this operator, the present ones last, and the time for which terms stay valid after their end."""
 
     held: tuple[Held, ...] = ()
     hold_seconds: int = 0
 
     def earlier(self, now: UnixTime) -> list[OpeningTerms]:
-        """Return what was in force within the holding time and is not any more, the newest first."""
+        """Return the replaced terms that are still valid, the newest first."""
         return [
             before.terms
             for before, after in zip(self.held, self.held[1:], strict=False)
@@ -67,7 +71,7 @@ class TermsHistory(Struct, frozen=True):
         ][::-1]
 
     def confirmations_needed(self, funding_sat: Sat, opened_at: UnixTime, rules: Rules) -> int:
-        """Depth that a channel's funding needs: the least that it may have been opened with, or needs now."""
+        """Depth that a channel's funding needs: the lowest of the present terms and those valid at its opening."""
         since = opened_at - self.hold_seconds
         counts = [
             before.terms.rules(rules).confirmations_needed(funding_sat)
@@ -77,7 +81,7 @@ class TermsHistory(Struct, frozen=True):
         return min([rules.confirmations_needed(funding_sat), *counts])
 
     def with_present(self, terms: OpeningTerms, now: UnixTime) -> TermsHistory:
-        """Note what holds from now on; a time that is not yet was a clock's mistake, and counts as now."""
+        """Add the terms in force from now on; a stored time in the future came from a wrong clock, and becomes now."""
         held = tuple(Held(min(each.since, now), each.terms) for each in self.held)
         if not held or held[-1].terms != terms:
             held = (*held, Held(now, terms))
@@ -85,9 +89,9 @@ class TermsHistory(Struct, frozen=True):
 
 
 def lead_seconds(rules: Rules) -> int:
-    """Time that a payer needs between the terms and the opening: to send the funding, and for its depth.
+    """Seconds that a payer needs from the terms to the opening: to send the funding, and for its confirmations.
 
-    Twice what blocks take in the mean, and an hour: six blocks take longer than that once in 3,000 times.
+    Twice the mean time of the blocks, and an hour: six blocks take longer than that once in 3,000 times.
     """
     return _LEAD_SECONDS + 2 * _BLOCK_SECONDS * max(
         [rules.min_confirmations, *(row.confirmations for row in rules.smaller)]
@@ -100,7 +104,7 @@ def min_expiry(view: View) -> UnixTime:
 
 
 def expiry_problem(expiry: UnixTime, view: View, lead: int = 0) -> PaychanError | None:
-    """Say why no channel with this expiry can be opened now, or `lead` seconds from now. Both doors ask this."""
+    """Say why no channel with this expiry can open now, or `lead` seconds from now; offers and openings obey it."""
     rules, soonest = view.rules, min_expiry(view) + lead
     if expiry <= soonest:
         return ExpiryTooSoon(got_unix=expiry, need_unix=soonest)

@@ -1,9 +1,9 @@
-"""Transactions of the one shape that settlements have: version 1, no lock time, no witness.
+"""Transactions in the form that settlements use: version 1, no lock time, no witness.
 
-The sequences of channels' inputs are final, as their clients signed them. Inputs with our signature alone signal that the
-transaction may be replaced (BIP125), for nodes that replace no other.
+The sequences of channels' inputs are final, as their clients signed them. Inputs that only the server signs signal that
+the transaction may be replaced (BIP125), for nodes that replace no other transaction.
 
-Laid out by hand, because this is what gets signed: the bytes are few, and building the same with python-bitcoinlib takes
+The module lays out the bytes itself, because they are few and because building the same with python-bitcoinlib takes
 longer than signing it.
 """
 
@@ -32,12 +32,12 @@ _SIGHASH_ALL = b"\x01\x00\x00\x00"
 
 
 class FinalTransaction:
-    """What is spent, in order, and what is paid: (satoshi, scriptPubKey)."""
+    """The spent outpoints in order, and the outputs: (satoshi, scriptPubKey)."""
 
     __slots__ = ("_blank", "_counted", "_end", "_sequences", "_spent", "inputs", "outputs")
 
     def __init__(self, inputs: Sequence[OutPoint], outputs: Sequence[tuple[Sat, bytes]], ours: int = 0) -> None:
-        """Take inputs, of which the last `ours` need no signature but our own, and outputs."""
+        """Store inputs and outputs; the last `ours` inputs need only the server's signature."""
         self.inputs = inputs
         self._sequences = [_FINAL] * (len(inputs) - ours) + [_SIGNALLING] * ours
         self.outputs = outputs
@@ -50,7 +50,7 @@ class FinalTransaction:
         self._end = varint(len(outputs)) + b"".join(paid) + _LOCK_TIME
 
     def serialize(self, script_sigs: Sequence[bytes] = ()) -> bytes:
-        """Return the transaction's bytes with a scriptSig for each input; with none, those are empty."""
+        """Return the transaction's bytes with a scriptSig for each input; without `script_sigs` they are empty."""
         if not script_sigs:
             return self._counted + self._blank + self._end
         spent = [
@@ -60,10 +60,10 @@ class FinalTransaction:
         return self._counted + b"".join(spent) + self._end
 
     def digest(self, index: int, script_code: bytes) -> bytes:
-        """Return what a SIGHASH_ALL signature of this input commits to: the script code stands in its place alone.
+        """Return the digest of this input's SIGHASH_ALL signature: only this input has a script, the others are blank.
 
         Raises:
-            IndexError: no such input. What Bitcoin Core signs then is the constant 1, which must never happen.
+            IndexError: no such input. Bitcoin Core's digest is then the constant 1, which must never be signed.
         """
         if not 0 <= index < len(self._spent):
             msg = f"input {index} of {len(self._spent)}"
@@ -75,12 +75,12 @@ class FinalTransaction:
 
 
 def signals_replaceability(transaction: bytes) -> bool:
-    """Say whether a transaction itself tells nodes that it may be replaced (BIP125)."""
+    """Say whether a transaction signals that it may be replaced (BIP125)."""
     return any(txin.nSequence <= _HIGHEST_SIGNALLING for txin in CTransaction.deserialize(transaction).vin)
 
 
 def double_sha256(data: bytes) -> bytes:
-    """What txids and signature hashes are made with."""
+    """Hash of txids and signature hashes."""
     return sha256(sha256(data).digest()).digest()
 
 

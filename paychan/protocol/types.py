@@ -1,4 +1,4 @@
-"""The values every other module speaks of: amounts, times, networks and outpoints."""
+"""Basic values of all modules: amounts, times, networks and outpoints."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Network(Enum):
 class OutPoint(Struct, frozen=True, array_like=True):
     """A transaction output: its transaction's hash in internal byte order, and its index.
 
-    This is the one place where a displayed (reversed, big-endian) txid becomes internal bytes and back.
+    Only this class converts between a displayed txid (reversed, big-endian) and internal bytes.
     """
 
     txid: bytes
@@ -71,7 +71,7 @@ class OutPoint(Struct, frozen=True, array_like=True):
 
     @property
     def reversed(self) -> OutPoint:
-        """The outpoint meant by a client that wrote the txid in internal order (RBPCP §6.2)."""
+        """The outpoint of a client that wrote the txid in internal order (RBPCP §6.2)."""
         return OutPoint(self.txid[::-1], self.vout)
 
     def serialize(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Whether what a channel received can be withdrawn while it goes on at the change output."""
+"""Withdrawals: the server settles the received value, and the channel continues at the change output."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from paychan.protocol.wire.rbpcp import opening_secret
 
 
 def publishes_secret(channel: Channel) -> bool:
-    """Say whether settling now would publish the channel's secret: that is the hash of the opening payment's signature.
+    """Say whether settling now would publish the channel's secret: the hash of the opening payment's signature.
 
-    Nothing is withdrawn then, as the channel would go on under a secret that anybody can read in the chain. One payment
-    more of the client's, whatever its value, is settled instead. Deriving another secret for what goes on would not help:
-    whoever has read the old one is told the new place like the client.
+    Then the server withdraws nothing, because the channel would continue under a secret that every reader of the chain
+    knows. After one more payment, of any value, the settlement contains that payment instead. A new secret for the
+    continued channel would not help: a reader of the old secret asks for the new outpoint as the client does.
     """
     return opening_secret(channel.payment) == channel.secret
 
 
 def can_withdraw(channel: Channel) -> bool:
-    """Say whether what an open channel received can be withdrawn now."""
+    """Say whether the received value of an open channel can be withdrawn now."""
     return can_move(channel) and not publishes_secret(channel)
 
 
@@ -38,7 +38,7 @@ def withdrawal_problem(channel: Channel, view: View) -> PaychanError | None:
 
 
 def taken_back(channel: Channel, _command: Any, _view: View, _verifier: Any) -> Outcome:
-    """Open a channel again whose withdrawal was given up before anything was signed; it takes payments as before."""
+    """Reopen a channel whose withdrawal was cancelled before a signature was made; it accepts payments as before."""
     if not channel.moves or channel.closing is None or channel.closing.settlement is not None:
         return Accepted(channel)
     return Accepted(msgspec.structs.replace(channel, state=State.OPEN, closing=None))

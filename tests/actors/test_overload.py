@@ -89,7 +89,7 @@ def test_who_is_refused_is_told_when_to_come_back():
     assert answer.status == 503
     assert [name for name, _ in answer.headers] == ["Retry-After"]
     assert b'"code":"overloaded"' in answer.body
-    assert b"3 payments for the disk, limit 3" in answer.body
+    assert b"3 payments for the disk are waiting, limit 3" in answer.body
 
 
 async def test_fault_75_forged_payments_take_no_place_behind_an_offer(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_requests_on_the_old_output_are_led_to_the_new_one(system: System, movab
     new = OutPoint.parse(moved_to.split(":")[0], 0)
     assert moved_to == str(new)
     assert refusal(answer) == (STATUS[movable.dialect], "channel_moved")
-    assert answer.reason_phrase == f"channel goes on at {new}, which holds {LEFT_SAT} sat"
+    assert answer.reason_phrase == f"channel continues at {new}, which holds {LEFT_SAT} sat"
     assert answer.headers["Location"] == f"{movable.url}{path(new)}?secret={movable.secret}"
     shown = answer.json()
     assert (shown["outpoint"], shown["funding_sat"]) == (str(new), LEFT_SAT)

@@ -1,1 +1,1 @@
-"""Scripts of a channel: how funding is locked, and what payment, settlement and refund sign."""
+"""Scripts of a channel: the lock of the funding output, the digests of payment, settlement and refund."""

@@ -1,4 +1,4 @@
-"""The refund: how the client takes everything back after expiry, without the server (RBPCP §8.3)."""
+"""The refund: after expiry the client takes the whole funding back without the server (RBPCP §8.3)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from paychan.protocol.kinds.sighash import SIGHASH_ALL, whole_transaction_digest
 from paychan.protocol.types import OutPoint, Sat
 
 REFUND_SEQUENCE = 0xFFFFFFFD
-"""BIP65: the lock time is off when every input's sequence is final. BIP125: below 0xfffffffe a transaction signals that
-a dearer one may replace it. BIP68 does not apply to version 1, nor with bit 31 set."""
+"""BIP65: the lock time has no effect if every input's sequence is final. BIP125: a sequence below 0xfffffffe signals
+that a transaction with a higher fee may replace this one. BIP68 does not apply to version 1, nor with bit 31 set."""
 
 _CLIENT_BRANCH = b"\x00"  # OP_0 selects the ELSE branch
 
 INPUT_BYTES = 36 + 1 + 1 + 73 + 1 + 2 + 82 + 4
-"""Most bytes that one more output to take back adds to a refund: outpoint, length, signature, branch, script, sequence."""
+"""Most bytes of one input of a refund: outpoint, length, signature, branch, script, sequence."""
 
 
 class Refund(Struct, frozen=True):
@@ -33,7 +33,7 @@ class Refund(Struct, frozen=True):
 
 
 class Coin(Struct, frozen=True):
-    """An output that pays to the channel's script. The signature does not commit to its value (BIP143 is not in use)."""
+    """An output that pays to the channel's script. The signature does not commit to its value: BIP143 is not used."""
 
     outpoint: OutPoint
     value_sat: Sat
@@ -48,10 +48,10 @@ def sign_refunds(
     *,
     sequence: int = REFUND_SEQUENCE,
 ) -> Refund:
-    """Build and sign the refund of all these outputs of the channel, less the fee, to `refund_script`.
+    """Build and sign the refund of all these outputs, less the fee in satoshi, to `refund_script`.
 
     Raises:
-        ValueError: the fee is negative or leaves nothing.
+        ValueError: the fee is negative, or not below the sum of the outputs.
     """
     total_sat = sum(coin.value_sat for coin in coins)
     if not 0 <= fee_sat < total_sat:
@@ -89,7 +89,7 @@ def refunds_at_rate(
     *,
     sequence: int = REFUND_SEQUENCE,
 ) -> Refund:
-    """Sign a refund whose fee is the rate times the size of the same refund without a fee."""
+    """Sign a refund at a rate in satoshi per virtual byte; its size is that of the same refund without a fee."""
     size = len(sign_refunds(key, terms, coins, refund_script, Sat(0), sequence=sequence).transaction)
     return sign_refunds(key, terms, coins, refund_script, Sat(sat_per_vb * size), sequence=sequence)
 

@@ -1,6 +1,6 @@
-"""The channel's redeem script: who may spend the funding output, and when (RBPCP §2).
+"""The channel's redeem script: it defines who may spend the funding output, and when (RBPCP §2).
 
-`ChannelTerms` is the one value that knows how a channel is scripted; sighash, settlement and refund ask it for bytes.
+Only `ChannelTerms` knows the script; sighash, settlement and refund take their bytes from it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from paychan.protocol.errors import ExpiryNotATime, KeyReuse, Malformed
 from paychan.protocol.types import Network, UnixTime
 
 MIN_EXPIRY = UnixTime(500_000_000)
-"""BIP65: lock times below this are block heights, which a channel of this kind can't use."""
+"""BIP65: lower lock times are block heights, which this kind of channel can't use."""
 
 MAX_EXPIRY = UnixTime(0xFFFFFFFF)
-"""nLockTime has 32 bits; nothing above can ever be refunded."""
+"""nLockTime has 32 bits; a channel with a later expiry could never be refunded."""
 
 _KEY_HEX = re.compile(r"0[23][0-9a-f]{64}")
 
@@ -51,7 +51,7 @@ class ChannelTerms(Struct, frozen=True, array_like=True):
 
 @lru_cache(1_000)
 def _redeem_script(server_key: bytes, client_key: bytes, expiry: int) -> bytes:
-    """Whoever judges or signs for a channel needs it several times; the newest are kept."""
+    """Build a redeem script; the newest are cached, because judging and signing need the script several times."""
     number = encode_script_number(expiry)
     return b"".join(
         (
@@ -74,7 +74,7 @@ def encode_script_number(value: int) -> bytes:
 
 
 def check_expiry(value: int) -> UnixTime:
-    """Pass an expiry that is a time and fits nLockTime.
+    """Return an expiry that is a time and fits nLockTime.
 
     Raises:
         ExpiryNotATime: a block height (below 500,000,000), or more than 32 bits.
@@ -86,15 +86,15 @@ def check_expiry(value: int) -> UnixTime:
 
 @lru_cache(10_000)
 def parsed_key(raw: bytes) -> PublicKey:
-    """Parse a point, which takes a third of a signature check; the newest are kept. Raises `ValueError`: not a point."""
+    """Parse a point; the newest are cached, because parsing takes a third of a signature check. Raises `ValueError`."""
     return PublicKey(raw)
 
 
 def check_public_key(raw: bytes, field: str = "client_pubkey") -> bytes:
-    """Pass a compressed point on secp256k1.
+    """Return a compressed point on secp256k1.
 
     Raises:
-        Malformed: other length or prefix (coincurve would take hybrid and uncompressed keys too), or not on the curve.
+        Malformed: other length or prefix (coincurve also accepts hybrid and uncompressed keys), or not on the curve.
     """
     if len(raw) != 33 or raw[0] not in (2, 3):
         raise Malformed(field=field, reason="want a 33-byte compressed public key")
@@ -109,7 +109,7 @@ def parse_public_key(text: str, field: str = "client_pubkey") -> bytes:
     """Read 66 lower-case hex digits as a compressed point.
 
     Raises:
-        Malformed: not such a text, or not on the curve.
+        Malformed: another text, or not on the curve.
     """
     if not _KEY_HEX.fullmatch(text):
         raise Malformed(field=field, reason="want 66 lower-case hex digits beginning with 02 or 03")
@@ -121,7 +121,7 @@ def make_terms(server_key: bytes, client_key: bytes, expiry: int) -> ChannelTerm
 
     Raises:
         ExpiryNotATime: see `check_expiry`.
-        KeyReuse: both keys are the same, so one side could spend alone.
+        KeyReuse: both keys are the same, so one party could spend alone.
     """
     if server_key == client_key:
         raise KeyReuse(server_key=server_key.hex())
@@ -129,10 +129,10 @@ def make_terms(server_key: bytes, client_key: bytes, expiry: int) -> ChannelTerm
 
 
 def parse_redeem_script(script: bytes) -> ChannelTerms:
-    """Read the one template and nothing else; the script rebuilt from what was read must be the same bytes.
+    """Read a script that has exactly this template; the script rebuilt from its parts must have the same bytes.
 
     Raises:
-        Malformed: any other script, also one whose expiry is not minimally encoded.
+        Malformed: any other script, including one whose expiry is not minimally encoded.
         ExpiryNotATime, KeyReuse: see `make_terms`.
     """
     problem = Malformed(field="redeem_script", reason="not the payment channel template")

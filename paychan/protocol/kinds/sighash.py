@@ -1,4 +1,4 @@
-"""What a signature commits to: the pre-segwit signature hash (RBPCP §3), with a cached prefix per channel."""
+"""Signature hashes: the pre-segwit digest that a signature commits to (RBPCP §3), with a prefix built per channel."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from paychan.protocol.types import OutPoint, Sat
 
 SIGHASH_ALL = 0x01
 SINGLE_ANYONECANPAY = 0x83
-"""Required while the client keeps change: binds input i to output i, lets the server add its own."""
+"""Required while the client keeps change: binds input i to output i, and lets the server add inputs and outputs."""
 NONE_ANYONECANPAY = 0x82
-"""Required when the client gives up everything: the payment has no output."""
+"""Required when no change is left: the payment has no output."""
 
 
 _DRAINED = b"\x00\x00\x00\x00\x00\x82\x00\x00\x00"
@@ -22,7 +22,7 @@ _DRAINED = b"\x00\x00\x00\x00\x00\x82\x00\x00\x00"
 
 
 class PaymentHasher:
-    """Digests of the payments of one channel; everything but the change value is laid out once."""
+    """Digests of the payments of one channel; it builds the bytes around the change value once."""
 
     __slots__ = ("_head", "_tail")
 
@@ -47,5 +47,5 @@ class PaymentHasher:
 
 
 def whole_transaction_digest(transaction: CTransaction, index: int, redeem_script: bytes) -> bytes:
-    """SIGHASH_ALL digest of one input: the only kind the server's and the refund's signatures use."""
+    """SIGHASH_ALL digest of one input; the server's and the refund's signatures use only this kind."""
     return bytes(SignatureHash(CScript(redeem_script), transaction, index, SIGHASH_ALL))

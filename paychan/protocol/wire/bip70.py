@@ -10,7 +10,7 @@ CONTENT_TYPE = "application/bitcoin-paymentrequest"
 def payment_request(
     network: Network, funding_script: bytes, now: UnixTime, expires: UnixTime, memo: str, merchant_data: bytes
 ) -> bytes:
-    """Serialize a PaymentRequest whose only field is its PaymentDetails; the amount is 0: the client chooses."""
+    """Serialize a PaymentRequest that has only PaymentDetails; the amount is 0, so that the client chooses it."""
     output = _number(1, 0) + _bytes(2, funding_script)
     details = b"".join(
         (
@@ -34,7 +34,7 @@ def _bytes(field: int, value: bytes) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """Protocol buffers' base-128 number: seven bits a byte, least significant first."""
+    """Base-128 number of Protocol Buffers: seven bits per byte, least significant first."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)

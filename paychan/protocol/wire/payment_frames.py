@@ -1,6 +1,6 @@
-"""The binary frames of the payment stream: payments from the client, answers from the server. All integers little endian.
+"""Binary frames of the payment stream: payments from the client, answers from the server. Integers are little endian.
 
-A frame of payments; several of one channel, in the order in which they were made:
+A frame of payments holds payments of one channel, in the order in which the client made them:
 
     offset  bytes
     0       1      version: 1
@@ -8,23 +8,23 @@ A frame of payments; several of one channel, in the order in which they were mad
     9+72n   32     r of its signature, big endian as in a compact signature
     41+72n  32     s
 
-The hash flag follows from the change value: 0x83 while something is left, 0x82 when nothing is. `s` may be in the upper
-half of the group's order; what is verified and stored is strict DER with low S.
+The hash flag follows from the change value: 0x83 for a value above 0, 0x82 for 0. `s` may be in the upper half of the
+group's order; the server converts it to strict DER with low S before it verifies and stores it.
 
-A frame of answers, one for each payment, in order. A frame may answer several frames of payments: answers are counted,
-not frames.
+A frame of answers holds one answer for each payment, in order. One frame may answer several frames of payments: answers
+are counted, not frames.
 
     offset  bytes
     0       1      version: 1
     then, for each payment, either
     0       1      0: accepted, and the channel stays open
-    1       8      change value: what is left to the client
+    1       8      change value that is left to the client
     9       8      value that the payment brought
     or
-    0       1      1: anything else
-    1       2      status that `PUT` would have answered (200: accepted)
-    3       4      length of what follows
-    7       …      JSON, the body that `PUT` would have answered
+    0       1      1: any other answer
+    1       2      status with which `PUT` would have answered (200: accepted)
+    3       4      length of the body
+    7       …      JSON body with which `PUT` would have answered
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from paychan.protocol.types import Sat
 VERSION = 1
 
 MAX_FRAME_PAYMENTS = 128
-"""Checked one by one they hold up everybody else for some milliseconds."""
+"""Checking this number of signatures one by one delays other callers by some milliseconds."""
 
 _HEAD = bytes([VERSION])
 _PAYMENT = Layout("<Q32s32s")
@@ -65,26 +65,26 @@ class Taken(Struct, frozen=True):
 
 
 class Said(Struct, frozen=True):
-    """What `PUT` would have answered instead: a refusal, the end of the channel, or a word of the application's."""
+    """Answer of `PUT` to the same payment: a refusal, the end of the channel, or the application's data."""
 
     status: int
     body: bytes
 
 
 def write_payments(payments: Iterable[Payment]) -> bytes:
-    """Lay out a frame of payments. Their flags must be those that follow from the change values."""
+    """Lay out a frame of payments. Their flags must follow from the change values as described above."""
     return _HEAD + b"".join(_PAYMENT.pack(each.change_sat, *_numbers(each.signature)) for each in payments)
 
 
 class CompactPayments(Sequence[Payment]):
-    """The payments of a frame, made into objects only where one is looked at."""
+    """The payments of a frame; a `Payment` object is made only when it is read."""
 
     __slots__ = ("changes", "raw")
 
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
         self.changes: Sequence[Sat] = _changes(len(raw) // _PAYMENT.size).unpack(raw)
-        """Change values of all, in satoshi."""
+        """Change values of all payments, in satoshi."""
 
     def __len__(self) -> int:
         return len(self.changes)
@@ -102,12 +102,12 @@ class CompactPayments(Sequence[Payment]):
         return Payment(change, der_signature(r, s), SINGLE_ANYONECANPAY if change else NONE_ANYONECANPAY)
 
     def behind(self, count: int) -> CompactPayments:
-        """The payments without the first `count`."""
+        """Return the payments after the first `count`."""
         return CompactPayments(self.raw[count * _PAYMENT.size :])
 
     @classmethod
     def joined(cls, several: Sequence[CompactPayments]) -> CompactPayments:
-        """The payments of several frames, one behind the other."""
+        """Return the payments of several frames in sequence."""
         return several[0] if len(several) == 1 else cls(b"".join(each.raw for each in several))
 
 
@@ -115,7 +115,7 @@ def read_payments(frame: bytes) -> CompactPayments:
     """Read a frame of payments.
 
     Raises:
-        Malformed: another version, no payment, or a part of one.
+        Malformed: another version, no payment, or an incomplete one.
     """
     if frame[:1] != _HEAD:
         raise Malformed(field="version", reason=f"got {frame[:1].hex() or 'an empty frame'}, want {_HEAD.hex()}")
@@ -126,12 +126,12 @@ def read_payments(frame: bytes) -> CompactPayments:
 
 @cache
 def _changes(count: int) -> Layout:
-    """Layout that finds the change values of so many payments."""
+    """Layout that reads the change values of `count` payments."""
     return Layout("<" + "Q64x" * count)
 
 
 def write_taken(changes: Sequence[Sat], values: Sequence[Sat]) -> bytes:
-    """Lay out a frame that accepts payments: what each left, and what it brought."""
+    """Lay out a frame that accepts payments: the change that each left and the value that it brought, in satoshi."""
     return _taken(len(changes)).pack(
         VERSION, *chain.from_iterable(zip(repeat(_IS_TAKEN), changes, values, strict=False))
     )
@@ -156,7 +156,7 @@ def read_answers(frame: bytes) -> list[Taken | Said]:
     """Read a frame of answers.
 
     Raises:
-        Malformed: another version, an unknown kind of answer, or one that is cut off.
+        Malformed: another version, an unknown kind of answer, or an incomplete one.
     """
     if frame[:1] != _HEAD:
         raise Malformed(field="version", reason=f"got {frame[:1].hex() or 'an empty frame'}, want {_HEAD.hex()}")
@@ -182,16 +182,16 @@ def _answer_at(frame: bytes, at: int) -> tuple[Taken | Said, int]:
 
 
 def der_signature(r: bytes, s: bytes) -> bytes:
-    """Write two numbers of 32 bytes as BIP66 wants a signature, with low S where S is below the group's order.
+    """Write two numbers of 32 bytes as a DER signature (BIP66), with low S if S is below the group's order.
 
-    Numbers that no signature has come out as DER that does not verify.
+    Numbers that no valid signature has become DER that does not verify.
     """
-    if s[0] >= 0x7F:  # all that can be in the upper half begin so
+    if s[0] >= 0x7F:  # every number of the upper half starts with such a byte
         number = int.from_bytes(s)
         if _ORDER // 2 < number < _ORDER:
             s = (_ORDER - number).to_bytes(32)
     if s[0] and s[0] < 0x80:
-        if r[0] >= 0x80:  # nearly all signatures are one of these two
+        if r[0] >= 0x80:  # nearly all signatures have one of these two forms
             return b"\x30\x45\x02\x21\x00" + r + b"\x02\x20" + s
         if r[0]:
             return b"\x30\x44\x02\x20" + r + b"\x02\x20" + s
@@ -200,13 +200,13 @@ def der_signature(r: bytes, s: bytes) -> bytes:
 
 
 def _integer(number: bytes) -> bytes:
-    """The shortest form that is not negative."""
+    """Return the shortest DER form that is not negative."""
     short = number.lstrip(b"\x00")
     return short if short and short[0] < 0x80 else b"\x00" + short
 
 
 def _numbers(signature: bytes) -> tuple[bytes, bytes]:
-    """The two numbers of a strict DER signature, 32 bytes each."""
+    """Return the two numbers of a strict DER signature, 32 bytes each."""
     r_size = signature[3]
     r, s = signature[4 : 4 + r_size], signature[6 + r_size :]
     return r.lstrip(b"\x00").rjust(32, b"\x00"), s.lstrip(b"\x00").rjust(32, b"\x00")

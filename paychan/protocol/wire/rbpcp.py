@@ -1,4 +1,4 @@
-"""JSON of the two protocol versions: what a request body means, what a result looks like (RBPCP §4, §5.5, §6)."""
+"""JSON of the two protocol versions: decoding of request bodies, encoding of results (RBPCP §4, §5.5, §6)."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _QUOTED_NAMES = tuple(f'"{name}"'.encode() for name in _NAMES)
 
 
 class Dialect(Enum):
-    """The two published readings of v2: S wrote the document, A the Haskell library (RBPCP §0)."""
+    """The two published forms of v2: S is that of the Swagger document, A that of the Haskell library (RBPCP §0)."""
 
     S = "swagger"
     A = "api"
 
 
 class PaymentData(Struct, frozen=True, omit_defaults=True):
-    """The payment object of a v2 body, with every key that either dialect knows."""
+    """The payment object of a v2 body, with the keys of both dialects."""
 
     signature_data: str
     change_value: int
@@ -50,14 +50,14 @@ class PaymentData(Struct, frozen=True, omit_defaults=True):
 
 
 class _Body(Struct, frozen=True):
-    """Either wrapped (`payment_data` and `application_data`) or the bare payment object."""
+    """A v2 body: `payment_data` and `application_data`, or the bare payment object, whose keys this class ignores."""
 
     payment_data: PaymentData | UnsetType = UNSET
     application_data: str | UnsetType = UNSET
 
 
 class V2Payment(Struct, frozen=True):
-    """A v2 body, read: the payment, the facts it names beside it (if any), and the client's dialect."""
+    """A decoded v2 body: the payment, the facts that the body names beside it (if any), and the client's dialect."""
 
     payment: Payment
     dialect: Dialect
@@ -75,7 +75,7 @@ class ChannelStatus(Enum):
 
 
 class PaymentResult(Struct, frozen=True):
-    """What every accepted request answers; `settlement_txid` is null, "" or hex as version and dialect want."""
+    """Answer of every accepted request; `settlement_txid` is null, "" or hex, depending on version and dialect."""
 
     channel_status: ChannelStatus
     channel_value_left: Sat
@@ -83,11 +83,11 @@ class PaymentResult(Struct, frozen=True):
     settlement_txid: str | None
     application_data: str | UnsetType = UNSET
     settlement_transaction: str | UnsetType = UNSET
-    """Of a closing in v2, for clients that ask for it: they read there what the fee that they offered came to."""
+    """Settlement of a v2 closing, for clients that ask for it: it shows them how much of their offer became fee."""
 
 
 class FundingInfo(Struct, frozen=True, omit_defaults=True):
-    """Answer of v1's fundingInfo; v2 adds the three last keys."""
+    """Answer of v1's fundingInfo; v2 adds the last three keys."""
 
     server_pubkey: str
     funding_address_copy: str
@@ -105,12 +105,12 @@ _encoder = msgspec.json.Encoder()
 
 
 def read_v2_body(raw: bytes) -> V2Payment:
-    """Read the body of a v2 request, either dialect (RBPCP §4.4).
+    """Read the body of a v2 request in either dialect (RBPCP §4.4).
 
     Raises:
         Malformed: not JSON, a wrong type, not lower-case hex, a signature whose length does not fit.
-        Missing: a key that every payment needs.
-        Repeated: a key given twice, on whose value parsers would disagree.
+        Missing: the body lacks a key that every payment needs.
+        Repeated: the body has a key twice, and parsers would disagree about its value.
     """
     try:
         body = _body_decoder.decode(raw)
@@ -131,7 +131,7 @@ def read_v2_body(raw: bytes) -> V2Payment:
 
 
 def payment_data(payment: Payment, dialect: Dialect, **facts: Any) -> PaymentData:
-    """Write a payment as a client does; `facts` are the opening's other keys."""
+    """Write a payment as a client does; `facts` are the other keys of an opening."""
     if dialect is Dialect.S:
         return PaymentData(payment.signature_with_flag.hex(), payment.change_sat, **facts)
     return PaymentData(payment.signature.hex(), payment.change_sat, sighash_flag=f"{payment.flag:02x}", **facts)
@@ -143,7 +143,7 @@ def opening_secret(payment: Payment) -> bytes:
 
 
 def read_secret(text: str) -> bytes | None:
-    """Read the `secret` parameter, perhaps in JSON quotes or upper case; None when it can't be one."""
+    """Read the `secret` parameter, which may have JSON quotes or upper case; None if it is no secret."""
     if len(text) >= 2 and text[0] == text[-1] == '"':
         text = text[1:-1]
     text = text.lower()
@@ -180,7 +180,7 @@ def _outpoint(data: PaymentData) -> OutPoint | None:
 
 
 def _hex(text: str | UnsetType, field: str) -> bytes | None:
-    """Lower-case hex only: `bytes.fromhex` alone takes spaces and upper case."""
+    """Read lower-case hex only; `bytes.fromhex` alone accepts spaces and upper case."""
     if text is UNSET:
         return None
     try:
@@ -193,7 +193,7 @@ def _hex(text: str | UnsetType, field: str) -> bytes | None:
 
 
 def _json_problem(error: Exception) -> PaychanError:
-    """Name the field that msgspec complains about."""
+    """Return a refusal that names the field that msgspec rejected."""
     text = str(error)
     missing = re.match(r"Object missing required field `(\w+)`", text)
     if missing:
@@ -211,7 +211,7 @@ def _keys(body: _Body, data: PaymentData) -> int:
 
 
 def _refuse_repeated_keys(raw: bytes) -> None:
-    """The quick look settles many bodies; only an escape or a repeated name needs the slow parser."""
+    """Refuse repeated keys. A text search clears most bodies; only an escape or a repeated name needs the parser."""
     if b"\\" not in raw and all(raw.count(name) <= 1 for name in _QUOTED_NAMES):
         return
 

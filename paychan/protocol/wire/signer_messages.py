@@ -1,8 +1,9 @@
-"""Messages between server and signer: what is asked and answered over the Unix socket.
+"""Messages between server and signer over the Unix socket.
 
-A frame is a 4-byte big-endian length, one version byte, and a msgpack array `[number, id, …fields]`. Requests are
-answered in any order; the id pairs them. A request carries meaning (terms, claims, fee, destination), never a hash
-or a transaction. Numbers are never reused; a changed message takes a new version, which `tests/signer` holds us to.
+A frame is a 4-byte big-endian length, one version byte, and a msgpack array `[number, id, …fields]`. The signer answers
+requests in any order; the id pairs a reply with its request. A request for a signature carries facts (terms, claims,
+fee, destination), never a hash or a transaction. Numbers are never reused. A changed message needs a new version;
+`tests/signer` checks this.
 """
 
 from __future__ import annotations
@@ -18,40 +19,40 @@ from paychan.protocol.types import OutPoint, Sat, UnixTime
 
 VERSIONS = {
     1: "health, keys and settlements",
-    2: "a reserve's coins and children help a settlement to confirm; a refusal names the least fee that would do",
-    3: "funding transactions are shown before anything of theirs is settled; what was signed is handed out again; "
-    "an operator sees the signer's state; frames may be as large as a funding transaction",
-    4: "health tells whether the signer can still write, and the fees that it allows; a key that is needed to settle is "
-    "marked; newest payments are shown; what was signed or shown last is handed out "
-    "with its claim; a server asks which of its records are behind; keys of earlier generations are named",
+    2: "a reserve's coins and children help a settlement to confirm; a refusal names the lowest sufficient fee",
+    3: "the server shows a funding transaction before it settles the channel; the signer returns an earlier settlement "
+    "again; an operator sees the signer's state; frames may be as large as a funding transaction",
+    4: "health tells whether the signer can still write, and the fees that it allows; a request marks a key that is "
+    "needed to settle; the server shows newest payments; the signer returns the newest signed or shown claim; the "
+    "server asks which of its records are behind; the signer names keys of earlier generations",
 }
-"""What each version brought. A peer of another version is turned away: messages have no optional meaning."""
+"""The changes of each version. A peer with another version is refused: messages have no optional fields."""
 
 VERSION = max(VERSIONS)
 
 _T = TypeVar("_T")
 
 MAX_FRAME_BYTES = 1024 * 1024 + 1024
-"""The length prefix is checked before anything is read. A funding transaction can be as large as a block has room."""
+"""Limit of the length prefix, checked before the body is read. A funding transaction can nearly fill a block."""
 
 USUAL_FRAME_BYTES = 64 * 1024
-"""Only so many larger ones are read at a time."""
+"""Larger frames are read only in a limited number at a time."""
 
 MAX_CLAIMS = 200
-"""Claims in one settlement: its signed transaction, of up to 272 bytes a claim, fits a frame and what nodes relay."""
+"""Claims in one settlement: with up to 272 bytes per claim, the signed transaction fits a frame, and nodes relay it."""
 
 
 class Health(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
-    """Who are you?"""
+    """Name the signer's network, key mode and limits, and say whether it is healthy."""
 
     id: int
 
 
 class KeyRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):
-    """Which key of yours goes into the channel of this client key and expiry?
+    """Derive the server key of the channel with this client key and expiry.
 
-    `settling`: the key is needed to settle. Such requests have the budget of settlements; all others share one that
-    strangers can use up.
+    `settling`: the server needs the key to settle. Such requests use the rate budget of settlements; all others share a
+    budget that unknown clients can use up.
     """
 
     id: int
@@ -61,9 +62,9 @@ class KeyRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
 
 
 class SettlementRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=3):
-    """Sign the settlement of these claims to this destination, at this fee in satoshi.
+    """Sign the settlement of these claims to this destination, with this fee in satoshi.
 
-    `reserve` helps to pay for it; then the destination must be the reserve's.
+    `reserve`: coins that help to pay the fee; then the destination must be the reserve's script.
     """
 
     id: int
@@ -74,9 +75,9 @@ class SettlementRequest(Struct, frozen=True, array_like=True, forbid_unknown_fie
 
 
 class ChildRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=4):
-    """Sign a child that spends our output of this settlement to the same script, for a fee that speeds up both.
+    """Sign a child that spends the server's output of this settlement to the same script; its fee speeds up both.
 
-    The settlement is one that was signed before.
+    `parent` is the request of a settlement that the signer has signed. The fee is in satoshi.
     """
 
     id: int
@@ -85,16 +86,17 @@ class ChildRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 class ReserveRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=5):
-    """Which key holds the coins that may help to pay for settlements?"""
+    """Name the reserve's key, whose coins may help to pay for settlements."""
 
     id: int
 
 
 class FundingRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=6):
-    """Remember what these outputs of this transaction hold: channels' funding, or coins of the reserve.
+    """Remember the values of these outputs of this transaction: channels' funding, or coins of the reserve.
 
-    A legacy signature does not say how much it spends, so the signer wants to see where the coins come from before it
-    signs. Serialized without witness, which is what the txid is made of. Asked once; the signer keeps it.
+    A legacy signature does not commit to the value that it spends, so the signer must see the funding transaction
+    before it signs. The transaction is serialized without witness, as its txid is made. Shown once; the signer keeps
+    the values.
     """
 
     id: int
@@ -103,22 +105,23 @@ class FundingRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class AgainRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=7):
-    """Hand out the newest claim of this outpoint, and again the newest settlement that was signed for it."""
+    """Return the newest claim of this outpoint, and again the newest settlement that the signer signed for it."""
 
     id: int
     outpoint: OutPoint
 
 
 class StatusRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=8):
-    """How are you?"""
+    """Report the signer's state for an operator."""
 
     id: int
 
 
 class NewestRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=9):
-    """Remember these payments: no settlement gives these clients more than this.
+    """Remember these payments: from then on no settlement may give these clients more change.
 
-    Sent now and then for channels whose payments have grown. It signs nothing, and never lowers what is remembered.
+    The server sends it from time to time for channels whose payments have grown. The signer signs nothing, and never
+    replaces a remembered payment by one that gives the client more.
     """
 
     id: int
@@ -126,16 +129,16 @@ class NewestRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
 
 class Newest(Struct, frozen=True, array_like=True):
-    """The newest payment of a channel, as the server has it."""
+    """The newest payment of a channel in the server's record."""
 
     outpoint: OutPoint
     change_sat: Sat
 
 
 class BehindRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=10):
-    """Which of these payments are older than one that was shown, or belong to a channel that was settled?
+    """Name the payments that are older than one that the signer has seen, or whose channel it has settled.
 
-    Asked at each start of the server, whose store may be from a backup, and before the first settlement of a channel.
+    The server asks at each start, because its store may be from a backup, and before the first settlement of a channel.
     """
 
     id: int
@@ -143,9 +146,10 @@ class BehindRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
 
 class OtherKeysRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=12):
-    """Which other keys of yours may be in the channel of this client key and expiry?
+    """Name the other keys that the channel with this client key and expiry may contain.
 
-    Its address may have been given out before the newest seed was drawn, or in the other key mode. `settling`: see there.
+    The server may have given out the channel's address before the newest seed was made, or in the other key mode.
+    `settling`: as in the request for a key.
     """
 
     id: int
@@ -155,9 +159,9 @@ class OtherKeysRequest(Struct, frozen=True, array_like=True, forbid_unknown_fiel
 
 
 class HealthReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=101):
-    """Network by name, how keys are derived, whether this signer is for debugging only; and whether it is well.
+    """Name of the network, key mode, whether this signer is for debugging only, and its health.
 
-    `problem` is empty while the signer can do all that it is for. The limits of fees are those of its configuration.
+    `problem` is empty while the signer can do all its tasks. The fee limits are those of the signer's configuration.
     """
 
     id: int
@@ -172,7 +176,7 @@ class HealthReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
 
 
 class KeyReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=102):
-    """The channel's server key, and where the signer lets its settlement pay to."""
+    """The channel's server key, and the destination that the signer allows for its settlement."""
 
     id: int
     server_key: KeyBytes
@@ -201,15 +205,15 @@ class ReserveReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 class FundingReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=106):
-    """They are remembered."""
+    """The signer has stored the values."""
 
     id: int
 
 
 class AgainReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=107):
-    """The newest claim of the outpoint that was signed for or shown: with it, a settlement of any fee can be asked for.
+    """The newest claim of the outpoint that the signer has signed or seen; it suffices to request any settlement.
 
-    Where it was signed for, also the settlement and the request that was signed.
+    If the signer has signed for the claim: also the settlement and its request.
     """
 
     id: int
@@ -219,12 +223,12 @@ class AgainReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
 
 
 class StatusReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=108):
-    """What an operator wants to see. Times are Unix seconds, 0 where there is none."""
+    """State of the signer for an operator. Times are Unix seconds, 0 if there is none."""
 
     id: int
     started_at: UnixTime
     decisions: int
-    """Lines of the audit log, and the hash of the last one."""
+    """Number of lines of the audit log; `head` is the hash of the last one."""
     head: str
     signed_last_hour_sat: Sat
     signed_last_day_sat: Sat
@@ -232,17 +236,17 @@ class StatusReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     trial: tuple[str, ...]
     """Policies that only log what they would refuse."""
     protections: tuple[str, ...]
-    """What the kernel gave to keep keys in, and, begun with "no ", what it did not."""
+    """Protections of keys that the kernel provides; a missing one begins with "no "."""
     problem: str = ""
     written_at: UnixTime = UnixTime(0)
     free_bytes: int = 0
 
 
 class NewestReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=109):
-    """All are remembered but these, by their index in the request.
+    """The signer has stored all payments but these, given by their index in the request.
 
-    `unshown`: the funding transaction was not shown. `refused`: not a payment of a channel with a key of the signer's,
-    or one of less than is remembered.
+    `unshown`: the signer has not seen the funding transaction. `refused`: the channel has no key of the signer, the
+    payment is not valid, or it pays less than the stored one.
     """
 
     id: int
@@ -251,24 +255,24 @@ class NewestReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
 
 
 class BehindReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=110):
-    """Those of the channels."""
+    """Outpoints of the channels whose payment in the request is behind."""
 
     id: int
     outpoints: tuple[OutPoint, ...]
 
 
 class OtherKeysReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=112):
-    """Server keys of earlier generations, the newest first; none is made for this."""
+    """Server keys of earlier generations, the newest first; the request never creates a key."""
 
     id: int
     server_keys: tuple[KeyBytes, ...]
 
 
 class Refusal(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=100):
-    """The signer says no: a stable tag (`policy-…`, or `protocol-…` for requests it can't read) and the reason.
+    """The signer refuses: a stable tag (`policy-…`, or `protocol-…` for requests that it can't read) and the reason.
 
-    `need_sat` is a fee in satoshi that would do, where the fee was the reason: the least (policy-replacement), or the most
-    (policy-fee); else 0.
+    `need_sat` is the fee in satoshi that the signer would accept, if the fee was the reason: the lowest
+    (policy-replacement) or the highest (policy-fee); else 0.
     """
 
     id: int
@@ -311,7 +315,7 @@ _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 
 class WireError(Exception):
-    """The peer sent something that is not a message of this protocol."""
+    """The peer sent bytes that are not a message of this protocol."""
 
 
 def encode_frame(message: Request | Reply) -> bytes:
@@ -324,7 +328,7 @@ def frame_size(prefix: bytes) -> int:
     """Read the length prefix (4 bytes).
 
     Raises:
-        WireError: empty, or longer than any message.
+        WireError: below 2 or above `MAX_FRAME_BYTES`.
     """
     size = int.from_bytes(prefix, "big")
     if not 1 < size <= MAX_FRAME_BYTES:
