@@ -1,11 +1,11 @@
-"""What a payer's program uses; needs no server code.
+"""Payer library, without server code: open a channel to a paychan server, pay over it, close it, or take a refund.
 
 from paychan.client import Payer
 
 channel = Payer("http://localhost:8000").new_channel(hours=72)
-channel.wait_funded()  # while any wallet pays channel.amount_sat to channel.address; or: channel.fund_debug()
+channel.wait_funded()  # meanwhile, pay channel.amount_sat to channel.address from any wallet; or: channel.fund_debug()
 channel.open()
-receipt = channel.pay(1000)
+receipt = channel.pay(1000)  # amounts are in satoshi
 """
 
 from paychan.client.channel import AsyncChannel, Channel

@@ -1,6 +1,7 @@
-"""A payer's channel, for programs that wait (`Channel`) and for programs on an event loop (`AsyncChannel`).
+"""A payer's channel, with blocking methods (`Channel`) or with coroutines (`AsyncChannel`).
 
-Both perform the same closing. A channel's file stays locked until `release` (or the end of a `with` block).
+Both classes run the same flows (`paychan.client.flows`). A channel's file stays locked until `release`, or until the
+end of a `with` block. All amounts are in satoshi.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from paychan.client.flows import pay as paying
 from paychan.client.flows import refund as recovery
 from paychan.client.flows import stream as streaming
 from paychan.client.flows.close import Settled
-from paychan.client.flows.open import FundingOutput, Said, Watcher
+from paychan.client.flows.open import FundingClaim, FundingOutput, Watcher
 from paychan.client.flows.pay import Receipt
 from paychan.client.flows.refund import RefundTerms
 from paychan.client.limits import Limits
@@ -39,19 +40,19 @@ P = ParamSpec("P")
 
 
 class TransportSettings(Struct, frozen=True):
-    """How a payer deals with every server."""
+    """Limits and retry policy that a payer applies to every server."""
 
     limits: Limits = Limits()
     patience: Patience = Patience()
 
 
 class ChannelBase:
-    """What needs neither network nor waiting."""
+    """Properties and methods that neither use the network nor block."""
 
-    def __init__(self, file: ChannelFile, record: ChannelRecord, ways: TransportSettings) -> None:
-        self._file, self._ways = file, ways
+    def __init__(self, file: ChannelFile, record: ChannelRecord, settings: TransportSettings) -> None:
+        self._file, self._settings = file, settings
         self.record = record
-        """The newest durable state."""
+        """Newest record that is durable in the wallet."""
 
     @property
     def name(self) -> str:
@@ -59,7 +60,7 @@ class ChannelBase:
 
     @property
     def address(self) -> str:
-        """Where to send the funding: `amount_sat`, in one output."""
+        """Funding address: pay `amount_sat` to it, in one output."""
         return self.record.funding_address
 
     @property
@@ -68,21 +69,24 @@ class ChannelBase:
 
     @property
     def amount_sat(self) -> Sat:
-        """What to send: what was meant for the channel, or the least that opens it."""
+        """Amount to send to `address`: the amount that the payer planned, or the minimum that opens the channel."""
         return self.record.amount_sat
 
     @property
     def left_sat(self) -> Sat:
-        """What certainly still belongs to the payer."""
+        """Amount that certainly still belongs to the payer."""
         return self.record.left_sat
 
     @property
     def paid_sat(self) -> Sat:
-        """What was signed away, acknowledged or not."""
+        """Sum of all signed payments, acknowledged or not."""
         return self.record.paid_sat
 
     def bip21(self, amount_sat: int | None = None) -> str:
-        """URI that a wallet pays from (BIP21); the amount, by default `amount_sat`, is in whole bitcoins there."""
+        """Return the BIP21 payment URI for `amount_sat` (satoshi; default `self.amount_sat`).
+
+        The URI gives whole bitcoins.
+        """
         amount = self.amount_sat if amount_sat is None else amount_sat
         whole, rest = divmod(amount, 100_000_000)
         return f"bitcoin:{self.address}?amount={whole}.{rest:08d}"
@@ -95,20 +99,27 @@ class ChannelBase:
         max_fee_sat: int | None = None,
         unchecked: bool = False,
     ) -> Refund:
-        """Sign the transaction that takes everything back once the expiry has passed.
+        """Sign the transaction that returns all coins to the payer after the expiry. It is neither sent nor saved.
 
-        A fee of more than 10 % or 200 sat per byte needs `max_fee_sat`. `unchecked` signs for values that are the server's
-        word or were typed: should an output hold more, the difference is lost as fee.
+        Args:
+            sat_per_vb: fee rate.
+            address: receives the coins; default the channel's home address.
+            max_fee_sat: highest fee to accept. Without it, a fee above 10 % or above 200 sat/vB is declined.
+            unchecked: sign although a value was typed or is only the server's claim. If such an output holds more, the
+                difference is lost as fee.
+
+        Raises:
+            WrongState, ValueUnchecked, FeeTooHigh, FundingTooSmall, Malformed: see `flows.refund.refund`.
         """
         terms = RefundTerms(sat_per_vb, address, max_fee_sat=max_fee_sat, unchecked=unchecked)
         return recovery.refund(self.record, terms)
 
     def wif(self) -> str:
-        """The channel's private key as wallets import it, to sweep change that was paid to the default address."""
+        """Return the channel's private key in wallet import format (WIF), to sweep change from the default address."""
         return recovery.wif(self.record)
 
     def release(self) -> None:
-        """Unlock the file for other programs; this object is of no use afterwards."""
+        """Unlock the file for other processes. Do not use this object afterwards."""
         self._file.release()
 
     def _keep(self, record: ChannelRecord) -> None:
@@ -123,18 +134,18 @@ class ChannelBase:
 
 
 class Channel(ChannelBase):
-    """A channel whose methods wait. Threads may share it: one payment leaves after the other."""
+    """A channel with blocking methods. Threads may share it; a lock sends one payment at a time."""
 
     def __init__(
         self,
         file: ChannelFile,
         record: ChannelRecord,
-        ways: TransportSettings,
+        settings: TransportSettings,
         http: httpx.Client,
         owner: object = None,
     ) -> None:
-        """`owner` closes `http` when it goes, so it lives as long as the channel."""
-        super().__init__(file, record, ways)
+        """Keep `owner` alive as long as the channel: its finalizer closes `http`."""
+        super().__init__(file, record, settings)
         self._http, self._owner, self._lock = http, owner, threading.Lock()
 
     def __enter__(self) -> Self:
@@ -144,55 +155,80 @@ class Channel(ChannelBase):
         self.release()
 
     def fund(self, outpoint: str, value_sat: int, *, transaction: str = "", unchecked: bool = False) -> None:
-        """Tell which output (`txid:vout`) pays to the address, and its value in satoshi.
+        """Record which output (`txid:vout`) funds the channel, and its value in satoshi.
 
-        The value is compared with the funding `transaction` (hex) if given, else with what the server shows. With
-        `unchecked` it is taken as it is: should the output hold more, the server or a refund's fee gets the difference.
+        The value is compared with the funding `transaction` (hex), or without one with the server's list of outputs.
+        With `unchecked` it is not compared: if the output holds more, the server or the refund's fee takes the
+        difference.
+
+        Raises:
+            WrongState, FundingTooSmall, FundingDiffers, FundingNotThere, FundingNotTold, Malformed: see
+                `flows.open.fund`.
         """
-        self._run(funding.fund, Said(outpoint, value_sat, transaction, unchecked), self._ways.patience)
+        self._run(funding.fund, FundingClaim(outpoint, value_sat, transaction, unchecked), self._settings.patience)
 
     def chain_shows(self, found: Sequence[Deposit], pending: Collection[str] = ()) -> ChannelRecord:
-        """Note all unspent outputs at the address, as a node of the payer's shows them (see `deposits.chain_shows`)."""
+        """Record all unspent outputs at the address, as the payer's node reports them (see `deposits.with_chain`)."""
         return self._run(deposits.chain_shows, found, pending)
 
     def prove(self, transaction: str) -> ChannelRecord:
-        """Check the values of noted outputs with the transaction (hex) that they are in (see `deposits.prove`)."""
+        """Check the recorded values against the transaction (hex) that holds the outputs (see `deposits.prove`)."""
         return self._run(deposits.prove, transaction)
 
     def look_for_others(self) -> ChannelRecord:
-        """Ask the server for outputs at the address beside the funding: second, small and late ones."""
+        """Ask the server for further outputs at the address: second, too small and late payments."""
         return self._run(funding.look_for_others)
 
     def fund_debug(self) -> None:
-        """Use the funding that a debug server derives from key and expiry: no bitcoin is involved."""
+        """Use the funding that a debug server derives from key and expiry. No bitcoin is involved."""
         self._run(funding.fund_debug, *self._debug_funding())
 
     def funding(self) -> tuple[FundingOutput, ...]:
-        """Ask the server which outputs fund the channel. Without a node of one's own that can't be verified."""
-        return self._run(funding.outputs, self._ways.patience)
+        """Ask the server which outputs fund the channel. Only a node of the payer's own can verify the answer."""
+        return self._run(funding.outputs, self._settings.patience)
 
     def wait_funded(self, timeout_seconds: float | None = None, watcher: Watcher | None = None) -> FundingOutput:
-        """Wait until an output funds the channel deep enough; with 0 look once, with None wait for ever.
+        """Poll the server until an output funds the channel and is deep enough in the chain.
 
-        The seconds are those between two questions; `watcher` is told the answer to each.
-        An output of `amount_sat` or more is noted, and its refund kept, as soon as the server tells of it. It is the
-        server's word, which only a node could verify (see `funding`); a server that is busy or away is asked again.
+        An output of at least `amount_sat` is recorded, with its signed refund, as soon as the server lists it. The
+        depth is the server's claim, which only a node can verify (see `funding`). A busy or silent server is asked
+        again.
+
+        Args:
+            timeout_seconds: sum of the pauses between two requests; 0 asks once, None waits without limit.
+            watcher: called with the result of every request.
 
         Raises:
-            FundingMissing: not in time.
-            FundingNotTold: the server knows no such question; see `fund`.
+            FundingMissing: no such output within `timeout_seconds`.
+            FundingNotTold: the server does not offer this request; use `fund`.
         """
-        return self._run(funding.wait, self._ways.patience, timeout_seconds, watcher)
+        return self._run(funding.wait, self._settings.patience, timeout_seconds, watcher)
 
     def open(self, amount_sat: int | None = None) -> Receipt:
-        """Open with a first payment, by default the server's open price."""
-        return self._run(paying.open_channel, amount_sat, self._ways.limits, self._ways.patience)
+        """Open the channel with a first payment; default: the server's open price.
+
+        Raises:
+            WrongState: not funded, or already open.
+            TermsUnacceptable: less than the open price.
+            Unacknowledged: an opening payment of another amount was sent and got no answer.
+            InsufficientFunds, WouldLeaveDust, OverLimit: the amount does not fit the funding or the payer's limit.
+            Refused, Unreachable, ServerMisbehaved: see `paychan.client.errors`.
+        """
+        return self._run(paying.open_channel, amount_sat, self._settings.limits, self._settings.patience)
 
     def pay(self, amount_sat: int = 0, *, drain: bool = False, application_data: str = "") -> Receipt:
-        """Pay an amount; or with `drain` everything that is left, which closes the channel."""
-        ways = self._ways
+        """Pay `amount_sat`; or with `drain` everything that is left, which closes the channel.
+
+        Raises:
+            Unacknowledged: an earlier payment has no answer yet; call `resume`.
+            WrongState, InsufficientFunds, WouldLeaveDust, WouldTakeBack, OverLimit: declined; nothing was signed.
+            Unreachable: no answer. The payment is kept; `resume` sends it again.
+            Refused, ServerMisbehaved: see `paychan.client.errors`.
+            ValueError: the amount is not positive.
+        """
+        settings = self._settings
         return self._run(
-            paying.pay, amount_sat, ways.limits, ways.patience, drain=drain, application_data=application_data
+            paying.pay, amount_sat, settings.limits, settings.patience, drain=drain, application_data=application_data
         )
 
     def pay_many(
@@ -204,14 +240,15 @@ class Channel(ChannelBase):
         application_data: str = "",
         watcher: streaming.Watcher | None = None,
     ) -> Receipt:
-        """Pay an amount so many times, as fast as it goes or once every so many seconds; return the last receipt.
+        """Pay `amount_sat` `times` times, at full speed or once every `every_seconds`; return the last receipt.
 
-        Over a stream where version and server have one, which takes many payments at a time; else, and with
-        `application_data`, one by one. What was signed when this is interrupted is completed by `resume`: up to 128
-        payments, or one of those that have seconds between them. `watcher` is told how many have been made.
+        The payments go over a stream if protocol version and server support one: many per frame. Otherwise, and with
+        `application_data`, each payment is one request. If this call is interrupted, `resume` completes the payments
+        that were already signed: at most 128, or one if `every_seconds` is set. `watcher` is called with the number of
+        payments made so far.
         """
         series, (done, receipt) = _series(amount_sat, times, every_seconds, watcher), (0, None)
-        limits, patience = self._ways.limits, self._ways.patience
+        limits, patience = self._settings.limits, self._settings.patience
         if times > 1 and not application_data:
             done, receipt = self._run(streaming.pay_series, series, limits, patience)
         while done < times or receipt is None:
@@ -222,33 +259,48 @@ class Channel(ChannelBase):
         return receipt
 
     def resume(self) -> Receipt:
-        """Send the newest payment again, when its answer was lost or was a no: it is booked once at most."""
-        return self._run(paying.resume, self._ways.patience)
+        """Send the newest signed payment again after a lost answer or a refusal. The server books it at most once."""
+        return self._run(paying.resume, self._settings.patience)
 
     def status(self) -> ChannelRecord:
-        """Ask the server how the channel stands."""
-        return self._run(closing.probe, self._ways.patience)
+        """Ask the server for the channel's status, and return the updated record."""
+        return self._run(closing.probe, self._settings.patience)
 
     def keep_refund(self, terms: RefundTerms) -> Refund:
-        """Sign a refund and keep it: to be called before one is published."""
+        """Sign a refund and save it. Call this before publishing a refund, so that the wallet recognises it later."""
         return self._run(recovery.keep_refund, terms)
 
     def coins_at(self, outpoint: str, value_sat: int) -> ChannelRecord:
-        """Note where a chain of the payer's shows the coins of a movable channel that takes no more payments."""
+        """Record the output that holds the coins of a movable channel after it stopped taking payments.
+
+        The output (`txid:vout`) and its value come from the payer's own view of the chain.
+        """
         return self._run(recovery.coins_at, parse_outpoint(outpoint), Sat(value_sat))
 
     def spent(self, txid: str) -> ChannelRecord:
-        """Note which transaction spent the funding, as a chain of the payer's shows it: the channel has ended."""
+        """Record the transaction that spent the funding, as the payer's own view of the chain shows it.
+
+        The channel has ended.
+        """
         return self._run(recovery.spent, txid)
 
     def close(self, fee_sat: int = 0, change_address: str = "", *, max_fee_sat: int | None = None) -> Settled:
-        """Have the channel settled; v2 knows a fee to offer and another address for the change.
+        """Ask the server to settle the channel.
 
-        That of a movable channel goes to its home address by itself. A fee is a payment, which the server is meant to pass
-        on: more than 10 % of what is left or 100 sat per byte needs `max_fee_sat`.
+        The change of a movable channel goes to its home address by default.
+
+        Args:
+            fee_sat: settlement fee to offer (version 2). It is a payment to the server, which should spend it as fee.
+            change_address: other address for the change (version 2).
+            max_fee_sat: highest `fee_sat` to accept. Without it, more than 10 % of the rest or 100 sat per byte is
+                declined.
         """
         return self._run(
-            closing.close, self._ways.patience, fee_sat=fee_sat, change_address=change_address, max_fee_sat=max_fee_sat
+            closing.close,
+            self._settings.patience,
+            fee_sat=fee_sat,
+            change_address=change_address,
+            max_fee_sat=max_fee_sat,
         )
 
     def _run(self, start: Callable[Concatenate[ChannelRecord, P], Flow[T]], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -257,15 +309,15 @@ class Channel(ChannelBase):
 
 
 class AsyncChannel(ChannelBase):
-    """A channel whose methods are awaited. Tasks may share it: one payment leaves after the other.
+    """A channel with coroutines. Tasks may share it; a lock sends one payment at a time.
 
-    Every method does what its namesake of `Channel` does.
+    Every method does what the method of the same name in `Channel` does.
     """
 
     def __init__(
-        self, file: ChannelFile, record: ChannelRecord, ways: TransportSettings, http: httpx.AsyncClient
+        self, file: ChannelFile, record: ChannelRecord, settings: TransportSettings, http: httpx.AsyncClient
     ) -> None:
-        super().__init__(file, record, ways)
+        super().__init__(file, record, settings)
         self._http, self._lock = http, asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -275,7 +327,9 @@ class AsyncChannel(ChannelBase):
         self.release()
 
     async def fund(self, outpoint: str, value_sat: int, *, transaction: str = "", unchecked: bool = False) -> None:
-        await self._run(funding.fund, Said(outpoint, value_sat, transaction, unchecked), self._ways.patience)
+        await self._run(
+            funding.fund, FundingClaim(outpoint, value_sat, transaction, unchecked), self._settings.patience
+        )
 
     async def chain_shows(self, found: Sequence[Deposit], pending: Collection[str] = ()) -> ChannelRecord:
         return await self._run(deposits.chain_shows, found, pending)
@@ -290,18 +344,18 @@ class AsyncChannel(ChannelBase):
         await self._run(funding.fund_debug, *self._debug_funding())
 
     async def funding(self) -> tuple[FundingOutput, ...]:
-        return await self._run(funding.outputs, self._ways.patience)
+        return await self._run(funding.outputs, self._settings.patience)
 
     async def wait_funded(self, timeout_seconds: float | None = None, watcher: Watcher | None = None) -> FundingOutput:
-        return await self._run(funding.wait, self._ways.patience, timeout_seconds, watcher)
+        return await self._run(funding.wait, self._settings.patience, timeout_seconds, watcher)
 
     async def open(self, amount_sat: int | None = None) -> Receipt:
-        return await self._run(paying.open_channel, amount_sat, self._ways.limits, self._ways.patience)
+        return await self._run(paying.open_channel, amount_sat, self._settings.limits, self._settings.patience)
 
     async def pay(self, amount_sat: int = 0, *, drain: bool = False, application_data: str = "") -> Receipt:
-        ways = self._ways
+        settings = self._settings
         return await self._run(
-            paying.pay, amount_sat, ways.limits, ways.patience, drain=drain, application_data=application_data
+            paying.pay, amount_sat, settings.limits, settings.patience, drain=drain, application_data=application_data
         )
 
     async def pay_many(
@@ -314,7 +368,7 @@ class AsyncChannel(ChannelBase):
         watcher: streaming.Watcher | None = None,
     ) -> Receipt:
         series, (done, receipt) = _series(amount_sat, times, every_seconds, watcher), (0, None)
-        limits, patience = self._ways.limits, self._ways.patience
+        limits, patience = self._settings.limits, self._settings.patience
         if times > 1 and not application_data:
             done, receipt = await self._run(streaming.pay_series, series, limits, patience)
         while done < times or receipt is None:
@@ -325,10 +379,10 @@ class AsyncChannel(ChannelBase):
         return receipt
 
     async def resume(self) -> Receipt:
-        return await self._run(paying.resume, self._ways.patience)
+        return await self._run(paying.resume, self._settings.patience)
 
     async def status(self) -> ChannelRecord:
-        return await self._run(closing.probe, self._ways.patience)
+        return await self._run(closing.probe, self._settings.patience)
 
     async def keep_refund(self, terms: RefundTerms) -> Refund:
         return await self._run(recovery.keep_refund, terms)
@@ -341,7 +395,11 @@ class AsyncChannel(ChannelBase):
 
     async def close(self, fee_sat: int = 0, change_address: str = "", *, max_fee_sat: int | None = None) -> Settled:
         return await self._run(
-            closing.close, self._ways.patience, fee_sat=fee_sat, change_address=change_address, max_fee_sat=max_fee_sat
+            closing.close,
+            self._settings.patience,
+            fee_sat=fee_sat,
+            change_address=change_address,
+            max_fee_sat=max_fee_sat,
         )
 
     async def _run(

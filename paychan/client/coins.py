@@ -1,8 +1,8 @@
-"""Outputs at a channel's address, and how their values are known.
+"""Outputs at a channel's address, and the source of each value.
 
-A P2SH signature does not commit to the value of what it spends (only BIP143 does): a refund that is signed for less than
-an output holds gives the difference to the miners, and a payment gives it to the server. So each value carries its source.
-A transaction's id commits to its outputs: with the funding transaction's bytes the value is checked without a node.
+A P2SH signature does not commit to the value of the output that it spends (only BIP143 does). If a refund is signed for
+less than the output holds, the miners get the difference; if a payment is, the server gets it. So each value is stored
+with its source. A txid commits to the outputs, so the bytes of the funding transaction prove the value without a node.
 """
 
 from __future__ import annotations
@@ -17,27 +17,30 @@ from paychan.protocol.errors import Malformed
 from paychan.protocol.types import OutPoint, Sat
 
 MOST_DEPOSITS = 100
-"""Outputs at one address that are remembered beside the funding; dust sent there must not fill the wallet."""
+"""Outputs at one address that are recorded beside the funding.
+
+The limit keeps dust payments from filling the wallet.
+"""
 
 
 class Source(Enum):
-    """How the value of an output is known. Stored by value: never rename."""
+    """Source of an output's value. Stored by value: never rename."""
 
-    UNKNOWN = ""  # noted before sources were kept: the server's word, or typed
+    UNKNOWN = ""  # recorded by a version that kept no sources: the server's claim, or typed
     SERVER = "server"
     TYPED = "typed"
     TRANSACTION = "transaction"  # read from the transaction whose id the outpoint names
-    CHAIN = "chain"  # shown by a node or Electrum server of the payer's
+    CHAIN = "chain"  # shown by the payer's own node or Electrum server
     DEBUG = "debug"  # follows from key and expiry; no bitcoin is involved
 
     @property
     def checked(self) -> bool:
-        """Say whether the value is certain."""
+        """Say whether the value is proven."""
         return self in (Source.TRANSACTION, Source.CHAIN, Source.DEBUG)
 
     @property
     def words(self) -> str:
-        """The source in a few words."""
+        """Describe the source in a few words."""
         return _WORDS[self]
 
 
@@ -52,7 +55,7 @@ _WORDS = {
 
 
 class Deposit(Struct, frozen=True, forbid_unknown_fields=True):
-    """An output at a channel's address: `txid:vout`, its value in satoshi, and how that is known."""
+    """An output at a channel's address: `txid:vout`, value in satoshi, and the source of the value."""
 
     outpoint: str
     value_sat: Sat
@@ -60,10 +63,10 @@ class Deposit(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def parse_outpoint(text: str) -> OutPoint:
-    """Read `txid:vout` as wallets show it.
+    """Parse `txid:vout` as wallets show it.
 
     Raises:
-        Malformed: anything else.
+        Malformed: not of this form.
     """
     txid, _, vout = text.partition(":")
     if not (vout.isascii() and vout.isdigit() and len(vout) <= 10):
@@ -72,10 +75,10 @@ def parse_outpoint(text: str) -> OutPoint:
 
 
 def proven_value(transaction: str, outpoint: OutPoint, script: bytes) -> Sat:
-    """Read from a transaction (hex) what its output at `outpoint` pays to `script`.
+    """Return the value in satoshi that a transaction (hex) pays to `script` in its output `outpoint`.
 
     Raises:
-        Malformed: not a transaction, one with another id, or one that does not pay there.
+        Malformed: not a transaction, another txid, no such output, or an output with another script.
     """
     parsed = _read(transaction)
     if bytes(parsed.GetTxid()) != outpoint.txid:
@@ -90,7 +93,7 @@ def proven_value(transaction: str, outpoint: OutPoint, script: bytes) -> Sat:
 
 
 def txid_of(transaction: str) -> str:
-    """Return the id of a transaction (hex), as wallets show it.
+    """Return the txid of a transaction (hex), as wallets show it.
 
     Raises:
         Malformed: not a transaction.

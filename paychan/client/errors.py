@@ -1,16 +1,16 @@
-"""What can go wrong for a payer: one tree. Every leaf has a stable `code`, typed `fields`, and both numbers in its text.
+"""Errors of the payer library: one tree. Every leaf has a stable `code`, typed `fields`, and a text with both numbers.
 
 ClientError
-├── Refused                 the server said no, with its own code, status and fields
-│   ├── PaymentRefused      400 on a payment, opening or closing; what was signed may still be used by the server
+├── Refused                 the server refused, with its own code, status and fields
+│   ├── PaymentRefused      400 on a payment, opening or closing; the server may still use the signed payment
 │   ├── ChannelUnknown      404
 │   ├── ChannelConflict     409
 │   ├── ChannelGone         410
-│   └── ServerFailed        429, 5xx, after patience ran out
+│   └── ServerFailed        429, 5xx, after the last attempt
 │       └── ChannelMoving   the channel moves to another output, which must be deep in the chain first
-├── Unreachable             no answer; a payment that was under way is kept, `resume()` sends the same again
-├── ServerMisbehaved        the answer contradicts what was signed or agreed; the balance is what was signed
-├── Declined                we said no before anything was signed: terms, limits, amounts, the channel's state
+├── Unreachable             no answer; a payment in flight is kept, and `resume()` sends it again
+├── ServerMisbehaved        the answer contradicts the signed payments or terms; the wallet keeps its own balance
+├── Declined                the client declined before it signed: terms, limits, amounts, the channel's state
 └── WalletError             a channel's file: missing, in use, damaged, unreadable, of a later version
 """
 
@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 
 class ClientError(Exception):
-    """A failure with a stable code. Leaves declare `code` and `text` and get their fields by keyword."""
+    """A failure with a stable `code`. Leaves declare `code` and `text`; the keyword arguments become `fields`."""
 
     code: str = ""
     text: ClassVar[str] = ""
@@ -30,11 +30,11 @@ class ClientError(Exception):
         self.fields = fields
 
 
-# --- the server said no ---------------------------------------------------------------------------------------------
+# --- the server refused ---------------------------------------------------------------------------------------------
 
 
 class Refused(ClientError):
-    """The server's refusal: `code` is its stable code ("" if it gave none), `fields` its numbers, `reason` its text."""
+    """A refusal: `code` is the server's stable code ("" without one), `fields` its numbers, `reason` its text."""
 
     text = "server refused with status {status}: {reason}"
 
@@ -72,16 +72,16 @@ class Unreachable(ClientError):
 
 
 class ServerMisbehaved(ClientError):
-    """Both sides of the contradiction. Nothing that the answer claimed was taken over."""
+    """An answer that contradicts the record; the text gives both values. The wallet took over nothing from it."""
 
     code, text = "server_misbehaved", "server misbehaved: {what}: got {got}, want {want}"
 
 
-# --- we said no -----------------------------------------------------------------------------------------------------
+# --- the client declined --------------------------------------------------------------------------------------------
 
 
 class Declined(ClientError):
-    """Nothing was signed or sent."""
+    """The client signed nothing and sent nothing."""
 
 
 class TermsUnacceptable(Declined):
@@ -98,14 +98,14 @@ class FundingMissing(Declined):
 
 
 class FundingNotTold(Declined):
-    code, text = "funding_not_told", "the server at {url} does not tell which outputs fund a channel"
+    code, text = "funding_not_told", "the server at {url} does not list the outputs that fund a channel"
 
 
 class FundingDiffers(Declined):
-    """Two sources contradict each other about an output: the refund or the payments would give the difference away."""
+    """Two sources disagree on the value of an output. A refund or a payment would give the difference away."""
 
     code = "funding_differs"
-    text = "{outpoint} does not hold what was said: got {got_sat} sat, {source} has {want_sat} sat"
+    text = "{outpoint} does not hold the stated value: got {got_sat} sat, {source} has {want_sat} sat"
 
 
 class FundingNotThere(Declined):
@@ -114,7 +114,7 @@ class FundingNotThere(Declined):
 
 class ValueUnchecked(Declined):
     code = "value_unchecked"
-    text = "the value of {outpoint}, {value_sat} sat, is {source}: what it holds beyond that would be lost as the refund's fee"
+    text = "the value of {outpoint}, {value_sat} sat, is {source}: any excess would be lost as the refund's fee"
 
 
 class FeeTooHigh(Declined):

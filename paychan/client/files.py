@@ -1,4 +1,4 @@
-"""What differs between systems in how a wallet's files are locked and made durable."""
+"""Locking and durability of wallet files, for Windows and for POSIX."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ import sys
 from pathlib import Path
 
 BINARY: int = getattr(os, "O_BINARY", 0)
-"""Windows translates line ends of what is written through a descriptor, unless told not to."""
+"""Stops Windows from translating line ends in data that is written through a descriptor."""
 
 
 if sys.platform == "win32":
     import msvcrt
 
     def lock(descriptor: int) -> None:
-        """Lock an open file for this process. Raises `BlockingIOError` when another one holds it."""
+        """Lock an open file for this process. Raises `BlockingIOError` if another process holds the lock."""
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         except OSError as error:
             raise BlockingIOError from error
 
     def sync_directory(directory: Path) -> None:
-        """Windows makes names durable together with the files."""
+        """Do nothing: Windows makes a file's name durable together with the file."""
 
 else:
     import fcntl
 
     def lock(descriptor: int) -> None:
-        """Lock an open file for this process. Raises `BlockingIOError` when another one holds it."""
+        """Lock an open file for this process. Raises `BlockingIOError` if another process holds the lock."""
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def sync_directory(directory: Path) -> None:
-        """Make the names in a directory durable."""
+        """Make the directory's entries durable."""
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)

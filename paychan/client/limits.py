@@ -1,7 +1,7 @@
-"""What a payer agrees to: the server's terms, judged before there is an address to pay to.
+"""Check the server's terms before the payer gets an address to pay to.
 
-The script is rebuilt from the server's key, the payer's key and the expiry; the address that the server names must
-follow from it, and is only compared.
+The client rebuilds the script from the server's key, its own key and the expiry. The address that the server names must
+follow from that script, and is only compared.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from paychan.protocol.wire.rbpcp import FundingInfo
 HOUR = 3600
 
 _BLOCK_SECONDS = 3 * 600
-"""For each confirmation: one block in a hundred takes longer than 46 minutes, but several in a row never do so together."""
+"""Time for each confirmation. One block in a hundred takes longer than 46 minutes; several in a row never all do."""
 
 _LEAD_SECONDS = HOUR
-"""For the payer's wallet, the funding's way into a block, and the clock: servers compare with whichever is later."""
+"""Time to send the funding, for it to reach a block, and for clocks: a server uses the later of two times."""
 
 ASSUMED_MIN_HOURS = 24
-"""Least time for payments of a server that does not tell it; ours wants 12."""
+"""Assumed minimum payment time if the server names none; paychan's default is 12."""
 
 CLOCK_LEEWAY_SECONDS = HOUR
-"""Most that the payer's clock may differ from the server's when an expiry is counted from it."""
+"""Largest difference between the clocks of payer and server when the client computes an expiry from its own clock."""
 
 DUST_SAT = Sat(700)
-"""Least change that v1 servers accept; they don't tell (RBPCP §7.1). More than any relay limit for P2PKH."""
+"""Minimum change that v1 servers accept; they do not report it (RBPCP §7.1). Above every relay limit for P2PKH."""
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """What a payer is willing to accept from any server; amounts in satoshi."""
+    """Terms and amounts that a payer accepts from any server; amounts in satoshi."""
 
     open_price_sat: int = 250_000
-    """Largest price of opening, which is paid even if nothing is bought."""
+    """Highest open price. It is paid even if the payer buys nothing."""
     dust_sat: int = 10_000
-    """Largest rest that can't be had back as change."""
+    """Highest dust limit: a rest below it cannot be paid back as change."""
     min_confirmations: int = 12
     settlement_period_hours: int = 72
-    """Longest time before expiry in which the server may close already."""
+    """Longest period before the expiry in which the server may already close the channel."""
     payment_sat: int = 1_000_000
-    """Largest single payment, against a slip of the finger; draining a channel is not limited."""
+    """Largest single payment, against typing errors. It does not limit draining a channel."""
 
 
 class Agreement(Struct, frozen=True):
-    """Terms that passed: what the record of the new channel takes over."""
+    """Accepted terms, for the record of the new channel."""
 
     terms: ChannelTerms
     network: Network
@@ -63,7 +63,7 @@ class Agreement(Struct, frozen=True):
 
 
 def read_funding_info(body: bytes) -> FundingInfo:
-    """Read the server's terms.
+    """Parse the server's terms.
 
     Raises:
         ServerMisbehaved: not the JSON object of RBPCP §5.1 and §6.1.
@@ -77,11 +77,11 @@ def read_funding_info(body: bytes) -> FundingInfo:
 def agree(
     info: FundingInfo, client_key: bytes, expiry: UnixTime, now: UnixTime, limits: Limits, network: Network | None
 ) -> Agreement:
-    """Judge a server's terms for one channel. `network`: the only acceptable one, or any when None.
+    """Check a server's terms for one channel. `network` is the only acceptable one; None accepts any.
 
     Raises:
-        ServerMisbehaved: key or address can't be right.
-        TermsUnacceptable: right, but outside the payer's limits, or no time left to pay.
+        ServerMisbehaved: the key or the address cannot be right.
+        TermsUnacceptable: outside the payer's limits, or too little time to pay.
     """
     try:
         terms = make_terms(parse_public_key(info.server_pubkey, "server_pubkey"), client_key, expiry)
@@ -105,10 +105,10 @@ def agree(
 
 
 def check_limits(info: FundingInfo, limits: Limits) -> Sat:
-    """Hold a server's terms against the payer's limits; return the dust limit that counts.
+    """Compare a server's terms with the payer's limits; return the dust limit that applies, in satoshi.
 
     Raises:
-        TermsUnacceptable: outside of them.
+        TermsUnacceptable: a term is outside its limit.
     """
     dust = DUST_SAT if info.dust_limit is UNSET else max(DUST_SAT, info.dust_limit)
     for what, got, limit in (
@@ -123,21 +123,21 @@ def check_limits(info: FundingInfo, limits: Limits) -> Sat:
 
 
 def lead_seconds(info: FundingInfo) -> int:
-    """Time until a channel that is made now can be open: its funding must be paid and become deep enough."""
+    """Return the seconds until a new channel can be open: its funding must be paid and become deep enough."""
     return info.funding_tx_min_conf * _BLOCK_SECONDS + _LEAD_SECONDS
 
 
 def min_hours(info: FundingInfo) -> int:
-    """Least time for payments; 0 when the server does not tell."""
+    """Return the server's minimum payment time; 0 if it names none."""
     return 0 if info.min_duration_hours is UNSET else info.min_duration_hours
 
 
 def expiry_for(info: FundingInfo, hours: float, now: UnixTime) -> UnixTime:
-    """Return the expiry of a channel that takes payments for `hours`, from when it can be open until it is settled.
+    """Return the expiry (Unix time) of a channel that takes payments for `hours` between opening and settlement.
 
     Raises:
-        TermsUnacceptable: the server wants more hours than that.
-        ExpiryNotATime: later than nLockTime can tell.
+        TermsUnacceptable: the server wants more hours.
+        ExpiryNotATime: later than nLockTime can express.
     """
     least = min_hours(info)
     if hours < least:
@@ -146,7 +146,7 @@ def expiry_for(info: FundingInfo, hours: float, now: UnixTime) -> UnixTime:
 
 
 def check_clock(date: str, now: UnixTime) -> None:
-    """Compare the payer's clock with the server's (HTTP date): an expiry that is counted from a wrong one locks coins up.
+    """Compare the payer's clock with the server's (HTTP date): a wrong clock gives an expiry that locks coins up.
 
     Raises:
         TermsUnacceptable: they differ by more than an hour.
@@ -161,7 +161,10 @@ def check_clock(date: str, now: UnixTime) -> None:
 
 
 def _network(terms: ChannelTerms, address: str, wanted: Network | None) -> Network:
-    """Tell the network from the server's address; regtest looks like test, so it must be asked for."""
+    """Derive the network from the server's address.
+
+    Regtest addresses look like test ones, so regtest must be requested.
+    """
     for network in (Network.LIVE, wanted if wanted is Network.REGTEST else Network.TEST):
         if terms.funding_address(network) == address:
             if wanted not in (None, network):

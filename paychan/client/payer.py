@@ -40,11 +40,11 @@ from paychan.protocol.wire.rbpcp import Dialect, FundingInfo
 DEFAULT_HOURS = 7 * 24
 
 _GUESS_SECONDS = 5 * 24 * 3600
-"""Beyond the hours of paying, when the terms are asked for the first time: they say how much more it takes."""
+"""Added to the payment hours in the first request for terms; the terms then tell the exact extra time."""
 
 
-class Wish(Struct, frozen=True):
-    """What a new channel is asked for."""
+class ChannelRequest(Struct, frozen=True):
+    """Parameters of a new channel."""
 
     url: str
     version: Literal[1, 2]
@@ -52,7 +52,7 @@ class Wish(Struct, frozen=True):
     network: Network | None
     key: PrivateKey
     hours: float
-    """Time for payments, unless `expires` names the end itself."""
+    """Time for payments; ignored if `expires` is set."""
     expires: int | None
     now: UnixTime
     change_address: str
@@ -60,74 +60,76 @@ class Wish(Struct, frozen=True):
     movable: bool = False
 
 
-def new_channel(wish: Wish, limits: Limits, patience: Patience) -> Flow[ChannelRecord]:
-    """Ask for the server's terms, judge them, and return the record of a channel that may be funded."""
-    if wish.movable and wish.version == 1:
+def new_channel(wanted: ChannelRequest, limits: Limits, patience: Patience) -> Flow[ChannelRecord]:
+    """Ask for the server's terms, check them, and return the record of a channel that may be funded."""
+    if wanted.movable and wanted.version == 1:
         raise TermsUnacceptable(what="version of a movable channel", got=1, want=2)
-    client_key = wish.key.public_key.format()
-    if not math.isfinite(wish.hours):
-        raise TermsUnacceptable(what="hours of paying", got=wish.hours, want="a number")
-    expiry = check_expiry(int(wish.now + wish.hours * HOUR + _GUESS_SECONDS) if wish.expires is None else wish.expires)
+    client_key = wanted.key.public_key.format()
+    if not math.isfinite(wanted.hours):
+        raise TermsUnacceptable(what="hours of paying", got=wanted.hours, want="a number")
+    expiry = check_expiry(
+        int(wanted.now + wanted.hours * HOUR + _GUESS_SECONDS) if wanted.expires is None else wanted.expires
+    )
     try:
-        info, response = yield from _ask_terms(wish, client_key, expiry, patience)
+        info, response = yield from _ask_terms(wanted, client_key, expiry, patience)
     except Refused as error:
         latest = error.fields.get("need_unix")
-        if wish.expires is not None or error.code != "expiry_too_late" or not isinstance(latest, int):
+        if wanted.expires is not None or error.code != "expiry_too_late" or not isinstance(latest, int):
             raise
-        info, response = yield from _ask_terms(wish, client_key, check_expiry(latest), patience)
-    if wish.expires is None:
+        info, response = yield from _ask_terms(wanted, client_key, check_expiry(latest), patience)
+    if wanted.expires is None:
         check_limits(info, limits)
-        check_clock(response.headers.get("date", ""), wish.now)
-        expiry = expiry_for(info, wish.hours, wish.now)
-        info, response = yield from _ask_terms(wish, client_key, expiry, patience)
-    agreed = agree(info, client_key, expiry, wish.now, limits, wish.network)
-    home = wish.change_address or key_address(client_key, agreed.network)
+        check_clock(response.headers.get("date", ""), wanted.now)
+        expiry = expiry_for(info, wanted.hours, wanted.now)
+        info, response = yield from _ask_terms(wanted, client_key, expiry, patience)
+    agreed = agree(info, client_key, expiry, wanted.now, limits, wanted.network)
+    home = wanted.change_address or key_address(client_key, agreed.network)
     decode_address(home, agreed.network)
     return ChannelRecord(
         name=client_key.hex()[2:10],
-        url=wish.url,
-        version=wish.version,
-        dialect=wish.dialect,
+        url=wanted.url,
+        version=wanted.version,
+        dialect=wanted.dialect,
         network=agreed.network,
-        private_key=wish.key.to_hex(),
+        private_key=wanted.key.to_hex(),
         server_key=agreed.terms.server_key.hex(),
         expiry=expiry,
         funding_address=agreed.address,
-        created_at=wish.now,
+        created_at=wanted.now,
         open_price_sat=agreed.open_price_sat,
         dust_sat=agreed.dust_sat,
         min_confirmations=agreed.min_confirmations,
         settlement_period_hours=agreed.settlement_period_hours,
-        change_address=agreed.address if wish.movable else home,
-        payout_address=wish.change_address if wish.movable else "",
-        meant_sat=Sat(wish.amount_sat),
-        location=routes.opening_path(response, wish.url, wish.version, client_key, expiry),
+        change_address=agreed.address if wanted.movable else home,
+        payout_address=wanted.change_address if wanted.movable else "",
+        meant_sat=Sat(wanted.amount_sat),
+        location=routes.opening_path(response, wanted.url, wanted.version, client_key, expiry),
     )
 
 
 def _ask_terms(
-    wish: Wish, client_key: bytes, expiry: UnixTime, patience: Patience
+    wanted: ChannelRequest, client_key: bytes, expiry: UnixTime, patience: Patience
 ) -> Flow[tuple[FundingInfo, Response]]:
-    """Ask for the terms of this key and expiry. v1 does not tell the least time for payments: then v2 is asked for that."""
-    path = routes.info_path(wish.version, wish.dialect, client_key, expiry)
-    reply = yield from ask(Request("GET", wish.url + path), patience)
+    """Ask for the terms of this key and expiry. v1 does not report the minimum payment time, so v2 is asked for it."""
+    path = routes.info_path(wanted.version, wanted.dialect, client_key, expiry)
+    reply = yield from ask(Request("GET", wanted.url + path), patience)
     if reply.response.status != 200:
         raise refusal(reply.response)
     info = read_funding_info(reply.response.body)
     if info.min_duration_hours is UNSET:
-        least = yield from _ask_least(wish, client_key, expiry, patience)
+        least = yield from _ask_least(wanted, client_key, expiry, patience)
         info = structs.replace(info, min_duration_hours=least)
     return info, reply.response
 
 
-def _ask_least(wish: Wish, client_key: bytes, expiry: UnixTime, patience: Patience) -> Flow[int]:
-    other = Request("GET", wish.url + routes.info_path(2, Dialect.S, client_key, expiry))
+def _ask_least(wanted: ChannelRequest, client_key: bytes, expiry: UnixTime, patience: Patience) -> Flow[int]:
+    other = Request("GET", wanted.url + routes.info_path(2, Dialect.S, client_key, expiry))
     try:
-        told = (yield from ask(other, patience)).response
-        least = read_funding_info(told.body).min_duration_hours
+        answer = (yield from ask(other, patience)).response
+        least = read_funding_info(answer.body).min_duration_hours
     except (Unreachable, ServerMisbehaved):
         return ASSUMED_MIN_HOURS
-    return least if isinstance(least, int) and told.status == 200 else ASSUMED_MIN_HOURS
+    return least if isinstance(least, int) and answer.status == 200 else ASSUMED_MIN_HOURS
 
 
 class Settings(TypedDict, total=False):
@@ -142,15 +144,15 @@ class Settings(TypedDict, total=False):
 
 
 class PayerBase:
-    """What needs neither network nor waiting.
+    """Methods that neither use the network nor block.
 
     Args:
-        url: base URL of the server; only a new channel needs it, an existing one knows its own.
+        url: base URL of the server; needed for new channels only, an existing channel stores its own.
         wallet: directory of the channels; default `$PAYCHAN_WALLET`, or else `~/.paychan/wallet`.
         version: RBPCP version of new channels, and `dialect` that of version 2.
-        network: the only Bitcoin network to accept. Regtest must be named, its addresses look like test's.
+        network: the only Bitcoin network to accept. Regtest must be named: its addresses look like those of test.
         limits: terms and amounts to accept.
-        patience: how long to ask a server that is busy or silent.
+        patience: retry policy for a server that is busy or silent.
     """
 
     def __init__(
@@ -167,21 +169,21 @@ class PayerBase:
         self.url = check_url(url) if url else ""
         self.wallet = Wallet(wallet)
         self._version, self._dialect, self._network = version, dialect, network
-        self._ways = TransportSettings(limits or Limits(), patience or Patience())
+        self._settings = TransportSettings(limits or Limits(), patience or Patience())
         self._files: weakref.WeakSet[ChannelFile] = weakref.WeakSet()
 
     def records(self) -> list[ChannelRecord]:
-        """Read all channels of the wallet that can be read, also those in use; see `problems`."""
+        """Read all readable channels of the wallet, including those in use; see `problems`."""
         return self.wallet.read_all()[0]
 
     def problems(self) -> dict[str, WalletError]:
-        """Say by name which channels of the wallet can't be read, and why."""
+        """Return the channels of the wallet that cannot be read: the error of each, by name."""
         return self.wallet.read_all()[1]
 
     def _new(
         self, hours: float, expires: int | None, change_address: str, amount_sat: int, *, movable: bool
     ) -> Flow[ChannelRecord]:
-        wish = Wish(
+        wanted = ChannelRequest(
             url=check_url(self.url),
             version=self._version,
             dialect=self._dialect,
@@ -194,10 +196,10 @@ class PayerBase:
             amount_sat=amount_sat,
             movable=movable,
         )
-        return new_channel(wish, self._ways.limits, self._ways.patience)
+        return new_channel(wanted, self._settings.limits, self._settings.patience)
 
     def _created(self, record: ChannelRecord) -> ChannelFile:
-        """The key is on the disk before anybody learns the address."""
+        """Make the key durable before the caller learns the address."""
         file = self.wallet.create(record)
         self._files.add(file)
         return file
@@ -213,9 +215,10 @@ class PayerBase:
 
 
 class Payer(PayerBase):
-    """Opens channels whose methods wait. See `PayerBase`.
+    """Opens channels with blocking methods. See `PayerBase` for the arguments.
 
-    `with` closes connections and releases the channels at its end; else that happens with the last channel.
+    A `with` block closes connections and releases the channels at its end; without one, that happens with the last
+    channel.
     """
 
     def __init__(self, url: str = "", *, http: httpx.Client | None = None, **settings: Unpack[Settings]) -> None:
@@ -238,34 +241,39 @@ class Payer(PayerBase):
         amount_sat: int = 0,
         movable: bool = False,
     ) -> Channel:
-        """Agree on a new channel that takes payments for `hours`, or ends at the Unix time `expires`.
+        """Agree on a new channel that takes payments for `hours`, or that ends at the Unix time `expires`.
 
-        Its expiry is later than the hours: the funding must become deep first, and the server settles before the expiry.
+        The expiry is later than `hours` from now: the funding must become deep first, and the server settles before the
+        expiry. The key is durable in the wallet before this returns.
 
-        `amount_sat` is what you mean to send to its address; by default the least that opens it.
-        A `movable` channel (version 2) lets the server withdraw what it earned without ending it: the change funds the
-        channel again, until a closing or a refund brings it to `change_address`. If the server closes it on its own,
-        what is left stays locked until the expiry.
+        Args:
+            hours: time for payments; ignored if `expires` is set.
+            expires: Unix time of the expiry.
+            change_address: receives the change; default: the P2PKH address of the channel's key.
+            amount_sat: amount that you plan to send to the address; default: the minimum that opens the channel.
+            movable: let the server withdraw its earnings without ending the channel (version 2). The change funds the
+                channel again, until a closing or a refund pays it to `change_address`. If the server closes the channel
+                unasked, the rest stays locked until the expiry.
 
         Raises:
-            TermsUnacceptable, ServerMisbehaved, Refused, Unreachable: there is no channel.
+            TermsUnacceptable, ServerMisbehaved, Refused, Unreachable: no channel was made.
         """
         terms = self._new(hours, expires, change_address, amount_sat, movable=movable)
         record = drive(terms, self._http, keep=_nothing_to_keep)
-        return Channel(self._created(record), record, self._ways, self._http, self)
+        return Channel(self._created(record), record, self._settings, self._http, self)
 
     def channel(self, name: str) -> Channel:
-        """Go on with a channel of the wallet, named by the beginning of its name."""
-        return Channel(*self._opened(name), self._ways, self._http, self)
+        """Load a channel of the wallet, by the beginning of its name, and lock its file."""
+        return Channel(*self._opened(name), self._settings, self._http, self)
 
     def close(self) -> None:
-        """Close connections and release the channels; the channels themselves stay as they are."""
+        """Close connections and release the channels. The channels stay open at the server."""
         self._hang_up()
         self._release()
 
 
 class AsyncPayer(PayerBase):
-    """Opens channels whose methods are awaited; else like `Payer`."""
+    """Opens channels with coroutines; otherwise like `Payer`."""
 
     def __init__(self, url: str = "", *, http: httpx.AsyncClient | None = None, **settings: Unpack[Settings]) -> None:
         super().__init__(url, **settings)
@@ -288,10 +296,10 @@ class AsyncPayer(PayerBase):
     ) -> AsyncChannel:
         terms = self._new(hours, expires, change_address, amount_sat, movable=movable)
         record = await drive_async(terms, self._http, keep=_nothing_to_keep)
-        return AsyncChannel(self._created(record), record, self._ways, self._http)
+        return AsyncChannel(self._created(record), record, self._settings, self._http)
 
     def channel(self, name: str) -> AsyncChannel:
-        return AsyncChannel(*self._opened(name), self._ways, self._http)
+        return AsyncChannel(*self._opened(name), self._settings, self._http)
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -299,10 +307,10 @@ class AsyncPayer(PayerBase):
 
 
 def check_url(url: str) -> str:
-    """Pass a base URL without a slash at its end.
+    """Return a base URL without a trailing slash.
 
     Raises:
-        TermsUnacceptable: not http or https, or with anything but host, port and path.
+        TermsUnacceptable: not http or https, or more than host, port and path.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
@@ -311,4 +319,4 @@ def check_url(url: str) -> str:
 
 
 def _nothing_to_keep(_record: ChannelRecord) -> None:
-    """Agreeing on terms signs nothing, so nothing is written until the file exists."""
+    """Do nothing: agreeing on terms signs nothing, so the record is written later, with the channel's file."""

@@ -1,7 +1,7 @@
-"""What a payer remembers of one channel. The record is the money: it is durable before a payment leaves.
+"""The payer's record of one channel. Losing it means losing money: it is durable before a payment is sent.
 
-Amounts are change values, as signed: what still belongs to the payer. Signatures are not kept, since signing is
-deterministic (RFC 6979) and gives the same bytes again.
+Payments are stored as signed: as change values, the amount that still belongs to the payer. Signatures are not stored,
+since signing is deterministic (RFC 6979) and yields the same bytes again.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from paychan.protocol.wire.rbpcp import Dialect
 
 
 class State(Enum):
-    """Where a channel stands, as far as the payer knows. Stored by value: never rename."""
+    """State of a channel, as far as the payer knows. Stored by value: never rename."""
 
     NEW = "new"  # has an address, perhaps funding; not opened
     OPEN = "open"  # the server took the opening payment
-    CLOSING = "closing"  # asked to close, or told so by the server; not settled yet
+    CLOSING = "closing"  # the payer asked to close, or the server reported it; not settled yet
     CLOSED = "closed"  # settled
-    REFUNDED = "refunded"  # the refund took everything back
+    REFUNDED = "refunded"  # a refund took all coins back
 
 
 class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One channel: fixed facts, then what was signed and what the server acknowledged."""
+    """One channel: fixed facts, then the signed and the acknowledged amounts."""
 
     format: Literal[1] = 1
     name: str
@@ -45,7 +45,7 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     server_key: str
     expiry: UnixTime
     funding_address: str
-    """Where the funding goes: rebuilt from server key, own key and expiry, never taken from the server."""
+    """Address of the funding: rebuilt from server key, own key and expiry, never taken from the server."""
     created_at: UnixTime
     open_price_sat: Sat
     dust_sat: Sat
@@ -53,9 +53,9 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     settlement_period_hours: int
     change_address: str
     meant_sat: Sat = Sat(0)
-    """What the payer meant to send; 0 for the least."""
+    """Amount that the payer planned to send; 0 for the minimum."""
     location: str
-    """Where v1 requests go: path and query of the last Location, below `url`. v2 derives its paths."""
+    """Path and query of v1 requests: from the last Location, below `url`. v2 derives its paths."""
 
     funding_outpoint: str = ""
     """`txid:vout` as wallets show it."""
@@ -64,38 +64,41 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     secret: str = ""
     """Names a v2 channel; follows from the opening payment."""
     signed_sat: Sat | None = None
-    """Change value of the newest payment that may have left."""
+    """Change value of the newest payment that may have been sent."""
     acknowledged_sat: Sat | None = None
     """Change value of the newest payment that the server confirmed."""
     refused: bool = False
-    """The server said no to the newest signed payment, and may use it all the same."""
+    """The server refused the newest signed payment, but may still use it."""
     application_data: str = ""
-    """What the newest signed payment told the application."""
+    """Application data of the newest signed payment."""
     closing_sat: Sat | None = None
-    """Change value of the closing payment, once asked to close."""
+    """Change value of the closing payment, once the payer asked to close."""
     closing_address: str = ""
     settlement_txid: str = ""
     end_seen: bool = False
-    """A chain of the payer's own showed what spent the funding; `state` and `settlement_txid` alone are the server's word."""
+    """The payer's own chain showed the spend of the funding.
+
+    Otherwise `state` and `settlement_txid` are the server's claim.
+    """
     refunds: tuple[str, ...] = ()
-    """Signed refunds (hex): one from the moment the funding is known, the newest last."""
+    """Signed refunds (hex), the newest last; the first one is signed when the funding becomes known."""
     payout_address: str = ""
-    """Where the coins of a channel go in the end whose change funds it again; "" for its own key."""
+    """Final address of the coins of a movable channel; "" for the address of its own key."""
     earlier_paid_sat: Sat = Sat(0)
-    """What was signed away at outputs that the channel has left; all other amounts are those of the present one."""
+    """Amount paid at outputs that the channel has left. All other amounts belong to the present output."""
     moves: tuple[str, ...] = ()
-    """The settlements (hex) by which it moved from output to output, signed by both sides."""
+    """Settlements (hex) that moved the channel from output to output, signed by both sides."""
     funding_source: Source = Source.UNKNOWN
-    """How the value of the funding output is known."""
+    """Source of the funding output's value."""
     deposits: tuple[Deposit, ...] = ()
-    """Other outputs at the address that were unspent, or not spent deep in the chain, when last seen."""
+    """Further outputs at the address that, when last seen, were unspent or not spent deep in the chain."""
     offered_fee_sat: Sat = Sat(0)
-    """Fee that the closing offered."""
+    """Fee that the closing payment offered."""
     paid_fee_sat: Sat | None = None
-    """Fee that the settlement pays, read from it; None if the server showed none, or settled several channels in one."""
+    """Fee of the settlement, read from it; None if the server showed none, or settled several channels in one."""
 
     def __repr__(self) -> str:
-        """Never shows the private key."""
+        """Hide the private key."""
         return f"ChannelRecord({self.name}, {self.state.value}, left_sat={self.left_sat})"
 
     @property
@@ -113,81 +116,81 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @property
     def funding(self) -> Deposit | None:
-        """The output that funds the channel, once it is noted."""
+        """The output that funds the channel, once it is recorded."""
         if not self.funding_outpoint:
             return None
         return Deposit(self.funding_outpoint, self.funding_sat, self.funding_source)
 
     @property
     def held(self) -> tuple[Deposit, ...]:
-        """Outputs that a refund takes: the funding unless the channel has ended, and all others at the address."""
+        """Outputs that a refund spends: the funding unless the channel has ended, and all further deposits."""
         funding = () if self.funding is None or self.ended else (self.funding,)
         return (*funding, *self.deposits)
 
     @property
     def movable(self) -> bool:
-        """Say whether the server can settle what it earned without ending the channel (RBPCP §6.2)."""
+        """Say whether the server can withdraw its earnings without ending the channel (RBPCP §6.2)."""
         return self.version == 2 and self.change_address == self.funding_address
 
     @property
     def home_address(self) -> str:
-        """Where what is not spent comes back to in the end, by a closing or a refund."""
+        """Address that finally receives the unspent amount, by a closing or a refund."""
         if not self.movable:
             return self.change_address
         return self.payout_address or encode_address(key_script(self.terms.client_key), self.network)
 
     @property
     def min_funding_sat(self) -> Sat:
-        """Least funding with which the channel can be opened and still has change."""
+        """Minimum funding with which the channel can be opened and still has change."""
         return Sat(self.open_price_sat + self.dust_sat)
 
     @property
     def amount_sat(self) -> Sat:
-        """What to send to the address, in one output."""
+        """Amount to send to the address, in one output."""
         return max(self.meant_sat, self.min_funding_sat)
 
     @property
     def ended(self) -> bool:
-        """Say whether the channel has ended, as far as the server or the chain told."""
+        """Say whether the channel has ended, according to the server or the chain."""
         return self.state in (State.CLOSED, State.REFUNDED)
 
     @property
     def left_sat(self) -> Sat:
-        """What certainly still belongs to the payer: the change of the newest signed payment."""
+        """Amount that certainly still belongs to the payer: the change of the newest signed payment."""
         return self.funding_sat if self.signed_sat is None else self.signed_sat
 
     @property
     def paid_sat(self) -> Sat:
-        """What was signed away, here and at earlier outputs."""
+        """Sum of all signed payments, at this output and at earlier ones."""
         return Sat(self.earlier_paid_sat + self.funding_sat - self.left_sat)
 
     @property
     def agreed_sat(self) -> Sat:
-        """Change value that both sides know."""
+        """Newest change value that both sides know."""
         return self.funding_sat if self.acknowledged_sat is None else self.acknowledged_sat
 
     @property
     def pending_sat(self) -> Sat:
-        """What was signed away and never acknowledged."""
+        """Sum of the signed payments that were never acknowledged."""
         return Sat(self.agreed_sat - self.left_sat)
 
     @property
     def unacknowledged(self) -> bool:
-        """Say whether the newest signed payment still waits for an answer (one of nothing may do so, too)."""
+        """Say whether the newest signed payment still has no answer. Its amount may be 0."""
         return self.signed_sat != self.acknowledged_sat
 
     def sign(self, change_sat: Sat, address: str = "") -> Payment:
-        """Sign a payment that leaves `change_sat` to `address` (default: the channel's change address)."""
+        """Sign a payment that leaves `change_sat` at `address` (default: the channel's change address)."""
         return self.signer(address).payment(change_sat)
 
     def signer(self, address: str = "") -> PaymentSigner:
-        """Make what signs many payments, with change to `address` (default: the channel's change address)."""
+        """Return a signer for many payments, with change to `address` (default: the channel's change address)."""
         script = decode_address(address or self.change_address, self.network)
         return PaymentSigner(self.key, self.terms, self.outpoint, script)
 
 
 def check_record(record: ChannelRecord) -> None:
-    """Hold a record that was read to its own rules.
+    """Check a record that was read for consistency.
 
     Raises:
         PaychanError, ValueError: keys, expiry, addresses or amounts contradict each other.

@@ -1,4 +1,4 @@
-"""How much is left after a payment: the rules that keep a payer from giving away more than was meant."""
+"""Compute the change after a payment. These rules keep the payer from paying more than intended."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from paychan.protocol.types import Sat
 
 
 def next_change(record: ChannelRecord, amount_sat: int, limits: Limits, *, drain: bool) -> Sat:
-    """Change value of the next payment, counted from what both sides know; 0 with `drain`.
+    """Return the change value of the next payment, counted from the newest one that both sides know; 0 with `drain`.
 
     Raises:
         ValueError: a negative amount.
         OverLimit: more than the payer's own limit for one payment.
         InsufficientFunds: more than is left.
-        WouldLeaveDust: the rest could not be paid back.
-        WouldTakeBack: less than a payment that was signed, then refused: the server could use that one instead.
+        WouldLeaveDust: the rest is too small to be paid back.
+        WouldTakeBack: less than a payment that was signed and refused; the server could use that one instead.
     """
     if drain:
         return Sat(0)

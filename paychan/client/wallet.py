@@ -1,7 +1,7 @@
-"""The payer's wallet: a directory with one file per channel, readable by its owner alone.
+"""The payer's wallet: a directory with one file per channel, readable by its owner only.
 
-A file is replaced as a whole (temporary file, sync, rename, sync of the directory), so a crash leaves the old record
-or the new one. Who uses a channel holds a lock on `NAME.lock`; readers need none.
+A file is replaced as a whole (temporary file, sync, rename, sync of the directory), so a crash leaves the old record or
+the new one. A process that uses a channel holds a lock on `NAME.lock`; readers need no lock.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ChannelFile:
             raise ChannelInUse(name=name) from None
 
     def save(self, record: ChannelRecord) -> None:
-        """Replace the file. When this returns, the record survives power loss."""
+        """Replace the file. After this returns, the record survives a power loss."""
         text = msgspec.json.format(_ENCODER.encode(record)) + b"\n"
         temporary = self._directory / f".{self._name}.new"
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | BINARY, 0o600)
@@ -50,7 +50,7 @@ class ChannelFile:
 
 
 class Wallet:
-    """The channels of one directory, which is made when it is missing."""
+    """The channels of one directory. The directory is created if it is missing."""
 
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
         chosen = directory or os.environ.get("PAYCHAN_WALLET") or DEFAULT_DIRECTORY
@@ -62,10 +62,10 @@ class Wallet:
         return sorted(path.stem for path in self.directory.glob("[!.]*.json"))
 
     def find(self, prefix: str) -> str:
-        """Complete the beginning of a name.
+        """Complete the beginning of a channel's name.
 
         Raises:
-            NoSuchChannel: none begins so, or more than one does.
+            NoSuchChannel: no name begins so, or more than one.
         """
         matches = [name for name in self.names() if name.startswith(prefix)] if prefix else []
         if prefix in matches:
@@ -98,11 +98,11 @@ class Wallet:
             raise
 
     def read(self, name: str) -> ChannelRecord:
-        """Read a channel without locking it. A file that was renamed gives its channel the new name.
+        """Read a channel without locking it. A renamed file gives its channel the new name.
 
         Raises:
-            DamagedFile: not a record, or with keys and addresses that don't fit each other.
-            LaterFile: of a later format.
+            DamagedFile: not a record, or its keys and addresses contradict each other.
+            LaterFile: written by a later version.
             UnreadableFile: the system refuses to read it.
         """
         path = self.directory / f"{name}.json"
@@ -121,7 +121,7 @@ class Wallet:
         return record if record.name == name else msgspec.structs.replace(record, name=name)
 
     def read_all(self) -> tuple[list[ChannelRecord], dict[str, WalletError]]:
-        """Read all channels, each on its own: the records, and by name why others can't be read."""
+        """Read every channel separately; return the records, and the errors of unreadable channels by name."""
         records: list[ChannelRecord] = []
         problems: dict[str, WalletError] = {}
         for name in self.names():
@@ -137,7 +137,7 @@ class _Format(msgspec.Struct):
 
 
 def _is_later(raw: bytes, reason: str) -> bool:
-    """Say whether a file that can't be read is from a later version: another format, or fields that are not known here."""
+    """Say whether an unreadable file comes from a later version: a higher format number, or unknown fields."""
     try:
         found = msgspec.json.decode(raw, type=_Format)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

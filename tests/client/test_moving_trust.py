@@ -164,7 +164,7 @@ def test_without_the_servers_signature_nothing_moves(liar: Liar, channel: Channe
     liar.withdraw()
     changed = settlement(liar)
     sign(channel, changed, "somebody else")
-    believes_nothing(liar, channel, told(liar, changed), "no signature of the server's")
+    believes_nothing(liar, channel, told(liar, changed), "no signature of the server")
 
 
 @pytest.mark.parametrize("script_sig", [b"", b"\x4c", b"\x51" * 4, b"\x00\x00\x51\x00"])

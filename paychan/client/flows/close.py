@@ -1,4 +1,4 @@
-"""Closing a channel, and asking how it stands, from the payer's side."""
+"""Close a channel, and ask for its status."""
 
 from __future__ import annotations
 
@@ -29,18 +29,21 @@ _replace = msgspec.structs.replace
 
 
 _SETTLEMENT_BYTES = 340
-"""A settlement of one channel with change, about."""
+"""Approximate size of a settlement of one channel with change."""
 
 _MOST_PERCENT = 10
 _MOST_SAT_PER_VB = 100
 _LEAST_SAT_PER_VB = 2
-"""A fee that is offered is a payment to the server, which it is meant to pass on: above this it needs an explicit word."""
+"""An offered fee is a payment to the server, which should spend it as fee.
+
+Above this limit the caller must confirm it.
+"""
 
 
 class Settled(Struct, frozen=True):
-    """A closed channel, and what finds its settlement: it spends `outpoint` and pays `change_sat` back.
+    """A closed channel. Its settlement spends `outpoint` and pays `change_sat` to `change_address`.
 
-    The txid is the server's; whoever relays a transaction of this kind can change its txid, never where it pays to.
+    The txid is the server's claim. A relaying node can change the txid of such a transaction, but not its outputs.
     """
 
     settlement_txid: str
@@ -49,19 +52,19 @@ class Settled(Struct, frozen=True):
     change_address: str
     offered_fee_sat: Sat = Sat(0)
     paid_fee_sat: Sat | None = None
-    """What the settlement pays as fee, read from the transaction; None if the server showed none, or settled several."""
+    """Fee of the settlement, read from it; None if the server showed none, or settled several channels in one."""
 
 
 def most_fee_sat(left_sat: Sat) -> Sat:
-    """Fee that may be offered for a settlement without an explicit word."""
+    """Return the highest fee (satoshi) that a closing may offer without the caller's confirmation."""
     most = min(left_sat * _MOST_PERCENT // 100, _SETTLEMENT_BYTES * _MOST_SAT_PER_VB)
     return Sat(max(most, _SETTLEMENT_BYTES * _LEAST_SAT_PER_VB))
 
 
 def probe(record: ChannelRecord, patience: Patience) -> Flow[ChannelRecord]:
-    """Ask how the channel stands, by showing the newest payment that the server acknowledged: it is worth nothing.
+    """Ask for the channel's status, by sending the newest acknowledged payment again; that pays nothing.
 
-    Tells, too, whether a payment without an answer was booked. Returns the record as it is now.
+    The answer also tells whether a payment that got no answer was booked. Returns the updated record.
     """
     if record.ended or record.acknowledged_sat is None:
         return record
@@ -92,13 +95,18 @@ def _agreed(record: ChannelRecord) -> Request:
 def close(
     record: ChannelRecord, patience: Patience, *, fee_sat: int, change_address: str, max_fee_sat: int | None = None
 ) -> Flow[Settled]:
-    """Have the channel settled. In v2 with a last payment of `fee_sat`, and change to another address if wanted.
+    """Ask the server to settle the channel. In version 2 the closing may pay `fee_sat` and name a change address.
 
-    Change that would fund the channel again goes home instead: it would be locked in there until the expiry.
-    A closing that got no answer is asked for again as it was. The settlement that the server shows must pay the change.
+    The change of a movable channel goes to its home address, since it would otherwise fund the channel again and stay
+    locked until the expiry. A closing that got no answer is sent again unchanged. If the server shows the settlement,
+    it must pay the change.
 
     Raises:
-        FeeTooHigh: `fee_sat` is more than `max_fee_sat`, or else than `most_fee_sat`; the server would get it all.
+        FeeTooHigh: `fee_sat` is above `max_fee_sat`, or without that above `most_fee_sat`.
+        WrongState: the channel is not open.
+        TermsUnacceptable: version 1 takes neither fee nor address.
+        InsufficientFunds, WouldLeaveDust: the fee does not fit the change.
+        ServerMisbehaved, Refused, Unreachable: see `paychan.client.errors`.
     """
     if record.version == 1 and (fee_sat or change_address):
         raise TermsUnacceptable(what="closing", got="a fee or an address", want="neither in protocol version 1")
@@ -121,7 +129,7 @@ def close(
         record, response = yield from _ask_to_close(record, patience)
     result = yield from result_of(record, response)
     closing_sat = record.closing_sat or Sat(0)
-    # RBPCP §6.4: v2 reports that nothing is left in the channel, v1 what goes back.
+    # RBPCP §6.4: v2 reports 0 left in the channel, v1 reports the change.
     check_result(result, ChannelStatus.CLOSED, {closing_sat} if record.version == 1 else {closing_sat, 0}, {0})
     offered, paid = Sat(record.agreed_sat - closing_sat), _paid_fee(record, result)
     record = _replace(
@@ -139,10 +147,10 @@ def close(
 
 
 def _paid_fee(record: ChannelRecord, result: PaymentResult) -> Sat | None:
-    """Read the fee from the settlement that the server shows, which must pay us what we signed for.
+    """Read the fee from the settlement that the server shows, which must pay the signed change.
 
     Raises:
-        ServerMisbehaved: it is no settlement of this channel, or pays less change.
+        ServerMisbehaved: not a settlement of this channel, or it pays less change.
     """
     text = result.settlement_transaction
     if text is UNSET or not text:
@@ -156,13 +164,13 @@ def _paid_fee(record: ChannelRecord, result: PaymentResult) -> Sat | None:
         raise ServerMisbehaved(what="txid of the settlement", got=printable(result.settlement_txid), want=txid)
     spent = [OutPoint(bytes(each.prevout.hash), int(each.prevout.n)) for each in transaction.vin]
     if record.outpoint not in spent:
-        raise ServerMisbehaved(what="settlement", got="another output's", want=f"one that spends {record.outpoint}")
+        raise ServerMisbehaved(
+            what="settlement", got="a spend of another output", want=f"one that spends {record.outpoint}"
+        )
     index, change_sat = spent.index(record.outpoint), record.closing_sat or 0
-    ours = {
-        record.closing_address or record.change_address,
-        record.change_address,
-    }  # it may have settled before we asked
-    scripts = {decode_address(address, record.network) for address in ours}
+    # The server may have settled to the channel's change address before this closing named another one.
+    addresses = {record.closing_address or record.change_address, record.change_address}
+    scripts = {decode_address(address, record.network) for address in addresses}
     there = [(each.nValue, bytes(each.scriptPubKey)) for each in transaction.vout][index : index + 1]
     if change_sat and not any(value >= change_sat and paid_to in scripts for value, paid_to in there):
         raise ServerMisbehaved(what="change in the settlement", got=there or "none", want=change_sat)
@@ -179,7 +187,7 @@ def _last(record: ChannelRecord) -> Request:
 
 
 def settled(record: ChannelRecord) -> Settled:
-    """What is known of a closed channel's settlement."""
+    """Return the settlement of a closed channel, as far as the record has it."""
     address = record.closing_address or record.change_address
     return Settled(
         record.settlement_txid,
@@ -192,7 +200,7 @@ def settled(record: ChannelRecord) -> Settled:
 
 
 def _closing(record: ChannelRecord, fee_sat: int, change_address: str) -> ChannelRecord:
-    """Record the closing payment that is about to leave; it too counts as given away."""
+    """Record the closing payment before it is sent; its fee counts as paid."""
     change = record.agreed_sat - fee_sat
     if fee_sat < 0 or change < 0:
         raise InsufficientFunds(want_sat=fee_sat, left_sat=record.agreed_sat)
@@ -211,5 +219,5 @@ def _closing(record: ChannelRecord, fee_sat: int, change_address: str) -> Channe
 
 
 def _is_settling(response: Response) -> bool:
-    """A closing channel answers 410 until its settlement is out (RBPCP §5.4): the same request again, later."""
+    """A closing channel answers 410 until the server has its settlement (RBPCP §5.4): ask again later."""
     return is_busy(response) or (response.status == 410 and refusal(response).code in ("", "channel_closing"))

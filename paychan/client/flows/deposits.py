@@ -1,7 +1,8 @@
-"""What the wallet notes about the outputs at a channel's address: the one that funds it, and all others.
+"""Record the outputs at a channel's address: the funding, and further deposits.
 
-Others are a second payment to the address, one that is too small or late, the funding after a fee bump under another
-txid, and the change that a settlement left there. Only a refund brings them home, since the address is a script.
+Further deposits are a second payment to the address, a payment that is too small or late, the funding under another
+txid after a fee bump, and the change that a settlement left there. The address is a script, so only a refund returns
+them.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ _replace = msgspec.structs.replace
 
 
 def noted(record: ChannelRecord, funding: Deposit) -> ChannelRecord:
-    """Note which output funds the channel, with the signed refund of it. One noted before becomes one of the others.
+    """Record the output that funds the channel, with its signed refund. An earlier one becomes a further deposit.
 
-    An opening that the server refused is forgotten with its output, which may have been replaced: should both exist, the
-    server could take the opening price of the first one, too.
+    If the server refused the opening payment, that payment is forgotten together with its output, which may have been
+    replaced. If both outputs exist, the server could also take the opening price from the first one.
 
     Raises:
-        WrongState: an opening was signed for another output, and not refused.
-        FundingTooSmall: not enough to open and have change.
+        WrongState: the opening payment was signed for another output, and the server did not refuse it.
+        FundingTooSmall: less than open price plus dust limit.
     """
     if record.state is not State.NEW:
         raise WrongState(name=record.name, state=record.state.value, need=State.NEW.value)
@@ -49,10 +50,11 @@ def noted(record: ChannelRecord, funding: Deposit) -> ChannelRecord:
 
 
 def agrees(record: ChannelRecord, found: Collection[Deposit], outpoint: str, value_sat: int, source: str) -> Deposit:
-    """Pass what a source shows at an outpoint, if it holds the value that was said.
+    """Return the output that a source shows at `outpoint`, if it holds the stated value.
 
     Raises:
-        FundingNotThere, FundingDiffers: it does not.
+        FundingNotThere: the source shows no such output.
+        FundingDiffers: it holds another value.
     """
     for each in found:
         if each.outpoint == outpoint:
@@ -64,7 +66,7 @@ def agrees(record: ChannelRecord, found: Collection[Deposit], outpoint: str, val
 
 
 def server_shows(record: ChannelRecord, found: Sequence[Deposit]) -> Flow[ChannelRecord]:
-    """Note the others among the outputs that the server lists. What a chain of the payer's showed stays as it is."""
+    """Record further outputs that the server lists. Values from the payer's own chain are kept."""
     known = {each.outpoint: each for each in record.deposits if each.source is Source.CHAIN}
     listed = {each.outpoint: each for each in found if each.outpoint != record.funding_outpoint}
     deposits = tuple((listed | known).values())[:MOST_DEPOSITS]
@@ -75,10 +77,10 @@ def server_shows(record: ChannelRecord, found: Sequence[Deposit]) -> Flow[Channe
 
 
 def with_chain(record: ChannelRecord, found: Sequence[Deposit], pending: Collection[str] = ()) -> ChannelRecord:
-    """Return the record with all unspent outputs at the address, as a node or Electrum server of the payer's shows them.
+    """Return the record with all unspent outputs at the address, as the payer's node or Electrum server reports them.
 
-    Its values replace those that were said. A channel that is not opened takes the most valuable output for
-    its funding if the one noted is not there. `pending` are outpoints that are spent, but not deep in the chain yet.
+    Their values replace earlier ones. If the channel is not open and its recorded funding is gone, the most valuable
+    output becomes the funding. `pending` are outpoints that are spent, but not yet deep in the chain.
     """
     unspent = {each.outpoint: each for each in found}
     here = unspent.get(record.funding_outpoint)
@@ -96,7 +98,7 @@ def with_chain(record: ChannelRecord, found: Sequence[Deposit], pending: Collect
 
 
 def chain_shows(record: ChannelRecord, found: Sequence[Deposit], pending: Collection[str] = ()) -> Flow[ChannelRecord]:
-    """Note what `with_chain` returns."""
+    """Save the record that `with_chain` returns."""
     now = with_chain(record, found, pending)
     if now != record:
         yield Save(now)
@@ -104,10 +106,10 @@ def chain_shows(record: ChannelRecord, found: Sequence[Deposit], pending: Collec
 
 
 def prove(record: ChannelRecord, transaction: str) -> Flow[ChannelRecord]:
-    """Take over what a transaction (hex) shows of the outputs that are noted here: its id commits to their values.
+    """Take the values of recorded outputs from the transaction (hex) that holds them: its txid commits to them.
 
     Raises:
-        Malformed: not a transaction, or none of these outputs is in it.
+        Malformed: not a transaction, or it holds none of the recorded outputs.
     """
     txid = txid_of(transaction)
     now = record
@@ -133,7 +135,7 @@ def _may_fund_elsewhere(record: ChannelRecord) -> bool:
 
 
 def _with_value(record: ChannelRecord, funding: Deposit) -> ChannelRecord:
-    """Take over what the funding output holds. What was signed stays signed: a larger value was given away with it."""
+    """Take over the value of the funding output. Signed amounts stay, so an excess value counts as paid."""
     value = funding.value_sat
 
     def at_most(signed: Sat | None) -> Sat | None:

@@ -1,8 +1,9 @@
-"""Going along with a channel that the server moved: the change of a settlement funds it again (RBPCP §6.5).
+"""Follow a channel that the server moved: the change of a settlement funds it again (RBPCP §6.5).
 
-Nothing is believed. The settlement must be there in full, signed by both sides, and its first output must hold what a
-payment of ours left, locked by the channel's own script: then it is as good as the funding that it spends, whoever
-publishes it. Where the server points is only compared; requests go to the URL that the payer chose.
+The client trusts nothing. The server must show the whole settlement, with both signatures. Its first output must hold
+the change of a payment that the client signed, locked by the channel's own script. Then it is as safe as the funding
+that it spends, whichever peer publishes it. The location that the server names is only compared; requests go to the
+payer's URL.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from paychan.protocol.tx import FINAL_SEQUENCE
 from paychan.protocol.types import OutPoint, Sat
 
 _MOST_MOVES = 3
-"""More in the time of one request would only keep us busy: each takes a payment and some blocks."""
+"""A higher number within one request would only keep the client busy: each move takes a payment and some blocks."""
 
 _replace = msgspec.structs.replace
 
 
 class Arrival(Struct, frozen=True):
-    """The answer that a request got where the channel is, and the record as it is there."""
+    """The answer at the channel's present output, and the record at that output."""
 
     record: ChannelRecord
     response: Response
@@ -52,12 +53,12 @@ def ask_channel(
     patience: Patience,
     busy: Callable[[Response], bool] = is_busy,
 ) -> Flow[Arrival]:
-    """Ask the channel; if it has moved, note that, with a refund, and ask there what `make` signs for the new output.
+    """Send the request that `make` builds. If the channel has moved, save that, with a refund, and ask again there.
 
     Raises:
         Unreachable: see `ask`.
-        ServerMisbehaved: it did not move like that.
-        Refused: the server can't show the settlement at the moment.
+        ServerMisbehaved: the move is not proven.
+        Refused: the server cannot show the settlement at the moment.
     """
     repeated, moves = False, 0
     while True:
@@ -77,7 +78,7 @@ def ask_channel(
 
 
 def _unproven(response: Response) -> bool:
-    """A server that can't ask its chain at the moment moves the channel without showing how."""
+    """A server that cannot query its chain at the moment reports a move without its proof."""
     return response.status in MOVED and not _shown(response)
 
 
@@ -90,12 +91,12 @@ def _shown(response: Response) -> str:
 
 
 def moved(record: ChannelRecord, response: Response) -> ChannelRecord:
-    """Return the record at the output that the answer proves, with a refund of that.
+    """Return the record at the output that the answer proves, with a refund of that output.
 
-    A payment that is not in the settlement still counts as given away, and is signed again by whoever sends it.
+    A payment that is not in the settlement still counts as paid; the caller signs it again for the new output.
 
     Raises:
-        ServerMisbehaved: it proves nothing of the kind.
+        ServerMisbehaved: the answer does not prove a move.
     """
     text = _shown(response)
     transaction = _read(text)
@@ -121,14 +122,14 @@ def moved(record: ChannelRecord, response: Response) -> ChannelRecord:
 
 
 def _with_closing(there: ChannelRecord, fee: Sat) -> ChannelRecord:
-    """Offer the fee that was offered, if what is left has room for it."""
+    """Offer the earlier fee again, if the change has room for it."""
     closing = there.funding_sat - fee
     if closing < 0 or 0 < closing < there.dust_sat:
         closing = there.funding_sat
     return _replace(there, closing_sat=Sat(closing), signed_sat=min(there.left_sat, Sat(closing)))
 
 
-# --- what is checked ------------------------------------------------------------------------------------------------
+# --- checks of a move -----------------------------------------------------------------------------------------------
 
 
 def _read(text: str) -> CTransaction:
@@ -163,13 +164,13 @@ def _check_settlement(record: ChannelRecord, transaction: CTransaction, value: S
         want = f"{record.left_sat} to {record.agreed_sat}"
         raise ServerMisbehaved(what="value that the channel moved with", got=value, want=want)
     if not _signed_by_us(record, transaction, value):
-        raise ServerMisbehaved(what="payment in the move", got=f"change of {value} sat", want="one that we signed")
+        raise ServerMisbehaved(what="payment in the move", got=f"change of {value} sat", want="a signed payment")
     if not _signed_by_server(record, transaction):
-        raise ServerMisbehaved(what="move", got="no signature of the server's", want="its signature")
+        raise ServerMisbehaved(what="move", got="no signature of the server", want="its signature")
 
 
 def _signed_by_us(record: ChannelRecord, transaction: CTransaction, value: Sat) -> bool:
-    """A payment's signature holds in transactions of this layout alone (RBPCP §3)."""
+    """A payment's signature is valid in transactions of this layout only (RBPCP §3)."""
     layout = (transaction.nVersion, transaction.nLockTime, transaction.vin[0].nSequence)
     ours, _ = _signatures(record, transaction)
     if layout != (1, 0, FINAL_SEQUENCE) or ours[-1:] != bytes([SINGLE_ANYONECANPAY]):
@@ -187,7 +188,7 @@ def _signed_by_server(record: ChannelRecord, transaction: CTransaction) -> bool:
 
 
 def _signatures(record: ChannelRecord, transaction: CTransaction) -> tuple[bytes, bytes]:
-    """Read `<client sig> <server sig> <selector> <redeem script>`; empty ones if it is anything else."""
+    """Read `<client sig> <server sig> <selector> <redeem script>`; empty signatures for any other script."""
     try:
         pushed = [data for _, data, _ in CScript(transaction.vin[0].scriptSig).raw_iter()]
     except CScriptInvalidError:

@@ -1,9 +1,10 @@
-"""Which outputs fund a channel: asked of the server, since a payer need not have a node.
+"""Find the outputs that fund a channel. The server is asked, since a payer needs no node.
 
-The server's word is checked for what can be checked without one: that it speaks of our address, and in amounts that
-exist. With an output it may show the transaction, whose id commits to the value: then the value is certain, and whether
-the transaction is in the chain is what a lie would be about; that costs the server alone. Without it, an output that is
-larger than the server says costs the payer the difference: so nothing below `amount_sat` is taken on its word.
+The answer is checked as far as possible without a node: it must name the channel's address and possible amounts. The
+server may show the transaction of an output. Its txid commits to the value, so the value is proven; the server could
+lie only about the transaction being in the chain, which would cost the server alone. Without the transaction, an output
+that holds more than the server says costs the payer the difference. So an output below `amount_sat` is never accepted
+on the server's claim.
 """
 
 from __future__ import annotations
@@ -50,14 +51,14 @@ class _Answer(Struct, frozen=True):
 
 
 class FundingOutput(Struct, frozen=True):
-    """An unspent output that funds a channel, as the server tells: `txid:vout`, satoshi, depth, and depth wanted."""
+    """An unspent output that funds a channel, as the server reports it: `txid:vout`, satoshi, depth, required depth."""
 
     outpoint: str
     value_sat: Sat
     confirmations: int
     confirmations_needed: int
     source: Source = Source.SERVER
-    """`TRANSACTION` if the server showed the funding transaction, else its word alone."""
+    """`TRANSACTION` if the server showed the funding transaction, else `SERVER`."""
 
     @property
     def deep_enough(self) -> bool:
@@ -65,17 +66,17 @@ class FundingOutput(Struct, frozen=True):
 
 
 Watcher: TypeAlias = Callable[[tuple[FundingOutput, ...] | ClientError], None]
-"""Told of every look at the funding: what the server says, or why it says nothing."""
+"""Called after every poll: with the server's outputs, or with the error."""
 
 _POLL_SECONDS = 1.0
 
 
 def outputs(record: ChannelRecord, patience: Patience, *, proven: bool = False) -> Flow[tuple[FundingOutput, ...]]:
-    """Ask which outputs fund a channel; `proven`: with their transactions, which not every server shows.
+    """Ask which outputs fund a channel. `proven` asks for their transactions as well, which not every server shows.
 
     Raises:
-        FundingNotTold: the server knows no such question.
-        ServerMisbehaved: it speaks of another address, of outputs that can't be, or its transactions say otherwise.
+        FundingNotTold: the server does not offer this request.
+        ServerMisbehaved: another address, impossible outputs, or transactions that contradict the outputs.
     """
     reply = yield from ask(routes.outputs_request(record, proven=proven), patience)
     if reply.response.status == 404:
@@ -93,65 +94,65 @@ def outputs(record: ChannelRecord, patience: Patience, *, proven: bool = False) 
     return tuple(_output(record, outpoint, each) for outpoint, each in found)
 
 
-def _output(record: ChannelRecord, outpoint: OutPoint, told: _Output) -> FundingOutput:
+def _output(record: ChannelRecord, outpoint: OutPoint, listed: _Output) -> FundingOutput:
     source = Source.SERVER
-    if told.transaction:
+    if listed.transaction:
         try:
-            value = proven_value(told.transaction, outpoint, record.terms.funding_script)
+            value = proven_value(listed.transaction, outpoint, record.terms.funding_script)
         except Malformed as error:
             raise ServerMisbehaved(what=f"transaction of {outpoint}", got=error, want="the funding") from None
-        if value != told.value:
-            raise ServerMisbehaved(what=f"value of {outpoint}", got=told.value, want=value)
+        if value != listed.value:
+            raise ServerMisbehaved(what=f"value of {outpoint}", got=listed.value, want=value)
         source = Source.TRANSACTION
-    return FundingOutput(str(outpoint), Sat(told.value), told.confirmations, told.confirmations_needed, source)
+    return FundingOutput(str(outpoint), Sat(listed.value), listed.confirmations, listed.confirmations_needed, source)
 
 
-class Said(Struct, frozen=True):
-    """What the payer says about the funding output."""
+class FundingClaim(Struct, frozen=True):
+    """The payer's own statement about the funding output."""
 
     outpoint: str
     value_sat: int
     transaction: str = ""
     """The funding transaction (hex), which proves the value."""
     unchecked: bool = False
-    """Take the value as it is said, whatever the server shows."""
+    """Accept the value without comparing it with the server's."""
 
 
-def fund(record: ChannelRecord, said: Said, patience: Patience) -> Flow[ChannelRecord]:
-    """Note which output funds the channel, once its value is compared with the transaction or with what the server shows.
+def fund(record: ChannelRecord, claim: FundingClaim, patience: Patience) -> Flow[ChannelRecord]:
+    """Record the output that funds the channel, after comparing its value with the transaction or the server's list.
 
     Raises:
-        WrongState: something was signed for the channel already.
-        FundingTooSmall: not enough to open and have change.
-        FundingDiffers, FundingNotThere: what is shown contradicts what is said.
-        FundingNotTold: there is nothing to compare with.
-        Malformed: not an outpoint, or a transaction that does not pay there.
+        WrongState: a payment was already signed for the channel.
+        FundingTooSmall: less than open price plus dust limit.
+        FundingDiffers, FundingNotThere: transaction or server contradict the statement.
+        FundingNotTold: the server lists no outputs to compare with.
+        Malformed: not an outpoint, or a transaction without this output.
     """
-    outpoint = parse_outpoint(said.outpoint)
-    if said.transaction:
-        proven = proven_value(said.transaction, outpoint, record.terms.funding_script)
+    outpoint = parse_outpoint(claim.outpoint)
+    if claim.transaction:
+        proven = proven_value(claim.transaction, outpoint, record.terms.funding_script)
         found = [Deposit(str(outpoint), proven, Source.TRANSACTION)]
-        deposit = agrees(record, found, str(outpoint), said.value_sat or proven, "its transaction")
-    elif said.unchecked:
-        deposit = Deposit(str(outpoint), Sat(said.value_sat), Source.TYPED)
+        deposit = agrees(record, found, str(outpoint), claim.value_sat or proven, "its transaction")
+    elif claim.unchecked:
+        deposit = Deposit(str(outpoint), Sat(claim.value_sat), Source.TYPED)
     else:
-        noted(record, Deposit(str(outpoint), Sat(said.value_sat), Source.TYPED))  # refused before anything is asked
+        noted(record, Deposit(str(outpoint), Sat(claim.value_sat), Source.TYPED))  # decline before any request
         shown = yield from outputs(record, patience, proven=True)
-        deposit = agrees(record, _deposits(shown), str(outpoint), said.value_sat, "the server")
+        deposit = agrees(record, _deposits(shown), str(outpoint), claim.value_sat, "the server")
     record = noted(record, deposit)
     yield Save(record)
     return record
 
 
 def fund_debug(record: ChannelRecord, outpoint: OutPoint, value_sat: Sat) -> Flow[ChannelRecord]:
-    """Note the funding that follows from key and expiry; no chain has it."""
+    """Record the funding that follows from key and expiry; it is in no chain."""
     record = noted(record, Deposit(str(outpoint), value_sat, Source.DEBUG))
     yield Save(record)
     return record
 
 
 def look_for_others(record: ChannelRecord) -> Flow[ChannelRecord]:
-    """Note all outputs at the address that the server lists, beside the funding; say nothing if it does not."""
+    """Record all further outputs at the address that the server lists; ignore a failure."""
     try:
         shown = yield from outputs(record, Patience(attempts=1), proven=True)
     except (FundingNotTold, Refused, Unreachable, ServerMisbehaved):
@@ -166,12 +167,12 @@ def _deposits(found: Collection[FundingOutput]) -> list[Deposit]:
 def wait(
     record: ChannelRecord, patience: Patience, timeout_seconds: float | None, watcher: Watcher | None
 ) -> Flow[FundingOutput]:
-    """Wait until an output funds the channel deep enough; note it, with its refund, as soon as it is seen.
+    """Poll until an output funds the channel deep enough; record it, with its refund, as soon as it is seen.
 
-    A server that is busy or away is asked again. Another output may take the place of the one noted, if that is gone.
+    A busy or silent server is asked again. Another output may replace the recorded one if that is gone.
 
     Raises:
-        FundingMissing: not after pauses of `timeout_seconds`; never with None.
+        FundingMissing: not within pauses of `timeout_seconds` in sum; never with None.
         FundingNotTold, ServerMisbehaved: see `outputs`.
     """
     waited = 0.0
@@ -198,12 +199,12 @@ def wait(
 
 
 def _contradicts(record: ChannelRecord, best: FundingOutput) -> bool:
-    """Say whether the server tells another value than was noted without a check."""
+    """Say whether the server reports another value than an unchecked one in the record."""
     return best.value_sat != record.funding_sat and not record.funding_source.checked
 
 
 def _proven(record: ChannelRecord, best: FundingOutput, patience: Patience) -> Flow[FundingOutput]:
-    """Ask for the transaction of an output before it is noted, once; a server that shows none is taken at its word."""
+    """Ask once for the transaction of an output before it is recorded; if there is none, the server's claim counts."""
     try:
         shown = yield from outputs(record, patience, proven=True)
     except (ServerFailed, Unreachable):
@@ -219,7 +220,7 @@ def _look(record: ChannelRecord, patience: Patience) -> Flow[tuple[FundingOutput
 
 
 def choose(record: ChannelRecord, found: Collection[FundingOutput]) -> FundingOutput | None:
-    """Choose the output to open with: of those that hold what the payer meant to send, the nearest to its depth."""
+    """Choose the output to open with: among those that hold the planned amount, the one nearest to its depth."""
     enough = [output for output in found if output.value_sat >= record.amount_sat]
     return max(
         enough, key=lambda output: (output.confirmations - output.confirmations_needed, output.value_sat), default=None
@@ -227,7 +228,7 @@ def choose(record: ChannelRecord, found: Collection[FundingOutput]) -> FundingOu
 
 
 def missing(record: ChannelRecord, found: Collection[FundingOutput]) -> FundingMissing:
-    """Say what is there instead of an output to open with."""
+    """Describe the outputs that exist instead of one to open with."""
     seen = [
         f"{each.value_sat} sat, {each.confirmations} of {each.confirmations_needed} confirmations" for each in found
     ]

@@ -1,7 +1,7 @@
-"""Opening a channel and paying over it, from the payer's side.
+"""Open a channel, and pay over it.
 
-The order is always: sign, save, send, compare, save. A payment that was signed once counts as given away, whatever
-the server answers; so nothing that follows it pays less.
+The order is always: sign, save, send, compare, save. A payment counts as paid once it is signed, whatever the server
+answers, so no later payment is smaller.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _replace = msgspec.structs.replace
 
 
 class Receipt(Struct, frozen=True):
-    """A payment that the server took; amounts in satoshi."""
+    """A payment that the server accepted; amounts in satoshi."""
 
     paid_sat: Sat
     total_paid_sat: Sat
     left_sat: Sat
     repeated: bool
-    """The server had booked it, or a part of it, before; only its answer was lost."""
+    """The server had booked all or part of this payment before; only the answer was lost."""
     settlement_txid: str
-    """Of a payment that gave everything and so closed the channel; "" else, or while the settlement waits."""
+    """Settlement, if the payment drained and so closed the channel; "" otherwise, or while it is pending."""
     application_data: str
 
 
@@ -44,7 +44,10 @@ class Receipt(Struct, frozen=True):
 
 
 def open_channel(record: ChannelRecord, amount_sat: int | None, limits: Limits, patience: Patience) -> Flow[Receipt]:
-    """Open with a first payment (default: the open price). One that never got an answer is sent again as it was."""
+    """Open with a first payment (default: the open price).
+
+    An opening payment that got no answer is sent again unchanged.
+    """
     need(record, State.NEW)
     if not record.funding_outpoint:
         raise WrongState(name=record.name, state="not funded", need="funding")
@@ -68,7 +71,7 @@ def open_channel(record: ChannelRecord, amount_sat: int | None, limits: Limits, 
 
 
 def _signed(record: ChannelRecord, change_sat: Sat, application_data: str = "") -> ChannelRecord:
-    """Record that this payment is about to leave; the opening one names a v2 channel."""
+    """Record the payment before it is sent. The opening payment determines the secret of a v2 channel."""
     record = _replace(record, signed_sat=change_sat, refused=False, application_data=application_data)
     if record.state is State.NEW:
         record = _replace(record, secret=routes.secret_of(record, record.sign(change_sat)))
@@ -76,9 +79,9 @@ def _signed(record: ChannelRecord, change_sat: Sat, application_data: str = "") 
 
 
 def _take_over(record: ChannelRecord, conflict: Response, patience: Patience) -> Flow[Receipt]:
-    """Go on with a channel that exists: ours, if it takes the opening payment again as worth nothing new.
+    """Continue a channel that already exists, if it accepts the opening payment again as worth 0.
 
-    Then the answer to our own opening was lost. Without a Location it was settled earlier (RBPCP §5.2), or moved.
+    Then the answer to this opening was lost. A conflict without Location means settled earlier (RBPCP §5.2), or moved.
     """
     if not routes.located(conflict, record.url) and not record.movable:
         yield from refuse(record, conflict)
@@ -97,12 +100,12 @@ def _take_over(record: ChannelRecord, conflict: Response, patience: Patience) ->
 def pay(
     record: ChannelRecord, amount_sat: int, limits: Limits, patience: Patience, *, drain: bool, application_data: str
 ) -> Flow[Receipt]:
-    """Pay an amount, or with `drain` everything that is left, which closes the channel.
+    """Pay `amount_sat`, or with `drain` everything that is left, which closes the channel.
 
     Raises:
-        Unacknowledged: an earlier payment has no answer yet (`resume`).
+        Unacknowledged: an earlier payment has no answer yet; call `resume`.
         InsufficientFunds, WouldLeaveDust, WouldTakeBack, OverLimit: see `spend.next_change`.
-        ValueError: not an amount to pay.
+        ValueError: the amount is not positive.
     """
     need(record, State.OPEN)
     if amount_sat <= 0 and not drain:
@@ -114,23 +117,26 @@ def pay(
     record = _signed(record, next_change(record, amount_sat, limits, drain=drain), application_data)
     yield Save(record)
     received = {record.pending_sat}
-    if refused_at is not None:  # the server said no to that payment, and may have booked it later all the same
+    if refused_at is not None:  # the server refused that payment, but may have booked it later
         received.add(Sat(refused_at - record.left_sat))
     return (yield from transfer(record, patience, received))
 
 
 def resume(record: ChannelRecord, patience: Patience) -> Flow[Receipt]:
-    """Send the newest signed payment again. The server books it once, however often it is sent."""
+    """Send the newest signed payment again. The server books it once, however often it arrives."""
     need(record, State.OPEN)
     return (yield from transfer(record, patience, {record.pending_sat, Sat(0)}))
 
 
 def transfer(record: ChannelRecord, patience: Patience, received: Collection[int]) -> Flow[Receipt]:
-    """Send the newest signed payment, which is saved already; `received` is what the server may call its value."""
+    """Send the newest signed payment, which is already saved.
+
+    `received` are the values the server may report for it.
+    """
     paid = record.pending_sat
     seen = yield from ask_channel(record, _newest, patience)
     record = seen.record
-    if seen.moved:  # what the settlement has was paid before
+    if seen.moved:  # the payments in the settlement were paid before
         received = {record.pending_sat}
     if record.left_sat == 0 and seen.response.status == 410:
         return (yield from _drained_before(record, patience, paid))
@@ -143,7 +149,7 @@ def _newest(record: ChannelRecord) -> Request:
 
 
 def _drained_before(record: ChannelRecord, patience: Patience, paid: Sat) -> Flow[Receipt]:
-    """Learn the end of a channel that took our last payment and closed, when the answer was lost: ask it to close."""
+    """Ask the server to close a channel that the last payment drained, to get the settlement of a lost answer."""
     record = _replace(record, state=State.CLOSING, closing_sat=Sat(0))
     yield Save(record)
     settled = yield from closing.close(record, patience, fee_sat=0, change_address="")
@@ -151,7 +157,7 @@ def _drained_before(record: ChannelRecord, patience: Patience, paid: Sat) -> Flo
 
 
 def _acknowledge(record: ChannelRecord, result: PaymentResult, received: Collection[int], paid: Sat) -> Flow[Receipt]:
-    """Compare the result with the newest signed payment, then take over that the server has it: all of `paid`."""
+    """Compare the result with the newest signed payment, then record that the server holds it."""
     drained = record.left_sat == 0
     status = ChannelStatus.CLOSED if drained else ChannelStatus.OPEN
     check_result(result, status, {record.left_sat}, received)

@@ -1,4 +1,4 @@
-"""Taking one's own back: the refund after expiry, and the key that change is paid to."""
+"""Recover the payer's coins: the refund after expiry, and the key that receives change."""
 
 from __future__ import annotations
 
@@ -16,53 +16,56 @@ from paychan.protocol.kinds.refund import INPUT_BYTES, Coin, Refund, sign_refund
 from paychan.protocol.types import Network, OutPoint, Sat
 
 REFUND_SAT_PER_VB = 2
-"""Fee rate of the refund that is signed before the channel opens; another can be signed at any time."""
+"""Fee rate of the refund that is signed before the channel opens.
+
+A refund with another rate can be signed at any time.
+"""
 
 MOST_FEE_PERCENT = 10
 MOST_SAT_PER_VB = 200
-"""A refund's fee above this share of what it takes, or above this rate, needs an explicit word: `RefundTerms.max_fee_sat`."""
+"""A refund fee above this share of its value, or above this rate, needs `RefundTerms.max_fee_sat`."""
 
 RELAYED_SAT = 546
-"""Least output to a P2PKH address that nodes relay (policy.h: 3 sat per byte); the server's dust limit is its own affair."""
+"""Smallest P2PKH output that nodes relay (policy.h: 3 sat per byte). It is independent of the server's dust limit."""
 
 _replace = msgspec.structs.replace
 
 
 def key_address(client_key: bytes, network: Network) -> str:
-    """P2PKH address of the channel's own key: where change goes unless the payer names another address."""
+    """Return the P2PKH address of the channel's own key, which receives change by default."""
     return encode_address(key_script(client_key), network)
 
 
 def wif(record: ChannelRecord) -> str:
-    """Private key in the form that wallets import, to sweep what was paid to `key_address`."""
+    """Return the private key in wallet import format, to sweep coins from `key_address`."""
     payload = bytes([record.network.wif_version]) + bytes.fromhex(record.private_key) + b"\x01"
     return str(bitcoin.base58.encode(payload + Hash(payload)[:4]))
 
 
 class RefundTerms(Struct, frozen=True):
-    """How a refund is to be signed."""
+    """Parameters of a refund."""
 
     sat_per_vb: int = REFUND_SAT_PER_VB
     address: str = ""
     """Receives everything; "" for the channel's home address."""
     coins: tuple[Deposit, ...] | None = None
-    """What to take back; None for all that the record holds (`ChannelRecord.held`)."""
+    """Outputs to take back; None for all that the record holds (`ChannelRecord.held`)."""
     max_fee_sat: int | None = None
-    """The most to pay as fee; None for `most_fee_sat`."""
+    """Highest fee in satoshi; None for `most_fee_sat`."""
     unchecked: bool = False
-    """Sign for values that nothing has checked."""
+    """Sign although values are unchecked."""
 
 
 def refund(record: ChannelRecord, terms: RefundTerms) -> Refund:
-    """Sign the transaction that takes back, without the server, what is at the address once `expiry` has passed.
+    """Sign the transaction that returns the coins at the address once `expiry` has passed. It needs no server.
 
-    Outputs that cost more than they hold are left, unless there is nothing else.
+    An output that costs more than it holds is left out, unless there is no other.
 
     Raises:
-        WrongState: nothing there.
-        ValueUnchecked: what an output holds was never checked, and that is not allowed.
+        WrongState: no output is recorded.
+        ValueUnchecked: a value was never checked, and `terms.unchecked` is not set.
         FeeTooHigh: above `terms.max_fee_sat`, or else above `most_fee_sat`.
-        FundingTooSmall: the fee leaves less than relays.
+        FundingTooSmall: after the fee, less is left than nodes relay.
         Malformed: not an address of the channel's network.
     """
     held = record.held if terms.coins is None else terms.coins
@@ -89,20 +92,20 @@ def refund(record: ChannelRecord, terms: RefundTerms) -> Refund:
 
 
 def most_fee_sat(total_sat: int, size: int) -> Sat:
-    """Fee up to which a refund needs no explicit word: a share of what it takes, and a rate; the least rate always."""
+    """Return the highest refund fee that needs no confirmation: a share of the value within a range of rates."""
     share = total_sat * MOST_FEE_PERCENT // 100
     return Sat(max(min(share, size * MOST_SAT_PER_VB), size * REFUND_SAT_PER_VB))
 
 
 def affordable_rate(total_sat: int, size: int, wanted_sat_per_vb: int) -> int:
-    """Lower a rate that was not typed by the payer to what `most_fee_sat` allows, and what leaves an output that relays."""
+    """Lower a rate that the payer did not type: to `most_fee_sat`, and so far that the output is still relayed."""
     return max(1, min(wanted_sat_per_vb, most_fee_sat(total_sat, size) // size, (total_sat - RELAYED_SAT) // size))
 
 
 def first_refund(record: ChannelRecord) -> tuple[str, ...]:
-    """Sign the refund that a payer holds from the moment the funding is known; none when its fee would eat it up.
+    """Sign the refund that the payer holds from the moment the funding is known; none if the fee would consume it.
 
-    It lies in the wallet for the day when nothing else is left; commands that publish or show a refund sign anew.
+    It is the payer's last resort. Commands that publish or show a refund sign a new one.
     """
     coins = () if record.funding is None else (record.funding,)
     try:
@@ -113,7 +116,7 @@ def first_refund(record: ChannelRecord) -> tuple[str, ...]:
 
 
 def keep_refund(record: ChannelRecord, terms: RefundTerms) -> Flow[Refund]:
-    """Sign a refund and keep it, as everything that is published has to be known again. Raises like `refund`."""
+    """Sign a refund and save it: every published refund must be recognised later. Raises like `refund`."""
     signed = refund(record, terms)
     raw = signed.transaction.hex()
     others = tuple(each for each in record.refunds if each != raw)
@@ -123,9 +126,9 @@ def keep_refund(record: ChannelRecord, terms: RefundTerms) -> Flow[Refund]:
 
 
 def coins_at(record: ChannelRecord, outpoint: OutPoint, value_sat: Sat) -> Flow[ChannelRecord]:
-    """Note where a chain of the payer's shows the coins of a channel that takes no more payments, with their refund.
+    """Record the output that holds the coins of a channel that takes no more payments, with its refund.
 
-    They are at the change output of a settlement that the server made without a word to us.
+    It is the change output of a settlement that the server made without notice. The payer's own chain shows it.
     """
     here = _replace(
         record,
@@ -144,12 +147,12 @@ def coins_at(record: ChannelRecord, outpoint: OutPoint, value_sat: Sat) -> Flow[
 
 
 def is_refund(record: ChannelRecord, txid: str) -> bool:
-    """Say whether a displayed txid is that of a refund of ours."""
+    """Say whether a displayed txid is that of a refund in the record."""
     return any(CTransaction.deserialize(bytes.fromhex(raw)).GetTxid()[::-1].hex() == txid for raw in record.refunds)
 
 
 def spent(record: ChannelRecord, txid: str) -> Flow[ChannelRecord]:
-    """Note which transaction (displayed txid) spent the funding, deep in the chain: a refund of ours, or the settlement."""
+    """Record which transaction (displayed txid) spent the funding, deep in the chain: a refund or a settlement."""
     ending = State.REFUNDED if is_refund(record, txid) else State.CLOSED
     settlement = "" if ending is State.REFUNDED else txid
     record = _replace(record, state=ending, settlement_txid=settlement, end_seen=True)

@@ -1,8 +1,9 @@
-"""Many payments over a stream, from the payer's side.
+"""Make many payments over a stream.
 
-The order is that of `paying`: sign, save, send, compare. Payments leave in frames; the record that is saved before a
-frame leaves holds its newest payment, which includes all others. So what is in flight is always covered, and if the stream
-is lost, or says no, that payment is sent by `PUT`, which pays for the whole frame, once.
+As in `flows.pay`, the order is sign, save, send, compare. Payments are sent in frames. The record that is saved before
+a frame is sent holds the frame's newest payment, which includes all earlier ones. So the record always covers the
+payments in flight. If the stream breaks or the server refuses, that newest payment is sent by `PUT`; it pays for the
+whole frame, once.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ from paychan.protocol.wire.payment_frames import Said, Taken, read_answers, writ
 from paychan.protocol.wire.rbpcp import ChannelStatus, PaymentResult
 
 Watcher: TypeAlias = Callable[[int], object]
-"""Is told how many payments have been made."""
+"""Called with the number of payments made so far."""
 
 _FRAME_PAYMENTS = 64
 _FRAMES_IN_FLIGHT = 2
-"""One is signed and saved while the server has the other."""
+"""The client signs and saves one frame while the server handles the other."""
 
 _replace = msgspec.structs.replace
 
 
 class Series(Struct, frozen=True):
-    """So many payments of `amount_sat` each, `every_seconds` apart (0: as fast as it goes)."""
+    """`times` payments of `amount_sat` each, `every_seconds` apart (0: without a pause)."""
 
     amount_sat: Sat
     times: int
@@ -54,7 +55,7 @@ class Series(Struct, frozen=True):
 
 
 class _Batch(Struct):
-    """A frame that was sent: the change values of its payments, and what was answered to it so far."""
+    """A frame that was sent: the change values of its payments, and the answers so far."""
 
     changes: Sequence[Sat]
     answers: list[Taken | Said]
@@ -63,14 +64,15 @@ class _Batch(Struct):
 def pay_series(
     record: ChannelRecord, series: Series, limits: Limits, patience: Patience
 ) -> Flow[tuple[int, Receipt | None]]:
-    """Pay as much of a series as goes over a stream; return how many payments were made, and the receipt of the last.
+    """Pay as much of a series as a stream allows; return the number of payments made, and the last receipt.
 
-    None where the channel or the server has no stream. What is left of a series is for `PUT`, which says why, too.
+    The receipt is None if the channel or the server has no stream. The caller makes the remaining payments by `PUT`,
+    which also reports why a payment is not possible.
 
     Raises:
-        Unacknowledged, OverLimit, InsufficientFunds, WouldLeaveDust: before anything is signed; see `paying.pay`.
-        ServerMisbehaved: an answer that contradicts what was signed.
-        Refused, Unreachable: a payment was not taken by `PUT` either; it is kept (`resume`).
+        Unacknowledged, OverLimit, InsufficientFunds, WouldLeaveDust: before anything is signed; see `flows.pay.pay`.
+        ServerMisbehaved: an answer contradicts the signed payments.
+        Refused, Unreachable: `PUT` failed as well; the payment is kept for `resume`.
     """
     need(record, State.OPEN)
     if record.unacknowledged:
@@ -84,7 +86,7 @@ def pay_series(
 
 
 class _Run:
-    """One series on its way."""
+    """The run of one series over one stream."""
 
     def __init__(self, record: ChannelRecord, series: Series, patience: Patience) -> None:
         self._record, self._series, self._patience = record, series, patience
@@ -107,7 +109,7 @@ class _Run:
         return self._done, self._receipt()
 
     def _send(self) -> Flow[None]:
-        """Sign a frame, save its newest payment, and let it leave."""
+        """Sign a frame, save its newest payment, and send it."""
         count = 1 if self._one_by_one else min(_FRAME_PAYMENTS, self._to_sign)
         left = self._record.left_sat
         changes = [Sat(left - self._amount * number) for number in range(1, count + 1)]
@@ -119,13 +121,13 @@ class _Run:
         yield Send(frame)
 
     def _receive(self) -> Flow[bool]:
-        """Take answers until a frame has all of its own; False when the stream is lost or says no."""
+        """Read answers until the oldest frame has all; False if the stream broke or a payment was refused."""
         batch = self._in_flight[0]
         while len(batch.answers) < len(batch.changes):
             came = yield Receive()
             if not isinstance(came, Received):
                 return False
-            self._deal_out(_read(came.frame))
+            self._assign(_read(came.frame))
         if any(isinstance(answer, Said) and not self._is_yes(answer) for answer in batch.answers):
             return False
         self._in_flight.popleft()
@@ -136,8 +138,8 @@ class _Run:
         self._series.tell(self._done)
         return True
 
-    def _deal_out(self, answers: list[Taken | Said]) -> None:
-        """Give each frame that was sent its answers, which come in order."""
+    def _assign(self, answers: list[Taken | Said]) -> None:
+        """Assign answers to the frames that were sent; answers arrive in the order of the payments."""
         rest = iter(answers)
         for batch in self._in_flight:
             batch.answers.extend(
@@ -152,7 +154,7 @@ class _Run:
         return said.status == 200
 
     def _compare(self, change: Sat, answer: Taken | Said) -> None:
-        """Compare an answer with what was signed."""
+        """Compare an answer with the signed payment."""
         left, value = (answer.change_sat, answer.value_sat) if isinstance(answer, Taken) else self._result(answer)
         if left != change:
             raise ServerMisbehaved(what="channel_value_left", got=left, want=change)
@@ -170,7 +172,7 @@ class _Run:
         return result.channel_value_left, result.value_received
 
     def _by_put(self) -> Flow[tuple[int, Receipt | None]]:
-        """Send the newest payment by `PUT`: that knows busy servers, moved and ended channels, and refusals."""
+        """Send the newest payment by `PUT`, which handles busy servers, moved and ended channels, and refusals."""
         record = self._record
         self._done += sum(len(batch.changes) for batch in self._in_flight)
         receipt = yield from paying.transfer(record, self._patience, range(record.pending_sat + 1))
@@ -192,7 +194,7 @@ def _read(frame: bytes) -> list[Taken | Said]:
 def pay_later(
     record: ChannelRecord, seconds: float, amount_sat: int, limits: Limits, patience: Patience, application_data: str
 ) -> Flow[Receipt]:
-    """Pay by `PUT`, after a pause."""
+    """Pause for `seconds`, then pay by `PUT`."""
     if seconds:
         yield Pause(seconds)
     return (yield from paying.pay(record, amount_sat, limits, patience, drain=False, application_data=application_data))

@@ -1,4 +1,4 @@
-"""What an answer means for a channel: a success to compare, or a refusal to keep and then raise."""
+"""Apply an answer to a channel: return a success to compare, or save the effect of a refusal and raise it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def need(record: ChannelRecord, state: State) -> None:
 
 
 def result_of(record: ChannelRecord, response: Response) -> Flow[PaymentResult]:
-    """Read a success, or keep what a refusal means for the channel and raise it."""
+    """Read a success; or save the effect of a refusal and raise it."""
     if response.status >= 400:
         yield from refuse(record, response)
     return read_result(response)
 
 
 def refuse(record: ChannelRecord, response: Response) -> Flow[NoReturn]:
-    """Keep what the refusal means, then raise it. A busy server (429, 5xx) has decided nothing."""
+    """Save the effect of a refusal, then raise it. An answer of a busy server (429, 5xx) changes nothing."""
     error = refusal(response)
     if isinstance(error, ChannelGone):
         yield Save(_gone(record, error))
@@ -41,7 +41,7 @@ def refuse(record: ChannelRecord, response: Response) -> Flow[NoReturn]:
 
 
 def _gone(record: ChannelRecord, error: ChannelGone) -> ChannelRecord:
-    """A channel that takes no more payments, and how it ended if the server says so."""
+    """Return the record of a channel that takes no more payments, with its settlement if the server names one."""
     txid = str(error.fields.get("txid", ""))
     if error.code in ("channel_closed", "channel_lost") and TXID.fullmatch(txid):
         return _replace(record, state=State.CLOSED, settlement_txid=txid)
@@ -49,9 +49,9 @@ def _gone(record: ChannelRecord, error: ChannelGone) -> ChannelRecord:
 
 
 def holds_pending(record: ChannelRecord, response: Response) -> bool:
-    """Say whether the server holds the payment whose answer we lack: then the one before it is not the newest.
+    """Say whether the server holds the payment that got no answer. Then the earlier payment is no longer the newest.
 
-    A server that gives no codes can hardly mean anything else by a 400 to a payment it acknowledged.
+    A server without error codes answers 400 to an already acknowledged payment only in this case.
     """
     if response.status != 400 or not record.unacknowledged:
         return False

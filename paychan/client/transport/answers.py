@@ -1,4 +1,4 @@
-"""Reading what the server answered, believing nothing: results are compared with what was signed."""
+"""Read the server's answers without trusting them: results are compared with the signed payments."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _BY_STATUS: dict[int, type[Refused]] = {
 
 
 def refusal(response: Response) -> Refused:
-    """Read an answer that is no success: JSON body if there is one, else the reason phrase (RBPCP §5.7, §6.7)."""
+    """Parse a refusal: from its JSON body, or without one from the reason phrase (RBPCP §5.7, §6.7)."""
     try:
         fields: Any = json.loads(response.body)
     except (ValueError, RecursionError):
@@ -51,16 +51,16 @@ def refusal(response: Response) -> Refused:
 
 
 def printable(value: object) -> str:
-    """Pass a short text of the server's without control characters, which a terminal would obey."""
+    """Return the server's text, shortened and without control characters, which a terminal would execute."""
     return "".join(c if c.isprintable() else " " for c in str(value)[:_MAX_REASON_CHARS])
 
 
 def read_result(response: Response) -> PaymentResult:
-    """Read a success.
+    """Parse a success.
 
     Raises:
-        Refused: it is none.
-        ServerMisbehaved: it is one, but not the JSON object of RBPCP §5.5 (D22: such a text is not a balance).
+        Refused: the status is no success.
+        ServerMisbehaved: not the JSON object of RBPCP §5.5 (D22: other text is not a balance).
     """
     if response.status not in (200, 201, 202):
         raise refusal(response)
@@ -73,7 +73,7 @@ def read_result(response: Response) -> PaymentResult:
 def check_result(
     result: PaymentResult, status: ChannelStatus, left: Collection[int], received: Collection[int]
 ) -> None:
-    """Compare a result with what was signed.
+    """Compare a result with the signed payment.
 
     Raises:
         ServerMisbehaved: status or amounts contradict it.
@@ -87,7 +87,7 @@ def check_result(
 
 
 def settlement_txid(result: PaymentResult, *, may_wait: bool = False) -> str:
-    """Return the txid of a closed channel's settlement; "" if it `may_wait` and does.
+    """Return the txid of a closed channel's settlement; "" while it is pending, if `may_wait` allows that.
 
     Raises:
         ServerMisbehaved: not the text of a txid.

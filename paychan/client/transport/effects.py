@@ -1,8 +1,8 @@
-"""Flows: what a payer does, as generators that perform nothing themselves, so that the logic is written once.
+"""Flows: the payer's steps as generators of effects. They do no I/O, so threads and asyncio share the logic.
 
-A flow yields effects and is sent what came of them: `Request` → `Response` or `NoAnswer`; `Connect` → `Connected` or
-`NoAnswer`; `Send` → None; `Receive` → `Received` or `NoAnswer`; `Save` → None, once the record is durable; `Pause` → None,
-after that time. Module `drive` performs them, waiting or awaiting.
+A flow yields an effect and receives its result: `Request` → `Response` or `NoAnswer`; `Connect` → `Connected` or
+`NoAnswer`; `Send` → None; `Receive` → `Received` or `NoAnswer`; `Save` → None, once the record is durable; `Pause` →
+None, after that time. Module `http` performs the effects, blocking or on an event loop.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Request(Struct, frozen=True):
-    """An HTTP request; every one of ours may be sent twice without harm."""
+    """An HTTP request. Every request of this library may be sent twice without harm."""
 
     method: str
     url: str
@@ -37,7 +37,7 @@ class Response(Struct, frozen=True):
 
 
 class NoAnswer(Struct, frozen=True):
-    """The connection failed; whether the server got the request is not known."""
+    """The connection failed; it is unknown whether the server got the request."""
 
     reason: str
 
@@ -54,7 +54,7 @@ class Connected(Struct, frozen=True):
 
 
 class Send(Struct, frozen=True):
-    """Send a binary frame; that the stream is gone is seen by who receives."""
+    """Send a binary frame. If the stream is broken, the next `Receive` reports it."""
 
     frame: bytes
 
@@ -64,7 +64,7 @@ class Receive(Struct, frozen=True):
 
 
 class Received(Struct, frozen=True):
-    """A frame of the server's; b"" for a text, which we don't ask for."""
+    """A binary frame from the server; b"" for a text frame, which the client does not expect."""
 
     frame: bytes
 
@@ -76,13 +76,13 @@ class Save(Struct, frozen=True):
 
 
 class Pause(Struct, frozen=True):
-    """Wait."""
+    """Wait this many seconds."""
 
     seconds: float
 
 
 class Patience(Struct, frozen=True):
-    """How long to go on asking a server that is busy or silent: pauses double, `Retry-After` is honoured."""
+    """Retry policy for a server that is busy or silent: pauses double, `Retry-After` is honoured."""
 
     attempts: int = 5
     first_pause_seconds: float = 0.25
@@ -90,7 +90,7 @@ class Patience(Struct, frozen=True):
 
 
 class Reply(Struct, frozen=True):
-    """The answer that a request got in the end; `repeated`: the server may have seen it more than once."""
+    """The final answer to a request; with `repeated` the server may have seen the request more than once."""
 
     response: Response
     repeated: bool
@@ -101,27 +101,28 @@ Answer: TypeAlias = Response | Connected | Received | NoAnswer | None
 Flow: TypeAlias = Generator[Effect, Answer, T]
 
 MOVED = frozenset({308, 318})
-"""Statuses that say where a channel goes on (RBPCP §6.5); 308 is a plain redirect, too."""
+"""Statuses that report a channel's new location (RBPCP §6.5); 308 is also an ordinary redirect."""
 
 _NOT_YET = frozenset({429, 502, 503, 504})
 """Statuses after which the same request is sent again."""
 
 
 def is_busy(response: Response) -> bool:
-    """Say whether the server asks to come back later."""
+    """Say whether the server asks the client to retry later."""
     return response.status in _NOT_YET
 
 
 def ask(
     request: Request, patience: Patience, busy: Callable[[Response], bool] = is_busy, *, follows: bool = False
 ) -> Flow[Reply]:
-    """Send a request until it is answered or patience ends; the last answer is returned, busy or not.
+    """Send a request until it is answered or the attempts are used up; return the last answer, busy or not.
 
-    `follows`: the caller knows what to do when the channel moved.
+    With `follows` the caller handles a move of the channel (308, 318) itself.
 
     Raises:
         Unreachable: the last attempt got no answer.
-        ServerMisbehaved: a redirect; we never follow one, it could lead a payment or a secret elsewhere.
+        ServerMisbehaved: a redirect. The client follows none, since it could send a payment or a secret to another
+            server.
     """
     pause = patience.first_pause_seconds
     attempt = 1
@@ -145,6 +146,6 @@ def ask(
 
 
 def _retry_after(response: Response) -> float:
-    """Read `Retry-After` in seconds; the form with a date is not worth reading."""
+    """Read `Retry-After` in seconds; its date form is ignored."""
     text = response.headers.get("retry-after", "")
     return float(text) if text.isascii() and text.isdigit() and len(text) < 8 else 0.0

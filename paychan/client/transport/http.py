@@ -1,4 +1,4 @@
-"""Performing flows: over httpx, and over a stream (module `line`); here the client waits and writes."""
+"""Perform flows, blocking or on an event loop: requests over httpx, streams over module `websocket`."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from paychan.client.transport.websocket import AsyncStream, Stream
 T = TypeVar("T")
 
 MAX_BODY_BYTES = 64 * 1024
-"""No answer of this protocol comes near; a longer one is not read."""
+"""Largest body to read; every answer of this protocol is far smaller."""
 
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)
-"""A closing waits for signer and node; everything else takes milliseconds."""
+"""A closing waits for signer and node; every other request takes milliseconds."""
 
 _HEADERS = {"accept": "application/json", "accept-encoding": "identity", "content-type": "application/json"}
 
 
 def drive(flow: Flow[T], http: httpx.Client, keep: Callable[[ChannelRecord], None]) -> T:
-    """Run a flow to its end, waiting. `keep` makes a record durable and adopts it."""
+    """Run a flow to its end, blocking. `keep` makes a record durable and adopts it."""
     answer: Answer = None
-    with Stream() as line:
+    with Stream() as stream:
         while True:
             try:
                 effect = flow.send(answer)
@@ -50,7 +50,7 @@ def drive(flow: Flow[T], http: httpx.Client, keep: Callable[[ChannelRecord], Non
                 case Request():
                     answer = _send(http, effect)
                 case Connect() | Send() | Receive():
-                    answer = line.perform(effect)
+                    answer = stream.perform(effect)
                 case Save(record):
                     keep(record)
                 case Pause(seconds):
@@ -58,9 +58,9 @@ def drive(flow: Flow[T], http: httpx.Client, keep: Callable[[ChannelRecord], Non
 
 
 async def drive_async(flow: Flow[T], http: httpx.AsyncClient, keep: Callable[[ChannelRecord], None]) -> T:
-    """Run a flow to its end on the event loop; records are written in a worker thread."""
+    """Run a flow to its end on the event loop. A worker thread writes the records."""
     answer: Answer = None
-    async with AsyncStream() as line:
+    async with AsyncStream() as stream:
         while True:
             try:
                 effect = flow.send(answer)
@@ -71,7 +71,7 @@ async def drive_async(flow: Flow[T], http: httpx.AsyncClient, keep: Callable[[Ch
                 case Request():
                     answer = await _send_async(http, effect)
                 case Connect() | Send() | Receive():
-                    answer = await line.perform(effect)
+                    answer = await stream.perform(effect)
                 case Save(record):
                     await _keep_whole(keep, record)
                 case Pause(seconds):
@@ -79,7 +79,7 @@ async def drive_async(flow: Flow[T], http: httpx.AsyncClient, keep: Callable[[Ch
 
 
 async def _keep_whole(keep: Callable[[ChannelRecord], None], record: ChannelRecord) -> None:
-    """Write, and when cancelled meanwhile let the write end first: nobody else may write the file before."""
+    """Write the record. If the task is cancelled, finish the write first: the next writer must not overtake it."""
     writing = asyncio.ensure_future(asyncio.to_thread(keep, record))
     try:
         await asyncio.shield(writing)

@@ -1,7 +1,7 @@
-"""What is asked of the server: one function per request, in the version and dialect of the channel (RBPCP §5, §6).
+"""Build the client's requests: one function per request, in the channel's version and dialect (RBPCP §5, §6).
 
-Every request goes to the base URL that the payer chose. Of a `Location` only path and query are taken: a server behind
-a proxy may name the wrong scheme, port or host (D12), and a payment or secret must not go anywhere else.
+Every request goes to the base URL that the payer chose. Only path and query of a `Location` are used: a server behind a
+proxy may name the wrong scheme, port or host (D12), and a payment or a secret must not be sent to another server.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from paychan.protocol.wire.rbpcp import Dialect, encode_json, opening_secret, pa
 
 
 def info_path(version: int, dialect: Dialect, client_key: bytes, expiry: int) -> str:
-    """Path of the server's terms for this key and expiry."""
+    """Return the path of the server's terms for this key and expiry."""
     if version == 1:
         return "/v1/fundingInfo?" + urlencode({"client_pubkey": client_key.hex(), "exp_time": expiry})
     if dialect is Dialect.S:
@@ -25,7 +25,7 @@ def info_path(version: int, dialect: Dialect, client_key: bytes, expiry: int) ->
 
 
 def outputs_request(record: ChannelRecord, *, proven: bool = False) -> Request:
-    """Which outputs fund the channel, perhaps with their transactions: one question for both versions."""
+    """Ask for the outputs that fund the channel, with `proven` also for their transactions; in both versions."""
     client_key = record.key.public_key.format().hex()
     return Request(
         "GET", f"{record.url}/v2/funding/{record.expiry}/{client_key}/outputs{'?transactions=1' if proven else ''}"
@@ -33,7 +33,7 @@ def outputs_request(record: ChannelRecord, *, proven: bool = False) -> Request:
 
 
 def opening_path(response: Response, url: str, version: int, client_key: bytes, expiry: int) -> str:
-    """Where to open: v1's `Location`, or else the documented path; v2 derives it from the outpoint later."""
+    """Return the path for opening: v1's `Location`, or else the documented path; "" for v2, which uses the outpoint."""
     if version == 2:
         return ""
     default = "/v1/channels/new?" + urlencode({"client_pubkey": client_key.hex(), "exp_time": expiry})
@@ -41,7 +41,7 @@ def opening_path(response: Response, url: str, version: int, client_key: bytes, 
 
 
 def located(response: Response, url: str) -> str:
-    """Path and query of `Location` below the base URL; "" without one."""
+    """Return path and query of `Location` below the base URL; "" without one."""
     location = response.headers.get("location", "")
     if not location:
         return ""
@@ -51,25 +51,25 @@ def located(response: Response, url: str) -> str:
 
 
 def resource(record: ChannelRecord, response: Response) -> str:
-    """Where v1 goes on: the `Location` of the channel, or else the documented path. v2 derives its path each time."""
+    """Return the path of a v1 channel: its `Location`, or else the documented path; "" for v2, which derives it."""
     return (located(response, record.url) or channel_path(record)) if record.version == 1 else ""
 
 
 def channel_path(record: ChannelRecord) -> str:
-    """The documented path of a channel; dialect A writes the txid in internal byte order (RBPCP §6.2)."""
+    """Return the documented path of a channel; dialect A writes the txid in internal byte order (RBPCP §6.2)."""
     internal = record.version == 2 and record.dialect is Dialect.A
     txid = record.outpoint.txid.hex() if internal else record.outpoint.txid_hex
     return f"/v{record.version}/channels/{txid}/{record.outpoint.vout}"
 
 
 def stream_url(record: ChannelRecord) -> str:
-    """Where payments of a v2 channel stream; the secret goes into a header."""
+    """Return the URL of a v2 channel's payment stream; the secret goes into a header."""
     scheme, _, rest = record.url.partition("://")
     return f"{'wss' if scheme == 'https' else 'ws'}://{rest}{channel_path(record)}/stream"
 
 
 def secret_of(record: ChannelRecord, opening: Payment) -> str:
-    """Name of the v2 channel that this opening payment makes; v1 has none."""
+    """Return the secret that this opening payment gives a v2 channel; "" for v1."""
     return opening_secret(opening).hex() if record.version == 2 else ""
 
 
@@ -85,7 +85,7 @@ def open_request(record: ChannelRecord, opening: Payment) -> Request:
 
 
 def pay_request(record: ChannelRecord, payment: Payment) -> Request:
-    """Pay."""
+    """Send a payment."""
     if record.version == 1:
         return _v1(record, "PUT", payment)
     facts = _facts(record, record.change_address) if record.dialect is Dialect.A else {}
@@ -94,7 +94,7 @@ def pay_request(record: ChannelRecord, payment: Payment) -> Request:
 
 
 def close_request(record: ChannelRecord, payment: Payment) -> Request:
-    """Close: v1 shows the newest payment again, v2 sends a closing payment, perhaps to another change address."""
+    """Close: v1 sends the newest payment again, v2 a closing payment, which may name another change address."""
     if record.version == 1:
         return _v1(record, "DELETE", payment)
     address = record.closing_address or record.change_address
@@ -105,7 +105,7 @@ def close_request(record: ChannelRecord, payment: Payment) -> Request:
 
 
 def _facts(record: ChannelRecord, change_address: str) -> dict[str, Any]:
-    """What an opening payment says beside the payment."""
+    """Return the fields of an opening payment beside the payment itself."""
     return {
         "redeem_script": record.terms.redeem_script.hex(),
         "funding_txid": record.outpoint.txid_hex,
@@ -120,7 +120,7 @@ def _v1(record: ChannelRecord, method: str, payment: Payment, **parameters: str)
 
 
 def _v2(record: ChannelRecord, method: str, suffix: str, body: Any, **more: str) -> Request:
-    """Dialect A sends the secret as JSON text, in quotes."""
+    """Build a v2 request. Dialect A sends the secret as JSON text, in quotes."""
     secret = record.secret if record.dialect is Dialect.S else f'"{record.secret}"'
     url = f"{record.url}{channel_path(record)}{suffix}?{urlencode({'secret': secret} | more)}"
     return Request(method, url, encode_json(body))

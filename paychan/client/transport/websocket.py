@@ -1,4 +1,4 @@
-"""The stream of a flow, over the library `websockets`: one for programs that wait, one for those on an event loop."""
+"""The stream of a flow, over the library `websockets`: blocking (`Stream`) or on an event loop (`AsyncStream`)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from paychan.client.transport.effects import Connect, Connected, NoAnswer, Recei
 
 _CONNECT_SECONDS = 10
 _ANSWER_SECONDS = 30
-"""A frame takes milliseconds; an application that is asked about each payment may think."""
+"""Time limit for an answer. A frame takes milliseconds; an application that judges each payment may take longer."""
 
 _MAX_FRAME_BYTES = 1 << 20
-"""No frame of answers comes near; a longer one ends the stream."""
+"""Largest frame to read; every frame of answers is far smaller."""
 
 
 def _options(effect: Connect) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _reason(error: Exception) -> NoAnswer:
 
 
 class Stream:
-    """A stream whose methods wait."""
+    """A stream with blocking methods."""
 
     def __init__(self) -> None:
         self._connection: ClientConnection | None = None
@@ -66,7 +66,7 @@ class Stream:
 
 
 class AsyncStream:
-    """A stream whose methods are awaited."""
+    """A stream with coroutines."""
 
     def __init__(self) -> None:
         self._connection: AsyncConnection | None = None
@@ -79,7 +79,7 @@ class AsyncStream:
         await self._stack.aclose()
 
     async def perform(self, effect: Connect | Send | Receive) -> Connected | Received | NoAnswer | None:
-        """Do what `Stream` does."""
+        """Perform an effect like `Stream.perform`."""
         try:
             if isinstance(effect, Connect):
                 self._connection = await self._stack.enter_async_context(connect_async(effect.url, **_options(effect)))
