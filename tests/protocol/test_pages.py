@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lib.readme import ROOT
+from tests.lib.readme import PAGES, ROOT
 
 FOLDERS = (
     "actors", "bench", "config", "paychan", "paychan/api", "paychan/chain", "paychan/cli", "paychan/client",
@@ -81,3 +81,16 @@ def test_the_readme_is_short_and_leads_to_every_page() -> None:
     assert len(text.splitlines()) <= MOST_LINES_OF_README
     for folder in FOLDERS:
         assert f"]({folder}/README.md)" in text, folder
+
+
+def test_links_to_headings_lead_to_headings() -> None:
+    """A link with `#name` leads to a heading of that page, by the names that the code host makes of headings."""
+    wrong = []
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([^)#:\s]*)#([^)\s]+)\)", page.read_text()):
+            other = (page.parent / target) if target else page
+            headings = re.findall(r"(?m)^#+ (.+)$", other.read_text())
+            if anchor not in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}:
+                wrong.append(f"{page.relative_to(ROOT)} {target}#{anchor}")
+
+    assert wrong == []
