@@ -1,1 +1,1 @@
-"""The HTTP doors: thin parsers in front of the actors."""
+"""The HTTP interfaces: thin parsers in front of the actors."""

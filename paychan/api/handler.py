@@ -1,4 +1,4 @@
-"""What all handlers share: parameters read strictly, errors written in one place, CORS, and URLs for `Location`."""
+"""Base of all Tornado handlers: strict reading of parameters, one form of errors, CORS, and URLs for `Location`."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class Handler(RequestHandler):
     to_operator = False
 
     def initialize(self, service: Service) -> None:
-        """Forget what the client calls its body: Tornado would read forms out of it (RBPCP §5, §6.7)."""
+        """Set the service; remove Content-Type, or Tornado would parse the body as a form (RBPCP §5, §6.7)."""
         self.service = service
         context: Any = self.request.connection.context  # type: ignore[union-attr] # Tornado's own
-        self.guest = context.guest
+        self.holder = context.holder
         self._began = getattr(context, "began", None) or asyncio.get_running_loop().time()
         self.request.headers.pop("Content-Type", None)
 
     async def _execute(self, transforms: Any, *args: Any, **kwargs: Any) -> None:
-        """Do what Tornado does; a request that is cancelled because the server stops is no error."""
+        """Run the handler as Tornado does. A request that is cancelled because the server stops is not an error."""
         with contextlib.suppress(asyncio.CancelledError):
             await super()._execute(transforms, *args, **kwargs)
 
@@ -59,22 +59,22 @@ class Handler(RequestHandler):
 
     def prepare(self) -> None:
         self.service.keep(asyncio.current_task())
-        self.guest.begins()
-        problem = self.manners.problem()
+        self.holder.start_work()
+        problem = self.penalty.problem()
         if problem is not None:
             connection: Any = self.request.connection
-            connection._disconnect_on_finish = True  # noqa: SLF001 - Tornado knows of no other end than the client's
+            connection._disconnect_on_finish = True  # noqa: SLF001 - Tornado has no public way to close
             raise problem
         limit = self.service.config.http.max_body_bytes
         if len(self.request.body) > limit:
             raise BodyTooLarge(got_bytes=len(self.request.body), limit_bytes=limit)
 
     def compute_etag(self) -> str | None:
-        """Answers about money are not cached: no hash of each."""
+        """Compute no hash of an answer: answers about money are not cached."""
         return None
 
     def options(self, *_path: str) -> None:
-        """CORS preflight: everything is in the headers."""
+        """Answer a CORS preflight: `set_default_headers` has set all that it needs."""
         self.set_status(200)
 
     # --- reading ----------------------------------------------------------------------------------------------------
@@ -87,40 +87,43 @@ class Handler(RequestHandler):
         """Read an expiry of ASCII digits. Raises `Malformed` or `ExpiryNotATime`."""
         return check_expiry(number(text, "exp_time"))
 
-    # --- manners ----------------------------------------------------------------------------------------------------
+    # --- penalty ----------------------------------------------------------------------------------------------------
 
     @property
-    def manners(self) -> Penalty:
-        """The refused requests of this connection; on the fast lane they are counted together with its own."""
+    def penalty(self) -> Penalty:
+        """The penalty of this connection; it also counts the requests that the fast path refused on it."""
         context: Any = self.request.connection.context  # type: ignore[union-attr] # Tornado's own
-        if not hasattr(context, "manners"):
+        if not hasattr(context, "penalty"):
             http = self.service.config.http
-            context.manners = Penalty(http.max_bad_signatures, closes=not http.trust_forwarded)
-        manners: Penalty = context.manners
-        return manners
+            context.penalty = Penalty(http.max_bad_signatures, closes=not http.trust_forwarded)
+        penalty: Penalty = context.penalty
+        return penalty
 
-    def count_ask(self) -> None:
-        """Count a request that costs signer or node something. Raises `TooManyRequests`."""
-        wait_seconds = self.service.askers.wait_seconds(self.request.remote_ip or "")
+    def limit_rate(self) -> None:
+        """Count a request that costs work in the signer or the node. Raises `TooManyRequests`."""
+        wait_seconds = self.service.request_rates.wait_seconds(self.request.remote_ip or "")
         if wait_seconds:
             raise TooManyRequests(limit=self.service.config.http.asks_per_second, wait_seconds=wait_seconds)
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
-        """Answer a refusal: after the time that it costs its connection, and a 404 at the moment of all 404s."""
+        """Answer a refusal after the delay of the connection's penalty.
+
+        For a 404 that delay starts at `when_404s_leave`.
+        """
         error = _refusal(kwargs.get("exc_info"), status_code, self.request.method or "")
-        wait = self.manners.refused(error)
+        wait = self.penalty.refused(error)
         if not wait:
             super().send_error(status_code, **kwargs)
             return
         loop = asyncio.get_running_loop()
         leaves = when_404s_leave(self._began) if isinstance(error, NotFound) else loop.time()
-        self.guest.rests()
+        self.holder.end_work()
         loop.call_at(leaves + wait, partial(super().send_error, status_code, **kwargs))
 
     def on_finish(self) -> None:
-        self.guest.rests()
+        self.holder.end_work()
         if self.request.method in ("PUT", "POST") and self.get_status() in _SUCCESS:
-            self.guest.paid = True
+            self.holder.paid = True
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
@@ -142,11 +145,11 @@ class Handler(RequestHandler):
         return absolute(self.service.config.http, self.request.protocol, self.request.headers, own, path)
 
     def channel_path(self, outpoint: OutPoint) -> str:
-        """Path of a channel in this version; a conflict's `Location`."""
+        """Return a channel's path in this protocol version, for the `Location` of a conflict."""
         raise NotImplementedError
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Turn whatever was raised into status, reason phrase and body."""
+        """Write the exception of a handler as status, reason phrase and body."""
         error = _refusal(kwargs.get("exc_info"), status_code, self.request.method or "")
         if isinstance(error, ChannelExists):
             self.set_header("Location", self.url(self.channel_path(outpoint_of(error))))
@@ -155,20 +158,20 @@ class Handler(RequestHandler):
         self.give(refusal(error, quiet_404=self.quiet_404, to_operator=self.to_operator))
 
     def methods(self) -> list[str]:
-        """List what this resource answers to (RFC 9110: a 405 "MUST generate an Allow header field")."""
+        """List the methods of this resource (RFC 9110: a 405 "MUST generate an Allow header field")."""
         return [name for name in self.SUPPORTED_METHODS if self._has(name.lower())]
 
     def _has(self, method: str) -> bool:
         return getattr(type(self), method) is not getattr(RequestHandler, method)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        """Log bugs; a refusal is the client's to know."""
+        """Log bugs. A refusal goes to the client and not to the log."""
         if not isinstance(value, PaychanError | HTTPError):
             log.error("handler failed", path=self.request.path, exc_info=(typ, value, tb))
 
 
 class NotFoundHandler(Handler):
-    """Everything that is no resource of ours."""
+    """Answers 404 to every path that is not a resource of this server."""
 
     def prepare(self) -> None:
         super().prepare()
@@ -176,7 +179,7 @@ class NotFoundHandler(Handler):
 
 
 def _refusal(exc_info: Any, status_code: int, method: str) -> PaychanError:
-    """Find the refusal behind an exception; a bug shows nothing of itself."""
+    """Return the refusal for an exception. For a bug it is `InternalError`, which has no details."""
     error = exc_info[1] if exc_info else None
     if isinstance(error, PaychanError):
         return error

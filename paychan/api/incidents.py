@@ -1,8 +1,8 @@
-"""What strangers may read of a refusal that comes from inside, and what the log keeps of it.
+"""Refusals whose reason must stay inside the server: a neutral text for the client, the full reason for the log.
 
-Reasons of the signer, the node or the disk name sockets, URLs and limits. A client gets a neutral text, the code, and an
-incident number; the log has the reason beside that number. Refusals with one reason within a minute share a number and a
-line, so a flood of them does not fill the log.
+Reasons from the signer, the node or the disk name sockets, URLs and limits. A client gets a neutral text, the code, and
+an incident number. The log has the reason and the same number. Within a minute, refusals with the same reason share one
+number and one log line, so that a flood of them does not fill the log.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ log = structlog.get_logger("api")
 
 _SECONDS = 60.0
 _MOST = 16
-"""Numbers in a minute. Further reasons share the newest."""
+"""Incident numbers in one minute. Further reasons share the newest number."""
 
 
 class Incidents:
-    """The numbers of the last minute."""
+    """The incident numbers of the last minute."""
 
     def __init__(self) -> None:
         self._recent: deque[tuple[float, str, str]] = deque()
 
     def number(self, error: PaychanError) -> str:
-        """Return the number under which the log explains this refusal."""
+        """Return the incident number of this refusal; a new number is logged with the reason."""
         now, text = monotonic(), f"{error.code}: {error}"
         while self._recent and self._recent[0][0] < now - _SECONDS:
             self._recent.popleft()
@@ -48,8 +48,8 @@ class Incidents:
 _incidents = Incidents()
 
 
-def told_to_strangers(error: PaychanError) -> tuple[str, dict[str, Any]]:
-    """Return text and fields of a refusal as any client may read them."""
+def public_text_and_fields(error: PaychanError) -> tuple[str, dict[str, Any]]:
+    """Return the text and fields of a refusal without anything that only the operator may read."""
     if not error.public_text:
         return str(error), error.fields
     number = _incidents.number(error)

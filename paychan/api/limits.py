@@ -1,7 +1,7 @@
-"""A Tornado server whose connections have places, and that has a bound on its patience with clients.
+"""A Tornado server that limits the number of its connections, and the time that it waits for clients.
 
-Without a bound idle connections take every file the process may open: then accepting fails, and the store, which needs
-files too, stops the process.
+Without these limits idle connections use up the process's file descriptors. Then `accept` fails, and the store, which
+needs descriptors too, stops the process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tornado.httpserver import HTTPServer, _HTTPRequestContext
 from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 
 from paychan.api.budgets.accepting import Acceptor
-from paychan.api.budgets.connection_slots import WORKING, Places, SlotHolder, network_of_peer
+from paychan.api.budgets.connection_slots import WORKING, ConnectionSlots, SlotHolder, network_of_peer
 from paychan.api.budgets.fallback_queue import FallbackQueue
 from paychan.api.budgets.head_limits import size_of_head
 from paychan.api.response_heads import laid_out
@@ -29,60 +29,61 @@ from paychan.api.transport import mark, taker_of
 from paychan.protocol.errors import PaychanError
 
 BACKLOG = 1024
-"""Connections that the kernel keeps for us until we take them (it may allow fewer). What comes on top of them is sent again
-only after a second, so a few hundred clients that come at once must find room."""
+"""Connections that the kernel queues until the server accepts them (the system may allow fewer). A client that finds
+the queue full repeats its SYN only after a second, so the queue must hold a few hundred clients that connect at once."""
 
 _PARTING = 64
-"""Refused connections that are kept open for a moment, because closing at once could destroy the answer on its way."""
+"""Refused connections that stay open for a moment. A close at once could reset the connection before the answer
+arrives."""
 _PARTING_SECONDS = 1.0
 
 
 class BoundedServer(HTTPServer):
-    """Set `places`, the times and `refusal`, then `listen_on`."""
+    """Tornado's server with limits. Set `slots`, the times and `refusal`, then call `listen_on`."""
 
-    places: Places
+    slots: ConnectionSlots
     patience_seconds = 0
-    """A connection without a request, or that takes no answers, is closed."""
+    """A connection that sends no request, or acknowledges no answer, for this time is closed."""
     head_seconds = 0
-    """The same for one whose first request does not come, or whose request's head does not come whole."""
+    """A connection whose first request, or the complete head of a request, takes longer than this is closed."""
     refusal = b""
-    """The answer to a connection for which there is no place."""
-    detours: FallbackQueue
-    """Requests that Tornado reads begin in turns, those of connections that it serves alone too."""
+    """The answer to a connection for which no slot is free."""
+    fallback_queue: FallbackQueue
+    """Requests that Tornado reads begin one per turn of the event loop, also without the fast path."""
     _acceptor: Acceptor | None = None
     _parting: deque[socket.socket]
 
     async def listen_on(self, sockets: Sequence[socket.socket]) -> None:
-        """Begin to accept."""
-        self._parting, self.detours = deque(), FallbackQueue()
-        self._acceptor = Acceptor(sockets, self.take, partial(self.places.make_room, paid_too=False))
+        """Begin to accept connections."""
+        self._parting, self.fallback_queue = deque(), FallbackQueue()
+        self._acceptor = Acceptor(sockets, self.take, partial(self.slots.make_room, paid_too=False))
 
     def stop(self) -> None:
-        """Accept no more."""
+        """Stop accepting connections."""
         if self._acceptor is not None:
             self._acceptor.stop()
 
     def take(self, connection: socket.socket, address: Any) -> None:
         """Serve an accepted connection, or refuse it."""
-        guest = _TornadoSlotHolder(network_of_peer(address))
-        if not self.places.admit(guest):
+        holder = _TornadoSlotHolder(network_of_peer(address))
+        if not self.slots.admit(holder):
             self.refuse(connection)
             return
-        # Tornado waits for ever for a client that takes no answer; the kernel does not wait for acknowledgements
+        # Tornado has no timeout for a client that reads no answer; this makes the kernel close such a connection
         set_patience(connection, self.patience_seconds)
-        guest.stream = stream = _Stream(
+        holder.stream = stream = _Stream(
             connection,
-            partial(self.detours.begin, guest.network),
+            partial(self.fallback_queue.begin, holder.network),
             max_buffer_size=self.max_buffer_size,
             read_chunk_size=self.read_chunk_size,
         )
-        mark(stream, partial(self.places.leave, guest))
-        # one switch for good: Tornado would turn Nagle's algorithm on and off around every answer
+        mark(stream, partial(self.slots.leave, holder))
+        # set once: Tornado would switch Nagle's algorithm on and off around every answer
         stream.set_nodelay(True)
-        stream.set_nodelay = _no_more  # type: ignore[method-assign]
+        stream.set_nodelay = _ignore  # type: ignore[method-assign]
         context: Any = _HTTPRequestContext(stream, address, self.protocol, self.trusted_downstream)
-        context.guest = guest
-        asyncio.get_running_loop().call_later(self.head_seconds, guest.check_first)
+        context.holder = holder
+        asyncio.get_running_loop().call_later(self.head_seconds, holder.check_first)
         served: Any = HTTP1ServerConnection(stream, self.conn_params, context)
         self._connections.add(served)
         served.start_serving(self)
@@ -93,7 +94,10 @@ class BoundedServer(HTTPServer):
         super().on_close(server_conn)
 
     def refuse(self, connection: socket.socket) -> None:
-        """Say 503 and close: at once if others are being refused, else when the client has had time to read it."""
+        """Send a 503 and close the connection after a second, in which the client can read it.
+
+        At most `_PARTING` refused connections stay open; a further one closes the oldest at once.
+        """
         with contextlib.suppress(OSError):
             connection.send(self.refusal)
             connection.shutdown(socket.SHUT_WR)
@@ -104,10 +108,11 @@ class BoundedServer(HTTPServer):
 
 
 class _Stream(IOStream):
-    """Gives each request's head when its turn comes, and forgets, when it is closed, what was read and not asked for.
+    """Returns each request's head when its turn comes; on close it discards the bytes that Tornado has not consumed.
 
-    Tornado would serve all requests that a client had sent, one behind the other, although no answer can leave: a crowd that
-    sends some thousands and goes would cost as much as one that stays.
+    Otherwise Tornado would serve all requests that a client has sent, one after the other, even if the client has
+    closed the connection. Clients that send thousands of requests and leave would then cost as much work as clients
+    that stay.
     """
 
     _read_buffer: bytearray
@@ -115,12 +120,12 @@ class _Stream(IOStream):
     _head_limit = 0
 
     def __init__(self, connection: socket.socket, begin: Callable[[Callable[[], object]], None], **limits: Any) -> None:
-        """`begin` calls its argument when the turn of a request of this connection has come."""
+        """`begin` calls its argument when a request of this connection may begin."""
         self._begin = begin
         super().__init__(connection, **limits)
 
     async def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> bytes:
-        """Read a head (Tornado reads nothing else by a pattern), and wait for its turn; refuse one that is too large.
+        """Read a head, refuse one that is too large, then wait for its turn. Tornado reads only heads with this method.
 
         Raises:
             StreamClosedError: the stream is closed.
@@ -155,7 +160,7 @@ class _Stream(IOStream):
 
 
 class _TornadoSlotHolder(SlotHolder):
-    """A connection that Tornado serves; handlers say when they begin to work for it and when they rest."""
+    """A connection that Tornado serves; handlers call `start_work` and `end_work`."""
 
     def __init__(self, network: str) -> None:
         self.network = network
@@ -166,17 +171,17 @@ class _TornadoSlotHolder(SlotHolder):
         self._works = False
 
     @property
-    def waits_since(self) -> float:
+    def idle_since(self) -> float:
         return WORKING if self._works else self._since
 
-    def begins(self) -> None:
+    def start_work(self) -> None:
         self._works = True
 
-    def rests(self) -> None:
+    def end_work(self) -> None:
         self._works, self._since = False, monotonic()
 
     def check_first(self) -> None:
-        """Close it if its first request has not come."""
+        """Close the connection if its first request has not arrived."""
         if not self._works and self._since == self._made and self.stream is not None:
             self.stream.close()
 
@@ -188,8 +193,8 @@ class _TornadoSlotHolder(SlotHolder):
 
 
 def set_patience(connection: socket.socket, seconds: float) -> None:
-    """Let the kernel end a connection whose client acknowledges nothing for this long."""
-    with contextlib.suppress(OSError):  # it may have ended
+    """Let the kernel end a connection whose client acknowledges no data for this number of seconds."""
+    with contextlib.suppress(OSError):  # the connection may have ended
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * seconds))
 
 
@@ -198,5 +203,5 @@ def _resolve(turn: asyncio.Future[None]) -> None:
         turn.set_result(None)
 
 
-def _no_more(value: bool) -> None:
-    """Answers leave in one piece; there is nothing to gather."""
+def _ignore(value: bool) -> None:
+    """Do nothing: each answer is written in one piece, so that Nagle's algorithm is not needed."""

@@ -1,4 +1,4 @@
-"""Both ports while the server can't even open its store, since the disk has no room: every request gets 503 and the reason."""
+"""Answers 503 with the reason on both ports while the server can't open its store because the disk is full."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
-from paychan.api.budgets.connection_slots import Places
+from paychan.api.budgets.connection_slots import ConnectionSlots
 from paychan.api.limits import BoundedServer
 from paychan.api.response_heads import laid_out
 from paychan.api.responses import refusal
@@ -17,7 +17,7 @@ from paychan.config import ServerConfig
 from paychan.protocol.errors import PaychanError
 
 _RETRY_AFTER_SECONDS = 5
-_PLACES = 16
+_SLOTS = 16
 _SECONDS = 10
 
 
@@ -39,14 +39,18 @@ class _Handler(RequestHandler):
 
 @asynccontextmanager
 async def waiting_room(config: ServerConfig, error: PaychanError) -> AsyncIterator[None]:
-    """Answer everything with this error meanwhile. Raises `OSError`: a port is taken."""
-    places = ((config.http.listen, config.port), (config.management.listen, config.management.port))
+    """Answer every request with this error while the context is open. Raises `OSError`: a port is in use."""
+    listeners = ((config.http.listen, config.port), (config.management.listen, config.management.port))
     servers = []
     try:
-        for address, port in places:
+        for address, port in listeners:
             application = Application([(r".*", _Handler, {"error": error})])
             server = BoundedServer(application, max_body_size=65_536, idle_connection_timeout=_SECONDS)
-            server.places, server.patience_seconds, server.head_seconds = Places(_PLACES, "waiting"), _SECONDS, _SECONDS
+            server.slots, server.patience_seconds, server.head_seconds = (
+                ConnectionSlots(_SLOTS, "waiting"),
+                _SECONDS,
+                _SECONDS,
+            )
             server.refusal = laid_out(refusal(error, quiet_404=False), closes=True)
             servers.append(server)
             await server.listen_on(bind_sockets(port, address))

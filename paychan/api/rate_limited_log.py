@@ -1,4 +1,4 @@
-"""A log line for something that may happen thousands of times a second: written at most once a minute, with a count."""
+"""A log line for an event that may happen thousands of times a second: written at most once a minute, with a count."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RateLimitedLog:
         self._next_at = float("-inf")
         self._unwritten = 0
 
-    def tell(self, **fields: Any) -> None:
+    def warning(self, **fields: Any) -> None:
         """Count the event; write it unless the last line is less than a minute old."""
         self._unwritten += 1
         now = monotonic()

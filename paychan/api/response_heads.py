@@ -1,4 +1,4 @@
-"""Heads of answers, laid out once: the same bytes that Tornado would send, header for header."""
+"""Heads of answers as bytes, with the header fields and the order of Tornado's; the constant parts are built once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LATER = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items() if na
 
 
 class _Clock:
-    """HTTP's date, made once a second."""
+    """The value of the Date header, built once a second."""
 
     second = 0
     date = b""
@@ -31,7 +31,7 @@ _REST = f"\r\n{_LATER}".encode("latin1")
 
 
 def laid_out(answer: Answer, closes: bool) -> bytes:
-    """Lay out an answer; `closes` tells the client that its connection ends."""
+    """Build the bytes of an answer; `closes` adds `Connection: close`."""
     now = int(time.time())
     if now != _Clock.second:
         _Clock.second, _Clock.date = now, format_timestamp(now).encode()

@@ -1,4 +1,4 @@
-"""What an answer is made of, whichever way it leaves: headers, reason phrase, the one error object, the one 404."""
+"""Answers for handlers, the fast path and streams: headers, reason phrase, error object, time of a 404."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
-from paychan.api.incidents import told_to_strangers
+from paychan.api.incidents import public_text_and_fields
 from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected, State
 from paychan.protocol.errors import (
     ApplicationRefused,
@@ -36,19 +36,19 @@ HEADERS = {
 """On every answer to clients, also on errors (RBPCP §5.6)."""
 
 OUTPOINT = r"([0-9a-f]{64})/(0|[1-9][0-9]{0,9})"
-"""How a channel is named in a path: one name each."""
+"""An outpoint in a path. The pattern accepts only one form of each outpoint."""
 
 _NOT_PRINTABLE = re.compile(r"[^\x20-\x7e]|<")
-"""Tornado replaces a whole reason phrase that has a `<`."""
+"""Tornado replaces a reason phrase that contains `<` as a whole."""
 
 _MAX_REASON_CHARS = 200
 _RETRY_AFTER_SECONDS = 5
 
 _SHOWN_TRANSACTION_BYTES = 20_000
-"""Clients read 64 KiB, and a transaction is in hex."""
+"""Largest transaction in an answer: clients read 64 KiB, and hex doubles the size."""
 
 _NOT_FOUND_SECONDS = 0.005
-"""A 404 leaves this long after its request was read, whatever was looked up meanwhile, so its time reveals nothing."""
+"""A 404 is sent this time after its request was read, so that the response time reveals nothing about the lookup."""
 
 
 class Answer(Struct, frozen=True):
@@ -61,16 +61,17 @@ class Answer(Struct, frozen=True):
 
 
 def result(status: int, reason: str | None, value: Any) -> Answer:
-    """Make the answer to what was accepted."""
+    """Make the answer to an accepted request."""
     return Answer(status, reason, encode_json(value) + b"\n")
 
 
 def refusal(error: PaychanError, *, quiet_404: bool, to_operator: bool = False) -> Answer:
-    """Make the answer to what was not. v2 says nothing in a 404: unknown channel and wrong secret are one (RBPCP §6.7).
+    """Make the answer to a refused request.
 
-    Only the operator reads reasons that come from inside the server.
+    In v2 a 404 has no body, so that an unknown channel and a wrong secret look the same (RBPCP §6.7). Only the operator
+    gets reasons that come from inside the server.
     """
-    text, fields = (str(error), error.fields) if to_operator else told_to_strangers(error)
+    text, fields = (str(error), error.fields) if to_operator else public_text_and_fields(error)
     headers = []
     if isinstance(error, Unavailable | TooManyRequests):
         headers = [("Retry-After", str(error.fields.get("wait_seconds", _RETRY_AFTER_SECONDS)))]
@@ -79,7 +80,7 @@ def refusal(error: PaychanError, *, quiet_404: bool, to_operator: bool = False) 
 
 
 def moved(error: ChannelMoved, status: int, location: str, transaction: bytes | None) -> Answer:
-    """Make the answer that a channel goes on elsewhere, with what proves it: the transaction whose output it is."""
+    """Make the answer that a channel continues at another outpoint, with the transaction of that output as proof."""
     shown = _error_object(error, str(error), error.fields) | ({"transaction": transaction.hex()} if transaction else {})
     return Answer(status, _reason(str(error)), encode_json(shown) + b"\n", [("Location", location)])
 
@@ -95,31 +96,32 @@ def _error_object(error: PaychanError, text: str, fields: Mapping[str, Any]) -> 
 
 
 def accepted(outcome: Outcome) -> Accepted:
-    """Pass what was accepted, raise what was not."""
+    """Return an accepted outcome; raise the error of a rejected one."""
     if isinstance(outcome, Rejected):
         raise outcome.error
     return outcome
 
 
 async def accept(judging: Awaitable[Outcome]) -> Accepted:
-    """Await an outcome; pass what was accepted, raise what was not."""
+    """Await an outcome; return it if it is accepted, else raise its error."""
     return accepted(await judging)
 
 
 def when_404s_leave(began: float) -> float:
-    """Return the moment at which every 404 leaves whose request was read then (times of the event loop's clock).
+    """Return when to send a 404 whose request was read at `began` (both in seconds of the event loop's clock).
 
-    uvloop's clock stands still during a turn of the loop, and its timers count whole milliseconds of it. So a request that
-    was read in a turn has the same moment however long parsing and lookup took in that turn and in later ones.
+    The time is `began` plus a multiple of `_NOT_FOUND_SECONDS`. uvloop's clock does not advance during a turn of the
+    loop, and its timers count whole milliseconds. So the result does not depend on the time that parsing and lookup
+    took.
     """
     spent = asyncio.get_running_loop().time() - began
     return began + _NOT_FOUND_SECONDS * (1 + spent // _NOT_FOUND_SECONDS)
 
 
 async def until_404s_leave(began: float) -> None:
-    """Wait until the moment of `when_404s_leave`."""
+    """Wait until the time of `when_404s_leave`."""
     loop = asyncio.get_running_loop()
-    leaves = asyncio.Event()  # a future that was cancelled in the turn in which its time comes can't be set
+    leaves = asyncio.Event()  # a future would raise if it is cancelled in the turn in which the timer fires
     timer = loop.call_at(when_404s_leave(began), leaves.set)
     try:
         await leaves.wait()
@@ -145,10 +147,10 @@ def parameter(arguments: Mapping[str, Sequence[bytes]], name: str) -> str:
 
 
 def number(text: str, field: str) -> int:
-    """Read ASCII digits: `int()` alone would take signs, underscores and other scripts' digits.
+    """Read ASCII digits; `int()` alone would also accept signs, underscores and the digits of other scripts.
 
     Raises:
-        Malformed: anything else, or more digits than any field has.
+        Malformed: the text has other characters, or more than 16 digits.
     """
     if not re.fullmatch(r"[0-9]{1,16}", text):
         raise Malformed(field=field, reason="want decimal digits")
@@ -166,7 +168,7 @@ def outpoint_of(error: PaychanError) -> OutPoint:
 
 
 def settlement_txid(channel: Channel) -> str | None:
-    """Displayed txid of a channel's settlement, if it is signed: the one that confirmed, or else the newest."""
+    """Return the displayed txid of a channel's settlement if one is signed: the confirmed one, else the newest."""
     closing = channel.closing
     if closing is None or closing.settlement is None:
         return None
@@ -175,7 +177,7 @@ def settlement_txid(channel: Channel) -> str | None:
 
 
 def settlement_transaction(channel: Channel) -> str | UnsetType:
-    """Hex of the newest settlement that was signed, unless another confirmed, or it is too large for an answer."""
+    """Return the newest signed settlement in hex; `UNSET` if another one confirmed or it is too large for an answer."""
     closing = channel.closing
     settlement = closing.settlement if closing is not None else None
     if closing is None or settlement is None or len(settlement.transaction) > _SHOWN_TRANSACTION_BYTES:

@@ -1,4 +1,4 @@
-"""What every door needs: the operator's settings and the actors behind it."""
+"""The parts that every interface needs: the operator's settings, the actors, and the limits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from actors.totals import LatestTotals
 from actors.watching.expiry import Watcher
 from paychan.api.budgets.descriptors import Descriptors
 from paychan.api.budgets.request_rates import RequestRates
-from paychan.api.budgets.stream_slots import Places
+from paychan.api.budgets.stream_slots import StreamSlots
 from paychan.api.budgets.turns import Turns
 from paychan.config import ServerConfig
 from paychan.memory import Memory
@@ -26,7 +26,7 @@ _CANCELLATIONS = 3
 
 @dataclass(frozen=True)
 class Service:
-    """One running server, as its doors see it."""
+    """The parts of one running server that its interfaces use."""
 
     config: ServerConfig
     context: Context
@@ -37,7 +37,7 @@ class Service:
     supervisor: Supervisor = field(default_factory=Supervisor)
     memory: Memory = field(default_factory=Memory)
     requests: set[asyncio.Task[Any]] = field(default_factory=set)
-    """Requests that handlers work for."""
+    """Tasks of the requests that handlers work on."""
 
     def keep(self, task: asyncio.Task[Any] | None) -> None:
         """Remember the task of a request until it is done."""
@@ -46,8 +46,8 @@ class Service:
             task.add_done_callback(self.requests.discard)
 
     async def drop_requests(self) -> None:
-        """Cancel what still works for connections that are closed: the store and the signer are closed next."""
-        for _ in range(_CANCELLATIONS):  # again, should a library swallow it
+        """Cancel the requests of connections that are closed, because the store and the signer are closed next."""
+        for _ in range(_CANCELLATIONS):  # repeated, in case a library swallows the cancellation
             running = list(self.requests)
             if not running:
                 return
@@ -56,20 +56,20 @@ class Service:
             await asyncio.wait(running, timeout=1)
 
     @cached_property
-    def streams(self) -> Places:
-        """The payment streams that are open."""
+    def streams(self) -> StreamSlots:
+        """The slots of payment streams."""
         stream, http = self.config.stream, self.config.http
-        most = min(stream.max_streams, self.descriptors.clients // 2)  # payments by PUT keep the other half
-        return Places(most, stream.max_streams_per_channel, http.max_bad_signatures)
+        most = min(stream.max_streams, self.descriptors.clients // 2)  # the other half is for payments by PUT
+        return StreamSlots(most, stream.max_streams_per_channel, http.max_bad_signatures)
 
     @cached_property
     def turns(self) -> Turns:
-        """The turns in which streams are read."""
+        """The turns of the event loop in which streams are read."""
         return Turns()
 
     @cached_property
-    def askers(self) -> RequestRates:
-        """How fast each client address asks about new channels."""
+    def request_rates(self) -> RequestRates:
+        """The rate limit of requests about new channels, for each client address."""
         return RequestRates(self.config.http.asks_per_second)
 
     @cached_property
@@ -79,5 +79,5 @@ class Service:
 
     @cached_property
     def totals(self) -> LatestTotals:
-        """What the operator is told of all channels."""
+        """The totals over all channels, for the operator."""
         return LatestTotals(self.context, lambda: self.registry.awake)

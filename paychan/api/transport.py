@@ -1,7 +1,8 @@
-"""Moving a connection from Tornado's stream, which read the upgrade request, to the event loop's own transport.
+"""Moves a connection from Tornado's stream, which read the upgrade request, to a transport of the event loop.
 
-Whoever made the stream put two marks on it: `release`, which gives back the connection's place, and `taker`. From
-`take_over` on the place is the WebSocket's, and is given back when that ends, also when it never begins.
+The server that makes a stream sets two attributes on it with `mark`: `release`, which frees the connection's slot, and
+`taker`, the protocol that has taken the connection over. After `take_over` the slot belongs to the WebSocket. It is
+freed when the WebSocket ends, also if the WebSocket could not begin.
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ log = structlog.get_logger("stream")
 
 
 def mark(stream: Any, release: Callable[[], object]) -> None:
-    """Let a stream be taken over; `release` gives back its connection's place."""
+    """Prepare a stream for `take_over`; `release` frees the slot of its connection."""
     stream.release, stream.taker = release, None
 
 
 def taker_of(stream: Any) -> Any:
-    """Return what has taken a stream's connection over, and the connection's place with it; None: nothing has."""
+    """Return the protocol that has taken over a stream's connection and its slot, or None."""
     return getattr(stream, "taker", None)
 
 
 async def take_over(stream: Any, taker: Any, head: bytes) -> bool:
-    """Let a protocol go on with a connection; False if that is gone."""
+    """Continue a connection with the protocol `taker`, which writes `head` first.
+
+    Returns False if the connection is gone.
+    """
     if stream is None or stream.closed():
         return False
     stream.taker, release = taker, stream.release
@@ -53,7 +57,7 @@ async def take_over(stream: Any, taker: Any, head: bytes) -> bool:
 
 
 def give_back(stream: Any) -> bytes:
-    """Close a stream that reads no more, and return what it had read too much; another descriptor keeps its connection."""
+    """Close a stream that reads no more, and return its unused bytes; another descriptor keeps the connection open."""
     rest = b""
     while not stream.closed():
         more = stream.read_bytes(1 << 20, partial=True)  # a Future
@@ -65,12 +69,12 @@ def give_back(stream: Any) -> bytes:
 
 
 def _unread(stream: Any) -> bytes:
-    if hasattr(stream, "give_back"):  # a detour's, which begins with bytes that were read before it
-        came: bytes = stream.give_back()
-        return came
+    if hasattr(stream, "give_back"):  # a fallback stream, which begins with bytes that were read before it
+        unused: bytes = stream.give_back()
+        return unused
     stream.read_from_fd = _nothing
     return give_back(stream)
 
 
 def _nothing(_buffer: Any) -> None:
-    """No more is read."""
+    """Read nothing."""

@@ -1,4 +1,4 @@
-"""Absolute URLs for `Location`: on the configured public base, else on the address that the client itself used."""
+"""Absolute URLs for `Location`: on the configured public base, else on the address that the client used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HOST = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5}
 
 
 def absolute(http: Http, protocol: str, headers: HTTPHeaders, own_address: Any, path: str) -> str:
-    """Build the URL of a path for whoever sent these headers to this socket address (None: the connection is gone)."""
+    """Build the URL of a path for the client that sent `headers` to `own_address` (None: the connection is gone)."""
     if http.public_url:
         return http.public_url.rstrip("/") + path
     names = ("X-Forwarded-Host", "Host") if http.trust_forwarded else ("Host",)
@@ -23,13 +23,13 @@ def absolute(http: Http, protocol: str, headers: HTTPHeaders, own_address: Any, 
 
 
 def forwarded_protocol(headers: HTTPHeaders) -> str:
-    """What a trusted proxy says it was asked by, read as Tornado does."""
+    """Return the protocol of the client's request to a trusted proxy, from the same headers that Tornado reads."""
     named = headers.get("X-Scheme", headers.get("X-Forwarded-Proto", "http")).split(",")[-1].strip()
     return named if named in ("http", "https") else "http"
 
 
 def _shown(address: Any) -> str:
-    """Address and port at which the request arrived; nobody reads the answer of a connection that is gone."""
+    """Return address and port at which the request arrived. For a connection that is gone any text will do."""
     if address is None:
         return "localhost"
     host, port = address[:2]

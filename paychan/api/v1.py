@@ -1,4 +1,4 @@
-"""RBPCP v1: a client that follows `Location` and reads reason phrases lives its whole life here (RBPCP §5)."""
+"""RBPCP v1 (RBPCP §5). Its clients follow `Location` and read reason phrases."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from paychan.protocol.wire.rbpcp import ChannelStatus, FundingInfo, PaymentResul
 
 
 class V1Handler(Handler):
-    """What the resources of v1 share."""
+    """Base of the resources of v1."""
 
     def channel_path(self, outpoint: OutPoint) -> str:
         return f"/v1/channels/{outpoint.txid_hex}/{outpoint.vout}"
 
 
 class FundingInfoHandler(V1Handler):
-    """`GET /v1/fundingInfo`: server key, address and terms, if a channel with them can be opened (RBPCP §5.1)."""
+    """`GET /v1/fundingInfo`: server key, funding address and terms, if a channel can be opened (RBPCP §5.1)."""
 
     async def get(self) -> None:
-        self.count_ask()
+        self.limit_rate()
         client_key = parse_public_key(self.parameter("client_pubkey"))
         expiry = self.expiry(self.parameter("exp_time"))
         config = self.service.config
@@ -50,10 +50,10 @@ class FundingInfoHandler(V1Handler):
 
 
 class NewChannelHandler(V1Handler):
-    """`POST /v1/channels/new`: open (RBPCP §5.2). The parameter `test` may say anything."""
+    """`POST /v1/channels/new`: opens a channel (RBPCP §5.2). The parameter `test` is ignored."""
 
     async def post(self) -> None:
-        self.count_ask()
+        self.limit_rate()
         config = self.service.config
         client_key = parse_public_key(self.parameter("client_pubkey"))
         change_script = decode_address(self.parameter("change_address"), config.bitcoin_network)
@@ -86,30 +86,30 @@ class ChannelHandler(V1Handler):
 
 
 class PayHandler(ChannelHandler):
-    """`PUT …/pay`, as the document of August 2016 has it; nothing else."""
+    """`PUT …/pay` of the document of August 2016; no other method."""
 
     SUPPORTED_METHODS = ("PUT", "OPTIONS")
 
 
 async def pay(service: Service, named: OutPoint, arguments: Mapping[str, Sequence[bytes]]) -> Answer:
-    """Take a payment (RBPCP §5.3)."""
+    """Process a payment (RBPCP §5.3)."""
     payment = command(arguments)
     await _find(service, named)
     return paid(accepted(await service.registry.ask(named, payment)))
 
 
 def command(arguments: Mapping[str, Sequence[bytes]]) -> Pay:
-    """Read a payment out of a query. Raises `Missing`, `Repeated` or `Malformed`."""
+    """Read a payment from a query. Raises `Missing`, `Repeated` or `Malformed`."""
     return Pay(decode_v1(parameter(arguments, "payment")))
 
 
 def paid(done: Accepted) -> Answer:
-    """Make the answer to a payment that was accepted."""
+    """Make the answer to an accepted payment."""
     return result(200 if done.channel.state is State.OPEN else 202, "Payment accepted", _shown(done))
 
 
 async def _find(service: Service, named: OutPoint) -> Channel:
-    """Find a channel of v1. Raises `UnknownChannel`, also for one of v2, which is named by its secret."""
+    """Find a channel of v1. Raises `UnknownChannel`, also for a channel of v2, which needs its secret."""
     channel = await service.registry.read(named)
     if channel is None:
         raise UnknownChannel
@@ -120,7 +120,7 @@ async def _find(service: Service, named: OutPoint) -> Channel:
 
 
 def _shown(done: Accepted) -> PaymentResult:
-    """Show a channel as it stands (RBPCP §5.5)."""
+    """Describe the present state of a channel (RBPCP §5.5)."""
     channel = done.channel
     status = ChannelStatus.OPEN if channel.state is State.OPEN else ChannelStatus.CLOSED
     return PaymentResult(status, channel.payment.change_sat, done.value_sat, settlement_txid(channel))

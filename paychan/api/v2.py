@@ -1,4 +1,4 @@
-"""RBPCP v2 in both its dialects (RBPCP §6): a channel is named by its outpoint and its secret."""
+"""RBPCP v2 in both dialects (RBPCP §6). A client names a channel by its outpoint and its secret."""
 
 from __future__ import annotations
 
@@ -51,23 +51,23 @@ from paychan.protocol.wire.rbpcp import (
 )
 
 _REQUEST_LIFE_SECONDS = 3600
-"""BIP70 payment requests are good for so long."""
+"""A BIP70 payment request expires after this time."""
 
 
 _TRANSACTIONS_BYTES = 20_000
-"""Room for funding transactions in one answer: clients read 64 KiB, and these are in hex."""
+"""Bytes of all funding transactions in one answer: clients read 64 KiB, and hex doubles the size."""
 _MOST_TRANSACTIONS = 5
-"""Each is a question to the node."""
+"""Funding transactions in one answer; each costs a request to the node."""
 
 _MOVED = {Dialect.S: 318, Dialect.A: 308}
-"""RBPCP §6.5: 318 is "same as 308 but adapt the body", which the 2.3.0 document made up."""
+"""RBPCP §6.5: 318 is "same as 308 but adapt the body", an invention of the 2.3.0 document."""
 
 Arguments: TypeAlias = Mapping[str, Sequence[bytes]]
 Url: TypeAlias = Callable[[str], str]
 
 
 class V2Handler(Handler):
-    """What the resources of v2 share."""
+    """Base of the resources of v2."""
 
     quiet_404 = True
 
@@ -75,7 +75,7 @@ class V2Handler(Handler):
         return _path(outpoint)
 
     async def find(self, txid: str, vout: str, body: V2Payment) -> Channel:
-        """Find the channel that URL, body and secret name together; see `_find`."""
+        """Find the channel that URL, body and secret name; see `_find`."""
         return await _find(self.service, outpoint(txid, vout), self.request.query_arguments, body)
 
 
@@ -83,7 +83,7 @@ class FundingInfoHandler(V2Handler):
     """`GET /v2/funding/{…}/{…}/info`: expiry and client key in either order (RBPCP §6.1)."""
 
     async def get(self, first: str, second: str) -> None:
-        self.count_ask()
+        self.limit_rate()
         key_text, expiry_text = (first, second) if len(first) == 66 else (second, first)
         client_key, expiry = parse_public_key(key_text), self.expiry(expiry_text)
         terms = await self.service.opener.offer(client_key, expiry, any_time=self.service.config.debug)
@@ -107,7 +107,7 @@ class FundingInfoHandler(V2Handler):
         )
 
     def _payment_request(self, terms: ChannelTerms, info: FundingInfo, now: UnixTime) -> None:
-        """BIP70, so that a wallet shows what it pays for (RBPCP §13.3)."""
+        """Answer with a BIP70 payment request, so that a wallet shows what it pays for (RBPCP §13.3)."""
         self.set_header("Content-Type", bip70.CONTENT_TYPE)
         self.set_header("Content-Transfer-Encoding", "binary")
         self.finish(
@@ -123,14 +123,14 @@ class FundingInfoHandler(V2Handler):
 
 
 class FundingOutputsHandler(V2Handler):
-    """`GET /v2/funding/{…}/{…}/outputs`: which unspent outputs pay to the address, and how deep they are.
+    """`GET /v2/funding/{…}/{…}/outputs`: the unspent outputs at the funding address, and their confirmations.
 
-    With `?transactions=1` also the transactions that they are in: their ids commit to the values, so that a client without
-    a node need not take our word.
+    With `?transactions=1` the answer also has the transactions of these outputs. A txid commits to the values of the
+    outputs, so that a client without a node can check them.
     """
 
     async def get(self, first: str, second: str) -> None:
-        self.count_ask()
+        self.limit_rate()
         key_text, expiry_text = (first, second) if len(first) == 66 else (second, first)
         terms = await self.service.opener.terms(parse_public_key(key_text), self.expiry(expiry_text))
         found = await self.service.opener.funding(terms)
@@ -152,12 +152,12 @@ class FundingOutputsHandler(V2Handler):
         self.answer(200, None, {"funding_address": address, "outputs": outputs})
 
     async def _transactions(self, found: Sequence[Funding]) -> dict[bytes, bytes]:
-        """Read the funding transactions, the most valuable first, as many as an answer has room for."""
+        """Read the funding transactions most valuable first as in `found`, as many as fit into an answer."""
         read: dict[bytes, bytes] = {}
         room = _TRANSACTIONS_BYTES
         outpoints = {funding.outpoint.txid: funding.outpoint for funding in found}
         for txid, at in list(outpoints.items())[:_MOST_TRANSACTIONS]:
-            with contextlib.suppress(ChainFailed):  # the outputs are worth an answer without it
+            with contextlib.suppress(ChainFailed):  # the answer is useful without the transaction
                 transaction = await self.service.context.chain.funding_transaction(at)
                 if len(transaction) <= room:
                     read[txid] = transaction
@@ -169,7 +169,7 @@ class ChannelHandler(V2Handler):
     """`POST` opens (RBPCP §6.2), `PUT` pays (RBPCP §6.3)."""
 
     async def post(self, txid: str, vout: str) -> None:
-        self.count_ask()
+        self.limit_rate()
         body = await _opening(self.request.body, self.request.query_arguments)
         request = self._open_request(outpoint(txid, vout), body)
         opened = await accept(self.service.opener.open(request))
@@ -182,7 +182,11 @@ class ChannelHandler(V2Handler):
         self.give(await paying)
 
     def _open_request(self, named: OutPoint, body: V2Payment) -> OpenRequest:
-        """Check what only the body of an opening has."""
+        """Check the fields that only the body of an opening has.
+
+        Raises:
+            Missing, OutPointMismatch, Malformed: a field is absent, names another outpoint, or can't be read.
+        """
         if body.outpoint is None or body.redeem_script is None or body.change_address is None:
             absent = {"funding_txid": body.outpoint, "redeem_script": body.redeem_script}
             raise Missing(field=next((name for name, value in absent.items() if value is None), "change_address"))
@@ -204,7 +208,8 @@ class ChannelHandler(V2Handler):
 class CloseHandler(V2Handler):
     """`PUT …/close`: a last payment, which may name a new change address (RBPCP §6.4).
 
-    With `&transaction=1` the answer has the settlement, too: a client reads there what came of the fee that it offered.
+    With `&transaction=1` the answer also has the settlement transaction, which shows the client the fee that the server
+    chose.
     """
 
     async def put(self, txid: str, vout: str) -> None:
@@ -222,12 +227,15 @@ class CloseHandler(V2Handler):
         txid_hex = settlement_txid(closed.channel)
         wanted = self.get_query_argument("transaction", "") == "1"
         transaction = settlement_transaction(closed.channel) if wanted else UNSET
-        told = PaymentResult(ChannelStatus.CLOSED, Sat(0), Sat(0), txid_hex, closed.application_data, transaction)
-        self.answer(200, "Channel closed", told)
+        closing = PaymentResult(ChannelStatus.CLOSED, Sat(0), Sat(0), txid_hex, closed.application_data, transaction)
+        self.answer(200, "Channel closed", closing)
 
 
 async def pay(service: Service, named: OutPoint, arguments: Arguments, raw: bytes, url: Url) -> Answer:
-    """Take a payment (RBPCP §6.3), or say where the channel went. `url` makes a path absolute."""
+    """Process a payment (RBPCP §6.3), or answer with the new place of a channel that moved.
+
+    `url` makes a path absolute.
+    """
     body = read_v2_body(raw)
     channel = await find_channel(service, named, arguments)
     try:
@@ -238,7 +246,7 @@ async def pay(service: Service, named: OutPoint, arguments: Arguments, raw: byte
 
 
 def paid(done: Accepted, dialect: Dialect) -> Answer:
-    """Make the answer to a payment that was accepted."""
+    """Make the answer to an accepted payment."""
     return result(200, "Payment accepted", shown(done, dialect))
 
 
@@ -246,7 +254,7 @@ def payment_command(service: Service, channel: Channel, body: V2Payment) -> Pay:
     """Make the command of a payment.
 
     Raises:
-        OutPointMismatch, Malformed: the body names another channel than this.
+        OutPointMismatch, Malformed: the body names another channel.
     """
     _check_names(channel, body)
     if body.change_address is not None and body.change_address != _change_address(service, channel):
@@ -255,7 +263,7 @@ def payment_command(service: Service, channel: Channel, body: V2Payment) -> Pay:
 
 
 async def moved_answer(service: Service, outpoint: OutPoint, error: ChannelMoved, dialect: Dialect, url: Url) -> Answer:
-    """Say where a channel goes on; its secret stays the same (RBPCP §6.5: "318 to dialect S, 308 to dialect A")."""
+    """Answer with the new URL of a channel; its secret is the same (RBPCP §6.5: "318 to dialect S, 308 to dialect A")."""
     new, old = outpoint_of(error), await service.registry.read(outpoint)
     location = url(_path(new, old.secret if old else b""))
     stored = old.closing.settlement if old and old.closing else None
@@ -263,7 +271,10 @@ async def moved_answer(service: Service, outpoint: OutPoint, error: ChannelMoved
 
 
 async def _withdrawal(service: Service, txid: bytes, stored: Settlement | None) -> bytes | None:
-    """Find the transaction that moved a channel; None while the chain can't be asked for one that isn't as we made it."""
+    """Return the transaction that moved a channel: the stored settlement, else from the chain.
+
+    None if the chain fails.
+    """
     if stored is not None and stored.txid == txid:
         return stored.transaction
     try:
@@ -273,17 +284,17 @@ async def _withdrawal(service: Service, txid: bytes, stored: Settlement | None) 
 
 
 async def _find(service: Service, named: OutPoint, arguments: Arguments, body: V2Payment) -> Channel:
-    """Find the channel that URL, secret and body name together."""
+    """Find the channel that URL, secret and body name; for errors see `find_channel` and `_check_names`."""
     channel = await find_channel(service, named, arguments)
     _check_names(channel, body)
     return channel
 
 
 async def find_channel(service: Service, named: OutPoint, arguments: Arguments) -> Channel:
-    """Find the channel that URL and secret name together.
+    """Find the channel that URL and secret name.
 
     Raises:
-        UnknownChannel: no such channel, or not with this secret.
+        UnknownChannel: there is no such channel, or its secret is another.
     """
     channel = await service.registry.read(named) or await service.registry.read(named.reversed)
     if channel is None:
@@ -295,19 +306,22 @@ async def find_channel(service: Service, named: OutPoint, arguments: Arguments) 
 
 
 def knows_secret(channel: Channel, arguments: Arguments) -> bool:
-    """Say whether a caller named the channel's secret."""
+    """Return whether the query has the channel's secret."""
     return _is_named(channel.secret, arguments)
 
 
 def is_secret(secret: bytes, text: str) -> bool:
-    """Compare what a caller gave, in any form that a secret may have; nothing fits a channel without one."""
+    """Compare a secret with a caller's text, in every form that `read_secret` reads.
+
+    False if the channel has no secret.
+    """
     if text.isascii() and hmac.compare_digest(secret.hex(), text):  # the usual form
         return bool(secret)
     return hmac.compare_digest(secret, read_secret(text) or b"") and bool(secret)
 
 
 def _check_names(channel: Channel, body: V2Payment) -> None:
-    """Compare what a body names beside the payment. Raises `OutPointMismatch` or `Malformed`."""
+    """Compare the channel with the names in a body. Raises `OutPointMismatch` or `Malformed`."""
     if body.outpoint is not None and body.outpoint != channel.outpoint:
         raise OutPointMismatch(got=str(body.outpoint), want=str(channel.outpoint))
     if body.redeem_script is not None and body.redeem_script != channel.terms.redeem_script:
@@ -315,7 +329,7 @@ def _check_names(channel: Channel, body: V2Payment) -> None:
 
 
 async def _opening(raw: bytes, arguments: Arguments) -> V2Payment:
-    """Read the body of an opening; `UnknownChannel` unless the secret in the URL follows from it (RBPCP §6.2)."""
+    """Read the body of an opening. Raises `UnknownChannel` if the query lacks the secret of that body (RBPCP §6.2)."""
     body = read_v2_body(raw)
     if not _is_named(opening_secret(body.payment), arguments):
         raise UnknownChannel
@@ -323,13 +337,13 @@ async def _opening(raw: bytes, arguments: Arguments) -> V2Payment:
 
 
 def _is_named(secret: bytes, arguments: Arguments) -> bool:
-    """Compare what the caller gave as `secret`, exactly once."""
+    """Compare a secret with the query parameter `secret`, which must occur exactly once."""
     values = arguments.get("secret", ())
     return is_secret(secret, values[0].decode("latin1") if len(values) == 1 else "")
 
 
 def _path(outpoint: OutPoint, secret: bytes = b"") -> str:
-    """Path of a channel, usable as it is with its secret."""
+    """Return the path of a channel, with its secret as the query."""
     return f"/v2/channels/{outpoint.txid_hex}/{outpoint.vout}" + (f"?secret={secret.hex()}" if secret else "")
 
 
@@ -338,7 +352,10 @@ def _change_address(service: Service, channel: Channel) -> str:
 
 
 def shown(done: Accepted, dialect: Dialect) -> PaymentResult:
-    """Show a channel as it stands; while open, S wants `""` and A wants null as settlement_txid (RBPCP §6.6)."""
+    """Describe the state of a channel.
+
+    While it is open, settlement_txid is `""` in dialect S, null in A (RBPCP §6.6).
+    """
     channel = done.channel
     status = ChannelStatus.OPEN if channel.state is State.OPEN else ChannelStatus.CLOSED
     txid = settlement_txid(channel)

@@ -9,7 +9,7 @@ from typing import Any
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
-from paychan.api.budgets.connection_slots import Places
+from paychan.api.budgets.connection_slots import ConnectionSlots
 from paychan.api.limits import BoundedServer
 
 _CLIENTS = 12
@@ -24,7 +24,7 @@ async def test_fault_60_one_request_begins_in_a_turn_without_the_lane() -> None:
             served.append(1)
 
     server: Any = BoundedServer(Application([(r".*", Handler)]))
-    server.places, server.patience_seconds, server.head_seconds = Places(100, "test"), 10, 10
+    server.slots, server.patience_seconds, server.head_seconds = ConnectionSlots(100, "test"), 10, 10
     sockets = bind_sockets(0, "127.0.0.1")
     await server.listen_on(sockets)
     clients = [socket.create_connection(sockets[0].getsockname()) for _ in range(_CLIENTS)]
@@ -34,9 +34,9 @@ async def test_fault_60_one_request_begins_in_a_turn_without_the_lane() -> None:
                 client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             served.clear()
             while len(served) < _CLIENTS:
-                before, open_before = len(served), len(server.places)
+                before, open_before = len(served), len(server.slots)
                 await asyncio.sleep(0)
-                assert len(server.places) - open_before <= 2
+                assert len(server.slots) - open_before <= 2
                 assert len(served) - before <= 1
     finally:
         for client in clients:

@@ -64,7 +64,7 @@ def test_fault_66_idle_connections_keep_no_client_out(few_files: System) -> None
         assert _local_port(http) == before, "the payer's connection was closed"
         assert httpx.get(f"{few_files.management_url}/health", trust_env=False).status_code == 200
     assert "Too many open files" not in _log(few_files)
-    assert _log(few_files).count("all connections are taken") == 1
+    assert _log(few_files).count("all connection slots are in use") == 1
 
 
 @pytest.mark.parametrize("few_files", [False], indirect=True, ids=["handlers"])

@@ -119,18 +119,18 @@ def test_fault_69_requests_for_nothing_have_a_rate(monkeypatch: pytest.MonkeyPat
     """Refusals of the channel's state and repetitions share it; what pays allows more; the longest wait is a second."""
     now = 1000.0
     monkeypatch.setattr(manners_module, "monotonic", lambda: now)
-    manners = Penalty(3)
+    penalty = Penalty(3)
     stale = ValueBackwards(got_sat=2, need_sat=1)
-    manners.paid()
-    assert [manners.refused(stale) for _ in range(8)] == [manners.for_nothing() for _ in range(8)] == [0] * 8
-    assert manners.refused(stale) == pytest.approx(0.01)
-    manners.paid()
-    manners.paid()
-    assert manners.refused(stale) == 0
-    assert [manners.refused(stale) for _ in range(200)][-1] == 1
-    assert manners.problem() is None
+    penalty.paid()
+    assert [penalty.refused(stale) for _ in range(8)] == [penalty.for_nothing() for _ in range(8)] == [0] * 8
+    assert penalty.refused(stale) == pytest.approx(0.01)
+    penalty.paid()
+    penalty.paid()
+    assert penalty.refused(stale) == 0
+    assert [penalty.refused(stale) for _ in range(200)][-1] == 1
+    assert penalty.problem() is None
     now += 1.2
-    assert [manners.refused(stale) for _ in range(16)] == [0] * 16
+    assert [penalty.refused(stale) for _ in range(16)] == [0] * 16
 
 
 def test_fault_69_bad_signatures_over_a_stream_cost_what_they_cost_by_put(strict: System, http: httpx.Client) -> None:

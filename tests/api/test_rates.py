@@ -57,9 +57,9 @@ def test_fault_33_all_doors_of_strangers_share_one_budget_for_each_address(narro
 
 def test_fault_33_a_refusal_for_haste_comes_late_and_is_not_held_against_the_connection() -> None:
     """An attacker that waits for each answer gets two a second on a connection; an honest client keeps its connection."""
-    manners = Penalty(3)
-    assert [manners.refused(TooManyRequests(limit=1, wait_seconds=1)) for _ in range(10)] == [0.5] * 10
-    assert manners.problem() is None
+    penalty = Penalty(3)
+    assert [penalty.refused(TooManyRequests(limit=1, wait_seconds=1)) for _ in range(10)] == [0.5] * 10
+    assert penalty.problem() is None
 
 
 def test_fault_33_an_address_that_lies_about_itself_is_believed_only_behind_a_proxy(

@@ -162,7 +162,7 @@ def test_fault_79_an_upgrade_that_lacks_something_is_refused(change: dict[str, s
 class Endless:
     """A worker that always has more to do; each step takes the time that a test's clock says."""
 
-    asked = takes_all = False
+    is_queued = ends_turn = False
 
     def __init__(self) -> None:
         self.steps, self.goes_on = 0, True
@@ -176,7 +176,7 @@ async def test_fault_60_the_loop_turns_however_much_has_come() -> None:
     """Streams that always have more to read leave the loop to others after each turn, and to each other in order."""
     turns, workers = Turns(), [Endless(), Endless(), Endless()]
     for worker in workers:
-        turns.ask(worker)
+        turns.schedule(worker)
 
     for _ in range(20):
         await asyncio.sleep(0)
@@ -192,7 +192,7 @@ async def test_fault_60_the_loop_turns_however_much_has_come() -> None:
 async def test_fault_60_answers_are_written_in_turns_too() -> None:
     """However many streams have refusals to write, one of them works in a turn of the loop, and reading goes on."""
     turns, reader, began = Turns(), Endless(), list[int]()
-    turns.ask(reader)
+    turns.schedule(reader)
 
     async def answer(number: int) -> None:
         await turns.slice()

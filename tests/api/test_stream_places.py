@@ -1,4 +1,4 @@
-"""Places for streams, without a socket: who leaves a full house, and how long bad signatures are remembered."""
+"""StreamSlots for streams, without a socket: who leaves a full house, and how long bad signatures are remembered."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from time import monotonic
 
 import pytest
 
-from paychan.api.budgets import stream_slots as streamplaces
-from paychan.api.budgets.stream_slots import EMPTY_PAYMENTS, IDLE_SECONDS, WAITING_ROOM, Places
+from paychan.api.budgets import stream_slots
+from paychan.api.budgets.stream_slots import EMPTY_PAYMENTS, IDLE_SECONDS, WAITING_ROOM, StreamSlots
 from paychan.protocol.errors import PaychanError, StreamReplaced, TooManyStreams, UnknownChannel
 from paychan.protocol.types import OutPoint
 
@@ -15,18 +15,20 @@ CHANNELS = [OutPoint(bytes([number]) * 32, 0) for number in range(9)]
 
 
 class Stream:
-    """A stream as `Places` sees it."""
+    """A stream as `StreamSlots` sees it."""
 
     is_gone = False
 
-    def __init__(self, places: Places, idle_seconds: float = 0, address: str = "a", *, is_busy: bool = False) -> None:
-        self.places, self.address, self.is_busy = places, address, is_busy
+    def __init__(
+        self, slots: StreamSlots, idle_seconds: float = 0, address: str = "a", *, is_busy: bool = False
+    ) -> None:
+        self.slots, self.address, self.is_busy = slots, address, is_busy
         self.paid_at = monotonic() - idle_seconds
         self.ended_by: PaychanError | None = None
 
     def end(self, error: PaychanError) -> None:
         self.ended_by = error
-        self.places.leave(self)
+        self.slots.leave(self)
 
     def close(self, code: int, reason: str) -> None:  # noqa: ARG002
         raise AssertionError
@@ -37,27 +39,27 @@ class Stream:
 
 def test_fault_68_a_full_house_lets_the_idle_go() -> None:
     """The stream that paid nothing for the longest leaves for a newcomer, if that is long ago and nothing is on its way."""
-    places = Places(3, 8, 20)
-    busy = Stream(places, 9 * IDLE_SECONDS, is_busy=True)
-    idle, fresh = Stream(places, 2 * IDLE_SECONDS), Stream(places)
+    slots = StreamSlots(3, 8, 20)
+    busy = Stream(slots, 9 * IDLE_SECONDS, is_busy=True)
+    idle, fresh = Stream(slots, 2 * IDLE_SECONDS), Stream(slots)
     for stream, channel in zip((busy, idle, fresh), CHANNELS, strict=False):
-        places.take(stream, channel)
+        slots.take(stream, channel)
 
-    places.take(Stream(places), CHANNELS[5])
+    slots.take(Stream(slots), CHANNELS[5])
     assert isinstance(idle.ended_by, StreamReplaced)
-    assert (busy.ended_by, fresh.ended_by, len(places)) == (None, None, 3)
+    assert (busy.ended_by, fresh.ended_by, len(slots)) == (None, None, 3)
     with pytest.raises(TooManyStreams):
-        places.take(Stream(places), CHANNELS[6])
+        slots.take(Stream(slots), CHANNELS[6])
 
 
 def test_fault_68_the_waiting_room_has_a_share_for_each_address() -> None:
     """Of the address that has most in the full room the oldest leaves: a crowd from one turns nobody else away."""
-    places = Places(3, 8, 20)
-    honest = Stream(places, address="b")
-    places.wait(honest)
-    crowd = [Stream(places, address="a") for _ in range(3 * WAITING_ROOM)]
+    slots = StreamSlots(3, 8, 20)
+    honest = Stream(slots, address="b")
+    slots.wait(honest)
+    crowd = [Stream(slots, address="a") for _ in range(3 * WAITING_ROOM)]
     for stream in crowd:
-        places.wait(stream)
+        slots.wait(stream)
 
     assert honest.ended_by is None
     assert [isinstance(each.ended_by, UnknownChannel) for each in crowd].count(False) == WAITING_ROOM - 1
@@ -67,52 +69,52 @@ def test_fault_68_the_waiting_room_has_a_share_for_each_address() -> None:
 
 def test_fault_61_leaving_twice_or_without_a_place_is_nothing() -> None:
     """Every path of a stream's end may give its place back."""
-    places = Places(1, 8, 20)
-    stream = Stream(places)
-    places.leave(stream)
-    places.take(stream, CHANNELS[0])
-    places.leave(stream)
-    places.leave(stream)
-    assert (len(places), places.all) == (0, [])
-    places.take(Stream(places), CHANNELS[0])
+    slots = StreamSlots(1, 8, 20)
+    stream = Stream(slots)
+    slots.leave(stream)
+    slots.take(stream, CHANNELS[0])
+    slots.leave(stream)
+    slots.leave(stream)
+    assert (len(slots), slots.all) == (0, [])
+    slots.take(Stream(slots), CHANNELS[0])
 
 
 def test_fault_69_bad_signatures_are_remembered_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """By channel, also without streams; a pause makes them forgotten, and what is kept has a bound."""
     now = 1000.0
-    monkeypatch.setattr(streamplaces, "monotonic", lambda: now)
-    places = Places(1, 8, 3)
-    waits = [places.bad_signature(CHANNELS[0]) for _ in range(3)]
+    monkeypatch.setattr(stream_slots, "monotonic", lambda: now)
+    slots = StreamSlots(1, 8, 3)
+    waits = [slots.bad_signature(CHANNELS[0]) for _ in range(3)]
     assert waits == [0.01, 0.02, 0.04]
-    assert places.problem(CHANNELS[0]) is not None
-    assert places.problem(CHANNELS[1]) is None
+    assert slots.problem(CHANNELS[0]) is not None
+    assert slots.problem(CHANNELS[1]) is None
 
     now += 61
-    assert places.problem(CHANNELS[0]) is None
-    assert places.bad_signature(CHANNELS[0]) == 0.01
+    assert slots.problem(CHANNELS[0]) is None
+    assert slots.bad_signature(CHANNELS[0]) == 0.01
     for number in range(5000):
-        places.bad_signature(OutPoint(number.to_bytes(32), 1))
-    assert len(places._manners) <= 4096
+        slots.bad_signature(OutPoint(number.to_bytes(32), 1))
+    assert len(slots._penalties) <= 4096
 
 
 def test_fault_69_payments_of_nothing_have_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that may have been without an answer is sent again for nothing; beyond that each costs 10 ms, 1 s at most at once."""
     now = 1000.0
-    monkeypatch.setattr(streamplaces, "monotonic", lambda: now)
-    places = Places(1, 8, 3)
-    assert places.count(CHANNELS[0], 0, 128) == 0
-    assert not places._allowances
-    assert [places.count(CHANNELS[0], 128, 0) for _ in range(EMPTY_PAYMENTS // 128)] == [0, 0]
-    assert places.count(CHANNELS[0], 1, 0) == pytest.approx(0.01)
-    assert places.count(CHANNELS[1], 1, 0) == 0
-    assert places.count(CHANNELS[0], 10, 0) == pytest.approx(0.11)
-    assert places.count(CHANNELS[0], 5000, 0) == 1
+    monkeypatch.setattr(stream_slots, "monotonic", lambda: now)
+    slots = StreamSlots(1, 8, 3)
+    assert slots.count(CHANNELS[0], 0, 128) == 0
+    assert not slots._allowances
+    assert [slots.count(CHANNELS[0], 128, 0) for _ in range(EMPTY_PAYMENTS // 128)] == [0, 0]
+    assert slots.count(CHANNELS[0], 1, 0) == pytest.approx(0.01)
+    assert slots.count(CHANNELS[1], 1, 0) == 0
+    assert slots.count(CHANNELS[0], 10, 0) == pytest.approx(0.11)
+    assert slots.count(CHANNELS[0], 5000, 0) == 1
 
     now += 1
-    assert places.count(CHANNELS[0], 0, 32) == 0
-    assert places.count(CHANNELS[0], 33, 0) == pytest.approx(0.01)
+    assert slots.count(CHANNELS[0], 0, 32) == 0
+    assert slots.count(CHANNELS[0], 33, 0) == pytest.approx(0.01)
     now += 3
-    assert places.count(CHANNELS[0], EMPTY_PAYMENTS, 0) == 0
+    assert slots.count(CHANNELS[0], EMPTY_PAYMENTS, 0) == 0
     for number in range(5000):
-        places.count(OutPoint(number.to_bytes(32), 1), 1, 0)
-    assert len(places._allowances) <= 4096
+        slots.count(OutPoint(number.to_bytes(32), 1), 1, 0)
+    assert len(slots._allowances) <= 4096

@@ -1,11 +1,11 @@
-"""Taking connections from listening sockets.
+"""Accepts connections from listening sockets.
 
-A few are accepted in one turn of the loop, so that a flood of new connections leaves the connected clients their turns.
-When the process or the system has no descriptor or memory left for one more, accepting rests: a listening socket stays
-readable then, and asking it again at once would be a loop that does nothing else. Connections that wait for their client
-are closed meanwhile, and the log says it once a minute.
+At most `_AT_ONCE` connections are accepted in one turn of the event loop, so that a flood of new connections does not
+delay the connected clients. If the process or the system has no descriptor or no memory for one more connection,
+accepting pauses: the listening socket stays readable, and a retry in each turn would keep the loop busy. Then some idle
+connections are closed, and one log line a minute is written.
 
-uvloop's own servers end for good on such an error, and Tornado's log a traceback for each; so neither is used.
+uvloop's own server stops permanently on such an error, and Tornado's logs a traceback for each; so neither is used.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 from paychan.api.rate_limited_log import RateLimitedLog
 
 _AT_ONCE = 2
-"""Connections accepted in one turn: about a fifth of a millisecond."""
+"""Connections accepted in one turn of the loop; this takes about 0.2 ms."""
 
 _REST_SECONDS = 0.2
 
 
 class Acceptor:
-    """Accepts on the sockets of one listener until it is stopped."""
+    """Accepts connections on the sockets of one listener until `stop`."""
 
     def __init__(
         self,
@@ -32,11 +32,11 @@ class Acceptor:
         take: Callable[[socket.socket, Any], None],
         make_room: Callable[[], object],
     ) -> None:
-        """`take` gets each connection and its client's address; `make_room` closes some connections that wait."""
+        """`take` gets each connection and its client's address; `make_room` closes some idle connections."""
         self._sockets = list(sockets)
         self._take, self._make_room = take, make_room
         self._loop = asyncio.get_running_loop()
-        self._failing = RateLimitedLog("can't accept connections, resting")
+        self._failing = RateLimitedLog("can't accept connections, pausing")
         self._stopped = False
         for each in self._sockets:
             each.setblocking(False)
@@ -64,9 +64,9 @@ class Acceptor:
             self._take(connection, address)
 
     def _rest(self, listener: socket.socket, error: OSError) -> None:
-        """Accept no more for a moment: EMFILE, ENFILE, ENOBUFS and ENOMEM do not go away by asking."""
+        """Pause accepting: EMFILE, ENFILE, ENOBUFS and ENOMEM last until resources are freed."""
         self._loop.remove_reader(listener)
-        self._failing.tell(reason=error.strerror)
+        self._failing.warning(reason=error.strerror)
         self._make_room()
         self._loop.call_later(_REST_SECONDS, self._go_on, listener)
 

@@ -1,11 +1,13 @@
-"""The places of a listener's connections: how many there may be, and which one is closed when a further client comes.
+"""The slots of a listener's connections: their number, and which connections are closed when a new client needs a slot.
 
-When all are taken, connections that wait for their client make room; one for which the server is working does not. Those
-go first whose client address holds more than a quarter of all places, then those that never paid, then the rest; among
-equals the one that has waited longest. So idle connections keep no payer out, one address cannot take all places, and
-behind a proxy, where all connections have one address, the order is by payment and waiting time alone.
+If all slots are in use, connections that are idle (they wait for their client) are closed. A connection for which the
+server is working is never closed. First come connections of an address that holds more than a quarter of all slots,
+then connections that never paid, then the rest; within each group the connection that has been idle longest comes
+first. So idle connections keep no payer out, and one address cannot take all slots. Behind a proxy all connections have
+one address, and only payment and idle time count.
 
-A scan looks at all connections, so it closes a share of them at once: under a flood the cost for each newcomer is small.
+A scan looks at all connections. So it closes a share of them at once, which keeps the cost per new client small in a
+flood.
 """
 
 from __future__ import annotations
@@ -22,31 +24,31 @@ from paychan.api.rate_limited_log import RateLimitedLog
 from paychan.protocol.errors import PaychanError
 
 _SHARE = 4
-"""An address that holds more than one part in four of the places goes first."""
+"""The connections of an address that holds more than 1/4 of the slots are closed first."""
 
 _BATCH = 64
-"""One scan frees one part in this many of the places."""
+"""One scan frees 1/64 of the slots."""
 
 _IDLE_SECONDS = 5.0
-"""Where memory, not places, are short, a connection that was used this lately is not closed for a new one."""
+"""If memory is short but slots are free, only connections that have been idle for this time are closed."""
 
 WORKING = float("inf")
 
 
 class SlotHolder(Protocol):
-    """A connection, as far as its place goes."""
+    """A connection as its slot sees it."""
 
     network: str
     """Group of its client's address, see `network_of`."""
     paid: bool
-    """It has paid or opened a channel, or named a channel's secret."""
+    """Whether it has paid, opened a channel, or named a channel's secret."""
 
     @property
-    def waits_since(self) -> float:
-        """Monotonic time since which it waits for its client; `WORKING` while it waits for the server."""
+    def idle_since(self) -> float:
+        """Monotonic time since which it waits for its client; `WORKING` while the server works for it."""
 
     def evict(self) -> None:
-        """Close it now. It leaves its place then or soon."""
+        """Close it now. Its slot is freed at once or soon after."""
 
 
 @lru_cache(4096)
@@ -65,67 +67,71 @@ def network_of(address: str) -> str:
 
 
 def network_of_peer(peer: Any) -> str:
-    """Do the same for what a socket says of its peer; Unix sockets and closed ones share a group."""
+    """Group a socket's peer address as `network_of` does; Unix sockets and closed sockets share one group."""
     return network_of(peer[0]) if isinstance(peer, tuple) and peer else ""
 
 
-class Places:
-    """Who is connected to a listener."""
+class ConnectionSlots:
+    """The connections of one listener."""
 
     def __init__(self, limit: int, name: str, memory_problem: Callable[[], PaychanError | None] = lambda: None) -> None:
-        """`memory_problem` says why a connection needs the place of another although there are more."""
+        """`memory_problem` returns why a new connection must replace another although slots are free, or None."""
         self.limit = limit
         self._memory_problem = memory_problem
-        self._guests: set[SlotHolder] = set()
+        self._holders: set[SlotHolder] = set()
         self._held: Counter[str] = Counter()
-        self._evicted = RateLimitedLog("all connections are taken, closing those that wait longest", listener=name)
+        self._evicted = RateLimitedLog("all connection slots are in use, closing those idle longest", listener=name)
         self._refused = RateLimitedLog("all connections are busy, refusing new ones", listener=name)
 
     def __len__(self) -> int:
-        return len(self._guests)
+        return len(self._holders)
 
     def __iter__(self) -> Any:
-        return iter(list(self._guests))
+        return iter(list(self._holders))
 
-    def admit(self, guest: SlotHolder) -> bool:
-        """Give a new connection a place, if need be that of others; False: every connection is being worked for.
+    def admit(self, holder: SlotHolder) -> bool:
+        """Give a new connection a slot; return False if there is none.
 
-        A newcomer for which there is no memory takes the place of another, too, if that has been idle for some time.
+        If all slots are in use, or memory is short, idle connections are closed first. Without an idle one the new
+        connection gets no slot.
         """
-        is_full = len(self._guests) >= self.limit
+        is_full = len(self._holders) >= self.limit
         if (is_full and not self.make_room()) or (
             not is_full and self._memory_problem() is not None and not self.make_room(idle_seconds=_IDLE_SECONDS)
         ):
-            self._refused.tell(open=len(self._guests))
+            self._refused.warning(open=len(self._holders))
             return False
-        self._guests.add(guest)
-        self._held[guest.network] += 1
+        self._holders.add(holder)
+        self._held[holder.network] += 1
         return True
 
-    def leave(self, guest: SlotHolder) -> None:
-        """Give a place back; a second time changes nothing."""
-        if guest not in self._guests:
+    def leave(self, holder: SlotHolder) -> None:
+        """Free a connection's slot; a second call does nothing."""
+        if holder not in self._holders:
             return
-        self._guests.discard(guest)
-        self._held[guest.network] -= 1
-        if not self._held[guest.network]:
-            del self._held[guest.network]
+        self._holders.discard(holder)
+        self._held[holder.network] -= 1
+        if not self._held[holder.network]:
+            del self._held[holder.network]
 
     def make_room(self, *, paid_too: bool = True, idle_seconds: float = 0) -> int:
-        """Close connections that have waited this long for their client; return how many."""
+        """Close connections that have been idle for `idle_seconds`; return how many.
+
+        `paid_too`: also those that have paid.
+        """
         before = monotonic() - idle_seconds
         most = max(1, self.limit // _SHARE)
         waiting = [
-            (self._held[guest.network] <= most, guest.paid, since, id(guest), guest)
-            for guest in self._guests
-            if (since := guest.waits_since) <= before and (paid_too or not guest.paid)
+            (self._held[holder.network] <= most, holder.paid, since, id(holder), holder)
+            for holder in self._holders
+            if (since := holder.idle_since) <= before and (paid_too or not holder.paid)
         ]
         victims = heapq.nsmallest(max(1, self.limit // _BATCH), waiting, key=_rank)
         if victims:
-            self._evicted.tell(open=len(self._guests), closed=len(victims))
-        for *_, guest in victims:
-            self.leave(guest)
-            guest.evict()
+            self._evicted.warning(open=len(self._holders), closed=len(victims))
+        for *_, holder in victims:
+            self.leave(holder)
+            holder.evict()
         return len(victims)
 
 

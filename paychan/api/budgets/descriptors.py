@@ -1,9 +1,9 @@
-"""The process's file descriptors: one sum, made once at start, in which every user of descriptors has its share.
+"""The budget of the process's file descriptors, computed once at start; each user of descriptors has a share.
 
     limit = reserved (store, chain, signer, application, log, listeners) + operator's connections + clients' connections
 
-A client's connection counts twice on the fast lane: on a detour its socket is open a second time. What is reserved is more
-than those parts open at once, so the store never fails to open a file because of connections.
+With the fast path a client's connection counts twice, because the fallback opens its socket a second time. The reserved
+number is larger than those parts need at once, so that connections never keep the store from opening a file.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from paychan.config import ServerConfig
 log = structlog.get_logger("server")
 
 _MOST_DESCRIPTORS = 1 << 20
-"""Nothing here needs more; some systems' hard limit is unlimited, which is no number to divide."""
+"""Upper bound, also if the system's hard limit is unlimited."""
 
 _BASE = 96
-"""Standard streams, event loop, listeners, refused connections that still read their answer."""
+"""Standard streams, event loop, listeners, and refused connections whose client still reads the answer."""
 _STORE = 48
 """Log, manifest, lock, tables of a compaction, a backup. LevelDB maps its first 1,000 tables and closes their files."""
 _CHAIN = 8
@@ -32,15 +32,15 @@ _APPLICATION = 100
 _MANAGEMENT = 16
 
 _FEWEST = 4
-"""With fewer connections for clients a start makes no sense."""
+"""The server does not start with fewer client connections."""
 
 
 class TooFewDescriptors(Exception):
-    """The limit leaves nothing for clients."""
+    """The limit leaves too few descriptors for clients."""
 
 
 class Descriptors(Struct, frozen=True):
-    """Who may open how many."""
+    """The share of each user, in descriptors; `clients` in connections."""
 
     limit: int
     reserved: int
@@ -49,7 +49,7 @@ class Descriptors(Struct, frozen=True):
 
 
 def raise_limit() -> int:
-    """Raise this process's soft limit to its hard limit; return the limit that holds now."""
+    """Raise the soft limit of this process to its hard limit, at most to `_MOST_DESCRIPTORS`; return the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -62,7 +62,7 @@ def divide(limit: int, config: ServerConfig) -> Descriptors:
     """Divide the limit among all users of descriptors.
 
     Raises:
-        TooFewDescriptors: too few are left for clients.
+        TooFewDescriptors: fewer than `_FEWEST` connections are left for clients.
     """
     application = _APPLICATION if config.callback.url else 0
     reserved = _BASE + _STORE + _CHAIN + _SIGNER + application

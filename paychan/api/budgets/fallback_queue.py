@@ -1,7 +1,8 @@
-"""Turns for work that costs much more than a payment: requests that Tornado reads, on a detour or with its own connections.
+"""A queue for requests that Tornado reads, as the fallback of the fast path or on its own connections.
 
-One begins in each turn of the loop, so that however many clients ask for something else, payments get their turn within
-about two milliseconds. Of those that wait, each network has its turn after the others.
+Such a request costs much more than a payment. One begins in each turn of the event loop, so that payments wait at most
+about two milliseconds, however many of these requests are queued. Client networks take turns: each begins one request
+at a time.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 
 _AT_ONCE = 1
-"""Each costs some 0.4 ms, spread over the turns of the loop that it takes; a payment takes four turns."""
+"""Requests begun in one turn. Each costs about 0.4 ms, spread over several turns; a payment takes four turns."""
 
 
 class FallbackQueue:
-    """Work that waits for its turn."""
+    """Queued requests, by client network."""
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[str, deque[Callable[[], object]]] = OrderedDict()
 
     def begin(self, network: str, work: Callable[[], object]) -> None:
-        """Call `work` in one of the next turns."""
+        """Call `work` in a later turn of the loop."""
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._run)
         self._waiting.setdefault(network, deque()).append(work)

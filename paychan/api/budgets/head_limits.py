@@ -1,6 +1,6 @@
-"""How large the head of a request may be. One that is larger is refused before a parser sees it, and its connection ends.
+"""The size limit of a request's head. A larger head is refused before a parser reads it, and its connection is closed.
 
-A parser makes objects of each header line: two thousand lines in 8 KiB take Tornado as long as two hundred payments.
+A parser makes objects for each header line: for 2,000 lines in 8 KiB Tornado needs as long as for 200 payments.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ MOST_LINES = 100
 """Header lines. Clients send about ten, browsers behind proxies about thirty."""
 
 _ENDS = (b"\n\r\n", b"\n\n")
-"""An empty line, to Tornado with or without CR."""
+"""An empty line; Tornado accepts it with or without CR."""
 
 
 def size_of_head(data: bytes | bytearray, limit_bytes: int) -> int:
-    """Return how many bytes of this the head of its first request has, or 0 if that has not come whole.
+    """Return the size in bytes of the request head that `data` begins with, or 0 if the head is incomplete.
 
     Raises:
-        RequestLineTooLong: there is no end of a line within the limit (RFC 9112 3: a server "MUST respond with a 414").
+        RequestLineTooLong: no line ends within the limit (RFC 9112 3: a server "MUST respond with a 414").
         HeadTooLarge: the head does not end within the limit, or has too many lines.
     """
     found = [at + len(end) for end in _ENDS if (at := data.find(end, 0, limit_bytes)) >= 0]
@@ -27,6 +27,6 @@ def size_of_head(data: bytes | bytearray, limit_bytes: int) -> int:
         if data.find(b"\n", 0, limit_bytes) < 0:
             raise RequestLineTooLong(limit_bytes=limit_bytes)
         raise HeadTooLarge(limit_bytes=limit_bytes, limit_lines=MOST_LINES)
-    if data.count(b"\n", 0, size or limit_bytes) > MOST_LINES + 2:  # with the request line and the empty one
+    if data.count(b"\n", 0, size or limit_bytes) > MOST_LINES + 2:  # plus the request line and the empty line
         raise HeadTooLarge(limit_bytes=limit_bytes, limit_lines=MOST_LINES)
     return size

@@ -1,12 +1,13 @@
-"""What refused requests cost the connection that sends them.
+"""The penalty of a connection for refused requests: delays that grow, and in the end a close.
 
-A bad signature costs us as much as a good one and an attacker nothing; a request for something that does not exist, or
-that is no request, costs more than a payment. So each lets its connection wait for longer, and after some of them the
-connection is closed. An honest client never sends any of these in number. Refusals that depend on the state of a channel
-or of the chain, and payments that bring nothing, close no connection: an honest client may meet them again and again. They
-have a rate, beyond which they wait.
+A bad signature costs the server as much as a good one, and costs an attacker nothing. A malformed request, or a request
+for an unknown resource, costs more than a payment. So each of these delays its connection longer than the one before;
+at the limit the connection is closed. An honest client never sends many of these. Refusals that depend on the state of
+a channel or of the chain, and payments of no value, never close a connection, because an honest client may cause them
+repeatedly. They have a rate limit; above it they are delayed.
 
-Behind a proxy a connection is not one client's: there each refused request waits, and nothing is closed.
+Behind a proxy a connection carries requests of several clients. There refused requests are delayed, and none closes the
+connection.
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ _COUNTED = (
 
 _FIRST_WAIT_SECONDS = 0.01
 _MOST_WAIT_SECONDS = 1.0
-_HASTE_SECONDS = 0.5
+_RATE_LIMITED_SECONDS = 0.5
 
 _FOR_NOTHING, _FOR_NOTHING_A_SECOND = 16, 100
-"""Requests for nothing: as many at once as a lost connection leaves without an answer."""
+"""Requests of no value: a burst, then a number per second. The burst is what a client sends again after a lost
+connection."""
 
 
 class Penalty:
@@ -55,38 +57,45 @@ class Penalty:
     __slots__ = ("_allowance", "_closes", "_limit", "bad")
 
     def __init__(self, limit: int, *, closes: bool = True) -> None:
-        """`closes` says whether the connection is one client's, and ends at the limit."""
+        """`limit`: bad requests after which the connection is closed.
+
+        `closes` is False behind a proxy, where it stays open.
+        """
         self._limit, self._closes = limit, closes
         self.bad = 0
         self._allowance: Allowance | None = None
 
     def refused(self, error: PaychanError) -> float:
-        """Count a refusal; return for how many seconds its answer, and all that follows, has to wait.
+        """Count a refusal; return the delay of its answer, and of all later requests, in seconds.
 
-        Who asks too fast waits too, or each refusal would bring the next question; that is not bad in itself.
+        `TooManyRequests` is delayed too, or the client would repeat its request at once; it does not count as a bad
+        request.
         """
         if isinstance(error, TooManyRequests):
-            return _HASTE_SECONDS
+            return _RATE_LIMITED_SECONDS
         return self.bad_signature() if isinstance(error, _COUNTED) else self.for_nothing()
 
     def for_nothing(self) -> float:
-        """Count a request that brought nothing, as `refused` does: beyond their rate each makes its connection wait."""
+        """Count a request of no value.
+
+        Return its delay in seconds, which is above 0 once the rate limit is exceeded.
+        """
         now = monotonic()
         self._allowance = self._allowance or Allowance(_FOR_NOTHING, _FOR_NOTHING_A_SECOND, now)
         return self._allowance.wait_seconds(1, _MOST_WAIT_SECONDS, now)
 
     def paid(self) -> None:
-        """Count a payment that brought something: it allows one more that does not."""
+        """Count a payment of some value: it allows one more request of no value."""
         if self._allowance is not None:
             self._allowance.earn(1)
 
     def bad_signature(self) -> float:
-        """Count one, as `refused` does."""
+        """Count a bad request; return its delay in seconds."""
         self.bad += 1
         return float(min(_MOST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2 ** min(self.bad - 1, 16)))
 
     def problem(self) -> TooManyBadSignatures | None:
-        """Return why no request of this connection is looked at any more, or None; then the connection is closed."""
+        """Return the refusal for every further request, after which the connection is closed; None below the limit."""
         if self.bad < self._limit or not self._closes:
             return None
         return TooManyBadSignatures(count=self.bad, limit=self._limit)

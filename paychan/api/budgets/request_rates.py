@@ -1,8 +1,8 @@
-"""How fast one client address may ask what costs signer or node something: terms, funding outputs, openings.
+"""The rate limit, per client address, of requests that cost work in the signer or the node: terms, outputs, openings.
 
-A bucket for each address, in a bounded table: the address that asked longest ago makes room, and begins anew with a full
-bucket. An IPv6 client has a whole /64 to itself, so that is one address here. Behind a proxy all clients share its address
-unless `http.trust_forwarded` lets their own be known.
+Each address has a token bucket. The table of buckets is bounded: the address whose last request is oldest is removed,
+and later begins again with a full bucket. An IPv6 client controls a /64, so a /64 counts as one address. Behind a proxy
+all clients share the address of the proxy, unless `http.trust_forwarded` makes their own addresses known.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Callable
 from time import monotonic
 
 BURST_SECONDS = 10
-"""What is not used is saved up for this long."""
+"""The size of a bucket, in seconds of its rate."""
 
 MOST_ADDRESSES = 10_000
-"""About 200 bytes each."""
+"""Size of the table; an entry takes about 200 bytes."""
 
 
 class RequestRates:
-    """The buckets of all addresses; 0 questions a second means: as many as they like."""
+    """The buckets of all addresses; a rate of 0 requests per second means no limit."""
 
     def __init__(self, per_second: int, clock: Callable[[], float] = monotonic) -> None:
         self._rate = per_second
@@ -29,7 +29,7 @@ class RequestRates:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait_seconds(self, address: str) -> int:
-        """Count a question; return 0, or after how many whole seconds the next one is answered."""
+        """Count a request; return 0 if it is allowed, else after how many whole seconds the next one is."""
         if not self._rate:
             return 0
         name, now, full = _network(address), self._clock(), float(self._rate * BURST_SECONDS)
@@ -44,7 +44,7 @@ class RequestRates:
 
 
 def _network(address: str) -> str:
-    """Whom an address belongs to."""
+    """Return the network that an address is counted for."""
     if ":" not in address:
         return address
     try:

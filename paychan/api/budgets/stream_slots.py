@@ -1,11 +1,12 @@
-"""Places for payment streams.
+"""Slots for payment streams.
 
-A stream has a place only once its client has named the channel's secret. Streams that have not yet are in a waiting room:
-it is small, the time in it is short, and when it is full the oldest stream of the address that has most in it leaves.
+A stream gets a slot only when its client has named the channel's secret. Until then the stream is in a waiting room,
+which is small and has a short timeout. If the waiting room is full, the address with the most streams in it loses its
+oldest one.
 
-Places are bounded for each channel and for the server. A channel that opens more than its share loses the stream of its own
-that has paid nothing for the longest. A full server gives a newcomer the place of the stream that has paid nothing for the
-longest, if that is long ago; otherwise it refuses the newcomer.
+The number of slots is limited for each channel and for the server. If a channel opens more streams than its limit, its
+stream with the oldest payment is closed. If all slots of the server are in use, a new stream replaces the stream with
+the oldest payment if that stream has been idle for `IDLE_SECONDS`; otherwise the new stream is refused.
 """
 
 from __future__ import annotations
@@ -22,48 +23,48 @@ from paychan.protocol.types import OutPoint
 from paychan.protocol.wire.payment_frames import MAX_FRAME_PAYMENTS
 
 WAITING_ROOM = 32
-"""Streams without a secret."""
+"""Streams whose client has not named the secret."""
 
 WAITING_SECONDS = 5.0
-"""Time for the first message."""
+"""Timeout of the first message."""
 
 IDLE_SECONDS = 60.0
-"""A stream that paid nothing for this time leaves a full house to others; its client opens another when it pays."""
+"""If all slots are in use, a stream without a payment for this time can be replaced; its client opens a new one."""
 
-_MANNERS_KEPT = 4096
-"""Channels whose bad signatures, or payments of nothing, are remembered; of more the one whose last was longest ago is
-forgotten."""
+_MOST_PENALTIES = 4096
+"""Size of the tables of channels with bad signatures and with payments of no value; the oldest entry is dropped."""
 
-_MANNERS_SECONDS = 60.0
-"""Bad signatures are forgotten when none came for this time."""
+_PENALTY_SECONDS = 60.0
+"""The bad signatures of a channel are forgotten when none arrived for this time."""
 
 EMPTY_PAYMENTS, _EMPTY_A_SECOND = 2 * MAX_FRAME_PAYMENTS, 100
-"""Payments of a channel that bring nothing. A client whose stream was lost may send all again that was not answered."""
+"""Payments of no value per channel: a burst, then a number per second. After a lost stream a client may repeat all
+payments that were not answered."""
 
 _MOST_WAIT_SECONDS = 1.0
 
 
-class Placed(Protocol):
-    """A stream, as far as its place goes."""
+class SlottedStream(Protocol):
+    """A stream as its slot sees it."""
 
     @property
     def address(self) -> str:
-        """Of the client."""
+        """Address of the client."""
 
     @property
     def paid_at(self) -> float:
-        """Monotonic time of its newest payment, or of its beginning."""
+        """Monotonic time of its newest payment, or of its start."""
 
     @property
     def is_busy(self) -> bool:
-        """Whether payments of it have no answer yet."""
+        """Whether some of its payments have no answer yet."""
 
     @property
     def is_gone(self) -> bool:
         """Whether its connection has ended."""
 
     def close(self, code: int, reason: str) -> None:
-        """Begin to close."""
+        """Begin to close, with a close code."""
 
     def end(self, error: PaychanError) -> None:
         """Begin to close with the code of an error."""
@@ -72,33 +73,33 @@ class Placed(Protocol):
         """End the connection now."""
 
     def finish(self) -> None:
-        """Read nothing more, and answer what was read."""
+        """Read nothing more; answer the payments that were read."""
 
 
-class Places:
-    """Which streams there are."""
+class StreamSlots:
+    """All streams of the server, with their slots."""
 
     def __init__(self, most: int, most_of_channel: int, max_bad_signatures: int) -> None:
         self._most, self._most_of_channel = most, most_of_channel
         self._max_bad_signatures = max_bad_signatures
-        self._waiting: dict[Placed, None] = {}
-        self._placed: dict[Placed, OutPoint] = {}
-        self._channels: dict[OutPoint, list[Placed]] = {}
-        self._manners: dict[OutPoint, tuple[Penalty, float]] = {}
+        self._waiting: dict[SlottedStream, None] = {}
+        self._placed: dict[SlottedStream, OutPoint] = {}
+        self._channels: dict[OutPoint, list[SlottedStream]] = {}
+        self._penalties: dict[OutPoint, tuple[Penalty, float]] = {}
         self._allowances: dict[OutPoint, Allowance] = {}
-        """For payments that bring nothing, of channels that had some."""
+        """For payments of no value, of channels that sent some."""
         self._stops = False
 
     def __len__(self) -> int:
         return len(self._placed)
 
     @property
-    def all(self) -> list[Placed]:
-        """Every stream, with a place or waiting."""
+    def all(self) -> list[SlottedStream]:
+        """Every stream, with a slot or in the waiting room."""
         return [*self._placed, *self._waiting]
 
-    def wait(self, stream: Placed) -> None:
-        """Let a stream wait for its secret."""
+    def wait(self, stream: SlottedStream) -> None:
+        """Put a stream into the waiting room."""
         if len(self._waiting) >= WAITING_ROOM:
             crowd = Counter(each.address for each in self._waiting).most_common(1)[0][0]
             next(each for each in self._waiting if each.address == crowd).end(UnknownChannel())
@@ -106,11 +107,11 @@ class Places:
         if self._stops:
             stream.finish()
 
-    def take(self, stream: Placed, outpoint: OutPoint) -> None:
-        """Give a stream a place; its client knows the secret of that channel.
+    def take(self, stream: SlottedStream, outpoint: OutPoint) -> None:
+        """Give a stream a slot; its client has named the secret of that channel.
 
         Raises:
-            TooManyStreams: all places are taken by streams that pay.
+            TooManyStreams: all slots are in use, and no stream has been idle for `IDLE_SECONDS`.
         """
         own = self._channels.get(outpoint, ())
         if own and len(own) >= self._most_of_channel:
@@ -126,8 +127,8 @@ class Places:
         if self._stops:
             stream.finish()
 
-    def leave(self, stream: Placed) -> None:
-        """Take a stream's place back, if it has one."""
+    def leave(self, stream: SlottedStream) -> None:
+        """Free a stream's slot, if it has one, or remove it from the waiting room."""
         self._waiting.pop(stream, None)
         outpoint = self._placed.pop(stream, None)
         if outpoint is not None:
@@ -137,7 +138,7 @@ class Places:
                 del self._channels[outpoint]
 
     def stop(self) -> None:
-        """The server stops: no stream, present or to come, is read any more, or one that pays on would hold it up."""
+        """Stop reading all streams, also later ones. Otherwise a stream that keeps paying would delay the server's stop."""
         self._stops = True
         for stream in self.all:
             stream.finish()
@@ -145,34 +146,34 @@ class Places:
     # --- bad signatures ---------------------------------------------------------------------------------------------
 
     def bad_signature(self, outpoint: OutPoint) -> float:
-        """Count one that came over a channel's streams; return for how many seconds this channel's streams have to wait.
+        """Count a bad signature on a channel's streams; return the delay of this channel's streams in seconds.
 
-        Only clients that know the channel's secret can have sent it. The count outlives its streams for some time, so that
-        a new stream does not begin anew.
+        Only clients that know the channel's secret can have sent it. The count outlives a stream for
+        `_PENALTY_SECONDS`, so that a new stream does not reset it.
         """
         now = monotonic()
-        manners, last = self._manners.pop(outpoint, (None, now))
-        if manners is None or now - last > _MANNERS_SECONDS:
-            manners = Penalty(self._max_bad_signatures)
-        if len(self._manners) >= _MANNERS_KEPT:
-            del self._manners[next(iter(self._manners))]
-        self._manners[outpoint] = manners, now
-        return manners.bad_signature()
+        penalty, last = self._penalties.pop(outpoint, (None, now))
+        if penalty is None or now - last > _PENALTY_SECONDS:
+            penalty = Penalty(self._max_bad_signatures)
+        if len(self._penalties) >= _MOST_PENALTIES:
+            del self._penalties[next(iter(self._penalties))]
+        self._penalties[outpoint] = penalty, now
+        return penalty.bad_signature()
 
     def problem(self, outpoint: OutPoint) -> TooManyBadSignatures | None:
-        """Return why no payment over this channel's streams is looked at for now, or None."""
-        manners, last = self._manners.get(outpoint, (None, 0.0))
-        if manners is None or monotonic() - last > _MANNERS_SECONDS:
+        """Return why payments on this channel's streams are refused at present, or None."""
+        penalty, last = self._penalties.get(outpoint, (None, 0.0))
+        if penalty is None or monotonic() - last > _PENALTY_SECONDS:
             return None
-        return manners.problem()
+        return penalty.problem()
 
-    # --- payments that bring nothing --------------------------------------------------------------------------------
+    # --- payments of no value ---------------------------------------------------------------------------------------
 
     def count(self, outpoint: OutPoint, empty: int, full: int) -> float:
-        """Count payments that brought nothing, and others; return for how many seconds this channel's streams have to wait.
+        """Count payments of no value (`empty`) and others (`full`); return the delay of the channel's streams in seconds.
 
-        Each costs the server as much as one that pays. There are so many for nothing, then so many a second, and one more
-        for each payment that brought something.
+        A payment of no value costs the server as much as any other. A channel has a burst of `EMPTY_PAYMENTS`, then
+        `_EMPTY_A_SECOND`, and one more for each payment of some value.
         """
         allowance = self._allowances.get(outpoint)
         if allowance is None:
@@ -181,12 +182,12 @@ class Places:
             allowance = Allowance(EMPTY_PAYMENTS, _EMPTY_A_SECOND, monotonic())
         else:
             del self._allowances[outpoint]
-        if len(self._allowances) >= _MANNERS_KEPT:
+        if len(self._allowances) >= _MOST_PENALTIES:
             del self._allowances[next(iter(self._allowances))]
         self._allowances[outpoint] = allowance
         allowance.earn(full)
         return allowance.wait_seconds(empty, _MOST_WAIT_SECONDS, monotonic())
 
 
-def _idlest(streams: Collection[Placed]) -> Placed:
+def _idlest(streams: Collection[SlottedStream]) -> SlottedStream:
     return min(streams, key=lambda each: (each.is_busy, each.paid_at))

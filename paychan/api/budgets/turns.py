@@ -1,8 +1,8 @@
-"""Turns of the event loop that all payment streams share, and what a client may send that is no payment.
+"""Turns of the event loop that all payment streams share, and the allowance for frames without a payment.
 
-Whatever streams have sent, reading it takes the loop no longer than one turn's share; what is left waits for the next turn,
-and the streams take their turns in the order in which they asked. So a stream that sends a megabyte of tiny frames delays
-other clients by that share and no more.
+In one turn of the loop, reading all streams takes at most `_SHARE_SECONDS`. Unread data waits for the next turn, and
+streams are served in the order in which they were queued. So a stream that sends a megabyte of tiny frames delays other
+clients by at most that share.
 """
 
 from __future__ import annotations
@@ -19,50 +19,53 @@ _SHARE_SECONDS = 0.001
 class Worker(Protocol):
     """Something that works in turns."""
 
-    asked: bool
-    """Whether it has asked for a turn; `Turns` keeps this."""
-    takes_all: bool
-    """Whether the rest of the turn is its own, as it works when `work` has returned."""
+    is_queued: bool
+    """Whether it is queued for a turn; `Turns` sets this."""
+    ends_turn: bool
+    """Whether no other worker may work in this turn, because this one continues after `work` has returned."""
 
     def work(self, until: float) -> bool:
-        """Work until that monotonic time, at least one step; return whether work is left that can be done now."""
+        """Work until the monotonic time `until`, at least one step; return whether it has more work that is ready."""
 
 
 class _Slice:
-    """Lets a coroutine go on for one turn."""
+    """Lets a coroutine continue for one turn."""
 
-    asked, takes_all = False, True
+    is_queued, ends_turn = False, True
 
     def __init__(self) -> None:
         self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def work(self, until: float) -> bool:  # noqa: ARG002 - a worker's
+    def work(self, until: float) -> bool:  # noqa: ARG002 - part of `Worker`
         if not self.begun.done():
             self.begun.set_result(None)
         return False
 
 
 class Turns:
-    """Hands out turns, in the order of asking."""
+    """Serves workers in the order in which they were queued."""
 
     def __init__(self) -> None:
         self._waiting: deque[Worker] = deque()
         self._scheduled = False
 
-    def ask(self, worker: Worker) -> None:
-        """Let a worker work soon."""
-        if worker.asked:
+    def schedule(self, worker: Worker) -> None:
+        """Queue a worker, unless it is queued."""
+        if worker.is_queued:
             return
-        worker.asked = True
+        worker.is_queued = True
         self._waiting.append(worker)
         if not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._turn)
 
     async def slice(self) -> float:
-        """Wait for a turn; return the monotonic time at which another one must be asked for."""
+        """Wait for a turn.
+
+        Return the monotonic time until which the caller may work before it must wait for another.
+        """
         slice_ = _Slice()
-        self.ask(slice_)
+        self.schedule(slice_)
         await slice_.begun
         return monotonic() + _SHARE_SECONDS
 
@@ -71,10 +74,10 @@ class Turns:
         try:
             while waiting:
                 worker = waiting.popleft()
-                worker.asked = False
+                worker.is_queued = False
                 if worker.work(until):
-                    self.ask(worker)
-                if worker.takes_all or monotonic() >= until:
+                    self.schedule(worker)
+                if worker.ends_turn or monotonic() >= until:
                     break
         finally:
             self._scheduled = bool(waiting)
@@ -83,7 +86,7 @@ class Turns:
 
 
 class Allowance:
-    """Frames without a payment that a client may send: so many at once, and so many a second."""
+    """A token bucket: a client may send `burst` items at once, and `per_second` in each second."""
 
     __slots__ = ("_burst", "_left", "_per_second", "_since")
 
@@ -92,17 +95,20 @@ class Allowance:
         self._left, self._since = burst, now
 
     def spend(self, count: float, now: float) -> bool:
-        """Count frames; False when there are too many."""
+        """Count items at the monotonic time `now`; return False if they exceed the allowance."""
         self._left = min(self._burst, self._left + (now - self._since) * self._per_second) - count
         self._since = now
         return self._left >= 0
 
     def wait_seconds(self, count: float, most_seconds: float, now: float) -> float:
-        """Count frames; return after how many seconds there are not too many any more. What is above the most is forgiven."""
+        """Count items; return the seconds until they are within the allowance, at most `most_seconds`.
+
+        The excess is forgiven.
+        """
         self.spend(count, now)
         self._left = max(self._left, -most_seconds * self._per_second)
         return max(0.0, -self._left / self._per_second)
 
     def earn(self, count: float) -> None:
-        """Allow more, up to the burst, because the client has paid."""
+        """Allow `count` more items, up to the burst, because the client has paid."""
         self._left = min(self._burst, self._left + count)

@@ -1,1 +1,1 @@
-"""The fast path: payment requests parsed and answered without Tornado; `server` explains it."""
+"""The fast path: parses and answers payment requests without Tornado. See `server` for an overview."""

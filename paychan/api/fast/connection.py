@@ -1,9 +1,9 @@
-"""One client's connection on the fast lane: its bytes become requests, and answers leave in the order of the requests.
+"""One client's connection on the fast path: parses requests, and writes the answers in the order of the requests.
 
-Plain payments (`plain`) are begun here at once and may be under way side by side, a few at a time. Any other request
-waits until those before it are answered, then takes the `detour` through Tornado; after it the connection is back here.
-Reading stops while as many payments are under way as may be, while the client does not take its answers, and on a detour,
-so a client that sends more than it may fills the kernel's buffers and not ours.
+Plain payment requests (`request_parser`) begin at once; at most `MOST_UNDER_WAY` of them are in progress at a time. Any
+other request waits until the requests before it are answered. Then Tornado serves it (`fallback`), and the connection
+returns here. Reading pauses while that many payments are in progress, while the client does not read its answers, and
+during a fallback. So a client that sends faster fills the buffers of the kernel, not the memory of the server.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from paychan.api.fast.server import FastServer
 
 MOST_UNDER_WAY = 16
-"""Payments of one connection at a time. More gain nothing for a client, and delay everybody else's."""
+"""Payments in progress on one connection. A higher number does not speed up a client, and delays other clients."""
 
 _HIGH_WATER_BYTES = 65_536
 
@@ -35,14 +35,14 @@ _PARTING_SECONDS = 1.0
 
 
 class Connection(asyncio.Protocol):
-    """asyncio's view of it: one for each connection, all on the event loop's thread."""
+    """The asyncio protocol of one connection; it runs on the event loop's thread."""
 
     __slots__ = (
         "_buffer",
         "_choked",
-        "_detour",
         "_ends",
         "_evicted",
+        "_fallback",
         "_head_since",
         "_held",
         "_made",
@@ -57,9 +57,9 @@ class Connection(asyncio.Protocol):
         "address",
         "detached",
         "evictor",
-        "manners",
         "network",
         "paid",
+        "penalty",
         "transport",
     )
 
@@ -77,11 +77,11 @@ class Connection(asyncio.Protocol):
         self._queues = False
         self._made = self._since = monotonic()
         self._head_since: float | None = None
-        self._detour: Fallback | None = None
+        self._fallback: Fallback | None = None
         self._works = False
         self.detached, self.paid = False, False
         self.evictor: Any = None
-        self.manners = Penalty(http.max_bad_signatures, closes=not http.trust_forwarded)
+        self.penalty = Penalty(http.max_bad_signatures, closes=not http.trust_forwarded)
 
     # --- what asyncio calls -----------------------------------------------------------------------------------------
 
@@ -99,10 +99,10 @@ class Connection(asyncio.Protocol):
         self._advance()
 
     def eof_received(self) -> bool:
-        """The client sends nothing more; it gets the answers to what it has sent."""
+        """The client has closed its sending side; it still gets the answers to its requests."""
         self._ends = True
         self._advance()
-        return True  # the transport stays open until we close it
+        return True  # the transport stays open for the answers
 
     def pause_writing(self) -> None:
         self._choked, self._since = True, monotonic()
@@ -114,63 +114,63 @@ class Connection(asyncio.Protocol):
         self._advance()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
-        """Payments under way go on; their answers find nobody."""
+        """Free the slot. Payments in progress continue; their answers are discarded."""
         self._buffer, self._ends = b"", True
         self._server.forget(self)
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        """Begin the requests that have come, as far as they may begin."""
+        """Begin the received requests that may begin now; pause or resume reading; close a finished connection."""
         self._queues = False
         while self._buffer and self._may_begin and self._begin():
             pass
-        wants_more = self._may_begin and not (self._ends or self._queues or self._detour)
+        wants_more = self._may_begin and not (self._ends or self._queues or self._fallback)
         if wants_more is not self._reads and not self.transport.is_closing():
             self._reads = wants_more
             (self.transport.resume_reading if wants_more else self.transport.pause_reading)()
         if self._ends and self._is_done and not self.transport.is_closing():
-            self.transport.close()  # when all that was written is sent
+            self.transport.close()  # the transport sends its buffer first
 
     @property
     def _may_begin(self) -> bool:
-        if self._held or self._choked or self._detour is not None:
+        if self._held or self._choked or self._fallback is not None:
             return False
-        return len(self._under_way) < (1 if self.manners.bad else MOST_UNDER_WAY)
+        return len(self._under_way) < (1 if self.penalty.bad else MOST_UNDER_WAY)
 
     @property
     def _is_done(self) -> bool:
-        """Whether nothing is under way, and nothing that has come can begin."""
-        return not (self._under_way or self._detour or self._held or (self._choked and self._buffer))
+        """Whether no request is in progress, and no received request can begin."""
+        return not (self._under_way or self._fallback or self._held or (self._choked and self._buffer))
 
     def _begin(self) -> bool:
-        """Begin the next request, if it has come whole; say whether to go on."""
+        """Begin the next request if it is complete; return whether another one may follow."""
         reader = self._reader
-        if self._server.conn_params.no_keep_alive:  # the server is stopping, and Tornado knows how to say so
-            return self._leave_lane()
+        if self._server.conn_params.no_keep_alive:  # the server is stopping; Tornado writes the answers for that
+            return self._leave_fast_path()
         try:
             size = reader.read(self._buffer)
             if not size:
                 if reader.has_new_head():
-                    self._since = monotonic()  # the body has its own time
+                    self._since = monotonic()  # the timeout of the body starts
                 return False
             payment = Payment(reader, self, self._processor.time())
         except NotFastPath:
-            return self._leave_lane()
+            return self._leave_fast_path()
         self._buffer = self._buffer[size:]
         self._under_way.append(payment)
         if payment.closes:
             self._buffer, self._ends = b"", True
-        if self.manners.bad and (problem := self.manners.problem()) is not None:
+        if self.penalty.bad and (problem := self.penalty.problem()) is not None:
             self._end_with(payment, refusal(problem, quiet_404=False))
         else:
-            self._processor.take(payment)
+            self._processor.submit(payment)
         return True
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Write the answers that are there, up to the first that is not: they leave in the order of the requests."""
+        """Write the answers that are ready, in the order of the requests, up to the first that is not ready."""
         under_way = self._under_way
         if self.transport.is_closing():
             under_way.clear()
@@ -184,12 +184,12 @@ class Connection(asyncio.Protocol):
             self._advance()
 
     def _end_with(self, payment: Payment, answer: Answer) -> None:
-        """Close the connection behind an answer; nothing that came after is looked at."""
+        """Close the connection after an answer; later requests are discarded."""
         self._buffer, self._ends, payment.closes = b"", True, True
         payment.answer(answer)
 
     def hold(self, payment: Payment, answer: Answer, until: float) -> None:
-        """Let an answer wait until this moment of the loop's clock, and the connection with it."""
+        """Delay an answer, and the whole connection, until this time of the loop's clock."""
         self._held += 1
         asyncio.get_running_loop().call_at(until, self._release, payment, answer)
         self._advance()
@@ -198,10 +198,10 @@ class Connection(asyncio.Protocol):
         self._held -= 1
         payment.answer(answer)
 
-    # --- the detour -------------------------------------------------------------------------------------------------
+    # --- fallback ---------------------------------------------------------------------------------------------------
 
-    def _leave_lane(self) -> bool:
-        """Let Tornado read the next request, when its head has come whole and everything before it is answered and sent."""
+    def _leave_fast_path(self) -> bool:
+        """Hand the next request to Tornado, once its head is complete and all answers before it are sent."""
         self._reader.reset()
         problem: PaychanError | None = None
         try:
@@ -213,20 +213,23 @@ class Connection(asyncio.Protocol):
         if self._under_way:
             return False
         if self.transport.get_write_buffer_size():
-            self.transport.set_write_buffer_limits(0)  # so that `resume_writing` comes when all is sent
+            self.transport.set_write_buffer_limits(0)  # so that asyncio calls `resume_writing` when all is sent
             return False
         problem = problem or self._processor.service.memory.any_work()
         if problem is not None:
             self._part(problem)
             return False
         begun, self._buffer = self._buffer, b""
-        self._detour = Fallback(self._server, self, begun)
+        self._fallback = Fallback(self._server, self, begun)
         self._since = monotonic()
-        self._server.detours.begin(self.network, self._detour.begin)
+        self._server.fallback_queue.begin(self.network, self._fallback.begin)
         return False
 
     def _part(self, problem: PaychanError) -> None:
-        """Refuse what is not read, and close when the client has had time to read that: closing at once could destroy it."""
+        """Refuse the next request.
+
+        Close after a second, because a close at once could reset the connection before the answer.
+        """
         self._buffer, self._ends = b"", True
         self.transport.write(laid_out(refusal(problem, quiet_404=False), closes=True))
         self.transport.write_eof()
@@ -238,64 +241,70 @@ class Connection(asyncio.Protocol):
         self._advance()
 
     def come_back(self, rest: bytes) -> None:
-        """Go on behind the request that took the detour, with what was read behind it."""
-        self._detour, self._since, self._works = None, monotonic(), False
+        """Continue after a request that Tornado has served, with the bytes that Tornado read after it."""
+        self._fallback, self._since, self._works = None, monotonic(), False
         self._buffer = rest
         self._advance()
 
     # --- limits -----------------------------------------------------------------------------------------------------
 
     @property
-    def waits_since(self) -> float:
-        """Monotonic time since which it waits for its client, see `places.Guest`."""
+    def idle_since(self) -> float:
+        """Monotonic time since which it waits for its client; see `SlotHolder`."""
         works = self._works or (self._under_way and not self._choked and not self._held)
         return WORKING if works else self._since
 
-    def begins(self) -> None:
-        """A handler begins to work for the request on the detour, or for the stream that it became."""
+    def start_work(self) -> None:
+        """A handler begins to work for the request at Tornado, or for the stream that this connection became."""
         self._works = True
 
-    def rests(self) -> None:
-        """It waits for the client, or lets the client wait."""
+    def end_work(self) -> None:
+        """The handler is done, or it delays the answer as a penalty."""
         self._works, self._since = False, monotonic()
 
     def evict(self) -> None:
-        """Close it, for another connection needs the place."""
+        """Close it, because another connection needs the slot."""
         self._evicted = True
         if self.evictor is not None:
             self.evictor()
-        elif self._detour is not None:
-            self._detour.abort()
+        elif self._fallback is not None:
+            self._fallback.abort()
         if hasattr(self, "transport"):
             self.transport.abort()
 
     def check_time(self, now: float, idle_seconds: float, head_seconds: float, body_seconds: float) -> None:
-        """Close what waits too long for a request, for its head or body, or for its answers to be taken."""
-        if self._detour is not None or (self._under_way and not self._choked) or self._held or self.detached:
+        """Close the connection if its client is too slow to send a request, a head or a body, or to read its answers.
+
+        `now` is a monotonic time; all arguments are in seconds.
+        """
+        if self._fallback is not None or (self._under_way and not self._choked) or self._held or self.detached:
             return
         since, patience = self._since, idle_seconds
         if self._choked:
             pass
         elif self._reader.in_body:
             patience = body_seconds
-        elif self._buffer:  # the head has begun to come
+        elif self._buffer:  # a part of the head has arrived
             self._head_since = self._head_since or now
             since, patience = max(self._head_since, since), head_seconds
         else:
             self._head_since = None
-            if since == self._made:  # nothing has come yet
+            if since == self._made:  # nothing has arrived yet
                 patience = head_seconds
         if since < now - patience and hasattr(self, "transport"):
             self.transport.abort()
 
     async def close(self, *, streams_too: bool) -> None:
-        """End it now, whatever is under way; a stream only if it had time to say goodbye."""
+        """Close it now, also if requests are in progress.
+
+        A stream only if `streams_too`, after the time for its close frame.
+        """
         if self.detached:
             if streams_too:
-                self._server.places.leave(self)
+                self._server.slots.leave(self)
                 self.evict()
             return
-        if self._detour is not None:
-            await self._detour.close()
+        if self._fallback is not None:
+            await self._fallback.close()
         if hasattr(self, "transport"):
             self.transport.abort()

@@ -1,8 +1,9 @@
-"""The detour of one request through Tornado: its parser, its handlers, its WebSockets, on the same connection.
+"""Serves one request through Tornado's parser, handlers and WebSockets on a connection of the fast path.
 
-The transport of the fast lane stops reading, a duplicate of its socket gets one of Tornado's streams, and that begins with
-the bytes that were read already. Nothing is translated, so what a client sees is Tornado's doing to the last byte. After
-the answer, what was read too much goes back. A WebSocket takes the connection over (`streamtransport`).
+The transport of the fast path stops reading. A Tornado stream is opened over a duplicate of the socket; it begins with
+the bytes that were read already. Tornado writes the answer itself, so that it is the same as without the fast path.
+After the answer the bytes that Tornado has read but not used return to the fast path. A WebSocket takes the connection
+over (`paychan.api.transport`).
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ if TYPE_CHECKING:
 log = structlog.get_logger("api")
 
 
-_no_file = RateLimitedLog("connection closed, its request could not be read")
+_unreadable = RateLimitedLog("connection closed, its request could not be read")
 
 
 class _Stream(IOStream):
-    """A stream over a duplicate of a connection's socket, which begins with bytes that were read before."""
+    """A Tornado stream over a duplicate of a connection's socket; it first returns bytes that were read before."""
 
     def __init__(self, duplicate: socket.socket, begun: bytes, **limits: Any) -> None:
         self._begun, self._reads_on = memoryview(begun), True
         super().__init__(duplicate, **limits)
 
     def set_nodelay(self, value: bool) -> None:
-        """Answers leave in one piece; there is nothing to gather."""
+        """Do nothing: each answer is written in one piece, so that Nagle's algorithm is not needed."""
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         if self._begun:
@@ -50,13 +51,13 @@ class _Stream(IOStream):
         return super().read_from_fd(buf) if self._reads_on else None
 
     def give_back(self) -> bytes:
-        """Close, and return what was read too much; the connection stays, as its first descriptor is open."""
+        """Close this stream and return its unused bytes; the connection stays open through its first descriptor."""
         self._reads_on = False
         return give_back(self)
 
 
 class Fallback:
-    """One request on its way through Tornado."""
+    """One request that Tornado serves."""
 
     def __init__(self, server: FastServer, connection: Connection, begun: bytes) -> None:
         self._server, self._connection, self._begun = server, connection, begun
@@ -65,17 +66,17 @@ class Fallback:
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Let Tornado read the request, unless the connection has ended meanwhile."""
+        """Let Tornado read the request, unless the connection has ended."""
         if not self._connection.transport.is_closing():
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     def abort(self) -> None:
-        """End it, however far it has come."""
+        """Stop it at any stage."""
         if self._stream is not None:
             self._stream.close()
 
     async def close(self) -> None:
-        """End it, and wait until it has ended."""
+        """Stop it, and wait until it has ended."""
         self.abort()
         if self._task is not None:
             await asyncio.wait([self._task])
@@ -86,14 +87,14 @@ class Fallback:
         transport, server = self._connection.transport, self._server
         try:
             duplicate = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
-        except OSError as error:  # no file is left, or the connection is gone
-            _no_file.tell(reason=error.strerror)
+        except OSError as error:  # no descriptor is free, or the connection is gone
+            _unreadable.warning(reason=error.strerror)
             transport.abort()
             return
         stream = self._stream = _Stream(
             duplicate, self._begun, max_buffer_size=server.max_buffer_size, read_chunk_size=server.read_chunk_size
         )
-        mark(stream, partial(server.places.leave, self._connection))
+        mark(stream, partial(server.slots.leave, self._connection))
         request = HTTP1Connection(stream, False, server.conn_params, self._context(stream))
         goes_on = False
         try:
@@ -102,7 +103,7 @@ class Fallback:
             pass
         except Exception:
             log.exception("connection failed")
-        if taker_of(stream) is not None:  # a WebSocket has the connection, which counts until that ends
+        if taker_of(stream) is not None:  # a WebSocket has the connection and keeps its slot
             self._connection.detached = True
             transport.abort()
         elif not goes_on or stream.closed():
@@ -114,5 +115,5 @@ class Fallback:
 
     def _context(self, stream: _Stream) -> Any:
         context: Any = _HTTPRequestContext(stream, self._connection.address, self._server.protocol)
-        context.guest, context.manners, context.began = self._connection, self._connection.manners, self._began
+        context.holder, context.penalty, context.began = self._connection, self._connection.penalty, self._began
         return context

@@ -1,12 +1,13 @@
-"""The plain form of a payment request: the only one that the fast lane takes.
+"""Parses plain payment requests, the only requests that the fast path serves.
 
-httptools (llhttp, the parser of Node.js) reads it. Whatever is not plain is `NotFastPath`, be it an error or only rare: it is
-Tornado's to read from its first byte, so what is odd is judged by one parser alone on both lanes. A plain request is
-PUT on a channel in HTTP/1.1 with one Host, lines that end in CRLF, no body or one whose length is a plain number, and
-nothing that asks for more (Expect, Upgrade, Transfer-Encoding, other words in Connection than keep-alive and close).
+A plain request is PUT on a channel in HTTP/1.1 with exactly one Host, lines that end in CRLF, no body or a
+Content-Length in plain digits, and no Expect, Upgrade, Transfer-Encoding or Connection option other than keep-alive and
+close. httptools (llhttp, the parser of Node.js) reads it. For every other request, valid or not, this parser raises
+`NotFastPath`. Tornado then reads the request from its first byte. So one parser decides about unusual requests, with
+and without the fast path.
 
-A client sends the same header lines with each of its payments. So what the parser made of them is kept, and the same
-bytes again are not parsed again: then only the request line is looked at, whose target must be of the plainest characters.
+A client sends the same header lines with each of its payments. So the result of parsing them is cached by their bytes.
+On a hit only the request line is checked, and its target may have only the characters of `_PLAINEST`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ _LENGTH = re.compile(rb"0|[1-9][0-9]{0,8}")
 _CONNECTION = {b"keep-alive": False, b"close": True}
 
 _PLAINEST = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/?=&%+"
-"""All that a target needs, and no parser stumbles over."""
+"""The characters of a usual target; all parsers agree on them."""
 
 _MOST_KNOWN = 8
-"""Header lines kept of one connection: those of a client's payments differ in Content-Length alone, by a digit or two."""
+"""Cached header blocks of one connection: the payments of a client differ only in the digits of Content-Length."""
 _MOST_KNOWN_BYTES = 512
 
 
@@ -35,7 +36,7 @@ class NotFastPath(Exception):
 
 
 class RequestParser:
-    """Reads the requests of one connection, one after the other; the methods `on_…` are the parser's to call."""
+    """Reads the requests of one connection, one after the other. httptools calls the methods `on_…`."""
 
     __slots__ = (
         "_connections",
@@ -60,11 +61,11 @@ class RequestParser:
     def __init__(self, max_head_bytes: int, max_body_bytes: int) -> None:
         self._max_head_bytes, self._max_body_bytes = max_head_bytes, max_body_bytes
         self._known: dict[bytes, tuple[int, bool]] = {}
-        """Header lines, from the end of the request line: bytes of the body, and whether the connection shall end."""
+        """Header block, from the end of the request line on: size of the body, and whether to close the connection."""
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, at the beginning of a request."""
+        """Forget a partly read request; the next byte begins a new one."""
         self._parser = HttpRequestParser(self)
         self._head_bytes = self._total_bytes = self._fields = self._hosts = 0
         self._connections = 0
@@ -73,21 +74,22 @@ class RequestParser:
 
     @property
     def in_body(self) -> bool:
-        """Whether a head is read whose body has not come whole."""
+        """Whether a head was read whose body is incomplete."""
         return self._head_bytes > 0
 
     def has_new_head(self) -> bool:
-        """Whether a head was read since this was asked last, and its body has not come whole."""
+        """Return whether a head was read since the last call, and its body is incomplete."""
         is_new, self._is_new = self._is_new, False
         return is_new and self._head_bytes > 0
 
     def read(self, data: bytes) -> int:
-        """Read a request at the beginning of what was received; return its size, or 0 if it has not come whole.
+        """Read a request at the beginning of `data`; return its size in bytes, or 0 if it is incomplete.
 
-        Then `url`, `head`, `body` and `closes` (its connection shall end) are the request's. What was given once is given again, with what came since.
+        After a complete request `url`, `head`, `body` and `closes` (close the connection after the answer) are set.
+        After an incomplete one the caller passes the same bytes again, followed by those received since.
 
         Raises:
-            Unusual: it is not plain, and never will be; `reset` before anything else is read.
+            NotFastPath: it is not a plain payment request. Call `reset` before the next `read`.
         """
         head = self._head_bytes or self._read_head(data)
         size = self._total_bytes
@@ -103,10 +105,10 @@ class RequestParser:
         return size
 
     def _read_head(self, data: bytes) -> int:
-        """Read a head; return its size, or 0 if it has not come whole."""
+        """Read a head; return its size in bytes, or 0 if it is incomplete."""
         if not data.startswith(_BEGINNING) and not _BEGINNING.startswith(data):
             raise NotFastPath
-        end = data.find(b"\r\n\r\n", 0, self._max_head_bytes) + 4  # as `headlimits` has it, which judges what is larger
+        end = data.find(b"\r\n\r\n", 0, self._max_head_bytes) + 4  # as in `head_limits`, which refuses a larger head
         if end == 3:
             if len(data) >= self._max_head_bytes:
                 raise NotFastPath
@@ -127,7 +129,7 @@ class RequestParser:
         return end
 
     def _parse_head(self, head: bytes) -> None:
-        """Let httptools read a head, and see that it is plain."""
+        """Let httptools read a head, and check that it is plain."""
         if head.count(b"\n") > MOST_LINES:
             raise NotFastPath
         self.head = head
@@ -138,7 +140,7 @@ class RequestParser:
             self._parser.feed_data(head)
         except (HttpParserError, HttpParserUpgrade):
             raise NotFastPath from None
-        # as many lines as fields, or one was folded or ended without CR
+        # the number of lines is that of the fields, unless a line was folded or ended without CR
         if self._odd or self._hosts != 1 or self._fields + 2 != head.count(b"\n") or self._head_bytes:
             raise NotFastPath
         if self._total_bytes - len(head) > self._max_body_bytes or not head.startswith(_VERSION, 4 + len(self.url)):
@@ -158,7 +160,7 @@ class RequestParser:
 
     def _host(self, value: bytes) -> None:
         self._hosts += 1
-        if value != self._last_host:  # which it is nearly always
+        if value != self._last_host:  # rarely true: a client sends the same Host each time
             self._odd |= not _HOST.fullmatch(value)
             self._last_host = value
 

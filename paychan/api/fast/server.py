@@ -1,26 +1,29 @@
-"""The fast lane's listener. This page explains the lane; `connection`, `plain`, `payments`, `heads` and `detour` are it.
+"""The listener of the fast path, with an overview of the modules of this package.
 
-Tornado's HTTP layers cost three times what checking a signature costs, so payments do without them:
+Tornado's HTTP layers cost three times as much as checking a signature. So payment requests bypass them:
 
-    socket ──▶ connection ──▶ plain (httptools) ──▶ payments ──▶ actor ──▶ commit ──▶ heads ──▶ socket
-                    └── anything but a plain payment ──▶ detour ──▶ Tornado's parser, handlers, WebSockets
+    socket ──▶ connection ──▶ request_parser (httptools) ──▶ payments ──▶ actor ──▶ commit ──▶ response_heads ──▶ socket
+                    └── every other request ──▶ fallback ──▶ Tornado's parser, handlers, WebSockets
 
-* A connection is an asyncio protocol. What it reads is given to `plain`, which knows one thing: a payment request in its
-  plain form, parsed by httptools. Everything else, also a payment that is only a little odd, takes the detour: Tornado
-  reads it from its first byte, so there is one judge of what is odd, and no second opinion that could differ. A detour
-  begins when the head has come whole; one that is too large (`headlimits`) gets its answer here, and none begins. After the
-  answer the connection is back in the lane; a client opens a channel with POST and pays with PUT on one connection.
-* `payments` asks the channel's actor if it is awake, with the functions that the handlers use too (`v1`, `v2`, `answers`).
-  No task is made: the answer is written when the commit calls back. What came in one turn of the loop is read, then
-  verified, then booked, step by step for all of it, because each step has its own code and tables in the processor's
-  caches; of several payments of one channel the newest is verified first, as in a stream (`protocol.several`). A channel
-  that sleeps, is unknown, or asks for more than that is served by the handlers' own coroutines.
-* Limits are those of Tornado's server: number of connections, bytes of heads and bodies, idle time, head time, body time,
-  and clients that don't take their answers. One look at all connections now and then replaces a timer for each request.
-* Detours have their turns (`detourqueue`): few begin in one turn of the loop.
+* A connection is an asyncio protocol. `request_parser` reads its bytes, and knows only payment requests in their plain
+  form. Every other request, also a payment in an unusual form, goes to the fallback: Tornado reads it from its first
+  byte. So one parser decides about unusual requests, and no second one can disagree. A fallback begins when the head is
+  complete; a head that is too large (`head_limits`) is refused here. After the answer the connection returns to the
+  fast path. So a client can open a channel with POST and pay with PUT on one connection.
+* `payments` submits a payment to the channel's actor if the actor is awake, with the functions of the handlers (`v1`,
+  `v2`, `responses`). It makes no task: the answer is written when the commit calls back. All payments that arrived in
+  one turn of the loop are read, then verified, then booked, because the code and data of each step then stay in the
+  CPU's caches. Of several payments of one channel the newest is verified first, as in a stream
+  (`protocol.payment_batch`). The handlers' coroutines serve a channel that sleeps or is unknown, and every other case
+  that must wait.
+* The limits are those of `BoundedServer`: number of connections, size of heads and bodies, idle time, head time, body
+  time, and clients that do not read their answers. A periodic scan of all connections replaces a timer for each
+  request.
+* Fallbacks are queued (`fallback_queue`): one begins in each turn of the loop.
 
-`http.fast_lane = false` leaves all this out; what clients see is the same, which tests/api holds both to. The one exception
-is that of `protocol.several`: pipelined behind a bad signature, a good one that includes it covers it.
+`http.fast_lane = false` switches the fast path off. Clients see the same behaviour, which tests/api checks, with the
+exception of `protocol.payment_batch`: a good payment that is pipelined behind a bad signature covers it if it includes
+that payment.
 """
 
 from __future__ import annotations
@@ -42,12 +45,12 @@ from paychan.supervisor import Supervised
 log = structlog.get_logger("server")
 
 _GOODBYE_SECONDS = 1.0
-"""Streams that are open when the server stops get this long to answer its closing frame."""
+"""Time that clients of open streams have to answer the close frame when the server stops."""
 _POLL_SECONDS = 0.005
 
 
 class FastServer(BoundedServer):
-    """Tornado's server behind the fast lane; set `processor`, the limits, then `listen`."""
+    """Tornado's server behind the fast path. Set `processor` and the limits, then call `listen_on`."""
 
     processor: PaymentProcessor
     body_seconds: float = 0
@@ -60,29 +63,29 @@ class FastServer(BoundedServer):
         await super().listen_on(sockets)
 
     def take(self, connection: socket.socket, address: Any) -> None:
-        guest = Connection(self, self.processor, address)
-        if not self.places.admit(guest):
+        holder = Connection(self, self.processor, address)
+        if not self.slots.admit(holder):
             self.refuse(connection)
             return
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # the kernel does not wait for ever for a client that takes no answer
+        # the kernel closes a connection whose client acknowledges no data
         set_patience(connection, self.patience_seconds)
-        task = asyncio.get_running_loop().create_task(self._connect(guest, connection))
+        task = asyncio.get_running_loop().create_task(self._connect(holder, connection))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
-    async def _connect(self, guest: Connection, connection: socket.socket) -> None:
+    async def _connect(self, holder: Connection, connection: socket.socket) -> None:
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: guest, connection)
-        except OSError:  # it has ended
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: holder, connection)
+        except OSError:  # the connection has ended
             connection.close()
-            self.places.leave(guest)
+            self.slots.leave(holder)
 
     def forget(self, connection: Connection) -> None:
-        """The transport of a connection is gone; a WebSocket may have taken the connection over."""
+        """Free the slot of a closed connection, unless a WebSocket has taken the connection over."""
         if not connection.detached:
-            self.places.leave(connection)
+            self.slots.leave(connection)
 
     async def close_all_connections(self) -> None:
         if self._sweeper is None:
@@ -90,17 +93,20 @@ class FastServer(BoundedServer):
         await self._sweeper.stop()
         await asyncio.gather(*self._connecting)
         streams_end = monotonic() + _GOODBYE_SECONDS
-        while len(self.places):
+        while len(self.slots):
             late = monotonic() >= streams_end
-            await asyncio.gather(*(each.close(streams_too=late) for each in self.places))
+            await asyncio.gather(*(each.close(streams_too=late) for each in self.slots))
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _sweep(self, task: Supervised) -> None:
-        """Close, for ever, what waits too long; one connection that fails leaves the others to be looked at."""
+        """Scan periodically for connections with an expired timeout.
+
+        A failure at one connection does not stop the scan.
+        """
         while True:
             await asyncio.sleep(min(1.0, self.patience_seconds / 4, self.head_seconds / 4, self.body_seconds / 4))
             now = monotonic()
-            for connection in list(self.places):
+            for connection in list(self.slots):
                 try:
                     connection.check_time(now, self.patience_seconds, self.head_seconds, self.body_seconds)
                 except Exception:

@@ -1,7 +1,7 @@
-"""What lies at the addresses of channels beside what the channels hold: second, late and short deposits of payers.
+"""Lists outputs at channel addresses that no channel uses: second, late and too small deposits of payers.
 
-The server can do nothing with them: they go home by the payer's refund once the channel's expiry is past. The operator sees
-them here, to be able to tell a payer that asks.
+The server can't spend them: the payer's refund returns them after the channel's expiry. The operator needs the list to
+answer questions of payers.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.store.base import walk
 
 _PAGE = 200
-"""Channels asked about in one question."""
+"""Channels in one request to the chain backend."""
 
 
 class Deposit(Struct, frozen=True):
-    """An output at the address of a channel that no channel holds. From `refundable_at` (Unix time) the payer can have it."""
+    """An output at a channel's address that no channel uses.
+
+    The payer can refund it from `refundable_at` (Unix time).
+    """
 
     outpoint: str
     value_sat: Sat
@@ -34,7 +37,7 @@ class Deposit(Struct, frozen=True):
 
 
 async def deposits(context: Context) -> list[Deposit]:
-    """List them, of channels in every state. Raises `ChainFailed`."""
+    """List the deposits at the addresses of all channels, in every state. Raises `ChainFailed`."""
     found: dict[str, Deposit] = {}
     for state in State:
         page: list[Channel] = []
@@ -60,7 +63,7 @@ async def _deposits_of(channels: Sequence[Channel], context: Context) -> dict[st
 
 
 def _settlements(channel: Channel) -> list[bytes]:
-    """Transactions whose change may pay to the channel's own script: then the channel goes on there."""
+    """Return txids of settlements whose change output may pay to the channel's script, where the channel continues."""
     closing = channel.closing
     if closing is None:
         return []

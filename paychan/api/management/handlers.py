@@ -1,11 +1,12 @@
-"""The operator's interface, on a listener of its own (RBPCP §13.2).
+"""The operator's interface, on a separate listener (RBPCP §13.2).
 
-Everything but `/health` needs the token that the server writes to its state directory at start: other users of this
-machine may reach the listener, and channels are not theirs to read. `/health` is open for monitors, which read codes; reasons
-need the token, too.
+Every resource but `/health` needs the token that the server writes to its state directory at start, because other users
+of the machine may reach the listener and must not read the channels. `/health` is open to monitors and gives them
+codes; the reasons need the token.
 
-Web pages get nothing, not even by a name of their own that leads here (DNS rebinding): a request must name a host that
-this listener is reached by, and must not come from another site's page. No answer is stored by a cache.
+Web pages have no access, also not through a host name of their own that resolves to this address (DNS rebinding):
+`Host` must be a name of this listener, and the request must not come from a page of another site. Caches must not store
+the answers.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ _PAGE = 1000
 _HTTP_PORT = 80
 
 _AT_ONCE = 32
-"""Channels withdrawn from side by side; the signer and the node answer them in turn anyway."""
+"""Concurrent withdrawals of one request; more gain nothing, as signer and node answer one after the other."""
 
 
 class ChannelInfo(Struct, frozen=True):
-    """One channel for the operator; the first keys are those of the original's interface."""
+    """One channel for the operator; the first keys are those of the original server's interface."""
 
     sender: str
     status: str
@@ -71,15 +72,15 @@ class ChannelInfo(Struct, frozen=True):
     settlement_fee: Sat | None
     settlement_transaction: str | None
     spent_by: str | None
-    """What took the funding output of a lost channel."""
+    """Txid of the transaction that spent the funding output of a lost channel."""
     moving: bool
-    """Something is being withdrawn; the channel takes payments again once that is deep in the chain."""
+    """Whether a withdrawal is in progress; the channel accepts payments again once it has enough confirmations."""
     moved_to: str | None
-    """Outpoint at which it goes on."""
+    """Outpoint at which the channel continues."""
 
 
 def channel_info(channel: Channel, network: Network) -> ChannelInfo:
-    """Show a record."""
+    """Describe a channel for the operator."""
     closing = channel.closing
     settlement = closing.settlement if closing else None
     end = end_of(channel) if channel.moves else None
@@ -106,7 +107,7 @@ def channel_info(channel: Channel, network: Network) -> ChannelInfo:
 
 
 class ManagementHandler(Handler):
-    """Base of the operator's resources; `token` allows changes."""
+    """Base of the operator's resources; a request with `token` may read and change channels."""
 
     def initialize(self, service: Service, token: str) -> None:  # type: ignore[override]
         super().initialize(service)
@@ -115,7 +116,7 @@ class ManagementHandler(Handler):
     needs_token = True
 
     def set_default_headers(self) -> None:
-        """No CORS here: web pages have no business with the operator's interface."""
+        """Set no CORS headers: web pages must not use the operator's interface."""
         self.set_header("Server", "paychan")
         self.set_header("Content-Type", "application/json")
         self.set_header("Cache-Control", "no-store")
@@ -128,7 +129,12 @@ class ManagementHandler(Handler):
             raise Unauthorized
 
     def _check_origin(self) -> None:
-        """Refuse what a web page may have sent, and what came over a connection that is gone meanwhile."""
+        """Refuse requests that a web page may have sent, and requests of a connection that is gone.
+
+        Raises:
+            Misdirected: the connection is gone, or `Host` is not a name of this listener.
+            CrossSite: the request comes from a page of another site.
+        """
         connection: Any = self.request.connection
         if connection.stream.closed():
             raise Misdirected
@@ -142,7 +148,10 @@ class ManagementHandler(Handler):
             raise CrossSite
 
     def _own_hosts(self) -> set[str]:
-        """What a Host may be: this machine's own names, the configured address, the address that was reached; each with the port."""
+        """Return the allowed values of `Host`: local names, the configured address, the address of this socket.
+
+        Each with the port.
+        """
         connection: Any = self.request.connection
         reached, port = connection.stream.socket.getsockname()[:2]
         names = {"127.0.0.1", "localhost", "::1", self.service.config.management.listen.lower(), reached} - {""}
@@ -150,15 +159,15 @@ class ManagementHandler(Handler):
         return {f"{name}:{port}" for name in shown} | (shown if port == _HTTP_PORT else set())
 
     def _has_token(self) -> bool:
-        given = self.request.headers.get("Authorization", "")
-        return hmac.compare_digest(given.encode("latin1", "replace"), f"Bearer {self._token}".encode())
+        authorization = self.request.headers.get("Authorization", "")
+        return hmac.compare_digest(authorization.encode("latin1", "replace"), f"Bearer {self._token}".encode())
 
     def info(self, channel: Channel) -> ChannelInfo:
         return channel_info(channel, self.service.config.bitcoin_network)
 
 
 class NotFoundHandler(ManagementHandler):
-    """Everything that is no resource here; web pages don't get to read even that."""
+    """Answers 404 to every other path, after the same checks of token and origin."""
 
     def prepare(self) -> None:
         super().prepare()
@@ -166,9 +175,9 @@ class NotFoundHandler(ManagementHandler):
 
 
 class HealthHandler(ManagementHandler):
-    """`GET /health`: who serves, and whether signer and watcher are well; 503 when payments are not accepted.
+    """`GET /health`: network, signer, chain, watcher, alarms and tasks; 503 when payments are not accepted.
 
-    Without the token it holds no reasons, see `health.health`.
+    Without the token it has no reasons; see `health.health`.
     """
 
     needs_token = False
@@ -179,14 +188,14 @@ class HealthHandler(ManagementHandler):
 
 
 class TotalsHandler(ManagementHandler):
-    """`GET /totals`: channels and satoshi by state, and what settling costs."""
+    """`GET /totals`: number and satoshi of channels by state, and the cost of settling."""
 
     async def get(self) -> None:
         self.answer(200, None, await self.service.totals.get())
 
 
 class ChannelsHandler(ManagementHandler):
-    """`GET /channels?state=open&limit=100`: channels of a state, earliest expiry first."""
+    """`GET /channels?state=open&limit=100`: channels in a state, earliest expiry first."""
 
     async def get(self) -> None:
         name = self.get_query_argument("state", State.OPEN.value)
@@ -198,7 +207,7 @@ class ChannelsHandler(ManagementHandler):
 
 
 class DepositsHandler(ManagementHandler):
-    """`GET /deposits`: what lies at channels' addresses beside what the channels hold."""
+    """`GET /deposits`: outputs at channels' addresses that no channel uses."""
 
     async def get(self) -> None:
         try:
@@ -209,7 +218,7 @@ class DepositsHandler(ManagementHandler):
 
 
 class ClientInfoHandler(ManagementHandler):
-    """`GET /channels/{client_pubkey}/info`, as the original had it: the client's channel, open ones first."""
+    """`GET /channels/{client_pubkey}/info`, as in the original server: the client's channel, open ones first."""
 
     async def get(self, key: str) -> None:
         channel = await self.service.finder.find(parse_public_key(key))
@@ -237,14 +246,14 @@ class CloseHandler(ManagementHandler):
 
 
 class WithdrawHandler(ManagementHandler):
-    """`POST /channels/{txid}/{vout}/withdraw`: settle what a channel earned; it goes on at the change output."""
+    """`POST /channels/{txid}/{vout}/withdraw`: settle the received value; the channel continues at its change output."""
 
     async def post(self, txid: str, vout: str) -> None:
         self.answer(200, None, self.info(await _withdraw(self.service, outpoint(txid, vout))))
 
 
 class WithdrawalsHandler(ManagementHandler):
-    """`POST /withdraw?above=SAT`: the same for all channels that received so much and can go on, each on its own."""
+    """`POST /withdraw?above=SAT`: withdraw from each channel that received at least SAT and can continue."""
 
     async def post(self) -> None:
         above = number(self.parameter("above"), "above")
@@ -280,7 +289,10 @@ class WithdrawalsHandler(ManagementHandler):
 
 
 async def _withdraw(service: Service, outpoint: OutPoint) -> Channel:
-    """Withdraw from one channel. Raises why that can't be, also if it closes, or closed, for another reason."""
+    """Withdraw from one channel.
+
+    Raises a `PaychanError` if that is impossible, also if the channel closes for another reason.
+    """
     channel = accepted(await service.registry.ask(outpoint, Close(CloseReason.WITHDRAW))).channel
     if not channel.moves:
         raise end_of(channel)
@@ -288,7 +300,7 @@ async def _withdraw(service: Service, outpoint: OutPoint) -> Channel:
 
 
 class BackupsHandler(ManagementHandler):
-    """`POST /backups`: one consistent moment of the store, in a file, while payments go on."""
+    """`POST /backups`: write a consistent snapshot of the store to a file; payments continue meanwhile."""
 
     async def post(self) -> None:
         service = self.service

@@ -1,4 +1,4 @@
-"""What `/health` says: who serves, what is missing, which tasks live, and what needs the operator."""
+"""The content of `/health`: network, signer, chain, why payments are refused, alarms, and tasks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from paychan.signer_client.base import SignerAbsent, SignerRefused
 
 
 async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str, Any]]:
-    """Return status and content; 503 while payments are not accepted, or settlements not signed.
+    """Return HTTP status and content; 503 while payments are not accepted, or settlements can't be signed.
 
-    Reasons name sockets, URLs, limits and channels: only the operator reads them, and finds them in the log. Others, such as
-    a monitor without the token, read codes, kinds of alarms and times.
+    Reasons name sockets, URLs, limits and channels, so only the operator gets them. Other callers, such as a monitor
+    without the token, get codes, kinds of alarms, and times.
     """
     try:
         answer = await service.context.signer.health()
@@ -53,14 +53,14 @@ async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str,
 
 
 def _frozen(service: Service) -> dict[str, str]:
-    """Say why payments are not accepted: the code that clients get, and the reason."""
+    """Return why payments are not accepted: the codes that clients get, with their reasons."""
     reasons = {ChainUnavailable.code: service.context.chain_view.problem} if service.context.chain_view.problem else {}
     refusal = service.context.commits.overload()
     return reasons | ({refusal.code: str(refusal)} if isinstance(refusal, StorageFull) else {})
 
 
 async def _unsigned(service: Service) -> list[Alarm]:
-    """Name the closing channels whose settlement could not be signed for too long."""
+    """Return an alarm for each closing channel whose settlement could not be signed for `watcher.unsigned_minutes`."""
     minutes = service.config.watcher.unsigned_minutes
     waiting = service.context.unsigned.longer_than(60 * minutes)
     records = [await service.registry.read(outpoint) for outpoint in waiting]

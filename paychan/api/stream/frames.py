@@ -1,4 +1,4 @@
-"""What a frame of the payment stream asks, and how its payments are answered."""
+"""Frames of the payment stream: reading their payments, and writing the answers."""
 
 from __future__ import annotations
 
@@ -26,40 +26,40 @@ from paychan.protocol.wire.payment_frames import (
 )
 from paychan.protocol.wire.rbpcp import Dialect, encode_json, read_v2_body
 
-Asked: TypeAlias = Pay | PaychanError
-"""A payment, or why it is none."""
+Item: TypeAlias = Pay | PaychanError
+"""A payment, or why this part of a frame is not a payment."""
 
 _list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 class Frame(Struct, frozen=True):
-    """A frame as it came."""
+    """A frame that was read."""
 
-    asked: Sequence[Asked] | CompactPayments = ()
+    payments: Sequence[Item] | CompactPayments = ()
     binary: bool = True
     single: bool = False
-    """Text of one payment without a list around it; so is its answer."""
+    """Whether the text is one payment without a list; then the answer has no list either."""
     dialects: Sequence[Dialect] = ()
-    """Of each payment in text."""
+    """The dialect of each payment in text."""
     broken: PaychanError | None = None
-    """It can't be told what payments it holds: the stream ends behind what came before."""
+    """Why its payments can't be read, or None. The stream ends after the frames before it."""
 
     @property
     def unpaid(self) -> int:
-        """How much of it is no payment."""
+        """Number of parts that are not payments."""
         if self.binary:
-            return 0  # is broken instead
-        return sum(isinstance(each, PaychanError) for each in self.asked) or not self.asked
+            return 0  # a binary frame with an error is `broken`
+        return sum(isinstance(each, PaychanError) for each in self.payments) or not self.payments
 
 
 def read_frame(service: Service, channel: Channel, message: bytes, *, binary: bool) -> Frame:
-    """Read a frame. What is wrong with a payment in text is that payment's alone."""
+    """Read a frame. In text, an error in one payment does not affect the others."""
     try:
         frame = _binary(message) if binary else _text(service, channel, message)
     except Malformed as error:
         return Frame(broken=error)
-    if len(frame.asked) > MAX_FRAME_PAYMENTS:
-        return Frame(broken=TooManyPayments(got=len(frame.asked), limit=MAX_FRAME_PAYMENTS))
+    if len(frame.payments) > MAX_FRAME_PAYMENTS:
+        return Frame(broken=TooManyPayments(got=len(frame.payments), limit=MAX_FRAME_PAYMENTS))
     return frame
 
 
@@ -75,10 +75,10 @@ def _text(service: Service, channel: Channel, raw: bytes) -> Frame:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise Malformed(field="frame", reason=str(error)[:120]) from None
     read = [_payment(service, channel, part) for part in parts]
-    return Frame([asked for asked, _ in read], False, single, [dialect for _, dialect in read])
+    return Frame([item for item, _ in read], False, single, [dialect for _, dialect in read])
 
 
-def _payment(service: Service, channel: Channel, raw: bytes) -> tuple[Asked, Dialect]:
+def _payment(service: Service, channel: Channel, raw: bytes) -> tuple[Item, Dialect]:
     try:
         body = read_v2_body(raw)
         return payment_command(service, channel, body), body.dialect
@@ -87,25 +87,25 @@ def _payment(service: Service, channel: Channel, raw: bytes) -> tuple[Asked, Dia
 
 
 def commands_of(frames: Sequence[Frame]) -> Commands:
-    """The payments of some frames, one behind the other, without what is none."""
-    compact = [frame.asked for frame in frames if isinstance(frame.asked, CompactPayments)]
+    """Return the payments of some frames, in order, without the parts that are not payments."""
+    compact = [frame.payments for frame in frames if isinstance(frame.payments, CompactPayments)]
     if len(compact) == len(frames):
         return CompactPayments.joined(compact)
     return [
         Pay(each) if isinstance(each, Payment) else each
         for frame in frames
-        for each in frame.asked
+        for each in frame.payments
         if not isinstance(each, PaychanError)
     ]
 
 
 def outcomes_of(frames: Sequence[Frame], judged: Sequence[Outcome]) -> Sequence[Outcome]:
-    """What was judged, and between it why something is no payment."""
-    if len(judged) == sum(len(frame.asked) for frame in frames):
+    """Return an outcome for every part of some frames: `judged` for the payments, a rejection for each other part."""
+    if len(judged) == sum(len(frame.payments) for frame in frames):
         return judged
     rest = iter(judged)
     return [
-        Rejected(each) if isinstance(each, PaychanError) else next(rest) for frame in frames for each in frame.asked
+        Rejected(each) if isinstance(each, PaychanError) else next(rest) for frame in frames for each in frame.payments
     ]
 
 
@@ -113,7 +113,7 @@ def outcomes_of(frames: Sequence[Frame], judged: Sequence[Outcome]) -> Sequence[
 
 
 def plain_answers(frames: Sequence[Frame], outcomes: Sequence[Outcome]) -> bytes | None:
-    """Answer payments in binary that were accepted and left the channel open; None: there is more to say."""
+    """Answer binary payments that were all accepted and left the channel open; None: `Answers` must answer them."""
     if not outcomes or any(not frame.binary or frame.broken for frame in frames):
         return None
     if isinstance(outcomes, BatchAccepted):
@@ -142,7 +142,7 @@ class Answers:
         )
 
     async def text(self, frame: Frame, outcomes: Sequence[Outcome]) -> bytes:
-        """Answer a text frame: what `PUT` would have answered, and the status of what was refused."""
+        """Answer a text frame with the bodies of answers to `PUT`; a refusal also has its HTTP status."""
         said = [await self._said(outcome, dialect) for outcome, dialect in zip(outcomes, frame.dialects, strict=True)]
         parts = [each.body if each.status == 200 else _with(each.body, status=each.status) for each in said]
         return parts[0] if frame.single else b"[" + b",".join(parts) + b"]"
@@ -158,7 +158,7 @@ class Answers:
 
 
 def ends(outcomes: Sequence[Outcome]) -> PaychanError | Accepted | None:
-    """What among the outcomes leaves nothing to pay for on this stream: a payment that closed the channel, or its end."""
+    """Return the outcome that ends this stream, or None: a payment that closed the channel, or an error of its end."""
     for outcome in outcomes:
         if isinstance(outcome, Accepted):
             if outcome.channel.state is not State.OPEN:

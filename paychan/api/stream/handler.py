@@ -1,10 +1,10 @@
 """The payment stream: `GET /v2/channels/{txid}/{vout}/stream`, upgraded to WebSocket.
 
-    handler (Tornado: the upgrade request) ──▶ streamtransport (the socket moves) ──▶ streamreading (frames, in `turns`)
-                                                                                          └──▶ streamsession (payments)
+    handler (Tornado: the upgrade request) ──▶ api.transport (moves the socket) ──▶ reader (frames, in `turns`)
+                                                                                        └──▶ session (payments)
 
-Until the client has named the channel's secret, in the request or in its first message, the stream is in the waiting room
-(`streamplaces`) and can do nothing but send that message.
+The client names the channel's secret in the request or in its first message. Until then the stream is in the waiting
+room (`stream_slots`), and only that message is allowed.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ from paychan.api.v2 import V2Handler, find_channel
 from paychan.protocol.errors import Malformed
 
 _FRAME_FACTOR = 16
-"""Bytes of a frame, in the largest bodies that `PUT` takes."""
+"""Largest frame, in units of `http.max_body_bytes`."""
 
 _STOP_SECONDS = 2.0
-"""Time for clients to close when the server stops."""
+"""Time that clients have to close when the server stops."""
 
 
 class StreamHandler(V2Handler):
-    """Takes the request that begins a stream."""
+    """Handles the request that begins a stream."""
 
     async def get(self, txid: str, vout: str) -> None:
-        """Upgrade. A secret in the request is checked now, one in the first message later, by a close code."""
+        """Upgrade to WebSocket.
+
+        A secret in the request is checked before; one in the first message is checked by the session.
+        """
         named, service = outpoint(txid, vout), self.service
         problem = upgrade_problem(self.request.headers)
         if problem is not None:
@@ -47,13 +50,13 @@ class StreamHandler(V2Handler):
             service.config.http.max_body_bytes * _FRAME_FACTOR,
             service.config.stream.ping_seconds,
         )
-        session.websocket, session.guest = websocket, self.guest
-        self.guest.evictor = websocket.abort
+        session.websocket, session.holder = websocket, self.holder
+        self.holder.evictor = websocket.abort
         if arguments := self._secret():
             session.begin(await find_channel(service, named, arguments))
         else:
             session.wait()
-            self.guest.rests()
+            self.holder.end_work()
         head = accept_head(self.request.headers["Sec-WebSocket-Key"])
         try:
             began = await take_over(self.detach(), websocket, head)
@@ -64,19 +67,19 @@ class StreamHandler(V2Handler):
             websocket.abort()
 
     def _secret(self) -> Mapping[str, Sequence[bytes]]:
-        """The secret of a header (`Authorization: Bearer …`) or of the query."""
-        scheme, _, given = self.request.headers.get("Authorization", "").partition(" ")
+        """Return the secret of the header `Authorization: Bearer …`, else the query."""
+        scheme, _, secret = self.request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            return {"secret": [given.strip().encode("latin1")]}
+            return {"secret": [secret.strip().encode("latin1")]}
         return self.request.query_arguments
 
     def detach(self) -> Any:
-        """Take the connection out of Tornado's hands. There is none if the client has left."""
+        """Detach the connection from Tornado; None if the client has disconnected."""
         return None if self.request.connection is None else super().detach()
 
 
 async def close_all(service: Service) -> None:
-    """End every stream because the server stops."""
+    """Close every stream because the server stops; abort those that do not close in time."""
     streams = service.streams.all
     for stream in streams:
         stream.close(GOING_AWAY, "server stops")

@@ -1,10 +1,10 @@
-"""One client's WebSocket: reads its frames in turns, answers its control frames, and ends in good order or at once.
+"""One client's WebSocket: reads frames in turns, answers control frames, and closes the connection.
 
-An asyncio protocol on the connection's socket. What the frames say is the session's (`stream`). Every frame is either
-counted by the session, as payments in flight, or counted here against an allowance; reading is bounded by `Turns`, and by
-the buffer that the client fills while nothing is read.
+It is an asyncio protocol on the connection's socket. The session (`session`) processes the messages. Every frame is
+counted: by the session as payments in flight, or here against an allowance. `Turns` limits the time of reading, and
+`_MOST_UNREAD_BYTES` the bytes that are buffered.
 
-However the connection ends, `Session.ended` is called once, and `connection_lost` gives back everything else.
+However the connection ends, `Session.ended` is called once, and `connection_lost` frees everything else.
 """
 
 from __future__ import annotations
@@ -35,109 +35,109 @@ from paychan.api.stream.websocket import (
 log = structlog.get_logger("stream")
 
 _FRAMES_A_TURN = 32
-"""Frames of one stream that are read before other streams have a turn."""
+"""Frames of one stream that are read in one turn."""
 
 _MOST_UNREAD_BYTES = 65536
-"""What may lie here before the socket is not read any more."""
+"""Reading from the socket pauses above this number of buffered bytes."""
 
 _HIGH_WATER_BYTES = 65536
-"""While more than this waits for the client to take it, nothing of the client's is read."""
+"""While more bytes than this wait to be sent to the client, no frame of the client is read."""
 
 _CLOSING_SECONDS = 3.0
-"""Time for the client to close too, and to take what was written."""
+"""Time that the client has to answer a close frame and to read the answers."""
 
-STRANGERS_FRAMES = 8
-"""Frames beside the one message that a client may send before its secret is known."""
+UNAUTHENTICATED_FRAMES = 8
+"""Frames that a client may send beside its first message, until it has named the secret."""
 
-STRANGERS_BYTES = 512
-"""Size of that message; a secret needs a fifth."""
+UNAUTHENTICATED_BYTES = 512
+"""Largest first message; one with a secret takes a fifth of this."""
 
 _FREE_FRAMES, _FREE_FRAMES_A_SECOND = 256, 16
-"""Frames without a payment. Pings come once in some seconds; a whole frame of malformed payments is answered once."""
+"""Frames without a payment: a burst, then a number per second. The burst allows one frame of malformed payments."""
 
 _FRAMES_WHILE_CLOSING = 4096
-"""What a client may have sent before it sees that the server closes; more of it is a flood."""
+"""Frames that a client may have sent before it reads the close frame; more is a flood."""
 
 _EARNED_BY_MESSAGE = 16
-"""A message of payments may come in as many fragments."""
+"""Frames that a message of payments adds to the allowance, because it may arrive in fragments."""
 
 
 class Session(Protocol):
-    """What the frames are for."""
+    """The receiver of the messages."""
 
     @property
     def has_room(self) -> bool:
-        """Whether a further message may come now; when that becomes true the session calls `WebSocket.go_on`."""
+        """Whether it accepts a further message now; when this becomes true it calls `WebSocket.resume`."""
 
     def message(self, payload: bytes, *, binary: bool) -> None:
-        """Take a message."""
+        """Process a message."""
 
     def turn_over(self) -> None:
-        """Use what was taken since the last call."""
+        """Process the messages of this turn together."""
 
     def ended(self) -> None:
-        """Give everything back: nothing can be answered any more."""
+        """Free all resources: no answer can be sent any more."""
 
 
 class WebSocket(asyncio.Protocol):
     """The server's end of one WebSocket."""
 
-    asked = takes_all = False
+    is_queued = ends_turn = False
 
     def __init__(self, session: Session, turns: Turns, max_message_bytes: int, ping_seconds: float) -> None:
         self._session, self._turns = session, turns
         self._max_message_bytes, self._ping_seconds = max_message_bytes, ping_seconds
-        self._reader = FrameReader(STRANGERS_BYTES)
-        self._allowance, self._is_stranger = Allowance(STRANGERS_FRAMES, 0, monotonic()), True
+        self._reader = FrameReader(UNAUTHENTICATED_BYTES)
+        self._allowance, self._is_authenticated = Allowance(UNAUTHENTICATED_FRAMES, 0, monotonic()), False
         self._transport: Any = None
-        self._reads, self._choked = True, False
+        self._is_reading, self._is_choked = True, False
         self._closing = self._over = self.is_gone = False
-        self._pong_due = self._was_full = self._deaf = False
+        self._pong_due = self._was_full = self._ignores_input = False
         self._begun = (b"", b"")
         self._timer: asyncio.TimerHandle | None = None
         self.on_lost: Callable[[], object] | None = None
         """Called when the connection has ended."""
 
     def admit(self) -> None:
-        """The client has named the channel's secret: it may send payments."""
+        """Allow payments, because the client has named the channel's secret."""
         self._reader.max_message_bytes = self._max_message_bytes
-        self._allowance, self._is_stranger = Allowance(_FREE_FRAMES, _FREE_FRAMES_A_SECOND, monotonic()), False
+        self._allowance, self._is_authenticated = Allowance(_FREE_FRAMES, _FREE_FRAMES_A_SECOND, monotonic()), True
 
     # --- what asyncio calls -----------------------------------------------------------------------------------------
 
-    def begins_with(self, head: bytes, came: bytes) -> None:
-        """Set the head of the answer, and what the client sent behind its request."""
-        self._begun = head, came
+    def begins_with(self, head: bytes, unread: bytes) -> None:
+        """Set the head of the answer, and the bytes that the client sent after its request."""
+        self._begun = head, unread
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
         self._transport.set_write_buffer_limits(_HIGH_WATER_BYTES)
-        if self._over:  # ended before it began
+        if self._over:  # it was closed before it began
             self._transport.abort()
             return
-        (head, came), self._begun = self._begun, (b"", b"")
+        (head, unread), self._begun = self._begun, (b"", b"")
         self._transport.write(head)
         self._timer = asyncio.get_running_loop().call_later(self._ping_seconds, self._ping)
-        self.data_received(came)
+        self.data_received(unread)
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
+        if self._ignores_input:
             return
         self._reader.feed(data)
-        if self._reads and self._reader.unread_bytes > _MOST_UNREAD_BYTES:
-            self._reads = False
+        if self._is_reading and self._reader.unread_bytes > _MOST_UNREAD_BYTES:
+            self._is_reading = False
             self._transport.pause_reading()
-        self._turns.ask(self)
+        self._turns.schedule(self)
 
     def pause_writing(self) -> None:
-        self._choked = True
+        self._is_choked = True
 
     def resume_writing(self) -> None:
-        self._choked = False
-        self.go_on()
+        self._is_choked = False
+        self.resume()
 
     def eof_received(self) -> bool:
-        """A client that sends nothing more has left: a WebSocket is not used in one direction."""
+        """Close the transport: a WebSocket is not used in one direction only."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
@@ -152,13 +152,13 @@ class WebSocket(asyncio.Protocol):
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    def go_on(self) -> None:
-        """Read on: there is room for more."""
-        self._turns.ask(self)
+    def resume(self) -> None:
+        """Continue to read, because there is room for more."""
+        self._turns.schedule(self)
 
     def work(self, until: float) -> bool:
-        """Read some frames, then let the session use them."""
-        if self._transport.is_closing() or self._deaf:
+        """Read some frames, then let the session process them."""
+        if self._transport.is_closing() or self._ignores_input:
             return False
         try:
             left = self._read(until)
@@ -177,22 +177,22 @@ class WebSocket(asyncio.Protocol):
         for _ in range(_FRAMES_A_TURN):
             if not (self._closing or self._may_read):
                 return False
-            came = self._reader.take()
-            if came is None:
+            message = self._reader.take()
+            if message is None:
                 self._read_socket()
                 return False
-            self._handle(*came)
+            self._handle(*message)
             if monotonic() >= until:
                 break
         return True
 
     def _read_last(self) -> None:
-        """Read what came before the connection ended, a turn's frames of it: the payments count, their answers are lost."""
+        """Read at most one turn's frames after the connection has ended: their payments count, but get no answer."""
         try:
             if not self._closing:
                 self._read(inf)
         except Violation:
-            pass  # there is nobody to tell
+            pass  # the client can't be informed any more
         except Exception:
             log.exception("stream failed")
 
@@ -201,11 +201,11 @@ class WebSocket(asyncio.Protocol):
         if not self._session.has_room:
             self._was_full = True
             return False
-        return not self._choked
+        return not self._is_choked
 
     def _read_socket(self) -> None:
-        if not self._reads and not self._transport.is_closing():
-            self._reads = True
+        if not self._is_reading and not self._transport.is_closing():
+            self._is_reading = True
             self._transport.resume_reading()
 
     def _handle(self, opcode: int, payload: bytes) -> None:
@@ -228,13 +228,13 @@ class WebSocket(asyncio.Protocol):
         """Count frames without a payment.
 
         Raises:
-            Violation: there were too many.
+            Violation: the client has sent too many.
         """
         if not self._allowance.spend(frames, monotonic()):
             raise Violation(POLICY, "too many frames without a payment")
 
     def earn(self) -> None:
-        """Count a message of payments."""
+        """Count a message of payments, which adds to the allowance."""
         self._allowance.earn(_EARNED_BY_MESSAGE)
 
     # --- writing ----------------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ class WebSocket(asyncio.Protocol):
             self._transport.write(frame(opcode, payload))
 
     def _ping(self) -> None:
-        """Ping, and end a connection that did not answer the last one, unless its answer may wait here to be read."""
+        """Send a ping; end the connection if the last ping has no answer, unless reading was paused since then."""
         if self._pong_due and not self._was_full:
             self.abort()
             return
@@ -256,31 +256,34 @@ class WebSocket(asyncio.Protocol):
     # --- ending -----------------------------------------------------------------------------------------------------
 
     def close(self, code: int, reason: str = "") -> None:
-        """Close with a code; what the client sends from now on is not looked at, but for its own close."""
+        """Close with a code; from now on all frames of the client but its close frame are ignored."""
         if not self._closing:
             self._begin_to_close(close_frame(code, reason))
-            self.go_on()
+            self.resume()
 
     def _fail(self, broken: Violation) -> None:
-        """RFC 6455 7.1.7: say why, and read nothing more; the client's bytes are dropped until it has seen that."""
+        """Fail the connection (RFC 6455 7.1.7): send the reason, then discard the client's bytes until it closes."""
         if self._closing:
             self.abort()
             return
-        self._deaf = True
+        self._ignores_input = True
         self._begin_to_close(close_frame(broken.code, broken.reason))
         self._read_socket()
         if self._transport.can_write_eof():
             self._transport.write_eof()
 
     def _closed_by_client(self, payload: bytes) -> None:
-        """RFC 6455 5.5.1: answer with the same code, unless that frame is the answer to ours; then end the connection."""
+        """Answer a close frame with its code (RFC 6455 5.5.1), unless it is itself the answer.
+
+        Then close the connection.
+        """
         if not self._closing:
             self._begin_to_close(close_frame(read_close(payload)))
         self._transport.close()
 
     def _begin_to_close(self, last: bytes) -> None:
         self._closing = True
-        if not self._is_stranger:
+        if self._is_authenticated:
             self._allowance = Allowance(_FRAMES_WHILE_CLOSING, 0, monotonic())
         self._end()
         if self._transport is None or self._transport.is_closing():
@@ -291,7 +294,7 @@ class WebSocket(asyncio.Protocol):
         self._timer = asyncio.get_running_loop().call_later(_CLOSING_SECONDS, self.abort)
 
     def abort(self) -> None:
-        """End it now."""
+        """Close the connection at once."""
         self._closing = True
         self._end()
         if self._transport is not None:

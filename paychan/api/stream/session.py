@@ -1,11 +1,12 @@
-"""The payments of one stream: frames that were read become lots, lots are judged by the channel, answers leave in order.
+"""The payments of one stream: frames are grouped into batches, the channel judges a batch, answers are sent in order.
 
-What one turn of the loop has read is a lot, and is given to the channel together. How many payments may be on their way is
-bounded: beyond that nothing more is read, so a client that sends faster waits on its own socket.
+All frames that were read in one turn of the loop form a batch, which is submitted to the channel as a whole. The number
+of payments in flight is limited: at the limit nothing more is read, so that a client that sends faster blocks on its
+socket.
 
 A stream that ends because of an error has the close code 4000 + the error's HTTP status, and its code as the reason.
-When the stream ends, by whichever side and however suddenly, its place is given back and what waits to be answered is
-dropped; payments that the channel has been given stay paid.
+When the stream ends, for whatever reason, its slot is freed and the pending answers are dropped. Payments that were
+submitted to the channel remain valid.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ from paychan.protocol.wire.payment_frames import MAX_FRAME_PAYMENTS
 log = structlog.get_logger("stream")
 
 CLOSE_CODES = 4000
-"""An error's close code is this and its HTTP status (RFC 6455: 4000 to 4999 are for private use)."""
+"""The close code of an error is this plus its HTTP status (RFC 6455: 4000 to 4999 are for private use)."""
 
 _MAX_IN_FLIGHT = 2 * MAX_FRAME_PAYMENTS
-"""Payments of one stream without an answer: one lot is judged while the one before it is being written."""
+"""Payments of one stream without an answer: the channel judges one batch while the one before it is written to disk."""
 
 
 class _Hello(Struct, frozen=True, forbid_unknown_fields=True):
-    """The first message of a client that has not named its secret yet."""
+    """The first message of a client that did not name the secret in its request."""
 
     secret: str
 
@@ -54,60 +55,63 @@ class _Hello(Struct, frozen=True, forbid_unknown_fields=True):
 _hello_decoder = msgspec.json.Decoder(_Hello)
 
 
-class _Lot:
-    """Frames that are given to the channel together, and what came of their payments; maybe in several parts."""
+class _Batch:
+    """Frames that are submitted to the channel together, with the outcomes.
+
+    The channel may judge them in several parts.
+    """
 
     def __init__(self, frames: Sequence[Frame]) -> None:
         self.frames, self.commands = frames, commands_of(frames)
         self.size = sum(map(_weight, frames))
-        self.given = 0
-        """How many of the payments the channel has judged."""
+        self.judged = 0
+        """Number of the payments that the channel has judged."""
         self.parts: list[Sequence[Outcome] | None] = []
-        """What came of those, as far as it is known."""
+        """Outcomes of the parts that were submitted; None: not known yet."""
         self.waits = False
-        """Whether something must come before more of it is given to the channel."""
+        """Whether the rest must wait: for a wake-up, for an outcome, or for a delay."""
         self.awaited = -1
-        """Number of the part whose answer that is."""
+        """Index in `parts` of the outcome that the rest waits for, or -1."""
         self.problem: PaychanError | None = None
-        """Why the stream ends behind this lot."""
+        """Why the stream ends after this batch, or None."""
 
     @property
-    def is_given(self) -> bool:
-        return self.given >= len(self.commands)
+    def is_judged(self) -> bool:
+        return self.judged >= len(self.commands)
 
     def outcomes(self) -> Sequence[Outcome] | None:
-        """An outcome for everything in the frames; None while some are not known."""
+        """Return an outcome for every part of the frames; None while some are not known."""
         parts = [part for part in self.parts if part is not None]
-        if not self.is_given or len(parts) < len(self.parts):
+        if not self.is_judged or len(parts) < len(self.parts):
             return None
         return outcomes_of(self.frames, parts[0] if len(parts) == 1 else list(chain.from_iterable(parts)))
 
     def refuse_rest(self, error: PaychanError) -> None:
-        """Refuse what was not judged."""
-        self.parts.append([Rejected(error)] * (len(self.commands) - self.given))
-        self.given = len(self.commands)
+        """Refuse the payments that were not judged."""
+        self.parts.append([Rejected(error)] * (len(self.commands) - self.judged))
+        self.judged = len(self.commands)
 
 
 def _weight(frame: Frame) -> int:
-    return len(frame.asked) or 1
+    return len(frame.payments) or 1
 
 
 class StreamSession:
     """One stream of one channel; `websocket` must be set before it begins."""
 
     websocket: WebSocket
-    guest: Any = None
-    """The connection, which keeps its place once the secret is named; see `places`."""
+    holder: Any = None
+    """The connection; it counts as busy once the secret is named, see `connection_slots`."""
 
     def __init__(self, service: Service, named: OutPoint, address: str, url: Callable[[str], str]) -> None:
         self.address, self.paid_at = address, monotonic()
         self._service, self._named, self._url = service, named, url
         self._channel: Channel | None = None
         self._gathered: list[Frame] = []
-        self._lots: deque[_Lot] = deque()
+        self._batches: deque[_Batch] = deque()
         self._in_flight = 0
-        self._held: _Lot | None = None
-        """A lot that is not judged as a whole yet; what comes later waits behind it."""
+        self._held: _Batch | None = None
+        """A batch that is not completely judged; later frames wait for it."""
         self._answering: asyncio.Task[None] | None = None
         self._introducing: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -117,16 +121,16 @@ class StreamSession:
     # --- beginning --------------------------------------------------------------------------------------------------
 
     def wait(self) -> None:
-        """Wait for the secret in the waiting room."""
+        """Wait in the waiting room until the client names the secret."""
         self._service.streams.wait(self)
         seconds = min(WAITING_SECONDS, self._service.config.http.body_seconds)
         self._deadline = asyncio.get_running_loop().call_later(seconds, self.end, UnknownChannel())
 
     def begin(self, channel: Channel) -> None:
-        """Take a place, as the client has named the channel's secret.
+        """Take a slot, because the client has named the channel's secret.
 
         Raises:
-            TooManyBadSignatures, TooManyStreams: there is none.
+            TooManyBadSignatures, TooManyStreams: the channel's streams are refused at present, or no slot is free.
         """
         problem = self._service.streams.problem(channel.outpoint)
         if problem is not None:
@@ -135,12 +139,12 @@ class StreamSession:
         self._channel, self._outpoint = channel, channel.outpoint
         self._answers = Answers(self._service, channel, self._url)
         self.websocket.admit()
-        if self.guest is not None:
-            self.guest.paid = True
-            self.guest.begins()
+        if self.holder is not None:
+            self.holder.paid = True
+            self.holder.start_work()
 
     async def _introduce(self, message: bytes) -> None:
-        """Take the first message for the secret. There is no second one before this has ended."""
+        """Check the secret in the first message. The next message is read only after this has ended."""
         began = asyncio.get_running_loop().time()
         try:
             secret = _hello_decoder.decode(message).secret.encode()
@@ -162,18 +166,18 @@ class StreamSession:
             self._introducing = None
             if self._deadline is not None:
                 self._deadline.cancel()
-        self.websocket.go_on()
+        self.websocket.resume()
 
-    # --- what the WebSocket asks ------------------------------------------------------------------------------------
+    # --- calls of the WebSocket -------------------------------------------------------------------------------------
 
     @property
     def has_room(self) -> bool:
-        """Whether a message may come."""
+        """Whether a further message may be read."""
         return self._in_flight < _MAX_IN_FLIGHT and not self._ending and self._introducing is None
 
     @property
     def is_busy(self) -> bool:
-        """Whether payments have no answer yet."""
+        """Whether some payments have no answer yet."""
         return self._in_flight > 0
 
     @property
@@ -182,7 +186,7 @@ class StreamSession:
         return self.websocket.is_gone
 
     def message(self, payload: bytes, *, binary: bool) -> None:
-        """Gather a message; `turn_over` gives it to the channel."""
+        """Keep a message until `turn_over` submits it to the channel."""
         if self._channel is None:
             self._introducing = asyncio.get_running_loop().create_task(self._introduce(payload))
             return
@@ -197,20 +201,23 @@ class StreamSession:
         self._in_flight += _weight(frame)
 
     def turn_over(self) -> None:
-        """Give the channel what was gathered, or more of what it was given only a part of."""
-        lot = self._held
-        if lot is None:
+        """Submit the gathered frames to the channel, or the rest of a batch that was judged in part."""
+        batch = self._held
+        if batch is None:
             if not self._gathered:
                 return
-            lot = self._held = _Lot(self._gathered)
+            batch = self._held = _Batch(self._gathered)
             self._gathered = []
             if not self.is_over:
-                self._lots.append(lot)
-        if not lot.waits:
-            self._give(lot)
+                self._batches.append(batch)
+        if not batch.waits:
+            self._submit(batch)
 
     def ended(self) -> None:
-        """Give back the place, and drop what waits to be answered; payments that came are given to the channel still."""
+        """Free the slot and drop the pending answers.
+
+        Payments that were received are still submitted to the channel.
+        """
         self._ending = self.is_over = True
         self._service.streams.leave(self)
         for task in (self._answering, self._introducing):
@@ -219,106 +226,106 @@ class StreamSession:
         for timer in (self._deadline, self._pause):
             if timer is not None:
                 timer.cancel()
-        self._lots.clear()
+        self._batches.clear()
         if self._gathered:
             self._soon()
 
     # --- payments ---------------------------------------------------------------------------------------------------
 
-    def _give(self, lot: _Lot) -> None:
-        """Give the channel the payments of a lot that it has not judged."""
-        if lot.is_given:
+    def _submit(self, batch: _Batch) -> None:
+        """Submit the payments of a batch that the channel has not judged."""
+        if batch.is_judged:
             self._go_on()
             return
         actor = self._service.registry.reach(self._outpoint)
         if actor is None:
-            lot.waits = True
-            self._run(self._wake(lot))
+            batch.waits = True
+            self._run(self._wake(batch))
             return
-        message = PayBatch(rest_of(lot.commands, lot.given) if lot.given else lot.commands, in_parts=True)
-        number = len(lot.parts)
-        lot.parts.append(None)
-        self._service.registry.give(actor, message, partial(self._take, lot, number))
-        lot.given += message.judged
-        outcomes = message.outcomes or lot.parts[number]
+        message = PayBatch(rest_of(batch.commands, batch.judged) if batch.judged else batch.commands, in_parts=True)
+        number = len(batch.parts)
+        batch.parts.append(None)
+        self._service.registry.give(actor, message, partial(self._note_part, batch, number))
+        batch.judged += message.judged
+        outcomes = message.outcomes or batch.parts[number]
         if message.waits and outcomes is None:
-            lot.waits, lot.awaited = True, number
+            batch.waits, batch.awaited = True, number
         else:
-            self._given(lot, outcomes or ())
+            self._part_judged(batch, outcomes or ())
 
-    async def _wake(self, lot: _Lot) -> None:
-        """Wake the channel, then give it the lot, also if the client has left meanwhile: it has paid."""
+    async def _wake(self, batch: _Batch) -> None:
+        """Wake the channel, then submit the batch, also if the client has disconnected: its payments count."""
         if await self._service.registry.awaken(self._outpoint) is None:
-            lot.refuse_rest(UnknownChannel())
-        lot.waits = False
-        self._give(lot)
+            batch.refuse_rest(UnknownChannel())
+        batch.waits = False
+        self._submit(batch)
 
-    def _given(self, lot: _Lot, outcomes: Sequence[Outcome]) -> None:
-        """Go on behind a part of a lot.
+    def _part_judged(self, batch: _Batch, outcomes: Sequence[Outcome]) -> None:
+        """Continue after a part of a batch was judged.
 
-        A bad signature makes all that comes behind it wait, and too many end the stream; so do many payments that brought
-        nothing, which end none.
+        A bad signature delays all later payments, and too many of them end the stream. Many payments of no value also
+        delay later payments, but do not end the stream.
         """
-        places, is_bad, empty = self._service.streams, ends_badly(outcomes), empty_of(outcomes)
+        slots, is_bad, empty = self._service.streams, ends_badly(outcomes), empty_of(outcomes)
         if is_bad:
-            seconds = places.bad_signature(self._outpoint)
+            seconds = slots.bad_signature(self._outpoint)
         else:
-            seconds = places.count(self._outpoint, empty, len(outcomes) - empty)
+            seconds = slots.count(self._outpoint, empty, len(outcomes) - empty)
         if seconds and self.is_over:
-            self._gathered, lot.waits = [], True  # what comes behind it is not looked at
+            self._gathered, batch.waits = [], True  # later payments are discarded
         elif seconds:
-            problem = places.problem(self._outpoint) if is_bad else None
+            problem = slots.problem(self._outpoint) if is_bad else None
             if problem is not None:
-                lot.refuse_rest(problem)
-                lot.problem, self._ending = problem, True
-            lot.waits = True
-            self._pause = asyncio.get_running_loop().call_later(seconds, self._waited, lot)
-        elif lot.is_given:
+                batch.refuse_rest(problem)
+                batch.problem, self._ending = problem, True
+            batch.waits = True
+            self._pause = asyncio.get_running_loop().call_later(seconds, self._resume, batch)
+        elif batch.is_judged:
             self._go_on()
         else:
             self._soon()
 
     def _soon(self) -> None:
-        """Go on with `turn_over` in another turn of the loop."""
+        """Call `turn_over` in a later turn of the loop."""
         if self.is_over:
             asyncio.get_running_loop().call_soon(self.turn_over)
         else:
-            self.websocket.go_on()
+            self.websocket.resume()
 
-    def _waited(self, lot: _Lot) -> None:
-        lot.waits, self._pause = False, None
+    def _resume(self, batch: _Batch) -> None:
+        batch.waits, self._pause = False, None
         self._soon()
 
     def _go_on(self) -> None:
-        """A lot was judged as a whole: answer it when all is on disk, and judge what came behind it."""
+        """Finish a batch that was judged completely: answer it when all is on disk, and submit the frames after it."""
         self._held = None
-        self._answer_lots()
+        self._answer_batches()
         if self._gathered:
             self._soon()
 
-    def _take(self, lot: _Lot, number: int, answer: Any) -> None:
-        """Note what came of a part of a lot."""
+    def _note_part(self, batch: _Batch, number: int, answer: Any) -> None:
+        """Store the outcomes of a part of a batch. `answer.result()` returns or raises them."""
         try:
-            lot.parts[number] = outcomes = answer.result()
+            batch.parts[number] = outcomes = answer.result()
         except (Exception, asyncio.CancelledError):
             log.exception("stream failed", channel=str(self._outpoint))
             self.end(InternalError())
             return
-        if number == lot.awaited:
-            lot.waits, lot.awaited = False, -1
-            self._given(lot, outcomes)
-        self._answer_lots()
+        if number == batch.awaited:
+            batch.waits, batch.awaited = False, -1
+            self._part_judged(batch, outcomes)
+        self._answer_batches()
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
-    def _answer_lots(self) -> None:
-        """Answer the lots of which everything is known, in their order."""
-        while self._answering is None and self._lots and self._lots[0] is not self._held:
-            first = self._lots[0]
+    def _answer_batches(self) -> None:
+        """Answer the batches whose outcomes are all known, in order."""
+        while self._answering is None and self._batches and self._batches[0] is not self._held:
+            first = self._batches[0]
             outcomes = first.outcomes()
             if outcomes is None or self.is_over:
                 return
-            self._lots.popleft()
+            self._batches.popleft()
             plain = plain_answers(first.frames, outcomes)
             if plain is None:
                 self._answering = self._run(self._answer(first, outcomes))
@@ -326,38 +333,41 @@ class StreamSession:
                 self.websocket.write(BINARY, plain)
                 self._release(first)
 
-    async def _answer(self, lot: _Lot, outcomes: Sequence[Outcome]) -> None:
-        """Answer a lot of which more is to be said than that all was accepted; then end the stream if one outcome says so."""
+    async def _answer(self, batch: _Batch, outcomes: Sequence[Outcome]) -> None:
+        """Answer a batch for which `plain_answers` is not enough.
+
+        Then end the stream if an outcome or a frame ends it.
+        """
         rest, until = iter(outcomes), 0.0
-        for frame in lot.frames:
+        for frame in batch.frames:
             if monotonic() >= until:
                 until = await self._service.turns.slice()
-            own = [next(rest) for _ in frame.asked]
+            own = [next(rest) for _ in frame.payments]
             if own and frame.binary:
                 self.websocket.write(BINARY, await self._answers.binary(own))
             elif not frame.binary:
                 self.websocket.write(TEXT, await self._answers.text(frame, own))
-        end = ends(outcomes) or lot.problem or lot.frames[-1].broken
+        end = ends(outcomes) or batch.problem or batch.frames[-1].broken
         if isinstance(end, PaychanError):
             self.end(end)
         elif end is not None:
             self.close(NORMAL, "channel closed")
         self._answering = None
-        self._release(lot)
-        self._answer_lots()
+        self._release(batch)
+        self._answer_batches()
 
-    def _release(self, lot: _Lot) -> None:
-        """Make room for more payments, as these are answered."""
+    def _release(self, batch: _Batch) -> None:
+        """Count the payments of an answered batch as no longer in flight."""
         was_full = not self.has_room
-        self._in_flight -= lot.size
+        self._in_flight -= batch.size
         self.paid_at = monotonic()
         if was_full and not self.is_over:
-            self.websocket.go_on()
+            self.websocket.resume()
 
     # --- ending -----------------------------------------------------------------------------------------------------
 
     def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run what takes longer. A failure ends the stream."""
+        """Run a coroutine in a task. A failure ends the stream."""
         task = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(self._done)
         return task
@@ -372,13 +382,13 @@ class StreamSession:
         self.close(CLOSE_CODES + error.http_status, error.code)
 
     def finish(self) -> None:
-        """Read nothing more, and answer what was read."""
+        """Read nothing more; answer the payments that were read."""
         self._ending = True
 
     def close(self, code: int, reason: str) -> None:
-        """Close."""
+        """Close the WebSocket with a code and a reason."""
         self.websocket.close(code, reason)
 
     def abort(self) -> None:
-        """End the connection now."""
+        """Close the connection at once."""
         self.websocket.abort()

@@ -1,7 +1,7 @@
-"""WebSocket frames of a server (RFC 6455), as functions of bytes: no socket, no clock.
+"""WebSocket frames of a server (RFC 6455), as functions of bytes, without socket and clock.
 
-`FrameReader` takes bytes in any pieces and gives whole messages, fragments and control frames. It never copies what it has
-not read yet, so its cost is that of the bytes that came, however many frames they are. Extensions are not spoken.
+`FrameReader` takes bytes in pieces of any size and returns complete messages, fragments and control frames. It never
+copies unread bytes, so its cost depends on the number of bytes, not on the number of frames. It supports no extensions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FINAL, _OPCODE, _RESERVED = 0x80, 0x0F, 0x70
 _MASKED, _SIZE, _SIZE_IN_2 = 0x80, 0x7F, 126
 _CONTROL = 0x08
 _WHOLE = frozenset((_FINAL | TEXT, _FINAL | BINARY))
-"""First byte of a message in one frame."""
+"""First bytes of a message that consists of one frame."""
 
 _KNOWN_CODES = frozenset((1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014))
 _ACCEPT_SUFFIX = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -34,7 +34,7 @@ _KEY_BYTES = 16
 
 
 class Violation(Exception):
-    """The client broke the protocol or a limit; `code` is the close code for it."""
+    """The client violated the protocol or a limit; `code` is the close code for it."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
@@ -44,41 +44,41 @@ class Violation(Exception):
 class FrameReader:
     """Reads the frames of one client."""
 
-    __slots__ = ("_at", "_came", "_fragments", "_kind", "_size", "max_message_bytes")
+    __slots__ = ("_at", "_buffer", "_fragments", "_kind", "_size", "max_message_bytes")
 
     def __init__(self, max_message_bytes: int) -> None:
         self.max_message_bytes = max_message_bytes
-        self._came, self._at = bytearray(), 0
+        self._buffer, self._at = bytearray(), 0
         self._kind = CONTINUATION
-        """Opcode of the message that is coming in fragments; CONTINUATION: none is."""
+        """Opcode of an incomplete message in fragments; CONTINUATION: there is none."""
         self._fragments: list[bytes] = []
         self._size = 0
 
     @property
     def unread_bytes(self) -> int:
-        """Bytes that came and were not read yet."""
-        return len(self._came) - self._at
+        """Number of bytes that were fed and not read yet."""
+        return len(self._buffer) - self._at
 
     def feed(self, data: bytes) -> None:
-        """Add bytes behind those that came before."""
+        """Append bytes to the buffer."""
         if self._at:
-            del self._came[: self._at]  # moves no bytes: a bytearray only forgets its beginning
+            del self._buffer[: self._at]  # moves no bytes: a bytearray only advances its start
             self._at = 0
-        self._came += data
+        self._buffer += data
 
     def take(self) -> tuple[int, bytes] | None:
-        """Return opcode and payload of the next message or control frame; None if it has not come whole.
+        """Return opcode and payload of the next message or control frame; None if it is incomplete.
 
-        CONTINUATION stands for a fragment that completes no message; its payload is kept for the message.
+        The opcode CONTINUATION means a fragment that does not complete a message; its payload is kept for the message.
 
         Raises:
-            Violation: of the protocol or of a limit, as early as it shows.
+            Violation: the protocol or a limit is violated; raised as soon as the bytes show it.
         """
-        came, at = self._came, self._at
-        have = len(came) - at
+        buffer, at = self._buffer, self._at
+        have = len(buffer) - at
         if have < 2:
             return None
-        first, second = came[at], came[at + 1]
+        first, second = buffer[at], buffer[at + 1]
         if first not in _WHOLE or self._kind:
             self._check_first(first)
         if not second & _MASKED:  # RFC 6455 5.1: "The server MUST close the connection"
@@ -90,18 +90,18 @@ class FrameReader:
                 raise Violation(PROTOCOL_ERROR, "control frame is too long")
             if have < 2 + wide:
                 return None
-            size, start = _long_size(came[start : start + wide]), start + wide
+            size, start = _long_size(buffer[start : start + wide]), start + wide
         if self._size + size > self.max_message_bytes and not first & _CONTROL:
             raise Violation(TOO_BIG, "message is too big")
         end = start + 4 + size
-        if len(came) < end:
+        if len(buffer) < end:
             return None
         self._at = end
-        payload = _websocket_mask(bytes(came[start : start + 4]), bytes(came[start + 4 : end])) if size else b""
+        payload = _websocket_mask(bytes(buffer[start : start + 4]), bytes(buffer[start + 4 : end])) if size else b""
         return self._message(first, payload)
 
     def _check_first(self, first: int) -> None:
-        """Check what the first byte of a frame says."""
+        """Check the first byte of a frame. Raises `Violation`."""
         opcode = first & _OPCODE
         if first & _RESERVED:
             raise Violation(PROTOCOL_ERROR, "reserved bit is set")
@@ -117,7 +117,7 @@ class FrameReader:
             raise Violation(PROTOCOL_ERROR, "message in the middle of another")
 
     def _message(self, first: int, payload: bytes) -> tuple[int, bytes]:
-        """Complete a message, if this frame does."""
+        """Return the message that this frame completes, or a control frame; keep a fragment."""
         opcode = first & _OPCODE
         if opcode & _CONTROL:
             return opcode, payload
@@ -137,7 +137,7 @@ class FrameReader:
 
 
 def _long_size(raw: bytes | bytearray) -> int:
-    """Read a length of 2 or 8 bytes."""
+    """Read a payload length of 2 or 8 bytes. Raises `Violation`."""
     size = int.from_bytes(raw)
     # RFC 6455 5.2: "the minimal number of bytes MUST be used"; "the most significant bit MUST be 0"
     if size <= MAX_CONTROL_BYTES or (len(raw) > 2 and size < 65536) or size >> 63:
@@ -153,7 +153,7 @@ def _check_text(payload: bytes) -> None:
 
 
 def frame(opcode: int, payload: bytes) -> bytes:
-    """Lay out a frame, unmasked as servers send it."""
+    """Build a frame, without a mask, as a server sends it (RFC 6455 5.1)."""
     size = len(payload)
     if size <= MAX_CONTROL_BYTES:
         return bytes((_FINAL | opcode, size)) + payload
@@ -163,7 +163,7 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 
 def close_frame(code: int | None, reason: str = "") -> bytes:
-    """Lay out a close frame; without a code it says none (which must not be sent as 1005)."""
+    """Build a close frame; without a code it is empty, as 1005 must not be sent (RFC 6455 7.4.1)."""
     payload = b"" if code is None else code.to_bytes(2) + reason.encode()[: MAX_CONTROL_BYTES - 2]
     return frame(CLOSE, payload)
 
@@ -172,7 +172,7 @@ def read_close(payload: bytes) -> int | None:
     """Return the code of a client's close frame, or None if it has none.
 
     Raises:
-        Violation: a code that must not be sent, half a code, or a reason that is no text.
+        Violation: the code must not be sent, is incomplete, or the reason is not UTF-8.
     """
     if not payload:
         return None
@@ -184,7 +184,7 @@ def read_close(payload: bytes) -> int | None:
 
 
 def upgrade_problem(headers: Mapping[str, str]) -> str | None:
-    """Say what a request lacks that would open a WebSocket (RFC 6455 4.2.1), or None."""
+    """Return why a request does not open a WebSocket (RFC 6455 4.2.1) as "field: reason", or None if it does."""
     if "websocket" not in _tokens(headers.get("Upgrade", "")):
         return "Upgrade: want websocket"
     if "upgrade" not in _tokens(headers.get("Connection", "")):
@@ -199,7 +199,7 @@ def upgrade_problem(headers: Mapping[str, str]) -> str | None:
 
 
 def accept_head(key: str) -> bytes:
-    """Lay out the answer that opens a WebSocket."""
+    """Build the answer that opens a WebSocket (RFC 6455 4.2.2)."""
     accept = b64encode(sha1(key.strip().encode() + _ACCEPT_SUFFIX, usedforsecurity=False).digest())
     return (
         b"HTTP/1.1 101 Switching Protocols\r\nServer: paychan\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
