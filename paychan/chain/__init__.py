@@ -1,1 +1,1 @@
-"""What the server knows of the blockchain: the contract (`base`) and its backends."""
+"""Access to the blockchain: the contract (`base`) and its backends."""

@@ -1,7 +1,7 @@
-"""The chain's contract: our own trusted view of funding outputs, time and settlements.
+"""The chain's contract: the server's own, trusted view of funding outputs, time and settlements.
 
-No backend parses a block: the node is asked. One suite, `tests/contract/test_chain.py`, holds every real backend to it.
-Every method may raise `ChainFailed`, after which nothing is known and the same question may be asked again.
+No backend parses blocks: it asks its node. One test suite, `tests/contract/test_chain.py`, checks every real backend.
+Each method may raise `ChainFailed`; the result is then unknown, and the caller may ask again.
 """
 
 from __future__ import annotations
@@ -16,46 +16,46 @@ from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 
 
 class ChainFailed(Exception):
-    """The chain could not be asked, or its answer can't be trusted."""
+    """The chain could not be read, or its answer can't be trusted."""
 
 
 class ChainUnfit(ChainFailed):
-    """The node can't serve us as it is: wrong network, not synced, wrong credentials. The text says how to mend it."""
+    """The node is not usable: wrong network, not synced, or wrong credentials. The message names the remedy."""
 
 
 class WrongNetwork(ChainUnfit):
-    """The node is one of another network: the configuration is wrong, and time mends nothing."""
+    """The node belongs to another network: the configuration is wrong, and waiting does not help."""
 
 
 class ChainRefused(ChainFailed):
-    """The node answered, but not with what was asked for. What is optional is done without then."""
+    """The node answered with an error or in another form. A caller continues without an optional answer."""
 
 
 class Capabilities(Struct, frozen=True):
-    """What the node behind a backend can do, read when it was connected to, and again after each interruption.
+    """The abilities of the node behind a backend, read at each connection.
 
-    This is the one place that decides: what is not known is None or 0, and code that needs it goes the way that works
-    on every node.
+    Only this object decides which abilities are used. An unknown ability is None or 0; code that needs it then uses a
+    method that works on every node.
     """
 
     software: str = ""
     version: int = 0
     full_rbf: bool | None = None
-    """Replaces transactions that do not signal replaceability (BIP125)."""
+    """Whether the node replaces transactions that do not signal replaceability (BIP125)."""
     truc: bool | None = None
-    """Relays version 3 transactions as TRUC (BIP431)."""
+    """Whether the node relays version 3 transactions as TRUC (BIP431)."""
     relays: bool = True
-    """Takes part in relaying transactions; false with -blocksonly."""
+    """Whether the node relays transactions; false with -blocksonly."""
     pruned_below: int = 0
-    """Height of the first block that is there in full."""
+    """Height of the first block that is complete."""
     mempool_bytes: int = 0
-    """Most that its mempool may use."""
+    """Largest memory that the node's mempool may use."""
     news: bool = False
-    """Tells of blocks by itself."""
+    """Whether the node announces blocks by itself."""
     memory: int = 0
-    """Changes when the chain has forgotten what was watched: watch everything again."""
+    """Changes when the backend has forgotten the watched scripts: the caller must watch them again."""
     shortcomings: tuple[str, ...] = ()
-    """What is missing, in words for the operator; the server does without."""
+    """Missing abilities, in words for the operator; the server works without them."""
 
 
 _COINBASE_MATURITY = 100
@@ -72,7 +72,7 @@ class Funding(Struct, frozen=True):
 
     @property
     def usable_confirmations(self) -> int:
-        """Depth that counts: a coinbase output can't be spent before it is mature."""
+        """Confirmations, but 0 for an immature coinbase output, which can't be spent."""
         return self.confirmations if not self.coinbase or self.confirmations >= _COINBASE_MATURITY else 0
 
 
@@ -93,98 +93,106 @@ class Spend(Struct, frozen=True):
 
 
 class Payee(Protocol):
-    """Who is paid to: a channel (`ChannelTerms`) or our reserve (`Reserve`)."""
+    """The receiver of an output: a channel (`ChannelTerms`) or the server's reserve (`Reserve`)."""
 
     @property
     def funding_script(self) -> bytes:
-        """ScriptPubKey of the outputs that are meant."""
+        """ScriptPubKey of the outputs."""
 
     def funding_address(self, network: Network) -> str:
-        """Its address."""
+        """The address of that script."""
 
 
 class Chain(Protocol):
     """Methods are called on the event loop and must not block it.
 
-    A backend mends its own connection: `tip` checks a node that was away as `check` does before it is believed again.
+    A backend restores its own connection: after a node was away, `tip` repeats the checks of `check` before it answers.
     """
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the node can do, as far as it is known."""
+        """The known abilities of the node."""
 
     async def check(self) -> None:
-        """Make sure that the node is fit to serve us.
+        """Check that the node is usable.
 
         Raises:
-            ChainUnfit: what is wrong, and the mend.
+            ChainUnfit: the message names the problem and its remedy.
         """
 
     async def tip(self) -> Tip:
         """Return the newest block."""
 
     async def wait_for_change(self, seen: Tip, timeout_seconds: float) -> None:
-        """Return when the tip is another than `seen` or something else may have changed, at the latest by the time-out."""
+        """Return when the tip differs from `seen` or another change is possible; at the latest after the time-out."""
 
     async def watch(self, payees: Collection[Payee], since: UnixTime | None = None) -> None:
-        """Follow what pays to these scripts and what spends from there, from now on, or since a time. Idempotent.
+        """Follow payments to these scripts and spends of them, from now on or from a time. Idempotent.
 
-        Forgotten at our end, except by backends that say otherwise: every start watches the unfinished channels again.
-        `since` costs something only where what was followed before has been lost.
+        A backend forgets them at its end, unless it says otherwise: after each start, unfinished channels are watched
+        again. `since` costs time only if earlier watches were lost.
         """
 
     def expect(self, payee: Payee) -> None:
-        """A script was given out, and may be paid. Leaves nothing behind: no word to the node, bounded memory here."""
+        """Note that a payer has received this script and may pay to it.
+
+        Sends nothing to the node; uses bounded memory.
+        """
 
     async def adopt(self, payee: Payee, outpoints: Collection[OutPoint]) -> None:
-        """Watch a script for good, with these outputs, which `funding` listed: a channel is about to be opened on them.
+        """Watch a script permanently, with these outputs, which `funding` listed: a channel is about to open on them.
 
         Raises:
-            ChainFailed: what would become of them could not be noticed; or they are there no more.
+            ChainFailed: their spending could not be noticed, or they no longer exist.
         """
 
     async def funding(self, payee: Payee, at: OutPoint | None = None) -> tuple[Funding, ...]:
-        """List the unspent outputs that pay exactly to this script, newest view including mempool; or the one `at`.
+        """List the unspent outputs that pay exactly to this script, including the mempool; or only the one `at`.
 
-        An output that a transaction in the mempool spends is not listed. One without a confirmation may be missing from
-        the list of a script that was not expected before it was paid. Leaves nothing behind.
+        An output that a transaction in the mempool spends is not listed. An unconfirmed output may be missing if
+        `expect` was not called before the payment. Leaves no state in the node.
         """
 
     async def deposits(self, payees: Collection[Payee]) -> list[tuple[Payee, Funding]]:
-        """List all unspent outputs that pay to these watched scripts, whatever they are there for, in any order."""
+        """List all unspent outputs that pay to these watched scripts, for any purpose and in any order."""
 
     async def unspent(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Funding]:
         """Return those of these watched outpoints that are unspent, in the chain and in the mempool."""
 
     async def spender(self, outpoint: OutPoint) -> Spend | None:
-        """Return what spends a watched outpoint, in the chain or else in the mempool; None while it is unspent."""
+        """Return the transaction that spends a watched outpoint, in the chain or else in the mempool; None if unspent."""
 
     async def transaction(self, txid: bytes) -> bytes:
-        """Return, serialized, a transaction (internal txid) of an adopted output, or one that `spender` just named."""
+        """Return, serialized, a transaction (internal txid) of an adopted output, or one that `spender` has just named."""
 
     async def funding_transaction(self, outpoint: OutPoint) -> bytes:
-        """Return, serialized, the transaction of an output that `funding` just listed. Leaves nothing behind."""
+        """Return, serialized, the transaction of an output that `funding` has just listed.
+
+        Leaves no state in the node.
+        """
 
     async def holds(self, seen: Tip) -> bool:
-        """Say whether this block, once the tip, is in the chain still; False after a reorg that replaced it."""
+        """Return whether this block, once the tip, is still in the chain; False after a reorg that replaced it."""
 
     async def fees(self) -> ChainFees:
-        """Return an estimate for confirmation within hours, if there is one, and the least that is relayed now."""
+        """Return an estimate for confirmation within hours, if there is one, and the lowest rate that is relayed now."""
 
     async def replacement_cost(self, txid: bytes) -> Sat | None:
-        """Return the fees (satoshi) of a transaction in the mempool (internal txid) and of all that descends from it.
+        """Return the fees (satoshi) of a transaction in the mempool (internal txid) and of all its descendants.
 
-        A replacement must pay more than that (BIP125 rule 3). None: not in the mempool, or this chain can't tell.
+        A replacement must pay more (BIP125 rule 3). None: the transaction is not in the mempool, or the backend can't
+        tell.
         """
 
     async def publish(self, transaction: bytes, child: bytes = b"") -> None:
-        """Hand a signed transaction to the network. Idempotent: one already known or confirmed is a success.
+        """Broadcast a signed transaction. Idempotent: one that is already known or confirmed is a success.
 
-        A `child` that spends from it goes with it, and may pay for both (package relay where the chain has it).
+        A `child` that spends from it is broadcast with it and may pay for both (package relay where the backend has
+        it).
 
         Raises:
-            ChainFailed: refused, with the node's reason. Of two, one may be out nevertheless.
+            ChainFailed: refused, with the node's reason. With a child, one of the two may be broadcast nevertheless.
         """
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""

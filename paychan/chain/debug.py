@@ -1,6 +1,6 @@
-"""The chain of debug mode: funding follows from key and expiry, publishing only notes what was spent (RBPCP §10.2).
+"""The chain of debug mode: funding is computed from key and expiry, a broadcast only records spends (RBPCP §10.2).
 
-For trying things out without a Bitcoin network; the configuration refuses it anywhere but on "test".
+For trials without a Bitcoin network; the configuration refuses it on every network but "test".
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from paychan.protocol.kinds.script import ChannelTerms
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 
 _CONFIRMATIONS = 1000
-"""More than any configuration asks for."""
+"""More than any configuration requires."""
 
 
 class DebugChain:
-    """Believes every funding output, and confirms at once what is published."""
+    """Accepts every computed funding output, and confirms each broadcast at once."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -34,7 +34,7 @@ class DebugChain:
         return Capabilities()
 
     async def check(self) -> None:
-        """Nothing is asked of anybody."""
+        """There is no node to check."""
 
     async def tip(self) -> Tip:
         now = UnixTime(int(self._clock()))
@@ -59,7 +59,7 @@ class DebugChain:
         only = debug_outpoint(payee.client_key, payee.expiry)
         return (_believed(only),) if at in (None, only) else ()
 
-    async def deposits(self, payees: Collection[Payee]) -> list[tuple[Payee, Funding]]:  # noqa: ARG002 - none is made up
+    async def deposits(self, payees: Collection[Payee]) -> list[tuple[Payee, Funding]]:  # noqa: ARG002 - there are none
         return []
 
     async def unspent(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Funding]:
@@ -69,7 +69,7 @@ class DebugChain:
         return self._spends.get(outpoint)
 
     async def transaction(self, txid: bytes) -> bytes:
-        """Return what was published. Funding has no transaction: b"" then, and no signer in debug mode asks for it."""
+        """Return a broadcast transaction, else b"": funding has no transaction, and no signer in debug mode needs it."""
         return self._published.get(txid, b"")
 
     async def funding_transaction(self, outpoint: OutPoint) -> bytes:  # noqa: ARG002 - see `transaction`
@@ -81,7 +81,7 @@ class DebugChain:
     async def fees(self) -> ChainFees:
         return ChainFees()
 
-    async def replacement_cost(self, txid: bytes) -> Sat | None:  # noqa: ARG002 - all is confirmed at once
+    async def replacement_cost(self, txid: bytes) -> Sat | None:  # noqa: ARG002 - every broadcast is confirmed at once
         return None
 
     async def publish(self, transaction: bytes, child: bytes = b"") -> None:

@@ -1,6 +1,6 @@
-"""Block headers as an SPV client holds them: connected, each with its proof of work; and merkle proofs against them.
+"""Block headers as an SPV client keeps them: connected, each with its proof of work; and merkle proofs against them.
 
-Pure: bytes in, verdict out. For backends whose server is not our own node (`electrum`).
+Pure functions of bytes. For backends whose server is not the operator's own node (`electrum`).
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ MEDIAN_BLOCKS = 11
 """BIP113: median time past is the median of the last 11 block times."""
 
 EASIEST_TARGET = {
-    # Difficulty 10^13, last seen in 2019: a made-up header costs a fair share of an honest block, and earns nothing.
+    # Difficulty 10^13, last seen in 2019: forging a header costs a fair share of mining a block, and earns nothing.
     Network.LIVE: (0xFFFF << 208) // 10**13,
     Network.TEST: 0x0377AE << 216,  # signet's limit (its chainparams, 0x1e0377ae), the easiest of the test networks
     Network.REGTEST: 0x7FFFFF << 232,  # 0x207fffff
 }
-"""Header hashes above this are refused, whatever their own bits say."""
+"""Header hashes above this are refused, even if the header's own bits allow them."""
 
 
 class ViewMoved(ChainFailed):
-    """Answers that don't fit together: the chain changed between them, or the server lies. Asking again will tell."""
+    """Answers contradict each other: the chain changed between them, or the server lies. The caller may ask again."""
 
 
 class Header(Struct, frozen=True):
-    """What is used of a block header; hashes in internal byte order."""
+    """The used fields of a block header; hashes in internal byte order."""
 
     block_hash: bytes
     previous: bytes
@@ -45,7 +45,7 @@ class Header(Struct, frozen=True):
 
 
 class HeaderChain:
-    """Connected headers from the height `base` up to the tip; replaced from the fork upwards when the chain forks."""
+    """Connected headers from the height `base` up to the tip; a fork replaces the headers above the common block."""
 
     def __init__(self, network: Network) -> None:
         self._easiest = EASIEST_TARGET[network]
@@ -54,7 +54,7 @@ class HeaderChain:
 
     @property
     def height(self) -> int:
-        """Height of the tip; -1 while nothing is known."""
+        """Height of the tip; -1 without headers."""
         return self.base + len(self._headers) - 1
 
     @property
@@ -63,18 +63,18 @@ class HeaderChain:
         return UnixTime(median_high(header.time for header in self._headers[-MEDIAN_BLOCKS:]))
 
     def at(self, height: int) -> Header:
-        """Return the header of a height from `base` to `height`; another height is not in this chain (any more)."""
+        """Return the header of a height from `base` to `height`; raise `ViewMoved` for any other height."""
         if not self.base <= height <= self.height:
             msg = f"block {height} is not in the chain from {self.base} to {self.height}"
             raise ViewMoved(msg)
         return self._headers[height - self.base]
 
     def parse(self, raw: bytes) -> list[Header]:
-        """Read headers one after the other, as they connect.
+        """Parse consecutive headers and check that they connect.
 
         Raises:
-            ViewMoved: they don't connect.
-            ChainFailed: no headers, or without the work they claim.
+            ViewMoved: the headers don't connect.
+            ChainFailed: not headers, or headers without the work that they claim.
         """
         if not raw or len(raw) % HEADER_BYTES:
             msg = f"{len(raw)} bytes are no block headers"
@@ -85,37 +85,37 @@ class HeaderChain:
         return headers
 
     def joins(self, start: int, headers: Sequence[Header]) -> bool:
-        """Say whether these headers, the first at height `start`, follow on what is known or replace all of it."""
+        """Return whether these headers, the first at height `start`, continue the known chain or replace all of it."""
         if not self._headers or start <= self.base:
             return True
         return start <= self.height + 1 and self.at(start - 1).block_hash == headers[0].previous
 
     def replace(self, start: int, headers: Sequence[Header]) -> None:
-        """Take these headers (which must join) as the newest part of the chain, its last one as the tip."""
+        """Replace the chain from height `start` on by these headers (which must join); the last one becomes the tip."""
         if not self._headers or start <= self.base:
             self.base, self._headers = start, list(headers)
         else:
             self._headers[start - self.base :] = headers
 
     def prepend(self, headers: Sequence[Header]) -> None:
-        """Put older headers below `base`.
+        """Add older headers below `base`.
 
         Raises:
-            ViewMoved: they are not what the chain stands on.
+            ViewMoved: the headers do not connect to the chain.
         """
         _check_link(headers[-1], self._headers[0])
         self._headers[:0] = headers
         self.base -= len(headers)
 
     def check_inclusion(self, height: int, txid: bytes, branch: Sequence[bytes], position: int) -> None:
-        """Make sure that a transaction is in the block of this height (hashes in internal byte order).
+        """Check that a transaction is in the block of this height (hashes in internal byte order).
 
         Raises:
-            ViewMoved: it is not.
+            ViewMoved: the block does not contain it.
         """
         root = _merkle_root(txid, branch, position)
         if root != self.at(height).merkle_root:
-            msg = f"transaction {txid[::-1].hex()} is not in block {height}, whatever the server says"
+            msg = f"transaction {txid[::-1].hex()} is not in block {height}, although the server says so"
             raise ViewMoved(msg)
 
 
@@ -140,7 +140,7 @@ def _merkle_root(txid: bytes, branch: Sequence[bytes], position: int) -> bytes:
     for sibling in branch:
         pair = sibling + node if position & 1 else node + sibling
         if len(pair) != 64 or _is_transaction(pair):
-            msg = "merkle proof with a node that is no node"
+            msg = "merkle proof with an invalid node"
             raise ViewMoved(msg)
         node = bytes(Hash(pair))
         position >>= 1
@@ -148,7 +148,7 @@ def _merkle_root(txid: bytes, branch: Sequence[bytes], position: int) -> bytes:
 
 
 def _is_transaction(pair: bytes) -> bool:
-    """CVE-2017-12842: 64 bytes that are a transaction *and* a node let anybody prove transactions that don't exist."""
+    """CVE-2017-12842: 64 bytes that are both a transaction and a node would prove transactions that don't exist."""
     try:
         CTransaction.deserialize(pair)
     except (SerializationError, ValueError):

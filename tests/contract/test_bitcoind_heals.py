@@ -101,7 +101,7 @@ async def test_fault_28_what_is_optional_is_done_without(
     assert (await chain.tip()).block_hash == node.best
     assert await chain.fees() == ChainFees(None, 1, 1)
     assert [text for text in chain.capabilities.shortcomings if "estimate" in text] == (
-        ["the node refuses to estimate fees: the configured curve decides alone"]
+        ["the node refuses to estimate fees: only the configured curve decides"]
         if method == "estimatesmartfee"
         else []
     )
@@ -175,7 +175,7 @@ async def test_fault_29_a_rescan_holds_nothing_up(old: Old, opener: Opener) -> N
             unspent = await chain.unspent([old.outpoint, old.gone])
             assert list(unspent) == [old.outpoint]
             assert await chain.spender(old.outpoint) is None
-            with pytest.raises(ChainFailed, match="still looks through its blocks"):
+            with pytest.raises(ChainFailed, match="still scanning its blocks"):
                 await chain.spender(old.gone)
             assert (await chain.tip()).block_hash == old.node.best
             await until(lambda: "rescanblockchain" in proxy.calls)

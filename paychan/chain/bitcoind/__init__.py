@@ -1,1 +1,1 @@
-"""The chain through the operator's bitcoind."""
+"""The chain backend over the operator's bitcoind."""

@@ -1,8 +1,8 @@
-"""Sees payments to scripts that are sought as they come, in blocks and in the mempool, without telling the node of them.
+"""Finds new payments to sought scripts, in blocks and in the mempool, without naming the scripts to the node.
 
-The node is asked for what is new since the last look: a block once, a transaction of the mempool once. Both come as hex in
-which our scripts are looked for as text; where one occurs, the node decodes the transactions, and whether there is such an
-output only `gettxout` decides. So nothing of a foreign block is parsed here.
+Each scan reads the new data since the last one: a block once, a transaction of the mempool once. Both arrive as hex, in
+which the sought scripts are searched as text. If one occurs, the node decodes the transactions, and only `gettxout`
+decides whether such an output exists. So no block of other parties is parsed here.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from paychan.supervisor import Supervised, Supervisor
 
 _POLL_SECONDS = 1.0
 _PAUSE_SECONDS = 10.0
-"""After a look that failed."""
+"""Pause after a failed scan."""
 
 _MOST_BLOCKS = 20
-"""Blocks read in one go: what was missed over more is found by a scan."""
+"""Most blocks read in one scan: after a longer gap, a scan of the unspent outputs finds the payments."""
 
 _BLOCKS_KNOWN = 200
 
 _MOST_TRANSACTIONS = 1000
-"""Of the mempool, read in one look; the newest first, then what was there at the start, from look to look."""
+"""Most transactions of the mempool read in one scan; the newest first, the ones present at the start in later scans."""
 
 _MEMPOOL_SHARE = 20
-"""The mempool is read no more often than that this takes a twentieth of the time, unless a caller waits for it."""
+"""Reading the mempool takes at most a twentieth of the time, unless a caller waits for it."""
 
 
 class _Header(Struct, frozen=True):
@@ -68,7 +68,7 @@ _transaction: msgspec.json.Decoder[_Transaction] = msgspec.json.Decoder(_Transac
 
 
 class Arrivals:
-    """Looks at the node behind `rpc` for as long as anything is sought."""
+    """Scans the node behind `rpc` while any script is sought."""
 
     def __init__(self, rpc: JsonRpc, scripts: SoughtScripts, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
@@ -83,23 +83,23 @@ class Arrivals:
         self._task: Supervised | None = None
 
     def begin(self) -> None:
-        """Go on looking until `close`; a look that fails is made again."""
+        """Scan until `close`; a failed scan is repeated."""
         if self._task is None or not self._task.running:
-            self._task = self._supervisor.run("arrivals", self._look_for_ever)
+            self._task = self._supervisor.run("arrivals", self._scan_forever)
 
     async def close(self) -> None:
         if self._task is not None:
             await self._task.stop()
 
     async def look(self) -> None:
-        """Return after a look that began after this call; those who wait for one share it. Raises `ChainFailed`."""
+        """Return after a scan that began after this call; concurrent callers share it. Raises `ChainFailed`."""
         begun = self._looks
         async with self._looking:
             if self._looks == begun:
                 self._looks += 1
                 await self._look()
 
-    async def _look_for_ever(self, task: Supervised) -> None:
+    async def _scan_forever(self, task: Supervised) -> None:
         while True:
             try:
                 if len(self._scripts):
@@ -118,7 +118,7 @@ class Arrivals:
         await self._read_mempool()
 
     async def _read_blocks(self, best: str) -> None:
-        """Read the blocks from the newest back to one that was read, the oldest of them first."""
+        """Read the blocks above the last one that was read, the oldest first."""
         new: list[str] = []
         block_hash = best
         while block_hash and block_hash not in self._blocks and len(new) <= _MOST_BLOCKS:
@@ -149,7 +149,7 @@ class Arrivals:
         self._next_listing = monotonic() + _MEMPOOL_SHARE * (monotonic() - begun)
 
     async def _transactions(self, txids: Sequence[str]) -> list[str]:
-        """Return them in hex; "" for one that left the mempool meanwhile."""
+        """Return the transactions in hex; "" for one that has left the mempool meanwhile."""
         return [found or "" for found in await self._rpc.batch_found(_text, "getrawtransaction", [[i] for i in txids])]
 
     async def _read_transaction(self, txid: str) -> None:

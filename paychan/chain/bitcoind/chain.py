@@ -1,22 +1,22 @@
-"""The chain as a bitcoind of the operator sees it: Bitcoin Core 25 or later, pruned or not, without txindex.
+"""The chain as the operator's bitcoind sees it: Bitcoin Core 25 or later, pruned or not, without txindex.
 
-Which means answers which question, and why:
+The data sources, and the reasons for them:
 
-* What pays to a script that was only given out: new blocks and transactions of the mempool are looked through for all of
-  them as they come (`arrivals`), and what was there before is found by one `scantxoutset` for all who wait
-  (`fundingsearch`). Of these scripts the node keeps nothing, and we keep a bounded table in memory (`sought`).
-* What pays to the script of a channel that was opened: a watch-only descriptor wallet of ours inside the node
-  (`watchwallet`). It sees the mempool, catches up by itself after any restart, and works on pruned nodes; an index would
+* Payments to scripts of unopened channels: new blocks and mempool transactions are searched for all of them
+  (`arrivals`); earlier payments are found by one `scantxoutset` for all waiting callers (`utxo_scan`). The node stores
+  nothing about these scripts; this process stores a bounded table in memory (`sought_scripts`).
+* Payments to scripts of opened channels: a watch-only descriptor wallet inside the node, created by the server
+  (`wallet`). It sees the mempool, catches up by itself after any restart, and works on pruned nodes; an index would
   have to be built.
-* Whether an output is there: `gettxout` with the mempool, which is the node's validated set of unspent outputs, never
-  the wallet's opinion. Script, value, depth and coinbase are read from there alone.
-* What spent it: `gettxspendingprevout` for the mempool; for the chain the wallet's transactions, whose depth the node
-  counts anew at every question, so reorganized, conflicted and abandoned ones are none.
-* What goes out, and for what fee: the node's mempool (`nodemempool`).
-* News: the hash of the best block is asked every second, which costs the node nothing; ZMQ, where the node offers it,
-  ends that second early and tells of the mempool. So there is nothing to fall back to when ZMQ is silent or dead.
+* Whether an output exists: `gettxout` with the mempool, which is the node's validated set of unspent outputs, never the
+  wallet's opinion. Script, value, depth and coinbase flag are read only from there.
+* The transaction that spent it: `gettxspendingprevout` for the mempool; for the chain the wallet's transactions, whose
+  depth the node counts anew at every call, so reorganized, conflicted and abandoned ones don't count.
+* Broadcasts and fees: the node's mempool (`mempool`).
+* Changes: the hash of the best block is polled every second, which costs the node little. If the node offers ZMQ, it
+  ends that second early and announces mempool changes. So no fallback is needed when ZMQ is silent or broken.
 
-Payments ask nothing of this. Errors are told apart by code, never by text, which differs from version to version.
+Payments need no call to the node. Errors are distinguished by code, never by text, which differs between versions.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ _publishers: msgspec.json.Decoder[list[_Publisher]] = msgspec.json.Decoder(list[
 class BitcoindChain:
     """A `paychan.chain.base.Chain` by JSON-RPC at `url`.
 
-    `credentials` is a file with "user:password", such as the node's .cookie; it is read again whenever the node refuses.
-    `rescan_patience_seconds` is how long `watch` waits for a rescan, which goes on as a task of its own.
-    `search_seconds` is how long a scan of all unspent outputs is waited for; 0: `timeout_seconds`.
-    `zmq` is "auto" for what the node says it offers, an address ("tcp://host:port"), or "" for none.
+    `credentials` is a file with "user:password", such as the node's .cookie; it is read again whenever the node refuses
+    it. `rescan_patience_seconds` is the longest time for which `watch` waits for a rescan, which continues as its own
+    task. `search_seconds` is the longest wait for a scan of all unspent outputs; 0: `timeout_seconds`. `zmq` is "auto"
+    for the node's own list of publishers, an address ("tcp://host:port"), or "" for none.
     """
 
     def __init__(
@@ -99,22 +99,22 @@ class BitcoindChain:
         self._rescan_patience_seconds = rescan_patience_seconds
         self._uptime = 0
         self._checked_at = -1
-        """Number of the interruption after which the node was checked."""
+        """Number of the interruption after which the node was last checked."""
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the node can do, as it said when it was last checked."""
+        """The abilities that the node reported at the last check."""
         found = self._capabilities
         shortcomings = found.shortcomings
         if found.relays and not self._mempool.estimates:
-            shortcomings += ("the node refuses to estimate fees: the configured curve decides alone",)
+            shortcomings += ("the node refuses to estimate fees: only the configured curve decides",)
         return replace(found, news=self._feed is not None, memory=self._wallet.made, shortcomings=shortcomings)
 
     async def check(self) -> None:
-        """Make sure that the node is fit to serve us, make or load its wallet for us, and listen to its news.
+        """Check that the node is usable, load or create the server's wallet, and subscribe to ZMQ.
 
         Raises:
-            ChainUnfit: what is wrong, and the mend.
+            ChainUnfit: the message names the problem and its remedy.
         """
         interruptions = self._rpc.interruptions
         self._capabilities = await self._state.check()
@@ -124,7 +124,7 @@ class BitcoindChain:
         self._checked_at = interruptions
 
     async def tip(self) -> Tip:
-        """Return the newest block; first check a node that was away, as it may have come back another one."""
+        """Return the newest block. After an interruption, check the node first: it may be another one."""
         for _ in range(2):
             if self._checked_at != self._rpc.interruptions or await self._was_started_again():
                 await self.check()
@@ -134,9 +134,9 @@ class BitcoindChain:
         return Tip(info.blocks, info.bestblockhash, info.time, info.mediantime)
 
     async def wait_for_change(self, seen: Tip, timeout_seconds: float) -> None:
-        """Return when the tip is another than `seen` or the mempool changed, at the latest by the time-out.
+        """Return when the tip differs from `seen` or the mempool changed; at the latest after the time-out.
 
-        Mempool changes end it at most once a second, and only with ZMQ.
+        Mempool changes end the wait at most once a second, and only with ZMQ.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
@@ -150,10 +150,11 @@ class BitcoindChain:
                 return
 
     async def watch(self, payees: Collection[Payee], since: UnixTime | None = None) -> None:
-        """Follow what pays to these scripts and what spends from there. The node remembers it over all restarts.
+        """Follow payments to these scripts and spends of them. The node remembers the scripts across all restarts.
 
-        Scripts that it does not follow yet are followed from now on, and searched for what was paid to them before; or `since` a time, for a wallet that was lost, with
-        a rescan of the blocks since then, which may end later: until then what spent an output is not known.
+        A script that the node does not follow yet is followed from now on, and earlier payments to it are searched.
+        With `since`, for a wallet that was lost, the node rescans the blocks from that time on. The rescan may end
+        later: until then the spending transaction of an output may be unknown.
 
         Raises:
             ChainUnfit: the node has pruned blocks that are needed.
@@ -172,7 +173,7 @@ class BitcoindChain:
             self._outputs.complete_soon()
 
     def expect(self, payee: Payee) -> None:
-        """Seek a script in what arrives from now on: in memory."""
+        """Search new blocks and transactions for a script; keeps it only in memory."""
         self._outputs.expect(payee)
 
     async def funding(self, payee: Payee, at: OutPoint | None = None) -> tuple[Funding, ...]:
@@ -184,11 +185,11 @@ class BitcoindChain:
         return await self._outputs.deposits(payees)
 
     async def adopt(self, payee: Payee, outpoints: Collection[OutPoint]) -> None:
-        """Follow a script for good, with the outputs that pay to it already; see `NodeFunding.adopt`."""
+        """Follow a script permanently, with the outputs that already pay to it; see `NodeFunding.adopt`."""
         await self._outputs.adopt(payee, outpoints)
 
     async def find_all(self, payee: Payee) -> tuple[Funding, ...]:
-        """List all unspent outputs that pay to this script, and follow it for good: for those whose own script it is."""
+        """List all unspent outputs that pay to this script, and follow it permanently; for a payer's own script."""
         return await self._outputs.find_all(payee)
 
     async def unspent(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Funding]:
@@ -197,11 +198,11 @@ class BitcoindChain:
         return {outpoint: as_funding(outpoint, tx_out) for outpoint, tx_out in found.items()}
 
     async def spender(self, outpoint: OutPoint) -> Spend | None:
-        """Return what spends a watched outpoint, in the chain or else in the mempool.
+        """Return the transaction that spends a watched outpoint, in the chain or else in the mempool.
 
-        None while it is unspent, and when its transaction is gone from chain and mempool; `unspent` tells these apart.
-        During a rescan an output that is spent by nothing we know raises `ChainFailed`.
-        Asked in the order in which a spending transaction moves, so that it is not missed between two questions.
+        None while it is unspent, and if its transaction disappeared from chain and mempool; `unspent` distinguishes
+        these. During a rescan, an output without a known spender raises `ChainFailed`. The sources are read in the
+        order in which a spending transaction moves, so that it is not missed between two calls.
         """
         if await unspent_outputs(self._rpc, [outpoint]):
             return None
@@ -210,20 +211,20 @@ class BitcoindChain:
             return Spend(txid, 0)
         spend = await self._wallet.spender(outpoint)
         if spend is None and self._rescan.under_way:
-            msg = f"the node still looks through its blocks for what spent {outpoint}"
+            msg = f"the node is still scanning its blocks for the transaction that spent {outpoint}"
             raise ChainFailed(msg)
         return spend
 
     async def transaction(self, txid: bytes) -> bytes:
-        """Return, serialized, a transaction (internal txid) that `spender` just named."""
+        """Return, serialized, a transaction (internal txid) that `spender` has just named."""
         return await self._wallet.transaction(txid)
 
     async def funding_transaction(self, outpoint: OutPoint) -> bytes:
-        """Return, serialized, the transaction of an unspent output. One in a block that was pruned raises `ChainFailed`."""
+        """Return, serialized, the transaction of an unspent output. Raises `ChainFailed` if its block was pruned."""
         return bytes.fromhex((await self._wallet.read_unspent(outpoint))[0])
 
     async def holds(self, seen: Tip) -> bool:
-        """Say whether this block is in the chain still; a node that was set up anew may not know it at all."""
+        """Return whether this block is still in the chain; False also if a new node does not know it."""
         try:
             header = await self._rpc.call(_block_header, "getblockheader", seen.block_hash)
         except RpcError as error:
@@ -233,17 +234,18 @@ class BitcoindChain:
         return header.confirmations > 0
 
     async def fees(self) -> ChainFees:
-        """Return what the node estimates, if it can, and what its mempool takes now."""
+        """Return the node's estimate, if any, and the fee rates that its mempool accepts now."""
         return await self._mempool.fees()
 
     async def replacement_cost(self, txid: bytes) -> Sat | None:
-        """Return the fees of a transaction in the mempool and of all that descends from it."""
+        """Return the fees of a transaction in the mempool and of all its descendants."""
         return await self._mempool.replacement_cost(txid)
 
     async def publish(self, transaction: bytes, child: bytes = b"") -> None:
-        """Hand a signed transaction to the network, also once more when it is in the mempool already.
+        """Broadcast a signed transaction, again if it is already in the mempool.
 
-        A `child` goes with it as a package (Bitcoin Core 27 and later), which one that pays too little alone needs.
+        A `child` is broadcast with it as a package (Bitcoin Core 27 and later), which a parent with a too low fee
+        needs.
 
         Raises:
             ChainFailed: refused, with the node's reason.
@@ -254,7 +256,7 @@ class BitcoindChain:
             await self._mempool.publish(transaction)
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections and stop the tasks."""
         await self._rescan.close()
         await self._wallet.close()
         await self._outputs.close()
@@ -264,7 +266,7 @@ class BitcoindChain:
         await self._rpc.close()
 
     async def _was_started_again(self) -> bool:
-        """A restart between two questions breaks no connection that anything waits on."""
+        """Return whether the node restarted: a restart between two calls may break no open connection."""
         before, self._uptime = self._uptime, await self._rpc.call_if_possible(0, _seconds, "uptime")
         return self._uptime < before
 
@@ -274,7 +276,7 @@ class BitcoindChain:
             host = urlsplit(self._rpc.url).hostname or ""
             offered = await self._rpc.call_if_possible([], _publishers, "getzmqnotifications")
             wanted = [each.address for each in offered if each.type in ("pubhashblock", "pubsequence")]
-            addresses = {ours for address in wanted if (ours := reachable(address, host)) is not None}
+            addresses = {connectable for address in wanted if (connectable := reachable(address, host)) is not None}
         if self._feed is not None and self._feed.addresses != addresses:
             await self._feed.close()
             self._feed = None

@@ -1,7 +1,8 @@
-"""Finds what was paid to the address of a channel before the channel was opened, beside what it was opened with.
+"""Finds outputs that were paid to a channel's address before its opening, besides the ones that it was opened with.
 
-A second or a short deposit is the payer's, and only its refund can move it; but the operator should know of it. Of an address
-that was just adopted the wallet knows the newest hours, so one scan for all of them now and then finds what is older.
+A second or an early deposit belongs to the payer, and only the payer's refund can spend it; but the operator should see
+it. The wallet knows only the last hours of a newly adopted address, so an occasional scan for all such addresses finds
+the older outputs.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from paychan.protocol.types import Network
 from paychan.supervisor import Supervised, Supervisor
 
 _PAUSE_SECONDS = 3600.0
-"""Between two looks: a scan keeps a node's disk busy for a minute or two."""
+"""Pause between two scans: a scan keeps a node's disk busy for a minute or two."""
 
 
 class Completing:
-    """Goes on for as long as the chain is used, from the first adoption on."""
+    """Runs from the first adoption until the chain is closed."""
 
     def __init__(
         self,
@@ -39,12 +40,12 @@ class Completing:
         self._hurry = asyncio.Event()
 
     def begin(self) -> None:
-        """Look now and then, until `close`."""
+        """Scan from time to time until `close`."""
         if self._task is None or not self._task.running:
-            self._task = self._supervisor.run("deposits", self._look_for_ever, patience_seconds=LONG_SECONDS)
+            self._task = self._supervisor.run("deposits", self._scan_forever, patience_seconds=LONG_SECONDS)
 
     def hurry(self) -> None:
-        """Make the next look now: what was found is needed, as coins of the reserve are."""
+        """Start the next scan now, because its result is needed, such as the coins of the reserve."""
         self._hurry.set()
 
     async def close(self) -> None:
@@ -52,17 +53,20 @@ class Completing:
             await self._task.stop()
 
     async def look(self) -> None:
-        """Let the wallet know what all adopted addresses hold. Raises `ChainFailed`: nothing is marked, look again."""
+        """Add all outputs of all adopted addresses to the wallet.
+
+        Raises `ChainFailed`: no address is marked, scan again.
+        """
         addresses = await self._wallet.unsearched()
         entries = [self._scripts.entry(decode_address(each, self._network).hex()) for each in addresses]
         await asyncio.gather(*(self._search.complete(entry, LONG_SECONDS) for entry in entries))
         for entry in entries:
             for outpoint in entry.outpoints:
-                with suppress(ChainFailed):  # spent meanwhile, or in a block that was pruned
+                with suppress(ChainFailed):  # spent meanwhile, or in a pruned block
                     await self._wallet.learn(outpoint)
         await self._wallet.mark_complete(addresses)
 
-    async def _look_for_ever(self, task: Supervised) -> None:
+    async def _scan_forever(self, task: Supervised) -> None:
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_PAUSE_SECONDS):

@@ -1,7 +1,7 @@
-"""What pays to a script, asked of a bitcoind: of addresses that were only given out, and of those of channels.
+"""Payments to scripts, read from a bitcoind: scripts of unopened channels, and those of opened channels.
 
-Of the first the node is told nothing (`arrivals`, `fundingsearch`, `sought`), and what many ask at once is one question
-(`gathering`). The others are followed by the watch-only wallet from the adoption on.
+The node stores nothing about the first kind (`arrivals`, `utxo_scan`, `sought_scripts`), and concurrent calls share one
+request (`shared_call`). The watch-only wallet follows the second kind from the adoption on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from paychan.protocol.types import Network, OutPoint, Sat
 from paychan.supervisor import Supervisor
 
 _ADOPTION_SECONDS = 30.0
-"""A node that looks through its old blocks takes no import meanwhile: who opens a channel is not to wait for that."""
+"""A node that rescans old blocks accepts no import meanwhile; an opening must not wait for that."""
 
 _SAT_PER_COIN = 100_000_000
 
@@ -35,7 +35,7 @@ class _Script(Struct, frozen=True):
 
 
 class TxOut(Struct, frozen=True, rename={"script": "scriptPubKey"}):
-    """An unspent output, as the node validated it."""
+    """An unspent output, as validated by the node."""
 
     confirmations: int
     value: Decimal
@@ -47,7 +47,7 @@ _tx_out: msgspec.json.Decoder[TxOut | None] = msgspec.json.Decoder(TxOut | None)
 
 
 class NodeFunding:
-    """Outputs by script, of the node behind `rpc`; `wallet` follows those of channels."""
+    """Outputs by script, from the node behind `rpc`; `wallet` follows the scripts of opened channels."""
 
     def __init__(
         self, rpc: JsonRpc, wallet: WatchWallet, network: Network, search_seconds: float, supervisor: Supervisor
@@ -63,32 +63,33 @@ class NodeFunding:
         self._followed: Gathering[str, bool] = Gathering(self._ask_followed)
 
     def begin(self) -> None:
-        """Search now and then for what came to channels' addresses before their openings."""
+        """Search from time to time for outputs that channels' addresses received before their openings."""
         self.completing.begin()
 
     def complete_soon(self) -> None:
-        """Search at once."""
+        """Start that search at once."""
         self.completing.begin()
         self.completing.hurry()
 
     async def close(self) -> None:
-        """Stop all that goes on."""
+        """Stop all tasks."""
         for part in (self.search, self._arrivals, self.completing, self._tx_outs, self._followed):
             await part.close()
 
     def expect(self, payee: Payee) -> None:
-        """Seek a script in what arrives from now on: in memory."""
+        """Search new blocks and transactions for a script; keeps it only in memory."""
         self.scripts.entry(payee.funding_script.hex())
         self._arrivals.begin()
 
     async def funding(self, payee: Payee, at: OutPoint | None = None) -> tuple[Funding, ...]:
         """List the unspent outputs that pay exactly to this script, the most valuable first, up to 100.
 
-        `at` names the only output that is wanted: one question. Otherwise a script that is not watched is sought from now
-        on, in memory, and the node scans its unspent outputs for what was there before, if nothing was seen to come.
+        `at` names the only wanted output: that is one request. Otherwise a script that is not watched is sought from
+        now on, in memory. If no payment to it was seen arriving, the node also scans its unspent outputs for earlier
+        ones.
 
         Raises:
-            ChainFailed: also while that scan goes on; ask again.
+            ChainFailed: also while that scan runs; call again.
         """
         if at is not None:
             return await self._paying(payee, [at])
@@ -104,7 +105,7 @@ class NodeFunding:
         return await self._paying(payee, known)
 
     async def deposits(self, payees: Collection[Payee]) -> list[tuple[Payee, Funding]]:
-        """List the unspent outputs that pay to these followed scripts, of which none is a question of its own."""
+        """List the unspent outputs that pay to these followed scripts, with one request for all."""
         by_script = {payee.funding_script.hex(): payee for payee in payees}
         if not by_script:
             return []
@@ -130,23 +131,23 @@ class NodeFunding:
         return found
 
     async def _paying(self, payee: Payee, outpoints: Collection[OutPoint]) -> tuple[Funding, ...]:
-        """Return those of these outputs that are unspent and pay to a script."""
+        """Return those of these outputs that are unspent and pay to the script."""
         script = payee.funding_script.hex()
         found = (await self._tx_outs.answers(outpoints)).items()
         fundings = [as_funding(outpoint, tx_out) for outpoint, tx_out in found if tx_out.script.hex == script]
         return tuple(sorted(fundings, key=lambda funding: funding.value_sat, reverse=True)[:MOST_OUTPUTS])
 
     async def adopt(self, payee: Payee, outpoints: Collection[OutPoint]) -> None:
-        """Follow a script for good, and let the wallet know the outputs that pay to it already.
+        """Follow a script permanently, and add the outputs that already pay to it to the wallet.
 
         Raises:
-            ChainFailed: one is spent, just reorganized away, or in a block that the node has pruned.
+            ChainFailed: an output is spent, was just reorganized away, or is in a block that the node has pruned.
         """
         try:
             async with asyncio.timeout(_ADOPTION_SECONDS):
                 await self._adopt(payee, outpoints)
         except TimeoutError:
-            msg = "the node is busy with its blocks; ask again"
+            msg = "the node is busy with its blocks; try again"
             raise ChainFailed(msg) from None
 
     async def _adopt(self, payee: Payee, outpoints: Collection[OutPoint]) -> None:
@@ -157,7 +158,7 @@ class NodeFunding:
         for outpoint in outpoints:
             await self._wallet.learn(outpoint)
         if len(await self._paying(payee, outpoints)) < len(outpoints):
-            msg = f"what pays to {address} changes; ask again"
+            msg = f"the payments to {address} are changing; try again"
             raise ChainFailed(msg)
         if is_new:
             await self._wallet.mark_adopted(address)
@@ -165,9 +166,9 @@ class NodeFunding:
         self.scripts.drop(payee.funding_script.hex())
 
     async def find_all(self, payee: Payee) -> tuple[Funding, ...]:
-        """List all unspent outputs that pay to this script, and follow it for good: for those whose own script it is.
+        """List all unspent outputs that pay to this script, and follow it permanently; for a payer's own script.
 
-        The first question has the node scan its unspent outputs, whatever was seen to come meanwhile.
+        At the first call the node scans its unspent outputs, even if payments were seen arriving.
         """
         address = payee.funding_address(self._network)
         if not await self._wallet.incomplete([address]):
@@ -178,7 +179,7 @@ class NodeFunding:
         try:
             await self.adopt(payee, [funding.outpoint for funding in found])
             await self._wallet.mark_complete([address])
-        except ChainFailed:  # such as a block that was pruned: the outputs are there, and the next look scans again
+        except ChainFailed:  # such as for a pruned block: the outputs exist, and the next call scans again
             return found
         return await self._paying(payee, await self._wallet.received(address))
 
@@ -188,7 +189,7 @@ class NodeFunding:
 
 
 async def unspent_outputs(rpc: JsonRpc, outpoints: Collection[OutPoint]) -> dict[OutPoint, TxOut]:
-    """Return those of these that are unspent, in the chain and in the mempool."""
+    """Return those of these outputs that are unspent, in the chain and in the mempool."""
     wanted = list(outpoints)
     calls = [[outpoint.txid_hex, outpoint.vout, True] for outpoint in wanted]
     found = await rpc.batch(_tx_out, "gettxout", calls)
@@ -196,5 +197,5 @@ async def unspent_outputs(rpc: JsonRpc, outpoints: Collection[OutPoint]) -> dict
 
 
 def as_funding(outpoint: OutPoint, tx_out: TxOut) -> Funding:
-    """Show an output in the chain's terms."""
+    """Convert an output to the chain contract's type."""
     return Funding(outpoint, Sat(int(tx_out.value * _SAT_PER_COIN)), tx_out.confirmations, tx_out.coinbase)

@@ -1,4 +1,4 @@
-"""A question to the node that may take hours: it goes on when its caller's patience ends, and all who ask share it."""
+"""A call to the node that may take hours: it continues after a caller's patience ends, and concurrent callers share it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from paychan.chain.base import ChainFailed
 
 
 class Errand:
-    """Runs one coroutine at a time, under a name that tells callers what goes on."""
+    """Runs one coroutine at a time, under a name for error messages."""
 
     def __init__(self, name: str, patience_seconds: float) -> None:
         self._name = name
@@ -18,10 +18,10 @@ class Errand:
         self._task: asyncio.Task[None] | None = None
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Begin the work unless it goes on already, and wait for its end.
+        """Start the work unless it is already running, and wait for its end.
 
         Raises:
-            ChainFailed: it goes on longer than the patience; ask again. And whatever the work raises.
+            ChainFailed: the work takes longer than the patience; call again. Also what the work raises.
         """
         if self._task is None:
             self._task = asyncio.create_task(work())
@@ -29,12 +29,12 @@ class Errand:
         task = self._task
         await asyncio.wait([task], timeout=self._patience)
         if not task.done():
-            msg = f"{self._name}; ask again"
+            msg = f"{self._name}; try again"
             raise ChainFailed(msg)
         task.result()
 
     async def close(self) -> None:
-        """Stop waiting. The node finishes what it began."""
+        """Stop waiting. The node finishes the call."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -42,4 +42,4 @@ class Errand:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._task = None
         if not task.cancelled():
-            task.exception()  # for the case that its callers have left
+            task.exception()  # marks the exception as read, in case no caller waits any longer

@@ -1,6 +1,6 @@
-"""The mempool of a bitcoind: what it asks for, what it holds, and how transactions of ours get into it.
+"""The mempool of a bitcoind: the fees that it requires, its transactions, and broadcasts.
 
-Errors are told apart by code, never by text, which differs from version to version.
+Errors are distinguished by code, never by text, which differs between versions.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _ALREADY_IN_CHAIN = -27
 """Bitcoin Core, rpc/protocol.h: RPC_VERIFY_ALREADY_IN_UTXO_SET"""
 
 _NO_LIMIT = 0
-"""The node's own limit of fee rates is off: the fee was decided and signed elsewhere, within the signer's limits, and a
-settlement that the node held back for it would be lost to the payer's refund."""
+"""Turns the node's own limit of fee rates off: the fee was decided and signed elsewhere, within the signer's limits, and a
+settlement that the node held back would be lost to the payer's refund."""
 
 _ALL_IN_MEMPOOL = "success"
 """help submitpackage: "success" indicates all transactions were accepted into or are already in the mempool."""
 
 _DEFAULT_RATE = Decimal("0.00001")
-"""Coins per 1000 vB: what nodes ask for by default, for one that does not tell."""
+"""BTC per 1000 vB: the default that is assumed for a node that does not report its own rate."""
 
 _SAT_PER_COIN = 100_000_000
 _VB_PER_KVB = 1000
@@ -44,7 +44,7 @@ class _Estimate(Struct, frozen=True):
 
 
 class _Info(Struct, frozen=True):
-    """In coins per 1000 vB. What a full mempool takes (mempoolminfee) rises with what it had to evict."""
+    """In BTC per 1000 vB. The minimum of a full mempool (mempoolminfee) rises with the rates that it had to evict."""
 
     mempoolminfee: Decimal = _DEFAULT_RATE
     minrelaytxfee: Decimal = _DEFAULT_RATE
@@ -91,18 +91,18 @@ _tx_out: msgspec.json.Decoder[msgspec.Raw] = msgspec.json.Decoder(msgspec.Raw)
 
 
 class NodeMempool:
-    """The mempool of the node behind `rpc`; `wallet` knows what became of the outputs that we watch."""
+    """The mempool of the node behind `rpc`; `wallet` knows the confirmed spends of watched outputs."""
 
     def __init__(self, rpc: JsonRpc, wallet: WatchWallet) -> None:
         self._rpc = rpc
         self._wallet = wallet
         self.estimates = True
-        """Whether the node answers when it is asked for an estimate, be it that it has none yet."""
+        """Whether the node answers requests for an estimate, even if it has none yet."""
 
     async def fees(self) -> ChainFees:
-        """Return what the node estimates, if it can, and asks for, in whole satoshi per virtual byte, rounded up.
+        """Return the node's estimate, if any, and its required fees, in whole satoshi per virtual byte, rounded up.
 
-        None of it is vital: a node that refuses to estimate (blocksonly), or lacks a figure, leaves floor and curve.
+        A node that refuses to estimate (blocksonly), or lacks a figure, is no failure: floor and curve suffice.
         """
         answer = await self._rpc.call_if_possible(_REFUSED, _estimate, "estimatesmartfee", _FEE_TARGET_BLOCKS)
         self.estimates = answer is not _REFUSED
@@ -115,9 +115,9 @@ class NodeMempool:
         )
 
     async def replacement_cost(self, txid: bytes) -> Sat | None:
-        """Return the fees of a transaction and of all its descendants; None if it is not there.
+        """Return the fees of a transaction and of all its descendants; None if it is not in the mempool.
 
-        As the node counts them when one is to be replaced: with what `prioritisetransaction` has added.
+        They are the modified fees, which the node uses to judge a replacement: `prioritisetransaction` changes them.
         """
         try:
             entry = await self._rpc.call(_entry, "getmempoolentry", OutPoint(txid, 0).txid_hex)
@@ -128,13 +128,13 @@ class NodeMempool:
         return Sat(int(entry.fees.descendant * _SAT_PER_COIN))
 
     async def spender(self, outpoint: OutPoint) -> bytes | None:
-        """Return the txid of what spends an output there."""
+        """Return the txid of the transaction that spends an output in the mempool."""
         query = [{"txid": outpoint.txid_hex, "vout": outpoint.vout}]
         txid = (await self._rpc.call(_prevouts, "gettxspendingprevout", query))[0].spendingtxid
         return None if txid is None else OutPoint.parse(txid, 0).txid
 
     async def publish(self, transaction: bytes) -> None:
-        """Hand in a transaction, also once more when it is there already: then the node tells its peers again.
+        """Broadcast a transaction, again if it is already in the mempool: then the node announces it to its peers again.
 
         Raises:
             ChainFailed: refused, with the node's reason.
@@ -150,21 +150,21 @@ class NodeMempool:
         try:
             await self._rpc.call(_text, "sendrawtransaction", transaction.hex(), _NO_LIMIT)
         except RpcError as error:
-            # a block may have come since the test
+            # a block may have arrived since the test
             if error.code != _ALREADY_IN_CHAIN and not await self._is_confirmed(parsed):
                 msg = f"transaction {_shown(parsed)} refused: {error.reason}"
                 raise ChainFailed(msg) from error
 
     async def publish_package(self, parent: bytes, child: bytes) -> None:
-        """Hand in a transaction and one that spends from it, and may pay for both.
+        """Broadcast a transaction and a child that spends from it and may pay for both.
 
-        No child makes up for a parent below `-minrelaytxfee`; it does for one below the present minimum of a full
-        mempool, or below what it is to replace: one transaction, or two of which one spends from the other. What is
-        refused as a package is handed in one by one, as the parent may be confirmed, or the node (Core 25 and 26) may
-        take no package without limits.
+        A child can't help a parent below `-minrelaytxfee`. It helps one below the current minimum of a full mempool, or
+        below the transactions that it is to replace: one, or two of which one spends from the other. If the package is
+        refused, the transactions are broadcast one by one: the parent may be confirmed, or the node (Core 25 and 26)
+        may not accept such a package.
 
         Raises:
-            ChainFailed: one of them is not in the mempool nor confirmed, with the node's reasons; the other may be.
+            ChainFailed: one of them is neither in the mempool nor confirmed, with the node's reasons; the other may be.
         """
         reasons = await self._submit([parent, child])
         if not reasons:
@@ -177,7 +177,7 @@ class NodeMempool:
             raise ChainFailed(msg) from failure
 
     async def _submit(self, package: Sequence[bytes]) -> str:
-        """Return why it was refused, or nothing."""
+        """Return the reason of a refusal, or an empty text."""
         package_hex = [transaction.hex() for transaction in package]
         try:
             verdict = await self._rpc.call(_package_verdict, "submitpackage", package_hex, _NO_LIMIT)
@@ -189,7 +189,7 @@ class NodeMempool:
         return "; ".join([verdict.message, *errors])
 
     async def _is_confirmed(self, transaction: CTransaction) -> bool:
-        """See whether one of its outputs is unspent in the chain, or the wallet knows that it spent a watched one."""
+        """Return whether one of its outputs is unspent in the chain, or the wallet knows that it spent a watched output."""
         in_mempool = False
         calls = [[_shown(transaction), vout, in_mempool] for vout in range(len(transaction.vout))]
         if any(bytes(tx_out) != b"null" for tx_out in await self._rpc.batch(_tx_out, "gettxout", calls)):

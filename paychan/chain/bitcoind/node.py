@@ -1,4 +1,4 @@
-"""Whether a bitcoind can serve us: its network, version, how far it has come, and which blocks it still has."""
+"""Whether a bitcoind is usable: its network, its version, its synchronization, and the blocks that it still has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OLDEST_VERSION = 250_000
 """Core 25: `include_immature_coinbase` of listunspent. Core 24 brought gettxspendingprevout."""
 
 _ALWAYS_FULL_RBF = 290_000
-"""Core 28 made -mempoolfullrbf the default, 29 took the setting away."""
+"""Core 28 made -mempoolfullrbf the default, 29 removed the setting."""
 
 _TRUC_VERSION = 280_000
 """Core 28 relays version 3 transactions, as TRUC."""
@@ -23,14 +23,14 @@ _CHAINS = {
     Network.TEST: ("test", "testnet4", "signet"),
     Network.REGTEST: ("regtest",),
 }
-"""Values of getblockchaininfo's `chain`. The test networks share our addresses' version bytes."""
+"""Values of getblockchaininfo's `chain`. The test networks share the version bytes of addresses."""
 
 _RESCAN_MARGIN_SECONDS = 2 * 3600
-"""How much earlier than asked the node begins a rescan, as block times may differ (wallet.h: TIMESTAMP_WINDOW)."""
+"""Time by which the node begins a rescan earlier than requested, because block times vary (wallet.h: TIMESTAMP_WINDOW)."""
 
 
 class ChainInfo(Struct, frozen=True):
-    """What `getblockchaininfo` says; times in Unix seconds."""
+    """The answer of `getblockchaininfo`; times in Unix seconds."""
 
     chain: str
     blocks: int
@@ -39,7 +39,7 @@ class ChainInfo(Struct, frozen=True):
     mediantime: UnixTime
     initialblockdownload: bool
     pruneheight: int = 0
-    """The first block that is there in full."""
+    """Height of the first block that is complete."""
 
 
 class _NetworkInfo(Struct, frozen=True):
@@ -49,7 +49,7 @@ class _NetworkInfo(Struct, frozen=True):
 
 
 class _MempoolInfo(Struct, frozen=True):
-    """`truc_policy` is Bitcoin Knots'; Core tells nothing of it."""
+    """`truc_policy` exists in Bitcoin Knots; Core does not report it."""
 
     maxmempool: int = 0
     fullrbf: bool | None = None
@@ -68,33 +68,33 @@ _text: msgspec.json.Decoder[str] = msgspec.json.Decoder(str)
 
 
 class NodeState:
-    """The node behind `rpc`, which must be one of `network`."""
+    """The node behind `rpc`, which must belong to `network`."""
 
     def __init__(self, rpc: JsonRpc, network: Network) -> None:
         self._rpc = rpc
         self._network = network
 
     async def read(self) -> ChainInfo:
-        """Ask for the state of the chain, and make sure each time that it is ours: a URL may get another node behind it.
+        """Read the state of the chain, and check its network each time: a URL may lead to another node later.
 
         Raises:
-            ChainUnfit: it is another network's.
+            WrongNetwork: the node belongs to another network.
         """
         info = await self._rpc.call(_chain_info, "getblockchaininfo")
         if info.chain not in _CHAINS[self._network]:
             want = " or ".join(_CHAINS[self._network])
             msg = (
-                f'{self._rpc.url} is a node of "{info.chain}", want {want} for network = "{self._network.value}". '
+                f'{self._rpc.url} is a node of "{info.chain}", expected {want} for network = "{self._network.value}". '
                 "Correct chain.url or network"
             )
             raise WrongNetwork(msg)
         return info
 
     async def check(self) -> Capabilities:
-        """Make sure that somebody is there who lets us in, and has what we need; return what it can do.
+        """Check that a node answers, accepts the credentials and fits the requirements; return its abilities.
 
         Raises:
-            ChainUnfit: what is wrong, and the mend.
+            ChainUnfit: the message names the problem and its remedy.
         """
         try:
             info = await self.read()
@@ -103,7 +103,7 @@ class NodeState:
             msg = f"no bitcoind answers: {error}. Start it with server=1, or correct chain.url"
             raise ChainUnfit(msg) from error
         except Unauthorized as error:
-            msg = f"{error}. Name the node's .cookie file, or a file with user:password, in chain.credentials_file"
+            msg = f"{error}. Set chain.credentials_file to the node's .cookie file, or to a file with user:password"
             raise ChainUnfit(msg) from error
         except RpcError as error:
             if error.code != WARMING_UP:
@@ -111,18 +111,18 @@ class NodeState:
             msg = f"the node is still starting: {error.reason}"
             raise ChainUnfit(msg) from error
         if network.version < _OLDEST_VERSION:
-            msg = f"the node has version {network.version}, want {_OLDEST_VERSION} (25.0) or later. Update it"
+            msg = f"the node has version {network.version}, expected {_OLDEST_VERSION} (25.0) or later. Update it"
             raise ChainUnfit(msg)
         if info.initialblockdownload:
             msg = (
                 f"the node is in its initial block download: height {info.blocks}, block of {info.time} (Unix time). "
-                "It serves when it has caught up; on regtest, mine a block"
+                "It is usable when it has caught up; on regtest, mine a block"
             )
             raise ChainUnfit(msg)
         return await self._capabilities(network, info)
 
     async def _capabilities(self, network: _NetworkInfo, info: ChainInfo) -> Capabilities:
-        """Read what the node says of itself; every figure but the version is optional."""
+        """Read the node's abilities; all of them except the version are optional."""
         mempool = await self._rpc.call_if_possible(_MempoolInfo(), _mempool_info, "getmempoolinfo")
         full_rbf = mempool.fullrbf
         if full_rbf is None and network.version >= _ALWAYS_FULL_RBF:
@@ -133,7 +133,7 @@ class NodeState:
         shortcomings = []
         if not network.localrelay:
             shortcomings.append(
-                "the node runs with blocksonly: it estimates no fees and sees no transactions of others"
+                "the node runs with blocksonly: it estimates no fees and does not see transactions of other parties"
             )
         if full_rbf is False:
             shortcomings.append("the node replaces only transactions that signal it: start it with mempoolfullrbf=1")
@@ -149,7 +149,7 @@ class NodeState:
         )
 
     async def need_blocks(self, since: UnixTime) -> None:
-        """Make sure that a rescan since a time finds its blocks.
+        """Check that the node still has the blocks for a rescan since a time.
 
         Raises:
             ChainUnfit: they are pruned.
@@ -161,6 +161,6 @@ class NodeState:
         if (await self._rpc.call(_header, "getblockheader", block_hash)).time > since - _RESCAN_MARGIN_SECONDS:
             msg = (
                 f"the node has pruned its blocks below {oldest}, and unfinished channels need those since {since} "
-                "(Unix time). Give chain.url a node that has them, or the wallet that followed these channels"
+                "(Unix time). Set chain.url to a node that has them, or use the wallet that followed these channels"
             )
             raise ChainUnfit(msg)

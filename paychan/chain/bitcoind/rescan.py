@@ -1,7 +1,7 @@
-"""Looks again through old blocks for addresses whose past the node's wallet does not know: after it was lost.
+"""Rescans old blocks for addresses whose past the node's wallet does not know, because it was lost.
 
-A task of its own, in pieces of a few seconds: meanwhile new addresses can be followed, and nothing waits for it. It is
-taken up again after a failure and, since the addresses are marked in the wallet, after a restart of ours.
+The rescan is a task of its own, in steps of a few seconds: meanwhile new addresses can be followed, and no caller waits
+for it. It resumes after a failure and, because the addresses are marked in the wallet, after a restart of the server.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from paychan.supervisor import Supervised, Supervisor
 log = logging.getLogger("chain")
 
 _MARGIN_SECONDS = 2 * 3600
-"""How much earlier than asked it begins, as block times may differ (wallet.h: TIMESTAMP_WINDOW)."""
+"""Time by which a rescan begins earlier than requested, because block times vary (wallet.h: TIMESTAMP_WINDOW)."""
 
 _PIECE_SECONDS = 2.0
 _FIRST_PIECE = 20
@@ -40,7 +40,7 @@ _header: msgspec.json.Decoder[_Header] = msgspec.json.Decoder(_Header)
 
 
 class Rescan:
-    """The addresses that wait for a rescan, each with the time since when its past is wanted."""
+    """The addresses that wait for a rescan, each with the time from which on its past is needed."""
 
     def __init__(self, rpc: JsonRpc, wallet: WatchWallet, supervisor: Supervisor) -> None:
         self._rpc = rpc
@@ -51,20 +51,20 @@ class Rescan:
 
     @property
     def under_way(self) -> bool:
-        """While this holds, that the wallet knows of no transaction means nothing."""
+        """While this is true, a transaction that the wallet does not know may still exist."""
         return bool(self._waiting)
 
     def add(self, addresses: Collection[str], since: UnixTime) -> None:
-        """Follow addresses, and look for what happened at them since a time."""
+        """Follow addresses, and rescan the blocks since a time for them."""
         for address in addresses:
             self._waiting[address] = min(since, self._waiting.get(address, since))
         if self._waiting and (self._task is None or not self._task.running):
             self._task = self._supervisor.run("rescan", self._run, endless=False)
 
     async def wait(self, seconds: float) -> None:
-        """Wait for the end, at most so long."""
+        """Wait for the end of the rescan, at most this many seconds."""
         end = time.monotonic() + seconds
-        while self._waiting and time.monotonic() < end:  # noqa: ASYNC110 - short, and seldom
+        while self._waiting and time.monotonic() < end:  # noqa: ASYNC110 - short and rare
             await asyncio.sleep(0.02)
 
     async def close(self) -> None:

@@ -1,7 +1,7 @@
-"""JSON-RPC to a bitcoind over HTTP: credentials from a file, patience with a node that restarts, typed answers.
+"""JSON-RPC to a bitcoind over HTTP: credentials from a file, retries while the node restarts, typed answers.
 
-Every failure is a `ChainFailed`. A call that could not be made, or whose connection broke, is made again with
-back-off; so only methods that may be repeated go through here. A call whose time is up is not repeated.
+Every failure is a `ChainFailed`. A call that could not be sent, or whose connection broke, is repeated after a pause
+that grows; so only repeatable methods may use this module. A call that timed out is not repeated.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from msgspec import Struct
 from paychan.chain.base import ChainFailed, ChainRefused
 
 _PAUSES_SECONDS = (0.1, 0.2, 0.4, 0.8)
-"""A node that restarts is mostly back within these; about a longer absence the caller is told."""
+"""Pauses between tries: a restart usually takes no longer. After them, the caller gets the error."""
 
 _BATCH = 200
-"""Calls in one request. The node works a batch off on one of its few threads."""
+"""Most calls in one request. The node handles a batch on one of its few threads."""
 
 _CONNECTIONS = 8
-"""The node has 4 to 16 threads for all its RPC clients; a scan, a rescan and a loading wallet keep one each busy for long."""
+"""Most connections.
+
+The node has 4 to 16 RPC threads; a scan, a rescan and a loading wallet each keep one busy for long.
+"""
 
 METHOD_NOT_FOUND = -32601
 """Bitcoin Core, rpc/protocol.h: RPC_METHOD_NOT_FOUND"""
@@ -37,11 +40,11 @@ _T = TypeVar("_T")
 
 
 class Unreachable(ChainFailed):
-    """Nobody answers there, or somebody who is no bitcoind."""
+    """No server answers at the URL, or it is no bitcoind."""
 
 
 class Unauthorized(ChainFailed):
-    """The node does not accept our credentials, or there are none to be read."""
+    """The node does not accept the credentials, or they can't be read."""
 
 
 class RpcError(ChainRefused):
@@ -81,7 +84,7 @@ class JsonRpc:
         self.url = url.rstrip("/")
         self.credentials = credentials
         self.interruptions = 0
-        """How often the node was not there, or was another one than before: what it said earlier may hold no more."""
+        """Number of times the node was absent or was replaced: its earlier answers may no longer hold."""
         self._authorization = ""
         self._client = httpx.AsyncClient(
             timeout=timeout_seconds, trust_env=False, limits=httpx.Limits(max_connections=_CONNECTIONS)
@@ -96,12 +99,12 @@ class JsonRpc:
         wallet: str = "",
         timeout_seconds: float | None = None,
     ) -> _T:
-        """Call a method and read its result; `timeout_seconds` replaces the usual limit of one attempt.
+        """Call a method and decode its result; `timeout_seconds` replaces the default limit of one attempt.
 
         Raises:
-            Unreachable, Unauthorized: the node was not asked.
-            RpcError: it said no.
-            ChainFailed: no answer in time, or one that can't be read.
+            Unreachable, Unauthorized: the node did not execute the call.
+            RpcError: the node answered with an error.
+            ChainFailed: no answer in time, or one that can't be decoded.
         """
         body = await self._post(_Call(method, params, 0), method, wallet, timeout_seconds)
         reply = self._read(_reply, body)
@@ -112,7 +115,7 @@ class JsonRpc:
     async def call_if_possible(
         self, default: _T, decoder: msgspec.json.Decoder[_T], method: str, *params: Any, wallet: str = ""
     ) -> _T:
-        """Call a method that a node may lack, refuse or answer otherwise (version, settings, -rpcwhitelist)."""
+        """Call a method that a node may lack, refuse or answer in another form (version, settings, -rpcwhitelist)."""
         try:
             return await self.call(decoder, method, *params, wallet=wallet)
         except RpcError as error:
@@ -131,7 +134,7 @@ class JsonRpc:
     async def batch_found(
         self, decoder: msgspec.json.Decoder[_T], method: str, params: Sequence[Sequence[Any]], wallet: str = ""
     ) -> list[_T | None]:
-        """Do the same; None stands for a result that is an error of the node's."""
+        """Do the same as `batch`, with None for each result that is an error of the node."""
         replies = await self._batch(method, params, wallet)
         return [None if reply.error is not None else _result(method, reply, decoder) for reply in replies]
 
@@ -153,7 +156,7 @@ class JsonRpc:
     async def _post(
         self, content: _Call | list[_Call], method: str, wallet: str, timeout_seconds: float | None
     ) -> bytes:
-        """Send, and return the JSON of the answer; once more after each pause while the node can't be reached."""
+        """Send a request, and return the JSON of the answer; try again after each pause while the node can't be reached."""
         for pause in _PAUSES_SECONDS:
             try:
                 return await self._attempt(content, method, wallet, timeout_seconds)
@@ -174,8 +177,8 @@ class JsonRpc:
             msg = f"{self.url} refuses the credentials of {self.credentials} (HTTP {response.status_code})"
             raise Unauthorized(msg)
         if not response.headers.get("Content-Type", "").startswith("application/json"):
-            # also 503 as text: all of the node's threads are busy
-            msg = f"{self.url} gave no JSON to {method} (HTTP {response.status_code}: {response.text[:80]!r})"
+            # also 503 as text, when all of the node's threads are busy
+            msg = f"{self.url} answered {method} without JSON (HTTP {response.status_code}: {response.text[:80]!r})"
             raise Unreachable(msg)
         return response.content
 
@@ -199,7 +202,7 @@ class JsonRpc:
 
     def _authorize(self) -> str:
         if httpx.URL(self.url).userinfo:
-            msg = "the node's URL holds credentials: put them into a file as user:password"
+            msg = "the node's URL contains credentials: write them into a file as user:password"
             raise Unauthorized(msg)
         if not self._authorization:
             try:

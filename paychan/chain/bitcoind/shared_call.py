@@ -1,6 +1,7 @@
-"""Many callers, one question: what comes while a question is under way goes into the next one, all of it together.
+"""Many callers share one request: keys that arrive while a request is in flight go into the next one together.
 
-However many strangers ask at once, the node has one request of theirs at a time, and the watcher's own do not wait in line.
+So the requests of all clients together need one connection to the node, and the watcher's requests don't queue behind
+them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _V = TypeVar("_V")
 
 
 class Gathering(Generic[_K, _V]):
-    """Asks `ask` about all keys that wait; a key that is not in its answer has none."""
+    """Calls `ask` with all waiting keys; a key that is missing in the answer has no value."""
 
     def __init__(self, ask: Callable[[Collection[_K]], Awaitable[Mapping[_K, _V]]]) -> None:
         self._ask = ask
@@ -25,7 +26,7 @@ class Gathering(Generic[_K, _V]):
         self._task: asyncio.Task[None] | None = None
 
     async def answers(self, keys: Collection[_K]) -> dict[_K, _V]:
-        """Return what there is for these keys, asked after this call. Raises `ChainFailed`."""
+        """Return the values of these keys, read after this call. Raises `ChainFailed`."""
         if not keys:
             return {}
         self._keys.update(dict.fromkeys(keys))
@@ -38,12 +39,12 @@ class Gathering(Generic[_K, _V]):
         return {key: found[key] for key in keys if key in found}
 
     async def close(self) -> None:
-        """Ask no more; those who wait hear that the chain failed."""
+        """Send no further request; waiting callers get `ChainFailed`."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(ChainFailed("the server ends"))
+            self._answer.set_exception(ChainFailed("the server is stopping"))
 
     async def _work_off(self) -> None:
         while self._answer is not None:
@@ -52,9 +53,9 @@ class Gathering(Generic[_K, _V]):
             try:
                 found = await self._ask(keys)
             except asyncio.CancelledError:
-                _fail(answer, ChainFailed("the server ends"))
+                _fail(answer, ChainFailed("the server is stopping"))
                 raise
-            except Exception as error:  # noqa: BLE001 - it belongs to those who asked
+            except Exception as error:  # noqa: BLE001 - the waiting callers receive it
                 _fail(answer, error)
             else:
                 answer.set_result(found)
@@ -62,4 +63,4 @@ class Gathering(Generic[_K, _V]):
 
 def _fail(answer: asyncio.Future[Mapping[_K, _V]], error: Exception) -> None:
     answer.set_exception(error)
-    answer.exception()  # those who asked may have left
+    answer.exception()  # marks the exception as read: the callers may have left

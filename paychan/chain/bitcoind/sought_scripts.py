@@ -1,7 +1,7 @@
-"""Scripts that may be paid, and the outputs that were seen to pay to them: in memory, bounded, forgotten at the end.
+"""Scripts that may be paid, and the outputs that were seen to pay to them: in memory, bounded, lost at the end.
 
-A server gives out addresses to everybody who asks. What it keeps of each is an entry here and nothing else: the entry that
-was used longest ago makes room for a new one. What an entry lacks, a scan of all unspent outputs finds again.
+A server gives an address to every client that requests one. It stores only an entry here for each: a new entry replaces
+the least recently used one. A scan of all unspent outputs finds the data of a lost entry again.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Iterable
 from paychan.protocol.types import OutPoint
 
 MOST_OUTPUTS = 100
-"""Outputs on one address that are looked at, the most valuable first: dust sent there must not keep the node busy."""
+"""Most outputs of one address that are read, the most valuable first: dust sent there must not keep the node busy."""
 
 MOST_SCRIPTS = 20_000
 """Entries; each takes about 500 bytes."""
 
 _PAY_TO_SCRIPT_HASH = re.compile(r"(?=(a914[0-9a-f]{40}87))")
-"""BIP16: OP_HASH160 [20-byte-hash-value] OP_EQUAL, in hex. A look-ahead, so that what looks like one hides none."""
+"""BIP16: OP_HASH160 [20-byte-hash-value] OP_EQUAL, in hex. A look-ahead, so that matches may overlap."""
 
 
 class Sought:
@@ -31,10 +31,10 @@ class Sought:
         self.script = script
         self.outpoints: OrderedDict[OutPoint, None] = OrderedDict()
         self.is_complete = False
-        """A scan has listed what was there before this entry."""
+        """Whether a scan has listed the outputs that existed before this entry."""
 
     def add(self, outpoints: Iterable[OutPoint]) -> None:
-        """Note outputs; of too many the newest stay, as the older ones were there to be opened with before."""
+        """Add outputs; beyond the limit the newest stay, because the payer could have opened with the older ones before."""
         for outpoint in outpoints:
             self.outpoints[outpoint] = None
         while len(self.outpoints) > 2 * MOST_OUTPUTS:
@@ -52,7 +52,10 @@ class SoughtScripts:
         return len(self._entries)
 
     def entry(self, script: str) -> Sought:
-        """Return the entry of a script, a new one if there is none; one that nothing was paid to makes room first."""
+        """Return the entry of a script, or a new one.
+
+        When the table is full, an entry without a payment is removed first.
+        """
         found = self._entries.get(script)
         if found is None:
             if len(self._entries) >= MOST_SCRIPTS:
@@ -69,22 +72,22 @@ class SoughtScripts:
         return found
 
     def drop(self, script: str) -> None:
-        """Forget a script: the node follows it now."""
+        """Remove a script: the node follows it now."""
         self._entries.pop(script, None)
         self._unpaid.pop(script, None)
 
     def note(self, script: str, outpoints: Iterable[OutPoint]) -> None:
-        """Note outputs that were seen to pay to a script, if it is sought."""
+        """Add outputs that were seen to pay to a script, if it is sought."""
         entry = self._entries.get(script)
         if entry is not None:
             entry.add(outpoints)
             self._unpaid.pop(script, None)
 
     def named_in(self, serialized: str) -> bool:
-        """Say whether a script stands anywhere in a serialized transaction or block, in hex: a hint, no reading of it."""
+        """Return whether a sought script occurs anywhere in a serialized transaction or block, in hex: a hint, not a parse."""
         return any(match[1] in self._entries for match in _PAY_TO_SCRIPT_HASH.finditer(serialized))
 
     def doubt_all(self) -> None:
-        """Blocks were missed: what is listed may not be all."""
+        """Mark all entries as incomplete, because blocks were missed."""
         for entry in self._entries.values():
             entry.is_complete = False

@@ -1,8 +1,9 @@
-"""Finds outputs that were there before their script was sought, by a scan of all unspent outputs. Leaves nothing behind.
+"""Finds outputs older than the search for their script, by a scan of all unspent outputs. Leaves no state in the node.
 
-Only `scantxoutset` finds these without an index. It takes a minute or two on the main network, however many scripts it looks
-for, and the node does one at a time: so all who wait share the next one, none waits longer than its patience, and a script
-is scanned for once; from then on `arrivals` sees what comes. Between two scans there is a pause of a scan's length.
+Without an index, only `scantxoutset` finds these. A scan takes a minute or two on the main network, for any number of
+scripts, and the node runs one at a time. So all waiting callers share the next scan, no caller waits longer than its
+patience, and each script is scanned for once; later payments are seen by `arrivals`. Each scan is followed by a pause
+of its own length.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from paychan.protocol.types import OutPoint
 from paychan.supervisor import Supervised, Supervisor
 
 MOST_WAITING = 10_000
-"""Scripts that may wait for a scan; further ones are turned away."""
+"""Most scripts that wait for a scan; further ones are refused."""
 
 _LONGEST_PAUSE_SECONDS = 120.0
 
@@ -55,13 +56,13 @@ class FundingSearch:
         self._task: Supervised | None = None
 
     async def complete(self, sought: Sought, patience_seconds: float) -> None:
-        """Return when a scan has listed what was there already.
+        """Return when a scan has listed the existing outputs.
 
         Raises:
-            ChainFailed: the scan failed, or it goes on longer than the patience; ask again.
+            ChainFailed: the scan failed, or takes longer than the patience; call again.
         """
         if len(self._waiting) >= MOST_WAITING and sought.script not in self._waiting:
-            msg = f"{MOST_WAITING} scripts wait for a scan of the unspent outputs; ask again later"
+            msg = f"{MOST_WAITING} scripts wait for a scan of the unspent outputs; try again later"
             raise ChainFailed(msg)
         new: _Outcome = asyncio.get_running_loop().create_future()
         outcome = self._waiting.setdefault(sought.script, (sought, new))[1]
@@ -71,13 +72,13 @@ class FundingSearch:
         failure = (
             outcome.result()
             if outcome.done()
-            else ChainFailed("the node still searches its unspent outputs for this script; ask again in a minute")
+            else ChainFailed("the node is still scanning its unspent outputs for this script; try again in a minute")
         )
         if failure is not None:
             raise failure
 
     async def close(self) -> None:
-        """Stop searching. The node finishes a scan that runs; its answer is not read."""
+        """Stop scanning. The node finishes a running scan; its answer is not read."""
         if self._task is not None:
             await self._task.stop()
 
@@ -97,11 +98,11 @@ class FundingSearch:
             await asyncio.sleep(min(monotonic() - begun, _LONGEST_PAUSE_SECONDS))
 
     async def _find(self, batch: list[Sought]) -> None:
-        """Scan for these scripts, and note what was found."""
+        """Scan for these scripts, and store the found outputs."""
         descriptors = [f"raw({sought.script})" for sought in batch]
         scan = await self._rpc.call(_scan, "scantxoutset", "start", descriptors, timeout_seconds=LONG_SECONDS)
         if not scan.success:
-            msg = "the node broke off its scan of the unspent outputs; ask again"
+            msg = "the node aborted its scan of the unspent outputs; try again"
             raise ChainFailed(msg)
         found: dict[str, list[OutPoint]] = defaultdict(list)
         for unspent in sorted(scan.unspents, key=lambda unspent: unspent.amount, reverse=True):

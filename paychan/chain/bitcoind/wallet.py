@@ -1,8 +1,8 @@
-"""A watch-only wallet inside the operator's bitcoind: the node's own memory of our scripts and of what spent from them.
+"""A watch-only wallet inside the operator's bitcoind: the node's own record of the server's scripts and their spends.
 
-It holds one `addr(…)` descriptor per channel and no key. The node keeps it over our restarts and its own, catches up on
-blocks that it missed, and needs no index, so it works on a pruned node. Measured: 10,000 channels cost the node about
-200 MB of memory, 3 to 10 ms for each import, and 0.2 s for listing all they did.
+It holds one `addr(…)` descriptor per channel and no key. The node keeps it across restarts of both programs, catches up
+on blocks that it missed, and needs no index, so it works on a pruned node. Measured: 10,000 channels cost the node
+about 200 MB of memory, 3 to 10 ms for each import, and 0.2 s for listing all their transactions.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ LONG_SECONDS = 4 * 3600.0
 """Limit for a rescan of blocks (up to a second each), and for one scan of all unspent outputs (a minute or two)."""
 
 _COMPLETE = "paychan"
-"""Label of an address of whose outputs the wallet knows all. A label also keeps it from counting as our change."""
+"""Label of an address whose outputs the wallet knows completely.
+
+A label also keeps an address from counting as change.
+"""
 _INCOMPLETE = "paychan search"
-"""Label of an address that is followed, but of whose older outputs the wallet may not know yet."""
+"""Label of a followed address whose older outputs the wallet may not know yet."""
 
 _ADOPTED = "paychan adopted"
-"""Label of an address that is followed, with the outputs that its channel was opened with; older ones may be missing."""
+"""Label of a followed address with the outputs that its channel was opened with; older outputs may be missing."""
 
 _NO_SUCH_LABEL = -11
 """Bitcoin Core, rpc/protocol.h: RPC_WALLET_INVALID_LABEL_NAME"""
@@ -38,7 +41,7 @@ _WALLET_NOT_FOUND = -18
 _WALLET_ERROR = -4
 """RPC_WALLET_ERROR"""
 _MISC_ERROR = -1
-"""RPC_MISC_ERROR: among others, a node with -nosettings can't note that a wallet is to be loaded at its start."""
+"""RPC_MISC_ERROR: for example, a node with -nosettings can't record that it shall load a wallet at its start."""
 NOT_FOUND = -5
 """RPC_INVALID_ADDRESS_OR_KEY: no such block, no such transaction"""
 
@@ -93,7 +96,7 @@ class _Listing(Struct, frozen=True):
 
 
 class _Input(Struct, frozen=True):
-    txid: str = ""  # a coinbase has neither
+    txid: str = ""  # a coinbase input has neither
     vout: int = 0
 
 
@@ -104,7 +107,7 @@ class _Decoded(Struct, frozen=True):
 class _Transaction(Struct, frozen=True):
     txid: str
     confirmations: int
-    """0 while unconfirmed, also outside of the mempool; negative when a conflicting one is confirmed."""
+    """0 while unconfirmed, also outside of the mempool; negative if a conflicting transaction is confirmed."""
     decoded: _Decoded
     hex: str
 
@@ -125,28 +128,29 @@ _transaction: msgspec.json.Decoder[_Transaction] = msgspec.json.Decoder(_Transac
 
 
 class WatchWallet:
-    """The wallet `name` of the node behind `rpc`. Addresses go in; outpoints and spending transactions come out."""
+    """The wallet `name` of the node behind `rpc`: addresses in, outpoints and spending transactions out."""
 
     def __init__(self, rpc: JsonRpc, name: str, patience_seconds: float = 10.0) -> None:
         self._rpc = rpc
         self._name = name
         self.made = 0
-        """How often the wallet was made: each time it knows nothing of what was followed before."""
-        self._opening = Errand(f'the node loads its wallet "{name}"', patience_seconds)
-        self._importing = asyncio.Lock()  # the node refuses a second import while one rescans
+        """Number of times the wallet was created: each time it knows nothing of the addresses followed before."""
+        self._opening = Errand(f'the node is loading its wallet "{name}"', patience_seconds)
+        self._importing = asyncio.Lock()  # the node refuses a second import during a rescan
         self._reading = asyncio.Lock()
         self._spenders: dict[OutPoint, list[str]] = {}
         self._read: set[str] = set()
         self._listed_to = ""
 
     async def open(self) -> None:
-        """Load the wallet, or make it: the first time, or again where it was lost.
+        """Load the wallet, or create it: at the first time, or after it was lost.
 
-        Loading catches up on the blocks that the wallet missed, which may take long; it goes on when this has failed.
+        Loading includes the blocks that the wallet missed, which may take long; it continues after this call has
+        failed.
 
         Raises:
-            ChainUnfit: the node has no wallets, can't load this one, or it is one that holds keys.
-            ChainFailed: it is still being loaded; ask again.
+            ChainUnfit: the node has no wallet support or can't load this wallet, or the wallet holds keys.
+            ChainFailed: the node is still loading it; call again.
         """
         await self._opening.run(self._open)
 
@@ -161,11 +165,11 @@ class WatchWallet:
         except RpcError as error:
             raise ChainUnfit(self._mend(error)) from error
         if info.private_keys_enabled or not info.descriptors:
-            msg = f"the node's wallet \"{self._name}\" is somebody's own. Choose another name in chain.wallet"
+            msg = f'the node\'s wallet "{self._name}" belongs to another user. Set chain.wallet to another name'
             raise ChainUnfit(msg)
 
     async def _load_or_create(self) -> None:
-        """Have it loaded at every start of the node, too, where the node can note that; -18 does it otherwise."""
+        """Load or create the wallet, and let the node load it at each start if it can; else error -18 leads here."""
         try:
             await self._have_loaded("loadwallet", self._name)
         except RpcError as error:
@@ -189,7 +193,7 @@ class WatchWallet:
     async def _call(
         self, decoder: msgspec.json.Decoder[_T], method: str, *params: Any, timeout_seconds: float | None = None
     ) -> _T:
-        """Ask the wallet; one that the node does not have loaded (any more) is loaded or made, once, and asked again."""
+        """Call the wallet. If the node does not have it loaded, load or create it, and call again once."""
         try:
             return await self._rpc.call(decoder, method, *params, wallet=self._name, timeout_seconds=timeout_seconds)
         except RpcError as error:
@@ -199,7 +203,7 @@ class WatchWallet:
         return await self._rpc.call(decoder, method, *params, wallet=self._name, timeout_seconds=timeout_seconds)
 
     async def _batch(self, decoder: msgspec.json.Decoder[_T], method: str, params: Sequence[Sequence[Any]]) -> list[_T]:
-        """Do the same for many questions."""
+        """Do the same for many calls of one method."""
         try:
             return await self._rpc.batch(decoder, method, params, self._name)
         except RpcError as error:
@@ -215,16 +219,16 @@ class WatchWallet:
 
     def _mend(self, error: RpcError) -> str:
         if error.code == METHOD_NOT_FOUND:
-            return "the node runs without wallets. Take disablewallet out of its configuration"
+            return "the node runs without wallet support. Remove disablewallet from its configuration"
         if error.code == _WALLET_ERROR:
             return (
                 f'the node can\'t load its wallet "{self._name}": {error.reason}. If it has pruned blocks that the '
-                "wallet has not seen, choose a new name in chain.wallet, and let it keep more blocks from now on"
+                "wallet has not seen, set chain.wallet to a new name, and let the node keep more blocks from now on"
             )
         return f"the node's wallet \"{self._name}\" can't be used: {error.reason}"
 
     async def incomplete(self, addresses: Collection[str]) -> list[str]:
-        """Return those addresses that are not followed, or of whose outputs the wallet may not know those that matter."""
+        """Return the addresses that are not followed, or whose relevant outputs the wallet may not know."""
         wanted = list(addresses)
         infos = await self._batch(_address, "getaddressinfo", [[each] for each in wanted])
         return [
@@ -234,7 +238,7 @@ class WatchWallet:
         ]
 
     async def unsearched(self, address: str = "") -> list[str]:
-        """Return the adopted addresses, or this one if it is, to which more may have been paid before."""
+        """Return the adopted addresses, or this one if it is adopted, that may have earlier outputs."""
         if address:
             labels = (await self._call(_address, "getaddressinfo", address)).labels
             return [address] if _ADOPTED in labels else []
@@ -247,15 +251,15 @@ class WatchWallet:
         return list(found)
 
     async def descriptors(self, addresses: Sequence[str]) -> list[str]:
-        """Write addresses as output descriptors (BIP385), with the node's checksums."""
+        """Convert addresses to output descriptors (BIP385), with the node's checksums."""
         calls = [[f"addr({each})"] for each in addresses]
         return [each.descriptor for each in await self._rpc.batch(_descriptor, "getdescriptorinfo", calls)]
 
     async def follow(self, addresses: Sequence[str]) -> None:
         """Follow addresses from now on.
 
-        The node looks through its mempool and the blocks of the last two or three hours each time. The addresses count
-        as incomplete until `mark_complete`, so that what a crash cuts off is done again.
+        Each time, the node scans its mempool and the blocks of the last two or three hours. The addresses count as
+        incomplete until `mark_complete`, so work that a crash interrupts is repeated.
         """
         if not addresses:
             return
@@ -267,31 +271,32 @@ class WatchWallet:
             results = await self._call(_imports, "importdescriptors", requests, timeout_seconds=LONG_SECONDS)
         failed = next((result for result in results if not result.success), None)
         if failed is not None:
-            msg = f"the node's wallet does not follow: {failed.error.message if failed.error else 'no reason given'}"
+            msg = f"the node's wallet refuses to follow: {failed.error.message if failed.error else 'no reason given'}"
             raise ChainFailed(msg)
 
     async def rescan(self, first: int, last: int) -> None:
-        """Have the node look through its blocks of these heights for what concerns followed addresses."""
+        """Let the node scan its blocks of these heights for followed addresses."""
         async with self._importing:
             await self._call(_anything, "rescanblockchain", first, last, timeout_seconds=LONG_SECONDS)
         async with self._reading:
-            self._listed_to = ""  # what was found is older than what was listed
+            self._listed_to = ""  # the found transactions are older than the last listing
 
     async def mark_complete(self, addresses: Sequence[str]) -> None:
-        """Note that the wallet knows all outputs to these followed addresses."""
+        """Record that the wallet knows all outputs of these followed addresses."""
         await self._batch(_anything, "setlabel", [[each, _COMPLETE] for each in addresses])
 
     async def mark_adopted(self, *addresses: str) -> None:
-        """Note that the wallet knows what matters of these followed addresses, but not what was paid there before."""
+        """Record that the wallet knows the relevant outputs of these followed addresses, but not all earlier ones."""
         await self._batch(_anything, "setlabel", [[each, _ADOPTED] for each in addresses])
 
     async def learn(self, outpoint: OutPoint) -> None:
-        """Let the wallet know an unspent output of a followed address, without a rescan.
+        """Add an unspent output of a followed address to the wallet, without a rescan.
 
-        Without its transaction the wallet would not notice what spends it. What is unconfirmed it saw in the mempool.
+        Without its transaction the wallet would not notice its spend. The wallet saw unconfirmed transactions in the
+        mempool.
 
         Raises:
-            ChainFailed: spent, just reorganized away, or in a block that the node has pruned.
+            ChainFailed: the output is spent, was just reorganized away, or is in a block that the node has pruned.
         """
         try:
             await self.transaction(outpoint.txid)
@@ -303,13 +308,13 @@ class WatchWallet:
         try:
             await self._add(outpoint)
         except RpcError as error:
-            msg = f"can't read what holds {outpoint} (pruned, or just reorganized away): {error}"
+            msg = f"can't read the transaction of {outpoint} (pruned, or just reorganized away): {error}"
             raise ChainFailed(msg) from error
 
     async def _add(self, outpoint: OutPoint) -> None:
         raw, block_hash = await self.read_unspent(outpoint)
         if not block_hash:
-            msg = f"{outpoint} came just now; ask again"
+            msg = f"{outpoint} has just arrived; try again"
             raise ChainFailed(msg)
         proof = await self._rpc.call(_text, "gettxoutproof", [outpoint.txid_hex], block_hash)
         await self._call(_anything, "importprunedfunds", raw, proof)
@@ -318,12 +323,12 @@ class WatchWallet:
         """Return the transaction of an unspent output (hex), and the hash of its block; "" while it is in the mempool.
 
         Raises:
-            ChainFailed: spent, just reorganized away, or in a block that the node has pruned.
+            ChainFailed: the output is spent, was just reorganized away, or is in a block that the node has pruned.
         """
         txid = outpoint.txid_hex
         held = await self._rpc.call(_held, "gettxout", txid, outpoint.vout, True)
         if held is None:
-            msg = f"{outpoint} is spent; ask again"
+            msg = f"{outpoint} is spent; try again"
             raise ChainFailed(msg)
         if not held.confirmations:
             return await self._rpc.call(_text, "getrawtransaction", txid, False), ""
@@ -332,21 +337,21 @@ class WatchWallet:
         return await self._rpc.call(_text, "getrawtransaction", txid, False, block_hash), block_hash
 
     async def received(self, *addresses: str) -> list[OutPoint]:
-        """List unspent outputs to followed addresses, also unconfirmed, unsafe and immature ones."""
+        """List unspent outputs of followed addresses, including unconfirmed, unsafe and immature ones."""
         options = {"include_immature_coinbase": True}
         least, most = 0, 9_999_999  # confirmations
         found = await self._call(_unspents, "listunspent", least, most, addresses, True, options)
         return [OutPoint.parse(each.txid, each.vout) for each in found]
 
     async def spender(self, outpoint: OutPoint) -> Spend | None:
-        """Return the confirmed transaction that spends an output to a followed address."""
+        """Return the confirmed transaction that spends an output of a followed address."""
         async with self._reading:
             try:
                 return await self._look_up(outpoint)
             except RpcError as error:
                 if error.code != NOT_FOUND:
                     raise
-            # a node that was killed forgets its newest blocks, one that was set up anew its wallet
+            # a node that was killed forgets its newest blocks, and a newly installed node has no wallet
             self._forget()
             return await self._look_up(outpoint)
 
@@ -363,10 +368,10 @@ class WatchWallet:
         return None
 
     async def _read_news(self) -> None:
-        """Note which outputs the wallet's new transactions spend. What is noted stays: depth is asked each time.
+        """Record which outputs the wallet's new transactions spend. The depth is not recorded, but read at each call.
 
-        Only transactions since the last block listed come, or since the fork when that block was reorganized away, and
-        the unconfirmed ones.
+        The node lists only transactions since the last listed block, or since the fork if that block was reorganized
+        away, and the unconfirmed ones.
         """
         watch_only, removed, change = True, False, True
         listing = await self._call(_listing, "listsinceblock", self._listed_to, 1, watch_only, removed, change)

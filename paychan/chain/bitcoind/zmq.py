@@ -1,4 +1,4 @@
-"""Bitcoin Core's ZMQ notifications, used only to wake up early: nothing in them is believed, all may be missed."""
+"""Bitcoin Core's ZMQ notifications, used only to wake up early: their content is not trusted, and all may be missed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 try:
     import zmq
     import zmq.asyncio
-except ModuleNotFoundError:  # an installation for payers: the node is asked at intervals instead
+except ModuleNotFoundError:  # an installation for payers: the node is polled instead
     HAS_ZMQ = False
 else:
     HAS_ZMQ = True
@@ -19,12 +19,12 @@ from paychan.supervisor import Supervised, Supervisor
 
 _TOPICS = (b"hashblock", b"sequence")
 _MEMPOOL_LABELS = (b"A", b"R")
-"""doc/zmq.md: the sequence topic tells of transactions that were added to the mempool or removed from it,
+"""doc/zmq.md: the sequence topic reports transactions that were added to the mempool or removed from it,
 and of blocks that were connected (C) or disconnected (D)."""
 
 
 class ZmqFeed:
-    """A subscription to some of the node's publishers. libzmq connects again by itself when the node comes back."""
+    """A subscription to some of the node's publishers. libzmq reconnects by itself when the node returns."""
 
     def __init__(self, addresses: Iterable[str], supervisor: Supervisor) -> None:
         self.addresses = set(addresses)
@@ -39,17 +39,17 @@ class ZmqFeed:
         self._task = supervisor.run("zmq feed", self._receive)
 
     async def wait(self, timeout_seconds: float) -> bool:
-        """Wait for a block, at most so long; return whether anything was told since the last call.
+        """Wait for a block, at most this many seconds; return whether anything was published since the last call.
 
-        A main network mempool changes ten times a second: its news are gathered and wait for the time-out.
+        A main network mempool changes ten times a second: its changes are collected and do not end the wait early.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):  # Python 3.11's wait_for may swallow a cancellation
                 await self._block.wait()
-        told = self._block.is_set() or self._mempool_changed
+        published = self._block.is_set() or self._mempool_changed
         self._block.clear()
         self._mempool_changed = False
-        return told
+        return published
 
     async def close(self) -> None:
         await self._task.stop()
@@ -66,9 +66,9 @@ class ZmqFeed:
 
 
 def reachable(address: str, host: str) -> str | None:
-    """Turn the address at which a node publishes into one that we can connect to, given the host of its RPC interface.
+    """Convert the address at which a node publishes into one to connect to, given the host of its RPC interface.
 
-    None when it listens on its own loopback interface and is not on this machine.
+    None if the node publishes on its own loopback interface and is not on this machine.
     """
     published = urlsplit(address)
     if published.scheme == "ipc":

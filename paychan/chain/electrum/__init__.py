@@ -1,1 +1,1 @@
-"""The chain through an Electrum server: for operators without a node."""
+"""A chain backend over an Electrum server: for operators without a node."""

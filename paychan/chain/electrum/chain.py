@@ -1,14 +1,14 @@
-"""A chain seen through an Electrum server (ElectrumX, electrs, Fulcrum): for operators without a full node.
+"""A chain backend over an Electrum server (ElectrumX, electrs, Fulcrum): for operators without a full node.
 
-Trust. What is confirmed the server can't make up, neither a payment to us nor its amount, its spending or its depth:
-transactions are checked against their ids, confirmations against merkle proofs and connected headers with their work,
-on the live network at a difficulty that makes forging cost more than most channels hold. It *can* keep things from us:
-new blocks (the age of the tip tells), a spend or a double-spend. It can make up transactions without confirmations,
-estimate any fee, and it learns which addresses are ours. So run it yourself, or ask two whom you don't think to be in
-league: operator's choice.
+Trust. The server can't forge confirmed data: a payment to the operator, its amount, its spending or its depth.
+Transactions are checked against their ids, confirmations against merkle proofs and connected headers with their work;
+on the live network the required difficulty makes a forgery cost more than most channels hold. The server *can* hide
+data: new blocks (which the age of the tip reveals), a spend or a double-spend. It can also invent unconfirmed
+transactions and fee estimates, and it learns the operator's addresses. So the operator should run the server, or use
+two servers that are unlikely to collude.
 
-Not followed are consensus rules other than work. Blocks are never read; of a transaction, and only of one that pays to
-us or spends from there, its inputs' outpoints and its outputs.
+Consensus rules other than work are not checked. Blocks are never read. Of a transaction that pays to a watched script
+or spends from one, only the inputs' outpoints and the outputs are read.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from paychan.protocol.fees import ChainFees
 from paychan.protocol.types import MAX_MONEY_SAT, Network, OutPoint, Sat, UnixTime
 
 _MOST_OUTPUTS = 100
-"""Outputs on one address that are looked at, the most valuable first: thousands of dust are not worth the requests."""
+"""Most outputs of one address that are read, the most valuable first: thousands of dust outputs don't merit requests."""
 
 _PAUSES_SECONDS = (0.1, 0.4, 1.5)
-"""A server is done with a reorg after these."""
+"""Pauses between tries; after these, a server has finished a reorg."""
 
 _INDEX_LAG_SECONDS = 10
-"""ElectrumX asks its node for news every five seconds."""
+"""ElectrumX polls its node every five seconds."""
 
 _NODE_ERROR = 2
-"""Code of an answer that the server's own node refused; for transaction.get: it knows no such transaction."""
+"""Error code for a refusal by the server's own node; for transaction.get: the node knows no such transaction."""
 
 _T = TypeVar("_T")
 
@@ -59,7 +59,7 @@ class _Unspent(Struct):
 
 
 class _Touching(Struct):
-    """A transaction that pays to a script or spends from it; height 0 or -1 while in the mempool."""
+    """A transaction that pays to a script or spends from it; height 0 or -1 in the mempool."""
 
     tx_hash: HashHex
     height: int
@@ -74,15 +74,15 @@ class _Output(Struct, frozen=True):
 class ElectrumChain:
     """A `paychan.chain.base.Chain` over the Electrum protocol 1.4 to 1.6.
 
-    A server that leaves one request without an answer for `timeout_seconds` has failed; a question takes up to four of
-    them in a row. ElectrumX holds small answers back for up to a second, its view may lag its node's by seconds, and it
-    follows a reorg once the new branch is longer. What is watched is forgotten at our end.
+    A server that leaves one request unanswered for `timeout_seconds` has failed; a call makes up to four requests in
+    sequence. ElectrumX delays small answers by up to a second, its view may be seconds behind its node's, and it
+    follows a reorg once the new branch is longer. The backend forgets its watches at its end.
     """
 
     def __init__(
         self, url: str, network: Network, *, timeout_seconds: float, certificate_file: Path | None = None
     ) -> None:
-        """Connect to nobody yet; `url` and `certificate_file` are `ElectrumLink`'s, whose errors this raises."""
+        """Create the backend without connecting; `url` and `certificate_file` are `ElectrumLink`'s, whose errors this raises."""
         self._news = asyncio.Event()
         self._link = ElectrumLink(url, network, timeout_seconds, certificate_file, self._news.set)
         self._headers = ElectrumHeaders(self._link, network)
@@ -92,27 +92,27 @@ class ElectrumChain:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What is known of the node behind the server, which is little."""
+        """The few known abilities of the node behind the server."""
         return Capabilities(news=True, shortcomings=tuple(filter(None, [self._shortcoming])))
 
     async def check(self) -> None:
-        """Make sure that the server is there, of our network, and speaks a protocol that we know.
+        """Check that the server is reachable, of the right network, and speaks a known protocol version.
 
-        Whether it is up to date nobody but the tip's time can tell.
+        Only the tip's time shows whether the server is up to date.
         """
         try:
             await self.tip()
         except ChainUnfit:
             raise
         except ChainFailed as failure:
-            msg = f"{failure}: is an Electrum server running there, and done with its synchronization?"
+            msg = f"{failure}: is an Electrum server running there, and has it finished its synchronization?"
             raise ChainUnfit(msg) from None
 
     async def tip(self) -> Tip:
         return await self._headers.sync()
 
     async def wait_for_change(self, seen: Tip, timeout_seconds: float) -> None:
-        """Return when the server announces anything, or the connection to it is lost or there again."""
+        """Return when the server announces a change, or when the connection is lost or restored."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._link.wait_until_connected()
@@ -123,19 +123,19 @@ class ElectrumChain:
             pass
         self._news.clear()
 
-    async def watch(self, payees: Collection[Payee], since: UnixTime | None = None) -> None:  # noqa: ARG002 - servers know all
+    async def watch(self, payees: Collection[Payee], since: UnixTime | None = None) -> None:  # noqa: ARG002 - servers index all
         scripts = {each.funding_script for each in payees}
         self._watched |= scripts
         await self._link.follow(_script_hash(script) for script in scripts)
 
     def expect(self, payee: Payee) -> None:
-        """The server knows all scripts."""
+        """The server indexes all scripts, so there is nothing to do."""
 
     async def adopt(self, payee: Payee, outpoints: Collection[OutPoint]) -> None:  # noqa: ARG002 - the server knows them
         await self.watch([payee])
 
     async def funding(self, payee: Payee, at: OutPoint | None = None) -> tuple[Funding, ...]:
-        """List them, the most valuable first, and of those no more than a hundred."""
+        """List the outputs, the most valuable first, at most a hundred."""
         return await _steadily(lambda: self._fundings(payee.funding_script, at))
 
     async def deposits(self, payees: Collection[Payee]) -> list[tuple[Payee, Funding]]:
@@ -146,7 +146,7 @@ class ElectrumChain:
         return await _steadily(lambda: self._still_unspent(frozenset(outpoints)))
 
     async def spender(self, outpoint: OutPoint) -> Spend | None:
-        """Look through the history of the outpoint's script, the newest blocks first, the mempool last."""
+        """Search the history of the outpoint's script, the newest blocks first, the mempool last."""
         return await _steadily(lambda: self._spender(outpoint))
 
     async def transaction(self, txid: bytes) -> bytes:
@@ -162,13 +162,13 @@ class ElectrumChain:
         fees, self._shortcoming = await read_fees(self._link)
         return fees
 
-    async def replacement_cost(self, txid: bytes) -> Sat | None:  # noqa: ARG002 - the protocol has no question for it
+    async def replacement_cost(self, txid: bytes) -> Sat | None:  # noqa: ARG002 - the protocol has no such request
         return None
 
     async def publish(self, transaction: bytes, child: bytes = b"") -> None:
-        """Broadcast; with a child as a package, where the server takes one, else one by one.
+        """Broadcast; with a child as a package if the server accepts packages, else one by one.
 
-        What the server's node refuses may be there already: then that is a success.
+        A transaction that the server's node refuses may already be known: then the broadcast is a success.
         """
         reasons = await submit_package(self._link, transaction, child) if child else ""
         if child and not reasons:
@@ -224,10 +224,10 @@ class ElectrumChain:
         return None
 
     async def _is_known(self, raw: bytes) -> bool:
-        """Find a transaction in the history of a script that it spends from or, when none is watched, pays to.
+        """Search for a transaction in the history of a watched script that it spends from, or else of one that it pays to.
 
-        Its node's word alone will not do: one with a transaction index also knows what is in orphaned blocks only. But
-        where the node has it, the server's index may be about to.
+        The node's answer alone does not suffice: a node with a transaction index also knows transactions of orphaned
+        blocks. But if the node has the transaction, the server's index may follow soon.
         """
         try:
             transaction = CTransaction.deserialize(raw)
@@ -251,12 +251,12 @@ class ElectrumChain:
             self._output(outpoint), self._headers.confirmations(outpoint.txid, unspent.height)
         )
         if output is None or (output.script, output.value_sat) != (script, unspent.value):
-            msg = f"{outpoint} does not pay {unspent.value} sat to script {script.hex()}, whatever the server says"
+            msg = f"{outpoint} does not pay {unspent.value} sat to script {script.hex()}, although the server says so"
             raise ChainFailed(msg)
         return Funding(outpoint, output.value_sat, confirmations, output.coinbase)
 
     async def _watched_output(self, outpoint: OutPoint) -> _Output | None:
-        """Return the output; None when there is none: never was, or gone in a reorg."""
+        """Return the output; None if it does not exist, or disappeared in a reorg."""
         output = await self._known_output(outpoint)
         if output is not None and output.script not in self._watched:
             msg = f"{outpoint} pays to a script that is not watched"
@@ -292,25 +292,25 @@ class ElectrumChain:
             msg = f"transaction {txid_hex} can't be read: {error}"
             raise ChainFailed(msg) from None
         if bytes(transaction.GetTxid()) != txid:
-            msg = f"asked for transaction {txid_hex}, got another one"
+            msg = f"requested transaction {txid_hex}, got another one"
             raise ChainFailed(msg)
         return transaction
 
     async def _list_unspent(self, script: bytes) -> list[_Unspent]:
-        """List what is unspent, also by the server's mempool.
+        """List the unspent outputs, including those of the server's mempool.
 
-        ElectrumX lists what was just confirmed twice, until its mempool has followed: the one in the chain counts.
+        ElectrumX lists a newly confirmed output twice until its mempool is updated: the entry with a block counts.
         """
         listed = await self._link.ask("blockchain.scripthash.listunspent", _script_hash(script), kind=list[_Unspent])
         return list({each.outpoint: each for each in sorted(listed, key=lambda each: each.height)}.values())
 
     async def _history(self, script: bytes) -> list[_Touching]:
-        """List what pays to the script or spends from it."""
+        """List the transactions that pay to the script or spend from it."""
         return await self._link.ask("blockchain.scripthash.get_history", _script_hash(script), kind=list[_Touching])
 
 
 async def _steadily(question: Callable[[], Awaitable[_T]]) -> _T:
-    """Ask again when the chain moved between two answers, or the server named what its node no longer knows."""
+    """Repeat a query if the chain changed between two answers, or if the server named data that its node lacks."""
     for pause in _PAUSES_SECONDS:
         try:
             return await question()

@@ -1,8 +1,8 @@
-"""One connection of the Electrum protocol: JSON-RPC, a message a line, over TCP or TLS.
+"""One connection of the Electrum protocol: JSON-RPC, one message a line, over TCP or TLS.
 
-No library carries this. aiorpcX 0.25, which Electrum and ElectrumX use, ends the calls in flight on a lost connection
-with CancelledError, leaves later ones waiting, leaves its time-outs behind as cancellations of the task, and reads
-fractions as floats; connectrum and electrum-client can't pin a certificate. So this has the shape of
+No library fits. aiorpcX 0.25, which Electrum and ElectrumX use, ends pending calls on a lost connection with
+CancelledError, leaves later calls waiting, leaves its time-outs behind as cancellations of the task, and reads
+fractions as floats; connectrum and electrum-client can't pin a certificate. So this module has the same design as
 `paychan.signer_client.unix`.
 """
 
@@ -24,13 +24,13 @@ _MAX_LINE_BYTES = 10 * 1024 * 1024
 """More than the hex digits of the largest transaction that fits into a block."""
 
 _MAX_IN_FLIGHT = 50
-"""Requests sent and not answered yet; servers slow down those who ask for more at a time."""
+"""Most requests without an answer; servers slow down a client that sends more at a time."""
 
 _MAX_REASON = 300
-"""Servers put whole transactions into their reasons."""
+"""Servers quote whole transactions in their reasons."""
 
 _PING_SECONDS = 60
-"""Finds out that a silent connection is dead; servers close one that asks nothing for ten minutes."""
+"""Detects that a silent connection is dead; servers close a connection without requests after ten minutes."""
 
 _T = TypeVar("_T")
 
@@ -68,7 +68,7 @@ _messages = msgspec.json.Decoder(_Message)
 
 
 class ElectrumConnection:
-    """A connection and those who wait for its answers. An answer comes by the deadline, or the connection is given up.
+    """A connection and its pending requests. An answer arrives by the deadline, or the connection is closed.
 
     `on_news` is called for every notification, and once more when the connection is lost.
     """
@@ -102,7 +102,7 @@ class ElectrumConnection:
         deadline_seconds: float,
         on_news: Callable[[], None],
     ) -> ElectrumConnection:
-        """Connect; errors will speak of the server by this name. Raises `OSError`, which `ssl.SSLError` is too."""
+        """Connect; errors name the server by `name`. Raises `OSError`, of which `ssl.SSLError` is a subclass."""
         reader, writer = await asyncio.open_connection(host, port, ssl=tls, limit=_MAX_LINE_BYTES)
         return cls(name, reader, writer, deadline_seconds, on_news)
 
@@ -112,16 +112,16 @@ class ElectrumConnection:
 
     @property
     def certificate(self) -> bytes | None:
-        """The server's certificate (DER), whose key the TLS handshake has proved; None without TLS."""
+        """The server's certificate (DER), proved by the TLS handshake; None without TLS."""
         secured: ssl.SSLObject | None = self._writer.get_extra_info("ssl_object")
         return None if secured is None else secured.getpeercert(binary_form=True)
 
     async def ask(self, method: str, *params: object, kind: type[_T]) -> _T:
-        """Send a request, and read the answer as `kind`.
+        """Send a request, and decode the answer as `kind`.
 
         Raises:
             ServerRefused: the answer is an error.
-            ChainFailed: no answer by the deadline, the connection broke, or the answer is something else.
+            ChainFailed: no answer by the deadline, the connection broke, or the answer has another form.
         """
         question = f"{self._name}: {method}"
         async with self._slots:
@@ -135,7 +135,7 @@ class ElectrumConnection:
             raise ChainRefused(msg) from None
 
     async def close(self) -> None:
-        """Let go; calls in flight end with `ChainFailed`. Aborts: a farewell (TLS) would wait for a server that hangs."""
+        """Close; pending calls raise `ChainFailed`. Aborts: a TLS shutdown would wait for a server that hangs."""
         self._writer.transport.abort()
         with suppress(OSError):
             await self._writer.wait_closed()
@@ -153,7 +153,7 @@ class ElectrumConnection:
                 await self._writer.drain()
                 return await future
         except TimeoutError:
-            self._writer.transport.abort()  # what else it would say nobody waits for; the next call begins anew
+            self._writer.transport.abort()  # later answers have no reader; the next call opens a new connection
             msg = f"{question}: no answer within {self._deadline} s"
             raise ChainFailed(msg) from None
         except OSError as error:
@@ -163,7 +163,7 @@ class ElectrumConnection:
             self._waiting.pop(request.id, None)
 
     async def _receive(self) -> None:
-        """Hand out answers until the connection ends."""
+        """Deliver answers until the connection ends."""
         reason = "connection closed by the server"
         try:
             while True:
@@ -192,6 +192,6 @@ class ElectrumConnection:
 
     def _hand_out(self, message: _Message) -> None:
         if message.id is None:
-            self._on_news()  # which script or header it names is not used: who waits asks for all of it
+            self._on_news()  # the named script or header is not used: waiting callers read all of it again
         elif (future := self._waiting.get(message.id)) is not None and not future.done():
             future.set_result(message)

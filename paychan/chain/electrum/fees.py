@@ -1,4 +1,4 @@
-"""What an Electrum server says of fees, and how it takes packages. All of it is the server's word alone."""
+"""Fee estimates and package broadcasts over an Electrum server. All fee data is the server's unproved statement."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _FEE_TARGET_BLOCKS = 12
 _NO_ESTIMATE = -1
 
 _NEW_IN_1_6 = (1, 6)
-"""This version of the protocol brought mempool.get_info and packages, and took relayfee away."""
+"""The protocol version that added mempool.get_info and packages, and removed relayfee."""
 
 
 class _MempoolInfo(Struct):
-    """In coins per 1000 vB. By default no node asks for a larger increment than this one."""
+    """In BTC per 1000 vB. By default no node requires a larger increment than this one."""
 
     mempoolminfee: Decimal
     minrelaytxfee: Decimal
@@ -40,15 +40,16 @@ class _PackageVerdict(Struct):
 
 
 async def read_fees(link: ElectrumLink) -> tuple[ChainFees, str]:
-    """Return what the server estimates, if it can, and its node asks for, in whole satoshi per vB, rounded up.
+    """Return the server's estimate, if any, and its node's relay fees, in whole satoshi per vB, rounded up.
 
-    And what it refused to tell, or told in a way that can't be: none of it is vital, floor and curve do without.
-    ElectrumX tells what its node takes up to a minute late. Before protocol 1.6 servers tell only what it always asks.
+    The text lists what the server refused to answer or answered in an invalid form: fees work without it, by floor and
+    curve. ElectrumX reports its node's relay fees up to a minute late. Before protocol 1.6, servers report only the
+    static minimum.
     """
     estimate, missing = None, []
     try:
-        told = await link.ask("blockchain.estimatefee", _FEE_TARGET_BLOCKS, kind=Decimal)
-        estimate = None if told == _NO_ESTIMATE else _sat_per_vb(told)
+        answer = await link.ask("blockchain.estimatefee", _FEE_TARGET_BLOCKS, kind=Decimal)
+        estimate = None if answer == _NO_ESTIMATE else _sat_per_vb(answer)
     except ChainRefused as refusal:
         missing.append(f"estimates no fees ({refusal})")
     floor, increment = RELAY_FLOOR_SAT_PER_VB, 1
@@ -63,9 +64,9 @@ async def read_fees(link: ElectrumLink) -> tuple[ChainFees, str]:
 
 
 async def submit_package(link: ElectrumLink, *transactions: bytes) -> str:
-    """Hand in transactions that depend on each other; return why they were refused, or nothing."""
+    """Broadcast transactions that depend on each other; return the reason of a refusal, or an empty text."""
     if await link.version() < _NEW_IN_1_6:
-        return "the server takes no packages"
+        return "the server accepts no packages"
     package = [transaction.hex() for transaction in transactions]
     try:
         verdict = await link.ask("blockchain.transaction.broadcast_package", package, kind=_PackageVerdict)
@@ -84,7 +85,7 @@ async def _mempool_info(link: ElectrumLink) -> _MempoolInfo:
 
 
 def _sat_per_vb(btc_per_kvb: Decimal) -> int:
-    """Convert the protocol's unit, rounded up, at least 1. More than 1 BTC/kvB (100,000 sat/vB) is no fee rate."""
+    """Convert the protocol's unit, rounded up, at least 1. More than 1 BTC/kvB (100,000 sat/vB) is not a fee rate."""
     if not btc_per_kvb.is_finite() or not 0 <= btc_per_kvb <= 1:
         msg = f"fee rate of {btc_per_kvb} BTC/kvB"
         raise ChainRefused(msg)

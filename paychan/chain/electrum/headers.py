@@ -1,4 +1,4 @@
-"""How deep a transaction is, proved to us by an Electrum server: its headers, kept up to date, and its merkle proofs."""
+"""Confirmations proved by an Electrum server: its headers, kept up to date, and its merkle proofs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paychan.chain.spv import HEADER_BYTES, MEDIAN_BLOCKS, HeaderChain
 from paychan.protocol.types import Network
 
 _MOST_HEADERS = 2016
-"""Servers return no more at a time."""
+"""Most headers that a server returns at a time."""
 
 HashHex = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 """A hash as displayed: reversed, lower-case hex."""
@@ -24,7 +24,7 @@ class _Height(Struct):
 
 
 class _Headers(Struct):
-    """Protocol 1.4 puts all into `hex`, 1.6 each into `headers`."""
+    """Protocol 1.4 puts all headers into `hex`, 1.6 puts each into `headers`."""
 
     hex: str = ""
     headers: tuple[str, ...] = ()
@@ -36,7 +36,7 @@ class _Proof(Struct):
 
 
 class ElectrumHeaders:
-    """The server's chain from the oldest block that was asked for up to the tip."""
+    """The server's chain from the oldest requested block up to the tip."""
 
     def __init__(self, link: ElectrumLink, network: Network) -> None:
         self._link = link
@@ -46,14 +46,14 @@ class ElectrumHeaders:
 
     @property
     def tip(self) -> Tip | None:
-        """The tip when it was last asked for."""
+        """The tip of the last `sync`."""
         if self._chain.height < 0:
             return None
         header = self._chain.at(self._chain.height)
         return Tip(self._chain.height, header.block_hash[::-1].hex(), header.time, self._chain.median_time)
 
     async def sync(self) -> Tip:
-        """Follow the server to its tip, over any reorg."""
+        """Follow the server to its tip, across any reorg."""
         async with self._changing:
             while await self._follow() >= _MOST_HEADERS:
                 pass
@@ -65,7 +65,7 @@ class ElectrumHeaders:
         return tip
 
     async def holds(self, seen: Tip) -> bool:
-        """Say whether this block is in the server's chain."""
+        """Return whether this block is in the server's chain."""
         tip = await self.sync()
         if seen.height > tip.height:
             return False
@@ -74,15 +74,15 @@ class ElectrumHeaders:
         return self._chain.at(seen.height).block_hash[::-1].hex() == seen.block_hash
 
     async def confirmations(self, txid: bytes, height: int) -> int:
-        """Count the blocks from the one that a transaction (internal txid) is said to be in; height 0 or -1: in none.
+        """Count the blocks from the one that is said to contain a transaction (internal txid); height 0 or -1: in none.
 
         Raises:
-            ViewMoved, ServerRefused: it is not, or no longer.
+            ViewMoved, ServerRefused: that block does not contain it, or no longer.
         """
         if height <= 0:
             return 0
         if height > self._chain.height:
-            await self.sync()  # a block came in meanwhile
+            await self.sync()  # a new block was mined meanwhile
         async with self._changing:
             await self._extend_down(height)
         if self._proven.get(txid) != self._chain.at(height).block_hash:
@@ -94,7 +94,7 @@ class ElectrumHeaders:
         return self._chain.height - height + 1
 
     async def _follow(self) -> int:
-        """Take the newest headers from the last common block on; return how many came."""
+        """Fetch the headers above the last common block; return their number."""
         start, raw = await self._newest()
         headers = self._chain.parse(raw)
         while not self._chain.joins(start, headers):
@@ -106,7 +106,7 @@ class ElectrumHeaders:
         return len(headers)
 
     async def _newest(self) -> tuple[int, bytes]:
-        """Fetch those that the median time needs and all above, with the height of the first."""
+        """Fetch the headers that the median time needs and all above; return them with the height of the first."""
         if self._chain.height >= 0:
             start = max(0, self._chain.height - MEDIAN_BLOCKS + 1)
             if raw := await self._fetch(start, _MOST_HEADERS):
@@ -121,13 +121,13 @@ class ElectrumHeaders:
             self._chain.prepend(self._chain.parse(await self._fetch(start, self._chain.base - start)))
 
     async def _fetch(self, start: int, count: int) -> bytes:
-        """Fetch headers upwards from a height; fewer when the chain ends."""
+        """Fetch headers upwards from a height; fewer if the chain ends."""
         answer = await self._link.ask("blockchain.block.headers", start, count, kind=_Headers)
         try:
             raw = bytes.fromhex(answer.hex + "".join(answer.headers))
         except ValueError:
             raw = b""
         if len(raw) > count * HEADER_BYTES:
-            msg = f"asked for {count} block headers, got {len(raw)} bytes"
+            msg = f"requested {count} block headers, got {len(raw)} bytes"
             raise ChainFailed(msg)
         return raw

@@ -1,4 +1,4 @@
-"""The way to one Electrum server: connects when needed, again after a loss, and renews what was subscribed."""
+"""The session with one Electrum server: connects on demand and after a loss, and renews the subscriptions."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from paychan.chain.electrum.connection import ElectrumConnection, ServerRefused
 from paychan.protocol.types import Network
 
 _PROTOCOL_VERSIONS = ("1.4", "1.6")
-"""Oldest and newest version of the Electrum protocol that we speak."""
+"""Oldest and newest version of the Electrum protocol that this client speaks."""
 
 _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.25, 15.0
-"""Back-off between attempts to connect, doubled with each failure."""
+"""Pause between two attempts to connect, doubled after each failure."""
 
 _GENESIS = {
     Network.LIVE: {"000000000019d6689c085ae165831e934ff763ae46a2a6c172b3f1b60a8ce26f"},
@@ -31,7 +31,7 @@ _GENESIS = {
     },
     Network.REGTEST: {"0f9188f13cb7b2c71f2a335e3a4fc328bf5beb436012afca590b1a11466e2206"},
 }
-"""Displayed hashes of the first block."""
+"""Displayed hashes of each network's first block."""
 
 _T = TypeVar("_T")
 
@@ -41,11 +41,11 @@ class _Features(Struct):
 
 
 class ElectrumLink:
-    """One server, `tcp://host:port` or `ssl://host:port`; every request is answered within `timeout_seconds`.
+    """One server, `tcp://host:port` or `ssl://host:port`; each request is answered within `timeout_seconds`.
 
-    Over TLS the server's certificate must be the very one in `certificate_file` (PEM; most servers sign their own), or
-    without such a file be vouched for by the system's authorities. `on_news` is called when anything subscribed may
-    have changed.
+    Over TLS the server's certificate must be exactly the one in `certificate_file` (PEM; most servers sign their own).
+    Without such a file, a certificate authority of the system must have signed it. `on_news` is called when a
+    subscribed script or the tip may have changed.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ElectrumLink:
         certificate_file: Path | None,
         on_news: Callable[[], None],
     ) -> None:
-        """Connect to nobody yet.
+        """Create the session without connecting.
 
         Raises:
             ChainUnfit: not the URL of an Electrum server.
@@ -79,12 +79,15 @@ class ElectrumLink:
         self._protocol = (0, 0)
 
     async def version(self) -> tuple[int, int]:
-        """Version of the protocol agreed on with the server; connects if needed."""
+        """Return the protocol version negotiated with the server; connects if needed."""
         await self._connected()
         return self._protocol
 
     async def ask(self, method: str, *params: object, kind: type[_T]) -> _T:
-        """Send a request, and read the answer as `kind`. Raises `ServerRefused`, or `ChainFailed` for all else."""
+        """Send a request, and decode the answer as `kind`.
+
+        Raises `ServerRefused`, or `ChainFailed` for other failures.
+        """
         connection = await self._connected()
         return await connection.ask(method, *params, kind=kind)
 
@@ -94,14 +97,14 @@ class ElectrumLink:
         await self._subscribe(await self._connected())
 
     async def wait_until_connected(self) -> None:
-        """Connect, after the pause that earlier failures ask for."""
+        """Connect, after the pause that follows earlier failures."""
         pause = self._not_before - asyncio.get_running_loop().time()
         if (self._connection is None or self._connection.lost) and pause > 0:
             await asyncio.sleep(pause)
         await self._connected()
 
     async def close(self) -> None:
-        """Let go of the connection; later calls end with `ChainFailed`."""
+        """Close the connection; later calls raise `ChainFailed`."""
         self._closed = True
         async with self._connecting:
             await self._disconnect()
@@ -147,35 +150,36 @@ class ElectrumLink:
         return connection
 
     async def _introduce(self, connection: ElectrumConnection) -> None:
-        """Agree on the protocol, check the network, and have new blocks announced."""
+        """Negotiate the protocol version, check the network, and subscribe to new blocks."""
         try:
             _, version = await connection.ask("server.version", "paychan", _PROTOCOL_VERSIONS, kind=tuple[str, str])
         except ServerRefused as error:
-            msg = f"{self._url}: no common version of the Electrum protocol, we speak 1.4 to 1.6: {error}"
+            msg = f"{self._url}: no common version of the Electrum protocol, this client speaks 1.4 to 1.6: {error}"
             raise ChainUnfit(msg) from None
         self._protocol = _parse_version(version)
         features = await connection.ask("server.features", kind=_Features)
         if features.genesis_hash not in _GENESIS[self._network]:
             msg = (
                 f"{self._url}: the server follows the network that begins with block {features.genesis_hash}, "
-                f"we are set to {self._network.value!r}: give the URL of a server of that network"
+                f"the configuration says {self._network.value!r}: give the URL of a server of that network"
             )
             raise WrongNetwork(msg)
         await connection.ask("blockchain.headers.subscribe", kind=Raw)
 
     async def _renew(self, connection: ElectrumConnection) -> None:
-        """Subscribe again on a new connection. Whatever happened in between may have been missed, so that is news."""
+        """Subscribe again on a new connection, and report a change: some may have been missed without the connection."""
         with suppress(ChainFailed):
             await self._subscribe(connection)
         self._on_news()
 
     async def _subscribe(self, connection: ElectrumConnection) -> None:
         missing = self._followed - self._subscribed
-        self._subscribed |= missing  # before asking: whoever comes meanwhile need not; a lost connection clears it
+        self._subscribed |= missing  # before the requests, which a concurrent caller need not repeat
         await asyncio.gather(*(self._subscribe_script(connection, script_hash) for script_hash in missing))
 
     async def _subscribe_script(self, connection: ElectrumConnection, script_hash: str) -> None:
-        # A script whose history is too long for the server is asked for at every time-out, but must not stop the others
+        # The server may refuse a script whose history is too long. Callers read it at every time-out; the others must
+        # still work.
         with suppress(ServerRefused):
             await connection.ask("blockchain.scripthash.subscribe", script_hash, kind=Raw)
 
@@ -193,7 +197,7 @@ class ElectrumLink:
             return ssl.create_default_context()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE  # `_check_certificate` does more: this certificate and no other
+        context.verify_mode = ssl.CERT_NONE  # `_check_certificate` is stricter: this certificate and no other
         return context
 
     def _check_certificate(self, connection: ElectrumConnection) -> None:
@@ -206,38 +210,38 @@ class ElectrumLink:
             raise ChainUnfit(msg) from None
         if connection.certificate != expected:
             msg = (
-                f"{self._url}: the server shows another certificate than the one in {self._certificate_file}: "
-                f"if its operator has renewed it, get the new one from there"
+                f"{self._url}: the server's certificate is not the one in {self._certificate_file}: "
+                f"if its operator has renewed it, get the new one from that operator"
             )
             raise ChainUnfit(msg)
 
     def _unreachable(self, error: OSError) -> ChainFailed:
         if isinstance(error, ssl.SSLCertVerificationError):
             return ChainUnfit(
-                f"{self._url}: no authority vouches for the server's certificate ({error.verify_message}): "
-                f"put the certificate into a file and name that as the certificate file"
+                f"{self._url}: no certificate authority signed the server's certificate ({error.verify_message}): "
+                f"save the certificate as a file and set it as the certificate file"
             )
         if isinstance(error, TimeoutError):
             return ChainFailed(f"{self._url}: no answer within {self._timeout} s")
-        reason = "nobody listens there" if isinstance(error, ConnectionRefusedError) else error.strerror or error
+        reason = "no server listens there" if isinstance(error, ConnectionRefusedError) else error.strerror or error
         return ChainFailed(f"{self._url}: {reason}")
 
 
 def _parse_url(url: str) -> tuple[bool, str, int]:
-    """Return whether it is TLS, host and port."""
+    """Return whether the URL is TLS, its host and its port."""
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
         port = None
     if port is None or parts.scheme not in ("tcp", "ssl") or not parts.hostname or parts.path or parts.query:
-        msg = f"{url}: not the URL of an Electrum server: want tcp://host:port or ssl://host:port"
+        msg = f"{url}: not the URL of an Electrum server: expected tcp://host:port or ssl://host:port"
         raise ChainUnfit(msg)
     return parts.scheme == "ssl", parts.hostname, port
 
 
 def _parse_version(text: str) -> tuple[int, int]:
-    """Return major and minor number."""
+    """Return the major and the minor number."""
     major, _, rest = text.partition(".")
     minor = rest.partition(".")[0]
     if not (major.isdecimal() and minor.isdecimal()):
