@@ -34,7 +34,11 @@ def name(liar: Liar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     [
         (["--node", "http://127.0.0.1:1", "--credentials", "{}/login"], "no bitcoind answers", "or correct --node."),
         (["--node", "{liar}", "--credentials", "{}/none"], "can't read {}/none", "in --credentials."),
-        (["--electrum", "127.0.0.1:1"], "not the URL of an Electrum server", "expected tcp://host:port or ssl://host:port"),
+        (
+            ["--electrum", "127.0.0.1:1"],
+            "not the URL of an Electrum server",
+            "expected tcp://host:port or ssl://host:port",
+        ),
     ],
     ids=["nobody there", "no credentials", "no URL"],
 )

@@ -101,9 +101,7 @@ async def test_fault_28_what_is_optional_is_done_without(
     assert (await chain.tip()).block_hash == node.best
     assert await chain.fees() == ChainFees(None, 1, 1)
     assert [text for text in chain.capabilities.shortcomings if "estimate" in text] == (
-        ["the node refuses to estimate fees: only the configured curve decides"]
-        if method == "estimatesmartfee"
-        else []
+        ["the node refuses to estimate fees: only the configured curve decides"] if method == "estimatesmartfee" else []
     )
 
 
