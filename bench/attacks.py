@@ -23,8 +23,8 @@ _ZERO_MASK = b"\x00\x00\x00\x00"
 _UNKNOWN = f"/v2/channels/{'0' * 64}/0"
 
 
-class Door(Struct):
-    """What a stranger knows: where the listeners are; and a channel that it may open like anybody."""
+class Listeners(Struct):
+    """The addresses that an anonymous client knows, and a channel that it may open."""
 
     server: Server
     management: Server
@@ -36,7 +36,7 @@ def _connect(server: Server) -> socket.socket:
 
 
 def _frame(kind: int, content: bytes = b"") -> bytes:
-    """A masked client frame."""
+    """Build a masked client frame."""
     size = len(content)
     length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2)
     return bytes([0x80 | kind]) + length + _ZERO_MASK + content
@@ -51,7 +51,7 @@ def _upgrade(server: Server, target: str) -> bytes:
 
 
 def _again(work: Callable[[], None]) -> None:
-    """Do it for ever, whatever the server does to it."""
+    """Repeat `work` without end, and ignore closed connections."""
     while True:
         try:
             work()
@@ -59,12 +59,12 @@ def _again(work: Callable[[], None]) -> None:
             time.sleep(0.001)
 
 
-def _pings(door: Door, count: Any) -> None:
+def _pings(listeners: Listeners, count: Any) -> None:
     """60: empty pings on a stream without a secret."""
 
     def once() -> None:
-        with _connect(door.server) as connection:
-            connection.sendall(_upgrade(door.server, _UNKNOWN + "/stream"))
+        with _connect(listeners.server) as connection:
+            connection.sendall(_upgrade(listeners.server, _UNKNOWN + "/stream"))
             connection.recv(4096)
             while True:
                 connection.sendall(_frame(9) * 2000)
@@ -73,11 +73,11 @@ def _pings(door: Door, count: Any) -> None:
     _again(once)
 
 
-def _opened_stream(door: Door) -> str:
-    """Open the stranger's own channel; return the target of its stream."""
-    with contextlib.suppress(Exception), _connect(door.server) as connection:
-        exchange(connection, door.session.opening)
-    path, _, query = door.session.payments[0].split(b" ", 2)[1].decode().partition("?")
+def _opened_stream(listeners: Listeners) -> str:
+    """Open the attacker's own channel; return the target of its stream."""
+    with contextlib.suppress(Exception), _connect(listeners.server) as connection:
+        exchange(connection, listeners.session.opening)
+    path, _, query = listeners.session.payments[0].split(b" ", 2)[1].decode().partition("?")
     return f"{path}/stream?{query}"
 
 
@@ -86,13 +86,13 @@ def _bad_frame() -> bytes:
     return _frame(2, write_payments([wrong] * 256))
 
 
-def _vanish(door: Door, count: Any) -> None:
-    """61: streams whose client leaves with 256 payments in flight."""
-    target, bad = _opened_stream(door), _bad_frame()
+def _vanish(listeners: Listeners, count: Any) -> None:
+    """61: streams whose client disconnects with 256 payments in flight."""
+    target, bad = _opened_stream(listeners), _bad_frame()
 
     def once() -> None:
-        with _connect(door.server) as connection:
-            connection.sendall(_upgrade(door.server, target))
+        with _connect(listeners.server) as connection:
+            connection.sendall(_upgrade(listeners.server, target))
             connection.recv(4096)
             connection.sendall(bad)
             count.value += 1
@@ -100,13 +100,13 @@ def _vanish(door: Door, count: Any) -> None:
     _again(once)
 
 
-def _bad_signatures(door: Door, count: Any) -> None:
+def _bad_signatures(listeners: Listeners, count: Any) -> None:
     """69: frames of 256 bad signatures."""
-    target, bad = _opened_stream(door), _bad_frame()
+    target, bad = _opened_stream(listeners), _bad_frame()
 
     def once() -> None:
-        with _connect(door.server) as connection:
-            connection.sendall(_upgrade(door.server, target))
+        with _connect(listeners.server) as connection:
+            connection.sendall(_upgrade(listeners.server, target))
             connection.recv(4096)
             while True:
                 connection.sendall(bad)
@@ -115,13 +115,15 @@ def _bad_signatures(door: Door, count: Any) -> None:
     _again(once)
 
 
-def _requests(door: Door, count: Any, make: Callable[[], bytes], *, keep: bool = True, clients: int = 32) -> None:
-    """Requests flat out, by some clients at once; each is answered before the client's next."""
+def _requests(
+    listeners: Listeners, count: Any, make: Callable[[], bytes], *, keep: bool = True, clients: int = 32
+) -> None:
+    """Send requests at full speed; each connection waits for the answer before its next request."""
     chosen = selectors.DefaultSelector()
 
     def begin() -> None:
         with contextlib.suppress(OSError):
-            connection = _connect(door.server)
+            connection = _connect(listeners.server)
             chosen.register(connection, selectors.EVENT_READ)
             connection.sendall(make())
             count.value += 1
@@ -146,62 +148,62 @@ def _key() -> str:
     return PrivateKey().public_key.format().hex()
 
 
-def _terms(door: Door, count: Any) -> None:
+def _terms(listeners: Listeners, count: Any) -> None:
     """33, 62, 64: terms for a fresh key and expiry each time."""
     key = _key()
 
     def make() -> bytes:
         expiry = int(time.time()) + 700_000 + secrets.randbelow(10_000_000)
-        return request("GET", f"/v1/fundingInfo?client_pubkey={key}&exp_time={expiry}", door.server)
+        return request("GET", f"/v1/fundingInfo?client_pubkey={key}&exp_time={expiry}", listeners.server)
 
-    _requests(door, count, make)
+    _requests(listeners, count, make)
 
 
-def _outputs(door: Door, count: Any) -> None:
-    """65: funding outputs of addresses that nobody has."""
+def _outputs(listeners: Listeners, count: Any) -> None:
+    """65: lists of funding outputs for unused addresses."""
     key = _key()
 
     def make() -> bytes:
         expiry = int(time.time()) + 700_000 + secrets.randbelow(10_000_000)
-        return request("GET", f"/v2/funding/{key}/{expiry}/outputs", door.server)
+        return request("GET", f"/v2/funding/{key}/{expiry}/outputs", listeners.server)
 
-    _requests(door, count, make)
+    _requests(listeners, count, make)
 
 
-def _openings(door: Door, count: Any) -> None:
+def _openings(listeners: Listeners, count: Any) -> None:
     """Openings of channels that are not funded."""
 
     def make() -> bytes:
         payment = encode_v1(Payment(Sat(1_000), PrivateKey().sign(b"\x07" * 32, hasher=None), 0x83))  # type: ignore[arg-type]
         query = f"client_pubkey={_key()}&exp_time=1900000000&change_address=mmA2XECa7bVERzQKkyy1pNBQ3PC4HnxTC5"
-        return request("POST", f"/v1/channels/new?{query}&payment={payment}", door.server)
+        return request("POST", f"/v1/channels/new?{query}&payment={payment}", listeners.server)
 
-    _requests(door, count, make)
-
-
-def _not_found(door: Door, count: Any) -> None:
-    """78: 404s flat out."""
-    _requests(door, count, lambda: request("GET", "/nowhere", door.server))
+    _requests(listeners, count, make)
 
 
-def _not_found_anew(door: Door, count: Any) -> None:
-    """78: 404s flat out, a connection each."""
-    _requests(door, count, lambda: request("GET", "/nowhere", door.server), keep=False)
+def _not_found(listeners: Listeners, count: Any) -> None:
+    """78: requests for unknown paths (404), at full speed."""
+    _requests(listeners, count, lambda: request("GET", "/nowhere", listeners.server))
 
 
-def _unknown_payments(door: Door, count: Any) -> None:
-    """78: payments to channels that are unknown."""
+def _not_found_anew(listeners: Listeners, count: Any) -> None:
+    """78: requests for unknown paths (404), at full speed, on a new connection each."""
+    _requests(listeners, count, lambda: request("GET", "/nowhere", listeners.server), keep=False)
+
+
+def _unknown_payments(listeners: Listeners, count: Any) -> None:
+    """78: payments to unknown channels."""
     body = b'{"payment_data":{"change_value":1,"signature_data":""},"application_data":""}'
-    _requests(door, count, lambda: request("PUT", f"{_UNKNOWN}?secret={'0' * 64}", door.server, body))
+    _requests(listeners, count, lambda: request("PUT", f"{_UNKNOWN}?secret={'0' * 64}", listeners.server, body))
 
 
-def _malformed(door: Door, count: Any) -> None:
-    """78: payments that are none."""
-    _requests(door, count, lambda: request("PUT", f"/v1/channels/{'0' * 64}/0?payment=!", door.server))
+def _malformed(listeners: Listeners, count: Any) -> None:
+    """78: malformed payments."""
+    _requests(listeners, count, lambda: request("PUT", f"/v1/channels/{'0' * 64}/0?payment=!", listeners.server))
 
 
 def _hold(servers: list[Server], count: Any, content: bytes, drip: bytes) -> None:
-    """Connections that stay, and send a little now and then; those that were closed are opened anew."""
+    """Keep connections open and send a few bytes at intervals; replace the connections that the server closed."""
     while True:
         held: list[socket.socket] = []
         with contextlib.suppress(OSError):
@@ -220,42 +222,42 @@ def _hold(servers: list[Server], count: Any, content: bytes, drip: bytes) -> Non
             connection.close()
 
 
-def _idle(door: Door, count: Any) -> None:
+def _idle(listeners: Listeners, count: Any) -> None:
     """66: idle connections."""
-    _hold([door.server], count, b"", b"")
+    _hold([listeners.server], count, b"", b"")
 
 
-def _slow_heads(door: Door, count: Any) -> None:
-    """66: heads that come byte by byte."""
-    _hold([door.server], count, b"PUT /v1/channels/", b"0")
+def _slow_heads(listeners: Listeners, count: Any) -> None:
+    """66: request heads that arrive byte by byte."""
+    _hold([listeners.server], count, b"PUT /v1/channels/", b"0")
 
 
-def _slow_bodies(door: Door, count: Any) -> None:
-    """66, 70: bodies that do not come, on both listeners."""
+def _slow_bodies(listeners: Listeners, count: Any) -> None:
+    """66, 70: request bodies that never arrive, on both listeners."""
     head = b"POST /v1/channels/new HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n"
-    _hold([door.server, door.management], count, head, b"0")
+    _hold([listeners.server, listeners.management], count, head, b"0")
 
 
-def _upgrades(door: Door, count: Any) -> None:
+def _upgrades(listeners: Listeners, count: Any) -> None:
     """68: streams without a secret on unknown channels."""
-    _hold([door.server], count, _upgrade(door.server, _UNKNOWN + "/stream"), b"")
+    _hold([listeners.server], count, _upgrade(listeners.server, _UNKNOWN + "/stream"), b"")
 
 
-def _page(door: Door, count: Any) -> None:
-    """71: a web page that asks the operator's listener for a channel by key."""
+def _page(listeners: Listeners, count: Any) -> None:
+    """71: a web page that asks the management listener for a channel by key."""
     asked = (
-        f"GET /channels/{_key()}/info HTTP/1.1\r\nHost: evil.example:{door.management.port}\r\n"
+        f"GET /channels/{_key()}/info HTTP/1.1\r\nHost: evil.example:{listeners.management.port}\r\n"
         "Origin: http://evil.example\r\nSec-Fetch-Site: cross-site\r\n\r\n"
     ).encode()
-    _requests(Door(door.management, door.management, door.session), count, lambda: asked, clients=6)
+    _requests(Listeners(listeners.management, listeners.management, listeners.session), count, lambda: asked, clients=6)
 
 
-def _nothing(_door: Door, _count: Any) -> None:
-    """The control: what grows and how payments fare with no attack at all."""
+def _nothing(_listeners: Listeners, _count: Any) -> None:
+    """The control: growth and payment latency without any attack."""
     time.sleep(3_600)
 
 
-ATTACKS: dict[str, Callable[[Door, Any], None]] = {
+ATTACKS: dict[str, Callable[[Listeners, Any], None]] = {
     "no attack": _nothing,
     "60 pings": _pings,
     "61 vanishing streams": _vanish,
@@ -273,4 +275,4 @@ ATTACKS: dict[str, Callable[[Door, Any], None]] = {
     "78 unknown channels": _unknown_payments,
     "78 malformed": _malformed,
 }
-"""By name; the number is the fault's that it was first seen with."""
+"""The attacks by name. The number is that of the fault with which the attack was first seen."""

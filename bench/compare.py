@@ -1,9 +1,9 @@
-"""What a real node costs the payments: the load of payments.py in turn on a server in debug mode and one on a node.
+"""Measure what a real node costs: run the load of payments.py in turn on a debug server and on a server with a node.
 
     python bench/compare.py DEBUG_ENDPOINT NODE_ENDPOINT --node URL
 
-Both servers wait on the same machine while the other one is measured. Runs come in pairs, each in the other order than
-the one before, so that a machine that has other things to do is unfair to both alike; one pair before that warms up.
+Both servers run on the same machine; one waits while the other is measured. Runs come in pairs of alternating order, so
+that other work on the machine affects both servers equally. One pair before that warms up.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ KEYS = {
 
 
 def pair(sides: dict[str, Callable[[], dict[str, Any]]], number: int) -> dict[str, dict[str, Any]]:
-    """Measure each side once; the order changes from pair to pair."""
+    """Measure each side once; the order alternates from pair to pair."""
     names = sorted(sides, reverse=bool(number % 2))
     return {name: sides[name]() for name in names}
 
 
 def ratios(pairs: list[dict[str, dict[str, Any]]], key: str) -> dict[str, Any] | None:
-    """Medians and extremes of both sides, and node against debug; None when a run was too short to tell."""
+    """Return medians and extremes of both sides, and the ratio node to debug; None if a run was too short."""
     debug, node = ([each[side][key] for each in pairs] for side in ("debug", "node"))
     if None in debug + node:
         return None
     of_pairs = sorted(b / a for a, b in zip(debug, node, strict=True))
-    told = {
+    numbers = {
         name: {"median": median(values), "least": min(values), "most": max(values)}
         for name, values in (("debug", debug), ("node", node))
     }
-    return told | {
+    return numbers | {
         "ratio_of_medians": round(median(node) / median(debug), 4),
         "median_of_ratios": round(median(of_pairs), 4),
         "ratios": [round(each, 4) for each in of_pairs],
     }
 
 
-def show(told: dict[str, Any]) -> None:
+def show(numbers: dict[str, Any]) -> None:
     """Print medians, extremes and ratios as a table."""
-    table = Table("median (least to most)", "debug", "node", "ratio", "by pairs")
+    table = Table("median (minimum to maximum)", "debug", "node", "ratio", "by pairs")
     for key, name in KEYS.items():
-        if (of := told[key]) is not None:
+        if (of := numbers[key]) is not None:
             sides = [
                 f"{side['median']:,.4g} ({side['least']:,.4g} to {side['most']:,.4g})"
                 for side in (of["debug"], of["node"])
@@ -81,12 +81,12 @@ def main(
     version: Annotated[int, typer.Option(min=1, max=2, help="Version of the protocol.")] = 1,
     save: Annotated[bool, typer.Option(help="Keep the figures in bench/results.")] = True,
 ) -> None:
-    """Measure payments per second on both servers in turn, and say how the node's compares."""
+    """Measure payments per second on both servers in turn, and compare them."""
     believed, real, coins = server_at(debug_endpoint), server_at(node_endpoint), Node(node, credentials, wallet)
 
     def measure(server: Server, channels: list[Funded]) -> dict[str, Any]:
-        told = figures(run(server, channels, payments, version), rate)
-        return told | {"load_average": round(os.getloadavg()[0], 2)}
+        numbers = figures(run(server, channels, payments, version), rate)
+        return numbers | {"load_average": round(os.getloadavg()[0], 2)}
 
     facts, rate = machine.facts(), machine.verifies_per_second()
     sides = {
@@ -104,11 +104,11 @@ def main(
     except BenchError as error:
         Console(stderr=True, highlight=False).print(f"compare: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
-    told = {key: ratios(done[1:], key) for key in KEYS}
-    show(told)
+    numbers = {key: ratios(done[1:], key) for key in KEYS}
+    show(numbers)
     if save:
         asked = {"version": version, "num_payments": payments, "num_threads": clients}
-        print(f"Saved as {machine.save('compare', asked | told | {'pairs': done[1:]}, facts)}")
+        print(f"Saved as {machine.save('compare', asked | numbers | {'pairs': done[1:]}, facts)}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Where the microseconds of a payment go: each part of the hot path alone, and all of them together without a network.
+"""Measure the CPU time of a payment: each part of the hot path alone, and all parts together without a network.
 
     python bench/costs.py
 
-CPU time of one thread, least of some rounds, so that a busy machine hardly matters; beside it the same in verifies, the
-unit that another machine can compare. The sum is less than what a server uses: system calls, the event loop and the
-synced writes come on top, which `load.py` measures.
+Figures are CPU time of one thread, the minimum of several rounds, so that other work on the machine hardly matters.
+They are also given in signature verifications, a unit that is comparable between machines. The sum is less than the CPU
+time of a server: system calls, the event loop and synced writes come on top, which `load.py` measures.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from paychan.store.base import Change
 from paychan.store.leveldb.store import LevelDbStore
 
 GROUP = 32
-"""Payments in a group commit, as many as connections in our figures for whole servers."""
+"""Payments per group commit: the number of connections in the published figures for whole servers."""
 
 
 def microseconds(work: Callable[[], object], rounds: int = 7, seconds: float = 0.05) -> float:
-    """CPU time of one call, least of some rounds."""
+    """Return the CPU time of one call in µs: the minimum of several rounds."""
     best, count = float("inf"), 50
     for _ in range(rounds):
         begun = time.thread_time()
@@ -64,7 +64,7 @@ def microseconds(work: Callable[[], object], rounds: int = 7, seconds: float = 0
 
 
 def parts() -> dict[str, Callable[[], object]]:
-    """Name the parts of a payment, in its order."""
+    """Return the parts of a payment by name, in the order in which they happen."""
     channel, following = client(1)
     server, reader = Server("127.0.0.1", 8000), RequestParser(8192, 4096)
     of_v1, of_v2 = (
@@ -77,7 +77,7 @@ def parts() -> dict[str, Callable[[], object]]:
     digest = hasher.digest(following.change_sat, following.flag)
     signature, public = key.sign(digest, hasher=None), key.public_key
     verifier = PaymentVerifier(channel.terms, channel.outpoint, channel.change_script)
-    context = Context(Network.TEST, RULES, 6, lambda: NOW, *[None] * 4)  # type: ignore[arg-type] # nothing is asked
+    context = Context(Network.TEST, RULES, 6, lambda: NOW, *[None] * 4)  # type: ignore[arg-type] # these members stay unused
     view, command = context.view(channel.outpoint), Pay(following)
     paid = apply(channel, command, view, verifier)
     assert isinstance(paid, Accepted)
@@ -85,7 +85,7 @@ def parts() -> dict[str, Callable[[], object]]:
 
     def read(raw: bytes) -> Asked:
         assert reader.read(raw) == len(raw)
-        return Asked(reader, None)  # type: ignore[arg-type] # nobody is answered
+        return Asked(reader, None)  # type: ignore[arg-type] # no answer is sent
 
     return {
         "v1: HTTP head, target, query": partial(read, of_v1),
@@ -107,7 +107,7 @@ async def whole(directory: Path, groups: int = 60) -> dict[str, float]:
     """Actors, machine, group commit and LevelDB: CPU µs per payment of the loop's thread and of all threads."""
     store = LevelDbStore.open(directory, "bench")
     commits = GroupCommit(store, 0, print)
-    signer = UnixSigner(directory / "no signer", 1.0)  # payments need none
+    signer = UnixSigner(directory / "no signer", 1.0)  # payments need no signer
     context = Context(Network.TEST, RULES, 6, lambda: NOW, store, commits, DebugChain(), signer)
     registry, made = Registry(context), [client(each) for each in range(groups * GROUP)]
     await store.commit([Change(None, channel) for channel, _ in made])
@@ -117,13 +117,13 @@ async def whole(directory: Path, groups: int = 60) -> dict[str, float]:
     thread, process = time.thread_time(), time.process_time()
     for begin in range(0, len(asks), GROUP):
         await _pay(registry, asks[begin : begin + GROUP])
-    told = {
+    numbers = {
         "actor, machine, commit: the loop": (time.thread_time() - thread) / len(asks) * 1e6,
         "actor, machine, commit: all threads": (time.process_time() - process) / len(asks) * 1e6,
     }
     await commits.close()
     await store.close()
-    return told
+    return numbers
 
 
 async def _pay(registry: Registry, asks: list[tuple[ChannelActor | None, Pay]]) -> None:
@@ -144,17 +144,17 @@ async def _pay(registry: Registry, asks: list[tuple[ChannelActor | None, Pay]]) 
 def main(save: Annotated[bool, typer.Option(help="Keep the figures in bench/results.")] = True) -> None:
     """Measure the parts of a payment."""
     facts, works = machine.facts(), parts()
-    told = {name: microseconds(work) for name, work in works.items()}
+    numbers = {name: microseconds(work) for name, work in works.items()}
     with tempfile.TemporaryDirectory(dir=".") as name:  # on a disk; /tmp may be memory
-        told |= uvloop.run(whole(Path(name) / "store"))
+        numbers |= uvloop.run(whole(Path(name) / "store"))
     table = Table("part", "CPU µs", "in verifies")
-    for name, each in told.items():
-        table.add_row(name, f"{each:.2f}", f"{each / told['verify']:.3f}")
+    for name, each in numbers.items():
+        table.add_row(name, f"{each:.2f}", f"{each / numbers['verify']:.3f}")
     for column in table.columns[1:]:
         column.justify = "right"
     Console().print(table)
     if save:
-        print(f"Saved as {machine.save('costs', {'cpu_us': {k: round(v, 2) for k, v in told.items()}}, facts)}")
+        print(f"Saved as {machine.save('costs', {'cpu_us': {k: round(v, 2) for k, v in numbers.items()}}, facts)}")
 
 
 if __name__ == "__main__":

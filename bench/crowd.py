@@ -1,4 +1,4 @@
-"""Stores of many channels, and what it costs to wake some of them: real actors, group commit and LevelDB, no HTTP."""
+"""Stores of many channels, and the cost of waking some of them: real actors, group commit and LevelDB, no HTTP."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ NETWORK = "debug"
 NOW = UnixTime(1_500_000_000)
 EXPIRY = UnixTime(NOW + 30 * 86_400)
 FAR = UnixTime(2_000_000_000)
-"""Expiry of stored channels: not due for a server with the clock of today either."""
+"""Expiry of stored channels: far in the future, also by today's clock."""
 RULES = Rules(Sat(700), 0, 6 * 3600, 12 * 3600, 40)
 SERVER_KEY = PrivateKey(b"\x01" * 32).public_key.format()
 
 WARM = 100
-"""Channels used before anything is measured."""
+"""Channels used before the measurement begins."""
 
 IN_FLIGHT = 32
-"""Payments at a time, as many as connections in our figures for whole servers."""
+"""Payments in flight: the number of connections in the published figures for whole servers."""
 
 TRACED = 500
-"""Channels whose memory is counted allocation by allocation, which slows everything down."""
+"""Channels whose memory is counted per allocation, which slows everything down."""
 
 _GROUP = 1_000
 
@@ -65,18 +65,18 @@ def client(number: int, expiry: UnixTime = EXPIRY) -> tuple[Channel, Payment]:
 
 
 def idle(template: Channel, number: int) -> Channel:
-    """Make an open channel that only lies in the store: its signature is another's."""
+    """Make an open channel that is only stored: its signature belongs to the template."""
     outpoint = OutPoint(sha256(b"idle" + number.to_bytes(8, "big")).digest(), number % 3)
     expiry = UnixTime(template.terms.expiry + number % 30_000_000)
     terms = msgspec.structs.replace(template.terms, expiry=expiry)
     return msgspec.structs.replace(template, outpoint=outpoint, terms=terms)
 
 
-# --- in a process of its own ----------------------------------------------------------------------------------------
+# --- in a separate process ------------------------------------------------------------------------------------------
 
 
 async def fill(directory: Path, number: int) -> float:
-    """Store so many idle channels; return the seconds that took."""
+    """Store `number` idle channels; return the seconds that this took."""
     template, begun = client(0, FAR)[0], time.perf_counter()
     store = LevelDbStore.open(directory, NETWORK)
     for begin in range(0, number, _GROUP):
@@ -88,7 +88,7 @@ async def fill(directory: Path, number: int) -> float:
 
 @dataclass(frozen=True)
 class Ask:
-    """One channel that is woken: with its newest payment once more, which changes nothing, then with the next one."""
+    """A channel to wake: its newest payment again, which changes nothing, then its next payment."""
 
     outpoint: OutPoint
     again: Pay
@@ -96,7 +96,7 @@ class Ask:
 
 
 async def fill_active(directory: Path, first: int, number: int) -> list[Ask]:
-    """Store so many channels that can be paid over."""
+    """Store `number` channels that can take payments."""
     store, asks = LevelDbStore.open(directory, NETWORK), list[Ask]()
     for begin in range(first, first + number, _GROUP):
         made = [client(each, FAR) for each in range(begin, min(begin + _GROUP, first + number))]
@@ -108,10 +108,10 @@ async def fill_active(directory: Path, first: int, number: int) -> list[Ask]:
 
 @asynccontextmanager
 async def server(directory: Path) -> AsyncIterator[tuple[Store, Registry, Watcher]]:
-    """Run what a server has behind its doors."""
+    """Run the server's parts below its HTTP interface."""
     store = LevelDbStore.open(directory, NETWORK)
     commits = GroupCommit(store, 0, failed)
-    signer = UnixSigner(directory / "no signer", 1.0)  # payments need none
+    signer = UnixSigner(directory / "no signer", 1.0)  # payments need no signer
     context = Context(Network.TEST, RULES, 6, lambda: NOW, store, commits, DebugChain(lambda: NOW), signer)
     registry = Registry(context)
     yield store, registry, Watcher(context, registry, interval_seconds=30, alarm_seconds=7_200, idle_seconds=300)
@@ -120,15 +120,15 @@ async def server(directory: Path) -> AsyncIterator[tuple[Store, Registry, Watche
 
 
 async def awake(directory: Path, first: int, number: int, others: int) -> dict[str, Any]:
-    """Wake so many channels beside `others` idle ones, and pay once over each of them."""
+    """Wake channels beside `others` idle ones, and pay once over each of them."""
     asks = await fill_active(directory, first, number + WARM + TRACED)
     begun = time.perf_counter()
     async with server(directory) as (store, registry, watcher):
         await watcher.look()
         first_look = time.perf_counter() - begun
-        while registry.before_waking is not None:  # the first round over all channels
+        while registry.before_waking is not None:  # the first scan over all channels
             await watcher.look()
-        told = {"first_look_ms": round(first_look * 1e3, 1), "round_seconds": round(time.perf_counter() - begun, 2)}
+        numbers = {"first_look_ms": round(first_look * 1e3, 1), "round_seconds": round(time.perf_counter() - begun, 2)}
         for ask in asks[:WARM]:
             await registry.ask(ask.outpoint, ask.again)
             await registry.ask(ask.outpoint, ask.following)
@@ -140,7 +140,7 @@ async def awake(directory: Path, first: int, number: int, others: int) -> dict[s
         gc.collect()
         memory = private_bytes() - memory
         traced = await trace(registry, asks[WARM : WARM + TRACED])
-    return told | {
+    return numbers | {
         "channels_awake": number,
         "bytes_per_awake_channel": round(memory / number),
         "python_bytes_per_awake_channel": round(traced),
@@ -152,7 +152,7 @@ async def awake(directory: Path, first: int, number: int, others: int) -> dict[s
 
 
 async def read(store: Store, number: int) -> list[float]:
-    """Read idle channels; return how long each took."""
+    """Read idle channels; return the seconds that each took."""
     template, latencies = client(0, FAR)[0], []
     for each in range(number):
         outpoint = idle(template, each).outpoint
@@ -163,7 +163,7 @@ async def read(store: Store, number: int) -> list[float]:
 
 
 async def wake(registry: Registry, asks: list[Ask]) -> list[float]:
-    """Wake one channel after the other; return how long each took."""
+    """Wake the channels one after another; return the seconds that each took."""
     latencies = []
     for ask in asks:
         begun = time.perf_counter()
@@ -173,7 +173,7 @@ async def wake(registry: Registry, asks: list[Ask]) -> list[float]:
 
 
 async def pay(registry: Registry, asks: list[Ask]) -> tuple[list[float], float]:
-    """Pay once over each channel, some at a time; return how long each took, and all of it."""
+    """Pay once over each channel, some at a time; return the seconds of each payment, and of all together."""
     begun, left = time.perf_counter(), iter(asks)
     latencies = list(chain(*await asyncio.gather(*(_pay(registry, left) for _ in range(IN_FLIGHT)))))
     return latencies, time.perf_counter() - begun
@@ -191,7 +191,7 @@ async def _pay(registry: Registry, asks: Iterator[Ask]) -> list[float]:
 
 
 async def trace(registry: Registry, asks: list[Ask]) -> float:
-    """Wake and pay; return the bytes that Python allocated for each channel and still has."""
+    """Wake channels and pay; return the bytes per channel that Python allocated and still holds."""
     gc.collect()
     tracemalloc.start()
     await pay(registry, asks)
@@ -202,13 +202,13 @@ async def trace(registry: Registry, asks: list[Ask]) -> float:
 
 
 def percentiles(name: str, seconds: list[float], factor: float) -> dict[str, float]:
-    """Median and 99th percentile, in a unit of so many a second."""
+    """Return median and 99th percentile, multiplied by `factor` (units per second)."""
     at = sorted(seconds) or [0.0]
     return {f"{name}_p{each}": round(at[len(at) * each // 100] * factor, 3) for each in (50, 99)}
 
 
 def private_bytes(process: int | str = "self") -> int:
-    """Memory of a process that is not a file's: LevelDB maps its tables, which the kernel takes back when it likes."""
+    """Return the anonymous memory of a process. LevelDB's mapped tables do not count: the kernel can reclaim them."""
     status = Path(f"/proc/{process}/status").read_text()
     return int(status.partition("RssAnon:")[2].split()[0]) * 1024
 

@@ -1,8 +1,8 @@
-"""Draw what a settlement that is not mined pays as its deadline comes nearer: the curve, and the steps really taken.
+"""Draw the fee of a settlement that is not mined as its deadline approaches: the target curve, and the actual steps.
 
     python bench/fees.py
 
-Everything is computed by paychan.protocol.fees, for really signed payments and the rules of a server's configuration.
+paychan.protocol.fees computes all values, for really signed payments and the rules of a server's configuration.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ PLOT = HERE / "plots/fees.svg"
 
 EXPIRY = UnixTime(1_800_000_000)
 FUNDING_SAT = Sat(1_000_000)
-LOOK_SECONDS = 30
-"""The watcher's interval by default."""
+SCAN_SECONDS = 30
+"""Default interval of the watcher's scans."""
 
 HOUR = 3600
 DESTINATION = key_script(PrivateKey(b"\x03" * 32).public_key.format())
@@ -45,26 +45,26 @@ DESTINATION = key_script(PrivateKey(b"\x03" * 32).public_key.format())
 BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#c8561b", "#2d7d46", "#6b6b6b"
 
 
-class Story(Struct, frozen=True):
-    """One channel in one climate: what it received, what the chain estimates, and how it is drawn."""
+class Scenario(Struct, frozen=True):
+    """One channel under one fee estimate: the amount received, the chain's estimate, and the drawing style."""
 
     received_sat: int
     estimate_sat_per_vb: int
     colour: str
     curve: bool
-    """Draw what the curve asks for beside what is paid."""
+    """Draw the target curve beside the fees that are paid."""
 
 
-STORIES = (
-    Story(20_000, 10, GREEN, curve=False),
-    Story(500_000, 60, ORANGE, curve=True),
-    Story(500_000, 10, BLUE, curve=True),
+SCENARIOS = (
+    Scenario(20_000, 10, GREEN, curve=False),
+    Scenario(500_000, 60, ORANGE, curve=True),
+    Scenario(500_000, 10, BLUE, curve=True),
 )
-"""The small channel lies under the large one until its budget is used up."""
+"""The curve of the small channel follows that of the large one until its budget is used up."""
 
 
 def closing(received_sat: int, rules: Rules) -> Channel:
-    """Make a channel that begins to close when its settlement period does."""
+    """Make a channel whose closing begins with its settlement period."""
     client, server = PrivateKey(b"\x01" * 32), PrivateKey(b"\x02" * 32)
     terms = make_terms(server.public_key.format(), client.public_key.format(), EXPIRY)
     outpoint, script = OutPoint(bytes(32), 0), key_script(client.public_key.format())
@@ -83,17 +83,17 @@ def closing(received_sat: int, rules: Rules) -> Channel:
     )
 
 
-def looks(channel: Channel) -> range:
-    """Times at which the watcher looks, from the beginning to the expiry."""
+def scan_times(channel: Channel) -> range:
+    """Return the times of the watcher's scans, from the beginning of the closing to the expiry."""
     assert channel.closing is not None
-    return range(channel.closing.begun_at, channel.terms.expiry + 1, LOOK_SECONDS)
+    return range(channel.closing.begun_at, channel.terms.expiry + 1, SCAN_SECONDS)
 
 
 def settlements(channel: Channel, rules: Rules, chain: ChainFees) -> Iterator[tuple[UnixTime, Settlement]]:
-    """Yield each settlement that is published while none is mined, and when."""
+    """Yield each settlement that is published while none is mined, with its time."""
     paid: Settlement | None = None
     size = settlement_size([channel.claim], DESTINATION)
-    for now in map(UnixTime, looks(channel)):
+    for now in map(UnixTime, scan_times(channel)):
         rate = wanted_rate(channel, rules, now, chain)
         if paid is not None and not is_due(channel, paid, rules, now, chain):
             continue
@@ -105,60 +105,60 @@ def settlements(channel: Channel, rules: Rules, chain: ChainFees) -> Iterator[tu
 
 
 def hours(channel: Channel, moment: int) -> float:
-    """Hours since the closing began."""
+    """Return the hours since the closing began."""
     assert channel.closing is not None
     return (moment - channel.closing.begun_at) / HOUR
 
 
-def draw_story(axes: Axes, story: Story, rules: Rules) -> None:
+def draw_story(axes: Axes, scenario: Scenario, rules: Rules) -> None:
     """Draw one channel's curve, and its settlements as steps."""
-    channel, chain = closing(story.received_sat, rules), ChainFees(story.estimate_sat_per_vb)
-    if story.curve:
-        rates = [(now, wanted_rate(channel, rules, UnixTime(now), chain)) for now in looks(channel)]
+    channel, chain = closing(scenario.received_sat, rules), ChainFees(scenario.estimate_sat_per_vb)
+    if scenario.curve:
+        rates = [(now, wanted_rate(channel, rules, UnixTime(now), chain)) for now in scan_times(channel)]
         risen = [later for before, later in pairwise(rates) if before[1] != later[1]]
         points = [rates[0], *risen, rates[-1]]
         x, y = [hours(channel, now) for now, _ in points], [rate for _, rate in points]
-        axes.plot(x, y, color=story.colour, linewidth=1, alpha=0.6)
+        axes.plot(x, y, color=scenario.colour, linewidth=1, alpha=0.6)
     steps = list(settlements(channel, rules, chain))
     x, paid = [hours(channel, now) for now, _ in steps], [each.fee_sat / each.size for _, each in steps]
     end = hours(channel, channel.terms.expiry)
-    axes.step([*x, end], [*paid, paid[-1]], where="post", color=story.colour, linewidth=2)
-    axes.plot(x, paid, "o", color=story.colour, markersize=4.5)
+    axes.step([*x, end], [*paid, paid[-1]], where="post", color=scenario.colour, linewidth=2)
+    axes.plot(x, paid, "o", color=scenario.colour, markersize=4.5)
 
 
-def tell(axes: Axes, story: Story, rules: Rules) -> None:
-    """Say at the line what it is."""
-    channel, begin = closing(story.received_sat, rules), story.estimate_sat_per_vb
+def label_line(axes: Axes, scenario: Scenario, rules: Rules) -> None:
+    """Label the line."""
+    channel, begin = closing(scenario.received_sat, rules), scenario.estimate_sat_per_vb
     size = settlement_size([channel.claim], DESTINATION)
     budget = budget_sat([channel.claim], size, rules.fee_share_percent)
-    if story.curve:
+    if scenario.curve:
         text, at, align = f"the chain estimates {begin} sat/vB", (0.06, begin), "left"
     else:
-        text = f"the same, but {story.received_sat:,} sat received:\nno more than {budget:,} sat become fee"
+        text = f"the same, but {scenario.received_sat:,} sat received:\nat most {budget:,} sat become fee"
         at, align = (hours(channel, deadline(channel, rules)) - 0.1, budget / size), "right"
     below = {"xytext": (0, -7), "textcoords": "offset points", "va": "top"}
-    axes.annotate(text, at, color=story.colour, ha=align, **below)
+    axes.annotate(text, at, color=scenario.colour, ha=align, **below)
 
 
 def mark(axes: Axes, at: float, text: str, align: str = "center") -> None:
-    """A moment, with its name above the picture."""
+    """Mark a moment, with its name above the picture."""
     axes.axvline(at, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
     above = {"xycoords": ("data", "axes fraction"), "xytext": (0, 5), "textcoords": "offset points"}
     axes.annotate(text, (at, 1), color=GREY, ha=align, **above)
 
 
 def draw(rules: Rules) -> Figure:
-    """Draw all."""
+    """Draw the whole picture."""
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "fees", "font.size": 10.5})
     figure = Figure(figsize=(8.6, 5), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
-    channel, most = closing(STORIES[0].received_sat, rules), rules.max_fee_sat_per_vb
+    channel, most = closing(SCENARIOS[0].received_sat, rules), rules.max_fee_sat_per_vb
     late, end = hours(channel, deadline(channel, rules)), hours(channel, channel.terms.expiry)
     axes.axvspan(late, end, color="#f1efe9", linewidth=0)
-    for story in STORIES:
-        draw_story(axes, story, rules)
-        tell(axes, story, rules)
-    mark(axes, late / 2, "half of the time:\nnothing waits for company")
+    for scenario in SCENARIOS:
+        draw_story(axes, scenario, rules)
+        label_line(axes, scenario, rules)
+    mark(axes, late / 2, "half of the time:\neach settles alone")
     mark(axes, late, "deadline")
     mark(axes, end, "expiry", "right")
     axes.axhline(most, color=GREY, linewidth=1, linestyle=(0, (1, 2)))
@@ -170,9 +170,9 @@ def draw(rules: Rules) -> Figure:
 
 
 def scale(axes: Axes, end: float, most: int) -> None:
-    """Axes with their names, no wider than what is drawn."""
+    """Make axes with labels, no wider than the drawn range."""
     axes.set_yscale("log")
-    least = min(story.estimate_sat_per_vb for story in STORIES)
+    least = min(scenario.estimate_sat_per_vb for scenario in SCENARIOS)
     ticks = [tick for tick in (5, 10, 20, 50, 100, 200, 500, 1000) if least <= tick <= most]
     axes.set_yticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
@@ -184,11 +184,11 @@ def scale(axes: Axes, end: float, most: int) -> None:
 
 
 def explain(axes: Axes, right: float) -> None:
-    """Say what thin and thick lines are, to the left of a place on the axis (0 to 1)."""
+    """Draw the legend of thin and thick lines, left of a place on the axis (0 to 1)."""
     line, dot = {"color": GREY, "linewidth": 1}, {"color": GREY, "marker": "o", "markersize": 4.5, "linewidth": 2}
     keys = [Line2D([], [], **line), Line2D([], [], **dot)]
     on_white = {"facecolor": "white", "edgecolor": "none", "framealpha": 1}
-    names = ["what the curve asks for", "published, replaced once that is 25 % more"]
+    names = ["target of the curve", "published, replaced once that is 25 % more"]
     axes.legend(keys, names, loc="lower right", bbox_to_anchor=(right, 0), **on_white, labelcolor=GREY)
 
 

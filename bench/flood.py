@@ -1,10 +1,10 @@
-"""What good payers feel while others send payments with bad signatures as fast as they may: their latency, without and with.
+"""Measure the latency of honest payers, without and with a flood of payments with bad signatures.
 
     python bench/flood.py [--attackers N] [--reconnect]
 
-Each attacker has a channel of its own and pays with another key's signatures, one at a time, until its connection is
-closed; then it opens the next one. With `--reconnect` it does so after each answer, which dodges the longer waits. Attackers
-are a process beside the clients, on the core that the server does not have.
+Each attacker has a channel of its own and pays with signatures of another key, one at a time, until the server closes
+its connection; then it opens the next one. With `--reconnect` it does so after each answer, which avoids the longer
+delays. Attackers are one process beside the clients, on the core that the server does not use.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from paychan.protocol.payment import Payment, encode_v1
 
 
 def attack(server: Server, bad: list[bytes], reconnect: bool, core: int, count: Any) -> None:
-    """Send bad payments for ever, each attacker one at a time; the body of a process."""
+    """Send bad payments without end, one at a time per attacker; the body of a process."""
     os.sched_setaffinity(0, {core})
     chosen = selectors.DefaultSelector()
 
@@ -54,7 +54,7 @@ def attack(server: Server, bad: list[bytes], reconnect: bool, core: int, count: 
                         connection.sendall(key.data)
                         continue
             except OSError:
-                pass  # as good as closed
+                pass  # the connection counts as closed
             chosen.unregister(connection)
             connection.close()
             begin(key.data)
@@ -62,7 +62,7 @@ def attack(server: Server, bad: list[bytes], reconnect: bool, core: int, count: 
 
 @contextmanager
 def flood(measured: Measured, attackers: int, reconnect: bool) -> Iterator[Any]:
-    """Let attackers at the server meanwhile; yields how many answers they got."""
+    """Run attackers against the server during the block; yields the number of answers they got."""
     bad = []
     for funded in from_nothing(measured.server, None, attackers, 1):
         session = opened(measured.server, generate(measured.server, funded, 1, 1))
@@ -84,11 +84,11 @@ def main(
     attackers: Annotated[int, typer.Option(min=1, help="Connections that send bad signatures.")] = 32,
     reconnect: Annotated[bool, typer.Option("--reconnect", help="A new connection for each bad payment.")] = False,
     connections: Annotated[int, typer.Option(min=1, help="Good clients.")] = 32,
-    payments: Annotated[int, typer.Option(min=1, help="Payments of each good client.")] = 500,
+    payments: Annotated[int, typer.Option(min=1, help="Payments of each honest client.")] = 500,
     runs: Annotated[int, typer.Option(min=1, help="Runs of both kinds in turn; medians count.")] = 5,
     save: Annotated[bool, typer.Option(help="Keep the figures in bench/results.")] = True,
 ) -> None:
-    """Measure good payers' latency without and with a flood of bad signatures."""
+    """Measure the latency of honest payers without and with a flood of bad signatures."""
     facts, calm, flooded, bad = machine.facts(), [], [], []
     os.sched_setaffinity(0, {cores()[1]})
     try:
@@ -104,10 +104,10 @@ def main(
         raise typer.Exit(1) from None
     table = Table("", "payments/s", "p50, ms", "p99, ms")
     names = ("payments_per_second", "latency_ms_p50", "latency_ms_p99")
-    told = {}
+    numbers = {}
     for kind, done in (("calm", calm), ("flooded", flooded)):
-        told[kind] = {name: median(each[name] for each in done) for name in names}
-        table.add_row(kind, *(f"{value:,}" for value in told[kind].values()))
+        numbers[kind] = {name: median(each[name] for each in done) for name in names}
+        table.add_row(kind, *(f"{value:,}" for value in numbers[kind].values()))
     Console().print(table)
     ratio = median(b["latency_ms_p99"] / a["latency_ms_p99"] for a, b in zip(calm, flooded, strict=True))
     print(
@@ -119,7 +119,7 @@ def main(
             "reconnect": reconnect,
             "p99_ratio_median": round(ratio, 3),
             "bad_answered": bad,
-            **told,
+            **numbers,
         }
         kept |= {"calm_runs": calm, "flooded_runs": flooded}
         print(f"Saved as {machine.save('flood' + ('-reconnect' if reconnect else ''), kept, facts)}")

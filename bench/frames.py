@@ -1,7 +1,7 @@
-"""Clients of the payment stream that cost next to nothing: frames are bytes made before the clock starts.
+"""Clients of the payment stream that use almost no CPU: they send frames that were built before the clock starts.
 
-They run in a process of their own, on another core than the server. Of an answer only is read that it is a yes; anything
-else ends the run.
+They run in a process of their own, on another core than the server. Of an answer they read only whether it is a
+success; any other answer ends the run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ANSWER_BYTES = 17
 
 
 class Stream(asyncio.Protocol):
-    """Keeps so many frames in flight over one stream until all that it was given are answered."""
+    """Keeps a fixed number of frames in flight over one stream until all given frames are answered."""
 
     _frames: Iterator[bytes]
     _latencies: array[int]
@@ -47,7 +47,7 @@ class Stream(asyncio.Protocol):
         self._fail(f"the server closed the connection: {exc or self._came[:100]!r}")
 
     def upgrade(self, target: str, server: Server) -> None:
-        """Ask for the stream; `ready` when it is there."""
+        """Request the stream; `ready` is set once it is open."""
         key = b64encode(os.urandom(16)).decode()
         self._transport.write(
             f"GET {target} HTTP/1.1\r\nHost: {server.host}:{server.port}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -55,13 +55,13 @@ class Stream(asyncio.Protocol):
         )
 
     def start(self, frames: Sequence[bytes], latencies: array[int]) -> None:
-        """Send these; `done` when all are answered."""
+        """Send these frames; `done` is set once all are answered."""
         self._frames, self._latencies = iter(frames), latencies
         self.done = asyncio.get_running_loop().create_future()
         self._send(self._in_flight)
 
     def _send(self, count: int) -> None:
-        """Send the next frames in one write, as a client does that has several payments to make."""
+        """Send the next frames in one write, like a client with several payments to make."""
         frames = [frame for _, frame in zip(range(count), self._frames, strict=False)]
         if frames:
             self._sent.extend([time.monotonic_ns()] * len(frames))
@@ -84,7 +84,7 @@ class Stream(asyncio.Protocol):
         while (frame := self._next_frame()) is not None:
             count, rest_bytes = divmod(len(frame) - 1, _ANSWER_BYTES)
             if rest_bytes or frame[1::_ANSWER_BYTES].count(0) != count:
-                self._fail(f"an answer that is no yes: {frame[:120]!r}")
+                self._fail(f"an answer that is no success: {frame[:120]!r}")
                 return
             self._answered += count
         now = time.monotonic_ns()
@@ -96,7 +96,7 @@ class Stream(asyncio.Protocol):
             self._send(finished)
 
     def _next_frame(self) -> bytes | None:
-        """Cut off the next frame, without mask as servers send it."""
+        """Cut off the next frame; a server's frame has no mask."""
         came = self._came
         if len(came) < 4:
             return None
@@ -118,7 +118,7 @@ class Stream(asyncio.Protocol):
 
 
 def frame(payload: bytes) -> bytes:
-    """A binary frame as clients send it, masked."""
+    """Build a masked binary frame, as clients send it."""
     size = len(payload)
     head = bytes([0x82, 0x80 | size]) if size < 126 else b"\x82\xfe" + size.to_bytes(2)
     mask = (_MASK * (size // 4 + 1))[:size]
@@ -127,7 +127,7 @@ def frame(payload: bytes) -> bytes:
 
 
 async def _pay(server: Server, channels: list[Funded], count: int, each: int, in_flight: int, pipe: Pipe) -> None:
-    """Open all channels and streams, report "ready"; pay a part together when told to, and report its latencies (ns)."""
+    """Open all channels and streams, report "ready"; on each command pay a part together, and report latencies (ns)."""
     loop, streams = asyncio.get_running_loop(), []
     for funded in channels:
         terms, script = funded.terms, funded.terms.funding_script
@@ -156,7 +156,7 @@ async def _pay(server: Server, channels: list[Funded], count: int, each: int, in
 def generator(
     server: Server, channels: list[Funded], count: int, each: int, in_flight: int, core: int, pipe: Pipe
 ) -> None:
-    """Be the clients of a run, one channel and one stream each; the body of a process."""
+    """Run the clients of a load, one channel and one stream each; the body of a process."""
     os.sched_setaffinity(0, {core})
     try:
         uvloop.run(_pay(server, channels, count, each, in_flight, pipe))

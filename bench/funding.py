@@ -1,4 +1,4 @@
-"""The channels of a load, funded: out of nothing in debug mode, or with coins of a regtest node's wallet."""
+"""Funded channels for a load: with debug funding, or with coins of a regtest node's wallet."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 
 FIXED_CLIENT_KEY = bytes.fromhex("03da3afe4f58992a8cc909522c2ec859ef218fd92fda0a67c23fb40e0303030405")
 FIXED_EXPIRY = UnixTime(1_500_000_000)
-"""With these the original asks for the server's key, which in debug mode is the same for all channels."""
+"""The original asks for the server's key with these values; in debug mode the key is the same for all channels."""
 
 LEFT_SAT = 1_000_000
-"""Change after the last payment; far above dust."""
+"""Change after the last payment; far above the dust limit."""
 
 BLOCKS = 6
-"""As deep as a server wants its funding unless told otherwise."""
+"""Default depth that a server requires of its funding."""
 
 _PATIENCE_SECONDS = 30.0
 
@@ -37,7 +37,7 @@ _any: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Any)
 
 @dataclass(frozen=True)
 class Node:
-    """A regtest node, the file with its "user:password", and a wallet of it that has coins."""
+    """A regtest node, a file with its "user:password", and one of its wallets that has coins."""
 
     url: str
     credentials: Path
@@ -45,7 +45,7 @@ class Node:
 
 
 def from_nothing(server: Server, wanted_key: str | None, clients: int, version: int) -> list[Funded]:
-    """Debug mode: the outputs follow from keys and expiry. Raises BenchError."""
+    """Fund channels in debug mode: the outputs follow from keys and expiry. Raises BenchError."""
     server_key = ask_server_key(server, version, wanted_key, FIXED_CLIENT_KEY, FIXED_EXPIRY)
     expiry, funded = UnixTime(int(time.time()) + CHANNEL_SECONDS), []
     for _ in range(clients):
@@ -56,7 +56,7 @@ def from_nothing(server: Server, wanted_key: str | None, clients: int, version: 
 
 
 def by_node(server: Server, wanted_key: str | None, clients: int, version: int, count: int, node: Node) -> list[Funded]:
-    """One real transaction pays to all channels; returns once the server sees it deep enough. Raises BenchError."""
+    """Pay to all channels with one real transaction; return once the server sees it deep enough. Raises BenchError."""
     expiry, keys = UnixTime(int(time.time()) + CHANNEL_SECONDS), [PrivateKey() for _ in range(clients)]
     public_keys = [key.public_key.format() for key in keys]
     terms = [make_terms(ask_server_key(server, version, wanted_key, key, expiry), key, expiry) for key in public_keys]
@@ -71,7 +71,7 @@ def by_node(server: Server, wanted_key: str | None, clients: int, version: int, 
 
 
 def ask_server_key(server: Server, version: int, wanted: str | None, client_key: bytes, expiry: UnixTime) -> bytes:
-    """Learn the server's key for a channel from its funding info."""
+    """Read the server's key for a channel from its funding info."""
     path = f"/v2/funding/{expiry}/{client_key.hex()}/info"
     if version == 1:
         path = f"/v1/fundingInfo?client_pubkey={client_key.hex()}&exp_time={expiry}"
@@ -82,7 +82,7 @@ def ask_server_key(server: Server, version: int, wanted: str | None, client_key:
 
 
 async def _pay(node: Node, addresses: list[str], sat: Sat) -> list[OutPoint]:
-    """Pay so much to each address, mine, and return the outputs in the order of the addresses."""
+    """Pay `value_sat` to each address, mine, and return the outputs in the order of the addresses."""
     rpc = JsonRpc(node.url, node.credentials, _PATIENCE_SECONDS)
     coins = f"{sat // 100_000_000}.{sat % 100_000_000:08d}"
     try:

@@ -1,4 +1,4 @@
-"""An honest payer beside an attack: pays every 5 ms on one connection, and every tenth time over a new one."""
+"""An honest payer beside an attack: it pays every 5 ms on one connection, and every tenth time over a new one."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _PATIENCE_SECONDS = 2.0
 _WINDOW_SECONDS = 0.5
 
 
-class Felt(Struct):
-    """What the payer felt: seconds of each payment that was answered, and how many were not."""
+class Latencies(Struct):
+    """The payer's measurements: seconds of each payment, and the number of failed ones."""
 
     latencies: list[float]
     failures: int
@@ -49,19 +49,19 @@ class Honest:
         self._process.kill()
         self._process.join()
 
-    def pay(self, seconds: float) -> Felt:
-        """Pay for this time."""
+    def pay(self, seconds: float) -> Latencies:
+        """Pay for the given seconds, and return the measurements."""
         self._pipe.send(seconds)
-        told: Felt = self._pipe.recv()
-        return told
+        report: Latencies = self._pipe.recv()
+        return report
 
     def recover(self, most_seconds: float, good_seconds: float) -> float | None:
-        """Pay until a short window has no failure and no latency beyond this, but for few; return how long that took."""
+        """Pay until a short window has no failure and few latencies above the limit; return the seconds until then."""
         begun = time.monotonic()
         while (passed := time.monotonic() - begun) < most_seconds:
-            felt = self.pay(_WINDOW_SECONDS)
-            slow = sum(latency > good_seconds for latency in felt.latencies)
-            if not felt.failures and slow <= len(felt.latencies) // 20:
+            seen = self.pay(_WINDOW_SECONDS)
+            slow = sum(latency > good_seconds for latency in seen.latencies)
+            if not seen.failures and slow <= len(seen.latencies) // 20:
                 return round(passed, 1)
         return None
 
@@ -74,7 +74,7 @@ def _live(server: Server, pipe: Any) -> None:
     exchange(kept, session.opening)
     pipe.send("ready")
     while True:
-        ends, felt, number = time.monotonic() + pipe.recv(), Felt([], 0), 0
+        ends, seen, number = time.monotonic() + pipe.recv(), Latencies([], 0), 0
         while time.monotonic() < ends:
             begun, number = time.monotonic(), number + 1
             try:
@@ -83,15 +83,15 @@ def _live(server: Server, pipe: Any) -> None:
                 else:
                     with _connect(server) as fresh:
                         exchange(fresh, next(payments))
-                felt.latencies.append(time.monotonic() - begun)
+                seen.latencies.append(time.monotonic() - begun)
             except (BenchError, OSError):
-                felt.failures += 1
-                felt.latencies.append(time.monotonic() - begun)
+                seen.failures += 1
+                seen.latencies.append(time.monotonic() - begun)
                 kept.close()
                 with contextlib.suppress(OSError):
                     kept = _connect(server)
             time.sleep(max(0.0, begun + _EVERY_SECONDS - time.monotonic()))
-        pipe.send(felt)
+        pipe.send(seen)
 
 
 def _connect(server: Server) -> socket.socket:

@@ -1,11 +1,11 @@
-"""How many payments one server process on one core takes: verified, and synced to disk before each answer.
+"""Measure the payments per second of one server process on one core: verified, and synced before each answer.
 
     python bench/load.py [--version 1|2] [--connections N] [--mode keep-alive|connection-each]
 
-Starts a server of its own in debug mode on one core; all clients are one process on another core, with requests that
-were signed before. R, in whose shares rates are told, is what the server's core verifies per second (coincurve): the mean
-of slices before, after and between the ten parts of a run, for a shared machine's speed changes within seconds. Every run
-has new channels; the median run by share is what counts, all are kept in bench/results.
+The benchmark starts its own server in debug mode on one core. All clients are one process on another core, with
+requests that were signed before. Rates are given as shares of R, the signature verifications per second on the server's
+core (coincurve). R is the mean of slices before, after and between the ten parts of a run, since a shared machine's
+speed changes within seconds. Every run has new channels. The run with the median share counts; bench/results keeps all.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ SHOWN = {
 
 
 class Mode(Enum):
-    """How clients use their connections."""
+    """Use of connections by the clients."""
 
     KEEP_ALIVE = "keep-alive"
     CONNECTION_EACH = "connection-each"
 
 
 def run(measured: Measured, connections: int, count: int, version: int, mode: str) -> dict[str, Any]:
-    """Let so many clients pay together, `count` times each."""
+    """Let `connections` clients pay together, `count` times each."""
     return generate(measured, connections, version, rest.generator, count, version, mode)
 
 
 def generate(
     measured: Measured, clients: int, version: int, generator: Callable[..., None], *arguments: Any
 ) -> dict[str, Any]:
-    """Open channels for clients, let a generator pay from another core, and say what that came to.
+    """Open channels for clients, run a generator on another core, and return the figures.
 
-    The generator is told server, channels, `arguments`, its core and a pipe. It pays in parts, one for each "go".
+    The generator gets server, channels, `arguments`, its core and a pipe. It pays in parts, one for each "go".
     """
     channels = from_nothing(measured.server, None, clients, version)
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe()
-    told = (measured.server, channels, *arguments, cores()[1], theirs)
-    child = fork.Process(target=generator, args=told, daemon=True)
+    passed = (measured.server, channels, *arguments, cores()[1], theirs)
+    child = fork.Process(target=generator, args=passed, daemon=True)
     child.start()
     theirs.close()
     rest.hear(ours)
@@ -81,7 +81,7 @@ def generate(
 
 
 def unit() -> tuple[float, float]:
-    """Measure R, and the CPU time of a verification, where the server runs, while it has nothing to do."""
+    """Measure R and the CPU time of a verification on the server's core while the server is idle."""
     ours, others = cores()
     os.sched_setaffinity(0, {ours})
     try:
@@ -108,7 +108,7 @@ def figures(rate: float, verify_us: float, latencies: list[int], seconds: float,
 
 
 def show(runs: list[dict[str, Any]]) -> None:
-    """Print each run, in order of their share of R; the middle one is the result."""
+    """Print all runs in the order of their share of R; the middle one is the result."""
     table = Table(*SHOWN.values())
     for number, each in enumerate(runs):
         table.add_row(*(str(each[key]) for key in SHOWN), style="bold" if number == len(runs) // 2 else None)
@@ -141,8 +141,8 @@ def main(
     if save:
         asked = {"version": version, "connections": connections, "payments_each": payments, "mode": mode.value}
         asked |= {"http": http, "durability": "fdatasync before every answer, one for each group"}
-        told = asked | {"median": done[len(done) // 2], "runs": done}
-        print(f"Saved as {machine.save(f'load-v{version}-{mode.value}-{connections}', told, facts)}")
+        numbers = asked | {"median": done[len(done) // 2], "runs": done}
+        print(f"Saved as {machine.save(f'load-v{version}-{mode.value}-{connections}', numbers, facts)}")
 
 
 if __name__ == "__main__":

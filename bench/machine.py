@@ -1,4 +1,4 @@
-"""What a benchmark's figures depend on: facts about the machine, written beside every result."""
+"""Facts about the machine, which every stored result includes, and R, the unit of all rates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PACKAGES = ("paychan", "coincurve", "tornado", "plyvel", "pykka", "uvloop", "ms
 
 
 def facts() -> dict[str, Any]:
-    """Describe machine, software and load at this moment."""
+    """Describe machine, software and present load."""
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
@@ -34,9 +34,9 @@ def facts() -> dict[str, Any]:
 
 
 def verifies_per_second(slices: int = 5, seconds: float = 0.1) -> float:
-    """Measure R on one core: coincurve verifications with the key parsed and the digest given, best of some slices.
+    """Measure R on one core: coincurve verifications with parsed key and given digest, the best of several slices.
 
-    The unit of every rate of ours, since no server can take a payment without one.
+    R is the unit of all rates: a server needs at least one verification for each payment.
     """
     key = PrivateKey(b"\x01" * 32)
     digest = b"\x02" * 32
@@ -55,9 +55,9 @@ def verifies_per_second(slices: int = 5, seconds: float = 0.1) -> float:
 
 
 def mean_verifies(seconds: float = 0.25) -> tuple[float, float]:
-    """R and the CPU time of one verification in µs, as they are in this moment: the mean, not the best.
+    """Return R and the CPU time of one verification in µs at this moment: the mean, not the best.
 
-    What runs for seconds meets a machine in all its moods; so does what it is compared with.
+    A run of several seconds meets all speeds of a shared machine, so its unit must do so, too.
     """
     key, digest = PrivateKey(b"\x01" * 32), b"\x02" * 32
     signature, verify = key.sign(digest, hasher=None), key.public_key.verify
@@ -92,7 +92,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Short commit, with `+` when tracked files differ from it; None outside a repository."""
+    """Return the short commit, with `+` if tracked files differ from it; None outside a repository."""
     here = Path(__file__).parent
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)  # noqa: PLW1510 - judged below
     if commit.returncode:

@@ -1,4 +1,4 @@
-"""The original's benchmark (benchPayChanServer.sh, RBPCP §15): clients that pay one satoshi after the other.
+"""The original's benchmark (benchPayChanServer.sh, RBPCP §15): clients that pay one satoshi after another.
 
     python bench/payments.py NUM_PAYMENTS NUM_THREADS ENDPOINT [SERVER_PUBKEY] [--node URL]
 
@@ -27,12 +27,12 @@ from rich.table import Table
 from session import BenchError, Funded, Paid, Server, client, stop
 
 LEAST_CPU_SECONDS = 0.2
-"""The kernel counts in hundredths of a second; less than this says nothing."""
+"""The kernel counts CPU time in hundredths of a second; a difference below this is too small to use."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a whole run measured."""
+    """Measurements of a whole run."""
 
     payments: int
     wall_seconds: float
@@ -43,13 +43,13 @@ class Run:
 
 
 def server_at(endpoint: str) -> Server:
-    """Read HOST:PORT, or a URL."""
+    """Parse HOST:PORT, or a URL."""
     place = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
     return Server(place.hostname or "localhost", place.port or 80)
 
 
 def run(server: Server, channels: list[Funded], count: int, version: int) -> Run:
-    """Start a client for each channel, let them pay together, and put together what they saw."""
+    """Start a client for each channel, let all pay together, and combine their measurements."""
     begun = time.monotonic()
     processes = server_processes(server)
     fork = multiprocessing.get_context("fork")
@@ -86,7 +86,7 @@ def hear_all(pipes: list[Connection]) -> list[Any]:
     """Wait for one message of each client.
 
     Raises:
-        BenchError: one of them failed or died.
+        BenchError: a client failed or died.
     """
     heard = []
     for number, pipe in enumerate(pipes):
@@ -104,7 +104,7 @@ def hear_all(pipes: list[Connection]) -> list[Any]:
 
 
 def server_processes(server: Server) -> list[psutil.Process]:
-    """Find who listens on the port, if that is this machine."""
+    """Return the processes that listen on the port, if it is a port of this machine."""
     try:
         local = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
         if socket.gethostbyname(server.host) not in local:
@@ -120,16 +120,16 @@ def server_processes(server: Server) -> list[psutil.Process]:
 
 
 def cpu_seconds(processes: list[psutil.Process]) -> float | None:
-    """CPU seconds that the processes used so far, user and system; None without processes."""
+    """Return the CPU seconds of the processes so far, user and system; None without processes."""
     times = [process.cpu_times() for process in processes]
     return sum(each.user + each.system for each in times) if times else None
 
 
-# --- telling --------------------------------------------------------------------------------------------------------
+# --- report ---------------------------------------------------------------------------------------------------------
 
 
 def figures(run: Run, rate: float) -> dict[str, Any]:
-    """Derive rates and shares; `rate` is R, verifications per second on one core."""
+    """Compute rates and shares; `rate` is R, verifications per second on one core."""
     as_script, server_only = run.payments / run.wall_seconds, run.payments / run.paying_seconds
     used = run.server_cpu_seconds or 0.0
     cpu = round(used / run.payments * 1e6, 1) if used > LEAST_CPU_SECONDS else None
@@ -149,21 +149,21 @@ def figures(run: Run, rate: float) -> dict[str, Any]:
     }
 
 
-def show(told: dict[str, Any]) -> None:
+def show(numbers: dict[str, Any]) -> None:
     """Print the figures as a table."""
     table = Table("", "payments/s", "share of R")
     for name, key in (("as the original measured", "as_script"), ("server only", "server_only")):
-        rate, share = told[f"payments_per_second_{key}"], told[f"share_of_R_{key}"]
+        rate, share = numbers[f"payments_per_second_{key}"], numbers[f"share_of_R_{key}"]
         table.add_row(name, f"{rate:,.0f}", f"{share:.3f}")
-    table.add_row("R, one core's verifications", f"{told['R_verifies_per_second']:,}", "1")
+    table.add_row("R, one core's verifications", f"{numbers['R_verifies_per_second']:,}", "1")
     for column in (1, 2):
         table.columns[column].justify = "right"
-    cpu = told["server_cpu_us_per_payment"]
+    cpu = numbers["server_cpu_us_per_payment"]
     console = Console()
     console.print(table)
-    console.print(f"latency p50 {told['latency_ms_p50']} ms, p99 {told['latency_ms_p99']} ms")
+    console.print(f"latency p50 {numbers['latency_ms_p50']} ms, p99 {numbers['latency_ms_p99']} ms")
     console.print(
-        f"CPU per payment: server {'n/a' if cpu is None else f'{cpu} µs'}, clients {told['client_cpu_us_per_payment']} µs"
+        f"CPU per payment: server {'n/a' if cpu is None else f'{cpu} µs'}, clients {numbers['client_cpu_us_per_payment']} µs"
     )
 
 
@@ -183,7 +183,7 @@ def main(
     num_payments: Annotated[int, typer.Argument(min=1, help="Payments of each client.")],
     num_threads: Annotated[int, typer.Argument(min=1, help="Clients, each a process with one channel.")],
     endpoint: Annotated[str, typer.Argument(help="HOST:PORT of a server.")],
-    server_pubkey: Annotated[str | None, typer.Argument(help="What the server's key must be.")] = None,
+    server_pubkey: Annotated[str | None, typer.Argument(help="Expected key of the server.")] = None,
     version: Annotated[int, typer.Option(min=1, max=2, help="Version of the protocol.")] = 1,
     node: Annotated[
         str | None, typer.Option(metavar="URL", help="The server's regtest node, whose wallet funds the channels.")
@@ -194,7 +194,7 @@ def main(
     wallet: Annotated[str, typer.Option(help="The node's wallet that has coins.")] = "miner",
     save: Annotated[bool, typer.Option(help="Keep the figures in bench/results.")] = True,
 ) -> None:
-    """Measure payments per second over real sockets, as the original's benchmark did and for the server alone.
+    """Measure payments per second over real sockets, as the original's benchmark did, and for the server alone.
 
     Channels have debug funding, or with --node real outputs.
     """
@@ -213,11 +213,11 @@ def main(
         raise typer.Exit(1) from None
     funding = "debug" if node is None else "regtest node"
     print(f"Done. Executed {done.payments} payments. Funding: {funding}.")
-    told = figures(done, rate)
-    show(told)
+    numbers = figures(done, rate)
+    show(numbers)
     if save:
         asked = {"version": version, "funding": funding, "num_payments": num_payments, "num_threads": num_threads}
-        print(f"Saved as {machine.save('payments', asked | told, facts)}")
+        print(f"Saved as {machine.save('payments', asked | numbers, facts)}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Draw the stored results: payments/s and latency against connections, where the µs go, and ours beside the original's.
+"""Draw the stored results: payments/s and latency by connections, CPU time by part, and a comparison with the original.
 
     python bench/plot.py [--results DIRECTORY] [--out DIRECTORY]
 
-Of each kind of run the newest result counts. The same results give the same bytes. A picture whose results are missing
-is left out, with the command that makes them.
+The newest result of each kind counts. The same results give the same bytes. A picture whose results are missing is left
+out, with the command that makes them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ORIGINAL = {
     "original, a laptop of 2015": 912,
     "original, 9 cores of a server": 3_240,
 }
-"""Payments/s that its author published: an average over a run, and the peak over the number of cores."""
+"""Published payments/s of the original: the average of a run, and the peak divided by the number of cores."""
 
 SERIES = {
     (1, "keep-alive"): ("v1", BLUE, "-"),
@@ -41,28 +41,28 @@ SERIES = {
 PALE, SAND = "#9db8d9", "#d9cdb4"
 
 AT = 32
-"""Connections of the runs that are told as one figure."""
+"""Number of connections of the runs that are given as one figure."""
 
 
 class Missing(Exception):
-    """No result of a kind; the text is the command that makes one."""
+    """There is no result of a kind; the text is the command that makes one."""
 
 
 def newest(directory: Path, name: str) -> list[Result]:
-    """Read the newest result of each bench whose name begins so."""
+    """Read the newest result of each benchmark whose name begins with `prefix`."""
     found: dict[str, Result] = {}
     for path in sorted(directory.glob(f"{name}*.json"), key=lambda path: path.stem.rpartition("-")[2]):
-        told: Result = json.loads(path.read_text())
-        found[told["bench"]] = told
+        stored: Result = json.loads(path.read_text())
+        found[stored["bench"]] = stored
     return [found[key] for key in sorted(found)]
 
 
 def loads(directory: Path) -> dict[tuple[int, str], dict[int, Result]]:
     """Return the median run of bench/load.py for each version and mode, and each number of connections."""
     found: dict[tuple[int, str], dict[int, Result]] = {}
-    for told in newest(directory, "load-"):
-        if not told["http"]:  # with settings of its own a run is no measure of the server as it is shipped
-            found.setdefault((told["version"], told["mode"]), {})[told["connections"]] = told["median"]
+    for stored in newest(directory, "load-"):
+        if not stored["http"]:  # a run with changed settings does not measure the server as shipped
+            found.setdefault((stored["version"], stored["mode"]), {})[stored["connections"]] = stored["median"]
     if not found:
         command = "python bench/load.py --version 1 --connections 32"
         raise Missing(command)
@@ -106,7 +106,7 @@ def latency(directory: Path) -> Figure:
 
 
 def breakdown(directory: Path) -> Figure:
-    """Draw where the CPU time of a payment goes, as a bar for each version."""
+    """Draw the CPU time of a payment by part, as a bar for each version."""
     measured = newest(directory, "costs")
     if not measured:
         command = "python bench/costs.py"
@@ -131,9 +131,9 @@ def breakdown(directory: Path) -> Figure:
 
 
 def parts(cpu_us: dict[str, float], version: int, run: Result) -> dict[str, float]:
-    """Add up what bench/costs.py measured alone; the rest of a real server's time is the loop, sockets and the kernel.
+    """Add up the parts that bench/costs.py measured alone; the rest of the time is the loop, sockets and kernel.
 
-    Both are told in verifies first: they were measured at different times, on a machine that others use too.
+    Both are converted to verifications first: they were measured at different times, on a shared machine.
     """
     reading = sum(each for name, each in cpu_us.items() if name.startswith(f"v{version}: ") and "result" not in name)
     verifying = cpu_us["verify"] + cpu_us["sighash"]
@@ -150,12 +150,12 @@ def parts(cpu_us: dict[str, float], version: int, run: Result) -> dict[str, floa
     }
 
 
-def bar(axes: Axes, place: int, told: dict[str, float]) -> None:
+def bar(axes: Axes, place: int, amounts: dict[str, float]) -> None:
     """Stack the parts along the axis, each with its figure."""
     left, colours = 0.0, (ORANGE, BLUE, GREEN, PALE, SAND)
-    for (_, each), colour in zip(told.items(), colours, strict=True):
+    for (_, each), colour in zip(amounts.items(), colours, strict=True):
         axes.barh(place, each, left=left, height=0.62, color=colour)
-        if each > sum(told.values()) / 40:
+        if each > sum(amounts.values()) / 40:
             white = "black" if colour in (PALE, SAND) else "white"
             axes.text(left + each / 2, place, f"{each:.0f}", color=white, ha="center", va="center")
         left += each
@@ -163,15 +163,15 @@ def bar(axes: Axes, place: int, told: dict[str, float]) -> None:
 
 
 def original(directory: Path) -> Figure:
-    """Draw the original's published figures beside ours."""
+    """Draw the original's published figures beside those of this server."""
     bars = {name: (rate, GREY) for name, rate in ORIGINAL.items()}
     for (version, mode), runs in loads(directory).items():
         if mode == "keep-alive" and AT in runs:
             bars[f"v{version}, one core"] = (runs[AT]["payments_per_second"], BLUE)
-    for told in newest(directory, "stream-"):
-        if told["frames_in_flight"] == 1 and told["payments_in_a_frame"] > 1:
-            how = "newest of a frame verified" if told["coalesce"] else "each verified"
-            bars[f"stream, {how}, one core"] = (told["median"]["payments_per_second"], GREEN)
+    for stored in newest(directory, "stream-"):
+        if stored["frames_in_flight"] == 1 and stored["payments_in_a_frame"] > 1:
+            how = "newest of a frame verified" if stored["coalesce"] else "each verified"
+            bars[f"stream, {how}, one core"] = (stored["median"]["payments_per_second"], GREEN)
     figure, axes = canvas(0.5 + 0.45 * len(bars))
     for place, (name, (rate, colour)) in enumerate(reversed(bars.items())):
         axes.barh(place, rate, height=0.62, color=colour)
@@ -181,7 +181,7 @@ def original(directory: Path) -> Figure:
     axes.set_xlim(100, max(rate for rate, _ in bars.values()) * 30)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel(
-        "payments/s (logarithmic)\nours are on disk before they are answered, the original's were kept in memory"
+        "payments/s (logarithmic)\npaychan syncs them to disk before it answers, the original kept them in memory"
     )
     return figure
 
@@ -194,7 +194,7 @@ PICTURES: dict[str, Callable[[Path], Figure]] = {
 }
 
 
-# --- how they look --------------------------------------------------------------------------------------------------
+# --- drawing --------------------------------------------------------------------------------------------------------
 
 
 def canvas(height: float = 4.2) -> tuple[Figure, Axes]:
@@ -206,7 +206,7 @@ def canvas(height: float = 4.2) -> tuple[Figure, Axes]:
 
 
 def beside(right: float, up: float) -> dict[str, Any]:
-    """Put a text beside its point, so many points away."""
+    """Return annotation options that put a text beside its point, at this distance in points."""
     return {"xytext": (right, up), "textcoords": "offset points", "va": "center"}
 
 

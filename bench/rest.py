@@ -1,8 +1,8 @@
-"""REST clients that cost next to nothing: requests are bytes made before the clock starts, and one loop sends them all.
+"""REST clients that use almost no CPU: they send requests that were built before the clock starts, in one loop.
 
-They run in a process of their own, on another core than the server. An answer is read as far as its status and its end;
-any but 2xx ends the run with its reason. No event loop is in between: a client that is slow to ask again would be the
-limit, or would let the server look idle.
+They run in a process of their own, on another core than the server. Of an answer they read only status and end; any
+status but 2xx ends the run with its reason. They use no event loop: a slow client would be the bottleneck, or would let
+the server look idle.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from multiprocessing.connection import Connection as Pipe
 from session import BenchError, Funded, Server, Session, exchange, generate, stop
 
 _END = b"}\n"
-"""How the body of each answer ends, and nothing before it does."""
+"""Every answer's body ends with these bytes, and they occur nowhere else in it."""
 
 CONNECTION_EACH = "connection-each"
 
 
 class Client:
-    """Sends its requests one after the other, each after the answer to the one before."""
+    """Sends its requests in order, each after the answer to the one before."""
 
     def __init__(self, server: Server, mode: str) -> None:
         self._server = server
@@ -39,7 +39,7 @@ class Client:
         return connection
 
     def begin(self, requests: Sequence[bytes]) -> bool:
-        """Send the first of these, if there is one."""
+        """Send the first of these requests, if there is one."""
         self._requests = iter(requests)
         return self.send()
 
@@ -56,7 +56,7 @@ class Client:
         return True
 
     def take(self) -> int | None:
-        """Read what has come; return the latency in ns when that is the whole answer."""
+        """Read arrived bytes; return the latency in ns once the answer is complete."""
         came = self.connection.recv(65536)
         answer = self._answer + came if self._answer else came
         if not came:
@@ -71,7 +71,7 @@ class Client:
 
 
 def pay(clients: Sequence[Client], shares: Sequence[Sequence[bytes]]) -> array[int]:
-    """Let clients send their shares together; return all latencies, in ns."""
+    """Let clients send their requests together; return all latencies, in ns."""
     poll, paying, latencies = select.epoll(), dict[int, Client](), array("q")
 
     def watch(client: Client) -> None:
@@ -101,11 +101,11 @@ def pay(clients: Sequence[Client], shares: Sequence[Sequence[bytes]]) -> array[i
 
 
 PARTS = 10
-"""A run is paid in so many parts; between them R is measured."""
+"""Number of parts of a run; R is measured between them."""
 
 
 def share(whole: Sequence[bytes], part: int) -> Sequence[bytes]:
-    """Cut out what is sent in a part."""
+    """Select the requests of one part."""
     begin, end = (len(whole) * number // PARTS for number in (part, part + 1))
     return whole[begin:end]
 
@@ -120,9 +120,9 @@ def opened(server: Server, session: Session) -> Session:
 def generator(
     server: Server, channels: list[Funded], count: int, version: int, mode: str, core: int, pipe: Pipe
 ) -> None:
-    """Be the clients of a run, one channel and one connection each; the body of a process.
+    """Run the clients of a load, one channel and one connection each; the body of a process.
 
-    Reports "ready"; pays a part when told to, and reports its latencies (ns).
+    Reports "ready"; pays a part on each command, and reports its latencies (ns).
     """
     os.sched_setaffinity(0, {core})
     try:
@@ -140,12 +140,12 @@ def hear(pipe: Pipe) -> object:
     """Wait for the generator's next report.
 
     Raises:
-        BenchError: it failed or died.
+        BenchError: the generator failed or died.
     """
     try:
-        told = pipe.recv()
+        report = pipe.recv()
     except EOFError:
         stop("the generator died")
-    if isinstance(told, BenchError):
-        raise told
-    return told
+    if isinstance(report, BenchError):
+        raise report
+    return report

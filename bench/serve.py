@@ -1,4 +1,4 @@
-"""A server and its signer in debug mode for a benchmark: with a store of their own on a real disk, each on its core."""
+"""A server and its signer in debug mode for a benchmark: with their own store on a real disk, each on its own core."""
 
 from __future__ import annotations
 
@@ -57,17 +57,17 @@ class Measured:
     management: Server
 
     def cpu_seconds(self) -> float:
-        """CPU time of the server so far, user and system, in steps finer than the kernel's hundredths."""
+        """Return the server's CPU seconds so far, user and system, finer than the kernel's hundredths."""
         tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 _CORES = sorted(os.sched_getaffinity(0))
-"""What this process was given; asked for once, for it narrows its own share later."""
+"""Cores of this process. They are read only once, since the process narrows its own share later."""
 
 
 def cores() -> tuple[int, int]:
-    """The server's core and everybody else's."""
+    """Return the server's core, and the cores of all other processes."""
     return _CORES[0], _CORES[-1]
 
 
@@ -75,10 +75,10 @@ def cores() -> tuple[int, int]:
 def debug_server(
     http: str = "", store: Path | None = None, log: Path | None = None, files: int = 0, tree: Path | None = None
 ) -> Iterator[Measured]:
-    """Run a server, alone on its core, until the block ends; `http` are lines of TOML for that table.
+    """Run a server alone on its core until the block ends; `http` are lines of TOML for that table.
 
-    A `store` is moved to where the server has its own. `log` takes what server and signer say; `files` is the server's
-    limit of open files, unless it is 0. The programs are those of `tree`, unless it is None: of this one.
+    A `store` is moved to the server's state directory. `log` receives the output of server and signer. `files` is the
+    server's limit of open files; 0 keeps the default. The programs come from `tree`; None means this one.
     """
     ours, others = cores()
     with tempfile.TemporaryDirectory(dir=".") as name:  # on a disk; /tmp may be memory
@@ -103,7 +103,7 @@ def _start(
     core: int, log: Path | None, files: int, tree: Path | None, command: str, *arguments: str
 ) -> subprocess.Popen[bytes]:
     program: list[str | Path] = [Path(sys.executable).parent / command]
-    if tree is not None:  # its own entry point, which may have another name there
+    if tree is not None:  # the entry point of that tree, which may have another name
         scripts = tomllib.loads((tree / "pyproject.toml").read_text())["project"]["scripts"]
         module, _, function = scripts[command].partition(":")
         program = [sys.executable, "-P", "-c", f"import sys; from {module} import {function}; sys.exit({function}())"]
@@ -140,7 +140,7 @@ def _where(url: str) -> Server:
 
 
 def sync_ms(directory: Path, times: int = 200) -> float:
-    """Median time that the disk takes to sync 4 kB at the end of a file, in milliseconds."""
+    """Return the median time in ms that the disk takes to sync 4 kB at the end of a file."""
     taken = []
     with (directory / "sync").open("wb", buffering=0) as file:
         for _ in range(times):

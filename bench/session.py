@@ -1,6 +1,6 @@
-"""The clients of a load: channels whose requests are bytes before the clock starts, and a lean way to exchange them.
+"""The clients of a load: channels whose requests are built before the clock starts, and a lean exchange of them.
 
-They share the machine with the server, so of an answer only status and Content-Length are read. Any answer but 2xx
+They share the machine with the server, so of an answer they read only status and Content-Length. Any status but 2xx
 ends the run with its reason.
 """
 
@@ -27,21 +27,21 @@ from paychan.protocol.wire.rbpcp import Dialect, encode_json, opening_secret, pa
 CHANGE_ADDRESS = "mmA2XECa7bVERzQKkyy1pNBQ3PC4HnxTC5"
 OPENING_SAT = 100_000
 CHANNEL_SECONDS = 7 * 24 * 3600
-"""Change address (of v1), opening payment and duration as GenTestData has them (RBPCP §15)."""
+"""Change address (of v1), opening payment and duration, as in GenTestData (RBPCP §15)."""
 
 
 class BenchError(Exception):
-    """The run can't go on; the text says why."""
+    """The run cannot continue; the text says why."""
 
 
 def stop(reason: str) -> NoReturn:
-    """End the run."""
+    """End the run with an error."""
     raise BenchError(reason)
 
 
 @dataclass(frozen=True)
 class Server:
-    """Where the server is."""
+    """Address of the server."""
 
     host: str
     port: int
@@ -49,7 +49,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Funded:
-    """A channel that can be opened, and the client's key to it."""
+    """A channel that can be opened, and its client key."""
 
     key: PrivateKey
     terms: ChannelTerms
@@ -68,7 +68,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Paid:
-    """What a client saw: CLOCK_MONOTONIC of first send and last answer, every latency in ns, its own CPU seconds."""
+    """A client's measurements: CLOCK_MONOTONIC of first send and last answer, latencies in ns, its own CPU seconds."""
 
     first_ns: int
     last_ns: int
@@ -76,11 +76,11 @@ class Paid:
     cpu_seconds: float
 
 
-# --- what a client sends --------------------------------------------------------------------------------------------
+# --- a client's requests --------------------------------------------------------------------------------------------
 
 
 def session_v1(server: Server, payments: list[Payment], terms: ChannelTerms, outpoint: OutPoint) -> Session:
-    """v1: POST, PUTs, and a DELETE with the last payment, all in the query."""
+    """Build v1 requests: POST, PUTs, and a DELETE with the last payment, all in the query."""
     new = {"client_pubkey": terms.client_key.hex(), "exp_time": terms.expiry, "change_address": CHANGE_ADDRESS}
     channel = f"/v1/channels/{outpoint.txid_hex}/{outpoint.vout}?payment="
     texts = [encode_v1(payment) for payment in payments]
@@ -92,7 +92,7 @@ def session_v1(server: Server, payments: list[Payment], terms: ChannelTerms, out
 
 
 def session_v2(server: Server, payments: list[Payment], terms: ChannelTerms, outpoint: OutPoint) -> Session:
-    """v2: POST, PUTs, and a closing PUT that offers no fee, all in JSON bodies."""
+    """Build v2 requests: POST, PUTs, and a closing PUT that offers no fee, all in JSON bodies."""
     channel, secret = f"/v2/channels/{outpoint.txid_hex}/{outpoint.vout}", opening_secret(payments[0]).hex()
     facts = {
         "redeem_script": terms.redeem_script.hex(),
@@ -113,7 +113,7 @@ def session_v2(server: Server, payments: list[Payment], terms: ChannelTerms, out
 
 
 def request(method: str, target: str, server: Server, body: bytes = b"") -> bytes:
-    """Lay out an HTTP/1.1 request."""
+    """Build an HTTP/1.1 request."""
     kind = "Content-Type: application/json\r\n" if body else ""
     head = (
         f"{method} {target} HTTP/1.1\r\nHost: {server.host}:{server.port}\r\n{kind}Content-Length: {len(body)}\r\n\r\n"
@@ -122,7 +122,7 @@ def request(method: str, target: str, server: Server, body: bytes = b"") -> byte
 
 
 def generate(server: Server, funded: Funded, count: int, version: int) -> Session:
-    """Sign everything, as GenTestData did."""
+    """Sign all payments, as GenTestData did."""
     terms, first = funded.terms, funded.value_sat - OPENING_SAT
     script = decode_address(CHANGE_ADDRESS, Network.TEST) if version == 1 else terms.funding_script
     payments = [
@@ -138,7 +138,7 @@ def exchange(connection: socket.socket, sent: bytes) -> None:
     """Send a request and read its answer to the last byte.
 
     Raises:
-        BenchError: any status but 2xx, an answer without Content-Length, or the connection's end.
+        BenchError: a status other than 2xx, an answer without Content-Length, or a closed connection.
     """
     connection.sendall(sent)
     answer = _more(connection)
@@ -163,7 +163,7 @@ def _more(connection: socket.socket) -> bytes:
 
 
 def client(server: Server, funded: Funded, count: int, version: int, go: Event, close: Event, pipe: Connection) -> None:
-    """Live one channel's life; reports "ready", what was `Paid`, and "closed", or a text that says what failed."""
+    """Open, pay over and close one channel; report "ready", then `Paid`, then "closed", or the text of a failure."""
     try:
         session = generate(server, funded, count, version)
         with socket.create_connection((server.host, server.port)) as connection:
@@ -180,7 +180,7 @@ def client(server: Server, funded: Funded, count: int, version: int, go: Event, 
 
 
 def pay(connection: socket.socket, payments: list[bytes]) -> Paid:
-    """Send the payments one after the other."""
+    """Send the payments one after another."""
     clock, latencies = time.monotonic_ns, array("q")
     used = resource.getrusage(resource.RUSAGE_SELF)
     first = last = clock()

@@ -1,13 +1,13 @@
-"""Settlements signed per second by a whole `paychan-signer`: checked, entered in the ledger, synced, logged, signed.
+"""Measure the settlements per second of a whole `paychan-signer`: checked, put in the ledger, synced, logged, signed.
 
     python bench/signing.py [--settlements 4000] [--connections 64] [--token]
 
-Every run is put beside what was measured before, between and after its ten parts: R, and with `--token` the raw rate, which
-is that of one thread that calls the token's library and does nothing else. A machine's speed changes by a third within
-seconds: only figures of one run go together, so the run that counts is shown whole.
+Every run is compared with units that are measured before, between and after its ten parts: R, and with `--token` the
+raw rate of one thread that only calls the token's library. A machine's speed changes by a third within seconds, so only
+figures of one run belong together, and the run that counts is shown whole.
 
-Every settlement is of a channel of its own, opened beforehand as the server does it: its key asked for, its funding
-transaction shown. Each connection asks for the next one when it has the answer to the one before.
+Every settlement belongs to a channel of its own. The benchmark opens the channels beforehand like a server: it asks for
+the key and shows the funding transaction. Each connection sends its next request after the answer to the one before.
 """
 
 from __future__ import annotations
@@ -69,16 +69,16 @@ START_SECONDS = 30.0
 SLICE_SECONDS = 0.2
 
 Keys = Callable[[Path], tuple[str, dict[str, str]]]
-"""Prepares keys in a directory: the signer's configuration, and what it needs in its environment."""
+"""Prepares keys in a directory; returns the signer's configuration and environment."""
 
 
 def software(_: Path) -> tuple[str, dict[str, str]]:
-    """A seed of its own, as at home."""
+    """Make a seed, as in a default installation."""
     return 'network = "regtest"\n[key]\nmode = "hardened"\ncreate_if_missing = true\n', {}
 
 
 def token(directory: Path) -> tuple[str, dict[str, str]]:
-    """Keys in a fresh SoftHSM token: one for all channels, for making one takes longer than a hundred signatures."""
+    """Make keys in a new SoftHSM token: one for all channels, since making a key takes longer than 100 signatures."""
     made = SoftHsm(directory / "token")
     return made.signer_config + 'keys = "one"\n', made.environment
 
@@ -99,7 +99,7 @@ class Connection:
         self._socket.sendall(frame)
 
     def answer(self) -> bytes | None:
-        """The answer, once all of it has come."""
+        """Return the answer once it is complete."""
         self._arrived += self._socket.recv(1 << 16) or sys.exit("the signer has ended")
         if len(self._arrived) < 4 or len(self._arrived) < 4 + frame_size(self._arrived[:4]):
             return None
@@ -111,7 +111,7 @@ class Connection:
 
 
 class Clients:
-    """So many connections, which take turns at asking: on epoll, for they share the machine with what is measured."""
+    """Several connections that send requests in turn; on epoll, since they share the machine with the signer."""
 
     def __init__(self, path: Path, count: int) -> None:
         self._poll = select.epoll()
@@ -120,7 +120,7 @@ class Clients:
             self._poll.register(number, select.EPOLLIN)
 
     def ask_all(self, frames: Sequence[bytes]) -> tuple[list[bytes], list[float], float]:
-        """Ask everything: answers, their latencies and the whole time, in seconds."""
+        """Send all requests; return answers, their latencies and the whole time, in seconds."""
         answers, latencies = [b""] * len(frames), [0.0] * len(frames)
         waiting, left, begun = iter(enumerate(frames)), len(frames), time.perf_counter()
         for connection, (number, frame) in zip(self._connections.values(), waiting, strict=False):
@@ -146,7 +146,7 @@ class Clients:
 
 
 def answered(path: Path, requests: Sequence[Request], kind: type[Reply]) -> list[Any]:
-    """Ask before the clock starts, and see that each gets the answer that it should."""
+    """Send requests before the clock starts, and check every answer."""
     with closing(Clients(path, 16)) as clients:
         answers, _, _ = clients.ask_all([encode_frame(request) for request in requests])
     replies = [decode_reply(answer) for answer in answers]
@@ -157,7 +157,7 @@ def answered(path: Path, requests: Sequence[Request], kind: type[Reply]) -> list
 
 
 def open_channels(path: Path, count: int) -> list[SettlementRequest]:
-    """Open channels as a server does it; what is to be asked for in the end."""
+    """Open channels like a server; return the settlement requests to measure."""
     clients = [PrivateKey(sha256(b"client %d" % number).digest()) for number in range(count)]
     asked = [KeyRequest(1, client.public_key.format(), EXPIRY) for client in clients]
     keys = answered(path, asked, KeyReply)
@@ -197,7 +197,7 @@ def start(directory: Path, keys: Keys) -> tuple[subprocess.Popen[bytes], Path]:
 def measure(
     keys: Keys, directory: Path, settlements: int, connections: int, units: dict[str, Callable[[], float]]
 ) -> dict[str, Any]:
-    """One run with a signer of its own, in parts: the units are measured before, between and after them."""
+    """Measure one run with its own signer, in parts; the units are measured before, between and after them."""
     process, path = start(directory, keys)
     try:
         frames = [encode_frame(request) for request in open_channels(path, settlements)]
@@ -232,20 +232,20 @@ def measure(
 
 
 def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
-    """CPU time that they have taken together: the signer, and the process of its token."""
+    """Return the CPU time of the signer and of its token's process together."""
     return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
 
 
 @contextmanager
 def raw_rates() -> Iterator[Callable[[], float]]:
-    """Signatures per second of a SoftHSM token of this process's own: C_SignInit and C_Sign alone, in one thread."""
+    """Return the signatures per second of a SoftHSM token in this process: C_SignInit and C_Sign, one thread."""
     with tokens.soft_token() as config:
         keys = tokens.opened(config)
         yield lambda: tokens.raw_rate(keys, threads=1, seconds=SLICE_SECONDS)
 
 
 def median_run(results: Sequence[dict[str, Any]], share: str) -> dict[str, Any]:
-    """Of all runs the one with the median share, the lower of two."""
+    """Return the run with the median share; of two, the lower one."""
     return sorted(results, key=lambda result: result[share])[(len(results) - 1) // 2]
 
 
@@ -255,7 +255,7 @@ def bench(
     runs: Annotated[int, typer.Option(help="runs, of which the one with the median share counts")] = 3,
     in_token: Annotated[bool, typer.Option("--token", help="keys in a SoftHSM token")] = False,
 ) -> None:
-    """Measure how many settlements a second a signer signs."""
+    """Measure the settlements per second of a signer."""
     facts, console = machine.facts(), Console()
     units: dict[str, Callable[[], float]] = {"R": lambda: machine.mean_verifies(SLICE_SECONDS)[0]}
     results = []

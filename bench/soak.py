@@ -1,10 +1,10 @@
-"""A million payments, and what memory does meanwhile.
+"""Make a million payments, and watch memory.
 
     python bench/soak.py [PAYMENTS]
 
-In one process and without HTTP: the real actors, group commit and LevelDB, over some channels that stay awake, each
-payment really signed and verified, each group synced. Memory is read a hundred times on the way; what it grew from the
-thirtieth reading to the last is the result: of a million payments the first 200,000 fill LevelDB's two memory tables.
+One process without HTTP runs the real actors, group commit and LevelDB, over some channels that stay awake. Each
+payment is really signed and verified, each group synced. Memory is read a hundred times. The result is its growth from
+the thirtieth reading to the last: the first 200,000 of a million payments fill LevelDB's two memory tables.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ READINGS, WARM = 100, 30
 
 
 class Payer:
-    """Pays satoshi by satoshi over one channel."""
+    """Pays one satoshi at a time over one channel."""
 
     def __init__(self, number: int) -> None:
         self.channel: Channel = client(number, FAR)[0]
@@ -84,22 +84,22 @@ def main(
     channels: Annotated[int, typer.Option(min=1, max=1_000, help="Channels, all awake.")] = 256,
     save: Annotated[bool, typer.Option(help="Keep the figures in bench/results.")] = True,
 ) -> None:
-    """Pay on and on, and tell whether memory grows."""
+    """Make many payments, and report whether memory grows."""
     facts, before = machine.facts(), machine.verifies_per_second()
     with tempfile.TemporaryDirectory(dir=".") as name:  # on a disk; /tmp may be memory
-        told = uvloop.run(run(Path(name) / "store", payments, channels))
-        told["sync_ms_median"] = round(sync_ms(Path(name)), 3)
+        numbers = uvloop.run(run(Path(name) / "store", payments, channels))
+        numbers["sync_ms_median"] = round(sync_ms(Path(name)), 3)
     rate = (before + machine.verifies_per_second()) / 2
-    told |= {"R_verifies_per_second": round(rate), "share_of_R": round(told["payments_per_second"] / rate, 4)}
-    warm = told["readings"][WARM - 1]
-    print(f"{told['payments']:,} payments, {told['payments_per_second']:,}/s (clients in the same process)")
+    numbers |= {"R_verifies_per_second": round(rate), "share_of_R": round(numbers["payments_per_second"] / rate, 4)}
+    warm = numbers["readings"][WARM - 1]
+    print(f"{numbers['payments']:,} payments, {numbers['payments_per_second']:,}/s (clients in the same process)")
     print(
-        f"from payment {warm['payments']:,} on: {told['grown_bytes']:+,} bytes of {warm['bytes']:,}, "
-        f"{told['grown_blocks']:+,} blocks of Python's {warm['blocks']:,}"
+        f"from payment {warm['payments']:,} on: {numbers['grown_bytes']:+,} bytes of {warm['bytes']:,}, "
+        f"{numbers['grown_blocks']:+,} blocks of Python's {warm['blocks']:,}"
     )
     if save:
-        told["durability"] = "fdatasync before every answer, one for each group"
-        print(f"Saved as {machine.save('soak', told, facts)}")
+        numbers["durability"] = "fdatasync before every answer, one for each group"
+        print(f"Saved as {machine.save('soak', numbers, facts)}")
 
 
 if __name__ == "__main__":

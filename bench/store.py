@@ -1,9 +1,9 @@
-"""What our store does with a disk: synced puts in groups, reads, the walk over the expiry index, opening, and a backup.
+"""Measure the store on a disk: synced puts in groups, reads, the scan of the expiry index, opening, and a backup.
 
     python bench/store.py [--channels N]
 
-LevelDB behind `paychan.store`, records of open channels. Beside it what the disk itself takes for a sync. Writing is
-told for groups of several sizes: payments that wait while the last group is synced form the next one.
+It uses LevelDB behind `paychan.store`, with records of open channels, and also measures a sync of the disk alone.
+Writes are given for several group sizes: payments that wait while the last group is synced form the next one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Timer:
 
 
 async def write(store: Store, channels: list[Channel], size: int, count: int) -> tuple[list[Channel], dict[str, Any]]:
-    """Replace so many records, `size` with each sync; return the newest versions and what that took."""
+    """Replace `number` records, `size` with each sync; return the newest versions and the figures."""
     timer, done = Timer(), 0
     latencies = []
     with timer.measure():
@@ -68,12 +68,12 @@ async def write(store: Store, channels: list[Channel], size: int, count: int) ->
 
 
 def later(channel: Channel) -> Channel:
-    """Make the next version, as a payment does."""
+    """Make the next version of a record, as a payment does."""
     return msgspec.structs.replace(channel, seq=channel.seq + 1, payments=channel.payments + 1)
 
 
 async def timed(work: Callable[[], Awaitable[Any]], number: int) -> dict[str, Any]:
-    """Measure something that goes over so many records."""
+    """Measure an operation over `number` records."""
     timer = Timer()
     with timer.measure():
         await work()
@@ -85,7 +85,7 @@ async def timed(work: Callable[[], Awaitable[Any]], number: int) -> dict[str, An
 
 
 async def measure(directory: Path, number: int) -> dict[str, Any]:
-    """Do everything once on a store of so many channels."""
+    """Measure everything once on a store of `channels` channels."""
     await fill(directory / "store", number)
     timer, template = Timer(), client(0, FAR)[0]
     with timer.measure():
@@ -106,7 +106,7 @@ async def measure(directory: Path, number: int) -> dict[str, Any]:
     async def copy() -> None:
         backup.create(store.snapshot, directory / "backups", NETWORK, NOW)
 
-    told = {
+    numbers = {
         "channels": number,
         "record_bytes": len(encode_record(template)),
         "open_ms": round(timer.seconds * 1e3, 1),
@@ -120,21 +120,23 @@ async def measure(directory: Path, number: int) -> dict[str, Any]:
         channels, each = await write(store, channels, size, max(200, size * 40))
         writes.append(each)
     await store.close()
-    return told | {"writes": writes}
+    return numbers | {"writes": writes}
 
 
-def show(told: dict[str, Any]) -> None:
+def show(numbers: dict[str, Any]) -> None:
     table = Table("puts in a synced group", "puts/s", "share of R", "CPU µs a put", "p50 ms a group", "p99")
-    for each in told["writes"]:
+    for each in numbers["writes"]:
         keys = ("group", "puts_per_second", "share_of_R", "cpu_us_per_put", "group_ms_p50", "group_ms_p99")
         table.add_row(*(f"{each[key]:,}" for key in keys))
     for column in table.columns:
         column.justify = "right"
     Console().print(table)
-    print(f"a sync of the disk {told['sync_ms_median']} ms; opening {told['channels']:,} channels {told['open_ms']} ms")
-    print(f"reading one {told['read_us_p50']} µs, p99 {told['read_us_p99']} µs")
+    print(
+        f"a sync of the disk {numbers['sync_ms_median']} ms; opening {numbers['channels']:,} channels {numbers['open_ms']} ms"
+    )
+    print(f"reading a record {numbers['read_us_p50']} µs, p99 {numbers['read_us_p99']} µs")
     for key, name in {"scan": "all", "due_100_of_all": "100 that are due", "backup": "a backup"}.items():
-        print(f"{name}: {told[key]['seconds']} s, {told[key]['us_per_record']} µs a record")
+        print(f"{name}: {numbers[key]['seconds']} s, {numbers[key]['us_per_record']} µs a record")
 
 
 def main(
@@ -144,15 +146,15 @@ def main(
     """Measure the store on this disk."""
     facts, before = machine.facts(), machine.verifies_per_second()
     with tempfile.TemporaryDirectory(dir=".") as name:  # on a disk; /tmp may be memory
-        told = uvloop.run(measure(Path(name).resolve(), channels))
-        told["sync_ms_median"] = round(sync_ms(Path(name)), 3)
+        numbers = uvloop.run(measure(Path(name).resolve(), channels))
+        numbers["sync_ms_median"] = round(sync_ms(Path(name)), 3)
     rate = (before + machine.verifies_per_second()) / 2
-    for each in told["writes"]:
+    for each in numbers["writes"]:
         each["share_of_R"] = round(each["puts_per_second"] / rate, 4)
-    told |= {"R_verifies_per_second": round(rate), "durability": "fdatasync of every group"}
-    show(told)
+    numbers |= {"R_verifies_per_second": round(rate), "durability": "fdatasync of every group"}
+    show(numbers)
     if save:
-        print(f"Saved as {machine.save('store', told, facts)}")
+        print(f"Saved as {machine.save('store', numbers, facts)}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""What an anonymous client can cost: one row for each public door and each attack, with an honest payer beside it.
+"""Measure what an anonymous client can cost: a row for each attack on a public interface, beside an honest payer.
 
     python bench/strangers.py [--json] [--against GIT_REV | --against RESULT.json] [--only NAME]
 
-For each attack a server and signer of its own run in debug mode with 1,024 files, on one core; attackers and the honest
-payer are processes on another. The attack runs alone first: what the state directory has grown by then stays (logs aside).
-Then it runs beside a payer who pays every 5 ms, and over a new connection every tenth time: latencies before, meanwhile and
-after. `--against` runs the same on the tree of another commit first, or takes its figures from a stored result.
+For each attack, its own server and signer run in debug mode with 1,024 files, on one core; attackers and the honest
+payer are processes on another. First the attack runs alone: growth of the state directory until then counts as lasting
+(without logs). Then it runs beside a payer that pays every 5 ms, and over a new connection every tenth time, with
+latencies before, during and after. `--against` first runs the same on the tree of another commit, or takes its figures
+from a stored result.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Annotated, Any
 
 import machine
 import typer
-from attacks import ATTACKS, Door
+from attacks import ATTACKS, Listeners
 from funding import from_nothing
 from honest import Honest
 from msgspec import Struct
@@ -42,11 +43,14 @@ _QUIET_SECONDS = 1.5
 _BESIDE_SECONDS = 3.0
 _RECOVERY_SECONDS = 10.0
 _CALM = 3.0
-"""The goal: an honest payer's p99 is at most this many times its quiet value, and recovery is when it is so again."""
+"""The goal: under attack, an honest payer's p99 is at most this multiple of its quiet value.
+
+Recovery means the same.
+"""
 
 
 class Row(Struct, kw_only=True):
-    """What one attack cost."""
+    """Cost of one attack."""
 
     attack: str
     sent_per_second: int
@@ -54,10 +58,10 @@ class Row(Struct, kw_only=True):
     log_bytes: int
     signer_keys: int
     descriptors: int
-    """Open while it ran, beyond those before."""
+    """Open connections during the attack, beyond those before."""
     descriptors_that_stay: int
     cpu_percent: int
-    """The server's, while the attack ran alone."""
+    """Figure of the server while the attack ran alone."""
     quiet_p50_ms: float
     p50_ms: float
     quiet_p99_ms: float
@@ -80,10 +84,10 @@ def _audit_lines(directory: Path) -> int:
 
 
 @contextmanager
-def _attacking(door: Door, attack: Callable[[Door, Any], None]) -> Iterator[Any]:
+def _attacking(listeners: Listeners, attack: Callable[[Listeners, Any], None]) -> Iterator[Any]:
     fork = multiprocessing.get_context("fork")
     count = fork.Value("l", 0)
-    process = fork.Process(target=_attack, args=(door, attack, count), daemon=True)
+    process = fork.Process(target=_attack, args=(listeners, attack, count), daemon=True)
     process.start()
     try:
         yield count
@@ -92,10 +96,10 @@ def _attacking(door: Door, attack: Callable[[Door, Any], None]) -> Iterator[Any]
         process.join()
 
 
-def _attack(door: Door, attack: Callable[[Door, Any], None], count: Any) -> None:
+def _attack(listeners: Listeners, attack: Callable[[Listeners, Any], None], count: Any) -> None:
     os.sched_setaffinity(0, {cores()[1]})
-    os.nice(10)  # what is measured is the server, not who gets the clients' core
-    attack(door, count)
+    os.nice(10)  # the server is measured, so the clients on the other core come second
+    attack(listeners, count)
 
 
 def _p99(latencies: Sequence[float]) -> float:
@@ -103,17 +107,17 @@ def _p99(latencies: Sequence[float]) -> float:
 
 
 def measure(name: str, tree: Path, log: Path) -> Row:
-    """Run one attack against the tree's programs."""
+    """Run one attack against the programs of a tree."""
     with debug_server(log=log, files=FILES, tree=tree) as measured:
         state = measured.directory / "state"
         session = generate(measured.server, from_nothing(measured.server, None, 1, 2)[0], 1, 2)
-        door = Door(measured.server, measured.management, session)
+        listeners = Listeners(measured.server, measured.management, session)
         with Honest(measured.server) as honest:
             honest.pay(0.5)  # warms up
             quiet = honest.pay(_QUIET_SECONDS)
         before, files, lines, logged = _size(state), _files(measured), _audit_lines(state), log.stat().st_size
         cpu = measured.cpu_seconds()
-        with _attacking(door, ATTACKS[name]) as count:
+        with _attacking(listeners, ATTACKS[name]) as count:
             time.sleep(_ALONE_SECONDS)
             peak = _files(measured)
             cpu = measured.cpu_seconds() - cpu
@@ -122,7 +126,7 @@ def measure(name: str, tree: Path, log: Path) -> Row:
         stays, keys = _size(state) - before, _audit_lines(state) - lines
         grown = log.stat().st_size - logged
         with Honest(measured.server) as honest:
-            with _attacking(door, ATTACKS[name]):
+            with _attacking(listeners, ATTACKS[name]):
                 time.sleep(0.3)
                 beside = honest.pay(_BESIDE_SECONDS)
             recovery = honest.recover(_RECOVERY_SECONDS, _CALM * _p99(quiet.latencies))
@@ -158,7 +162,7 @@ def tree_of(revision: str) -> Iterator[Path]:
 
 
 def measure_all(names: Sequence[str], tree: Path) -> list[Row]:
-    """Run all attacks, one after the other."""
+    """Run all attacks, one after another."""
     rows = []
     with tempfile.TemporaryDirectory(dir=".") as name:
         for number, attack in enumerate(names):
@@ -188,7 +192,7 @@ COLUMNS = {
 
 
 def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
-    """Show rows."""
+    """Print rows."""
     shown = Table("attack", *COLUMNS, title=title)
     for row in rows:
         shown.add_row(row["attack"], *(str(row[column]) for column in COLUMNS.values()))
@@ -197,11 +201,11 @@ def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
 
 def main(
     against: Annotated[str, typer.Option(help="A commit to measure first, or a stored result.")] = "",
-    only: Annotated[list[str] | None, typer.Option(help="These attacks alone.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only these attacks.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures for programs.")] = False,
     save: Annotated[bool, typer.Option(help="Keep the figures in bench/results.")] = True,
 ) -> None:
-    """Measure what strangers cost."""
+    """Measure what anonymous clients cost."""
     names, facts = only or list(ATTACKS), machine.facts()
     os.sched_setaffinity(0, {cores()[1]})
     figures: dict[str, Any] = {}

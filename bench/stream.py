@@ -1,9 +1,10 @@
-"""How many payments a second one server process on one core takes over payment streams.
+"""Measure the payments per second of one server process on one core over payment streams.
 
     python bench/stream.py [--each 16] [--in-flight 1] [--no-coalesce]
 
-Verified, and synced to disk before each answer, as `bench/load.py` has it for `PUT`; see there for R. `--each` payments
-are in a frame, `--in-flight` frames of a stream are without an answer. Without coalescing every signature is checked.
+Payments are verified, and synced to disk before each answer, as in `bench/load.py` for `PUT`; see there for R. A frame
+has `--each` payments; `--in-flight` frames of a stream wait for an answer. Without coalescing every signature is
+checked.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from session import BenchError
 
 
 def run(measured: Measured, streams: int, count: int, each: int, in_flight: int) -> dict[str, Any]:
-    """Let so many streams pay together, `count` times each."""
+    """Let `streams` streams pay together, `count` times each."""
     return load.generate(measured, streams, 2, frames.generator, count, each, in_flight)
 
 
@@ -44,7 +45,7 @@ def main(
     except BenchError as error:
         Console(stderr=True, highlight=False).print(f"stream: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
-    done.sort(key=lambda told: told["share_of_R"])
+    done.sort(key=lambda run: run["share_of_R"])
     load.show(done)
     if save:
         asked = {"streams": streams, "payments_each": count, "payments_in_a_frame": each, "frames_in_flight": in_flight}

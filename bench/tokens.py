@@ -1,7 +1,7 @@
-"""How fast a token signs: its library alone, and through the signer's key store. `python bench/tokens.py`.
+"""Measure how fast a token signs: its library alone, and through the signer's key store. `python bench/tokens.py`.
 
-Makes a SoftHSM token of its own. For another token: `python bench/tokens.py signer.toml`, asks for the PIN, and leaves a key
-labelled "paychan reserve" in the token. The whole signer on a token is measured by `bench/signing.py`.
+It makes its own SoftHSM token. For another token, `python bench/tokens.py signer.toml` asks for the PIN, and leaves a
+key labelled "paychan reserve" in the token. `bench/signing.py` measures the whole signer on a token.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from tests.lib.softhsm import SoftHsm
 CLIENT_KEY = bytes.fromhex("0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798")
 EXPIRY = UnixTime(1_900_000_000)
 ROUNDS = 5
-"""Of raw and key signatures in turn, the best of which counts: other work on the machine meets both alike."""
+"""Rounds of raw and key signatures in turn; the best counts, so other work on the machine affects both equally."""
 
 
 def signatures_per_second(sign: Callable[[int, bytes], object], threads: int, seconds: float) -> float:
-    """Let threads sign at once, and count. `sign` is told which thread it is."""
+    """Let threads sign at once, and count. `sign` gets the thread's number."""
     begin = Barrier(threads + 1)
 
     def one(number: int) -> int:
@@ -54,8 +54,8 @@ def signatures_per_second(sign: Callable[[int, bytes], object], threads: int, se
 
 
 def raw_rate(keys: TokenKeys, threads: int, seconds: float = 1.0) -> float:
-    """C_SignInit and C_Sign alone, each thread with a session and a handle of its own."""
-    key, sessions = keys.reserve_key(), keys._token._sessions  # noqa: SLF001 - below what is public, to compare with it
+    """Measure C_SignInit and C_Sign alone; each thread has its own session and handle."""
+    key, sessions = keys.reserve_key(), keys._token._sessions  # noqa: SLF001 - private, to compare with the public method
     mine = [sessions._library.open_session(sessions._slot) for _ in range(threads)]  # noqa: SLF001
     try:
         handle = key._handle  # noqa: SLF001
@@ -66,13 +66,13 @@ def raw_rate(keys: TokenKeys, threads: int, seconds: float = 1.0) -> float:
 
 
 def key_rate(keys: TokenKeys, threads: int, seconds: float = 1.0) -> float:
-    """As the signer does it: a session is borrowed, and the signature normalised and verified."""
+    """Measure signatures as the signer makes them: session borrowed, signature normalised and verified."""
     key = keys.reserve_key()
     return signatures_per_second(lambda _number, digest: key.sign(digest), threads, seconds)
 
 
 def pairs_per_second(keys: TokenKeys, count: int = 30) -> float:
-    """How many keys for new channels are made, one after the other."""
+    """Measure how fast keys for new channels are made, one after another."""
     begun = time.perf_counter()
     for number in range(count):
         keys.channel_key(CLIENT_KEY, UnixTime(EXPIRY + number), create=True)
@@ -81,7 +81,7 @@ def pairs_per_second(keys: TokenKeys, count: int = 30) -> float:
 
 @contextmanager
 def soft_token() -> Iterator[SignerConfig]:
-    """Make a SoftHSM token, and lead this process to it."""
+    """Make a SoftHSM token, and configure this process for it."""
     with tempfile.TemporaryDirectory() as directory:
         token = SoftHsm(Path(directory) / "token")
         os.environ.update(token.environment)
@@ -91,15 +91,15 @@ def soft_token() -> Iterator[SignerConfig]:
 
 
 def opened(config: SignerConfig) -> TokenKeys:
-    """The token's keys, in this process."""
+    """Open the token's keys in this process."""
     return TokenKeys(read_pin_and_open(config), per_channel=True)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print the rates."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config", nargs="?", type=Path, help="signer.toml of another token than SoftHSM")
+    parser.add_argument("config", nargs="?", type=Path, help="signer.toml of a token other than SoftHSM")
     parser.add_argument("--save", action="store_true", help="write bench/results/token-….json")
     arguments = parser.parse_args()
     with ExitStack() as cleanup:
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def measure(keys: TokenKeys, sessions: int, *, may_make_keys: bool) -> dict[str, float]:
-    """All rates per second, R first."""
+    """Return all rates per second, R first."""
     figures = {"verifies_per_second": machine.verifies_per_second()}
     for threads in sorted({1, 2, sessions}):
         rounds = [(raw_rate(keys, threads), key_rate(keys, threads)) for _ in range(ROUNDS)]

@@ -1,9 +1,10 @@
-"""What cryptography and the check of one payment cost: CPU µs of one thread, and R.
+"""Measure the CPU time of cryptography and of the check of one payment, in one thread, and R.
 
     python bench/verify.py
 
-Least of some rounds, so that a busy machine hardly matters. R is how many verifications one core does in a second: no
-server can take more payments than that and check each; all our rates are shares of it.
+Figures are the minimum of several rounds, so that other work on the machine hardly matters. R is the number of
+verifications per second on one core. No server can check more payments than that, so all rates are given as shares of
+R.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from paychan.protocol.payment import Payment, PaymentVerifier, change_problem, d
 
 
 def works() -> dict[str, Callable[[], object]]:
-    """Name what is measured."""
+    """Return the measured functions by name."""
     channel, payment = client(1)
     key = PrivateKey(b"\x01" * 32)
     compressed, text = channel.terms.client_key, encode_v1(payment)
@@ -39,7 +40,7 @@ def works() -> dict[str, Callable[[], object]]:
     assert slow_digest(*client(1)) == digest
 
     def whole() -> None:
-        """Everything that a payment's validity takes, as it comes in v1's query."""
+        """Do every check of a payment, as it arrives in v1's query."""
         read = decode_v1(text)
         assert change_problem(read, RULES.dust_sat) is None
         assert verifier.problem(read) is None
@@ -60,7 +61,7 @@ def works() -> dict[str, Callable[[], object]]:
 
 
 def slow_digest(channel: Channel, payment: Payment) -> bytes:
-    """Hash as without the prefix: what the same digest costs when the library lays out the transaction."""
+    """Hash without the prepared prefix: python-bitcoinlib builds the transaction for the same digest."""
     spent, script = channel.outpoint, CScript(channel.terms.redeem_script)
     output = CMutableTxOut(payment.change_sat, CScript(channel.change_script))
     transaction = CMutableTransaction([CMutableTxIn(COutPoint(spent.txid, spent.vout))], [output])
@@ -68,23 +69,21 @@ def slow_digest(channel: Channel, payment: Payment) -> bytes:
 
 
 def main(save: Annotated[bool, typer.Option(help="Keep the figures in bench/results.")] = True) -> None:
-    """Measure each."""
+    """Measure each function."""
     facts, before = machine.facts(), machine.verifies_per_second()
-    told = {name: round(microseconds(work), 2) for name, work in works().items()}
+    numbers = {name: round(microseconds(work), 2) for name, work in works().items()}
     rate = (before + machine.verifies_per_second()) / 2
     table = Table("", "CPU µs", "in verifies")
-    for name, each in told.items():
-        table.add_row(name, f"{each:.2f}", f"{each / told['verify']:.3f}")
+    for name, each in numbers.items():
+        table.add_row(name, f"{each:.2f}", f"{each / numbers['verify']:.3f}")
     for column in table.columns[1:]:
         column.justify = "right"
     Console().print(table)
-    print(
-        f"R {rate:,.0f} verifications/s by the clock, {1e6 / told['verify']:,.0f} of a core that has nothing else to do"
-    )
+    print(f"R {rate:,.0f} verifications/s by the clock, {1e6 / numbers['verify']:,.0f} by the CPU time of an idle core")
     if save:
-        of_core = {"R_verifies_per_second": round(rate), "R_of_a_whole_core": round(1e6 / told["verify"])}
+        of_core = {"R_verifies_per_second": round(rate), "R_of_a_whole_core": round(1e6 / numbers["verify"])}
         print(
-            f"Saved as {machine.save('verify', of_core | {'cpu_us': told, 'durability': 'nothing is stored'}, facts)}"
+            f"Saved as {machine.save('verify', of_core | {'cpu_us': numbers, 'durability': 'nothing is stored'}, facts)}"
         )
 
 
