@@ -285,6 +285,7 @@ NOT_EXECUTABLE_HERE = {
     ),
     ".venv/bin/python bench/payments.py 1000 10 localhost:8000 --node http://127.0.0.1:18443": _MEASURES,
     ".venv/bin/python bench/load.py --version 2 --connections 32": _MEASURES,
+    ".venv/bin/python bench/floor.py": _MEASURES,
     ".venv/bin/python bench/fees.py": "draws into bench/plots; test_plots.py draws elsewhere",
     **{
         f".venv/bin/python bench/{name}.py": _MEASURES
