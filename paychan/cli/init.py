@@ -1,4 +1,4 @@
-"""`paychan init`: writes the shipped configuration of a network, to be edited by the operator."""
+"""`paychan init`: writes the shipped configuration of a network, for the operator to edit."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _FILES = ("signer.toml", "server.toml")
 def init(
     network: Annotated[str, typer.Argument(help="debug, regtest, test or live")],
     directory: Annotated[
-        Path | None, typer.Argument(help="Where to write. \\[default: a directory named like the network]")
+        Path | None, typer.Argument(help="Directory to write to. \\[default: a directory named like the network]")
     ] = None,
 ) -> None:
-    """Write signer.toml and server.toml for a network into a directory. Files that exist are left as they are."""
+    """Write signer.toml and server.toml for a network into a directory. Existing files are not changed."""
     source = shipped_directory(network)
     if source is None:
         fail(f"no network {network!r}: choose one of {', '.join(NETWORKS)}", status=2)

@@ -1,7 +1,7 @@
-"""Entry point of the `paychan` command: which commands there are, each imported when it is called.
+"""Entry point of the `paychan` command: a table of its commands, each imported when it is called.
 
-The payer's commands need the packages of a plain `pip install paychan` alone. The others say which extra they need
-where its packages are missing.
+The payer's commands need only the packages of a plain `pip install paychan`. If packages are missing, the other
+commands name the extra that installs them.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ EPILOG = """
 
   paychan channel new http://localhost:8000    [dim]a payer's channel[/dim]
 
-  paychan status config/debug/server.toml      [dim]how the server is[/dim]
+  paychan status config/debug/server.toml      [dim]state of the server[/dim]
 """
 
 OWN_PACKAGES = ("paychan", "actors", "signer")
-"""A module that is missing from these is a defect, not an extra that was left out."""
+"""The project's own packages: a missing module in one is a defect, not an extra that is not installed."""
 
 
 class _Place(NamedTuple):
-    """Where a command is: a module, the name of a Typer application or a function in it, and its line in the help."""
+    """The location of a command: a module, the name of a Typer application or function in it, and its line in the help."""
 
     module: str
     name: str
@@ -44,20 +44,18 @@ COMMANDS = {
     "channel": _Place("payer.channel", "app", "Pay: open channels to a server, pay over them, close them."),
     "channels": _Place("operator.status", "app", "The server's channels: list, show, close."),
     "backup": _Place("operator.backup", "app", "Back up and restore the server's channels."),
-    "node": _Place("node", "app", "A throw-away regtest node to play with."),
+    "node": _Place("node", "app", "Run a temporary regtest node for trials."),
     "serve": _Place("serve", "serve", "Start the server alone.", "EXAMPLES"),
-    "settle": _Place(
-        "operator.settle", "settle", "Settle the channels of a backup with nothing but a signer.", "EXAMPLES"
-    ),
+    "settle": _Place("operator.settle", "settle", "Settle the channels of a backup with only a signer.", "EXAMPLES"),
     "status": _Place("operator.status", "status", "Show the channels and the health of a server.", "STATUS_EXAMPLES"),
     "withdraw": _Place(
-        "operator.status", "withdraw", "Settle what was earned, and keep channels open.", "WITHDRAW_EXAMPLES"
+        "operator.status", "withdraw", "Settle the earnings of channels, and keep them open.", "WITHDRAW_EXAMPLES"
     ),
 }
 
 
 class Commands(TyperGroup):
-    """The commands of `COMMANDS`. A module is imported when its command is called, not for the list in the help."""
+    """The commands of `COMMANDS`. A module is imported when its command is called, not when the help lists it."""
 
     _is_listing = False
 
@@ -92,7 +90,7 @@ def _load(name: str, place: _Place) -> Any:
 
 
 def _command(function: Any, name: str, examples: str = "") -> Any:
-    """Make a click command of a function."""
+    """Convert a function to a click command."""
     single = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
     single.command(name=name, epilog=examples or None)(function)
     return typer.main.get_command(single)

@@ -1,7 +1,7 @@
-"""`paychan node`: a throw-away regtest bitcoind, so that anybody can play the whole life of a channel in minutes.
+"""`paychan node`: a temporary regtest bitcoind, with which a user can try the whole life of a channel in minutes.
 
-Its directory holds everything: bitcoin.conf, which the other commands read to find it, the chain and a wallet; and
-`clock`, once time was made to pass: a node whose newest block lies ahead of its clock mines no more, and does not start.
+Its directory holds everything: bitcoin.conf, from which the other commands read the ports, the chain and a wallet.
+After `pass` it also holds `clock`: a node whose newest block lies ahead of its clock mines no more, and does not start.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptio
 
 _WALLET = "miner"
 _FIRST_BLOCKS = 140
-"""A coinbase output can be spent 100 blocks later.
+"""A coinbase output can be spent after 100 blocks.
 
-Against fee sniping a wallet dates some transactions up to 99 blocks back, and Bitcoin Knots takes lock time 21 for spam:
-up to height 120 it would refuse one payment in a thousand.
+Against fee sniping, a wallet sets the lock time of some transactions up to 99 blocks back, and Bitcoin Knots refuses
+lock time 21 as spam: up to height 120 it would refuse one payment in a thousand.
 """
 
 _MARGIN_SECONDS = 60
-"""How far the clock goes beyond what the median time has to pass."""
+"""Time by which the clock is set beyond the median time to reach."""
 
 _PATIENCE_SECONDS = 60.0
 _CALL_SECONDS = 60.0
 
 _CONF = """\
-# A throw-away node, written by paychan node start.
+# A temporary node, written by paychan node start.
 chain=regtest
 server=1
 fallbackfee=0.0001
@@ -71,11 +71,11 @@ DEFAULT_DIR = Path(".paychan/node")
 
 
 class _Stopped(Exception):
-    """SIGINT or SIGTERM came."""
+    """SIGINT or SIGTERM arrived."""
 
 
 def find_bitcoind(given: Path | None = None) -> Path | None:
-    """Find a bitcoind: the one given, $PAYCHAN_BITCOIND, on PATH, or where tests/fetch-bitcoind unpacks one."""
+    """Find a bitcoind: the given one, $PAYCHAN_BITCOIND, the one on PATH, or the one that tests/fetch-bitcoind unpacked."""
     named = given or os.environ.get("PAYCHAN_BITCOIND") or shutil.which("bitcoind")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     program = Path(named or cache / "paychan/bitcoind/bitcoind")
@@ -83,7 +83,7 @@ def find_bitcoind(given: Path | None = None) -> Path | None:
 
 
 class _Node:
-    """The node in a directory, which may run or not."""
+    """The node of a directory, running or not."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.resolve()
@@ -101,12 +101,12 @@ class _Node:
 
     @property
     def ahead(self) -> int:
-        """Unix time at which the node's clock has to stand, ahead of ours; 0 when it goes by ours, again or still."""
+        """Unix time of the node's clock while it is ahead of the system clock; 0 while the node uses the system clock."""
         time_set = int(self._clock.read_text()) if self._clock.is_file() else 0
         return time_set if time_set > time.time() else 0
 
     def set_ahead(self, unix_time: int) -> None:
-        """Have the node's clock stand at a time, also after a restart."""
+        """Set the node's clock to a time, for later starts as well."""
         self._clock.write_text(f"{unix_time}\n")
 
     def rpc(self, method: str, *params: Any, wallet: str = "") -> Any:
@@ -114,7 +114,7 @@ class _Node:
         return asyncio.run(self._call(method, params, wallet))
 
     def runs(self) -> bool:
-        """Whether a node answers that wrote this directory's cookie."""
+        """Return whether the node of this directory's cookie answers."""
         try:
             return self.conf.is_file() and self.rpc("getblockcount") is not None
         except ChainFailed:
@@ -142,22 +142,24 @@ def _examples(*lines: str) -> str:
 def start(
     directory: DirOption = DEFAULT_DIR,
     bitcoind: Annotated[
-        Path | None, typer.Option(help="The program. \\[default: $PAYCHAN_BITCOIND, or the one on PATH]")
+        Path | None, typer.Option(help="The bitcoind program. \\[default: $PAYCHAN_BITCOIND, or the one on PATH]")
     ] = None,
-    rpc_port: Annotated[int, typer.Option(min=1, max=65535, help="Where config/regtest looks for it.")] = 18443,
+    rpc_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="RPC port; config/regtest expects the default.")
+    ] = 18443,
     zmq_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the node's notifications.")] = 28332,
 ) -> None:
-    """Start a regtest node with money to spend, in the foreground; Ctrl-C stops it, the directory keeps its chain."""
+    """Start a regtest node with coins to spend, in the foreground; Ctrl-C stops it, and the directory keeps its chain."""
     program = find_bitcoind(bitcoind)
     if program is None:
         fail(
-            "no bitcoind found. Name one with --bitcoind or PAYCHAN_BITCOIND, put it on PATH, or on Debian run "
+            "no bitcoind found. Give its path with --bitcoind or PAYCHAN_BITCOIND, put it on PATH, or on Debian run "
             "tests/fetch-bitcoind",
             status=2,
         )
     node = _Node(directory)
     if node.runs():
-        fail(f"a node runs in {node.directory} already. See it: paychan node info")
+        fail(f"a node is already running in {node.directory}. To show it: paychan node info")
     node.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     node.conf.write_text(_CONF.format(rpc_port=rpc_port, zmq_port=zmq_port))
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -168,7 +170,7 @@ def start(
             [program, f"-datadir={node.directory}", "-printtoconsole=0", f"-mocktime={node.ahead}"],
             stdout=errors,
             stderr=errors,
-            start_new_session=True,  # Ctrl-C is ours to pass on
+            start_new_session=True,  # Ctrl-C reaches this process only, which stops the node
         )
     try:
         _wait_until_up(node, child, log)
@@ -184,29 +186,31 @@ def start(
 
 @app.command(epilog=_examples("paychan node mine", "paychan node mine 6"))
 def mine(
-    blocks: Annotated[int, typer.Argument(min=1, max=10_000, help="How many blocks.")] = 1,
+    blocks: Annotated[int, typer.Argument(min=1, max=10_000, help="Number of blocks.")] = 1,
     directory: DirOption = DEFAULT_DIR,
 ) -> None:
-    """Mine blocks, which confirm what waits."""
+    """Mine blocks; they confirm the waiting transactions."""
     node = _Node(directory)
-    with _told(node):
+    with _reported(node):
         _mine(node, blocks)
         out.print(f"height {node.rpc('getblockcount')}")
 
 
 @app.command(
-    name="pass", epilog=_examples("paychan node pass 170   (more than the 7 days of a channel, as they are by default)")
+    name="pass", epilog=_examples("paychan node pass 170   (more than the 7 days that a channel lasts by default)")
 )
 def pass_(
-    hours: Annotated[int, typer.Argument(min=1, max=10_000, help="How many hours.")], directory: DirOption = DEFAULT_DIR
+    hours: Annotated[int, typer.Argument(min=1, max=10_000, help="Number of hours.")],
+    directory: DirOption = DEFAULT_DIR,
 ) -> None:
-    """Let time pass: set the node's clock on, and mine until the chain's median time has passed, too.
+    """Let time pass: advance the node's clock, and mine until the chain's median time has passed, too.
 
-    The node's clock then stands, also after a restart, until ours has come so far. The server goes by the later of its
-    clock and the median time: it settles what is due, and new channels need that much longer: paychan channel new --hours.
+    The node's clock then stands still, also after a restart, until the system clock reaches it. The server uses the
+    later of its clock and the median time: it settles channels near that time, and new channels need correspondingly
+    more hours: paychan channel new --hours.
     """
     node = _Node(directory)
-    with _told(node):
+    with _reported(node):
         until = max(node.ahead, int(time.time())) + hours * 3600
         node.set_ahead(until + _MARGIN_SECONDS)
         while (chain := node.rpc("getblockchaininfo"))["mediantime"] <= until:
@@ -217,15 +221,15 @@ def pass_(
 @app.command(epilog=_examples("paychan node fund 2N8hwP1WmJrFF5QWABn38y63uYLhnJYJYTF 500000"))
 def fund(
     address: Annotated[str, typer.Argument(help="A funding address, as `paychan channel new` prints it.")],
-    sat: Annotated[int, typer.Argument(metavar="SAT", min=1, max=MAX_MONEY_SAT, help="How much, in satoshi.")],
+    sat: Annotated[int, typer.Argument(metavar="SAT", min=1, max=MAX_MONEY_SAT, help="Amount in satoshi.")],
     directory: DirOption = DEFAULT_DIR,
 ) -> None:
-    """Pay to an address from the node's own wallet, and say which output that made."""
+    """Pay to an address from the node's own wallet, and print the new output."""
     node = _Node(directory)
-    with _told(node):
+    with _reported(node):
         coins = f"{sat // 100_000_000}.{sat % 100_000_000:08d}"
         txid = node.rpc("sendtoaddress", address, coins, wallet=_WALLET)
-        node.rpc("getmempoolentry", txid)  # the wallet keeps transactions that its node did not take
+        node.rpc("getmempoolentry", txid)  # the wallet keeps transactions that its node refused
         outputs = node.rpc("gettransaction", txid, True, True, wallet=_WALLET)["decoded"]["vout"]
         vout = next(each["n"] for each in outputs if each["scriptPubKey"].get("address") == address)
         out.print(f"{txid}:{vout}", soft_wrap=True)
@@ -234,17 +238,17 @@ def fund(
 
 @app.command(epilog=_examples("paychan node info"))
 def info(directory: DirOption = DEFAULT_DIR) -> None:
-    """Show where the node is, and how far."""
+    """Show the node's addresses and its height."""
     node = _Node(directory)
-    with _told(node):
+    with _reported(node):
         _show(node)
 
 
 @app.command(epilog=_examples("paychan node stop"))
 def stop(directory: DirOption = DEFAULT_DIR) -> None:
-    """Stop the node; `paychan node start` goes on with the same chain."""
+    """Stop the node; `paychan node start` continues with the same chain."""
     node = _Node(directory)
-    with _told(node):
+    with _reported(node):
         out.print(node.rpc("stop"))
 
 
@@ -253,8 +257,8 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 
 
 @contextmanager
-def _told(node: _Node) -> Iterator[None]:
-    """Tell people what went wrong."""
+def _reported(node: _Node) -> Iterator[None]:
+    """Report an error of the node in one sentence."""
     try:
         yield
     except (Unreachable, Unauthorized):
@@ -270,15 +274,17 @@ def _wait_until_up(node: _Node, child: subprocess.Popen[bytes], log: Path) -> No
     while time.monotonic() < deadline:
         if child.poll() is not None:
             said = log.read_text(errors="replace").strip()
-            fail(f"bitcoind ended: {said} If a port is taken, choose others with --rpc-port and --zmq-port")
+            fail(f"bitcoind ended: {said} If a port is in use, choose others with --rpc-port and --zmq-port")
         if node.runs():
             return
         time.sleep(0.05)
-    fail(f"bitcoind did not answer within {_PATIENCE_SECONDS:.0f} seconds; {node.directory}/regtest/debug.log says why")
+    fail(
+        f"no answer of bitcoind within {_PATIENCE_SECONDS:.0f} seconds; {node.directory}/regtest/debug.log has the reason"
+    )
 
 
 def _provide_money(node: _Node) -> None:
-    """Mine the first coins; later one block, because a node whose newest block is a day old takes itself for behind."""
+    """Mine the first coins; later one block, because a node whose newest block is a day old considers itself not synced."""
     if _WALLET not in {each["name"] for each in node.rpc("listwalletdir")["wallets"]}:
         load_on_startup = True
         node.rpc("createwallet", _WALLET, False, False, "", False, True, load_on_startup)
@@ -299,10 +305,10 @@ def _show(node: _Node) -> None:
         ("ZMQ", node.zmq),
         ("Height", f"{chain['blocks']}, median time {chain['mediantime']}"),
         *([("Clock", f"stands at {moment(node.ahead)}")] if node.ahead else []),
-        ("Wallet", f"{node.rpc('getbalance', wallet=_WALLET):.8f} BTC to play with"),
+        ("Wallet", f"{node.rpc('getbalance', wallet=_WALLET):.8f} BTC to spend"),
         ("Next", "[green]paychan up config/regtest[/green]"),
         ("", "[green]paychan node fund ADDRESS SAT[/green]"),
         ("", "[green]paychan node mine[/green]"),
     ):
         facts.add_row(f"[dim]{name}[/dim]", value)
-    out.print(Panel(facts, title="paychan node", subtitle="regtest: its coins are worth nothing", expand=False))
+    out.print(Panel(facts, title="paychan node", subtitle="regtest: its coins have no value", expand=False))

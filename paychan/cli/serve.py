@@ -20,7 +20,10 @@ EXAMPLES = "[bold]Example[/bold]\n\n  paychan serve config/debug/server.toml"
 def serve(
     file: Annotated[Path, typer.Argument(help="The server's configuration, such as config/debug/server.toml")],
 ) -> None:
-    """Start the server alone, in any order with node and signer. PORT in the environment overrides http.port."""
+    """Start the server alone; node and signer may start before or after it.
+
+    PORT in the environment overrides http.port.
+    """
     try:
         run(load_server_config(file), str(file))
     except (SettingsError, StartError, StoreFailed) as error:

@@ -1,4 +1,4 @@
-"""How commands speak to people: one console for results, one for errors."""
+"""The output of commands: one console for results, one for errors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ err = Console(stderr=True, highlight=False)
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
-    """End the command with one sentence that says what is wrong and what to do next."""
+    """End the command with one sentence that names the problem and the next step."""
     err.print(f"[red]paychan:[/red] {escape(message)}", soft_wrap=True)
     raise typer.Exit(status)

@@ -1,4 +1,4 @@
-"""`paychan up`: starts signer and server as the original's runEverything.sh did, and ends both together."""
+"""`paychan up`: starts signer and server like the original's runEverything.sh, and stops both together."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ _LOOK_SECONDS = 2.0
 _STOP_SECONDS = 15.0
 
 _ORIGINAL_CLIENT_KEY = "03da3afe4f58992a8cc909522c2ec859ef218fd92fda0a67c23fb40e0303030405"
-"""The key with which the original's benchmark asks for the server's (RBPCP §15)."""
+"""The client key for which the original's benchmark requests the server's key (RBPCP §15)."""
 
 
 class _StopSignals:
-    """Notes that we are told to stop. Acted upon where nothing is half done: no child may be left behind."""
+    """Records a stop signal. It is handled where no step is half done: no child may be left running."""
 
     def __init__(self) -> None:
-        self.came = False
+        self.received = False
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 signal.signal(number, self._note)
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
-        self.came = True
+        self.received = True
 
 
 EXAMPLES = "[bold]Examples[/bold]\n\n  paychan up debug\n\n  paychan up config/live\n\n  PORT=8080 paychan up debug"
@@ -66,7 +66,7 @@ def command(
 
 
 def up(directory: Path) -> int:
-    """Run both processes until told to stop, or until one ends; return the exit status."""
+    """Run both processes until a stop signal arrives or one of them ends; return the exit status."""
     signer_file, server_file = directory / "signer.toml", directory / "server.toml"
     for file in (signer_file, server_file):
         if not file.is_file():
@@ -79,7 +79,7 @@ def up(directory: Path) -> int:
     out.file, err.file = (
         cast("IO[str]", LogSink(1)),
         cast("IO[str]", LogSink(2)),
-    )  # a reader that stops or leaves must not end what we look after
+    )  # a reader of this output that stops or exits must not end the supervision
     stop = _StopSignals()
     children: dict[str, subprocess.Popen[bytes]] = {}
     try:
@@ -101,20 +101,20 @@ def up(directory: Path) -> int:
 
 
 def _start(command: str, *arguments: str) -> subprocess.Popen[bytes]:
-    """Start a console script of this installation, out of reach of the terminal's Ctrl-C: we pass the end on.
+    """Start a console script of this installation in its own session: Ctrl-C reaches only this process, which stops it.
 
-    Should we be killed, the kernel does.
+    If this process is killed, the kernel stops the child.
     """
     beside = Path(sys.executable).parent / command
     program = str(beside) if beside.exists() else shutil.which(command)
     if program is None:
         fail(f"{command} is not installed beside {sys.executable}. Install the package: pip install .")
-    # the hook is safe: there are no threads here
+    # preexec_fn is safe: this process has no threads
     return subprocess.Popen([program, *arguments], start_new_session=True, preexec_fn=_end_with_us)  # noqa: S603, PLW1509
 
 
 def _end_with_us() -> None:
-    """Runs in the child: SIGTERM for it when its parent has ended."""
+    """Run in the child: let the kernel send it SIGTERM when its parent has ended."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -122,20 +122,20 @@ def _check_alive(children: dict[str, subprocess.Popen[bytes]]) -> None:
     for name, child in children.items():
         status = child.poll()
         if status is not None:
-            msg = f"{name} ended with status {status}; its last lines above say why"
+            msg = f"{name} ended with status {status}; its last lines above have the reason"
             raise ChildProcessError(msg)
 
 
 def _wait_until_serving(
     config: ServerConfig, children: dict[str, subprocess.Popen[bytes]], stop: _StopSignals
 ) -> Running | None:
-    """Return where the server listens, however long that takes; None when we are told to stop before it does."""
-    told_at = time.monotonic() + _PATIENCE_SECONDS
-    while not stop.came:
+    """Return the server's URLs as soon as it listens; None if a stop signal arrives first."""
+    report_at = time.monotonic() + _PATIENCE_SECONDS
+    while not stop.received:
         _check_alive(children)
-        if time.monotonic() > told_at:
+        if time.monotonic() > report_at:
             err.print(f"[yellow]paychan:[/yellow] the server at {config.state_dir} does not answer yet", soft_wrap=True)
-            told_at += _PATIENCE_SECONDS
+            report_at += _PATIENCE_SECONDS
         running = read_running(config.state_dir)
         if running is not None and running.pid == children["paychan serve"].pid and _answers(running):
             return running
@@ -146,23 +146,23 @@ def _wait_until_serving(
 def _watch(
     config: ServerConfig, running: Running, children: dict[str, subprocess.Popen[bytes]], stop: _StopSignals
 ) -> None:
-    """Until we are told to stop: say what the server is missing, and when it is there."""
-    told: list[str] = []
+    """Report which parts the server lacks, and when they are available, until a stop signal arrives."""
+    reported: list[str] = []
     next_look = 0.0
-    while not stop.came:
+    while not stop.received:
         _check_alive(children)
         if time.monotonic() >= next_look:
             missing = _missing(config, running)
-            for text in missing if missing != told else ():
+            for text in missing if missing != reported else ():
                 err.print(f"[yellow]missing[/yellow]  {escape(text)}", soft_wrap=True)
-            if told and not missing:
-                err.print("[green]complete[/green]: nothing is missing any more")
-            told, next_look = missing, time.monotonic() + _LOOK_SECONDS
+            if reported and not missing:
+                err.print("[green]complete[/green]: no part is missing any more")
+            reported, next_look = missing, time.monotonic() + _LOOK_SECONDS
         time.sleep(0.1)
 
 
 def _missing(config: ServerConfig, running: Running) -> list[str]:
-    """What keeps the server from serving all, in words; in codes, where there is no token: on a full disk."""
+    """Return the reasons why the server can't serve everything: in words, or in codes without a token (a full disk)."""
     token = ""
     with contextlib.suppress(OSError):
         token = config.management_token.read_text()
@@ -183,12 +183,12 @@ def _answers(running: Running) -> bool:
 
 
 def _show(config: ServerConfig, running: Running, directory: Path) -> None:
-    """Say in one glance where it is, what it is, and what to do next."""
+    """Show the server's URL, its settings and the next command."""
     prefix = "" if shutil.which("paychan") else f"{os.path.relpath(Path(sys.executable).parent)}/"
     facts = Table.grid(padding=(0, 2))
     for name, value in (
         ("URL", f"[bold]{running.url}[/bold]"),
-        ("Network", config.network_name + (" (funding is believed, nothing is published)" if config.debug else "")),
+        ("Network", config.network_name + (" (funding is not checked, nothing is broadcast)" if config.debug else "")),
         ("Server key", _server_key(config, running)),
         ("State", str(config.state_dir)),
         ("Management", running.management_url),
@@ -199,7 +199,7 @@ def _show(config: ServerConfig, running: Running, directory: Path) -> None:
 
 
 def _server_key(config: ServerConfig, running: Running) -> str:
-    """Return the one key of debug mode; elsewhere every channel has its own."""
+    """Return the one key of debug mode; on other networks each channel has its own."""
     if not config.debug:
         return "one for each channel"
     query = {"client_pubkey": _ORIGINAL_CLIENT_KEY, "exp_time": "1500000000"}
@@ -213,7 +213,7 @@ def _server_key(config: ServerConfig, running: Running) -> str:
 
 
 def _end(children: dict[str, subprocess.Popen[bytes]]) -> None:
-    """Stop the server before the signer it may still need."""
+    """Stop the server before the signer, which it may still need."""
     for child in reversed(children.values()):
         if child.poll() is None:
             child.terminate()

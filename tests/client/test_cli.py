@@ -170,7 +170,7 @@ def test_a_lost_payment_is_found_again_through_the_commands() -> None:
         assert f"paychan channel pay {name} --resume" in again.stderr
         assert f"paychan channel pay {name} --resume" in say("status", name, "--offline").stdout
 
-        assert "the server had it already" in say("pay", name, "--resume").stdout
+        assert "the server already had it" in say("pay", name, "--resume").stdout
 
 
 def test_an_opening_without_an_answer_is_gone_on_with() -> None:
@@ -181,7 +181,7 @@ def test_an_opening_without_an_answer_is_gone_on_with() -> None:
             outpoint = debug_outpoint(channel.record.terms.client_key, channel.record.expiry)
         liar.lies.extend([Lie(drop=True)] * 5)
         failed = say("open", name, "--outpoint", outpoint, "--value", FUNDING_SAT)
-        assert f"`paychan channel open {name}` goes on, and pays once" in failed.stderr
+        assert f"`paychan channel open {name}` continues, and pays once" in failed.stderr
         assert told("open", name)["left_sat"] == FUNDING_SAT - liar.received_sat
 
 

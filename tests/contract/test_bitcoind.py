@@ -155,7 +155,7 @@ class TestUnfitNodes:
 
     async def test_wallet_with_keys(self, node: Node, opener: Opener) -> None:
         """A wallet that holds somebody's keys is not used."""
-        with pytest.raises(ChainUnfit, match=r'"miner" is somebody.s own. Choose another name in chain.wallet'):
+        with pytest.raises(ChainUnfit, match=r'"miner" belongs to another user. Set chain.wallet to another name'):
             await opener(node, wallet="miner").check()
 
 
@@ -170,7 +170,7 @@ class TestPruned:
 
     async def test_wallet_that_missed_blocks(self, pruned: Node, opener: Opener) -> None:
         """A wallet that has not seen blocks which are gone is refused with the mend."""
-        with pytest.raises(ChainUnfit, match=r'"asleep".*choose a new name in chain.wallet'):
+        with pytest.raises(ChainUnfit, match=r'"asleep".*set chain.wallet to a new name'):
             await opener(pruned, wallet="asleep").check()
 
     async def test_funding_in_a_pruned_block(self, pruned: Node, opener: Opener) -> None:

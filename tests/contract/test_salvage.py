@@ -229,7 +229,7 @@ def test_fault_32_a_damaged_newest_record_leaves_the_one_before_it(made: Path, t
     there = {channel.outpoint: channel for channel in found}
     assert there[CHANNELS[2].outpoint] == CHANNELS[2]
     assert {channel.outpoint for channel in NEWEST} <= there.keys()
-    assert f"damaged record {CHANNELS[2].outpoint}: an older one is in the backup" in said
+    assert f"damaged record {CHANNELS[2].outpoint}: the backup holds an older one" in said
     assert status == 1
 
 

@@ -159,7 +159,7 @@ def test_interrupt(running: Running) -> None:
 def test_second_start(running: Running) -> None:
     """A second start in the same directory is refused, and one on the same port says so; the first is not harmed."""
     second = running.say("start", "--rpc-port", free_port())
-    assert (second.returncode, "a node runs in" in second.stderr) == (1, True)
+    assert (second.returncode, "a node is already running in" in second.stderr) == (1, True)
     elsewhere = ["--dir", running.directory.with_name("other"), "--zmq-port", free_port()]
     third = say("start", "--rpc-port", running.rpc_port, *elsewhere)
     assert (third.returncode, "choose others with --rpc-port" in third.stderr) == (1, True)

@@ -209,7 +209,7 @@ def test_what_the_node_refuses_is_told_with_its_reason(tmp_path: Path) -> None:
         options = ("settle", "--offline", backup, "--config", system.server_file, "--publish")
         said = paychan(*options, "--fee-rate", 2, status=1)
         assert re.search(rf"{customer.outpoint} .*refused: .*min relay fee not met", said)
-        assert "--fee-rate SAT_PER_VB pays more" in said
+        assert "--fee-rate SAT_PER_VB raises it" in said
         assert re.search(rf"{customer.outpoint} .* published ", paychan(*options))  # at the floor, which the node tells
 
 
@@ -259,7 +259,7 @@ def test_the_examples_of_the_help_text_work(rest: Rest, words: list[str]) -> Non
     }
     said = paychan(*(ours.get(word, word) for word in words))
     assert said.count(" published " if "--publish" in words else " signed ") == 2
-    assert ("Nothing was sent" in said) == ("--publish" not in words)
+    assert ("Nothing was broadcast" in said) == ("--publish" not in words)
     if "--out" in words:
         lines = (rest.place / "transactions.txt").read_text().split()
         assert [len(CTransaction.deserialize(bytes.fromhex(line)).vin) for line in lines] == [1, 1]
@@ -303,7 +303,7 @@ def test_mistakes_get_one_sentence_with_the_next_step(rest: Rest, tmp_path: Path
         (("--offline", damaged, *config), 1, f"{damaged} is not a backup, or is damaged"),
         (("--offline", tmp_path / "none", *config), 1, "none: No such file or directory; check the path"),
         ((*offline, "--config", tmp_path / "none"), 1, "none: can't be read"),
-        ((*offline, *config, "--out", there), 1, f"{there} exists and is not overwritten: name another file"),
+        ((*offline, *config, "--out", there), 1, f"{there} exists and is not overwritten: give another file"),
         (
             (*offline, *config, "--signer", there),
             1,

@@ -219,7 +219,7 @@ def test_fault_26_up_says_what_is_missing_and_goes_on(up: Up, tmp_path: Path):
         assert time.monotonic() < deadline, up.text()
         time.sleep(0.1)
     signer.resume()
-    while "nothing is missing any more" not in up.text():
+    while "no part is missing any more" not in up.text():
         assert time.monotonic() < deadline, up.text()
         time.sleep(0.1)
     assert up.end(signal.SIGTERM) == 0

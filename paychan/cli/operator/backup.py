@@ -1,4 +1,4 @@
-"""`paychan backup`: make, check, list and restore backups of the server's channels."""
+"""`paychan backup`: creates, verifies, lists and restores backups of the server's channels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from paychan.store.base import StoreFailed
 from paychan.store.leveldb.store import LevelDbStore
 
 _TIMEOUT = httpx.Timeout(600.0, connect=2.0)
-"""A running server writes some 100,000 channels a second; a server that is there accepts at once."""
+"""A running server writes about 100,000 channels a second; it accepts a connection at once."""
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
@@ -52,19 +52,19 @@ BackupFile = Annotated[Path, typer.Argument(help="A file that ends in .backup")]
 )
 def create(
     config_file: ConfigFile,
-    to: Annotated[Path | None, typer.Option(help="Directory for it, instead of store.backup_dir")] = None,
+    to: Annotated[Path | None, typer.Option(help="Directory of the backup, instead of store.backup_dir")] = None,
 ) -> None:
-    """Back up all channels of one moment, from the running server or from its files when it is stopped."""
+    """Back up all channels at one moment, through the running server, or from its files when it is stopped."""
     with _sentences():
         config = load_server_config(config_file)
         found = _from_server(config, to) or _from_store(config, to)
-        out.print(f"[green]made[/green] {escape(str(found[0]))}", soft_wrap=True)
+        out.print(f"[green]created[/green] {escape(str(found[0]))}", soft_wrap=True)
         out.print(_summary(found[1]))
 
 
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan backup verify .paychan/live/backups/*.backup")
 def verify(files: Annotated[list[Path], typer.Argument(help="Files that end in .backup")]) -> None:
-    """Read backups to their end and check every byte; the exit status is 1 if one is damaged."""
+    """Read backups completely and check every byte; the exit status is 1 if one is damaged."""
     damaged = 0
     for file in files:
         try:
@@ -84,9 +84,9 @@ def verify(files: Annotated[list[Path], typer.Argument(help="Files that end in .
     "  paychan backup restore paychan-live-20260102T030405Z.backup config/live/server.toml"
 )
 def restore(file: BackupFile, config_file: ConfigFile) -> None:
-    """Verify a backup and make the server's store of it. A store that holds anything is not overwritten.
+    """Verify a backup and create the server's store from it. A store with content is not overwritten.
 
-    Payments accepted after the backup was made are not in it: use the newest one, and only when the store is lost.
+    The backup lacks payments that were accepted later: use the newest one, and only if the store is lost.
     """
     with _sentences():
         config = load_server_config(config_file)
@@ -94,25 +94,25 @@ def restore(file: BackupFile, config_file: ConfigFile) -> None:
             manifest = backup.restore(file, config.store_path, config.network_name, progress)
         out.print(f"[green]restored[/green] {escape(str(config.store_path))}", soft_wrap=True)
         out.print(_summary(manifest))
-        out.print(f"What was accepted after {_date(manifest.created_at)} is not in it.")
+        out.print(f"Payments accepted after {_date(manifest.created_at)} are not in it.")
 
 
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan backup salvage config/live/server.toml")
 def salvage(
     config_file: ConfigFile,
-    to: Annotated[Path | None, typer.Option(help="Directory for it, instead of store.backup_dir")] = None,
+    to: Annotated[Path | None, typer.Option(help="Directory of the backup, instead of store.backup_dir")] = None,
 ) -> None:
-    """Write a backup of all that can be read out of a damaged store, and list what is lost. The store stays as it is.
+    """Write a backup of all readable records of a damaged store, and list the losses. The store is not changed.
 
-    A channel whose newest record is lost may be in the backup with an older one: the signer, which knows the payments it
-    signed or was shown, and the payers heal that. The exit status is 1 when something was dropped.
+    For a channel whose newest record is lost, the backup may hold an older one: the signer, which knows the payments
+    that it signed or saw, and the payers repair that. The exit status is 1 if records were lost.
     """
     with _sentences():
         config = load_server_config(config_file)
         now = UnixTime(int(time.time()))
         with _progress("salvaging", None) as progress:
             found = salvaging.salvage(config.store_path, to or config.backup_dir, config.network_name, now, progress)
-    out.print(f"[green]made[/green] {escape(str(found.path))}", soft_wrap=True)
+    out.print(f"[green]created[/green] {escape(str(found.path))}", soft_wrap=True)
     out.print(_summary(found.manifest))
     for kind, lines in (
         ("damaged record", found.damaged),
@@ -120,7 +120,7 @@ def salvage(
         ("LevelDB dropped", found.notes),
     ):
         for line in lines:
-            older = ": an older one is in the backup" if line in found.older else ""
+            older = ": the backup holds an older one" if line in found.older else ""
             out.print(f"[red]{kind}[/red] {escape(line)}{older}", soft_wrap=True)
     out.print(
         f"Next: move {escape(str(config.store_path))} away, then [green]paychan backup restore "
@@ -138,7 +138,7 @@ def salvage(
 def list_backups(
     place: Annotated[Path, typer.Argument(help="The server's configuration, or a directory of backups")],
 ) -> None:
-    """List backups, oldest first, as they describe themselves; `verify` checks whether that is true."""
+    """List backups, oldest first, with their own statements; `verify` checks whether these are true."""
     with _sentences():
         directory = place if place.is_dir() else load_server_config(place).backup_dir
         table = Table("backup", "channels", "unsettled sat")
@@ -148,15 +148,15 @@ def list_backups(
             else:
                 table.add_row(escape(path.name), f"{manifest.records:,}", f"{manifest.unsettled_sat:,}")
         if not table.row_count:
-            fail(f"no backups in {directory}; make one with: paychan backup create CONFIG.toml")
+            fail(f"no backups in {directory}; create one with: paychan backup create CONFIG.toml")
         out.print(table)
 
 
-# --- where a backup comes from --------------------------------------------------------------------------------------
+# --- sources of a backup --------------------------------------------------------------------------------------------
 
 
 def _from_server(config: ServerConfig, to: Path | None) -> tuple[Path, Manifest] | None:
-    """Ask the running server, which alone may read its store; None if nobody listens."""
+    """Ask the running server, which locks its store; None if no server listens."""
     running = read_running(config.state_dir)
     if running is None:
         return None
@@ -169,10 +169,10 @@ def _from_server(config: ServerConfig, to: Path | None) -> tuple[Path, Manifest]
     except (FileNotFoundError, httpx.ConnectError):
         return None
     except httpx.HTTPError as error:
-        msg = f"the server at {running.management_url} gave no answer ({error}): look into its log, then try again"
+        msg = f"the server at {running.management_url} gave no answer ({error}): read its log, then try again"
         raise BackupError(msg) from error
     if reply.status_code != httpx.codes.CREATED:
-        msg = f"the server at {running.management_url} made no backup: {_reason(reply)}"
+        msg = f"the server at {running.management_url} created no backup: {_reason(reply)}"
         raise BackupError(msg)
     made = msgspec.json.decode(reply.content, type=_Reply)
     if to is None:
@@ -181,7 +181,7 @@ def _from_server(config: ServerConfig, to: Path | None) -> tuple[Path, Manifest]
 
 
 def _reason(reply: httpx.Response) -> str:
-    """What an error answer says: our own have a text, those of something else in our place may have anything."""
+    """Return the text of an error answer: the server's have one, another program on that port may send anything."""
     try:
         return str(reply.json()["message"])
     except (ValueError, KeyError, TypeError):
@@ -198,7 +198,7 @@ def _from_store(config: ServerConfig, to: Path | None) -> tuple[Path, Manifest]:
         asyncio.run(store.close())
 
 
-# --- what people see ------------------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -214,7 +214,7 @@ def _sentences() -> Iterator[None]:
 
 @contextmanager
 def _progress(doing: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show records done of all, while there is somebody to look."""
+    """Show the number of finished records, if the output is a terminal."""
     columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn("records"), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(doing, total=total)
@@ -224,7 +224,7 @@ def _progress(doing: str, total: int | None) -> Iterator[Callable[[int], None]]:
 def _summary(manifest: Manifest) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_row("  network", manifest.network)
-    table.add_row("  made", f"{_date(manifest.created_at)}, by paychan {manifest.paychan}")
+    table.add_row("  created", f"{_date(manifest.created_at)}, by paychan {manifest.paychan}")
     table.add_row("  channels", ", ".join(f"{count:,} {state}" for state, count in manifest.states.items()))
     table.add_row("  unsettled", f"{manifest.unsettled_sat:,} sat")
     return table

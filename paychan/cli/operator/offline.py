@@ -1,8 +1,8 @@
-"""Settling from a backup: what of it can be settled, signed by the running signer, and handed to the network if asked.
+"""Settling from a backup: selects the channels to settle, lets the running signer sign, and broadcasts on request.
 
-There is no server and no store here, for the machine that had them may be gone. Each channel is settled alone, so that
-one whose coins are gone holds up no other; together they would save an eighth of the fees. What the server once signed
-together stays together. Everything may be done again: what is settled is seen, and the signer signs the same bytes.
+This runs without server and store, because their machine may be lost. Each channel settles alone, so that one whose
+coins are gone delays no other; batches would save an eighth of the fees. Channels that the server once signed together
+stay together. Every step may be repeated: settled channels are recognised, and the signer signs the same bytes.
 """
 
 from __future__ import annotations
@@ -54,33 +54,33 @@ from paychan.protocol.wire.signer_messages import Newest
 from paychan.signer_client.base import Signer, SignerRefused, news, sign_for_no_less
 
 _AT_ONCE = 32
-"""Channels settled side by side; the signer and the node answer them in turn anyway."""
+"""Channels settled concurrently; the signer and the node handle their requests one by one anyway."""
 
 _PAGE = 1000
-"""Scripts that the chain is asked to follow in one go."""
+"""Scripts that the chain is asked to watch in one call."""
 
 _FUNDED_BEFORE_SECONDS = 14 * 86_400
-"""Funding outputs are assumed to be no older than this when their channel is opened; only a lost wallet needs it."""
+"""Assumed largest age of a funding output when its channel opens; needed only if the node's wallet was lost."""
 
 _ENDED = (State.CLOSED, State.LOST)
 
 
 class Outcome(Enum):
-    """What came of a channel."""
+    """The result for a channel."""
 
     SIGNED = "signed"
     PUBLISHED = "published"
-    WAITING = "waiting"  # a settlement of ours is in the mempool already
-    SETTLED = "settled"  # a settlement of ours is in the chain
+    WAITING = "waiting"  # a settlement by the server's branch is already in the mempool
+    SETTLED = "settled"  # a settlement by the server's branch is in the chain
     REFUNDED = "refunded"  # the client took the coins back
-    REFUSED = "refused"  # by the signer, or by the network
-    TOO_SMALL = "too small"  # it received less than the cheapest settlement costs
+    REFUSED = "refused"  # by the signer, or by the node
+    TOO_SMALL = "too small"  # the channel received less than the cheapest settlement costs
     CLOSED = "closed"  # settled before the backup was made
-    LOST = "lost"  # spent by something else before the backup was made
+    LOST = "lost"  # another transaction spent the coins before the backup was made
 
 
 class Result(Struct, frozen=True):
-    """One channel and what came of it; `txid` is of what settled or ended it, `reason` says why nothing did."""
+    """A channel and its outcome; `txid` is of the transaction that spent the coins, `reason` says why there is none."""
 
     channel: Channel
     outcome: Outcome
@@ -90,28 +90,28 @@ class Result(Struct, frozen=True):
 
 
 class _Rival(Struct, frozen=True):
-    """A refund in the mempool, with what descends from it: the fees in satoshi, and its own bytes."""
+    """A refund in the mempool: the fees of it and its descendants in satoshi, and its own size in bytes."""
 
     fee_sat: Sat
     size: int
 
 
 class Unit(Struct, frozen=True):
-    """Channels that are settled by one transaction, in the order of its inputs, and the one that is signed already."""
+    """Channels that one transaction settles, in the order of its inputs, and the transaction if it is already signed."""
 
     members: tuple[Channel, ...]
     signed: Settlement | None = None
     parent: Settlement | None = None
-    """The withdrawal whose change output the channel is funded by."""
+    """The withdrawal whose change output funds the channel."""
     is_built_upon: bool = False
-    """It is a withdrawal that another channel of the backup depends on: under another txid that would lose its coins."""
+    """Whether this withdrawal funds another channel of the backup, which would lose its coins with another txid."""
 
 
 async def up_to_date(channels: Sequence[Channel], signer: Signer, view: View) -> list[Channel]:
-    """Complete records of a backup by what the signer signed after it: the newest payments, scripts and settlements.
+    """Update records of a backup with what the signer signed or saw later: newest payments, scripts and settlements.
 
     Raises:
-        SignerAbsent, SignerRefused: not known.
+        SignerAbsent, SignerRefused: the signer did not answer the question.
     """
     unfinished = [channel for channel in channels if channel.state not in _ENDED]
     payments = [Newest(channel.outpoint, channel.payment.change_sat) for channel in unfinished]
@@ -125,30 +125,33 @@ def _adopted(channel: Channel, adopt: Adopt | None, view: View) -> Channel:
 
 
 def sort_out(channels: Sequence[Channel], view: View) -> tuple[list[Unit], list[Result]]:
-    """Tell what is to be settled, the earliest expiry first, from what is not."""
-    fates, closing = [], []
+    """Return the channels to settle as units, the earliest expiry first, and the results of the other channels."""
+    results, closing = [], []
     for channel in channels:
         if channel.state in _ENDED:
-            fates.append(_end(channel))
+            results.append(_end(channel))
             continue
         outcome = _closing(channel, view)
         if isinstance(outcome, Rejected):
-            fates.append(Result(channel, Outcome.TOO_SMALL, reason=str(outcome.error)))
+            results.append(Result(channel, Outcome.TOO_SMALL, reason=str(outcome.error)))
         else:
             closing.append(_without_application(outcome.channel, view))
     units = [_with_withdrawal(unit, channels) for unit in _units(closing, {channel.outpoint for channel in channels})]
-    return sorted(units, key=lambda unit: unit.members[0].terms.expiry), fates
+    return sorted(units, key=lambda unit: unit.members[0].terms.expiry), results
 
 
 def _without_application(channel: Channel, view: View) -> Channel:
-    """Decide about an offered payment by the operator's rule: no application is asked here."""
+    """Decide about an offered payment by the operator's rule: there is no application to ask."""
     silent = structs.replace(view, rules=structs.replace(view.rules, asks_application=False))
     outcome = apply(channel, Unanswered(), silent)
     return outcome.channel if isinstance(outcome, Accepted) else channel
 
 
 def _closing(channel: Channel, view: View) -> Judgement:
-    """Close a channel; one that closes or moves goes on as it is. The chain tells whether funding that was gone is back."""
+    """Close an open channel; one that is closing or moving stays as it is.
+
+    An unfunded channel counts as funded: the chain decides.
+    """
     if channel.state is State.UNFUNDED:
         funded = apply(channel, Funded(), view)
         channel = funded.channel if isinstance(funded, Accepted) else channel
@@ -156,7 +159,7 @@ def _closing(channel: Channel, view: View) -> Judgement:
 
 
 def _with_withdrawal(unit: Unit, channels: Sequence[Channel]) -> Unit:
-    """Note which withdrawal a channel depends on, and whether others depend on this one."""
+    """Add the withdrawal that a channel depends on, and whether other channels depend on this one."""
     moved = {
         OutPoint(settlement.txid, 0): settlement
         for channel in channels
@@ -177,7 +180,7 @@ def _end(channel: Channel) -> Result:
 
 
 def _units(closing: Sequence[Channel], known: set[OutPoint]) -> list[Unit]:
-    """Group channels by the dearest settlement that spends them; one that lacks some of its channels is not used."""
+    """Group channels by the settlement with the highest fee that spends them; one that lacks a channel here is not used."""
     signed: dict[OutPoint, Settlement] = {}
     for channel in closing:
         settlement = _stored(channel)
@@ -195,7 +198,7 @@ def _units(closing: Sequence[Channel], known: set[OutPoint]) -> list[Unit]:
         settlement = signed[members[0].outpoint]
         order = [
             outpoint for outpoint in outpoints_of(settlement.transaction) if outpoint in known
-        ]  # others are coins of the reserve
+        ]  # the other inputs are coins of the reserve
         if {member.outpoint for member in members} == set(order):
             units.append(Unit(tuple(sorted(members, key=lambda member: order.index(member.outpoint))), settlement))
         else:
@@ -204,7 +207,7 @@ def _units(closing: Sequence[Channel], known: set[OutPoint]) -> list[Unit]:
 
 
 class Settler:
-    """Settles units. `chain` is asked, and given transactions, only to publish; None: nothing is published."""
+    """Settles units. `chain` is read and used for broadcasts only when publishing; None: no broadcast."""
 
     def __init__(self, signer: Signer, chain: Chain | None, view: View, fees: ChainFees, fee_rate: int | None) -> None:
         self._signer = signer
@@ -216,25 +219,25 @@ class Settler:
         self._fee_rate = fee_rate
 
     async def settle_all(self, units: Sequence[Unit], progress: Callable[[int], None]) -> list[Result]:
-        """Settle all. `progress` is told how many channels are done.
+        """Settle all units. `progress` is called with the number of finished channels.
 
         Raises:
-            SignerAbsent, ChainFailed: what was published stays published; do it again.
+            SignerAbsent, ChainFailed: earlier broadcasts remain valid; repeat the call.
         """
-        fates: list[Result] = []
+        results: list[Result] = []
         await self._watch([member for unit in units for member in unit.members])
 
         async def work(waiting: Iterator[Unit]) -> None:
             for unit in waiting:
-                fates.extend(await self._settle(unit))
-                progress(len(fates))
+                results.extend(await self._settle(unit))
+                progress(len(results))
 
         queue = iter(units)
         await asyncio.gather(*(work(queue) for _ in range(_AT_ONCE)))
-        return fates
+        return results
 
     async def _watch(self, channels: Sequence[Channel]) -> None:
-        """Have the chain know what became of these, also a node that has lost what it followed for the server."""
+        """Let the chain find the spends of these channels, even if the node's wallet was lost."""
         for begin in range(0, len(channels) if self._chain else 0, _PAGE):
             page = channels[begin : begin + _PAGE]
             since = min(channel.opened_at for channel in page) - _FUNDED_BEFORE_SECONDS
@@ -242,25 +245,25 @@ class Settler:
                 await self._chain.watch([channel.terms for channel in page], UnixTime(max(0, since)))
 
     async def _settle(self, unit: Unit) -> list[Result]:
-        """See what the chain has, settle the rest."""
-        fates: list[Result] = []
+        """Read the state of the chain, and settle the remaining channels."""
+        results: list[Result] = []
         left, rivals = list[Channel](), list[_Rival]()
         for member in unit.members:
-            fate, rival = await self._look(member)
-            if fate is not None and (fate.outcome is not Outcome.WAITING or not self._fee_rate):
-                fates.append(fate)
+            result, rival = await self._look(member)
+            if result is not None and (result.outcome is not Outcome.WAITING or not self._fee_rate):
+                results.append(result)
             else:
                 left.append(member)
                 rivals += [rival] if rival else []
         whole = len(left) == len(unit.members) and await self._stays_together(unit)
         for rest in (unit,) if whole else [Unit((member,)) for member in left]:
-            fates += await self._sign_and_publish(rest, rivals)
-        return fates
+            results += await self._sign_and_publish(rest, rivals)
+        return results
 
     async def _stays_together(self, unit: Unit) -> bool:
-        """Say whether all could pay alone what they are to pay together, or are to pay no more than is signed.
+        """Return whether all members can pay their share of the rate alone, or the signed settlement already pays it.
 
-        What lost an input can't be mined any more.
+        A settlement that lost one input can't be mined.
         """
         if unit.signed is None or len(unit.members) < 2:
             return True
@@ -272,7 +275,7 @@ class Settler:
         return len(who_can_pay(members, script, self._rules_of(members), rate)) == len(members)
 
     async def _look(self, channel: Channel) -> tuple[Result | None, _Rival | None]:
-        """See what came of a channel so far, and the client's refund if it waits in the mempool."""
+        """Return the channel's result so far, and the client's refund if it waits in the mempool."""
         spend = await self._chain.spender(channel.outpoint) if self._chain else None
         if self._chain is None or spend is None:
             return None, None
@@ -294,9 +297,9 @@ class Settler:
         except SignerRefused as error:
             return [Result(member, Outcome.REFUSED, reason=str(error)) for member in unit.members]
         looks = [(await self._look(member))[0] for member in unit.members]
-        there = [fate for fate in looks if fate is not None and fate.txid == settlement.txid]
-        if len(there) == len(looks) and not unit.is_built_upon:
-            return there  # asked for a rate that it pays already
+        existing = [result for result in looks if result is not None and result.txid == settlement.txid]
+        if len(existing) == len(looks) and not unit.is_built_upon:
+            return existing  # the settlement already pays the requested rate
         done, reason = Outcome.PUBLISHED if self._chain else Outcome.SIGNED, ""
         try:
             if self._chain is not None:
@@ -305,13 +308,15 @@ class Settler:
             done, reason = Outcome.REFUSED, str(error)
             if unit.signed is not None and await self._push(unit, unit.signed):
                 settlement, done = unit.signed, Outcome.PUBLISHED
-        fates = [Result(member, done, settlement, settlement.txid, reason) for member in unit.members]
+        results = [Result(member, done, settlement, settlement.txid, reason) for member in unit.members]
         if done is not Outcome.REFUSED:
-            return fates
-        return [(await self._look(fate.channel))[0] or fate for fate in fates]  # perhaps another one of ours is there
+            return results
+        return [
+            (await self._look(result.channel))[0] or result for result in results
+        ]  # another settlement may be there
 
     async def _publish(self, unit: Unit, settlement: Settlement) -> None:
-        """Hand it to the network, behind the withdrawal that it depends on; one that others depend on gets a child."""
+        """Broadcast the settlement after the withdrawal that it depends on; one that others depend on gets a child."""
         if self._chain is None:
             return
         if unit.parent is not None:
@@ -321,7 +326,7 @@ class Settler:
             await self._chain.publish(settlement.transaction)
 
     async def _push(self, unit: Unit, settlement: Settlement) -> bool:
-        """Let a child of our own output pay for what can't be replaced; whether one does."""
+        """Let a child of the server's output pay for a settlement that can't be replaced; return whether it does."""
         own_sat = Sat(sum(member.received_sat for member in unit.members) - settlement.fee_sat)
         fee = plan_child_fee(settlement, own_sat, self._rate(unit.members), self._rules_of(unit.members))
         if fee is None or self._chain is None:
@@ -336,10 +341,10 @@ class Settler:
         return True
 
     async def _sign(self, unit: Unit, rivals: Sequence[_Rival]) -> Settlement:
-        """Return what is signed already if that pays enough, or else the dearest that the signer gives.
+        """Return the signed settlement if its fee suffices, or else the highest that the signer signs.
 
         Raises:
-            NotEconomical, SignerRefused: there is none.
+            NotEconomical, SignerRefused: there is no settlement.
         """
         signed = unit.signed
         if signed and unit.is_built_upon:
@@ -357,7 +362,7 @@ class Settler:
         return dearer if signed is None or dearer.is_dearer_than(signed) else signed
 
     async def _sign_anew(self, members: Sequence[Channel], rivals: Sequence[_Rival]) -> Settlement:
-        """Sign at the rate asked for, or the curve's; a little higher where the signer once signed for as much."""
+        """Sign at the requested rate or the curve's; slightly higher if the signer has already signed for that rate."""
         claims, rules, terms = [member.claim for member in members], self._rules_of(members), members[0].terms
         script = (await self._signer.public_key(terms.client_key, terms.expiry, settling=True)).destination_script
         plan = plan_closing(members, script, rules, self._rate(members))
@@ -370,7 +375,7 @@ class Settler:
         return await sign_for_no_less(self._signer, claims, script, fee, most, transactions=transactions)
 
     def _rules_of(self, members: Sequence[Channel]) -> Rules:
-        """Rules for settling these now; past the deadline a rate that is asked for is what is needed."""
+        """Return the rules for settling these channels now; after the deadline, a requested rate counts as the needed one."""
         estimate = self._fee_rate or self._fees.estimate_sat_per_vb
         fees = structs.replace(self._fees, estimate_sat_per_vb=estimate)
         return pressed(self._rules, members, self._now, fees)
@@ -380,7 +385,7 @@ class Settler:
         return self._fee_rate or max(wanted)
 
     def _least(self, size: int, rivals: Sequence[_Rival]) -> Sat:
-        """Fee that throws these out of the mempool: more than all of theirs (BIP125), at a higher rate than each."""
+        """Return the fee that replaces these in the mempool: more than all their fees (BIP125), at a higher rate than each."""
         if not rivals:
             return Sat(0)
         fees = sum(rival.fee_sat for rival in rivals)

@@ -1,4 +1,4 @@
-"""`paychan settle`: settle a backup's channels without a server."""
+"""`paychan settle`: settles a backup's channels without a server."""
 
 from __future__ import annotations
 
@@ -46,55 +46,55 @@ EXAMPLES = """[bold]Examples[/bold]
 """
 
 _PATIENCE_SECONDS = 1.0
-"""What takes longer shows how far it is."""
+"""An operation that takes longer shows its progress."""
 
 _CONNECT_SECONDS = 2.0
 
 _OFFERED = (Outcome.SIGNED, Outcome.PUBLISHED, Outcome.REFUSED)
-"""Outcomes whose settlement was made now."""
+"""Outcomes with a settlement from this run."""
 
 _SUMMED_UP = {
-    Outcome.TOO_SMALL: "not worth settling, as less was received than the cheapest settlement costs",
+    Outcome.TOO_SMALL: "not worth settling: they received less than the cheapest settlement costs",
     Outcome.CLOSED: "settled before the backup was made",
-    Outcome.LOST: "lost before the backup was made, as something else spent the coins",
+    Outcome.LOST: "lost before the backup was made: another transaction spent the coins",
 }
-"""Outcomes that have one line together: nothing is to be seen of each."""
+"""Outcomes that share one line, because their channels have no details."""
 
 _NEXT = {
-    Outcome.SIGNED: "Nothing was sent: --publish does it, or --out FILE and any node: bitcoin-cli sendrawtransaction HEX",
-    Outcome.WAITING: "Some wait for a block already: --fee-rate SAT_PER_VB makes them dearer",
-    Outcome.REFUSED: "Some were refused: --fee-rate SAT_PER_VB pays more, if that is the reason; then try again",
+    Outcome.SIGNED: "Nothing was broadcast. Use --publish, or --out FILE and any node: bitcoin-cli sendrawtransaction HEX",
+    Outcome.WAITING: "Some already wait for a block: --fee-rate SAT_PER_VB raises their fees",
+    Outcome.REFUSED: "Some were refused. If the fee is the reason, --fee-rate SAT_PER_VB raises it; then try again",
 }
 
 
 class Wish(Struct, frozen=True):
-    """What was asked for on the command line."""
+    """The options of the command line."""
 
     file: Path
     config: ServerConfig
     source: str
-    """Where the configuration is from; "": there is no file, and no chain."""
+    """Path of the configuration; "": no file, and no chain."""
     fee_rate: int | None
     publish: bool
 
 
 class Report(Struct, frozen=True):
-    """What came of all channels of a backup, and the rate that settlements began with."""
+    """The results of all channels of a backup, and the first fee rate of settlements."""
 
     manifest: Manifest
     rate: str
-    fates: list[Result]
+    results: list[Result]
 
     @property
     def transactions(self) -> list[str]:
-        """The raw settlements made now, each once."""
-        made = [fate.settlement for fate in self.fates if fate.settlement and fate.outcome in _OFFERED]
+        """The raw settlements of this run, without duplicates."""
+        made = [result.settlement for result in self.results if result.settlement and result.outcome in _OFFERED]
         return list(dict.fromkeys(settlement.transaction.hex() for settlement in made))
 
 
 def settle(
     offline: Annotated[
-        Path, typer.Option("--offline", help="The backup, best the newest: a file that ends in .backup")
+        Path, typer.Option("--offline", help="The backup, preferably the newest: a file that ends in .backup")
     ],
     config_file: Annotated[
         Path | None, typer.Option("--config", help="The server's configuration: network, signer, chain, fee rules")
@@ -102,39 +102,41 @@ def settle(
     signer: Annotated[Path | None, typer.Option(help="The signer's socket, instead of the configured one")] = None,
     network: Annotated[str, typer.Option(help="Without --config: live, test, regtest or debug")] = "",
     fee_rate: Annotated[
-        int | None, typer.Option(min=1, help="Satoshi per virtual byte. \\[default: what the server would pay now]")
+        int | None, typer.Option(min=1, help="Satoshi per virtual byte. \\[default: the server's rate at this time]")
     ] = None,
     publish: Annotated[
-        bool, typer.Option("--publish", help="Hand them to the network, by the configured chain")
+        bool, typer.Option("--publish", help="Broadcast the transactions through the configured chain")
     ] = False,
     out_file: Annotated[
-        Path | None, typer.Option("--out", help="Write the raw transactions to a new file, one in hex per line")
+        Path | None, typer.Option("--out", help="Write the raw transactions to a new file, one per line in hex")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all, with the raw transactions, for programs")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print everything as JSON, with the raw transactions")
+    ] = False,
 ) -> None:
-    """Settle every channel of a backup without a server: for a machine whose disk died. The signer must be running.
+    """Settle every channel of a backup without a server: for a machine whose disk failed. The signer must be running.
 
-    Nothing is sent without --publish. The same command may be given again: what is settled stays as it is.
+    Without --publish nothing is broadcast. The same command may be repeated: settled channels are not settled again.
     """
     with _sentences():
         if out_file is not None and out_file.exists():
-            fail(f"{out_file} exists and is not overwritten: name another file")
+            fail(f"{out_file} exists and is not overwritten: give another file")
         config, source = _configured(config_file, signer, network)
         if publish and not source:
-            fail("--publish needs --config FILE, which says by which node", status=2)
+            fail("--publish needs --config FILE, which names the node", status=2)
         report = _settle(Wish(offline, config, source, fee_rate, publish))
         if out_file is not None:
             out_file.write_text("".join(f"{line}\n" for line in report.transactions), encoding="ascii")
         _print_json(report) if as_json else _print(report)
-    if any(fate.outcome is Outcome.REFUSED for fate in report.fates):
+    if any(result.outcome is Outcome.REFUSED for result in report.results):
         raise typer.Exit(1)
 
 
-# --- what is given --------------------------------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------------------------
 
 
 def _configured(file: Path | None, signer: Path | None, network: str) -> tuple[ServerConfig, str]:
-    """Return the configuration and where it is from; without a file, what a server's defaults are."""
+    """Return the configuration and its path; without a file, a server's defaults."""
     if file is not None:
         config = load_server_config(file)
         _refuse_beside(config)
@@ -151,7 +153,7 @@ def _configured(file: Path | None, signer: Path | None, network: str) -> tuple[S
 
 
 def _refuse_beside(config: ServerConfig) -> None:
-    """A server that runs takes payments that the backup has not."""
+    """Refuse to run beside a running server: it accepts payments that the backup lacks."""
     running = read_running(config.state_dir)
     if running is None:
         return
@@ -159,8 +161,8 @@ def _refuse_beside(config: ServerConfig) -> None:
         answer = httpx.get(f"{running.management_url}/health", timeout=_CONNECT_SECONDS, trust_env=False)
         if answer.json()["network"] == config.network_name:
             fail(
-                f"the server is running (process {running.pid}) and settles by itself: paychan status shows how, "
-                "paychan channels close settles one. Or stop it first"
+                f"the server is running (process {running.pid}) and settles by itself: paychan status shows the progress, "
+                "paychan channels close settles one channel. Or stop the server first"
             )
 
 
@@ -168,11 +170,11 @@ def _read(file: Path, network: str) -> tuple[Manifest, list[Channel]]:
     with _progress("verifying", read_manifest(file).records) as progress:
         manifest = backup.verify(file, progress)
     if manifest.network != network:
-        fail(f"{file} holds channels of the {manifest.network} network, not of {network}: give the matching one")
+        fail(f"{file} holds channels of the {manifest.network} network, not of {network}: give the matching backup")
     return manifest, [decoded(file, raw) for raw in read_records(file)]
 
 
-# --- doing it -------------------------------------------------------------------------------------------------------
+# --- settling -------------------------------------------------------------------------------------------------------
 
 
 def _settle(wish: Wish) -> Report:
@@ -191,23 +193,23 @@ async def _settle_channels(wish: Wish, manifest: Manifest, channels: Sequence[Ch
             stack.push_async_callback(chain.close)
         now, fees = await _moment(chain)
         view = View(now, wish.config.rules)
-        units, fates = sort_out(await up_to_date(channels, signer, view), view)
+        units, results = sort_out(await up_to_date(channels, signer, view), view)
         settler = Settler(signer, chain if wish.publish else None, view, fees, wish.fee_rate)
         with _progress("settling", sum(len(unit.members) for unit in units)) as progress:
-            fates += await settler.settle_all(units, progress)
-    fates.sort(key=lambda fate: (fate.channel.terms.expiry, fate.channel.outpoint.serialize()))
-    return Report(manifest, _rate(wish, fees), fates)
+            results += await settler.settle_all(units, progress)
+    results.sort(key=lambda result: (result.channel.terms.expiry, result.channel.outpoint.serialize()))
+    return Report(manifest, _rate(wish, fees), results)
 
 
 async def _check_signer(signer: UnixSigner, network: str) -> None:
     health = await signer.health()
     serves = "debug" if health.debug else health.network
     if serves != network:
-        fail(f"the signer serves the {serves} network, not {network}: start the one of {network}")
+        fail(f"the signer serves the {serves} network, not {network}: start the signer of {network}")
 
 
 async def _chain(wish: Wish) -> Chain | None:
-    """Open the configured chain, where it is needed: to publish, or for its estimate."""
+    """Open the configured chain if it is needed: to broadcast, or for its fee estimate."""
     if not wish.source or (wish.fee_rate and not wish.publish):
         return None
     from paychan.parts import StartError, open_chain  # noqa: PLC0415 - no other command needs the server
@@ -216,13 +218,13 @@ async def _chain(wish: Wish) -> Chain | None:
         return await open_chain(wish.config, wish.source)
     except StartError as error:
         if wish.publish:
-            fail(f"{error}. Without --publish, --out FILE writes the transactions for any other node to send")
-        err.print(f"[yellow]no estimate of fees:[/yellow] {escape(str(error))}", soft_wrap=True)
+            fail(f"{error}. Without --publish, --out FILE writes the transactions for broadcast by any other node")
+        err.print(f"[yellow]no fee estimate:[/yellow] {escape(str(error))}", soft_wrap=True)
         return None
 
 
 async def _moment(chain: Chain | None) -> tuple[UnixTime, ChainFees]:
-    """The time by which fee rates rise (see `protocol.moment`), and what the chain says of fees."""
+    """Return the time that determines how far fee rates rise (see `protocol.moment`), and the chain's fees."""
     now = UnixTime(int(time.time()))
     if chain is None:
         return now, ChainFees()
@@ -233,13 +235,13 @@ async def _moment(chain: Chain | None) -> tuple[UnixTime, ChainFees]:
 def _rate(wish: Wish, fees: ChainFees) -> str:
     rules = wish.config.rules
     if wish.fee_rate:
-        return f"{wish.fee_rate} sat/vB, as asked for"
+        return f"{wish.fee_rate} sat/vB, as requested"
     if fees.estimate_sat_per_vb is None:
         return f"{rules.fee_sat_per_vb} sat/vB as configured, more near the expiry; the chain has no estimate"
     return f"{fees.estimate_sat_per_vb} sat/vB, the chain's estimate, more near the expiry"
 
 
-# --- what is shown --------------------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -250,9 +252,9 @@ def _sentences() -> Iterator[None]:
     except SignerAbsent as error:
         fail(f"no signer at {error}. Start it: paychan-signer SIGNER.toml")
     except SignerRefused as error:
-        fail(f"the signer turns us away: {error}")
+        fail(f"the signer refuses: {error}")
     except ChainFailed as error:
-        fail(f"the chain can't be asked: {error}. What was published stays; then give the same command again")
+        fail(f"the chain can't be read: {error}. Broadcasts so far remain valid; repeat the same command later")
     except (BackupError, SettingsError, msgspec.MsgspecError) as error:
         fail(str(error))
     except OSError as error:
@@ -261,7 +263,7 @@ def _sentences() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _progress(doing: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show channels done of all, once it has taken a while, and there is somebody to look."""
+    """Show the number of finished channels after the first second, if the output is a terminal."""
     columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn("channels"), TimeElapsedColumn())
     bar = Progress(*columns, console=err, transient=True)
     task, begun = bar.add_task(doing, total=total), time.monotonic()
@@ -279,66 +281,68 @@ def _progress(doing: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _print(report: Report) -> None:
-    shown = [fate for fate in report.fates if fate.outcome not in _SUMMED_UP]
+    shown = [result for result in report.results if result.outcome not in _SUMMED_UP]
     if shown:
         out.print(_table(shown))
     for outcome, text in _SUMMED_UP.items():
-        found = [fate for fate in report.fates if fate.outcome is outcome]
+        found = [result for result in report.results if result.outcome is outcome]
         if found:
             out.print(f"{_sum(found)}: {text}")
-    fees = {fate.settlement.txid: fate.settlement.fee_sat for fate in shown if fate.settlement}
+    fees = {result.settlement.txid: result.settlement.fee_sat for result in shown if result.settlement}
     out.print(f"{_sum(shown)} above, for fees of {sum(fees.values()):,} sat; fee rate: {report.rate}")
-    out.print(f"What was received after {_date(report.manifest.created_at)} is not in the backup.")
+    out.print(f"Payments received after {_date(report.manifest.created_at)} are not in the backup.")
     for outcome, text in _NEXT.items():
-        if any(fate.outcome is outcome for fate in shown):
+        if any(result.outcome is outcome for result in shown):
             out.print(text, soft_wrap=True)
 
 
-def _table(fates: Sequence[Result]) -> Table:
+def _table(results: Sequence[Result]) -> Table:
     table = Table()
-    for name in ("channel (txid:vout)", "expires", "received sat", "fee sat", "what came of it", "by txid"):
+    for name in ("channel (txid:vout)", "expires", "received sat", "fee sat", "outcome", "by txid"):
         table.add_column(name, overflow="fold", justify="right" if name.endswith("sat") else "left")
-    told = set[bytes]()
-    for fate in fates:
-        fee = "" if fate.settlement is None else f"{fate.settlement.fee_sat:,}" if fate.txid not in told else "together"
-        told.add(fate.txid)
+    shown = set[bytes]()
+    for result in results:
+        fee = ""
+        if result.settlement is not None:
+            fee = f"{result.settlement.fee_sat:,}" if result.txid not in shown else "together"
+        shown.add(result.txid)
         table.add_row(
-            str(fate.channel.outpoint),
-            _date(fate.channel.terms.expiry),
-            f"{fate.channel.received_sat:,}",
+            str(result.channel.outpoint),
+            _date(result.channel.terms.expiry),
+            f"{result.channel.received_sat:,}",
             fee,
-            _story(fate),
-            fate.txid[::-1].hex(),
+            _story(result),
+            result.txid[::-1].hex(),
         )
     return table
 
 
-def _story(fate: Result) -> str:
-    colour = {Outcome.REFUSED: "red", Outcome.REFUNDED: "red", Outcome.WAITING: "yellow"}.get(fate.outcome, "green")
-    reason = f": {escape(fate.reason)}" if fate.reason else ""
-    return f"[{colour}]{fate.outcome.value}[/{colour}]{reason}"
+def _story(result: Result) -> str:
+    colour = {Outcome.REFUSED: "red", Outcome.REFUNDED: "red", Outcome.WAITING: "yellow"}.get(result.outcome, "green")
+    reason = f": {escape(result.reason)}" if result.reason else ""
+    return f"[{colour}]{result.outcome.value}[/{colour}]{reason}"
 
 
 def _print_json(report: Report) -> None:
     channels = [
         {
-            "channel": str(fate.channel.outpoint),
-            "expires": fate.channel.terms.expiry,
-            "received_sat": fate.channel.received_sat,
-            "outcome": fate.outcome.value,
-            "fee_sat": fate.settlement.fee_sat if fate.settlement else None,
-            "txid": fate.txid[::-1].hex() or None,
-            "reason": fate.reason or None,
+            "channel": str(result.channel.outpoint),
+            "expires": result.channel.terms.expiry,
+            "received_sat": result.channel.received_sat,
+            "outcome": result.outcome.value,
+            "fee_sat": result.settlement.fee_sat if result.settlement else None,
+            "txid": result.txid[::-1].hex() or None,
+            "reason": result.reason or None,
         }
-        for fate in report.fates
+        for result in report.results
     ]
     facts = {"network": report.manifest.network, "made_at": report.manifest.created_at, "fee_rate": report.rate}
     out.print_json(data={**facts, "channels": channels, "transactions": report.transactions})
 
 
-def _sum(fates: Sequence[Result]) -> str:
-    received = sum(fate.channel.received_sat for fate in fates)
-    return f"{len(fates):,} channel{'' if len(fates) == 1 else 's'} of {received:,} sat"
+def _sum(results: Sequence[Result]) -> str:
+    received = sum(result.channel.received_sat for result in results)
+    return f"{len(results):,} channel{'' if len(results) == 1 else 's'} of {received:,} sat"
 
 
 def _date(time: UnixTime) -> str:

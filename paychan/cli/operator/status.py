@@ -1,4 +1,4 @@
-"""The operator's commands: how the server is, which channels it has, closing one. They ask the management listener."""
+"""The operator's commands: state of the server, its channels, closing. They use the management interface."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 _SECONDS = 30.0
 _LONG_SECONDS = 600.0
-"""Each of many channels is signed and published before the answer comes."""
+"""For commands that sign and broadcast each of many channels before the answer."""
 
 STATUS_EXAMPLES = "[bold]Example[/bold]\n\n  paychan status config/debug/server.toml"
 
@@ -34,11 +34,11 @@ WITHDRAW_EXAMPLES = """[bold]Examples[/bold]
 """
 
 ConfigFile = Annotated[Path, typer.Argument(help="The server's configuration, such as config/live/server.toml")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print what the server said, for programs")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the server's answer as JSON")]
 
 
 def status(file: ConfigFile, as_json: AsJson = False) -> None:
-    """Show channels by state, what is at risk and what settling it costs, and the health of chain and signer."""
+    """Show channels by state, the amount at risk and the cost of settling it, and the health of chain and signer."""
     config = _config(file)
     health, totals = _ask(config, "GET", "/health"), _ask(config, "GET", "/totals")
     if as_json:
@@ -59,7 +59,7 @@ def status(file: ConfigFile, as_json: AsJson = False) -> None:
 def list_channels(
     file: ConfigFile,
     state: Annotated[str, typer.Option(help="open, closing, published, closed, lost or unfunded")] = "open",
-    limit: Annotated[int, typer.Option(help="At most so many, earliest expiry first")] = 100,
+    limit: Annotated[int, typer.Option(help="Most channels to list, the earliest expiry first")] = 100,
     as_json: AsJson = False,
 ) -> None:
     """List the channels of a state."""
@@ -84,9 +84,9 @@ def list_channels(
 
 @app.command(epilog="[bold]Example[/bold]\n\n  paychan channels deposits config/live/server.toml")
 def deposits(file: ConfigFile, as_json: AsJson = False) -> None:
-    """List what lies at channels' addresses beside what the channels hold: second, late and short deposits.
+    """List outputs at channels' addresses that the channels do not use: second, late and short deposits.
 
-    They are their payers', who get them back by `paychan channel refund` after the expiry.
+    They belong to the payers, who get them back with `paychan channel refund` after the expiry.
     """
     found = _ask(_config(file), "GET", "/deposits", seconds=_LONG_SECONDS)["deposits"]
     if as_json:
@@ -109,7 +109,7 @@ def show(
     outpoint: Annotated[str, typer.Argument(help="Funding outpoint, txid:vout")],
     as_json: AsJson = False,
 ) -> None:
-    """Show all that is known of one channel."""
+    """Show all details of one channel."""
     _print_channel(_ask(_config(file), "GET", f"/channels/{_path(outpoint)}"), as_json=as_json)
 
 
@@ -127,16 +127,16 @@ def withdraw(
     file: ConfigFile,
     outpoint: Annotated[str, typer.Argument(help="Funding outpoint, txid:vout", show_default=False)] = "",
     above: Annotated[
-        int, typer.Option(min=0, show_default=False, help="All channels that have received so many satoshi, or more")
+        int, typer.Option(min=0, show_default=False, help="All channels that have received at least this many satoshi")
     ] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Settle what open channels earned, and let them go on: payments wait until the withdrawal is deep in the chain.
+    """Settle the earnings of open channels and keep these open; payments wait until the withdrawal is deep in the chain.
 
-    Only version 2 channels whose change goes back to their own funding address can go on.
+    This works only for version 2 channels whose change goes back to their own funding address.
     """
     if bool(outpoint) == bool(above):
-        fail("name a channel, txid:vout, or choose with --above SAT")
+        fail("give a channel, txid:vout, or choose channels with --above SAT")
     config = _config(file)
     if outpoint:
         _print_channel(_ask(config, "POST", f"/channels/{_path(outpoint)}/withdraw"), as_json=as_json)
@@ -149,18 +149,20 @@ def withdraw(
 
 
 def _print_withdrawals(answer: Mapping[str, Any]) -> None:
-    table = Table("channel (txid:vout)", "withdrawn sat", "what came of it")
+    table = Table("channel (txid:vout)", "withdrawn sat", "outcome")
     table.columns[0].overflow = "fold"
     table.columns[1].justify = "right"
     for channel in answer["channels"]:
-        went = f"went on at {channel['moved_to']}" if channel["moved_to"] else f"moves by {channel['settlement_txid']}"
+        went = (
+            f"continues at {channel['moved_to']}" if channel["moved_to"] else f"moves by {channel['settlement_txid']}"
+        )
         table.add_row(channel["funding_source"], f"{channel['value_received']:,}", went)
     for refusal in answer["refused"]:
         table.add_row(refusal["channel"], "", f"[red]{escape(refusal['error'])}[/red]")
     out.print(table if table.rows else "No channel to withdraw from.")
     if answer["not_withdrawable"]:
         out.print(
-            f"{answer['not_withdrawable']:,} more can't go on: their change goes elsewhere, or only the opening payment was made."
+            f"{answer['not_withdrawable']:,} more can't continue: their change goes elsewhere, or only the opening payment was made."
         )
 
 
@@ -172,10 +174,10 @@ def _config(file: Path) -> ServerConfig:
 
 
 def _ask(config: ServerConfig, method: str, path: str, seconds: float = _SECONDS) -> Any:
-    """Ask the running server; whatever goes wrong ends the command with a sentence."""
+    """Send a request to the running server; any failure ends the command with a sentence."""
     running = read_running(config.state_dir)
     if running is None:
-        fail(f"no server has its state in {config.state_dir}. Start it: paychan serve FILE")
+        fail(f"no server uses the state directory {config.state_dir}. Start it: paychan serve FILE")
     try:
         token = config.management_token.read_text()
         headers = {"Authorization": f"Bearer {token}"}
@@ -207,19 +209,19 @@ def _totals_table(totals: Mapping[str, Any]) -> Table:
 
 
 def _economy_table(totals: Mapping[str, Any], network: str) -> Table:
-    """What is at risk against what settling it costs, and what could help to pay."""
+    """The amount at risk, the cost of settling it, and the reserve that could help to pay."""
     table = Table.grid(padding=(0, 2))
     cost, estimate, reserve = totals["settling_sat"], totals["fee_estimate_sat_per_vb"], totals["reserve"]
     table.add_row("[dim]unsettled[/dim]", f"{totals['unsettled_sat']:,} sat; settling all of it now costs {cost:,} sat")
     if totals["too_small_channels"]:
         small = f"{totals['too_small_channels']:,} open channels of {totals['too_small_sat']:,} sat"
-        table.add_row("[dim]not worth it[/dim]", f"{small}: open until they have received more, or expire")
+        table.add_row("[dim]too small[/dim]", f"{small}: they stay open until they have received more, or expire")
     rate = "no estimate" if estimate is None else f"{estimate:,} sat/vB"
     table.add_row("[dim]fee rate[/dim]", f"{rate}, nothing is relayed below {totals['fee_floor_sat_per_vb']:,} sat/vB")
     coins = f"{reserve['sat']:,} sat, confirmed coins: {reserve['confirmed_coins']:,}" if not reserve["problem"] else ""
     held = coins or f"[red]not known: {escape(reserve['problem'])}[/red]"
     if network == "debug":
-        held += "; send nothing there, everybody knows the debug key"
+        held += "; send no coins there, the debug key is public"
     elif reserve["address"]:
         held += f"; to fill it, pay to {reserve['address']}"
     table.add_row("[dim]reserve[/dim]", held)
@@ -242,12 +244,12 @@ def _print_channel(channel: Mapping[str, Any], *, as_json: bool) -> None:
 def _path(outpoint: str) -> str:
     txid, colon, vout = outpoint.partition(":")
     if not colon:
-        fail(f"{outpoint}: want txid:vout")
+        fail(f"{outpoint}: expected txid:vout")
     return f"{txid}/{vout}"
 
 
 def _moment(unix: int) -> str:
-    """Local time, and how far away it is."""
+    """Local time, and its distance from now."""
     return f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(unix))} ({_distance(unix)})"
 
 

@@ -1,7 +1,7 @@
-"""A payer's own view of the chain, through the payer's node or an Electrum server. It needs nothing of the server.
+"""The payer's own view of the chain, through the payer's node or an Electrum server.
 
-The server may have vanished; the refund is the payer's after the expiry by the chain's median time (BIP113), unless the
-settlement spends the funding first.
+It needs no answer of the paychan server. The server may have disappeared. After the expiry by the chain's median time
+(BIP113) the refund belongs to the payer, unless the settlement spends the funding first.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from paychan.protocol.kinds.refund import INPUT_BYTES, Refund
 from paychan.protocol.types import Network, OutPoint, Sat
 
 _REST_BYTES = 44
-"""Most bytes of a refund beside its inputs: version, counts, one output, lock time."""
+"""Most bytes of a refund besides its inputs: version, counts, one output, lock time."""
 
 _SEARCH_SECONDS = 1800.0
-"""The first question about an address has a node scan all unspent outputs, which takes minutes on the main network."""
+"""For the first call about an address, a node scans all unspent outputs, which takes minutes on the main network."""
 
 _TIMEOUT_SECONDS = 30.0
 
 _OPTIONS = {
     "chain.url or network": "--node",
-    "Give chain.url a node that has them, or the wallet that followed these channels": (
+    "Set chain.url to a node that has them, or use the wallet that followed these channels": (
         "Give a node that has them with --node, or an Electrum server with --electrum"
     ),
     "chain.url": "--node",
     "chain.credentials_file": "--credentials",
-    "Choose another name in chain.wallet": "Give another node with --node, or an Electrum server with --electrum",
-    "choose a new name in chain.wallet, and let it keep more blocks from now on": (
+    "Set chain.wallet to another name": "Give another node with --node, or an Electrum server with --electrum",
+    "set chain.wallet to a new name, and let the node keep more blocks from now on": (
         "give another node with --node, or an Electrum server with --electrum"
     ),
     "give the URL of a server of that network": "give one of that network with --electrum",
-    "name that as the certificate file": "name that with --certificate",
+    "set it as the certificate file": "set it with --certificate",
 }
-"""What mends a chain that can't serve: the server's settings, and the payer's options in their place."""
+"""Remedies for an unusable chain: the server's settings, and the payer's options that replace them."""
 
 
 class OwnChain(Struct, frozen=True):
-    """Where the payer asks about the chain, as given on the command line."""
+    """The payer's source of chain data, as given on the command line."""
 
     node: str
     credentials: Path | None
@@ -65,7 +65,7 @@ class OwnChain(Struct, frozen=True):
 
 
 class Wish(Struct, frozen=True):
-    """How a refund is to be signed."""
+    """The options of a refund."""
 
     fee_rate: int | None
     to: str
@@ -78,7 +78,7 @@ async def connected(source: OwnChain, network: Network) -> AsyncIterator[Chain]:
 
     Raises:
         ValueError: neither or both were given, or a node without credentials.
-        ChainUnfit: it can't serve us, and which option mends that.
+        ChainUnfit: the chain is not usable; the message names the option to correct.
     """
     if bool(source.node) == bool(source.electrum):
         msg = "give your own node with --node and --credentials, or an Electrum server with --electrum"
@@ -111,22 +111,24 @@ def _backend(source: OwnChain, network: Network) -> Chain:
     )
 
 
-def in_options(mend: str) -> str:
-    """Say in the payer's options what the chain's backends say in the server's settings."""
+def in_options(remedy: str) -> str:
+    """Replace the server's settings in a message of a chain backend by the payer's options."""
     for setting, option in _OPTIONS.items():
-        mend = mend.replace(setting, option)
-    return mend
+        remedy = remedy.replace(setting, option)
+    return remedy
 
 
 async def see(chain: Chain, payer: Payer, record: ChannelRecord) -> OwnChainView:
-    """Look at a channel, and note what the chain shows: the outputs at the address, their values, where the coins are."""
+    """Read a channel's outputs, their values and its coins' place from the chain, and record them."""
     sight = await look(chain, record)
     now = with_chain(record, sight.deposits, sight.pending)
     if now != record:
         with payer.channel(record.name) as channel:
             now = channel.chain_shows(sight.deposits, sight.pending)
         sight = structs.replace(sight, record=now, note="; ".join(filter(None, [sight.note, _corrected(record, now)])))
-        if now.funding_outpoint != record.funding_outpoint:  # a funding that was not noted, or replaced by its sender
+        if (
+            now.funding_outpoint != record.funding_outpoint
+        ):  # a funding that was not recorded, or that its sender replaced
             sight = await look(chain, now)
     if sight.moved is not None and (now.ended or sight.tip.median_time > now.expiry):
         with payer.channel(now.name) as channel:
@@ -136,11 +138,11 @@ async def see(chain: Chain, payer: Payer, record: ChannelRecord) -> OwnChainView
 
 
 async def compare(source: OwnChain, channel: Channel) -> None:
-    """Hold the noted funding against the payer's own chain, before anything is signed for it; the chain's word is kept.
+    """Compare the recorded funding with the payer's own chain before anything is signed for it; record the chain's data.
 
     Raises:
-        FundingNotThere, FundingDiffers: the chain shows something else at the address.
-        FundingMissing: it shows no funding, and none was noted.
+        FundingNotThere, FundingDiffers: the chain shows another output at the address.
+        FundingMissing: the chain shows no funding, and none was recorded.
     """
     said = channel.record
     async with connected(source, said.network) as chain:
@@ -155,15 +157,17 @@ async def compare(source: OwnChain, channel: Channel) -> None:
 def _corrected(before: ChannelRecord, now: ChannelRecord) -> str:
     if before.funding_outpoint != now.funding_outpoint or before.funding_sat == now.funding_sat:
         return ""
-    said = f"{sat(before.funding_sat)} were noted ({before.funding_source.words})"
+    said = f"{sat(before.funding_sat)} were recorded ({before.funding_source.words})"
     return f"{now.funding_outpoint} holds {sat(now.funding_sat)}; {said}"
 
 
 async def publish(chain: Chain, payer: Payer, sight: OwnChainView, wish: Wish) -> Refund:
-    """Sign, keep, publish: in this order, so that a refund of ours is known again. Takes all that is confirmed.
+    """Sign, store and broadcast, in this order, so that the payer's refund is recognised later.
+
+    Spends all confirmed outputs.
 
     Raises:
-        FeeTooHigh: what relays now costs more than the payer allowed.
+        FeeTooHigh: the lowest fee that is relayed now exceeds the payer's limit.
     """
     coins = tuple(Deposit(str(each.outpoint), each.value_sat, Source.CHAIN) for each in sight.confirmed)
     rate = wish.fee_rate or _rate(coins, await chain.fees(), wish)
@@ -174,7 +178,7 @@ async def publish(chain: Chain, payer: Payer, sight: OwnChainView, wish: Wish) -
 
 
 def _rate(coins: Collection[Deposit], fees: ChainFees, wish: Wish) -> int:
-    """Choose the rate that the chain estimates, as far as the fee is in proportion, and never less than relays."""
+    """Choose the chain's estimated rate, limited to a proportionate fee, but at least the lowest rate that is relayed."""
     wanted = min(max(REFUND_SAT_PER_VB, fees.estimate_sat_per_vb or 0), MOST_SAT_PER_VB)
     size = len(coins) * INPUT_BYTES + _REST_BYTES
     if wish.max_fee_sat is not None:
@@ -183,13 +187,13 @@ def _rate(coins: Collection[Deposit], fees: ChainFees, wish: Wish) -> int:
 
 
 async def bump(chain: Chain, payer: Payer, sight: OwnChainView, wish: Wish) -> Refund:
-    """Sign the refunds that wait for a block again as one, with a higher fee, and publish it in their place.
+    """Sign one refund with a higher fee in place of the refunds that wait for a block, and broadcast it.
 
-    It pays where they paid unless `wish.to` says otherwise, and takes along what else is confirmed.
+    It pays to their address unless `wish.to` gives another, and also spends the other confirmed outputs.
 
     Raises:
-        ValueError: the fee is less than replacing takes.
-        ChainFailed: the node does not replace, with its reason.
+        ValueError: the fee is lower than a replacement needs.
+        ChainFailed: the node refuses the replacement, with its reason.
     """
     record, rate, waiting = sight.record, wish.fee_rate or 0, _waiting(sight)
     taken = [OutPoint(bytes(txin.prevout.hash), int(txin.prevout.n)) for each in waiting for txin in each.vin]
@@ -197,7 +201,7 @@ async def bump(chain: Chain, payer: Payer, sight: OwnChainView, wish: Wish) -> R
     for outpoint in taken:
         value = await value_at(chain, record, outpoint)
         if value is None:
-            msg = f"the chain does not show {outpoint}, which the refund takes; ask again"
+            msg = f"the chain does not show {outpoint}, which the refund spends; try again"
             raise ChainFailed(msg)
         coins[outpoint] = Sat(value)
     paid = sum(coins[outpoint] for outpoint in taken) - sum(out.nValue for each in waiting for out in each.vout)
@@ -208,10 +212,10 @@ async def bump(chain: Chain, payer: Payer, sight: OwnChainView, wish: Wish) -> R
     terms = RefundTerms(rate, to, deposits, wish.max_fee_sat)
     signed = refund(record, terms)
     size = len(signed.transaction)
-    if signed.fee_sat < replaced_sat + size:  # BIP125 rules 3 and 4: more than what is replaced, by 1 sat per byte
+    if signed.fee_sat < replaced_sat + size:  # BIP125 rules 3 and 4: the replaced fees and 1 sat per byte more
         least = -(-(replaced_sat + size) // size)
         msg = (
-            f"not replaced: a fee of {signed.fee_sat} sat is too little, replacing {shown_txid(sight.refunds[0])} "
+            f"not replaced: a fee of {signed.fee_sat} sat is too low, replacing {shown_txid(sight.refunds[0])} "
             f"takes {replaced_sat + size} sat: give --fee-rate {least} or more"
         )
         raise ValueError(msg)
@@ -222,13 +226,13 @@ async def bump(chain: Chain, payer: Payer, sight: OwnChainView, wish: Wish) -> R
 
 
 def _waiting(sight: OwnChainView) -> list[CTransaction]:
-    """The payer's own refunds that wait for a block."""
+    """Return the payer's own refunds that wait for a block."""
     kept = [CTransaction.deserialize(bytes.fromhex(raw)) for raw in sight.record.refunds]
     return [each for each in kept if bytes(each.GetTxid()) in sight.refunds]
 
 
 def _least_rate(sight: OwnChainView) -> int:
-    """The lowest rate, in satoshi per byte, that one of the refunds that wait pays; 0 if what it takes is not noted."""
+    """Return the lowest rate, in satoshi per byte, of the waiting refunds; 0 if their inputs' values are not recorded."""
     values = {
         each.outpoint: each.value_sat for each in (sight.record.funding, *sight.record.deposits) if each is not None
     }
@@ -241,9 +245,10 @@ def _least_rate(sight: OwnChainView) -> int:
 
 
 async def act(chain: Chain, payer: Payer, sight: OwnChainView, wish: Wish) -> OwnChainView:
-    """Do for a channel what its sight asks for: publish the refund, or note the end.
+    """Do the step that a channel needs: broadcast the refund, or record the end.
 
-    One that waits for a block is replaced if `wish` names a higher rate. A channel that takes payments still goes along by itself, once the server says so.
+    A refund that waits for a block is replaced if `wish` has a higher rate. A channel that takes payments follows its
+    coins by itself, after the server's answer.
     """
     if sight.refunds and wish.fee_rate is not None and wish.fee_rate > _least_rate(sight):
         await bump(chain, payer, sight, wish)
@@ -259,8 +264,8 @@ async def act(chain: Chain, payer: Payer, sight: OwnChainView, wish: Wish) -> Ow
 
 
 async def attend(chain: Chain, payer: Payer, name: str, wish: Wish) -> OwnChainView | Exception:
-    """See to one channel; what goes wrong with it concerns no other, so it is returned."""
+    """Handle one channel. A failure is returned, because it does not concern the other channels."""
     try:
         return await act(chain, payer, await see(chain, payer, payer.wallet.read(name)), wish)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other channels' refunds must not wait for it
+    except Exception as error:  # noqa: BLE001 - after any failure, the other channels' refunds must go on
         return error

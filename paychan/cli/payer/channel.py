@@ -1,4 +1,4 @@
-"""`paychan channel`: the payer's commands. Each asks the client library and shows what came of it."""
+"""`paychan channel`: the payer's commands. Each calls the client library and shows the result."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from paychan.cli.payer.terminal import (
     NameArgument,
     WalletOption,
     examples,
+    exit_on_error,
     facts,
     next_step,
     sat,
@@ -33,7 +34,6 @@ from paychan.cli.payer.terminal import (
     show_invitation,
     show_listing,
     show_panel,
-    told,
     unchecked,
     wait_funded,
     way_back,
@@ -59,7 +59,7 @@ MovableOption = Annotated[
     bool,
     typer.Option(
         "--movable",
-        help="Let the server withdraw what it earned while the channel goes on (version 2). What is left comes back "
+        help="Let the server withdraw its earnings while the channel stays open (version 2). The rest comes back "
         "when you close; if the server closes on its own, by `refund` after the expiry.",
     ),
 ]
@@ -69,28 +69,28 @@ MovableOption = Annotated[
     epilog=examples(
         "paychan channel new https://shop.example --amount 500000",
         "paychan channel new https://shop.example --amount 5000000 --hours 2000 --movable",
-        "paychan channel new http://localhost:8000 --debug   (a debug server believes its funding)",
+        "paychan channel new http://localhost:8000 --debug   (a debug server accepts its funding without a check)",
     )
 )
 def new(
     url: Annotated[str, typer.Argument(help="Base URL of the server.")],
     hours: Annotated[
-        float, typer.Option(help="Hours of paying. The channel ends later: funding and settling take their time, too.")
+        float, typer.Option(help="Hours for payments. The channel ends later: funding and settling take time, too.")
     ] = DEFAULT_HOURS,
     expires: Annotated[
-        int | None, typer.Option(help="When the channel ends and a refund is possible, as a Unix time.")
+        int | None, typer.Option(help="Unix time at which the channel ends and a refund becomes possible.")
     ] = None,
     amount: Annotated[
         int,
-        typer.Option(min=0, show_default=False, help="What you mean to lock up, in satoshi. \\[default: the least]"),
+        typer.Option(min=0, show_default=False, help="Amount to fund, in satoshi. \\[default: the smallest]"),
     ] = 0,
     change_address: Annotated[
-        str, typer.Option(help="Address of your wallet for what is not spent. \\[default: the channel's own key]")
+        str, typer.Option(help="Address of your wallet for the unspent rest. \\[default: the channel's own key]")
     ] = "",
     movable: MovableOption = False,
-    v1: Annotated[bool, typer.Option("--v1", help="Speak version 1 of the protocol.")] = False,
+    v1: Annotated[bool, typer.Option("--v1", help="Use version 1 of the protocol.")] = False,
     dialect: Annotated[Dialect, typer.Option(help="Dialect of version 2.")] = Dialect.S,
-    network: Annotated[Network | None, typer.Option(help="Accept this Bitcoin network only.")] = None,
+    network: Annotated[Network | None, typer.Option(help="Accept only this Bitcoin network.")] = None,
     max_open_price: Annotated[int, typer.Option(help="Largest open price to accept, in satoshi.")] = 250_000,
     pay: Annotated[int | None, typer.Option(help="First payment in satoshi. \\[default: the open price]")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the funding, then open.")] = True,
@@ -98,14 +98,14 @@ def new(
     wallet: WalletOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Agree on a channel with a server: makes a key, checks the terms, shows the address to fund; then opens it.
+    """Agree on a channel with a server: creates a key, checks the terms, shows the address to fund; then opens it.
 
-    Any wallet can fund. Send what is asked for in one output, and no more: how much arrived, the server says.
+    Any wallet can fund. Send exactly the shown amount in one output; the server reports how much arrived.
     """
     limits = Limits(open_price_sat=max_open_price)
-    patience = Patience(attempts=2)  # nothing is at stake yet, and somebody waits
+    patience = Patience(attempts=2)  # no coins are at stake yet, and a person waits
     with (
-        told(as_json),
+        exit_on_error(as_json),
         Payer(
             url,
             wallet=wallet,
@@ -136,23 +136,25 @@ def new(
     name="open",
     epilog=examples(
         "paychan channel open 4593d97a   (waits for the funding if need be)",
-        "paychan channel open 4593d97a --outpoint 2fc6…0a1b:0 --value 500000   (compared with what the server shows)",
-        "paychan channel open 4593d97a --outpoint 2fc6…0a1b:0 --transaction tx.hex   (proves the value)",
+        "paychan channel open 4593d97a   (waits for the funding if necessary)",
+        "paychan channel open 4593d97a --outpoint 2fc6…0a1b:0 --value 500000   (compared with the server's value)",
         "paychan channel open 4593d97a --node http://127.0.0.1:8332 --credentials ~/.bitcoin/.cookie",
     ),
 )
 def open_(
     name: NameArgument,
     outpoint: Annotated[
-        str, typer.Option(help="The output that pays to the address: TXID:VOUT. \\[default: as the server tells]")
+        str, typer.Option(help="The output that pays to the address: TXID:VOUT. \\[default: as the server reports]")
     ] = "",
     value: Annotated[int, typer.Option(min=0, help="Its value in satoshi.")] = 0,
     transaction: TransactionOption = "",
     unchecked: Annotated[
-        bool, typer.Option("--unchecked", help="Believe the value that you type, whatever the server or chain shows.")
+        bool, typer.Option("--unchecked", help="Use the value that you give, even if server or chain show another.")
     ] = False,
     amount: Annotated[int | None, typer.Option(help="First payment in satoshi. \\[default: the open price]")] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the funding is deep enough.")] = True,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait until the funding has enough confirmations.")
+    ] = True,
     node: NodeOption = "",
     credentials: CredentialsOption = None,
     electrum: ElectrumOption = "",
@@ -162,16 +164,16 @@ def open_(
 ) -> None:
     """Open a funded channel with its first payment; wait for the funding, unless an outpoint is given.
 
-    What the output holds is compared with its transaction, or with your own node or Electrum server if you name one: less
-    than it holds, and the difference would be given away.
+    The output's value is compared with its transaction, or with your own node or Electrum server if you give one: with
+    a value that is too low, the difference would be lost.
     """
     with (
-        told(as_json, name, again=f"paychan channel open {name}"),
+        exit_on_error(as_json, name, again=f"paychan channel open {name}"),
         Payer(wallet=wallet) as payer,
         payer.channel(name) as channel,
     ):
         source = OwnChain(node, credentials, electrum, certificate)
-        if outpoint:  # the payer's own chain, if there is one, is asked below
+        if outpoint:  # the payer's own chain, if there is one, is read below
             believed = unchecked or (source.given and not transaction)
             channel.fund(outpoint, value, transaction=read_transaction(transaction), unchecked=believed)
         elif channel.record.signed_sat is None or channel.record.refused:
@@ -182,7 +184,10 @@ def open_(
 
 
 def _find_funding(channel: Channel, *, wait: bool, own_chain: bool) -> None:
-    """Have the funding found; an outpoint noted earlier, or the payer's own chain, will do for servers that don't tell."""
+    """Find the funding.
+
+    If the server does not report it, an outpoint recorded earlier or the payer's own chain suffices.
+    """
     try:
         if wait:
             wait_funded(channel)
@@ -198,27 +203,27 @@ def _find_funding(channel: Channel, *, wait: bool, own_chain: bool) -> None:
         "paychan channel pay 4593d97a 1000",
         "paychan channel pay 4593d97a 1 --times 1000",
         "paychan channel pay 4593d97a 10 --every 1   (10 sat a second, until Ctrl-C)",
-        "paychan channel pay 4593d97a --drain    (everything that is left, which closes the channel)",
-        "paychan channel pay 4593d97a --resume   (the last payment again, whose answer was lost)",
+        "paychan channel pay 4593d97a --drain    (all that is left, which closes the channel)",
+        "paychan channel pay 4593d97a --resume   (the last payment again, if its answer was lost)",
     )
 )
 def pay(
     name: NameArgument,
     amount: Annotated[int, typer.Argument(metavar="SAT", help="Satoshi to pay.", show_default=False)] = 0,
     times: Annotated[
-        int | None, typer.Option(min=1, help="Pay so many times. \\[default: once; with --every until Ctrl-C]")
+        int | None, typer.Option(min=1, help="Number of payments. \\[default: one; with --every until Ctrl-C]")
     ] = None,
-    every: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Wait so long between two payments.")] = 0.0,
-    drain: Annotated[bool, typer.Option("--drain", help="Pay everything that is left.")] = False,
+    every: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Pause between two payments.")] = 0.0,
+    drain: Annotated[bool, typer.Option("--drain", help="Pay all that is left.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Send the last payment again; it counts once.")] = False,
-    data: Annotated[str, typer.Option(help="What to tell the application behind the server (version 2).")] = "",
-    limit: Annotated[int, typer.Option(help="Refuse to pay more at once, in satoshi.")] = 1_000_000,
+    data: Annotated[str, typer.Option(help="Text for the application behind the server (version 2).")] = "",
+    limit: Annotated[int, typer.Option(help="Largest single payment, in satoshi.")] = 1_000_000,
     wallet: WalletOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Pay over an open channel."""
     limits = Limits(payment_sat=limit)
-    with told(as_json, name), Payer(wallet=wallet, limits=limits) as payer, payer.channel(name) as channel:
+    with exit_on_error(as_json, name), Payer(wallet=wallet, limits=limits) as payer, payer.channel(name) as channel:
         if resume:
             show_receipt(channel, channel.resume(), as_json)
         elif drain or (times in (None, 1) and not every):
@@ -228,7 +233,10 @@ def pay(
 
 
 def _pay_many(channel: Channel, amount: int, times: int, every: float, data: str, as_json: bool) -> None:
-    """Pay again and again, with a bar and the rate. Ctrl-C leaves what is under way to be completed, which it says."""
+    """Pay repeatedly, with a progress bar and the rate.
+
+    After Ctrl-C, a message shows how to complete pending payments.
+    """
     columns = (
         TextColumn("Paying"),
         BarColumn(),
@@ -250,18 +258,18 @@ def _pay_many(channel: Channel, amount: int, times: int, every: float, data: str
         except KeyboardInterrupt:
             progress.stop()
             under_way = channel.record.pending_sat // max(1, amount)
-            rest = f"`paychan channel pay {channel.name} --resume` completes the {under_way} under way."
+            rest = f"`paychan channel pay {channel.name} --resume` completes the {under_way} pending ones."
             fail(f"stopped after {done} payments{f'. {rest}' if under_way else ', all of them acknowledged.'}", 130)
     show_receipt(channel, receipt, as_json, payments=times, seconds=round(time.monotonic() - begun, 3))
 
 
 def show_receipt(channel: Channel, receipt: Receipt, as_json: bool, *, payments: int = 1, seconds: float = 0.0) -> None:
-    """Show what a payment, or the last of many, came to."""
+    """Show the result of a payment, or of the last of many."""
     if as_json:
         more = {"seconds": seconds} if seconds else {}
         out.print_json(data={"name": channel.name, "payments": payments, **msgspec.to_builtins(receipt), **more})
         return
-    paid = sat(receipt.paid_sat) + (" (the server had it already)" if receipt.repeated else "")
+    paid = sat(receipt.paid_sat) + (" (the server already had it)" if receipt.repeated else "")
     show_panel(
         f"Channel {channel.name}",
         ("Paid", paid if payments == 1 else f"{payments} times {paid}, {payments / seconds:.0f} payments/s"),
@@ -277,12 +285,14 @@ def show_receipt(channel: Channel, receipt: Receipt, as_json: bool, *, payments:
 @app.command(epilog=examples("paychan channel status 4593d97a", "paychan channel status 4593d97a --offline"))
 def status(
     name: NameArgument,
-    offline: Annotated[bool, typer.Option("--offline", help="Show what the wallet knows, ask nobody.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Show the wallet's data without asking the server.")
+    ] = False,
     wallet: WalletOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the server how a channel stands; learn whether a payment without an answer was booked."""
-    with told(as_json, name), Payer(wallet=wallet) as payer:
+    """Ask the server for the state of a channel, and whether it accepted a payment that has no answer."""
+    with exit_on_error(as_json, name), Payer(wallet=wallet) as payer:
         if offline:
             show(payer.wallet.read(payer.wallet.find(name)), as_json)
             return
@@ -302,24 +312,24 @@ def close(
     name: NameArgument,
     fee: Annotated[int, typer.Option(help="Fee in satoshi to offer for a faster settlement (version 2).")] = 0,
     max_fee: Annotated[
-        int | None, typer.Option(min=1, help="Offer up to this. \\[default: 10 % of what is left, and 100 per byte]")
+        int | None, typer.Option(min=1, help="Highest fee to offer. \\[default: 10 % of the rest, and 100 per byte]")
     ] = None,
     to: Annotated[str, typer.Option(help="Another address for the change (version 2).")] = "",
     wallet: WalletOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Have the server settle a channel: what was not paid comes back.
+    """Let the server settle a channel: the unpaid rest comes back.
 
-    A fee that is offered is a payment: what the settlement really pays is shown.
+    An offered fee is a payment; the fee that the settlement really pays is shown.
     """
-    with told(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
+    with exit_on_error(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
         doubt = unchecked(channel.record)
         try:
             settled = channel.close(fee, to, max_fee_sat=max_fee)
         except FeeTooHigh as error:
             if as_json or max_fee is not None or not sys.stdin.isatty():
                 raise
-            typer.confirm(f"{error}. Offer {fee} sat nevertheless?", abort=True)
+            typer.confirm(f"{error}. Offer {fee} sat anyway?", abort=True)
             settled = channel.close(fee, to, max_fee_sat=fee)
         if as_json:
             out.print_json(data={"name": channel.name, **msgspec.to_builtins(settled)})
@@ -339,11 +349,14 @@ def close(
                 "Fee",
                 (f"{sat(offered)} offered; " if offered else "") + (by_all if paid is None else f"{sat(paid)} paid"),
             ),
-            ("Key", "" if to else f"`paychan channel key {channel.name}`, if that address is not of your own wallet"),
+            (
+                "Key",
+                "" if to else f"`paychan channel key {channel.name}`, unless that address belongs to your own wallet",
+            ),
         )
         if paid is not None and offered > paid:
             err.print(
-                f"The server keeps {sat(offered - paid)} of the fee that you offered: the settlement pays less.",
+                f"The server keeps {sat(offered - paid)} of the fee that you offered, because the settlement pays less.",
                 soft_wrap=True,
             )
 
@@ -354,11 +367,11 @@ app.command(epilog=payerrefund.WATCH_EXAMPLES)(payerrefund.watch)
 
 @app.command(epilog=examples("paychan channel key 4593d97a"))
 def key(name: NameArgument, wallet: WalletOption = None, as_json: JsonOption = False) -> None:
-    """Show a channel's private key (WIF), for a wallet to sweep what came back. Show it to nobody.
+    """Show a channel's private key (WIF), so that a wallet can sweep the returned coins. Keep it secret.
 
-    What lies at the channel's own address no wallet can sweep: that is a script, and `refund` brings it home.
+    No wallet can sweep outputs at the channel's own address: that address is a script, and `refund` spends from it.
     """
-    with told(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
+    with exit_on_error(as_json, name), Payer(wallet=wallet) as payer, payer.channel(name) as channel:
         record = channel.record
         if as_json:
             shown = {"wif": channel.wif(), "address": record.home_address, "script_address": record.funding_address}
@@ -377,8 +390,11 @@ def key(name: NameArgument, wallet: WalletOption = None, as_json: JsonOption = F
 
 @app.command(name="list", epilog=examples("paychan channel list", "paychan channel list --json"))
 def list_(wallet: WalletOption = None, as_json: JsonOption = False) -> None:
-    """Show the channels of the wallet, each on its own: one that can't be read is named, and the exit status is 1."""
-    with told(as_json), Payer(wallet=wallet) as payer:
+    """Show the channels of the wallet.
+
+    A channel that can't be read is listed with the reason, and the exit status is 1.
+    """
+    with exit_on_error(as_json), Payer(wallet=wallet) as payer:
         records, problems = payer.wallet.read_all()
         show_listing(records, problems, as_json)
         if problems:

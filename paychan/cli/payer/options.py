@@ -1,4 +1,4 @@
-"""Options of the payer's commands that name the payer's own view of the chain, and how a refund is signed."""
+"""Options of the payer's commands for the payer's own view of the chain, and for signing a refund."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ CertificateOption = Annotated[
     typer.Option(
         "--certificate",
         envvar="PAYCHAN_CERTIFICATE",
-        help="The Electrum server's own certificate, if nobody signed it.",
+        help="The Electrum server's own certificate, if no certificate authority signed it.",
     ),
 ]
 RateOption = Annotated[
     int | None,
-    typer.Option("--fee-rate", min=1, help="Satoshi per byte. \\[default: the chain's estimate if asked, or else 2]"),
+    typer.Option("--fee-rate", min=1, help="Satoshi per byte. \\[default: the chain's estimate if available, else 2]"),
 ]
-ToOption = Annotated[str, typer.Option("--to", help="Address that gets everything. \\[default: the change address]")]
+ToOption = Annotated[str, typer.Option("--to", help="Address for the refund. \\[default: the change address]")]
 MaxFeeOption = Annotated[
     int | None,
     typer.Option(
-        "--max-fee", min=1, help="Most satoshi to pay as fee. \\[default: 10 % of what comes back, and 200 per byte]"
+        "--max-fee", min=1, help="Highest fee in satoshi. \\[default: 10 % of the refunded amount, and 200 per byte]"
     ),
 ]
 TransactionOption = Annotated[
     str,
-    typer.Option("--transaction", help="The funding transaction in hex, or a file that holds it: proves the value."),
+    typer.Option("--transaction", help="The funding transaction in hex, or a file with it: proves the value."),
 ]
 
 
 def read_transaction(text: str) -> str:
-    """Return a transaction's hex, given as such or as the name of a file.
+    """Return a transaction's hex, given directly or as the name of a file.
 
     Raises:
         OSError: the file can't be read.

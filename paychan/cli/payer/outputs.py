@@ -1,7 +1,8 @@
-"""What the payer's own chain shows of a channel: all outputs at its address, and what spent those that were noted.
+"""A channel in the payer's own chain: all outputs at its address, and the spends of the recorded ones.
 
-The chain is the truth here. The server may have named an output that is none, told another value, or vanished; the sender
-may have replaced the funding by another transaction, or paid twice. So the address is asked about, not the outpoint.
+Here the chain is the truth. The server may have named an output that does not exist, reported another value, or
+disappeared; the sender may have replaced the funding by another transaction, or paid twice. So the address is read, not
+the outpoint.
 """
 
 from __future__ import annotations
@@ -22,48 +23,48 @@ from paychan.protocol.errors import Malformed
 from paychan.protocol.types import OutPoint, UnixTime
 
 DEEP = 3
-"""Confirmations after which a channel has ended for us."""
+"""Confirmations after which a channel has ended for the payer."""
 
 _MATURE = 100
-"""Consensus (COINBASE_MATURITY): one input that is not would spoil the refund of all."""
+"""Consensus (COINBASE_MATURITY): one immature input would make the whole refund invalid."""
 
 _MOST_MOVES = 50
-"""Settlements in a row that are followed to the output where a movable channel's coins are."""
+"""Most consecutive settlements that are followed to the output with a movable channel's coins."""
 
 _CLOCK_LEEWAY_SECONDS = 2 * 24 * 3600
-"""A channel may be older in the chain's time than the payer's clock said when it was made."""
+"""Time by which a channel may be older in the chain's time than in the payer's clock at its creation."""
 
 
 class OwnChainView(Struct, frozen=True):
-    """What the chain shows of a channel."""
+    """A channel as the chain shows it."""
 
     record: ChannelRecord
     tip: Tip
     coins: tuple[Funding, ...] = ()
     """All unspent outputs at the address."""
     spend: Spend | None = None
-    """What spent the noted funding; of a channel that moved, what spent the last output of that line."""
+    """The transaction that spent the recorded funding; for a channel that moved, the one that spent its last output."""
     moved: Funding | None = None
-    """Where the coins are instead, if a settlement left them to the channel's own script."""
+    """The present output of the coins, if a settlement left them to the channel's own script."""
     pending: tuple[str, ...] = ()
-    """Noted outputs that are spent, but not deep in the chain yet."""
+    """Recorded outputs that are spent, but not deep in the chain yet."""
     refunds: tuple[bytes, ...] = ()
     """Internal txids of the payer's own refunds that wait for a block."""
     note: str = ""
 
     @property
     def funding(self) -> Funding | None:
-        """The noted funding output, while it is unspent."""
+        """The recorded funding output, while it is unspent."""
         return next((coin for coin in self.coins if str(coin.outpoint) == self.record.funding_outpoint), None)
 
     @property
     def confirmed(self) -> tuple[Funding, ...]:
-        """What a refund can take: an output that is not in a block may yet be replaced, and coinbase must be mature."""
+        """The outputs that a refund can spend: an unconfirmed one may still be replaced, and coinbase must be mature."""
         return tuple(coin for coin in self.coins if coin.confirmations >= (_MATURE if coin.coinbase else 1))
 
     @property
     def refund_valid(self) -> bool:
-        """BIP113: the lock time is compared with the median time of the block before."""
+        """Whether the refund is valid now. BIP113 compares the lock time with the median time of the previous block."""
         return bool(self.confirmed) and self.tip.median_time > self.record.expiry
 
     @property
@@ -72,9 +73,9 @@ class OwnChainView(Struct, frozen=True):
 
     @property
     def waits(self) -> bool:
-        """Say whether something is still to come: coins to take back, or a spend or funding to become deep."""
-        noted = bool(self.record.funding_outpoint) and not is_debug(self.record)
-        return bool(self.coins or self.pending) or (noted and not self.record.end_seen)
+        """Whether a change is still expected: coins to refund, or a spend or funding that is not deep yet."""
+        recorded = bool(self.record.funding_outpoint) and not is_debug(self.record)
+        return bool(self.coins or self.pending) or (recorded and not self.record.end_seen)
 
     @property
     def deposits(self) -> tuple[Deposit, ...]:
@@ -82,13 +83,13 @@ class OwnChainView(Struct, frozen=True):
 
 
 def is_debug(record: ChannelRecord) -> bool:
-    """Debug funding is in no chain. Older wallets did not note where a funding came from."""
+    """Return whether the funding is of debug mode, which is in no chain. Older wallets did not record the source."""
     debug = str(debug_outpoint(record.terms.client_key, record.expiry))
     return record.funding_source is Source.DEBUG or record.funding_outpoint == debug
 
 
 async def look(chain: Chain, record: ChannelRecord) -> OwnChainView:
-    """See how a channel stands in the chain. Nothing is written."""
+    """Read a channel's state from the chain. Writes nothing."""
     noted = parse_outpoint(record.funding_outpoint) if record.funding_outpoint and not is_debug(record) else None
     note = await _follow(chain, record, noted)
     tip = await chain.tip()
@@ -118,7 +119,7 @@ async def look(chain: Chain, record: ChannelRecord) -> OwnChainView:
 
 
 async def _follow(chain: Chain, record: ChannelRecord, noted: OutPoint | None) -> str:
-    """Have the chain follow the address. A node needs a rescan for what was spent before; only then it can tell by what."""
+    """Watch the address. For earlier spends a node needs a rescan; only then it can name the spending transaction."""
     if isinstance(chain, ElectrumChain):
         await chain.watch([record.terms])
     elif record.end_seen or noted is None or not isinstance(chain, BitcoindChain):
@@ -126,20 +127,20 @@ async def _follow(chain: Chain, record: ChannelRecord, noted: OutPoint | None) -
     elif not await chain.unspent([noted]):
         try:
             await chain.watch([record.terms], UnixTime(max(0, record.created_at - _CLOCK_LEEWAY_SECONDS)))
-        except ChainUnfit as error:  # what is unspent is found nevertheless
-            return f"what spent the funding can't be told: {error}"
+        except ChainUnfit as error:  # unspent outputs are found nevertheless
+            return f"the transaction that spent the funding is unknown: {error}"
     return ""
 
 
 async def spender(chain: Chain, record: ChannelRecord, outpoint: OutPoint) -> Spend | None:
-    """Return what spends an output of this address; None also when it is none, whatever the server said."""
+    """Return the spend of an output of this address; None also if the output does not exist, even if the server named it."""
     if await value_at(chain, record, outpoint) is None:
         return None
     return await chain.spender(outpoint)
 
 
 async def value_at(chain: Chain, record: ChannelRecord, outpoint: OutPoint) -> int | None:
-    """Read from its transaction what an output pays to the address; None if there is none."""
+    """Return the value of an output of this address, read from its transaction; None if it does not exist."""
     try:
         raw = await chain.transaction(outpoint.txid)
         return proven_value(raw.hex(), outpoint, record.terms.funding_script)
@@ -150,7 +151,7 @@ async def value_at(chain: Chain, record: ChannelRecord, outpoint: OutPoint) -> i
 async def _follow_moves(
     chain: Chain, record: ChannelRecord, coins: Collection[Funding], spend: Spend
 ) -> tuple[Funding | None, Spend]:
-    """Follow the change of settlements to the output that is unspent; else return what ended that line."""
+    """Follow the change of settlements to the unspent output; else return the last spend."""
     for _ in range(_MOST_MOVES):
         change = OutPoint(spend.txid, 0)
         here = next((coin for coin in coins if coin.outpoint == change), None)
@@ -168,11 +169,11 @@ def confirmations(depth: int) -> str:
 
 
 def story(sight: OwnChainView) -> str:
-    """Tell a sight in one line."""
+    """Describe a channel's state in one line."""
     record, spend = sight.record, sight.spend
     parts: list[str] = []
     if sight.moved is not None:
-        parts.append(f"moved to {sight.moved.outpoint} by a settlement; the next payment goes along")
+        parts.append(f"moved to {sight.moved.outpoint} by a settlement; the next payment follows it")
     elif spend is not None:
         txid = shown_txid(spend.txid)
         depth = confirmations(spend.confirmations) if spend.confirmations else "not in a block yet"
@@ -187,7 +188,7 @@ def story(sight: OwnChainView) -> str:
     elif record.end_seen:
         parts.append(record.state.value)
     elif record.funding_outpoint and not is_debug(record):
-        parts.append("the chain shows no funding: never confirmed, or replaced by its sender")
+        parts.append("the chain shows no funding: it was never confirmed, or its sender replaced it")
     others = [coin for coin in sight.coins if coin not in (sight.funding, sight.moved)]
     if others:
         shown = ", ".join(f"{sat(coin.value_sat)} in {coin.outpoint}" for coin in others[:3])
@@ -195,7 +196,7 @@ def story(sight: OwnChainView) -> str:
         parts.append(f"also at this address: {shown}{more}" + (f"; {_when(sight)}" if sight.funding is None else ""))
     if sight.refunds and spend is None:
         parts.append(f"refund {shown_txid(sight.refunds[0])} waits for a block")
-    return "; ".join(parts) or "nothing at this address"
+    return "; ".join(parts) or "no outputs at this address"
 
 
 def _when(sight: OwnChainView) -> str:
@@ -206,7 +207,7 @@ def _when(sight: OwnChainView) -> str:
 
 
 def facts(sight: OwnChainView) -> Facts:
-    """What programs get to know of a sight."""
+    """The JSON of a channel's state in the chain."""
     record, spend = sight.record, sight.spend
     txid = "" if spend is None else shown_txid(spend.txid)
     return {
@@ -229,5 +230,5 @@ def facts(sight: OwnChainView) -> Facts:
 
 
 def shown_txid(txid: bytes) -> str:
-    """A txid as wallets show it."""
+    """A txid in hex, as wallets show it."""
     return txid[::-1].hex()

@@ -1,4 +1,4 @@
-"""`paychan channel refund` and `watch`: how a payer gets back what a server did not settle."""
+"""`paychan channel refund` and `watch`: how a payer gets back coins that a server did not settle."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from paychan.cli.payer.terminal import (
     WalletOption,
     advice,
     examples,
+    exit_on_error,
     moment,
     problem_facts,
     relative,
     sat,
     show_panel,
-    told,
 )
 from paychan.cli.terminal import err, fail, out
 from paychan.client import Channel, ChannelRecord, Deposit, Payer, RefundTerms, Source, State
@@ -45,13 +45,13 @@ from paychan.protocol.kinds.refund import Refund
 from paychan.protocol.types import Network
 
 _LOOK_SECONDS = 60.0
-"""Between two looks when the chain tells of nothing."""
+"""Longest time between two scans without a change in the chain."""
 
 _PAUSE_SECONDS = 5.0
-"""After a chain that can't be asked."""
+"""Pause after a failure of the chain."""
 
 _AT_A_TIME = 16
-"""Channels that are looked at together."""
+"""Channels that are read concurrently."""
 
 REFUND_EXAMPLES = examples(
     "paychan channel refund 4593d97a",
@@ -70,12 +70,12 @@ def refund(
     fee_rate: RateOption = None,
     to: ToOption = "",
     publish_it: Annotated[
-        bool, typer.Option("--publish", help="Publish it, if its time has come; again with --fee-rate to replace it.")
+        bool, typer.Option("--publish", help="Broadcast it if it is valid; again with --fee-rate to replace it.")
     ] = False,
     max_fee: MaxFeeOption = None,
     transaction: TransactionOption = "",
     unchecked: Annotated[
-        bool, typer.Option("--unchecked", help="Sign for a value that nothing has checked; what is beyond it is lost.")
+        bool, typer.Option("--unchecked", help="Sign for a value that was not checked; any value beyond it is lost.")
     ] = False,
     node: NodeOption = "",
     credentials: CredentialsOption = None,
@@ -84,12 +84,13 @@ def refund(
     wallet: WalletOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take everything back after the expiry, if the server never settles: sign the refund, or publish it.
+    """Get all coins back after the expiry, if the server never settles: sign the refund, or broadcast it.
 
-    With your own node or Electrum server, which --publish needs, all outputs at the channel's address are taken, with the
-    values that the chain shows; the paychan server is not asked. One that was published is replaced by --fee-rate.
+    With your own node or Electrum server, which --publish needs, it spends all outputs at the channel's address, with
+    the values that the chain shows; the paychan server is not asked. --fee-rate replaces a refund that was broadcast
+    before.
     """
-    with told(as_json, name), Payer(wallet=wallet) as payer:
+    with exit_on_error(as_json, name), Payer(wallet=wallet) as payer:
         source, wish = OwnChain(node, credentials, electrum, certificate), Wish(fee_rate, to, max_fee)
         name = payer.wallet.find(name)
         if transaction:
@@ -106,17 +107,17 @@ def refund(
 
 
 async def _look(source: OwnChain, payer: Payer, name: str) -> None:
-    """Note what the chain shows at the channel's address."""
+    """Record the outputs that the chain shows at the channel's address."""
     record = payer.wallet.read(name)
     async with connected(source, record.network) as chain:
         await see(chain, payer, record)
 
 
 async def _publish(source: OwnChain, payer: Payer, name: str, wish: Wish) -> Facts:
-    """Publish one refund, or replace it with a dearer one, and say what came of it.
+    """Broadcast one refund, or replace it by one with a higher fee, and return the result.
 
     Raises:
-        ValueError: its time has not come, there is nothing to take back, or it can't be replaced.
+        ValueError: the refund is not valid yet, there are no coins to refund, or it can't be replaced.
     """
     record = payer.wallet.read(name)
     async with connected(source, record.network) as chain:
@@ -133,7 +134,7 @@ def _made(name: str, signed: Refund) -> Facts:
 
 
 async def _published_before(chain: Chain, payer: Payer, sight: OwnChainView, wish: Wish) -> Facts:
-    """Say how a refund stands that was published before, or why there is none to publish."""
+    """Return the state of a refund that was broadcast before. Raises `ValueError` if there is none to broadcast."""
     record = sight.record
     if sight.refunds:
         return {"name": record.name, "txid": shown_txid(sight.refunds[0]), "confirmations": 0}
@@ -145,15 +146,15 @@ async def _published_before(chain: Chain, payer: Payer, sight: OwnChainView, wis
             raise ValueError(msg)
         return {"name": record.name, "txid": txid, "confirmations": depth}
     if not sight.coins:
-        msg = f"nothing to take back: the chain shows no funding of {record.funding_address}: {story(sight)}"
+        msg = f"no coins to refund: the chain shows no funding of {record.funding_address}: {story(sight)}"
         raise ValueError(msg)
     left = record.expiry - sight.tip.median_time
     if left < 0:
-        msg = f"too early: {story(sight)}. `paychan channel watch {record.name}` publishes it once it is in a block"
+        msg = f"too early: {story(sight)}. `paychan channel watch {record.name}` broadcasts it once it is in a block"
         raise ValueError(msg)
     msg = (
         f"too early: the refund is valid {relative(left)} by the chain's median time, after {moment(record.expiry)} by the "
-        f"clock. `paychan channel watch {record.name}` publishes it then"
+        f"clock. `paychan channel watch {record.name}` broadcasts it then"
     )
     raise ValueError(msg)
 
@@ -173,16 +174,16 @@ def _show_published(shown: Facts, as_json: bool) -> None:
 
 
 class _Signed(Struct, frozen=True):
-    """A refund, and the outputs that it takes."""
+    """A refund, and the outputs that it spends."""
 
     refund: Refund
     coins: tuple[Deposit, ...]
 
 
 def _sign(channel: Channel, wish: Wish, *, unchecked: bool) -> list[_Signed]:
-    """Sign one refund for all that a chain of the payer's shows, and one for each output that may not be there.
+    """Sign one refund for all outputs that the payer's chain shows, and one for each output that may not exist.
 
-    A refund with an input that does not exist is worth nothing, so the server's word must not spoil another output's.
+    A refund with an input that does not exist is worthless, so an unproved output must not share a refund with others.
     """
     held = channel.record.held
     shown = tuple(each for each in held if each.source is Source.CHAIN)
@@ -215,17 +216,17 @@ def _show_signed(record: ChannelRecord, signed: list[_Signed], to: str, as_json:
             f"Refund of channel {record.name}",
             ("Takes", taken),
             ("Pays", f"{sat(total - each.refund.fee_sat)} to {to or record.home_address}"),
-            ("Fee", f"{sat(each.refund.fee_sat)}, if the outputs hold that much"),
+            ("Fee", f"{sat(each.refund.fee_sat)}, if the outputs hold that value"),
             ("Valid", f"once the chain's median time has passed {moment(record.expiry)}"),
-            ("Useless", f"settled already by {record.settlement_txid}" if record.state is State.CLOSED else ""),
-            ("Next", f"then: paychan channel refund {record.name} --publish, or hand the line below to any node"),
+            ("Useless", f"already settled by {record.settlement_txid}" if record.state is State.CLOSED else ""),
+            ("Next", f"then: paychan channel refund {record.name} --publish, or send the line below through any node"),
         )
         out.print(each.refund.transaction.hex(), soft_wrap=True)
 
 
 def watch(
     names: Annotated[list[str] | None, typer.Argument(help=r"Channels. \[default: all of the wallet]")] = None,
-    once: Annotated[bool, typer.Option("--once", help="Look and act once, for cron.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Scan and act once, for cron.")] = False,
     fee_rate: RateOption = None,
     to: ToOption = "",
     max_fee: MaxFeeOption = None,
@@ -236,19 +237,19 @@ def watch(
     wallet: WalletOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Follow channels in the chain, and publish their refunds when their time has come; the server isn't asked.
+    """Follow channels in the chain, and broadcast their refunds when these become valid; the server is not asked.
 
-    Looks at every address that the wallet ever gave out, also those of channels that ended: a late payment to one is found,
-    too. Ends when nothing is left to come. What goes wrong with one channel stops no other; then the exit status is 1.
-    --json looks once.
+    Scans every address that the wallet ever used, including those of ended channels, so a late payment is found. Ends
+    when no change is expected any more. A failure of one channel stops no other; the exit status is then 1. --json
+    scans once.
     """
-    with told(as_json), Payer(wallet=wallet) as payer:
+    with exit_on_error(as_json), Payer(wallet=wallet) as payer:
         source, wish = OwnChain(node, credentials, electrum, certificate), Wish(fee_rate, to, max_fee)
         chosen = [payer.wallet.find(name) for name in names or []]
         try:
             seen = asyncio.run(_watch(source, payer, chosen, wish, once=once or as_json, quiet=as_json))
         except KeyboardInterrupt:
-            fail("stopped watching; refunds stay yours after the expiry.", 130)
+            fail("stopped watching; the refunds remain possible after the expiry.", 130)
         failed = [name for name, sight in seen.items() if isinstance(sight, Exception)]
         if as_json:
             shown = [
@@ -261,16 +262,19 @@ def watch(
 
 
 _Seen: TypeAlias = dict[str, OwnChainView | Exception]
-"""By name: what the chain shows of a channel, or what went wrong with it."""
+"""By name: the state of a channel in the chain, or the failure to read it."""
 
 
 async def _watch(source: OwnChain, payer: Payer, chosen: list[str], wish: Wish, *, once: bool, quiet: bool) -> _Seen:
-    """Look and act, once or until nothing is left; return the last sights. Channels made meanwhile join in."""
-    told_before: dict[str, str] = {}
+    """Scan and act, once or until no change is expected; return the last states.
+
+    New channels of the wallet are included.
+    """
+    reported: dict[str, str] = {}
     records, problems = _records(payer, chosen)
     if not records:
         out.print("" if quiet or problems else "Nothing to watch.", end="" if quiet or problems else "\n")
-        _tell_news({**problems}, told_before, quiet=quiet)
+        _report_changes({**problems}, reported, quiet=quiet)
         return {**problems}
     async with _connected(source, records) as (chain, network):
         while True:
@@ -278,12 +282,10 @@ async def _watch(source: OwnChain, payer: Payer, chosen: list[str], wish: Wish, 
             others = [each.name for each in records if each.network is not network]
             names = [each.name for each in records if each.network is network]
             seen: _Seen = {**problems, **await _attend_all(chain, payer, names, wish)}
-            _tell_news(seen, told_before, quiet=quiet)
-            if others and not quiet and told_before.get("") != str(others):
-                told_before[""] = str(others)
-                err.print(
-                    f"of another network than {network.value}, not looked at: {', '.join(others)}", soft_wrap=True
-                )
+            _report_changes(seen, reported, quiet=quiet)
+            if others and not quiet and reported.get("") != str(others):
+                reported[""] = str(others)
+                err.print(f"not on the {network.value} network, skipped: {', '.join(others)}", soft_wrap=True)
             sights = [each for each in seen.values() if isinstance(each, OwnChainView)]
             failed = [name for name in names if isinstance(seen[name], Exception)]
             if once or not (failed or any(sight.waits for sight in sights)):
@@ -292,7 +294,7 @@ async def _watch(source: OwnChain, payer: Payer, chosen: list[str], wish: Wish, 
 
 
 async def _attend_all(chain: Chain, payer: Payer, names: list[str], wish: Wish) -> _Seen:
-    """See to the channels a few at a time: a node scans its unspent outputs for all that wait."""
+    """Handle the channels a few at a time: one scan of a node's unspent outputs serves all that wait."""
     turns = asyncio.Semaphore(_AT_A_TIME)
 
     async def one(name: str) -> OwnChainView | Exception:
@@ -308,16 +310,16 @@ async def _wait(chain: Chain, sights: list[OwnChainView]) -> None:
             await chain.wait_for_change(sights[0].tip, _LOOK_SECONDS)
             return
     except ChainFailed as failure:
-        err.print(f"{failure}; asking again", markup=False, soft_wrap=True)
+        err.print(f"{failure}; trying again", markup=False, soft_wrap=True)
     await asyncio.sleep(_PAUSE_SECONDS)
 
 
 @asynccontextmanager
 async def _connected(source: OwnChain, records: list[ChannelRecord]) -> AsyncIterator[tuple[Chain, Network]]:
-    """Connect to the chain of the first network among the channels' that it serves.
+    """Connect to the chain of the first of the channels' networks that it serves.
 
     Raises:
-        ChainUnfit: it serves none.
+        ChainUnfit: it serves none of them.
     """
     networks = list(dict.fromkeys(record.network for record in records))
     for network in networks:
@@ -334,7 +336,10 @@ async def _connected(source: OwnChain, records: list[ChannelRecord]) -> AsyncIte
 
 
 def _records(payer: Payer, chosen: list[str]) -> tuple[list[ChannelRecord], dict[str, Exception]]:
-    """Read the channels to watch, and why others can't be. Nothing was paid to the address of debug funding."""
+    """Read the channels to watch, and the reasons why others can't be read.
+
+    Channels with debug funding are left out.
+    """
     records, problems = payer.wallet.read_all()
     if chosen:
         found = [each for each in records if each.name in chosen]
@@ -342,17 +347,17 @@ def _records(payer: Payer, chosen: list[str]) -> tuple[list[ChannelRecord], dict
     return [each for each in records if not is_debug(each)], {**problems}
 
 
-def _tell_news(seen: _Seen, told_before: dict[str, str], *, quiet: bool) -> None:
-    """Print what changed, other than time."""
+def _report_changes(seen: _Seen, reported: dict[str, str], *, quiet: bool) -> None:
+    """Print what has changed since the last report, except for times."""
     for name, sight in seen.items():
         if isinstance(sight, Exception):
             news = f"{sight}"
         else:
             depth = [min(coin.confirmations, DEEP) for coin in sight.coins]
             news = f"{depth} {sight.spend} {sight.refund_valid} {sight.note} {sight.refunds}"
-        if quiet or told_before.get(name) == news:
+        if quiet or reported.get(name) == news:
             continue
-        told_before[name] = news
+        reported[name] = news
         if isinstance(sight, Exception):
             err.print(f"{name}  {sight}. {advice(sight, name)}".rstrip(), markup=False, soft_wrap=True)
         else:

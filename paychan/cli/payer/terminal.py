@@ -1,4 +1,4 @@
-"""How the payer's commands speak: panels and tables for people, one JSON value for programs, errors with a next step."""
+"""Output of the payer's commands: panels and tables for people, one JSON value for programs, errors with a next step."""
 
 from __future__ import annotations
 
@@ -57,58 +57,58 @@ from paychan.protocol.errors import PaychanError
 
 Facts: TypeAlias = dict[str, Any]
 
-NameArgument = Annotated[str, typer.Argument(help="Name as `paychan channel list` shows it, or its beginning.")]
+NameArgument = Annotated[str, typer.Argument(help="Name as in `paychan channel list`, or its beginning.")]
 WalletOption = Annotated[
     Path | None,
     typer.Option("--wallet", envvar="PAYCHAN_WALLET", help="Directory of the channels. \\[default: ~/.paychan/wallet]"),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, errors too.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, also for errors.")]
 
-_RESUME = "`paychan channel pay {name} --resume` sends the last payment again, it counts once."
-_STATUS = "`paychan channel status {name}` asks the server how the channel stands."
+_RESUME = "`paychan channel pay {name} --resume` sends the last payment again; it counts once."
+_STATUS = "`paychan channel status {name}` asks the server for the channel's state."
 _NEXT_STEPS: dict[type[ClientError], str] = {
     Unacknowledged: _RESUME,
-    Unreachable: "Is the server running? Should a payment have been under way: " + _RESUME,
-    ChannelMoving: "That takes some blocks; then " + _RESUME,
-    ServerFailed: "Nothing is decided yet; the same command may be given again. " + _RESUME,
-    ServerMisbehaved: "What you signed stands, nothing else was believed. " + _STATUS,
+    Unreachable: "Is the server running? If a payment was pending: " + _RESUME,
+    ChannelMoving: "The move takes some blocks; then " + _RESUME,
+    ServerFailed: "Nothing is decided yet; you may repeat the command. " + _RESUME,
+    ServerMisbehaved: "Your signatures remain valid; the rest of the answer was ignored. " + _STATUS,
     PaymentRefused: _STATUS,
     WouldTakeBack: _RESUME,
     ChannelGone: _STATUS,
     FundingMissing: "`paychan channel open {name}` waits for it.",
     FundingNotTold: (
-        "Then say it yourself: `paychan channel open {name} --outpoint TXID:VOUT --transaction HEX`, which proves the value, "
+        "Give it yourself: `paychan channel open {name} --outpoint TXID:VOUT --transaction HEX`, which proves the value, "
         "or with --value SAT --unchecked instead."
     ),
     ChannelConflict: "If it is settled, nothing is left to do; if not, the refund is yours after the expiry.",
-    TermsUnacceptable: "`paychan channel new --help` shows the options that change what you accept.",
+    TermsUnacceptable: "`paychan channel new --help` shows the options that change the accepted terms.",
     OverLimit: "--limit raises it.",
     NoSuchChannel: "`paychan channel list` shows the names.",
-    ChannelInUse: "Wait until it ends.",
-    DamagedFile: "Put back a copy of this file: it holds the channel's key, so don't delete it. No other channel is concerned.",
-    UnreadableFile: "Give yourself the right to read it, or run the command as its owner. No other channel is concerned.",
-    LaterFile: "Update paychan. No other channel is concerned.",
-    FundingDiffers: "Look at the transaction in a wallet or explorer. --transaction proves the value, --unchecked takes yours.",
-    FundingNotThere: "If the server has not seen it yet, wait; --transaction proves the output, --unchecked takes your word.",
+    ChannelInUse: "Wait until the other command ends.",
+    DamagedFile: "Restore a copy of this file: it holds the channel's key, so don't delete it. Other channels are not affected.",
+    UnreadableFile: "Make it readable for this user, or run the command as its owner. Other channels are not affected.",
+    LaterFile: "Update paychan. Other channels are not affected.",
+    FundingDiffers: "Check the transaction in a wallet or explorer. --transaction proves the value, --unchecked uses your value.",
+    FundingNotThere: "If the server has not seen it yet, wait; --transaction proves the output, --unchecked uses your value.",
     ValueUnchecked: (
         "`paychan channel refund {name} --transaction HEX` (the funding transaction) or --node or --electrum checks it; "
-        "--unchecked signs nevertheless."
+        "--unchecked signs without a check."
     ),
-    FeeTooHigh: "--max-fee SAT allows more.",
-    WrongState: "`paychan channel list` shows what comes next.",
+    FeeTooHigh: "--max-fee SAT raises the limit.",
+    WrongState: "`paychan channel list` shows the state.",
 }
 
 
 def examples(*lines: str) -> str:
-    """Epilog of a command's help."""
+    """Format the epilog of a command's help."""
     return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"  {line}" for line in lines)
 
 
 @contextmanager
-def told(as_json: bool, name: str = "", *, again: str = "") -> Iterator[None]:
-    """Turn failures into one sentence with the next step, or into JSON, and exit status 1.
+def exit_on_error(as_json: bool, name: str = "", *, again: str = "") -> Iterator[None]:
+    """End the command after a failure with a sentence and the next step, or with JSON; exit status 1.
 
-    `again` is the command to be given again when the server was away.
+    `again` is the command to repeat if the server was unreachable.
     """
     try:
         yield
@@ -118,25 +118,25 @@ def told(as_json: bool, name: str = "", *, again: str = "") -> Iterator[None]:
             raise typer.Exit(1) from None
         step = advice(error, name)
         if isinstance(error, Unreachable | ServerFailed) and again:
-            step = f"`{again}` goes on, and pays once."
+            step = f"`{again}` continues, and pays once."
         sentence = str(error).rstrip(".")
         stop = "" if sentence.endswith("?") else "."
         fail(f"{sentence}{stop} {step}".strip())
 
 
 def problem(error: Exception) -> Facts:
-    """What programs get to know of a failure."""
+    """The JSON of a failure."""
     code = getattr(error, "code", "") or type(error).__name__
     return {"code": code, "error": str(error), **getattr(error, "fields", {})}
 
 
 def problem_facts(name: str, error: Exception) -> Facts:
-    """What programs get to know of one channel of several that failed."""
+    """The JSON of a failure of one of several channels."""
     return {"name": name, **problem(error)}
 
 
 def advice(error: Exception, name: str) -> str:
-    """Say what to do about a failure; "" if there is nothing to say."""
+    """Return the next step after a failure; "" if there is none."""
     step = next((text for kind, text in _NEXT_STEPS.items() if isinstance(error, kind)), "")
     if not name and "{name}" in step:
         step = "Is the server running?" if isinstance(error, Unreachable) else ""
@@ -144,12 +144,12 @@ def advice(error: Exception, name: str) -> str:
         step = "`paychan channel close {name} --fee SAT` offers to pay for it (version 2)."
     if name and getattr(error, "code", "") == "payment_short":
         need = getattr(error, "fields", {}).get("need_sat", "SAT")
-        step = f"`paychan channel open {{name}} --amount {need}` pays what the server wants now."
+        step = f"`paychan channel open {{name}} --amount {need}` pays the server's present price."
     return step.format(name=name)
 
 
 def facts(record: ChannelRecord) -> dict[str, Any]:
-    """What programs get to know of a channel: everything but the private key and the secret."""
+    """The JSON of a channel: everything but the private key and the secret."""
     shown: dict[str, Any] = msgspec.to_builtins(record)
     del shown["private_key"], shown["secret"]
     return shown | {
@@ -163,7 +163,7 @@ def facts(record: ChannelRecord) -> dict[str, Any]:
 
 
 def standing(record: ChannelRecord) -> str:
-    """Where a channel stands, in a few words."""
+    """The state of a channel in a few words."""
     if not record.ended and time.time() >= record.expiry:
         return "expired" if record.funding_outpoint else "expired, never funded"
     if record.state is State.NEW and record.signed_sat is None:
@@ -176,14 +176,14 @@ def standing(record: ChannelRecord) -> str:
 
 
 def unchecked(record: ChannelRecord) -> str:
-    """Say that what the funding holds was never checked; "" if it was, or nothing is at stake any more."""
+    """Warn that the funding's value was never checked; "" if it was, or if no coins are at stake any more."""
     if record.ended or not record.funding_outpoint or record.funding_source.checked:
         return ""
-    return f"{sat(record.funding_sat)} funded is {record.funding_source.words}; what is there beyond that could be lost"
+    return f"{sat(record.funding_sat)} funded is {record.funding_source.words}; any value beyond that could be lost"
 
 
 def way_back(record: ChannelRecord) -> str:
-    """The command that brings back what lies at the channel's address; "" if nothing is known to."""
+    """The command that refunds the outputs at the channel's address; "" if none are known."""
     if not record.held:
         return ""
     when = "now" if time.time() >= record.expiry else f"after {moment(record.expiry)}"
@@ -191,7 +191,7 @@ def way_back(record: ChannelRecord) -> str:
 
 
 def next_step(record: ChannelRecord) -> str:
-    """The command that moves a channel on."""
+    """The command for the channel's next step."""
     name = record.name
     if not record.ended and time.time() >= record.expiry:
         return f"paychan channel refund {name}" if record.held else ""
@@ -209,7 +209,7 @@ def moment(unix: int) -> str:
 
 
 def relative(seconds: float) -> str:
-    """A distance in time, by its two largest units."""
+    """A time span in its two largest units."""
     minutes = int(abs(seconds)) // 60
     days, hours, rest = minutes // 1440, minutes // 60 % 24, minutes % 60
     parts = [f"{days} d"] * (days > 0) + [f"{hours} h"] * (hours > 0) + [f"{rest} min"] * (days == 0)
@@ -218,7 +218,7 @@ def relative(seconds: float) -> str:
 
 
 def sat(amount: int) -> str:
-    """An amount, digits in groups."""
+    """An amount with grouped digits."""
     return f"{amount:,} sat".replace(",", " ")
 
 
@@ -229,7 +229,7 @@ def show(record: ChannelRecord, as_json: bool) -> None:
         return
     show_panel(
         f"Channel {record.name}",
-        ("Stands", standing(record)),
+        ("State", standing(record)),
         ("Paid", sat(record.paid_sat)),
         ("Left", sat(record.left_sat)),
         ("Funded", f"{sat(record.funding_sat)} in {record.funding_outpoint}" if record.funding_outpoint else ""),
@@ -238,7 +238,7 @@ def show(record: ChannelRecord, as_json: bool) -> None:
         ("Bring home", way_back(record) if record.deposits else ""),
         ("Address", record.funding_address),
         ("Moved", _times(len(record.moves))),
-        ("Change to", _way_home(record)),
+        ("Change to", _change_address(record)),
         ("Expires", moment(record.expiry)),
         ("Settled by", record.settlement_txid),
         ("Server", f"{record.url} (RBPCP v{record.version})"),
@@ -246,7 +246,7 @@ def show(record: ChannelRecord, as_json: bool) -> None:
     )
 
 
-def _way_home(record: ChannelRecord) -> str:
+def _change_address(record: ChannelRecord) -> str:
     if not record.movable:
         return record.change_address
     return f"the channel itself, which the server may move; {record.home_address} when you close it"
@@ -257,16 +257,16 @@ def _times(count: int) -> str:
 
 
 def show_invitation(record: ChannelRecord, uri: str, directory: Path) -> None:
-    """Show a new channel: what to send where, until when, and what to do then; as a QR code, too."""
+    """Show a new channel: amount, address, deadline and next step; also as a QR code."""
     show_panel(
         f"Channel {record.name}",
-        ("Send", f"{sat(record.amount_sat)} in one output; opening takes {sat(record.open_price_sat)} of it"),
+        ("Send", f"{sat(record.amount_sat)} in one output; opening costs {sat(record.open_price_sat)} of it"),
         ("To", record.funding_address),
         ("URI", uri),
-        ("Confirmed", f"{record.min_confirmations} times, before the server takes it"),
+        ("Confirmed", f"{record.min_confirmations} times, before the server accepts it"),
         ("Payments end", moment(record.expiry - 3600 * record.settlement_period_hours)),
-        ("Expires", f"{moment(record.expiry)}; a refund is yours from then on"),
-        ("Change to", _way_home(record)),
+        ("Expires", f"{moment(record.expiry)}; from then on you can take a refund"),
+        ("Change to", _change_address(record)),
         ("Key", f"in {directory}; without this directory the coins are lost"),
         ("Next", next_step(record)),
     )
@@ -275,7 +275,7 @@ def show_invitation(record: ChannelRecord, uri: str, directory: Path) -> None:
 
 
 def qr_code(text: str) -> str:
-    """Draw a QR code, two of its rows in a line: dark on light paper."""
+    """Draw a QR code, two of its rows in a line of text: dark on light."""
     rows = [bytes(row) for row in segno.make(text, error="l").matrix_iter(border=2)]
     rows += [bytes(len(rows[0]))] * (len(rows) % 2)
     return "\n".join(
@@ -285,7 +285,7 @@ def qr_code(text: str) -> str:
 
 
 def wait_funded(channel: Channel) -> None:
-    """Wait for the funding and show how far it has come. Ctrl-C leaves the channel to be gone on with, which it says."""
+    """Wait for the funding and show the progress. After Ctrl-C, a message shows how to continue."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as progress:
         task = progress.add_task("Waiting for the funding")
@@ -294,11 +294,11 @@ def wait_funded(channel: Channel) -> None:
             progress.update(task, description=escape(_funding_progress(channel, seen)))
 
         try:
-            err.print(f"Ctrl-C stops waiting, `paychan channel open {channel.name}` goes on.", soft_wrap=True)
+            err.print(f"Ctrl-C stops waiting, `paychan channel open {channel.name}` continues.", soft_wrap=True)
             found = channel.wait_funded(watcher=show_progress)
         except KeyboardInterrupt:
             progress.stop()
-            fail(f"stopped waiting. `paychan channel open {channel.name}` goes on; nothing is lost.", 130)
+            fail(f"stopped waiting. `paychan channel open {channel.name}` continues; nothing is lost.", 130)
     out.print(f"Funded by {found.outpoint}: {sat(found.value_sat)}: {found.source.words}.", soft_wrap=True)
 
 
@@ -307,26 +307,26 @@ def _funding_progress(channel: Channel, seen: tuple[FundingOutput, ...] | Client
         return f"Waiting: {seen}"
     best = choose(channel.record, seen)
     if best is not None:
-        return f"{sat(best.value_sat)} there, {best.confirmations} of {best.confirmations_needed} confirmations"
+        return f"{sat(best.value_sat)} seen, {best.confirmations} of {best.confirmations_needed} confirmations"
     least = sat(channel.amount_sat)
     most = max((output.value_sat for output in seen), default=0)
-    return f"Waiting for {least} to {channel.address}" + (f"; {sat(most)} are there, not enough" if most else "")
+    return f"Waiting for {least} to {channel.address}" + (f"; {sat(most)} arrived, not enough" if most else "")
 
 
 def show_listing(records: list[ChannelRecord], problems: Mapping[str, Exception], as_json: bool) -> None:
-    """Show all channels, and which can't be read."""
+    """Show all channels, and those that can't be read."""
     if as_json:
         broken = [problem_facts(name, error) for name, error in problems.items()]
         out.print_json(data=[facts(record) for record in records] + broken, default=str)
         return
-    table = Table("Name", "Stands", "Paid", "Left", "Expires", "Server")
+    table = Table("Name", "State", "Paid", "Left", "Expires", "Server")
     for column in (2, 3):
         table.columns[column].justify = "right"
     for record in records:
         expires = relative(record.expiry - time.time())
         table.add_row(record.name, standing(record), sat(record.paid_sat), sat(record.left_sat), expires, record.url)
     if records or not problems:
-        out.print(table if records else "No channels yet. `paychan channel new URL` makes one.")
+        out.print(table if records else "No channels yet. `paychan channel new URL` creates one.")
     for record in records:
         if record.deposits:
             total = sum(each.value_sat for each in record.deposits)
@@ -340,9 +340,9 @@ def show_listing(records: list[ChannelRecord], problems: Mapping[str, Exception]
 
 
 def show_panel(title: str, *rows: tuple[str, str]) -> None:
-    """Show facts by name, leaving out the empty ones."""
+    """Show named values without the empty ones."""
     grid = Table.grid(padding=(0, 2))
     for name, value in rows:
-        if value:  # some of it was written by a server: neither markup nor control characters of it count
+        if value:  # some values are the server's: their markup and control characters must have no effect
             grid.add_row(Text(name, "dim"), Text(printable(value), "green" if name == "Next" else ""))
     out.print(Panel(grid, title=title, expand=False))
