@@ -125,7 +125,7 @@ def test_the_command_withdraws_from_all(own: System, http: httpx.Client) -> None
     shown = say("withdraw", own.server_file, "--above", OPENED_SAT).output
     assert str(v2.payer.outpoint) in shown
     assert "continues at" in shown
-    assert "can't go on" in shown
+    assert "can't continue" in shown
     answer = json.loads(say("withdraw", own.server_file, "--above", OPENED_SAT, "--json").output)
     assert answer["channels"] == []
 

@@ -33,7 +33,7 @@ def name(liar: Liar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ("source", "reason", "mend"),
     [
         (["--node", "http://127.0.0.1:1", "--credentials", "{}/login"], "no bitcoind answers", "or correct --node."),
-        (["--node", "{liar}", "--credentials", "{}/none"], "can't read {}/none", "in --credentials."),
+        (["--node", "{liar}", "--credentials", "{}/none"], "can't read {}/none", "Set --credentials to"),
         (
             ["--electrum", "127.0.0.1:1"],
             "not the URL of an Electrum server",
