@@ -130,7 +130,7 @@ def label_line(axes: Axes, scenario: Scenario, rules: Rules) -> None:
     """Label the line."""
     channel, begin = closing(scenario.received_sat, rules), scenario.estimate_sat_per_vb
     size = settlement_size([channel.claim], DESTINATION)
-    budget = budget_sat([channel.claim], size, rules.fee_share_percent)
+    budget = budget_sat([channel.claim], size, rules)
     if scenario.curve:
         text, at, align = f"the chain estimates {begin} sat/vB", (0.06, begin), "left"
     else:

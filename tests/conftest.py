@@ -13,14 +13,14 @@ from tests.lib import campaign
 
 TESTS = Path(__file__).parent
 QUICK = {"protocol", "actors", "config", "cli"}
-"""Folders whose tests need no process of their own: `pytest -m quick` runs them in under a minute."""
+"""Folders whose tests need no other process: `pytest -m quick` runs them in under a minute."""
 
-settings.register_profile("any machine", deadline=None)  # a busy machine is slow, which is no failure
+settings.register_profile("any machine", deadline=None)  # a slow machine is no failure
 settings.load_profile("any machine")
 
 os.environ.pop(
     "COLUMNS", None
-)  # 80 in workers of pytest-xdist: what our programs print shall be as wide as where nobody looks
+)  # 80 in workers of pytest-xdist: the tests expect the width of output without a terminal
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,13 +31,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tell test modules and the workers of pytest-xdist how long campaigns are."""
+    """Pass the size of campaigns to test modules and to the workers of pytest-xdist."""
     if config.getoption("campaign"):
         os.environ[campaign.VARIABLE] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the quick ring; begin with the files whose tests may take longest, else one of them would run alone at the end."""
+    """Mark the quick ring. Run the slowest files first; otherwise one of them would run alone at the end."""
     for item in items:
         if item.path.relative_to(TESTS).parts[0] in QUICK:
             item.add_marker("quick")
@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
-    """Say of a failed test where its logs are; with PAYCHAN_NO_SKIPS=1, as in CI, a skipped test is a failed one."""
+    """Show the logs of a failed test. With PAYCHAN_NO_SKIPS=1, as in CI, a skipped test counts as failed."""
     outcome = yield
     report = outcome.get_result()
     if os.environ.get("PAYCHAN_NO_SKIPS") and report.skipped and not hasattr(report, "wasxfail"):

@@ -1,1 +1,1 @@
-"""What several rings of tests share: vectors, builders, and real processes as small objects."""
+"""Shared parts of the tests: vectors, builders, and real processes as small objects."""

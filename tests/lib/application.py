@@ -1,4 +1,4 @@
-"""A real HTTP server in the role of the application that is asked about payments (RBPCP §13.1)."""
+"""A real HTTP server in the role of the application that judges payments (RBPCP §13.1)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 
 
 class Question(NamedTuple):
-    """One request of the server."""
+    """One request from the server."""
 
     path: str
     headers: dict[str, str]
@@ -24,13 +24,13 @@ class Question(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What to send back; a status of 0 closes the connection instead."""
+    """The response to send; a status of 0 closes the connection instead."""
 
     status: int
     content: bytes
     headers: tuple[tuple[str, str], ...] = ()
     pause_seconds: float = 0.0
-    """Between any two bytes of the content."""
+    """Pause between any two bytes of the content."""
 
 
 def yes(data: str = "") -> Reply:
@@ -42,7 +42,7 @@ def no(reason: str) -> Reply:
 
 
 class Application:
-    """Keeps the questions it was asked, and answers with what `answer` returns; a thread each."""
+    """Records the server's requests, and responds with the result of `answer`; a thread per request."""
 
     def __init__(self) -> None:
         self.questions: list[Question] = []
@@ -68,11 +68,11 @@ class Application:
 
     @property
     def keys(self) -> list[str]:
-        """The idempotency keys in the order in which they were asked."""
+        """The idempotency keys in the order of the requests."""
         return [question.idempotency_key for question in self.questions]
 
     def forget(self) -> None:
-        """Begin again: no questions, and yes to everything."""
+        """Start over: no requests recorded, and every payment is accepted."""
         self.questions.clear()
         self.answer = lambda _: yes()
 
@@ -97,7 +97,7 @@ class Application:
                     self.end_headers()
                     self._send(reply)
                 except ConnectionError:
-                    self.close_connection = True  # the server did not wait
+                    self.close_connection = True  # the server closed the connection first
 
             def _send(self, reply: Reply) -> None:
                 if not reply.pause_seconds:
@@ -108,6 +108,6 @@ class Application:
                     time.sleep(reply.pause_seconds)
 
             def log_message(self, *args: Any) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         return Handler

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 VARIABLE = "PAYCHAN_CAMPAIGN"
-"""Set by `tests/conftest.py`, before any test module is imported."""
+"""Set by `tests/conftest.py` before it imports any test module."""
 
 
 def sized(default: int, campaign: int) -> int:
-    """Return how often, or with how many channels, a campaign runs."""
+    """Return the number of rounds or channels of a campaign."""
     return campaign if os.environ.get(VARIABLE) else default

@@ -1,6 +1,6 @@
 """Channels, payments and settlements for tests: really signed, by keys that follow from a seed.
 
-`Payer("any text")` is the client of one channel with everything fixed; the functions move a channel through the real
+`Payer("any text")` is the client of one channel with fixed terms. The functions move a channel through the real state
 machine, so a test never holds a record that the server could not have written.
 """
 
@@ -55,18 +55,19 @@ VIEW = View(NOW, RULES)
 
 
 def private_key(seed: str) -> PrivateKey:
-    """A key that follows from a text."""
+    """Derive a key from a text."""
     return PrivateKey(sha256(seed.encode()).digest())
 
 
 SERVER_DESTINATION = key_script(private_key("server destination").public_key.format())
-"""Where the settlements built here pay to (P2PKH)."""
+"""Destination of the settlements built here (P2PKH)."""
 
 
 class Payer(Struct, frozen=True):
-    """The client of one channel, and for tests the server's key of it too.
+    """The client of one channel, and for tests also its server key.
 
-    One that is `movable` is a v2 client whose change funds the channel again; `at` is where it went on, if it did.
+    A `movable` client is a v2 client whose change funds the channel again; `at` is the output that the channel moved
+    to.
     """
 
     seed: str
@@ -100,7 +101,7 @@ class Payer(Struct, frozen=True):
         return sign_payment(self.key, self.terms, self.outpoint, self.change_script, Sat(change_sat))
 
     def opening(self, paid_sat: int = 10_000) -> Opening:
-        """The request for the channel, whose first payment is of `paid_sat`."""
+        """Build the request that opens the channel with a first payment of `paid_sat`."""
         payment = self.payment(self.funding_sat - paid_sat)
         return Opening(
             terms=self.terms,
@@ -114,16 +115,16 @@ class Payer(Struct, frozen=True):
         )
 
     def channel(self, paid_sat: int = 10_000) -> Channel:
-        """The channel as opened (seq 1)."""
+        """Return the channel as opened (seq 1)."""
         return accepted(open_channel(self.opening(paid_sat), VIEW))
 
     def pay(self, channel: Channel, paid_sat: int = 1) -> Channel:
-        """The channel after one more payment."""
+        """Return the channel after one more payment."""
         payment = self.payment(channel.payment.change_sat - paid_sat)
         return accepted(apply(channel, Pay(payment), VIEW))
 
     def settlement(self, channel: Channel, rate_sat_per_vb: int | None = None) -> Settlement:
-        """The settlement of a closing channel, as the signer would return it."""
+        """Return the settlement of a closing channel, as the signer would build it."""
         fee_sat = plan_closing([channel], SERVER_DESTINATION, RULES, rate_sat_per_vb)
         assert not isinstance(fee_sat, Shortfall)
         return sign_settlement(
@@ -133,7 +134,7 @@ class Payer(Struct, frozen=True):
     def history(
         self, state: State, paid_sat: int = 10_000, reason: CloseReason = CloseReason.OPERATOR
     ) -> list[Channel]:
-        """Every version of a channel from its opening to a state, each one command after the other."""
+        """Return every version of a channel from its opening to a state; one command leads from each to the next."""
         versions = [self.channel(paid_sat)]
         if state is State.OPEN:
             return versions
@@ -156,20 +157,20 @@ class Payer(Struct, frozen=True):
 
 
 def accepted(outcome: Outcome) -> Channel:
-    """The channel of an outcome that must not be a refusal."""
+    """Return the channel of an outcome, which must not be a refusal."""
     assert isinstance(outcome, Accepted), outcome
     return outcome.channel
 
 
 def confirmed(channel: Channel) -> Confirmed:
-    """That the newest settlement of a channel is deep in the chain."""
+    """Build the command: the newest settlement of a channel is deep in the chain."""
     assert channel.closing is not None
     assert channel.closing.settlement is not None
     return Confirmed(channel.closing.settlement.txid)
 
 
 def found_by(payer: Payer, paid: Channel, *, deep: bool = False) -> Found:
-    """That the chain shows a settlement of a channel as another record of it has it, for which the operator closed it."""
+    """Build the command: the chain shows another settlement than the record's, and the operator closes the channel."""
     settlement = payer.settlement(step(paid, Close(CloseReason.OPERATOR)))
     claim = read_claim(paid, settlement.transaction)
     assert claim is not None
@@ -177,18 +178,21 @@ def found_by(payer: Payer, paid: Channel, *, deep: bool = False) -> Found:
 
 
 def step(channel: Channel, command: Command) -> Channel:
-    """The channel after a command that must be accepted."""
+    """Return the channel after a command, which must be accepted."""
     return accepted(apply(channel, command, VIEW))
 
 
 def withdrawn(channel: Channel) -> Channel:
-    """A channel that is being withdrawn from, also by its opening payment, as servers once did."""
+    """Return a channel with a withdrawal under way; it may be of the opening payment, as earlier servers allowed."""
     closing = accepted(close(channel, CloseReason.WITHDRAW, VIEW))
     return msgspec.structs.replace(closing, seq=channel.seq + 1)
 
 
 def many(count: int, template: Channel | None = None) -> list[Channel]:
-    """Many open channels that differ in outpoint and expiry only, for volume: cheap, but their signatures don't fit."""
+    """Return many open channels for volume.
+
+    They differ only in outpoint and expiry, so their signatures do not verify.
+    """
     channel = template or Payer("many").channel()
     return [
         msgspec.structs.replace(

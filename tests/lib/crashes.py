@@ -1,4 +1,4 @@
-"""Kills a coroutine at each of its awaits in turn, by an exception that is raised where it would wait."""
+"""Interrupt a coroutine at each of its awaits in turn, by an exception at the point where it would wait."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ class Injected(Exception):
 
 
 class Crash:
-    """Wraps a coroutine function. Of all that is awaited in its calls, the `at`-th wait (from 1) raises, once.
+    """Wraps a coroutine function. The `at`-th wait (from 1) within its calls raises, once.
 
-    Without `turns` bare turns of the loop (`sleep(0)`) do not count: anyio, below httpx, takes it that they can't fail.
+    Without `turns`, bare turns of the loop (`sleep(0)`) do not count: anyio, below httpx, assumes that they cannot
+    fail.
     """
 
     def __init__(self, at: int, error: BaseException | None = None, *, turns: bool = True) -> None:
@@ -54,15 +55,15 @@ class Crash:
 
 
 def each_wait(most: int = 200) -> Iterator[Crash]:
-    """Yield a crash for each wait that the work has; ends after the first one that did not happen.
+    """Yield a crash for each wait of the work; end after the first crash that did not happen.
 
-    Use it in a loop that runs the whole scene once for each crash, and ends the scene before the next.
+    Use it in a loop that runs the whole scenario once for each crash, and ends the scenario before the next one.
     """
     for at in range(1, most + 1):
         crash = Crash(at)
         yield crash
         if not crash.happened:
-            assert at > 1, "nothing was awaited"
+            assert at > 1, "the work never awaited"
             return
     msg = f"more than {most} waits"
     raise AssertionError(msg)

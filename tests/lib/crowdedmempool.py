@@ -1,6 +1,6 @@
-"""A node's mempool, filled with the transactions of others until it takes only what pays well, as in a fee spike.
+"""A node's mempool, full of other transactions until it accepts only high fee rates, as in a fee spike.
 
-The node must run with `-maxmempool=5`, the least that bitcoind takes.
+The node must run with `-maxmempool=5`, the smallest limit of bitcoind.
 """
 
 from __future__ import annotations
@@ -18,26 +18,32 @@ from paychan.protocol.types import OutPoint, Sat
 from tests.lib.node import Node, NodeError
 
 _ITEMS = 100
-"""policy.h: MAX_STANDARD_P2WSH_STACK_ITEMS. The mempool's limit counts memory, of which an item of a byte takes a hundred
-times what it adds to the virtual size: so a crowd of 5 MB has but 0.1 MvB, costs little, and fits into one block."""
+"""policy.h: MAX_STANDARD_P2WSH_STACK_ITEMS.
+
+The mempool's limit counts memory, where an item of one byte takes a hundred times its virtual size. So a crowd of 5 MB
+has only 0.1 MvB, costs little, and fits into one block.
+"""
 
 _UNLOCK = CScript([*[OP_2DROP] * (_ITEMS // 2), OP_1])
 _LOCK = CScript([0, sha256(_UNLOCK).digest()])
 _WITNESS = bytes([_ITEMS + 1]) + b"\x01\x01" * _ITEMS + bytes([len(_UNLOCK)]) + bytes(_UNLOCK)
-"""Of one input, serialized (BIP144). Whoever fills his stack may spend these coins: nothing is signed."""
+"""Serialized stack of one input (BIP144). It needs no signature: any transaction with this stack may spend the coin."""
 
 _TRANSACTIONS, _INPUTS = 75, 15
-"""Somewhat more than the mempool holds."""
+"""Somewhat more than the mempool can hold."""
 
-_LESSONS, _PUPILS = 8, 8
-"""Blocks, and transactions in each, after which there is an estimate (block_policy_estimator.cpp: half of the blocks that
-were seen is the longest target, and a bucket of rates needs a tenth of a transaction for each block)."""
+_ESTIMATE_BLOCKS, _ESTIMATE_TRANSACTIONS = 8, 8
+"""Blocks, and transactions in each, until there is an estimate.
+
+block_policy_estimator.cpp: the longest target is half of the blocks seen, and a bucket of rates needs a tenth of a
+transaction for each block.
+"""
 
 _COIN_SAT = Sat(COIN // 100)
-"""Lasts for a few crowds at 1,000 sat/vB."""
+"""Enough for a few crowds at 1,000 sat/vB."""
 
 _TAKES_BACK_SECONDS = 2 * 86_400
-"""The minimum of an almost empty mempool is halved every three hours (txmempool.cpp: GetMinFee)."""
+"""Half-life of the minimum rate of an almost empty mempool: three hours (txmempool.cpp: GetMinFee)."""
 
 
 class _Coin(Struct, frozen=True):
@@ -46,11 +52,12 @@ class _Coin(Struct, frozen=True):
 
 
 class CrowdedMempool:
-    """The crowd of one node, which may come and go and come again. At the beginning it mines a block for its coins.
+    """The crowd of one node, which a test can add and remove repeatedly.
 
-    From what is mined of it the node learns: `estimatesmartfee`, which has no figure on regtest, has one then.
+    At construction it mines a block for its coins. The node learns fee rates from the mined crowd, so
+    `estimatesmartfee`, which has no estimate on regtest, then has one.
 
-    Measured on two busy cores: 0.5 s to begin, 1 s to fill, 0.2 s to empty.
+    Measured on two busy cores: 0.5 s to construct, 1 s to fill, 0.2 s to empty.
     """
 
     def __init__(self, node: Node) -> None:
@@ -59,57 +66,60 @@ class CrowdedMempool:
         bare = CTransaction([], outputs).serialize().hex()
         whole = node.rpc("fundrawtransaction", bare, {"fee_rate": 2}, False, wallet="miner")["hex"]
         signed = node.rpc("signrawtransactionwithwallet", whole, wallet="miner")["hex"]
-        node.mine_only(signed)  # however small the node's own blocks are
+        node.mine_only(signed)  # also if the node's own blocks are smaller
         coins = _coins(CTransaction.deserialize(bytes.fromhex(signed)))
         self._groups = [coins[start : start + _INPUTS] for start in range(0, len(coins), _INPUTS)]
         self._spent: list[CTransaction | None] = [None] * _TRANSACTIONS
 
     @property
     def floor_sat_per_vb(self) -> Decimal:
-        """Least that the node takes now."""
+        """Present minimum fee rate of the node."""
         return _sat_per_vb(self._node.rpc("getmempoolinfo")["mempoolminfee"])
 
     def fill(self, sat_per_vb: int) -> None:
-        """Fill the mempool until this is its minimum: what paid less is evicted. No block is mined.
+        """Fill the mempool until this is its minimum rate, and lower rates are evicted. No block is mined.
 
-        The rate must be higher than that of a crowd which is still there; it is replaced.
+        A crowd that is still there is replaced, so the rate must be higher than its rate.
         """
         self._follow_blocks()
         increment = _sat_per_vb(self._node.rpc("getmempoolinfo")["incrementalrelayfee"])
         for number, group in enumerate(self._groups):
             if self.floor_sat_per_vb >= sat_per_vb:
                 break
-            # what is evicted sets the minimum, to its own rate and the increment
+            # an eviction raises the minimum to the evicted rate plus the increment
             transaction = _transaction(group, sat_per_vb - increment)
-            with suppress(NodeError):  # mempool full: this one was evicted itself
+            with suppress(NodeError):  # mempool full: the node evicted this transaction itself
                 self._node.send_raw(_with_witness(transaction))
                 self._spent[number] = transaction
         assert self.floor_sat_per_vb == sat_per_vb, (self.floor_sat_per_vb, self._node.rpc("getmempoolinfo"))
 
     def teach(self, sat_per_vb: int) -> None:
-        """Have `estimatesmartfee` say about this rate, which others pay in a few blocks. No other transaction is mined.
+        """Make `estimatesmartfee` return about this rate, by transactions that are mined within a few blocks.
 
-        The node must have estimates, and none yet: what it learned before counts on.
+        The node must have estimated nothing before, since earlier blocks still count.
         """
         self._follow_blocks()
-        for first in range(0, _LESSONS * _PUPILS, _PUPILS):
-            sent = [_transaction(group, Decimal(sat_per_vb)) for group in self._groups[first : first + _PUPILS]]
-            self._spent[first : first + _PUPILS] = sent
+        for first in range(0, _ESTIMATE_BLOCKS * _ESTIMATE_TRANSACTIONS, _ESTIMATE_TRANSACTIONS):
+            sent = [
+                _transaction(group, Decimal(sat_per_vb))
+                for group in self._groups[first : first + _ESTIMATE_TRANSACTIONS]
+            ]
+            self._spent[first : first + _ESTIMATE_TRANSACTIONS] = sent
             self._node.mine_only(*(self._node.send_raw(_with_witness(transaction)) for transaction in sent))
 
     def empty(self, clock: int = 0) -> None:
-        """Mine until nothing waits, and have the minimum fall back to what it was.
+        """Mine until the mempool is empty, and bring the minimum rate back to its default.
 
-        For that the node's clock goes on by two days and comes back to this Unix time; 0 means that it goes by itself.
+        For that the node's clock is set two days ahead, and then back to this Unix time; 0 lets the clock run.
         """
         while self._node.rpc("getrawmempool"):
             self._node.mine()
         self._node.set_mock_time(self._node.rpc("getblockheader", self._node.best)["time"] + _TAKES_BACK_SECONDS)
-        self.floor_sat_per_vb  # noqa: B018 - falls when it is asked for
+        self.floor_sat_per_vb  # noqa: B018 - reading the rate lets it fall
         self._node.set_mock_time(clock)
 
     def _follow_blocks(self) -> None:
-        """Go on with the outputs of those that were mined."""
+        """Use the outputs of the mined transactions from now on."""
         for number, (group, spent) in enumerate(zip(self._groups, self._spent, strict=True)):
             first, in_mempool = group[0].outpoint, False
             if spent is not None and not self._node.rpc("gettxout", first.txid_hex, first.vout, in_mempool):
@@ -117,7 +127,7 @@ class CrowdedMempool:
 
 
 def _transaction(coins: list[_Coin], sat_per_vb: Decimal) -> CTransaction:
-    """Spend coins to as many of the same kind; its witness is to be added."""
+    """Build a transaction that spends coins to as many of the same kind; the caller adds its witnesses."""
     inputs = [CTxIn(COutPoint(coin.outpoint.txid, coin.outpoint.vout)) for coin in coins]
     size = len(CTransaction(inputs, [CTxOut(0, _LOCK)] * len(coins)).serialize())
     virtual_size = size + ceil((2 + len(_WITNESS) * len(coins)) / 4)
@@ -133,7 +143,7 @@ def _with_witness(transaction: CTransaction) -> bytes:
 
 
 def _coins(transaction: CTransaction) -> list[_Coin]:
-    """Coins of the crowd that it makes."""
+    """Return the crowd's coins in a transaction of its own."""
     txid = bytes(transaction.GetTxid())
     return [
         _Coin(OutPoint(txid, number), Sat(output.nValue))

@@ -28,19 +28,19 @@ LIFE_SECONDS = 40 * 3600
 
 @contextmanager
 def market(directory: Path, sections: dict[str, str] | None = None) -> Iterator[tuple[System, Node]]:
-    """A paychan and the node it asks, for several tests or one."""
+    """A paychan and its node, for one or several tests."""
     with Node(directory / "node") as node, System(directory / "system", sections=sections, node=node) as system:
         yield system, node
 
 
 class OddTerms(NamedTuple):
-    """What signing needs to know of a script."""
+    """Properties of a script that signing needs."""
 
     redeem_script: bytes
 
 
 class Customer:
-    """A v1 client with a channel funded on the chain; amounts are what it has paid in all."""
+    """A v1 client with a channel funded on the chain; amounts are sums of all its payments."""
 
     def __init__(self, system: System, node: Node, expiry: int | None = None) -> None:
         self.system, self.node = system, node
@@ -65,7 +65,7 @@ class Customer:
         return self.outpoint
 
     def fund_odd(self, redeem_script: bytes) -> OutPoint:
-        """Fund a script that no server would give out, and go on as if it were the channel's."""
+        """Fund a script that no server would hand out, and continue as if it were the channel's."""
         self.terms = cast("ChannelTerms", OddTerms(redeem_script))
         self.address = encode_address(p2sh_script(redeem_script), Network.REGTEST)
         return self.fund()
@@ -77,7 +77,7 @@ class Customer:
         return sign_payment(self.key, self.terms, self.outpoint, self.change_script, Sat(FUNDING_SAT - paid_sat))
 
     def refund(self, fee_sat: int = 10_000) -> Refund:
-        """Everything back to the customer, once the channel has expired."""
+        """Build the refund of the whole channel, valid after its expiry."""
         return sign_refund(self.key, self.terms, self.outpoint, Sat(FUNDING_SAT), self.change_script, Sat(fee_sat))
 
     def open(self, paid_sat: int = OPENING_SAT) -> httpx.Response:
@@ -90,7 +90,7 @@ class Customer:
         return self.close_with(self.payment(paid_sat))
 
     def open_with(self, payment: Payment) -> httpx.Response:
-        """Send a payment as it is, good or bad; so do the next two."""
+        """Send a payment unchanged, good or bad; so do the next two methods."""
         terms = self.query | {"change_address": self.change_address, "payment": encode_v1(payment)}
         return self.ask("POST", "/v1/channels/new", **terms)
 
@@ -114,19 +114,19 @@ class Customer:
         wait_for(lambda: self.open().status_code == 201, "opened")
 
     def ends(self, status: str) -> None:
-        """Wait for the operator's view to say so."""
+        """Wait until the operator's view of the channel shows this."""
         wait_for(lambda: self.record["status"] == status, status)
 
 
 class CustomerV2(Customer):
-    """The same in version 2, whose requests name the outpoint."""
+    """A customer of version 2, whose requests name the outpoint."""
 
     def open_with(self, payment: Payment) -> httpx.Response:
         self.secret = opening_secret(payment).hex()
         return self.ask("POST", self.path, msgspec.json.encode(self.opening(payment)), secret=self.secret)
 
     def opening(self, payment: Payment) -> dict[str, Any]:
-        """Body of the request that opens."""
+        """Build the body of the opening request."""
         return _data(payment) | {
             "redeem_script": self.terms.redeem_script.hex(),
             "funding_txid": self.outpoint.txid_hex,
@@ -146,7 +146,7 @@ class CustomerV2(Customer):
 
 
 class Mover(CustomerV2):
-    """A customer whose change funds the channel again, so that it can be withdrawn from; it goes where it is shown to."""
+    """A customer with a movable channel: its change funds the channel again. It follows the server's moves."""
 
     def __init__(self, system: System, node: Node) -> None:
         super().__init__(system, node)
@@ -154,7 +154,7 @@ class Mover(CustomerV2):
         self.went: list[OutPoint] = []
 
     def withdrawn(self) -> None:
-        """Let the operator withdraw, and go on at the change output."""
+        """Let the operator withdraw, and continue at the change output."""
         txid, vout = str(self.outpoint).split(":")
         assert self.system.manage("POST", f"/channels/{txid}/{vout}/withdraw").status_code == 200
         self.node.mine(1)
@@ -167,14 +167,14 @@ class Mover(CustomerV2):
         return moved
 
     def go_on(self) -> None:
-        """Follow the server to where the channel went."""
+        """Follow the server to the output that the channel moved to."""
         txid, vout = str(self.moved_to).split(":")
         self.went.append(self.outpoint)
         self.outpoint = OutPoint.parse(txid, int(vout))
 
 
 def settled(*customers: Customer) -> list[dict[str, int]]:
-    """Mine the settlements of channels, and return what the chain then says that each script got (hex: satoshi)."""
+    """Mine the settlements of channels; return the satoshi that each script received (by hex)."""
     node = customers[0].node
     inputs = [{"txid": each.outpoint.txid_hex, "vout": each.outpoint.vout} for each in customers]
 
@@ -195,7 +195,7 @@ def settled(*customers: Customer) -> list[dict[str, int]]:
 
 
 def wait_for(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    """Wait for something that the server does by itself."""
+    """Wait for something that the server does on its own."""
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, what

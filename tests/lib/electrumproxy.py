@@ -1,4 +1,4 @@
-"""A man in the middle before a real Electrum server, who changes its answers as the test wants."""
+"""A proxy in front of a real Electrum server, which changes answers as the test wants."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Refuse(Exception):
 
 
 class ElectrumProxy:
-    """Hands everything through, answers as `alter(method, params, result)` returns them."""
+    """Forwards every request, and answers with the result of `alter(method, params, result)`."""
 
     def __init__(self, port: int) -> None:
         self._port = port

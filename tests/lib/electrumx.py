@@ -1,4 +1,4 @@
-"""A real ElectrumX on top of a test's bitcoind, over TCP and TLS; its certificate is its own."""
+"""A real ElectrumX on top of a test's bitcoind, over TCP and TLS, with a self-signed certificate."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ PaddedRSTransport.WAIT_FOR_BUFFER_GROWTH_SECONDS = {hold_back_seconds}
 Daemon.getmempoolinfo = lambda daemon: daemon._send_single("getmempoolinfo")
 main()
 """
-"""ElectrumX holds small answers back, a second as it comes, so that packets get one size. What its node's mempool asks
-for it remembers for a minute, here not at all."""
+"""By default ElectrumX delays small answers by about a second, to pad packets to one size.
+
+It also caches data of the node's mempool for a minute. The test's ElectrumX does neither by default.
+"""
 
 
 class ElectrumX:
-    """Indexes a node that runs with `-txindex`; keeps its ports over restarts.
+    """Indexes a node that runs with `-txindex`. Its ports stay the same over restarts.
 
-    It notices a reorg only when the new branch has become longer than the old one.
+    It notices a reorg only once the new branch is longer than the old one.
     """
 
     def __init__(self, node: Node, directory: Path, hold_back_seconds: float = 0.0) -> None:
@@ -72,7 +74,7 @@ class ElectrumX:
         self.kill()
 
     def start(self) -> None:
-        """Start, and wait until it has indexed all that the node has."""
+        """Start, and wait until it has indexed the node's whole chain."""
         login = self.node.credentials.read_text().strip()
         self.daemon = Daemon(
             self.directory / "electrumx.log",
@@ -98,7 +100,7 @@ class ElectrumX:
         self.wait_until_synced()
 
     def wait_until_synced(self) -> None:
-        """Wait until its tip is the node's."""
+        """Wait until its tip is the node's tip."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < deadline:
             assert self.daemon is not None
@@ -107,16 +109,16 @@ class ElectrumX:
             if self._header(self.node.height) == self.node.rpc("getblockheader", self.node.best, False):
                 return
             time.sleep(0.02)
-        msg = f"ElectrumX is not where its node is:\n{self.daemon.text()}"
+        msg = f"ElectrumX has another tip than its node:\n{self.daemon.text()}"
         raise AssertionError(msg)
 
     def kill(self) -> None:
-        """End it at once, also when it was stopped with SIGSTOP."""
+        """Kill it, also if SIGSTOP has stopped it."""
         if self.daemon is not None:
             self.daemon.stop(signal.SIGKILL)
 
     def pause(self) -> None:
-        """Let it hang: connections stay, nothing is answered."""
+        """Stop it (SIGSTOP): connections stay open, and requests get no answer."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -127,7 +129,7 @@ class ElectrumX:
         self.daemon.process.send_signal(number)
 
     def _header(self, height: int) -> Any:
-        """Ask for a header as any client would; None when nobody answers or there is no such block."""
+        """Request a header as a client would; None without an answer, or if there is no such block."""
         try:
             with socket.create_connection(("127.0.0.1", self.tcp_port), timeout=5) as connection:
                 stream = connection.makefile("rwb")
@@ -151,7 +153,7 @@ def make_certificate(path: Path) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free now; held together while they are chosen, so that they differ."""
+    """Return ports that are free now. All are held open while they are chosen, so that they differ."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:

@@ -1,7 +1,7 @@
 """The page that maps faults to tests. `python -m tests.lib.faults` writes the tests into it.
 
-Faults were found from outside, with the real server, signer and node. A test that holds one of them off is named
-`test_fault_NN_…` after its number; several tests may be, for its neighbours too.
+Faults were found by tests from outside, with the real server, signer and node. A test that guards against a fault is
+named `test_fault_NN_…` after its number. Several tests may have one number, also tests of similar faults.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Bitcoin Core's own script interpreter (libbitcoinkernel) as judge of the transactions we build.
+"""Bitcoin Core's own script interpreter (libbitcoinkernel), which verifies the transactions that the code builds.
 
-It judges one input's scripts by the consensus rules alone. It knows nothing of policy (low S, standard scripts, dust,
-fees, size), of finality (whether a lock time has passed), or of coins (whether the output exists, whether the amounts
-add up). What it accepts may still not be relayed; what it refuses is never valid.
+It verifies one input's scripts by the consensus rules alone. It does not know policy (low S, standard scripts, dust,
+fees, size), finality (whether a lock time has passed), or coins (whether the output exists, whether the amounts add
+up). A transaction that it accepts may still not be relayed; a transaction that it refuses is never valid.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from pbk import ScriptPubkey, ScriptVerificationFlags, Transaction, TransactionOutput
 from pbk.script import PrecomputedTransactionData
 
-_FLAGS = ScriptVerificationFlags.ALL  # P2SH, DERSIG, NULLDUMMY, CLTV, CSV, WITNESS, TAPROOT: all that it offers
+_FLAGS = ScriptVerificationFlags.ALL  # P2SH, DERSIG, NULLDUMMY, CLTV, CSV, WITNESS, TAPROOT: every rule that it offers
 
 
 def interpreter_accepts(script_pubkey: bytes, transaction: bytes, index: int, amount_sat: int) -> bool:
     """Say whether input `index` of a serialized transaction may spend an output of this script and amount.
 
-    Bytes that are no transaction are refused. The legacy sighash sees no amount, so any other amount does as well, and
-    the other inputs' outputs may be given as this one.
+    Bytes that are no transaction are refused. The legacy sighash does not cover amounts, so any other amount gives the
+    same result, and this output may stand for those of the other inputs.
     """
     try:
         spender = Transaction(transaction)
@@ -29,7 +29,7 @@ def interpreter_accepts(script_pubkey: bytes, transaction: bytes, index: int, am
 
 
 def interpreter_reads(signature_with_flag: bytes) -> bool:
-    """Say whether Core takes these bytes for a signature in strict DER, whatever it signs, high S included.
+    """Say whether Core accepts these bytes as a signature in strict DER, of any digest, also with high S.
 
     BIP66: "F P1 CHECKSIG NOT can succeed", "F' P1 CHECKSIG NOT fails", where F is an invalid signature in DER, F' not.
     """
@@ -41,4 +41,4 @@ def interpreter_reads(signature_with_flag: bytes) -> bool:
 
 
 _CHECKSIG_NOT = bytes.fromhex("210279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798ac91")
-"""`<the curve's generator> CHECKSIG NOT`: nobody signs with that key here."""
+"""`<the curve's generator> CHECKSIG NOT`: no test signs with the generator's key."""

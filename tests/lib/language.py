@@ -23,7 +23,7 @@ SPELLS_THE_PHRASES = {"tests/spec/language.toml", "tests/lib/language.py", "test
 
 
 class Text(NamedTuple):
-    """One sentence-like piece of a file."""
+    """A piece of text: a comment line, a string, or a line of a page."""
 
     line: int
     text: str
@@ -31,7 +31,7 @@ class Text(NamedTuple):
 
 
 def _docstrings(tree: ast.AST) -> set[int]:
-    """First lines of the docstrings, also of those that follow an assignment."""
+    """Return the first lines of all docstrings, including those after an assignment."""
     lines = set[int]()
     for node in ast.walk(tree):
         for body in (getattr(node, "body", []), getattr(node, "orelse", [])):
@@ -42,7 +42,7 @@ def _docstrings(tree: ast.AST) -> set[int]:
 
 
 def texts_of_python(source: str) -> Iterator[Text]:
-    """Comments, docstrings and strings of several words."""
+    """Yield comments, docstrings and strings of several words."""
     docstrings = _docstrings(ast.parse(source))
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         kind = tokenize.tok_name[token.type]
@@ -54,7 +54,7 @@ def texts_of_python(source: str) -> Iterator[Text]:
 
 
 def texts_of(path: Path) -> Iterator[Text]:
-    """What a person reads in a file."""
+    """Yield the texts of a file that people read."""
     source = path.read_text()
     if path.suffix == ".py":
         yield from texts_of_python(source)
@@ -68,7 +68,7 @@ def texts_of(path: Path) -> Iterator[Text]:
 
 
 def files(*folders: str) -> list[Path]:
-    """Files of the repository that hold sentences."""
+    """Return the files of the repository that hold sentences."""
     paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*"))]
     paths += sorted(ROOT.glob("*.md")) if folders == FOLDERS else []
     names = (".py", ".md", ".toml", ".service")
@@ -76,12 +76,12 @@ def files(*folders: str) -> list[Path]:
 
 
 def findings(path: Path) -> list[str]:
-    """Each phrase that must not stand in a file: place, phrase, and what to write instead."""
+    """Return each forbidden phrase of a file: place, phrase, and a better wording."""
     name = path.relative_to(ROOT).as_posix()
     allowed = [phrase for glob, phrases in RULES["allow"].items() if fnmatch(name, glob) for phrase in phrases]
     found = []
     for text in () if name in SPELLS_THE_PHRASES else texts_of(path):
-        plain = re.sub(r"`[^`]*`", "`code`", text.text)  # names of the code have their own rules
+        plain = re.sub(r"`[^`]*`", "`code`", text.text)  # names in code have their own rules
         for rule in RULES["pattern"]:
             if rule.get("docstring") and not text.is_docstring:
                 continue

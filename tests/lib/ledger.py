@@ -1,4 +1,4 @@
-"""A ledger of the signer's that forgets with the process, for tests that don't need a disk."""
+"""A ledger for the signer in memory, for tests that need no disk."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class MemoryLedger:
 
     @property
     def remembered(self) -> tuple[object, ...]:
-        """A copy of all that a refusal must not change."""
+        """Return a copy of the state that a refusal must not change."""
         return (
             dict(self.entries),
             dict(self.shown_outputs),

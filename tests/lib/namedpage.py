@@ -1,6 +1,6 @@
 """Pages that map numbers to tests: faults (`tests.lib.faults`) and threats (`tests.lib.threats`).
 
-A test that holds off number N is named `test_KIND_N_…`; one of several numbers has all of them, as in `test_KIND_N_M_…`.
+A test against number N is named `test_KIND_N_…`; a test against several numbers has all of them, as `test_KIND_N_M_…`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _ROW = re.compile(r"(?m)^\| (\d+) \| (.*?) \| (.*?) \| ?(.*?) \|$")
 
 @dataclass(frozen=True)
 class NamedPage:
-    """A page whose table has a number first and the tests of that number last."""
+    """A page whose table has a number in the first column and that number's tests in the last."""
 
     path: Path
     kind: str
 
     @cached_property
     def named(self) -> dict[int, list[str]]:
-        """The tests named after each number, as `file::name`, in the order of the files."""
+        """Return the tests of each number, as `file::name`, in the order of the files."""
         found = defaultdict[int, list[str]](list)
         for path in sorted(TESTS.rglob("test_*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
@@ -37,11 +37,11 @@ class NamedPage:
 
     @property
     def rows(self) -> dict[int, str]:
-        """The numbers of the page, and the tests that it names for each."""
+        """Return the numbers of the page, and the tests that it names for each."""
         return {int(number): tests for number, _, _, tests in _ROW.findall(self.path.read_text())}
 
     def shown(self, number: int) -> str:
-        """How the page names the tests of a number: by file, without the prefix that all of a row share."""
+        """Return the page's text for the tests of a number: by file, without the prefix that they share."""
         by_file = defaultdict[str, list[str]](list)
         for test in self.named.get(number, []):
             file, _, name = test.partition("::")

@@ -1,4 +1,7 @@
-"""A real bitcoind of a test's own, on free ports, which the test may starve, stop, kill and make change its mind."""
+"""A real bitcoind for one test, on free ports.
+
+The test may stop it, kill it, cut its mempool, and reorganise its chain.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,11 @@ _PATIENCE_SECONDS = 30.0
 _WALLET = "miner"
 
 _FIRST_BLOCKS = 140
-"""Coinbase outputs are spendable 100 blocks later: this makes 40 coins, each good for 25 payments between two blocks.
+"""Coinbase outputs are spendable after 100 blocks: this makes 40 coins, each good for 25 payments between two blocks.
 
-Against fee sniping a wallet dates some transactions up to 99 blocks back, and Bitcoin Knots takes lock time 21 for spam
-("parasite-cat21"): up to height 120, one payment in a thousand would not enter the mempool. The rest is for reorgs.
+Against fee sniping, a wallet gives some transactions a lock time up to 99 blocks back, and Bitcoin Knots treats lock
+time 21 as spam ("parasite-cat21"): up to height 120, one payment in a thousand would not enter the mempool. The other
+blocks are for reorgs.
 """
 
 _FLAGS = (
@@ -39,11 +43,11 @@ _FLAGS = (
     "-par=1",
     "-printtoconsole=0",
 )
-"""Talks to nobody, and stays small."""
+"""Flags of a node without peers that uses few resources."""
 
 
 class NodeError(Exception):
-    """The node said no."""
+    """The node answered with an error."""
 
     def __init__(self, method: str, code: int, reason: str) -> None:
         super().__init__(f"{method}: {reason} ({code})")
@@ -51,10 +55,10 @@ class NodeError(Exception):
 
 
 class Node:
-    """A node with an empty mempool, a chain of 140 blocks of its own (regtest) and a wallet with coins to spend.
+    """A node with an empty mempool, its own chain of 140 blocks (regtest), and a wallet with coins to spend.
 
-    `flags` are bitcoind's. `login` ("user:password") replaces the cookie. `born` is when the first blocks are mined: the
-    node's clock stands there until `set_mock_time`; 0 means now. Restarts keep directory and ports.
+    `flags` are bitcoind's. `login` ("user:password") replaces the cookie. `born` is the time of the first blocks: the
+    node's clock stays there until `set_mock_time`; 0 means now. Restarts keep directory and ports.
     """
 
     def __init__(
@@ -104,7 +108,7 @@ class Node:
     # --- the process ------------------------------------------------------------------------------------------------
 
     def start(self, *flags: str) -> None:
-        """Start, with more flags for this time, and wait until it answers."""
+        """Start, with extra flags for this run, and wait until it answers."""
         with (self.directory / "bitcoind.log").open("ab") as log:
             self._process = subprocess.Popen([*self._command, *flags], stdout=log, stderr=log)
         deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -118,11 +122,11 @@ class Node:
         raise AssertionError((self.directory / "bitcoind.log").read_text(errors="replace"))
 
     def stop(self) -> None:
-        """End in an orderly manner; the mempool is kept."""
+        """Stop in an orderly manner; the node keeps its mempool."""
         self._end(terminate=True)
 
     def kill(self) -> None:
-        """End as a power cut would: the mempool is lost."""
+        """Kill the node, as a power cut would; its mempool is lost."""
         self._end(terminate=False)
 
     def _end(self, *, terminate: bool) -> None:
@@ -131,10 +135,10 @@ class Node:
             self._process.wait(_PATIENCE_SECONDS)
             self._process = None
 
-    # --- asking -----------------------------------------------------------------------------------------------------
+    # --- requests ----------------------------------------------------------------------------------------------------
 
     def rpc(self, method: str, *params: Any, wallet: str = "") -> Any:
-        """Call a method; amounts come back as Decimal. Raises NodeError."""
+        """Call a method; amounts are returned as Decimal. Raises NodeError."""
         user, password = self.credentials.read_text().strip().split(":")
         response = self._client.post(
             f"{self.url}/wallet/{wallet}" if wallet else self.url,
@@ -148,7 +152,7 @@ class Node:
 
     @property
     def url_with_credentials(self) -> str:
-        """For programs that take no file."""
+        """Credentials for programs that take no file."""
         return self.url.replace("://", f"://{self.credentials.read_text().strip()}@")
 
     @property
@@ -163,55 +167,56 @@ class Node:
     def median_time(self) -> int:
         return int(self.rpc("getblockchaininfo")["mediantime"])
 
-    # --- making things happen ---------------------------------------------------------------------------------------
+    # --- changes of the chain ----------------------------------------------------------------------------------------
 
     def address(self) -> str:
-        """A new address of the node's wallet."""
+        """Return a new address of the node's wallet."""
         return str(self.rpc("getnewaddress", wallet=_WALLET))
 
     def mine(self, blocks: int = 1, to: str = "") -> list[str]:
-        """Mine blocks with what the mempool holds, and return their hashes."""
+        """Mine blocks with the transactions of the mempool, and return their hashes."""
         hashes: list[str] = self.rpc("generatetoaddress", blocks, to or self.address())
         return hashes
 
     def mine_only(self, *transactions: str) -> str:
-        """Mine one block that holds just these: txids of the mempool, or raw transactions."""
+        """Mine one block with only these transactions: txids of the mempool, or raw transactions."""
         return str(self.rpc("generateblock", self.address(), transactions)["hash"])
 
     def fund(self, address: str, sat: int) -> OutPoint:
-        """Pay to an address; the transaction waits in the mempool."""
+        """Pay to an address; the transaction stays in the mempool until a block is mined."""
         txid = self.rpc("sendtoaddress", address, str(Decimal(sat).scaleb(-8)), wallet=_WALLET)
-        self.rpc("getmempoolentry", txid)  # the wallet keeps transactions that its node did not take
+        self.rpc("getmempoolentry", txid)  # the wallet also keeps transactions that its node refused
         self._tell_wallets()
         return self.output(txid, address)
 
     def output(self, txid: str, address: str) -> OutPoint:
-        """The output of a wallet transaction that pays to an address."""
+        """Return the output of a wallet transaction that pays to an address."""
         decoded = self.rpc("gettransaction", txid, True, True, wallet=_WALLET)["decoded"]
         (vout,) = (each["n"] for each in decoded["vout"] if each["scriptPubKey"].get("address") == address)
         return OutPoint.parse(txid, vout)
 
     def replace(self, outpoint: OutPoint) -> str:
-        """Double-spend a payment that waits in the mempool, by a transaction to ourselves with ten times its fee."""
+        """Double-spend a payment in the mempool, by a transaction to the node's own wallet with ten times its fee."""
         mine = [{self.address(): "0.1"}]
         bumped = self.rpc("bumpfee", outpoint.txid_hex, {"fee_rate": 100, "outputs": mine}, wallet=_WALLET)
         self._tell_wallets()
         return str(bumped["txid"])
 
     def send_raw(self, transaction: bytes) -> str:
-        """Hand in a transaction from somebody else's side; return its txid."""
+        """Broadcast a transaction that the wallet did not make; return its txid."""
         txid = self.rpc("sendrawtransaction", transaction.hex(), 0)
         self._tell_wallets()
         return str(txid)
 
     def invalidate(self, depth: int) -> None:
-        """Take back the newest blocks: what they held is unconfirmed again."""
+        """Invalidate the newest blocks: their transactions become unconfirmed."""
         self.rpc("invalidateblock", self.rpc("getblockhash", self.height - depth + 1))
 
     def reorg(self, depth: int, *transactions: str) -> None:
-        """Replace the newest blocks by one more, of which the first holds just these transactions and the rest nothing.
+        """Replace the newest blocks by one more.
 
-        Transactions of the old branch wait in the mempool again, unless the new branch spends their inputs.
+        The first new block holds only these transactions, the others hold none. Transactions of the old branch return
+        to the mempool, unless the new branch spends their inputs.
         """
         self.invalidate(depth)
         self.mine_only(*transactions)
@@ -219,15 +224,15 @@ class Node:
             self.mine_only()
 
     def _tell_wallets(self) -> None:
-        """Wait until all wallets know the mempool as it is: others than the one that acted are told a moment later."""
+        """Wait until all wallets know the present mempool: the node notifies the other wallets a moment later."""
         self.rpc("syncwithvalidationinterfacequeue")
 
     def set_mock_time(self, unix_time: int) -> None:
-        """Set the node's clock, which stands still from now on; 0 lets it go again."""
+        """Set the node's clock, which then stands still; 0 lets it run again."""
         self.rpc("setmocktime", unix_time)
 
     def pass_median_time(self, unix_time: int) -> None:
-        """Mine until the median time past (BIP113) is later than a time, with the node's clock set a bit beyond."""
+        """Mine until the median time past (BIP113) is later than a time; the node's clock is set slightly beyond it."""
         self.set_mock_time(unix_time + 60)
         while self.median_time <= unix_time:
             self.mine()

@@ -1,4 +1,4 @@
-"""A command on a real terminal, with somebody who reads and types."""
+"""A command on a real terminal, and a simulated user who reads and types."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OWN_PAGE = re.compile(r"\x1b\[\?1049h.*?\x1b\[\?1049l", re.DOTALL)
 
 
 class PseudoTerminal:
-    """Runs a command on a terminal of its own: `with PseudoTerminal([COMMAND, "init", file]) as terminal:`."""
+    """Runs a command on its own terminal: `with PseudoTerminal([COMMAND, "init", file]) as terminal:`."""
 
     def __init__(self, command: Sequence[str | Path]) -> None:
         self._command = [str(part) for part in command]
@@ -29,7 +29,7 @@ class PseudoTerminal:
         self.status: int | None = None
 
     def read_until(self, pattern: str) -> re.Match[str]:
-        """Wait for a text that was not read yet."""
+        """Wait for a text beyond the output already read."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
             found = re.search(pattern, self.output[self._read_up_to :], re.DOTALL)
@@ -47,15 +47,15 @@ class PseudoTerminal:
         os.write(self._terminal, b"\x03")
 
     def end_by_control_c(self) -> int:
-        """Press it as a person does, once more if nothing happens; the exit status.
+        """Press Ctrl-C as a person does, again if nothing happens; return the exit status.
 
-        A signal that arrives just before Python waits for a key is seen after the next one.
+        Python notices a signal that arrives just before it waits for a key only after the next signal.
         """
-        with contextlib.suppress(OSError):  # EIO: it has ended
+        with contextlib.suppress(OSError):  # EIO: the command has ended
             self.press_control_c()
             shown = len(self.output)
             while self._read():
-                if len(self.output) == shown:  # for a second
+                if len(self.output) == shown:  # no output for a second
                     self.press_control_c()
                 shown = len(self.output)
         return self.wait()
@@ -73,12 +73,12 @@ class PseudoTerminal:
 
     @property
     def text(self) -> str:
-        """All that was shown, without control sequences."""
+        """The whole output, without control sequences."""
         return _CONTROL.sub("", self.output)
 
     @property
     def text_left(self) -> str:
-        """What can still be seen: the terminal's second page is gone."""
+        """The output that is still visible: the terminal's alternate screen is gone."""
         return _CONTROL.sub("", _OWN_PAGE.sub("", self.output))
 
     def _read(self) -> bool:
@@ -87,7 +87,7 @@ class PseudoTerminal:
             return True
         try:
             data = os.read(self._terminal, 1 << 16)
-        except OSError:  # EIO: nobody is at the other end any more
+        except OSError:  # EIO: the command has closed the terminal
             return False
         self.output += data.decode()
         return bool(data)
@@ -95,7 +95,7 @@ class PseudoTerminal:
     def __enter__(self) -> Self:
         self._pid, self._terminal = pty.fork()
         if self._pid == 0:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background shell has it ignored
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background shell ignores it
             os.environ.update(TERM="xterm-256color", COLUMNS="100")
             os.execv(self._command[0], self._command)
         return self

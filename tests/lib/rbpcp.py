@@ -1,6 +1,6 @@
-"""RBPCP as clients put it on the wire, for tests: URLs and bodies from `paychan.protocol`, sent as they are.
+"""RBPCP requests as clients send them, for tests: URLs and bodies from `paychan.protocol`, sent unchanged.
 
-Every method returns the response, whatever it says. Funding is that of debug mode.
+Every method returns the response, whatever its status. Channels have debug funding.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _numbers = itertools.count()
 
 
 class Payer:
-    """A client with a key of its own, and the one channel that debug mode funds for it."""
+    """A client with its own key, and the one channel that debug mode funds for it."""
 
     def __init__(self, expiry: int | None = None) -> None:
         self.key = PrivateKey(sha256(f"payer {os.getpid()} {next(_numbers)}".encode()).digest())
@@ -42,11 +42,11 @@ class Payer:
         self.change_address = encode_address(self.change_script, Network.TEST)
 
     def payment(self, paid_sat: int, change_script: bytes | None = None) -> Payment:
-        """Sign the payment after which `paid_sat` in all are the server's."""
+        """Sign the payment that raises the server's sum to `paid_sat`."""
         return self.payment_of_change(DEBUG_FUNDING_SAT - paid_sat, change_script)
 
     def payment_of_change(self, change_sat: int, change_script: bytes | None = None) -> Payment:
-        """Sign the payment that leaves `change_sat`; 0 gives everything away."""
+        """Sign the payment that leaves `change_sat`; 0 pays everything."""
         script = change_script or self.change_script
         return sign_payment(self.key, self.terms, self.outpoint, script, Sat(change_sat))
 
@@ -58,7 +58,7 @@ class V1:
         self.url, self.payer, self.http = url, payer, http
 
     def funding_info(self, **changes: Any) -> httpx.Response:
-        """`changes` replace parameters; None leaves one out."""
+        """Request the terms. `changes` replace parameters; None leaves one out."""
         terms = {"client_pubkey": self.payer.public_key.hex(), "exp_time": self.payer.expiry}
         return self.http.get(f"{self.url}/v1/fundingInfo?{_query(terms | changes)}")
 
@@ -93,19 +93,19 @@ class V2:
         self.secret = ""
 
     def open(self, payment: Payment, /, **changes: Any) -> httpx.Response:
-        """Open with the right secret, and remember it; `changes` replace keys of the payment object, None drops one."""
+        """Open with the right secret, and store it. `changes` replace keys of the payment object, None drops one."""
         self.secret = opening_secret(payment).hex()
         return self.http.post(self.resource(), content=self.opening_body(payment, **changes))
 
     def opening_body(self, payment: Payment, application_data: str = "", **changes: Any) -> bytes:
-        """Dialect S sends the payment object bare, A wraps it."""
+        """Build the opening body: dialect S sends the payment object bare, A wraps it."""
         data = self._data(payment, self._facts() | changes)
         if self.dialect is Dialect.S:
             return msgspec.json.encode(data)
         return msgspec.json.encode({"payment_data": data, "application_data": application_data})
 
     def body(self, payment: Payment, application_data: str = "", **changes: Any) -> bytes:
-        """Body of a payment: compact in dialect S, with all seven fields in A."""
+        """Build the body of a payment: compact in dialect S, with all seven fields in A."""
         facts = self._facts() if self.dialect is Dialect.A else {}
         data = self._data(payment, facts | changes)
         return msgspec.json.encode({"payment_data": data, "application_data": application_data})
@@ -117,7 +117,7 @@ class V2:
         return self.http.put(self.resource("/close"), content=self.body(payment, **changes))
 
     def resource(self, tail: str = "", secret: str | None = None) -> str:
-        """Dialect A names the txid in internal order, and the secret in JSON quotes."""
+        """Return the channel's URL: dialect A names the txid in internal order, and the secret in JSON quotes."""
         outpoint, text = self.payer.outpoint, self.secret if secret is None else secret
         if self.dialect is Dialect.A:
             outpoint, text = outpoint.reversed, f"%22{text}%22"
@@ -138,7 +138,7 @@ class V2:
 
 
 def path(outpoint: OutPoint) -> str:
-    """Path of a channel's resource in version 2."""
+    """Return the path of a channel in version 2."""
     return f"/v2/channels/{outpoint.txid_hex}/{outpoint.vout}"
 
 
@@ -147,7 +147,7 @@ def _query(parameters: dict[str, Any]) -> str:
 
 
 def refusal(response: httpx.Response) -> tuple[int, str]:
-    """Status and code of an error; everything else that every error of ours has is asserted here."""
+    """Return status and code of an error response; assert the common properties of all errors."""
     body = response.json()
     assert body["error"] == body["error_msg"] == body["message"]
     assert body["type"] in ("payment_error", "application_error")

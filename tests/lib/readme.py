@@ -1,4 +1,7 @@
-"""The pages, and their tables that follow from the code. `python -m tests.lib.readme` writes these tables."""
+"""The repository's pages, and their tables generated from the code.
+
+`python -m tests.lib.readme` writes these tables.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ PAGES = [
         for path in ROOT.glob(f"{top}/**/*.md")
     ),
 ]
-"""Every page of the repository: those of the root, then those of the folders."""
+"""Return every page of the repository: first those of the root, then those of the folders."""
 
 
 def _settings(table: type) -> str:
@@ -64,12 +67,12 @@ def _pattern(name: str) -> re.Pattern[str]:
 
 
 def in_pages(name: str) -> list[str]:
-    """The table as each page that has its marker shows it."""
+    """Return the table in the form of each page that has its marker."""
     return [found[2].removesuffix("\n") for page in PAGES for found in _pattern(name).finditer(page.read_text())]
 
 
 def main() -> None:
-    """Write all tables into the pages that have their markers."""
+    """Write all tables into the pages with their markers."""
     for page in PAGES:
         before = text = page.read_text()
         for name, make in SECTIONS.items():

@@ -1,4 +1,4 @@
-"""A man in the middle before a real bitcoind, who notes what is asked, and can let one question wait for its answer."""
+"""A proxy in front of a real bitcoind, which records the calls and can delay one of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.lib.node import Node
 _PATIENCE_SECONDS = 30.0
 
 
-class _Door(ThreadingHTTPServer):
+class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, serve: Callable[[BaseHTTPRequestHandler], None]) -> None:
@@ -26,17 +26,17 @@ class _Door(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: _Door
+    server: _Server
 
     def do_POST(self) -> None:
         self.server.serve(self)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 class RpcProxy:
-    """Hands everything through; `calls` are the methods asked so far, in order."""
+    """Forwards every request; `calls` are the methods so far, in order."""
 
     def __init__(self, node: Node) -> None:
         self.calls: list[str] = []
@@ -45,10 +45,10 @@ class RpcProxy:
         self._hold_next = False
         self._held: dict[str, threading.Event] = {}
         self.refused: dict[str, tuple[int, str]] = {}
-        """Methods that are answered with an error: HTTP status and JSON."""
+        """Methods to answer with an error: HTTP status and JSON."""
         self._waits, self._go_on = threading.Event(), threading.Event()
         self._lock = threading.Lock()
-        self._server = _Door(self._serve)
+        self._server = _Server(self._serve)
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -66,14 +66,14 @@ class RpcProxy:
 
     @contextmanager
     def one_waits(self) -> Iterator[None]:
-        """Hold the next call back until the end of this; what comes beside it is answered at once.
+        """Delay the next call until the end of the block; calls beside it are answered at once.
 
-        Who asks one thing after the other, as the server's watcher does, asks nothing more meanwhile.
+        A client that sends its calls one after another, such as the server's watcher, sends no further call meanwhile.
         """
         self._waits.clear()
         self._go_on.clear()
         self._hold_next = True
-        assert self._waits.wait(_PATIENCE_SECONDS), "nobody asked anything"
+        assert self._waits.wait(_PATIENCE_SECONDS), "no call arrived"
         try:
             yield
         finally:
@@ -81,7 +81,7 @@ class RpcProxy:
 
     @contextmanager
     def held(self, method: str) -> Iterator[None]:
-        """Hold a method back from the node until the end of this; what comes beside it is answered."""
+        """Delay calls of a method until the end of the block; all other calls are answered."""
         self._held[method] = threading.Event()
         try:
             yield

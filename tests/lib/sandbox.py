@@ -1,7 +1,7 @@
-"""A program under what a systemd unit allows, without systemd running: `python -m tests.lib.sandbox UNIT PROGRAM ARGUMENT…`.
+"""Run a program under a unit's restrictions, without systemd: `python -m tests.lib.sandbox UNIT PROGRAM ARGUMENT…`.
 
-Of the unit, what can stop a program in the middle of its work is had: system calls, socket families, writable and executable
-memory, network, umask, limits. As systemd does it (src/core/execute.c), but by hand.
+It applies the restrictions that can stop a program at work: system calls, socket families, writable and executable
+memory, network, umask, limits. It follows systemd (src/core/execute.c), but sets them by hand.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CLONE_NEWNET = 0x40000000
 
 
 def read_unit(unit: Path) -> dict[str, list[str]]:
-    """The values of each key of [Service], in their order."""
+    """Return the values of each key of [Service], in their order."""
     values: dict[str, list[str]] = {}
     section = ""
     for line in unit.read_text().replace("\\\n", " ").splitlines():
@@ -35,7 +35,7 @@ def read_unit(unit: Path) -> dict[str, list[str]]:
 
 
 def allowed_calls(filters: list[str]) -> set[str]:
-    """The system calls that SystemCallFilter= lines allow, the first of which allows."""
+    """Return the system calls that SystemCallFilter= lines allow; the first line must be an allow list."""
     groups = _groups()
 
     def expand(names: list[str]) -> set[str]:

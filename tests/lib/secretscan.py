@@ -1,4 +1,4 @@
-"""Looks for secrets in whatever a program puts out, in every form in which they could get there."""
+"""Search the output of a program for secrets, in every encoding that the output could have."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _WORDS_IN_A_ROW = 3
 
 
 class Secrets:
-    """Secrets by name; `found_in` names those that some bytes hold.
+    """Secrets by name; `found_in` names the secrets within some bytes.
 
-    A long secret is looked for by its halves too: half a key shown is half of the work of finding it.
+    A long secret is also searched for by its halves: half a key on display saves half of the work of finding it.
     """
 
     def __init__(self) -> None:
@@ -25,9 +25,9 @@ class Secrets:
         self._patterns: dict[str, re.Pattern[bytes]] = {}
 
     def add(self, name: str, secret: bytes | str) -> None:
-        """Look for bytes, or for a text of which no part is common."""
+        """Add bytes to search for, or a text without common parts."""
         raw = secret.encode() if isinstance(secret, str) else bytes(secret)
-        assert len(raw) >= 12, f"{name} is too short to be told from chance"
+        assert len(raw) >= 12, f"{name} is too short: it could occur by chance"
         parts = [raw] if isinstance(secret, str) or len(raw) < 32 else [raw[: len(raw) // 2], raw[len(raw) // 2 :]]
         forms = {form for part in parts for form in _forms(part)}
         if isinstance(secret, str):
@@ -37,14 +37,14 @@ class Secrets:
         self._forms[name] = forms
 
     def add_words(self, name: str, words: list[str]) -> None:
-        """Look for some words in their order, whatever stands between them: spaces, numbers, columns, quotes."""
+        """Add words to search for in their order, with any separator: spaces, numbers, columns, quotes."""
         self.add(f"{name} as text", " ".join(words))
         rows = [words[start : start + _WORDS_IN_A_ROW] for start in range(len(words) - _WORDS_IN_A_ROW + 1)]
         alternatives = (rb"[^A-Za-z]+".join(word.encode() for word in row) for row in rows)
         self._patterns[name] = re.compile(b"|".join(alternatives), re.IGNORECASE)
 
     def found_in(self, data: bytes, but: frozenset[str] = frozenset()) -> list[str]:
-        """Names of the secrets that are in there; those of `but` are at home there."""
+        """Return the names of the secrets within `output`, except those in `but`, which may be there."""
         lower = data.lower()
         found = [name for name, forms in self._forms.items() if any(form in data or form in lower for form in forms)]
         found += [name for name, pattern in self._patterns.items() if pattern.search(data)]
@@ -62,7 +62,7 @@ def _forms(raw: bytes) -> Iterator[bytes]:
     yield raw.hex(":").encode()
     yield ", ".join(map(str, raw)).encode()
     yield ",".join(map(str, raw)).encode()
-    for offset in range(3):  # inside of something longer, three bytes of which make four letters
+    for offset in range(3):  # inside of a longer text, where three bytes make four letters
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
             yield encode(bytes(offset) + raw)[4 * (offset > 0) :].rstrip(b"=")[:-1]
     yield base64.b32encode(raw).rstrip(b"=")[:-1]
@@ -75,7 +75,7 @@ def _numbers(raw: bytes) -> Iterator[bytes]:
 
 
 def _wallet_forms(raw: bytes) -> Iterator[bytes]:
-    """A private key as wallets take it."""
+    """Return a private key in wallet import format."""
     for version in _WIF_VERSIONS:
         for tail in (b"", b"\x01"):
             payload = bytes([version]) + raw + tail

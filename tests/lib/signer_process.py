@@ -28,9 +28,9 @@ _START_SECONDS = 20.0
 
 
 class SignerProcess:
-    """Runs the console script in a directory of its own: `with SignerProcess(tmp_path) as signer: signer.socket`.
+    """Runs the console script in its own directory: `with SignerProcess(tmp_path) as signer: signer.socket`.
 
-    `config` is the text of signer.toml and must leave `state_dir` and `socket.path` alone; both follow `directory`.
+    `config` is the text of signer.toml. It must not set `state_dir` and `socket.path`, which follow from `directory`.
     """
 
     def __init__(self, directory: Path, config: str = REGTEST) -> None:
@@ -45,15 +45,15 @@ class SignerProcess:
 
     @property
     def master(self) -> bytes:
-        """What the keys of the newest seed grow from."""
+        """The secret from which the keys of the newest seed are derived."""
         with Secret(bytearray(self.passphrase.read_bytes().strip())) as passphrase:
             return read_seeds(self.seed, passphrase)[0].master
 
     def start(self, *command: str) -> None:
-        """Start, with another command than the usual one if there is one, and wait until the socket answers.
+        """Start, with another command if given, and wait until the socket answers.
 
         Raises:
-            RuntimeError: the process ended instead; the text is what it said.
+            RuntimeError: the process ended instead; the text is its output.
         """
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -67,15 +67,15 @@ class SignerProcess:
             time.sleep(0.02)
 
     def stop(self) -> int:
-        """SIGTERM, and the exit status."""
+        """Send SIGTERM, and return the exit status."""
         return self._end(signal.SIGTERM)
 
     def kill(self) -> int:
-        """SIGKILL, which leaves the socket behind."""
+        """Send SIGKILL, which leaves the socket file behind."""
         return self._end(signal.SIGKILL)
 
     def pause(self) -> None:
-        """SIGSTOP: connections are still made, nothing is answered."""
+        """Send SIGSTOP: connections are still accepted, but requests get no answer."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:

@@ -48,9 +48,13 @@ SETTLEMENT = sign_settlement([CLAIM], DESTINATION, Sat(5_000), lambda _, digest:
 ABROAD = msgspec.structs.replace(SETTLEMENT_REQUEST, id=5, destination_script=CHANGE_SCRIPT)
 
 EXAMPLE: list[tuple[str, Request, Reply]] = [
-    ("Who are you?", Health(1), HealthReply(1, "regtest", "hardened", False, "", UnixTime(0), 50, Sat(5_000_000), 200)),
     (
-        "Which key for the client of private key 11…11, until 2030-03-17 17:46:40 UTC? Ours is that of 22…22.",
+        "The signer's state.",
+        Health(1),
+        HealthReply(1, "regtest", "hardened", False, "", UnixTime(0), 50, Sat(5_000_000), 200),
+    ),
+    (
+        "The server's key for the client with private key 11…11 and expiry 2030-03-17 17:46:40 UTC. It is that of private key 22…22.",
         KeyRequest(2, TERMS.client_key, TERMS.expiry),
         KeyReply(2, TERMS.server_key, DESTINATION),
     ),
@@ -60,7 +64,7 @@ EXAMPLE: list[tuple[str, Request, Reply]] = [
         FundingReply(3),
     ),
     (
-        "Settle: the client, which signed for it, keeps 400,000 sat; of the other 600,000 sat 5,000 sat are fee.",
+        "A settlement: the client's payment leaves it 400,000 sat; of the other 600,000 sat, 5,000 sat are fee.",
         SETTLEMENT_REQUEST,
         SettlementReply(4, SETTLEMENT),
     ),

@@ -25,7 +25,7 @@ _LINE_BYTES = 48
 
 
 def page() -> str:
-    """The whole page."""
+    """Yield the sections of the page."""
     return "\n\n".join(f"{heading}\n\n{text}" for heading, text in _sections()) + "\n"
 
 
@@ -39,7 +39,7 @@ def _sections() -> Iterator[tuple[str, str]]:
     yield "## Requests", _all_described(requests())
     yield "## Replies", _all_described(replies())
     yield "## Structures", _all_described(structures())
-    yield "## What is signed", signertext.SIGNED
+    yield "## Signed transactions", signertext.SIGNED
     yield "## Refusals", _tags()
     yield "## Order, deadlines and limits", _rules()
     yield "## Example", _example()
@@ -49,17 +49,17 @@ def _sections() -> Iterator[tuple[str, str]]:
 
 
 def requests() -> list[type[Struct]]:
-    """All requests, by number."""
+    """Return all requests, by number."""
     return sorted(get_args(signerwire.Request), key=_number)
 
 
 def replies() -> list[type[Struct]]:
-    """All replies, by number."""
+    """Return all replies, by number."""
     return sorted(get_args(signerwire.Reply), key=_number)
 
 
 def structures() -> list[type[Struct]]:
-    """What messages hold, outermost first, each once."""
+    """Return the structures within messages, outermost first, each once."""
     found: dict[type[Struct], None] = {}
     waiting = [*requests(), *replies()]
     while waiting:
@@ -72,7 +72,7 @@ def structures() -> list[type[Struct]]:
 
 
 def meaning(kind: type[Struct], name: str) -> str:
-    """What a field means. Raises KeyError for one that nobody has described."""
+    """Return the meaning of a field. Raises KeyError for a field without a description."""
     if name == "id":
         return signertext.MEANINGS["request id" if kind in requests() else "reply id"]
     return signertext.MEANINGS[f"{kind.__name__}.{name}"]
@@ -91,7 +91,7 @@ def _fields(kind: type[Struct]) -> tuple[msgspec_inspect.Field, ...]:
 
 
 def _parts(kind: msgspec_inspect.Type) -> list[type[Struct]]:
-    """Structures that a type is made of, one level deep."""
+    """Return the structures within a type, one level deep."""
     match kind:
         case msgspec_inspect.StructType():
             return [kind.cls]
@@ -102,12 +102,12 @@ def _parts(kind: msgspec_inspect.Type) -> list[type[Struct]]:
     return []
 
 
-# --- its description -------------------------------------------------------------------------------------------------
+# --- descriptions of messages ---------------------------------------------------------------------------------------
 
 
 def _versions() -> str:
     rows = [f"| {number} | {text} |" for number, text in sorted(signerwire.VERSIONS.items(), reverse=True)]
-    return "\n".join(["| version | what it brought |", "|---|---|", *rows])
+    return "\n".join(["| version | changes |", "|---|---|", *rows])
 
 
 def _index() -> str:
@@ -117,7 +117,7 @@ def _index() -> str:
         rows.append(f"| {_number(request)} | {_link(request)} | {_number(answer)} | {_link(answer)} |")
     table = ["| number | request | number | reply |", "|---|---|---|---|", *rows]
     refusal = signerwire.Refusal
-    return "\n".join(table) + f"\n\nInstead of its reply every request may get {_number(refusal)}, {_link(refusal)}."
+    return "\n".join(table) + f"\n\nA request may also be answered with {_number(refusal)}, {_link(refusal)}."
 
 
 def _all_described(kinds: list[type[Struct]]) -> str:
@@ -136,7 +136,7 @@ def _described(kind: type[Struct]) -> str:
 
 
 def _prose(kind: type[Struct]) -> str:
-    """Its docstring; what that of a structure goes on to say is about code."""
+    """Return the first part of a docstring; the rest of a structure's docstring is about code."""
     text = inspect.getdoc(kind) or ""
     return text if kind.__struct_config__.tag is not None else text.split("\n\n")[0]
 
@@ -183,13 +183,13 @@ def _link(kind: type[Struct]) -> str:
 
 
 def tags() -> dict[str, str]:
-    """All tags of refusals, and what each means."""
+    """Return all tags of refusals with their meaning."""
     of_rules = {tag: _rule(tag, inspect.getdoc(rule) or "") for tag, rule in policy.POLICIES}
     return {**of_rules, **dict(policy.OTHER_POLICIES), **signertext.PROTOCOL_TAGS}
 
 
 def _rule(tag: str, doc: str) -> str:
-    """The first sentence or paragraph of a rule's docstring, which begins with its tag."""
+    """Return the first sentence or paragraph of a rule's docstring, which begins with its tag."""
     assert doc.startswith(f"{tag}: "), doc
     return " ".join(doc.removeprefix(f"{tag}: ").split("\n\n")[0].removesuffix(".").split())
 
@@ -197,7 +197,7 @@ def _rule(tag: str, doc: str) -> str:
 def _tags() -> str:
     rows = [f"| `{tag}` | {text} |" for tag, text in tags().items()]
     table = "\n".join(["| tag | rule |", "|---|---|", *rows])
-    return f"Rules are tried in this order; the first that objects is told.\n\n{table}\n\n{signertext.PASSING}"
+    return f"The signer checks the rules in this order, and names the first one that a request breaks.\n\n{table}\n\n{signertext.PASSING}"
 
 
 def _rules() -> str:
@@ -227,7 +227,7 @@ def _example() -> str:
 
 
 def _hex(frame: bytes) -> str:
-    """Length, version and body apart; long bodies over several lines."""
+    """Format a frame: length, version and body apart; long bodies over several lines."""
     lines = [frame[at : at + _LINE_BYTES].hex() for at in range(5, len(frame), _LINE_BYTES)]
     return "\n".join(
         [f"{frame[:4].hex()} {frame[4:5].hex()} {lines[0]}", *(f"            {line}" for line in lines[1:])]

@@ -1,108 +1,108 @@
-"""What the signer's protocol page says beyond the code: meanings of fields, and rules that no type tells."""
+"""Texts of the signer's protocol page that do not follow from the code: meanings of fields, and rules."""
 
 from __future__ import annotations
 
 MEANINGS = {
     "request id": "any, but not 0; the reply has the same",
-    "reply id": "the request's; 0 in a refusal that belongs to no request",
+    "reply id": "the id of the request; 0 in a refusal that belongs to no request",
     # requests
     "KeyRequest.client_key": "the client's key C",
-    "KeyRequest.expiry": "the channel's expiry E: from then on the client can take everything back",
-    "KeyRequest.settling": "the key is needed to settle",
+    "KeyRequest.expiry": "the channel's expiry E: from this time on the client can take a refund",
+    "KeyRequest.settling": "whether the key is needed for a settlement",
     "OtherKeysRequest.client_key": "as in KeyRequest",
     "OtherKeysRequest.expiry": "as in KeyRequest",
     "OtherKeysRequest.settling": "as in KeyRequest",
     "SettlementRequest.claims": "one per channel; only the first may leave change to its client",
     "SettlementRequest.destination_script": "scriptPubKey of the server's output",
-    "SettlementRequest.fee_sat": "what the server's output is short of what the claims and coins give it",
-    "SettlementRequest.reserve": "coins of the signer's own that help to pay; nil: none",
-    "ChildRequest.parent": "the whole request that was signed before; its id is not looked at",
-    "ChildRequest.fee_sat": "of the child alone",
+    "SettlementRequest.fee_sat": "sum of the inputs minus sum of the outputs",
+    "SettlementRequest.reserve": "coins of the signer's reserve that help to pay the fee; nil: none",
+    "ChildRequest.parent": "the whole request that was signed before; its id is ignored",
+    "ChildRequest.fee_sat": "fee of the child transaction alone",
     "FundingRequest.transaction": "serialized without witness, so that its double SHA-256 is the txid",
     "FundingRequest.outputs": "indices of the outputs to remember",
-    "AgainRequest.outpoint": "of any claim of that settlement",
+    "AgainRequest.outpoint": "funding outpoint of any claim in that settlement",
     "NewestRequest.claims": "the newest payment of each channel",
     "BehindRequest.payments": "up to 200",
     "Newest.outpoint": "the channel",
-    "Newest.change_sat": "of its newest payment, as the server has it",
+    "Newest.change_sat": "change of the newest payment that the server has",
     # replies
     "HealthReply.network": '"live", "test" or "regtest"',
-    "HealthReply.key_mode": "how keys are derived, as the configuration names it",
-    "HealthReply.debug": "the key is publicly known; never true on the live network",
-    "HealthReply.problem": "what is wrong, as a sentence; empty: nothing",
-    "HealthReply.written_at": "when ledger and audit log were last on disk; at most some seconds ago in a signer that is well",
+    "HealthReply.key_mode": "the method of key derivation, as named in the configuration",
+    "HealthReply.debug": "whether the key is publicly known; never true on the live network",
+    "HealthReply.problem": "description of a problem, as a sentence; empty: none",
+    "HealthReply.written_at": "time of the last write of ledger and audit log to disk; a healthy signer wrote some seconds ago",
     "HealthReply.max_fee_percent": "policy.max_fee_percent",
-    "HealthReply.max_fee_sat": "policy.max_fee_sat; 0: not told",
-    "HealthReply.max_fee_sat_per_vb": "policy.max_fee_sat_per_vb; 0: not told",
-    "KeyReply.server_key": "the server's key S of this channel; the same question has the same answer for ever",
-    "KeyReply.destination_script": "scriptPubKey that this channel's settlement may pay to",
-    "SettlementReply.settlement": "what was asked for, signed",
-    "ChildReply.child": "what was asked for, signed",
-    "ReserveReply.public_key": "its coins are those of P2PKH outputs to this key",
-    "AgainReply.claim": "of the newest payment that was signed for or shown",
-    "AgainReply.request": "what was signed; its id is 0; nil: the payment was only shown",
-    "AgainReply.settlement": "what that request means, signed; nil likewise",
-    "BehindReply.outpoints": "those that were signed for, or of which a payment with less change was shown",
-    "StatusReply.started_at": "when the process began",
-    "StatusReply.decisions": "lines of the audit log",
+    "HealthReply.max_fee_sat": "policy.max_fee_sat; 0: not reported",
+    "HealthReply.max_fee_sat_per_vb": "policy.max_fee_sat_per_vb; 0: not reported",
+    "KeyReply.server_key": "the server's key S of this channel; the same request always gets the same key",
+    "KeyReply.destination_script": "the scriptPubKey that this channel's settlement may pay to",
+    "SettlementReply.settlement": "the signed settlement",
+    "ChildReply.child": "the signed child transaction",
+    "ReserveReply.public_key": "key of the reserve; its coins are P2PKH outputs to this key",
+    "AgainReply.claim": "claim with the newest payment that the signer has signed for or has been shown",
+    "AgainReply.request": "the request that was signed, with id 0; nil: the payment was only shown",
+    "AgainReply.settlement": "the settlement of that request, signed; nil likewise",
+    "BehindReply.outpoints": "outpoints of channels that the signer has signed for, or for which it was shown a payment with less change",
+    "StatusReply.started_at": "start time of the process",
+    "StatusReply.decisions": "number of lines in the audit log",
     "StatusReply.head": "hash of the log's last line, 64 hex digits",
-    "StatusReply.signed_last_hour_sat": "settled within the last hour, rounded up to ten minutes",
-    "StatusReply.signed_last_day_sat": "settled within the last day, rounded up to ten minutes",
-    "StatusReply.heartbeat_at": "the operator's last sign of life; 0: none",
-    "StatusReply.trial": "tags of policies that only log what they would refuse",
-    "StatusReply.protections": 'what keeps the keys in, as sentences; those begun with "no " could not be had',
-    "StatusReply.problem": "what is wrong, as a sentence; empty: nothing",
-    "StatusReply.written_at": "when ledger and audit log were last on disk",
-    "StatusReply.free_bytes": "what the file system of ledger and audit log has left",
-    "OtherKeysReply.server_keys": "without the newest generation's; where a channel has no such key: none",
+    "StatusReply.signed_last_hour_sat": "sum settled within the last hour, rounded up to ten minutes",
+    "StatusReply.signed_last_day_sat": "sum settled within the last day, rounded up to ten minutes",
+    "StatusReply.heartbeat_at": "time of the operator's last heartbeat; 0: none",
+    "StatusReply.trial": "tags of policies on trial, which log a request but do not refuse it",
+    "StatusReply.protections": 'protections of the keys, as sentences; a sentence that begins with "no " names one that is not available',
+    "StatusReply.problem": "description of a problem, as a sentence; empty: none",
+    "StatusReply.written_at": "time of the last write of ledger and audit log to disk",
+    "StatusReply.free_bytes": "free space on the file system of ledger and audit log",
+    "OtherKeysReply.server_keys": "the channel's keys of all generations but the newest; none if there is no such key",
     "NewestReply.unshown": "indices of claims whose funding transaction was not shown",
-    "NewestReply.refused": "indices of claims that are not believed, or are of less than is remembered",
+    "NewestReply.refused": "indices of claims that failed verification, or that pay less than a payment in the ledger",
     "Refusal.tag": "stable; see the table of tags",
-    "Refusal.reason": "for people, may change",
-    "Refusal.need_sat": "the least fee that would be signed, where the fee is too low to replace another; else 0",
+    "Refusal.reason": "text for people; it may change",
+    "Refusal.need_sat": "minimum fee that the signer would sign, if the fee is too low to replace an earlier settlement; else 0",
     # structures
     "ChannelTerms.server_key": "S",
     "ChannelTerms.client_key": "C, not the same as S",
     "ChannelTerms.expiry": "E",
     "OutPoint.txid": "32 bytes in internal order: reversed against what wallets show",
     "OutPoint.vout": "index of the output, 0 to 4294967295",
-    "Claim.terms": "make the redeem script",
-    "Claim.outpoint": "the funding output, or the one the channel went to since",
-    "Claim.funding_sat": "what that output holds",
-    "Claim.change_script": "scriptPubKey where the client wants its change, P2PKH or P2SH; part of what it signed",
-    "Claim.payment": "the newest that the client signed",
-    "Payment.change_sat": "what still belongs to the client; the rest is the server's",
-    "Payment.signature": "the client's, strict DER with low S, without hash flag",
+    "Claim.terms": "terms of the channel; the redeem script follows from them",
+    "Claim.outpoint": "the funding output, or the output that the channel has moved to",
+    "Claim.funding_sat": "value of that output",
+    "Claim.change_script": "scriptPubKey of the client's change, P2PKH or P2SH; the client's signature covers it",
+    "Claim.payment": "the newest payment that the client signed",
+    "Payment.change_sat": "amount that still belongs to the client; the rest belongs to the server",
+    "Payment.signature": "the client's signature: strict DER with low S, without hash flag",
     "Payment.flag": "131 (SINGLE and ANYONECANPAY) while there is change, 130 (NONE and ANYONECANPAY) without",
     "Coin.outpoint": "an output that pays to the reserve's key",
-    "Coin.value_sat": "what it holds",
-    "Reserve.public_key": "the key that `ReserveRequest` was answered with",
-    "Reserve.coins": "what is spent of them",
+    "Coin.value_sat": "value of that output",
+    "Reserve.public_key": "the key in the reply to `ReserveRequest`",
+    "Reserve.coins": "coins of the reserve to spend",
     "Settlement.transaction": "signed and serialized; no witness",
     "Settlement.txid": "32 bytes in internal order",
-    "Settlement.fee_sat": "as asked for",
+    "Settlement.fee_sat": "fee of the transaction",
 }
 
 PROTOCOL_TAGS = {
-    "protocol-message": "what came is no message of this version; the connection ends",
-    "protocol-busy": "all connections are taken and at work; this one ends",
-    "protocol-funding": "the funding transaction, or a coin's, was not shown: send `FundingRequest`, then ask again",
-    "protocol-disk": "the disk has too little room for what is not needed to settle; ask again later",
-    "protocol-ledger": "what is signed can't be remembered, so nothing is signed until the signer is started again",
+    "protocol-message": "the frame is no message of this version; the signer closes the connection",
+    "protocol-busy": "all connections are in use and busy; the signer closes this one",
+    "protocol-funding": "the signer has not been shown the funding transaction, or that of a coin: send `FundingRequest`, then the request again",
+    "protocol-disk": "free disk space is reserved for settlements; send the request again later",
+    "protocol-ledger": "the ledger failed: the signer signs nothing until it is restarted",
     "protocol-keys": "the key store failed; the same request may be sent again",
-    "protocol-internal": "a mistake of the signer's own",
+    "protocol-internal": "a bug in the signer",
 }
 
-PASSING = "`policy-deadline`, `protocol-busy`, `protocol-disk`, `protocol-keys` and `protocol-ledger` say nothing about the request: it may be sent again."
+PASSING = "`policy-deadline`, `protocol-busy`, `protocol-disk`, `protocol-keys` and `protocol-ledger` do not judge the request: it may be sent again."
 
 INTRODUCTION = """\
-How a payment channel server asks the process that holds its keys. Whoever answers as this page says can take the place
-of `paychan-signer`; whoever asks as it says can use one. This page is made from the message table in
-`paychan/protocol/wire/signer_messages.py` by `python -m tests.lib.signerpage`, and a test compares the two.
+How a payment channel server asks the process that holds its keys for signatures. A program that answers as this page
+describes can replace `paychan-signer`; a program that asks as it describes can use one. This page is made from the message
+table in `paychan/protocol/wire/signer_messages.py` by `python -m tests.lib.signerpage`, and a test compares the two.
 
-The signer listens on a Unix stream socket. It asks the kernel for the peer's user (SO_PEERCRED) and answers those on its
-list; there is no other authentication, no encryption and no handshake. Every request carries the meaning of what is to be
-signed, never a hash or a finished transaction: the signer builds what it signs."""
+The signer listens on a Unix stream socket. It asks the kernel for the peer's user (SO_PEERCRED) and answers the users on
+its list; there is no other authentication, no encryption and no handshake. A request describes the transaction to sign, it
+never carries a hash or a finished transaction: the signer builds every transaction itself."""
 
 FRAMES = """\
 Both sides send frames:
@@ -114,8 +114,8 @@ Both sides send frames:
 | rest | one [msgpack](https://msgpack.org) array: `[number, id, …fields in their order]` |
 
 A length outside these bounds, another version, an unknown number, a missing or superfluous field or one of the wrong type
-is answered with a `Refusal` of id 0 and tag `protocol-message`, and the connection ends. Fields with a default may be
-left out from the end. Bytes after the array are as wrong as too few."""
+is answered with a `Refusal` of id 0 and tag `protocol-message`, and the signer closes the connection. Fields with a default
+may be left out from the end. Extra bytes after the array are an error, like missing ones."""
 
 VALUES = """\
 | here | msgpack | |
@@ -133,11 +133,11 @@ Satoshi and Unix seconds are ints. Keys are secp256k1 points, compressed, 33 byt
 SIGNED = """\
 A settlement is a transaction of version 1 with lock time 0. Its inputs are the claims' outpoints in the order of the
 request, then the reserve's coins, all with sequence ffffffff. Its first output is the first claim's change, `change_sat` to
-`change_script`, if that claim's flag is 131; then comes the server's output with what is left:
+`change_script`, if that claim's flag is 131; then comes the server's output with the rest:
 
     sum of (funding_sat - change_sat) of all claims + sum of value_sat of all coins - fee_sat
 
-to `destination_script`; it is left out where that is 0. Every signature of the signer's is ECDSA over the legacy hash with
+to `destination_script`; it is left out if that is 0. Every signature of the signer is ECDSA over the legacy hash with
 SIGHASH_ALL (RFC 6979, low S, DER, then the byte 01). A claim's scriptSig is
 
     <client's signature and flag> <server's signature> OP_1 <redeem script>
@@ -150,15 +150,15 @@ A coin's scriptSig is `<signature> <key>`. A child spends the server's output of
 `fee_sat`: version 1, lock time 0, sequence ffffffff."""
 
 RULES = """\
-- **Order.** Replies come in any order; ids pair them, and the asker chooses ids (not 0). Requests of one connection are
-  worked on side by side. A request that must follow another (`FundingRequest` before `SettlementRequest`) is sent after
-  the other's reply.
-- **Again.** Every request may be sent again. The same settlement has the same bytes as before, also when its first reply
-  was lost: it was remembered before it was signed. Another settlement of the same outpoint has to pay a higher rate.
-- **Deadlines.** A frame has to arrive within {request_seconds} s of its first four bytes, and is answered within {request_seconds} s; else
-  `policy-deadline`. A connection without requests is closed after {idle_seconds} s. These are the defaults of
+- **Order.** Replies come in any order; ids pair them, and the client chooses ids (not 0). The signer handles requests of
+  one connection concurrently. If a request must follow another (`SettlementRequest` after `FundingRequest`), send it after
+  the reply to the first.
+- **Again.** Every request may be sent again. The same settlement has the same bytes as before, also if its first reply was
+  lost: the ledger stores it before it is signed. Another settlement of the same outpoint must pay a higher rate.
+- **Deadlines.** A frame must arrive within {request_seconds} s of its first four bytes, and is answered within {request_seconds} s; else
+  the signer refuses with `policy-deadline`. A connection without requests is closed after {idle_seconds} s. These are the defaults of
   `socket.request_seconds` and `socket.idle_seconds`.
-- **Limits.** {connections} connections (`socket.max_connections`); of one connection {in_flight} requests are worked on at a time, further
-  ones wait in the socket. Of frames above {usual} bytes {large} are read at a time. A settlement has up to {claims} claims
+- **Limits.** {connections} connections (`socket.max_connections`). The signer handles {in_flight} requests of one connection at a time; further
+  requests wait in the socket. It reads {large} frames above {usual} bytes at a time. A settlement has at most {claims} claims
   and {coins} coins of the reserve.
-- **Turned away.** A peer that is turned away gets one `Refusal` of id 0, then the end of the stream."""
+- **Refused connections.** The signer sends one `Refusal` of id 0 to a peer that it refuses, then ends the stream."""

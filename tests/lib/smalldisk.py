@@ -1,4 +1,4 @@
-"""A file system of a few megabytes, to be filled up."""
+"""A file system of a few megabytes that a test can fill."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 @contextmanager
 def small_file_system(directory: Path, mib: int = 4) -> Iterator[Path]:
-    """Mount one at a new directory; the test is skipped where that is not allowed."""
+    """Mount one at a new directory; skip the test if the system does not allow that."""
     directory.mkdir(mode=0o700)
     command = ["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=0700", "tmpfs", directory]
     if subprocess.run(command, check=False, capture_output=True).returncode:
@@ -24,7 +24,7 @@ def small_file_system(directory: Path, mib: int = 4) -> Iterator[Path]:
 
 
 def fill(file: Path, leave_bytes: int = 0) -> None:
-    """Take all that is left, but for some bytes."""
+    """Fill the file system, except for some bytes."""
     with file.open("wb", buffering=0) as opened, suppress(OSError):
         while True:
             opened.write(bytes(4096))

@@ -1,4 +1,4 @@
-"""A real token without hardware: SoftHSM in a directory of its own. For tests and `bench/`."""
+"""A real token without hardware: SoftHSM in its own directory. For tests and `bench/`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MODULES = ("/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/pkcs11/libsofthsm2.so
 
 
 class SoftHsm:
-    """One token. `environment` leads every process to it that loads `module`."""
+    """One token. With `environment`, a process that loads `module` uses it."""
 
     def __init__(self, directory: Path, label: str = LABEL, pin: str = PIN) -> None:
         self.directory = directory
@@ -34,7 +34,7 @@ class SoftHsm:
 
     @property
     def signer_config(self) -> str:
-        """The text of signer.toml, without `state_dir`; more lines for [pkcs11] may be added at its end."""
+        """The text of signer.toml, without `state_dir`; lines for [pkcs11] may be added at its end."""
         return (
             f'network = "regtest"\n[key]\nmode = "pkcs11"\n'
             f'[settlement]\ndestination_address = "{DESTINATION}"\n'
@@ -42,7 +42,7 @@ class SoftHsm:
         )
 
     def add_token(self, label: str) -> None:
-        """Make one more token beside the first."""
+        """Make a further token beside the first."""
         command = ["softhsm2-util", "--init-token", "--free", "--label", label, "--pin", self.pin, "--so-pin", self.pin]
         subprocess.run(command, env=os.environ | self.environment, check=True, capture_output=True)
 
@@ -58,14 +58,14 @@ class SoftHsm:
 
 
 def find_module() -> Path | None:
-    """Where SoftHSM's library is, if it is installed."""
+    """Return the path of SoftHSM's library, if it is installed."""
     found = (Path(path) for path in _MODULES if Path(path).exists() and shutil.which("softhsm2-util"))
     return next(found, None)
 
 
 @contextmanager
 def softhsm(directory: Path, pin: str = PIN) -> Iterator[SoftHsm]:
-    """A token that this process may use too; the library forgets it afterwards."""
+    """A token that this process may use as well; afterwards the library is unloaded from it."""
     if find_module() is None:
         pytest.skip("no SoftHSM: apt install softhsm2 (tests/system-packages)")
     token = SoftHsm(directory, pin=pin)
@@ -82,5 +82,5 @@ def softhsm(directory: Path, pin: str = PIN) -> Iterator[SoftHsm]:
 
 
 def finalize(token: SoftHsm) -> None:
-    """Let the library in this process forget everything, as the end of the process would."""
+    """Finalise the library in this process, like the end of the process would."""
     ctypes.CDLL(str(token.module)).C_Finalize(None)

@@ -1,8 +1,8 @@
-"""A process that commits for ever, for tests that end it: `python -m tests.lib.storewriter DIRECTORY`.
+"""A process that commits without end, for tests that kill it: `python -m tests.lib.storewriter DIRECTORY`.
 
-Channels are in groups that always change together, in one commit; every change also moves a channel in the index. Each
-acknowledged commit is told as one line `<group> <seq>` on standard output, written after `commit` has returned. The
-first line, written before anything is touched, is `process <id>`.
+Channels are in groups; each commit changes all channels of a group, and moves each in the index. For each acknowledged
+commit the process writes a line `<group> <seq>` to standard output, after `commit` has returned. The first line,
+written before any change, is `process <id>`.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ GROUP_SIZES = (1, 3, 8, 64)
 
 
 def groups() -> list[list[Channel]]:
-    """The channels as they begin, by group."""
+    """Return the initial channels, by group."""
     channels = iter(many(sum(GROUP_SIZES)))
     return [[next(channels) for _ in range(size)] for size in GROUP_SIZES]
 
 
 def version(channel: Channel, seq: int) -> Channel:
-    """What a channel is at a version: open or closing by turns."""
+    """Return a channel at a version: alternately open and closing."""
     return msgspec.structs.replace(channel, seq=seq, state=(State.CLOSING, State.OPEN)[seq % 2])
 
 
 async def found_seqs(store: Store) -> list[int]:
-    """Sequence number of each group as the store has it (0: not there).
+    """Return the sequence number of each group in the store (0: not stored).
 
     Raises:
-        AssertionError: a commit is there in part, or the index does not list a channel once, in its state.
+        AssertionError: a commit is stored in part, or the index does not list each channel once, with its state.
     """
     seqs = []
     for group in groups():
         stored = [await store.get(channel.outpoint) for channel in group]
         found = {channel.seq if channel else 0 for channel in stored}
-        assert len(found) == 1, f"a commit is there in part: versions {found}"
+        assert len(found) == 1, f"a commit is stored in part: versions {found}"
         seqs.append(found.pop())
         assert stored == [version(channel, seqs[-1]) if seqs[-1] else None for channel in group]
     listed: list[Channel] = []

@@ -115,9 +115,10 @@ def _limit(limits: dict[int, int]) -> None:
 
 
 class System:
-    """Signer and server with a state directory of their own; extra TOML is appended to the server's settings.
+    """Signer and server with their own state directory; extra TOML is appended to the server's settings.
 
-    With a `node` it is on that node's regtest chain, else in debug mode. A setting that `SERVER` has in a table can be changed with `sections={"http": "idle_seconds = 1"}`.
+    With a `node` they use that node's regtest chain, otherwise debug mode. `sections={"http": "idle_seconds = 1"}`
+    changes a setting of a table that `SERVER` already has.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class System:
                 if f"[{name}]" in text
                 else text + f"[{name}]\n{lines}\n"
             )
-        # The signer holds the server to its own limits, so whoever changes one changes both.
+        # The signer checks the server's fees against its own limits, so a test that changes one limit changes both.
         for limit in re.findall(r"^(?:max_fee_percent|max_fee_sat_per_vb) = \d+", text, re.MULTILINE):
             signer = signer.replace("[policy]\n", f"[policy]\n{limit}\n")
         self.server_file = directory / "server.toml"
@@ -175,7 +176,7 @@ class System:
                 print(f"--- {daemon.log} ---\n{daemon.text()}" if daemon else "never started")
 
     def __repr__(self) -> str:
-        """Where the logs are: pytest shows it above a test that failed."""
+        """Name the log files; pytest shows this text above a failed test."""
         return f"System({str(self.directory)!r})"
 
     @property
@@ -213,7 +214,7 @@ class System:
         raise AssertionError(msg)
 
     def kill_server(self) -> None:
-        """End the server as a power cut would, as far as a process can tell."""
+        """Kill the server, the nearest a process comes to a power cut."""
         assert self.server is not None
         self.server.stop(signal.SIGKILL)
 
@@ -222,18 +223,18 @@ class System:
         self.start_server()
 
     def manage(self, method: str, path: str) -> httpx.Response:
-        """Ask the management listener, with the token."""
+        """Send a request to the management listener, with the token."""
         headers = {"Authorization": f"Bearer {self.token}"}
         return httpx.request(method, self.management_url + path, headers=headers, timeout=30, verify=False)
 
     def channel(self, outpoint: Any) -> dict[str, Any]:
-        """The operator's view of a channel."""
+        """Return the operator's view of a channel."""
         txid, vout = str(outpoint).split(":")
         answer: dict[str, Any] = self.manage("GET", f"/channels/{txid}/{vout}").json()
         return answer
 
 
-# --- deaths: kill -9, and what comes after ------------------------------------------------------------------------------
+# --- deaths: kill -9, and the start after it --------------------------------------------------------------------------
 
 
 @contextmanager
@@ -259,20 +260,20 @@ _KEPT_BLOCKS = 64
 
 
 def write_chain(node: Node) -> None:
-    """Have the node write all its blocks, so that `dead_node` loses only newer ones; asking for its outputs does that."""
+    """Make the node write all its blocks, by a request for its outputs, so that `dead_node` loses only newer ones."""
     node.rpc("gettxoutsetinfo", "none")
 
 
 @contextmanager
 def dead_node(system: System, node: Node) -> Iterator[None]:
-    """A node killed so loses its mempool and all blocks that it had not written; its peers would send both."""
+    """Kill a node: it loses its mempool and all blocks that it had not written; its peers would send both again."""
     height = node.height
     first = max(1, height - _KEPT_BLOCKS)
     blocks = [node.rpc("getblock", node.rpc("getblockhash", each), 0) for each in range(first, height + 1)]
     node.kill()
     yield
     node.start()
-    assert node.height >= first - 1, "write_chain more often"
+    assert node.height >= first - 1, "call write_chain more often"
     for block in blocks[node.height + 1 - first :]:
         node.rpc("submitblock", block)
     write_chain(node)

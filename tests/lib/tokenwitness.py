@@ -1,6 +1,6 @@
-"""Tries to get private keys out of a token, through another PKCS#11 binding than the signer's, and tells what happened.
+"""Try to extract private keys from a token, through another PKCS#11 binding than the signer's, and report the results.
 
-`python -m tests.lib.tokenwitness MODULE TOKEN PIN` writes JSON: per private key what each way of taking it gave.
+`python -m tests.lib.tokenwitness MODULE TOKEN PIN` writes JSON: for each private key the result of each method.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import PyKCS11
 
 
 def main(module: str, label: str, pin: str) -> None:
-    """Write what became of each attempt on each private key."""
+    """Write the result of each attempt on each private key."""
     library = PyKCS11.PyKCS11Lib().load(module)
     slot = next(slot for slot in library.getSlotList() if library.getTokenInfo(slot).label.strip("\0 ") == label)
     session = library.openSession(slot, PyKCS11.CKF_RW_SESSION)
@@ -36,7 +36,7 @@ def main(module: str, label: str, pin: str) -> None:
 
 
 def attempts(session: Any, key: Any, wrapping_key: Any, wrapping: Any) -> dict[str, Any]:
-    """What each way gave: an error's name, or a value."""
+    """Return the result of each method: an error's name, or a value."""
     (label,) = session.getAttributeValue(key, [PyKCS11.CKA_LABEL])
     flags = (
         PyKCS11.CKA_SENSITIVE,

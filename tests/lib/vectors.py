@@ -1,4 +1,4 @@
-"""The vectors in `tests/vectors/`, which other people's code produced, as values of the core's own types.
+"""The vectors in `tests/vectors/`, which other implementations produced, as values of the core's own types.
 
 `JS_CASES` come from the original JavaScript client, `HASKELL_CASES` from the original Haskell test data generator.
 """
@@ -21,7 +21,7 @@ DIRECTORY = Path(__file__).parents[1] / "vectors"
 
 
 class Case(NamedTuple):
-    """One channel of a vector file; `raw` is its JSON object, for everything that has no type of ours."""
+    """One channel of a vector file; `raw` is its JSON object, for parts that have no type of their own."""
 
     raw: dict[str, Any]
 
@@ -35,7 +35,7 @@ class Case(NamedTuple):
 
     @property
     def client_key(self) -> PrivateKey:
-        """The client's private key; Haskell's are not known."""
+        """The client's private key; those of the Haskell vectors are not known."""
         return PrivateKey(bytes.fromhex(self.raw["client"]["privkey_hex"]))
 
     @property
@@ -68,7 +68,7 @@ class Case(NamedTuple):
         return list(self.raw["payments"])
 
     def claim(self, payment: Payment | None = None) -> Claim:
-        """What the channel owes the server by a payment, or else by its last one."""
+        """Return the sum that the channel owes the server after a payment; default: its last one."""
         newest = payment or decode_v1(self.payments[-1]["payload_base64url"])
         return Claim(self.terms, self.outpoint, self.funding_sat, self.change_script, newest)
 

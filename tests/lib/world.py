@@ -1,7 +1,7 @@
-"""The server without HTTP, in this process: real LevelDB, real keys and policies, the debug chain, a clock to set.
+"""The server without HTTP, in this process: real LevelDB, real keys and policies, the debug chain, a settable clock.
 
-`local` puts it together. In front of store, chain and signer stands a `Faulty` each, which passes every call on to the
-real part unless a test tells it to hold calls back or to fail.
+`local` assembles it. A `Faulty` wraps store, chain and signer. It passes every call on to the real part, unless a test
+tells it to hold calls back or to fail.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ IDLE_SECONDS = 300
 
 
 class DebugPayer(Payer, frozen=True):
-    """A client whose channel is funded as debug mode believes, with the server key of debug mode."""
+    """A client whose channel has debug funding, with the server key of debug mode."""
 
     funding_sat: Sat = DEBUG_FUNDING_SAT
 
@@ -86,7 +86,7 @@ class DebugPayer(Payer, frozen=True):
         return self.at or debug_outpoint(self.key.public_key.format(), self.expiry)
 
     def request(self, paid_sat: int = 10_000) -> OpenRequest:
-        """The wish for the channel, as v1 has it; with a secret if it is movable."""
+        """Build the opening request of v1; for a movable channel that of v2, with its secret."""
         payment = self.payment(self.funding_sat - paid_sat)
         return OpenRequest(
             client_key=self.key.public_key.format(),
@@ -98,7 +98,7 @@ class DebugPayer(Payer, frozen=True):
         )
 
     def pays(self, paid_sat: int) -> Pay:
-        """The payment after which the server has received `paid_sat` in all."""
+        """Sign the payment that raises the server's sum to `paid_sat`."""
         return Pay(self.payment(self.funding_sat - paid_sat))
 
 
@@ -106,7 +106,7 @@ class LocalSigner:
     """The signer's own handlers, called directly: a `Signer` with real keys and policies, no socket and no disk."""
 
     def __init__(self, ledger: Ledger | None = None, keys: KeyRing | None = None) -> None:
-        """Begin with an empty ledger, or with what another one of these remembers; with the debug key, or others."""
+        """Begin with an empty ledger, or with that of another `LocalSigner`; with the debug key, or with other keys."""
         keys = keys or KeyRing([StaticKey(DEBUG_KEY)], SERVER_DESTINATION)
         limits = Limits(
             max_fee_percent=100,
@@ -183,7 +183,7 @@ class LocalSigner:
 
 
 class Faulty:
-    """Stands in front of a real part; a test may hold calls of a method back, or let them fail."""
+    """Wraps a real part; a test may hold back calls of a method, or let them fail."""
 
     def __init__(self, real: Any) -> None:
         self.real = real
@@ -192,14 +192,14 @@ class Faulty:
         self._errors: dict[str, tuple[Exception, int]] = {}
 
     def hold(self, method: str, after: int = 0) -> None:
-        """Let no call of a method through until `release`, apart from the first `after`."""
+        """Hold back all calls of a method until `release`, except the first `after`."""
         self._gates[method] = (asyncio.Event(), self.calls[method] + after)
 
     def release(self, method: str) -> None:
         self._gates.pop(method)[0].set()
 
     def fail(self, method: str, error: Exception, times: int = 1_000_000) -> None:
-        """Let the next calls of a method fail, instead of reaching the real part."""
+        """Let the next calls of a method fail before they reach the real part."""
         self._errors[method] = (error, times)
 
     def heal(self, method: str) -> None:
@@ -225,7 +225,7 @@ class Faulty:
 
 
 class Clock:
-    """Wall clock of a test: stands still until it is set."""
+    """Wall clock of a test: it stands still until the test sets it."""
 
     def __init__(self, now: int = NOW) -> None:
         self.now = now
@@ -235,7 +235,7 @@ class Clock:
 
 
 class Local(Struct):
-    """A running server without doors."""
+    """A running server without its listeners."""
 
     store: Any
     chain: Any
@@ -246,14 +246,14 @@ class Local(Struct):
     opener: Opener
     watcher: Watcher
     failures: list[BaseException]
-    """What the group commit could not write; the real server ends at the first."""
+    """Errors of the group commit; the real server ends at the first."""
 
     async def open(self, payer: DebugPayer, paid_sat: int = 10_000) -> Channel:
-        """Open a channel that must be accepted."""
+        """Open a channel, which must be accepted."""
         return accepted(await self.opener.open(payer.request(paid_sat))).channel
 
     async def stored(self, payer: Payer) -> Channel:
-        """What is on disk for a channel."""
+        """Return the stored record of a channel."""
         channel = await self.store.real.get(payer.outpoint)
         assert isinstance(channel, Channel)
         return channel
@@ -279,9 +279,9 @@ async def local(
     ledger: Ledger | None = None,
     **rules: Any,
 ) -> AsyncIterator[Local]:
-    """Run a server on the store in a directory; `rules` change `RULES`, `settings` what else the operator may.
+    """Run a server on the store in a directory; `rules` change `RULES`, `settings` the operator's other settings.
 
-    It ends as a killed process does: whatever is under way is cut off, and only what is stored remains.
+    It ends like a killed process: running work is cut off, and only stored state remains.
     """
     clock = clock or Clock()
     others = asyncio.all_tasks()
@@ -292,7 +292,7 @@ async def local(
         rules=msgspec.structs.replace(RULES, asks_application=application is not None, **rules),
         settlement_confirmations=6,
         clock=clock,
-        store=store,  # type: ignore[arg-type] # stands in front of one
+        store=store,  # type: ignore[arg-type] # wraps a store
         commits=GroupCommit(store, 0, failures.append),  # type: ignore[arg-type]
         chain=Faulty(chain or DebugChain(clock)),  # type: ignore[arg-type]
         signer=signer,  # type: ignore[arg-type]
@@ -329,29 +329,29 @@ async def local(
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    """Let everything else run until a condition holds.
+    """Let all other tasks run until a condition holds.
 
     Raises:
-        TimeoutError: it never did.
+        TimeoutError: it did not hold in time.
     """
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - a condition of any kind sends no event
+        while not condition():  # noqa: ASYNC110 - an arbitrary condition sends no event
             await asyncio.sleep(0.001)
 
 
 async def settled_down() -> None:
-    """Let everything run that can run without the disk or another thread."""
+    """Let every task run that needs neither the disk nor another thread."""
     for _ in range(50):
         await asyncio.sleep(0)
 
 
 def accepted(outcome: Outcome) -> Accepted:
-    """An outcome that must not be a refusal."""
+    """Return an outcome, which must not be a refusal."""
     assert isinstance(outcome, Accepted), outcome
     return outcome
 
 
 def refused(outcome: Outcome) -> PaychanError:
-    """The error of an outcome that must be a refusal."""
+    """Return the error of an outcome, which must be a refusal."""
     assert isinstance(outcome, Rejected), outcome
     return outcome.error
