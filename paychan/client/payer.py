@@ -13,7 +13,8 @@ import httpx
 from coincurve import PrivateKey
 from msgspec import UNSET, Struct, structs
 
-from paychan.client.channel import AsyncChannel, Channel, TransportSettings
+from paychan.client.channel import AsyncChannel, Channel
+from paychan.client.channel_base import TransportSettings
 from paychan.client.errors import Refused, ServerMisbehaved, TermsUnacceptable, Unreachable, WalletError
 from paychan.client.flows.refund import key_address
 from paychan.client.limits import (
