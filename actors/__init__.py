@@ -1,1 +1,1 @@
-"""The concurrent shell around the pure core: one actor per open channel, all on one event loop."""
+"""The concurrent layer around the pure core: one actor per open channel, all on one event loop."""

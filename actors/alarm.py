@@ -1,4 +1,4 @@
-"""What needs the operator, as one value: of which kind, in words, and which channel it concerns."""
+"""Alarms for the operator: kind, text, and the channel concerned, if it is about one."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from paychan.protocol.types import OutPoint, UnixTime
 
 
 class Kind(Enum):
-    """Kinds of alarms, by the word that `/health` and `paychan status` show."""
+    """Kinds of alarms; the value is the word that `/health` and `paychan status` show."""
 
     CLOCK = "clock"  # wall clock and newest block contradict each other
-    CHAIN = "chain"  # the node can't be asked, or its newest block is old
-    NODE = "node"  # the node lacks something, which is done without
-    SIGNER = "signer"  # the signer is away, can't write, or is short of room
-    WATCHER = "watcher"  # a look failed
-    TASK = "task"  # a long-lived task of the server was started again, or does nothing
+    CHAIN = "chain"  # the node does not answer, or its newest block is old
+    NODE = "node"  # the node lacks a feature; the server works without it
+    SIGNER = "signer"  # the signer is away, can't write, or is short of disk space
+    WATCHER = "watcher"  # a scan of the watcher failed
+    TASK = "task"  # the server restarted one of its long-lived tasks, or the task makes no progress
     DISK = "disk"  # the disk is nearly full
-    LOG = "log"  # lines of the log are being lost
+    LOG = "log"  # the server loses lines of its log
     UNSIGNED = "unsigned"  # a settlement could not be signed for some time
-    LATE = "late"  # received value that is not settled although expiry is near
-    PINNED = "pinned"  # what others attached to a settlement makes its replacement too expensive
-    FEE = (
-        "fee"  # a settlement past its deadline costs more than settlement.max_fee_percent, or more than the rate's cap
-    )
-    LOST = "lost"  # something else spent the funding output
+    LATE = "late"  # received value is not settled although expiry is near
+    PINNED = "pinned"  # transactions that others attached to a settlement make its replacement too expensive
+    # a settlement past its deadline costs more than settlement.max_fee_percent, or the relay minimum is above the cap
+    FEE = "fee"
+    LOST = "lost"  # a transaction of another party spent the funding output
 
 
 class Alarm(Struct, frozen=True):
@@ -49,7 +48,7 @@ def about(kind: Kind, outpoint: OutPoint, text: str) -> Alarm:
 
 
 def utc(moment: UnixTime) -> str:
-    """Show a time for an operator, in UTC; a clock may say anything."""
+    """Show a time for an operator, in UTC; a wrong clock may give a time that no calendar date has."""
     try:
         return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M UTC")
     except (OverflowError, OSError, ValueError):

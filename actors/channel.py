@@ -1,8 +1,9 @@
-"""One open channel: serializes everything that happens to it.
+"""The actor of one open channel: it handles all commands for the channel in sequence.
 
-The rules are in `protocol.machine`; the actor only asks it, persists, adopts, performs what the record asks of the
-world next, and answers. Persist, adopt and answer stand on adjacent lines in `_judge`: several payments may be between
-them at a time, each judged against the newest accepted, none answered before it is durable.
+The rules are in `protocol.state_machine`. The actor only applies them, persists the new record, uses it, performs the
+next step that the record needs, and answers. Persist, use and answer are adjacent lines in `_judge`. Several payments
+may be between these lines at a time: each is judged against the newest accepted record, and none is answered before its
+record is durable.
 """
 
 from __future__ import annotations
@@ -54,34 +55,34 @@ from paychan.store.base import Change
 
 log = structlog.get_logger("channel")
 
-_NEW_OUTPUT = "its funding output is new, and is being looked at"
+_NEW_OUTPUT = "its funding output is new, and the server is checking it"
 
 _FROM_OUTSIDE = (Found, Adopt)
 
 MOST_BEHIND = 64
-"""Payments of a channel that may wait for an application's answer to another one."""
+"""Most payments of a channel that may wait for the application's answer to an earlier one."""
 
 
 class Resume(Struct, frozen=True):
-    """Go on with a settlement that is not finished."""
+    """Continue an unfinished settlement."""
 
 
 class PayBatch(Struct):
-    """Payments that came together; the answer has an outcome for each that was judged, in their order.
+    """Payments that came together; the answer has an outcome for each judged payment, in their order.
 
-    With `in_parts` the actor judges no more of them than one turn of the loop has time for, and none behind a bad signature:
-    who gave them makes that wait before it gives the rest. It sees in `judged` and `outcomes` how far the actor came, as soon
-    as the message has been given.
+    With `in_parts` the actor judges only as many as one turn of the loop has time for, and none after a bad signature,
+    which the caller delays before it sends the rest. `judged` and `outcomes` are set as soon as the message is in the
+    inbox; they tell the caller how far the actor came.
     """
 
     commands: Commands
     in_parts: bool = False
     judged: int = 0
-    """How many were judged, from the first on."""
+    """Number of judged payments, from the first on."""
     outcomes: Sequence[Outcome] = ()
-    """What came of these, before it is on disk: nothing to answer with."""
+    """Their outcomes before the record is on disk: the caller must not answer with them."""
     waits: bool = False
-    """Whether only the answer tells that: an application is asked about each."""
+    """Whether only the final answer has the outcomes, because the application is asked about each payment."""
 
 
 Message: TypeAlias = Command | Resume
@@ -102,21 +103,21 @@ class ChannelActor(LoopActor):
         self._settling: asyncio.Future[PaychanError | None] | None = None
         self._waiting = 0
         self._takes_over = channel.state is not State.OPEN
-        """Whether its settlement is of another life of this server: begun before it woke, or unknown to its record."""
+        """Whether the settlement began before this actor woke, or came from outside: from the chain or the signer."""
         self._last_message = context.clock()
 
     @property
     def channel(self) -> Channel:
-        """The newest accepted version; it may still be on its way to the disk."""
+        """The newest accepted version; it may not be on disk yet."""
         return self._channel
 
     def idle_since(self, moment: int) -> bool:
-        """Whether nothing is under way, and no message came after that Unix time."""
+        """Say whether no work is under way and no message came after that Unix time."""
         work = (self._last_commit, self._offering, self._behind, self._settling)
         return self._last_message <= moment and not any(map(_under_way, work))
 
     def look_ahead(self, payment: Payment) -> None:
-        """Check the signature of a payment that comes next, unless something cheaper is going to refuse it."""
+        """Check the signature of the next payment early, unless a cheaper check will refuse the payment."""
         channel = self._channel
         if (
             channel.state is State.OPEN
@@ -141,29 +142,29 @@ class ChannelActor(LoopActor):
         return self._in_turn(message)
 
     def _overload(self) -> PaychanError | None:
-        """Why a payment is not even looked at: what waits, here or for the disk, is as much as may wait."""
+        """Say why no further payment is judged: the limit of waiting payments, here or for the disk, is reached."""
         if self._waiting >= MOST_BEHIND:
             return Overloaded(waiting=self._waiting, what="payments for the application's answer", limit=MOST_BEHIND)
         return self._context.commits.overload()
 
     def _in_turn(self, command: Command) -> Outcome | Awaitable[Outcome]:
-        """Judge a command, behind what an application has not answered for yet."""
-        if self._offering is None and self._channel.offered is None:  # no application was ever asked
+        """Judge a command, after the payments that wait for an answer of the application."""
+        if self._offering is None and self._channel.offered is None:  # the application was never asked
             return self._judge(command)
         return self._after_offer(command) if self._offers and self._asks else self._judge(command)
 
     @property
     def _offers(self) -> bool:
-        """Whether an application must be heard first."""
+        """Whether the application must answer first."""
         return _under_way(self._offering) or _under_way(self._behind) or self._channel.offered is not None
 
     @property
     def _asks(self) -> bool:
-        """Whether an answer of the application could change anything now: what is not funded pays for nothing."""
+        """Whether an answer of the application could have an effect now: an unfunded channel pays for nothing."""
         return self._channel.state is not State.UNFUNDED
 
     def _judge(self, command: Command) -> Outcome | Awaitable[Outcome]:
-        if not self.alive:  # stopped while the command waited: what is in memory may be outdated
+        if not self.alive:  # stopped while the command waited: the record in memory may be outdated
             return Rejected(TryAgain())
         outcome = apply(self._channel, command, self._context.view(self._channel.outpoint), self._verifier)
         if isinstance(outcome, Rejected):
@@ -179,7 +180,7 @@ class ChannelActor(LoopActor):
         return self._carry_on_after(durable)
 
     def _judge_several(self, message: PayBatch) -> Sequence[Outcome] | Awaitable[Sequence[Outcome]]:
-        """Judge payments together and write the newest alone; where an application is asked, one after the other."""
+        """Judge payments together and write only the newest; if an application is asked, judge them one by one."""
         commands = message.commands
         if self._offers or self._context.rules.asks_application:
             if message.in_parts:
@@ -207,7 +208,7 @@ class ChannelActor(LoopActor):
     async def _several_when_durable(
         self, outcomes: Sequence[Outcome], durable: Awaitable[Outcome]
     ) -> Sequence[Outcome]:
-        """Answer when the newest is durable, and behind a payment that closed the channel when that is settled."""
+        """Answer when the newest is durable; if a payment closed the channel, answer it after the settlement."""
         outcomes = _if_written(await durable, outcomes)
         return [
             await self._carry_on(outcome)
@@ -217,7 +218,7 @@ class ChannelActor(LoopActor):
         ]
 
     async def _when_durable(self, outcome: Accepted) -> Outcome:
-        """Answer a repetition no earlier than what it repeats, and never if that was not written."""
+        """Answer a repetition only after the payment that it repeats is on disk; refuse it if the write failed."""
         if self._last_commit is not None:
             committed = await asyncio.shield(self._last_commit)
             if isinstance(committed, Rejected):
@@ -229,9 +230,9 @@ class ChannelActor(LoopActor):
         return outcome if isinstance(outcome, Rejected) else await self._carry_on(outcome)
 
     async def _carry_on(self, outcome: Accepted) -> Outcome:
-        """Settle as far as it goes, then answer with where that led.
+        """Settle as far as possible now, then answer with the record that results.
 
-        A payment that was booked is answered as booked, also when the settlement it led to has to wait.
+        A booked payment is answered as booked, even if the settlement that it started has to wait.
         """
         problem = await self._settle()
         if problem is not None and not outcome.value_sat:
@@ -241,10 +242,10 @@ class ChannelActor(LoopActor):
     # --- asking the application -------------------------------------------------------------------------------------
 
     def _after_offer(self, command: Command) -> Outcome | Awaitable[Outcome]:
-        """Nothing is judged while a payment is offered: first hear about that one, then go on in order of arrival.
+        """Let a command wait for the application's answer about the offered payment; then judge in order of arrival.
 
-        The same payment again gets the answer of the one question, so a payer's retry is delivered once. What is forged does
-        not wait: places behind an offer are few, and in v1 a stranger could take them.
+        A repetition of the offered payment gets the same answer, so the application delivers once for a payer's retry.
+        A forged payment is refused at once: few commands may wait, and in v1 any caller could take these places.
         """
         if isinstance(command, Pay) and command.payment == self._channel.offered:
             return asyncio.shield(self._question())
@@ -258,7 +259,7 @@ class ChannelActor(LoopActor):
         return self._behind
 
     async def _judge_after(self, before: asyncio.Future[Outcome], command: Command) -> Outcome:
-        """If there was no answer about the offered payment, the machine decides whether the command can do without."""
+        """Judge a command after the one before it; if the application was silent, the state machine decides."""
         try:
             await asyncio.wait([before])
         finally:
@@ -267,17 +268,17 @@ class ChannelActor(LoopActor):
         return outcome if isinstance(outcome, Accepted | Rejected) else await outcome
 
     def _question(self) -> asyncio.Future[Outcome]:
-        """Ask about the offered payment, once however many wait for it."""
+        """Ask about the offered payment; callers that wait at the same time share one request."""
         if not _under_way(self._offering):
             self._offering = asyncio.create_task(self._ask_application())
         return self._offering
 
     async def _ask_application(self) -> Outcome:
-        """The mark in the record stays until the application has answered; a silent one is asked again later."""
+        """Ask the application; the record keeps the offered payment until it answers, so a later request asks again."""
         offered = await self._when_durable(Accepted(self._channel))
         if isinstance(offered, Rejected):
             return offered
-        channel, application = self._channel, self._context.application  # if closing began, the machine says so below
+        channel, application = self._channel, self._context.application  # the state is checked again after the answer
         try:
             verdict = await application.ask(channel) if application and channel.offered else Verdict()
         except ApplicationSilent as error:
@@ -285,7 +286,7 @@ class ChannelActor(LoopActor):
             offer = self._channel.offered or self._channel.payment
             return Rejected(PaymentPending(change_sat=offer.change_sat))
         answer = Answer(verdict.refusal, verdict.data)
-        if self._channel.state is not State.OPEN:  # `_settle_steps` waits for this answer, and goes on by itself
+        if self._channel.state is not State.OPEN:  # `_settle_steps` waits for this answer, and continues by itself
             return await self._record(answer)
         answered = self._judge(answer)
         outcome = answered if isinstance(answered, Accepted | Rejected) else await answered
@@ -294,7 +295,7 @@ class ChannelActor(LoopActor):
     # --- settling ---------------------------------------------------------------------------------------------------
 
     async def _settle(self) -> PaychanError | None:
-        """Carry the settlement as far as it goes now, once however many wait for it."""
+        """Carry the settlement as far as possible now; callers that wait at the same time share one run."""
         if not _under_way(self._settling):
             self._settling = asyncio.create_task(self._settle_steps())
         return await asyncio.shield(self._settling)
@@ -304,7 +305,7 @@ class ChannelActor(LoopActor):
         while (step := next_step(self._channel)) is not None:
             if step is Step.OFFER:
                 if self._channel.state is State.OPEN or not await self._offer_decided():
-                    return None  # the watcher comes back to it
+                    return None  # the watcher resumes later
                 continue
             try:
                 command = await perform(step, self._channel, self._context, self._planner)
@@ -313,7 +314,7 @@ class ChannelActor(LoopActor):
                 log.warning("settlement waits", channel=str(self._channel.outpoint), step=step.name, reason=str(error))
                 return error
             if command is None or (published and isinstance(command, Vanished)):
-                return None  # nothing to see yet; the watcher comes back to it
+                return None  # the network shows no spend yet; the watcher resumes later
             published = published or isinstance(command, Published)
             before = self._channel
             outcome = await self._record(command)
@@ -324,64 +325,65 @@ class ChannelActor(LoopActor):
             if isinstance(command, TakenBack):
                 return command.error
             if self._channel is before:
-                return None  # it led nowhere: the next look may see more
+                return None  # the command changed nothing; a later scan may find more
         return None
 
     async def _offer_decided(self) -> bool:
-        """Ask once more about the payment that a closing channel still offers; whether it counts is known afterwards."""
+        """Ask once more about the offered payment of a closing channel; return whether it is decided now."""
         await asyncio.wait([self._question()])
         if self._channel.offered is not None:
             await self._record(Unanswered())
         return self._channel.offered is None
 
     async def _record(self, command: Command) -> Outcome:
-        """Make a step of settling durable before the next one begins."""
+        """Make a step of the settlement durable before the next one begins."""
         outcome = apply(self._channel, command, self._context.view(self._channel.outpoint))
         if isinstance(outcome, Rejected) or outcome.channel is self._channel:
             return outcome
         durable = self._context.commits.put(Change(self._channel, outcome.channel), outcome, self.stop)
         self._channel, self._last_commit = outcome.channel, durable
         self._takes_over |= isinstance(command, _FROM_OUTSIDE)
-        if self._channel.moves and self._channel.state is State.CLOSED:  # gathered at once, so written with it
+        if self._channel.moves and self._channel.state is State.CLOSED:  # both records are in the same write
             next_one = successor(self._channel, self._context.now())
-            self._doubt(next_one.outpoint)
+            self._hold_payments(next_one.outpoint)
             self._context.commits.put(Change(None, next_one), Accepted(next_one), _nothing)
             await asyncio.shield(durable)
-            await self._trust(next_one.outpoint)
+            await self._release_payments(next_one.outpoint)
         committed = await asyncio.shield(durable)
         if isinstance(committed, Accepted) and self._channel.state is not State.CLOSING:
             log.info("settling", channel=str(self._channel.outpoint), state=self._channel.state.value)
         return committed
 
-    def _doubt(self, outpoint: OutPoint) -> None:
-        """Take no payments on the channel that goes on before it was looked at.
+    def _hold_payments(self, outpoint: OutPoint) -> None:
+        """Refuse payments on the continued channel until its funding output was checked.
 
-        One that goes on by a withdrawal of another life of this server may have received more since: the signer is asked.
+        If an earlier run of this server began the withdrawal, the channel may have received more since: then the signer
+        is asked as well.
         """
         self._context.chain_view.in_danger.setdefault(outpoint, _NEW_OUTPUT)
         if self._takes_over:
             self._context.chain_view.unasked[outpoint] = _NEW_OUTPUT
 
-    async def _trust(self, outpoint: OutPoint) -> None:
-        """Let the channel that goes on take payments, unless its output is gone: it may have moved on long ago."""
+    async def _release_payments(self, outpoint: OutPoint) -> None:
+        """Let the continued channel accept payments if its output is unspent; it may have moved on long ago."""
         with suppress(ChainFailed):
             if await self._context.chain.unspent([outpoint]):
                 self._context.chain_view.in_danger.pop(outpoint, None)
 
 
 def _nothing() -> None:
-    """A channel that moved before, and again after a reorg, has its successor already."""
+    """Ignore a conflict: a channel that moves again after a reorg has its successor's record already."""
 
 
 async def _all_of(outcomes: list[Outcome | Awaitable[Outcome]]) -> Sequence[Outcome]:
-    """Wait for those that are not there yet; all of them are on their way already."""
+    """Wait for the outcomes that are still pending; all of them are being worked on already."""
     waiting = [asyncio.ensure_future(each) for each in outcomes if not isinstance(each, Accepted | Rejected)]
     later = iter(await asyncio.gather(*waiting))
     return [each if isinstance(each, Accepted | Rejected) else next(later) for each in outcomes]
 
 
 def _if_written(committed: Outcome, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
-    """If somebody else was first, all were judged against an outdated version."""
+    """Return the outcomes, or a refusal for each if another writer was first: they were judged by an old record."""
     return [committed] * len(outcomes) if isinstance(committed, Rejected) else outcomes
 
 

@@ -1,4 +1,4 @@
-"""Everything an actor may reach, all through contracts: a simulation replaces these and nothing else."""
+"""Everything outside that an actor uses, behind contracts: a simulation replaces only these."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from paychan.store.base import Store
 
 @dataclass
 class ChainView:
-    """What is known of the chain now; `actors.watching.funding` keeps it. Empty, it stops nothing."""
+    """The server's present knowledge of the chain; `actors.watching.funding` updates it. Empty, it stops no payment."""
 
     tip: Tip | None = None
     fees: ChainFees = field(default_factory=ChainFees)
     problem: str = ""
-    """Why no payment at all is accepted at the moment."""
+    """Reason why the server accepts no payments at all now; empty if it accepts them."""
     in_danger: dict[OutPoint, str] = field(default_factory=dict)
-    """Channels that take no payments at the moment, and why: their funding output is not there as it should be."""
+    """Channels that accept no payments now, with the reason: their funding output is missing or not deep enough."""
     agreed: Reading | None = None
-    """The last reading of the clocks that a block agreed with, see `protocol.moment`."""
+    """The last reading of the clocks that agreed with a block, see `protocol.moment`."""
     unasked: dict[OutPoint, str] = field(default_factory=dict)
-    """Open channels that take no payments since the start, because the signer may have settled them; and why."""
+    """Open channels that accept no payments because the signer may have settled them, with the reason."""
     is_whole: bool = True
-    """False until all open channels were looked at since the start: `Context.exposure` may lack some."""
+    """False until the first scan since the start has checked all open channels: `Context.exposure` may lack some."""
 
 
 @dataclass(frozen=True)
@@ -53,35 +53,36 @@ class Context:
     signer: Signer
     application: Application | None = None
     terms: TermsHistory = field(default_factory=TermsHistory)
-    """What new channels were asked for before, which holds for some time."""
+    """Earlier terms for new channels, which stay valid for some time."""
     storage_problem: Callable[[], PaychanError | None] = lambda: None
-    """Why nothing new is begun while the disk is nearly full."""
+    """Returns the refusal of new channels while the disk is nearly full."""
     memory_problem: Callable[[], PaychanError | None] = lambda: None
-    """Why nothing new is begun while memory is nearly used up."""
+    """Returns the refusal of new channels and of waking channels while memory is nearly used up."""
     exposure: Exposure = field(default_factory=Exposure)
-    """Funding without a confirmation, of channels that are open or being opened, and its limit."""
+    """Unconfirmed funding of channels that are open or being opened, and its limit."""
     batch_seconds: int = 0
-    """Drained channels wait so long for others, to be settled together; 0: none waits."""
+    """Longest time that a drained channel waits to be settled together with others; 0: no channel waits."""
     batch_channels: int = 20
+    """Most channels in one settlement."""
     withdraw_above_sat: int = 0
-    """Channels that can go on are withdrawn from when they have received so much; 0: none is."""
+    """Received value, in satoshi, from which a channel that can continue is withdrawn from; 0: never."""
     coalesce: bool = True
-    """Of several payments that came together the newest is verified first; see `protocol.several`."""
+    """Of several payments that came together the newest is verified first; see `protocol.payment_batch`."""
     chain_view: ChainView = field(default_factory=ChainView)
     unsigned: Unsigned = field(default_factory=Unsigned)
     """Settlements that could not be signed."""
     steady: Callable[[], float] = time.monotonic
-    """A clock that is never set, in seconds since any moment."""
+    """A clock that is never adjusted, in seconds since an arbitrary moment."""
 
     def now(self) -> UnixTime:
-        """Wall clock or the chain's median time past, whichever is worse for us: the later. Only refusals go by it."""
+        """The later of wall clock and median time past, which is the stricter one. Only refusals use it."""
         tip, now = self.chain_view.tip, self.clock()
         return now if tip is None or tip.median_time < now else tip.median_time
 
     def acting_time(self) -> UnixTime:
-        """The time by which channels are closed: a wall clock that no witness agrees with does not count.
+        """The time by which the server closes channels: it ignores a wall clock that no witness agrees with.
 
-        Before a block was seen it is 0: there is nothing yet to judge the clock by, and nowhere to publish to.
+        0 before the server has seen a block: it can't check the clock yet, and can't broadcast a settlement.
         """
         seen = self.chain_view
         if seen.tip is None:
@@ -92,7 +93,7 @@ class Context:
         return max(reading.wall, seen.tip.median_time)
 
     def paying_time(self) -> UnixTime:
-        """The time by which fee rates rise."""
+        """Time on the fee curve, see `protocol.moment`."""
         tip = self.chain_view.tip
         return paying_time(self.now(), tip.median_time if tip else None)
 
@@ -100,17 +101,17 @@ class Context:
         return Reading(self.clock(), self.steady())
 
     def confirmations_needed(self, channel: Channel) -> int:
-        """Depth that a channel's funding output must keep, by the terms that it was opened with, or the present ones."""
+        """Depth that a channel's funding must keep: the lowest of the terms at its opening and the present ones."""
         return self.terms.confirmations_needed(channel.funding_sat, channel.opened_at, self.rules)
 
     def depth(self, channel: Channel) -> int:
-        """Confirmations that end a channel; one that goes on at its change output needs those of a funding output."""
+        """Confirmations that end a channel; if it continues at its change output, those of a funding output."""
         if channel.moves:
             return max(1, self.rules.confirmations_needed(channel.payment.change_sat))
         return self.settlement_confirmations
 
     def view(self, outpoint: OutPoint | None = None) -> View:
-        """The moment, as the channel machine judges it."""
+        """The facts by which the state machine judges a command for a channel now."""
         seen = self.chain_view
         frozen = seen.problem or (seen.in_danger.get(outpoint, "") if outpoint is not None else "")
         if seen.unasked and outpoint is not None:

@@ -1,9 +1,9 @@
-"""What could vanish at once: funding that no block holds, of channels that are open or being opened. It has a limit.
+"""Exposure: the unconfirmed funding of channels that are open or being opened. It could vanish, so it has a limit.
 
-An output counts once, however many requests want to open it. It counts for as long as one of two holds it: a
-`Reservation`, which belongs to the opening that made it and which nothing else can end; or the mark that a channel is
-open on it, which the chain watch sets and takes away as blocks come and go. So a look at the chain never drops an output
-whose channel is still being stored, and a refused request never drops the output of another one that was accepted.
+An output counts once, even if several requests try to open it. It counts while one of two things holds it: a
+`Reservation`, which belongs to one opening and which only that opening can end; or the mark that a channel is open on
+the output, which the chain watch sets and removes as blocks come and go. So a scan of the chain never drops an output
+whose channel is still being stored, and a refused request never drops the output of another request that was accepted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from paychan.protocol.types import OutPoint, Sat
 
 
 class _Entry:
-    """One output: its value, how many openings hold it, and whether a channel is open on it."""
+    """One output: its value, the number of openings that hold it, and whether a channel is open on it."""
 
     __slots__ = ("is_open", "reservations", "value_sat")
 
@@ -26,7 +26,7 @@ class _Entry:
 
 
 class Reservation:
-    """One opening's claim on the limit. Its maker ends it by `opened` or by `release`; what comes second does nothing."""
+    """One opening's part of the limit. Its owner ends it by `opened` or `release`; a second call has no effect."""
 
     __slots__ = ("_exposure", "_outpoint", "_over")
 
@@ -34,20 +34,20 @@ class Reservation:
         self._exposure, self._outpoint, self._over = exposure, outpoint, False
 
     def opened(self) -> None:
-        """The channel is stored: from now on the chain watch says how long its output counts."""
+        """Note that the channel is stored: from now on the chain watch decides how long its output counts."""
         if not self._over:
             self._exposure.mark_open(self._outpoint)
         self.release()
 
     def release(self) -> None:
-        """The opening ended; an output that nothing else holds counts no more."""
+        """Note that the opening ended: the output no longer counts, unless something else holds it."""
         if not self._over:
             self._over = True
             self._exposure.let_go(self._outpoint)
 
 
 class Exposure:
-    """The outputs that count, and their sum. All calls are made on the event loop."""
+    """The outputs that count, and their sum. Call it only on the event loop."""
 
     def __init__(self, limit_sat: Sat = Sat(0)) -> None:
         self._limit_sat = limit_sat
@@ -75,7 +75,7 @@ class Exposure:
         return TooMuchUnconfirmed(got_sat=sum_sat, need_sat=self._limit_sat) if sum_sat > self._limit_sat else None
 
     def reserve(self, outpoint: OutPoint, value_sat: Sat) -> Reservation | TooMuchUnconfirmed:
-        """Claim room for an opening, unless that would be more than the limit."""
+        """Reserve room for an opening, or return the refusal if that would exceed the limit."""
         problem = self.problem(outpoint, value_sat)
         if problem is not None:
             return problem
@@ -83,22 +83,22 @@ class Exposure:
         return Reservation(self, outpoint)
 
     def note_open(self, outpoint: OutPoint, value_sat: Sat) -> None:
-        """Count the output of a channel that is open: the chain shows it without a confirmation. No limit stops this."""
+        """Count the output of an open channel, which the chain shows unconfirmed, even above the limit."""
         self._entry(outpoint, value_sat).is_open = True
 
     def note_safe(self, outpoint: OutPoint) -> None:
-        """The chain shows the output confirmed, or gone for good: only openings that are under way hold it."""
+        """Stop counting an output that the chain shows confirmed or permanently gone, unless an opening holds it."""
         entry = self._entries.get(outpoint)
         if entry is not None:
             entry.is_open = False
             self._drop_unheld(outpoint, entry)
 
     def mark_open(self, outpoint: OutPoint) -> None:
-        """For `Reservation` alone."""
+        """Mark the output as open. Only for `Reservation`."""
         self._entries[outpoint].is_open = True
 
     def let_go(self, outpoint: OutPoint) -> None:
-        """For `Reservation` alone."""
+        """End one reservation. Only for `Reservation`."""
         entry = self._entries[outpoint]
         entry.reservations -= 1
         self._drop_unheld(outpoint, entry)

@@ -1,8 +1,8 @@
-"""Finding a client's channel by its key, for the operator: the store has no index of keys, as nothing else needs one.
+"""Search for a client's channel by its key, for the operator: the store has no index of keys, nothing else needs one.
 
-So a search walks through the channels, the open ones first. One search runs at a time, in small pages with longer pauses
-between them, so that payments keep the store and the processor; and it ends after a bounded time. What was found is
-remembered: asking again reads one record.
+A search reads all channels, the open ones first. One search runs at a time, in small pages with longer pauses between
+them, so that payments keep the store and the processor; it ends after a bounded time. The finder remembers its results:
+a repeated search reads one record.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from paychan.store.base import Store
 
 _PAGE = 200
 _REST = 4
-"""After each page the search rests this many times as long as the page took."""
+"""Length of the pause after each page, as a multiple of the time that the page took."""
 _MOST_SECONDS = 20.0
 _REMEMBERED = 1000
 
 
 class Finder:
-    """Searches one after the other."""
+    """Runs one search at a time."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -32,10 +32,10 @@ class Finder:
         self._found: OrderedDict[bytes, OutPoint] = OrderedDict()
 
     async def find(self, client_key: bytes) -> Channel | None:
-        """Return a client's channel, an open one before others; None: it has none.
+        """Return a client's channel, preferably an open one; None if it has none.
 
         Raises:
-            SearchTooLong: there are too many channels to look at.
+            SearchTooLong: the store has too many channels to read in the time limit.
         """
         async with self._turn:
             known = self._found.get(client_key)

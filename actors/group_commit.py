@@ -1,6 +1,6 @@
-"""Group commit: the changes of all channels that wait are written with one synced write (architecture: persist first).
+"""Group commit: one synced write stores the waiting changes of all channels (architecture: persist first).
 
-The next group fills while the last one syncs, and takes along what has come by the time the loop gets to it: there is no
+While one group syncs, new changes gather in the next one, which is written as soon as the loop gets to it: there is no
 timer unless the operator sets one. A change's future is done only when its record is on disk.
 """
 
@@ -24,10 +24,10 @@ class _Waiting(Struct, frozen=True):
 
 
 class GroupCommit:
-    """Gathers changes and commits them. `on_failure` must end the process: after a failed sync nobody is answered.
+    """Gathers changes and commits them. `on_failure` must end the process: a failed sync must never be answered.
 
-    Fail-stop also when the writer is cancelled or fails otherwise: what became of its group is unknown then. `on_success`
-    is called for each group that was written.
+    It is also called if the writer is cancelled or fails otherwise: then it is unknown whether the group was written.
+    `on_success` is called for each group that was written.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class GroupCommit:
         self._writer: asyncio.Task[None] | None = None
         self._closed = False
         self.refusal: Callable[[], PaychanError | None] = lambda: None
-        """Why payments wait for the disk, whatever their number."""
+        """Returns a refusal of payments that does not depend on their number: disk or memory is nearly full."""
         self._loop = asyncio.get_running_loop()
 
     def put(self, change: Change, outcome: Accepted, on_conflict: Callable[[], None]) -> asyncio.Future[Outcome]:
-        """Queue a change; the future becomes `outcome` once it is durable, or `TryAgain` if somebody else was first.
+        """Queue a change; the future becomes `outcome` once it is durable, or `TryAgain` if another writer was first.
 
-        `on_conflict` is called before that: whoever made the change holds an outdated version.
+        On such a conflict `on_conflict` is called first, because the caller holds an outdated version.
         """
         durable: asyncio.Future[Outcome] = self._loop.create_future()
         if self._closed:
@@ -64,14 +64,14 @@ class GroupCommit:
         return durable
 
     def overload(self) -> PaychanError | None:
-        """Return why no further payment should be taken: as many changes as may be wait for the disk, or disk or memory ends."""
+        """Return the refusal of further payments if too many changes wait, or disk or memory is nearly full."""
         waiting = len(self._gathered)
         if waiting < self._max_waiting:
             return self.refusal()
         return Overloaded(waiting=waiting, what="payments for the disk", limit=self._max_waiting)
 
     async def close(self) -> None:
-        """Write what is queued. What comes later is neither written nor answered, as if the process had ended before."""
+        """Write the queued changes. Later ones are neither written nor answered, as if the process had ended before."""
         self._closed = True
         if self._writer is not None:
             await self._writer
@@ -88,7 +88,7 @@ class GroupCommit:
                     if not waiting.durable.done():
                         waiting.durable.set_result(waiting.outcome if ok else Rejected(TryAgain()))
                 self._on_success()
-        except BaseException as error:  # noqa: BLE001 - whatever it was, what is on disk is unknown now
+        except BaseException as error:  # noqa: BLE001 - after any failure the content of the disk is unknown
             self._on_failure(error)
         finally:
             self._writer = None

@@ -1,6 +1,6 @@
-"""Outpoint to actor: wakes the actor of an open channel when a message comes for it, lets idle ones sleep.
+"""Map from outpoint to actor: wakes the actor of a channel when a message comes for it, and stops idle actors.
 
-Keeps its own map, because pykka's registry finds an actor by scanning a list.
+It has its own map, because pykka's registry finds an actor by scanning a list.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _POLL_SECONDS = 0.005
 
 
 class Registry:
-    """All channels of this process, asleep or awake. Every door asks here."""
+    """All channels of this process, asleep or awake. Every API reaches a channel through it."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -31,7 +31,7 @@ class Registry:
         self._unanswered = 0
         self.planner = SettlementPlanner(context, self.read)
         self.before_waking: list[Callable[[Channel], Awaitable[None]]] = []
-        """Awaited with the record of each channel that is to be woken, while the first looks since the start want that."""
+        """Callbacks awaited with the record of a channel before it wakes, until the first scans since the start end."""
 
     @property
     def awake(self) -> int:
@@ -46,10 +46,10 @@ class Registry:
         return await self._context.store.get(outpoint)
 
     async def equalise_lookup_cost(self, found: OutPoint, *others: OutPoint) -> None:
-        """Do, for a channel that was found, what is still missing to the work that an unknown one makes.
+        """Do for a known channel the store reads that an unknown one costs, so that time reveals no channel.
 
-        That one is looked for in the store, under each of its names. Both are answered at a fixed moment, but what the
-        machine did before shows in some microseconds.
+        An unknown channel is looked up in the store under each of its names. Both answers are sent at a fixed moment,
+        but a difference in the work before it would show by some microseconds.
         """
         actor = self._awake.get(found)
         if actor is not None and actor.alive:
@@ -58,7 +58,7 @@ class Registry:
             await self._context.store.get(other)
 
     async def ask(self, outpoint: OutPoint, message: Message) -> Outcome:
-        """Give a channel a message; the answer comes when what it says is durable."""
+        """Send a channel a message; return its outcome once that is durable."""
         with self._answering():
             if isinstance(message, Pay) and (problem := self._no_room_to_wake(outpoint)) is not None:
                 return Rejected(problem)
@@ -68,15 +68,15 @@ class Registry:
             outcome: Outcome = await actor.ask(message)
             return outcome
 
-    def reach(self, outpoint: OutPoint) -> ChannelActor | None:
+    def find_awake(self, outpoint: OutPoint) -> ChannelActor | None:
         """Return a channel's actor if it is awake."""
         actor = self._awake.get(outpoint)
         return actor if actor is not None and actor.alive else None
 
-    def give(self, actor: ChannelActor, message: Message | PayBatch, then: Callable[[Any], object]) -> None:
-        """Give an actor that is awake a message, as `ask` does without a coroutine.
+    def submit(self, actor: ChannelActor, message: Message | PayBatch, then: Callable[[Any], object]) -> None:
+        """Send an awake actor a message, like `ask`, but without a coroutine.
 
-        `then` is called with something whose `result()` is the outcome, once what it says is durable.
+        `then` is called with an object whose `result()` is the outcome, once that is durable.
         """
         self._unanswered += 1
 
@@ -87,14 +87,14 @@ class Registry:
         actor.ask(message, answered)
 
     async def awaken(self, outpoint: OutPoint) -> ChannelActor | None:
-        """Return a channel's actor, which is woken if it sleeps; None: there is no such channel."""
+        """Return a channel's actor, and wake it if it sleeps; None if there is no such channel."""
         with self._answering():
             return await self._awakened(outpoint)
 
     async def create(self, opened: Accepted) -> Outcome:
-        """Store a new channel, and carry on with it; an outpoint is used once for ever.
+        """Store a new channel and continue with its first step; an outpoint can be used only once.
 
-        A channel that was stored is answered as opened, also when the settlement it begins with has to wait.
+        A stored channel is answered as opened, even if it starts with a settlement that has to wait.
         """
         channel = opened.channel
         with self._answering():
@@ -108,7 +108,7 @@ class Registry:
             return Accepted(settled.channel, opened.value_sat) if isinstance(settled, Accepted) else written
 
     async def in_the_way(self, outpoint: OutPoint) -> PaychanError | None:
-        """Return why an outpoint can't be opened, if a channel used it."""
+        """Return the refusal to open an outpoint if a channel has used it, else None."""
         channel = await self.read(outpoint)
         if channel is None:
             return None
@@ -116,7 +116,7 @@ class Registry:
         return (ChannelExists if under_way else OutpointUsed)(outpoint=str(outpoint))
 
     def passivate(self, idle_seconds: int) -> int:
-        """Stop the actors that had no message for so long; return how many."""
+        """Stop the actors that had no message for this time; return their number."""
         limit = self._context.clock() - idle_seconds
         idle = [outpoint for outpoint, actor in self._awake.items() if actor.idle_since(limit)]
         for outpoint in idle:
@@ -124,10 +124,10 @@ class Registry:
         return len(idle)
 
     async def all_answered(self, patience_seconds: float) -> None:
-        """Wait until every message that was given is answered, but not for ever."""
+        """Wait until every sent message is answered, at most `patience_seconds`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(patience_seconds):
-                while self._unanswered:  # noqa: ASYNC110 - an event would cost every payment something
+                while self._unanswered:  # noqa: ASYNC110 - an event would cost time in every payment
                     await asyncio.sleep(_POLL_SECONDS)
 
     @contextmanager
@@ -139,12 +139,12 @@ class Registry:
             self._unanswered -= 1
 
     def _no_room_to_wake(self, outpoint: OutPoint) -> PaychanError | None:
-        """Return why a channel that sleeps is not woken for a payment; to close it there is always room."""
-        return None if self.reach(outpoint) is not None else self._context.memory_problem()
+        """Return why a sleeping channel is not woken for a payment; it is always woken to close."""
+        return None if self.find_awake(outpoint) is not None else self._context.memory_problem()
 
     async def _awakened(self, outpoint: OutPoint) -> ChannelActor | None:
-        """Return the channel's actor. If it sleeps, its record is read once for all who ask meanwhile, in their order."""
-        actor = self.reach(outpoint)
+        """Return the channel's actor. If it sleeps, concurrent callers share one read of its record, in their order."""
+        actor = self.find_awake(outpoint)
         if actor is not None:
             return actor
         reading = self._reading.get(outpoint)
@@ -161,7 +161,7 @@ class Registry:
         return channel
 
     def _wake(self, channel: Channel) -> ChannelActor:
-        """Start the actor, unless another message did while the record was being read."""
+        """Start the actor, unless another message has started it while the record was being read."""
         actor = self._awake.get(channel.outpoint)
         if actor is None or not actor.alive:
             actor = self._awake[channel.outpoint] = ChannelActor.launch(channel, self._context, self.planner)
@@ -169,4 +169,4 @@ class Registry:
 
 
 def _nothing() -> None:
-    """A creation that came second has no actor that could hold an outdated version."""
+    """Ignore a conflict: the second of two creations has no actor that could hold an outdated version."""

@@ -1,11 +1,11 @@
 """pykka actors on the asyncio event loop instead of one thread each.
 
 pykka's `Actor` is made to be subclassed for another runtime: inbox, future and loop are hooks. Here a message is
-handled as soon as it is put into the inbox, on the loop's only thread; a message that arrives while another is being
-handled waits for its turn. So an actor costs a few microseconds per message and no thread, and within `on_receive`
-nothing else runs. `on_receive` must not block; when the answer takes longer it returns an awaitable.
+handled as soon as it is put into the inbox, on the loop's only thread. A message that arrives while another is being
+handled waits for its turn. So an actor costs a few microseconds per message and no thread, and no other code runs
+during `on_receive`. `on_receive` must not block; if the answer takes longer, it returns an awaitable.
 
-Everything here runs on the event loop's thread.
+All of this code runs on the event loop's thread.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ _PYKKAS_OWN = frozenset((_ActorStop, ProxyCall, ProxyGetAttr, ProxySetAttr))
 class LoopFuture(pykka.Future[Any]):
     """A pykka future that can be awaited (pykka's own blocks the loop), and set to an awaitable.
 
-    It is its asker's own: cancelling the wait for it does not touch what others may wait for too. An asyncio future of its
-    own is made only for who awaits it; `then` does without, which is a third of what asking an actor costs.
+    It belongs to one caller: if that caller cancels its wait, an awaitable that other callers share is not cancelled. A
+    separate asyncio future is made only if the caller awaits; a caller that passes `then` saves it, which is a third of
+    the cost of asking an actor.
     """
 
-    # what pykka's constructor would set, without calling it for each message
+    # the attributes of pykka's constructor, which is not called for each message
     _get_hook: Any = None
     _get_hook_result: Any = _Unset()
     _given: Any = None
@@ -45,12 +46,12 @@ class LoopFuture(pykka.Future[Any]):
     _then: Callable[[Any], object] | None = None
 
     def __init__(self, then: Callable[[Any], object] | None = None) -> None:
-        """Make a future; `then` is called with something whose `result()` is the value, as soon as that is there."""
+        """Make a future; `then` is called with an object whose `result()` is the value, as soon as it is set."""
         if then is not None:
             self._then = then
 
     def set(self, value: Any = None) -> None:
-        """Set the value, or what will give it."""
+        """Set the value, or an awaitable that will return it."""
         if self._is_set:
             return
         if not isinstance(value, asyncio.Future) and hasattr(value, "__await__"):
@@ -70,7 +71,7 @@ class LoopFuture(pykka.Future[Any]):
         self.set(failed)
 
     def get(self, *, timeout: float | None = None) -> Any:
-        """Return a value that is already there; nobody may wait for one on the loop's thread."""
+        """Return a value that is set already; waiting for one would block the loop's thread."""
         if self._get_hook is not None:
             return super().get(timeout=timeout)
         if not self._is_set or (isinstance(self._given, asyncio.Future) and not self._given.done()):
@@ -79,7 +80,7 @@ class LoopFuture(pykka.Future[Any]):
         return self.result()
 
     def result(self) -> Any:
-        """Return the value that is there, or raise the exception."""
+        """Return the value that is set, or raise its exception."""
         return self._given.result() if isinstance(self._given, asyncio.Future) else self._given
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -91,7 +92,7 @@ class LoopFuture(pykka.Future[Any]):
         return (yield from self._wait())
 
     def _wait(self) -> asyncio.Future[Any]:
-        """Make the future that is awaited; what was given is not, as it may be others' too."""
+        """Make the future that the caller awaits: the given awaitable may be shared with other callers."""
         if self._waited is None:
             self._waited = asyncio.get_running_loop().create_future()
             if self._is_set:
@@ -100,7 +101,7 @@ class LoopFuture(pykka.Future[Any]):
 
 
 def _pass_on(given: Any, waited: asyncio.Future[Any]) -> None:
-    """Let a future become what was given, unless the asker has left."""
+    """Pass a value or a future's result on to the caller's future, unless the caller cancelled it."""
     if isinstance(given, asyncio.Future):
         given.add_done_callback(partial(_take, waited))
     elif not waited.done():
@@ -121,14 +122,14 @@ def _take(waited: asyncio.Future[Any], given: asyncio.Future[Any]) -> None:
 
 
 class Envelope(Struct):
-    """pykka's Envelope, made at a tenth of the cost."""
+    """pykka's Envelope at a tenth of its cost."""
 
     message: Any
     reply_to: LoopFuture | None = None
 
 
 class LoopInbox:
-    """An actor's inbox: hands each envelope to its actor at once, or in turn."""
+    """An actor's inbox: passes each envelope to its actor at once, or in turn while the actor is busy."""
 
     __slots__ = ("_actor", "_busy", "_waiting")
 
@@ -142,7 +143,7 @@ class LoopInbox:
 
     def put(self, item: Any, /) -> None:
         if self._busy or self._actor is None:
-            if self._waiting is None:  # made when one must wait, and gone with the last: empty it takes 760 bytes
+            if self._waiting is None:  # exists only while envelopes wait: an empty deque takes 760 bytes
                 self._waiting = deque()
             self._waiting.append(item)
             return
@@ -165,7 +166,7 @@ class LoopInbox:
 
 
 class _Flag:
-    """What an actor needs of `threading.Event`: nobody waits for it, so it has no lock."""
+    """The part of `threading.Event` that an actor needs: no caller waits for it, so it has no lock."""
 
     __slots__ = ("_set",)
 
@@ -182,24 +183,24 @@ class _Flag:
 class LoopActor(pykka.Actor):
     """An actor whose messages are handled on the event loop.
 
-    An exception in `on_receive` is a bug: the asker gets it, and the actor dies, because its memory may be wrong; the
-    store has the truth, and the next message wakes a new actor from there.
+    An exception in `on_receive` is a bug. The caller gets the exception, and the actor stops, because its state may be
+    wrong. The next message starts a new actor from the record in the store.
     """
 
     actor_inbox: LoopInbox
     alive = True
-    """Not stopped: pykka's `actor_stopped`, without a lock."""
+    """False once the actor has stopped: pykka's `actor_stopped`, without a lock."""
     actor_urn = "urn:paychan:actor"
-    """The same for all: who an actor is, its owner knows."""
+    """The same for all actors: only their owner identifies them."""
 
     def __init__(self) -> None:
-        """Make what an actor needs on one thread; what pykka makes (a lock, a reference, a name) is twice its memory."""
+        """Make only what an actor needs on one thread; pykka's lock, reference and name would double its memory."""
         self.actor_inbox = self._create_actor_inbox()
         self.actor_stopped: Any = _Flag()
 
     @property
     def actor_ref(self) -> pykka.ActorRef[Self]:
-        """A reference for who wants pykka's interface; made anew each time."""
+        """A reference with pykka's interface; each access makes a new one."""
         return pykka.ActorRef(self)
 
     @property
@@ -208,7 +209,7 @@ class LoopActor(pykka.Actor):
 
     @classmethod
     def launch(cls, *args: Any, **kwargs: Any) -> Self:
-        """Start an actor that only its owner knows: pykka's own registry finds and removes by scanning a list."""
+        """Start an actor outside pykka's registry, which finds and removes actors by scanning a list."""
         actor = cls(*args, **kwargs)
         actor._start_actor_loop()
         return actor
@@ -230,16 +231,16 @@ class LoopActor(pykka.Actor):
         self._actor_loop_setup()
 
     def ask(self, message: Any, then: Callable[[Any], object] | None = None) -> LoopFuture:
-        """Put a message into the inbox, as `ActorRef.ask` does, for who holds the actor itself and knows it alive.
+        """Put a message into the inbox, as `ActorRef.ask` does. The caller must know that the actor is alive.
 
-        `then` is for who does not await: see `LoopFuture`.
+        `then` is for a caller that does not await the future: see `LoopFuture`.
         """
         future = LoopFuture(then)
         self.actor_inbox.put(Envelope(message, future))
         return future
 
     def stop(self) -> None:
-        """Stop behind the messages that came before. A second time is nothing: several may find that it must go."""
+        """Stop after the messages that came before. A second call has no effect: several writes may have a conflict."""
         if self.alive:
             super().stop()
 
@@ -257,12 +258,12 @@ class LoopActor(pykka.Actor):
                 envelope.reply_to.set_exception()
             self._stop()
             return
-        reply_to = envelope.reply_to or self._create_future()  # an awaitable must run, also if nobody waits for it
+        reply_to = envelope.reply_to or self._create_future()  # an awaitable must run even if no caller waits for it
         reply_to.set(response)
 
 
 def _answer_dead(actor: LoopActor, envelope: Any) -> None:
-    """A message that came after the stop is answered, as pykka promises."""
+    """Answer a message that came after the stop, as pykka promises."""
     if envelope.reply_to is None:
         return
     if isinstance(envelope.message, _ActorStop):

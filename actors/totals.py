@@ -1,7 +1,7 @@
-"""What `GET /totals` says: channels by state, what is at risk, what settling it would cost now, and what could help to pay.
+"""Totals of `GET /totals`: channels by state, value at risk, the present cost of settling it, and the reserve.
 
-One pass over all channels, page by page, so that payments go on meanwhile; a channel costs some twenty microseconds. So
-where there are many, those who ask share a pass, and between two of them is time.
+One pass reads all channels, page by page, so that payments continue meanwhile; a channel costs some twenty
+microseconds. If there are many channels, concurrent callers share a pass, and there is a pause between two passes.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from paychan.store.base import walk
 _UNSETTLED = (State.OPEN, State.CLOSING, State.PUBLISHED)
 
 _LARGEST_DESTINATION = bytes(34)
-"""As the channel machine judges whether closing is worth it: P2WSH and P2TR."""
+"""The script with which the state machine judges whether closing is worth its fee: P2WSH and P2TR are the longest."""
 
 _RESERVE_SECONDS = 3.0
-"""Longer nobody waits for signer and chain here; the rest is known without them."""
+"""Longest wait for signer and chain about the reserve; the other totals need neither."""
 
 
 _MANY_CHANNELS = 10_000
-"""Fewer are counted for each who asks."""
+"""Up to this number of channels each request starts a new count."""
 
 _REST = 9
-"""Counting many takes no more than one of so many and one parts of the time."""
+"""Pause after a count of many channels, as a multiple of its duration: counting takes at most a tenth of the time."""
 
 _PATIENCE_SECONDS = 1.0
-"""Longer nobody waits for a new count while there is an older one."""
+"""Longest wait for a new count if there is an older one to answer with."""
 
 
 class ReserveInfo(Struct, frozen=True):
-    """Coins that help to pay for settlements; `problem` says why what is null could not be told."""
+    """Coins that help to pay for settlements; `problem` says why the other fields are null."""
 
     address: str | None = None
     sat: Sat | None = None
@@ -49,16 +49,16 @@ class ReserveInfo(Struct, frozen=True):
 
 
 class Totals(Struct, frozen=True):
-    """All channels by state: number, and satoshi received in them; and the economy of settling them."""
+    """All channels by state (number and received satoshi), and the cost of settling them."""
 
     channels: dict[str, int]
     received_sat: dict[str, Sat]
     unsettled_sat: Sat
-    """At risk: received, and not deep in the chain."""
+    """Value at risk: received, but not settled deep in the chain."""
     settling_sat: Sat
-    """Fees of settling all that now, each channel alone; what is signed already counts as signed."""
+    """Fees of settling that value now, each channel alone; a signed settlement counts with its own fee."""
     too_small_channels: int
-    """Open, and not worth settling: they stay open until they have received more, or expire."""
+    """Open channels not worth settling: they stay open until they have received more, or expire."""
     too_small_sat: Sat
     fee_estimate_sat_per_vb: int | None
     fee_floor_sat_per_vb: int
@@ -66,21 +66,21 @@ class Totals(Struct, frozen=True):
     next_expiry: UnixTime | None
     awake: int
     counted_at: UnixTime
-    """When counting began: of many channels, the last count is told until there is a new one."""
+    """Start time of the count: if there are many channels, the last count is the answer until there is a new one."""
 
 
 class LatestTotals:
-    """The totals for all who ask."""
+    """The totals, shared by all callers."""
 
     def __init__(self, context: Context, awake: Callable[[], int]) -> None:
-        """`awake` tells the number of actors."""
+        """`awake` returns the number of actors."""
         self._context, self._awake = context, awake
         self._latest: Totals | None = None
         self._counting: asyncio.Task[Totals] | None = None
         self._again_at = 0.0
 
     async def get(self) -> Totals:
-        """Return a count that began now or not long ago; the first of many channels is waited for.
+        """Return a count that began now or not long ago; without an earlier count, wait for the first one.
 
         Raises:
             StoreFailed: see `Store.scan`.
@@ -169,7 +169,7 @@ class _Count:
             self.settling_sat += size * wanted_rate(channel, rules, now, self._context.chain_view.fees)
 
     def _size(self, channel: Channel) -> int:
-        """Size of its settlement, laid out once for all whose parts have the same lengths."""
+        """Size of its settlement, computed once for all channels whose parts have the same lengths."""
         payment, expiry = channel.payment, channel.terms.expiry
         lengths = (payment.flag, len(payment.signature), len(channel.change_script), expiry.bit_length())
         if lengths not in self._sizes:
@@ -187,7 +187,7 @@ async def _reserve(context: Context) -> ReserveInfo:
     except (SignerAbsent, SignerRefused, ChainFailed) as error:
         return ReserveInfo(address, problem=str(error))
     except TimeoutError:
-        who = "signer" if address is None else "chain"
-        return ReserveInfo(address, problem=f"no answer of the {who} within {_RESERVE_SECONDS:.0f} s")
+        peer = "signer" if address is None else "chain"
+        return ReserveInfo(address, problem=f"no answer of the {peer} within {_RESERVE_SECONDS:.0f} s")
     confirmed = sum(coin.confirmations > 0 for coin in coins)
     return ReserveInfo(address, Sat(sum(coin.value_sat for coin in coins)), confirmed)

@@ -1,4 +1,4 @@
-"""Which settlements could not be signed, and since when: while that lasts, coins wait for their channel's expiry."""
+"""Settlements that could not be signed, and since when: their value is at risk when the channel expires."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from paychan.protocol.errors import PaychanError, SignerUnavailable, SigningFail
 from paychan.protocol.types import OutPoint
 
 _FORGET_SECONDS = 7200.0
-"""A channel whose settlement is no longer tried, since it ended otherwise."""
+"""Age at which an entry is dropped: its settlement is no longer tried, because the channel ended otherwise."""
 
 
 @dataclass
 class Unsigned:
-    """Each failed attempt renews an entry, a signed settlement ends it; at most one for each closing channel."""
+    """One entry for each closing channel that failed to be signed: each failure renews it, a signature removes it."""
 
     steady: Callable[[], float] = monotonic
     _since: dict[OutPoint, tuple[float, float, str]] = field(default_factory=dict)
 
     def note(self, outpoint: OutPoint, error: PaychanError | None) -> None:
-        """Note how an attempt to settle a channel went: what stopped it, or None when it has its settlement."""
+        """Record the result of an attempt to settle a channel: its error, or None if the settlement is signed."""
         if error is None:
             self._since.pop(outpoint, None)
         elif isinstance(error, SignerUnavailable | SigningFailed):
@@ -29,7 +29,7 @@ class Unsigned:
             self._since[outpoint] = self._since.get(outpoint, (now,))[0], now, str(error)
 
     def longer_than(self, seconds: float) -> dict[OutPoint, str]:
-        """Return the channels that have waited for so long, and why they wait."""
+        """Return the channels that have waited at least this time, with the reason."""
         now = self.steady()
         self._since = {at: entry for at, entry in self._since.items() if now - entry[1] < _FORGET_SECONDS}
         return {at: reason for at, (since, _, reason) in self._since.items() if now - since >= seconds}

@@ -113,7 +113,7 @@ async def whole(directory: Path, groups: int = 60) -> dict[str, float]:
     await store.commit([Change(None, channel) for channel, _ in made])
     for channel, _ in made:
         await registry.ask(channel.outpoint, Pay(channel.payment))
-    asks = [(registry.reach(channel.outpoint), Pay(following)) for channel, following in made]
+    asks = [(registry.find_awake(channel.outpoint), Pay(following)) for channel, following in made]
     thread, process = time.thread_time(), time.process_time()
     for begin in range(0, len(asks), GROUP):
         await _pay(registry, asks[begin : begin + GROUP])
@@ -137,7 +137,7 @@ async def _pay(registry: Registry, asks: list[tuple[ChannelActor | None, Pay]]) 
 
     for actor, command in asks:
         assert actor is not None
-        registry.give(actor, command, answered)
+        registry.submit(actor, command, answered)
     await done
 
 

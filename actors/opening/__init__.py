@@ -1,1 +1,1 @@
-"""Opening a channel: its key, its funding output, and whether it is accepted."""
+"""Opening a channel: its server key, its funding output, and the decision."""

@@ -1,4 +1,4 @@
-"""Opening a channel: which key goes into it, which output funds it, and whether that is acceptable."""
+"""Opening a channel: gives out addresses, finds the funding output of a request, judges it and stores the channel."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.protocol.wire.signer_messages import Newest
 from paychan.signer_client.base import SignerAbsent, SignerRefused, news, show
 
-_NOT_WHOLE = "channels are still being looked at after a start, so unconfirmed funding must wait"
+_NOT_WHOLE = "the server is still checking its channels after a start, so unconfirmed funding must wait"
 
 _CHANGEABLE = (ExpiryTooSoon, ExpiryTooLate, FundingUnconfirmed, PaymentShort)
-"""Refusals that earlier terms may not have known."""
+"""Refusals that depend on the terms: earlier terms may accept the opening."""
 
 
 class OpenRequest(Struct, frozen=True):
-    """A client's wish. v1 names no outpoint: the one whose signature verifies is meant."""
+    """A client's request for a channel. v1 names no outpoint: the request means the one whose signature verifies."""
 
     client_key: bytes
     expiry: UnixTime
@@ -53,7 +53,7 @@ class OpenRequest(Struct, frozen=True):
     price_sat: Sat
     outpoint: OutPoint | None = None
     server_key: bytes | None = None
-    """The key in the client's redeem script (v2): it must be ours, of whatever generation."""
+    """The server key in the client's redeem script (v2): it must be the signer's, of any generation."""
     secret: bytes = b""
 
 
@@ -67,14 +67,14 @@ class Opener:
         self._keys = ServerKeys(context)
 
     async def offer(self, client_key: bytes, expiry: UnixTime, *, any_time: bool = False) -> ChannelTerms:
-        """Give out an address, unless `open` would refuse its channel: funding it must lead to a channel.
+        """Give out an address, but only if `open` would accept its channel: a payer that funds it must get a channel.
 
-        `any_time` is debug mode, where funding needs no time and expiries are not looked at (RBPCP §6.1).
+        `any_time` is debug mode, where funding needs no time and expiries are not checked (RBPCP §6.1).
 
         Raises:
-            ChainUnavailable, SignerUnavailable, StorageFull: nothing can be opened now.
-            ExpiryTooSoon, ExpiryTooLate: also when it will be too soon by the time at which funding can be deep enough.
-            And what `terms` raises.
+            ChainUnavailable, SignerUnavailable, StorageFull: no channel can be opened now.
+            ExpiryTooSoon, ExpiryTooLate: also if it will be too soon by the time at which funding can be deep enough.
+            The errors of `terms`.
         """
         await self._ready.check()
         view = self._context.view()
@@ -88,7 +88,7 @@ class Opener:
         return await self._keys.terms(client_key, expiry)
 
     async def funding(self, terms: ChannelTerms, at: OutPoint | None = None) -> tuple[Funding, ...]:
-        """List the unspent outputs that pay to the script of these terms, or the one `at`. Raises `ChainUnavailable`."""
+        """List the unspent outputs that pay to these terms' script, or the one `at`. Raises `ChainUnavailable`."""
         try:
             return await self._context.chain.funding(terms, at)
         except ChainFailed as error:
@@ -114,14 +114,14 @@ class Opener:
         outcome = self._judge(opening)
         if isinstance(outcome, Rejected):
             return await self._explained(outcome, terms)
-        in_the_way = await self._registry.in_the_way(funding.outpoint)  # said to the one who signed, not to all
+        in_the_way = await self._registry.in_the_way(funding.outpoint)  # only a caller with a valid signature learns it
         if in_the_way is not None:
             return Rejected(in_the_way)
         no_room = self._no_room(funding)
         if no_room is not None:
             return Rejected(no_room)
         try:
-            await self._check_key(terms, paid=True)  # its output is on the chain, and its payment good
+            await self._check_key(terms, paid=True)  # the output is on the chain, and the payment is valid
             known = await self._known_before(funding.outpoint, request.payment)
         except PaychanError as error:
             return Rejected(error)
@@ -133,10 +133,10 @@ class Opener:
         return adopted if is_open else Rejected(OutpointUsed(outpoint=str(funding.outpoint)))
 
     async def _known_before(self, outpoint: OutPoint, payment: Payment) -> list[Adopt]:
-        """Return what the signer knows of a channel that the store does not: the store is from a backup.
+        """Return the signer's claim of a channel that the store lacks, if there is one: the store is from a backup.
 
-        The record begins where the signer's knowledge ends. One that was settled takes no payments; its record is made
-        only to carry that settlement out.
+        The new record starts with the signer's claim. If the signer has settled the channel, it accepts no payments;
+        its record is made only to carry that settlement out.
         """
         try:
             return await news(self._context.signer, [Newest(outpoint, payment.change_sat)])
@@ -146,7 +146,7 @@ class Opener:
             raise SigningFailed(reason=str(error)) from error
 
     def _judge(self, opening: Opening) -> Outcome:
-        """Judge by the present terms, or by earlier ones that still hold; a refusal is that of the present ones."""
+        """Judge by the present terms, or by earlier ones that are still valid; the present ones give the refusal."""
         view = self._context.view()
         outcome = open_channel(opening, view)
         if isinstance(outcome, Accepted) or not isinstance(outcome.error, _CHANGEABLE):
@@ -159,7 +159,7 @@ class Opener:
         return outcome
 
     async def _explained(self, refused: Rejected, terms: ChannelTerms) -> Rejected:
-        """Say that the script names another server, where that may be why its signature is none."""
+        """Return `WrongServerKey` instead of a bad signature, if the script has another server's key."""
         if isinstance(refused.error, BadSignature):
             try:
                 await self._check_key(terms, paid=False)
@@ -170,16 +170,16 @@ class Opener:
         return refused
 
     async def _check_key(self, terms: ChannelTerms, *, paid: bool) -> None:
-        """Make sure that the server key is ours, of whatever generation. Raises `WrongServerKey`, and like `terms`."""
+        """Check that the server key is the signer's, of any generation. Raises `WrongServerKey`, and like `terms`."""
         ours = await self._keys.terms(terms.client_key, terms.expiry, paid=paid)
         if terms != ours and terms not in await self._keys.other_terms(terms.client_key, terms.expiry, paid=paid):
             raise WrongServerKey(got=terms.server_key.hex(), need=ours.server_key.hex())
 
     async def _show(self, funding: Funding) -> None:
-        """Show the signer the funding transaction while the chain has it: it signs no settlement of what it never saw.
+        """Show the signer the funding transaction while the chain has it: the signer settles only outputs it has seen.
 
         Raises:
-            SignerUnavailable, SigningFailed, ChainFailed: then no channel is opened that could not be settled.
+            SignerUnavailable, SigningFailed, ChainFailed: the channel could not be settled, so it must not be opened.
         """
         try:
             await show(self._context.signer, [funding.outpoint], self._context.chain.transaction)
@@ -189,7 +189,7 @@ class Opener:
             raise SigningFailed(reason=str(error)) from error
 
     def _no_room(self, funding: Funding) -> PaychanError | None:
-        """Say why no more may be open without a confirmation, before the signer is asked anything."""
+        """Say why no further channel may open with unconfirmed funding; checked before the signer is asked."""
         if funding.usable_confirmations:
             return None
         if not self._context.chain_view.is_whole:
@@ -197,20 +197,20 @@ class Opener:
         return self._context.exposure.problem(funding.outpoint, funding.value_sat)
 
     async def _create(self, opened: Accepted, funding: Funding) -> Outcome:
-        """Store the channel; what is funded without a confirmation counts against a limit while it is so."""
+        """Store the channel; unconfirmed funding counts against a limit until it confirms."""
         if funding.usable_confirmations:
             return await self._store(opened, funding)
         reserved = self._context.exposure.reserve(funding.outpoint, funding.value_sat)
         if isinstance(reserved, TooMuchUnconfirmed):
             return Rejected(reserved)
-        # a task of its own: whatever ends the request, the reservation lives until it is known whether the channel does
+        # a separate task: if the request is cancelled, the reservation must last until the channel is stored or refused
         return await asyncio.shield(asyncio.create_task(self._store_reserved(opened, funding, reserved)))
 
     async def _store_reserved(self, opened: Accepted, funding: Funding, reserved: Reservation) -> Outcome:
         try:
             outcome = await self._store(opened, funding)
         except BaseException:
-            reserved.opened()  # it may be stored or not: the chain watch finds out
+            reserved.opened()  # unknown whether it was stored: the chain watch finds out
             raise
         if isinstance(outcome, Accepted):
             reserved.opened()
@@ -219,7 +219,7 @@ class Opener:
         return outcome
 
     async def _store(self, opened: Accepted, funding: Funding) -> Outcome:
-        """Have the chain follow what funds the channel, show it to the signer, and store the channel."""
+        """Have the chain follow the funding output, show its transaction to the signer, and store the channel."""
         try:
             await self._context.chain.adopt(opened.channel.terms, [funding.outpoint])
             await self._show(funding)
@@ -230,10 +230,10 @@ class Opener:
         return await self._registry.create(opened)
 
     async def _find(self, request: OpenRequest) -> tuple[ChannelTerms, Funding]:
-        """Find the script and the output that the client means: v2 names both, in v1 the signature does.
+        """Find the script and output of a request: v2 names both, in v1 the output is the one whose signature verifies.
 
         Raises:
-            FundingNotFound, ChainUnavailable, or what is wrong with the payment for the only candidate.
+            FundingNotFound, ChainUnavailable, or the refusal of the payment for the last candidate.
         """
         if request.outpoint is not None and request.server_key is not None:
             terms = make_terms(request.server_key, request.client_key, request.expiry)
@@ -266,7 +266,7 @@ class Opener:
 def _signed_one(
     request: OpenRequest, candidates: Sequence[tuple[ChannelTerms, Funding]], dust_sat: Sat
 ) -> tuple[ChannelTerms, Funding]:
-    """Of several outputs, the signature names one (RBPCP §7.2)."""
+    """Return the output for which the signature verifies (RBPCP §7.2); if none does, raise the refusal of the last."""
     for terms, funding in candidates[:-1]:
         try:
             _check_signature(terms, funding.outpoint, request, dust_sat)
@@ -279,7 +279,7 @@ def _signed_one(
 
 
 def _check_signature(terms: ChannelTerms, outpoint: OutPoint, request: OpenRequest, dust_sat: Sat) -> None:
-    """Raise what is wrong with the opening payment, taken as one out of this outpoint."""
+    """Raise the refusal of the opening payment, if it is no valid payment from this outpoint."""
     problem = change_problem(request.payment, dust_sat)
     if problem is None:
         problem = PaymentVerifier(terms, outpoint, request.change_script).problem(request.payment)

@@ -1,6 +1,6 @@
-"""Whether a channel could be opened now, as far as that depends on our side. An address is given out only then.
+"""Readiness: whether signer, chain and disk allow a new channel now. The server gives out an address only then.
 
-What is asked is asked once a second, however many want to know, and the answer is shared.
+Each of them is asked at most once a second; all callers share the answer.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from paychan.signer_client.base import SignerAbsent, SignerRefused
 
 _FRESH_SECONDS = 1.0
 
-_CHAIN = "payments are frozen until the server sees the chain as it should"
-_SIGNER = "it can not sign now"
+_CHAIN = "payments are frozen until the server has a reliable view of the chain"
+_SIGNER = "it can't sign now"
 
 
 class Readiness:
@@ -28,10 +28,10 @@ class Readiness:
         self._chain = _Shared(self._ask_chain)
 
     async def check(self) -> None:
-        """Pass, or say in words for strangers what is missing.
+        """Return if a channel can be opened now. The texts of the errors are for unauthenticated callers.
 
         Raises:
-            ChainUnavailable, SignerUnavailable, StorageFull: what `open` would refuse for now.
+            ChainUnavailable, SignerUnavailable, StorageFull, MemoryLow: `open` would refuse now.
         """
         self.check_disk()
         if self._context.view().frozen:
@@ -42,7 +42,7 @@ class Readiness:
                 raise problem
 
     def check_disk(self) -> None:
-        """Raise `StorageFull` or `MemoryLow` when what is free is kept for payments and settlements."""
+        """Raise `StorageFull` or `MemoryLow` if the free rest is reserved for payments and settlements."""
         problem = self._context.storage_problem() or self._context.memory_problem()
         if problem is not None:
             raise problem
@@ -63,7 +63,7 @@ class Readiness:
 
 
 class _Shared:
-    """One question under way at a time, whose answer counts for a moment."""
+    """Runs one request at a time and shares its answer for a second."""
 
     def __init__(self, ask: Callable[[], Awaitable[PaychanError | None]]) -> None:
         self._ask = ask

@@ -1,4 +1,4 @@
-"""The signer's keys for channels that may be opened: asked for once, and out of what strangers may ask for."""
+"""The signer's keys for channels that may be opened: each is requested once, within the budget of unknown clients."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from paychan.protocol.types import UnixTime
 from paychan.signer_client.base import SignerAbsent, SignerBusy, SignerRefused
 
 _KEYS_KEPT = 10_000
-"""Answers remembered, so that funding info and opening ask the signer once; about 200 bytes each."""
+"""Most answers in the cache, which lets funding info and opening share one request; about 200 bytes each."""
 
 _T = TypeVar("_T")
 _Asked = OrderedDict[tuple[bytes, UnixTime], _T]
 
 
 class ServerKeys:
-    """Asks the signer, and remembers what it said last.
+    """Asks the signer for keys, and caches the newest answers.
 
-    Before a request has `paid` (funded, signed, and paid enough) its question comes out of what strangers may ask for.
+    Until a request is `paid` (funded, signed, and paying enough) it uses the signer's budget for unknown clients.
     """
 
     def __init__(self, context: Context) -> None:
@@ -35,7 +35,7 @@ class ServerKeys:
         """Combine a client's key and expiry with the server key that the signer chose for them.
 
         Raises:
-            SignerUnavailable, SigningFailed, Overloaded: no key to be had now.
+            SignerUnavailable, SigningFailed, Overloaded: the signer gives no key now.
             ExpiryNotATime, KeyReuse: see `make_terms`.
         """
         key = self._newest.get((client_key, expiry))
@@ -48,7 +48,7 @@ class ServerKeys:
         return terms
 
     async def other_terms(self, client_key: bytes, expiry: UnixTime, *, paid: bool = False) -> list[ChannelTerms]:
-        """Combine them with the keys that the signer chose before its newest seed or key mode. Raises like `terms`."""
+        """Combine both with the signer's keys from before its newest seed or key mode. Raises like `terms`."""
         keys = self._others.get((client_key, expiry))
         if keys is None:
             with _signer_errors(client_key):
@@ -68,10 +68,10 @@ def _signer_errors(client_key: bytes) -> Iterator[None]:
     try:
         yield
     except SignerBusy as error:
-        raise Overloaded(waiting=error.waiting, what="questions for keys", limit=error.limit) from error
+        raise Overloaded(waiting=error.waiting, what="requests for keys", limit=error.limit) from error
     except SignerAbsent as error:
         raise SignerUnavailable(reason=str(error)) from error
     except SignerRefused as error:
-        if error.tag == "policy-template":  # key and expiry were checked, so the two keys are one
+        if error.tag == "policy-template":  # key and expiry were checked before, so client and server key are equal
             raise KeyReuse(server_key=client_key.hex()) from error
         raise SigningFailed(reason=str(error)) from error

@@ -1,15 +1,16 @@
-"""The desk: what is signed for channels that close, alone or together, for which fee, and when it is signed again.
+"""The settlement planner: decides which closing channels are settled together, the fee, and when to raise it.
 
-What is tried, in this order:
+The planner tries, in this order:
 
-1. Sign alone, at once, at the rate that the curve of `fees` says. Drained channels may wait a while for company.
-2. When the curve has risen enough, replace the settlement by one that pays more out of our own output.
-3. Where our output is too small for that, let a coin of the reserve help.
-4. Where a replacement would have to pay for what others hung onto the settlement (pinning), and that is beyond the
-   budget, let a child of our own output pay instead: miners take both for the child's sake.
+1. Sign a settlement of the channel alone, at once, at the rate of the curve in `fees`. Drained channels may wait some
+   time for other channels.
+2. When the curve has risen enough, replace the settlement by one that pays more from the server's own output.
+3. If that output is too small, let a coin of the reserve help to pay.
+4. If a replacement had to pay for transactions that others attached to the settlement (pinning), beyond the budget, let
+   a child of the server's own output pay instead (CPFP): miners include both because of the child's fee.
 
-Several channels in one transaction ask one by one; the first to ask has it signed for all of them. The desk keeps
-nothing that a restart would miss: records hold what was signed, and the signer refuses to sign for less than before.
+The actors of channels in one transaction call one by one; the first call signs for all of them. The planner holds no
+state that a restart must keep: records hold the signed settlements, and the signer refuses to sign for a lower fee.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from paychan.protocol.tx import signals_replaceability
 from paychan.protocol.types import OutPoint, Sat
 from paychan.signer_client.base import SignerAbsent, SignerRefused
 
-log = structlog.get_logger("desk")
+log = structlog.get_logger("planner")
 
 Read = Callable[[OutPoint], Awaitable[Channel | None]]
 
@@ -53,22 +54,22 @@ class SettlementPlanner:
         self._waiting: dict[OutPoint, Channel] = {}
         self._batches: dict[OutPoint, asyncio.Task[dict[OutPoint, Settlement]]] = {}
         self._replacing: dict[bytes, asyncio.Task[Settlement | None]] = {}
-        self._told: tuple[str, set[bytes]] = ("", set())
+        self._broadcast_since_block: tuple[str, set[bytes]] = ("", set())
         self._reserve_followed_in: int | None = None
         self._children: dict[bytes, Settlement] = {}
         self._kept = set[bytes]()
         self.pinned: dict[OutPoint, str] = {}
-        """Settlements that can't be made dearer, and why: for the operator."""
+        """Settlements whose fee can't be raised, with the reason for the operator."""
         self.beyond_share: dict[OutPoint, str] = {}
-        """Settlements that cost more than the operator's share, for their deadline has passed; and how much."""
+        """Settlements past their deadline that cost more than the operator's share, with a text that tells how much."""
 
     # --- the first settlement ---------------------------------------------------------------------------------------
 
     async def first(self, channel: Channel) -> Settlement | None:
-        """Sign a closing channel's first settlement; None while it waits for company.
+        """Sign a closing channel's first settlement; None while it waits for other channels.
 
         Raises:
-            SignerUnavailable, SigningFailed, NotEconomical: it stays as it is.
+            SignerUnavailable, SigningFailed, NotEconomical: the channel stays as it is.
         """
         batch = self._batches.pop(channel.outpoint, None) or self._form_batch(channel)
         if batch is not None:
@@ -79,7 +80,7 @@ class SettlementPlanner:
         return None if channel.outpoint in self._waiting else await self._sign([channel])
 
     async def _sign(self, members: Sequence[Channel], least: Sat = Sat(0)) -> Settlement:
-        """Sign, and say so when that costs more than the operator's share. Raises as `sign`."""
+        """Sign, and raise an alarm if the fee exceeds the operator's share. Raises as `sign`."""
         settlement, claims = await sign(members, self._context, least), [member.claim for member in members]
         if is_beyond_share(claims, settlement.fee_sat, rules_of(members, self._context)):
             share, received = self._context.rules.fee_share_percent, received_sat(claims)
@@ -91,12 +92,13 @@ class SettlementPlanner:
         return settlement
 
     def _form_batch(self, channel: Channel) -> asyncio.Task[dict[OutPoint, Settlement]] | None:
-        """Let a drained channel wait for others; when they have waited long enough, or are enough, settle them.
+        """Let a drained channel wait for others; settle them when the limit of time or number is reached.
 
-        A channel with change never waits, but takes along those who do. Nobody waits who is near the deadline.
+        A channel with change never waits, but settles together with waiting channels. A channel near its deadline never
+        waits.
         """
         context, now = self._context, self._context.paying_time()
-        offers = channel.closing is not None and channel.closing.client_fee_sat > 0  # its fee is for its own settlement
+        offers = channel.closing is not None and channel.closing.client_fee_sat > 0  # that fee pays only its settlement
         if not context.batch_seconds or channel.moves or offers or is_urgent(channel, context.rules, now):
             self._waiting.pop(channel.outpoint, None)
             return None
@@ -117,7 +119,7 @@ class SettlementPlanner:
         return batch
 
     async def _sign_together(self, members: Sequence[Channel]) -> dict[OutPoint, Settlement]:
-        """Sign one settlement for all whose funding is there, and who could pay its rate alone; others settle alone."""
+        """Sign one settlement of the channels that are funded and could pay its rate alone; others settle alone."""
         try:
             there = await self._context.chain.unspent([member.outpoint for member in members])
             together = [member for member in members if member.outpoint in there]
@@ -128,21 +130,21 @@ class SettlementPlanner:
                 return {}
             settlement = await self._sign(together)
         except (ChainFailed, SigningFailed, SignerUnavailable, NotEconomical) as error:
-            log.warning("no batch", channels=len(members), reason=str(error))
+            log.warning("batch not signed", channels=len(members), reason=str(error))
             return {}
         log.info("batch", channels=len(together), txid=settlement.txid[::-1].hex(), fee_sat=settlement.fee_sat)
         return {member.outpoint: settlement for member in together}
 
-    # --- a dearer one -----------------------------------------------------------------------------------------------
+    # --- a higher fee -----------------------------------------------------------------------------------------------
 
-    async def dearer(self, channel: Channel, spend: Spend | None, *, refused: bool = False) -> Settlement | None:
-        """Sign a settlement that pays more than the last, if it is time or what happened asks for it.
+    async def fee_bump(self, channel: Channel, spend: Spend | None, *, refused: bool = False) -> Settlement | None:
+        """Sign a settlement that pays more than the last one, if the curve or the mempool requires it.
 
-        `spend` is what spends the funding output in our mempool: the last settlement, an earlier one, or a refund.
-        `refused`: the last one was just not taken.
+        `spend` spends the funding output in the node's mempool: it is the last settlement, an earlier one, or a refund.
+        `refused`: the node has just refused the last one.
 
         Raises:
-            SignerUnavailable, SigningFailed, PublishFailed: the last one stays.
+            SignerUnavailable, SigningFailed, PublishFailed: the last settlement stays.
         """
         paid = channel.closing.settlement if channel.closing else None
         if paid is None or (spend is not None and spend.confirmations):
@@ -150,7 +152,9 @@ class SettlementPlanner:
         successor = await self._used_successor(channel)
         if successor is not None:
             if is_due(channel, paid, self._context.rules, self._context.paying_time(), self._context.chain_view.fees):
-                why = f"payments depend on it; closing the channel that it moved to, {successor.outpoint}, pushes it"
+                why = (
+                    f"payments depend on it; closing the channel at {successor.outpoint}, to which it moved, adds a fee"
+                )
                 await self._push_instead([channel], paid, why, successor)
             return None
         others = [] if len(outpoints_of(paid.transaction)) == 1 else await self._others(paid)
@@ -166,13 +170,14 @@ class SettlementPlanner:
         ):
             return None
         if spend is not None and not in_its_place and not self.may_replace(paid):
-            await self._push_instead(others or [channel], paid, "the node does not replace what does not signal it")
+            why = "it does not signal replaceability, so the node does not replace it"
+            await self._push_instead(others or [channel], paid, why)
             return None
         task = self._replacing.get(paid.txid)
         if task is None:
             task = self._replacing[paid.txid] = asyncio.create_task(self._replace_for_all(channel, paid, spend, others))
             task.add_done_callback(lambda _: self._replacing.pop(paid.txid, None))
-        better = await asyncio.shield(task)  # for other channels of the batch, if this one's funding seems gone
+        better = await asyncio.shield(task)  # without this channel, if its funding seems gone
         return better if better is not None and channel.outpoint in outpoints_of(better.transaction) else None
 
     async def _replace_for_all(
@@ -183,7 +188,7 @@ class SettlementPlanner:
         return await self._replace([channel] if alone else members, paid, spend)
 
     async def _who_can_pay(self, members: list[Channel]) -> list[Channel]:
-        """Choose those that could each pay alone the rate that they are to pay together."""
+        """Choose the members that could each pay the common rate alone."""
         if len(members) < 2:
             return members
         rate, script = rate_of(members, self._context), await destination_of(members[0], self._context)
@@ -192,9 +197,9 @@ class SettlementPlanner:
     async def _replace(
         self, members: Sequence[Channel], paid: Settlement, spend: Spend | None, *, dead: bool = False
     ) -> Settlement | None:
-        """Sign for these channels what takes the place of the last settlement and of what else is there.
+        """Sign a settlement of these channels that replaces the last one, and whatever else spends their outputs.
 
-        `dead`: the last one can't confirm any more, so a lower rate is better than none.
+        `dead`: the last one can't confirm any more, so the new one may have a lower rate.
         """
         rate, claims = rate_of(members, self._context), [member.claim for member in members]
         script = await destination_of(members[0], self._context)
@@ -208,14 +213,14 @@ class SettlementPlanner:
                 return None
             if least > most:
                 if not in_place or least > paid.fee_sat + size * self._context.chain_view.fees.increment_sat_per_vb:
-                    self._pin(members[0], f"replacing it takes {least} sat, the budget is {most} sat")
-                return None  # else nothing depends on it, and it pays its budget
+                    self._pin(members[0], f"its replacement costs at least {least} sat, the budget is {most} sat")
+                return None  # without the alarm: no transaction depends on it, and it pays its whole budget
         better = None
         try:
             if max(wanted, least) > paid.fee_sat or not whole:
-                dearer = least if dead or not whole else Sat(max(least, paid.fee_sat + 1))
-                better = await self._sign(members, dearer)
-            elif rate * size > most:  # our own output is used up
+                lowest = least if dead or not whole else Sat(max(least, paid.fee_sat + 1))
+                better = await self._sign(members, lowest)
+            elif rate * size > most:  # the server's own output can't pay more
                 better = await fund_from_reserve(members, rate, self._context, least)
         except SigningFailed as error:
             self._pin(members[0], f"the signer does not let it be replaced: {error}")
@@ -224,7 +229,7 @@ class SettlementPlanner:
         return better if better is not None and (dead or better.is_dearer_than(paid)) else None
 
     async def _is_whole(self, paid: Settlement) -> bool:
-        """Say whether a settlement of several inputs can still confirm: nothing else spends, or has ended, any of them."""
+        """Say whether a settlement of several inputs can still confirm: no refund or block spends one of them."""
         chain, outpoints = self._context.chain, outpoints_of(paid.transaction)
         try:
             there = await chain.unspent(outpoints)
@@ -241,14 +246,14 @@ class SettlementPlanner:
         return True
 
     async def _least_fee(self, paid: Settlement, size: int, spend: Spend | None) -> Sat:
-        """What a replacement must pay at least: for all that it throws out of the mempool, and for its own way."""
+        """Lowest fee of a replacement: the fees of everything it evicts, plus its own relay (BIP125 rules 3 and 4)."""
         if spend is None:
             return Sat(0)
         try:
             cost = await self._context.chain.replacement_cost(spend.txid)
             if cost is None:
                 return Sat(0)
-            if spend.txid != paid.txid:  # it may be smaller: the rate must be higher than its rate, too
+            if spend.txid != paid.txid:  # the spend may be smaller: the new rate must exceed its rate, too
                 its_size = base_size(await self._context.chain.transaction(spend.txid))
                 cost = Sat(max(cost, cost * size // its_size + 1))
         except ChainFailed as error:
@@ -256,13 +261,13 @@ class SettlementPlanner:
         return Sat(cost + size * self._context.chain_view.fees.increment_sat_per_vb)
 
     async def _others(self, paid: Settlement) -> list[Channel]:
-        """The channels that a settlement spends, in the order of its inputs, as their newest records have them."""
+        """Return the newest records of the channels that a settlement spends, in the order of its inputs."""
         return [
             record for outpoint in outpoints_of(paid.transaction) if (record := await self._read(outpoint)) is not None
         ]
 
     async def _members(self, channel: Channel, paid: Settlement, others: Sequence[Channel]) -> list[Channel]:
-        """Who is settled by the next one: all in the last one whose funding output nothing has spent for good."""
+        """Return the channels of the next settlement: those of the last one whose funding has no confirmed spend."""
         members = [other for other in others if _has(other, paid)]
         try:
             unspent = await self._context.chain.unspent([member.outpoint for member in members])
@@ -279,24 +284,25 @@ class SettlementPlanner:
         ]
         return there if channel.outpoint in {member.outpoint for member in there} else [channel]
 
-    # --- what is not replaced ---------------------------------------------------------------------------------------
+    # --- settlements that are not replaced --------------------------------------------------------------------------
 
-    def may_replace(self, ours: Settlement) -> bool:
-        """Say whether the node would replace a settlement of ours that is in its mempool."""
-        if signals_replaceability(ours.transaction):
+    def may_replace(self, settlement: Settlement) -> bool:
+        """Say whether the node would replace this settlement of the server's in its mempool."""
+        if signals_replaceability(settlement.transaction):
             return True
-        return self._context.chain.capabilities.full_rbf is not False and ours.txid not in self._kept
+        return self._context.chain.capabilities.full_rbf is not False and settlement.txid not in self._kept
 
-    def keeps(self, ours: Settlement, reason: str) -> None:
-        """Note that the node has just refused to replace a settlement of ours: until the next block, children pay."""
-        log.warning("settlement is not replaced", txid=ours.txid[::-1].hex(), reason=reason)
-        self._kept.add(ours.txid)
+    def note_kept(self, settlement: Settlement, reason: str) -> None:
+        """Note that the node has just refused to replace a settlement: until the next block, only children add fees."""
+        log.warning("the node does not replace the settlement", txid=settlement.txid[::-1].hex(), reason=reason)
+        self._kept.add(settlement.txid)
 
     async def _used_successor(self, channel: Channel) -> Channel | None:
-        """Find the channel that goes on at a withdrawal which confirmed once, if it is used.
+        """Find the channel that continues at a withdrawal that has confirmed once, if that channel is used.
 
-        Another version has another txid, and would take the output away that all those payments spend. So after a reorg
-        it is published as it was, and pushed by a child.
+        Another version of the withdrawal would have another txid, and all payments of the continued channel would lose
+        the output that they spend. So after a reorg the same version is broadcast again, and a child raises its fee
+        (CPFP).
         """
         if not channel.moves or channel.closing is None or not channel.closing.spent_by:
             return None
@@ -304,33 +310,33 @@ class SettlementPlanner:
         return successor if successor is not None and successor.is_used else None
 
     async def _push_by(self, successor: Channel | None, paid: Settlement) -> bool:
-        """Hand a withdrawal in with the settlement of the channel that goes on there: a child that needs no other key."""
+        """Broadcast a withdrawal with the settlement of the continued channel: a child that is signed already."""
         child = successor.closing.settlement if successor is not None and successor.closing else None
         if child is None:
             return False
         try:
             await self._context.chain.publish(paid.transaction, child.transaction)
         except ChainFailed as error:
-            log.warning("withdrawal is not pushed", txid=paid.txid[::-1].hex(), reason=str(error))
+            log.warning("no child raises the fee of the withdrawal", txid=paid.txid[::-1].hex(), reason=str(error))
             return False
         return True
 
     async def _push_instead(
         self, members: Sequence[Channel], paid: Settlement, why: str, successor: Channel | None = None
     ) -> None:
-        """Push what is not replaced by a child, or say that it can't be made to pay more."""
+        """Raise the fee of a settlement by a child (CPFP) instead of a replacement, or raise an alarm."""
         if await self._push(members, paid, rate_of(members, self._context)) or await self._push_by(successor, paid):
             self.pinned.pop(members[0].outpoint, None)
         else:
-            self._pin(members[0], f"{why}, and no child of our own output can pay more")
+            self._pin(members[0], f"{why}, and no child of the server's output can pay more")
 
     async def _push(self, members: Sequence[Channel], paid: Settlement, rate: int) -> bool:
-        """Let a child of our own output pay; whether one does."""
+        """Let a child of the server's output pay; return whether one is broadcast."""
         own_sat = Sat(sum(member.received_sat for member in members) - paid.fee_sat)
         fee = plan_child_fee(paid, own_sat, rate, rules_of(members, self._context))
         pushed = self._children.get(paid.txid)
         if pushed is not None and (fee is None or not is_outbid(pushed, fee // pushed.size)):
-            with contextlib.suppress(ChainFailed):  # both may have been evicted
+            with contextlib.suppress(ChainFailed):  # broadcast both again: the node may have evicted them
                 await self._context.chain.publish(paid.transaction, pushed.transaction)
             return True
         if fee is None:
@@ -353,7 +359,7 @@ class SettlementPlanner:
     async def follow_reserve(self) -> None:
         """Have the chain follow the reserve, so that its coins are known when they are needed.
 
-        Once is enough, until the chain forgets it; coins that it got before are found by a scan then.
+        Once is enough, until the chain backend loses its memory; then a scan finds the coins of before.
         """
         chain = self._context.chain
         if self._reserve_followed_in == chain.capabilities.memory:
@@ -363,25 +369,25 @@ class SettlementPlanner:
             await chain.adopt(reserve, [coin.outpoint for coin in await chain.funding(reserve)])
             self._reserve_followed_in = chain.capabilities.memory
 
-    # --- telling ----------------------------------------------------------------------------------------------------
+    # --- broadcasts -------------------------------------------------------------------------------------------------
 
-    def may_tell(self, settlement: Settlement) -> bool:
-        """Say whether a settlement is to be published once more: after each block."""
+    def may_rebroadcast(self, settlement: Settlement) -> bool:
+        """Say, once after each block, whether to broadcast a settlement again."""
         tip = self._context.chain_view.tip
-        if tip is not None and tip.block_hash != self._told[0]:
-            self._told = tip.block_hash, set()
+        if tip is not None and tip.block_hash != self._broadcast_since_block[0]:
+            self._broadcast_since_block = tip.block_hash, set()
             self._kept.clear()
-        new = settlement.txid not in self._told[1]
-        self.told(settlement)
+        new = settlement.txid not in self._broadcast_since_block[1]
+        self.note_broadcast(settlement)
         return new
 
-    def told(self, settlement: Settlement) -> None:
-        """Note that it was published since the last block."""
-        self._told[1].add(settlement.txid)
+    def note_broadcast(self, settlement: Settlement) -> None:
+        """Note that the settlement was broadcast since the last block."""
+        self._broadcast_since_block[1].add(settlement.txid)
 
 
 def _better(record: Channel, channel: Channel, paid: Settlement) -> Settlement | None:
-    """The settlement that another channel of the same batch has adopted already, if it settles this channel too."""
+    """Return the settlement that another channel of the same batch stores already, if it settles this channel too."""
     other = record.closing.settlement if record.closing else None
     if other is None or not other.is_dearer_than(paid) or channel.outpoint not in outpoints_of(other.transaction):
         return None
@@ -389,6 +395,6 @@ def _better(record: Channel, channel: Channel, paid: Settlement) -> Settlement |
 
 
 def _has(channel: Channel, settlement: Settlement) -> bool:
-    """Whether this is the settlement of a channel that is still closing."""
-    mine = channel.closing.settlement if channel.closing else None
-    return channel.state in (State.CLOSING, State.PUBLISHED) and mine is not None and mine.txid == settlement.txid
+    """Say whether the channel is still closing, and its record stores this settlement."""
+    stored = channel.closing.settlement if channel.closing else None
+    return channel.state in (State.CLOSING, State.PUBLISHED) and stored is not None and stored.txid == settlement.txid

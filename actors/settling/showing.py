@@ -1,10 +1,10 @@
-"""Shows the signer the newest payments now and then, so that what it knows is older than a break-in.
+"""Shows the signer the newest payments at intervals, so that an intruder can't have an older payment settled.
 
-Who takes over the server can collude with a client and have an old payment settled, such as the opening one, unless the
-signer has seen a newer one. So every few minutes it is shown what has grown since: one batch at a time, with a pause
-between them. It reads the store, page by page; nothing of it is on the way of a payment, and a signer or a node that
-is away only means that the next round shows more. A signer that refuses a payment as older than it knows tells that
-our store was restored from a backup: that is logged as an error.
+An intruder on the server can collude with a client and have an old payment settled, such as the opening one, unless the
+signer has seen a newer one. So every few minutes this task shows the signer the payments that have grown since: one
+batch at a time, with a pause between batches. It reads the store page by page, and no payment waits for it. If the
+signer or the node is away, the next round shows more. If the signer refuses a payment because it knows a newer one, the
+server's store was restored from a backup; the task logs that as an error.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from paychan.protocol.types import OutPoint, Sat
 from paychan.signer_client.base import SignerAbsent, SignerRefused, show
 
 BATCH = 100
-"""Channels read at a time, and most claims in one message: some 30 milliseconds of the signer's time."""
+"""Channels read at a time, and the most claims in one message: some 30 milliseconds of the signer's time."""
 
 _PAUSE_SECONDS = 0.2
-"""Between two pages, so that payments and settlements come first: 10,000 channels take 20 seconds and more."""
+"""Pause between two pages, so that payments and settlements come first: 10,000 channels take at least 20 seconds."""
 
 _FUNDINGS_AT_A_ROUND = 1_000
-"""Funding transactions fetched from the node in one round."""
+"""Most funding transactions fetched from the node in one round."""
 
 log = structlog.get_logger("showing")
 
 
 class Task(Protocol):
-    """What supervises the task: `paychan.supervisor.Supervised`."""
+    """The task's supervisor: `paychan.supervisor.Supervised`."""
 
     def succeeded(self) -> None:
         """Note that the work was done once."""
 
 
 class Showing:
-    """Remembers which payment of which channel was shown; after a restart all are shown once more."""
+    """Shows payments, and remembers the newest shown one of each channel; after a restart all are shown once more."""
 
     def __init__(self, context: Context, interval_seconds: float, pause_seconds: float = _PAUSE_SECONDS) -> None:
         self._context = context
@@ -53,7 +53,7 @@ class Showing:
         self._fundings_left = 0
 
     async def run(self, task: Task) -> None:
-        """Show for ever."""
+        """Show payments at intervals; ends only by cancellation or a failure of the store."""
         while True:
             try:
                 await self.round()
@@ -61,11 +61,11 @@ class Showing:
             except SignerAbsent as error:
                 log.info("payments not shown to the signer yet", reason=str(error))
             except SignerRefused as error:
-                log.warning("the signer takes no payments to remember", reason=str(error))
+                log.warning("the signer refuses to store newest payments", reason=str(error))
             await asyncio.sleep(self._interval_seconds)
 
     async def round(self) -> None:
-        """Show all that has grown. Raises what the store raises, `SignerAbsent` and `SignerRefused`."""
+        """Show all payments that have grown. Raises `SignerAbsent`, `SignerRefused`, and the errors of the store."""
         self._fundings_left = _FUNDINGS_AT_A_ROUND
         seen: set[OutPoint] = set()
         after = None
@@ -80,21 +80,21 @@ class Showing:
         self._shown = {outpoint: sat for outpoint, sat in self._shown.items() if outpoint in seen}
 
     async def _show(self, claims: Sequence[Claim]) -> None:
-        """Show a batch; for what the signer has not seen the funding of, show that first."""
+        """Show a batch; if the signer has not seen a channel's funding, show the funding and then the payment again."""
         unshown = await self._remember(claims)
         ready = [claim for claim in unshown if await self._show_funding(claim.outpoint)]
         if ready:
             await self._remember(ready)
 
     async def _remember(self, claims: Sequence[Claim]) -> list[Claim]:
-        """Have the signer remember payments; return those that it wants to see the funding of."""
+        """Have the signer remember payments; return those whose funding it must see first."""
         reply = await self._context.signer.show_newest(claims)
         refused = [claims[index] for index in reply.refused if index < len(claims)]
         unshown = [claims[index] for index in reply.unshown if index < len(claims)]
         if refused:
             outpoints = [str(claim.outpoint) for claim in refused]
             log.error(
-                "the signer knows newer payments, or none of these channels",
+                "the signer knows newer payments than the store, or has no key of these channels",
                 channels=outpoints[:10],
                 count=len(refused),
             )
@@ -103,7 +103,7 @@ class Showing:
         return unshown
 
     async def _show_funding(self, outpoint: OutPoint) -> bool:
-        """Show one funding transaction, if the node has it; a node that has not, or is away, stops no other channel."""
+        """Show one funding transaction and return True; a failure of the node does not stop the other channels."""
         if not self._fundings_left:
             return False
         self._fundings_left -= 1

@@ -1,4 +1,4 @@
-"""Asking the signer for a settlement: which rate, out of which output, and what its refusals mean."""
+"""Requests to the signer for settlements: the rate, the destination, and the meaning of a refusal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = structlog.get_logger("signing")
 
 
 class Newer(Exception):
-    """The signer refuses the record's claim, because it signed for a newer one; the channel is to adopt that first."""
+    """The signer refuses the record's claim, because it has signed a newer one; the channel must adopt that first."""
 
     def __init__(self, adopt: Adopt) -> None:
         super().__init__(str(adopt.claim.outpoint))
@@ -39,12 +39,12 @@ class Newer(Exception):
 
 
 async def newest_claim(channel: Channel, context: Context) -> Adopt | None:
-    """Ask the signer what it knows of a closing channel: its record may be from a backup, or a crash lost the answer.
+    """Ask the signer for its claim of a closing channel: the record may be from a backup, or a crash lost a reply.
 
-    None: nothing, or nothing that the record lacks. What it was only shown is no news to a record that holds the same.
+    None if the signer has no claim, or none that changes the record.
 
     Raises:
-        SignerUnavailable, SigningFailed: not known.
+        SignerUnavailable, SigningFailed: the signer gives no answer.
     """
     with _signer_errors():
         found = await news(context.signer, [Newest(channel.outpoint, channel.payment.change_sat)])
@@ -55,39 +55,40 @@ async def newest_claim(channel: Channel, context: Context) -> Adopt | None:
 async def is_signed(channel: Channel, context: Context) -> bool:
     """Ask whether the signer has signed anything for a channel. Raises `SignerUnavailable`, `SigningFailed`.
 
-    What it signed may be out, even if its answer never came; what it refused is not.
+    A signed settlement may have been broadcast, even if the signer's reply was lost; a refused one was not.
     """
     with _signer_errors():
         return bool(await context.signer.behind([Newest(channel.outpoint, Sat(0))]))
 
 
 def rate_of(members: Sequence[Channel], context: Context) -> int:
-    """Rate of the channel that is most pressed."""
+    """Rate for these channels together, in satoshi per virtual byte: the highest that one of them needs."""
     return max(wanted_rate(member, context.rules, context.paying_time(), context.chain_view.fees) for member in members)
 
 
 def rules_of(members: Sequence[Channel], context: Context) -> Rules:
-    """Rules for settling these now, see `fees.pressed`."""
+    """Rules for settling these channels now, see `fees.pressed`."""
     return pressed(context.rules, members, context.paying_time(), context.chain_view.fees)
 
 
 async def destination_of(channel: Channel, context: Context) -> bytes:
-    """Return the script that a channel's settlement pays us to. Raises `SignerUnavailable`, `SigningFailed`."""
+    """Return the script to which a settlement pays the server. Raises `SignerUnavailable`, `SigningFailed`."""
     terms = channel.terms
     with _signer_errors():
         return (await context.signer.public_key(terms.client_key, terms.expiry, settling=True)).destination_script
 
 
 async def sign(members: Sequence[Channel], context: Context, least_sat: Sat = Sat(0)) -> Settlement:
-    """Have one settlement of these channels signed, at their rate, but for no less than `least_sat`.
+    """Have one settlement of these channels signed, at their rate, but with a fee of at least `least_sat`.
 
-    Where the signer allows less than the rate comes to, that is paid: past the deadline the server gives more than the share
-    (`fees.pressed`), the signer only from six hours before the expiry, and by its own clock and limits.
+    If the signer allows only a lower fee, the settlement pays that. The two may differ: past the deadline the server
+    pays more than the share (`fees.pressed`), but the signer only from six hours before expiry, by its own clock and
+    limits.
 
     Raises:
-        SignerUnavailable, SigningFailed: the signer is away, or says no.
-        NotEconomical: they brought less than any settlement costs.
-        Newer: the signer signed for a newer claim of the one channel.
+        SignerUnavailable, SigningFailed: the signer is away, or refuses.
+        NotEconomical: the channels received less than the cheapest settlement costs.
+        Newer: the signer has signed a newer claim of the single channel.
     """
     rate, rules, claims = rate_of(members, context), rules_of(members, context), [member.claim for member in members]
     with _signer_errors():
@@ -97,9 +98,9 @@ async def sign(members: Sequence[Channel], context: Context, least_sat: Sat = Sa
             raise NotEconomical(got_sat=plan.received_sat, need_sat=plan.needed_sat)
         fee = max(plan, least_sat)
         if is_starved(claims, script, fee, rate, rules):
-            leaning = await fund_from_reserve(members, rate, context, least_sat)
-            if leaning is not None:
-                return leaning
+            funded = await fund_from_reserve(members, rate, context, least_sat)
+            if funded is not None:
+                return funded
         try:
             return await _sign(claims, script, fee, rules, context, least_sat)
         except SignerRefused as error:
@@ -111,7 +112,7 @@ async def sign(members: Sequence[Channel], context: Context, least_sat: Sat = Sa
 async def fund_from_reserve(
     members: Sequence[Channel], rate_sat_per_vb: int, context: Context, least_sat: Sat
 ) -> Settlement | None:
-    """Sign with the smallest coin of the reserve that will do, if there is one. Raises as `sign`."""
+    """Sign with the smallest sufficient coin of the reserve; None if there is none. Raises as `sign`."""
     claims, rules = [member.claim for member in members], rules_of(members, context)
     with _signer_errors():
         key = await context.signer.reserve_key()
@@ -128,10 +129,12 @@ async def fund_from_reserve(
 
 
 async def sign_child(members: Sequence[Channel], paid: Settlement, fee_sat: Sat, context: Context) -> Settlement:
-    """Have a child of these channels' settlement signed for this fee, or for the most that the signer allows, if it lifts.
+    """Have a child of these channels' settlement signed for this fee.
+
+    If the signer allows only a lower fee, the child pays that, provided it still raises the rate of its parent.
 
     Raises:
-        SignerRefused, SignerAbsent, SignerUnavailable, SigningFailed: there is none.
+        SignerRefused, SignerAbsent, SignerUnavailable, SigningFailed: no child was signed.
     """
     claims, script = [member.claim for member in members], await destination_of(members[0], context)
     try:
@@ -142,7 +145,7 @@ async def sign_child(members: Sequence[Channel], paid: Settlement, fee_sat: Sat,
             raise
         child = await context.signer.sign_child(claims, script, paid.fee_sat, error.need_sat)
     if {outpoint.txid for outpoint in outpoints_of(child.transaction)} != {paid.txid}:
-        tag, reason = "policy-template", "the signer made a child of something else"
+        tag, reason = "policy-template", "the signer made a child of another transaction"
         raise SignerRefused(tag, reason)
     return child
 
@@ -156,7 +159,7 @@ async def _sign(
     least_sat: Sat,
     reserve: Reserve | None = None,
 ) -> Settlement:
-    """Sign for this fee, or for the most that the signer allows, if it is `least_sat` and leaves more than dust."""
+    """Sign for this fee, or for the highest that the signer allows, if it is at least `least_sat` and no dust remains."""
     most = most_sat(claims, settlement_size(claims, script), rules, script)
 
     async def signed(fee_sat: Sat) -> Settlement:
@@ -181,4 +184,4 @@ def _signer_errors() -> Iterator[None]:
     except SignerRefused as error:
         raise SigningFailed(reason=str(error)) from error
     except ChainFailed as error:
-        raise SigningFailed(reason=f"the signer wants to see what is spent: {error}") from error
+        raise SigningFailed(reason=f"the signer must see the spent transaction: {error}") from error

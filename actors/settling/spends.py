@@ -1,4 +1,4 @@
-"""What a transaction that spends a funding output means for the channel's record."""
+"""Classification of a transaction that spends a funding output: a settlement, or the client's refund."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paychan.protocol.types import Sat
 
 
 async def judge_spend(channel: Channel, spend: Spend, context: Context) -> Found | SpentElsewhere | None:
-    """Say what the spend of a funding output means for a record; None while a refund is not deep.
+    """Return the command that tells the channel of a spend of its funding output; None while a refund is not deep.
 
     Raises:
         ChainFailed: the spending transaction can't be read.
@@ -28,7 +28,7 @@ async def judge_spend(channel: Channel, spend: Spend, context: Context) -> Found
 
 
 async def _fee(transaction: bytes, context: Context) -> Sat:
-    """Return what a settlement of ours pays; less than that where a coin of the reserve is in it."""
+    """Return the fee of a settlement in satoshi; a lower figure if it spends a coin of the reserve."""
     records = [await context.store.get(outpoint) for outpoint in outpoints_of(transaction)]
     funded = sum(record.funding_sat for record in records if record is not None)
     return Sat(max(funded - sum(out.nValue for out in CTransaction.deserialize(transaction).vout), 0))

@@ -1,8 +1,8 @@
-"""Carrying a settlement out: have it signed, hand it to the network, watch it confirm.
+"""The steps of a settlement: have it signed, broadcast it, watch it confirm.
 
-Each function performs one `channel.Step` and returns the command that tells the machine of it; nothing here changes a
-channel. Every step may be repeated after a crash: the signer signs the same bytes again, publishing is idempotent.
-What is signed, and for which fee, is decided at the `SettlementPlanner`.
+Each function performs one `channel.Step` and returns the command that tells the state machine the result; no function
+changes a channel. Every step may be repeated after a crash: the signer signs the same bytes again, and broadcasting is
+idempotent. The `SettlementPlanner` decides the members and the fee of a settlement.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ log = structlog.get_logger("settlement")
 
 
 async def perform(step: Step, channel: Channel, context: Context, planner: SettlementPlanner) -> Command | None:
-    """Perform a step of settling; None means that nothing has changed yet.
+    """Perform a step of the settlement; None means that nothing has changed yet.
 
     Raises:
-        SignerUnavailable, SigningFailed, PublishFailed, NotEconomical: the channel stays as it is, try again later.
+        SignerUnavailable, SigningFailed, PublishFailed, NotEconomical: the channel stays as it is; try again later.
     """
     if channel.closing is None:
         msg = f"{channel.outpoint} is {channel.state.value}, nothing to settle"
@@ -50,14 +50,14 @@ async def perform(step: Step, channel: Channel, context: Context, planner: Settl
         return await _perform(step, channel, context, planner)
     except Newer as newer:
         adopt = newer.adopt
-    log.error("the record is older than what was signed", channel=str(channel.outpoint))
+    log.error("the record is older than the signed claim", channel=str(channel.outpoint))
     return adopt
 
 
 async def _perform(step: Step, channel: Channel, context: Context, planner: SettlementPlanner) -> Command | None:
     if step is Step.SIGN:
-        there = await _out_already(channel, context) or await newest_claim(channel, context)
-        return there or await _first(channel, context, planner)
+        earlier = await _broadcast_before(channel, context) or await newest_claim(channel, context)
+        return earlier or await _first(channel, context, planner)
     if channel.closing is None or channel.closing.settlement is None:
         msg = f"{channel.outpoint} has no signed settlement"
         raise ValueError(msg)
@@ -67,20 +67,21 @@ async def _perform(step: Step, channel: Channel, context: Context, planner: Sett
 
 
 async def _first(channel: Channel, context: Context, planner: SettlementPlanner) -> Command | None:
-    """Have the first settlement signed; a withdrawal that can't be is taken back, unless something of it is signed."""
+    """Have the first settlement signed; cancel a withdrawal that can't be, unless the signer has signed for it."""
     try:
         return _signed(await planner.first(channel))
     except (SigningFailed, NotEconomical) as error:
         if not channel.moves or await is_signed(channel, context):
             raise
-        log.warning("withdrawal is taken back", channel=str(channel.outpoint), reason=str(error))
+        log.warning("withdrawal is cancelled", channel=str(channel.outpoint), reason=str(error))
         return TakenBack(error)
 
 
-async def _out_already(channel: Channel, context: Context) -> Command | None:
-    """Find what spends the output of a channel that has no settlement yet: a settlement, or a refund that is deep.
+async def _broadcast_before(channel: Channel, context: Context) -> Command | None:
+    """Find the spend of a channel that has no stored settlement: a settlement, or a deep refund.
 
-    A settlement is out since a crash, or is younger than a backup; one for an older payment than ours is to be replaced.
+    Such a settlement was broadcast before a crash, or after the backup that the record is from. One for an older
+    payment than the record's is not returned while it is unconfirmed: a new one replaces it.
     """
     try:
         spend = await context.chain.spender(channel.outpoint)
@@ -92,12 +93,12 @@ async def _out_already(channel: Channel, context: Context) -> Command | None:
 
 
 async def _publish(channel: Channel, settlement: Settlement, context: Context, planner: SettlementPlanner) -> Command:
-    """Hand the settlement in; one that pays less than is relayed, or is refused for what it pays, is replaced."""
+    """Broadcast the settlement; replace it if it pays less than the relay minimum, or if the node refuses its fee."""
     newer = await _for_newer_payment(channel, settlement, context)
     if newer is not None:
         return newer
     if is_below_floor(settlement, context.chain_view.fees):
-        better = _signed(await planner.dearer(channel, None))
+        better = _signed(await planner.fee_bump(channel, None))
         if better is not None:
             return better
     try:
@@ -106,19 +107,19 @@ async def _publish(channel: Channel, settlement: Settlement, context: Context, p
         spend = await _spender(channel, context)
         if spend is not None and spend.confirmations >= context.depth(channel):
             end = await _end(channel, settlement, spend, context, planner)
-            # ours, and handed in before: then it is published, and watching it tells how it ended
+            # a settlement that was broadcast before counts as published; the next step watches how it ends
             return Published() if isinstance(end, Confirmed) else end
         kept = await _kept(channel, settlement, spend, context)
         if kept is not None and not planner.may_replace(kept.settlement):
             return kept
-        better = _signed(await planner.dearer(channel, spend, refused=True))
+        better = _signed(await planner.fee_bump(channel, spend, refused=True))
         if better is not None:
             return better
         if kept is None:
             raise PublishFailed(reason=str(error)) from error
-        planner.keeps(kept.settlement, str(error))
+        planner.note_kept(kept.settlement, str(error))
         return kept
-    planner.told(settlement)
+    planner.note_broadcast(settlement)
     return Published()
 
 
@@ -135,26 +136,26 @@ async def _watch(
         newer = await _for_newer_payment(channel, settlement, context) if planner.may_replace(settlement) else None
         if newer is not None:
             return newer
-        if planner.may_tell(settlement):
-            with contextlib.suppress(ChainFailed):  # in the mempool of our node, perhaps not any more in others'
+        if planner.may_rebroadcast(settlement):
+            with contextlib.suppress(ChainFailed):  # the server's node has it, but other nodes may have evicted it
                 await context.chain.publish(settlement.transaction)
-        return _signed(await planner.dearer(channel, spend))
+        return _signed(await planner.fee_bump(channel, spend))
     if spend.confirmations < context.depth(channel):
         return None
     return await _end(channel, settlement, spend, context, planner)
 
 
 async def _for_newer_payment(channel: Channel, settlement: Settlement, context: Context) -> Signed | None:
-    """Sign again where the stored settlement is for an older payment than the record's, which followed it.
+    """Sign again if the stored settlement, which the record took over from the chain, is for an older payment.
 
-    A reorg took it back. If nothing dearer can be signed, it is better than nothing.
+    A reorg has removed that settlement. If no settlement with a higher rate can be signed, the stored one stays.
     """
     if not lags(channel):
         return None
     try:
         newer = await sign([channel], context)
     except (SigningFailed, NotEconomical) as error:
-        log.warning("the newer payment can't be signed for", channel=str(channel.outpoint), reason=str(error))
+        log.warning("no settlement of the newer payment", channel=str(channel.outpoint), reason=str(error))
         return None
     return Signed(newer) if newer.is_dearer_than(settlement) else None
 
@@ -164,7 +165,7 @@ def _signed(settlement: Settlement | None) -> Signed | None:
 
 
 async def _kept(channel: Channel, settlement: Settlement, spend: Spend | None, context: Context) -> Kept | None:
-    """Find the settlement of ours that the mempool has instead of the record's."""
+    """Find the server's settlement that the mempool has instead of the record's."""
     if spend is None or spend.confirmations or spend.txid == settlement.txid:
         return None
     try:
@@ -184,12 +185,12 @@ async def _spender(channel: Channel, context: Context) -> Spend | None:
 async def _end(
     channel: Channel, settlement: Settlement, spend: Spend, context: Context, planner: SettlementPlanner
 ) -> Command:
-    """Tell our settlement, also an earlier, a changed or a newer one, from the client's refund."""
+    """Distinguish a settlement by the server (also an earlier, changed or newer one) from the client's refund."""
     planner.pinned.pop(channel.outpoint, None)
     planner.beyond_share.pop(channel.outpoint, None)
     if spend.txid == settlement.txid:
         return Confirmed(spend.txid)
-    deep = Spend(spend.txid, max(spend.confirmations, context.settlement_confirmations))  # enough for this channel
+    deep = Spend(spend.txid, max(spend.confirmations, context.settlement_confirmations))  # deep enough for this channel
     try:
         command = await judge_spend(channel, deep, context)
     except ChainFailed as error:
@@ -198,5 +199,5 @@ async def _end(
     if isinstance(command, Found):
         log.warning("settlement confirmed under another txid", channel=str(channel.outpoint), txid=shown)
         return command if channel.moves or is_news(command.claim, channel) else Confirmed(spend.txid)
-    log.error("funding was spent by another", channel=str(channel.outpoint), txid=shown)
+    log.error("another party spent the funding output", channel=str(channel.outpoint), txid=shown)
     return SpentElsewhere(spend.txid)

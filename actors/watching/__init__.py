@@ -1,1 +1,1 @@
-"""Tasks that watch the clock, the chain and the signer, and send messages to the actors of the channels concerned."""
+"""Tasks that watch clock, chain and signer, and send messages to the actors of the channels concerned."""

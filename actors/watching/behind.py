@@ -1,10 +1,11 @@
-"""Finds, once after each start, the open channels whose records are behind what the signer knows.
+"""Finds, once after each start, the open channels whose records are older than the signer's claims.
 
-Then the store is from a backup: restored, a copied directory or an old disk image; a store does not tell, so every start
-asks, a page of channels at a time. The signer signs for no older payment, and a settlement that it signed may confirm at
-any time. So such a channel adopts what the signer knows before it takes a payment, see `protocol.adoption`: one that was
-settled closes, one whose newer payment was shown goes on from there. A channel that is woken before its turn is asked
-about first; while the signer is away it takes no payments.
+Such a store is from a backup: restored, a copied directory, or an old disk image. The store itself does not show that,
+so the server asks the signer at every start, a page of channels at a time. The signer signs no older payment, and a
+settlement that it has signed may confirm at any time. So such a channel adopts the signer's claim before it accepts a
+payment, see `protocol.adoption`: a channel that was settled closes; one whose newer payment the signer has seen
+continues from that payment. If a channel is woken before its turn, the signer is asked about it first; while the signer
+is away, the channel accepts no payments.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from paychan.signer_client.base import SignerAbsent, SignerRefused, news
 
 log = structlog.get_logger("behind")
 
-_UNASKED = "the signer has not been asked since the start what it knows of this channel"
+_UNASKED = "the server could not ask the signer about this channel since the start"
 _BEHIND = "the signer knows more of this channel than its record, which is from a backup"
 
 
 class Behind:
-    """Asks the signer about the open channels of the store; the watcher calls `look` until it is done."""
+    """Asks the signer about the open channels of the store; the watcher calls `look` in each of its scans."""
 
     def __init__(self, context: Context, registry: Registry) -> None:
         self._context = context
@@ -38,7 +39,7 @@ class Behind:
         registry.before_waking.append(self._before_waking)
 
     async def look(self) -> None:
-        """Ask about all open channels, from where the last look ended; a signer that is away is asked next time."""
+        """Ask about all open channels, from the end of the last scan; if the signer is away, the next scan asks."""
         while not self._all_asked:
             page = await self._context.store.scan(State.OPEN, after=self._after, limit=MAX_CLAIMS)
             if not await self._ask(page):
@@ -52,7 +53,7 @@ class Behind:
             self._registry.before_waking.remove(self._before_waking)
 
     async def _ask_late_ones(self) -> None:
-        """Ask about channels that were not there yet, or whose turn fell on a signer that was away."""
+        """Ask about channels that are new since their page, or for which the signer was away."""
         unasked = self._context.chain_view.unasked
         late = [outpoint for outpoint in unasked if outpoint not in self._behind]
         records = [await self._registry.read(outpoint) for outpoint in late]
@@ -68,13 +69,13 @@ class Behind:
             await self._ask([channel])
 
     async def _ask(self, channels: Sequence[Channel]) -> bool:
-        """Freeze those of these channels that are behind, or all of them if the signer does not answer."""
+        """Freeze the channels that are behind, or all of them if the signer does not answer; say whether it did."""
         unasked = self._context.chain_view.unasked
         asked = {channel.outpoint: Newest(channel.outpoint, channel.payment.change_sat) for channel in channels}
         try:
             behind = await self._context.signer.behind(list(asked.values())) if asked else ()
         except (SignerAbsent, SignerRefused) as error:
-            log.warning("the signer can't be asked what it knows", reason=str(error))
+            log.warning("the signer does not tell which records are behind", reason=str(error))
             unasked.update(dict.fromkeys(asked, _UNASKED))
             return False
         for outpoint in asked:
@@ -88,14 +89,14 @@ class Behind:
         try:
             found = await news(self._context.signer, [newest])
         except (SignerAbsent, SignerRefused) as error:
-            log.warning("what the signer knows can't be adopted", channel=str(outpoint), reason=str(error))
+            log.warning("the signer's claim can't be adopted", channel=str(outpoint), reason=str(error))
             return
-        log.error("the record is behind what the signer knows", channel=str(outpoint))
-        # what a signer of an earlier version signed can't be handed out; the channel closes all the same
+        log.error("the record is older than the signer's claim", channel=str(outpoint))
+        # the signer can't return settlements that an earlier version of it signed; then the channel only closes
         outcome = await self._registry.ask(outpoint, found[0] if found else Close(CloseReason.OPERATOR))
         record = await self._registry.read(outpoint)
         if isinstance(outcome, Accepted) or record is None or record.state is not State.OPEN:
             self._behind.pop(outpoint)
             self._context.chain_view.unasked.pop(outpoint, None)
         else:
-            log.error("a channel that is behind waits", channel=str(outpoint), reason=str(outcome.error))
+            log.error("a channel with an old record waits", channel=str(outpoint), reason=str(outcome.error))

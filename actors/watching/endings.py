@@ -1,9 +1,9 @@
-"""How channels end on the chain, and come back: spent by a settlement, spent by a refund, or never funded.
+"""Ends of channels on the chain, and their return: spent by a settlement, spent by a refund, or never funded.
 
-The chain's word counts, in every state of a record. A settlement that the record lacks is taken over (`protocol.finding`).
-A refund that is deep makes a channel LOST; when a reorg takes it back, the channel is settled after all. A
-funding output that is neither there nor spent, for as many blocks as end a channel, was replaced: the channel
-leaves the books as UNFUNDED, and comes back when the output does.
+A record follows the chain in every state. A record takes over a settlement that it lacks (`protocol.finding`). A deep
+refund makes a channel LOST; if a reorg removes the refund, the server settles the channel after all. If a funding
+output is neither unspent nor spent for the number of blocks that ends a channel, its transaction was replaced: the
+channel becomes UNFUNDED, and returns when the output does.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from paychan.protocol.types import OutPoint, UnixTime
 log = structlog.get_logger("endings")
 
 REMEMBERED_SECONDS = 30 * 86_400
-"""Channels that expired longer ago are not looked at again: no reorg goes back so far."""
+"""Channels that expired longer ago are not scanned again: no reorg goes back that far."""
 
-_BACK = "its funding is there again"
-_UNASKED = "its funding is there again, and the signer has not been asked what it knows of it"
+_BACK = "its funding is in the chain again"
+_UNASKED = "its funding is in the chain again, and the server has not asked the signer about it yet"
 
 _PAGE = 1000
 _FIRST = OutPoint(bytes(32), 0)
@@ -41,20 +41,20 @@ class Endings:
         self._registry = registry
         self._follow = follow
         self._missed_since: dict[OutPoint, int] = {}
-        """Height at which a funding output was first seen to be gone."""
+        """Height of the tip at which a funding output was missing first."""
         self._unjudged = set[OutPoint]()
-        """Ended channels about which the chain could not be asked."""
+        """Ended channels about which the chain gave no answer."""
         self._ended_seen_at: Tip | None = None
         self._ended_after: dict[State, tuple[UnixTime, OutPoint]] = {}
 
     # --- channels that have not ended -------------------------------------------------------------------------------
 
     def is_there(self, outpoint: OutPoint) -> None:
-        """A funding output is there."""
+        """Note that a funding output is unspent, or that its spend is known."""
         self._missed_since.pop(outpoint, None)
 
     async def is_gone(self, channel: Channel) -> str:
-        """Judge an open channel whose funding output is not there; say why it takes no payments."""
+        """Judge an open channel whose funding output is not unspent; return why it accepts no payments."""
         spend = await self.spender_of(channel)
         if spend is None:
             return "its funding output is gone"
@@ -62,7 +62,7 @@ class Endings:
         return "its funding output is being spent"
 
     async def spender_of(self, channel: Channel) -> Spend | None:
-        """Find what spends an output that is not there; what nothing spends is missed, and may never have been funded."""
+        """Find the spend of an output that is not unspent; without a spend, count the blocks without the output."""
         spend = await self._context.chain.spender(channel.outpoint)
         if spend is None:
             await self._miss(channel)
@@ -78,11 +78,11 @@ class Endings:
         if isinstance(command, Found):
             log.warning("a settlement that the record lacks", channel=str(channel.outpoint), txid=txid)
         else:
-            log.error("funding was spent by another", channel=str(channel.outpoint), txid=txid)
+            log.error("another party spent the funding output", channel=str(channel.outpoint), txid=txid)
         await self._registry.ask(channel.outpoint, command)
 
     async def _miss(self, channel: Channel) -> None:
-        """Count the blocks without a funding output, while the chain can be trusted."""
+        """Count the blocks without a funding output, while the chain view is reliable."""
         seen = self._context.chain_view
         if seen.tip is None or seen.problem:
             return
@@ -96,17 +96,17 @@ class Endings:
         await self._registry.ask(channel.outpoint, Unfunded())
 
     async def _is_there_now(self, channel: Channel, tip: Tip) -> bool:
-        """Ask once more: the chain's last answer may be older than the tip, as in the midst of a reorg."""
+        """Ask once more: the last answer of the chain may be older than the tip, for example during a reorg."""
         chain = self._context.chain
         there = channel.outpoint in await chain.unspent([channel.outpoint]) or await chain.tip() != tip
         if there:
             self.is_there(channel.outpoint)
         return there
 
-    # --- those that have --------------------------------------------------------------------------------------------
+    # --- channels that have ended -----------------------------------------------------------------------------------
 
     async def look_at_unfunded(self, *, spent: bool) -> None:
-        """Take up those whose funding is there after all; in each round also those where it was even `spent`."""
+        """Reopen UNFUNDED channels whose funding is in the chain again; with `spent` also look for a spend of it."""
         after: tuple[UnixTime, OutPoint] | None = self._oldest()
         while after is not None:
             page = await self._context.store.scan(State.UNFUNDED, after=after, limit=_PAGE)
@@ -116,20 +116,20 @@ class Endings:
                 if funding is not None:
                     log.warning("funded after all", channel=str(channel.outpoint))
                     self._context.chain_view.unasked[channel.outpoint] = _UNASKED
-                    self._context.chain_view.in_danger.setdefault(channel.outpoint, _BACK)  # until it is looked at
+                    self._context.chain_view.in_danger.setdefault(channel.outpoint, _BACK)  # until the next scan
                     await self._registry.ask(channel.outpoint, Funded())
                 elif spent:
                     await self._each(channel, self._judge_unfunded)
             after = _place(page[-1]) if len(page) == _PAGE else None
 
     def look_again(self) -> None:
-        """Look at all that ended once more, as after a start."""
+        """Scan all ended channels once more, as after a start."""
         self._ended_seen_at = None
 
     async def look_at_ended(self) -> None:
-        """Take up again what ended by a transaction that is not deep any more: at start, and after each reorg.
+        """Reopen the settlement of channels whose last transaction is no longer deep: at start, and after each reorg.
 
-        One page of each state a look, so that nothing else waits for it.
+        A call scans one page of each state, so that no other work waits for it.
         """
         tip = self._context.chain_view.tip
         if tip is None or not tip.height or self._context.chain_view.problem:  # without blocks there are no reorgs
@@ -147,7 +147,7 @@ class Endings:
                 else:
                     del self._ended_after[state]
         except ChainFailed as error:
-            log.warning("can't look at ended channels", reason=str(error))
+            log.warning("can't scan ended channels", reason=str(error))
         else:
             self._ended_seen_at = tip
         for outpoint in [*self._unjudged]:
@@ -157,11 +157,11 @@ class Endings:
                 await self._each(record, self._judge_ended)
 
     async def _each(self, channel: Channel, judge: Callable[[Channel], Awaitable[None]]) -> None:
-        """Judge a channel on its own: what the chain can't say of one stops no other, and is asked again."""
+        """Judge one channel; if the chain gives no answer, the others continue, and a later scan asks again."""
         try:
             await judge(channel)
         except ChainFailed as error:
-            log.warning("not known how a channel ended", channel=str(channel.outpoint), reason=str(error))
+            log.warning("unknown how a channel ended", channel=str(channel.outpoint), reason=str(error))
             self._unjudged.add(channel.outpoint)
 
     async def _judge_unfunded(self, channel: Channel) -> None:
@@ -177,15 +177,15 @@ class Endings:
             return
         if channel.state is State.LOST:
             if spend is None and not await self._context.chain.unspent([channel.outpoint]):
-                return  # not known: another output may be in its place, or our view has a gap
+                return  # unknown: another output may have replaced the funding, or the chain view has a gap
             if spend is not None and isinstance(await judge_spend(channel, spend, self._context), Found):
                 await self._tell(channel, spend)
                 return
-        log.error("what ended the channel is not confirmed any more", channel=str(channel.outpoint))
+        log.error("the transaction that ended the channel is no longer deep", channel=str(channel.outpoint))
         await self._registry.ask(channel.outpoint, Vanished())
 
     def _oldest(self) -> tuple[UnixTime, OutPoint]:
-        """Where in the order of expiries those begin that may come back."""
+        """Start of the channels that may return, in the store's order of expiries."""
         return UnixTime(max(0, self._context.acting_time() - REMEMBERED_SECONDS)), _FIRST
 
 
@@ -194,7 +194,7 @@ def _place(channel: Channel) -> tuple[UnixTime, OutPoint]:
 
 
 def _known(channel: Channel) -> set[bytes]:
-    """Txids of what the record says ended the channel."""
+    """Txid of the transaction that ended the channel, by its record; an empty set if there is none."""
     closing = channel.closing
     if closing is None:
         return set()

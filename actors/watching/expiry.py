@@ -1,6 +1,6 @@
-"""The watcher: starts closing before expiry, and takes up again every settlement that is not finished.
+"""The watcher: starts closing before expiry, and resumes every unfinished settlement.
 
-Supervised: a look that fails is logged and the next one comes; `last_look` tells an operator that it lives.
+The watcher is supervised: a failed scan is logged, and the next scan comes; `last_look` shows an operator that it runs.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from paychan.supervisor import Supervised
 log = structlog.get_logger("watcher")
 
 _AT_ONCE = 32
-"""Channels settled side by side; the signer and the node answer them in turn anyway."""
+"""Most channels settled concurrently; signer and node handle their requests in turn anyway."""
 
 
 class Watcher:
-    """Looks at expiries and unfinished settlements, at start and then every so often."""
+    """Scans expiries and unfinished settlements, at start and then at intervals."""
 
     def __init__(
         self,
@@ -53,17 +53,17 @@ class Watcher:
         self._idle_seconds = idle_seconds
         self.last_look: UnixTime | None = None
         self.alarms: tuple[Alarm, ...] = ()
-        """As of the last look."""
+        """Alarms of the last scan."""
 
     async def run(self, task: Supervised) -> None:
-        """Look for ever; ends only by cancellation, or by a failure after which the supervisor starts it again."""
+        """Scan at intervals; ends only by cancellation, or by a failure, after which the supervisor starts it again."""
         while True:
             if await self.look():
                 task.succeeded()
             await self._wait()
 
     async def _wait(self) -> None:
-        """Wait for a block and go through all channels for it, or for the interval; other news concern few of them."""
+        """Wait for the interval, or for a new block until all channels were scanned; other news concern few of them."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._interval_seconds
         while (left := end - loop.time()) > 0:
@@ -72,20 +72,17 @@ class Watcher:
                 return
 
     async def look(self) -> bool:
-        """Take one look at everything; if that fails, it is logged and alarmed about, and the next look comes.
-
-        Return whether it went through.
-        """
+        """Scan everything once and return whether that succeeded; a failure is logged and becomes an alarm."""
         try:
             await self._look()
         except Exception as error:
             self.alarms = (Alarm(Kind.WATCHER, f"watcher failed: {error}"),)
-            log.exception("watcher failed, looks again", seconds=self._interval_seconds)
+            log.exception("watcher failed, scans again", seconds=self._interval_seconds)
             return False
         return True
 
     async def _look(self) -> None:
-        """Close what is due, resume what is unfinished, alarm about what is late."""
+        """Close the channels that are due, resume unfinished settlements, raise alarms about late ones."""
         await self._chain.look()
         await self._behind.look()
         now = self._context.acting_time()
@@ -101,7 +98,7 @@ class Watcher:
         self.last_look = self._context.clock()
 
     async def _tell(self, channels: AsyncIterator[Channel], message: Message) -> None:
-        """Tell each channel on its own: one that can't be settled holds up no other."""
+        """Send each channel a message; a channel that can't be settled does not delay the others."""
         room = asyncio.Semaphore(_AT_ONCE)
 
         async def tell(channel: Channel) -> None:
@@ -135,7 +132,7 @@ class Watcher:
         )
 
     def _beyond_cap(self) -> list[Alarm]:
-        """Say that no settlement is relayed for what the operator pays at most: at expiry all would be refunded."""
+        """Alarm if the relay minimum exceeds the operator's cap: no settlement would confirm before the refunds do."""
         floor, cap = self._context.chain_view.fees.floor_sat_per_vb, self._context.rules.max_fee_sat_per_vb
         if floor <= cap:
             return []
@@ -143,7 +140,7 @@ class Watcher:
         return [Alarm(Kind.FEE, f"{text}: raise max_fee_sat_per_vb of server and signer before channels expire")]
 
     async def _lost(self, now: UnixTime) -> list[Alarm]:
-        """Name the channels that another transaction ended, for a month after their expiry."""
+        """Alarms about the channels that another party's transaction ended, for a month after their expiry."""
         since = UnixTime(max(0, now - REMEMBERED_SECONDS)), OutPoint(bytes(32), 0)
         lost = await self._context.store.scan(State.LOST, after=since)
         rules = self._context.rules
@@ -153,7 +150,7 @@ class Watcher:
 
 
 def _is_worth_it(channel: Channel, rules: Rules) -> bool:
-    """Say whether a channel received more than its cheapest settlement costs: no alarm helps one that did not."""
+    """Say whether a channel received more than its cheapest settlement costs; otherwise an alarm would be useless."""
     return channel.received_sat > 0 and not isinstance(least_fee(channel, rules), Shortfall)
 
 

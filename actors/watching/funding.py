@@ -1,11 +1,11 @@
-"""Keeps the view of the chain: the newest tip, whether it can be trusted, and whether each funding output is there.
+"""Updates the chain view: the newest tip, whether the tip is reliable, and the state of each funding output.
 
-Fail closed: while the node does not answer or its tip is old, no payment is accepted; while a channel's funding output
-is not there as it should be, that channel takes none. Both end by themselves. Closing goes on all the time.
+It fails closed: while the node does not answer or its tip is old, the server accepts no payments. While a channel's
+funding output is missing or not deep enough, that channel accepts none. Both end by themselves. Closing always works.
 
-All open channels are looked at after each block, in a *round*: a page of them at a time, so that neither serving nor what
-is due waits for its end, and nothing is kept for a channel. Until the first round since the start is over, a channel that
-is woken before its turn is looked at first.
+After each block the watch scans all open channels in a *round*. It scans one page at a time, so that neither payments
+nor due settlements wait for the end of the round, and it stores no state per channel. Until the first round since the
+start has ended, a channel that is woken before its turn is scanned first.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from paychan.store.base import walk
 log = structlog.get_logger("chain")
 
 _PAGE = 1000
-"""Outputs asked about in one go."""
+"""Most outputs in one request to the chain."""
 
 _FUNDED_BEFORE_SECONDS = 14 * 86_400
-"""Funding outputs are assumed to be no older than this when their channel is opened; only a lost wallet needs it."""
+"""Assumed maximum age of a funding output when its channel opens; used only if the node's wallet was lost."""
 
 _SETTLING = (State.CLOSING, State.PUBLISHED)
 
 _WAKING_SECONDS = 5.0
-"""Longer no payment waits for a look at its channel; the channel is in doubt then."""
+"""Longest time that a payment waits for its channel's funding scan; after that the channel is unverified."""
 
-_DOUBTFUL_SECONDS = 1.0
-"""Between two pages of a round, those in doubt are looked at no more often."""
+_UNVERIFIED_SECONDS = 1.0
+"""Least time between two scans of the unverified channels during a round."""
 
-_UNSEEN = "its funding output could not be looked at since the server was started"
+_UNSEEN = "the server could not check its funding output since the start"
 
 
 class ChainWatch:
-    """Looks at the chain for the watcher."""
+    """Scans the chain for the watcher."""
 
     def __init__(self, context: Context, registry: Registry, stale_seconds: int) -> None:
         self._context = context
@@ -54,12 +54,12 @@ class ChainWatch:
         self._stale_seconds = stale_seconds
         self._all_seen_at = ""
         self._round_at = ""
-        """The tip at which the round that is under way began."""
+        """Hash of the tip at which the present round began; empty between rounds."""
         self._round_tip: Tip | None = None
         """The tip at which the newest round began."""
         self._round_after: tuple[UnixTime, OutPoint] | None = None
         self._page_seconds = 0.0
-        self._doubtful_seen_at = 0.0
+        self._unverified_scanned_at = 0.0
         self._follows_unfinished = False
         self._follows_open = False
         self._memory: int | None = None
@@ -68,14 +68,14 @@ class ChainWatch:
         self.endings = Endings(context, registry, self._follow)
         self._started = context.reading()
         self._tip_since = "", 0.0
-        """The newest block, and the steady clock when it was first seen."""
+        """Hash of the newest block, and the steady clock when the server first saw it."""
         self._frozen_by: Kind | None = None
         self.alarms: tuple[Alarm, ...] = ()
         context.chain_view.is_whole = False
         registry.before_waking.append(self._look_before_its_turn)
 
     async def wait(self, seconds: float) -> None:
-        """Wait for a new block or another change, at most so long; or for as long as the last page of a round took."""
+        """Wait for a new block or a change, at most `seconds`; during a round, for the duration of its last page."""
         tip = self._context.chain_view.tip
         if self._round_at and not self._context.chain_view.problem:
             await asyncio.sleep(min(seconds, self._page_seconds, 1.0))
@@ -89,7 +89,7 @@ class ChainWatch:
         await asyncio.sleep(min(seconds, 1.0))
 
     async def look(self) -> bool:
-        """Take a fresh look; when the chain can't be asked, say so and stop accepting. Whether this ended a round."""
+        """Update the chain view, and return whether that ended a round; stop payments if the chain does not answer."""
         seen, before = self._context.chain_view, self._all_seen_at
         try:
             seen.tip = await self._context.chain.tip()
@@ -99,19 +99,19 @@ class ChainWatch:
             await self._look_at_funding(seen.tip)
             seen.fees = await self._context.chain.fees()
         except ChainFailed as error:
-            freezes = Alarm(Kind.CHAIN, f"the chain can't be asked: {error}")
+            freezes = Alarm(Kind.CHAIN, f"the chain does not answer: {error}")
         self._freeze(freezes)
         return self._all_seen_at != before
 
     def _freeze(self, alarm: Alarm | None) -> None:
-        """Stop payments for this reason, or let them go on; the log says so once."""
+        """Stop payments for this reason, or accept them again; log a change once."""
         seen, kind = self._context.chain_view, alarm.kind if alarm else None
         if kind is not self._frozen_by:
             log.error("frozen", reason=alarm.text) if alarm else log.info("accepting payments again")
         seen.problem, self._frozen_by = alarm.text if alarm else "", kind
         lacks = (Alarm(Kind.NODE, text) for text in self._context.chain.capabilities.shortcomings)
-        told = (alarm, *lacks, self._ahead(seen.tip) if kind is not Kind.CLOCK else None, self._behind(seen.tip))
-        self.alarms = tuple(filter(None, told))
+        alarms = (alarm, *lacks, self._ahead(seen.tip) if kind is not Kind.CLOCK else None, self._behind(seen.tip))
+        self.alarms = tuple(filter(None, alarms))
 
     def _note_time(self, tip: Tip) -> None:
         reading = self._context.reading()
@@ -121,10 +121,10 @@ class ChainWatch:
             self._tip_since = tip.block_hash, reading.steady
 
     def _clock_problem(self, tip: Tip) -> Alarm | None:
-        """Freeze for a clock that nothing agrees with.
+        """Freeze if no witness agrees with the clock.
 
-        Where blocks may be of any age (`stale_seconds` is 0) an old one proves nothing: there only a step of the clock
-        while we run does.
+        If blocks may be of any age (`stale_seconds` is 0), an old block proves nothing: then only a step of the clock
+        since the start freezes.
         """
         alarm = self._ahead(tip)
         return alarm if self._stale_seconds or stepped(self._context.reading(), self._started) else None
@@ -135,7 +135,7 @@ class ChainWatch:
         if tip is None or is_believed(reading, tip.time, context.chain_view.agreed):
             return None
         lead = f"{_times(reading.wall, tip)}, {(reading.wall - tip.time) // 60} minutes earlier"
-        return Alarm(Kind.CLOCK, f"{lead}: clock or node is wrong, and nothing is closed by this clock")
+        return Alarm(Kind.CLOCK, f"{lead}: the clock or the node is wrong, and no channel is closed by this clock")
 
     def _behind(self, tip: Tip | None) -> Alarm | None:
         wall = self._context.clock()
@@ -144,7 +144,7 @@ class ChainWatch:
         return Alarm(Kind.CLOCK, f"{_times(wall, tip)}: the clock is behind, and median time past counts")
 
     def _tip_problem(self, tip: Tip) -> Alarm | None:
-        """Freeze when no new block came for too long, by the wall clock or, should that be behind, the steady one."""
+        """Freeze if the newest block is too old by the wall clock, or by the steady clock if that one is behind."""
         reading = self._context.reading()
         age = max(reading.wall - tip.time, int(reading.steady - self._tip_since[1]))
         if not self._stale_seconds or age <= self._stale_seconds:
@@ -153,28 +153,27 @@ class ChainWatch:
         return Alarm(Kind.CHAIN, text)
 
     async def _look_at_funding(self, tip: Tip) -> None:
-        """Compare open channels with what the chain shows.
+        """Compare open channels with the chain.
 
-        After a new block all of them, a page each time; else only those whose output may come or go without one.
+        After a new block this scans all of them, one page per call; otherwise only those whose output can change
+        without a block.
         """
         if not self._round_at and tip.block_hash != self._all_seen_at:
             if self._round_tip is None or not await self._context.chain.holds(self._round_tip):
-                self._context.chain_view.is_whole = (
-                    False  # what was confirmed may be so no more, until it is seen again
-                )
+                self._context.chain_view.is_whole = False  # a reorg may have removed confirmations
             self._round_at, self._round_tip = tip.block_hash, tip
         if self._round_at:
             await self._go_on()
         now = asyncio.get_running_loop().time()
-        if not self._round_at or now - self._doubtful_seen_at >= _DOUBTFUL_SECONDS:
-            await self._look_at_doubtful()
-            self._doubtful_seen_at = now
+        if not self._round_at or now - self._unverified_scanned_at >= _UNVERIFIED_SECONDS:
+            await self._scan_unverified()
+            self._unverified_scanned_at = now
 
     async def _go_on(self) -> None:
-        """Look at the next page of the round.
+        """Scan the next page of the round.
 
-        A block that comes meanwhile begins no new one before its end: else those that expire last had no turn while
-        blocks come quickly.
+        A block that comes meanwhile starts no new round before this one ends: otherwise channels that expire last would
+        never be scanned while blocks come quickly.
         """
         begun = asyncio.get_running_loop().time()
         if self._round_after is None:
@@ -194,17 +193,17 @@ class ChainWatch:
                 self._registry.before_waking.remove(self._look_before_its_turn)
 
     def _follow_again_if_forgotten(self, tip: Tip) -> None:
-        """Begin a round that watches all channels again, after the chain has lost what it watched: its wallet was made anew."""
+        """Begin a round that watches all channels again if the chain backend has lost its memory: a new wallet."""
         memory = self._context.chain.capabilities.memory
         if self._memory not in (None, memory):
-            log.error("the chain has forgotten what it watched, it is watched again")
+            log.error("the node has lost its list of watched scripts, the server sends it again")
             self._follows_unfinished, self._follows_open = False, False
             self._round_at, self._round_after = tip.block_hash, None
             self.endings.look_again()
         self._memory = memory
 
     async def _look_at_unfinished(self, *, follow: bool) -> None:
-        """Look, once in a round, for the funding of channels that settle, and of those that never had one."""
+        """Scan, once in a round, the funding of channels that settle, and of those that are UNFUNDED."""
         for state in _SETTLING:
             async for channels in _pages(walk(self._context.store, state)):
                 if follow:
@@ -219,12 +218,12 @@ class ChainWatch:
             self._earned += [channel for channel in page if channel.received_sat >= above and can_withdraw(channel)]
 
     def take_earned(self) -> list[Channel]:
-        """Return, once, the channels that a round found worth withdrawing from."""
+        """Return the channels that the round found worth withdrawing from, and forget them."""
         earned, self._earned = self._earned, []
         return earned
 
     async def _look_before_its_turn(self, channel: Channel) -> None:
-        """Look at a channel that is about to be woken while the first round is under way, once for all who wait."""
+        """Scan a channel before it wakes during the first round; concurrent callers share one scan."""
         if channel.state is State.OPEN:
             if self._round_after is not None and _order(*_place(channel)) <= _order(*self._round_after):
                 return
@@ -238,36 +237,37 @@ class ChainWatch:
         await asyncio.shield(looking)
 
     async def _first_look(self, channel: Channel) -> None:
-        """Freeze the channel unless its funding is there for sure; what became of it, the looks that follow find out."""
+        """Freeze the channel unless its funding is certainly unspent; later scans find out what happened to it."""
         reason = _UNSEEN
         try:
             async with asyncio.timeout(_WAKING_SECONDS):
                 await self._follow([channel])
                 funding = (await self._context.chain.unspent([channel.outpoint])).get(channel.outpoint)
-                reason = self._doubt(channel, funding) if funding is not None else "its funding output is gone"
+                reason = self._depth_problem(channel, funding) if funding is not None else "its funding output is gone"
         except Exception as error:  # noqa: BLE001 - closing needs the actor, whatever the chain does
-            log.warning("can't look at channel", channel=str(channel.outpoint), reason=str(error) or "no answer")
+            log.warning("can't check funding", channel=str(channel.outpoint), reason=str(error) or "no answer")
         if channel.state is State.OPEN:
             self._mark(channel, reason)
 
-    async def _look_at_doubtful(self) -> None:
+    async def _scan_unverified(self) -> None:
         seen = self._context.chain_view
         exposure = self._context.exposure
-        doubtful = {*seen.in_danger, *exposure.open}
-        records = [await self._registry.read(outpoint) for outpoint in doubtful]
+        unverified = {*seen.in_danger, *exposure.open}
+        records = [await self._registry.read(outpoint) for outpoint in unverified]
         await self._judge_all([record for record in records if record is not None and record.state is State.OPEN])
         await self._look_at_settling([record for record in records if record is not None and record.state in _SETTLING])
-        for outpoint, record in zip(doubtful, records, strict=True):
+        for outpoint, record in zip(unverified, records, strict=True):
             if record is None or record.state is not State.OPEN:
-                seen.in_danger.pop(outpoint, None)  # also one that the look at it has just ended
+                seen.in_danger.pop(outpoint, None)  # also a channel that this scan has just ended
             if record is None or record.state not in (State.OPEN, *_SETTLING):
                 exposure.note_safe(outpoint)
         await self.endings.look_at_unfunded(spent=False)
 
     async def _look_at_settling(self, channels: Sequence[Channel]) -> None:
-        """Count the funding of channels that are being settled, for as long as no block holds it.
+        """Count the funding of channels that are being settled in the exposure while no block contains it.
 
-        What is gone, because another transaction spends its inputs, is not at risk any more: it is lost, or comes back.
+        Funding that is gone, because another transaction spends its inputs, no longer counts: it is lost, or comes
+        back.
         """
         if not channels:
             return
@@ -280,16 +280,12 @@ class ChainWatch:
                 continue
             try:
                 spend = await self.endings.spender_of(channel)
-            except ChainFailed as error:  # the others have to be looked at all the same
-                log.warning(
-                    "what spent a funding output is not known", channel=str(channel.outpoint), reason=str(error)
-                )
+            except ChainFailed as error:  # continue with the other channels
+                log.warning("spend of a funding output unknown", channel=str(channel.outpoint), reason=str(error))
                 continue
             if spend is None or spend.confirmations:
                 self._context.exposure.note_safe(channel.outpoint)
-            elif not self._context.rules.confirmations_needed(
-                channel.funding_sat
-            ):  # it may hang on unconfirmed funding
+            elif not self._context.rules.confirmations_needed(channel.funding_sat):  # its funding may be unconfirmed
                 self._context.exposure.note_open(channel.outpoint, channel.funding_sat)
 
     async def _judge_all(self, channels: Sequence[Channel]) -> None:
@@ -299,26 +295,26 @@ class ChainWatch:
                 await self._judge(channel, unspent.get(channel.outpoint))
 
     async def _follow(self, page: Sequence[Channel]) -> None:
-        """Follow what a start has made us forget; a chain that lost it too finds it from before the opening on."""
+        """Watch channels again after a start; a backend that lost them too scans from before the first opening on."""
         if page:
             since = min(channel.opened_at for channel in page) - _FUNDED_BEFORE_SECONDS
             await self._context.chain.watch([channel.terms for channel in page], UnixTime(max(0, since)))
 
     async def _judge(self, channel: Channel, funding: Funding | None) -> None:
-        """Freeze a channel whose funding is not there, thaw one whose is again, end one that something else spent."""
+        """Freeze a channel whose funding is gone, thaw one whose funding is back, end one whose funding was spent."""
         if funding is None:
             self._context.exposure.note_safe(channel.outpoint)
             try:
                 reason = await self.endings.is_gone(channel)
-            except ChainFailed as error:  # the others have to be looked at all the same
-                reason = f"its funding output is gone, and what spent it is not known yet: {error}"
+            except ChainFailed as error:  # continue with the other channels
+                reason = f"its funding output is gone, and its spend is not known yet: {error}"
             self._mark(channel, reason)
         else:
             self.endings.is_there(channel.outpoint)
-            self._mark(channel, self._doubt(channel, funding))
+            self._mark(channel, self._depth_problem(channel, funding))
 
-    def _doubt(self, channel: Channel, funding: Funding) -> str:
-        """Say what is wrong with a funding output that is there; note whether a block holds it."""
+    def _depth_problem(self, channel: Channel, funding: Funding) -> str:
+        """Say why an unspent funding output does not suffice, or ""; note whether a block contains it."""
         self._count_exposure(channel, funding)
         need = self._context.confirmations_needed(channel)
         if funding.usable_confirmations >= need:
@@ -326,14 +322,14 @@ class ChainWatch:
         return f"its funding output has {funding.usable_confirmations} confirmations, need {need}"
 
     def _count_exposure(self, channel: Channel, funding: Funding) -> None:
-        """Count what no block holds. What an immature coinbase pays can't be settled yet, and counts too."""
+        """Count unconfirmed funding. An immature coinbase output can't be settled yet, and counts too."""
         if funding.usable_confirmations:
             self._context.exposure.note_safe(channel.outpoint)
         else:
             self._context.exposure.note_open(channel.outpoint, channel.funding_sat)
 
     def _mark(self, channel: Channel, reason: str) -> None:
-        """Freeze or thaw a channel, and say so when that is news."""
+        """Freeze or thaw a channel, and log a change."""
         danger = self._context.chain_view.in_danger
         if reason == danger.get(channel.outpoint, ""):
             return
@@ -345,21 +341,21 @@ class ChainWatch:
 
 
 def _times(wall: UnixTime, tip: Tip) -> str:
-    return f"our clock says {utc(wall)}, the newest block {utc(tip.time)}"
+    return f"the server's clock says {utc(wall)}, the newest block {utc(tip.time)}"
 
 
 def _place(channel: Channel) -> tuple[UnixTime, OutPoint]:
-    """Where a channel stands among those of its state."""
+    """Position of a channel among those of its state."""
     return channel.terms.expiry, channel.outpoint
 
 
 def _order(expiry: UnixTime, outpoint: OutPoint) -> tuple[UnixTime, bytes]:
-    """What the store sorts by."""
+    """Sort key of the store."""
     return expiry, outpoint.serialize()
 
 
 async def _pages(channels: AsyncIterator[Channel]) -> AsyncIterator[list[Channel]]:
-    """Gather channels, so that the chain is asked about many in one go."""
+    """Gather channels, so that one request to the chain covers many."""
     page: list[Channel] = []
     async for channel in channels:
         page.append(channel)

@@ -211,7 +211,7 @@ class NotNewestPayment(BadRequest):
 
 class FeesTooHigh(BadRequest):
     code = "fees_too_high"
-    text = "fees too high to settle now: the settlement may cost {got_sat} sat, the network relays from {need_sat} sat"
+    text = "fees too high to settle now: it may cost up to {got_sat} sat, the network relays from {need_sat} sat"
 
 
 class NotEconomical(BadRequest):

@@ -257,7 +257,7 @@ async def test_fault_08_a_withdrawal_is_not_signed_again_where_a_payment_is_offe
             assert await server.store.real.commit([Change(new, offered)]) == [True]
         server.clock.now = payer.expiry - RULES.settlement_period_seconds // 2
 
-        again = await server.registry.planner.dearer(step(old, Vanished()), None, refused=True)
+        again = await server.registry.planner.fee_bump(step(old, Vanished()), None, refused=True)
 
         assert (again is None) == is_offered
 

@@ -93,7 +93,7 @@ async def test_fault_10_funding_that_is_back_without_a_block_takes_no_payment(tm
             await server.watcher.look()
         assert (await server.stored(PAYER)).state is State.UNFUNDED
         chain.depth = 0
-        server.watcher._chain._doubtful_seen_at = 0.0
+        server.watcher._chain._unverified_scanned_at = 0.0
         await server.watcher.look()
         assert (await server.stored(PAYER)).state is State.OPEN
         pay = PAYER.pays(10_001)

@@ -176,8 +176,8 @@ async def test_a_chain_that_is_silent_when_a_channel_wakes_freezes_that_channel(
         await server.watcher.look()
         server.chain.fail("unspent", ChainFailed("busy"), times=1)
         pay = LATE.pays(10_001)
-        assert "since the server was started" in str(refused(await server.registry.ask(LATE.outpoint, pay)))
-        server.watcher._chain._doubtful_seen_at = 0.0
+        assert "since the start" in str(refused(await server.registry.ask(LATE.outpoint, pay)))
+        server.watcher._chain._unverified_scanned_at = 0.0
         await rounds(server.watcher, 1)
         assert accepted(await server.registry.ask(LATE.outpoint, pay)).value_sat == 1
 

@@ -162,7 +162,7 @@ async def test_threat_34_the_watcher_survives_a_failing(tmp_path: Path, failure:
             watching = Supervisor().run("watcher", server.watcher.run)
             await until(lambda: faulty.calls[method] >= 3)
             assert watching.running
-            assert {entry["event"] for entry in logs} & {"watcher failed, looks again", "channel failed"}
+            assert {entry["event"] for entry in logs} & {"watcher failed, scans again", "channel failed"}
 
             faulty.heal(method)
             await until_state(server, client, State.CLOSED)

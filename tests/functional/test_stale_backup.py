@@ -259,7 +259,7 @@ def test_fault_16_status_names_the_kind_of_each_alarm(drill: Drill) -> None:
     shown = drill.says("status", drill.system.server_file)
     txid = drill.spender(drill.refunded.outpoint)["txid"]
     assert f"lost {drill.refunded.outpoint}: funding output was spent by {txid}" in shown
-    assert "clock: our clock says" in shown
+    assert "clock: the server's clock says" in shown
     assert "unsettled near expiry" not in shown
 
 

@@ -192,7 +192,7 @@ class PaymentProcessor:
 
         None: the actor sleeps, or the channel is of v2 (`_pay_slowly` answers it).
         """
-        actor, text = self.service.registry.reach(payment.named), payment.only_field(b"payment=")
+        actor, text = self.service.registry.find_awake(payment.named), payment.only_field(b"payment=")
         if actor is None:
             return None
         command = v1.command(payment.arguments) if text is None else Pay(decode_v1(text))
@@ -204,7 +204,7 @@ class PaymentProcessor:
         None: the actor sleeps, or the secret is wrong (`_pay_slowly` answers it).
         """
         registry, named, text = self.service.registry, payment.named, payment.only_field(b"secret=")
-        actor = registry.reach(named) or registry.reach(named.reversed)
+        actor = registry.find_awake(named) or registry.find_awake(named.reversed)
         if actor is None:
             return None
         channel, body = actor.channel, read_v2_body(payment.body)
@@ -216,7 +216,7 @@ class PaymentProcessor:
         first = submissions[0].command
         message = first if len(submissions) == 1 else PayBatch([submission.command for submission in submissions])
         try:
-            self.service.registry.give(actor, message, partial(self._done, submissions))
+            self.service.registry.submit(actor, message, partial(self._done, submissions))
         except Exception:
             log.exception("payment failed")
             for submission in submissions:
@@ -270,7 +270,7 @@ class PaymentProcessor:
 
     async def _moved(self, payment: Payment, error: ChannelMoved, dialect: Dialect) -> Answer:
         named = payment.named
-        if self.service.registry.reach(named) is None:
+        if self.service.registry.find_awake(named) is None:
             named = named.reversed
         return await v2.moved_answer(self.service, named, error, dialect, partial(self._url, payment))
 

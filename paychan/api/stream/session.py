@@ -237,7 +237,7 @@ class StreamSession:
         if batch.is_judged:
             self._go_on()
             return
-        actor = self._service.registry.reach(self._outpoint)
+        actor = self._service.registry.find_awake(self._outpoint)
         if actor is None:
             batch.waits = True
             self._run(self._wake(batch))
@@ -245,7 +245,7 @@ class StreamSession:
         message = PayBatch(rest_of(batch.commands, batch.judged) if batch.judged else batch.commands, in_parts=True)
         number = len(batch.parts)
         batch.parts.append(None)
-        self._service.registry.give(actor, message, partial(self._note_part, batch, number))
+        self._service.registry.submit(actor, message, partial(self._note_part, batch, number))
         batch.judged += message.judged
         outcomes = message.outcomes or batch.parts[number]
         if message.waits and outcomes is None:
