@@ -30,7 +30,7 @@ from paychan.protocol.errors import PaychanError
 
 BACKLOG = 1024
 """Connections that the kernel queues until the server accepts them (the system may allow fewer). A client that finds
-the queue full repeats its SYN only after a second, so the queue must hold a few hundred clients that connect at once."""
+the queue full repeats its SYN only after a second, so the queue must have room for some hundred clients."""
 
 _PARTING = 64
 """Refused connections that stay open for a moment. A close at once could reset the connection before the answer

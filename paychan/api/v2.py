@@ -263,7 +263,10 @@ def payment_command(service: Service, channel: Channel, body: V2Payment) -> Pay:
 
 
 async def moved_answer(service: Service, outpoint: OutPoint, error: ChannelMoved, dialect: Dialect, url: Url) -> Answer:
-    """Answer with the new URL of a channel; its secret is the same (RBPCP §6.5: "318 to dialect S, 308 to dialect A")."""
+    """Answer with the new URL of a channel.
+
+    Its secret is the same (RBPCP §6.5: "318 to dialect S, 308 to dialect A").
+    """
     new, old = outpoint_of(error), await service.registry.read(outpoint)
     location = url(_path(new, old.secret if old else b""))
     stored = old.closing.settlement if old and old.closing else None

@@ -1,4 +1,4 @@
-"""One signer and one server for most of the folder; tests keep apart by using a payer each."""
+"""One signer and one server for most tests of this folder; each test uses a payer of its own."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from tests.lib.system import System
 
 @pytest.fixture(scope="session")
 def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """The server as configured by default; tests of `BOTH_WAYS` get one without the payments' lane too."""
-    lane = getattr(request, "param", True)
-    with System(tmp_path_factory.mktemp("system"), sections={} if lane else {"http": "fast_lane = false"}) as running:
+    """The server as configured by default; tests with `BOTH_PATHS` also run on one without the fast path."""
+    fast = getattr(request, "param", True)
+    with System(tmp_path_factory.mktemp("system"), sections={} if fast else {"http": "fast_lane = false"}) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def http() -> Iterator[httpx.Client]:
-    """A connection for each request: refused requests cost the connection that sent them, and many tests share this."""
-    alone = httpx.Limits(max_keepalive_connections=0)
-    with httpx.Client(timeout=30, trust_env=False, limits=alone) as client:
+    """An HTTP client without keep-alive: refused requests delay their connection, and many tests share this client."""
+    no_keepalive = httpx.Limits(max_keepalive_connections=0)
+    with httpx.Client(timeout=30, trust_env=False, limits=no_keepalive) as client:
         yield client
 
 
 @pytest.fixture(autouse=True)
 def raw_connections_end_with_their_test() -> Iterator[None]:
-    """A socket that is left to the garbage collector is a warning in some other test."""
+    """Close raw sockets after each test: one left to the garbage collector causes a warning in another test."""
     yield
     close_all()
 

@@ -1,4 +1,4 @@
-"""A v2 payer whose channel the server may move."""
+"""A v2 payer from whose channel the server may withdraw."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPENED_SAT = 100_001
 
 
 def movable_payer() -> Payer:
-    """A client whose change funds the channel again."""
+    """Make a payer whose change address is the funding address, so that the channel continues after a withdrawal."""
     payer = Payer()
     payer.change_script = payer.terms.funding_script
     payer.change_address = payer.terms.funding_address(Network.TEST)
@@ -24,7 +24,7 @@ def movable_payer() -> Payer:
 
 
 def open_movable(url: str, http: httpx.Client, dialect: Dialect) -> V2:
-    """Open a channel that has received 100,001 satoshi, in two payments: the opening one alone is not withdrawn."""
+    """Open a channel with 100,001 satoshi received in two payments: an opening payment alone can't be withdrawn."""
     v2 = V2(url, movable_payer(), http, dialect)
     assert v2.open(v2.payer.payment(100_000)).status_code == 201
     assert v2.pay(v2.payer.payment(OPENED_SAT)).status_code == 200
@@ -32,15 +32,15 @@ def open_movable(url: str, http: httpx.Client, dialect: Dialect) -> V2:
 
 
 def withdraw(system: System, outpoint: OutPoint) -> dict[str, Any]:
-    """What the operator is answered; in debug mode the settlement is deep in the chain at once."""
-    answer = system.manage("POST", path(outpoint).removeprefix("/v2") + "/withdraw")
-    assert answer.status_code == 200, answer.text
-    told: dict[str, Any] = answer.json()
-    return told
+    """Withdraw as the operator and return the answer; in debug mode the settlement has its confirmations at once."""
+    response = system.manage("POST", path(outpoint).removeprefix("/v2") + "/withdraw")
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
 
 
-def go_along(v2: V2, shown: dict[str, Any]) -> int:
-    """Pay from the new output from now on; what it holds."""
+def follow_move(v2: V2, shown: dict[str, Any]) -> int:
+    """Let the payer pay from the new output from now on; return its value in satoshi."""
     transaction = CTransaction.deserialize(bytes.fromhex(shown["transaction"]))
     v2.payer.outpoint = OutPoint(bytes(transaction.GetTxid()), 0)
     return int(transaction.vout[0].nValue)

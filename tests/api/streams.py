@@ -1,4 +1,4 @@
-"""A test's end of a payment stream: a channel opened by HTTP, frames over a real WebSocket."""
+"""The client side of a payment stream: a channel opened by HTTP, frames over a real WebSocket."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def open_stream(client: V2, **options: Any) -> ClientConnection:
 
 
 def pay_frame(stream: ClientConnection, payments: Sequence[Payment]) -> list[Taken | Said]:
-    """Send one binary frame, and gather its answers."""
+    """Send one binary frame, and return its answers."""
     stream.send(write_payments(payments))
     return answers(stream, len(payments))
 
 
 def answers(stream: ClientConnection, count: int) -> list[Taken | Said]:
-    """Gather so many binary answers; they may come in any number of frames."""
+    """Receive `count` binary answers, in any number of frames."""
     found: list[Taken | Said] = []
     while len(found) < count:
         frame = stream.recv(timeout=10)
@@ -46,13 +46,13 @@ def answers(stream: ClientConnection, count: int) -> list[Taken | Said]:
 
 
 def code(answer: Taken | Said) -> tuple[int, str]:
-    """Status and error code of a refusal."""
+    """Return status and error code of a refusal."""
     assert isinstance(answer, Said), answer
     return answer.status, msgspec.json.decode(answer.body)["code"]
 
 
 def closed(stream: ClientConnection) -> tuple[int, str]:
-    """Wait for the server to close, and say with what."""
+    """Wait until the server closes; return its close code and reason."""
     with pytest.raises(ConnectionClosed) as end:
         deque(iter(lambda: stream.recv(timeout=30), None), maxlen=0)
     assert end.value.rcvd is not None
@@ -60,7 +60,7 @@ def closed(stream: ClientConnection) -> tuple[int, str]:
 
 
 def masked(first: int, payload: bytes) -> bytes:
-    """A frame as clients send it; `first` is its first byte."""
+    """Build a masked frame, as a client sends it; `first` is its first byte."""
     size = len(payload)
     head = bytes((first, 0x80 | size)) if size < 126 else bytes((first, 0xFE)) + size.to_bytes(2)
     mask = b"\x5a\xa5\x3c\xc3"
@@ -68,7 +68,7 @@ def masked(first: int, payload: bytes) -> bytes:
 
 
 def raw_stream(url: str, *headers: str) -> socket.socket:
-    """Open a stream by hand, for bytes that no WebSocket client would send. `url` begins with ws."""
+    """Open a stream on a raw socket, for bytes that no WebSocket client would send. `url` begins with ws."""
     connection = connect_raw(url)
     connection.sendall(upgrade(url, *headers))
     head = b""
@@ -79,7 +79,7 @@ def raw_stream(url: str, *headers: str) -> socket.socket:
 
 
 def upgrade(url: str, *headers: str) -> bytes:
-    """The request that opens a stream."""
+    """Build the request that opens a stream."""
     where = urlsplit(url)
     lines = [
         f"GET {where.path}{'?' * bool(where.query)}{where.query} HTTP/1.1",

@@ -1,4 +1,4 @@
-"""How much of a flood of new connections begins in one turn of the loop, counted, on sockets without a server process."""
+"""A flood of new connections: how many are accepted and served in one turn of the event loop."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from paychan.api.limits import BoundedServer
 _CLIENTS = 12
 
 
-async def test_fault_60_one_request_begins_in_a_turn_without_the_lane() -> None:
-    """Two connections are accepted in a turn and one request begins, of new connections and of those that stay."""
+async def test_fault_60_one_request_begins_in_a_turn_without_the_fast_path() -> None:
+    """In one turn at most two connections are accepted and one request begins, on new connections and on open ones."""
     served: list[int] = []
 
     class Handler(RequestHandler):
@@ -29,7 +29,7 @@ async def test_fault_60_one_request_begins_in_a_turn_without_the_lane() -> None:
     await server.listen_on(sockets)
     clients = [socket.create_connection(sockets[0].getsockname()) for _ in range(_CLIENTS)]
     try:
-        for _ in range(2):  # on new connections, then on the same
+        for _ in range(2):  # on new connections, then on the same ones
             for client in clients:
                 client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             served.clear()

@@ -1,4 +1,4 @@
-"""RBPCP §13.1, threat 36: the application is asked about every payment that is durable, and has the last word."""
+"""RBPCP §13.1, threat 36: the server asks the application about every durable payment, and obeys its answer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def application(running: tuple[System, Application]) -> Application:
 
 @pytest.fixture
 def asking(running: tuple[System, Application]) -> System:
-    """The server that asks."""
+    """A server with a callback URL."""
     return running[0]
 
 
@@ -57,7 +57,7 @@ def payer_v2(asking: System, http: httpx.Client, dialect: Dialect) -> V2:
 
 @pytest.fixture
 def silence(application: Application) -> Iterator[threading.Event]:
-    """The application says nothing until the event is set, or the test ends."""
+    """The application does not answer until the event is set or the test ends."""
     over = threading.Event()
 
     def wait(_question: Question) -> Reply:
@@ -74,17 +74,17 @@ def _received(system: System, payer: Payer) -> int:
     return value
 
 
-# --- what is asked --------------------------------------------------------------------------------------------------
+# --- questions to the application -----------------------------------------------------------------------------------
 
 
-def test_the_application_is_told_all_of_a_payment(application: Application, payer_v2: V2) -> None:
-    """The published keys, the whole payment in dialect A, what the client sent beside it, and an idempotency key."""
+def test_the_application_gets_all_data_of_a_payment(application: Application, payer_v2: V2) -> None:
+    """A question has the published keys, the whole payment in dialect A, the client's data, and an idempotency key."""
     payer, payment = payer_v2.payer, payer_v2.payer.payment(150_000)
     body = payer_v2.body(payment, "two coffees")
     assert payer_v2.http.put(payer_v2.resource(), content=body).status_code == 200
     [question] = application.questions
     key = question.idempotency_key
-    assert key.startswith(f"{payer.outpoint}:2:")  # the second record of the channel offers it
+    assert key.startswith(f"{payer.outpoint}:2:")  # the second record of the channel holds the offered payment
     assert (question.path, question.headers["Content-Type"]) == ("/app/value_received", "application/json")
     assert question.body == {
         "value_received": 50_000,
@@ -111,7 +111,7 @@ def test_the_application_is_told_all_of_a_payment(application: Application, paye
 
 
 def test_the_applications_text_reaches_the_payer(application: Application, payer_v2: V2) -> None:
-    """`resp_app_data` becomes `application_data` of the result, whatever the text."""
+    """`resp_app_data` becomes `application_data` of the result, for any text."""
     text = 'a "key" \\ \n \u20ac \U0001f511 <b>'
     application.answer = lambda _: yes(text)
     paid = payer_v2.pay(payer_v2.payer.payment(150_000))
@@ -120,7 +120,7 @@ def test_the_applications_text_reaches_the_payer(application: Application, payer
 
 
 def test_only_payments_of_value_are_asked_about(application: Application, payer_v1: V1, asking: System) -> None:
-    """Opening, repeating, and closing are no questions."""
+    """The server asks nothing about opening, repeated payments, and closing."""
     for total in (100_000, 150_000, 150_000):
         assert payer_v1.pay(payer_v1.payer.payment(total)).status_code == 200
     assert payer_v1.close(payer_v1.payer.payment(150_000)).status_code == 202
@@ -130,8 +130,8 @@ def test_only_payments_of_value_are_asked_about(application: Application, payer_
     assert [question.body["value_received"] for question in application.questions] == [50_000]
 
 
-def test_a_bad_payment_is_no_question(application: Application, payer_v1: V1) -> None:
-    """What the server refuses by itself never reaches the application."""
+def test_a_bad_payment_causes_no_question(application: Application, payer_v1: V1) -> None:
+    """The server does not ask about payments that it refuses itself."""
     good, stranger = payer_v1.payer.payment(150_000), Payer()
     for bad in (stranger.payment(150_000), payer_v1.payer.payment_of_change(1), payer_v1.payer.payment(99_999)):
         assert refusal(payer_v1.pay(bad))[0] == 400
@@ -140,7 +140,7 @@ def test_a_bad_payment_is_no_question(application: Application, payer_v1: V1) ->
 
 
 def test_a_drained_channel_is_settled_after_the_yes(application: Application, payer_v1: V1, asking: System) -> None:
-    """A payment that leaves nothing is asked about like any other, then settled in the same request."""
+    """The server asks about a payment that leaves no change, then settles in the same request."""
     drained = payer_v1.pay(payer_v1.payer.payment_of_change(0))
     assert (drained.status_code, len(drained.json()["settlement_txid"])) == (202, 64)
     assert application.questions[0].body["value_received"] == FUNDING_SAT - 100_000
@@ -153,7 +153,7 @@ def test_a_drained_channel_is_settled_after_the_yes(application: Application, pa
 
 @pytest.mark.parametrize("total", [150_000, FUNDING_SAT])
 def test_a_refused_payment_does_not_count(application: Application, payer_v2: V2, asking: System, total: int) -> None:
-    """No is 400 `application_error` with the application's reason, and the channel is where it was."""
+    """A no is 400 `application_error` with the application's reason, and the channel is unchanged."""
     before = asking.channel(payer_v2.payer.outpoint)
     application.answer = lambda _: no("sold <out>\r\nSet-Cookie: x=\u20ac")
     refused = payer_v2.pay(payer_v2.payer.payment(total))
@@ -166,7 +166,7 @@ def test_a_refused_payment_does_not_count(application: Application, payer_v2: V2
 
 
 def test_a_refused_payment_may_be_tried_again(application: Application, payer_v1: V1) -> None:
-    """After a no the same payment is a new question, and so is a smaller one."""
+    """After a no the server asks again about the same payment, and about a smaller one."""
     application.answer = lambda question: no("too much") if question.body["value_received"] > 10_000 else yes()
     assert refusal(payer_v1.pay(payer_v1.payer.payment(150_000))) == (400, "application_error")
     assert refusal(payer_v1.pay(payer_v1.payer.payment(150_000))) == (400, "application_error")
@@ -187,7 +187,7 @@ def test_a_no_needs_no_reason(application: Application, payer_v1: V1, reason: st
 def test_a_silent_application_is_asked_again(
     application: Application, silence: threading.Event, payer_v1: V1, asking: System
 ) -> None:
-    """A time-out is an application error that leaves the mark: the same payment is delivered once more, and counts."""
+    """After a time-out the payment stays marked as offered: sent again, it is delivered once more, and counts."""
     payment = payer_v1.payer.payment(150_000)
     assert refusal(payer_v1.pay(payment)) == (503, "payment_pending")
     assert _received(asking, payer_v1.payer) == 100_000
@@ -205,7 +205,10 @@ def test_a_silent_application_is_asked_again(
 def test_another_payment_waits_for_the_one_that_was_offered(
     application: Application, payer_v1: V1, asking: System
 ) -> None:
-    """While a payment is unanswered, a larger one first has it asked about again; no answer is 503."""
+    """While a payment has no answer, a larger one makes the server ask about it again first.
+
+    Without an answer it is 503.
+    """
     first, second = payer_v1.payer.payment(150_000), payer_v1.payer.payment(170_000)
     assert refusal(payer_v1.pay(first)) == (503, "payment_pending")
     assert refusal(payer_v1.pay(second)) == (503, "payment_pending")
@@ -219,7 +222,7 @@ def test_another_payment_waits_for_the_one_that_was_offered(
 
 @pytest.mark.usefixtures("silence")
 def test_a_late_no_takes_only_the_offered_payment_back(application: Application, payer_v1: V1) -> None:
-    """When the unanswered payment is refused at last, the next one counts from where the channel was."""
+    """If the application refuses the unanswered payment later, the next one counts from the value before it."""
     first, second = payer_v1.payer.payment(150_000), payer_v1.payer.payment(170_000)
     assert refusal(payer_v1.pay(first)) == (503, "payment_pending")
     application.answer = lambda question: no("no") if question.body["value_received"] == 50_000 else yes()
@@ -245,8 +248,10 @@ JUNK = {
 
 
 @pytest.mark.parametrize("kind", JUNK)
-def test_threat_36_junk_is_no_answer(application: Application, payer_v1: V1, asking: System, kind: str) -> None:
-    """What is neither a clear yes nor a clear no is treated as silence: 503, and the payment is asked about again."""
+def test_threat_36_a_malformed_answer_is_no_answer(
+    application: Application, payer_v1: V1, asking: System, kind: str
+) -> None:
+    """An answer that is neither a clear yes nor a clear no counts as no answer: 503, and the server asks again."""
     payment = payer_v1.payer.payment(150_000)
     application.answer = lambda _: JUNK[kind]
     assert refusal(payer_v1.pay(payment)) == (503, "payment_pending")
@@ -258,13 +263,13 @@ def test_threat_36_junk_is_no_answer(application: Application, payer_v1: V1, ask
 
 
 def test_threat_26_a_deep_answer_is_no_answer(application: Application, payer_v1: V1) -> None:
-    """Threat 26 holds for what the application sends, too."""
+    """Threat 26 holds for the answers of the application, too."""
     application.answer = lambda _: Reply(200, b'{"x":' + b"[" * 2000 + b"]" * 2000 + b"}")
     assert refusal(payer_v1.pay(payer_v1.payer.payment(150_000))) == (503, "payment_pending")
 
 
 def test_an_answer_that_trickles_in_is_no_answer(application: Application, payer_v1: V1) -> None:
-    """The time-out is for the whole answer, as its setting says."""
+    """The time-out applies to the whole answer, as its setting says."""
     application.answer = lambda _: Reply(*yes("0" * 20)[:2], pause_seconds=TIMEOUT_SECONDS / 8)
     began = time.monotonic()
     assert refusal(payer_v1.pay(payer_v1.payer.payment(150_000))) == (503, "payment_pending")
@@ -296,7 +301,7 @@ def test_threat_36_duplicates_at_the_same_time_are_one_question(
 def test_payments_at_the_same_time_are_questions_one_by_one(
     application: Application, payer_v1: V1, asking: System
 ) -> None:
-    """Whatever their order, the values of the accepted ones and of the questions add up to what was received."""
+    """In any order, the values of accepted payments, and those of the questions, add up to the received value."""
     payments = [payer_v1.payer.payment(100_000 + 1_000 * paid) for paid in range(1, 13)]
     with ThreadPoolExecutor(6) as threads:
         answers = list(threads.map(payer_v1.pay, payments))
@@ -309,7 +314,7 @@ def test_payments_at_the_same_time_are_questions_one_by_one(
 def _offered(
     application: Application, pay: Callable[[], httpx.Response], threads: ThreadPoolExecutor
 ) -> Future[httpx.Response]:
-    """Send a payment in a thread, and return when the application is being asked about it."""
+    """Send a payment in a thread, and return when the application has received the question about it."""
     answer = threads.submit(pay)
     deadline = time.monotonic() + 10
     while not application.questions:
@@ -321,7 +326,7 @@ def _offered(
 def test_a_close_waits_for_the_answer_about_a_payment(
     application: Application, silence: threading.Event, payer_v1: V1, asking: System
 ) -> None:
-    """A DELETE with the payment before the offered one is late once the application says yes; with that one it closes."""
+    """After a yes a DELETE with the payment before the offered one is refused; a DELETE with the offered one closes."""
     old, new = payer_v1.payer.payment(100_000), payer_v1.payer.payment(150_000)
     with ThreadPoolExecutor(2) as threads:
         paid = _offered(application, lambda: payer_v1.pay(new), threads)
@@ -334,8 +339,8 @@ def test_a_close_waits_for_the_answer_about_a_payment(
 
 
 @pytest.mark.usefixtures("silence")
-def test_fault_14_a_client_leaves_a_silent_application(payer_v1: V1, asking: System) -> None:
-    """Closing at the value before the offered payment waits for one more question, and is done without its answer."""
+def test_fault_14_a_client_closes_although_the_application_is_silent(payer_v1: V1, asking: System) -> None:
+    """A close at the value before the offered payment waits for one more question, and succeeds without an answer."""
     old, new = payer_v1.payer.payment(100_000), payer_v1.payer.payment(150_000)
     assert refusal(payer_v1.pay(new)) == (503, "payment_pending")
     assert payer_v1.close(old).status_code == 202
@@ -344,8 +349,8 @@ def test_fault_14_a_client_leaves_a_silent_application(payer_v1: V1, asking: Sys
 
 
 @pytest.mark.usefixtures("silence")
-def test_fault_14_a_client_that_shows_the_offered_payment_pays_it(payer_v1: V1, asking: System) -> None:
-    """The offered payment, shown as the newest, closes the channel and counts."""
+def test_fault_14_a_close_with_the_offered_payment_pays_it(payer_v1: V1, asking: System) -> None:
+    """A close with the offered payment as the newest closes the channel, and the payment counts."""
     new = payer_v1.payer.payment(150_000)
     assert refusal(payer_v1.pay(new)) == (503, "payment_pending")
     assert payer_v1.close(new).status_code == 202
@@ -353,8 +358,8 @@ def test_fault_14_a_client_that_shows_the_offered_payment_pays_it(payer_v1: V1, 
 
 
 @pytest.mark.usefixtures("silence")
-def test_fault_14_a_client_leaves_by_a_closing_payment(payer_v2: V2, asking: System) -> None:
-    """The same for v2's close."""
+def test_fault_14_a_client_closes_by_a_closing_payment(payer_v2: V2, asking: System) -> None:
+    """The same holds for the close of v2."""
     assert refusal(payer_v2.pay(payer_v2.payer.payment(150_000))) == (503, "payment_pending")
     assert payer_v2.close(payer_v2.payer.payment(101_000)).status_code == 200
     assert asking.channel(payer_v2.payer.outpoint)["value_left"] == FUNDING_SAT - 101_000
@@ -364,7 +369,7 @@ def test_fault_14_a_client_leaves_by_a_closing_payment(payer_v2: V2, asking: Sys
 def test_fault_7_the_operator_closes_and_a_late_yes_is_settled(
     application: Application, payer_v1: V1, asking: System
 ) -> None:
-    """A channel that the operator closes waits for the application's word about the offered payment; its yes counts."""
+    """A channel that the operator closes waits for the application's answer about the offered payment; a yes counts."""
     new = payer_v1.payer.payment(150_000)
     assert refusal(payer_v1.pay(new)) == (503, "payment_pending")
     where = path(payer_v1.payer.outpoint).removeprefix("/v2")
@@ -376,8 +381,8 @@ def test_fault_7_the_operator_closes_and_a_late_yes_is_settled(
     assert refusal(payer_v1.pay(new)) == (410, "channel_closed")
 
 
-def test_fault_15_another_order_of_the_same_value_is_another_question(application: Application, payer_v1: V1) -> None:
-    """After a no, the same payment for another order, and for the same one again, has a key of its own each time."""
+def test_fault_15_another_order_of_the_same_value_has_another_key(application: Application, payer_v1: V1) -> None:
+    """After a no, the same payment for another order has a new key, and so has a repeat for the same order."""
     payment = payer_v1.payer.payment(150_000)
     application.answer = lambda _: no("sold out")
     assert refusal(payer_v1.pay(payment)) == (400, "application_error")
@@ -387,12 +392,12 @@ def test_fault_15_another_order_of_the_same_value_is_another_question(applicatio
     assert len(set(application.keys)) == 3
 
 
-# --- a crash while the application is asked -------------------------------------------------------------------------
+# --- a crash while a question is open -------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def crashed(application: Application, asking: System, payer_v1: V1) -> V1:
-    """A channel whose server was killed while it asked about a payment of 50,000 satoshi, and started again."""
+    """A channel whose server was killed during the question about a payment of 50,000 satoshi, and started again."""
 
     def kill(_question: Question) -> Reply:
         asking.kill_server()
@@ -410,7 +415,7 @@ def crashed(application: Application, asking: System, payer_v1: V1) -> V1:
 def test_threat_36_a_retry_after_a_crash_is_delivered_once_more(
     application: Application, asking: System, crashed: V1
 ) -> None:
-    """The payment was durable before the application saw it, with its key: the retry is recognized, and counts once."""
+    """The payment and its key were durable before the question: the retry has the same key, and counts once."""
     assert _received(asking, crashed.payer) == 100_000
     paid = crashed.pay(crashed.payer.payment(150_000))
     assert (paid.status_code, paid.json()["value_received"]) == (200, 50_000)
@@ -422,7 +427,7 @@ def test_threat_36_a_retry_after_a_crash_is_delivered_once_more(
 def test_threat_36_another_payment_after_a_crash_resolves_the_offered_one(
     application: Application, asking: System, crashed: V1
 ) -> None:
-    """The application may have counted the payment already, so it is asked about that one before any other."""
+    """The application may have counted the offered payment, so the server asks about that one first."""
     assert crashed.pay(crashed.payer.payment(180_000)).json()["value_received"] == 30_000
     assert [question.body["value_received"] for question in application.questions] == [50_000, 50_000, 30_000]
     assert _received(asking, crashed.payer) == 180_000

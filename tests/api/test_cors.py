@@ -1,4 +1,4 @@
-"""RBPCP §5.6 and §5.7: browsers may call every route, and get to read every answer, errors included."""
+"""RBPCP §5.6 and §5.7: web pages may call every route, and may read every answer, also errors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 
 from paychan.protocol.payment import encode_v1
 from paychan.protocol.wire.rbpcp import Dialect
-from tests.api.ways import BOTH_WAYS
+from tests.api.both_paths import BOTH_PATHS
 from tests.lib.rbpcp import V1, V2, refusal
 from tests.lib.system import System
 
-pytestmark = BOTH_WAYS
+pytestmark = BOTH_PATHS
 
 CORS = {
     "Access-Control-Allow-Origin": "*",
@@ -42,7 +42,7 @@ def _cors(answer: httpx.Response) -> dict[str, str]:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_preflight_is_answered_on_every_route(system: System, http: httpx.Client, path: str) -> None:
-    """OPTIONS is 200 with nothing but headers."""
+    """OPTIONS is 200 with headers and no body."""
     answer = http.options(system.url + path, headers={"Origin": "https://shop.example"})
     assert (answer.status_code, answer.content, _cors(answer)) == (200, b"", CORS)
 
@@ -52,7 +52,7 @@ def test_a_preflight_is_answered_on_every_route(system: System, http: httpx.Clie
 def test_errors_of_every_route_can_be_read_by_a_page(
     system: System, http: httpx.Client, method: str, path: str
 ) -> None:
-    """Every 4xx has the CORS headers too, and a JSON body except where v2 wants none."""
+    """Every 4xx has the CORS headers, and a JSON body except where v2 requires an empty one."""
     answer = http.request(method, system.url + path)
     assert 400 <= answer.status_code < 500
     assert _cors(answer) == CORS
@@ -63,7 +63,7 @@ def test_errors_of_every_route_can_be_read_by_a_page(
 
 
 def test_successes_can_be_read_by_a_page(system: System, v1: V1, new_v2: Callable[[Dialect], V2]) -> None:
-    """Every answer of a channel's life has the CORS headers, in both versions."""
+    """Every successful answer of both versions has the CORS headers."""
     first, second = v1.payer.payment(100_000), v1.payer.payment(200_000)
     v2 = new_v2(Dialect.S)
     answers = [
@@ -81,7 +81,7 @@ def test_successes_can_be_read_by_a_page(system: System, v1: V1, new_v2: Callabl
 
 
 def test_a_413_can_be_read_by_a_page(open_v1: V1) -> None:
-    """A body over the limit is refused before the request is looked at, with all that belongs to an error."""
+    """A body over the limit is refused before the request is parsed, with the headers and body of an error."""
     payment = encode_v1(open_v1.payer.payment(150_000))
     answer = open_v1.http.put(f"{open_v1.resource}?payment={payment}", content=b"x" * 4097)
     assert refusal(answer) == (413, "body_too_large")

@@ -19,7 +19,7 @@ DAYS_8 = 8 * 24
 
 
 def _free(hours: int) -> dict[str, str]:
-    """A server that opens for nothing, and ends payments so many hours before expiry."""
+    """Settings: opening is free, and payments end `hours` before expiry."""
     price = "base_price_sat = 0\nadd_settlement_fee = false\nv2_price_sat = 0\n"
     return {
         "open": f"{price}min_duration_hours = {hours}",
@@ -29,9 +29,9 @@ def _free(hours: int) -> dict[str, str]:
 
 
 def test_payments_end_before_expiry(tmp_path: Path, http: httpx.Client) -> None:
-    """Defect D7: once the settlement period has begun, payments are 410 and what is worth it was settled at start.
+    """Defect D7: in the settlement period payments are 410, and channels worth settling are settled at start.
 
-    Time is not moved: the same store is served again with a settlement period longer than the channels live.
+    The clock is not changed: the same store is opened again with a settlement period longer than the channels' life.
     """
     poor, rich, poor_v2 = Payer(), Payer(), Payer()
     with System(tmp_path, sections=_free(1)) as before:
@@ -59,8 +59,8 @@ def test_payments_end_before_expiry(tmp_path: Path, http: httpx.Client) -> None:
         assert refusal(V1(after.url, late, http).open(late.payment(100_000))) == (400, "expiry_too_soon")
 
 
-def test_what_is_not_worth_settling_stays_open(tmp_path: Path, http: httpx.Client) -> None:
-    """Closing for less than any relayed settlement costs is 400 with both numbers, and the channel goes on."""
+def test_a_channel_not_worth_settling_stays_open(tmp_path: Path, http: httpx.Client) -> None:
+    """A close for less than the cheapest relayed settlement is 400 with both numbers, and the channel stays open."""
     with System(tmp_path, sections=_free(1)) as running:
         v1, v2 = V1(running.url, Payer(), http), V2(running.url, Payer(), http)
         assert v1.open(v1.payer.payment(1)).status_code == 201
@@ -75,7 +75,7 @@ def test_what_is_not_worth_settling_stays_open(tmp_path: Path, http: httpx.Clien
 
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A server that does not wait long for its signer, and looks again soon."""
+    """A server with a short deadline for its signer and a short watcher interval."""
     sections = {"signer": "deadline_seconds = 0.3", "watcher": "interval_seconds = 0.3"}
     with System(tmp_path_factory.mktemp("impatient"), sections=sections) as running:
         yield running
@@ -83,7 +83,7 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 @pytest.fixture
 def stopped_signer(impatient: System) -> Iterator[Callable[[], None]]:
-    """Stops the signer when called; lets it go on at the end."""
+    """Return a function that stops the signer; the fixture resumes it at the end."""
     assert impatient.signer is not None
     process = impatient.signer.process
     yield lambda: process.send_signal(signal.SIGSTOP)
@@ -109,7 +109,7 @@ def _settled(system: System, payer: Payer) -> str:
 def test_a_v1_channel_closes_when_the_signer_is_back(
     impatient: System, http: httpx.Client, stopped_signer: Callable[[], None]
 ) -> None:
-    """Defect D4: a DELETE that can't be signed is 503, the channel takes no more, and is settled without anyone asking."""
+    """Defect D4: a DELETE that can't be signed is 503, later payments fail, and the watcher settles the channel."""
     v1, newest = V1(impatient.url, payer := Payer(), http), payer.payment(100_000)
     assert v1.open(newest).status_code == 201
     stopped_signer()
@@ -128,7 +128,7 @@ def test_a_v1_channel_closes_when_the_signer_is_back(
 def test_a_v2_channel_closes_when_the_signer_is_back(
     impatient: System, http: httpx.Client, stopped_signer: Callable[[], None]
 ) -> None:
-    """A close that can't be signed is 503, then 410 while it lasts, then 200 with the txid."""
+    """A close that can't be signed is 503, payments are then 410, and a later close is 200 with the txid."""
     v2 = V2(impatient.url, Payer(), http, Dialect.A)
     assert v2.open(v2.payer.payment(100_000)).status_code == 201
     stopped_signer()
@@ -144,7 +144,10 @@ def test_a_v2_channel_closes_when_the_signer_is_back(
 def test_threat_32_payments_go_on_without_the_signer(
     impatient: System, http: httpx.Client, stopped_signer: Callable[[], None]
 ) -> None:
-    """Threat 32: open channels are paid as before, a draining payment counts at once; new keys have to wait."""
+    """Threat 32: open channels accept payments, also a draining one.
+
+    Requests for new keys fail until the signer is back.
+    """
     v1 = V1(impatient.url, payer := Payer(), http)
     assert v1.open(payer.payment(100_000)).status_code == 201
     stopped_signer()
@@ -164,9 +167,9 @@ def test_threat_32_payments_go_on_without_the_signer(
 def test_an_opening_waits_for_the_signer(
     impatient: System, http: httpx.Client, stopped_signer: Callable[[], None]
 ) -> None:
-    """No channel is opened whose funding the signer has not seen: 503, nothing is stored, and the same request opens later."""
+    """Without the signer an opening is 503 and nothing is stored; the same request opens the channel later."""
     v1 = V1(impatient.url, payer := Payer(), http)
-    wait_for(lambda: v1.funding_info().status_code == 200, "terms")  # the signer may have been away just before
+    wait_for(lambda: v1.funding_info().status_code == 200, "terms")  # an earlier test may have stopped the signer
     stopped_signer()
     refused = v1.open(payer.payment(100_000))
     assert (refusal(refused), refused.headers["Retry-After"]) == ((503, "signer_unavailable"), "5")
@@ -180,7 +183,7 @@ def test_an_opening_waits_for_the_signer(
 
 
 def test_funding_must_be_deep_enough(tmp_path: Path, http: httpx.Client) -> None:
-    """Fewer confirmations than the operator wants are 400 with both numbers, in both versions."""
+    """Too few confirmations are 400 with both numbers, in both versions."""
     with System(tmp_path, sections={"open": "min_confirmations = 1001"}) as running:
         v1, v2 = V1(running.url, Payer(), http), V2(running.url, Payer(), http)
         for refused in (v1.open(v1.payer.payment(100_000)), v2.open(v2.payer.payment(100_000))):

@@ -1,4 +1,4 @@
-"""Threats 26 and 27: whatever stands in a query or a body, the answer is one, and it is not an error of ours."""
+"""Threats 26 and 27: any query and any body gets exactly one answer, and never a 5xx."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.lib.system import System
 FUZZ = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 TARGET = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=60)
-"""Anything that may stand in a request line."""
+"""Any characters that a request line may have."""
 
 
 @pytest.fixture(scope="module")
 def channels(system: System) -> Iterator[tuple[V1, V2, V2]]:
-    """An open channel of each version, so that what is nearly right gets far; the last one may become closed."""
+    """Open channels of both versions, so that nearly valid requests get far; the last one may become closed."""
     with httpx.Client(trust_env=False) as http:
         v1, *v2 = V1(system.url, Payer(), http), V2(system.url, Payer(), http), V2(system.url, Payer(), http)
         for client in (v1, *v2):
@@ -34,7 +34,7 @@ def channels(system: System) -> Iterator[tuple[V1, V2, V2]]:
 
 
 def _ask(url: str, method: str, target: str, body: bytes = b"") -> int:
-    """Send one request as it is, and return the status of its one answer."""
+    """Send one request without changes, and return the status of its only answer."""
     head = f"{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     found = statuses(exchange(url, head.encode() + body))
     assert len(found) == 1
@@ -43,7 +43,7 @@ def _ask(url: str, method: str, target: str, body: bytes = b"") -> int:
 
 
 def _damaged(text: str, draw: st.DrawFn) -> str:
-    """A text with one piece replaced, as fuzzers do."""
+    """Return the text with one piece replaced, as fuzzers do."""
     begin = draw(st.integers(0, len(text)))
     end = draw(st.integers(begin, min(len(text), begin + 8)))
     return text[:begin] + draw(TARGET) + text[end:]
@@ -61,7 +61,7 @@ def _queries(draw: st.DrawFn) -> list[tuple[str, str]]:
 def test_threat_26_27_no_query_makes_the_server_fail(
     channels: tuple[V1, V2, V2], query: list[tuple[str, str]], where: int
 ) -> None:
-    """Any query on any resource is answered once, below 500."""
+    """Any query on any resource gets one answer, below 500."""
     v1, v2, _ = channels
     pay, post, close = (urlsplit(url).path for url in (v1.resource, v2.resource(), v2.resource("/close")))
     method, path = [
@@ -81,7 +81,7 @@ def test_threat_26_27_no_query_makes_the_server_fail(
 def test_threat_26_27_no_damaged_request_makes_the_server_fail(
     channels: tuple[V1, V2, V2], data: st.DataObject, which: int
 ) -> None:
-    """A right request with a piece replaced anywhere behind its path is answered once, below 500."""
+    """A valid request with a piece replaced after its path gets one answer, below 500."""
     v1, v2, _ = channels
     payment = v1.payer.payment(100_000)
     url = [
@@ -114,7 +114,7 @@ def _json() -> st.SearchStrategy[Any]:
 def test_threat_26_27_no_body_makes_the_server_fail(
     channels: tuple[V1, V2, V2], data: st.DataObject, which: int, kind: str
 ) -> None:
-    """Any JSON, any bytes, and a right body with a piece or a value replaced are answered once, below 500."""
+    """Any JSON, any bytes, and a valid body with a piece or a value replaced gets one answer, below 500."""
     v2 = channels[2 if which == 2 else 1]
     payment = v2.payer.payment(100_000)
     right = v2.opening_body(payment) if which == 0 else v2.body(payment)

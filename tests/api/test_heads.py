@@ -1,4 +1,4 @@
-"""Heads that are larger than they may be: refused at the limit, before a parser or a detour has begun with them."""
+"""Request heads over the limit are refused at the limit, before a parser or a fallback begins."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ LIMIT = 8192
 LINE = b"GET /v1/nowhere HTTP/1.1\r\nHost: x\r\n"
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["lane", "handlers"])
+@pytest.fixture(scope="module", params=[True, False], ids=["fast", "handlers"])
 def either(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A server with the lane, and one without, which waits long for heads."""
+    """A server with the fast path, and one without; both have a long head timeout."""
     http = f"fast_lane = {str(request.param).lower()}\nhead_seconds = 300"
     with System(tmp_path_factory.mktemp("either"), sections={"http": http}) as running:
         yield running
@@ -43,7 +43,7 @@ TOO_LARGE = {
 
 @pytest.mark.parametrize("kind", TOO_LARGE)
 def test_fault_78_a_large_head_is_refused_at_the_limit(either: System, kind: str) -> None:
-    """The client has sent no more than the limit and one byte, or one line too many, when it is refused and cut off."""
+    """The server refuses and closes after one byte over the limit, or one line too many."""
     content, status, code = TOO_LARGE[kind]
     with connect(either.url) as connection:
         connection.sendall(content[: LIMIT + 1])
@@ -54,8 +54,8 @@ def test_fault_78_a_large_head_is_refused_at_the_limit(either: System, kind: str
     assert b"Connection: close\r\n" in received
 
 
-def test_fault_78_a_large_head_stands_behind_its_answers(open_v1: V1) -> None:
-    """Payments that came before it are answered first, whole; what comes behind it is not looked at."""
+def test_fault_78_a_large_head_is_refused_after_earlier_answers(open_v1: V1) -> None:
+    """Earlier payments are answered first; requests after the large head are ignored."""
     path = open_v1.resource.removeprefix(open_v1.url)
     payment = encode_v1(open_v1.payer.payment(100_001))
     with connect(open_v1.url) as connection:
@@ -67,7 +67,7 @@ def test_fault_78_a_large_head_stands_behind_its_answers(open_v1: V1) -> None:
 
 
 def test_fault_78_the_largest_head_is_read(either: System) -> None:
-    """As many bytes and lines as may be are served, in any pieces."""
+    """A head at the limit of bytes and lines is served, in pieces of any size."""
     lines = LINE + b"a: b\r\n" * (MOST_LINES - 1)
     largest = lines[:-2] + b"y" * (LIMIT - len(lines) - 2) + b"\r\n\r\n"
     assert len(largest) == LIMIT
@@ -77,8 +77,8 @@ def test_fault_78_the_largest_head_is_read(either: System) -> None:
         assert connection.recv(4096).startswith(b"HTTP/1.1 404 ")
 
 
-def test_fault_78_a_head_has_come_whole_before_a_detour_begins(system: System) -> None:
-    """A detour takes a second file: clients that begin a head and send no more have one each."""
+def test_fault_78_a_fallback_begins_only_with_a_complete_head(system: System) -> None:
+    """A fallback needs a second descriptor: a client with an incomplete head uses only one."""
     assert system.server is not None
     files = Path(f"/proc/{system.server.process.pid}/fd")
     with contextlib.ExitStack() as stack:
@@ -86,7 +86,7 @@ def test_fault_78_a_head_has_come_whole_before_a_detour_begins(system: System) -
         connections = [stack.enter_context(connect(system.url)) for _ in range(40)]
         for connection in connections:
             connection.sendall(LINE)
-        with connect(system.url) as last:  # served behind all that came before
+        with connect(system.url) as last:  # served after all requests before it
             last.sendall(LINE + b"\r\n")
             assert last.recv(4096).startswith(b"HTTP/1.1 404 ")
         assert len(list(files.iterdir())) < before + 60
@@ -95,7 +95,7 @@ def test_fault_78_a_head_has_come_whole_before_a_detour_begins(system: System) -
 
 
 def test_the_size_of_a_head() -> None:
-    """It ends at the first empty line, with or without CR; limits hold for the head and not for what comes behind it."""
+    """A head ends at the first empty line, with or without CR; the limits do not apply to the bytes after it."""
     assert size_of_head(b"", 100) == size_of_head(LINE, 100) == size_of_head(b"y" * 100, 100) == 0
     assert size_of_head(LINE + b"\r\n" + b"y" * 100, 100) == len(LINE) + 2
     assert size_of_head(b"GET / HTTP/1.1\n\nX\r\n\r\n", 100) == 16

@@ -1,4 +1,4 @@
-"""What strangers may read: no socket path, URL, limit or exception of the server's inside leaves by the public port."""
+"""The public port reveals no socket path, URL, limit or exception of the server."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ CODES = sorted(code for code, kind in PaychanError.table.items() if issubclass(k
 
 @pytest.mark.parametrize("code", CODES)
 def test_fault_77_no_reason_reaches_a_stranger(code: str) -> None:
-    """Whatever a 500 or 503 has for a reason or a number, its answer to clients holds none; the operator reads it."""
+    """The answer of a 500 or 503 to clients has no reason and no number; the operator gets both."""
     kind = PaychanError.table[code]
     names = re.findall(r"{(\w+)", kind.text)
     error = kind(**dict.fromkeys(names, INSIDE))
-    told = refusal(error, quiet_404=False)
-    shown = told.body.decode() + str(told.reason) + repr(told.headers)
+    answer = refusal(error, quiet_404=False)
+    shown = answer.body.decode() + str(answer.reason) + repr(answer.headers)
     if code not in OWN:
         assert not any(word in shown for word in INSIDE.split()), shown
     assert code in shown
@@ -38,17 +38,20 @@ def test_fault_77_no_reason_reaches_a_stranger(code: str) -> None:
 
 
 OWN = {"payment_pending", "stream_replaced", "search_too_long"}
-"""Their numbers are the client's own, or only the operator gets them."""
+"""Codes whose numbers belong to the client, or that only the operator gets."""
 
 
 def test_fault_77_the_limit_of_unconfirmed_value_stays_inside() -> None:
-    """How much is at risk, and how much may be, is not a stranger's to know."""
-    told = refusal(TooMuchUnconfirmed(got_sat=1_234_567, need_sat=7_654_321), quiet_404=False)
-    assert not re.search(rb"1234567|7654321", told.body)
+    """Clients get neither the unconfirmed value nor its limit."""
+    answer = refusal(TooMuchUnconfirmed(got_sat=1_234_567, need_sat=7_654_321), quiet_404=False)
+    assert not re.search(rb"1234567|7654321", answer.body)
 
 
 def test_fault_77_a_signer_that_is_away_is_not_described(tmp_path: Path) -> None:
-    """Without a signer every door answers 503 with a code and a number; the log has the reason beside the number, once."""
+    """Without a signer every route answers 503 with a code and an incident number.
+
+    The log has number and reason once.
+    """
     with System(tmp_path) as system, httpx.Client(trust_env=False, timeout=30) as http:
         v1 = V1(system.url, Payer(), http)
         assert v1.open(v1.payer.payment(100_000)).status_code == 201
@@ -78,7 +81,7 @@ def test_fault_77_a_signer_that_is_away_is_not_described(tmp_path: Path) -> None
 
 
 def test_fault_77_health_has_reasons_for_the_operator_alone(tmp_path: Path) -> None:
-    """Without signer and node a monitor without the token reads codes: no path, URL, limit or channel, whatever it sends."""
+    """Without signer and node, a monitor without the token gets codes, but no path, URL, limit or channel."""
     sections = {"watcher": "unsigned_minutes = 0"}
     with Node(tmp_path / "node") as node, System(tmp_path / "system", sections=sections, node=node) as system:
         customer = Customer(system, node)
@@ -87,8 +90,8 @@ def test_fault_77_health_has_reasons_for_the_operator_alone(tmp_path: Path) -> N
         system.signer.stop(signal.SIGKILL)
         assert customer.close(OPENING_SAT).status_code == 503
         node.stop()
-        told = lambda: {each["kind"] for each in system.manage("GET", "/health").json()["alarms"]}  # noqa: E731
-        wait_for(lambda: told() >= {"chain", "signer", "unsigned"}, "all that is missing")
+        alarms = lambda: {each["kind"] for each in system.manage("GET", "/health").json()["alarms"]}  # noqa: E731
+        wait_for(lambda: alarms() >= {"chain", "signer", "unsigned"}, "all alarms")
         operators = system.manage("GET", "/health")
         assert str(system.state) in operators.json()["signer"]
         assert str(customer.outpoint) in operators.text
@@ -103,7 +106,7 @@ def test_fault_77_health_has_reasons_for_the_operator_alone(tmp_path: Path) -> N
 
 
 def test_fault_77_bugs_show_nothing(tmp_path: Path) -> None:
-    """Requests of all kinds, well-formed or not, never show a path of the server's disk or a line of its code."""
+    """No request, well-formed or not, makes an answer show a path of the server's disk or a line of its code."""
     with System(tmp_path) as system, httpx.Client(trust_env=False, timeout=30) as http:
         for method in ("GET", "PUT", "POST", "DELETE", "PATCH", "BREW"):
             for where in (
@@ -117,8 +120,8 @@ def test_fault_77_bugs_show_nothing(tmp_path: Path) -> None:
                     assert not re.search(r"Traceback|\.py|/tmp|/work|/usr|tornado|0x[0-9a-f]{8}", answer.text)
 
 
-def test_fault_70_strangers_fill_no_log(tmp_path: Path) -> None:
-    """However odd the requests of a stranger are, they write less than one line for twenty of them."""
+def test_fault_70_unusual_requests_fill_no_log(tmp_path: Path) -> None:
+    """Twenty unusual requests cause less than one log line."""
     with System(tmp_path) as system:
         assert system.server is not None
         before, sent = system.server.text().count("\n"), 0
@@ -137,8 +140,8 @@ def test_fault_70_strangers_fill_no_log(tmp_path: Path) -> None:
         assert system.server.text().count("\n") - before < sent / 20, system.server.text()[-3000:]
 
 
-def test_fault_70_a_crowd_of_pages_fills_no_log(tmp_path: Path) -> None:
-    """More pages than the operator's listener has places, which come and leave, write no traceback and no line each."""
+def test_fault_70_many_page_connections_fill_no_log(tmp_path: Path) -> None:
+    """More page connections than the operator's listener has slots cause no traceback, and no log line each."""
     with System(tmp_path) as system:
         assert system.server is not None
         for _ in range(10):

@@ -1,4 +1,4 @@
-"""RBPCP §5.8: `Location` is absolute, has the port, and names the host that the client asked, unless configured."""
+"""RBPCP §5.8: `Location` is absolute, has the port, and names the host of the request, unless a URL is configured."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ def _location(url: str, payer: Payer, headers: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("host", ["localhost:8000", "pay.example", "10.0.0.1:65535", "[::1]:8000", "a-b.c"])
-def test_the_host_is_the_one_that_was_asked(system: System, host: str) -> None:
-    """Defect D12: the Host header with its port comes back in `Location`."""
+def test_the_host_is_that_of_the_request(system: System, host: str) -> None:
+    """Defect D12: `Location` has the Host header with its port."""
     assert _location(system.url, Payer(), {"Host": host}) == f"http://{host}"
 
 
 @pytest.mark.parametrize("host", ["", "*", "a'b", "(x)", "a;b=1", "$", "x:123456", "%41", "[x]", "::"])
 def test_a_strange_host_is_not_repeated(system: System, host: str) -> None:
-    """A Host header that is no host name and port is answered with the address that was connected to."""
+    """If the Host header is not a host name with a port, `Location` has the address of the connection."""
     assert _location(system.url, Payer(), {"Host": host}) == system.url
 
 
 @pytest.mark.parametrize("host", ["a b", 'a"b', "<script>", "a@b", "a/b", "a,b", "a\\b", "a#b", "a?b"])
 def test_an_impossible_host_is_refused(system: System, host: str) -> None:
-    """Characters that no Host header may have are a 400 (RFC 9112), and are not repeated."""
+    """A Host header with characters that are not allowed is a 400 (RFC 9112), and is not repeated."""
     query = f"client_pubkey={Payer().public_key.hex()}&exp_time=1500000000"
     answer = httpx.get(f"{system.url}/v1/fundingInfo?{query}", headers={"Host": host}, trust_env=False, verify=False)
     assert (answer.status_code, "Location" in answer.headers) == (400, False)
 
 
-def test_a_request_without_host_gets_the_address_it_came_to(system: System) -> None:
+def test_a_request_without_host_gets_the_address_of_its_connection(system: System) -> None:
     """HTTP/1.0 needs no Host header; `Location` still has the right port."""
     where = urlsplit(system.url)
     query = f"client_pubkey={Payer().public_key.hex()}&exp_time=1500000000"
@@ -62,29 +62,29 @@ def test_a_request_without_host_gets_the_address_it_came_to(system: System) -> N
 
 
 def test_forwarded_headers_are_ignored_unless_trusted(system: System) -> None:
-    """Anybody can send X-Forwarded headers: without a proxy that is configured they mean nothing."""
+    """Any client can send X-Forwarded headers: without a configured proxy the server ignores them."""
     assert _location(system.url, Payer(), FORWARDED) == "http://inside:8000"
 
 
 def test_forwarded_headers_of_a_trusted_proxy_count(proxied: System) -> None:
-    """Behind a TLS proxy that is configured, `Location` has the scheme and host that the client sees."""
+    """Behind a configured TLS proxy, `Location` has the scheme and host that the client sees."""
     assert _location(proxied.url, Payer(), FORWARDED) == "https://pay.example"
 
 
 @pytest.mark.parametrize("host", ["", "a b", "a,b", "<x>", 'evil"', "a/b", "user@host"])
-def test_a_strange_forwarded_host_is_passed_over(proxied: System, host: str) -> None:
-    """A forwarded host that is none leaves the Host header to name the server."""
+def test_an_invalid_forwarded_host_is_ignored(proxied: System, host: str) -> None:
+    """If the forwarded host is not a host name, `Location` has the Host header."""
     assert _location(proxied.url, Payer(), FORWARDED | {"X-Forwarded-Host": host}) == "https://inside:8000"
 
 
 @pytest.mark.parametrize("scheme", ["javascript", "ftp", "", "https://x"])
-def test_a_strange_forwarded_scheme_is_passed_over(proxied: System, scheme: str) -> None:
-    """Only http and https are schemes of ours."""
+def test_an_unknown_forwarded_scheme_is_ignored(proxied: System, scheme: str) -> None:
+    """The only schemes in `Location` are http and https."""
     assert _location(proxied.url, Payer(), FORWARDED | {"X-Forwarded-Proto": scheme}) == "http://pay.example"
 
 
 def test_a_public_url_is_the_base_of_everything(tmp_path_factory: pytest.TempPathFactory, http: httpx.Client) -> None:
-    """A configured public URL, also one with a path, wins over whatever the request says."""
+    """A configured public URL, also one with a path, takes precedence over all headers of the request."""
     settings = {"http": 'public_url = "https://pay.example/paychan/"\ntrust_forwarded = true'}
     with System(tmp_path_factory.mktemp("public"), sections=settings) as running:
         assert _location(running.url, Payer(), FORWARDED) == "https://pay.example/paychan"

@@ -19,13 +19,13 @@ FUNDING_SAT = 12_345_678_900_000
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A server of its own, so that totals are known."""
+    """A server only for this module, so that its totals are known."""
     with System(tmp_path_factory.mktemp("managed")) as running:
         yield running
 
 
 def _get(system: System, where: str, **headers: str) -> httpx.Response:
-    """Ask with the token, and with further headers."""
+    """Send a GET with the token and further headers."""
     headers = {"Authorization": f"Bearer {system.token}"} | headers
     return httpx.get(system.management_url + where, headers=headers, trust_env=False, verify=False)
 
@@ -35,8 +35,8 @@ def _info(system: System, payer: Payer) -> dict[str, Any]:
     return found
 
 
-def test_health_says_who_serves(system: System) -> None:
-    """Network, signer, marks and the watcher's last look; 200 while payments are accepted."""
+def test_health_describes_the_server(system: System) -> None:
+    """Health has network, signer, chain and the watcher's last scan; it is 200 while payments are accepted."""
     answer = _get(system, "/health")
     health = answer.json()
     assert answer.status_code == 200
@@ -45,7 +45,7 @@ def test_health_says_who_serves(system: System) -> None:
 
 
 def test_totals_count_channels_and_satoshi(own: System, http: httpx.Client) -> None:
-    """Channels and satoshi by state, what is unsettled, and the first expiry."""
+    """Totals have channels and satoshi by state, the unsettled value, and the first expiry."""
     assert _get(own, "/totals").json()["next_expiry"] is None
     early, late, closed = Payer(2_000_000_000), Payer(2_100_000_000), Payer(1_950_000_000)
     for payer, paid in ((early, 100_000), (late, 200_000), (closed, 400_000)):
@@ -58,7 +58,7 @@ def test_totals_count_channels_and_satoshi(own: System, http: httpx.Client) -> N
 
 
 def test_a_channel_is_shown_with_all_facts(open_v1: V1, system: System) -> None:
-    """GET of an outpoint has the original's keys and what a settlement needs to be found."""
+    """GET of an outpoint has the keys of the original server, and the data to find the settlement."""
     payer = open_v1.payer
     assert open_v1.pay(payer.payment(150_000)).status_code == 200
     info = _info(system, payer)
@@ -85,7 +85,10 @@ def test_a_channel_is_shown_with_all_facts(open_v1: V1, system: System) -> None:
 
 
 def test_a_channel_is_found_by_its_clients_key(open_v2: V2, system: System) -> None:
-    """The original's `GET /channels/{client_pubkey}/info`, before and after the close; 404 for a key without one."""
+    """The original's `GET /channels/{client_pubkey}/info`, before and after the close.
+
+    404 for a key without a channel.
+    """
     where = f"/channels/{open_v2.payer.public_key.hex()}/info"
     assert _get(system, where).json()["status"] == "open"
     assert open_v2.close(open_v2.payer.payment(120_000)).status_code == 200
@@ -96,7 +99,7 @@ def test_a_channel_is_found_by_its_clients_key(open_v2: V2, system: System) -> N
 
 
 def test_channels_are_listed_by_state_and_expiry(own: System, http: httpx.Client) -> None:
-    """`GET /channels` lists a state, earliest expiry first, as many as asked."""
+    """`GET /channels` lists the channels in a state, earliest expiry first, at most `limit`."""
     for expiry in (2_050_000_000, 2_040_000_000, 2_060_000_000):
         payer = Payer(expiry)
         assert V1(own.url, payer, http).open(payer.payment(100_000)).status_code == 201
@@ -109,13 +112,13 @@ def test_channels_are_listed_by_state_and_expiry(own: System, http: httpx.Client
 
 
 @pytest.mark.parametrize("query", ["state=all", "state=", "limit=-1", "limit=x", "limit=1.5", "state=%ff"])
-def test_a_list_with_strange_parameters_is_refused(system: System, query: str) -> None:
-    """Only known states and plain numbers are parameters."""
+def test_a_list_with_invalid_parameters_is_refused(system: System, query: str) -> None:
+    """The parameters must be a known state and a plain number."""
     assert refusal(_get(system, f"/channels?{query}"))[0] == 400
 
 
 def test_the_operator_closes_a_channel(open_v1: V1, system: System) -> None:
-    """POST with the token settles; doing it again answers the same."""
+    """POST with the token settles; a second POST has the same answer."""
     where = path(open_v1.payer.outpoint).removeprefix("/v2") + "/close"
     first, second = system.manage("POST", where), system.manage("POST", where)
     assert (first.status_code, first.json()["close_reason"]) == (200, "operator")
@@ -126,7 +129,7 @@ def test_the_operator_closes_a_channel(open_v1: V1, system: System) -> None:
 
 @pytest.mark.parametrize("token", [None, "", "Bearer", "Bearer x", "Basic {}", "bearer {}", "Bearer {}x", "{}"])
 def test_changes_need_the_token(open_v1: V1, system: System, token: str | None) -> None:
-    """POST without exactly the token of this run is 401 and changes nothing."""
+    """POST without the exact token of this run is 401 and changes nothing."""
     headers = {} if token is None else {"Authorization": token.format(system.token)}
     where = path(open_v1.payer.outpoint).removeprefix("/v2")
     for resource in (f"{where}/close", "/backups"):
@@ -135,8 +138,8 @@ def test_changes_need_the_token(open_v1: V1, system: System, token: str | None) 
     assert _info(system, open_v1.payer)["status"] == "open"
 
 
-def test_a_token_that_is_no_text_is_refused(system: System) -> None:
-    """Bytes beyond ASCII in the header are compared, not stumbled over."""
+def test_a_token_that_is_not_ascii_is_refused(system: System) -> None:
+    """A header with bytes beyond ASCII is refused like a wrong token, and causes no error."""
     where = urlsplit(system.management_url)
     with socket.create_connection((where.hostname, where.port), timeout=10) as connection:
         connection.sendall(b"POST /backups HTTP/1.0\r\nAuthorization: Bearer \xff\xfe\xe2\x82\xac\r\n\r\n")
@@ -144,11 +147,11 @@ def test_a_token_that_is_no_text_is_refused(system: System) -> None:
 
 
 def test_the_token_is_the_users_own(system: System) -> None:
-    """Only the user of the server can read the token."""
+    """Only the user that runs the server can read the token file."""
     assert (system.state / "management.token").stat().st_mode & 0o777 == 0o600
 
 
-def test_what_does_not_exist_is_not_found(system: System) -> None:
+def test_unknown_paths_and_channels_are_not_found(system: System) -> None:
     """Unknown channels and paths are 404, with the token and without."""
     unknown = path(Payer().outpoint).removeprefix("/v2")
     assert refusal(_get(system, unknown)) == (404, "unknown_channel")
@@ -158,7 +161,7 @@ def test_what_does_not_exist_is_not_found(system: System) -> None:
 
 @pytest.mark.parametrize("where", ["/totals", "/channels", "/channels?state=closed", "/nowhere"])
 def test_fault_38_reading_needs_the_token_too(system: System, where: str) -> None:
-    """What other users of this machine may not know is not read without the token; `/health` is open for monitors."""
+    """Other users of the machine can't read channels or totals without the token; `/health` is open for monitors."""
     for headers in ({}, {"Authorization": "Bearer x"}):
         answer = httpx.get(system.management_url + where, headers=headers, trust_env=False)
         assert refusal(answer) == (401, "unauthorized")
@@ -178,14 +181,14 @@ FOREIGN = [
 @pytest.mark.parametrize("host", FOREIGN)
 @pytest.mark.parametrize("where", ["/health", "/channels", "/nowhere"])
 def test_fault_71_a_foreign_host_is_misdirected(system: System, host: str, where: str) -> None:
-    """A name that leads here by DNS rebinding reads nothing, with the token or without."""
+    """A request with a foreign host name (DNS rebinding) reads nothing, with the token or without."""
     port = urlsplit(system.management_url).port
     assert refusal(_get(system, where, Host=host.format(port=port))) == (421, "misdirected")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:{port}", "localhost:{port}", "LOCALHOST:{port}", "[::1]:{port}"])
 def test_fault_71_own_hosts_are_served(system: System, host: str) -> None:
-    """Names of this machine with the listener's port are served, and no cache stores the answer."""
+    """Requests to local names with the listener's port are served, and no cache may store the answers."""
     answer = _get(system, "/health", Host=host.format(port=urlsplit(system.management_url).port))
     assert (answer.status_code, answer.headers["Cache-Control"]) == (200, "no-store")
 
@@ -201,7 +204,7 @@ def test_fault_71_own_hosts_are_served(system: System, host: str) -> None:
     ],
 )
 def test_fault_71_pages_of_other_sites_get_nothing(system: System, sent: dict[str, str]) -> None:
-    """A browser that asks for another site's page is refused, whatever else it sends; the operator's own is served."""
+    """A browser request from a page of another site is refused; one from the operator's own page is served."""
     for where in ("/health", "/channels"):
         assert refusal(_get(system, where, **sent)) == (403, "cross_site")
     assert _get(system, "/health", **{"Sec-Fetch-Site": "none"}).status_code == 200
@@ -210,15 +213,15 @@ def test_fault_71_pages_of_other_sites_get_nothing(system: System, sent: dict[st
 
 @pytest.mark.parametrize("method", ["GET", "OPTIONS", "POST"])
 def test_web_pages_get_nothing(system: System, method: str) -> None:
-    """No answer of this listener lets a page of another origin read it."""
+    """No answer of this listener has headers that let a page of another origin read it."""
     headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     for where in ("/health", "/channels", "/backups", "/nowhere"):
         answer = httpx.request(method, system.management_url + where, headers=headers, trust_env=False, verify=False)
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-def test_the_interfaces_are_apart(system: System) -> None:
-    """Clients can't reach the operator's resources, nor does the operator's listener take payments."""
+def test_the_interfaces_are_separate(system: System) -> None:
+    """Clients can't reach the operator's resources, and the operator's listener accepts no payments."""
     for where in ("/health", "/totals", "/channels", f"/channels/{Payer().public_key.hex()}/info"):
         assert refusal(httpx.get(system.url + where, trust_env=False, verify=False)) == (404, "no_such_route")
     info = f"/v1/fundingInfo?client_pubkey={Payer().public_key.hex()}&exp_time=1500000000"

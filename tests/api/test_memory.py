@@ -1,4 +1,4 @@
-"""A server under an address-space limit refuses new work before memory ends; what was answered is kept, settling goes on."""
+"""Under an address-space limit the server refuses new work before memory ends; it keeps its records, and settles."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEGABYTE = 1 << 20
 
 @pytest.fixture
 def system(tmp_path: Path) -> Iterator[System]:
-    """A server of its own, which the tests limit while it runs."""
+    """A server only for one test, which limits its memory while it runs."""
     with System(tmp_path) as running:
         yield running
 
@@ -34,15 +34,15 @@ def _process(system: System) -> int:
 
 
 def _limit(system: System, above_bytes: int | None) -> None:
-    """Let the server's address space grow by this much from now on; None: without limit."""
+    """Let the server's address space grow by `above_bytes` from now on; None: without limit."""
     process = _process(system)
     used = int(Path(f"/proc/{process}/statm").read_text().split()[0]) * resource.getpagesize()
     most = resource.RLIM_INFINITY if above_bytes is None else used + above_bytes
     resource.prlimit(process, resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
 
-class Crowd:
-    """Threads that open channels and pay, each over a connection of its own now and then, and note what is answered."""
+class Clients:
+    """Threads that open channels and pay, with a new connection for each channel, and count the answers."""
 
     def __init__(self, url: str, number: int = 12) -> None:
         self.answers: Counter[int] = Counter()
@@ -54,7 +54,7 @@ class Crowd:
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(number)]
 
     def run(self, seconds: float, most_seconds: float = 0) -> None:
-        """Go on for this time, and if nothing was refused in it, until that is so."""
+        """Run for `seconds`, and then until a request was refused, at most for `most_seconds`."""
         ends = time.monotonic() + most_seconds
         for thread in self._threads:
             thread.start()
@@ -95,26 +95,26 @@ def _is_quiet(system: System) -> None:
 
 @pytest.mark.parametrize("above_bytes", [3 * MEGABYTE, RESERVE_BYTES + MEGABYTE // 2])
 def test_fault_84_new_work_is_refused_before_memory_ends(system: System, above_bytes: int) -> None:
-    """12 threads get answers or 503 with a time to come back; the log stays short; what was answered is kept."""
+    """12 threads get answers or 503 with Retry-After; the log stays short; answered payments are stored."""
     with httpx.Client(trust_env=False, timeout=30) as http:
         before = V1(system.url, Payer(), http)
         assert before.open(before.payer.payment(100_000)).status_code == 201
         _limit(system, above_bytes)
-        crowd = Crowd(system.url)
-        crowd.run(2, 60)
+        clients = Clients(system.url)
+        clients.run(2, 60)
 
-        assert set(crowd.answers) <= {200, 201, 503}
-        assert crowd.answers[503] > 0
-        assert crowd.without_time == 0
-        assert crowd.broken == 0
+        assert set(clients.answers) <= {200, 201, 503}
+        assert clients.answers[503] > 0
+        assert clients.without_time == 0
+        assert clients.broken == 0
         if above_bytes < RESERVE_BYTES:
-            assert set(crowd.answers) == {503}
+            assert set(clients.answers) == {503}
         _is_quiet(system)
         assert httpx.get(f"{system.management_url}/health", trust_env=False).status_code == 200
         where = str(before.payer.outpoint).replace(":", "/")
         assert system.manage("POST", f"/channels/{where}/close").json()["status"] != "open"
         assert system.manage("POST", "/backups").status_code in (201, 500, 503)
-        for outpoint, paid in crowd.paid.items():
+        for outpoint, paid in clients.paid.items():
             assert system.channel(outpoint)["value_received"] == paid
         _is_quiet(system)
 
@@ -126,7 +126,7 @@ def test_fault_84_new_work_is_refused_before_memory_ends(system: System, above_b
 
 
 def test_fault_84_streams_and_payments_go_on_where_only_new_work_is_refused(system: System) -> None:
-    """Between the two bounds channels that are awake are paid by PUT and by stream, and nothing is added."""
+    """Between the two bounds, channels that are awake accept payments by PUT and by stream; new work is refused."""
     with httpx.Client(trust_env=False, timeout=30) as http:
         v2 = V2(system.url, Payer(), http, Dialect.S)
         assert v2.open(v2.payer.payment(100_000)).status_code == 201
@@ -144,20 +144,20 @@ def test_fault_84_streams_and_payments_go_on_where_only_new_work_is_refused(syst
 
 
 def test_fault_84_when_memory_ends_the_process_ends(tmp_path: Path) -> None:
-    """Without room for anything the server does not limp: it goes on refusing, or it ends with a status that is not 0."""
+    """Without free memory the server either continues to refuse, or it ends with a status that is not 0."""
     with System(tmp_path) as system:
         _limit(system, 0)
-        crowd = Crowd(system.url, 4)
-        crowd.run(2)
+        clients = Clients(system.url, 4)
+        clients.run(2)
         assert system.server is not None
         status = system.server.process.poll()
-        assert set(crowd.answers) <= {503}
+        assert set(clients.answers) <= {503}
         assert status is None or status != 0
         assert system.server.text().count("Traceback") <= 1
 
 
 def test_fault_84_an_end_of_memory_is_seen_behind_other_errors() -> None:
-    """Whatever an exception was turned into, memory that ended first is found; so is a thread that could not start."""
+    """A MemoryError is found as the cause of other exceptions; a thread that can't start counts as one."""
     first, then = MemoryError(), ValueError("wrapped")
     then.__cause__ = first
     assert is_memory_error(then)
@@ -165,8 +165,8 @@ def test_fault_84_an_end_of_memory_is_seen_behind_other_errors() -> None:
     assert not is_memory_error(ValueError("other"))
 
 
-def test_memory_that_was_given_back_counts_half() -> None:
-    """After a crowd has left, half of what it took counts as left, as the process keeps it for the next."""
+def test_memory_that_was_freed_counts_half() -> None:
+    """Half of the memory that disconnected clients used counts as free, because the process keeps it for reuse."""
     memory = Memory(lambda: taken[0])
     taken = [100 * MEGABYTE]
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -184,7 +184,7 @@ def test_memory_that_was_given_back_counts_half() -> None:
 
 
 def test_the_least_limit_of_the_groups_holds(tmp_path: Path) -> None:
-    """The control group's limit, or its parent's if that is less."""
+    """The memory limit is the smaller of the control group's limit and its parent's."""
     group = tmp_path / "fs" / "a" / "b"
     group.mkdir(parents=True)
     own = tmp_path / "own"

@@ -1,4 +1,7 @@
-"""What one client address may ask of signer and node, and that payments are not counted (faults 33 and 65)."""
+"""The rate limit of requests that cost signer or node work, per client address.
+
+Payments do not count (faults 33, 65).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from tests.lib.system import System
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A server behind a proxy, where each client may ask once a second."""
+    """A server behind a proxy, where each client may send one such request per second."""
     http = "asks_per_second = 1\ntrust_forwarded = true"
     with System(tmp_path_factory.mktemp("narrow"), sections={"http": http}) as system:
         yield system
@@ -34,8 +37,8 @@ def doors(payer: Payer) -> list[tuple[str, str]]:
     ]
 
 
-def test_fault_33_all_doors_of_strangers_share_one_budget_for_each_address(narrow: System, http: httpx.Client) -> None:
-    """Ten questions at once, then 429 with the time to wait at every door; another address, and payments, go on."""
+def test_fault_33_all_open_routes_share_one_rate_for_each_address(narrow: System, http: httpx.Client) -> None:
+    """After ten requests every route is 429 with the time to wait; other addresses, and payments, are served."""
     payer, here = Payer(), {"X-Forwarded-For": "192.0.2.7"}
     opened = V1(narrow.url, payer, http)
     assert opened.open(payer.payment(100_000)).status_code == 201
@@ -45,7 +48,7 @@ def test_fault_33_all_doors_of_strangers_share_one_budget_for_each_address(narro
     assert len(answers) == BURST_SECONDS
     for method, path in doors(payer):
         refused = http.request(method, narrow.url + path, headers=here)
-        while refused.status_code != 429:  # a slow machine has earned another question meanwhile
+        while refused.status_code != 429:  # on a slow machine the rate has allowed another request
             refused = http.request(method, narrow.url + path, headers=here)
         assert refused.json()["code"] == "too_many_requests"
         assert 1 <= int(refused.headers["Retry-After"]) <= 2
@@ -55,17 +58,15 @@ def test_fault_33_all_doors_of_strangers_share_one_budget_for_each_address(narro
     assert set(paid) == {200}
 
 
-def test_fault_33_a_refusal_for_haste_comes_late_and_is_not_held_against_the_connection() -> None:
-    """An attacker that waits for each answer gets two a second on a connection; an honest client keeps its connection."""
+def test_fault_33_a_rate_limited_request_is_delayed_and_is_not_a_bad_request() -> None:
+    """An attacker that waits for each answer gets two per second; an honest client keeps its connection."""
     penalty = Penalty(3)
     assert [penalty.refused(TooManyRequests(limit=1, wait_seconds=1)) for _ in range(10)] == [0.5] * 10
     assert penalty.problem() is None
 
 
-def test_fault_33_an_address_that_lies_about_itself_is_believed_only_behind_a_proxy(
-    tmp_path: Path, http: httpx.Client
-) -> None:
-    """Without `http.trust_forwarded` the header changes nothing: all requests are of one address."""
+def test_fault_33_forwarded_addresses_count_only_behind_a_proxy(tmp_path: Path, http: httpx.Client) -> None:
+    """Without `http.trust_forwarded` the header changes nothing: all requests count for one address."""
     payer = Payer()
     with System(tmp_path, sections={"http": "asks_per_second = 1"}) as system:
         url = system.url + doors(payer)[0][1]

@@ -1,4 +1,4 @@
-"""The payment stream over real sockets: what frames are answered with, in which order, and how a stream ends."""
+"""The payment stream over real sockets: the answers to frames, their order, and the end of a stream."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEFT = DEBUG_FUNDING_SAT - 100_000
 
 
 def row(client: V2, count: int, start: int = 100_000) -> list[Payment]:
-    """Payments of 1 sat each."""
+    """Make payments of 1 sat each."""
     return [client.payer.payment(start + n) for n in range(1, count + 1)]
 
 
@@ -33,15 +33,15 @@ def text(client: V2, payment: Payment, application_data: str = "") -> str:
     return client.body(payment, application_data).decode()
 
 
-def test_binary_payments_are_answered_with_what_they_brought(open_v2: V2) -> None:
-    """Each payment of a frame has its answer: what is left, and the difference to the one before."""
+def test_binary_payments_are_answered_with_their_values(open_v2: V2) -> None:
+    """Each payment of a frame has an answer: the change that is left, and the difference to the payment before."""
     with open_stream(open_v2) as stream:
         assert pay_frame(stream, row(open_v2, 3)) == [Taken(LEFT - n, 1) for n in (1, 2, 3)]
         assert pay_frame(stream, [open_v2.payer.payment(100_010)]) == [Taken(LEFT - 10, 7)]
 
 
-def test_text_payments_are_answered_as_put_would_have(open_v2: V2) -> None:
-    """One payment has one object, a list has a list, and each object is the body that `PUT` answers."""
+def test_text_payments_are_answered_like_put(open_v2: V2) -> None:
+    """The answer to one payment is an object, to a list a list; each object is the body of an answer to `PUT`."""
     with open_stream(open_v2) as stream:
         stream.send(text(open_v2, open_v2.payer.payment(100_005)))
         first = json.loads(stream.recv())
@@ -52,16 +52,16 @@ def test_text_payments_are_answered_as_put_would_have(open_v2: V2) -> None:
     assert others == [put | {"channel_value_left": LEFT - n, "value_received": 1} for n in (6, 7)]
 
 
-def test_what_is_wrong_with_a_payment_is_its_own(open_v2: V2) -> None:
-    """Refused payments have the status and the code of `PUT`, and those beside them are judged as ever."""
+def test_a_bad_payment_does_not_affect_the_others(open_v2: V2) -> None:
+    """Refused payments have the status and the code of `PUT`; the other payments of the frame are judged as usual."""
     bad = Payment(open_v2.payer.payment(100_002).change_sat, open_v2.payer.payment(5).signature, 0x83)
     sent = [open_v2.payer.payment(each) for each in (100_001, 99_999)] + [bad, open_v2.payer.payment(100_003)]
     with open_stream(open_v2) as stream:
-        told = pay_frame(stream, sent)
-        assert told[0] == Taken(LEFT - 1, 1)
-        assert code(told[1]) == (400, "value_backwards")
-        assert code(told[2]) == (400, "bad_signature")
-        assert told[3] == Taken(LEFT - 3, 2)
+        answered = pay_frame(stream, sent)
+        assert answered[0] == Taken(LEFT - 1, 1)
+        assert code(answered[1]) == (400, "value_backwards")
+        assert code(answered[2]) == (400, "bad_signature")
+        assert answered[3] == Taken(LEFT - 3, 2)
         stream.send("[" + text(open_v2, sent[3]) + ', {"no": "payment"}, 5]')
         listed = json.loads(stream.recv())
         stream.send('{"signature_data": ')
@@ -71,8 +71,8 @@ def test_what_is_wrong_with_a_payment_is_its_own(open_v2: V2) -> None:
     assert lone["code"] == "malformed"
 
 
-def test_fault_75_a_forged_payment_over_a_stream_learns_no_number(open_v2: V2) -> None:
-    """What would take value back is a bad signature first; the payer itself is told both numbers."""
+def test_fault_75_a_forged_payment_over_a_stream_reveals_no_number(open_v2: V2) -> None:
+    """A forged payment that takes value back is refused as a bad signature; the payer's own shows both numbers."""
     good = open_v2.payer.payment(99_999)
     forged = Payment(good.change_sat, open_v2.payer.payment(5).signature, 0x83)
     with open_stream(open_v2) as stream:
@@ -83,28 +83,28 @@ def test_fault_75_a_forged_payment_over_a_stream_learns_no_number(open_v2: V2) -
 
 
 def test_answers_leave_in_the_order_of_the_payments(open_v2: V2) -> None:
-    """Many frames in flight, text and binary, good and bad: the n-th answer is the n-th payment's."""
+    """Many frames in flight, text and binary, good and bad: the n-th answer belongs to the n-th payment."""
     with open_stream(open_v2) as stream:
         for n in range(1, 41):
             payment = open_v2.payer.payment(100_000 + n if n % 4 else 99_000 + n)
             stream.send(text(open_v2, payment) if n % 3 == 0 else write_payments([payment]))
-        told: list[int] = []
-        while len(told) < 40:
+        left: list[int] = []
+        while len(left) < 40:
             frame = stream.recv(timeout=10)
             if isinstance(frame, str):
                 answer = json.loads(frame)
-                told.append(answer.get("channel_value_left") or answer["got_sat"])
+                left.append(answer.get("channel_value_left") or answer["got_sat"])
             else:
-                told += [
+                left += [
                     each.change_sat if isinstance(each, Taken) else json.loads(each.body)["got_sat"]
                     for each in read_answers(frame)
                 ]
-    assert told == [LEFT - n if n % 4 else LEFT + 1000 - n for n in range(1, 41)]
+    assert left == [LEFT - n if n % 4 else LEFT + 1000 - n for n in range(1, 41)]
 
 
 @pytest.mark.parametrize("way", ["header", "message", "query"])
 def test_the_secret_may_come_in_three_ways(open_v2: V2, way: str) -> None:
-    """In `Authorization`, in the first message, or in the query."""
+    """A client may send the secret in `Authorization`, in the first message, or in the query."""
     bare = stream_url(open_v2).partition("?")[0]
     headers = {"Authorization": f"Bearer {open_v2.secret}"} if way == "header" else {}
     url = stream_url(open_v2) if way == "query" else bare
@@ -115,19 +115,19 @@ def test_the_secret_may_come_in_three_ways(open_v2: V2, way: str) -> None:
 
 
 def test_a_wrong_secret_is_an_unknown_channel(open_v2: V2, new_v2: Callable[[Dialect], V2]) -> None:
-    """Neither answers nor close codes tell a wrong secret from a channel that isn't there."""
+    """Answers and close codes are the same for a wrong secret and for an unknown channel."""
     unknown = new_v2(open_v2.dialect)
     unknown.secret = open_v2.secret
-    told = []
+    refusals = []
     for client in (open_v2, unknown):
         with pytest.raises(InvalidStatus) as refused:
             connect(stream_url(client, "11" * 32), proxy=None)
-        told.append((refused.value.response.status_code, bytes(refused.value.response.body or b"")))
+        refusals.append((refused.value.response.status_code, bytes(refused.value.response.body or b"")))
         for first in ('{"secret": "' + "11" * 32 + '"}', b"\x01" + bytes(72), "[]", '{"secret": 5}'):
             with connect(stream_url(client).partition("?")[0], proxy=None) as stream:
                 stream.send(first)
-                told.append(closed(stream))
-    assert set(told) == {(404, b""), (4404, "unknown_channel")}
+                refusals.append(closed(stream))
+    assert set(refusals) == {(404, b""), (4404, "unknown_channel")}
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,10 @@ def test_a_wrong_secret_is_an_unknown_channel(open_v2: V2, new_v2: Callable[[Dia
         (b"\x01" + bytes(72 * (MAX_FRAME_PAYMENTS + 1)), (4413, "too_many_payments")),
     ],
 )
-def test_a_frame_that_holds_no_payments_ends_the_stream(open_v2: V2, frame: bytes | str, end: tuple[int, str]) -> None:
-    """What came before is answered, what comes behind is not read, and the close code says why."""
+def test_a_frame_without_readable_payments_ends_the_stream(
+    open_v2: V2, frame: bytes | str, end: tuple[int, str]
+) -> None:
+    """Earlier frames are answered, later frames are not read, and the close code gives the reason."""
     with open_stream(open_v2) as stream:
         stream.send(write_payments(row(open_v2, 1)))
         stream.send(frame)
@@ -151,7 +153,7 @@ def test_a_frame_that_holds_no_payments_ends_the_stream(open_v2: V2, frame: byte
 
 
 def test_a_payment_that_gives_everything_ends_the_stream(open_v2: V2) -> None:
-    """The draining payment is answered with the settlement, what comes behind it is refused, then the stream closes."""
+    """The draining payment is answered with the settlement, later payments are refused, then the stream closes."""
     with open_stream(open_v2) as stream:
         drain = open_v2.payer.payment_of_change(0)
         first, second, third = pay_frame(stream, [*row(open_v2, 1), drain, drain])
@@ -164,7 +166,7 @@ def test_a_payment_that_gives_everything_ends_the_stream(open_v2: V2) -> None:
         assert closed(stream) == (1000, "channel closed")
 
 
-def test_a_channel_that_has_ended_says_so_and_closes(open_v2: V2) -> None:
+def test_a_stream_of_a_settled_channel_is_refused_and_closed(open_v2: V2) -> None:
     """A stream of a settled channel answers its payments with 410 and closes with 4410."""
     with open_stream(open_v2) as stream:
         assert open_v2.close(open_v2.payer.payment(100_000)).status_code == 200
@@ -172,8 +174,8 @@ def test_a_channel_that_has_ended_says_so_and_closes(open_v2: V2) -> None:
         assert closed(stream) == (4410, "channel_closed")
 
 
-def test_a_client_that_takes_no_answers_is_not_read_for_ever(open_v2: V2) -> None:
-    """What is on its way is bounded: sending blocks on the client's own socket, and goes on when it reads."""
+def test_a_client_that_reads_no_answers_is_not_read_without_limit(open_v2: V2) -> None:
+    """Payments in flight are limited: sending blocks on the client's socket, and continues when the client reads."""
     frame = write_payments([open_v2.payer.payment(100_000)] * MAX_FRAME_PAYMENTS)
     with open_stream(open_v2, max_queue=1) as stream:
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -182,8 +184,8 @@ def test_a_client_that_takes_no_answers_is_not_read_for_ever(open_v2: V2) -> Non
         assert answers(stream, 20 * MAX_FRAME_PAYMENTS) == [Taken(LEFT, 0)] * (20 * MAX_FRAME_PAYMENTS)
 
 
-def test_frames_may_come_in_any_pieces(open_v2: V2) -> None:
-    """Byte by byte, several at once, as fragments with a ping between them: payments are read as they were sent."""
+def test_frames_may_arrive_in_any_pieces(open_v2: V2) -> None:
+    """Payments are read that arrive byte by byte, several at once, and as fragments with a ping between them."""
     payments = row(open_v2, 6)
     with open_stream(open_v2) as stream:
         frames = [masked(0x82, write_payments([each])) for each in payments[:4]]
@@ -206,8 +208,8 @@ def test_frames_may_come_in_any_pieces(open_v2: V2) -> None:
     [b"\xc2\x81abcd!", b"\x82\x01!", b"\x83\x81abcd!", b"\x80\x81abcd!", b"\x89\xfe\x00\x80" + bytes(132)],
     ids=["reserved bit", "no mask", "unknown opcode", "nothing to continue", "long ping"],
 )
-def test_who_breaks_the_websocket_protocol_loses_the_connection(open_v2: V2, broken: bytes) -> None:
-    """Nothing of it is taken for a payment, and the server lives."""
+def test_a_violation_of_the_websocket_protocol_ends_the_connection(open_v2: V2, broken: bytes) -> None:
+    """No byte of a broken frame is read as a payment, and the server continues."""
     with open_stream(open_v2) as stream:
         stream.socket.sendall(broken + masked(0x82, write_payments(row(open_v2, 1))))
         with pytest.raises(ConnectionClosed):
@@ -215,8 +217,8 @@ def test_who_breaks_the_websocket_protocol_loses_the_connection(open_v2: V2, bro
     assert open_v2.pay(open_v2.payer.payment(100_002)).status_code == 200
 
 
-def test_bad_signatures_make_a_stream_wait_and_end_it(open_v2: V2) -> None:
-    """A check costs us what it costs a good payer: after twenty in vain nothing of this stream is looked at."""
+def test_bad_signatures_delay_a_stream_and_end_it(open_v2: V2) -> None:
+    """Each bad signature costs the server a full check: after twenty no payment of this stream is checked."""
     bad = Payment(open_v2.payer.payment(100_002).change_sat, open_v2.payer.payment(5).signature, 0x83)
     with open_stream(open_v2) as stream:
         begun = time.monotonic()
@@ -227,14 +229,14 @@ def test_bad_signatures_make_a_stream_wait_and_end_it(open_v2: V2) -> None:
 
 
 def test_no_upgrade_is_a_bad_request(open_v2: V2) -> None:
-    """A plain GET is told what is missing."""
+    """The answer to a plain GET names the missing header."""
     response = httpx.get(stream_url(open_v2).replace("ws", "http", 1))
     assert (response.status_code, response.json()["code"]) == (400, "malformed")
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[System]:
-    """A server that has one stream to give, pings often, and checks each payment by itself."""
+    """A server with one slot for streams, frequent pings, and a check of each payment."""
     stream = "max_streams = 1\nping_seconds = 0.2\ncoalesce = false"
     with System(tmp_path, sections={"stream": stream, "http": "body_seconds = 1"}) as running:
         yield running
@@ -247,7 +249,7 @@ def opened(system: System, http: httpx.Client) -> V2:
 
 
 def test_streams_are_bounded_and_pinged(small: System, http: httpx.Client) -> None:
-    """One stream too many is told 503; who doesn't answer pings, or never says a secret, loses its stream."""
+    """A stream above the limit gets 503; a stream without pongs, or without a secret, is closed."""
     client = opened(small, http)
     with open_stream(client) as stream:
         assert len(pay_frame(stream, row(client, 16))) == 16
@@ -258,8 +260,8 @@ def test_streams_are_bounded_and_pinged(small: System, http: httpx.Client) -> No
         assert closed(silent) == (4404, "unknown_channel")
 
 
-def test_a_server_that_stops_says_so(small: System, http: httpx.Client) -> None:
-    """Streams end with 1001."""
+def test_a_server_that_stops_closes_its_streams(small: System, http: httpx.Client) -> None:
+    """The close code of the streams is 1001."""
     client = opened(small, http)
     with open_stream(client) as stream:
         assert len(pay_frame(stream, row(client, 1))) == 1

@@ -42,7 +42,7 @@ HEADERS = {
 
 
 def read(raw: bytes) -> list[tuple[int, bytes]]:
-    """All that a reader finds in some bytes."""
+    """Return all messages that a reader finds in some bytes."""
     reader = FrameReader(LIMIT)
     reader.feed(raw)
     return list(iter(reader.take, None))
@@ -53,8 +53,8 @@ messages = st.lists(st.tuples(st.sampled_from((TEXT, BINARY, PING, PONG)), st.te
 
 @settings(deadline=None)
 @given(messages, st.data())
-def test_messages_may_come_in_any_pieces(sent: list[tuple[int, bytes]], data: st.DataObject) -> None:
-    """Whatever the pieces, the reader gives what was sent, in its order."""
+def test_messages_may_arrive_in_any_pieces(sent: list[tuple[int, bytes]], data: st.DataObject) -> None:
+    """For any division into pieces, the reader returns the messages in the order of sending."""
     raw = b"".join(masked(0x80 | opcode, payload) for opcode, payload in sent)
     reader, found = FrameReader(LIMIT), list[tuple[int, bytes]]()
     while raw:
@@ -68,7 +68,7 @@ def test_messages_may_come_in_any_pieces(sent: list[tuple[int, bytes]], data: st
 
 
 def test_fragments_become_one_message() -> None:
-    """A control frame may stand between them; the last one may be empty."""
+    """A control frame may be between fragments; the last fragment may be empty."""
     raw = masked(0x01, b"a\xc3") + masked(0x89, b"!") + masked(0x00, b"\xa4b") + masked(0x80, b"")
 
     assert read(raw) == [(CONTINUATION, b""), (PING, b"!"), (CONTINUATION, b""), (TEXT, "aäb".encode())]
@@ -98,8 +98,8 @@ VIOLATIONS = {
 
 
 @pytest.mark.parametrize("name", VIOLATIONS)
-def test_fault_79_what_breaks_the_protocol_has_a_close_code(name: str) -> None:
-    """RFC 6455 5.1, 5.2, 5.4, 5.5, 8.1: masks, lengths, fragments, control frames and text; judged before a payload came."""
+def test_fault_79_a_protocol_violation_has_a_close_code(name: str) -> None:
+    """Masks, lengths, fragments, control frames and text are checked early (RFC 6455 5.1, 5.2, 5.4, 5.5, 8.1)."""
     raw, code = VIOLATIONS[name]
 
     with pytest.raises(Violation) as broken:
@@ -109,21 +109,21 @@ def test_fault_79_what_breaks_the_protocol_has_a_close_code(name: str) -> None:
 
 
 @pytest.mark.parametrize(("payload", "code"), [(b"", None), (b"\x03\xe8", 1000), (b"\x03\xe9bye", 1001)])
-def test_a_close_frame_says_why(payload: bytes, code: int | None) -> None:
+def test_a_close_frame_has_a_code(payload: bytes, code: int | None) -> None:
     assert read_close(payload) == code
     assert close_frame(None) == b"\x88\x00"
 
 
 @pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65535])
 def test_fault_79_codes_that_must_not_be_sent_are_an_error(code: int) -> None:
-    """RFC 6455 7.4.1: 1005, 1006 and 1015 never stand in a frame; nor does what nobody has defined."""
+    """RFC 6455 7.4.1: a frame must not have the codes 1005, 1006 and 1015, nor undefined codes."""
     with pytest.raises(Violation):
         read_close(code.to_bytes(2))
 
 
 @pytest.mark.parametrize("payload", [b"\x03", b"\x03\xe8\xff"])
 def test_fault_79_a_close_frame_is_read_strictly(payload: bytes) -> None:
-    """Half a code, or a reason that is not UTF-8."""
+    """A close frame with half a code, or with a reason that is not UTF-8, is a violation."""
     with pytest.raises(Violation):
         read_close(payload)
 
@@ -136,7 +136,7 @@ def test_frames_are_written_in_the_shortest_form(size: int) -> None:
 
 
 def test_the_upgrade_is_that_of_the_rfc() -> None:
-    """RFC 6455 1.3: the key of its example gets the answer of its example."""
+    """The answer to the key of RFC 6455 1.3 is that of its example."""
     assert upgrade_problem(HEADERS) is None
     assert b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n" in accept_head(HEADERS["Sec-WebSocket-Key"])
 
@@ -151,8 +151,8 @@ def test_the_upgrade_is_that_of_the_rfc() -> None:
         {"Sec-WebSocket-Key": "short="},
     ],
 )
-def test_fault_79_an_upgrade_that_lacks_something_is_refused(change: dict[str, str]) -> None:
-    """The problem names the header."""
+def test_fault_79_an_incomplete_upgrade_is_refused(change: dict[str, str]) -> None:
+    """The refusal names the header."""
     assert (upgrade_problem(HEADERS | change) or "").startswith(next(iter(change)))
 
 
@@ -160,7 +160,7 @@ def test_fault_79_an_upgrade_that_lacks_something_is_refused(change: dict[str, s
 
 
 class Endless:
-    """A worker that always has more to do; each step takes the time that a test's clock says."""
+    """A worker that always has more work; each step advances the clock of the test."""
 
     is_queued = ends_turn = False
 
@@ -172,8 +172,8 @@ class Endless:
         return self.goes_on
 
 
-async def test_fault_60_the_loop_turns_however_much_has_come() -> None:
-    """Streams that always have more to read leave the loop to others after each turn, and to each other in order."""
+async def test_fault_60_the_loop_turns_although_streams_have_data() -> None:
+    """Streams with endless data leave the loop to other work after each turn, and take turns in order."""
     turns, workers = Turns(), [Endless(), Endless(), Endless()]
     for worker in workers:
         turns.schedule(worker)
@@ -190,7 +190,7 @@ async def test_fault_60_the_loop_turns_however_much_has_come() -> None:
 
 
 async def test_fault_60_answers_are_written_in_turns_too() -> None:
-    """However many streams have refusals to write, one of them works in a turn of the loop, and reading goes on."""
+    """If many streams have refusals to write, one of them works in each turn of the loop, and reading continues."""
     turns, reader, began = Turns(), Endless(), list[int]()
     turns.schedule(reader)
 
@@ -213,7 +213,7 @@ async def test_fault_60_answers_are_written_in_turns_too() -> None:
 
 
 class Listener:
-    """A session that takes everything."""
+    """A session that accepts every message."""
 
     has_room = True
 
@@ -231,7 +231,7 @@ class Listener:
 
 
 class Pipe(asyncio.Transport):
-    """A transport that keeps what is written."""
+    """A transport that stores the written bytes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -272,7 +272,7 @@ async def joined() -> tuple[WebSocket, Listener, Pipe]:
 
 
 async def test_fault_60_one_turn_reads_few_frames(joined: tuple[WebSocket, Listener, Pipe]) -> None:
-    """A megabyte of tiny messages in one read is not taken in one turn, and meanwhile the socket is not read."""
+    """A megabyte of tiny messages is processed in several turns; meanwhile the socket is not read."""
     websocket, listener, pipe = joined
     websocket.data_received(masked(0x82, b"") * 150_000)
     assert pipe.paused
@@ -280,7 +280,7 @@ async def test_fault_60_one_turn_reads_few_frames(joined: tuple[WebSocket, Liste
     assert websocket.work(float("inf"))
     assert 0 < listener.messages <= 64
     before = listener.messages
-    assert websocket.work(0)  # the time of this turn is over already
+    assert websocket.work(0)  # the time of this turn has ended
     assert listener.messages == before + 1
     websocket.abort()
 
@@ -299,7 +299,7 @@ async def test_fault_60_one_turn_reads_few_frames(joined: tuple[WebSocket, Liste
 async def test_fault_60_frames_without_a_payment_are_counted(
     joined: tuple[WebSocket, Listener, Pipe], flood: bytes
 ) -> None:
-    """Whatever carries no message is let through a few hundred times, then ends the stream with 1008."""
+    """A few hundred frames without a message are allowed; more end the stream with 1008."""
     websocket, listener, pipe = joined
     websocket.data_received(flood)
     rest = masked(0x00, b"!") if flood[0] == 0x02 else flood
@@ -312,8 +312,8 @@ async def test_fault_60_frames_without_a_payment_are_counted(
     assert len(pipe.written) < 300 * 127 + 200
 
 
-async def test_honest_control_frames_and_fragments_are_welcome(joined: tuple[WebSocket, Listener, Pipe]) -> None:
-    """A ping now and then, and messages of a few fragments each, never end a stream."""
+async def test_honest_control_frames_and_fragments_are_allowed(joined: tuple[WebSocket, Listener, Pipe]) -> None:
+    """Occasional pings, and messages of a few fragments each, never end a stream."""
     websocket, listener, pipe = joined
     message = masked(0x02, b"!") + masked(0x00, b"!") * 10 + masked(0x80, b"!")
     for _ in range(500):
@@ -329,7 +329,7 @@ async def test_honest_control_frames_and_fragments_are_welcome(joined: tuple[Web
 
 
 def test_an_allowance_grows_with_time_and_with_payments() -> None:
-    """Up to its burst, and no further."""
+    """Time and payments add to an allowance, at most up to its burst."""
     allowance = Allowance(4, 2, 100.0)
     assert [allowance.spend(1, 100.0) for _ in range(5)] == [True] * 4 + [False]
     assert allowance.spend(1, 101.0)
@@ -350,7 +350,7 @@ def test_an_allowance_grows_with_time_and_with_payments() -> None:
 async def test_fault_79_a_close_is_answered_as_the_rfc_says(
     joined: tuple[WebSocket, Listener, Pipe], sent: bytes, answer: bytes
 ) -> None:
-    """With the same code; 1005 stands for none and is never echoed."""
+    """A close is answered with its code; 1005 means no code and is never sent."""
     websocket, listener, pipe = joined
     websocket.data_received(sent)
     websocket.work(float("inf"))

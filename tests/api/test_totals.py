@@ -1,4 +1,4 @@
-"""`GET /totals`: what is at risk, what settling it costs, what is not worth it, and what `paychan status` shows of that."""
+"""`GET /totals`: unsettled value, the cost of settling it, channels not worth settling, and `paychan status`."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ async def counted(server: Local) -> Totals:
     return await totals(server.context, 0)
 
 
-async def test_value_at_risk_stands_against_what_settling_costs(tmp_path: Path) -> None:
-    """Open channels at the present rate, signed settlements at their fee, closed channels at nothing."""
+async def test_unsettled_value_is_shown_with_the_cost_of_settling(tmp_path: Path) -> None:
+    """The cost counts open channels at the present rate, signed settlements at their fee, closed channels at 0."""
     async with local(tmp_path) as server:
         records = [Payer(state.value).history(state)[-1] for state in State]
         await server.fill(records)
@@ -51,7 +51,7 @@ async def test_value_at_risk_stands_against_what_settling_costs(tmp_path: Path) 
 
 
 async def test_a_settlement_of_several_channels_costs_once(tmp_path: Path) -> None:
-    """What is signed together is paid together."""
+    """The fee of a settlement of several channels counts once."""
     async with local(tmp_path) as server:
         closing = Payer("together").history(State.CLOSING)[-1]
         await server.fill(many(3, closing))
@@ -61,8 +61,8 @@ async def test_a_settlement_of_several_channels_costs_once(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("movable", [False, True])
-async def test_what_can_not_be_closed_for_its_size_is_not_worth_settling(tmp_path: Path, movable: bool) -> None:
-    """The limit is the channel machine's own, to the satoshi, whatever address the change goes to."""
+async def test_a_channel_too_small_to_close_is_not_worth_settling(tmp_path: Path, movable: bool) -> None:
+    """The limit is that of the state machine, to the satoshi, for every kind of change address."""
     limit = size(Payer("small").channel()) + RULES.dust_sat
     channels = [Payer(f"small {more}", movable=movable).channel(limit + more) for more in range(-5, 5)]
     outcomes = [apply(channel, Close(CloseReason.OPERATOR), VIEW) for channel in channels]
@@ -77,7 +77,7 @@ async def test_what_can_not_be_closed_for_its_size_is_not_worth_settling(tmp_pat
 
 
 class Saving(DebugChain):
-    """Two coins of the reserve, one of them confirmed."""
+    """A chain with two coins of the reserve, one of them confirmed."""
 
     async def funding(self, payee):
         if isinstance(payee, ChannelTerms):
@@ -85,21 +85,21 @@ class Saving(DebugChain):
         return tuple(Funding(OutPoint(bytes(32), index), Sat(10_000 + index), index) for index in range(2))
 
 
-async def test_the_reserve_is_told_with_its_address(tmp_path: Path) -> None:
-    """Where to pay to, what is there, and how many coins can be used; else who could not tell, and the rest all the same."""
+async def test_the_reserve_is_shown_with_its_address(tmp_path: Path) -> None:
+    """The reserve has address, value and number of usable coins, or the problem; the other totals are shown anyway."""
     async with local(tmp_path, chain=Saving()) as server:
         await server.fill([Payer("one").channel()])
         address = (await counted(server)).reserve.address
         assert (await counted(server)).reserve == ReserveInfo(address, Sat(20_001), 1)
-        server.chain.fail("funding", ChainFailed("nobody there"))
-        assert (await counted(server)).reserve == ReserveInfo(address, problem="nobody there")
+        server.chain.fail("funding", ChainFailed("no connection"))
+        assert (await counted(server)).reserve == ReserveInfo(address, problem="no connection")
         server.signer.fail("reserve_key", SignerAbsent("stopped"))
         assert (await counted(server)).reserve == ReserveInfo(problem="stopped")
         assert (await counted(server)).channels["open"] == 1
 
 
-async def test_a_chain_that_is_silent_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a while the sums come without the reserve."""
+async def test_a_silent_chain_delays_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a timeout the totals are shown without the reserve."""
     monkeypatch.setattr("actors.totals._RESERVE_SECONDS", 0.01)
     async with local(tmp_path) as server:
         server.chain.hold("funding")
@@ -109,7 +109,7 @@ async def test_a_chain_that_is_silent_holds_nothing_up(tmp_path: Path, monkeypat
 
 
 async def test_many_channels_are_counted_in_one_pass(tmp_path: Path) -> None:
-    """Each is read once, and settlements are laid out once for all of the same lengths."""
+    """Each channel is read once, and a settlement is built once for all channels of the same lengths."""
     async with local(tmp_path) as server:
         await server.fill(many(5_000))
         server.store.calls.clear()
@@ -119,8 +119,8 @@ async def test_many_channels_are_counted_in_one_pass(tmp_path: Path) -> None:
         assert server.store.calls["scan"] == pages + one_empty_for_each_state
 
 
-async def test_who_asks_together_shares_a_count(tmp_path: Path) -> None:
-    """Five who ask at once make one pass; who asks later makes another."""
+async def test_requests_at_the_same_time_share_a_count(tmp_path: Path) -> None:
+    """Five requests at once cause one pass; a later request causes another."""
     async with local(tmp_path) as server:
         await server.fill(many(10))
         latest = LatestTotals(server.context, lambda: 0)
@@ -133,8 +133,8 @@ async def test_who_asks_together_shares_a_count(tmp_path: Path) -> None:
         assert server.store.calls["scan"] == 2 * passes
 
 
-async def test_many_channels_are_counted_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Above a number of channels the last count is told until some time is over, and while the next goes on for long."""
+async def test_many_channels_are_counted_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above a number of channels the last count is shown for some time, and while the next count takes long."""
     monkeypatch.setattr("actors.totals._MANY_CHANNELS", 9)
     monkeypatch.setattr("actors.totals._REST", 1_000_000)
     monkeypatch.setattr("actors.totals._PATIENCE_SECONDS", 0.01)
@@ -156,7 +156,7 @@ async def test_many_channels_are_counted_now_and_then(tmp_path: Path, monkeypatc
 
 @pytest.mark.usefixtures("open_v1")
 def test_status_shows_the_economy(system: System) -> None:
-    """What is at risk and what settling costs, rates, and that nobody pays to the debug key."""
+    """Status shows unsettled value, cost and rates, and a warning not to pay to the debug key."""
     program = Path(sys.executable).with_name("paychan")
     command = [program, "status", system.server_file]
     said = subprocess.run(command, capture_output=True, text=True, check=True, env={"COLUMNS": "200"}).stdout

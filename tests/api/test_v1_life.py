@@ -1,4 +1,4 @@
-"""RBPCP §5: the whole life of a v1 channel, seen by a client that follows `Location` and reads reason phrases."""
+"""RBPCP §5: the life of a v1 channel, for a client that follows `Location` and reads reason phrases."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import pytest
 
 from paychan.protocol.payment import encode_v1
 from paychan.protocol.types import Network
-from tests.api.ways import BOTH_WAYS
+from tests.api.both_paths import BOTH_PATHS
 from tests.lib.rbpcp import V1, Payer
 from tests.lib.system import DEBUG_SERVER_KEY, System
 
-pytestmark = BOTH_WAYS
+pytestmark = BOTH_PATHS
 
 FUNDING_SAT = 12_345_678_900_000
 
 
 def _opened_by_location(url: str, payer: Payer, http: httpx.Client) -> str:
-    """Ask for funding info, open where its `Location` points, return the `Location` of the channel."""
+    """Get funding info, open a channel at its `Location`, and return the `Location` of the channel."""
     info = http.get(f"{url}/v1/fundingInfo?client_pubkey={payer.public_key.hex()}&exp_time={payer.expiry}")
     assert (info.status_code, info.json()["server_pubkey"]) == (200, DEBUG_SERVER_KEY)
     first = encode_v1(payer.payment(info.json()["open_price"]))
@@ -27,7 +27,7 @@ def _opened_by_location(url: str, payer: Payer, http: httpx.Client) -> str:
 
 
 def test_a_client_that_follows_locations_opens_pays_and_drains(system: System, http: httpx.Client) -> None:
-    """Asking for terms, opening, paying, the same payment again and a draining payment work by `Location` and phrase alone."""
+    """Terms, opening, payments, a repeat and a draining payment need only `Location` and reason phrase."""
     payer = Payer()
     channel = _opened_by_location(system.url, payer, http)
     for value in (16_760, 0):
@@ -48,7 +48,7 @@ def test_a_client_that_follows_locations_opens_pays_and_drains(system: System, h
 
 
 def test_a_client_that_follows_locations_opens_pays_and_closes(system: System, http: httpx.Client) -> None:
-    """DELETE with the newest payment closes with 202 and the settlement's txid; repeated, it answers the same."""
+    """DELETE with the newest payment closes with 202 and the settlement's txid; a repeat has the same answer."""
     payer = Payer()
     channel = _opened_by_location(system.url, payer, http)
     newest = encode_v1(payer.payment(2_000_000))
@@ -66,7 +66,7 @@ def test_a_client_that_follows_locations_opens_pays_and_closes(system: System, h
 
 
 def test_funding_info_names_the_terms(v1: V1) -> None:
-    """The answer of fundingInfo has exactly the published keys, with the address of the script for S, C and E."""
+    """The answer of fundingInfo has exactly the published keys, and the address for its keys and expiry."""
     info = v1.funding_info()
     assert info.headers["Content-Type"] == "application/json"
     assert info.json() == {
@@ -79,13 +79,13 @@ def test_funding_info_names_the_terms(v1: V1) -> None:
 
 
 @pytest.mark.parametrize("test", ["undefined", "true", "false", "", "%00%ff", "1"])
-def test_the_parameter_test_may_say_anything(v1: V1, http: httpx.Client, test: str) -> None:
-    """Old clients send `test`, even literally `undefined`: it changes nothing."""
+def test_the_parameter_test_is_ignored(v1: V1, http: httpx.Client, test: str) -> None:
+    """Old clients send `test` with any value, also `undefined`: it changes nothing."""
     opened = http.post(f"{v1.opening_url(v1.payer.payment(100_000))}&test={test}")
     assert opened.status_code == 201
 
 
-def test_opening_says_what_the_channel_is(v1: V1) -> None:
+def test_the_answer_to_an_opening_describes_the_channel(v1: V1) -> None:
     """201 has the result of the opening payment, and `Location` names the resource without `/pay`."""
     opened = v1.open(v1.payer.payment(83_240))
     assert (opened.status_code, opened.headers["Location"]) == (201, v1.resource)
@@ -108,19 +108,19 @@ def test_an_opening_payment_of_everything_settles_at_once(system: System, v1: V1
 
 
 def test_the_pay_alias_pays(open_v1: V1) -> None:
-    """The document of August 2016 appends `/pay`; both forms work."""
+    """Payments work with the path of August 2016, which ends with `/pay`, and without `/pay`."""
     paid = open_v1.pay(open_v1.payer.payment(150_000), tail="/pay")
     assert (paid.status_code, paid.json()["value_received"]) == (200, 50_000)
 
 
 @pytest.mark.parametrize("address", ["mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY", "nonsense", ""])
 def test_a_change_address_on_a_payment_is_ignored(open_v1: V1, address: str) -> None:
-    """RBPCP §5.3: an optional `change_address` on PUT, even a malformed one, changes nothing."""
+    """RBPCP §5.3: a `change_address` on PUT, also a malformed one, changes nothing."""
     assert open_v1.pay(open_v1.payer.payment(150_000), change_address=address).status_code == 200
 
 
-def test_a_body_is_ignored_whatever_it_claims_to_be(open_v1: V1) -> None:
-    """v1 uses no body: neither one that looks like a form nor a broken one matters."""
+def test_a_body_is_ignored_with_any_content_type(open_v1: V1) -> None:
+    """v1 uses no body: a form and a malformed body change nothing."""
     payment = encode_v1(open_v1.payer.payment(150_000))
     for kind in ("application/x-www-form-urlencoded", "multipart/form-data", "multipart/form-data; boundary=x", "?"):
         answer = open_v1.http.put(

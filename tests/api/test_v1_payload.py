@@ -1,4 +1,4 @@
-"""RBPCP §4.1: the ways in which clients wrote the `payment` parameter all mean the same payment."""
+"""RBPCP §4.1: all known encodings of the `payment` parameter mean the same payment."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from paychan.protocol.payment import Payment, encode_v1
-from tests.api.ways import BOTH_WAYS
+from tests.api.both_paths import BOTH_PATHS
 from tests.lib.rbpcp import V1
 
-pytestmark = BOTH_WAYS
+pytestmark = BOTH_PATHS
 
 
 def _raw(payment: Payment) -> bytes:
@@ -19,7 +19,7 @@ def _raw(payment: Payment) -> bytes:
 
 
 def _payment_with_both_signs(v1: V1) -> Payment:
-    """A payment in whose text both characters occur that the two alphabets differ in."""
+    """Make a payment whose text has both characters in which the two alphabets differ."""
     return next(
         payment
         for payment in map(v1.payer.payment, range(100_001, 200_000))
@@ -41,7 +41,7 @@ def _payment_with_both_signs(v1: V1) -> Payment:
 def test_both_alphabets_with_and_without_padding_are_one_payment(
     open_v1: V1, encode: Callable[[bytes], bytes], escape: bool, padded: bool
 ) -> None:
-    """JavaScript sends no padding, Haskell sends `=` as it is; `+/` is taken too, also when `+` became a space."""
+    """JavaScript sends no padding, Haskell sends `=` unquoted; `+/` is accepted too, also with a space for `+`."""
     payment = _payment_with_both_signs(open_v1)
     text = encode(_raw(payment)).decode()
     assert text.endswith("=")
@@ -75,8 +75,8 @@ def test_both_alphabets_with_and_without_padding_are_one_payment(
         "no sequence",
     ],
 )
-def test_other_bytes_are_no_payment(open_v1: V1, spoil: Callable[[bytes], bytes]) -> None:
-    """Trailing bytes, a DER length that leaves no flag byte, and impossible amounts are refused while decoding."""
+def test_malformed_payments_are_refused(open_v1: V1, spoil: Callable[[bytes], bytes]) -> None:
+    """Trailing bytes, a DER length without room for the flag byte, and impossible amounts can't be decoded."""
     text = base64.urlsafe_b64encode(spoil(_raw(open_v1.payer.payment(120_000)))).decode()
     refused = open_v1.http.put(f"{open_v1.resource}?payment={text}")
     assert (refused.status_code, refused.json()["code"]) == (400, "malformed")

@@ -1,4 +1,4 @@
-"""RBPCP §5.1 to §5.4: every refusal of v1, and that it changes nothing."""
+"""RBPCP §5.1 to §5.4: the refusals of v1; none changes a channel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from paychan.protocol.payment import Payment, encode_v1
 from paychan.protocol.types import OutPoint
-from tests.api.ways import BOTH_WAYS
+from tests.api.both_paths import BOTH_PATHS
 from tests.lib.ecdsa import high_s_twin
 from tests.lib.rbpcp import V1, Payer, refusal
 from tests.lib.system import DEBUG_SERVER_KEY, System
@@ -59,19 +59,19 @@ def test_funding_info_refuses_keys_that_are_not_compressed_points(v1: V1, key: A
 
 
 def test_the_servers_own_key_is_no_client_key(v1: V1) -> None:
-    """A client key equal to the server's is the client's mistake: 400."""
+    """A client key that equals the server's is a 400."""
     assert v1.funding_info(client_pubkey=DEBUG_SERVER_KEY).status_code == 400
 
 
 @pytest.mark.parametrize(("expiry", "code"), BAD_TIMES)
-def test_funding_info_refuses_what_is_not_a_time(v1: V1, expiry: Any, code: str) -> None:
-    """Defect D14: block heights and values above 2^32 are refused, and only ASCII digits are a number."""
+def test_funding_info_refuses_an_expiry_that_is_not_a_time(v1: V1, expiry: Any, code: str) -> None:
+    """Defect D14: block heights, values above 2^32, and anything but ASCII digits are refused."""
     assert refusal(v1.funding_info(exp_time=expiry)) == (400, code)
 
 
 @pytest.mark.parametrize("expiry", [500_000_000, 1_500_000_000, 2_147_483_648, 4_294_967_295])
-def test_funding_info_does_not_look_at_the_date(v1: V1, expiry: int) -> None:
-    """Past dates and the largest lock time answer 200: scripts ask with 1500000000 to learn the server key."""
+def test_funding_info_does_not_check_the_date(v1: V1, expiry: int) -> None:
+    """Past dates and the largest lock time get 200: scripts send 1500000000 to get the server key."""
     info = v1.funding_info(exp_time=expiry)
     assert (info.status_code, info.json()["server_pubkey"]) == (200, DEBUG_SERVER_KEY)
 
@@ -93,7 +93,7 @@ def test_funding_info_does_not_look_at_the_date(v1: V1, expiry: int) -> None:
     ],
 )
 def test_opening_refuses_bad_parameters(v1: V1, system: System, parameters: dict[str, Any], code: str) -> None:
-    """Each parameter that is missing or can't be read is a 400, and no channel comes of it."""
+    """A parameter that is missing or can't be read is a 400, and opens no channel."""
     payer = Payer(parameters["exp_time"]) if code == "expiry_too_soon" else v1.payer
     asking = V1(v1.url, payer, v1.http)
     assert refusal(asking.open(payer.payment(100_000), **parameters)) == (400, code)
@@ -101,7 +101,7 @@ def test_opening_refuses_bad_parameters(v1: V1, system: System, parameters: dict
 
 
 def test_opening_needs_time_for_payments_and_for_settling(v1: V1) -> None:
-    """RBPCP §7.2, the v2 rule: expiry must be later than now + settlement period + minimum duration."""
+    """RBPCP §7.2, the rule of v2: the expiry must be later than now + settlement period + minimum duration."""
     hours = 6 + 12
     for late, answer in ((-60, (400, "expiry_too_soon")), (60, None)):
         payer = Payer(int(time.time()) + hours * 3600 + late)
@@ -114,12 +114,12 @@ def _changed(payment: Payment, **changes: Any) -> Payment:
 
 
 def _padded_r(signature: bytes) -> bytes:
-    """The same signature with a needless zero before R."""
+    """Return the same signature with a superfluous zero byte before R."""
     return bytes([0x30, signature[1] + 1, 2, signature[3] + 1, 0]) + signature[4:]
 
 
 def _bad_payments(payer: Payer) -> dict[str, tuple[Payment, str]]:
-    """Payments that neither opening nor paying accepts, and why."""
+    """Payments that opening and paying refuse, with the error codes."""
     good, all_of_it = payer.payment(120_000), payer.payment_of_change(0)
     other = Payer().payment(120_000)
     return {
@@ -149,9 +149,9 @@ def test_opening_refuses_bad_payments(v1: V1, system: System, kind: str) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tail", ["", "/pay"])
-@BOTH_WAYS
+@BOTH_PATHS
 def test_paying_refuses_bad_payments(open_v1: V1, system: System, kind: str, tail: str) -> None:
-    """The same payments are a 400 on an open channel, which stays as it was."""
+    """The same payments are a 400 on an open channel, which is unchanged."""
     before = system.channel(open_v1.payer.outpoint)
     payment, code = _bad_payments(open_v1.payer)[kind]
     assert refusal(open_v1.pay(payment, tail=tail)) == (400, code)
@@ -165,14 +165,14 @@ def test_dust_is_judged_to_the_satoshi(open_v1: V1) -> None:
 
 
 def test_an_opening_payment_below_the_price_is_short(v1: V1) -> None:
-    """The opening payment is at least the open price; the error holds both numbers."""
+    """The opening payment must be at least the open price; the error has both numbers."""
     short = v1.open(v1.payer.payment(83_239))
     assert refusal(short) == (400, "payment_short")
     assert (short.json()["got_sat"], short.json()["need_sat"]) == (83_239, 83_240)
     assert "got 83239 sat, need 83240 sat" in short.reason_phrase
 
 
-def test_value_does_not_go_back(open_v1: V1, system: System) -> None:
+def test_value_does_not_decrease(open_v1: V1, system: System) -> None:
     """A payment that leaves the client more than the newest one is a 400 and changes nothing."""
     back = open_v1.pay(open_v1.payer.payment(99_999))
     assert refusal(back) == (400, "value_backwards")
@@ -196,25 +196,25 @@ def test_value_does_not_go_back(open_v1: V1, system: System) -> None:
         ("payment=AAAA&payment=AAAA", "repeated"),
     ],
 )
-@BOTH_WAYS
+@BOTH_PATHS
 def test_an_unreadable_payment_is_refused(open_v1: V1, system: System, method: str, query: str, code: str) -> None:
-    """Missing, repeated or undecodable: 400 for paying and for closing, and nothing happens."""
+    """A missing, repeated or undecodable payment is a 400 for paying and for closing, and changes nothing."""
     assert refusal(open_v1.http.request(method, f"{open_v1.resource}?{query}")) == (400, code)
     assert system.channel(open_v1.payer.outpoint)["value_received"] == 100_000
 
 
 @pytest.mark.parametrize("junk", ["A", "AA", "AAAA", "%00", "%0A", "==A", "===", "%20%20", "&payment=x"])
-@BOTH_WAYS
+@BOTH_PATHS
 def test_junk_behind_a_payment_is_refused(open_v1: V1, junk: str) -> None:
-    """Trailing bytes or text make another parameter, not the same payment."""
+    """Bytes or text after a payment are refused; further parameters are ignored."""
     url = f"{open_v1.resource}?payment={encode_v1(open_v1.payer.payment(120_000))}"
     assert open_v1.http.put(url + junk).status_code == 400
     assert open_v1.http.put(url + "&junk&=&%ff=1").status_code == 200
 
 
-@BOTH_WAYS
-def test_fault_75_only_the_payer_reads_what_a_channel_holds(open_v1: V1) -> None:
-    """An outpoint is public: a forged payment is a bad signature, whatever it would take back, by PUT and by DELETE."""
+@BOTH_PATHS
+def test_fault_75_only_the_payer_reads_the_value_of_a_channel(open_v1: V1) -> None:
+    """An outpoint is public: a forged payment of any value is refused as a bad signature, by PUT and by DELETE."""
     forged = _changed(open_v1.payer.payment(99_999), signature=Payer().payment(5).signature)
     with httpx.Client(trust_env=False) as stranger:
         for send in (V1(open_v1.url, open_v1.payer, stranger).pay, V1(open_v1.url, open_v1.payer, stranger).close):
@@ -227,14 +227,14 @@ def test_fault_75_only_the_payer_reads_what_a_channel_holds(open_v1: V1) -> None
 
 
 def test_fault_75_forged_closings_are_counted(v1: V1) -> None:
-    """A DELETE whose signature had to be checked costs its connection what a PUT costs."""
+    """A DELETE with a bad signature delays its connection like a PUT."""
     with httpx.Client(trust_env=False, limits=httpx.Limits(max_connections=1)) as attacker:
         bad = V1(v1.url, v1.payer, attacker)
         assert bad.open(v1.payer.payment(100_000)).status_code == 201
         began = time.monotonic()
         for _ in range(4):
             assert refusal(bad.close(Payer().payment(100_001))) == (400, "bad_signature")
-        assert time.monotonic() - began >= 0.15  # 10, 20, 40 and 80 ms
+        assert time.monotonic() - began >= 0.15  # delays of 10, 20, 40 and 80 ms
 
 
 def test_threat_29_only_the_newest_payment_closes(open_v1: V1, system: System) -> None:
@@ -251,7 +251,7 @@ def test_threat_29_only_the_newest_payment_closes(open_v1: V1, system: System) -
     assert refusal(open_v1.close(older)) == (400, "not_newest_payment")
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 def test_an_unknown_channel_is_not_found(v1: V1) -> None:
     """PUT, `/pay` and DELETE on an outpoint without a channel are 404."""
     payment = v1.payer.payment(100_000)
@@ -262,15 +262,15 @@ def test_an_unknown_channel_is_not_found(v1: V1) -> None:
 @pytest.mark.parametrize(
     "name", ["{txid}/00", "{txid}/+0", "{txid}/-0", "{txid}/0x0", "{upper}/0", "{txid}/", "{txid}"]
 )
-@BOTH_WAYS
+@BOTH_PATHS
 def test_threat_27_a_channel_has_one_name(open_v1: V1, name: str) -> None:
-    """Other spellings of a txid or an index name nothing (threat 27)."""
+    """Other spellings of a txid or an index name no channel (threat 27)."""
     outpoint = OutPoint(sha256(open_v1.payer.public_key).digest(), 0)
     name = name.format(txid=outpoint.txid_hex, upper=outpoint.txid_hex.upper())
     assert refusal(open_v1.http.put(f"{open_v1.url}/v1/channels/{name}?payment=AAAA")) == (404, "no_such_route")
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 def test_an_index_outside_32_bits_is_refused(v1: V1) -> None:
     """`vout` is a number of 32 bits."""
     payment = encode_v1(v1.payer.payment(100_000))
@@ -279,24 +279,24 @@ def test_an_index_outside_32_bits_is_refused(v1: V1) -> None:
     assert refusal(v1.http.put(url.format(2**32 - 1))) == (404, "unknown_channel")
 
 
-def test_the_outpoint_of_an_open_channel_is_taken(open_v1: V1) -> None:
-    """Opening again is 409 with the `Location` of the channel, whatever the payment."""
+def test_the_outpoint_of_an_open_channel_is_in_use(open_v1: V1) -> None:
+    """A second opening is 409 with the `Location` of the channel, for every payment."""
     again = open_v1.open(open_v1.payer.payment(200_000))
     assert refusal(again) == (409, "channel_exists")
     assert again.headers["Location"] == open_v1.resource
 
 
-def test_threat_4_the_outpoint_of_a_settled_channel_is_used_for_ever(open_v1: V1) -> None:
-    """Opening where a channel was settled is 409 without `Location` (threat 4)."""
+def test_threat_4_the_outpoint_of_a_settled_channel_is_never_reused(open_v1: V1) -> None:
+    """Opening at the outpoint of a settled channel is 409 without `Location` (threat 4)."""
     assert open_v1.close(open_v1.payer.payment(100_000)).status_code == 202
     again = open_v1.open(open_v1.payer.payment(200_000))
     assert refusal(again) == (409, "outpoint_used")
     assert "Location" not in again.headers
 
 
-@BOTH_WAYS
-def test_a_closed_channel_takes_no_payment(open_v1: V1) -> None:
-    """Paying on a settled channel is 410, also with the payment that it was settled with."""
+@BOTH_PATHS
+def test_a_closed_channel_accepts_no_payment(open_v1: V1) -> None:
+    """Paying on a settled channel is 410, also with the payment of the settlement."""
     newest = open_v1.payer.payment(100_000)
     assert open_v1.close(newest).status_code == 202
     for payment in (newest, open_v1.payer.payment(200_000)):
@@ -316,12 +316,12 @@ def test_a_closed_channel_takes_no_payment(open_v1: V1) -> None:
     ],
 )
 def test_other_methods_are_not_allowed(v1: V1, method: str, path: str, allowed: str) -> None:
-    """A resource answers 405 to methods it does not have, and says which it has."""
+    """A resource answers 405 to other methods, and lists its own in `Allow`."""
     answer = v1.http.request(method, v1.url + path)
     assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/v3/channels", "/v1/channels/new/x", "/v1//fundingInfo", "/%2e"])
 def test_other_paths_are_not_found(v1: V1, path: str) -> None:
-    """What is no resource is 404, with the error everyone can read."""
+    """An unknown path is 404, with an error body."""
     assert refusal(v1.http.get(v1.url + path)) == (404, "no_such_route")

@@ -9,18 +9,18 @@ import httpx
 import pytest
 
 from paychan.protocol.wire.rbpcp import Dialect
-from tests.api.ways import BOTH_WAYS
+from tests.api.both_paths import BOTH_PATHS
 from tests.lib.rbpcp import V2, Payer, refusal
 from tests.lib.system import System
 
-pytestmark = BOTH_WAYS
+pytestmark = BOTH_PATHS
 
 
 @pytest.fixture(scope="module")
 def channel(system: System) -> Iterator[V2]:
-    """One open channel for the whole module: nothing here may change it."""
-    alone = httpx.Limits(max_keepalive_connections=0)  # junk delays the connection that sends it, and ends it
-    with httpx.Client(timeout=30, trust_env=False, limits=alone) as http:
+    """One open channel for the whole module, which no test may change."""
+    no_keepalive = httpx.Limits(max_keepalive_connections=0)  # refused requests delay and end their connection
+    with httpx.Client(timeout=30, trust_env=False, limits=no_keepalive) as http:
         v2 = V2(system.url, Payer(), http, Dialect.S)
         assert v2.open(v2.payer.payment(100_000)).status_code == 201
         before = system.channel(v2.payer.outpoint)
@@ -29,7 +29,7 @@ def channel(system: System) -> Iterator[V2]:
 
 
 def _refused_everywhere(v2: V2, content: bytes, headers: dict[str, str] | None = None) -> set[tuple[int, str]]:
-    """Send a body to pay, close and open; return status and code of each."""
+    """Send a body to pay, close and open; return status and code of each answer."""
     asks: list[Callable[..., httpx.Response]] = [v2.http.put, v2.http.put, v2.http.post]
     urls = [v2.resource(), v2.resource("/close"), v2.resource()]
     return {refusal(ask(url, content=content, headers=headers)) for ask, url in zip(asks, urls, strict=True)}
@@ -75,8 +75,8 @@ NOT_JSON_OBJECTS = {
 
 
 @pytest.mark.parametrize("kind", NOT_JSON_OBJECTS)
-def test_what_is_no_payment_object_is_a_400(channel: V2, kind: str) -> None:
-    """Junk, other encodings, deep nesting and long numbers end in the parser, with a code."""
+def test_a_body_that_is_no_payment_object_is_a_400(channel: V2, kind: str) -> None:
+    """The parser refuses malformed JSON, other encodings, deep nesting and long numbers, with a code."""
     found = _refused_everywhere(channel, NOT_JSON_OBJECTS[kind])
     assert found <= {(400, "malformed"), (400, "missing")}
 
@@ -127,16 +127,16 @@ VALUES = {
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in VALUES.items() for value in values])
-def test_threat_27_40_a_value_of_another_kind_is_a_400(channel: V2, name: str, value: str) -> None:
-    """Numbers are plain JSON integers in range, hex is lower case and even, text is text (threats 27 and 40)."""
+def test_threat_27_40_a_value_of_another_type_is_a_400(channel: V2, name: str, value: str) -> None:
+    """Numbers must be JSON integers in range, hex lower case of even length, text a string (threats 27 and 40)."""
     data = json.loads(channel.opening_body(channel.payer.payment(100_000)))
     text = json.dumps(data | {name: "@"}).replace('"@"', value)
     assert {status for status, _ in _refused_everywhere(channel, text.encode())} == {400}
 
 
 @pytest.mark.parametrize("spoil", [" {}", "{} ", "{}\\n", "\\u0000{}", "{:.40} {:.1}", "0x{}"])
-def test_hex_has_no_room_for_anything_else(channel: V2, spoil: str) -> None:
-    """Spaces, newlines and prefixes that `bytes.fromhex` or `int` would take are refused."""
+def test_hex_with_other_characters_is_refused(channel: V2, spoil: str) -> None:
+    """Spaces, newlines and prefixes that `bytes.fromhex` or `int` accepts are refused."""
     signature = channel.payer.payment(120_000).signature_with_flag.hex()
     body = json.dumps({"signature_data": "@", "change_value": 1000}).replace("@", spoil.format(signature, signature))
     assert _refused_everywhere(channel, body.encode()) == {(400, "malformed")}
@@ -154,15 +154,15 @@ def test_hex_has_no_room_for_anything_else(channel: V2, spoil: str) -> None:
     ],
 )
 def test_a_key_given_twice_is_refused(channel: V2, body: str) -> None:
-    """Parsers disagree on which of two equal keys counts, so neither does; escapes don't hide it."""
+    """Parsers disagree about which of two equal keys counts, so they are refused, also when written with escapes."""
     payment = channel.payer.payment(120_000)
     content = body.format(s=payment.signature_with_flag.hex(), c=payment.change_sat)
     found = {code for _, code in _refused_everywhere(channel, content.encode())}
     assert found <= {"repeated", "malformed", "missing"}
 
 
-def test_names_in_values_are_no_repetition(open_v2: V2) -> None:
-    """A body that only mentions a key's name in a text is read."""
+def test_a_key_name_in_a_value_is_not_a_repeated_key(open_v2: V2) -> None:
+    """A body with the name of a key inside a string value is accepted."""
     body = open_v2.body(open_v2.payer.payment(120_000), '"change_value" \\ "payment_data"')
     assert open_v2.http.put(open_v2.resource(), content=body).status_code == 200
 
@@ -181,7 +181,7 @@ def test_a_signature_and_a_flag_that_disagree_are_refused(channel: V2) -> None:
 
 
 def test_a_body_over_the_limit_is_a_413(channel: V2) -> None:
-    """4096 bytes are read, 4097 are refused with both numbers, chunked or not."""
+    """A body of 4096 bytes is read, one of 4097 is refused with both numbers, chunked or not."""
     body = channel.body(channel.payer.payment(100_000))
     padded = body + b" " * (4096 - len(body))
     assert channel.http.put(channel.resource(), content=padded).status_code == 200

@@ -11,17 +11,17 @@ from bitcoin.core import CTransaction
 from paychan.protocol.address import encode_address, key_script
 from paychan.protocol.types import Network
 from paychan.protocol.wire.rbpcp import Dialect, opening_secret
-from tests.api.ways import BOTH_WAYS
+from tests.api.both_paths import BOTH_PATHS
 from tests.lib.rbpcp import V2, Payer, path
 from tests.lib.system import System
 
-pytestmark = BOTH_WAYS
+pytestmark = BOTH_PATHS
 
 FUNDING_SAT = 12_345_678_900_000
 
 
 def _result(dialect: Dialect, value: int, left: int) -> dict[str, object]:
-    """The result of an open channel; S wants "" where A wants null (RBPCP §6.6)."""
+    """Build the expected result of an open channel; S has "" where A has null (RBPCP §6.6)."""
     return {
         "channel_status": "open",
         "channel_value_left": left,
@@ -32,7 +32,7 @@ def _result(dialect: Dialect, value: int, left: int) -> dict[str, object]:
 
 
 def test_a_channel_is_opened_paid_and_closed(system: System, v2: V2) -> None:
-    """Open, pay, pay the same again, close: each answer is what this dialect's clients can parse."""
+    """Opening, a payment, its repeat, and a close each get an answer that clients of the dialect can parse."""
     payer = v2.payer
     opened = v2.open(payer.payment(100_000))
     assert (opened.status_code, opened.reason_phrase) == (201, "Channel ready")
@@ -52,8 +52,8 @@ def test_a_channel_is_opened_paid_and_closed(system: System, v2: V2) -> None:
     }
 
 
-def test_the_location_of_an_opening_is_usable_as_it_is(v2: V2) -> None:
-    """201 names the channel by an absolute URL that includes its secret."""
+def test_the_location_of_an_opening_is_usable_unchanged(v2: V2) -> None:
+    """The `Location` of a 201 is the absolute URL of the channel with its secret."""
     first = v2.payer.payment(100_000)
     location = v2.open(first).headers["Location"]
     assert location == f"{v2.url}{path(v2.payer.outpoint)}?secret={opening_secret(first).hex()}"
@@ -76,7 +76,7 @@ def test_url_and_secret_may_be_written_in_any_known_way(v2: V2, write: Callable[
 
 
 def test_a_drained_payment_settles_at_once(system: System, open_v2: V2) -> None:
-    """Defect D9: giving everything answers with the settlement, which pays all but the fee to the server."""
+    """Defect D9: a payment of everything is answered with the settlement, which pays all but the fee to the server."""
     drained = open_v2.pay(open_v2.payer.payment_of_change(0))
     result = drained.json()
     assert (drained.status_code, result["channel_status"], result["channel_value_left"]) == (200, "closed", 0)
@@ -88,14 +88,14 @@ def test_a_drained_payment_settles_at_once(system: System, open_v2: V2) -> None:
 
 
 def test_an_opening_payment_of_everything_settles_at_once(system: System, v2: V2) -> None:
-    """An opening payment that leaves nothing is opened and settled."""
+    """An opening payment without change opens the channel and settles it."""
     opened = v2.open(v2.payer.payment_of_change(0))
     assert (opened.status_code, opened.json()["channel_status"]) == (201, "closed")
     assert opened.json()["settlement_txid"] == system.channel(v2.payer.outpoint)["settlement_txid"]
 
 
 def test_a_close_may_name_a_new_change_address_and_a_fee(system: System, open_v2: V2) -> None:
-    """The settlement pays the client's rest to the new address, and a fee of at least what was offered."""
+    """The settlement pays the client's change to the new address, and at least the offered fee."""
     fresh = key_script(Payer().public_key)
     payment = open_v2.payer.payment(100_000 + 50_000, fresh)
     assert open_v2.close(payment, change_address=encode_address(fresh, Network.TEST)).status_code == 200
@@ -107,7 +107,7 @@ def test_a_close_may_name_a_new_change_address_and_a_fee(system: System, open_v2
 
 
 def test_a_close_without_a_change_address_keeps_the_old_one(system: System, open_v2: V2) -> None:
-    """A compact body has no address; a close of no value at all lets the server pay the fee."""
+    """A compact body has no address; if a close adds no value, the server pays the fee."""
     body = open_v2.body(open_v2.payer.payment(100_000), change_address=None)
     assert open_v2.http.put(open_v2.resource("/close"), content=body).status_code == 200
     settlement = _settlement(system, open_v2.payer)
@@ -115,15 +115,15 @@ def test_a_close_without_a_change_address_keeps_the_old_one(system: System, open
     assert settlement.vout[0].nValue == FUNDING_SAT - 100_000
 
 
-def test_a_close_may_give_everything(system: System, open_v2: V2) -> None:
-    """A closing payment with c = 0 leaves no output for the client; what it adds to the payments before is the fee."""
+def test_a_close_may_pay_everything(system: System, open_v2: V2) -> None:
+    """A closing payment with change 0 leaves no output for the client; the added value is the fee."""
     assert open_v2.pay(open_v2.payer.payment_of_change(1_000)).status_code == 200
     assert open_v2.close(open_v2.payer.payment_of_change(0)).status_code == 200
     assert len(_settlement(system, open_v2.payer).vout) == 1
 
 
-def test_closing_again_gives_the_stored_result(open_v2: V2) -> None:
-    """Defect D11: another close, whatever its payment, answers the same txid and changes nothing."""
+def test_a_second_close_returns_the_stored_result(open_v2: V2) -> None:
+    """Defect D11: another close with any payment gets the same txid and changes nothing."""
     first = open_v2.close(open_v2.payer.payment(120_000))
     for payment in (open_v2.payer.payment(120_000), open_v2.payer.payment(900_000)):
         again = open_v2.close(payment)
@@ -131,7 +131,7 @@ def test_closing_again_gives_the_stored_result(open_v2: V2) -> None:
 
 
 def test_a_channel_is_judged_by_the_terms_of_its_address_alone(system: System, v2: V2) -> None:
-    """The change address may be the funding address, as the document wants, or any other of the network."""
+    """The change address may be the funding address, as in the document, or any other of the network."""
     payer = v2.payer
     payment = payer.payment(100_000, payer.terms.funding_script)
     opened = v2.open(payment, change_address=payer.terms.funding_address(Network.TEST))
@@ -141,7 +141,7 @@ def test_a_channel_is_judged_by_the_terms_of_its_address_alone(system: System, v
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "x", None])
 def test_the_content_type_of_a_request_does_not_matter(v2: V2, kind: str | None) -> None:
-    """RBPCP §6.7: any Content-Type whose body parses as JSON, also one that promises a form."""
+    """RBPCP §6.7: a JSON body is read with any Content-Type, also with that of a form."""
     headers = {} if kind is None else {"Content-Type": kind}
     payments = (v2.payer.payment(100_000), v2.payer.payment(120_000), v2.payer.payment(150_000))
     v2.secret = opening_secret(payments[0]).hex()
@@ -152,15 +152,15 @@ def test_the_content_type_of_a_request_does_not_matter(v2: V2, kind: str | None)
 
 
 @pytest.mark.parametrize("data", ["", "hello", "\u00fc\U0001f600", '\\"\n\u0000', "payment_data", "x" * 2000])
-def test_application_data_is_taken_without_an_application(open_v2: V2, data: str) -> None:
-    """Any text beside a payment is accepted; without an application the answer's is empty."""
+def test_application_data_is_accepted_without_an_application(open_v2: V2, data: str) -> None:
+    """Any application data is accepted; without an application the answer has an empty text."""
     body = open_v2.body(open_v2.payer.payment(120_000), data)
     paid = open_v2.http.put(open_v2.resource(), content=body)
     assert (paid.status_code, paid.json()["application_data"]) == (200, "")
 
 
 def test_the_two_dialects_may_be_mixed(v2: V2) -> None:
-    """Bare, wrapped, with the flag in the signature, beside it, or both: one parser takes each of them."""
+    """One parser accepts bare and wrapped bodies, and the flag in the signature, in a field, or in both."""
     first = v2.payer.payment(100_000)
     bare = json.loads(v2.opening_body(first))
     bare = bare.get("payment_data", bare)

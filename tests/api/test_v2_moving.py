@@ -1,4 +1,4 @@
-"""RBPCP §6.5: a channel that was withdrawn from goes on at another output, and says where to who knows its secret."""
+"""RBPCP §6.5: after a withdrawal a channel continues at another output; callers with its secret get the new URL."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from paychan.protocol.address import encode_address, key_script
 from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT
 from paychan.protocol.types import Network, OutPoint
 from paychan.protocol.wire.rbpcp import Dialect
-from tests.api.moving import OPENED_SAT, go_along, open_movable, withdraw
-from tests.api.ways import BOTH_WAYS
+from tests.api.both_paths import BOTH_PATHS
+from tests.api.moving import OPENED_SAT, follow_move, open_movable, withdraw
 from tests.lib.customer import wait_for
 from tests.lib.rbpcp import V1, V2, Payer, path, refusal
 from tests.lib.system import System
@@ -24,14 +24,14 @@ LEFT_SAT = DEBUG_FUNDING_SAT - OPENED_SAT
 
 @pytest.fixture
 def movable(system: System, http: httpx.Client, dialect: Dialect) -> V2:
-    """A channel of each dialect whose change funds it again."""
+    """A channel of each dialect whose change address is its funding address."""
     return open_movable(system.url, http, dialect)
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 @pytest.mark.parametrize("tail", ["", "/close"])
-def test_requests_on_the_old_output_are_led_to_the_new_one(system: System, movable: V2, tail: str) -> None:
-    """318 for dialect S, 308 for A, the same on both ways: absolute Location with the secret, and the proof."""
+def test_requests_on_the_old_output_are_redirected_to_the_new_one(system: System, movable: V2, tail: str) -> None:
+    """Dialect S gets 318, A gets 308, on both paths, with an absolute Location with the secret, and the proof."""
     old = movable.payer.outpoint
     moved_to = withdraw(system, old)["moved_to"]
     body = movable.body(movable.payer.payment(OPENED_SAT + 1000))
@@ -53,14 +53,14 @@ def test_requests_on_the_old_output_are_led_to_the_new_one(system: System, movab
     assert names - {"location"} == {name for name in other.headers if name not in ("date", "content-length")}
 
 
-@BOTH_WAYS
-def test_a_channel_goes_on_from_output_to_output(system: System, movable: V2) -> None:
-    """Payments signed for the new output count from its value on; another withdrawal moves it again; then it is closed."""
+@BOTH_PATHS
+def test_a_channel_moves_repeatedly(system: System, movable: V2) -> None:
+    """Payments for the new output count from its value; a second withdrawal moves the channel again; then it closes."""
     payer, left = movable.payer, LEFT_SAT
     for _ in range(3):
         withdraw(system, payer.outpoint)
         shown = movable.pay(payer.payment_of_change(left - 1)).json()
-        assert go_along(movable, shown) == left
+        assert follow_move(movable, shown) == left
         left -= 50_000
         paid = movable.pay(payer.payment_of_change(left))
         assert (paid.status_code, paid.json()["value_received"]) == (200, 50_000)
@@ -74,12 +74,12 @@ def test_a_channel_goes_on_from_output_to_output(system: System, movable: V2) ->
     assert (settlement.vout[0].nValue, bytes(settlement.vout[0].scriptPubKey)) == (left - 700, home)
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 @pytest.mark.parametrize("tail", ["", "/close"])
-def test_who_does_not_know_the_secret_learns_nothing_of_a_move(
+def test_a_caller_without_the_secret_learns_nothing_of_a_move(
     system: System, movable: V2, new_v2: Callable[[Dialect], V2], tail: str
 ) -> None:
-    """A wrong or missing secret, v1, and the new output with a wrong secret: the same 404 as for no channel at all."""
+    """A wrong or missing secret, v1, and the new output with a wrong secret: the same 404 as for an unknown channel."""
     payer = movable.payer
     body = movable.body(payer.payment(OPENED_SAT))
     new = withdraw(system, payer.outpoint)["moved_to"].replace(":", "/")
@@ -97,9 +97,9 @@ def test_who_does_not_know_the_secret_learns_nothing_of_a_move(
     assert refusal(v1.pay(payer.payment(OPENED_SAT))) == (404, "unknown_channel")
 
 
-@BOTH_WAYS
-def test_what_is_no_payment_is_not_led_anywhere(movable: V2, system: System) -> None:
-    """A body that can't be read is that, wherever the channel is; so is one that names another output."""
+@BOTH_PATHS
+def test_a_malformed_payment_is_not_redirected(movable: V2, system: System) -> None:
+    """A body that can't be read, or that names another output, is refused also after the move."""
     payer = movable.payer
     withdraw(system, payer.outpoint)
     assert refusal(movable.http.put(movable.resource(), content=b"{")) == (400, "malformed")
@@ -108,26 +108,26 @@ def test_what_is_no_payment_is_not_led_anywhere(movable: V2, system: System) -> 
 
 
 def test_the_old_output_opens_nothing_again(movable: V2, system: System) -> None:
-    """An opening payment that is shown again after the move is a conflict."""
+    """An opening payment that is sent again after the move is a conflict."""
     opening = movable.payer.payment(OPENED_SAT)
     withdraw(system, movable.payer.outpoint)
     assert refusal(movable.open(opening)) == (409, "outpoint_used")
 
 
-def test_a_payment_of_the_old_output_is_worth_nothing_at_the_new_one(movable: V2, system: System) -> None:
-    """A signature binds to the output that it spends."""
+def test_a_payment_for_the_old_output_is_invalid_at_the_new_one(movable: V2, system: System) -> None:
+    """A signature is valid only for the output that it spends."""
     payment = movable.payer.payment(OPENED_SAT + 5000)
     withdraw(system, movable.payer.outpoint)
-    go_along(movable, movable.pay(payment).json())
+    follow_move(movable, movable.pay(payment).json())
     assert refusal(movable.pay(payment)) == (400, "bad_signature")
 
 
-@pytest.mark.parametrize("lane", [True, False], ids=["lane", "handlers"])
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "handlers"])
 def test_the_location_is_where_clients_reach_the_server(
-    tmp_path_factory: pytest.TempPathFactory, http: httpx.Client, lane: bool
+    tmp_path_factory: pytest.TempPathFactory, http: httpx.Client, fast: bool
 ) -> None:
-    """As for every Location: a trusted proxy names scheme and host, and a strange host is not repeated."""
-    settings = {"http": f"trust_forwarded = true\nfast_lane = {str(lane).lower()}"}
+    """As in every Location, a trusted proxy sets scheme and host, and an invalid host is not repeated."""
+    settings = {"http": f"trust_forwarded = true\nfast_lane = {str(fast).lower()}"}
     with System(tmp_path_factory.mktemp("proxied"), sections=settings) as running:
         v2 = open_movable(running.url, http, Dialect.S)
         withdraw(running, v2.payer.outpoint)
@@ -146,13 +146,13 @@ def test_the_location_is_where_clients_reach_the_server(
 
 @pytest.fixture
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A server of its own, whose signer may go away."""
+    """A server only for this module, whose signer may stop."""
     with System(tmp_path_factory.mktemp("slow"), sections={"watcher": "interval_seconds = 0.2"}) as running:
         yield running
 
 
-def test_while_it_moves_a_channel_asks_to_come_back(slow: System, http: httpx.Client, dialect: Dialect) -> None:
-    """503 with Retry-After from the moment it is asked to move until the settlement is deep; then it goes on by itself."""
+def test_a_moving_channel_answers_retry_later(slow: System, http: httpx.Client, dialect: Dialect) -> None:
+    """Until the settlement has its confirmations, payments get 503 with Retry-After; then they succeed."""
     v2 = open_movable(slow.url, http, dialect)
     assert slow.signer is not None
     slow.signer.stop()
@@ -174,7 +174,7 @@ def test_while_it_moves_a_channel_asks_to_come_back(slow: System, http: httpx.Cl
 
 
 def test_other_channels_do_not_move(system: System, open_v2: V2, open_v1: V1) -> None:
-    """Change that goes to the client's key, and v1: there is nothing to go on with."""
+    """A channel whose change pays to the client's key, and a channel of v1, can't continue."""
     for payer in (open_v2.payer, open_v1.payer):
         named = path(payer.outpoint).removeprefix("/v2")
         assert refusal(system.manage("POST", f"{named}/withdraw")) == (400, "not_withdrawable")

@@ -1,4 +1,4 @@
-"""RBPCP §6.2 to §6.5: what v2 refuses, with the right secret."""
+"""RBPCP §6.2 to §6.5: the refusals of v2 with the right secret."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from paychan.protocol.kinds.script import make_terms
 from paychan.protocol.payment import sign_payment
 from paychan.protocol.types import Network, Sat
 from paychan.protocol.wire.rbpcp import opening_secret
-from tests.api.ways import BOTH_WAYS
+from tests.api.both_paths import BOTH_PATHS
 from tests.lib.ecdsa import high_s_twin
 from tests.lib.rbpcp import V1, V2, Payer, path, refusal
 from tests.lib.system import System
@@ -23,7 +23,7 @@ LIVE_ADDRESS = "1M8iwBs5XD7ZJQJCDC7BdLEpSivRQZJ2Hg"
 
 
 @pytest.mark.parametrize("name", ["redeem_script", "funding_txid", "funding_vout", "change_address"])
-def test_opening_needs_every_fact(v2: V2, system: System, name: str) -> None:
+def test_opening_needs_every_field(v2: V2, system: System, name: str) -> None:
     """Script, outpoint and change address are mandatory on opening."""
     refused = v2.open(v2.payer.payment(100_000), **{name: None})
     assert (refusal(refused), refused.json()["field"]) == ((400, "missing"), name)
@@ -60,27 +60,27 @@ def _script_cases(payer: Payer) -> dict[str, tuple[str, str]]:
 
 
 def _script_at_height(payer: Payer) -> str:
-    """The script with 499,999,999 as expiry, which consensus reads as a block height."""
+    """Build the script with 499,999,999 as expiry, which consensus reads as a block height."""
     good, at = payer.terms.redeem_script, payer.expiry.to_bytes(4, "little")
     return good.replace(at, (499_999_999).to_bytes(4, "little")).hex()
 
 
 @pytest.mark.parametrize("kind", list(_script_cases(Payer())))
 def test_opening_refuses_any_other_script(v2: V2, system: System, kind: str) -> None:
-    """Only the template with our key for this client and expiry, whose hash the outpoint pays to, opens a channel."""
+    """Only the template with the server's key for client and expiry, to which the outpoint pays, opens a channel."""
     script, code = _script_cases(v2.payer)[kind]
     assert refusal(v2.open(v2.payer.payment(100_000), redeem_script=script)) == (400, code)
     assert "funding_value" not in system.channel(v2.payer.outpoint)
 
 
-def test_opening_refuses_an_expiry_that_is_near(system: System, v2: V2) -> None:
-    """Defect D19: the minimum duration is checked at opening too."""
+def test_opening_refuses_a_near_expiry(system: System, v2: V2) -> None:
+    """Defect D19: the minimum duration is also checked at opening."""
     near = V2(system.url, Payer(1_700_000_000), v2.http, v2.dialect)
     assert refusal(near.open(near.payer.payment(100_000))) == (400, "expiry_too_soon")
 
 
 def test_opening_refuses_an_output_that_does_not_fund_it(v2: V2) -> None:
-    """An outpoint that our own view of the chain does not show for this script is 400."""
+    """An outpoint that the server's chain backend does not list for this script is 400."""
     payer, outpoint = v2.payer, msgspec.structs.replace(v2.payer.outpoint, vout=v2.payer.outpoint.vout + 1)
     first = sign_payment(payer.key, payer.terms, outpoint, payer.change_script, Sat(DEBUG_FUNDING_SAT - 100_000))
     url = f"{v2.url}{path(outpoint)}?secret={opening_secret(first).hex()}"
@@ -104,27 +104,27 @@ def test_opening_refuses_addresses_of_other_networks(v2: V2, address: str) -> No
 
 
 def test_an_opening_payment_below_the_price_is_short(v2: V2) -> None:
-    """The opening payment is at least the v2 price."""
+    """The opening payment must be at least the v2 price."""
     assert refusal(v2.open(v2.payer.payment(99_999))) == (400, "payment_short")
     assert v2.open(v2.payer.payment(100_001)).status_code == 201
 
 
-def test_the_outpoint_of_a_channel_is_taken(open_v2: V2) -> None:
-    """Opening again is 409 with the `Location` of the channel, which does not tell its secret."""
+def test_the_outpoint_of_a_channel_is_in_use(open_v2: V2) -> None:
+    """A second opening is 409 with the `Location` of the channel, without its secret."""
     again = open_v2.open(open_v2.payer.payment(200_000))
     assert refusal(again) == (409, "channel_exists")
     assert again.headers["Location"] == f"{open_v2.url}{path(open_v2.payer.outpoint)}"
 
 
-def test_threat_4_the_outpoint_of_a_settled_channel_is_used_for_ever(open_v2: V2) -> None:
-    """Opening where a channel was settled is 409 without `Location`."""
+def test_threat_4_the_outpoint_of_a_settled_channel_is_never_reused(open_v2: V2) -> None:
+    """Opening at the outpoint of a settled channel is 409 without `Location`."""
     assert open_v2.close(open_v2.payer.payment(120_000)).status_code == 200
     again = open_v2.open(open_v2.payer.payment(200_000))
     assert (refusal(again), "Location" in again.headers) == ((409, "outpoint_used"), False)
 
 
-@BOTH_WAYS
-def test_a_closed_channel_takes_no_payment(open_v2: V2) -> None:
+@BOTH_PATHS
+def test_a_closed_channel_accepts_no_payment(open_v2: V2) -> None:
     """Paying after the close is 410 with the settlement's txid."""
     txid = open_v2.close(open_v2.payer.payment(120_000)).json()["settlement_txid"]
     refused = open_v2.pay(open_v2.payer.payment(200_000))
@@ -133,9 +133,9 @@ def test_a_closed_channel_takes_no_payment(open_v2: V2) -> None:
 
 @pytest.mark.parametrize("tail", ["", "/close"])
 @pytest.mark.parametrize("name", ["another key", "back", "dust", "flag", "0x83 without change", "high S", "address"])
-@BOTH_WAYS
+@BOTH_PATHS
 def test_bad_payments_neither_pay_nor_close(open_v2: V2, system: System, tail: str, name: str) -> None:
-    """A payment that is not good for its value, flag and address is 400 and changes nothing."""
+    """A payment that is invalid for its value, flag or address is 400 and changes nothing."""
     payer = open_v2.payer
     good, stranger = payer.payment(120_000), Payer()
     replace = msgspec.structs.replace
@@ -166,20 +166,20 @@ def test_bad_payments_neither_pay_nor_close(open_v2: V2, system: System, tail: s
         ({"change_address": LIVE_ADDRESS}, "malformed"),
     ],
 )
-@BOTH_WAYS
-def test_facts_beside_a_payment_must_be_the_channels(
+@BOTH_PATHS
+def test_opening_fields_in_a_payment_must_match(
     open_v2: V2, system: System, tail: str, changes: dict[str, Any], code: str
 ) -> None:
-    """What a body repeats of the opening must match (RBPCP §4.4)."""
+    """A body's fields that repeat the opening must match the channel (RBPCP §4.4)."""
     before = system.channel(open_v2.payer.outpoint)
     body = open_v2.body(open_v2.payer.payment(120_000), **changes)
     assert refusal(open_v2.http.put(open_v2.resource(tail), content=body)) == (400, code)
     assert system.channel(open_v2.payer.outpoint) == before
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 def test_a_payment_may_repeat_the_change_address_but_not_replace_it(open_v2: V2) -> None:
-    """Only a close may bring another change address."""
+    """Only a close may name another change address."""
     payer, other = open_v2.payer, Payer()
     payment = payer.payment(120_000, other.change_script)
     assert refusal(open_v2.pay(payment, change_address=other.change_address)) == (400, "malformed")
@@ -187,16 +187,16 @@ def test_a_payment_may_repeat_the_change_address_but_not_replace_it(open_v2: V2)
 
 
 def test_a_close_is_judged_with_the_address_it_names(open_v2: V2, system: System) -> None:
-    """A signature for the old address does not close to a new one, nor the other way round."""
+    """A signature for the old address does not close to a new one, and vice versa."""
     payer, fresh = open_v2.payer, Payer()
     address = encode_address(fresh.change_script, Network.TEST)
     assert refusal(open_v2.close(payer.payment(120_000), change_address=address)) == (400, "bad_signature")
     assert system.channel(payer.outpoint)["status"] == "open"
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 def test_the_path_of_one_version_is_unknown_in_the_other(system: System, open_v1: V1, v2: V2) -> None:
-    """A v1 channel is 404 under /v2 with any secret, and a v2 channel is 404 under /v1 with a perfect payment."""
+    """A v1 channel is 404 under /v2 with any secret, and a v2 channel is 404 under /v1 with a valid payment."""
     assert v2.open(v2.payer.payment(100_000)).status_code == 201
     as_v1 = V1(system.url, v2.payer, v2.http)
     newest = v2.payer.payment(100_000)
@@ -212,8 +212,8 @@ def test_the_path_of_one_version_is_unknown_in_the_other(system: System, open_v1
     assert system.channel(open_v1.payer.outpoint)["value_received"] == 100_000
 
 
-@BOTH_WAYS
-def test_errors_tell_code_and_numbers_in_every_published_form(open_v2: V2) -> None:
+@BOTH_PATHS
+def test_errors_have_code_and_numbers_in_every_published_form(open_v2: V2) -> None:
     """One object has `error_msg` (library), `type` and `message` (drafts), `error`, the code, and both numbers."""
     body = open_v2.pay(open_v2.payer.payment_of_change(5)).json()
     text = "change is dust: got 5 sat, need 0 or at least 700 sat"

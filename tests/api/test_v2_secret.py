@@ -1,4 +1,4 @@
-"""RBPCP §6.3, threats 29 and 30: who does not know the secret learns nothing, not even that there is a channel."""
+"""RBPCP §6.3, threats 29 and 30: a caller without the secret learns nothing, not even whether a channel exists."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import uvloop
 
 from paychan.api.responses import until_404s_leave
 from paychan.protocol.wire.rbpcp import Dialect, opening_secret
-from tests.api.ways import BOTH_WAYS
+from tests.api.both_paths import BOTH_PATHS
 from tests.api.wire import connect
 from tests.lib.rbpcp import V1, V2, Payer
 from tests.lib.system import System
@@ -44,11 +44,11 @@ def _facts(answer: httpx.Response) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("kind", WRONG)
 @pytest.mark.parametrize("tail", ["", "/close"])
-@BOTH_WAYS
+@BOTH_PATHS
 def test_threat_29_30_wrong_secrets_and_unknown_channels_are_one_404(
     open_v2: V2, new_v2: Callable[[Dialect], V2], system: System, kind: str, tail: str
 ) -> None:
-    """Without the right secret an open channel answers as one that does not exist: same phrase, headers, empty body."""
+    """With a wrong secret an open channel answers like an unknown one: the same phrase and headers, an empty body."""
     query = WRONG[kind].format(right=open_v2.secret)
     stranger = new_v2(open_v2.dialect)
     stranger.secret = open_v2.secret
@@ -62,7 +62,7 @@ def test_threat_29_30_wrong_secrets_and_unknown_channels_are_one_404(
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_threat_29_opening_needs_the_secret_of_this_very_payment(v2: V2, system: System, kind: str) -> None:
-    """Defect D10: a wrong or missing secret is 404 with an empty body, which does not reveal the right one."""
+    """Defect D10: a wrong or missing secret is 404 with an empty body, which does not reveal the secret."""
     first = v2.payer.payment(100_000)
     query = WRONG[kind].format(right=opening_secret(first).hex())
     refused = v2.http.post(v2.resource().partition("?")[0] + query, content=v2.opening_body(first))
@@ -70,18 +70,18 @@ def test_threat_29_opening_needs_the_secret_of_this_very_payment(v2: V2, system:
     assert "funding_value" not in system.channel(v2.payer.outpoint)
 
 
-@BOTH_WAYS
-def test_threat_29_the_secret_comes_before_what_the_body_names(open_v2: V2) -> None:
-    """Without the secret even a body that contradicts the channel tells nothing."""
+@BOTH_PATHS
+def test_threat_29_the_secret_is_checked_before_the_body(open_v2: V2) -> None:
+    """Without the secret, a body that contradicts the channel gets the same 404."""
     open_v2.secret = "ab" * 32
     for facts in ({"funding_txid": "11" * 32, "funding_vout": 1}, {"redeem_script": "00"}, {"change_address": "x"}):
         answer = open_v2.pay(open_v2.payer.payment(120_000), **facts)
         assert (answer.status_code, answer.content) == (404, b"")
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 def test_threat_29_a_closed_channel_hides_behind_its_secret_too(open_v2: V2) -> None:
-    """410 is for those who know the secret."""
+    """Only a caller with the secret gets 410."""
     assert open_v2.close(open_v2.payer.payment(120_000)).status_code == 200
     open_v2.secret = "ab" * 32
     assert open_v2.pay(open_v2.payer.payment(130_000)).status_code == 404
@@ -89,22 +89,23 @@ def test_threat_29_a_closed_channel_hides_behind_its_secret_too(open_v2: V2) -> 
 
 
 FIXED_SECONDS = 0.005
-"""When a 404 leaves after its request was read."""
+"""The time between reading a request and sending its 404."""
 
-ALIKE_SECONDS = 0.00015
-"""A channel that is awake is answered from memory, an unknown one takes two reads in a thread: before the moment was
-fixed, some of the four lower deciles were 0.13 to 0.5 ms apart. Answers leave at whole milliseconds of the server's clock, so
-the deciles of 200 of them vary by 0.06 ms by themselves; that the moment does not depend on work has a test of its own."""
+TOLERANCE_SECONDS = 0.00015
+"""The server answers from memory for a channel that is awake, and reads the store twice in a thread for an unknown one.
+Before the fixed time, some of the four lower deciles differed by 0.13 to 0.5 ms. The server sends answers at whole
+milliseconds of its clock, so the deciles of 200 answers vary by 0.06 ms. Another test checks that work does not change
+the time."""
 
 
 def _late_body(content: bytes) -> Iterator[bytes]:
-    """A body that comes long after the head, which must not use up the fixed time."""
+    """A body that arrives long after the head; it must not use up the fixed time."""
     time.sleep(0.008)
     yield content
 
 
 def _seconds_alone(url: str, content: bytes) -> float:
-    """Time of an answer on a connection of its own, without the time to connect."""
+    """Measure the time of an answer on a new connection, without the time to connect."""
     with connect(url) as connection:
         began = time.perf_counter()
         connection.sendall(content)
@@ -119,12 +120,10 @@ def _seconds(send: Callable[[], httpx.Response]) -> float:
 
 
 @pytest.mark.timeout(300)
-def test_threat_30_the_time_of_a_404_does_not_tell_whether_there_is_a_channel(
-    system: System, http: httpx.Client
-) -> None:
-    """Each 404 leaves at a fixed moment, so 200 interleaved requests with a wrong secret and for no channel are alike.
+def test_threat_30_the_time_of_a_404_does_not_reveal_a_channel(system: System, http: httpx.Client) -> None:
+    """200 interleaved requests with a wrong secret and for an unknown channel take the same time.
 
-    Noise only adds time, so the lower deciles are compared; a busy machine gets fifteen tries.
+    Noise only adds time, so the test compares the lower deciles; on a busy machine it tries fifteen times.
     """
     known, unknown = (V2(system.url, Payer(), http) for _ in range(2))
     assert known.open(known.payer.payment(100_000)).status_code == 201
@@ -143,29 +142,29 @@ def test_threat_30_the_time_of_a_404_does_not_tell_whether_there_is_a_channel(
         of_known, of_unknown = (statistics.quantiles(sample, n=10)[:4] for sample in zip(*pairs, strict=True))
         return max(abs(known - unknown) for known, unknown in zip(of_known, of_unknown, strict=True))
 
-    assert any(difference() < ALIKE_SECONDS for _ in range(15))
+    assert any(difference() < TOLERANCE_SECONDS for _ in range(15))
 
 
 def test_fault_83_the_moment_of_a_404_does_not_depend_on_work_in_its_turn() -> None:
-    """The moment is that of the turn in which the request was read, whatever was looked up before the clock was read."""
+    """The time counts from the turn in which the request was read, also if lookups delay the call."""
 
     async def moments() -> list[float]:
         loop, left = asyncio.get_running_loop(), []
         for busy_seconds in (0.0, 0.0021, 0.0007):
             await asyncio.sleep(0.001)
             begun = loop.time()
-            _work(busy_seconds)  # a lookup that found nothing in a cache
+            _work(busy_seconds)  # a lookup without a cache hit
             _work(busy_seconds)
             await until_404s_leave(begun)
             left.append(loop.time() - begun)
         return left
 
-    # a busy machine delays a timer, nothing makes it early: one try in which no delay came is enough
+    # a busy machine may delay a timer but never makes it early, so one try without a delay is enough
     assert any({round(1000 * moment) for moment in uvloop.run(moments())} <= {5, 6} for _ in range(20))
 
 
 def test_fault_82_a_client_that_leaves_in_the_turn_of_its_404_is_no_error() -> None:
-    """A wrong secret waits for its moment; leaving cancels that, in the very turn in which the moment comes too."""
+    """A client that disconnects cancels its delayed 404, also in the same turn in which the timer fires."""
 
     async def errors() -> list[dict[str, object]]:
         loop, seen = asyncio.get_running_loop(), []
@@ -173,7 +172,7 @@ def test_fault_82_a_client_that_leaves_in_the_turn_of_its_404_is_no_error() -> N
         waiting = asyncio.create_task(until_404s_leave(loop.time()))
         loop.call_later(0.001, waiting.cancel)
         await asyncio.sleep(0)
-        _work(0.02)  # now both are due
+        _work(0.02)  # now both timers have expired
         await asyncio.wait([waiting])
         await asyncio.sleep(0.01)
         return seen
@@ -187,9 +186,9 @@ def _work(seconds: float) -> None:
         pass
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 def test_threat_30_a_404_of_v1_leaves_at_the_fixed_moment_too(open_v2: V2) -> None:
-    """Asking under /v1 does not show a v2 channel either."""
+    """A request under /v1 does not reveal a v2 channel either."""
     stranger = V1(open_v2.url, Payer(), open_v2.http)
     hidden = V1(open_v2.url, open_v2.payer, open_v2.http)
     for _ in range(20):
@@ -197,9 +196,9 @@ def test_threat_30_a_404_of_v1_leaves_at_the_fixed_moment_too(open_v2: V2) -> No
             assert _seconds(partial(v1.pay, v1.payer.payment(120_000))) > FIXED_SECONDS
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 def test_threat_30_a_late_body_does_not_use_up_the_time_of_a_404(system: System, http: httpx.Client) -> None:
-    """The moment counts from when the whole request was read: sending the body slowly does not show the look-up."""
+    """The time counts from the complete request: a slow body does not reveal the time of the lookup."""
     known = V2(system.url, Payer(), http)
     assert known.open(known.payer.payment(100_000)).status_code == 201
     known.secret = "ab" * 32

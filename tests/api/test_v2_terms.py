@@ -21,7 +21,7 @@ def _info(system: System, first: object, second: object, accept: str = "*/*") ->
 
 
 def test_expiry_and_key_may_come_in_either_order(system: System) -> None:
-    """The document has expiry first, the library the key: both get the same terms, without `Location`."""
+    """The document has the expiry first, the library the key: both get the same terms, without `Location`."""
     payer = Payer()
     answers = [_info(system, payer.expiry, payer.public_key.hex()), _info(system, payer.public_key.hex(), payer.expiry)]
     for answer in answers:
@@ -38,14 +38,14 @@ def test_expiry_and_key_may_come_in_either_order(system: System) -> None:
         }
 
 
-def test_debug_mode_does_not_look_at_the_date(system: System) -> None:
-    """The drafts' benchmark asks v2 with 1500000000."""
+def test_debug_mode_does_not_check_the_date(system: System) -> None:
+    """The benchmark of the drafts sends the expiry 1500000000 to v2."""
     assert _info(system, Payer().public_key.hex(), 1_500_000_000).status_code == 200
 
 
 @pytest.mark.parametrize("expiry", ["499999999", "4294967296", "6194967295", "0", "soon", "0x1dcd6500", "1e9"])
-def test_what_is_not_a_time_is_refused(system: System, expiry: str) -> None:
-    """Block heights, more than 32 bits and other texts are 400 in both orders."""
+def test_an_expiry_that_is_not_a_time_is_refused(system: System, expiry: str) -> None:
+    """Block heights, numbers above 32 bits and other texts are 400 in both orders."""
     key = Payer().public_key.hex()
     for answer in (_info(system, expiry, key), _info(system, key, expiry)):
         status, code = refusal(answer)
@@ -53,14 +53,14 @@ def test_what_is_not_a_time_is_refused(system: System, expiry: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["02" + "ff" * 32, "04" + "11" * 32, "02" + "AB" * 32, "02" + "11" * 31, "x", "1" * 66])
-def test_what_is_no_key_is_refused(system: System, key: str) -> None:
+def test_an_invalid_key_is_refused(system: System, key: str) -> None:
     """Anything but a compressed point in lower-case hex is 400 in both orders."""
     for answer in (_info(system, 1_500_000_000, key), _info(system, key, 1_500_000_000)):
         assert refusal(answer) == (400, "malformed")
 
 
 def test_a_wallet_gets_a_payment_request(system: System) -> None:
-    """The BIP70 type in Accept gets the protobuf of RBPCP §13.3: amount 0 to the funding script, and the terms."""
+    """Accept with the BIP70 type gets the protobuf of RBPCP §13.3: amount 0 to the funding script, and the terms."""
     payer = Payer()
     answer = _info(system, payer.expiry, payer.public_key.hex(), f"{BIP70}, */*;q=0.1")
     assert answer.headers["Content-Type"] == BIP70
@@ -78,7 +78,7 @@ def test_a_wallet_gets_a_payment_request(system: System) -> None:
 
 
 def _fields(raw: bytes) -> list[tuple[int, bytes | int]]:
-    """Read protocol buffers' wire format: numbers (type 0) and byte strings (type 2)."""
+    """Read the wire format of protocol buffers: numbers (type 0) and byte strings (type 2)."""
     found: list[tuple[int, bytes | int]] = []
     while raw:
         tag, raw = _varint(raw)
@@ -98,7 +98,7 @@ def _varint(raw: bytes) -> tuple[int, bytes]:
 
 
 def test_fault_25_no_address_is_given_out_while_the_disk_is_nearly_full(tmp_path: Path, http: httpx.Client) -> None:
-    """Terms of both versions and openings: 503, with the time to come back; what is open could still pay and settle."""
+    """If the disk is nearly full, terms of both versions and openings are 503 with Retry-After."""
     payer = Payer()
     with System(tmp_path, sections={"store": "reserve_mb = 1000000000"}) as system:
         v1 = f"{system.url}/v1/fundingInfo?client_pubkey={payer.public_key.hex()}&exp_time={payer.expiry}"

@@ -1,6 +1,6 @@
-"""Threats 26 and 28: what a connection may do, and bytes on which HTTP parsers disagree.
+"""Threats 26 and 28: limits of a connection, and bytes on which HTTP parsers disagree.
 
-The server here has short limits, so a connection that would hang is seen to end.
+The server has short timeouts, so that the tests see connections end.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 
 def test_one_connection_serves_many_requests(open_v1: V1) -> None:
-    """Keep-alive: 200 payments go over one connection, as the original's benchmark client needs it."""
+    """Keep-alive: 200 payments go over one connection, as the benchmark client of the original needs."""
     payments = [encode_v1(open_v1.payer.payment(100_000 + paid)) for paid in range(1, 201)]
     path = open_v1.resource.removeprefix(open_v1.url)
     with connect(open_v1.url) as connection:
@@ -55,7 +55,7 @@ def test_one_connection_serves_many_requests(open_v1: V1) -> None:
 
 
 def test_pipelined_requests_are_answered_in_order(open_v1: V1) -> None:
-    """200 payments sent without waiting, more than any buffer holds, get their answers in their order."""
+    """200 payments that are sent without waiting, more than any buffer holds, are answered in order."""
     path = open_v1.resource.removeprefix(open_v1.url)
     payments = [open_v1.payer.payment(100_000 + paid * paid) for paid in range(1, 201)]
     requests = [f"PUT {path}?payment={encode_v1(payment)} HTTP/1.1\r\nHost: x\r\n\r\n" for payment in payments]
@@ -69,7 +69,7 @@ def test_pipelined_requests_are_answered_in_order(open_v1: V1) -> None:
 
 
 def test_http_1_0_and_connection_close_end_the_connection(strict: System) -> None:
-    """A client that does not keep the connection gets one whole answer and the end."""
+    """A client that does not keep the connection alive gets one complete answer, then the close."""
     for request in (b"GET " + PAST + b" HTTP/1.0\r\n\r\n", GET + b"Connection: close\r\n\r\n"):
         received = exchange(strict.url, request)
         assert statuses(received) == [200]
@@ -80,19 +80,19 @@ def test_http_1_0_and_connection_close_end_the_connection(strict: System) -> Non
 
 
 def test_an_idle_connection_is_closed(strict: System) -> None:
-    """Whoever sends nothing more, before, within or after a request, is cut off after the idle time."""
+    """A client that stops sending, before, within or after a request, is disconnected after the timeout."""
     begun = (b"", b"GET / HTT", GET, GET + b"X: " + b"y" * 500, SMUGGLED)
-    assert [statuses(received) for received in _cut_off(strict, begun)] == [[], [], [], [], [200]]
+    assert [statuses(received) for received in _received(strict, begun)] == [[], [], [], [], [200]]
 
 
-def test_threat_26_a_body_that_does_not_come_is_not_waited_for(strict: System) -> None:
-    """A body must have arrived within its time; there is no answer to half of it."""
+def test_threat_26_an_incomplete_body_times_out(strict: System) -> None:
+    """A body must be complete within its timeout; half a body gets no answer."""
     framings = (b"Content-Length: 100\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n64\r\n")
-    assert _cut_off(strict, [POST + framing + b"half" for framing in framings]) == [b"", b""]
+    assert _received(strict, [POST + framing + b"half" for framing in framings]) == [b"", b""]
 
 
-def _cut_off(system: System, begun: Sequence[bytes]) -> list[bytes]:
-    """Begin on several connections, and return what each got until the server closed it."""
+def _received(system: System, begun: Sequence[bytes]) -> list[bytes]:
+    """Send bytes on several connections; return what each received until the server closed it."""
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(connect(system.url)) for _ in begun]
         for connection, content in zip(connections, begun, strict=True):
@@ -100,8 +100,8 @@ def _cut_off(system: System, begun: Sequence[bytes]) -> list[bytes]:
         return [read_all(connection) for connection in connections]
 
 
-def test_threat_26_headers_that_trickle_in_do_not_hold_a_connection(strict: System) -> None:
-    """Slowloris: a byte now and then does not renew the idle time."""
+def test_threat_26_slow_headers_do_not_keep_a_connection_open(strict: System) -> None:
+    """Slowloris: single bytes do not extend the timeout of a head."""
     with connect(strict.url) as connection, pytest.raises(OSError):
         _trickle(connection)
 
@@ -112,12 +112,12 @@ def _trickle(connection: socket.socket) -> None:
         time.sleep(0.1)
 
 
-def test_threat_26_a_client_that_takes_no_answers_is_cut_off(strict: System) -> None:
-    """Whoever pipelines requests and reads nothing does not hold its connection: most answers are never made."""
+def test_threat_26_a_client_that_reads_no_answers_is_disconnected(strict: System) -> None:
+    """A client that pipelines requests and reads nothing is disconnected, and most answers are never made."""
     with connect(strict.url) as connection:
         connection.settimeout(0.5)
         sent = 0
-        with contextlib.suppress(OSError):  # the buffers are full, or it was cut off already
+        with contextlib.suppress(OSError):  # the buffers are full, or the server has closed the connection
             while True:
                 connection.sendall(SMUGGLED * 100)
                 sent += 100
@@ -126,8 +126,8 @@ def test_threat_26_a_client_that_takes_no_answers_is_cut_off(strict: System) -> 
         assert len(statuses(read_all(connection))) < sent
 
 
-def test_threat_26_a_head_over_the_limit_is_cut_off(strict: System) -> None:
-    """A head of at most 8192 bytes is read; a longer one ends the connection, also one that never ends."""
+def test_threat_26_a_head_over_the_limit_ends_the_connection(strict: System) -> None:
+    """A head of at most 8192 bytes is read; a longer one, also an endless one, ends the connection."""
     fits = GET + b"Connection: close\r\nX: " + b"x" * (8192 - len(GET) - 26) + b"\r\n\r\n"
     assert len(fits) == 8192
     assert statuses(exchange(strict.url, fits)) == [200]
@@ -146,12 +146,12 @@ def test_threat_26_a_head_over_the_limit_is_cut_off(strict: System) -> None:
     ids=["a terabyte", "65537 bytes", "chunk of 65537 bytes", "chunk of 2^64-1 bytes"],
 )
 def test_threat_26_a_body_far_over_the_limit_is_not_read(strict: System, request_bytes: bytes) -> None:
-    """Sixteen times the limit is where reading ends: 400 at once, and the connection is closed."""
+    """A body above sixteen times the limit is not read: 400 at once, and the connection is closed."""
     assert statuses(exchange(strict.url, request_bytes)) == [400]
 
 
-def test_many_small_chunks_are_one_body(open_v1: V1) -> None:
-    """A chunked body counts whole, byte by byte."""
+def test_many_small_chunks_make_one_body(open_v1: V1) -> None:
+    """A body in chunks of one byte is read as a whole."""
     path = open_v1.resource.removeprefix(open_v1.url).encode()
     request = b"PUT " + path + b" HTTP/1.1\r\n" + HOST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
     for count, status in ((4096, 400), (4097, 413)):
@@ -231,9 +231,9 @@ CORPUS = {
 @pytest.mark.parametrize("kind", CORPUS)
 @pytest.mark.parametrize("as_payment", [False, True])
 def test_threat_28_an_ambiguous_request_hides_no_second_one(strict: System, kind: str, as_payment: bool) -> None:
-    """A request that two parsers may read differently gets one 4xx at most, then the connection is closed.
+    """A request that two parsers may read differently gets at most one 4xx, then the connection is closed.
 
-    Payments take a lane of their own behind the parser of heads, so each request is tried as one of them, too.
+    Payments take the fast path, which has its own parser, so each request is also sent as a payment.
     """
     content = CORPUS[kind]
     if as_payment:
@@ -258,14 +258,14 @@ CLEAR = {
 
 @pytest.mark.parametrize("kind", CLEAR)
 def test_threat_28_an_unusual_but_clear_request_is_one_request(strict: System, kind: str) -> None:
-    """What is odd but has one meaning is read as exactly one request, and the next one on the connection is the next one."""
+    """An unusual request with only one meaning is read as exactly one request, and the next request follows it."""
     first, status = CLEAR[kind]
     last = b"GET /last HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
     assert statuses(exchange(strict.url, first + last)) == [status, 404]
 
 
-def test_a_client_that_leaves_at_once_disturbs_nobody(strict: System, http: httpx.Client) -> None:
-    """Connections that are dropped with an answer under way leave the server as it was."""
+def test_a_client_that_disconnects_at_once_disturbs_no_other(strict: System, http: httpx.Client) -> None:
+    """Connections that are closed while an answer is pending cause no error in the server."""
     v1 = V1(strict.url, Payer(), http)
     assert v1.open(v1.payer.payment(100_000)).status_code == 201
     path = v1.resource.removeprefix(v1.url)
@@ -282,8 +282,8 @@ def test_a_client_that_leaves_at_once_disturbs_nobody(strict: System, http: http
     assert "Traceback" not in strict.server.text()
 
 
-def test_threat_28_what_was_sent_before_a_broken_request_is_answered(strict: System) -> None:
-    """A good request keeps its answer when the bytes behind it are none."""
+def test_threat_28_a_request_before_a_malformed_one_is_answered(strict: System) -> None:
+    """A valid request is answered although the bytes after it are no request."""
     with connect(strict.url) as connection:
         connection.sendall(SMUGGLED + b"\x00\x01\x02\r\n\r\n")
         assert statuses(read_all(connection)) == [200, 400]

@@ -1,4 +1,4 @@
-"""The operator withdraws: one channel or all that earned so much, over HTTP and by the command."""
+"""The operator withdraws from one channel, or from all above an amount, over HTTP and by the command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.lib.system import System
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A server of its own, so that what it has is known."""
+    """A server only for this module, so that its channels are known."""
     with System(tmp_path_factory.mktemp("withdrawals")) as running:
         yield running
 
@@ -38,8 +38,8 @@ def named(v2: V2) -> str:
     return path(v2.payer.outpoint).removeprefix("/v2")
 
 
-def test_a_withdrawal_is_answered_with_where_the_channel_went(own: System, http: httpx.Client) -> None:
-    """The record that ended shows it; asking again tells the same; the successor is a channel like any other."""
+def test_the_answer_to_a_withdrawal_has_the_new_outpoint(own: System, http: httpx.Client) -> None:
+    """The old record shows the new outpoint; a repeat has the same answer; the successor is a normal channel."""
     v2 = open_movable(own.url, http, Dialect.S)
     first = withdraw(own, v2.payer.outpoint)
     assert (first["status"], first["close_reason"], first["moving"]) == ("closed", "withdraw", False)
@@ -54,14 +54,14 @@ def test_a_withdrawal_is_answered_with_where_the_channel_went(own: System, http:
 
 
 def test_a_channel_that_closes_is_not_withdrawn_from(own: System, http: httpx.Client) -> None:
-    """Closed for another reason: the operator is told so, and not that it moves."""
+    """If a channel closes for another reason, the answer is that error and not a move."""
     v2 = open_movable(own.url, http, Dialect.S)
     assert own.manage("POST", f"{named(v2)}/close").status_code == 200
     assert refusal(own.manage("POST", f"{named(v2)}/withdraw")) == (410, "channel_closed")
 
 
-def test_all_that_earned_enough_are_withdrawn_from(own: System, http: httpx.Client) -> None:
-    """Channels below the amount stay, those that can't go on are counted, and refusals come with their code."""
+def test_all_channels_above_the_amount_are_withdrawn_from(own: System, http: httpx.Client) -> None:
+    """Channels below the amount stay open, those that can't continue are counted, and refusals have their code."""
     rich, poor = (open_movable(own.url, http, dialect) for dialect in Dialect)
     fixed = V1(own.url, Payer(), http)
     for door in (rich, fixed):
@@ -77,8 +77,8 @@ def test_all_that_earned_enough_are_withdrawn_from(own: System, http: httpx.Clie
     assert own.channel(poor.payer.outpoint)["value_received"] == OPENED_SAT
 
 
-def test_refusals_of_many_are_told_one_by_one(own: System, http: httpx.Client) -> None:
-    """Without a signer every channel begins to move and waits; each refusal names its channel."""
+def test_each_refusal_of_many_is_listed(own: System, http: httpx.Client) -> None:
+    """Without a signer every channel begins to move and waits; the answer has a refusal for each channel."""
     v2 = open_movable(own.url, http, Dialect.S)
     assert v2.pay(v2.payer.payment(3_000_000)).status_code == 200
     assert own.signer is not None
@@ -94,13 +94,13 @@ def test_refusals_of_many_are_told_one_by_one(own: System, http: httpx.Client) -
 
 
 @pytest.mark.parametrize("query", ["", "?above=0", "?above=-1", "?above=x", "?above=1&above=2", "?above="])
-def test_an_amount_is_asked_for(own: System, query: str) -> None:
-    """One number of at least 1."""
+def test_an_amount_is_required(own: System, query: str) -> None:
+    """The amount must be one number of at least 1."""
     assert refusal(own.manage("POST", f"/withdraw{query}"))[0] == 400
 
 
 def test_withdrawing_needs_the_token(own: System, http: httpx.Client) -> None:
-    """As every change."""
+    """A withdrawal needs the token, like every change."""
     v2 = open_movable(own.url, http, Dialect.S)
     for where in (f"{named(v2)}/withdraw", "/withdraw?above=1"):
         answer = httpx.post(own.management_url + where, trust_env=False, verify=False)
@@ -109,7 +109,7 @@ def test_withdrawing_needs_the_token(own: System, http: httpx.Client) -> None:
 
 
 def test_the_command_withdraws_from_one_channel(own: System, http: httpx.Client) -> None:
-    """`paychan withdraw FILE OUTPOINT` shows the record, and `channels show` where it went."""
+    """`paychan withdraw FILE OUTPOINT` shows the record, and `channels show` the new outpoint."""
     v2 = open_movable(own.url, http, Dialect.S)
     shown = say("withdraw", own.server_file, v2.payer.outpoint)
     assert shown.exit_code == 0, shown.output
@@ -120,7 +120,7 @@ def test_the_command_withdraws_from_one_channel(own: System, http: httpx.Client)
 
 
 def test_the_command_withdraws_from_all(own: System, http: httpx.Client) -> None:
-    """`--above` shows a line for each channel; for programs the answer as it is."""
+    """`--above` shows a line for each channel; with `--json` the answer is shown unchanged."""
     v2 = open_movable(own.url, http, Dialect.A)
     shown = say("withdraw", own.server_file, "--above", OPENED_SAT).output
     assert str(v2.payer.outpoint) in shown
@@ -131,8 +131,8 @@ def test_the_command_withdraws_from_all(own: System, http: httpx.Client) -> None
 
 
 @pytest.mark.parametrize("words", [[], ["ab:0", "--above", "5"]])
-def test_the_command_wants_one_of_the_two(own: System, words: list[str]) -> None:
-    """A channel, or an amount."""
+def test_the_command_needs_a_channel_or_an_amount(own: System, words: list[str]) -> None:
+    """The command needs exactly one of channel and amount."""
     result = say("withdraw", own.server_file, *words)
     assert result.exit_code == 1
     assert "--above SAT" in result.output

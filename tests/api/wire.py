@@ -7,7 +7,7 @@ import socket
 from urllib.parse import urlsplit
 
 PATIENCE_SECONDS = 10.0
-"""A server that has not closed the connection by then hangs."""
+"""A server that has not closed the connection after this time hangs."""
 
 
 def connect(url: str) -> socket.socket:
@@ -21,16 +21,16 @@ _opened: list[socket.socket] = []
 
 
 def close_all() -> None:
-    """Close what a test left open; `conftest` calls it after each."""
+    """Close the sockets that a test left open; `conftest` calls it after each test."""
     while _opened:
         _opened.pop().close()
 
 
 def exchange(url: str, *pieces: bytes) -> bytes:
-    """Send, and return everything that comes until the server closes.
+    """Send bytes, and return everything received until the server closes.
 
     Raises:
-        TimeoutError: it does not close.
+        TimeoutError: the server does not close the connection.
     """
     with connect(url) as connection:
         for piece in pieces:
@@ -39,7 +39,7 @@ def exchange(url: str, *pieces: bytes) -> bytes:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """Read until the server closes; a reset after what it sent is an end too."""
+    """Read until the server closes the connection, also by a reset."""
     received = b""
     try:
         while piece := connection.recv(65536):

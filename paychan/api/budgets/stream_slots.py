@@ -138,7 +138,10 @@ class StreamSlots:
                 del self._channels[outpoint]
 
     def stop(self) -> None:
-        """Stop reading all streams, also later ones. Otherwise a stream that keeps paying would delay the server's stop."""
+        """Stop reading all streams, also later ones.
+
+        Otherwise a stream that keeps paying would delay the server's stop.
+        """
         self._stops = True
         for stream in self.all:
             stream.finish()
@@ -170,7 +173,7 @@ class StreamSlots:
     # --- payments of no value ---------------------------------------------------------------------------------------
 
     def count(self, outpoint: OutPoint, empty: int, full: int) -> float:
-        """Count payments of no value (`empty`) and others (`full`); return the delay of the channel's streams in seconds.
+        """Count payments of no value (`empty`) and others (`full`); return the delay of its streams in seconds.
 
         A payment of no value costs the server as much as any other. A channel has a burst of `EMPTY_PAYMENTS`, then
         `_EMPTY_A_SECOND`, and one more for each payment of some value.

@@ -101,7 +101,10 @@ class Payment:
         return parse_qs_bytes(self.query.decode("latin1"), keep_blank_values=True)
 
     def only_field(self, name: bytes) -> str | None:
-        """Return the value of a query's only field (`name` ends with `=`); None: it has other fields or escapes, which is rare."""
+        """Return the value of a query's only field (`name` ends with `=`).
+
+        None: it has other fields or escapes, which is rare.
+        """
         query = self.query
         if not query.startswith(name) or b"&" in query or b"%" in query or b"+" in query or not query.isascii():
             return None

@@ -246,7 +246,10 @@ class CloseHandler(ManagementHandler):
 
 
 class WithdrawHandler(ManagementHandler):
-    """`POST /channels/{txid}/{vout}/withdraw`: settle the received value; the channel continues at its change output."""
+    """`POST /channels/{txid}/{vout}/withdraw`: settle the received value.
+
+    The channel continues at its change output.
+    """
 
     async def post(self, txid: str, vout: str) -> None:
         self.answer(200, None, self.info(await _withdraw(self.service, outpoint(txid, vout))))

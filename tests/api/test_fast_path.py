@@ -1,7 +1,7 @@
-"""The fast lane and Tornado's handlers are one server to a client: the same bytes get the same bytes back.
+"""The fast path and Tornado's handlers give a client the same answers: the same bytes for the same bytes.
 
-Each request, plain, odd or hostile, is sent to a server with the lane and to one without. Both know the same channels, and
-what is compared is everything that comes until the connection ends, but for the date and the port.
+Each request, plain, unusual or hostile, is sent to a server with the fast path and to one without. Both know the same
+channels. The test compares all bytes until the connection ends, except the date and the port.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ LAST = b"GET /last HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
 
 
 class Pair(NamedTuple):
-    """A server with the lane, one without, and clients whose channels are open on both."""
+    """A server with the fast path, one without, and clients whose channels are open on both."""
 
-    lane: System
+    fast: System
     handlers: System
     v1: V1
     v2: dict[Dialect, V2]
 
     def both(self, content: bytes) -> tuple[bytes, bytes]:
-        """What each answers to the same bytes."""
-        return _answers(self.lane.url, content), _answers(self.handlers.url, content)
+        """Send the same bytes to both servers; return both answers."""
+        return _answers(self.fast.url, content), _answers(self.handlers.url, content)
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     limits = "max_bad_signatures = 1000\n"
     with (
-        System(tmp_path_factory.mktemp("lane"), sections={"http": limits}) as lane,
+        System(tmp_path_factory.mktemp("fast"), sections={"http": limits}) as fast,
         System(tmp_path_factory.mktemp("handlers"), sections={"http": limits + "fast_lane = false"}) as handlers,
         httpx.Client(trust_env=False) as http,
     ):
         payers = [Payer() for _ in range(3)]
-        for system in (handlers, lane):
+        for system in (handlers, fast):
             v1 = V1(system.url, payers[0], http)
             v2 = {each: V2(system.url, payer, http, each) for each, payer in zip(Dialect, payers[1:], strict=True)}
             for client in (v1, *v2.values()):
                 assert client.open(client.payer.payment(100_000)).status_code == 201
-        yield Pair(lane, handlers, v1, v2)
+        yield Pair(fast, handlers, v1, v2)
 
 
 def _answers(url: str, content: bytes) -> bytes:
@@ -62,7 +62,7 @@ def _answers(url: str, content: bytes) -> bytes:
 
 
 def _put(path: str, *fields: bytes, body: bytes = b"") -> bytes:
-    """A plain request with extra fields; its length is said if it has a body."""
+    """Build a plain request with extra fields, and Content-Length if it has a body."""
     length = [b"Content-Length: %d" % len(body)] if body else []
     return b"\r\n".join([f"PUT {path} HTTP/1.1".encode(), HOST[:-2], *fields, *length, b"", b""]) + body
 
@@ -76,7 +76,7 @@ def _v2(pair: Pair, dialect: Dialect = Dialect.S) -> str:
     return pair.v2[dialect].resource().removeprefix(pair.v2[dialect].url)
 
 
-# --- what is paid and refused ---------------------------------------------------------------------------------------
+# --- accepted and refused payments ----------------------------------------------------------------------------------
 
 PAYMENTS = {
     "v1, 1 sat": lambda p: _put(_v1(p, p.v1.payer.payment(100_001))),
@@ -130,14 +130,14 @@ PAYMENTS = {
 
 @pytest.mark.parametrize("kind", PAYMENTS)
 def test_a_payment_has_one_answer(pair: Pair, kind: str) -> None:
-    """Whatever a payment says, head and body of its answer are the same on both ways."""
-    lane, handlers = pair.both(PAYMENTS[kind](pair) + LAST)
+    """For every payment, head and body of the answer are the same on both servers."""
+    fast, handlers = pair.both(PAYMENTS[kind](pair) + LAST)
 
-    assert lane == handlers
-    assert statuses(lane)
+    assert fast == handlers
+    assert statuses(fast)
 
 
-# --- how it is framed -----------------------------------------------------------------------------------------------
+# --- framing --------------------------------------------------------------------------------------------------------
 
 FIELDS = {
     "keep-alive": b"Connection: keep-alive",
@@ -172,12 +172,12 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("kind", FIELDS)
-def test_what_else_a_head_says_changes_nothing_or_the_same(pair: Pair, kind: str) -> None:
-    """A payment with any further field is answered, or refused, in the same bytes, and ends the connection alike."""
+def test_another_header_field_has_the_same_effect_on_both(pair: Pair, kind: str) -> None:
+    """A payment with a further header field gets the same bytes, and keeps or ends the connection, on both servers."""
     content = _put(_v1(pair, pair.v1.payer.payment(100_001)), FIELDS[kind])
-    lane, handlers = pair.both(content + LAST)
+    fast, handlers = pair.both(content + LAST)
 
-    assert lane == handlers
+    assert fast == handlers
 
 
 LINES = {
@@ -211,106 +211,109 @@ LINES = {
 
 
 @pytest.mark.parametrize("kind", LINES)
-def test_an_odd_first_line_or_host_has_one_answer(pair: Pair, kind: str) -> None:
-    """A payment whose first line or Host is not as plain as can be is judged by one parser, so in the same bytes."""
+def test_an_unusual_first_line_or_host_has_one_answer(pair: Pair, kind: str) -> None:
+    """A payment with an unusual first line or Host gets the same bytes from both servers, as one parser judges it."""
     content = _put(_v1(pair, pair.v1.payer.payment(100_001))).replace(*LINES[kind])
-    lane, handlers = pair.both(content + LAST)
+    fast, handlers = pair.both(content + LAST)
 
-    assert lane == handlers
+    assert fast == handlers
 
 
 @pytest.mark.parametrize("kind", [*CORPUS, *CLEAR])
 @pytest.mark.parametrize("as_payment", [False, True])
 def test_hostile_framing_has_one_answer(pair: Pair, kind: str, as_payment: bool) -> None:
-    """Every request on which parsers disagree gets the same bytes from both, as it is and made a payment."""
+    """A request on which parsers disagree gets the same bytes from both servers, as it is and as a payment."""
     content = CORPUS[kind] if kind in CORPUS else CLEAR[kind][0] + LAST
     if as_payment:
         payment = b"PUT\\1" + _v1(pair, pair.v1.payer.payment(100_001)).encode()
         content = re.sub(rb"\A(?:GET|POST)(\s+)/[^ ?\0]*", payment, content)
-    lane, handlers = pair.both(content)
+    fast, handlers = pair.both(content)
 
-    assert lane == handlers
+    assert fast == handlers
 
 
-def test_lanes_change_between_any_two_requests(pair: Pair) -> None:
-    """Payments, pages and refusals in one stream of requests are answered each, in their order."""
+def test_fast_path_and_fallback_alternate_on_one_connection(pair: Pair) -> None:
+    """Payments, other requests and refusals on one connection are each answered, in order."""
     page = b"GET /v1/fundingInfo HTTP/1.1\r\n" + HOST + b"\r\n"
     chunked = _put(_v1(pair, "AAAA"), b"Transfer-Encoding: chunked") + b"2\r\nhi\r\n0\r\n\r\n"
     pays = [_put(_v1(pair, pair.v1.payer.payment(200_000 + paid))) for paid in range(8)]
     unknown = _put("/v1/channels/" + "0" * 64 + f"/0?payment={encode_v1(pair.v1.payer.payment(100_000))}")
     content = pays[0] + page + page + pays[1] + pays[2] + chunked + pays[3] + unknown + pays[4] + page + pays[5]
-    lane, handlers = pair.both(content + LAST)
+    fast, handlers = pair.both(content + LAST)
 
-    assert lane == handlers
-    assert statuses(lane) == [200, 400, 400, 200, 200, 400, 200, 404, 200, 400, 200, 404]
+    assert fast == handlers
+    assert statuses(fast) == [200, 400, 400, 200, 200, 400, 200, 404, 200, 400, 200, 404]
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_request_may_come_byte_by_byte(pair: Pair, version: int) -> None:
-    """However the network cuts requests, they are the same requests."""
+def test_a_request_may_arrive_byte_by_byte(pair: Pair, version: int) -> None:
+    """Requests that arrive in small pieces are read like whole ones."""
     v2 = pair.v2[Dialect.S]
     if version == 1:
         content = _put(_v1(pair, pair.v1.payer.payment(300_000))) * 2
     else:
         content = _put(_v2(pair), body=v2.body(v2.payer.payment(300_000))) * 2
-    with connect(pair.lane.url) as connection:
+    with connect(pair.fast.url) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in content + LAST:
             connection.sendall(bytes([byte]))
         assert statuses(read_all(connection)) == [200, 200, 404]
 
 
-def test_a_client_that_sends_no_more_gets_its_answers(pair: Pair) -> None:
-    """Half a connection is enough: what was sent before its end is answered."""
+def test_a_half_closed_connection_gets_its_answers(pair: Pair) -> None:
+    """A client that has closed its sending side gets the answers to its requests."""
     payment = _put(_v1(pair, pair.v1.payer.payment(300_001)))
-    with connect(pair.lane.url) as connection:
+    with connect(pair.fast.url) as connection:
         connection.sendall(payment * 40)
         connection.shutdown(socket.SHUT_WR)
         assert statuses(read_all(connection)) == [200] * 40
 
 
-def test_payments_beyond_what_may_be_under_way_wait_their_turn(pair: Pair) -> None:
-    """A thousand payments in one piece are answered each, in their order, on either way."""
-    pair.both(_put(_v1(pair, pair.v1.payer.payment(399_999))) + LAST)  # from here on both know the same
+def test_payments_above_the_limit_in_progress_wait(pair: Pair) -> None:
+    """A thousand payments in one piece are each answered, in order, on both servers."""
+    pair.both(_put(_v1(pair, pair.v1.payer.payment(399_999))) + LAST)  # now both servers have the same state
     payments = [pair.v1.payer.payment(400_000 + paid) for paid in range(1_000)]
-    lane, handlers = pair.both(b"".join(_put(_v1(pair, payment)) for payment in payments) + LAST)
+    fast, handlers = pair.both(b"".join(_put(_v1(pair, payment)) for payment in payments) + LAST)
 
-    left = [int(number) for number in re.findall(rb'"channel_value_left":(\d+)', lane)]
+    left = [int(number) for number in re.findall(rb'"channel_value_left":(\d+)', fast)]
     assert left == [payment.change_sat for payment in payments]
-    assert lane == handlers
+    assert fast == handlers
 
 
-def test_a_request_behind_payments_waits_and_so_does_what_follows(pair: Pair) -> None:
-    """Behind a request that takes the other way nothing is read before its turn, however much is sent."""
+def test_a_fallback_waits_for_earlier_payments_and_delays_later_ones(pair: Pair) -> None:
+    """Requests after a fallback are not read before it is answered, however many are sent."""
     pay = _put(_v1(pair, pair.v1.payer.payment(500_000)))
     page = b"OPTIONS /v1/fundingInfo HTTP/1.1\r\n" + HOST + b"\r\n"
-    lane, handlers = pair.both((pay + page) * 300 + LAST)
+    fast, handlers = pair.both((pay + page) * 300 + LAST)
 
-    assert statuses(lane) == [200, 200] * 300 + [404]
-    assert re.sub(rb'"value_received":\d+', b"", lane) == re.sub(rb'"value_received":\d+', b"", handlers)
+    assert statuses(fast) == [200, 200] * 300 + [404]
+    assert re.sub(rb'"value_received":\d+', b"", fast) == re.sub(rb'"value_received":\d+', b"", handlers)
 
 
-# --- what the lane does in fewer steps --------------------------------------------------------------------------------
+# --- shortcuts of the fast path -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def fresh(pair: Pair) -> Iterator[Pair]:
-    """The same two servers, and clients with channels of their own."""
+    """The same two servers, with new clients and channels."""
     with httpx.Client(trust_env=False) as http:
         payers = [Payer() for _ in range(3)]
-        for system in (pair.handlers, pair.lane):
+        for system in (pair.handlers, pair.fast):
             v1 = V1(system.url, payers[0], http)
             v2 = {each: V2(system.url, payer, http, each) for each, payer in zip(Dialect, payers[1:], strict=True)}
             for client in (v1, *v2.values()):
                 assert client.open(client.payer.payment(100_000)).status_code == 201
-        yield Pair(pair.lane, pair.handlers, v1, v2)
+        yield Pair(pair.fast, pair.handlers, v1, v2)
 
 
-def test_header_lines_that_came_before_are_read_as_ever(fresh: Pair) -> None:
-    """Header lines that a connection repeats are not parsed again: with another length, body or target they still count."""
+def test_cached_header_lines_have_their_usual_effect(fresh: Pair) -> None:
+    """Header lines that a connection repeats are not parsed again.
+
+    With another length, body or target they still apply.
+    """
     client, field = fresh.v2[Dialect.S], b"X-Same: 1"
     odd = [
-        lambda body: _put(_v2(fresh), field, body=body[:-1] + b" "),  # as long, but no JSON
+        lambda body: _put(_v2(fresh), field, body=body[:-1] + b" "),  # the same length, but not JSON
         lambda body: _put(_v2(fresh) + "&x=%", field, body=body),
         lambda body: _put(_v2(fresh), field, body=body).replace(b"HTTP/1.1", b"HTTP/1.2", 1),
         *(
@@ -321,14 +324,14 @@ def test_header_lines_that_came_before_are_read_as_ever(fresh: Pair) -> None:
     for number, make in enumerate(odd):
         bodies = [client.body(client.payer.payment(101_000 + 10 * number + paid)) for paid in range(4)]
         requests = [_put(_v2(fresh), field, body=body) for body in bodies[:3]]
-        lane, handlers = fresh.both(b"".join(requests) + make(bodies[3]) + LAST)
-        assert lane == handlers
-        assert statuses(lane)[:3] == [200, 200, 200]
+        fast, handlers = fresh.both(b"".join(requests) + make(bodies[3]) + LAST)
+        assert fast == handlers
+        assert statuses(fast)[:3] == [200, 200, 200]
 
 
 @pytest.mark.parametrize("coalesce", [True, False])
 def test_of_pipelined_payments_the_newest_is_verified_first(tmp_path: Path, coalesce: bool) -> None:
-    """As in a stream: the newest covers those that came with it; without `stream.coalesce` each is verified."""
+    """As in a stream, the newest payment covers the earlier ones; without `stream.coalesce` each is verified."""
     stream = {"stream": f"coalesce = {str(coalesce).lower()}"}
     with System(tmp_path, sections=stream) as system, httpx.Client(trust_env=False) as http:
         client = V1(system.url, Payer(), http)
@@ -346,7 +349,7 @@ def test_of_pipelined_payments_the_newest_is_verified_first(tmp_path: Path, coal
 
 
 def test_pipelined_payments_of_many_channels_get_their_own_answers(fresh: Pair) -> None:
-    """Payments of several channels in one write, good and bad, some again: the n-th answer is the n-th payment's."""
+    """Good, bad and repeated payments of several channels in one write: the n-th answer is for the n-th payment."""
     v1, v2 = fresh.v1, fresh.v2[Dialect.A]
     content = b"".join(
         each
@@ -358,6 +361,6 @@ def test_pipelined_payments_of_many_channels_get_their_own_answers(fresh: Pair) 
             _put(_v1(fresh, v1.payer.payment(5))),
         )
     )
-    lane, handlers = fresh.both(content + LAST)
-    assert lane == handlers
-    assert statuses(lane) == [200, 200, 200, 400] * 3 + [404]
+    fast, handlers = fresh.both(content + LAST)
+    assert fast == handlers
+    assert statuses(fast) == [200, 200, 200, 400] * 3 + [404]

@@ -1,4 +1,4 @@
-"""Threats 25 and 26: a crowd of connections that do nothing takes no payment, file or disk from anybody else."""
+"""Threats 25 and 26: many idle connections must not block payments, use up descriptors, or fill the disk."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tests.lib.system import System
 FILES = 256
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["lane", "handlers"])
+@pytest.fixture(scope="module", params=[True, False], ids=["fast", "handlers"])
 def few_files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A server that may open 256 files and waits long for idle clients."""
+    """A server that may open 256 files and has long timeouts for idle clients."""
     http = f"fast_lane = {str(request.param).lower()}\nidle_seconds = 600\nhead_seconds = 300"
     directory = tmp_path_factory.mktemp("few")
     with System(directory, sections={"http": http}, limits={resource.RLIMIT_NOFILE: FILES}) as running:
@@ -51,7 +51,7 @@ def _open_files(system: System) -> int:
 
 
 def test_fault_66_idle_connections_keep_no_client_out(few_files: System) -> None:
-    """Among more idle connections than there are places, new clients, payers and the operator are served."""
+    """With more idle connections than slots, new clients, payers and the operator are still served."""
     with httpx.Client(trust_env=False, timeout=10) as http, contextlib.ExitStack() as stack:
         v1 = _open(few_files, http)
         for _ in range(2 * FILES):
@@ -69,7 +69,7 @@ def test_fault_66_idle_connections_keep_no_client_out(few_files: System) -> None
 
 @pytest.mark.parametrize("few_files", [False], indirect=True, ids=["handlers"])
 def test_fault_66_requests_of_a_client_that_left_are_not_served(few_files: System) -> None:
-    """It sends many in one piece and is gone: those that have not begun are forgotten, for no answer can leave."""
+    """A client sends many requests at once and disconnects: requests that have not begun are dropped."""
     number = 150
     with httpx.Client(trust_env=False, timeout=10) as http:
         v1 = _open(few_files, http)
@@ -90,8 +90,8 @@ def _local_port(http: httpx.Client) -> list[str]:
 
 
 def test_fault_70_all_listeners_together_stay_below_the_limit(few_files: System) -> None:
-    """Crowds on both listeners, of connections that ask for something that is not a payment too, leave files free."""
-    head = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"  # a detour that waits for its body
+    """Many connections on both listeners, also with requests that are not payments, leave descriptors free."""
+    head = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"  # the fallback waits for the body
     with contextlib.ExitStack() as stack:
         for url, content in ((few_files.url, head), (few_files.management_url, head), (few_files.url, b"")):
             for _ in range(FILES):
@@ -106,7 +106,7 @@ def test_fault_70_all_listeners_together_stay_below_the_limit(few_files: System)
 
 
 def test_fault_66_slow_heads_make_room(few_files: System) -> None:
-    """Connections that send a byte of a head now and then are no better than idle ones."""
+    """Connections that send a head byte by byte are closed like idle ones when a new client needs a slot."""
     with contextlib.ExitStack() as stack:
         crowd = [stack.enter_context(connect(few_files.url)) for _ in range(FILES)]
         for piece in (b"PUT /v1/channels/", b"00"):
@@ -117,8 +117,8 @@ def test_fault_66_slow_heads_make_room(few_files: System) -> None:
                 _open(few_files, http)
 
 
-def test_a_crowd_that_leaves_makes_room(few_files: System) -> None:
-    """Each connection that ends gives its place back, however often."""
+def test_connections_that_end_free_their_slots(few_files: System) -> None:
+    """Each connection that ends frees its slot, also after many rounds."""
     for _ in range(5):
         with contextlib.ExitStack() as stack:
             for _ in range(FILES):
@@ -127,8 +127,11 @@ def test_a_crowd_that_leaves_makes_room(few_files: System) -> None:
         _open(few_files, http)
 
 
-def test_clients_that_come_at_once_find_room(few_files: System) -> None:
-    """400 connections that come before the server takes one wait in the kernel; none has to be sent again after a second."""
+def test_clients_that_connect_at_once_wait_in_the_kernel(few_files: System) -> None:
+    """400 connections that arrive before the server accepts one wait in the kernel.
+
+    No SYN is repeated after a second.
+    """
     with contextlib.ExitStack() as stack:
         assert few_files.server is not None
         few_files.server.process.send_signal(signal.SIGSTOP)
@@ -140,7 +143,7 @@ def test_clients_that_come_at_once_find_room(few_files: System) -> None:
 
 
 def test_fault_31_the_soft_limit_is_raised_and_named(tmp_path: Path) -> None:
-    """A soft limit below the hard one is raised, and the log names it and what is left for clients."""
+    """A soft limit below the hard one is raised; the log has the limit and the number of client connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
@@ -155,7 +158,7 @@ def test_fault_31_the_soft_limit_is_raised_and_named(tmp_path: Path) -> None:
 
 
 def test_fault_31_a_limit_that_leaves_nothing_stops_the_start(tmp_path: Path) -> None:
-    """Too few files for one client are said at start, with both numbers."""
+    """If the limit leaves no descriptors for clients, the start fails with both numbers."""
     with (
         pytest.raises(AssertionError, match=r"may open 100 files, and needs at least \d+"),
         System(tmp_path, limits={resource.RLIMIT_NOFILE: 100}),
@@ -163,8 +166,8 @@ def test_fault_31_a_limit_that_leaves_nothing_stops_the_start(tmp_path: Path) ->
         pass
 
 
-def test_fault_70_without_a_free_file_accepting_rests(tmp_path: Path) -> None:
-    """When accepting fails for want of a file, the server does not spin, says it once, and goes on as soon as it can."""
+def test_fault_70_without_a_free_descriptor_accepting_pauses(tmp_path: Path) -> None:
+    """If no descriptor is free, accepting pauses without a busy loop, logs it once, and resumes when one is free."""
     with System(tmp_path) as running, contextlib.ExitStack() as stack:
         assert running.server is not None
         process = running.server.process.pid
@@ -175,7 +178,7 @@ def test_fault_70_without_a_free_file_accepting_rests(tmp_path: Path) -> None:
             for url in (running.url, running.management_url):
                 for _ in range(20):
                     stack.enter_context(connect(url))
-            wait_for(lambda: "can't accept" in _log(running), "a word in the log")
+            wait_for(lambda: "can't accept" in _log(running), "the line in the log")
             before, begun = _processor_seconds(process), time.monotonic()
             while time.monotonic() - begun < 1.0:
                 time.sleep(0.1)
@@ -195,24 +198,24 @@ def _processor_seconds(process: int) -> float:
 
 
 def _says_nothing(connection: socket.socket) -> None:
-    """A client that only connects."""
+    """Connect and send nothing."""
 
 
 def _drips(connection: socket.socket) -> None:
-    """A client that sends a head byte by byte, for ever."""
+    """Send a head byte by byte, without end."""
     with contextlib.suppress(OSError):
         connection.sendall(b"G")
 
 
 def _pays_then_drips(connection: socket.socket) -> None:
-    """A client whose second request never comes whole."""
+    """Send one complete request, then a second one byte by byte, without end."""
     with contextlib.suppress(OSError):
         connection.sendall(b"P")
 
 
 @pytest.mark.parametrize("does", [_says_nothing, _drips])
 def test_fault_66_a_first_request_has_seconds(hasty: System, does: Callable[[socket.socket], None]) -> None:
-    """A client whose first request does not come, or not whole, is closed after `head_seconds`, however it drips."""
+    """A connection without a complete first head is closed after `head_seconds`, also if bytes keep arriving."""
     with connect(hasty.url) as connection:
         connection.settimeout(0.2)
         deadline = time.monotonic() + 20
@@ -225,7 +228,7 @@ def test_fault_66_a_first_request_has_seconds(hasty: System, does: Callable[[soc
 
 
 def test_fault_66_a_later_request_has_seconds_too(hasty: System) -> None:
-    """After an answered payment a connection may idle, but a head that has begun must come whole."""
+    """After an answered payment a connection may idle, but a started head must be complete within `head_seconds`."""
     with httpx.Client(trust_env=False, timeout=10) as http:
         v1 = _open(hasty, http)
     pay = f"PUT {v1.resource.removeprefix(v1.url)}?payment=AAAA HTTP/1.1\r\nHost: x\r\n\r\n".encode()
@@ -246,6 +249,6 @@ def test_fault_66_a_later_request_has_seconds_too(hasty: System) -> None:
 
 @pytest.fixture(scope="module")
 def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A server that gives a head one second."""
+    """A server with a head timeout of one second."""
     with System(tmp_path_factory.mktemp("hasty"), sections={"http": "head_seconds = 1"}) as running:
         yield running

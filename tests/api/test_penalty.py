@@ -1,4 +1,4 @@
-"""Who sends bad signatures waits, and is turned away in the end; who pays is not concerned."""
+"""Connections with bad signatures are delayed and then closed; paying connections are not affected."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ KEY = "02" + "11" * 32
 BODY = V2("", Payer(), httpx.Client(), Dialect.S).body(Payer().payment(100_000))
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["lane", "handlers"])
+@pytest.fixture(scope="module", params=[True, False], ids=["fast", "handlers"])
 def strict(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A server that takes few bad signatures from a connection."""
+    """A server that accepts few bad signatures on a connection."""
     http = f"max_bad_signatures = {LIMIT}\nfast_lane = {str(request.param).lower()}"
     with System(tmp_path_factory.mktemp("strict"), sections={"http": http}) as running:
         yield running
@@ -41,13 +41,13 @@ def strict(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def http() -> Iterator[httpx.Client]:
-    """A client of one connection, which nobody used before."""
+    """An HTTP client with one new connection."""
     with httpx.Client(trust_env=False, timeout=30, limits=httpx.Limits(max_connections=1)) as client:
         yield client
 
 
 def test_threat_26_bad_signatures_end_their_connection(strict: System, http: httpx.Client) -> None:
-    """After the last bad signature that is checked a payment gets 429, a code, and the end of its connection."""
+    """After the limit of bad signatures a payment gets 429 and a code, and its connection is closed."""
     v1 = V1(strict.url, Payer(), http)
     assert v1.open(v1.payer.payment(100_000)).status_code == 201
 
@@ -59,8 +59,8 @@ def test_threat_26_bad_signatures_end_their_connection(strict: System, http: htt
     assert ended.headers["Connection"] == "close"
 
 
-def test_another_connection_of_the_same_channel_is_not_concerned(strict: System, http: httpx.Client) -> None:
-    """Bad signatures are a connection's, so nobody can lock a channel by sending some for it."""
+def test_another_connection_of_the_same_channel_is_not_affected(strict: System, http: httpx.Client) -> None:
+    """Bad signatures count for their connection, so that an attacker can't lock a channel with them."""
     v1 = V1(strict.url, Payer(), http)
     assert v1.open(v1.payer.payment(100_000)).status_code == 201
     with httpx.Client(trust_env=False) as attacker:
@@ -71,7 +71,7 @@ def test_another_connection_of_the_same_channel_is_not_concerned(strict: System,
 
 
 def test_both_versions_and_closings_are_counted_together(strict: System, http: httpx.Client) -> None:
-    """Openings, payments and closings with bad signatures are one count, whichever way they take."""
+    """Bad signatures in openings, payments and closings are one count, on the fast path and at the handlers."""
     v1, v2 = V1(strict.url, Payer(), http), V2(strict.url, Payer(), http)
     assert v2.open(v2.payer.payment(100_000)).status_code == 201
 
@@ -85,8 +85,8 @@ def test_both_versions_and_closings_are_counted_together(strict: System, http: h
     assert [answer.status_code for answer in answers] == [400, 400, 400, 429]
 
 
-def test_refusals_that_an_honest_client_meets_cost_nothing(strict: System, http: httpx.Client) -> None:
-    """A refusal that depends on the channel closes nothing: it may be met for ever."""
+def test_refusals_of_an_honest_client_close_nothing(strict: System, http: httpx.Client) -> None:
+    """A refusal that depends on the channel's state never closes the connection, however often it happens."""
     v1 = V1(strict.url, Payer(), http)
     assert v1.open(v1.payer.payment(100_000)).status_code == 201
 
@@ -96,8 +96,8 @@ def test_refusals_that_an_honest_client_meets_cost_nothing(strict: System, http:
 
 
 @pytest.mark.parametrize("paid_sat", [99_999, 100_000], ids=["stale", "repeated"])
-def test_fault_69_requests_for_nothing_cost_a_wait(system: System, paid_sat: int) -> None:
-    """16 are free, as many as a lost connection leaves without an answer; then 100 a second are served, and none ends it."""
+def test_fault_69_requests_of_no_value_are_delayed(system: System, paid_sat: int) -> None:
+    """16 requests of no value are free, the number in progress on a lost connection; then 100 a second are served."""
     with httpx.Client(trust_env=False, timeout=30) as http:
         v1 = V1(system.url, Payer(), http)
         assert v1.open(v1.payer.payment(100_000)).status_code == 201
@@ -111,12 +111,15 @@ def test_fault_69_requests_for_nothing_cost_a_wait(system: System, paid_sat: int
     began = time.monotonic()
     received = exchange(system.url, nothing * 216 + paid)
 
-    assert time.monotonic() - began >= 1.5  # 200 at 100 a second, but for the moments of judging
+    assert time.monotonic() - began >= 1.5  # 200 at 100 a second, minus the time of judging
     assert statuses(received) == [400 if paid_sat < 100_000 else 200] * 216 + [200]
 
 
-def test_fault_69_requests_for_nothing_have_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refusals of the channel's state and repetitions share it; what pays allows more; the longest wait is a second."""
+def test_fault_69_requests_of_no_value_have_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refusals by state and repeated payments share the rate.
+
+    Payments of value allow more; the longest delay is 1 s.
+    """
     now = 1000.0
     monkeypatch.setattr(manners_module, "monotonic", lambda: now)
     penalty = Penalty(3)
@@ -133,8 +136,11 @@ def test_fault_69_requests_for_nothing_have_a_rate(monkeypatch: pytest.MonkeyPat
     assert [penalty.refused(stale) for _ in range(16)] == [0] * 16
 
 
-def test_fault_69_bad_signatures_over_a_stream_cost_what_they_cost_by_put(strict: System, http: httpx.Client) -> None:
-    """Of 256 at once as many are checked as by `PUT`, with a wait behind each; the rest is refused, and the stream ends."""
+def test_fault_69_bad_signatures_over_a_stream_are_delayed_as_by_put(strict: System, http: httpx.Client) -> None:
+    """Of 256 at once the same number is checked as by `PUT`, each with a delay.
+
+    The rest is refused, and the stream ends.
+    """
     v2 = V2(strict.url, Payer(), http)
     assert v2.open(v2.payer.payment(100_000)).status_code == 201
     bad = [Payer().payment(100_001)] * MAX_FRAME_PAYMENTS
@@ -150,14 +156,14 @@ def test_fault_69_bad_signatures_over_a_stream_cost_what_they_cost_by_put(strict
 
     assert codes[:LIMIT] == [(400, "bad_signature")] * LIMIT
     assert set(codes[LIMIT:]) == {(429, "too_many_bad_signatures")}
-    assert time.monotonic() - began >= 0.07  # 10, 20 and 40 ms
+    assert time.monotonic() - began >= 0.07  # delays of 10, 20 and 40 ms
 
 
 @pytest.mark.parametrize("paid_sat", [99_999, 100_000], ids=["stale", "repeated"])
-def test_fault_69_payments_of_nothing_over_a_stream_cost_a_wait(
+def test_fault_69_payments_of_no_value_over_a_stream_are_delayed(
     strict: System, http: httpx.Client, paid_sat: int
 ) -> None:
-    """256 are free, as many as a lost stream leaves without an answer; of more 100 are judged in a second, and none ends it."""
+    """256 payments of no value are free, the number in flight on a lost stream; then 100 a second are judged."""
     v2 = V2(strict.url, Payer(), http)
     assert v2.open(v2.payer.payment(100_000)).status_code == 201
     frame = write_payments([v2.payer.payment(paid_sat)] * MAX_FRAME_PAYMENTS)
@@ -169,14 +175,14 @@ def test_fault_69_payments_of_nothing_over_a_stream_cost_a_wait(
         stream.send(write_payments([v2.payer.payment(100_001)]))
         *nothing, paid = answers(stream, 4 * MAX_FRAME_PAYMENTS + 1)
 
-    assert time.monotonic() - began >= 2.0  # 256 at 100 a second, but for the moments of judging
+    assert time.monotonic() - began >= 2.0  # 256 at 100 a second, minus the time of judging
     assert len({code(each) if isinstance(each, Said) else each.value_sat for each in nothing}) == 1
     assert isinstance(paid, Taken)
     assert paid.value_sat == 1
 
 
-def test_fault_69_a_new_stream_does_not_begin_anew(strict: System, http: httpx.Client) -> None:
-    """Bad signatures are the channel's, whose secret only its payer knows: all its streams share one count; others' are free."""
+def test_fault_69_a_new_stream_does_not_reset_the_count(strict: System, http: httpx.Client) -> None:
+    """All streams of a channel share one count of bad signatures; streams of other channels are not affected."""
     mine, other = V2(strict.url, Payer(), http), V2(strict.url, Payer(), http)
     for client in (mine, other):
         assert client.open(client.payer.payment(100_000)).status_code == 201
@@ -214,8 +220,10 @@ CHEAP = {
 
 
 @pytest.mark.parametrize("kind", CHEAP)
-def test_fault_78_requests_for_nothing_end_their_connection(strict: System, http: httpx.Client, kind: str) -> None:
-    """404, malformed requests, wrong methods and large bodies are counted as bad signatures are: 429, then the end."""
+def test_fault_78_malformed_and_unknown_requests_end_their_connection(
+    strict: System, http: httpx.Client, kind: str
+) -> None:
+    """404s, malformed requests, wrong methods and large bodies count like bad signatures: 429, then the close."""
     method, where, body = CHEAP[kind]
     refused = [http.request(method, strict.url + where, content=body) for _ in range(LIMIT)]
     ended = http.request(method, strict.url + where, content=body)
@@ -225,8 +233,8 @@ def test_fault_78_requests_for_nothing_end_their_connection(strict: System, http
     assert ended.headers["Connection"] == "close"
 
 
-def test_fault_78_behind_a_proxy_nobody_pays_for_the_other(tmp_path: Path, http: httpx.Client) -> None:
-    """A trusted proxy's connection is many clients': refused requests of one do not close it for a payer."""
+def test_fault_78_behind_a_proxy_clients_do_not_affect_each_other(tmp_path: Path, http: httpx.Client) -> None:
+    """Many clients share a trusted proxy's connection: refused requests of one client do not close it for a payer."""
     with System(tmp_path, sections={"http": f"max_bad_signatures = {LIMIT}\ntrust_forwarded = true"}) as system:
         v1 = V1(system.url, Payer(), http)
         assert v1.open(v1.payer.payment(100_000)).status_code == 201
@@ -236,8 +244,8 @@ def test_fault_78_behind_a_proxy_nobody_pays_for_the_other(tmp_path: Path, http:
         assert v1.pay(v1.payer.payment(100_001)).status_code == 200
 
 
-def test_fault_78_a_404_is_waited_for_without_work(strict: System) -> None:
-    """Clients that wait for their 404 cost no processor time: hundreds at once take a part of the time that they wait."""
+def test_fault_78_a_delayed_404_costs_no_work(strict: System) -> None:
+    """The delay of a 404 costs no processor time: hundreds at once cost less time than they wait."""
     assert strict.server is not None
     process, waiting = strict.server.process.pid, 0.0
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""StreamSlots for streams, without a socket: who leaves a full house, and how long bad signatures are remembered."""
+"""Slots of streams, without a socket: which stream is replaced, and how long bad signatures count."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Stream:
         raise AssertionError
 
 
-def test_fault_68_a_full_house_lets_the_idle_go() -> None:
-    """The stream that paid nothing for the longest leaves for a newcomer, if that is long ago and nothing is on its way."""
+def test_fault_68_a_new_stream_replaces_an_idle_one() -> None:
+    """A new stream replaces the one with the oldest payment, if that is old and no payment is in flight."""
     slots = StreamSlots(3, 8, 20)
     busy = Stream(slots, 9 * IDLE_SECONDS, is_busy=True)
     idle, fresh = Stream(slots, 2 * IDLE_SECONDS), Stream(slots)
@@ -53,7 +53,7 @@ def test_fault_68_a_full_house_lets_the_idle_go() -> None:
 
 
 def test_fault_68_the_waiting_room_has_a_share_for_each_address() -> None:
-    """Of the address that has most in the full room the oldest leaves: a crowd from one turns nobody else away."""
+    """If the waiting room is full, the address with the most streams loses its oldest; other addresses lose none."""
     slots = StreamSlots(3, 8, 20)
     honest = Stream(slots, address="b")
     slots.wait(honest)
@@ -67,8 +67,8 @@ def test_fault_68_the_waiting_room_has_a_share_for_each_address() -> None:
     assert crowd[-1].ended_by is None
 
 
-def test_fault_61_leaving_twice_or_without_a_place_is_nothing() -> None:
-    """Every path of a stream's end may give its place back."""
+def test_fault_61_leaving_twice_or_without_a_slot_does_nothing() -> None:
+    """Every path of a stream's end may free its slot."""
     slots = StreamSlots(1, 8, 20)
     stream = Stream(slots)
     slots.leave(stream)
@@ -80,7 +80,7 @@ def test_fault_61_leaving_twice_or_without_a_place_is_nothing() -> None:
 
 
 def test_fault_69_bad_signatures_are_remembered_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By channel, also without streams; a pause makes them forgotten, and what is kept has a bound."""
+    """Bad signatures count per channel, also without streams; they expire after a pause, and the table is bounded."""
     now = 1000.0
     monkeypatch.setattr(stream_slots, "monotonic", lambda: now)
     slots = StreamSlots(1, 8, 3)
@@ -97,8 +97,8 @@ def test_fault_69_bad_signatures_are_remembered_for_a_while(monkeypatch: pytest.
     assert len(slots._penalties) <= 4096
 
 
-def test_fault_69_payments_of_nothing_have_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that may have been without an answer is sent again for nothing; beyond that each costs 10 ms, 1 s at most at once."""
+def test_fault_69_payments_of_no_value_have_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repeat of all payments in flight is free; each further payment of no value costs 10 ms, at most 1 s at once."""
     now = 1000.0
     monkeypatch.setattr(stream_slots, "monotonic", lambda: now)
     slots = StreamSlots(1, 8, 3)

@@ -1,4 +1,4 @@
-"""Streams of clients that mean no good, or vanish: what they cost, and that everything they took is given back."""
+"""Streams of hostile clients, and of clients that vanish: their cost is limited, and all their resources are freed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from websockets.sync.client import ClientConnection
 
 from paychan.protocol.wire.payment_frames import MAX_FRAME_PAYMENTS, Taken, write_payments
 from paychan.protocol.wire.rbpcp import Dialect
+from tests.api.both_paths import BOTH_PATHS
 from tests.api.streams import close_code, masked, open_stream, pay_frame, raw_stream, stream_url, upgrade
-from tests.api.ways import BOTH_WAYS
 from tests.api.wire import connect, read_all
 from tests.lib.application import Application, yes
 from tests.lib.rbpcp import V2, Payer
@@ -35,12 +35,12 @@ UNPAID = {
     "empty lists": masked(0x81, b"[]"),
     "no payments": masked(0x81, b"5"),
 }
-"""Frames for which nobody pays."""
+"""Frames without a payment."""
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["lane", "handlers"])
+@pytest.fixture(scope="module", params=[True, False], ids=["fast", "handlers"])
 def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A server with few places, which soon sees that a client does nothing."""
+    """A server with few slots and short timeouts."""
     http = f"fast_lane = {str(request.param).lower()}\nbody_seconds = 1\nidle_seconds = 2"
     stream = f"max_streams = {MOST_STREAMS}\nping_seconds = 0.5"
     with System(tmp_path_factory.mktemp("small"), sections={"stream": stream, "http": http}) as running:
@@ -49,7 +49,7 @@ def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def rest(small: System) -> int:
-    """Sockets that the server has when no client is there."""
+    """Number of the server's sockets without clients."""
     return at_rest(small)
 
 
@@ -60,7 +60,7 @@ def payer(small: System, http: httpx.Client) -> V2:
 
 @pytest.fixture
 def open_s(system: System, http: httpx.Client) -> V2:
-    """A payer of one dialect: frames are the same for both."""
+    """Open a channel in one dialect, as frames are the same for both."""
     return opened(system, http)
 
 
@@ -71,12 +71,12 @@ def opened(system: System, http: httpx.Client) -> V2:
 
 
 def nameless(client: V2) -> str:
-    """URL of a stream without the secret."""
+    """Return the URL of a stream without the secret."""
     return stream_url(client).partition("?")[0]
 
 
 def flood(connection: socket.socket, kind: str, size: int) -> int | None:
-    """Send bytes of a kind in one write, and return with what code the server closes."""
+    """Send frames of a kind in one write; return the server's close code, or None."""
     frames = UNPAID[kind]
     with suppress(ConnectionError):
         connection.sendall(masked(0x02, b"!") * (frames[0] == 0) + frames * (size // len(frames)))
@@ -86,26 +86,26 @@ def flood(connection: socket.socket, kind: str, size: int) -> int | None:
 # --- work that is counted -------------------------------------------------------------------------------------------
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 @pytest.mark.parametrize("kind", UNPAID)
 def test_fault_60_pings_before_the_secret_end_the_stream(new_v2: Callable[[Dialect], V2], kind: str) -> None:
-    """On a channel that need not exist a client can send one message and a few control frames; 480 kB of them get 1008."""
+    """Before the secret a client may send one message and a few control frames; 480 kB of control frames get 1008."""
     with closing(raw_stream(nameless(new_v2(Dialect.S)))) as stream:
         assert flood(stream, kind, 480_000) in (1008, 4404, None)  # a reset may overtake the close frame
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 @pytest.mark.parametrize("kind", UNPAID)
 def test_fault_60_frames_without_a_payment_end_a_stream(open_s: V2, kind: str) -> None:
-    """The same frames end a stream whose client knows the secret, after some hundreds of them; the channel goes on."""
+    """After some hundreds the same frames end a stream whose client named the secret; the channel stays open."""
     with closing(raw_stream(stream_url(open_s))) as stream:
         assert flood(stream, kind, 480_000) in (1008, 4400, None)
     assert open_s.pay(open_s.payer.payment(100_001)).status_code == 200
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 def test_fault_60_few_pings_before_the_secret_are_answered(open_s: V2) -> None:
-    """What an honest client sends before its secret is welcome: a ping, then the secret, then payments."""
+    """An honest client may send a ping, then the secret, then payments."""
     with closing(raw_stream(nameless(open_s))) as stream:
         stream.sendall(masked(0x89, b"there?") + masked(0x81, b'{"secret": "%s"}' % open_s.secret.encode()))
         stream.sendall(masked(0x82, write_payments([open_s.payer.payment(100_001)])))
@@ -115,37 +115,37 @@ def test_fault_60_few_pings_before_the_secret_are_answered(open_s: V2) -> None:
     assert came.startswith(b"\x8a\x06there?\x82\x12\x01\x00")
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 def test_fault_60_a_large_first_message_is_refused(open_s: V2) -> None:
-    """A secret needs few bytes: a first message of more ends the stream before it has come."""
+    """A first message larger than a secret needs ends the stream before the message is complete."""
     with closing(raw_stream(nameless(open_s))) as stream:
-        stream.sendall(b"\x81\xfe\x04\x00")  # 1,024 bytes, it says
+        stream.sendall(b"\x81\xfe\x04\x00")  # announces 1,024 bytes
         assert close_code(stream) == 1009
 
 
-@BOTH_WAYS
-def test_fault_60_only_one_message_is_looked_at_before_the_secret(open_s: V2) -> None:
-    """A wrong secret ends the stream, also when the right one comes right behind it."""
+@BOTH_PATHS
+def test_fault_60_only_one_message_is_read_before_the_secret(open_s: V2) -> None:
+    """A wrong secret ends the stream, also if the right one follows at once."""
     wrong, right = (b'{"secret": "%s"}' % secret.encode() for secret in ("11" * 32, open_s.secret))
     with closing(raw_stream(nameless(open_s))) as stream:
         stream.sendall(masked(0x81, wrong) + masked(0x81, right))
         assert close_code(stream) == 4404
 
 
-@BOTH_WAYS
-def test_fault_79_the_close_frame_says_what_was_wrong(open_s: V2) -> None:
-    """Over a real socket: an unmasked frame, text that is no text, and 1005, each with its code."""
+@BOTH_PATHS
+def test_fault_79_the_close_frame_has_the_code_of_the_violation(open_s: V2) -> None:
+    """Over a real socket, an unmasked frame, text that is not UTF-8, and 1005 each get their close code."""
     for sent, code in ((b"\x82\x01!", 1002), (masked(0x81, b"\xff"), 1007), (masked(0x88, b"\x03\xed"), 1002)):
         with closing(raw_stream(stream_url(open_s))) as stream:
             stream.sendall(sent)
             assert close_code(stream) == code
 
 
-# --- places ---------------------------------------------------------------------------------------------------------
+# --- slots ----------------------------------------------------------------------------------------------------------
 
 
-def test_fault_68_strangers_take_no_place(small: System, payer: V2) -> None:
-    """However many streams wait without a secret, clients that name theirs have their places, by URL and by message."""
+def test_fault_68_streams_without_a_secret_take_no_slot(small: System, payer: V2) -> None:
+    """While many streams wait without a secret, clients that name theirs get a slot, by URL and by message."""
     with ExitStack() as stack:
         for _ in range(50):
             stack.enter_context(closing(raw_stream(nameless(payer).replace(payer.payer.outpoint.txid_hex, "11" * 32))))
@@ -161,20 +161,20 @@ def test_fault_68_strangers_take_no_place(small: System, payer: V2) -> None:
     assert small.server is not None
 
 
-def test_fault_68_the_oldest_stranger_makes_room(small: System, payer: V2) -> None:
-    """The waiting room is small: who waits longest in it is told 4404 when one more comes."""
+def test_fault_68_the_oldest_stream_without_a_secret_is_closed(small: System, payer: V2) -> None:
+    """If the waiting room is full, a new stream closes the one that has waited longest with 4404."""
     with ExitStack() as stack:
         waiting = [stack.enter_context(closing(raw_stream(nameless(payer)))) for _ in range(33)]
         began = time.monotonic()
         assert close_code(waiting[0]) == 4404
-        assert close_code(waiting[-1]) == 4404  # its own time was over
+        assert close_code(waiting[-1]) == 4404  # its own timeout had ended
         assert time.monotonic() - began < 30
     assert small.server is not None
 
 
 @pytest.mark.parametrize("system", [True], indirect=True, ids=["lane"])
-def test_fault_68_a_channel_has_a_share_of_the_places(open_s: V2) -> None:
-    """A ninth stream of a channel takes the place of the one that has paid nothing for the longest."""
+def test_fault_68_a_channel_has_a_share_of_the_slots(open_s: V2) -> None:
+    """A ninth stream of a channel replaces the channel's stream with the oldest payment."""
     with ExitStack() as stack:
         streams = [stack.enter_context(open_stream(open_s)) for _ in range(8)]
         assert len(pay_frame(streams[0], [open_s.payer.payment(100_000)])) == 1
@@ -187,7 +187,7 @@ def test_fault_68_a_channel_has_a_share_of_the_places(open_s: V2) -> None:
         assert len(pay_frame(streams[0], [open_s.payer.payment(100_000)])) == 1
 
 
-# --- given back on every path ---------------------------------------------------------------------------------------
+# --- freed on every path --------------------------------------------------------------------------------------------
 
 
 def _half_a_request(client: V2) -> socket.socket:
@@ -291,7 +291,7 @@ POINTS = [
 
 
 def _full(client: V2) -> bytes:
-    """A frame of as many payments as one may hold; two of them are as many as may be in flight."""
+    """Build a frame with the largest number of payments; two such frames are the limit in flight."""
     return masked(0x82, write_payments([client.payer.payment(100_000)] * MAX_FRAME_PAYMENTS))
 
 
@@ -311,11 +311,11 @@ WAYS: dict[str, Callable[[socket.socket], object]] = {
     "half close": _half_close,
     "silence": lambda _: None,
 }
-"""How a client vanishes; after the last two its socket stays open."""
+"""The ways in which a client vanishes; after the last two its socket stays open."""
 
 
 def sockets(system: System) -> int:
-    """Sockets that the server has open."""
+    """Count the open sockets of the server."""
     assert system.server is not None
     found = 0
     for file in Path(f"/proc/{system.server.process.pid}/fd").iterdir():
@@ -325,7 +325,7 @@ def sockets(system: System) -> int:
 
 
 def at_rest(system: System) -> int:
-    """How many sockets the server has when it has no client: it has asked its signer, and clients have left."""
+    """Count the server's sockets without clients, after it has opened its connection to the signer."""
     before = sockets(system)
     with httpx.Client(trust_env=False) as http:
         opened(system, http)
@@ -341,7 +341,7 @@ def _wait_for(system: System, most: int) -> None:
 
 
 def _soon(connect: Callable[[], ClientConnection]) -> ClientConnection:
-    """Connect; clients that vanished before the server saw them may still be let in for a moment."""
+    """Connect, with retries: the server may still hold slots for clients that have just vanished."""
     deadline = time.monotonic() + 60
     while True:
         try:
@@ -352,8 +352,8 @@ def _soon(connect: Callable[[], ClientConnection]) -> ClientConnection:
             time.sleep(0.05)
 
 
-def all_given_back(system: System, client: V2, rest: int, paid_sat: int = 100_000) -> None:
-    """Wait until the server has its sockets back (a test's own HTTP client may have one), then use every place at once."""
+def assert_all_freed(system: System, client: V2, rest: int, paid_sat: int = 100_000) -> None:
+    """Wait until the server has closed the sockets (a test's HTTP client may have one), then use every slot at once."""
     _wait_for(system, rest + 1)
     with ExitStack() as stack:
         streams = [stack.enter_context(_soon(lambda: open_stream(client))) for _ in range(MOST_STREAMS)]
@@ -368,22 +368,22 @@ def all_given_back(system: System, client: V2, rest: int, paid_sat: int = 100_00
 def test_fault_61_clients_that_vanish_leave_nothing(
     small: System, rest: int, payer: V2, point: Callable[[V2], socket.socket]
 ) -> None:
-    """At every point of a stream's life, by reset, end, half an end or silence: place and files come back."""
+    """At every point of a stream's life, after reset, close, half close or silence, slot and descriptors are freed."""
     with ExitStack() as stack:
         for vanish in WAYS.values():
             for _ in range(1 if point is _takes_nothing else 2):
-                with suppress(ConnectionError, AssertionError, TimeoutError):  # places may be short meanwhile
+                with suppress(ConnectionError, AssertionError, TimeoutError):  # all slots may be in use at that moment
                     vanish(stack.enter_context(closing(point(payer))))
-        all_given_back(small, payer, rest)
+        assert_all_freed(small, payer, rest)
 
 
 def test_fault_61_clients_that_vanish_while_their_channel_wakes(small: System, http: httpx.Client) -> None:
-    """After a restart every channel sleeps: payments of clients that left meanwhile are paid, and their places given back."""
+    """After a restart every channel sleeps: payments of clients that vanished count, and their slots are freed."""
     clients = [opened(small, http) for _ in range(MOST_STREAMS)]
     assert small.server is not None
     small.server.stop()
     small.start_server()
-    rest = sockets(small) + 1  # for the signer's
+    rest = sockets(small) + 1  # for the signer's connection
     for client in clients:
         client.url = small.url
         stream = raw_stream(stream_url(client))
@@ -393,11 +393,11 @@ def test_fault_61_clients_that_vanish_while_their_channel_wakes(small: System, h
         with httpx.Client(trust_env=False) as fresh:
             client.http = fresh
             assert client.pay(client.payer.payment(100_002)).json()["value_received"] in (1, 2)
-    all_given_back(small, clients[0], rest, 100_002)
+    assert_all_freed(small, clients[0], rest, 100_002)
 
 
 def test_fault_61_clients_that_vanish_while_the_application_is_asked(tmp_path: Path, http: httpx.Client) -> None:
-    """256 payments wait for an application that says nothing; the clients leave, and the places come back."""
+    """256 payments wait for an application that does not answer; the clients vanish, and the slots are freed."""
     with Application() as application:
         sections = {
             "callback": f'url = "{application.url}"\ntimeout_seconds = 0.5',
@@ -405,7 +405,7 @@ def test_fault_61_clients_that_vanish_while_the_application_is_asked(tmp_path: P
         }
         with System(tmp_path, sections=sections) as system, ExitStack() as stack:
             clients = [opened(system, http) for _ in range(MOST_STREAMS)]
-            rest = sockets(system) + MOST_STREAMS  # each channel's question may have a connection to the application
+            rest = sockets(system) + MOST_STREAMS  # each channel may have a connection to the application
             application.answer = lambda _: (time.sleep(1), yes())[1]
             for client, vanish in zip(clients, (_reset, socket.socket.close, _half_close), strict=True):
                 stream = stack.enter_context(closing(raw_stream(stream_url(client))))
@@ -423,10 +423,10 @@ def test_fault_61_clients_that_vanish_while_the_application_is_asked(tmp_path: P
                 assert len(pay_frame(honest, [fresh.payer.payment(100_000 + n)])) == 1
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 @pytest.mark.parametrize("end", ["close frame", "reset", "broken frame"])
 def test_fault_61_payments_of_a_client_that_leaves_are_paid(open_s: V2, end: str) -> None:
-    """What came before the end of the connection, in the same segment, is given to the channel; only the answer is lost."""
+    """Payments in the same segment as the connection's end are submitted to the channel; only the answer is lost."""
     sent = b"".join(masked(0x82, write_payments([open_s.payer.payment(100_000 + n)])) for n in range(1, 21))
     last = {"close frame": masked(0x88, b"\x03\xe8"), "reset": b"", "broken frame": b"\x83\x80"}[end]
     stream = raw_stream(stream_url(open_s))
