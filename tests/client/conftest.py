@@ -1,4 +1,4 @@
-"""Fixtures of the payer's tests: a server that can be told to lie, and payers with a wallet of their own."""
+"""Fixtures of the payer's tests: a server that lies on request, and payers with their own wallet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OpenChannel(Protocol):
 
 @pytest.fixture
 def liar() -> Iterator[Liar]:
-    """A server that is honest until told otherwise."""
+    """A server that is honest unless a test adds a lie."""
     with Liar() as server:
         yield server
 

@@ -1,7 +1,7 @@
-"""A small real HTTP server that keeps one channel honestly, by the machine's own rules, until it is told to lie.
+"""A small real HTTP server that keeps one channel by the state machine's own rules, and lies on request.
 
-`lies` holds one entry per coming request of a channel: None for honesty, or a `Lie`. What it lies about is what it
-answers; what it knows stays true in `channel`.
+`lies` holds one entry per coming request of a channel: None for an honest answer, or a `Lie`. A lie changes the answer
+only; `channel` stays true.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ RULES = Rules(
 
 
 class Lie(Struct, frozen=True):
-    """How one answer departs from the truth; several ways may be combined."""
+    """Differences of one answer from the truth; several fields may be combined."""
 
     change: dict[str, Any] | None = None
     """Keys of the JSON body to set; `...` as value removes the key."""
@@ -75,15 +75,15 @@ class Lie(Struct, frozen=True):
     headers: dict[str, str] = {}
     reason: str = ""
     deaf: bool = False
-    """The request is not looked at: nothing is booked."""
+    """Ignore the request: nothing is booked."""
     drop: bool = False
-    """The connection is closed instead of an answer."""
+    """Close the connection instead of answering."""
     seconds: float = 0.0
-    """The answer comes so late, or when the server ends."""
+    """Delay of the answer, which ends when the server closes."""
 
 
 class _Server(ThreadingHTTPServer):
-    """Says nothing when a client is gone, which tests do on purpose."""
+    """Ignores broken connections, which tests cause on purpose."""
 
     daemon_threads = True
 
@@ -102,11 +102,11 @@ class Liar:
         self.lies: deque[Lie | None] = deque()
         self.info_lie = Lie()
         self.requests: list[str] = []
-        """Method and path of everything that came, but for questions about outputs."""
+        """Method and path of every request, except requests for outputs."""
         self.codes = True
-        """Say what is wrong in a JSON body; else in the reason phrase alone, as the reference did."""
+        """Put the error text into a JSON body; otherwise only into the reason phrase, as the reference did."""
         self.public_url = ""
-        """What `Location` names instead of the address that it listens on."""
+        """Base URL in `Location`, instead of the address that it listens on."""
         self.ended = threading.Event()
         self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -127,16 +127,16 @@ class Liar:
 
     @property
     def received_sat(self) -> int:
-        """What it booked, here and at outputs that the channel has left."""
+        """Sum booked at this output and at outputs that the channel has left."""
         return sum(channel.received_sat for channel in (*self.left, *filter(None, [self.channel])))
 
     def wait_for(self, received_sat: int) -> None:
-        """Wait until so much is booked."""
+        """Wait until this sum is booked."""
         while self.received_sat < received_sat:
             time.sleep(0.01)
 
     def begin_withdrawal(self, payment: Payment | None = None) -> None:
-        """Settle what was received, by the newest payment or an earlier one; the channel takes none meanwhile."""
+        """Settle the received sum, by the newest payment or an earlier one; meanwhile the channel takes no payments."""
         if payment is not None:
             assert self.channel is not None
             self.channel = msgspec.structs.replace(self.channel, payment=payment)
@@ -152,7 +152,7 @@ class Liar:
         self._step(Published())
 
     def withdraw(self, payment: Payment | None = None) -> None:
-        """The same, and the settlement is deep in the chain at once: the channel goes on."""
+        """Settle, with the settlement deep in the chain at once: the channel continues."""
         self.begin_withdrawal(payment)
         assert self.channel is not None
         assert self.channel.closing is not None
@@ -202,10 +202,10 @@ class Liar:
 
         return Handler
 
-    # --- the honest part --------------------------------------------------------------------------------------------
+    # --- the honest part ----------------------------------------------------------------------------------------------
 
     def truth(self, method: str, target: str, body: bytes) -> Answer:
-        """Answer as the protocol wants it."""
+        """Answer as the protocol requires."""
         parts = urlsplit(target)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         try:
@@ -223,8 +223,8 @@ class Liar:
             return self._moved(error, read_v2_body(body).dialect)
         except PaychanError as error:
             headers = {"Location": self._location()} if isinstance(error, ChannelExists) else {}
-            told = json.dumps({"code": error.code, "error": str(error), **error.fields}, default=str)
-            return Answer(error.http_status, told.encode() if self.codes else b"", headers, str(error))
+            content = json.dumps({"code": error.code, "error": str(error), **error.fields}, default=str)
+            return Answer(error.http_status, content.encode() if self.codes else b"", headers, str(error))
 
     def _info(self, key: str, expiry: int, version: int) -> Answer:
         terms = make_terms(SERVER_KEY, bytes.fromhex(key), expiry)
@@ -241,7 +241,7 @@ class Liar:
         return Answer(200, json.dumps(facts).encode(), {"Location": location})
 
     def _outputs(self, terms: ChannelTerms) -> Answer:
-        """What funds any channel, on its word: no transaction has such an id."""
+        """Claim an output that funds any channel; no transaction has its txid."""
         outpoint = debug_outpoint(terms.client_key, terms.expiry)
         output = {
             "funding_txid": outpoint.txid_hex,
@@ -250,8 +250,8 @@ class Liar:
             "confirmations": 0,
             "confirmations_needed": 0,
         }
-        told = {"funding_address": terms.funding_address(Network.TEST), "outputs": [output]}
-        return Answer(200, json.dumps(told).encode())
+        content = {"funding_address": terms.funding_address(Network.TEST), "outputs": [output]}
+        return Answer(200, json.dumps(content).encode())
 
     def _open(self, path: str, query: dict[str, str], body: bytes) -> Answer:
         if path.startswith("/v1/"):
@@ -312,13 +312,13 @@ class Liar:
         return json.dumps(result).encode()
 
     def _moved(self, error: ChannelMoved, dialect: Dialect) -> Answer:
-        """Where to go on, with the last settlement as proof."""
+        """Answer with the channel's new location, and with the last settlement as proof."""
         outpoint = str(error.fields["outpoint"])
         settlement = next(each.closing.settlement for each in self.left if each.closing and _to(each) == outpoint)
         assert settlement is not None
-        told = {"code": error.code, "error": str(error), "transaction": settlement.transaction.hex(), **error.fields}
+        content = {"code": error.code, "error": str(error), "transaction": settlement.transaction.hex(), **error.fields}
         location = f"{self.public_url or self.url}/v2/channels/{outpoint.replace(':', '/')}?secret=x"
-        return Answer(318 if dialect is Dialect.S else 308, json.dumps(told).encode(), {"Location": location})
+        return Answer(318 if dialect is Dialect.S else 308, json.dumps(content).encode(), {"Location": location})
 
     def _location(self) -> str:
         channel = self.channel
@@ -332,12 +332,12 @@ def _names(path: str, outpoint: OutPoint) -> bool:
 
 
 def _to(channel: Channel) -> str:
-    """Where a channel went."""
+    """Return the output that a channel moved to."""
     return str(OutPoint(channel.closing.spent_by, 0)) if channel.closing else ""
 
 
 class Answer(Struct, frozen=True):
-    """What goes back."""
+    """The response to send."""
 
     status: int = 200
     body: bytes = b"{}"
@@ -345,7 +345,7 @@ class Answer(Struct, frozen=True):
     reason: str = ""
 
     def twisted(self, lie: Lie) -> Answer:
-        """The answer as the lie has it."""
+        """Apply a lie to the answer."""
         body = self.body
         if lie.change is not None:
             fields = {**json.loads(body), **lie.change}
@@ -356,7 +356,7 @@ class Answer(Struct, frozen=True):
 
 
 def opening_of(terms: ChannelTerms, outpoint: OutPoint, payment: Payment, address: str, secret: bytes) -> Opening:
-    """The opening as the server's own view of the chain completes it."""
+    """Complete the opening with the server's own view of the chain."""
     return Opening(
         terms=terms,
         outpoint=outpoint,

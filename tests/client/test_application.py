@@ -1,4 +1,4 @@
-"""An application behind the real server that says yes, says no, or says nothing: the payer's view of all three."""
+"""An application behind the real server that accepts, refuses, or does not answer: the payer's view of each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HASTY = Patience(attempts=1)
 
 
 class Application:
-    """Answers `value_received` as told; None closes the connection instead."""
+    """Answers with `answer`; None closes the connection instead."""
 
     def __init__(self) -> None:
         self.answer: dict[str, object] | None = {"resp_app_data": "", "resp_app_error": None}
@@ -57,7 +57,7 @@ def application() -> Iterator[Application]:
 
 @pytest.fixture(scope="module")
 def system(application: Application, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """Signer and server that asks the application."""
+    """Signer and server; the server asks the application."""
     url = f"http://127.0.0.1:{application.server.server_address[1]}"
     with System(tmp_path_factory.mktemp("system"), extra=f'[callback]\nurl = "{url}"\n') as running:
         yield running
@@ -82,15 +82,15 @@ both_versions = pytest.mark.parametrize("channel", [1, 2], indirect=True)
 
 @pytest.mark.parametrize("channel", [2], indirect=True)
 def test_the_application_answers_the_payer(application: Application, channel: Channel) -> None:
-    """What the application says comes back with the receipt."""
+    """The receipt holds the application's text."""
     application.answer = {"resp_app_data": "here is your article", "resp_app_error": None}
 
     assert channel.pay(100).application_data == "here is your article"
 
 
 @both_versions
-def test_a_no_is_kept_as_what_may_be_used(application: Application, channel: Channel) -> None:
-    """A refused payment stays signed: the same can be offered again, a smaller one can't, a larger one covers it."""
+def test_a_refused_payment_stays_signed(application: Application, channel: Channel) -> None:
+    """A refused payment stays signed: the same amount or a larger one can be paid, a smaller one cannot."""
     before = channel.paid_sat
     application.answer = {"resp_app_error": "sold out"}
     with pytest.raises(PaymentRefused, match="sold out") as caught:
@@ -111,8 +111,8 @@ def test_a_no_is_kept_as_what_may_be_used(application: Application, channel: Cha
 
 
 @both_versions
-def test_closing_after_a_no_pays_what_was_accepted(application: Application, channel: Channel) -> None:
-    """The settlement asked for leaves out a payment that the application refused."""
+def test_closing_after_a_refusal_pays_the_accepted_sum(application: Application, channel: Channel) -> None:
+    """The settlement leaves out a payment that the application refused."""
     left = channel.left_sat
     application.answer = {"resp_app_error": "sold out"}
     with pytest.raises(PaymentRefused):
@@ -122,7 +122,7 @@ def test_closing_after_a_no_pays_what_was_accepted(application: Application, cha
 
 
 @both_versions
-def test_silence_is_waited_for(application: Application, channel: Channel) -> None:
+def test_a_payment_without_an_answer_counts_once(application: Application, channel: Channel) -> None:
     """While the application does not answer, the payment is neither lost nor booked; sent again, it counts once."""
     before = channel.paid_sat
     application.answer = None

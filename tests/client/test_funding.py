@@ -1,4 +1,4 @@
-"""Waiting for the funding: what a server says of it is checked, and a refund is held before anything is signed away."""
+"""Waiting for the funding: the server's answers are checked, and a refund is kept before the first payment."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OUTPUT = {
 
 @pytest.fixture(params=[1, 2], ids=["v1", "v2"])
 def channel(request: pytest.FixtureRequest, liar: Liar, tmp_path: Path) -> Channel:
-    """A channel that is to hold 500,000 sat, not funded yet."""
+    """A channel planned for 500,000 sat, not funded yet."""
     payer = Payer(liar.url, wallet=tmp_path / "wallet", version=request.param, patience=IMPATIENT)
     return payer.new_channel(hours=100, amount_sat=500_000)
 
@@ -43,8 +43,8 @@ def outputs(address: str, *found: dict[str, Any]) -> Lie:
     return Lie(body=json.dumps({"funding_address": address, "outputs": found}).encode())
 
 
-def test_an_output_deep_enough_is_noted_with_its_refund(liar: Liar, channel: Channel, tmp_path: Path) -> None:
-    """The file holds outpoint, value and a signed refund before anything is signed for the server."""
+def test_a_deep_output_is_recorded_with_its_refund(liar: Liar, channel: Channel, tmp_path: Path) -> None:
+    """The file holds outpoint, value and a signed refund before the client signs anything for the server."""
     liar.info_lie = outputs(channel.address, OUTPUT)
     found = channel.wait_funded(0)
 
@@ -55,8 +55,8 @@ def test_an_output_deep_enough_is_noted_with_its_refund(liar: Liar, channel: Cha
     assert stored["signed_sat"] is None
 
 
-def test_a_shallow_output_is_noted_and_waited_for(liar: Liar, channel: Channel) -> None:
-    """The refund is held while confirmations are missing; another output may take the place of one that is replaced."""
+def test_a_shallow_output_is_recorded_while_confirmations_are_missing(liar: Liar, channel: Channel) -> None:
+    """The refund is kept while confirmations are missing; another output may replace the recorded one."""
     liar.info_lie = outputs(channel.address, OUTPUT | {"confirmations": 1})
     with pytest.raises(FundingMissing, match="1 of 2 confirmations"):
         channel.wait_funded(0)
@@ -67,8 +67,8 @@ def test_a_shallow_output_is_noted_and_waited_for(liar: Liar, channel: Channel) 
     assert channel.record.refunds[-1] == channel.refund(unchecked=True).transaction.hex()
 
 
-def test_less_than_was_meant_is_not_taken_on_the_servers_word(liar: Liar, channel: Channel) -> None:
-    """A value that is understated would give the difference to the server: below `amount_sat` nothing is noted."""
+def test_an_output_below_the_planned_amount_is_not_recorded(liar: Liar, channel: Channel) -> None:
+    """An understated value would give the difference to the server, so no output below `amount_sat` is recorded."""
     liar.info_lie = outputs(channel.address, OUTPUT | {"value": 499_999})
     with pytest.raises(FundingMissing, match=r"499999 sat.*at least 500000 sat"):
         channel.wait_funded(0)
@@ -91,7 +91,7 @@ def test_less_than_was_meant_is_not_taken_on_the_servers_word(liar: Liar, channe
     ids=str,
 )
 def test_impossible_outputs_are_not_believed(liar: Liar, channel: Channel, lie: dict[str, Any]) -> None:
-    """Amounts, depths and outpoints that can't be are the server's misbehaviour."""
+    """Impossible amounts, depths and outpoints count as misbehaviour of the server."""
     liar.info_lie = outputs(channel.address, OUTPUT | lie)
     with pytest.raises(ServerMisbehaved):
         channel.wait_funded(0)
@@ -100,14 +100,14 @@ def test_impossible_outputs_are_not_believed(liar: Liar, channel: Channel, lie: 
 
 
 def test_outputs_of_another_address_are_not_believed(liar: Liar, channel: Channel) -> None:
-    """The answer must be about the address that was rebuilt from the keys."""
+    """The answer must name the address that the client derives from the keys."""
     liar.info_lie = outputs("2N" + channel.address[2:][::-1], OUTPUT)
     with pytest.raises(ServerMisbehaved, match="funding address"):
         channel.funding()
 
 
-def test_a_server_without_the_question_is_told_apart(liar: Liar, channel: Channel) -> None:
-    """404 means that the payer must name the outpoint; a busy server's refusal comes at the end of patience."""
+def test_a_server_without_a_list_of_outputs_is_recognised(liar: Liar, channel: Channel) -> None:
+    """404 means that the payer must name the outpoint; a busy server raises its refusal after the last attempt."""
     liar.info_lie = Lie(status=404, body=b"Not Found")
     with pytest.raises(FundingNotTold):
         channel.wait_funded()
@@ -117,7 +117,7 @@ def test_a_server_without_the_question_is_told_apart(liar: Liar, channel: Channe
 
 
 def test_a_busy_server_is_asked_again(liar: Liar, channel: Channel) -> None:
-    """Waiting survives a server that is away for a moment, and the watcher is told of every look."""
+    """Waiting survives a short failure of the server, and the watcher is called after every poll."""
     looks: list[str] = []
 
     def watch(seen: object) -> None:
@@ -130,7 +130,7 @@ def test_a_busy_server_is_asked_again(liar: Liar, channel: Channel) -> None:
 
 
 async def test_waiting_on_an_event_loop(liar: Liar, tmp_path: Path) -> None:
-    """`AsyncChannel` waits and keeps as `Channel` does, and then opens."""
+    """`AsyncChannel` waits and records like `Channel`, and then opens."""
     async with AsyncPayer(liar.url, wallet=tmp_path / "wallet", patience=IMPATIENT) as payer:
         channel = await payer.new_channel(hours=100)
         liar.info_lie = outputs(channel.address, OUTPUT)
@@ -138,8 +138,8 @@ async def test_waiting_on_an_event_loop(liar: Liar, tmp_path: Path) -> None:
         assert len(channel.record.refunds) == 1
 
 
-def test_what_spent_the_funding_tells_refund_from_settlement(liar: Liar, channel: Channel) -> None:
-    """Every refund that was kept is known again by its txid; anything else is the settlement."""
+def test_the_spend_of_the_funding_is_a_refund_or_a_settlement(liar: Liar, channel: Channel) -> None:
+    """Every refund in the record is recognised by its txid; any other spend is the settlement."""
     liar.info_lie = outputs(channel.address, OUTPUT)
     channel.wait_funded(0)
     first, dearer = channel.refund(unchecked=True), channel.keep_refund(RefundTerms(9, unchecked=True))
@@ -151,8 +151,8 @@ def test_what_spent_the_funding_tells_refund_from_settlement(liar: Liar, channel
     assert (record.state, record.settlement_txid, record.end_seen) == (State.CLOSED, TXID, True)
 
 
-def test_the_least_is_asked_for_by_default(liar: Liar, tmp_path: Path) -> None:
-    """Without an amount of the payer's own, the address wants price and dust limit, and the URI says so."""
+def test_the_default_amount_is_the_minimum(liar: Liar, tmp_path: Path) -> None:
+    """Without a planned amount, the address asks for open price plus dust limit, and so does the URI."""
     with Payer(liar.url, wallet=tmp_path / "wallet", patience=IMPATIENT) as payer:
         channel = payer.new_channel(hours=100)
         assert channel.amount_sat == OPEN_PRICE_SAT + 700

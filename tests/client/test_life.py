@@ -32,7 +32,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 @SPOKEN
 def test_open_pay_close(system: System, tmp_path: Path, version: int, dialect: Dialect) -> None:
-    """A channel opens at the asked price, takes payments, and settles with exactly the change that was signed last."""
+    """A channel opens at the open price, takes payments, and settles with exactly the last signed change."""
     with Payer(system.url, wallet=tmp_path, version=version, dialect=dialect) as payer:
         channel = payer.new_channel(hours=100, change_address=ADDRESS)
         channel.fund_debug()
@@ -45,7 +45,7 @@ def test_open_pay_close(system: System, tmp_path: Path, version: int, dialect: D
         settled = channel.close()
 
         assert (settled.change_sat, settled.change_address) == (DEBUG_FUNDING_SAT - price - 1002, ADDRESS)
-        assert channel.close() == settled, "closing again tells the same"
+        assert channel.close() == settled, "closing again returns the same"
         seen = system.channel(channel.record.outpoint)
         assert settled.settlement_txid in str(seen)
 
@@ -77,7 +77,9 @@ def test_drain(system: System, tmp_path: Path, version: int, dialect: Dialect) -
 
 
 @SPOKEN
-def test_another_wallet_copy_can_go_on(system: System, tmp_path: Path, version: int, dialect: Dialect) -> None:
+def test_a_wallet_directory_is_all_that_a_channel_needs(
+    system: System, tmp_path: Path, version: int, dialect: Dialect
+) -> None:
     """A wallet directory is all that a channel needs: a later process resumes, pays and closes with it."""
     with Payer(system.url, wallet=tmp_path, version=version, dialect=dialect) as payer:
         channel = payer.new_channel(hours=100)
@@ -91,7 +93,7 @@ def test_another_wallet_copy_can_go_on(system: System, tmp_path: Path, version: 
 
 
 def test_an_old_wallet_copy_is_refused_and_loses_nothing(system: System, tmp_path: Path) -> None:
-    """Payments from a copy of before the last payments take value back: refused, with both numbers."""
+    """Payments from an outdated copy of the wallet would take value back: refused, with both numbers."""
     with Payer(system.url, wallet=tmp_path) as payer:
         channel = payer.new_channel(hours=100)
         channel.fund_debug()
@@ -112,7 +114,7 @@ def test_an_old_wallet_copy_is_refused_and_loses_nothing(system: System, tmp_pat
 
 @SPOKEN
 def test_an_outpoint_opens_one_channel_only(system: System, tmp_path: Path, version: int, dialect: Dialect) -> None:
-    """A settled channel's outpoint can't be opened again; the payer is told so."""
+    """A settled channel's outpoint cannot be opened again, and the error says so."""
     with Payer(system.url, wallet=tmp_path, version=version, dialect=dialect) as payer:
         channel = payer.new_channel(hours=100)
         channel.fund_debug()
@@ -128,7 +130,7 @@ def test_an_outpoint_opens_one_channel_only(system: System, tmp_path: Path, vers
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_channel_that_the_operator_closed(system: System, tmp_path: Path, version: int) -> None:
-    """A payment after the server settled raises ChannelGone and notes the settlement; close then tells it."""
+    """A payment after the server settled raises ChannelGone and records the settlement; close then returns it."""
     with Payer(system.url, wallet=tmp_path, version=version) as payer:
         channel = payer.new_channel(hours=100)
         channel.fund_debug()
@@ -159,7 +161,7 @@ def test_a_fee_and_another_address_for_the_change(system: System, tmp_path: Path
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_restarted_server_knows_every_acknowledged_payment(tmp_path: Path, version: int) -> None:
-    """Kill -9 of the server between payments costs nothing: the next payment carries on."""
+    """A server killed (SIGKILL) between payments loses nothing: the next payment continues."""
     with System(tmp_path / "system") as system:
         with Payer(system.url, wallet=tmp_path / "wallet", version=version) as payer:
             channel = payer.new_channel(hours=100)
@@ -174,7 +176,7 @@ def test_a_restarted_server_knows_every_acknowledged_payment(tmp_path: Path, ver
 
 
 def test_threads_share_a_channel(system: System, tmp_path: Path) -> None:
-    """Payments of several threads leave one after the other, and all count."""
+    """Payments of several threads are sent one after another, and all count."""
     with Payer(system.url, wallet=tmp_path) as payer:
         channel = payer.new_channel(hours=100)
         channel.fund_debug()
@@ -195,8 +197,8 @@ def test_threads_share_a_channel(system: System, tmp_path: Path) -> None:
 
 
 @SPOKEN
-async def test_the_same_life_on_an_event_loop(system: System, tmp_path: Path, version: int, dialect: Dialect) -> None:
-    """AsyncPayer does what Payer does; tasks that share a channel take turns."""
+async def test_a_whole_channel_on_an_event_loop(system: System, tmp_path: Path, version: int, dialect: Dialect) -> None:
+    """AsyncPayer works like Payer; tasks that share a channel pay one after another."""
     async with AsyncPayer(system.url, wallet=tmp_path, version=version, dialect=dialect) as payer:
         channel = await payer.new_channel(hours=100)
         await channel.fund_debug()
@@ -211,7 +213,7 @@ async def test_the_same_life_on_an_event_loop(system: System, tmp_path: Path, ve
 
 
 async def test_a_cancelled_payment_can_be_resumed(system: System, tmp_path: Path) -> None:
-    """A task that is cancelled while paying leaves a record that knows about the payment, at whatever point it was."""
+    """A task that is cancelled at any point of a payment leaves a record that includes the payment."""
     async with AsyncPayer(system.url, wallet=tmp_path) as payer:
         channel = await payer.new_channel(hours=100)
         await channel.fund_debug()
@@ -230,7 +232,7 @@ async def test_a_cancelled_payment_can_be_resumed(system: System, tmp_path: Path
 
 
 def test_expiries_up_to_the_last_one(system: System, tmp_path: Path) -> None:
-    """A channel may end as late as nLockTime allows, with a five-byte expiry in its script."""
+    """A channel may expire as late as nLockTime allows, with a five-byte expiry in its script."""
     with Payer(system.url, wallet=tmp_path) as payer:
         channel = payer.new_channel(expires=MAX_EXPIRY)
         channel.fund_debug()

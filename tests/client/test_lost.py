@@ -1,4 +1,4 @@
-"""Answers that never come: whatever is lost, a payment counts once, and what was signed is known."""
+"""Lost answers: wherever a message is lost, a payment counts once, and the record has every signed payment."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ both_versions = pytest.mark.parametrize("version", [1, 2])
 
 @both_versions
 @pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST, BUSY])
-def test_patience_hides_a_loss(liar: Liar, opened: OpenChannel, loss: Lie, version: int) -> None:
-    """A payment without an answer is sent again by itself, and booked once."""
+def test_a_lost_message_is_repeated_automatically(liar: Liar, opened: OpenChannel, loss: Lie, version: int) -> None:
+    """A payment without an answer is repeated automatically, and booked once."""
     channel = opened(version, patience=PATIENT)
     liar.lies.append(loss)
 
@@ -43,7 +43,7 @@ def test_patience_hides_a_loss(liar: Liar, opened: OpenChannel, loss: Lie, versi
 @both_versions
 @pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST])
 def test_a_lost_payment_is_resumed(liar: Liar, opened: OpenChannel, loss: Lie, version: int) -> None:
-    """Out of patience, nothing else is paid until the same payment was sent again; then it counts once."""
+    """After the last attempt no other payment is made until the same one was sent again; then it counts once."""
     channel = opened(version)
     liar.lies.append(loss)
     with pytest.raises(Unreachable):
@@ -63,7 +63,7 @@ def test_a_lost_payment_is_resumed(liar: Liar, opened: OpenChannel, loss: Lie, v
 def test_status_tells_whether_a_lost_payment_was_booked(
     liar: Liar, opened: OpenChannel, loss: Lie, booked: bool, codes: bool, version: int
 ) -> None:
-    """Asking for the status sends nothing that is worth anything, and settles what became of a lost payment."""
+    """A status request carries no new value, and decides whether a lost payment was booked."""
     channel = opened(version)
     liar.lies.append(loss)
     liar.codes = codes
@@ -80,8 +80,8 @@ def test_status_tells_whether_a_lost_payment_was_booked(
 
 @both_versions
 @pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST])
-def test_a_lost_opening_is_sent_again_as_it_was(liar: Liar, funded: OpenChannel, loss: Lie, version: int) -> None:
-    """An opening without an answer is repeated; a 409 with Location is proved to be ours by the same payment."""
+def test_a_lost_opening_is_repeated_unchanged(liar: Liar, funded: OpenChannel, loss: Lie, version: int) -> None:
+    """An opening without an answer is repeated; after a 409 with Location, the same payment identifies the channel."""
     channel = funded(version)
     liar.lies.append(loss)
     with pytest.raises(Unreachable):
@@ -96,10 +96,8 @@ def test_a_lost_opening_is_sent_again_as_it_was(liar: Liar, funded: OpenChannel,
 
 
 @both_versions
-def test_an_opening_whose_every_reply_is_lost_ends_in_one_channel(
-    liar: Liar, funded: OpenChannel, version: int
-) -> None:
-    """Patience meets the 409 of its own first attempt, and takes that channel over."""
+def test_an_opening_with_lost_replies_makes_one_channel(liar: Liar, funded: OpenChannel, version: int) -> None:
+    """A repeated opening meets the 409 of its own first attempt, and continues that channel."""
     channel = funded(version, patience=PATIENT)
     liar.lies.append(REPLY_LOST)
 
@@ -108,8 +106,8 @@ def test_an_opening_whose_every_reply_is_lost_ends_in_one_channel(
 
 
 @both_versions
-def test_a_channel_that_is_not_ours_is_not_taken_over(liar: Liar, funded: OpenChannel, version: int) -> None:
-    """A 409 is a conflict when the channel behind it doesn't take our opening payment, or there is none."""
+def test_a_channel_of_another_payer_is_not_continued(liar: Liar, funded: OpenChannel, version: int) -> None:
+    """A 409 is a conflict if the channel at its Location does not take the opening payment, or does not exist."""
     channel = funded(version)
     conflict = Lie(deaf=True, status=409, headers={"Location": f"/v{version}/channels/{'00' * 32}/0"})
     for lie in (conflict, Lie(deaf=True, status=409)):
@@ -123,7 +121,7 @@ def test_a_channel_that_is_not_ours_is_not_taken_over(liar: Liar, funded: OpenCh
 @both_versions
 @pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST])
 def test_a_lost_drain_is_resumed(liar: Liar, opened: OpenChannel, loss: Lie, version: int) -> None:
-    """The last payment of all, too, can be sent again: then the closed channel tells its settlement."""
+    """The draining payment can be sent again, too: the closed channel then reports its settlement."""
     channel = opened(version)
     liar.lies.append(loss)
     with pytest.raises(Unreachable):
@@ -138,8 +136,8 @@ def test_a_lost_drain_is_resumed(liar: Liar, opened: OpenChannel, loss: Lie, ver
 
 @both_versions
 @pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST, BUSY])
-def test_a_lost_closing_is_asked_for_again(liar: Liar, opened: OpenChannel, loss: Lie, version: int) -> None:
-    """While closing nothing is paid; closing again completes it."""
+def test_a_lost_closing_is_repeated(liar: Liar, opened: OpenChannel, loss: Lie, version: int) -> None:
+    """While closing no payment is made; closing again completes it."""
     channel = opened(version)
     liar.lies.append(loss)
     with pytest.raises((Unreachable, ServerFailed)):
@@ -155,7 +153,7 @@ def test_a_lost_closing_is_asked_for_again(liar: Liar, opened: OpenChannel, loss
 @pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST])
 @pytest.mark.parametrize("codes", [True, False])
 def test_closing_with_a_lost_payment(liar: Liar, opened: OpenChannel, loss: Lie, codes: bool, version: int) -> None:
-    """Closing after a lost payment ends with what the server has, whether it had booked that payment or not."""
+    """Closing after a lost payment ends with the server's state, whether it had booked that payment or not."""
     channel = opened(version)
     liar.codes = codes
     liar.lies.append(loss)
@@ -184,7 +182,7 @@ def test_a_closing_fee_is_offered_once(liar: Liar, opened: OpenChannel) -> None:
 
 
 def test_a_refused_closing_leaves_the_channel_open(liar: Liar, opened: OpenChannel) -> None:
-    """When settling is not worth it for the server, the channel goes on taking payments, none below the signed fee."""
+    """If the server refuses an uneconomical closing, the channel stays open; payments stay above the signed fee."""
     channel = opened()
     liar.lies.append(Lie(deaf=True, status=400, body=b'{"code":"not_economical","error":"not worth it"}'))
     with pytest.raises(PaymentRefused, match="not worth it"):
@@ -197,8 +195,8 @@ def test_a_refused_closing_leaves_the_channel_open(liar: Liar, opened: OpenChann
 
 
 @both_versions
-def test_patience_ends(liar: Liar, opened: OpenChannel, version: int) -> None:
-    """A server that is busy for ever is asked as often as patience says; then the payment waits to be resumed."""
+def test_attempts_are_limited(liar: Liar, opened: OpenChannel, version: int) -> None:
+    """A server that stays busy gets exactly the configured number of attempts; then the payment waits for `resume`."""
     channel = opened(version, patience=PATIENT)
     liar.lies.extend([BUSY] * 10)
     before = len(liar.requests)
@@ -211,8 +209,8 @@ def test_patience_ends(liar: Liar, opened: OpenChannel, version: int) -> None:
     assert channel.resume().paid_sat == 100
 
 
-def test_a_payment_that_the_application_refused_may_be_used_all_the_same(liar: Liar, opened: OpenChannel) -> None:
-    """After a refusal the same payment may be sent again or a larger one, never one that pays less."""
+def test_after_a_refusal_no_smaller_payment_is_sent(liar: Liar, opened: OpenChannel) -> None:
+    """After a refusal the client sends the same payment or a larger one, never a smaller one."""
     channel = opened()
     liar.lies.append(APPLICATION_SAYS_NO)
     with pytest.raises(PaymentRefused) as caught:
@@ -231,8 +229,8 @@ def test_a_payment_that_the_application_refused_may_be_used_all_the_same(liar: L
 
 
 @both_versions
-def test_a_payment_that_was_refused_and_booked_all_the_same(liar: Liar, opened: OpenChannel, version: int) -> None:
-    """When the server later turns out to have booked what it refused, the next payment pays the rest, once."""
+def test_a_refused_payment_that_was_booked_later(liar: Liar, opened: OpenChannel, version: int) -> None:
+    """If the server turns out to have booked a payment that it refused, the next payment pays the rest, once."""
     channel = opened(version)
     liar.lies.append(Lie(status=400, body=b'{"code":"application_error","error":"no"}'))
     with pytest.raises(PaymentRefused):
@@ -246,7 +244,7 @@ def test_a_payment_that_was_refused_and_booked_all_the_same(liar: Liar, opened: 
 
 @both_versions
 def test_refusals_without_a_body_are_read_from_the_reason_phrase(liar: Liar, opened: OpenChannel, version: int) -> None:
-    """A server that speaks by status and reason phrase alone, as the original, is understood (RBPCP §5.7)."""
+    """A server that reports errors by status and reason phrase alone, as the original, is understood (RBPCP §5.7)."""
     channel = opened(version)
     liar.codes = False
     liar.lies.append(Lie(deaf=True, status=400, reason="dust output", body=b""))
@@ -263,7 +261,7 @@ def test_refusals_without_a_body_are_read_from_the_reason_phrase(liar: Liar, ope
 
 @both_versions
 def test_a_channel_that_the_server_closed_is_known_as_closed(liar: Liar, opened: OpenChannel, version: int) -> None:
-    """A 410 that names the settlement ends the channel; one that says closing lets closing be asked for."""
+    """A 410 that names the settlement ends the channel; a 410 that says closing leaves it to be closed."""
     channel = opened(version)
     liar.lies.append(Lie(deaf=True, status=410, body=b'{"code":"channel_closing","error":"closing"}'))
     with pytest.raises(ChannelGone):
@@ -279,7 +277,7 @@ def test_a_channel_that_the_server_closed_is_known_as_closed(liar: Liar, opened:
 
 
 def test_text_of_the_server_holds_no_control_characters(liar: Liar, opened: OpenChannel) -> None:
-    """What a server writes into an error can't move the cursor of a terminal, and is short."""
+    """Error text from the server cannot move the cursor of a terminal, and is short."""
     channel = opened()
     evil = "\\u001b[2J\\u0007" + "x" * 10_000
     liar.lies.append(Lie(deaf=True, status=400, body=f'{{"code":"\\u001bcode","error":"{evil}"}}'.encode()))

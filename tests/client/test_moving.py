@@ -1,4 +1,4 @@
-"""A channel that the server moved: the payer goes along by itself, counts every payment once, and keeps a refund first."""
+"""A channel that the server moved: the payer follows, counts every payment once, and first saves a refund."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def movable(request: pytest.FixtureRequest, opened: OpenChannel) -> Channel:
 
 
 def holds(channel: Channel, liar: Liar, paid_sat: int) -> None:
-    """The payer is where the server is, both count the same, and the newest refund is of that output."""
+    """Payer and server are at the same output and count the same sum; the newest refund is of that output."""
     record = channel.record
     assert liar.channel is not None
     assert record.funding_outpoint == str(liar.channel.outpoint)
@@ -55,11 +55,11 @@ def holds(channel: Channel, liar: Liar, paid_sat: int) -> None:
     assert bytes(refund.vin[0].prevout.hash) == record.outpoint.txid
 
 
-# --- going along ----------------------------------------------------------------------------------------------------
+# --- following ------------------------------------------------------------------------------------------------------
 
 
-def test_a_payment_goes_along_and_counts_once(liar: Liar, movable: Channel) -> None:
-    """The old output answers 318 or 308; the payment is signed again for the new one, and the totals go on."""
+def test_a_payment_follows_the_channel_and_counts_once(liar: Liar, movable: Channel) -> None:
+    """The old output answers 318 or 308; the payment is signed again for the new output, and the totals continue."""
     movable.pay(100)
     liar.withdraw()
 
@@ -72,7 +72,7 @@ def test_a_payment_goes_along_and_counts_once(liar: Liar, movable: Channel) -> N
 
 
 def test_a_channel_may_move_again_and_again(liar: Liar, movable: Channel, tmp_path: Path) -> None:
-    """Each withdrawal is gone along with, by whichever process pays next."""
+    """The payer follows each withdrawal, whichever process pays next."""
     for amount_sat in (1000, 2000, 3000):
         movable.pay(amount_sat)
         liar.withdraw()
@@ -85,8 +85,8 @@ def test_a_channel_may_move_again_and_again(liar: Liar, movable: Channel, tmp_pa
         assert len(again.record.refunds) == 4
 
 
-def test_the_new_refund_is_kept_before_a_payment_leaves(liar: Liar, movable: Channel) -> None:
-    """After the answer that moves the channel the first effect is a durable record with the refund, then the request."""
+def test_the_new_refund_is_saved_before_a_payment_is_sent(liar: Liar, movable: Channel) -> None:
+    """After the answer that moves the channel, the client first saves record and refund, then sends the request."""
     liar.withdraw()
     flow = pay(movable.record, 100, Limits(), IMPATIENT, drain=False, application_data="")
     assert isinstance(next(flow), Save)
@@ -112,7 +112,7 @@ def ask(liar: Liar, request: Request) -> Response:
 
 
 def finish(flow: Generator[Any, Any, Any], liar: Liar, effect: Any) -> None:
-    """Perform what is left of a flow, without keeping anything."""
+    """Perform the rest of a flow, without saving records."""
     try:
         while True:
             effect = flow.send(ask(liar, effect) if isinstance(effect, Request) else None)
@@ -122,7 +122,7 @@ def finish(flow: Generator[Any, Any, Any], liar: Liar, effect: Any) -> None:
 
 @pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST], ids=["booked", "not booked"])
 def test_a_lost_payment_is_resumed_at_the_new_output(liar: Liar, movable: Channel, loss: Lie) -> None:
-    """Whether the settlement has it or not: it is signed again, and counts once."""
+    """Whether or not the settlement includes the payment, it is signed again and counts once."""
     liar.lies.append(loss)
     with pytest.raises(Unreachable):
         movable.pay(100)
@@ -137,8 +137,8 @@ def test_a_lost_payment_is_resumed_at_the_new_output(liar: Liar, movable: Channe
 
 
 @pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST], ids=["booked", "not booked"])
-def test_status_goes_along_and_tells_what_the_settlement_has(liar: Liar, movable: Channel, loss: Lie) -> None:
-    """Asking moves the record, too; a payment that was not booked stays to be resumed."""
+def test_status_follows_and_compares_with_the_settlement(liar: Liar, movable: Channel, loss: Lie) -> None:
+    """A status request moves the record, too; a payment that was not booked can still be resumed."""
     liar.lies.append(loss)
     with pytest.raises(Unreachable):
         movable.pay(100)
@@ -154,7 +154,7 @@ def test_status_goes_along_and_tells_what_the_settlement_has(liar: Liar, movable
 
 
 def test_a_refused_payment_that_was_booked_late_is_in_the_settlement(liar: Liar, movable: Channel) -> None:
-    """An application that said yes after all: the next payment, larger, pays the rest at the new output."""
+    """If the application accepted a refused payment later, the next, larger payment pays the rest at the new output."""
     liar.lies.append(Lie(status=400, body=b'{"code":"application_error","error":"no answer"}'))
     with pytest.raises(PaymentRefused):
         movable.pay(100)
@@ -169,7 +169,7 @@ def test_a_refused_payment_that_was_booked_late_is_in_the_settlement(liar: Liar,
 
 
 def test_a_refused_payment_stays_refused_at_the_new_output(liar: Liar, movable: Channel) -> None:
-    """What was signed once counts as given away, also where the channel goes on."""
+    """A signed payment counts as paid, also at the new output."""
     liar.lies.append(Lie(deaf=True, status=400, body=b'{"code":"application_error","error":"sold out"}'))
     with pytest.raises(PaymentRefused):
         movable.pay(100)
@@ -183,7 +183,7 @@ def test_a_refused_payment_stays_refused_at_the_new_output(liar: Liar, movable: 
 
 
 def test_draining_after_a_move(liar: Liar, movable: Channel) -> None:
-    """Everything that is left goes at the new output, and closes the channel."""
+    """Draining at the new output pays the rest, and closes the channel."""
     liar.withdraw()
 
     receipt = movable.pay(drain=True)
@@ -193,7 +193,7 @@ def test_draining_after_a_move(liar: Liar, movable: Channel) -> None:
 
 
 def test_a_lost_drain_after_a_move_is_resumed(liar: Liar, movable: Channel) -> None:
-    """The total of a channel that was drained counts what earlier outputs paid."""
+    """The total of a drained channel includes the payments at earlier outputs."""
     liar.withdraw()
     movable.pay(1)
     liar.lies.append(REPLY_LOST)
@@ -204,7 +204,7 @@ def test_a_lost_drain_after_a_move_is_resumed(liar: Liar, movable: Channel) -> N
 
 
 def test_a_channel_that_moved_before_its_opening_was_answered(liar: Liar, funded: OpenChannel) -> None:
-    """The opening is in the settlement: opening again finds the channel where it went."""
+    """The settlement includes the opening payment: opening again finds the channel at its new output."""
     channel = funded(movable=True)
     liar.lies.append(REPLY_LOST)
     with pytest.raises(Unreachable):
@@ -220,8 +220,8 @@ def test_a_channel_that_moved_before_its_opening_was_answered(liar: Liar, funded
 
 
 @pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST], ids=["moved", "after the move"])
-def test_going_along_can_be_cut_off(liar: Liar, movable: Channel, loss: Lie) -> None:
-    """A payment that went along, but whose answer at the new output was lost, is resumed there."""
+def test_an_interrupted_payment_after_a_move_is_resumed(liar: Liar, movable: Channel, loss: Lie) -> None:
+    """If the answer at the new output is lost, the payment is resumed there."""
     liar.withdraw()
     liar.lies.extend([None, loss])
     with pytest.raises(Unreachable):
@@ -233,11 +233,11 @@ def test_going_along_can_be_cut_off(liar: Liar, movable: Channel, loss: Lie) -> 
     holds(movable, liar, 100)
 
 
-# --- while it moves -------------------------------------------------------------------------------------------------
+# --- during a move --------------------------------------------------------------------------------------------------
 
 
-def test_a_moving_channel_is_waited_for(liar: Liar, opened: OpenChannel) -> None:
-    """503 is asked again as long as patience says; then the error has a name, and the payment is resumed later."""
+def test_a_request_during_a_move_is_repeated(liar: Liar, opened: OpenChannel) -> None:
+    """After 503 the client asks again as often as its retry policy allows; the final error names the move."""
     channel = opened(movable=True, patience=PATIENT)
     liar.begin_withdrawal()
     before = len(liar.requests)
@@ -250,8 +250,8 @@ def test_a_moving_channel_is_waited_for(liar: Liar, opened: OpenChannel) -> None
     assert not channel.record.refused
 
 
-def test_a_move_that_can_not_be_shown_now_is_asked_for_again(liar: Liar, opened: OpenChannel) -> None:
-    """Without the transaction nothing moves; the server may have it the next time."""
+def test_a_move_without_its_transaction_is_requested_again(liar: Liar, opened: OpenChannel) -> None:
+    """Without the transaction the record does not move; the server may show it in a later answer."""
     channel = opened(movable=True, patience=PATIENT)
     liar.withdraw()
     liar.lies.extend([UNPROVEN] * PATIENT.attempts)
@@ -265,11 +265,11 @@ def test_a_move_that_can_not_be_shown_now_is_asked_for_again(liar: Liar, opened:
     holds(channel, liar, 100)
 
 
-# --- coming home ----------------------------------------------------------------------------------------------------
+# --- the home address -----------------------------------------------------------------------------------------------
 
 
-def test_change_comes_home_when_the_payer_closes(liar: Liar, movable: Channel) -> None:
-    """A closing names the key's own address by itself: change to the channel would be locked until the expiry."""
+def test_a_closing_pays_to_the_home_address(liar: Liar, movable: Channel) -> None:
+    """A closing pays to the key's own address by default: change to the channel would be locked until the expiry."""
     liar.withdraw()
     movable.pay(2000)
 
@@ -283,7 +283,7 @@ def test_change_comes_home_when_the_payer_closes(liar: Liar, movable: Channel) -
 
 
 def test_a_closing_fee_is_offered_at_the_new_output(liar: Liar, movable: Channel) -> None:
-    """A closing that found the channel moved offers the same fee there."""
+    """A closing that finds the channel moved offers the same fee at the new output."""
     liar.withdraw()
 
     settled = movable.close(fee_sat=700)
@@ -295,7 +295,7 @@ def test_a_closing_fee_is_offered_at_the_new_output(liar: Liar, movable: Channel
 @pytest.mark.parametrize("fee_sat", [0, 700])
 @pytest.mark.parametrize("loss", [REPLY_LOST, REQUEST_LOST], ids=["booked", "not booked"])
 def test_closing_with_a_lost_payment_after_a_move(liar: Liar, movable: Channel, loss: Lie, fee_sat: int) -> None:
-    """The end is what the settlement left, less the fee that was offered."""
+    """The final change is that of the settlement, less the offered fee."""
     liar.lies.append(loss)
     with pytest.raises(Unreachable):
         movable.pay(100)
@@ -311,8 +311,8 @@ def test_closing_with_a_lost_payment_after_a_move(liar: Liar, movable: Channel, 
     assert liar.received_sat == OPEN_PRICE_SAT + booked + fee_sat
 
 
-def test_home_is_the_address_that_was_asked_for(liar: Liar, tmp_path: Path) -> None:
-    """With an address of the payer's own wallet the closing and the refund pay there."""
+def test_the_home_address_can_be_chosen(liar: Liar, tmp_path: Path) -> None:
+    """With an address of the payer's own wallet, the closing and the refund pay to it."""
     with Payer(liar.url, wallet=tmp_path, patience=IMPATIENT) as payer:
         channel = payer.new_channel(hours=100, movable=True, change_address=ADDRESS)
         channel.fund(str(debug_outpoint(channel.record.terms.client_key, channel.record.expiry)), FUNDING_SAT)
@@ -322,20 +322,20 @@ def test_home_is_the_address_that_was_asked_for(liar: Liar, tmp_path: Path) -> N
         assert channel.close().change_address == ADDRESS
 
 
-def test_refunds_of_a_movable_channel_go_home(movable: Channel) -> None:
-    """A refund to the channel's own script would have to be taken back once more."""
+def test_refunds_of_a_movable_channel_pay_to_the_home_address(movable: Channel) -> None:
+    """A refund to the channel's own script would need a second refund."""
     home = CTransaction.deserialize(movable.refund(unchecked=True).transaction).vout[0].scriptPubKey
     assert bytes(home)[:3] == b"\x76\xa9\x14"
 
 
 def test_only_version_2_moves(liar: Liar, funded: OpenChannel) -> None:
-    """v1 names a channel by nothing that could go along."""
+    """A v1 channel cannot be movable: its opening names no output."""
     with pytest.raises(TermsUnacceptable, match="movable"):
         funded(1, movable=True)
 
 
-async def test_going_along_on_an_event_loop(liar: Liar, tmp_path: Path) -> None:
-    """AsyncPayer does the same."""
+async def test_following_on_an_event_loop(liar: Liar, tmp_path: Path) -> None:
+    """AsyncPayer follows in the same way."""
     async with AsyncPayer(liar.url, wallet=tmp_path, patience=IMPATIENT) as payer:
         channel = await payer.new_channel(hours=100, movable=True)
         await channel.fund(str(debug_outpoint(channel.record.terms.client_key, channel.record.expiry)), FUNDING_SAT)

@@ -1,4 +1,4 @@
-"""A server that lies about where a channel went: nothing is signed for there, and nothing is taken over."""
+"""A server that lies about a channel's new output: the payer signs nothing for it, and records nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Change = Callable[[CMutableTransaction], None]
 
 @pytest.fixture
 def channel(liar: Liar, opened: OpenChannel) -> Channel:
-    """A channel that paid 100 sat, and was withdrawn from since."""
+    """A channel that paid 100 sat, and then had a withdrawal."""
     channel = opened(movable=True)
     channel.pay(100)
     return channel
@@ -46,22 +46,22 @@ def settlement(liar: Liar) -> CMutableTransaction:
 
 
 def sign(channel: Channel, changed: CMutableTransaction, seed: str = "liar") -> None:
-    """Put a signature of the server's over what it became."""
+    """Sign the changed transaction with the server's key."""
     pushed = [data for _, data, _ in changed.vin[0].scriptSig.raw_iter()]
     digest = whole_transaction_digest(changed, 0, channel.record.terms.redeem_script)
     signature = private_key(seed).sign(digest, hasher=None) + bytes([SIGHASH_ALL])
     changed.vin[0].scriptSig = CScript([pushed[0], signature, 1, pushed[3]])
 
 
-def told(liar: Liar, transaction: CMutableTransaction, vout: int = 0) -> Lie:
-    """The answer that moves the channel by this transaction."""
+def moving_by(liar: Liar, transaction: CMutableTransaction, vout: int = 0) -> Lie:
+    """Build the answer that moves the channel by this transaction."""
     txid = transaction.GetTxid()[::-1].hex()
     location = f"{liar.url}/v2/channels/{txid}/{vout}?secret=x"
     return Lie(change={"transaction": transaction.serialize().hex()}, headers={"Location": location})
 
 
-def believes_nothing(liar: Liar, channel: Channel, lie: Lie, what: str) -> None:
-    """The payment raises; record and refunds stay as they were, nobody was asked elsewhere, and the truth still helps."""
+def rejects(liar: Liar, channel: Channel, lie: Lie, what: str) -> None:
+    """The payment raises, record and refunds stay, no other host gets a request, and the true answer still works."""
     before, requests = channel.record, len(liar.requests)
     liar.lies.append(lie)
     with pytest.raises(ServerMisbehaved, match=what):
@@ -134,17 +134,17 @@ CHANGES = {
 
 @pytest.mark.parametrize(("change", "what"), CHANGES.values(), ids=CHANGES.keys())
 def test_another_transaction_moves_nothing(liar: Liar, channel: Channel, change: Change, what: str) -> None:
-    """Other inputs, values, scripts or layouts than a payment of ours has, however well the server signs them."""
+    """The server's signature is not enough: inputs, values, script and layout must be those of a signed payment."""
     liar.withdraw()
     changed = settlement(liar)
     change(changed)
     if changed.vout:
         sign(channel, changed)
-    believes_nothing(liar, channel, told(liar, changed), what)
+    rejects(liar, channel, moving_by(liar, changed), what)
 
 
 def test_a_settlement_of_an_older_payment_moves_nothing(liar: Liar, channel: Channel) -> None:
-    """The settlement of an older payment would make the newer ones be paid twice."""
+    """After the settlement of an older payment, the newer payments would be paid twice."""
     channel.pay(10)
     opening = channel.record.sign(LEFT_SAT - 100)
     liar.withdraw()
@@ -153,31 +153,31 @@ def test_a_settlement_of_an_older_payment_moves_nothing(liar: Liar, channel: Cha
     changed.vout[0].nValue = LEFT_SAT - 100
     changed.vin[0].scriptSig = CScript([opening.signature_with_flag, pushed[1], 1, pushed[3]])
     sign(channel, changed)
-    liar.lies.append(told(liar, changed))
+    liar.lies.append(moving_by(liar, changed))
     with pytest.raises(ServerMisbehaved, match="value that the channel moved with: got 989900, want"):
         channel.pay(50)
     assert channel.record.moves == ()
 
 
 def test_without_the_servers_signature_nothing_moves(liar: Liar, channel: Channel) -> None:
-    """A settlement that the server did not sign can't be in any chain; a payer that went along could lose track."""
+    """A settlement without the server's signature cannot be in any chain; a payer that followed it could lose track."""
     liar.withdraw()
     changed = settlement(liar)
-    sign(channel, changed, "somebody else")
-    believes_nothing(liar, channel, told(liar, changed), "no signature of the server")
+    sign(channel, changed, "another key")
+    rejects(liar, channel, moving_by(liar, changed), "no signature of the server")
 
 
 @pytest.mark.parametrize("script_sig", [b"", b"\x4c", b"\x51" * 4, b"\x00\x00\x51\x00"])
 def test_an_unsigned_transaction_moves_nothing(liar: Liar, channel: Channel, script_sig: bytes) -> None:
-    """Without signatures, or with a script that can't be read."""
+    """Signatures are missing, or the script cannot be parsed."""
     liar.withdraw()
     changed = settlement(liar)
     changed.vin[0].scriptSig = CScript(script_sig)
-    believes_nothing(liar, channel, told(liar, changed), "payment in the move")
+    rejects(liar, channel, moving_by(liar, changed), "payment in the move")
 
 
 def test_a_malleated_settlement_moves_the_channel(liar: Liar, channel: Channel) -> None:
-    """Others may change the selector, and so the txid; the signatures hold, and the output is where it says."""
+    """A relaying node may change the selector and so the txid; signatures and output stay valid."""
     liar.withdraw()
     changed = settlement(liar)
     pushed = [data for _, data, _ in changed.vin[0].scriptSig.raw_iter()]
@@ -185,7 +185,7 @@ def test_a_malleated_settlement_moves_the_channel(liar: Liar, channel: Channel) 
     assert liar.channel is not None
     malleated = OutPoint(changed.GetTxid(), 0)
     assert malleated != liar.channel.outpoint
-    liar.lies.extend([told(liar, changed), Lie(deaf=True, status=503)])
+    liar.lies.extend([moving_by(liar, changed), Lie(deaf=True, status=503)])
     with pytest.raises(Exception, match="503"):
         channel.pay(50)
 
@@ -197,17 +197,17 @@ def test_a_malleated_settlement_moves_the_channel(liar: Liar, channel: Channel) 
     ["zz", "00", "0" * 10_000, "01000000" + "fd" * 40, "01000000" + "ff" * 40, "\u0661" * 100],
     ids=["no hex", "a byte", "zeros", "many inputs", "too many inputs", "other digits"],
 )
-def test_what_is_no_transaction_moves_nothing(liar: Liar, channel: Channel, text: str) -> None:
-    """Whatever stands there instead of a transaction is read without harm."""
+def test_text_that_is_no_transaction_moves_nothing(liar: Liar, channel: Channel, text: str) -> None:
+    """Any text in place of a transaction is parsed without harm."""
     liar.withdraw()
-    believes_nothing(liar, channel, Lie(change={"transaction": text}), "transaction that moved")
+    rejects(liar, channel, Lie(change={"transaction": text}), "transaction that moved")
 
 
-def test_more_than_the_transaction_moves_nothing(liar: Liar, channel: Channel) -> None:
-    """Bytes behind it have no meaning."""
+def test_bytes_after_the_transaction_move_nothing(liar: Liar, channel: Channel) -> None:
+    """Bytes after the transaction are an error."""
     liar.withdraw()
     text = settlement(liar).serialize().hex() + "00"
-    believes_nothing(liar, channel, Lie(change={"transaction": text}), "transaction that moved")
+    rejects(liar, channel, Lie(change={"transaction": text}), "transaction that moved")
 
 
 @pytest.mark.parametrize(
@@ -223,17 +223,17 @@ def test_more_than_the_transaction_moves_nothing(liar: Liar, channel: Channel) -
         "/%2e%2e/v2/channels/{txid}/0",
     ],
 )
-def test_another_place_is_not_gone_to(liar: Liar, channel: Channel, location: str) -> None:
-    """`Location` must name the first output of the very transaction, below the server's URL."""
+def test_another_location_is_not_followed(liar: Liar, channel: Channel, location: str) -> None:
+    """`Location` must name the first output of this very transaction, below the server's URL."""
     liar.withdraw()
     txid = settlement(liar).GetTxid()[::-1].hex()
     lie = Lie(headers={"Location": location.format(txid=txid, other="5e" * 32)})
-    believes_nothing(liar, channel, lie, "place that the channel moved to")
+    rejects(liar, channel, lie, "place that the channel moved to")
 
 
 @pytest.mark.parametrize("elsewhere", ["http://evil.example", "https://127.0.0.1:1", "//evil.example"])
 def test_no_request_leaves_for_another_host(liar: Liar, channel: Channel, elsewhere: str) -> None:
-    """As with every `Location`, a server behind a proxy may name a wrong host: payments go to the URL that we chose."""
+    """A server behind a proxy may name a wrong host in any `Location`: payments go to the URL that the payer chose."""
     liar.withdraw()
     liar.public_url = elsewhere
 
@@ -241,19 +241,19 @@ def test_no_request_leaves_for_another_host(liar: Liar, channel: Channel, elsewh
 
 
 def test_a_channel_that_can_not_move_is_not_moved(liar: Liar, opened: OpenChannel) -> None:
-    """A redirect of any other channel is refused before it is read."""
+    """A redirect of a channel that is not movable is refused before its content is read."""
     channel = opened()
     liar.lies.append(Lie(status=318, headers={"Location": f"{liar.url}/v2/channels/{'5e' * 32}/0"}))
     with pytest.raises(ServerMisbehaved, match="redirect"):
         channel.pay(50)
 
 
-def test_moving_for_ever_comes_to_an_end(liar: Liar, channel: Channel) -> None:
-    """A server that signs one move after the other keeps nobody busy for ever; each was noted with its refund."""
+def test_repeated_moves_are_limited(liar: Liar, channel: Channel) -> None:
+    """A server that moves the channel again and again is stopped after three moves; each was saved with its refund."""
     at = [channel.record.outpoint]
 
     def move_on(_method: str, _target: str, body: bytes) -> Answer:
-        """Settle the payment that came, at once, with coins that don't exist for the fee."""
+        """Settle the incoming payment at once; the fee comes from coins that do not exist."""
         payment = read_v2_body(body).payment
         vin = [
             CMutableTxIn(CMutableOutPoint(at[-1].txid, at[-1].vout)),
@@ -276,20 +276,20 @@ def test_moving_for_ever_comes_to_an_end(liar: Liar, channel: Channel) -> None:
     assert channel.paid_sat == OPEN_PRICE_SAT + 150
 
 
-def test_an_added_output_of_the_servers_is_its_own_business(liar: Liar, channel: Channel) -> None:
-    """Only the first output is ours: the server may lay out the rest as it likes, if it signs that."""
+def test_further_outputs_of_the_settlement_are_ignored(liar: Liar, channel: Channel) -> None:
+    """Only the first output belongs to the payer: the server may choose the others, if it signs them."""
     liar.withdraw()
     changed = settlement(liar)
     changed.vout.append(CTxOut(1000, CScript(SERVER_DESTINATION)))
     sign(channel, changed)
-    liar.lies.extend([told(liar, changed), Lie(deaf=True, status=503)])
+    liar.lies.extend([moving_by(liar, changed), Lie(deaf=True, status=503)])
     with pytest.raises(Exception, match="503"):
         channel.pay(50)
     assert len(channel.record.moves) == 1
 
 
-def test_what_the_settlement_has_is_not_received_again(liar: Liar, channel: Channel) -> None:
-    """At the new output a result may count only what the settlement lacked."""
+def test_value_in_the_settlement_does_not_count_again(liar: Liar, channel: Channel) -> None:
+    """At the new output, a result may count only the value that the settlement did not include."""
     liar.lies.append(Lie(status=400, body=b'{"code":"application_error","error":"no answer"}'))
     with pytest.raises(PaymentRefused):
         channel.pay(100)

@@ -1,4 +1,4 @@
-"""What a payer agrees to before coins are at stake: how long a channel lives, and what a closing costs."""
+"""The terms that a payer accepts before it risks coins: the lifetime of a channel, and the price of a closing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.lib.channels import SERVER_DESTINATION
 LEFT_SAT = FUNDING_SAT - OPEN_PRICE_SAT
 SETTLING_HOURS = 6
 LEAST_HOURS = 12
-"""What the liar tells; in version 1 only when it is asked by version 2."""
+"""The liar's minimum payment time, which in version 1 only a version 2 request reports."""
 
 
 @pytest.fixture(params=[1, 2], ids=["v1", "v2"])
@@ -33,21 +33,21 @@ def payer(request: pytest.FixtureRequest, liar: Liar, tmp_path: Path) -> Payer:
 
 
 @pytest.mark.parametrize("confirmations", [0, 6])
-def test_fault_24_hours_are_hours_of_paying(payer: Payer, liar: Liar, confirmations: int) -> None:
-    """The expiry leaves the hours asked for, after the funding became deep and before the server settles."""
+def test_fault_24_hours_count_the_time_for_payments(payer: Payer, liar: Liar, confirmations: int) -> None:
+    """The expiry leaves the requested hours between a deep funding and the server's settlement."""
     liar.info_lie = Lie(change={"funding_tx_min_conf": confirmations})
     begun = int(time.time())
     channel = payer.new_channel(hours=LEAST_HOURS)
 
     life = channel.record.expiry - begun
-    opened_after = confirmations * 600 * 2  # unlucky with blocks
+    opened_after = confirmations * 600 * 2  # unusually slow blocks
     assert life >= (LEAST_HOURS + SETTLING_HOURS) * HOUR + opened_after + HOUR // 2
     assert life <= (LEAST_HOURS + SETTLING_HOURS) * HOUR + confirmations * 1800 + 2 * HOUR
 
 
 @pytest.mark.parametrize("hours", [0, 1, 10, 11.9])
 def test_fault_24_no_address_for_fewer_hours_than_the_server_wants(payer: Payer, tmp_path: Path, hours: float) -> None:
-    """Both numbers are said before there is an address, also in version 1, which does not tell the least time."""
+    """The error gives both numbers before there is an address, also in version 1, which does not report the minimum."""
     with pytest.raises(TermsUnacceptable, match=f"hours of paying is {hours:g}, want at least 12"):
         payer.new_channel(hours=hours)
     assert list((tmp_path / "wallet").iterdir()) == []
@@ -55,15 +55,15 @@ def test_fault_24_no_address_for_fewer_hours_than_the_server_wants(payer: Payer,
 
 @pytest.mark.parametrize("hours", ["inf", "nan"])
 def test_fault_24_hours_that_are_no_number_are_refused(payer: Payer, tmp_path: Path, hours: str) -> None:
-    """Python reads both as numbers."""
+    """Python parses both texts as floats."""
     with pytest.raises(TermsUnacceptable, match=f"hours of paying is {hours}, want a number"):
         payer.new_channel(hours=float(hours))
     assert list((tmp_path / "wallet").iterdir()) == []
 
 
 @pytest.mark.parametrize("hours", [10, 18.5])
-def test_fault_24_an_end_that_is_too_near_is_refused(payer: Payer, hours: float) -> None:
-    """An expiry that is named must leave room for the funding to become deep, too."""
+def test_fault_24_an_expiry_that_is_too_near_is_refused(payer: Payer, hours: float) -> None:
+    """A given expiry must also leave time for the funding to become deep."""
     with pytest.raises(TermsUnacceptable, match=rf"hours until expiry is {int(hours)}, want at least 19"):
         payer.new_channel(expires=int(time.time() + hours * HOUR))
     assert payer.new_channel(expires=int(time.time() + 19.1 * HOUR)).address
@@ -73,7 +73,7 @@ def test_fault_24_an_end_that_is_too_near_is_refused(payer: Payer, hours: float)
 def test_fault_24_a_wrong_clock_makes_no_expiry(
     payer: Payer, monkeypatch: pytest.MonkeyPatch, ahead_hours: int
 ) -> None:
-    """An expiry that is counted from a clock that is a year ahead would lock the coins up for that year."""
+    """An expiry computed from a clock that is a year ahead would lock the coins up for that year."""
     now = time.time() + ahead_hours * HOUR
     monkeypatch.setattr("paychan.client.payer.time", SimpleNamespace(time=lambda: now))
     with pytest.raises(TermsUnacceptable, match="clocks"):
@@ -81,7 +81,7 @@ def test_fault_24_a_wrong_clock_makes_no_expiry(
 
 
 def test_fault_25_no_address_of_a_server_that_can_not_open(liar: Liar, tmp_path: Path) -> None:
-    """A server that is frozen or without its node says so, and the payer is shown that instead of an address."""
+    """A frozen server or one without its node refuses, and the payer sees the reason instead of an address."""
     reason = b'{"code":"chain_unavailable","error":"the node is in its initial download"}'
     liar.info_lie = Lie(status=503, body=reason, headers={"Retry-After": "60"})
     result = CliRunner().invoke(app, ["new", liar.url, "--wallet", str(tmp_path / "wallet")])
@@ -94,8 +94,8 @@ def test_fault_25_no_address_of_a_server_that_can_not_open(liar: Liar, tmp_path:
 # --- closing ----------------------------------------------------------------------------------------------------------
 
 
-def test_fault_21_a_fee_out_of_proportion_needs_an_explicit_word(opened: OpenChannel) -> None:
-    """A fee is a payment: 50,000 sat are not offered before the payer says that number twice."""
+def test_fault_21_a_disproportionate_fee_needs_confirmation(opened: OpenChannel) -> None:
+    """A fee is a payment: 50,000 sat are offered only if the payer confirms that number."""
     channel = opened()
     with pytest.raises(FeeTooHigh) as refused:
         channel.close(fee_sat=50_000)
@@ -106,7 +106,7 @@ def test_fault_21_a_fee_out_of_proportion_needs_an_explicit_word(opened: OpenCha
 
 
 def settlement(channel: Channel, change_sat: int, fee_sat: int, **other: Any) -> dict[str, str]:
-    """What a server shows of a settlement that pays this change and this fee."""
+    """Build the server's answer with a settlement that pays this change and this fee."""
     record = channel.record
     outpoint = other.get("outpoint", record.outpoint)
     change = decode_address(other.get("address", record.change_address), Network.TEST)
@@ -121,8 +121,8 @@ def settlement(channel: Channel, change_sat: int, fee_sat: int, **other: Any) ->
     }
 
 
-def test_fault_21_what_the_settlement_pays_is_told(opened: OpenChannel, liar: Liar) -> None:
-    """Of a fee of 20,000 the server passed on 2,776: both numbers are in the answer."""
+def test_fault_21_the_fee_of_the_settlement_is_shown(opened: OpenChannel, liar: Liar) -> None:
+    """The server passed on 2,776 sat of a fee of 20,000: the result has both numbers."""
     channel = opened()
     liar.lies.append(Lie(change=settlement(channel, LEFT_SAT - 20_000, 2_776)))
     settled = channel.close(fee_sat=20_000)
@@ -130,8 +130,8 @@ def test_fault_21_what_the_settlement_pays_is_told(opened: OpenChannel, liar: Li
 
 
 @pytest.mark.parametrize("lie", ["less change", "another address", "another output", "another txid", "no transaction"])
-def test_fault_21_a_settlement_that_does_not_pay_the_change_is_none(opened: OpenChannel, liar: Liar, lie: str) -> None:
-    """What the server shows is compared with what was signed; the channel does not count as settled by it."""
+def test_fault_21_a_settlement_without_the_change_is_rejected(opened: OpenChannel, liar: Liar, lie: str) -> None:
+    """The shown settlement is compared with the signed change; if it differs, the channel does not count as settled."""
     channel = opened()
     shown = {
         "less change": settlement(channel, LEFT_SAT - 20_001, 2_000),
@@ -147,7 +147,7 @@ def test_fault_21_a_settlement_that_does_not_pay_the_change_is_none(opened: Open
 
 
 def test_fault_23_a_price_that_rose_is_named_and_can_be_paid(liar: Liar, tmp_path: Path) -> None:
-    """Between terms and opening the price went up: both numbers, the command that pays it, and that command works."""
+    """The price rose between terms and opening: the error has both numbers and the command that pays, and it works."""
     wallet = ["--wallet", str(tmp_path / "wallet")]
     with Payer(liar.url, wallet=tmp_path / "wallet", patience=IMPATIENT) as payer:
         name = payer.new_channel(hours=100).name

@@ -1,4 +1,4 @@
-"""What `paychan channel refund` and `watch` say of a node or Electrum server that can't serve."""
+"""Error messages of `paychan channel refund` and `watch` for a node or Electrum server that does not work."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def name(liar: Liar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             "expected tcp://host:port or ssl://host:port",
         ),
     ],
-    ids=["nobody there", "no credentials", "no URL"],
+    ids=["no listener", "no credentials", "no URL"],
 )
-def test_the_mend_is_an_option_of_the_command(
+def test_error_messages_name_an_option_of_the_command(
     name: str, liar: Liar, tmp_path: Path, command: list[str], source: list[str], reason: str, mend: str
 ) -> None:
-    """What is wrong, and which option to give instead: the payer has no settings."""
+    """The error names the problem and an option to change: the payer has no settings."""
     words = [*command, name, *(each.format(tmp_path, liar=liar.url) for each in source)]
     result = CliRunner().invoke(app, words)
 
@@ -56,7 +56,7 @@ def test_the_mend_is_an_option_of_the_command(
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
-def test_no_text_of_a_backend_leaves_a_setting_to_the_payer(module: Path) -> None:
+def test_settings_in_backend_messages_become_options(module: Path) -> None:
     """Every setting that a backend may name has its option."""
     for node in ast.walk(ast.parse(module.read_text())):
         parts = node.values if isinstance(node, ast.JoinedStr) else [node]

@@ -1,4 +1,4 @@
-"""What leaves the payer's machine, byte for byte, compared with what the original JavaScript client made."""
+"""The client's requests, byte for byte, compared with those of the original JavaScript client."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ all_cases = pytest.mark.parametrize("case", JS_CASES, ids=lambda case: case.name
 
 
 def record_of(case: Case, version: int = 1, dialect: Dialect = Dialect.S) -> ChannelRecord:
-    """The channel of a vector, as the wallet would keep it."""
+    """The channel of a vector, as the wallet would store it."""
     return ChannelRecord(
         name="vector",
         url="http://127.0.0.1:8000",
@@ -48,8 +48,8 @@ def record_of(case: Case, version: int = 1, dialect: Dialect = Dialect.S) -> Cha
 
 
 @all_cases
-def test_v1_payments_are_those_of_the_javascript_client(case: Case) -> None:
-    """The `payment` parameter of every vector is reproduced, by opening, paying and closing alike."""
+def test_v1_payments_equal_those_of_the_javascript_client(case: Case) -> None:
+    """Opening, paying and closing each send the `payment` parameter of every vector."""
     record = record_of(case)
     for payment in case.payments:
         signed = record.sign(payment["change_value"])
@@ -67,7 +67,7 @@ def test_v1_payments_are_those_of_the_javascript_client(case: Case) -> None:
 @all_cases
 @both_dialects
 def test_v2_bodies_hold_the_same_payments(case: Case, dialect: Dialect) -> None:
-    """Both dialects carry the vectors' signatures, and the secret is that of the vectors."""
+    """Both dialects carry the vectors' signatures, and the vectors' secret."""
     record = record_of(case, version=2, dialect=dialect)
     for payment in case.payments:
         signed = record.sign(payment["change_value"])
@@ -79,7 +79,7 @@ def test_v2_bodies_hold_the_same_payments(case: Case, dialect: Dialect) -> None:
 
 
 def test_the_two_dialects_differ_where_the_published_ones_do() -> None:
-    """S: bare opening, reversed txid, plain secret. A: all facts in every body, internal txid, quoted secret."""
+    """S: bare opening, reversed txid, plain secret. A: all fields in every body, internal txid, quoted secret."""
     case = JS_CASES[0]
     displayed = case.raw["funding_txid"]
     internal = bytes.fromhex(displayed)[::-1].hex()
@@ -100,8 +100,8 @@ def test_the_two_dialects_differ_where_the_published_ones_do() -> None:
             assert first["application_data"] == ""
 
 
-def test_funding_info_is_asked_for_as_each_version_wants_it() -> None:
-    """v1 by query, v2-S expiry first, v2-A key first."""
+def test_the_path_of_funding_info_in_each_version() -> None:
+    """v1 by query, v2-S with the expiry first, v2-A with the key first."""
     key = b"\x02" * 33
     assert info_path(1, Dialect.S, key, 7) == f"/v1/fundingInfo?client_pubkey={key.hex()}&exp_time=7"
     assert info_path(2, Dialect.S, key, 7) == f"/v2/funding/7/{key.hex()}/info"
@@ -109,8 +109,8 @@ def test_funding_info_is_asked_for_as_each_version_wants_it() -> None:
 
 
 @all_cases
-def test_refunds_are_those_of_the_javascript_client(case: Case) -> None:
-    """The refund at a fee rate is the vectors' transaction, but that it may be replaced (BIP125) and is signed so."""
+def test_refunds_equal_those_of_the_javascript_client(case: Case) -> None:
+    """The refund at a fee rate equals the vector's transaction, except that it signals replaceability (BIP125)."""
     wanted = case.raw["refund_per_byte"]
     rate, address = wanted["satoshi_per_byte"], case.raw["refund"]["address"]
 
@@ -126,7 +126,7 @@ def test_refunds_are_those_of_the_javascript_client(case: Case) -> None:
 
 @all_cases
 def test_keys_are_exported_as_wallets_import_them(case: Case) -> None:
-    """The WIF of a channel's key is the one that bitcoinjs writes."""
+    """The WIF of a channel's key equals that of bitcoinjs."""
     assert wif(record_of(case)) == case.raw["client"]["wif"]
 
 
@@ -143,7 +143,7 @@ def test_keys_are_exported_as_wallets_import_them(case: Case) -> None:
         "http://x#y",
     ],
 )
-def test_only_plain_base_urls_are_taken(url: str) -> None:
+def test_only_plain_base_urls_are_accepted(url: str) -> None:
     """A base URL is http or https, host, port and path."""
     with pytest.raises(TermsUnacceptable):
         check_url(url)
@@ -151,8 +151,8 @@ def test_only_plain_base_urls_are_taken(url: str) -> None:
 
 
 @pytest.mark.parametrize("network", Network)
-def test_the_network_is_told_by_the_address(network: Network) -> None:
-    """Live and test addresses tell the network; regtest must be asked for, and another than wanted is refused."""
+def test_the_address_determines_the_network(network: Network) -> None:
+    """The address tells live from test; regtest must be requested; another network than requested is refused."""
     case = JS_CASES[0]
     terms = case.terms
     info = FundingInfo(terms.server_key.hex(), terms.funding_address(network), Sat(1), 0, 6)
@@ -178,8 +178,8 @@ def test_bip21_amounts_are_exact(tmp_path) -> None:
         assert channel.bip21(2_100_000_000_000_001).endswith("?amount=21000000.00000001")
 
 
-def test_funding_is_noted_once_and_is_enough(tmp_path) -> None:
-    """Funding must cover open price and dust, is never derived on the live network, and comes before opening."""
+def test_funding_is_recorded_once_and_suffices(tmp_path) -> None:
+    """Funding must cover open price and dust limit, is never derived on the live network, and comes before opening."""
     live = next(case for case in JS_CASES if case.network is Network.LIVE)
     new = {"state": State.NEW, "funding_outpoint": "", "funding_sat": Sat(0), "open_price_sat": Sat(10_000)}
     with Payer(wallet=tmp_path) as payer:

@@ -1,4 +1,4 @@
-"""How much is left after a payment: never dust, never more than before, never more given than was meant (threats 13, 41)."""
+"""The change after a payment: never dust, never more than before, never less than intended (threats 13, 41)."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def record_of(**changes: Any) -> ChannelRecord:
     ],
 )
 def test_threat_41_limits_of_a_payment(amount_sat: int, outcome: int | type[Exception]) -> None:
-    """Change stays at the dust limit or above; giving everything needs the word drain."""
+    """Change stays at the dust limit or above; paying everything needs `drain`."""
     if isinstance(outcome, int):
         assert next_change(record_of(), amount_sat, NO_LIMIT, drain=False) == outcome
     else:
@@ -89,7 +89,7 @@ def test_threat_41_limits_of_a_payment(amount_sat: int, outcome: int | type[Exce
 
 
 def test_the_choice_at_the_end_of_a_channel_is_clear() -> None:
-    """The refusal to leave dust names the largest payment that is possible, and drain."""
+    """The refusal to leave dust names the largest possible payment, and drain."""
     with pytest.raises(WouldLeaveDust, match="drain") as caught:
         next_change(record_of(), 989_900, NO_LIMIT, drain=False)
 
@@ -97,7 +97,7 @@ def test_the_choice_at_the_end_of_a_channel_is_clear() -> None:
     assert next_change(record_of(), 989_900, NO_LIMIT, drain=True) == 0
 
 
-def test_threat_41_a_slip_of_the_finger_is_stopped() -> None:
+def test_threat_41_a_payment_above_the_limit_is_declined() -> None:
     """A payment above the payer's own limit is not signed (threat 41)."""
     with pytest.raises(OverLimit) as caught:
         next_change(record_of(), 5_001, Limits(payment_sat=5_000), drain=False)
@@ -106,8 +106,8 @@ def test_threat_41_a_slip_of_the_finger_is_stopped() -> None:
     assert next_change(record_of(), 5_000, Limits(payment_sat=5_000), drain=False) == 985_000
 
 
-def test_a_payment_after_a_refusal_covers_what_was_signed() -> None:
-    """What the server refused but may use is the least that the next payment pays."""
+def test_a_payment_after_a_refusal_covers_the_refused_one() -> None:
+    """The next payment is at least the payment that the server refused but may use."""
     record = record_of(signed_sat=Sat(989_900), refused=True)
 
     with pytest.raises(WouldTakeBack):
@@ -125,7 +125,7 @@ ANSWERS = st.sampled_from(["accept", "refuse", "busy", "silent", "lie", "close"]
 
 
 def judge(answer: str, request: Request, record: ChannelRecord) -> Response | None:
-    """What a server may say to a payment."""
+    """Possible answers of a server to a payment."""
     change = decode_v1(request.url.rpartition("payment=")[2]).change_sat
     result = {
         "channel_status": "closed" if change == 0 else "open",
@@ -144,7 +144,7 @@ def judge(answer: str, request: Request, record: ChannelRecord) -> Response | No
 
 
 def run(flow: Flow[Any], record: ChannelRecord, answer: str) -> tuple[ChannelRecord, list[int]]:
-    """Perform a flow against one answer; return the record afterwards and the change values that left."""
+    """Run a flow against one answer; return the final record and the change values that were sent."""
     sent: list[int] = []
     reply: Response | None = None
     try:
@@ -155,7 +155,7 @@ def run(flow: Flow[Any], record: ChannelRecord, answer: str) -> tuple[ChannelRec
                 record = effect.record
             elif isinstance(effect, Request):
                 sent.append(decode_v1(effect.url.rpartition("payment=")[2]).change_sat)
-                assert sent[-1] == record.signed_sat, "sent what was not saved"
+                assert sent[-1] == record.signed_sat, "sent an unsaved payment"
                 reply = judge(answer, effect, record)
     except StopIteration:
         return record, sent
@@ -171,7 +171,7 @@ def run(flow: Flow[Any], record: ChannelRecord, answer: str) -> tuple[ChannelRec
 
 @given(st.lists(st.tuples(st.integers(1, 400_000), st.booleans(), ANSWERS), max_size=12))
 def test_whatever_the_server_answers_signed_payments_only_grow(steps: list[tuple[int, bool, str]]) -> None:
-    """Over any history of payments and answers, change never grows, is never dust, and only drain gives everything."""
+    """Over any history of payments and answers, change never grows, is never dust, and only drain pays everything."""
     record, left = record_of(), 990_000
     for amount_sat, drain, answer in steps:
         flow = pay(record, amount_sat, NO_LIMIT, ONCE, drain=drain, application_data="")

@@ -1,4 +1,4 @@
-"""Many payments at a time: over a stream where there is one, by `PUT` where not, and the same money either way."""
+"""Many payments at a time: over a stream if there is one, otherwise by `PUT`; both pay the same sums."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ def channel(system: System, tmp_path: Path, request: pytest.FixtureRequest) -> I
         yield opened
 
 
-def test_many_payments_are_what_so_many_single_ones_are(channel: Channel, tmp_path: Path) -> None:
-    """Balance, receipt and file are those of paying one by one, and the watcher is told how far it has come."""
-    before, told = channel.left_sat, []
-    receipt = channel.pay_many(3, 500, watcher=told.append)
+def test_a_series_equals_single_payments(channel: Channel, tmp_path: Path) -> None:
+    """Balance, receipt and file equal those of single payments, and the watcher sees the progress."""
+    before, progress = channel.left_sat, []
+    receipt = channel.pay_many(3, 500, watcher=progress.append)
     assert (receipt.paid_sat, receipt.left_sat) == (3, before - 1500)
-    assert (told[-1], sorted(told)) == (500, told)
+    assert (progress[-1], sorted(progress)) == (500, progress)
     saved = Payer(wallet=tmp_path).wallet.read(channel.name)
     assert (saved.signed_sat, saved.acknowledged_sat) == (before - 1500, before - 1500)
     assert channel.pay(5).left_sat == before - 1505
     assert channel.resume().paid_sat == 0
 
 
-def test_what_does_not_fit_is_refused_behind_what_does(channel: Channel) -> None:
-    """A series that is larger than the channel pays what it can, then fails as the single payment would."""
+def test_a_series_pays_as_much_as_fits(channel: Channel) -> None:
+    """A series larger than the channel pays as much as fits, then fails like a single payment."""
     channel.pay(channel.left_sat - channel.record.dust_sat - 150)
     with pytest.raises(WouldLeaveDust):
         channel.pay_many(10, 20)
@@ -73,7 +73,7 @@ def test_what_does_not_fit_is_refused_behind_what_does(channel: Channel) -> None
 
 
 def test_payments_may_have_seconds_between_them(channel: Channel) -> None:
-    """Each is acknowledged before the next is signed."""
+    """Each payment is acknowledged before the next one is signed."""
     before = channel.left_sat
     signed: list[int] = []
     channel.pay_many(7, 4, every_seconds=0.02, watcher=lambda _: signed.append(channel.record.pending_sat))
@@ -82,14 +82,14 @@ def test_payments_may_have_seconds_between_them(channel: Channel) -> None:
 
 
 async def test_the_same_on_an_event_loop(system: System, tmp_path: Path) -> None:
-    """`AsyncChannel.pay_many` does what its namesake does."""
+    """`AsyncChannel.pay_many` works like `Channel.pay_many`."""
     async with AsyncPayer(system.url, wallet=tmp_path) as payer:
         channel = await payer.new_channel(hours=100)
         await channel.fund_debug()
         await channel.open()
-        before, told = channel.left_sat, []
-        receipt = await channel.pay_many(2, 300, watcher=told.append)
-        assert (receipt.left_sat, told[-1]) == (before - 600, 300)
+        before, progress = channel.left_sat, []
+        receipt = await channel.pay_many(2, 300, watcher=progress.append)
+        assert (receipt.left_sat, progress[-1]) == (before - 600, 300)
         await asyncio.gather(channel.pay_many(1, 100), channel.pay_many(1, 100))
         assert channel.left_sat == before - 800
 
@@ -98,7 +98,7 @@ async def test_the_same_on_an_event_loop(system: System, tmp_path: Path) -> None
 
 
 class Stream:
-    """A stream before a server that has none; what it does with the frames of payments is the test's."""
+    """A stream in front of a server that has none; the test decides what happens to the frames."""
 
     def __init__(self, answers: Any) -> None:
         self._server = serve(lambda connection: self._serve(connection, answers), "127.0.0.1", 0)
@@ -128,7 +128,7 @@ class Stream:
 
 
 def over(monkeypatch: pytest.MonkeyPatch, stream: Stream) -> None:
-    """Have streams go to that one, while all else goes to the channel's server."""
+    """Connect streams to this one; all other requests go to the channel's server."""
     monkeypatch.setattr("paychan.client.transport.routes.stream_url", lambda _record: stream.url)
 
 
@@ -137,7 +137,7 @@ def yes(_number: int, payments: Any) -> bytes:
 
 
 def test_a_server_without_a_stream_is_paid_by_put(opened: OpenChannel) -> None:
-    """The liar knows no stream; nobody notices."""
+    """The liar has no stream; the payments arrive all the same."""
     channel = opened()
     before = channel.left_sat
     assert channel.pay_many(10, 5).left_sat == before - 50
@@ -148,12 +148,12 @@ def test_a_server_without_a_stream_is_paid_by_put(opened: OpenChannel) -> None:
 def test_a_stream_that_fails_is_completed_by_put(
     opened: OpenChannel, monkeypatch: pytest.MonkeyPatch, frame: int, fate: str
 ) -> None:
-    """What was signed is paid once, by the newest of it, and the rest of the series goes on: nothing is paid twice."""
+    """The newest signed payment pays all signed ones once, and the series continues: nothing is paid twice."""
     channel = opened(patience=Patience(attempts=2, first_pause_seconds=0.001))
     before = channel.left_sat
 
     def answers(number: int, payments: Any) -> bytes | None:
-        if number < frame:  # the server behind the stream must have them, too
+        if number < frame:  # the server behind the stream must book them, too
             request = pay_request(channel.record, payments[-1])
             assert httpx.put(request.url, content=request.body).status_code == 200
             return yes(number, payments)
@@ -161,9 +161,9 @@ def test_a_stream_that_fails_is_completed_by_put(
 
     with Stream(answers) as stream:
         over(monkeypatch, stream)
-        told: list[int] = []
-        receipt = channel.pay_many(10, 300, watcher=told.append)
-    assert (channel.left_sat, receipt.left_sat, told[-1]) == (before - 3000, before - 3000, 300)
+        progress: list[int] = []
+        receipt = channel.pay_many(10, 300, watcher=progress.append)
+    assert (channel.left_sat, receipt.left_sat, progress[-1]) == (before - 3000, before - 3000, 300)
     assert channel.record.acknowledged_sat == before - 3000
 
 
@@ -188,7 +188,7 @@ def test_a_stream_that_fails_is_completed_by_put(
     ],
 )
 def test_a_lie_on_a_stream_is_named(opened: OpenChannel, monkeypatch: pytest.MonkeyPatch, lie: Any) -> None:
-    """Answers that contradict what was signed are not believed; what was signed stands."""
+    """An answer that contradicts the signed payments is rejected; the signed payments stay."""
     channel = opened()
     before = channel.left_sat
     with Stream(lie) as stream:
@@ -199,10 +199,10 @@ def test_a_lie_on_a_stream_is_named(opened: OpenChannel, monkeypatch: pytest.Mon
     assert channel.record.acknowledged_sat == before
 
 
-def test_what_is_in_flight_is_covered_by_the_file(
+def test_the_wallet_covers_payments_in_flight(
     opened: OpenChannel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """When a frame arrives its newest payment is in the wallet's file already."""
+    """The record is ahead of the stream: as a frame arrives, the wallet's file already holds its newest payment."""
     channel = opened()
     saved: list[bool] = []
 
@@ -219,7 +219,7 @@ def test_what_is_in_flight_is_covered_by_the_file(
 
 
 def test_the_secret_is_in_no_url(opened: OpenChannel) -> None:
-    """Proxies log URLs: a stream's has no query."""
+    """Proxies log URLs, so a stream's URL has no query."""
     record = opened().record
     asked: Request = pay_request(record, record.sign(record.left_sat))
     assert record.secret in asked.url
@@ -229,8 +229,8 @@ def test_the_secret_is_in_no_url(opened: OpenChannel) -> None:
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_pays_every_so_many_seconds(channel: Channel, tmp_path: Path) -> None:
-    """`--every` pays so often, `--times` so many times; without `--every` as fast as it goes."""
+def test_the_command_pays_at_an_interval(channel: Channel, tmp_path: Path) -> None:
+    """`--times` sets the number of payments, `--every` their interval; without `--every` there is no pause."""
     before = channel.left_sat
     channel.release()
     for words, paid in ((["2", "--times", "3", "--every", "0.05"], 6), (["1", "--times", "200"], 206)):

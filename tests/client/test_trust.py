@@ -1,4 +1,4 @@
-"""A server that lies gets no satoshi more than was meant, and no request of ours goes anywhere else (RBPCP D22)."""
+"""A lying server gets no satoshi more than intended, and no request goes to another server (RBPCP D22)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ LIES = {
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
 def test_a_lie_about_a_payment_changes_no_balance(liar: Liar, opened: OpenChannel, lie: Lie, version: int) -> None:
-    """A false answer to a payment raises ServerMisbehaved, and exactly that payment counts as given away."""
+    """A false answer to a payment raises ServerMisbehaved, and exactly that payment counts as paid."""
     channel = opened(version)
     liar.lies.append(lie)
     with pytest.raises(ServerMisbehaved):
@@ -67,8 +67,8 @@ def test_a_lie_about_a_payment_changes_no_balance(liar: Liar, opened: OpenChanne
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
-def test_after_a_lie_the_next_payment_gives_away_its_own_amount_only(liar: Liar, opened: OpenChannel, lie: Lie) -> None:
-    """D22: an answer without numbers never makes the next payment give the whole channel."""
+def test_after_a_lie_the_next_payment_pays_only_its_own_amount(liar: Liar, opened: OpenChannel, lie: Lie) -> None:
+    """D22: an answer without numbers never makes the next payment pay the whole channel."""
     channel = opened()
     liar.lies.append(lie)
     with pytest.raises(ServerMisbehaved):
@@ -81,10 +81,10 @@ def test_after_a_lie_the_next_payment_gives_away_its_own_amount_only(liar: Liar,
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
-def test_a_lie_about_the_opening_leaves_it_to_be_sent_again(
+def test_after_a_lie_about_the_opening_it_can_be_sent_again(
     liar: Liar, funded: OpenChannel, lie: Lie, version: int
 ) -> None:
-    """A false answer to the opening raises ServerMisbehaved; the same opening, sent again, takes the channel over."""
+    """A false answer to the opening raises ServerMisbehaved; the same opening, sent again, continues the channel."""
     channel = funded(version)
     liar.lies.append(lie)
     with pytest.raises(ServerMisbehaved):
@@ -108,10 +108,8 @@ CLOSING_LIES = {
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("lie", CLOSING_LIES.values(), ids=CLOSING_LIES.keys())
-def test_a_lie_about_the_settlement_is_not_written_down(
-    liar: Liar, opened: OpenChannel, lie: Lie, version: int
-) -> None:
-    """A closing whose answer is false stays a closing, and can be asked for again."""
+def test_a_lie_about_the_settlement_is_not_recorded(liar: Liar, opened: OpenChannel, lie: Lie, version: int) -> None:
+    """After a false answer the closing stays open, and can be repeated."""
     channel = opened(version)
     liar.lies.append(lie)
     with pytest.raises(ServerMisbehaved):
@@ -145,7 +143,7 @@ TERMS = {
 def test_no_channel_is_made_on_terms_that_are_wrong(
     liar: Liar, funded: OpenChannel, lie: Lie, error: type[ClientError]
 ) -> None:
-    """Terms that can't be right, or go beyond the payer's limits, raise before there is an address to pay to."""
+    """Impossible terms, or terms beyond the payer's limits, raise before there is an address to pay to."""
     liar.info_lie = lie
     with pytest.raises(error):
         funded()
@@ -163,7 +161,7 @@ def test_location_elsewhere_is_not_followed(liar: Liar, funded: OpenChannel, els
 
 
 def test_a_server_below_a_path_is_reached_there() -> None:
-    """With a base URL that has a path, Location is taken with and without that path."""
+    """If the base URL has a path, Location is accepted with and without that path."""
     answer = Response(200, "", {"location": "http://127.0.0.1:8000/v1/channels/x?a=b"}, b"")
     assert located(answer, "https://shop.example/pay") == "/v1/channels/x?a=b"
     answer = Response(200, "", {"location": "https://shop.example/pay/v1/channels/x"}, b"")
@@ -172,7 +170,7 @@ def test_a_server_below_a_path_is_reached_there() -> None:
 
 @pytest.mark.parametrize("name", ["value_received NaN", "endless", "redirect", "not JSON", "closed"])
 async def test_lies_are_seen_on_an_event_loop_too(liar: Liar, tmp_path: Path, name: str) -> None:
-    """AsyncPayer believes as little: the balance is what was signed, and the next payment gives its own amount only."""
+    """AsyncPayer trusts as little: the balance is the signed one, and the next payment pays its own amount only."""
     async with AsyncPayer(liar.url, wallet=tmp_path, patience=IMPATIENT) as payer:
         channel = await payer.new_channel(hours=100)
         outpoint = debug_outpoint(channel.record.terms.client_key, channel.record.expiry)

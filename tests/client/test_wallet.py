@@ -1,4 +1,4 @@
-"""The wallet: a payment is on the disk before it leaves, nobody else reads it, and two programs don't share a channel."""
+"""The wallet: a payment is durable before it is sent, only its owner reads it, and processes share no channel."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_every_payment_is_saved_before_it_is_sent(liar: Liar, opened: OpenChanne
 
 
 def test_retry_after_is_honoured_up_to_the_longest_pause(liar: Liar, opened: OpenChannel) -> None:
-    """The pause is what the server asks for; one that is longer than we wait ends the attempts at once."""
+    """The client waits as long as the server asks; a pause above the client's limit ends the attempts at once."""
     patience = msgspec.structs.replace(IMPATIENT, attempts=3, first_pause_seconds=1.0, longest_pause_seconds=30.0)
     flow = pay(opened().record, 100, Limits(), patience, drain=False, application_data="")
     next(flow)
@@ -65,8 +65,8 @@ def test_retry_after_is_honoured_up_to_the_longest_pause(liar: Liar, opened: Ope
         flow.send(Response(503, "", {"retry-after": "31"}, b""))
 
 
-def test_files_are_the_owners_alone(opened: OpenChannel, tmp_path: Path) -> None:
-    """Directory 0700, files 0600, whatever the umask says."""
+def test_only_the_owner_can_read_the_files(opened: OpenChannel, tmp_path: Path) -> None:
+    """Directory 0700, files 0600, with any umask."""
     old = os.umask(0)
     try:
         channel = opened()
@@ -80,8 +80,8 @@ def test_files_are_the_owners_alone(opened: OpenChannel, tmp_path: Path) -> None
     assert sorted(path.name for path in wallet.iterdir()) == [f"{channel.name}.json", f"{channel.name}.lock"]
 
 
-def test_the_key_is_on_the_disk_before_the_address_is_known(liar: Liar, tmp_path: Path) -> None:
-    """When `new_channel` returns, a second reader finds the key that the address was made from."""
+def test_the_key_is_durable_before_the_address_is_known(liar: Liar, tmp_path: Path) -> None:
+    """After `new_channel` returns, another reader finds the key of the address in the wallet."""
     with Payer(liar.url, wallet=tmp_path) as payer:
         channel = payer.new_channel(hours=100)
         found = Wallet(tmp_path).read(channel.name)
@@ -91,7 +91,7 @@ def test_the_key_is_on_the_disk_before_the_address_is_known(liar: Liar, tmp_path
 
 
 def test_a_channel_in_use_is_locked(opened: OpenChannel, tmp_path: Path) -> None:
-    """No second object or program gets a channel before the first one lets go of it."""
+    """A second object or process cannot open a channel before the first one releases it."""
     channel = opened()
     with Payer(wallet=tmp_path / "wallet") as other:
         with pytest.raises(ChannelInUse):
@@ -105,8 +105,8 @@ def test_a_channel_in_use_is_locked(opened: OpenChannel, tmp_path: Path) -> None
         assert other.channel(channel.name[:3]).left_sat == channel.left_sat
 
 
-def test_a_channel_that_nobody_holds_is_unlocked(liar: Liar, tmp_path: Path) -> None:
-    """When a program drops a channel without releasing it, the same program can take it again."""
+def test_a_dropped_channel_is_unlocked(liar: Liar, tmp_path: Path) -> None:
+    """If a program drops a channel without releasing it, it can open the channel again."""
     with Payer(liar.url, wallet=tmp_path) as payer:
         name = payer.new_channel(hours=100).name
         gc.collect()
@@ -115,7 +115,7 @@ def test_a_channel_that_nobody_holds_is_unlocked(liar: Liar, tmp_path: Path) -> 
 
 
 def test_a_killed_program_loses_nothing(liar: Liar, opened: OpenChannel, tmp_path: Path) -> None:
-    """After kill -9 in the middle of paying, the wallet knows at least what the server booked, and goes on from there."""
+    """After SIGKILL during payments, the wallet has at least the sum that the server booked, and continues."""
     channel = opened()
     channel.release()
     wallet = str(tmp_path / "wallet")
@@ -135,7 +135,7 @@ def test_a_killed_program_loses_nothing(liar: Liar, opened: OpenChannel, tmp_pat
 def test_a_program_killed_while_it_waits_for_an_answer_resumes_that_payment(
     liar: Liar, opened: OpenChannel, tmp_path: Path
 ) -> None:
-    """A payment that was sent by a program that died is not paid again by the next one."""
+    """A payment that a killed program had sent is not paid again by the next program."""
     channel = opened()
     channel.release()
     liar.lies.append(Lie(seconds=60.0))
@@ -153,7 +153,7 @@ def test_a_program_killed_while_it_waits_for_an_answer_resumes_that_payment(
 
 
 def test_neither_key_nor_secret_is_shown(opened: OpenChannel) -> None:
-    """What a traceback, a log line or a test failure prints of a channel holds no private key."""
+    """A traceback, a log line or a test failure shows no private key of a channel."""
     channel = opened()
     shown = f"{channel!r} {channel.record!r} {channel.record}"
 
@@ -213,7 +213,7 @@ def test_names_may_be_shortened_while_they_are_unique(tmp_path: Path) -> None:
 
 
 def test_the_wallet_is_found_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """PAYCHAN_WALLET names the directory, else it is below the home directory."""
+    """PAYCHAN_WALLET names the directory; without it, it is below the home directory."""
     monkeypatch.setenv("PAYCHAN_WALLET", str(tmp_path / "one"))
     assert Wallet().directory == tmp_path / "one"
     monkeypatch.delenv("PAYCHAN_WALLET")
@@ -221,10 +221,8 @@ def test_the_wallet_is_found_in_the_environment(monkeypatch: pytest.MonkeyPatch,
     assert Wallet().directory == tmp_path / ".paychan" / "wallet"
 
 
-def test_fault_17_a_file_from_before_sources_were_noted_is_read_and_not_trusted_blindly(
-    opened: OpenChannel, tmp_path: Path
-) -> None:
-    """Where its funding's value came from is not known, so a refund of it needs a check or an explicit word."""
+def test_fault_17_a_file_without_value_sources_needs_a_check(opened: OpenChannel, tmp_path: Path) -> None:
+    """The source of its funding's value is unknown, so a refund needs a check or `unchecked`."""
     channel = opened()
     channel.release()
     path = tmp_path / "wallet" / f"{channel.name}.json"
@@ -241,8 +239,8 @@ def test_fault_17_a_file_from_before_sources_were_noted_is_read_and_not_trusted_
         assert read.refund(unchecked=True).fee_sat
 
 
-def test_fault_18_records_are_read_each_on_its_own(opened: OpenChannel, tmp_path: Path) -> None:
-    """A damaged file is named by `problems`, and hides no other channel from a program."""
+def test_fault_18_a_damaged_file_hides_no_other(opened: OpenChannel, tmp_path: Path) -> None:
+    """`problems` names a damaged file, which hides no other channel from a program."""
     channel = opened()
     (tmp_path / "wallet" / "00000000.json").write_bytes(b"")
     (tmp_path / "wallet" / "11111111.json").symlink_to(tmp_path / "nowhere")
@@ -254,8 +252,8 @@ def test_fault_18_records_are_read_each_on_its_own(opened: OpenChannel, tmp_path
         }
 
 
-def test_fault_18_a_file_that_was_renamed_stays_usable(opened: OpenChannel, tmp_path: Path) -> None:
-    """Put back under another name, as from a backup: the channel has that name, and what names it finds it."""
+def test_fault_18_a_renamed_file_stays_usable(opened: OpenChannel, tmp_path: Path) -> None:
+    """A file restored under another name gives its channel that name, and the channel is found by it."""
     channel = opened()
     channel.pay(1000)
     before = channel.record
