@@ -1,4 +1,4 @@
-"""Settling from records alone: what was signed together, what is signed anew, and what the signer does not allow."""
+"""Settling from a backup's records: batches signed before, new signatures, and refusals of the signer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FIRST, SECOND, THIRD = PAYERS
 
 
 def closing(payer: DebugPayer, paid_sat: int = 0) -> Channel:
-    """A channel that closes, drained unless said otherwise."""
+    """A closing channel, drained by default."""
     channel = payer.channel(paid_sat or payer.funding_sat)
     return channel if channel.state is State.CLOSING else step(channel, Close(CloseReason.OPERATOR))
 
@@ -43,7 +43,7 @@ def closing(payer: DebugPayer, paid_sat: int = 0) -> Channel:
 async def together(
     signer: LocalSigner, members: Sequence[Channel], fee_sat: int, reserve: Reserve | None = None
 ) -> Settlement:
-    """What the server had signed for all of these."""
+    """Sign one settlement of all these channels, as the server had done before."""
     script = reserve.funding_script if reserve else SERVER_DESTINATION
     return await signer.sign_settlement([member.claim for member in members], script, Sat(fee_sat), reserve)
 
@@ -51,36 +51,36 @@ async def together(
 async def settle(
     signer: LocalSigner, channels: Sequence[Channel], chain: DebugChain | None = None, rate: int | None = None
 ) -> dict[OutPoint, Result]:
-    """Settle these; with a chain, publish."""
+    """Settle these channels; with a chain, broadcast."""
     view = View(NOW, msgspec.structs.replace(RULES, fee_share_percent=50))
-    units, fates = sort_out(channels, view)
-    fates += await Settler(signer, chain, view, ChainFees(), rate).settle_all(units, lambda _done: None)
-    assert len(fates) == len(channels)
-    return {fate.channel.outpoint: fate for fate in fates}
+    units, results = sort_out(channels, view)
+    results += await Settler(signer, chain, view, ChainFees(), rate).settle_all(units, lambda _done: None)
+    assert len(results) == len(channels)
+    return {result.channel.outpoint: result for result in results}
 
 
-def inputs(fate: Result) -> list[bytes]:
-    assert fate.settlement is not None
-    return [bytes(txin.prevout.hash) for txin in CTransaction.deserialize(fate.settlement.transaction).vin]
+def inputs(result: Result) -> list[bytes]:
+    assert result.settlement is not None
+    return [bytes(txin.prevout.hash) for txin in CTransaction.deserialize(result.settlement.transaction).vin]
 
 
 @pytest.mark.parametrize("counts", [True, False])
 @pytest.mark.parametrize("state", [State.OPEN, State.CLOSING])
 def test_fault_7_a_payment_that_was_offered_is_settled_offline_by_the_rule(state: State, counts: bool) -> None:
-    """No application is asked: the operator's rule decides about a payment that had no answer when the server was lost."""
+    """There is no application to ask: the operator's rule decides about a payment without an answer."""
     asking = msgspec.structs.replace(RULES, asks_application=True, unanswered_counts=counts)
     offered = accepted(apply(FIRST.channel(10_000), FIRST.pays(70_000), View(NOW, asking)))
     if state is State.CLOSING:
         offered = accepted(apply(offered, Close(CloseReason.EXPIRY), View(NOW, asking)))
 
-    [unit], fates = sort_out([offered], View(NOW, asking))
+    [unit], results = sort_out([offered], View(NOW, asking))
 
-    assert fates == []
+    assert results == []
     assert [member.received_sat for member in unit.members] == [70_000 if counts else 10_000]
 
 
-async def test_what_was_signed_together_stays_together() -> None:
-    """Whichever records have adopted it: a crash between two of them leaves the batch whole."""
+async def test_a_signed_batch_stays_together() -> None:
+    """Whichever records hold the batch: after a crash between two of them it stays complete."""
     signer, members = LocalSigner(), [closing(payer) for payer in PAYERS]
     batch = await together(signer, members, 20_000)
     adopted = [step(members[0], Signed(batch)), *members[1:]]
@@ -88,8 +88,8 @@ async def test_what_was_signed_together_stays_together() -> None:
     assert [found[payer.outpoint].settlement for payer in PAYERS] == [batch] * 3
 
 
-async def test_a_batch_asked_to_pay_more_is_signed_anew_as_a_whole() -> None:
-    """All of it, in the order of its inputs; the rate is what was asked for."""
+async def test_a_batch_at_a_higher_rate_is_signed_as_a_whole() -> None:
+    """All members are in the new batch, in the order of its inputs, at the requested rate."""
     signer, members = LocalSigner(), [closing(FIRST, 50_000), closing(SECOND), closing(THIRD)]
     batch = await together(signer, members, 10_000)
     found = await settle(signer, [step(member, Signed(batch)) for member in members], rate=30)
@@ -101,7 +101,7 @@ async def test_a_batch_asked_to_pay_more_is_signed_anew_as_a_whole() -> None:
 
 
 async def test_threat_23_a_batch_that_lost_an_input_is_settled_one_by_one() -> None:
-    """The funding of one is spent by something else: the others don't wait for it."""
+    """Another transaction spent the funding of one member: the others don't wait for it."""
     signer, members, chain = LocalSigner(), [closing(payer) for payer in PAYERS], DebugChain()
     batch = await together(signer, members, 10_000)
     theft = await together(LocalSigner(), [closing(SECOND)], 1_000)
@@ -116,8 +116,8 @@ async def test_threat_23_a_batch_that_lost_an_input_is_settled_one_by_one() -> N
         assert inputs(found[payer.outpoint]) == [payer.outpoint.txid]
 
 
-async def test_the_dearest_settlement_of_a_channel_is_used() -> None:
-    """One record has the replacement, the other still the first: both are settled by the replacement."""
+async def test_a_channel_s_settlement_with_the_highest_fee_is_used() -> None:
+    """One record has the replacement, the other still the first settlement: the replacement settles both."""
     signer, members = LocalSigner(), [closing(FIRST), closing(SECOND)]
     first = await together(signer, members, 10_000)
     second = await together(signer, members, 20_000)
@@ -125,8 +125,8 @@ async def test_the_dearest_settlement_of_a_channel_is_used() -> None:
     assert [found[payer.outpoint].settlement for payer in (FIRST, SECOND)] == [second] * 2
 
 
-async def test_a_settlement_that_the_reserve_helped_to_pay_for_is_used_as_it_is() -> None:
-    """Its coin is no channel of the backup; a rate that the budget has no room for changes nothing."""
+async def test_a_settlement_with_help_of_the_reserve_is_used_unchanged() -> None:
+    """Its coin is no channel of the backup; a rate beyond the budget changes nothing."""
     signer, small = LocalSigner(), closing(FIRST, 10_000)
     coin = Coin(OutPoint(b"\x07" * 32, 0), Sat(50_000))
     leaning = await together(signer, [small], 9_000, Reserve(await signer.reserve_key(), (coin,)))
@@ -135,8 +135,8 @@ async def test_a_settlement_that_the_reserve_helped_to_pay_for_is_used_as_it_is(
         assert found[FIRST.outpoint].settlement == leaning
 
 
-async def test_the_signer_gets_a_little_more_than_before_within_the_budget() -> None:
-    """The newest settlement was signed after the backup: it is outbid by the least there is, or the refusal is told."""
+async def test_a_settlement_newer_than_the_backup_is_outbid_within_the_budget() -> None:
+    """The signer signed it after the backup: a slightly higher fee outbids it, or the refusal is reported."""
     signer = LocalSigner()
     before = await together(signer, [closing(FIRST, 100_000)], 30_000)
     await together(signer, [closing(SECOND, 10_000)], 9_000)
@@ -149,24 +149,26 @@ async def test_the_signer_gets_a_little_more_than_before_within_the_budget() -> 
     assert found[SECOND.outpoint].reason.startswith("policy-replacement: ")
 
 
-async def test_ended_channels_are_told_with_what_ended_them() -> None:
-    """Nothing is signed for channels that were closed, or lost, before the backup."""
+async def test_ended_channels_name_the_transaction_that_ended_them() -> None:
+    """No settlement is signed for channels that were closed or lost before the backup."""
     records = [FIRST.history(State.CLOSED)[-1], SECOND.history(State.LOST)[-1]]
     found = await settle(LocalSigner(), records)
-    fates = [found[payer.outpoint] for payer in (FIRST, SECOND)]
-    assert [fate.outcome for fate in fates] == [Outcome.CLOSED, Outcome.LOST]
-    assert all(len(fate.txid) == 32 and fate.settlement is None for fate in fates)
+    results = [found[payer.outpoint] for payer in (FIRST, SECOND)]
+    assert [result.outcome for result in results] == [Outcome.CLOSED, Outcome.LOST]
+    assert all(len(result.txid) == 32 and result.settlement is None for result in results)
 
 
-async def test_again_gives_the_same_bytes() -> None:
-    """The same records, rate and time: the same transactions, however often."""
+async def test_a_repeated_run_gives_the_same_bytes() -> None:
+    """The same records, rate and time give the same transactions, at every run."""
     signer, channels = LocalSigner(), [FIRST.channel(), SECOND.channel(20_000)]
     once, again = await settle(signer, channels), await settle(signer, channels)
-    assert {key: fate.settlement for key, fate in once.items()} == {key: fate.settlement for key, fate in again.items()}
+    assert {key: result.settlement for key, result in once.items()} == {
+        key: result.settlement for key, result in again.items()
+    }
 
 
-async def test_fault_08_a_withdrawal_that_another_channel_depends_on_stays_as_it_is() -> None:
-    """Whatever rate is asked for: under another txid the channel that went on there would lose its coins."""
+async def test_fault_08_a_withdrawal_that_another_channel_depends_on_is_not_replaced() -> None:
+    """At any requested rate: with another txid, the channel that continues there would lose its coins."""
     payer = DebugPayer("offline mover", movable=True)
     signer = LocalSigner()
     began = step(payer.pay(payer.channel(49_000), 1_000), Close(CloseReason.WITHDRAW))
@@ -193,8 +195,8 @@ async def test_fault_08_a_withdrawal_that_another_channel_depends_on_stays_as_it
 
 
 @pytest.mark.parametrize("state", [State.CLOSING, State.PUBLISHED])
-async def test_fault_12_a_withdrawal_under_way_is_carried_out(state: State) -> None:
-    """A channel that moves is not too small: its stored withdrawal is what settles it."""
+async def test_fault_12_a_pending_withdrawal_is_completed(state: State) -> None:
+    """A moving channel does not count as too small: its stored withdrawal settles it."""
     signer, mover = LocalSigner(), DebugPayer("offline mover", movable=True)
     opened = mover.channel(100_000)
     moving = step(step(opened, mover.pays(100_001)), Close(CloseReason.WITHDRAW))
@@ -210,8 +212,8 @@ async def test_fault_12_a_withdrawal_under_way_is_carried_out(state: State) -> N
 
 
 @pytest.mark.parametrize("drained", [False, True])
-async def test_fault_10_a_channel_whose_funding_was_gone_is_settled_where_it_is_back(drained: bool) -> None:
-    """A backup made while the funding seemed replaced keeps no coin from coming home."""
+async def test_fault_10_a_channel_whose_funding_returned_is_settled(drained: bool) -> None:
+    """A backup made while the funding seemed replaced must not keep its coins from being settled."""
     signer, payer = LocalSigner(), DebugPayer("offline unfunded")
     record = step(closing(payer) if drained else payer.channel(100_000), Unfunded())
 

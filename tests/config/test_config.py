@@ -36,7 +36,7 @@ def keys_of(table: dict, prefix: str = "") -> set[str]:
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_shipped_files_load_and_name_every_key(network: str) -> None:
-    """Each shipped file is valid, is for the network of its folder, and shows every key there is."""
+    """Each shipped file is valid, is for the network of its folder, and contains every key."""
     server, signer = CONFIG / network / "server.toml", CONFIG / network / "signer.toml"
 
     assert load_server_config(server).network_name == network
@@ -54,7 +54,7 @@ def test_shipped_files_hold_no_secret(network: str) -> None:
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_state_stays_apart_by_network(network: str) -> None:
-    """Unless configured, data is kept under ./.paychan/<network>, for server and signer alike."""
+    """By default, data is kept under ./.paychan/<network>, by server and signer."""
     expected = (Path(".paychan") / network).resolve()
 
     assert load_server_config(CONFIG / network / "server.toml").state_dir == expected
@@ -109,14 +109,14 @@ def test_wrong_settings_stop_with_file_key_and_reason(tmp_path: Path, text: str,
 
 
 def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
-    """A missing file is an error with its name, not a traceback."""
+    """A missing file causes an error with its name, not a traceback."""
     with pytest.raises(SettingsError, match="can't be read"):
         load_server_config(tmp_path / "nothing.toml")
 
 
 @pytest.mark.parametrize(("value", "port"), [("8080", 8080), ("", 8000), ("x", 8000), ("99999", 8000), ("-1", 8000)])
 def test_port_of_the_environment_overrides(monkeypatch, tmp_path: Path, value: str, port: int) -> None:
-    """PORT overrides http.port where it is a port, and is ignored where it is not."""
+    """PORT overrides http.port if it is a port number, and is ignored otherwise."""
     monkeypatch.setenv("PORT", value)
 
     assert load_server_config(written(tmp_path, SERVER)).port == port

@@ -1,1 +1,1 @@
-"""One suite per contract: every backend of the store passes the same tests."""
+"""One test suite per contract: every backend passes the same tests."""

@@ -1,4 +1,4 @@
-"""The store's backends, as the contract suite needs them: open one, and get at the bytes behind its back."""
+"""The store's backends for the contract suite: open a store, and read or write its bytes directly."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ NETWORK = "test"
 
 
 class Backend(Protocol):
-    """An engine with a place of its own for one test. `raw` and `put_raw` are for the time when no store is open."""
+    """A backend with its own directory for one test. `raw` and `put_raw` may be used only while no store is open."""
 
     def open(self) -> Store:
-        """Open the store, which keeps what it held before."""
+        """Open the store; it keeps its earlier content."""
 
     def raw(self, outpoint: OutPoint) -> bytes | None:
         """Read a record's bytes."""
 
     def put_raw(self, outpoint: OutPoint, raw: bytes) -> None:
-        """Write a record's bytes: what a failing disk does."""
+        """Write a record's bytes, as a failing disk would."""
 
 
 class LevelDbBackend:

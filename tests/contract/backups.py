@@ -1,4 +1,4 @@
-"""Backups for tests: made of a real store, or forged."""
+"""Backups for tests: created from a real store, or forged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def put(store: Store, *channels: Channel) -> None:
 
 
 def make(backend: Backend, directory: Path, channels: list[Channel], now: UnixTime = NOW) -> Path:
-    """A backup of a store with these channels."""
+    """Create a backup of a store with these channels."""
 
     async def fill_and_create() -> Path:
         store = backend.open()
@@ -48,7 +48,7 @@ def make(backend: Backend, directory: Path, channels: list[Channel], now: UnixTi
 
 
 def stored(directory: Path) -> dict[State, list[Channel]]:
-    """All channels of a restored store, through its index."""
+    """Read all channels of a restored store through its index."""
 
     async def read() -> dict[State, list[Channel]]:
         store = LevelDbStore.open(directory, NETWORK, create=False)
@@ -61,17 +61,17 @@ def stored(directory: Path) -> dict[State, list[Channel]]:
 
 
 def names(directory: Path) -> list[str]:
-    """What a directory holds."""
+    """List the names in a directory."""
     return sorted(path.name for path in directory.iterdir())
 
 
 def frames(path: Path) -> list[bytes]:
-    """The records of a backup with their lengths."""
+    """Return the records of a backup with their length prefixes."""
     return [framed(raw) for raw in read_records(path)]
 
 
 def forge(path: Path, frames: bytes, **changes: Any) -> Path:
-    """A backup whose seal is right, but whose content was made up: records as framed bytes, manifest with changes."""
+    """Write a backup with a correct seal but forged content: records as framed bytes, manifest with changes."""
     manifest = {
         **msgspec.to_builtins(read_manifest(path)),
         "sha256": hashlib.sha256(frames).hexdigest(),

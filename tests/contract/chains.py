@@ -1,6 +1,6 @@
-"""The chain's backends, as the contract suite needs them: a node, and the backend's own way of looking at it.
+"""The chain's backends for the contract suite: a node, and a way to open a backend on it.
 
-And what both sides of a real channel may publish.
+Also the transactions that both sides of a real channel may broadcast.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from tests.lib.node import Node
 
 DAY_SECONDS = 86_400
 PAST = UnixTime(1_400_000_000)
-"""Expiry of channels whose refund is valid already; earlier than any block mined here."""
+"""Expiry of channels whose refund is already valid; earlier than any block mined here."""
 FUNDING_SAT = Sat(12_345_679)
 FEE_SAT = Sat(2_000)
 PATIENCE_SECONDS = 20.0
-OLD = Payer("funded before anybody watched")
+OLD = Payer("funded before the watch")
 DESTINATION_KEY = private_key("server destination")
 RESERVE_KEY = private_key("reserve")
 
@@ -40,13 +40,13 @@ _T = TypeVar("_T")
 
 
 class World(Protocol):
-    """A node that the test moves, and whatever stands between it and the backend. Its chain begins two days ago."""
+    """A node that the test controls, and the servers between it and the backend. Its chain begins two days ago."""
 
     node: Node
     tells_replacement_cost: bool
 
     def open(self) -> Chain:
-        """Make a backend that looks at the node: the first, or another as after a restart of ours."""
+        """Create a backend on the node: the first one, or another one as after a restart of the server."""
 
 
 class BitcoindWorld:
@@ -73,23 +73,23 @@ class BitcoindWorld:
 
 
 class PrunedBitcoindWorld(BitcoindWorld):
-    """The least that operators run: pruned, no index, no notifications."""
+    """The smallest node that operators run: pruned, no index, no notifications."""
 
     flags = ("-prune=550", _SMALL_MEMPOOL)
     zmq = False
 
 
 class _RememberingNode(Node):
-    """Killed, it keeps its newest blocks: ElectrumX follows only a longer branch, and no peer gives lost blocks back."""
+    """Keeps its newest blocks when killed: ElectrumX follows only a longer branch, and no peer sends lost blocks again."""
 
     def kill(self) -> None:
         if self._process is not None:
-            self.rpc("gettxoutsetinfo", "none")  # has it write what it holds
+            self.rpc("gettxoutsetinfo", "none")  # makes the node write its state to disk
         super().kill()
 
 
 class ElectrumXWorld:
-    """An Electrum server on a node with transaction index, which it needs."""
+    """An Electrum server on a node with the transaction index that it needs."""
 
     tells_replacement_cost = False
 
@@ -117,7 +117,7 @@ class ElectrumXWorld:
 
 class WorldMaker(Protocol):
     def __call__(self, directory: Path) -> AbstractContextManager[World]:
-        """Make a world with a directory of its own, which begins when it is entered."""
+        """Create a world in a directory of its own; it starts when it is entered."""
 
 
 WORLDS: dict[str, WorldMaker] = {
@@ -140,7 +140,7 @@ def settle(
     fee_sat: int = FEE_SAT,
     reserve: Reserve | None = None,
 ) -> Settlement:
-    """What the server publishes for a channel that paid so much, with the help of its reserve or without."""
+    """Build the settlement of a channel that received this amount, with or without help of the reserve."""
     payment = sign_payment(
         payer.key, payer.terms, funding.outpoint, payer.change_script, Sat(funding.value_sat - paid_sat)
     )
@@ -152,7 +152,7 @@ def settle(
 
 
 def lift(settlement: Settlement, fee_sat: int) -> Settlement:
-    """The child that the server publishes with a settlement to its usual destination."""
+    """Build the child that the server broadcasts with a settlement to its usual destination."""
     public_key = DESTINATION_KEY.public_key.format()
     return sign_child(settlement, public_key, Sat(fee_sat), lambda _, digest: DESTINATION_KEY.sign(digest, hasher=None))
 
@@ -164,14 +164,14 @@ def reserve_of(*fundings: Funding) -> Reserve:
 
 
 def refund(payer: Payer, funding: Funding) -> Refund:
-    """What the payer publishes after expiry; pays more than the settlement does."""
+    """Build the refund that the payer broadcasts after expiry; its fee is higher than the settlement's."""
     return sign_refund(
         payer.key, payer.terms, funding.outpoint, funding.value_sat, payer.change_script, Sat(5 * FEE_SAT)
     )
 
 
 async def eventually(ask: Callable[[], Awaitable[_T]], expected: _T) -> None:
-    """A backend that is told by somebody else may be some moments behind the node."""
+    """Wait for an answer: a backend behind another server may be moments behind the node."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     answer = await ask()
     while answer != expected and time.monotonic() < deadline:
@@ -181,7 +181,7 @@ async def eventually(ask: Callable[[], Awaitable[_T]], expected: _T) -> None:
 
 
 async def opened(world: World) -> Chain:
-    """A backend that is as far as the node is."""
+    """Open a backend and wait until it has reached the node's tip."""
     chain = world.open()
     await chain.check()
     await eventually(lambda: tip_hash(chain), world.node.best)
@@ -193,7 +193,7 @@ async def tip_hash(chain: Chain) -> str:
 
 
 async def funded(chain: Chain, node: Node, seed: str, confirmations: int = 1) -> tuple[Payer, Funding]:
-    """A watched channel with one output so deep."""
+    """A watched channel with one output of this depth."""
     payer = Payer(seed, PAST)
     await chain.watch([payer.terms])
     outpoint = node.fund(address(payer), FUNDING_SAT)
@@ -205,7 +205,7 @@ async def funded(chain: Chain, node: Node, seed: str, confirmations: int = 1) ->
 
 
 async def asked(question: Callable[..., Awaitable[Any]], *parameters: Any) -> Any:
-    """The answer, or None while there is nobody to ask."""
+    """Return the answer, or None while no server answers."""
     try:
         return await question(*parameters)
     except ChainFailed:

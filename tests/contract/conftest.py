@@ -1,4 +1,4 @@
-"""Every test that asks for `backend` runs once per engine, every one that asks for `chain` once per kind of chain."""
+"""Each test with the fixture `backend` runs once per store backend, each with `chain` once per chain backend."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         world.node.fund(address(OLD), FUNDING_SAT)
         world.node.mine()
         world.node.set_mock_time(0)
-        world.node.mine(12)  # that of two days ago is now too old for any look at recent blocks
+        world.node.mine(12)  # the block of two days ago is now too old for any scan of recent blocks
         yield world
 
 

@@ -1,4 +1,4 @@
-"""Backups: one moment of any backend in a file, in which no changed byte goes unnoticed."""
+"""Backups: one moment of any backend in a file, in which every changed byte is detected."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def made(backend: Backend, tmp_path: Path) -> Path:
     return make(backend, tmp_path / "backups", one_of_each_state())
 
 
-# --- making ---------------------------------------------------------------------------------------------------------
+# --- creating -------------------------------------------------------------------------------------------------------
 
 
-def test_a_backup_says_what_it_holds(made: Path) -> None:
-    """Name, mode and manifest: counts by state, and the satoshi that are not settled for good."""
+def test_a_backup_describes_its_content(made: Path) -> None:
+    """Name, mode and manifest: counts by state, and the satoshi whose settlement is not final."""
     channels = one_of_each_state()
 
     assert made.name == NAME
@@ -67,8 +67,8 @@ def test_a_backup_says_what_it_holds(made: Path) -> None:
     assert sorted(read_records(made)) == sorted(map(encode_record, channels))
 
 
-async def test_a_backup_under_writing_is_one_moment(store: Store, tmp_path: Path) -> None:
-    """Made while channels change together without pause, a backup has them all at one version."""
+async def test_a_backup_under_load_is_one_moment(store: Store, tmp_path: Path) -> None:
+    """While channels change together without pause, a backup holds them all at one version."""
     channels = many(2_000)
     await put(store, *channels)
     done = False
@@ -97,7 +97,7 @@ async def test_a_backup_under_writing_is_one_moment(store: Store, tmp_path: Path
 
 
 def test_a_backup_is_never_overwritten(made: Path, backend: Backend) -> None:
-    """A second backup of the same second is refused, and the first stays as it was."""
+    """A second backup in the same second is refused, and the first stays unchanged."""
     before = made.read_bytes()
 
     with pytest.raises(BackupError, match=f"{NAME} exists"):
@@ -107,7 +107,7 @@ def test_a_backup_is_never_overwritten(made: Path, backend: Backend) -> None:
 
 
 def test_no_backup_of_a_damaged_record(made: Path, backend: Backend) -> None:
-    """A record that can't be trusted fails the backup, with no file left, instead of being carried on."""
+    """A damaged record makes the backup fail without a file, instead of being copied."""
     made.unlink()
     backend.put_raw(one_of_each_state()[1].outpoint, b"rotten")
 
@@ -117,14 +117,14 @@ def test_no_backup_of_a_damaged_record(made: Path, backend: Backend) -> None:
 
 
 def test_an_empty_store_has_a_backup(backend: Backend, tmp_path: Path) -> None:
-    """No channels are a backup too."""
+    """An empty store gives a valid backup."""
     assert backup.verify(make(backend, tmp_path, [])).records == 0
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed: no kill at a system call")
 @pytest.mark.parametrize("call", ["fsync", "rename"])
 def test_a_killed_backup_is_no_backup(made: Path, call: str) -> None:
-    """Killed before its bytes are on disk, or before it has its name, a backup is not listed."""
+    """A backup that is killed before its bytes are on disk, or before it has its name, is not listed."""
     copies = made.parent / "copies"
     part = copies / f"{NAME}.part"
     strace = ["strace", "-qq", "-f", "-o", "/dev/null", f"-einject={call}:signal=KILL", f"-P{part}"]
@@ -144,7 +144,7 @@ def test_a_killed_backup_is_no_backup(made: Path, call: str) -> None:
 
 
 def test_threat_12_any_flipped_byte_is_found(made: Path) -> None:
-    """One changed bit at any position of the file, zip's own headers included, fails verification (threat 12)."""
+    """One changed bit at any position of the file, including zip's own headers, fails verification (threat 12)."""
     whole, chance = made.read_bytes(), random.Random(3)
     framing = [*range(50), *range(len(whole) - 400, len(whole))]  # zip's headers, the manifest's end, the seal
     for position in (*framing, *chance.sample(range(len(whole)), 500)):
@@ -155,8 +155,8 @@ def test_threat_12_any_flipped_byte_is_found(made: Path) -> None:
             backup.verify(made)
 
 
-def test_any_cut_and_any_tail_is_found(made: Path) -> None:
-    """A file cut at any length, or with anything behind it, fails verification."""
+def test_any_truncation_and_any_tail_is_found(made: Path) -> None:
+    """A file truncated at any length, or with any bytes appended, fails verification."""
     whole = made.read_bytes()
     sizes = (*range(200), *range(200, len(whole), 7), len(whole) - 1)
     for changed in (*(whole[:size] for size in sizes), whole + b"\x00", whole + whole):
@@ -179,7 +179,7 @@ def test_any_cut_and_any_tail_is_found(made: Path) -> None:
     ],
 )
 def test_a_manifest_that_does_not_fit_is_found(made: Path, changes: dict[str, Any], reason: str) -> None:
-    """A sealed file whose manifest says anything else than its records fails verification, with the difference."""
+    """A sealed file whose manifest contradicts its records fails verification, and the error shows the difference."""
     forged = forge(made, b"".join(frames(made)), **changes)
 
     with pytest.raises(BackupError, match=reason):
@@ -196,7 +196,7 @@ def test_a_manifest_that_does_not_fit_is_found(made: Path, changes: dict[str, An
     ],
 )
 def test_a_tail_among_the_records_is_found(made: Path, tail: bytes, reason: str) -> None:
-    """Bytes behind the last record that are no whole record fail verification, though seal and manifest agree."""
+    """Bytes behind the last record that are no whole record fail verification, even if seal and manifest agree."""
     forged = forge(made, b"".join(frames(made)) + tail)
 
     with pytest.raises(BackupError, match=reason):
@@ -205,7 +205,7 @@ def test_a_tail_among_the_records_is_found(made: Path, tail: bytes, reason: str)
 
 @pytest.mark.parametrize("content", [b"", b"x" * 10_000, b"PK\x05\x06" + bytes(18)])
 def test_another_file_is_no_backup(tmp_path: Path, content: bytes) -> None:
-    """Whatever else is there is refused in one sentence, also by the listing."""
+    """Any other file is refused in one sentence, also by the listing."""
     path = tmp_path / "some.backup"
     path.write_bytes(content)
 
@@ -217,7 +217,7 @@ def test_another_file_is_no_backup(tmp_path: Path, content: bytes) -> None:
 
 
 def test_listing_is_by_time(backend: Backend, tmp_path: Path) -> None:
-    """Backups are listed oldest first, whatever their networks are called."""
+    """Backups are listed oldest first, independent of their networks' names."""
     first, second, third = (make(backend, tmp_path, [], UnixTime(NOW + seconds)) for seconds in range(3))
     second = second.rename(tmp_path / second.name.replace(NETWORK, "another"))
 
@@ -225,7 +225,7 @@ def test_listing_is_by_time(backend: Backend, tmp_path: Path) -> None:
 
 
 def test_a_copy_is_verified(made: Path, tmp_path: Path) -> None:
-    """A copy is the same file with the same mode; one of a damaged backup is reported."""
+    """A copy is the same file with the same mode; copying a damaged backup is reported."""
     copied, _ = backup.copy(made, tmp_path / "first")
     assert copied.read_bytes() == made.read_bytes()
     assert oct(copied.stat().st_mode)[-3:] == "600"

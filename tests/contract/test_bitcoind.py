@@ -1,4 +1,4 @@
-"""What the bitcoind backend promises beyond the chain's contract: which nodes it refuses, and how it searches."""
+"""The bitcoind backend beyond the chain's contract: which nodes it refuses, and how it searches."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """A node whose old blocks are gone, with old funding, and with a wallet that slept meanwhile."""
+    """A pruned node without its old blocks, with old funding and a wallet that missed blocks."""
     born = int(time.time()) - 2 * DAY_SECONDS
     with Node(tmp_path_factory.mktemp("pruned"), "-prune=1", "-fastprune", born=born) as node:
         node.fund(address(Payer("in a pruned block")), FUNDING_SAT)
@@ -63,7 +63,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 @pytest.fixture
 async def opener() -> AsyncIterator[Opener]:
-    """Make backends that are closed in the end."""
+    """Create backends that are closed at the end."""
     async with AsyncExitStack() as stack:
 
         def opened(node: Node, network: Network = Network.REGTEST, **settings: object) -> BitcoindChain:
@@ -75,21 +75,21 @@ async def opener() -> AsyncIterator[Opener]:
 
 
 class TestUnfitNodes:
-    @pytest.mark.parametrize(("theirs", "ours"), [("signet", Network.REGTEST), ("testnet4", Network.LIVE)])
-    async def test_wrong_network(self, tmp_path: Path, opener: Opener, theirs: str, ours: Network) -> None:
-        """A node of another network is refused by name, also when it gets behind the URL later."""
-        with Node(tmp_path, network=theirs) as node:
-            for ask in (opener(node, ours).check, opener(node, ours).tip):
-                with pytest.raises(ChainUnfit, match=rf'node of "{theirs}".*network = "{ours.value}".*Correct'):
+    @pytest.mark.parametrize(("found", "configured"), [("signet", Network.REGTEST), ("testnet4", Network.LIVE)])
+    async def test_wrong_network(self, tmp_path: Path, opener: Opener, found: str, configured: Network) -> None:
+        """A node of another network is refused by name, also if it appears behind the URL later."""
+        with Node(tmp_path, network=found) as node:
+            for ask in (opener(node, configured).check, opener(node, configured).tip):
+                with pytest.raises(ChainUnfit, match=rf'node of "{found}".*network = "{configured.value}".*Correct'):
                     await ask()
 
     async def test_any_test_network(self, tmp_path: Path, opener: Opener) -> None:
-        """Network "test" takes a node of any test network; this one is only not synced yet."""
+        """Network "test" accepts a node of any test network; this one is refused only because it is not synced."""
         with Node(tmp_path, network="signet") as node, pytest.raises(ChainUnfit, match="initial block download"):
             await opener(node, Network.TEST).check()
 
     async def test_threat_33_initial_download(self, tmp_path: Path, opener: Opener) -> None:
-        """Threat 33: a node whose newest block is old, as of one that catches up, is refused."""
+        """Threat 33: a node whose newest block is old, because it is catching up, is refused."""
         with Node(tmp_path, born=int(time.time()) - 3 * DAY_SECONDS) as node:
             node.stop()
             node.start()
@@ -99,7 +99,7 @@ class TestUnfitNodes:
             await opener(node).check()
 
     async def test_wrong_credentials(self, node: Node, opener: Opener, tmp_path: Path) -> None:
-        """Wrong credentials, and a file that is not there, are named with their file; the password is not shown."""
+        """Wrong credentials and a missing file are reported with the file's name; the password is not shown."""
         wrong = tmp_path / "login"
         wrong.write_text("operator:wrong-secret")
         with pytest.raises(ChainUnfit, match=rf"refuses the credentials of {wrong}.*chain.credentials") as caught:
@@ -109,15 +109,15 @@ class TestUnfitNodes:
             await opener(node, credentials=tmp_path / "none").check()
 
     async def test_credentials_in_the_url(self, node: Node) -> None:
-        """Secrets come from files: a URL with a password is refused without showing it."""
+        """Secrets come from files: a URL with a password is refused without showing the password."""
         chain = BitcoindChain(node.url_with_credentials, Network.REGTEST, credentials=node.credentials)
         with pytest.raises(ChainUnfit, match=r"write them into a file") as caught:
             await chain.check()
         await chain.close()
         assert "secret" not in str(caught.value)
 
-    async def test_nobody_there(self, tmp_path: Path, opener: Opener) -> None:
-        """A URL where nobody listens is refused with the mend, and every other question fails."""
+    async def test_no_listener(self, tmp_path: Path, opener: Opener) -> None:
+        """A URL without a listener is refused with the remedy, and every other call fails."""
         with Node(tmp_path) as node:
             chain = opener(node)
             await chain.check()
@@ -127,7 +127,7 @@ class TestUnfitNodes:
             await chain.tip()
 
     async def test_no_bitcoind(self, node: Node) -> None:
-        """Another service behind the URL is not taken for a node."""
+        """Another service behind the URL is not accepted as a node."""
         server = await asyncio.start_server(_answer_html, "127.0.0.1", 0)
         host, port = server.sockets[0].getsockname()
         chain = BitcoindChain(f"http://{host}:{port}", Network.REGTEST, credentials=node.credentials)
@@ -138,7 +138,7 @@ class TestUnfitNodes:
         await server.wait_closed()
 
     async def test_silent_node(self, node: Node) -> None:
-        """A node that accepts connections and says nothing is given up in time."""
+        """A call to a node that accepts connections but never answers times out."""
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"http://127.0.0.1:{silent.getsockname()[1]}"
             chain = BitcoindChain(url, Network.REGTEST, credentials=node.credentials, timeout_seconds=0.2)
@@ -147,21 +147,21 @@ class TestUnfitNodes:
             await chain.close()
 
     async def test_no_wallets(self, tmp_path: Path, opener: Opener) -> None:
-        """A node without wallet support is refused with the mend."""
+        """A node without wallet support is refused with the remedy."""
         with Node(tmp_path, "-disablewallet") as node:
             node.rpc("generatetodescriptor", 1, "raw(51)")
             with pytest.raises(ChainUnfit, match=r"runs without wallet support. Remove disablewallet"):
                 await opener(node).check()
 
     async def test_wallet_with_keys(self, node: Node, opener: Opener) -> None:
-        """A wallet that holds somebody's keys is not used."""
+        """A wallet that holds another user's keys is not used."""
         with pytest.raises(ChainUnfit, match=r'"miner" belongs to another user. Set chain.wallet to another name'):
             await opener(node, wallet="miner").check()
 
 
 class TestPruned:
     async def test_lost_wallet(self, pruned: Node, opener: Opener) -> None:
-        """Channels older than the node's blocks can't be followed anew; younger ones can."""
+        """Channels older than the node's blocks can't be followed again; younger ones can."""
         chain = opener(pruned)
         await chain.check()
         with pytest.raises(ChainUnfit, match=r"has pruned its blocks below .* since"):
@@ -169,12 +169,12 @@ class TestPruned:
         await chain.watch([Payer("younger").terms], since=pruned.median_time - DAY_SECONDS)
 
     async def test_wallet_that_missed_blocks(self, pruned: Node, opener: Opener) -> None:
-        """A wallet that has not seen blocks which are gone is refused with the mend."""
+        """A wallet that missed blocks which are now pruned is refused with the remedy."""
         with pytest.raises(ChainUnfit, match=r'"asleep".*set chain.wallet to a new name'):
             await opener(pruned, wallet="asleep").check()
 
     async def test_funding_in_a_pruned_block(self, pruned: Node, opener: Opener) -> None:
-        """Funding whose spending we could not notice is listed, and adopted never; it holds up no other."""
+        """Funding whose spend could not be noticed is listed but never adopted; it delays no other channel."""
         chain, buried, other = opener(pruned), Payer("in a pruned block"), Payer("beside it")
         await chain.check()
         outpoint = pruned.fund(address(other), FUNDING_SAT)
@@ -187,7 +187,7 @@ class TestPruned:
         await chain.adopt(other.terms, [outpoint])
 
     async def test_reserve(self, pruned: Node, opener: Opener) -> None:
-        """The coins of our reserve are found and followed as those of channels are, and missed where those are."""
+        """The reserve's coins are found and followed like those of channels; a pruned block hides both."""
         chain, payer, reserve = opener(pruned), Payer("helped on a pruned node", PAST), reserve_of()
         await chain.check()
         await chain.watch([payer.terms])
@@ -206,7 +206,7 @@ class TestPruned:
 
 class TestFollowing:
     async def test_lost_wallet(self, node: Node, opener: Opener) -> None:
-        """A new wallet that is told since when learns what was funded, and spent, before it."""
+        """A new wallet that is given a time learns the funding and the spends since then."""
         payer, spent = Payer("lost wallet", PAST), Payer("lost wallet, spent", PAST)
         since = node.rpc("getblockchaininfo")["time"]
         outpoint, gone = node.fund(address(payer), FUNDING_SAT), node.fund(address(spent), FUNDING_SAT)
@@ -221,7 +221,7 @@ class TestFollowing:
         assert await chain.spender(gone) == Spend(refunding.txid, 1)
 
     async def test_many_at_once(self, node: Node, opener: Opener) -> None:
-        """Many who ask at once about addresses that nobody watched share scans, and each gets his own answer."""
+        """Many concurrent callers with unwatched addresses share scans, and each gets its own answer."""
         chain = opener(node)
         await chain.check()
         payers = [Payer(f"at once {number}") for number in range(40)]
@@ -231,19 +231,17 @@ class TestFollowing:
         expected = [(Funding(outpoint, Sat(10_000 + number), 1),) for number, outpoint in enumerate(outpoints)]
         assert list(found) == expected
 
-    async def test_fault_33_what_comes_is_seen_however_it_comes(self, node: Node, opener: Opener) -> None:
+    async def test_fault_33_an_arriving_output_is_seen_on_every_path(self, node: Node, opener: Opener) -> None:
         """In a block without having been in the mempool; in a block of another branch; in blocks that were not read."""
         chain = opener(node)
         await chain.check()
         payers = [Payer(f"arrives {number}", PAST) for number in range(3)]
         for payer in payers:
             chain.expect(payer.terms)
-            assert (
-                await chain.funding(payer.terms) == ()
-            )  # a scan has found nothing: from now on only what comes counts
+            assert await chain.funding(payer.terms) == ()  # a scan has found no output: from now on only arrivals count
 
         def paying(payer: Payer) -> str:
-            """A transaction that no mempool has."""
+            """A transaction that is in no mempool."""
             (coin, *_) = [each for each in node.rpc("listunspent", wallet="miner") if each["amount"] > 1]
             outputs = [{address(payer): "0.1"}, {node.address(): str(coin["amount"] - Decimal("0.101"))}]
             inputs = [{"txid": coin["txid"], "vout": coin["vout"]}]
@@ -264,7 +262,7 @@ class TestFollowing:
     async def test_a_reserve_that_was_funded_before_it_was_watched_is_known(
         self, opener: Opener, tmp_path: Path
     ) -> None:
-        """Days before the server's first start: its coin is listed, and what spends it is noticed."""
+        """A coin sent days before the server's first start is listed, and its spend is noticed."""
         with Node(tmp_path, born=int(time.time()) - 2 * DAY_SECONDS) as node:
             coin = Funding(node.fund(address(reserve_of()), 50_000), Sat(50_000), 6)
             node.mine(6)
@@ -284,7 +282,7 @@ class TestFollowing:
             assert await chain.spender(coin.outpoint) == Spend(settlement.txid, 1)
 
     async def test_deposits_older_than_the_opening_are_known(self, opener: Opener, tmp_path: Path) -> None:
-        """Two outputs of two days ago, one opened with: the other is listed for v1, and for good after the next look."""
+        """Of two outputs of two days ago, one opened a channel: v1 lists the other, and after the next scan it stays known."""
         with Node(tmp_path, born=int(time.time()) - 2 * DAY_SECONDS) as node:
             payer = Payer("twice", PAST)
             first, second = (node.fund(address(payer), sat) for sat in (FUNDING_SAT, 5_000))
@@ -306,7 +304,7 @@ class TestFollowing:
             assert await again._wallet.unsearched() == []
 
     async def test_interrupted_search(self, node: Node, opener: Opener) -> None:
-        """A search that was cut off by our end is made again, not taken for done."""
+        """A search that the server's end interrupted is repeated, not counted as complete."""
         payer = Payer("interrupted")
         outpoint = node.fund(address(payer), FUNDING_SAT)
         node.mine()
@@ -320,7 +318,7 @@ class TestFollowing:
         assert node.rpc("getaddressinfo", address(payer), wallet="paychan")["labels"] == ["paychan adopted"]
 
     async def test_long_search(self, node: Node, opener: Opener) -> None:
-        """Who asks is told to ask again while a scan goes on; the answer is there when it is done."""
+        """A caller gets the error "try again" while a scan runs; the answer is available afterwards."""
         payer = Payer("patience")
         outpoint = node.fund(address(payer), FUNDING_SAT)
         node.mine()
@@ -331,7 +329,7 @@ class TestFollowing:
         assert await chain.funding(payer.terms) == (Funding(outpoint, FUNDING_SAT, 1),)
 
     async def test_dust(self, node: Node, opener: Opener) -> None:
-        """Of more outputs than are looked at, the most valuable are."""
+        """If an address has more outputs than the limit, the most valuable ones are read."""
         payer = Payer("dusted")
         chain = opener(node)
         await chain.check()
@@ -339,7 +337,7 @@ class TestFollowing:
         for sat in range(1_000, 1_102):
             node.fund(address(payer), sat)
             if sat % 20 == 0:
-                node.mine()  # before the chain of change outputs is too long for the mempool
+                node.mine()  # before the chain of change outputs exceeds the mempool's limit
         node.mine()
         values = [funding.value_sat for funding in await chain.funding(payer.terms)]
         assert values == list(range(1_101, 1_001, -1))
@@ -347,7 +345,7 @@ class TestFollowing:
 
 class TestNews:
     async def test_mempool(self, node: Node, opener: Opener) -> None:
-        """With ZMQ a transaction ends the wait, as it may be a double-spend."""
+        """With ZMQ a transaction ends the wait, because it may be a double-spend."""
         chain = opener(node)
         await chain.check()
         waiting = asyncio.create_task(chain.wait_for_change(await chain.tip(), 10 * PATIENCE_SECONDS))
@@ -356,7 +354,7 @@ class TestNews:
         await asyncio.wait_for(waiting, PATIENCE_SECONDS)
 
     async def test_dead_publisher(self, node: Node, opener: Opener) -> None:
-        """A publisher that never says anything costs a second at most."""
+        """A silent publisher delays a change by at most a second."""
         chain = opener(node, zmq="tcp://127.0.0.1:1")
         await chain.check()
         waiting = asyncio.create_task(chain.wait_for_change(await chain.tip(), 10 * PATIENCE_SECONDS))
@@ -365,7 +363,7 @@ class TestNews:
         await asyncio.wait_for(waiting, PATIENCE_SECONDS)
 
     @pytest.mark.parametrize(
-        ("published", "host", "ours"),
+        ("published", "host", "connectable"),
         [
             ("tcp://127.0.0.1:28332", "127.0.0.1", "tcp://127.0.0.1:28332"),
             ("tcp://127.0.0.1:28332", "localhost", "tcp://127.0.0.1:28332"),
@@ -378,14 +376,14 @@ class TestNews:
             ("ipc:///run/bitcoind.zmq", "node.lan", None),
         ],
     )
-    def test_reachable(self, published: str, host: str, ours: str | None) -> None:
-        """What a node publishes on is connected to where we can reach it, and left alone where not."""
-        assert reachable(published, host) == ours
+    def test_reachable(self, published: str, host: str, connectable: str | None) -> None:
+        """A published address is converted to a reachable one, and ignored if there is none."""
+        assert reachable(published, host) == connectable
 
 
 class TestFees:
     async def test_estimate(self, tmp_path: Path, opener: Opener) -> None:
-        """The estimate is whole satoshi per virtual byte, no less than blocks were paid."""
+        """The estimate is in whole satoshi per virtual byte, at least the rate of the mined transactions."""
         with Node(tmp_path) as node:
             for _ in range(12):
                 for _ in range(4):
@@ -398,7 +396,7 @@ class TestFees:
             assert 16 <= rate <= 17
 
     async def test_replacement_cost(self, node: Node, opener: Opener) -> None:
-        """What the operator has added to a transaction's priority counts, as it does for the node."""
+        """The operator's change of a transaction's priority counts, as it does for the node."""
         chain = opener(node)
         await chain.check()
         outpoint = node.fund(node.address(), FUNDING_SAT)
@@ -410,8 +408,11 @@ class TestFees:
 
 
 class TestPackages:
-    async def test_below_what_the_node_always_asks(self, tmp_path: Path, opener: Opener) -> None:
-        """No child pays for a settlement below `-minrelaytxfee`; the reason names both. The package's own rate is met."""
+    async def test_below_the_node_s_minimum(self, tmp_path: Path, opener: Opener) -> None:
+        """No child pays for a settlement below `-minrelaytxfee`; the reason names both.
+
+        The package's own rate suffices.
+        """
         with Node(tmp_path, "-minrelaytxfee=0.0001") as node:
             chain, payer = opener(node), Payer("below relay fee", PAST)
             await chain.check()
@@ -424,7 +425,7 @@ class TestPackages:
             assert await chain.spender(funding.outpoint) is None
 
     async def test_node_without_packages(self, node: Node, opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A node that knows no packages, or none without limits (Core 26), is given the two one by one."""
+        """A node that accepts no packages, or only with limits (Core 26), gets the two transactions one by one."""
         chain, payer = opener(node), Payer("no packages", PAST)
         await chain.check()
         await chain.watch([payer.terms])
@@ -440,7 +441,7 @@ class TestPackages:
 
 
 def without(missing: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """The node's interface without one method."""
+    """Return the node's interface without one method."""
 
     async def called(decoder: object, method: str, *params: object, **options: object) -> Any:
         return await call(decoder, "nonsense" if method == missing else method, *params, **options)
@@ -449,7 +450,7 @@ def without(missing: str, call: Callable[..., Awaitable[Any]]) -> Callable[..., 
 
 
 def test_uvloop(node: Node) -> None:
-    """The backend works on the event loop that the server runs on, notifications included."""
+    """The backend works on the server's event loop, including notifications."""
 
     async def wait() -> int:
         chain = BitcoindChain(node.url, Network.REGTEST, credentials=node.credentials)

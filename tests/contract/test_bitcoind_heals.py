@@ -1,4 +1,4 @@
-"""A node that changes while we run: whatever it forgets, lacks or refuses, the backend goes on by itself."""
+"""A node that changes while the server runs: whatever it forgets, lacks or refuses, the backend recovers by itself."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 
 class Old:
-    """A node on which two channels were funded, and one of them refunded, two days ago: only a rescan finds that."""
+    """A node on which two channels were funded two days ago, and one of them refunded: only a rescan finds that."""
 
     def __init__(self, directory: Path) -> None:
         self.node = Node(directory, born=int(time.time()) - 2 * DAY_SECONDS)
@@ -77,7 +77,7 @@ def proxy(node: Node) -> Iterator[RpcProxy]:
 
 @pytest.fixture
 async def opener() -> AsyncIterator[Opener]:
-    """Make backends that are closed in the end."""
+    """Create backends that are closed at the end."""
     async with AsyncExitStack() as stack:
 
         def opened(url: str, node: Node, network: Network = Network.REGTEST, **settings: Any) -> BitcoindChain:
@@ -93,7 +93,7 @@ async def opener() -> AsyncIterator[Opener]:
 async def test_fault_28_what_is_optional_is_done_without(
     node: Node, proxy: RpcProxy, opener: Opener, method: str, refusal: tuple[int, str]
 ) -> None:
-    """A node that lacks, refuses or garbles an optional answer is asked about the chain all the same."""
+    """A node that lacks, refuses or garbles an optional answer still serves the chain."""
     proxy.refused[method] = refusal
     chain = opener(proxy.url, node)
     await chain.check()
@@ -108,7 +108,7 @@ async def test_fault_28_what_is_optional_is_done_without(
 async def test_a_node_that_can_not_be_reached_is_no_optional_answer(
     node: Node, proxy: RpcProxy, opener: Opener
 ) -> None:
-    """A lost connection while fees are asked for is a failure, not a fee."""
+    """A connection that is lost during a call for fees is a failure, not a fee."""
     chain = opener(proxy.url, node)
     await chain.check()
     proxy.__exit__()
@@ -121,7 +121,7 @@ async def test_a_node_that_can_not_be_reached_is_no_optional_answer(
 async def test_fault_29_a_wallet_that_went_away_is_there_again_at_the_next_question(
     tmp_path: Path, opener: Opener, lost: str
 ) -> None:
-    """Each question that needs the wallet works after it was unloaded, or lost with its directory, at any moment."""
+    """Each call that needs the wallet works after it was unloaded, or lost with its directory, at any moment."""
     payer = Payer("wallet went away", PAST)
     with Node(tmp_path, "-nosettings") as node:
         chain = opener(node.url, node)
@@ -161,11 +161,11 @@ async def test_fault_29_a_wallet_that_went_away_is_there_again_at_the_next_quest
 
 
 async def test_fault_29_a_rescan_holds_nothing_up(old: Old, opener: Opener) -> None:
-    """While the node looks through old blocks `watch` returns, outputs are seen, and what spent one is called unknown."""
+    """While the node rescans old blocks, `watch` returns, outputs are seen, and an unknown spender is reported as such."""
     terms = [old.payer.terms, old.spent.terms]
     with RpcProxy(old.node) as proxy:
         chain = opener(proxy.url, old.node, wallet="slow", timeout_seconds=2, rescan_patience_seconds=0.05)
-        await opener(proxy.url, old.node, wallet="slow").check()  # makes the wallet, however long that takes
+        await opener(proxy.url, old.node, wallet="slow").check()  # creates the wallet, however long that takes
         await chain.check()
         with proxy.held("rescanblockchain"):
             await chain.watch(terms, old.since)
@@ -177,7 +177,7 @@ async def test_fault_29_a_rescan_holds_nothing_up(old: Old, opener: Opener) -> N
                 await chain.spender(old.gone)
             assert (await chain.tip()).block_hash == old.node.best
             await until(lambda: "rescanblockchain" in proxy.calls)
-            await asyncio.sleep(2.2)  # longer than the limit of one answer
+            await asyncio.sleep(2.2)  # longer than the deadline of one answer
             assert proxy.calls.count("rescanblockchain") == 1
 
         await until(lambda: not chain._rescan.under_way)
@@ -186,11 +186,11 @@ async def test_fault_29_a_rescan_holds_nothing_up(old: Old, opener: Opener) -> N
         before = proxy.calls.count("rescanblockchain")
         again = opener(proxy.url, old.node, wallet="slow")
         await again.watch(terms, old.since)
-        assert proxy.calls.count("rescanblockchain") == before, "what is complete is not looked for again"
+        assert proxy.calls.count("rescanblockchain") == before, "a complete address is not searched again"
 
 
 async def test_fault_29_a_rescan_that_was_cut_off_is_taken_up_again(old: Old, opener: Opener) -> None:
-    """After our end in the middle of a rescan the next start looks again, and finds what there was."""
+    """After the server ended during a rescan, the next start rescans and finds everything."""
     with RpcProxy(old.node) as proxy:
         chain = opener(proxy.url, old.node, wallet="cut off", rescan_patience_seconds=0.05)
         await chain.check()
@@ -206,7 +206,10 @@ async def test_fault_29_a_rescan_that_was_cut_off_is_taken_up_again(old: Old, op
 
 
 async def test_fault_26_a_node_is_checked_again_after_each_interruption(tmp_path: Path, opener: Opener) -> None:
-    """A node that is absent, comes, restarts with other settings and a new cookie: `tip` fails, then works, and what it can do is read anew."""
+    """A node is absent, appears, and restarts with other settings and a new cookie.
+
+    `tip` fails, then works, and the node's abilities are read again.
+    """
     with Node(tmp_path) as node:
         node.stop()
         chain = opener(node.url, node)
@@ -226,7 +229,7 @@ async def test_fault_26_a_node_is_checked_again_after_each_interruption(tmp_path
 
 
 async def test_fault_26_a_node_that_warms_up_is_waited_for(node: Node, proxy: RpcProxy, opener: Opener) -> None:
-    """Error -28, at the start and later, is a node that is not there yet; the next question is answered when it is."""
+    """Error -28, at the start and later, means that the node is not available yet; a later call is answered."""
     warming = {"result": None, "error": {"code": -28, "message": "Verifying blocks…"}, "id": 0}
     chain = opener(proxy.url, node)
     for _ in range(2):
@@ -237,8 +240,8 @@ async def test_fault_26_a_node_that_warms_up_is_waited_for(node: Node, proxy: Rp
         assert (await chain.tip()).block_hash == node.best
 
 
-async def test_a_wrong_network_is_told_apart(node: Node, opener: Opener) -> None:
-    """Of what a node may be unfit for, only another network is an error of the configuration."""
+async def test_a_wrong_network_has_its_own_error(node: Node, opener: Opener) -> None:
+    """Of all reasons to refuse a node, only another network is an error of the configuration."""
     with pytest.raises(WrongNetwork):
         await opener(node.url, node, Network.LIVE).check()
 
@@ -247,7 +250,7 @@ async def test_a_wrong_network_is_told_apart(node: Node, opener: Opener) -> None
 async def test_fault_27_a_rescan_killed_at_any_await_is_done_all_the_same(
     old: Old, opener: Opener, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever await of the rescan raises, it is started again, and what it was to find is found."""
+    """At whichever await the rescan raises, it restarts, and finds everything."""
     monkeypatch.setattr("paychan.supervisor._FIRST_PAUSE_SECONDS", 0.001)
     chain = opener(old.node.url, old.node, wallet=f"killed {at}")
     await chain.check()
@@ -262,14 +265,14 @@ async def test_fault_27_a_rescan_killed_at_any_await_is_done_all_the_same(
 async def test_fault_27_news_come_after_the_feed_was_killed(
     node: Node, opener: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever await of the ZMQ feed raises, blocks are told of afterwards; so for what arrives in the mempool."""
+    """At whichever await the ZMQ feed raises, later blocks are announced; the same holds for mempool arrivals."""
     monkeypatch.setattr("paychan.supervisor._FIRST_PAUSE_SECONDS", 0.001)
     for at in (1, 2, 3):
         monkeypatch.setattr(ZmqFeed, "_receive", _killed(ZmqFeed._receive, Crash(at)))
         chain = opener(node.url, node)
         await chain.check()
         arrivals = chain._outputs._arrivals
-        arrivals._look_for_ever = Crash(at, turns=False)(arrivals._look_for_ever)  # type: ignore[method-assign]
+        arrivals._scan_forever = Crash(at, turns=False)(arrivals._scan_forever)  # type: ignore[method-assign]
         payer = Payer(f"killed feed {at}")
         chain.expect(payer.terms)
         outpoint = node.fund(address(payer), FUNDING_SAT)

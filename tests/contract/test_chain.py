@@ -1,4 +1,4 @@
-"""What `paychan.chain.base.Chain` promises, asked of every backend, about real channels on a real chain."""
+"""The contract `paychan.chain.base.Chain`, checked for every backend with real channels on a real chain."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.lib.node import Node
 
 class TestFunding:
     async def test_mempool_and_depth(self, chain: Chain, node: Node) -> None:
-        """An output is listed with exact value at 0 confirmations in the mempool, and one deeper with every block."""
+        """An output is listed with its exact value at 0 confirmations in the mempool, and one more with every block."""
         payer, funding = await funded(chain, node, "depth", confirmations=0)
         for confirmations in (1, 2, 3):
             node.mine()
@@ -49,17 +49,18 @@ class TestFunding:
             assert proven_value(raw.hex(), funding.outpoint, payer.terms.funding_script) == FUNDING_SAT
 
     async def test_several_outputs(self, chain: Chain, node: Node) -> None:
-        """Every unspent output on the address is listed, whatever its value and depth."""
+        """Every unspent output of the address is listed, whatever its value and depth."""
         payer, first = await funded(chain, node, "several")
         others = [Funding(node.fund(address(payer), sat), Sat(sat), 0) for sat in (1_000, 2_000_000_001)]
         await eventually(lambda: as_set(chain.funding(payer.terms)), {first, *others})
 
     async def test_fault_33_terms_leave_nothing_behind_and_are_answered_for(self, chain: Chain, node: Node) -> None:
-        """A script that was only given out is unknown to the node's wallets; what comes to it is listed all the same.
+        """The node's wallets do not know a script of an unopened channel; payments to it are listed all the same.
 
-        In the mempool and in a block, with the exact value; also the one output that a request names; nothing is imported.
+        This holds in the mempool and in a block, with the exact value, and for a single named output; nothing is
+        imported.
         """
-        payer = Payer("only given out", PAST)
+        payer = Payer("address requested", PAST)
         chain.expect(payer.terms)
         await asyncio.sleep(0)
         assert await chain.funding(payer.terms) == ()
@@ -80,7 +81,7 @@ class TestFunding:
         await eventually(lambda: chain.spender(outpoint), Spend(settlement.txid, 1))
 
     async def test_fault_33_an_output_without_a_confirmation_is_adopted(self, chain: Chain, node: Node) -> None:
-        """Confirmation-free: adopted out of the mempool, its later spend in a block is noticed."""
+        """Confirmation-free: an output adopted from the mempool; its later spend in a block is noticed."""
         payer = Payer("adopted at once", PAST)
         chain.expect(payer.terms)
         outpoint = node.fund(address(payer), FUNDING_SAT)
@@ -91,8 +92,8 @@ class TestFunding:
         node.mine(2)
         await eventually(lambda: chain.spender(outpoint), Spend(settlement.txid, 2))
 
-    async def test_fault_33_what_is_gone_is_not_adopted(self, chain: Chain, node: Node) -> None:
-        """Replaced between the listing and the adoption: the caller is told, and opens nothing."""
+    async def test_fault_33_a_replaced_output_is_not_adopted(self, chain: Chain, node: Node) -> None:
+        """The output is replaced between the listing and the adoption: the caller gets an error, and opens no channel."""
         payer = Payer("replaced", PAST)
         chain.expect(payer.terms)
         outpoint = node.fund(address(payer), FUNDING_SAT)
@@ -104,7 +105,7 @@ class TestFunding:
         await eventually(lambda: chain.funding(payer.terms), ())
 
     async def test_threat_2_other_scripts(self, chain: Chain, node: Node) -> None:
-        """Threat 2: an output to another channel of the same keys is none of this one."""
+        """Threat 2: an output to another channel of the same keys does not belong to this one."""
         payer, _ = await funded(chain, node, "whose")
         other = Payer("whose", UnixTime(PAST + 1))
         assert await chain.funding(other.terms) == ()
@@ -113,7 +114,7 @@ class TestFunding:
         assert len(await chain.funding(payer.terms)) == 1
 
     async def test_coinbase(self, chain: Chain, node: Node) -> None:
-        """An output of a coinbase transaction is listed as one, also before it may be spent."""
+        """An output of a coinbase transaction is listed as one, also before it is mature."""
         payer = Payer("miner")
         await chain.watch([payer.terms])
         node.mine(1, to=address(payer))
@@ -122,7 +123,7 @@ class TestFunding:
         await eventually(lambda: coinbase_depths(chain, payer), [(True, 101)])
 
     async def test_older_than_the_watch(self, chain: Chain, node: Node) -> None:
-        """An output is found, and once it is adopted what spends it, although it was there long before."""
+        """An output older than the watch is found, and after its adoption its spend, too."""
         (funding,) = await chain.funding(OLD.terms)
         assert await chain.funding(OLD.terms, funding.outpoint) == (funding,)
         await chain.adopt(OLD.terms, [funding.outpoint])
@@ -136,14 +137,14 @@ class TestFunding:
         assert await chain.funding(OLD.terms) == ()
 
     async def test_unknown_outpoint(self, chain: Chain) -> None:
-        """An output that never was is neither unspent nor spent."""
+        """An output that never existed is neither unspent nor spent."""
         nothing = OutPoint(b"\x01" * 32, 0)
         assert await chain.unspent([nothing]) == {}
         assert await chain.unspent([]) == {}
         assert await chain.spender(nothing) is None
 
     async def test_many_outpoints(self, chain: Chain, node: Node) -> None:
-        """The unspent ones are picked out of any number."""
+        """The unspent outputs are selected from any number."""
         _, funding = await funded(chain, node, "many")
         nothing = [OutPoint(bytes([number]) * 32, 0) for number in range(250)]
         assert await chain.unspent([*nothing, funding.outpoint, *nothing]) == {funding.outpoint: funding}
@@ -151,7 +152,7 @@ class TestFunding:
 
 class TestSpending:
     async def test_unspent_mempool_chain(self, chain: Chain, node: Node) -> None:
-        """A spend is seen at once, counts its depth, and takes the output off every list."""
+        """A spend is seen at once, counts its depth, and removes the output from every list."""
         payer, funding = await funded(chain, node, "life")
         assert await chain.spender(funding.outpoint) is None
         settlement = settle(payer, funding)
@@ -165,7 +166,7 @@ class TestSpending:
         assert await chain.funding(payer.terms) == ()
 
     async def test_mempool_on_mempool(self, chain: Chain, node: Node) -> None:
-        """A funding output that is spent before it is confirmed is spent."""
+        """A funding output that is spent before its confirmation counts as spent."""
         payer, funding = await funded(chain, node, "hasty", confirmations=0)
         refunding = refund(payer, funding)
         node.send_raw(refunding.transaction)
@@ -175,7 +176,7 @@ class TestSpending:
         await eventually(lambda: chain.spender(funding.outpoint), Spend(refunding.txid, 1))
 
     async def test_replaced_in_the_mempool(self, chain: Chain, node: Node) -> None:
-        """Of two transactions that compete for the output, the one that the node holds is the spender."""
+        """Of two transactions that compete for the output, the one in the node's mempool is the spender."""
         payer, funding = await funded(chain, node, "race")
         node.send_raw(settle(payer, funding).transaction)
         refunding = refund(payer, funding)
@@ -187,7 +188,7 @@ class TestSpending:
 
 class TestReserve:
     async def test_coins(self, chain: Chain, node: Node) -> None:
-        """Coins that pay to our reserve are listed, those in the mempool too; what a settlement leaves of them as well."""
+        """Coins that pay to the server's reserve are listed, including those in the mempool and a settlement's change."""
         reserve = reserve_of()
         await chain.watch([reserve])
         coins = [Funding(node.fund(address(reserve), sat), Sat(sat), 0) for sat in (20_000, 30_000)]
@@ -209,7 +210,7 @@ class TestReserve:
         }
 
     async def test_older_than_the_watch(self, chain: Chain, node: Node) -> None:
-        """A coin that was sent before anybody watched is found."""
+        """A coin that was sent before the watch is found."""
         reserve = Reserve(private_key("old reserve").public_key.format())
         outpoint = node.fund(address(reserve), FUNDING_SAT)
         node.mine()
@@ -219,7 +220,7 @@ class TestReserve:
 class TestReorganization:
     @pytest.mark.parametrize("depth", [1, 3, 6])
     async def test_threat_3_spend_unconfirmed_again(self, chain: Chain, node: Node, depth: int) -> None:
-        """Threat 3: a spend that a reorganization takes out of the chain waits again, and is confirmed again."""
+        """Threat 3: a spend that a reorganization removes from the chain is unconfirmed again, and later confirmed again."""
         payer, funding = await funded(chain, node, f"spend reorganized {depth}")
         settlement = settle(payer, funding)
         node.send_raw(settlement.transaction)
@@ -244,7 +245,7 @@ class TestReorganization:
         await eventually(lambda: chain.spender(funding.outpoint), Spend(settlement.txid, 4))
 
     async def test_funding_unconfirmed_again(self, chain: Chain, node: Node) -> None:
-        """Funding that a reorganization takes out of the chain is listed with 0 confirmations, then deeper again."""
+        """Funding that a reorganization removes from the chain is listed with 0 confirmations, then deeper again."""
         payer, funding = await funded(chain, node, "funding reorganized", confirmations=2)
         node.reorg(2)
         await eventually(lambda: tip_hash(chain), node.best)
@@ -253,7 +254,7 @@ class TestReorganization:
         await eventually(lambda: chain.funding(payer.terms), (Funding(funding.outpoint, FUNDING_SAT, 1),))
 
     async def test_threat_1_funding_double_spent(self, chain: Chain, node: Node) -> None:
-        """Threat 1: replaced funding is gone, in the mempool and in the chain, and there again when its branch wins."""
+        """Threat 1: replaced funding disappears, from mempool and chain, and reappears when its branch wins."""
         payer, funding = await funded(chain, node, "double spent", confirmations=0)
         raw = node.rpc("getrawtransaction", funding.outpoint.txid_hex)
         node.replace(funding.outpoint)
@@ -280,7 +281,7 @@ class TestTip:
         assert (tip.height, tip.time, tip.median_time) == (header["height"], header["time"], header["mediantime"])
 
     async def test_wait_ends_with_a_block(self, chain: Chain, node: Node) -> None:
-        """Waiting ends with a new block, long before the time-out."""
+        """The wait ends with a new block, long before the time-out."""
         seen = await chain.tip()
         waiting = asyncio.create_task(wait_for_another(chain, seen))
         await asyncio.sleep(0.2)
@@ -288,7 +289,7 @@ class TestTip:
         await asyncio.wait_for(waiting, PATIENCE_SECONDS)
 
     async def test_wait_ends_with_a_shorter_chain(self, chain: Chain, node: Node) -> None:
-        """Waiting ends when the tip goes away, although no block came."""
+        """The wait ends when the tip disappears, although no block arrived."""
         node.mine()
         await eventually(lambda: tip_hash(chain), node.best)
         seen = await chain.tip()
@@ -298,20 +299,20 @@ class TestTip:
         await asyncio.wait_for(waiting, PATIENCE_SECONDS)
 
     async def test_wait_for_what_is_there(self, chain: Chain, node: Node) -> None:
-        """Who has seen an older tip does not wait."""
+        """A caller that has seen an older tip does not wait."""
         seen = await chain.tip()
         node.mine()
         await eventually(lambda: tip_hash(chain), node.best)
         await asyncio.wait_for(chain.wait_for_change(seen, 10 * PATIENCE_SECONDS), PATIENCE_SECONDS)
 
     async def test_wait_ends_with_the_time_out(self, chain: Chain) -> None:
-        """Waiting ends without any news."""
+        """The wait ends without any change."""
         await asyncio.wait_for(chain.wait_for_change(await chain.tip(), 0.3), PATIENCE_SECONDS)
 
 
 class TestPublishing:
     async def test_again_and_again(self, chain: Chain, node: Node) -> None:
-        """Publishing succeeds when new, in the mempool, confirmed, and confirmed with everything spent on."""
+        """A broadcast succeeds when new, in the mempool, confirmed, and confirmed with all outputs spent."""
         payer, funding = await funded(chain, node, "publish")
         wallet_address = node.address()
         script = bytes.fromhex(node.rpc("getaddressinfo", wallet_address, wallet="miner")["scriptPubKey"])
@@ -330,7 +331,7 @@ class TestPublishing:
         assert node.rpc("getrawmempool") == []
 
     async def test_refused(self, chain: Chain, node: Node) -> None:
-        """A transaction that nobody relays is refused with a reason, and changes nothing."""
+        """A transaction that no node relays is refused with a reason, and changes nothing."""
         payer, funding = await funded(chain, node, "refused")
         early = Payer("early", UnixTime(int(time.time()) + DAY_SECONDS))
         outpoint = node.fund(address(early), FUNDING_SAT)
@@ -343,7 +344,7 @@ class TestPublishing:
         assert node.rpc("getrawmempool") == []
 
     async def test_too_late(self, chain: Chain, node: Node) -> None:
-        """A settlement whose funding something else has spent is refused, in the mempool and in the chain."""
+        """A settlement whose funding another transaction has spent is refused, in the mempool and in the chain."""
         payer, funding = await funded(chain, node, "too late")
         node.send_raw(refund(payer, funding).transaction)
         with pytest.raises(ChainFailed):
@@ -354,8 +355,8 @@ class TestPublishing:
 
 
 class TestRestarts:
-    async def test_of_ours(self, world: World, chain: Chain, node: Node) -> None:
-        """Watching again is harmless, and a new backend answers for a channel as the old one did."""
+    async def test_of_the_server(self, world: World, chain: Chain, node: Node) -> None:
+        """A second watch is harmless, and a new backend answers for a channel like the old one."""
         payer, funding = await funded(chain, node, "our restart")
         await chain.watch([payer.terms])
         await chain.watch([payer.terms])
@@ -377,7 +378,7 @@ class TestRestarts:
             await third.close()
 
     async def test_threat_33_of_the_node(self, chain: Chain, node: Node) -> None:
-        """Threat 33: after a node that was stopped, and one that was killed, the same backend goes on by itself."""
+        """Threat 33: after the node was stopped, and after it was killed, the same backend recovers by itself."""
         payer, funding = await funded(chain, node, "node restart")
         node.stop()
         node.start()
@@ -386,7 +387,7 @@ class TestRestarts:
         await chain.publish(settlement.transaction)
         node.mine()
         await eventually(lambda: chain.spender(funding.outpoint), Spend(settlement.txid, 1))
-        node.kill()  # which takes blocks back that it had not written yet
+        node.kill()  # the node loses the blocks that it had not written yet
         node.start()
         node.mine()
         await eventually(lambda: asked(tip_hash, chain), node.best)
@@ -408,6 +409,6 @@ async def coinbase_depths(chain: Chain, payer: Payer) -> list[tuple[bool, int]]:
 
 
 async def wait_for_another(chain: Chain, seen: Any) -> None:
-    """Wait as the watcher does: a change may be no new tip."""
+    """Wait as the watcher does: a change may come without a new tip."""
     while await chain.tip() == seen:
         await chain.wait_for_change(seen, 10 * PATIENCE_SECONDS)

@@ -1,4 +1,4 @@
-"""What `paychan.chain.base.Chain` promises of fees, replacements and packages, in quiet times and in a fee spike."""
+"""The contract `paychan.chain.base.Chain` for fees, replacements and packages, in quiet times and in a fee spike."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.lib.node import Node
 
 FLOOR_SAT_PER_VB = 50
 POOR_SAT, LIFTING_SAT = 400, 40_000
-"""Fees: of a settlement that the crowded mempool refuses, and of a child that pays for both."""
+"""Fees of a settlement that the crowded mempool refuses, and of a child that pays for both."""
 
 
 @pytest.fixture
@@ -28,11 +28,11 @@ def crowd(node: Node) -> Iterator[CrowdedMempool]:
 
 class TestFees:
     async def test_quiet(self, chain: Chain) -> None:
-        """A chain without fees to learn from has no estimate, and asks for the least."""
+        """A chain without data for an estimate has none, and requires the minimum."""
         assert await chain.fees() == ChainFees(None, floor_sat_per_vb=1, increment_sat_per_vb=1)
 
     async def test_settings_of_the_node(self, chain: Chain, node: Node) -> None:
-        """Floor and increment are what the node was set to ask for, rounded up."""
+        """Floor and increment are the node's settings, rounded up."""
         node.stop()
         node.start("-minrelaytxfee=0.00003141", "-incrementalrelayfee=0.00001001")
         await eventually(lambda: asked(least, chain), (4, 2))
@@ -41,7 +41,7 @@ class TestFees:
         await eventually(lambda: asked(least, chain), (1, 1))
 
     async def test_spike(self, chain: Chain, crowd: CrowdedMempool) -> None:
-        """The floor rises with what a full mempool had to evict, and falls again."""
+        """The floor rises with the rates that a full mempool evicted, and falls again."""
         for floor in (20, 300):
             crowd.fill(floor)
             await eventually(lambda: least(chain), (floor, 1))
@@ -51,7 +51,7 @@ class TestFees:
 
 class TestReplacement:
     async def test_cost(self, world: World, chain: Chain, node: Node) -> None:
-        """A transaction in the mempool costs its fee and those of its descendants, as far as the chain can tell."""
+        """A transaction in the mempool costs its fee and those of its descendants, if the backend can tell."""
         payer, funding = await funded(chain, node, "replacement cost")
         settlement = settle(payer, funding)
         child = lift(settlement, 3_000)
@@ -74,7 +74,7 @@ class TestReplacement:
 
 class TestPackages:
     async def test_again_and_again(self, chain: Chain, node: Node) -> None:
-        """A pair is published when new, when both are in the mempool, and when both are confirmed."""
+        """A pair is broadcast when new, when both are in the mempool, and when both are confirmed."""
         payer, funding = await funded(chain, node, "pair")
         settlement = settle(payer, funding)
         child = lift(settlement, 3_000)
@@ -87,7 +87,7 @@ class TestPackages:
         await eventually(lambda: chain.spender(funding.outpoint), Spend(settlement.txid, 1))
 
     async def test_child_for_a_waiting_parent(self, chain: Chain, node: Node) -> None:
-        """A child is published for a settlement that is in the mempool, and replaced by one that pays more."""
+        """A child is broadcast for a settlement in the mempool, and replaced by one with a higher fee."""
         payer, funding = await funded(chain, node, "waiting parent")
         settlement = settle(payer, funding)
         await chain.publish(settlement.transaction)
@@ -98,7 +98,7 @@ class TestPackages:
         node.mine()
 
     async def test_child_for_a_confirmed_parent(self, chain: Chain, node: Node) -> None:
-        """A child whose parent was confirmed meanwhile is published alone."""
+        """A child whose parent was confirmed meanwhile is broadcast alone."""
         payer, funding = await funded(chain, node, "confirmed parent")
         settlement = settle(payer, funding)
         child = lift(settlement, 3_000)
@@ -110,7 +110,7 @@ class TestPackages:
         node.mine()
 
     async def test_child_pays_for_both(self, chain: Chain, node: Node, crowd: CrowdedMempool) -> None:
-        """A settlement that the mempool would not take goes in with a child that pays for both, and only with it."""
+        """A settlement that the mempool would refuse enters it with a child that pays for both, and only with it."""
         payer, funding = await funded(chain, node, "poor")
         settlement = settle(payer, funding, fee_sat=POOR_SAT)
         crowd.fill(FLOOR_SAT_PER_VB)
@@ -127,7 +127,7 @@ class TestPackages:
         await eventually(lambda: chain.spender(funding.outpoint), Spend(settlement.txid, 1))
 
     async def test_pair_for_a_pair(self, chain: Chain, node: Node, crowd: CrowdedMempool) -> None:
-        """A pair replaces another one if it pays more in total, although the settlement alone would not get in."""
+        """A pair replaces another one if it pays more in total, although the settlement alone would be refused."""
         payer, funding = await funded(chain, node, "pair for pair")
         crowd.fill(FLOOR_SAT_PER_VB)
         old, new = (settle(payer, funding, fee_sat=fee_sat) for fee_sat in (POOR_SAT, POOR_SAT + 100))
@@ -139,7 +139,7 @@ class TestPackages:
         await eventually(lambda: chain.spender(funding.outpoint), Spend(new.txid, 0))
 
     async def test_evicted(self, chain: Chain, node: Node, crowd: CrowdedMempool) -> None:
-        """A settlement that a spike drove out of the mempool comes back with a child."""
+        """A settlement that a spike evicted from the mempool returns with a child."""
         payer, funding = await funded(chain, node, "evicted")
         settlement = settle(payer, funding)
         await chain.publish(settlement.transaction)
@@ -149,7 +149,7 @@ class TestPackages:
         await eventually(lambda: chain.spender(funding.outpoint), Spend(settlement.txid, 0))
 
     async def test_child_refused(self, chain: Chain, node: Node) -> None:
-        """A child that is refused is an error, although its settlement is out."""
+        """A refused child is an error, although its settlement was broadcast."""
         payer, funding = await funded(chain, node, "bad child")
         settlement = settle(payer, funding)
         with pytest.raises(ChainFailed, match=r"\w"):
@@ -161,7 +161,7 @@ class TestPackages:
         assert waiting(node) == set()
 
     async def test_too_late(self, chain: Chain, node: Node) -> None:
-        """A pair whose funding something else has spent is refused, in the mempool and in the chain."""
+        """A pair whose funding another transaction has spent is refused, in the mempool and in the chain."""
         payer, funding = await funded(chain, node, "pair too late")
         settlement = settle(payer, funding)
         node.send_raw(refund(payer, funding).transaction)
@@ -172,7 +172,7 @@ class TestPackages:
 
 
 async def least(chain: Chain) -> tuple[int, int]:
-    """Floor and increment."""
+    """Return floor and increment."""
     fees = await chain.fees()
     return fees.floor_sat_per_vb, fees.increment_sat_per_vb
 
@@ -182,7 +182,7 @@ def known(world: World, sat: int) -> Sat | None:
 
 
 def unsigned(child: Settlement) -> bytes:
-    """The child with a signature that is none."""
+    """Return the child with an invalid signature."""
     return child.transaction.replace(child.transaction[43:60], bytes(17))
 
 

@@ -1,4 +1,4 @@
-"""What only the LevelDB store has: a directory that one process may open, and files that can rot."""
+"""Properties of the LevelDB store only: a directory that one process may open, and files that can be damaged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 HOLDER = """
 import sys
 from pathlib import Path
-from paychan.store.leveldb import LevelDbStore
+from paychan.store.leveldb.store import LevelDbStore
 store = LevelDbStore.open(Path(sys.argv[1]), "test")
 print("open", flush=True)
 sys.stdin.read()
@@ -34,7 +34,7 @@ sys.stdin.read()
 
 
 def fill(path: Path, channels: list[Channel], *, table: bool) -> None:
-    """A store with these channels: in its log, or, opened once more, in a table file."""
+    """Create a store with these channels: in its log, or, after a second opening, in a table file."""
 
     async def write() -> None:
         store = LevelDbStore.open(path, NETWORK)
@@ -51,7 +51,7 @@ def close(store: LevelDbStore) -> None:
     asyncio.run(store.close())
 
 
-# --- who may open it ------------------------------------------------------------------------------------------------
+# --- the lock -------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -62,11 +62,11 @@ def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
         assert process.stdout
         assert process.stdout.readline() == "open\n"
         yield process
-        process.communicate()  # ends when its input does
+        process.communicate()  # the process ends at the end of its input
 
 
 def test_threat_39_a_second_process_is_refused(tmp_path: Path) -> None:
-    """The error names the process that has the store, by id and command; when that has ended, the store opens."""
+    """The error names the process that has the store open, by id and command; after its end the store opens."""
     path = tmp_path / "store"
     with holder(path) as other, pytest.raises(StoreFailed, match=rf"in use by process {other.pid} \(.*python"):
         LevelDbStore.open(path, NETWORK)
@@ -74,7 +74,7 @@ def test_threat_39_a_second_process_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_second_store_in_this_process_is_refused(tmp_path: Path) -> None:
-    """Opening twice is an error, and the failed attempt does not drop the lock against other processes."""
+    """A second opening is an error, and the failed attempt does not release the lock against other processes."""
     path = tmp_path / "store"
     store = LevelDbStore.open(path, NETWORK)
     with pytest.raises(StoreFailed, match=f"in use by process {os.getpid()} "):
@@ -88,7 +88,7 @@ def test_a_second_store_in_this_process_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_program_is_found(tmp_path: Path) -> None:
-    """A tool that knows LevelDB only is kept out and told apart from a server."""
+    """A program that uses only LevelDB's own lock is excluded, and the error distinguishes it from a server."""
     path = tmp_path / "store"
     close(LevelDbStore.open(path, NETWORK))
     database = plyvel.DB(str(path))
@@ -98,7 +98,7 @@ def test_another_program_is_found(tmp_path: Path) -> None:
 
 
 def test_a_store_belongs_to_one_network(tmp_path: Path) -> None:
-    """A store of one network is not opened for another, and is not changed by the attempt."""
+    """A store of one network is not opened for another one, and the attempt does not change it."""
     path = tmp_path / "store"
     fill(path, many(10), table=False)
 
@@ -110,7 +110,7 @@ def test_a_store_belongs_to_one_network(tmp_path: Path) -> None:
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
-    """A store that a later version laid out differently is not touched."""
+    """A store with a later version's key layout is not changed."""
     path = tmp_path / "store"
     close(LevelDbStore.open(path, NETWORK))
     database = plyvel.DB(str(path))
@@ -122,7 +122,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_key_layout_is_frozen(tmp_path: Path) -> None:
-    """Keys are what the stores out there have; any change needs another format number."""
+    """The keys are those of existing stores; any change needs another format number."""
     path, channel = tmp_path / "store", many(1)[0]
     fill(path, [channel], table=False)
     database = plyvel.DB(str(path))
@@ -142,8 +142,8 @@ def test_the_key_layout_is_frozen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("files", [["notes.txt"], ["000005.ldb"], ["000003.log"]])
-def test_nothing_is_begun_among_other_files(tmp_path: Path, files: list[str]) -> None:
-    """A directory with anything in it but a store is refused and left alone; LevelDB would delete tables it finds."""
+def test_no_store_is_created_among_other_files(tmp_path: Path, files: list[str]) -> None:
+    """A directory with other files is refused and not changed; LevelDB would delete tables in it."""
     for name in files:
         (tmp_path / name).touch()
 
@@ -152,7 +152,7 @@ def test_nothing_is_begun_among_other_files(tmp_path: Path, files: list[str]) ->
     assert names(tmp_path) == files
 
 
-def test_a_store_is_begun_only_where_that_is_wanted(tmp_path: Path) -> None:
+def test_a_store_is_created_only_on_request(tmp_path: Path) -> None:
     """Without `create` a missing store is an error, and no directory appears; with it, only this user may read it."""
     path = tmp_path / "deep" / "store"
     with pytest.raises(StoreFailed, match="there is no store in"):
@@ -165,19 +165,19 @@ def test_a_store_is_begun_only_where_that_is_wanted(tmp_path: Path) -> None:
 
 
 def test_a_place_that_can_not_be_written_is_named(tmp_path: Path) -> None:
-    """A path under a file is an error that names it."""
+    """For a path below a file, the error names that file."""
     (tmp_path / "file").touch()
 
     with pytest.raises(StoreFailed, match=r"file/store can't be opened: .*File exists"):
         LevelDbStore.open(tmp_path / "file" / "store", NETWORK)
 
 
-# --- what rots ------------------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("table", [False, True])
 async def test_threat_12_no_flipped_byte_loses_a_channel_silently(tmp_path: Path, table: bool) -> None:
-    """One changed bit in any file of the store is an error when it is opened or read, or it changes nothing (threat 12)."""
+    """One changed bit in any file of the store causes an error at opening or reading, or has no effect (threat 12)."""
     path, channels, chance = tmp_path / "store", many(200), random.Random(5)
     await asyncio.to_thread(fill, path, channels, table=table)
     refused = 0
@@ -191,13 +191,13 @@ async def test_threat_12_no_flipped_byte_loses_a_channel_silently(tmp_path: Path
             copy = tmp_path / "copy"
             await asyncio.to_thread(subprocess.run, ["cp", "-r", path, copy], check=True)
             (copy / file.name).write_bytes(changed)
-            refused += await damage_is_told(copy, channels)
+            refused += await damage_is_reported(copy, channels)
             await asyncio.to_thread(subprocess.run, ["rm", "-r", copy], check=True)
     assert refused > 20
 
 
-async def damage_is_told(path: Path, channels: list[Channel]) -> bool:
-    """Whether the store is refused as a whole; if not, every channel that is missing from a listing was complained of."""
+async def damage_is_reported(path: Path, channels: list[Channel]) -> bool:
+    """Return whether the store is refused; if not, check that the log names every channel missing in a listing."""
     try:
         store = LevelDbStore.open(path, NETWORK)
     except StoreFailed:
@@ -219,8 +219,8 @@ async def damage_is_told(path: Path, channels: list[Channel]) -> bool:
     return False
 
 
-async def test_a_walk_that_is_cut_short_is_an_error(tmp_path: Path) -> None:
-    """When the last blocks rot under an open store, listing fails; plyvel alone would end early without an error."""
+async def test_a_truncated_walk_is_an_error(tmp_path: Path) -> None:
+    """If the last blocks are damaged under an open store, listing fails; plyvel alone would end without an error."""
     path = tmp_path / "store"
     await asyncio.to_thread(fill, path, many(200), table=True)
     database = plyvel.DB(str(path), compression=None)
@@ -236,13 +236,13 @@ async def test_a_walk_that_is_cut_short_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StoreFailed, match="last blocks can't be read"):
         await store.scan(State.OPEN)
     with store.snapshot() as records:
-        assert len(list(records)) == 200, "these lie in other blocks"
+        assert len(list(records)) == 200, "these are in other blocks"
     await store.close()
 
 
 @pytest.mark.parametrize("lost", ["CURRENT", "*.ldb", "MANIFEST-*"])
 async def test_a_lost_file_is_not_an_empty_store(tmp_path: Path, lost: str) -> None:
-    """A store that lost its head, a table or its manifest is refused; it never comes up with fewer channels."""
+    """A store that lost CURRENT, a table or its manifest is refused; it never opens with fewer channels."""
     path = tmp_path / "store"
     await asyncio.to_thread(fill, path, many(20), table=True)
     found = max(path.glob(lost))
@@ -253,7 +253,7 @@ async def test_a_lost_file_is_not_an_empty_store(tmp_path: Path, lost: str) -> N
 
 
 async def test_a_torn_last_commit_is_dropped_whole(tmp_path: Path) -> None:
-    """A log cut at any byte of its last, never acknowledged, commit opens with all commits before it and no part of it."""
+    """A log truncated at any byte of its last, unacknowledged commit opens with all earlier commits and no part of that one."""
     path, channels = tmp_path / "store", many(20)
     await asyncio.to_thread(fill, path, channels[:10], table=False)
     (log,) = path.glob("*.log")

@@ -1,4 +1,4 @@
-"""Restoring: the whole store under its name, or nothing."""
+"""Restoring: the complete store under its name, or nothing."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def place(tmp_path: Path) -> Path:
 
 
 def test_restored_channels_are_the_same(made: Path, place: Path) -> None:
-    """A channel of every state is restored field for field, in the index too; missing directories are made.
+    """A channel of every state is restored field by field, also in the index; missing directories are created.
 
-    Each is marked as restored (fault 15): the application may have answered for payments that the backup lacks.
+    Each is marked as restored (fault 15): the application may have accepted payments that the backup lacks.
     """
     backup.restore(made, place / "deep" / "store", NETWORK)
 
@@ -56,7 +56,7 @@ def test_restored_channels_are_the_same(made: Path, place: Path) -> None:
 
 
 def test_an_empty_directory_is_no_obstacle(made: Path, place: Path) -> None:
-    """A mount point or a directory made beforehand takes the store."""
+    """A mount point or an existing empty directory is used for the store."""
     (place / "store").mkdir()
     backup.restore(made, place / "store", NETWORK)
 
@@ -64,7 +64,7 @@ def test_an_empty_directory_is_no_obstacle(made: Path, place: Path) -> None:
 
 
 def test_a_store_is_not_overwritten(made: Path, place: Path) -> None:
-    """Whatever is in the target directory stays, and nothing is restored."""
+    """All files in the target directory stay, and nothing is restored."""
     (place / "store").mkdir()
     (place / "store" / "precious").touch()
 
@@ -74,14 +74,14 @@ def test_a_store_is_not_overwritten(made: Path, place: Path) -> None:
 
 
 def test_another_network_is_not_restored(made: Path, place: Path) -> None:
-    """Channels of one network never become those of another."""
+    """Channels of one network are never restored into another."""
     with pytest.raises(BackupError, match="of the test network, the configuration says live"):
         backup.restore(made, place / "store", "live")
     assert names(place) == []
 
 
 def test_a_damaged_backup_is_not_restored(made: Path, place: Path) -> None:
-    """A backup is verified before anything is written."""
+    """A backup is verified before any write."""
     made.write_bytes(made.read_bytes()[:-1])
 
     with pytest.raises(BackupError, match="seal"):
@@ -89,8 +89,8 @@ def test_a_damaged_backup_is_not_restored(made: Path, place: Path) -> None:
     assert names(place) == []
 
 
-def test_a_channel_twice_is_not_restored(made: Path, place: Path) -> None:
-    """Two records of one outpoint are no moment of any store: nothing is kept of a backup that says so."""
+def test_a_duplicate_channel_is_not_restored(made: Path, place: Path) -> None:
+    """Two records of one outpoint can't come from one moment of a store: nothing of such a backup is kept."""
     manifest, records = read_manifest(made), frames(made)
     twice = next(record for record in records if decode_record(record[4:]).state is State.LOST)
     states = {**manifest.states, "lost": 2}
@@ -103,7 +103,7 @@ def test_a_channel_twice_is_not_restored(made: Path, place: Path) -> None:
 
 
 def test_a_failed_restore_leaves_nothing(made: Path, place: Path) -> None:
-    """When the disk takes no more, there is neither a store nor a leftover."""
+    """If the disk is full, neither a store nor a partial directory remains."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))  # bytes per file; Python ignores SIGXFSZ, so writes fail
     try:
@@ -116,8 +116,8 @@ def test_a_failed_restore_leaves_nothing(made: Path, place: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed: no kill at a system call")
 @pytest.mark.parametrize("call", ["fdatasync", "fsync", "rename,renameat,renameat2"])
-def test_a_killed_restore_leaves_nothing_half(made: Path, place: Path, call: str) -> None:
-    """Killed at any of its syncs and renames, a restore leaves no store or the whole one, and says what to remove."""
+def test_a_killed_restore_leaves_no_partial_store(made: Path, place: Path, call: str) -> None:
+    """Killed at any of its syncs and renames, a restore leaves no store or a complete one, and names the leftovers."""
     store, whole = place / "store", 0
     for nth in range(1, 30):
         strace = ["strace", "-qq", "-f", "-o", "/dev/null", f"-einject={call}:signal=KILL:when={nth}"]
@@ -134,5 +134,5 @@ def test_a_killed_restore_leaves_nothing_half(made: Path, place: Path, call: str
             shutil.rmtree(path)
         if killed.returncode == 0:
             break
-    assert nth > 2, "nothing was killed"
+    assert nth > 2, "no process was killed"
     assert whole

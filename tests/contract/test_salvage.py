@@ -1,4 +1,4 @@
-"""Damaged stores (fault 32): a torn tail stops nothing, and what can still be read is salvaged, in full and in words."""
+"""Damaged stores (fault 32): a torn tail does not prevent the start, and all readable records are salvaged and listed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHANNELS = [Payer(f"salvage {number}").channel() for number in range(12)]
 
 
 def write(path: Path, channels: list[Channel], previous: list[Channel] | None = None) -> None:
-    """Store each of these with a synced write of its own; opening moves what was in the log into a table."""
+    """Store each of these with a separate synced write; opening moves the log's content into a table."""
 
     async def commit() -> None:
         store = LevelDbStore.open(path, NETWORK)
@@ -55,7 +55,7 @@ def paid(channel: Channel, number: int) -> Channel:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store whose older records are in a table, and whose newest are in the log: channels 6 to 8, and 0 to 2 paid."""
+    """A store with older records in a table and the newest in the log: channels 6 to 8, and 0 to 2 after a payment."""
     path = tmp_path_factory.mktemp("made") / "store"
     write(path, CHANNELS[:6])
     write(path, CHANNELS[6:9] + [paid(CHANNELS[number], number) for number in range(3)], [None] * 3 + CHANNELS[:3])
@@ -83,7 +83,7 @@ def same(found: list[Channel]) -> bool:
 
 
 def junk(kind: str, size: int) -> bytes:
-    """Random bytes; behind a header with a length that fits LevelDB takes them for damage, without for a torn record."""
+    """Random bytes; LevelDB takes them for damage behind a header with a fitting length, else for a torn record."""
     noise = random.Random(size).randbytes(size)
     header = {"no header": b"", "unknown type": b"\x0a\x00\x77", "a record's type": b"\x0a\x00\x01"}[kind]
     return noise[:4] + header + noise[4:]
@@ -92,7 +92,7 @@ def junk(kind: str, size: int) -> bytes:
 @pytest.mark.parametrize("size", [1, 40, 4096, 40_000])
 @pytest.mark.parametrize("kind", ["no header", "unknown type", "a record's type"])
 def test_fault_32_a_torn_tail_does_not_stop_the_start(store: Path, kind: str, size: int):
-    """Bytes behind the last record of the log, never acknowledged, are cut off and kept aside; no record is lost."""
+    """Bytes behind the last record of the log, never acknowledged, are removed and kept aside; no record is lost."""
     tail = junk(kind, size)
     with newest_log(store).open("ab") as log:
         log.write(tail)
@@ -103,8 +103,8 @@ def test_fault_32_a_torn_tail_does_not_stop_the_start(store: Path, kind: str, si
     assert kept or kind == "no header" or size == 1
 
 
-def test_fault_32_a_record_that_was_torn_anywhere_is_left_out(made: Path, tmp_path: Path):
-    """Cut at any byte, or with its last sectors never written, the record being written is missing and no other."""
+def test_fault_32_a_torn_record_is_left_out(made: Path, tmp_path: Path):
+    """If the last record is truncated at any byte, or its last sectors were never written, only that record is missing."""
     log = newest_log(made).read_bytes()
     write(scratch := shutil.copytree(made, tmp_path / "scratch"), [CHANNELS[9]])
     whole = newest_log(scratch).read_bytes()
@@ -117,8 +117,8 @@ def test_fault_32_a_record_that_was_torn_anywhere_is_left_out(made: Path, tmp_pa
     assert torn_tail(torn) == len(log)
 
 
-def test_fault_32_only_what_was_never_whole_is_a_torn_tail(made: Path):
-    """Junk behind the last record is cut at its end; a damaged record in front of it may have been acknowledged."""
+def test_fault_32_only_an_unfinished_record_is_a_torn_tail(made: Path):
+    """Junk behind the last record is removed; a damaged record in front of it may have been acknowledged."""
     log = newest_log(made).read_bytes()
     rng = random.Random(32)
     assert torn_tail(log) is None
@@ -139,7 +139,7 @@ def test_fault_32_only_what_was_never_whole_is_a_torn_tail(made: Path):
 
 
 def salvaged(store: Path, tmp_path: Path) -> tuple[list[Channel], str, int]:
-    """Salvage by the command, restore what it made, and return the channels, what was printed, and the exit status."""
+    """Salvage by the command, restore the backup, and return the channels, the output, and the exit status."""
     state = tmp_path / "state"
     config = tmp_path / "server.toml"
     config.write_text(
@@ -161,8 +161,8 @@ def salvaged(store: Path, tmp_path: Path) -> tuple[list[Channel], str, int]:
 
 
 @pytest.mark.parametrize("damage", ["manifest cut", "manifest gone", "current gone", "current empty"])
-def test_fault_32_what_is_whole_is_salvaged_whole(store: Path, tmp_path: Path, damage: str):
-    """Without the files that say which tables count, every record is still there, at its newest version."""
+def test_fault_32_whole_records_are_salvaged_completely(store: Path, tmp_path: Path, damage: str):
+    """Without the files that list the valid tables, every record is still found, at its newest version."""
     manifest = next(store.glob("MANIFEST-*"))
     if damage == "manifest cut":
         manifest.write_bytes(manifest.read_bytes()[:20])
@@ -181,8 +181,8 @@ def test_fault_32_what_is_whole_is_salvaged_whole(store: Path, tmp_path: Path, d
     assert "Next: move" in said
 
 
-def test_fault_32_a_lost_table_costs_its_records_alone(store: Path, tmp_path: Path):
-    """An empty table stops the start; what the log and other tables hold is salvaged, and the loss is listed."""
+def test_fault_32_a_lost_table_costs_only_its_records(store: Path, tmp_path: Path):
+    """An empty table prevents the start; the log and the other tables are salvaged, and the loss is listed."""
     for table in store.glob("*.ldb"):
         table.write_bytes(b"")
     with pytest.raises(StoreFailed):
@@ -197,7 +197,7 @@ def test_fault_32_a_lost_table_costs_its_records_alone(store: Path, tmp_path: Pa
 
 
 def test_fault_32_a_damaged_record_is_named(store: Path, tmp_path: Path):
-    """A record whose checksum is wrong, the only one of its channel: its outpoint is listed, and the others are there."""
+    """A channel's only record has a wrong checksum: its outpoint is listed, and the other channels are salvaged."""
     database = plyvel.DB(str(store))
     rotten = CHANNELS[10].outpoint
     database.put(b"c" + rotten.serialize(), b"rotten", sync=True)
@@ -212,7 +212,7 @@ def test_fault_32_a_damaged_record_is_named(store: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("place", ["log", "table"])
 def test_fault_32_a_damaged_newest_record_leaves_the_one_before_it(made: Path, tmp_path: Path, place: str):
-    """One byte of a payment rots: the channel is salvaged with the payment before, from log or table, and is named."""
+    """One byte of a payment is damaged: the channel is salvaged with the payment before, from log or table, and is listed."""
     store = shutil.copytree(made, tmp_path / "store")
     if place == "table":
         write(store, [CHANNELS[9]])  # opening moves the payments into a table
@@ -233,8 +233,8 @@ def test_fault_32_a_damaged_newest_record_leaves_the_one_before_it(made: Path, t
     assert status == 1
 
 
-def test_fault_32_what_lies_behind_damage_in_a_log_is_salvaged(store: Path, tmp_path: Path):
-    """A wrong length at the log's beginning: LevelDB leaves out its block; what is whole in it is found nevertheless."""
+def test_fault_32_records_behind_damage_in_a_log_are_salvaged(store: Path, tmp_path: Path):
+    """A wrong length at the log's beginning: LevelDB skips the block; its whole records are found nevertheless."""
     log = newest_log(store)
     content = bytearray(log.read_bytes())
     content[4] ^= 8  # the length of the first write, which opened channel 6
@@ -247,7 +247,7 @@ def test_fault_32_what_lies_behind_damage_in_a_log_is_salvaged(store: Path, tmp_
 
 
 def test_fault_32_a_store_in_use_is_not_salvaged(store: Path, tmp_path: Path):
-    """The copy of a running store would be half of a moment."""
+    """A copy of a running store would mix two moments."""
     config = tmp_path / "server.toml"
     config.write_text(
         f'network = "test"\nstate_dir = "{tmp_path}"\n[chain]\nbackend = "electrum"\nurl = "tcp://127.0.0.1:1"\n'

@@ -1,4 +1,4 @@
-"""The store's contract (`paychan/store/base.py`), held against every backend."""
+"""The store's contract (`paychan/store/base.py`), checked for every backend."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ replace = msgspec.structs.replace
 
 
 def later(channel: Channel) -> Channel:
-    """The next version of a channel."""
+    """Return the next version of a channel."""
     return replace(channel, seq=channel.seq + 1, payments=channel.payments + 1)
 
 
@@ -41,7 +41,7 @@ async def put(store: Store, *channels: Channel) -> None:
 
 @pytest.mark.parametrize("state", State)
 async def test_every_version_of_a_channel_survives_reopening(backend: Backend, state: State) -> None:
-    """What was committed is read back field for field by the next process, in every state a channel can have."""
+    """A committed channel is read back field by field by the next process, in every state that a channel can have."""
     versions = Payer(state.value).history(state)
     previous = None
     for version in versions:
@@ -56,14 +56,14 @@ async def test_every_version_of_a_channel_survives_reopening(backend: Backend, s
 
 
 async def test_unknown_outpoint_is_none(store: Store) -> None:
-    """An outpoint that was never used is no channel."""
+    """An outpoint that was never used has no channel."""
     await put(store, Payer("known").channel())
 
     assert await store.get(Payer("unknown").outpoint) is None
 
 
 async def test_commits_begun_before_close_are_finished(backend: Backend) -> None:
-    """`close` lets running commits end; whoever waited for one was not lied to."""
+    """`close` lets running commits finish; a caller that waited for one got a true answer."""
     store, channels = backend.open(), many(50)
     commits = [asyncio.ensure_future(store.commit([Change(None, channel)])) for channel in channels]
     await asyncio.sleep(0)
@@ -77,7 +77,7 @@ async def test_commits_begun_before_close_are_finished(backend: Backend) -> None
 
 
 async def test_a_closed_store_answers_nothing(backend: Backend) -> None:
-    """After `close` every method fails, also when it is called a second time before."""
+    """After `close` every method fails, also after a second `close`."""
     store, channel = backend.open(), Payer("closed").channel()
     await put(store, channel)
     await store.close()
@@ -97,7 +97,7 @@ async def test_a_closed_store_answers_nothing(backend: Backend) -> None:
 
 
 async def test_threat_4_an_outpoint_opens_once(store: Store) -> None:
-    """A second channel of the same outpoint is not written (threat 4)."""
+    """A second channel with the same outpoint is not written (threat 4)."""
     channel = Payer("once").channel()
     other = Payer("once").channel(paid_sat=20_000)
     await put(store, channel)
@@ -108,7 +108,7 @@ async def test_threat_4_an_outpoint_opens_once(store: Store) -> None:
 
 @pytest.mark.parametrize("state", State)
 async def test_threat_4_an_outpoint_is_never_used_again(store: Store, state: State) -> None:
-    """However a channel ended, its outpoint opens no other (threat 4: resurrection)."""
+    """However a channel ended, its outpoint opens no other one (threat 4: resurrection)."""
     payer = Payer("ended")
     versions = payer.history(state)
     assert all(await store.commit([Change(old, new) for old, new in zip([None, *versions], versions, strict=False)]))
@@ -132,7 +132,7 @@ async def test_threat_10_only_the_seen_version_is_replaced(store: Store) -> None
 
 
 async def test_a_batch_sees_its_own_changes(store: Store) -> None:
-    """Inside a batch the second creation and the second update of one version lose, and a chain of updates holds."""
+    """Within a batch, a second creation and a second update of one version fail, and a chain of updates succeeds."""
     payer = Payer("chain")
     first = payer.channel()
     second = payer.pay(first)
@@ -151,8 +151,8 @@ async def test_a_batch_sees_its_own_changes(store: Store) -> None:
     assert [channel async for channel in walk(store, State.OPEN)] == [third]
 
 
-async def test_a_channel_may_live_its_life_in_one_batch(store: Store) -> None:
-    """Opened and closed in one batch, a channel is listed in its last state only."""
+async def test_a_channel_may_open_and_close_in_one_batch(store: Store) -> None:
+    """Opened and closed in one batch, a channel is listed only in its last state."""
     versions = Payer("short").history(State.CLOSED)
     batch = [Change(old, new) for old, new in zip([None, *versions], versions, strict=False)]
     assert all(await store.commit(batch))
@@ -162,7 +162,7 @@ async def test_a_channel_may_live_its_life_in_one_batch(store: Store) -> None:
 
 
 async def test_of_racing_writers_one_wins(store: Store) -> None:
-    """Commits that start from the same version at the same time: exactly one is written, and that one is read."""
+    """Of concurrent commits that start from the same version, exactly one is written, and that one is read."""
     channel = Payer("race").channel()
     await put(store, channel)
     rivals = [replace(later(channel), opened_at=UnixTime(number)) for number in range(20)]
@@ -173,7 +173,7 @@ async def test_of_racing_writers_one_wins(store: Store) -> None:
 
 
 async def test_the_same_number_is_not_the_same_version(store: Store) -> None:
-    """A writer whose version lost the race builds nothing on it, although the stored one has the same number."""
+    """A writer whose version lost the race can't build on it, although the stored one has the same number."""
     payer = Payer("numbers")
     first = payer.channel()
     stored, lost = payer.pay(first, paid_sat=5), payer.pay(first, paid_sat=9)
@@ -185,8 +185,8 @@ async def test_the_same_number_is_not_the_same_version(store: Store) -> None:
     assert await store.get(first.outpoint) == stored
 
 
-async def test_an_empty_commit_is_nothing(store: Store) -> None:
-    """No changes, no answers."""
+async def test_an_empty_commit_is_valid(store: Store) -> None:
+    """No changes give no results."""
     assert list(await store.commit([])) == []
 
 
@@ -198,7 +198,7 @@ operations = st.lists(
             st.integers(0, 11),  # which outpoint
             st.sampled_from(State),
             st.integers(0, 3),  # expiry of a new channel; few values, so that many are equal
-            st.booleans(),  # whether the writer is up to date
+            st.booleans(),  # whether the writer has read the newest version
         ),
         max_size=8,
     ),
@@ -212,7 +212,7 @@ operations = st.lists(
 def test_the_store_is_a_dictionary_and_a_sorted_list(
     engine: str, batches: list[list[tuple[int, State, int, bool]]], limit: int, before: int
 ) -> None:
-    """After any batches, answers, `get` and every page of `scan` are those of a plain dictionary."""
+    """After any batches, the results, `get` and every page of `scan` equal those of a plain dictionary."""
     with tempfile.TemporaryDirectory() as directory:
         asyncio.run(_compare_with_model(BACKENDS[engine](Path(directory)), batches, limit, before))
 
@@ -262,7 +262,7 @@ async def _compare_pages(store: Store, model: dict[bytes, Channel], state: State
 
 
 async def test_expiries_at_both_ends_are_listed(store: Store) -> None:
-    """The first and the last possible expiry are in the list, and `before` excludes its own second."""
+    """The first and the last possible expiry are listed, and `before` excludes its own second."""
     first, last = Payer("first", expiry=UnixTime(500_000_000)), Payer("last", expiry=UnixTime(0xFFFFFFFF))
     channels = [replace(Payer("any").channel(), terms=payer.terms, outpoint=payer.outpoint) for payer in (first, last)]
     await put(store, *channels)
@@ -273,11 +273,11 @@ async def test_expiries_at_both_ends_are_listed(store: Store) -> None:
 
 
 async def test_a_long_scan_delays_no_commit(store: Store) -> None:
-    """While everything is being listed, commits go on being answered."""
+    """During a long listing, commits are still answered."""
     channels = many(5_000)
     await put(store, *channels)
     listing = asyncio.ensure_future(store.scan(State.OPEN, limit=len(channels)))
-    await asyncio.sleep(0)  # it has begun
+    await asyncio.sleep(0)  # lets the listing begin
     channel = channels[0]
     answered = 0
     while not listing.done():
@@ -293,7 +293,7 @@ async def test_a_long_scan_delays_no_commit(store: Store) -> None:
 
 
 async def test_a_snapshot_is_one_moment(store: Store) -> None:
-    """Channels that change together are never seen apart, nor is anything that was committed after the beginning."""
+    """Channels that change together are never seen at different versions, and no later commit is seen."""
     channels = many(300)
     await put(store, *channels)
     writing = True
@@ -321,8 +321,8 @@ async def test_a_snapshot_is_one_moment(store: Store) -> None:
     assert max(seq for moment in moments for seq in moment) <= await writer
 
 
-async def test_a_snapshot_is_of_its_beginning(store: Store) -> None:
-    """What is committed between entering the snapshot and reading it is not in it."""
+async def test_a_snapshot_shows_the_state_at_its_start(store: Store) -> None:
+    """A commit between the start of the snapshot and its reading is not in it."""
     old, new = Payer("old").channel(), Payer("new").channel()
     await put(store, old)
     loop = asyncio.get_running_loop()
@@ -335,8 +335,8 @@ async def test_a_snapshot_is_of_its_beginning(store: Store) -> None:
     assert await asyncio.to_thread(read) == [old]
 
 
-async def test_a_snapshot_yields_what_is_stored(store: Store) -> None:
-    """Records come byte for byte, each once, also those that can't be trusted: a backup must know."""
+async def test_a_snapshot_yields_the_stored_bytes(store: Store) -> None:
+    """Records are yielded byte for byte, each once, including damaged ones: a backup must detect them."""
     channels = many(2_500)
     await put(store, *channels)
 
@@ -348,7 +348,7 @@ async def test_a_snapshot_yields_what_is_stored(store: Store) -> None:
 
 
 async def test_close_ends_a_running_snapshot(store: Store) -> None:
-    """A reader of a snapshot gets an error, not a short list, when the store closes under it."""
+    """If the store closes under a snapshot, its reader gets an error, not a truncated list."""
     await put(store, *many(100))
     begun = threading.Event()
 
@@ -357,7 +357,7 @@ async def test_close_ends_a_running_snapshot(store: Store) -> None:
             next(records)
             begun.set()
             with suppress(StoreFailed):
-                while True:  # until the store takes no new reader, because it is closing
+                while True:  # until the closing store refuses a new reader
                     with store.snapshot():
                         pass
             return 1 + sum(1 for _ in records)
@@ -374,7 +374,7 @@ async def test_close_ends_a_running_snapshot(store: Store) -> None:
 
 
 async def test_threat_12_any_flipped_byte_is_damage_and_stays(backend: Backend) -> None:
-    """A record with one byte changed, wherever, is not served, not listed and not overwritten (threat 12)."""
+    """A record with one byte changed, at any position, is not returned, not listed and not overwritten (threat 12)."""
     size = len(encode_record(many(1)[0]))
     channels, bits = many(size), random.Random(1)
     store = backend.open()
@@ -400,7 +400,7 @@ async def test_threat_12_any_flipped_byte_is_damage_and_stays(backend: Backend) 
 
 @pytest.mark.parametrize("damage", [b"", b"\x01", b"\x00" * 300])
 async def test_something_else_in_place_of_a_record_is_damage(backend: Backend, damage: bytes) -> None:
-    """No bytes, few bytes and zeros are no records."""
+    """No bytes, few bytes and zeros are damage."""
     channel = Payer("zeros").channel()
     store = backend.open()
     await put(store, channel)
@@ -414,7 +414,7 @@ async def test_something_else_in_place_of_a_record_is_damage(backend: Backend, d
 
 
 async def test_damage_hides_no_other_channel(backend: Backend) -> None:
-    """A scan leaves a damaged record out, says which one in the log, and fills its page with the others."""
+    """A scan leaves a damaged record out, names it in the log, and fills its page with other records."""
     channels = sorted(many(10), key=lambda channel: (channel.terms.expiry, channel.outpoint.serialize()))
     store = backend.open()
     await put(store, *channels)
@@ -431,8 +431,8 @@ async def test_damage_hides_no_other_channel(backend: Backend) -> None:
     assert [(entry["log_level"], entry["channel"]) for entry in loud] == [("error", str(channels[3].outpoint))]
 
 
-async def test_what_is_due_is_found_without_looking_at_the_rest(backend: Backend) -> None:
-    """Listing what expires before a time reads no record that expires later: all others are damaged, and nobody notices."""
+async def test_due_channels_are_found_without_reading_the_rest(backend: Backend) -> None:
+    """Listing by expiry reads no record that expires later: all of these are damaged, and no error is logged."""
     channels = sorted(many(60), key=lambda channel: (channel.terms.expiry, channel.outpoint.serialize()))
     due, rest = channels[:4], channels[4:]
     store = backend.open()

@@ -12,8 +12,8 @@ import pytest
 from paychan.store.leveldb.writer import WriterThread
 
 
-async def test_end_that_the_thread_sees_before_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that finishes its work in the very moment of `shutdown` ends in order; a second call only waits."""
+async def test_shutdown_that_the_thread_sees_before_its_wakeup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that finishes its work at the very moment of `shutdown` ends normally; a second call only waits."""
     writer, begun = WriterThread("test"), threading.Event()
 
     def until_closed() -> None:
@@ -26,9 +26,9 @@ async def test_end_that_the_thread_sees_before_it_is_told(monkeypatch: pytest.Mo
     begun.wait()
     ring = os.eventfd_write
 
-    def late(bell: int, value: int) -> None:
+    def late(descriptor: int, value: int) -> None:
         time.sleep(0.1)  # the thread has ended by now
-        ring(bell, value)
+        ring(descriptor, value)
 
     monkeypatch.setattr(os, "eventfd_write", late)
     writer.shutdown()

@@ -1,7 +1,7 @@
-"""Customers who open, pay and close channels of a server that is killed meanwhile, and remember what they were told.
+"""Customers that open, pay and close channels of a server that is killed meanwhile, and remember its answers.
 
-Each is a thread with one connection and one channel at a time, as a v1 client is. A request that got no answer is sent
-again when the server is back, as a client would do.
+Each is a thread with one connection and one channel at a time, like a v1 client. It repeats a request without an answer
+when the server is back, as a client would do.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ OPENING_SAT = 100_000
 
 @dataclass
 class Story:
-    """One channel as its customer knows it; change values in satoshi."""
+    """One channel from the view of its customer; change values in satoshi."""
 
     payer: DebugPayer
     opened: bool = False
     answered: int | None = None
-    """Change of the newest payment that was answered."""
+    """Change of the newest payment with an answer."""
     asked: int | None = None
-    """Change of the payment that is on its way, or was when the server died."""
+    """Change of the payment that is in flight, or was when the server died."""
     closing: bool = False
     closed: bool = False
 
@@ -42,16 +42,16 @@ class Story:
         return f"/v1/channels/{self.payer.outpoint.txid_hex}/{self.payer.outpoint.vout}"
 
     def problem(self, found: dict[str, Any] | None) -> str | None:
-        """Return what is wrong with the server's record after a restart."""
+        """Return the problem of the server's record after a restart, or None."""
         if found is None:
             return "an opened channel is gone" if self.opened else None
         status, left = found["status"], found["value_left"]
         if left not in (self.answered, self.asked):
-            return f"change is {left}, answered was {self.answered}, on its way {self.asked}"
+            return f"change is {left}, answered was {self.answered}, in flight {self.asked}"
         if status not in ("open", "closed"):
-            return f"is {status} although the watcher has looked"
+            return f"is {status} although the watcher has scanned"
         if status == "closed" and not self.closing:
-            return "was closed without having been asked to"
+            return "was closed without a request"
         if status == "open" and self.closed:
             return "was closed and is open again"
         if status == "closed" and not found["settlement_txid"]:
@@ -60,7 +60,7 @@ class Story:
 
 
 class Customer(threading.Thread):
-    """Opens, pays and closes until it is told to stop."""
+    """Opens, pays and closes until it is stopped."""
 
     def __init__(self, name: str, system: System, serving: threading.Event) -> None:
         super().__init__(name=name, daemon=True)
@@ -79,7 +79,7 @@ class Customer(threading.Thread):
         try:
             while not self.stopping:
                 self._live(self._new_story())
-        except Exception as error:  # noqa: BLE001 - told to the test
+        except Exception as error:  # noqa: BLE001 - reported to the test
             self.problems.append(f"{self.name}: {error!r}")
 
     def _new_story(self) -> Story:
@@ -110,7 +110,7 @@ class Customer(threading.Thread):
             story.closed = True
 
     def _tell(self, method: str, target: str, wanted: tuple[int, ...]) -> bool:
-        """Send a request until it is answered; false if the test ends before."""
+        """Send a request until it is answered; return false if the test ends before."""
         while not self.stopping:
             try:
                 status, body = self._request(method, target)
@@ -140,13 +140,15 @@ class Customer(threading.Thread):
             self.resting.set()
             self._serving.wait(0.2)
             self.resting.clear()
-            if self._serving.is_set():  # looked at last: who finds us not resting waits until we are
+            if (
+                self._serving.is_set()
+            ):  # checked last: `pause` waits for every customer that was not resting at its check
                 return
 
 
 @dataclass
 class Crowd:
-    """Some customers of one system, who rest while its server is away."""
+    """Some customers of one system; they rest while its server is away."""
 
     system: System
     customers: list[Customer] = field(default_factory=list)
@@ -159,14 +161,14 @@ class Crowd:
             customer.start()
 
     def wait_for_answers(self, count: int) -> None:
-        """Wait until so many more requests have been answered."""
+        """Wait until this many more requests have been answered."""
         enough, deadline = self.answers + count, time.monotonic() + 30
         while self.answers < enough:
             assert time.monotonic() < deadline, [customer.problems for customer in self.customers]
             time.sleep(0.001)
 
     def pause(self) -> None:
-        """The server is gone: wait until every customer has noticed."""
+        """Wait until every customer has noticed that the server is gone."""
         self.serving.clear()
         for customer in self.customers:
             assert customer.resting.wait(30) or customer.problems, f"{customer.name} still waits for an answer"
@@ -175,7 +177,7 @@ class Crowd:
         self.serving.set()
 
     def stop(self) -> None:
-        """Let everybody go home; a request that is on its way is answered before, if the server is there."""
+        """Stop all customers; a request in flight is answered before, if the server is running."""
         for customer in self.customers:
             customer.stopping = True
         for customer in self.customers:
@@ -187,7 +189,7 @@ class Crowd:
         return sum(customer.answers for customer in self.customers)
 
     def check(self, *, all_stories: bool = False) -> None:
-        """Compare the server's records with what each customer was told about its newest channels, or about all."""
+        """Compare the server's records with the answers to each customer for its newest channels, or for all."""
         problems = [problem for customer in self.customers for problem in customer.problems]
         for customer in self.customers:
             for story in customer.stories if all_stories else customer.stories[-2:]:
@@ -197,18 +199,18 @@ class Crowd:
         assert problems == []
 
     def record(self, story: Story) -> dict[str, Any] | None:
-        """The operator's view of a channel, None if there is none."""
+        """Return the operator's view of a channel, None if there is none."""
         return self._ask(f"/channels/{story.payer.outpoint.txid_hex}/{story.payer.outpoint.vout}")
 
     def check_totals(self) -> None:
-        """The server has the channels that it told somebody of, each once, and no others."""
+        """Check that the server has exactly the channels that it has confirmed to a customer, each once."""
         known = sum(self.record(story) is not None for customer in self.customers for story in customer.stories)
         totals = self._ask("/totals")
         assert totals is not None
         assert sum(totals["channels"].values()) == known
 
     def _ask(self, path: str) -> dict[str, Any] | None:
-        """Ask the operator's listener; None for 404."""
+        """Send a request to the management interface; None for 404."""
         address = urlsplit(self.system.management_url)
         connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=30)
         try:

@@ -1,4 +1,4 @@
-"""A disk that fails under the real server (threat 11): nobody is answered for what was not written."""
+"""A disk that fails under the real server (threat 11): no request is answered for data that was not written."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def start_on_a_failing_disk(system: System, nth: int) -> Daemon:
 
 @pytest.mark.parametrize("nth", [9, 17, 60])
 def test_threat_11_a_disk_error_ends_the_server_and_loses_nothing_answered(tmp_path: Path, nth: int):
-    """When a sync fails the server stops at once with status 3; the next one has every payment that was answered."""
+    """If a sync fails, the server stops at once with status 3; the next one has every payment that was answered."""
     with System(tmp_path) as system:
         assert system.server is not None
         assert system.server.stop() == 0
@@ -53,8 +53,8 @@ def test_threat_11_a_disk_error_ends_the_server_and_loses_nothing_answered(tmp_p
         crowd.stop()
 
 
-def test_a_disk_error_at_the_very_start_is_told(tmp_path: Path):
-    """When the store can't be begun the server says so in one line and ends with status 2, without having listened."""
+def test_a_disk_error_at_the_start_is_reported(tmp_path: Path):
+    """If the store can't be created, the server reports it in one line and ends with status 2, before it listens."""
     system = System(tmp_path)
     system.start_signer()
     server = start_on_a_failing_disk(system, nth=1)

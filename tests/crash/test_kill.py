@@ -1,4 +1,4 @@
-"""`kill -9` of the real server under real load (threat 11): what was answered is there, whatever the moment."""
+"""`kill -9` of the real server under real load (threat 11): every answered request survives, at any moment."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CUSTOMERS = 4
 
 @pytest.mark.timeout(900)
 def test_threat_11_kills_lose_no_answered_payment(tmp_path: Path):
-    """After each kill while customers open, pay and close, every record is what its customer was told.
+    """After each kill while customers open, pay and close, every record agrees with its customer's answers.
 
-    That is: the change is what was answered or what was on its way, no channel is gone or there twice, and a closing
-    that was begun is finished.
+    That is: the change is that of an answered payment or of the one in flight, no channel is lost or duplicated, and
+    every closing that began is finished.
     """
     moments = random.Random(11)
     with System(tmp_path) as system:
@@ -46,14 +46,14 @@ def test_threat_11_kills_lose_no_answered_payment(tmp_path: Path):
 
 
 def kill_while_starting(system: System, seconds: float) -> None:
-    """Start the server, and kill it so soon that it listens just now, or never did."""
+    """Start the server, and kill it so early that it has just begun to listen, or not yet."""
     starting = Daemon(system.directory / "server.log", "paychan", "serve", str(system.server_file))
     time.sleep(seconds)
     starting.stop(signal.SIGKILL)
 
 
 def test_sigterm_under_load_ends_with_status_0(tmp_path: Path):
-    """SIGTERM while customers pay: the server ends itself cleanly, and every answered payment is found afterwards."""
+    """SIGTERM while customers pay: the server stops cleanly, and every answered payment is found afterwards."""
     with System(tmp_path) as system:
         crowd = Crowd(system)
         crowd.start(CUSTOMERS)

@@ -1,6 +1,6 @@
 """Server, signer and node are killed a hundred times while channels settle, wait and are outbid (threats 11, 22 and 32).
 
-Repeat it, and see what was paid: `pytest -s tests/crash/test_settling_kills.py`.
+To repeat it with a report of the fees: `pytest -s tests/crash/test_settling_kills.py`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ KILLS_IN_A_WAVE, WAVES = 10, sized(3, campaign=10)
 HOUR = 3600
 _PATIENCE_SECONDS = 60
 _KEPT_BLOCKS = 40
-"""More than are mined between two kills of the node."""
+"""More blocks than are mined between two kills of the node."""
 
 
 @pytest.mark.timeout(900)
 def test_threat_11_kills_while_settling_lose_nothing(tmp_path: Path) -> None:
-    """Every channel ends CLOSED, by one settlement that pays both sides what they are owed, within its budget."""
+    """Every channel ends CLOSED, by one settlement that pays the right amounts to both sides, within its budget."""
     dice, killed = random.Random(11), Counter[str]()
     sections = {"settlement": "batch_seconds = 1\nbatch_channels = 2"}
     with Node(tmp_path / "node") as node, System(tmp_path / "system", sections=sections, node=node) as system:
@@ -57,7 +57,7 @@ def is_well(system: System) -> bool:
 
 
 def begin_to_settle(customers: list[Customer], node: Node) -> None:
-    """Two close, and two give everything and wait for each other."""
+    """Two customers close, and two pay everything and wait for each other."""
     for customer in customers:
         customer.fund()
     node.mine()
@@ -70,7 +70,7 @@ def begin_to_settle(customers: list[Customer], node: Node) -> None:
 
 
 def end_of(customers: list[Customer], node: Node) -> list[Customer]:
-    """Let everything come to rest, and be mined."""
+    """Wait until all settlements are mined."""
     for customer in customers:
         wait_for(lambda each=customer: in_mempool(each, node), "in the mempool", _PATIENCE_SECONDS)
     node.mine(2)
@@ -91,7 +91,7 @@ def ended(customer: Customer) -> bool:
 
 
 def settled_once(customer: Customer, node: Node) -> int:
-    """Check what the block holds against what both are owed; return the channel's share of the fee in satoshi."""
+    """Compare the block's settlement with both sides' amounts; return the channel's share of the fee in satoshi."""
     record = customer.record
     raw = node.rpc("gettransaction", record["settlement_txid"], True, True, wallet="paychan")["hex"]
     transaction = CTransaction.deserialize(bytes.fromhex(raw))
@@ -109,7 +109,7 @@ def settled_once(customer: Customer, node: Node) -> int:
 
 
 def pass_time(node: Node, unix_time: int) -> None:
-    """Let the median time past go beyond a time, in blocks without any of the waiting transactions."""
+    """Advance the median time past beyond a time, with blocks without any of the waiting transactions."""
     node.set_mock_time(unix_time + 60)
     while node.median_time <= unix_time:
         node.mine_only()
@@ -126,7 +126,7 @@ def kill_signer(system: System, node: Node) -> None:
 
 
 def kill_node(system: System, node: Node) -> None:
-    """It loses its mempool and the newest blocks that it had not written; its peers would send the blocks."""
+    """Kill the node: it loses its mempool and the blocks that it had not written; its peers would send the blocks."""
     first, height = max(1, node.height - _KEPT_BLOCKS), node.height
     blocks = [node.rpc("getblock", node.rpc("getblockhash", each), 0) for each in range(first, height + 1)]
     clock = node.rpc("getblockheader", node.best)["time"] + 60

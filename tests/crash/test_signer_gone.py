@@ -76,7 +76,7 @@ def return_signer(system: System, how: signal.Signals) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_threat_32_closing_waits_for_a_signer_that_is_gone(system: System, how: signal.Signals):
-    """The client hears 503, the channel takes no payments, and is settled by itself when the signer is back."""
+    """The client gets 503, the channel refuses payments, and it settles by itself when the signer is back."""
     payer, path = opened(system)
     remove_signer(system, how)
     answer = close(system, payer, path)
@@ -91,8 +91,8 @@ def test_threat_32_closing_waits_for_a_signer_that_is_gone(system: System, how: 
     assert close(system, payer, path).status_code == 202
 
 
-def test_threat_32_payments_go_on_without_the_signer(system: System):
-    """No payment needs the signer: while it hangs, open channels take payments."""
+def test_threat_32_payments_continue_without_the_signer(system: System):
+    """No payment needs the signer: while it hangs, open channels accept payments."""
     payer, path = opened(system)
     remove_signer(system, signal.SIGSTOP)
     answers = [
@@ -105,7 +105,7 @@ def test_threat_32_payments_go_on_without_the_signer(system: System):
 
 
 def test_a_running_request_is_answered_before_the_server_ends(tmp_path: Path):
-    """SIGTERM while a client waits for its settlement: the client gets its answer, and the status is 0."""
+    """SIGTERM while a client waits for its settlement: the client gets its answer, and the exit status is 0."""
     with System(tmp_path, sections={"signer": "deadline_seconds = 2.0"}) as system, ThreadPoolExecutor(1) as threads:
         assert system.server is not None
         payer, path = opened(system)
@@ -122,7 +122,7 @@ def test_a_running_request_is_answered_before_the_server_ends(tmp_path: Path):
 
 
 def test_a_closing_survives_the_death_of_server_and_signer(system: System):
-    """Both are killed after the client asked; when both are back the channel is settled without another request."""
+    """Both are killed after the client's request; when both are back, the channel settles without another request."""
     payer, path = opened(system)
     remove_signer(system, signal.SIGKILL)
     assert close(system, payer, path).status_code == 503

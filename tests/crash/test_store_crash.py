@@ -1,7 +1,7 @@
-"""Ends a committing process in every hard way: what was acknowledged is there, and no commit is there in part.
+"""Ends a committing process in every hard way: acknowledged commits survive, and no commit survives in part.
 
-Threats 11 and 12. `kill -9` leaves the kernel's cache, so it proves order and atomicity; the power cut loses what was
-never synced, and proves that an acknowledgement means the disk.
+Threats 11 and 12. `kill -9` keeps the kernel's cache, so it proves order and atomicity; the power cut loses unsynced
+data, and proves that an acknowledgement means a write to the disk.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace
 
 @contextmanager
 def writing(directory: Path, *before: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that commits into a directory, perhaps under strace; killed, and gone with its locks, at the end."""
+    """A process that commits into a directory, optionally under strace; it is killed, and its locks are gone, at the end."""
     with subprocess.Popen([*before, *WRITER, str(directory)], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         writer = int(process.stdout.readline().removeprefix("process "))
@@ -41,19 +41,19 @@ def writing(directory: Path, *before: str) -> Iterator[subprocess.Popen[str]]:
         finally:
             if process.poll() is None:
                 with suppress(ProcessLookupError):
-                    os.kill(writer, signal.SIGKILL)  # strace ends after what it traces
+                    os.kill(writer, signal.SIGKILL)  # strace ends after the traced process
 
 
 def acknowledged(lines: list[str], seqs: list[int]) -> list[int]:
-    """Newest acknowledged version of each group; a last line that was cut is not counted."""
+    """Return the newest acknowledged version of each group; a truncated last line is not counted."""
     for line in lines:
-        if told := re.fullmatch(r"(\d+) (\d+)\n", line):
-            seqs[int(told[1])] = int(told[2])
+        if numbers := re.fullmatch(r"(\d+) (\d+)\n", line):
+            seqs[int(numbers[1])] = int(numbers[2])
     return seqs
 
 
 def check(directory: Path, acked: list[int], begun: list[int] | None = None) -> list[int]:
-    """Open what is left: everything acknowledged is there, and beyond `begun` at most the one commit under way."""
+    """Open the remaining store: every acknowledged commit is there, and beyond `begun` at most the one in flight."""
     found = asyncio.run(_look(directory))
     assert all(got >= want for got, want in zip(found, acked, strict=True)), f"acknowledged {acked}, found {found}"
     assert sum(found) <= sum(begun or acked) + 1, f"begun {begun or acked}, found {found}"
@@ -69,7 +69,7 @@ async def _look(directory: Path) -> list[int]:
 
 
 def test_kill_loses_nothing_acknowledged(tmp_path: Path) -> None:
-    """Killed twenty times at any moment, the store has every acknowledged commit, and each commit whole or not."""
+    """Killed twenty times at any moment, the store has every acknowledged commit, and each commit whole or not at all."""
     store, moments, acked = tmp_path / "store", random.Random(11), [0] * len(GROUP_SIZES)
     for _ in range(ROUNDS):
         with writing(store) as process:
@@ -85,7 +85,7 @@ def test_kill_loses_nothing_acknowledged(tmp_path: Path) -> None:
 @needs_strace
 @pytest.mark.parametrize("nth", [1, 2, 9, 10, 11, 12, 30])
 def test_kill_at_a_sync_loses_nothing_acknowledged(tmp_path: Path, nth: int) -> None:
-    """Killed when it asks for its n-th sync, also while the store is being made, it leaves a whole store or none."""
+    """Killed at its n-th sync, also during the creation of the store, it leaves a whole store or none."""
     store = tmp_path / "store"
     with writing(
         store, "strace", "-qq", "-f", "-o", "/dev/null", f"-einject=fdatasync:signal=KILL:when={nth}"
@@ -99,7 +99,7 @@ def test_kill_at_a_sync_loses_nothing_acknowledged(tmp_path: Path, nth: int) -> 
 
 @needs_strace
 def test_a_failed_sync_ends_all_writing(tmp_path: Path) -> None:
-    """After one sync that fails, no commit succeeds in that process, although the disk is well again; nothing is lost."""
+    """After one failed sync, no commit succeeds in that process, although the disk works again; nothing is lost."""
     store = tmp_path / "store"
     lines = []
     with writing(store, "strace", "-qq", "-f", "-o", "/dev/null", "-einject=fdatasync:error=EIO:when=40") as process:
@@ -122,7 +122,7 @@ def test_nothing_is_acknowledged_before_its_sync(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     with writing(tmp_path / "store", "strace", "-qq", "-f", "-o", str(trace), "-etrace=write,fdatasync") as process:
         assert process.stdout
-        told = [process.stdout.readline() for _ in range(40)]
+        lines = [process.stdout.readline() for _ in range(40)]
     synced, acknowledgements = False, 0
     for line in trace.read_text().splitlines():
         if re.search(r"fdatasync.* = 0$", line):
@@ -131,14 +131,14 @@ def test_nothing_is_acknowledged_before_its_sync(tmp_path: Path) -> None:
             assert synced, f"acknowledgement {acknowledgements + 1} without a sync"
             synced, acknowledgements = False, acknowledgements + 1
 
-    assert acknowledgements >= len(told)
+    assert acknowledgements >= len(lines)
 
 
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("mkfs.ext4") is None, reason="no root or no mkfs.ext4: no power cut"
 )
 def test_power_cut_loses_nothing_acknowledged(tmp_path: Path) -> None:
-    """A disk image copied under a committing process holds all that was acknowledged before: nothing was only cached."""
+    """An image of the disk copied under a committing process holds every acknowledged commit: none was only cached."""
     disk, copy, mount = tmp_path / "disk", tmp_path / "copy", tmp_path / "mount"
     mount.mkdir()
     with disk.open("wb") as file:
@@ -151,7 +151,7 @@ def test_power_cut_loses_nothing_acknowledged(tmp_path: Path) -> None:
         with writing(mount / "store") as process:
             assert process.stdout
             acked = acknowledged([process.stdout.readline() for _ in range(300)], acked)
-            process.send_signal(signal.SIGSTOP)  # the copy takes a while, a power cut does not
+            process.send_signal(signal.SIGSTOP)  # the copy takes a while, unlike a power cut
             shutil.copyfile(disk, copy)
             process.kill()
             rest = acknowledged(process.stdout.readlines(), acked.copy())

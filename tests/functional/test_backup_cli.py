@@ -78,7 +78,7 @@ def test_a_lost_store_comes_back(operator: Operator) -> None:
     (operator.state / "store").rename(operator.home / "lost")
     said = operator.runs("restore", first, operator.config)
     assert f"restored {operator.state / 'store'}" in said
-    assert re.search(r"accepted after .* UTC is not in it", said)
+    assert re.search(r"accepted after .* UTC are not in it", said)
     operator.runs("create", operator.config, "--to", operator.home / "elsewhere")
     (second,) = (operator.home / "elsewhere").iterdir()
     before, after = ([decode_record(raw) for raw in read_records(path)] for path in (first, second))

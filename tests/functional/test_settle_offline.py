@@ -322,7 +322,7 @@ def test_beside_a_running_server_nothing_is_settled(tmp_path: Path) -> None:
         backup = system.manage("POST", "/backups").json()["path"]
         said = paychan("settle", "--offline", backup, "--config", system.server_file, status=1)
         assert "the server is running" in said
-        assert "stop it first" in said
+        assert "stop the server first" in said
 
 
 def test_a_signer_that_is_away_is_named(tmp_path: Path) -> None:
