@@ -1,4 +1,4 @@
-"""`paychan backup` on the files of a stopped server: what an operator types, sees and gets back as exit status."""
+"""`paychan backup` on the files of a stopped server: its commands, their output and their exit status."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAYCHAN = Path(sys.executable).with_name("paychan")
 
 
 class Operator:
-    """Somebody at a shell, with one server configured in a directory."""
+    """An operator at a shell, with one server configured in a directory."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -33,7 +33,7 @@ class Operator:
         )
 
     def runs(self, *arguments: object, status: int = 0) -> str:
-        """Run `paychan backup …` and return all it says."""
+        """Run `paychan backup …` and return its output."""
         command = [PAYCHAN, "backup", *map(str, arguments)]
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, cwd=self.home, env={"COLUMNS": "200"}
@@ -68,7 +68,7 @@ def operator(tmp_path: Path) -> Operator:
 
 
 def test_a_lost_store_comes_back(operator: Operator) -> None:
-    """Back up, lose the store, restore: the commands say what they did, and the next backup has the same records."""
+    """Back up, lose the store, restore: the commands report what they did, and the next backup has the same records."""
     said = operator.runs("create", operator.config)
     (first,) = operator.backups()
     assert f"made {first}" in said
@@ -87,7 +87,7 @@ def test_a_lost_store_comes_back(operator: Operator) -> None:
 
 
 def test_listing_and_verifying_tell_good_from_damaged(operator: Operator) -> None:
-    """`list` shows backups of a configuration or a directory; `verify` checks each, and fails if one is damaged."""
+    """`list` shows the backups of a configuration or a directory; `verify` checks each, and fails if one is damaged."""
     operator.runs("create", operator.config)
     (good,) = operator.backups()
     bad = good.with_name("paychan-debug-20200101T000000Z.backup")
@@ -103,7 +103,7 @@ def test_listing_and_verifying_tell_good_from_damaged(operator: Operator) -> Non
 
 
 def test_nothing_is_overwritten(operator: Operator) -> None:
-    """Restoring over a store is refused, with what to do."""
+    """Restoring over a store is refused, and the message says what to do."""
     operator.runs("create", operator.config)
     said = operator.runs("restore", operator.backups()[0], operator.config, status=1)
 
@@ -111,7 +111,7 @@ def test_nothing_is_overwritten(operator: Operator) -> None:
 
 
 def test_another_network_is_refused(operator: Operator) -> None:
-    """A backup of the debug network is no store of the live one."""
+    """A backup of the debug network cannot be restored as a store of the live network."""
     operator.runs("create", operator.config)
     live = operator.home / "live.toml"
     chain = '[chain]\nbackend = "electrum"\nurl = "tcp://127.0.0.1:50001"\n'
@@ -123,7 +123,7 @@ def test_another_network_is_refused(operator: Operator) -> None:
 
 
 def test_a_store_in_use_is_named(operator: Operator) -> None:
-    """A store that another process has, which answers no requests, is not backed up behind its back."""
+    """The store of a process that answers no requests is not backed up."""
     store = LevelDbStore.open(operator.state / "store", "debug")
     said = operator.runs("create", operator.config, status=1)
     asyncio.run(store.close())
@@ -146,7 +146,7 @@ def test_a_store_in_use_is_named(operator: Operator) -> None:
     ],
 )
 def test_mistakes_get_one_sentence(operator: Operator, arguments: tuple[str, ...], sentence: str) -> None:
-    """Files that are missing or of another kind end the command with one line that names them."""
+    """For a missing file or one of another kind, the command prints one line that names it, and ends."""
     said = operator.runs(*arguments, status=1)
 
     assert sentence in said
@@ -154,7 +154,7 @@ def test_mistakes_get_one_sentence(operator: Operator, arguments: tuple[str, ...
 
 
 def test_a_server_without_a_store_has_no_backup(tmp_path: Path) -> None:
-    """Before the first start there is nothing to back up, and the command does not begin a store."""
+    """Before the first start there is nothing to back up, and the command does not create a store."""
     operator = Operator(tmp_path)
     said = operator.runs("create", operator.config, status=1)
 
@@ -164,5 +164,5 @@ def test_a_server_without_a_store_has_no_backup(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["create", "verify", "restore", "list"])
 def test_every_command_has_an_example(operator: Operator, command: str) -> None:
-    """`--help` shows a line that can be typed."""
+    """`--help` shows an example command line."""
     assert f"paychan backup {command} " in operator.runs(command, "--help")

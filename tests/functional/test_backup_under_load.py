@@ -1,4 +1,4 @@
-"""A backup from a server that is being paid: one moment of it, and worth money afterwards."""
+"""A backup taken while customers pay: it holds one moment, and its channels can be settled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CUSTOMERS = 4
 
 
 class Customer(threading.Thread):
-    """Pays one satoshi after the other over one channel, and knows what was answered."""
+    """Pays one satoshi after another over one channel, and records the acknowledged sum."""
 
     def __init__(self, url: str, stop: threading.Event) -> None:
         super().__init__()
@@ -52,13 +52,13 @@ def paychan(*arguments: str) -> str:
 
 
 def backed_up(system: System, customers: list[Customer], stop: threading.Event) -> tuple[Path, list[int], list[int]]:
-    """Take a backup while all customers pay; return what each had been answered before it, and after it."""
+    """Take a backup while all customers pay; return each customer's acknowledged sum before it, and after it."""
     for customer in customers:
         customer.start()
         assert customer.first_paid.wait(30)
     before = [customer.paid_sat for customer in customers]
     reply = system.manage("POST", "/backups")
-    after = [customer.paid_sat + 1 for customer in customers]  # one more may be stored and not yet answered
+    after = [customer.paid_sat + 1 for customer in customers]  # one more may be stored but not yet acknowledged
     stop.set()
     for customer in customers:
         customer.join(30)
@@ -67,7 +67,7 @@ def backed_up(system: System, customers: list[Customer], stop: threading.Event) 
 
 
 def test_threat_12_a_backup_under_load_settles_every_channel_in_it(tmp_path: Path) -> None:
-    """A backup taken while all pay holds what was stored at that moment, and a restored server brings it home."""
+    """A backup taken during payments holds the records of that moment, and a restored server settles them."""
     stop = threading.Event()
     with System(tmp_path / "first") as system:
         customers = [Customer(system.url, stop) for _ in range(CUSTOMERS)]

@@ -1,4 +1,4 @@
-"""The chain's word counts over the record's, in every state: on a real node, with the real server and signer."""
+"""The chain's state overrides the record's, in every state: on a real node, with the real server and signer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def market_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Market]:
-    """A chain of the test's own, whose time may be moved."""
+    """A separate chain, whose time the test may move."""
     with market(tmp_path / "market") as place:
         yield place
 
@@ -42,7 +42,7 @@ def trusting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
 
 
 def settle_offline(system: System) -> dict[str, Any]:
-    """Back up the running server, kill it, settle the backup with the command for disasters, and publish."""
+    """Back up the running server, kill it, settle the backup with `paychan settle --offline`, and publish."""
     backups: list[str] = []
     wait_for(
         lambda: "path" in (made := system.manage("POST", "/backups").json()) and backups.append(made["path"]) is None,
@@ -58,7 +58,7 @@ def settle_offline(system: System) -> dict[str, Any]:
 
 
 def alarms(system: System) -> list[dict[str, str]]:
-    """All alarms, but for our clock: tests move the chain's time on."""
+    """Return all alarms except that of the clock: tests move the chain's time."""
     return [alarm for alarm in system.manage("GET", "/health").json()["alarms"] if alarm["kind"] != "clock"]
 
 
@@ -68,13 +68,13 @@ def totals(system: System) -> dict[str, Any]:
 
 
 def expire(node: Node, customer: Customer) -> None:
-    """Let a channel's refund become valid, in blocks without what waits in the mempool."""
+    """Let a channel's refund become valid, in blocks without transactions of the mempool."""
     node.set_mock_time(customer.terms.expiry + 60)
     while node.median_time <= customer.terms.expiry:
         node.mine_only()
 
 
-# --- settlements that the record lacks ----------------------------------------------------------------------------------
+# --- settlements that the record lacks ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mined", [True, False], ids=["mined", "in the mempool"])
@@ -82,7 +82,7 @@ def expire(node: Node, customer: Customer) -> None:
 def test_fault_12_an_own_settlement_of_another_process_closes_the_channel(
     market_place: Market, mined: bool, kind: type[Customer]
 ) -> None:
-    """Whether it is mined before the server comes back or after that: CLOSED with its txid, no alarm, nothing lost."""
+    """Mined before the server's restart or after it: CLOSED with its txid, no alarm, nothing lost."""
     system, node = market_place
     customer = kind(system, node)
     customer.opened()
@@ -105,7 +105,7 @@ def test_fault_12_an_own_settlement_of_another_process_closes_the_channel(
 
 
 def test_fault_12_a_batch_of_another_life_closes_all_its_channels(tmp_path: Path) -> None:
-    """Drained channels that were settled together after the backup end CLOSED by one txid, though their records are OPEN."""
+    """Drained channels that were settled together after the backup become CLOSED by one txid, although stored as OPEN."""
     with market(tmp_path, {"settlement": "batch_seconds = 36000\nbatch_channels = 3"}) as (system, node):
         customers = [Customer(system, node) for _ in range(3)]
         for each in customers:
@@ -125,7 +125,7 @@ def test_fault_12_a_batch_of_another_life_closes_all_its_channels(tmp_path: Path
 
 
 def restore(system: System, backup: str) -> None:
-    """Lose the server's store, and put a backup in its place with the real command."""
+    """Lose the server's store, and restore a backup with the real command."""
     (system.state / "store").rename(system.directory / f"store lost with {Path(backup).name}")
     done = subprocess.run(
         [PAYCHAN, "backup", "restore", backup, system.server_file], capture_output=True, text=True, check=False
@@ -134,11 +134,14 @@ def restore(system: System, backup: str) -> None:
     system.start_server()
 
 
-# --- refunds ------------------------------------------------------------------------------------------------------------
+# --- refunds --------------------------------------------------------------------------------------------------------
 
 
 def test_fault_12_a_lost_channel_comes_back_when_the_refund_is_reorganized(place: Market) -> None:
-    """Refund deep: LOST. Reorganized in favour of the settlement: CLOSED. And back again, twice: each time the chain's word."""
+    """Refund deep: LOST.
+
+    A reorg to the settlement: CLOSED. Twice back and forth: the state always follows the chain.
+    """
     system, node = place
     customer = Customer(system, node)
     customer.opened()
@@ -176,7 +179,7 @@ def test_fault_12_a_lost_channel_comes_back_when_the_refund_is_reorganized(place
 
 
 def wait_for_settlement(system: System, node: Node, customer: Customer) -> str:
-    """Wait until a settlement of the channel waits in the mempool; return its txid. It replaces the refund by its fee."""
+    """Wait for a settlement of the channel in the mempool; return its txid. By its fee it replaces the refund."""
 
     def spender() -> str:
         outpoint = {"txid": customer.outpoint.txid_hex, "vout": customer.outpoint.vout}
@@ -187,7 +190,7 @@ def wait_for_settlement(system: System, node: Node, customer: Customer) -> str:
 
 
 def test_fault_04_a_closing_channel_without_settlement_sees_a_deep_refund(place: Market) -> None:
-    """The signer is away while the channel closes, and the client's refund is mined: LOST all the same."""
+    """The signer is stopped while the channel closes, and the client's refund is mined: LOST."""
     system, node = place
     customer = Customer(system, node)
     customer.opened()
@@ -206,7 +209,7 @@ def test_fault_04_a_closing_channel_without_settlement_sees_a_deep_refund(place:
 
 
 def another_spend(node: Node, customer: Customer) -> str:
-    """A transaction of the payer's wallet that spends what the funding transaction spends, back to the wallet."""
+    """Double-spend the inputs of the funding transaction, back to the payer's wallet."""
     funding = node.rpc("gettransaction", customer.outpoint.txid_hex, True, True, wallet="miner")["decoded"]
     spent = [{"txid": each["txid"], "vout": each["vout"]} for each in funding["vin"]]
     raw = node.rpc("createrawtransaction", spent, [{node.address(): "0.001"}])
@@ -214,12 +217,12 @@ def another_spend(node: Node, customer: Customer) -> str:
     return signed
 
 
-# --- funding that never came to be --------------------------------------------------------------------------------------
+# --- funding that was never mined -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("drained", [False, True], ids=["open", "drained"])
 def test_fault_10_a_replaced_funding_leaves_the_books(trusting: Market, drained: bool) -> None:
-    """Open or drained, double-spent deep: UNFUNDED; no alarm, room for others again; and back if a reorg revives it."""
+    """Open or drained, double-spent deep: UNFUNDED, no alarm, its limit free again; and back if a reorg revives it."""
     system, node = trusting
     customer = Customer(system, node)
     customer.fund()

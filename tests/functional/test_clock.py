@@ -1,4 +1,4 @@
-"""A machine whose clock is wrong, on a real node: the server's own process reads it."""
+"""A machine with a wrong clock, on a real node: the server process itself reads it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ time.time = _wrong
 def test_fault_06_a_clock_a_week_ahead_closes_no_channel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_start: bool
 ) -> None:
-    """Payments stop, the alarm names the clock, nothing is published; when the clock is right the payer goes on."""
+    """Payments stop, the alarm names the clock, nothing is published; once the clock is right, the payer continues."""
     offset = tmp_path / "offset"
     (tmp_path / "sitecustomize.py").write_text(_WRONG.format(offset=str(offset)))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -47,7 +47,7 @@ def health(system: System) -> dict[str, Any]:
 
 
 def see(system: System, node: Node, offset: Path, *, at_start: bool) -> None:
-    """Open a channel, set the clock wrong, and right again."""
+    """Open a channel, set a wrong clock, then the right one again."""
     customer = Customer(system, node)
     customer.opened()
     offset.write_text(str(7 * DAY))

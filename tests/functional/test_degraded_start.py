@@ -1,4 +1,4 @@
-"""The server starts without node and signer, in any order, says what it cannot do, and completes its start by itself."""
+"""The server starts without node and signer, in any order, names its missing parts, and completes its start by itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARTS = ("node", "signer", "server")
 
 
 class Town:
-    """A regtest node, and signer and server on one state directory, of which each can be started and stopped alone."""
+    """A regtest node, and signer and server on one state directory; each can be started and stopped alone."""
 
     def __init__(self, directory: Path) -> None:
         self.node = Node(directory / "node")
@@ -38,7 +38,7 @@ class Town:
         self.node.__exit__()
 
     def stop(self) -> None:
-        """End all three."""
+        """Stop all three."""
         for daemon in (self.system.server, self.system.signer):
             assert daemon is not None
             assert daemon.stop() == 0
@@ -59,7 +59,7 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
 
 @pytest.mark.parametrize("order", list(itertools.permutations(PARTS)), ids="-".join)
 def test_fault_26_parts_may_start_in_any_order(town: Town, order: tuple[str, ...]) -> None:
-    """Whichever comes first, the server answers at once: 503 with the reason for what is missing; in the end it all works."""
+    """Whichever starts first, the server answers at once: 503 naming the missing part; in the end everything works."""
     customer = Customer(town.system, town.node)
     customer.opened()
     assert customer.close(OPENING_SAT).status_code == 202
@@ -99,7 +99,7 @@ def check_what_is_missing(town: Town, payer: Customer, there: set[str]) -> None:
 
 
 def test_fault_26_a_node_in_initial_download_or_warming_up(tmp_path: Path) -> None:
-    """While the node is behind by days the server answers 503 and says why; when it has caught up, all goes on."""
+    """While the node is days behind, the server answers 503 with the reason; once it has caught up, payments continue."""
     born = int(time.time()) - 3 * 86_400
     with Node(tmp_path / "node", born=born) as node:
         node.stop()
@@ -119,7 +119,7 @@ def unknown() -> dict[str, str]:
 
 
 def test_fault_26_what_is_due_is_settled_when_the_signer_comes(tmp_path: Path) -> None:
-    """A server that found no signer settles what was due at once when it comes, long before the watcher's next look."""
+    """A server without a signer settles overdue channels as soon as the signer starts, long before the next scan."""
     system = System(tmp_path, sections={"watcher": "interval_seconds = 3000"})
     due = payer("due", 5)
     asyncio.run(fill(system.state / "store", [due.channel()]))
@@ -134,7 +134,7 @@ def test_fault_26_what_is_due_is_settled_when_the_signer_comes(tmp_path: Path) -
 
 
 def test_fault_26_another_network_is_an_error(tmp_path: Path) -> None:
-    """A node of another network ends the start with status 2, also when it comes after the server."""
+    """A node of another network ends the start with status 2, also if it starts after the server."""
     with Node(tmp_path / "node") as node:
         wrong = System(tmp_path / "system", node=node, sections={"http": ""})
         text = wrong.server_file.read_text().replace('network = "regtest"', 'network = "live"')
@@ -149,7 +149,7 @@ def test_fault_26_another_network_is_an_error(tmp_path: Path) -> None:
 
 
 def test_fault_26_a_signer_that_is_replaced_by_another_is_not_asked(tmp_path: Path) -> None:
-    """After the first contact a signer of another network is refused, and the server stays until the right one is back."""
+    """After the first contact, a signer of another network is refused; the server waits for the right one."""
     system = System(tmp_path)
     try:
         system.start_signer()

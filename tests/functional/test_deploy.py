@@ -1,4 +1,4 @@
-"""What is shipped for systemd: the units are right, keep their exposure low, and both programs work under what they allow."""
+"""The shipped systemd files: units are valid, their exposure is low, and both programs work under their restrictions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNITS = sorted(DEPLOY.glob("*.service"))
 PROGRAMS = Path(sys.executable).parent
 
 MOST_EXPOSURE = {"paychan-signer.service": 1.0, "paychan.service": 2.0}
-"""Of ten; systemd calls less than 2 "OK" or "SAFE", and a unit that says nothing gets 9.6."""
+"""Of ten. systemd rates less than 2 as "OK" or "SAFE"; an empty unit gets 9.6."""
 
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs the package systemd")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs root")
@@ -47,7 +47,7 @@ def exposure(unit: Path) -> float:
 @needs_systemd
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_exposure_is_low_and_quoted(unit: Path) -> None:
-    """`systemd-analyze security` keeps below the bound, and its figure is the one in the unit's head and in config/README.md."""
+    """`systemd-analyze security` stays below the bound; the unit's head and config/README.md quote its figure."""
     found = exposure(unit)
 
     assert found <= MOST_EXPOSURE[unit.name]
@@ -57,7 +57,7 @@ def test_exposure_is_low_and_quoted(unit: Path) -> None:
 
 @needs_systemd
 def test_units_are_right(tmp_path: Path) -> None:
-    """`systemd-analyze verify` has nothing to say, once the programs that they name are there."""
+    """`systemd-analyze verify` reports nothing, once the programs that the units name exist."""
     for unit in UNITS:
         text = unit.read_text().replace("/opt/paychan/bin/", f"{PROGRAMS}/")
         assert text != unit.read_text()
@@ -70,7 +70,7 @@ def test_units_are_right(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_fault_26_no_unit_gives_up(unit: Path) -> None:
-    """However often and in whatever way a service ends, it is started again, and not before the clock is right."""
+    """Systemd restarts a service after any kind of failure, without a limit, and not before the clock is synchronised."""
     settings = dict(line.split("=", 1) for line in unit.read_text().splitlines() if "=" in line and line[0] != "#")
 
     assert settings["StartLimitIntervalSec"] == "0"
@@ -81,7 +81,7 @@ def test_fault_26_no_unit_gives_up(unit: Path) -> None:
 
 @needs_systemd
 def test_users_and_directories_are_right() -> None:
-    """The files for sysusers and tmpfiles parse, and make every user, group and directory that the units name."""
+    """The files for sysusers and tmpfiles parse, and create every user, group and directory that the units name."""
     made = subprocess.run(
         ["systemd-sysusers", "--dry-run", DEPLOY / "paychan.sysusers"], capture_output=True, text=True, check=True
     )
@@ -99,7 +99,7 @@ def test_users_and_directories_are_right() -> None:
 
 @needs_systemd
 def test_the_filter_of_the_signer_leaves_what_its_own_needs() -> None:
-    """Of the privileged calls the unit allows those alone that the signer makes; none of the kernel's doors is open."""
+    """Of the privileged calls, the unit allows only those that the signer makes."""
     calls = allowed_calls(read_unit(DEPLOY / "paychan-signer.service")["SystemCallFilter"])
 
     assert {"seccomp", "mlockall", "setrlimit", "prlimit64", "chown", "execve", "clone3"} <= calls
@@ -108,7 +108,7 @@ def test_the_filter_of_the_signer_leaves_what_its_own_needs() -> None:
 
 
 class Sandboxed:
-    """Signer and server in debug mode, each under what its unit allows."""
+    """Signer and server in debug mode, each under the restrictions of its unit."""
 
     def __init__(self, directory: Path) -> None:
         self.state = directory / "state"
@@ -147,7 +147,7 @@ def sandboxed(tmp_path: Path) -> Iterator[Sandboxed]:
 
 
 def pay(wallet: Path, *words: str | int) -> dict[str, object]:
-    """A payer's command, outside of any sandbox, and its JSON."""
+    """Run a payer's command, outside of any sandbox, and return its JSON."""
     command = [PROGRAMS / "paychan", "channel", *map(str, words), "--json"]
     told = subprocess.run(
         command,
@@ -164,7 +164,7 @@ def pay(wallet: Path, *words: str | int) -> dict[str, object]:
 @needs_systemd
 @needs_root
 def test_a_channel_lives_under_the_units(sandboxed: Sandboxed, tmp_path: Path) -> None:
-    """With system calls, sockets, network and executable memory as the units allow them, a channel is opened, paid, closed."""
+    """With the units' restrictions of system calls, sockets, network and memory, a channel is opened, paid and closed."""
     signer = sandboxed.start("paychan-signer.service", "paychan-signer", sandboxed.files[0])
     sandboxed.wait_for(sandboxed.state / "signer.sock")
     status = Path(f"/proc/{signer}/status").read_text()

@@ -1,4 +1,4 @@
-"""The operator sees what lies at channels' addresses beside what the channels hold: second, late and short deposits."""
+"""The operator sees outputs at channels' addresses that fund no channel: second, late and short deposits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, CustomerV2, m
 
 @pytest.mark.parametrize("kind", [Customer, CustomerV2])
 def test_the_operator_sees_deposits_that_no_channel_holds(tmp_path: Path, kind: type[Customer]) -> None:
-    """A second one before the opening, a short one while the channel is open, a late one after its end; each with its owner."""
+    """A second deposit before the opening, a short one during the channel, a late one after its end; each with its owner."""
     with market(tmp_path) as (system, node):
 
         def listed() -> dict[str, tuple[int, str, str]]:

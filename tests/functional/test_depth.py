@@ -1,4 +1,4 @@
-"""How deep a funding output must be, by its value, and how much may be open without any confirmation (threat 1)."""
+"""The required depth of a funding output, by its value, and the limit of funding without confirmations (threat 1)."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ unconfirmed_limit_sat = 600000
 
 @pytest.fixture(scope="module")
 def careful(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, Node]]:
-    """A server that takes small channels at once: up to 600,000 satoshi of them together."""
+    """A server that opens small channels at once: up to 600,000 satoshi of them together."""
     directory: Path = tmp_path_factory.mktemp("depth")
     with market(directory, {"open": OPEN}) as both:
         yield both
 
 
 class Sized(Customer):
-    """A customer whose channel is of any size."""
+    """A customer with a channel of any size."""
 
     def fund(self, sat: int) -> OutPoint:
         self.funding_sat = sat
@@ -46,7 +46,7 @@ class Sized(Customer):
 
 
 class SizedV2(CustomerV2, Sized):
-    """The same in version 2."""
+    """A sized customer of version 2."""
 
 
 def funded(both: tuple[System, Node], sat: int) -> Sized:
@@ -70,7 +70,7 @@ def test_threat_1_what_is_open_without_a_confirmation_has_a_limit(careful: tuple
 
 
 def test_threat_1_a_replaced_funding_without_a_confirmation_takes_no_payment(careful: tuple[System, Node]) -> None:
-    """The payer pays itself back before the block: the channel freezes, and what is at risk is counted no more."""
+    """The payer double-spends before the block: the channel freezes, and its value counts no longer towards the limit."""
     system, node = careful
     node.mine()
     customer = funded(careful, 400_000)
@@ -87,7 +87,7 @@ def test_threat_1_a_replaced_funding_without_a_confirmation_takes_no_payment(car
 
 
 def test_fault_01_openings_sent_twice_at_once_keep_the_limit(careful: tuple[System, Node]) -> None:
-    """Twelve channels, each asked for three times at once by both versions: four fit, four open."""
+    """Twelve channels, each opened three times at once by both versions: four fit the limit, four open."""
     _, node = careful
     node.mine()
     customers = [funded(careful, 150_000) for _ in range(12)]
@@ -103,7 +103,7 @@ def test_fault_01_openings_sent_twice_at_once_keep_the_limit(careful: tuple[Syst
     accepted = [answer for answer in answers if answer.status_code == 201]
     assert len(accepted) == 4, [answer.text for answer in answers]
     again = funded(careful, 150_000)
-    for _ in range(5):  # while the watcher looks at every change of the mempool
+    for _ in range(5):  # during this, the watcher scans after every change of the mempool
         assert code(again.open()) == (400, "too_much_unconfirmed")
         time.sleep(0.3)
     node.mine()
@@ -111,7 +111,7 @@ def test_fault_01_openings_sent_twice_at_once_keep_the_limit(careful: tuple[Syst
 
 
 def test_threat_1_more_money_needs_more_depth(careful: tuple[System, Node]) -> None:
-    """One satoshi above the last row of the table, the general depth counts."""
+    """For one satoshi above the last row of the table, the general depth applies."""
     _, node = careful
     customer = funded(careful, 500_001)
     refused = customer.open()

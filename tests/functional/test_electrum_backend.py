@@ -1,4 +1,4 @@
-"""The Electrum backend against a real ElectrumX on a real bitcoind: TLS, losses, reorgs, and who is on the other side."""
+"""The Electrum backend against a real ElectrumX on a real bitcoind: TLS, lost connections, reorgs, and wrong servers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def chain(server: ElectrumX) -> AsyncIterator[ElectrumChain]:
 
 
 async def eventually(ask: Callable[[], Awaitable[Any]], expected: Any) -> None:
-    """Servers lag their node, and come back in their own time; `ChainFailed` is an answer that was not expected."""
+    """Retries: servers lag their node, and reconnect after a pause. `ChainFailed` is an unexpected answer."""
     for _ in range(int(PATIENCE_SECONDS / 0.05)):
         if (answer := await answered(ask)) == expected:
             return
@@ -70,7 +70,7 @@ def address(payer: Payer) -> str:
 
 
 async def refusal(url: str, network: Network = Network.REGTEST, certificate_file: Path | None = None) -> str:
-    """Why a server is unfit."""
+    """Return the reason why a server is unfit."""
     chain = ElectrumChain(url, network, timeout_seconds=5, certificate_file=certificate_file)
     try:
         with pytest.raises(ChainUnfit) as unfit:
@@ -82,24 +82,24 @@ async def refusal(url: str, network: Network = Network.REGTEST, certificate_file
 
 class TestWhoIsThere:
     async def test_pinned_certificate(self, server: ElectrumX, node: Node) -> None:
-        """Over TLS a server whose self-signed certificate was given is trusted, and answers as over TCP."""
+        """Over TLS, a server with the given self-signed certificate is trusted, and answers as over TCP."""
         chain = ElectrumChain(server.tls_url, Network.REGTEST, timeout_seconds=5, certificate_file=server.certificate)
         await chain.check()
         await eventually(lambda: tip_hash(chain), node.best)
         await chain.close()
 
     async def test_other_certificate(self, server: ElectrumX, tmp_path: Path) -> None:
-        """A certificate that is not the given one is refused, though it has the same name."""
+        """A certificate other than the given one is refused, although it has the same name."""
         make_certificate(tmp_path / "other.crt")
         assert "certificate is not the one" in await refusal(server.tls_url, certificate_file=tmp_path / "other.crt")
 
     async def test_certificate_of_nobody_known(self, server: ElectrumX) -> None:
-        """Without a given certificate a self-signed one is refused."""
+        """Without a given certificate, a self-signed one is refused."""
         assert "no certificate authority signed" in await refusal(server.tls_url)
 
     @pytest.mark.parametrize("content", [None, "", "-----BEGIN CERTIFICATE-----\n", "\xff"])
     async def test_no_certificate_in_the_file(self, server: ElectrumX, tmp_path: Path, content: str | None) -> None:
-        """A certificate file that is missing or holds none is an error that names it."""
+        """A certificate file that is missing or holds no certificate is an error that names it."""
         file = tmp_path / "server.crt"
         if content is not None:
             file.write_text(content, encoding="latin-1")
@@ -110,10 +110,10 @@ class TestWhoIsThere:
         """A server of another network is refused."""
         assert f"the configuration says {network.value!r}" in await refusal(server.tcp_url, network)
 
-    async def test_somebody_else(self, server: ElectrumX, node: Node) -> None:
-        """Nobody at all, TCP where TLS is, TLS where TCP is, and another kind of server are refused, each in words."""
-        nobody = await refusal("tcp://127.0.0.1:1")
-        assert "no server listens there: is an Electrum server running there" in nobody
+    async def test_another_kind_of_server(self, server: ElectrumX, node: Node) -> None:
+        """No server, TCP to a TLS port, TLS to a TCP port, another kind of server: each is refused with its message."""
+        no_server = await refusal("tcp://127.0.0.1:1")
+        assert "no server listens there: is an Electrum server running there" in no_server
         others = (f"ssl://127.0.0.1:{server.tcp_port}", f"tcp://127.0.0.1:{server.tls_port}", f"tcp:{node.url[5:]}")
         for url in others:
             assert url in await refusal(url)
@@ -122,14 +122,14 @@ class TestWhoIsThere:
         "url", ["localhost:50001", "http://localhost:50001", "tcp://localhost", "ssl://:1", "tcp://h:x"]
     )
     def test_no_url(self, url: str) -> None:
-        """What is no URL of an Electrum server is refused before anything is tried."""
+        """A text that is no URL of an Electrum server is refused before any connection."""
         with pytest.raises(ChainUnfit, match="expected tcp://host:port or ssl://host:port"):
             ElectrumChain(url, Network.REGTEST, timeout_seconds=5)
 
 
 class TestAbsence:
     async def test_killed_and_started(self, server: ElectrumX, node: Node, chain: ElectrumChain) -> None:
-        """A server that dies ends the wait; when it is there again the same backend goes on, and is told of payments."""
+        """If a server dies, the wait ends; once it runs again, the same backend continues, and sees payments."""
         payer = Payer("server restart")
         await chain.watch([payer.terms])
         waiting = asyncio.create_task(chain.wait_for_change(await chain.tip(), PATIENCE_SECONDS * 10))
@@ -146,11 +146,11 @@ class TestAbsence:
         assert await chain.funding(payer.terms) == (Funding(outpoint, FUNDING_SAT, 0),)
 
     async def test_hanging(self, server: ElectrumX, node: Node, chain: ElectrumChain) -> None:
-        """A server that hangs fails every call by the deadline, and answers again as soon as it does not."""
+        """If a server hangs, every call fails at the deadline; calls succeed again as soon as it responds."""
         await chain.check()
         server.pause()
         try:
-            for _ in range(2):  # on the old connection, and on a new one
+            for _ in range(2):  # on the existing connection, and on a new one
                 with pytest.raises(ChainFailed, match=r"no answer within 5 s"):
                     await asyncio.wait_for(chain.tip(), PATIENCE_SECONDS)
         finally:
@@ -158,10 +158,10 @@ class TestAbsence:
         await eventually(lambda: tip_hash(chain), node.best)
 
     async def test_silent_death(self, server: ElectrumX, chain: ElectrumChain, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Who only waits finds out by himself that the server does not answer any more."""
+        """A backend that only waits for changes notices by itself that the server no longer answers."""
         monkeypatch.setattr(electrumwire, "_PING_SECONDS", 0.1)
         seen = await chain.tip()
-        await chain.wait_for_change(seen, 0.0)  # takes the news that it is connected
+        await chain.wait_for_change(seen, 0.0)  # consumes the event of the connection
         server.pause()
         try:
             await asyncio.wait_for(chain.wait_for_change(seen, PATIENCE_SECONDS * 10), PATIENCE_SECONDS)
@@ -169,7 +169,7 @@ class TestAbsence:
             server.resume()
 
     async def test_pause_between_attempts(self, chain: ElectrumChain, server: ElectrumX) -> None:
-        """While nobody is there, only one question in a while tries; the others fail at once and say when."""
+        """While no server listens, one call per pause tries to connect; the others fail at once and name the next time."""
         server.kill()
         try:
             with pytest.raises(ChainFailed, match=r"no server listens there$"):
@@ -181,7 +181,7 @@ class TestAbsence:
         await chain.wait_for_change(Tip(0, "", UnixTime(0), UnixTime(0)), 0.0)
 
     async def test_closed(self, chain: ElectrumChain) -> None:
-        """A closed backend stays closed, and fails in words."""
+        """A closed backend stays closed, and its error says so."""
         await chain.check()
         await chain.close()
         with pytest.raises(ChainFailed, match="closed"):
@@ -212,7 +212,7 @@ class TestDepth:
         await eventually(lambda: chain.funding(payer.terms), (Funding(outpoint, FUNDING_SAT, depth + 1),))
 
     async def test_missed_blocks(self, node: Node, server: ElectrumX, chain: ElectrumChain) -> None:
-        """What happened while the server was away is caught up with: more blocks than it sends at a time, and a reorg."""
+        """Blocks mined while the server was stopped are fetched: more than it sends at a time, and a reorg."""
         await chain.check()
         server.kill()
         with pytest.raises(ChainFailed):
@@ -227,7 +227,7 @@ class TestDepth:
 
 class TestProtocol:
     async def test_oldest_version(self, node: Node, chain: ElectrumChain, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A server that speaks the oldest version of the protocol serves as well."""
+        """A server with the oldest version of the protocol works as well."""
         monkeypatch.setattr(electrumlink, "_PROTOCOL_VERSIONS", ("1.4", "1.4.3"))
         payer = Payer("oldest version")
         outpoint = node.fund(address(payer), FUNDING_SAT)
@@ -238,7 +238,7 @@ class TestProtocol:
     async def test_oldest_version_without_packages(
         self, node: Node, chain: ElectrumChain, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """To a server of the oldest version a settlement and its child go one by one, as often as is wanted."""
+        """A server of the oldest version gets a settlement and its child one by one, any number of times."""
         monkeypatch.setattr(electrumlink, "_PROTOCOL_VERSIONS", ("1.4", "1.4.3"))
         payer = Payer("one by one", UnixTime(1_400_000_000))
         await chain.watch([payer.terms])
@@ -253,12 +253,12 @@ class TestProtocol:
             await chain.publish(settlement.transaction, lift(settlement, 4_000).transaction)
 
     async def test_no_common_version(self, server: ElectrumX, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A server that speaks only other versions is refused."""
+        """A server without a common version is refused."""
         monkeypatch.setattr(electrumlink, "_PROTOCOL_VERSIONS", ("9.8", "9.9"))
         assert "no common version" in await refusal(server.tcp_url)
 
     async def test_answers_held_back(self, node: Node, tmp_path: Path) -> None:
-        """ElectrumX as it comes, which holds small answers back for a second, serves with a deadline of some seconds."""
+        """ElectrumX with default settings, which delays small answers by a second, meets a deadline of some seconds."""
         payer = Payer("held back")
         outpoint = node.fund(address(payer), FUNDING_SAT)
         node.mine()
@@ -271,7 +271,7 @@ class TestProtocol:
             await chain.close()
 
     async def test_dust(self, node: Node, chain: ElectrumChain) -> None:
-        """Of more than a hundred outputs on an address the most valuable are looked at; a named one is always found."""
+        """Of more than a hundred outputs at an address, the most valuable are read; a named output is always found."""
         payer = Payer("dust")
         await chain.watch([payer.terms])
         outpoints = pay_often(node, payer.terms.funding_script, [Sat(1_000 + number) for number in range(120)])
@@ -284,7 +284,7 @@ class TestProtocol:
 
 
 def pay_often(node: Node, script: bytes, values: list[Sat]) -> list[OutPoint]:
-    """The outputs of one transaction of the node's wallet that pays often to one script."""
+    """Return the outputs of one transaction of the node's wallet that pays many times to one script."""
     bare = CMutableTransaction([], [CTxOut(value, CScript(script)) for value in values])
     whole = node.rpc("fundrawtransaction", bare.serialize().hex(), {}, False, wallet="miner")["hex"]
     signed = node.rpc("signrawtransactionwithwallet", whole, wallet="miner")["hex"]

@@ -1,4 +1,4 @@
-"""What a lying Electrum server can't make us believe: every answer is the real one with one thing changed."""
+"""Answers of a lying Electrum server: each is the real answer with one change, and none is believed."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ FUNDING_SAT = Sat(1_000_000)
 
 SETTLEMENT = settle(FUNDED, Funding(FUNDED.outpoint, FUNDING_SAT, 1))
 PAIR = (SETTLEMENT.transaction, lift(SETTLEMENT, 3_000).transaction)
-"""Spends an output that never was."""
+"""Spends an output that never existed."""
 
 Alter = Callable[[str, list[Any], Any], Any]
 
 
 class Scene:
-    """A chain with one channel funded and another one refunded, and a server that tells of them."""
+    """A chain with one funded and one refunded channel, and a server that reports on them."""
 
     def __init__(self, node: Node, server: ElectrumX) -> None:
         self.node = node
@@ -86,7 +86,7 @@ def first(**changes: Any) -> Callable[[list[dict[str, Any]]], Any]:
 
 
 def flipped(text: str, at: int) -> str:
-    """Hex with one bit changed."""
+    """Flip one bit of a hex text."""
     raw = bytearray.fromhex(text)
     raw[at] ^= 1
     return raw.hex()
@@ -126,7 +126,7 @@ FUNDING_LIES: dict[str, Alter] = {
 
 @pytest.mark.parametrize("lie", FUNDING_LIES)
 async def test_threat_2_funding(scene: Scene, proxy: ElectrumProxy, chain: ElectrumChain, lie: str) -> None:
-    """Threat 2: funding that the server changed in one detail is an error, never an answer; honest again, it is one."""
+    """Threat 2: funding with one changed detail is an error, never an answer; the honest answer works again."""
     proxy.alter = FUNDING_LIES[lie]
     with pytest.raises(ChainFailed):
         await chain.funding(FUNDED.terms)
@@ -135,7 +135,7 @@ async def test_threat_2_funding(scene: Scene, proxy: ElectrumProxy, chain: Elect
 
 
 async def test_listed_twice(scene: Scene, proxy: ElectrumProxy, chain: ElectrumChain) -> None:
-    """What the server lists as confirmed and as in its mempool, as ElectrumX does after a block, counts once."""
+    """An output listed both as confirmed and in the mempool, as ElectrumX does after a block, counts once."""
     proxy.alter = lambda method, _params, result: (
         twice(result) if method.startswith("blockchain.scripthash") else result
     )
@@ -167,7 +167,7 @@ SPENDING_LIES: dict[str, Alter] = {
 
 @pytest.mark.parametrize("lie", SPENDING_LIES)
 async def test_spending(scene: Scene, proxy: ElectrumProxy, chain: ElectrumChain, lie: str) -> None:
-    """A spend that the server changed in one detail is an error."""
+    """A spend with one changed detail is an error."""
     await chain.watch([SPENT.terms])
     assert await chain.spender(scene.spent) == Spend(scene.refund_txid, 2)
     proxy.alter = SPENDING_LIES[lie]
@@ -176,7 +176,7 @@ async def test_spending(scene: Scene, proxy: ElectrumProxy, chain: ElectrumChain
 
 
 async def test_other_spender(scene: Scene, proxy: ElectrumProxy, chain: ElectrumChain) -> None:
-    """A transaction that does not spend the output is not its spender, whatever the history says."""
+    """A transaction that does not spend the output is not its spender, even if the history lists it."""
     await chain.watch([FUNDED.terms])
     refund = OutPoint(scene.refund_txid, 0).txid_hex
     proxy.alter = changing("blockchain.scripthash.get_history", lambda _: [{"tx_hash": refund, "height": 103}])
@@ -184,7 +184,7 @@ async def test_other_spender(scene: Scene, proxy: ElectrumProxy, chain: Electrum
 
 
 async def test_unwatched(scene: Scene, chain: ElectrumChain) -> None:
-    """Asking for an output that pays to nothing watched is a failure, not a verdict."""
+    """A request for an output at no watched script is a failure, not an answer."""
     with pytest.raises(ChainFailed, match="not watched"):
         await chain.unspent([scene.funded])
 
@@ -217,7 +217,7 @@ async def test_fees(
 
 
 async def test_no_increment(proxy: ElectrumProxy, chain: ElectrumChain) -> None:
-    """A server that tells of no increment is taken to ask for what nodes do."""
+    """If a server reports no increment, the nodes' default applies."""
     proxy.alter = changing("mempool.get_info", lambda _: {"mempoolminfee": 0.00002, "minrelaytxfee": 0.00001})
     assert await chain.fees() == ChainFees(None, 2, 1)
 
@@ -225,7 +225,7 @@ async def test_no_increment(proxy: ElectrumProxy, chain: ElectrumChain) -> None:
 @pytest.mark.parametrize("rate", [-2, 1.1, 1e300, "NaN", "Infinity", None, "a lot"])
 @pytest.mark.parametrize("of", ["estimate", "mempoolminfee", "minrelaytxfee", "incrementalrelayfee"])
 async def test_no_fee_rate(proxy: ElectrumProxy, chain: ElectrumChain, of: str, rate: Any) -> None:
-    """A fee rate that can't be one is left out: there is no estimate, or what nodes usually ask for counts."""
+    """An impossible fee rate is ignored: there is no estimate, or the nodes' default applies."""
     made_up = {
         "blockchain.estimatefee": lambda _: rate if of == "estimate" else 0.00005,
         "mempool.get_info": lambda info: info if of == "estimate" else {**info, of: rate},
@@ -236,27 +236,27 @@ async def test_no_fee_rate(proxy: ElectrumProxy, chain: ElectrumChain, of: str, 
 
 @pytest.mark.parametrize("verdict", [{}, {"success": "yes"}, {"success": False, "errors": [{}]}, None, "txid"])
 async def test_no_verdict(proxy: ElectrumProxy, chain: ElectrumChain, verdict: Any) -> None:
-    """An answer to a package that can't be read is an error, not a success."""
+    """An unreadable answer to a package is an error, not a success."""
     proxy.alter = changing("blockchain.transaction.broadcast_package", lambda _: verdict)
     with pytest.raises(ChainFailed):
         await chain.publish(*PAIR)
 
 
 async def test_package_refused(proxy: ElectrumProxy, chain: ElectrumChain) -> None:
-    """A package that the server refuses is tried one by one, and what the server said of both is told."""
+    """After a refused package, its transactions are sent one by one; the error has the server's reason for both."""
     with pytest.raises(ChainFailed, match=r"(?s)transaction.broadcast refused.*with its child: \w+"):
         await chain.publish(*PAIR)
 
 
 async def test_long_history(scene: Scene, proxy: ElectrumProxy, chain: ElectrumChain) -> None:
-    """A script whose history the server finds too long stops neither the watching of others nor its own funding."""
+    """A script whose history is too long for the server affects neither other scripts nor its own funding."""
     proxy.alter = changing("blockchain.scripthash.subscribe", refuse)
     await chain.watch([FUNDED.terms, SPENT.terms])
     assert await chain.unspent([scene.funded]) == {scene.funded: Funding(scene.funded, FUNDING_SAT, 3)}
 
 
 async def test_busy(scene: Scene, proxy: ElectrumProxy, chain: ElectrumChain) -> None:
-    """A server that is too busy to look up a transaction has not said that there is none."""
+    """A server that is too busy to look up a transaction has not denied its existence."""
     await chain.watch([FUNDED.terms])
     proxy.alter = changing("blockchain.transaction.get", refuse)
     with pytest.raises(ChainFailed, match="code -102"):
@@ -267,7 +267,7 @@ async def test_busy(scene: Scene, proxy: ElectrumProxy, chain: ElectrumChain) ->
 async def serving(
     answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
 ) -> AsyncIterator[int]:
-    """Port of a server whose connections are closed at its end: Python 3.11 leaves them to the garbage collector."""
+    """Yield a server's port, and close its connections at the end: Python 3.11 leaves them to the garbage collector."""
     ended = list[asyncio.Task[None]]()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -289,7 +289,7 @@ async def serving(
     ids=repr,
 )
 async def test_no_json_rpc(line: bytes) -> None:
-    """A server that answers with anything but JSON-RPC, or hangs up, is an error at once."""
+    """A server that answers with anything but JSON-RPC, or disconnects, is an error at once."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
@@ -304,7 +304,7 @@ async def test_no_json_rpc(line: bytes) -> None:
 
 
 async def test_endless_line() -> None:
-    """A server that sends a line without an end is cut off before it fills the memory."""
+    """A server that sends an endless line is disconnected before it fills the memory."""
     sent = 0
 
     async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -324,7 +324,7 @@ async def test_endless_line() -> None:
 
 @pytest.mark.parametrize("blocks", [5, 40])
 async def test_shorter_chain(scene: Scene, proxy: ElectrumProxy, chain: ElectrumChain, blocks: int) -> None:
-    """A server that goes back some blocks is followed, and the median time is still that of eleven."""
+    """If a server goes back some blocks, the backend follows; the median time is still that of eleven blocks."""
     height = (await chain.tip()).height - blocks
 
     def shorten(method: str, params: list[Any], result: Any) -> Any:
@@ -341,7 +341,7 @@ async def test_shorter_chain(scene: Scene, proxy: ElectrumProxy, chain: Electrum
 
 class TestHeaders:
     def test_connected(self, scene: Scene) -> None:
-        """Headers that don't follow on each other make no chain, whether they come together or one below the other."""
+        """Headers without continuous links form no chain, in one answer or over several answers."""
         lower, middle, upper = (
             bytes.fromhex(scene.node.rpc("getblockheader", scene.node.rpc("getblockhash", height), False))
             for height in (10, 11, 12)
@@ -360,7 +360,7 @@ class TestHeaders:
                 chain.at(height)
 
     def test_work_of_the_live_network(self, scene: Scene) -> None:
-        """Headers that are good on regtest, and the first one of the live network, lack the work asked for there."""
+        """Headers that are valid on regtest, and the first live header, lack the work that the live network requires."""
         genesis = (
             "0100000000000000000000000000000000000000000000000000000000000000000000003ba3edfd7a7b12b27ac72c3e67768f61"
             "7fc81bc3888a51323a9fb8aa4b1e5e4a29ab5f49ffff001d1dac2b7c"
@@ -404,7 +404,7 @@ async def eventually(ask: Callable[[], Awaitable[Any]], expected: Any) -> None:
 async def test_fault_28_a_server_without_fees_is_asked_for_all_else(
     proxy: ElectrumProxy, chain: ElectrumChain, method: str, said: Any
 ) -> None:
-    """A server that refuses or garbles fees gives none: the floor is the default, one shortcoming says so, the chain is seen."""
+    """If a server refuses or garbles fees, the floor is the default, one shortcoming says so, and the chain is visible."""
 
     def alter(asked: str, _params: list[Any], result: Any) -> Any:
         if asked not in (method, "mempool.get_info" if method == "blockchain.relayfee" else method):

@@ -1,6 +1,6 @@
 """Two hundred channels expire in the same hour while a fee spike fills the mempool: all settle in time (threat 8).
 
-Repeat it, and see what was paid: `pytest -s tests/functional/test_fee_spike.py`.
+Repeat it with the fees printed: `pytest -s tests/functional/test_fee_spike.py`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ CHANNELS = sized(60, campaign=200)
 HOUR, BLOCK_SECONDS = 3600, 2400
 
 PRICES = [30, 90, *[120] * 9]
-"""What a block takes at least, in sat/vB, block by block, every forty minutes: up to 120, and there to stay."""
+"""Minimum rate for a block in sat/vB, per block, every forty minutes: it rises to 120 and stays there."""
 
 FLOORS = {0: 20, 2: 40, 4: 80}
-"""What the mempool takes at least, from these blocks on; what paid less is evicted."""
+"""Minimum rate for the mempool from these blocks on; transactions below it are evicted."""
 
 
 @pytest.mark.timeout(600)
@@ -71,7 +71,7 @@ def test_threat_8_channels_settle_through_a_fee_spike(tmp_path: Path) -> None:
 
 
 def open_channels(system: System, node: Node, first_expiry: int) -> list[Customer]:
-    """Fund all in one transaction, and open them; their expiries are spread over an hour."""
+    """Fund all channels in one transaction, and open them; their expiries are spread over an hour."""
     spread = random.Random(8)
     customers = [Customer(system, node, first_expiry + spread.randrange(HOUR)) for _ in range(CHANNELS)]
     amount = str(Decimal(FUNDING_SAT).scaleb(-8))
@@ -91,7 +91,7 @@ def unfinished(system: System, state: str) -> int:
 
 
 def looked(system: System, node: Node) -> None:
-    """Wait until the server has gone through all channels after the newest block."""
+    """Wait until the server has scanned all channels after the newest block."""
     health = {}
 
     def is_seen() -> bool:
@@ -104,7 +104,7 @@ def looked(system: System, node: Node) -> None:
 
 
 def settlements_above(node: Node, channels: list[Customer], sat_per_vb: int) -> list[str]:
-    """Those in the mempool that pay a block's price."""
+    """Return the transactions in the mempool that pay a block's minimum rate."""
     pool = node.rpc("getrawmempool", True)
     funded = [{"txid": channel.outpoint.txid_hex, "vout": channel.outpoint.vout} for channel in channels]
     ours = {spend.get("spendingtxid") for spend in node.rpc("gettxspendingprevout", funded)}
@@ -116,7 +116,7 @@ def settlements_above(node: Node, channels: list[Customer], sat_per_vb: int) -> 
 
 
 def note_confirmed(node: Node, channels: list[Customer], confirmed: dict[OutPoint, tuple[int, str]]) -> None:
-    """Find in the newest block what spends the channels; the median time before it is what a refund would be held to."""
+    """Find the settlements in the newest block, and the median time before it, which decides whether a refund is final."""
     block = node.rpc("getblock", node.best, 2)
     before = node.rpc("getblockheader", block["previousblockhash"])["mediantime"]
     funded = {channel.outpoint for channel in channels}
@@ -128,7 +128,7 @@ def note_confirmed(node: Node, channels: list[Customer], confirmed: dict[OutPoin
 
 
 def show(node: Node, channels: list[Customer], confirmed: dict[OutPoint, tuple[int, str]]) -> list[int]:
-    """Print what was paid against what might have been, and return the fees in satoshi."""
+    """Print the paid fees beside the possible ones, and return the fees in satoshi."""
     by_block: dict[int, list[Any]] = {}
     expiry = min(channel.terms.expiry for channel in channels)
     fees = []

@@ -1,4 +1,4 @@
-"""A disk that fills up, on a small file system of its own: payments stop in time, closing goes on, and it all comes back."""
+"""A full disk, on a small file system: payments stop in time, closing continues, and with room everything continues."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def system(tmp_path: Path, disk: Path) -> Iterator[System]:
-    """The store alone is on the small disk."""
+    """Put only the store on the small disk."""
     system = System(tmp_path / "system", sections={"store": f'path = "{disk}/store"\nreserve_mb = {RESERVE_MB}'})
     yield system
     system.__exit__(None, None, None)
@@ -50,7 +50,7 @@ def closes(client: V1) -> bool:
 
 
 def test_fault_62_a_full_disk_leaves_room_for_settling(system: System, disk: Path) -> None:
-    """Below half of the reserve payments get 503, closing works to the last byte and after a restart; with room all goes on."""
+    """Below half of the reserve payments get 503; closing works to the last byte, also after a restart; room ends it."""
     filler = disk / "filler"
     with httpx.Client(timeout=30, trust_env=False) as http, system:
         first, second, third, fourth = (opened(system, http) for _ in range(4))
@@ -84,7 +84,7 @@ def test_fault_62_a_full_disk_leaves_room_for_settling(system: System, disk: Pat
 
 
 def test_fault_26_a_server_that_finds_no_room_to_start_waits_for_some(system: System, disk: Path) -> None:
-    """On a disk without a free byte the start does not end: both ports answer 503 and the reason, and it goes on by itself."""
+    """On a disk without a free byte the start waits: both ports answer 503 with the reason, and it continues with room."""
     with httpx.Client(timeout=30, trust_env=False) as http:
         with system:
             client = opened(system, http)

@@ -1,6 +1,6 @@
-"""The program as it is installed elsewhere: a wheel, in environments of its own, away from this clone.
+"""The program as installed by users: a wheel, in separate environments, outside this clone.
 
-Packages come from the index that pip uses here; where there is none, these tests are skipped, loudly.
+Packages come from pip's configured index; without one, these tests are skipped, with a message.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.skipif(not UV.exists(), reas
 
 
 def run(*command: object, cwd: Path | None = None, status: int = 0, **environment: str) -> str:
-    """Run a command outside this clone's environment, and return all that it printed."""
+    """Run a command outside this clone's environment, and return its output."""
     outside = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH", "PORT")}
     done = subprocess.run(
         [str(part) for part in command],
@@ -54,7 +54,7 @@ def from_json(text: str) -> Any:
 
 
 def pythons() -> list[str]:
-    """The interpreters to install on: this one, and those in PAYCHAN_PYTHONS, paths divided by colons."""
+    """Return the interpreters to install on: this one, and those in PAYCHAN_PYTHONS, paths divided by colons."""
     return [sys.executable, *filter(None, os.environ.get("PAYCHAN_PYTHONS", "").split(":"))]
 
 
@@ -66,7 +66,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(directory: Path, *packages: object, python: str = sys.executable) -> Path:
-    """Make a virtual environment that holds these, and return the directory of its programs."""
+    """Make a virtual environment with these packages, and return the directory of its programs."""
     run(UV, "venv", "-q", "--python", python, directory)
     run(UV, "pip", "install", "-q", "--python", directory / "bin" / "python", *packages)
     return directory / "bin"
@@ -74,7 +74,7 @@ def environment(directory: Path, *packages: object, python: str = sys.executable
 
 @pytest.fixture(scope="module")
 def deployed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a deployment installs: exactly the locked packages, each checked by its hash, and the wheel."""
+    """Install like a deployment: the locked packages, each checked by its hash, and the wheel."""
     directory = tmp_path_factory.mktemp("deployed") / "venv"
     programs = environment(directory, "--require-hashes", "-r", LOCK)
     run(UV, "pip", "install", "-q", "--python", programs / "python", "--no-deps", wheel)
@@ -83,7 +83,7 @@ def deployed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def payer(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a payer installs: the wheel, without extras."""
+    """Install like a payer: the wheel, without extras."""
     return environment(tmp_path_factory.mktemp("payer") / "venv", wheel)
 
 
@@ -112,7 +112,7 @@ class Shop:
 
 
 def live_through(payer: Path, url: str, wallet: Path) -> str:
-    """Make a channel, open it, pay over PUT and the stream, and close it; return what was printed."""
+    """Make a channel, open it, pay by PUT and over the stream, and close it; return the output."""
     paychan = payer / "paychan"
     new = from_json(run(paychan, "channel", "new", url, "--debug", "--wallet", wallet, "--json"))
     name = new["name"]
@@ -123,7 +123,7 @@ def live_through(payer: Path, url: str, wallet: Path) -> str:
 
 
 def test_fault_42_a_plain_install_pays(payer: Path, deployed: Path, tmp_path: Path):
-    """Without extras there are the payer's packages alone, and a whole channel can be lived through with them."""
+    """An install without extras has only the payer's packages, and they suffice for a whole channel."""
     listed = from_json(run(UV, "pip", "list", "--python", payer / "python", "--format", "json"))
     installed = {each["name"].lower() for each in listed}
     with Shop(deployed, tmp_path / "shop") as url:
@@ -136,7 +136,7 @@ def test_fault_42_a_plain_install_pays(payer: Path, deployed: Path, tmp_path: Pa
 @pytest.mark.parametrize("command", ["up debug", "serve server.toml", "backup list x", "settle --help"])
 def test_fault_42_a_command_of_the_server_says_what_to_install(payer: Path, command: str, tmp_path: Path):
     """A command whose packages are missing ends with status 2 and the line that installs them, without a traceback."""
-    if command == "up debug":  # starts the signer, which is what says it
+    if command == "up debug":  # starts the signer, which prints the message
         said = run(payer / "paychan-signer", "debug/signer.toml", cwd=tmp_path, status=2)
     else:
         said = run(payer / "paychan", *command.split(), cwd=tmp_path, status=2)
@@ -146,7 +146,7 @@ def test_fault_42_a_command_of_the_server_says_what_to_install(payer: Path, comm
 
 
 def test_fault_42_every_command_is_listed_without_its_packages(payer: Path):
-    """The help of a payer's installation lists all commands; the payer's own show theirs."""
+    """The help of a payer's installation lists all commands; the payer's own commands show their help."""
     listed = run(payer / "paychan", "--help")
 
     for name in ("up", "init", "channel", "channels", "backup", "node", "serve", "settle", "status", "withdraw"):
@@ -157,7 +157,7 @@ def test_fault_42_every_command_is_listed_without_its_packages(payer: Path):
 
 ARM, X86 = "aarch64-unknown-linux-gnu", "x86_64-unknown-linux-gnu"
 DISTRIBUTIONS = [(ARM, "3.11"), (ARM, "3.12"), (ARM, "3.13"), (X86, "3.13")]
-"""Debian 12, Ubuntu 24.04 and Debian 13 by the version of their Python; x86-64 where plyvel has no wheel."""
+"""Debian 12, Ubuntu 24.04 and Debian 13 by the version of their Python; x86-64, where plyvel has no wheel."""
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_fault_42_no_payer_needs_a_compiler(platform: str, python: str):
 
 @pytest.mark.parametrize(("platform", "python"), DISTRIBUTIONS)
 def test_fault_41_only_plyvel_is_ever_built(platform: str, python: str):
-    """On a Linux server plyvel alone may lack a wheel: it is the one that the README's first line has headers for."""
+    """On a Linux server, only plyvel may lack a wheel; the README's first line installs headers for it."""
     wheels = ("--only-binary", ":all:", "--no-binary", "plyvel")
     run(UV, "pip", "compile", "-q", ROOT / "pyproject.toml", "--extra", "server", *wheels, *_for(platform, python))
 
@@ -181,9 +181,9 @@ def _for(platform: str, python: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("python", pythons(), ids=lambda path: Path(path).parts[-3])
 def test_fault_41_the_readme_s_first_line_works_on_each_python_here(python: str, wheel: Path, tmp_path: Path):
-    """With the packages of the system that the line names, the server installs and serves on this interpreter too.
+    """With the system packages of that line, the server installs and runs on this interpreter, too.
 
-    plyvel is built from its source, as where it has no wheel.
+    plyvel is built from source, as on a platform without a wheel.
     """
     programs = environment(tmp_path / "venv", "--no-binary", "plyvel", f"{wheel}[server]", python=python)
     with Shop(programs, tmp_path / "shop") as url:
@@ -191,7 +191,7 @@ def test_fault_41_the_readme_s_first_line_works_on_each_python_here(python: str,
 
 
 def test_fault_41_the_readme_names_the_packages_of_the_system():
-    """README and tests/system-packages install what building plyvel takes, and the README's lines are the ones that CI runs."""
+    """README and tests/system-packages install the packages for building plyvel, and CI runs the README's lines."""
     lines = [line for line in (ROOT / "README.md").read_text().splitlines() if "pip install" in line]
     packages = (ROOT / "tests" / "system-packages").read_text()
 
@@ -203,7 +203,7 @@ def test_fault_41_the_readme_names_the_packages_of_the_system():
 
 
 def test_fault_81_a_wheel_alone_starts(deployed: Path, tmp_path: Path):
-    """The configurations are in the wheel: `paychan init` writes them anywhere, and never over a file that is there."""
+    """The configurations are in the wheel: `paychan init` writes them anywhere, and never overwrites a file."""
     for network in ("debug", "regtest", "test", "live"):
         said = run(deployed / "paychan", "init", network, cwd=tmp_path)
         assert "Next" in said
@@ -219,7 +219,7 @@ def test_fault_81_a_wheel_alone_starts(deployed: Path, tmp_path: Path):
 
 
 def test_fault_81_up_takes_the_name_of_a_network(deployed: Path, tmp_path: Path):
-    """`paychan up NETWORK` uses the configuration of the wheel where there is no such directory."""
+    """`paychan up NETWORK` uses the wheel's configuration if there is no such directory."""
     said = run(deployed / "paychan", "up", "nowhere", cwd=tmp_path, status=2)
     shipped = run(
         deployed / "python", "-c", "from paychan.shipped import shipped_directory as s; print(s('debug'))", cwd=tmp_path
@@ -231,7 +231,7 @@ def test_fault_81_up_takes_the_name_of_a_network(deployed: Path, tmp_path: Path)
 
 
 def test_fault_72_every_package_is_bounded_at_both_ends():
-    """Each runtime dependency has a least and a most version; Tornado's least has no pings that grow memory."""
+    """Each runtime dependency has a lower and an upper bound; Tornado's lower bound has no pings that grow memory."""
     for requirement in (*PAYER, *SERVER):
         assert {clause.operator for clause in requirement.specifier} == {">=", "<"}, str(requirement)
     tornado = next(requirement for requirement in SERVER if requirement.name == "tornado")
@@ -244,7 +244,7 @@ def _locked() -> dict[str, str]:
 
 
 def test_fault_72_the_lock_holds_every_package_with_hashes():
-    """The lock file names what pyproject.toml asks for, within its bounds, each package with its hashes."""
+    """The lock file has the packages of pyproject.toml, within its bounds, each with its hashes."""
     locked = _locked()
     text = LOCK.read_text()
 
@@ -264,7 +264,7 @@ def test_fault_72_the_bill_of_materials_is_the_lock_s():
 
 
 def test_fault_72_the_lower_bounds_hold(wheel: Path, tmp_path: Path):
-    """With the least versions that pyproject.toml allows, the core's and the doors' tests pass."""
+    """With the lowest versions that pyproject.toml allows, the tests of core and interfaces pass."""
     least = tmp_path / "least.txt"
     run(UV, "pip", "compile", "-q", ROOT / "pyproject.toml", "--extra", "server", "--resolution", "lowest-direct",
         "--python-version", "3.11", "--no-header", "--no-annotate", "-o", least)  # fmt: skip
@@ -294,7 +294,7 @@ def test_fault_72_the_lower_bounds_hold(wheel: Path, tmp_path: Path):
 
 
 def _clone(directory: Path) -> Path:
-    """Copy what tests need beside an installed wheel: not the packages, which must come from the wheel's environment."""
+    """Copy the files that tests need beside an installed wheel, without the packages, which come from its environment."""
     directory.mkdir()
     for name in ("tests", "bench", "config", "paychan", "actors", "signer"):
         shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -325,7 +325,7 @@ print(made.pay(1000).paid_sat)
 
 
 def test_fault_42_the_payer_s_library_needs_nothing_of_posix(deployed: Path, tmp_path: Path):
-    """Without fcntl, as on Windows, a program pays; no Windows is here, so its lock is played, and all else is real."""
+    """Without fcntl, as on Windows, a program pays. The test replaces the lock of Windows; all else is real."""
     with Shop(deployed, tmp_path / "shop") as url:
         said = run(deployed / "python", "-c", ON_WINDOWS, url, tmp_path / "wallet", cwd=tmp_path)
 

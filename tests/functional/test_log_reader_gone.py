@@ -1,4 +1,4 @@
-"""A log that can't be written: lines are lost and counted, and server, signer and `up` go on with their work."""
+"""A log that cannot be written: lines are lost and counted, and server, signer and `up` continue."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ BIN = Path(sys.executable).parent
 
 
 def closed_pipe() -> int:
-    """A pipe whose reader is gone."""
+    """A pipe whose reader has closed it."""
     reader, writer = os.pipe()
     os.close(reader)
     return writer
 
 
 def full_pipe() -> int:
-    """A pipe that nothing reads, filled to the brim; the reader is kept open by the test process."""
+    """A full pipe that no process reads; the test process keeps the reading end open."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     try:
@@ -46,7 +46,7 @@ def full_pipe() -> int:
 
 
 def full_socket() -> int:
-    """As systemd's journal, when it hangs."""
+    """A socket like that of systemd's journal when it hangs."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     try:
@@ -92,7 +92,7 @@ def process(
 
 
 def serving(state: Path) -> dict[str, object]:
-    """Health of the server, once it listens."""
+    """Return the server's health, once it listens."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         running = read_running(state)
@@ -110,7 +110,7 @@ def serving(state: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("kind", [*KINDS, "no descriptor"])
 def test_fault_27_a_log_that_can_not_be_written_costs_lines_and_no_look(tmp_path: Path, kind: str) -> None:
-    """With a log of each kind that takes nothing, for server and signer, looks go on and what comes due is settled."""
+    """Whatever kind of log server and signer cannot write to, scans continue and due channels are settled."""
     state = tmp_path / "state"
     (tmp_path / "signer.toml").write_text(SIGNER.format(state=state))
     text = SERVER.format(state=state) + '[watcher]\ninterval_seconds = 0.2\n[log]\nlevel = "debug"\n'
@@ -121,7 +121,7 @@ def test_fault_27_a_log_that_can_not_be_written_costs_lines_and_no_look(tmp_path
         process(make(), "paychan", "serve", str(tmp_path / "server.toml")) as server,
     ):
         before = serving(state)
-        os.kill(server.pid, signal.SIGHUP)  # each is a line of the log
+        os.kill(server.pid, signal.SIGHUP)  # each signal writes a line to the log
         os.kill(server.pid, signal.SIGHUP)
         deadline = time.monotonic() + 30
         while True:
@@ -140,7 +140,7 @@ def test_fault_27_a_log_that_can_not_be_written_costs_lines_and_no_look(tmp_path
 
 
 def test_fault_27_lost_lines_are_reported_when_the_log_works_again(tmp_path: Path) -> None:
-    """A reader that was slow gets what fitted into the bound, and then how many lines did not."""
+    """A slow reader gets the lines that fit the buffer, and then the number of lost lines."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     sink = LogSink(writer)
@@ -158,11 +158,11 @@ def test_fault_27_lost_lines_are_reported_when_the_log_works_again(tmp_path: Pat
     assert lines.count(line[:-1]) + sink.lost == 1200
     assert f'event="log lines lost" lines={sink.lost}' in lines[-1]
     os.set_blocking(reader, False)
-    assert os.get_blocking(writer), "other processes share this description"
+    assert os.get_blocking(writer), "other processes share this file description"
 
 
 def test_fault_27_up_goes_on_without_a_reader(tmp_path: Path) -> None:
-    """`paychan up | head -1`, with errors to a reader that stopped: signer and server go on."""
+    """With `paychan up | head -1`, and stderr to a stopped reader, signer and server continue."""
     state = tmp_path / "state"
     (tmp_path / "signer.toml").write_text(SIGNER.format(state=state))
     (tmp_path / "server.toml").write_text(SERVER.format(state=state))
@@ -173,7 +173,7 @@ def test_fault_27_up_goes_on_without_a_reader(tmp_path: Path) -> None:
 
 
 def test_fault_30_signals_that_mean_no_end_end_nothing(tmp_path: Path) -> None:
-    """Server and signer take SIGHUP, as a log rotation or a lost terminal sends it, and its like, and go on."""
+    """Server and signer survive SIGHUP, sent by log rotation or a closed terminal, and similar signals."""
     with System(tmp_path) as system:
         for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):
             for daemon in (system.server, system.signer):
@@ -188,6 +188,6 @@ def test_fault_30_signals_that_mean_no_end_end_nothing(tmp_path: Path) -> None:
 
 
 def test_the_signer_has_the_same_sink() -> None:
-    """The signer imports nothing of the server, so the text stands twice, and is one."""
+    """The signer imports nothing of the server, so both have a copy of this module, and the copies are equal."""
     ours = Path(logsink.__file__)
     assert ours.read_text() == (ours.parents[1] / "signer" / "logsink.py").read_text()

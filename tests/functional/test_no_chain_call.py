@@ -1,4 +1,4 @@
-"""A payment makes no chain call: what the node is asked meanwhile, counted between the server and a real bitcoind; and the bench on one."""
+"""A payment makes no chain call: a proxy in front of a real bitcoind counts them; also bench/payments.py."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tests.lib.system import System
 
 PAYMENTS = 50
 OTHERS = PAYMENTS // 10
-"""Calls of tasks that have nothing to do with payments, such as the one that looks for what strangers pay to."""
+"""Calls of tasks that are independent of payments, such as the one that searches for deposits."""
 BENCH = Path(__file__).parents[2] / "bench" / "payments.py"
 
 
-@pytest.fixture(scope="module", params=["true", "false"], ids=["fast lane", "handlers"])
+@pytest.fixture(scope="module", params=["true", "false"], ids=["fast path", "handlers"])
 def market(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[System, Node, RpcProxy]]:
-    """A paychan that reaches its node through the proxy, and waits for it longer than any test lasts."""
+    """A paychan that reaches its node through the proxy, with a timeout longer than any test."""
     directory = tmp_path_factory.mktemp("market")
     sections = {"chain": "timeout_seconds = 60", "http": f"fast_lane = {request.param}"}
     with Node(directory / "node") as node, RpcProxy(node) as proxy:
@@ -43,7 +43,7 @@ def customer(request: pytest.FixtureRequest, market: tuple[System, Node, RpcProx
 
 
 def calls_of_payments(customer: Customer, proxy: RpcProxy) -> list[str]:
-    """Pay many times, and be refused as often; return what the node was asked beside the watcher's one question."""
+    """Make many payments, and many refused ones; return the node's calls besides the watcher's one."""
     with proxy.one_waits():
         before = len(proxy.calls)
         for paid_sat in range(OPENING_SAT + 1, OPENING_SAT + 1 + PAYMENTS):
@@ -53,14 +53,14 @@ def calls_of_payments(customer: Customer, proxy: RpcProxy) -> list[str]:
 
 
 def test_payments_make_no_chain_call(market: tuple[System, Node, RpcProxy], customer: Customer) -> None:
-    """While the watcher waits for the node, a hundred payments cost no call; other tasks may have asked now and then."""
+    """While the watcher waits for the node, a hundred payments cost no call; other tasks may make a few."""
     _, _, proxy = market
     assert len(calls_of_payments(customer, proxy)) <= OTHERS
     assert customer.record["value_received"] == OPENING_SAT + PAYMENTS
 
 
 def test_waking_a_channel_makes_no_chain_call(market: tuple[System, Node, RpcProxy], customer: Customer) -> None:
-    """The first payment after a start wakes the channel from the store, and asks nothing of the chain either."""
+    """The first payment after a start wakes the channel from the store, and makes no chain call either."""
     system, _, proxy = market
     system.restart_server()
     wait_for(lambda: system.manage("GET", "/health").json()["awake"] == 0, "started")

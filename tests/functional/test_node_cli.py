@@ -1,4 +1,4 @@
-"""`paychan node`: from nothing to a funded channel address, on a node of one's own."""
+"""`paychan node`: from an empty directory to a funded channel address, on a local node."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COMMAND = [sys.executable, "-c", "from paychan.cli.node import app; app(prog_nam
 
 
 class Running:
-    """`paychan node start` in the background, in a directory and on ports of its own."""
+    """`paychan node start` in the background, in its own directory and on its own ports."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -96,7 +96,7 @@ def free_port() -> int:
 
 
 async def test_from_nothing_to_funding(running: Running) -> None:
-    """The node that starts is fit for the server, pays to a channel's address, and confirms it on request."""
+    """The started node is fit for the server, pays to a channel's address, and confirms it on request."""
     for shown in (running.url, str(running.cookie), f"tcp://127.0.0.1:{running.zmq_port}", "2000.00000000 BTC"):
         assert shown in running.text
         assert shown in running.say("info").stdout
@@ -114,7 +114,7 @@ async def test_from_nothing_to_funding(running: Running) -> None:
 
 
 def test_stop_and_start(running: Running) -> None:
-    """Stopping ends both processes; the next start goes on with the same chain, one block higher."""
+    """Stopping ends both processes; the next start continues the same chain, one block higher."""
     assert running.say("stop").returncode == 0
     assert running.process.wait(PATIENCE_SECONDS) == 0
     refused = running.say("mine")
@@ -124,7 +124,7 @@ def test_stop_and_start(running: Running) -> None:
 
 
 def test_time_passes(running: Running) -> None:
-    """The median time goes beyond the hours asked for, again and again; blocks can be mined then, also after a restart."""
+    """The median time passes the requested hours, repeatedly; blocks can be mined then, also after a restart."""
     begun = int(time.time())
     for hours, all_hours in ((1, 1), (170, 171)):
         assert re.fullmatch(r"height 1\d\d, median time .+\n", running.say("pass", hours).stdout)
@@ -140,7 +140,7 @@ def test_time_passes(running: Running) -> None:
 
 
 def test_time_goes_on_when_ours_has_caught_up(running: Running) -> None:
-    """A clock that was set on stands only as long as it is ahead of ours."""
+    """A clock that was set ahead stands still only until the machine's clock reaches it."""
     ahead = int(time.time()) + 3600
     for unix_time, stands in ((ahead, True), (ahead - 7200, False)):
         (running.directory / "clock").write_text(f"{unix_time}\n")
@@ -150,14 +150,14 @@ def test_time_goes_on_when_ours_has_caught_up(running: Running) -> None:
 
 
 def test_interrupt(running: Running) -> None:
-    """Ctrl-C ends the node with the command."""
+    """Ctrl-C ends the node together with the command."""
     assert running.end(signal.SIGINT) == 0
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", running.rpc_port), timeout=5)
 
 
 def test_second_start(running: Running) -> None:
-    """A second start in the same directory is refused, and one on the same port says so; the first is not harmed."""
+    """A second start in the same directory is refused, and one on the same port says so; the first is not affected."""
     second = running.say("start", "--rpc-port", free_port())
     assert (second.returncode, "a node is already running in" in second.stderr) == (1, True)
     elsewhere = ["--dir", running.directory.with_name("other"), "--zmq-port", free_port()]
@@ -167,7 +167,7 @@ def test_second_start(running: Running) -> None:
 
 
 def test_refusals_of_the_node(running: Running) -> None:
-    """What the node's wallet refuses is told in its words."""
+    """The command shows the node's own message if its wallet refuses."""
     wrong = running.say("fund", "mouse", 1000)
     assert (wrong.returncode, wrong.stderr) == (1, "paychan: Invalid Bitcoin address: mouse\n")
     poor = running.say("fund", PAYER.terms.funding_address(Network.REGTEST), 300_000_000_000)
@@ -175,7 +175,7 @@ def test_refusals_of_the_node(running: Running) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    """Without a program, and without a directory, the command says what to do."""
+    """Without the program, or without a directory, the command says what to do."""
     no_program = say("start", "--bitcoind", tmp_path / "bitcoind", "--dir", tmp_path)
     assert (no_program.returncode, "tests/fetch-bitcoind" in no_program.stderr) == (2, True)
     for command in (["mine"], ["fund", "address", "1"], ["pass", "1"], ["info"], ["stop"]):
@@ -185,7 +185,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("found", ["environment", "path", "cache"])
 def test_where_the_program_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str) -> None:
-    """The environment comes before PATH, and PATH before what tests/fetch-bitcoind unpacked."""
+    """The environment comes before PATH, and PATH before the directory of tests/fetch-bitcoind."""
     places = {name: tmp_path / name / "paychan/bitcoind/bitcoind" for name in ("environment", "path", "cache")}
     for name in list(places)[list(places).index(found) :]:
         places[name].parent.mkdir(parents=True)

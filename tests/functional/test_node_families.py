@@ -1,6 +1,6 @@
-"""One server over nodes of many kinds: it sees what each can do, and a short life of a channel goes through on each.
+"""One server on nodes of many kinds: it recognises what each supports, and a short channel works on each.
 
-The node is stopped and started again with other settings each time; the server is never touched.
+The node is stopped and started with other settings each time; the server is never restarted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 }
 
 ESTIMATE_SAT_PER_VB = 100
-"""More than the 40 at which the first settlement is signed, and less than the 145 that the budget allows."""
+"""More than 40, the rate of the first settlement, and less than 145, which the budget allows."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
 
 
 def restart(node: Node, *flags: str) -> None:
-    """A new process with a new cookie; the mempool is kept."""
+    """Restart the node with a new cookie; it keeps its mempool."""
     node.stop()
     node.start(*flags)
     if "miner" not in node.rpc("listwallets"):
@@ -73,13 +73,13 @@ def lives(town: Town) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_channel_lives_on_a_node_of_each_family(town: Town, family: str) -> None:
-    """After the node has come back as one of another family the server opens, takes payments and settles as before."""
+    """After the node restarts as one of another family, the server opens, takes payments and settles as before."""
     restart(town[1], *FAMILIES[family])
     lives(town)
 
 
 def test_fault_28_a_node_with_blocksonly_is_one_alarm_and_takes_payments(town: Town) -> None:
-    """No estimate is no reason to freeze: one alarm says what is missing, payments go on, and it ends with the setting."""
+    """A missing estimate does not freeze payments: one alarm names it, payments continue, and it ends with the setting."""
     system, node = town
     restart(node)
     wait_for(lambda: alarms(system) == [], "no alarm")
@@ -94,14 +94,14 @@ def test_fault_28_a_node_with_blocksonly_is_one_alarm_and_takes_payments(town: T
 
 
 def test_a_settlement_pays_more_when_the_node_asks_for_more(town: Town) -> None:
-    """A node that comes back with a higher floor, and without the settlement, gets a dearer one at once."""
+    """If a node restarts with a higher floor and without the settlement, it gets one with a higher fee at once."""
     system, node = town
     customer = Customer(*town)
     customer.opened()
     assert customer.close(OPENING_SAT).status_code == 202
     before = customer.record["settlement_fee"]
     restart(node, "-minrelaytxfee=0.0006")
-    wait_for(lambda: customer.record["settlement_fee"] > before, "a dearer one")
+    wait_for(lambda: customer.record["settlement_fee"] > before, "a higher fee")
     wait_for(lambda: customer.record["settlement_txid"] in node.rpc("getrawmempool"), "in the mempool")
     restart(node)
     node.mine(2)
@@ -110,13 +110,13 @@ def test_a_settlement_pays_more_when_the_node_asks_for_more(town: Town) -> None:
 
 
 def test_fault_29_the_node_s_wallet_is_unloaded_at_run_time(town: Town) -> None:
-    """Openings and settlements go on without a restart of the server."""
+    """Openings and settlements continue without a restart of the server."""
     town[1].rpc("unloadwallet", "paychan")
     lives(town)
 
 
 def test_fault_29_the_node_s_wallet_is_lost(town: Town) -> None:
-    """A settlement that was mined while the wallet was gone is seen, an open channel goes on, and new ones are opened."""
+    """A settlement mined while the wallet was missing is seen, an open channel continues, and new channels open."""
     node = town[1]
     going, staying = Customer(*town), Customer(*town)
     for customer in (going, staying):
@@ -134,7 +134,7 @@ def test_fault_29_the_node_s_wallet_is_lost(town: Town) -> None:
 
 
 def forget_estimates(node: Node) -> None:
-    """A new process that knows no fee rates."""
+    """Restart the node as a process that knows no fee rates."""
     node.stop()
     (node.directory / "regtest" / "fee_estimates.dat").unlink(missing_ok=True)
     node.start()
@@ -142,7 +142,7 @@ def forget_estimates(node: Node) -> None:
 
 @pytest.fixture
 def crowd(town: Town) -> Iterator[CrowdedMempool]:
-    """Others, from whom the node learns what is paid; before and after the test it knows nothing."""
+    """Other transactions, from which the node learns fee rates; before and after the test it knows none."""
     forget_estimates(town[1])
     if "miner" not in town[1].rpc("listwallets"):
         town[1].rpc("loadwallet", "miner")
@@ -152,9 +152,9 @@ def crowd(town: Town) -> Iterator[CrowdedMempool]:
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "blocksonly"])
 def test_a_settlement_is_replaced_on_a_node_of_each_family(town: Town, crowd: CrowdedMempool, family: str) -> None:
-    """It waits, others pay more, the node's estimate rises: the dearer one with the same input is accepted and mined.
+    """It waits, the node's estimate rises: a settlement of the same input with a higher fee is accepted and mined.
 
-    A node that replaces only what signals it keeps the first, and a child of it pays.
+    A node that only replaces signalling transactions keeps the first one, and a child of it pays.
     """
     system, node = town
     restart(node, *FAMILIES[family])
@@ -173,7 +173,7 @@ def test_a_settlement_is_replaced_on_a_node_of_each_family(town: Town, crowd: Cr
         pays = node.rpc("getmempoolentry", first)
         together, size = pays["fees"]["descendant"] * 100_000_000, pays["descendantsize"]
     else:
-        wait_for(lambda: customer.record["settlement_fee"] > fee, "a dearer one")
+        wait_for(lambda: customer.record["settlement_fee"] > fee, "a higher fee")
         wait_for(lambda: node.rpc("getrawmempool") == [customer.record["settlement_txid"]] != [first], "accepted")
         newest = customer.record["settlement_txid"]
         assert [(each["txid"], each["vout"]) for each in node.rpc("getrawtransaction", newest, True)["vin"]] == spent
@@ -188,9 +188,9 @@ def test_a_settlement_is_replaced_on_a_node_of_each_family(town: Town, crowd: Cr
 
 
 def test_a_settlement_is_replaced_on_a_node_of_each_family_without_an_estimate(tmp_path: Path) -> None:
-    """With blocksonly the curve alone says what is paid: near the deadline the node accepts a dearer one, and mines it.
+    """With blocksonly, the fee follows the curve alone: near the deadline the node accepts a higher fee, and mines it.
 
-    The chain is one of its own, whose time goes on by a day.
+    The chain is separate, and its time advances by a day.
     """
     flags = FAMILIES["blocksonly"]
     with Node(tmp_path / "node", *flags) as node, System(tmp_path / "system", node=node) as system:
@@ -199,7 +199,7 @@ def test_a_settlement_is_replaced_on_a_node_of_each_family_without_an_estimate(t
         assert system.manage("GET", "/totals").json()["fee_estimate_sat_per_vb"] is None
         begun, deadline = max(int(time.time()), node.median_time), customer.terms.expiry - 2 * HOUR
         pass_time(node, begun + (deadline - begun) * 9 // 10)
-        wait_for(lambda: newest_fee(node) > fee, "a dearer one")
+        wait_for(lambda: newest_fee(node) > fee, "a higher fee")
         ((second, more),) = waiting(node).items()
         assert (second == first, more > 2 * fee) == (False, True)
         wait_for(lambda: customer.record["settlement_txid"] == second, "recorded")
@@ -210,7 +210,7 @@ def test_a_settlement_is_replaced_on_a_node_of_each_family_without_an_estimate(t
 
 
 def test_the_tasks_of_the_server_never_failed(town: Town) -> None:
-    """What the node did above ended no task of the server, and no line of its log is a traceback."""
+    """The tests above ended no task of the server, and no line of its log is a traceback."""
     health = town[0].manage("GET", "/health").json()
 
     assert [task for task in health["tasks"] if task["restarts"]] == []

@@ -1,6 +1,6 @@
-"""The commands of the pages work: each is run here, or a named test runs it, or a reason says why none can.
+"""The commands of the pages work: each is run here or by a named test, or an entry has the reason why not.
 
-A command is a line of a fenced `sh` block. A new one without an entry here fails.
+A command is a line of a fenced `sh` block. A new command without an entry fails the test.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _PATIENCE_SECONDS = 120
 
 
 def commands_of(page: str) -> list[str]:
-    """The commands of a page's `sh` blocks, without their comments."""
+    """Return the commands of a page's `sh` blocks, without their comments."""
     blocks = re.findall(r"(?ms)^```sh\n(.*?)^```", page)
     lines = (re.sub(r"(^|\s)#\s.*", "", line).strip() for block in blocks for line in block.splitlines())
     return [line for line in lines if line]
 
 
 class Clone:
-    """A directory like a clone of the repository, for commands exactly as the pages have them, but for ports and names."""
+    """A directory like a clone of the repository; commands run as printed in the pages, except for ports and names."""
 
     def __init__(self, directory: Path, network: str) -> None:
         self.directory = directory
@@ -62,7 +62,7 @@ class Clone:
         return self.directory / ".paychan" / self.network
 
     def run(self, command: str) -> str:
-        """Run a command to its end, and return what it printed; a command of `GOES_ON` until it has printed its mark."""
+        """Run a command to its end, and return its output; wait for its mark only if it is one of `GOES_ON`."""
         line = self._filled(command)
         if (mark := GOES_ON.get(command)) is not None:
             return self._start(line, mark)
@@ -79,7 +79,7 @@ class Clone:
         return done.stdout
 
     def end_newest(self) -> None:
-        """Ctrl-C for the command that was started last and still runs."""
+        """Send Ctrl-C to the running command that was started last."""
         process = self._running.pop()
         process.send_signal(signal.SIGINT)
         process.wait(_PATIENCE_SECONDS)
@@ -113,7 +113,7 @@ class Clone:
         return log.read_text(errors="replace")
 
     def _filled(self, command: str) -> str:
-        """A command with this clone's ports, and with the names that earlier commands printed."""
+        """Return a command with this clone's ports, and with the names that earlier commands printed."""
         running = read_running(self.state)
         line = command.replace("http://localhost:8000", running.url if running else "http://localhost:8000")
         line = line.replace(":18443", f":{self.rpc_port}").replace("/etc/paychan", f"{self.directory}/etc/paychan")
@@ -309,7 +309,7 @@ RUN_HERE = {step for step in (*DEBUG, *REGTEST) if isinstance(step, str)}
 
 
 def test_every_command_of_the_pages_has_an_entry() -> None:
-    """Each command of a page is run here, by a named test, or has a reason; and no entry is of a command that went."""
+    """Each command of a page is run here, by a named test, or has a reason; and each entry's command is in a page."""
     written = {command for page in PAGES for command in commands_of(page.read_text())}
     helpers = {".venv/bin/paychan-signer config/debug/signer.toml"}
 

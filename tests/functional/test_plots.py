@@ -1,4 +1,4 @@
-"""bench/plot.py draws what the other benches store: the same pictures from the same results, and says what is missing."""
+"""bench/plot.py draws the stored results: the same pictures from the same results; missing results are named."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PARTS = (
 
 
 def store(directory: Path, name: str, told: dict[str, Any], moment: str = "20260101T000000") -> None:
-    """Keep a result under the name that `machine.save` gives it."""
+    """Store a result under the name that `machine.save` gives it."""
     (directory / f"{name}-{moment}.json").write_text(json.dumps({"bench": name, **told}))
 
 
@@ -31,7 +31,7 @@ def load(directory: Path, version: int, connections: int, rate: int, moment: str
 
 
 def drawn(results: Path, out: Path) -> tuple[dict[str, bytes], str]:
-    """Draw; return the pictures, and what was said."""
+    """Draw; return the pictures, and the command's output."""
     command = [sys.executable, PLOT, "--results", results, "--out", out]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return {path.name: path.read_bytes() for path in out.iterdir()}, said
@@ -60,7 +60,7 @@ def test_the_same_results_give_the_same_pictures(tmp_path: Path):
 
 
 def test_what_was_not_measured_is_not_drawn(tmp_path: Path):
-    """Without results there is no picture, but the command that measures."""
+    """Without results there is no picture; the output has the command that measures."""
     pytest.importorskip("matplotlib")
     pictures, said = drawn(tmp_path / "nothing", tmp_path / "out")
 

@@ -1,4 +1,4 @@
-"""The life of channels on a real node: the real server and signer, a real regtest bitcoind, really signed transactions."""
+"""Whole channels on a real node: the real server and signer, a real regtest bitcoind, really signed transactions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def system(tmp_path: Path, node: Node) -> Iterator[System]:
 
 
 def test_the_whole_life_of_a_channel(system: System, node: Node) -> None:
-    """Fund, wait for the block, open, pay, close; the settlement confirms and pays both sides what they are owed."""
+    """Fund, wait for the block, open, pay, close; the settlement confirms and pays both sides their amounts."""
     customer = Customer(system, node)
     assert code(customer_opens_unfunded(customer)) == (400, "funding_not_found")
     customer.fund()
@@ -57,7 +57,7 @@ def customer_opens_unfunded(customer: Customer) -> httpx.Response:
 
 
 def test_a_payer_sees_how_deep_its_funding_is(system: System, node: Node) -> None:
-    """The outputs of an address are listed with depth and need, from the mempool on; a stranger's amounts are his."""
+    """The outputs of an address are listed with depth and required depth, from the mempool on, also if another payer paid it."""
     customer = Customer(system, node)
     path = f"/v2/funding/{customer.query['exp_time']}/{customer.query['client_pubkey']}/outputs"
     assert customer.ask("GET", path).json() == {"funding_address": customer.address, "outputs": []}
@@ -71,7 +71,7 @@ def test_a_payer_sees_how_deep_its_funding_is(system: System, node: Node) -> Non
 
 
 def test_threat_3_a_reorganized_funding_freezes_the_channel_until_it_is_back(system: System, node: Node) -> None:
-    """Nothing is accepted on air, and nothing is lost: 503 while the funding is unconfirmed, then as before."""
+    """While the funding is unconfirmed, payments get 503 and nothing is lost; after that they continue."""
     customer = Customer(system, node)
     customer.opened()
     assert customer.pay(OPENING_SAT + 1).status_code == 200
@@ -85,7 +85,7 @@ def test_threat_3_a_reorganized_funding_freezes_the_channel_until_it_is_back(sys
 
 
 def test_threat_33_without_a_node_nothing_is_accepted_and_it_comes_back_by_itself(system: System, node: Node) -> None:
-    """A stopped node: payments are refused with the reason; when it is back, they go on."""
+    """With the node stopped, payments are refused with the reason; once it runs, they continue."""
     customer = Customer(system, node)
     customer.opened()
     node.stop()
@@ -99,7 +99,7 @@ def test_threat_33_without_a_node_nothing_is_accepted_and_it_comes_back_by_itsel
 
 
 def test_threat_6_payments_end_by_median_time_past(system: System, node: Node) -> None:
-    """Our clock says there is time; the chain's says there is not: payments end and the channel closes by itself."""
+    """The server's clock is before the deadline, the chain's is past it: payments end and the channel closes by itself."""
     customer = Customer(system, node)
     customer.opened()
     node.pass_median_time(customer.terms.expiry - 6 * 3600)
@@ -111,7 +111,7 @@ def test_threat_6_payments_end_by_median_time_past(system: System, node: Node) -
 
 
 def test_the_payers_refund_confirmed_first_is_a_loss_with_its_txid(system: System, node: Node) -> None:
-    """The server was away beyond expiry: the refund wins, the channel ends LOST with the txid, and nothing loops."""
+    """The server was down beyond the expiry: the refund wins, the channel ends LOST with the txid, no task loops."""
     customer = Customer(system, node)
     customer.opened()
     system.kill_server()
@@ -129,7 +129,7 @@ def test_the_payers_refund_confirmed_first_is_a_loss_with_its_txid(system: Syste
 
 
 def test_threat_34_a_channel_overdue_at_start_is_settled(system: System, node: Node) -> None:
-    """A server that was away finds the overdue channel at start, and its settlement is in the mempool by itself."""
+    """A server that was down finds the overdue channel at start, and broadcasts its settlement without a request."""
     customer = Customer(system, node)
     customer.opened()
     system.kill_server()
@@ -141,7 +141,7 @@ def test_threat_34_a_channel_overdue_at_start_is_settled(system: System, node: N
 
 
 def test_threat_3_a_reorganized_settlement_is_published_again(system: System, node: Node) -> None:
-    """A settlement that left the chain is brought back by the server, from the stored transaction."""
+    """A settlement that left the chain is broadcast again by the server, from the stored transaction."""
     customer = Customer(system, node)
     customer.opened()
     txid = customer.close(OPENING_SAT).json()["settlement_txid"]

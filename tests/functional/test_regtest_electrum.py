@@ -1,4 +1,4 @@
-"""The life of channels over a real ElectrumX, where the server has no node of its own."""
+"""Whole channels over a real ElectrumX: the server has no node of its own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def system(tmp_path: Path, node: Node) -> Iterator[System]:
 
 
 def test_threat_3_a_closed_channel_is_settled_again_after_a_reorg(system: System, node: Node) -> None:
-    """Open, pay, close, closed; the reorg is noticed by the header that is no longer there, and it closes again."""
+    """Open, pay, close, closed; the server notices the reorg by the missing header, and the channel closes again."""
     customer = Customer(system, node)
     customer.opened()
     assert customer.pay(OPENING_SAT + 1).status_code == 200
@@ -49,7 +49,7 @@ def test_threat_3_a_closed_channel_is_settled_again_after_a_reorg(system: System
 
 
 def test_threat_6_a_refund_confirmed_first_is_told_from_our_settlement(system: System, node: Node) -> None:
-    """The transaction that took the coins is fetched and compared: it is not ours, so the channel is LOST."""
+    """The transaction that spent the funding is fetched and compared: it is no settlement, so the channel is LOST."""
     customer = Customer(system, node)
     customer.opened()
     assert customer.close(OPENING_SAT).status_code == 202
@@ -62,7 +62,7 @@ def test_threat_6_a_refund_confirmed_first_is_told_from_our_settlement(system: S
 
 
 def test_fault_11_moves_after_a_backup_are_followed(system: System, node: Node) -> None:
-    """Twice withdrawn from since the backup: the restored server finds both moves, and payments go on at the last output."""
+    """After two withdrawals since the backup, the restored server finds both moves, and takes payments at the last output."""
     customer = Mover(system, node)
     customer.opened()
     backup = system.manage("POST", "/backups").json()["path"]
@@ -81,7 +81,7 @@ def test_fault_11_moves_after_a_backup_are_followed(system: System, node: Node) 
 
 
 def test_fault_10_a_replaced_funding_leaves_the_books(system: System, node: Node) -> None:
-    """Reorganized out and double-spent: UNFUNDED after as many blocks as end a channel; and back, should it be mined after all."""
+    """Reorganized out and double-spent: UNFUNDED after the depth that ends a channel; open again if it is mined after all."""
     customer = Customer(system, node)
     customer.opened()
     funding = node.rpc("getrawtransaction", customer.outpoint.txid_hex)

@@ -1,4 +1,4 @@
-"""Settlements that are not mined at once, on a real chain: they pay more as time passes, and whatever happens to them."""
+"""Settlements that are not mined at once, on a real chain: their fees rise with time, through every disturbance."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tests.lib.system import System, dead_signer
 Market = tuple[System, Node]
 HOUR = 3600
 BUDGET_SAT = OPENING_SAT // 2
-"""`settlement.max_fee_percent` is 50."""
+"""The fee limit: `settlement.max_fee_percent` is 50."""
 
 WITNESS_SCRIPT = CScript(b"\x00\x20" + bytes(32))
-"""An output of the least value that nodes relay: 330 sat, 43 bytes."""
+"""An output of the smallest value that nodes relay: 330 sat, 43 bytes."""
 
 
 @contextmanager
@@ -39,25 +39,25 @@ def market(directory: Path, *flags: str, sections: dict[str, str] | None = None)
 
 
 def pass_time(node: Node, unix_time: int) -> None:
-    """Let the median time past go beyond a time, in blocks without any of the waiting transactions."""
+    """Move the median time past beyond a time, in blocks without transactions of the mempool."""
     node.set_mock_time(unix_time + 60)
     while node.median_time <= unix_time:
         node.mine_only()
 
 
 def waiting(node: Node) -> dict[str, int]:
-    """What waits in the mempool: txid and fee in satoshi."""
+    """Return the transactions in the mempool: txid and fee in satoshi."""
     pool = node.rpc("getrawmempool", True)
     return {txid: int(entry["fees"]["base"] * 100_000_000) for txid, entry in pool.items()}
 
 
 def newest_fee(node: Node) -> int:
-    """Fee in satoshi of the one transaction that waits; 0 while none does."""
+    """Return the fee in satoshi of the only transaction in the mempool; 0 without one."""
     return next(iter(waiting(node).values()), 0)
 
 
 def settling(system: System, node: Node) -> Customer:
-    """A channel whose settlement waits for a block."""
+    """Return a channel whose settlement is in the mempool."""
     customer = Customer(system, node)
     customer.opened()
     assert customer.close(OPENING_SAT).status_code == 202
@@ -77,14 +77,14 @@ def child_of(customer: Customer, txid: str, outputs: list[tuple[int, bytes]], vo
 
 
 def test_threat_8_a_settlement_that_waits_pays_more_along_the_curve(tmp_path: Path) -> None:
-    """From 40 sat/vB to the cap of 200 as the deadline nears, never less than before, also after a restart."""
+    """The rate rises from 40 sat/vB to the cap of 200 towards the deadline, never falls, also not after a restart."""
     with market(tmp_path) as (system, node):
         customer = settling(system, node)
         begun, deadline = max(int(time.time()), node.median_time), customer.terms.expiry - 2 * HOUR
         fees = [newest_fee(node)]
         for tenth in (5, 7, 8, 9):
             pass_time(node, begun + (deadline - begun) * tenth // 10)
-            wait_for(lambda last=fees[-1]: newest_fee(node) > last, f"dearer at {tenth} tenths")
+            wait_for(lambda last=fees[-1]: newest_fee(node) > last, f"higher fee at {tenth} tenths")
             fees.append(newest_fee(node))
             if tenth == 8:
                 system.restart_server()
@@ -100,7 +100,7 @@ def test_threat_8_a_settlement_that_waits_pays_more_along_the_curve(tmp_path: Pa
 
 
 def test_threat_22_an_evicted_settlement_comes_back_for_what_the_mempool_takes(tmp_path: Path) -> None:
-    """The mempool fills with others at 100 sat/vB: the settlement, thrown out, is in again by itself, and confirms."""
+    """Other transactions fill the mempool at 100 sat/vB: the evicted settlement returns by itself, and confirms."""
     with market(tmp_path, "-maxmempool=5") as (system, node):
         crowd = CrowdedMempool(node)
         customer = settling(system, node)
@@ -115,7 +115,7 @@ def test_threat_22_an_evicted_settlement_comes_back_for_what_the_mempool_takes(t
 
 
 def test_threat_22_a_higher_relay_fee_is_paid(tmp_path: Path) -> None:
-    """A node that is started with a relay fee above the settlement's drops it; it comes back at that fee."""
+    """A node restarted with a relay fee above the settlement's drops it; it returns with that fee."""
     with market(tmp_path) as (system, node):
         customer = settling(system, node)
         (cheap,) = waiting(node)
@@ -130,14 +130,14 @@ def test_threat_22_a_higher_relay_fee_is_paid(tmp_path: Path) -> None:
 
 
 def big_child(customer: Customer, node: Node, txid: str) -> None:
-    """Pin by weight: one descendant of 95,000 bytes at 1 sat/vB, which a replacement would have to pay for."""
+    """Pin by weight: one descendant of 95,000 bytes at 1 sat/vB, for which a replacement would have to pay."""
     outputs = 2_200
     rest = FUNDING_SAT - OPENING_SAT - outputs * 330 - 100_000
     node.send_raw(child_of(customer, txid, [(330, WITNESS_SCRIPT)] * outputs + [(rest, customer.change_script)]))
 
 
 def long_chain(customer: Customer, node: Node, txid: str) -> None:
-    """Pin by number: as many descendants, one after the other, as the node lets a transaction have."""
+    """Pin by number: a chain of descendants, as long as the node allows."""
     value, vout = FUNDING_SAT - OPENING_SAT, 0
     for _ in range(24):
         value -= 5_000
@@ -150,7 +150,7 @@ def long_chain(customer: Customer, node: Node, txid: str) -> None:
 def test_threat_20_a_pinned_settlement_is_pushed_by_a_child_or_replaced(
     tmp_path: Path, pin: Callable[[Customer, Node, str], None], truc: str
 ) -> None:
-    """What the client hangs onto its change makes replacing dear; a child of our own output pays, and both are mined."""
+    """Descendants of the client's change make a replacement expensive; a child of the server's output pays; both are mined."""
     with market(tmp_path, f"-mempooltruc={truc}") as (system, node):
         customer = settling(system, node)
         (txid,) = waiting(node)
@@ -168,7 +168,7 @@ def test_threat_20_a_pinned_settlement_is_pushed_by_a_child_or_replaced(
 
 
 def refund_with_a_coin(customer: Customer, coin: OutPoint, coin_sat: int, fee_sat: int) -> bytes:
-    """The refund, with a coin of the client's own beside it, by which it can be pushed out again."""
+    """Build the refund with an additional coin of the client's, by which it can be replaced later."""
     terms, key = customer.terms, customer.key.public_key.format()
     spent = [(customer.outpoint, terms.redeem_script), (coin, customer.change_script)]
     inputs = [CTxIn(COutPoint(outpoint.txid, outpoint.vout), nSequence=0xFFFFFFFE) for outpoint, _ in spent]
@@ -185,9 +185,10 @@ def refund_with_a_coin(customer: Customer, coin: OutPoint, coin_sat: int, fee_sa
 
 @pytest.mark.parametrize("truc", ["accept", "enforce"])
 def test_threat_21_a_settlement_that_is_cycled_out_is_back_before_the_next_block(tmp_path: Path, truc: str) -> None:
-    """Past expiry the client pushes it out by a dearer refund, and the refund by a third transaction, block after block.
+    """After the expiry the client replaces it by a refund, and the refund by a third transaction, in block after block.
 
-    While the refund is there, which pays more than the budget, an alarm says so; once it is gone, ours is back.
+    While the refund, which pays more than the budget, is in the mempool, an alarm says so; after that, the settlement
+    is back.
     """
     with market(tmp_path, f"-mempooltruc={truc}") as (system, node):
         customer = settling(system, node)
@@ -202,7 +203,7 @@ def test_threat_21_a_settlement_that_is_cycled_out_is_back_before_the_next_block
             wait_for(lambda: "pinned" in str(system.manage("GET", "/health").json()["alarms"]), "alarm")
             third = child_of(customer, coin.txid_hex, [(coin_sat - 100_000, customer.change_script)], coin.vout)
             pushing_out = node.send_raw(third)
-            wait_for(lambda there={ours, pushing_out}: set(waiting(node)) == there, "ours again")
+            wait_for(lambda there={ours, pushing_out}: set(waiting(node)) == there, "the settlement again")
             node.mine_only(pushing_out)
             coin, coin_sat = OutPoint.parse(pushing_out, 0), coin_sat - 100_000
         node.mine(2)
@@ -212,7 +213,7 @@ def test_threat_21_a_settlement_that_is_cycled_out_is_back_before_the_next_block
 
 
 def drained(system: System, node: Node) -> Customer:
-    """A channel that has given everything, and waits for company."""
+    """Return a drained channel, which waits for others to settle with."""
     customer = Customer(system, node)
     customer.opened()
     assert customer.pay(FUNDING_SAT).status_code == 202
@@ -220,7 +221,7 @@ def drained(system: System, node: Node) -> Customer:
 
 
 def test_threat_23_a_batch_settles_without_the_input_that_is_gone(tmp_path: Path) -> None:
-    """Three drained channels wait; the funding of one is reorganized away and spent: the others settle in one."""
+    """Three drained channels wait; a reorg and a double-spend remove one's funding: the others settle in one transaction."""
     with market(tmp_path, sections={"settlement": "batch_seconds = 3600"}) as (system, node):
         customers = [drained(system, node) for _ in range(2)]
         thief = Customer(system, node)
@@ -245,7 +246,7 @@ def test_threat_23_a_batch_settles_without_the_input_that_is_gone(tmp_path: Path
 
 
 def test_a_batch_pays_more_as_a_whole(tmp_path: Path) -> None:
-    """All channels of a batch adopt the same replacement, whichever asks first; a restart changes nothing."""
+    """All channels of a batch adopt the same replacement, whichever starts it; a restart changes nothing."""
     with market(tmp_path, sections={"settlement": "batch_seconds = 600\nbatch_channels = 3"}) as (system, node):
         customers = [drained(system, node) for _ in range(3)]
         wait_for(lambda: len(waiting(node)) == 1, "batch")
@@ -264,7 +265,7 @@ def test_a_batch_pays_more_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_threat_18_an_earlier_settlement_that_confirms_is_the_one_that_is_shown(tmp_path: Path) -> None:
-    """An earlier version that a miner had kept is mined instead of the newest: closed all the same, under its txid."""
+    """If a miner mines an earlier version instead of the newest, the channel is closed with the earlier txid."""
     with market(tmp_path) as (system, node):
         customer = settling(system, node)
         (first,) = waiting(node)
@@ -280,7 +281,7 @@ def test_threat_18_an_earlier_settlement_that_confirms_is_the_one_that_is_shown(
 
 
 def test_threat_24_without_a_coin_of_the_operators_settlements_are_paid_for(tmp_path: Path) -> None:
-    """The reserve is empty and the cap is reached: the fee comes out of what the channel earned, down to the last step."""
+    """With an empty reserve and at the cap, the fee comes out of the channel's earnings, down to the last step."""
     with market(tmp_path, sections={"settlement": "max_fee_percent = 100"}) as (system, node):
         customer = settling(system, node)
         pass_time(node, customer.terms.expiry - 2 * HOUR)
@@ -291,7 +292,7 @@ def test_threat_24_without_a_coin_of_the_operators_settlements_are_paid_for(tmp_
 
 
 def test_threat_24_a_coin_of_the_reserve_pays_what_our_output_can_not(tmp_path: Path) -> None:
-    """Of 1,500 sat received 1,044 are wanted as fee, but 700 would have to stay: a coin helps, and the rest goes back."""
+    """Of 1,500 sat received, 1,044 are needed as fee, but 700 must stay: a reserve coin helps, and its rest returns."""
     sections = {
         "settlement": "max_fee_percent = 100\nfee_sat_per_vb = 3",
         "open": "base_price_sat = 0\nadd_settlement_fee = false",
@@ -323,7 +324,7 @@ def test_threat_24_a_coin_of_the_reserve_pays_what_our_output_can_not(tmp_path: 
 
 
 def double_spend(node: Node, funding: OutPoint) -> str:
-    """Sign, and keep, a transaction that spends to ourselves what a funding transaction spends."""
+    """Sign, and store, a transaction that double-spends the inputs of a funding transaction to the node's wallet."""
     spent = node.rpc("getrawtransaction", funding.txid_hex, True)["vin"]
     inputs = [{"txid": each["txid"], "vout": each["vout"]} for each in spent]
     raw = node.rpc("createrawtransaction", inputs, [{node.address(): "0.1"}])
@@ -331,7 +332,7 @@ def double_spend(node: Node, funding: OutPoint) -> str:
 
 
 def test_fault_05_a_batch_that_lost_a_member_after_a_reorg_is_settled_by_the_rest(tmp_path: Path) -> None:
-    """A member that can't pay the batch's rate alone is not in it; after the double-spend of one, the rest end closed."""
+    """A channel that cannot pay the batch's rate is not in it; after the double-spend of a member, the others are closed."""
     sections = {
         "settlement": "batch_seconds = 600\nbatch_channels = 4",
         "open": "base_price_sat = 0\nadd_settlement_fee = false",
@@ -371,9 +372,9 @@ def test_fault_05_a_batch_that_lost_a_member_after_a_reorg_is_settled_by_the_res
 
 
 def test_fault_09_a_fee_beyond_what_the_signer_allows_yet_is_lowered_to_that(tmp_path: Path) -> None:
-    """Eight hours before expiry the node relays from 56 % of what was received; the signer allows 50 %, until six are left.
+    """Eight hours before expiry the node relays from 56 % of the received sum; the signer allows 50 % until six hours before.
 
-    That is signed and handed in once the node takes it; till then an alarm names both fees. It is not refused for ever.
+    The server signs for that and broadcasts once the node accepts it. Until then an alarm names both fees.
     """
     sections = {
         "open": "min_duration_hours = 9",
@@ -405,7 +406,7 @@ def test_fault_09_a_fee_beyond_what_the_signer_allows_yet_is_lowered_to_that(tmp
 
 
 def test_fault_09_past_the_deadline_the_share_gives_way(tmp_path: Path) -> None:
-    """The node relays nothing below 160 sat/vB, 56 % of what was received: paid, confirmed, and an alarm of its own."""
+    """The node relays from 160 sat/vB, 56 % of the received sum: the server pays it, with an alarm of its own kind."""
     sections = {
         "open": "min_duration_hours = 2",
         "channel": "settlement_period_hours = 2",

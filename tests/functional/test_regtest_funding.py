@@ -1,4 +1,4 @@
-"""What a payer may try with its funding on a real chain: another's output, spent ones, replaced ones."""
+"""Misuse of funding on a real chain: outputs of other channels, spent outputs, replaced transactions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def market_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
 
 
 def test_threat_2_a_funding_that_is_not_to_this_channel_opens_nothing(market_place: Market) -> None:
-    """Another output of the transaction, another's channel, a plain address, no transaction at all: all are refused."""
+    """Another output of the transaction, another channel's, a plain address, an unknown transaction: all are refused."""
     system, node = market_place
     honest, liar = Customer(system, node), CustomerV2(system, node)
     real, another = liar.fund(), honest.fund()
@@ -41,7 +41,7 @@ def test_threat_2_a_funding_that_is_not_to_this_channel_opens_nothing(market_pla
 
 
 def test_threat_2_a_smaller_funding_than_the_payment_says_opens_nothing(market_place: Market) -> None:
-    """The value is the chain's, not the payer's: change of more than there is would be the server's money."""
+    """The value comes from the chain, not from the payer: a larger change would be the server's money."""
     system, node = market_place
     for kind in (Customer, CustomerV2):
         poor = kind(system, node)
@@ -52,7 +52,7 @@ def test_threat_2_a_smaller_funding_than_the_payment_says_opens_nothing(market_p
 
 @pytest.mark.parametrize("kind", [Customer, CustomerV2])
 def test_threat_4_an_outpoint_is_used_once_for_ever(market_place: Market, kind: type[Customer]) -> None:
-    """Opening again is refused while open, closing, closed, and when a reorg made the output unspent again."""
+    """Opening again is refused while open, closing, closed, and after a reorg that made the output unspent."""
     system, node = market_place
     customer = kind(system, node)
     customer.opened()
@@ -85,7 +85,7 @@ def test_threat_1_a_funding_replaced_before_opening_opens_nothing(market_place: 
 
 
 def test_threat_5_the_funding_that_confirms_is_the_one_that_opens(market_place: Market) -> None:
-    """Under another txid than was seen first: only the outpoint in the chain opens, the first one never."""
+    """It has another txid than the one seen first: only the outpoint in the chain opens, the first one never."""
     system, node = market_place
     customer = CustomerV2(system, node)
     first = customer.fund()
@@ -102,7 +102,7 @@ def test_threat_5_the_funding_that_confirms_is_the_one_that_opens(market_place: 
 def test_threat_5_a_malleated_legacy_funding_opens_under_the_txid_that_was_mined(
     market_place: Market, kind: type[Customer]
 ) -> None:
-    """Anybody turns the signature of a P2PKH input into its twin and has that mined: the same coins, another outpoint."""
+    """A third party inverts S in the signature of a P2PKH input and has that mined: the same coins, another outpoint."""
     system, node = market_place
     customer, wallet = kind(system, node), PrivateKey()
     script = key_script(wallet.public_key.format())
@@ -132,7 +132,7 @@ def test_threat_5_a_malleated_legacy_funding_opens_under_the_txid_that_was_mined
 
 
 def test_threat_1_a_funding_double_spent_after_opening_is_never_paid_with(market_place: Market) -> None:
-    """Reorganized out and replaced for good: frozen, shown to the operator; then off the books; nothing loops."""
+    """Reorganized out and finally double-spent: frozen, shown to the operator, then removed; no task loops."""
     system, node = market_place
     customer = Customer(system, node)
     customer.opened()
@@ -148,7 +148,7 @@ def test_threat_1_a_funding_double_spent_after_opening_is_never_paid_with(market
     wait_for(lambda: customer.pay(OPENING_SAT + 1).status_code in (503, 410), "no payments")
     wait_for(
         lambda: node.mine() and customer.record["status"] == "unfunded", "unfunded"
-    )  # blocks since it was seen gone
+    )  # blocks since the server saw it disappear
     assert code(customer.pay(OPENING_SAT + 1)) == (410, "never_funded")
     assert code(customer.close(OPENING_SAT)) == (410, "never_funded")
     wait_for(lambda: in_danger() == {}, "no payments to be frozen any more")

@@ -1,4 +1,4 @@
-"""Server, signer and node killed at any moment of opening and closing, and a node that comes and goes under payments."""
+"""Server, signer and node killed at random moments of opening and closing, and a node that restarts during payments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Death = Callable[[System, Node], AbstractContextManager[None]]
 PAID_SAT = OPENING_SAT + 5
 
 _LATEST_SECONDS = 0.03
-"""Opening and closing take less than this on a fast machine: a kill falls anywhere into them, or just behind."""
+"""Opening and closing take less than this on a fast machine: a kill falls into them, or shortly after."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def market_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
 
 @pytest.mark.parametrize("death", [dead_server, dead_signer, dead_node])
 def test_threat_11_34_killed_in_opening_and_closing_everything_resumes(market_place: Market, death: Death) -> None:
-    """At any moment, in both versions: the payer repeats what got no answer; the channels end CLOSED once, all paid."""
+    """At any moment, in both versions: the payer repeats unanswered requests; the channels end CLOSED once, all paid."""
     system, node = market_place
     pause = random.Random(death.__name__).uniform
     customers = [Customer(system, node), CustomerV2(system, node)]
@@ -72,7 +72,7 @@ def closed(customer: Customer) -> bool:
 
 
 def once(step: Callable[[Customer], bool], customer: Customer) -> bool:
-    """Try a step, and say whether it is done; nobody may answer."""
+    """Try a step, and say whether it is done; the server may not answer."""
     try:
         return step(customer)
     except httpx.TransportError:
@@ -80,7 +80,7 @@ def once(step: Callable[[Customer], bool], customer: Customer) -> bool:
 
 
 def test_threat_33_a_node_that_goes_and_comes_under_load_loses_no_answered_payment(market_place: Market) -> None:
-    """503 while it is away, then on; the record holds exactly the newest payment that was answered with 200."""
+    """503 while it is stopped, then 200; the record holds exactly the newest payment that was answered with 200."""
     system, node = market_place
     customers = [kind(system, node) for kind in (Customer, CustomerV2, Customer, CustomerV2)]
     for each in customers:

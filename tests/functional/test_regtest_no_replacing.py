@@ -1,4 +1,4 @@
-"""A node that replaces nothing but what signals it: settlements get their fees by children of our own output."""
+"""A node that replaces only signalling transactions: settlements get their fees by children of the server's output."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.lib.system import dead_signer
 
 
 def rate(node: Node) -> float:
-    """Satoshi per virtual byte of all that waits: the parent and its child."""
+    """Return the satoshi per virtual byte of the mempool: the parent and its child."""
     entries = node.rpc("getrawmempool", True).values()
     return float(sum(each["fees"]["base"] for each in entries) * 100_000_000 / sum(each["vsize"] for each in entries))
 
 
 def test_fault_02_a_node_without_full_rbf_gets_a_child(tmp_path: Path) -> None:
-    """As the deadline nears the settlement stays, a child pays and is replaced itself; record and alarm say what is so."""
+    """Towards the deadline the settlement stays; a child pays and is replaced itself; record and alarm say so."""
     with market(tmp_path, "-mempoolfullrbf=0", sections={"settlement": "max_fee_percent = 100"}) as (system, node):
         customer = settling(system, node)
         (first,) = waiting(node)
@@ -42,7 +42,7 @@ def test_fault_02_a_node_without_full_rbf_gets_a_child(tmp_path: Path) -> None:
 
 
 def test_fault_09_a_child_beyond_what_the_signer_allows_yet_pays_that(tmp_path: Path) -> None:
-    """At 180 sat/vB the server gives more than the share eight hours before expiry, the signer not yet: it pays the share."""
+    """At 180 sat/vB, eight hours before expiry, the server would exceed the share, but the signer does not: it pays the share."""
     sections = {
         "open": "min_duration_hours = 9",
         "channel": "settlement_period_hours = 9",

@@ -1,4 +1,4 @@
-"""What the server makes of its node: clocks that differ, an old tip, and a node that it can't start with."""
+"""Problems of the node: clocks that differ, an old tip, and a node that is unfit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 
 def changed(directory: Path, node: Node, old: str, new: str) -> System:
-    """A paychan, not yet started, with one line of the server's settings another."""
+    """A paychan, not started yet, with one line of the server's settings changed."""
     system = System(directory / "system", node=node)
     text = system.server_file.read_text()
     assert old in text
@@ -37,7 +37,7 @@ def changed(directory: Path, node: Node, old: str, new: str) -> System:
 
 
 def test_threat_33_an_old_tip_stops_payments_until_a_block_comes(tmp_path: Path, node: Node) -> None:
-    """503 with the age as the reason, before an address is given out; one fresh block, and all goes on by itself."""
+    """503 with the age as the reason, before an address is given out; after a fresh block everything continues."""
     with changed(tmp_path, node, "stale_tip_minutes = 0", "stale_tip_minutes = 60") as system:
         health = system.manage("GET", "/health")
         assert health.status_code == 503
@@ -49,14 +49,14 @@ def test_threat_33_an_old_tip_stops_payments_until_a_block_comes(tmp_path: Path,
         node.set_mock_time(0)
         node.mine()
         wait_for(lambda: system.manage("GET", "/health").status_code == 200, "thawed")
-        time.sleep(1.1)  # what strangers are told is a second old
+        time.sleep(1.1)  # the answers to unauthenticated requests are cached for a second
         customer = Customer(system, node)
         customer.opened()
         assert customer.pay(OPENING_SAT + 1).status_code == 200
 
 
 def test_threat_6_a_chain_ahead_of_our_clock_is_an_alarm_and_counts(tmp_path: Path, node: Node) -> None:
-    """A block three hours ahead alarms; once the median time is, what our clock alone would open is refused."""
+    """A block three hours ahead raises an alarm; once the median time is ahead, it decides, and openings are refused."""
     with System(tmp_path / "system", node=node) as system:
         now = int(time.time())
         customer = CustomerV2(system, node, expiry=now + 20 * HOUR_SECONDS)
@@ -84,12 +84,12 @@ def test_threat_6_a_chain_ahead_of_our_clock_is_an_alarm_and_counts(tmp_path: Pa
         ("credentials_file = ", 'credentials_file = "{wrong}" # ', "credentials"),
         ("url = ", 'url = "http://127.0.0.1:1" # ', "127.0.0.1:1"),
     ],
-    ids=["wrong credentials", "nobody there"],
+    ids=["wrong credentials", "no listener there"],
 )
 def test_threat_33_no_payments_with_a_node_that_is_unfit(
     tmp_path: Path, node: Node, old: str, new: str, mend: str
 ) -> None:
-    """The server starts, gives out no address, and says what is wrong."""
+    """The server starts, gives out no address, and names the problem."""
     wrong = tmp_path / "wrong"
     wrong.write_text("nobody:nothing\n")
     with changed(tmp_path, node, old, new.format(wrong=wrong)) as system:
@@ -103,7 +103,7 @@ def test_threat_33_no_payments_with_a_node_that_is_unfit(
 
 
 def test_threat_33_no_start_with_a_node_of_another_network(tmp_path: Path, node: Node) -> None:
-    """Exit status 2 and what to do about it, before any port is open."""
+    """Exit status 2 with the setting to correct, before any port is open."""
     old, new = 'network = "regtest"', 'network = "test"'
     system = changed(tmp_path, node, old, new)
     system.signer_file.write_text(system.signer_file.read_text().replace(old, new))
@@ -120,7 +120,7 @@ def test_threat_33_no_start_with_a_node_of_another_network(tmp_path: Path, node:
 
 
 def test_threat_33_a_watch_only_wallet_that_was_lost_is_made_up_for(tmp_path: Path) -> None:
-    """Server and wallet were away while a refund was mined: a new wallet is rescanned, and the loss is found and named."""
+    """Server and wallet were down while a refund was mined: a new wallet is rescanned, and the loss is found and named."""
     with Node(tmp_path / "node") as node, System(tmp_path / "system", node=node) as system:
         customer = Customer(system, node)
         customer.opened()

@@ -1,4 +1,4 @@
-"""Numbers at their limits on a real chain: expiries around every threshold (threat 7), amounts of all sizes (threat 40)."""
+"""Numbers at their limits on a real chain: expiries at every threshold (threat 7), amounts of all sizes (threat 40)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.lib.system import System
 Market = tuple[System, Node]
 
 YEAR_2038 = 1 << 31
-"""The first time whose script number needs a fifth byte: in four it is negative."""
+"""The first time whose script number needs a fifth byte: with four bytes it would be negative."""
 
 PAID_SAT = OPENING_SAT + 1000
 
@@ -29,7 +29,7 @@ both_versions = pytest.mark.parametrize("kind", [Customer, CustomerV2], ids=["v1
 
 @pytest.fixture(scope="module")
 def market_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
-    sections = {"open": "max_duration_hours = 0"}  # the longest there is: expiries of every size
+    sections = {"open": "max_duration_hours = 0"}  # no limit: expiries of every size
     with market(tmp_path_factory.mktemp("numbers"), sections) as place:
         yield place
 
@@ -46,7 +46,7 @@ def market_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
 def test_threat_7_a_far_expiry_is_funded_opened_settled_and_mined(
     market_place: Market, kind: type[Customer], expiry: int, pushed: str
 ) -> None:
-    """Minimal pushes of four and five bytes: the node takes the settlement, and a block pays both sides."""
+    """Minimal pushes of four and five bytes: the node accepts the settlement, and a block pays both sides."""
     customer = kind(*market_place, expiry=expiry)
     assert customer.terms.redeem_script[37:-38].hex() == pushed
     customer.opened()
@@ -60,7 +60,7 @@ def test_threat_7_a_far_expiry_is_funded_opened_settled_and_mined(
 
 
 def test_threat_7_the_first_time_is_refused_as_long_past(market_place: Market) -> None:
-    """500,000,000 is a time, of 1985: neither version gives out an address for it."""
+    """500,000,000 is a time in 1985: neither version gives out an address for it."""
     system, node = market_place
     key = Customer(system, node).query["client_pubkey"]
     for path, query in (
@@ -74,7 +74,7 @@ def test_threat_7_the_first_time_is_refused_as_long_past(market_place: Market) -
 
 @pytest.mark.parametrize("number", [1, MIN_EXPIRY - 1, MAX_EXPIRY + 1], ids=["1", "499999999", "2^32"])
 def test_threat_7_what_is_no_time_is_refused_with_both_numbers(market_place: Market, number: int) -> None:
-    """No address for a block height or for 33 bits; one funded all the same opens nothing."""
+    """No address for a block height or for 33 bits; a channel funded nevertheless does not open."""
     system, node = market_place
     customer = CustomerV2(system, node)
     key, text = customer.query["client_pubkey"], f"got {number}, need {MIN_EXPIRY} to {MAX_EXPIRY}"
@@ -104,7 +104,7 @@ def test_threat_7_what_is_no_time_is_refused_with_both_numbers(market_place: Mar
     ids=["2^31 in four bytes, as two1 wrote it", "2^32-1 in four bytes", "2^31-1 in five bytes"],
 )
 def test_threat_7_a_number_that_is_not_minimal_opens_nothing(market_place: Market, pushed: bytes) -> None:
-    """Negative or padded script numbers: their refunds would never be valid, and such a funding is not ours."""
+    """Negative or padded script numbers: their refunds would never be valid, so the server does not open such a script."""
     system, node = market_place
     customer = CustomerV2(system, node)
     customer.fund_odd(with_number(customer, pushed))
@@ -113,7 +113,7 @@ def test_threat_7_a_number_that_is_not_minimal_opens_nothing(market_place: Marke
 
 
 def with_number(customer: Customer, pushed: bytes) -> bytes:
-    """The customer's redeem script with other bytes where the expiry is."""
+    """Build the customer's redeem script with other bytes in place of the expiry."""
     script = customer.terms.redeem_script
     return script[:37] + bytes([len(pushed)]) + pushed + script[-38:]
 
@@ -121,21 +121,21 @@ def with_number(customer: Customer, pushed: bytes) -> bytes:
 # --- threat 40: amounts --------------------------------------------------------------------------------------------
 
 IMPOSSIBLE = [MAX_MONEY_SAT + 1, (1 << 63) - 1, 1 << 63, (1 << 64) - FUNDING_SAT, (1 << 64) - 1]
-"""The last three are negative to whoever reads them as signed."""
+"""The last three are negative if read as signed numbers."""
 
 NO_AMOUNTS = [-1, -FUNDING_SAT, -(1 << 63), 1 << 64, 10**30, 899_000.5, 899e3, "899000", None, True, [899_000]]
-"""What JSON may say that is no amount in satoshi."""
+"""JSON values that are no amount in satoshi."""
 
 
 def signed(customer: Customer, change_sat: int) -> Payment:
-    """A payment that is really signed for whatever 64 bits its change value has."""
+    """A payment that is really signed for an arbitrary 64-bit change value."""
     bits = Sat(change_sat % (1 << 64))
     made = sign_payment(customer.key, customer.terms, customer.outpoint, customer.change_script, bits)
     return Payment(Sat(change_sat), made.signature, SINGLE_ANYONECANPAY)
 
 
 def refuse_all(customer: Customer, send: Callable[[Payment], httpx.Response], most_sat: int) -> None:
-    """Each is refused: more than there is with both numbers, impossible ones with the range."""
+    """Each is refused: more than the funding with both numbers, impossible values with the range."""
     for change_sat in (most_sat + 1, FUNDING_SAT + 1, MAX_MONEY_SAT):
         refused = send(signed(customer, change_sat))
         assert code(refused) in [(400, "value_backwards"), (400, "not_newest_payment")]
@@ -148,7 +148,7 @@ def refuse_all(customer: Customer, send: Callable[[Payment], httpx.Response], mo
 
 @both_versions
 def test_threat_40_no_amount_beyond_the_funding_counts(market_place: Market, kind: type[Customer]) -> None:
-    """Above the funding, above all bitcoins, 2^63 and up: opens, pays and closes nothing; the rest is paid as agreed."""
+    """Above the funding, above all bitcoins, 2^63 and up: opens, pays and closes nothing; other payments continue."""
     _, node = market_place
     customer = kind(*market_place)
     customer.fund()
@@ -196,11 +196,11 @@ def has_channel(customer: Customer) -> bool:
 
 
 def dumped(body: dict[str, Any]) -> bytes:
-    """JSON of Python's own: the project's encoder writes no such numbers."""
+    """Encode with Python's JSON: the project's encoder writes no such numbers."""
     return json.dumps(body).encode()
 
 
-# --- time goes on: these last -------------------------------------------------------------------------------------
+# --- later times: these tests run last --------------------------------------------------------------------------------
 
 
 def test_threat_7_after_2038_what_is_open_is_settled_and_refunds_are_valid(market_place: Market) -> None:

@@ -1,4 +1,4 @@
-"""The payer's commands on a real chain, as people run them: fund, wait, open, pay, close; and the refund, serverless."""
+"""The payer's commands on a real chain: fund, wait, open, pay, close; and the refund without a server."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def payer(tmp_path: Path, system: System, node: Node) -> Iterator[PayerAtTermina
 
 
 class PayerAtTerminal:
-    """Somebody with a wallet directory who runs `paychan channel` commands."""
+    """A payer with a wallet directory who runs `paychan channel` commands."""
 
     def __init__(self, directory: Path, system: System, node: Node) -> None:
         self.directory, self.system, self.node = directory, system, node
@@ -57,7 +57,7 @@ class PayerAtTerminal:
         self._environment = {**os.environ, "PAYCHAN_WALLET": str(self.wallet), "COLUMNS": "200"}
 
     def run(self, command: str, *words: object, status: int = 0) -> str:
-        """Run a command to its end, and return what it printed."""
+        """Run a command to its end, and return its output."""
         done = subprocess.run(
             [_PROGRAM, "channel", command, *map(str, words)],
             env=self._environment,
@@ -70,7 +70,7 @@ class PayerAtTerminal:
         return done.stdout + done.stderr
 
     def start(self, command: str, *words: object) -> tuple[subprocess.Popen[bytes], Path]:
-        """Start a command that goes on; return its process and the file that it prints to."""
+        """Start a command that keeps running; return its process and its output file."""
         log = self.directory / f"{command}.out"
         with log.open("wb") as file:
             process = subprocess.Popen(
@@ -89,7 +89,7 @@ class PayerAtTerminal:
             process.wait()
 
     def new(self, *options: str) -> tuple[subprocess.Popen[bytes], Path, str]:
-        """`paychan channel new`, which waits; its process, output and the channel's name."""
+        """Start `paychan channel new`, which waits; return its process, its output and the channel's name."""
         process, log = self.start(
             "new", self.system.url, "--network", "regtest", "--hours", LIFE_HOURS, "--amount", FUNDING_SAT, *options
         )
@@ -97,7 +97,7 @@ class PayerAtTerminal:
         return process, log, next(self.wallet.glob("[!.]*.json")).stem
 
     def opened(self, *options: str) -> str:
-        """A channel that was funded and opened itself."""
+        """Return a channel that opened by itself after its funding."""
         process, log, name = self.new(*options)
         self.fund(name)
         self.node.mine()
@@ -111,14 +111,14 @@ class PayerAtTerminal:
         return json.loads((self.wallet / f"{name}.json").read_text())
 
     def seen(self, name: str, source: list[str]) -> Any:
-        """What `watch --once` tells a program of a channel."""
+        """Return the JSON of `watch --once` for a channel."""
         (sight,) = json.loads(self.run("watch", name, "--once", "--json", *source))
         return sight
 
 
 @pytest.mark.parametrize("version", [[], ["--v1"]], ids=["v2", "v1"])
 def test_the_payers_whole_life_by_commands(payer: PayerAtTerminal, node: Node, version: list[str]) -> None:
-    """`new` waits, holds the refund before the block, and opens by itself; pay and close; the settlement confirms."""
+    """`new` waits, saves the refund before the block, and opens by itself; pay and close; the settlement confirms."""
     process, log, name = payer.new(*version)
     address = payer.record(name)["funding_address"]
     assert re.search(rf"^{address}\nbitcoin:{address}\?amount=0.00600000$", log.read_text(), re.MULTILINE)
@@ -145,7 +145,7 @@ def test_the_payers_whole_life_by_commands(payer: PayerAtTerminal, node: Node, v
 
 @pytest.mark.parametrize("version", [[], ["--v1"]], ids=["v2", "v1"])
 def test_ctrl_c_leaves_a_channel_that_open_goes_on_with(payer: PayerAtTerminal, node: Node, version: list[str]) -> None:
-    """Interrupted while waiting, the channel stays; `open` finds an output that is enough, and no smaller one."""
+    """Interrupted while waiting, the channel stays; `open` finds an output that is large enough, and no smaller one."""
     process, log, name = payer.new(*version)
     process.send_signal(signal.SIGINT)
     assert process.wait(_PATIENCE_SECONDS) == 130
@@ -165,7 +165,7 @@ def test_ctrl_c_leaves_a_channel_that_open_goes_on_with(payer: PayerAtTerminal, 
 def test_the_refund_after_the_server_vanished(
     payer: PayerAtTerminal, system: System, node: Node, version: list[str]
 ) -> None:
-    """Too early by median time past, it says so; once that passed, the refund is published without the server."""
+    """Too early by median time past, it says so; after that time, the refund is published without the server."""
     name = payer.opened(*version)
     system.kill_server()
     expiry = payer.record(name)["expiry"]
@@ -195,7 +195,7 @@ def test_watch_publishes_the_refund_through_an_electrum_server(
 ) -> None:
     """`watch` waits for the median time, publishes by itself, and ends when the refund is deep.
 
-    That the server called the channel settled changes nothing, as long as the chain does not show it.
+    The server's claim that the channel is settled changes nothing while the chain does not show it.
     """
     name = payer.opened()
     system.kill_server()
@@ -218,7 +218,7 @@ def test_watch_publishes_the_refund_through_an_electrum_server(
 def test_watch_tells_the_settlement_and_marks_the_channel_closed(
     payer: PayerAtTerminal, system: System, node: Node
 ) -> None:
-    """A settlement that the payer was never told of is found in the chain; there is nothing to refund then."""
+    """A settlement of which the payer was not informed is found in the chain; then there is nothing to refund."""
     name = payer.opened()
     outpoint = payer.record(name)["funding_outpoint"]
     node.pass_median_time(payer.record(name)["expiry"] - 3600)
@@ -251,7 +251,7 @@ def test_a_funding_that_the_server_never_told_of_is_refunded(
 
 
 def test_faults_21_22_24_with_the_real_server(payer: PayerAtTerminal, system: System, node: Node) -> None:
-    """Too few hours, a value typed too small and a fee out of proportion are refused with both numbers, and cost nothing."""
+    """Too few hours, too small a typed value and too high a fee are refused with both numbers, and cost nothing."""
     for version in (["--v1"], []):
         refused = payer.run("new", system.url, "--network", "regtest", "--hours", 10, *version, status=1)
         assert "hours of paying is 10, want at least 12" in refused

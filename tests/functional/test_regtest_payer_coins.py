@@ -1,4 +1,4 @@
-"""What the payer's own node shows is the truth: lying servers, deposits of every kind, and refunds that are replaced."""
+"""The payer's own node decides: against lying servers, for deposits of every kind, and for replaced refunds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.lib.vectors import JS_CASES
 
 FUNDING_SAT = 600_000
 BUDGET_SAT = 2_000
-"""More than the fee of any refund here at the least rate."""
+"""More than the fee of any refund here at the minimum rate."""
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def liar() -> Iterator[Liar]:
 
 @pytest.fixture
 def wallet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: Node) -> Path:
-    """A wallet, and the payer's own node, both named by the environment."""
+    """A wallet, and the payer's own node, both set through the environment."""
     monkeypatch.setenv("PAYCHAN_WALLET", str(tmp_path / "wallet"))
     monkeypatch.setenv("COLUMNS", "300")
     return tmp_path / "wallet"
@@ -56,7 +56,7 @@ def own_node(node: Node) -> list[str]:
 
 @pytest.fixture
 def new(liar: Liar, wallet: Path) -> Iterator[Callable[[], Channel]]:
-    """Make channels of the regtest network, whose files are free for commands."""
+    """Make regtest channels, and release their files for commands."""
     payer = Payer(liar.url, wallet=wallet, network=Network.REGTEST, patience=IMPATIENT)
 
     def make() -> Channel:
@@ -69,7 +69,7 @@ def new(liar: Liar, wallet: Path) -> Iterator[Callable[[], Channel]]:
 
 
 def say(*words: object, status: int = 0) -> Result:
-    """Run a payer's command, which ends with this status."""
+    """Run a payer's command, which must end with this status."""
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code == status, result.output
@@ -81,7 +81,7 @@ def told(*words: object, status: int = 0) -> Any:
 
 
 def server_lists(liar: Liar, channel: Channel, *outputs: tuple[OutPoint, int], **more: Any) -> None:
-    """Have the server tell these outputs, deep enough."""
+    """Make the server list these outputs as deep enough."""
     listed = [
         {
             "funding_txid": outpoint.txid_hex,
@@ -97,12 +97,12 @@ def server_lists(liar: Liar, channel: Channel, *outputs: tuple[OutPoint, int], *
 
 
 def noted(name: str) -> Any:
-    """What the wallet holds of a channel."""
+    """Return the channel's outputs in the wallet."""
     return told("status", name, "--offline")
 
 
 def inputs_and_fee(node: Node, txid: str) -> tuple[set[str], int]:
-    """Outpoints that a transaction in the mempool spends, and the fee that it pays really."""
+    """Return the outpoints that a mempool transaction spends, and its actual fee."""
     transaction = node.rpc("getrawtransaction", txid, True)
     fee = node.rpc("getmempoolentry", txid)["fees"]["base"]
     return {f"{each['txid']}:{each['vout']}" for each in transaction["vin"]}, round(fee * 100_000_000)
@@ -116,11 +116,11 @@ def only_refund(node: Node) -> tuple[set[str], int]:
 # --- 17: the value and the outpoint -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lie", ["less", "more", "another output", "somebody's output"])
+@pytest.mark.parametrize("lie", ["less", "more", "another output", "another payer's output"])
 def test_fault_17_the_refund_takes_what_the_chain_shows(
     node: Node, liar: Liar, new: Callable[[], Channel], own_node: list[str], lie: str
 ) -> None:
-    """Whatever the server told of outpoint and value, the refund spends what is at the address, for a small fee."""
+    """Whatever outpoint and value the server claimed, the refund spends the outputs at the address, for a small fee."""
     channel = new()
     outpoint = node.fund(channel.address, FUNDING_SAT)
     node.mine()
@@ -130,7 +130,7 @@ def test_fault_17_the_refund_takes_what_the_chain_shows(
         "less": (outpoint, 100_000),
         "more": (outpoint, 900_000),
         "another output": (OutPoint(bytes(32), 3), FUNDING_SAT),
-        "somebody's output": (elsewhere, 700_000),
+        "another payer's output": (elsewhere, 700_000),
     }[lie]
     server_lists(liar, channel, claimed)
     assert told("open", channel.name, "--no-wait", status=1)["code"] != "value_unchecked"  # the server refuses it
@@ -160,7 +160,7 @@ def test_fault_17_a_payment_is_not_signed_for_a_value_that_the_own_node_contradi
 def test_fault_17_without_a_node_an_unchecked_value_is_not_signed_silently(
     node: Node, liar: Liar, new: Callable[[], Channel]
 ) -> None:
-    """The funding transaction proves the value; else an explicit word is needed, and what is shown says so."""
+    """The funding transaction proves the value; otherwise `--unchecked` is needed, and the output says so."""
     channel = new()
     outpoint = node.fund(channel.address, FUNDING_SAT)
     node.mine()
@@ -183,7 +183,7 @@ def test_fault_17_without_a_node_an_unchecked_value_is_not_signed_silently(
 def test_fault_17_a_server_whose_transaction_contradicts_it_is_not_believed(
     node: Node, liar: Liar, new: Callable[[], Channel]
 ) -> None:
-    """The id of the transaction that the server shows commits to the value: another one is misbehaviour."""
+    """The txid that the server shows commits to the value: a transaction with another value is misbehaviour."""
     channel = new()
     outpoint = node.fund(channel.address, FUNDING_SAT)
     raw = node.rpc("getrawtransaction", outpoint.txid_hex)
@@ -191,7 +191,7 @@ def test_fault_17_a_server_whose_transaction_contradicts_it_is_not_believed(
     refused = told("open", channel.name, "--no-wait", status=1)
     assert (refused["code"], refused["got"], refused["want"]) == ("server_misbehaved", 100_000, FUNDING_SAT)
     server_lists(liar, channel, (outpoint, FUNDING_SAT), transaction=raw)
-    say("open", channel.name, "--no-wait", status=1)  # the liar knows no such funding
+    say("open", channel.name, "--no-wait", status=1)  # the liar does not know this funding
     assert noted(channel.name)["funding_source"] == "transaction"
     assert told("refund", channel.name)["checked"] is True
 
@@ -200,7 +200,7 @@ def test_fault_17_a_server_whose_transaction_contradicts_it_is_not_believed(
 def test_fault_17_a_fee_above_a_share_needs_an_explicit_word(
     node: Node, new: Callable[[], Channel], own_node: list[str], rate: int
 ) -> None:
-    """A refund's fee is at most 10 % and 200 sat per byte, unless --max-fee says more."""
+    """A refund's fee is at most 10 % and 200 sat per byte, unless --max-fee allows more."""
     channel = new()
     node.fund(channel.address, 200_000 if rate == 300 else 5_000_000)
     node.pass_median_time(channel.record.expiry)
@@ -233,23 +233,23 @@ def test_fault_22_a_value_typed_too_small_is_refused(
     refused = told(*words, status=1)
     assert (refused["code"], refused["got_sat"], refused["want_sat"]) == ("funding_differs", 60_000, FUNDING_SAT)
     assert noted(channel.name)["signed_sat"] is None
-    if compared == "node":  # what the chain showed is kept, so that the next `open` does not sign for less
+    if compared == "node":  # the chain's value is kept, so that the next `open` does not sign for less
         assert (noted(channel.name)["funding_sat"], noted(channel.name)["funding_source"]) == (FUNDING_SAT, "chain")
-        say("open", channel.name, "--no-wait", status=1)  # the liar knows no such funding
+        say("open", channel.name, "--no-wait", status=1)  # the liar does not know this funding
         assert noted(channel.name)["funding_sat"] == FUNDING_SAT
         assert noted(channel.name)["left_sat"] > 60_000
     if compared == "server":
-        say(*words, "--unchecked", status=1)  # the liar knows no such funding
+        say(*words, "--unchecked", status=1)  # the liar does not know this funding
         assert (noted(channel.name)["funding_sat"], noted(channel.name)["funding_source"]) == (60_000, "typed")
 
 
-# --- 19: whatever lies at the address ---------------------------------------------------------------------------------
+# --- 19: all outputs at the address ---------------------------------------------------------------------------------
 
 
 def test_fault_19_one_refund_takes_all_outputs_of_the_address(
     node: Node, liar: Liar, new: Callable[[], Channel], own_node: list[str]
 ) -> None:
-    """Funding, second, short and unnoted outputs are shown with the way home, and come home together."""
+    """Funding, second, short and unrecorded outputs are shown with the refund command, and refunded together."""
     channel = new()
     name = channel.name
     paid = [node.fund(channel.address, sat) for sat in (FUNDING_SAT, FUNDING_SAT, 5_000)]
@@ -278,7 +278,7 @@ def test_fault_19_one_refund_takes_all_outputs_of_the_address(
 def test_fault_19_coinbase_that_is_not_mature_spoils_no_refund(
     node: Node, new: Callable[[], Channel], own_node: list[str]
 ) -> None:
-    """A miner's payment to the address waits for its hundred blocks; the rest comes home without it."""
+    """A miner's payment to the address matures after a hundred blocks; the other outputs are refunded before."""
     channel = new()
     outpoint = node.fund(channel.address, FUNDING_SAT)
     node.mine(to=channel.address)
@@ -295,13 +295,13 @@ def test_fault_19_coinbase_that_is_not_mature_spoils_no_refund(
 def test_a_server_that_does_not_tell_is_no_obstacle_with_an_own_node(
     node: Node, liar: Liar, new: Callable[[], Channel], own_node: list[str]
 ) -> None:
-    """The payer's own chain names the funding, and its value."""
+    """The payer's own chain finds the funding, and its value."""
     channel = new()
     outpoint = node.fund(channel.address, FUNDING_SAT)
     node.mine()
     liar.info_lie = Lie(status=404, body=b"Not Found")
     assert told("open", channel.name, "--no-wait", status=1)["code"] == "funding_not_told"
-    say("open", channel.name, "--no-wait", *own_node, status=1)  # the liar knows no such funding
+    say("open", channel.name, "--no-wait", *own_node, status=1)  # the liar does not know this funding
     assert noted(channel.name)["funding_outpoint"] == str(outpoint)
     assert noted(channel.name)["funding_source"] == "chain"
 
@@ -309,7 +309,7 @@ def test_a_server_that_does_not_tell_is_no_obstacle_with_an_own_node(
 def test_fault_19_a_channel_that_was_never_opened_and_one_that_ended_keep_their_addresses(
     node: Node, new: Callable[[], Channel], own_node: list[str]
 ) -> None:
-    """What comes too late to an address that was ever given out is found and refunded, as often as it happens."""
+    """Every late payment to an address that was given out is found and refunded, as often as it happens."""
     short, ended = new(), new()
     node.fund(short.address, 2_000)
     node.fund(ended.address, FUNDING_SAT)
@@ -322,7 +322,7 @@ def test_fault_19_a_channel_that_was_never_opened_and_one_that_ended_keep_their_
 
     late = node.fund(ended.address, 70_000)
     (seen,) = told("watch", ended.name, *own_node)
-    assert seen["outputs"][0]["confirmations"] == 0  # it may yet be replaced, so no refund depends on it
+    assert seen["outputs"][0]["confirmations"] == 0  # it may still be replaced, so no refund depends on it
     assert "70 000 sat" in say("status", ended.name, "--offline").stdout
     node.mine()
     say("refund", ended.name, "--publish", *own_node)
@@ -333,7 +333,7 @@ def test_fault_19_a_channel_that_was_never_opened_and_one_that_ended_keep_their_
 def test_fault_19_a_funding_that_its_sender_replaced_is_found(
     node: Node, liar: Liar, new: Callable[[], Channel], own_node: list[str], signed: bool
 ) -> None:
-    """After a fee bump the coins are under another txid: the wallet notes that one, and can open with it."""
+    """After a fee bump the coins have another txid: the wallet records that one, and can open with it."""
     channel = new()
     outpoint = node.fund(channel.address, FUNDING_SAT)
     server_lists(liar, channel, (outpoint, FUNDING_SAT), confirmations=int(signed))
@@ -353,7 +353,7 @@ def test_fault_19_a_funding_that_its_sender_replaced_is_found(
 def test_faults_17_and_19_hold_with_an_electrum_server(
     node: Node, liar: Liar, new: Callable[[], Channel], tmp_path: Path
 ) -> None:
-    """Its address history is the truth as well: a false outpoint, a false value and a second output."""
+    """The address history of an Electrum server decides as well: over a false outpoint, a false value, a second output."""
     elsewhere, less = new(), new()
     paid = [node.fund(each.address, sat) for each, sat in ((elsewhere, 300_000), (less, FUNDING_SAT), (less, 4_000))]
     node.mine()
@@ -371,14 +371,14 @@ def test_faults_17_and_19_hold_with_an_electrum_server(
     assert all(fee < BUDGET_SAT for _, fee in refunds)
 
 
-# --- 20: a refund that is not dear enough -----------------------------------------------------------------------------
+# --- 20: a refund with too low a fee ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flag", ["-mempoolfullrbf=1", "-mempoolfullrbf=0"])
 def test_fault_20_a_published_refund_is_replaced(
     node: Node, new: Callable[[], Channel], own_node: list[str], flag: str
 ) -> None:
-    """--fee-rate signs again and replaces, to where the first one paid; too small a rise, or too late, is said and fails."""
+    """--fee-rate signs a replacement to the same address; too small a rise, or too late, fails with a message."""
     node.stop()
     node.start(flag)
     channel = new()
@@ -397,7 +397,7 @@ def test_fault_20_a_published_refund_is_replaced(
     assert second["fee_sat"] > 2 * first["fee_sat"]
     (output,) = node.rpc("getrawtransaction", second["txid"], True)["vout"]
     assert output["scriptPubKey"]["address"] == elsewhere
-    for rate in (9, 20, 20):  # watch replaces it, too, and not again what pays as much
+    for rate in (9, 20, 20):  # watch replaces it as well, but not at the same rate
         say("watch", "--once", "--fee-rate", rate, *own_node)
     spent, fee = only_refund(node)
     assert spent == {str(outpoint)}
@@ -408,13 +408,13 @@ def test_fault_20_a_published_refund_is_replaced(
     assert noted(channel.name)["state"] == "refunded"
 
 
-# --- 18: each channel on its own --------------------------------------------------------------------------------------
+# --- 18: each channel separately --------------------------------------------------------------------------------------
 
 
 def test_fault_18_one_bad_channel_stops_no_other(
     node: Node, new: Callable[[], Channel], own_node: list[str], wallet: Path
 ) -> None:
-    """Empty, damaged, later and unreadable files, and a refund that is refused: the good channel's refund is published."""
+    """Empty, damaged, later and unreadable files, and a refused refund: the good channel's refund is published."""
     good, dust, empty, later, directory, cut = (new() for _ in range(6))
     outpoint = node.fund(good.address, FUNDING_SAT)
     node.fund(dust.address, 600)
@@ -446,7 +446,7 @@ def test_fault_18_one_bad_channel_stops_no_other(
 def test_fault_18_a_channel_of_another_network_stops_no_other(
     node: Node, new: Callable[[], Channel], own_node: list[str], wallet: Path
 ) -> None:
-    """One node serves one network: the channels of others are named, and left alone."""
+    """One node serves one network: the channels of other networks are named and skipped."""
     channel = new()
     outpoint = node.fund(channel.address, FUNDING_SAT)
     live = next(case for case in JS_CASES if case.network is Network.LIVE)
@@ -460,7 +460,7 @@ def test_fault_18_a_channel_of_another_network_stops_no_other(
 def test_fault_19_what_comes_while_watch_runs_is_taken_too(
     node: Node, new: Callable[[], Channel], own_node: list[str], wallet: Path
 ) -> None:
-    """A channel that is made and funded after `watch` began, and a payment after the first refund, come home."""
+    """A channel made and funded after `watch` began, and a payment after the first refund, are refunded."""
     first = new()
     node.fund(first.address, FUNDING_SAT)
     node.mine()

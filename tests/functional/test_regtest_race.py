@@ -1,4 +1,4 @@
-"""Payments and a closing at the same time, on a real channel: what is mined is exactly what was answered (threat 35)."""
+"""Payments and a closing at the same time, on a real channel: the mined sum is exactly the answered one (threat 35)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Market = tuple[System, Node]
 
 PAYERS = 6
 BEFORE = 30
-"""So many payments are answered before the closing sets off, among those that are still on their way."""
+"""Number of payments that are answered before the closing starts; others are still in flight."""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def market_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
 
 
 class Race:
-    """Payers of one channel who pay as fast as they can, and somebody who closes it; `counted` is what got a 200."""
+    """Payers that pay over one channel as fast as possible, and a closing; `counted` are the sums answered with 200."""
 
     def __init__(self, customer: Customer) -> None:
         self.customer = customer
@@ -56,7 +56,7 @@ class Race:
             elif answer.status_code == 410:
                 self.ends.add(code(answer))
                 return
-            else:  # another's payment of more was faster
+            else:  # a larger payment was faster
                 assert code(answer) == (400, "value_backwards")
             if len(self.counted) > BEFORE:
                 self._under_way.set()
@@ -73,7 +73,7 @@ def by_operator(race: Race) -> None:
 
 
 def by_payer(race: Race) -> None:
-    """v1 shows the newest payment, v2 pays once more: whoever is too late for that tries again."""
+    """v1 sends the newest payment, v2 pays once more; a closing that comes too late for that tries again."""
     while True:
         paid_sat = max(race.counted) if type(race.customer) is Customer else race.next_amount()
         answer = race.customer.close(paid_sat)
@@ -84,7 +84,7 @@ def by_payer(race: Race) -> None:
 
 
 def by_draining(race: Race) -> None:
-    """The payment of all there is closes the channel."""
+    """Pay the whole channel, which closes it."""
     answer: httpx.Response = race.customer.pay(FUNDING_SAT)
     assert answer.status_code in (200, 202)
     race.counted.append(FUNDING_SAT)
@@ -98,7 +98,7 @@ REASONS = {by_operator: "operator", by_payer: "client", by_draining: "drained"}
 def test_threat_35_what_is_mined_is_the_newest_payment_that_was_answered(
     market_place: Market, kind: type[Customer], close: Callable[[Race], None]
 ) -> None:
-    """No payment is answered that the settlement lacks, and the settlement has none that was refused."""
+    """Every answered payment is in the settlement, and no refused one."""
     customer = kind(*market_place)
     customer.opened()
     race = Race(customer)

@@ -27,13 +27,13 @@ def market_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
 
 
 def settlement_of(system: System, customer: Customer) -> bytes:
-    """Close, and return the settlement that the operator is shown."""
+    """Close, and return the settlement that the operator sees."""
     assert customer.close(OPENING_SAT).status_code == 202
     return bytes.fromhex(customer.record["settlement_transaction"])
 
 
 def signed_again(customer: Customer, settlement: bytes) -> bytes:
-    """The same settlement with the client's half signed once more, as only the client can."""
+    """Return the same settlement with a second signature of the client, as only the client can make."""
     payment = customer.payment(OPENING_SAT)
     digest = PaymentHasher(customer.terms, customer.outpoint, customer.change_script).digest(
         payment.change_sat, payment.flag
@@ -46,7 +46,7 @@ def signed_again(customer: Customer, settlement: bytes) -> bytes:
 
 
 def other_selector(customer: Customer, settlement: bytes) -> bytes:
-    """The same settlement with 2 instead of 1 for the server's branch: as true, and nobody's signature covers it."""
+    """Return the same settlement with 2 instead of 1 as selector: also true, and covered by no signature."""
     transaction = CMutableTransaction.from_tx(CTransaction.deserialize(settlement))
     script = bytes(transaction.vin[0].scriptSig)
     tail = b"\x4c" + bytes([len(customer.terms.redeem_script)]) + customer.terms.redeem_script
@@ -60,7 +60,7 @@ def alarms(system: System) -> str:
 
 
 def test_threat_6_one_second_before_median_time_past_the_refund_is_not_final(market_place: Market) -> None:
-    """At a median time of exactly the expiry no node takes the refund; a second later all do, and the server has won."""
+    """At a median time of exactly the expiry no node accepts the refund; a second later all do, and the server has won."""
     system, node = market_place
     customer = Customer(system, node)
     customer.opened()
@@ -80,7 +80,7 @@ def test_threat_6_one_second_before_median_time_past_the_refund_is_not_final(mar
 
 
 def test_threat_6_a_refund_confirmed_first_is_a_loss_that_everybody_hears_of(market_place: Market) -> None:
-    """The settlement was signed, even published, but the refund is in the block: LOST, with the txid in log and alarms."""
+    """The settlement was signed, even broadcast, but the refund is in the block: LOST, with the txid in log and alarms."""
     system, node = market_place
     customer = Customer(system, node)
     customer.opened()
@@ -111,7 +111,7 @@ def test_threat_6_a_refund_confirmed_first_is_a_loss_that_everybody_hears_of(mar
 def test_threat_18_a_malleated_settlement_is_ours_all_the_same(
     market_place: Market, expired: bool, malleated: Callable[[Customer, bytes], bytes]
 ) -> None:
-    """The client signs its half again, or anybody writes the branch otherwise: the same money, so CLOSED and not LOST."""
+    """The client signs again, or a third party changes the selector: the same payout, so CLOSED and not LOST."""
     system, node = market_place
     customer = Customer(system, node)
     customer.opened()
@@ -137,7 +137,7 @@ def move_median_time_to(node: Node, unix_time: int) -> None:
 
 
 def mine_empty_until(node: Node, unix_time: int) -> None:
-    """Pass a median time with blocks that leave the mempool alone."""
+    """Pass a median time with blocks without transactions of the mempool."""
     node.set_mock_time(unix_time + 60)
     while node.median_time <= unix_time:
         node.mine_only()

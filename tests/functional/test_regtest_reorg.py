@@ -1,4 +1,4 @@
-"""Reorgs on a real chain, one to six blocks deep, at every state of a channel."""
+"""Reorgs on a real chain, one to six blocks deep, in every state of a channel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.lib.system import System, dead_signer
 Market = tuple[System, Node]
 
 ELSEWHERE = encode_address(p2pkh_script(bytes(20)), Network.REGTEST)
-"""With the next 100 coinbases not its own, the miner funds nothing with one that a reorg makes immature again."""
+"""The next 100 coinbases pay another address, so the miner never funds with a coinbase that a reorg makes immature."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ class Scene:
         self.txids = [each.record["settlement_txid"] for each in self.settled]
 
     def fund_again(self) -> None:
-        """Hand the fundings in again, as wallets do: where their lock time is not reached, the node dropped them."""
+        """Broadcast the fundings again, as wallets do: the node dropped those whose lock time is not reached."""
         for each in (self.open, *self.settled):
             sent = self.node.rpc("gettransaction", each.outpoint.txid_hex, wallet="miner")
             self.node.send_raw(bytes.fromhex(sent["hex"]))
@@ -56,7 +56,7 @@ class Scene:
 
 @pytest.mark.parametrize("depth", range(1, 7))
 def test_threat_3_after_a_reorg_everything_ends_as_it_should(market_place: Market, depth: int) -> None:
-    """Payments stop exactly while the funding is out of the chain; each settlement ends confirmed, by the same txid."""
+    """Payments stop exactly while the funding is out of the chain; each settlement ends confirmed, with the same txid."""
     system, node = market_place
     scene = Scene(system, node)
     node.reorg(depth)
@@ -77,7 +77,7 @@ def test_threat_3_after_a_reorg_everything_ends_as_it_should(market_place: Marke
 
 
 def test_threat_3_a_reorg_while_the_server_was_away_is_noticed_at_start(market_place: Market) -> None:
-    """Closed channels are looked at again by a new process: it can't know what it missed."""
+    """A new process checks closed channels again: it cannot know what it missed."""
     system, node = market_place
     scene = Scene(system, node)
     system.kill_server()
@@ -90,7 +90,7 @@ def test_threat_3_a_reorg_while_the_server_was_away_is_noticed_at_start(market_p
 
 
 def test_threat_3_a_closed_channel_whose_settlement_is_gone_is_settled_again(market_place: Market) -> None:
-    """Out of the chain, the mempool and the node's wallets: the server hands in the stored transaction once more."""
+    """Missing in chain, mempool and wallets: the server broadcasts the stored transaction again."""
     system, node = market_place
     scene = Scene(system, node)
     node.invalidate(3)
@@ -108,7 +108,7 @@ def test_threat_3_a_closed_channel_whose_settlement_is_gone_is_settled_again(mar
 
 @pytest.mark.parametrize("depth", range(1, 7))
 def test_threat_3_a_closing_that_waits_for_the_signer_survives_a_reorg(market_place: Market, depth: int) -> None:
-    """CLOSING with nothing signed yet: wherever the funding went, the settlement is mined once both are back."""
+    """CLOSING without a signature: wherever the funding went, the settlement is mined once both are back."""
     system, node = market_place
     node.mine(2)
     wait_for(lambda: system.manage("GET", "/health").status_code == 200, "a server that follows its node again")
@@ -127,7 +127,7 @@ def test_threat_3_a_closing_that_waits_for_the_signer_survives_a_reorg(market_pl
 
 
 def test_threat_3_a_lost_channel_stays_lost_in_every_reorg(market_place: Market) -> None:
-    """LOST is final: up to six blocks deep, with the refund out of the chain, nothing is accepted and nothing loops."""
+    """LOST is final: up to six blocks deep, with the refund out of the chain, no payment is accepted and no task loops."""
     system, node = market_place
     lost = Customer(system, node)
     lost.opened()

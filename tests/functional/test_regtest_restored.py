@@ -1,4 +1,4 @@
-"""A backup is restored, and what was settled after it is in no mempool: signer, server and chain bring it home."""
+"""A restored backup, and a later settlement that is in no mempool: signer, server and chain recover it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLOOR_SAT_PER_VB = 90
 
 
 def forget_mempool(node: Node) -> None:
-    """The mempool is lost, and from now on the node relays only what pays twice as much as was signed."""
+    """Lose the mempool; from now on the node relays only twice the signed rate."""
     node.stop()
     node.start("-persistmempool=0", "-walletbroadcast=0", f"-minrelaytxfee={FLOOR_SAT_PER_VB / 100_000:.5f}")
     node.set_mock_time(0)

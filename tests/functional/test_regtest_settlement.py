@@ -1,4 +1,4 @@
-"""Every kind of settlement that the server makes is one that a real node takes and mines."""
+"""A real node accepts and mines every kind of settlement that the server makes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DUST_SAT = 700
 """channel.dust_limit_sat"""
 
 PRICES_SAT = {Customer: 70_000 + 40 * 331, CustomerV2: 100_000}
-"""open.base_price_sat with the fee of a settlement of typical size; open.v2_price_sat."""
+"""open.base_price_sat plus the fee of a settlement of typical size; open.v2_price_sat."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ ENDINGS = {close_by_payer: OPENING_SAT, close_by_operator: OPENING_SAT, leave_le
 def test_threat_13_19_every_settlement_is_standard_and_pays_what_is_owed(
     market_place: Market, kind: type[Customer], ending: object
 ) -> None:
-    """The node's mempool takes it by its own policy, its fee is the one stored, and a block confirms it."""
+    """The node's mempool accepts it by its own policy, its fee equals the stored one, and a block confirms it."""
     system, node = market_place
     customer = kind(system, node)
     customer.opened()
@@ -79,7 +79,7 @@ def test_threat_13_19_every_settlement_is_standard_and_pays_what_is_owed(
 def test_threat_13_one_satoshi_on_either_side_of_each_limit(
     market_place: Market, kind: type[Customer], change: str
 ) -> None:
-    """Least first payment and least change, for both types of change script: one less is refused, the least is mined."""
+    """Minimum first payment and minimum change, for both change scripts: one less is refused, the minimum is mined."""
     system, node = market_place
     customer = kind(system, node)
     if change == "p2sh":

@@ -1,4 +1,4 @@
-"""Signatures and keys in other encodings, sent to a server with a real channel: nothing changes, and it settles (threat 17)."""
+"""Other encodings of signatures and keys, sent to a server with a real channel: no effect, and it settles (threat 17)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VECTORS: dict[str, bytes] = {
 }
 
 REFUSALS = [(400, "signature_encoding"), (400, "malformed")]
-"""The second where the lengths alone are impossible on the wire."""
+"""In the second encoding, the lengths alone are impossible on the wire."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def market_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
 
 
 def other_encodings(good: bytes) -> dict[str, bytes]:
-    """A true signature, with R of 33 bytes, written in the ways that nodes don't relay or don't take."""
+    """Return encodings of a valid signature with R of 33 bytes that nodes do not relay or do not accept."""
     r, s = good[4:37], good[39:]
     assert (good[3], r[0], len(s)) == (33, 0, good[38])
     return {
@@ -65,14 +65,14 @@ def sized(integers: bytes) -> bytes:
 
 
 def with_long_r(customer: Customer, paid_sat: int) -> Payment:
-    """The next payment from this amount on whose R has its top bit set: one in two."""
+    """Return the next payment from this amount on whose R has its top bit set: one in two."""
     return next(each for each in map(customer.payment, range(paid_sat, paid_sat + 1000)) if each.signature[3] == 33)
 
 
 def refuse_all(good: Payment, send: Callable[[Payment], httpx.Response]) -> None:
     for name, signature in (other_encodings(good.signature) | VECTORS).items():
         answer = code(send(Payment(good.change_sat, signature, good.flag)))
-        zero = name in ("R zero", "S zero")  # well written, but no signature of anything
+        zero = name in ("R zero", "S zero")  # correct encoding, but not a valid signature
         assert answer in ([(400, "bad_signature")] if zero else REFUSALS), name
 
 
@@ -80,7 +80,7 @@ def refuse_all(good: Payment, send: Callable[[Payment], httpx.Response]) -> None
 def test_threat_17_other_encodings_of_a_true_signature_change_nothing(
     market_place: Market, kind: type[Customer]
 ) -> None:
-    """Refused to open, to pay and to close; then the strict one is taken, and the node takes its settlement."""
+    """Refused for opening, paying and closing; then the strict encoding is accepted, and the node accepts its settlement."""
     customer = kind(*market_place)
     customer.fund()
     customer.node.mine()
@@ -102,7 +102,7 @@ def test_threat_17_other_encodings_of_a_true_signature_change_nothing(
 
 
 def test_threat_17_other_encodings_of_a_key_open_nothing(market_place: Market) -> None:
-    """Uncompressed and hybrid keys: no address in either version; coins on a script with one of them open nothing."""
+    """Uncompressed and hybrid keys: no address in either version; coins on a script with such a key open nothing."""
     system, node = market_place
     customer = CustomerV2(system, node)
     compressed = customer.key.public_key.format()

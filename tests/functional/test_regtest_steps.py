@@ -1,4 +1,4 @@
-"""Server, signer and node killed with -9 at each step of opening and closing: the step is held still, then one of them dies."""
+"""Server, signer and node killed (SIGKILL) at each step of opening and closing: the step is paused, then one is killed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ each_death = pytest.mark.parametrize("death", [dead_server, dead_signer, dead_no
 
 
 class Gate(RpcProxy):
-    """A way to the node on which one method can be held up, before the node is asked or after it has answered."""
+    """A proxy in front of the node that can pause one method, before the node is asked or after it has answered."""
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
@@ -44,7 +44,7 @@ class Gate(RpcProxy):
         self._answered, self._closed = answered, method
 
     def wait(self) -> None:
-        """Wait until somebody stands before the gate."""
+        """Wait until a call is paused."""
         assert self._held.acquire(timeout=_PATIENCE_SECONDS), f"{self._closed} was not called"
 
     def open(self) -> None:
@@ -69,7 +69,7 @@ class Gate(RpcProxy):
         headers = {name: request.headers[name] for name in ("Authorization", "Content-Type")}
         try:
             answer = self._client.post(self._node.url + request.path, content=body, headers=headers)
-        except httpx.TransportError:  # nobody there: whoever asks us finds nobody either
+        except httpx.TransportError:  # the node is down, so the caller gets no answer either
             request.close_connection = True
             return
         if held and self._answered:
@@ -96,7 +96,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 def once(step: Step, customer: Customer) -> bool:
-    """Try a step, and say whether it is done; nobody may answer."""
+    """Try a step, and say whether it is done; the server may not answer."""
     try:
         return step(customer)
     except httpx.TransportError:
@@ -116,12 +116,12 @@ def closed(customer: Customer) -> bool:
 
 
 class Moment(NamedTuple):
-    """While the node is being asked this, or when it has answered and nobody knows yet."""
+    """A moment in a step: while the node is asked, or after it has answered and before the server knows."""
 
     method: str
     answered: bool = False
     at_once: int = 2
-    """Of two channels in the same step, as many ask the node at the same time."""
+    """Number of calls at the same time, of two channels in the same step."""
 
 
 OPENING = {
@@ -140,7 +140,7 @@ CLOSING = {
 
 
 def killed_at(place: Place, moment: Moment, death: Death, step: Step, customers: list[Customer]) -> None:
-    """Hold a step at a moment, kill, let it go on, start again, and repeat the step until it is done."""
+    """Pause a step at a moment, kill, let it continue, start again, and repeat the step until it is done."""
     system, node, gate = place
     gate.close(moment.method, answered=moment.answered)
     with ThreadPoolExecutor(len(customers)) as threads:
@@ -186,7 +186,7 @@ def test_threat_11_killed_at_each_step_of_opening(place: Place, death: Death, mo
 @each_death
 @pytest.mark.parametrize("moment", CLOSING)
 def test_threat_11_34_killed_at_each_step_of_closing(place: Place, death: Death, moment: str) -> None:
-    """Whoever died, one settlement is mined, with all that was answered as paid."""
+    """Whichever process died, one settlement is mined, with every acknowledged payment."""
     customers = funded(place)
     for step in (opened, paid):
         for each in customers:

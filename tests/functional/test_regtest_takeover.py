@@ -1,4 +1,4 @@
-"""A server that was taken over, on a real node: it asks the real signer for what a colluding client would like."""
+"""A server under an attacker's control, on a real node: it asks the real signer to settle for a colluding client."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.signer.talking import ask
 
 
 def test_fault_73_the_opening_payment_is_worth_nothing_after_the_takeover(tmp_path: Path) -> None:
-    """The server as it was has shown the signer the newest payment: nothing older is signed, at whatever fee."""
+    """The server had shown the signer the newest payment: the signer signs no older one, at any fee."""
     with market(tmp_path, sections={"signer": "show_seconds = 0.2"}) as (system, node):
         mallory = Customer(system, node)
         mallory.opened()
@@ -33,7 +33,7 @@ def test_fault_73_the_opening_payment_is_worth_nothing_after_the_takeover(tmp_pa
 
 
 def tag_of(customer: Customer, paid_sat: int, fee_sat: int = 5_000) -> str:
-    """Why the signer settles no such payment; "": it does."""
+    """Return the tag with which the signer refuses this payment; "" if it settles it."""
     socket = customer.system.state / "signer.sock"
     key = ask(socket, KeyRequest(1, customer.terms.client_key, customer.terms.expiry, settling=True))
     assert isinstance(key, KeyReply)

@@ -1,4 +1,4 @@
-"""Withdrawals on a real chain: the channel goes on, the payer goes along by itself, and every satoshi is accounted for."""
+"""Withdrawals on a real chain: the channel continues, the payer follows by itself, and every satoshi adds up."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def market_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Market]:
-    """A chain of the test's own, whose time may be moved."""
+    """A separate chain, whose time the test may move."""
     with market(tmp_path / "market") as (system, node):
         yield system, node
 
@@ -55,7 +55,7 @@ def withdraw(system: System, *words: object) -> Any:
 
 
 def opened(payer: Payer, node: Node) -> Channel:
-    """A movable channel of 600,000 sat."""
+    """Return a movable channel of 600,000 sat."""
     channel = payer.new_channel(hours=40, movable=True, amount_sat=FUNDING_SAT)
     node.fund(channel.address, FUNDING_SAT)
     node.mine()
@@ -70,14 +70,14 @@ def _opens(channel: Channel) -> bool:
 
 
 def moves_on(system: System, node: Node, outpoint: str) -> str:
-    """Let a withdrawal confirm; where the channel went."""
+    """Confirm a withdrawal; return the channel's new output."""
     node.mine()
     wait_for(lambda: system.channel(outpoint)["moved_to"] is not None, "moved")
     return str(system.channel(outpoint)["moved_to"])
 
 
 def waits_and_pays(channel: Channel, amount_sat: int) -> tuple[threading.Thread, list[Receipt]]:
-    """A payment that waits in a thread of its own until the channel has moved."""
+    """A payment in a thread of its own, which waits until the channel has moved."""
     receipts: list[Receipt] = []
     thread = threading.Thread(target=lambda: receipts.append(channel.pay(amount_sat)))
     thread.start()
@@ -86,7 +86,7 @@ def waits_and_pays(channel: Channel, amount_sat: int) -> tuple[threading.Thread,
 
 @pytest.mark.parametrize("dialect", Dialect)
 def test_a_channel_that_is_withdrawn_from_twice(market_place: Market, tmp_path: Path, dialect: Dialect) -> None:
-    """Pay, withdraw, wait, pay, withdraw, a reorg, pay, close: totals go on, and all outputs add up to the funding."""
+    """Pay, withdraw, wait, pay, withdraw, a reorg, pay, close: totals continue, and all outputs add up to the funding."""
     system, node = market_place
     with Payer(system.url, wallet=tmp_path, network=Network.REGTEST, dialect=dialect, patience=PATIENT) as payer:
         channel = opened(payer, node)
@@ -131,20 +131,20 @@ def test_a_channel_that_is_withdrawn_from_twice(market_place: Market, tmp_path: 
 
 
 def _pays(channel: Channel) -> bool:
-    """Pay a satoshi, or complete the one under way."""
+    """Pay a satoshi, or complete the payment in flight."""
     try:
         if channel.record.unacknowledged:
             channel.resume()
         else:
             channel.pay(1)
     except ServerFailed as error:
-        assert error.code in ("chain_unavailable", "channel_moving")  # noqa: PT017 - any other is a mistake
+        assert error.code in ("chain_unavailable", "channel_moving")  # noqa: PT017 - any other error is a bug
         return False
     return True
 
 
 def accounted(system: System, node: Node, outpoints: list[str], change_sat: int, home: str) -> None:
-    """Each settlement pays the server what it received less the fee, and the last one the payer what is left."""
+    """Each settlement pays the server its earnings less the fee, and the last one pays the payer the rest."""
     server_sat, fees_sat = 0, 0
     for outpoint in outpoints:
         record = system.channel(outpoint)
@@ -159,7 +159,7 @@ def accounted(system: System, node: Node, outpoints: list[str], change_sat: int,
 
 
 def test_the_refund_of_the_output_it_went_to_is_valid(place: Market, tmp_path: Path) -> None:
-    """The refund that was kept before the first payment there takes everything back when the server is gone."""
+    """The refund saved before the first payment at the new output returns everything when the server is gone."""
     system, node = place
     with Payer(system.url, wallet=tmp_path / "wallet", network=Network.REGTEST, patience=PATIENT) as payer:
         channel = opened(payer, node)
@@ -181,7 +181,7 @@ def test_the_refund_of_the_output_it_went_to_is_valid(place: Market, tmp_path: P
 
 
 def test_a_server_that_closes_on_its_own_leaves_the_change_to_the_refund(place: Market, tmp_path: Path) -> None:
-    """The change is in the channel's script then: after the expiry the payer finds it in the chain and takes it home."""
+    """The change is then in the channel's script: after the expiry the payer finds it in the chain and refunds it."""
     system, node = place
     terminal = PayerAtTerminal(tmp_path, system, node)
     name = terminal.opened("--movable")
@@ -206,7 +206,7 @@ def test_a_server_that_closes_on_its_own_leaves_the_change_to_the_refund(place: 
 
 
 def test_a_payer_at_a_terminal_goes_along(market_place: Market, tmp_path: Path) -> None:
-    """A payment that is given while the channel moves waits, and is paid where it went; closing brings the change home."""
+    """A payment during a move waits, and is paid at the new output; closing pays the change to the home address."""
     system, node = market_place
     terminal = PayerAtTerminal(tmp_path, system, node)
     name = terminal.opened("--movable")
@@ -236,7 +236,7 @@ def test_a_payer_at_a_terminal_goes_along(market_place: Market, tmp_path: Path) 
 def test_the_payer_closes_to_a_new_address_for_a_fee_of_its_choice(
     market_place: Market, tmp_path: Path, dialect: Dialect
 ) -> None:
-    """`close --fee --to`: the settlement on the chain pays the change there, and at least the fee that was offered."""
+    """`close --fee --to`: the settlement on the chain pays the change there, and at least the offered fee."""
     system, node = market_place
     terminal = PayerAtTerminal(tmp_path, system, node)
     name = terminal.opened("--dialect", dialect.value)
@@ -258,7 +258,7 @@ def test_the_payer_closes_to_a_new_address_for_a_fee_of_its_choice(
 def test_fault_08_a_withdrawal_that_payments_depend_on_is_pushed_and_not_replaced(
     place: Market, tmp_path: Path
 ) -> None:
-    """A reorg takes it back when the channel has received 200,000 sat at its output: same txid, and a child that pays."""
+    """A reorg removes it after the channel received 200,000 sat at its output: same txid, and a child pays for it."""
     system, node = place
     with Payer(system.url, wallet=tmp_path / "wallet", network=Network.REGTEST, patience=PATIENT) as payer:
         channel = opened(payer, node)
@@ -286,7 +286,7 @@ def test_fault_08_a_withdrawal_that_payments_depend_on_is_pushed_and_not_replace
 def test_fault_08_a_withdrawal_to_the_operator_s_address_is_pushed_by_the_next_settlement(tmp_path: Path) -> None:
     """No key of the signer's can spend its output, and payments depend on its txid, so it is never replaced.
 
-    After a reorg an alarm names the channel whose settlement would pay for both; once that is there, the alarm ends.
+    After a reorg an alarm names the channel whose settlement would pay for both; with that settlement, the alarm ends.
     """
     with Node(tmp_path / "node") as node:
         system = System(tmp_path / "system", node=node)
@@ -307,7 +307,7 @@ def test_fault_08_a_withdrawal_to_the_operator_s_address_is_pushed_by_the_next_s
                 return [alarm["text"] for alarm in alarms if alarm["kind"] == "pinned"]
 
             wait_for(lambda: any(moved_to in text for text in pinned()), "an alarm")
-            pass_time(node, channel.record.expiry - 5 * 3600)  # by itself: it is closed six hours before expiry
+            pass_time(node, channel.record.expiry - 5 * 3600)  # the server closes it by itself, six hours before expiry
             pass_time(node, channel.record.expiry - 2 * 3600)
             wait_for(lambda: node.rpc("getmempoolentry", txid)["fees"]["descendant"] * 100_000_000 > 80_000, "pushed")
             wait_for(lambda: pinned() == [], "no alarm")

@@ -1,4 +1,4 @@
-"""Ten thousand open channels in the real server: threads stay, memory grows by little (threat 25)."""
+"""Ten thousand open channels in the real server: no more threads, and little more memory (threat 25)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tests.lib.world import DebugPayer
 CHANNELS = 10_000
 MAX_GROWTH_BYTES = 100_000_000
 WARM = 50
-"""Channels woken first, so that buffers and caches have their size before we measure."""
+"""Channels woken first, so that buffers and caches reach their size before the measurement."""
 
 
 async def fill(path: Path, channels: list[Channel]) -> None:
-    """Store channels that were opened before."""
+    """Store channels as if they had been opened before."""
     store = LevelDbStore.open(path, "debug")
     for begin in range(0, len(channels), 1_000):
         assert all(await store.commit([Change(None, channel) for channel in channels[begin : begin + 1_000]]))
@@ -45,7 +45,7 @@ def pay(connection: http.client.HTTPConnection, payer: DebugPayer) -> None:
 
 @pytest.mark.timeout(300)
 def test_threat_25_ten_thousand_channels_cost_memory_and_no_threads(tmp_path: Path):
-    """A payment on each of 10,000 channels wakes as many actors: no thread more, and less than 100 MB more memory."""
+    """A payment on each of 10,000 channels wakes as many actors: no more threads, and less than 100 MB more memory."""
     system, expiry = System(tmp_path), UnixTime(int(time.time()) + 30 * 86_400)
     payers = [DebugPayer(f"one of many {n}", expiry) for n in range(CHANNELS)]
     asyncio.run(fill(system.state / "store", [payer.channel() for payer in payers]))

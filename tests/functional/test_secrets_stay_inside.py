@@ -1,4 +1,4 @@
-"""Threat 42: no output of a full run holds a secret: not on purpose, not in a refusal, not when a process crashes."""
+"""Threat 42: no output of a full run holds a secret, neither in normal use, nor in a refusal, nor in a crash."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ state_dir = "{state}"
 backend = "debug"
 [http]
 port = 0
-{lane}
+{fast_path}
 [management]
 port = 0
 [log]
@@ -62,7 +62,7 @@ access = true
 
 
 class Run:
-    """Everything that happened, and every byte that came out: `outputs` by a name that says where."""
+    """The whole run with every output byte: `outputs` by a name that tells the source."""
 
     def __init__(self, directory: Path, signer: str = SIGNER, *, opened_by_passphrase: bool = True) -> None:
         self.directory = directory
@@ -72,7 +72,7 @@ class Run:
         self.secrets = Secrets()
         self.signer_file, self.server_file = directory / "signer.toml", directory / "server.toml"
         self.signer_file.write_text(signer.format(state=self.state))
-        self.server_file.write_text(SERVER.format(state=self.state, lane=""))
+        self.server_file.write_text(SERVER.format(state=self.state, fast_path=""))
         self.passphrase, self.wrong = (f"{secrets.token_urlsafe(9)} ä {secrets.token_urlsafe(9)}" for _ in range(2))
         self.secrets.add("passphrase", self.passphrase)
         self.secrets.add("a wrong passphrase", self.wrong)
@@ -85,7 +85,7 @@ class Run:
     # --- programs ---
 
     def tell(self, *words: str | Path, passphrase: str = "", typed: str = "", status: int = 0) -> None:
-        """Run a command to its end and keep what it says."""
+        """Run a command to its end and store its output."""
         command = [PROGRAMS / words[0], *words[1:]]
         with self.descriptor(passphrase) as (options, descriptors):
             ended = subprocess.run(
@@ -96,7 +96,7 @@ class Run:
         assert ended.returncode == status, (ended.stdout + ended.stderr).decode()
 
     def start(self, name: str, *words: str | Path, passphrase: str = "") -> subprocess.Popen[bytes]:
-        """Start something that stays; its output goes to a file of the run."""
+        """Start a process that keeps running; its output goes to a file of the run."""
         with self.descriptor(passphrase) as (options, descriptors), (self.directory / f"{name}.log").open("ab") as log:
             self.daemons[name] = subprocess.Popen(
                 [*words, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -109,7 +109,7 @@ class Run:
         self.wait(self.signer_listens, name)
 
     def open_seed(self, name: str, *words: str | Path) -> subprocess.Popen[bytes]:
-        """Start a signer of some kind, which gets the passphrase if it needs one."""
+        """Start a signer of a kind, which gets the passphrase if it needs one."""
         return self.start(name, *words, self.signer_file, passphrase=self.passphrase * self.opened_by_passphrase)
 
     def signer_listens(self) -> bool:
@@ -146,10 +146,10 @@ class Run:
     def text(self, name: str) -> str:
         return (self.directory / f"{name}.log").read_text(errors="replace")
 
-    # --- what is looked for ---
+    # --- secrets to search for ---
 
     def learn_seed(self, words: list[str]) -> None:
-        """Everything that the seed file guards."""
+        """Add every secret that the seed file protects."""
         with Secret(bytearray(self.passphrase.encode())) as passphrase:
             (seed,) = read_seeds(self.state / "signer.seed", passphrase)
         assert words == list(mnemonic.to_words(seed.secret))
@@ -170,7 +170,7 @@ class Run:
         self.secrets.add("key of the seed file", derived)
 
     def learn_payer(self, name: str, public_key: bytes, expiry: int) -> None:
-        """The server's secrets about one channel."""
+        """Add the server's secrets of one channel."""
         below = [word | HARDENED for word in channel_words(public_key, expiry)]
         for branch, what in ((CHANNEL_BRANCH, "channel"), (DESTINATION_BRANCH, "destination")):
             node = self.root.child(branch).descend(below)
@@ -185,7 +185,7 @@ class Run:
     # --- HTTP ---
 
     def http(self) -> httpx.Client:
-        """A client whose answers are outputs, from the status line to the last byte of the body."""
+        """Return a client whose responses are outputs, from the status line to the last byte of the body."""
 
         def keep(response: httpx.Response) -> None:
             head = "".join(f"{name}: {value}\n" for name, value in response.headers.items())
@@ -229,7 +229,7 @@ class _Descriptor:
 
 
 def make_the_seed(run: Run, home: Path) -> None:
-    """`init` into a file of words, `verify` with right and wrong ones, everything else that reads words or the seed."""
+    """`init` into a file of words, `verify` with right and wrong ones, and all other commands that read words or seed."""
     words_file = home / "words"
     run.tell("paychan-signer", "init", run.signer_file, "--words-file", words_file, passphrase=run.passphrase)
     words = words_file.read_text().split()
@@ -247,7 +247,7 @@ def make_the_seed(run: Run, home: Path) -> None:
 
 
 def raw_channels(run: Run) -> None:
-    """A channel of each version, its refusals too, over HTTP as clients speak it."""
+    """A channel of each version, including refusals, over HTTP as clients do."""
     with run.http() as http:
         for name, kind in (("a v1 channel", V1), ("a v2 channel", V2)):
             payer = Payer()
@@ -270,7 +270,7 @@ def raw_channels(run: Run) -> None:
 
 
 def a_payers_commands(run: Run) -> None:
-    """A channel by the payer's commands; the wallet is where its own secrets are at home."""
+    """A channel by the payer's commands; its secrets may be in the wallet."""
     wallet = run.directory / "wallet"
     run.tell("paychan", "channel", "new", run.url, "--hours", "100", "--debug")
     (record,) = (json.loads(file.read_text()) for file in wallet.glob("*.json"))
@@ -286,7 +286,7 @@ def a_payers_commands(run: Run) -> None:
 
 
 def an_operators_commands(run: Run) -> None:
-    """Everything that an operator asks server and signer, with the right token and a wrong one."""
+    """All of an operator's requests to server and signer, with the right token and a wrong one."""
     token = run.learn_token()
     with run.http() as http:
         for path in ("/health", "/totals", "/channels", "/nothing", f"/channels/{'02' + '11' * 32}/info"):
@@ -304,7 +304,7 @@ def an_operators_commands(run: Run) -> None:
 
 
 def the_signers_commands(run: Run) -> None:
-    """What the signer says of itself."""
+    """The signer's own commands."""
     run.tell("paychan-signer", "status", run.signer_file)
     run.tell("paychan-signer", "status", "--json", run.signer_file)
     run.tell("paychan-signer", "heartbeat", run.signer_file)
@@ -313,12 +313,12 @@ def the_signers_commands(run: Run) -> None:
 
 
 def a_strangers_requests(run: Run) -> None:
-    """What the signer answers on its socket, to right and wrong requests."""
+    """The signer's replies on its socket, to right and wrong requests."""
     for message in (encode_frame(Health(1)), encode_frame(KeyRequest(2, b"\x02" * 33, 2_000_000_000)), b"\xff" * 64):
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(PATIENCE_SECONDS)
             connection.connect(str(run.state / "signer.sock"))
-            connection.sendall(message + b"\xff" * 4)  # garbage at the end, so that the signer hangs up
+            connection.sendall(message + b"\xff" * 4)  # garbage at the end, so that the signer closes the connection
             with connection.makefile("rb") as file:
                 run.outputs[f"{len(run.outputs)}: the signer's reply"] = file.read()
 
@@ -343,7 +343,7 @@ async def served_for_a_second(main):
 
 asyncio.run = lambda main: begin(served_for_a_second(main))
 """
-"""The signer, which does something unusual when it has its keys and listens."""
+"""The signer, which does something unusual once it has its keys and listens."""
 
 CRASH = f"""{IN_THE_MIDDLE}
 def then():
@@ -372,11 +372,11 @@ def then():
 
 signer.service.main()
 """
-"""It shows all objects of our own types that it can reach."""
+"""It shows every reachable object of the project's types."""
 
 
 def crashes(run: Run) -> None:
-    """SIGABRT with faulthandler, an error with a traceback, SIGINT in the middle of opening the seed."""
+    """SIGABRT with faulthandler, an error with a traceback, SIGINT while the seed is opened."""
     assert run.end("signer", signal.SIGABRT) == -signal.SIGABRT
     assert "Fatal Python error: Aborted" in run.text("signer")
     for name, script in (("crash", CRASH), ("objects", SHOW_ALL)):
@@ -399,7 +399,7 @@ def files(run: Run) -> Iterator[tuple[str, bytes]]:
 
 
 def at_home(where: str, names: list[str]) -> frozenset[str]:
-    """The secrets that belong where they were found."""
+    """Return the secrets that may be in this output."""
     channel_secrets = frozenset(name for name in names if name.startswith("secret of "))
     if where.startswith("wallet/"):
         return channel_secrets | {"the payer's key"}
@@ -407,7 +407,7 @@ def at_home(where: str, names: list[str]) -> frozenset[str]:
         return channel_secrets
     if where == "state/management.token":
         return frozenset({"management token"})
-    if "answer to POST /v2/channels/" in where:  # Location: the payer is told where the channel is
+    if "answer to POST /v2/channels/" in where:  # Location gives the payer the channel's address
         return channel_secrets
     return frozenset()
 
@@ -422,7 +422,7 @@ def leaks(run: Run) -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """A signer's and a server's life, from `init` to crashes; the words are kept outside of the run's directory."""
+    """A whole run of signer and server, from `init` to crashes; the words are kept outside of the run's directory."""
     run = Run(tmp_path_factory.mktemp("run"))
     try:
         make_the_seed(run, tmp_path_factory.mktemp("home"))
@@ -442,7 +442,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 @pytest.mark.timeout(300)
 def test_threat_42_no_output_of_a_full_run_holds_a_secret(run: Run) -> None:
-    """Logs, answers, files, terminals, tracebacks, variables of crashed frames, `repr` of all objects: no secret in any."""
+    """Logs, responses, files, terminals, tracebacks, variables of crashed frames, `repr` of all objects: no secret."""
     outputs = [*run.outputs, *(where for where, _ in files(run))]
 
     assert len(run.secrets.names) > 20

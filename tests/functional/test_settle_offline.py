@@ -1,4 +1,4 @@
-"""`paychan settle --offline`: the server's disk died; a backup, the signer and the chain bring home what was earned."""
+"""`paychan settle --offline`: after the loss of the server's disk, a backup, the signer and the chain recover the earnings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.lib.system import System
 PAYCHAN = Path(sys.executable).with_name("paychan")
 HOUR = 3600
 TINY_SAT = 700
-"""Less than any settlement costs and leaves."""
+"""Less than the cost of any settlement."""
 
 SECTIONS = {
     "open": "base_price_sat = 0\nadd_settlement_fee = false\nv2_price_sat = 0",
@@ -39,7 +39,7 @@ SECTIONS = {
 
 
 def paychan(*arguments: object, status: int = 0) -> str:
-    """Run the command as an operator does, and return all it says."""
+    """Run the command as an operator does, and return its output."""
     command = [PAYCHAN, *map(str, arguments)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=60, env={"COLUMNS": "400", "PATH": "/usr/bin"}
@@ -50,7 +50,7 @@ def paychan(*arguments: object, status: int = 0) -> str:
 
 
 def settled(backup: Path, config: Path, *options: object, status: int = 0) -> dict[str, Any]:
-    """Settle a backup, and return what a program gets to read."""
+    """Settle a backup, and return the command's JSON."""
     said = paychan("settle", "--offline", backup, "--config", config, "--json", *options, status=status)
     answer: dict[str, Any] = json.loads(said)
     return answer
@@ -73,7 +73,7 @@ def waiting(node: Node) -> set[str]:
 
 
 def pass_time(node: Node, unix_time: int) -> None:
-    """Let the median time past go beyond a time, in blocks without any of the waiting transactions."""
+    """Move the median time past beyond a time, in blocks without transactions of the mempool."""
     node.set_mock_time(unix_time + 60)
     while node.median_time <= unix_time:
         node.mine_only()
@@ -100,7 +100,7 @@ class Shop:
         assert self.first.pay(OPENING_SAT + 1).status_code == 200
         assert self.second.pay(OPENING_SAT + 2).status_code == 200
         assert self.along.pay(FUNDING_SAT).status_code == 202
-        assert self.closing.close(OPENING_SAT).status_code == 202  # and takes the drained one along
+        assert self.closing.close(OPENING_SAT).status_code == 202  # and settles the drained one as well
         assert self.drained.pay(FUNDING_SAT).status_code == 202
         self.stored = self.closing.record["settlement_txid"]
         self.received = {
@@ -111,7 +111,7 @@ class Shop:
         }
 
     def check(self, found: dict[str, dict[str, Any]], raw: dict[str, str]) -> None:
-        """Every satoshi of what is published goes to the client, to us, or to the miner."""
+        """Every satoshi of the published transactions goes to the client, the server, or the miner."""
         for customer, paid in self.received.items():
             fate = found[str(customer.outpoint)]
             assert (fate["outcome"], fate["received_sat"]) == ("published", paid)
@@ -121,14 +121,14 @@ class Shop:
 
 
 def test_threat_12_a_backup_and_the_signer_settle_everything_without_a_server(tmp_path: Path) -> None:
-    """Open, drained and closing channels are settled to the satoshi; tiny and refunded ones are told; again is nothing."""
+    """Open, drained and closing channels are settled to the satoshi; tiny and refunded ones are reported; once only."""
     with market(tmp_path, SECTIONS) as (system, node):
         late = int(time.time()) + 22 * HOUR
         shop = Shop(system, node, late)
         tiny, gone = shop.tiny, shop.gone
         backup = disaster(system)
         node.stop()
-        node.start("-persistmempool=0", "-walletbroadcast=0")  # or it would publish again what it knows
+        node.start("-persistmempool=0", "-walletbroadcast=0")  # otherwise it would broadcast its transactions again
         pass_time(node, late)
         refund = node.send_raw(gone.refund().transaction)
         node.mine_only(refund)
@@ -141,7 +141,7 @@ def test_threat_12_a_backup_and_the_signer_settle_everything_without_a_server(tm
         assert found[str(shop.closing.outpoint)]["txid"] == found[str(shop.along.outpoint)]["txid"] == shop.stored
         assert {found[str(customer.outpoint)]["outcome"] for customer in shop.received} == {"signed"}
         assert found[str(tiny.outpoint)]["outcome"] == "too small"
-        assert found[str(gone.outpoint)]["outcome"] == "signed"  # nobody asked the chain
+        assert found[str(gone.outpoint)]["outcome"] == "signed"  # the chain was not asked
 
         published = settled(backup, system.server_file, "--publish")
         found = fates(published)
@@ -167,7 +167,7 @@ def test_threat_12_a_backup_and_the_signer_settle_everything_without_a_server(tm
 
 
 def test_fee_rate_makes_settlements_dearer_but_never_cheaper(tmp_path: Path) -> None:
-    """A higher rate replaces what waits, also a stored settlement; a lower one leaves it, with what is there."""
+    """A higher rate replaces transactions in the mempool, also a stored settlement; a lower one changes nothing."""
     with market(tmp_path) as (system, node):
         customer, closing = opened(Customer(system, node)), opened(Customer(system, node))
         assert closing.close(OPENING_SAT).status_code == 202
@@ -185,7 +185,7 @@ def test_fee_rate_makes_settlements_dearer_but_never_cheaper(tmp_path: Path) -> 
 
 
 def test_past_expiry_the_refund_in_the_mempool_is_outbid(tmp_path: Path) -> None:
-    """The client's refund waits for a block: ours pays more and takes its place, within the budget."""
+    """The client's refund is in the mempool: the settlement pays more and replaces it, within the budget."""
     with market(tmp_path) as (system, node):
         customer = opened(Customer(system, node))
         backup = disaster(system)
@@ -200,7 +200,7 @@ def test_past_expiry_the_refund_in_the_mempool_is_outbid(tmp_path: Path) -> None
 
 
 def test_what_the_node_refuses_is_told_with_its_reason(tmp_path: Path) -> None:
-    """A node that relays nothing so cheap: exit status 1, the reason, and what to do; the raw transactions are there."""
+    """A node refuses the low rate: exit status 1, the reason, and the next step; the raw transactions are printed."""
     with market(tmp_path) as (system, node):
         customer = opened(Customer(system, node))
         backup = disaster(system)
@@ -210,14 +210,16 @@ def test_what_the_node_refuses_is_told_with_its_reason(tmp_path: Path) -> None:
         said = paychan(*options, "--fee-rate", 2, status=1)
         assert re.search(rf"{customer.outpoint} .*refused: .*min relay fee not met", said)
         assert "--fee-rate SAT_PER_VB raises it" in said
-        assert re.search(rf"{customer.outpoint} .* published ", paychan(*options))  # at the floor, which the node tells
+        assert re.search(
+            rf"{customer.outpoint} .* published ", paychan(*options)
+        )  # at the floor, which the node reports
 
 
-# --- a server that is gone, without Bitcoin -------------------------------------------------------------------------
+# --- a server that is gone, without Bitcoin ---------------------------------------------------------------------------
 
 
 class Rest(Struct):
-    """What is left after the disk died: a signer that runs, a backup, the configuration; and a place for files."""
+    """After the loss of the disk: a running signer, a backup, the configuration; and a directory for files."""
 
     system: System
     backup: Path
@@ -266,7 +268,7 @@ def test_the_examples_of_the_help_text_work(rest: Rest, words: list[str]) -> Non
 
 
 def test_without_a_configuration_the_signer_alone_is_enough(rest: Rest) -> None:
-    """At a given rate, both ways sign the same transactions: no server, no store, no node."""
+    """At a given rate, both forms sign the same transactions: no server, no store, no node."""
     with_config = json.loads(rest.says("--offline", rest.backup, "--config", rest.config, "--fee-rate", 50, "--json"))
     where = ("--signer", rest.socket, "--network", "debug")
     without = json.loads(rest.says("--offline", rest.backup, *where, "--fee-rate", 50, "--json"))
@@ -280,7 +282,7 @@ def empty_backup(place: Path, network: str) -> Path:
 
 
 def test_mistakes_get_one_sentence_with_the_next_step(rest: Rest, tmp_path: Path) -> None:
-    """Wrong network, a damaged backup, no node to publish by, files in the way: what is wrong, and what to do."""
+    """Wrong network, a damaged backup, no node for publishing, existing files: the problem, and the next step."""
     damaged, there = tmp_path / "damaged.backup", tmp_path / "there"
     damaged.write_bytes(rest.backup.read_bytes()[:-100])
     there.write_text("mine")
@@ -317,7 +319,7 @@ def test_mistakes_get_one_sentence_with_the_next_step(rest: Rest, tmp_path: Path
 
 
 def test_beside_a_running_server_nothing_is_settled(tmp_path: Path) -> None:
-    """It takes payments that the backup has not: the command says how to settle through it."""
+    """It takes payments that the backup lacks: the command says how to settle through it."""
     with System(tmp_path) as system:
         backup = system.manage("POST", "/backups").json()["path"]
         said = paychan("settle", "--offline", backup, "--config", system.server_file, status=1)
@@ -326,7 +328,7 @@ def test_beside_a_running_server_nothing_is_settled(tmp_path: Path) -> None:
 
 
 def test_a_signer_that_is_away_is_named(tmp_path: Path) -> None:
-    """Stopped like the server: the command ends at once, and says how to start it."""
+    """With the signer stopped like the server, the command ends at once, and says how to start it."""
     with System(tmp_path) as system:
         backup = disaster(system)
         assert system.signer is not None
@@ -345,7 +347,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 
 def test_electrum_publishes_too(tmp_path: Path, node: Node) -> None:
-    """Where the server had no node of its own, its Electrum server takes the settlements, and tells what came of them."""
+    """If the server had no node of its own, its Electrum server gets the settlements, and reports the results."""
     with ElectrumX(node, tmp_path / "electrumx") as electrumx:
         system = System(tmp_path / "system", node=node)
         text = system.server_file.read_text().replace('backend = "bitcoind"', 'backend = "electrum"')

@@ -1,4 +1,4 @@
-"""A signer that hangs, dies or is started again, with a real node: payments go on, openings are told to wait, closings wait."""
+"""A signer that hangs, dies or restarts, with a real node: payments continue, openings get 503, closings wait."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, Nod
 
 @pytest.fixture
 def system(town: tuple[System, Node]) -> Iterator[System]:
-    """The signer is there before and after each test."""
+    """Run the signer before and after each test."""
     system = town[0]
     yield system
     bring_back(system)
 
 
 def customers(town: tuple[System, Node], number: int = 1) -> list[Customer]:
-    """Customers of both versions with open channels."""
+    """Return customers of both versions with open channels."""
     made = [kind(*town) for kind in (Customer, CustomerV2) for _ in range(number)]
     for customer in made:
         customer.fund()
@@ -61,14 +61,14 @@ def take_away(system: System, how: signal.Signals) -> None:
 
 
 def bring_back(system: System) -> None:
-    """Let it go on, or start it again, and wait until the server says that it is there."""
+    """Resume it, or start it again, and wait until the server reports it."""
     assert system.signer is not None
     if system.signer.process.poll() is None:
         system.signer.process.send_signal(signal.SIGCONT)
     else:
         system.start_signer()
     wait_for(lambda: health(system) == "hardened", "signer is back")
-    url = f"{system.url}/v1/fundingInfo"  # what it says of openings may be a second old
+    url = f"{system.url}/v1/fundingInfo"  # its answer on openings may be a second old
     wait_for(lambda: httpx.get(url, params=unknown(), timeout=30).status_code == 200, "openings")
 
 
@@ -81,7 +81,7 @@ def health(system: System) -> str:
 
 @HOW
 def test_payments_go_on_at_their_speed(town: tuple[System, Node], system: System, how: signal.Signals) -> None:
-    """Two hundred payments, of v1 and v2, are booked while openings wait for a signer that is away, and none waits for it."""
+    """Two hundred payments, of v1 and v2, are booked while openings wait for a stopped signer; no payment waits for it."""
     payers = customers(town)
     stranger = Customer(*town)
     take_away(system, how)
@@ -99,7 +99,7 @@ def test_payments_go_on_at_their_speed(town: tuple[System, Node], system: System
 
 
 def unknown() -> dict[str, str]:
-    """Terms that nobody has asked for before: the server does not know the signer's key for them."""
+    """Request terms for a new key: the server does not know the signer's key for them."""
     return {"client_pubkey": POINT, "exp_time": str(int(time.time()) + LIFE_SECONDS + next(_SECONDS))}
 
 
@@ -108,7 +108,7 @@ def unknown() -> dict[str, str]:
 
 @HOW
 def test_openings_are_told_to_come_back(town: tuple[System, Node], system: System, how: signal.Signals) -> None:
-    """Funding info and openings are 503 with code and Retry-After; nothing is stored, and the same request opens when the signer is back."""
+    """Terms and openings are 503 with code and Retry-After; nothing is stored; with the signer back, the same request opens."""
     waiting = [kind(*town) for kind in (Customer, CustomerV2)]
     for customer in waiting:
         customer.fund()
@@ -129,7 +129,7 @@ def test_openings_are_told_to_come_back(town: tuple[System, Node], system: Syste
 
 
 async def test_openings_do_not_pile_up(town: tuple[System, Node], system: System) -> None:
-    """Of many who want to open while the signer hangs, those who come first wait for a deadline, all others hear at once."""
+    """Of many openings while the signer hangs, the first wait for a deadline, all others are refused at once."""
     take_away(system, signal.SIGSTOP)
     limits = httpx.Limits(max_connections=40)
     async with httpx.AsyncClient(base_url=system.url, limits=limits, timeout=60, trust_env=False) as http:
@@ -156,13 +156,13 @@ async def test_openings_do_not_pile_up(town: tuple[System, Node], system: System
 def test_closings_wait_and_are_settled_by_themselves(
     town: tuple[System, Node], system: System, how: signal.Signals
 ) -> None:
-    """Who closes while the signer is away hears 503, pays no more, and is settled on the chain when it is back, with no further request."""
+    """A closing while the signer is stopped gets 503, ends payments, and is settled after the signer's start, unasked."""
     leaving = customers(town, 3)
     take_away(system, how)
     for customer in leaving:
         assert code(customer.close(OPENING_SAT)) == UNAVAILABLE
         assert code(customer.pay(OPENING_SAT + 1)) == (410, "channel_closing")
-    time.sleep(DEADLINE_SECONDS)  # the watcher tries, in vain
+    time.sleep(DEADLINE_SECONDS)  # the watcher tries, without success
     assert {customer.record["status"] for customer in leaving} == {"closing"}
     bring_back(system)
 
@@ -171,7 +171,7 @@ def test_closings_wait_and_are_settled_by_themselves(
 
 
 def test_signer_that_dies_again_and_again(town: tuple[System, Node], system: System) -> None:
-    """However often the signer is killed and started while channels close, each is settled once, as its newest payment says."""
+    """However often the signer is killed while channels close, each channel is settled once, by its newest payment."""
     leaving = customers(town, 3)
     with ThreadPoolExecutor(len(leaving)) as threads:
         for _ in range(3):
@@ -188,7 +188,7 @@ def test_signer_that_dies_again_and_again(town: tuple[System, Node], system: Sys
 
 
 def test_server_is_started_before_its_signer(tmp_path: Path, town: tuple[System, Node]) -> None:
-    """A server that finds its signer hanging when it starts goes on by itself when the signer does."""
+    """A server that finds a hanging signer at its start continues by itself once the signer does."""
     with System(tmp_path, sections=SECTIONS, node=town[1]) as system, ThreadPoolExecutor(1) as threads:
         take_away(system, signal.SIGSTOP)
         system.kill_server()
@@ -204,7 +204,7 @@ def test_server_is_started_before_its_signer(tmp_path: Path, town: tuple[System,
 
 
 def test_fault_63_health_alarms_about_a_signer_that_is_not_well(tmp_path: Path) -> None:
-    """What the signer says is wrong with it is an alarm of the server; settling goes on, new channels are told to wait."""
+    """A problem that the signer reports is an alarm of the server; settling continues, new channels get 503."""
     system = System(tmp_path)
     system.signer_file.write_text(system.signer_file.read_text() + "[disk]\nreserve_mb = 1000000000\n")
     with system:

@@ -1,7 +1,8 @@
-"""The drill: a backup is taken, channels go on in every way there is, all is lost, the backup is restored.
+"""The drill: a backup is taken, channels continue in every possible way, all is lost, the backup is restored.
 
-Two stages: the signer kept its ledger, or lost that too (the seed is kept: without it nothing can be settled). What every
-channel ends with is read from the chain's own outputs. The table of cases and ends in config/README.md ("Backups") is this file's.
+There are two stages: the signer kept its ledger, or lost it (but not the seed: without it nothing can be settled). The
+expected end of every channel is read from the chain's outputs. The table in config/README.md ("Backups") has the same
+cases.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from tests.lib.system import System
 PAYCHAN = Path(sys.executable).with_name("paychan")
 HOUR = 3600
 LATER_SAT = OPENING_SAT + 50_000
-"""What a channel has received when all is lost; the backup knows of the opening alone."""
+"""Sum that a channel has received when all is lost; the backup has the opening only."""
 
 
 class Elsewhere(CustomerV2):
-    """A customer who closes to another address."""
+    """A customer that closes to another address."""
 
     def leaves(self, paid_sat: int) -> None:
         """Close, with the change to a new address of the node's wallet."""
@@ -50,7 +51,7 @@ class Elsewhere(CustomerV2):
 
 
 class Drill:
-    """One of each kind of channel, through backup, going on, loss and restoring."""
+    """One channel of each kind, through backup, later payments, loss and restoring."""
 
     def __init__(self, system: System, node: Node, *, ledger_lost: bool) -> None:
         self.system, self.node, self.ledger_lost = system, node, ledger_lost
@@ -78,7 +79,7 @@ class Drill:
         return Path(named[0]) if named else Path()
 
     def says(self, *words: object) -> str:
-        """Run an operator's command, and return what it prints."""
+        """Run an operator's command, and return its output."""
         done = subprocess.run(
             [PAYCHAN, *map(str, words)], capture_output=True, text=True, check=False, timeout=60, env={"COLUMNS": "400"}
         )
@@ -86,7 +87,7 @@ class Drill:
         return done.stdout
 
     def go_on(self) -> None:
-        """Each channel goes on in its own way; the payments after the backup are in no copy of the store."""
+        """Continue each channel in its own way; no copy of the store has the payments after the backup."""
         for each in (*self.all, self.withdrawn, self.moved_twice):
             assert each.pay(LATER_SAT).status_code == 200
         self.moved_twice.withdrawn()
@@ -104,7 +105,7 @@ class Drill:
         self.elsewhere_unpublished.leaves(LATER_SAT)
 
     def lose_everything(self) -> None:
-        """Store, mempool and perhaps the signer's ledger are lost; the refund of one channel is mined meanwhile."""
+        """Lose store, mempool and perhaps the signer's ledger; meanwhile the refund of one channel is mined."""
         system, node = self.system, self.node
         system.kill_server()
         assert system.signer is not None
@@ -126,10 +127,10 @@ class Drill:
         self.system.start_signer()
         self.system.start_server()
 
-    # --- what the chain says ------------------------------------------------------------------------------------------
+    # --- the state of the chain -------------------------------------------------------------------------------------------
 
     def spender(self, outpoint: OutPoint) -> dict[str, Any]:
-        """The transaction in the chain that spends an output."""
+        """Return the transaction in the chain that spends an output."""
         for height in range(self.node.height, 0, -1):
             block = self.node.rpc("getblock", self.node.rpc("getblockhash", height), 2)
             for transaction in block["tx"]:
@@ -140,12 +141,12 @@ class Drill:
         raise AssertionError(outpoint)
 
     def paid_to(self, outpoint: OutPoint) -> dict[str, int]:
-        """What the transaction that spends an output pays to each script (hex), in satoshi."""
+        """Return the satoshi that the spend of an output pays to each script (by hex)."""
         outputs = self.spender(outpoint)["vout"]
         return {out["scriptPubKey"]["hex"]: int(out["value"] * 100_000_000) for out in outputs}
 
     def settles(self, customer: Customer) -> dict[str, int]:
-        """Mine what the server published for a channel, and return what it pays."""
+        """Mine the server's transactions for a channel, and return their payouts."""
         outpoint = {"txid": customer.outpoint.txid_hex, "vout": customer.outpoint.vout}
         wait_for(
             lambda: (
@@ -159,7 +160,7 @@ class Drill:
         return self.paid_to(customer.outpoint)
 
     def close(self, customer: Customer) -> dict[str, int]:
-        """Have the operator close a channel, and return what the chain says of it."""
+        """Let the operator close a channel, and return its payouts in the chain."""
         txid, vout = str(customer.outpoint).split(":")
         answer = self.system.manage("POST", f"/channels/{txid}/{vout}/close")
         assert answer.status_code == 200, answer.text
@@ -173,14 +174,14 @@ def drill(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_fault_11_paid_on(drill: Drill) -> None:
-    """The payer's next payment brings what the backup lacked: all of it is settled."""
+    """The payer's next payment includes the sum that the backup lacks: all of it is settled."""
     wait_for(lambda: drill.paid.pay(LATER_SAT + 2_000).status_code == 200, "paying")
     paid = drill.close(drill.paid)
     assert paid[drill.paid.change_script.hex()] == FUNDING_SAT - LATER_SAT - 2_000
 
 
 def test_fault_12_closed(drill: Drill) -> None:
-    """The settlement that is in the chain ends the channel, with what it brought."""
+    """The settlement in the chain ends the channel, with its value."""
     drill.closed.ends("closed")
     found = drill.closed.record
     assert (found["value_received"], found["settlement_txid"]) == (
@@ -191,14 +192,14 @@ def test_fault_12_closed(drill: Drill) -> None:
 
 
 def test_fault_12_closed_to_another_address(drill: Drill) -> None:
-    """So does one whose change went where the backup has never heard of."""
+    """A settlement with change to an address that the backup lacks ends the channel as well."""
     drill.elsewhere.ends("closed")
     assert drill.elsewhere.record["value_received"] == LATER_SAT
     assert drill.paid_to(drill.elsewhere.outpoint)[drill.elsewhere.home.hex()] == FUNDING_SAT - LATER_SAT
 
 
 def test_fault_03_closed_but_never_published(drill: Drill) -> None:
-    """The signer knows the newest payment; if it lost that too, the payer who closes again brings it."""
+    """The signer knows the newest payment; if it lost the ledger, the payer's repeated closing has it."""
     if drill.ledger_lost:
         wait_for(lambda: drill.unpublished.close(LATER_SAT).status_code in (200, 202), "closing again")
     paid = drill.settles(drill.unpublished)
@@ -206,7 +207,7 @@ def test_fault_03_closed_but_never_published(drill: Drill) -> None:
 
 
 def test_fault_04_closed_to_another_address_but_never_published(drill: Drill) -> None:
-    """The signer knows the address, too; if it lost that, the payer who closes again brings it."""
+    """The signer knows the address, too; if it lost the ledger, the payer's repeated closing has it."""
     if drill.ledger_lost:
         drill.elsewhere_unpublished.again()
     paid = drill.settles(drill.elsewhere_unpublished)
@@ -214,7 +215,7 @@ def test_fault_04_closed_to_another_address_but_never_published(drill: Drill) ->
 
 
 def goes_on(drill: Drill, customer: Mover) -> None:
-    """The payer pays more where the channel is now; closed there, every satoshi is where it belongs."""
+    """The payer pays more at the channel's present output; after its closing, every satoshi is where it belongs."""
     wait_for(lambda: customer.pay(LATER_SAT + 20_000).status_code == 200, "paying")
     assert customer.record["funding_value"] == int(
         drill.node.rpc("gettxout", customer.outpoint.txid_hex, customer.outpoint.vout)["value"] * 100_000_000
@@ -224,7 +225,7 @@ def goes_on(drill: Drill, customer: Mover) -> None:
 
 
 def test_fault_11_withdrawn_from(drill: Drill) -> None:
-    """The withdrawal in the chain is the move: the old outpoint leads to the new one, where payments go on."""
+    """The withdrawal in the chain is the move: the old outpoint leads to the new one, where payments continue."""
     (first,) = drill.withdrawn.went
     wait_for(lambda: drill.system.channel(first).get("moved_to") == str(drill.withdrawn.outpoint), "moved")
     old = drill.system.channel(first)
@@ -237,7 +238,7 @@ def test_fault_11_withdrawn_from(drill: Drill) -> None:
 
 
 def test_fault_11_moved_twice(drill: Drill) -> None:
-    """Two withdrawals in a row are followed one after the other; the spent output between them takes no payment."""
+    """Two consecutive withdrawals are followed; the spent output between them takes no payment."""
     first, second = drill.moved_twice.went
     wait_for(lambda: drill.system.channel(first).get("moved_to") == str(second), "moved once")
     wait_for(lambda: drill.system.channel(second).get("moved_to") == str(drill.moved_twice.outpoint), "moved twice")
@@ -246,14 +247,14 @@ def test_fault_11_moved_twice(drill: Drill) -> None:
 
 
 def test_fault_12_refunded(drill: Drill) -> None:
-    """What the client took back is LOST, by the txid of its refund."""
+    """A refunded channel is LOST, with the txid of its refund."""
     drill.refunded.ends("lost")
     assert drill.refunded.record["spent_by"] == drill.spender(drill.refunded.outpoint)["txid"]
     assert sum(drill.paid_to(drill.refunded.outpoint).values()) == FUNDING_SAT - 10_000
 
 
 def test_fault_16_status_names_the_kind_of_each_alarm(drill: Drill) -> None:
-    """`paychan status` calls a lost channel lost and a clock a clock, each with its own words."""
+    """`paychan status` names the kind of each alarm, with its own text."""
     drill.refunded.ends("lost")
     wait_for(lambda: "'lost'" in str(drill.system.manage("GET", "/health").json()["alarms"]), "alarm")
     shown = drill.says("status", drill.system.server_file)
@@ -264,8 +265,8 @@ def test_fault_16_status_names_the_kind_of_each_alarm(drill: Drill) -> None:
 
 
 def test_fault_12_at_the_end_nothing_is_lost_but_the_refund(drill: Drill) -> None:
-    """Of all alarms only the refund's is left, and no channel is open or under way."""
+    """Only the refund's alarm is left, and no channel is open or closing."""
     kinds = [alarm["kind"] for alarm in drill.system.manage("GET", "/health").json()["alarms"]]
-    assert [kind for kind in kinds if kind != "clock"] == ["lost"]  # the chain's time was moved on
+    assert [kind for kind in kinds if kind != "clock"] == ["lost"]  # the test moved the chain's time
     channels = drill.system.manage("GET", "/totals").json()["channels"]
     assert (channels["open"], channels["closing"], channels["published"], channels["lost"]) == (0, 0, 0, 1)

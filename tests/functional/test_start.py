@@ -1,4 +1,4 @@
-"""What the server does between its start and its first answer (threat 34)."""
+"""The server's work between its start and its first answer (threat 34)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOUR = 3_600
 
 
 def payer(name: str, hours: int) -> DebugPayer:
-    """The client of a channel that expires in some hours from now; the settlement period is 6 hours by default."""
+    """Return the client of a channel that expires in some hours; the settlement period is 6 hours by default."""
     return DebugPayer(name, UnixTime(int(time.time()) + hours * HOUR))
 
 
@@ -30,7 +30,7 @@ async def fill(path: Path, *histories: list[Channel]) -> None:
 
 
 def test_threat_34_overdue_channels_are_settled_before_the_server_listens(tmp_path: Path):
-    """When the first client is served, what came due while the server was down is settled; the rest is open."""
+    """Before the first client is served, channels that became due during the downtime are settled; the others are open."""
     system = System(tmp_path)
     due, begun, fresh = payer("due", 5), payer("begun", 24), payer("fresh", 7)
     closing = begun.history(State.CLOSING)[:2]
@@ -42,7 +42,7 @@ def test_threat_34_overdue_channels_are_settled_before_the_server_listens(tmp_pa
 
 
 def test_the_server_serves_although_an_overdue_channel_can_not_be_settled(tmp_path: Path):
-    """A channel that is not worth its settlement raises no alarm, and keeps nobody from being served."""
+    """A channel that is not worth its settlement raises no alarm, and does not delay the start."""
     system = System(tmp_path)
     poor = payer("poor", 1)
     asyncio.run(fill(system.state / "store", [poor.channel(paid_sat=100)]))

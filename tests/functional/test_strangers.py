@@ -1,4 +1,4 @@
-"""What a stranger can leave behind at a real node by asking for terms: nothing. And honest payers are answered meanwhile."""
+"""Requests for terms by anonymous clients leave nothing in a real node, and honest payers get answers meanwhile."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
 
 
 def descriptors(node: Node) -> set[str]:
-    """What the server's wallet in the node follows, all wallets of the node but the miner's taken together."""
+    """Return the number of descriptors in all wallets of the node except the miner's."""
     names = [name for name in node.rpc("listwallets") if name != "miner"]
     return {each["desc"] for name in names for each in node.rpc("listdescriptors", wallet=name)["descriptors"]}
 
 
 def questions(system: System, number: int) -> list[tuple[str, dict[str, str]]]:
-    """Each with a fresh key: terms of both versions, as BIP70, and outputs of an address that was never asked about."""
+    """Build requests with a fresh key each: terms of both versions, as BIP70, and outputs of an unused address."""
     asked = []
     for n in range(number):
         key, expiry = PrivateKey().public_key.format().hex(), int(time.time()) + LIFE_SECONDS + n
@@ -47,7 +47,7 @@ def questions(system: System, number: int) -> list[tuple[str, dict[str, str]]]:
 
 
 def test_fault_33_asking_for_terms_leaves_nothing_in_the_node(place: Market) -> None:
-    """Two hundred questions of every kind: the node's wallets follow what they followed before."""
+    """Two hundred requests of every kind: the node's wallets follow the same descriptors as before."""
     system, node = place
     before = descriptors(node)
     with ThreadPoolExecutor(8) as pool:
@@ -58,7 +58,7 @@ def test_fault_33_asking_for_terms_leaves_nothing_in_the_node(place: Market) -> 
 
 @pytest.mark.parametrize("kind", [Customer, CustomerV2])
 def test_fault_33_a_channel_that_is_paid_for_is_followed(place: Market, kind: type[Customer]) -> None:
-    """One descriptor more, with the opening; and its settlement is noticed deep in the chain."""
+    """The opening adds one descriptor, and the channel's settlement is noticed deep in the chain."""
     system, node = place
     before = descriptors(node)
     customer = kind(system, node)
@@ -75,7 +75,7 @@ def test_fault_33_a_channel_that_is_paid_for_is_followed(place: Market, kind: ty
 
 @pytest.mark.parametrize("kind", [Customer, CustomerV2])
 def test_fault_33_funding_that_came_before_a_restart_is_found(place: Market, kind: type[Customer]) -> None:
-    """The server forgets what it gave out: one scan finds the output, however old it is."""
+    """The server forgets the addresses that it gave out: one scan finds the output, however old it is."""
     system, node = place
     customer = kind(system, node)
     customer.fund()
@@ -87,7 +87,7 @@ def test_fault_33_funding_that_came_before_a_restart_is_found(place: Market, kin
 
 
 def test_fault_65_scans_for_strangers_hold_up_no_honest_payer(place: Market) -> None:
-    """While two hundred addresses that nothing paid are asked about at once, honest outputs are listed and opened with."""
+    """During simultaneous requests for two hundred unpaid addresses, honest outputs are listed, and channels open."""
     system, node = place
     honest = CustomerV2(system, node)
     honest.fund()

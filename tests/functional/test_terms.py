@@ -1,4 +1,4 @@
-"""Faults 23 and 25 with a real node and a real signer: what was given out opens, and nothing is given out in vain."""
+"""Faults 23 and 25 with a real node and a real signer: terms that were given out can be used for opening."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
 
 
 def questions(customer: Customer) -> list[httpx.Response]:
-    """The terms in all their forms."""
+    """Request the terms in all their forms."""
     key, expiry = customer.query["client_pubkey"], customer.query["exp_time"]
     return [
         customer.ask("GET", "/v1/fundingInfo", **customer.query),
@@ -36,7 +36,7 @@ def questions(customer: Customer) -> list[httpx.Response]:
 
 
 def test_fault_25_without_node_or_signer_no_address_is_given_out(place: Market) -> None:
-    """503 with Retry-After and no word of the inside, also for terms that were given before; then it goes on by itself."""
+    """503 with Retry-After and no internal details, also for terms that were given before; then it continues by itself."""
     system, node = place
     customer = Customer(system, node)
 
@@ -61,7 +61,7 @@ def test_fault_25_without_node_or_signer_no_address_is_given_out(place: Market) 
 def test_fault_23_after_a_new_seed_what_was_given_out_opens_pays_and_settles(
     place: Market, kind: type[Customer], tmp_path: Path
 ) -> None:
-    """The seed is rotated between funding and opening; server and signer are started anew."""
+    """The seed is rotated between funding and opening; server and signer are restarted."""
     system, node = place
     before = kind(system, node)
     before.fund()
@@ -85,7 +85,7 @@ def test_fault_23_after_a_new_seed_what_was_given_out_opens_pays_and_settles(
 
 @pytest.mark.parametrize("kind", [Customer, CustomerV2])
 def test_fault_23_a_price_that_was_raised_after_the_funding_holds(place: Market, kind: type[Customer]) -> None:
-    """The terms show the new price at once; the payer who funded before opens with the old one."""
+    """New terms show the new price at once; a payer that funded before opens with the old one."""
     system, node = place
     customer = kind(system, node)
     customer.fund()
@@ -103,7 +103,7 @@ def test_fault_23_a_price_that_was_raised_after_the_funding_holds(place: Market,
 
 
 def test_fault_23_a_depth_that_was_raised_after_the_funding_is_not_waited_for(place: Market) -> None:
-    """What the funding's resource tells is what an opening takes: a payer would wait until the earlier terms have ended."""
+    """The list of outputs shows the depth that an opening needs: a payer would otherwise wait too long."""
     system, node = place
     customer = CustomerV2(system, node)
     customer.fund()

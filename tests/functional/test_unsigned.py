@@ -11,7 +11,7 @@ from tests.lib.system import System
 
 
 def test_fault_63_a_settlement_that_can_not_be_signed_shows_in_health(tmp_path: Path) -> None:
-    """While the signer is away what is due is named with the reason and /health is 503; both end when it has signed."""
+    """While the signer is stopped, an alarm names the channel and the reason and /health is 503; both end with the signature."""
     system = System(tmp_path, sections={"watcher": "interval_seconds = 0.2\nunsigned_minutes = 0"})
     due = payer("due", 5)
     asyncio.run(fill(system.state / "store", [due.channel()]))

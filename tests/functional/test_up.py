@@ -1,4 +1,4 @@
-"""`paychan up`: one command from a directory to a running server, and back."""
+"""`paychan up`: one command from a directory to a running server, and its end."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_up_says_where_it_is_and_ends_both_when_told(up: Up, number: int):
 
 
 def test_up_leaves_nothing_behind_when_told_to_stop_at_once(up: Up):
-    """A signal that comes while the processes are being started ends everything that was started."""
+    """A signal during the start of the processes ends all that were started."""
     started: list[psutil.Process] = []
     for moment in (0.0, 0.1, 0.2, 0.4):
         up.start()
@@ -74,7 +74,7 @@ def test_signer_and_server_end_with_an_up_that_is_killed(up: Up):
 
 @pytest.mark.parametrize("victim", ["paychan", "paychan-signer"])
 def test_up_ends_with_either_of_its_processes(up: Up, victim: str):
-    """When signer or server is killed the other is ended too, the status is not 0, and the text names who died."""
+    """If signer or server is killed, the other is ended too, the status is not 0, and the text names the killed process."""
     up.start()
     up.wait_until_serving()
     children = up.children()
@@ -100,7 +100,7 @@ def free_port() -> int:
 
 
 def fails(up: Up, *said: str, **environment: str) -> None:
-    """Start what can't start: the status is not 0, and the reason is told without a traceback."""
+    """Start with an error: the status is not 0, and the reason is shown without a traceback."""
     up.start(**environment)
     assert up.wait() != 0
     for text in said:
@@ -126,14 +126,14 @@ def test_up_says_that_a_port_is_taken(up: Up):
     ],
 )
 def test_up_names_the_wrong_setting(up: Up, name: str, old: str, new: str, said: str):
-    """A mistake in either file ends everything, with file and key in the text."""
+    """A mistake in either file ends the command, with file and key in the text."""
     up.edit(name, old, new)
 
     fails(up, said)
 
 
 def test_up_says_that_signer_and_server_differ(up: Up):
-    """A signer of another network is no signer for this server."""
+    """A signer of another network is refused."""
     up.edit("signer.toml", 'network = "test"', 'network = "regtest"')
     up.edit("signer.toml", "debug = true", "debug = false")
     up.edit("signer.toml", 'mode = "debug"', 'mode = "hardened"')
@@ -150,7 +150,7 @@ def test_up_says_that_a_directory_lacks_a_file(up: Up):
 
 
 def test_threat_39_two_servers_do_not_share_a_store(up: Up, tmp_path: Path):
-    """A second server on the same directory says who holds it, and the first goes on."""
+    """A second server on the same directory names the process that uses the store, and the first continues."""
     up.start()
     running = up.wait_until_serving()
     second = Daemon(tmp_path / "second.log", "paychan", "serve", str(up.directory / "server.toml"))
@@ -161,7 +161,7 @@ def test_threat_39_two_servers_do_not_share_a_store(up: Up, tmp_path: Path):
 
 
 def test_a_second_up_says_that_there_is_one(up: Up, tmp_path: Path):
-    """Starting the same configuration twice fails with a reason, and the first goes on."""
+    """Starting the same configuration twice fails with a reason, and the first continues."""
     up.start()
     running = up.wait_until_serving()
     second = Daemon(tmp_path / "second.log", "paychan", "up", str(up.directory))
@@ -172,7 +172,7 @@ def test_a_second_up_says_that_there_is_one(up: Up, tmp_path: Path):
 
 
 def test_a_server_without_signer_can_be_stopped(up: Up, tmp_path: Path):
-    """While the server waits for its signer a signal ends it, with status 0."""
+    """While the server waits for its signer, a signal ends it, with status 0."""
     server = Daemon(tmp_path / "server.log", "paychan", "serve", str(up.directory / "server.toml"))
     while not up.state.exists():
         assert server.process.poll() is None
@@ -209,7 +209,7 @@ def test_the_originals_benchmark_runs_through(up: Up):
 
 
 def test_fault_26_up_says_what_is_missing_and_goes_on(up: Up, tmp_path: Path):
-    """A signer that does not answer is named as missing, with the server's panel shown; when it goes on, so does all."""
+    """The server's panel names a signer that does not answer as missing; once the signer answers, everything continues."""
     up.start()
     up.wait_until_serving()
     signer = up.children()["paychan-signer"]

@@ -1,4 +1,4 @@
-"""`paychan up` on a copy of config/debug, as a newcomer runs it."""
+"""`paychan up` on a copy of config/debug, as a new user runs it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PATIENCE_SECONDS = 30.0
 
 
 class Up:
-    """A directory with both files, on free ports and with a state directory of its own, and the command running on it."""
+    """A directory with both files, on free ports and with its own state directory, and the command running on it."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory / "config"
@@ -45,7 +45,7 @@ class Up:
         self.command = Daemon(self.log, "paychan", "up", str(self.directory), COLUMNS="200", **environment)
 
     def wait_until_serving(self) -> Running:
-        """Wait for the panel, and return where the server listens."""
+        """Wait for the panel, and return the server's URL."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while "Ctrl-C stops" not in self.text():
             assert self.status() is None, self.text()
@@ -69,7 +69,7 @@ class Up:
         return self.command.process.poll()
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal to the command alone, and return its exit status."""
+        """Send a signal to the command only, and return its exit status."""
         assert self.command is not None
         return self.command.stop(number)
 
