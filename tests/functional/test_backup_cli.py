@@ -67,7 +67,7 @@ def operator(tmp_path: Path) -> Operator:
     return someone
 
 
-def test_a_lost_store_comes_back(operator: Operator) -> None:
+def test_a_lost_store_is_restored(operator: Operator) -> None:
     """Back up, lose the store, restore: the commands report what they did, and the next backup has the same records."""
     said = operator.runs("create", operator.config)
     (first,) = operator.backups()
@@ -86,7 +86,7 @@ def test_a_lost_store_comes_back(operator: Operator) -> None:
     assert len(before) == len(State)
 
 
-def test_listing_and_verifying_tell_good_from_damaged(operator: Operator) -> None:
+def test_list_and_verify_recognise_a_damaged_backup(operator: Operator) -> None:
     """`list` shows the backups of a configuration or a directory; `verify` checks each, and fails if one is damaged."""
     operator.runs("create", operator.config)
     (good,) = operator.backups()

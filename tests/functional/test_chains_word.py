@@ -79,7 +79,7 @@ def expire(node: Node, customer: Customer) -> None:
 
 @pytest.mark.parametrize("mined", [True, False], ids=["mined", "in the mempool"])
 @pytest.mark.parametrize("kind", [Customer, CustomerV2], ids=["v1", "v2"])
-def test_fault_12_an_own_settlement_of_another_process_closes_the_channel(
+def test_fault_12_a_settlement_missing_in_the_record_closes_the_channel(
     market_place: Market, mined: bool, kind: type[Customer]
 ) -> None:
     """Mined before the server's restart or after it: CLOSED with its txid, no alarm, nothing lost."""
@@ -104,7 +104,7 @@ def test_fault_12_an_own_settlement_of_another_process_closes_the_channel(
     assert (totals(system)["channels"]["lost"], alarms(system)) == (0, [])
 
 
-def test_fault_12_a_batch_of_another_life_closes_all_its_channels(tmp_path: Path) -> None:
+def test_fault_12_a_batch_missing_in_the_records_closes_all_its_channels(tmp_path: Path) -> None:
     """Drained channels that were settled together after the backup become CLOSED by one txid, although stored as OPEN."""
     with market(tmp_path, {"settlement": "batch_seconds = 36000\nbatch_channels = 3"}) as (system, node):
         customers = [Customer(system, node) for _ in range(3)]
@@ -137,7 +137,7 @@ def restore(system: System, backup: str) -> None:
 # --- refunds --------------------------------------------------------------------------------------------------------
 
 
-def test_fault_12_a_lost_channel_comes_back_when_the_refund_is_reorganized(place: Market) -> None:
+def test_fault_12_a_lost_channel_is_restored_by_a_reorg_of_its_refund(place: Market) -> None:
     """Refund deep: LOST.
 
     A reorg to the settlement: CLOSED. Twice back and forth: the state always follows the chain.
@@ -221,7 +221,7 @@ def another_spend(node: Node, customer: Customer) -> str:
 
 
 @pytest.mark.parametrize("drained", [False, True], ids=["open", "drained"])
-def test_fault_10_a_replaced_funding_leaves_the_books(trusting: Market, drained: bool) -> None:
+def test_fault_10_a_replaced_funding_ends_the_channel(trusting: Market, drained: bool) -> None:
     """Open or drained, double-spent deep: UNFUNDED, no alarm, its limit free again; and back if a reorg revives it."""
     system, node = trusting
     customer = Customer(system, node)

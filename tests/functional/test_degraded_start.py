@@ -118,7 +118,7 @@ def unknown() -> dict[str, str]:
     return {"client_pubkey": point, "exp_time": str(int(time.time()) + 40 * 3600)}
 
 
-def test_fault_26_what_is_due_is_settled_when_the_signer_comes(tmp_path: Path) -> None:
+def test_fault_26_due_channels_are_settled_when_the_signer_starts(tmp_path: Path) -> None:
     """A server without a signer settles overdue channels as soon as the signer starts, long before the next scan."""
     system = System(tmp_path, sections={"watcher": "interval_seconds = 3000"})
     due = payer("due", 5)
@@ -148,7 +148,7 @@ def test_fault_26_another_network_is_an_error(tmp_path: Path) -> None:
         assert "Traceback" not in server.text()
 
 
-def test_fault_26_a_signer_that_is_replaced_by_another_is_not_asked(tmp_path: Path) -> None:
+def test_fault_26_a_signer_of_another_network_is_refused_later(tmp_path: Path) -> None:
     """After the first contact, a signer of another network is refused; the server waits for the right one."""
     system = System(tmp_path)
     try:

@@ -69,7 +69,7 @@ def test_units_are_right(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
-def test_fault_26_no_unit_gives_up(unit: Path) -> None:
+def test_fault_26_units_restart_without_limit(unit: Path) -> None:
     """Systemd restarts a service after any kind of failure, without a limit, and not before the clock is synchronised."""
     settings = dict(line.split("=", 1) for line in unit.read_text().splitlines() if "=" in line and line[0] != "#")
 
@@ -98,7 +98,7 @@ def test_users_and_directories_are_right() -> None:
 
 
 @needs_systemd
-def test_the_filter_of_the_signer_leaves_what_its_own_needs() -> None:
+def test_the_filter_of_the_signer_allows_its_own_calls() -> None:
     """Of the privileged calls, the unit allows only those that the signer makes."""
     calls = allowed_calls(read_unit(DEPLOY / "paychan-signer.service")["SystemCallFilter"])
 
@@ -163,7 +163,7 @@ def pay(wallet: Path, *words: str | int) -> dict[str, object]:
 
 @needs_systemd
 @needs_root
-def test_a_channel_lives_under_the_units(sandboxed: Sandboxed, tmp_path: Path) -> None:
+def test_a_whole_channel_under_the_units(sandboxed: Sandboxed, tmp_path: Path) -> None:
     """With the units' restrictions of system calls, sockets, network and memory, a channel is opened, paid and closed."""
     signer = sandboxed.start("paychan-signer.service", "paychan-signer", sandboxed.files[0])
     sandboxed.wait_for(sandboxed.state / "signer.sock")

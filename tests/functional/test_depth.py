@@ -55,7 +55,7 @@ def funded(both: tuple[System, Node], sat: int) -> Sized:
     return customer
 
 
-def test_threat_1_what_is_open_without_a_confirmation_has_a_limit(careful: tuple[System, Node]) -> None:
+def test_threat_1_unconfirmed_funding_has_a_limit(careful: tuple[System, Node]) -> None:
     """A small channel opens at once; the next one over the limit waits for a block, also after a restart."""
     system, node = careful
     first, second = funded(careful, 400_000), funded(careful, 400_000)

@@ -93,7 +93,7 @@ class TestWhoIsThere:
         make_certificate(tmp_path / "other.crt")
         assert "certificate is not the one" in await refusal(server.tls_url, certificate_file=tmp_path / "other.crt")
 
-    async def test_certificate_of_nobody_known(self, server: ElectrumX) -> None:
+    async def test_certificate_of_an_unknown_authority(self, server: ElectrumX) -> None:
         """Without a given certificate, a self-signed one is refused."""
         assert "no certificate authority signed" in await refusal(server.tls_url)
 

@@ -401,7 +401,7 @@ async def eventually(ask: Callable[[], Awaitable[Any]], expected: Any) -> None:
 
 @pytest.mark.parametrize("method", ["blockchain.estimatefee", "blockchain.relayfee"])
 @pytest.mark.parametrize("said", [None, "what?", -2, 10**9, Refuse(-32601)], ids=repr)
-async def test_fault_28_a_server_without_fees_is_asked_for_all_else(
+async def test_fault_28_a_server_without_fees_serves_all_else(
     proxy: ElectrumProxy, chain: ElectrumChain, method: str, said: Any
 ) -> None:
     """If a server refuses or garbles fees, the floor is the default, one shortcoming says so, and the chain is visible."""

@@ -49,7 +49,7 @@ def closes(client: V1) -> bool:
     return True
 
 
-def test_fault_62_a_full_disk_leaves_room_for_settling(system: System, disk: Path) -> None:
+def test_fault_62_a_full_disk_has_space_for_settlements(system: System, disk: Path) -> None:
     """Below half of the reserve payments get 503; closing works to the last byte, also after a restart; room ends it."""
     filler = disk / "filler"
     with httpx.Client(timeout=30, trust_env=False) as http, system:
@@ -83,7 +83,7 @@ def test_fault_62_a_full_disk_leaves_room_for_settling(system: System, disk: Pat
         assert system.manage("GET", "/health").status_code == 200
 
 
-def test_fault_26_a_server_that_finds_no_room_to_start_waits_for_some(system: System, disk: Path) -> None:
+def test_fault_26_a_start_without_disk_space_waits(system: System, disk: Path) -> None:
     """On a disk without a free byte the start waits: both ports answer 503 with the reason, and it continues with room."""
     with httpx.Client(timeout=30, trust_env=False) as http:
         with system:

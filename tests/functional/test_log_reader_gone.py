@@ -109,7 +109,7 @@ def serving(state: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "no descriptor"])
-def test_fault_27_a_log_that_can_not_be_written_costs_lines_and_no_look(tmp_path: Path, kind: str) -> None:
+def test_fault_27_a_log_that_can_not_be_written_delays_no_scan(tmp_path: Path, kind: str) -> None:
     """Whatever kind of log server and signer cannot write to, scans continue and due channels are settled."""
     state = tmp_path / "state"
     (tmp_path / "signer.toml").write_text(SIGNER.format(state=state))
@@ -161,7 +161,7 @@ def test_fault_27_lost_lines_are_reported_when_the_log_works_again(tmp_path: Pat
     assert os.get_blocking(writer), "other processes share this file description"
 
 
-def test_fault_27_up_goes_on_without_a_reader(tmp_path: Path) -> None:
+def test_fault_27_up_continues_without_a_reader(tmp_path: Path) -> None:
     """With `paychan up | head -1`, and stderr to a stopped reader, signer and server continue."""
     state = tmp_path / "state"
     (tmp_path / "signer.toml").write_text(SIGNER.format(state=state))
@@ -172,7 +172,7 @@ def test_fault_27_up_goes_on_without_a_reader(tmp_path: Path) -> None:
         assert up.poll() is None
 
 
-def test_fault_30_signals_that_mean_no_end_end_nothing(tmp_path: Path) -> None:
+def test_fault_30_other_signals_do_not_end_the_processes(tmp_path: Path) -> None:
     """Server and signer survive SIGHUP, sent by log rotation or a closed terminal, and similar signals."""
     with System(tmp_path) as system:
         for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):

@@ -139,7 +139,7 @@ def test_time_passes(running: Running) -> None:
     assert running.tip.median_time > begun + 181 * 3600
 
 
-def test_time_goes_on_when_ours_has_caught_up(running: Running) -> None:
+def test_time_continues_once_the_clock_has_caught_up(running: Running) -> None:
     """A clock that was set ahead stands still only until the machine's clock reaches it."""
     ahead = int(time.time()) + 3600
     for unix_time, stands in ((ahead, True), (ahead - 7200, False)):
@@ -174,7 +174,7 @@ def test_refusals_of_the_node(running: Running) -> None:
     assert (poor.returncode, poor.stderr) == (1, "paychan: Insufficient funds\n")
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_a_missing_program_or_directory(tmp_path: Path) -> None:
     """Without the program, or without a directory, the command says what to do."""
     no_program = say("start", "--bitcoind", tmp_path / "bitcoind", "--dir", tmp_path)
     assert (no_program.returncode, "tests/fetch-bitcoind" in no_program.stderr) == (2, True)

@@ -72,7 +72,7 @@ def lives(town: Town) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_channel_lives_on_a_node_of_each_family(town: Town, family: str) -> None:
+def test_a_whole_channel_on_a_node_of_each_family(town: Town, family: str) -> None:
     """After the node restarts as one of another family, the server opens, takes payments and settles as before."""
     restart(town[1], *FAMILIES[family])
     lives(town)

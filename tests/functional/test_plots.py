@@ -59,7 +59,7 @@ def test_the_same_results_give_the_same_pictures(tmp_path: Path):
     assert b"4,321" not in pictures["original.svg"]
 
 
-def test_what_was_not_measured_is_not_drawn(tmp_path: Path):
+def test_missing_results_are_named(tmp_path: Path):
     """Without results there is no picture; the output has the command that measures."""
     pytest.importorskip("matplotlib")
     pictures, said = drawn(tmp_path / "nothing", tmp_path / "out")

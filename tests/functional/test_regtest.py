@@ -27,7 +27,7 @@ def system(tmp_path: Path, node: Node) -> Iterator[System]:
         yield system
 
 
-def test_the_whole_life_of_a_channel(system: System, node: Node) -> None:
+def test_a_whole_channel(system: System, node: Node) -> None:
     """Fund, wait for the block, open, pay, close; the settlement confirms and pays both sides their amounts."""
     customer = Customer(system, node)
     assert code(customer_opens_unfunded(customer)) == (400, "funding_not_found")
@@ -84,7 +84,7 @@ def test_threat_3_a_reorganized_funding_freezes_the_channel_until_it_is_back(sys
     assert customer.record["value_received"] == OPENING_SAT + 2
 
 
-def test_threat_33_without_a_node_nothing_is_accepted_and_it_comes_back_by_itself(system: System, node: Node) -> None:
+def test_threat_33_without_a_node_no_payment_is_accepted(system: System, node: Node) -> None:
     """With the node stopped, payments are refused with the reason; once it runs, they continue."""
     customer = Customer(system, node)
     customer.opened()

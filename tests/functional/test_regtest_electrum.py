@@ -48,7 +48,7 @@ def test_threat_3_a_closed_channel_is_settled_again_after_a_reorg(system: System
     assert customer.record["settlement_txid"] == txid
 
 
-def test_threat_6_a_refund_confirmed_first_is_told_from_our_settlement(system: System, node: Node) -> None:
+def test_threat_6_a_refund_confirmed_first_is_no_settlement(system: System, node: Node) -> None:
     """The transaction that spent the funding is fetched and compared: it is no settlement, so the channel is LOST."""
     customer = Customer(system, node)
     customer.opened()
@@ -80,7 +80,7 @@ def test_fault_11_moves_after_a_backup_are_followed(system: System, node: Node) 
     assert customer.record["funding_value"] == FUNDING_SAT - OPENING_SAT - 100_000
 
 
-def test_fault_10_a_replaced_funding_leaves_the_books(system: System, node: Node) -> None:
+def test_fault_10_a_replaced_funding_ends_the_channel(system: System, node: Node) -> None:
     """Reorganized out and double-spent: UNFUNDED after the depth that ends a channel; open again if it is mined after all."""
     customer = Customer(system, node)
     customer.opened()

@@ -76,7 +76,7 @@ def child_of(customer: Customer, txid: str, outputs: list[tuple[int, bytes]], vo
     return bytes(CTransaction([CTxIn(unsigned.vin[0].prevout, script)], unsigned.vout).serialize())
 
 
-def test_threat_8_a_settlement_that_waits_pays_more_along_the_curve(tmp_path: Path) -> None:
+def test_threat_8_the_fee_of_an_unmined_settlement_follows_the_curve(tmp_path: Path) -> None:
     """The rate rises from 40 sat/vB to the cap of 200 towards the deadline, never falls, also not after a restart."""
     with market(tmp_path) as (system, node):
         customer = settling(system, node)
@@ -99,7 +99,7 @@ def test_threat_8_a_settlement_that_waits_pays_more_along_the_curve(tmp_path: Pa
         assert node.rpc("gettxout", txid, 0)["value"] * 100_000_000 == FUNDING_SAT - OPENING_SAT
 
 
-def test_threat_22_an_evicted_settlement_comes_back_for_what_the_mempool_takes(tmp_path: Path) -> None:
+def test_threat_22_an_evicted_settlement_returns_at_the_minimum_rate(tmp_path: Path) -> None:
     """Other transactions fill the mempool at 100 sat/vB: the evicted settlement returns by itself, and confirms."""
     with market(tmp_path, "-maxmempool=5") as (system, node):
         crowd = CrowdedMempool(node)
@@ -147,7 +147,7 @@ def long_chain(customer: Customer, node: Node, txid: str) -> None:
 
 @pytest.mark.parametrize("truc", ["accept", "enforce"])
 @pytest.mark.parametrize("pin", [big_child, long_chain])
-def test_threat_20_a_pinned_settlement_is_pushed_by_a_child_or_replaced(
+def test_threat_20_a_pinned_settlement_gets_a_child_or_a_replacement(
     tmp_path: Path, pin: Callable[[Customer, Node, str], None], truc: str
 ) -> None:
     """Descendants of the client's change make a replacement expensive; a child of the server's output pays; both are mined."""
@@ -184,7 +184,7 @@ def refund_with_a_coin(customer: Customer, coin: OutPoint, coin_sat: int, fee_sa
 
 
 @pytest.mark.parametrize("truc", ["accept", "enforce"])
-def test_threat_21_a_settlement_that_is_cycled_out_is_back_before_the_next_block(tmp_path: Path, truc: str) -> None:
+def test_threat_21_a_cycled_out_settlement_returns_before_the_next_block(tmp_path: Path, truc: str) -> None:
     """After the expiry the client replaces it by a refund, and the refund by a third transaction, in block after block.
 
     While the refund, which pays more than the budget, is in the mempool, an alarm says so; after that, the settlement
@@ -264,7 +264,7 @@ def test_a_batch_pays_more_as_a_whole(tmp_path: Path) -> None:
             customer.ends("closed")
 
 
-def test_threat_18_an_earlier_settlement_that_confirms_is_the_one_that_is_shown(tmp_path: Path) -> None:
+def test_threat_18_the_record_shows_the_settlement_that_confirms(tmp_path: Path) -> None:
     """If a miner mines an earlier version instead of the newest, the channel is closed with the earlier txid."""
     with market(tmp_path) as (system, node):
         customer = settling(system, node)
@@ -280,7 +280,7 @@ def test_threat_18_an_earlier_settlement_that_confirms_is_the_one_that_is_shown(
         assert node.rpc("gettxout", first, 0) is not None
 
 
-def test_threat_24_without_a_coin_of_the_operators_settlements_are_paid_for(tmp_path: Path) -> None:
+def test_threat_24_settlements_need_no_coin_of_the_operator(tmp_path: Path) -> None:
     """With an empty reserve and at the cap, the fee comes out of the channel's earnings, down to the last step."""
     with market(tmp_path, sections={"settlement": "max_fee_percent = 100"}) as (system, node):
         customer = settling(system, node)
@@ -291,7 +291,7 @@ def test_threat_24_without_a_coin_of_the_operators_settlements_are_paid_for(tmp_
         customer.ends("closed")
 
 
-def test_threat_24_a_coin_of_the_reserve_pays_what_our_output_can_not(tmp_path: Path) -> None:
+def test_threat_24_a_coin_of_the_reserve_pays_the_missing_fee(tmp_path: Path) -> None:
     """Of 1,500 sat received, 1,044 are needed as fee, but 700 must stay: a reserve coin helps, and its rest returns."""
     sections = {
         "settlement": "max_fee_percent = 100\nfee_sat_per_vb = 3",
@@ -371,7 +371,7 @@ def test_fault_05_a_batch_that_lost_a_member_after_a_reorg_is_settled_by_the_res
             each.ends("closed")
 
 
-def test_fault_09_a_fee_beyond_what_the_signer_allows_yet_is_lowered_to_that(tmp_path: Path) -> None:
+def test_fault_09_a_fee_above_the_signers_limit_is_lowered(tmp_path: Path) -> None:
     """Eight hours before expiry the node relays from 56 % of the received sum; the signer allows 50 % until six hours before.
 
     The server signs for that and broadcasts once the node accepts it. Until then an alarm names both fees.
@@ -405,7 +405,7 @@ def test_fault_09_a_fee_beyond_what_the_signer_allows_yet_is_lowered_to_that(tmp
         wait_for(lambda: '"pinned"' not in system.manage("GET", "/health").text, "the alarm has ended")
 
 
-def test_fault_09_past_the_deadline_the_share_gives_way(tmp_path: Path) -> None:
+def test_fault_09_past_the_deadline_the_fee_may_exceed_the_share(tmp_path: Path) -> None:
     """The node relays from 160 sat/vB, 56 % of the received sum: the server pays it, with an alarm of its own kind."""
     sections = {
         "open": "min_duration_hours = 2",

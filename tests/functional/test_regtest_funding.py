@@ -25,7 +25,7 @@ def market_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
         yield place
 
 
-def test_threat_2_a_funding_that_is_not_to_this_channel_opens_nothing(market_place: Market) -> None:
+def test_threat_2_a_funding_of_another_script_opens_nothing(market_place: Market) -> None:
     """Another output of the transaction, another channel's, a plain address, an unknown transaction: all are refused."""
     system, node = market_place
     honest, liar = Customer(system, node), CustomerV2(system, node)
@@ -40,7 +40,7 @@ def test_threat_2_a_funding_that_is_not_to_this_channel_opens_nothing(market_pla
     assert liar.open().status_code == 201
 
 
-def test_threat_2_a_smaller_funding_than_the_payment_says_opens_nothing(market_place: Market) -> None:
+def test_threat_2_a_funding_smaller_than_stated_opens_nothing(market_place: Market) -> None:
     """The value comes from the chain, not from the payer: a larger change would be the server's money."""
     system, node = market_place
     for kind in (Customer, CustomerV2):
@@ -51,7 +51,7 @@ def test_threat_2_a_smaller_funding_than_the_payment_says_opens_nothing(market_p
 
 
 @pytest.mark.parametrize("kind", [Customer, CustomerV2])
-def test_threat_4_an_outpoint_is_used_once_for_ever(market_place: Market, kind: type[Customer]) -> None:
+def test_threat_4_an_outpoint_opens_one_channel_only(market_place: Market, kind: type[Customer]) -> None:
     """Opening again is refused while open, closing, closed, and after a reorg that made the output unspent."""
     system, node = market_place
     customer = kind(system, node)

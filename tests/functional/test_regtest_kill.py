@@ -79,7 +79,7 @@ def once(step: Callable[[Customer], bool], customer: Customer) -> bool:
         return False
 
 
-def test_threat_33_a_node_that_goes_and_comes_under_load_loses_no_answered_payment(market_place: Market) -> None:
+def test_threat_33_a_restarted_node_loses_no_acknowledged_payment(market_place: Market) -> None:
     """503 while it is stopped, then 200; the record holds exactly the newest payment that was answered with 200."""
     system, node = market_place
     customers = [kind(system, node) for kind in (Customer, CustomerV2, Customer, CustomerV2)]

@@ -41,7 +41,7 @@ def test_fault_02_a_node_without_full_rbf_gets_a_child(tmp_path: Path) -> None:
         assert customer.record["settlement_txid"] == first
 
 
-def test_fault_09_a_child_beyond_what_the_signer_allows_yet_pays_that(tmp_path: Path) -> None:
+def test_fault_09_a_child_pays_at_most_the_signers_limit(tmp_path: Path) -> None:
     """At 180 sat/vB, eight hours before expiry, the server would exceed the share, but the signer does not: it pays the share."""
     sections = {
         "open": "min_duration_hours = 9",

@@ -55,7 +55,7 @@ def test_threat_33_an_old_tip_stops_payments_until_a_block_comes(tmp_path: Path,
         assert customer.pay(OPENING_SAT + 1).status_code == 200
 
 
-def test_threat_6_a_chain_ahead_of_our_clock_is_an_alarm_and_counts(tmp_path: Path, node: Node) -> None:
+def test_threat_6_a_chain_ahead_of_the_clock_raises_an_alarm(tmp_path: Path, node: Node) -> None:
     """A block three hours ahead raises an alarm; once the median time is ahead, it decides, and openings are refused."""
     with System(tmp_path / "system", node=node) as system:
         now = int(time.time())
@@ -119,7 +119,7 @@ def test_threat_33_no_start_with_a_node_of_another_network(tmp_path: Path, node:
     assert read_running(system.state) is None
 
 
-def test_threat_33_a_watch_only_wallet_that_was_lost_is_made_up_for(tmp_path: Path) -> None:
+def test_threat_33_a_lost_watch_only_wallet_is_replaced(tmp_path: Path) -> None:
     """Server and wallet were down while a refund was mined: a new wallet is rescanned, and the loss is found and named."""
     with Node(tmp_path / "node") as node, System(tmp_path / "system", node=node) as system:
         customer = Customer(system, node)

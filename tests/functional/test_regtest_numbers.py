@@ -73,7 +73,7 @@ def test_threat_7_the_first_time_is_refused_as_long_past(market_place: Market) -
 
 
 @pytest.mark.parametrize("number", [1, MIN_EXPIRY - 1, MAX_EXPIRY + 1], ids=["1", "499999999", "2^32"])
-def test_threat_7_what_is_no_time_is_refused_with_both_numbers(market_place: Market, number: int) -> None:
+def test_threat_7_numbers_that_are_no_time_are_refused(market_place: Market, number: int) -> None:
     """No address for a block height or for 33 bits; a channel funded nevertheless does not open."""
     system, node = market_place
     customer = CustomerV2(system, node)
@@ -167,7 +167,7 @@ def test_threat_40_no_amount_beyond_the_funding_counts(market_place: Market, kin
     assert sum(mined.values()) + customer.record["settlement_fee"] == FUNDING_SAT
 
 
-def test_threat_40_what_is_no_amount_changes_nothing(market_place: Market) -> None:
+def test_threat_40_values_that_are_no_amount_change_nothing(market_place: Market) -> None:
     """Negative, beyond 64 bits, fractions, texts: refused in openings, payments and closings of version 2."""
     system, node = market_place
     newcomer, customer = CustomerV2(system, node), CustomerV2(system, node)
@@ -203,7 +203,7 @@ def dumped(body: dict[str, Any]) -> bytes:
 # --- later times: these tests run last --------------------------------------------------------------------------------
 
 
-def test_threat_7_after_2038_what_is_open_is_settled_and_refunds_are_valid(market_place: Market) -> None:
+def test_threat_7_after_2038_channels_settle_and_refunds_are_valid(market_place: Market) -> None:
     """The chain's time has 32 bits: a channel of 2^31 closes by itself before then, and a refund is mined after."""
     system, node = market_place
     served = CustomerV2(system, node, expiry=YEAR_2038)

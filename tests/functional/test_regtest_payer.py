@@ -117,7 +117,7 @@ class PayerAtTerminal:
 
 
 @pytest.mark.parametrize("version", [[], ["--v1"]], ids=["v2", "v1"])
-def test_the_payers_whole_life_by_commands(payer: PayerAtTerminal, node: Node, version: list[str]) -> None:
+def test_a_whole_channel_by_the_payers_commands(payer: PayerAtTerminal, node: Node, version: list[str]) -> None:
     """`new` waits, saves the refund before the block, and opens by itself; pay and close; the settlement confirms."""
     process, log, name = payer.new(*version)
     address = payer.record(name)["funding_address"]
@@ -144,7 +144,7 @@ def test_the_payers_whole_life_by_commands(payer: PayerAtTerminal, node: Node, v
 
 
 @pytest.mark.parametrize("version", [[], ["--v1"]], ids=["v2", "v1"])
-def test_ctrl_c_leaves_a_channel_that_open_goes_on_with(payer: PayerAtTerminal, node: Node, version: list[str]) -> None:
+def test_open_continues_after_ctrl_c(payer: PayerAtTerminal, node: Node, version: list[str]) -> None:
     """Interrupted while waiting, the channel stays; `open` finds an output that is large enough, and no smaller one."""
     process, log, name = payer.new(*version)
     process.send_signal(signal.SIGINT)
@@ -215,7 +215,7 @@ def test_watch_publishes_the_refund_through_an_electrum_server(
     assert payer.record(name)["state"] == "refunded"
 
 
-def test_watch_tells_the_settlement_and_marks_the_channel_closed(
+def test_watch_finds_the_settlement_and_marks_the_channel_closed(
     payer: PayerAtTerminal, system: System, node: Node
 ) -> None:
     """A settlement of which the payer was not informed is found in the chain; then there is nothing to refund."""
@@ -234,9 +234,7 @@ def test_watch_tells_the_settlement_and_marks_the_channel_closed(
     assert (payer.record(name)["state"], payer.record(name)["settlement_txid"]) == ("closed", txid)
 
 
-def test_a_funding_that_the_server_never_told_of_is_refunded(
-    payer: PayerAtTerminal, system: System, node: Node
-) -> None:
+def test_a_funding_that_the_server_never_listed_is_refunded(payer: PayerAtTerminal, system: System, node: Node) -> None:
     """The server vanished before it named the output: the payer's own node finds it, and the refund takes it back."""
     process, _, name = payer.new()
     process.send_signal(signal.SIGINT)

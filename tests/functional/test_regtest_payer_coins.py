@@ -197,7 +197,7 @@ def test_fault_17_a_server_whose_transaction_contradicts_it_is_not_believed(
 
 
 @pytest.mark.parametrize("rate", [300, 250])
-def test_fault_17_a_fee_above_a_share_needs_an_explicit_word(
+def test_fault_17_a_fee_above_a_share_needs_confirmation(
     node: Node, new: Callable[[], Channel], own_node: list[str], rate: int
 ) -> None:
     """A refund's fee is at most 10 % and 200 sat per byte, unless --max-fee allows more."""
@@ -292,7 +292,7 @@ def test_fault_19_coinbase_that_is_not_mature_spoils_no_refund(
     assert spent != {str(outpoint)}
 
 
-def test_a_server_that_does_not_tell_is_no_obstacle_with_an_own_node(
+def test_an_own_node_replaces_the_servers_list_of_outputs(
     node: Node, liar: Liar, new: Callable[[], Channel], own_node: list[str]
 ) -> None:
     """The payer's own chain finds the funding, and its value."""
@@ -457,7 +457,7 @@ def test_fault_18_a_channel_of_another_network_stops_no_other(
     assert "not looked at: vector" in said.stderr
 
 
-def test_fault_19_what_comes_while_watch_runs_is_taken_too(
+def test_fault_19_watch_refunds_later_payments_too(
     node: Node, new: Callable[[], Channel], own_node: list[str], wallet: Path
 ) -> None:
     """A channel made and funded after `watch` began, and a payment after the first refund, are refunded."""

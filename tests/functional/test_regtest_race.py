@@ -95,7 +95,7 @@ REASONS = {by_operator: "operator", by_payer: "client", by_draining: "drained"}
 
 @pytest.mark.parametrize("kind", [Customer, CustomerV2], ids=["v1", "v2"])
 @pytest.mark.parametrize("close", REASONS)
-def test_threat_35_what_is_mined_is_the_newest_payment_that_was_answered(
+def test_threat_35_the_newest_answered_payment_is_mined(
     market_place: Market, kind: type[Customer], close: Callable[[Race], None]
 ) -> None:
     """Every answered payment is in the settlement, and no refused one."""

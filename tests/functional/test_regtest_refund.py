@@ -79,7 +79,7 @@ def test_threat_6_one_second_before_median_time_past_the_refund_is_not_final(mar
     assert "lost" not in alarms(system)
 
 
-def test_threat_6_a_refund_confirmed_first_is_a_loss_that_everybody_hears_of(market_place: Market) -> None:
+def test_threat_6_a_refund_confirmed_first_is_a_reported_loss(market_place: Market) -> None:
     """The settlement was signed, even broadcast, but the refund is in the block: LOST, with the txid in log and alarms."""
     system, node = market_place
     customer = Customer(system, node)
@@ -108,7 +108,7 @@ def test_threat_6_a_refund_confirmed_first_is_a_loss_that_everybody_hears_of(mar
 
 @pytest.mark.parametrize("malleated", [signed_again, other_selector])
 @pytest.mark.parametrize("expired", [False, True], ids=["before expiry", "after expiry"])
-def test_threat_18_a_malleated_settlement_is_ours_all_the_same(
+def test_threat_18_a_malleated_settlement_closes_the_channel(
     market_place: Market, expired: bool, malleated: Callable[[Customer, bytes], bytes]
 ) -> None:
     """The client signs again, or a third party changes the selector: the same payout, so CLOSED and not LOST."""

@@ -76,7 +76,7 @@ def test_threat_3_after_a_reorg_everything_ends_as_it_should(market_place: Marke
         assert node.rpc("gettxout", each.outpoint.txid_hex, each.outpoint.vout) is None
 
 
-def test_threat_3_a_reorg_while_the_server_was_away_is_noticed_at_start(market_place: Market) -> None:
+def test_threat_3_a_reorg_during_downtime_is_noticed_at_start(market_place: Market) -> None:
     """A new process checks closed channels again: it cannot know what it missed."""
     system, node = market_place
     scene = Scene(system, node)

@@ -85,7 +85,7 @@ def waits_and_pays(channel: Channel, amount_sat: int) -> tuple[threading.Thread,
 
 
 @pytest.mark.parametrize("dialect", Dialect)
-def test_a_channel_that_is_withdrawn_from_twice(market_place: Market, tmp_path: Path, dialect: Dialect) -> None:
+def test_a_channel_with_two_withdrawals(market_place: Market, tmp_path: Path, dialect: Dialect) -> None:
     """Pay, withdraw, wait, pay, withdraw, a reorg, pay, close: totals continue, and all outputs add up to the funding."""
     system, node = market_place
     with Payer(system.url, wallet=tmp_path, network=Network.REGTEST, dialect=dialect, patience=PATIENT) as payer:
@@ -158,7 +158,7 @@ def accounted(system: System, node: Node, outpoints: list[str], change_sat: int,
     assert server_sat + fees_sat + change_sat == FUNDING_SAT
 
 
-def test_the_refund_of_the_output_it_went_to_is_valid(place: Market, tmp_path: Path) -> None:
+def test_the_refund_of_the_new_output_is_valid(place: Market, tmp_path: Path) -> None:
     """The refund saved before the first payment at the new output returns everything when the server is gone."""
     system, node = place
     with Payer(system.url, wallet=tmp_path / "wallet", network=Network.REGTEST, patience=PATIENT) as payer:
@@ -180,7 +180,7 @@ def test_the_refund_of_the_output_it_went_to_is_valid(place: Market, tmp_path: P
     assert record.funding_sat - 2_000 < refunded["value"] * 100_000_000 < record.funding_sat
 
 
-def test_a_server_that_closes_on_its_own_leaves_the_change_to_the_refund(place: Market, tmp_path: Path) -> None:
+def test_change_of_an_unasked_closing_is_refunded(place: Market, tmp_path: Path) -> None:
     """The change is then in the channel's script: after the expiry the payer finds it in the chain and refunds it."""
     system, node = place
     terminal = PayerAtTerminal(tmp_path, system, node)
@@ -205,7 +205,7 @@ def test_a_server_that_closes_on_its_own_leaves_the_change_to_the_refund(place: 
     assert terminal.seen(name, terminal.own_node)["state"] == "refunded"
 
 
-def test_a_payer_at_a_terminal_goes_along(market_place: Market, tmp_path: Path) -> None:
+def test_the_payers_commands_follow_a_move(market_place: Market, tmp_path: Path) -> None:
     """A payment during a move waits, and is paid at the new output; closing pays the change to the home address."""
     system, node = market_place
     terminal = PayerAtTerminal(tmp_path, system, node)
@@ -255,9 +255,7 @@ def test_the_payer_closes_to_a_new_address_for_a_fee_of_its_choice(
     terminal.leave()
 
 
-def test_fault_08_a_withdrawal_that_payments_depend_on_is_pushed_and_not_replaced(
-    place: Market, tmp_path: Path
-) -> None:
+def test_fault_08_a_withdrawal_with_dependent_payments_gets_a_child(place: Market, tmp_path: Path) -> None:
     """A reorg removes it after the channel received 200,000 sat at its output: same txid, and a child pays for it."""
     system, node = place
     with Payer(system.url, wallet=tmp_path / "wallet", network=Network.REGTEST, patience=PATIENT) as payer:
@@ -283,7 +281,7 @@ def test_fault_08_a_withdrawal_that_payments_depend_on_is_pushed_and_not_replace
     assert system.channel(moved_to)["value_received"] == 200_000
 
 
-def test_fault_08_a_withdrawal_to_the_operator_s_address_is_pushed_by_the_next_settlement(tmp_path: Path) -> None:
+def test_fault_08_the_next_settlement_pays_for_a_withdrawal(tmp_path: Path) -> None:
     """No key of the signer's can spend its output, and payments depend on its txid, so it is never replaced.
 
     After a reorg an alarm names the channel whose settlement would pay for both; with that settlement, the alarm ends.

@@ -166,7 +166,7 @@ def test_threat_12_a_backup_and_the_signer_settle_everything_without_a_server(tm
         assert node.rpc("gettxout", tiny.outpoint.txid_hex, tiny.outpoint.vout) is not None
 
 
-def test_fee_rate_makes_settlements_dearer_but_never_cheaper(tmp_path: Path) -> None:
+def test_fee_rate_raises_fees_but_never_lowers_them(tmp_path: Path) -> None:
     """A higher rate replaces transactions in the mempool, also a stored settlement; a lower one changes nothing."""
     with market(tmp_path) as (system, node):
         customer, closing = opened(Customer(system, node)), opened(Customer(system, node))
@@ -184,7 +184,7 @@ def test_fee_rate_makes_settlements_dearer_but_never_cheaper(tmp_path: Path) -> 
         assert {fate["outcome"] for fate in found.values()} == {"waiting"}
 
 
-def test_past_expiry_the_refund_in_the_mempool_is_outbid(tmp_path: Path) -> None:
+def test_past_expiry_a_settlement_replaces_the_refund(tmp_path: Path) -> None:
     """The client's refund is in the mempool: the settlement pays more and replaces it, within the budget."""
     with market(tmp_path) as (system, node):
         customer = opened(Customer(system, node))
@@ -199,7 +199,7 @@ def test_past_expiry_the_refund_in_the_mempool_is_outbid(tmp_path: Path) -> None
         assert 20_000 < fate["fee_sat"] < OPENING_SAT // 2
 
 
-def test_what_the_node_refuses_is_told_with_its_reason(tmp_path: Path) -> None:
+def test_a_refusal_of_the_node_is_shown_with_its_reason(tmp_path: Path) -> None:
     """A node refuses the low rate: exit status 1, the reason, and the next step; the raw transactions are printed."""
     with market(tmp_path) as (system, node):
         customer = opened(Customer(system, node))
@@ -318,7 +318,7 @@ def test_mistakes_get_one_sentence_with_the_next_step(rest: Rest, tmp_path: Path
     assert there.read_text() == "mine"
 
 
-def test_beside_a_running_server_nothing_is_settled(tmp_path: Path) -> None:
+def test_a_running_server_prevents_offline_settling(tmp_path: Path) -> None:
     """It takes payments that the backup lacks: the command says how to settle through it."""
     with System(tmp_path) as system:
         backup = system.manage("POST", "/backups").json()["path"]
@@ -327,7 +327,7 @@ def test_beside_a_running_server_nothing_is_settled(tmp_path: Path) -> None:
         assert "stop the server first" in said
 
 
-def test_a_signer_that_is_away_is_named(tmp_path: Path) -> None:
+def test_a_stopped_signer_is_named(tmp_path: Path) -> None:
     """With the signer stopped like the server, the command ends at once, and says how to start it."""
     with System(tmp_path) as system:
         backup = disaster(system)
@@ -346,7 +346,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
         yield node
 
 
-def test_electrum_publishes_too(tmp_path: Path, node: Node) -> None:
+def test_an_electrum_server_publishes_as_well(tmp_path: Path, node: Node) -> None:
     """If the server had no node of its own, its Electrum server gets the settlements, and reports the results."""
     with ElectrumX(node, tmp_path / "electrumx") as electrumx:
         system = System(tmp_path / "system", node=node)

@@ -80,7 +80,7 @@ def health(system: System) -> str:
 
 
 @HOW
-def test_payments_go_on_at_their_speed(town: tuple[System, Node], system: System, how: signal.Signals) -> None:
+def test_payments_do_not_wait_for_the_signer(town: tuple[System, Node], system: System, how: signal.Signals) -> None:
     """Two hundred payments, of v1 and v2, are booked while openings wait for a stopped signer; no payment waits for it."""
     payers = customers(town)
     stranger = Customer(*town)
@@ -107,7 +107,7 @@ def unknown() -> dict[str, str]:
 
 
 @HOW
-def test_openings_are_told_to_come_back(town: tuple[System, Node], system: System, how: signal.Signals) -> None:
+def test_openings_get_retry_after(town: tuple[System, Node], system: System, how: signal.Signals) -> None:
     """Terms and openings are 503 with code and Retry-After; nothing is stored; with the signer back, the same request opens."""
     waiting = [kind(*town) for kind in (Customer, CustomerV2)]
     for customer in waiting:
@@ -153,9 +153,7 @@ async def test_openings_do_not_pile_up(town: tuple[System, Node], system: System
 
 
 @HOW
-def test_closings_wait_and_are_settled_by_themselves(
-    town: tuple[System, Node], system: System, how: signal.Signals
-) -> None:
+def test_closings_wait_and_are_settled_later(town: tuple[System, Node], system: System, how: signal.Signals) -> None:
     """A closing while the signer is stopped gets 503, ends payments, and is settled after the signer's start, unasked."""
     leaving = customers(town, 3)
     take_away(system, how)
@@ -203,7 +201,7 @@ def test_server_is_started_before_its_signer(tmp_path: Path, town: tuple[System,
         assert health(system) == "hardened"
 
 
-def test_fault_63_health_alarms_about_a_signer_that_is_not_well(tmp_path: Path) -> None:
+def test_fault_63_health_alarms_about_a_problem_of_the_signer(tmp_path: Path) -> None:
     """A problem that the signer reports is an alarm of the server; settling continues, new channels get 503."""
     system = System(tmp_path)
     system.signer_file.write_text(system.signer_file.read_text() + "[disk]\nreserve_mb = 1000000000\n")

@@ -41,7 +41,7 @@ def test_threat_34_overdue_channels_are_settled_before_the_server_listens(tmp_pa
     assert states == ["closed", "closed", "open"]
 
 
-def test_the_server_serves_although_an_overdue_channel_can_not_be_settled(tmp_path: Path):
+def test_an_uneconomical_overdue_channel_does_not_delay_the_start(tmp_path: Path):
     """A channel that is not worth its settlement raises no alarm, and does not delay the start."""
     system = System(tmp_path)
     poor = payer("poor", 1)

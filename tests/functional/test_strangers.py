@@ -57,7 +57,7 @@ def test_fault_33_asking_for_terms_leaves_nothing_in_the_node(place: Market) -> 
 
 
 @pytest.mark.parametrize("kind", [Customer, CustomerV2])
-def test_fault_33_a_channel_that_is_paid_for_is_followed(place: Market, kind: type[Customer]) -> None:
+def test_fault_33_an_open_channel_is_followed(place: Market, kind: type[Customer]) -> None:
     """The opening adds one descriptor, and the channel's settlement is noticed deep in the chain."""
     system, node = place
     before = descriptors(node)
@@ -86,7 +86,7 @@ def test_fault_33_funding_that_came_before_a_restart_is_found(place: Market, kin
     assert customer.open().status_code == 201
 
 
-def test_fault_65_scans_for_strangers_hold_up_no_honest_payer(place: Market) -> None:
+def test_fault_65_scans_of_unpaid_addresses_delay_no_honest_payer(place: Market) -> None:
     """During simultaneous requests for two hundred unpaid addresses, honest outputs are listed, and channels open."""
     system, node = place
     honest = CustomerV2(system, node)

@@ -58,9 +58,7 @@ def test_fault_25_without_node_or_signer_no_address_is_given_out(place: Market) 
 
 
 @pytest.mark.parametrize("kind", [Customer, CustomerV2])
-def test_fault_23_after_a_new_seed_what_was_given_out_opens_pays_and_settles(
-    place: Market, kind: type[Customer], tmp_path: Path
-) -> None:
+def test_fault_23_terms_from_before_a_new_seed_stay_valid(place: Market, kind: type[Customer], tmp_path: Path) -> None:
     """The seed is rotated between funding and opening; server and signer are restarted."""
     system, node = place
     before = kind(system, node)
@@ -102,8 +100,8 @@ def test_fault_23_a_price_that_was_raised_after_the_funding_holds(place: Market,
         system.restart_server()
 
 
-def test_fault_23_a_depth_that_was_raised_after_the_funding_is_not_waited_for(place: Market) -> None:
-    """The list of outputs shows the depth that an opening needs: a payer would otherwise wait too long."""
+def test_fault_23_a_depth_raised_after_the_funding_does_not_apply(place: Market) -> None:
+    """The list of outputs shows the depth of the earlier terms, with which the channel opens."""
     system, node = place
     customer = CustomerV2(system, node)
     customer.fund()

@@ -26,7 +26,7 @@ def up(tmp_path: Path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_up_says_where_it_is_and_ends_both_when_told(up: Up, number: int):
+def test_up_shows_its_urls_and_ends_both_processes(up: Up, number: int):
     """The panel has URL, key and next step; a signal to the command ends signer and server, with status 0."""
     up.start()
     running = up.wait_until_serving()
@@ -41,7 +41,7 @@ def test_up_says_where_it_is_and_ends_both_when_told(up: Up, number: int):
     assert not any(child.is_running() for child in children.values())
 
 
-def test_up_leaves_nothing_behind_when_told_to_stop_at_once(up: Up):
+def test_up_ends_all_processes_after_an_early_signal(up: Up):
     """A signal during the start of the processes ends all that were started."""
     started: list[psutil.Process] = []
     for moment in (0.0, 0.1, 0.2, 0.4):
@@ -160,7 +160,7 @@ def test_threat_39_two_servers_do_not_share_a_store(up: Up, tmp_path: Path):
     assert httpx.get(f"{running.management_url}/health").status_code == 200
 
 
-def test_a_second_up_says_that_there_is_one(up: Up, tmp_path: Path):
+def test_a_second_up_is_refused(up: Up, tmp_path: Path):
     """Starting the same configuration twice fails with a reason, and the first continues."""
     up.start()
     running = up.wait_until_serving()
@@ -181,7 +181,7 @@ def test_a_server_without_signer_can_be_stopped(up: Up, tmp_path: Path):
     assert server.stop() == 0
 
 
-def test_a_state_directory_that_can_not_be_made_is_told(up: Up, tmp_path: Path):
+def test_a_state_directory_that_can_not_be_made_is_named(up: Up, tmp_path: Path):
     """A path through a file is no state directory."""
     (tmp_path / "file").write_text("")
     up.edit("server.toml", f'state_dir = "{up.state}"', f'state_dir = "{tmp_path}/file/state"')
@@ -208,7 +208,7 @@ def test_the_originals_benchmark_runs_through(up: Up):
     assert totals["received_sat"]["closed"] == 2 * (100_000 + 50)
 
 
-def test_fault_26_up_says_what_is_missing_and_goes_on(up: Up, tmp_path: Path):
+def test_fault_26_up_names_missing_parts_and_continues(up: Up, tmp_path: Path):
     """The server's panel names a signer that does not answer as missing; once the signer answers, everything continues."""
     up.start()
     up.wait_until_serving()
