@@ -40,6 +40,7 @@ from paychan.protocol.errors import StorageFull
 from paychan.protocol.types import Sat, UnixTime
 from paychan.running import Running, remove_running, write_running
 from paychan.store.base import Store, StoreFailed
+from paychan.store.leveldb.directory import WRITE_BUFFER_BYTES
 from paychan.store.leveldb.store import LevelDbStore
 from paychan.supervisor import Supervisor
 from paychan.work import Work
@@ -51,7 +52,7 @@ _ANSWER_SECONDS = 10.0
 _EXIT_BROKEN = 3
 
 _STORE_BYTES = 1_000_000
-"""Free bytes that opening a store needs: a new log and manifest."""
+"""With more free bytes than this, a store that can't be opened has another problem than a full disk."""
 _DISK_SECONDS = 1.0
 
 
@@ -127,7 +128,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         stack.push_async_callback(signer.close)
         chain = make_chain(config, source, supervisor)
         stack.push_async_callback(chain.close)
-        reserve = DiskReserve(config.store_path, config.store.reserve_mb * 1_000_000)
+        reserve = DiskReserve(config.store_path, config.store.reserve_mb * 1_000_000, WRITE_BUFFER_BYTES)
         store = await _open_store(config, reserve)
         stack.push_async_callback(store.close)
         written = supervisor.guest("group commit").succeeded
@@ -174,18 +175,27 @@ def _descriptors(config: ServerConfig) -> Descriptors:
 
 
 async def _open_store(config: ServerConfig, reserve: DiskReserve) -> Store:
-    """Open the store. While the disk is too full for that, answer requests with `StorageFull` and try again."""
+    """Open the store, with space from the reserve if the disk is full.
+
+    While the disk is too full even for that, answer requests with `StorageFull` and try again.
+    """
     reserve.look()
     while True:
+        has_room = reserve.file.make_room(reserve.file.opening_bytes())
         try:
-            return LevelDbStore.open(config.store_path, config.network_name)
+            store = LevelDbStore.open(config.store_path, config.network_name)
         except StoreFailed as error:
-            if reserve.free() >= _STORE_BYTES:
+            if has_room and reserve.file.free() >= _STORE_BYTES:
                 raise
             log.error("no room on disk to open the store, waiting for free space", reason=str(error))  # noqa: TRY400
+        else:
+            store.before_write, reserve.begin_log = reserve.file.before_write, store.begin_log
+            reserve.opened()
+            return store
         try:
             async with waiting_room(config, StorageFull()):
-                while reserve.free() < _STORE_BYTES:  # noqa: ASYNC110 - a disk sends no event
+                await asyncio.sleep(_DISK_SECONDS)
+                while not reserve.file.make_room(reserve.file.opening_bytes()):  # noqa: ASYNC110 - a disk sends no event
                     await asyncio.sleep(_DISK_SECONDS)
         except OSError as error:
             msg = f"can't listen: {error.strerror}. Free the port"

@@ -155,7 +155,7 @@ class Store(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "MB",
             ge=0,
         ),
-    ] = 64
+    ] = 256
     backup_dir: Annotated[str, setting('directory of the backups; "": backups in the state directory', "path")] = ""
 
 

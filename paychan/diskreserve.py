@@ -1,72 +1,79 @@
 """Disk space reserved for settling, in case something else fills the disk completely.
 
 `store.reserve_mb` sets three limits of free space. Below the whole, no channel is opened; below half, no payment is
-accepted. A quarter is held by a file beside the store. When less than a quarter is free, the file is deleted: closing
-and settling continue, and a restarted server finds room to open its store.
+accepted. A quarter is held by a file beside the store, and only a write of the store that lacks space makes this file
+smaller (`reservefile`). When there is space again, the file is filled up.
+
+LevelDB needs more space than its log when the log is full: then it writes the log's content into a table. So the log is
+begun anew while there is still space for that, and what the reserve holds goes into one log. A restart writes a table
+as well; it gets its space from the reserve.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import structlog
 
+from paychan.reservefile import ReserveFile
 from paychan.supervisor import Supervised
 
 log = structlog.get_logger("disk")
 
 _LOOK_SECONDS = 1.0
+_SPARE_BYTES = 256 << 10
 
 
 class DiskReserve:
     """The reserve of a store at `store_path`; `size` is `store.reserve_mb` in bytes."""
 
-    def __init__(self, store_path: Path, size: int) -> None:
-        self._size = size
-        self._file = store_path.with_name(f"{store_path.name}.reserve")
+    def __init__(self, store_path: Path, size: int, buffer_bytes: int) -> None:
+        """`buffer_bytes` is the write buffer of the store's LevelDB."""
+        self._size, self._part = size, size // 4
+        self.file = ReserveFile(
+            store_path.with_name(f"{store_path.name}.reserve"), store_path, self._part, buffer_bytes
+        )
+        self.file.on_given = self._given
+        self._problem = ""
         self.allows_payments = True
         self.allows_channels = True
+        self.begin_log: Callable[[], Awaitable[None]] | None = None
+        """Makes the store begin a new log, if the present one is long."""
 
-    def free(self) -> int:
-        """Return the free bytes; if the system can't tell, enough to allow all work: the store reports a full disk."""
-        path = self._file.parent
-        try:
-            found = os.statvfs(path if path.exists() else path.parent)
-        except OSError:
-            return 2 * self._size
-        return found.f_bavail * found.f_frsize
+    def look(self) -> bool:
+        """Fill up the reserve, and note whether channels and payments are allowed; say whether less is allowed than before.
 
-    def look(self) -> None:
-        """Delete or recreate the reserve file, and note whether channels and payments are allowed."""
-        free, part = self.free(), self._size // 4
-        if free < part and self._file.exists():
-            log.error("disk is full, its reserve is released for settling", free_bytes=free, reserve_bytes=part)
-            self._file.unlink(missing_ok=True)
-            free = self.free()
-        elif free >= self._size + part and part and not self._file.exists():
-            self._keep(part)
+        The reserve grows only while a quarter stays free: a table that LevelDB writes needs the rest.
+        """
+        self._fill_up(self._part)
+        free = self.file.free()
+        before = self.allows_payments, self.allows_channels
         allows = free >= self._size // 2
         if allows != self.allows_payments:
             log.warning("payments resume" if allows else "payments stop: disk nearly full", free_bytes=free)
         self.allows_payments, self.allows_channels = allows, free >= self._size
+        return (allows, self.allows_channels) < before
+
+    def opened(self) -> None:
+        """Take back what opening the store has not used."""
+        self._fill_up(_SPARE_BYTES)
 
     async def run(self, task: Supervised) -> None:
         """Check the disk once a second."""
         while True:
-            self.look()
+            if self.look() and self.begin_log and self.file.free() >= self.file.opening_bytes() + self._part:
+                await self.begin_log()
             task.succeeded()
             await asyncio.sleep(_LOOK_SECONDS)
 
-    def _keep(self, size: int) -> None:
-        descriptor = -1
-        try:
-            descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            os.posix_fallocate(descriptor, 0, size)
-        except OSError as error:
-            log.warning("no disk reserve can be created", file=str(self._file), reason=error.strerror)
-            self._file.unlink(missing_ok=True)
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
+    def _fill_up(self, spare: int) -> None:
+        problem = self.file.fill_up(spare)
+        if problem and problem != self._problem:
+            log.warning("the disk reserve can't be filled up", reason=problem)
+        self._problem = problem
+
+    def _given(self, left: int) -> None:
+        self.allows_payments = self.allows_channels = False
+        log.error("disk is full, a write took space from the reserve", reserve_bytes=left)

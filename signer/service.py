@@ -34,7 +34,7 @@ from signer.judge.handler import Handler
 from signer.judge.queries import Identity
 from signer.keys.ring import DEBUG_KEY, KeyRing, KeysFailed, KeySource, StaticKey
 from signer.ledger.base import Entry, LedgerFailed
-from signer.ledger.disk import Disk
+from signer.ledger.disk import Disk, LedgerReserve
 from signer.ledger.leveldb import LevelDbLedger
 from signer.logsink import LogSink, open_missing_descriptors
 from signer.sandbox.directories import PlaceError, check_file, check_places
@@ -202,8 +202,10 @@ async def _serve(config: SignerConfig, keys: KeyRing, protections: tuple[str, ..
         config.allowed_uids, config.socket.request_seconds, config.socket.idle_seconds, _max_connections(config)
     )
     identity = Identity(config.network, config.key.mode, config.debug, protections)
+    reserve_bytes = config.disk.reserve_mb * 1_000_000
+    reserve = LedgerReserve(config.ledger_path, config.audit_path, reserve_bytes)
     with (
-        closing(_ledger(config)) as ledger,
+        closing(_ledger(config, reserve)) as ledger,
         listening_socket(config.socket_path, config.socket.group) as listener,  # last: who connects is served
     ):
         if ledger.torn_bytes:
@@ -211,13 +213,13 @@ async def _serve(config: SignerConfig, keys: KeyRing, protections: tuple[str, ..
         limits = limits_of(config)
         for tag in sorted(limits.trial):
             log.warning("POLICY ON TRIAL: what it would refuse is signed, and logged", policy=tag)
-        disk = Disk(config.state_dir, config.disk.reserve_mb * 1_000_000)
+        disk = Disk(config.state_dir, reserve_bytes)
         heartbeat = partial(_heartbeat_at, config.heartbeat_path)
         handler = Handler(keys, ledger, identity, limits, heartbeat=heartbeat, disk=disk)
         connections = Connections(handler, peers)
         lives = {
             "connections": connections.accept(listener),
-            "probe": _probe(ledger, config.socket_path),
+            "probe": _probe(ledger, reserve, config.socket_path),
         }
         tasks = [loop.create_task(life) for life in lives.values()]
         for what, task in zip(lives, tasks, strict=True):
@@ -238,21 +240,24 @@ async def _serve(config: SignerConfig, keys: KeyRing, protections: tuple[str, ..
     log.info("signer stopped")
 
 
-def _ledger(config: SignerConfig) -> LevelDbLedger:
-    return LevelDbLedger(
+def _ledger(config: SignerConfig, reserve: LedgerReserve) -> LevelDbLedger:
+    ledger = LevelDbLedger(
         config.ledger_path,
         config.audit_path,
         audit_file_bytes=config.disk.audit_file_mb * 1_000_000,
         on_failure=partial(vital.end, "ledger"),
     )
+    ledger.before_write = reserve.before_write
+    return ledger
 
 
-async def _probe(ledger: LevelDbLedger, socket_path: Path) -> None:
+async def _probe(ledger: LevelDbLedger, reserve: LedgerReserve, socket_path: Path) -> None:
     """Write now and then, for ever: whoever asks for our health while nothing is settled gets to know how the disk is.
 
     A write that fails ends the process, as any does. So does a socket that was removed: nobody could reach us.
     """
     while True:
+        reserve.fill_up()
         await asyncio.wrap_future(ledger.put(Entry()))
         if not stat.S_ISSOCK(_mode(socket_path)):
             vital.end("socket", f"{socket_path} was removed")

@@ -1,19 +1,30 @@
 """Room on the disk: a reserve is kept for settlements. Below it, what does not settle is refused until there is room again.
 
 Other programs write to the same file system, so that it can fill up without us. What a settlement writes is small: some
-hundred bytes of ledger and audit log. What only leads to more channels stops first.
+hundred bytes of ledger and audit log. What only leads to more channels stops first. A quarter of the reserve is held by
+a file beside the ledger. Only a write that lacks space makes this file smaller; it is filled up when there is space again.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import structlog
+
+from signer.reservefile import ReserveFile
+
+log = structlog.get_logger()
 
 _LOOK_SECONDS = 1.0
 _LEAST_FILES = 64
 """LevelDB begins new files now and then; a file system may run out of inodes before it runs out of bytes."""
+_KEY_BYTES, _LINE_BYTES = 40, 2_000
+"""Upper limits, but for lines about many channels; `ReserveFile` allows for twice as much."""
+_BUFFER_BYTES = 4 << 20
+"""LevelDB's default write buffer."""
 
 
 class Disk:
@@ -52,3 +63,25 @@ class Disk:
         if found.f_files and found.f_favail < _LEAST_FILES:
             return free, f"{found.f_favail} files can be made at {self._path}, want {_LEAST_FILES}"
         return free, ""
+
+
+class LedgerReserve:
+    """The reserve's file beside a ledger: a quarter of the reserve."""
+
+    def __init__(self, ledger: Path, audit: Path, reserve_bytes: int) -> None:
+        self._size, self._audit = reserve_bytes // 4, audit
+        self._file = ReserveFile(ledger.with_name(f"{ledger.name}.reserve"), ledger, self._size, _BUFFER_BYTES)
+        self._file.on_given = self._given
+        self._file.make_room(self._file.opening_bytes())
+
+    def before_write(self, values: Mapping[bytes, bytes], lines: int) -> None:
+        """Make sure of the space for a write of these values to the ledger, and of lines to the audit log."""
+        size = sum(len(value) + _KEY_BYTES for value in values.values()) + _LINE_BYTES * lines
+        self._file.before_write(size, self._audit)
+
+    def fill_up(self) -> None:
+        """Enlarge the file again, while as much as its size stays free."""
+        self._file.fill_up(self._size)
+
+    def _given(self, left: int) -> None:
+        log.error("disk is full, a write took space from the reserve", reserve_bytes=left)

@@ -101,6 +101,8 @@ class LevelDbLedger:
         self.lock = threading.Lock()
         self._failure = self._read_failure = ""
         self._on_failure = on_failure
+        self.before_write: Callable[[Mapping[bytes, bytes], int], None] = lambda _values, _lines: None
+        """Called by the writing thread with values and number of audit lines; makes room on a full disk."""
         self._path = path
         self._written_at = UnixTime(0)
         self._begun_at = 0.0
@@ -269,6 +271,7 @@ class LevelDbLedger:
             return self._failure
         try:
             self._check_place()
+            self.before_write(group.values, len(group.decisions))
             batch = self._database.write_batch(sync=group.is_awaited)
             if group.decisions:
                 batch.put(_HEAD, encode_entry(self._audit.append(group.decisions)))

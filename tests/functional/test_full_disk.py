@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -50,7 +53,7 @@ def closes(client: V1) -> bool:
 
 
 def test_fault_62_a_full_disk_has_space_for_settlements(system: System, disk: Path) -> None:
-    """Below half of the reserve payments get 503; closing works to the last byte, also after a restart; room ends it."""
+    """Below half of the reserve payments get 503; closing works without a free byte, also after a restart; room ends it."""
     filler = disk / "filler"
     with httpx.Client(timeout=30, trust_env=False) as http, system:
         first, second, third, fourth = (opened(system, http) for _ in range(4))
@@ -67,10 +70,10 @@ def test_fault_62_a_full_disk_has_space_for_settlements(system: System, disk: Pa
         assert closes(first)
 
         fill(disk / "more")
-        wait_for(lambda: not (disk / "store.reserve").exists(), "reserve is released")
-        fill(disk / "most", leave_bytes=1_500_000)
         assert closes(second)
 
+        fill(disk / "most")
+        assert free_bytes(disk) == 0
         system.restart_server()
         third.url = fourth.url = system.url
         assert code(third.pay(third.payer.payment(100_001))) == FULL
@@ -83,12 +86,62 @@ def test_fault_62_a_full_disk_has_space_for_settlements(system: System, disk: Pa
         assert system.manage("GET", "/health").status_code == 200
 
 
+@contextmanager
+def filling(disk: Path) -> Iterator[None]:
+    """Another program that takes every free byte at once, again and again."""
+    ended = threading.Event()
+
+    def take() -> None:
+        with (disk / "eater").open("ab", buffering=0) as eater:
+            while not ended.is_set():
+                try:
+                    eater.write(bytes(4096))
+                except OSError:
+                    time.sleep(0.0005)
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_fault_62_every_channel_closes_while_another_program_takes_each_free_byte(system: System, disk: Path) -> None:
+    """The reserve keeps its size while nothing needs it, gives little to each closing, and is filled up again."""
+    with httpx.Client(timeout=30, trust_env=False) as http, system:
+        clients = [opened(system, http) for _ in range(12)]
+        by_operator = clients.pop()
+        reserve = disk / "store.reserve"
+        wait_for(lambda: reserve.stat().st_size == RESERVE_MB * 1_000_000 // 4, "reserve")
+        with filling(disk):
+            wait_for(lambda: free_bytes(disk) == 0, "full")
+            wait_for(lambda: system.manage("GET", "/health").status_code == 503, "the server sees it")
+            assert reserve.stat().st_size == RESERVE_MB * 1_000_000 // 4
+            for client in clients:
+                assert closes(client)
+            outpoint = by_operator.payer.outpoint
+            closed = system.manage("POST", f"/channels/{outpoint.txid_hex}/{outpoint.vout}/close")
+            assert closed.status_code in (200, 202), closed.text
+            assert free_bytes(disk) == 0
+            left = reserve.stat().st_size
+            assert RESERVE_MB * 1_000_000 // 8 < left < RESERVE_MB * 1_000_000 // 4
+        (disk / "eater").unlink()
+        wait_for(lambda: reserve.stat().st_size == RESERVE_MB * 1_000_000 // 4, "reserve is filled up")
+        wait_for(lambda: system.manage("GET", "/health").status_code == 200, "healthy")
+
+
+def free_bytes(disk: Path) -> int:
+    return os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+
+
 def test_fault_26_a_start_without_disk_space_waits(system: System, disk: Path) -> None:
     """On a disk without a free byte the start waits: both ports answer 503 with the reason, and it continues with room."""
     with httpx.Client(timeout=30, trust_env=False) as http:
         with system:
             client = opened(system, http)
-        (disk / "store.reserve").unlink(missing_ok=True)
+        (disk / "store.reserve").unlink()
         fill(disk / "filler")
         text = system.server_file.read_text()
         ports = free_ports()

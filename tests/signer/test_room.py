@@ -32,6 +32,7 @@ from signer.keys.ring import KeyRing, hardened_keys
 from signer.ledger.base import Entry as Put
 from signer.ledger.disk import Disk
 from signer.ledger.leveldb import LevelDbLedger
+from tests.lib.customer import wait_for
 from tests.lib.ledger import MemoryLedger
 from tests.lib.signer_process import REGTEST, SignerProcess
 from tests.lib.smalldisk import fill, small_file_system
@@ -258,6 +259,34 @@ def test_fault_62_a_signer_recovers_from_a_full_disk_by_itself(tmp_path: Path) -
             (small / "filler").unlink()
             until(signer, KeyReply)
             assert ask(signer.socket, Health(1)) == HEALTHY
+
+
+def test_fault_62_without_a_free_byte_the_signer_goes_on_and_starts_again(tmp_path: Path) -> None:
+    """Another program takes all: the reserve's file gives each new settlement its space, also after a restart."""
+    with small_file_system(tmp_path / "small", mib=24) as small:
+        signer = SignerProcess(small, REGTEST + "[disk]\nreserve_mb = 8\n")
+        signer.log = tmp_path / "log"
+        reserve = small / "signer.ledger.reserve"
+        with signer:
+            keys = KeyRing([hardened_keys(signer.master)])
+            until(signer, KeyReply)
+            assert reserve.stat().st_blocks * 512 >= 2_000_000
+            fill(small / "filler")
+            for number in range(20):
+                request = mutated(
+                    make_request(keys), "claims", (make_claim(server_key(keys), change_sat=0, number=number),)
+                )
+                show(signer.socket, request)
+                assert isinstance(ask(signer.socket, request), SettlementReply)
+                fill(small / f"filler-{number}")
+            assert 0 < reserve.stat().st_size < 2_000_000
+            signer.stop()
+            signer.start()
+            assert isinstance(ask(signer.socket, request), SettlementReply)
+            for filler in small.glob("filler*"):
+                filler.unlink()
+            until(signer, KeyReply)
+            wait_for(lambda: reserve.stat().st_size == 2_000_000, "the reserve is filled up")
 
 
 def until(signer: SignerProcess, kind: type[_R]) -> _R:

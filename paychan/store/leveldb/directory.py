@@ -26,12 +26,14 @@ FORMAT = 1
 META_KEY = b"z"
 """Key of the entry `<format> <network>`; it sorts behind every other key."""
 
+WRITE_BUFFER_BYTES = 32 << 20
+
 _OPTIONS = {
     # A damaged log is an error at opening; by default LevelDB drops the data behind the damage and continues.
     "paranoid_checks": True,
     # A payment replaces its channel's record, so a larger memory table keeps more superseded versions out of the table
     # files. LevelDB uses up to twice this memory; replaying a full log at start takes 0.4 s.
-    "write_buffer_size": 32 << 20,
+    "write_buffer_size": WRITE_BUFFER_BYTES,
     # 10 bits a key: for an unused outpoint, 99 % of the look-ups read no block.
     "bloom_filter_bits": 10,
     # Keys, hashes and signatures don't compress; uncompressed blocks come straight from the page cache (3 µs, not 6).

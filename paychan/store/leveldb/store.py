@@ -30,7 +30,7 @@ from paychan.protocol.kinds.script import MAX_EXPIRY
 from paychan.protocol.record import DamagedRecord, decode_record, encode_record
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.store.base import Change, StoreFailed
-from paychan.store.leveldb.directory import error_text, open_directory
+from paychan.store.leveldb.directory import WRITE_BUFFER_BYTES, error_text, open_directory
 from paychan.store.leveldb.writer import WriterThread
 
 T = TypeVar("T")
@@ -49,20 +49,25 @@ _REMEMBERED = 20_000
 
 _READERS = 2
 
+_BEHIND_ALL_KEYS = {"start": b"\xfe", "stop": b"\xff"}
+"""LevelDB compacts no table of this range, but first writes its log into a table."""
+
 _CLOSED = "the store is closed"
 
 
 class LevelDbStore:
     """`paychan.store.base.Store` on LevelDB. Create it with `open`."""
 
-    def __init__(self, database: plyvel.DB, lock: int) -> None:
-        self._database = database
+    def __init__(self, path: Path, database: plyvel.DB, lock: int) -> None:
+        self._path, self._database = path, database
         self._lock = lock
         self._writer = WriterThread("store-writer")
         self._newest: OrderedDict[OutPoint, Channel] = OrderedDict()
         self._readers = ThreadPoolExecutor(_READERS, "store-reader")
         together = threading.Barrier(_READERS)  # starts all threads now, while there is memory for them
         wait([self._readers.submit(together.wait) for _ in range(_READERS)])
+        self.before_write: Callable[[int], None] = lambda _: None
+        """Called in the writer's thread with the bytes of the next write; makes room for it on a full disk."""
         self._failure: Exception | None = None
         self._closing = False
         self._snapshots = 0
@@ -75,7 +80,7 @@ class LevelDbStore:
         Raises:
             StoreFailed: in use, of another network or format, damaged, missing, or not accessible.
         """
-        return cls(*open_directory(path, network, create=create))
+        return cls(path, *open_directory(path, network, create=create))
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -228,9 +233,18 @@ class LevelDbStore:
         """Write a batch, synced; runs in the writer's thread."""
         self._check()
         try:
+            self.before_write(batch.approximate_size())
             batch.write()
         except Exception as error:
             raise self._failed(error) from error
+
+    async def begin_log(self) -> None:
+        """Write the content of LevelDB's log into a table and begin a new log; a log that is short stays."""
+        await self._run(self._readers, self._begin_log)
+
+    def _begin_log(self) -> None:
+        if sum(log.stat().st_size for log in self._path.glob("*.log")) > WRITE_BUFFER_BYTES // 4:
+            self._database.compact_range(**_BEHIND_ALL_KEYS)
 
     def _failed(self, error: Exception) -> StoreFailed:
         self._failure = error
