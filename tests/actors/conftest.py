@@ -1,4 +1,4 @@
-"""Tasks that are started again are so at once here."""
+"""In these tests the supervisor restarts tasks without a pause."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Payments that an application is asked about: one question each, answers in order, nothing counts without a yes."""
+"""Payments that need the application's answer: one request each, answers in order, no value without a yes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PAYER = DebugPayer("application")
 
 
 class Shop:
-    """An application that thinks about each question until the test tells it what to say."""
+    """An application that answers each request when the test says so."""
 
     def __init__(self) -> None:
         self.questions: list[int] = []
-        """What each question was about: satoshi received in all, once it is booked."""
+        """Total received satoshi for each request, if its payment is booked."""
         self._thinking: list[asyncio.Future[Verdict]] = []
 
     async def ask(self, channel: Channel) -> Verdict:
@@ -38,7 +38,7 @@ class Shop:
         pass
 
     async def says(self, verdict: Verdict | None) -> None:
-        """Answer the question that is open, or the next one; None: stay silent until the deadline."""
+        """Answer the open request, or the next one; None: stay silent until the deadline."""
         await until(lambda: self._thinking)
         thought = self._thinking.pop()
         if verdict is None:
@@ -56,7 +56,7 @@ def pay(server: Local, paid_sat: int) -> asyncio.Future[Outcome]:
 
 
 async def test_a_payment_counts_when_the_application_says_yes(tmp_path: Path):
-    """The payment is booked with the application's text for the client, and the mark is gone."""
+    """The payment is booked with the application's text for the client, and is no longer offered."""
     shop = Shop()
     async with local(tmp_path, application=shop) as server:
         await server.open(PAYER, 10_000)
@@ -70,7 +70,7 @@ async def test_a_payment_counts_when_the_application_says_yes(tmp_path: Path):
 
 
 async def test_the_application_hears_of_a_payment_only_when_that_is_durable(tmp_path: Path):
-    """A crash can't forget a payment that the application has delivered for."""
+    """A crash can't lose a payment for which the application has delivered."""
     shop = Shop()
     async with local(tmp_path, application=shop) as server:
         await server.open(PAYER, 10_000)
@@ -86,7 +86,7 @@ async def test_the_application_hears_of_a_payment_only_when_that_is_durable(tmp_
 
 
 async def test_a_refusal_leaves_the_channel_where_it_was(tmp_path: Path):
-    """The client hears the reason, nothing is booked, and the next payment is a new question."""
+    """The client gets the reason, no payment is booked, and the next payment is a new request."""
     shop = Shop()
     async with local(tmp_path, application=shop) as server:
         before = await server.open(PAYER, 10_000)
@@ -101,8 +101,8 @@ async def test_a_refusal_leaves_the_channel_where_it_was(tmp_path: Path):
         assert accepted(await payment).value_sat == 8
 
 
-async def test_a_retry_shares_the_question(tmp_path: Path):
-    """The same payment sent three times at once is one question, and all three hear its answer."""
+async def test_a_retry_shares_the_request(tmp_path: Path):
+    """The same payment sent three times at once is one request, and all three get its answer."""
     shop = Shop()
     async with local(tmp_path, application=shop) as server:
         await server.open(PAYER, 10_000)
@@ -115,7 +115,7 @@ async def test_a_retry_shares_the_question(tmp_path: Path):
 
 
 async def test_a_retry_at_every_moment_is_one_delivery(tmp_path: Path):
-    """However a retry falls between offer, question and answer, the payment is booked once and asked about once."""
+    """At any moment between offer, request and answer a retry causes no second booking and no second request."""
     for hops in range(0, 40, 2):
         shop, payer = Shop(), DebugPayer(f"retry {hops}")
         async with local(tmp_path / str(hops), application=shop) as server:
@@ -133,8 +133,8 @@ async def test_a_retry_at_every_moment_is_one_delivery(tmp_path: Path):
             assert (await server.stored(payer)).payments == 1, hops
 
 
-async def test_a_silent_application_keeps_the_mark(tmp_path: Path):
-    """Without an answer nothing counts, another payment has to wait, and the same one is asked about again."""
+async def test_a_silent_application_keeps_the_offer(tmp_path: Path):
+    """Without an answer no payment counts, another payment must wait, and a retry causes a new request."""
     shop = Shop()
     async with local(tmp_path, application=shop) as server:
         await server.open(PAYER, 10_000)
@@ -152,8 +152,8 @@ async def test_a_silent_application_keeps_the_mark(tmp_path: Path):
         assert shop.questions == [10_007] * 3
 
 
-async def test_the_mark_survives_a_crash(tmp_path: Path):
-    """A question that was open when the process died is asked again when the payer repeats the payment."""
+async def test_the_offer_survives_a_crash(tmp_path: Path):
+    """If the process died during a request, it is sent again when the payer repeats the payment."""
     async with local(tmp_path, application=Shop()) as server:
         await server.open(PAYER, 10_000)
         pay(server, 10_007)
@@ -167,7 +167,7 @@ async def test_the_mark_survives_a_crash(tmp_path: Path):
 
 
 async def test_messages_behind_an_offer_wait_in_order(tmp_path: Path):
-    """Payments that come while a question is open are judged in the order in which they came."""
+    """Payments that come during a request are judged in the order of arrival."""
     shop = Shop()
     async with local(tmp_path, application=shop) as server:
         await server.open(PAYER, 10_000)
@@ -181,7 +181,7 @@ async def test_messages_behind_an_offer_wait_in_order(tmp_path: Path):
 
 
 async def test_no_message_overtakes_those_that_wait(tmp_path: Path):
-    """A payment that comes at the very moment of the answer is judged after those that waited for it."""
+    """A payment that comes at the moment of the answer is judged after those that waited for it."""
     shop = Shop()
     async with local(tmp_path, application=shop) as server:
         await server.open(PAYER, 10_000)
@@ -200,8 +200,8 @@ async def test_no_message_overtakes_those_that_wait(tmp_path: Path):
     assert shop.questions == [10_001, 10_002, 10_003, 10_004]
 
 
-async def test_a_retry_of_a_payment_hears_of_that_payment(tmp_path: Path):
-    """A payment and its retry that come while an earlier answer is being written are not mistaken for the earlier one."""
+async def test_a_retry_gets_the_answer_of_its_own_payment(tmp_path: Path):
+    """A payment and its retry that come while an earlier answer is written do not get the earlier answer."""
     shop = Shop()
     async with local(tmp_path, application=shop) as server:
         await server.open(PAYER, 10_000)
@@ -223,7 +223,7 @@ async def test_a_retry_of_a_payment_hears_of_that_payment(tmp_path: Path):
 
 
 async def test_fault_7_a_closing_channel_keeps_asking_and_settles_a_late_yes(tmp_path: Path):
-    """Near expiry the channel closes, and the payment that the application had no answer for is settled with its yes."""
+    """Near expiry the channel closes; a late yes of the application settles the offered payment."""
     shop = Shop()
     async with local(tmp_path, application=shop) as server:
         await server.open(PAYER, 10_000)
@@ -245,8 +245,8 @@ async def test_fault_7_a_closing_channel_keeps_asking_and_settles_a_late_yes(tmp
         assert shop.questions == [70_000] * 3
 
 
-async def test_fault_7_a_channel_that_no_application_answers_for_is_settled_in_time(tmp_path: Path):
-    """When half of the time to the deadline is over, the rule decides: by default the signed payment is settled."""
+async def test_fault_7_a_channel_without_an_answer_is_settled_in_time(tmp_path: Path):
+    """After half of the time to the deadline the rule decides: by default the signed payment is settled."""
     shop = Shop()
     async with local(tmp_path, application=shop) as server:
         await server.open(PAYER, 10_000)
@@ -267,8 +267,8 @@ async def test_fault_7_a_channel_that_no_application_answers_for_is_settled_in_t
         assert (closed.state, closed.received_sat) == (State.CLOSED, 70_000)
 
 
-async def test_fault_14_a_silent_application_holds_no_client(tmp_path: Path):
-    """The client closes at the payment before the offered one: the application is asked once more, then that is dropped."""
+async def test_fault_14_a_silent_application_keeps_no_client(tmp_path: Path):
+    """The client closes by the payment before the offered one: the server asks once more, then drops the offer."""
     for answer, paid_sat in ((None, 10_000), (NO, 10_000), (YES, None)):
         shop, payer = Shop(), DebugPayer(f"leaving {answer}")
         async with local(tmp_path / str(paid_sat and answer), application=shop) as server:
@@ -279,7 +279,7 @@ async def test_fault_14_a_silent_application_holds_no_client(tmp_path: Path):
             proof = CloseByProof(payer.pays(10_000).payment)
             closing = asyncio.ensure_future(server.registry.ask(payer.outpoint, proof))
             await shop.says(answer)
-            if paid_sat is None:  # its yes came before the closing was judged: the client has to show that payment
+            if paid_sat is None:  # the yes came before the closing was judged: the client must show that payment
                 assert isinstance(refused(await closing), NotNewestPayment)
                 continue
             closed = accepted(await closing).channel
@@ -288,7 +288,7 @@ async def test_fault_14_a_silent_application_holds_no_client(tmp_path: Path):
 
 
 async def test_an_offer_that_was_not_written_is_not_asked_about(tmp_path: Path):
-    """When another process changed the channel first, the application never hears of our payment."""
+    """If another process changed the channel first, the server does not ask about its payment."""
     shop = Shop()
     async with local(tmp_path, application=shop) as server:
         opened = await server.open(PAYER, 10_000)
@@ -303,8 +303,8 @@ async def test_an_offer_that_was_not_written_is_not_asked_about(tmp_path: Path):
         assert shop.questions == []
 
 
-async def test_a_payment_of_nothing_is_no_question(tmp_path: Path):
-    """A repetition or a payment without value brings nothing, so the application is not bothered."""
+async def test_a_payment_of_0_sat_is_no_request(tmp_path: Path):
+    """A repetition or a payment without value brings nothing, so the application is not asked."""
     shop = Shop()
     async with local(tmp_path, application=shop) as server:
         await server.open(PAYER, 10_000)
@@ -314,8 +314,8 @@ async def test_a_payment_of_nothing_is_no_question(tmp_path: Path):
     assert shop.questions == []
 
 
-async def test_fault_15_a_question_is_named_by_its_offer(tmp_path: Path):
-    """The name of a question is the same for every repetition, also while the channel closes, and another for each offer."""
+async def test_fault_15_a_request_is_named_by_its_offer(tmp_path: Path):
+    """Each offer has its own request name; repetitions have the same name, also while the channel closes."""
     keys: list[tuple[str, bool]] = []
 
     class Silent(Shop):

@@ -1,4 +1,4 @@
-"""pykka's promises, kept by actors that run on the event loop."""
+"""Actors on the event loop keep pykka's promises."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from actors.runtime import LoopActor, LoopFuture
 
 
 class Echo(LoopActor):
-    """Answers with what it got; calls what can be called."""
+    """Answers with its message; calls a message that is callable."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,12 +32,12 @@ def ask(actor: LoopActor, message: Any) -> LoopFuture:
 
 
 async def test_an_answer_is_there_when_ask_returns():
-    """A message is handled as soon as it is put, so a blocking `ask` finds its answer and does not wait."""
+    """A message is handled as soon as it is put, so a blocking `ask` has its answer at once."""
     assert Echo.launch().actor_ref.ask("hello") == "hello"
 
 
-async def test_an_awaitable_answer_is_awaited_by_the_asker():
-    """An actor that needs longer returns an awaitable, and the asker gets what that gives."""
+async def test_the_caller_awaits_an_awaitable_answer():
+    """An actor that needs longer returns an awaitable, and the caller gets its result."""
     later = asyncio.get_running_loop().create_future()
     asked = ask(Echo.launch(), lambda: later)
     later.set_result("at last")
@@ -46,7 +46,7 @@ async def test_an_awaitable_answer_is_awaited_by_the_asker():
 
 
 async def test_get_never_blocks_the_loop():
-    """`get` on the loop's thread raises instead of waiting for what only the loop could bring."""
+    """`get` on the loop's thread raises instead of waiting for a result that only the loop can produce."""
     later = asyncio.get_running_loop().create_future()
     asked = ask(Echo.launch(), lambda: later)
 
@@ -56,7 +56,7 @@ async def test_get_never_blocks_the_loop():
 
 
 async def test_a_stopped_actor_refuses():
-    """Asking and telling an actor that was stopped raise ActorDeadError."""
+    """`ask` and `tell` raise ActorDeadError for a stopped actor."""
     actor = Echo.launch()
     actor.actor_ref.stop()
 
@@ -68,7 +68,7 @@ async def test_a_stopped_actor_refuses():
 
 
 async def test_stop_returns_at_once_and_says_whether_it_did_anything():
-    """`stop` is true the first time, false afterwards, also when its future is awaited."""
+    """`stop` is true the first time and false afterwards, also if its future is awaited."""
     actor = Echo.launch()
 
     assert actor.actor_ref.stop() is True
@@ -76,8 +76,8 @@ async def test_stop_returns_at_once_and_says_whether_it_did_anything():
     assert await Echo.launch().actor_ref.stop(block=False) is True
 
 
-async def test_an_actor_may_be_told_to_stop_twice():
-    """Whoever finds that an actor must go may say so without asking whether it went already."""
+async def test_an_actor_can_be_stopped_twice():
+    """A second stop has no effect, so a caller need not check whether the actor has stopped already."""
     actor = Echo.launch()
     actor.stop()
     actor.stop()
@@ -86,7 +86,7 @@ async def test_an_actor_may_be_told_to_stop_twice():
 
 
 async def test_a_message_from_inside_a_handler_waits_for_its_turn():
-    """An actor that asks itself is not entered twice: the message is handled after the one that sent it."""
+    """An actor that sends itself a message handles it after the present one."""
     actor = Echo.launch()
     order = []
 
@@ -101,7 +101,7 @@ async def test_a_message_from_inside_a_handler_waits_for_its_turn():
 
 
 async def test_stopping_from_inside_a_handler_lets_it_finish():
-    """The message that stops its own actor is answered, and those that were put behind the stop are refused."""
+    """The message that stops its own actor is answered, and messages after the stop are refused."""
     actor = Echo.launch()
     behind: list[LoopFuture] = []
 
@@ -116,7 +116,7 @@ async def test_stopping_from_inside_a_handler_lets_it_finish():
 
 
 async def test_a_bug_is_answered_and_kills_only_its_actor():
-    """An exception in a handler reaches the asker and ends that actor; another one lives on."""
+    """An exception in a handler reaches the caller and stops that actor; another actor continues."""
     broken, other = Echo.launch(), Echo.launch()
 
     with capture_logs() as logs, pytest.raises(ZeroDivisionError):
@@ -126,8 +126,8 @@ async def test_a_bug_is_answered_and_kills_only_its_actor():
     assert [entry["event"] for entry in logs] == ["actor failed"]
 
 
-async def test_a_bug_under_tell_kills_the_actor_and_not_the_teller():
-    """Nobody waits for a told message, so its exception is logged and goes nowhere else."""
+async def test_a_bug_under_tell_kills_the_actor_and_not_the_caller():
+    """No caller waits for a message of `tell`, so its exception is only logged."""
     broken = Echo.launch()
     with capture_logs() as logs:
         broken.actor_ref.tell(lambda: 1 / 0)
@@ -136,8 +136,8 @@ async def test_a_bug_under_tell_kills_the_actor_and_not_the_teller():
     assert [entry["event"] for entry in logs] == ["actor failed"]
 
 
-async def test_what_a_told_message_returns_is_carried_out():
-    """An awaitable that answers a told message runs although nobody waits for it."""
+async def test_an_awaitable_returned_under_tell_runs():
+    """An awaitable that answers a message of `tell` runs although no caller waits for it."""
     done = asyncio.Event()
 
     async def work() -> None:
@@ -148,8 +148,8 @@ async def test_what_a_told_message_returns_is_carried_out():
     await asyncio.wait_for(done.wait(), 5)
 
 
-async def test_an_asker_that_gives_up_gives_up_alone():
-    """Cancelling one who waits cancels neither the work nor another who waits for the same."""
+async def test_a_cancelled_caller_cancels_no_other():
+    """The cancellation of one waiting caller cancels neither the work nor another caller of the same work."""
     work = asyncio.get_running_loop().create_future()
     actor = Echo.launch()
     impatient = asyncio.ensure_future(_wait(ask(actor, lambda: work)))
@@ -165,7 +165,7 @@ async def test_an_asker_that_gives_up_gives_up_alone():
 
 
 async def test_work_that_is_cancelled_ends_the_wait_for_it():
-    """An asker does not wait for ever for what will never be done."""
+    """The caller of cancelled work gets the cancellation and does not wait for ever."""
     work = asyncio.get_running_loop().create_future()
     asked = ask(Echo.launch(), lambda: work)
     work.cancel()
@@ -175,7 +175,7 @@ async def test_work_that_is_cancelled_ends_the_wait_for_it():
 
 
 async def test_ten_thousand_messages_do_not_deepen_the_stack():
-    """A handler that sends its actor the next message does not recurse."""
+    """A handler that sends its actor the next message causes no recursion."""
     actor = Echo.launch()
     count = 0
 
@@ -194,7 +194,7 @@ async def test_ten_thousand_messages_do_not_deepen_the_stack():
     "combine", [lambda f: f.map(len), lambda f: f.filter(bool).map(len), lambda f: f.join(f).map(len)]
 )
 async def test_combined_futures_can_be_awaited(combine: Callable[[Any], Any]):
-    """What `map`, `filter` and `join` make of an answered future is awaited like that one."""
+    """The futures that `map`, `filter` and `join` make of an answered future can be awaited."""
     asked = ask(Echo.launch(), ["a", "b"])
 
     assert await combine(asked) == 2

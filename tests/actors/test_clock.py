@@ -1,4 +1,4 @@
-"""Nothing that can't be taken back follows from one reading of a clock."""
+"""No irreversible action follows from a single reading of a clock."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ STALE_SECONDS = 3 * HOUR
 
 
 class Blocks(DebugChain):
-    """A chain whose newest block a test sets."""
+    """A chain whose newest block the test sets."""
 
     def __init__(self, block_time: int = NOW) -> None:
         super().__init__(lambda: NOW)
         self.mine(block_time)
 
     def mine(self, block_time: int, median_time: int | None = None) -> None:
-        """Have a block of this time, an hour after the median time past."""
+        """Add a block of this time, an hour after the median time past."""
         median = block_time - HOUR if median_time is None else median_time
         self.newest = Tip(1, f"{block_time:064x}", UnixTime(block_time), UnixTime(median))
 
     def forget(self) -> None:
-        """Lose all settlements, as a reorg does."""
+        """Remove all settlements, as a reorg does."""
         self._spends.clear()
 
     async def tip(self) -> Tip:
@@ -44,14 +44,14 @@ class Blocks(DebugChain):
 
 
 class Shop(Local):
-    """A server with a channel, whose clocks and blocks a test sets."""
+    """A server with a channel, whose clocks and blocks the test sets."""
 
     blocks: Any
     steady: Any
     payer: Any
 
     def later(self, seconds: int, *, wall: bool = True, steady: bool = True) -> None:
-        """Let a time pass for both clocks or one of them."""
+        """Let time pass for both clocks or one of them."""
         self.clock.now += seconds if wall else 0
         self.steady.now += seconds if steady else 0
 
@@ -67,7 +67,7 @@ class Shop(Local):
 async def shop(
     directory: Path, *, wall: int = NOW, expiry: int = NOW + 5 * DAY, stale_seconds: int = STALE_SECONDS
 ) -> AsyncIterator[Shop]:
-    """Have a channel on the books, and start with a wall clock that may be wrong."""
+    """Open a channel, and start with a wall clock that may be wrong."""
     blocks, clock, steady = Blocks(), Clock(wall), Clock(1_000)
     payer = DebugPayer("watched by the clock", UnixTime(expiry))
     async with local(
@@ -78,8 +78,8 @@ async def shop(
         yield Shop(**parts, blocks=blocks, steady=steady, payer=payer)
 
 
-async def test_fault_06_a_week_ahead_for_one_look_closes_nothing(tmp_path: Path):
-    """Payments stop with one alarm that names both times, no channel closes, and all goes on when the clock is right."""
+async def test_fault_06_a_week_ahead_for_one_scan_closes_nothing(tmp_path: Path):
+    """Payments stop with one alarm that names both times, no channel closes, and all resumes with a correct clock."""
     async with shop(tmp_path) as server:
         await server.watcher.look()
         assert server.watcher.alarms == ()
@@ -102,8 +102,8 @@ async def test_fault_06_a_week_ahead_for_one_look_closes_nothing(tmp_path: Path)
 
 @pytest.mark.parametrize("stale_seconds", [0, STALE_SECONDS])
 @pytest.mark.parametrize("ahead", [3 * HOUR, 7 * DAY, 400 * DAY, 2**33])
-async def test_fault_06_ahead_at_the_first_look_closes_nothing(tmp_path: Path, ahead: int, stale_seconds: int):
-    """A machine that starts with a wrong clock waits for blocks that agree; also where the age of blocks is not judged."""
+async def test_fault_06_ahead_at_the_first_scan_closes_nothing(tmp_path: Path, ahead: int, stale_seconds: int):
+    """A server that starts with a wrong clock waits for blocks that agree, even without a limit of their age."""
     async with shop(tmp_path, wall=NOW + ahead, expiry=NOW + PERIOD + 2 * HOUR, stale_seconds=stale_seconds) as server:
         await server.watcher.look()
 
@@ -113,7 +113,7 @@ async def test_fault_06_ahead_at_the_first_look_closes_nothing(tmp_path: Path, a
 
 
 async def test_fault_06_before_a_block_was_seen_nothing_is_due(tmp_path: Path):
-    """While the node is away there is nothing to judge the clock by: what seems due waits for the first block."""
+    """While the node is away the server can't check the clock: a channel that seems due waits for the first block."""
     async with shop(tmp_path, wall=NOW + 4 * DAY, expiry=NOW + 5 * DAY) as server:
         server.chain.fail("tip", ChainFailed("no node"))
         await server.watcher.look()
@@ -126,7 +126,7 @@ async def test_fault_06_before_a_block_was_seen_nothing_is_due(tmp_path: Path):
 
 @pytest.mark.parametrize("gap", [2 * HOUR, 3 * HOUR, 9 * HOUR, 60 * HOUR])
 async def test_fault_06_a_gap_between_blocks_delays_nothing(tmp_path: Path, gap: int):
-    """However long no block comes, a channel that came due by clocks that agree is closed at the next look."""
+    """After any time without a block, a channel that is due by agreeing clocks is closed in the next scan."""
     async with shop(tmp_path, expiry=NOW + PERIOD + gap) as server:
         await server.watcher.look()
         server.later(gap - 1)
@@ -139,7 +139,7 @@ async def test_fault_06_a_gap_between_blocks_delays_nothing(tmp_path: Path, gap:
 
 
 async def test_fault_06_the_node_may_be_away_when_a_channel_comes_due(tmp_path: Path):
-    """A node that does not answer is no reason to distrust the clock: what was agreed before counts on."""
+    """A silent node is no reason to distrust the clock: the earlier agreement still counts."""
     async with shop(tmp_path, expiry=NOW + PERIOD + 9 * HOUR) as server:
         await server.watcher.look()
         server.chain.fail("tip", ChainFailed("no node"))
@@ -150,7 +150,7 @@ async def test_fault_06_the_node_may_be_away_when_a_channel_comes_due(tmp_path: 
 
 
 async def test_fault_06_after_a_suspend_the_next_block_counts(tmp_path: Path):
-    """The steady clock stands still meanwhile: nothing is closed before the node's blocks agree, and then at once."""
+    """The steady clock stood still: no channel is closed before the node's blocks agree, and then at once."""
     async with shop(tmp_path, expiry=NOW + PERIOD + 2 * HOUR) as server:
         await server.watcher.look()
         server.later(10 * HOUR, steady=False)
@@ -162,7 +162,7 @@ async def test_fault_06_after_a_suspend_the_next_block_counts(tmp_path: Path):
 
 
 async def test_fault_06_a_clock_that_was_behind_may_step_to_the_right_time(tmp_path: Path):
-    """A step of hours towards the blocks' time is no reason to stop."""
+    """A step of hours towards the time of the blocks does not stop payments."""
     async with shop(tmp_path, wall=NOW - 30 * HOUR) as server:
         await server.watcher.look()
         assert server.kinds == [Kind.CLOCK]
@@ -173,7 +173,7 @@ async def test_fault_06_a_clock_that_was_behind_may_step_to_the_right_time(tmp_p
 
 
 async def test_fault_06_a_clock_that_creeps_ahead_is_found_too(tmp_path: Path):
-    """Nine minutes a look are less than a step, yet together they are a clock that no block agrees with."""
+    """Nine minutes per scan are less than a step, but their sum is a clock that no block agrees with."""
     async with shop(tmp_path, expiry=NOW + PERIOD + 3 * HOUR) as server:
         for _ in range(30):
             server.later(540, steady=False)
@@ -183,7 +183,7 @@ async def test_fault_06_a_clock_that_creeps_ahead_is_found_too(tmp_path: Path):
 
 
 async def test_fault_06_a_clock_that_is_behind_hides_no_old_tip(tmp_path: Path):
-    """By such a clock no block is ever old: the steady clock counts how long none came."""
+    """By such a clock no block is ever old; the steady clock measures the time without a block."""
     async with shop(tmp_path, wall=NOW - 30 * DAY) as server:
         await server.watcher.look()
         assert not server.context.chain_view.problem
@@ -192,8 +192,8 @@ async def test_fault_06_a_clock_that_is_behind_hides_no_old_tip(tmp_path: Path):
         assert "the newest block is 180 minutes old" in server.context.chain_view.problem
 
 
-async def test_fault_06_closed_channels_are_watched_on_under_a_wrong_clock(tmp_path: Path):
-    """A start with a clock that is a year ahead does not take a settlement for too old to be reorganized."""
+async def test_fault_06_closed_channels_are_still_watched_under_a_wrong_clock(tmp_path: Path):
+    """With a clock a year ahead at start, the server still checks old settlements for a reorg."""
     async with shop(tmp_path, wall=NOW + 365 * DAY, stale_seconds=0) as server:
         accepted(await server.registry.ask(server.payer.outpoint, Close(CloseReason.OPERATOR)))
         assert await server.state() is State.CLOSED
@@ -205,5 +205,5 @@ async def test_fault_06_closed_channels_are_watched_on_under_a_wrong_clock(tmp_p
 
 @pytest.mark.parametrize("moment", [-(2**40), 0, NOW, 2**40, 2**70])
 def test_any_time_can_be_utc(moment: int) -> None:
-    """An alarm about a clock that says nonsense is not stopped by the nonsense."""
+    """An alarm about an absurd clock time can be shown."""
     assert utc(UnixTime(moment))

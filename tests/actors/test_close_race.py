@@ -1,4 +1,4 @@
-"""Threat 35: paying and closing at the same time. No payment counts after CLOSING, and none that counts is left out."""
+"""Threat 35: payments during a close. No payment counts after CLOSING, and the settlement has all that count."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ HELD = {
 @pytest.mark.parametrize("held", HELD)
 @pytest.mark.parametrize("closing", CLOSINGS)
 async def test_threat_35_every_interleaving_of_payments_and_closing(tmp_path: Path, closing: str, held: str):
-    """For each position of the closing among the payments: those before it count and are settled, those after don't."""
+    """For each position of the close among the payments: those before it are settled, those after it do not count."""
     async with local(tmp_path) as server:
         for before in range(PAYMENTS + 1):
             payer = DebugPayer(f"{closing} after {before}, {held} waits")
@@ -64,7 +64,7 @@ async def run(
     before: int,
     held: tuple[str, str] | None,
 ) -> tuple[list[Outcome], Outcome]:
-    """Send payments with a closing among them while a part is held up, then let it go."""
+    """Send payments with a close among them while one part of the server is blocked, then unblock it."""
     commands: list[Command] = [payer.pays(10_000 + 10 * n) for n in range(1, PAYMENTS + 1)]
     commands.insert(before, closing(payer, 10_000 + 10 * before))
     if held:
@@ -81,7 +81,7 @@ async def run(
 
 
 async def check_settlement(server: Local, payer: DebugPayer, received_sat: int) -> None:
-    """The channel is closed, and the transaction in its record and on the chain leaves the client the rest."""
+    """The channel is closed, and the transaction in its record and on the chain pays the rest to the client."""
     stored = await server.stored(payer)
     assert stored.state is State.CLOSED
     assert stored.closing is not None
@@ -94,7 +94,7 @@ async def check_settlement(server: Local, payer: DebugPayer, received_sat: int) 
 
 @pytest.mark.parametrize("hops", range(0, 24, 2))
 async def test_threat_35_a_payment_at_any_moment_of_closing(tmp_path: Path, hops: int):
-    """A payment that arrives at whatever step of closing is either refused or part of what is settled."""
+    """A payment that arrives at any step of closing is either refused or part of the settlement."""
     payer = DebugPayer("any moment")
     async with local(tmp_path) as server:
         await server.open(payer, 10_000)

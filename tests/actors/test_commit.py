@@ -1,4 +1,4 @@
-"""Group commit: what waits is written together, and nobody hears of it before it is on disk."""
+"""Group commit: waiting changes are written together, and no caller gets an answer before they are on disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.lib.world import Faulty, settled_down, until
 
 
 class Writer:
-    """A group commit over a real store whose commits can be held back; counts the records of each group."""
+    """A group commit over a real store whose commits the test can block; counts the records of each group."""
 
     def __init__(self, directory: Path, delay_seconds: float = 0) -> None:
         self.real = LevelDbStore.open(directory / "store", "test")
@@ -44,7 +44,7 @@ async def writer(tmp_path: Path):
 
 
 async def test_changes_gather_while_a_group_is_written(writer: Writer):
-    """Everything put during one synced write becomes the next one, whatever its number."""
+    """All changes put during one synced write become the next group, whatever their number."""
     writer.store.hold("commit")
     waiting = [writer.put("first")]
     await settled_down()
@@ -58,7 +58,7 @@ async def test_changes_gather_while_a_group_is_written(writer: Writer):
 
 
 async def test_nothing_is_answered_while_the_disk_writes(writer: Writer):
-    """A change's future is done only after the write that holds it has returned."""
+    """A change's future is done only after the write that contains it has returned."""
     writer.store.hold("commit")
     waiting = [writer.put(name) for name in "abc"]
     await settled_down()
@@ -68,8 +68,8 @@ async def test_nothing_is_answered_while_the_disk_writes(writer: Writer):
     assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*waiting))
 
 
-async def test_a_failed_write_answers_nobody(writer: Writer):
-    """A failing store is reported once per attempt, and no change of that group is answered, then or later."""
+async def test_a_failed_write_answers_no_caller(writer: Writer):
+    """A failing store is reported once per attempt, and no change of that group is ever answered."""
     writer.store.fail("commit", StoreFailed("disk on fire"), times=1)
     waiting = [writer.put(name) for name in "abc"]
     await until(lambda: writer.failures)
@@ -79,8 +79,8 @@ async def test_a_failed_write_answers_nobody(writer: Writer):
     assert not any(future.done() for future in waiting)
 
 
-async def test_who_comes_second_is_told_so_and_the_others_are_written(writer: Writer):
-    """A conflicting change gets TryAgain after its writer was told, and does not hold up the rest of its group."""
+async def test_a_conflict_is_answered_and_the_others_are_written(writer: Writer):
+    """A conflicting change gets TryAgain after its callback ran, and does not block the rest of its group."""
     await writer.put("taken")
     taken, free = writer.put("taken"), writer.put("free")
     outcomes = await asyncio.gather(taken, free)
@@ -91,7 +91,7 @@ async def test_who_comes_second_is_told_so_and_the_others_are_written(writer: Wr
 
 
 async def test_closing_writes_what_was_put_before(writer: Writer):
-    """After `close` everything that was put before it is on disk, also what gathered during a write."""
+    """After `close` all changes put before it are on disk, also those that gathered during a write."""
     writer.store.hold("commit")
     writer.put("a")
     await settled_down()
@@ -106,7 +106,7 @@ async def test_closing_writes_what_was_put_before(writer: Writer):
 
 
 async def test_after_closing_nothing_is_written_or_answered(writer: Writer):
-    """Work that goes on while the process ends finds neither a closed store nor an answer it could pass on."""
+    """Work that continues while the process ends gets neither an error of a closed store nor an answer."""
     await writer.commits.close()
     late = writer.put("late")
     await settled_down()

@@ -1,4 +1,4 @@
-"""Channels whose funding goes and comes back, and whose end is taken back, without a node."""
+"""Channels whose funding disappears and returns, and whose end a reorg removes; without a node."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from tests.lib.world import DebugPayer, accepted, local, refused
 
 PAYER = DebugPayer("comes and goes", UnixTime(NOW + 300 * 86_400))
 CONFIRMATIONS = 6
-"""Of a settlement, in `local`."""
+"""Confirmations that end a channel in `local`."""
 
 
 class Blocks(DebugChain):
-    """A chain whose height a test sets, where the funding output has so many confirmations, or None and is gone."""
+    """A chain whose height the test sets; `depth`: confirmations of the funding output, None if it is gone."""
 
     def __init__(self) -> None:
         super().__init__(lambda: NOW)
         self.height = 100
         self.depth: int | None = 1000
         self.late = 0
-        """How many answers are from before the funding output was there."""
+        """Number of answers that are older than the funding output."""
 
     async def tip(self) -> Tip:
         return Tip(self.height, f"{self.height:064x}", NOW, NOW)
@@ -43,7 +43,7 @@ class Blocks(DebugChain):
 
 
 async def test_fault_10_blocks_without_the_funding_are_counted(tmp_path: Path):
-    """As many as end a channel, from the first look that missed it; one look that sees it begins the count anew."""
+    """The count starts with the first scan without the output and ends the channel; a scan with it resets the count."""
     chain = Blocks()
     async with local(tmp_path, chain=chain) as server:
         await server.open(PAYER)
@@ -68,7 +68,7 @@ async def test_fault_10_blocks_without_the_funding_are_counted(tmp_path: Path):
 
 
 async def test_fault_10_an_answer_older_than_the_tip_ends_no_channel(tmp_path: Path):
-    """A reorg took the funding out and put it into the mempool: an answer from between is asked again, and counts anew."""
+    """A reorg moved the funding to the mempool: the server asks again after an old answer, and resets the count."""
     chain = Blocks()
     async with local(tmp_path, chain=chain) as server:
         await server.open(PAYER)
@@ -83,7 +83,7 @@ async def test_fault_10_an_answer_older_than_the_tip_ends_no_channel(tmp_path: P
 
 
 async def test_fault_10_funding_that_is_back_without_a_block_takes_no_payment(tmp_path: Path):
-    """The channel is there again, but frozen as any whose funding is not deep enough; in a block, it goes on."""
+    """The channel is open again, but frozen until a block contains its funding."""
     chain = Blocks()
     async with local(tmp_path, chain=chain) as server:
         await server.open(PAYER)
@@ -104,7 +104,7 @@ async def test_fault_10_funding_that_is_back_without_a_block_takes_no_payment(tm
 
 
 async def test_fault_10_a_chain_that_is_not_trusted_ends_nothing(tmp_path: Path):
-    """While the newest block is old, which is so when a node catches up, blocks without the funding count for nothing."""
+    """While the newest block is old, as when a node catches up, blocks without the funding do not count."""
     chain = Blocks()
     async with local(tmp_path, chain=chain, stale_seconds=3600) as server:
         await server.open(PAYER)
@@ -118,7 +118,7 @@ async def test_fault_10_a_chain_that_is_not_trusted_ends_nothing(tmp_path: Path)
 
 
 class Refunded(Blocks):
-    """Where a refund of so many confirmations spends the output, or none."""
+    """A chain on which a refund with this number of confirmations spends the output; None: no refund."""
 
     confirmations: int | None = 9
 
@@ -135,8 +135,8 @@ class Refunded(Blocks):
         return seen.height == self.height
 
 
-async def test_fault_12_lost_is_left_only_by_what_the_chain_shows(tmp_path: Path):
-    """Deep it stays, also where the chain knows nothing of the output; unspent again, the channel is settled."""
+async def test_fault_12_only_the_chain_ends_lost(tmp_path: Path):
+    """With a deep refund, or without news of the output, it stays LOST; unspent again, the channel is settled."""
     chain = Refunded()
     async with local(tmp_path, chain=chain) as server:
         chain.confirmations = None
@@ -151,7 +151,7 @@ async def test_fault_12_lost_is_left_only_by_what_the_chain_shows(tmp_path: Path
 
         chain.confirmations, chain.depth, chain.height = None, None, chain.height + 1
         await server.watcher.look()
-        assert (await server.stored(PAYER)).state is State.LOST, "nothing is known of the output"
+        assert (await server.stored(PAYER)).state is State.LOST, "the chain knows nothing of the output"
 
         chain.depth, chain.height = 50, chain.height + 1
         await server.watcher.look()
@@ -161,7 +161,7 @@ async def test_fault_12_lost_is_left_only_by_what_the_chain_shows(tmp_path: Path
 
 
 async def test_fault_04_a_closing_channel_sees_a_deep_refund_before_the_signer_is_asked(tmp_path: Path):
-    """Closing without a settlement ends LOST, and no signature is made for coins that are gone."""
+    """A CLOSING channel without a settlement becomes LOST, and the signer signs nothing for spent coins."""
     chain = Refunded()
     async with local(tmp_path, chain=chain) as server:
         chain.confirmations = None
@@ -173,7 +173,7 @@ async def test_fault_04_a_closing_channel_sees_a_deep_refund_before_the_signer_i
 
 
 class Forgetful(Refunded):
-    """Can't say what spends the outputs named here."""
+    """A chain that can't tell the spend of the outputs in `unknown`."""
 
     unknown: frozenset[OutPoint] = frozenset()
 
@@ -185,7 +185,7 @@ class Forgetful(Refunded):
 
 
 async def test_fault_12_one_channel_that_can_not_be_judged_stops_no_other(tmp_path: Path):
-    """Of two lost channels one can't be asked about: the other one is taken up, and the first as soon as it can."""
+    """The chain does not answer about one of two lost channels: the other resumes, and the first one later."""
     chain, second = Forgetful(), DebugPayer("judged later", UnixTime(NOW + 299 * 86_400))
     async with local(tmp_path, chain=chain) as server:
         chain.confirmations = None

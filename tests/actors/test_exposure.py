@@ -1,4 +1,4 @@
-"""Fault 1: what is open without a confirmation is counted once, by its owner, and never above the limit."""
+"""Fault 1: unconfirmed funding is counted once, by its owner, and never above the limit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def made(reserved: Reservation | TooMuchUnconfirmed) -> Reservation:
 
 @asynccontextmanager
 async def exposed(directory: Path, *, publishes: bool = True) -> AsyncIterator[tuple[Local, Blocks]]:
-    """A server that opens so many of the payers' channels without a confirmation; no block holds their funding."""
+    """A server with room for `ROOM` unconfirmed channels; no block contains the payers' funding."""
     chain = Blocks()
     chain.unconfirmed |= {payer.outpoint for payer in PAYERS}
     settings = {"exposure": Exposure(Sat(ROOM * VALUE_SAT))}
@@ -52,7 +52,7 @@ def opened(outcomes: Sequence[Outcome]) -> int:
 
 
 def test_fault_01_only_its_owner_ends_a_reservation():
-    """Two openings hold one output: the refused one's end leaves it counted, and ending twice takes nothing away."""
+    """Two openings hold one output: after the refused one ends it still counts, and ending twice has no effect."""
     exposure = Exposure(Sat(100))
     first, second = made(exposure.reserve(outpoint(1), Sat(60))), made(exposure.reserve(outpoint(1), Sat(60)))
     second.release()
@@ -66,8 +66,8 @@ def test_fault_01_only_its_owner_ends_a_reservation():
     assert exposure.sum_sat == 0
 
 
-def test_fault_01_a_look_ends_no_reservation():
-    """The chain watch finds no such channel, or a block: what is being opened stays counted until its opening ends."""
+def test_fault_01_a_scan_ends_no_reservation():
+    """The chain watch finds no such channel, or a block: the output counts until its opening ends."""
     exposure = Exposure(Sat(100))
     reserved = made(exposure.reserve(outpoint(1), Sat(60)))
     exposure.note_open(outpoint(1), Sat(60))
@@ -79,7 +79,7 @@ def test_fault_01_a_look_ends_no_reservation():
 
 @pytest.mark.parametrize("held", ["", "commit", "get"])
 async def test_fault_01_requests_sent_twice_count_once_and_keep_the_limit(tmp_path: Path, held: str):
-    """Each of eight openings comes three times at once, with and without a secret: three channels open, their sum counts."""
+    """Each of eight openings comes three times at once: three channels open, and their sum counts."""
     async with exposed(tmp_path) as (server, _):
         if held:
             server.store.hold(held)
@@ -100,7 +100,7 @@ async def test_fault_01_requests_sent_twice_count_once_and_keep_the_limit(tmp_pa
 
 
 async def test_fault_01_a_scan_never_drops_what_is_being_opened(tmp_path: Path):
-    """The watcher looks again and again while the records of all openings are on their way to the disk."""
+    """The watcher scans repeatedly while the records of all openings are being written."""
     async with exposed(tmp_path) as (server, _):
         server.store.hold("commit")
         opening = [asyncio.ensure_future(server.opener.open(payer.request())) for payer in PAYERS[:ROOM]]
@@ -123,7 +123,7 @@ async def test_fault_01_a_scan_never_drops_what_is_being_opened(tmp_path: Path):
 async def test_fault_01_an_opening_that_fails_late_gives_its_room_back(
     tmp_path: Path, part: str, method: str, error: Exception
 ):
-    """Signer or chain are away after room was reserved: nothing is open, nothing counts."""
+    """If signer or chain is away after the reservation, no channel opens, and no output counts."""
     async with exposed(tmp_path) as (server, chain):
         chain._published[PAYERS[0].outpoint.txid] = bytes(10)
         getattr(server, part).fail(method, error)
@@ -133,7 +133,7 @@ async def test_fault_01_an_opening_that_fails_late_gives_its_room_back(
 
 
 async def test_fault_01_a_request_that_is_cut_off_keeps_its_room_until_its_channel_is_known(tmp_path: Path):
-    """The client's request is cancelled while the record is written: the channel is open, and counts."""
+    """The client's request is cancelled while the record is written: the channel opens, and counts."""
     async with exposed(tmp_path) as (server, _):
         server.store.hold("commit")
         opening = asyncio.ensure_future(server.opener.open(PAYERS[0].request()))
@@ -146,7 +146,7 @@ async def test_fault_01_a_request_that_is_cut_off_keeps_its_room_until_its_chann
 
 
 async def test_fault_01_after_a_restart_all_that_is_unconfirmed_counts_again(tmp_path: Path):
-    """Channels that are open, and those that are being settled, although no block holds their funding."""
+    """Open channels count, and channels that are being settled, while no block contains their funding."""
     async with exposed(tmp_path, publishes=False) as (server, _):
         for payer in PAYERS[:ROOM]:
             channel = await server.open(payer)
@@ -161,7 +161,7 @@ async def test_fault_01_after_a_restart_all_that_is_unconfirmed_counts_again(tmp
 
 
 async def test_fault_01_a_reorg_makes_confirmed_funding_count_again(tmp_path: Path):
-    """What a block held is unconfirmed again: it counts before another channel opens without a confirmation."""
+    """Funding that a reorg made unconfirmed counts before another channel opens without a confirmation."""
     async with exposed(tmp_path) as (server, chain):
         chain.unconfirmed.clear()
         for payer in PAYERS[:ROOM]:

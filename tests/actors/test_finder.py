@@ -1,4 +1,4 @@
-"""The operator's search for a client's channel, beside payments."""
+"""The operator's search for a client's channel, while payments continue."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.lib.world import DebugPayer, local
 
 
 async def test_fault_71_a_search_is_one_walk_at_a_time(tmp_path: Path) -> None:
-    """Twenty callers at once cause one walk after the other, in small pages; what was found is read directly next time."""
+    """Twenty concurrent callers cause one search at a time, in small pages; a found channel is remembered."""
     async with local(tmp_path) as server:
         payers = [DebugPayer(number) for number in range(1, 6)]
         for payer in payers:
@@ -35,7 +35,7 @@ async def test_fault_71_a_search_is_one_walk_at_a_time(tmp_path: Path) -> None:
 
 
 async def test_fault_71_a_search_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A search that takes too long is given up with a word on what to do instead."""
+    """A search that takes too long ends with an error that names the alternative."""
     monkeypatch.setattr(finder_module, "_MOST_SECONDS", -1.0)
     async with local(tmp_path) as server:
         assert isinstance(await server.opener.open(DebugPayer(1).request()), Accepted)
@@ -44,7 +44,7 @@ async def test_fault_71_a_search_ends(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 class _Counting:
-    """A store that notes how it is walked through."""
+    """A store that records how it is scanned."""
 
     def __init__(self, store: Any) -> None:
         self._store = store

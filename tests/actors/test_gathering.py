@@ -1,4 +1,4 @@
-"""However many ask the node at once, it has one question of strangers at a time (faults 65 and 67)."""
+"""The node gets one request for unknown clients at a time, for any number of concurrent callers (faults 65, 67)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from paychan.protocol.types import OutPoint
 
 
 class Node:
-    """Answers with the squares of even numbers, when it is let."""
+    """Answers with the squares of even numbers, when the test allows it."""
 
     def __init__(self) -> None:
         self.asked: list[list[int]] = []
@@ -29,8 +29,8 @@ class Node:
         return {key: key * key for key in keys if not key % 2}
 
 
-async def test_fault_65_a_thousand_questions_are_two() -> None:
-    """What comes while one is under way is asked together afterwards, and each gets its own answer, asked after it came."""
+async def test_fault_65_a_thousand_requests_become_two() -> None:
+    """Calls during a request share the next request; each caller gets its own answer, requested after its call."""
     node = Node()
     gathering = Gathering(node.ask)
     first = asyncio.create_task(gathering.answers([1, 2]))
@@ -45,8 +45,8 @@ async def test_fault_65_a_thousand_questions_are_two() -> None:
     assert await gathering.answers([]) == {}
 
 
-async def test_fault_65_a_failure_is_that_of_those_who_asked() -> None:
-    """Callers that have left are no harm, and the next question is asked again."""
+async def test_fault_65_a_failure_reaches_only_its_callers() -> None:
+    """Callers that were cancelled cause no error, and the next call starts a new request."""
     node = Node()
     node.go.set()
     node.failure = ChainFailed("away")
@@ -60,7 +60,7 @@ async def test_fault_65_a_failure_is_that_of_those_who_asked() -> None:
     assert await gathering.answers([2]) == {2: 4}
 
 
-async def test_those_who_wait_are_answered_at_the_end() -> None:
+async def test_waiting_callers_are_answered_at_the_end() -> None:
     """Closing leaves no caller waiting."""
     gathering = Gathering(Node().ask)
     waiting = [asyncio.create_task(gathering.answers([number])) for number in range(3)]
@@ -73,7 +73,7 @@ async def test_those_who_wait_are_answered_at_the_end() -> None:
 
 
 def test_fault_65_addresses_that_were_paid_stay_known_in_a_flood_of_others() -> None:
-    """A bounded table: strangers' unpaid addresses make room for each other, never for those with funding."""
+    """In a bounded table unfunded addresses are dropped for new ones; funded addresses are never dropped."""
     scripts = SoughtScripts()
     paid = "a914" + "11" * 20 + "87"
     scripts.entry(paid)

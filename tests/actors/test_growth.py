@@ -17,14 +17,14 @@ from tests.lib.world import DebugPayer, Local, accepted, local
 CHANNELS = 256
 WARM = 20
 PAYMENTS = 120
-"""Of each channel, after the warm ones: 30,720 in all."""
+"""Payments per channel after the warm-up: 30,720 in total."""
 
 MOST_BLOCKS = 1_500
-"""Blocks of memory that Python may have in use more after them; had one in ten payments left one, it would be twice that."""
+"""Most additional memory blocks after them; if one in ten payments left one, there would be twice as many."""
 
 
 class Client:
-    """Pays satoshi by satoshi."""
+    """Pays one satoshi at a time."""
 
     def __init__(self, payer: DebugPayer) -> None:
         self.outpoint, self.change_sat = payer.outpoint, payer.funding_sat - 10_000
@@ -38,7 +38,7 @@ class Client:
 
 
 async def blocks_after(server: Local, clients: list[Client], number: int) -> int:
-    """Pay over all channels side by side; return how many blocks of memory Python has in use then."""
+    """Pay over all channels concurrently; return the number of memory blocks that Python has in use then."""
     await asyncio.gather(*(client.pay(server, number) for client in clients))
     gc.collect()
     return sys.getallocatedblocks()
@@ -46,7 +46,7 @@ async def blocks_after(server: Local, clients: list[Client], number: int) -> int
 
 @pytest.mark.timeout(300)
 async def test_thirty_thousand_payments_leave_nothing_in_memory(tmp_path: Path):
-    """After 30,000 payments over the same channels, verified and synced, Python has as many blocks in use as before."""
+    """After 30,000 verified and synced payments Python has no more blocks in use than before."""
     payers = [DebugPayer(f"growth {n}") for n in range(CHANNELS)]
     async with local(tmp_path) as server:
         await asyncio.gather(*map(server.open, payers))

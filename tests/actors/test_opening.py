@@ -1,4 +1,4 @@
-"""Opening: an outpoint is used once for ever, and nothing is stored for a channel that was refused (threat 4)."""
+"""Opening: an outpoint can be used only once, and a refused channel leaves no record (threat 4)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAYER = DebugPayer("opening")
 
 @pytest.mark.parametrize("held", ["", "commit", "get"])
 async def test_threat_4_two_at_once_open_one_channel(tmp_path: Path, held: str):
-    """Of 16 requests for one outpoint exactly one opens it, wherever the store keeps them waiting together."""
+    """Of 16 concurrent requests for one outpoint exactly one opens it, at whatever call the store blocks."""
     async with local(tmp_path) as server:
         if held:
             server.store.hold(held)
@@ -37,7 +37,7 @@ async def test_threat_4_two_at_once_open_one_channel(tmp_path: Path, held: str):
 
 
 async def test_threat_4_a_settled_outpoint_is_never_opened_again(tmp_path: Path):
-    """After the channel is closed, also by another process, its outpoint stays used."""
+    """After the channel is closed, even by another process, its outpoint stays used."""
     async with local(tmp_path) as server:
         opened = await server.open(PAYER)
         accepted(await server.registry.ask(PAYER.outpoint, CloseByProof(opened.payment)))
@@ -57,7 +57,7 @@ async def test_threat_4_a_settled_outpoint_is_never_opened_again(tmp_path: Path)
 async def test_without_signer_or_chain_nothing_is_opened(
     tmp_path: Path, part: str, method: str, failure: Exception, error: Exception
 ):
-    """A part that can't answer makes the opening fail with its reason; nothing is stored, and later it succeeds."""
+    """If signer or chain is away, the opening fails with its reason and stores nothing; later it succeeds."""
     async with local(tmp_path) as server:
         faulty = getattr(server, part)
         faulty.fail(method, failure)
@@ -68,7 +68,7 @@ async def test_without_signer_or_chain_nothing_is_opened(
         accepted(await server.opener.open(PAYER.request()))
 
 
-async def test_an_opening_that_gives_everything_is_settled_at_once(tmp_path: Path):
+async def test_an_opening_without_change_is_settled_at_once(tmp_path: Path):
     """A first payment without change opens, closes and settles the channel in one request (RBPCP §5.2)."""
     async with local(tmp_path) as server:
         outcome = accepted(await server.opener.open(PAYER.request(PAYER.funding_sat)))
@@ -78,7 +78,7 @@ async def test_an_opening_that_gives_everything_is_settled_at_once(tmp_path: Pat
 
 
 async def test_an_opening_that_was_stored_is_answered_as_opened(tmp_path: Path):
-    """When the settlement of such a channel has to wait, the client still learns that its payment was taken."""
+    """If the settlement of such a channel must wait, the client still learns that its payment was accepted."""
     async with local(tmp_path) as server:
         server.signer.fail("sign_settlement", SignerAbsent("asleep"))
         outcome = accepted(await server.opener.open(PAYER.request(PAYER.funding_sat)))

@@ -1,4 +1,4 @@
-"""What waits has a bound: beyond it payments are refused, before anything is checked, and everything else goes on."""
+"""Queues have limits: beyond them payments are refused before any check, and all other work continues."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIMIT = 3
 
 
 async def test_payments_beyond_what_may_wait_for_the_disk_are_refused(tmp_path: Path):
-    """With as many waiting as may, a payment gets 503; after the write it is taken, and the refused ones left no trace."""
+    """With a full queue a payment gets 503; after the write it is accepted, and the refused ones left no trace."""
     async with local(tmp_path) as server:
         payers = [DebugPayer(name) for name in "abcdefgh"]
         channels = [await server.open(payer) for payer in payers]
@@ -37,7 +37,7 @@ async def test_payments_beyond_what_may_wait_for_the_disk_are_refused(tmp_path: 
 
 
 async def test_closing_goes_on_while_payments_are_refused(tmp_path: Path):
-    """The operator and the deadline can close a channel however much waits."""
+    """Operator and deadline can close a channel with any number of waiting payments."""
     async with local(tmp_path) as server:
         channel = await server.open(DebugPayer("a"))
         server.context.commits._max_waiting = 0
@@ -47,7 +47,7 @@ async def test_closing_goes_on_while_payments_are_refused(tmp_path: Path):
 
 
 class Slow:
-    """An application that answers when it is let."""
+    """An application that answers when the test allows it."""
 
     def __init__(self) -> None:
         self.may_answer = asyncio.Event()
@@ -60,8 +60,8 @@ class Slow:
         pass
 
 
-async def test_a_queue_behind_an_application_has_an_end(tmp_path: Path):
-    """Payments of one channel wait for an application's answer to an earlier one, but only so many."""
+async def test_the_queue_for_an_application_has_a_limit(tmp_path: Path):
+    """Only a limited number of payments of one channel wait for the application's answer to an earlier one."""
     application = Slow()
     async with local(tmp_path, application=application) as server:
         payer = DebugPayer("a")
@@ -82,8 +82,8 @@ async def test_a_queue_behind_an_application_has_an_end(tmp_path: Path):
         assert sum(isinstance(outcome, Accepted) for outcome in outcomes) == MOST_BEHIND + 1
 
 
-def test_who_is_refused_is_told_when_to_come_back():
-    """503 with Retry-After, a code, and both numbers."""
+def test_an_overload_refusal_says_when_to_retry():
+    """The refusal is 503 with Retry-After, a code, and both numbers."""
     answer = refusal(Overloaded(waiting=3, what="payments for the disk", limit=3), quiet_404=True, to_operator=True)
 
     assert answer.status == 503
@@ -92,8 +92,8 @@ def test_who_is_refused_is_told_when_to_come_back():
     assert b"3 payments for the disk are waiting, limit 3" in answer.body
 
 
-async def test_fault_75_forged_payments_take_no_place_behind_an_offer(tmp_path: Path) -> None:
-    """In v1 an outpoint is all that a stranger needs: what he forges is refused at once, and names no number."""
+async def test_fault_75_forged_payments_take_no_place_in_the_queue(tmp_path: Path) -> None:
+    """In v1 a caller needs only the outpoint: its forged payment is refused at once, without the channel's numbers."""
     slow = Slow()
     async with local(tmp_path, application=slow) as server:
         payer, stranger = DebugPayer("asked"), DebugPayer("stranger")

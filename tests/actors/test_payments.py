@@ -1,4 +1,4 @@
-"""Payments on one channel: judged in order, answered when durable, whatever happens at the same time (threats 9-11)."""
+"""Payments on one channel: judged in order and answered when durable, also under concurrency (threats 9-11)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ PAYER = DebugPayer("payments")
 
 
 def pay(server: Local, paid_sat: int) -> asyncio.Future[Outcome]:
-    """Send the payment after which `paid_sat` have been paid in all."""
+    """Send the payment after which `paid_sat` are paid in total."""
     return asyncio.ensure_future(server.registry.ask(PAYER.outpoint, PAYER.pays(paid_sat)))
 
 
 async def test_threat_10_parallel_payments_are_judged_in_the_order_of_arrival(tmp_path: Path):
-    """64 payments at once on one channel: each value counts once, and the sum is what the last one says."""
+    """64 concurrent payments on one channel: each value counts once, and the sum is the total of the last one."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
         outcomes = await asyncio.gather(*(pay(server, 10_000 + 10 * n) for n in range(1, 65)))
@@ -35,7 +35,7 @@ async def test_threat_10_parallel_payments_are_judged_in_the_order_of_arrival(tm
 
 
 async def test_threat_10_whatever_the_order_change_only_falls(tmp_path: Path):
-    """64 payments in any order: accepted ones never take value back, and their values add up to what is stored."""
+    """64 payments in any order: accepted ones never take value back, and their values add up to the stored total."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
         totals = [10_000 + 10 * n for n in range(1, 65)]
@@ -51,7 +51,7 @@ async def test_threat_10_whatever_the_order_change_only_falls(tmp_path: Path):
 
 
 async def test_threat_11_no_payment_is_answered_before_it_is_durable(tmp_path: Path):
-    """While the disk holds a commit back none of 64 payments is answered; when it is done all of them are."""
+    """While the disk blocks a commit none of 64 payments is answered; after the write all of them are."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
         server.store.hold("commit")
@@ -66,7 +66,7 @@ async def test_threat_11_no_payment_is_answered_before_it_is_durable(tmp_path: P
 
 
 async def test_threat_11_an_answered_payment_survives_a_crash(tmp_path: Path):
-    """What was answered is found by the next process, and what was not answered may be missing."""
+    """The next process finds every answered payment; unanswered ones may be missing."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
         await pay(server, 10_001)
@@ -77,8 +77,8 @@ async def test_threat_11_an_answered_payment_survives_a_crash(tmp_path: Path):
         assert (await server.stored(PAYER)).received_sat == 10_001
 
 
-async def test_threat_11_after_a_failed_write_nobody_is_answered(tmp_path: Path):
-    """A disk error reaches the one who must end the process, and no payment of that time is ever answered."""
+async def test_threat_11_after_a_failed_write_no_payment_is_answered(tmp_path: Path):
+    """A disk error reaches the callback that ends the process, and no payment of that write is ever answered."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
         server.store.fail("commit", StoreFailed("disk on fire"))
@@ -90,8 +90,8 @@ async def test_threat_11_after_a_failed_write_nobody_is_answered(tmp_path: Path)
         assert not any(payment.done() for payment in payments)
 
 
-async def test_threat_9_a_repetition_is_answered_no_earlier_than_what_it_repeats(tmp_path: Path):
-    """A payment sent again while the first is being written waits for that write, and brings nothing."""
+async def test_threat_9_a_repetition_is_answered_no_earlier_than_the_original(tmp_path: Path):
+    """A repetition during the write of the first payment waits for that write, and brings no value."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
         server.store.hold("commit")
@@ -105,8 +105,8 @@ async def test_threat_9_a_repetition_is_answered_no_earlier_than_what_it_repeats
         assert [accepted(outcome).value_sat for outcome in await asyncio.gather(first, again)] == [5, 0]
 
 
-async def test_threat_9_a_repetition_fails_with_what_it_repeats(tmp_path: Path):
-    """If the write of a payment loses against another writer, its repetition is not taken for accepted either."""
+async def test_threat_9_a_repetition_fails_with_the_original(tmp_path: Path):
+    """If the write of a payment loses against another writer, its repetition is refused too."""
     async with local(tmp_path) as server:
         opened = await server.open(PAYER, 10_000)
         server.store.hold("commit")
@@ -118,8 +118,8 @@ async def test_threat_9_a_repetition_fails_with_what_it_repeats(tmp_path: Path):
         assert [refused(outcome) for outcome in await asyncio.gather(*waiting)] == [TryAgain(), TryAgain()]
 
 
-async def test_threat_9_a_repetition_waits_although_the_first_asker_has_left(tmp_path: Path):
-    """A payer who hangs up and sends the payment again hears of it no earlier than it is durable."""
+async def test_threat_9_a_repetition_waits_although_the_first_caller_has_left(tmp_path: Path):
+    """A payer that disconnects and sends the payment again gets the answer only when it is durable."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
         server.store.hold("commit")
@@ -141,8 +141,8 @@ async def elsewhere(server: Local, seen: Channel, paid_sat: int) -> Channel:
     return channel
 
 
-async def test_threat_10_who_was_second_to_write_tries_again_from_the_store(tmp_path: Path):
-    """When another process changed a channel, our payment is refused for now, and the next is judged by the store."""
+async def test_threat_10_a_conflict_is_resolved_from_the_store(tmp_path: Path):
+    """If another process changed a channel, a payment gets TryAgain, and the next is judged by the store's record."""
     async with local(tmp_path) as server:
         opened = await server.open(PAYER, 10_000)
         await elsewhere(server, opened, 10_100)
@@ -152,8 +152,8 @@ async def test_threat_10_who_was_second_to_write_tries_again_from_the_store(tmp_
         assert accepted(await pay(server, 10_150)).value_sat == 50
 
 
-async def test_threat_10_a_conflict_of_many_payments_harms_nobody_else(tmp_path: Path):
-    """All payments that were judged on an outdated version are refused for now, and the process goes on."""
+async def test_threat_10_a_conflict_of_many_payments_affects_no_other_channel(tmp_path: Path):
+    """All payments that were judged by an outdated version get TryAgain, and the process continues."""
     other = DebugPayer("another channel")
     async with local(tmp_path) as server:
         opened = await server.open(PAYER, 10_000)
@@ -174,7 +174,7 @@ async def test_threat_10_a_conflict_of_many_payments_harms_nobody_else(tmp_path:
 
 
 async def test_threat_10_a_payment_on_a_version_that_was_never_written_is_refused(tmp_path: Path):
-    """Two payments in a row lose against one from elsewhere: the second must not undo what the other process took."""
+    """Two payments in sequence lose against one of another process: the second must not undo that one."""
     async with local(tmp_path) as server:
         opened = await server.open(PAYER, 10_000)
         server.store.hold("commit")
@@ -190,7 +190,7 @@ async def test_threat_10_a_payment_on_a_version_that_was_never_written_is_refuse
 async def test_a_bug_on_one_channel_is_answered_and_the_store_is_the_truth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """An exception while judging reaches the one who asked; the next message finds a new actor and the stored state."""
+    """An exception while judging reaches the caller; the next message finds a new actor and the stored state."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
         with monkeypatch.context() as broken, capture_logs() as logs:
@@ -203,7 +203,7 @@ async def test_a_bug_on_one_channel_is_answered_and_the_store_is_the_truth(
 
 
 async def test_a_bug_does_not_lose_what_was_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Payments that were accepted before an actor broke are answered, and no later one undoes them."""
+    """Payments that were accepted before an actor failed are answered, and no later one undoes them."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
         server.store.hold("commit")
@@ -222,7 +222,7 @@ async def test_a_bug_does_not_lose_what_was_being_written(tmp_path: Path, monkey
         assert accepted(await pay(server, 10_030)).value_sat == 20
 
 
-async def test_an_unknown_channel_wakes_nobody(tmp_path: Path):
+async def test_an_unknown_channel_wakes_no_actor(tmp_path: Path):
     """A payment for an outpoint that was never opened is refused, and no actor is made for it."""
     async with local(tmp_path) as server:
         assert refused(await pay(server, 10_000)) == UnknownChannel()

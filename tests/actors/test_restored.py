@@ -1,4 +1,4 @@
-"""A store that is older than what the signer signed: the channels that it shows open take no payment, and go on."""
+"""A store that is older than the signer's claims: its open channels first adopt them, then accept payments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAID_SAT = 10_000
 
 
 class ForgetfulChain(DebugChain):
-    """Loses what it is given: no mempool has the settlements that were published."""
+    """A chain that loses broadcast transactions: no mempool has the settlements."""
 
     async def publish(self, transaction: bytes, child: bytes = b"") -> None:
         """Drop it."""
@@ -38,7 +38,7 @@ def closing_elsewhere(paid_sat: int) -> CloseByPayment:
 
 
 async def lived_on(place: Path, ledger: MemoryLedger, paid_sat: int = PAID_SAT, *, elsewhere: bool = False) -> None:
-    """Open, back up, go on, close; then put the backup back. Nothing of the settlement is out."""
+    """Open, back up, pay, close; then restore the backup. The network has no settlement."""
     async with local(place, ledger=ledger, chain=ForgetfulChain()) as server:
         await server.open(PAYER, PAID_SAT)
     shutil.copytree(place / "store", place / "backup")
@@ -52,7 +52,7 @@ async def lived_on(place: Path, ledger: MemoryLedger, paid_sat: int = PAID_SAT, 
 
 
 def change_of(server: Local) -> tuple[int, bytes]:
-    """What the settlement that is published pays to the client."""
+    """The change output of the broadcast settlement: satoshi and script."""
     (spend,) = {spend.txid for spend in server.chain.real._spends.values()}
     out = CTransaction.deserialize(server.chain.real._published[spend]).vout[0]
     return out.nValue, bytes(out.scriptPubKey)
@@ -61,7 +61,7 @@ def change_of(server: Local) -> tuple[int, bytes]:
 @pytest.mark.parametrize("paid_sat", [PAID_SAT, 80_000])
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["same script", "other script"])
 async def test_fault_03_the_newest_claim_is_adopted_and_settled(tmp_path: Path, paid_sat: int, elsewhere: bool) -> None:
-    """Payment and script that the signer signed for get into the record; the settlement pays what they say, at any fee."""
+    """The record adopts the signed payment and script; the settlement pays them, at any fee."""
     ledger = MemoryLedger()
     await lived_on(tmp_path, ledger, paid_sat, elsewhere=elsewhere)
     async with local(tmp_path, ledger=ledger) as server:
@@ -75,7 +75,7 @@ async def test_fault_03_the_newest_claim_is_adopted_and_settled(tmp_path: Path, 
 
 @pytest.mark.parametrize("fee_rate", [11, 90])
 async def test_fault_03_an_adopted_claim_is_settled_at_the_present_rate(tmp_path: Path, fee_rate: int) -> None:
-    """The floor is above what was signed before the loss: the adopted payment is signed for again, at the floor."""
+    """The relay floor is above the settlement signed before the loss: a new one is signed at the floor."""
     ledger = MemoryLedger()
     await lived_on(tmp_path, ledger, 80_000)
     async with local(tmp_path, ledger=ledger) as server:
@@ -96,7 +96,7 @@ async def test_fault_03_an_adopted_claim_is_settled_at_the_present_rate(tmp_path
 
 
 async def test_fault_04_no_payment_is_taken_that_the_signer_would_not_settle(tmp_path: Path) -> None:
-    """The first payment after the start wakes the channel: it is refused, and the settled payment stays the newest."""
+    """The first payment after the start wakes the channel: it is refused, and the settled payment stays."""
     ledger = MemoryLedger()
     await lived_on(tmp_path, ledger, 80_000, elsewhere=True)
     async with local(tmp_path, ledger=ledger, chain=ForgetfulChain()) as server:
@@ -108,7 +108,7 @@ async def test_fault_04_no_payment_is_taken_that_the_signer_would_not_settle(tmp
 
 
 async def test_fault_04_without_the_signer_an_open_channel_waits_after_a_start(tmp_path: Path) -> None:
-    """The signer alone knows; while it is away, payments hear 503, and count again once it has answered."""
+    """Only the signer knows; while it is away, payments get 503, and they count again once it has answered."""
     async with local(tmp_path) as server:
         await server.open(PAYER)
     async with local(tmp_path) as server:
@@ -123,8 +123,8 @@ async def test_fault_04_without_the_signer_an_open_channel_waits_after_a_start(t
         assert server.signer.calls["behind"] == asked
 
 
-async def test_fault_04_a_client_that_closes_elsewhere_after_a_restore_is_heard(tmp_path: Path) -> None:
-    """The signer once signed for the first address; the client's later word, for the same change, is the one that counts."""
+async def test_fault_04_a_close_to_another_address_after_a_restore_counts(tmp_path: Path) -> None:
+    """The signer signed for the first address; the client's later close with the same change decides the address."""
     ledger = MemoryLedger()
     await lived_on(tmp_path, ledger)
     async with local(tmp_path, ledger=ledger) as server:
@@ -136,7 +136,7 @@ async def test_fault_04_a_client_that_closes_elsewhere_after_a_restore_is_heard(
 
 
 async def test_fault_04_a_channel_that_the_store_lost_is_not_opened_again(tmp_path: Path) -> None:
-    """The backup is from before the opening: no payment of the channel counts, and what was signed is carried out."""
+    """The backup is older than the opening: no payment counts, and the signed settlement is broadcast."""
     ledger = MemoryLedger()
     await lived_on(tmp_path, ledger, 80_000)
     shutil.rmtree(tmp_path / "store")
@@ -146,7 +146,7 @@ async def test_fault_04_a_channel_that_the_store_lost_is_not_opened_again(tmp_pa
 
 
 async def test_fault_04_a_deep_refund_ends_a_channel_that_the_signer_refuses(tmp_path: Path) -> None:
-    """CLOSING without a settlement: the refund is in the chain, so the channel is lost, and does not try for ever."""
+    """CLOSING without a settlement: the refund is in the chain, so the channel becomes LOST and stops trying."""
     async with local(tmp_path, Clock()) as server:
         await server.open(PAYER)
         server.signer.fail("sign_settlement", SignerRefused("policy-x", "no"))
@@ -164,7 +164,7 @@ async def test_fault_04_a_deep_refund_ends_a_channel_that_the_signer_refuses(tmp
 async def test_fault_03_an_older_settlement_leaves_a_newer_record_something_to_sign(
     tmp_path: Path, is_shown: bool
 ) -> None:
-    """The signer signed from a backup, and was shown the newest payment later: it has nothing to hand out that helps."""
+    """The signer signed a backup's payment, and saw the newest one later: the server requests a new settlement."""
     ledger = MemoryLedger()
     async with local(tmp_path / "backup", ledger=ledger, chain=ForgetfulChain()) as server:
         await server.open(PAYER, PAID_SAT)
@@ -181,7 +181,7 @@ async def test_fault_03_an_older_settlement_leaves_a_newer_record_something_to_s
 
 
 async def test_fault_15_a_record_that_adopts_a_newer_payment_says_that_it_is_restored(tmp_path: Path) -> None:
-    """A copied directory tells nothing of itself. The application may know of more payments than the signer was shown."""
+    """A copied directory does not show that it is a copy; the application may know more payments than the signer."""
     ledger = MemoryLedger()
     async with local(tmp_path / "before", ledger=ledger) as server:
         await server.open(PAYER, PAID_SAT)
@@ -196,8 +196,8 @@ async def test_fault_15_a_record_that_adopts_a_newer_payment_says_that_it_is_res
         assert not went_on.restored
 
 
-async def test_fault_11_a_withdrawal_under_way_in_the_backup_leads_to_what_the_signer_was_shown(tmp_path: Path) -> None:
-    """The change output received more after the backup: nothing that was paid there is taken a second time."""
+async def test_fault_11_a_withdrawal_under_way_in_the_backup_adopts_the_newest_claim(tmp_path: Path) -> None:
+    """The change output received more after the backup: no payment there is accepted a second time."""
     mover, ledger, clock = DebugPayer("moves meanwhile", movable=True), MemoryLedger(), Clock()
     chain = DebugChain(clock)
     async with local(tmp_path / "before", clock, ledger=ledger, chain=chain) as server:

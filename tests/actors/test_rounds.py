@@ -1,4 +1,4 @@
-"""Rounds over all open channels: serving waits for none, nothing is kept for a channel, and none is paid over unseen."""
+"""Rounds over all open channels: no request waits for one, no channel costs memory, no unscanned channel is paid."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EARLY, LATE = (DebugPayer(name, UnixTime(NOW + days * 86_400)) for name, days in
 
 
 class Blocks(DebugChain):
-    """A chain whose tip a test sets, and where outputs are missing or unconfirmed."""
+    """A chain whose tip the test sets, and on which outputs may be missing or unconfirmed."""
 
     def __init__(self) -> None:
         super().__init__(lambda: NOW)
@@ -63,7 +63,7 @@ class Blocks(DebugChain):
 async def crowded(
     directory: Path, monkeypatch: pytest.MonkeyPatch, number: int = 35, **rules: Any
 ) -> AsyncIterator[tuple[Local, Blocks]]:
-    """Start a server on a store of many open channels between an early one and a late one; pages are small."""
+    """Start a server with many open channels between an early one and a late one; pages are small."""
     monkeypatch.setattr("actors.watching.funding._PAGE", PAGE)
     chain = Blocks()
     async with local(directory, Clock(), chain=chain, **rules) as server:
@@ -72,13 +72,13 @@ async def crowded(
 
 
 async def rounds(watcher: Watcher, number: int) -> None:
-    """Look so many times, as the watcher does while a round is under way."""
+    """Scan `number` times, as the watcher does during a round."""
     for _ in range(number):
         await watcher._chain.look()
 
 
-async def test_the_first_look_takes_one_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """However many channels are open, the look before the port opens asks about one page; those after it end the round."""
+async def test_the_first_scan_takes_one_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With any number of open channels the scan before the port opens covers one page; later scans end the round."""
     async with crowded(tmp_path, monkeypatch) as (server, chain):
         await server.watcher.look()
         assert len(chain.asked) == PAGE
@@ -91,7 +91,7 @@ async def test_the_first_look_takes_one_page(tmp_path: Path, monkeypatch: pytest
 async def test_the_watcher_goes_through_a_round_without_waiting_for_news(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A running watcher comes to the end of the round by itself."""
+    """A running watcher reaches the end of the round without further events."""
     async with crowded(tmp_path, monkeypatch) as (server, chain):
         server.watcher._interval_seconds = 60
         watching = Supervisor().run("watcher", server.watcher.run)
@@ -100,10 +100,8 @@ async def test_the_watcher_goes_through_a_round_without_waiting_for_news(
         assert len(set(chain.asked)) == 37
 
 
-async def test_what_is_due_is_settled_although_no_chain_tells_of_its_funding(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """The index tells what is due, not the round: also while the chain can't be asked about outputs, or for one page."""
+async def test_a_due_channel_is_settled_without_news_of_its_funding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Due channels come from the index, not from the round, so they are settled while the chain gives no answer."""
     async with crowded(tmp_path, monkeypatch) as (server, _):
         due = [DebugPayer(f"due {n}", UnixTime(SOON + 1 + n)) for n in range(3 * PAGE)]
         await server.fill([payer.channel() for payer in due])
@@ -115,8 +113,8 @@ async def test_what_is_due_is_settled_although_no_chain_tells_of_its_funding(
 
 
 @pytest.mark.parametrize("jump", [-700 * 86_400, 0, 700 * 86_400])
-async def test_no_jump_of_the_clock_hides_what_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: int):
-    """A clock that is years behind is not believed when the chain's time is later, nor is one that is years ahead."""
+async def test_no_jump_of_the_clock_hides_a_due_channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: int):
+    """A clock that is years behind or years ahead of the chain's time is not believed."""
     async with crowded(tmp_path, monkeypatch) as (server, chain):
         due = DebugPayer("due", UnixTime(SOON + 1))
         await server.fill([due.channel()])
@@ -127,8 +125,8 @@ async def test_no_jump_of_the_clock_hides_what_is_due(tmp_path: Path, monkeypatc
         assert (await server.stored(LATE)).state is State.OPEN
 
 
-async def test_a_server_that_was_killed_in_a_round_begins_it_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What was seen before the kill counts for nothing after it, and what came due meanwhile is settled at once."""
+async def test_a_server_that_was_killed_in_a_round_starts_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The scans before the kill do not count after it, and channels that came due meanwhile are settled at once."""
     due = DebugPayer("due", UnixTime(SOON + 1))
     async with crowded(tmp_path, monkeypatch) as (server, _):
         await server.fill([due.channel()])
@@ -142,8 +140,8 @@ async def test_a_server_that_was_killed_in_a_round_begins_it_anew(tmp_path: Path
         assert isinstance(refused(await server.registry.ask(EARLY.outpoint, pay)), ChainUnavailable)
 
 
-async def test_a_channel_is_looked_at_before_its_first_payment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Whose funding vanished while the server was down gets no payment, though the round is far from it."""
+async def test_a_channel_is_scanned_before_its_first_payment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A channel whose funding vanished while the server was down accepts no payment, even early in the round."""
     async with crowded(tmp_path, monkeypatch) as (server, chain):
         chain.gone.add(LATE.outpoint)
         await server.watcher.look()
@@ -159,7 +157,7 @@ async def test_a_channel_is_looked_at_before_its_first_payment(tmp_path: Path, m
 async def test_payments_before_the_turn_ask_the_chain_once_and_keep_their_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Sixteen payments at a sleeping channel: one look at its output, then all are taken in order."""
+    """Sixteen payments for a sleeping channel: one scan of its output, then all are accepted in order."""
     async with crowded(tmp_path, monkeypatch) as (server, chain):
         await server.watcher.look()
         payments = [server.registry.ask(LATE.outpoint, LATE.pays(10_000 + n)) for n in range(1, 17)]
@@ -171,7 +169,7 @@ async def test_payments_before_the_turn_ask_the_chain_once_and_keep_their_order(
 async def test_a_chain_that_is_silent_when_a_channel_wakes_freezes_that_channel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """It takes no payment until the chain has answered, closes all the same, and thaws by itself."""
+    """It accepts no payment until the chain has answered, can close meanwhile, and thaws by itself."""
     async with crowded(tmp_path, monkeypatch) as (server, _):
         await server.watcher.look()
         server.chain.fail("unspent", ChainFailed("busy"), times=1)
@@ -188,7 +186,7 @@ async def test_a_chain_that_is_silent_when_a_channel_wakes_freezes_that_channel(
 
 
 async def test_after_the_first_round_waking_asks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A payment that wakes a channel costs no question to the chain, also while a later round is under way."""
+    """A payment that wakes a channel costs no request to the chain, also during a later round."""
     async with crowded(tmp_path, monkeypatch) as (server, chain):
         await rounds(server.watcher, 4)
         chain.tip_hash = "02" * 32
@@ -199,7 +197,7 @@ async def test_after_the_first_round_waking_asks_nothing(tmp_path: Path, monkeyp
 
 
 async def test_blocks_that_come_quickly_let_a_round_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """With a new block after every page, each channel has its turn all the same, and then a new round begins."""
+    """With a new block after every page each channel is still scanned, and then a new round begins."""
     async with crowded(tmp_path, monkeypatch) as (server, chain):
 
         def mine() -> None:
@@ -212,10 +210,10 @@ async def test_blocks_that_come_quickly_let_a_round_end(tmp_path: Path, monkeypa
         assert chain.asked.count(LATE.outpoint) == 2
 
 
-async def test_unconfirmed_funding_waits_until_all_that_is_open_was_looked_at(
+async def test_unconfirmed_funding_waits_until_all_open_channels_are_scanned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The limit of what may be unconfirmed counts all channels, so it is not used before all are known."""
+    """The limit of unconfirmed funding counts all channels, so it is not used before all were scanned."""
     new = DebugPayer("new")
     async with crowded(tmp_path, monkeypatch, settings={"exposure": Exposure(Sat(10**15))}, min_confirmations=0) as (
         server,
@@ -231,7 +229,7 @@ async def test_unconfirmed_funding_waits_until_all_that_is_open_was_looked_at(
 
 
 async def test_nothing_is_kept_for_an_idle_channel(tmp_path: Path):
-    """After rounds over 3,000 channels that sleep, less than a byte for each of them is left in memory."""
+    """After rounds over 3,000 sleeping channels, less than a byte per channel is left in memory."""
     chain = Blocks()
     async with local(tmp_path, Clock(), chain=chain) as server:
         await server.fill(many(3_000))

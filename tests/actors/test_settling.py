@@ -1,4 +1,4 @@
-"""Settling: every step is durable before the next begins, and is taken again wherever it was cut off."""
+"""Settling: every step is durable before the next begins, and is repeated if a crash interrupts it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def transaction(channel: Channel) -> CTransaction:
 async def test_a_settlement_that_has_to_wait_is_resumed(
     tmp_path: Path, part: str, method: str, failure: Exception, error: Exception
 ):
-    """Without signer or chain the client hears why, the channel takes no payments, and the watcher finishes later."""
+    """Without signer or chain the client gets the reason, payments end, and the watcher finishes later."""
     async with local(tmp_path) as server:
         opened = await server.open(PAYER)
         faulty = getattr(server, part)
@@ -59,7 +59,7 @@ async def test_a_settlement_that_has_to_wait_is_resumed(
 
 
 async def test_a_draining_payment_counts_although_its_settlement_waits(tmp_path: Path):
-    """The client that gave everything is answered as having paid; the settlement is the server's business."""
+    """A client that has paid everything gets the answer to its payment, although the settlement waits."""
     async with local(tmp_path) as server:
         await server.open(PAYER)
         server.signer.fail("sign_settlement", SignerAbsent("asleep"))
@@ -80,7 +80,7 @@ CUTS = {
 @pytest.mark.parametrize("keeps_chain", [True, False], ids=["chain remembers", "chain forgets"])
 @pytest.mark.parametrize("cut", CUTS)
 async def test_after_a_crash_at_any_step_the_watcher_finishes(tmp_path: Path, cut: str, keeps_chain: bool):
-    """A process that dies between two steps leaves a record from which the next one takes the same settlement on."""
+    """A process that dies between two steps leaves a record from which the next one continues the same settlement."""
     part, method, passed, state, signed = CUTS[cut]
     chain = DebugChain(Clock())
     async with local(tmp_path, chain=chain) as server:
@@ -104,7 +104,7 @@ async def test_after_a_crash_at_any_step_the_watcher_finishes(tmp_path: Path, cu
 
 @pytest.mark.parametrize("written", [0, 1, 2, 3])
 async def test_a_step_whose_write_is_cut_off_is_taken_again(tmp_path: Path, written: int):
-    """A process that dies in the write of a step does that step again, with the very same transaction."""
+    """After a crash in the write of a step, the next process repeats the step with the same transaction."""
     chain = DebugChain(Clock())
     async with local(tmp_path, chain=chain) as server:
         await server.open(PAYER)
@@ -122,7 +122,7 @@ async def test_a_step_whose_write_is_cut_off_is_taken_again(tmp_path: Path, writ
 
 
 async def test_threat_35_nothing_is_signed_before_closing_is_durable(tmp_path: Path):
-    """While the step to CLOSING is on its way to the disk the signer is not asked (threat 35)."""
+    """While the step to CLOSING is being written, the signer is not asked (threat 35)."""
     async with local(tmp_path) as server:
         await server.open(PAYER)
         server.store.hold("commit")
@@ -136,7 +136,7 @@ async def test_threat_35_nothing_is_signed_before_closing_is_durable(tmp_path: P
 
 
 async def test_nothing_is_published_before_the_signature_is_durable(tmp_path: Path):
-    """While the signed settlement is on its way to the disk the network does not get it."""
+    """While the signed settlement is being written, it is not broadcast."""
     async with local(tmp_path) as server:
         await server.open(PAYER)
         server.signer.hold("sign_settlement")
@@ -152,8 +152,8 @@ async def test_nothing_is_published_before_the_signature_is_durable(tmp_path: Pa
         accepted(await closing)
 
 
-async def test_many_who_want_it_settled_share_one_settlement(tmp_path: Path):
-    """An operator and the watcher, twice, at once lead to one signature and one publication."""
+async def test_concurrent_callers_share_one_settlement(tmp_path: Path):
+    """Operator and watcher, twice each at once, cause one signature and one broadcast."""
     async with local(tmp_path) as server:
         await server.open(PAYER)
         server.signer.hold("sign_settlement")
@@ -169,8 +169,8 @@ async def test_many_who_want_it_settled_share_one_settlement(tmp_path: Path):
         assert server.chain.calls["publish"] == 1
 
 
-async def test_a_funding_output_that_something_else_spent_is_lost(tmp_path: Path):
-    """When the refund was faster, the channel ends as LOST and names the transaction that took the coins."""
+async def test_a_funding_output_that_a_refund_spent_is_lost(tmp_path: Path):
+    """If the refund was faster, the channel becomes LOST and names the transaction that took the coins."""
     chain = DebugChain(Clock())
     refund = CTransaction(
         [CTxIn(COutPoint(PAYER.outpoint.txid, PAYER.outpoint.vout))], [CTxOut(1_000, PAYER.change_script)]
@@ -186,8 +186,8 @@ async def test_a_funding_output_that_something_else_spent_is_lost(tmp_path: Path
         assert isinstance(refused(await server.registry.ask(PAYER.outpoint, PAYER.pays(10_001))), ChannelLost)
 
 
-async def test_a_settlement_that_others_handed_in_changed_is_ours(tmp_path: Path):
-    """When ours is refused because a changed one is deep already, the channel is closed by that, and nothing goes in circles."""
+async def test_a_settlement_that_a_peer_changed_closes_the_channel(tmp_path: Path):
+    """The node refuses the settlement because a changed one is deep: the channel is CLOSED, without a loop."""
     chain = DebugChain(Clock())
     async with local(tmp_path, chain=chain) as server:
         await server.open(PAYER)

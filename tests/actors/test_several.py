@@ -1,4 +1,4 @@
-"""Payments of a channel that come together: one message, one record, and the outcomes of one after the other."""
+"""Payments of a channel that come together: one message, one record, and the same outcomes as one by one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ both_ways = pytest.mark.parametrize("coalesce", [True, False], ids=["coalesced",
 
 
 def row(*paid_sat: int) -> Commands:
-    """Payments as a binary frame holds them, by what the server has received after each."""
+    """Payments as in a binary frame; `paid_sat` are the totals after each."""
     return read_payments(write_payments([PAYER.pays(paid).payment for paid in paid_sat]))
 
 
@@ -53,8 +53,8 @@ def values(outcomes: Sequence[Outcome]) -> list[int | str]:
 
 
 @both_ways
-async def test_a_row_is_one_record(tmp_path: Path, coalesce: bool):
-    """The channel on disk is that of so many single payments, written once; each outcome shows its own moment."""
+async def test_a_batch_is_one_record(tmp_path: Path, coalesce: bool):
+    """The record equals that of the same single payments, but is written once; each outcome has its own totals."""
     async with local(tmp_path, settings={"coalesce": coalesce}) as server:
         opened = await server.open(PAYER, 10_000)
         commits = server.store.calls["commit"]
@@ -70,7 +70,7 @@ async def test_a_row_is_one_record(tmp_path: Path, coalesce: bool):
 
 @both_ways
 async def test_refusals_stand_beside_what_was_accepted(tmp_path: Path, coalesce: bool):
-    """Stale and badly signed payments are refused, repetitions bring nothing, and the others count."""
+    """Stale and badly signed payments are refused, repetitions bring no value, and the others count."""
     bad = msgspec.structs.replace(PAYER.pays(10_009).payment, signature=PAYER.pays(5).payment.signature)
     sent = [PAYER.pays(paid).payment for paid in (10_002, 10_001, 10_002, 10_005)]
     async with local(tmp_path, settings={"coalesce": coalesce}) as server:
@@ -86,7 +86,7 @@ async def test_refusals_stand_beside_what_was_accepted(tmp_path: Path, coalesce:
 
 @both_ways
 async def test_none_is_answered_before_the_newest_is_durable(tmp_path: Path, coalesce: bool):
-    """While the disk holds the record back there is no answer, also not to a repetition that came behind."""
+    """While the disk blocks the write there is no answer, not even to a repetition that came later."""
     async with local(tmp_path, settings={"coalesce": coalesce}) as server:
         await server.open(PAYER, 10_000)
         server.store.hold("commit")
@@ -101,8 +101,8 @@ async def test_none_is_answered_before_the_newest_is_durable(tmp_path: Path, coa
 
 
 @both_ways
-async def test_who_was_second_to_write_tries_all_again(tmp_path: Path, coalesce: bool):
-    """All were judged against an outdated version; judged again against the store's, each has its outcome."""
+async def test_after_a_conflict_all_are_tried_again(tmp_path: Path, coalesce: bool):
+    """All were judged by an outdated version; judged again by the store's record, each has its outcome."""
     async with local(tmp_path, settings={"coalesce": coalesce}) as server:
         opened = await server.open(PAYER, 10_000)
         server.store.hold("commit")
@@ -117,8 +117,8 @@ async def test_who_was_second_to_write_tries_all_again(tmp_path: Path, coalesce:
 
 
 @both_ways
-async def test_a_draining_payment_ends_the_row(tmp_path: Path, coalesce: bool):
-    """It is answered with its settlement, what came before it as ever, and what comes behind is refused."""
+async def test_a_draining_payment_ends_the_batch(tmp_path: Path, coalesce: bool):
+    """It is answered with its settlement, earlier payments are answered as usual, and later ones are refused."""
     everything = PAYER.funding_sat
     async with local(tmp_path, settings={"coalesce": coalesce}) as server:
         await server.open(PAYER, 10_000)
@@ -133,7 +133,7 @@ async def test_a_draining_payment_ends_the_row(tmp_path: Path, coalesce: bool):
 
 
 async def test_a_frozen_channel_refuses_each(tmp_path: Path):
-    """No trustworthy view of the chain: nothing is verified or written."""
+    """Without a reliable chain view no payment is verified or written."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
         server.context.chain_view.problem = "no node"
@@ -143,13 +143,13 @@ async def test_a_frozen_channel_refuses_each(tmp_path: Path):
 
 
 async def test_an_unknown_channel_is_not_woken(tmp_path: Path):
-    """There is no actor for it."""
+    """The registry makes no actor for it."""
     async with local(tmp_path) as server:
         assert await server.registry.awaken(PAYER.outpoint) is None
 
 
 async def test_an_application_is_asked_about_each(tmp_path: Path):
-    """With an application nothing is coalesced: one question after the other, each with its own answer."""
+    """With an application no payments are coalesced: one request at a time, each with its own answer."""
     shop = Shop()
     async with local(tmp_path, application=shop) as server:
         await server.open(PAYER, 10_000)
@@ -163,8 +163,8 @@ async def test_an_application_is_asked_about_each(tmp_path: Path):
         assert (await server.stored(PAYER)).received_sat == 10_006
 
 
-async def test_rows_keep_their_order_while_a_channel_wakes(tmp_path: Path):
-    """Rows given to a channel that sleeps reach it in the order in which they were given."""
+async def test_batches_keep_their_order_while_a_channel_wakes(tmp_path: Path):
+    """Batches for a sleeping channel reach it in the order in which they were sent."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
     async with local(tmp_path) as server:
@@ -174,8 +174,8 @@ async def test_rows_keep_their_order_while_a_channel_wakes(tmp_path: Path):
 
 
 @both_ways
-async def test_fault_69_a_row_in_parts_stops_behind_a_bad_signature(tmp_path: Path, coalesce: bool):
-    """256 bad signatures in one message cost two checks at most; the giver sees at once how far the actor came."""
+async def test_fault_69_a_batch_in_parts_stops_after_a_bad_signature(tmp_path: Path, coalesce: bool):
+    """256 bad signatures in one message cost at most two checks; the caller sees at once how far the actor came."""
     bad = [
         msgspec.structs.replace(PAYER.pays(20_000 + n).payment, signature=PAYER.pays(5).payment.signature)
         for n in range(256)
@@ -194,8 +194,8 @@ async def test_fault_69_a_row_in_parts_stops_behind_a_bad_signature(tmp_path: Pa
         assert values(await actor.ask(alone)) == ["bad_signature"]
 
 
-async def test_fault_69_a_row_in_parts_takes_a_bounded_time(tmp_path: Path):
-    """However many good signatures have to be checked each by itself, one message has few of them checked."""
+async def test_fault_69_a_batch_in_parts_takes_a_bounded_time(tmp_path: Path):
+    """One message causes a limited number of single checks, for any number of valid signatures."""
     async with local(tmp_path, settings={"coalesce": False}) as server:
         await server.open(PAYER, 10_000)
         actor = await server.registry.awaken(PAYER.outpoint)
@@ -207,8 +207,8 @@ async def test_fault_69_a_row_in_parts_takes_a_bounded_time(tmp_path: Path):
         assert (message.judged, len(message.outcomes)) == (MOST_CHECKS, MOST_CHECKS)
 
 
-async def test_fault_69_with_an_application_a_row_in_parts_is_given_one_by_one(tmp_path: Path):
-    """Only the answer tells whether the next may be looked at."""
+async def test_fault_69_with_an_application_a_batch_in_parts_is_judged_one_by_one(tmp_path: Path):
+    """Only the application's answer decides whether the next payment may be judged."""
     shop = Shop()
     async with local(tmp_path, application=shop) as server:
         await server.open(PAYER, 10_000)

@@ -1,4 +1,4 @@
-"""The newest payments are shown to the signer by a task that nothing waits for and that nothing ends."""
+"""A task shows the newest payments to the signer; no work waits for it, and no failure ends it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def ledger_of(server: Local) -> MemoryLedger:
 
 
 def known(server: Local) -> dict[OutPoint, int]:
-    """What the signer knows of channels: what it gives the client at most."""
+    """The signer's knowledge of channels: the most change that it allows for each."""
     return {outpoint: claim.payment.change_sat for outpoint, claim in ledger_of(server).payments.items()}
 
 
-async def test_fault_73_what_has_grown_is_shown_and_nothing_else(tmp_path: Path):
-    """After a round the signer knows the newest payment of each open channel; a round without payments asks nothing."""
+async def test_fault_73_only_grown_payments_are_shown(tmp_path: Path):
+    """A round shows the newest payment of each open channel; without new payments it sends no request."""
     async with local(tmp_path) as server:
         shows = Showing(server.context, 1, pause_seconds=0)
         first, second = DebugPayer("first"), DebugPayer("second")
@@ -47,7 +47,7 @@ async def test_fault_73_what_has_grown_is_shown_and_nothing_else(tmp_path: Path)
 
 
 async def test_fault_73_many_channels_are_shown_in_batches(tmp_path: Path):
-    """No message holds more than a batch, and between two there is a turn for others."""
+    """No message has more than one batch, and other tasks run between two messages."""
     async with local(tmp_path) as server:
         payers = [DebugPayer(f"payer {number}") for number in range(showing.BATCH + 3)]
         await server.fill([payer.channel(paid_sat=10_000) for payer in payers])
@@ -59,7 +59,7 @@ async def test_fault_73_many_channels_are_shown_in_batches(tmp_path: Path):
 
 
 async def test_fault_73_a_signer_that_is_away_gets_it_later(tmp_path: Path):
-    """Neither absence nor a refusal ends the task; what was not shown is shown in the next round."""
+    """Neither absence nor a refusal ends the task; the next round shows the payments that are still missing."""
     async with local(tmp_path) as server:
         payer = DebugPayer("a")
         await server.open(payer)
@@ -82,8 +82,8 @@ async def until_known(server: Local, payer: Payer) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_fault_73_killed_at_any_await_it_is_started_again(tmp_path: Path):
-    """Whichever await raises, the payment is shown in the end."""
+async def test_fault_73_killed_at_any_await_the_task_restarts(tmp_path: Path):
+    """For a failure at any await, the payment is shown in the end."""
     for crash in each_wait():
         async with local(tmp_path / str(crash.at)) as server:
             payer = DebugPayer("a")

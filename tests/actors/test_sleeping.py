@@ -1,4 +1,4 @@
-"""Idle channels sleep: their actors go, their records stay, and no message notices."""
+"""Idle channels sleep: their actors stop, their records stay, and no message is lost."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def test_an_idle_channel_sleeps_and_wakes_with_the_same_state(tmp_path: Pa
 
 
 async def test_a_sleeping_actor_gives_its_memory_back(tmp_path: Path):
-    """Nothing keeps an actor that was put to sleep."""
+    """No reference keeps a stopped actor in memory."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
         actor = weakref.ref(server.registry._awake[PAYER.outpoint])
@@ -49,7 +49,7 @@ async def test_a_sleeping_actor_gives_its_memory_back(tmp_path: Path):
 
 
 async def test_a_channel_with_work_under_way_stays_awake(tmp_path: Path):
-    """While a payment is being written or a settlement is being signed its actor is not idle."""
+    """While a payment is written or a settlement is signed, the actor is not idle."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
         server.store.hold("commit")
@@ -68,8 +68,8 @@ async def test_a_channel_with_work_under_way_stays_awake(tmp_path: Path):
         assert server.registry.passivate(0) == 1
 
 
-async def test_an_actor_that_died_is_cleared_away(tmp_path: Path):
-    """The watcher's look does not stumble over an actor that a bug ended before."""
+async def test_an_actor_that_died_is_removed(tmp_path: Path):
+    """The watcher's scan works after a bug has stopped an actor."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
         server.registry._awake[PAYER.outpoint].stop()
@@ -82,7 +82,7 @@ async def test_an_actor_that_died_is_cleared_away(tmp_path: Path):
 
 
 async def test_no_message_is_lost_around_the_moment_of_sleeping(tmp_path: Path):
-    """Channels that are put to sleep at every possible moment answer all their payments, each exactly once."""
+    """Channels that are stopped at every possible moment answer each of their payments exactly once."""
     chance = random.Random(7)
     payers = [DebugPayer(f"sleepy {n}") for n in range(8)]
     async with local(tmp_path) as server:
@@ -109,7 +109,7 @@ async def test_no_message_is_lost_around_the_moment_of_sleeping(tmp_path: Path):
 
 
 async def test_messages_for_a_sleeping_channel_wake_it_once(tmp_path: Path):
-    """Sixteen payments that find a channel asleep are judged by one actor, in order."""
+    """Sixteen payments for a sleeping channel are judged by one actor, in order."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
         server.registry.passivate(0)
@@ -126,7 +126,7 @@ async def test_messages_for_a_sleeping_channel_wake_it_once(tmp_path: Path):
 
 
 async def test_a_channel_costs_no_thread(tmp_path: Path):
-    """With a hundred channels awake there are as many threads as with one."""
+    """A hundred awake channels need as many threads as one."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
         accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(10_001)))
@@ -141,7 +141,7 @@ async def test_a_channel_costs_no_thread(tmp_path: Path):
 
 
 async def test_a_channel_awake_costs_at_most_four_kilobytes(tmp_path: Path):
-    """All that Python keeps for a channel that was paid over, its newest record included."""
+    """All memory that Python keeps for a channel with payments, including its newest record."""
     payers = [DebugPayer(f"memory {n}") for n in range(200)]
     async with local(tmp_path) as server:
         await asyncio.gather(*map(server.open, payers))

@@ -1,4 +1,4 @@
-"""Each long-lived task of the server, killed at each of its awaits: afterwards its work is done."""
+"""Each long-lived task of the server is killed at each of its awaits; afterwards its work is done."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.lib.world import Clock, DebugPayer, local, until
 HOUR = 3_600
 
 
-async def test_fault_27_a_watcher_killed_at_any_await_settles_what_is_due(tmp_path: Path):
-    """Whichever await of the watcher's first looks raises, the channel that is due is closed, and the watcher works."""
+async def test_fault_27_a_watcher_killed_at_any_await_settles_due_channels(tmp_path: Path):
+    """For a failure at any await of the watcher's first scans, the due channel is closed, and the watcher works."""
     for crash in each_wait():
         clock = Clock(NOW)
         async with local(tmp_path / str(crash.at), clock) as server:
@@ -39,13 +39,13 @@ async def test_fault_27_a_watcher_killed_at_any_await_settles_what_is_due(tmp_pa
                     await asyncio.sleep(0.001)
             await supervisor.close()
             assert server.failures == []
-        if crash.at >= 40:  # each further look waits at the same places
+        if crash.at >= 40:  # each further scan has the same awaits
             break
 
 
 @pytest.mark.parametrize("error", [Injected(), asyncio.CancelledError(), MemoryError()], ids=repr)
 async def test_fault_27_a_group_commit_killed_at_any_await_ends_the_process(tmp_path: Path, error: BaseException):
-    """Whatever ends the writer, also a cancellation, the process is told to end, and nothing that was not written is answered."""
+    """If anything ends the writer, even a cancellation, the process must end, and unwritten changes get no answer."""
     for at in (1, 2):
         store = LevelDbStore.open(tmp_path / f"store{at}", "test")
         failures: list[BaseException] = []

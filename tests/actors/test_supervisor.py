@@ -1,4 +1,4 @@
-"""Supervision: a long-lived task that dies is started again or ends the process, and is never gone unseen."""
+"""Supervision: a long-lived task that dies is restarted or ends the process, and never disappears silently."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.lib.world import settled_down, until
 
 
 async def test_fault_27_a_task_killed_at_any_await_works_again_afterwards():
-    """Whichever await of a task raises, the task is started again, its failure is an alarm until its next success."""
+    """For a failure at any await the task is restarted, and the failure is an alarm until its next success."""
     for crash in each_wait():
         done: list[int] = []
 
@@ -42,7 +42,7 @@ async def test_fault_27_a_task_killed_at_any_await_works_again_afterwards():
 
 
 async def test_a_crash_is_an_alarm_until_the_next_success():
-    """Between a crash and the next success the alarms name the task and what happened; afterwards they do not."""
+    """Between a crash and the next success the alarms name the task and the error; afterwards they do not."""
     go_on, error = asyncio.Event(), Injected("first time")
 
     async def work(task: Supervised) -> None:
@@ -67,7 +67,7 @@ async def test_a_crash_is_an_alarm_until_the_next_success():
 
 @pytest.mark.parametrize("error", [Injected("x"), asyncio.CancelledError(), MemoryError(), None], ids=repr)
 async def test_any_end_of_an_endless_task_starts_it_again(error: BaseException | None):
-    """An exception, a cancellation from inside and a plain return are all no end."""
+    """An exception, a cancellation from inside and a plain return all cause a restart."""
     calls: list[int] = []
 
     async def work(_task: Supervised) -> None:
@@ -85,7 +85,7 @@ async def test_any_end_of_an_endless_task_starts_it_again(error: BaseException |
 
 
 async def test_stopping_is_quiet_even_if_the_work_swallows_a_cancellation(monkeypatch: pytest.MonkeyPatch):
-    """`stop` returns when the task has ended, also one that ignores the first cancellation; no restart, no alarm."""
+    """`stop` returns when the task has ended, even if it ignores the first cancellation; no restart, no alarm."""
     monkeypatch.setattr("paychan.supervisor._STOP_SECONDS", 0.01)
     swallowed: list[int] = []
 
@@ -107,7 +107,7 @@ async def test_stopping_is_quiet_even_if_the_work_swallows_a_cancellation(monkey
 
 
 async def test_a_fatal_task_ends_the_process():
-    """The crash of a fatal task is handed to `give_up`, once, and the task is not started again."""
+    """The crash of a fatal task goes to `give_up` once, and the task is not restarted."""
     ends: list[BaseException] = []
     error = Injected("disk on fire")
 
@@ -123,7 +123,7 @@ async def test_a_fatal_task_ends_the_process():
 
 
 async def test_a_task_that_hangs_is_an_alarm():
-    """A task that should say of a success now and then, and does not, is alarmed about although it did not crash."""
+    """A task that reports no success in time causes an alarm although it did not crash."""
     supervisor = Supervisor()
     task = supervisor.run("work", lambda _task: asyncio.Event().wait(), patience_seconds=0.01)  # type: ignore[arg-type,return-value]
     await until(lambda: supervisor.alarms)
@@ -134,7 +134,7 @@ async def test_a_task_that_hangs_is_an_alarm():
 
 
 async def test_back_off_doubles_and_ends_at_a_success(monkeypatch: pytest.MonkeyPatch):
-    """Pauses between restarts double up to the longest, and begin anew after a success."""
+    """Pauses between restarts double up to the longest, and start again after a success."""
     pauses: list[float] = []
     real = asyncio.sleep
     monkeypatch.setattr("paychan.supervisor._FIRST_PAUSE_SECONDS", 1.0)
@@ -163,8 +163,8 @@ async def test_back_off_doubles_and_ends_at_a_success(monkeypatch: pytest.Monkey
     assert pauses == [1, 2, 4, 4, 1, 2]
 
 
-async def test_work_with_an_end_of_its_own(tmp_path: Path):
-    """Work that is not endless may return; one name is never run twice at a time."""
+async def test_work_that_is_not_endless(tmp_path: Path):
+    """Work that is not endless may return; two tasks can't run under one name."""
     supervisor = Supervisor()
     finite = supervisor.run("rescan", lambda _task: asyncio.sleep(0), endless=False)  # type: ignore[arg-type,return-value]
     with pytest.raises(RuntimeError):

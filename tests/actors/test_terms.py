@@ -1,4 +1,4 @@
-"""Faults 23, 24 and 25: an address is given out only if its channel can be opened, and what was asked for holds."""
+"""Faults 23, 24, 25: an address is given out only if its channel can be opened; earlier terms stay valid for a time."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def nothing(_: Local) -> None:
         (nothing, StorageFull, True),
     ],
 )
-async def test_fault_25_no_address_is_given_out_while_nothing_can_be_opened(
+async def test_fault_25_no_address_is_given_out_while_no_channel_can_open(
     tmp_path: Path, break_it: Callable[[Local], None], error: type[PaychanError], *, full: bool
 ) -> None:
-    """503 in words that tell nothing of the inside, also for an address that was given out before; then it ends."""
+    """The answer is 503 without internals, also for an address that was given out before, until the cause ends."""
     problem = [StorageFull()] if full else []
     settings = {"storage_problem": lambda: problem[0] if problem else None}
     async with local(tmp_path, settings=settings) as server:
@@ -94,22 +94,22 @@ async def test_fault_25_no_address_is_given_out_while_nothing_can_be_opened(
         server.context.chain_view.problem = ""
         server.chain.heal("tip")
         server.signer.heal("health")
-        await asyncio.sleep(1.1)  # an answer counts for a second
+        await asyncio.sleep(1.1)  # an answer is valid for a second
         assert (await server.opener.offer(KEY, PAYER.expiry)).client_key == KEY
 
 
-async def test_fault_25_many_who_ask_cost_one_question(tmp_path: Path) -> None:
-    """A hundred addresses at once: signer and chain are asked once whether they are there."""
+async def test_fault_25_many_callers_cost_one_request(tmp_path: Path) -> None:
+    """For a hundred concurrent addresses, signer and chain are asked once whether they are ready."""
     async with local(tmp_path) as server:
         await asyncio.gather(*(server.opener.offer(KEY, UnixTime(PAYER.expiry + n)) for n in range(100)))
         assert (server.signer.calls["health"], server.chain.calls["tip"]) == (1, 1)
 
 
 @pytest.mark.parametrize("confirmations", [0, 1, 6])
-async def test_fault_24_what_is_offered_can_be_opened_when_its_funding_is_deep(
+async def test_fault_24_an_offered_channel_can_open_when_its_funding_is_deep(
     tmp_path: Path, confirmations: int
 ) -> None:
-    """The soonest expiry that is offered still opens when the payer comes after all the time that funding may take."""
+    """The soonest offered expiry can still be opened after the longest time that funding may take."""
     rules = msgspec.structs.replace(RULES, min_confirmations=confirmations)
     lead = lead_seconds(rules)
     assert lead >= 3600 + confirmations * 600
@@ -124,8 +124,8 @@ async def test_fault_24_what_is_offered_can_be_opened_when_its_funding_is_deep(
         accepted(await server.opener.open(payer.request()))
 
 
-async def test_fault_24_both_doors_refuse_the_same_expiries(tmp_path: Path) -> None:
-    """Too late for one is too late for the other, and what `open` finds too soon is never offered."""
+async def test_fault_24_offer_and_opening_refuse_the_same_expiries(tmp_path: Path) -> None:
+    """Both refuse the same late expiries, and an expiry that `open` finds too soon is never offered."""
     year = 366 * 86_400
     async with local(tmp_path, longest_life_seconds=year) as server:
         for expiry in (NOW + LIFE, NOW + 1, 500_000_000, NOW + year + 1, 2**32 - 1):
@@ -138,8 +138,8 @@ async def test_fault_24_both_doors_refuse_the_same_expiries(tmp_path: Path) -> N
         accepted(await server.opener.open(latest.request()))
 
 
-async def test_fault_24_a_key_that_is_the_servers_is_refused_by_both_doors(tmp_path: Path) -> None:
-    """With one key for both sides, one side could spend alone."""
+async def test_fault_24_offer_and_opening_refuse_the_servers_key(tmp_path: Path) -> None:
+    """With the same key for both parties, one party could spend alone."""
     async with local(tmp_path) as server:
         ours = StaticKey(DEBUG_KEY).reserve_key().public_key
         with pytest.raises(KeyReuse):
@@ -160,7 +160,7 @@ HARDER = msgspec.structs.replace(EASY, v1_price_sat=Sat(50_000), v2_price_sat=Sa
 
 @pytest.mark.parametrize("v2", [False, True])
 async def test_fault_23_a_raised_price_counts_after_the_holding_time(tmp_path: Path, *, v2: bool) -> None:
-    """A payer pays what was asked for before; a day after the change that is too little, with the new number."""
+    """A payer may pay the earlier price; a day after the change the refusal has the new number."""
     terms = history((NOW - 1_000, EASY), (NOW, HARDER))
     async with local(tmp_path, settings={"terms": terms}) as server:
         old, new = EASY.price_sat(v2=v2), HARDER.price_sat(v2=v2)
@@ -180,7 +180,7 @@ async def test_fault_23_a_raised_price_counts_after_the_holding_time(tmp_path: P
 
 
 async def test_fault_23_a_lowered_price_counts_at_once(tmp_path: Path) -> None:
-    """Only harder terms have to wait."""
+    """Easier terms apply without the holding time."""
     terms = history((NOW - 1_000, HARDER), (NOW, EASY))
     async with local(tmp_path, settings={"terms": terms}) as server:
         request = msgspec.structs.replace(PAYER.request(1_000), price_sat=EASY.v1_price_sat)
@@ -188,7 +188,7 @@ async def test_fault_23_a_lowered_price_counts_at_once(tmp_path: Path) -> None:
 
 
 async def test_fault_23_a_longer_duration_counts_after_the_holding_time(tmp_path: Path) -> None:
-    """An expiry that was offered opens; but none that ends within the present settlement period."""
+    """An offered expiry can be opened, unless it ends within the present settlement period."""
     long = {"min_duration_seconds": 48 * 3600}
     terms = history(
         (NOW - 1_000, EASY), (NOW, msgspec.structs.replace(EASY, least_life_seconds=LIFE + 48 * 3600 - 3600))
@@ -205,7 +205,7 @@ async def test_fault_23_a_longer_duration_counts_after_the_holding_time(tmp_path
 
 
 async def test_fault_23_more_depth_counts_after_the_holding_time_and_freezes_no_channel(tmp_path: Path) -> None:
-    """Opened by the earlier depth, the channel takes payments, whatever a block later shows; later ones need the new depth."""
+    """A channel opened with the earlier depth accepts payments at that depth; later channels need the new depth."""
 
     class OneDeep(Blocks):
         def seen(self, funding: Any) -> Any:
@@ -228,8 +228,8 @@ async def test_fault_23_more_depth_counts_after_the_holding_time_and_freezes_no_
     ("now", "expected"),
     [(100, []), (2_000, ["second", "first"]), (2_000 + HOLD - 1, ["second"]), (2_000 + HOLD, [])],
 )
-def test_fault_23_terms_hold_from_their_end(now: int, expected: list[str]) -> None:
-    """Each counts for the holding time after another took its place, the newest first; a clock set back takes none away."""
+def test_fault_23_the_holding_time_starts_when_terms_are_replaced(now: int, expected: list[str]) -> None:
+    """Replaced terms stay valid for the holding time, the newest first; a clock that is set back removes none."""
     first, second, third = (msgspec.structs.replace(EASY, v1_price_sat=Sat(n)) for n in (1, 2, 3))
     names = {first: "first", second: "second", third: "third"}
     held = history((0, first), (1_999, second), (2_000, third))
@@ -238,7 +238,7 @@ def test_fault_23_terms_hold_from_their_end(now: int, expected: list[str]) -> No
 
 
 def test_fault_23_depth_by_value_is_part_of_the_terms() -> None:
-    """The least depth that a channel may have been opened with is what it must keep."""
+    """A channel must keep the lowest depth with which it may have been opened."""
     table = msgspec.structs.replace(EASY, min_confirmations=6, smaller=(Depth(Sat(100), 0), Depth(Sat(1_000), 2)))
     held = history((0, table), (1_000_000, msgspec.structs.replace(EASY, min_confirmations=6)))
     rules = msgspec.structs.replace(RULES, min_confirmations=6)
@@ -251,7 +251,7 @@ def test_fault_23_depth_by_value_is_part_of_the_terms() -> None:
 
 
 class Elsewhere(DebugPayer, frozen=True):
-    """A payer whose address another server gave out."""
+    """A payer with an address of another server."""
 
     @property
     def server_key(self) -> PrivateKey:
@@ -259,13 +259,13 @@ class Elsewhere(DebugPayer, frozen=True):
 
 
 def rotated() -> LocalSigner:
-    """A signer whose newest seed is not the one that made the payers' addresses."""
+    """A signer whose newest seed is newer than the payers' addresses."""
     return LocalSigner(keys=KeyRing([hardened_keys(bytes(range(32))), StaticKey(DEBUG_KEY)], SERVER_DESTINATION))
 
 
 @pytest.mark.parametrize("v2", [False, True])
 async def test_fault_23_an_address_of_an_earlier_seed_is_opened_and_settled(tmp_path: Path, *, v2: bool) -> None:
-    """v1 finds the script by its funding, v2 names it; the channel pays, and is settled with the old key."""
+    """v1 finds the script by its funding, v2 names it; the channel accepts payments and is settled with the old key."""
     async with local(tmp_path) as server:
         server.signer.real = rotated()
         request = PAYER.request()
@@ -279,8 +279,8 @@ async def test_fault_23_an_address_of_an_earlier_seed_is_opened_and_settled(tmp_
         assert newest.server_key != PAYER.terms.server_key
 
 
-async def test_fault_23_a_key_that_never_was_ours_opens_nothing(tmp_path: Path) -> None:
-    """Funded, signed and paid as it should be, but to a key that nothing here can settle with."""
+async def test_fault_23_a_foreign_server_key_opens_nothing(tmp_path: Path) -> None:
+    """The request is funded, signed and paid correctly, but its server key is not one of the signer's."""
     async with local(tmp_path) as server:
         server.signer.real = rotated()
         payer = Elsewhere("terms")

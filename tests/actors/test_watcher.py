@@ -1,4 +1,4 @@
-"""The watcher: what is due is closed, what is unfinished is resumed, and nothing that breaks ends it (threat 34)."""
+"""The watcher closes due channels, resumes unfinished settlements, and survives every failure (threat 34)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.lib.world import ALARM_SECONDS, Clock, DebugPayer, Local, accepted, l
 
 PERIOD = RULES.settlement_period_seconds
 SOON = NOW + PERIOD + RULES.min_duration_seconds + 1
-"""The earliest expiry with which a channel can be opened at `NOW`."""
+"""Earliest expiry of a channel that opens at `NOW`."""
 
 
 def payer(name: str, expiry: int = SOON) -> DebugPayer:
@@ -37,8 +37,8 @@ async def state(server: Local, of: DebugPayer) -> State:
     return (await server.stored(of)).state
 
 
-async def test_threat_6_what_is_due_is_closed_at_the_first_look(tmp_path: Path):
-    """A channel is closed one settlement period before its expiry, not a second earlier, also after a long sleep."""
+async def test_threat_6_a_due_channel_is_closed_in_the_first_scan(tmp_path: Path):
+    """A channel is closed one settlement period before its expiry, not a second earlier, even after a long sleep."""
     clock, due, not_due = Clock(), payer("due"), payer("not due", SOON + 1)
     async with local(tmp_path, clock) as server:
         await server.open(due)
@@ -55,7 +55,7 @@ async def test_threat_6_what_is_due_is_closed_at_the_first_look(tmp_path: Path):
 
 
 async def test_threat_6_payments_end_when_closing_begins(tmp_path: Path):
-    """From the second at which the watcher would close, the channel takes no payment, even if no look came yet."""
+    """From the second at which the watcher would close it, a channel accepts no payment, even before the scan."""
     clock, client = Clock(), payer("late")
     async with local(tmp_path, clock) as server:
         await server.open(client, 10_000)
@@ -67,8 +67,8 @@ async def test_threat_6_payments_end_when_closing_begins(tmp_path: Path):
         assert (await server.stored(client)).received_sat == 10_001
 
 
-async def test_a_channel_that_is_not_worth_settling_stops_no_other(tmp_path: Path):
-    """One that received less than its settlement costs stays open, and the others are closed in the same look."""
+async def test_a_channel_not_worth_settling_stops_no_other(tmp_path: Path):
+    """A channel that received less than its settlement costs stays open; the same scan closes the others."""
     clock, poor, rich = Clock(), payer("poor"), payer("rich", SOON + 1)
     async with local(tmp_path, clock) as server:
         await server.open(poor, 100)
@@ -79,8 +79,8 @@ async def test_a_channel_that_is_not_worth_settling_stops_no_other(tmp_path: Pat
         assert [await state(server, of) for of in (poor, rich)] == [State.OPEN, State.CLOSED]
 
 
-async def test_what_is_late_is_alarmed_about(tmp_path: Path):
-    """Channels near expiry that could not be settled are named, whatever state they are in, until they are settled."""
+async def test_late_channels_cause_an_alarm(tmp_path: Path):
+    """The alarm names unsettled channels near expiry, in any state, until they are settled."""
     clock, late = Clock(), payer("late")
     async with local(tmp_path, clock) as server:
         await server.open(late)
@@ -97,8 +97,8 @@ async def test_what_is_late_is_alarmed_about(tmp_path: Path):
         assert server.watcher.alarms == ()
 
 
-async def test_fault_09_a_floor_above_the_cap_of_the_rate_is_alarmed_about(tmp_path: Path):
-    """Both numbers are named while nothing that the server may pay is relayed, and the alarm ends with that."""
+async def test_fault_09_a_floor_above_the_cap_of_the_rate_causes_an_alarm(tmp_path: Path):
+    """The alarm has both numbers, and ends when the relay minimum is below the cap again."""
     async with local(tmp_path, max_fee_sat_per_vb=200) as server:
         for floor in (230, 200):
             chain_fees = ChainFees(floor_sat_per_vb=floor)
@@ -113,8 +113,8 @@ async def test_fault_09_a_floor_above_the_cap_of_the_rate_is_alarmed_about(tmp_p
             assert all("230 sat/vB" in text and "200 sat/vB" in text for text in texts)
 
 
-async def test_fault_16_what_is_not_worth_settling_raises_no_alarm(tmp_path: Path):
-    """A channel that received less than its settlement costs expires, and nothing that the operator could do would help."""
+async def test_fault_16_a_channel_not_worth_settling_raises_no_alarm(tmp_path: Path):
+    """A channel that received less than its settlement costs expires, and the operator could not help."""
     clock, poor, rich = Clock(), payer("poor"), payer("rich")
     async with local(tmp_path, clock) as server:
         await server.open(poor, 100)
@@ -125,8 +125,8 @@ async def test_fault_16_what_is_not_worth_settling_raises_no_alarm(tmp_path: Pat
         assert [alarm.channel for alarm in server.watcher.alarms if alarm.kind is Kind.LATE] == [str(rich.outpoint)]
 
 
-async def test_two_hundred_due_channels_are_settled_in_one_look(tmp_path: Path):
-    """However many expire together, one look settles all of them."""
+async def test_two_hundred_due_channels_are_settled_in_one_scan(tmp_path: Path):
+    """One scan settles all channels that expire together."""
     clock = Clock()
     payers = [payer(f"of many {n}", SOON + n % 3) for n in range(200)]
     async with local(tmp_path, clock) as server:
@@ -149,7 +149,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 async def test_threat_34_the_watcher_survives_a_failing(tmp_path: Path, failure: str):
-    """An exception that nobody expected of a dependency is logged, look after look, and ends neither watcher nor work."""
+    """An unexpected exception of a dependency is logged in each scan, and ends neither watcher nor work."""
     part, method, error = FAILURES[failure]
     clock, client = Clock(), payer("watched")
     async with local(tmp_path, clock) as server:
@@ -176,7 +176,7 @@ async def until_state(server: Local, client: DebugPayer, wanted: State) -> None:
 
 
 async def test_threat_34_a_failing_clock_does_not_end_the_watcher(tmp_path: Path):
-    """Even without the time the watcher goes on looking, and says that it could not."""
+    """Without a time the watcher continues to scan, and reports the failure."""
     clock = FailingClock()
     async with local(tmp_path, clock) as server:
         with capture_logs() as logs:
@@ -202,7 +202,7 @@ class FailingClock(Clock):
 
 
 async def test_threat_34_one_broken_channel_holds_up_no_other(tmp_path: Path):
-    """When one channel fails in a way nobody thought of, the other due ones are settled and the look is completed."""
+    """If one channel fails unexpectedly, the other due channels are settled and the scan is completed."""
     clock = Clock()
     payers = [payer(f"beside a broken one {n}") for n in range(10)]
     async with local(tmp_path, clock) as server:
@@ -232,7 +232,7 @@ def failing_for(outpoint: OutPoint, real: Callable[[OutPoint], Any]) -> Callable
 
 
 async def test_threat_34_a_signer_that_hangs_on_one_channel_holds_up_no_other(tmp_path: Path):
-    """While the settlement of one channel is waited for, the others of the same look are settled."""
+    """While the signer hangs on one channel, the same scan settles the others."""
     clock, answers = Clock(), asyncio.Event()
     stuck, free = payer("stuck"), [payer(f"free {n}", SOON + 1) for n in range(5)]
     async with local(tmp_path, clock) as server:
@@ -259,8 +259,8 @@ def hanging_for(outpoint: OutPoint, gate: asyncio.Event, real: Callable[..., Any
     return sign_settlement
 
 
-async def test_the_same_look_twice_changes_nothing(tmp_path: Path):
-    """What is settled is not touched again: its record is the same after any number of looks."""
+async def test_the_same_scan_twice_changes_nothing(tmp_path: Path):
+    """The record of a settled channel is the same after any number of scans."""
     clock, client = Clock(), payer("settled")
     async with local(tmp_path, clock) as server:
         await server.open(client)

@@ -1,6 +1,6 @@
-"""Hypothesis settings of this ring: the same examples every time, so a red run is red for everybody.
+"""Hypothesis settings of this ring: the same examples in every run, so that a failure is reproducible.
 
-`HYPOTHESIS_PROFILE=search` draws new examples, and more of them, for looking for trouble on purpose.
+`HYPOTHESIS_PROFILE=search` draws new and more examples, to search for further faults.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Everything that reads foreign bytes or text: it returns a value or raises its own error, and nothing else."""
+"""All readers of foreign bytes or text: each returns a value or raises its own error, and no other exception."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ hexish = st.text("0123456789abcdefABCDEF \n", max_size=80)
 
 @given(payments)
 def test_v1_round_trip(payment: Payment) -> None:
-    """What is written is read, padded or not, in either alphabet."""
+    """A written payment is read back, padded or not, in either alphabet."""
     text = encode_v1(payment)
     padded = text + "=" * (-len(text) % 4)
 
@@ -46,7 +46,7 @@ def test_v1_round_trip(payment: Payment) -> None:
     st.text() | st.text("ABCDabcd0123-_+/= ") | st.binary(max_size=120).map(lambda raw: base64.b64encode(raw).decode())
 )
 def test_v1_reads_or_refuses(text: str) -> None:
-    """Any text is a payment or `Malformed`; a payment read is the one that its own text says."""
+    """Any text gives a payment or `Malformed`; a payment encodes to its own text again."""
     try:
         payment = decode_v1(text)
     except Malformed:
@@ -70,7 +70,7 @@ bodies = st.dictionaries(st.sampled_from([*KEYS, "sighash_flag", "payment_data",
 def test_v2_round_trip(
     payment: Payment, dialect: Dialect, outpoint: OutPoint, script: bytes, wrapped: bool, data: str
 ) -> None:
-    """What a client of either dialect writes is read: payment, facts, dialect and application data."""
+    """The body of a client of either dialect is read back: payment, facts, dialect and application data."""
     facts = {"funding_txid": outpoint.txid_hex, "funding_vout": outpoint.vout, "redeem_script": script.hex()}
     written = payment_data(payment, dialect, **facts)
     data = data.encode("utf-8", "ignore").decode()
@@ -83,7 +83,7 @@ def test_v2_round_trip(
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_v2_reads_or_refuses_bytes(raw: bytes) -> None:
-    """Any bytes are a body or a bad request."""
+    """Any bytes give a body or a bad request."""
     refused_or(BadRequest, read_v2_body, raw)
 
 
@@ -95,7 +95,7 @@ def test_v2_reads_or_refuses_bytes(raw: bytes) -> None:
 @example({"signature_data": "30", "change_value": True})
 @example({"signature_data": "30060201110201228", "change_value": 10**400})
 def test_v2_reads_or_refuses_json(body: dict[str, Any]) -> None:
-    """Any values under the known keys are a body or a bad request; only integers are ever taken for money."""
+    """Any values under the known keys give a body or a bad request; only integers are accepted as amounts."""
     read = refused_or(BadRequest, read_v2_body, json.dumps(body).encode())
 
     if read is not None:
@@ -106,7 +106,7 @@ def test_v2_reads_or_refuses_json(body: dict[str, Any]) -> None:
 
 @given(st.text() | hexish)
 def test_secrets_are_read_or_none(text: str) -> None:
-    """Any text is a secret of 32 bytes or none."""
+    """Any text gives a secret of 32 bytes or None."""
     secret = read_secret(text)
 
     assert secret is None or text.lower().strip('"') == secret.hex()
@@ -117,7 +117,7 @@ def test_secrets_are_read_or_none(text: str) -> None:
 
 @given(st.text() | hexish | txids.map(lambda x: "02" + x.hex()))
 def test_public_keys_are_read_or_refused(text: str) -> None:
-    """Any text is a key that is written the same way, or a bad request."""
+    """Any text gives a key with the same text, or a bad request."""
     key = refused_or(BadRequest, parse_public_key, text)
 
     assert key is None or key.hex() == text
@@ -125,7 +125,7 @@ def test_public_keys_are_read_or_refused(text: str) -> None:
 
 @given(st.binary(min_size=78, max_size=83) | st.binary(max_size=200))
 def test_redeem_scripts_are_read_or_refused(script: bytes) -> None:
-    """Any bytes are a redeem script or a bad request."""
+    """Any bytes give a redeem script or a bad request."""
     terms = refused_or(BadRequest, parse_redeem_script, script)
 
     assert terms is None or terms.redeem_script == script
@@ -133,7 +133,7 @@ def test_redeem_scripts_are_read_or_refused(script: bytes) -> None:
 
 @given(st.integers(MIN_EXPIRY, MAX_EXPIRY), st.integers(0, 50), st.integers(51, 100))
 def test_redeem_scripts_round_trip(expiry: int, server: int, client: int) -> None:
-    """Terms are read back from their own script, whatever keys and expiry."""
+    """Terms are read back from their own script, for any keys and expiry."""
     terms = make_terms(*(private_key(str(seed)).public_key.format() for seed in (server, client)), expiry)
 
     assert parse_redeem_script(terms.redeem_script) == terms
@@ -142,7 +142,7 @@ def test_redeem_scripts_round_trip(expiry: int, server: int, client: int) -> Non
 
 @given(st.text(max_size=50) | st.text("123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz", max_size=40))
 def test_addresses_are_read_or_refused(text: str) -> None:
-    """Any text is an address that is written the same way, or a bad request."""
+    """Any text gives an address with the same text, or a bad request."""
     for network in Network:
         script = refused_or(BadRequest, decode_address, text, network)
 
@@ -151,7 +151,7 @@ def test_addresses_are_read_or_refused(text: str) -> None:
 
 @given(st.binary(min_size=20, max_size=20), st.booleans(), st.sampled_from(Network))
 def test_addresses_round_trip(payload: bytes, p2sh: bool, network: Network) -> None:
-    """Every hash has one address of each type on each network."""
+    """Every hash has an address of each type on each network, which decodes to the same script."""
     script = b"\xa9\x14" + payload + b"\x87" if p2sh else b"\x76\xa9\x14" + payload + b"\x88\xac"
 
     assert decode_address(encode_address(script, network), network) == script
@@ -159,7 +159,7 @@ def test_addresses_round_trip(payload: bytes, p2sh: bool, network: Network) -> N
 
 @given(outpoints)
 def test_outpoints_round_trip(outpoint: OutPoint) -> None:
-    """A displayed outpoint is the one that was shown."""
+    """A displayed outpoint is read back as the same outpoint."""
     assert OutPoint.parse(outpoint.txid_hex, outpoint.vout) == outpoint
     assert outpoint.reversed.reversed == outpoint
 
@@ -170,13 +170,13 @@ SAMPLES = list(samples().values())
 
 
 def sealed(body: bytes, seq: int) -> bytes:
-    """Any body as a record with a right head and checksum."""
+    """Any body as a record with a correct head and checksum."""
     content = bytes([VERSION]) + seq.to_bytes(8, "big") + body
     return content + zlib.crc32(content).to_bytes(4, "big")
 
 
 def spliced(draw: st.DrawFn, whole: bytes) -> bytes:
-    """Bytes of which one stretch was replaced by another."""
+    """Bytes in which one part was replaced by other bytes."""
     start = draw(st.integers(0, len(whole)))
     end = draw(st.integers(start, min(start + 8, len(whole))))
     return whole[:start] + draw(st.binary(max_size=8)) + whole[end:]
@@ -184,20 +184,20 @@ def spliced(draw: st.DrawFn, whole: bytes) -> bytes:
 
 @st.composite
 def damaged_bodies(draw: st.DrawFn) -> tuple[bytes, int]:
-    """A real record's body with a stretch replaced, and the sequence number of its head."""
+    """A real record's body with one part replaced, and the sequence number of its head."""
     channel = draw(st.sampled_from(SAMPLES))
     return spliced(draw, encode_record(channel)[9:-4]), channel.seq
 
 
 @given(st.binary(max_size=400))
 def test_threat_12_any_bytes_are_damage(raw: bytes) -> None:
-    """Bytes that nobody wrote as a record are never one."""
+    """Random bytes are never read as a record."""
     assert refused_or(DamagedRecord, decode_record, raw) is None
 
 
 @given(damaged_bodies() | st.tuples(st.binary(max_size=80), st.just(1)))
 def test_threat_12_a_checksum_over_damage_does_not_help(damaged: tuple[bytes, int]) -> None:
-    """A body that was damaged before it was sealed is a channel that can be written again, or `DamagedRecord`."""
+    """A body damaged before its checksum was made gives a channel that can be written again, or `DamagedRecord`."""
     channel = refused_or(DamagedRecord, decode_record, sealed(*damaged))
 
     if channel is not None:
@@ -206,7 +206,7 @@ def test_threat_12_a_checksum_over_damage_does_not_help(damaged: tuple[bytes, in
 
 @given(st.binary(max_size=300), st.recursive(st.integers() | st.binary() | st.text(), st.lists, max_leaves=8))
 def test_frames_are_read_or_refused(raw: bytes, value: Any) -> None:
-    """Whatever comes over the signer's socket is a message or a `WireError`."""
+    """Any bytes from the signer's socket give a message or `WireError`."""
     for body in (
         raw,
         b"\x01" + raw,
@@ -219,7 +219,7 @@ def test_frames_are_read_or_refused(raw: bytes, value: Any) -> None:
 
 
 def msgpack(value: Any) -> bytes:
-    """Encode a value whose integers may be too large for msgpack; those become text."""
+    """Encode a value; integers that are too large for msgpack become text."""
     try:
         return msgspec.msgpack.encode(value)
     except OverflowError:
@@ -227,7 +227,7 @@ def msgpack(value: Any) -> bytes:
 
 
 def refused_or(error: type[Exception], read: Any, *args: Any) -> Any:
-    """What a reader returns, or None when it raises its own error; any other exception fails the test."""
+    """Return the result of a reader, or None if it raises its own error; any other exception fails the test."""
     try:
         return read(*args)
     except error:

@@ -1,4 +1,4 @@
-"""Our verdicts against Bitcoin Core's interpreter, and settlements of any number of channels (threats 15, 17, 19)."""
+"""The project's verdicts against Bitcoin Core's interpreter, and settlements of many channels (threats 15, 17, 19)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.lib.kernel import interpreter_accepts
 
 DUST = Sat(700)
 ALL_OF_IT = msgspec.structs.replace(RULES, dust_sat=DUST)
-"""Rules by which all that was received may become fee."""
+"""Rules by which all received value may become fee."""
 DESTINATION = key_script(private_key("destination").public_key.format())
 
 expiries = st.sampled_from([MIN_EXPIRY, UnixTime(2**31 - 1), UnixTime(2**31), MAX_EXPIRY]) | st.integers(
@@ -34,7 +34,7 @@ payers = st.builds(Payer, st.integers(0, 10**6).map(str), expiries, fundings)
 
 
 def claim_of(payer: Payer, payment: Payment) -> Claim:
-    """What a payer's channel owes by a payment."""
+    """The claim of a payer's channel after a payment."""
     return Claim(payer.terms, payer.outpoint, payer.funding_sat, payer.change_script, payment)
 
 
@@ -47,7 +47,7 @@ def settle(payers: Sequence[Payer], claims: Sequence[Claim], fee_sat: Sat) -> by
 
 @st.composite
 def payers_and_payments(draw: st.DrawFn) -> tuple[Payer, Payment]:
-    """A payer with a payment of its own, which was perhaps changed on the way."""
+    """A payer with one of its payments, which may have been changed after signing."""
     payer = draw(payers)
     change = draw(st.sampled_from([0, 700]) | st.integers(700, payer.funding_sat - 5_000))
     good = payer.payment(change)
@@ -90,7 +90,7 @@ class OtherChange(Payer, frozen=True):
 
 @given(payers_and_payments())
 def test_threat_17_a_payment_verifies_iff_core_takes_its_settlement(case: tuple[Payer, Payment]) -> None:
-    """What we accept can be settled, and what we refuse could not be; but for high S, which is valid yet not relayed."""
+    """Core accepts the settlement iff the project accepts the payment; except for high S, which is not relayed."""
     payer, payment = case
     problem = PaymentVerifier(payer.terms, payer.outpoint, payer.change_script).problem(payment)
 
@@ -104,7 +104,7 @@ def test_threat_17_a_payment_verifies_iff_core_takes_its_settlement(case: tuple[
 
 @given(payers, st.integers(0, 9_000))
 def test_refunds_are_valid(payer: Payer, fee: int) -> None:
-    """Every channel's client gets its coins back, whatever keys, expiry and value."""
+    """The client of every channel can get its coins back, for any keys, expiry and value."""
     refund = sign_refund(payer.key, payer.terms, payer.outpoint, payer.funding_sat, DESTINATION, Sat(fee))
 
     assert interpreter_accepts(payer.terms.funding_script, refund.transaction, 0, payer.funding_sat)
@@ -112,7 +112,7 @@ def test_refunds_are_valid(payer: Payer, fee: int) -> None:
 
 @st.composite
 def batches(draw: st.DrawFn) -> list[tuple[Payer, int]]:
-    """One to four channels, at most one of them with change; payer and change value of each."""
+    """One to four channels, at most one with change; payer and change value of each."""
     seeds = draw(st.lists(st.integers(0, 10**6), min_size=1, max_size=4, unique=True))
     drawn = [(Payer(str(seed), draw(expiries), draw(fundings)), 0) for seed in seeds]
     if draw(st.booleans()):
@@ -124,7 +124,7 @@ def batches(draw: st.DrawFn) -> list[tuple[Payer, int]]:
 @settings(max_examples=40)
 @given(batches(), st.integers(1, 50))
 def test_threat_15_every_order_of_a_batch_is_valid_or_refused(batch: list[tuple[Payer, int]], rate: int) -> None:
-    """A batch is valid in every order that puts change first, and laid out in no other."""
+    """A batch is valid in every order with the change first, and is refused in any other order."""
     for order in permutations(batch):
         claims = [claim_of(payer, payer.payment(change)) for payer, change in order]
         if any(change for _, change in order[1:]):
@@ -139,7 +139,7 @@ def test_threat_15_every_order_of_a_batch_is_valid_or_refused(batch: list[tuple[
 
 
 def assert_refused(claims: Sequence[Claim]) -> None:
-    """A batch that can't be signed is not planned either."""
+    """A batch that can't be signed can't be planned either."""
     try:
         plan_fee(claims, DESTINATION, 1, ALL_OF_IT)
     except ValueError:
@@ -151,7 +151,7 @@ def assert_refused(claims: Sequence[Claim]) -> None:
 def test_threat_13_fees_and_outputs_add_up(
     batch: list[tuple[Payer, int]], rate: int, client_fee: int, may_give_all: bool
 ) -> None:
-    """Outputs and fee are the inputs; the fee is between the relay floor and what was received; no output is dust."""
+    """Outputs and fee equal the inputs; the fee is between relay floor and received value; no output is dust."""
     claims = [claim_of(payer, payer.payment(change)) for payer, change in batch]
     received = sum(claim.received_sat for claim in claims)
 
@@ -171,9 +171,9 @@ def test_threat_13_fees_and_outputs_add_up(
 def test_threat_31_a_client_can_not_make_the_fee_absurd(
     batch: list[tuple[Payer, int]], rate: int, client_fee: int
 ) -> None:
-    """Whatever a closing payment offers, the settlement pays no more than the cap of the rate.
+    """For any offer of a closing payment the settlement pays at most the cap of the rate.
 
-    Else the signer's fee policy would refuse to sign it until the client's refund is valid.
+    Otherwise the signer's fee policy would refuse to sign it until the client's refund is valid.
     """
     claims = [claim_of(payer, payer.payment(change)) for payer, change in batch]
 

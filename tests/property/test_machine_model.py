@@ -1,6 +1,6 @@
-"""A channel's whole life against a model of plain integers: random commands, every outcome foretold.
+"""A channel's whole life against a model of plain integers: random commands, and the model predicts every outcome.
 
-The model knows the rules of RBPCP §6.4, §7.1 and §8.1 in its own words and sizes; it shares no code with the core.
+The model implements the rules of RBPCP §6.4, §7.1 and §8.1 separately; it shares no code with the core.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Life(RuleBasedStateMachine):
     # --- the model's own arithmetic ---------------------------------------------------------------------------------
 
     def size(self, payment: Payment, *, change: bool, server: bool) -> int:
-        """Bytes of the settlement, counted by hand: the longest server signature, the largest destination."""
+        """Bytes of the settlement, counted separately: the longest server signature, the largest destination."""
         script_sig = 1 + len(payment.signature) + 1 + 1 + 72 + 1 + 2 + (80 if self.channel.terms.expiry < 2**31 else 81)
         outputs = (8 + 1 + len(self.payer.change_script) if change else 0) + (
             8 + 1 + LARGEST_DESTINATION if server else 0
@@ -93,14 +93,14 @@ class Life(RuleBasedStateMachine):
         return 4 + 1 + 36 + 1 + script_sig + 4 + 1 + outputs + 4
 
     def settles(self, payment: Payment, *, asked: bool) -> bool:
-        """Whether what was received by a payment pays for a settlement that nodes relay."""
+        """Say whether the received value pays for a settlement that nodes relay."""
         received, change = self.funding - payment.change_sat, payment.change_sat > 0
         if received >= self.size(payment, change=change, server=True) + DUST:
             return True
         return asked and change and received >= self.size(payment, change=True, server=False)
 
     def ended(self) -> str:
-        """The code that a channel outside OPEN answers with."""
+        """The code with which a channel outside OPEN answers."""
         if self.moves and self.state not in {State.LOST, State.UNFUNDED}:
             return "channel_moved" if self.moved else "channel_moving"
         return {
@@ -119,7 +119,7 @@ class Life(RuleBasedStateMachine):
         return apply(self.channel, command, View(UnixTime(now), rules, "stale" if frozen else ""))
 
     def expect(self, outcome: Outcome, code: str | None, *, changes: bool = True) -> None:
-        """Compare with the foretold refusal, or adopt the new record."""
+        """Compare with the predicted refusal, or keep the new record."""
         got = outcome.error.code if isinstance(outcome, Rejected) else None
         assert got == code, f"got {outcome}, model says {code}"
         if isinstance(outcome, Accepted):
@@ -128,7 +128,7 @@ class Life(RuleBasedStateMachine):
             self.seq += changes
 
     def sign(self, change: int, nonce: int) -> Payment:
-        """A payment by RFC 6979, or by another nonce: as good, and with other bytes."""
+        """A payment signed by RFC 6979, or with another nonce: equally valid, but with other bytes."""
         payment = self.payer.payment(change)
         if not nonce:
             return payment
@@ -139,7 +139,7 @@ class Life(RuleBasedStateMachine):
     changes_of_value = st.sampled_from([-1000, -1, 0, 1, 2, 100, 450, 1_200, "drain", "drain", "dust", "dust - 1"])
 
     def target(self, less: int | str) -> int:
-        """The change value that a drawn step leads to."""
+        """The change value after a drawn step."""
         if less == "drain":
             return 0
         if isinstance(less, str):
@@ -182,7 +182,7 @@ class Life(RuleBasedStateMachine):
             self.book(outcome, new)
 
     def book(self, outcome: Outcome, new: int) -> None:
-        """A payment counts from here on."""
+        """Check that a payment is booked."""
         assert isinstance(outcome, Accepted)
         assert outcome.value_sat == self.change - new
         self.income += outcome.value_sat
@@ -209,7 +209,7 @@ class Life(RuleBasedStateMachine):
             self.book(outcome, self.offered)
 
     def decide(self, outcome: Outcome, *, counts: bool) -> None:
-        """What a closing channel still offered counts, or is forgotten."""
+        """Check that the offered payment of a closing channel is booked, or dropped."""
         assert isinstance(outcome, Accepted)
         assert outcome.value_sat == (self.change - self.offered if counts else 0)
         if counts:
@@ -218,8 +218,8 @@ class Life(RuleBasedStateMachine):
         self.has_offer = False
 
     @rule(asks=st.booleans(), late=st.booleans())
-    def nobody_answers(self, asks: bool, late: bool) -> None:
-        """A closing channel decides by itself when half of the time is over, or where no application is asked any more."""
+    def no_answer(self, asks: bool, late: bool) -> None:
+        """A closing channel decides itself after half of the time, or if no application is configured any more."""
         outcome = self.give(Unanswered(), asks=asks, late=late)
         decides = self.state is State.CLOSING and self.has_offer and (not asks or self.is_urgent(late))
         self.expect(outcome, None, changes=decides)
@@ -297,7 +297,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(late=st.booleans())
     def withdraw(self, late: bool) -> None:
-        """What was earned is settled; only a channel whose change funds it again can go on, and not by its opening payment."""
+        """A withdrawal needs a channel whose change funds it again, and a payment other than the opening one."""
         outcome = self.give(Close(CloseReason.WITHDRAW), late=late)
         if self.state is not State.OPEN:
             ended = self.state in {State.LOST, State.UNFUNDED}
@@ -315,7 +315,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.moved and self.state is State.CLOSED)
     @rule()
     def go_on_elsewhere(self) -> None:
-        """The successor holds what was left, has received nothing, and takes payments signed for its own output."""
+        """The successor holds the change, has received nothing, and accepts payments signed for its own output."""
         assert self.channel.closing is not None
         self.channel = successor(self.channel, NOW)
         at = self.channel.outpoint
@@ -326,7 +326,7 @@ class Life(RuleBasedStateMachine):
         self.is_new, self.payments = False, 0
 
     def close(self, outcome: Outcome, payment: Payment, *, asked: bool) -> None:
-        """A channel is closed if that pays for itself; a client drops an offer by it, the server keeps it."""
+        """A channel closes if its settlement is economical; a client's close drops the offer, the server's keeps it."""
         if not self.settles(payment, asked=asked):
             self.expect(outcome, "not_economical")
             return
@@ -336,7 +336,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.state is not State.OPEN)
     @rule()
     def go_on(self) -> None:
-        """The settlement takes its usual way."""
+        """The next step of the settlement succeeds."""
         if self.state is State.CLOSING and self.has_offer:
             self.answer("")
         elif self.state is State.CLOSING and not self.signed:
@@ -352,7 +352,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(command=st.sampled_from([Published(), Confirmed(b"\x44" * 32), Vanished(), Vanished()]))
     def watch(self, command: Command) -> None:
-        """News of the chain, whether they fit or not: those that don't change nothing."""
+        """Reports of the chain in any state: those that do not fit change nothing."""
         after: dict[tuple[State, type], State] = {
             (State.CLOSING, Published): State.PUBLISHED if self.signed else State.CLOSING,
             (State.PUBLISHED, Confirmed): State.CLOSED,
@@ -371,11 +371,11 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.state is not State.OPEN)
     @rule()
     def sign_settlement(self) -> None:
-        """The signer's first answer counts, while the channel is closing; then it can always be planned."""
+        """A closing channel stores the signer's first settlement, which can always be planned."""
         counts = self.state is State.CLOSING and not self.signed and not self.has_offer
         closing = self.channel.closing
         asked = closing is not None and closing.reason is CloseReason.CLIENT
-        assume(not counts or self.settles(self.channel.payment, asked=asked))  # not so where a refund vanished
+        assume(not counts or self.settles(self.channel.payment, asked=asked))  # not after a refund vanished
         spent = CTxIn(COutPoint(self.channel.outpoint.txid, self.channel.outpoint.vout))
         cheap = CTransaction([spent], [CTxOut(1, CScript(bytes(900)))]).serialize()
         settlement = self.payer.settlement(self.channel) if counts else Settlement(cheap, b"\x33" * 32, Sat(1))
@@ -385,7 +385,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.signed)
     @rule(percent=st.sampled_from([-10, 0, 1, 25, 300]))
     def sign_again(self, percent: int) -> None:
-        """A settlement at a higher rate takes the place of the last one until a block has one of them."""
+        """A settlement at a higher rate replaces the last one until a block contains one of them."""
         paid = self.newest()
         fee = paid.fee_sat + (paid.fee_sat * percent + 99) // 100
         counts = fee > paid.fee_sat and self.state in {State.CLOSING, State.PUBLISHED}
@@ -405,7 +405,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.seq > 3)
     @rule(command=st.sampled_from([Unfunded(), Funded(), Funded()]))
     def fund(self, command: Command) -> None:
-        """Funding that is replaced ends what is under way; funding that is there after all goes on with it, its offer too."""
+        """Replaced funding makes the channel UNFUNDED; funding that returns restores its state, and its offer."""
         state = self.state
         if isinstance(command, Unfunded) and state in {State.OPEN, State.CLOSING, State.PUBLISHED}:
             state = State.UNFUNDED
@@ -414,7 +414,7 @@ class Life(RuleBasedStateMachine):
         self.expect(self.give(command), None, changes=state is not self.state)
         self.state = state
 
-    # --- what always holds ------------------------------------------------------------------------------------------
+    # --- invariants -------------------------------------------------------------------------------------------------
 
     @invariant()
     def record_and_model_agree(self) -> None:
@@ -429,5 +429,5 @@ class Life(RuleBasedStateMachine):
 
 
 def test_a_channel_lives_as_the_model_says() -> None:
-    """Whatever is asked in whatever order, money, states, counts and refusals are those of the model."""
+    """For any commands in any order, amounts, states, counts and refusals equal those of the model."""
     run_state_machine_as_test(Life, settings=settings(max_examples=250, stateful_step_count=40))

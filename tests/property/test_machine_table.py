@@ -1,4 +1,4 @@
-"""All states times all commands, from real records: what may change, what must not, and which way states move."""
+"""All states with all commands, from real records: which facts may change, and which transitions exist."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ ARROWS = {
     (State.LOST, State.PUBLISHED),
     (State.UNFUNDED, State.PUBLISHED),
 }
-"""The diagram in `machine.py`: every arrow that is drawn, and no other is ever taken."""
+"""The arrows of the diagram in `state_machine.py`: each one is taken, and no other."""
 
 asking = msgspec.structs.replace(RULES, asks_application=True)
 SAMPLES = samples()
@@ -88,7 +88,7 @@ def owner(channel: Channel) -> Payer:
 
 
 def dearer(channel: Channel) -> Settlement:
-    """A settlement at twice the rate that the channel's has."""
+    """A settlement at twice the rate of the channel's."""
     assert channel.closing is not None
     assert channel.closing.settlement is not None
     paid = channel.closing.settlement
@@ -96,17 +96,17 @@ def dearer(channel: Channel) -> Settlement:
 
 
 def found(channel: Channel, payer: Payer, less: int, *, deep: bool) -> Found:
-    """A settlement of ours that left the client so much less, or more, than the record says."""
+    """A settlement of the server that leaves the client `less` satoshi less than the record."""
     payment = payer.payment(max(channel.payment.change_sat - less, 0))
     claim = msgspec.structs.replace(channel.claim, payment=payment)
     return Found(claim, Settlement(bytes(200), bytes([less % 256]) * 32, Sat(300)), deep)
 
 
 def commands(channel: Channel) -> list[Command]:
-    """Commands of every kind for a channel, good ones and bad ones."""
+    """Commands of every kind for a channel, valid and invalid ones."""
     payer = owner(channel)
     change = channel.payment.change_sat
-    other_signer = Payer("somebody else", channel.terms.expiry)
+    other_signer = Payer("another payer", channel.terms.expiry)
     payments = [payer.payment(max(change - less, 0)) for less in (-1, 0, 1, 1_000, change)]
     payments += [payer.payment(1), other_signer.payment(change), Payment(Sat(change), payments[1].signature, 0x01)]
     plain = Payer("frozen sample", channel.terms.expiry)
@@ -146,20 +146,20 @@ each_case = pytest.mark.parametrize(("channel", "view"), CASES)
 
 
 def test_the_table_is_total() -> None:
-    """Every state has an answer to every command."""
+    """Every state has a transition for every command."""
     assert set(TRANSITIONS) == set(State)
     for row in TRANSITIONS.values():
         assert set(row) == set(get_args(Command))
 
 
 def test_the_samples_try_every_cell() -> None:
-    """Records of all states are tried with commands of all kinds below."""
+    """The tests below try records of all states with commands of all kinds."""
     assert {channel.state for channel in SAMPLES.values()} == set(State)
     assert {type(command) for command in commands(SAMPLES["open"])} == set(get_args(Command))
 
 
 @each_case
-def test_what_no_command_changes(channel: Channel, view: View) -> None:
+def test_no_command_changes_fixed_facts(channel: Channel, view: View) -> None:
     """Fixed facts stay, change never rises, the number of payments never falls, and the input record is untouched."""
     before = encode_record(channel)
     for command in commands(channel):
@@ -178,7 +178,7 @@ def test_what_no_command_changes(channel: Channel, view: View) -> None:
 
 @each_case
 def test_sequence_number_counts_changes(channel: Channel, view: View) -> None:
-    """It grows by exactly one when the record changes, and an unchanged record is the very same object."""
+    """It grows by exactly one if the record changes; an unchanged record is the same object."""
     for command in commands(channel):
         outcome = apply(channel, command, view)
         if isinstance(outcome, Accepted) and outcome.channel is not channel:
@@ -188,14 +188,14 @@ def test_sequence_number_counts_changes(channel: Channel, view: View) -> None:
 
 @each_case
 def test_settling_is_never_undone(channel: Channel, view: View) -> None:
-    """A settlement is replaced by a dearer one, a newer claim's or the chain's, and never forgotten; nor when closing began."""
+    """Only a higher fee, a newer claim or the chain replaces a settlement; the start time of closing stays."""
     if channel.closing is None:
         return
     for command in commands(channel):
         outcome = apply(channel, command, view)
         if isinstance(outcome, Accepted):
             if isinstance(command, TakenBack) and channel.moves and channel.closing.settlement is None:
-                continue  # nothing was signed
+                continue  # no settlement is signed
             after = outcome.channel.closing
             assert after is not None
             assert after.begun_at == channel.closing.begun_at
@@ -211,7 +211,7 @@ def test_settling_is_never_undone(channel: Channel, view: View) -> None:
 
 @each_case
 def test_next_step_fits_the_record(channel: Channel, view: View) -> None:
-    """Every record that commands lead to says what to do next, and has what that needs."""
+    """Every resulting record has the facts that its next step needs."""
     for command in commands(channel):
         outcome = apply(channel, command, view)
         after = outcome.channel if isinstance(outcome, Accepted) else channel
@@ -236,14 +236,14 @@ def test_next_step_fits_the_record(channel: Channel, view: View) -> None:
 
 @each_case
 def test_a_kept_verifier_changes_no_verdict(channel: Channel, view: View) -> None:
-    """The verifier that an actor keeps saves work only, also when a closing payment names another change address."""
+    """The verifier that an actor keeps only saves work, also if a closing payment names another change address."""
     verifier = PaymentVerifier(channel.terms, channel.outpoint, channel.change_script)
     for command in commands(channel):
         assert apply(channel, command, view, verifier) == apply(channel, command, view)
 
 
-def test_states_move_along_the_drawn_arrows_alone() -> None:
-    """The arrows taken by all commands from all records are those of the diagram: none missing, none more."""
+def test_states_move_only_along_the_drawn_arrows() -> None:
+    """All commands on all records take exactly the arrows of the diagram."""
     taken = set()
     for channel, view in product(SAMPLES.values(), VIEWS.values()):
         for command in commands(channel):
@@ -256,7 +256,7 @@ def test_states_move_along_the_drawn_arrows_alone() -> None:
 
 @pytest.mark.parametrize("name", [name for name, channel in SAMPLES.items() if channel.state is not State.OPEN])
 def test_threat_4_nothing_opens_a_channel_again(name: str) -> None:
-    """Outside OPEN no command brings money, and nothing leads back but funding that is there after all."""
+    """Outside OPEN no command brings value, and only returned funding leads back to OPEN."""
     channel = SAMPLES[name]
     for command, view in product(commands(channel), VIEWS.values()):
         outcome = apply(channel, command, view)
@@ -272,7 +272,7 @@ def test_threat_4_nothing_opens_a_channel_again(name: str) -> None:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_threat_3_a_frozen_server_takes_no_payment(name: str) -> None:
-    """While our view of the chain can't be trusted no payment is taken, but closing goes on."""
+    """Without a reliable chain view the server accepts no payment, but closes channels."""
     channel = SAMPLES[name]
     for command in commands(channel):
         outcome = apply(channel, command, VIEWS["frozen"])
@@ -284,7 +284,7 @@ def test_threat_3_a_frozen_server_takes_no_payment(name: str) -> None:
 
 
 def test_threat_6_a_late_channel_takes_no_payment_and_still_closes() -> None:
-    """From the beginning of the settlement period on payments end, to the second."""
+    """Payments end at the exact second at which the settlement period begins."""
     payer = Payer("late")
     channel = payer.channel()
     limit = channel.terms.expiry - RULES.settlement_period_seconds
@@ -301,7 +301,7 @@ def test_threat_6_a_late_channel_takes_no_payment_and_still_closes() -> None:
 
 @pytest.mark.parametrize("close", [CloseByProof, CloseByPayment])
 def test_fault_14_a_client_closes_although_its_payment_is_offered(close: type[CloseByProof | CloseByPayment]) -> None:
-    """An application that does not answer keeps no client: closing by the payment before the offered one drops that."""
+    """A silent application can't keep a client: a close by the payment before the offered one drops the offer."""
     channel = SAMPLES["open_offered"]
 
     outcome = apply(channel, close(channel.payment), VIEW)
@@ -313,7 +313,7 @@ def test_fault_14_a_client_closes_although_its_payment_is_offered(close: type[Cl
 
 @pytest.mark.parametrize("close", [CloseByProof, CloseByPayment])
 def test_fault_14_a_client_that_shows_the_offered_payment_pays_it(close: type[CloseByProof | CloseByPayment]) -> None:
-    """The client's own word needs no answer of the application; only what it adds to the offered payment is a fee."""
+    """The client's confirmation needs no answer of the application; only the value beyond the offer is a fee."""
     channel = SAMPLES["open_offered"]
     assert channel.offered is not None
 
@@ -330,8 +330,8 @@ def asked(now: int, *, counts: bool = True) -> View:
 
 
 @pytest.mark.parametrize("counts", [True, False])
-def test_fault_7_silence_is_decided_by_the_rule_and_only_late(counts: bool) -> None:
-    """A channel that the server closes asks until half of the time is over; then the rule settles or drops the payment."""
+def test_fault_7_the_rule_decides_about_silence_but_only_late(counts: bool) -> None:
+    """The server asks until half of the time is over; then the rule settles or drops the offered payment."""
     channel = SAMPLES["closing_offered"]
     assert channel.closing is not None
     assert channel.offered is not None
@@ -349,7 +349,7 @@ def test_fault_7_silence_is_decided_by_the_rule_and_only_late(counts: bool) -> N
 
 @pytest.mark.parametrize("refusal", ["", "sold out"])
 def test_fault_7_a_late_answer_counts_while_the_channel_closes(refusal: str) -> None:
-    """A yes after the time-out settles the payment, a no drops it; nothing is signed before."""
+    """A yes after the timeout settles the payment, a no drops it; no settlement is signed before."""
     channel = SAMPLES["closing_offered"]
     assert next_step(channel) is Step.OFFER
 
@@ -361,7 +361,7 @@ def test_fault_7_a_late_answer_counts_while_the_channel_closes(refusal: str) -> 
 
 
 def test_fault_7_an_offered_payment_makes_a_channel_worth_settling() -> None:
-    """What was received without it may not pay for a settlement: the channel is closed, and asked about, all the same."""
+    """Even if the other received value does not pay for a settlement, the channel closes, and the server asks."""
     payer = Payer("poor")
     offered = apply(payer.channel(paid_sat=100), Pay(payer.payment(payer.funding_sat - 60_000)), asked(VIEW.now))
     assert isinstance(offered, Accepted)
@@ -373,7 +373,7 @@ def test_fault_7_an_offered_payment_makes_a_channel_worth_settling() -> None:
 
 
 def test_fault_07_an_offered_payment_outlives_funding_that_was_gone() -> None:
-    """A reorg takes the funding output away and brings it back: the payment that may have been delivered still counts."""
+    """A reorg removes the funding output and brings it back: the offered payment, perhaps delivered, is still there."""
     gone = apply(SAMPLES["open_offered"], Unfunded(), asked(VIEW.now))
     assert isinstance(gone, Accepted)
     assert next_step(gone.channel) is None
@@ -388,7 +388,7 @@ def test_fault_07_an_offered_payment_outlives_funding_that_was_gone() -> None:
 
 
 def test_publishing_needs_a_settlement() -> None:
-    """Nothing was signed, so nothing of ours can be out there: the channel keeps asking for the signature."""
+    """Without a signature the network can have no settlement: the channel still asks for the signature."""
     channel = SAMPLES["closing_expiry"]
 
     outcome = apply(channel, Published(), VIEW)
@@ -400,7 +400,7 @@ def test_publishing_needs_a_settlement() -> None:
 @pytest.mark.parametrize("name", sorted(SAMPLES))
 @pytest.mark.parametrize("kind", [Pay, CloseByProof, CloseByPayment])
 def test_fault_75_a_forged_payment_learns_no_number(name: str, kind: type[Pay | CloseByProof | CloseByPayment]) -> None:
-    """In every state: whoever can't sign for the channel is not told what it holds, whatever change its payment names."""
+    """In every state a refusal of a forged payment names no number of the channel, for any change value."""
     channel = SAMPLES[name]
     held = {channel.payment.change_sat, channel.offered.change_sat if channel.offered else channel.payment.change_sat}
     for change in {1_000, *held, *(each + 1 for each in held), channel.funding_sat, channel.funding_sat + 1}:
@@ -411,8 +411,8 @@ def test_fault_75_a_forged_payment_learns_no_number(name: str, kind: type[Pay | 
             assert not (numbers & held) - {change}, outcome.error
 
 
-def test_fault_76_what_is_withdrawn_by_itself_has_been_paid_to_twice() -> None:
-    """`settlement.withdraw_above_sat` waits for one payment behind the opening one; the same payment again is none."""
+def test_fault_76_an_automatic_withdrawal_needs_a_second_payment() -> None:
+    """`settlement.withdraw_above_sat` waits for a payment after the opening one; a repetition is none."""
     payer = Payer("movable", movable=True)
     opened = payer.channel(500_000)
     again = step(opened, Pay(opened.payment))

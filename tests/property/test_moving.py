@@ -1,4 +1,4 @@
-"""Payments while a channel moves are neither lost nor counted twice, whatever fails on the way.
+"""Payments while a channel moves are neither lost nor counted twice, whichever part fails.
 
 The real client library pays, over HTTP, to the real server in this process; requests and answers get lost, either side
 dies and comes back, the operator withdraws, the settlement takes its time. A sum of integers is the model.
@@ -42,11 +42,11 @@ STEPS = st.one_of(
 
 
 class Died(Exception):
-    """The payer's process ended here."""
+    """The payer's process ends at this point."""
 
 
 class SlowChain(DebugChain):
-    """What is published stays unconfirmed until it is let."""
+    """A chain on which broadcast transactions stay unconfirmed until `confirm`."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
@@ -61,7 +61,7 @@ class SlowChain(DebugChain):
 
 
 class Stream(httpx.AsyncBaseTransport):
-    """The way to the server; loses the request or the answer that it is told to."""
+    """A transport to the server that loses the request or answer chosen by the test."""
 
     def __init__(self) -> None:
         self.port, self.loss, self.passes = 0, "", 0
@@ -83,7 +83,7 @@ class Stream(httpx.AsyncBaseTransport):
 
 
 class Scene:
-    """One payer, one server, one channel, and what the payer has signed away."""
+    """One payer, one server, one channel, and the value that the payer has signed away."""
 
     def __init__(self, directory: Path, dialect: Dialect) -> None:
         self.directory, self.dialect = directory, dialect
@@ -128,7 +128,7 @@ class Scene:
         self.server.signer.heal("sign_settlement")
         await self.server.watcher.look()
         self.chain.confirm()
-        for _ in range(2):  # the channel at the new output takes payments when chain and signer were asked about it
+        for _ in range(2):  # the channel at the new output accepts payments after chain and signer were asked about it
             await self.server.watcher.look()
 
     async def do(self, step: Sequence[object]) -> None:
@@ -164,9 +164,9 @@ class Scene:
         self.meant_sat = (await self.channel.open()).paid_sat
 
     async def act(self, what: str, amount_sat: int, loss: str, passes: int) -> None:
-        """Pay, resume or ask; a payment that was signed counts, whatever came of it.
+        """Pay, resume or ask; a signed payment counts in the model, whatever its answer.
 
-        One that the server is known not to have is given up for the next.
+        If the server is known not to have it, the payer replaces it by the next.
         """
         self.line.loss, self.line.passes = loss, passes
         before = self.meant_sat
@@ -188,10 +188,10 @@ class Scene:
             pass
         self.line.loss = ""
 
-    # --- what must hold ---------------------------------------------------------------------------------------------
+    # --- invariants -------------------------------------------------------------------------------------------------
 
     async def check(self) -> None:
-        """Nobody counts more than was signed, nor less than was acknowledged; the refund is of the present output."""
+        """Each side counts between the acknowledged and the signed value; the refund spends the present output."""
         record, received = self.channel.record, await self.received_sat()
         acknowledged = record.earlier_paid_sat + record.funding_sat - record.agreed_sat
         assert acknowledged <= received <= record.paid_sat == self.meant_sat
@@ -206,7 +206,7 @@ class Scene:
                 assert settlement.vout[0].nValue == channel.payment.change_sat == successor.funding_sat
 
     async def end(self) -> None:
-        """When everything is let finish, both sides count the same; a last payment and the closing go through."""
+        """After all work has finished, both sides count the same; a last payment and the closing succeed."""
         await self.confirm()
         if self.channel.record.unacknowledged:
             await self.channel.resume()
@@ -239,5 +239,5 @@ async def play(steps: Sequence[Sequence[object]], dialect: Dialect) -> None:
 def test_payments_during_moves_are_neither_lost_nor_counted_twice(
     steps: list[Sequence[object]], dialect: Dialect
 ) -> None:
-    """Random lives of a channel: what was signed is what was received in the end, at whatever outputs."""
+    """Random lives of a channel: in the end the received value equals the signed value, over all its outputs."""
     asyncio.run(play(steps, dialect))

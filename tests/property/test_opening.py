@@ -1,4 +1,4 @@
-"""Opening a channel: a valid request, and what each single field of it is refused for when it changes (RBPCP §7.2)."""
+"""Opening a channel: a valid request, and the refusal for each single changed field (RBPCP §7.2)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def code_of(opening: Opening, view: View = VIEW) -> str | None:
 
 
 def test_the_valid_opening_opens() -> None:
-    """The request that all others here differ from is accepted: open, first version, nothing counted yet."""
+    """The unchanged request is accepted: the channel is open, with its first version and no counted payment."""
     outcome = open_channel(VALID, VIEW)
 
     assert isinstance(outcome, Accepted)
@@ -89,12 +89,12 @@ MUTATIONS = {
 
 @pytest.mark.parametrize(("opening", "code"), MUTATIONS.values(), ids=MUTATIONS)
 def test_threat_2_one_changed_field_has_its_refusal(opening: Opening, code: str | None) -> None:
-    """Each field changed alone is refused for its own reason; what the payment does not sign changes the value only."""
+    """Each single changed field has its own refusal; a field that the payment does not sign changes only the value."""
     assert code_of(opening) == code
 
 
 def test_every_field_is_mutated() -> None:
-    """No field of the request, its terms or its payment is left out above."""
+    """The cases above cover all fields of the request, its terms and its payment."""
     changed = {
         (part, name)
         for opening, _ in MUTATIONS.values()
@@ -113,7 +113,7 @@ def test_every_field_is_mutated() -> None:
 
 @pytest.mark.parametrize("late", [-1, 0, 1])
 def test_threat_6_the_earliest_expiry_to_the_second(late: int) -> None:
-    """An expiry is later than now, the settlement period and the minimum duration together (RBPCP §7.2)."""
+    """An expiry must be later than now plus settlement period plus minimum duration (RBPCP §7.2)."""
     view = View(UnixTime(VALID.terms.expiry - 86_400 - 3_600 + late), RULES)
 
     outcome = open_channel(VALID, view)
@@ -131,7 +131,7 @@ def test_threat_6_the_earliest_expiry_to_the_second(late: int) -> None:
     frozen=st.booleans(),
 )
 def test_refusals_come_in_their_order(less: int, price: int, confirmations: int, late: int, frozen: bool) -> None:
-    """Whatever is wrong at once, the first rule of RBPCP §5.2 that fails is the answer."""
+    """If several fields are wrong, the first failing rule of RBPCP §5.2 gives the answer."""
     change = VALID.funding_sat - less
     view = View(UnixTime(NOW + VALID.terms.expiry - min_expiry(VIEW) + late), RULES, "stale" if frozen else "")
     opening = replace(VALID, payment=PAYER.payment(change), price_sat=Sat(price), confirmations=confirmations)
@@ -147,7 +147,7 @@ def test_refusals_come_in_their_order(less: int, price: int, confirmations: int,
 
 
 def test_refusals_hold_both_numbers() -> None:
-    """A short payment and a missing confirmation say what they got and what they need."""
+    """The refusals of a short payment and of a missing confirmation have the received and the needed number."""
     short = open_channel(replace(VALID, price_sat=Sat(83_240)), VIEW)
     unconfirmed = open_channel(replace(VALID, confirmations=0), VIEW)
 
@@ -158,7 +158,7 @@ def test_refusals_hold_both_numbers() -> None:
 
 
 def test_an_opening_payment_of_everything_opens_closing() -> None:
-    """A payment that leaves no change opens a channel that is already being settled (RBPCP §5.2)."""
+    """A payment without change opens a channel in CLOSING (RBPCP §5.2)."""
     outcome = open_channel(PAYER.opening(PAYER.funding_sat), VIEW)
 
     assert isinstance(outcome, Accepted)
@@ -169,7 +169,7 @@ def test_an_opening_payment_of_everything_opens_closing() -> None:
 
 
 def test_threat_13_an_opening_that_could_never_be_settled_is_refused() -> None:
-    """All of a funding output that is smaller than its own settlement's cost is worth nothing to us."""
+    """A funding output below the cost of its own settlement has no value for the server."""
     payer = Payer("poor", funding_sat=Sat(800))
 
     outcome = open_channel(payer.opening(800), VIEW)

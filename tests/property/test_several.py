@@ -1,4 +1,4 @@
-"""Several payments at once against one by one: the same outcomes, the same channel."""
+"""Several payments at once, compared with one by one: the same outcomes, the same channel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.lib.channels import NOW, RULES, VIEW, Payer, step
 PAYER = Payer("several")
 OPENED = PAYER.channel()
 VERIFIER = PaymentVerifier(PAYER.terms, PAYER.outpoint, PAYER.change_script)
-OTHER = Payer("somebody else")
+OTHER = Payer("another payer")
 
 changes = st.sampled_from([990_001, 990_000, 989_999, 989_990, 500_000, 20_000, 600, 546, 545, 1, 0])
 good = changes.map(PAYER.payment)
@@ -48,7 +48,7 @@ channels = st.sampled_from(
 
 
 def one_by_one(channel: Channel, payments: list[Payment], view: View) -> list[Outcome]:
-    """The plain path: each payment is a command of its own."""
+    """The plain path: each payment is a separate command."""
     outcomes: list[Outcome] = []
     for payment in payments:
         outcome = apply(channel, Pay(payment), view, VERIFIER)
@@ -59,7 +59,7 @@ def one_by_one(channel: Channel, payments: list[Payment], view: View) -> list[Ou
 
 
 def together(channel: Channel, payments: list[Payment], view: View, *, coalesce: bool) -> list[Outcome]:
-    """Judge them at once; those that a compact frame can hold, as such too, which must make no difference."""
+    """Judge them at once; if a compact frame can hold them, judge that too: the outcomes must be equal."""
     outcomes = judge(channel, [Pay(payment) for payment in payments], view, VERIFIER, coalesce=coalesce)
     assert len(outcomes) == len(payments)
     if payments and all(_is_compact(payment) for payment in payments):
@@ -73,7 +73,7 @@ def together(channel: Channel, payments: list[Payment], view: View, *, coalesce:
 def test_without_coalescing_several_payments_are_the_plain_path(
     channel: Channel, payments: list[Payment], view: View
 ) -> None:
-    """Good, bad, stale, dust, draining, in any order, on any channel at any time: the same outcomes."""
+    """Valid, bad, stale, dust and draining payments, in any order, on any channel at any time: the same outcomes."""
     assert together(channel, payments, view, coalesce=False) == one_by_one(channel, payments, view)
 
 
@@ -81,7 +81,7 @@ def test_without_coalescing_several_payments_are_the_plain_path(
 def test_fault_69_parts_are_the_plain_path_and_end_at_bad_signatures(
     channel: Channel, payments: list[Payment], view: View
 ) -> None:
-    """A row judged in parts has the outcomes of judging one by one; each part has one bad signature at most, its last."""
+    """A batch judged in parts has the same outcomes; only the last outcome of a part is a bad signature."""
     commands: Commands = [Pay(payment) for payment in payments]
     outcomes: list[Outcome] = []
     now = channel
@@ -100,10 +100,8 @@ def _has_bad_signature(outcome: Outcome) -> bool:
 
 
 @given(channels, st.lists(good, max_size=8) | falling, views)
-def test_coalescing_changes_nothing_for_who_signs_what_he_sends(
-    channel: Channel, payments: list[Payment], view: View
-) -> None:
-    """Payments with good signatures, in whatever order and of whatever value, have the outcomes of the plain path."""
+def test_coalescing_changes_nothing_for_valid_signatures(channel: Channel, payments: list[Payment], view: View) -> None:
+    """Payments with valid signatures, in any order and of any value, have the outcomes of the plain path."""
     assert together(channel, payments, view, coalesce=True) == one_by_one(channel, payments, view)
 
 
@@ -111,9 +109,9 @@ def test_coalescing_changes_nothing_for_who_signs_what_he_sends(
 def test_coalescing_credits_and_keeps_what_the_plain_path_does(
     channel: Channel, payments: list[Payment], view: View
 ) -> None:
-    """With bad signatures among them the sum of the values, the payment kept and the state are the same.
+    """With bad signatures among them the sum of the values, the stored payment and the state are the same.
 
-    What differs: a bad signature that a later good payment covers is not found.
+    The one difference: a bad signature that a later valid payment covers is not detected.
     """
     outcomes, plain = together(channel, payments, view, coalesce=True), one_by_one(channel, payments, view)
     now, then = newest_of(outcomes) or channel, newest_of(plain) or channel
@@ -126,7 +124,7 @@ def test_coalescing_credits_and_keeps_what_the_plain_path_does(
 
 @given(st.lists(st.integers(546, 990_000), min_size=2, max_size=8, unique=True), st.data())
 def test_a_bad_newest_payment_covers_nothing(row: list[int], data: st.DataObject) -> None:
-    """If the newest does not hold, the earlier ones are checked one by one."""
+    """If the newest does not verify, the earlier ones are checked one by one."""
     payments = [PAYER.payment(change) for change in sorted(row, reverse=True)]
     payments[-1] = msgspec.structs.replace(payments[-1], signature=OTHER.payment(5_000).signature)
     at = data.draw(st.integers(0, len(payments) - 2))
@@ -134,8 +132,8 @@ def test_a_bad_newest_payment_covers_nothing(row: list[int], data: st.DataObject
     assert together(OPENED, payments, VIEW, coalesce=True) == one_by_one(OPENED, payments, VIEW)
 
 
-def test_only_the_newest_of_a_falling_row_is_verified() -> None:
-    """Sixteen payments cost one check: the fifteen before the newest may hold anything as signatures."""
+def test_only_the_newest_of_falling_payments_is_verified() -> None:
+    """Sixteen payments cost one check: the signatures of the fifteen before the newest may be invalid."""
     honest = [PAYER.payment(990_000 - n) for n in range(1, 17)]
     unsigned = [msgspec.structs.replace(each, signature=b"garbage!") for each in honest[:-1]]
     outcomes = together(OPENED, [*unsigned, honest[-1]], VIEW, coalesce=True)
@@ -146,7 +144,7 @@ def test_only_the_newest_of_a_falling_row_is_verified() -> None:
 
 
 def test_a_draining_payment_is_checked_by_itself() -> None:
-    """The last of a row that leaves nothing closes the channel, and what comes behind it is refused as ever."""
+    """A payment without change closes the channel, and later payments are refused as usual."""
     row = [PAYER.payment(change) for change in (980_000, 970_000, 0, 0)]
     outcomes = together(OPENED, row, VIEW, coalesce=True)
     assert outcomes == one_by_one(OPENED, row, VIEW)
@@ -156,7 +154,7 @@ def test_a_draining_payment_is_checked_by_itself() -> None:
 
 
 def _is_compact(payment: Payment) -> bool:
-    """Whether a binary frame can hold it: a real signature, with the flag that follows from the change value."""
+    """Say whether a binary frame can hold it: a real signature, with the flag that follows from the change value."""
     return payment.signature[0] == 0x30 and read_payments(write_payments([payment]))[0] == payment
 
 
@@ -165,7 +163,7 @@ def _total(outcomes: list[Outcome]) -> int:
 
 
 def test_a_lone_payment_is_always_checked() -> None:
-    """There is nothing that could cover it."""
+    """No newer payment could cover it."""
     lone = [msgspec.structs.replace(PAYER.payment(980_000), signature=OTHER.payment(5_000).signature)]
     (outcome,) = together(OPENED, lone, VIEW, coalesce=True)
     assert getattr(outcome, "error", None) == BadSignature(change_sat=980_000)

@@ -1,4 +1,4 @@
-"""Addresses: base58 of the two script types, of the right network, and nothing else (threats 27 and 37)."""
+"""Addresses: base58 of the two script types, of the right network; all other texts are refused (threats 27 and 37)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOT_LIVE = [Network.TEST, Network.REGTEST]
 
 
 def checked(payload: bytes) -> str:
-    """Base58 with a right checksum over any payload."""
+    """Base58 of any payload with a correct checksum."""
     return str(base58.encode(payload + Hash(payload)[:4]))
 
 
@@ -31,7 +31,7 @@ def checked(payload: bytes) -> str:
     ],
 )
 def test_an_address_is_read_on_its_own_network_alone(text: str, networks: list[Network]) -> None:
-    """An address decodes to a script that is shown as the same address; on any other network it is refused."""
+    """An address decodes to a script that encodes to the same address; on any other network it is refused."""
     for network in Network:
         if network in networks:
             assert encode_address(decode_address(text, network), network) == text
@@ -42,7 +42,7 @@ def test_an_address_is_read_on_its_own_network_alone(text: str, networks: list[N
 
 @pytest.mark.parametrize("position", range(len(TEST_P2PKH)))
 def test_a_changed_character_breaks_the_checksum(position: int) -> None:
-    """Any one character changed is caught."""
+    """The checksum detects a change of any single character."""
     other = "2" if TEST_P2PKH[position] != "2" else "3"
 
     with pytest.raises(Malformed):
@@ -78,21 +78,21 @@ def test_a_changed_character_breaks_the_checksum(position: int) -> None:
     ],
 )
 def test_threat_37_other_texts_are_refused(text: str) -> None:
-    """Segwit, private keys, spaces, look-alike characters and long texts are no address of a channel."""
+    """Segwit addresses, private keys, spaces, similar characters and long texts are refused."""
     with pytest.raises(Malformed):
         decode_address(text, Network.TEST)
 
 
 @pytest.mark.parametrize("size", [0, 1, 19, 21, 22, 24])
 def test_threat_37_a_payload_of_another_length_is_refused(size: int) -> None:
-    """A right checksum does not help a hash of the wrong length."""
+    """A hash of the wrong length is refused, even with a correct checksum."""
     with pytest.raises(Malformed, match="length or checksum"):
         decode_address(checked(b"\x6f" + bytes(size)), Network.TEST)
 
 
 @pytest.mark.parametrize("version", [v for v in range(256) if v not in {0x6F, 0xC4}])
 def test_threat_37_every_other_version_byte_is_refused(version: int) -> None:
-    """Only P2PKH and P2SH of the network are paid to; 254 version bytes are not."""
+    """Only the P2PKH and P2SH versions of the network are accepted; the other 254 version bytes are refused."""
     with pytest.raises(Malformed, match=f"address version {version}"):
         decode_address(checked(bytes([version]) + b"\x11" * 20), Network.REGTEST)
 
@@ -105,7 +105,7 @@ def test_the_field_is_named() -> None:
 
 @pytest.mark.parametrize("script", [b"", b"\x6a", b"\x00\x14" + bytes(20), p2pkh_script(bytes(20))[:-1] + b"\xad"])
 def test_scripts_of_other_types_have_no_address(script: bytes) -> None:
-    """Nothing but P2PKH and P2SH is ever shown as an address: asking for it is our bug."""
+    """Only P2PKH and P2SH scripts have an address; encoding another script is a bug of the caller."""
     with pytest.raises(ValueError, match="neither P2PKH nor P2SH"):
         encode_address(script, Network.TEST)
 

@@ -1,7 +1,7 @@
-"""What may load what at run time, where the packages come from, and how large code may grow.
+"""Architecture: which modules a package loads at run time, where the packages come from, and limits of code size.
 
-Import contracts in `pyproject.toml` hold the static side; an import inside `paychan/__init__.py`, which the signer runs
-too, is caught only here.
+Import contracts in `pyproject.toml` check static imports; an import inside `paychan/__init__.py`, which the signer runs
+too, is detected only here.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ PURE = {
     ),
     *("bitcoin.base58", "bitcoin.core", "bitcoin.core.script", "coincurve", "msgspec"),
 }
-"""All that the core may import: no clock, no randomness, no file, no socket, no thread, no log."""
+"""The modules that the core may import: no clock, no randomness, no file, no socket, no thread, no log."""
 
 MODULE_LINES = 400
 FUNCTION_LINES = 60
@@ -60,7 +60,7 @@ SOURCES = sorted(path for folder in ("paychan", "actors", "signer", "bench") for
 
 
 def loaded_by(*modules: str) -> set[str]:
-    """Names of all modules that a fresh interpreter holds after importing some."""
+    """Names of all modules that a fresh interpreter has loaded after it imported these."""
     program = f"import sys, {', '.join(modules)}; print('\\n'.join(sys.modules))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     return set(run.stdout.split())
@@ -83,7 +83,7 @@ def test_the_core_loads_no_server_package() -> None:
 
 @pytest.mark.parametrize("module", PROTOCOL)
 def test_the_core_imports_pure_modules_alone(module: str) -> None:
-    """What a module of the core imports is itself pure, or is the core."""
+    """A module of the core imports only pure modules and modules of the core."""
     path = ROOT / module.replace(".", "/")
     source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
     imported = {
@@ -102,7 +102,7 @@ def test_the_core_imports_pure_modules_alone(module: str) -> None:
 
 
 def test_threat_43_the_signer_loads_the_protocol_core_alone() -> None:
-    """Nothing of the server, and no OpenSSL, gets into the process that holds the keys (threat 43)."""
+    """The process that holds the keys loads no server package and no OpenSSL (threat 43)."""
     loaded = loaded_by("signer", *SIGNER)
 
     assert not packages(loaded) & ((SERVER_PACKAGES - {"typer", "rich", "plyvel"}) | {"actors"})
@@ -112,14 +112,14 @@ def test_threat_43_the_signer_loads_the_protocol_core_alone() -> None:
 
 
 def test_all_packages_come_from_one_install() -> None:
-    """PyPI has other packages called `actors` and `signer`: ours are the ones beside `paychan`."""
+    """PyPI has other packages called `actors` and `signer`: the imported ones are those beside `paychan`."""
     roots = {Path(package.__file__ or "").parents[1] for package in (paychan, actors, signer)}
 
     assert roots == {ROOT}
 
 
 def test_the_root_package_is_empty() -> None:
-    """`paychan/__init__.py` is executed by the signer too, so it does nothing."""
+    """The signer executes `paychan/__init__.py` too, so the file is empty."""
     assert not (ROOT / "paychan" / "__init__.py").read_text().strip()
 
 
@@ -138,7 +138,7 @@ def test_modules_and_functions_stay_small(path: Path) -> None:
 
 
 def test_no_module_is_a_drawer() -> None:
-    """A module is named for what it is about."""
+    """A module has the name of its subject, not a name for a mixed collection."""
     names = {path.stem for path in SOURCES}
 
     assert not names & {"utils", "util", "helpers", "common", "misc"}

@@ -1,4 +1,4 @@
-"""The BIP70 payment request, read back by a protocol buffers reader of the test's own (RBPCP §13.3)."""
+"""The BIP70 payment request, decoded by a separate Protocol Buffers reader in this test (RBPCP §13.3)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCRIPT = bytes.fromhex("a914" + "5a" * 20 + "87")
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Walk a message: (field number, varint or bytes)."""
+    """Yield the fields of a message: (field number, varint or bytes)."""
     position = 0
 
     def varint() -> int:
@@ -44,7 +44,7 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 )
 @pytest.mark.parametrize("data", [b"", b"x" * 127, b"x" * 128, b"x" * 20_000])
 def test_every_field_is_read_back(network: Network, name: bytes, data: bytes) -> None:
-    """The request is one PaymentDetails, whose fields are those given, in order, and no others."""
+    """The request holds one PaymentDetails, which has exactly the given fields, in order."""
     raw = payment_request(network, SCRIPT, UnixTime(1_500_000_000), UnixTime(1_500_000_900), "f\u00fcr dich", data)
 
     ((number, details),) = list(fields(raw))
@@ -76,7 +76,7 @@ def test_the_documented_bytes() -> None:
 
 @pytest.mark.parametrize(("size", "length"), [(127, "7f"), (128, "8001"), (16_383, "ff7f"), (16_384, "808001")])
 def test_numbers_take_the_fewest_bytes(size: int, length: str) -> None:
-    """A length is written as protocol buffers do, seven bits a byte and no byte more."""
+    """A length is written as in Protocol Buffers: seven bits per byte, in the fewest bytes."""
     raw = payment_request(Network.TEST, SCRIPT, UnixTime(1), UnixTime(2), "", b"\xee" * size)
 
     assert raw.hex().endswith("2a00" + "3a" + length + "ee" * size)

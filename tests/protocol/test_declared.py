@@ -1,4 +1,4 @@
-"""Declared settings: read whole or refused by name, and documented from the same table."""
+"""Declared settings: a file is read completely or refused with the key, and the same table documents it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Table(Struct, frozen=True, forbid_unknown_fields=True):
     network: Annotated[Literal["live", "test"], setting("which chain")]
     fees: Fees = field(default_factory=Fees)
     memo: str = "none"
-    hosts: Annotated[tuple[str, ...], setting("who may ask")] = ("localhost", "::1")
+    hosts: Annotated[tuple[str, ...], setting("allowed hosts")] = ("localhost", "::1")
 
 
 def test_a_file_is_read_into_its_table() -> None:
-    """What is given is taken, what is not has its default, sections too."""
+    """Keys in the file get their values, other keys their defaults, also in sections."""
     assert parse_settings('network = "test"\n[fees]\nrate = 3\n', Table, "x.toml") == Table("test", Fees(rate=3))
     assert parse_settings('network = "live"', Table, "x.toml") == Table("live", Fees(10, enabled=True), "none")
 
@@ -51,7 +51,7 @@ def test_a_file_is_read_into_its_table() -> None:
     ],
 )
 def test_an_error_names_source_and_key(text: str, key: str, reason: str) -> None:
-    """Every mistake in a file is said with the file, the dotted key, and what was wanted."""
+    """The error of each mistake names the file, the dotted key, and the expected value."""
     with pytest.raises(SettingsError) as refusal:
         parse_settings(text, Table, "config/x.toml")
 
@@ -60,11 +60,11 @@ def test_an_error_names_source_and_key(text: str, key: str, reason: str) -> None
 
 
 def test_the_table_documents_itself() -> None:
-    """Each key has its row, in order, with type, default, unit and doc."""
+    """Each key has its row, in order, with type, default, unit and description."""
     assert settings_table(Table) == [
         Setting("network", "'live' | 'test'", "required", "", "which chain"),
         Setting("fees.rate", "int", "10", "sat/vB", "fee rate"),
         Setting("fees.enabled", "bool", "true", "", "pay fees?"),
         Setting("memo", "str", '"none"', "", ""),
-        Setting("hosts", "list of str", '["localhost", "::1"]', "", "who may ask"),
+        Setting("hosts", "list of str", '["localhost", "::1"]', "", "allowed hosts"),
     ]

@@ -1,4 +1,4 @@
-"""The tree of refusals: one table of stable codes, all of them in use, and texts that hold the numbers."""
+"""The tree of refusals: one table of stable codes, all of them in use, with texts that contain the numbers."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ each_leaf = pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.code)
 
 
 def fields_of(leaf: type[PaychanError]) -> dict[str, int]:
-    """A different number for every field that the text of a refusal names."""
+    """A different number for each field in the text of a refusal."""
     names = [name for _, name, _, _ in Formatter().parse(leaf.text) if name]
     return {name: 131 + 7 * place for place, name in enumerate(names)}
 
 
 @each_leaf
 def test_the_text_holds_every_field(leaf: type[PaychanError]) -> None:
-    """Both numbers of a refusal stand in its text."""
+    """The text of a refusal contains both of its numbers."""
     fields = fields_of(leaf)
     refusal = leaf(**fields)
 
@@ -63,7 +63,7 @@ def test_the_text_holds_every_field(leaf: type[PaychanError]) -> None:
 
 @each_leaf
 def test_a_compared_number_has_its_partner(leaf: type[PaychanError]) -> None:
-    """A text that says what it got says what it needs, or names what it fits with."""
+    """A text with a received number also has the needed number or the limit."""
     names = set(fields_of(leaf))
 
     assert any(name.startswith(("need", "want", "limit")) for name in names) or not any(
@@ -73,7 +73,7 @@ def test_a_compared_number_has_its_partner(leaf: type[PaychanError]) -> None:
 
 @each_leaf
 def test_codes_and_statuses(leaf: type[PaychanError]) -> None:
-    """A code is lower-case words, and its status is that of its branch but for the three that HTTP names."""
+    """A code is lower-case words; its status is that of its branch, except for codes with a special HTTP status."""
     branch = leaf.__mro__[1]
 
     assert re.fullmatch(r"[a-z]+(_[a-z]+)*", leaf.code)
@@ -81,7 +81,7 @@ def test_codes_and_statuses(leaf: type[PaychanError]) -> None:
 
 
 def test_a_code_can_not_be_used_twice() -> None:
-    """The class statement itself refuses a code that is taken, and leaves the table alone."""
+    """The class statement itself refuses a code that is already used, and does not change the table."""
     with pytest.raises(TypeError, match="'payment_short' is used twice"):
         type("Copy", (BadRequest,), {"code": "payment_short"})
 
@@ -89,7 +89,7 @@ def test_a_code_can_not_be_used_twice() -> None:
 
 
 def test_every_class_is_a_branch_or_in_the_table() -> None:
-    """No refusal is without a code."""
+    """Every refusal has a code."""
     classes = {c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, PaychanError)}
 
     assert classes == {PaychanError, *STATUS, *LEAVES}
@@ -98,13 +98,13 @@ def test_every_class_is_a_branch_or_in_the_table() -> None:
 
 @each_leaf
 def test_every_refusal_is_given_somewhere(leaf: type[PaychanError]) -> None:
-    """A code that nothing gives is a promise to clients that nobody keeps."""
+    """The programs use every code: clients would wait for an unused code in vain."""
     assert leaf.__name__ in names_in_use()
 
 
 @cache
 def names_in_use() -> set[str]:
-    """Names that the programs' code uses, imports and the table itself aside."""
+    """Names that the programs use, except in imports and in the table itself."""
     modules = (path for package in ("paychan", "actors", "signer") for path in (ROOT / package).rglob("*.py"))
     return {
         node.id
@@ -123,7 +123,7 @@ def test_the_tree_in_the_docstring() -> None:
 
 
 def test_refusals_are_compared_by_kind_and_fields() -> None:
-    """Two refusals are equal when they say the same."""
+    """Two refusals are equal if their class and fields are equal."""
     assert PaymentShort(got_sat=1, need_sat=2) == PaymentShort(got_sat=1, need_sat=2)
     assert PaymentShort(got_sat=1, need_sat=2) != PaymentShort(got_sat=1, need_sat=3)
     assert PaymentShort(got_sat=1, need_sat=2) != ValueBackwards(got_sat=1, need_sat=2)

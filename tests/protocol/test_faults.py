@@ -1,4 +1,4 @@
-"""Every fault that was found from outside has a test named after it, and the page says which."""
+"""Every fault that a reviewer reported has a test named after it, and the page lists these tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fees: the curve towards the deadline, what is replaced, and the budget over it all (threats 8 and 24)."""
+"""Fees: the curve towards the deadline, the replacements, and the budget that limits both (threats 8 and 24)."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ RESERVE = Reserve(private_key("reserve").public_key.format(), (Coin(OutPoint(b"\
 
 
 def closing(received_sat: int) -> Channel:
-    """A closing channel that has received so much."""
+    """A closing channel that has received `received_sat`."""
     return step(Payer("fees").channel(received_sat), Close(CloseReason.OPERATOR))
 
 
 def drained(seed: str, funding_sat: int = 1_000_000) -> Channel:
-    """A closing channel whose client gave everything."""
+    """A closing channel whose client has paid everything."""
     return Payer(seed, funding_sat=Sat(funding_sat)).channel(funding_sat)
 
 
@@ -63,7 +63,7 @@ def rate_after(seconds: int, estimate: int | None = None, floor: int = 1) -> int
 
 
 def test_the_deadline_is_a_margin_before_the_refund() -> None:
-    """The margin is taken from the expiry, which median time past reaches first for the refund."""
+    """The deadline is the expiry less the margin."""
     assert deadline(CLOSING, rules) == NOW + WINDOW
 
 
@@ -72,7 +72,7 @@ def test_the_deadline_is_a_margin_before_the_refund() -> None:
     [(-HOUR, 10), (0, 10), (WINDOW // 4, 13), (WINDOW // 2, 35), (WINDOW, 210), (WINDOW + 1, 210), (9 * WINDOW, 210)],
 )
 def test_the_rate_rises_with_the_cube_of_time(seconds: int, rate: int) -> None:
-    """An eighth of the way at half the time, all of it at the deadline and after it, and never outside."""
+    """The rate has risen by an eighth at half the time, and is at the cap from the deadline on."""
     assert rate_after(seconds) == rate
 
 
@@ -80,13 +80,13 @@ def test_the_rate_rises_with_the_cube_of_time(seconds: int, rate: int) -> None:
     ("estimate", "floor", "rate"), [(None, 1, 10), (4, 1, 4), (4, 9, 9), (500, 1, 210), (None, 500, 210)]
 )
 def test_the_curve_begins_at_the_estimate(estimate: int | None, floor: int, rate: int) -> None:
-    """Or at the configured rate; never below what is relayed, never above the cap."""
+    """Without an estimate it begins at the configured rate; never below the relay minimum, never above the cap."""
     assert rate_after(0, estimate, floor) == rate
 
 
 @given(st.lists(st.integers(-HOUR, 2 * WINDOW), min_size=2, max_size=5), st.integers(1, 400), st.integers(1, 400))
 def test_the_rate_never_falls_while_the_chain_stays_as_it_is(moments: list[int], estimate: int, floor: int) -> None:
-    """Whoever asks later hears as much or more, also another process: nothing but the record and the time counts."""
+    """A later call returns the same rate or a higher one, also in another process: only record and time count."""
     rates = [rate_after(moment, estimate, floor) for moment in sorted(moments)]
 
     assert rates == sorted(rates)
@@ -102,7 +102,7 @@ def test_threat_34_what_is_overdue_pays_the_cap_at_once() -> None:
 
 
 def test_half_of_the_time_makes_it_urgent() -> None:
-    """To the second."""
+    """The exact second counts."""
     assert not is_urgent(CLOSING, rules, UnixTime(NOW + WINDOW // 2 - 1))
     assert is_urgent(CLOSING, rules, UnixTime(NOW + WINDOW // 2))
 
@@ -115,7 +115,7 @@ def test_half_of_the_time_makes_it_urgent() -> None:
     [(3_000, 12, False), (3_000, 13, True), (300, 1, False), (300, 2, True), (900, 3, False), (900, 4, True)],
 )
 def test_a_settlement_is_replaced_when_the_rate_rose_by_a_quarter(paid: int, rate: int, outbid: bool) -> None:
-    """And by a satoshi a byte at least, which is what a replacement must pay for its own relay (BIP125 rule 4)."""
+    """It also rose by at least a satoshi per byte, which a replacement must pay for its own relay (BIP125 rule 4)."""
     assert is_outbid(Settlement(bytes(300), b"", Sat(paid)), rate) is outbid
 
 
@@ -137,7 +137,7 @@ def test_threat_8_from_the_floor_to_the_cap_there_are_few_replacements() -> None
 
 @pytest.mark.parametrize(("received", "fee"), [(1_000_000 - 546, 348 * 210), (20_000, 10_000), (1_500, 750)])
 def test_threat_8_fees_stay_within_a_share_of_what_was_received(received: int, fee: int) -> None:
-    """At the cap's rate: the cap while that is little beside the value, then the share."""
+    """The wanted rate is the cap: a large value pays the cap, a small value pays the share."""
     planned = plan_closing([closing(received)], SERVER_DESTINATION, rules, 210)
 
     size = settlement_size([closing(received).claim], SERVER_DESTINATION)
@@ -145,7 +145,7 @@ def test_threat_8_fees_stay_within_a_share_of_what_was_received(received: int, f
 
 
 def test_relaying_is_paid_even_beyond_the_share() -> None:
-    """A tenth of 950 sat would take a settlement nowhere: the relay floor is paid."""
+    """A tenth of 950 sat would not be relayed, so the settlement pays the relay floor."""
     channel = closing(950)
     size = settlement_size([channel.claim], SERVER_DESTINATION)
     thrifty = msgspec.structs.replace(rules, fee_share_percent=10)
@@ -156,7 +156,7 @@ def test_relaying_is_paid_even_beyond_the_share() -> None:
 
 @given(st.integers(0, 30_000), st.integers(1, 400), st.integers(1, 100))
 def test_threat_24_a_settlement_pays_out_of_what_it_brings(received: int, rate: int, share: int) -> None:
-    """Whatever was received, the fee comes out of it and leaves no dust; else there is no settlement."""
+    """The fee comes out of the received value and leaves no dust, or there is no settlement."""
     claim = Payer("fees").channel(received).claim
     fee = plan_fee([claim], SERVER_DESTINATION, rate, msgspec.structs.replace(rules, fee_share_percent=share))
     size = settlement_size([claim], SERVER_DESTINATION)
@@ -171,7 +171,7 @@ def test_threat_24_a_settlement_pays_out_of_what_it_brings(received: int, rate: 
 
 
 def test_the_reserve_helps_where_our_output_would_be_dust() -> None:
-    """All that was received may become fee then; without a coin a part of it must stay as an output."""
+    """With a reserve coin all received value may become fee; without one, a part must stay as an output."""
     generous = msgspec.structs.replace(rules, fee_share_percent=100)
     claims = [closing(1_500).claim]
     starving = plan_fee(claims, SERVER_DESTINATION, 4, generous)
@@ -185,7 +185,7 @@ def test_the_reserve_helps_where_our_output_would_be_dust() -> None:
 
 
 def test_threat_20_a_child_pays_what_both_lack() -> None:
-    """Parent and child together pay the rate, within budget and dust; none is made that could not be relayed."""
+    """Parent and child together pay the rate, within the budget and above dust; no unrelayable child is made."""
     parent = Settlement(bytes(348), b"", Sat(348))
     fee = plan_child_fee(parent, Sat(100_000), 20, rules)
 
@@ -199,7 +199,7 @@ def test_threat_20_a_child_pays_what_both_lack() -> None:
 
 
 def test_fault_05_several_pay_no_more_together_than_each_could_alone() -> None:
-    """At 40 sat/vB one that received 2,000 sat stays out; what remains is capped by its poorest member at any rate."""
+    """At 40 sat/vB a channel that received 2,000 sat stays out; at any rate the poorest member limits the fee."""
     thrifty = msgspec.structs.replace(rules, fee_share_percent=50, max_fee_sat_per_vb=200)
     channels = [drained("rich"), drained("richer"), drained("poor", 2_000)]
     assert who_can_pay(channels, SERVER_DESTINATION, thrifty, 40) == channels[:2]
@@ -218,18 +218,18 @@ def test_fault_05_several_pay_no_more_together_than_each_could_alone() -> None:
 @pytest.mark.parametrize(
     ("seconds", "floor", "estimate", "received", "fee"),
     [
-        (WINDOW - 1, 150, None, 100_000, 50_000),  # before the deadline the share holds
-        (WINDOW, 150, None, 100_000, "150"),  # past it what is relayed is paid
-        (WINDOW, 1, 170, 100_000, "170"),  # or what confirms
-        (WINDOW, 1, None, 100_000, 50_000),  # and no more than is needed
+        (WINDOW - 1, 150, None, 100_000, 50_000),  # before the deadline the share is the limit
+        (WINDOW, 150, None, 100_000, "150"),  # past it the settlement pays the relay minimum
+        (WINDOW, 1, 170, 100_000, "170"),  # or the estimate
+        (WINDOW, 1, None, 100_000, 50_000),  # but not more than needed
         (WINDOW, 400, None, 100_000, "210"),  # within the cap of the rate
-        (WINDOW, 150, None, 40_000, 40_000 - 546),  # anything that leaves more than dust
+        (WINDOW, 150, None, 40_000, 40_000 - 546),  # any fee that leaves more than dust
     ],
 )
 def test_fault_09_past_the_deadline_the_share_gives_way(
     seconds: int, floor: int, estimate: int | None, received: int, fee: int | str
 ) -> None:
-    """The share bounds what is paid until the deadline; after it, what is needed is paid, by ourselves or the reserve."""
+    """Until the deadline the share limits the fee; after it the server or the reserve pays the needed rate."""
     channel = msgspec.structs.replace(closing(received), terms=CLOSING.terms)
     now_rules = pressed(rules, [channel], UnixTime(NOW + seconds), ChainFees(estimate, floor))
     size = settlement_size([channel.claim], SERVER_DESTINATION)
@@ -238,9 +238,9 @@ def test_fault_09_past_the_deadline_the_share_gives_way(
     assert most_sat([channel.claim], size, now_rules, SERVER_DESTINATION) == wanted
     assert is_beyond_share([channel.claim], Sat(wanted), now_rules) == (seconds == WINDOW and wanted > received // 2)
     with_coin = settlement_size([channel.claim], RESERVE.funding_script, reserve=RESERVE)
-    leaning = plan_reserve_fee([channel.claim], RESERVE, 150, now_rules)
+    funded = plan_reserve_fee([channel.claim], RESERVE, 150, now_rules)
     enough = now_rules.needed_sat_per_vb >= 150 and 150 * with_coin <= received
-    assert leaning == (150 * with_coin if enough else None if seconds < WINDOW or floor >= 150 else received // 2)
+    assert funded == (150 * with_coin if enough else None if seconds < WINDOW or floor >= 150 else received // 2)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_fault_21_what_a_closing_client_offers_is_paid_or_refused(share: int, re
     allowed = most_offered_sat(channel.claim, Sat(received), now_rules)
     assert most in (allowed, "cap")
     assert most != "cap" or allowed == (settlement_size([channel.claim], bytes(22)) * 210)
-    length = 2 * 210  # of the payment's signature, in bytes at the cap
+    length = 2 * 210  # a difference of two bytes in the payment's signature, at the cap
     for offer in (allowed - length if most == "cap" else allowed, allowed + length + 1):
         payment = payer.payment(channel.payment.change_sat - offer)
         outcome = apply(channel, CloseByPayment(payment), view)

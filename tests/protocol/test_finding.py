@@ -1,4 +1,4 @@
-"""What a record takes over from a transaction that spends its funding output, and what it keeps."""
+"""A record takes over facts of a transaction that spends its funding output, and keeps newer facts of its own."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ PAID = 50_000
 
 
 def at(payer: Payer, paid_sat: int) -> Channel:
-    """The record after payments of so much in all."""
+    """The record after payments of `paid_sat` in total."""
     return payer.pay(payer.channel(), paid_sat - 10_000)
 
 
 def test_fault_12_a_settlement_tells_its_payment_and_address() -> None:
-    """The claim of any settlement is read back from its bytes: alone, to another address, drained, or in a batch."""
+    """The claim of any settlement is read from its bytes: alone, to another address, drained, or in a batch."""
     closing = step(at(PLAIN, PAID), Close(CloseReason.OPERATOR))
     alone = PLAIN.settlement(closing).transaction
     assert read_claim(closing, alone) == closing.claim
@@ -63,7 +63,7 @@ def test_fault_12_a_settlement_tells_its_payment_and_address() -> None:
 
 
 def test_fault_12_a_refund_is_no_settlement() -> None:
-    """Nor is one with more below it on the stack, which any miner may put there."""
+    """A refund with further items below it on the stack, which any miner may add, is no settlement either."""
     channel = at(PLAIN, PAID)
     refund = sign_refund(PLAIN.key, PLAIN.terms, PLAIN.outpoint, PLAIN.funding_sat, PLAIN.change_script, Sat(9_000))
     assert read_claim(channel, refund.transaction) is None
@@ -73,7 +73,7 @@ def test_fault_12_a_refund_is_no_settlement() -> None:
 
 
 def test_fault_12_junk_below_a_settlement_hides_nothing() -> None:
-    """The four newest pushes count, whatever lies below."""
+    """The reader uses the last four pushes and ignores the items below."""
     closing = step(at(PLAIN, PAID), Close(CloseReason.OPERATOR))
     changed = CMutableTransaction.from_tx(CTransaction.deserialize(PLAIN.settlement(closing).transaction))
     changed.vin[0].scriptSig = CScript(b"\x51" * 5 + bytes(changed.vin[0].scriptSig))
@@ -82,7 +82,7 @@ def test_fault_12_junk_below_a_settlement_hides_nothing() -> None:
 
 @pytest.mark.parametrize("deep", [False, True])
 def test_fault_12_an_older_settlement_takes_nothing_from_a_newer_record(deep: bool) -> None:
-    """While it can be replaced the record closes to replace it; once it is deep the record follows, and keeps its payment."""
+    """The record closes to replace it; once it is deep, the record takes it over, but keeps the newer payment."""
     newer, older = at(PLAIN, PAID), found_by(PLAIN, at(PLAIN, 20_000), deep=deep)
 
     after = step(newer, older)
@@ -97,7 +97,7 @@ def test_fault_12_an_older_settlement_takes_nothing_from_a_newer_record(deep: bo
 
 
 def test_fault_12_a_reorg_of_an_older_settlement_lets_the_newer_payment_be_signed() -> None:
-    """The record followed it once it was deep; taken back by the chain, it lags and is replaced, but never forgotten."""
+    """The record took over a deep settlement; after a reorg it replaces it, but keeps it until then."""
     newer, older = at(PLAIN, PAID), found_by(PLAIN, at(PLAIN, 20_000), deep=True)
     followed = step(newer, older)
 
@@ -114,7 +114,7 @@ def test_fault_12_a_reorg_of_an_older_settlement_lets_the_newer_payment_be_signe
 
 @pytest.mark.parametrize("state", [State.CLOSING, State.PUBLISHED, State.CLOSED])
 def test_fault_12_a_records_own_settlement_yields_to_deep_ones_alone(state: State) -> None:
-    """Another settlement in the mempool changes nothing for a record that has its own; a deep one does."""
+    """Another settlement in the mempool does not change a record that has its own; a deep one does."""
     record = PLAIN.history(state)[-1]
     other = at(PLAIN, PAID)
 
@@ -125,7 +125,7 @@ def test_fault_12_a_records_own_settlement_yields_to_deep_ones_alone(state: Stat
 
 @pytest.mark.parametrize("state", [State.OPEN, State.LOST, State.UNFUNDED])
 def test_fault_11_a_settlement_back_to_the_funding_script_is_a_move(state: State) -> None:
-    """Whatever the stale record says, it leads to the change output, with the value that is there."""
+    """In every state of the stale record it leads to the change output, with the value of that output."""
     record, other = MOVER.history(state)[-1], at(MOVER, PAID)
     found = found_by(MOVER, other)
     after = step(record, found)
@@ -138,7 +138,7 @@ def test_fault_11_a_settlement_back_to_the_funding_script_is_a_move(state: State
 
 
 def test_fault_11_a_close_that_the_record_signed_is_no_move() -> None:
-    """Its change goes to the funding script, too, yet the operator closed: only what the record does not know is a move."""
+    """Its change goes to the funding script too, but the operator closed: only an unknown settlement is a move."""
     closed = MOVER.history(State.CLOSED)[-1]
     again = Found(closed.claim, msgspec.structs.replace(MOVER.settlement(closed), txid=b"\x07" * 32), deep=True)
 
@@ -148,14 +148,14 @@ def test_fault_11_a_close_that_the_record_signed_is_no_move() -> None:
 
 
 def test_fault_11_the_opening_payment_is_never_a_move() -> None:
-    """It would publish the secret, so nothing is withdrawn by it: such a settlement ends the channel."""
+    """It would publish the secret, so no withdrawal uses it: such a settlement ends the channel."""
     opened = MOVER.channel()
     assert not step(opened, found_by(MOVER, opened)).moves
 
 
 @pytest.mark.parametrize("state", [State.CLOSING, State.PUBLISHED, State.CLOSED])
 def test_fault_16_closing_a_channel_that_moves_is_refused(state: State) -> None:
-    """The operator is shown that it moves, or where it went; withdrawing again changes nothing."""
+    """The refusal tells the operator that the channel moves, or where it went; another withdrawal has no effect."""
     moving = MOVER.history(state, reason=CloseReason.WITHDRAW)[-1]
 
     refused = apply(moving, Close(CloseReason.OPERATOR), VIEW)
@@ -166,7 +166,7 @@ def test_fault_16_closing_a_channel_that_moves_is_refused(state: State) -> None:
 
 
 def test_fault_16_each_payment_counts_on_one_record() -> None:
-    """The channel that goes on begins with no payments: those before are the moved record's."""
+    """The continued channel begins with no payments: the earlier ones belong to the moved record."""
     moving = step(at(MOVER, PAID), Close(CloseReason.WITHDRAW))
     published = step(step(moving, Signed(MOVER.settlement(moving))), Published())
     moved = step(published, confirmed(published))
@@ -174,7 +174,7 @@ def test_fault_16_each_payment_counts_on_one_record() -> None:
 
 
 def test_fault_10_what_was_never_funded_goes_on_where_it_was() -> None:
-    """An open channel takes payments again, a closing one closes on; and each end of it stays an end."""
+    """An open channel accepts payments again, a closing one continues to close, and an ended one stays ended."""
     for state, after in ((State.OPEN, State.OPEN), (State.CLOSING, State.CLOSING), (State.PUBLISHED, State.CLOSING)):
         unfunded = step(PLAIN.history(state)[-1], Unfunded())
         assert unfunded.state is State.UNFUNDED

@@ -1,4 +1,4 @@
-"""Flag and change value must fit each other before anything is hashed (RBPCP §3, threats 8, 13, 14 and 15)."""
+"""Flag and change value must fit each other before a digest is computed (RBPCP §3, threats 8, 13, 14 and 15)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SINGLE, NONE = 0x83, 0x82
 
 
 def problem(flag: int, change: int) -> PaychanError | None:
-    """The verdict over a flag and a change value."""
+    """The refusal of a flag with a change value, or None."""
     return change_problem(Payment(Sat(change), b"\x30" + bytes(7), flag), DUST)
 
 
 @pytest.mark.parametrize("flag", range(256))
 def test_threat_14_two_flags_of_256(flag: int) -> None:
-    """Only 0x83 with change and 0x82 without are payments; the other 254 bytes never are."""
+    """Only 0x83 with change and 0x82 without change are accepted; the other 254 bytes are always refused."""
     with_change, drained = problem(flag, 100_000), problem(flag, 0)
 
     if flag == SINGLE:
@@ -35,7 +35,7 @@ def test_threat_14_two_flags_of_256(flag: int) -> None:
 
 @pytest.mark.parametrize("flag", [flag for flag in range(256) if flag != SINGLE])
 def test_threat_14_a_correctly_signed_payment_under_another_flag_is_refused(flag: int) -> None:
-    """The flag byte alone decides: a good signature under any of the other 255 bytes changes nothing."""
+    """A valid signature with any of the other 255 flag bytes is refused."""
     payer = Payer("flags")
     channel = payer.channel()
     good = payer.payment(channel.payment.change_sat - 1)
@@ -57,18 +57,18 @@ def test_threat_14_a_correctly_signed_payment_under_another_flag_is_refused(flag
     ],
 )
 def test_threat_13_dust_boundary(change: int, want: PaychanError | None) -> None:
-    """Change is nothing, or at least the dust limit; one satoshi less is refused with both numbers."""
+    """Change is 0 or at least the dust limit; one satoshi less is refused with both numbers."""
     assert problem(SINGLE, change) == want
 
 
 @pytest.mark.parametrize("change", [1, 499, DUST - 1, DUST, 10**9])
 def test_giving_all_up_with_change_left_is_refused(change: int) -> None:
-    """0x82 binds no output, so what is left of the client's money would be burnt as fee."""
+    """0x82 binds no output, so the rest of the client's money would become fee."""
     assert problem(NONE, change) == FlagMismatch(flag=NONE, change_sat=change)
 
 
 def test_threat_15_single_without_its_output_never_reaches_the_sighash() -> None:
-    """SINGLE with nothing left hashes to the constant 1: a real signature over that constant is refused by the flag."""
+    """SINGLE without change hashes to the constant 1: the flag rule refuses a real signature over that constant."""
     payer = Payer("constant one")
     constant = (1).to_bytes(32, "little")
     signature = payer.key.sign(constant, hasher=None)

@@ -13,7 +13,7 @@ from tests.lib.channels import RULES
 
 @pytest.mark.parametrize(("batch_channels", "fits"), [(0, True), (20, True), (91, True), (92, False), (200, False)])
 def test_fault_05_a_batch_must_be_able_to_pay_the_highest_rate(batch_channels: int, fits: bool) -> None:
-    """200 channels of 272 bytes at 200 sat/vB cost 10,880,000 sat, and the signer allows 5,000,000: both are named."""
+    """200 channels of 272 bytes at 200 sat/vB cost 10,880,000 sat, the signer allows 5,000,000: the text names both."""
     health = HealthReply(1, "regtest", "hardened", False, "", UnixTime(0), 50, Sat(5_000_000), 200)
     rules = msgspec.structs.replace(RULES, max_fee_sat_per_vb=200, fee_share_percent=50)
     said = contradictions(health, rules, batch_channels)

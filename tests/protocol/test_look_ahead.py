@@ -1,4 +1,4 @@
-"""A signature may be checked before its payment is judged; what the judge hears is the same."""
+"""A signature may be checked before its payment is judged; the result is the same."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from paychan.protocol.payment import Payment, PaymentVerifier
 from tests.lib.rbpcp import Payer
 
 
-def test_what_was_seen_ahead_is_told_for_that_payment_alone() -> None:
-    """Good stays good and bad stays bad, also when another payment was looked at in between, or an equal one is asked."""
+def test_an_early_check_counts_only_for_its_payment() -> None:
+    """The verdict stays the same if another payment was checked in between, or if an equal one is judged."""
     payer = Payer()
     good, other = payer.payment(100_001), payer.payment(100_002)
     bad = Payment(good.change_sat, other.signature, good.flag)

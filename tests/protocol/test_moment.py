@@ -1,4 +1,4 @@
-"""Which reading of the wall clock is believed, and which time fees go by."""
+"""Trust in the wall clock, and the time on the fee curve."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ AGREED = Reading(NOW, 100.0)
         pytest.param(NOW + 5 * HOUR, 101.0, NOW + 5 * HOUR, AGREED, True, id="stepped forward to the right time"),
     ],
 )
-def test_fault_06_a_clock_is_believed_as_far_as_a_witness_agrees(
+def test_fault_06_a_clock_is_believed_while_a_witness_agrees(
     wall: int, steady: float, block: int, agreed: Reading | None, believed: bool
 ) -> None:
-    """A block that is not long ago, or a steady clock since the last such block, must say the same."""
+    """A recent block, or the steady clock since the last such block, must agree with the wall clock."""
     assert is_believed(Reading(UnixTime(wall), steady), UnixTime(block), agreed) is believed
 
 
 def test_fault_06_fees_rise_by_the_chains_time() -> None:
-    """They follow the wall clock up to two hours past the median time, and the median time where that is later."""
+    """They follow the wall clock up to two hours past the median time, and the median time if it is later."""
     assert paying_time(NOW, None) == NOW
     assert paying_time(NOW, UnixTime(NOW - HOUR)) == NOW
     assert paying_time(UnixTime(NOW + 7 * DAY_SECONDS), NOW) == NOW + LEAD_SECONDS
 
 
 @pytest.mark.parametrize("reason", [CloseReason.EXPIRY, CloseReason.OPERATOR])
-def test_fault_06_what_closes_under_a_wrong_clock_begins_at_the_curves_begin(reason: CloseReason) -> None:
+def test_fault_06_a_closing_under_a_wrong_clock_starts_at_the_first_rate(reason: CloseReason) -> None:
     """A channel that is closed while the clock is weeks ahead pays the first rate, not the cap."""
     channel = PayerOfChannel("closed under a wrong clock").channel()
     wrong = View(UnixTime(channel.terms.expiry), RULES, "", NOW)
@@ -58,8 +58,8 @@ def test_fault_06_what_closes_under_a_wrong_clock_begins_at_the_curves_begin(rea
     assert not is_urgent(closing, RULES, wrong.paying_time)
 
 
-def test_fault_06_a_begin_that_is_to_come_makes_nothing_dear() -> None:
-    """A record whose closing began by a clock that was weeks ahead follows the curve of one that closes for expiry."""
+def test_fault_06_a_closing_time_in_the_future_raises_no_fee() -> None:
+    """A record whose closing began by a clock weeks ahead follows the curve of a channel that closes for expiry."""
     channel = PayerOfChannel("stored under a wrong clock").channel()
     ahead = accepted(apply(channel, Close(CloseReason.EXPIRY), View(UnixTime(channel.terms.expiry + 1), RULES)))
     begin = UnixTime(channel.terms.expiry - RULES.settlement_period_seconds)

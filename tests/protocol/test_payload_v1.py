@@ -1,4 +1,4 @@
-"""The v1 `payment` parameter: what is accepted in every spelling, and every hostile class that is refused (RBPCP §4.1)."""
+"""The v1 `payment` parameter: all accepted spellings, and all kinds of hostile texts that are refused (RBPCP §4.1)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DER = bytes.fromhex("3006020111020122")
 """The shortest strict DER signature: two integers of one byte."""
 
 LONG_DER = bytes.fromhex("3046022100" + "ff" * 32 + "022100" + "ee" * 32)
-"""The longest one, with its high S: reading a payload does not judge that."""
+"""The longest one, with a high S: the reader of a payload does not check S."""
 
 
 def text_of(raw: bytes) -> str:
@@ -47,7 +47,7 @@ def test_every_known_spelling_is_the_same_payment(text: str) -> None:
 
 
 def test_the_spellings_differ() -> None:
-    """The sample holds a character that each spelling writes in its own way."""
+    """The sample contains a character that each spelling writes differently."""
     assert "-" in TEXT
     assert len(TEXT) % 4
 
@@ -58,7 +58,7 @@ FOREIGN = [*"!\"#$%&'()*,.:;<>?@[\\]^`{|}~\n\r\t\0", "é", "\u0661", "\uff21", "
 @pytest.mark.parametrize("character", FOREIGN, ids=ascii)
 @pytest.mark.parametrize("position", [0, 5, -1])
 def test_threat_27_characters_outside_the_alphabet_are_refused(character: str, position: int) -> None:
-    """No character beside the two alphabets is skipped or guessed (threat 27)."""
+    """The reader skips or guesses no character outside the two alphabets (threat 27)."""
     text = list(TEXT)
     text[position] = character
 
@@ -86,7 +86,7 @@ def test_padding_elsewhere_or_too_much_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("size", range(17))
 def test_short_payloads_are_refused(size: int) -> None:
-    """Less than the shortest possible payment is refused at every length, and nothing is read past its end."""
+    """A payload below the least length is refused at every length, and the reader does not read past its end."""
     whole = (1000).to_bytes(8, "little") + DER + b"\x83"
 
     with pytest.raises(Malformed):
@@ -101,14 +101,14 @@ def test_the_shortest_and_the_longest_payload_are_read(signature: bytes) -> None
 
 @pytest.mark.parametrize("tail", [b"\x00", b"\x83", bytes(3), bytes(100), bytes(5000)])
 def test_trailing_bytes_are_refused(tail: bytes) -> None:
-    """Nothing may follow the flag, where the Haskell reader ignored it."""
+    """Bytes after the flag are refused; the Haskell reader ignored them."""
     with pytest.raises(Malformed):
         decode_v1(payload(1000, tail=tail))
 
 
 @pytest.mark.parametrize("length", [number for number in range(256) if number != DER[1]])
 def test_every_other_length_byte_is_refused(length: int) -> None:
-    """The DER length byte must leave exactly one byte for the flag; all 255 wrong ones don't."""
+    """The DER length byte must leave exactly one byte for the flag; the 255 other values are refused."""
     with pytest.raises(Malformed):
         decode_v1(payload(1000, bytes([0x30, length]) + DER[2:]))
 
@@ -121,7 +121,7 @@ def test_every_other_first_byte_is_refused(first: int) -> None:
 
 
 def test_a_signature_longer_than_any_is_refused() -> None:
-    """73 bytes are refused though the length byte agrees with them."""
+    """73 bytes are refused even if the length byte agrees."""
     with pytest.raises(Malformed):
         decode_v1(payload(1000, bytes([0x30, 71]) + bytes(71)))
 
@@ -141,7 +141,7 @@ def test_threat_40_change_above_all_bitcoins_is_refused(change: int) -> None:
 
 @pytest.mark.parametrize("flag", range(256))
 def test_every_flag_byte_is_read_as_it_is(flag: int) -> None:
-    """Reading keeps the flag byte; the rule over it comes later, in one place."""
+    """The reader keeps the flag byte; one later check has the rule about it."""
     assert decode_v1(payload(1000, flag=flag)).flag == flag
 
 

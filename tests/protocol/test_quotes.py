@@ -1,4 +1,4 @@
-"""Rules are quoted at the line that follows them; here every quote is looked up in the excerpts of `tests/spec/`."""
+"""Code quotes a rule where it follows it; this test looks every quote up in the excerpts of `tests/spec/`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ QUOTES = re.compile(r'\b(BIP\d+): ((?:"[^"\n]+"(?:, )?)+)')
 
 
 def quotes() -> list[tuple[str, str, Path]]:
-    """Every `BIPn: "…"` of code and tests: document, text, and where it stands."""
+    """Every `BIPn: "…"` of code and tests: document, text, and file."""
     paths = (path for folder in ("paychan", "actors", "signer", "tests") for path in (ROOT / folder).rglob("*.py"))
     return [
         (document.lower(), text, path)
@@ -21,7 +21,7 @@ def quotes() -> list[tuple[str, str, Path]]:
 
 
 def test_quotes_stand_in_their_documents() -> None:
-    """What is quoted is what the document says, and there are quotes to look up."""
+    """Each quote is in its document, and there is at least one quote."""
     excerpts = {path.stem: path.read_text() for path in (ROOT / "tests" / "spec").glob("*.txt")}
     found = quotes()
 

@@ -1,4 +1,4 @@
-"""Stored records: what was ever written is read for ever, and nothing that was damaged (threat 12)."""
+"""Stored records: every older version stays readable, and damage is always detected (threat 12)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ NAMED_BY_SECRET = {"open_v2", "closing_withdraw", "closed_withdrawn", "open_move
 
 
 def resealed(raw: bytes, body: Any) -> bytes:
-    """A record with another body under a right checksum: damage that happened before it was written."""
+    """A record with another body and a correct checksum: damage that happened before the write."""
     content = raw[:9] + (body if isinstance(body, bytes) else msgspec.msgpack.encode(body))
     return content + zlib.crc32(content).to_bytes(4, "big")
 
@@ -71,11 +71,11 @@ def fields(raw: bytes) -> list[Any]:
     return list(msgspec.msgpack.decode(raw[9:-4]))
 
 
-# --- what was ever written ------------------------------------------------------------------------------------------
+# --- versions -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_frozen_samples_mean_what_they_meant(name: str) -> None:
+def test_frozen_samples_keep_their_meaning(name: str) -> None:
     """Every record of every version still decodes to the same channel."""
     channel, version, name = decode_record(SAMPLES[name]), *name.split("_", 1)
 
@@ -100,7 +100,7 @@ def test_frozen_samples_mean_what_they_meant(name: str) -> None:
 
 @each_sample
 def test_frozen_samples_are_written_back_as_the_same_channel(raw: bytes) -> None:
-    """Reading and writing a record changes nothing but its version, so a store migrates as its channels change."""
+    """Reading and writing a record changes only its version, so a store migrates as its channels change."""
     written = encode_record(decode_record(raw))
 
     assert decode_record(written) == decode_record(raw)
@@ -109,7 +109,7 @@ def test_frozen_samples_are_written_back_as_the_same_channel(raw: bytes) -> None
 
 
 def test_samples_cover_every_state_and_step() -> None:
-    """No state, closing reason or step is without a frozen record."""
+    """Each state, closing reason and step has a frozen record."""
     assert {name.removeprefix("v2_") for name in SAMPLES if name.startswith("v2_")} == set(MEANING)
     assert {name.split("_", 1)[1] for name in SAMPLES} == set(MEANING)
     columns = list(zip(*MEANING.values(), strict=True))
@@ -120,19 +120,19 @@ def test_samples_cover_every_state_and_step() -> None:
 
 @pytest.mark.parametrize("name", samples())
 def test_the_layout_is_still_that_of_the_samples(name: str) -> None:
-    """Today's records are written like the frozen ones: a new field or meaning needs new samples first."""
+    """New records have the layout of the frozen ones: a new field or meaning needs new samples first."""
     assert encode_record(samples()[name]) == SAMPLES[f"v{VERSION}_{name}"]
 
 
 def test_a_record_with_more_fields_is_read() -> None:
-    """Fields that a later program appended are left aside, so going back to this one loses no channel."""
+    """The reader ignores fields that a later version appended, so a downgrade loses no channel."""
     raw = SAMPLES["v2_open"]
 
     assert decode_record(resealed(raw, [*fields(raw), "later", 7])) == decode_record(raw)
 
 
 def test_a_record_with_fewer_fields_is_read() -> None:
-    """Fields with a default may be missing at the end: the record is older than they are."""
+    """Fields with a default may be missing at the end: the record is from an older version."""
     raw = SAMPLES["v1_open"]
 
     assert decode_record(resealed(raw, fields(raw)[:8])) == decode_record(raw)
@@ -143,7 +143,7 @@ def test_a_record_with_fewer_fields_is_read() -> None:
 
 @each_sample
 def test_threat_12_every_flipped_bit_is_damage(raw: bytes) -> None:
-    """Any one bit of a record flipped on the disk is found."""
+    """A flip of any single bit on the disk is detected."""
     for bit in range(len(raw) * 8):
         flipped = bytearray(raw)
         flipped[bit // 8] ^= 1 << bit % 8
@@ -153,14 +153,14 @@ def test_threat_12_every_flipped_bit_is_damage(raw: bytes) -> None:
 
 @each_sample
 def test_threat_12_every_truncation_is_damage(raw: bytes) -> None:
-    """A record that ends early is found at every length, down to nothing."""
+    """A truncated record is detected at every length, down to 0."""
     for size in range(len(raw)):
         with pytest.raises(DamagedRecord):
             decode_record(raw[:size])
 
 
-def test_threat_12_bytes_behind_a_record_are_damage() -> None:
-    """A record is exactly as long as it was."""
+def test_threat_12_bytes_after_a_record_are_damage() -> None:
+    """A record with appended bytes is refused."""
     raw = SAMPLES["v1_open"]
 
     for tail in (b"\x00", raw):
@@ -181,7 +181,7 @@ def test_other_versions_are_not_guessed(version: int) -> None:
 
 
 def test_head_and_body_must_hold_one_sequence_number() -> None:
-    """The number that conditional updates compare is the channel's own."""
+    """The number that conditional updates compare equals the channel's own."""
     content = bytes([VERSION]) + (2).to_bytes(8, "big") + SAMPLES["v1_open"][9:-4]
 
     with pytest.raises(DamagedRecord, match="head has seq 2, body 1"):
@@ -197,7 +197,7 @@ def test_head_and_body_must_hold_one_sequence_number() -> None:
     ],
 )  # fmt: skip
 def test_a_field_of_a_wrong_type_is_damage(position: int, value: Any) -> None:
-    """A body of another shape is never half read, even under a right checksum."""
+    """A body with a wrong structure is refused completely, even with a correct checksum."""
     raw = SAMPLES["v1_open"]
     body = fields(raw)
     body[position] = value
@@ -218,7 +218,7 @@ def test_a_field_of_a_wrong_type_is_damage(position: int, value: Any) -> None:
     ids=["nothing", "no msgpack", "length beyond the end", "text that is not UTF-8", "nested without end"],
 )
 def test_a_body_that_is_no_channel_is_damage(body: bytes) -> None:
-    """Whatever stands under a right checksum, reading it raises `DamagedRecord` and nothing else."""
+    """For any bytes with a correct checksum the reader raises only `DamagedRecord`."""
     with pytest.raises(DamagedRecord):
         decode_record(resealed(SAMPLES["v1_open"], body))
 

@@ -1,4 +1,4 @@
-"""Refunds: what Core's interpreter takes of them, and when the lock holds (RBPCP §8.3)."""
+"""Refunds: Core's interpreter accepts them, but not before the lock time (RBPCP §8.3)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def refund_of(payer: Payer, fee_sat: int = 1000) -> Refund:
 
 
 def accepts(payer: Payer, transaction: bytes) -> bool:
-    """Core's verdict over a refund."""
+    """Say whether Core's interpreter accepts a refund."""
     return interpreter_accepts(payer.terms.funding_script, transaction, 0, payer.funding_sat)
 
 
 def signed_otherwise(payer: Payer, *, lock_time: int, sequence: int) -> bytes:
-    """A refund that the client signs with another lock time or sequence, hoping for an earlier one."""
+    """A refund that the client signs with another lock time or sequence, to get an earlier one."""
     usual = CTransaction.deserialize(refund_of(payer).transaction)
     script = payer.terms.redeem_script
 
@@ -62,7 +62,7 @@ def test_core_takes_the_refund(payer: Payer) -> None:
 
 @each_payer
 def test_core_refuses_every_changed_byte(payer: Payer) -> None:
-    """A bit flipped in any byte of a refund spoils it."""
+    """A flipped bit in any byte of a refund makes it invalid."""
     raw = refund_of(payer).transaction
     for position in range(len(raw)):
         changed = raw[:position] + bytes([raw[position] ^ 1]) + raw[position + 1 :]
@@ -72,7 +72,7 @@ def test_core_refuses_every_changed_byte(payer: Payer) -> None:
 
 @each_payer
 def test_the_client_can_not_take_it_back_earlier(payer: Payer) -> None:
-    """BIP65: a lock time before the expiry fails, however well signed; so does one that is a block height."""
+    """BIP65: a lock time before the expiry fails even with a valid signature; so does a block height."""
     assert accepts(payer, signed_otherwise(payer, lock_time=payer.expiry, sequence=REFUND_SEQUENCE))
     for earlier in {payer.expiry - 1, 499_999_999, 500_000_000, 1, 0} - {payer.expiry}:
         assert not accepts(payer, signed_otherwise(payer, lock_time=earlier, sequence=REFUND_SEQUENCE))
@@ -80,7 +80,7 @@ def test_the_client_can_not_take_it_back_earlier(payer: Payer) -> None:
 
 @each_payer
 def test_a_final_sequence_would_switch_the_lock_off(payer: Payer) -> None:
-    """BIP65 fails an input whose sequence is final, because its transaction's lock time would not count."""
+    """BIP65 fails an input with a final sequence, because the lock time would have no effect."""
     assert not accepts(payer, signed_otherwise(payer, lock_time=payer.expiry, sequence=0xFFFFFFFF))
 
 
@@ -95,14 +95,14 @@ def test_the_client_alone_can_not_take_the_server_branch() -> None:
 
 @pytest.mark.parametrize("fee_sat", [-1, 1_000_000, 1_000_001])
 def test_a_fee_that_does_not_fit_is_refused(fee_sat: int) -> None:
-    """A negative fee, or one that leaves nothing, is our bug and said with both numbers."""
+    """A negative fee, or one that leaves nothing, is a bug of the caller; the error has both numbers."""
     with pytest.raises(ValueError, match=f"fee of {fee_sat} sat does not fit a funding output of 1000000 sat"):
         refund_of(PAYERS["4-byte expiry"], fee_sat)
 
 
 @pytest.mark.parametrize("rate", [0, 1, 25])
 def test_a_rate_is_paid_on_the_real_size(rate: int) -> None:
-    """The fee is the rate times the size of the refund without fee, whose signature may differ by few bytes."""
+    """The fee is the rate times the size of the refund without a fee, whose signature may differ by a few bytes."""
     payer = PAYERS["4-byte expiry"]
 
     refund = refunds_at_rate(payer.key, payer.terms, [Coin(payer.outpoint, payer.funding_sat)], HOME, rate)

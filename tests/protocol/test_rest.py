@@ -47,12 +47,12 @@ def read_value(text: str, key: str = "change_value") -> V2Payment:
     return read_v2_body(("{" + ",".join(f'"{name}":{value}' for name, value in fields.items()) + "}").encode())
 
 
-# --- what is accepted -----------------------------------------------------------------------------------------------
+# --- accepted bodies ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("data", "dialect"), [(S_BODY, Dialect.S), (A_BODY, Dialect.A)])
 def test_both_dialects_wrapped_and_bare(data: dict[str, Any], dialect: Dialect) -> None:
-    """The same payment is read from either dialect, in its wrapper or without, and the dialect is remembered."""
+    """Both dialects, wrapped or bare, give the same payment, and the reader returns the dialect."""
     bare, wrapped = read(data), read({"payment_data": data, "application_data": "an order"})
 
     assert (bare.payment, bare.dialect, bare.application_data) == (PAYMENT, dialect, "")
@@ -80,7 +80,7 @@ def test_a_flag_given_twice_must_be_one_flag() -> None:
 
 
 def test_unknown_keys_are_ignored() -> None:
-    """Keys of later versions don't hurt, whatever they hold, at any level."""
+    """Unknown keys, such as those of later versions, are ignored at any level, with any value."""
     extra = {"later": [1.5, None, {"change_value": True}], "e": 1e300}
 
     assert read(S_BODY | extra).payment == PAYMENT
@@ -88,8 +88,8 @@ def test_unknown_keys_are_ignored() -> None:
 
 
 @pytest.mark.parametrize("dialect", list(Dialect))
-def test_what_a_client_writes_is_read_back(dialect: Dialect) -> None:
-    """Our client's object is read as the same payment, facts and dialect."""
+def test_the_clients_object_is_read_back(dialect: Dialect) -> None:
+    """The object that the client library writes is read as the same payment, facts and dialect."""
     body = read_v2_body(encode_json(payment_data(PAYMENT, dialect, **FACTS)))
 
     assert (body.payment, body.dialect, body.outpoint) == (PAYMENT, dialect, OutPoint.parse(TXID, 7))
@@ -97,12 +97,12 @@ def test_what_a_client_writes_is_read_back(dialect: Dialect) -> None:
 
 @pytest.mark.parametrize("change", [0, 1, 2**32, MAX_MONEY_SAT - 1, MAX_MONEY_SAT])
 def test_threat_40_amounts_up_to_all_bitcoins(change: int) -> None:
-    """Every amount that exists is read exactly."""
+    """Every possible amount is read exactly."""
     assert read_value(str(change)).payment.change_sat == change
 
 
 def test_threat_40_more_than_all_bitcoins_is_refused() -> None:
-    """One satoshi more than exist is refused, with both numbers."""
+    """One satoshi above all bitcoins is refused, with both numbers."""
     with pytest.raises(Malformed, match=f"got {MAX_MONEY_SAT + 1} sat, want 0 to {MAX_MONEY_SAT} sat"):
         read_value(str(MAX_MONEY_SAT + 1))
 
@@ -121,7 +121,7 @@ def test_threat_40_more_than_all_bitcoins_is_refused() -> None:
     ids=lambda text: text[:20],
 )
 def test_threat_27_wrong_integers_are_refused(key: str, text: str) -> None:
-    """A boolean, fraction, exponent, text, negative or huge number is no amount and no index, and is named."""
+    """A boolean, fraction, exponent, text, negative or huge number is refused, and the refusal names the key."""
     with pytest.raises(Malformed) as refusal:
         read_value(text, key)
 
@@ -131,8 +131,8 @@ def test_threat_27_wrong_integers_are_refused(key: str, text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["01", "+1", "1_0", "0x10", "1.", ".5", "\u0661", "NaN", "Infinity", "-Infinity", "--1"]
 )
-def test_threat_27_what_is_no_json_number_is_refused(text: str) -> None:
-    """Python's looser numbers, NaN and Infinity are no JSON, in a known key or an unknown one."""
+def test_threat_27_numbers_that_json_does_not_have_are_refused(text: str) -> None:
+    """Numbers that only Python allows, NaN and Infinity are refused, in known and unknown keys."""
     for key in ("change_value", "unknown"):
         with pytest.raises(Malformed) as refusal:
             read_value(text, key)
@@ -143,7 +143,7 @@ def test_threat_27_what_is_no_json_number_is_refused(text: str) -> None:
 @pytest.mark.parametrize("key", ["signature_data", "redeem_script", "funding_txid", "change_address", "sighash_flag"])
 @pytest.mark.parametrize("text", ["1", "true", "null", "[]", "{}", '["63"]'])
 def test_threat_27_wrong_texts_are_refused(key: str, text: str) -> None:
-    """A text key holds a text, and the refusal names it."""
+    """A key for text accepts only text, and the refusal names the key."""
     with pytest.raises(Malformed) as refusal:
         read_value(text, key)
 
@@ -152,7 +152,7 @@ def test_threat_27_wrong_texts_are_refused(key: str, text: str) -> None:
 
 @pytest.mark.parametrize("value", [None, 1, True, [], {}])
 def test_application_data_is_a_text(value: Any) -> None:
-    """Anything else beside the payment is refused."""
+    """A value that is no text is refused."""
     with pytest.raises(Malformed, match="application_data"):
         read({"payment_data": S_BODY, "application_data": value})
 
@@ -162,7 +162,7 @@ def test_application_data_is_a_text(value: Any) -> None:
                                     lambda h: h[:-1], lambda h: "0x" + h, lambda h: h[:-1] + "\u0663",
                                     lambda h: h[:-1] + "g"])  # fmt: skip
 def test_threat_27_hex_is_lower_case_and_bare(key: str, damage: Any) -> None:
-    """Upper case, spaces, prefixes, odd lengths and foreign digits are refused, though `bytes.fromhex` takes some."""
+    """Upper case, spaces, prefixes, odd lengths and foreign digits are refused; `bytes.fromhex` accepts some."""
     good = {"signature_data": "300602011102012a", "redeem_script": "63ac", "sighash_flag": "8a"}[key]
 
     with pytest.raises(Malformed, match=key):
@@ -193,7 +193,7 @@ def test_an_index_of_33_bits_is_refused() -> None:
 
 @pytest.mark.parametrize("half", ["funding_txid", "funding_vout"])
 def test_half_an_outpoint_is_refused(half: str) -> None:
-    """A txid without index, or an index without txid, names the one that is missing."""
+    """For a txid without index, or an index without txid, the refusal names the missing key."""
     other = {"funding_txid": "funding_vout", "funding_vout": "funding_txid"}[half]
 
     with pytest.raises(Missing, match=other):
@@ -228,7 +228,7 @@ def test_dialect_a_wants_der_or_der_and_the_flag(signature: str) -> None:
 
 
 def test_a_signature_longer_than_any_is_refused() -> None:
-    """73 bytes of DER are refused in either dialect, though their length byte agrees."""
+    """73 bytes of DER are refused in either dialect, even if the length byte agrees."""
     with pytest.raises(Malformed, match="got 73 bytes, want 8 to 72"):
         read(A_BODY | {"signature_data": "3047" + "00" * 71})
 
@@ -238,7 +238,7 @@ def test_a_signature_longer_than_any_is_refused() -> None:
 
 @pytest.mark.parametrize("key", ["signature_data", "change_value"])
 def test_missing_keys_are_named(key: str) -> None:
-    """A payment without signature or change value is refused by name, wrapped or bare."""
+    """For a payment without signature or change value the refusal names the key, wrapped or bare."""
     data = {name: value for name, value in S_BODY.items() if name != key}
 
     for body in (data, {"payment_data": data}):
@@ -266,8 +266,8 @@ def test_missing_keys_are_named(key: str) -> None:
     ],
     ids=lambda body: ascii(body[:24]),
 )  # fmt: skip
-def test_threat_26_what_is_no_json_object_is_refused(body: bytes) -> None:
-    """Broken, deep, doubled or wrongly encoded JSON is malformed: never a crash, never half read."""
+def test_threat_26_bodies_that_are_no_json_object_are_refused(body: bytes) -> None:
+    """Broken, deep, doubled or wrongly encoded JSON is malformed: no crash, no partial result."""
     with pytest.raises(Malformed):
         read_v2_body(body)
 
@@ -275,7 +275,7 @@ def test_threat_26_what_is_no_json_object_is_refused(body: bytes) -> None:
 @pytest.mark.parametrize("name", [*S_BODY, *FACTS, "sighash_flag", "payment_data", "application_data"])
 @pytest.mark.parametrize("escape", [False, True], ids=["plain", "escaped"])
 def test_threat_27_repeated_keys_are_refused(name: str, escape: bool) -> None:
-    r"""A key given twice, also as `\u0063hange_value`, is refused: parsers disagree on which one counts."""
+    r"""A repeated key, also as `\u0063hange_value`, is refused: parsers disagree on which value counts."""
     texts = {key: json.dumps(value) for key, value in {**A_BODY, **FACTS}.items()}
     texts |= {"payment_data": json.dumps(A_BODY), "application_data": '"x"'}
     second = f"\\u{ord(name[0]):04x}{name[1:]}" if escape else name
@@ -292,14 +292,14 @@ def test_threat_27_repeated_keys_are_refused(name: str, escape: bool) -> None:
 
 
 def test_one_name_at_two_levels_is_no_repetition() -> None:
-    """The wrapper and an unknown object may hold names of the payment; only one object's own keys must differ."""
+    """Wrapper and unknown objects may contain the payment's names; only the keys of one object must differ."""
     body = {"payment_data": S_BODY | {"x": dict(S_BODY)}, "application_data": '"change_value":"change_value"'}
 
     assert read(body).payment == PAYMENT
 
 
 def test_escapes_alone_are_no_repetition() -> None:
-    """A body with escapes takes the slow look and is read all the same."""
+    """A body with escapes goes through the slow parser and is accepted."""
     body = json.dumps({"payment_data": S_BODY, "application_data": '\\"\n\u20ac'})
 
     assert read_v2_body(body.encode()).application_data == '\\"\n\u20ac'
@@ -310,7 +310,7 @@ def test_escapes_alone_are_no_repetition() -> None:
 
 @pytest.mark.parametrize("write", [str, str.upper, '"{}"'.format, lambda text: f'"{text.upper()}"'])
 def test_secret_in_every_known_spelling(write: Any) -> None:
-    """Plain, upper case, and in JSON quotes, it is one secret."""
+    """Plain, in upper case, and in JSON quotes it is the same secret."""
     secret = opening_secret(PAYMENT)
 
     assert read_secret(write(secret.hex())) == secret
@@ -339,7 +339,7 @@ def test_secret_in_every_known_spelling(write: Any) -> None:
     ],
 )
 def test_threat_27_other_texts_are_no_secret(text: str) -> None:
-    """What can't be a secret is none, and raises nothing."""
+    """Other texts give None and raise no error."""
     assert read_secret(text) is None
 
 
@@ -348,7 +348,7 @@ def test_threat_27_other_texts_are_no_secret(text: str) -> None:
 
 @pytest.mark.parametrize(("txid", "want"), [(None, "null"), ("", '""'), ("ab", '"ab"')])
 def test_payment_result_of_v1_and_v2(txid: str | None, want: str) -> None:
-    """A result has exactly the documented keys; v2 adds `application_data`, also when it is empty."""
+    """A result has exactly the documented keys; v2 adds `application_data`, even if it is empty."""
     v1 = PaymentResult(ChannelStatus.OPEN, Sat(5), Sat(6), txid)
     v2 = PaymentResult(ChannelStatus.CLOSED, Sat(0), Sat(0), txid, "")
 

@@ -1,4 +1,4 @@
-"""Keys, expiries and the redeem script: one template, and nothing that only resembles it (RBPCP §2)."""
+"""Keys, expiries and the redeem script: only the one template is accepted, no similar script (RBPCP §2)."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ FIELD_PRIME = 2**256 - 2**32 - 977
     ],
 )
 def test_threat_17_only_compressed_points_are_keys(raw: bytes) -> None:
-    """Everything but 33 bytes of a compressed point is refused, also what coincurve would take."""
+    """Everything except 33 bytes of a compressed point is refused, also encodings that coincurve accepts."""
     with pytest.raises(Malformed):
         check_public_key(raw)
     with pytest.raises(Malformed):
@@ -71,7 +71,7 @@ def test_threat_17_only_compressed_points_are_keys(raw: bytes) -> None:
 
 
 def test_coincurve_would_take_them() -> None:
-    """The length check is needed: to libsecp256k1 uncompressed and hybrid keys are the same key."""
+    """The length check is needed: libsecp256k1 reads uncompressed and hybrid keys as the same key."""
     for prefix in (4, 6 + (UNCOMPRESSED[64] & 1)):
         assert PublicKey(bytes([prefix]) + UNCOMPRESSED[1:]).format() == COMPRESSED
 
@@ -92,7 +92,7 @@ def test_coincurve_would_take_them() -> None:
     ],
 )
 def test_threat_27_keys_are_lower_case_hex(text: str) -> None:
-    """No space, upper case, prefix or foreign digit is read as hex."""
+    """Spaces, upper case, prefixes and foreign digits are refused."""
     with pytest.raises(Malformed):
         parse_public_key(text)
 
@@ -103,7 +103,7 @@ def test_a_key_in_lower_case_hex_is_read() -> None:
 
 
 def test_threat_38_equal_keys_are_refused() -> None:
-    """A channel whose two keys are one would let the client settle alone."""
+    """If both keys of a channel were equal, the client could settle alone."""
     with pytest.raises(KeyReuse, match=SERVER.hex()):
         make_terms(SERVER, SERVER, MIN_EXPIRY)
 
@@ -112,8 +112,8 @@ def test_threat_38_equal_keys_are_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [-1, 0, 1, 499_999_999, 2**32, 2**32 + 500_000_000, 2**63, 10**40])
-def test_threat_7_what_is_no_time_is_refused(value: int) -> None:
-    """Block heights, and all that 32 bits of lock time can't hold, are refused instead of wrapped."""
+def test_threat_7_expiries_that_are_no_time_are_refused(value: int) -> None:
+    """Block heights, and numbers above 32 bits, are refused and never wrapped."""
     with pytest.raises(ExpiryNotATime, match=f"got {value}, need 500000000 to 4294967295"):
         check_expiry(value)
     with pytest.raises(ExpiryNotATime):
@@ -132,7 +132,7 @@ def test_threat_7_what_is_no_time_is_refused(value: int) -> None:
     ],
 )
 def test_threat_7_times_are_pushed_minimally(value: int, push: str) -> None:
-    """Both ends of the range and both sides of 2038 are numbers in shortest form, positive for BIP65."""
+    """Both ends of the range and both sides of 2038 are pushed in shortest form, positive for BIP65."""
     terms = make_terms(SERVER, CLIENT, value)
 
     assert encode_script_number(value).hex() == push
@@ -143,7 +143,7 @@ def test_threat_7_times_are_pushed_minimally(value: int, push: str) -> None:
 @pytest.mark.parametrize(
     ("number", "want"),
     [
-        ("0065cd1d00", Malformed),  # five bytes where four do
+        ("0065cd1d00", Malformed),  # five bytes where four suffice
         ("ffffff7f00", Malformed),
         ("ffffffff", Malformed),  # negative for BIP65: the sign bit is set
         ("00000080", Malformed),  # negative zero
@@ -235,14 +235,14 @@ def test_threat_19_an_expiry_pushed_with_pushdata1_is_refused() -> None:
 
 
 def test_threat_38_a_script_with_one_key_twice_is_refused() -> None:
-    """The key rule holds for scripts too (threat 38)."""
+    """The rule for keys applies to scripts too (threat 38)."""
     with pytest.raises(KeyReuse):
         parse_redeem_script(_script(b"\x04" + (1_500_000_000).to_bytes(4, "little"), CLIENT, CLIENT))
 
 
 @pytest.mark.parametrize("place", [slice(2, 35), slice(46, 79)], ids=["server key", "client key"])
 def test_a_script_whose_key_is_no_point_is_refused(place: slice) -> None:
-    """Both keys of a script must be on the curve, or the coins would be lost."""
+    """Both keys of a script must be on the curve; otherwise the coins would be lost."""
     script = bytearray(make_terms(SERVER, CLIENT, 1_500_000_000).redeem_script)
     script[place] = X_NOT_ON_CURVE
 
@@ -251,5 +251,5 @@ def test_a_script_whose_key_is_no_point_is_refused(place: slice) -> None:
 
 
 def test_terms_are_values() -> None:
-    """Equal parts are equal terms, so a record can be compared with a request."""
+    """Terms with equal parts are equal, so a record can be compared with a request."""
     assert ChannelTerms(SERVER, CLIENT, UnixTime(MIN_EXPIRY)) == make_terms(SERVER, CLIENT, MIN_EXPIRY)

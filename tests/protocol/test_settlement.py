@@ -1,4 +1,4 @@
-"""Settlements: what Core's interpreter takes, the order of inputs and outputs, and the fee (RBPCP §8)."""
+"""Settlements: Core's interpreter accepts them; the order of inputs and outputs; the fee (RBPCP §8)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.lib.kernel import interpreter_accepts
 
 DUST = Sat(700)
 ALL_OF_IT = msgspec.structs.replace(RULES, dust_sat=DUST)
-"""Rules by which all that was received may become fee."""
+"""Rules by which all received value may become fee."""
 RATE = 10
 DESTINATION = key_script(private_key("destination").public_key.format())
 FIVE_BYTE_EXPIRY = UnixTime(2**31)
@@ -42,7 +42,7 @@ FIRST, SECOND, THIRD, FOURTH = PAYERS.values()
 
 
 def claim(payer: Payer, change_sat: int) -> Claim:
-    """What a payer's channel owes after a payment that leaves this change."""
+    """The claim of a payer's channel after a payment that leaves this change."""
     return Claim(payer.terms, payer.outpoint, payer.funding_sat, payer.change_script, payer.payment(change_sat))
 
 
@@ -57,7 +57,7 @@ def settle(claims: Sequence[Claim], fee_sat: int) -> Settlement:
 
 
 def accepted_inputs(claims: Sequence[Claim], transaction: bytes) -> list[bool]:
-    """Core's verdict over every input."""
+    """For each input, whether Core's interpreter accepts it."""
     return [
         interpreter_accepts(c.terms.funding_script, transaction, index, c.funding_sat) for index, c in enumerate(claims)
     ]
@@ -81,7 +81,7 @@ each_shape = pytest.mark.parametrize(("claims", "fee_sat"), SHAPES.values(), ids
 
 @each_shape
 def test_core_takes_every_shape(claims: list[Claim], fee_sat: int) -> None:
-    """Every input of every shape of settlement is valid, and outputs and fee add up to the inputs."""
+    """Every input of every form of settlement is valid, and outputs and fee add up to the inputs."""
     signed = settle(claims, fee_sat)
 
     assert all(accepted_inputs(claims, signed.transaction))
@@ -93,9 +93,9 @@ def test_core_takes_every_shape(claims: list[Claim], fee_sat: int) -> None:
 
 @each_shape
 def test_core_refuses_every_changed_byte(claims: list[Claim], fee_sat: int) -> None:
-    """Signatures, scripts, sequence, outputs, lock time, version: a bit flipped in any byte spoils some input.
+    """Signatures, scripts, sequence, outputs, lock time, version: a flipped bit in any byte makes an input invalid.
 
-    But for the OP_1 of each scriptSig, which no signature covers (see threat 18 below).
+    The OP_1 of each scriptSig is the exception: no signature covers it (see threat 18 below).
     """
     raw = settle(claims, fee_sat).transaction
     selectors = _selector_positions(claims, raw)
@@ -107,12 +107,12 @@ def test_core_refuses_every_changed_byte(claims: list[Claim], fee_sat: int) -> N
 
 
 def _selector_positions(claims: Sequence[Claim], raw: bytes) -> set[int]:
-    """Where each scriptSig has its OP_1, just before OP_PUSHDATA1 and the redeem script."""
+    """Offset of OP_1 in each scriptSig: just before OP_PUSHDATA1 and the redeem script."""
     return {raw.index(b"\x51\x4c" + bytes([len(s)]) + s) for s in (c.terms.redeem_script for c in claims)}
 
 
 def test_threat_18_the_branch_selector_is_malleable() -> None:
-    """Any true value selects our branch, so a miner can change the txid, but not where the money goes."""
+    """Any true value selects the server's branch, so a miner can change the txid, but not the outputs."""
     claims, fee_sat = SHAPES["with change"]
     raw = settle(claims, fee_sat).transaction
     (position,) = _selector_positions(claims, raw)
@@ -124,7 +124,7 @@ def test_threat_18_the_branch_selector_is_malleable() -> None:
 
 
 def test_threat_18_the_client_can_sign_again() -> None:
-    """The client's other signature for the same payment gives another txid with the same outputs, and stays valid."""
+    """Another signature of the client for the same payment gives another txid with the same outputs, and is valid."""
     claims, fee_sat = SHAPES["with change"]
     raw, payment = settle(claims, fee_sat).transaction, claims[0].payment
     hasher = PaymentHasher(FIRST.terms, FIRST.outpoint, FIRST.change_script)
@@ -139,7 +139,7 @@ def test_threat_18_the_client_can_sign_again() -> None:
 
 
 def test_threat_16_the_server_signs_all_and_nothing_else() -> None:
-    """The server's signatures carry SIGHASH_ALL: another output of the same value spoils them."""
+    """The server's signatures have SIGHASH_ALL: another output of the same value makes them invalid."""
     claims, fee_sat = SHAPES["drained"]
     raw = settle(claims, fee_sat).transaction
     redirected = raw.replace(DESTINATION, key_script(private_key("thief").public_key.format()))
@@ -162,7 +162,7 @@ def test_threat_16_the_server_signs_all_and_nothing_else() -> None:
     ids=["second of two", "both of two", "third of three"],
 )
 def test_threat_15_change_anywhere_but_first_is_refused(claims: list[Claim]) -> None:
-    """A claim with change at any index but 0 is never laid out, measured, planned or signed."""
+    """A claim with change at an index other than 0 is never built, measured, planned or signed."""
     for attempt in (
         lambda: build_settlement(claims, DESTINATION, Sat(1000)),
         lambda: settle(claims, 1000),
@@ -174,7 +174,7 @@ def test_threat_15_change_anywhere_but_first_is_refused(claims: list[Claim]) -> 
 
 
 def test_threat_15_core_would_refuse_it_too() -> None:
-    """The rule is Bitcoin's: at index 1 the client's signature fails, though all others of the transaction hold."""
+    """The rule is Bitcoin's: at index 1 the client's signature fails, while all others are valid."""
     claims = [claim(FIRST, 0), claim(SECOND, 900_000)]
     inputs = [CTxIn(COutPoint(c.outpoint.txid, c.outpoint.vout)) for c in claims]
     outputs = [CTxOut(1_090_000, CScript(DESTINATION)), CTxOut(900_000, CScript(claims[1].change_script))]
@@ -192,14 +192,14 @@ def test_threat_15_core_would_refuse_it_too() -> None:
 
 @pytest.mark.parametrize("fee_sat", [-1, 100_001, 10**9])
 def test_a_fee_outside_what_was_received_is_refused(fee_sat: int) -> None:
-    """A negative fee would be more output than input; one above what was received would take the client's money."""
+    """A negative fee needs more output than input; a fee above the received value takes the client's money."""
     with pytest.raises(ValueError, match=f"fee of {fee_sat} sat does not fit claims of 100000 sat"):
         build_settlement([claim(FIRST, 900_000)], DESTINATION, Sat(fee_sat))
 
 
 @pytest.mark.parametrize(("fee_sat", "server"), [(0, [100_000]), (99_999, [1]), (100_000, [])])
 def test_a_fee_from_nothing_to_all_is_laid_out(fee_sat: int, server: list[int]) -> None:
-    """What the fee leaves is the server's output, and nothing is no output."""
+    """The received value less the fee is the server's output; 0 means no output."""
     transaction = build_settlement([claim(FIRST, 900_000)], DESTINATION, Sat(fee_sat))
 
     assert [value_sat for value_sat, _ in transaction.outputs] == [900_000, *server]
@@ -207,7 +207,7 @@ def test_a_fee_from_nothing_to_all_is_laid_out(fee_sat: int, server: list[int]) 
 
 @pytest.mark.parametrize(("change_sat", "flag"), [(900_000, 0x82), (0, 0x83), (900_000, 0x01), (0, 0x01)])
 def test_threat_14_a_flag_that_does_not_fit_is_never_settled(change_sat: int, flag: int) -> None:
-    """Change under 0x82 would be burnt as fee beyond the one that was asked for, and 0x83 without change pays nobody."""
+    """Change under 0x82 would become fee beyond the requested one, and 0x83 without change has no output."""
     good = claim(FIRST, change_sat)
     payment = Payment(good.payment.change_sat, good.payment.signature, flag)
     bad = Claim(good.terms, good.outpoint, good.funding_sat, good.change_script, payment)
@@ -225,7 +225,7 @@ def test_threat_40_a_claim_of_less_than_nothing_is_refused() -> None:
 
 
 def test_a_fee_that_leaves_no_output_is_refused() -> None:
-    """A drained channel whose fee is everything would be a transaction without outputs."""
+    """A drained channel whose fee takes everything would need a transaction without outputs."""
     with pytest.raises(ValueError, match="without outputs"):
         build_settlement([claim(FIRST, 0)], DESTINATION, FIRST.funding_sat)
 
@@ -247,7 +247,7 @@ def test_outputs_are_change_then_server(change_sat: int, outputs: int) -> None:
 
 @each_shape
 def test_size_is_known_before_signing(claims: list[Claim], fee_sat: int) -> None:
-    """The size that fees are counted from is at least the signed size, and larger only by shorter signatures."""
+    """The size for the fee is at least the signed size, and larger only if signatures are shorter."""
     raw = settle(claims, fee_sat).transaction
     server_output = fee_sat < sum(c.received_sat for c in claims)
 
@@ -274,13 +274,13 @@ def test_the_longest_signature_is_provided_for() -> None:
 
 
 def with_received(received_sat: int) -> Claim:
-    """A claim with change that received this much; its signature is of another payment, which no fee depends on."""
+    """A claim with change and this received value; its signature is of another payment, but no fee depends on it."""
     signed = claim(FIRST, 900_000)
     return Claim(signed.terms, signed.outpoint, Sat(900_000 + received_sat), signed.change_script, signed.payment)
 
 
 def drained_of(received_sat: int) -> Claim:
-    """A claim without change over this much."""
+    """A claim without change and this received value."""
     signed = claim(FIRST, 0)
     return Claim(signed.terms, signed.outpoint, Sat(received_sat), signed.change_script, signed.payment)
 
@@ -304,7 +304,7 @@ SIZE_DRAINED = settlement_size([drained_of(1)], DESTINATION)
     ],
 )
 def test_threat_13_fee_of_a_channel_with_change(received: int, want: Sat | Shortfall) -> None:
-    """The rate, then what leaves the server no dust, down to the relay floor; below that it is not settled."""
+    """The fee is the rate, lowered to leave no dust, down to the relay floor; below that there is no settlement."""
     assert plan_fee([with_received(received)], DESTINATION, RATE, ALL_OF_IT) == want
 
 
@@ -319,7 +319,7 @@ def test_threat_13_fee_of_a_channel_with_change(received: int, want: Sat | Short
     ],
 )
 def test_threat_13_all_may_become_fee_when_the_client_asks(received: int, want: Sat | Shortfall) -> None:
-    """A client that closes gets its change though nothing is left for us, as long as nodes relay it."""
+    """A closing client gets its change even if nothing is left for the server, while nodes relay the settlement."""
     assert plan_fee([with_received(received)], DESTINATION, RATE, ALL_OF_IT, may_give_all=True) == want
 
 
@@ -333,7 +333,7 @@ def test_threat_13_all_may_become_fee_when_the_client_asks(received: int, want: 
     ],
 )
 def test_threat_13_fee_of_a_drained_channel(received: int, want: int | None, may_give_all: bool) -> None:
-    """A drained channel always needs the server's output, or there would be none."""
+    """A drained channel always needs the server's output; otherwise there would be no output."""
     plan = plan_fee([drained_of(received)], DESTINATION, RATE, ALL_OF_IT, may_give_all=may_give_all)
 
     if want is None:
@@ -348,7 +348,7 @@ def test_threat_13_fee_of_a_drained_channel(received: int, want: int | None, may
     [(0, SIZE * RATE), (SIZE * RATE - 1, SIZE * RATE), (SIZE * RATE + 1, SIZE * RATE + 1)],
 )
 def test_the_client_may_offer_a_higher_fee(client_fee: int, want: int) -> None:
-    """The fee is the larger of our rate and the client's offer (RBPCP §8.1)."""
+    """The fee is the larger of the server's rate and the client's offer (RBPCP §8.1)."""
     plan = plan_fee([with_received(500_000)], DESTINATION, RATE, ALL_OF_IT, client_fee_sat=Sat(client_fee))
 
     assert plan == want
@@ -356,14 +356,14 @@ def test_the_client_may_offer_a_higher_fee(client_fee: int, want: int) -> None:
 
 @pytest.mark.parametrize("rate", [0, 1])
 def test_the_fee_is_never_below_the_relay_floor(rate: int) -> None:
-    """Whatever the rate, a settlement pays what every node relays."""
+    """At any rate a settlement pays at least the relay floor."""
     plan = plan_fee([with_received(500_000)], DESTINATION, rate, ALL_OF_IT)
 
     assert plan == SIZE * RELAY_FLOOR_SAT_PER_VB
 
 
 def test_a_planned_fee_can_be_built() -> None:
-    """What `plan_fee` returns for the largest destination also fits a smaller one."""
+    """The fee of `plan_fee` for the largest destination also fits a smaller one."""
     claims = [with_received(SIZE + DUST + 40)]
     largest = plan_fee(claims, bytes(34), RATE, ALL_OF_IT)
     actual = plan_fee(claims, DESTINATION, RATE, ALL_OF_IT)
@@ -374,7 +374,7 @@ def test_a_planned_fee_can_be_built() -> None:
 
 
 def test_terms_of_the_samples_cover_both_script_lengths() -> None:
-    """The shapes above hold scripts of 80 and of 81 bytes."""
+    """The samples above have scripts of 80 and of 81 bytes."""
     lengths = {len(payer.terms.redeem_script) for payer in PAYERS.values()}
 
     assert lengths == {80, 81}

@@ -1,4 +1,4 @@
-"""Strict DER with low S: our own check against frozen signatures, Core's interpreter and libsecp256k1 (threat 17)."""
+"""Strict DER with low S: the project's check against frozen signatures, Core and libsecp256k1 (threat 17)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.lib.vectors import read_vectors
 SIGNATURES = read_vectors("der_signatures.json")
 HIGH_S = "S is in the upper half"
 STRICTER_THAN_CORE = {HIGH_S, "R is longer than 256 bits"}
-"""Core reads these too: it does not relay the first, and never finds the second to be a signature of anything."""
+"""Core accepts these encodings: it does not relay the first, and the second never verifies."""
 
 each_valid = pytest.mark.parametrize("row", SIGNATURES["valid"], ids=lambda row: row["comment"])
 each_invalid = pytest.mark.parametrize("row", SIGNATURES["invalid"], ids=lambda row: row["comment"])
@@ -24,7 +24,7 @@ each_invalid = pytest.mark.parametrize("row", SIGNATURES["invalid"], ids=lambda 
 
 @each_valid
 def test_threat_17_strict_signatures_are_taken(row: dict[str, str]) -> None:
-    """What is strict DER with low S has no problem, and Core reads it too."""
+    """Strict DER with low S is accepted, and Core accepts it too."""
     signature = bytes.fromhex(row["hex"])
 
     assert encoding_problem(signature) is None
@@ -33,7 +33,7 @@ def test_threat_17_strict_signatures_are_taken(row: dict[str, str]) -> None:
 
 @each_invalid
 def test_threat_17_other_encodings_are_refused(row: dict[str, str]) -> None:
-    """Every departure is refused and named; Core refuses to read it too, but for the two that are numbers too large."""
+    """Every other encoding is refused with its reason; Core refuses it too, except for two kinds of large numbers."""
     signature = bytes.fromhex(row["hex"])
 
     assert encoding_problem(signature) == row["reason"]
@@ -42,7 +42,7 @@ def test_threat_17_other_encodings_are_refused(row: dict[str, str]) -> None:
 
 @each_invalid
 def test_threat_17_a_payment_with_such_a_signature_is_refused(row: dict[str, str]) -> None:
-    """The machine refuses the encoding before anything is verified, so it never gets into a settlement."""
+    """The state machine refuses the encoding before it verifies, so it never gets into a settlement."""
     payer = Payer("encodings")
     channel = payer.channel()
     good = payer.payment(channel.payment.change_sat - 1)
@@ -53,7 +53,7 @@ def test_threat_17_a_payment_with_such_a_signature_is_refused(row: dict[str, str
 
 
 def test_threat_17_high_s_of_a_good_payment_is_refused() -> None:
-    """Anybody can turn a signature into its high-S twin, which nodes don't relay: refused, though it is the client's."""
+    """Any peer can turn a signature into its high-S form, which nodes don't relay: it is valid, but refused."""
     payer = Payer("twin")
     channel = payer.channel()
     good = payer.payment(channel.payment.change_sat - 1)
@@ -65,7 +65,7 @@ def test_threat_17_high_s_of_a_good_payment_is_refused() -> None:
 
 @pytest.mark.parametrize("s", [1, ORDER // 2 - 1, ORDER // 2, ORDER // 2 + 1, ORDER - 1])
 def test_threat_17_the_boundary_of_s_is_that_of_libsecp256k1(s: int) -> None:
-    """A true signature is taken up to half the group's order exactly, as libsecp256k1 verifies it."""
+    """A valid signature is accepted up to exactly half the group's order, as libsecp256k1 does."""
     key = private_key("boundary")
     digest, signature = digest_for(key, 12345, s)
 
@@ -77,7 +77,7 @@ def test_threat_17_the_boundary_of_s_is_that_of_libsecp256k1(s: int) -> None:
 
 @pytest.mark.parametrize("position", range(72))
 def test_threat_17_one_byte_changed_anywhere_is_judged_as_core_does(position: int) -> None:
-    """All values of one byte of a signature: we refuse what Core refuses, and beyond that only numbers too large."""
+    """For all values of one byte the check refuses what Core refuses, and numbers that are too large."""
     longest = bytes.fromhex(SIGNATURES["valid"][1]["hex"]) + b"\x83"
     for value in range(256):
         changed = longest[:position] + bytes([value]) + longest[position + 1 :]
@@ -87,7 +87,7 @@ def test_threat_17_one_byte_changed_anywhere_is_judged_as_core_does(position: in
 
 
 def test_libsecp256k1_never_raises_for_what_passes() -> None:
-    """Garbage DER makes coincurve raise; what passes our check is at worst a wrong signature."""
+    """Invalid DER makes coincurve raise; a signature that passes the check is at worst a wrong one."""
     key = private_key("any").public_key
     for row in SIGNATURES["valid"]:
         assert not key.verify(bytes.fromhex(row["hex"]), bytes(32), hasher=None)

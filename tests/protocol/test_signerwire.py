@@ -1,4 +1,4 @@
-"""Frames between server and signer: what is written is read, and nothing else (the socket is tested in tests/signer)."""
+"""Frames between server and signer: encoding and decoding (tests/signer tests the socket)."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ REPLIES: list[Reply] = [
 
 
 def parts(frame: bytes) -> bytes:
-    """The body of a frame whose length prefix is right."""
+    """The body of a frame with a correct length prefix."""
     assert frame_size(frame[:4]) == len(frame) - 4
     return frame[4:]
 
 
 @pytest.mark.parametrize("message", REQUESTS, ids=lambda message: type(message).__name__)
 def test_requests_are_read_back(message: Request) -> None:
-    """Every request is the same value on the other side, and no reply."""
+    """Every request decodes to the same value, and never as a reply."""
     body = parts(encode_frame(message))
 
     assert decode_request(body) == message
@@ -63,7 +63,7 @@ def test_requests_are_read_back(message: Request) -> None:
 
 @pytest.mark.parametrize("message", REPLIES, ids=lambda message: type(message).__name__)
 def test_replies_are_read_back(message: Reply) -> None:
-    """Every reply is the same value on the other side, and no request."""
+    """Every reply decodes to the same value, and never as a request."""
     body = parts(encode_frame(message))
 
     assert decode_reply(body) == message
@@ -72,7 +72,7 @@ def test_replies_are_read_back(message: Reply) -> None:
 
 
 def test_numbers_of_messages_are_frozen() -> None:
-    """Each message has the number it was born with, so an old peer never takes one for another."""
+    """Each message keeps its first number, so that an old peer never confuses two messages."""
     numbers = {type(m).__name__: msgspec.msgpack.decode(encode_frame(m)[5:])[0] for m in (*REQUESTS, *REPLIES)}
 
     assert numbers == {
@@ -88,20 +88,20 @@ def test_numbers_of_messages_are_frozen() -> None:
 
 @pytest.mark.parametrize("size", [0, 1, MAX_FRAME_BYTES + 1, 2**31, 2**32 - 1])
 def test_length_prefix_outside_the_limits_is_refused(size: int) -> None:
-    """An empty or oversized frame is refused by its prefix, before anything is read."""
+    """An empty or oversized frame is refused by its prefix, before its body is read."""
     with pytest.raises(WireError, match=f"frame of {size} bytes, want 2 to {MAX_FRAME_BYTES}"):
         frame_size(size.to_bytes(4, "big"))
 
 
 @pytest.mark.parametrize("size", [2, MAX_FRAME_BYTES])
 def test_length_prefix_at_the_limits_is_taken(size: int) -> None:
-    """Both ends of the range are frames."""
+    """Both ends of the range are accepted."""
     assert frame_size(size.to_bytes(4, "big")) == size
 
 
 @pytest.mark.parametrize("version", [v for v in range(256) if v != VERSION])
 def test_other_versions_are_refused(version: int) -> None:
-    """A peer of another version is told so, not misread."""
+    """A frame of another version is refused with both versions."""
     body = bytes([version]) + encode_frame(REQUESTS[0])[5:]
 
     for decode in (decode_request, decode_reply):
@@ -132,14 +132,14 @@ HOSTILE = {
 
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_bodies_are_refused(body: bytes) -> None:
-    """Whatever the peer sends, the answer is `WireError`: never a crash, never half a message."""
+    """For any invalid bytes the reader raises `WireError`: no crash, no partial message."""
     for decode in (decode_request, decode_reply):
         with pytest.raises(WireError):
             decode(body)
 
 
 def test_the_largest_batch_fits_both_ways() -> None:
-    """A batch of 200 claims fits a frame as request, and its settlement as reply."""
+    """A request with a batch of 200 claims fits a frame, and so does the reply with its settlement."""
     payment = PAYER.payment(0)
     claims = tuple(
         Claim(PAYER.terms, OutPoint(bytes([number]) * 32, 2**32 - 1), PAYER.funding_sat, PAYER.change_script, payment)

@@ -1,4 +1,4 @@
-"""The stream's frames: what is written is what is read, and compact signatures become what coincurve writes."""
+"""The stream's frames: encoding and decoding, and the conversion of compact signatures to DER."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def compact(number: int) -> bytes:
 
 
 @given(numbers, numbers)
-def test_a_compact_signature_becomes_what_coincurve_makes_of_it(r: int, s: int) -> None:
-    """DER is coincurve's for the same two numbers with S normalized, and passes the strict rules of payments."""
+def test_a_compact_signature_becomes_the_der_of_coincurve(r: int, s: int) -> None:
+    """The DER equals coincurve's for the same two numbers with low S, and passes the strict rules of payments."""
     _, normalized = signature_normalize(deserialize_compact(compact(r) + compact(s)))
     der = der_signature(compact(r), compact(s))
     assert der == cdata_to_der(normalized)
@@ -41,8 +41,8 @@ def test_a_compact_signature_becomes_what_coincurve_makes_of_it(r: int, s: int) 
 
 
 @given(st.binary(min_size=32, max_size=32))
-def test_what_coincurve_signs_comes_back_as_it_was(digest: bytes) -> None:
-    """A payment written into a frame and read from it has the very signature that was made."""
+def test_a_signature_of_coincurve_comes_back_unchanged(digest: bytes) -> None:
+    """A payment that is written into a frame and read back has the same signature bytes."""
     signature = PrivateKey(b"\x01" * 32).sign(digest, hasher=None)
     payment = Payment(Sat(1000), signature, 0x83)
     assert list(read_payments(write_payments([payment]))) == [payment]
@@ -50,7 +50,7 @@ def test_what_coincurve_signs_comes_back_as_it_was(digest: bytes) -> None:
 
 @given(st.integers(0, 2**256 - 1), st.integers(0, 2**256 - 1))
 def test_numbers_that_no_signature_has_do_not_verify(r: int, s: int) -> None:
-    """Whatever 64 bytes say, the payment made of them is judged, never an exception."""
+    """Any 64 bytes become a payment that is judged, without an exception."""
     payer = Payer("stream")
     verifier = PaymentVerifier(payer.terms, payer.outpoint, payer.change_script)
     for numbers in ((r, s), (0, s), (r, 0), (ORDER, s), (r, ORDER), (2**256 - 1, 2**256 - 1)):
@@ -59,14 +59,14 @@ def test_numbers_that_no_signature_has_do_not_verify(r: int, s: int) -> None:
 
 
 def test_the_flag_follows_from_the_change_value() -> None:
-    """Payments with change are 0x83, the one without is 0x82, and each reads as it was signed."""
+    """Payments with change have 0x83, the one without has 0x82, and each is read back as it was signed."""
     payer = Payer("stream flags")
     payments = [payer.payment(change) for change in (5000, 1, 0)]
     assert list(read_payments(write_payments(payments))) == payments
 
 
 def test_a_frame_has_the_documented_layout() -> None:
-    """Version, then 8 bytes of change and 64 of signature: a client needs nothing else to write it."""
+    """Version, then 8 bytes of change and 64 of signature for each payment."""
     payer = Payer("stream layout")
     first, second = payer.payment(5000), payer.payment(4000)
     frame = write_payments([first, second])
@@ -81,13 +81,13 @@ def test_a_frame_has_the_documented_layout() -> None:
 
 @given(st.lists(st.builds(Taken, amounts, amounts) | st.builds(Said, st.integers(0, 999), st.binary(max_size=60))))
 def test_answers_are_read_as_they_were_written(answers: list[Taken | Said]) -> None:
-    """Reading undoes writing, whatever the mixture."""
+    """Any mixture of answers is read back as it was written."""
     assert read_answers(write_answers(answers)) == answers
 
 
 @given(st.binary(max_size=200))
 def test_a_frame_of_anything_is_read_or_refused(frame: bytes) -> None:
-    """Random bytes are payments, answers or `Malformed`, nothing else."""
+    """Random bytes are read as payments or answers, or raise only `Malformed`."""
     for read in (read_payments, read_answers):
         try:
             list(read(frame))
@@ -97,6 +97,6 @@ def test_a_frame_of_anything_is_read_or_refused(frame: bytes) -> None:
 
 @pytest.mark.parametrize("frame", [b"", b"\x01", b"\x02" + bytes(72), b"\x01" + bytes(71), b"\x01" + bytes(73)])
 def test_a_frame_that_is_no_payments_is_malformed(frame: bytes) -> None:
-    """Another version, an empty frame and a cut one are refused."""
+    """Another version, an empty frame and an incomplete one are refused."""
     with pytest.raises(Malformed):
         read_payments(frame)

@@ -1,4 +1,4 @@
-"""Transactions laid out by hand are those of python-bitcoinlib, byte for byte."""
+"""`FinalTransaction` gives the same bytes as python-bitcoinlib."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OUTPUTS = st.tuples(st.integers(0, MAX_MONEY_SAT), SCRIPTS)
 
 
 def built(ours: FinalTransaction, scripts: list[bytes]) -> CTransaction:
-    """The same, by python-bitcoinlib."""
+    """The same transaction, built by python-bitcoinlib."""
     inputs = [
         CTxIn(COutPoint(outpoint.txid, outpoint.vout), CScript(script), 0xFFFFFFFF)
         for outpoint, script in zip(ours.inputs, scripts, strict=True)
@@ -54,12 +54,12 @@ def test_bytes_and_digests_are_those_of_bitcoinlib(
 
 @pytest.mark.parametrize("number", [0, 1, 0xFC, 0xFD, 0xFE, 0xFFFF, 0x10000, 0xFFFFFFFF])
 def test_counts_are_written_as_bitcoin_does(number: int) -> None:
-    """At every change of size a count has the bytes of CompactSize."""
+    """At every boundary of its size a count has the bytes of CompactSize."""
     assert varint(number) == VarIntSerializer.serialize(number)
 
 
 @pytest.mark.parametrize("index", [-1, 1])
 def test_threat_15_no_digest_of_an_input_that_is_not_there(index: int) -> None:
-    """The constant 1, which stands for every transaction, is never signed."""
+    """The digest of a missing input would be the constant 1, valid for every transaction: it is never computed."""
     with pytest.raises(IndexError):
         FinalTransaction((OutPoint(bytes(32), 0),), ((Sat(1), b""),)).digest(index, b"\x51")

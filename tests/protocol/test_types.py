@@ -1,4 +1,4 @@
-"""Outpoints: the one place where displayed txids become bytes (RBPCP §1, §6.2)."""
+"""Outpoints: the conversion between displayed txids and internal bytes (RBPCP §1, §6.2)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHOWN = "5e6abddf6d1842ed39fccff7c8b9f2590e5fa030c5c0cafc663073ad4390d404"
 
 
 def test_a_displayed_txid_is_held_reversed() -> None:
-    """A txid is shown big endian and held little endian, and is shown again as it was read."""
+    """A txid is shown reversed and stored in internal order, and is shown again as it was read."""
     outpoint = OutPoint.parse(SHOWN, 2)
 
     assert outpoint.txid == bytes.fromhex(SHOWN)[::-1]
@@ -25,7 +25,7 @@ def test_serialized_as_in_an_input() -> None:
 
 
 def test_reversed_is_the_same_index_of_the_other_reading() -> None:
-    """A client that writes internal order means the reversed txid; reversing twice is nothing."""
+    """A client that writes internal order means the reversed txid; reversing twice gives the first one."""
     outpoint = OutPoint.parse(SHOWN, 2)
 
     assert outpoint.reversed == OutPoint.parse(bytes.fromhex(SHOWN)[::-1].hex(), 2)
@@ -43,12 +43,12 @@ def test_threat_27_other_txids_are_refused(txid: str) -> None:
 
 @pytest.mark.parametrize("vout", [0, 2**32 - 1])
 def test_both_ends_of_the_index_are_read(vout: int) -> None:
-    """The first and the last index are outputs."""
+    """The first and the last index are accepted."""
     assert OutPoint.parse(SHOWN, vout).vout == vout
 
 
 @pytest.mark.parametrize("vout", [-1, 2**32])
 def test_threat_40_other_indexes_are_refused(vout: int) -> None:
-    """An index has 32 bits, and the refusal holds both numbers."""
+    """An index has 32 bits, and the refusal has both numbers."""
     with pytest.raises(Malformed, match=f"got {vout}, want 0 to 4294967295"):
         OutPoint.parse(SHOWN, vout)

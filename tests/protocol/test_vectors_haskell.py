@@ -1,4 +1,4 @@
-"""The original Haskell client's vectors: its payments are understood and verify (RBPCP §18)."""
+"""Vectors of the original Haskell client: its payments are read and verify (RBPCP §18)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ each_case = pytest.mark.parametrize("case", HASKELL_CASES, ids=lambda case: case
 
 
 def test_debug_funding() -> None:
-    """Haskell's own example of the debug rule gives the same outpoint and value."""
+    """The Haskell example of the debug rule gives the same outpoint and value."""
     want = HASKELL_DEBUG_FUNDING
 
     outpoint = debug_outpoint(bytes.fromhex(want["client_pubkey_hex"]), check_expiry(want["exp_time"]))
@@ -25,14 +25,14 @@ def test_debug_funding() -> None:
 
 @each_case
 def test_redeem_script_and_address(case: Case) -> None:
-    """Haskell's script and funding address are ours."""
+    """The project builds the same script and funding address as the Haskell client."""
     assert case.terms.redeem_script.hex() == case.raw["redeem_script_hex"]
     assert case.terms.funding_address(case.network) == case.raw["funding_address"]
 
 
 @each_case
 def test_padded_payloads_are_read(case: Case) -> None:
-    """The padded text that Haskell sends is the payment that its bytes say, and we write it without padding."""
+    """The padded text of the Haskell client is read as its payment; the project writes it without padding."""
     for row in case.payments:
         payment = decode_v1(row["payload_base64url"])
 
@@ -55,7 +55,7 @@ def test_payments_verify(case: Case) -> None:
 
 
 def test_some_payloads_are_padded() -> None:
-    """The vectors do hold padded payloads, so the tests above read some."""
+    """The vectors contain padded payloads, so the tests above read some."""
     texts = [row["payload_base64url"] for case in HASKELL_CASES for row in case.payments]
 
     assert any(text.endswith("=") for text in texts)

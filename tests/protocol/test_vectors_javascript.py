@@ -1,4 +1,4 @@
-"""The original JavaScript client's vectors: every byte it made is made and understood here too (RBPCP §18)."""
+"""Vectors of the original JavaScript client: the project writes and reads the same bytes (RBPCP §18)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_public_keys_are_those_of_the_private_keys(case: Case) -> None:
 
 @each_case
 def test_private_keys_are_exported_as_the_client_does(case: Case) -> None:
-    """The network's version byte makes the WIF that bitcoinjs made of the same key."""
+    """With the network's version byte the WIF equals that of bitcoinjs for the same key."""
     for side, key in (("client", case.client_key), ("server", case.server_key)):
         payload = bytes([case.network.wif_version]) + key.secret + b"\x01"
 
@@ -45,7 +45,7 @@ def test_private_keys_are_exported_as_the_client_does(case: Case) -> None:
 
 @each_case
 def test_expiry_is_pushed_as_the_client_pushes_it(case: Case) -> None:
-    """Length byte and script number of the expiry are the JavaScript client's, in four bytes as in five."""
+    """Length byte and script number of the expiry equal the client's, for four and five bytes."""
     number = encode_script_number(case.terms.expiry)
 
     assert (bytes([len(number)]) + number).hex() == case.raw["exp_time_script_push_hex"]
@@ -53,7 +53,7 @@ def test_expiry_is_pushed_as_the_client_pushes_it(case: Case) -> None:
 
 @each_case
 def test_redeem_script_and_funding_output(case: Case) -> None:
-    """Redeem script, its hash, the funding output and its address are the JavaScript client's."""
+    """Redeem script, its hash, the funding output and its address equal the JavaScript client's."""
     assert case.terms.redeem_script.hex() == case.raw["redeem_script_hex"]
     assert case.terms.funding_script.hex() == case.raw["funding_script_pubkey_hex"]
     assert case.terms.funding_script[2:22].hex() == case.raw["redeem_script_hash160_hex"]
@@ -62,13 +62,13 @@ def test_redeem_script_and_funding_output(case: Case) -> None:
 
 @each_case
 def test_redeem_script_is_read_back(case: Case) -> None:
-    """The client's script is read as the terms that it was made from."""
+    """The client's script is read as the terms from which it was made."""
     assert parse_redeem_script(bytes.fromhex(case.raw["redeem_script_hex"])) == case.terms
 
 
 @each_case
 def test_addresses_and_scripts_are_each_other(case: Case) -> None:
-    """Change and funding address decode to their scriptPubKeys, and these are shown as the same addresses."""
+    """Change and funding address decode to their scriptPubKeys, which encode to the same addresses."""
     assert decode_address(case.raw["change_address"], case.network).hex() == case.raw["change_script_pubkey_hex"]
     assert encode_address(case.change_script, case.network) == case.raw["change_address"]
     assert decode_address(case.raw["funding_address"], case.network) == case.terms.funding_script
@@ -76,7 +76,7 @@ def test_addresses_and_scripts_are_each_other(case: Case) -> None:
 
 @each_case
 def test_debug_funding(case: Case) -> None:
-    """The debug funding of this client key and expiry is what the JavaScript client derives."""
+    """The debug funding of this client key and expiry equals the JavaScript client's."""
     want = case.raw["debug_funding"]
 
     outpoint = debug_outpoint(case.terms.client_key, case.terms.expiry)
@@ -86,7 +86,7 @@ def test_debug_funding(case: Case) -> None:
 
 @each_payment
 def test_payment_digest(case: Case, row: dict[str, str]) -> None:
-    """The cached-prefix sighash of every payment is bitcoinjs' hash of the whole transaction."""
+    """The sighash with a cached prefix equals bitcoinjs' hash of the whole transaction, for every payment."""
     hasher = PaymentHasher(case.terms, case.outpoint, case.change_script)
 
     digest = hasher.digest(Sat(int(row["change_value"])), int(row["sighash_flag"], 16))
@@ -96,7 +96,7 @@ def test_payment_digest(case: Case, row: dict[str, str]) -> None:
 
 @each_payment
 def test_payment_is_signed_to_the_same_bytes(case: Case, row: dict[str, str]) -> None:
-    """Signing is deterministic (RFC 6979, low S), so our payment is the client's, byte for byte."""
+    """Signing is deterministic (RFC 6979, low S), so the payment equals the client's in every byte."""
     payment = sign_payment(
         case.client_key, case.terms, case.outpoint, case.change_script, Sat(int(row["change_value"]))
     )
@@ -107,7 +107,7 @@ def test_payment_is_signed_to_the_same_bytes(case: Case, row: dict[str, str]) ->
 
 @each_payment
 def test_payment_payload_is_written_and_read(case: Case, row: dict[str, str]) -> None:
-    """A payment is the client's payload in both directions, as bytes and as base64url."""
+    """A payment encodes to the client's payload and decodes from it, as bytes and as base64url."""
     payment = make_payment(
         int(row["change_value"]), bytes.fromhex(row["signature_der_hex"]), int(row["sighash_flag"], 16)
     )
@@ -119,7 +119,7 @@ def test_payment_payload_is_written_and_read(case: Case, row: dict[str, str]) ->
 
 @each_payment
 def test_payment_verifies_for_its_channel_alone(case: Case, row: dict[str, str]) -> None:
-    """Every payment verifies; not for another change value, output, or change address."""
+    """Every payment verifies, but not for another change value, output, or change address."""
     payment = decode_v1(row["payload_base64url"])
     elsewhere = OutPoint(case.outpoint.txid, case.outpoint.vout ^ 1)
     other_script = case.terms.funding_script if case.change_script != case.terms.funding_script else b"\x6a"
@@ -140,7 +140,7 @@ def test_channel_secret_of_an_opening(case: Case, row: dict[str, str]) -> None:
 
 @each_case
 def test_refund_at_a_fixed_fee(case: Case) -> None:
-    """The refund is the client's transaction, and Core's interpreter takes it."""
+    """The refund equals the client's transaction, and Core's interpreter accepts it."""
     want = case.raw["refund"]
     script = decode_address(want["address"], case.network)
 
@@ -161,7 +161,7 @@ def test_refund_at_a_fixed_fee(case: Case) -> None:
 
 @each_case
 def test_refund_at_a_rate(case: Case) -> None:
-    """A refund by rate pays the rate times the size of the refund without a fee."""
+    """A refund at a rate pays the rate times the size of the refund without a fee."""
     want = case.raw["refund_per_byte"]
     script = decode_address(case.raw["refund"]["address"], case.network)
 
@@ -177,7 +177,7 @@ def test_refund_at_a_rate(case: Case) -> None:
 
 @each_case
 def test_settlement(case: Case) -> None:
-    """The settlement of the last payment is bitcoinjs' transaction, and Core's interpreter takes it."""
+    """The settlement of the last payment equals bitcoinjs' transaction, and Core's interpreter accepts it."""
     want, claim = case.raw["settlement"], case.claim()
     destination = decode_address(want["server_address"], case.network)
     unsigned = build_settlement([claim], destination, want["fee"])
@@ -197,7 +197,7 @@ def test_settlement(case: Case) -> None:
 
 @each_case
 def test_settlement_size_is_known_before_signing(case: Case) -> None:
-    """The size that the fee is counted from is the signed size, or up to two bytes more."""
+    """The size for the fee is the signed size, or up to two bytes more."""
     claim, want = case.claim(), case.raw["settlement"]
 
     size = settlement_size([claim], decode_address(want["server_address"], case.network))

@@ -1,4 +1,4 @@
-"""The desk: who waits for company, who never does, and that one bad input holds up nobody (threats 15, 21 and 23)."""
+"""The settlement planner: which channels wait for others, which never do, and bad inputs (threats 15, 21 and 23)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.lib.channels import NOW, RULES, step
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.world import Clock, DebugPayer, Local, accepted, local, refused
 
-PAYERS = [DebugPayer(f"desk {number}") for number in range(4)]
+PAYERS = [DebugPayer(f"planner {number}") for number in range(4)]
 FIRST, SECOND, THIRD, FOURTH = PAYERS
 WAIT = 600
 
 
 async def drain(server: Local, *payers: DebugPayer) -> None:
-    """Open channels and give everything over them."""
+    """Open channels and pay everything over them."""
     for payer in payers:
         await server.open(payer)
         accepted(await server.registry.ask(payer.outpoint, payer.pays(payer.funding_sat)))
@@ -46,7 +46,7 @@ def inputs(signed: Settlement | None) -> list[bytes]:
 
 
 async def test_drained_channels_wait_and_settle_together(tmp_path: Path) -> None:
-    """Before their time is up nothing is signed; then one settlement has them all, and each input is valid."""
+    """Before the waiting time ends no settlement is signed; then one settlement has all channels, with valid inputs."""
     async with local(tmp_path, settings={"batch_seconds": WAIT}) as server:
         await drain(server, FIRST, SECOND, THIRD)
         server.clock.now += WAIT - 1
@@ -68,15 +68,15 @@ async def test_drained_channels_wait_and_settle_together(tmp_path: Path) -> None
         assert server.signer.calls["sign_settlement"] == 1
 
 
-async def test_without_the_setting_nobody_waits(tmp_path: Path) -> None:
-    """A channel that drained by a payment is settled in that request."""
+async def test_without_the_setting_no_channel_waits(tmp_path: Path) -> None:
+    """A channel that a payment drains is settled in that request."""
     async with local(tmp_path) as server:
         await drain(server, FIRST)
         assert (await server.stored(FIRST)).state is State.CLOSED
 
 
 async def test_enough_channels_do_not_wait(tmp_path: Path) -> None:
-    """When as many wait as go into one settlement, it is signed at once; the next one begins to wait anew."""
+    """A settlement that the waiting channels fill is signed at once; the next channel starts a new wait."""
     async with local(tmp_path, settings={"batch_seconds": WAIT, "batch_channels": 2}) as server:
         await drain(server, FIRST, SECOND, THIRD)
         await server.watcher.look()
@@ -85,8 +85,8 @@ async def test_enough_channels_do_not_wait(tmp_path: Path) -> None:
         assert await settlement(server, THIRD) is None
 
 
-async def test_threat_15_a_channel_with_change_takes_the_waiting_ones_along(tmp_path: Path) -> None:
-    """It is input 0 with its change as output 0; it waits for nobody itself."""
+async def test_threat_15_a_channel_with_change_settles_with_the_waiting_ones(tmp_path: Path) -> None:
+    """It is input 0 with its change as output 0; it does not wait itself."""
     async with local(tmp_path, settings={"batch_seconds": WAIT}) as server:
         await drain(server, FIRST, SECOND)
         opened = await server.open(THIRD)
@@ -101,8 +101,8 @@ async def test_threat_15_a_channel_with_change_takes_the_waiting_ones_along(tmp_
         assert await settlement(server, FIRST) == await settlement(server, SECOND) == together
 
 
-async def test_threat_21_nobody_near_the_deadline_waits(tmp_path: Path) -> None:
-    """With half of the time until the deadline gone, a drained channel is settled alone and at once."""
+async def test_threat_21_no_channel_near_the_deadline_waits(tmp_path: Path) -> None:
+    """After half of the time to the deadline, a drained channel is settled alone and at once."""
     payer = DebugPayer("in a hurry", UnixTime(NOW + 3 * 86_400))
     async with local(tmp_path, settings={"batch_seconds": 10 * 86_400}) as server:
         await drain(server, FIRST, payer)
@@ -113,7 +113,7 @@ async def test_threat_21_nobody_near_the_deadline_waits(tmp_path: Path) -> None:
 
 
 async def test_a_channel_that_waits_in_vain_settles_alone(tmp_path: Path) -> None:
-    """No company comes in time."""
+    """No other channel comes in time."""
     async with local(tmp_path, settings={"batch_seconds": WAIT}) as server:
         await drain(server, FIRST)
         server.clock.now += WAIT
@@ -122,7 +122,7 @@ async def test_a_channel_that_waits_in_vain_settles_alone(tmp_path: Path) -> Non
 
 
 class Thieving(DebugChain):
-    """Something else has spent the funding output of `SECOND`."""
+    """A chain on which another transaction has spent the funding output of `SECOND`."""
 
     async def unspent(self, outpoints):
         return {key: value for key, value in (await super().unspent(outpoints)).items() if key != SECOND.outpoint}
@@ -135,7 +135,7 @@ class Thieving(DebugChain):
 
 
 async def test_threat_23_a_bad_input_is_left_out(tmp_path: Path) -> None:
-    """The others settle together without it."""
+    """The other channels settle together without it."""
     clock = Clock()
     async with local(tmp_path, clock, chain=Thieving(clock), settings={"batch_seconds": WAIT}) as server:
         await drain(server, FIRST, SECOND, THIRD)
@@ -156,7 +156,7 @@ async def test_threat_23_a_bad_input_is_left_out(tmp_path: Path) -> None:
 async def test_threat_23_without_a_batch_each_settles_alone(
     tmp_path: Path, part: str, method: str, failure: Exception, times: int
 ) -> None:
-    """A batch that can't be signed or looked through delays nobody beyond this look."""
+    """A batch that can't be signed or checked delays its channels only until the next scan."""
     async with local(tmp_path, settings={"batch_seconds": WAIT}) as server:
         await drain(server, FIRST, SECOND)
         server.clock.now += WAIT
@@ -168,7 +168,7 @@ async def test_threat_23_without_a_batch_each_settles_alone(
 
 
 async def test_a_batch_waits_for_the_signer_and_for_a_restart(tmp_path: Path) -> None:
-    """Without signer the channels stay as they are; a new process finds them, knows since when they wait, and goes on."""
+    """Without signer the channels stay as they are; a new process knows since when they wait, and continues."""
     clock = Clock()
     async with local(tmp_path, clock, settings={"batch_seconds": WAIT}) as server:
         await drain(server, FIRST, SECOND)
@@ -184,7 +184,7 @@ async def test_a_batch_waits_for_the_signer_and_for_a_restart(tmp_path: Path) ->
 
 
 async def test_fault_03_a_settlement_that_was_signed_is_carried_out(tmp_path: Path) -> None:
-    """A server that lost the channel with its store does not open it again, and carries out what the signer signed."""
+    """A server that lost the channel with its store does not reopen it, and broadcasts the signed settlement."""
     async with local(tmp_path / "now", fee_sat_per_vb=20) as server:
         await server.open(FIRST)
         signer = server.signer.real
@@ -198,8 +198,8 @@ async def test_fault_03_a_settlement_that_was_signed_is_carried_out(tmp_path: Pa
         assert await settlement(server, FIRST) == before
 
 
-async def test_a_settlement_that_is_out_already_is_found(tmp_path: Path) -> None:
-    """A server that forgot that it signed takes what spends the output by its own branch, and signs nothing."""
+async def test_a_settlement_in_the_network_is_found(tmp_path: Path) -> None:
+    """A server that lost the signed settlement takes over the one that spends the output, and signs nothing."""
     clock = Clock()
     chain = DebugChain(clock)
     async with local(tmp_path / "now", clock, chain=chain, settings={"batch_seconds": WAIT}) as server:
@@ -217,7 +217,7 @@ async def test_a_settlement_that_is_out_already_is_found(tmp_path: Path) -> None
 
 
 async def test_a_channel_moves_to_its_change_output(tmp_path: Path) -> None:
-    """The old record says where to, the new one takes payments, and a restart finds both."""
+    """The old record names the new outpoint, the new channel accepts payments, and a restart finds both."""
     payer = DebugPayer("mover", movable=True)
     async with local(tmp_path) as server:
         opened = accepted(
@@ -241,7 +241,7 @@ async def test_a_channel_moves_to_its_change_output(tmp_path: Path) -> None:
 async def test_fault_08_a_withdrawal_is_not_signed_again_where_a_payment_is_offered(
     tmp_path: Path, is_offered: bool
 ) -> None:
-    """The application may have delivered for it: another txid would take away the output that it is paid from."""
+    """The application may have delivered for it: with another txid its funding output would not exist."""
     payer = DebugPayer("mover with an offer", movable=True)
     async with local(tmp_path) as server:
         opened = accepted(
@@ -268,8 +268,8 @@ def new_outpoint(old: Channel):
 
 
 @pytest.mark.parametrize("received", [RULES.dust_sat + 100, 10_000])
-async def test_threat_13_what_is_not_worth_settling_stays_open(tmp_path: Path, received: int) -> None:
-    """Neither the operator nor the expiry burns it: it may earn more, or the payer takes its coins back."""
+async def test_threat_13_a_channel_not_worth_settling_stays_open(tmp_path: Path, received: int) -> None:
+    """Neither operator nor expiry closes it: it may receive more, or the payer takes its coins back."""
     async with local(tmp_path) as server:
         await server.open(FIRST, received)
         server.clock.now = FIRST.expiry - RULES.settlement_period_seconds
@@ -279,7 +279,7 @@ async def test_threat_13_what_is_not_worth_settling_stays_open(tmp_path: Path, r
 
 
 class Stubborn(DebugChain):
-    """Confirms nothing, and replaces nothing, though it says that it does."""
+    """A chain that confirms and replaces nothing, although it claims to replace."""
 
     async def spender(self, outpoint: OutPoint) -> Spend | None:
         spend = await super().spender(outpoint)
@@ -296,7 +296,7 @@ class Stubborn(DebugChain):
 
 
 async def test_fault_02_the_record_says_what_the_network_has(tmp_path: Path) -> None:
-    """A refused replacement does not become the settlement; what is there is recorded, and the operator is told."""
+    """A refused replacement does not become the settlement; the record has the network's, and there is an alarm."""
     async with local(tmp_path, chain=Stubborn(), max_fee_sat_per_vb=200) as server:
         await server.open(FIRST, 900_000)
         accepted(await server.registry.ask(FIRST.outpoint, Close(CloseReason.OPERATOR)))
@@ -311,7 +311,7 @@ async def test_fault_02_the_record_says_what_the_network_has(tmp_path: Path) -> 
 
 
 async def test_fault_76_a_withdrawal_never_publishes_the_secret(tmp_path: Path) -> None:
-    """The secret is the hash of the opening payment's signature: that one is not settled while the channel goes on."""
+    """The secret is the hash of the opening payment's signature, so a withdrawal never settles that payment."""
     payer = DebugPayer("mover", movable=True)
     async with local(tmp_path) as server:
         opened = await server.open(payer, 10_000)
@@ -329,11 +329,11 @@ async def test_fault_76_a_withdrawal_never_publishes_the_secret(tmp_path: Path) 
         went_on = await server.stored(DebugPayer("mover", movable=True, at=new_outpoint(old)))
         assert went_on.secret == opened.secret
         again = await server.registry.ask(went_on.outpoint, Close(CloseReason.WITHDRAW))
-        assert not isinstance(refused(again), NotWithdrawable), "nothing was received there, but the secret is safe"
+        assert not isinstance(refused(again), NotWithdrawable), "no value was received there, but the secret is safe"
 
 
 def floor_of(server: Local, rate: int) -> None:
-    """From now on the chain relays nothing below this rate."""
+    """Let the chain relay no transaction below this rate from now on."""
     fees = ChainFees(floor_sat_per_vb=rate)
     server.context.chain_view.fees = fees
 
@@ -344,8 +344,8 @@ def floor_of(server: Local, rate: int) -> None:
 
 
 @pytest.mark.parametrize("reason", [CloseReason.OPERATOR, CloseReason.WITHDRAW, CloseReason.CLIENT])
-async def test_fault_13_what_the_present_floor_forbids_does_not_leave_open(tmp_path: Path, reason: CloseReason) -> None:
-    """Refused with both numbers, and payments go on; at the expiry it closes all the same, and at a lower floor too."""
+async def test_fault_13_a_channel_below_the_relay_floor_stays_open(tmp_path: Path, reason: CloseReason) -> None:
+    """The refusal has both numbers, and payments continue; it closes at expiry, and at a lower floor too."""
     payer = DebugPayer("floor", movable=True)
     async with local(tmp_path, max_fee_sat_per_vb=200, fee_share_percent=50) as server:
         opened = await server.open(payer, 20_000)
@@ -372,8 +372,8 @@ async def test_fault_13_what_the_present_floor_forbids_does_not_leave_open(tmp_p
         assert (await server.stored(payer)).state is State.CLOSED
 
 
-async def test_fault_13_a_withdrawal_that_the_signer_refuses_is_taken_back(tmp_path: Path) -> None:
-    """The channel is open again and takes payments, as nothing is signed; while the signer is away it is not known."""
+async def test_fault_13_a_withdrawal_that_the_signer_refuses_is_cancelled(tmp_path: Path) -> None:
+    """The channel is open again, because nothing is signed; it stays CLOSING while the signer is away."""
     payer = DebugPayer("taken back", movable=True)
     async with local(tmp_path) as server:
         await server.open(payer, 20_000)
