@@ -155,8 +155,7 @@ class Channel(ChannelBase):
         if times > 1 and not application_data:
             done, receipt = self._run(streaming.pay_series, series, limits, patience)
         while done < times or receipt is None:
-            wait = every_seconds if done else 0.0
-            receipt = self._run(streaming.pay_later, wait, amount_sat, limits, patience, application_data)
+            receipt = self._run(streaming.pay_later, receipt, series, limits, patience, application_data)
             done += 1
             series.tell(done)
         return receipt
@@ -275,8 +274,7 @@ class AsyncChannel(ChannelBase):
         if times > 1 and not application_data:
             done, receipt = await self._run(streaming.pay_series, series, limits, patience)
         while done < times or receipt is None:
-            wait = every_seconds if done else 0.0
-            receipt = await self._run(streaming.pay_later, wait, amount_sat, limits, patience, application_data)
+            receipt = await self._run(streaming.pay_later, receipt, series, limits, patience, application_data)
             done += 1
             series.tell(done)
         return receipt

@@ -172,6 +172,7 @@ def test_a_stream_that_fails_is_completed_by_put(
     [
         lambda _, payments: write_answers([Taken(Sat(change + 1), Sat(10)) for change in payments.changes]),
         lambda _, payments: write_answers([Taken(Sat(change), Sat(9)) for change in payments.changes]),
+        lambda _, payments: write_answers([Taken(Sat(change), Sat(10**6)) for change in payments.changes]),
         lambda _, payments: write_answers([Taken(Sat(change), Sat(10)) for change in payments.changes] * 3),
         lambda _, payments: write_answers([Said(200, b"[]")] * len(payments)),
         lambda _, payments: write_answers(

@@ -28,12 +28,12 @@ from paychan.cli.payer.terminal import (
     examples,
     exit_on_error,
     facts,
-    next_step,
     sat,
     show,
     show_invitation,
     show_listing,
     show_panel,
+    show_receipt,
     unchecked,
     wait_funded,
     way_back,
@@ -48,7 +48,6 @@ from paychan.client import (
     Network,
     Patience,
     Payer,
-    Receipt,
     State,
 )
 from paychan.client.payer import DEFAULT_HOURS
@@ -135,7 +134,6 @@ def new(
 @app.command(
     name="open",
     epilog=examples(
-        "paychan channel open 4593d97a   (waits for the funding if need be)",
         "paychan channel open 4593d97a   (waits for the funding if necessary)",
         "paychan channel open 4593d97a --outpoint 2fc6…0a1b:0 --value 500000   (compared with the server's value)",
         "paychan channel open 4593d97a --node http://127.0.0.1:8332 --credentials ~/.bitcoin/.cookie",
@@ -261,25 +259,6 @@ def _pay_many(channel: Channel, amount: int, times: int, every: float, data: str
             rest = f"`paychan channel pay {channel.name} --resume` completes the {under_way} pending ones."
             fail(f"stopped after {done} payments{f'. {rest}' if under_way else ', all of them acknowledged.'}", 130)
     show_receipt(channel, receipt, as_json, payments=times, seconds=round(time.monotonic() - begun, 3))
-
-
-def show_receipt(channel: Channel, receipt: Receipt, as_json: bool, *, payments: int = 1, seconds: float = 0.0) -> None:
-    """Show the result of a payment, or of the last of many."""
-    if as_json:
-        more = {"seconds": seconds} if seconds else {}
-        out.print_json(data={"name": channel.name, "payments": payments, **msgspec.to_builtins(receipt), **more})
-        return
-    paid = sat(receipt.paid_sat) + (" (the server already had it)" if receipt.repeated else "")
-    show_panel(
-        f"Channel {channel.name}",
-        ("Paid", paid if payments == 1 else f"{payments} times {paid}, {payments / seconds:.0f} payments/s"),
-        ("In all", sat(receipt.total_paid_sat)),
-        ("Left", sat(receipt.left_sat)),
-        ("Value", unchecked(channel.record)),
-        ("Answer", receipt.application_data),
-        ("Settled by", receipt.settlement_txid),
-        ("Next", next_step(channel.record) if channel.record.paid_sat == receipt.paid_sat else ""),
-    )
 
 
 @app.command(epilog=examples("paychan channel status 4593d97a", "paychan channel status 4593d97a --offline"))

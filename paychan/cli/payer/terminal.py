@@ -40,6 +40,7 @@ from paychan.client import (
     NoSuchChannel,
     OverLimit,
     PaymentRefused,
+    Receipt,
     ServerFailed,
     ServerMisbehaved,
     State,
@@ -244,6 +245,32 @@ def show(record: ChannelRecord, as_json: bool) -> None:
         ("Server", f"{record.url} (RBPCP v{record.version})"),
         ("Next", next_step(record)),
     )
+
+
+def show_receipt(channel: Channel, receipt: Receipt, as_json: bool, *, payments: int = 1, seconds: float = 0.0) -> None:
+    """Show the result of a payment, or of the last of many."""
+    if as_json:
+        more = {"seconds": seconds} if seconds else {}
+        out.print_json(data={"name": channel.name, "payments": payments, **msgspec.to_builtins(receipt), **more})
+        return
+    paid = sat(receipt.paid_sat) + (" (the server already had it)" if receipt.repeated else "")
+    show_panel(
+        f"Channel {channel.name}",
+        ("Paid", paid if payments == 1 else f"{payments} times {paid}, {payments / seconds:.0f} payments/s"),
+        ("In all", sat(receipt.total_paid_sat)),
+        ("Left", sat(receipt.left_sat)),
+        ("Restored", _booked_again(receipt)),
+        ("Value", unchecked(channel.record)),
+        ("Answer", receipt.application_data),
+        ("Settled by", receipt.settlement_txid),
+        ("Next", next_step(channel.record) if channel.record.paid_sat == receipt.paid_sat else ""),
+    )
+
+
+def _booked_again(receipt: Receipt) -> str:
+    """Name what the server had lost and booked again with a payment; "" if nothing."""
+    lost = receipt.again_sat
+    return f"{sat(lost)} of earlier payments, which the server had lost, were booked again" if lost else ""
 
 
 def _change_address(record: ChannelRecord) -> str:

@@ -73,7 +73,8 @@ def probe(record: ChannelRecord, patience: Patience) -> Flow[ChannelRecord]:
     booked = holds_pending(record, seen.response)
     if not booked:
         result = yield from result_of(record, seen.response)
-        check_result(result, ChannelStatus.OPEN, {record.agreed_sat}, {0})
+        most = record.funding_sat - record.agreed_sat
+        check_result(result, ChannelStatus.OPEN, {record.agreed_sat}, {0}, most)
     acknowledged = record.signed_sat if booked else record.acknowledged_sat
     now = _replace(
         record,

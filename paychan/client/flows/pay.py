@@ -38,6 +38,8 @@ class Receipt(Struct, frozen=True):
     settlement_txid: str
     """Settlement, if the payment drained and so closed the channel; "" otherwise, or while it is pending."""
     application_data: str
+    again_sat: Sat = Sat(0)
+    """Earlier payments that the server had lost, after its operator restored a backup, and booked again with this one."""
 
 
 # --- opening --------------------------------------------------------------------------------------------------------
@@ -160,9 +162,11 @@ def _acknowledge(record: ChannelRecord, result: PaymentResult, received: Collect
     """Compare the result with the newest signed payment, then record that the server holds it."""
     drained = record.left_sat == 0
     status = ChannelStatus.CLOSED if drained else ChannelStatus.OPEN
-    check_result(result, status, {record.left_sat}, received)
+    check_result(result, status, {record.left_sat}, received, record.funding_sat - record.left_sat)
     txid = settlement_txid(result, may_wait=True) if drained else ""
     state = State.OPEN if not drained else State.CLOSED if txid else State.CLOSING
     yield Save(_replace(record, acknowledged_sat=record.left_sat, refused=False, state=state, settlement_txid=txid))
     said = "" if result.application_data is UNSET else result.application_data
-    return Receipt(paid, record.paid_sat, record.left_sat, result.value_received != paid, txid, said)
+    value = result.value_received
+    again = Sat(max(0, value - paid))
+    return Receipt(paid, record.paid_sat, record.left_sat, value < paid, txid, said, again_sat=again)

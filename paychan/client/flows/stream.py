@@ -94,7 +94,7 @@ class _Run:
         self._amount = series.amount_sat
         self._to_sign = min(series.times, (record.left_sat - record.dust_sat) // series.amount_sat)
         self._in_flight: deque[_Batch] = deque()
-        self._done, self._said = 0, ""
+        self._done, self._said, self._again = 0, "", Sat(0)
         self._one_by_one = series.every_seconds > 0
 
     def flow(self) -> Flow[tuple[int, Receipt | None]]:
@@ -158,8 +158,9 @@ class _Run:
         left, value = (answer.change_sat, answer.value_sat) if isinstance(answer, Taken) else self._result(answer)
         if left != change:
             raise ServerMisbehaved(what="channel_value_left", got=left, want=change)
-        if value != self._amount:
+        if not self._amount <= value <= self._record.funding_sat - change:  # more: see `answers.check_result`
             raise ServerMisbehaved(what="value_received", got=value, want=self._amount)
+        self._again = Sat(self._again + value - self._amount)
 
     def _result(self, said: Said) -> tuple[int, int]:
         try:
@@ -177,11 +178,11 @@ class _Run:
         self._done += sum(len(batch.changes) for batch in self._in_flight)
         receipt = yield from paying.transfer(record, self._patience, range(record.pending_sat + 1))
         self._series.tell(self._done)
-        return self._done, _replace(receipt, paid_sat=self._amount)
+        return self._done, _replace(receipt, paid_sat=self._amount, again_sat=Sat(self._again + receipt.again_sat))
 
     def _receipt(self) -> Receipt:
         record = self._record
-        return Receipt(self._amount, record.paid_sat, record.left_sat, False, "", self._said)
+        return Receipt(self._amount, record.paid_sat, record.left_sat, False, "", self._said, self._again)
 
 
 def _read(frame: bytes) -> list[Taken | Said]:
@@ -192,9 +193,10 @@ def _read(frame: bytes) -> list[Taken | Said]:
 
 
 def pay_later(
-    record: ChannelRecord, seconds: float, amount_sat: int, limits: Limits, patience: Patience, application_data: str
+    record: ChannelRecord, last: Receipt | None, series: Series, limits: Limits, patience: Patience, data: str
 ) -> Flow[Receipt]:
-    """Pause for `seconds`, then pay by `PUT`."""
-    if seconds:
-        yield Pause(seconds)
-    return (yield from paying.pay(record, amount_sat, limits, patience, drain=False, application_data=application_data))
+    """Pause, then pay the next of a series by `PUT`; the receipt includes what the `last` one says of all before."""
+    if last is not None and series.every_seconds:
+        yield Pause(series.every_seconds)
+    receipt = yield from paying.pay(record, series.amount_sat, limits, patience, drain=False, application_data=data)
+    return receipt if last is None else _replace(receipt, again_sat=Sat(receipt.again_sat + last.again_sat))
