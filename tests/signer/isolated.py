@@ -25,7 +25,7 @@ settings, token, directories, before, nobody, group = json.loads(sys.argv[1])
 exec(before)
 from pathlib import Path
 from signer.config import Isolation
-from signer.isolation import IsolationError, isolate
+from signer.sandbox.isolation import IsolationError, isolate
 libc = ctypes.CDLL(None, use_errno=True)
 exec(nobody)
 libc.prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)  # Yama: anybody may trace us, so it is not Yama that refuses

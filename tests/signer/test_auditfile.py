@@ -23,7 +23,7 @@ APPEND = """
 import sys
 from itertools import count
 from pathlib import Path
-from signer.auditfile import AuditFailed, AuditFile
+from signer.audit.file import AuditFailed, AuditFile
 from tests.signer.test_audit import decision
 
 log = AuditFile(Path(sys.argv[1]))

@@ -17,10 +17,10 @@ ROOT = Path(__file__).parents[2]
 
 HANGING = """
 import asyncio, threading
-from signer.crew import Crew
+from signer.server.thread_pool import ThreadPool
 
 async def main():
-    crew = Crew(2, "test")
+    crew = ThreadPool(2, "test")
     begun = threading.Event()
     for _ in range(3):
         crew.submit(lambda: (begun.set(), threading.Event().wait(1000)), print)

@@ -336,8 +336,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
-from paychan.protocol.signerwire import decode_request
-from signer.ledger import LevelDbLedger
+from paychan.protocol.wire.signer_messages import decode_request
+from signer.ledger.leveldb import LevelDbLedger
 from tests.signer.test_ledger import KEYS, REQUEST, handler
 
 path = Path(sys.argv[1])
@@ -383,7 +383,7 @@ def test_killed_between_write_and_answer(tmp_path: Path, moment: str, earlier: b
 SIGN = """
 import sys
 from pathlib import Path
-from paychan.protocol.signerwire import decode_request
+from paychan.protocol.wire.signer_messages import decode_request
 from tests.signer.test_ledger import handler, opened_at
 
 ledger = opened_at(Path(sys.argv[1]))

@@ -122,7 +122,8 @@ def test_many_clients_get_keys_at_once(token: SoftHsm, tmp_path: Path) -> None:
 
 HANGING = """
 import ctypes, sys
-from signer import cryptoki, service
+from signer import service
+from signer.token import cryptoki
 
 def hang(session, *_):
     print("hangs", file=sys.stderr, flush=True)
@@ -160,7 +161,8 @@ def asked_for_pin(token: SoftHsm, tmp_path: Path) -> SignerProcess:
 
 HANGING_ONCE = """
 import ctypes
-from signer import cryptoki, service
+from signer import service
+from signer.token import cryptoki
 
 sign, calls = cryptoki.Session.sign, []
 
@@ -284,7 +286,8 @@ def test_signer_ends_when_its_tokens_process_does(token: SoftHsm, tmp_path: Path
 
 CRASHING = """
 import ctypes
-from signer import pkcs11, service
+from signer import service
+from signer.token import keys as pkcs11
 
 pkcs11.Library = lambda _path: ctypes.string_at(0)
 service.main()
@@ -329,7 +332,7 @@ def test_no_process_of_the_token_outlives_the_signer(token: SoftHsm, tmp_path: P
         until(lambda child=child: not child.exists())  # type: ignore[misc]
 
 
-FEW_AT_A_TIME = "from signer import service, tokenprocess; tokenprocess.KEYS_IN_MESSAGE = 2; service.main()"
+FEW_AT_A_TIME = "from signer import service; from signer.token import process as tokenprocess; tokenprocess.KEYS_IN_MESSAGE = 2; service.main()"
 
 
 def test_signer_gets_to_know_many_keys(token: SoftHsm, tmp_path: Path) -> None:
@@ -344,8 +347,9 @@ def test_signer_gets_to_know_many_keys(token: SoftHsm, tmp_path: Path) -> None:
 
 
 FAILING = """
-from signer import cryptoki, service
-from signer.cryptokicodes import Code, CryptokiError
+from signer import service
+from signer.token import cryptoki
+from signer.token.constants import Code, CryptokiError
 
 def fail(*_):
     raise CryptokiError(Code.DEVICE_ERROR, "C_Sign")
