@@ -57,13 +57,13 @@ class LogSink(io.TextIOBase):
             else:
                 self._waiting.append(data)
                 self._bytes += len(data)
-            self._work_off()
+            self._run_queue()
         return len(text)
 
     def flush(self) -> None:
         """Write the waiting lines if the descriptor allows."""
         with self._lock:
-            self._work_off()
+            self._run_queue()
 
     def drain(self, seconds: float = 1.0) -> None:
         """Give a slow reader up to this many seconds to take the waiting lines; called at the end of the process."""
@@ -84,7 +84,7 @@ class LogSink(io.TextIOBase):
     def fileno(self) -> int:
         return self._descriptor
 
-    def _work_off(self) -> None:
+    def _run_queue(self) -> None:
         while self._waiting:
             data = self._waiting.popleft()
             self._bytes -= len(data)

@@ -32,7 +32,7 @@ Misfit = Callable[[HealthReply], str]
 """Returns why a signer's settings do not fit; empty if they do."""
 
 
-class NotOurs(OSError):
+class WrongSigner(OSError):
     """A signer answers, but its settings do not fit this server."""
 
 
@@ -69,8 +69,8 @@ class SignerLink:
     async def _exchange(self, frame: bytes, request_id: int) -> Reply:
         try:
             return await (await self._connected()).ask(frame, request_id)
-        except _TurnedAway as turned_away:
-            return turned_away.refusal
+        except _Refused as refused:
+            return refused.refusal
 
     async def _connected(self) -> _Connection:
         if self._connection is not None and not self._connection.lost:
@@ -80,10 +80,10 @@ class SignerLink:
                 msg = "client was closed"
                 raise ConnectionAbortedError(msg)
             if self._connection is None or self._connection.lost:
-                self._connection = await self._introduced(_Connection(*await _connect(self._path)))
+                self._connection = await self._checked(_Connection(*await _connect(self._path)))
         return self._connection
 
-    async def _introduced(self, connection: _Connection) -> _Connection:
+    async def _checked(self, connection: _Connection) -> _Connection:
         if self._misfit is None:
             return connection
         try:
@@ -93,11 +93,11 @@ class SignerLink:
             raise
         if isinstance(reply, Refusal):
             await connection.close()
-            raise _TurnedAway(reply)
+            raise _Refused(reply)
         wrong = self._misfit(reply) if isinstance(reply, HealthReply) else f"not a signer: {type(reply).__name__}"
         if wrong:
             await connection.close()
-            raise NotOurs(wrong)
+            raise WrongSigner(wrong)
         return connection
 
 
@@ -118,7 +118,7 @@ async def _connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWrit
         raise
 
 
-class _TurnedAway(Exception):
+class _Refused(Exception):
     """The signer refuses the health request."""
 
     def __init__(self, refusal: Refusal) -> None:

@@ -49,7 +49,7 @@ from paychan.protocol.wire.signer_messages import (
     frame_size,
 )
 from paychan.signer_client.base import SignerAbsent, SignerBusy, SignerRefused, SignerUnfit
-from paychan.signer_client.connection import Misfit, NotOurs, SignerLink
+from paychan.signer_client.connection import Misfit, SignerLink, WrongSigner
 from paychan.signer_client.reply_checks import WRONG_REPLY, check_again, check_child, check_key, check_settlement
 
 _PASSING = (
@@ -213,7 +213,7 @@ class UnixSigner:
             if self._probing is None and not self._closed and not of_strangers:
                 self._probing = asyncio.create_task(self._probe())
             return hangs
-        except NotOurs as error:
+        except WrongSigner as error:
             raise SignerUnfit(str(error)) from None
         except OSError as error:
             return error.strerror or str(error)

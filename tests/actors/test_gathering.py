@@ -8,7 +8,7 @@ from collections.abc import Collection
 import pytest
 
 from paychan.chain.base import ChainFailed
-from paychan.chain.bitcoind.shared_call import Gathering
+from paychan.chain.bitcoind.shared_call import SharedCall
 from paychan.chain.bitcoind.sought_scripts import MOST_SCRIPTS, SoughtScripts
 from paychan.protocol.types import OutPoint
 
@@ -32,7 +32,7 @@ class Node:
 async def test_fault_65_a_thousand_requests_become_two() -> None:
     """Calls during a request share the next request; each caller gets its own answer, requested after its call."""
     node = Node()
-    gathering = Gathering(node.ask)
+    gathering = SharedCall(node.ask)
     first = asyncio.create_task(gathering.answers([1, 2]))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -50,7 +50,7 @@ async def test_fault_65_a_failure_reaches_only_its_callers() -> None:
     node = Node()
     node.go.set()
     node.failure = ChainFailed("away")
-    gathering = Gathering(node.ask)
+    gathering = SharedCall(node.ask)
     left = asyncio.create_task(gathering.answers([1]))
     await asyncio.sleep(0)
     left.cancel()
@@ -62,7 +62,7 @@ async def test_fault_65_a_failure_reaches_only_its_callers() -> None:
 
 async def test_waiting_callers_are_answered_at_the_end() -> None:
     """Closing leaves no caller waiting."""
-    gathering = Gathering(Node().ask)
+    gathering = SharedCall(Node().ask)
     waiting = [asyncio.create_task(gathering.answers([number])) for number in range(3)]
     await asyncio.sleep(0.01)
     waiting.append(asyncio.create_task(gathering.answers([9])))

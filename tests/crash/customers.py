@@ -25,7 +25,7 @@ OPENING_SAT = 100_000
 
 
 @dataclass
-class Story:
+class History:
     """One channel from the view of its customer; change values in satoshi."""
 
     payer: DebugPayer
@@ -64,7 +64,7 @@ class Customer(threading.Thread):
 
     def __init__(self, name: str, system: System, serving: threading.Event) -> None:
         super().__init__(name=name, daemon=True)
-        self.stories: list[Story] = []
+        self.histories: list[History] = []
         self.stopping = False
         self.resting = threading.Event()
         """Set while it waits for the server."""
@@ -78,38 +78,38 @@ class Customer(threading.Thread):
     def run(self) -> None:
         try:
             while not self.stopping:
-                self._live(self._new_story())
+                self._live(self._new_history())
         except Exception as error:  # noqa: BLE001 - reported to the test
             self.problems.append(f"{self.name}: {error!r}")
 
-    def _new_story(self) -> Story:
+    def _new_history(self) -> History:
         expiry = UnixTime(int(time.time()) + 30 * 86_400)
-        story = Story(DebugPayer(f"{self.name} {len(self.stories)} {self._system.directory}", expiry))
-        self.stories.append(story)
-        return story
+        history = History(DebugPayer(f"{self.name} {len(self.histories)} {self._system.directory}", expiry))
+        self.histories.append(history)
+        return history
 
-    def _live(self, story: Story) -> None:
-        payer = story.payer
-        story.asked = payer.funding_sat - OPENING_SAT
+    def _live(self, history: History) -> None:
+        payer = history.payer
+        history.asked = payer.funding_sat - OPENING_SAT
         query = {
             "client_pubkey": payer.key.public_key.format().hex(),
             "exp_time": payer.expiry,
             "change_address": encode_address(payer.change_script, Network.TEST),
-            "payment": encode_v1(payer.payment(story.asked)),
+            "payment": encode_v1(payer.payment(history.asked)),
         }
-        if not self._tell("POST", f"/v1/channels/new?{urlencode(query)}", (201, 409)):
+        if not self._send("POST", f"/v1/channels/new?{urlencode(query)}", (201, 409)):
             return
-        story.opened, story.answered = True, story.asked
+        history.opened, history.answered = True, history.asked
         for _ in range(self._chance.randrange(3, 40)):
-            story.asked = story.answered - self._chance.randrange(1, 50)
-            if not self._tell("PUT", f"{story.path}?payment={encode_v1(payer.payment(story.asked))}", (200,)):
+            history.asked = history.answered - self._chance.randrange(1, 50)
+            if not self._send("PUT", f"{history.path}?payment={encode_v1(payer.payment(history.asked))}", (200,)):
                 return
-            story.answered = story.asked
-        story.closing = True
-        if self._tell("DELETE", f"{story.path}?payment={encode_v1(payer.payment(story.answered))}", (202,)):
-            story.closed = True
+            history.answered = history.asked
+        history.closing = True
+        if self._send("DELETE", f"{history.path}?payment={encode_v1(payer.payment(history.answered))}", (202,)):
+            history.closed = True
 
-    def _tell(self, method: str, target: str, wanted: tuple[int, ...]) -> bool:
+    def _send(self, method: str, target: str, wanted: tuple[int, ...]) -> bool:
         """Send a request until it is answered; return false if the test ends before."""
         while not self.stopping:
             try:
@@ -173,7 +173,7 @@ class Crowd:
         for customer in self.customers:
             assert customer.resting.wait(30) or customer.problems, f"{customer.name} still waits for an answer"
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self.serving.set()
 
     def stop(self) -> None:
@@ -188,23 +188,23 @@ class Crowd:
     def answers(self) -> int:
         return sum(customer.answers for customer in self.customers)
 
-    def check(self, *, all_stories: bool = False) -> None:
+    def check(self, *, all_histories: bool = False) -> None:
         """Compare the server's records with the answers to each customer for its newest channels, or for all."""
         problems = [problem for customer in self.customers for problem in customer.problems]
         for customer in self.customers:
-            for story in customer.stories if all_stories else customer.stories[-2:]:
-                found = self.record(story)
-                if problem := story.problem(found):
-                    problems.append(f"{story.payer.seed}: {problem}: {found}")
+            for history in customer.histories if all_histories else customer.histories[-2:]:
+                found = self.record(history)
+                if problem := history.problem(found):
+                    problems.append(f"{history.payer.seed}: {problem}: {found}")
         assert problems == []
 
-    def record(self, story: Story) -> dict[str, Any] | None:
+    def record(self, history: History) -> dict[str, Any] | None:
         """Return the operator's view of a channel, None if there is none."""
-        return self._ask(f"/channels/{story.payer.outpoint.txid_hex}/{story.payer.outpoint.vout}")
+        return self._ask(f"/channels/{history.payer.outpoint.txid_hex}/{history.payer.outpoint.vout}")
 
     def check_totals(self) -> None:
         """Check that the server has exactly the channels that it has confirmed to a customer, each once."""
-        known = sum(self.record(story) is not None for customer in self.customers for story in customer.stories)
+        known = sum(self.record(history) is not None for customer in self.customers for history in customer.histories)
         totals = self._ask("/totals")
         assert totals is not None
         assert sum(totals["channels"].values()) == known

@@ -49,7 +49,7 @@ def test_threat_11_a_disk_error_ends_the_server_and_loses_nothing_answered(tmp_p
         crowd.pause()
         assert crowd.answers > 0
         system.start_server()
-        crowd.check(all_stories=True)
+        crowd.check(all_histories=True)
         crowd.stop()
 
 

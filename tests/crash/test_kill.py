@@ -37,9 +37,9 @@ def test_threat_11_kills_lose_no_answered_payment(tmp_path: Path):
                 kill_while_starting(system, moments.uniform(0.1, 0.4))
             system.start_server()
             crowd.check()
-            crowd.go_on()
+            crowd.resume()
         crowd.stop()
-        crowd.check(all_stories=True)
+        crowd.check(all_histories=True)
         crowd.check_totals()
 
         assert crowd.answers > 10 * KILLS
@@ -64,7 +64,7 @@ def test_sigterm_under_load_ends_with_status_0(tmp_path: Path):
             crowd.pause()
             system.start_server()
             crowd.check()
-            crowd.go_on()
+            crowd.resume()
         crowd.stop()
-        crowd.check(all_stories=True)
+        crowd.check(all_histories=True)
         crowd.check_totals()

@@ -17,7 +17,7 @@ from paychan.chain.base import ChainFailed, Funding, Payee
 from paychan.chain.bitcoind.arrivals import Arrivals
 from paychan.chain.bitcoind.earlier_outputs import Completing
 from paychan.chain.bitcoind.rpc import JsonRpc
-from paychan.chain.bitcoind.shared_call import Gathering
+from paychan.chain.bitcoind.shared_call import SharedCall
 from paychan.chain.bitcoind.sought_scripts import MOST_OUTPUTS, SoughtScripts
 from paychan.chain.bitcoind.utxo_scan import FundingSearch
 from paychan.chain.bitcoind.wallet import WatchWallet
@@ -59,8 +59,8 @@ class NodeFunding:
         self.search = FundingSearch(rpc, supervisor)
         self.completing = Completing(wallet, self.scripts, self.search, network, supervisor)
         self._arrivals = Arrivals(rpc, self.scripts, supervisor)
-        self._tx_outs: Gathering[OutPoint, TxOut] = Gathering(lambda outpoints: unspent_outputs(rpc, outpoints))
-        self._followed: Gathering[str, bool] = Gathering(self._ask_followed)
+        self._tx_outs: SharedCall[OutPoint, TxOut] = SharedCall(lambda outpoints: unspent_outputs(rpc, outpoints))
+        self._followed: SharedCall[str, bool] = SharedCall(self._ask_followed)
 
     def begin(self) -> None:
         """Search from time to time for outputs that channels' addresses received before their openings."""

@@ -9,7 +9,7 @@ from typing import Any
 from paychan.chain.base import ChainFailed
 
 
-class Errand:
+class LongCall:
     """Runs one coroutine at a time, under a name for error messages."""
 
     def __init__(self, name: str, patience_seconds: float) -> None:

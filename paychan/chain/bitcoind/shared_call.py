@@ -16,7 +16,7 @@ _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 
-class Gathering(Generic[_K, _V]):
+class SharedCall(Generic[_K, _V]):
     """Calls `ask` with all waiting keys; a key that is missing in the answer has no value."""
 
     def __init__(self, ask: Callable[[Collection[_K]], Awaitable[Mapping[_K, _V]]]) -> None:
@@ -34,7 +34,7 @@ class Gathering(Generic[_K, _V]):
             self._answer = asyncio.get_running_loop().create_future()
         answer = self._answer
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._work_off())
+            self._task = asyncio.create_task(self._run_queue())
         found = await asyncio.shield(answer)
         return {key: found[key] for key in keys if key in found}
 
@@ -46,7 +46,7 @@ class Gathering(Generic[_K, _V]):
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(ChainFailed("the server is stopping"))
 
-    async def _work_off(self) -> None:
+    async def _run_queue(self) -> None:
         while self._answer is not None:
             keys, answer = list(self._keys), self._answer
             self._keys, self._answer = {}, None

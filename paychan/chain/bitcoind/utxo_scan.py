@@ -67,7 +67,7 @@ class FundingSearch:
         new: _Outcome = asyncio.get_running_loop().create_future()
         outcome = self._waiting.setdefault(sought.script, (sought, new))[1]
         if self._task is None or not self._task.running:
-            self._task = self._supervisor.run("funding search", self._work_off, endless=False)
+            self._task = self._supervisor.run("funding search", self._run_queue, endless=False)
         await asyncio.wait([outcome], timeout=patience_seconds)
         failure = (
             outcome.result()
@@ -82,7 +82,7 @@ class FundingSearch:
         if self._task is not None:
             await self._task.stop()
 
-    async def _work_off(self, task: Supervised) -> None:
+    async def _run_queue(self, task: Supervised) -> None:
         while self._waiting:
             begun, batch = monotonic(), list(self._waiting.values())
             failure = None

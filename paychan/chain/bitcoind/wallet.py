@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from paychan.chain.base import ChainFailed, ChainUnfit, Spend
-from paychan.chain.bitcoind.long_call import Errand
+from paychan.chain.bitcoind.long_call import LongCall
 from paychan.chain.bitcoind.rpc import METHOD_NOT_FOUND, JsonRpc, RpcError
 from paychan.protocol.types import OutPoint
 
@@ -135,7 +135,7 @@ class WatchWallet:
         self._name = name
         self.made = 0
         """Number of times the wallet was created: each time it knows nothing of the addresses followed before."""
-        self._opening = Errand(f'the node is loading its wallet "{name}"', patience_seconds)
+        self._opening = LongCall(f'the node is loading its wallet "{name}"', patience_seconds)
         self._importing = asyncio.Lock()  # the node refuses a second import during a rescan
         self._reading = asyncio.Lock()
         self._spenders: dict[OutPoint, list[str]] = {}

@@ -140,7 +140,7 @@ class ElectrumLink:
                     self._url, self._host, self._port, self._tls_context(), self._timeout, self._on_news
                 )
                 self._check_certificate(connection)
-                await self._introduce(connection)
+                await self._handshake(connection)
         except BaseException as error:
             if connection is not None:
                 await connection.close()
@@ -149,7 +149,7 @@ class ElectrumLink:
             raise
         return connection
 
-    async def _introduce(self, connection: ElectrumConnection) -> None:
+    async def _handshake(self, connection: ElectrumConnection) -> None:
         """Negotiate the protocol version, check the network, and subscribe to new blocks."""
         try:
             _, version = await connection.ask("server.version", "paychan", _PROTOCOL_VERSIONS, kind=tuple[str, str])

@@ -67,7 +67,7 @@ _NEXT = {
 }
 
 
-class Wish(Struct, frozen=True):
+class SettleOptions(Struct, frozen=True):
     """The options of the command line."""
 
     file: Path
@@ -124,7 +124,7 @@ def settle(
         config, source = _configured(config_file, signer, network)
         if publish and not source:
             fail("--publish needs --config FILE, which names the node", status=2)
-        report = _settle(Wish(offline, config, source, fee_rate, publish))
+        report = _settle(SettleOptions(offline, config, source, fee_rate, publish))
         if out_file is not None:
             out_file.write_text("".join(f"{line}\n" for line in report.transactions), encoding="ascii")
         _print_json(report) if as_json else _print(report)
@@ -177,28 +177,28 @@ def _read(file: Path, network: str) -> tuple[Manifest, list[Channel]]:
 # --- settling -------------------------------------------------------------------------------------------------------
 
 
-def _settle(wish: Wish) -> Report:
-    manifest, channels = _read(wish.file, wish.config.network_name)
+def _settle(options: SettleOptions) -> Report:
+    manifest, channels = _read(options.file, options.config.network_name)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(file=sys.stderr))
-    return asyncio.run(_settle_channels(wish, manifest, channels))
+    return asyncio.run(_settle_channels(options, manifest, channels))
 
 
-async def _settle_channels(wish: Wish, manifest: Manifest, channels: Sequence[Channel]) -> Report:
+async def _settle_channels(options: SettleOptions, manifest: Manifest, channels: Sequence[Channel]) -> Report:
     async with contextlib.AsyncExitStack() as stack:
-        signer = UnixSigner(wish.config.signer_socket, wish.config.signer.deadline_seconds)
+        signer = UnixSigner(options.config.signer_socket, options.config.signer.deadline_seconds)
         stack.push_async_callback(signer.close)
-        await _check_signer(signer, wish.config.network_name)
-        chain = await _chain(wish)
+        await _check_signer(signer, options.config.network_name)
+        chain = await _chain(options)
         if chain is not None:
             stack.push_async_callback(chain.close)
         now, fees = await _moment(chain)
-        view = View(now, wish.config.rules)
+        view = View(now, options.config.rules)
         units, results = sort_out(await up_to_date(channels, signer, view), view)
-        settler = Settler(signer, chain if wish.publish else None, view, fees, wish.fee_rate)
+        settler = Settler(signer, chain if options.publish else None, view, fees, options.fee_rate)
         with _progress("settling", sum(len(unit.members) for unit in units)) as progress:
             results += await settler.settle_all(units, progress)
     results.sort(key=lambda result: (result.channel.terms.expiry, result.channel.outpoint.serialize()))
-    return Report(manifest, _rate(wish, fees), results)
+    return Report(manifest, _rate(options, fees), results)
 
 
 async def _check_signer(signer: UnixSigner, network: str) -> None:
@@ -208,16 +208,16 @@ async def _check_signer(signer: UnixSigner, network: str) -> None:
         fail(f"the signer serves the {serves} network, not {network}: start the signer of {network}")
 
 
-async def _chain(wish: Wish) -> Chain | None:
+async def _chain(options: SettleOptions) -> Chain | None:
     """Open the configured chain if it is needed: to broadcast, or for its fee estimate."""
-    if not wish.source or (wish.fee_rate and not wish.publish):
+    if not options.source or (options.fee_rate and not options.publish):
         return None
     from paychan.parts import StartError, open_chain  # noqa: PLC0415 - no other command needs the server
 
     try:
-        return await open_chain(wish.config, wish.source)
+        return await open_chain(options.config, options.source)
     except StartError as error:
-        if wish.publish:
+        if options.publish:
             fail(f"{error}. Without --publish, --out FILE writes the transactions for broadcast by any other node")
         err.print(f"[yellow]no fee estimate:[/yellow] {escape(str(error))}", soft_wrap=True)
         return None
@@ -232,10 +232,10 @@ async def _moment(chain: Chain | None) -> tuple[UnixTime, ChainFees]:
     return paying_time(max(now, median_time), median_time), await chain.fees()
 
 
-def _rate(wish: Wish, fees: ChainFees) -> str:
-    rules = wish.config.rules
-    if wish.fee_rate:
-        return f"{wish.fee_rate} sat/vB, as requested"
+def _rate(options: SettleOptions, fees: ChainFees) -> str:
+    rules = options.config.rules
+    if options.fee_rate:
+        return f"{options.fee_rate} sat/vB, as requested"
     if fees.estimate_sat_per_vb is None:
         return f"{rules.fee_sat_per_vb} sat/vB as configured, more near the expiry; the chain has no estimate"
     return f"{fees.estimate_sat_per_vb} sat/vB, the chain's estimate, more near the expiry"
@@ -311,13 +311,13 @@ def _table(results: Sequence[Result]) -> Table:
             _date(result.channel.terms.expiry),
             f"{result.channel.received_sat:,}",
             fee,
-            _story(result),
+            _describe(result),
             result.txid[::-1].hex(),
         )
     return table
 
 
-def _story(result: Result) -> str:
+def _describe(result: Result) -> str:
     colour = {Outcome.REFUSED: "red", Outcome.REFUNDED: "red", Outcome.WAITING: "yellow"}.get(result.outcome, "green")
     reason = f": {escape(result.reason)}" if result.reason else ""
     return f"[{colour}]{result.outcome.value}[/{colour}]{reason}"

@@ -64,7 +64,7 @@ class OwnChain(Struct, frozen=True):
         return bool(self.node or self.electrum)
 
 
-class Wish(Struct, frozen=True):
+class RefundOptions(Struct, frozen=True):
     """The options of a refund."""
 
     fee_rate: int | None
@@ -118,23 +118,23 @@ def in_options(remedy: str) -> str:
     return remedy
 
 
-async def see(chain: Chain, payer: Payer, record: ChannelRecord) -> OwnChainView:
+async def refresh(chain: Chain, payer: Payer, record: ChannelRecord) -> OwnChainView:
     """Read a channel's outputs, their values and its coins' place from the chain, and record them."""
-    sight = await look(chain, record)
-    now = with_chain(record, sight.deposits, sight.pending)
+    view = await look(chain, record)
+    now = with_chain(record, view.deposits, view.pending)
     if now != record:
         with payer.channel(record.name) as channel:
-            now = channel.chain_shows(sight.deposits, sight.pending)
-        sight = structs.replace(sight, record=now, note="; ".join(filter(None, [sight.note, _corrected(record, now)])))
+            now = channel.chain_shows(view.deposits, view.pending)
+        view = structs.replace(view, record=now, note="; ".join(filter(None, [view.note, _corrected(record, now)])))
         if (
             now.funding_outpoint != record.funding_outpoint
         ):  # a funding that was not recorded, or that its sender replaced
-            sight = await look(chain, now)
-    if sight.moved is not None and (now.ended or sight.tip.median_time > now.expiry):
+            view = await look(chain, now)
+    if view.moved is not None and (now.ended or view.tip.median_time > now.expiry):
         with payer.channel(now.name) as channel:
-            now = channel.coins_at(str(sight.moved.outpoint), sight.moved.value_sat)
-        return await see(chain, payer, now)
-    return sight
+            now = channel.coins_at(str(view.moved.outpoint), view.moved.value_sat)
+        return await refresh(chain, payer, now)
+    return view
 
 
 async def compare(source: OwnChain, channel: Channel) -> None:
@@ -146,10 +146,10 @@ async def compare(source: OwnChain, channel: Channel) -> None:
     """
     said = channel.record
     async with connected(source, said.network) as chain:
-        sight = await look(chain, said)
-    now = channel.chain_shows(sight.deposits, sight.pending)
+        view = await look(chain, said)
+    now = channel.chain_shows(view.deposits, view.pending)
     if said.funding_outpoint:
-        agrees(said, sight.deposits, said.funding_outpoint, said.funding_sat, "your own chain")
+        agrees(said, view.deposits, said.funding_outpoint, said.funding_sat, "your own chain")
     elif not now.funding_outpoint:
         raise FundingMissing(name=said.name, got="nothing", need_sat=said.min_funding_sat)
 
@@ -161,7 +161,7 @@ def _corrected(before: ChannelRecord, now: ChannelRecord) -> str:
     return f"{now.funding_outpoint} holds {sat(now.funding_sat)}; {said}"
 
 
-async def publish(chain: Chain, payer: Payer, sight: OwnChainView, wish: Wish) -> Refund:
+async def publish(chain: Chain, payer: Payer, view: OwnChainView, options: RefundOptions) -> Refund:
     """Sign, store and broadcast, in this order, so that the payer's refund is recognised later.
 
     Spends all confirmed outputs.
@@ -169,35 +169,35 @@ async def publish(chain: Chain, payer: Payer, sight: OwnChainView, wish: Wish) -
     Raises:
         FeeTooHigh: the lowest fee that is relayed now exceeds the payer's limit.
     """
-    coins = tuple(Deposit(str(each.outpoint), each.value_sat, Source.CHAIN) for each in sight.confirmed)
-    rate = wish.fee_rate or _rate(coins, await chain.fees(), wish)
-    with payer.channel(sight.record.name) as channel:
-        signed = channel.keep_refund(RefundTerms(rate, wish.to, coins, wish.max_fee_sat))
+    coins = tuple(Deposit(str(each.outpoint), each.value_sat, Source.CHAIN) for each in view.confirmed)
+    rate = options.fee_rate or _rate(coins, await chain.fees(), options)
+    with payer.channel(view.record.name) as channel:
+        signed = channel.keep_refund(RefundTerms(rate, options.to, coins, options.max_fee_sat))
         await chain.publish(signed.transaction)
     return signed
 
 
-def _rate(coins: Collection[Deposit], fees: ChainFees, wish: Wish) -> int:
+def _rate(coins: Collection[Deposit], fees: ChainFees, options: RefundOptions) -> int:
     """Choose the chain's estimated rate, limited to a proportionate fee, but at least the lowest rate that is relayed."""
     wanted = min(max(REFUND_SAT_PER_VB, fees.estimate_sat_per_vb or 0), MOST_SAT_PER_VB)
     size = len(coins) * INPUT_BYTES + _REST_BYTES
-    if wish.max_fee_sat is not None:
-        return max(1, fees.floor_sat_per_vb, min(wanted, wish.max_fee_sat // size))
+    if options.max_fee_sat is not None:
+        return max(1, fees.floor_sat_per_vb, min(wanted, options.max_fee_sat // size))
     return max(fees.floor_sat_per_vb, affordable_rate(sum(each.value_sat for each in coins), size, wanted))
 
 
-async def bump(chain: Chain, payer: Payer, sight: OwnChainView, wish: Wish) -> Refund:
+async def bump(chain: Chain, payer: Payer, view: OwnChainView, options: RefundOptions) -> Refund:
     """Sign one refund with a higher fee in place of the refunds that wait for a block, and broadcast it.
 
-    It pays to their address unless `wish.to` gives another, and also spends the other confirmed outputs.
+    It pays to their address unless `options.to` gives another, and also spends the other confirmed outputs.
 
     Raises:
         ValueError: the fee is lower than a replacement needs.
         ChainFailed: the node refuses the replacement, with its reason.
     """
-    record, rate, waiting = sight.record, wish.fee_rate or 0, _waiting(sight)
+    record, rate, waiting = view.record, options.fee_rate or 0, _waiting(view)
     taken = [OutPoint(bytes(txin.prevout.hash), int(txin.prevout.n)) for each in waiting for txin in each.vin]
-    coins = {each.outpoint: each.value_sat for each in sight.confirmed}
+    coins = {each.outpoint: each.value_sat for each in view.confirmed}
     for outpoint in taken:
         value = await value_at(chain, record, outpoint)
         if value is None:
@@ -207,15 +207,15 @@ async def bump(chain: Chain, payer: Payer, sight: OwnChainView, wish: Wish) -> R
     paid = sum(coins[outpoint] for outpoint in taken) - sum(out.nValue for each in waiting for out in each.vout)
     costs = [await chain.replacement_cost(bytes(each.GetTxid())) for each in waiting]
     replaced_sat = sum(cost for cost in costs if cost is not None) if None not in costs else paid
-    to = wish.to or encode_address(bytes(waiting[-1].vout[0].scriptPubKey), record.network)
+    to = options.to or encode_address(bytes(waiting[-1].vout[0].scriptPubKey), record.network)
     deposits = tuple(Deposit(str(outpoint), value, Source.CHAIN) for outpoint, value in coins.items())
-    terms = RefundTerms(rate, to, deposits, wish.max_fee_sat)
+    terms = RefundTerms(rate, to, deposits, options.max_fee_sat)
     signed = refund(record, terms)
     size = len(signed.transaction)
     if signed.fee_sat < replaced_sat + size:  # BIP125 rules 3 and 4: the replaced fees and 1 sat per byte more
         least = -(-(replaced_sat + size) // size)
         msg = (
-            f"not replaced: a fee of {signed.fee_sat} sat is too low, replacing {shown_txid(sight.refunds[0])} "
+            f"not replaced: a fee of {signed.fee_sat} sat is too low, replacing {shown_txid(view.refunds[0])} "
             f"takes {replaced_sat + size} sat: give --fee-rate {least} or more"
         )
         raise ValueError(msg)
@@ -225,47 +225,47 @@ async def bump(chain: Chain, payer: Payer, sight: OwnChainView, wish: Wish) -> R
     return signed
 
 
-def _waiting(sight: OwnChainView) -> list[CTransaction]:
+def _waiting(view: OwnChainView) -> list[CTransaction]:
     """Return the payer's own refunds that wait for a block."""
-    kept = [CTransaction.deserialize(bytes.fromhex(raw)) for raw in sight.record.refunds]
-    return [each for each in kept if bytes(each.GetTxid()) in sight.refunds]
+    kept = [CTransaction.deserialize(bytes.fromhex(raw)) for raw in view.record.refunds]
+    return [each for each in kept if bytes(each.GetTxid()) in view.refunds]
 
 
-def _least_rate(sight: OwnChainView) -> int:
+def _least_rate(view: OwnChainView) -> int:
     """Return the lowest rate, in satoshi per byte, of the waiting refunds; 0 if their inputs' values are not recorded."""
     values = {
-        each.outpoint: each.value_sat for each in (sight.record.funding, *sight.record.deposits) if each is not None
+        each.outpoint: each.value_sat for each in (view.record.funding, *view.record.deposits) if each is not None
     }
     rates = []
-    for each in _waiting(sight):
+    for each in _waiting(view):
         taken = [values.get(str(OutPoint(bytes(txin.prevout.hash), int(txin.prevout.n))), 0) for txin in each.vin]
         fee = sum(taken) - sum(out.nValue for out in each.vout)
         rates.append(max(0, -(-fee // len(each.serialize()))))
     return min(rates, default=0)
 
 
-async def act(chain: Chain, payer: Payer, sight: OwnChainView, wish: Wish) -> OwnChainView:
+async def act(chain: Chain, payer: Payer, view: OwnChainView, options: RefundOptions) -> OwnChainView:
     """Do the step that a channel needs: broadcast the refund, or record the end.
 
-    A refund that waits for a block is replaced if `wish` has a higher rate. A channel that takes payments follows its
+    A refund that waits for a block is replaced if `options` has a higher rate. A channel that takes payments follows its
     coins by itself, after the server's answer.
     """
-    if sight.refunds and wish.fee_rate is not None and wish.fee_rate > _least_rate(sight):
-        await bump(chain, payer, sight, wish)
-        return await look(chain, payer.wallet.read(sight.record.name))
-    if sight.refund_valid:
-        await publish(chain, payer, sight, wish)
-        return await look(chain, payer.wallet.read(sight.record.name))
-    if sight.ended and sight.spend is not None and not sight.record.end_seen:
-        with payer.channel(sight.record.name) as channel:
-            record = channel.spent(shown_txid(sight.spend.txid))
-        return structs.replace(sight, record=record)
-    return sight
+    if view.refunds and options.fee_rate is not None and options.fee_rate > _least_rate(view):
+        await bump(chain, payer, view, options)
+        return await look(chain, payer.wallet.read(view.record.name))
+    if view.refund_valid:
+        await publish(chain, payer, view, options)
+        return await look(chain, payer.wallet.read(view.record.name))
+    if view.ended and view.spend is not None and not view.record.end_seen:
+        with payer.channel(view.record.name) as channel:
+            record = channel.spent(shown_txid(view.spend.txid))
+        return structs.replace(view, record=record)
+    return view
 
 
-async def attend(chain: Chain, payer: Payer, name: str, wish: Wish) -> OwnChainView | Exception:
+async def handle_channel(chain: Chain, payer: Payer, name: str, options: RefundOptions) -> OwnChainView | Exception:
     """Handle one channel. A failure is returned, because it does not concern the other channels."""
     try:
-        return await act(chain, payer, await see(chain, payer, payer.wallet.read(name)), wish)
+        return await act(chain, payer, await refresh(chain, payer, payer.wallet.read(name)), options)
     except Exception as error:  # noqa: BLE001 - after any failure, the other channels' refunds must go on
         return error

@@ -168,12 +168,12 @@ def confirmations(depth: int) -> str:
     return f"{depth} confirmation" + ("s" if depth != 1 else "")
 
 
-def story(sight: OwnChainView) -> str:
+def describe(view: OwnChainView) -> str:
     """Describe a channel's state in one line."""
-    record, spend = sight.record, sight.spend
+    record, spend = view.record, view.spend
     parts: list[str] = []
-    if sight.moved is not None:
-        parts.append(f"moved to {sight.moved.outpoint} by a settlement; the next payment follows it")
+    if view.moved is not None:
+        parts.append(f"moved to {view.moved.outpoint} by a settlement; the next payment follows it")
     elif spend is not None:
         txid = shown_txid(spend.txid)
         depth = confirmations(spend.confirmations) if spend.confirmations else "not in a block yet"
@@ -181,51 +181,51 @@ def story(sight: OwnChainView) -> str:
             parts.append(f"refunded by {txid}, {depth}")
         else:
             parts.append(f"funding spent by the settlement {txid}, {depth}" + ("; closed" if record.end_seen else ""))
-    elif sight.funding is not None:
+    elif view.funding is not None:
         parts.append(
-            f"{sat(sight.funding.value_sat)} unspent, {confirmations(sight.funding.confirmations)}; {_when(sight)}"
+            f"{sat(view.funding.value_sat)} unspent, {confirmations(view.funding.confirmations)}; {_when(view)}"
         )
     elif record.end_seen:
         parts.append(record.state.value)
     elif record.funding_outpoint and not is_debug(record):
         parts.append("the chain shows no funding: it was never confirmed, or its sender replaced it")
-    others = [coin for coin in sight.coins if coin not in (sight.funding, sight.moved)]
+    others = [coin for coin in view.coins if coin not in (view.funding, view.moved)]
     if others:
         shown = ", ".join(f"{sat(coin.value_sat)} in {coin.outpoint}" for coin in others[:3])
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        parts.append(f"also at this address: {shown}{more}" + (f"; {_when(sight)}" if sight.funding is None else ""))
-    if sight.refunds and spend is None:
-        parts.append(f"refund {shown_txid(sight.refunds[0])} waits for a block")
+        parts.append(f"also at this address: {shown}{more}" + (f"; {_when(view)}" if view.funding is None else ""))
+    if view.refunds and spend is None:
+        parts.append(f"refund {shown_txid(view.refunds[0])} waits for a block")
     return "; ".join(parts) or "no outputs at this address"
 
 
-def _when(sight: OwnChainView) -> str:
-    if sight.refund_valid:
+def _when(view: OwnChainView) -> str:
+    if view.refund_valid:
         return "the refund is valid now"
-    left = sight.record.expiry - sight.tip.median_time
+    left = view.record.expiry - view.tip.median_time
     return f"the refund is valid {relative(left)} by median time" if left >= 0 else "the refund needs a confirmation"
 
 
-def facts(sight: OwnChainView) -> Facts:
+def facts(view: OwnChainView) -> Facts:
     """The JSON of a channel's state in the chain."""
-    record, spend = sight.record, sight.spend
+    record, spend = view.record, view.spend
     txid = "" if spend is None else shown_txid(spend.txid)
     return {
         "name": record.name,
         "state": record.state.value,
-        "unspent": sight.funding is not None,
+        "unspent": view.funding is not None,
         "outputs": [
             {"outpoint": str(each.outpoint), "value_sat": each.value_sat, "confirmations": each.confirmations}
-            for each in sight.coins
+            for each in view.coins
         ],
-        "refund_valid": sight.refund_valid,
+        "refund_valid": view.refund_valid,
         "expiry": record.expiry,
-        "median_time": sight.tip.median_time,
+        "median_time": view.tip.median_time,
         "spent_by": txid,
         "by_refund": bool(txid) and is_refund(record, txid),
         "confirmations": 0 if spend is None else spend.confirmations,
-        "refunds_waiting": [shown_txid(txid) for txid in sight.refunds],
-        "note": sight.note,
+        "refunds_waiting": [shown_txid(txid) for txid in view.refunds],
+        "note": view.note,
     }
 
 

@@ -11,7 +11,7 @@ import typer
 from msgspec import Struct
 
 from paychan.chain.base import Chain, ChainFailed, ChainUnfit
-from paychan.cli.payer.chain import OwnChain, Wish, act, attend, bump, connected, publish, see
+from paychan.cli.payer.chain import OwnChain, RefundOptions, act, bump, connected, handle_channel, publish, refresh
 from paychan.cli.payer.options import (
     CertificateOption,
     CredentialsOption,
@@ -23,7 +23,7 @@ from paychan.cli.payer.options import (
     TransactionOption,
     read_transaction,
 )
-from paychan.cli.payer.outputs import DEEP, OwnChainView, confirmations, facts, is_debug, shown_txid, story
+from paychan.cli.payer.outputs import DEEP, OwnChainView, confirmations, describe, facts, is_debug, shown_txid
 from paychan.cli.payer.terminal import (
     Facts,
     JsonOption,
@@ -91,29 +91,29 @@ def refund(
     before.
     """
     with exit_on_error(as_json, name), Payer(wallet=wallet) as payer:
-        source, wish = OwnChain(node, credentials, electrum, certificate), Wish(fee_rate, to, max_fee)
+        source, options = OwnChain(node, credentials, electrum, certificate), RefundOptions(fee_rate, to, max_fee)
         name = payer.wallet.find(name)
         if transaction:
             with payer.channel(name) as channel:
                 channel.prove(read_transaction(transaction))
         if publish_it:
-            shown = asyncio.run(_publish(source, payer, name, wish))
+            shown = asyncio.run(_publish(source, payer, name, options))
             _show_published(shown, as_json)
             return
         if source.given:
             asyncio.run(_look(source, payer, name))
         with payer.channel(name) as channel:
-            _show_signed(channel.record, _sign(channel, wish, unchecked=unchecked), to, as_json)
+            _show_signed(channel.record, _sign(channel, options, unchecked=unchecked), to, as_json)
 
 
 async def _look(source: OwnChain, payer: Payer, name: str) -> None:
     """Record the outputs that the chain shows at the channel's address."""
     record = payer.wallet.read(name)
     async with connected(source, record.network) as chain:
-        await see(chain, payer, record)
+        await refresh(chain, payer, record)
 
 
-async def _publish(source: OwnChain, payer: Payer, name: str, wish: Wish) -> Facts:
+async def _publish(source: OwnChain, payer: Payer, name: str, options: RefundOptions) -> Facts:
     """Broadcast one refund, or replace it by one with a higher fee, and return the result.
 
     Raises:
@@ -121,36 +121,36 @@ async def _publish(source: OwnChain, payer: Payer, name: str, wish: Wish) -> Fac
     """
     record = payer.wallet.read(name)
     async with connected(source, record.network) as chain:
-        sight = await see(chain, payer, record)
-        if sight.refunds and wish.fee_rate is not None:
-            return _made(name, await bump(chain, payer, sight, wish))
-        if sight.refund_valid:
-            return _made(name, await publish(chain, payer, sight, wish))
-        return await _published_before(chain, payer, sight, wish)
+        view = await refresh(chain, payer, record)
+        if view.refunds and options.fee_rate is not None:
+            return _made(name, await bump(chain, payer, view, options))
+        if view.refund_valid:
+            return _made(name, await publish(chain, payer, view, options))
+        return await _published_before(chain, payer, view, options)
 
 
 def _made(name: str, signed: Refund) -> Facts:
     return {"name": name, "txid": shown_txid(signed.txid), "fee_sat": signed.fee_sat, "confirmations": 0}
 
 
-async def _published_before(chain: Chain, payer: Payer, sight: OwnChainView, wish: Wish) -> Facts:
+async def _published_before(chain: Chain, payer: Payer, view: OwnChainView, options: RefundOptions) -> Facts:
     """Return the state of a refund that was broadcast before. Raises `ValueError` if there is none to broadcast."""
-    record = sight.record
-    if sight.refunds:
-        return {"name": record.name, "txid": shown_txid(sight.refunds[0]), "confirmations": 0}
-    sight = await act(chain, payer, sight, wish)
-    if sight.spend is not None and is_refund(sight.record, shown_txid(sight.spend.txid)) and not sight.coins:
-        txid, depth = shown_txid(sight.spend.txid), sight.spend.confirmations
-        if wish.fee_rate is not None:
+    record = view.record
+    if view.refunds:
+        return {"name": record.name, "txid": shown_txid(view.refunds[0]), "confirmations": 0}
+    view = await act(chain, payer, view, options)
+    if view.spend is not None and is_refund(view.record, shown_txid(view.spend.txid)) and not view.coins:
+        txid, depth = shown_txid(view.spend.txid), view.spend.confirmations
+        if options.fee_rate is not None:
             msg = f"not replaced: the refund {txid} is in a block, {confirmations(depth)}"
             raise ValueError(msg)
         return {"name": record.name, "txid": txid, "confirmations": depth}
-    if not sight.coins:
-        msg = f"no coins to refund: the chain shows no funding of {record.funding_address}: {story(sight)}"
+    if not view.coins:
+        msg = f"no coins to refund: the chain shows no funding of {record.funding_address}: {describe(view)}"
         raise ValueError(msg)
-    left = record.expiry - sight.tip.median_time
+    left = record.expiry - view.tip.median_time
     if left < 0:
-        msg = f"too early: {story(sight)}. `paychan channel watch {record.name}` broadcasts it once it is in a block"
+        msg = f"too early: {describe(view)}. `paychan channel watch {record.name}` broadcasts it once it is in a block"
         raise ValueError(msg)
     msg = (
         f"too early: the refund is valid {relative(left)} by the chain's median time, after {moment(record.expiry)} by the "
@@ -180,7 +180,7 @@ class _Signed(Struct, frozen=True):
     coins: tuple[Deposit, ...]
 
 
-def _sign(channel: Channel, wish: Wish, *, unchecked: bool) -> list[_Signed]:
+def _sign(channel: Channel, options: RefundOptions, *, unchecked: bool) -> list[_Signed]:
     """Sign one refund for all outputs that the payer's chain shows, and one for each output that may not exist.
 
     A refund with an input that does not exist is worthless, so an unproved output must not share a refund with others.
@@ -188,9 +188,9 @@ def _sign(channel: Channel, wish: Wish, *, unchecked: bool) -> list[_Signed]:
     held = channel.record.held
     shown = tuple(each for each in held if each.source is Source.CHAIN)
     groups = [group for group in (shown, *((each,) for each in held if each not in shown)) if group] or [()]
-    rate = wish.fee_rate or REFUND_SAT_PER_VB
+    rate = options.fee_rate or REFUND_SAT_PER_VB
     return [
-        _Signed(channel.keep_refund(RefundTerms(rate, wish.to, group, wish.max_fee_sat, unchecked)), group)
+        _Signed(channel.keep_refund(RefundTerms(rate, options.to, group, options.max_fee_sat, unchecked)), group)
         for group in groups
     ]
 
@@ -244,17 +244,16 @@ def watch(
     scans once.
     """
     with exit_on_error(as_json), Payer(wallet=wallet) as payer:
-        source, wish = OwnChain(node, credentials, electrum, certificate), Wish(fee_rate, to, max_fee)
+        source, options = OwnChain(node, credentials, electrum, certificate), RefundOptions(fee_rate, to, max_fee)
         chosen = [payer.wallet.find(name) for name in names or []]
         try:
-            seen = asyncio.run(_watch(source, payer, chosen, wish, once=once or as_json, quiet=as_json))
+            seen = asyncio.run(_watch(source, payer, chosen, options, once=once or as_json, quiet=as_json))
         except KeyboardInterrupt:
             fail("stopped watching; the refunds remain possible after the expiry.", 130)
-        failed = [name for name, sight in seen.items() if isinstance(sight, Exception)]
+        failed = [name for name, view in seen.items() if isinstance(view, Exception)]
         if as_json:
             shown = [
-                problem_facts(name, sight) if isinstance(sight, Exception) else facts(sight)
-                for name, sight in seen.items()
+                problem_facts(name, view) if isinstance(view, Exception) else facts(view) for name, view in seen.items()
             ]
             out.print_json(data=shown, default=str)
         if failed:
@@ -265,7 +264,9 @@ _Seen: TypeAlias = dict[str, OwnChainView | Exception]
 """By name: the state of a channel in the chain, or the failure to read it."""
 
 
-async def _watch(source: OwnChain, payer: Payer, chosen: list[str], wish: Wish, *, once: bool, quiet: bool) -> _Seen:
+async def _watch(
+    source: OwnChain, payer: Payer, chosen: list[str], options: RefundOptions, *, once: bool, quiet: bool
+) -> _Seen:
     """Scan and act, once or until no change is expected; return the last states.
 
     New channels of the wallet are included.
@@ -281,33 +282,33 @@ async def _watch(source: OwnChain, payer: Payer, chosen: list[str], wish: Wish, 
             records, problems = _records(payer, chosen)
             others = [each.name for each in records if each.network is not network]
             names = [each.name for each in records if each.network is network]
-            seen: _Seen = {**problems, **await _attend_all(chain, payer, names, wish)}
+            seen: _Seen = {**problems, **await _handle_all(chain, payer, names, options)}
             _report_changes(seen, reported, quiet=quiet)
             if others and not quiet and reported.get("") != str(others):
                 reported[""] = str(others)
                 err.print(f"not on the {network.value} network, skipped: {', '.join(others)}", soft_wrap=True)
-            sights = [each for each in seen.values() if isinstance(each, OwnChainView)]
+            views = [each for each in seen.values() if isinstance(each, OwnChainView)]
             failed = [name for name in names if isinstance(seen[name], Exception)]
-            if once or not (failed or any(sight.waits for sight in sights)):
+            if once or not (failed or any(view.waits for view in views)):
                 return seen
-            await _wait(chain, sights)
+            await _wait(chain, views)
 
 
-async def _attend_all(chain: Chain, payer: Payer, names: list[str], wish: Wish) -> _Seen:
+async def _handle_all(chain: Chain, payer: Payer, names: list[str], options: RefundOptions) -> _Seen:
     """Handle the channels a few at a time: one scan of a node's unspent outputs serves all that wait."""
     turns = asyncio.Semaphore(_AT_A_TIME)
 
     async def one(name: str) -> OwnChainView | Exception:
         async with turns:
-            return await attend(chain, payer, name, wish)
+            return await handle_channel(chain, payer, name, options)
 
     return dict(zip(names, await asyncio.gather(*map(one, names)), strict=True))
 
 
-async def _wait(chain: Chain, sights: list[OwnChainView]) -> None:
+async def _wait(chain: Chain, views: list[OwnChainView]) -> None:
     try:
-        if sights:
-            await chain.wait_for_change(sights[0].tip, _LOOK_SECONDS)
+        if views:
+            await chain.wait_for_change(views[0].tip, _LOOK_SECONDS)
             return
     except ChainFailed as failure:
         err.print(f"{failure}; trying again", markup=False, soft_wrap=True)
@@ -349,17 +350,17 @@ def _records(payer: Payer, chosen: list[str]) -> tuple[list[ChannelRecord], dict
 
 def _report_changes(seen: _Seen, reported: dict[str, str], *, quiet: bool) -> None:
     """Print what has changed since the last report, except for times."""
-    for name, sight in seen.items():
-        if isinstance(sight, Exception):
-            news = f"{sight}"
+    for name, view in seen.items():
+        if isinstance(view, Exception):
+            news = f"{view}"
         else:
-            depth = [min(coin.confirmations, DEEP) for coin in sight.coins]
-            news = f"{depth} {sight.spend} {sight.refund_valid} {sight.note} {sight.refunds}"
+            depth = [min(coin.confirmations, DEEP) for coin in view.coins]
+            news = f"{depth} {view.spend} {view.refund_valid} {view.note} {view.refunds}"
         if quiet or reported.get(name) == news:
             continue
         reported[name] = news
-        if isinstance(sight, Exception):
-            err.print(f"{name}  {sight}. {advice(sight, name)}".rstrip(), markup=False, soft_wrap=True)
+        if isinstance(view, Exception):
+            err.print(f"{name}  {view}. {advice(view, name)}".rstrip(), markup=False, soft_wrap=True)
         else:
-            note = f"; {sight.note}" if sight.note else ""
-            out.print(f"{name}  {story(sight)}{note}", markup=False, soft_wrap=True)
+            note = f"; {view.note}" if view.note else ""
+            out.print(f"{name}  {describe(view)}{note}", markup=False, soft_wrap=True)

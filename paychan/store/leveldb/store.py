@@ -161,7 +161,7 @@ class LevelDbStore:
         try:
             if self._writer.unfinished or not all(change.channel.outpoint in self._newest for change in changes):
                 return await self._writer.run(self._commit, changes)
-            batch, written = self._lay_out(changes)
+            batch, written = self._prepare(changes)
             if batch is not None:
                 await self._writer.run(self._write, batch)
         except RuntimeError as error:  # the writer is shut down
@@ -171,7 +171,7 @@ class LevelDbStore:
 
     def _commit(self, changes: Sequence[Change]) -> Sequence[bool]:
         """Prepare and write in the writer's thread: a record must be read first, or earlier commits are pending."""
-        batch, written = self._lay_out(changes)
+        batch, written = self._prepare(changes)
         if batch is not None:
             self._write(batch)
         return written
@@ -181,7 +181,7 @@ class LevelDbStore:
             msg = f"an earlier write failed: {error_text(self._failure)}"
             raise StoreFailed(msg)
 
-    def _lay_out(self, changes: Sequence[Change]) -> tuple[plyvel.WriteBatch | None, Sequence[bool]]:
+    def _prepare(self, changes: Sequence[Change]) -> tuple[plyvel.WriteBatch | None, Sequence[bool]]:
         """Make one batch of the changes that follow the stored versions; return for each change whether it does.
 
         From here on, later changes must follow the batch: if it is not written, no later batch is written either.

@@ -66,13 +66,13 @@ class WriterThread:
         If the loop itself fails, no further function is accepted, and waiting callers get an error.
         """
         try:
-            self._work_off()
+            self._run_queue()
         finally:
             self._closed = True
             for loop, done, _, _ in self._work:
                 self._answer(loop, done, None, RuntimeError("the thread has ended"))
 
-    def _work_off(self) -> None:
+    def _run_queue(self) -> None:
         while self._work or not self._closed:
             if not self._work:
                 os.eventfd_read(self._wakeup_fd)
