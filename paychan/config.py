@@ -1,4 +1,4 @@
-"""The server's settings, declared once: `config/*/server.toml` and the table of settings are generated from here."""
+"""The server's settings, declared once: the comments of `config/*/server.toml` and the pages' table repeat them."""
 
 from __future__ import annotations
 

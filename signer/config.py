@@ -1,4 +1,4 @@
-"""The signer's settings, declared once: `config/*/signer.toml` and the table of settings are generated from here."""
+"""The signer's settings, declared once: the comments of `config/*/signer.toml` and the pages' table repeat them."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 from paychan.config import ServerConfig, load_server_config
 from paychan.protocol.settings import SettingsError, settings_table
 from signer.config import SignerConfig, load_signer_config
-from tests.lib.readme import SECTIONS, in_pages
+from tests.lib.readme import SECTIONS, SHIPPED, in_pages, with_comments
 
 CONFIG = Path(__file__).parents[2] / "config"
 NETWORKS = ("live", "test", "regtest", "debug")
@@ -131,3 +131,9 @@ def test_the_opening_price_of_v1_includes_the_fee_of_the_originals_settlement(tm
 def test_readme_tables_are_those_of_the_code(name: str) -> None:
     """One page has each generated table, and it is up to date (`python -m tests.lib.readme` writes them)."""
     assert in_pages(name) == [SECTIONS[name]()]
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_comments_of_shipped_files_are_the_declared_descriptions(file: Path) -> None:
+    """Each key has its description and unit as comment (`python -m tests.lib.readme` writes them)."""
+    assert file.read_text() == with_comments(file.read_text(), SHIPPED[file])

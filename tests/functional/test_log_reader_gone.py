@@ -92,14 +92,16 @@ def process(
 
 
 def serving(state: Path) -> dict[str, object]:
-    """Return the server's health, once it listens."""
+    """Return the server's health as the operator sees it, once it listens."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         running = read_running(state)
         if running is not None:
             try:
-                answer = httpx.get(f"{running.management_url}/health", timeout=5, trust_env=False)
-            except httpx.HTTPError:
+                token = (state / "management.token").read_text()
+                headers = {"Authorization": f"Bearer {token}"}
+                answer = httpx.get(f"{running.management_url}/health", headers=headers, timeout=5, trust_env=False)
+            except (httpx.HTTPError, OSError):
                 pass
             else:
                 return dict(answer.json())

@@ -12,6 +12,7 @@ from paychan.api.stream.session import CLOSE_CODES
 from paychan.config import ServerConfig
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.settings import settings_table
+from paychan.shipped import NETWORKS
 from signer.config import SignerConfig
 from signer.judge.policies import OTHER_POLICIES, POLICIES
 
@@ -71,8 +72,32 @@ def in_pages(name: str) -> list[str]:
     return [found[2].removesuffix("\n") for page in PAGES for found in _pattern(name).finditer(page.read_text())]
 
 
+def with_comments(text: str, table: type) -> str:
+    """Return a settings file with the declared description and unit as the comment of each key."""
+    rows = {row.key: row for row in settings_table(table)}
+    section, lines = "", list[str]()
+    for line in text.splitlines():
+        if found := re.match(r"\[(\w+)\]", line):
+            section = f"{found[1]}."
+        elif found := re.match(r"(\w+) = ", line):
+            row = rows[section + found[1]]
+            line = f"{line.partition(' # ')[0]} # {row.doc}" + (f" ({row.unit})" if row.unit else "")  # noqa: PLW2901
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+SHIPPED = {
+    ROOT / "config" / network / file: table
+    for network in NETWORKS
+    for file, table in (("server.toml", ServerConfig), ("signer.toml", SignerConfig))
+}
+"""The shipped settings, each with the table that declares them."""
+
+
 def main() -> None:
-    """Write all tables into the pages with their markers."""
+    """Write all tables into the pages with their markers, and the comments of the shipped settings."""
+    for file, table in SHIPPED.items():
+        file.write_text(with_comments(file.read_text(), table))
     for page in PAGES:
         before = text = page.read_text()
         for name, make in SECTIONS.items():
