@@ -40,10 +40,10 @@ class DiskReserve:
         self.allows_payments = True
         self.allows_channels = True
         self.begin_log: Callable[[], Awaitable[None]] | None = None
-        """Makes the store begin a new log, if the present one is long."""
+        """Makes the store begin a new log if the present one is long."""
 
     def look(self) -> bool:
-        """Fill up the reserve, and note whether channels and payments are allowed; say whether less is allowed than before.
+        """Fill up the reserve, and note whether channels and payments are allowed; return whether less is allowed than before.
 
         The reserve grows only while a quarter stays free: a table that LevelDB writes needs the rest.
         """

@@ -23,8 +23,8 @@ _AHEAD_BYTES = 64 << 10
 _TABLE_BYTES = 1 << 20
 """Needed beside the content of a log when LevelDB writes it into a table: index, filter, manifest, a new log."""
 _FULL_PART = 0.75
-"""A log of this part of LevelDB's write buffer may be the last before LevelDB writes a table: its entries take more memory
-than bytes of the log."""
+"""If a log has this part of LevelDB's write buffer, LevelDB may write a table next: the log's entries take more memory
+than bytes in the log."""
 _KEEP_SIZE = 1
 """Linux fallocate(2), FALLOC_FL_KEEP_SIZE."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -57,7 +57,7 @@ class ReserveFile:
         return _size(self._file)
 
     def fill_up(self, spare: int) -> str:
-        """Enlarge the file to its size, or as far as `spare` bytes stay free. Return why that failed; empty: it did not."""
+        """Enlarge the file to its size, or as far as `spare` bytes stay free. Return the reason of a failure, or an empty text."""
         with self._lock:
             held = self.held
             wanted = min(self._size, held + self.free() - spare)
@@ -86,7 +86,7 @@ class ReserveFile:
         return True
 
     def before_write(self, written: int, beside: Path | None = None) -> None:
-        """Make sure of the space for a write of so many bytes to LevelDB's log and, if given, to a file beside it.
+        """Make room for a write of this many bytes to LevelDB's log and, if given, to a file beside it.
 
         Does nothing while more is free than the file's size. Never fails: the write itself reports a full disk.
         """
@@ -125,7 +125,7 @@ class ReserveFile:
             self.make_room(size)
 
     def _give(self, lacks: int) -> bool:
-        """Make the file smaller; say whether it held anything. The caller holds the lock."""
+        """Make the file smaller; return whether it held any bytes. The caller holds the lock."""
         held = self.held
         if not held:
             return False

@@ -1,4 +1,4 @@
-"""A LevelDB on a full disk writes on with space from its reserve: into its log, a new log and a table, and after a restart."""
+"""A LevelDB on a full disk continues to write with its reserve: into its log, a new log and a table, and after a restart."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write(database: plyvel.DB, reserve: ReserveFile, number: int) -> None:
 
 
 def test_fault_62_a_write_takes_no_more_than_it_needs(disk: Path) -> None:
-    """Nothing is given while there is space, however often it is asked; without a free byte 500 writes take less than 1 MB."""
+    """While there is space, no call takes from the reserve; without a free byte 500 writes take less than 1 MB."""
     reserve = make_reserve(disk)
     database = plyvel.DB(str(disk / "store"), create_if_missing=True, write_buffer_size=BUFFER_BYTES)
     for number in range(100):
@@ -57,7 +57,7 @@ def test_fault_62_a_write_takes_no_more_than_it_needs(disk: Path) -> None:
 
 
 def test_fault_62_a_full_log_becomes_a_table_on_a_full_disk(disk: Path) -> None:
-    """The reserve gives the space for the table when the log is full, and gets back what the old log leaves."""
+    """The reserve gives the space for the table when the log is full, and takes back the space of the old log."""
     reserve = make_reserve(disk)
     database = plyvel.DB(str(disk / "store"), create_if_missing=True, write_buffer_size=BUFFER_BYTES, compression=None)
     for number in range(2_500):
@@ -79,8 +79,8 @@ def test_fault_62_a_full_log_becomes_a_table_on_a_full_disk(disk: Path) -> None:
     database.close()
 
 
-def test_fault_62_space_that_does_not_suffice_is_kept(disk: Path) -> None:
-    """The reserve is not given away for a table that it can't hold."""
+def test_fault_62_a_reserve_that_does_not_suffice_is_kept(disk: Path) -> None:
+    """The reserve gives no slice for a table that it can't hold completely."""
     reserve = make_reserve(disk)
     fill(disk / "filler")
     assert not reserve.make_room(RESERVE_BYTES + 1)
@@ -90,7 +90,7 @@ def test_fault_62_space_that_does_not_suffice_is_kept(disk: Path) -> None:
 
 
 def test_fault_62_a_file_system_that_can_not_allocate_ahead(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There the space is freed just before the write."""
+    """On such a file system the space is freed just before the write."""
 
     class Unable:
         @staticmethod
@@ -109,7 +109,7 @@ def test_fault_62_a_file_system_that_can_not_allocate_ahead(disk: Path, monkeypa
 
 
 def test_fault_62_a_long_log_is_written_into_a_table_while_there_is_space(tmp_path: Path) -> None:
-    """When less is allowed than before, the store begins a new log; one that is short stays."""
+    """If less work is allowed than before, the store begins a new log, unless the log is short."""
 
     async def run() -> None:
         store = LevelDbStore.open(tmp_path / "store", "test")

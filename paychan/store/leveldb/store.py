@@ -239,7 +239,7 @@ class LevelDbStore:
             raise self._failed(error) from error
 
     async def begin_log(self) -> None:
-        """Write the content of LevelDB's log into a table and begin a new log; a log that is short stays."""
+        """Write the content of LevelDB's log into a table and begin a new log; a short log stays."""
         await self._run(self._readers, self._begin_log)
 
     def _begin_log(self) -> None:
