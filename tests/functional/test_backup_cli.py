@@ -71,7 +71,7 @@ def test_a_lost_store_is_restored(operator: Operator) -> None:
     """Back up, lose the store, restore: the commands report what they did, and the next backup has the same records."""
     said = operator.runs("create", operator.config)
     (first,) = operator.backups()
-    assert f"made {first}" in said
+    assert f"created {first}" in said
     assert "1 open, 1 closing, 1 published, 1 closed, 1 lost" in said
     assert "30,000 sat" in said
 

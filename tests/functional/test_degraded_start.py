@@ -144,7 +144,7 @@ def test_fault_26_another_network_is_an_error(tmp_path: Path) -> None:
         wait_until(lambda: "serving" in server.text(), server)
         node.start()
         assert server.process.wait(30) == 2
-        assert 'node of "regtest", want main' in server.text()
+        assert 'node of "regtest", expected main' in server.text()
         assert "Traceback" not in server.text()
 
 
