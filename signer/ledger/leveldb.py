@@ -275,7 +275,9 @@ class LevelDbLedger:
             batch = self._database.write_batch(sync=group.is_awaited)
             if group.decisions:
                 batch.put(_HEAD, encode_entry(self._audit.append(group.decisions)))
-            for key, value in (group.values or {_PROBE: b""}).items():
+            elif not group.values:
+                batch.put(_PROBE, b"")
+            for key, value in group.values.items():
                 batch.put(key, value)
             batch.write()
         except Exception as error:  # noqa: BLE001 - whatever it was, nobody knows what is on disk
