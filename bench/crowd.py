@@ -124,10 +124,10 @@ async def awake(directory: Path, first: int, number: int, others: int) -> dict[s
     asks = await fill_active(directory, first, number + WARM + TRACED)
     begun = time.perf_counter()
     async with server(directory) as (store, registry, watcher):
-        await watcher.look()
+        await watcher.scan()
         first_look = time.perf_counter() - begun
         while registry.before_waking is not None:  # the first scan over all channels
-            await watcher.look()
+            await watcher.scan()
         numbers = {"first_look_ms": round(first_look * 1e3, 1), "round_seconds": round(time.perf_counter() - begun, 2)}
         for ask in asks[:WARM]:
             await registry.ask(ask.outpoint, ask.again)

@@ -26,7 +26,7 @@ from actors.settling.signing import destination_of, fund_from_reserve, rate_of, 
 from paychan.chain.base import ChainFailed, Spend
 from paychan.protocol.channel import Channel, State
 from paychan.protocol.errors import NotEconomical, PublishFailed, SignerUnavailable, SigningFailed
-from paychan.protocol.fees import is_beyond_share, is_due, is_outbid, is_urgent, most_sat, plan_child_fee, who_can_pay
+from paychan.protocol.fees import able_to_pay, is_beyond_share, is_due, is_outbid, is_urgent, most_sat, plan_child_fee
 from paychan.protocol.settlement import (
     Reserve,
     Settlement,
@@ -125,7 +125,7 @@ class SettlementPlanner:
             together = [member for member in members if member.outpoint in there]
             if len(together) < 2:
                 return {}
-            together = await self._who_can_pay(together)
+            together = await self._able_to_pay(together)
             if len(together) < 2:
                 return {}
             settlement = await self._sign(together)
@@ -183,16 +183,16 @@ class SettlementPlanner:
     async def _replace_for_all(
         self, channel: Channel, paid: Settlement, spend: Spend | None, others: Sequence[Channel]
     ) -> Settlement | None:
-        members = await self._who_can_pay(await self._members(channel, paid, others))
+        members = await self._able_to_pay(await self._members(channel, paid, others))
         alone = channel.outpoint not in {member.outpoint for member in members}
         return await self._replace([channel] if alone else members, paid, spend)
 
-    async def _who_can_pay(self, members: list[Channel]) -> list[Channel]:
+    async def _able_to_pay(self, members: list[Channel]) -> list[Channel]:
         """Choose the members that could each pay the common rate alone."""
         if len(members) < 2:
             return members
         rate, script = rate_of(members, self._context), await destination_of(members[0], self._context)
-        return who_can_pay(members, script, rules_of(members, self._context), rate)
+        return able_to_pay(members, script, rules_of(members, self._context), rate)
 
     async def _replace(
         self, members: Sequence[Channel], paid: Settlement, spend: Spend | None, *, dead: bool = False

@@ -28,7 +28,7 @@ _BEHIND = "the signer knows more of this channel than its record, which is from 
 
 
 class Behind:
-    """Asks the signer about the open channels of the store; the watcher calls `look` in each of its scans."""
+    """Asks the signer about the open channels of the store; the watcher calls `scan` in each of its scans."""
 
     def __init__(self, context: Context, registry: Registry) -> None:
         self._context = context
@@ -38,7 +38,7 @@ class Behind:
         self._behind = dict[OutPoint, Newest]()
         registry.before_waking.append(self._before_waking)
 
-    async def look(self) -> None:
+    async def scan(self) -> None:
         """Ask about all open channels, from the end of the last scan; if the signer is away, the next scan asks."""
         while not self._all_asked:
             page = await self._context.store.scan(State.OPEN, after=self._after, limit=MAX_CLAIMS)
@@ -46,13 +46,13 @@ class Behind:
                 return
             self._after = (page[-1].terms.expiry, page[-1].outpoint) if page else None
             self._all_asked = len(page) < MAX_CLAIMS
-        await self._ask_late_ones()
+        await self._ask_remaining()
         for newest in list(self._behind.values()):
             await self._adopt(newest)
         if not self._behind and self._before_waking in self._registry.before_waking:
             self._registry.before_waking.remove(self._before_waking)
 
-    async def _ask_late_ones(self) -> None:
+    async def _ask_remaining(self) -> None:
         """Ask about channels that are new since their page, or for which the signer was away."""
         unasked = self._context.chain_view.unasked
         late = [outpoint for outpoint in unasked if outpoint not in self._behind]

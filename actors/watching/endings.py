@@ -40,7 +40,7 @@ class Endings:
         self._context = context
         self._registry = registry
         self._follow = follow
-        self._missed_since: dict[OutPoint, int] = {}
+        self._missing_since: dict[OutPoint, int] = {}
         """Height of the tip at which a funding output was missing first."""
         self._unjudged = set[OutPoint]()
         """Ended channels about which the chain gave no answer."""
@@ -49,11 +49,11 @@ class Endings:
 
     # --- channels that have not ended -------------------------------------------------------------------------------
 
-    def is_there(self, outpoint: OutPoint) -> None:
+    def note_present(self, outpoint: OutPoint) -> None:
         """Note that a funding output is unspent, or that its spend is known."""
-        self._missed_since.pop(outpoint, None)
+        self._missing_since.pop(outpoint, None)
 
-    async def is_gone(self, channel: Channel) -> str:
+    async def judge_missing(self, channel: Channel) -> str:
         """Judge an open channel whose funding output is not unspent; return why it accepts no payments."""
         spend = await self.spender_of(channel)
         if spend is None:
@@ -65,9 +65,9 @@ class Endings:
         """Find the spend of an output that is not unspent; without a spend, count the blocks without the output."""
         spend = await self._context.chain.spender(channel.outpoint)
         if spend is None:
-            await self._miss(channel)
+            await self._count_missing(channel)
         else:
-            self.is_there(channel.outpoint)
+            self.note_present(channel.outpoint)
         return spend
 
     async def _tell(self, channel: Channel, spend: Spend) -> None:
@@ -81,17 +81,17 @@ class Endings:
             log.error("another party spent the funding output", channel=str(channel.outpoint), txid=txid)
         await self._registry.ask(channel.outpoint, command)
 
-    async def _miss(self, channel: Channel) -> None:
+    async def _count_missing(self, channel: Channel) -> None:
         """Count the blocks without a funding output, while the chain view is reliable."""
         seen = self._context.chain_view
         if seen.tip is None or seen.problem:
             return
-        since = self._missed_since.setdefault(channel.outpoint, seen.tip.height)
+        since = self._missing_since.setdefault(channel.outpoint, seen.tip.height)
         if seen.tip.height - since < self._context.settlement_confirmations:
             return
         if await self._is_there_now(channel, seen.tip):
             return
-        self._missed_since.pop(channel.outpoint, None)
+        self._missing_since.pop(channel.outpoint, None)
         log.error("never funded", channel=str(channel.outpoint), received_sat=channel.received_sat)
         await self._registry.ask(channel.outpoint, Unfunded())
 
@@ -100,12 +100,12 @@ class Endings:
         chain = self._context.chain
         there = channel.outpoint in await chain.unspent([channel.outpoint]) or await chain.tip() != tip
         if there:
-            self.is_there(channel.outpoint)
+            self.note_present(channel.outpoint)
         return there
 
     # --- channels that have ended -----------------------------------------------------------------------------------
 
-    async def look_at_unfunded(self, *, spent: bool) -> None:
+    async def scan_unfunded(self, *, spent: bool) -> None:
         """Reopen UNFUNDED channels whose funding is in the chain again; with `spent` also look for a spend of it."""
         after: tuple[UnixTime, OutPoint] | None = self._oldest()
         while after is not None:
@@ -122,11 +122,11 @@ class Endings:
                     await self._each(channel, self._judge_unfunded)
             after = _place(page[-1]) if len(page) == _PAGE else None
 
-    def look_again(self) -> None:
+    def scan_all_again(self) -> None:
         """Scan all ended channels once more, as after a start."""
         self._ended_seen_at = None
 
-    async def look_at_ended(self) -> None:
+    async def scan_ended(self) -> None:
         """Reopen the settlement of channels whose last transaction is no longer deep: at start, and after each reorg.
 
         A call scans one page of each state, so that no other work waits for it.

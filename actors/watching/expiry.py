@@ -1,6 +1,6 @@
 """The watcher: starts closing before expiry, and resumes every unfinished settlement.
 
-The watcher is supervised: a failed scan is logged, and the next scan comes; `last_look` shows an operator that it runs.
+The watcher is supervised: a failed scan is logged, and the next scan comes; `last_scan` shows an operator that it runs.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class Watcher:
         self._interval_seconds = interval_seconds
         self._alarm_seconds = alarm_seconds
         self._idle_seconds = idle_seconds
-        self.last_look: UnixTime | None = None
+        self.last_scan: UnixTime | None = None
         self.alarms: tuple[Alarm, ...] = ()
         """Alarms of the last scan."""
 
     async def run(self, task: Supervised) -> None:
         """Scan at intervals; ends only by cancellation, or by a failure, after which the supervisor starts it again."""
         while True:
-            if await self.look():
+            if await self.scan():
                 task.succeeded()
             await self._wait()
 
@@ -68,34 +68,34 @@ class Watcher:
         end = loop.time() + self._interval_seconds
         while (left := end - loop.time()) > 0:
             await self._chain.wait(left)
-            if await self._chain.look():
+            if await self._chain.scan():
                 return
 
-    async def look(self) -> bool:
+    async def scan(self) -> bool:
         """Scan everything once and return whether that succeeded; a failure is logged and becomes an alarm."""
         try:
-            await self._look()
+            await self._scan()
         except Exception as error:
             self.alarms = (Alarm(Kind.WATCHER, f"watcher failed: {error}"),)
             log.exception("watcher failed, scans again", seconds=self._interval_seconds)
             return False
         return True
 
-    async def _look(self) -> None:
+    async def _scan(self) -> None:
         """Close the channels that are due, resume unfinished settlements, raise alarms about late ones."""
-        await self._chain.look()
-        await self._behind.look()
+        await self._chain.scan()
+        await self._behind.scan()
         now = self._context.acting_time()
         due = now + self._context.rules.settlement_period_seconds
         await self._tell(walk(self._context.store, State.OPEN, due + 1), Close(CloseReason.EXPIRY))
         for state in (State.CLOSING, State.PUBLISHED):
             await self._tell(walk(self._context.store, state), Resume())
         await self._registry.planner.follow_reserve()
-        await self._tell(_each(self._chain.take_earned()), Close(CloseReason.WITHDRAW))
-        await self._chain.endings.look_at_ended()
-        await self._look_for_late_ones(now or self._context.now())
+        await self._tell(_each(self._chain.take_withdrawable()), Close(CloseReason.WITHDRAW))
+        await self._chain.endings.scan_ended()
+        await self._find_late(now or self._context.now())
         self._registry.passivate(self._idle_seconds)
-        self.last_look = self._context.clock()
+        self.last_scan = self._context.clock()
 
     async def _tell(self, channels: AsyncIterator[Channel], message: Message) -> None:
         """Send each channel a message; a channel that can't be settled does not delay the others."""
@@ -115,7 +115,7 @@ class Watcher:
             async for channel in channels:
                 group.create_task(tell(channel))
 
-    async def _look_for_late_ones(self, now: UnixTime) -> None:
+    async def _find_late(self, now: UnixTime) -> None:
         late: list[OutPoint] = []
         for state in (State.OPEN, State.CLOSING, State.PUBLISHED):
             near = walk(self._context.store, state, now + self._alarm_seconds)

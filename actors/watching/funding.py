@@ -63,8 +63,8 @@ class ChainWatch:
         self._follows_unfinished = False
         self._follows_open = False
         self._memory: int | None = None
-        self._first_looks: dict[OutPoint, asyncio.Task[None]] = {}
-        self._earned: list[Channel] = []
+        self._first_scans: dict[OutPoint, asyncio.Task[None]] = {}
+        self._withdrawable: list[Channel] = []
         self.endings = Endings(context, registry, self._follow)
         self._started = context.reading()
         self._tip_since = "", 0.0
@@ -72,7 +72,7 @@ class ChainWatch:
         self._frozen_by: Kind | None = None
         self.alarms: tuple[Alarm, ...] = ()
         context.chain_view.is_whole = False
-        registry.before_waking.append(self._look_before_its_turn)
+        registry.before_waking.append(self._scan_before_waking)
 
     async def wait(self, seconds: float) -> None:
         """Wait for a new block or a change, at most `seconds`; during a round, for the duration of its last page."""
@@ -88,7 +88,7 @@ class ChainWatch:
             pass
         await asyncio.sleep(min(seconds, 1.0))
 
-    async def look(self) -> bool:
+    async def scan(self) -> bool:
         """Update the chain view, and return whether that ended a round; stop payments if the chain does not answer."""
         seen, before = self._context.chain_view, self._all_seen_at
         try:
@@ -96,7 +96,7 @@ class ChainWatch:
             self._follow_again_if_forgotten(seen.tip)
             self._note_time(seen.tip)
             freezes = self._clock_problem(seen.tip) or self._tip_problem(seen.tip)
-            await self._look_at_funding(seen.tip)
+            await self._scan_funding(seen.tip)
             seen.fees = await self._context.chain.fees()
         except ChainFailed as error:
             freezes = Alarm(Kind.CHAIN, f"the chain does not answer: {error}")
@@ -152,7 +152,7 @@ class ChainWatch:
         text = f"the newest block is {age // 60} minutes old, limit {self._stale_seconds // 60}"
         return Alarm(Kind.CHAIN, text)
 
-    async def _look_at_funding(self, tip: Tip) -> None:
+    async def _scan_funding(self, tip: Tip) -> None:
         """Compare open channels with the chain.
 
         After a new block this scans all of them, one page per call; otherwise only those whose output can change
@@ -163,13 +163,13 @@ class ChainWatch:
                 self._context.chain_view.is_whole = False  # a reorg may have removed confirmations
             self._round_at, self._round_tip = tip.block_hash, tip
         if self._round_at:
-            await self._go_on()
+            await self._scan_next_page()
         now = asyncio.get_running_loop().time()
         if not self._round_at or now - self._unverified_scanned_at >= _UNVERIFIED_SECONDS:
             await self._scan_unverified()
             self._unverified_scanned_at = now
 
-    async def _go_on(self) -> None:
+    async def _scan_next_page(self) -> None:
         """Scan the next page of the round.
 
         A block that comes meanwhile starts no new round before this one ends: otherwise channels that expire last would
@@ -177,20 +177,20 @@ class ChainWatch:
         """
         begun = asyncio.get_running_loop().time()
         if self._round_after is None:
-            await self._look_at_unfinished(follow=not self._follows_unfinished)
+            await self._scan_unfinished(follow=not self._follows_unfinished)
         page = await self._context.store.scan(State.OPEN, after=self._round_after, limit=_PAGE)
         if not self._follows_open:
             await self._follow(page)
         await self._judge_all(page)
-        self._note_earnings(page)
+        self._note_withdrawable(page)
         self._round_after = _place(page[-1]) if len(page) == _PAGE else None
         self._page_seconds = asyncio.get_running_loop().time() - begun
         if self._round_after is None:
             self._all_seen_at, self._round_at = self._round_at, ""
             self._follows_open = True
             self._context.chain_view.is_whole = True
-            if self._look_before_its_turn in self._registry.before_waking:
-                self._registry.before_waking.remove(self._look_before_its_turn)
+            if self._scan_before_waking in self._registry.before_waking:
+                self._registry.before_waking.remove(self._scan_before_waking)
 
     def _follow_again_if_forgotten(self, tip: Tip) -> None:
         """Begin a round that watches all channels again if the chain backend has lost its memory: a new wallet."""
@@ -199,30 +199,32 @@ class ChainWatch:
             log.error("the node has lost its list of watched scripts, the server sends it again")
             self._follows_unfinished, self._follows_open = False, False
             self._round_at, self._round_after = tip.block_hash, None
-            self.endings.look_again()
+            self.endings.scan_all_again()
         self._memory = memory
 
-    async def _look_at_unfinished(self, *, follow: bool) -> None:
+    async def _scan_unfinished(self, *, follow: bool) -> None:
         """Scan, once in a round, the funding of channels that settle, and of those that are UNFUNDED."""
         for state in _SETTLING:
             async for channels in _pages(walk(self._context.store, state)):
                 if follow:
                     await self._follow(channels)
-                await self._look_at_settling(channels)
+                await self._scan_settling(channels)
         self._follows_unfinished = True
-        await self.endings.look_at_unfunded(spent=True)
+        await self.endings.scan_unfunded(spent=True)
 
-    def _note_earnings(self, page: Sequence[Channel]) -> None:
+    def _note_withdrawable(self, page: Sequence[Channel]) -> None:
         above = self._context.withdraw_above_sat
         if above:
-            self._earned += [channel for channel in page if channel.received_sat >= above and can_withdraw(channel)]
+            self._withdrawable += [
+                channel for channel in page if channel.received_sat >= above and can_withdraw(channel)
+            ]
 
-    def take_earned(self) -> list[Channel]:
+    def take_withdrawable(self) -> list[Channel]:
         """Return the channels that the round found worth withdrawing from, and forget them."""
-        earned, self._earned = self._earned, []
+        earned, self._withdrawable = self._withdrawable, []
         return earned
 
-    async def _look_before_its_turn(self, channel: Channel) -> None:
+    async def _scan_before_waking(self, channel: Channel) -> None:
         """Scan a channel before it wakes during the first round; concurrent callers share one scan."""
         if channel.state is State.OPEN:
             if self._round_after is not None and _order(*_place(channel)) <= _order(*self._round_after):
@@ -230,13 +232,13 @@ class ChainWatch:
         elif self._follows_unfinished or channel.state not in _SETTLING:
             return
         outpoint = channel.outpoint
-        looking = self._first_looks.get(outpoint)
-        if looking is None:
-            looking = self._first_looks[outpoint] = asyncio.create_task(self._first_look(channel))
-            looking.add_done_callback(lambda _: self._first_looks.pop(outpoint))
-        await asyncio.shield(looking)
+        scanning = self._first_scans.get(outpoint)
+        if scanning is None:
+            scanning = self._first_scans[outpoint] = asyncio.create_task(self._first_scan(channel))
+            scanning.add_done_callback(lambda _: self._first_scans.pop(outpoint))
+        await asyncio.shield(scanning)
 
-    async def _first_look(self, channel: Channel) -> None:
+    async def _first_scan(self, channel: Channel) -> None:
         """Freeze the channel unless its funding is certainly unspent; later scans find out what happened to it."""
         reason = _UNSEEN
         try:
@@ -255,15 +257,15 @@ class ChainWatch:
         unverified = {*seen.in_danger, *exposure.open}
         records = [await self._registry.read(outpoint) for outpoint in unverified]
         await self._judge_all([record for record in records if record is not None and record.state is State.OPEN])
-        await self._look_at_settling([record for record in records if record is not None and record.state in _SETTLING])
+        await self._scan_settling([record for record in records if record is not None and record.state in _SETTLING])
         for outpoint, record in zip(unverified, records, strict=True):
             if record is None or record.state is not State.OPEN:
                 seen.in_danger.pop(outpoint, None)  # also a channel that this scan has just ended
             if record is None or record.state not in (State.OPEN, *_SETTLING):
                 exposure.note_safe(outpoint)
-        await self.endings.look_at_unfunded(spent=False)
+        await self.endings.scan_unfunded(spent=False)
 
-    async def _look_at_settling(self, channels: Sequence[Channel]) -> None:
+    async def _scan_settling(self, channels: Sequence[Channel]) -> None:
         """Count the funding of channels that are being settled in the exposure while no block contains it.
 
         Funding that is gone, because another transaction spends its inputs, no longer counts: it is lost, or comes
@@ -275,7 +277,7 @@ class ChainWatch:
         for channel in channels:
             funding = unspent.get(channel.outpoint)
             if funding is not None:
-                self.endings.is_there(channel.outpoint)
+                self.endings.note_present(channel.outpoint)
                 self._count_exposure(channel, funding)
                 continue
             try:
@@ -305,12 +307,12 @@ class ChainWatch:
         if funding is None:
             self._context.exposure.note_safe(channel.outpoint)
             try:
-                reason = await self.endings.is_gone(channel)
+                reason = await self.endings.judge_missing(channel)
             except ChainFailed as error:  # continue with the other channels
                 reason = f"its funding output is gone, and its spend is not known yet: {error}"
             self._mark(channel, reason)
         else:
-            self.endings.is_there(channel.outpoint)
+            self.endings.note_present(channel.outpoint)
             self._mark(channel, self._depth_problem(channel, funding))
 
     def _depth_problem(self, channel: Channel, funding: Funding) -> str:

@@ -257,7 +257,7 @@ def most_sat(claims: Sequence[Claim], size: int, rules: Rules, destination_scrip
     return Sat(most)
 
 
-def who_can_pay(
+def able_to_pay(
     channels: Sequence[Channel], destination_script: bytes, rules: Rules, rate_sat_per_vb: int
 ) -> list[Channel]:
     """Choose the channels that could each pay the common rate alone, out of those that could be settled together.

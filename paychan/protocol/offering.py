@@ -37,14 +37,14 @@ def unanswered(channel: Channel, view: View) -> Outcome:
     return _decided(channel, counts=view.rules.unanswered_counts)
 
 
-def by_client(channel: Channel, closing: Payment) -> Channel:
+def decided_by_client(channel: Channel, closing: Payment) -> Channel:
     """Book the offered payment if the client's closing payment includes it, else drop it."""
     if channel.offered is None:
         return channel
     return _settle_offer(channel, counts=closing.change_sat <= channel.offered.change_sat)
 
 
-def at_best(channel: Channel) -> Channel:
+def with_offer_booked(channel: Channel) -> Channel:
     """Return the channel as if its offered payment were booked."""
     return _settle_offer(channel, counts=True)
 

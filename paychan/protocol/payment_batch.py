@@ -100,19 +100,19 @@ def judge(
     return outcomes
 
 
-def ends_badly(outcomes: Sequence[Outcome]) -> bool:
+def ends_with_bad_signature(outcomes: Sequence[Outcome]) -> bool:
     """Say whether the last of these outcomes is a bad signature."""
     return not isinstance(outcomes, BatchAccepted) and bool(outcomes) and _is_bad(outcomes[-1])
 
 
-def empty_of(outcomes: Sequence[Outcome]) -> int:
+def count_without_value(outcomes: Sequence[Outcome]) -> int:
     """Count the payments that brought no value: refused, repeated, or of 0 sat."""
     if isinstance(outcomes, BatchAccepted):
         return 0  # each left less than the one before
     return sum(isinstance(each, Rejected) or not each.value_sat for each in outcomes)
 
 
-def rest_of(commands: Commands, judged: int) -> Commands:
+def commands_after(commands: Commands, judged: int) -> Commands:
     """Return the payments after the first `judged` ones."""
     return commands.behind(judged) if isinstance(commands, CompactPayments) else commands[judged:]
 

@@ -71,7 +71,7 @@ from paychan.protocol.errors import (
 from paychan.protocol.fees import Shortfall, floor_problem, least_fee, most_offered_sat
 from paychan.protocol.finding import found
 from paychan.protocol.forgery import forged, not_newest
-from paychan.protocol.offering import answered, at_best, by_client, unanswered
+from paychan.protocol.offering import answered, decided_by_client, unanswered, with_offer_booked
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
 from paychan.protocol.settlement import leaves_out
 from paychan.protocol.types import Sat
@@ -157,7 +157,7 @@ def _close_by_proof(channel: Channel, command: CloseByProof, view: View, verifie
     """Close for a caller that shows the newest payment: only the client has it (RBPCP §5.4)."""
     if command.payment not in (channel.payment, channel.offered):
         return Rejected(not_newest(channel, command, verifier))
-    return close(by_client(channel, command.payment), CloseReason.CLIENT, view)
+    return close(decided_by_client(channel, command.payment), CloseReason.CLIENT, view)
 
 
 def _repeat_proof(channel: Channel, command: CloseByProof, view: View, verifier: PaymentVerifier | None) -> Outcome:
@@ -182,7 +182,7 @@ def _close_by_payment(
         problem = ValueBackwards(got_sat=payment.change_sat, need_sat=channel.payment.change_sat)
     if problem is not None:
         return Rejected(problem)
-    channel = by_client(channel, payment)
+    channel = decided_by_client(channel, payment)
     offered_fee = Sat(channel.payment.change_sat - payment.change_sat)
     final = _replace(channel, payment=payment, change_script=script)
     most = most_offered_sat(final.claim, channel.received_sat, view.rules)
@@ -191,7 +191,7 @@ def _close_by_payment(
     return close(final, CloseReason.CLIENT, view, client_fee_sat=offered_fee)
 
 
-def _close_by_us(channel: Channel, command: Close, view: View, _verifier: PaymentVerifier | None) -> Outcome:
+def _close_by_server(channel: Channel, command: Close, view: View, _verifier: PaymentVerifier | None) -> Outcome:
     problem = withdrawal_problem(channel, view) if command.reason is CloseReason.WITHDRAW else None
     return Rejected(problem) if problem is not None else close(channel, command.reason, view)
 
@@ -209,10 +209,10 @@ def close(
         state=State.CLOSING,
         closing=Closing(reason, view.paying_time, client_fee_sat),
     )
-    plan = least_fee(at_best(closing), view.rules)
+    plan = least_fee(with_offer_booked(closing), view.rules)
     if isinstance(plan, Shortfall):
         return Rejected(NotEconomical(got_sat=plan.received_sat, need_sat=plan.needed_sat))
-    problem = floor_problem(at_best(closing), view)
+    problem = floor_problem(with_offer_booked(closing), view)
     return Rejected(problem) if problem is not None else Accepted(closing, value_sat)
 
 
@@ -311,7 +311,7 @@ def _ended(channel: Channel, command: Command, view: View, _verifier: PaymentVer
     return Rejected(end_of(channel))
 
 
-_NOT_NEWS: dict[type[Struct], Transition] = {
+_WITHOUT_EFFECT: dict[type[Struct], Transition] = {
     Signed: _unchanged,
     Published: _unchanged,
     Kept: _unchanged,
@@ -327,7 +327,7 @@ _NOT_NEWS: dict[type[Struct], Transition] = {
 }
 """Reports of signer and chain in states in which they have no effect."""
 
-_NO_MORE: dict[type[Struct], Transition] = {
+_REFUSED: dict[type[Struct], Transition] = {
     Pay: _ended,
     Answer: _ended,
     CloseByProof: _ended,
@@ -337,18 +337,18 @@ _NO_MORE: dict[type[Struct], Transition] = {
 
 TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
     State.OPEN: {
-        **_NOT_NEWS,
+        **_WITHOUT_EFFECT,
         Pay: _pay,
         Answer: _answer,
         CloseByProof: _close_by_proof,
         CloseByPayment: _close_by_payment,
-        Close: _close_by_us,
+        Close: _close_by_server,
         Adopt: _adopt,
         Unfunded: _unfunded,
     },
     State.CLOSING: {
-        **_NOT_NEWS,
-        **_NO_MORE,
+        **_WITHOUT_EFFECT,
+        **_REFUSED,
         Close: _close_again,
         Answer: _answer_closing,
         Unanswered: _unanswered,
@@ -360,8 +360,8 @@ TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
         Unfunded: _unfunded,
     },
     State.PUBLISHED: {
-        **_NOT_NEWS,
-        **_NO_MORE,
+        **_WITHOUT_EFFECT,
+        **_REFUSED,
         CloseByProof: _repeat_proof,
         CloseByPayment: _repeat_close,
         Close: _close_again,
@@ -373,21 +373,21 @@ TRANSITIONS: dict[State, dict[type[Struct], Transition]] = {
         Unfunded: _unfunded,
     },
     State.CLOSED: {
-        **_NOT_NEWS,
-        **_NO_MORE,
+        **_WITHOUT_EFFECT,
+        **_REFUSED,
         CloseByProof: _repeat_proof,
         CloseByPayment: _repeat_close,
         Close: _close_again,
         Vanished: _vanished,
     },
     State.LOST: {
-        **_NOT_NEWS,
-        **_NO_MORE,
+        **_WITHOUT_EFFECT,
+        **_REFUSED,
         Vanished: _vanished,
     },
     State.UNFUNDED: {
-        **_NOT_NEWS,
-        **_NO_MORE,
+        **_WITHOUT_EFFECT,
+        **_REFUSED,
         Answer: _answer_closing,
         Funded: _funded,
     },

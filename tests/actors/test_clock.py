@@ -81,11 +81,11 @@ async def shop(
 async def test_fault_06_a_week_ahead_for_one_scan_closes_nothing(tmp_path: Path):
     """Payments stop with one alarm that names both times, no channel closes, and all resumes with a correct clock."""
     async with shop(tmp_path) as server:
-        await server.watcher.look()
+        await server.watcher.scan()
         assert server.watcher.alarms == ()
         server.clock.now += 7 * DAY
         server.later(2)
-        await server.watcher.look()
+        await server.watcher.scan()
 
         assert await server.state() is State.OPEN
         assert server.kinds == [Kind.CLOCK]
@@ -95,7 +95,7 @@ async def test_fault_06_a_week_ahead_for_one_scan_closes_nothing(tmp_path: Path)
         assert isinstance(refused(await server.registry.ask(server.payer.outpoint, pay)), ChainUnavailable)
 
         server.clock.now -= 7 * DAY
-        await server.watcher.look()
+        await server.watcher.scan()
         assert server.watcher.alarms == ()
         accepted(await server.registry.ask(server.payer.outpoint, pay))
 
@@ -105,7 +105,7 @@ async def test_fault_06_a_week_ahead_for_one_scan_closes_nothing(tmp_path: Path)
 async def test_fault_06_ahead_at_the_first_scan_closes_nothing(tmp_path: Path, ahead: int, stale_seconds: int):
     """A server that starts with a wrong clock waits for blocks that agree, even without a limit of their age."""
     async with shop(tmp_path, wall=NOW + ahead, expiry=NOW + PERIOD + 2 * HOUR, stale_seconds=stale_seconds) as server:
-        await server.watcher.look()
+        await server.watcher.scan()
 
         assert await server.state() is State.OPEN
         assert server.kinds == [Kind.CLOCK]
@@ -116,11 +116,11 @@ async def test_fault_06_before_a_block_was_seen_nothing_is_due(tmp_path: Path):
     """While the node is away the server can't check the clock: a channel that seems due waits for the first block."""
     async with shop(tmp_path, wall=NOW + 4 * DAY, expiry=NOW + 5 * DAY) as server:
         server.chain.fail("tip", ChainFailed("no node"))
-        await server.watcher.look()
+        await server.watcher.scan()
         assert await server.state() is State.OPEN
         server.chain.heal("tip")
         server.blocks.mine(NOW + 4 * DAY)
-        await server.watcher.look()
+        await server.watcher.scan()
         assert await server.state() is State.CLOSED
 
 
@@ -128,12 +128,12 @@ async def test_fault_06_before_a_block_was_seen_nothing_is_due(tmp_path: Path):
 async def test_fault_06_a_gap_between_blocks_delays_nothing(tmp_path: Path, gap: int):
     """After any time without a block, a channel that is due by agreeing clocks is closed in the next scan."""
     async with shop(tmp_path, expiry=NOW + PERIOD + gap) as server:
-        await server.watcher.look()
+        await server.watcher.scan()
         server.later(gap - 1)
-        await server.watcher.look()
+        await server.watcher.scan()
         assert await server.state() is State.OPEN
         server.later(1)
-        await server.watcher.look()
+        await server.watcher.scan()
         assert await server.state() is State.CLOSED
         assert Kind.CLOCK not in server.kinds
 
@@ -141,10 +141,10 @@ async def test_fault_06_a_gap_between_blocks_delays_nothing(tmp_path: Path, gap:
 async def test_fault_06_the_node_may_be_away_when_a_channel_comes_due(tmp_path: Path):
     """A silent node is no reason to distrust the clock: the earlier agreement still counts."""
     async with shop(tmp_path, expiry=NOW + PERIOD + 9 * HOUR) as server:
-        await server.watcher.look()
+        await server.watcher.scan()
         server.chain.fail("tip", ChainFailed("no node"))
         server.later(9 * HOUR)
-        await server.watcher.look()
+        await server.watcher.scan()
         assert await server.state() is not State.OPEN
         assert server.kinds[:1] == [Kind.CHAIN]
 
@@ -152,23 +152,23 @@ async def test_fault_06_the_node_may_be_away_when_a_channel_comes_due(tmp_path: 
 async def test_fault_06_after_a_suspend_the_next_block_counts(tmp_path: Path):
     """The steady clock stood still: no channel is closed before the node's blocks agree, and then at once."""
     async with shop(tmp_path, expiry=NOW + PERIOD + 2 * HOUR) as server:
-        await server.watcher.look()
+        await server.watcher.scan()
         server.later(10 * HOUR, steady=False)
-        await server.watcher.look()
+        await server.watcher.scan()
         assert (await server.state(), server.kinds) == (State.OPEN, [Kind.CLOCK])
         server.blocks.mine(NOW + 10 * HOUR)
-        await server.watcher.look()
+        await server.watcher.scan()
         assert (await server.state(), server.kinds) == (State.CLOSED, [])
 
 
 async def test_fault_06_a_clock_that_was_behind_may_step_to_the_right_time(tmp_path: Path):
     """A step of hours towards the time of the blocks does not stop payments."""
     async with shop(tmp_path, wall=NOW - 30 * HOUR) as server:
-        await server.watcher.look()
+        await server.watcher.scan()
         assert server.kinds == [Kind.CLOCK]
         assert not server.context.chain_view.problem
         server.clock.now = NOW
-        await server.watcher.look()
+        await server.watcher.scan()
         assert server.kinds == []
 
 
@@ -177,7 +177,7 @@ async def test_fault_06_a_clock_that_creeps_ahead_is_found_too(tmp_path: Path):
     async with shop(tmp_path, expiry=NOW + PERIOD + 3 * HOUR) as server:
         for _ in range(30):
             server.later(540, steady=False)
-            await server.watcher.look()
+            await server.watcher.scan()
         assert await server.state() is State.OPEN
         assert server.kinds == [Kind.CLOCK]
 
@@ -185,10 +185,10 @@ async def test_fault_06_a_clock_that_creeps_ahead_is_found_too(tmp_path: Path):
 async def test_fault_06_a_clock_that_is_behind_hides_no_old_tip(tmp_path: Path):
     """By such a clock no block is ever old; the steady clock measures the time without a block."""
     async with shop(tmp_path, wall=NOW - 30 * DAY) as server:
-        await server.watcher.look()
+        await server.watcher.scan()
         assert not server.context.chain_view.problem
         server.later(STALE_SECONDS + 1)
-        await server.watcher.look()
+        await server.watcher.scan()
         assert "the newest block is 180 minutes old" in server.context.chain_view.problem
 
 
@@ -198,8 +198,8 @@ async def test_fault_06_closed_channels_are_still_watched_under_a_wrong_clock(tm
         accepted(await server.registry.ask(server.payer.outpoint, Close(CloseReason.OPERATOR)))
         assert await server.state() is State.CLOSED
         server.blocks.forget()
-        await server.watcher._chain.look()
-        await server.watcher._chain.endings.look_at_ended()
+        await server.watcher._chain.scan()
+        await server.watcher._chain.endings.scan_ended()
         assert await server.blocks.spender(server.payer.outpoint) is not None
 
 

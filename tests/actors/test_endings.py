@@ -47,21 +47,21 @@ async def test_fault_10_blocks_without_the_funding_are_counted(tmp_path: Path):
     chain = Blocks()
     async with local(tmp_path, chain=chain) as server:
         await server.open(PAYER)
-        await server.watcher.look()
+        await server.watcher.scan()
         chain.depth = None
         for height in range(100, 100 + CONFIRMATIONS):
             chain.height = height
-            await server.watcher.look()
+            await server.watcher.scan()
             assert (await server.stored(PAYER)).state is State.OPEN
         chain.depth = 0
-        await server.watcher.look()
+        await server.watcher.scan()
         chain.depth = None
         for height in range(200, 200 + CONFIRMATIONS):
             chain.height = height
-            await server.watcher.look()
+            await server.watcher.scan()
             assert (await server.stored(PAYER)).state is State.OPEN
         chain.height += 1
-        await server.watcher.look()
+        await server.watcher.scan()
         assert (await server.stored(PAYER)).state is State.UNFUNDED
         assert isinstance(refused(await server.registry.ask(PAYER.outpoint, PAYER.pays(10_001))), NeverFunded)
         assert server.watcher.alarms == ()
@@ -73,11 +73,11 @@ async def test_fault_10_an_answer_older_than_the_tip_ends_no_channel(tmp_path: P
     async with local(tmp_path, chain=chain) as server:
         await server.open(PAYER)
         chain.depth = None
-        await server.watcher.look()
+        await server.watcher.scan()
         chain.height += CONFIRMATIONS + 1
         chain.late, chain.depth = 1, 0
         with capture_logs() as logs:
-            await server.watcher.look()
+            await server.watcher.scan()
         assert (await server.stored(PAYER)).state is State.OPEN
         assert "never funded" not in [line["event"] for line in logs]
 
@@ -90,16 +90,16 @@ async def test_fault_10_funding_that_is_back_without_a_block_takes_no_payment(tm
         chain.depth = None
         for height in (100, 100 + CONFIRMATIONS):
             chain.height = height
-            await server.watcher.look()
+            await server.watcher.scan()
         assert (await server.stored(PAYER)).state is State.UNFUNDED
         chain.depth = 0
         server.watcher._chain._unverified_scanned_at = 0.0
-        await server.watcher.look()
+        await server.watcher.scan()
         assert (await server.stored(PAYER)).state is State.OPEN
         pay = PAYER.pays(10_001)
         assert isinstance(refused(await server.registry.ask(PAYER.outpoint, pay)), ChainUnavailable)
         chain.depth, chain.height = 1, chain.height + 1
-        await server.watcher.look()
+        await server.watcher.scan()
         accepted(await server.registry.ask(PAYER.outpoint, pay))
 
 
@@ -108,12 +108,12 @@ async def test_fault_10_a_chain_that_is_not_trusted_ends_nothing(tmp_path: Path)
     chain = Blocks()
     async with local(tmp_path, chain=chain, stale_seconds=3600) as server:
         await server.open(PAYER)
-        await server.watcher.look()
+        await server.watcher.scan()
         chain.depth = None
         server.clock.now += 7000
         for height in range(101, 140):
             chain.height = height
-            await server.watcher.look()
+            await server.watcher.scan()
         assert (await server.stored(PAYER)).state is State.OPEN
 
 
@@ -142,21 +142,21 @@ async def test_fault_12_only_the_chain_ends_lost(tmp_path: Path):
         chain.confirmations = None
         await server.open(PAYER)
         chain.confirmations = 9
-        await server.watcher.look()
+        await server.watcher.scan()
         assert (await server.stored(PAYER)).state is State.LOST
         assert [alarm.kind for alarm in server.watcher.alarms] == [Kind.LOST]
         chain.height += 1
-        await server.watcher.look()
+        await server.watcher.scan()
         assert (await server.stored(PAYER)).state is State.LOST
 
         chain.confirmations, chain.depth, chain.height = None, None, chain.height + 1
-        await server.watcher.look()
+        await server.watcher.scan()
         assert (await server.stored(PAYER)).state is State.LOST, "the chain knows nothing of the output"
 
         chain.depth, chain.height = 50, chain.height + 1
-        await server.watcher.look()
+        await server.watcher.scan()
         assert (await server.stored(PAYER)).state in (State.CLOSING, State.PUBLISHED, State.CLOSED)
-        await server.watcher.look()
+        await server.watcher.scan()
         assert server.watcher.alarms == ()
 
 
@@ -192,14 +192,14 @@ async def test_fault_12_one_channel_that_can_not_be_judged_stops_no_other(tmp_pa
         await server.open(PAYER)
         await server.open(second)
         chain.confirmations = 9
-        await server.watcher.look()
+        await server.watcher.scan()
         chain.unknown = frozenset({second.outpoint})
         chain.confirmations, chain.depth, chain.height = None, 50, chain.height + 1
-        await server.watcher.look()
+        await server.watcher.scan()
         assert (await server.stored(PAYER)).state is not State.LOST
         assert (await server.stored(second)).state is State.LOST
         assert not server.context.chain_view.problem
 
         chain.unknown = frozenset()
-        await server.watcher.look()
+        await server.watcher.scan()
         assert (await server.stored(second)).state is not State.LOST

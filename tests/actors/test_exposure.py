@@ -43,7 +43,7 @@ async def exposed(directory: Path, *, publishes: bool = True) -> AsyncIterator[t
     async with local(directory, Clock(), chain=chain, settings=settings, min_confirmations=0) as server:
         if not publishes:
             server.chain.fail("publish", ChainFailed("no"))
-        await server.watcher.look()
+        await server.watcher.scan()
         yield server, chain
 
 
@@ -106,13 +106,13 @@ async def test_fault_01_a_scan_never_drops_what_is_being_opened(tmp_path: Path):
         opening = [asyncio.ensure_future(server.opener.open(payer.request())) for payer in PAYERS[:ROOM]]
         await until(lambda: server.store.calls["commit"])
         for _ in range(3):
-            await server.watcher._chain.look()
+            await server.watcher._chain.scan()
         late = [server.opener.open(payer.request()) for payer in PAYERS[ROOM:]]
         assert {type(refused(outcome)) for outcome in await asyncio.gather(*late)} == {TooMuchUnconfirmed}
         server.store.release("commit")
         assert opened(await asyncio.gather(*opening)) == ROOM
         for _ in range(3):
-            await server.watcher._chain.look()
+            await server.watcher._chain.scan()
         assert server.context.exposure.sum_sat == ROOM * VALUE_SAT
 
 
@@ -156,7 +156,7 @@ async def test_fault_01_after_a_restart_all_that_is_unconfirmed_counts_again(tmp
         assert server.context.exposure.sum_sat == ROOM * VALUE_SAT
         assert isinstance(refused(await server.opener.open(PAYERS[-1].request())), TooMuchUnconfirmed)
         chain.unconfirmed.clear()
-        await server.watcher.look()
+        await server.watcher.scan()
         assert server.context.exposure.sum_sat == 0
 
 
@@ -169,11 +169,11 @@ async def test_fault_01_a_reorg_makes_confirmed_funding_count_again(tmp_path: Pa
         assert server.context.exposure.sum_sat == 0
         chain.tip_hash = "02" * 32
         chain.unconfirmed |= {payer.outpoint for payer in PAYERS}
-        await server.watcher.look()
+        await server.watcher.scan()
         assert server.context.exposure.sum_sat == ROOM * VALUE_SAT
         assert isinstance(refused(await server.opener.open(PAYERS[-1].request())), TooMuchUnconfirmed)
         chain.unconfirmed.clear()
         chain.tip_hash = "03" * 32
-        await server.watcher.look()
+        await server.watcher.scan()
         assert server.context.exposure.sum_sat == 0
         accepted(await server.opener.open(PAYERS[-1].request()))

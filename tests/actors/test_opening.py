@@ -85,7 +85,7 @@ async def test_an_opening_that_was_stored_is_answered_as_opened(tmp_path: Path):
         assert (outcome.value_sat, outcome.channel.state) == (PAYER.funding_sat, State.CLOSING)
 
         server.signer.heal("sign_settlement")
-        await server.watcher.look()
+        await server.watcher.scan()
         assert (await server.stored(PAYER)).state is State.CLOSED
 
 

@@ -50,12 +50,12 @@ async def test_drained_channels_wait_and_settle_together(tmp_path: Path) -> None
     async with local(tmp_path, settings={"batch_seconds": WAIT}) as server:
         await drain(server, FIRST, SECOND, THIRD)
         server.clock.now += WAIT - 1
-        await server.watcher.look()
+        await server.watcher.scan()
         assert await settlement(server, FIRST) is None
         assert not server.signer.calls["sign_settlement"]
 
         server.clock.now += 1
-        await server.watcher.look()
+        await server.watcher.scan()
         together = await settlement(server, FIRST)
         assert sorted(inputs(together)) == sorted(payer.outpoint.txid for payer in (FIRST, SECOND, THIRD))
         assert together is not None
@@ -79,7 +79,7 @@ async def test_enough_channels_do_not_wait(tmp_path: Path) -> None:
     """A settlement that the waiting channels fill is signed at once; the next channel starts a new wait."""
     async with local(tmp_path, settings={"batch_seconds": WAIT, "batch_channels": 2}) as server:
         await drain(server, FIRST, SECOND, THIRD)
-        await server.watcher.look()
+        await server.watcher.scan()
         assert len(inputs(await settlement(server, FIRST))) == 2
         assert await settlement(server, FIRST) == await settlement(server, SECOND)
         assert await settlement(server, THIRD) is None
@@ -97,7 +97,7 @@ async def test_threat_15_a_channel_with_change_settles_with_the_waiting_ones(tmp
         assert together is not None
         change = CTransaction.deserialize(together.transaction).vout[0]
         assert (change.nValue, bytes(change.scriptPubKey)) == (opened.payment.change_sat, THIRD.change_script)
-        await server.watcher.look()
+        await server.watcher.scan()
         assert await settlement(server, FIRST) == await settlement(server, SECOND) == together
 
 
@@ -107,7 +107,7 @@ async def test_threat_21_no_channel_near_the_deadline_waits(tmp_path: Path) -> N
     async with local(tmp_path, settings={"batch_seconds": 10 * 86_400}) as server:
         await drain(server, FIRST, payer)
         server.clock.now = payer.expiry - (payer.expiry - NOW) // 2
-        await server.watcher.look()
+        await server.watcher.scan()
         assert inputs(await settlement(server, payer)) == [payer.outpoint.txid]
         assert await settlement(server, FIRST) is None
 
@@ -117,7 +117,7 @@ async def test_a_channel_that_waits_in_vain_settles_alone(tmp_path: Path) -> Non
     async with local(tmp_path, settings={"batch_seconds": WAIT}) as server:
         await drain(server, FIRST)
         server.clock.now += WAIT
-        await server.watcher.look()
+        await server.watcher.scan()
         assert inputs(await settlement(server, FIRST)) == [FIRST.outpoint.txid]
 
 
@@ -140,7 +140,7 @@ async def test_threat_23_a_bad_input_is_left_out(tmp_path: Path) -> None:
     async with local(tmp_path, clock, chain=Thieving(clock), settings={"batch_seconds": WAIT}) as server:
         await drain(server, FIRST, SECOND, THIRD)
         server.clock.now += WAIT
-        await server.watcher.look()
+        await server.watcher.scan()
         assert len(inputs(await settlement(server, FIRST))) == 2
         assert await settlement(server, FIRST) == await settlement(server, THIRD)
         assert inputs(await settlement(server, SECOND)) == [SECOND.outpoint.txid]
@@ -161,8 +161,8 @@ async def test_threat_23_without_a_batch_each_settles_alone(
         await drain(server, FIRST, SECOND)
         server.clock.now += WAIT
         getattr(server, part).fail(method, failure, times=times)
-        await server.watcher.look()
-        await server.watcher.look()
+        await server.watcher.scan()
+        await server.watcher.scan()
         for payer in (FIRST, SECOND):
             assert inputs(await settlement(server, payer)) == [payer.outpoint.txid]
 
@@ -174,12 +174,12 @@ async def test_a_batch_waits_for_the_signer_and_for_a_restart(tmp_path: Path) ->
         await drain(server, FIRST, SECOND)
         clock.now += WAIT
         server.signer.fail("sign_settlement", SignerAbsent("asleep"))
-        await server.watcher.look()
+        await server.watcher.scan()
         assert (await server.stored(FIRST)).state is State.CLOSING
 
     async with local(tmp_path, clock, settings={"batch_seconds": WAIT}) as server:
-        await server.watcher.look()
-        await server.watcher.look()
+        await server.watcher.scan()
+        await server.watcher.scan()
         assert (await server.stored(FIRST)).state is (await server.stored(SECOND)).state is State.CLOSED
 
 
@@ -205,7 +205,7 @@ async def test_a_settlement_in_the_network_is_found(tmp_path: Path) -> None:
     async with local(tmp_path / "now", clock, chain=chain, settings={"batch_seconds": WAIT}) as server:
         await drain(server, FIRST, SECOND)
         clock.now += WAIT
-        await server.watcher.look()
+        await server.watcher.scan()
         before = await settlement(server, FIRST)
 
     async with local(tmp_path / "backup", clock, chain=chain) as server:
@@ -231,7 +231,7 @@ async def test_a_channel_moves_to_its_change_output(tmp_path: Path) -> None:
         accepted(await server.registry.ask(moved.outpoint, moved.pays(700)))
 
     async with local(tmp_path) as server:
-        await server.watcher.look()
+        await server.watcher.scan()
         went_on = await server.stored(moved)
         assert (went_on.state, went_on.received_sat, went_on.secret) == (State.OPEN, 700, opened.secret)
         assert (await server.stored(payer)).state is State.CLOSED
@@ -273,7 +273,7 @@ async def test_threat_13_a_channel_not_worth_settling_stays_open(tmp_path: Path,
     async with local(tmp_path) as server:
         await server.open(FIRST, received)
         server.clock.now = FIRST.expiry - RULES.settlement_period_seconds
-        await server.watcher.look()
+        await server.watcher.scan()
         worth = received == 10_000
         assert (await server.stored(FIRST)).state is (State.CLOSED if worth else State.OPEN)
 
@@ -303,7 +303,7 @@ async def test_fault_02_the_record_says_what_the_network_has(tmp_path: Path) -> 
         first = await settlement(server, FIRST)
         server.clock.now = FIRST.expiry - RULES.settlement_period_seconds // 2
         for _ in range(3):
-            await server.watcher.look()
+            await server.watcher.scan()
             assert (await server.stored(FIRST)).state is State.PUBLISHED
             assert await settlement(server, FIRST) == first
         assert "does not replace" in server.registry.planner.pinned[FIRST.outpoint]
@@ -382,7 +382,7 @@ async def test_fault_13_a_withdrawal_that_the_signer_refuses_is_cancelled(tmp_pa
         refused(await server.registry.ask(payer.outpoint, Close(CloseReason.WITHDRAW)))
         assert (await server.stored(payer)).state is State.CLOSING
         server.signer.fail("sign_settlement", SignerRefused("policy-fee", "no"), 1)
-        await server.watcher.look()
+        await server.watcher.scan()
         record = await server.stored(payer)
         assert (record.state, record.closing) == (State.OPEN, None)
         accepted(await server.registry.ask(payer.outpoint, payer.pays(30_000)))

@@ -65,7 +65,7 @@ async def test_fault_03_the_newest_claim_is_adopted_and_settled(tmp_path: Path, 
     ledger = MemoryLedger()
     await lived_on(tmp_path, ledger, paid_sat, elsewhere=elsewhere)
     async with local(tmp_path, ledger=ledger) as server:
-        await server.watcher.look()
+        await server.watcher.scan()
         record = await server.stored(PAYER)
         script = ELSEWHERE if elsewhere else PAYER.change_script
         assert (record.payment.change_sat, record.change_script) == (PAYER.funding_sat - paid_sat, script)
@@ -86,7 +86,7 @@ async def test_fault_03_an_adopted_claim_is_settled_at_the_present_rate(tmp_path
             return floor
 
         server.chain.real.fees = fees
-        await server.watcher.look()
+        await server.watcher.scan()
         record = await server.stored(PAYER)
         assert record.state is State.CLOSED
         assert record.closing is not None
@@ -101,7 +101,7 @@ async def test_fault_04_no_payment_is_taken_that_the_signer_would_not_settle(tmp
     await lived_on(tmp_path, ledger, 80_000, elsewhere=True)
     async with local(tmp_path, ledger=ledger, chain=ForgetfulChain()) as server:
         assert isinstance(refused(await server.registry.ask(PAYER.outpoint, PAYER.pays(20_000))), ChainUnavailable)
-        await server.watcher.look()
+        await server.watcher.scan()
         refused(await server.registry.ask(PAYER.outpoint, PAYER.pays(90_000)))
         assert (await server.stored(PAYER)).payment.change_sat == PAYER.funding_sat - 80_000
         assert not server.context.chain_view.unasked
@@ -113,13 +113,13 @@ async def test_fault_04_without_the_signer_an_open_channel_waits_after_a_start(t
         await server.open(PAYER)
     async with local(tmp_path) as server:
         server.signer.fail("behind", SignerAbsent("asleep"))
-        await server.watcher.look()
+        await server.watcher.scan()
         assert isinstance(refused(await server.registry.ask(PAYER.outpoint, PAYER.pays(20_000))), ChainUnavailable)
         server.signer.heal("behind")
-        await server.watcher.look()
+        await server.watcher.scan()
         accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(20_000)))
         asked = server.signer.calls["behind"]
-        await server.watcher.look()
+        await server.watcher.scan()
         assert server.signer.calls["behind"] == asked
 
 
@@ -175,7 +175,7 @@ async def test_fault_03_an_older_settlement_leaves_a_newer_record_something_to_s
         if is_shown:
             assert not (await server.signer.show_newest([newest.claim])).refused
         for _ in range(2):
-            await server.watcher.look()
+            await server.watcher.scan()
         assert (await server.stored(PAYER)).state is State.CLOSED
         assert change_of(server) == (PAYER.funding_sat - 80_000, PAYER.change_script)
 
@@ -189,7 +189,7 @@ async def test_fault_15_a_record_that_adopts_a_newer_payment_says_that_it_is_res
         assert not (await server.signer.show_newest([newest.claim])).refused
     async with local(tmp_path / "copied", ledger=ledger) as server:
         await server.fill([PAYER.channel(PAID_SAT)])
-        await server.watcher.look()
+        await server.watcher.scan()
         record = await server.stored(PAYER)
         assert (record.state, record.received_sat, record.restored) == (State.OPEN, 80_000, True)
         went_on = accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(90_000))).channel
@@ -214,10 +214,10 @@ async def test_fault_11_a_withdrawal_under_way_in_the_backup_adopts_the_newest_c
     published = step(step(step(paid, Close(CloseReason.WITHDRAW)), Signed(closing.settlement)), Published())
     async with local(tmp_path / "after", clock, ledger=ledger, chain=chain) as server:
         await server.fill([published])
-        await server.watcher.look()
+        await server.watcher.scan()
         assert (await server.stored(moved)).state is State.OPEN
         early = await server.registry.ask(at, moved.pays(50_000))
         assert isinstance(refused(early), ChainUnavailable)
-        await server.watcher.look()
+        await server.watcher.scan()
         assert (await server.stored(moved)).received_sat == 80_000
         accepted(await server.registry.ask(at, moved.pays(81_000)))

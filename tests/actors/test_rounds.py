@@ -74,13 +74,13 @@ async def crowded(
 async def rounds(watcher: Watcher, number: int) -> None:
     """Scan `number` times, as the watcher does during a round."""
     for _ in range(number):
-        await watcher._chain.look()
+        await watcher._chain.scan()
 
 
 async def test_the_first_scan_takes_one_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With any number of open channels the scan before the port opens covers one page; later scans end the round."""
     async with crowded(tmp_path, monkeypatch) as (server, chain):
-        await server.watcher.look()
+        await server.watcher.scan()
         assert len(chain.asked) == PAGE
         assert not server.context.chain_view.is_whole
         await rounds(server.watcher, 3)
@@ -107,7 +107,7 @@ async def test_a_due_channel_is_settled_without_news_of_its_funding(tmp_path: Pa
         await server.fill([payer.channel() for payer in due])
         server.chain.fail("unspent", ChainFailed("busy"))
         server.clock.now = SOON + 3 * PAGE - RULES.settlement_period_seconds
-        await server.watcher.look()
+        await server.watcher.scan()
         assert {(await server.stored(payer)).state for payer in due} == {State.CLOSED}
         assert (await server.stored(LATE)).state is State.OPEN
 
@@ -120,7 +120,7 @@ async def test_no_jump_of_the_clock_hides_a_due_channel(tmp_path: Path, monkeypa
         await server.fill([due.channel()])
         chain.median_time = UnixTime(due.expiry - RULES.settlement_period_seconds)
         server.clock.now = chain.median_time + jump
-        await server.watcher.look()
+        await server.watcher.scan()
         assert (await server.stored(due)).state is State.CLOSED
         assert (await server.stored(LATE)).state is State.OPEN
 
@@ -134,7 +134,7 @@ async def test_a_server_that_was_killed_in_a_round_starts_it_again(tmp_path: Pat
     chain, clock = Blocks(), Clock(due.expiry - RULES.settlement_period_seconds)
     chain.gone.add(EARLY.outpoint)
     async with local(tmp_path, clock, chain=chain) as server:
-        await server.watcher.look()
+        await server.watcher.scan()
         assert (await server.stored(due)).state is State.CLOSED
         pay = EARLY.pays(10_001)
         assert isinstance(refused(await server.registry.ask(EARLY.outpoint, pay)), ChainUnavailable)
@@ -144,7 +144,7 @@ async def test_a_channel_is_scanned_before_its_first_payment(tmp_path: Path, mon
     """A channel whose funding vanished while the server was down accepts no payment, even early in the round."""
     async with crowded(tmp_path, monkeypatch) as (server, chain):
         chain.gone.add(LATE.outpoint)
-        await server.watcher.look()
+        await server.watcher.scan()
         pay = LATE.pays(10_001)
         assert isinstance(refused(await server.registry.ask(LATE.outpoint, pay)), ChainUnavailable)
         await rounds(server.watcher, 3)
@@ -159,7 +159,7 @@ async def test_payments_before_the_turn_ask_the_chain_once_and_keep_their_order(
 ):
     """Sixteen payments for a sleeping channel: one scan of its output, then all are accepted in order."""
     async with crowded(tmp_path, monkeypatch) as (server, chain):
-        await server.watcher.look()
+        await server.watcher.scan()
         payments = [server.registry.ask(LATE.outpoint, LATE.pays(10_000 + n)) for n in range(1, 17)]
         outcomes = await asyncio.gather(*payments)
         assert [accepted(outcome).value_sat for outcome in outcomes] == [1] * 16
@@ -171,7 +171,7 @@ async def test_a_chain_that_is_silent_when_a_channel_wakes_freezes_that_channel(
 ):
     """It accepts no payment until the chain has answered, can close meanwhile, and thaws by itself."""
     async with crowded(tmp_path, monkeypatch) as (server, _):
-        await server.watcher.look()
+        await server.watcher.scan()
         server.chain.fail("unspent", ChainFailed("busy"), times=1)
         pay = LATE.pays(10_001)
         assert "since the start" in str(refused(await server.registry.ask(LATE.outpoint, pay)))
@@ -220,7 +220,7 @@ async def test_unconfirmed_funding_waits_until_all_open_channels_are_scanned(
         chain,
     ):
         chain.unconfirmed |= {new.outpoint, LATE.outpoint}
-        await server.watcher.look()
+        await server.watcher.scan()
         assert isinstance(refused(await server.opener.open(new.request())), ChainUnavailable)
         await rounds(server.watcher, 3)
         assert set(server.context.exposure.open) == {LATE.outpoint}

@@ -53,7 +53,7 @@ async def test_a_settlement_that_has_to_wait_is_resumed(
         refused(await server.registry.ask(PAYER.outpoint, PAYER.pays(10_001)))
 
         faulty.heal(method)
-        await server.watcher.look()
+        await server.watcher.scan()
         assert (await server.stored(PAYER)).state is State.CLOSED
         assert transaction(await server.stored(PAYER)).vout[0].nValue == opened.payment.change_sat
 
@@ -94,7 +94,7 @@ async def test_after_a_crash_at_any_step_the_watcher_finishes(tmp_path: Path, cu
     assert (before.closing.settlement is not None) is signed
 
     async with local(tmp_path, chain=chain if keeps_chain else DebugChain(Clock())) as server:
-        await server.watcher.look()
+        await server.watcher.scan()
         after = await server.stored(PAYER)
     assert after.state is State.CLOSED
     assert transaction(after).vout[0].nValue == opened.payment.change_sat
@@ -113,7 +113,7 @@ async def test_a_step_whose_write_is_cut_off_is_taken_again(tmp_path: Path, writ
         await until(lambda: server.store.calls["commit"] == 1 + written + 1)
     async with local(tmp_path, chain=chain) as server:
         accepted(await server.registry.ask(PAYER.outpoint, Close(CloseReason.OPERATOR)))
-        await server.watcher.look()
+        await server.watcher.scan()
         stored = await server.stored(PAYER)
         spent = await chain.spender(PAYER.outpoint)
     assert stored.state is State.CLOSED
@@ -199,7 +199,7 @@ async def test_a_settlement_that_a_peer_changed_closes_the_channel(tmp_path: Pat
         changed = CTransaction(ours.vin, ours.vout, nLockTime=1)
         await chain.publish(changed.serialize())
 
-        await server.watcher.look()
+        await server.watcher.scan()
 
         closed = await server.stored(PAYER)
         assert closed.state is State.CLOSED

@@ -75,7 +75,7 @@ async def test_an_actor_that_died_is_removed(tmp_path: Path):
         server.registry._awake[PAYER.outpoint].stop()
         with capture_logs() as logs:
             server.clock.now += IDLE_SECONDS
-            await server.watcher.look()
+            await server.watcher.scan()
 
         assert server.registry.awake == 0
         assert logs == []

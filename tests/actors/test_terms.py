@@ -214,10 +214,10 @@ async def test_fault_23_more_depth_counts_after_the_holding_time_and_freezes_no_
     terms = history((NOW - 1_000, EASY), (NOW, msgspec.structs.replace(EASY, min_confirmations=6)))
     chain = OneDeep()
     async with local(tmp_path, chain=chain, settings={"terms": terms}, min_confirmations=6) as server:
-        await server.watcher.look()
+        await server.watcher.scan()
         await server.open(PAYER)
         chain.tip_hash = "02" * 32
-        await server.watcher.look()
+        await server.watcher.scan()
         assert server.context.chain_view.in_danger == {}
         accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(10_001)))
         server.clock.now += HOLD

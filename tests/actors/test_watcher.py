@@ -45,7 +45,7 @@ async def test_threat_6_a_due_channel_is_closed_in_the_first_scan(tmp_path: Path
         await server.open(not_due)
     clock.now = SOON - PERIOD
     async with local(tmp_path, clock) as server:
-        await server.watcher.look()
+        await server.watcher.scan()
         closed = await server.stored(due)
 
         assert (closed.state, await state(server, not_due)) == (State.CLOSED, State.OPEN)
@@ -74,7 +74,7 @@ async def test_a_channel_not_worth_settling_stops_no_other(tmp_path: Path):
         await server.open(poor, 100)
         await server.open(rich, 10_000)
         clock.now = SOON
-        await server.watcher.look()
+        await server.watcher.scan()
 
         assert [await state(server, of) for of in (poor, rich)] == [State.OPEN, State.CLOSED]
 
@@ -86,14 +86,14 @@ async def test_late_channels_cause_an_alarm(tmp_path: Path):
         await server.open(late)
         clock.now = SOON - ALARM_SECONDS
         server.signer.fail("sign_settlement", SignerAbsent("asleep"))
-        await server.watcher.look()
+        await server.watcher.scan()
         assert server.watcher.alarms == ()
         clock.now += 1
-        await server.watcher.look()
+        await server.watcher.scan()
         assert server.watcher.alarms == (about(Kind.LATE, late.outpoint, "unsettled near expiry"),)
 
         server.signer.heal("sign_settlement")
-        await server.watcher.look()
+        await server.watcher.scan()
         assert server.watcher.alarms == ()
 
 
@@ -107,7 +107,7 @@ async def test_fault_09_a_floor_above_the_cap_of_the_rate_causes_an_alarm(tmp_pa
                 return now
 
             server.chain.real.fees = fees
-            await server.watcher.look()
+            await server.watcher.scan()
             texts = [alarm.text for alarm in server.watcher.alarms if alarm.kind is Kind.FEE]
             assert len(texts) == (floor > 200)
             assert all("230 sat/vB" in text and "200 sat/vB" in text for text in texts)
@@ -121,7 +121,7 @@ async def test_fault_16_a_channel_not_worth_settling_raises_no_alarm(tmp_path: P
         await server.open(rich, 10_000)
         server.signer.fail("sign_settlement", SignerAbsent("asleep"))
         clock.now = SOON + 1
-        await server.watcher.look()
+        await server.watcher.scan()
         assert [alarm.channel for alarm in server.watcher.alarms if alarm.kind is Kind.LATE] == [str(rich.outpoint)]
 
 
@@ -132,7 +132,7 @@ async def test_two_hundred_due_channels_are_settled_in_one_scan(tmp_path: Path):
     async with local(tmp_path, clock) as server:
         await asyncio.gather(*map(server.open, payers))
         clock.now = SOON
-        await server.watcher.look()
+        await server.watcher.scan()
 
         assert {await state(server, of) for of in payers} == {State.CLOSED}
 
@@ -185,7 +185,7 @@ async def test_threat_34_a_failing_clock_does_not_end_the_watcher(tmp_path: Path
             await until(lambda: len(logs) >= 2)
             assert server.watcher.alarms == (Alarm(Kind.WATCHER, "watcher failed: no time"),)
             clock.broken = False
-            await until(lambda: server.watcher.last_look == NOW)
+            await until(lambda: server.watcher.last_scan == NOW)
             await watching.stop()
 
         assert server.watcher.alarms == ()
@@ -213,11 +213,11 @@ async def test_threat_34_one_broken_channel_holds_up_no_other(tmp_path: Path):
         broken = payers[4]
         server.store.real.get = failing_for(broken.outpoint, server.store.real.get)
         with capture_logs() as logs:
-            await server.watcher.look()
+            await server.watcher.scan()
 
         states = [await state(server, client) for client in payers if client is not broken]
         assert states == [State.CLOSED] * 9
-        assert server.watcher.last_look == clock.now
+        assert server.watcher.last_scan == clock.now
         assert [entry["channel"] for entry in logs if entry["event"] == "channel failed"] == [str(broken.outpoint)]
 
 
@@ -240,7 +240,7 @@ async def test_threat_34_a_signer_that_hangs_on_one_channel_holds_up_no_other(tm
             await server.open(client)
         clock.now = SOON
         server.signer.real.sign_settlement = hanging_for(stuck.outpoint, answers, server.signer.real.sign_settlement)
-        looking = asyncio.create_task(server.watcher.look())
+        looking = asyncio.create_task(server.watcher.scan())
         for client in free:
             await until_state(server, client, State.CLOSED)
         assert not looking.done()
@@ -265,9 +265,9 @@ async def test_the_same_scan_twice_changes_nothing(tmp_path: Path):
     async with local(tmp_path, clock) as server:
         await server.open(client)
         clock.now = SOON
-        await server.watcher.look()
+        await server.watcher.scan()
         before = await server.stored(client)
         for _ in range(3):
-            await server.watcher.look()
+            await server.watcher.scan()
 
         assert msgspec.msgpack.encode(await server.stored(client)) == msgspec.msgpack.encode(before)

@@ -126,10 +126,10 @@ class Scene:
 
     async def confirm(self) -> None:
         self.server.signer.heal("sign_settlement")
-        await self.server.watcher.look()
+        await self.server.watcher.scan()
         self.chain.confirm()
         for _ in range(2):  # the channel at the new output accepts payments after chain and signer were asked about it
-            await self.server.watcher.look()
+            await self.server.watcher.scan()
 
     async def do(self, step: Sequence[object]) -> None:
         match step[0]:

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from paychan.protocol.channel import Accepted, Channel, Close, CloseReason, Outcome, Pay, Rejected, State, View
 from paychan.protocol.errors import BadSignature
 from paychan.protocol.payment import Payment, PaymentVerifier
-from paychan.protocol.payment_batch import MOST_CHECKS, Commands, ends_badly, judge, newest_of, rest_of
+from paychan.protocol.payment_batch import (
+    MOST_CHECKS,
+    Commands,
+    commands_after,
+    ends_with_bad_signature,
+    judge,
+    newest_of,
+)
 from paychan.protocol.state_machine import apply
 from paychan.protocol.types import Sat, UnixTime
 from paychan.protocol.wire.payment_frames import read_payments, write_payments
@@ -88,10 +95,10 @@ def test_fault_69_parts_are_the_plain_path_and_end_at_bad_signatures(
     while commands:
         part = judge(now, commands, view, VERIFIER, coalesce=False, in_part=True)
         assert 0 < len(part) <= MOST_CHECKS
-        assert ends_badly(part) == _has_bad_signature(part[-1])
+        assert ends_with_bad_signature(part) == _has_bad_signature(part[-1])
         assert not any(map(_has_bad_signature, part[:-1]))
         outcomes += part
-        now, commands = newest_of(part) or now, rest_of(commands, len(part))
+        now, commands = newest_of(part) or now, commands_after(commands, len(part))
     assert outcomes == one_by_one(channel, payments, view)
 
 

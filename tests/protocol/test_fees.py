@@ -12,6 +12,7 @@ from paychan.protocol.errors import ClosingFeeTooHigh
 from paychan.protocol.fees import (
     ChainFees,
     Shortfall,
+    able_to_pay,
     budget_sat,
     deadline,
     is_beyond_share,
@@ -27,7 +28,6 @@ from paychan.protocol.fees import (
     plan_reserve_fee,
     pressed,
     wanted_rate,
-    who_can_pay,
 )
 from paychan.protocol.settlement import CHILD_BYTES, Coin, Reserve, Settlement, settlement_size
 from paychan.protocol.state_machine import apply
@@ -202,8 +202,8 @@ def test_fault_05_several_pay_no_more_together_than_each_could_alone() -> None:
     """At 40 sat/vB a channel that received 2,000 sat stays out; at any rate the poorest member limits the fee."""
     thrifty = msgspec.structs.replace(rules, fee_share_percent=50, max_fee_sat_per_vb=200)
     channels = [drained("rich"), drained("richer"), drained("poor", 2_000)]
-    assert who_can_pay(channels, SERVER_DESTINATION, thrifty, 40) == channels[:2]
-    assert who_can_pay(channels, SERVER_DESTINATION, thrifty, 2) == channels
+    assert able_to_pay(channels, SERVER_DESTINATION, thrifty, 40) == channels[:2]
+    assert able_to_pay(channels, SERVER_DESTINATION, thrifty, 2) == channels
     for rate in (1, 2, 3, 40, 200):
         for members in (channels, channels[:2]):
             fee = plan_closing(members, SERVER_DESTINATION, thrifty, rate)

@@ -35,7 +35,7 @@ async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str,
         "frozen": list(frozen),
         "chain": msgspec.to_builtins(seen.tip) if seen.tip else {},
         "all_channels_seen": seen.is_whole,
-        "watcher_last_look": service.watcher.last_look,
+        "watcher_last_look": service.watcher.last_scan,
         "alarms": [{"kind": alarm.kind.value} for alarm in alarms],
         "tasks": [{key: value for key, value in task.items() if key != "problem"} for task in tasks],
     }

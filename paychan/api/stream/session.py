@@ -33,7 +33,7 @@ from paychan.api.stream.websocket import BINARY, NORMAL, TEXT
 from paychan.api.v2 import find_channel
 from paychan.protocol.channel import Channel, Outcome, Rejected
 from paychan.protocol.errors import InternalError, PaychanError, UnknownChannel
-from paychan.protocol.payment_batch import empty_of, ends_badly, rest_of
+from paychan.protocol.payment_batch import commands_after, count_without_value, ends_with_bad_signature
 from paychan.protocol.types import OutPoint
 from paychan.protocol.wire.payment_frames import MAX_FRAME_PAYMENTS
 
@@ -242,7 +242,9 @@ class StreamSession:
             batch.waits = True
             self._run(self._wake(batch))
             return
-        message = PayBatch(rest_of(batch.commands, batch.judged) if batch.judged else batch.commands, in_parts=True)
+        message = PayBatch(
+            commands_after(batch.commands, batch.judged) if batch.judged else batch.commands, in_parts=True
+        )
         number = len(batch.parts)
         batch.parts.append(None)
         self._service.registry.submit(actor, message, partial(self._note_part, batch, number))
@@ -266,7 +268,7 @@ class StreamSession:
         A bad signature delays all later payments, and too many of them end the stream. Many payments of no value also
         delay later payments, but do not end the stream.
         """
-        slots, is_bad, empty = self._service.streams, ends_badly(outcomes), empty_of(outcomes)
+        slots, is_bad, empty = self._service.streams, ends_with_bad_signature(outcomes), count_without_value(outcomes)
         if is_bad:
             seconds = slots.bad_signature(self._outpoint)
         else:

@@ -34,12 +34,12 @@ from paychan.protocol.errors import NotEconomical
 from paychan.protocol.fees import (
     ChainFees,
     Shortfall,
+    able_to_pay,
     most_sat,
     plan_child_fee,
     plan_closing,
     pressed,
     wanted_rate,
-    who_can_pay,
 )
 from paychan.protocol.settlement import (
     Settlement,
@@ -272,7 +272,7 @@ class Settler:
             return True
         terms = members[0].terms
         script = (await self._signer.public_key(terms.client_key, terms.expiry, settling=True)).destination_script
-        return len(who_can_pay(members, script, self._rules_of(members), rate)) == len(members)
+        return len(able_to_pay(members, script, self._rules_of(members), rate)) == len(members)
 
     async def _look(self, channel: Channel) -> tuple[Result | None, _Rival | None]:
         """Return the channel's result so far, and the client's refund if it waits in the mempool."""
