@@ -20,6 +20,7 @@ class Kind(Enum):
     WATCHER = "watcher"  # a scan of the watcher failed
     TASK = "task"  # the server restarted one of its long-lived tasks, or the task makes no progress
     DISK = "disk"  # the disk is nearly full
+    MEMORY = "memory"  # memory is nearly used up: new connections and channels are refused
     LOG = "log"  # the server loses lines of its log
     UNSIGNED = "unsigned"  # a settlement could not be signed for some time
     LATE = "late"  # received value is not settled although expiry is near

@@ -34,7 +34,7 @@ from paychan.callback.http import HttpApplication
 from paychan.config import ServerConfig
 from paychan.diskreserve import DiskReserve
 from paychan.logs import configure_log, drain_log
-from paychan.memory import Memory, end_when_memory_ends
+from paychan.memory import SERVE_BYTES, START_BYTES, Memory, TooLittleMemory, end_when_memory_ends, prepare_for_limit
 from paychan.parts import StartError, make_chain, make_signer, make_state_dir
 from paychan.protocol.errors import StorageFull
 from paychan.protocol.types import Sat, UnixTime
@@ -63,6 +63,7 @@ def run(config: ServerConfig, source: str) -> None:
         StartError, SettingsError: raised before the server listens.
     """
     configure_log(config)
+    prepare_for_limit()
     uvloop.run(_serve(config, source))
 
 
@@ -92,6 +93,7 @@ async def _live(config: ServerConfig, source: str) -> None:
     """Serve requests at once, as far as the available parts allow. A missing part joins when it becomes available."""
     async with _assemble(config, source) as service, _working(service) as work:
         await work.first_look()
+        _check_memory(service.memory, SERVE_BYTES)
         async with _listening(service) as running:
             gc.collect()
             gc.set_threshold(50_000, 20, 20)  # a payment leaves no cycles behind
@@ -120,6 +122,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
     async with contextlib.AsyncExitStack() as stack:
         memory = Memory()
         stack.callback(memory.close)
+        _check_memory(memory, START_BYTES)
         end_when_memory_ends(asyncio.get_running_loop())
         await asyncio.to_thread(int)  # starts the pool's thread now: starting one may fail when memory is short
         supervisor = Supervisor(_wall_clock, _die)
@@ -162,6 +165,13 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         commits.refusal = lambda: memory.any_work() if reserve.allows_payments else StorageFull()
         supervisor.run("disk reserve", reserve.run)
         yield _service(config, context, supervisor, descriptors, memory)
+
+
+def _check_memory(memory: Memory, need_bytes: int) -> None:
+    try:
+        memory.check(need_bytes)
+    except TooLittleMemory as error:
+        raise StartError(str(error)) from None
 
 
 def _descriptors(config: ServerConfig) -> Descriptors:

@@ -39,15 +39,13 @@ _PARTING_SECONDS = 1.0
 
 
 class BoundedServer(HTTPServer):
-    """Tornado's server with limits. Set `slots`, the times and `refusal`, then call `listen_on`."""
+    """Tornado's server with limits. Set `slots` and the times, then call `listen_on`."""
 
     slots: ConnectionSlots
     patience_seconds = 0
     """A connection that sends no request, or acknowledges no answer, for this time is closed."""
     head_seconds = 0
     """A connection whose first request, or the complete head of a request, takes longer than this is closed."""
-    refusal = b""
-    """The answer to a connection for which no slot is free."""
     fallback_queue: FallbackQueue
     """Requests that Tornado reads begin one per turn of the event loop, also without the fast path."""
     _acceptor: Acceptor | None = None
@@ -99,7 +97,7 @@ class BoundedServer(HTTPServer):
         At most `_PARTING` refused connections stay open; a further one closes the oldest at once.
         """
         with contextlib.suppress(OSError):
-            connection.send(self.refusal)
+            connection.send(laid_out(refusal(self.slots.refusal(), quiet_404=False), closes=True))
             connection.shutdown(socket.SHUT_WR)
         self._parting.append(connection)
         if len(self._parting) > _PARTING:

@@ -11,8 +11,6 @@ from tornado.web import Application, RequestHandler
 
 from paychan.api.budgets.connection_slots import ConnectionSlots
 from paychan.api.limits import BoundedServer
-from paychan.api.response_heads import laid_out
-from paychan.api.responses import refusal
 from paychan.config import ServerConfig
 from paychan.protocol.errors import PaychanError
 
@@ -47,11 +45,10 @@ async def waiting_room(config: ServerConfig, error: PaychanError) -> AsyncIterat
             application = Application([(r".*", _Handler, {"error": error})])
             server = BoundedServer(application, max_body_size=65_536, idle_connection_timeout=_SECONDS)
             server.slots, server.patience_seconds, server.head_seconds = (
-                ConnectionSlots(_SLOTS, "waiting"),
+                ConnectionSlots(_SLOTS, "waiting", full=error),
                 _SECONDS,
                 _SECONDS,
             )
-            server.refusal = laid_out(refusal(error, quiet_404=False), closes=True)
             servers.append(server)
             await server.listen_on(bind_sockets(port, address))
         yield

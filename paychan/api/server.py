@@ -16,12 +16,9 @@ from paychan.api.fast.server import FastServer
 from paychan.api.handler import NotFoundHandler
 from paychan.api.limits import BACKLOG, BoundedServer
 from paychan.api.management import handlers as management
-from paychan.api.response_heads import laid_out
-from paychan.api.responses import refusal
 from paychan.api.service import Service
 from paychan.api.stream import handler as stream
 from paychan.memory import CHANNEL_BYTES, CONNECTION_BYTES
-from paychan.protocol.errors import TooManyConnections
 
 log = structlog.get_logger("access")
 
@@ -77,7 +74,6 @@ def _server(
     )
     server.slots = slots
     server.patience_seconds, server.head_seconds = http.idle_seconds, http.head_seconds
-    server.refusal = laid_out(refusal(TooManyConnections(), quiet_404=False), closes=True)
     if isinstance(server, FastServer):
         server.processor, server.body_seconds = PaymentProcessor(service), http.body_seconds
     return server

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from paychan.memory import LEAST_BYTES, RESERVE_BYTES, Memory, group_limit, is_memory_error
+from paychan.memory import LEAST_BYTES, RESERVE_BYTES, START_BYTES, Memory, group_limit, is_memory_error
 from paychan.protocol.wire.rbpcp import Dialect
 from tests.api.streams import open_stream, pay_frame
 from tests.lib.rbpcp import V1, V2, Payer
@@ -46,6 +46,7 @@ class Clients:
 
     def __init__(self, url: str, number: int = 12) -> None:
         self.answers: Counter[int] = Counter()
+        self.codes = set[str]()
         self.broken = 0
         self.paid: dict[str, int] = {}
         self.without_time = 0
@@ -82,6 +83,8 @@ class Clients:
 
     def _noted(self, answer: httpx.Response) -> bool:
         self.answers[answer.status_code] += 1
+        if answer.status_code == 503:
+            self.codes.add(answer.json()["code"])
         self.without_time += answer.status_code == 503 and "Retry-After" not in answer.headers
         return answer.is_success
 
@@ -110,7 +113,11 @@ def test_fault_84_new_work_is_refused_before_memory_ends(system: System, above_b
         if above_bytes < RESERVE_BYTES:
             assert set(clients.answers) == {503}
         _is_quiet(system)
-        assert httpx.get(f"{system.management_url}/health", trust_env=False).status_code == 200
+        health = httpx.get(f"{system.management_url}/health", trust_env=False)
+        if above_bytes < RESERVE_BYTES:
+            assert clients.codes == {"memory_low"}
+            assert (health.status_code, health.json()["alarms"]) == (503, [{"kind": "memory"}])
+            assert health.json()["frozen"] == (["memory_low"] if above_bytes < LEAST_BYTES else [])
         where = str(before.payer.outpoint).replace(":", "/")
         assert system.manage("POST", f"/channels/{where}/close").json()["status"] != "open"
         assert system.manage("POST", "/backups").status_code in (201, 500, 503)
@@ -141,6 +148,31 @@ def test_fault_84_streams_and_payments_go_on_where_only_new_work_is_refused(syst
             assert "bytes" not in refused.text
         assert v2.close(v2.payer.payment(100_003)).status_code == 200
     _is_quiet(system)
+
+
+@pytest.mark.parametrize(("kind", "megabytes"), [(resource.RLIMIT_AS, 150), (resource.RLIMIT_DATA, 120)])
+def test_fault_84_no_start_with_too_little_memory(tmp_path: Path, kind: int, megabytes: int) -> None:
+    """A limit below which no request could be served ends the start with status 2 and both numbers."""
+    system = System(tmp_path, limits={kind: megabytes * MEGABYTE})
+    with (
+        pytest.raises(AssertionError, match=f"MB are left below the limit, want {START_BYTES // MEGABYTE} MB or more"),
+        system,
+    ):
+        pass
+    assert system.server is not None
+    assert system.server.process.wait(30) == 2
+    assert "serving" not in system.server.text()
+
+
+@pytest.mark.parametrize(("kind", "megabytes"), [(resource.RLIMIT_AS, 300), (resource.RLIMIT_DATA, 250)])
+def test_fault_84_a_server_that_starts_under_a_limit_serves(tmp_path: Path, kind: int, megabytes: int) -> None:
+    """Stacks and arenas of threads don't use up the address space: payments are taken, and nothing is alarmed about."""
+    with System(tmp_path, limits={kind: megabytes * MEGABYTE}) as system, httpx.Client(trust_env=False) as http:
+        client = V1(system.url, Payer(), http)
+        assert client.open(client.payer.payment(100_000)).status_code == 201
+        assert client.pay(client.payer.payment(100_001)).status_code == 200
+        health = system.manage("GET", "/health")
+        assert (health.status_code, health.json()["alarms"]) == (200, [])
 
 
 def test_fault_84_when_memory_ends_the_process_ends(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from paychan.api.rate_limited_log import RateLimitedLog
-from paychan.protocol.errors import PaychanError
+from paychan.protocol.errors import PaychanError, TooManyConnections
 
 _SHARE = 4
 """The connections of an address that holds more than 1/4 of the slots are closed first."""
@@ -74,9 +74,19 @@ def network_of_peer(peer: Any) -> str:
 class ConnectionSlots:
     """The connections of one listener."""
 
-    def __init__(self, limit: int, name: str, memory_problem: Callable[[], PaychanError | None] = lambda: None) -> None:
-        """`memory_problem` returns why a new connection must replace another although slots are free, or None."""
+    def __init__(
+        self,
+        limit: int,
+        name: str,
+        memory_problem: Callable[[], PaychanError | None] = lambda: None,
+        full: PaychanError | None = None,
+    ) -> None:
+        """`memory_problem` returns why a new connection must replace another although slots are free, or None.
+
+        `full` refuses connections for which no slot is free; by default `TooManyConnections`.
+        """
         self.limit = limit
+        self._full = full or TooManyConnections()
         self._memory_problem = memory_problem
         self._holders: set[SlotHolder] = set()
         self._held: Counter[str] = Counter()
@@ -104,6 +114,11 @@ class ConnectionSlots:
         self._holders.add(holder)
         self._held[holder.network] += 1
         return True
+
+    def refusal(self) -> PaychanError:
+        """Return why the last new connection got no slot."""
+        problem = self._memory_problem() if len(self._holders) < self.limit else None
+        return problem or self._full
 
     def leave(self, holder: SlotHolder) -> None:
         """Free a connection's slot; a second call does nothing."""

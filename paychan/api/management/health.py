@@ -10,12 +10,12 @@ from actors.alarm import Alarm, Kind, about
 from paychan.api.service import Service
 from paychan.logs import lost_lines
 from paychan.protocol.channel import State
-from paychan.protocol.errors import ChainUnavailable, StorageFull
+from paychan.protocol.errors import ChainUnavailable, MemoryLow, StorageFull
 from paychan.signer_client.base import SignerAbsent, SignerRefused
 
 
 async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str, Any]]:
-    """Return HTTP status and content; 503 while payments are not accepted, or settlements can't be signed.
+    """Return HTTP status and content; 503 while requests are refused, or settlements can't be signed.
 
     Reasons name sockets, URLs, limits and channels, so only the operator gets them. Other callers, such as a monitor
     without the token, get codes, kinds of alarms, and times.
@@ -49,14 +49,14 @@ async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str,
             "log_lines_lost": lost_lines()[0],
             "awake": service.registry.awake,
         }
-    return 503 if frozen or unsigned else 200, content
+    return 503 if frozen or unsigned or service.memory.new_work() else 200, content
 
 
 def _frozen(service: Service) -> dict[str, str]:
     """Return why payments are not accepted: the codes that clients get, with their reasons."""
     reasons = {ChainUnavailable.code: service.context.chain_view.problem} if service.context.chain_view.problem else {}
     refusal = service.context.commits.overload()
-    return reasons | ({refusal.code: str(refusal)} if isinstance(refusal, StorageFull) else {})
+    return reasons | ({refusal.code: str(refusal)} if isinstance(refusal, StorageFull | MemoryLow) else {})
 
 
 async def _unsigned(service: Service) -> list[Alarm]:
@@ -78,6 +78,9 @@ def _own_alarms(service: Service, signer_problem: str) -> list[Alarm]:
     full = service.context.storage_problem()
     if full is not None:
         alarms.append(Alarm(Kind.DISK, str(full)))
+    low = service.memory.new_work()
+    if low is not None:
+        alarms.append(Alarm(Kind.MEMORY, str(low)))
     lost, failing = lost_lines()
     if failing:
         alarms.append(Alarm(Kind.LOG, f"the log can't be written; {lost} lines were lost"))
