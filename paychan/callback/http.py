@@ -6,7 +6,7 @@ import asyncio
 
 import httpx
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from paychan.callback.base import ApplicationSilent, Verdict, question_key
 from paychan.protocol.address import encode_address
@@ -40,8 +40,10 @@ class _Question(Struct, frozen=True):
 
 
 class _Reply(Struct, frozen=True):
-    resp_app_data: str = ""
-    resp_app_error: str | None = None
+    """One key at least: JSON without both is the answer of some other program, and neither yes nor no."""
+
+    resp_app_data: str | UnsetType = UNSET
+    resp_app_error: str | UnsetType | None = UNSET
 
 
 class HttpApplication:
@@ -67,9 +69,12 @@ class HttpApplication:
             raise ApplicationSilent(type(error).__name__) from error
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ApplicationSilent(str(error)) from error
-        if reply.resp_app_error is not None:
+        if reply.resp_app_data is UNSET and reply.resp_app_error is UNSET:
+            msg = "an answer without resp_app_data and resp_app_error"
+            raise ApplicationSilent(msg)
+        if isinstance(reply.resp_app_error, str):
             return Verdict(refusal=reply.resp_app_error or "no reason given")
-        return Verdict(data=reply.resp_app_data)
+        return Verdict(data=reply.resp_app_data or "")
 
     async def close(self) -> None:
         await self._client.aclose()

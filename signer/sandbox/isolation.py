@@ -231,7 +231,10 @@ def _make(directory: Path, user: pwd.struct_passwd) -> None:
     missing = [each for each in (directory, *directory.parents) if not each.exists()]
     try:
         for each in reversed(missing):
-            each.mkdir(mode=0o700)
+            try:
+                each.mkdir(mode=0o700)
+            except FileExistsError:  # the server, started at the same time, was first
+                continue
             descriptor = os.open(each, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             os.fchown(descriptor, user.pw_uid, user.pw_gid)
             os.close(descriptor)

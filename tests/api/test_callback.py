@@ -242,8 +242,10 @@ JUNK = {
     "true as error": Reply(200, b'{"resp_app_data":"","resp_app_error":true}'),
     "not UTF-8": Reply(200, b'{"resp_app_data":"\xff"}'),
     "too long": Reply(200, b'{"resp_app_data":"' + b"x" * 4096 + b'"}'),
+    "no known key": Reply(200, b'{"error":"not authorized"}'),
+    "no key": Reply(200, b"{}"),
     "broken gzip": Reply(200, b"\x1f\x8bxx", (("Content-Encoding", "gzip"),)),
-    "split header": Reply(200, b"{}", (("Content-Encoding", "\x00"),)),
+    "split header": Reply(200, b'{"resp_app_data":"yes"}', (("Content-Encoding", "\x00"),)),
 }
 
 

@@ -356,8 +356,8 @@ def assert_all_freed(system: System, client: V2, rest: int, paid_sat: int = 100_
     """Wait until the server has closed the sockets (a test's HTTP client may have one), then use every slot at once."""
     _wait_for(system, rest + 1)
     with ExitStack() as stack:
-        streams = [stack.enter_context(_soon(lambda: open_stream(client))) for _ in range(MOST_STREAMS)]
-        for stream in streams:
+        for _ in range(MOST_STREAMS):  # each pays at once: a stream that has not paid may be closed for the next one
+            stream = stack.enter_context(_soon(lambda: open_stream(client)))
             assert len(pay_frame(stream, [client.payer.payment(paid_sat)])) == 1
         with pytest.raises(InvalidStatus):
             open_stream(client)

@@ -160,6 +160,7 @@ def test_threat_20_a_pinned_settlement_gets_a_child_or_a_replacement(
         pass_time(node, begun + (deadline - begun) * 3 // 4)
         wait_for(lambda: bool(set(waiting(node)) - descendants - {txid}), "child or replacement")
         assert system.server is not None
+        wait_for(lambda: "child pays" in system.server.text() or txid not in waiting(node), "a line of the log")
         pushed = "child pays" in system.server.text()
         print(f"{pin.__name__}, {truc}: {'a child pays' if pushed else 'replaced'}")
         assert pushed == (txid in waiting(node))

@@ -302,8 +302,8 @@ def test_lock_on_an_archive_is_worth_nothing(config: Path, monkeypatch: pytest.M
     path = config.parent / "signer.audit"
     real = os.open
 
-    def moved(name: Path, *arguments: Any) -> int:
-        descriptor = real(name, *arguments)
+    def moved(name: Path, *arguments: Any, **named: Any) -> int:
+        descriptor = real(name, *arguments, **named)
         if name == path and not (kept := config.parent / "signer.audit.1-6").exists():
             path.rename(kept)
             path.touch(0o600)
