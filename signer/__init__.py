@@ -1,1 +1,1 @@
-"""The signer: its own process, which holds the keys and decides for itself what it signs."""
+"""The signer: a process of its own that holds the keys and checks every request before it signs."""

@@ -122,7 +122,7 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Isolation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    user: Annotated[str, setting('user to become when started as root; "": stay')] = ""
+    user: Annotated[str, setting('user to switch to when started as root; "": do not switch')] = ""
     require: Annotated[
         tuple[Literal["seccomp", "network", "memory", "dumpable"], ...],
         setting("protections without which the signer refuses to start; others are used where the kernel offers them"),
@@ -228,7 +228,7 @@ def load_signer_config(path: Path) -> SignerConfig:
     try:
         text = path.read_text(encoding="utf8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(str(path), "", f"can't be read: {error}") from None
+        raise SettingsError(str(path), "", f"can't read the file: {error}") from None
     config = parse_settings(text, SignerConfig, str(path))
     for key, reason in _contradictions(config):
         raise SettingsError(str(path), key, reason)
@@ -263,7 +263,7 @@ def _contradictions(config: SignerConfig) -> list[tuple[str, str]]:
         (
             config.key.mode == "pkcs11" and not (config.pkcs11.module and config.pkcs11.token),
             "pkcs11.module",
-            'required with key.mode = "pkcs11", and so is pkcs11.token',
+            'required with key.mode = "pkcs11", as is pkcs11.token',
         ),
         (
             bool(set(config.policy.trial) - TRIABLE),
@@ -273,7 +273,7 @@ def _contradictions(config: SignerConfig) -> list[tuple[str, str]]:
         (
             bool(config.policy.heartbeat_hours) != bool(config.policy.value_without_heartbeat_sat),
             "policy.heartbeat_hours",
-            "goes with policy.value_without_heartbeat_sat: set both or none",
+            "works only together with policy.value_without_heartbeat_sat: set both or none",
         ),
         (
             bool(strangers) and not config.socket.group,

@@ -1,4 +1,4 @@
-"""The signer as a process: `paychan-signer FILE`. Puts the parts together, listens, and stops on SIGTERM or SIGINT."""
+"""The signer process, `paychan-signer FILE`: builds the parts, listens, and stops on SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from signer.token.derived_keys import generations
 from signer.token.sessions import TokenError
 
 PROBE_SECONDS = 5.0
-"""So often we see whether a write would succeed, although nothing is to be written."""
+"""Interval of test writes, so that a disk fault shows even while nothing else is written."""
 
 log = structlog.get_logger()
 
@@ -86,7 +86,7 @@ _File = Annotated[Path, typer.Argument(metavar="FILE", help="the signer's config
 
 @app.command()
 def run(file: _File, passphrase_fd: PassphraseDescriptor = None, passphrase_file: PassphraseFile = None) -> None:
-    """Start the signer; `run` may be left out. It serves its Unix socket until SIGTERM or SIGINT."""
+    """Start the signer; the word `run` is optional. The signer serves its Unix socket until SIGTERM or SIGINT."""
     _or_exit(lambda: start(file, passphrase_fd, passphrase_file))
 
 
@@ -114,18 +114,18 @@ def main() -> None:
 
 
 _STACK_BYTES = 1024 * 1024
-"""Of a thread: the system's 8 MiB would count in full where addresses are limited (RLIMIT_AS)."""
+"""Stack of one thread: the default of 8 MiB would count in full against a limit on addresses (RLIMIT_AS)."""
 
 
 def start(file: Path, passphrase_fd: int | None = None, passphrase_file: Path | None = None) -> None:
-    """Serve until a signal says stop.
+    """Serve until SIGTERM or SIGINT.
 
     Raises:
-        SettingsError: no usable configuration, seed, socket or ledger, or a protection that it asks for is missing.
+        SettingsError: the configuration, seed, socket or ledger can't be used, or a required protection is missing.
     """
     config = load_signer_config(file)
     threading.stack_size(_STACK_BYTES)
-    sys.stderr = LogSink(2)  # tracebacks too
+    sys.stderr = LogSink(2)  # also tracebacks
     with ExitStack() as cleanup:
         token = cleanup.enter_context(closing(RemoteToken(config))) if config.key.mode == "pkcs11" else None
         with _as_settings(file):
@@ -138,7 +138,7 @@ def start(file: Path, passphrase_fd: int | None = None, passphrase_file: Path | 
 
 @contextmanager
 def _as_settings(file: Path) -> Iterator[None]:
-    """Say which setting is concerned by what can't be had."""
+    """Name the setting that a failure of a part belongs to."""
     try:
         yield
     except SeedError as error:
@@ -152,14 +152,14 @@ def _as_settings(file: Path) -> Iterator[None]:
 
 
 def _isolate(config: SignerConfig, token: RemoteToken | None) -> tuple[str, ...]:
-    """Shut ourselves in, then the token's process, before any key is read; say how well that went."""
+    """Sandbox this process, then the token's process, before any key is read; log and return the protections."""
     directories = sorted({config.state_dir, config.socket_path.parent})
     protections = isolate(config.isolation, directories=directories, group=config.socket.group)
     if token is not None:
         token.open()
         protections += tuple(f"{text} (token's process)" for text in token.protections if text not in protections)
     for text in protections:
-        (log.warning if text.startswith("no ") else log.info)("isolation", is_had=text)
+        (log.warning if text.startswith("no ") else log.info)("isolation", granted=text)
     return protections
 
 
@@ -169,15 +169,15 @@ def load_keys(
     passphrase_fd: int | None = None,
     passphrase_file: Path | None = None,
 ) -> KeyRing:
-    """Open the key store that the configuration names; a token is open already.
+    """Open the key store that the configuration names. The caller has already opened the token, if there is one.
 
     Raises:
-        SeedError: the seed can't be used, or created.
-        NoSecret: no passphrase for it.
+        SeedError: the seed can't be used or created.
+        NoSecret: there is no passphrase for the seed.
     """
     sources: list[KeySource]
     if config.key.mode == "debug":
-        log.warning("DEBUG KEY: publicly known, anybody can take what it earns")
+        log.warning("DEBUG KEY: publicly known, its coins can be stolen")
         sources = [StaticKey(DEBUG_KEY)]
     elif token is not None:
         refuse_new_token_keys(config, token)
@@ -196,7 +196,7 @@ async def _serve(config: SignerConfig, keys: KeyRing, protections: tuple[str, ..
         loop.add_reader(token, stop.set)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):  # a log rotation, a lost terminal: nothing to do
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):  # log rotation, lost terminal: they must not end it
         loop.add_signal_handler(number, partial(log.info, "signal ignored", signal=number.name))
     peers = PeerLimits(
         config.allowed_uids, config.socket.request_seconds, config.socket.idle_seconds, _max_connections(config)
@@ -206,30 +206,30 @@ async def _serve(config: SignerConfig, keys: KeyRing, protections: tuple[str, ..
     reserve = LedgerReserve(config.ledger_path, config.audit_path, reserve_bytes)
     with (
         closing(_ledger(config, reserve)) as ledger,
-        listening_socket(config.socket_path, config.socket.group) as listener,  # last: who connects is served
+        listening_socket(config.socket_path, config.socket.group) as listener,  # last: connections begin here
     ):
         if ledger.torn_bytes:
             log.warning("a crash tore the audit log's last line, which was cut off", bytes=ledger.torn_bytes)
         limits = limits_of(config)
         for tag in sorted(limits.trial):
-            log.warning("POLICY ON TRIAL: what it would refuse is signed, and logged", policy=tag)
+            log.warning("POLICY ON TRIAL: requests that it would refuse are signed and logged", policy=tag)
         disk = Disk(config.state_dir, reserve_bytes)
         heartbeat = partial(_heartbeat_at, config.heartbeat_path)
         handler = Handler(keys, ledger, identity, limits, heartbeat=heartbeat, disk=disk)
         connections = Connections(handler, peers)
-        lives = {
+        roles = {
             "connections": connections.accept(listener),
             "probe": _probe(ledger, reserve, config.socket_path),
         }
-        tasks = [loop.create_task(life) for life in lives.values()]
-        for what, task in zip(lives, tasks, strict=True):
-            vital.watch(what, task, stop.is_set)
+        tasks = [loop.create_task(role) for role in roles.values()]
+        for name, task in zip(roles, tasks, strict=True):
+            vital.watch(name, task, stop.is_set)
         _spare_the_collector()
-        log.info("signer started", **_told(config, keys))
+        log.info("signer started", **_described(config, keys))
         try:
             await stop.wait()
         finally:
-            stop.set()  # also where this was cancelled: the tasks end in order
+            stop.set()  # also after a cancellation, so that `vital.watch` accepts the end of the tasks
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -252,9 +252,9 @@ def _ledger(config: SignerConfig, reserve: LedgerReserve) -> LevelDbLedger:
 
 
 async def _probe(ledger: LevelDbLedger, reserve: LedgerReserve, socket_path: Path) -> None:
-    """Write now and then, for ever: whoever asks for our health while nothing is settled gets to know how the disk is.
+    """Make a test write every few seconds, so that a health reply knows the state of the disk while nothing is settled.
 
-    A write that fails ends the process, as any does. So does a socket that was removed: nobody could reach us.
+    A failed write ends the process, as every failed write does. A removed socket ends it too: no peer could connect.
     """
     while True:
         reserve.fill_up()
@@ -272,14 +272,14 @@ def _mode(path: Path) -> int:
 
 
 def _spare_the_collector() -> None:
-    """Look for garbage seldom, and not among what lives as long as we do: a request leaves no cycles behind."""
+    """Run the garbage collector rarely, and not on objects that stay for ever: a request leaves no cycles."""
     gc.collect()
     gc.set_threshold(5_000, 20, 20)
     gc.freeze()
 
 
 def _max_connections(config: SignerConfig) -> int:
-    """As many as are configured, if the kernel lets us have the descriptors."""
+    """The configured number, or fewer if the kernel allows fewer file descriptors."""
     most = config.socket.max_connections
     allowed = room_for(most + FAREWELLS) - FAREWELLS
     if allowed < most:
@@ -288,7 +288,7 @@ def _max_connections(config: SignerConfig) -> int:
 
 
 def limits_of(config: SignerConfig) -> Limits:
-    """Make of the settings what the policies are told."""
+    """Take the limits of the policies from the settings."""
     policy = config.policy
     return Limits(
         max_fee_percent=policy.max_fee_percent,
@@ -308,14 +308,14 @@ def limits_of(config: SignerConfig) -> Limits:
 
 
 def _heartbeat_at(path: Path) -> UnixTime:
-    """When the operator last gave a sign of life; 0: never."""
+    """Time of the operator's last heartbeat; 0: never."""
     try:
         return UnixTime(int(path.stat().st_mtime))
     except OSError:
         return UnixTime(0)
 
 
-def _told(config: SignerConfig, keys: KeyRing) -> dict[str, str]:
+def _described(config: SignerConfig, keys: KeyRing) -> dict[str, str]:
     network, destination = Network(config.network), config.destination_script
     return {
         "network": config.network_name,
@@ -327,7 +327,7 @@ def _told(config: SignerConfig, keys: KeyRing) -> dict[str, str]:
 
 
 def _or_exit(command: Callable[[], None]) -> None:
-    """Say in one line what is wrong with file, key or seed; status 2 as for a wrong command line."""
+    """Report a wrong file, key or seed in one line and exit with status 2, as for a wrong command line."""
     try:
         command()
     except SettingsError as error:

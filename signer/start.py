@@ -1,4 +1,4 @@
-"""Entry point of the `paychan-signer` command: says which packages are missing where the program was installed without them."""
+"""Entry point of the `paychan-signer` command: names a package that is missing."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Parts that must live as long as the process: when one ends by an error, the process ends too, with `EXIT_BROKEN`.
+"""Vital parts: when one of them ends by an error, the process ends too, with `EXIT_BROKEN`.
 
-A signer whose ledger can't be written, or one of whose threads is dead, looks well from outside and signs nothing. So
-this module starts every thread, task and callback that is started once and must go on for ever. There is
-no second try inside the process: what is on disk is the truth, and the next start reads it.
+A signer with a dead thread, or with a ledger that it can't write, looks healthy from outside and signs nothing. So this
+module starts every thread, task and callback that must run as long as the process. The process never
+retries such a part: the data on disk is correct, and the next start reads it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, ParamSpec
 import structlog
 
 EXIT_BROKEN = 3
-"""Exit status of a signer that can't go on; 2 is for a start that fails, 1 for the end of the token's process."""
+"""Exit status of a signer that can't continue. Status 2: the start failed; status 1: the token's process has ended."""
 
 log = structlog.get_logger()
 
@@ -25,15 +25,15 @@ _P = ParamSpec("_P")
 
 
 def end(what: str, reason: str) -> None:
-    """End the process now. Requests in flight get no answer; what was signed for is on disk, or was not answered."""
+    """End the process now. Requests in progress get no reply; every signature that was sent is recorded on disk."""
     try:
-        log.critical("the signer can't go on and ends; it signs again after its next start", what=what, reason=reason)
+        log.critical("the signer can't continue and ends; start it again to sign", what=what, reason=reason)
     finally:
         os._exit(EXIT_BROKEN)
 
 
 def end_by(what: str, error: BaseException) -> None:
-    """End the process because of an error; says where it was raised, and nothing of what was handled there."""
+    """End the process because of an error. The log names the place of the error and none of the data handled there."""
     try:
         frames = traceback.extract_tb(error.__traceback__)
         where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "nowhere"
@@ -44,10 +44,10 @@ def end_by(what: str, error: BaseException) -> None:
 
 
 def start_thread(what: str, work: Callable[[], None]) -> Thread:
-    """Start a daemon thread that returns only when it was asked to.
+    """Start a daemon thread that must not return by itself.
 
     Raises:
-        RuntimeError: the system gives no further thread.
+        RuntimeError: the system can't create another thread.
     """
     thread = Thread(target=guarded(what, work), name=what, daemon=True)
     thread.start()
@@ -55,19 +55,19 @@ def start_thread(what: str, work: Callable[[], None]) -> Thread:
 
 
 def guarded(what: str, function: Callable[_P, None]) -> Callable[_P, None]:
-    """Wrap a callback of the event loop, or the body of a thread: no error of it is survived."""
+    """Wrap a callback of the event loop, or the body of a thread: any error in it ends the process."""
 
     def call(*arguments: _P.args, **named: _P.kwargs) -> None:
         try:
             function(*arguments, **named)
-        except BaseException as error:  # noqa: BLE001 - also what ends a thread
+        except BaseException as error:  # noqa: BLE001 - also SystemExit, which ends a thread
             end_by(what, error)
 
     return call
 
 
 def watch(what: str, task: asyncio.Task[Any], is_ending: Callable[[], bool]) -> None:
-    """End the process when this task ends, unless everything ends: also when it was cancelled, or returned."""
+    """End the process when this task ends in any way (error, cancellation, return), unless the process is stopping."""
 
     def ended(task: asyncio.Task[Any]) -> None:
         if is_ending():

@@ -1,7 +1,7 @@
-"""Large audit logs: the file is put aside under the numbers of its lines, and a new one goes on from its last line.
+"""Archives of large audit logs: the file is renamed to the numbers of its lines, and a new one continues the chain.
 
-The first line of the new file names the old one and has its last hash as `previous`, so both together are one chain,
-and what the ledger knows of the old one's end is still found.
+The first line of the new file names the old one and has its last hash as `previous`. So both form one chain, and the
+ledger's record of the old log's last line is still found.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from signer.secret.file import sync_directory
 
 
 def files(path: Path) -> list[Path]:
-    """Return a log's archives that lie beside it, in order, then the log itself, if it is there."""
+    """Return a log's archives in its directory, in order, then the log itself, if it exists."""
     beside = [file for file in path.parent.glob(f"{path.name}.*-*") if not _is_same(file, path)]
     archives = [file for numbers, file in sorted((_numbers(path, file), file) for file in beside) if numbers]
     return [*archives, path] if path.exists() else archives
 
 
 def archive(path: Path, now_ms: int) -> Path:
-    """Put the log of a stopped signer aside; return where it is now.
+    """Archive the log of a stopped signer; return the path of the archive.
 
     Raises:
-        AuditFailed: there is none, it is empty, in use, or can't be moved.
+        AuditFailed: there is no log, it is empty, in use, or can't be renamed.
         AuditBroken: its first or last line is damaged.
     """
     with closing(AuditFile(path, create=False)) as log:
@@ -34,7 +34,7 @@ def archive(path: Path, now_ms: int) -> Path:
 
 
 def put_aside(path: Path, head: Head, now_ms: int) -> Path:
-    """Put a log aside that ends with `head`, and that the caller alone writes; raises as `archive`."""
+    """Archive a log that ends with `head`; the caller is its only writer. Raises as `archive`."""
     try:
         first = next(lines(path), None)
     except OSError as error:
@@ -49,18 +49,18 @@ def put_aside(path: Path, head: Head, now_ms: int) -> Path:
 
 
 def begin_anew(path: Path, head: Head, now_ms: int) -> Path | None:
-    """Put a log aside that is broken, cut off or gone, and begin one that goes on from `head`, and says so.
+    """Archive a broken, truncated or missing log, and create one that continues from `head` and states the reason.
 
-    Returns where the old one is now, None if there was none.
+    Returns the path of the old one, None if there was none.
 
     Raises:
-        AuditFailed: it is in use, or can't be moved.
+        AuditFailed: it is in use, or can't be renamed.
     """
     existed = os.path.lexists(path)
     kept = path.with_name(f"{path.name}.broken-{now_ms}")
     descriptor = open_locked(path, create=True)
     try:
-        reason = f"begun anew after line {head.count}: the log before was broken or lost"
+        reason = f"started anew after line {head.count}: the previous log was broken or lost"
         _begin(path, kept if existed else None, head, _first_line(kept, now_ms, reason))
     finally:
         os.close(descriptor)
@@ -99,7 +99,7 @@ def _write_durably(path: Path, content: bytes) -> None:
 
 
 def _remove_earlier_names(path: Path) -> None:
-    """Take back what an archiving left that was interrupted between its two steps."""
+    """Remove the second name that an interrupted archiving left."""
     for name in path.parent.glob(f"{path.name}.*-*"):
         if _is_same(name, path):
             name.unlink()
@@ -110,6 +110,6 @@ def _is_same(file: Path, path: Path) -> bool:
 
 
 def _numbers(path: Path, file: Path) -> tuple[int, ...]:
-    """Read the first and last line's number from an archive's name; () of what is none."""
+    """Read the first and last line's number from an archive's name; () if it is no archive."""
     first, _, last = file.name.removeprefix(path.name + ".").partition("-")
     return (int(first), int(last)) if first.isdecimal() and last.isdecimal() else ()

@@ -1,11 +1,11 @@
-"""The audit log's lines: one JSON object for every decision, chained by hashes. Pure; `auditfile` keeps the lines.
+"""Lines of the audit log: one JSON object for every decision, chained by hashes. Pure; `file` keeps the lines.
 
     {"n":7,"at_ms":…,"peer_uid":…,…,"reason":"","previous":"<hash of line 6>","hash":"<hash of this line>"}
 
 `hash` is the SHA-256, in hex, of the line's bytes before `,"hash":`, as they stand in the file; so a line can be
-checked without knowing how it was encoded. `n` counts from 1, `previous` is 64 zeros in line 1. Whatever is changed,
-taken out, put in or moved breaks the chain at its place. Two things do not: a tail that was cut off, and lines that
-were all written anew from some place on. Those are found by a hash that is kept elsewhere: the ledger's, or a person's.
+checked without knowing how it was encoded. `n` counts from 1, `previous` is 64 zeros in line 1. Any change, removal,
+insertion or move breaks the chain at its place. Two changes do not: removing the last lines, and rewriting all lines
+from some place on. Those are found with a hash that is kept elsewhere, by the ledger or by the operator.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import msgspec
 from msgspec import Struct
 
 ARCHIVE = "archive"
-"""What is `asked` in the first line of a log whose earlier lines are in another file."""
+"""Value of `asked` in the first line of a log whose earlier lines are in another file."""
 
 MAX_ABOUT_BYTES = 128 * 1024
-"""More than a settlement of the most claims needs. Of anything longer only the size is kept: a peer must be able to
-make neither lines that take long to read nor a request that can't be logged."""
+"""More than a settlement of the most claims needs. Of anything longer only the size is logged: a peer must not cause
+slow lines, or a request that can't be logged.
+"""
 
 _HASH_FIELD = b',"hash":"'
 _SUFFIX_BYTES = len(_HASH_FIELD) + 64 + len(b'"}\n')
@@ -31,17 +32,17 @@ Verdict: TypeAlias = Literal["signed", "given", "would-refuse", "refused", "fail
 
 
 class Decision(Struct, frozen=True, kw_only=True):
-    """What was asked, what it meant, and what came of it."""
+    """A request, its content, and the decision."""
 
     at_ms: int
     """Unix milliseconds."""
     peer_uid: int
     asked: str
-    """The message, by name."""
+    """Name of the request message."""
     about: dict[str, Any]
-    """Its meaning, in JSON's types; bytes as hex."""
+    """Content of the request in JSON types; bytes as hex."""
     digest: str
-    """Of the whole request, in hex; "" where there is none."""
+    """Of the whole request, in hex; "" for requests without one."""
     verdict: Verdict
     tag: str = ""
     reason: str = ""
@@ -56,7 +57,7 @@ class Entry(Decision, frozen=True, kw_only=True):
 
 
 class Head(Struct, frozen=True):
-    """Where a log stands: its number of lines, and the hash of the last."""
+    """State of a log: its number of lines, and the hash of the last."""
 
     count: int
     hash: str
@@ -69,7 +70,7 @@ BEGINNING = Head(0, "0" * 64)
 
 
 class AuditBroken(Exception):
-    """A line is not as it was written, or not where; `line` counts within the file, from 1 (0: not known)."""
+    """A line was changed or is in the wrong place; `line` counts within the file, from 1 (0: not known)."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(f"line {line}: {reason}" if line else reason)
@@ -82,7 +83,7 @@ _decoder = msgspec.json.Decoder(Entry)
 
 
 def encode_lines(decisions: Sequence[Decision], head: Head) -> tuple[bytes, Head]:
-    """Write the lines that follow `head`; return them, each with its newline, and the new head."""
+    """Encode the lines that follow `head`; return them, each with its newline, and the new head."""
     lines = bytearray()
     for decision in decisions:
         body = b'{"n":%d,%b,"previous":"%b"' % (head.count + 1, _fields(decision), head.hash.encode())
@@ -103,7 +104,7 @@ def read_line(line: bytes) -> Entry:
     """Read one line with its newline, and check its own hash.
 
     Raises:
-        AuditBroken: torn, edited, or no line of such a log; without its number.
+        AuditBroken: torn, edited, or not a line of such a log; without its number.
     """
     if not line.endswith(b"\n"):
         raise AuditBroken(0, f"torn: the file ends within it, after {len(line)} bytes")
@@ -119,7 +120,7 @@ def read_line(line: bytes) -> Entry:
 
 
 def follows(entry: Entry, head: Head) -> str | None:
-    """Say why a line can't come after `head`, or None."""
+    """Return the reason why a line can't come after `head`, or None."""
     want = head.count + 1
     if entry.n > want:
         missing = f"number {want} is" if entry.n == want + 1 else f"numbers {want} to {entry.n - 1} are"
@@ -135,17 +136,17 @@ def follows(entry: Entry, head: Head) -> str | None:
 
 
 def beginning(entry: Entry) -> Head:
-    """Return what the first line of a file continues: nothing, or the log that was archived then."""
+    """Return the head that the first line of a file continues: an empty log, or the log that was archived then."""
     return Head(entry.n - 1, entry.previous) if entry.asked == ARCHIVE and entry.n > 1 else BEGINNING
 
 
 def verify(lines: Iterable[bytes], head: Head | None = None) -> Iterator[Entry]:
-    """Check lines, each with its newline, and yield them one after the other.
+    """Check lines, each with its newline, and yield them in order.
 
-    `head` is what the first must follow; None where a file is all there is to be had.
+    `head` is the head that the first line must follow; None if no earlier lines are available.
 
     Raises:
-        AuditBroken: at the first line that is not in order.
+        AuditBroken: at the first wrong line.
     """
     for number, line in enumerate(lines, 1):
         try:

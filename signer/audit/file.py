@@ -1,6 +1,6 @@
-"""The audit log as a file: appended to, never rewritten, and on disk before anybody gets an answer.
+"""The audit log as a file: only appended to, and synced before the signer sends its reply.
 
-The signer alone writes it, under a lock of the file's own. Whoever reads it needs no lock: lines are only added.
+Only the signer writes it, under a lock on the file. A reader needs no lock: lines are only added.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from signer.secret.file import sync_directory
 _BLOCK_BYTES = 64 * 1024
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-"""O_NOFOLLOW: a link could point to a file of somebody's; O_NONBLOCK: a pipe must not hang the start."""
+"""O_NOFOLLOW: a link could point to a file of another user; O_NONBLOCK: a pipe must not hang the start."""
 
 
 _PATIENCE, _PATIENCE_SECONDS = 5, 0.02
-"""A line that is still torn after so many looks is not about to be written."""
+"""A line that is still torn after this many reads is not being written any more."""
 
 
 class AuditFailed(Exception):
-    """The log can't be opened or written; says what to do."""
+    """The log can't be opened or written; the text says how to mend it."""
 
 
 class AuditFile:
-    """The log of a running signer. Its caller sees to it that one thread at a time appends."""
+    """The log of a running signer. The caller makes sure that only one thread at a time appends."""
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
-        """Open the log, or begin it. What a crash left of a line that nobody was answered for is cut off.
+        """Open the log, or create it. An unfinished line, left by a crash before any reply, is cut off.
 
         Raises:
-            AuditFailed: in use, not a private file of ours, or not accessible.
+            AuditFailed: in use, not a private file of this user, or not accessible.
             AuditBroken: its last line is damaged.
         """
         self._path = path
@@ -46,7 +46,7 @@ class AuditFile:
         self._descriptor = open_locked(path, create=create)
         try:
             self.torn_bytes = _cut_torn_line(self._descriptor)
-            """What was cut off, for the signer to tell."""
+            """Number of bytes that were cut off, for the signer's log."""
             self._head = _last_head(self._descriptor)
             sync_directory(path.parent)
         except OSError as error:
@@ -57,7 +57,7 @@ class AuditFile:
 
     @property
     def head(self) -> Head:
-        """Of all that is on disk."""
+        """State of the log on disk."""
         return self._head
 
     @property
@@ -66,10 +66,10 @@ class AuditFile:
         return os.fstat(self._descriptor).st_size
 
     def check(self) -> None:
-        """See that the file is where the next start looks for it, and that it can be written.
+        """Check that the next start finds the file at its path, and that it can be written.
 
         Raises:
-            AuditFailed: it was removed, moved or replaced, or its file system can only be read.
+            AuditFailed: it was removed, moved or replaced, or its file system is read-only now.
         """
         if self._failure:
             raise AuditFailed(self._failure)
@@ -84,10 +84,10 @@ class AuditFile:
             self._fail("its file system is read-only now")
 
     def append(self, decisions: Sequence[Decision]) -> Head:
-        """Log these together: one write, one sync, on disk when this returns. Returns the new head.
+        """Log these decisions with one write and one sync; return the new head. They are on disk when this returns.
 
         Raises:
-            AuditFailed: nobody knows what is on disk. Every later call fails too, until the signer is started again.
+            AuditFailed: the state of the disk is unknown. Later calls fail too, until the signer is started again.
         """
         if self._failure:
             raise AuditFailed(self._failure)
@@ -105,22 +105,22 @@ class AuditFile:
         return head
 
     def holds(self, head: Head) -> bool:
-        """Say whether the log once stood at `head`; False: its tail was cut off, or it is another log.
+        """Say whether the log once ended at `head`; False: lines were removed from its end, or it is another log.
 
         Raises:
-            AuditBroken: on the way there is a damaged line.
+            AuditBroken: a line that had to be read is damaged.
             OSError: it can't be read.
         """
         return holds(self._descriptor, head)
 
     def close(self) -> None:
-        """Let go of the file; later calls fail."""
+        """Close the file; later calls fail."""
         if self._failure != "closed":
             self._failure = "closed"
             os.close(self._descriptor)
 
     def _fail(self, reason: str | None, error: OSError | None = None) -> NoReturn:
-        self._failure = f"a write to {self._path} failed ({reason}): see to the disk, then start the signer again"
+        self._failure = f"a write to {self._path} failed ({reason}): check the disk, then start the signer again"
         raise AuditFailed(self._failure) from error
 
     def _fail_opening(self, reason: str, error: OSError) -> NoReturn:
@@ -132,10 +132,10 @@ class AuditFile:
 
 
 def open_locked(path: Path, *, create: bool) -> int:
-    """Open a log as its only writer, whatever is in it.
+    """Open a log as its only writer, with any content.
 
     Raises:
-        AuditFailed: in use, not a private file of ours, or not accessible.
+        AuditFailed: in use, not a private file of this user, or not accessible.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -170,12 +170,12 @@ def _lock_problem(descriptor: int) -> str:
 
 
 def _moved_problem(descriptor: int, path: Path) -> str:
-    """Whoever waits for the lock while the log is archived would append to the archive."""
+    """A writer that gets the lock after the log was archived would append to the archive."""
     return "" if os.path.lexists(path) and path.stat().st_ino == os.fstat(descriptor).st_ino else "was moved: try again"
 
 
 def _cut_torn_line(descriptor: int) -> int:
-    """Remove what follows the last newline; return how many bytes that was."""
+    """Remove the bytes after the last newline; return their number."""
     size = os.fstat(descriptor).st_size
     end = _line_start(descriptor, size)
     if end < size:
@@ -196,7 +196,7 @@ def _last_head(descriptor: int) -> Head:
 
 
 def holds(descriptor: int, head: Head) -> bool:
-    """See `AuditFile.holds`; takes a few reads, however long the file is."""
+    """See `AuditFile.holds`; takes a few reads, whatever the file's length."""
     if head.count == 0:
         return head == BEGINNING
     start, end = seek(descriptor, head.count), _whole_size(descriptor)
@@ -208,10 +208,10 @@ def holds(descriptor: int, head: Head) -> bool:
 
 
 def seek(descriptor: int, number: int) -> int:
-    """Return where the first line starts whose `n` is `number` or more; the end, if there is none.
+    """Return the offset of the first line whose `n` is `number` or more; the end, if there is none.
 
     Raises:
-        AuditBroken: on the way there is a damaged line.
+        AuditBroken: a line that had to be read is damaged.
     """
     low, high = 0, _whole_size(descriptor)
     while low < high:
@@ -225,7 +225,7 @@ def seek(descriptor: int, number: int) -> int:
 
 
 def lines(path: Path, start: int = 0) -> Iterator[bytes]:
-    """Read a log's lines from a place on; what a running signer adds meanwhile is left out. Raises OSError."""
+    """Read a log's lines from an offset on, without lines that a running signer adds meanwhile. Raises OSError."""
     with path.open("rb") as file:
         left = _settled_size(file.fileno()) - start
         file.seek(start)
@@ -235,13 +235,13 @@ def lines(path: Path, start: int = 0) -> Iterator[bytes]:
 
 
 def newest_first(path: Path) -> Iterator[bytes]:
-    """Read a log's lines from its end, and no more of it than is asked for. Raises OSError."""
+    """Read a log's lines from its end, and only as much of it as is consumed. Raises OSError."""
     with path.open("rb") as file:
         end, carried = _settled_size(file.fileno()), b""
         while end > 0:
             begin = max(0, end - _BLOCK_BYTES)
             block = os.pread(file.fileno(), end - begin, begin) + carried
-            # The first line of the block began before it, but for that of the file.
+            # The first line of the block began before it, except at the start of the file.
             cut = (block.find(b"\n") + 1 or len(block)) if begin else 0
             carried, end = block[:cut], begin
             yield from reversed(BytesIO(block[cut:]).readlines())
@@ -253,7 +253,7 @@ def _whole_size(descriptor: int) -> int:
 
 
 def _settled_size(descriptor: int) -> int:
-    """Size of the file, but not in the middle of a write that is under way."""
+    """Size of the file, after a write in progress has ended."""
     for _ in range(_PATIENCE):
         size = os.fstat(descriptor).st_size
         if _line_start(descriptor, size) == size:
@@ -263,7 +263,7 @@ def _settled_size(descriptor: int) -> int:
 
 
 def _line_start(descriptor: int, position: int) -> int:
-    """Return where the line starts that the byte at `position` belongs to."""
+    """Return the offset of the line that contains the byte at `position`."""
     end = position
     while end > 0:
         begin = max(0, end - _BLOCK_BYTES)
@@ -275,7 +275,7 @@ def _line_start(descriptor: int, position: int) -> int:
 
 
 def _read_at(descriptor: int, start: int) -> tuple[Entry, int]:
-    """Read the line that starts there, and its size with the newline."""
+    """Read the line at this offset, and its size with the newline."""
     line, found = b"", -1
     while found < 0 and (block := os.pread(descriptor, _BLOCK_BYTES, start + len(line))):
         found = block.find(b"\n")

@@ -1,6 +1,6 @@
-"""The audit log of a running signer goes on in a new file when it is large: the old one becomes an archive beside it.
+"""Rotation of a running signer's audit log: a large file becomes an archive beside it, and a new one continues.
 
-Both are one chain (`auditarchive`). An archive is never changed or removed here: it may be moved elsewhere at any time.
+Both form one chain (`archive`). An archive is never changed or removed here: the operator may move it at any time.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ log = structlog.get_logger()
 
 
 class RotatingAudit:
-    """An `AuditFile` that is followed by another one. Its caller sees to it that one thread at a time appends."""
+    """An `AuditFile` that continues in a new one when it is large. The caller lets only one thread append."""
 
     def __init__(self, path: Path, most_bytes: int) -> None:
-        """Open the log, or begin it; `most_bytes` 0: it stays one file. Raises as `AuditFile`."""
+        """Open the log, or create it; `most_bytes` 0: it stays one file. Raises as `AuditFile`."""
         self._path = path
         self._most_bytes = self._rotated_above = most_bytes
         self._file = AuditFile(path)
@@ -49,7 +49,7 @@ class RotatingAudit:
         self._file.check()
 
     def holds(self, head: Head) -> bool:
-        """See `AuditFile.holds`. Of an archive only its last line is known here."""
+        """See `AuditFile.holds`. Only the last line of an archive is known here."""
         return self._file.holds(head)
 
     def close(self) -> None:
@@ -57,7 +57,7 @@ class RotatingAudit:
         self._file.close()
 
     def _rotate(self) -> None:
-        """Put the file aside. Where that fails before anything has changed, the log goes on in the same file.
+        """Archive the file. If that fails before anything has changed, the log continues in the same file.
 
         Raises:
             AuditFailed: which file is the log is unknown.
@@ -67,9 +67,9 @@ class RotatingAudit:
         except AuditFailed as error:
             self._file.check()
             self._rotated_above = self._file.size + self._most_bytes
-            log.warning("the audit log goes on in the same file", reason=str(error))
+            log.warning("the audit log continues in the same file", reason=str(error))
             return
         follower = AuditFile(self._path, create=False)
         self._file.close()
         self._file, self._rotated_above = follower, self._most_bytes
-        log.info("the audit log goes on in a new file", after=os.fspath(self._path))
+        log.info("the audit log continues in a new file", after=os.fspath(self._path))

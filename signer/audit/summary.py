@@ -1,4 +1,4 @@
-"""What requests mean, in JSON's types, for the audit log. Pure; holds nothing that is secret."""
+"""Content of requests in JSON types, for the audit log. Pure; holds nothing secret."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from paychan.protocol.wire.signer_messages import (
 
 
 def about(request: Request) -> dict[str, Any]:
-    """Tell what is asked for; txids as wallets show them."""
+    """Summarise a request; txids in the byte order that wallets show."""
     match request:
         case SettlementRequest():
             return _settlement(request)
@@ -46,11 +46,11 @@ def _settlement(request: SettlementRequest) -> dict[str, Any]:
         }
         for claim in request.claims
     ]
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "claims": claims,
         "destination": request.destination_script.hex(),
         "fee_sat": request.fee_sat,
     }
     if request.reserve is not None:
-        told["coins"] = [str(coin.outpoint) for coin in request.reserve.coins]
-    return told
+        summary["coins"] = [str(coin.outpoint) for coin in request.reserve.coins]
+    return summary

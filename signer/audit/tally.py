@@ -1,7 +1,7 @@
-"""Decisions that get no line of their own in the audit log: they are counted, and a count is written with the next line.
+"""Decisions without a line of their own in the audit log: they are counted, and counts are written with the next line.
 
-What strangers cause (keys of channels that may never be) and what a flood repeats must not fill the disk. A count that is
-not written yet is lost with the process; what was signed for the first time always has its line.
+Events that strangers cause (keys of channels that may never be opened) and repeated events of a flood must not fill the
+disk. A count that is not written yet is lost with the process; a first signature always has its line.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class _Kind(Struct, frozen=True):
 
 
 class Tally:
-    """Counts by user, message, verdict and tag, all of which are few. Any thread may call it."""
+    """Counts by user, message, verdict and tag; there are few of each. Callable from any thread."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._counts: dict[_Kind, tuple[int, int]] = {}
-        """The number, and the time of the first in Unix milliseconds."""
+        """The number, and the time of the first decision in Unix milliseconds."""
 
     def add(self, decision: Decision) -> None:
         """Count a decision instead of writing it."""
@@ -36,7 +36,7 @@ class Tally:
             self._counts[kind] = number + 1, since_ms
 
     def take(self, now_ms: int) -> list[Decision]:
-        """Make one line of each count, and begin anew."""
+        """Make one line of each count, and start again from zero."""
         if not self._counts:
             return []
         with self._lock:

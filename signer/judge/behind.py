@@ -1,4 +1,4 @@
-"""What the ledger knows more of channels than a server, whose store may be from a backup."""
+"""Facts that the ledger has and a server with a store from an old backup may not have."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from signer.ledger.entries import DamagedEntry, Entries, Signed
 
 
 def behind(payments: Sequence[Newest], ledger: Ledger) -> tuple[OutPoint, ...]:
-    """Return the channels that were signed for, or of which a newer payment was shown. Raises `LedgerFailed`."""
+    """Return the channels that were signed for, or whose newer payment was shown. Raises `LedgerFailed`."""
     return tuple(payment.outpoint for payment in payments if _is_behind(payment, ledger))
 
 
 def _is_behind(payment: Newest, ledger: Ledger) -> bool:
-    """Judge one; what can't be read counts as signed for."""
+    """Compare one payment; an unreadable entry counts as signed for."""
     outpoint = payment.outpoint
     try:
         shown = ledger.newest([outpoint]).get(outpoint)
@@ -28,15 +28,15 @@ def _is_behind(payment: Newest, ledger: Ledger) -> bool:
 
 
 def newer_than_signed(outpoint: OutPoint, signed: Signed | None, ledger: Ledger) -> Claim | None:
-    """Return the newest claim that was shown, if it leaves the client less than what was signed for."""
+    """Return the newest claim that was shown, if it leaves the client less than the signed settlement does."""
     shown = ledger.newest([outpoint]).get(outpoint)
     return shown if shown and (signed is None or shown.payment.change_sat < signed.change_sat) else None
 
 
 def built_upon(request: SettlementRequest, earlier: Entries, ledger: Ledger) -> tuple[OutPoint, ...]:
-    """Return the channels that went on at the change output of what was signed earlier for these claims (RBPCP §6.2).
+    """Return channels whose funding is the change output of these claims' earlier settlement (RBPCP §6.2).
 
-    Another settlement has another txid, and would take that output away. Raises `LedgerFailed`, `DamagedEntry`.
+    Another settlement has another txid, and would remove that output. Raises `LedgerFailed`, `DamagedEntry`.
     """
     found = []
     for claim in request.claims:

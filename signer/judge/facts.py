@@ -1,4 +1,4 @@
-"""What the rules know besides a request: keys of ours, limits, and what happened before. Values, all of them."""
+"""Facts that the rules use besides the request: the signer's own keys, limits, earlier events. All are values."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from signer.ledger.flow import HOUR_SECONDS, Flow
 TRIABLE = frozenset(
     ("policy-destination", "policy-fee", "policy-watermark", "policy-replacement", "policy-rate", "policy-heartbeat")
 )
-"""Policies that can be tried out: without the others there would be no valid settlement, or nobody to answer."""
+"""Policies that can be on trial: without the others a settlement would be invalid, or lack a key to sign with."""
 
 
 class Limits(Struct, frozen=True):
-    """What the operator set; 0 means no limit where that makes sense (signer/README.md, settings)."""
+    """Limits set by the operator; for a value or heartbeat limit, 0 means no limit (signer/README.md, settings)."""
 
     max_fee_percent: int = 50
     max_fee_sat: int = 5_000_000
@@ -28,7 +28,7 @@ class Limits(Struct, frozen=True):
     value_per_hour_sat: int = 0
     value_per_day_sat: int = 0
     aged_seconds: int = 0
-    """Fundings that were shown so long ago count as aged; 0: all."""
+    """Fundings count as aged this time after they were shown; 0: all are."""
     requests_per_second: int = 1000
     keys_per_second: int = 200
     max_fundings: int = 1_000_000
@@ -36,11 +36,11 @@ class Limits(Struct, frozen=True):
     value_without_heartbeat_sat: int = 0
     trial: frozenset[str] = frozenset()
     debug: bool = False
-    """The chain is a pretence: there are no funding transactions to be shown."""
+    """There is no real chain, so no funding transactions are shown."""
 
 
 class OwnKeys(Struct, frozen=True):
-    """Keys of ours that a request names: one for each claim, and the reserve's; None for what is not ours."""
+    """The signer's own keys that a request names: one for each claim, and the reserve's; None for a foreign key."""
 
     claims: tuple[SigningKey | None, ...]
     destinations: tuple[Destination, ...]
@@ -48,35 +48,35 @@ class OwnKeys(Struct, frozen=True):
 
 
 class Facts(Struct, frozen=True):
-    """What a request is judged by."""
+    """All facts that a request is judged by."""
 
     own: OwnKeys
     limits: Limits
     outputs: Mapping[OutPoint, Output]
-    """What was shown of funding outputs and coins."""
+    """Funding outputs and coins, as they were shown."""
     earlier: Entries
     flow: Flow
     heartbeat_at: UnixTime
-    """The operator's last sign of life; 0: none."""
+    """Time of the operator's last heartbeat; 0: none."""
     now: UnixTime
     newest: Mapping[OutPoint, Claim] = field(default_factory=dict)
     """The newest payments that were shown and not settled."""
     requests: Mapping[bytes, SettlementRequest] = field(default_factory=dict)
-    """What was asked for when `earlier` was signed, by digest."""
+    """The requests for which `earlier` was signed, by digest."""
     built_upon: tuple[OutPoint, ...] = ()
-    """Outputs of what was signed earlier that are channels now: something was signed or shown for them."""
+    """Outputs of earlier settlements that now fund channels: something was signed or shown for them."""
 
     def is_young(self, outpoint: OutPoint) -> bool:
-        """Whether its funding was shown only lately. In debug mode, where no funding is shown, none is.
+        """Whether the channel's funding was shown recently. False in debug mode, where no funding is shown.
 
-        A clock that is set back by up to an hour ages none; what was shown by one that was ahead for longer is aged, else it
-        would be young until that time has come and `aged_seconds` more.
+        A clock that is set back by up to an hour makes no channel aged. A funding with a time more than an hour ahead
+        counts as aged, else it would stay young until that time plus `aged_seconds`.
         """
         shown, aged_seconds = self.outputs.get(outpoint), self.limits.aged_seconds
         return bool(aged_seconds) and shown is not None and -HOUR_SECONDS <= self.now - shown.shown_at < aged_seconds
 
     @property
     def attended(self) -> bool:
-        """Whether the operator gave a sign of life lately, or need not."""
+        """Whether the operator's heartbeat is fresh, or not required."""
         seconds = self.limits.heartbeat_seconds
         return not seconds or -HOUR_SECONDS <= self.now - self.heartbeat_at <= seconds

@@ -1,4 +1,4 @@
-"""What was shown of funding transactions: which outputs, under which outpoint. Pure."""
+"""Reads funding transactions that the server shows: outputs by outpoint. Pure."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from signer.ledger.entries import Output
 
 
 class FundingProblem(Exception):
-    """Not a transaction, or not such outputs of it."""
+    """The bytes are not a transaction, or it has no such outputs."""
 
 
 def shown_outputs(transaction: bytes, outputs: Sequence[int], now: UnixTime = UnixTime(0)) -> dict[OutPoint, Output]:
-    """Read outputs of a transaction that was serialized without witness: then its hash is its txid.
+    """Read outputs of a transaction that is serialized without witness, so that its hash is its txid.
 
     Raises:
-        FundingProblem: see there.
+        FundingProblem: the transaction or one of the outputs can't be used.
     """
     if not 1 <= len(outputs) <= MAX_CLAIMS:
         msg = f"got {len(outputs)} outputs, want 1 to {MAX_CLAIMS}"
@@ -32,7 +32,7 @@ def shown_outputs(transaction: bytes, outputs: Sequence[int], now: UnixTime = Un
         msg = f"no transaction in {len(transaction)} bytes: {error}"
         raise FundingProblem(msg) from None
     if parsed.serialize() != transaction or parsed.has_witness():
-        msg = "not serialized as its txid is made: without witness, and nothing after it"
+        msg = "not serialized as for its txid: the bytes have witnesses, or more bytes follow"
         raise FundingProblem(msg)
     txid = bytes(parsed.GetTxid())
     return {OutPoint(txid, index): _output(parsed, index, now) for index in outputs}
@@ -47,6 +47,6 @@ def _output(parsed: CTransaction, index: int, now: UnixTime) -> Output:
         msg = f"output {index} of {value_sat} sat, want 1 to {MAX_MONEY_SAT}"
         raise FundingProblem(msg)
     if not is_address_script(script):
-        msg = f"output {index} pays to a script of {len(script)} bytes that is neither a channel nor a coin of ours"
+        msg = f"output {index} pays to a script of {len(script)} bytes that is neither P2PKH nor P2SH"
         raise FundingProblem(msg)
     return Output(Sat(value_sat), script, now)

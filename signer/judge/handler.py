@@ -1,8 +1,8 @@
-"""From message to reply: what is asked for comes as a value, and so does every refusal.
+"""From a decoded request to a reply; a refusal is a reply, not an exception.
 
-A request is judged, then what was decided is remembered, then it is signed. `Handler.begin` does the first and starts
-the second; what it returns says whether a reply is there or waits for the disk. `Handler.take` takes the steps from there to
-the reply. Who calls them decides where to wait, for the disk and for signatures.
+The order is: judge the request, record the decision on disk, sign. `Handler.begin` does the first and starts the
+second; it returns a reply, or an `Approved` that waits for the disk. `Handler.take` runs the steps from there to the
+reply. The caller decides where to wait for the disk and for signatures.
 """
 
 from __future__ import annotations
@@ -58,30 +58,30 @@ from signer.ledger.entries import DamagedEntry, entries_of, request_digest
 
 
 class Wanted(NamedTuple):
-    """Signatures that are needed before it goes on with `then`, which gets them in the order of the digests."""
+    """Signatures that are needed next; `then` takes them in the order of the digests and returns the next step."""
 
     digests: Sequence[tuple[SigningKey, bytes]]
     then: Callable[[Sequence[bytes]], Step]
 
 
 Step: TypeAlias = Reply | Wanted
-"""A reply is made in steps: each gives the reply, or says which signatures the next one needs."""
+"""A step on the way to a reply: the reply itself, or the signatures that the next step needs."""
 
 
 class Approved(NamedTuple):
-    """It may be signed as soon as `durable` is done."""
+    """A request that may be signed as soon as `durable` is done."""
 
     durable: Future[None]
     prepare: Callable[[], Step]
 
     def first(self) -> Step:
-        """Take the first step; `durable` is done. Raises `LedgerFailed`: nothing was written."""
+        """Run the first step after `durable` is done. Raises `LedgerFailed`: the decision was not written."""
         self.durable.result()
         return self.prepare()
 
 
 class Handler:
-    """Answers requests with the keys it was given. Called from several threads; the ledger alone remembers anything."""
+    """Answers requests with the keys of a key ring. Called from several threads; all state is in the ledger."""
 
     def __init__(
         self,
@@ -115,12 +115,12 @@ class Handler:
         return self._keys.blocking
 
     def __call__(self, request: Request, peer_uid: int = 0) -> Reply:
-        """Answer, and wait for the disk meanwhile."""
+        """Answer, and block until the decision is on disk."""
         answer = self.begin(request, peer_uid)
         return self.finish(request, answer) if isinstance(answer, Approved) else answer
 
     def finish(self, request: Request, approved: Approved) -> Reply:
-        """Sign what was approved, once that is on disk, and wait for the key store meanwhile."""
+        """Sign an approved request after its decision is on disk; block until the key store has signed."""
 
         def following(step: Wanted) -> Step:
             return step.then([key.sign(digest) for key, digest in step.digests])
@@ -131,7 +131,7 @@ class Handler:
         return step
 
     def take(self, request: Request, step: Callable[[], Step]) -> Step:
-        """Take a step towards the reply, which it is where the step fails."""
+        """Run a step towards the reply; if the step fails, return a refusal."""
         try:
             return step()
         except KeysFailed as error:
@@ -140,7 +140,7 @@ class Handler:
             return Refusal(request.id, "protocol-ledger", f"the ledger of what was signed: {error}")
 
     def begin(self, request: Request, peer_uid: int) -> Reply | Approved:
-        """Judge any message that could be read, and remember the decision. Whatever its fields hold, this does not raise."""
+        """Judge any decoded request, and start to record the decision. Does not raise, whatever the fields hold."""
         try:
             return self._begin(request, peer_uid)
         except DamagedEntry as error:
@@ -172,7 +172,7 @@ class Handler:
             case ChildRequest():
                 return self._child(request, peer_uid, now)
 
-    # --- what is told -----------------------------------------------------------------------------------------------
+    # --- answers without a signature ---------------------------------------------------------------------------------
 
     def _key(self, request: KeyRequest | OtherKeysRequest, peer_uid: int) -> Reply:
         reply: Reply
@@ -190,7 +190,7 @@ class Handler:
         return reply
 
     def _funding(self, request: FundingRequest, peer_uid: int, now: UnixTime) -> Reply | Approved:
-        if self._limits.debug:  # there are none, and nobody is going to ask for them
+        if self._limits.debug:  # there are none, and no settlement will need them
             return FundingReply(request.id)
         try:
             outputs = shown_outputs(request.transaction, request.outputs, now)
@@ -223,7 +223,7 @@ class Handler:
             durable = ledger.put(Entry(lines, newest=judged.kept))
         return Approved(durable, lambda: NewestReply(request.id, judged.unshown, judged.refused))
 
-    # --- what is signed ---------------------------------------------------------------------------------------------
+    # --- signatures -------------------------------------------------------------------------------------------------
 
     def _settlement(self, request: SettlementRequest, peer_uid: int, now: UnixTime) -> Reply | Approved:
         own = self._own(request)
@@ -238,7 +238,7 @@ class Handler:
             decisions.append(self._journal.decision(request, peer_uid, "signed", digest=digest))
             if signed == known.earlier or any(each.tag in _LOWERING for each in tried):
                 lines = self._journal.lines(*decisions, is_new=bool(tried))
-                durable = self._ledger.put(Entry(lines))  # what it remembers is as strict already, or stricter
+                durable = self._ledger.put(Entry(lines))  # the recorded limits are as strict already, or stricter
             else:
                 aged_sat, young_sat = new_values_sat(request, known)
                 flow = known.flow.plus(aged_sat, young_sat, now, attended=known.attended)
@@ -285,16 +285,16 @@ class Handler:
         return Approved(durable, lambda: self._signed(parent, own, digest, sign_child))
 
     def _own(self, request: SettlementRequest) -> OwnKeys:
-        """Look up what is ours of the keys that a request names, before anybody else has to wait for us."""
+        """Look up the signer's own keys that a request names, before taking the ledger's lock."""
         if len(request.claims) > MAX_CLAIMS:
-            return OwnKeys((None,) * len(request.claims), ())  # policy-template will say so
+            return OwnKeys((None,) * len(request.claims), ())  # policy-template will refuse it
         claims = self._own_keys(request.claims)
         places = []
         for terms in dict.fromkeys(claim.terms for claim in request.claims if has_readable_terms(claim)):
             for place in self._keys.destinations(terms.client_key, terms.expiry):
                 places.append(place)
                 if place.script == request.destination_script:
-                    break  # those behind it would have to be derived
+                    break  # the later ones would have to be derived
         reserve = self._keys.find_reserve(request.reserve.public_key) if request.reserve else None
         return OwnKeys(claims, tuple(places), reserve)
 
@@ -323,7 +323,7 @@ class Handler:
     def _signed(
         self, request: SettlementRequest, own: OwnKeys, digest: bytes, then: Callable[[Settlement], Step]
     ) -> Step:
-        """Have it signed; what was signed before is handed out as it was, for a token never signs the same bytes twice."""
+        """Have it signed; return an earlier settlement unchanged, because a token's signatures differ each time."""
         kept = self._ledger.settlement(digest)
         if kept is not None:
             return then(kept)
@@ -338,10 +338,10 @@ class Handler:
 
         return Wanted([(_there(key), each) for key, each in zip(keys, unsigned.digests, strict=True)], go_on)
 
-    # --- what is refused --------------------------------------------------------------------------------------------
+    # --- refusals ---------------------------------------------------------------------------------------------------
 
     def _not_now(self, request: Request, peer_uid: int, now: float) -> Refusal | None:
-        """Refuse what comes too fast, and what is not needed to settle while the disk has no room for it."""
+        """Refuse requests above the rate limit; on a nearly full disk, also those that settling does not need."""
         kind = kind_of(request)
         if kind is not Kind.FREE and not self._budgets[kind].take(now):
             return self._over_budget(request, peer_uid, kind, now)
@@ -352,10 +352,10 @@ class Handler:
         return None
 
     def _over_budget(self, request: Request, peer_uid: int, kind: Kind, now: float) -> Refusal:
-        """Refuse what comes too fast; the log gets one line a second of it."""
+        """Refuse a request above the rate limit; the log gets one such line per second."""
         budget = self._budgets[kind]
-        what = "requests" if kind is Kind.SETTLING else f"requests of {type(request).__name__}"
-        refusal = Refusal(request.id, "policy-rate", f"more than {budget.rate} {what} per second")
+        asked = "requests" if kind is Kind.SETTLING else f"requests of {type(request).__name__}"
+        refusal = Refusal(request.id, "policy-rate", f"more than {budget.rate} {asked} per second")
         if kind is Kind.SETTLING and budget.may_tell(now):
             return self._refuse(request, peer_uid, refusal)
         self._journal.count(request, peer_uid, "refused", refusal)
@@ -369,16 +369,16 @@ class Handler:
         return refusal
 
     def close(self) -> None:
-        """Write what was decided and not written yet; the ledger is still open. Raises `LedgerFailed`."""
+        """Write the decisions that are not written yet; the ledger must still be open. Raises `LedgerFailed`."""
         self._journal.close()
 
 
 _LOWERING = ("policy-watermark", "policy-replacement")
-"""Tried out, they must not lower what is remembered."""
+"""On trial, these must not lower the recorded limits by a settlement that they would refuse."""
 
 
 def _there(key: SigningKey | None) -> SigningKey:
     if key is None:
-        msg = "a key that was there is not there any more"
+        msg = "a key that was found before is missing now"
         raise KeysFailed(msg)
     return key

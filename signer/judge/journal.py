@@ -1,4 +1,4 @@
-"""Chooses which decisions get a line of their own in the audit log, and which are counted. For `handlers`."""
+"""Chooses which decisions get a line of their own in the audit log, and which are only counted. For `handler`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from signer.ledger.base import Entry, Ledger
 from signer.ledger.entries import request_digest
 
 LINES_PER_SECOND = 10
-"""Lines for refusals and for what was signed before; what comes faster is counted, for a log must not fill the disk."""
+"""Lines for refusals and repeated signatures; above this rate they are counted, for a log must not fill the disk."""
 
 
 class Journal:
-    """What is new, a signature above all, always has a line. Called from several threads.
+    """Writes or counts decisions. Called from several threads.
 
-    Everything else has one while it comes slowly and there is room on the disk. A key never has: strangers cause them.
+    A new event, above all a new signature, always has a line. Any other decision has one while the rate is low and the
+    disk has room. A key request never has one: any stranger can cause it.
     """
 
     def __init__(self, ledger: Ledger, clock: Callable[[], float], is_short: Callable[[], bool]) -> None:
@@ -32,7 +33,7 @@ class Journal:
     def decision(
         self, request: Request, peer_uid: int, verdict: Verdict, refusal: Refusal | None = None, digest: bytes = b""
     ) -> Decision:
-        """Describe a decision about a request."""
+        """Build the log entry of a decision about a request."""
         if not digest and isinstance(request, SettlementRequest):
             digest = request_digest(request)
         return Decision(
@@ -47,7 +48,7 @@ class Journal:
         )
 
     def lines(self, *decisions: Decision, is_new: bool = True) -> list[Decision]:
-        """Return the lines to write now: of these decisions, and before them of what was counted; or count these."""
+        """Return the lines to write now: the counts so far, then these decisions; or count these, return []."""
         if is_new or self._has_room(decisions[0]):
             return [*self._tally.take(decisions[0].at_ms), *decisions]
         for each in decisions:
@@ -58,7 +59,7 @@ class Journal:
         return decision.asked != KeyRequest.__name__ and not self._is_short() and self._budget.take(self._clock())
 
     def count(self, request: Request, peer_uid: int, verdict: Verdict, refusal: Refusal | None = None) -> None:
-        """Count a decision, whatever room there is."""
+        """Count a decision, even if there is room for a line."""
         self._tally.add(self.decision(request, peer_uid, verdict, refusal))
 
     def refuse(self, request: Request, peer_uid: int, refusal: Refusal) -> None:
@@ -68,6 +69,6 @@ class Journal:
             self._ledger.put(Entry(lines))
 
     def close(self) -> None:
-        """Write what was counted. The ledger is still open. Raises `LedgerFailed`."""
+        """Write the counts. The ledger must still be open. Raises `LedgerFailed`."""
         if counts := self._tally.take(int(self._clock() * 1000)):
             self._ledger.put(Entry(counts))

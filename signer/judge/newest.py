@@ -1,8 +1,8 @@
-"""Newest payments that the server shows now and then, so that the watermark is older than a break-in. Pure.
+"""Newest payments that the server shows at intervals, so that a watermark exists before a break-in. Pure.
 
-A server that was taken over, with a client that colludes, can settle an older payment than the newest, unless the signer
-knows the newest. So each payment is believed as it would be in a settlement, and the claim is kept: later settlements
-give the client no more than this.
+A server under an attacker's control, with a client that colludes, could settle an older payment than the newest, unless
+the signer knows the newest. So each payment is checked as in a settlement, and the claim is recorded: later settlements
+give the client no more than this claim does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from signer.ledger.entries import Entries, Output
 
 
 class Judged(Struct, frozen=True):
-    """Which claims are to be kept, and the indices of the others."""
+    """The claims to record, and the indices of the others."""
 
     kept: dict[OutPoint, Claim]
     unshown: tuple[int, ...]
@@ -36,7 +36,7 @@ def judge(
     *,
     debug: bool,
 ) -> Judged:
-    """Judge claims one by one: a wrong one stops no other. What is known already is neither kept again nor refused."""
+    """Judge claims one by one: a wrong one stops no other. A known claim is neither recorded again nor refused."""
     kept: dict[OutPoint, Claim] = {}
     unshown, refused = [], []
     for index, (claim, key) in enumerate(zip(claims, keys, strict=True)):

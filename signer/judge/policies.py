@@ -1,8 +1,8 @@
-"""What the signer refuses: one rule per tag, each a pure function that returns its objection or None.
+"""Policies of the signer: one rule per tag, each a pure function that returns its objection or None.
 
-Rules are tried in the order of `POLICIES`, and each may rely on those before it. They judge by what was shown, signed
-and settled before (`Facts`), never by anything that the server says of itself. Three tags have no rule here:
-policy-sighash needs none, policy-peer is about a connection and policy-deadline about time (`connections`).
+Rules are tried in the order of `POLICIES`, and each may rely on those before it. They judge by facts that were shown,
+signed and settled before (`Facts`), never by anything that the server claims about itself. Three tags have no rule
+here: policy-sighash needs none, policy-peer concerns a connection and policy-deadline concerns time (`connections`).
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _LEAST_CHANGE = Sat(1)
 """Dust limits are the server's business: a settlement that is not relayed loses nothing, a wrong flag can."""
 
 LEAST_CHILD_SAT = Sat(546)
-"""Bitcoin Core relays no P2PKH output of less (policy/policy.cpp, GetDustThreshold)."""
+"""Bitcoin Core relays no P2PKH output below this value (policy/policy.cpp, GetDustThreshold)."""
 
 LAST_RESORT_SECONDS = 6 * HOUR_SECONDS
-"""So long before a channel's expiry its fee is bound by `max_fee_sat_per_vb` alone, no more by the share."""
+"""From this time before a channel's expiry its fee is bound by `max_fee_sat_per_vb` alone, no longer by the share."""
 
 
 class Objection(NamedTuple):
-    """Why not; and a fee that would do, where the fee is the reason: the least, or for policy-fee the most."""
+    """The reason, and for an objection to the fee a fee that would pass: the least, or for policy-fee the most."""
 
     reason: str
     need_sat: Sat = Sat(0)
@@ -44,26 +44,26 @@ Rule: TypeAlias = Callable[[SettlementRequest, Facts], Objection | None]
 
 
 def template(request: SettlementRequest, known: Facts) -> Objection | None:
-    """policy-template: the settlement template alone, keys of ours, and scripts that hash to the funding outputs."""
+    """policy-template: only the settlement template, the signer's own keys, and scripts of the funding outputs."""
     problem = claims_problem(request, known) or coins_problem(request, known) or fee_problem(request)
     return Objection(problem) if problem else None
 
 
 def destination(request: SettlementRequest, known: Facts) -> Objection | None:
-    """policy-destination: the server's output goes where the configuration or the seed says, or back to the reserve."""
+    """policy-destination: the server's output pays to the configured or derived destination, or to the reserve."""
     script = request.destination_script
     if request.reserve is not None and known.own.reserve is None:
-        return Objection(f"reserve key {request.reserve.public_key.hex()} is not ours")
-    ours = known.own.destinations if known.own.reserve is None else (known.own.reserve,)
-    place = next((each for each in ours if each.script == script), None)
+        return Objection(f"reserve key {request.reserve.public_key.hex()} is no key of this signer")
+    own = known.own.destinations if known.own.reserve is None else (known.own.reserve,)
+    place = next((each for each in own if each.script == script), None)
     if place is None:
-        return Objection(f"destination script of {len(script)} bytes beginning {script[:25].hex()} is not ours")
+        return Objection(f"destination script of {len(script)} bytes beginning {script[:25].hex()} is not allowed")
     if place.retired and any(claim.outpoint not in known.earlier for claim in request.claims):
-        return Objection(f"destination script {script.hex()} is retired: nothing new is to be paid there")
+        return Objection(f"destination script {script.hex()} is retired: no new settlement may pay to it")
     return None
 
 
-def client_signature(request: SettlementRequest, known: Facts) -> Objection | None:  # noqa: ARG001 - all rules look alike
+def client_signature(request: SettlementRequest, known: Facts) -> Objection | None:  # noqa: ARG001 - a rule's signature
     """policy-client-signature: each client has signed for exactly this change value and address."""
     for index, claim in enumerate(request.claims):
         problem = claim_problem(claim)
@@ -79,7 +79,7 @@ def claim_problem(claim: Claim) -> PaychanError | None:
 
 
 def funding(request: SettlementRequest, known: Facts) -> Objection | None:
-    """protocol-funding: what is to be spent was shown before. Not a policy: the server can mend it."""
+    """protocol-funding: all spent outputs were shown before. Not a policy: the server can show them and retry."""
     missing = [] if known.limits.debug else unshown(request, known)
     return (
         Objection(f"the transaction of {missing[0]} was not shown, nor {len(missing) - 1} others") if missing else None
@@ -87,10 +87,10 @@ def funding(request: SettlementRequest, known: Facts) -> Objection | None:
 
 
 def fee(request: SettlementRequest, known: Facts) -> Objection | None:
-    """policy-fee: the coins hold what is claimed, and the fee is within the operator's share, cap and rate.
+    """policy-fee: the coins have the claimed values, and the fee is within the operator's share, cap and rate.
 
-    A legacy signature says nothing of values (BIP143 gave that to segwit alone): what a server claims too little is
-    burnt as fee. So the values are those of the transactions that were shown.
+    A legacy signature does not cover the input values (BIP143 added that for segwit only): a value that a server
+    understates is lost as fee. So the values are those of the transactions that were shown.
     """
     if not known.limits.debug:
         coins = request.reserve.coins if request.reserve else ()
@@ -98,7 +98,7 @@ def fee(request: SettlementRequest, known: Facts) -> Objection | None:
         for outpoint, value_sat in claimed + [(coin.outpoint, coin.value_sat) for coin in coins]:
             holds_sat = known.outputs[outpoint].value_sat
             if holds_sat != value_sat:
-                return Objection(f"{outpoint} is said to hold {value_sat} sat, and holds {holds_sat} sat")
+                return Objection(f"{outpoint} is claimed to hold {value_sat} sat, and holds {holds_sat} sat")
     most_sat = fee_cap_sat(request, known.limits, known.now)
     if request.fee_sat > most_sat:
         return Objection(f"fee of {request.fee_sat} sat, want up to {most_sat} sat", most_sat)
@@ -106,7 +106,7 @@ def fee(request: SettlementRequest, known: Facts) -> Objection | None:
 
 
 def watermark(request: SettlementRequest, known: Facts) -> Objection | None:
-    """policy-watermark: no client ever gets more than by the newest payment that was signed for, or shown."""
+    """policy-watermark: no client gets more than by the newest payment that was signed for or shown."""
     for index, claim in enumerate(request.claims):
         shown = known.newest.get(claim.outpoint)
         if shown is not None and claim.payment.change_sat > shown.payment.change_sat:
@@ -124,42 +124,45 @@ def watermark(request: SettlementRequest, known: Facts) -> Objection | None:
 
 
 def replacement(request: SettlementRequest, known: Facts) -> Objection | None:
-    """policy-replacement: what was signed before is signed again, or gives way to a settlement of a higher fee rate.
+    """policy-replacement: sign the same request again, or a replacement with a higher fee rate.
 
-    The other settlement may pay the client no more (policy-watermark), but at any script that it signed for: a client
-    that closed to another address for no fee has signed for both, and either one costs us the same. Which is its newest
-    word only the server can know. Where the settlement pays us is policy-destination's business.
+    The replacement may pay the client no more (policy-watermark), but at any script that the client signed for: a
+    client that closed to another address for no fee has signed for both, and either one costs the server the same. Only
+    the server can know which of them came last. The server's own output is checked by policy-destination.
 
-    A request that leaves out some input of the earlier settlement is for when that can't confirm any more, because the
-    input is spent or gone: then it pays no less than its channels' share of that fee, by value or by size, whichever is
-    less. The share by value is one that each of them has, for the whole fee was within the whole value; the share by size is
-    within the cap of the rate, which a channel that brought nearly all of the value would else have to exceed.
+    A request may leave out some input of the earlier settlement if that settlement can't confirm any more, because the
+    input is spent or gone. Then it pays no less than its channels' share of the earlier fee, by value or by size,
+    whichever is less. Every channel can pay the share by value, because the whole fee was within the whole value. The
+    share by size is within the cap of the rate, which a channel that brought nearly all of the value would otherwise
+    have to exceed.
     """
     if not known.earlier:
         return None
     digest = request_digest(request)
     if known.built_upon and any(before.digest != digest for before in known.earlier.values()):
         outpoint = known.built_upon[0]
-        return Objection(f"payments of the channel {outpoint} depend on what was signed before: push that by a child")
+        return Objection(
+            f"payments of the channel {outpoint} depend on the settlement signed before: use a child to pay more"
+        )
     replaced, broken_up = _replaced(request, known, digest)
     share_sat = max((_share_of_sat(request, old) for old in broken_up), default=Sat(0))
     if request.fee_sat < share_sat:
-        reason = f"fee of {request.fee_sat} sat is less than these channels' share of what was signed for more together"
+        reason = f"fee of {request.fee_sat} sat is less than these channels' share of the fee of their joint settlement"
         return Objection(f"{reason}, need {share_sat} sat", share_sat)
     size = request_size(request)
     if all(before.pays_less_than(request.fee_sat, size) for before in replaced):
         return None
     need = _least_fee(request, replaced, share_sat)
     reason = f"fee of {request.fee_sat} sat for {size} bytes is no higher rate than was signed before, need "
-    return Objection(reason + (f"{need} sat" if need else "more than was received"), need)
+    return Objection(reason + (f"{need} sat" if need else "more than the channels received"), need)
 
 
 def rate(request: SettlementRequest, known: Facts) -> Objection | None:
-    """policy-rate: no more value in an hour or a day than the operator set. What was signed before counts once.
+    """policy-rate: at most the value per hour and per day that the operator set. A settlement signed again counts once.
 
-    Whoever took over the server can invent channels, whose funding is on no chain, and settle them to use up the limit. So
-    a channel counts against it only when its funding was shown `policy.aged_minutes` ago; all younger ones share half as
-    much of their own.
+    An attacker on the server can invent channels whose funding is on no chain, and settle them to use up the limit. So
+    a channel counts against the full limit only if its funding was shown `policy.aged_minutes` ago; all younger
+    channels share a separate limit of half the size.
     """
     aged_sat, young_sat = new_values_sat(request, known)
     return _rate(aged_sat, known, 1, young=False) or _rate(young_sat, known, 2, young=True)
@@ -177,7 +180,7 @@ def _rate(new_sat: Sat, known: Facts, share: int, *, young: bool) -> Objection |
             continue
         before_sat = known.flow.within(seconds, known.now, young=young)
         if before_sat + new_sat > most_sat // share:
-            of = " of channels shown lately" if young else ""
+            of = " of recently shown channels" if young else ""
             return Objection(
                 f"{new_sat} sat{of} after {before_sat} sat in the last {name}, want up to {most_sat // share} sat"
             )
@@ -185,7 +188,7 @@ def _rate(new_sat: Sat, known: Facts, share: int, *, young: bool) -> Objection |
 
 
 def heartbeat(request: SettlementRequest, known: Facts) -> Objection | None:
-    """policy-heartbeat: without a fresh sign of life of the operator's, only a small sum."""
+    """policy-heartbeat: without a fresh heartbeat of the operator, only a small sum."""
     if known.attended:
         return None
     new_sat, most_sat = sum(new_values_sat(request, known)), known.limits.value_without_heartbeat_sat
@@ -213,15 +216,15 @@ POLICIES: tuple[tuple[str, Rule], ...] = (
 
 
 OTHER_POLICIES: tuple[tuple[str, str], ...] = (
-    ("policy-sighash", "SIGHASH_ALL only: `settlement.Unsigned`, which all signatures are made for, knows no other"),
-    ("policy-peer", "who connects is a user on the list, by the kernel's word; what is no request ends the connection"),
-    ("policy-deadline", "a request has arrived, and is answered, within its time; none holds up another"),
+    ("policy-sighash", "SIGHASH_ALL only: `settlement.Unsigned`, which makes all digests, supports no other type"),
+    ("policy-peer", "the peer's uid, as the kernel reports it, is allowed; an invalid request ends the connection"),
+    ("policy-deadline", "a request must arrive, and be answered, within the time limit; it delays no other request"),
 )
-"""What other modules see to: tag and rule."""
+"""Checks that other modules make: tag and rule."""
 
 
 def refusals(request: SettlementRequest, known: Facts) -> tuple[Refusal | None, list[Refusal]]:
-    """Return the first rule's objection, or None: it may be signed; and what policies on trial would have refused."""
+    """Return the first objection, or None if it may be signed; and the objections of policies on trial."""
     tried: list[Refusal] = []
     for tag, rule in POLICIES:
         objection = rule(request, known)
@@ -235,7 +238,7 @@ def refusals(request: SettlementRequest, known: Facts) -> tuple[Refusal | None, 
 
 
 def child_refusal(request: ChildRequest, known: Facts, *, was_signed: bool) -> Refusal | None:
-    """Judge a child by the same tags. Its parent was signed before, so it passed the rules then; None: sign it.
+    """Judge a child by the same tags; None: sign it. Its parent was signed before, so it passed the rules then.
 
     The parent need not be the newest: a node that does not replace it keeps the earlier one, and only one can confirm.
     """
@@ -243,12 +246,12 @@ def child_refusal(request: ChildRequest, known: Facts, *, was_signed: bool) -> R
     if not parent.claims or not was_signed:
         return Refusal(request.id, "policy-template", "the parent is no settlement that was signed before")
     if output_key(parent, known) is None:
-        reason = "the parent pays to an address of the operator's, whose key is not here"
+        reason = "the parent pays to an address whose key the operator holds, not this signer"
         return Refusal(request.id, "policy-destination", reason)
     spent = available_sat(parent) - parent.fee_sat
     cap = min(
         fee_cap_sat(parent, known.limits, known.now, CHILD_BYTES), received_sat(parent.claims)
-    )  # coins don't become fee here either
+    )  # coins of the reserve don't become fee here either
     most = min(spent - LEAST_CHILD_SAT, cap - parent.fee_sat)
     if not 0 <= request.fee_sat <= most:
         reason = f"fee of {request.fee_sat} sat for a child, want 0 to {most} sat of the {spent} sat it spends"
@@ -257,17 +260,17 @@ def child_refusal(request: ChildRequest, known: Facts, *, was_signed: bool) -> R
 
 
 def output_key(request: SettlementRequest, known: Facts) -> SigningKey | None:
-    """Find our key behind the server's output; None: the operator alone has it."""
-    ours = known.own.destinations if known.own.reserve is None else (known.own.reserve,)
-    return next((each.key for each in ours if each.script == request.destination_script), None)
+    """Find the signer's key of the server's output; None: only the operator has it."""
+    own = known.own.destinations if known.own.reserve is None else (known.own.reserve,)
+    return next((each.key for each in own if each.script == request.destination_script), None)
 
 
 def fee_cap_sat(request: SettlementRequest, limits: Limits, now: UnixTime, child_bytes: int = 0) -> Sat:
-    """Most that a settlement, with a child of this size, may pay: the least of share, sum and rate.
+    """Most that a settlement with a child of this size may pay, in satoshi: the least of share, sum and rate.
 
-    A share alone would let a server that was taken over burn half of every channel at any rate. Near the expiry of all
-    channels in it, by our own clock, the share gives way: then what does not confirm is refunded to the client whole, and
-    the cap of the rate bounds what a server can burn.
+    The cap of the rate stops an attacker on the server, who could otherwise burn half of every channel. Near the expiry
+    of all its channels, by the signer's clock, the share no longer applies: an unconfirmed settlement is refunded to
+    the client whole, and the cap of the rate bounds the loss.
     """
     size = request_size(request)
     is_last_resort = all(now >= claim.terms.expiry - LAST_RESORT_SECONDS for claim in request.claims)
@@ -277,7 +280,7 @@ def fee_cap_sat(request: SettlementRequest, limits: Limits, now: UnixTime, child
 
 
 def new_values_sat(request: SettlementRequest, known: Facts) -> tuple[Sat, Sat]:
-    """What is settled now that was not signed for before: of aged channels, and of young ones."""
+    """Value settled now that was not signed for before, in satoshi: of aged channels, and of young ones."""
     aged_sat = young_sat = 0
     for claim in request.claims:
         new_sat = max(0, claim.received_sat - _received_before(claim, known))
@@ -294,7 +297,7 @@ def _received_before(claim: Claim, known: Facts) -> Sat:
 
 
 def _replaced(request: SettlementRequest, known: Facts, digest: bytes) -> tuple[list[Signed], list[SettlementRequest]]:
-    """Return what was signed and must be outbid, and what was signed for more inputs than this request spends."""
+    """Return settlements that this one must outbid, and earlier requests that spend more inputs than this one."""
     spent = _spent(request)
     replaced, broken_up = list[Signed](), dict[bytes, SettlementRequest]()
     for before in known.earlier.values():
@@ -312,7 +315,7 @@ def _spent(request: SettlementRequest) -> set[OutPoint]:
 
 
 def _share_of_sat(request: SettlementRequest, old: SettlementRequest) -> Sat:
-    """Return what the channels of a request contributed to the fee of an earlier one, by value or by size: the less."""
+    """Return the share of a request's channels in the fee of an earlier one, by value or by size: the smaller one."""
     outpoints = {claim.outpoint for claim in request.claims}
     brought_sat = received_sat([claim for claim in old.claims if claim.outpoint in outpoints])
     by_value_sat = old.fee_sat * brought_sat // max(available_sat(old), 1)
@@ -320,7 +323,7 @@ def _share_of_sat(request: SettlementRequest, old: SettlementRequest) -> Sat:
 
 
 def _least_fee(request: SettlementRequest, replaced: Sequence[Signed], least_sat: Sat) -> Sat:
-    """Find the least fee that passes, which may be all that was received; 0 if none does."""
+    """Find the least fee that passes, up to all that was received; 0 if none does."""
     size = request_size(structs.replace(request, fee_sat=Sat(0)))
     outbid_sat = max(before.least_fee_above(size) for before in replaced)
     for fee_sat in (Sat(max(outbid_sat, least_sat)), received_sat(request.claims)):

@@ -1,4 +1,4 @@
-"""Answers about the signer itself and its memory. They change nothing and are no decisions. For `handlers`."""
+"""Answers about the signer itself and its state. They change nothing and are no decisions. For `handler`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from signer.ledger.flow import DAY_SECONDS, HOUR_SECONDS
 
 
 class Identity(NamedTuple):
-    """What the signer tells of itself."""
+    """Facts that the signer reports about itself."""
 
     network: str
     key_mode: str
@@ -34,19 +34,19 @@ class Identity(NamedTuple):
 
 
 class Room(Protocol):
-    """Tells how much room the disk has: `disk.Disk`."""
+    """Reports the free space of the disk: `disk.Disk`."""
 
     @property
     def free_bytes(self) -> int:
-        """What is left."""
+        """Free bytes."""
 
     @property
     def shortage(self) -> str:
-        """Why nothing but settlements should be written, or ""."""
+        """The reason why only settlements should be written, or ""."""
 
 
 class Teller:
-    """Called from several threads."""
+    """Answers queries. Called from several threads."""
 
     def __init__(
         self,
@@ -68,11 +68,11 @@ class Teller:
 
     @property
     def shortage(self) -> str:
-        """Why nothing but settlements should be written, or ""."""
+        """The reason why only settlements should be written, or ""."""
         return self._disk.shortage if self._disk else ""
 
     def answer(self, request: Health | StatusRequest | ReserveRequest | BehindRequest, now: UnixTime) -> Reply:
-        """Answer what changes nothing and is no decision."""
+        """Answer a request that changes nothing and is no decision."""
         match request:
             case Health():
                 return self._health(request)

@@ -1,7 +1,7 @@
-"""How fast requests may come: policy-rate's other half. Pure; time is an argument.
+"""Rate limits of requests: the other half of policy-rate. Pure; time is an argument.
 
-Each kind of request has a budget of its own, so that no kind uses up what another one needs: strangers cause requests for
-keys and nothing else. `Health` and `StatusRequest` have none: to refuse them costs as much as to answer.
+Each kind of request has a separate budget, so that no kind uses up the budget of another: strangers can cause key
+requests and nothing else. `Health` and `StatusRequest` have none: a refusal costs as much as an answer.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from paychan.protocol.wire.signer_messages import (
 )
 
 NEWEST_PER_SECOND = 20
-"""Requests to remember newest payments, each of up to 200: far more than a server that is well sends."""
+"""Requests to record newest payments, each of up to 200: far more than an intact server sends."""
 
 BURST_SECONDS = 10
-"""Requests may come faster than they are allowed for so long."""
+"""A burst above the limit may last this time."""
 
 
 class Kind(Enum):
-    """What a request is for."""
+    """The purpose of a request."""
 
     SETTLING = auto()
     KEYS = auto()
-    """Of channels that may never be: asked for on behalf of strangers."""
+    """Keys of channels that may never be opened: requested on behalf of strangers."""
     NEWEST = auto()
     FREE = auto()
 
 
 def kind_of(request: Request) -> Kind:
-    """Say what a request is for, as far as it tells."""
+    """Return the purpose of a request, as it states it."""
     match request:
         case Health() | StatusRequest():
             return Kind.FREE
@@ -47,7 +47,7 @@ def kind_of(request: Request) -> Kind:
 
 
 class Budget:
-    """A bucket of requests that fills with time. Seconds are of any clock; one that is set back fills nothing."""
+    """A token bucket. Seconds are of any clock; a clock that is set back adds no tokens."""
 
     __slots__ = ("_at", "_left", "_told_at", "rate")
 
@@ -58,7 +58,7 @@ class Budget:
         self._told_at = now - 1
 
     def take(self, now: float) -> bool:
-        """Take one request out, if there is one."""
+        """Take one token, if there is one."""
         passed = max(0.0, now - self._at)
         self._left = min(self._left + passed * self.rate, float(self.rate * BURST_SECONDS))
         self._at = now
@@ -68,7 +68,7 @@ class Budget:
         return True
 
     def may_tell(self, now: float) -> bool:
-        """Say whether a refusal is to be logged: one a second, or the flood would go on in the log."""
+        """Say whether to log a refusal: one per second, or the flood would continue in the log."""
         if 0 <= now - self._told_at < 1:
             return False
         self._told_at = now

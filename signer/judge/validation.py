@@ -1,4 +1,4 @@
-"""The parts of policy-template: what makes a request one that can be built and signed, before any rule judges it.
+"""The parts of policy-template: checks that a request can be built and signed, before any rule judges it.
 
 Each function returns the reason, or None.
 """
@@ -17,7 +17,7 @@ from signer.keys.ring import SigningKey
 from signer.ledger.entries import Output
 
 MAX_COINS = 4
-"""Of the reserve in one settlement: more than a fee needs, and few enough to bound its size."""
+"""Most coins of the reserve in one settlement: more than a fee needs, and few enough to bound its size."""
 
 
 def claims_problem(request: SettlementRequest, known: Facts) -> str | None:
@@ -56,7 +56,7 @@ def coins_problem(request: SettlementRequest, known: Facts) -> str | None:
 
 
 def fee_problem(request: SettlementRequest) -> str | None:
-    """Check that a transaction is left: no more than what was received becomes fee, whoever pays; an output is left."""
+    """Check the fee: at most the value received, even if reserve coins pay it, and at least one output remains."""
     received = received_sat(request.claims)
     if not 0 <= request.fee_sat <= received:
         return f"fee of {request.fee_sat} sat, want 0 to the {received} sat received"
@@ -66,24 +66,24 @@ def fee_problem(request: SettlementRequest) -> str | None:
 
 
 def available_sat(request: SettlementRequest) -> Sat:
-    """What fee and server's output are paid from."""
+    """Value that pays the fee and the server's output, in satoshi."""
     return Sat(received_sat(request.claims) + (request.reserve.value_sat if request.reserve else 0))
 
 
 def outpoint_problem(outpoint: OutPoint) -> str | None:
-    """Check that it can be written."""
+    """Check that it can be serialized."""
     if len(outpoint.txid) != 32 or not 0 <= outpoint.vout <= 0xFFFFFFFF:
-        return f"no outpoint: {len(outpoint.txid)} bytes of txid, index {outpoint.vout}"
+        return f"not an outpoint: {len(outpoint.txid)} bytes of txid, index {outpoint.vout}"
     return None
 
 
 def has_readable_terms(claim: Claim) -> bool:
-    """Say whether a key store can be asked about its client key and expiry."""
+    """Say whether a key store can look up its client key and expiry."""
     return MIN_EXPIRY <= claim.terms.expiry <= MAX_EXPIRY
 
 
 def unshown(request: SettlementRequest, known: Facts) -> list[OutPoint]:
-    """List what is to be spent and was not shown."""
+    """List outpoints that the request spends and that were not shown."""
     coins: Iterable[OutPoint] = (coin.outpoint for coin in request.reserve.coins) if request.reserve else ()
     return [
         outpoint
@@ -93,14 +93,14 @@ def unshown(request: SettlementRequest, known: Facts) -> list[OutPoint]:
 
 
 def is_address_script(script: bytes) -> bool:
-    """P2PKH or P2SH: what the addresses of v1 and v2 stand for, and every node relays."""
+    """P2PKH or P2SH: the scripts of v1 and v2 addresses, which every node relays."""
     if len(script) == 25:
         return script[:3] == b"\x76\xa9\x14" and script[23:] == b"\x88\xac"
     return len(script) == 23 and script[:2] == b"\xa9\x14" and script[22:] == b"\x87"
 
 
 def terms_problem(claim: Claim, key: SigningKey | None) -> str | None:
-    """Check that the terms can be those of a channel, and name this key of ours."""
+    """Check that the terms are valid for a channel, and name this key of the signer."""
     terms = claim.terms
     try:
         check_public_key(terms.client_key)
@@ -109,7 +109,7 @@ def terms_problem(claim: Claim, key: SigningKey | None) -> str | None:
             make_terms(key.public_key, terms.client_key, terms.expiry)
     except PaychanError as error:
         return str(error)
-    return None if key is not None else f"server key {terms.server_key.hex()} is not ours for this channel"
+    return None if key is not None else f"server key {terms.server_key.hex()} is no key of this signer for this channel"
 
 
 def output_problem(claim: Claim, outputs: Mapping[OutPoint, Output]) -> str | None:
@@ -129,7 +129,7 @@ def output_problem(claim: Claim, outputs: Mapping[OutPoint, Output]) -> str | No
 def _coin_problem(outpoint: OutPoint, value_sat: int, reserve: Reserve, known: Facts) -> str | None:
     if not 0 < value_sat <= MAX_MONEY_SAT:
         return f"value of {value_sat} sat, want 1 to {MAX_MONEY_SAT}"
-    # a reserve that is not ours is policy-destination's business
+    # policy-destination refuses an unknown reserve
     return _script_problem(outpoint, reserve.funding_script, known.outputs) if known.own.reserve else None
 
 

@@ -1,1 +1,1 @@
-"""The server's keys: which key belongs to a channel, and signing with it."""
+"""The server's keys: finding the key of a channel, and signing with it."""

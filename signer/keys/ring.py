@@ -1,10 +1,10 @@
-"""The server's keys: which one belongs to a channel, and signing with it. Nothing here is ever shown or logged.
+"""The server's keys: finds the key of a channel, and signs with it. No private key is ever shown or logged.
 
-`KeyRing` is all that policies and handlers know. It holds generations of keys, the newest first: a new channel gets the
-newest's, an old one is settled with the one that it was opened with. A generation is a `KeySource`: the trees of a seed
-and the debug key are here, a hardware module is in `pkcs11`.
+Policies and handlers use `KeyRing` only. It holds generations of keys, the newest first: a new channel gets a key of
+the newest, an old one is settled with its original key. A generation is a `KeySource`: the trees of a seed and the
+debug key are here, a hardware module is in `signer.token`.
 
-BIP32 is written out below because the `bip32` package pins an old coincurve; it is checked with the vectors of BIP32.
+BIP32 is implemented below because the `bip32` package pins an old coincurve; tests check it with the vectors of BIP32.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from paychan.protocol.kinds.script import ChannelTerms
 from paychan.protocol.types import UnixTime
 
 DEBUG_KEY = bytes.fromhex("9b4b4cf8f8796ca8a3a8a3da5c73deeb7c558a89e3752b896349ec58c010879d")
-"""RBPCP §9.1: "That debug key is public knowledge". `config` refuses it outside debug, `seed` refuses it as seed."""
+"""RBPCP §9.1: "That debug key is public knowledge". `config` refuses it outside debug, `seed` refuses it as a seed."""
 
 HARDENED = 1 << 31
 """BIP32: indices from here on derive hardened children, which a leaked sibling and the public parent don't reveal."""
@@ -32,24 +32,24 @@ CHANNEL_BRANCH = int.from_bytes(b"pchk", "big") | HARDENED
 """First level of the hardened tree's channel keys: m/"pchk"'/w1'/w2'/w3'/w4'."""
 
 DESTINATION_BRANCH = int.from_bytes(b"pchd", "big") | HARDENED
-"""First level of its destinations. One level deeper than RBPCP §9.2's m/w1'/w2'/w3'/w4': the trees can't meet."""
+"""First level of the tree's destinations. One level deeper than RBPCP §9.2's m/w1'/w2'/w3'/w4': no collision."""
 
 RESERVE_PATH = (int.from_bytes(b"pchr", "big") | HARDENED, HARDENED)
-"""The reserve's one key, in both trees: m/"pchr"'/0'. No other key of ours is at depth 2: it can't meet them."""
+"""The reserve's one key, in both trees: m/"pchr"'/0'. No other key is at depth 2: no collision."""
 
 CACHED_CHILDREN = 10_000
-"""A derivation costs 0.2 ms, a signature 0.03; a child kept costs about a kilobyte."""
+"""Most cached children: a derivation takes 0.2 ms, a signature 0.03 ms; a cached child takes about a kilobyte."""
 
 
 _own_script = lru_cache(CACHED_CHILDREN)(key_script)
 
 
 class KeysFailed(Exception):
-    """The key store gives no answer now, and why; the same may be asked again."""
+    """The key store can't answer now, with the reason; the caller may try again."""
 
 
 class SigningKey(Protocol):
-    """A key pair of ours."""
+    """A key pair of this signer."""
 
     @property
     def public_key(self) -> bytes:
@@ -60,36 +60,37 @@ class SigningKey(Protocol):
 
 
 class SlowKey(SigningKey, Protocol):
-    """A key pair of ours that takes its time."""
+    """A key pair of this signer whose signatures take long."""
 
     def sign_soon(self, digest: bytes) -> asyncio.Future[bytes]:
-        """Sign without waiting, on an event loop. What is cancelled in time is not signed. Ends with `KeysFailed`."""
+        """Sign without blocking the event loop. A cancellation in time prevents it. May fail with `KeysFailed`."""
 
 
 class KeySource(Protocol):
     """One generation of keys. All methods raise `KeysFailed`.
 
-    Client keys are compressed points and expiries times that fit nLockTime: `policy.channel_terms` has checked.
+    Client keys are compressed points and expiries are times that fit nLockTime: `handler` and `validation` have checked
+    both.
     """
 
     @property
     def blocking(self) -> bool:
-        """Whether an answer can take long: then it is waited for in a thread."""
+        """Whether an answer can take long: then a thread waits for it."""
 
     def channel_key(self, client_key: bytes, expiry: UnixTime, *, create: bool) -> SigningKey | None:
         """Return the key of a channel. `create`: make one if there is none."""
 
     def destination_key(self, client_key: bytes, expiry: UnixTime) -> SigningKey | None:
-        """Return the key that a channel's settlement pays to, where the operator configured no address."""
+        """Return the key that a channel's settlement pays to, if the operator configured no address."""
 
     def reserve_key(self) -> SigningKey:
-        """Return the key of the coins that help to pay for settlements."""
+        """Return the key of the reserve, whose coins help to pay fees of settlements."""
 
 
 class Destination(NamedTuple):
-    """Where settlements may pay to; the key behind it, unless the operator alone has it.
+    """A script that settlements may pay to, and its key, unless only the operator has it.
 
-    `retired`: another one has taken its place, so only what was signed for it before may still pay there.
+    `retired`: it was replaced, so only settlements that were signed for it before may still pay to it.
     """
 
     script: bytes
@@ -105,7 +106,7 @@ class KeyRing:
     def __init__(
         self, sources: Sequence[KeySource], address: bytes | None = None, previous: Sequence[bytes] = ()
     ) -> None:
-        """Take generations, the newest first, and scriptPubKeys: without `address`, destinations are derived."""
+        """Take generations, the newest first, and scriptPubKeys; without `address`, destinations are derived."""
         self._sources = tuple(sources)
         self._current = () if address is None else (Destination(address),)
         self._previous = tuple(Destination(script, retired=True) for script in previous)
@@ -124,14 +125,14 @@ class KeyRing:
         return key
 
     def others(self, client_key: bytes, expiry: UnixTime) -> list[bytes]:
-        """Return the public keys that earlier generations have for a channel; none is made. Raises `KeysFailed`."""
+        """Return the public keys that earlier generations have for a channel; makes no key. Raises `KeysFailed`."""
         keys = (source.channel_key(client_key, expiry, create=False) for source in self._sources)
         found = list(dict.fromkeys(key.public_key for key in keys if key is not None))
         newest = self._sources[0].channel_key(client_key, expiry, create=False)
         return [key for key in found if newest is None or key != newest.public_key]
 
     def find(self, terms: ChannelTerms) -> SigningKey | None:
-        """Return the key of ours that these terms name, of whatever generation. Raises `KeysFailed`."""
+        """Return the signer's key that these terms name, of any generation. Raises `KeysFailed`."""
         for source in self._sources:
             key = source.channel_key(terms.client_key, terms.expiry, create=False)
             if key is not None and key.public_key == terms.server_key:
@@ -139,7 +140,7 @@ class KeyRing:
         return None
 
     def destinations(self, client_key: bytes, expiry: UnixTime) -> Iterator[Destination]:
-        """Yield where a channel's settlement may pay to: the first is where it should. Raises `KeysFailed`."""
+        """Yield the allowed destinations of a channel's settlement, the preferred one first. Raises `KeysFailed`."""
         yield from self._current
         retired = bool(self._current)
         for source in self._sources:
@@ -154,7 +155,7 @@ class KeyRing:
         return self._sources[0].reserve_key()
 
     def find_reserve(self, public_key: bytes) -> Destination | None:
-        """Return the reserve with this public key, of whatever generation. Raises `KeysFailed`."""
+        """Return the reserve with this public key, of any generation. Raises `KeysFailed`."""
         keys = [source.reserve_key() for source in self._sources]
         found = next((key for key in keys if key.public_key == public_key), None)
         if found is None:
@@ -172,7 +173,7 @@ class SoftKey:
         self.public_key = key.public_key.format()
 
     def sign(self, digest: bytes) -> bytes:
-        """RFC 6979: the same every time."""
+        """Deterministic (RFC 6979)."""
         return self._key.sign(digest, hasher=None)
 
 
@@ -185,11 +186,11 @@ class StaticKey:
     def __init__(self, secret: bytes) -> None:
         self._key = SoftKey(PrivateKey(secret))
 
-    def channel_key(self, client_key: bytes, expiry: UnixTime, *, create: bool) -> SigningKey:  # noqa: ARG002 - one for all
+    def channel_key(self, client_key: bytes, expiry: UnixTime, *, create: bool) -> SigningKey:  # noqa: ARG002 - one key
         return self._key
 
     def destination_key(self, client_key: bytes, expiry: UnixTime) -> None:
-        """The destination is always the operator's."""
+        """The operator always configures the destination."""
 
     def reserve_key(self) -> SigningKey:
         return self._key
@@ -261,7 +262,7 @@ class TreeKeys:
 
 
 def hardened_keys(seed: bytes) -> TreeKeys:
-    """Keys of which none tells anything about another."""
+    """Hardened keys: none reveals anything about another."""
     root = Node.from_seed(seed)
     channels, destinations = root.child(CHANNEL_BRANCH), root.child(DESTINATION_BRANCH)
     return TreeKeys(_hardened_below(channels), _hardened_below(destinations), root.descend(RESERVE_PATH))
@@ -270,7 +271,8 @@ def hardened_keys(seed: bytes) -> TreeKeys:
 def rbpcp_v2_keys(seed: bytes) -> TreeKeys:
     """Keys as RBPCP §9.2 derives them.
 
-    "with non-hardened derivation, one leaked child private key plus the xpub reveals the root key": no xpub leaves us.
+    "with non-hardened derivation, one leaked child private key plus the xpub reveals the root key": the signer never
+    sends an xpub.
     """
     root = Node.from_seed(seed)
 

@@ -1,1 +1,1 @@
-"""The ledger: what was shown, signed and settled, on disk before a signature leaves."""
+"""The ledger: everything that was shown, signed and settled, on disk before a signature is sent."""

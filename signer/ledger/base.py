@@ -1,4 +1,4 @@
-"""The ledger as `handlers` see it: what was shown, signed and settled; `ledger` keeps it on disk."""
+"""The ledger's interface for `handler`: everything that was shown, signed and settled; `leveldb` keeps it on disk."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from signer.ledger.flow import Flow
 
 
 class LedgerFailed(Exception):
-    """The ledger can't be opened, read or written; says what to do."""
+    """The ledger can't be opened, read or written; the text says how to mend it."""
 
 
 class Entry(Struct, frozen=True):
-    """What is to be remembered in one go, and the decisions that go with it."""
+    """Facts to record atomically, and the decisions that belong to them."""
 
     decisions: Sequence[Decision] = ()
     signed: Entries = field(default_factory=dict)
@@ -34,9 +34,9 @@ class Entry(Struct, frozen=True):
 
 
 class Ledger(Protocol):
-    """What happened before. Whoever reads in order to put holds `lock` meanwhile; other threads wait for it.
+    """Record of earlier events. A caller that reads and then puts holds `lock` from read to put; other threads wait.
 
-    All methods raise `LedgerFailed`, and those that return entries `DamagedEntry`: one can't be trusted.
+    All methods raise `LedgerFailed`; those that return entries also raise `DamagedEntry`: one can't be trusted.
     """
 
     @property
@@ -45,11 +45,11 @@ class Ledger(Protocol):
 
     @property
     def flow(self) -> Flow:
-        """How much was settled lately."""
+        """Value settled in the last day, by time."""
 
     @property
     def shown(self) -> int:
-        """How many outputs were shown."""
+        """Number of outputs that were shown."""
 
     @property
     def head(self) -> Head:
@@ -57,29 +57,29 @@ class Ledger(Protocol):
 
     @property
     def written_at(self) -> UnixTime:
-        """When something was last written to disk and synced; 0: not yet."""
+        """Time of the last synced write; 0: none yet."""
 
     @property
     def problem(self) -> str:
-        """Why it can't be read or written, as far as that is known; "": it can."""
+        """The reason why it can't be read or written, as far as known; "": it can."""
 
     def read(self, outpoints: Collection[OutPoint]) -> Entries:
-        """Return what was signed for these."""
+        """Return the signed entries of these outpoints."""
 
     def newest(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Claim]:
-        """Return the newest payments out of these that were shown."""
+        """Return the newest payments of these channels that were shown."""
 
     def outputs(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Output]:
-        """Return what these hold, as far as it was shown."""
+        """Return these outputs, as far as they were shown."""
 
     def request(self, digest: bytes) -> SettlementRequest | None:
         """Return the request with this digest, if it was signed."""
 
     def settlement(self, digest: bytes) -> Settlement | None:
-        """Return what was kept for this digest."""
+        """Return the settlement that was kept for this digest."""
 
     def put(self, entry: Entry) -> Future[None]:
-        """Remember all of it or nothing; on disk when the future is done. It ends with `LedgerFailed` if that failed."""
+        """Record all of it or nothing; on disk when the future is done. A failure ends it with `LedgerFailed`."""
 
     def keep(self, digest: bytes, settlement: Settlement) -> None:
-        """Remember what was signed; written by and by, on disk with the next `put`. What is lost can be signed again."""
+        """Record a signed settlement; synced with the next `put`. If it is lost, it can be signed again."""

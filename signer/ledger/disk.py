@@ -1,8 +1,8 @@
-"""Room on the disk: a reserve is kept for settlements. Below it, what does not settle is refused until there is room again.
+"""Disk space: a reserve is kept for settlements. Below it, other requests are refused until there is space again.
 
-Other programs write to the same file system, so that it can fill up without us. What a settlement writes is small: some
-hundred bytes of ledger and audit log. What only leads to more channels stops first. A quarter of the reserve is held by
-a file beside the ledger. Only a write that lacks space makes this file smaller; it is filled up when there is space again.
+Other programs use the same file system and can fill it. A settlement writes little: some hundred bytes of ledger and
+audit log. Requests that only lead to more channels stop first. A file beside the ledger holds a quarter of the reserve.
+Only a write that lacks space makes this file smaller; it is filled up when there is space again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 _LOOK_SECONDS = 1.0
 _LEAST_FILES = 64
-"""LevelDB begins new files now and then; a file system may run out of inodes before it runs out of bytes."""
+"""LevelDB creates new files at times; a file system may run out of inodes before it runs out of bytes."""
 _KEY_BYTES, _LINE_BYTES = 40, 2_000
 """Upper limits, but for lines about many channels; `ReserveFile` allows for twice as much."""
 _BUFFER_BYTES = 4 << 20
@@ -38,12 +38,12 @@ class Disk:
 
     @property
     def free_bytes(self) -> int:
-        """What is left for us; at most a second old."""
+        """Free bytes for this process; at most a second old."""
         return self._look()[1]
 
     @property
     def shortage(self) -> str:
-        """Why only settlements go on, or ""; at most a second old."""
+        """The reason why only settlements are answered, or ""; at most a second old."""
         return self._look()[2]
 
     def _look(self) -> tuple[float, int, str]:
@@ -56,12 +56,12 @@ class Disk:
         try:
             found = os.statvfs(self._path)
         except OSError as error:
-            return 0, f"{self._path} can't be looked at: {error.strerror}"
+            return 0, f"{self._path} can't be measured: {error.strerror}"
         free = found.f_bavail * found.f_frsize
         if free < self._reserve_bytes:
             return free, f"{free} bytes are free at {self._path}, want disk.reserve_mb: {self._reserve_bytes} bytes"
         if found.f_files and found.f_favail < _LEAST_FILES:
-            return free, f"{found.f_favail} files can be made at {self._path}, want {_LEAST_FILES}"
+            return free, f"{found.f_favail} more files can be created at {self._path}, want {_LEAST_FILES}"
         return free, ""
 
 

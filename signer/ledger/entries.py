@@ -1,10 +1,10 @@
-"""What the signer remembers: of what it signed, one entry per claimed outpoint, and how an entry is written.
+"""Entries of the ledger: one per claimed outpoint of a signed settlement, and their serialization.
 
     version   1 byte    layout of the body
     body      msgpack   the fields of `Signed`, or of another kind, as an array in declared order
-    checksum  4 bytes   CRC-32 of all before it: a flipped entry is found, never taken for permission
+    checksum  4 bytes   CRC-32 of all before it: an entry with a flipped bit is detected, never used
 
-Pure, like the rules that read it; `ledger` keeps the entries.
+Pure, like the rules that read entries; `leveldb` keeps them.
 """
 
 from __future__ import annotations
@@ -30,37 +30,37 @@ _Entry = TypeVar("_Entry", bound=Struct)
 
 
 class Signed(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The newest settlement of an outpoint that was signed."""
+    """The newest signed settlement of an outpoint."""
 
     digest: bytes
     """Of the whole request, see `request_digest`."""
     fee_sat: Sat
     size: int
-    """Largest size that the settlement can have: what its fee is measured by."""
+    """Largest possible size of the settlement, in bytes; its fee rate is computed with it."""
     change_sat: Sat
     change_script: bytes
     funding_sat: Sat = Sat(0)
 
     @property
     def received_sat(self) -> Sat:
-        """What the channel had earned."""
+        """Value that the channel earned, in satoshi."""
         return Sat(max(0, self.funding_sat - self.change_sat))
 
     def pays_less_than(self, fee_sat: int, size: int) -> bool:
-        """Say whether its rate is lower than that of a fee and a size, to the exact fraction."""
+        """Say whether its fee rate is lower than that of a fee and a size, compared as exact fractions."""
         return fee_sat * self.size > self.fee_sat * size
 
     def least_fee_above(self, size: int) -> Sat:
-        """Return the least fee that is a higher rate at this size."""
+        """Return the least fee with a higher rate at this size."""
         return Sat(self.fee_sat * size // self.size + 1)
 
 
 Entries: TypeAlias = dict[OutPoint, Signed]
-"""What is remembered of outpoints; one that was never signed for is missing."""
+"""Signed entries by outpoint; one that was never signed for is missing."""
 
 
 class Output(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What a transaction output that was shown holds."""
+    """A transaction output that was shown."""
 
     value_sat: Sat
     script: bytes
@@ -69,11 +69,11 @@ class Output(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 
 
 class DamagedEntry(Exception):
-    """An entry can't be trusted. It is never overwritten: nothing more is signed for its outpoint."""
+    """An entry can't be trusted. It is never overwritten: no new settlement of its outpoint is signed."""
 
 
 def request_digest(request: SettlementRequest) -> bytes:
-    """Identify a request: SHA256 of all its fields, as on the wire but for the id."""
+    """Identify a request: SHA256 of all its fields, encoded as on the wire but with id 0."""
     return sha256(msgspec.msgpack.encode(msgspec.structs.replace(request, id=0))).digest()
 
 
@@ -87,7 +87,7 @@ def request_size(request: SettlementRequest) -> int:
 
 
 def entries_of(request: SettlementRequest, digest: bytes | None = None) -> Entries:
-    """Make what is to be remembered of a valid request; its digest, where it is known already, need not be made again."""
+    """Build the entries of a valid request; pass its digest if known, to avoid computing it again."""
     digest, size = digest or request_digest(request), request_size(request)
     return {
         claim.outpoint: Signed(

@@ -1,4 +1,4 @@
-"""How much was settled lately, in spans of ten minutes: what the ledger keeps for the rules on value. Pure."""
+"""Value settled recently, in spans of ten minutes; the ledger keeps it for the rules on value. Pure."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from msgspec import Struct
 from paychan.protocol.types import Sat, UnixTime
 
 _SPAN_SECONDS = 600
-"""Sums are kept for spans of this length. What began within the last hour or day counts in full: never too little."""
+"""Sums are kept for spans of this length. A span that ends within the last hour or day counts in full."""
 
 HOUR_SECONDS = 3_600
 DAY_SECONDS = 86_400
 
 
 class Flow(Struct, frozen=True, array_like=True):
-    """How much was settled lately: (span, satoshi) with the newest last, and the sum since the last fresh heartbeat."""
+    """Value settled recently: (span, satoshi) with the newest last, and the sum since the last fresh heartbeat."""
 
     spans: tuple[tuple[int, int], ...] = ()
     unattended_sat: int = 0
     young: tuple[tuple[int, int], ...] = ()
-    """The same of channels whose funding had been shown only lately; `spans` are those of the others."""
+    """The same for channels whose funding had been shown only recently; `spans` are those of the others."""
 
     def within(self, seconds: int, now: UnixTime, *, young: bool | None = None) -> Sat:
-        """Sum of the last so many seconds: of all channels, or of the young or the aged ones.
+        """Sum of this many last seconds, in satoshi: of all channels, or of the young or the aged ones.
 
-        Spans to come are of a clock that was ahead, see `plus`.
+        Spans in the future come from a clock that was ahead, see `plus`.
         """
         spans = {None: self.spans + self.young, False: self.spans, True: self.young}[young]
         return Sat(sum(value for span, value in spans if _is_near(span, seconds, now)))
 
     def plus(self, aged_sat: int, young_sat: int, now: UnixTime, *, attended: bool) -> Flow:
-        """Add what is settled now, and forget what is older than a day, or further ahead than an hour.
+        """Add a settlement, and drop spans older than a day or more than an hour in the future.
 
-        A clock that is set back by less than an hour starts no new allowance; one that was ahead for longer counts for
-        nothing once it is right, else it would use up the limits until its own time has come.
+        A clock that is set back by less than an hour starts no new allowance. After a clock that was ahead by more is
+        corrected, its spans no longer count; otherwise they would use up the limits until that time.
         """
         unattended_sat = 0 if attended else self.unattended_sat + aged_sat + young_sat
         return Flow(_added(self.spans, aged_sat, now), unattended_sat, _added(self.young, young_sat, now))

@@ -1,22 +1,22 @@
-"""The ledger: what was shown, signed and settled, in a small LevelDB of the signer's own, and the log of all decisions.
+"""The ledger on disk: everything that was shown, signed and settled, in a small LevelDB, and the log of all decisions.
 
-Nothing in it is secret, and no coin depends on it: without it, the rules that remember start from nothing. One process
-at a time; LevelDB's own lock sees to that.
+Nothing in it is secret, and no coin depends on it: without it, the rules that use earlier events start from nothing.
+LevelDB's own lock admits one process at a time.
 
-    outpoint (36 bytes)   `entries.Signed`: the newest settlement of it
-    f + outpoint          `entries.Output`: what it holds, as it was shown
-    w + outpoint          `settlement.Claim`: the newest payment out of it that was shown
+    outpoint (36 bytes)   `entries.Signed`: its newest signed settlement
+    f + outpoint          `entries.Output`: the output, as it was shown
+    w + outpoint          `settlement.Claim`: the newest payment of this channel that was shown
     q + request digest    the request, to sign it again
-    t + request digest    the signed settlement, to hand it out again
-    n                     how many outputs were shown
-    v                     `flow.Flow`: how much was settled lately
-    h                     the last line of the audit log that belongs to all this
-    p                     empty; written when nothing else is: LevelDB begins a new log only after so many values
+    t + request digest    the signed settlement, to return it again
+    n                     number of outputs that were shown
+    v                     `flow.Flow`: value settled recently
+    h                     the last line of the audit log that belongs to these entries
+    p                     empty; a test write: LevelDB begins a new log only after enough values
 
-What is put is seen by the next `read` at once, and is on disk when its future is done: one thread writes all that has
-come within a moment in one go, first to the audit log, then here. A write that fails ends the process (`vital`): nobody knows
-what is on disk, so nothing more is signed until the signer is started again. `put(Entry())` changes nothing but does all
-of that, and so finds out whether a write would succeed.
+The next `read` sees a put entry at once; the entry is on disk when its future is done. One thread collects the entries
+of a few milliseconds and writes them together, first to the audit log, then here. A failed write ends the process
+(`vital`): the state of the disk is unknown, so nothing more is signed until the signer is started again. `put(Entry())`
+changes no entry but makes the same steps, and so tests whether a write succeeds.
 """
 
 from __future__ import annotations
@@ -49,25 +49,26 @@ from signer.secret.file import sync_directory
 _OPTIONS = {
     # A damaged log is an error when the ledger is opened; by default LevelDB drops what follows the damage.
     "paranoid_checks": True,
-    # An outpoint that was never signed for (1 % aside) is told without reading a block.
+    # Most lookups of an outpoint that was never signed for (all but 1 %) need no disk read.
     "bloom_filter_bits": 10,
-    # Keys, hashes and signatures: nothing of it gets shorter.
+    # Off: keys, hashes and signatures do not compress.
     "compression": None,
 }
 
 _GATHERING_SECONDS = 0.004
-"""A write begins so long after the first has asked for it. Syncs, and threads that take turns, would else cost more than
-what is written, as soon as several settlements are asked for at once."""
+"""A write begins this time after the first request for it. Without the delay, several requests at once would cost more
+in syncs and thread switches than in the data itself.
+"""
 
 
 _HANGING_SECONDS = 10.0
-"""A write that takes longer is a problem to tell of; a slow disk syncs within one second."""
+"""A write that takes longer is reported as a problem; a slow disk syncs within one second."""
 
 _DATA = (".ldb", ".sst", ".log")
-"""Where these lie without the file CURRENT, LevelDB would begin anew and delete them."""
+"""If such files exist but the file CURRENT does not, LevelDB would start an empty database and delete them."""
 
 _HELD = (os.strerror(errno.EAGAIN), "already held by process")
-"""What LevelDB says of a lock that somebody holds; it says other things of a LOCK that can't be opened."""
+"""LevelDB's errors for a lock that another process holds; a LOCK file that can't be opened gives other errors."""
 
 _COUNT, _FLOW, _HEAD, _PROBE = b"n", b"v", b"h", b"p"
 
@@ -87,16 +88,16 @@ class LevelDbLedger:
         audit_file_bytes: int = 0,
         on_failure: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Open the directory and the log, or begin them.
+        """Open the directory and the log, or create them.
 
         Args:
             path: LevelDB's directory.
             audit: the log's file.
-            audit_file_bytes: the log goes on in a new file when it has this size; 0: never.
-            on_failure: called by the writing thread with the reason when a write failed; then all later calls fail.
+            audit_file_bytes: size at which the log continues in a new file; 0: never.
+            on_failure: called by the writing thread with the reason of a failed write; then all later calls fail.
 
         Raises:
-            LedgerFailed: in use, damaged, something else, not accessible, or the log has lost its end.
+            LedgerFailed: in use, damaged, of another kind, not accessible, or lines are missing at the end of the log.
         """
         self.lock = threading.Lock()
         self._failure = self._read_failure = ""
@@ -106,10 +107,10 @@ class LevelDbLedger:
         self._path = path
         self._written_at = UnixTime(0)
         self._begun_at = 0.0
-        """When the write that is under way began, by the monotonic clock; 0: none is."""
+        """Start of the current write, by the monotonic clock; 0: there is none."""
         self._database = _open(path)
         self._log_sizes = dict[str, int]()
-        """Of LevelDB's logs, as they were before the last write."""
+        """Sizes of LevelDB's logs before the last write."""
         try:
             self._audit = RotatingAudit(audit, audit_file_bytes)
         except (AuditFailed, AuditBroken) as error:
@@ -121,7 +122,7 @@ class LevelDbLedger:
         self._writer = vital.start_thread("ledger", self._write_all)
 
     def _begin(self, audit: Path) -> None:
-        """Read what is kept in memory, and see that the log goes as far as it did."""
+        """Load the state that is kept in memory, and check that the log still has its last line."""
         try:
             flow, count, head = (self._get(key) for key in (_FLOW, _COUNT, _HEAD))
             self._flow = Flow() if flow is None else decode_entry(flow, Flow)
@@ -133,7 +134,7 @@ class LevelDbLedger:
         if known is not None and not self._holds(known):
             self._give_up()
             msg = (
-                f"{audit} does not hold line {known.count}, which was written: restore it, or begin another log with "
+                f"{audit} does not hold line {known.count}, which was written: restore the file, or start a new log with "
                 f"`paychan-signer audit archive FILE --after {known}`"
             )
             raise LedgerFailed(msg)
@@ -150,7 +151,7 @@ class LevelDbLedger:
 
     @property
     def torn_bytes(self) -> int:
-        """What was cut off the audit log when it was opened: a line that a crash left unfinished."""
+        """Bytes of an unfinished line, left by a crash, that were cut off the audit log when it was opened."""
         return self._audit.torn_bytes
 
     @property
@@ -229,7 +230,7 @@ class LevelDbLedger:
             self._gather({b"t" + digest: value})
 
     def _gather(self, values: Mapping[bytes, bytes]) -> _Group:
-        """Have values written by and by; who calls it holds `_work`."""
+        """Add values to the next write. The caller holds `_work`."""
         self._check()
         group = self._gathering
         if group.is_empty:
@@ -238,7 +239,7 @@ class LevelDbLedger:
         return group
 
     def close(self) -> None:
-        """End the writes that are under way, and let go of directory and log; later calls fail."""
+        """Finish pending writes, and close directory and log; later calls fail."""
         with self._work:
             self._failure = self._failure or "closed"
             self._work.notify()
@@ -246,7 +247,7 @@ class LevelDbLedger:
         self._give_up()
 
     def _write_all(self) -> None:
-        """Write group after group; runs in a thread of its own until closed."""
+        """Write group after group; runs in a separate thread until closed."""
         while True:
             with self._work:
                 while self._gathering.is_empty:
@@ -255,7 +256,7 @@ class LevelDbLedger:
                     self._work.wait()
             time.sleep(_GATHERING_SECONDS)
             self._begun_at = time.monotonic()
-            with self._work:  # in this order: who looks for a value finds it in one of them, or in the database
+            with self._work:  # in this order: a value is always in one of them, or in the database
                 self._writing = group = self._gathering
                 self._gathering = _Group()
             failure = self._write(group)
@@ -266,7 +267,7 @@ class LevelDbLedger:
                 group.durable.set_exception(LedgerFailed(failure))
 
     def _write(self, group: _Group) -> str | None:
-        """Write a group, the log first: a crash between the two leaves a line too many, never one too few."""
+        """Write a group, the log first: a crash between the two leaves an extra line, never a missing one."""
         if self._failure not in ("", "closed"):
             return self._failure
         try:
@@ -280,7 +281,7 @@ class LevelDbLedger:
             for key, value in group.values.items():
                 batch.put(key, value)
             batch.write()
-        except Exception as error:  # noqa: BLE001 - whatever it was, nobody knows what is on disk
+        except Exception as error:  # noqa: BLE001 - after any error the state of the disk is unknown
             return self._fail(error)
         self._writing = _Group()
         if group.is_awaited:
@@ -288,25 +289,25 @@ class LevelDbLedger:
         return None
 
     def _check_place(self) -> None:
-        """See that what we write is what the next start reads. Raises OSError, `AuditFailed`.
+        """Check that the next start reads the files that are written now. Raises OSError, `AuditFailed`.
 
-        LevelDB writes on into a file that was removed or cut off, and its next start does not miss it.
+        LevelDB continues to write to a file that was removed or truncated, and does not notice at its next start.
         """
         self._audit.check()
         if not os.access(self._path / "CURRENT", os.R_OK) or not os.access(self._path, os.W_OK | os.X_OK):
-            raise OSError(f"{self._path} is gone, or can't be written any more")  # noqa: TRY003, EM102
+            raise OSError(f"{self._path} was removed, or can't be written any more")  # noqa: TRY003, EM102
         try:
             sizes = sizes_of_logs(self._path)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
-                return  # nothing is known to be wrong, and the next write looks again
+                return  # no fault is known; the next write checks again
             raise
         if not sizes or any(sizes[name] < size for name, size in self._log_sizes.items() if name in sizes):
-            raise OSError(f"{self._path} has lost what was written to its log")  # noqa: TRY003, EM102
+            raise OSError(f"{self._path} has lost data of its log")  # noqa: TRY003, EM102
         self._log_sizes = sizes
 
     def _fail(self, error: Exception) -> str:
-        self._failure = f"a write failed ({_text(error)}): see to the disk, then start the signer again"
+        self._failure = f"a write failed ({_text(error)}): check the disk, then start the signer again"
         self._on_failure(self._failure)
         return self._failure
 
@@ -314,13 +315,13 @@ class LevelDbLedger:
         found: dict[OutPoint, _Kind] = {}
         for outpoint in outpoints:
             if len(outpoint.txid) != _TXID_BYTES or not 0 <= outpoint.vout <= _MAX_VOUT:
-                continue  # no key of ours looks like that; policy-template will say so
+                continue  # no such key exists; policy-template will refuse it
             try:
                 raw = self._get(prefix + outpoint.serialize())
                 if raw is not None:
                     found[outpoint] = decode_entry(raw, kind)
             except DamagedEntry as error:
-                msg = f"what is known of {outpoint} can't be told: {_text(error)}"
+                msg = f"the ledger's entry of {outpoint} can't be read: {_text(error)}"
                 raise DamagedEntry(msg) from error
         return found
 
@@ -345,7 +346,7 @@ class LevelDbLedger:
 
 
 class _Group:
-    """What is written together, and the future of all who wait for it."""
+    """Values that are written together, and the future that their callers wait for."""
 
     __slots__ = ("decisions", "durable", "is_awaited", "values")
 
@@ -353,9 +354,9 @@ class _Group:
         self.values: dict[bytes, bytes] = {}
         self.decisions: list[Decision] = []
         self.durable = Future[None]()
-        self.durable.set_running_or_notify_cancel()  # who gives up waiting for it does not take it from the others
+        self.durable.set_running_or_notify_cancel()  # a caller that cancels must not cancel it for the others
         self.is_awaited = False
-        """Somebody is answered when it is on disk; else it need not be synced."""
+        """A caller waits until it is on disk; otherwise it need not be synced."""
 
     @property
     def is_empty(self) -> bool:
@@ -371,7 +372,7 @@ def _open(path: Path) -> plyvel.DB:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         is_new = not (path / "CURRENT").exists()
         if is_new and any(file.suffix in _DATA for file in path.iterdir()):
-            msg = f"{path} is damaged: it has data, but no CURRENT; move it away to begin a new one"
+            msg = f"{path} is damaged: it has data, but no CURRENT; move it away to start a new ledger"
             raise LedgerFailed(msg)
         try:
             database = plyvel.DB(str(path), create_if_missing=True, **_OPTIONS)
@@ -389,13 +390,13 @@ def _open(path: Path) -> plyvel.DB:
 def _why_not_opened(path: Path, error: Exception) -> str:
     text = _text(error)
     if isinstance(error, plyvel.CorruptionError):
-        return f"{path} is damaged ({text}): move it away to begin a new one"
+        return f"{path} is damaged ({text}): move it away to start a new ledger"
     if "LOCK" in text and any(each in text for each in _HELD) and isinstance(error, plyvel.IOError):
-        return f"{path} is in use by another signer: stop it, or give each its own state_dir"
+        return f"{path} is in use by another signer: stop it, or give each signer a separate state_dir"
     return f"{path} can't be opened: {text}"
 
 
 def _text(error: Exception) -> str:
-    """Message of an error; plyvel's are bytes."""
+    """Message of an error; plyvel's messages are bytes."""
     first = error.args[0] if error.args else ""
     return first.decode(errors="replace") if isinstance(first, bytes) else str(error)

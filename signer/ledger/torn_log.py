@@ -1,4 +1,4 @@
-"""The files of the ledger's log: what a power cut leaves behind the last whole write is cut off, and their sizes are known."""
+"""Files of the ledger's LevelDB log: cuts off an unfinished write after a power cut, and measures the files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from paychan.protocol.leveldb_log import torn_tail
 
 
 def cut_torn_tail(path: Path) -> bool:
-    """Cut a torn tail off the newest log in a LevelDB directory; say whether there was one.
+    """Cut a torn tail off the newest log in a LevelDB directory; return whether there was one.
 
-    Nothing in it was signed for: a signature leaves when its entry is on disk. Other damage stays, and stops the start.
+    No signature depends on the tail: a signature is sent after its entry is on disk. Other damage stays, and stops the
+    start.
     """
     newest = max(path.glob("[0-9]*.log"), default=None)
     content = newest.read_bytes() if newest is not None else b""
@@ -27,11 +28,11 @@ def cut_torn_tail(path: Path) -> bool:
 
 
 def sizes_of_logs(path: Path) -> dict[str, int]:
-    """Sizes of the logs that LevelDB would read when it is opened; there is always one. Raises OSError."""
+    """Sizes of the logs that LevelDB would read at its next start; there is always one. Raises OSError."""
     sizes = {}
     with os.scandir(path) as files:
         for file in files:
             if file.name.endswith(".log"):
-                with suppress(FileNotFoundError):  # LevelDB removes one by and by, after it has begun another
+                with suppress(FileNotFoundError):  # LevelDB removes an old one some time after it has created a new one
                     sizes[file.name] = file.stat().st_size
     return sizes

@@ -1,1 +1,1 @@
-"""The seed: its encrypted file, its words, and the keys that grow from it."""
+"""The seed: its encrypted file, its words, and the keys derived from it."""

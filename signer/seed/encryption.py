@@ -1,7 +1,7 @@
-"""An encrypted file's bytes: scrypt makes a key of a passphrase, ChaCha20-Poly1305 seals with it. No file, no terminal.
+"""Encryption of the seed file's bytes: scrypt derives a key from a passphrase, ChaCha20-Poly1305 encrypts with it.
 
-The file is one line of JSON. Its header says how the key is made, and is sealed along; a checksum over all tells a
-damaged file from a wrong passphrase. There is one way to write a file: every changed byte is found.
+The file is one line of JSON. Its header has the parameters of the key derivation and is authenticated; a checksum over
+all tells a damaged file from a wrong passphrase. The encoding is unique, so every changed byte is detected.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ _KEY_BYTES = 32
 _TAG_BYTES = 16
 _SALT_BYTES = 16
 _NONCE_BYTES = 12
-"""RFC 8439. A key seals once, since each file has a salt of its own: the nonce can't be used twice."""
+"""RFC 8439. Each file has a random salt, so a key encrypts once: a nonce can't be used twice."""
 
 _CHECKSUM_BYTES = 8
 
 MAX_COST_BYTES = 256 * 2**20
-"""A file that asks for more memory is refused before it gets any."""
+"""A file that requires more memory is refused before any is allocated."""
 
 _BLOCKS = range(8, 33)
-"""RFC 7914's r, which it recommends to be 8."""
+"""RFC 7914's r; it recommends 8."""
 
 _MAX_LANES = 16
 
 
 class Damaged(Exception):
-    """These bytes are not what was sealed. The text says how that shows."""
+    """These bytes are not an intact encrypted file; the text says how that shows."""
 
 
 class WrongPassphrase(Exception):
-    """The bytes are whole, the passphrase is another."""
+    """The bytes are intact, but encrypted with another passphrase."""
 
 
 class Cost(Struct, frozen=True):
@@ -55,10 +55,10 @@ class Cost(Struct, frozen=True):
 
 
 CHOSEN = Cost(1 << 17)
-"""For a passphrase that a person chose: 128 MiB and about a second for each guess."""
+"""For a passphrase that a person chose: each guess costs 128 MiB and about a second."""
 
 DRAWN = Cost(1 << 10)
-"""For a passphrase of 256 random bits: nobody guesses it, however fast."""
+"""For a random passphrase of 256 bits, which can't be guessed at any speed."""
 
 
 class _Header(Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,7 +84,7 @@ class _Version(Struct):
 
 
 def seal(content: bytes, passphrase: bytearray, cost: Cost) -> bytes:
-    """Encrypt; the same content never looks the same twice."""
+    """Encrypt; the result differs each time."""
     header = _Header(
         _FORMAT,
         VERSION,
@@ -105,12 +105,12 @@ def seal(content: bytes, passphrase: bytearray, cost: Cost) -> bytes:
 
 
 def unseal(data: bytes, passphrase: bytearray) -> bytes:
-    """Decrypt what `seal` made.
+    """Decrypt the output of `seal`.
 
     Raises:
-        Damaged: it is not that, or not any more.
-        WrongPassphrase: it is, with another passphrase.
-        MemoryError: too little memory to make the key.
+        Damaged: it is no such output, or was changed.
+        WrongPassphrase: it is intact, with another passphrase.
+        MemoryError: too little memory to derive the key.
     """
     file = _read(data)
     header = _header(file)
@@ -124,12 +124,12 @@ def unseal(data: bytes, passphrase: bytearray) -> bytes:
 
 
 def check(data: bytes) -> None:
-    """Raise `Damaged` unless the bytes are a whole sealed file; needs no passphrase."""
+    """Raise `Damaged` unless the bytes are an intact encrypted file; needs no passphrase."""
     _read(data)
 
 
 def is_sealed(data: bytes | bytearray) -> bool:
-    """Whether the bytes look like a sealed file, whole or not."""
+    """Whether the bytes look like an encrypted file, intact or not."""
     return data.startswith(b"{")
 
 
@@ -154,17 +154,17 @@ def _read(data: bytes) -> _File:
     try:
         said = msgspec.json.decode(data, type=_Version)
         if said.format == _FORMAT and said.version > VERSION:
-            msg = f"it is of version {said.version}, written by a newer release; this one reads up to {VERSION}"
+            msg = f"it has version {said.version} of a newer release; this release reads up to version {VERSION}"
             raise Damaged(msg)
         file = msgspec.json.decode(data, type=_File)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        msg = f"it is no encrypted seed any more ({error})"
+        msg = f"it is not an encrypted seed ({error})"
         raise Damaged(msg) from None
     if _write(_header(file), file.sealed) != data:
         msg = "its checksum is wrong"
         raise Damaged(msg)
     if not _usable(file):
-        msg = "its header asks for something that no release has written"
+        msg = "its header has parameters that no release has written"
         raise Damaged(msg)
     return file
 

@@ -1,8 +1,8 @@
-"""The seed file: the one secret on disk, encrypted, that only the signer's user can read.
+"""The seed file: the only secret on disk, encrypted, and readable by the signer's user only.
 
-It holds all generations of seeds, the newest first, in one file: a rotation or another passphrase is one file that takes
-the place of another, so there is no moment without usable keys, none with half of them, and one thing to keep a copy of.
-It does not say `key.mode`: words on paper don't either, so the trees of both modes are grown from each seed.
+One file holds all generations of seeds, the newest first. A rotation or a new passphrase replaces the file by another
+one, so at every moment the keys are complete, and there is one file to keep a copy of. It does not store `key.mode`:
+the words on paper don't either, so the trees of both modes are derived from each seed.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _PLAIN = re.compile(rb"[0-9a-f]{64}\n?")
 
 
 class SeedError(Exception):
-    """The seed can't be used, and what to do about it. Never holds anything of the file's content."""
+    """The seed can't be used; the text says how to mend it. Never holds any content of the file."""
 
 
 class Seed(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One generation: what all keys of a time grow from."""
+    """One generation: all keys of a period are derived from it."""
 
     kind: Literal["bip39", "raw"]
     secret: bytes
@@ -54,7 +54,7 @@ class Seed(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 
     @property
     def master(self) -> bytes:
-        """What BIP32's tree grows from."""
+        """The seed of BIP32's tree."""
         return mnemonic.to_seed(self.secret) if self.kind == "bip39" else self.secret
 
     @property
@@ -63,7 +63,7 @@ class Seed(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 
     @property
     def fingerprint(self) -> str:
-        """BIP32's name of the master key: tells generations apart, and gives nothing away."""
+        """BIP32's fingerprint of the master key: identifies a generation, and reveals no key."""
         return bytes(Hash160(self.root.key.public_key.format())[:4]).hex()
 
     def __repr__(self) -> str:
@@ -74,15 +74,15 @@ class Seed(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 
 
 def draw_seed(now: UnixTime) -> Seed:
-    """Draw a new one."""
+    """Draw a random seed."""
     return Seed("bip39", secrets.token_bytes(ENTROPY_BYTES), now)
 
 
 def seed_of_words(words: Sequence[str], now: UnixTime) -> Seed:
-    """Take a seed from its backup.
+    """Take a seed from its backup words.
 
     Raises:
-        SeedError: the words are not one.
+        SeedError: the words are no valid backup.
     """
     try:
         return checked(Seed("bip39", mnemonic.to_entropy(words), now))
@@ -91,10 +91,10 @@ def seed_of_words(words: Sequence[str], now: UnixTime) -> Seed:
 
 
 def seed_of_hex(text: str, now: UnixTime) -> Seed:
-    """Take a raw BIP32 seed: an old seed file's, or the root seed of another RBPCP v2 server.
+    """Take a raw BIP32 seed: of an old seed file, or the root seed of another RBPCP v2 server.
 
     Raises:
-        SeedError: it is not one.
+        SeedError: the text is no such seed.
     """
     try:
         raw = bytes.fromhex(text.strip())
@@ -107,7 +107,7 @@ def seed_of_hex(text: str, now: UnixTime) -> Seed:
 
 
 def checked(seed: Seed) -> Seed:
-    """Return the seed unless everybody knows it. Raises `SeedError`."""
+    """Return the seed unless it is the debug key. Raises `SeedError`."""
     if seed.secret == DEBUG_KEY:
         msg = "this is the publicly known debug key: create a seed of your own"
         raise SeedError(msg)
@@ -118,16 +118,16 @@ def read_seeds(path: Path, passphrase: Secret) -> tuple[Seed, ...]:
     """Open the file: all generations, the newest first.
 
     Raises:
-        SeedError: missing, not a private file of ours, in plain text, damaged, or of another passphrase.
+        SeedError: missing, not a private file of this user, in plain text, damaged, or of another passphrase.
     """
     return _open(path, _read(path), passphrase)
 
 
 def read_plain_seed(path: Path, now: UnixTime) -> Seed:
-    """Read a seed file as it was before seeds were encrypted.
+    """Read an unencrypted seed file of an earlier release.
 
     Raises:
-        SeedError: missing, not a private file of ours, or something else.
+        SeedError: missing, not a private file of this user, or other content.
     """
     content = _read(path, plain=True)
     try:
@@ -146,7 +146,7 @@ def create_seeds(path: Path, seeds: Sequence[Seed], passphrase: Secret, cost: Co
     """Write a new file.
 
     Raises:
-        SeedError: there is a file already, which is left alone, or it can't be written.
+        SeedError: the file exists and was left alone, or it can't be written.
     """
     try:
         with exclusively(path):
@@ -164,10 +164,10 @@ def change_seeds(
     change: Callable[[tuple[Seed, ...]], Sequence[Seed]] = tuple,
     new_passphrase: Secret | None = None,
 ) -> tuple[Seed, ...]:
-    """Put a changed file in the place of the old one; return what it holds.
+    """Replace the file by a changed one; return the new content.
 
     Raises:
-        SeedError: the old one can't be opened, or the new one can't be written; the old one is still there then.
+        SeedError: the old one can't be opened, or the new one can't be written; then the old one is unchanged.
     """
     try:
         with exclusively(path):
@@ -179,10 +179,10 @@ def change_seeds(
 
 
 def encrypt_plain_seed(path: Path, passphrase: Secret, cost: Cost, now: UnixTime) -> Seed:
-    """Put an encrypted file in the place of a plain one.
+    """Replace an unencrypted file by an encrypted one.
 
     Raises:
-        SeedError: it is no plain seed file, or the new one can't be written; the old one is still there then.
+        SeedError: it is no unencrypted seed file, or the new one can't be written; then the old one is unchanged.
     """
     try:
         with exclusively(path):
@@ -198,7 +198,7 @@ def _read(path: Path, *, plain: bool = False) -> bytearray:
         content = read_private(path, _MAX_FILE_BYTES)
     except MissingFile:
         msg = (
-            f"there is no {path}: restore it from the backup, `paychan-signer recover FILE` if that is words, "
+            f"there is no {path}: restore it from the backup, with `paychan-signer recover FILE` if the backup is words, "
             "or create a new one with `paychan-signer init FILE`"
         )
         raise SeedError(msg) from None
@@ -206,7 +206,7 @@ def _read(path: Path, *, plain: bool = False) -> bytearray:
         raise SeedError(str(error)) from None
     if not plain and _PLAIN.fullmatch(content):
         wipe(content)
-        msg = f"{path} holds a seed that is not encrypted: `paychan-signer encrypt FILE` does that, and keeps the keys"
+        msg = f"{path} holds a seed that is not encrypted: `paychan-signer encrypt FILE` encrypts it and keeps the keys"
         raise SeedError(msg)
     return content
 
@@ -218,13 +218,13 @@ def _open(path: Path, content: bytes | bytearray, passphrase: Secret) -> tuple[S
         msg = f"{path}: wrong passphrase"
         raise SeedError(msg) from None
     except (Damaged, msgspec.DecodeError) as error:
-        reason = error if isinstance(error, Damaged) else "what it holds is no seed"
+        reason = error if isinstance(error, Damaged) else "its content is no seed"
         msg = (
             f"{path} is damaged, {reason}: restore it from the backup, or `paychan-signer recover FILE` from the words"
         )
         raise SeedError(msg) from None
     except MemoryError:
-        msg = f"{path}: too little memory to open it: about 150 MiB have to be free at the start"
+        msg = f"{path}: too little memory to open it: about 150 MiB must be free at the start"
         raise SeedError(msg) from None
     if not seeds:
         msg = f"{path} holds no seed"
@@ -233,9 +233,9 @@ def _open(path: Path, content: bytes | bytearray, passphrase: Secret) -> tuple[S
 
 
 def _seal(path: Path, seeds: Sequence[Seed], passphrase: Secret, cost: Cost) -> bytes:
-    """Encrypt, and open it again before it takes the place of anything."""
+    """Encrypt, and decrypt the result as a test before it replaces a file."""
     content = seal(msgspec.msgpack.encode(tuple(seeds)), passphrase.value, cost)
     if _open(path, content, passphrase) != tuple(seeds):
-        msg = f"{path} was left alone: what was encrypted can't be decrypted; look after this machine's memory"
+        msg = f"{path} was left alone: the encrypted seed can't be decrypted again; check this machine's memory"
         raise SeedError(msg)
     return content

@@ -1,1 +1,1 @@
-"""The signer's Unix socket: connections, frames, and where a request is worked on."""
+"""The signer's Unix socket: connections, frames, and the place where each request is processed."""

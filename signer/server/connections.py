@@ -1,8 +1,8 @@
-"""Connections of the signer's socket: frames in, frames out, and nobody who can keep the others waiting.
+"""Connections of the signer's socket: requests in, replies out; no peer can delay the others.
 
-All that a peer can make us hold is bounded, whatever it sends or does not read. When all places are taken, who has asked
-nothing for the longest makes room, also in the middle of a frame: the honest find a place during any flood of connections.
-A peer that sends what is no request is told why, with request id 0, and the connection ends.
+All memory that a peer can occupy is bounded, whatever it sends or does not read. When all slots are in use, the
+connection that has been idle longest is closed, even in the middle of a frame, so the server gets a slot during any
+flood of connections. A peer that sends no valid request gets the reason, with request id 0, and its connection ends.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ from signer.server.socket_file import peer_uid
 _MOST_PLACES = 8
 
 FAREWELLS = 64
-"""Connections that are told why they are turned away; of more, the rest is closed without a word."""
+"""Most refused connections that get the reason at the same time; further ones are closed without a reply."""
 
 LINES_PER_SECOND = 1
-"""Refusals that are logged; the log must not fill the disk. The audit log has its own limit."""
+"""Refusals that go to the log; the log must not fill the disk. The audit log has its own limit."""
 
 _FAREWELL_SECONDS = 1.0
-"""A connection that is closed with unread input loses what was sent to the peer, so we read on for this long."""
+"""Closing a socket with unread input discards replies in transit, so the signer first reads for this time."""
 
 _ACCEPT_PAUSE_SECONDS = 0.1
 
 _ENDED_AT_ONCE = 64
-"""Connections that may have ended before their memory is used again."""
+"""Number of ended connections after which their memory is collected."""
 
 _PASSING = frozenset(
     (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED, errno.EINTR, errno.EPROTO)
 )
-"""No descriptor or no memory of the kernel's is left for a connection, or it ended already. The listener is well."""
+"""The kernel has no descriptor or no memory for a connection, or the connection has ended. The listener still works."""
 
 log = structlog.get_logger()
 
 
 class Limits(Struct, frozen=True):
-    """Who is answered, and how long anybody may take."""
+    """Users that are served, and the time limits of each connection."""
 
     allowed_uids: frozenset[int]
     request_seconds: float
@@ -69,23 +69,23 @@ class Limits(Struct, frozen=True):
 class Connections:
     """Serves the connections of one socket."""
 
-    def __init__(self, answering: RequestHandler, limits: Limits) -> None:
-        self._workplace = Scheduler(answering, limits.request_seconds)
+    def __init__(self, handler: RequestHandler, limits: Limits) -> None:
+        self._scheduler = Scheduler(handler, limits.request_seconds)
         self._limits = limits
         self._admitted: dict[Peer, None] = {}
-        """Who has asked nothing for the longest comes first."""
+        """The connection that has been idle longest comes first."""
         self._large = LargeFrames()
         self._leaving = self._ended = 0
         self._lines = Budget(LINES_PER_SECOND, time.monotonic())
 
     async def accept(self, listener: socket.socket) -> None:
-        """Serve who connects, until cancelled; then all connections end.
+        """Serve connections until cancelled; then all connections end.
 
-        One is let in at a time, and then those who are there have their turn: whoever has sent a request gets it answered before
-        so many others have come that it would have to make room. The rest waits in the listener's queue, in order.
+        After each accepted connection the existing ones get a turn, so that a peer that has sent a request gets the
+        answer before enough others arrive to displace it. Further connections wait in the listener's queue, in order.
         """
         listener.setblocking(False)
-        self._workplace.prepare()
+        self._scheduler.prepare()
         async with asyncio.TaskGroup() as conversations:
             ending = False
             vital.watch("late requests", conversations.create_task(self._end_late()), lambda: ending)
@@ -106,19 +106,19 @@ class Connections:
                 await asyncio.sleep(0 if self._make_room() else _ACCEPT_PAUSE_SECONDS)
                 continue
             conversations.create_task(self._serve(connection))
-            await asyncio.sleep(0)  # the others' turn: `sock_accept` does not wait while there is something to accept
+            await asyncio.sleep(0)  # let the others run: `sock_accept` does not wait while a connection is queued
 
     async def _end_late(self) -> None:
-        """Look now and then who is late, for ever: a timer for each request would cost more than judging it."""
+        """Look for late requests at intervals, for ever: a timer for each request would cost more than judging it."""
         while True:
             await asyncio.sleep(min(self._limits.request_seconds, self._limits.idle_seconds) / 10)
             now = asyncio.get_running_loop().time()
-            self._workplace.end_late(now)
+            self._scheduler.end_late(now)
             for peer in [peer for peer in self._admitted if peer.due_at < now]:
                 peer.end_reading()
 
     async def _serve(self, connection: socket.socket) -> None:
-        """Answer one connection until it ends. A peer's failure is its own."""
+        """Answer the requests of one connection until it ends. A failure affects this connection only."""
         with connection:
             try:
                 uid = peer_uid(connection)
@@ -133,21 +133,21 @@ class Connections:
                         await self._turn_away(peer, refusal)
                     writer.close()
                     async with asyncio.timeout(_FAREWELL_SECONDS):
-                        await writer.wait_closed()  # replies that are still on their way
-            except Exception as error:  # noqa: BLE001 - it must not end the others
+                        await writer.wait_closed()  # let replies that are being sent arrive
+            except Exception as error:  # noqa: BLE001 - must not end the other connections
                 tell_bug(error)
             finally:
                 writer.transport.abort()
                 self._clear_up()
 
     def _clear_up(self) -> None:
-        """Look for garbage where many connections have ended: asyncio leaves each in a circle, with all that it has sent us."""
+        """Collect garbage after many connections: asyncio leaves each in a reference cycle, with all its input."""
         self._ended += 1
         if self._ended % _ENDED_AT_ONCE == 0:
             gc.collect()
 
     def _admission(self, peer: Peer) -> Refusal | None:
-        """Let in who is on the list, if there is a place or one can be made."""
+        """Admit a peer if its user is allowed and there is a free slot or one can be freed."""
         if peer.uid not in self._limits.allowed_uids:
             return Refusal(0, "policy-peer", f"uid {peer.uid} is not in socket.allowed_uids")
         if len(self._admitted) >= self._limits.max_connections and not self._make_room():
@@ -155,7 +155,7 @@ class Connections:
         return None
 
     def _make_room(self) -> bool:
-        """Close who has asked nothing for the longest, unless all wait for an answer."""
+        """Close the connection that has been idle longest; return False if all wait for an answer."""
         quiet = next((peer for peer in self._admitted if not peer.waiting), None)
         if quiet is None:
             return False
@@ -164,7 +164,7 @@ class Connections:
         return True
 
     async def _converse(self, peer: Peer) -> Refusal | None:
-        """Answer requests until the peer ends (None), or sends what is no request."""
+        """Answer requests until the peer ends the connection (None), or sends an invalid request."""
         self._admitted[peer] = None
         peer.stream.shortcut = partial(self._take_at_once, peer)
         try:
@@ -177,27 +177,27 @@ class Connections:
             self._large.leave(peer)
 
     async def _take_requests(self, peer: Peer, answers: asyncio.TaskGroup) -> Refusal | None:
-        """Answer what is quick as it comes, have the rest answered by tasks.
+        """Answer quick requests in order, and start a task for each other one.
 
-        What a peer that was cut off has left in our buffer, thousands of requests, is not answered: nobody gets the replies, and
-        the honest would wait meanwhile.
+        Requests that a disconnected peer has left in the buffer, perhaps thousands, are not answered: no peer reads the
+        replies, and other peers would wait.
         """
         while not peer.writer.transport.is_closing():
             asked = await self._next_request(peer)
             if not isinstance(asked, Asked):
                 return asked
             self._note(peer)
-            if self._workplace.is_quick(asked.request, asked.size):
-                self._workplace.answer(asked.request, peer.uid, partial(self._give, asked, peer))
+            if self._scheduler.is_quick(asked.request, asked.size):
+                self._scheduler.answer(asked.request, peer.uid, partial(self._give, asked, peer))
             else:
                 answers.create_task(self._answer(asked, peer)).add_done_callback(partial(self._end, asked, peer))
-            await asyncio.sleep(0)  # the others' turn, however many requests are here already
+            await asyncio.sleep(0)  # let the others run, however many requests are buffered
         return None
 
     def _take_at_once(self, peer: Peer, data: bytes) -> bool:
-        """Answer a quick request that came whole and alone, as most do: to wake the peer's task would take as long.
+        """Answer a quick request that arrived whole and alone: waking the peer's task would take as long.
 
-        Anything else is for that task to read and to judge; then this returns False.
+        Return False for any other input; the peer's task then reads it.
         """
         if not peer.is_at_rest or peer.waiting or peer.draining or len(data) > SMALL_FRAME_BYTES:
             return False
@@ -206,15 +206,15 @@ class Connections:
             request = decode_request(data[4:]) if size == len(data) - 4 else None
         except WireError:
             return False
-        if request is None or not self._workplace.is_quick(request, size):
+        if request is None or not self._scheduler.is_quick(request, size):
             return False
         self._note(peer)
         peer.due_at = asyncio.get_running_loop().time() + self._limits.idle_seconds
-        self._workplace.answer(request, peer.uid, partial(self._give, Asked(request, size, 0), peer))
+        self._scheduler.answer(request, peer.uid, partial(self._give, Asked(request, size, 0), peer))
         return True
 
     def _note(self, peer: Peer) -> None:
-        """It has asked something: it waits for an answer, and comes behind all that have asked nothing for longer."""
+        """Count a request of this peer as unanswered, and move the peer to the end of the idle order."""
         if peer in self._admitted:
             self._admitted[peer] = self._admitted.pop(peer)
         peer.waiting += 1
@@ -247,8 +247,8 @@ class Connections:
             return Refusal(0, "protocol-message", str(error))
 
     def _give(self, asked: Asked, peer: Peer, reply: Reply) -> None:
-        """Hand over the reply to a quick request. While the peer does not read it, it has fewer places."""
-        peer.given()
+        """Send the reply to a quick request. While the peer does not read it, fewer of its requests are accepted."""
+        peer.answered()
         self._tell(reply)
         if peer.writer.transport.is_closing():
             self._end(asked, peer)
@@ -263,16 +263,16 @@ class Connections:
 
     async def _answer(self, asked: Asked, peer: Peer) -> None:
         try:
-            reply = await self._workplace.reply(asked.request, asked.size, peer.uid)
+            reply = await self._scheduler.reply(asked.request, asked.size, peer.uid)
         finally:
-            peer.given()
+            peer.answered()
         self._tell(reply)
         with suppress(ConnectionError):
             peer.writer.write(encode_frame(reply))
         await self._drain(peer)
 
     async def _drain(self, peer: Peer) -> None:
-        """Wait until the peer has room for more; one that reads nothing is cut off."""
+        """Wait until the peer has room for more; a peer that reads nothing is disconnected."""
         try:
             async with asyncio.timeout(self._limits.request_seconds):
                 await peer.writer.drain()
@@ -280,14 +280,14 @@ class Connections:
             peer.writer.transport.abort()
 
     def _end(self, asked: Asked, peer: Peer, _task: asyncio.Task[None] | None = None) -> None:
-        """Give back what a request has taken."""
+        """Release the slots of a request."""
         for _ in range(asked.places):
             peer.places.release()
         if asked.size > USUAL_FRAME_BYTES:
             self._large.free()
 
     def _tell(self, reply: Reply) -> None:
-        """Log what was refused, for people; the audit log has every decision."""
+        """Log a refusal for the operator; the audit log has every decision."""
         if isinstance(reply, Refusal) and self._lines.take(time.monotonic()):
             log.warning("refused", tag=reply.tag, reason=reply.reason)
 

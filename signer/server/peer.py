@@ -1,6 +1,6 @@
-"""What is known of one connection of the signer's socket, how it is read, and the places that large frames share.
+"""State of one connection of the signer's socket, its reader, and the slots that large frames share.
 
-For `connections` alone, which decides who is answered.
+Used by `connections` only, which decides which peers are answered.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from msgspec import Struct
 from paychan.protocol.wire.signer_messages import Request
 
 REQUESTS_IN_FLIGHT = 32
-"""Of one connection; further ones stay in the socket. A frame takes a place for every 2 KiB of it, and 8 at most."""
+"""Of one connection; further requests stay in the socket. A frame takes a slot for every 2 KiB, and at most 8 slots."""
 
 LARGE_FRAMES = 8
-"""Of all connections, from the first byte until they are answered: 8 MiB, and what is made of two of them at a time."""
+"""Of all connections, from the first byte until the reply: 8 MiB, plus the decoded form of two of them at a time."""
 
 NEVER = float("inf")
 
 _BUFFER_BYTES = 16 * 1024
-"""asyncio reads on up to twice this, and waits for a peer that has so much of replies unread."""
+"""asyncio buffers up to twice this of input; a peer that leaves this much of its replies unread must catch up first."""
 
 _LARGE_SECONDS = 0.3
-"""A peer on this machine sends 1 MiB in a few milliseconds."""
+"""A local peer sends 1 MiB in a few milliseconds."""
 
 
 class Peer:
-    """One connection: what it waits for, and until when the next of it must have come."""
+    """One connection: its unanswered requests, and the time by which its next input must arrive."""
 
     __slots__ = (
         "_has_all",
@@ -60,17 +60,17 @@ class Peer:
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether its task waits for a frame of which nothing has come yet."""
+        """Whether its task waits for a frame of which no byte has arrived."""
         return self.is_between and self.reader.is_empty and not self.is_late
 
-    def given(self) -> None:
-        """One answer less to wait for."""
+    def answered(self) -> None:
+        """Count one answer."""
         self.waiting -= 1
         if self._has_all is not None and not self.waiting:
             self._has_all.set()
 
     async def has_all(self) -> None:
-        """Wait until every answer was given, and taken by whoever still reads."""
+        """Wait until every answer was given, and was read by the peer if it still reads."""
         if self.waiting:
             self._has_all = asyncio.Event()
             await self._has_all.wait()
@@ -78,26 +78,26 @@ class Peer:
             await asyncio.wait(self.draining)
 
     def end_reading(self) -> None:
-        """It is late: what it sends from now on is not read."""
+        """Stop reading: the peer is late, and further input is ignored."""
         self.is_late, self.due_at = True, NEVER
         self.writer.transport.pause_reading()  # type: ignore[attr-defined]  # asyncio types it as a write transport
         self.reader.feed_eof()
 
 
 class Reader(asyncio.StreamReader):
-    """What has come of one connection and was not read yet."""
+    """Received input that was not read yet."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether all that has come was read."""
-        return not self._buffer  # type: ignore[attr-defined]  # there as long as there are streams
+        """Whether all received input was read."""
+        return not self._buffer  # type: ignore[attr-defined]  # private, in all asyncio versions that have streams
 
 
 class Stream(asyncio.StreamReaderProtocol):
-    """Fills a reader, but for what goes a shorter way."""
+    """Fills a reader, except with input that the shortcut takes."""
 
     shortcut: Callable[[bytes], bool] | None = None
-    """Takes what has come, or says that it is for the reader."""
+    """Takes the received input (True), or leaves it to the reader (False)."""
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
@@ -106,7 +106,7 @@ class Stream(asyncio.StreamReaderProtocol):
 
 
 async def open_peer(connection: socket.socket, uid: int) -> Peer:
-    """Have the event loop read a connection of this user. Raises OSError."""
+    """Attach the event loop to a connection of this user. Raises OSError."""
     loop = asyncio.get_running_loop()
     reader = Reader(_BUFFER_BYTES, loop)
     stream = Stream(reader, loop=loop)
@@ -116,7 +116,7 @@ async def open_peer(connection: socket.socket, uid: int) -> Peer:
 
 
 class Asked(Struct, frozen=True):
-    """A request, and what it takes until it is answered."""
+    """A request with its size in bytes, and the slots that it occupies until it is answered."""
 
     request: Request
     size: int
@@ -124,17 +124,17 @@ class Asked(Struct, frozen=True):
 
 
 class LargeFrames:
-    """Places for large frames. Who is slow to send its frame gives its place up to others that wait."""
+    """Slots for large frames. A peer that sends its frame slowly loses its slot to peers that wait."""
 
     def __init__(self) -> None:
         self._places = asyncio.Semaphore(LARGE_FRAMES)
         self._sending: dict[Peer, float] = {}
 
     async def enter(self, peer: Peer) -> None:
-        """Wait for a place, or cut off whoever has been sending for too long.
+        """Wait for a slot; disconnect a peer that has been sending for too long.
 
         Raises:
-            ConnectionError: the peer was itself cut off meanwhile.
+            ConnectionError: this peer was itself disconnected meanwhile.
         """
         now = asyncio.get_running_loop().time
         while self._places.locked():
@@ -151,15 +151,15 @@ class LargeFrames:
         self._sending[peer] = now()
 
     def has_come(self, peer: Peer) -> None:
-        """The frame is here whole; its place stays taken until it was answered."""
+        """Mark a frame as complete; its slot stays taken until the frame is answered."""
         self._sending.pop(peer, None)
 
     def leave(self, peer: Peer) -> None:
-        """The peer is gone; if its frame did not come whole, its place is free."""
+        """Forget a disconnected peer; free its slot if its frame is incomplete."""
         if peer in self._sending:
             del self._sending[peer]
             self.free()
 
     def free(self) -> None:
-        """A large frame was answered."""
+        """Free the slot of an answered frame."""
         self._places.release()

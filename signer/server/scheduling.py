@@ -1,9 +1,9 @@
-"""Where a request is worked on, and for how long: on the event loop what is small, in threads what can take long.
+"""Place and time limit of each request: small ones run on the event loop, slow ones in threads.
 
 A small request is judged and signed on the loop, which takes some milliseconds. A large one can take seconds of this
-process's time, and a key store any time at all to make a key or to sign: all are waited for, so that they hold up nobody but
-those who asked. Each has threads of its own, and signatures of a slow key store are waited for on the loop: a key store that
-hangs holds up nobody who needs no key.
+process's time, and a key store may take any time to make a key or to sign. These run in separate thread pools, so that
+they delay only their own callers. The loop awaits the signatures of a slow key store: a key store that hangs does not
+delay requests that need no key.
 """
 
 from __future__ import annotations
@@ -24,42 +24,42 @@ from signer.keys.ring import SlowKey
 from signer.server.thread_pool import ThreadPool
 
 WORKERS = 16
-"""Wait for new keys side by side; more than cores, for what they wait for may be a hardware module."""
+"""Threads that wait for new keys at the same time; more than cores, because a hardware module may do the work."""
 
 LARGE_WORKERS = 2
-"""Work on large requests. Python runs one thread at a time: with more of them, the event loop would wait for its turn."""
+"""Threads for large requests. Python runs one thread at a time: more of them would delay the event loop."""
 
 SMALL_FRAME_BYTES = 2048
-"""Up to here a request is worked on at once. The slowest, eight channels that were never seen before, takes 20 ms."""
+"""Requests up to this size run on the loop. The slowest, eight channels that were never seen before, takes 20 ms."""
 
 _MAKING_KEYS = (KeyRequest, ReserveRequest)
-"""For these a key store may have to make a key; to others it tells at once which it has, and takes its time to sign."""
+"""Requests for which a key store may have to make a key. For others only signing is slow."""
 
 _Place: TypeAlias = Callable[[Callable[[], Step]], Awaitable[Step]]
-"""Where a step is taken: in a thread, or here."""
+"""Runs a step, in a thread or on the loop."""
 
 log = structlog.get_logger()
 
 
 class RequestHandler(Protocol):
-    """What answers requests: see `handlers.Handler`."""
+    """Answers requests: see `handler.Handler`."""
 
     @property
     def blocking(self) -> bool:
-        """Whether keys take long, to make and to sign with."""
+        """Whether making keys and signing can take long."""
 
     def begin(self, request: Request, peer_uid: int) -> Reply | Approved:
-        """Answer, or say what to wait for."""
+        """Answer, or return the approval and the write to wait for."""
 
     def take(self, request: Request, step: Callable[[], Step]) -> Step:
-        """Take a step of what was approved."""
+        """Run one step of an approved request."""
 
     def finish(self, request: Request, approved: Approved) -> Reply:
-        """Take all its steps."""
+        """Run all steps of an approved request."""
 
 
 class _Waiting:
-    """A quick request that was approved, and waits: for the disk, then perhaps for a slow key store."""
+    """A quick, approved request that waits for the disk, then perhaps for a slow key store."""
 
     __slots__ = ("approved", "deadline", "done", "request", "signing")
 
@@ -72,32 +72,32 @@ class _Waiting:
 
 
 class Scheduler:
-    """Gets every request its reply within a time. A thread that is not done by then goes on, for nobody."""
+    """Gives every request a reply within the time limit. The result of a later thread is dropped."""
 
-    def __init__(self, answering: RequestHandler, seconds: float) -> None:
-        self._answering = answering
+    def __init__(self, handler: RequestHandler, seconds: float) -> None:
+        self._handler = handler
         self._seconds = seconds
         self._making_keys = ThreadPool(WORKERS, "keys")
         self._large = ThreadPool(LARGE_WORKERS, "large")
         self._on_their_way: dict[Future[None], list[_Waiting]] = {}
-        """By what they wait for: many wait for one write, and the loop is woken once for all of them."""
+        """Requests by the write that they wait for: the loop is woken once for all requests of a write."""
         self._waiting: dict[_Waiting, None] = {}
 
     def prepare(self) -> None:
         """Start the threads now: later there may be no memory for one."""
         self._large.prepare()
-        if self._answering.blocking:
+        if self._handler.blocking:
             self._making_keys.prepare()
 
     def is_quick(self, request: Request, frame_bytes: int) -> bool:
-        """Say whether a request that came in a frame of this size is worked on at once (`answer`), or in a thread."""
+        """Say whether a request in a frame of this size runs on the loop (`answer`), or in a thread (`reply`)."""
         return self._place(request, frame_bytes) is None
 
     def answer(self, request: Request, uid: int, done: Callable[[Reply], None]) -> None:
-        """Answer a quick request of this user: `done` gets the reply, perhaps once something is on disk."""
+        """Answer a quick request of this user: `done` gets the reply, after the disk write if there is one."""
         try:
-            answer = self._answering.begin(request, uid)
-        except Exception as error:  # noqa: BLE001 - a bug must not take the signer down, nor show what it handled
+            answer = self._handler.begin(request, uid)
+        except Exception as error:  # noqa: BLE001 - a bug must neither end the signer nor show request data
             done(_failed(request, error))
             return
         if not isinstance(answer, Approved):
@@ -114,7 +114,7 @@ class Scheduler:
         self._waiting[waiting] = None
 
     def end_late(self, now: float) -> None:
-        """Refuse what has waited for disk or key store for too long; `now` is the event loop's time."""
+        """Refuse requests that have waited for disk or key store too long; `now` is the event loop's time."""
         for each in [each for each in self._waiting if each.deadline < now]:
             if each.signing is not None:
                 each.signing.cancel()
@@ -123,8 +123,8 @@ class Scheduler:
     def _written(self, durable: Future[None]) -> None:
         for each in self._on_their_way.pop(durable, []):
             if each not in self._waiting:
-                continue  # it was late
-            if self._answering.blocking:
+                continue  # it was late, and was refused
+            if self._handler.blocking:
                 each.signing = asyncio.get_running_loop().create_task(self._sign(each))
             else:
                 self._end(each, self._finish(each.request, each.approved))
@@ -137,19 +137,19 @@ class Scheduler:
         self._end(waiting, await self._signed(waiting.request, waiting.approved, _at_once))
 
     async def _signed(self, request: Request, approved: Approved, place: _Place) -> Reply:
-        """Take the steps to a reply, each at that place, and wait for a slow key store between them."""
+        """Run the steps to a reply, each at that place, and wait for a slow key store between them."""
         try:
-            step = await place(partial(self._answering.take, request, approved.first))
+            step = await place(partial(self._handler.take, request, approved.first))
             while isinstance(step, Wanted):
                 following = partial(_following, step, await _signatures(step))
-                step = await place(partial(self._answering.take, request, following))
+                step = await place(partial(self._handler.take, request, following))
         except Exception as error:  # noqa: BLE001
             return _failed(request, error)
         return step
 
     def _finish(self, request: Request, approved: Approved) -> Reply:
         try:
-            return self._answering.finish(request, approved)
+            return self._handler.finish(request, approved)
         except Exception as error:  # noqa: BLE001
             return _failed(request, error)
 
@@ -157,25 +157,25 @@ class Scheduler:
         return Refusal(request.id, "policy-deadline", f"not done within {self._seconds} s")
 
     async def reply(self, request: Request, frame_bytes: int, uid: int) -> Reply:
-        """Answer in a thread a request that came in a frame of this size; whatever happens, there is a reply."""
+        """Answer a request in a frame of this size in a thread; return a reply in every case, also after an error."""
         place = self._place(request, frame_bytes) or self._large
         try:
             async with asyncio.timeout(self._seconds):
-                answer = await place.run(lambda: self._answering.begin(request, uid))
+                answer = await place.run(lambda: self._handler.begin(request, uid))
                 if not isinstance(answer, Approved):
                     return answer
                 approved = answer
                 await asyncio.wait([asyncio.wrap_future(approved.durable)])
-                if self._answering.blocking:
+                if self._handler.blocking:
                     return await self._signed(request, approved, place.run)
-                return await place.run(lambda: self._answering.finish(request, approved))
+                return await place.run(lambda: self._handler.finish(request, approved))
         except TimeoutError:
             return self._late(request)
         except Exception as error:  # noqa: BLE001
             return _failed(request, error)
 
     def _place(self, request: Request, frame_bytes: int) -> ThreadPool | None:
-        if self._answering.blocking and isinstance(request, _MAKING_KEYS):
+        if self._handler.blocking and isinstance(request, _MAKING_KEYS):
             return self._making_keys
         return self._large if frame_bytes > SMALL_FRAME_BYTES else None
 
@@ -185,14 +185,14 @@ async def _at_once(work: Callable[[], Step]) -> Step:
 
 
 async def _signatures(wanted: Wanted) -> list[asyncio.Future[bytes]]:
-    """Have all of it signed, whatever comes of it. What nobody waits for any more is given up."""
-    signatures = [cast("SlowKey", key).sign_soon(digest) for key, digest in wanted.digests]  # as `blocking` says
+    """Start all signatures and wait for all, even after an error. Cancellation cancels those not begun."""
+    signatures = [cast("SlowKey", key).sign_soon(digest) for key, digest in wanted.digests]  # `blocking` implies it
     try:
         await asyncio.wait(signatures)
     finally:
         for signature in signatures:
             if not signature.cancel() and not signature.cancelled():
-                signature.exception()  # asked for, so that asyncio does not log what nobody has asked for
+                signature.exception()  # retrieved, so that asyncio does not log it as unhandled
     return signatures
 
 
@@ -206,7 +206,7 @@ def _failed(request: Request, error: Exception) -> Refusal:
 
 
 def tell_bug(error: Exception) -> None:
-    """Log where a bug is, and nothing of what was handled there. Without memory the process ends: nothing would go on."""
+    """Log the place of a bug, without the data handled there. Lack of memory ends the process."""
     if isinstance(error, ExceptionGroup):
         error = (error.subgroup(MemoryError) or error).exceptions[0]
     if isinstance(error, MemoryError):

@@ -1,4 +1,4 @@
-"""The Unix socket as a file: made without a moment in which others could use it, and never taken from a live signer."""
+"""The Unix socket as a file: never accessible to other users, and never taken from a running signer."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ BACKLOG = 1024
 """Connections that wait to be accepted: they cost nothing, and are served in order."""
 
 RESERVED_FILES = 128
-"""Descriptors that connections must leave alone: a ledger that can't open a file gives up for good."""
+"""Descriptors reserved for other files: a ledger that can't open a file fails until the next start."""
 
 _CREDENTIALS = struct.Struct("iII")  # unix(7): pid, uid, gid
 
 
 class SocketError(Exception):
-    """The socket can't be had: which setting it is about, and why."""
+    """The socket can't be used: the setting that this concerns, and the reason."""
 
     def __init__(self, *, key: str, reason: str) -> None:
         super().__init__(reason)
@@ -32,10 +32,10 @@ class SocketError(Exception):
 
 @contextmanager
 def listening_socket(path: Path, group: str) -> Iterator[socket.socket]:
-    """Listen at a path, mode 0600, or 0660 for a group; the file is gone afterwards.
+    """Listen at a path with mode 0600, or 0660 for a group; the file is removed afterwards.
 
     Raises:
-        SocketError: somebody listens there, or it can't be made.
+        SocketError: another process listens there, or the socket can't be created.
     """
     with ExitStack() as cleanup:
         try:
@@ -46,13 +46,13 @@ def listening_socket(path: Path, group: str) -> Iterator[socket.socket]:
 
 
 def peer_uid(connection: socket.socket) -> int:
-    """Ask the kernel which user is at the other end (SO_PEERCRED)."""
+    """Ask the kernel for the user at the other end (SO_PEERCRED)."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return int(_CREDENTIALS.unpack(raw)[1])
 
 
 def room_for(connections: int) -> int:
-    """Have the kernel allow so many connections beside all other files; return how many of them it does allow."""
+    """Raise the limit of open files for this number of connections; return the number that the kernel allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + RESERVED_FILES
     if wanted > soft != resource.RLIM_INFINITY:
@@ -70,7 +70,7 @@ def _listen(path: Path, group: str, cleanup: ExitStack) -> socket.socket:
     _lock(path, cleanup)
     _remove_stale(path)
     listener = cleanup.enter_context(socket.socket(socket.AF_UNIX))
-    previous = os.umask(0o177)  # so that the file is 0600 from its first moment
+    previous = os.umask(0o177)  # so that the file has mode 0600 from its creation
     try:
         listener.bind(str(path))
     finally:
@@ -84,7 +84,7 @@ def _listen(path: Path, group: str, cleanup: ExitStack) -> socket.socket:
 
 
 def _lock(path: Path, cleanup: ExitStack) -> None:
-    """Hold a lock for as long as we listen: of two signers that start at once, one must lose."""
+    """Hold a lock while listening: of two signers that start at the same time, one must fail."""
     name = path.with_name(path.name + ".lock")
     descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     cleanup.callback(os.close, descriptor)
@@ -95,7 +95,7 @@ def _lock(path: Path, cleanup: ExitStack) -> None:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove what a killed signer left behind; whoever answers there keeps it."""
+    """Remove the socket of a killed signer; leave one that answers."""
     if not path.exists():
         return
     if not path.is_socket():
@@ -108,5 +108,5 @@ def _remove_stale(path: Path) -> None:
             path.unlink()
             return
         except (TimeoutError, BlockingIOError):
-            pass  # somebody listens, and is busy
+            pass  # a process listens there, and is busy
     raise SocketError(key="socket.path", reason=f"another process answers on {path}")

@@ -1,6 +1,6 @@
-"""Threads that do for the event loop what takes long, and that nobody waits for: a call that hangs in one ends with the process.
+"""Threads for slow work of the event loop. The process does not wait for them at its end: a hanging call ends with it.
 
-What is done is handed back to the loop, all that has come meanwhile at once.
+Results go back to the loop in batches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 
 class ThreadPool:
-    """So many threads at most; they are started when there is work for them. Used by the thread of one event loop."""
+    """At most `size` threads, each started when there is work for it. Used by the thread of one event loop."""
 
     def __init__(self, size: int, name: str) -> None:
         self._size = size
@@ -30,7 +30,7 @@ class ThreadPool:
         self._is_woken = False
 
     def submit(self, work: Callable[[], _T], done: Callable[[_T | Exception], None]) -> None:
-        """Have work done by a thread; what it returned or raised is given to `done` on the loop."""
+        """Run work in a thread; `done` gets its result or exception on the loop."""
         self._unfinished += 1
         self._work.put((work, done))
         if self._threads < min(self._size, self._unfinished):
@@ -44,8 +44,8 @@ class ThreadPool:
     def _start_one(self) -> None:
         loop, name = asyncio.get_running_loop(), f"{self._name} {self._threads + 1}"
         try:
-            vital.start_thread(name, partial(self._toil, loop))
-        except RuntimeError as error:  # the system gives none
+            vital.start_thread(name, partial(self._run_thread, loop))
+        except RuntimeError as error:  # the system can't create a thread
             if not self._threads:
                 vital.end_by(name, error)
                 raise
@@ -53,28 +53,28 @@ class ThreadPool:
         self._threads += 1
 
     async def run(self, work: Callable[[], _T]) -> _T:
-        """Have work done by a thread, and wait for it. When cancelled before a thread has begun, it is not done."""
+        """Run work in a thread and wait for it. If cancelled before a thread takes it, it does not run."""
         future = asyncio.get_running_loop().create_future()
         self.submit(lambda: None if future.done() else work(), partial(_settle, future))
         result: _T = await future
         return result
 
-    def _toil(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _run_thread(self, loop: asyncio.AbstractEventLoop) -> None:
         """Work for ever; runs in each thread."""
         while True:
             work, done = self._work.get()
             try:
                 result = work()
-            except Exception as error:  # noqa: BLE001 - whoever asked is told
+            except Exception as error:  # noqa: BLE001 - `done` gets the exception
                 result = error
             self._finished.append((done, result))
             if not self._is_woken:
                 self._is_woken = True
-                with suppress(RuntimeError):  # the loop is closed: nobody wants it any more
+                with suppress(RuntimeError):  # the loop is closed: the result is dropped
                     loop.call_soon_threadsafe(vital.guarded(f"results of {self._name}", self._hand_over))
 
     def _hand_over(self) -> None:
-        self._is_woken = False  # first: what comes from now on wakes the loop again
+        self._is_woken = False  # first: a result that arrives from now on wakes the loop again
         while self._finished:
             done, result = self._finished.popleft()
             self._unfinished -= 1
