@@ -1,4 +1,4 @@
-"""`paychan-signer audit`: check the log of decisions, read it, put it aside. Needs no running signer."""
+"""`paychan-signer audit`: verifies, shows and archives the log of decisions. Needs no running signer."""
 
 from __future__ import annotations
 
@@ -25,25 +25,27 @@ from signer.cli.audit_table import decisions_table, outpoints
 from signer.cli.terminal import err, fail, moment, out
 from signer.config import load_signer_config
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="The log of every decision: check it, read it.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="rich", help="The log of every decision: verify, show or archive it."
+)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="FILE", help="The signer's configuration, TOML")]
 LogFiles = Annotated[
     list[Path], typer.Argument(metavar="FILE...", help="The signer's configuration, or log files, oldest first")
 ]
 
-_TOLD_EVERY = 5_000
+_LINES_PER_STEP = 5_000
 """Lines from one step of the progress bar to the next."""
 
 
 class _Seen(Struct):
-    """What has been verified so far."""
+    """Progress of the verification."""
 
     bytes: int = 0
     first: Entry | None = None
     last: Entry | None = None
     noted: Entry | None = None
-    """The line with the hash that somebody had noted."""
+    """The line with the hash that the operator noted earlier."""
 
 
 @app.command(
@@ -54,13 +56,13 @@ class _Seen(Struct):
 def verify_logs(
     files: LogFiles,
     head: Annotated[
-        str, typer.Option(help="A line's hash, noted earlier: it must still be there", show_default=False)
+        str, typer.Option(help="A line's hash, noted earlier: the log must still contain it", show_default=False)
     ] = "",
 ) -> None:
-    """Read the log to its end and check that no line was changed, removed, added or moved; the exit status tells.
+    """Check that no line of the log was changed, removed, added or moved. The exit status is 0 if so.
 
-    A tail that was cut off is found by a hash that was noted elsewhere: `status` shows the newest, and the signer
-    itself compares it at each start.
+    Lines that were cut off at the end are found by a hash that was noted elsewhere: `status` shows the newest, and the
+    signer itself compares it at each start.
     """
     with _sentences():
         logs = _logs(files)
@@ -77,15 +79,22 @@ def verify_logs(
 )
 def show(
     files: LogFiles,
-    last: Annotated[int, typer.Option(min=1, help="So many, of those that were chosen")] = 20,
-    refused: Annotated[bool, typer.Option("--refused", help="Only what was not signed or given")] = False,
-    outpoint: Annotated[str, typer.Option(help="Only this txid:vout; its beginning will do", show_default=False)] = "",
+    last: Annotated[int, typer.Option(min=1, help="Show this many of the matching decisions")] = 20,
+    refused: Annotated[
+        bool,
+        typer.Option(
+            "--refused", help="Only requests that were refused or failed, or that a policy on trial would refuse"
+        ),
+    ] = False,
+    outpoint: Annotated[
+        str, typer.Option(help="Only this txid:vout; the first characters are enough", show_default=False)
+    ] = "",
     tag: Annotated[str, typer.Option(help="Only this policy, such as policy-fee", show_default=False)] = "",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the lines as they are in the log, for programs")
     ] = False,
 ) -> None:
-    """Show decisions, the newest last. Nothing is checked: that is what `verify` does."""
+    """Show decisions, the newest last. `show` checks nothing; `verify` does."""
 
     def chosen(entry: Entry) -> bool:
         return (
@@ -112,28 +121,28 @@ def show(
 def archive(
     file: ConfigFile,
     after: Annotated[
-        str, typer.Option(help="The log is broken or lost: go on from this NUMBER:HASH", show_default=False)
+        str, typer.Option(help="The log is broken or lost: continue from this NUMBER:HASH", show_default=False)
     ] = "",
 ) -> None:
-    """Put the log of a stopped signer aside and begin a new one that goes on from its last line.
+    """Archive the log of a stopped signer and start a new one that continues from its last line.
 
-    Where the signer does not start because the log is not what it was, `--after` with the number and hash that it
-    names begins one that says so. The old file is kept.
+    If the signer does not start because the log is damaged or lost, `--after` with the number and hash in its message
+    starts a new log that states this. The old file is kept.
     """
     with _sentences():
         path = load_signer_config(file).audit_path
         now_ms = time.time_ns() // 1_000_000
         kept = auditarchive.begin_anew(path, _head(after), now_ms) if after else auditarchive.archive(path, now_ms)
-    out.print(f"[green]begun[/green] {escape(str(path))}", soft_wrap=True)
+    out.print(f"[green]started[/green] {escape(str(path))}", soft_wrap=True)
     if kept is not None:
-        out.print(f"[green]kept[/green]  {escape(str(kept))}", soft_wrap=True)
+        out.print(f"[green]kept[/green]    {escape(str(kept))}", soft_wrap=True)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def _logs(files: Sequence[Path]) -> list[Path]:
-    """Name the log files that were meant: a configuration stands for its log and the archives beside it."""
+    """Return the log files that the arguments mean: a configuration stands for its log and the archives beside it."""
     found: list[Path] = []
     for file in files:
         if file.suffix != ".toml":
@@ -142,7 +151,7 @@ def _logs(files: Sequence[Path]) -> list[Path]:
         path = load_signer_config(file).audit_path
         of_config = auditarchive.files(path)
         if not of_config:
-            fail(f"there is no {path}: has this signer ever run?")
+            fail(f"there is no {path}: this signer has probably never run")
         found += of_config
     return found
 
@@ -166,13 +175,13 @@ def _verified(files: Sequence[Path], noted: str) -> _Seen:
 def _counted(file: Path, seen: _Seen, progress: Callable[[int], None]) -> Iterator[bytes]:
     for number, line in enumerate(lines(file)):
         seen.bytes += len(line)
-        if number % _TOLD_EVERY == 0:
+        if number % _LINES_PER_STEP == 0:
             progress(seen.bytes)
         yield line
 
 
 def _newest(files: Sequence[Path], count: int, chosen: Callable[[Entry], bool]) -> list[tuple[Entry, bytes]]:
-    """Return the newest decisions that were chosen, in order, and their lines; reads no more than it takes."""
+    """Return the newest matching decisions, in order, with their lines; reads no more of the log than needed."""
     every = (both for file in reversed(files) for both in _backwards(file))
     found = list(islice((both for both in every if chosen(both[0])), count))
     return found[::-1]
@@ -189,11 +198,11 @@ def _backwards(file: Path) -> Iterator[tuple[Entry, bytes]]:
 def _head(text: str) -> Head:
     count, _, digest = text.partition(":")
     if not count.isdecimal() or not re.fullmatch("[0-9a-f]{64}", digest):
-        fail(f"{text}: want NUMBER:HASH, as the signer told it")
+        fail(f"{text}: want NUMBER:HASH, as in the signer's message")
     return Head(int(count), digest)
 
 
-# --- what people see -------------------------------------------------------------------------------------------------
+# --- output ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -204,16 +213,16 @@ def _sentences() -> Iterator[None]:
     except SettingsError as error:
         fail(str(error), status=2)
     except AuditBroken as error:
-        fail(f"{error.reason}; `paychan-signer audit verify` tells where the log is broken")
+        fail(f"{error.reason}; `paychan-signer audit verify` shows where the log is broken")
     except AuditFailed as error:
         fail(str(error))
     except OSError as error:
-        fail(f"{error.filename}: {error.strerror}; check the path, and that you may read it")
+        fail(f"{error.filename}: {error.strerror}; check the path and your permission to read it")
 
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Show bytes done of all, while there is somebody to look."""
+    """Show the number of bytes done, if standard error is a terminal."""
     columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("verifying", total=total)
@@ -221,7 +230,7 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _fail_broken(file: Path, error: AuditBroken, seen: _Seen) -> NoReturn:
-    good = f"; {seen.last.n:,} is the last that is in order, of {moment(seen.last.at_ms / 1000)}" if seen.last else ""
+    good = f"; {seen.last.n:,} is the last good line, of {moment(seen.last.at_ms / 1000)}" if seen.last else ""
     fail(f"{file}, line {error.line}: {error.reason}{good}")
 
 
@@ -239,7 +248,7 @@ def _print_verified(seen: _Seen, files: Sequence[Path]) -> None:
     table.add_row("[dim]last[/dim]", moment(last.at_ms / 1000))
     table.add_row("[dim]head[/dim]", last.hash)
     if first.n > 1:
-        before = f"numbers 1 to {first.n - 1:,} are in {first.about.get('archive', 'another file')}, not looked at"
+        before = f"numbers 1 to {first.n - 1:,} are in {first.about.get('archive', 'another file')}, not checked"
         table.add_row("[dim]before[/dim]", f"[yellow]{escape(before)}[/yellow]")
     if seen.noted is not None:
         table.add_row("[dim]noted[/dim]", f"[green]number {seen.noted.n:,} has that hash[/green]")

@@ -1,4 +1,4 @@
-"""The audit log as a table for people."""
+"""The audit log as a table."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _COLOURS = {"signed": "green", "given": "green", "would-refuse": "yellow", "refu
 
 
 def outpoints(entry: Entry) -> list[str]:
-    """List the outpoints that a decision was about."""
+    """List the outpoints of a decision."""
     found = [claim.get("outpoint") for claim in _claims(entry)]
     found += [entry.about.get("outpoint"), *_list(entry.about.get("coins"))]
     return [text for text in found if isinstance(text, str)]
 
 
 def decisions_table(entries: Sequence[Entry]) -> Table:
-    """Show decisions, one to a row: who asked for what, the sums, and what came of it."""
+    """Show decisions, one per row: user, request, sums, and decision."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("number", justify="right", no_wrap=True)
     table.add_column("time", min_width=10)
@@ -52,7 +52,7 @@ def _decision(entry: Entry) -> str:
 
 
 def _channel(entry: Entry) -> str:
-    """Name the first outpoint as far as one needs to find it again, and how many more there are; or how many in all."""
+    """Return the first outpoint, short but searchable, and the number of others; or the number of counted requests."""
     found = outpoints(entry)
     if not found:
         units = {"count": "times", "payments": "payments"}
@@ -63,7 +63,7 @@ def _channel(entry: Entry) -> str:
 
 
 def _received(entry: Entry) -> int | None:
-    """Sum up what the server gets of the claims, before the fee."""
+    """Value that the server receives from the claims, before the fee, in satoshi."""
     sums = [(claim.get("funding_sat"), claim.get("change_sat")) for claim in _claims(entry)]
     known = [funding - change for funding, change in sums if isinstance(funding, int) and isinstance(change, int)]
     return sum(known) if known else None
@@ -74,7 +74,7 @@ def _sat(value: Any) -> str:
 
 
 def _claims(entry: Entry) -> Iterator[dict[str, Any]]:
-    """Read the claims; a log that was written by another version may have others."""
+    """Read the claims; another version may have written them in another form."""
     return (claim for claim in _list(entry.about.get("claims")) if isinstance(claim, dict))
 
 

@@ -1,4 +1,4 @@
-"""How the commands of `paychan-signer` speak to people, and the options that they share."""
+"""Options and output functions that the commands of `paychan-signer` share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from paychan.protocol.settings import SettingsError
 from signer.cli.terminal import fail, out
 from signer.secret.file import PrivateFileError
-from signer.secret.sources import NoSecret, typed_by_somebody
+from signer.secret.sources import NoSecret, input_is_terminal
 from signer.seed.file import SeedError
 
 ConfigFile = Annotated[
@@ -40,16 +40,16 @@ BackupFile = Annotated[
 ]
 
 RawSeed = Annotated[
-    bool, typer.Option("--hex", help="hex digits instead of words: an old seed file's, or an RBPCP v2 root seed")
+    bool, typer.Option("--hex", help="hex digits instead of words: of an old seed file, or an RBPCP v2 root seed")
 ]
 
 
 class CommandFailed(Exception):
-    """A command can't go on: why, and what to do next."""
+    """A command can't continue; the text says why and what to do next."""
 
 
 def or_exit(file: Path, command: Callable[[], None]) -> None:
-    """Say in one line what is wrong with file, key or seed; status 2 as for a wrong command line."""
+    """Report a wrong file, key or seed in one line and exit with status 2, as for a wrong command line."""
     try:
         command()
     except (SettingsError, CommandFailed) as error:
@@ -63,17 +63,17 @@ def or_exit(file: Path, command: Callable[[], None]) -> None:
 
 
 def say(text: str) -> None:
-    """Print a sentence that the terminal breaks, so that a path in it can be copied."""
+    """Print a sentence; only the terminal breaks its lines, so that a path in it can be copied."""
     out.print(text, soft_wrap=True)
 
 
 def examples(*lines: str) -> str:
-    """Make the end of a command's help."""
+    """Make the last part of a command's help."""
     return "\n\n".join(
         (f"[bold]Example{'s' * (len(lines) > 1)}[/bold]", *(f"  paychan-signer {line}" for line in lines))
     )
 
 
 def on_terminal() -> bool:
-    """Whether a person reads what we write and answers it."""
-    return typed_by_somebody() and bool(sys.stdout) and sys.stdout.isatty()
+    """Whether both input and output are a terminal, so that a person can answer."""
+    return input_is_terminal() and bool(sys.stdout) and sys.stdout.isatty()

@@ -1,4 +1,4 @@
-"""Commands that show public keys: of a channel, and extended ones with what they reveal."""
+"""Commands that show public keys: of a channel, and extended ones with a warning about what they reveal."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _TEST_VERSION = 0x043587CF
 _NUMBERS_THAT_ARE_TIMES = range(500_000_000, 1 << 32)
 
 _HARDENED_REVEALS = """\
-What these reveal: that two copies of a seed are the same one, and nothing else. All keys below them are hardened: no
-address, channel key or coin can be found with them, not even together with leaked keys. So they are good for telling in
-another wallet or on another machine whether the same words were restored, and for nothing else; there is no extended
-key that watches the destinations. Watch settlement.destination_address instead, or ask for single ones with `pubkey`."""
+These keys reveal whether two copies of a seed are the same, and nothing else. All keys below them are hardened: they lead
+to no address, channel key or coin, not even together with leaked keys. So their only use is to check, in another wallet or
+on another machine, whether the same words were restored. No extended key can watch the destinations:
+watch settlement.destination_address instead, or get the address of one channel with `pubkey`."""
 
 _RBPCP_REVEALS = """\
-What this reveals: the server key of every channel, to whoever knows its client key and expiry, so which settlements
+This key reveals the server key of every channel to any person who knows its client key and expiry, and so which settlements
 are yours. [bold red]Together with the private key of one channel it gives the root private key, and with that all coins.[/bold red]
-It is good for deriving the server keys of RBPCP v2 elsewhere (m/w1/w2/w3/w4). Destinations and reserve are not in it."""
+Use it to derive the server keys of RBPCP v2 elsewhere (m/w1/w2/w3/w4). It does not lead to destinations or the reserve."""
 
 
 def register(app: typer.Typer) -> None:
@@ -48,7 +48,9 @@ def pubkey(
     client_key: Annotated[
         str, typer.Argument(metavar="CLIENT_KEY", help="compressed, 66 hex digits", show_default=False)
     ],
-    expiry: Annotated[int, typer.Argument(metavar="EXPIRY", help="of the channel, Unix seconds", show_default=False)],
+    expiry: Annotated[
+        int, typer.Argument(metavar="EXPIRY", help="expiry of the channel, Unix seconds", show_default=False)
+    ],
     passphrase_fd: PassphraseDescriptor = None,
     passphrase_file: PassphraseFile = None,
 ) -> None:
@@ -72,12 +74,14 @@ def export_xpub(
     file: ConfigFile,
     reveals: Annotated[
         bool,
-        typer.Option("--i-know-what-this-reveals", help='show it in key mode "rbpcp-v2" too, where it is a secret'),
+        typer.Option(
+            "--i-know-what-this-reveals", help='show the key in key mode "rbpcp-v2" too, where it must stay secret'
+        ),
     ] = False,
     passphrase_fd: PassphraseDescriptor = None,
     passphrase_file: PassphraseFile = None,
 ) -> None:
-    """Show the extended public keys (BIP32) of the seed, and say what they reveal."""
+    """Show the extended public keys (BIP32) of the seed, and what they reveal."""
 
     def run() -> None:
         config = config_with_seed(file)
@@ -85,7 +89,7 @@ def export_xpub(
         if root_alone and not reveals:
             msg = (
                 'with key.mode = "rbpcp-v2", the extended public key and the private key of one channel together give '
-                "the root private key. If you want it nevertheless: --i-know-what-this-reveals"
+                "the root private key. To show it anyway: --i-know-what-this-reveals"
             )
             raise CommandFailed(msg)
         paths: list[Sequence[int]] = [()] if root_alone else [(CHANNEL_BRANCH,), (DESTINATION_BRANCH,)]
@@ -134,12 +138,12 @@ def _client_key(text: str) -> bytes:
             return PublicKey(key).format()
     except ValueError:
         pass
-    msg = f"CLIENT_KEY: {text[:70]} is no compressed public key, 66 hex digits that begin with 02 or 03"
+    msg = f"CLIENT_KEY: {text[:70]} is not a compressed public key, 66 hex digits that begin with 02 or 03"
     raise CommandFailed(msg)
 
 
 def _expiry(number: int) -> UnixTime:
     if number not in _NUMBERS_THAT_ARE_TIMES:
-        msg = f"EXPIRY: {number} is no lock time in Unix seconds, {_NUMBERS_THAT_ARE_TIMES[0]} to {_NUMBERS_THAT_ARE_TIMES[-1]}"
+        msg = f"EXPIRY: {number} is not a lock time in Unix seconds, {_NUMBERS_THAT_ARE_TIMES[0]} to {_NUMBERS_THAT_ARE_TIMES[-1]}"
         raise CommandFailed(msg)
     return UnixTime(number)

@@ -1,4 +1,4 @@
-"""`paychan-signer rotate`: a new seed or another destination, while channels of the old ones are still open."""
+"""`paychan-signer rotate`: changes the seed or the destination while channels of the old ones are still open."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Change the seed or the destination; channels that are open keep theirs until they end.",
+    help="Change the seed or the destination; open channels keep the old ones until they end.",
 )
 
 
@@ -53,29 +53,29 @@ def rotate_seed(
     passphrase_fd: PassphraseDescriptor = None,
     passphrase_file: PassphraseFile = None,
 ) -> None:
-    """Draw a new seed for channels opened from the next start on. Open ones are settled with the old keys.
+    """Create a new seed for channels that are opened after the next start. Open channels are settled with the old keys.
 
-    The old seed stays in the file, and its words stay a backup to keep.
+    The old seed stays in the file; keep its words, too.
     It is needed until the last channel that was opened with it has ended: `paychan channels list` shows expiries.
-    Then `paychan-signer forget` takes it out.
+    Then remove it with `paychan-signer forget`.
     """
 
     def run() -> None:
         config = config_with_seed(file)
-        backup.require_somebody(words_file)
+        backup.require_terminal(words_file)
         with read_secret(passphrase_sources(config, passphrase_fd, passphrase_file)) as secret:
             old = read_seeds(config.seed_path, secret)[0]
             seed = draw_seed(now())
             with backup.handed_out(seed, words_file):
                 change_seeds(config.seed_path, secret, CHOSEN, lambda seeds: (seed, *seeds))
-        say(f"{config.seed_path} holds a new seed, {seed.fingerprint}, and the old one, {old.fingerprint}.")
+        say(f"{config.seed_path} holds a new seed, {seed.fingerprint}, and the old seed, {old.fingerprint}.")
         say("It is used for new channels [bold]from the signer's next start on[/bold]. Keep the words of both:")
         say(f"{old.fingerprint} is needed until the last channel opened before that start has ended:")
-        say("`paychan channels list` shows when each expires. Then this takes it out:")
+        say("`paychan channels list` shows when each expires. Then remove it with this command:")
         say(f"  paychan-signer forget {file} {old.fingerprint}")
         path = "/".join(f"{index & ~HARDENED}'" for index in RESERVE_PATH)
         say(
-            f"The reserve has another address from then on. What is at the old one is for m/{path} of the old seed alone."
+            f"The reserve has a new address from then on. Coins at its old address need the key m/{path} of the old seed."
         )
 
     or_exit(file, run)
@@ -90,14 +90,16 @@ def rotate_destination(
     address: Annotated[
         str,
         typer.Argument(
-            metavar="ADDRESS", help='receives all settlements; "": an address per channel', show_default=False
+            metavar="ADDRESS",
+            help='receives all settlements; "": a separate address for every channel',
+            show_default=False,
         ),
     ],
 ) -> None:
-    """Write another destination into the configuration. The old one moves to settlement.previous_addresses.
+    """Write another destination to the configuration. The old one moves to settlement.previous_addresses.
 
-    What was signed for the old one may be signed again for it, as a lost answer needs; nothing new pays there.
-    Comments in the file stay.
+    A settlement that was signed for the old one may be signed again for it, for instance after a lost reply; no new
+    settlement pays to it. Comments in the file stay.
     """
 
     def run() -> None:
@@ -116,7 +118,7 @@ def rotate_destination(
 def _check_address(file: Path, config: SignerConfig, address: str) -> None:
     key = "settlement.destination_address"
     if address == config.settlement.destination_address:
-        raise SettingsError(str(file), key, "is this already: nothing was changed")
+        raise SettingsError(str(file), key, "has this value already: nothing was changed")
     if address:
         try:
             decode_address(address, Network(config.network))
@@ -125,7 +127,7 @@ def _check_address(file: Path, config: SignerConfig, address: str) -> None:
 
 
 def _with_destination(text: str, address: str) -> str:
-    """Change the settings in a TOML text, and nothing else of it."""
+    """Change the two settings in a TOML text, and nothing else."""
     document = tomlkit.parse(text)
     settlement = document.setdefault("settlement", tomlkit.table())
     old = str(settlement.get("destination_address", ""))
@@ -139,7 +141,7 @@ def _with_destination(text: str, address: str) -> str:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Put a text in the place of the configuration, once it is known to be one. Owner and mode stay."""
+    """Replace the configuration by a text, if that is a valid one. Owner and mode stay."""
     real = file.resolve()
     new = real.with_name(real.name + ".new")
     try:

@@ -1,4 +1,4 @@
-"""Commands about the seed file: making it, getting it back from words, proving the words, changing its passphrase."""
+"""Commands about the seed file: create it, recover it from words, verify the words, change its passphrase."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ _NewFile = Annotated[
     typer.Option("--new-passphrase-file", metavar="PATH", help="read the new passphrase from this file, mode 0600"),
 ]
 _Older = Annotated[
-    bool, typer.Option("--older", help="add it to the seed file as the oldest generation, for channels still open")
+    bool,
+    typer.Option("--older", help="add it to the seed file as the oldest generation, for channels that are still open"),
 ]
 
 
@@ -65,22 +66,22 @@ def init(
     passphrase_fd: PassphraseDescriptor = None,
     passphrase_file: PassphraseFile = None,
 ) -> None:
-    """Create the seed that a configuration names, and show it once as 24 words. An existing one is left alone.
+    """Create the seed that a configuration names, and show it once as 24 words. An existing seed is left alone.
 
-    Three of the words have to be typed again before anything is written.
+    Three of the words must be typed again before the file is written.
     """
 
     def run() -> None:
         config = config_with_seed(file)
         _refuse_existing(config.seed_path)
         refuse_new_keys(config)
-        backup.require_somebody(words_file)
+        backup.require_terminal(words_file)
         sources = passphrase_sources(config, passphrase_fd, passphrase_file)
         with choose_secret(sources) as secret:
             seed = draw_seed(now())
             with backup.handed_out(seed, words_file):
                 create_seeds(config.seed_path, [seed], secret, CHOSEN)
-        say(f"Created {config.seed_path}, encrypted; its master key's fingerprint is {seed.fingerprint}.")
+        say(f"Created {config.seed_path}, encrypted; the fingerprint of its master key is {seed.fingerprint}.")
         say(f"Next: try the backup with `paychan-signer verify {file}`, then start with `paychan-signer {file}`.")
 
     or_exit(file, run)
@@ -94,7 +95,7 @@ def recover(
     passphrase_fd: PassphraseDescriptor = None,
     passphrase_file: PassphraseFile = None,
 ) -> None:
-    """Make the seed file from its backup: 12 to 24 words, without a BIP39 passphrase. An existing file is left alone.
+    """Create the seed file from its backup: 12 to 24 words, without a BIP39 passphrase. An existing file is left alone.
 
     After rotations there are several backups: recover the newest first, then the others, newest first, with --older.
     """
@@ -113,7 +114,7 @@ def recover(
         seed = backup.take_back(words_file, now(), raw=raw)
         with choose_secret(sources) as secret:
             create_seeds(config.seed_path, [seed], secret, CHOSEN)
-        say(f"Recovered {config.seed_path}, encrypted; its master key's fingerprint is {seed.fingerprint}.")
+        say(f"Recovered {config.seed_path}, encrypted; the fingerprint of its master key is {seed.fingerprint}.")
         say(f"Next: `paychan-signer recover {file} --older` for older backups, then `paychan-signer {file}`.")
 
     or_exit(file, run)
@@ -126,7 +127,7 @@ def verify(
     passphrase_fd: PassphraseDescriptor = None,
     passphrase_file: PassphraseFile = None,
 ) -> None:
-    """Say whether a backup is that of the seed file, for each generation in it. Status 0: of one of them; 1: of none."""
+    """Compare a backup with each generation in the seed file. Status 0: it is the backup of one of them; 1: of none."""
 
     def run() -> None:
         config = config_with_seed(file)
@@ -137,7 +138,7 @@ def verify(
             same = seed.master == typed.master
             say(f"{seed.fingerprint}  {age:9}  {'[green]yes, this is its backup' if same else 'no'}")
         if typed.master not in {seed.master for seed in seeds}:
-            say(f"The backup is that of {typed.fingerprint}, which {config.seed_path} does not hold.")
+            say(f"This is the backup of {typed.fingerprint}, which {config.seed_path} does not hold.")
             raise typer.Exit(1)
 
     or_exit(file, run)
@@ -146,16 +147,16 @@ def verify(
 def encrypt(
     file: ConfigFile, passphrase_fd: PassphraseDescriptor = None, passphrase_file: PassphraseFile = None
 ) -> None:
-    """Encrypt a seed file of an earlier release, 64 hex digits in plain text. All keys stay the same."""
+    """Encrypt a seed file of an earlier release: 64 hex digits in plain text. All keys stay the same."""
 
     def run() -> None:
         config = config_with_seed(file)
         read_plain_seed(config.seed_path, now())
         with choose_secret(passphrase_sources(config, passphrase_fd, passphrase_file)) as secret:
             seed = encrypt_plain_seed(config.seed_path, secret, CHOSEN, now())
-        say(f"Encrypted {config.seed_path}; its master key's fingerprint is {seed.fingerprint}.")
-        say("The plain text may still be on the disk's free blocks and in old copies: destroy those, or rotate.")
-        say("A copy of the hex digits stays a backup of it: `paychan-signer recover --hex` takes them.")
+        say(f"Encrypted {config.seed_path}; the fingerprint of its master key is {seed.fingerprint}.")
+        say("The plain text may still be in free blocks of the disk and in old copies: destroy those, or rotate.")
+        say("A copy of the hex digits is still a backup: `paychan-signer recover --hex` reads them.")
 
     or_exit(file, run)
 
@@ -180,18 +181,20 @@ def passphrase(
         say(f"{config.seed_path} has the new passphrase. Older copies of the file still open with the old one.")
         kept = config.key.passphrase_file or (str(old.beside) if old.beside and old.beside.exists() else "")
         if kept:
-            say(f"[yellow]Now put it into {kept}[/yellow]: the next start reads it there.")
+            say(f"[yellow]Now write it to {kept}[/yellow]: the next start reads it from there.")
 
     or_exit(file, run)
 
 
 def forget(
     file: ConfigFile,
-    fingerprint: Annotated[str, typer.Argument(metavar="FINGERPRINT", help="of the generation", show_default=False)],
+    fingerprint: Annotated[
+        str, typer.Argument(metavar="FINGERPRINT", help="fingerprint of the generation", show_default=False)
+    ],
     passphrase_fd: PassphraseDescriptor = None,
     passphrase_file: PassphraseFile = None,
 ) -> None:
-    """Take an old generation out of the seed file, when all channels that were opened with it have ended.
+    """Remove an old generation from the seed file, after all channels that were opened with it have ended.
 
     `paychan channels list` shows the open ones. Its words bring it back: `paychan-signer recover --older`.
     """
@@ -200,7 +203,7 @@ def forget(
         config = config_with_seed(file)
         with read_secret(passphrase_sources(config, passphrase_fd, passphrase_file)) as secret:
             change_seeds(config.seed_path, secret, CHOSEN, lambda seeds: _forgotten(seeds, fingerprint))
-        say(f"Took generation {fingerprint} out of {config.seed_path}. Takes effect at the signer's next start.")
+        say(f"Removed generation {fingerprint} from {config.seed_path}. This takes effect at the signer's next start.")
 
     or_exit(file, run)
 
@@ -221,7 +224,7 @@ def _without(seed: Seed, seeds: tuple[Seed, ...]) -> tuple[Seed, ...]:
 def _forgotten(seeds: tuple[Seed, ...], fingerprint: str) -> list[Seed]:
     old = [seed.fingerprint for seed in seeds[1:]]
     if fingerprint not in old:
-        msg = f"there is no old generation {fingerprint}: {', '.join(old) or 'there is none but the newest'}"
+        msg = f"there is no old generation {fingerprint}: {', '.join(old) or 'the newest is the only one'}"
         raise CommandFailed(msg)
     return [seeds[0], *(seed for seed in seeds[1:] if seed.fingerprint != fingerprint)]
 

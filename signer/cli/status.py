@@ -1,4 +1,4 @@
-"""`paychan-signer status` and `heartbeat`: what the operator of a running signer wants to see and say."""
+"""`paychan-signer status` and `heartbeat`: commands for the operator of a running signer."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _Kind = TypeVar("_Kind", HealthReply, StatusReply)
 
 
 class Unanswered(Exception):
-    """The signer gave no answer: why, and what to do."""
+    """The signer gave no answer; the text says why and what to do."""
 
 
 class _Answers(Struct, frozen=True):
@@ -51,12 +51,12 @@ class _Answers(Struct, frozen=True):
 
 def status(
     file: ConfigFile,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what the signer said, for programs")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the signer's replies, for programs")] = False,
 ) -> None:
-    """Show how the running signer is: keys, decisions, what was signed lately against its limits, and protections.
+    """Show the state of the running signer: keys, decisions, value signed recently against its limits, and protections.
 
-    The exit status is 0 if it answers and is well, 1 if there is a problem or no answer. The limits are those of the file,
-    which a running signer has read at its start.
+    The exit status is 0 if it answers without a problem, else 1. The limits are those of the file; a running signer
+    has read its own at its start.
     """
     config = _config(file)
     try:
@@ -73,9 +73,9 @@ def status(
 
 
 def heartbeat(file: ConfigFile) -> None:
-    """Tell the signer that somebody looks after it: for so long it settles more than small sums.
+    """Tell the signer that the operator watches it; until the heartbeat is too old, it settles more than small sums.
 
-    What it settles without is set by `policy.heartbeat_hours` and `policy.value_without_heartbeat_sat`.
+    Set the age with `policy.heartbeat_hours`, and the small sum with `policy.value_without_heartbeat_sat`.
     """
     config = _config(file)
     path, policy = config.heartbeat_path, config.policy
@@ -94,7 +94,7 @@ def heartbeat(file: ConfigFile) -> None:
 
 
 def beat(path: Path) -> None:
-    """Make the file's time of change now, durably; the file is begun if there is none. Raises OSError."""
+    """Set the file's modification time to now, durably; create the file if there is none. Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     try:
@@ -106,10 +106,10 @@ def beat(path: Path) -> None:
 
 
 def ask(path: Path) -> _Answers:
-    """Ask the signer that listens there who and how it is.
+    """Ask the signer that listens at this path for its health and status.
 
     Raises:
-        Unanswered: none runs, it turns us away, or speaks another version.
+        Unanswered: none runs, it refuses the connection, or it speaks another version.
     """
     uid = os.geteuid()
     try:
@@ -121,15 +121,15 @@ def ask(path: Path) -> _Answers:
     except FileNotFoundError:
         reason = f"no signer is running: there is no {path}. Start it: paychan-signer FILE"
     except ConnectionRefusedError:
-        reason = f"no signer is running: one that was killed left {path} behind. Start it: paychan-signer FILE"
+        reason = f"no signer is running: {path} is left from a killed one. Start it: paychan-signer FILE"
     except PermissionError:
         reason = f"uid {uid} may not open {path}: run this as the signer's user, or join socket.group"
     except TimeoutError:
-        reason = f"the signer at {path} gave no answer within {_ANSWER_SECONDS:.0f} s: look into its log"
+        reason = f"the signer at {path} gave no answer within {_ANSWER_SECONDS:.0f} s: see its log"
     except OSError as error:
-        reason = f"the signer at {path} gave no answer ({error.strerror}): look into its log"
+        reason = f"the signer at {path} gave no answer ({error.strerror}): see its log"
     except WireError as error:
-        reason = f"what listens at {path} is no signer of this version ({error}): update this command, or the signer"
+        reason = f"the process at {path} is no signer of this version ({error}): update this command or the signer"
     raise Unanswered(reason)
 
 
@@ -138,8 +138,8 @@ def _answer(connection: socket.socket, request: Request, kind: type[_Kind]) -> _
     if isinstance(reply, kind):
         return reply
     if isinstance(reply, Refusal):
-        hint = ": add it there, or run this as a user who is" if reply.tag == "policy-peer" else ""
-        msg = f"the signer turns us away ({reply.tag}): {reply.reason}{hint}"
+        hint = ": add it there, or run this as an allowed user" if reply.tag == "policy-peer" else ""
+        msg = f"the signer refuses the connection ({reply.tag}): {reply.reason}{hint}"
         raise Unanswered(msg)
     msg = f"got {type(reply).__name__}, want {kind.__name__}"
     raise WireError(msg)
@@ -151,7 +151,7 @@ def _exchange(connection: socket.socket, request: Request) -> Reply:
         prefix = file.read(4)
         body = file.read(frame_size(prefix)) if len(prefix) == 4 else b""
     if not body:
-        msg = "it hung up"
+        msg = "it closed the connection"
         raise WireError(msg)
     return decode_reply(body)
 
@@ -163,7 +163,7 @@ def _config(file: Path) -> SignerConfig:
         fail(str(error), status=2)
 
 
-# --- what people see -------------------------------------------------------------------------------------------------
+# --- output ----------------------------------------------------------------------------------------------------------
 
 
 def _table(answers: _Answers, config: SignerConfig, now: float) -> Table:
@@ -212,7 +212,7 @@ def _against(value_sat: int, limit_sat: int) -> str:
 
 def _heartbeat(heartbeat_at: int, policy: Policy, now: float) -> str:
     if not policy.heartbeat_hours:
-        return "not asked for"
+        return "not required"
     limit = f"{policy.value_without_heartbeat_sat:,} sat"
     if not heartbeat_at:
         return f"[red]none yet[/red]: up to {limit} are settled until `paychan-signer heartbeat`"

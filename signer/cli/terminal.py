@@ -1,4 +1,4 @@
-"""How the signer's commands speak to people: one console for results, one for errors."""
+"""Output of the signer's commands: one console for results, one for errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
-    """End the command with one sentence that says what is wrong and what to do next."""
+    """End the command with one sentence that names the problem and the next step."""
     err.print(f"[red]paychan-signer:[/red] {escape(message)}", soft_wrap=True)
     raise typer.Exit(status)
 
@@ -27,7 +27,7 @@ def moment(unix: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """A length of time, in its two largest units."""
+    """A duration, in its two largest units."""
     left = int(seconds)
     if left < _MINUTE:
         return f"{left} s"

@@ -1,4 +1,4 @@
-"""The dialogue about backup words: showing them once, having some repeated, reading them back."""
+"""The dialogue about backup words: shows them once, asks for some of them, reads them back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from paychan.protocol.types import UnixTime
 from signer.cli.options import CommandFailed, on_terminal, say
 from signer.cli.terminal import out
 from signer.secret.file import PrivateFileError, read_private, write_new
-from signer.secret.sources import typed_by_somebody
+from signer.secret.sources import input_is_terminal
 from signer.secret.wiping import wipe
 from signer.seed import words as mnemonic
 from signer.seed.file import Seed, seed_of_hex, seed_of_words
@@ -29,10 +29,10 @@ _MAX_BACKUP_BYTES = 4096
 
 @contextmanager
 def handed_out(seed: Seed, words_file: Path | None) -> Iterator[None]:
-    """See that the operator has the words, on paper or in a file, before the block makes the seed count.
+    """Make sure that the operator has the words, on paper or in a file, before the block stores the seed.
 
     Raises:
-        CommandFailed: nobody repeated them.
+        CommandFailed: the words were not repeated correctly.
         PrivateFileError: the file can't be written.
     """
     words = mnemonic.to_words(seed.secret)
@@ -43,17 +43,17 @@ def handed_out(seed: Seed, words_file: Path | None) -> Iterator[None]:
     write_new(words_file, (" ".join(words) + "\n").encode())
     try:
         yield
-    except BaseException:  # words of a seed that was not made would only mislead
+    except BaseException:  # words of a seed that was not stored would only mislead
         words_file.unlink()
         raise
-    say(f"The words are in {words_file}. Move it to where no program reads it: whoever has it has the keys.")
+    say(f"The words are in {words_file}. Move it to a place that no program reads: the words give access to all keys.")
 
 
-def require_somebody(words_file: Path | None) -> None:
-    """Raises `CommandFailed` when words could be shown to nobody."""
+def require_terminal(words_file: Path | None) -> None:
+    """Raise `CommandFailed` if the words would be shown to no person."""
     if words_file is None and not on_terminal():
         msg = (
-            "the words are shown once, on a terminal, and this is none. "
+            "the words are shown once, on a terminal, and this is not a terminal. "
             "For a script: `--words-file PATH` writes them to a new file"
         )
         raise CommandFailed(msg)
@@ -63,10 +63,10 @@ def take_back(words_file: Path | None, now: UnixTime, *, raw: bool) -> Seed:
     """Read a backup: words or hex digits, from a file, from standard input, or typed.
 
     Raises:
-        SeedError: it is no backup, and why not.
+        SeedError: it is no valid backup; the text says why.
         PrivateFileError: the file can't be used.
     """
-    if words_file is None and typed_by_somebody():
+    if words_file is None and input_is_terminal():
         return seed_of_hex(_type_hex(), now) if raw else seed_of_words(_type_words(), now)
     text = _read(words_file)
     return seed_of_hex(text, now) if raw else seed_of_words(text.split(), now)
@@ -82,24 +82,24 @@ def _hand_out(words: Sequence[str]) -> None:
 
 
 def _show(words: Sequence[str]) -> None:
-    """Show them in columns, on a page of the terminal that is gone afterwards."""
+    """Show the words in columns, on a page of the terminal that disappears afterwards."""
     rows = len(words) // _COLUMNS
     table = Table.grid(padding=(0, 3))
     for row in range(rows):
         numbers = range(row, len(words), rows)
         table.add_row(*(f"[dim]{number + 1:2}[/dim] [bold]{words[number]}[/bold]" for number in numbers))
-    title = f"The backup: {len(words)} words, shown this once"
+    title = f"The backup: {len(words)} words, shown only once"
     with _own_page():
         out.print(Panel(table, title=title, expand=False, padding=(1, 2)))
         say(
-            "Write them down on paper, with their numbers. Whoever has them has the keys. Without them and\n"
-            f"without the seed file, what open channels owe you is lost. You will be asked for {REPEATED} of them."
+            "Write them down on paper, with their numbers. They give access to all keys. Without them and without the\n"
+            f"seed file, the money in open channels is lost. You will be asked for {REPEATED} of them."
         )
-        out.input("\nPress Enter when you have them. ")
+        out.input("\nPress Enter when you have written them down. ")
 
 
 def _repeat(words: Sequence[str]) -> bool:
-    """Ask for some of them."""
+    """Ask for some of the words."""
     asked = sorted(secrets.SystemRandom().sample(range(len(words)), REPEATED))
     with _own_page():
         for number in asked:
@@ -108,13 +108,13 @@ def _repeat(words: Sequence[str]) -> bool:
                 break
         else:
             return True
-    say(f"[yellow]Word {number + 1} is another one.[/yellow] The words are shown again.")
+    say(f"[yellow]Word {number + 1} is a different word.[/yellow] The words are shown again.")
     out.input("Press Enter to see them. ")
     return False
 
 
 def _type_words() -> list[str]:
-    """Ask for words, one or several at a time; each is looked up at once."""
+    """Ask for words, one or several at a time; each is checked at once."""
     words: list[str] = []
     with _own_page():
         say("Type the words of the backup, one or several at a time; four letters of each are enough.")
@@ -143,7 +143,7 @@ def _read(path: Path | None) -> str:
     try:
         return content.decode("ascii")
     except UnicodeDecodeError:
-        msg = f"{path} is no text of words or digits"
+        msg = f"{path} is not a text of words or digits"
         raise PrivateFileError(msg) from None
     finally:
         wipe(content)
@@ -151,7 +151,7 @@ def _read(path: Path | None) -> str:
 
 @contextmanager
 def _own_page() -> Iterator[None]:
-    """Use the terminal's second page: what stood there can't be scrolled back to."""
+    """Use the terminal's alternate screen: its content can't be scrolled back to."""
     out.set_alt_screen(True)
     out.clear()
     try:

@@ -22,7 +22,7 @@ _LOOK_SECONDS = 1.0
 _LEAST_FILES = 64
 """LevelDB creates new files at times; a file system may run out of inodes before it runs out of bytes."""
 _KEY_BYTES, _LINE_BYTES = 40, 2_000
-"""Upper limits, but for lines about many channels; `ReserveFile` allows for twice as much."""
+"""Upper limits, except for lines about many channels; `ReserveFile` allows for twice as much."""
 _BUFFER_BYTES = 4 << 20
 """LevelDB's default write buffer."""
 

@@ -1,8 +1,9 @@
-"""Checks the directories that the signer writes to, before it writes there: no other user may be able to write to them.
+"""Checks the signer's directories before the first write: no other user may be able to write to them.
 
-A user who can write to the state directory can remove the ledger, and with it the memory of the policies, or replace the
-socket by another one. So each directory must belong to the signer's user or to root, must not be writable for others, and no
-directory above it may be writable for all users, unless it is sticky as /tmp is. `service` calls this after the change of user.
+A user who can write to the state directory can remove the ledger, and with it the earlier events of the policies, or
+replace the socket by another one. So each directory must belong to the signer's user or to root, must not be writable
+for others, and no directory above it may be writable for all users, unless it is sticky as /tmp is. `service` calls
+this after the change of user.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _OTHERS_WRITE = 0o022
 
 
 class PlaceError(Exception):
-    """A directory can't be trusted: which setting names it, and what to do."""
+    """A directory can't be trusted: names the setting, and says how to mend it."""
 
     def __init__(self, *, key: str, reason: str) -> None:
         super().__init__(reason)
@@ -25,10 +26,10 @@ class PlaceError(Exception):
 
 
 def check_file(file: Path) -> None:
-    """See that not every user can write the configuration: it says where the money goes.
+    """Check that not every user can write to the configuration: it names the destination of all settlements.
 
     Raises:
-        PlaceError: see there.
+        PlaceError: every user can.
     """
     if file.exists() and file.stat().st_mode & stat.S_IWOTH:
         mode = stat.S_IMODE(file.stat().st_mode)
@@ -36,10 +37,10 @@ def check_file(file: Path) -> None:
 
 
 def check_places(config: SignerConfig) -> None:
-    """Look at all directories and names that the signer writes to, as far as they exist.
+    """Check all existing directories and files that the signer writes to.
 
     Raises:
-        PlaceError: see there.
+        PlaceError: another user can change one of them, or it is a link.
     """
     places = (
         (config.state_dir, "state_dir"),
@@ -53,12 +54,12 @@ def check_places(config: SignerConfig) -> None:
             raise PlaceError(key=key, reason=problem)
     for path, key in ((config.audit_path, "state_dir"), (config.socket_path, "socket.path")):
         if path.is_symlink():
-            raise PlaceError(key=key, reason=f"{path} is a link: remove it, or name what it points to")
+            raise PlaceError(key=key, reason=f"{path} is a link: remove it, or configure its target")
 
 
 def _problem(path: Path) -> str:
     if path.is_symlink():
-        return f"{path} is a link: remove it, or name what it points to"
+        return f"{path} is a link: remove it, or configure its target"
     for above in path.parents:
         if above.exists() and above.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
             return f"{above} can be written by all users, who could replace {path}: `chmod o-w {above}`"
@@ -66,7 +67,7 @@ def _problem(path: Path) -> str:
         return ""
     status = path.stat()
     if not stat.S_ISDIR(status.st_mode):
-        return f"{path} is no directory"
+        return f"{path} is not a directory"
     if status.st_uid not in (os.geteuid(), 0):
         return f"{path} belongs to uid {status.st_uid}, this is uid {os.geteuid()}: `chown` it, or start as that user"
     if status.st_mode & _OTHERS_WRITE:

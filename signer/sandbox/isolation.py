@@ -1,12 +1,13 @@
-"""What keeps the keys in this process, should somebody run code as the same user or even inside: the kernel's protections.
+"""Isolation: kernel protections that keep the keys inside, even if an attacker runs code as the same user or in here.
 
-`signer.service` calls `isolate` once, before any key is read and any thread is started; `signer.token.process` does the same
-where a token's library runs. Each protection is had where the kernel and the rights we were started with allow it; what could be
-had is returned as text, for the log and `paychan-signer status`.
+`signer.service` calls `isolate` once, before any key is read and any thread is started; `signer.token.process` does the
+same for a token's library. Each protection is applied if the kernel and the rights at the start allow it; the results
+are returned as text, for the log and `paychan-signer status`.
 
-The order is forced: what needs root comes before the user is changed, and what forbids system calls comes after all that use
-them. There is no network namespace for other users than root: it would need a user namespace, in which the kernel tells uid
-65534 for every peer (SO_PEERCRED), so that the list of users could not be kept. The seccomp filter refuses them sockets.
+The order is forced: steps that need root come before the change of user, and the ban of system calls comes after all
+steps that use them. Only root gets a network namespace: another user would need a user namespace, in which the kernel
+reports uid 65534 for every peer (SO_PEERCRED), so the signer could not check the peer's user. The seccomp filter
+forbids sockets there.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _LIBC.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
 
 
 class IsolationError(Exception):
-    """A protection that was asked for can't be had: which setting asks for it, and what to do."""
+    """A required protection is not available: names the setting, and says how to mend it."""
 
     def __init__(self, *, key: str, reason: str) -> None:
         super().__init__(reason)
@@ -43,34 +44,34 @@ class IsolationError(Exception):
 
 
 def keep_private() -> None:
-    """Keep files and memory from others, as every command does that may see a secret."""
+    """Keep files and memory from other users; every command that may see a secret calls it."""
     os.umask(0o077)
     _no_core_files()
     _not_dumpable()
 
 
 def end_with_parent() -> None:
-    """Have the kernel kill this process when the one that forked it ends. After any change of user, which undoes it."""
+    """Have the kernel kill this process when its parent ends. Call it after any change of user, which undoes it."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def isolate(
     settings: Isolation, *, token: bool = False, directories: Sequence[Path] = (), group: str = ""
 ) -> tuple[str, ...]:
-    """Apply every protection that can be had, for the rest of the process's life.
+    """Apply every protection that is available, for the rest of the process's life.
 
     Args:
-        settings: whose user we become, and what we must not start without.
-        token: this process runs a token's library, which may need a network; it stays.
-        directories: where we have to write as `settings.user`; missing ones are made for that user.
-        group: that the socket is given to; where we are root, we become a member, which is all that giving needs.
+        settings: the user to switch to, and the protections that are required.
+        token: this process runs a token's library, which may need a network; it keeps the network.
+        directories: directories that `settings.user` must be able to write; missing ones are made for that user.
+        group: group that gets the socket; as root, this process joins the group, which is enough to give it the socket.
 
     Returns:
-        One text per protection. Those begun with "no " could not be had, and say why.
+        One text per protection. A text that begins with "no " names a missing protection and the reason.
 
     Raises:
-        IsolationError: a required protection can't be had, or the user can't be used.
-        RuntimeError: threads run already; most of this would not hold for them.
+        IsolationError: a required protection is not available, or the user can't be used.
+        RuntimeError: threads run already; most protections would not cover them.
     """
     if len(list(Path("/proc/self/task").iterdir())) > 1:
         msg = "isolate comes before any thread"
@@ -86,7 +87,7 @@ def isolate(
     texts["network"] = _network(token=token, emptied=emptied, filtered=not _missing(texts["seccomp"]))
     for name in settings.require:
         if _missing(texts[name]):
-            raise IsolationError(key="isolation.require", reason=f"{name!r} can't be had: {texts[name]}")
+            raise IsolationError(key="isolation.require", reason=f"{name!r} is not available: {texts[name]}")
     return tuple(texts.values())
 
 
@@ -102,14 +103,14 @@ def _error() -> str:
 
 
 def _no_core_files() -> str:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # lowering is everybody's right
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # every process may lower it
     return "core files off"
 
 
 def _not_dumpable() -> str:
     """Keep memory out of core dumps sent to a program, and out of reach of a debugger of the same user.
 
-    After the change of user, which the kernel answers with a value of its own (fs.suid_dumpable).
+    Called after the change of user, at which the kernel sets its own value (fs.suid_dumpable).
     """
     if _LIBC.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         return f"no protection from debuggers: {_error()}"
@@ -117,29 +118,29 @@ def _not_dumpable() -> str:
 
 
 def _lock_memory(*, stays_root: bool) -> tuple[str, int]:
-    """Keep memory out of swap; say which capabilities that needs from now on, as bits.
+    """Keep memory out of swap; return the capabilities that this needs from now on, as bits.
 
-    Only without a limit: the kernel counts addresses, not pages in use, so that under a limit the stack of one thread more, or
-    what the allocator reserves for it, could fail at any later time. MCL_ONFAULT: what is never used takes no memory.
+    Only without a limit: the kernel counts addresses, not pages in use. Under a limit, the stack of another thread or a
+    reservation of the allocator could fail at any later time. MCL_ONFAULT: unused addresses take no memory.
     """
     needed = 0
     try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    except (OSError, ValueError):  # ValueError is Python's word for EPERM here
+    except (OSError, ValueError):  # Python raises ValueError for EPERM here
         limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
         if not (stays_root and _is_capable(_CAP_IPC_LOCK)):
             return f"no memory lock: limit is {limit // 1024} KiB, set LimitMEMLOCK=infinity", 0
-        needed = 1 << _CAP_IPC_LOCK  # else the limit would hold for what is allocated later
+        needed = 1 << _CAP_IPC_LOCK  # otherwise the limit would apply to later allocations
     if _LIBC.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
         return f"no memory lock: {_error()}", 0
     return "memory locked", needed
 
 
-# --- network and system calls -------------------------------------------------------------------------------------------
+# --- network and system calls ---------------------------------------------------------------------------------------
 
 
 def _leave_network() -> bool:
-    """Go where there is no network. Unix sockets are found by path as before."""
+    """Move to an empty network namespace. Unix sockets are still found by path."""
     return bool(_LIBC.unshare(_CLONE_NEWNET) == 0)
 
 
@@ -151,7 +152,7 @@ def _network(*, token: bool, emptied: bool, filtered: bool) -> str:
 
 
 def _only_loopback() -> bool:
-    """Tell whether whoever started us has given us an empty network (systemd's PrivateNetwork)."""
+    """Return whether the parent process has given this one an empty network (systemd's PrivateNetwork)."""
     try:
         lines = Path("/proc/self/net/dev").read_text(encoding="utf8").splitlines()[2:]
     except OSError:
@@ -160,7 +161,7 @@ def _only_loopback() -> bool:
 
 
 def _no_new_privileges() -> str:
-    """No program that we might be brought to start has more rights than we, setuid or not."""
+    """Lock privileges: a program that an attacker starts from here gets no more rights, setuid or not."""
     if _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return f"no lock of privileges: {_error()}"
     return "privileges locked"
@@ -178,7 +179,7 @@ def _filter(*, sockets: bool) -> str:
 
 
 def _become(name: str, directories: Sequence[Path], group: str, capabilities: int) -> str:
-    """Become a user without any capability. Without a name, or not root, the user stays, with no more than these."""
+    """Switch to a user without capabilities. Without a name, or if not root, keep the user and these capabilities."""
     if os.geteuid() != 0:
         _drop_capabilities()
         is_it = not name or _find(name).pw_uid == os.geteuid()
@@ -197,10 +198,10 @@ def _become(name: str, directories: Sequence[Path], group: str, capabilities: in
     _drop_capabilities()
     for directory in directories:
         if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
-            reason = f"{directory} can't be used by {name}: `chown -R {name} {directory}`, and let it pass those above"
+            reason = f"{directory} can't be used by {name}: `chown -R {name} {directory}`, and allow it to enter the directories above"
             raise IsolationError(key="isolation.user", reason=reason)
-    if not os.access(os.__file__, os.R_OK):  # a Python below /root: what it imports from now on it does not find
-        return f"own user ({name}), who can't read {Path(os.__file__).parent}: use a Python that all can read"
+    if not os.access(os.__file__, os.R_OK):  # a Python below /root: later imports would fail
+        return f"own user ({name}), who can't read {Path(os.__file__).parent}: use a Python that all users can read"
     return f"own user ({name})"
 
 
@@ -215,19 +216,19 @@ def _find(name: str) -> pwd.struct_passwd:
 
 
 def _join(group: str) -> int:
-    """Become a member of a group; where that is not allowed, return the capability that giving it the socket needs, as bits."""
+    """Join a group; if that is not allowed, return the capability that is needed to give it the socket, as bits."""
     try:
         if group:
             os.setgroups(sorted({*os.getgroups(), grp.getgrnam(group).gr_gid}))
     except KeyError:
-        return 0  # `socketfile` refuses a group that does not exist
+        return 0  # `socket_file` refuses a group that does not exist
     except PermissionError:
         return 1 << _CAP_CHOWN
     return 0
 
 
 def _make(directory: Path, user: pwd.struct_passwd) -> None:
-    """Make what is missing of a path for the user. What is there keeps its owner: others may have put something in it."""
+    """Make missing directories for the user. Existing ones keep their owner: other users may have put files there."""
     missing = [each for each in (directory, *directory.parents) if not each.exists()]
     try:
         for each in reversed(missing):
@@ -249,14 +250,14 @@ def _is_capable(number: int) -> bool:
 
 
 def _drop_bounding_set() -> None:
-    """Take the capabilities from whatever would be started; the kernel says EINVAL after the last one it knows."""
+    """Drop the capabilities of later child processes; the kernel returns EINVAL after the last one that it knows."""
     number = 0
     while _LIBC.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) == 0:
         number += 1
 
 
 def _drop_capabilities(kept: int = 0) -> None:
-    """Give up effective, permitted, inheritable and ambient capabilities, but for these bits. Less is never refused."""
+    """Drop effective, permitted, inheritable and ambient capabilities except these bits; this is always allowed."""
     _LIBC.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     _LIBC.capset(header, (ctypes.c_uint32 * 6)(kept, kept, 0))

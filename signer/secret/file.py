@@ -1,4 +1,4 @@
-"""Files that only the signer's user can use: read with suspicion, and written so that a power loss leaves old or new."""
+"""Files that only the signer's user can use: checked before reading, and written atomically and durably."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from signer.secret.wiping import read_secret, wipe
 
 _OTHERS = 0o077
 _OTHERS_OF_CREDENTIAL = 0o037
-"""systemd.exec(5), LoadCredential: root may own the file; an ACL lets the service read, which shows as the group's bit."""
+"""systemd.exec(5), LoadCredential: root may own the file; an ACL lets the service read it; the group's bit shows it."""
 
 
 class PrivateFileError(Exception):
-    """A private file can't be used or made, and what to do about it. Never holds anything of its content."""
+    """A private file can't be used or made; the text says how to mend it. Never holds any of its content."""
 
 
 class MissingFile(PrivateFileError):
@@ -25,11 +25,11 @@ class MissingFile(PrivateFileError):
 
 
 def read_private(path: Path, max_bytes: int, *, credential: bool = False) -> bytearray:
-    """Read a file that nobody else can use; the caller wipes what it got. `credential`: systemd made it.
+    """Read a file that no other user can use; the caller wipes the result. `credential`: systemd made the file.
 
     Raises:
         MissingFile: there is none.
-        PrivateFileError: a link, no regular file, not ours alone, or longer than `max_bytes`.
+        PrivateFileError: a link, not a regular file, usable by others, or longer than `max_bytes`.
     """
     try:
         # O_NOFOLLOW: a link could point to a file that others write; O_NONBLOCK: a pipe must not hang the start.
@@ -53,7 +53,7 @@ def read_private(path: Path, max_bytes: int, *, credential: bool = False) -> byt
         os.close(descriptor)
     if len(content) > max_bytes:
         wipe(content)
-        msg = f"{path} has more than {max_bytes} bytes: it is not what it should be"
+        msg = f"{path} has more than {max_bytes} bytes: it is another kind of file"
         raise PrivateFileError(msg)
     return content
 
@@ -62,13 +62,13 @@ def write_new(path: Path, content: bytes | bytearray) -> None:
     """Write a new file durably, mode 0600.
 
     Raises:
-        PrivateFileError: something has the name already, which is left alone, or it can't be written.
+        PrivateFileError: the name exists already and was left alone, or it can't be written.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, 0o600)  # whatever the umask took away
+            os.fchmod(descriptor, 0o600)  # the umask may have removed bits
             file.write(content)
             file.flush()
             os.fsync(descriptor)
@@ -80,10 +80,10 @@ def write_new(path: Path, content: bytes | bytearray) -> None:
 
 
 def create_private(path: Path, content: bytes) -> None:
-    """Make a file that is there whole or not at all. The caller holds `exclusively`.
+    """Create a file atomically. The caller holds `exclusively`.
 
     Raises:
-        PrivateFileError: something has the name already, which is left alone, or it can't be written.
+        PrivateFileError: the name exists already and was left alone, or it can't be written.
     """
     if os.path.lexists(path):
         raise _exists(path)
@@ -99,10 +99,10 @@ def create_private(path: Path, content: bytes) -> None:
 
 
 def replace_private(path: Path, content: bytes) -> None:
-    """Put a new content in the place of the old one: there is always one of them. The caller holds `exclusively`.
+    """Replace the content atomically. The caller holds `exclusively`.
 
     Raises:
-        PrivateFileError: it can't be written; the old content is still there.
+        PrivateFileError: it can't be written; then the old content is unchanged.
     """
     new = _write_beside(path, content)
     try:
@@ -117,7 +117,7 @@ def exclusively(path: Path) -> Iterator[None]:
     """Keep a second command from changing the file at the same time: one of two changes would be lost.
 
     Raises:
-        PrivateFileError: another one is at it, or the directory can't be had.
+        PrivateFileError: another command holds the lock, or the directory can't be used.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def exclusively(path: Path) -> Iterator[None]:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the new name itself survive a power loss."""
+    """Make a new name survive a power loss."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -144,7 +144,7 @@ def _lock(path: Path, descriptor: int) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        msg = f"another command is changing {path}: wait for its end"
+        msg = f"another command is changing {path}: wait until it ends"
         raise PrivateFileError(msg) from None
 
 
@@ -160,7 +160,7 @@ def _problem(status: os.stat_result, *, credential: bool) -> str:
 
 
 def _write_beside(path: Path, content: bytes) -> Path:
-    """Write to a name beside the file's, and read it back. What a crash left there never took effect."""
+    """Write to a file beside it, and read that back. A file of that name, left by a crash, was never in effect."""
     new = path.with_name(path.name + ".new")
     try:
         new.unlink(missing_ok=True)
@@ -168,7 +168,7 @@ def _write_beside(path: Path, content: bytes) -> Path:
         raise _failed(new, error) from None
     write_new(new, content)
     if read_private(new, len(content)) != content:
-        msg = f"{new} does not hold what was written to it: look after the disk"
+        msg = f"{new} does not hold what was written to it: check the disk"
         raise PrivateFileError(msg)
     return new
 

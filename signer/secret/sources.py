@@ -1,7 +1,7 @@
-"""Where a secret comes from that a person or a machine has to give: the seed's passphrase, a token's PIN.
+"""Sources of a secret that the operator gives to the signer: the seed's passphrase, a token's PIN.
 
-In this order, and the first that is given counts: a file descriptor, a file named on the command line, one named in the
-configuration, a credential of systemd, a file beside the seed, a question on the terminal. Never an argument or an
+The order is: a file descriptor, a file named on the command line, a file named in the configuration, a credential of
+systemd, a file beside the seed, a prompt on the terminal. The first one that is given counts. Never an argument or an
 environment variable: other processes can read both.
 """
 
@@ -19,14 +19,14 @@ from signer.secret.file import MissingFile, PrivateFileError, read_private
 from signer.secret.wiping import wipe, wiped
 
 MIN_CHOSEN_BYTES = 8
-"""Least for a passphrase that is about to be set; what opens an existing seed is what it is."""
+"""Least length of a new passphrase; an existing one may have any length."""
 
 _MAX_BYTES = 1024
 _STANDARD_ERROR = 2
 
 
 class NoSecret(Exception):
-    """A secret can't be had: which setting it is about, and what to do. Never holds any of it."""
+    """A secret is not available: names the setting, and says how to mend it. Never holds any part of the secret."""
 
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(reason)
@@ -54,12 +54,12 @@ class Secret:
 
 
 class Sources(NamedTuple):
-    """Where one secret may come from."""
+    """All sources that may hold one secret."""
 
     name: str
-    """What it is called: "passphrase", "pin"; systemd's credential has the same name."""
+    """Name of the secret: "passphrase", "pin"; systemd's credential has the same name."""
     of: str
-    """What it belongs to, for the question on the terminal."""
+    """Object that the secret opens, for the prompt on the terminal."""
     key: str
     """The setting that may name its file."""
     configured: str = ""
@@ -67,17 +67,17 @@ class Sources(NamedTuple):
     file: Path | None = None
     beside: Path | None = None
     replaces: bool = False
-    """It takes the place of another, which is what configuration, credential and the file beside hold."""
+    """It is a new secret; configuration, credential and the file beside the seed hold the old one."""
 
     @property
     def credential(self) -> Path | None:
-        """Where systemd puts it; the environment has the directory's name alone."""
+        """Path of systemd's credential; only the directory's name is in the environment."""
         directory = os.environ.get("CREDENTIALS_DIRECTORY")
         return Path(directory) / self.name if directory and not self.replaces else None
 
     @property
     def ways(self) -> str:
-        """All sources, for whoever gave none."""
+        """All sources, for the error message when none is given."""
         option = f"--{'new-' * self.replaces}{self.name}"
         ways = [f"{option}-fd N", f"{option}-file PATH"]
         if not self.replaces:
@@ -88,24 +88,24 @@ class Sources(NamedTuple):
 
 
 def read_secret(sources: Sources) -> Secret:
-    """Get a secret that exists already.
+    """Get an existing secret.
 
     Raises:
-        NoSecret: no source, or the one that was given can't be used.
+        NoSecret: no source, or the given one can't be used.
     """
     return _given(sources) or _asked(sources)
 
 
 def given_secret(sources: Sources) -> Secret | None:
-    """Get it from wherever it is given, without asking anybody. Raises `NoSecret`."""
+    """Get the secret from its source, without a prompt; None if no source is given. Raises `NoSecret`."""
     return _given(sources)
 
 
 def choose_secret(sources: Sources) -> Secret:
-    """Get a secret that is about to be set; whoever types it does so twice.
+    """Get a new secret; at a prompt it has to be typed twice.
 
     Raises:
-        NoSecret: no source, too short, or typed in two ways.
+        NoSecret: no source, too short, or the two inputs differ.
     """
     given = _given(sources)
     if given is not None:
@@ -120,8 +120,8 @@ def choose_secret(sources: Sources) -> Secret:
     return first
 
 
-def typed_by_somebody() -> bool:
-    """Whether standard input is a terminal; a process may have none at all."""
+def input_is_terminal() -> bool:
+    """Whether standard input is a terminal; a process may have no standard input."""
     return bool(sys.stdin) and sys.stdin.isatty()
 
 
@@ -143,18 +143,19 @@ def _from_file(sources: Sources, path: Path, *, credential: bool = False) -> Sec
     try:
         content = read_private(path.absolute(), _MAX_BYTES, credential=credential)
     except MissingFile:
-        raise NoSecret(
-            sources.key, f"there is no {path}, which should hold the {sources.name} of {sources.of}"
-        ) from None
+        raise NoSecret(sources.key, f"there is no {path}, which must hold the {sources.name} of {sources.of}") from None
     except PrivateFileError as error:
         raise NoSecret(sources.key, str(error)) from None
     return _parse(sources, str(path), content)
 
 
 def _read_descriptor(sources: Sources, number: int) -> bytearray:
-    """Read one line, and close: no process that we start inherits it."""
+    """Read one line, and close the descriptor, so that no child process inherits it."""
     if os.isatty(number):
-        raise NoSecret(sources.key, f"descriptor {number} is a terminal, which would show it: leave it out to be asked")
+        raise NoSecret(
+            sources.key,
+            f"descriptor {number} is a terminal, which would show the secret: leave the option out to get a prompt",
+        )
     content = bytearray(_MAX_BYTES + 1)
     size = 0
     try:
@@ -172,7 +173,7 @@ def _read_descriptor(sources: Sources, number: int) -> bytearray:
 
 
 def _parse(sources: Sources, where: str, content: bytearray) -> Secret:
-    """One line, its end left out; anything else is some other file."""
+    """Parse one line without its line end; any other content is another kind of file."""
     size = len(content)
     for end in (b"\n", b"\r"):
         size -= content.endswith(end, 0, size)
@@ -183,12 +184,12 @@ def _parse(sources: Sources, where: str, content: bytearray) -> Secret:
         elif size > _MAX_BYTES or content.find(b"\n", 0, size) >= 0 or b"\x00" in content:
             problem = "is not one line of text"
         if problem:
-            raise NoSecret(sources.key, f"{where} {problem}: it should hold the {sources.name} of {sources.of}")
+            raise NoSecret(sources.key, f"{where} {problem}: it must hold the {sources.name} of {sources.of}")
         return Secret(bytearray(view[:size]))
 
 
 def _asked(sources: Sources, *, new: bool = False) -> Secret:
-    if not typed_by_somebody():
+    if not input_is_terminal():
         raise NoSecret(sources.key, _no_source(sources))
     return _ask(
         sources, f"{'New ' if new else ''}{sources.name} of {sources.of}".capitalize() if new else _label(sources)
@@ -202,7 +203,7 @@ def _label(sources: Sources) -> str:
 def _ask(sources: Sources, question: str) -> Secret:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", getpass.GetPassWarning)  # never with the letters shown
+            warnings.simplefilter("error", getpass.GetPassWarning)  # never with the input shown
             typed = getpass.getpass(f"{question}: ")
     except (EOFError, getpass.GetPassWarning):
         raise NoSecret(sources.key, f"no {sources.name} was typed. {_no_source(sources)}") from None
@@ -214,7 +215,7 @@ def _check_length(sources: Sources, secret: Secret) -> None:
     if size < MIN_CHOSEN_BYTES:
         wipe(secret.value)
         raise NoSecret(
-            sources.key, f"a {sources.name} of {size} characters is guessed soon: at least {MIN_CHOSEN_BYTES}"
+            sources.key, f"a {sources.name} of {size} characters can be guessed: need at least {MIN_CHOSEN_BYTES}"
         )
 
 

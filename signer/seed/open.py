@@ -1,4 +1,4 @@
-"""From the configuration to the keys of the seed file: which passphrase opens it, which trees grow from it."""
+"""From the configuration to the seed's keys: gets the passphrase, opens the seed file, derives the trees."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from signer.token.sessions import TokenError
 _PASSPHRASE_BYTES = 32
 
 _LABELS = ("reserve", "root", "channels")
-"""Of the keys in a token, see `pkcs11`."""
+"""Names of the keys in a token, see `token.keys`."""
 
 log = structlog.get_logger()
 
@@ -36,19 +36,19 @@ log = structlog.get_logger()
 def seed_sources(
     config: SignerConfig, descriptor: int | None = None, passphrase_file: Path | None = None
 ) -> list[KeySource]:
-    """Open the seed file, or draw a seed where the configuration allows it, and grow its trees.
+    """Open the seed file, or create one if the configuration allows it, and derive its trees.
 
     Raises:
-        SeedError: the seed can't be used, or created.
-        NoSecret: no passphrase.
+        SeedError: the seed can't be used or created.
+        NoSecret: there is no passphrase.
     """
     return trees(config, open_seeds(config, passphrase_sources(config, descriptor, passphrase_file)))
 
 
 def trees(config: SignerConfig, seeds: tuple[Seed, ...]) -> list[KeySource]:
-    """Grow the trees: those of `key.mode` first, the newest first.
+    """Derive the trees: those of `key.mode` first, and of each mode the newest first.
 
-    Those of the other mode follow: a backup in words does not say which it was, and switching loses no open channel.
+    Those of the other mode follow: words do not say which mode they were used with, and a switch loses no open channel.
     """
     masters = [seed.master for seed in seeds]
     return [grow(master) for grow in _ways(config) for master in masters]
@@ -68,10 +68,10 @@ def _ways(config: SignerConfig) -> tuple[Callable[[bytes], KeySource], ...]:
 
 
 def config_with_seed(file: Path) -> SignerConfig:
-    """Read a configuration whose keys grow from a seed, for a command about it.
+    """Read a configuration whose keys are derived from a seed, for a command on the seed.
 
     Raises:
-        SettingsError: no usable configuration, one without a seed, or we are not the user whom the seed belongs to.
+        SettingsError: no usable configuration, a key mode without a seed, or the seed belongs to another user.
     """
     config = load_signer_config(file)
     if config.key.mode in ("debug", "pkcs11"):
@@ -89,7 +89,7 @@ def now() -> UnixTime:
 def passphrase_sources(
     config: SignerConfig, descriptor: int | None = None, passphrase_file: Path | None = None
 ) -> Sources:
-    """Where the passphrase of a configuration's seed may come from."""
+    """All sources that may hold the passphrase of a configuration's seed."""
     return Sources(
         "passphrase",
         str(config.seed_path),
@@ -102,7 +102,7 @@ def passphrase_sources(
 
 
 def beside(seed_path: Path) -> Path:
-    """Where a passphrase is kept that was drawn with its seed: `signer.passphrase` for `signer.seed`."""
+    """Path of a passphrase that was created together with its seed: `signer.passphrase` for `signer.seed`."""
     return seed_path.with_suffix(".passphrase")
 
 
@@ -115,55 +115,55 @@ def open_seeds(config: SignerConfig, sources: Sources) -> tuple[Seed, ...]:
 
 
 def refuse_new_keys(config: SignerConfig) -> None:
-    """Draw no seed where a signer has been before: it would be another one, and the old one's channels would be lost.
+    """Refuse to create a seed if a signer ran here before: the keys of its channels would be lost.
 
     Raises:
-        SeedError: there is a ledger or an audit log, and what to do.
+        SeedError: there is a ledger or an audit log; the text says how to mend it.
     """
     if config.traces:
         msg = (
-            f"there is no {config.seed_path}, but {config.traces[0]} of a signer that had one: bring the seed file back, or "
+            f"there is no {config.seed_path}, but {config.traces[0]} of a signer that had one: restore the seed file, or "
             "make it from its words with `paychan-signer recover FILE`. Another seed would lose the keys of open channels. "
-            f"For a signer that begins anew, move {config.state_dir} away"
+            f"For a new signer, move {config.state_dir} away"
         )
         raise SeedError(msg)
 
 
 def refuse_new_token_keys(config: SignerConfig, token: RemoteToken) -> None:
-    """Make no keys in an empty token where a signer has been before: it is another token than that one's.
+    """Refuse to make keys in an empty token if a signer ran here before: it used another token.
 
     Raises:
-        TokenError: there is a ledger or an audit log, and what to do.
+        TokenError: there is a ledger or an audit log; the text says how to mend it.
     """
     if config.traces and not token.has_keys:
         reason = (
-            f"it holds no key of a signer, but there is {config.traces[0]} of one that had keys: bring that token back. "
-            f"For a signer that begins anew, move {config.state_dir} away"
+            f"it holds no key of a signer, but there is {config.traces[0]} of one that had keys: connect that token again. "
+            f"For a new signer, move {config.state_dir} away"
         )
         raise TokenError(key="pkcs11.token", reason=reason)
 
 
 def refuse_another_token(config: SignerConfig, token: RemoteToken) -> None:
-    """Use no token without the keys that open channels were made with: an older copy of it, say, in which some are missing.
+    """Refuse a token that lacks keys of open channels, such as an older copy of the token.
 
     Raises:
-        TokenError: which key, and what to do.
+        TokenError: the missing key; the text says how to mend it.
     """
     for label, digest in _noted(config).items():
         key = token.find(KeyName.single(label.encode()))
         if key is None or _key_digest(key.public_key) != digest:
             reason = (
-                f"it holds {'no' if key is None else 'another'} key {label!r}, which {config.token_keys_path} tells of: bring "
-                "that token back. For a signer that begins anew, without open channels, remove that file"
+                f"it {'lacks the' if key is None else 'has another'} key {label!r}; {config.token_keys_path} records the "
+                "right one: connect that token again. For a new signer, without open channels, remove that file"
             )
             raise TokenError(key="pkcs11.token", reason=reason)
 
 
 def note_token_keys(config: SignerConfig, token: RemoteToken) -> None:
-    """Note which keys the token holds. A disk that is full now does not stop the start; the next one notes them.
+    """Record which keys the token holds. A full disk does not stop the start; the next start records them.
 
     Raises:
-        TokenError: what was noted before can't be read.
+        TokenError: the earlier record can't be read.
     """
     found = {label: token.find(KeyName.single(label.encode())) for label in _LABELS}
     noted = {label: _key_digest(key.public_key) for label, key in found.items() if key is not None}
@@ -174,11 +174,11 @@ def note_token_keys(config: SignerConfig, token: RemoteToken) -> None:
         with exclusively(config.token_keys_path):
             replace_private(config.token_keys_path, content)
     except PrivateFileError as error:
-        log.warning("the token's keys could not be noted", reason=str(error))
+        log.warning("the token's keys could not be recorded", reason=str(error))
 
 
 def _noted(config: SignerConfig) -> dict[str, str]:
-    """Return what was noted: digests by label. Raises `TokenError`."""
+    """Return the recorded digests by label. Raises `TokenError`."""
     try:
         text = config.token_keys_path.read_text(encoding="ascii")
     except FileNotFoundError:
@@ -189,24 +189,24 @@ def _noted(config: SignerConfig) -> dict[str, str]:
 
 
 def _key_digest(public_key: bytes) -> str:
-    """Return what a key is known by. With the root's public key itself, channels could be told to be ours."""
+    """Return the digest that identifies a key. The root's public key itself would link channels to this signer."""
     return sha256(b"paychan token key " + public_key).hexdigest()
 
 
 def existing_seeds(config: SignerConfig, sources: Sources) -> tuple[Seed, ...]:
-    """Return all generations, the newest first, and draw none. Raises `SeedError`, `NoSecret`."""
+    """Return all generations, the newest first, and create none. Raises `SeedError`, `NoSecret`."""
     with read_secret(sources) as passphrase:
         return read_seeds(config.seed_path, passphrase)
 
 
 def _create_unasked(path: Path, sources: Sources) -> Seed:
-    """For a network without money: nobody is asked, and no words are shown."""
+    """Create a seed without a dialogue and without showing words: for a network without money."""
     given = given_secret(sources)
     with given or _draw_passphrase(beside(path)) as passphrase:
         seed = draw_seed(now())
         create_seeds(path, [seed], passphrase, CHOSEN if given else DRAWN)
     log.warning(
-        "new seed created without words: keep a copy of the file, and its passphrase",
+        "new seed created without words: keep a copy of the file and of its passphrase",
         file=str(path),
         passphrase="as configured" if given else str(beside(path)),
     )

@@ -1,6 +1,6 @@
 """BIP39: a seed as words that a person can write down. English, without BIP39's own passphrase.
 
-So other wallets with the same words derive the same tree.
+Other wallets derive the same tree from the same words.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from mnemonic import Mnemonic
 WORD_COUNTS = (12, 15, 18, 21, 24)
 
 _SIGNIFICANT = 4
-"""The first four letters tell each word of BIP39's list from all others; some backups in steel have no more."""
+"""The first four letters identify each word of BIP39's list; some backups in steel have no more letters."""
 
 _NEAR = 4
 _SHOWN = 12
 
 
 class WrongWords(Exception):
-    """These words are no backup: which one, and what it may have been. Holds no other word of them."""
+    """These words are no backup; the text names the wrong word and similar ones, and no other word of the backup."""
 
 
 def to_words(entropy: bytes) -> list[str]:
-    """Write 16 to 32 bytes as 12 to 24 words."""
+    """Encode 16 to 32 bytes as 12 to 24 words."""
     return _list().to_mnemonic(entropy).split(" ")
 
 
 def to_entropy(words: Sequence[str]) -> bytes:
-    """Read words as the bytes that they stand for; four letters of a word are enough.
+    """Decode words to their bytes; four letters of a word are enough.
 
     Raises:
-        WrongWords: an unknown word, a wrong number of them, or a wrong checksum.
+        WrongWords: an unknown word, a wrong number of words, or a wrong checksum.
     """
     whole = [_whole(number, word) for number, word in enumerate(words, 1)]
     if len(whole) not in WORD_COUNTS:
@@ -43,19 +43,19 @@ def to_entropy(words: Sequence[str]) -> bytes:
         return bytes(_list().to_entropy(whole))
     except ValueError:
         msg = (
-            "all words are known, but their checksum is wrong: one is another word than was written down, "
-            "or their order is another"
+            "all words are known, but their checksum is wrong: one of them is not the word that was written down, "
+            "or their order is different"
         )
         raise WrongWords(msg) from None
 
 
 def to_seed(entropy: bytes) -> bytes:
-    """Make BIP39's 64 bytes, from which BIP32's tree grows."""
+    """Make BIP39's 64 bytes, the seed of BIP32's tree."""
     return Mnemonic.to_seed(" ".join(to_words(entropy)))
 
 
 def find(word: str) -> str | None:
-    """Return the word that is meant, from four letters or all of them."""
+    """Return the word of the list that has these first four letters, or all of these letters."""
     text = word.strip().lower()
     known = _list().wordlist
     if text in known:
@@ -65,7 +65,7 @@ def find(word: str) -> str | None:
 
 
 def near(word: str) -> list[str]:
-    """Words that are written much like an unknown one."""
+    """Words that are spelled like an unknown one."""
     text = word.strip().lower()
     known = _list().wordlist
     close = get_close_matches(text, known, n=_NEAR, cutoff=0.6)
@@ -75,7 +75,7 @@ def near(word: str) -> list[str]:
 
 
 def unknown(number: int, word: str) -> str:
-    """Say which word is in no list, and what it may have been; what can be no word, such as a key, is not shown."""
+    """Name a word that is not in the list, and similar words; do not show text that can't be a word, such as a key."""
     if not word.isalpha() or len(word) > _SHOWN:
         return f"word {number} is not one of the 2048 words, which have 3 to 8 letters"
     like = near(word)

@@ -1,1 +1,1 @@
-"""Keys in a PKCS#11 token, whose library runs in a process of its own."""
+"""Keys in a PKCS#11 token, whose library runs in a separate process."""

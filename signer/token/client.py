@@ -1,8 +1,8 @@
-"""The signer's end of the wires to its token's process, and the keys that it knows of there.
+"""The signer's side of the connections to its token's process, and the keys that the token has.
 
-There are three kinds. The control tells at the start what there is, and ends at one end when the process at the other has
-ended. Over the line go signatures that the event loop asks for, many under way at a time: whichever thread of the process is
-free takes the next. Over the channels go questions of threads that wait for the answer, such as for a new key.
+There are three kinds of connections. The control reports the keys at the start, and closes when the other process ends.
+The line carries signature requests of the event loop, many at a time: any free thread of the process takes the next
+one. Each channel carries requests of one thread that waits for the answer, such as for a new key.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ class RemoteKey:
         self.public_key = public_key
 
     def sign(self, digest: bytes) -> bytes:
-        """See `keys.SigningKey`."""
+        """See `ring.SigningKey`."""
         reply = self._token.ask(Sign(self._identifier, digest))
         if not isinstance(reply, Signed):
             raise KeysFailed(ENDED)
         return reply.signature
 
     def sign_soon(self, digest: bytes) -> asyncio.Future[bytes]:
-        """See `keys.SlowKey`."""
+        """See `ring.SlowKey`."""
         return self._token.line.sign(self._identifier, digest)
 
 
 class Line:
-    """What the event loop wants signed. A few more than the token signs at a time are under way, the others wait here."""
+    """Signature requests of the event loop. A few more than the token signs at a time are sent; others wait here."""
 
     def __init__(self, wire: socket.socket) -> None:
         wire.setblocking(False)
@@ -78,7 +78,7 @@ class Line:
         self._is_heard = False
 
     def sign(self, identifier: bytes, digest: bytes) -> asyncio.Future[bytes]:
-        """Have a digest signed by a key. What is cancelled before its turn comes is left out."""
+        """Have a digest signed by a key. A request that is cancelled before it is sent is dropped."""
         loop = asyncio.get_running_loop()
         if not self._is_heard:
             self._is_heard = True
@@ -102,8 +102,8 @@ class Line:
             self._under_way[number] = future
 
     def _hear(self) -> None:
-        """Take what has come; called by the event loop."""
-        with suppress(ConnectionError):  # it ended with questions unread
+        """Process received replies; called by the event loop."""
+        with suppress(ConnectionError):  # the process ended with unread requests
             while True:
                 try:
                     raw = self._wire.recv(MOST_BYTES)
@@ -116,7 +116,7 @@ class Line:
         self._end()
 
     def _end(self) -> None:
-        """Nothing comes any more, as `_ask` finds out too."""
+        """Fail all requests: the connection is closed. `_ask` fails in the same way from now on."""
         asyncio.get_running_loop().remove_reader(self._wire)
         for future in self._under_way.values():
             _fail(future, KeysFailed(ENDED))
@@ -138,13 +138,13 @@ def _fail(future: asyncio.Future[bytes], error: KeysFailed) -> None:
 
 
 class RemoteToken:
-    """The process, and the keys that it told of. Any thread may call it once it is open."""
+    """The token's process, and the keys that it reported. Any thread may call it once it is open."""
 
     def __init__(self, config: SignerConfig) -> None:
-        """Start the process. Before any thread, and before the signer isolates itself: afterwards it can't any more."""
+        """Start the process, before any thread and before the signer isolates itself: later it can't fork."""
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2 + config.pkcs11.sessions)]
         self._wait_seconds = config.socket.request_seconds
-        self._control, line, *self._channels = (ours for ours, _ in pairs)
+        self._control, line, *self._channels = (own for own, _ in pairs)
         self.line = Line(line)
         self._idle: SimpleQueue[socket.socket] = SimpleQueue()
         self._keys: dict[bytes, RemoteKey] = {}
@@ -153,21 +153,21 @@ class RemoteToken:
         self._process = os.fork()
         if not self._process:
             be_the_process(config, pairs)
-        for _, theirs in pairs:
-            theirs.close()
+        for _, other in pairs:
+            other.close()
 
     def open(self) -> None:
-        """Have it isolate itself, read the PIN and open the token; then get to know all keys.
+        """Have the process isolate itself, read the PIN and open the token; then read its keys.
 
         Raises:
-            IsolationError, NoSecret, TokenError: it can't, and why.
+            IsolationError, NoSecret, TokenError: it can't; the text says why.
         """
         try:
             self._control.send(b"open")
             while not self._is_ready:
                 self._take(receive(self._control))
         except (KeysFailed, OSError):
-            raise TokenError(key="pkcs11.module", reason="the library crashed when it was opened") from None
+            raise TokenError(key="pkcs11.module", reason="the library crashed while it was opened") from None
 
     def _take(self, reply: TokenReply) -> None:
         match reply:
@@ -186,20 +186,20 @@ class RemoteToken:
 
     @property
     def has_ended(self) -> bool:
-        """Whether there is nobody at the other end of the wires."""
+        """Whether the process has closed its end of the connections."""
         return bool(select.select([self._control], [], [], 0)[0])
 
     @property
     def has_keys(self) -> bool:
-        """Whether there is any key of ours."""
+        """Whether the token has any key of this signer."""
         return bool(self._keys)
 
     def find(self, name: KeyName) -> RemoteKey | None:
-        """Return a key, if there is one."""
+        """Return a key, or None."""
         return self._keys.get(name.identifier)
 
     def find_or_make(self, name: KeyName) -> RemoteKey:
-        """Return a key, a new one if there is none. Raises `KeysFailed`."""
+        """Return a key; make it if there is none. Raises `KeysFailed`."""
         return self.find(name) or self._make(name)
 
     def _make(self, name: KeyName) -> RemoteKey:
@@ -207,10 +207,10 @@ class RemoteToken:
         return self._keys[name.identifier]
 
     def ask(self, request: TokenRequest) -> TokenReply:
-        """Ask, and wait for as long as the token takes.
+        """Send a request, and wait for as long as the token takes.
 
         Raises:
-            KeysFailed: all channels are waiting, the token failed, or the process has ended.
+            KeysFailed: all channels are in use, the token failed, or the process has ended.
         """
         try:
             channel = self._idle.get(timeout=self._wait_seconds)
@@ -225,7 +225,7 @@ class RemoteToken:
             self._idle.put(channel)
 
     def close(self) -> None:
-        """Let it give the sessions back, and see that it ends."""
+        """Let the process close its sessions, and wait for its end."""
         self._control.close()
         deadline = time.monotonic() + CLOSING_SECONDS + 1
         with suppress(ChildProcessError):

@@ -1,4 +1,4 @@
-"""The numbers of PKCS#11 that `cryptoki` and those who call it use, under the names that the standard gives them."""
+"""Numbers of PKCS#11 that this package uses, under the names of the standard."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Mechanism(IntEnum):
 
 
 class Code(IntEnum):
-    """CKR_…: those that we act upon, or that an operator is likely to see; of others the number is shown."""
+    """CKR_…: codes that are handled here or that an operator is likely to see; other codes are shown as numbers."""
 
     OK = 0x0
     GENERAL_ERROR = 0x5
@@ -94,7 +94,7 @@ class Code(IntEnum):
 
 
 class CryptokiError(Exception):
-    """A call failed. `code` is a `Code`, or a number that we have no name for."""
+    """A call failed. `code` is a `Code`, or a number without a name here."""
 
     def __init__(self, code: int, function: str) -> None:
         known = code in Code.__members__.values()

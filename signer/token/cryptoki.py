@@ -1,11 +1,11 @@
-"""PKCS#11 as far as signing needs it: a token's library, called through ctypes. Labels, channels and retries are not here.
+"""The part of PKCS#11 that signing needs: calls a token's library through ctypes. It knows no channels and no retries.
 
-Written out because of what the bindings do: PyKCS11 keeps the interpreter's lock during every call, so that one call which
-hangs stops the whole signer, and python-pkcs11 initialises libraries without locks, which two threads don't survive. Here
-every call lets go of the interpreter, and the library is told that threads will call it.
+It replaces the existing bindings: PyKCS11 holds the interpreter's lock during every call, so one call that hangs stops
+the whole signer; python-pkcs11 initialises libraries without locks, so two threads crash them. Here every call releases
+the interpreter's lock, and the library is initialised for calls by threads.
 
-A `Session` is used by one thread at a time, different sessions by as many threads as there are. All methods raise
-`CryptokiError`. Structures are packed as on any Unix; Windows packs them otherwise.
+A `Session` is used by one thread at a time; different sessions may be used by different threads. All methods raise
+`CryptokiError`. Structures are packed as on Unix; Windows packs them differently.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from signer.token.constants import Attribute, Code, CryptokiError, Mechanism
 
 Attributes = Mapping[Attribute, bytes | bool | int]
-"""What a key has, is looked for by, or is to be made with."""
+"""Attributes that a key has, that a search matches, or that a new key gets."""
 
 _USER = 1  # CKU_USER
 _RW_SERIAL_SESSION = 2 | 4  # CKF_RW_SESSION | CKF_SERIAL_SESSION
@@ -31,7 +31,7 @@ _MOST_SLOTS = 1024
 
 
 class TokenInfo(NamedTuple):
-    """What a token says about itself."""
+    """A token's description of itself."""
 
     slot: int
     label: str
@@ -100,10 +100,10 @@ _EC_KEY_PAIR_GEN = _Mechanism(Mechanism.EC_KEY_PAIR_GEN, None, 0)
 
 
 class Library:
-    """A token maker's library, loaded and initialised. Never finalised: it may be shared with others in this process.
+    """A PKCS#11 library, loaded and initialised. Never finalised: other code in this process may share it.
 
     Raises:
-        OSError: there is no such library, or it is none of PKCS#11.
+        OSError: there is no such library, or it is not PKCS#11.
     """
 
     def __init__(self, path: str) -> None:
@@ -123,11 +123,11 @@ class Library:
         self.initialize()
 
     def call(self, function: str, *arguments: object) -> None:
-        """Call a function of the library; what it returns is in the arguments."""
+        """Call a function of the library; results are written to the arguments."""
         _check(function, self._functions[function](*arguments))
 
     def initialize(self) -> None:
-        """Make the library ready, again if somebody finalised it. `threads` says whether threads may call it at once."""
+        """Initialise the library, again if other code finalised it. `threads`: whether threads may call it at once."""
         arguments = _InitializeArguments(flags=_OS_LOCKING_OK)
         code = self._functions["C_Initialize"](byref(arguments))
         if code == Code.CANT_LOCK:
@@ -144,7 +144,7 @@ class Library:
         return [info for info in infos if info is not None]
 
     def supports(self, slot: int, mechanism: Mechanism) -> bool:
-        """Tell whether a token offers a mechanism."""
+        """Say whether a token offers a mechanism."""
         sizes_and_flags = (c_ulong * 3)()
         try:
             self.call("C_GetMechanismInfo", slot, mechanism, sizes_and_flags)
@@ -169,7 +169,7 @@ class Library:
 
 
 class Session:
-    """One session. Not for two threads at once: of a session's signatures only one can be under way."""
+    """One session, for one thread at a time: only one of its signatures can be in progress."""
 
     __slots__ = ("_handle", "_library", "_signature")
 
@@ -179,16 +179,16 @@ class Session:
         self._signature = ctypes.create_string_buffer(_MOST_SIGNATURE_BYTES)
 
     def login(self, pin: bytearray) -> None:
-        """Log the whole process in, as the token's user. No copy of the PIN is made."""
+        """Log the whole process in, as the token's user. Makes no copy of the PIN."""
         raw = (c_char * len(pin)).from_buffer(pin) if pin else None
         self._library.call("C_Login", self._handle, _USER, raw, len(pin))
 
     def close(self) -> None:
-        """Give the session back to the token."""
+        """Close the session."""
         self._library.call("C_CloseSession", self._handle)
 
     def sign(self, key: int, digest: bytes) -> bytes:
-        """Sign 32 bytes with CKM_ECDSA: r and s, one after the other."""
+        """Sign 32 bytes with CKM_ECDSA; returns r and s, 32 bytes each."""
         size = c_ulong(_MOST_SIGNATURE_BYTES)
         self._library.call("C_SignInit", self._handle, _ECDSA, key)
         self._library.call("C_Sign", self._handle, digest, len(digest), self._signature, byref(size))
@@ -210,7 +210,7 @@ class Session:
             self._library.call("C_FindObjectsFinal", self._handle)
 
     def read(self, handle: int, wanted: Sequence[Attribute]) -> list[bytes | None]:
-        """Read attributes of an object, in this order; None for one that it hasn't, or doesn't show."""
+        """Read attributes of an object, in this order; None for one that it lacks or does not reveal."""
         buffers = [ctypes.create_string_buffer(_MOST_ATTRIBUTE_BYTES) for _ in wanted]
         template = (_Attribute * len(wanted))(
             *(
@@ -229,7 +229,7 @@ class Session:
         ]
 
     def generate(self, public: Attributes, private: Attributes) -> tuple[int, int]:
-        """Make a key pair with CKM_EC_KEY_PAIR_GEN: handles of the public and the private key."""
+        """Make a key pair with CKM_EC_KEY_PAIR_GEN; return the handles of the public and the private key."""
         (public_template, _public), (private_template, _private) = _template(public), _template(private)
         handles = c_ulong(), c_ulong()
         self._library.call(
@@ -250,7 +250,7 @@ class Session:
 
 
 def _template(attributes: Attributes) -> tuple[ctypes.Array[_Attribute], list[ctypes.Array[c_char]]]:
-    """Write attributes as PKCS#11 takes them. The buffers must live as long as the array is used."""
+    """Convert attributes to PKCS#11's form. The buffers must live as long as the array is used."""
     buffers = [ctypes.create_string_buffer(raw, len(raw)) for raw in map(_raw, attributes.values())]
     rows = [
         _Attribute(kind, ctypes.addressof(buffer), len(buffer))

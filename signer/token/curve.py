@@ -1,4 +1,4 @@
-"""What a token writes about secp256k1, and what Bitcoin wants instead. Pure functions of bytes."""
+"""Conversions between a token's secp256k1 encodings and Bitcoin's. Pure functions of bytes."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ SECP256K1 = bytes.fromhex("06052b8104000a")
 """CKA_EC_PARAMS: the DER of the object identifier 1.3.132.0.10."""
 
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
-"""Of the group that secp256k1's points form."""
+"""Order of the group of secp256k1."""
 
 _POINT_BYTES = {2: 33, 3: 33, 4: 65}
-"""SEC 1, 2.3.3: what the first byte of a point says about its length."""
+"""SEC 1, 2.3.3: length of a point by its first byte."""
 
 
 def compressed_point(attribute: bytes) -> bytes:
-    """Turn a CKA_EC_POINT into a compressed public key.
+    """Convert a CKA_EC_POINT to a compressed public key.
 
     PKCS#11: "DER-encoding of ANSI X9.62 ECPoint value Q", an OCTET STRING around the point; some tokens leave out the
-    OCTET STRING. The lengths tell them apart.
+    OCTET STRING. The length tells which form it is.
 
     Raises:
-        ValueError: neither, or not on the curve.
+        ValueError: neither form, or not on the curve.
     """
     wrapped = attribute[:2] == bytes([4, len(attribute) - 2 & 0xFF]) and len(attribute) in (35, 67)
     point = attribute[2:] if wrapped else attribute
@@ -32,10 +32,10 @@ def compressed_point(attribute: bytes) -> bytes:
 
 
 def der_signature(raw: bytes) -> bytes:
-    """Turn what CKM_ECDSA returns, r and s of 32 bytes each, into strict DER with low S.
+    """Convert the output of CKM_ECDSA, r and s of 32 bytes each, to strict DER with low S.
 
-    BIP62 rule 5: "We require that the S value inside ECDSA signatures is at most the curve order divided by 2". Half of a
-    token's signatures have a high one.
+    BIP62 rule 5: "We require that the S value inside ECDSA signatures is at most the curve order divided by 2". Half of
+    a token's signatures have a high S.
 
     Raises:
         ValueError: not two numbers between 1 and the order.
@@ -55,6 +55,6 @@ def der_numbers(signature: bytes) -> tuple[int, int]:
 
 
 def _der_integer(number: int) -> bytes:
-    """BIP66: no byte more than needed, and a leading zero where the number would else be negative."""
+    """BIP66: the shortest encoding, with a leading zero where the number would otherwise be negative."""
     content = number.to_bytes(number.bit_length() // 8 + 1, "big")
     return bytes([0x02, len(content)]) + content

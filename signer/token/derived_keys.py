@@ -1,18 +1,19 @@
-"""A key for every channel out of one key in the token: nothing is left there for a channel, so strangers can't fill it.
+"""A key for every channel, derived from one key in the token: channels store nothing there, so strangers can't fill it.
 
-Let P = d·G be the token's key. A channel's key is t·P with t = H(P, client key, expiry) mod n, its private key t·d, which
-exists nowhere. ECDSA over z with t·d wants s = k⁻¹(z + r·t·d) = t · k⁻¹(z·t⁻¹ + r·d): so the token is asked to sign z·t⁻¹
-with its own key, and its s is multiplied by t. CKM_ECDSA signs any 32 bytes.
+Let P = d·G be the token's key. A channel's key is t·P with t = H(P, client key, expiry) mod n. Its private key t·d is
+stored nowhere. ECDSA over z with t·d needs s = k⁻¹(z + r·t·d) = t · k⁻¹(z·t⁻¹ + r·d). So the token signs z·t⁻¹ with its
+own key, and the signer multiplies its s by t. CKM_ECDSA signs any 32 bytes.
 
-Why that is safe. A signature over z with one channel's key is one over z·t'/t with another's. To use it there, one needs a
-transaction whose digest is just that number: a second preimage of SHA-256 for a given t', and a collision (2^128 tries)
-where the attacker chooses channels and transactions on both sides, as the digest of each depends on its own t through the
-script. Both are what ECDSA itself stands on: two transactions with one digest would do as well. Additive tweaks (BIP32)
-need the nonce before the token signs, which no token shows. The token signs only digests that the policies
-let through; a process that can call it without them needs no tweak to sign anything.
+Security: a signature over z with one channel's key is a signature over z·t'/t with another's. To use it there, an
+attacker needs a transaction whose digest is exactly that number: a second preimage of SHA-256 for a given t', or a
+collision (2^128 tries) if the attacker chooses channels and transactions on both sides, because the digest of each
+depends on its own t through the script. ECDSA itself relies on both: two transactions with one digest would break it
+too. Additive tweaks (BIP32) need the nonce before the token signs, which no token reveals. The token signs only digests
+that the policies accept; a process that can call it directly needs no tweak to sign anything.
 
-P is never published, and t can't be computed without it, so keys do not link channels. With P and the token, all keys
-come back: there is nothing else to keep. Each signature is verified twice: the token's, where it is made, and ours here.
+P is never published, and t can't be computed without it, so keys do not link channels. P and the token are enough to
+derive all keys again: no other data is needed. Each signature is verified twice: the token's in its process, the result
+here.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _TAG = sha256(b"paychan channel key 1").digest()
 
 
 def factor(root: bytes, client_key: bytes, expiry: UnixTime) -> int:
-    """Return t; 0 and 1 do not occur in practice, and are refused."""
+    """Return t. 0 and 1 do not occur in practice, and are refused."""
     digest = sha256(_TAG + _TAG + root + client_key + expiry.to_bytes(4, "big")).digest()
     t = int.from_bytes(digest, "big") % ORDER
     if t < 2:
@@ -55,32 +56,32 @@ class DerivedKey:
         self.public_key = self._public_key.format()
 
     def sign(self, digest: bytes) -> bytes:
-        """See `keys.SigningKey`."""
+        """See `ring.SigningKey`."""
         return self._turned(self._root.sign(self._asked(digest)), digest)
 
     def sign_soon(self, digest: bytes) -> asyncio.Future[bytes]:
-        """See `keys.SlowKey`."""
+        """See `ring.SlowKey`."""
         return asyncio.get_running_loop().create_task(self._sign_soon(digest))
 
     async def _sign_soon(self, digest: bytes) -> bytes:
         return self._turned(await self._root.sign_soon(self._asked(digest)), digest)
 
     def _asked(self, digest: bytes) -> bytes:
-        """Make of the digest what the token is to sign."""
+        """Compute the digest that the token signs."""
         return (int.from_bytes(digest, "big") * self._inverse % ORDER).to_bytes(32, "big")
 
     def _turned(self, signature: bytes, digest: bytes) -> bytes:
-        """Make of the token's signature ours over the digest; one that does not verify never leaves."""
+        """Convert the token's signature to the channel's; a signature that does not verify is never sent."""
         r, s = der_numbers(signature)
-        ours = der_signature(r.to_bytes(32, "big") + (s * self._factor % ORDER).to_bytes(32, "big"))
-        if not self._public_key.verify(ours, digest, hasher=None):
-            msg = "the token's signature is none of the channel's key"
+        converted = der_signature(r.to_bytes(32, "big") + (s * self._factor % ORDER).to_bytes(32, "big"))
+        if not self._public_key.verify(converted, digest, hasher=None):
+            msg = "the token's signature does not fit the channel's key"
             raise KeysFailed(msg)
-        return ours
+        return converted
 
 
 class DerivedKeys:
-    """A generation of keys (`keys.KeySource`) that all come from one in the token."""
+    """A generation of keys (`ring.KeySource`) that are all derived from one key in the token."""
 
     __slots__ = ("_key_of", "_token")
     blocking = True
@@ -93,7 +94,7 @@ class DerivedKeys:
         return None if self._token.find(ROOT) is None else self._key_of(client_key, expiry)
 
     def destination_key(self, client_key: bytes, expiry: UnixTime) -> None:
-        """The destination is always the operator's."""
+        """The operator always configures the destination."""
 
     def reserve_key(self) -> SlowKey:
         return self._token.find_or_make(RESERVE)
@@ -106,7 +107,7 @@ class DerivedKeys:
 def generations(token: Holder, settings: Pkcs11) -> tuple[KeySource, ...]:
     """Return the configured way of choosing keys, then all others: channels opened with them can still be settled.
 
-    What has to be in the token is made now, so that no request ever makes a key. Raises `KeysFailed`.
+    Makes the keys that must be in the token now, so that no request ever makes one. Raises `KeysFailed`.
     """
     token.find_or_make(RESERVE)
     token.find_or_make(ALL_CHANNELS if settings.keys == "one" else ROOT)

@@ -1,10 +1,9 @@
-"""Keys in a token: made there, never to leave it, found by their identifiers. All of it runs in `tokenprocess`.
+"""Keys in a token: made there, unable to leave it, found by their identifiers. All of it runs in the token's process.
 
-There are three: the reserve's, the root of all channels' keys (`derivedkeys`), and the one that all channels share with
-`pkcs11.keys = "one"`. Releases before made a key pair for each channel, which channels that are still open are settled with:
-its CKA_ID is the digest of expiry and client key. Nothing is made for a channel any more: strangers would fill the
-token. Every signature is verified before it leaves: a token that fails must not give away more than
-an error.
+There are three: the reserve's, the root of all channels' keys (`derived_keys`), and the key that all channels share
+with `pkcs11.keys = "one"`. Earlier releases made a key pair for each channel; it settles the channels that are still
+open. Its CKA_ID is the digest of expiry and client key. No key is made for a channel any more: strangers would fill the
+token. Every signature is verified before it is sent: a faulty token must cause no more than an error.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ _HANDLE_GONE = {Code.KEY_HANDLE_INVALID, Code.OBJECT_HANDLE_INVALID}
 
 RESERVE = KeyName.single(b"reserve")
 ROOT = KeyName.single(b"root")
-"""What the keys of channels are derived from."""
+"""The key that channel keys are derived from."""
 
 ALL_CHANNELS = KeyName.single(b"channels")
 
 
 def channel_name(client_key: bytes, expiry: UnixTime) -> KeyName:
-    """Name the key of one channel. The expiry is in the label: people may delete the keys of channels long gone."""
+    """Name the key of one channel. The label has the expiry, for an operator who deletes keys of old channels."""
     digest = sha256(expiry.to_bytes(4, "big") + client_key).digest()
     return KeyName(digest, _CHANNEL_LABEL + f"{expiry} {digest[:16].hex()}".encode())
 
@@ -56,11 +55,11 @@ class TokenKey:
         self.public_key = public_key
 
     def sign(self, digest: bytes) -> bytes:
-        """Another signature each time: the nonce is the token's."""
+        """Sign; each call gives another signature, because the token chooses the nonce."""
         return self._sessions.run(lambda session, _again: self._sign(session, digest))
 
     def _sign(self, session: Session, digest: bytes) -> bytes:
-        """After a new login handles may be gone, or be those of other keys: then the signature does not verify."""
+        """Sign. After a new login the handle may be invalid or another key's: then the signature does not verify."""
         signature = self._sign_with(session, self._handle, digest)
         if signature is not None:
             return signature
@@ -84,9 +83,9 @@ class TokenKey:
 
 
 class Token:
-    """All keys of ours in one token. Any thread may call it; no other process makes keys for the same channels.
+    """All keys of this signer in one token. Any thread may call it; no other process makes keys for the same channels.
 
-    It knows all keys by heart, about a kilobyte each: looking one up takes SoftHSM a second where there are 10,000.
+    It keeps all keys in memory, about a kilobyte each: SoftHSM takes a second to find one of 10,000.
     """
 
     def __init__(self, sessions: Sessions) -> None:
@@ -105,15 +104,15 @@ class Token:
 
     @property
     def side_by_side(self) -> int:
-        """How many threads can use it at a time."""
+        """Number of threads that can use it at the same time."""
         return self._sessions.count
 
     def public_keys(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield identifier and public key of all keys. Before other threads make more."""
+        """Yield identifier and public key of all keys. Call it before other threads make more."""
         return ((identifier, key.public_key) for identifier, key in self._keys.items())
 
     def key(self, identifier: bytes) -> TokenKey:
-        """Return a key that is there. Raises `KeysFailed`."""
+        """Return an existing key. Raises `KeysFailed`."""
         found = self._keys.get(identifier)
         if found is None:
             msg = f"the token has no key {identifier.hex()}"
@@ -121,24 +120,24 @@ class Token:
         return found
 
     def find(self, name: KeyName) -> TokenKey | None:
-        """Return a key, if there is one."""
+        """Return a key, or None."""
         return self._keys.get(name.identifier)
 
     def find_or_make(self, name: KeyName) -> TokenKey:
-        """Return a key, a new one if there is none. Raises `KeysFailed`."""
+        """Return a key; make it if there is none. Raises `KeysFailed`."""
         key = self.find(name)
         if key is None:
-            # Two askers get one key, and askers for different keys seldom wait for each other.
+            # Two callers get the same key; callers for different keys seldom wait for each other.
             with self._sessions.exclusive(self._stripes[name.identifier[0] % _STRIPES]):
                 key = self.find(name) or self._make(name)
         return key
 
     def close(self) -> None:
-        """Give the sessions back."""
+        """Close the sessions."""
         self._sessions.close()
 
     def _make(self, name: KeyName) -> TokenKey:
-        # The second try begins with a look: the first may have made the key before it failed.
+        # The second try looks first: the first may have made the key before it failed.
         return self._adopt(
             self._sessions.run(
                 lambda session, again: (look_up(session, name) if again else None) or make_key(session, name)
@@ -152,17 +151,17 @@ class Token:
 
 
 class Holder(Protocol):
-    """Holds keys by their names: a `Token`, or the end of a wire to one."""
+    """Holds keys by their names: a `Token`, or a `RemoteToken`."""
 
     def find(self, name: KeyName) -> SlowKey | None:
-        """Return a key, if there is one."""
+        """Return a key, or None."""
 
     def find_or_make(self, name: KeyName) -> SlowKey:
-        """Return a key, a new one if there is none. Raises `KeysFailed`."""
+        """Return a key; make it if there is none. Raises `KeysFailed`."""
 
 
 class TokenKeys:
-    """A generation of keys that are in the token, as policies see it: one for all channels, or, of old, one for each."""
+    """A generation of keys in the token, as policies see it: one for all channels, or (formerly) one per channel."""
 
     __slots__ = ("_per_channel", "_token")
     blocking = True
@@ -176,17 +175,17 @@ class TokenKeys:
         return self._token.find_or_make(name) if create else self._token.find(name)
 
     def destination_key(self, client_key: bytes, expiry: UnixTime) -> None:
-        """The destination is always the operator's."""
+        """The operator always configures the destination."""
 
     def reserve_key(self) -> SlowKey:
         return self._token.find_or_make(RESERVE)
 
 
 def read_pin_and_open(config: SignerConfig) -> Token:
-    """Get the PIN from wherever it is given, and open the token.
+    """Get the PIN from its source, and open the token.
 
     Raises:
-        NoSecret: no PIN.
+        NoSecret: there is no PIN.
         TokenError: the token can't be used.
     """
     settings = config.pkcs11
@@ -196,10 +195,10 @@ def read_pin_and_open(config: SignerConfig) -> Token:
 
 
 def open_token(config: SignerConfig, pin: bytearray) -> Token:
-    """Open the token that the configuration names, and read all its keys. The PIN is copied; the caller wipes his.
+    """Open the token that the configuration names, and read all its keys. Copies the PIN; the caller wipes its own.
 
     Raises:
-        TokenError: the token can't be used, and what to do about it.
+        TokenError: the token can't be used; the text says how to mend it.
     """
     settings = config.pkcs11
     try:

@@ -1,6 +1,6 @@
-"""Our key pairs as objects in a token: made so that they can't leave it, found, and read at once. For `pkcs11` alone.
+"""The signer's key pairs as objects in a token: made so that they can't leave it, found, and read together. For `keys`.
 
-All functions raise `CryptokiError`, and `KeysFailed` when an object is not what it has to be.
+All functions raise `CryptokiError`, and `KeysFailed` for an object that is not as required.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from signer.token.curve import SECP256K1, compressed_point
 
 log = structlog.get_logger()
 
-_OURS = b"paychan "
+_PREFIX = b"paychan "
 _PROGRESS_SECONDS = 1.0
 
 _PROTECTED = {
@@ -29,7 +29,7 @@ _PROTECTED = {
     Attribute.NEVER_EXTRACTABLE: True,
     Attribute.LOCAL: True,
 }
-"""What a private key of ours has to say of itself: made in the token, and never able to leave it."""
+"""Required attributes of a private key: made in the token, and never able to leave it."""
 
 _PUBLIC_WISHES = {Attribute.ENCRYPT: False, Attribute.WRAP: False}
 _PRIVATE_WISHES = {
@@ -38,7 +38,7 @@ _PRIVATE_WISHES = {
     Attribute.UNWRAP: False,
     Attribute.DERIVE: False,
 }
-"""Asked for as well, and done without where a token does not know one: good for signatures alone, and staying so."""
+"""Requested as well, and left out if a token does not know one: usable for signatures only, permanently."""
 
 _TEMPLATE_REFUSED = {
     Code.ATTRIBUTE_READ_ONLY,
@@ -49,15 +49,15 @@ _TEMPLATE_REFUSED = {
 
 
 class KeyName(NamedTuple):
-    """CKA_ID, which a key is found by, and CKA_LABEL, which people see. All our labels begin with "paychan "."""
+    """CKA_ID, which identifies a key, and CKA_LABEL, for operators. All labels of the signer begin with "paychan "."""
 
     identifier: bytes
     label: bytes
 
     @classmethod
     def single(cls, what: bytes) -> KeyName:
-        """Name a key of which there is one."""
-        return cls(sha256(_OURS + what).digest(), _OURS + what)
+        """Name a key that exists once."""
+        return cls(sha256(_PREFIX + what).digest(), _PREFIX + what)
 
 
 class StoredKey(NamedTuple):
@@ -85,7 +85,7 @@ def look_up(session: Session, name: KeyName) -> StoredKey | None:
 
 
 def make_key(session: Session, name: KeyName) -> StoredKey:
-    """Make a key pair, and read back that its private key can't leave the token; one that could is destroyed."""
+    """Make a key pair, and check that its private key can't leave the token; destroy it otherwise."""
     common: Attributes = {Attribute.TOKEN: True, Attribute.ID: name.identifier, Attribute.LABEL: name.label}
     public = {**common, Attribute.PRIVATE: False, Attribute.VERIFY: True, Attribute.EC_PARAMS: SECP256K1}
     private = {**common, Attribute.PRIVATE: True, Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False}
@@ -108,17 +108,17 @@ def make_key(session: Session, name: KeyName) -> StoredKey:
 
 
 def read_keys(session: Session) -> list[StoredKey]:
-    """Read all our keys, and say how far it is when that takes long."""
+    """Read all keys of the signer; log the progress if it takes long."""
     public: dict[bytes, bytes] = {}
     for handle in _with_progress("public keys read", _key_handles(session, ObjectClass.PUBLIC_KEY)):
-        name = _our_name(session.read(handle, [Attribute.ID, Attribute.LABEL]))
+        name = _name_of(session.read(handle, [Attribute.ID, Attribute.LABEL]))
         if name is not None:
             key = _public_key(session, handle)
             public[name.identifier] = min(key, public.get(name.identifier, key))
     keys = []
     for handle in _with_progress("private keys read", _key_handles(session, ObjectClass.PRIVATE_KEY)):
         values = session.read(handle, [Attribute.ID, Attribute.LABEL, *_PROTECTED])
-        name = _our_name(values)
+        name = _name_of(values)
         if name is not None and name.identifier in public:
             _check_protected(name, values[2:])
             keys.append(StoredKey(name, handle, public[name.identifier]))
@@ -129,16 +129,16 @@ def _key_handles(session: Session, kind: ObjectClass) -> list[int]:
     return session.find({Attribute.CLASS: kind, Attribute.KEY_TYPE: KeyType.EC})
 
 
-def _our_name(values: list[bytes | None]) -> KeyName | None:
+def _name_of(values: list[bytes | None]) -> KeyName | None:
     identifier, label = values[:2]
-    return KeyName(identifier, label) if identifier and label and label.startswith(_OURS) else None
+    return KeyName(identifier, label) if identifier and label and label.startswith(_PREFIX) else None
 
 
 def _with_progress(event: str, objects: list[int]) -> Iterator[int]:
-    said = time.monotonic()
+    logged_at = time.monotonic()
     for number, handle in enumerate(objects):
-        if time.monotonic() - said > _PROGRESS_SECONDS:
-            said = time.monotonic()
+        if time.monotonic() - logged_at > _PROGRESS_SECONDS:
+            logged_at = time.monotonic()
             log.info(event, done=number, all=len(objects))
         yield handle
 
@@ -151,7 +151,7 @@ def _check_protected(name: KeyName, values: list[bytes | None]) -> None:
     ]
     if wrong:
         label = name.label.decode(errors="replace")
-        msg = f"key {label!r} was not made in the token, or may leave it: {', '.join(wrong)} is not what it has to be"
+        msg = f"key {label!r} was not made in the token, or may leave it: {', '.join(wrong)} has the wrong value"
         raise KeysFailed(msg)
 
 
@@ -159,5 +159,5 @@ def _public_key(session: Session, handle: int) -> bytes:
     try:
         return compressed_point(session.read(handle, [Attribute.EC_POINT])[0] or b"")
     except ValueError as error:
-        msg = f"the token has another key under a name of ours: {error}"
+        msg = f"the token has another kind of key under a name of this signer: {error}"
         raise KeysFailed(msg) from None

@@ -1,8 +1,8 @@
-"""A token's library in a process of its own: `service` has it forked first of all, and is its only client (`remotetoken`).
+"""The token's process: runs the token's library. `service` forks it first of all; `client` is its only peer.
 
-What the library of a token's maker does wrong, it does here: away from the server's socket, from the policies and what they
-remember. The PIN is read here and nowhere else, and where the library needs a network, the signer itself still has none. Nor
-does judging wait for signing: Python runs one thread at a time in a process.
+Faults of the library's code stay in this process, away from the server's socket, the policies and the ledger. Only this
+process reads the PIN, and if the library needs a network, the signer itself still has none. Judging does not wait for
+signing either: Python runs one thread at a time in a process.
 """
 
 from __future__ import annotations
@@ -42,29 +42,29 @@ from signer.token.wire import (
 )
 
 CLOSING_SECONDS = 2.0
-"""A token that does not take its sessions back by then finds them gone."""
+"""Time for the token to close its sessions; after that the process ends."""
 
 
 def be_the_process(config: SignerConfig, pairs: Sequence[tuple[socket.socket, socket.socket]]) -> NoReturn:
-    """All of the new process's life."""
+    """Run the new process to its end."""
     status = 1
     try:
-        for ours, _ in pairs:
-            ours.close()
-        control, line, *channels = (theirs for _, theirs in pairs)
+        for own, _ in pairs:
+            own.close()
+        control, line, *channels = (other for _, other in pairs)
         _serve(config, control, [*channels, *[line] * len(channels)])
         status = 0
-    except Exception as error:  # noqa: BLE001 - nobody is there to catch it
+    except Exception as error:  # noqa: BLE001 - no caller is left to catch it
         tell_bug(error)
     except KeyboardInterrupt:
-        pass  # while the PIN was asked for
+        pass  # while the prompt asked for the PIN
     finally:
         sys.stderr.flush()
-        os._exit(status)  # a thread that hangs in the library would hold up an ordinary end
+        os._exit(status)  # a thread that hangs in the library would delay an ordinary end
 
 
 def _serve(config: SignerConfig, control: socket.socket, wires: Sequence[socket.socket]) -> None:
-    """Open the token when asked to, then answer each wire in a thread until the signer lets go."""
+    """Open the token when requested, then answer each connection in a thread until the signer closes the control."""
     control.recv(1)
     try:
         protections = isolate(config.isolation, token=True)
@@ -74,7 +74,7 @@ def _serve(config: SignerConfig, control: socket.socket, wires: Sequence[socket.
         control.send(encode(Failed(type(error).__name__, str(error), error.key)))
         return
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # they come to both, and the signer decides what happens
+        signal.signal(number, signal.SIG_IGN)  # both processes get them; the signer decides
     keys = token.public_keys()
     while some := tuple(islice(keys, KEYS_IN_MESSAGE)):
         control.send(encode(Keys(some)))
@@ -88,7 +88,7 @@ def _serve(config: SignerConfig, control: socket.socket, wires: Sequence[socket.
 
 
 def _answer_all(token: Token, wire: socket.socket) -> None:
-    """Answer for ever, in a thread of its own: a channel, or with others the line, whose next question only one of them gets."""
+    """Answer requests for ever, in a separate thread. Threads share the line; each request goes to one of them."""
     while raw := wire.recv(MOST_BYTES):
         wire.send(encode(_answer(token, decode_request(raw))))
 
@@ -104,6 +104,6 @@ def _answer(token: Token, request: TokenRequest) -> TokenReply:
                 return Keys(((identifier, made.public_key),))
     except KeysFailed as error:
         return Failed(type(error).__name__, str(error), number=number)
-    except Exception as error:  # noqa: BLE001 - a bug must not end the process, nor show what it handled
+    except Exception as error:  # noqa: BLE001 - a bug must neither end the process nor show request data
         tell_bug(error)
         return Failed(KeysFailed.__name__, "the signer failed at the token", number=number)

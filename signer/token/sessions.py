@@ -1,7 +1,7 @@
-"""A token's sessions: as many as may work side by side, each lent to one thread at a time. For `pkcs11` alone.
+"""Sessions with a token: a fixed number, each used by one thread at a time. For `keys`.
 
-The first thing that may be lost is a session: the token was unplugged, its network failed, it forgot the login. So work
-is tried again, once, with a new session. A call that hangs keeps its own session and stops nobody else's.
+A session may be lost first: the token was unplugged, its network failed, or it forgot the login. So work is retried
+once, with a new session. A call that hangs blocks its own session only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PIN_REFUSED = {Code.PIN_INCORRECT, Code.PIN_INVALID, Code.PIN_LEN_RANGE, Code.P
 
 
 class TokenError(Exception):
-    """The token can't be used: which setting it is about, and what to do. Never holds anything of the PIN."""
+    """The token can't be used: names the setting, and says how to mend it. Never holds any part of the PIN."""
 
     def __init__(self, *, key: str, reason: str) -> None:
         super().__init__(reason)
@@ -37,10 +37,10 @@ class TokenError(Exception):
 class Sessions:
     """Logged-in sessions with one token.
 
-    Keeps a copy of the PIN, which is needed again when the token forgot the login; `close` wipes it.
+    Keeps a copy of the PIN, which is needed again when the token has forgotten the login; `close` wipes it.
 
     Raises:
-        TokenError: no such token, or it refused the PIN or so many sessions.
+        TokenError: no such token, or it refused the PIN or this number of sessions.
     """
 
     def __init__(self, library: Library, token: str, pin: bytearray, *, sessions: int, wait_seconds: float) -> None:
@@ -52,7 +52,7 @@ class Sessions:
         self._opening = Lock()
         self._idle: SimpleQueue[Session | None] = SimpleQueue()
         self._slot = find_slot(library, token)
-        # A library that threads must not call at once is used through one session: that is its lock.
+        # If threads must not call the library at the same time, there is one session, which serves as the lock.
         self.count = sessions if library.threads else 1
         for _ in range(self.count):
             try:
@@ -61,9 +61,9 @@ class Sessions:
                 raise _start_problem(error, self.count) from None
 
     def run(self, work: Callable[[Session, bool], _T]) -> _T:
-        """Do something with a session; once more, with a new one, if the token fails.
+        """Run work with a session; if the token fails, retry once with a new one.
 
-        `work` is told whether this is the second try: then no handle that was got before is good any more.
+        `work` gets True at the second try: then all handles read before are invalid.
 
         Raises:
             KeysFailed: all sessions are busy, or the token failed twice.
@@ -89,13 +89,13 @@ class Sessions:
 
     @contextmanager
     def exclusive(self, lock: Lock) -> Iterator[None]:
-        """Hold a lock, which others may hold while they wait for the token.
+        """Hold a lock that other threads may hold while they wait for the token.
 
         Raises:
-            KeysFailed: they did for too long.
+            KeysFailed: another thread held it for too long.
         """
         if not lock.acquire(timeout=self._wait_seconds):
-            msg = f"token {self._token!r} gave no answer to somebody else yet"
+            msg = f"token {self._token!r} has not answered an earlier request yet"
             raise KeysFailed(msg)
         try:
             yield
@@ -103,7 +103,7 @@ class Sessions:
             lock.release()
 
     def close(self) -> None:
-        """Close what is idle, and forget the PIN. What hangs is left to the end of the process."""
+        """Close idle sessions, and wipe the PIN. A session in use ends with the process."""
         wipe(self._pin)
         for _ in range(self.count):
             try:
@@ -143,7 +143,7 @@ class Sessions:
         try:
             session.login(self._pin)
         except CryptokiError as error:
-            if error.code == Code.USER_ALREADY_LOGGED_IN:  # by another session of ours
+            if error.code == Code.USER_ALREADY_LOGGED_IN:  # by another session
                 return
             if error.code in _PIN_REFUSED:
                 self._pin_refused = error
@@ -160,17 +160,17 @@ def _close(session: Session | None) -> None:
 
 
 def find_slot(library: Library, token: str) -> int:
-    """Return the slot that the token with this label is in.
+    """Return the slot of the token with this label.
 
     Raises:
         TokenError: there is none, or more than one.
-        CryptokiError: the library does not tell.
+        CryptokiError: the library fails.
     """
     tokens = library.tokens()
     slots = [info.slot for info in tokens if info.label == token]
     if len(slots) != 1:
         present = ", ".join(repr(info.label) for info in tokens if info.label) or "none"
-        reason = f"{len(slots)} tokens have the label {token!r}; the labels there are: {present}"
+        reason = f"{len(slots)} tokens have the label {token!r}; present labels: {present}"
         raise TokenError(key="pkcs11.token", reason=reason)
     return slots[0]
 
@@ -179,7 +179,7 @@ def _start_problem(error: CryptokiError, sessions: int) -> TokenError:
     if error.code in _PIN_REFUSED:
         return TokenError(
             key="pkcs11.pin_file",
-            reason=f"the token refused the PIN ({error}): correct it before starting again, a few wrong ones lock the token",
+            reason=f"the token refused the PIN ({error}): correct it before the next start; a few wrong PINs lock the token",
         )
     if error.code == Code.USER_PIN_NOT_INITIALIZED:
         return TokenError(key="pkcs11.token", reason=f"the token has no user PIN ({error}): set one with its own tools")

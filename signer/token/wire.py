@@ -1,6 +1,6 @@
-"""What the signer and its token's process say to each other (`remotetoken`, `tokenprocess`): a message is a packet.
+"""Messages between the signer and its token's process (`client`, `process`); each message is a packet.
 
-Both are one program of one version, forked from one process, so that the messages may change with it.
+Both processes are forked from one program, so the messages may change with any release.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Sign(Struct, frozen=True, array_like=True, tag=1):
     identifier: bytes
     digest: bytes
     number: int = 0
-    """Of a question over the line, where answers come in any order."""
+    """Number of a request on the line, where replies come in any order."""
 
 
 class Make(Struct, frozen=True, array_like=True, tag=2):
-    """Make a key of this name, unless there is one."""
+    """Make a key of this name, unless it exists."""
 
     identifier: bytes
     label: bytes
@@ -52,14 +52,14 @@ class Keys(Struct, frozen=True, array_like=True, tag=102):
 
 
 class Ready(Struct, frozen=True, array_like=True, tag=103):
-    """All keys were told: how many signatures are made at a time, and what the process is kept by."""
+    """All keys were reported: the number of signatures at the same time, and the process's protections."""
 
     side_by_side: int
     protections: tuple[str, ...]
 
 
 class Failed(Struct, frozen=True, array_like=True, tag=104):
-    """An error, by the name of its class; `key` is the setting that it is about."""
+    """An error, by the name of its class; `key` is the setting that it concerns."""
 
     kind: str
     reason: str
@@ -80,7 +80,7 @@ _OF_SETTINGS = {kind.__name__: kind for kind in (IsolationError, NoSecret, Token
 
 
 def receive(channel: socket.socket) -> TokenReply:
-    """Wait for a reply; raises what it tells of, and `KeysFailed` when the other process has ended."""
+    """Wait for a reply. Raises the reported error, and `KeysFailed` when the other process has ended."""
     raw = channel.recv(MOST_BYTES)
     if not raw:
         raise KeysFailed(ENDED)

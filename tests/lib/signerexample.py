@@ -74,7 +74,7 @@ EXAMPLE: list[tuple[str, Request, Reply]] = [
         Refusal(
             5,
             "policy-destination",
-            f"destination script of 25 bytes beginning {CHANGE_SCRIPT.hex()} is not ours",
+            f"destination script of 25 bytes beginning {CHANGE_SCRIPT.hex()} is not allowed",
         ),
     ),
 ]

@@ -1,4 +1,4 @@
-"""`UnixSigner`s, and signers for them that say what a test wants."""
+"""`UnixSigner` clients, and signers for them whose replies a test determines."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HANDLER = make_handler(KEYS, REQUEST, WITH_RESERVE)
 
 
 class Saying:
-    """Answers whatever a function says, where it asks for signatures as a key store does that takes its time."""
+    """Answers with the reply of a function; pretends to sign with a slow key store."""
 
     blocking = True
     threads = 16
@@ -65,7 +65,7 @@ class Saying:
 
 
 class _SayingKey:
-    """Signs nothing: when its signature is there, so is the reply."""
+    """Signs nothing: when its signature is ready, so is the reply."""
 
     public_key = bytes(33)
 
@@ -115,7 +115,7 @@ async def served(
 
 
 async def show(signer: UnixSigner, *requests: SettlementRequest) -> None:
-    """Show what these spend, as a server does before it asks."""
+    """Show the outputs that these requests spend, as a server does before it asks for a signature."""
     for funding in make_fundings(*requests):
         await signer.show_funding(funding.transaction, funding.outputs)
 

@@ -1,4 +1,4 @@
-"""Crowds of connections to a signer, and what they make it use."""
+"""Crowds of connections to a signer, and measurements of the resources that they make it use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Self
 
 @contextmanager
 def many_files(number: int) -> Iterator[None]:
-    """Allow this process so many open files, for as long as the block runs."""
+    """Allow this process this number of open files, until the block ends."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < number:
         resource.setrlimit(resource.RLIMIT_NOFILE, (number, max(number, hard)))
@@ -27,9 +27,9 @@ def many_files(number: int) -> Iterator[None]:
 
 
 class Crowd:
-    """Opens connections as fast as they are accepted, `size` of them and again, until the block ends.
+    """Opens connections as fast as they are accepted, and keeps the newest `size` of them open, until the block ends.
 
-    Each sends what is next in `messages`, reads nothing, and stays open on this side, whatever the signer does.
+    Each sends the next one of `messages`, reads nothing, and stays open on this side, whatever the signer does.
     """
 
     def __init__(self, path: Path, size: int, messages: Sequence[bytes]) -> None:
@@ -64,7 +64,7 @@ class Crowd:
                 message = message[connection.send(message) :]
 
     def wait_for(self, number: int) -> None:
-        """Wait until so many were opened."""
+        """Wait until this number of connections was opened."""
         until(lambda: self.opened >= number)
 
     def close(self) -> None:
@@ -82,7 +82,7 @@ class Crowd:
 
 
 def until(condition: Callable[[], bool], seconds: float = 90.0) -> None:
-    """Wait for something that must come."""
+    """Wait for a condition that must become true."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -90,7 +90,7 @@ def until(condition: Callable[[], bool], seconds: float = 90.0) -> None:
 
 
 def memory_bytes(pid: int, name: str = "VmRSS") -> int:
-    """What a process uses, or has used at most (VmHWM)."""
+    """Memory that a process uses, or its highest use (VmHWM)."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
@@ -100,7 +100,7 @@ def open_files(pid: int) -> int:
 
 
 def is_over(connection: socket.socket) -> bool:
-    """Whether the signer has ended it, without reading."""
+    """Whether the signer has ended the connection; reads nothing."""
     events = select.poll()
     events.register(connection, select.POLLRDHUP | select.POLLHUP)
     return bool(events.poll(0))

@@ -1,4 +1,4 @@
-"""Where a hostile server knocks: the signer's handler in this process, or a real `paychan-signer` behind its socket."""
+"""Signers that a hostile server attacks: the handler in this process, or a real `paychan-signer` behind its socket."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from tests.signer.judge import Rules
 from tests.signer.scene import ADDRESS, PREVIOUS, SEEDS
 
 BEGINNING = 1_800_000_500
-_PASSPHRASE = b"what nobody has to guess"
+_PASSPHRASE = b"not a secret in these tests"
 _HEAD = b"h"
 
 
 class Door(Protocol):
-    """A signer that answers."""
+    """A signer that answers requests."""
 
     def now(self) -> int:
         """The signer's time."""
 
     def wait(self, seconds: int) -> None:
-        """Let time pass, if it can be made to."""
+        """Let time pass, if the signer's clock can be set."""
 
     def beat(self) -> None:
-        """The operator's sign of life."""
+        """Send the operator's heartbeat."""
 
     def send(self, request: Request) -> Reply:
-        """Ask; called from several threads."""
+        """Send a request; called from several threads."""
 
     def memory(self) -> dict[bytes, bytes]:
-        """All that the signer remembers beside its log; nothing if that can't be seen."""
+        """All entries of the ledger except the head of its log; empty if they can't be read."""
 
     def restart(self) -> None:
         """End the signer and start it again."""
@@ -53,7 +53,7 @@ class Door(Protocol):
 
 
 class Inside:
-    """The handler over a ledger on disk, with a clock of its own."""
+    """The handler over a ledger on disk, with a clock that the test sets."""
 
     def __init__(self, directory: Path, keys: KeyRing, rules: Rules) -> None:
         self._directory, self._keys = directory, keys
@@ -95,7 +95,7 @@ class Inside:
 
     def memory(self) -> dict[bytes, bytes]:
         ledger = self._ledger
-        newest = [ledger._gathering.values, ledger._writing.values]  # before the database, where they go meanwhile
+        newest = [ledger._gathering.values, ledger._writing.values]  # before the database, which gets them next
         memory = {**dict(ledger._database), **newest[1], **newest[0]}
         memory.pop(_HEAD, None)
         return memory
@@ -109,7 +109,7 @@ class Inside:
 
 
 class Outside:
-    """A process of its own, asked over its socket; a restart is a SIGKILL, once, for it takes long."""
+    """A separate process behind its socket; it restarts once, by SIGKILL, because a restart takes long."""
 
     def __init__(self, directory: Path, address: bytes | None, rules: Rules) -> None:
         text = 'network = "regtest"\n[key]\nmode = "hardened"\n[settlement]\n'
@@ -117,7 +117,7 @@ class Outside:
         text += f'destination_address = "{encode_address(ADDRESS, Network.REGTEST) if address else ""}"\n'
         text += f"[policy]\nmax_fee_percent = {rules.fee_percent}\nmax_fee_sat = {rules.fee_sat}\n"
         text += f"value_per_hour_sat = {rules.hour_sat}\nvalue_per_day_sat = {rules.day_sat}\n"
-        text += "[disk]\nreserve_mb = 0\n"  # memory may be all that the folder has
+        text += "[disk]\nreserve_mb = 0\n"  # the directory may be in memory
         self._process = SignerProcess(directory, text)
         self._process.passphrase.touch(mode=0o600)
         self._process.passphrase.write_bytes(_PASSPHRASE)
@@ -130,7 +130,7 @@ class Outside:
         return int(time.time())
 
     def wait(self, seconds: int) -> None:
-        """Nobody waits for a clock."""
+        """Its clock can't be set."""
 
     def beat(self) -> None:
         """Its heartbeat is off."""

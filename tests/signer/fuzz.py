@@ -1,6 +1,6 @@
-"""Wrong frames for the signer's parser, in numbers: `python -m tests.signer.fuzz 1000000 [SEED]`.
+"""Wrong frames for the signer's parser, in large numbers: `python -m tests.signer.fuzz 1000000 [SEED]`.
 
-What is thrown at it is known by its number and the seed, so that what failed can be thrown again.
+A frame is determined by its number and the seed, so that a failure can be reproduced.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from paychan.protocol.wire.signer_messages import (
 from tests.lib.signerexample import EXAMPLE, OUTPOINT, SETTLEMENT_REQUEST, TERMS
 
 SLOWEST_SECONDS = 0.5
-"""For one frame, on a machine with other work; what is usual is a few microseconds."""
+"""Limit for one frame, on a machine with other work; the usual time is a few microseconds."""
 
 MEMORY_FACTOR, MEMORY_BYTES = 32, 100_000
-"""A frame may cost so many times its size while it is read, and this: one byte can become a whole Python object."""
+"""Decoding a frame may take this many times its size, plus this constant: one byte can become a whole Python object."""
 
 _HOSTILE_BYTES = bytes.fromhex(
     "00 7f 80 8f 90 91 9f a0 bf c0 c1 c2 c3 c4 c6 c7 c9 ca cb cc cf d0 d3 d4 d8 d9 db dc dd de df e0 ff"
 )
-"""Where one kind of msgpack value ends and another begins."""
+"""Bytes at the boundaries between kinds of msgpack values."""
 
 _NUMBERS = (0, 1, 127, 128, 255, 256, 2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1, -1, -32, -33, -(2**31), -(2**63))
 
@@ -71,7 +71,7 @@ VALID = [encode_frame(request)[4:] for _, request, _ in EXAMPLE] + [
 
 
 def frames(count: int, seed: int = 1) -> Iterator[bytes]:
-    """Bodies of frames, each made anew from the seed and its number."""
+    """Bodies of frames, each determined by the seed and its number."""
     makers: tuple[Callable[[random.Random], bytes], ...] = (
         _damaged, _damaged, _damaged, _spliced, _rebuilt, _rebuilt, _rebuilt, _random_value, _noise, _nested, _lying
     )  # fmt: skip
@@ -81,11 +81,11 @@ def frames(count: int, seed: int = 1) -> Iterator[bytes]:
 
 
 def check(body: bytes) -> str:
-    """Read one body; return what came of it.
+    """Decode one body; return the outcome.
 
     Raises:
-        AssertionError: what is read is no request, or is not the same when written and read again.
-        Exception: anything but a `WireError`; that is what we are looking for.
+        AssertionError: the result is no request, or differs after encoding and decoding.
+        Exception: anything but a `WireError`; the fuzzer searches for these.
     """
     begin = time.perf_counter()
     try:
@@ -102,7 +102,7 @@ def check(body: bytes) -> str:
 
 
 def check_prefix(chance: random.Random) -> None:
-    """Read a random length prefix: a size within bounds, or `WireError`."""
+    """Decode a random length prefix: a size within bounds, or `WireError`."""
     prefix = chance.randbytes(4)
     try:
         assert 2 <= frame_size(prefix) <= MAX_FRAME_BYTES
@@ -111,7 +111,7 @@ def check_prefix(chance: random.Random) -> None:
 
 
 def memory_of(body: bytes) -> int:
-    """The most that was taken while a body was read, in bytes."""
+    """Most memory in use while a body was decoded, in bytes."""
     tracemalloc.start()
     try:
         with suppress(WireError):
@@ -121,11 +121,11 @@ def memory_of(body: bytes) -> int:
         tracemalloc.stop()
 
 
-# --- how a frame goes wrong -------------------------------------------------------------------------------------------
+# --- kinds of damage --------------------------------------------------------------------------------------------------
 
 
 def _damaged(chance: random.Random) -> bytes:
-    """A right frame with a few bytes changed, put in, taken out or cut off."""
+    """A valid frame with a few bytes changed, inserted, removed or cut off."""
     body = bytearray(chance.choice(VALID))
     for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
         place = chance.randrange(len(body) + 1)
@@ -154,7 +154,7 @@ def _spliced(chance: random.Random) -> bytes:
 
 
 def _rebuilt(chance: random.Random) -> bytes:
-    """A right frame in which one value is another: too large, of another type, too many, too few."""
+    """A valid frame with one wrong value: too large, of another type, one too many, one too few."""
     value = msgspec.msgpack.decode(chance.choice(VALID)[1:])
     inner = value
     while True:
@@ -208,13 +208,13 @@ def _value(chance: random.Random, depth: int) -> object:
 
 
 def _noise(chance: random.Random) -> bytes:
-    """Bytes without sense, sometimes of the right version."""
+    """Random bytes, often after the right version byte."""
     noise = chance.randbytes(chance.randrange(200))
     return bytes([VERSION]) + noise if chance.random() < 0.8 else noise
 
 
 def _nested(chance: random.Random) -> bytes:
-    """Arrays or maps in each other, deep down; at the top, or where a field belongs."""
+    """Deeply nested arrays or maps; at the top, or in the place of a field."""
     depth = chance.choice((1, 10, 100, 500, 1_000, 2_000, 5_000))
     opening = chance.choice((b"\x91", b"\x81\xa1a", b"\xdc\x00\x01", b"\xdd\x00\x00\x00\x01", b"\x92\x03"))
     before = chance.choice((b"", b"\x93\x07\x01", b"\x96\x03\x01", b"\x94\x04\x01"))
@@ -222,7 +222,7 @@ def _nested(chance: random.Random) -> bytes:
 
 
 def _lying(chance: random.Random) -> bytes:
-    """A header that promises far more than there is: memory must not be taken on its word."""
+    """A header that announces far more bytes than follow: memory must not be allocated for them."""
     header = chance.choice((b"\xc6", b"\xdb", b"\xdd", b"\xdf", b"\xc9")) + chance.choice(
         (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x80\x00\x00\x00", b"\x00\xff\xff\xff")
     )
@@ -236,7 +236,7 @@ def _lying(chance: random.Random) -> bytes:
 
 
 def main(count: int, seed: int = 1) -> None:
-    """Throw so many, and say what came of them."""
+    """Check this number of frames, and print the outcomes."""
     console, outcomes, begin = Console(highlight=False), Counter[str](), time.monotonic()
     columns = (TextColumn("frames"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:

@@ -1,7 +1,7 @@
-"""What a hostile server has in hand, and what it may think of: requests that are good but for what is wrong with them.
+"""Requests of a hostile server: valid except for one chosen fault.
 
-It knows all that is public in `scene`, and signs as the payers that collude with it. A `Plan` says in names and small
-numbers what to try; `Attacker` makes a request of it.
+The server knows all public facts of `scene`, and can sign as the payers that collude with it. A `Plan` names the fault
+in names and small numbers; `Attacker` makes the request.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.signer.scene import (
 
 
 class Plan(NamedTuple):
-    """What to ask for. Numbers choose among what there is, whatever there is."""
+    """A request to try. Numbers select among the available items, modulo their count."""
 
     places: list[int]
     change: str
@@ -76,14 +76,14 @@ PLANS = st.builds(
     coins=_COINS,
     number=NUMBERS,
 )
-"""Most of a plan is as it should be, most of the time."""
+"""Most parts of a plan are right most of the time."""
 
 GOOD = st.builds(Plan, _PLACES, st.just("newer"), st.just("right"), st.just("dearer"), _COINS, NUMBERS)
-"""What is signed, unless the places are bad."""
+"""Plans whose requests are signed, unless the places are bad."""
 
 
 class Attacker:
-    """Makes requests of plans, out of what it has seen so far."""
+    """Makes requests from plans, and uses earlier replies."""
 
     def __init__(self, keys: KeyRing, rules: judge.Rules) -> None:
         self.keys, self.rules = keys, rules
@@ -95,16 +95,16 @@ class Attacker:
         """Change of the newest payments that the signer was shown."""
 
     def signed_for(self, request: SettlementRequest, raw: bytes) -> None:
-        """Take note of a success."""
+        """Record a success."""
         self.signed |= {claim.outpoint: request for claim in request.claims}
         self.raw |= {claim.outpoint: raw for claim in request.claims}
 
     def newest(self, number: int) -> SettlementRequest:
-        """One of those that were signed last."""
+        """One of the requests that were signed last."""
         return list(self.signed.values())[number % len(self.signed)]
 
     def came_back(self, request: SettlementRequest) -> Place | None:
-        """What a settlement left to the reserve: from now on it is a coin."""
+        """Take the output that a settlement pays to the reserve: from now on it is a coin."""
         raw, reserve = self.raw[request.claims[0].outpoint], request.reserve
         outputs = judge.parse(raw).outputs
         if reserve is None or outputs[-1].script != reserve.funding_script:
@@ -116,14 +116,14 @@ class Attacker:
         return place
 
     def invent(self, channel: int, value_sat: int, number: int) -> Place:
-        """Pay any value to a channel's script, in a transaction that no chain can hold."""
+        """Pay any value to a channel's script, in a transaction that no chain can contain."""
         raw = transaction([(value_sat, CHANNELS[channel].terms.funding_script)], 1_000 + number)
         place = Place(outpoint_of(raw, 0), value_sat, raw, channel=channel)
         self.places.append(place)
         return place
 
     def request(self, plan: Plan) -> SettlementRequest:
-        """Make the request that a plan means."""
+        """Make the request of a plan."""
         places = {self.places[number % len(self.places)].outpoint: number for number in plan.places}
         first, *others = (self.claim(self.places[number % len(self.places)], plan.change) for number in places.values())
         drained = [claim for claim in map(self._drained, others) if claim is not None]
@@ -133,7 +133,7 @@ class Attacker:
         return msgspec.structs.replace(request, fee_sat=Sat(self.fee(plan.fee, request)))
 
     def fee(self, name: str, request: SettlementRequest) -> int:
-        """A fee of this name for a request that is good otherwise."""
+        """A fee of this name for a request that is valid otherwise."""
         size, received = _size(request), received_sat(request.claims)
         share = min(received * self.rules.fee_percent // 100, self.rules.fee_sat, size * self.rules.fee_sat_per_vb)
         most = min(max(share, size + judge.RELAYED_AND_DUST), received)
@@ -145,7 +145,7 @@ class Attacker:
         return {**fees, "none": 0, "negative": -1, "burnt": received + coins}.get(name, max(least, min(size, most)))
 
     def signs(self, claim: Claim, more_sat: int = 0, **changes: object) -> Claim:
-        """Change a claim, and let its payer sign that, and more or less change, if it colludes."""
+        """Change a claim, and let its payer sign it with more or less change, if the payer colludes."""
         claim = msgspec.structs.replace(claim, **changes)
         key = _COLLUDING.get(claim.terms.client_key)
         if key is None:
@@ -155,7 +155,7 @@ class Attacker:
         return msgspec.structs.replace(claim, payment=payment)
 
     def claim(self, place: Place, change: str) -> Claim:
-        """Claim what is there; an honest payer's by the payment of its own that comes nearest."""
+        """Claim an output; an honest payer's output by its payment with the nearest change."""
         channel = CHANNELS[place.channel or 0]
         before = self.signed.get(place.outpoint)
         claims = before.claims if before else ()
@@ -171,7 +171,7 @@ class Attacker:
         return Claim(channel.terms, place.outpoint, Sat(place.value_sat), channel.change_script, payment)
 
     def _drained(self, claim: Claim) -> Claim | None:
-        """The claim with nothing left to the payer; None if an honest payer has not signed that."""
+        """The claim with no change for the payer; None if an honest payer has not signed that."""
         channel = next(channel for channel in CHANNELS if channel.terms == claim.terms)
         if channel.promised and 0 not in channel.promised:
             return None
@@ -195,7 +195,7 @@ class Attacker:
 
 
 def _signed_at(channel: Channel, outpoint: OutPoint) -> OutPoint:
-    """An honest payer has signed for its true funding output alone."""
+    """An honest payer has signed only for its true funding output."""
     return PLACES[CHANNELS.index(channel)].outpoint if channel.promised else outpoint
 
 

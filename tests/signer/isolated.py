@@ -1,4 +1,4 @@
-"""A process that has isolated itself as the signer does, and does then what a test asks of it."""
+"""A process that has isolated itself as the signer does, and then evaluates expressions for a test."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ AS_NOBODY = f"""
 os.setgroups([])
 os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
 os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
-libc.prctl(4, 1, 0, 0, 0)  # dumpable again, as one is who was started so
+libc.prctl(4, 1, 0, 0, 0)  # dumpable again, like a process that was started as this user
 """
-"""Python statements; not `setpriv`: others may not be able to read this Python."""
+"""Python statements; not `setpriv`: other users may not be able to read this Python."""
 
 SCRIPT = """
 import ctypes, errno, grp, json, os, resource, signal, socket, sys, threading
@@ -28,7 +28,7 @@ from signer.config import Isolation
 from signer.sandbox.isolation import IsolationError, isolate
 libc = ctypes.CDLL(None, use_errno=True)
 exec(nobody)
-libc.prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)  # Yama: anybody may trace us, so it is not Yama that refuses
+libc.prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)  # Yama: allow every tracer, so that it is not Yama that refuses
 try:
     if settings is None:
         said = []
@@ -37,7 +37,7 @@ try:
 except IsolationError as error:
     said = [error.key, str(error)]
 print(json.dumps(said), flush=True)
-secret = b"what nobody else may read"
+secret = b"unreadable for others"
 for line in sys.stdin:
     try:
         answer = eval(line)
@@ -48,11 +48,11 @@ for line in sys.stdin:
 
 
 class Isolated:
-    """A child that has called `isolate(Isolation(**settings))`, or not, with None; `said` is what it returned.
+    """A child that has called `isolate(Isolation(**settings))`, unless settings is None; `said` is the result.
 
     Args:
         before: Python statements that it runs first.
-        nobody: be started as user nobody would be.
+        nobody: run as the user nobody.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Isolated:
         return self.process.pid
 
     def ask(self, expression: str) -> Any:
-        """Value of an expression in the child; of an OSError, the name of its number."""
+        """Value of an expression in the child; for an OSError, the name of its number."""
         assert self.process.stdin is not None
         self.process.stdin.write(expression + "\n")
         self.process.stdin.flush()
@@ -97,7 +97,7 @@ class Isolated:
         return text in self.said
 
     def status(self) -> dict[str, str]:
-        """What the kernel says of it: /proc/PID/status."""
+        """State of the child as the kernel reports it: /proc/PID/status."""
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return {name: value.strip() for name, value in (line.split(":", 1) for line in lines)}
 

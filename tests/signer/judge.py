@@ -1,7 +1,7 @@
-"""What a signer may sign, from first principles.
+"""The rules for signatures, from first principles.
 
-Judges by the transactions alone, with Bitcoin Core's interpreter and arithmetic over what the outputs hold that they
-spend. Shares no code with the signer, and believes no request.
+Judges the transactions alone, with Bitcoin Core's interpreter and the values of the spent outputs. Shares no code with
+the signer, and trusts no request.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Reader:
 
 
 def parse(raw: bytes) -> Transaction:
-    """Read all of it, and nothing may follow."""
+    """Parse all of it; no bytes may follow."""
     read = Reader(raw)
     read.take(4)
     inputs = [Input(read.take(36), read.take(read.count()), read.number(4)) for _ in range(read.count())]
@@ -69,7 +69,7 @@ def parse(raw: bytes) -> Transaction:
 
 
 def pushes(script_sig: bytes) -> list[bytes]:
-    """What a scriptSig puts on the stack; OP_1 puts a 1."""
+    """Values that a scriptSig pushes to the stack; OP_1 pushes a 1."""
     read, found = Reader(script_sig), []
     while read.at < len(script_sig):
         opcode = read.number(1)
@@ -82,15 +82,15 @@ def pushes(script_sig: bytes) -> list[bytes]:
 
 
 class Channel(NamedTuple):
-    """What is true of one: where its settlement may pay to, and what an honest payer has signed for."""
+    """Facts of one channel: allowed destinations of its settlement, and outputs that an honest payer has signed."""
 
     destinations: frozenset[bytes]
     promised: frozenset[Output | None] | None
-    """Change outputs, None for none left; None as a whole: the payer colludes and signs anything."""
+    """Change outputs, None for no change; None instead of the set: the payer colludes and signs anything."""
 
 
 class Rules(NamedTuple):
-    """What the operator set; 0: no limit."""
+    """The operator's limits; 0: no limit."""
 
     fee_percent: int = 50
     fee_sat: int = 5_000_000
@@ -102,17 +102,17 @@ class Rules(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """A settlement, read."""
+    """A parsed settlement."""
 
     txid: bytes
     fee_sat: int
     size: int
-    """The largest it could have been: our signatures are now and then a byte shorter."""
+    """Its largest possible size: the server's signatures are sometimes a byte shorter."""
     shares: dict[bytes, tuple[int, Output | None]]
-    """For each channel's outpoint: what was received, and the change output."""
+    """By each channel's outpoint: the value received, and the change output."""
     spent: frozenset[bytes]
     available_sat: int
-    """What was received, and the coins beside it."""
+    """The value received, and that of the reserve's coins."""
 
     @property
     def rate(self) -> Fraction:
@@ -124,12 +124,12 @@ class Settled(NamedTuple):
 
 
 class Judge:
-    """Is shown whatever the signer gave, and fails on what it should not have given."""
+    """Checks every transaction that the signer signs, and fails on one that it must not sign."""
 
     def __init__(
         self, rules: Rules, channels: Mapping[bytes, Channel], reserves: frozenset[bytes], keys: Mapping[bytes, bytes]
     ) -> None:
-        """Take channels by their funding script, scripts of reserves, and keys of ours by the script that they open."""
+        """Take channels by funding script, scripts of reserves, and the signer's keys by the script that they open."""
         self.rules = rules
         self.channels = channels
         self.reserves = reserves
@@ -138,37 +138,37 @@ class Judge:
         self.shown: set[bytes] = set()
         self.settled: dict[bytes, Settled] = {}
         self.newest: dict[bytes, list[Settled]] = {}
-        """More than one where several came at once: one of them is the newest, but which is not known."""
+        """Several if they were signed at the same time: one of them is the newest, but it is not known which."""
         self.values: list[tuple[int, int]] = []
         self.beat_at = self.unattended_sat = 0
         self.least: dict[bytes, int] = {}
-        """What channels brought at least, by the payments that the signer has been shown and has not refused."""
+        """Least value of channels, by the payments that were shown to the signer and not refused."""
 
     def remember(self, outpoint: bytes, received_sat: int) -> None:
-        """Take note of a payment that the signer was shown."""
+        """Record a payment that was shown to the signer."""
         self.least[outpoint] = max(received_sat, self.least.get(outpoint, 0))
 
     def learn(self, raw: bytes) -> None:
-        """Take note of a transaction: whoever has its bytes knows what its outputs hold, whether it is mined or not."""
+        """Record a transaction and its outputs, whether it is mined or not."""
         transaction = parse(raw)
         for index, output in enumerate(transaction.outputs):
             self.outputs[transaction.txid + index.to_bytes(4, "little")] = output
 
     def show(self, raw: bytes, outputs: Iterable[int]) -> None:
-        """Take note of outputs that the signer has seen: of others it knows nothing."""
+        """Record outputs that were shown to the signer: it knows no others."""
         self.shown |= {parse(raw).txid + index.to_bytes(4, "little") for index in outputs}
 
     def beat(self, now: int) -> None:
-        """Take note of the operator's sign of life."""
+        """Record the operator's heartbeat."""
         self.beat_at, self.unattended_sat = now, 0
 
-    def settlements(self, given: Iterable[tuple[bytes, int]], now: int) -> None:
-        """Judge settlements, each with the fee that it is said to pay; of several at once some order must be in order."""
-        read = [(self._read(raw), fee_sat) for raw, fee_sat in given]
+    def settlements(self, signed: Iterable[tuple[bytes, int]], now: int) -> None:
+        """Judge settlements, each with its claimed fee; of concurrent ones, at least one order must be allowed."""
+        read = [(self._read(raw), fee_sat) for raw, fee_sat in signed]
         assert all(settled.fee_sat == fee_sat for settled, fee_sat in read)
         new = {settled.txid: settled for settled, _ in read if settled.txid not in self.settled}
         for settled in (self.settled[each.txid] for each, _ in read if each.txid not in new):
-            for outpoint in settled.shares:  # given again: if others had taken its place, it may have taken theirs
+            for outpoint in settled.shares:  # signed again: it may have replaced later ones, or been replaced
                 self.newest[outpoint] = [*self.newest[outpoint], settled]
         before = self._state()
         for order in permutations(sorted(new.values(), key=lambda each: each.rate)):
@@ -189,7 +189,7 @@ class Judge:
         return dict(self.settled), dict(self.newest), list(self.values), self.unattended_sat
 
     def child(self, raw: bytes, fee_sat: int) -> None:
-        """Judge a child: of a settlement that was given, to the script that it spends, and no dearer than is allowed."""
+        """Judge a child: it spends a signed settlement, pays to the same script, and its fee is within the limits."""
         transaction = parse(raw)
         [spent], [left] = transaction.inputs, transaction.outputs
         parent, output = self.settled[spent.outpoint[:32]], self.outputs[spent.outpoint]
@@ -212,9 +212,9 @@ class Judge:
             assert each.sequence == (0xFFFFFFFD if output.script in self.reserves else 0xFFFFFFFF)
             assert interpreter_accepts(output.script, raw, index, output.value_sat)
             parts = pushes(each.script_sig)
-            ours = parts[0 if output.script in self.reserves else 1]
-            assert ours[-1] == ALL
-            size += LONGEST_SIGNATURE - len(ours)
+            own = parts[0 if output.script in self.reserves else 1]
+            assert own[-1] == ALL
+            size += LONGEST_SIGNATURE - len(own)
             if output.script not in self.reserves:
                 channel = self.channels[output.script]
                 shares[each.outpoint] = _share(channel, output, parts, transaction, index)
@@ -222,7 +222,7 @@ class Judge:
         kept = sum(change is not None for _, change in shares.values())
         assert len({each.outpoint for each in transaction.inputs}) == len(spent)
         assert all(_is_relayed(output.script) for output in transaction.outputs)
-        assert kept <= 1  # which is output 0 then: the interpreter has found it at its input's index
+        assert kept <= 1  # it is output 0 then: the interpreter has found it at its input's index
         assert len(transaction.outputs) <= kept + 1
         assert all(output.script in allowed for output in transaction.outputs[kept:])
         self.learn(raw)
@@ -267,7 +267,7 @@ class Judge:
 
 
 def _breaks_up(settled: Settled, before: Settled) -> bool:
-    """Whether it leaves out an input of the earlier one, and pays its share, by value or by size, of what that paid."""
+    """Whether it leaves out an input of the earlier one, and pays its share of the earlier fee, by value or by size."""
     brought = sum(received for outpoint, (received, _) in before.shares.items() if outpoint in settled.shares)
     by_value, by_size = before.fee_sat * brought // before.available_sat, before.fee_sat * settled.size // before.size
     return not before.spent <= settled.spent and settled.fee_sat >= min(by_value, by_size)
@@ -276,7 +276,7 @@ def _breaks_up(settled: Settled, before: Settled) -> bool:
 def _share(
     channel: Channel, output: Output, parts: list[bytes], transaction: Transaction, index: int
 ) -> tuple[int, Output | None]:
-    """What a claim brings, and what it leaves to its payer: that is what the payer has signed, or it were not valid."""
+    """Value and change output of a claim: the payer has signed that output, or the input would be invalid."""
     client, _, branch, _ = parts
     assert branch == b"\x01"
     assert client[-1] in (SINGLE_ANYONECANPAY, NONE_ANYONECANPAY)

@@ -30,7 +30,7 @@ ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
 
 def funding_transaction(script: bytes, value_sat: int, number: int) -> CTransaction:
-    """A transaction whose output `number % 3` holds this; `number` also tells transactions apart."""
+    """A transaction whose output `number % 3` has this script and value; each number gives another transaction."""
     spent = CTxIn(COutPoint(sha256(b"funding %d" % number).digest(), number))
     outputs = [CTxOut(value_sat, CScript(script)) for _ in range(number % 3 + 1)]
     return CTransaction([spent], outputs)
@@ -47,7 +47,7 @@ def _outpoint(script: bytes, value_sat: int, number: int) -> OutPoint:
 
 
 def make_claim(server_key: bytes, *, change_sat: int = 400_000, number: int = 0, at: OutPoint | None = None) -> Claim:
-    """A claim out of a channel of 1,000,000 satoshi; `number` tells channels of the same keys apart."""
+    """A claim of a channel of 1,000,000 satoshi; each `number` gives another channel of the same keys."""
     terms = make_terms(server_key, CLIENT_KEY, EXPIRY)
     outpoint = at or _outpoint(terms.funding_script, 1_000_000, number)
     payment = sign_payment(CLIENT, terms, outpoint, CHANGE_SCRIPT, Sat(change_sat))
@@ -55,12 +55,12 @@ def make_claim(server_key: bytes, *, change_sat: int = 400_000, number: int = 0,
 
 
 def server_key(keys: KeyRing) -> bytes:
-    """The server's key for the one client of these tests."""
+    """The server's key for the only client of these tests."""
     return keys.new(CLIENT_KEY, EXPIRY).public_key
 
 
 def destination(keys: KeyRing) -> bytes:
-    """Where settlements with that client pay to."""
+    """Destination of settlements with that client."""
     return next(keys.destinations(CLIENT_KEY, EXPIRY)).script
 
 
@@ -85,7 +85,7 @@ def make_reserve_request(keys: KeyRing, *, drained: int = 1, coins: int = 2) -> 
 
 
 def make_fundings(*requests: SettlementRequest) -> list[FundingRequest]:
-    """What a server shows before it asks for these; nothing for outpoints that were not made here."""
+    """Fundings that a server shows before it requests these settlements; none for outpoints that were not made here."""
     spent = dict.fromkeys(claim.outpoint for request in requests for claim in request.claims)
     spent |= dict.fromkeys(coin.outpoint for each in requests if each.reserve for coin in each.reserve.coins)
     return [FundingRequest(1, _MADE[outpoint], (outpoint.vout,)) for outpoint in spent if outpoint in _MADE]
@@ -98,7 +98,7 @@ def make_handler(
     limits: Limits | None = None,
     **more: Any,
 ) -> Handler:
-    """A handler that was shown what these requests spend."""
+    """A handler that was shown the outputs that these requests spend."""
     handler = Handler(keys, ledger or MemoryLedger(), Identity("regtest", "hardened"), limits, **more)
     for funding in make_fundings(*shown):
         assert isinstance(handler(funding), FundingReply)
@@ -106,7 +106,7 @@ def make_handler(
 
 
 def make_child_request(parent: SettlementRequest, fee_sat: int = 2_000) -> ChildRequest:
-    """A child of a settlement, under another id than it was asked for with."""
+    """A child of a settlement, with another request id than the settlement had."""
     return ChildRequest(8, parent, Sat(fee_sat))
 
 
@@ -129,7 +129,7 @@ def with_high_s(signature: bytes) -> bytes:
 
 
 def with_padded_s(signature: bytes) -> bytes:
-    """The same S with a zero byte before it that DER doesn't allow."""
+    """The same S with an extra leading zero byte, which DER does not allow."""
     size = signature[3]
     body = signature[2 : 4 + size] + b"\x02" + bytes([signature[5 + size] + 1]) + b"\x00" + signature[6 + size :]
     return b"\x30" + bytes([len(body)]) + body

@@ -1,4 +1,4 @@
-"""A configuration in a directory of its own, and the commands about its keys as scripts call them."""
+"""A configuration in a separate directory, and the key commands, called as a script calls them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ABANDON = "abandon " * 11 + "about"
 
 
 class Place(NamedTuple):
-    """A configuration, and where its seed would be."""
+    """A configuration, and the paths of its seed and passphrase."""
 
     file: Path
     seed: Path

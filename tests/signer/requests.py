@@ -1,4 +1,4 @@
-"""Requests of all kinds of damage, for Hypothesis."""
+"""Requests with all kinds of damage, for Hypothesis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.signer.messages import CLIENT_KEY, make_request, make_reserve_request
 
 
 def leaves(value: Any, path: str = "") -> Iterator[str]:
-    """Paths of all fields of a request that are no structure."""
+    """Paths of all fields of a request that are not structures."""
     if isinstance(value, tuple):
         named = [(str(index), item) for index, item in enumerate(value)]
     elif isinstance(value, msgspec.Struct):
@@ -27,12 +27,12 @@ def leaves(value: Any, path: str = "") -> Iterator[str]:
 
 
 INTEGERS = st.one_of(st.integers(-(1 << 63), (1 << 64) - 1), st.integers(-2, 1_000_001), st.sampled_from([0x82, 0x83]))
-"""All that msgpack has, and those near the edges."""
+"""All integers of msgpack, and those near the limits."""
 
 
 @st.composite
 def damaged_requests(draw: st.DrawFn, keys: KeyRing) -> SettlementRequest:
-    """A valid request with up to four fields replaced by what the decoder would let through."""
+    """A valid request with up to four fields replaced by values that the decoder accepts."""
     make = draw(st.sampled_from([make_request, make_reserve_request]))
     request = make(keys, drained=draw(st.integers(0, 2)))
     paths = sorted(set(leaves(request)) - {"reserve"})

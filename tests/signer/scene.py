@@ -1,4 +1,4 @@
-"""The scene for a hostile server: channels of two payers that collude with it and of an honest one, and what is on the chain."""
+"""The scene for a hostile server: channels of two colluding payers and of an honest one, and the chain's outputs."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ CHANNELS = [
     _channel(ALICE, 1, 1, 200_000, 150_000, 50_000, 0),
 ]
 ALIEN = Channel(MALLORY, make_terms(_THIEF_KEY, MALLORY.public_key.format(), EXPIRY), 400_000)
-"""Another server's, who is the attacker: its script is right, its key is none of ours."""
+"""A channel of another server, the attacker's: the script is right, the key is not the signer's."""
 
 RESERVES = [SOURCES[0].reserve_key().public_key, SOURCES[1].reserve_key().public_key]
 
 
 class Place(NamedTuple):
-    """An output, of a true transaction or an invented one; `channel` is None for coins."""
+    """An output of a true transaction or an invented one; `channel` is None for coins."""
 
     outpoint: OutPoint
     value_sat: int
@@ -70,7 +70,7 @@ class Place(NamedTuple):
 
 
 def transaction(outputs: Sequence[tuple[int, bytes]], number: int) -> bytes:
-    """A transaction with these outputs; `number` tells transactions apart."""
+    """A transaction with these outputs; each `number` gives another transaction."""
     spent = CTxIn(COutPoint(sha256(b"spent %d" % number).digest(), number))
     return bytes(CTransaction([spent], [CTxOut(value, CScript(script)) for value, script in outputs]).serialize())
 
@@ -107,7 +107,7 @@ ALIEN_PLACE, STOLEN_PLACE = PLACES[-2:]
 
 
 def facts(address: bytes | None) -> tuple[dict[bytes, judge.Channel], frozenset[bytes], dict[bytes, bytes]]:
-    """What the judge is told of channels, reserves and keys."""
+    """Facts on channels, reserves and keys for the judge."""
     channels, keys = {}, {key_script(key): key for key in RESERVES}
     for channel in CHANNELS:
         terms = channel.terms

@@ -1,6 +1,6 @@
-"""A server that was taken over: it holds the signer's socket, knows every public fact, and tries anything.
+"""A server under an attacker's control: it holds the signer's socket, knows every public fact, and tries anything.
 
-Old copies of the ledger are not in its power.
+It can't restore old copies of the ledger.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _some(*parts: st.SearchStrategy[Any]) -> st.SearchStrategy[list[tuple[Any, .
 
 
 class HostileServer(RuleBasedStateMachine):
-    """Asks, and has everything judged that it gets. A subclass says which door it stands at."""
+    """Sends requests, and has every reply judged. A subclass sets the kind of signer (`open_door`)."""
 
     open_door: ClassVar[Callable[[KeyRing, bytes | None], Door]]
     limits: ClassVar[Rules]
@@ -64,7 +64,7 @@ class HostileServer(RuleBasedStateMachine):
         plans=st.lists(GOOD, min_size=1, max_size=2),
     )
     def begin(self, address: bytes | None, hidden: set[int], plans: list[Plan]) -> None:
-        """The operator starts a signer; the server shows most of what is on the chain, as one does that was never taken."""
+        """The operator starts a signer; the server shows most of the chain's outputs, as an honest server does."""
         keys = KeyRing(SOURCES, address, [PREVIOUS])
         self.door = type(self).open_door(keys, address)
         self.attacker = Attacker(keys, self.limits)
@@ -78,10 +78,10 @@ class HostileServer(RuleBasedStateMachine):
                 self.ask(FundingRequest(1, raw, tuple(outputs)))
         self.settle(plans)
 
-    # --- asking -----------------------------------------------------------------------------------------------------
+    # --- requests ---------------------------------------------------------------------------------------------------
 
     def ask(self, *requests: Request) -> list[Reply]:
-        """Ask for one or several at once; have judged what comes. What is refused is not remembered either."""
+        """Send one request, or several at the same time, and judge the replies. A refused request changes no entry."""
         before = self.door.memory()
         if len(requests) == 1:
             replies = [self.door.send(requests[0])]
@@ -92,8 +92,8 @@ class HostileServer(RuleBasedStateMachine):
             self.count(request, reply)
         if all(isinstance(reply, Refusal) for reply in replies):
             assert self.door.memory() == before
-        given = [reply.settlement for reply in replies if isinstance(reply, SettlementReply)]
-        self.judge.settlements([(each.transaction, each.fee_sat) for each in given], self.door.now())
+        signed = [reply.settlement for reply in replies if isinstance(reply, SettlementReply)]
+        self.judge.settlements([(each.transaction, each.fee_sat) for each in signed], self.door.now())
         for request, reply in zip(requests, replies, strict=True):
             if isinstance(reply, ChildReply):
                 self.judge.child(reply.child.transaction, reply.child.fee_sat)
@@ -109,7 +109,7 @@ class HostileServer(RuleBasedStateMachine):
         self.answers[asked, answer] += 1
         assert not isinstance(reply, Refusal) or reply.tag != "protocol-ledger"
 
-    # --- what it tries ----------------------------------------------------------------------------------------------
+    # --- attacks ----------------------------------------------------------------------------------------------------
 
     @rule(
         channel=st.integers(0, len(CHANNELS) - 1),
@@ -118,7 +118,7 @@ class HostileServer(RuleBasedStateMachine):
         shows=st.sampled_from([True] * 7 + [False]),
     )
     def invent(self, channel: int, value_sat: int, number: int, shows: bool) -> None:
-        """A transaction that pays whatever one likes to a channel, and spends what never was."""
+        """A transaction that pays any value to a channel, and spends an output that never existed."""
         place = self.attacker.invent(channel, value_sat, number)
         self.judge.learn(place.raw)
         if shows:
@@ -126,7 +126,7 @@ class HostileServer(RuleBasedStateMachine):
 
     @rule(damages=_some(NUMBERS, st.sampled_from(["none", *DAMAGES])))
     def show(self, damages: list[tuple[int, str]]) -> None:
-        """True transactions, the same in other bytes, outputs that they don't have, or ones that are no channel's."""
+        """True transactions, the same in other bytes, missing outputs, or outputs that are no channel's."""
         for number, damage in damages:
             request = damaged(_shown(PLACES[number % len(PLACES)]), damage, number)
             if damage in SOUND:
@@ -136,14 +136,14 @@ class HostileServer(RuleBasedStateMachine):
 
     @rule(channel=st.integers(0, len(CHANNELS) - 1), mine=st.booleans())
     def ask_for_a_key(self, channel: int, mine: bool) -> None:
-        """A channel's, or one whose client key is a key of the signer's."""
+        """The key of a channel, or one whose client key is a key of the signer."""
         terms = CHANNELS[channel].terms
         reply = self.ask(KeyRequest(1, terms.server_key if mine else terms.client_key, terms.expiry))[0]
         assert isinstance(reply, KeyReply)
 
     @rule(plans=st.lists(PLANS | GOOD, min_size=1, max_size=5))
     def settle(self, plans: list[Plan]) -> None:
-        """Whatever comes to its mind."""
+        """Settlements with any faults."""
         for plan in plans:
             request = self.attacker.request(plan)
             [reply] = self.ask(request)
@@ -152,13 +152,13 @@ class HostileServer(RuleBasedStateMachine):
 
     @rule(tricks=_some(GOOD, st.sampled_from(sorted(TRICKS))))
     def settle_with_a_trick(self, tricks: list[tuple[Plan, str]]) -> None:
-        """Something good, but for one thing."""
+        """Settlements that are valid except for one trick."""
         for plan, trick in tricks:
             self.ask(TRICKS[trick](self.attacker, self.attacker.request(plan), plan.number))
 
     @rule(plans=st.lists(PLANS | GOOD, min_size=2, max_size=4), same=st.booleans())
     def settle_at_once(self, plans: list[Plan], same: bool) -> None:
-        """Several at the same time, or one several times."""
+        """Several settlements at the same time, or one several times."""
         requests = [self.attacker.request(plan) for plan in plans]
         self.ask(*(requests[:1] * len(requests) if same else requests))
 
@@ -177,7 +177,7 @@ class HostileServer(RuleBasedStateMachine):
         )
     )
     def settle_otherwise(self, changes: list[tuple[int, int, str]]) -> None:
-        """Something that was signed, with fewer claims, other change, other script or another destination."""
+        """A signed settlement, with fewer claims, other change, another script or another destination."""
         for number, how, fee in changes:
             signed = self.attacker.newest(number)
             request = self.otherwise(signed, how, number)
@@ -199,7 +199,7 @@ class HostileServer(RuleBasedStateMachine):
 
     @rule(plans=st.lists(PLANS | GOOD, min_size=1, max_size=4))
     def show_payments(self, plans: list[Plan]) -> None:
-        """Payments to remember, good and bad, several at once; what is not refused bounds all that comes."""
+        """Newest payments, good and bad, several at a time; those not refused bound all later settlements."""
         claims = tuple(claim for plan in plans for claim in self.attacker.request(plan).claims)
         [reply] = self.ask(NewestRequest(1, claims))
         assert isinstance(reply, NewestReply)
@@ -212,7 +212,7 @@ class HostileServer(RuleBasedStateMachine):
     @precondition(lambda self: self.attacker.signed)
     @rule(number=NUMBERS)
     def again(self, number: int) -> None:
-        """What was signed for an output, or nothing was."""
+        """The settlement that was signed for an output, or for one without any."""
         places = [*self.attacker.signed] * 3 + [place.outpoint for place in self.attacker.places]
         self.ask(AgainRequest(1, places[number % len(places)]))
 
@@ -237,7 +237,7 @@ class HostileServer(RuleBasedStateMachine):
     @precondition(lambda self: self.attacker.signed)
     @rule(number=NUMBERS)
     def use_what_came_back(self, number: int) -> None:
-        """What a settlement left to the reserve may be a coin of the next."""
+        """The output of a settlement to the reserve may be a coin of the next."""
         coin = self.attacker.came_back(self.attacker.newest(number))
         if coin is not None:
             self.ask(_shown(coin))
@@ -252,14 +252,14 @@ class HostileServer(RuleBasedStateMachine):
     @precondition(lambda self: self.limits.hour_sat or self.limits.heartbeat_seconds)
     @rule(seconds=st.sampled_from([600, 3_500, 7_201, 82_000]), beat=st.sampled_from([False, False, True]))
     def wait(self, seconds: int, beat: bool) -> None:
-        """Time passes where it matters; the operator is there, or is not."""
+        """Time passes if limits depend on it, with or without a heartbeat of the operator."""
         self.door.wait(seconds)
         if beat:
             self.door.beat()
             self.judge.beat(self.door.now())
 
     def teardown(self) -> None:
-        """What it was shown, the signer remembers as it is."""
+        """The signer remembers outputs exactly as they were shown."""
         if not hasattr(self, "door"):
             return
         try:

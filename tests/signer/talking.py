@@ -21,13 +21,13 @@ PATIENCE_SECONDS = 60.0
 
 
 class _Healthy:
-    """Equal to what a signer of these tests answers to `Health(1)` while it is well, whenever it last wrote."""
+    """Equal to the reply of a healthy signer of these tests to `Health(1)`, at any time of its last write."""
 
     __hash__ = None  # type: ignore[assignment]
 
     def __eq__(self, other: object) -> bool:
-        who = (1, "regtest", "hardened", False, "")
-        return isinstance(other, HealthReply) and who == (
+        identity = (1, "regtest", "hardened", False, "")
+        return isinstance(other, HealthReply) and identity == (
             other.id, other.network, other.key_mode, other.debug, other.problem
         )  # fmt: skip
 
@@ -36,7 +36,7 @@ HEALTHY = _Healthy()
 
 
 def connect(path: Path) -> socket.socket:
-    """Connect, and wait for that while the signer's queue is full."""
+    """Connect; wait while the signer's queue is full."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(str(path))
     connection.settimeout(PATIENCE_SECONDS)
@@ -44,7 +44,7 @@ def connect(path: Path) -> socket.socket:
 
 
 def receive(connection: socket.socket) -> Reply | None:
-    """The next reply, or None when the signer has closed."""
+    """The next reply, or None when the signer has closed the connection."""
     with connection.makefile("rb", buffering=0) as file:
         prefix = file.read(4)
         if not prefix:
@@ -62,6 +62,6 @@ def ask(path: Path, request: Request | bytes) -> Reply | None:
 
 
 def show(path: Path, *requests: SettlementRequest) -> None:
-    """Show what these spend, as a server does before it asks."""
+    """Show the outputs that these requests spend, as a server does before it asks for a signature."""
     for funding in make_fundings(*requests):
         assert isinstance(ask(path, funding), FundingReply)

@@ -1,4 +1,4 @@
-"""The audit log's lines: whatever somebody does to them is found, and where."""
+"""Lines of the audit log: any tampering is found, with its place."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def decision(number: int = 0, **fields: Any) -> Decision:
 
 
 def written(count: int, head: Head = BEGINNING) -> list[bytes]:
-    """A log of so many lines."""
+    """A log with this number of lines."""
     return encode_lines([decision(number) for number in range(count)], head)[0].splitlines(keepends=True)
 
 
 def rehashed(line: bytes, **changes: Any) -> bytes:
-    """A line with other fields and a hash of its own that fits: what a forger writes."""
+    """A line with other fields and a matching hash, as a forger writes it."""
     fields = {**json.loads(line), **changes}
     del fields["hash"]
     body = json.dumps(fields, separators=(",", ":")).encode()[:-1]
@@ -54,11 +54,11 @@ def broken(lines: list[bytes], head: Head | None = None) -> AuditBroken:
     return caught.value
 
 
-# --- what a line is --------------------------------------------------------------------------------------------------
+# --- format of a line ------------------------------------------------------------------------------------------------
 
 
 def test_line_is_the_documented_bytes() -> None:
-    """A line's bytes stay as they are, and its hash is that of what comes before the hash."""
+    """A line has exactly the documented bytes, and its hash covers the bytes before the hash."""
     about = {"expiry": 1_800_000_000}
     only = Decision(
         at_ms=1_700_000_000_123,
@@ -78,7 +78,7 @@ def test_line_is_the_documented_bytes() -> None:
 
 
 def test_lines_of_groups_are_those_of_one() -> None:
-    """How decisions were grouped does not show in the log."""
+    """The log does not depend on the grouping of decisions."""
     one, last = encode_lines([decision(0), decision(1), decision(2)], BEGINNING)
     first, head = encode_lines([decision(0)], BEGINNING)
     rest, end = encode_lines([decision(1), decision(2)], head)
@@ -88,7 +88,7 @@ def test_lines_of_groups_are_those_of_one() -> None:
 
 
 def test_lines_are_read_as_they_were_written() -> None:
-    """Every field of a decision comes back, texts of all kinds among them, and each stays on its line."""
+    """Every field of a decision is read back, with text of any kind, and each decision is one line."""
     odd = decision(
         1, reason='two\nlines, "quoted"\u2028\x00é', tag="policy-fee", verdict="refused", about={"a": [1, None]}
     )
@@ -102,8 +102,8 @@ def test_lines_are_read_as_they_were_written() -> None:
     ]
 
 
-def test_what_is_too_long_is_left_out() -> None:
-    """Nobody can make a line that takes long to read: what is left out is told by its size."""
+def test_long_content_is_left_out() -> None:
+    """No peer can cause a line that takes long to read: long content is replaced by its size."""
     long = decision(1, about={"script": "00" * MAX_ABOUT_BYTES}, reason="x" * MAX_ABOUT_BYTES)
     lines = encode_lines([long, decision(2)], BEGINNING)[0].splitlines(keepends=True)
 
@@ -115,7 +115,7 @@ def test_what_is_too_long_is_left_out() -> None:
 
 
 def test_empty_log_is_in_order() -> None:
-    """A log without lines has nothing wrong with it."""
+    """A log without lines is valid."""
     assert list(verify([])) == []
 
 
@@ -131,7 +131,7 @@ places = st.integers(0, len(LINES) - 1)
 @given(places, st.integers(0, 600), st.integers(1, 255))
 @settings(UNHURRIED, max_examples=600)
 def test_changed_byte_is_found_at_its_line(at: int, byte: int, flip: int) -> None:
-    """Whichever byte of a line changes, that line is named newlines among them."""
+    """If any byte of a line changes, newlines included, that line is reported."""
     byte %= len(LINES[at])
     changed = bytearray(LINES[at])
     changed[byte] ^= flip
@@ -143,7 +143,7 @@ def test_changed_byte_is_found_at_its_line(at: int, byte: int, flip: int) -> Non
 @given(places, st.sampled_from(["at_ms", "reason", "verdict", "digest"]))
 @UNHURRIED
 def test_edited_line_with_a_hash_that_fits_is_found_at_the_next(at: int, name: str) -> None:
-    """Who edits a line and reckons its hash anew breaks the line after it; the last one is the head's to tell."""
+    """An edited line with a new hash breaks the line after it; only the head reveals an edit of the last line."""
     forged = rehashed(LINES[at], **{name: {"at_ms": 5, "verdict": "refused"}.get(name, "forged")})
     lines = [*LINES[:at], forged, *LINES[at + 1 :]]
     if at == len(LINES) - 1:
@@ -157,7 +157,7 @@ def test_edited_line_with_a_hash_that_fits_is_found_at_the_next(at: int, name: s
 @given(places, st.integers(1, 3))
 @UNHURRIED
 def test_removed_lines_are_found_where_they_were(at: int, count: int) -> None:
-    """Lines that are missing are named, at the line that now stands in their place; only a tail is the head's to tell."""
+    """Missing lines are named, at the line that stands in their place; only the head reveals missing last lines."""
     lines = LINES[:at] + LINES[at + count :]
     if at + count >= len(LINES):
         assert len(list(verify(lines))) == at
@@ -173,7 +173,7 @@ def test_removed_lines_are_found_where_they_were(at: int, count: int) -> None:
 @given(places, places)
 @UNHURRIED
 def test_inserted_line_is_found(at: int, copied: int) -> None:
-    """A line that is there twice, or one that was written for the place with a number that fits."""
+    """A repeated line is found, and so is one that was forged with a number that fits the place."""
     twice = broken([*LINES[: at + 1], LINES[copied], *LINES[at + 1 :]])
     assert twice.line == at + 2 if copied != at + 1 else at + 3
 
@@ -186,7 +186,7 @@ def test_inserted_line_is_found(at: int, copied: int) -> None:
 @given(st.permutations(range(len(LINES))))
 @UNHURRIED
 def test_moved_lines_are_found_at_the_first(order: list[int]) -> None:
-    """In any other order the first line that is not in its place is named."""
+    """In any other order the first line in a wrong place is reported."""
     wrong = [place for place, number in enumerate(order) if place != number]
     lines = [LINES[number] for number in order]
     if not wrong:
@@ -206,7 +206,7 @@ def test_torn_line_is_found(at: int, cut: int) -> None:
 
 
 def test_rewritten_log_is_found_by_its_head() -> None:
-    """Who writes all lines anew from some place on is found by nothing but the hash that was kept elsewhere."""
+    """Lines that are all rewritten from some place on are found only by a hash that was kept elsewhere."""
     kept = list(verify(LINES))[-1].hash
     middle = list(verify(LINES[:6]))[-1]
     forged = written(6, Head(middle.n, middle.hash))
@@ -220,23 +220,23 @@ def test_rewritten_log_is_found_by_its_head() -> None:
 @pytest.mark.parametrize(
     "garbage", [b"\n", b"{}\n", b"[" * 100_000 + b"\n", b"\xff\xfe\n", b"null\n", bytes(600) + b"\n"]
 )
-def test_what_is_no_line_is_found(garbage: bytes) -> None:
-    """Whatever stands in a line's place, the answer is its number."""
+def test_garbage_instead_of_a_line_is_found(garbage: bytes) -> None:
+    """For any garbage in the place of a line, its number is reported."""
     assert broken([*LINES[:3], garbage, *LINES[3:]]).line == 4
 
 
 @pytest.mark.parametrize("more", [{"extra": 1}, {"n": 1.0}, {"peer_uid": "1000"}])
 def test_same_text_written_otherwise_is_no_line(more: dict[str, Any]) -> None:
-    """JSON that says the same, or more, in other bytes does not pass for the line."""
+    """JSON with the same or more content, but in other bytes, does not pass as the line."""
     spaced = json.dumps({**json.loads(LINES[3]), **more}).encode() + b"\n"
     assert broken([*LINES[:3], spaced, *LINES[4:]]).line == 4
 
 
-# --- files one after the other -----------------------------------------------------------------------------------------
+# --- consecutive files -----------------------------------------------------------------------------------------------
 
 
 def test_log_that_goes_on_in_another_file() -> None:
-    """After an archive's end its successor follows; alone, that one is known by its first line."""
+    """A log that continues after an archive is valid with it; without it, its first line says where it begins."""
     old = written(3)
     last = list(verify(old))[-1]
     begun, head = encode_lines([decision(9, asked=ARCHIVE, about={"archive": "signer.audit.1-3"})], Head(3, last.hash))

@@ -1,4 +1,4 @@
-"""The audit log on disk: over kills, torn lines, failing disks and tampering with its end."""
+"""The audit log on disk: kills, torn lines, failing disks and tampering with its end."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def append(path: Path, *numbers: int) -> Head:
         return log.append([decision(number) for number in numbers])
 
 
-# --- appending ---------------------------------------------------------------------------------------------------------
+# --- appending -------------------------------------------------------------------------------------------------------
 
 
 def test_log_goes_on_where_it_ended(tmp_path: Path) -> None:
-    """Opened again, a log goes on from its last line; nothing that was there changes."""
+    """A log that is opened again continues after its last line; earlier bytes do not change."""
     path = tmp_path / "state" / "audit"
     assert append(path, 0, 1).count == 2
     before = path.read_bytes()
@@ -62,7 +62,7 @@ def test_log_goes_on_where_it_ended(tmp_path: Path) -> None:
 
 
 def test_log_is_the_owners_alone(tmp_path: Path) -> None:
-    """Nobody else may read what was signed, from the file's first moment."""
+    """Other users can't read the log, from the creation of the file on."""
     append(tmp_path / "state" / "audit", 1)
 
     assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
@@ -70,8 +70,8 @@ def test_log_is_the_owners_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("obstacle", ["directory", "pipe", "link", "mode", "file-as-parent"])
-def test_what_is_no_log_of_ours_is_refused(tmp_path: Path, obstacle: str) -> None:
-    """Links are not followed, pipes do not hang, and a file that others can write is nobody's word."""
+def test_other_files_than_a_private_log_are_refused(tmp_path: Path, obstacle: str) -> None:
+    """Links are not followed, pipes do not block, and a file that other users can write is refused."""
     path = tmp_path / "audit"
     if obstacle == "directory":
         path.mkdir()
@@ -101,7 +101,7 @@ def test_second_writer_is_refused(tmp_path: Path) -> None:
 
 
 def test_closed_log_fails(tmp_path: Path) -> None:
-    """A decision that is still under way when the signer stops is not logged, and so not answered."""
+    """A decision that is still in progress when the signer stops is not logged, and so not answered."""
     log = AuditFile(tmp_path / "audit")
     log.close()
     log.close()
@@ -109,11 +109,11 @@ def test_closed_log_fails(tmp_path: Path) -> None:
         log.append([decision()])
 
 
-# --- the end of a log that ended badly ----------------------------------------------------------------------------------
+# --- unfinished logs -------------------------------------------------------------------------------------------------
 
 
 def test_torn_line_is_cut_off(tmp_path: Path) -> None:
-    """Wherever a write was cut, its lines are there up to that place, and the log goes on after the last whole one."""
+    """For a write that was cut at any place, the log continues after the last whole line."""
     path, three = tmp_path / "audit", written(3)
     whole = len(three[0]) + len(three[1])
     for size in range(whole + 1, whole + len(three[2])):
@@ -126,7 +126,7 @@ def test_torn_line_is_cut_off(tmp_path: Path) -> None:
 
 
 def test_torn_first_line_is_cut_off(tmp_path: Path) -> None:
-    """A log whose only line is torn begins anew; so does one of zeros, as a power cut can leave it."""
+    """A log whose only line is torn starts again from zero; so does one of zero bytes, as a power cut can leave it."""
     for content in (written(1)[0][:-1], bytes(5_000)):
         path = tmp_path / f"audit-{len(content)}"
         path.write_bytes(content)
@@ -136,7 +136,7 @@ def test_torn_first_line_is_cut_off(tmp_path: Path) -> None:
 
 
 def test_damaged_last_line_is_left_alone(tmp_path: Path) -> None:
-    """A last line that is whole but wrong was not torn: nothing is chained to it, and the file stays as it is."""
+    """A last line that is whole but wrong was not torn: no line is chained to it, and the file stays as it is."""
     path = tmp_path / "audit"
     append(path, 0, 1)
     damaged = path.read_bytes()[:-200] + b"X" + path.read_bytes()[-199:]
@@ -147,19 +147,19 @@ def test_damaged_last_line_is_left_alone(tmp_path: Path) -> None:
 
     assert path.read_bytes() == damaged
     path.write_bytes(written(1)[0])
-    append(path, 2)  # the lock was let go
+    append(path, 2)  # the lock was released
 
 
 def test_killed_log_has_all_that_was_acknowledged(tmp_path: Path) -> None:
-    """Killed at any moment, the log is in order and has every line that `append` returned for."""
+    """After a kill at any moment, the log is valid and has every line for which `append` returned."""
     path, moments = tmp_path / "audit", random.Random(5)
     for _ in range(6):
         with subprocess.Popen([sys.executable, "-c", APPEND, path], stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            told = [process.stdout.readline() for _ in range(moments.randrange(2, 80))]
+            output = [process.stdout.readline() for _ in range(moments.randrange(2, 80))]
             process.kill()
-            told += process.stdout.readlines()
-        acknowledged = [line.strip() for line in told if line.endswith("\n")][-1]
+            output += process.stdout.readlines()
+        acknowledged = [line.strip() for line in output if line.endswith("\n")][-1]
         count, colon, digest = acknowledged.partition(":")
         with closing(AuditFile(path)) as log:
             assert colon
@@ -168,23 +168,23 @@ def test_killed_log_has_all_that_was_acknowledged(tmp_path: Path) -> None:
         assert sum(1 for _ in verify(lines(path))) == log.head.count
 
 
-# --- failing disks -------------------------------------------------------------------------------------------------------
+# --- failing disks ---------------------------------------------------------------------------------------------------
 
 
 @needs_strace
 @pytest.mark.parametrize("call", ["fdatasync", "write"])
 def test_failed_write_is_the_last(tmp_path: Path, call: str) -> None:
-    """After a sync or write that failed nothing further reaches the file, and every later call fails too."""
+    """After a failed sync or write no more bytes reach the file, and every later call fails too."""
     path = tmp_path / "audit"
     command = ["strace", "-f", "-qq", "-P", str(path), "-o", str(tmp_path / "trace"), "-e", f"trace={call}"]
     command += ["-e", f"inject={call}:error=EIO:when=3", sys.executable, "-c", APPEND, str(path), "6"]
 
     ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
 
-    told = ended.stdout.splitlines()
-    assert [line.split(":")[0] for line in told[1:3]] == ["1", "3"]
-    assert all(line.startswith(f"failed a write to {path} failed (Input/output error)") for line in told[3:])
-    assert len(told) == 7
+    output = ended.stdout.splitlines()
+    assert [line.split(":")[0] for line in output[1:3]] == ["1", "3"]
+    assert all(line.startswith(f"failed a write to {path} failed (Input/output error)") for line in output[3:])
+    assert len(output) == 7
     assert (tmp_path / "trace").read_text().count(f"{call}(") == 3
     with closing(AuditFile(path)) as log:
         assert log.head.count in (3, 6)
@@ -194,7 +194,7 @@ def test_failed_write_is_the_last(tmp_path: Path, call: str) -> None:
 
 @needs_strace
 def test_group_is_one_write_and_one_sync(tmp_path: Path) -> None:
-    """However many decisions are logged together, the disk is asked once; opening syncs the directory."""
+    """Decisions that are logged together take one write and one sync; opening syncs the directory."""
     path = tmp_path / "audit"
     command = ["strace", "-f", "-qq", "-P", str(path), "-P", str(tmp_path), "-o", str(tmp_path / "trace")]
     command += ["-e", "trace=write,fdatasync,fsync", sys.executable, "-c", APPEND, str(path), "5"]
@@ -206,7 +206,7 @@ def test_group_is_one_write_and_one_sync(tmp_path: Path) -> None:
 
 
 def test_full_disk_fails_the_log(tmp_path: Path) -> None:
-    """A write of which only a part fits is a failure; when opened again the part is cut off."""
+    """A partial write is a failure; the next start cuts the part off."""
     path = tmp_path / "audit"
     head = append(path, 0, 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -223,11 +223,11 @@ def test_full_disk_fails_the_log(tmp_path: Path) -> None:
         assert (log.head, log.torn_bytes) == (head, 100)
 
 
-# --- where it once stood -------------------------------------------------------------------------------------------------
+# --- earlier heads ---------------------------------------------------------------------------------------------------
 
 
 def test_log_holds_all_heads_it_had(tmp_path: Path) -> None:
-    """Each head a log had is known, of one line or many; others are not, nor those of a tail that was cut off."""
+    """Each earlier head is found, of one line or many; others are not, nor heads of lines that were cut off."""
     path, had = tmp_path / "audit", [BEGINNING]
     with closing(AuditFile(path)) as log:
         had += [log.append([decision(number)]) for number in range(300)]
@@ -243,7 +243,7 @@ def test_log_holds_all_heads_it_had(tmp_path: Path) -> None:
 
 
 def test_log_that_goes_on_from_an_archive_holds_its_head(tmp_path: Path) -> None:
-    """Of the lines that are in the archive the last is known, from the line that names it."""
+    """The last line of an archive is known, from the line that names the archive."""
     old = Head(7, "7" * 64)
     begun, head = encode_lines([decision(1, asked=ARCHIVE)], old)
     (tmp_path / "audit").write_bytes(begun)
@@ -275,7 +275,7 @@ def _at(path: Path, number: int) -> Head:
 
 @needs_strace
 def test_large_log_is_opened_at_once(tmp_path: Path) -> None:
-    """Opening reads the end alone, and a recent head is found by a few reads, also in a file that has grown large."""
+    """Opening a large log reads only its end, and a recent head is found with a few reads."""
     path = tmp_path / "audit"
     with closing(AuditFile(path)) as log:
         for _ in range(20):

@@ -1,4 +1,4 @@
-"""`paychan-signer audit`: what people and programs are told about the log."""
+"""`paychan-signer audit`: its output for operators and programs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """Of a signer that has decided six times."""
+    """Configuration of a signer that has decided six times."""
     with closing(AuditFile(tmp_path / "signer.audit")) as log:
         log.append(DECISIONS)
     file = tmp_path / "signer.toml"
@@ -75,35 +75,35 @@ def head_of(path: Path) -> Head:
 
 
 def test_good_log_is_told_in_numbers(config: Path) -> None:
-    """Of a log in order one sees how many decisions, from when to when, and the head to note down; status 0."""
-    told = say("verify", config)
+    """For a valid log, `verify` shows the number of decisions, their times and the head to note; status 0."""
+    result = say("verify", config)
 
-    assert told.exit_code == 0
-    assert told.stdout.startswith("good")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("good")
     for text in (
         "6, number 1 to 6",
         moment(1_700_000_000),
         moment(1_700_000_000.005),
         head_of(config.parent / "signer.audit").hash,
     ):
-        assert text in told.stdout
+        assert text in result.stdout
 
 
 def test_broken_log_is_told_with_its_line(config: Path) -> None:
-    """An edited line ends the command with status 1, the line, what is wrong, and how far the log is good."""
+    """For an edited line, `verify` shows the line, the fault and the last good line; status 1."""
     path = config.parent / "signer.audit"
     path.write_bytes(path.read_bytes().replace(b'"fee_sat":2000', b'"fee_sat":1000', 1))
 
-    told = say("verify", config)
+    result = say("verify", config)
 
-    assert told.exit_code == 1
-    assert f"{path}, line 2: edited" in told.stderr
-    assert "1 is the last that is in order" in told.stderr
+    assert result.exit_code == 1
+    assert f"{path}, line 2: edited" in result.stderr
+    assert "1 is the last good line" in result.stderr
     assert say("verify", path).exit_code == 1
 
 
 def test_torn_log_is_told(config: Path) -> None:
-    """A last line without an end is broken while nobody is writing it."""
+    """A last line without an end is broken while no signer is writing it."""
     path = config.parent / "signer.audit"
     os.truncate(path, path.stat().st_size - 1)
 
@@ -111,7 +111,7 @@ def test_torn_log_is_told(config: Path) -> None:
 
 
 def test_noted_hash_must_be_there(config: Path) -> None:
-    """A hash noted earlier is found in a log that went on, and missed in one whose tail was cut off or written anew."""
+    """A hash noted earlier is found in a log that continued, and missed in one that was truncated or rewritten."""
     path = config.parent / "signer.audit"
     noted, whole = head_of(path).hash, path.read_bytes()
     with closing(AuditFile(path)) as log:
@@ -121,22 +121,22 @@ def test_noted_hash_must_be_there(config: Path) -> None:
     path.write_bytes(b"".join(whole.splitlines(keepends=True)[:5]))
 
     assert say("verify", config).exit_code == 0
-    told = say("verify", config, "--head", noted)
-    assert told.exit_code == 1
-    assert f"no line has the hash {noted}" in told.stderr
+    result = say("verify", config, "--head", noted)
+    assert result.exit_code == 1
+    assert f"no line has the hash {noted}" in result.stderr
 
 
 def test_missing_log_is_told(config: Path) -> None:
-    """A configuration without a log, and a log file that is not there, end with a sentence."""
+    """A configuration without a log, and a log file that does not exist, end with a sentence."""
     (config.parent / "signer.audit").unlink()
 
-    assert "has this signer ever run?" in say("verify", config).stderr
+    assert "this signer has probably never run" in say("verify", config).stderr
     assert "No such file" in say("verify", config.parent / "nothing").stderr
     assert say("verify", config.parent / "nothing").exit_code == 1
 
 
 def test_log_of_a_running_signer_is_verified(config: Path) -> None:
-    """Nobody has to stop the signer to look at its log."""
+    """The log of a running signer can be verified."""
     with closing(AuditFile(config.parent / "signer.audit")) as log:
         assert say("verify", config).exit_code == 0
         log.append([decision(8)])
@@ -147,7 +147,7 @@ def test_log_of_a_running_signer_is_verified(config: Path) -> None:
 
 
 def test_decisions_are_shown_to_people(config: Path) -> None:
-    """A row says when, who, what for which channel, the sums, and what came of it; nothing of it is taken for markup."""
+    """A row shows time, user, request, channel, sums and decision; its text is not parsed as markup."""
     rows = say("show", config).stdout.splitlines()
     (settled,) = (row for row in rows if row.split()[:1] == ["2"])
     (refused,) = (row for row in rows if row.split()[:1] == ["3"])
@@ -161,11 +161,11 @@ def test_decisions_are_shown_to_people(config: Path) -> None:
 
 @pytest.mark.parametrize("columns", [80, 100, 120])
 def test_decisions_fit_narrow_terminals(config: Path, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    """Also where the table has to be squeezed, the verdict of each decision can be read."""
+    """In a narrow terminal, the verdict of each decision can still be read."""
     monkeypatch.setenv("COLUMNS", str(columns))
-    told = say("show", config).stdout
+    output = say("show", config).stdout
     for verdict in ("given", "signed", "refused", "failed"):
-        assert verdict in told
+        assert verdict in output
 
 
 @pytest.mark.parametrize(
@@ -182,26 +182,26 @@ def test_decisions_fit_narrow_terminals(config: Path, monkeypatch: pytest.Monkey
     ],
 )
 def test_decisions_are_chosen(config: Path, options: list[str], numbers: list[int]) -> None:
-    """Each option leaves what it names, the newest, in the order of the log."""
+    """Each option keeps the matching decisions, the newest of them, in the order of the log."""
     assert [entry["n"] for entry in shown(config, *options)] == numbers
 
 
 def test_programs_get_the_lines(config: Path) -> None:
-    """With --json the lines come as they are in the log, so that they can be checked."""
+    """With --json the lines are printed as they are in the log, so that they can be verified."""
     assert say("show", config, "--json").stdout_bytes == (config.parent / "signer.audit").read_bytes()
 
 
 def test_nothing_found_is_told(config: Path) -> None:
-    """No decision is an answer, not a failure."""
-    told = say("show", config, "--tag", "policy-none")
-    assert (told.exit_code, told.stdout) == (0, "No such decision.\n")
+    """No matching decision is a result, not a failure."""
+    result = say("show", config, "--tag", "policy-none")
+    assert (result.exit_code, result.stdout) == (0, "No such decision.\n")
 
 
 # --- archive ---------------------------------------------------------------------------------------------------------
 
 
 def test_archived_log_goes_on(config: Path) -> None:
-    """Put aside twice, the log is one chain over three files, which the configuration stands for."""
+    """A log that was archived twice is one chain of three files, which the configuration stands for."""
     path = config.parent / "signer.audit"
     before = path.read_bytes()
     assert say("archive", config).exit_code == 0
@@ -215,11 +215,11 @@ def test_archived_log_goes_on(config: Path) -> None:
     assert "9, number 1 to 9" in say("verify", config).stdout
     assert [entry["n"] for entry in shown(config, "--last", 4)] == [6, 7, 8, 9]
     assert shown(path)[0]["asked"] == ARCHIVE
-    assert "numbers 1 to 8 are in signer.audit.7-8, not looked at" in say("verify", path).stdout
+    assert "numbers 1 to 8 are in signer.audit.7-8, not checked" in say("verify", path).stdout
 
 
 def test_archived_logs_in_the_wrong_order_are_broken(config: Path) -> None:
-    """Files follow each other; a file that is left out is missed."""
+    """Files must be in order; a missing file is noticed."""
     path = config.parent / "signer.audit"
     say("archive", config)
     say("archive", config)
@@ -231,17 +231,17 @@ def test_archived_logs_in_the_wrong_order_are_broken(config: Path) -> None:
 
 
 def test_log_of_a_running_signer_is_not_archived(config: Path) -> None:
-    """What a signer appends to can't be put aside under its feet."""
+    """A log that a signer appends to can't be archived."""
     path = config.parent / "signer.audit"
     with closing(AuditFile(path)):
-        told = say("archive", config)
-    assert told.exit_code == 1
-    assert "in use by a running signer: stop it first" in told.stderr
+        result = say("archive", config)
+    assert result.exit_code == 1
+    assert "in use by a running signer: stop it first" in result.stderr
     assert auditarchive.files(path) == [path]
 
 
 def test_empty_or_missing_log_is_not_archived(config: Path) -> None:
-    """There is nothing to put aside, and nothing is made."""
+    """An empty or missing log is not archived, and no file is created."""
     path = config.parent / "signer.audit"
     path.write_bytes(b"")
     assert "nothing to archive" in say("archive", config).stderr
@@ -251,7 +251,7 @@ def test_empty_or_missing_log_is_not_archived(config: Path) -> None:
 
 
 def test_interrupted_archiving_is_taken_up(config: Path) -> None:
-    """Between its two names the log is whole and counted once; archiving again ends it."""
+    """A log with two names after an interrupted archiving is valid and counted once; archiving again completes it."""
     path = config.parent / "signer.audit"
     (config.parent / "signer.audit.1-6").hardlink_to(path)
     (config.parent / "signer.audit.new").write_bytes(b"half")
@@ -267,7 +267,7 @@ def test_interrupted_archiving_is_taken_up(config: Path) -> None:
 
 @pytest.mark.parametrize("loss", ["broken", "cut", "gone"])
 def test_lost_log_is_begun_anew_after_the_head_that_was_known(config: Path, loss: str) -> None:
-    """A log begun anew goes on from what the ledger knows and says so; whoever verifies both files sees the gap."""
+    """A new log continues after the ledger's head and states that; verifying both files shows the gap."""
     path, known = config.parent / "signer.audit", head_of(config.parent / "signer.audit")
     if loss == "broken":
         path.write_bytes(path.read_bytes()[:-100] + b"\n")
@@ -276,14 +276,14 @@ def test_lost_log_is_begun_anew_after_the_head_that_was_known(config: Path, loss
     else:
         path.unlink()
 
-    told = say("archive", config, "--after", known)
+    result = say("archive", config, "--after", known)
 
-    assert told.exit_code == 0
-    assert ("broken-" in told.stdout) == (loss != "gone")
+    assert result.exit_code == 0
+    assert ("broken-" in result.stdout) == (loss != "gone")
     with closing(AuditFile(path)) as log:
         assert log.holds(known)
         assert log.head.count == 7
-    assert "begun anew after line 6" in shown(path)[0]["reason"]
+    assert "started anew after line 6" in shown(path)[0]["reason"]
     kept = list(config.parent.glob("signer.audit.broken-*"))
     assert len(kept) == (loss != "gone")
     for file in kept:
@@ -291,7 +291,7 @@ def test_lost_log_is_begun_anew_after_the_head_that_was_known(config: Path, loss
 
 
 def test_head_to_go_on_from_is_checked(config: Path) -> None:
-    """What is no number and hash changes nothing."""
+    """Text that is no number and hash changes no file."""
     for wrong in ("6", "six:" + "a" * 64, "6:" + "A" * 64):
         assert "want NUMBER:HASH" in say("archive", config, "--after", wrong).stderr
     assert auditarchive.files(config.parent / "signer.audit") == [config.parent / "signer.audit"]

@@ -1,4 +1,4 @@
-"""Each kind of request has a budget of its own: no kind uses up what another one needs."""
+"""Each kind of request has a separate budget: no kind uses up the budget of another."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def refused(reply: object) -> bool:
 
 @pytest.mark.parametrize("flood", FLOODS)
 def test_fault_67_no_flood_holds_up_settlements_or_the_operator(flood: str) -> None:
-    """Ten thousand requests of one kind within a moment: all that settles is signed, the operator is answered."""
+    """During ten thousand requests of one kind, all settling requests are signed and the operator is answered."""
     handler = make_handler(KEYS, REQUEST, limits=Limits(requests_per_second=5), clock=lambda: 1_000.0)
     over = [handler(FLOODS[flood]) for _ in range(10_000)]
     assert any(map(refused, over)) == (flood not in STATUS)
@@ -63,7 +63,7 @@ def test_fault_67_no_flood_holds_up_settlements_or_the_operator(flood: str) -> N
 
 
 def test_fault_67_settlements_hold_up_neither_operator_nor_keys() -> None:
-    """A server that was taken over and asks on and on for settlements does not keep the operator from seeing it."""
+    """A hostile server that requests settlements without end does not keep the operator from seeing it."""
     handler = make_handler(KEYS, REQUEST, limits=Limits(requests_per_second=5), clock=lambda: 1_000.0)
     assert any(refused(handler(REQUEST)) for _ in range(1_000))
 
@@ -72,7 +72,7 @@ def test_fault_67_settlements_hold_up_neither_operator_nor_keys() -> None:
 
 
 def test_fault_67_a_key_that_is_needed_to_settle_is_no_strangers() -> None:
-    """The same key, asked for by mistake or malice as for settling, draws on that budget and not on the other."""
+    """A key request marked as settling, by mistake or malice, uses the settling budget and no other."""
     handler = make_handler(KEYS, REQUEST, limits=Limits(requests_per_second=2, keys_per_second=3), clock=lambda: 1e6)
     settling = [refused(handler(SETTLING["key to settle"])) for _ in range(30)]
     strangers = [refused(handler(FLOODS["keys of strangers"])) for _ in range(40)]

@@ -1,4 +1,4 @@
-"""Children: what they spend is a settlement that was signed, what they pay to is ours, and most of it is left."""
+"""Children: they spend a signed settlement, pay to one of the signer's scripts, and their fee is limited."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ELSEWHERE = key_script(PublicKey.from_secret(b"\x07" * 32).format())
 
 
 def signing(keys: KeyRing, *signed: SettlementRequest) -> tuple[Handler, MemoryLedger, list[Settlement]]:
-    """A signer that has signed these."""
+    """A signer that has signed these requests."""
     ledger = MemoryLedger()
     limits = Limits(max_fee_percent=100, max_fee_sat=10**9, max_fee_sat_per_vb=10_000)
     shown = [make_reserve_request(keys, drained=2), *signed]
@@ -51,8 +51,8 @@ def spendable_sat(parent: SettlementRequest) -> int:
 
 @pytest.mark.parametrize("keys", [KEYS, KeyRing([rbpcp_v2_keys(SEED)])], ids=["hardened", "rbpcp-v2"])
 @pytest.mark.parametrize("make", [make_request, make_reserve_request])
-def test_child_spends_our_output_to_the_same_script(keys: KeyRing, make: Any) -> None:
-    """Core's interpreter accepts the child as a spend of the settlement's output, and the fee is all it takes."""
+def test_child_spends_the_server_output_to_the_same_script(keys: KeyRing, make: Any) -> None:
+    """Core's interpreter accepts the child as a spend of the settlement's output, and only the fee is taken from it."""
     parent = make(keys)
     handler, _, [settlement] = signing(keys, parent)
 
@@ -73,7 +73,7 @@ def test_child_spends_our_output_to_the_same_script(keys: KeyRing, make: Any) ->
 
 
 def test_settlement_with_coins_is_valid() -> None:
-    """Core's interpreter accepts every input of a settlement that coins help to pay for, and the reserve gets the rest."""
+    """Core's interpreter accepts every input of a settlement with coins of the reserve, and the reserve gets the rest."""
     _, _, [settlement] = signing(KEYS, WITH_RESERVE)
     assert WITH_RESERVE.reserve is not None
     scripts = [(claim.terms.funding_script, claim.funding_sat) for claim in WITH_RESERVE.claims]
@@ -87,7 +87,7 @@ def test_settlement_with_coins_is_valid() -> None:
 
 
 def test_static_key_signs_children_of_its_reserve_alone() -> None:
-    """With one key for all and an address of the operator's, the reserve's output is the only one with a key here."""
+    """With one key for all channels and the operator's address, only the reserve's output has a key here."""
     keys = KeyRing([StaticKey(b"\x05" * 32)], ELSEWHERE)
     handler, _, _ = signing(keys, make_request(keys))
     refused = handler(make_child_request(make_request(keys)))
@@ -132,7 +132,7 @@ def test_static_key_signs_children_of_its_reserve_alone() -> None:
     ],
 )
 def test_policies_of_children(parent: SettlementRequest, path: str, new: Any, tag: str, reason: str) -> None:
-    """A child of anything else than was signed, or one that burns too much, is refused and leaves no trace."""
+    """A child of an unsigned parent, or one with too high a fee, is refused and changes no entry."""
     handler, ledger, _ = signing(KEYS, parent)
     valid, remembered = make_child_request(parent), ledger.remembered
     before = handler(valid)
@@ -151,14 +151,14 @@ def test_policies_of_children(parent: SettlementRequest, path: str, new: Any, ta
 
 @pytest.mark.parametrize(("parent", "fee_sat"), [(PARENT, 1_594_454), (WITH_RESERVE, 1_595_000), (PARENT, 0)])
 def test_child_may_cost_up_to_its_limits(parent: SettlementRequest, fee_sat: int) -> None:
-    """546 sat are left at least, and together with the parent's no fee burns more than was received."""
+    """A child leaves at least 546 sat, and its fee and the parent's together are at most the value received."""
     handler, _, _ = signing(KEYS, parent)
 
     assert isinstance(handler(make_child_request(parent, fee_sat)), ChildReply)
 
 
 def test_no_child_where_the_operator_has_the_key() -> None:
-    """A settlement to the configured address has no child: the signer lacks the key, and the tree's is not asked."""
+    """A settlement to the configured address has no child: only the operator has the key."""
     keys = KeyRing([hardened_keys(SEED)], ELSEWHERE)
     parent = make_request(keys)
     handler, _, [_] = signing(keys, parent)
@@ -166,11 +166,11 @@ def test_no_child_where_the_operator_has_the_key() -> None:
     reply = handler(make_child_request(parent))
 
     assert isinstance(reply, Refusal)
-    assert (reply.tag, reply.reason[:31]) == ("policy-destination", "the parent pays to an address o")
+    assert (reply.tag, reply.reason[:31]) == ("policy-destination", "the parent pays to an address w")
 
 
 def test_no_child_where_nothing_was_left() -> None:
-    """A settlement whose fee was all that was received has no output for a child to spend."""
+    """A settlement whose fee is all that was received has no output for a child to spend."""
     parent = mutated(mutated(PARENT, "claims", PARENT.claims[:1]), "fee_sat", 600_000)
     handler, _, [_] = signing(KEYS, parent)
 
@@ -181,7 +181,7 @@ def test_no_child_where_nothing_was_left() -> None:
 
 
 def test_fault_02_an_earlier_settlement_has_children_too() -> None:
-    """A node that replaces nothing keeps the earlier one, and only one can confirm: a child may push either."""
+    """A node without replacement keeps the earlier settlement, and only one can confirm: a child may spend either."""
     first = mutated(mutated(PARENT, "claims", PARENT.claims[:1]), "fee_sat", 5_000)
     handler, _, _ = signing(KEYS, PARENT)
 
@@ -193,8 +193,10 @@ def test_fault_02_an_earlier_settlement_has_children_too() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(parent=damaged_requests(KEYS), fee_sat=INTEGERS, known=st.booleans())
-def test_whatever_child_is_asked_for_is_refused_or_sound(parent: SettlementRequest, fee_sat: int, known: bool) -> None:
-    """No request for a child makes the handler fail, and none is signed for a parent that was not."""
+def test_any_child_request_is_refused_or_answered_correctly(
+    parent: SettlementRequest, fee_sat: int, known: bool
+) -> None:
+    """No request for a child makes the handler fail, and no child is signed for an unsigned parent."""
     handler, _, signed = signing(KEYS, *([parent] if known else []))
 
     reply = handler(ChildRequest(1, parent, fee_sat))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""`UnixSigner` against the real signer process, and against signers that hang or vanish; `test_lies` has the liars."""
+"""`UnixSigner` with the real signer process, and with signers that hang or vanish; `test_lies` has signers that lie."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def keys_of(running: SignerProcess) -> KeyRing:
 
 
 async def test_settlement_of_the_real_process_is_valid(tmp_path: Path) -> None:
-    """Core's interpreter accepts a settlement made over the socket, and refuses it once a byte is changed."""
+    """Core's interpreter accepts a settlement that was signed over the socket, and refuses it after a change of one byte."""
     with SignerProcess(tmp_path) as running:
         async with client(running.socket) as signer:
             key = await signer.public_key(CLIENT_KEY, EXPIRY)
@@ -72,7 +72,7 @@ async def test_settlement_of_the_real_process_is_valid(tmp_path: Path) -> None:
 
 
 async def test_reserve_and_child_of_the_real_process_are_valid(tmp_path: Path) -> None:
-    """Coins of the reserve and children work over the socket, and the interpreter accepts what they make."""
+    """Coins of the reserve and children work over the socket, and the interpreter accepts the results."""
     with SignerProcess(tmp_path) as running:
         keys = keys_of(running)
         async with client(running.socket) as signer:
@@ -94,7 +94,7 @@ async def test_reserve_and_child_of_the_real_process_are_valid(tmp_path: Path) -
 
 
 async def test_refusal_tells_the_least_fee(tmp_path: Path) -> None:
-    """Who asks for another settlement at too low a rate learns at which fee it would be signed, and gets it."""
+    """A refusal for too low a fee rate names the fee that would be signed, and that fee is signed."""
     with SignerProcess(tmp_path) as running:
         request = make_request(keys_of(running))
         async with client(running.socket) as signer:
@@ -110,7 +110,7 @@ async def test_refusal_tells_the_least_fee(tmp_path: Path) -> None:
 
 
 async def test_many_calls_share_one_connection(tmp_path: Path) -> None:
-    """Calls at the same time get each their own answer, over one connection."""
+    """Concurrent calls get their own replies over one connection."""
     with SignerProcess(tmp_path, f"{REGTEST}[socket]\nmax_connections = 1\n") as running:
         async with client(running.socket) as signer:
             await eventually(signer.health)
@@ -123,7 +123,7 @@ async def test_many_calls_share_one_connection(tmp_path: Path) -> None:
 
 
 async def eventually(call: Callable[[], Any]) -> Any:
-    """Call until the signer is there, as the server does."""
+    """Call until the signer answers, as the server does."""
     while True:
         try:
             return await call()
@@ -132,7 +132,7 @@ async def eventually(call: Callable[[], Any]) -> Any:
 
 
 async def test_stopped_signer_is_absent_until_it_goes_on(tmp_path: Path) -> None:
-    """While the process is stopped every call ends by its deadline; after SIGCONT the same client is served again."""
+    """While the process is stopped every call ends at its deadline; after SIGCONT the same client is served again."""
     with SignerProcess(tmp_path) as running:
         async with client(running.socket) as patient, client(running.socket, 0.2) as hasty:
             before = await patient.public_key(CLIENT_KEY, EXPIRY)
@@ -151,7 +151,7 @@ async def test_stopped_signer_is_absent_until_it_goes_on(tmp_path: Path) -> None
 
 
 async def test_restarted_signer_is_found_again(tmp_path: Path) -> None:
-    """After a stop or a kill calls say that nobody is there; after the next start the same client is served."""
+    """After a stop or a kill, calls say that no signer is there; after the next start the same client is served."""
     with SignerProcess(tmp_path) as running:
         async with client(running.socket) as signer:
             before = await signer.public_key(CLIENT_KEY, EXPIRY)
@@ -164,7 +164,7 @@ async def test_restarted_signer_is_found_again(tmp_path: Path) -> None:
 
 
 async def test_restart_between_two_calls_is_not_noticed(tmp_path: Path) -> None:
-    """A connection that the signer has closed meanwhile, by a restart or as idle, costs no call."""
+    """A connection that the signer has closed meanwhile, by a restart or as idle, fails no call."""
     with SignerProcess(tmp_path, f"{REGTEST}[socket]\nidle_seconds = 0.05\n") as running:
         async with client(running.socket) as signer:
             for _ in range(3):
@@ -176,7 +176,7 @@ async def test_restart_between_two_calls_is_not_noticed(tmp_path: Path) -> None:
 
 
 async def test_refusals_come_with_their_tag(tmp_path: Path) -> None:
-    """A policy's refusal is a `SignerRefused` with its tag, and the connection goes on."""
+    """A policy's refusal is a `SignerRefused` with its tag, and the connection stays open."""
     with SignerProcess(tmp_path) as running:
         async with client(running.socket) as signer:
             with pytest.raises(SignerRefused) as refused:
@@ -189,7 +189,7 @@ async def test_refusals_come_with_their_tag(tmp_path: Path) -> None:
 
 
 async def test_settlement_too_large_for_a_frame_is_refused_here(tmp_path: Path) -> None:
-    """More claims than a frame holds are refused before anything is sent, which the calls beside it don't notice."""
+    """A settlement with more claims than a frame can hold is refused before it is sent; concurrent calls are unaffected."""
     claims = [make_claim(REQUEST.claims[0].terms.server_key, change_sat=0, number=n) for n in range(400)]
     async with served(tmp_path, HANDLER) as path, client(path) as signer:
         large = signer.sign_settlement(claims, REQUEST.destination_script, Sat(1))
@@ -199,11 +199,11 @@ async def test_settlement_too_large_for_a_frame_is_refused_here(tmp_path: Path) 
     assert [type(result) for result in results] == [HealthReply, SignerRefused, HealthReply]
 
 
-# --- signers that hang or turn away ---------------------------------------------------------------------------------
+# --- signers that hang or refuse ------------------------------------------------------------------------------------
 
 
 async def test_policy_deadline_of_a_hanging_key_store(tmp_path: Path) -> None:
-    """A key store that hangs ends its own requests by the deadline and holds up no others."""
+    """Requests to a hanging key store end at the deadline and delay no others."""
     release = threading.Event()
 
     def handle(request: Request) -> Reply:
@@ -225,10 +225,11 @@ async def test_policy_deadline_of_a_hanging_key_store(tmp_path: Path) -> None:
         release.set()
 
 
-async def test_fault_67_strangers_questions_hold_up_nothing_that_is_due(tmp_path: Path) -> None:
-    """Three hundred keys for strangers hang in the key store: settlements, their keys, fundings and health are answered.
+async def test_fault_67_key_requests_of_strangers_delay_no_settling(tmp_path: Path) -> None:
+    """While 300 key requests for strangers hang in the key store, settlements, their keys, fundings and health are answered.
 
-    What is more than may wait is refused at once, the rest by the deadline, and the signer is not taken for absent.
+    Requests above the queue's limit are refused at once, the others at the deadline, and the signer does not count as
+    absent.
     """
     release = threading.Event()
 
@@ -254,7 +255,7 @@ async def test_fault_67_strangers_questions_hold_up_nothing_that_is_due(tmp_path
 
 
 async def test_policy_deadline_of_a_signature_that_hangs(tmp_path: Path) -> None:
-    """Signatures that hang end by the deadline, those that wait for their threads too; keys and fundings are given meanwhile, and when it works again, so are signatures."""
+    """Hanging signatures, and those that wait behind them, end at the deadline; meanwhile keys and fundings are answered."""
     release = threading.Event()
 
     def handle(request: Request) -> Reply:
@@ -281,14 +282,14 @@ async def test_policy_deadline_of_a_signature_that_hangs(tmp_path: Path) -> None
 
 
 async def test_busy_signer_is_absent(tmp_path: Path) -> None:
-    """A signer that has no room for a connection may be asked again later; one that is not for us may not."""
+    """A signer without a free connection may be asked again later; one that refuses this user may not."""
     async with served(tmp_path, HANDLER, max_connections=0) as path, client(path) as signer:
         with pytest.raises(SignerAbsent, match="0 connections are open"):
             await signer.health()
 
 
 async def test_signer_that_lost_its_ledger_is_absent(tmp_path: Path) -> None:
-    """A signer whose disk fails says nothing about the request: the same one may be sent again after its restart."""
+    """A signer with a failed disk has not judged the request: it may be sent again after a restart."""
     ledger = LevelDbLedger(tmp_path / "ledger", tmp_path / "audit")
     ledger.close()
     handler = make_handler(KEYS, ledger=ledger)
@@ -300,7 +301,7 @@ async def test_signer_that_lost_its_ledger_is_absent(tmp_path: Path) -> None:
 
 
 async def test_signer_for_other_users_refuses(tmp_path: Path) -> None:
-    """A signer that does not answer our user is a refusal that says so."""
+    """A signer that does not allow this user refuses with that reason."""
     async with served(tmp_path, HANDLER, allowed_uids=frozenset({4242})) as path, client(path) as signer:
         for _ in range(5):
             with pytest.raises(SignerRefused) as refused:
@@ -309,7 +310,7 @@ async def test_signer_for_other_users_refuses(tmp_path: Path) -> None:
 
 
 async def test_bug_in_the_signer_is_a_refusal(tmp_path: Path) -> None:
-    """A handler that fails answers the one request with `protocol-internal`, shows nothing of it, and goes on."""
+    """A failing handler answers only this request with `protocol-internal`, reveals no data, and continues."""
 
     def handle(request: Request) -> Reply:
         if isinstance(request, KeyRequest):
@@ -323,15 +324,15 @@ async def test_bug_in_the_signer_is_a_refusal(tmp_path: Path) -> None:
         await signer.health()
 
 
-async def test_nobody_there(tmp_path: Path) -> None:
-    """Without a socket a call says at once that nobody is there."""
+async def test_no_socket(tmp_path: Path) -> None:
+    """Without a socket, a call says at once that no signer is there."""
     async with client(tmp_path / "none.sock") as signer:
         with pytest.raises(SignerAbsent, match=r"none\.sock: No such file"):
             await signer.health()
 
 
 async def test_closing_ends_calls_in_flight(tmp_path: Path) -> None:
-    """`close` ends the calls that wait with `SignerAbsent` at once, and no later call connects again."""
+    """`close` ends waiting calls with `SignerAbsent` at once, and no later call connects again."""
     with SignerProcess(tmp_path) as running:
         signer = UnixSigner(running.socket, PATIENT)
         await signer.health()
@@ -347,12 +348,12 @@ async def test_closing_ends_calls_in_flight(tmp_path: Path) -> None:
             await signer.health()
 
 
-# --- what is no signer ------------------------------------------------------------------------------------------------
+# --- other programs at the socket -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("noise", [b"\xff" * 64, b"HTTP/1.1 200 OK\r\n\r\n", b"\x00\x00\x00\x02\x02\xc0", b"\x00\x00"])
 async def test_noise_instead_of_replies_is_absence(tmp_path: Path, noise: bytes) -> None:
-    """Whatever else listens at the socket is no signer: the call ends, without waiting for its deadline."""
+    """If another program listens at the socket, the call ends before its deadline."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(4)
@@ -368,7 +369,7 @@ async def test_noise_instead_of_replies_is_absence(tmp_path: Path, noise: bytes)
 
 
 async def test_late_and_foreign_replies_are_dropped(tmp_path: Path) -> None:
-    """A reply under an id that nobody waits for is given to nobody."""
+    """A reply with an unknown id is dropped."""
 
     def handle(request: Request) -> Reply:
         shift = 1_000 if isinstance(request, KeyRequest) else 0

@@ -1,4 +1,4 @@
-"""Commands about keys as scripts call them: what they write, what they refuse, and what they say."""
+"""Commands about keys, called as a script calls them: their files, refusals and output."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def place(tmp_path: Path) -> Place:
 
 @pytest.fixture(autouse=True)
 def _cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands in this process make cheap keys; the console script's are what they are."""
+    """Commands in this process make cheap keys; those of the console script are real."""
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     for module in (commands, rotation, keystore):
         monkeypatch.setattr(module, "CHOSEN", CHEAP)
 
 
 def test_init_of_a_script_writes_the_words(place: Place, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """With --words-file the words are in a new private file, from which the same seed is recovered; none is shown.
+    """With --words-file the words are in a new private file that recovers the same seed; no word is shown.
 
-    A word may stand in the sentences of `init`, too: then the output for another seed has it as well.
+    A word of the seed may also occur in the sentences of `init`; then it is in the output for another seed, too.
     """
     path = place.file.with_name("words")
 
@@ -62,8 +62,8 @@ def test_init_of_a_script_writes_the_words(place: Place, tmp_path_factory: pytes
     assert run(place, "verify", "--words-file", str(path)).status == 0
 
 
-def test_init_needs_somebody_to_show_the_words_to(place: Place) -> None:
-    """Without a terminal and without --words-file nothing is created, and the way for scripts is said."""
+def test_init_needs_a_terminal_to_show_the_words(place: Place) -> None:
+    """Without a terminal and without --words-file no seed is created, and the output names the option for scripts."""
     result = run(place, "init")
 
     assert result.status == 2
@@ -72,7 +72,7 @@ def test_init_needs_somebody_to_show_the_words_to(place: Place) -> None:
 
 
 def test_init_and_recover_overwrite_nothing(place: Place) -> None:
-    """Where a seed is, neither command writes; where a words file is, nothing is created."""
+    """Neither command writes over a seed; with an existing words file, no seed is created."""
     words = private(place.file.with_name("words"), "old")
     first = run(place, "init", "--words-file", str(words))
     assert first.status == 2
@@ -89,7 +89,7 @@ def test_init_and_recover_overwrite_nothing(place: Place) -> None:
 
 
 def test_words_of_a_seed_that_was_not_made_are_taken_back(place: Place) -> None:
-    """When the seed can't be written, no words file is left that would look like its backup."""
+    """If the seed can't be written, no words file is left that would look like its backup."""
     words = place.file.with_name("words")
     text = place.file.read_text() + 'seed_file = "/proc/none/signer.seed"\n'
     place.file.write_text(text)
@@ -102,7 +102,7 @@ def test_words_of_a_seed_that_was_not_made_are_taken_back(place: Place) -> None:
 
 
 def test_init_needs_a_passphrase(place: Place) -> None:
-    """Without any source of a passphrase nothing is created, and all sources are listed."""
+    """Without any source of a passphrase no seed is created, and all sources are listed."""
     result = call("init", place.file, "--words-file", place.file.with_name("words"))
 
     assert result.status == 2
@@ -112,7 +112,7 @@ def test_init_needs_a_passphrase(place: Place) -> None:
 
 @pytest.mark.parametrize("mode", ["debug", "pkcs11"])
 def test_modes_without_a_seed_are_told(tmp_path: Path, mode: str) -> None:
-    """A configuration whose keys come from elsewhere has no seed to make."""
+    """A configuration whose keys come from another source has no seed to make."""
     rest = f'[settlement]\ndestination_address = "{ADDRESSES[0]}"\n[pkcs11]\nmodule = "/lib/x"\ntoken = "t"\n'
     place = make_place(tmp_path, mode, rest)
     if mode == "debug":
@@ -123,7 +123,7 @@ def test_modes_without_a_seed_are_told(tmp_path: Path, mode: str) -> None:
 
 
 def test_recovered_seed_is_that_of_the_words(place: Place) -> None:
-    """Words from standard input and from a file give the tree of other wallets; its fingerprint is BIP32's."""
+    """Words from standard input and from a file give the same tree as in other wallets; the fingerprint is BIP32's."""
     recovered(place)
 
     assert place.seeds()[0].fingerprint == "73c5da0a"
@@ -141,7 +141,7 @@ def test_recovered_seed_is_that_of_the_words(place: Place) -> None:
     ],
 )
 def test_wrong_words_make_no_seed(place: Place, text: str, message: str) -> None:
-    """What is wrong with the words is said, and nothing is created."""
+    """The fault in the words is reported, and no seed is created."""
     result = run(place, "recover", text=text)
 
     assert result.status == 2
@@ -150,7 +150,7 @@ def test_wrong_words_make_no_seed(place: Place, text: str, message: str) -> None
 
 
 def test_words_in_a_file_that_others_can_read_are_refused(place: Place) -> None:
-    """A file with words is as secret as the seed."""
+    """A file with words must be as private as the seed."""
     words = private(place.file.with_name("words"), ABANDON)
     words.chmod(0o644)
     assert "others can use it" in run(place, "recover", "--words-file", str(words)).output
@@ -158,7 +158,7 @@ def test_words_in_a_file_that_others_can_read_are_refused(place: Place) -> None:
 
 
 def test_older_backups_are_added_behind_the_newer(place: Place) -> None:
-    """After the newest, older backups of both kinds are recovered; the same one twice, or the first one so, is refused."""
+    """After the newest backup, older ones of both kinds are added; the same one twice, or --older first, is refused."""
     assert "there is no" in run(place, "recover", "--older", text=ABANDON).output
     recovered(place)
 
@@ -172,15 +172,15 @@ def test_older_backups_are_added_behind_the_newer(place: Place) -> None:
 
 
 def test_verify_of_another_backup_is_a_failure(place: Place) -> None:
-    """A backup of none of the generations ends with status 1 and says whose it is."""
+    """A backup of another seed ends with status 1 and its fingerprint."""
     recovered(place)
     result = run(place, "verify", text="zoo " * 11 + "wrong")
     assert result.status == 1
-    assert "73c5da0a newest no The backup is that of" in result.output
+    assert "73c5da0a newest no This is the backup of" in result.output
 
 
 def test_rotated_seed_is_added_before_the_old(place: Place) -> None:
-    """A rotation adds a new generation with words of its own; the old one stays until it is forgotten."""
+    """A rotation adds a new generation with its own words; the old one stays until `forget` removes it."""
     recovered(place)
     words = place.file.with_name("words")
 
@@ -198,7 +198,7 @@ def test_rotated_seed_is_added_before_the_old(place: Place) -> None:
 
 
 def test_old_channels_are_settled_after_a_rotation(tmp_path: Path) -> None:
-    """After a rotation and a new start, new channels get other keys; one opened before is settled, to the new destination."""
+    """After a rotation and a restart, new channels get other keys; an old one is settled to the new destination."""
     with SignerProcess(tmp_path) as running:
         old = KeyRing([hardened_keys(running.master)])
         request = make_request(old)
@@ -222,23 +222,23 @@ def test_old_channels_are_settled_after_a_rotation(tmp_path: Path) -> None:
     assert isinstance(retired, Refusal)
 
 
-def test_looking_draws_no_seed(place: Place) -> None:
-    """Where a seed may be drawn at the start, a command that only shows something draws none."""
+def test_commands_that_only_read_create_no_seed(place: Place) -> None:
+    """Even if the signer may create a seed at its start, a command that only reads creates none."""
     place.file.write_text(place.file.read_text() + "create_if_missing = true\n")
     for command in ("export-xpub", "verify"):
         assert "there is no" in run(place, command).output
     assert not place.seed.exists()
 
 
-def test_rotation_without_somebody_to_show_words_to_changes_nothing(place: Place) -> None:
-    """Without a terminal and without --words-file the seed stays what it is."""
+def test_rotation_without_a_terminal_changes_nothing(place: Place) -> None:
+    """Without a terminal and without --words-file the seed stays the same."""
     before = recovered(place).seed.read_bytes()
     assert run(place, "rotate seed").status == 2
     assert place.seed.read_bytes() == before
 
 
 def test_encrypt_keeps_the_keys_of_a_plain_seed(place: Place) -> None:
-    """A plain seed is refused at the start with the command that encrypts it, which keeps the seed."""
+    """The signer refuses a plain seed at its start and names the command that encrypts it, which keeps the seed."""
     private(place.seed, HEX + "\n")
     started = subprocess.run(
         [COMMAND, place.file, "--passphrase-file", place.passphrase], capture_output=True, text=True, check=False
@@ -253,7 +253,7 @@ def test_encrypt_keeps_the_keys_of_a_plain_seed(place: Place) -> None:
 
 
 def test_passphrase_is_changed_for_all_generations(place: Place) -> None:
-    """The new passphrase opens the file, the old one does not; a file that the configuration names has to follow."""
+    """The new passphrase opens the file, the old one does not; the output names a configured passphrase file to update."""
     recovered(place)
     new = private(place.file.with_name("new"), "another passphrase")
     assert run(place, "passphrase", "--new-passphrase-file", str(new)).status == 0
@@ -264,12 +264,12 @@ def test_passphrase_is_changed_for_all_generations(place: Place) -> None:
     beside = private(place.seed.with_suffix(".passphrase"), "another passphrase")
     new.write_text(WORD)
     result = call("passphrase", place.file, "--new-passphrase-file", new)
-    assert f"Now put it into {beside}" in result.output
+    assert f"Now write it to {beside}" in result.output
 
 
-# --- destinations -------------------------------------------------------------------------------------------------------
+# --- destinations ----------------------------------------------------------------------------------------------------
 
-COMMENTED = f"""# ours
+COMMENTED = f"""# a comment
 network = "regtest"   # no coins
 [key]
 mode = "hardened"
@@ -279,7 +279,7 @@ destination_address = "{ADDRESSES[0]}"  # the old wallet
 
 
 def test_rotated_destination_keeps_comments_and_the_old_address(place: Place) -> None:
-    """The new address takes the old one's place, the old one moves to the previous ones, all else stays as it was."""
+    """The new address replaces the old one, the old one becomes a previous address, and all other text stays."""
     place.file.write_text(COMMENTED)
     place.file.chmod(0o640)
 
@@ -296,7 +296,7 @@ def test_rotated_destination_keeps_comments_and_the_old_address(place: Place) ->
 
 
 def test_destination_is_set_where_none_was(place: Place) -> None:
-    """From derived addresses to a configured one and back; derived ones need no list."""
+    """From derived addresses to a configured one and back; derived ones are not listed."""
     assert call("rotate", "destination", place.file, ADDRESSES[1]).status == 0
     assert commands.config_with_seed(place.file).settlement.previous_addresses == ()
     assert call("rotate", "destination", place.file, "").status == 0
@@ -309,11 +309,11 @@ def test_destination_is_set_where_none_was(place: Place) -> None:
     [
         ("1M8iwBs5XD7ZJQJCDC7BdLEpSivRQZJ2Hg", "not of the regtest network"),
         (ADDRESSES[1][:-1], "wrong length or checksum"),
-        (ADDRESSES[0], "is this already"),
+        (ADDRESSES[0], "has this value already"),
     ],
 )
 def test_wrong_destination_changes_nothing(place: Place, address: str, message: str) -> None:
-    """An address of another network, a mistyped one, or the one that is there already is refused."""
+    """An address of another network, a mistyped one, or the current one is refused."""
     place.file.write_text(COMMENTED)
     result = call("rotate", "destination", place.file, address)
     assert result.status == 2
@@ -322,11 +322,11 @@ def test_wrong_destination_changes_nothing(place: Place, address: str, message: 
     assert not place.file.with_name("signer.toml.new").exists()
 
 
-# --- public keys --------------------------------------------------------------------------------------------------------
+# --- public keys -----------------------------------------------------------------------------------------------------
 
 
 def test_pubkey_shows_each_generation(place: Place) -> None:
-    """The server's key of a channel and its destination are shown, from the newest seed to the oldest."""
+    """The server's key of a channel and its destination are shown for each seed, the newest first."""
     recovered(place)
     run(place, "recover", "--older", "--hex", text=HEX)
 
@@ -342,26 +342,26 @@ def test_pubkey_shows_each_generation(place: Place) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("00", "1900000000"), "no compressed public key"),
-        (("05" + "11" * 32, "1900000000"), "no compressed public key"),
-        ((CLIENT_KEY.hex(), "1"), "no lock time in Unix seconds"),
+        (("00", "1900000000"), "not a compressed public key"),
+        (("05" + "11" * 32, "1900000000"), "not a compressed public key"),
+        ((CLIENT_KEY.hex(), "1"), "not a lock time in Unix seconds"),
     ],
 )
 def test_pubkey_of_no_channel_is_refused(place: Place, arguments: tuple[str, str], message: str) -> None:
-    """What is no key or no time of a channel is said before any passphrase is asked for."""
+    """A wrong key or time is reported before the passphrase prompt."""
     assert message in call("pubkey", place.file, *arguments).output
 
 
 def test_xpub_of_hardened_keys_says_that_it_derives_nothing(place: Place) -> None:
-    """In hardened mode the two branches' extended keys are shown, with what they are good for."""
+    """In hardened mode the extended keys of two branches are shown, with their use."""
     recovered(place)
     result = run(place, "export-xpub")
     assert re.findall(r"\[73c5da0a/(\d+)'\]tpub\w{107}", result.output) == ["1885562987", "1885562980"]
-    assert "no address, channel key or coin can be found with them" in result.output
+    assert "they lead to no address, channel key or coin" in result.output
 
 
 def test_xpub_of_rbpcp_needs_an_explicit_wish(tmp_path: Path) -> None:
-    """In rbpcp-v2 mode the root's extended key is shown only to who says that he knows what it reveals."""
+    """In rbpcp-v2 mode the root's extended key is shown only with --i-know-what-this-reveals."""
     place = recovered(make_place(tmp_path, "rbpcp-v2"))
 
     refused = run(place, "export-xpub")
@@ -373,7 +373,7 @@ def test_xpub_of_rbpcp_needs_an_explicit_wish(tmp_path: Path) -> None:
     assert re.search(r"\[73c5da0a\]tpub\w{107}", shown.output)
 
 
-# --- all of them --------------------------------------------------------------------------------------------------------
+# --- all commands ----------------------------------------------------------------------------------------------------
 
 COMMANDS = [
     "run", "init", "recover", "verify", "encrypt", "passphrase", "forget", "pubkey", "export-xpub", "rotate seed",
@@ -383,16 +383,16 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_no_secret_as_argument(command: str) -> None:
-    """Every command has a help with an example, and none takes a passphrase, words or seed as argument."""
+    """The help of every command has an example, and no command takes a passphrase, words or seed as argument."""
     text = call(*command.split(), "--help").output
 
     assert command == "run" or f"paychan-signer {command}" in text
     assert not re.search(r"--(passphrase|words|seed|pin) ", text)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user than it should be")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be the wrong user")
 def test_commands_are_run_as_the_user_who_owns_the_seed(tmp_path: Path) -> None:
-    """Where the signer becomes a user of its own, a command as another user would make a seed that it can't read."""
+    """If the signer runs as another user, a command as the wrong user is refused: the signer could not read its seed."""
     place = make_place(tmp_path, rest='[isolation]\nuser = "nobody"\n')
     result = run(place, "init", "--words-file", str(tmp_path / "words"))
     assert result.status == 2

@@ -1,4 +1,4 @@
-"""Commands about keys as a person meets them: the console script on a real terminal, words shown and typed."""
+"""Commands about keys on a real terminal: the console script shows words and asks for them."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def choose_passphrase(terminal: PseudoTerminal) -> None:
 
 
 def shows(text: str, words: list[str]) -> bool:
-    """Whether a word stands in a text behind its number, as it is shown and typed; elsewhere it is part of a sentence."""
+    """Whether a word stands in a text after its number, as in the dialogue; elsewhere it may be part of a sentence."""
     return any(re.search(rf"\d:?\s+{word}\b", text) for word in words)
 
 
 def read_words(terminal: PseudoTerminal) -> list[str]:
-    """Write down what is shown, as a person would."""
-    terminal.read_until("Press Enter when you have them")
-    page = terminal.text.split("shown this once")[-1]
+    """Read the words from the screen, as an operator does."""
+    terminal.read_until("Press Enter when you have written them down")
+    page = terminal.text.split("shown only once")[-1]
     found = dict(re.findall(r"(\d+) ([a-z]{3,8})\b", page))
     terminal.enter("")
     return [found[str(number)] for number in range(1, 25)]
@@ -55,14 +55,14 @@ def repeat_words(terminal: PseudoTerminal, words: list[str]) -> None:
 
 
 def test_init_and_recover_on_a_terminal(place: Place, tmp_path: Path) -> None:
-    """Init shows 24 words once, shows them again after a wrong answer, and the words typed elsewhere are the same seed."""
+    """Init shows 24 words, again after a wrong answer; typed at another place, they give the same seed."""
     with PseudoTerminal([COMMAND, "init", place.file]) as terminal:
         choose_passphrase(terminal)
         words = read_words(terminal)
         terminal.read_until(r"Word \d+: ")
         assert not place.seed.exists()
         terminal.enter("zebra" if words[0] != "zebra" else "zoo")
-        terminal.read_until("is another one.*Press Enter to see them")
+        terminal.read_until("is a different word.*Press Enter to see them")
         terminal.enter("")
         assert read_words(terminal) == words
         repeat_words(terminal, words)
@@ -70,7 +70,7 @@ def test_init_and_recover_on_a_terminal(place: Place, tmp_path: Path) -> None:
 
     (seed,) = place.seeds()
     assert to_words(seed.secret) == words
-    assert f"fingerprint is {seed.fingerprint}" in terminal.text_left
+    assert f"fingerprint of its master key is {seed.fingerprint}" in terminal.text_left
     assert stat.S_IMODE(place.seed.stat().st_mode) == 0o600
     assert WORD not in terminal.output
     assert shows(terminal.text, words)
@@ -96,7 +96,7 @@ def test_init_and_recover_on_a_terminal(place: Place, tmp_path: Path) -> None:
 
 
 def test_words_that_are_not_repeated_make_no_seed(place: Place) -> None:
-    """Who can't repeat the words in three rounds has written nothing down: nothing is created."""
+    """If the words are not repeated correctly in three rounds, no seed is created."""
     with PseudoTerminal([COMMAND, "init", place.file, "--passphrase-file", place.passphrase]) as terminal:
         for _ in range(backup.ROUNDS):
             read_words(terminal)
@@ -110,9 +110,9 @@ def test_words_that_are_not_repeated_make_no_seed(place: Place) -> None:
 
 
 def test_control_c_makes_no_seed(place: Place) -> None:
-    """Ctrl-C while words are shown ends it, takes them from the screen, and creates nothing."""
+    """Ctrl-C while words are shown ends the command, removes them from the screen, and creates no seed."""
     with PseudoTerminal([COMMAND, "init", place.file, "--passphrase-file", place.passphrase]) as terminal:
-        terminal.read_until("Press Enter when you have them")
+        terminal.read_until("Press Enter when you have written them down")
         assert terminal.end_by_control_c() == 2
     assert "stopped" in terminal.text_left
     assert "1 " not in terminal.text_left
@@ -120,7 +120,7 @@ def test_control_c_makes_no_seed(place: Place) -> None:
 
 
 def test_start_asks_for_the_passphrase(place: Place) -> None:
-    """On a terminal the signer asks for the passphrase, shows no letter of it, and serves."""
+    """On a terminal the signer asks for the passphrase, does not show it, and serves."""
     run(place, "recover", "--words-file", str(private(place.file.with_name("words"), ABANDON)))
     with PseudoTerminal([COMMAND, place.file]) as terminal:
         terminal.read_until("Passphrase of [^:]*signer.seed: ")
@@ -134,7 +134,7 @@ def test_start_asks_for_the_passphrase(place: Place) -> None:
 
 
 def test_passphrase_reaches_the_signer_by_descriptor_and_credential(place: Place) -> None:
-    """The console script takes the passphrase from a pipe, or from systemd's directory, and verifies a backup with it."""
+    """The console script reads the passphrase from a pipe or from systemd's directory, and verifies a backup with it."""
     words = private(place.file.with_name("words"), ABANDON)
     run(place, "recover", "--words-file", str(words))
     reader, writer = os.pipe()

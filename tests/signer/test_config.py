@@ -36,7 +36,7 @@ def load(tmp_path: Path, text: str) -> SignerConfig:
     ],
 )
 def test_shipped_files_load(name: str, network: str, debug: bool, mode: str, create: bool) -> None:
-    """Each shipped file is accepted; only debug has the debug key, and a live seed is never drawn unasked."""
+    """Each shipped file is accepted; only debug has the debug key, and a live seed is created only by a command."""
     config = load_signer_config(SHIPPED / name / "signer.toml")
 
     assert (config.network, config.debug, config.key.mode) == (network, debug, mode)
@@ -49,7 +49,7 @@ def test_shipped_files_load(name: str, network: str, debug: bool, mode: str, cre
 
 @pytest.mark.parametrize("name", ["live", "test", "regtest", "debug"])
 def test_shipped_files_show_and_explain_every_key(name: str) -> None:
-    """A shipped file has every declared key, with the declared doc and unit beside it."""
+    """A shipped file has every declared key, with its description and unit as a comment."""
     section, found = "", {}
     for line in (SHIPPED / name / "signer.toml").read_text().splitlines():
         if heading := re.fullmatch(r"\[(\w+)\]", line):
@@ -64,7 +64,7 @@ def test_shipped_files_show_and_explain_every_key(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["live", "test", "regtest", "debug"])
 def test_shipped_files_hold_no_secret(name: str) -> None:
-    """No shipped file contains anything that could be a key or a seed."""
+    """No shipped file contains a value that could be a key or a seed."""
     assert not re.search(r"[0-9a-fA-F]{64}", (SHIPPED / name / "signer.toml").read_text())
 
 
@@ -103,15 +103,15 @@ def test_shipped_files_hold_no_secret(name: str) -> None:
         ('network = "test"', "key", "required"),
         (f'network = "test"\n{KEY}[settlement]\nprevious_addresses = ["x"]', "settlement.previous_addresses", ""),
         ('network = "test"\n[key]\nmode = "pkcs11"', "settlement.destination_address", 'key.mode = "pkcs11"'),
-        (f'network = "test"\n{PKCS11}', "pkcs11.module", "so is pkcs11.token"),
+        (f'network = "test"\n{PKCS11}', "pkcs11.module", "as is pkcs11.token"),
         (f'network = "test"\n{KEY}[policy]\ntrial = ["policy-template"]', "policy.trial", "only ['policy-dest"),
         (f'network = "test"\n{KEY}[policy]\nheartbeat_hours = 1', "policy.heartbeat_hours", "both or none"),
         (f'network = "test"\n{KEY}[isolation]\nrequire = ["magic"]', "isolation.require[0]", "magic"),
         ("network = ", "", "not TOML"),
     ],
 )
-def test_what_can_not_work_is_refused(tmp_path: Path, text: str, key: str, reason: str) -> None:
-    """Impossible combinations and wrong values are errors that name file, key and reason."""
+def test_impossible_settings_are_refused(tmp_path: Path, text: str, key: str, reason: str) -> None:
+    """Impossible combinations and wrong values are errors with file, key and reason."""
     with pytest.raises(SettingsError) as refused:
         load(tmp_path, text)
 
@@ -121,20 +121,20 @@ def test_what_can_not_work_is_refused(tmp_path: Path, text: str, key: str, reaso
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
-    """A file that can't be read is an error that names it."""
-    with pytest.raises(SettingsError, match=r"none\.toml: can't be read"):
+    """A file that can't be read is an error with its name."""
+    with pytest.raises(SettingsError, match=r"none\.toml: can't read the file"):
         load_signer_config(tmp_path / "none.toml")
 
 
 def test_other_users_are_allowed_through_a_group(tmp_path: Path) -> None:
-    """A list of users together with a group is accepted; the signer's own user is always on it."""
+    """A list of users together with a group is accepted; it always includes the signer's own user."""
     config = load(tmp_path, f'network = "test"\n{KEY}[socket]\ngroup = "paychan"\nallowed_uids = [4242]')
 
     assert config.allowed_uids == {4242, os.geteuid()}
 
 
 def test_state_directory_is_the_default_place(tmp_path: Path) -> None:
-    """Socket and seed follow `state_dir`, unless they are given."""
+    """Socket and seed are in `state_dir`, unless they are configured."""
     config = load(tmp_path, f'network = "test"\nstate_dir = "/srv/p"\n{KEY}seed_file = "/etc/p.seed"')
 
     assert config.socket_path == Path("/srv/p/signer.sock")

@@ -1,4 +1,4 @@
-"""Points and signatures as tokens write them, turned into Bitcoin's."""
+"""Points and signatures in a token's encoding, converted to Bitcoin's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def raw(r: int, s: int) -> bytes:
 
 @given(small_numbers, small_numbers)
 def test_any_signature_becomes_strict_der_with_low_s(r: int, s: int) -> None:
-    """Whatever r and s a token returns, the result passes the rule that payments are held to, and has the same numbers."""
+    """For any r and s of a token, the result passes the encoding rule of payments, and has the same numbers."""
     signature = der_signature(raw(r, s))
 
     assert encoding_problem(signature) is None
@@ -34,7 +34,7 @@ def test_any_signature_becomes_strict_der_with_low_s(r: int, s: int) -> None:
 
 @given(keys, st.binary(min_size=32, max_size=32), st.booleans())
 def test_signatures_with_high_s_verify_too(key: PrivateKey, digest: bytes, high: bool) -> None:
-    """A token's signature verifies after it was turned, whichever of its two forms the token chose."""
+    """A token's signature verifies after its conversion, with a low or a high S."""
     compact = key.sign_recoverable(digest, hasher=None)[:64]
     r, s = int.from_bytes(compact[:32], "big"), int.from_bytes(compact[32:], "big")
 
@@ -48,7 +48,7 @@ def test_signatures_with_high_s_verify_too(key: PrivateKey, digest: bytes, high:
     [b"", bytes(64), raw(1, 0), raw(0, 1), raw(ORDER, 1), raw(1, ORDER), raw(1, 1)[:-1], raw(1, 1) + b"\x00"],
     ids=["empty", "zeros", "s 0", "r 0", "r order", "s order", "63 bytes", "65 bytes"],
 )
-def test_what_is_no_signature_is_refused(wrong: bytes) -> None:
+def test_wrong_bytes_are_no_signature(wrong: bytes) -> None:
     """Zero, the group's order, and anything but 64 bytes raise."""
     with pytest.raises(ValueError, match="no signature"):
         der_signature(wrong)
@@ -74,7 +74,7 @@ def test_anything_else_is_no_point(junk: bytes) -> None:
 
 @pytest.mark.parametrize("first", [5, 6, 7, 0])
 def test_hybrid_points_are_refused(first: int) -> None:
-    """A point whose first byte names another form is none of ours, though libsecp256k1 would take 06 and 07."""
+    """A point with another first byte is refused, even 06 and 07, which libsecp256k1 accepts."""
     point = PrivateKey(b"\x05" * 32).public_key.format(compressed=False)
 
     with pytest.raises(ValueError, match="no point"):

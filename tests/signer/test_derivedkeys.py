@@ -1,4 +1,4 @@
-"""Keys of channels that are derived from one key in the token: right, strictly encoded, and nothing of them stays there."""
+"""Channel keys derived from one key in the token: correct, strictly encoded, and not stored there."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.signer.test_pkcs11_process import settlement
 
 
 class Root(SoftKey):
-    """A key as a token has it, without the token."""
+    """A key with a token's interface, without the token."""
 
     def sign_soon(self, digest: bytes) -> asyncio.Future[bytes]:
         future = asyncio.get_running_loop().create_future()
@@ -42,7 +42,7 @@ SCALARS = st.integers(1, ORDER - 1)
 
 @given(SCALARS, SCALARS, st.binary(min_size=32, max_size=32))
 def test_fault_64_a_derived_signature_is_one_of_the_derived_key(d: int, t: int, digest: bytes) -> None:
-    """Whatever root, factor and digest are: the key is that of t·d, and its signature verifies, with low S, strict DER."""
+    """For any root, factor and digest: the key is that of t·d, and its signature verifies, with low S, in strict DER."""
     derived = DerivedKey(Root(PrivateKey(d.to_bytes(32, "big"))), t)
 
     signature = derived.sign(digest)
@@ -55,12 +55,12 @@ def test_fault_64_a_derived_signature_is_one_of_the_derived_key(d: int, t: int, 
 
 @given(SCALARS, SCALARS)
 def test_numbers_of_a_signature_are_read_as_written(r: int, s: int) -> None:
-    """R is as it was, s is the lower of the two that verify."""
+    """R stays the same, s is the lower of the two that verify."""
     assert der_numbers(der_signature(r.to_bytes(32, "big") + s.to_bytes(32, "big"))) == (r, min(s, ORDER - s))
 
 
 def test_factors_depend_on_all_that_they_are_made_of() -> None:
-    """Root, client key and expiry each change the factor; it is the same for ever."""
+    """Root, client key and expiry each change the factor; it never changes between releases."""
     other = PrivateKey(bytes(31) + b"\x05").public_key.format()
     made = [
         factor(root, client, UnixTime(expiry))
@@ -74,11 +74,11 @@ def test_factors_depend_on_all_that_they_are_made_of() -> None:
 
 
 FROZEN_FACTOR = "c613b3cad246b575a071e7a8b5ba425369fd64290eae78d7eb62fe818decea02"
-"""Changed, the keys of open channels would be lost."""
+"""If this changed, the keys of open channels would be lost."""
 
 
-def test_a_wrong_signature_of_the_token_does_not_leave() -> None:
-    """A token that signs something else, or with another key, gives an error."""
+def test_a_wrong_signature_of_the_token_is_an_error() -> None:
+    """A token that signs another digest, or with another key, gives an error."""
 
     class Wrong(Root):
         def sign(self, digest: bytes) -> bytes:
@@ -88,8 +88,8 @@ def test_a_wrong_signature_of_the_token_does_not_leave() -> None:
         DerivedKey(Wrong(PrivateKey(bytes(31) + b"\x05")), 7).sign(bytes(32))
 
 
-async def test_a_signature_that_is_given_up_is_not_asked_for() -> None:
-    """What nobody waits for any more is cancelled in the token's queue too."""
+async def test_a_cancelled_signature_is_cancelled_in_the_queue() -> None:
+    """A cancelled signature is cancelled in the token's queue too."""
     asked = asyncio.get_running_loop().create_future()
 
     class Slow(Root):
@@ -127,7 +127,7 @@ def ring(token: SoftHsm, keys: str = "per-channel") -> KeyRing:
 
 
 def test_fault_64_strangers_leave_nothing_in_the_token(token: SoftHsm, tmp_path: Path) -> None:
-    """More channels are asked about than max_keys allowed: all have keys of their own, and the token has two pairs."""
+    """After requests for more channels than max_keys, all have separate keys, and the token has two pairs."""
     with SignerProcess(tmp_path, token.signer_config + "max_keys = 3\n") as signer:
         keys = set()
         for number in range(40):
@@ -162,7 +162,7 @@ def test_fault_64_channels_of_earlier_releases_are_settled(token: SoftHsm, tmp_p
 
 
 def test_channels_of_the_other_mode_keep_their_keys(token: SoftHsm) -> None:
-    """After `pkcs11.keys` was changed, in either direction, channels are settled with the key they were opened with."""
+    """After a change of `pkcs11.keys`, in either direction, channels are settled with their original key."""
     for first, second in (("per-channel", "one"), ("one", "per-channel")):
         before = ring(token, first).new(CLIENT_KEY, EXPIRY)
         finalize(token)
@@ -175,14 +175,14 @@ def test_channels_of_the_other_mode_keep_their_keys(token: SoftHsm) -> None:
 
 
 def test_looking_for_a_key_makes_none(token: SoftHsm) -> None:
-    """In a token without a root, no key is derived, and none is made to look for one."""
+    """In a token without a root, a look-up derives no key and makes none."""
     made = opened(token)
     assert TokenKeys(made, per_channel=True).channel_key(CLIENT_KEY, EXPIRY, create=False) is None
     assert [*made.public_keys()] == []
 
 
 def test_fault_74_no_keys_are_made_in_another_token(token: SoftHsm, tmp_path: Path) -> None:
-    """A token without keys beside a ledger is not the one that was there: the start says so, and makes none."""
+    """A token without keys, beside a ledger, is the wrong token: the start says so, and makes no key."""
     with SignerProcess(tmp_path, token.signer_config) as signer:
         assert isinstance(ask(signer.socket, KeyRequest(1, CLIENT_KEY, EXPIRY)), KeyReply)
     token.add_token("another")
@@ -198,7 +198,7 @@ def test_fault_74_no_keys_are_made_in_another_token(token: SoftHsm, tmp_path: Pa
 
 
 def test_fault_74_no_keys_are_made_in_a_token_with_other_keys(token: SoftHsm, tmp_path: Path) -> None:
-    """A token that holds keys, but not those of open channels, is refused, and no root is made in it."""
+    """A token with keys, but not those of open channels, is refused, and no root is made in it."""
     with SignerProcess(tmp_path, token.signer_config) as signer:
         assert isinstance(ask(signer.socket, KeyRequest(1, CLIENT_KEY, EXPIRY)), KeyReply)
     token.add_token("copy")
@@ -208,7 +208,7 @@ def test_fault_74_no_keys_are_made_in_a_token_with_other_keys(token: SoftHsm, tm
         pass  # it has keys now
 
     again = SignerProcess(tmp_path, of_copy)
-    with pytest.raises(RuntimeError, match=r"pkcs11\.token: it holds another key 'reserve'"):
+    with pytest.raises(RuntimeError, match=r"pkcs11\.token: it has another key 'reserve'"):
         again.start()
     again.file.write_text(f'state_dir = "{tmp_path}"\n{token.signer_config}')
     with again:

@@ -1,7 +1,7 @@
-"""Floods against the real signer process: what it holds is bounded, and the honest peer is answered within its deadline.
+"""Floods of the real signer process: its memory is bounded, and an honest peer is answered within its deadline.
 
-Bounds of memory are those of 64 connections, the default. Measured on the whole: 58 MiB at rest, 5 MiB more with ten thousand
-connections of all kinds, 24 MiB more with replies that nobody reads, up to 30 MiB more for transactions as large as a frame.
+Bounds of memory are for 64 connections, the default. Measured in all: 58 MiB at rest, 5 MiB more with ten thousand
+connections of all kinds, 24 MiB more with unread replies, up to 30 MiB more for transactions as large as a frame.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ pytestmark = pytest.mark.timeout(400)
 MIB = 1 << 20
 CROWD = 10_000
 MANY = BACKLOG + 1_000
-"""So many are open on their side when the signer accepts them: more than wait in its queue."""
+"""Connections that are open on the client side when the signer accepts them: more than its queue holds."""
 
 HEALTH = encode_frame(Health(1))
 PATIENT_CONFIG = REGTEST + "[socket]\nrequest_seconds = 60.0\n"
 
 BOUND = 32 * MIB
-"""More than at rest. Each of 64 connections may hold two buffers of 16 KiB, and once what a socket holds, 208 KiB: 16 MiB."""
+"""Above the use at rest. Each of 64 connections may hold two buffers of 16 KiB and one socket buffer of 208 KiB: 16 MiB."""
 
 LARGE_BOUND = 96 * MIB
-"""More than at rest: eight frames of 1 MiB, copied on the way, and the objects that Python makes of two of them: 18 MiB each."""
+"""Above the use at rest: copies of eight frames of 1 MiB, and the Python objects of two of them, 18 MiB each."""
 
 
 def large_prefix(size: int) -> bytes:
@@ -81,7 +81,7 @@ KINDS = {
 
 
 async def honest(path: Path, keys: KeyRing) -> Settlement:
-    """What a server asks; each call within the default deadline, three times as long on a machine that others use too."""
+    """The requests of a server, each within three times the default deadline, because the machine has other work."""
     async with client(path, 15.0) as signer:
         assert await signer.health() == HEALTHY
         assert (await signer.public_key(CLIENT_KEY, EXPIRY)).server_key == keys.new(CLIENT_KEY, EXPIRY).public_key
@@ -95,7 +95,7 @@ def keys_of(running: SignerProcess) -> KeyRing:
 
 
 async def test_ten_thousand_connections(tmp_path: Path) -> None:
-    """With ten thousand connections at once, of all kinds and coming on and on, memory and files stay bounded, and an honest peer that comes then is served."""
+    """During ten thousand connections of all kinds, memory and files stay bounded, and an honest peer is served."""
     with many_files(CROWD + 500), SignerProcess(tmp_path) as running:
         keys = keys_of(running)
         before = await honest(running.socket, keys)
@@ -104,7 +104,9 @@ async def test_ten_thousand_connections(tmp_path: Path) -> None:
             crowd.wait_for(CROWD)
             for _ in range(5):
                 assert await honest(running.socket, keys) == before
-            assert open_files(running.pid) < files + 64 + 64 + 32  # places, farewells, and those on their way
+            assert (
+                open_files(running.pid) < files + 64 + 64 + 32
+            )  # slots, connections being refused, and connections being accepted
         until(lambda: open_files(running.pid) <= files + 1)
 
         assert memory_bytes(running.pid, "VmHWM") - at_rest < BOUND
@@ -116,7 +118,7 @@ async def test_ten_thousand_connections(tmp_path: Path) -> None:
     "kind", ["idle", "half a frame", "half a usual frame", "half a large frame", "http", "a request, replies unread"]
 )
 async def test_flood_of_one_kind(tmp_path: Path, kind: str) -> None:
-    """No kind of connection keeps the honest out, or takes more memory, when all that come are of that kind."""
+    """A flood of any single kind of connection neither keeps honest peers out nor takes more memory."""
     with many_files(2_500), SignerProcess(tmp_path) as running:
         keys = keys_of(running)
         before = await honest(running.socket, keys)
@@ -129,7 +131,7 @@ async def test_flood_of_one_kind(tmp_path: Path, kind: str) -> None:
 
 
 async def test_half_large_frames(tmp_path: Path) -> None:
-    """Frames of 1 MiB that never end, on as many connections as there are, take bounded memory, and keep no honest large frame out."""
+    """Frames of 1 MiB that never end, on all connections, take bounded memory, and keep no honest large frame out."""
     frame = encode_frame(funding_of(25_000))
     patient = REGTEST + "[socket]\nrequest_seconds = 600.0\n"
     with SignerProcess(tmp_path, patient) as running, ExitStack() as crowd:
@@ -151,12 +153,12 @@ async def test_half_large_frames(tmp_path: Path) -> None:
 
 
 def _send(connection: socket.socket, data: bytes) -> None:
-    with contextlib.suppress(OSError):  # it was cut off, as it should be
+    with contextlib.suppress(OSError):  # it was disconnected, as intended
         connection.sendall(data)
 
 
 async def test_whole_large_frames(tmp_path: Path) -> None:
-    """Forty funding transactions as large as a block, from twenty servers at once, are all remembered, in bounded memory."""
+    """Forty funding transactions as large as a block, from twenty servers at once, are all recorded, in bounded memory."""
     with SignerProcess(tmp_path, REGTEST + "[socket]\nrequest_seconds = 600.0\n") as running:
         async with client(running.socket, 110.0) as signer:
             await signer.health()
@@ -175,7 +177,7 @@ async def test_whole_large_frames(tmp_path: Path) -> None:
         assert memory_bytes(running.pid, "VmHWM") - at_rest < LARGE_BOUND
 
 
-# --- one slow request ---------------------------------------------------------------------------------------------------
+# --- one slow request ------------------------------------------------------------------------------------------------
 
 
 def funding_of(outputs: int, number: int = 0) -> FundingRequest:
@@ -190,8 +192,8 @@ def large_settlement(keys: KeyRing) -> SettlementRequest:
 
 
 @pytest.mark.parametrize("kind", ["funding", "settlement"])
-def test_large_request_holds_up_nobody(tmp_path: Path, kind: str) -> None:
-    """A transaction as large as a block, or a settlement of 200 channels, is worked on while smaller requests are answered, of the same connection too."""
+def test_large_request_delays_no_other(tmp_path: Path, kind: str) -> None:
+    """Smaller requests are answered while a transaction as large as a block, or 200 channels, are processed."""
     with SignerProcess(tmp_path, PATIENT_CONFIG) as running, connect(running.socket) as connection:
         large = funding_of(25_000) if kind == "funding" else large_settlement(keys_of(running))
         connection.sendall(encode_frame(large) + HEALTH + encode_frame(KeyRequest(2, CLIENT_KEY, EXPIRY)))
@@ -204,11 +206,11 @@ def test_large_request_holds_up_nobody(tmp_path: Path, kind: str) -> None:
             assert last == FundingReply(9)
         else:
             assert isinstance(last, Refusal)
-            assert last.tag == "protocol-funding"  # judged: each channel's key, and each client's signature
+            assert last.tag == "protocol-funding"  # it was judged: each channel's key, and each client's signature
 
 
-async def test_hanging_key_store_holds_up_only_who_asks(tmp_path: Path) -> None:
-    """Although more requests hang in the key store than threads wait for it, all that needs no key is answered, of the same connection too."""
+async def test_hanging_key_store_delays_only_its_own_requests(tmp_path: Path) -> None:
+    """While more requests hang in the key store than it has threads, all requests without a key are answered."""
     release = threading.Event()
 
     def handle(request: Request) -> Reply:
@@ -232,11 +234,11 @@ async def test_hanging_key_store_holds_up_only_who_asks(tmp_path: Path) -> None:
         release.set()
 
 
-# --- replies that nobody reads --------------------------------------------------------------------------------------------
+# --- unread replies --------------------------------------------------------------------------------------------------
 
 
-async def test_replies_that_nobody_reads(tmp_path: Path) -> None:
-    """Peers that send requests on and on and read nothing are cut off; what they leave unread takes bounded memory."""
+async def test_unread_replies(tmp_path: Path) -> None:
+    """Peers that send requests without end and read nothing are disconnected; their unread replies take bounded memory."""
     hasty = REGTEST + "[socket]\nrequest_seconds = 3.0\n[policy]\nrequests_per_second = 1000000\n"
     with SignerProcess(tmp_path, hasty) as running, ExitStack() as crowd:
         keys = keys_of(running)
@@ -260,8 +262,8 @@ async def test_replies_that_nobody_reads(tmp_path: Path) -> None:
             thread.join()
 
 
-async def test_what_a_peer_left_that_was_cut_off_is_not_answered(tmp_path: Path) -> None:
-    """Of the requests that lie in our buffer when a peer that reads nothing is cut off, none is worked on any more."""
+async def test_buffered_requests_of_a_disconnected_peer_are_not_answered(tmp_path: Path) -> None:
+    """Buffered requests of a peer that reads nothing are not processed after it is disconnected."""
     answered = 0
 
     def handle(request: Request) -> Reply:
@@ -273,7 +275,7 @@ async def test_what_a_peer_left_that_was_cut_off_is_not_answered(tmp_path: Path)
         with connect(path) as greedy:
             greedy.setblocking(False)
             while not is_over(greedy):
-                with contextlib.suppress(OSError):  # full, or over
+                with contextlib.suppress(OSError):  # full, or closed
                     greedy.send(HEALTH * 1_000)
                 await asyncio.sleep(0)
             by_then = answered
@@ -283,11 +285,11 @@ async def test_what_a_peer_left_that_was_cut_off_is_not_answered(tmp_path: Path)
     assert answered - by_then < 10
 
 
-# --- files --------------------------------------------------------------------------------------------------------------
+# --- files -----------------------------------------------------------------------------------------------------------
 
 
-async def test_no_file_left(tmp_path: Path) -> None:
-    """When the kernel gives no file descriptor any more, connections make room, the ledger goes on, and the honest are served; nothing of it remains."""
+async def test_no_free_file_descriptor(tmp_path: Path) -> None:
+    """Without free file descriptors, connections make room, the ledger continues, and honest peers are served."""
     with many_files(2_500), SignerProcess(tmp_path) as running:
         keys = keys_of(running)
         before = await honest(running.socket, keys)
@@ -304,7 +306,7 @@ async def test_no_file_left(tmp_path: Path) -> None:
 
 
 def test_limit_of_files_is_raised(tmp_path: Path) -> None:
-    """A soft limit below what `socket.max_connections` needs is raised: they all have a place at the same time."""
+    """A soft limit below the need of `socket.max_connections` is raised: all connections are open at the same time."""
     running = SignerProcess(tmp_path, REGTEST + "[socket]\nmax_connections = 400\n")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
@@ -326,7 +328,7 @@ def test_limit_of_files_is_raised(tmp_path: Path) -> None:
     [(1024, 4096, 64, 64), (1024, 4096, 1064, 1064), (1024, 1024, 1064, 1024 - RESERVED_FILES), (64, 64, 128, 1)],
 )
 def test_room_that_the_limit_allows(soft: int, hard: int, wanted: int, room: int) -> None:
-    """There are as many connections as the hard limit allows beside the ledger's files, and never none."""
+    """The hard limit, minus the ledger's files, bounds the number of connections; it is at least one."""
     code = (
         "import resource; from signer.server.socket_file import room_for; "
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard})); print(room_for({wanted}))"

@@ -1,4 +1,4 @@
-"""Threat 26: whatever comes over the socket is a request or a `WireError`, soon, and without taking much memory."""
+"""Threat 26: all input of the socket is a request or a `WireError`, decided quickly and in little memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COUNT = 20_000
 
 
 def test_threat_26_no_frame_makes_the_parser_fail() -> None:
-    """Twenty thousand wrong frames of all kinds (`python -m tests.signer.fuzz` has more) are read or refused."""
+    """Twenty thousand wrong frames of all kinds (`python -m tests.signer.fuzz` makes more) are decoded or refused."""
     outcomes = Counter(check(body) for body in frames(COUNT))
 
     assert outcomes.total() == COUNT
@@ -23,7 +23,7 @@ def test_threat_26_no_frame_makes_the_parser_fail() -> None:
 
 
 def test_right_frames_are_read() -> None:
-    """What the wrong ones were made of is right."""
+    """The frames that the wrong ones are made from are valid."""
     assert "refused" not in {check(body) for body in VALID}
 
 
@@ -35,14 +35,14 @@ def test_no_length_makes_the_parser_fail() -> None:
 
 
 def test_threat_26_no_frame_takes_much_memory() -> None:
-    """While a frame is read, memory grows with its size, whatever sizes it promises."""
+    """While a frame is decoded, memory grows with its size, whatever sizes it announces."""
     for body in frames(1_000, seed=2):
         assert memory_of(body) < MEMORY_FACTOR * len(body) + MEMORY_BYTES
 
 
 @pytest.mark.parametrize("pattern", ["00", "cd1234", "cfffffffffffffffff", "91", "81a161", "930701", "c0", "c40100"])
 def test_largest_frames_are_read_soon(pattern: str) -> None:
-    """A frame as long as they may be, of nothing but one thing, takes neither long nor much, wherever it stands."""
+    """A frame of the largest size, filled with one repeated value at any place, takes little time and memory."""
     repeated = bytes.fromhex(pattern)
     count = (MAX_FRAME_BYTES - 100) // len(repeated)
     array = b"\xdd" + count.to_bytes(4, "big") + repeated * count

@@ -1,4 +1,4 @@
-"""What the signer signs: the published vectors byte for byte, SIGHASH_ALL only, and never anything by accident."""
+"""Signatures of the signer: the published vectors byte for byte, SIGHASH_ALL only, and none before all checks."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ REQUEST = make_request(KEYS)
 
 
 def handler(keys: KeyRing = KEYS) -> Handler:
-    """One that was shown what the requests of these tests spend, and may pay all as fee."""
+    """A handler that was shown the outputs of these tests, with limits that allow any fee."""
     limits = Limits(max_fee_percent=100, max_fee_sat=10**9, max_fee_sat_per_vb=10_000)
     return make_handler(
         keys, make_reserve_request(KEYS, drained=5), make_reserve_request(keys, drained=5), limits=limits
@@ -71,7 +71,7 @@ def handler(keys: KeyRing = KEYS) -> Handler:
 
 
 class RecordingKey:
-    """A key, with every digest that was signed noted in a list."""
+    """A key that records every digest that it signs."""
 
     def __init__(self, key: SigningKey, digests: list[bytes]) -> None:
         self.public_key = key.public_key
@@ -84,7 +84,7 @@ class RecordingKey:
 
 
 class Recording:
-    """A tree of keys, with every digest that was signed."""
+    """A tree of keys that records every signed digest."""
 
     blocking = False
 
@@ -110,15 +110,15 @@ def pushes(script: bytes) -> list[bytes]:
     return [data or b"" for _, data, _ in CScript(script).raw_iter()]
 
 
-def test_health_says_who_it_is() -> None:
-    """Health tells network, key mode and debug under the id that was asked with."""
+def test_health_identifies_the_signer() -> None:
+    """A health reply has network, key mode and debug, and the request's id."""
     answer = handler()(Health(3))
 
     assert answer == HealthReply(3, "regtest", "hardened", False, "", UnixTime(0), 100, Sat(1_000_000_000), 10_000)
 
 
-def test_key_reply_is_what_settlements_are_held_to() -> None:
-    """The key and destination that are handed out are those that a settlement of the channel needs."""
+def test_key_reply_has_the_key_and_destination_of_settlements() -> None:
+    """The key and destination of the reply are those that a settlement of the channel needs."""
     reply = handler()(KeyRequest(4, CLIENT_KEY, EXPIRY))
 
     assert isinstance(reply, KeyReply)
@@ -128,8 +128,8 @@ def test_key_reply_is_what_settlements_are_held_to() -> None:
     )
 
 
-def test_reserve_key_is_told() -> None:
-    """The key that coins are to pay to is the one that the reserve of a settlement must have."""
+def test_reserve_key_is_that_of_settlements() -> None:
+    """The key of the reply is the one that the reserve of a settlement must have."""
     assert handler()(ReserveRequest(6)) == ReserveReply(6, KEYS.reserve().public_key)
 
 
@@ -153,7 +153,7 @@ def test_no_key_for_an_impossible_channel(client_key: bytes, expiry: int, reason
 
 
 def test_no_key_for_a_client_with_the_servers_key() -> None:
-    """A client that brings the server's own key gets none: one side could spend alone."""
+    """A client with the server's own key gets no key: one side could spend alone."""
     keys = KeyRing([StaticKey(CLIENT.secret)], key_script(CLIENT_KEY))
     reply = make_handler(keys)(KeyRequest(5, CLIENT_KEY, EXPIRY))
 
@@ -181,7 +181,7 @@ def test_settlements_of_the_vectors_are_reproduced(case: Case) -> None:
 @pytest.mark.parametrize("make_keys", [hardened_keys, rbpcp_v2_keys])
 @pytest.mark.parametrize("drained", [0, 1, 5])
 def test_policy_sighash(make_keys: Callable[[bytes], KeySource], drained: int) -> None:
-    """Every digest that is signed is the SIGHASH_ALL digest of its input, and every server signature says ALL."""
+    """Every signed digest is the SIGHASH_ALL digest of its input, and every server signature has the flag ALL."""
     recording = Recording(make_keys(bytes(32)))
     keys = KeyRing([recording])
     request = make_request(keys, drained=drained)
@@ -196,7 +196,7 @@ def test_policy_sighash(make_keys: Callable[[bytes], KeySource], drained: int) -
 
 
 def test_policy_sighash_of_coins_and_children() -> None:
-    """What is signed for coins of the reserve, and for a child, is SIGHASH_ALL too."""
+    """Signatures for coins of the reserve and for a child are SIGHASH_ALL, too."""
     recording = Recording(hardened_keys(bytes(32)))
     signs = handler(KeyRing([recording]))
     request = make_reserve_request(KEYS)
@@ -216,7 +216,7 @@ def test_policy_sighash_of_coins_and_children() -> None:
 
 @pytest.mark.parametrize("flag", range(256))
 def test_policy_sighash_does_not_follow_the_client(flag: int) -> None:
-    """Whatever hash flag the client's payment has, no server signature has any but ALL."""
+    """For any hash flag of the client's payment, server signatures have the flag ALL only."""
     recording = Recording(hardened_keys(bytes(32)))
     reply = handler(KeyRing([recording]))(mutated(REQUEST, "claims.0.payment.flag", flag))
 
@@ -230,7 +230,7 @@ def test_policy_sighash_does_not_follow_the_client(flag: int) -> None:
 
 
 def test_nothing_is_signed_before_everything_is_checked() -> None:
-    """A batch whose last claim is bad gets no signature for its good ones either."""
+    """If the last claim of a batch is bad, no good claim is signed either."""
     recording = Recording(hardened_keys(bytes(32)))
     request = make_request(KEYS, drained=5)
 
@@ -241,7 +241,7 @@ def test_nothing_is_signed_before_everything_is_checked() -> None:
 
 
 def test_largest_settlement_fits_its_frames() -> None:
-    """Request and reply of as many claims as are allowed stay below the frame limit."""
+    """Request and reply with the most allowed claims stay below the frame limit."""
     request = make_reserve_request(KEYS, drained=MAX_CLAIMS - 1, coins=MAX_COINS)
     signs = make_handler(KEYS, request)
     reply = signs(request)
@@ -254,8 +254,8 @@ def test_largest_settlement_fits_its_frames() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(request=damaged_requests(KEYS))
-def test_whatever_is_asked_is_refused_or_sound(request: SettlementRequest) -> None:
-    """No request makes the handler fail, and what it signs is valid and pays all but the fee to its owners."""
+def test_any_request_is_refused_or_answered_correctly(request: SettlementRequest) -> None:
+    """No request makes the handler fail; a signed transaction is valid and pays all but the fee to its owners."""
     reply = handler()(request)
 
     if isinstance(reply, Refusal):
@@ -271,13 +271,13 @@ def test_whatever_is_asked_is_refused_or_sound(request: SettlementRequest) -> No
     change_sat = request.claims[0].payment.change_sat
     assert paid.pop(request.claims[0].change_script, 0) == change_sat
     total_sat = sum(value_sat for _, value_sat in spent) - change_sat - request.fee_sat
-    ours = key_script(KEYS.reserve().public_key) if request.reserve else destination(KEYS)
-    assert paid == ({ours: total_sat} if total_sat else {})
+    own = key_script(KEYS.reserve().public_key) if request.reserve else destination(KEYS)
+    assert paid == ({own: total_sat} if total_sat else {})
 
 
 @pytest.mark.parametrize("damage", ["short", "long", "witness", "huge"])
-def test_only_transactions_that_make_their_txid_are_believed(damage: str) -> None:
-    """What is no transaction, has something behind it, or a witness in it would have another txid: nothing is remembered."""
+def test_only_transactions_with_the_bytes_of_their_txid_are_accepted(damage: str) -> None:
+    """Broken bytes, trailing bytes or a witness are refused, for the txid would differ: no output is recorded."""
     funding = make_fundings(REQUEST)[0]
     whole = CTransaction.deserialize(funding.transaction)
     witness = CTxWitness([CTxInWitness(CScriptWitness([b"\x01"]))])
@@ -297,8 +297,8 @@ def test_only_transactions_that_make_their_txid_are_believed(damage: str) -> Non
 
 
 @pytest.mark.parametrize("outputs", [(), (1,), (-1,), (1 << 40,), (0, 5), tuple(range(MAX_CLAIMS + 1))])
-def test_only_outputs_that_are_there_are_remembered(outputs: tuple[int, ...]) -> None:
-    """Indices that the transaction does not have, none, or too many: nothing is remembered."""
+def test_only_existing_outputs_are_recorded(outputs: tuple[int, ...]) -> None:
+    """For indices that do not exist, no index, or too many, no output is recorded."""
     ledger = MemoryLedger()
 
     reply = make_handler(KEYS, ledger=ledger)(mutated(make_fundings(REQUEST)[0], "outputs", outputs))
@@ -307,8 +307,8 @@ def test_only_outputs_that_are_there_are_remembered(outputs: tuple[int, ...]) ->
     assert not ledger.shown_outputs
 
 
-def test_again_gives_the_newest_settlement() -> None:
-    """Whoever asks with an outpoint alone gets the last settlement of it that was signed, and nothing of others."""
+def test_again_returns_the_newest_settlement() -> None:
+    """A request with only an outpoint returns its last signed settlement, and no other one."""
     signs = handler()
     dearer = mutated(REQUEST, "fee_sat", 9_000)
     signs(REQUEST)
@@ -326,7 +326,7 @@ def test_again_gives_the_newest_settlement() -> None:
 
 
 def test_fault_03_the_signer_names_the_records_that_are_behind() -> None:
-    """Channels with a settlement, or whose newer payment was shown, are named; the log has no line of the question."""
+    """Channels with a settlement, or with a newer payment that was shown, are named; the log gets no line for the query."""
     ledger = MemoryLedger()
     signs = make_handler(KEYS, REQUEST, make_request(KEYS, drained=2), ledger=ledger)
     known = [Newest(claim.outpoint, claim.payment.change_sat) for claim in REQUEST.claims]
@@ -342,8 +342,8 @@ def test_fault_03_the_signer_names_the_records_that_are_behind() -> None:
     assert signs(AgainRequest(3, shown.outpoint)) == AgainReply(3, shown)
 
 
-def test_status_tells_what_an_operator_wants_to_see() -> None:
-    """Decisions, sums of the last hour and day, heartbeat, trials and protections are told as they are."""
+def test_status_shows_the_signers_state() -> None:
+    """The status has decisions, sums of the last hour and day, heartbeat, trials and protections."""
     ledger = MemoryLedger()
     now = [1_800_000_000.0]
     signs = make_handler(
@@ -373,7 +373,7 @@ def test_status_tells_what_an_operator_wants_to_see() -> None:
 
 
 def test_channel_of_an_older_generation_is_settled_with_its_key() -> None:
-    """After a rotation new channels get the new key, old ones are settled with theirs, and pay to the new destination."""
+    """After a rotation new channels get the new key; old ones are settled with theirs, to the new destination."""
     old, new = hardened_keys(bytes(32)), hardened_keys(b"\x01" * 32)
     rotated = KeyRing([new, old])
     signs = make_handler(rotated, REQUEST)
@@ -390,7 +390,7 @@ def test_channel_of_an_older_generation_is_settled_with_its_key() -> None:
 
 
 def test_settlement_to_a_previous_address_is_signed_again() -> None:
-    """After the operator's address changed, what was signed for the old one may be replaced by either."""
+    """After a change of the operator's address, a settlement for the old one may be replaced by one for either."""
     old, new = key_script(b"\x02" + bytes(32)), key_script(b"\x03" + bytes(32))
     source, ledger = hardened_keys(bytes(32)), MemoryLedger()
     request = mutated(REQUEST, "destination_script", old)
@@ -403,7 +403,7 @@ def test_settlement_to_a_previous_address_is_signed_again() -> None:
     other = mutated(make_request(KEYS, drained=2), "destination_script", old)
     unsigned = make_handler(KeyRing([source], new, [old]), other, ledger=ledger)(mutated(other, "fee_sat", 9_000))
     assert isinstance(unsigned, Refusal)
-    assert "is retired: nothing new is to be paid there" in unsigned.reason
+    assert "is retired: no new settlement may pay to it" in unsigned.reason
     refused = make_handler(KeyRing([source], new), ledger=ledger)(mutated(request, "fee_sat", 6_000))
     assert isinstance(refused, Refusal)
     assert refused.tag == "policy-destination"

@@ -1,6 +1,6 @@
-"""A server that was taken over, against the signer: whatever it asks for, in whatever order, it gets nothing.
+"""A server under an attacker's control: it gets no wrong signature from the signer, by any requests in any order.
 
-`takeover` tries, `judge` judges.
+`takeover` makes the requests, `judge` judges the replies.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.signer.takeover import HostileServer
 from tests.signer.tricks import TRICKS
 
 SETTINGS = settings(
-    max_examples=2,  # the simplest one, which is next to nothing, and a first one: most others would vary that
+    max_examples=2,  # the simplest one, which does almost nothing, and one more: most others would be variations
     stateful_step_count=40,
     database=None,
     deadline=None,
@@ -47,14 +47,14 @@ RULES = [
     Rules(hour_sat=1_500_000, day_sat=4_000_000),
     Rules(heartbeat_seconds=7_200, unattended_sat=500_000),
 ]
-"""What operators set."""
+"""Limits of operators."""
 
 RUNS = 12
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """In memory where there is such a folder: nothing here is to outlive the machine, and disks are slow to sync."""
+    """A directory in memory if possible: syncs of a disk are slow, and no file is needed later."""
     memory = Path("/dev/shm")
     if not memory.is_dir():
         yield tmp_path
@@ -65,7 +65,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def server_at(open_door: Callable[[KeyRing, bytes | None], Door], rules: Rules) -> type[HostileServer]:
-    """A hostile server, and what it was answered."""
+    """A hostile server that counts its replies."""
 
     class Here(HostileServer):
         answers: ClassVar = Counter[tuple[str, str]]()
@@ -75,12 +75,12 @@ def server_at(open_door: Callable[[KeyRing, bytes | None], Door], rules: Rules) 
 
 
 def inside(folder: Path, rules: Rules) -> type[HostileServer]:
-    """One that talks to a handler over a ledger of its own."""
+    """A hostile server for a handler over its own ledger."""
     return server_at(lambda keys, _: Inside(Path(tempfile.mkdtemp(dir=folder)), keys, rules), rules)
 
 
 def given_share(answers: Counter[tuple[str, str]], *kinds: type[Request]) -> float:
-    """Which part of the requests of these kinds was given what it asked for."""
+    """Share of the requests of these kinds that were granted."""
     names = {kind.__name__ for kind in kinds}
     counts = Counter[bool]()
     for (asked, answer), count in answers.items():
@@ -89,20 +89,20 @@ def given_share(answers: Counter[tuple[str, str]], *kinds: type[Request]) -> flo
 
 
 def try_anything(server: type[HostileServer], runs: Iterable[int]) -> None:
-    """Let it try, the same every time: a red run is red for everybody."""
+    """Run it, with the same seeds every time, so that a failure can be reproduced."""
     for number in runs:
         run_state_machine_as_test(seed(number)(server), settings=SETTINGS)
 
 
-@pytest.mark.timeout(600)  # a failure is made small first, which takes minutes
+@pytest.mark.timeout(600)  # shrinking a failure takes minutes
 @pytest.mark.parametrize("number", range(len(RULES)))
 def test_threat_31_server_that_was_taken_over_gets_nothing(number: int, folder: Path) -> None:
-    """Nobody is paid but whom the newest payment and the operator name, and never more, whatever was asked in what order.
+    """Only the destinations of the newest payment and the operator are paid, and never too much, for any order of requests.
 
-    A third of the requests for signatures is good: the rules that remember have something to remember.
+    A third of the requests for signatures is valid, so that the ledger has entries for its rules.
     """
     server = inside(folder, RULES[number])
-    good = 1 / 4 if RULES[number].hour_sat else 1 / 3  # where sums are limited, much that is good comes too early
+    good = 1 / 4 if RULES[number].hour_sat else 1 / 3  # with limits on sums, many valid requests come too early
 
     try_anything(server, range(number * RUNS, (number + 1) * RUNS))
 
@@ -123,7 +123,7 @@ def test_threat_31_server_that_was_taken_over_gets_nothing_from_the_process(fold
 
 @pytest.mark.parametrize("trick", sorted(TRICKS))
 def test_threat_31_one_thing_wrong(trick: str, folder: Path) -> None:
-    """Each trick, tried on many good requests between good ones, brings nothing that the judge finds wrong."""
+    """No trick, tried on many valid requests, makes the signer sign anything wrong."""
     server = inside(folder, Rules())()
     server.begin(None, set(), [])
     plans = [
@@ -143,7 +143,7 @@ def test_threat_31_one_thing_wrong(trick: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("funding_sat", [700, 2_500])
 def test_children_leave_the_reserve_alone(funding_sat: int, folder: Path) -> None:
-    """A channel that earned less than a settlement may always pay has no child that burns coins of the reserve."""
+    """A channel that earned less than the least fee cap has no child that burns coins of the reserve."""
     server = inside(folder, Rules())()
     server.begin(None, set(), [])
     place = next(n for n, place in enumerate(server.attacker.places) if place.value_sat == funding_sat)
@@ -161,7 +161,7 @@ def test_children_leave_the_reserve_alone(funding_sat: int, folder: Path) -> Non
 
 
 def test_an_hour_is_never_less(folder: Path) -> None:
-    """What was signed counts for the whole hour, whenever in its ten minutes that was; then new sums are signed again."""
+    """A signature counts for a whole hour from any time in its span of ten minutes; then new sums are signed again."""
     server = inside(folder, Rules(hour_sat=900_000))()
     server.begin(None, set(), [])
     first, second = (server.attacker.request(Plan([n], "newer", "right", "dearer", None, 0)) for n in range(2))

@@ -1,4 +1,4 @@
-"""The kernel's protections of the signer, each seen from outside or tried from inside, in processes of their own."""
+"""The kernel's protections of the signer, observed from outside or tried from inside, in separate processes."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ STARTED_BY = pytest.mark.parametrize("nobody", [False, True], ids=["root", "nobo
 
 @pytest.fixture
 def public_tmp() -> Iterator[Path]:
-    """A directory of root's that others can pass, as /var/lib is one."""
+    """A directory of root's that other users can enter, like /var/lib."""
     with_parents = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
     with_parents.chmod(0o755)
     yield with_parents
     subprocess.run(["rm", "-rf", with_parents], check=True)
 
 
-# --- what is had ------------------------------------------------------------------------------------------------------
+# --- applied protections ----------------------------------------------------------------------------------------------
 
 
 @needs_root
-def test_root_has_everything_but_a_user() -> None:
-    """Started as root without a user to become, all but that is had, and it is said that the process stays root."""
+def test_root_gets_everything_but_a_user() -> None:
+    """Started as root without a user to switch to, all other protections apply, and the text says that it stays root."""
     with Isolated({}) as child:
         assert child.said == [
             "private files",
@@ -52,8 +52,8 @@ def test_root_has_everything_but_a_user() -> None:
 
 
 @needs_root
-def test_other_users_have_what_needs_no_rights() -> None:
-    """Started as another user, the filter, the end of debugging and the rest that needs no rights are had."""
+def test_other_users_get_what_needs_no_rights() -> None:
+    """Started as another user, all protections apply that need no rights, such as the filter."""
     with Isolated({}, nobody=True) as child:
         assert [text for text in child.said if "memory" not in text] == [
             "private files",
@@ -84,7 +84,7 @@ def test_the_kernel_says_the_same(nobody: bool) -> None:
 
 @needs_root
 def test_network_of_root_is_an_empty_namespace() -> None:
-    """The only interface is a loopback of its own, which is down; a Unix socket by path is reached as before."""
+    """The only interface is a loopback of this namespace, which is down; a Unix socket is still reached by path."""
     with Isolated({}) as child:
         assert Path(f"/proc/{child.pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
         devices = Path(f"/proc/{child.pid}/net/dev").read_text().splitlines()[2:]
@@ -95,7 +95,7 @@ def test_network_of_root_is_an_empty_namespace() -> None:
 @needs_root
 @STARTED_BY
 def test_unix_sockets_work(nobody: bool, public_tmp: Path) -> None:
-    """A Unix socket outside is reached by path from inside, and so is one inside from outside."""
+    """A Unix socket outside is reached by path from inside, and one inside from outside."""
     outside, inside = public_tmp / "outside", public_tmp / "inside"
     public_tmp.chmod(0o777)
     with socket.socket(socket.AF_UNIX) as listener, Isolated({}, nobody=nobody) as child:
@@ -115,7 +115,7 @@ FAMILIES = ["AF_INET", "AF_INET6", "AF_NETLINK", "AF_PACKET", "AF_VSOCK", "AF_AL
 @needs_root
 @STARTED_BY
 def test_other_sockets_are_refused(nobody: bool) -> None:
-    """No socket of any family but AF_UNIX can be made, whatever the high half of the number is, in any thread."""
+    """No socket of any family but AF_UNIX can be made, with any high half of the number, in any thread."""
     with Isolated({}, nobody=nobody) as child:
         for family in FAMILIES:
             assert child.ask(f"socket.socket(socket.{family}, socket.SOCK_DGRAM)") == "EPERM"
@@ -131,7 +131,7 @@ def test_other_sockets_are_refused(nobody: bool) -> None:
 
 @needs_root
 def test_a_token_keeps_its_network() -> None:
-    """A token's library may open sockets; that the network stays is said, and the rest of the filter is there."""
+    """A token's library may open sockets; the text says so, and the rest of the filter applies."""
     with Isolated({}, token=True) as child:
         assert child.said[-2:] == ["seccomp", "no network isolation: the token's library may need it"]
         assert Path(f"/proc/{child.pid}/ns/net").readlink() == Path("/proc/self/ns/net").readlink()
@@ -140,7 +140,7 @@ def test_a_token_keeps_its_network() -> None:
     with Isolated({"require": ["network"]}, token=True) as child:
         assert child.said == [
             "isolation.require",
-            "'network' can't be had: no network isolation: the token's library may need it",
+            "'network' is not available: no network isolation: the token's library may need it",
         ]
 
 
@@ -150,7 +150,7 @@ def test_a_token_keeps_its_network() -> None:
 @needs_root
 @STARTED_BY
 def test_no_program_and_no_process_is_started(nobody: bool) -> None:
-    """Neither fork nor exec works, nor both at once; threads do."""
+    """Neither fork nor exec works, nor both in one call; threads do."""
     with Isolated({}, nobody=nobody) as child:
         assert child.ask("os.fork()") == "EPERM"
         assert child.ask("os.execv('/bin/true', ['true'])") == "EPERM"
@@ -173,7 +173,7 @@ CALLABLE = [
 
 @needs_root
 def test_every_system_call_of_the_list_is_refused() -> None:
-    """Each call of the list fails with EPERM even for root; without the filter they fail otherwise, or do something."""
+    """Each call of the list fails with EPERM even for root; without the filter none fails so."""
     with Isolated({}) as child:
         answers = {name: child.ask(called_by_number(name)) for name in CALLABLE}
         assert child.ask("[libc.ioctl(0, ctypes.c_ulong(0x5412 + (1 << 32)), 0), ctypes.get_errno()]") == [-1, 1]
@@ -189,7 +189,7 @@ def test_every_system_call_of_the_list_is_refused() -> None:
 
 @needs_root
 def test_fault_80_what_the_unit_refuses_the_filter_refuses() -> None:
-    """Special files, signals through descriptors, files that are nowhere, other users, and code out of memory."""
+    """Special files, signals by descriptor, files without a path, other users, and code in written memory."""
     with Isolated({}) as child:
         assert child.ask("os.mknod('/dev/shm/paychan-test', 0o600 | 0o020000, 0x103)") == "EPERM"
         assert child.ask("os.mkfifo('/dev/shm/paychan-test')") == "EPERM"
@@ -232,7 +232,7 @@ except PermissionError:
 
 
 def seen_by_a_spy(pid: int) -> str:
-    """What another process of user nobody gets to see of a process."""
+    """Objects of a process that another process of user nobody can open."""
     return subprocess.check_output([sys.executable, "-c", SPY, str(pid)], text=True, timeout=30)
 
 
@@ -241,7 +241,7 @@ def seen_by_a_spy(pid: int) -> str:
     ("settings", "nobody"), [({}, True), ({"user": "nobody"}, False)], ids=["started-as-nobody", "became-nobody"]
 )
 def test_memory_is_closed_to_the_same_user(settings: dict[str, str], nobody: bool) -> None:
-    """A process of the same user can neither open the memory nor attach a debugger nor see files; of a plain one it can."""
+    """Only without isolation can a process of the same user open the memory, attach a debugger or list files."""
     with Isolated(settings, nobody=nobody) as child, Isolated(None, nobody=True) as plain:
         assert seen_by_a_spy(child.pid) == ""
         assert child.ask("1 + 1") == 2
@@ -261,7 +261,7 @@ def crash(child: Isolated) -> int:
 
 
 def test_a_crash_leaves_no_core(tmp_path: Path) -> None:
-    """After SIGSEGV there is no core file, nor does the kernel say that there is one; of a plain process there is."""
+    """After SIGSEGV there is no core file, and the kernel reports none; without isolation there is one."""
     with Isolated({}, before=UNLIMITED, cwd=tmp_path) as child:
         status = crash(child)
     left = list(tmp_path.iterdir())
@@ -275,7 +275,7 @@ def test_a_crash_leaves_no_core(tmp_path: Path) -> None:
 
 
 def test_files_are_private(tmp_path: Path) -> None:
-    """What is made without a mode of its own is the owner's alone."""
+    """A file that is made without a mode can be used by its owner only."""
     file = tmp_path / "file"
     with Isolated({}, before="os.umask(0)") as child:
         assert child.ask(f"open({str(file)!r}, 'w').close()") is None
@@ -290,7 +290,7 @@ GROW = (
 
 @needs_root
 def test_locked_memory_can_still_grow() -> None:
-    """The kernel counts the memory as locked, and much more of it, and many threads, are still had."""
+    """The kernel counts the memory as locked; much more memory and many threads can still be allocated."""
     with Isolated({}) as child:
         before = int(child.status()["VmLck"].split()[0])
         assert child.has("memory locked")
@@ -302,7 +302,7 @@ def test_locked_memory_can_still_grow() -> None:
 
 @needs_root
 def test_memory_under_a_limit_is_not_locked() -> None:
-    """Where the limit is too small, that and the remedy are said, and no later allocation fails for it."""
+    """If the limit is too small, the text says so with the remedy, and no later allocation fails because of it."""
     limit = "resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))"
     with Isolated({}, before=limit, nobody=True) as child:
         assert child.has("no memory lock: limit is 64 KiB, set LimitMEMLOCK=infinity")
@@ -314,7 +314,7 @@ def test_memory_under_a_limit_is_not_locked() -> None:
 
 @needs_root
 def test_a_user_whose_limit_can_be_raised_has_locked_memory() -> None:
-    """Of one who becomes another user, memory is locked if the limit could be raised before; the kernel agrees with the text."""
+    """After a change of user, memory is locked if the limit could be raised before; the kernel agrees with the text."""
     with Isolated({"user": "nobody"}) as child:
         assert child.has("memory locked") == (int(child.status()["VmLck"].split()[0]) > 0)
         assert child.ask(GROW) == 1 << 28
@@ -325,7 +325,7 @@ def test_a_user_whose_limit_can_be_raised_has_locked_memory() -> None:
 
 @needs_root
 def test_root_becomes_the_user(public_tmp: Path) -> None:
-    """All ids, groups and capabilities are the user's, there is no way back, and missing directories are the user's."""
+    """All ids, groups and capabilities are the user's, without a way back, and missing directories belong to the user."""
     state, link = public_tmp / "paychan" / "live", public_tmp / "run"
     with Isolated({"user": "nobody"}, directories=(state, link)) as child:
         status = child.status()
@@ -360,15 +360,15 @@ def test_directories_of_others_are_left_alone(public_tmp: Path) -> None:
 @pytest.mark.parametrize(
     ("user", "reason"), [("no-such-user", "there is no user 'no-such-user'"), ("root", "'root' is root")]
 )
-def test_users_that_cannot_be_become(user: str, reason: str) -> None:
-    """A user that does not exist, and root, are refused under the setting's name."""
+def test_users_that_are_refused(user: str, reason: str) -> None:
+    """A user that does not exist, and root, are refused with the setting's name."""
     with Isolated({"user": user}) as child:
         assert child.said == ["isolation.user", reason]
 
 
 @needs_root
-def test_who_is_not_root_stays() -> None:
-    """Another user can't become the configured one; that is said."""
+def test_only_root_changes_the_user() -> None:
+    """Another user can't switch to the configured one; the text says so."""
     with Isolated({"user": "daemon"}, nobody=True) as child:
         assert child.has(f"no change of user: started as uid {NOBODY}")
     with Isolated({"user": "nobody"}, nobody=True) as child:
@@ -382,7 +382,7 @@ def capabilities(child: Isolated) -> set[str]:
 
 @needs_root
 def test_fault_80_root_without_a_user_has_no_capabilities(public_tmp: Path) -> None:
-    """It stays root, for its files, and can do nothing that root may beside; the socket can still be given to a group."""
+    """Root stays root, for its files, without other rights of root; the socket can still be given to a group."""
     theirs = public_tmp / "theirs"
     theirs.mkdir(mode=0o700)
     os.chown(theirs, NOBODY, NOBODY)
@@ -399,7 +399,7 @@ def test_fault_80_root_without_a_user_has_no_capabilities(public_tmp: Path) -> N
 
 @needs_root
 def test_fault_80_only_locked_memory_under_a_limit_needs_a_capability() -> None:
-    """Where the limit can't be raised, root locks memory by a capability, keeps that one, and can still allocate."""
+    """If the limit can't be raised, root locks memory by a capability, keeps only that one, and can still allocate."""
     limit = (
         "resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536)); "
         "ctypes.CDLL(None).prctl(24, 24, 0, 0, 0); "  # without CAP_SYS_RESOURCE
@@ -408,31 +408,31 @@ def test_fault_80_only_locked_memory_under_a_limit_needs_a_capability() -> None:
     )
     with Isolated({}, before=limit) as child:
         if not child.has("memory locked"):
-            pytest.skip("capabilities can't be taken away here")
+            pytest.skip("capabilities can't be dropped here")
         assert int(child.status()["CapEff"], 16) in (0, 1 << 14)
         assert child.ask(GROW) == 1 << 28
 
 
-# --- what can't be had ------------------------------------------------------------------------------------------------
+# --- missing protections ----------------------------------------------------------------------------------------------
 
 WITHOUT_LIBRARY = "sys.modules['pyseccomp'] = None"
 
 
 @needs_root
 def test_without_the_library_there_is_no_filter() -> None:
-    """Where libseccomp is missing, that is said and the namespace remains; who asks for the filter does not start."""
+    """Without libseccomp, the text says so and the namespace remains; if the filter is required, the start fails."""
     with Isolated({}, before=WITHOUT_LIBRARY) as child:
         assert child.said[-2].startswith("no seccomp: libseccomp.so.2 is missing")
         assert child.said[-1] == "network out of reach (namespace)"
         assert child.status()["Seccomp"] == "0"
     with Isolated({"require": ["seccomp"]}, before=WITHOUT_LIBRARY) as child:
         assert child.said[0] == "isolation.require"
-        assert child.said[1].startswith("'seccomp' can't be had: no seccomp: libseccomp.so.2 is missing")
+        assert child.said[1].startswith("'seccomp' is not available: no seccomp: libseccomp.so.2 is missing")
 
 
 @needs_root
 def test_without_library_and_rights_the_network_stays() -> None:
-    """Where neither filter nor namespace can be had, that is said; who asks for it does not start."""
+    """Without filter and namespace, the text says so; if the network protection is required, the start fails."""
     with Isolated({}, before=WITHOUT_LIBRARY, nobody=True) as child:
         assert child.said[-1] == "no network isolation: neither namespace nor seccomp"
     with Isolated({"require": ["network"]}, before=WITHOUT_LIBRARY, nobody=True) as child:
@@ -440,14 +440,14 @@ def test_without_library_and_rights_the_network_stays() -> None:
 
 
 @needs_root
-def test_what_can_be_had_can_be_required() -> None:
-    """With everything required, and had, it starts."""
+def test_all_available_protections_can_be_required() -> None:
+    """With every protection required and available, it starts."""
     with Isolated({"require": ["seccomp", "network", "memory", "dumpable"]}) as child:
         assert child.said[0] == "private files"
 
 
 def test_isolation_comes_before_threads() -> None:
-    """A thread that runs already would stay as it was, so that is an error of the program."""
+    """A thread that already runs would not be protected, so `isolate` raises an error."""
     before = "t = threading.Thread(target=threading.Event().wait, daemon=True); t.start()"
     with pytest.raises(AssertionError, match="ended with status 1"):
         Isolated({}, before=before)

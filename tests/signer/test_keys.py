@@ -1,4 +1,4 @@
-"""Key derivation against other people's vectors, and what the trees promise."""
+"""Key derivation with published vectors, and the properties of the trees."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_threat_38_hardened_keys_are_those_of_the_documented_paths() -> None:
 
 @each_tree
 def test_reserve_key_is_that_of_the_documented_path(make_keys: Any) -> None:
-    """The reserve's key is at m/"pchr"'/0' in both trees: switching `key.mode` does not lose its coins."""
+    """The reserve's key is at m/"pchr"'/0' in both trees: a switch of `key.mode` does not lose its coins."""
     keys: TreeKeys = make_keys(SEED)
     node = Node.from_seed(SEED).descend([int.from_bytes(b"pchr", "big") | HARDENED, HARDENED])
 
@@ -116,7 +116,7 @@ def test_reserve_key_is_that_of_the_documented_path(make_keys: Any) -> None:
     assert keys.reserve_key().public_key.hex() == FROZEN_RESERVE_KEY
 
 
-def test_hardened_keys_stay_what_they_are() -> None:
+def test_hardened_keys_never_change() -> None:
     """A seed gives the same keys in every release: another path would lose the coins of open channels."""
     keys = hardened_keys(SEED)
 
@@ -142,8 +142,8 @@ def test_threat_38_every_channel_has_its_own_key_and_destination(make_keys: Any)
     assert len({*own, *destinations}) == 21
 
 
-def test_trees_of_one_seed_do_not_meet() -> None:
-    """Switching `key.mode` on the same seed gives other keys and destinations throughout."""
+def test_trees_of_one_seed_are_disjoint() -> None:
+    """Another `key.mode` on the same seed gives only other keys and destinations."""
     first, second = hardened_keys(SEED), rbpcp_v2_keys(SEED)
 
     assert channel_key(first).public_key != channel_key(second).public_key
@@ -167,13 +167,13 @@ def test_signatures_verify_and_are_deterministic(keys: KeySource) -> None:
             assert key.sign(digest) == signature
 
 
-# --- the ring of generations --------------------------------------------------------------------------------------------
+# --- the ring of generations -----------------------------------------------------------------------------------------
 
 GENERATIONS = [hardened_keys(bytes([number]) * 32) for number in range(3)]
 
 
 class OtherKeys:
-    """A source that has no key, or gives no answer."""
+    """A source that has no key, or fails."""
 
     def __init__(self, failure: Exception | None = None, *, blocking: bool = False) -> None:
         self.failure = failure
@@ -206,7 +206,7 @@ def test_new_channels_get_the_newest_key() -> None:
 
 @pytest.mark.parametrize("number", range(3))
 def test_keys_of_all_generations_are_found(number: int) -> None:
-    """A channel's key and a reserve's are found, whichever generation made them; no other key is."""
+    """A channel's key and a reserve's are found in any generation; no other key is."""
     ring = KeyRing(GENERATIONS)
     key, reserve = channel_key(GENERATIONS[number]), GENERATIONS[number].reserve_key()
 
@@ -225,7 +225,7 @@ def test_keys_of_all_generations_are_found(number: int) -> None:
 
 
 def test_destinations_come_in_the_order_in_which_they_should_be_paid() -> None:
-    """The configured address comes first, without a key; then the derived ones, the newest first; then the previous."""
+    """The order is: the configured address, without a key; the derived ones, the newest first; the previous ones."""
     derived = [destination_script(keys) for keys in GENERATIONS]
     address, previous = key_script(OTHER_CLIENT_KEY), [key_script(CLIENT_KEY)]
 
@@ -241,7 +241,7 @@ def test_destinations_come_in_the_order_in_which_they_should_be_paid() -> None:
 
 
 def test_ring_is_as_slow_as_its_slowest_source() -> None:
-    """One source whose answers take long makes all be waited for in a thread, and a failure of it is passed on."""
+    """One slow source makes the ring slow, and its failures are passed on."""
     assert not KeyRing(GENERATIONS).blocking
     assert KeyRing([*GENERATIONS, OtherKeys(blocking=True)]).blocking
     failing = KeyRing([OtherKeys(KeysFailed("away")), *GENERATIONS])
@@ -256,7 +256,7 @@ def test_ring_is_as_slow_as_its_slowest_source() -> None:
 
 
 def test_threat_42_nothing_that_holds_a_key_shows_it() -> None:
-    """`repr` and `str` of key stores, nodes and of what they are made of contain no part of a key or seed."""
+    """`repr` and `str` of key stores, nodes and their parts contain no part of a key or seed."""
     node = Node.from_seed(SEED)
     tree = hardened_keys(SEED)
     holders: list[Any] = [
@@ -280,7 +280,7 @@ def test_threat_42_nothing_that_holds_a_key_shows_it() -> None:
 
 
 def test_cache_of_children_is_bounded() -> None:
-    """However many channels are asked for, only the newest children are kept."""
+    """For any number of requested channels, only the newest children are kept."""
     keys = hardened_keys(SEED)
     for name in ("_channel_key", "_destination_key"):
         assert getattr(keys, name).cache_parameters()["maxsize"] == CACHED_CHILDREN

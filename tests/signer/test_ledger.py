@@ -1,4 +1,4 @@
-"""What was signed stays known: over restarts, kills, full disks and damage."""
+"""The ledger keeps what was signed: over restarts, kills, full disks and damage."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def handler(ledger: Any) -> Handler:
 
 
 def show(path: Path, request: SettlementRequest) -> None:
-    """Show what a request spends, as a server does."""
+    """Show the outputs that a request spends, as a server does."""
     for funding in make_fundings(request):
         assert isinstance(ask(path, funding), FundingReply)
 
@@ -77,7 +77,7 @@ def opened_at(path: Path) -> LevelDbLedger:
 
 
 def put(ledger: Any, signed: Entries) -> None:
-    """Remember these, and wait until they are on disk."""
+    """Record these entries, and wait until they are on disk."""
     ledger.put(Entry(signed=signed)).result()
 
 
@@ -94,7 +94,7 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 
 
 def test_entries_are_read_back(ledger: Any) -> None:
-    """Of the outpoints asked for, those that were written are there, as they were written last."""
+    """For the requested outpoints, the last written entries are returned."""
     outpoints = [FIRST, SECOND, OutPoint(bytes(32), 0), OutPoint(FIRST.txid, FIRST.vout + 1)]
     assert ledger.read(outpoints) == {}
     put(ledger, {FIRST: ENTRY, SECOND: ENTRY})
@@ -104,8 +104,8 @@ def test_entries_are_read_back(ledger: Any) -> None:
     assert ledger.read([]) == {}
 
 
-def test_what_was_put_is_seen_before_it_is_on_disk(ledger: Any) -> None:
-    """Whoever reads after a put sees it, whether it was written yet or not; the last of several counts."""
+def test_a_put_entry_is_read_before_it_is_on_disk(ledger: Any) -> None:
+    """A read after a put returns the entry, written or not; the last of several counts."""
     waiting = [ledger.put(Entry(signed={FIRST: mutated(ENTRY, "fee_sat", number)})) for number in range(200)]
 
     assert ledger.read([FIRST])[FIRST].fee_sat == 199
@@ -114,8 +114,8 @@ def test_what_was_put_is_seen_before_it_is_on_disk(ledger: Any) -> None:
     assert ledger.read([FIRST])[FIRST].fee_sat == 199
 
 
-def test_everything_is_remembered(ledger: Any) -> None:
-    """Outputs, requests, settlements, sums and decisions are there, each by its key."""
+def test_all_kinds_of_entries_are_kept(ledger: Any) -> None:
+    """Outputs, requests, settlements, sums and decisions are found, each by its key."""
     output, flow, digest = Output(Sat(7), b"\x76\xa9"), Flow(((3, 5),), 9), bytes(32)
     settlement = Settlement(b"\x01", b"\x02" * 32, Sat(3))
     decision = Decision(at_ms=1, peer_uid=2, asked="x", about={}, digest="", verdict="signed")
@@ -130,7 +130,7 @@ def test_everything_is_remembered(ledger: Any) -> None:
 
 
 def test_handler_enters_what_it_signs(ledger: Any) -> None:
-    """After a settlement each of its claims has an entry, and after a refusal none has changed."""
+    """After a settlement each of its claims has an entry, and a refusal changes none."""
     signs = handler(ledger)
     assert isinstance(signs(REQUEST), SettlementReply)
     remembered = ledger.read([FIRST, SECOND, THIRD])
@@ -142,15 +142,15 @@ def test_handler_enters_what_it_signs(ledger: Any) -> None:
 # --- an entry -------------------------------------------------------------------------------------------------------
 
 
-def test_entries_are_written_as_ever() -> None:
-    """An entry's bytes are those of every release that wrote this version, but for the checksum behind."""
+def test_bytes_of_entries_never_change() -> None:
+    """An entry has the same bytes as in every release of this version; only the checksum is not compared."""
     assert encode_entry(ENTRY)[:-4].hex() == FROZEN_ENTRY
     assert decode_entry(encode_entry(ENTRY), Signed) == ENTRY
 
 
 @pytest.mark.parametrize(("written", "funding_sat"), [(FIRST_VERSION, 0), (SECOND_VERSION, ENTRY.funding_sat)])
 def test_entries_of_earlier_versions_are_read(written: str, funding_sat: int) -> None:
-    """What a release before this one signed is known still; of the first one's, not how much the channel held."""
+    """Entries of an earlier release are read; those of the first one lack the funding value."""
     content = bytes.fromhex(written)
 
     read = decode_entry(content + zlib.crc32(content).to_bytes(4, "big"), Signed)
@@ -158,14 +158,14 @@ def test_entries_of_earlier_versions_are_read(written: str, funding_sat: int) ->
 
 
 def test_sums_of_earlier_versions_are_read() -> None:
-    """What was settled lately counts on: as of channels whose funding was shown long ago."""
+    """Recently settled sums of an earlier release still count, as sums of aged channels."""
     content = bytes.fromhex("02929192030509")
 
     assert decode_entry(content + zlib.crc32(content).to_bytes(4, "big"), Flow) == Flow(((3, 5),), 9, ())
 
 
 def test_every_damage_is_found() -> None:
-    """An entry that lacks its end, has a flipped bit or is something else is damaged, whatever it may say."""
+    """A truncated entry, one with a flipped bit, and other bytes are reported as damaged."""
     raw = encode_entry(ENTRY)
     damaged = [raw[:size] for size in range(len(raw))]
     damaged += [raw[:i] + bytes([raw[i] ^ 1 << bit]) + raw[i + 1 :] for i in range(len(raw)) for bit in range(8)]
@@ -179,8 +179,8 @@ def test_every_damage_is_found() -> None:
         decode_entry(b"\x09" + raw[1:], Signed)
 
 
-def test_damaged_entry_stops_its_outpoint_alone(tmp_path: Path) -> None:
-    """What can't be told is never signed for and never overwritten; other outpoints are served as ever."""
+def test_damaged_entry_stops_only_its_outpoint(tmp_path: Path) -> None:
+    """An outpoint with a damaged entry is never signed for and the entry never overwritten; others are served."""
     path = tmp_path / "ledger"
     with closing(opened_at(path)) as opened:
         assert isinstance(handler(opened)(REQUEST), SettlementReply)
@@ -195,7 +195,7 @@ def test_damaged_entry_stops_its_outpoint_alone(tmp_path: Path) -> None:
             reply = signs(request)
             assert isinstance(reply, Refusal)
             assert (reply.tag, reply.need_sat) == ("policy-watermark", 0)
-            assert f"what is known of {SECOND} can't be told: entry checksum" in reply.reason
+            assert f"the ledger's entry of {SECOND} can't be read: entry checksum" in reply.reason
         assert opened.read([FIRST]) == {FIRST: entries_of(REQUEST)[FIRST]}
         rest = mutated(REQUEST, "claims", (REQUEST.claims[0], REQUEST.claims[2]))
         assert isinstance(signs(mutated(rest, "fee_sat", 9_000)), SettlementReply)
@@ -206,8 +206,8 @@ def test_damaged_entry_stops_its_outpoint_alone(tmp_path: Path) -> None:
 # --- the directory --------------------------------------------------------------------------------------------------
 
 
-def test_what_comes_within_a_moment_is_written_in_one_go(tmp_path: Path) -> None:
-    """A write waits for company: many who ask together wait for few syncs, and each finds its own entry on disk."""
+def test_concurrent_entries_share_a_write(tmp_path: Path) -> None:
+    """Concurrent puts wait for few syncs, and each entry is on disk afterwards."""
     with closing(opened_at(tmp_path / "ledger")) as opened:
         entries = {OutPoint(bytes(32), number): mutated(ENTRY, "fee_sat", number) for number in range(100)}
         waiting = [opened.put(Entry([DECISION], {outpoint: entry})) for outpoint, entry in entries.items()]
@@ -219,8 +219,8 @@ def test_what_comes_within_a_moment_is_written_in_one_go(tmp_path: Path) -> None
         assert opened.head.count == 100
 
 
-def test_what_is_kept_is_written_although_nothing_else_is(tmp_path: Path) -> None:
-    """A settlement that was handed out outlives the process, whether anything is asked for after it or not."""
+def test_a_kept_settlement_is_written_without_a_put(tmp_path: Path) -> None:
+    """A settlement that was returned survives the process, even without a later request."""
     with closing(opened_at(tmp_path / "ledger")) as opened:
         opened.keep(bytes(32), Settlement(b"\x01", b"\x02" * 32, Sat(3)))
 
@@ -231,7 +231,7 @@ def test_what_is_kept_is_written_although_nothing_else_is(tmp_path: Path) -> Non
 
 
 def test_ledger_survives_a_restart(tmp_path: Path) -> None:
-    """After stop or kill the process knows what it signed: the same again, nothing cheaper, children too."""
+    """After a stop or a kill the process knows its signatures: it repeats them, and signs nothing cheaper; children too."""
     with SignerProcess(tmp_path) as running:
         keys = KeyRing([hardened_keys(running.master)])
         request = make_request(keys)
@@ -250,8 +250,8 @@ def test_ledger_survives_a_restart(tmp_path: Path) -> None:
             assert ask(running.socket, make_child_request(request)) == child
 
 
-def test_ledger_that_was_deleted_begins_anew(tmp_path: Path) -> None:
-    """Without the directory the signer starts and signs: only what it knew of earlier settlements is gone."""
+def test_deleted_ledger_is_created_again(tmp_path: Path) -> None:
+    """Without the directory the signer starts and signs; only its record of earlier settlements is lost."""
     with SignerProcess(tmp_path) as running:
         request = make_request(KeyRing([hardened_keys(running.master)]))
         show(running.socket, request)
@@ -273,7 +273,7 @@ def test_ledger_that_was_deleted_begins_anew(tmp_path: Path) -> None:
 
 
 def test_second_signer_on_one_state_directory_is_refused(tmp_path: Path) -> None:
-    """Also with a socket of its own a second signer ends with one line that says what to do; the first goes on."""
+    """A second signer, even with another socket, ends with one line and the remedy; the first continues."""
     with SignerProcess(tmp_path) as running:
         file = tmp_path / "second.toml"
         file.write_text(f'state_dir = "{tmp_path}"\n{REGTEST}[socket]\npath = "{tmp_path}/second.sock"\n')
@@ -288,8 +288,8 @@ def test_second_signer_on_one_state_directory_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("damage", ["log", "current", "no-current", "a-file"])
-def test_damaged_directory_is_not_begun_anew(tmp_path: Path, damage: str) -> None:
-    """What can't be opened is left as it is, with an error that says what to do."""
+def test_damaged_directory_is_not_replaced(tmp_path: Path, damage: str) -> None:
+    """A directory that can't be opened is left as it is, with an error that names the remedy."""
     path = tmp_path / "ledger"
     with closing(opened_at(path)) as opened:
         for number in range(300):
@@ -306,20 +306,20 @@ def test_damaged_directory_is_not_begun_anew(tmp_path: Path, damage: str) -> Non
         path.write_text("something")
     before = {file.name: file.read_bytes() for file in path.glob("*") if file.suffix in (".log", ".ldb")}
 
-    with pytest.raises(LedgerFailed, match=r"move it away to begin a new one|can't be opened"):
+    with pytest.raises(LedgerFailed, match=r"move it away to start a new ledger|can't be opened"):
         opened_at(path)
 
     assert {name: (path / name).read_bytes() for name in before} == before
 
 
 def test_directory_is_the_owners_alone(tmp_path: Path) -> None:
-    """Nobody else may read with whom we have channels."""
+    """Other users can't read the ledger, which lists the channels."""
     with closing(opened_at(tmp_path / "state" / "ledger")):
         assert (tmp_path / "state" / "ledger").stat().st_mode & 0o777 == 0o700
 
 
 def test_closed_ledger_fails(tmp_path: Path) -> None:
-    """A request that is still under way when the signer stops gets no signature, and no crash."""
+    """A request in progress when the signer stops gets no signature, and causes no crash."""
     opened = opened_at(tmp_path / "ledger")
     opened.close()
     opened.close()
@@ -330,7 +330,7 @@ def test_closed_ledger_fails(tmp_path: Path) -> None:
     assert reply.tag == "protocol-ledger"
 
 
-# --- the moment between writing and answering -----------------------------------------------------------------------
+# --- between write and reply ----------------------------------------------------------------------------------------
 
 KILLED = """
 import os, signal, sys
@@ -364,7 +364,7 @@ def kill_while_signing(path: Path, moment: str, request: SettlementRequest) -> N
 @pytest.mark.parametrize("moment", ["after the write", "after signing"])
 @pytest.mark.parametrize("earlier", [False, True])
 def test_killed_between_write_and_answer(tmp_path: Path, moment: str, earlier: bool) -> None:
-    """What was written counts as signed although nobody got it: the same is signed again, a cheaper one refused."""
+    """A written request counts as signed although no reply was sent: it is signed again, a cheaper one is refused."""
     path = tmp_path / "ledger"
     if earlier:
         with closing(opened_at(path)) as opened:
@@ -396,7 +396,7 @@ ledger.close()
 
 
 def sign_under_strace(tmp_path: Path, *requests: SettlementRequest, fail: int = 0) -> tuple[list[str], int]:
-    """Open a ledger of its own and sign: what was answered, and how many syncs that took. The nth may fail."""
+    """Open a separate ledger and sign; return replies and number of syncs. The sync number `fail` fails."""
     with tempfile.TemporaryDirectory(dir=tmp_path) as name:
         options = ["-f", "-qq", "-o", f"{name}/trace", "-e", "trace=fdatasync"]
         options += ["-e", f"inject=fdatasync:error=EIO:when={fail}"] if fail else []
@@ -408,12 +408,12 @@ def sign_under_strace(tmp_path: Path, *requests: SettlementRequest, fail: int = 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace (tests/system-packages)")
 def test_synced_before_each_signature(tmp_path: Path) -> None:
-    """A signature costs two syncs, log and ledger; where either fails, there is no signature from then on."""
+    """A signature takes two syncs, of log and ledger; after a failed sync nothing more is signed."""
     _, opening = sign_under_strace(tmp_path)
 
     assert sign_under_strace(tmp_path, REQUEST, REQUEST) == (["SettlementReply "] * 2, opening + 4)
     assert sign_under_strace(tmp_path, REQUEST, DEARER) == (["SettlementReply "] * 2, opening + 4)
-    shown = 2 * len(make_fundings(REQUEST))  # strace counts by thread, and one thread does all of these
+    shown = 2 * len(make_fundings(REQUEST))  # strace counts by thread, and one thread makes all of these
     for which in (3, 4):
         replies, _ = sign_under_strace(tmp_path, REQUEST, DEARER, REQUEST, fail=shown + which)
         assert replies == ["SettlementReply ", "Refusal protocol-ledger", "Refusal protocol-ledger"]
@@ -421,7 +421,7 @@ def test_synced_before_each_signature(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("moment", ["before the write", "after the log"])
 def test_killed_before_the_write(tmp_path: Path, moment: str) -> None:
-    """What was not written was not signed: anything may follow. A line of the log too many is no harm."""
+    """A request that was not written was not signed: any other may follow. An extra line in the log does no harm."""
     path = tmp_path / "ledger"
     kill_while_signing(path, moment, DEARER)
 
@@ -431,21 +431,23 @@ def test_killed_before_the_write(tmp_path: Path, moment: str) -> None:
 
 
 def test_log_without_its_end_stops_the_start(tmp_path: Path) -> None:
-    """Who cuts lines off the log, or puts another in its place, is found out at the next start."""
+    """Removed last lines of the log, or another log in its place, are noticed at the next start."""
     path, log = tmp_path / "ledger", tmp_path / "audit"
     with closing(opened_at(path)) as opened:
         assert isinstance(handler(opened)(REQUEST), SettlementReply)
     lines = log.read_bytes().splitlines(keepends=True)
     for content in (b"".join(lines[:-1]), b"", encode_lines([DECISION] * len(lines), BEGINNING)[0]):
         log.write_bytes(content)
-        with pytest.raises(LedgerFailed, match=rf"does not hold line {len(lines)}, which was written: restore it"):
+        with pytest.raises(
+            LedgerFailed, match=rf"does not hold line {len(lines)}, which was written: restore the file"
+        ):
             opened_at(path)
     log.write_bytes(b"".join(lines))
     opened_at(path).close()
 
 
 def test_fault_63_failed_write_ends_the_signer(tmp_path: Path) -> None:
-    """A write that fails is no signature, and ends the process with its own status; after the next start all is as it was."""
+    """A failed write gives no signature and ends the process with status 3; the next start has all earlier entries."""
     with SignerProcess(tmp_path) as running:
         keys = KeyRing([hardened_keys(running.master)])
         large, small = make_request(keys, drained=190), make_request(keys, drained=1)
@@ -470,7 +472,7 @@ def test_fault_63_failed_write_ends_the_signer(tmp_path: Path) -> None:
 
 
 def test_fault_32_a_torn_tail_of_the_ledger_does_not_stop_the_signer(tmp_path: Path) -> None:
-    """Bytes of a write that a power cut ended are cut off and kept aside; what was on disk before is remembered."""
+    """An unfinished write of a power cut is cut off and kept in a file; earlier entries are still read."""
     path = tmp_path / "signer.ledger"
     with closing(LevelDbLedger(path, tmp_path / "signer.audit")):
         pass
@@ -485,14 +487,14 @@ def test_fault_32_a_torn_tail_of_the_ledger_does_not_stop_the_signer(tmp_path: P
 
 
 def test_fault_80_a_lock_of_another_user_is_not_in_use(tmp_path: Path) -> None:
-    """A LOCK that can't be opened says so, and no other signer is to be stopped."""
+    """A LOCK that can't be opened is reported as such, not as another running signer."""
     error = plyvel.IOError(f"IO error: {tmp_path}/LOCK: Permission denied".encode())
 
     assert "can't be opened" in _why_not_opened(tmp_path, error)
 
 
 def test_the_log_of_an_idle_ledger_stays_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Probes count for LevelDB as values, so that it begins a new log now and then; empty batches would not."""
+    """Test writes count for LevelDB as values, so that it begins a new log at times; empty batches would not."""
     monkeypatch.setitem(ledger_module._OPTIONS, "write_buffer_size", 65_536)
     with closing(LevelDbLedger(tmp_path / "signer.ledger", tmp_path / "signer.audit")) as ledger:
         for _ in range(20_000):

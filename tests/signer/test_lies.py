@@ -1,4 +1,4 @@
-"""`UnixSigner` against signers that answer with something else than they were asked for: none of it is taken."""
+"""`UnixSigner` with signers that reply with something else than was requested: no such reply is accepted."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ HEALTH = HealthReply(1, "regtest", "hardened", debug=False)
 def resigned(
     request: SettlementRequest, alter: Callable[[bytes], bytes] = bytes, keys: KeyRing = KEYS, **changes: Any
 ) -> Settlement:
-    """A settlement of something else than was asked for, or with other signatures."""
+    """A settlement that differs from the request, or has other signatures."""
 
     def server_signature(index: int, digest: bytes) -> bytes:
         if index >= len(request.claims):
@@ -64,7 +64,7 @@ def changed(settlement: Settlement, change: Callable[[CTransaction], CTransactio
 
 
 def with_flag(settlement: Settlement, flag: int) -> Settlement:
-    """The settlement whose first server signature says another hash type."""
+    """The settlement with another hash type in the first server signature."""
 
     def change(transaction: CTransaction) -> CTransaction:
         script = bytearray(transaction.vin[0].scriptSig)
@@ -77,7 +77,7 @@ def with_flag(settlement: Settlement, flag: int) -> Settlement:
 
 
 def spliced(settlement: Settlement, other: Settlement) -> Settlement:
-    """The one's inputs and outputs with the other's signatures."""
+    """One settlement's inputs and outputs with the other's signatures."""
     scripts = [txin.scriptSig for txin in CTransaction.deserialize(other.transaction).vin]
 
     def change(transaction: CTransaction) -> CTransaction:
@@ -190,8 +190,8 @@ CHILD_LIES: dict[str, Settlement] = {
 }
 
 
-async def test_honest_settlement_is_taken(tmp_path: Path) -> None:
-    """What the lies below are made from is what an honest signer returns, and it is taken."""
+async def test_honest_settlement_is_accepted(tmp_path: Path) -> None:
+    """The honest reply, from which the lies below are made, is accepted."""
     async with served(tmp_path, HANDLER) as path, client(path) as signer:
         assert await sign(signer) == HONEST
     async with served(tmp_path, make_handler(KEYS, WITH_RESERVE)) as path, client(path) as signer:
@@ -201,7 +201,7 @@ async def test_honest_settlement_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lie", LIES_WITH_RESERVE)
 async def test_settlement_with_other_coins_is_refused(tmp_path: Path, lie: str) -> None:
-    """A settlement with other coins than were asked for, or with signatures that are none, is not taken."""
+    """A settlement with other coins than requested, or with invalid signatures, is refused."""
     reply = LIES_WITH_RESERVE[lie]
     async with served(tmp_path, lambda request: SettlementReply(request.id, reply)) as path, client(path) as signer:
         with pytest.raises(SignerRefused) as refused:
@@ -210,8 +210,8 @@ async def test_settlement_with_other_coins_is_refused(tmp_path: Path, lie: str) 
 
 
 @pytest.mark.parametrize("lie", CHILD_LIES)
-async def test_child_that_was_not_asked_for_is_refused(tmp_path: Path, lie: str) -> None:
-    """A child that differs in any part but the parent's txid from what was asked for is not taken."""
+async def test_child_that_differs_is_refused(tmp_path: Path, lie: str) -> None:
+    """A child that differs from the request in any part is refused."""
     reply = CHILD_LIES[lie]
     async with served(tmp_path, lambda request: ChildReply(request.id, reply)) as path, client(path) as signer:
         with pytest.raises(SignerRefused) as refused:
@@ -220,8 +220,8 @@ async def test_child_that_was_not_asked_for_is_refused(tmp_path: Path, lie: str)
 
 
 @pytest.mark.parametrize("reply", [HEALTH, ReserveReply(1, b"\x05" * 33), ReserveReply(1, b"\x02" + b"\xff" * 32)])
-async def test_reserve_key_that_is_none_is_refused(tmp_path: Path, reply: Reply) -> None:
-    """Coins are never sent to what is no key."""
+async def test_invalid_reserve_key_is_refused(tmp_path: Path, reply: Reply) -> None:
+    """No coin is sent to an invalid key."""
     async with served(tmp_path, lambda _: reply) as path, client(path) as signer:
         with pytest.raises(SignerRefused) as refused:
             await signer.reserve_key()
@@ -229,8 +229,8 @@ async def test_reserve_key_that_is_none_is_refused(tmp_path: Path, reply: Reply)
 
 
 @pytest.mark.parametrize("lie", LIES)
-async def test_settlement_that_was_not_asked_for_is_refused(tmp_path: Path, lie: str) -> None:
-    """A settlement that differs in any part from what claims, destination and fee mean is not taken."""
+async def test_settlement_that_differs_is_refused(tmp_path: Path, lie: str) -> None:
+    """A settlement that differs in any part from the requested claims, destination and fee is refused."""
     reply = LIES[lie]
     async with served(tmp_path, lambda request: SettlementReply(request.id, reply)) as path, client(path) as signer:
         with pytest.raises(SignerRefused) as refused:
@@ -243,8 +243,8 @@ async def test_settlement_that_was_not_asked_for_is_refused(tmp_path: Path, lie:
     [HEALTH, KeyReply(1, b"\x05" * 33, b""), KeyReply(1, b"\x02" + b"\xff" * 32, b""), SettlementReply(1, HONEST)],
     ids=["health", "prefix", "off-the-curve", "settlement"],
 )
-async def test_key_that_is_none_is_refused(tmp_path: Path, reply: Reply) -> None:
-    """A reply of another kind, or a key that is no compressed point, is not taken as a server key."""
+async def test_invalid_key_is_refused(tmp_path: Path, reply: Reply) -> None:
+    """A reply of another kind, or a key that is no compressed point, is not accepted as a server key."""
     async with served(tmp_path, lambda _: reply) as path, client(path) as signer:
         with pytest.raises(SignerRefused) as refused:
             await signer.public_key(CLIENT_KEY, EXPIRY)

@@ -1,4 +1,4 @@
-"""A signer under a limit of its address space a few megabytes above its use: it answers, refuses or ends; it never limps."""
+"""A signer with an address space limit a few megabytes above its use: it answers, refuses or ends."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CONNECTIONS = 40
 
 
 def requests(keys: KeyRing, number: int) -> Iterator[Request]:
-    """What one connection asks for: keys, a funding as large as a block, a large settlement, small ones."""
+    """Requests of one connection: keys, a funding as large as a block, a large settlement, small ones."""
     for each in range(20):
         yield KeyRequest(1, CLIENT_KEY, UnixTime(EXPIRY + 1000 * number + each))
     yield funding_of(25_000, number)
@@ -44,7 +44,7 @@ def requests(keys: KeyRing, number: int) -> Iterator[Request]:
 
 
 def asked(running: SignerProcess, keys: KeyRing, number: int) -> list[tuple[Request, Reply]]:
-    """What one connection was answered before it was cut off, if it was."""
+    """Replies that one connection got before it ended."""
     answers: list[tuple[Request, Reply]] = []
     with suppress(OSError, AssertionError, ValueError), connect(running.socket) as connection:
         for request in requests(keys, number):
@@ -58,7 +58,7 @@ def asked(running: SignerProcess, keys: KeyRing, number: int) -> list[tuple[Requ
 
 @pytest.mark.parametrize("spare_mib", [1, 4, 16])
 def test_fault_84_under_a_limit_of_memory_it_answers_or_ends(tmp_path: Path, spare_mib: int) -> None:
-    """Many connections with large frames at once. Whatever was signed is remembered; whoever lives on is well."""
+    """During many connections with large frames, the signer stays healthy or ends; every signature is recorded."""
     with SignerProcess(tmp_path, REGTEST + "[socket]\nrequest_seconds = 60.0\n") as running:
         keys = KeyRing([hardened_keys(running.master)])
         for funding in make_fundings(make_request(keys, drained=190)):
@@ -87,11 +87,13 @@ def test_fault_84_under_a_limit_of_memory_it_answers_or_ends(tmp_path: Path, spa
 
 
 def _is_remembered(running: SignerProcess, answers: list[tuple[Request, Reply]]) -> None:
-    """The dearest that was signed is handed out with the same bytes, and nothing cheaper is signed any more."""
+    """The signed settlement with the highest fee is returned again, and no cheaper one is signed."""
     signed = [(request, reply) for request, reply in answers if isinstance(reply, SettlementReply)]
     small = [pair for pair in signed if isinstance(pair[0], SettlementRequest) and len(pair[0].claims) == 2]
     if not small:
         return
     dearest = max(small, key=lambda pair: pair[0].fee_sat if isinstance(pair[0], SettlementRequest) else 0)
     again = ask(running.socket, dearest[0])
-    assert again == dearest[1] or getattr(again, "tag", "") == "policy-replacement"  # a dearer one was not answered
+    assert (
+        again == dearest[1] or getattr(again, "tag", "") == "policy-replacement"
+    )  # one with a higher fee was signed, but not answered

@@ -1,4 +1,4 @@
-"""A seed file that is missing: another seed is never drawn in its place where coins may depend on the old one."""
+"""A missing seed file: no other seed is created in its place if coins may depend on the old one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.signer.place import WORD, Place, private, run
 from tests.signer.test_seed import config
 
 
-def test_fault_74_no_seed_is_drawn_unasked_on_the_live_network(tmp_path: Path) -> None:
-    """The setting that draws one is refused there, whatever else is configured, with what to do instead."""
+def test_fault_74_no_seed_is_created_by_a_setting_on_the_live_network(tmp_path: Path) -> None:
+    """On the live network the setting that creates a seed is refused in every mode, with the remedy."""
     file = tmp_path / "signer.toml"
     for mode in ("hardened", "rbpcp-v2", "pkcs11"):
         file.write_text(
@@ -29,8 +29,8 @@ def test_fault_74_no_seed_is_drawn_unasked_on_the_live_network(tmp_path: Path) -
 
 @pytest.mark.parametrize("trace", ["signer.ledger", "signer.audit", "signer.audit.1-90", "signer.audit.broken-7"])
 @pytest.mark.parametrize("is_link", [False, True])
-def test_fault_74_no_seed_is_drawn_where_a_signer_has_been(tmp_path: Path, trace: str, is_link: bool) -> None:
-    """Ledger, log or an archived log say that keys exist: `run` and `init` draw no others, and say what to do."""
+def test_fault_74_no_seed_is_created_beside_traces_of_a_signer(tmp_path: Path, trace: str, is_link: bool) -> None:
+    """With a ledger, a log or an archived log, keys exist: `run` and `init` create no others, and name the remedy."""
     settings = config(tmp_path, 'mode = "hardened"\ncreate_if_missing = true')
     if is_link:
         (tmp_path / trace).symlink_to("nowhere")
@@ -42,8 +42,8 @@ def test_fault_74_no_seed_is_drawn_where_a_signer_has_been(tmp_path: Path, trace
         open_seeds(settings, passphrase_sources(settings))
     place = Place(tmp_path / "signer.toml", settings.seed_path, private(tmp_path.parent / f"p{is_link}{trace}", WORD))
     place.file.write_text(f'network = "live"\nstate_dir = "{tmp_path}"\n[key]\nmode = "hardened"\n')
-    said = run(place, "init", "--words-file", str(tmp_path / "words"))
+    result = run(place, "init", "--words-file", str(tmp_path / "words"))
 
-    assert said.status == 2
-    assert "recover FILE" in said.output
+    assert result.status == 2
+    assert "recover FILE" in result.output
     assert sorted({*tmp_path.iterdir()} - {place.file}) == [each for each in before if each != place.file]

@@ -1,4 +1,4 @@
-"""Words for a seed: those of BIP39, and what is said of words that are none."""
+"""Words for a seed: those of BIP39, and the errors for other words."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = VECTORS["root"]
 
 @pytest.mark.parametrize(("entropy", "words"), VECTORS["cases"])
 def test_words_are_those_of_bip39(entropy: str, words: str) -> None:
-    """Entropy and words of the published vectors turn into each other."""
+    """Entropy and words of the published vectors are converted to each other."""
     assert " ".join(to_words(bytes.fromhex(entropy))) == words
     assert to_entropy(words.split()).hex() == entropy
 
@@ -40,7 +40,7 @@ def test_tree_is_that_of_other_wallets() -> None:
 
 @given(st.sampled_from([16, 20, 24, 28, 32]).flatmap(lambda size: st.binary(min_size=size, max_size=size)))
 def test_every_entropy_comes_back(entropy: bytes) -> None:
-    """Any entropy comes back from its words, from capitals, and from four letters of each."""
+    """Any entropy is read back from its words, in capitals too, and from four letters of each."""
     words = to_words(entropy)
 
     assert len(words) in mnemonic.WORD_COUNTS
@@ -52,7 +52,7 @@ def test_every_entropy_comes_back(entropy: bytes) -> None:
     ("wrong", "like"), [("abandom", "abandon"), ("abuot", "about"), ("lettre", "letter"), ("yelow", "yellow")]
 )
 def test_wrong_word_is_named_with_its_neighbours(wrong: str, like: str) -> None:
-    """The first word that is in no list is named with its number, and what it may have been."""
+    """The first unknown word is named with its number and similar words."""
     words = [*["abandon"] * 6, wrong, *["abandon"] * 5]
 
     with pytest.raises(WrongWords, match=rf'word 7, "{wrong}", .*perhaps .*{like}'):
@@ -61,22 +61,22 @@ def test_wrong_word_is_named_with_its_neighbours(wrong: str, like: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["00112233445566778899aabbccddeeff", "abandonabandonabandon", "", "ab1", "кошка" * 3])
-def test_what_can_be_no_word_is_not_shown(word: str) -> None:
-    """Something that is no word at all, such as a key in the wrong place, is refused without being shown."""
+def test_text_that_is_no_word_is_not_shown(word: str) -> None:
+    """Text that can't be a word, such as a key in the wrong place, is refused without being shown."""
     with pytest.raises(WrongWords, match="word 1 is not one of the 2048 words") as refused:
         to_entropy([word] * 12)
     assert not word or word not in str(refused.value)
 
 
 @pytest.mark.parametrize("count", [0, 1, 11, 13, 23, 25])
-def test_wrong_number_of_words_is_said(count: int) -> None:
+def test_wrong_number_of_words_is_refused(count: int) -> None:
     """Both numbers are in the refusal."""
     with pytest.raises(WrongWords, match=f"got {count} words, a backup has 12, 15, 18, 21 or 24"):
         to_entropy(["zoo"] * count)
 
 
 def test_checksum_finds_a_known_word_in_a_wrong_place() -> None:
-    """One other word, or two that changed places, is found by the checksum, and no word is shown."""
+    """One wrong word, or two swapped words, is found by the checksum, and no word is shown."""
     words = [
         "letter",
         "advice",

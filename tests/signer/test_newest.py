@@ -1,4 +1,4 @@
-"""What a server that was taken over can't do: settle old payments, burn channels as fee, use up the hour's value."""
+"""Attacks of a hostile server that fail: settling old payments, burning channels as fee, using up the hour's value."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def tag(reply: Any) -> str:
 
 
 def test_fault_73_the_opening_payment_is_not_settled_once_a_newer_one_was_shown(tmp_path: Path) -> None:
-    """Of what the signer never signed for it knows the newest payment, also after a restart; less or equal it still signs."""
+    """For an unsigned channel the signer knows the newest payment, also after a restart, and signs only that or less."""
     for _ in range(2):
         with closing(LevelDbLedger(tmp_path / "ledger", tmp_path / "audit")) as ledger:
             handler = make_handler(KEYS, REQUEST, ledger=ledger)
@@ -88,8 +88,8 @@ def test_fault_73_the_opening_payment_is_not_settled_once_a_newer_one_was_shown(
         assert isinstance(handler(settle(paid(399_000), 6_000)), SettlementReply)
 
 
-def test_fault_73_what_was_shown_is_never_lowered() -> None:
-    """An older payment than was shown or signed for is named as refused, and changes nothing."""
+def test_fault_73_a_shown_payment_is_never_lowered() -> None:
+    """An older payment than was shown or signed for is reported as refused, and changes no entry."""
     ledger = MemoryLedger()
     handler = make_handler(KEYS, REQUEST, ledger=ledger)
     assert handler(newest(paid(500_000))) == NewestReply(9)
@@ -117,10 +117,10 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("path", "wrong"), WRONG)
-def test_fault_73_nobody_raises_the_watermark_without_the_client(path: str, wrong: Any) -> None:
-    """A payment is believed as in a settlement, each on its own: a wrong one in a batch stops no other.
+def test_fault_73_the_watermark_needs_the_clients_signature(path: str, wrong: Any) -> None:
+    """A payment is checked as in a settlement; a wrong one in a batch stops no other.
 
-    Else a server that was taken over could invent a payment of less change, and no true one would be settled any more.
+    Otherwise a hostile server could invent a payment with less change, and no true one would be settled any more.
     """
     ledger = MemoryLedger()
     handler = make_handler(KEYS, make_request(KEYS, drained=2), ledger=ledger)
@@ -131,8 +131,8 @@ def test_fault_73_nobody_raises_the_watermark_without_the_client(path: str, wron
     assert isinstance(handler(settle(paid(990_000, 1))), SettlementReply)
 
 
-def test_fault_73_payments_of_channels_that_were_not_shown_are_asked_for() -> None:
-    """Without the funding transaction there is nothing to compare with; nothing is remembered then."""
+def test_fault_73_payments_of_unshown_channels_are_reported() -> None:
+    """Without the funding transaction the payment can't be checked and is not recorded."""
     ledger = MemoryLedger()
     handler = make_handler(KEYS, ledger=ledger)
     unknown = mutated(paid(400_000), "outpoint.txid", b"short")
@@ -143,7 +143,7 @@ def test_fault_73_payments_of_channels_that_were_not_shown_are_asked_for() -> No
 
 
 def test_fault_73_showing_has_a_budget_of_its_own() -> None:
-    """However many payments are shown, and keys asked for, settlements are signed."""
+    """Settlements are signed during any number of shown payments and key requests."""
     handler = make_handler(KEYS, REQUEST, clock=lambda: 1_000.0, limits=Limits(keys_per_second=1))
     replies = [handler(newest(paid(400_000))) for _ in range(300)]
 
@@ -155,7 +155,7 @@ def test_fault_73_showing_has_a_budget_of_its_own() -> None:
 
 
 def test_fault_73_a_fee_has_a_cap_of_its_rate() -> None:
-    """Twenty channels at half of each: none is signed; at the cap each is, and its child up to the same rate."""
+    """For twenty channels, a fee of half the value is refused; at the cap each is signed, and its child at the same rate."""
     requests = [settle(paid(0, number)) for number in range(20)]
     handler = make_handler(KEYS, *requests, limits=Limits(max_fee_percent=50))
 
@@ -173,7 +173,7 @@ def test_fault_73_a_fee_has_a_cap_of_its_rate() -> None:
 
 
 def test_fault_73_the_most_that_a_server_pays_is_signed() -> None:
-    """With equal caps no settlement is refused that the server may want, of whatever number of channels."""
+    """With equal caps no settlement is refused that the server may request, for any number of channels."""
     rules = msgspec.structs.replace(RULES, max_fee_sat_per_vb=200, fee_share_percent=50)
     for drained in (0, 1, 19):
         request = make_request(KEYS, drained=drained)
@@ -187,7 +187,7 @@ def test_fault_73_the_most_that_a_server_pays_is_signed() -> None:
     [(200, 50, []), (201, 50, ["max_fee_sat_per_vb"]), (200, 51, ["max_fee_percent"]), (9_000, 60, None)],
 )
 def test_fault_73_limits_that_contradict_each_other_are_named(rate: int, share: int, names: list[str] | None) -> None:
-    """A server that may pay what its signer refuses says so, with both numbers, before fees are high."""
+    """A server that may pay what its signer refuses reports that with both numbers, before fees are high."""
     health = HealthReply(1, "regtest", "hardened", False, "", UnixTime(0), 50, Sat(5_000_000), 200)
     rules = msgspec.structs.replace(RULES, max_fee_sat_per_vb=rate, fee_share_percent=share)
 
@@ -201,7 +201,7 @@ def test_fault_73_limits_that_contradict_each_other_are_named(rate: int, share: 
 
 
 def test_fault_73_invented_channels_do_not_use_up_the_hour() -> None:
-    """Channels that are shown and settled at once have half of the limit among them; the others have all of it."""
+    """Channels that are settled right after they were shown share half of the limit; the others have all of it."""
     now = [float(EXPIRY - 1_000_000)]
     limits = Limits(value_per_hour_sat=5_000_000, aged_seconds=6 * HOUR)
     honest = [settle(paid(0, number)) for number in range(5)]
@@ -220,7 +220,7 @@ def test_fault_73_invented_channels_do_not_use_up_the_hour() -> None:
 
 
 def test_fault_73_a_funding_that_is_shown_again_gets_no_younger() -> None:
-    """Else whoever took over the server could show all honest channels again."""
+    """Otherwise a hostile server could show all honest channels again."""
     now = [float(EXPIRY - 1_000_000)]
     request = settle(paid(0))
     handler = make_handler(
@@ -247,9 +247,9 @@ def test_fault_73_a_funding_that_is_shown_again_gets_no_younger() -> None:
 def test_fault_73_a_clock_that_is_set_back_makes_no_funding_aged_or_young_for_ever(
     aged_seconds: int, set_back_seconds: int, said: str
 ) -> None:
-    """Set back by up to an hour it ages nothing; what was shown by a clock further ahead is aged when the clock is right."""
+    """A clock set back by up to an hour ages no funding; one shown by a clock further ahead is aged at once."""
     now = [float(EXPIRY - 1_000_000)]
-    request = settle(paid(0))  # it is worth all of the limit; young channels share half of that
+    request = settle(paid(0))  # it is worth the whole limit; young channels share half of that
     limits = Limits(value_per_hour_sat=1_000_000, aged_seconds=aged_seconds)
     handler = make_handler(KEYS, request, limits=limits, clock=lambda: now[0])
     now[0] -= set_back_seconds
@@ -260,7 +260,7 @@ def test_fault_73_a_clock_that_is_set_back_makes_no_funding_aged_or_young_for_ev
 
 
 def test_fault_73_fundings_of_an_older_release_are_aged() -> None:
-    """Its ledger does not say when they were shown: long ago, as far as limits are concerned."""
+    """An older ledger has no times of showing: for the limits, that is long ago."""
 
     class Old(msgspec.Struct, frozen=True, array_like=True):
         value_sat: int

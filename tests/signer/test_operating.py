@@ -1,4 +1,4 @@
-"""`paychan-signer status` and `heartbeat`: what the operator of a signer is told, in good times and bad."""
+"""`paychan-signer status` and `heartbeat`: their output for a healthy and for a broken signer."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def say(*words: object) -> Result:
 
 @contextmanager
 def answering(directory: Path, *replies: Reply | bytes) -> Iterator[None]:
-    """A signer of which one knows what it will say; it hangs up after its last word."""
+    """A signer with these replies; it closes the connection after the last one."""
 
     def serve() -> None:
         connection, _ = listener.accept()
@@ -85,8 +85,8 @@ def answering(directory: Path, *replies: Reply | bytes) -> Iterator[None]:
     (directory / "signer.sock").unlink()
 
 
-def told(directory: Path, policy: str = "", health: HealthReply = HEALTHY, **changes: Any) -> dict[str, str]:
-    """What `status` shows of a signer, by the name of the row."""
+def shown(directory: Path, policy: str = "", health: HealthReply = HEALTHY, **changes: Any) -> dict[str, str]:
+    """Rows of `status` by their names."""
     said = {**msgspec.structs.asdict(QUIET), "started_at": int(time.time()) - 7_265}
     with answering(directory, health, StatusReply(**{**said, **changes})):
         result = say("status", config(directory, policy))
@@ -98,9 +98,9 @@ def told(directory: Path, policy: str = "", health: HealthReply = HEALTHY, **cha
 # --- status ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_quiet_signer_is_told(tmp_path: Path) -> None:
-    """Who it is, since when it runs, where its log stands, and what was signed of what may be."""
-    rows = told(tmp_path)
+def test_status_of_an_idle_signer(tmp_path: Path) -> None:
+    """The status shows network, keys, running time, the head of the log, and sums with their limits."""
+    rows = shown(tmp_path)
 
     assert rows["network"] == "regtest"
     assert rows["keys"] == "hardened"
@@ -109,33 +109,33 @@ def test_a_quiet_signer_is_told(tmp_path: Path) -> None:
     assert (rows["decisions"], rows["head"]) == ("1,234", "ab" * 32)
     assert rows["last hour"] == "0 sat signed of 10,000,000,000 sat (0 %)"
     assert rows["last day"] == "0 sat signed, no limit"
-    assert (rows["heartbeat"], rows["trial"], rows["protections"]) == ("not asked for", "none", "memory locked")
+    assert (rows["heartbeat"], rows["trial"], rows["protections"]) == ("not required", "none", "memory locked")
 
 
-def test_what_was_signed_is_told_against_the_limits(tmp_path: Path) -> None:
-    """Sums of the last hour and day stand beside what the file allows."""
-    rows = told(tmp_path, LIMITED, signed_last_hour_sat=Sat(850_000), signed_last_day_sat=Sat(5_000_000))
+def test_signed_sums_are_shown_with_the_limits(tmp_path: Path) -> None:
+    """Sums of the last hour and day are shown with the limits of the file."""
+    rows = shown(tmp_path, LIMITED, signed_last_hour_sat=Sat(850_000), signed_last_day_sat=Sat(5_000_000))
 
     assert rows["last hour"] == "850,000 sat signed of 1,000,000 sat (85 %)"
     assert rows["last day"] == "5,000,000 sat signed of 5,000,000 sat (100 %)"
 
 
-def test_heartbeat_is_told_with_what_it_means(tmp_path: Path) -> None:
-    """Missing, stale or fresh: what the signer settles meanwhile, and until when."""
+def test_heartbeat_is_shown_with_its_effect(tmp_path: Path) -> None:
+    """For a missing, stale or fresh heartbeat, the status shows the limit and its time."""
     limit = "up to 50,000 sat are settled until `paychan-signer heartbeat`"
     now = int(time.time())
     stale, fresh = UnixTime(now - 30 * 3_600 - 5), UnixTime(now - 23 * 3_600 - 5)
 
-    assert told(tmp_path, LIMITED, heartbeat_at=UnixTime(0))["heartbeat"] == f"none yet: {limit}"
-    assert told(tmp_path, LIMITED, heartbeat_at=stale)["heartbeat"] == f"30 h 0 min old: {limit}"
-    assert told(tmp_path, LIMITED, heartbeat_at=fresh)["heartbeat"] == (
+    assert shown(tmp_path, LIMITED, heartbeat_at=UnixTime(0))["heartbeat"] == f"none yet: {limit}"
+    assert shown(tmp_path, LIMITED, heartbeat_at=stale)["heartbeat"] == f"30 h 0 min old: {limit}"
+    assert shown(tmp_path, LIMITED, heartbeat_at=fresh)["heartbeat"] == (
         f"23 h 0 min old: more than 50,000 sat are settled until {moment(fresh + 24 * 3_600)}"
     )
 
 
-def test_what_lowers_the_guard_is_told(tmp_path: Path) -> None:
-    """Policies on trial, missing protections, the debug key and another network than the file's are not overlooked."""
-    rows = told(
+def test_weaknesses_are_shown(tmp_path: Path) -> None:
+    """The status shows policies on trial, missing protections, the debug key and a network other than the file's."""
+    rows = shown(
         tmp_path,
         health=HealthReply(1, "test", "debug", debug=True),
         trial=("policy-fee", "policy-rate"),
@@ -148,27 +148,27 @@ def test_what_lowers_the_guard_is_told(tmp_path: Path) -> None:
     assert rows["protections"] == "no seccomp: not built in"
 
 
-def test_red_is_for_what_needs_the_operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weaknesses_are_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal, trial policies and a stale heartbeat are red."""
     monkeypatch.setattr("signer.cli.terminal.out._force_terminal", True)
     monkeypatch.setattr("signer.cli.terminal.out._color_system", 1)
-    rows = told(tmp_path, LIMITED, trial=("policy-fee",))
+    rows = shown(tmp_path, LIMITED, trial=("policy-fee",))
     text = "\n".join(rows.values())
     assert "\x1b[31monly logged, not refused: policy-fee" in text
     assert "\x1b[31mnone yet" in text
 
 
-def test_programs_get_what_the_signer_said(tmp_path: Path) -> None:
-    """With --json both replies come as one object."""
+def test_programs_get_the_replies_as_json(tmp_path: Path) -> None:
+    """With --json both replies are one object."""
     with answering(tmp_path, HEALTHY, QUIET):
-        said = json.loads(say("status", config(tmp_path), "--json").stdout)
-    assert (said["network"], said["decisions"], said["protections"]) == ("regtest", 1_234, ["memory locked"])
-    assert "id" not in said
+        replies = json.loads(say("status", config(tmp_path), "--json").stdout)
+    assert (replies["network"], replies["decisions"], replies["protections"]) == ("regtest", 1_234, ["memory locked"])
+    assert "id" not in replies
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_fault_63_a_problem_is_told_and_ends_with_status_1(tmp_path: Path, as_json: bool) -> None:
-    """What health says is wrong stands in the table, with the last write and the room left; monitors see the status."""
+def test_fault_63_a_problem_is_shown_with_status_1(tmp_path: Path, as_json: bool) -> None:
+    """A problem from health is shown, with the last write and the free space; the exit status is 1 for monitors."""
     ill = msgspec.structs.replace(HEALTHY, problem="a write hangs")
     said = msgspec.structs.replace(
         QUIET, problem=ill.problem, written_at=UnixTime(int(time.time()) - 60), free_bytes=1_234_567
@@ -181,8 +181,8 @@ def test_fault_63_a_problem_is_told_and_ends_with_status_1(tmp_path: Path, as_js
     assert as_json or "ago; 1,234,567 bytes are free" in result.stdout
 
 
-def test_no_signer_is_told(tmp_path: Path) -> None:
-    """Without a socket, or with one that a killed signer left, the sentence says to start it; status 1."""
+def test_no_running_signer(tmp_path: Path) -> None:
+    """Without a socket, or with that of a killed signer, the sentence says to start the signer; status 1."""
     missing = say("status", config(tmp_path))
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / "signer.sock"))
@@ -190,7 +190,7 @@ def test_no_signer_is_told(tmp_path: Path) -> None:
 
     assert (missing.exit_code, killed.exit_code) == (1, 1)
     assert f"no signer is running: there is no {tmp_path}/signer.sock. Start it:" in missing.stderr
-    assert "one that was killed left" in killed.stderr
+    assert "is left from a killed one" in killed.stderr
 
 
 @pytest.mark.parametrize(
@@ -198,17 +198,20 @@ def test_no_signer_is_told(tmp_path: Path) -> None:
     [
         (
             Refusal(0, "policy-peer", "uid 65534 is not in socket.allowed_uids"),
-            "turns us away (policy-peer): uid 65534 is not in socket.allowed_uids: add it there, or run this as a user",
+            "refuses the connection (policy-peer): uid 65534 is not in socket.allowed_uids: add it there, or run this as an",
         ),
-        (Refusal(0, "protocol-busy", "64 connections are open"), "turns us away (protocol-busy): 64 connections"),
+        (
+            Refusal(0, "protocol-busy", "64 connections are open"),
+            "refuses the connection (protocol-busy): 64 connections",
+        ),
         (bytes.fromhex("00000004 02 92 01 05"), "is no signer of this version (message version 2, want"),
         (b"HTTP/1.1 400 Bad Request", "is no signer of this version (frame of 1213486160 bytes"),
         (QUIET, "is no signer of this version (got StatusReply, want HealthReply)"),
-        (b"\0\0", "is no signer of this version (it hung up)"),
+        (b"\0\0", "is no signer of this version (it closed the connection)"),
     ],
 )
-def test_wrong_answers_are_told(tmp_path: Path, reply: Reply | bytes, sentence: str) -> None:
-    """Who is turned away learns what to change; what is no signer of this version is told as such; status 1."""
+def test_wrong_replies_are_reported(tmp_path: Path, reply: Reply | bytes, sentence: str) -> None:
+    """A refusal is shown with the remedy; a process that is no signer of this version is reported as such; status 1."""
     with answering(tmp_path, reply):
         result = say("status", config(tmp_path))
     assert result.exit_code == 1
@@ -216,8 +219,8 @@ def test_wrong_answers_are_told(tmp_path: Path, reply: Reply | bytes, sentence: 
     assert result.stdout == ""
 
 
-def test_signer_that_hangs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who accepts and says nothing does not hold the operator up."""
+def test_hanging_signer_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signer that accepts the connection and does not reply delays the operator only until a time limit."""
     monkeypatch.setattr("signer.cli.status._ANSWER_SECONDS", 0.2)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "signer.sock"))
@@ -227,8 +230,8 @@ def test_signer_that_hangs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "gave no answer within" in result.stderr
 
 
-def test_wrong_file_is_told(tmp_path: Path) -> None:
-    """A configuration with a mistake ends the command with its place; status 2."""
+def test_wrong_file_is_reported(tmp_path: Path) -> None:
+    """A mistake in the configuration ends the command with its place; status 2."""
     result = say("status", config(tmp_path, "heartbeat_hours = 24\n"))
     assert result.exit_code == 2
     assert "policy.heartbeat_hours" in result.stderr
@@ -238,7 +241,7 @@ def test_wrong_file_is_told(tmp_path: Path) -> None:
 
 
 def test_heartbeat_makes_the_file_new(tmp_path: Path) -> None:
-    """Each heartbeat sets the time of the file that the signer looks at, and says how long it counts."""
+    """Each heartbeat sets the modification time of the signer's heartbeat file, and prints how long it counts."""
     file, path = config(tmp_path, LIMITED), tmp_path / "signer.heartbeat"
     assert say("heartbeat", file).exit_code == 0
     os.utime(path, (1, 1))
@@ -251,13 +254,13 @@ def test_heartbeat_makes_the_file_new(tmp_path: Path) -> None:
     assert "after that, up to 50,000 sat." in result.stdout
 
 
-def test_heartbeat_that_nobody_asked_for_is_told(tmp_path: Path) -> None:
-    """Where the switch is off, one learns that nothing depends on it."""
+def test_heartbeat_without_the_setting(tmp_path: Path) -> None:
+    """Without the setting, the output says that nothing depends on the heartbeat."""
     assert "nothing depends on it" in say("heartbeat", config(tmp_path)).stdout
 
 
 def test_heartbeat_does_not_follow_links(tmp_path: Path) -> None:
-    """A link in the file's place is not written through."""
+    """A link in place of the file is not followed."""
     (tmp_path / "signer.heartbeat").symlink_to(tmp_path / "elsewhere")
     result = say("heartbeat", config(tmp_path, LIMITED))
     assert result.exit_code == 1

@@ -1,4 +1,4 @@
-"""The operator's commands beside a real signer, by the console script: what it decided is what they show."""
+"""The operator's commands with a real signer, by the console script: they show its decisions."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ value_without_heartbeat_sat = 50_000
 
 @pytest.fixture
 def signer(tmp_path: Path) -> Iterator[SignerProcess]:
-    """One that has given a key, seen a funding transaction and refused a settlement for another key."""
+    """A signer that has returned a key, seen a funding transaction and refused a settlement for another key."""
     with SignerProcess(tmp_path, REGTEST + POLICY) as running:
         assert isinstance(ask(running.socket, KeyRequest(1, TERMS.client_key, TERMS.expiry)), KeyReply)
         assert isinstance(ask(running.socket, FundingRequest(2, FUNDING.serialize(), (0,))), FundingReply)
         assert isinstance(ask(running.socket, SETTLEMENT_REQUEST), Refusal)
-        until(lambda: (tmp_path / "signer.audit").read_bytes().count(b"\n") == 3)  # nobody waits for a refusal's line
+        until(
+            lambda: (tmp_path / "signer.audit").read_bytes().count(b"\n") == 3
+        )  # a refusal does not wait for its line
         yield running
 
 
 def say(*words: object, status: int = 0) -> str:
-    """What a command prints, to people with wide terminals; it ends with this status."""
+    """Output of a command on a wide terminal; it must end with this status."""
     environment = {**os.environ, "COLUMNS": "200"}
     command = [COMMAND, *(str(word) for word in words)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
@@ -47,7 +49,7 @@ def say(*words: object, status: int = 0) -> str:
 
 
 def test_decisions_are_in_the_log(signer: SignerProcess) -> None:
-    """While the signer runs, its log is in order and has what was asked, by whom and with which end."""
+    """The log of a running signer is valid and has each request, its user and its result."""
     shown = [json.loads(line) for line in say("audit", "show", signer.file, "--json").splitlines()]
 
     assert [entry["asked"] for entry in shown] == ["KeyRequest", "FundingRequest", "SettlementRequest"]
@@ -61,14 +63,14 @@ def test_decisions_are_in_the_log(signer: SignerProcess) -> None:
 
 
 def test_status_is_that_of_the_log(signer: SignerProcess) -> None:
-    """Number and head of the status are those of the log's last line, which `verify` finds again."""
+    """Number and head of the status are those of the log's last line, and `verify` finds them."""
     said = json.loads(say("status", signer.file, "--json"))
 
     assert (said["network"], said["decisions"], said["trial"]) == ("regtest", 3, ["policy-rate"])
     assert "number 3 has that hash" in say("audit", "verify", signer.file, "--head", said["head"])
-    told = say("status", signer.file)
-    assert "only logged, not refused: policy-rate" in told
-    assert "none yet: up to 50,000 sat are settled" in told
+    table = say("status", signer.file)
+    assert "only logged, not refused: policy-rate" in table
+    assert "none yet: up to 50,000 sat are settled" in table
 
 
 def test_heartbeat_reaches_the_running_signer(signer: SignerProcess) -> None:
@@ -77,8 +79,8 @@ def test_heartbeat_reaches_the_running_signer(signer: SignerProcess) -> None:
     assert "s old: more than 50,000 sat are settled until" in say("status", signer.file)
 
 
-def test_log_goes_on_after_a_restart_and_an_archive(signer: SignerProcess) -> None:
-    """A running signer's log stays where it is; a stopped one's can be put aside, and the signer goes on after it."""
+def test_log_continues_after_a_restart_and_an_archive(signer: SignerProcess) -> None:
+    """The log of a running signer can't be archived; that of a stopped one can, and the signer continues it."""
     assert "stop it first" in say("audit", "archive", signer.file, status=1)
     signer.stop()
     assert "no signer is running" in say("status", signer.file, status=1)
@@ -92,7 +94,7 @@ def test_log_goes_on_after_a_restart_and_an_archive(signer: SignerProcess) -> No
 
 @pytest.mark.parametrize("loss", ["cut", "deleted"])
 def test_signer_does_not_start_without_the_end_of_its_log(signer: SignerProcess, loss: str) -> None:
-    """What its ledger knows was logged has to be there; a log begun anew after it says that one was lost."""
+    """A logged line that the ledger knows must exist; a new log after a loss states the loss."""
     path = signer.directory / "signer.audit"
     head = json.loads(say("status", signer.file, "--json"))["head"]
     signer.stop()
@@ -103,16 +105,16 @@ def test_signer_does_not_start_without_the_end_of_its_log(signer: SignerProcess,
 
     assert "does not hold line 3" in say(signer.file, status=2)
 
-    path.unlink(missing_ok=True)  # the attempt may have begun one
+    path.unlink(missing_ok=True)  # the attempt may have created one
     say("audit", "archive", signer.file, "--after", f"3:{head}")
     signer.start()
     assert isinstance(ask(signer.socket, SETTLEMENT_REQUEST), Refusal)
-    assert "begun anew after line 3" in say("audit", "show", signer.file)
+    assert "started anew after line 3" in say("audit", "show", signer.file)
     assert "2, number 4 to 5" in say("audit", "verify", path)
 
 
-def test_edited_log_is_told(signer: SignerProcess) -> None:
-    """A refusal that somebody makes a signature of in the log is found, with its line; status 1."""
+def test_edited_log_is_reported(signer: SignerProcess) -> None:
+    """A refusal that was edited into a signature is found, with its line; status 1."""
     path = signer.directory / "signer.audit"
     path.write_bytes(path.read_bytes().replace(b'"refused"', b'"signed"'))
     assert "line 3: edited" in say("audit", "verify", signer.file, status=1)

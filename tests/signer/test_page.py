@@ -1,4 +1,4 @@
-"""`signer/PROTOCOL.md`: what it says is what the code does, so that somebody can write another signer by it."""
+"""`signer/PROTOCOL.md` agrees with the code, so that it is enough to write another signer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_page_is_that_of_the_code() -> None:
 
 
 def test_all_fields_are_described() -> None:
-    """Every field of every message and structure has a meaning on the page, and no meaning is left over."""
+    """Every field of every message and structure has a meaning on the page, and no meaning is unused."""
     fields = [(kind, name) for kind in (*requests(), *replies(), *structures()) for name in kind.__struct_fields__]
     assert all(meaning(kind, name) for kind, name in fields)
     assert {f"{kind.__name__}.{name}" for kind, name in fields if name != "id"} == {
@@ -47,7 +47,7 @@ def test_all_fields_are_described() -> None:
 
 
 def test_all_tags_are_described() -> None:
-    """Every tag that stands in the signer's code has its line on the page, and no line is left over."""
+    """Every tag in the signer's code has its line on the page, and no line is unused."""
     code = "\n".join(file.read_text() for file in Path(signer.__path__[0]).rglob("*.py"))
     assert set(re.findall(r'"((?:policy|protocol)-[a-z-]+)"', code)) == set(tags())
 
@@ -69,7 +69,7 @@ def test_example_is_what_the_signer_answers() -> None:
 
 @pytest.mark.parametrize("number", range(len(EXAMPLE)))
 def test_example_is_read_as_it_was_written(number: int) -> None:
-    """The page's bytes are frames of the messages that stand above them."""
+    """The page's bytes are frames of the messages above them."""
     _, request, reply = EXAMPLE[number]
     shown = re.sub(r"\s", "", page())
     for message, decode in ((request, decode_request), (reply, decode_reply)):
@@ -94,12 +94,12 @@ def test_example_is_read_as_it_was_written(number: int) -> None:
         ("92 01 c3", None),  # true
         ("93 01 05 c0", None),  # superfluous
         ("91 01", None),  # missing
-        ("92 01 05 00", None),  # bytes behind
+        ("92 01 05 00", None),  # trailing byte
         ("92 0b 05", None),  # unknown number
     ],
 )
 def test_values_are_read_as_the_page_says(body: str, is_read: Request | None) -> None:
-    """Ints in any format, bytes as bin only, no floats or booleans for ints, nothing too much or too little."""
+    """Ints in any format, bytes as bin only, no floats or booleans for ints, neither extra nor missing fields."""
     raw = bytes([VERSION]) + bytes.fromhex(body)
     if is_read is None:
         with pytest.raises(WireError):
@@ -109,6 +109,6 @@ def test_values_are_read_as_the_page_says(body: str, is_read: Request | None) ->
 
 
 def test_longest_frame_is_the_one_on_the_page() -> None:
-    """The bounds of a frame's length are those that are read."""
+    """The page has the bounds of a frame's length that the code checks."""
     assert f"2 to {MAX_FRAME_BYTES:,}" in page()
     assert [frame_size(size.to_bytes(4, "big")) for size in (2, MAX_FRAME_BYTES)] == [2, MAX_FRAME_BYTES]

@@ -1,4 +1,4 @@
-"""Where a passphrase or PIN comes from: each source, their order, and what none of them shows."""
+"""Sources of a passphrase or PIN: each source, their order, and that none shows the secret."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def read(where: Sources) -> str:
 
 @pytest.mark.parametrize("text", [WORD, f"{WORD}\n", f"{WORD}\r\n"])
 def test_file_is_read_without_its_end(tmp_path: Path, text: str) -> None:
-    """A file of one line gives that line, from the command line or from the configuration."""
+    """A file with one line gives that line, from the command line or from the configuration."""
     path = private(tmp_path / "p", text)
 
     assert read(sources(file=path)) == WORD
@@ -64,7 +64,7 @@ def test_file_is_read_without_its_end(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("text", [WORD, f"{WORD}\n", f"{WORD}\nmore\n"])
 def test_descriptor_is_read_and_closed(text: str) -> None:
-    """A pipe gives its line, and the descriptor is closed: what we start doesn't inherit it."""
+    """A pipe gives its line, and the descriptor is closed, so that child processes don't inherit it."""
     reader = piped(text.encode())
     if "more" in text:
         with pytest.raises(NoSecret, match="not one line"):
@@ -76,19 +76,19 @@ def test_descriptor_is_read_and_closed(text: str) -> None:
 
 
 def test_descriptor_needs_no_end_of_file() -> None:
-    """A line in a pipe that stays open is enough; nobody waits for its end."""
+    """A line in a pipe that stays open is enough: the reader does not wait for the end of the pipe."""
     assert read(sources(descriptor=piped(f"{WORD}\n".encode(), close=False))) == WORD
 
 
-def test_descriptor_that_is_not_open_is_said() -> None:
-    """A number that no file is open on is an error that shows how to open it."""
+def test_closed_descriptor_is_an_error() -> None:
+    """A descriptor that is not open is an error that shows how to open it."""
     with pytest.raises(NoSecret, match=r"descriptor 987 can't be read: .*987<FILE"):
         read(sources(descriptor=987))
 
 
 @pytest.mark.parametrize("mode", [0o400, 0o440, 0o600])
 def test_credential_of_systemd_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
-    """The credential of the secret's name is read, also with the mode that an ACL makes of it."""
+    """The credential with the secret's name is read, also with the mode that an ACL gives it."""
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     private(tmp_path / "passphrase").chmod(mode)
 
@@ -97,8 +97,8 @@ def test_credential_of_systemd_is_read(tmp_path: Path, monkeypatch: pytest.Monke
         read(sources()._replace(name="pin"))
 
 
-def test_credential_that_all_can_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A credential that systemd would not have made so is refused."""
+def test_credential_that_all_users_can_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A credential with a mode that systemd does not set is refused."""
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     for mode in (0o444, 0o460, 0o640 | 0o004):
         private(tmp_path / "passphrase").chmod(mode)
@@ -107,7 +107,7 @@ def test_credential_that_all_can_read_is_refused(tmp_path: Path, monkeypatch: py
 
 
 def test_order_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Descriptor, file of the command line, configuration, credential, the file beside: the first that is given counts."""
+    """Descriptor, command line file, configuration, credential, file beside the seed: the first one given counts."""
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     private(tmp_path / "passphrase", "credential")
     all_of_them = sources(
@@ -125,16 +125,16 @@ def test_order_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert read(all_of_them._replace(descriptor=None, file=None, configured="")) == "beside"
 
 
-def test_source_that_fails_is_not_passed_over(tmp_path: Path) -> None:
-    """A source that was named and can't be used is an error, whatever others there are."""
+def test_failing_source_is_not_skipped(tmp_path: Path) -> None:
+    """A named source that can't be used is an error, even if there are others."""
     others = sources(file=tmp_path / "none", configured=str(private(tmp_path / "c")), beside=private(tmp_path / "b"))
 
-    with pytest.raises(NoSecret, match=r"there is no .*none, which should hold the passphrase of the seed"):
+    with pytest.raises(NoSecret, match=r"there is no .*none, which must hold the passphrase of the seed"):
         read(others)
 
 
 def test_no_source_lists_them_all() -> None:
-    """Without any source and without a terminal, the error lists what could be given."""
+    """Without any source and without a terminal, the error lists all possible sources."""
     with pytest.raises(NoSecret) as refused:
         read(sources(beside=Path("/state/signer.passphrase")))
 
@@ -145,19 +145,19 @@ def test_no_source_lists_them_all() -> None:
 
 
 def test_environment_and_arguments_are_no_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable is read but the credentials directory's, however it is called."""
+    """No environment variable is read except the credentials directory's."""
     for name in ("PASSPHRASE", "PAYCHAN_PASSPHRASE", "PAYCHAN_SIGNER_PASSPHRASE", "passphrase"):
         monkeypatch.setenv(name, WORD)
     with pytest.raises(NoSecret):
         read(sources())
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o444])
 def test_file_that_others_can_use_is_refused(tmp_path: Path, mode: int) -> None:
-    """The checks of the seed file hold for the passphrase's too."""
+    """The checks of the seed file also apply to the passphrase file."""
     path = private(tmp_path / "p")
     path.chmod(mode)
     with pytest.raises(NoSecret, match=f"mode {mode:04o}.*chmod 600"):
@@ -173,23 +173,23 @@ def test_link_and_directory_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "\n", "\r\n", f"{WORD}\n{WORD}\n", f"{WORD}\0", "x" * 1025])
-def test_what_is_not_one_line_is_refused(tmp_path: Path, text: str) -> None:
-    """An empty file, several lines or another kind of file is an error that shows none of it."""
+def test_other_content_than_one_line_is_refused(tmp_path: Path, text: str) -> None:
+    """An empty file, several lines or another kind of file is an error that shows none of the content."""
     with pytest.raises(NoSecret, match=r"is empty|not one line|more than 1024 bytes") as refused:
         read(sources(file=private(tmp_path / "p", text)))
     assert WORD not in str(refused.value)
 
 
 def test_short_passphrase_is_not_chosen_but_opens(tmp_path: Path) -> None:
-    """A new passphrase has at least 8 characters; one that exists is what it is."""
+    """A new passphrase has at least 8 characters; an existing one may have any length."""
     path = private(tmp_path / "p", "1234567")
-    with pytest.raises(NoSecret, match="of 7 characters is guessed soon: at least 8"):
+    with pytest.raises(NoSecret, match="of 7 characters can be guessed: need at least 8"):
         choose_secret(sources(file=path))
     assert read(sources(file=path)) == "1234567"
 
 
 def test_new_passphrase_is_not_the_old_ones_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What replaces a passphrase comes from a source of its own: configuration, credential and terminal hold the old."""
+    """A new passphrase has its own sources: configuration and credential hold the old one."""
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     private(tmp_path / "passphrase")
 
@@ -201,7 +201,7 @@ def test_new_passphrase_is_not_the_old_ones_file(tmp_path: Path, monkeypatch: py
 
 
 class Typed:
-    """Answers on a terminal, one after the other."""
+    """Answers at the prompt, in this order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: str) -> None:
         self.questions: list[str] = []
@@ -216,7 +216,7 @@ class Typed:
 
 
 class Terminal:
-    """Stands for standard input."""
+    """Replaces standard input."""
 
     def isatty(self) -> bool:
         return True
@@ -229,7 +229,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_terminal_is_asked_last(terminal: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Only when nothing is given, a person is asked, and told for what."""
+    """The prompt comes only if no other source is given, and names its object."""
     typed = Typed(terminal, WORD)
 
     assert read(sources(beside=private(tmp_path / "b", "beside"))) == "beside"
@@ -239,7 +239,7 @@ def test_terminal_is_asked_last(terminal: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 def test_new_passphrase_is_typed_twice(terminal: pytest.MonkeyPatch) -> None:
-    """A new passphrase is asked for twice; two different ones change nothing."""
+    """A new passphrase is requested twice; two different ones change nothing."""
     typed = Typed(terminal, WORD, WORD, WORD, WORD[:-1])
 
     with choose_secret(sources()) as secret:
@@ -250,21 +250,21 @@ def test_new_passphrase_is_typed_twice(terminal: pytest.MonkeyPatch) -> None:
 
 
 def test_end_of_input_is_an_error(terminal: pytest.MonkeyPatch) -> None:
-    """Ctrl-D at the question is an error that says what else there is."""
+    """Ctrl-D at the prompt is an error that names the other sources."""
     Typed(terminal)
     with pytest.raises(NoSecret, match=r"no passphrase was typed.*--passphrase-file"):
         read(sources())
 
 
 def test_terminal_as_descriptor_is_refused() -> None:
-    """A descriptor that is a terminal would show what is typed."""
-    ours, theirs = pty.openpty()
+    """A terminal as descriptor would show the typed secret."""
+    own, other = pty.openpty()
     try:
-        with pytest.raises(NoSecret, match=f"descriptor {theirs} is a terminal"):
-            read(sources(descriptor=theirs))
+        with pytest.raises(NoSecret, match=f"descriptor {other} is a terminal"):
+            read(sources(descriptor=other))
     finally:
-        os.close(ours)
-        os.close(theirs)
+        os.close(own)
+        os.close(other)
 
 
 # --- secrets ----------------------------------------------------------------------------------------------------------

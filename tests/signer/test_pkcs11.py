@@ -37,7 +37,7 @@ def token(tmp_path: Path) -> Iterator[SoftHsm]:
 
 
 def opened(token: SoftHsm, more: str = "", pin: str = PIN) -> TokenKeys:
-    """Keys in the token, one for each channel as of old, so that there are many; `more` are lines of [pkcs11]."""
+    """Keys in the token, one per channel as in old releases, so that there are many; `more` are lines of [pkcs11]."""
     return TokenKeys(opened_token(token, more, pin), per_channel="one" not in more)
 
 
@@ -55,7 +55,7 @@ def channel(keys: TokenKeys, number: int = 0) -> TokenKey:
 
 
 def verified(key: TokenKey, digest: bytes) -> bytes:
-    """A signature, after all that Bitcoin asks of it was looked at."""
+    """A signature, after a check of its encoding and validity."""
     signature = key.sign(digest)
     assert encoding_problem(signature) is None
     assert PublicKey(key.public_key).verify(signature, digest, hasher=None)
@@ -67,7 +67,7 @@ def digests(count: int) -> list[bytes]:
 
 
 def together(work: Any, count: int = THREADS) -> list[Any]:
-    """Results of as many threads that begin at once."""
+    """Results of this number of threads that begin at the same time."""
     begin = threading.Barrier(count)
 
     def one(number: int) -> Any:
@@ -92,7 +92,7 @@ def slot_of(keys: TokenKeys) -> int:
 
 
 def test_keys_cannot_leave_the_token(token: SoftHsm) -> None:
-    """Another program with the PIN can neither read a key of ours, nor wrap it, nor change that it can't."""
+    """Another program with the PIN can neither read nor wrap a key of the signer, nor make it extractable."""
     keys = opened(token)
     channel(keys)
     keys.reserve_key()
@@ -110,7 +110,7 @@ def test_keys_cannot_leave_the_token(token: SoftHsm) -> None:
 
 
 def test_a_key_that_could_leave_the_token_is_refused(token: SoftHsm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token that makes an extractable key gets it destroyed, and no channel is opened with it."""
+    """An extractable key that a token made is destroyed, and no channel is opened with it."""
     keys = opened(token)
     generate = Session.generate
 
@@ -127,8 +127,8 @@ def test_a_key_that_could_leave_the_token_is_refused(token: SoftHsm, monkeypatch
     assert session.find({Attribute.TOKEN: True}) == []
 
 
-def test_a_token_that_knows_fewer_attributes_will_do(token: SoftHsm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a token refuses an attribute that is only a wish, the key is made without it, and protected all the same."""
+def test_a_token_with_fewer_attributes_is_accepted(token: SoftHsm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a token refuses an optional attribute, the key is made without it, and is protected all the same."""
     keys = opened(token)
     generate = Session.generate
 
@@ -142,8 +142,8 @@ def test_a_token_that_knows_fewer_attributes_will_do(token: SoftHsm, monkeypatch
     verified(channel(keys), bytes(32))
 
 
-def test_a_foreign_key_under_our_name_stops_the_start(token: SoftHsm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key that was put beside ours, labelled like them but able to leave the token, is not signed with."""
+def test_a_foreign_key_with_the_signers_label_stops_the_start(token: SoftHsm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A foreign key with the signer's label that may leave the token is not used for signatures."""
     keys = opened(token)
     monkeypatch.setattr("signer.token.objects._check_protected", lambda *_: None)
     generate = Session.generate
@@ -171,7 +171,7 @@ def test_signatures_verify_and_are_strict_der_with_low_s(token: SoftHsm) -> None
 
 
 def test_every_channel_has_a_key_of_its_own(token: SoftHsm) -> None:
-    """Other expiries and client keys, and the reserve, have other keys; the same one has the same again."""
+    """Other expiries and client keys, and the reserve, have other keys; the same terms have the same key."""
     keys = opened(token)
     other_client = PrivateKey(b"\x07" * 32).public_key.format()
     made = [channel(keys, number).public_key for number in range(3)]
@@ -183,8 +183,8 @@ def test_every_channel_has_a_key_of_its_own(token: SoftHsm) -> None:
     assert keys.destination_key(CLIENT_KEY, EXPIRY) is None
 
 
-def test_no_key_is_made_where_none_is_asked_for(token: SoftHsm) -> None:
-    """Looking for the key of unknown terms finds none, and leaves none behind."""
+def test_a_look_up_makes_no_key(token: SoftHsm) -> None:
+    """A look-up of the key of unknown terms finds none and makes none."""
     keys = opened(token)
 
     assert keys.channel_key(CLIENT_KEY, EXPIRY, create=False) is None
@@ -192,8 +192,8 @@ def test_no_key_is_made_where_none_is_asked_for(token: SoftHsm) -> None:
 
 
 @pytest.mark.parametrize("more", ["", 'keys = "one"\n'], ids=["per channel", "one for all"])
-def test_keys_are_there_after_a_restart(token: SoftHsm, more: str) -> None:
-    """A new start finds the keys of channels and reserve again, without making any, and signs with them."""
+def test_keys_are_found_after_a_restart(token: SoftHsm, more: str) -> None:
+    """A new start finds the keys of channels and reserve, makes none, and signs with them."""
     keys = opened(token, more)
     before = [channel(keys, number).public_key for number in range(3)] + [keys.reserve_key().public_key]
     finalize(token)
@@ -218,8 +218,8 @@ def test_one_key_for_all_channels(token: SoftHsm) -> None:
 
 
 @pytest.mark.parametrize("sessions", [1, 4, THREADS])
-def test_threads_sign_side_by_side(token: SoftHsm, sessions: int) -> None:
-    """Eight threads that sign at once, over fewer or as many sessions, get nothing but valid signatures."""
+def test_threads_sign_at_the_same_time(token: SoftHsm, sessions: int) -> None:
+    """Eight threads that sign at the same time, over one to eight sessions, get only valid signatures."""
     keys = opened(token, f"sessions = {sessions}\n")
     mine = [channel(keys, number % 3) for number in range(THREADS)]
 
@@ -229,7 +229,7 @@ def test_threads_sign_side_by_side(token: SoftHsm, sessions: int) -> None:
 def test_a_library_without_locks_is_used_by_one_thread_at_a_time(
     token: SoftHsm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the library can't lock, threads take turns: SoftHSM without locks crashes otherwise."""
+    """If the library can't lock, threads take turns: SoftHSM without locks would crash."""
 
     def without_locks(library: Library) -> None:
         library._functions["C_Initialize"](None)
@@ -241,8 +241,8 @@ def test_a_library_without_locks_is_used_by_one_thread_at_a_time(
     together(lambda number: [verified(channel(keys, number), digest) for digest in digests(20)])
 
 
-def test_threads_that_want_the_same_channel_get_one_key(token: SoftHsm) -> None:
-    """Eight askers for the key of a new channel make one key pair; for different channels, one each."""
+def test_threads_get_one_key_for_one_channel(token: SoftHsm) -> None:
+    """Eight requests for the key of a new channel make one key pair; for different channels, one each."""
     keys = opened(token)
 
     assert len(set(together(lambda _: channel(keys).public_key))) == 1
@@ -253,7 +253,7 @@ def test_threads_that_want_the_same_channel_get_one_key(token: SoftHsm) -> None:
 
 
 def test_a_lost_session_is_replaced(token: SoftHsm) -> None:
-    """When the token closes all sessions and forgets the login, signing and making keys go on."""
+    """After the token has closed all sessions and forgotten the login, signing and making keys still work."""
     keys = opened(token)
     key = channel(keys)
 
@@ -268,7 +268,7 @@ def test_a_lost_session_is_replaced(token: SoftHsm) -> None:
 
 
 def test_a_library_that_was_finalised_is_used_again(token: SoftHsm) -> None:
-    """When somebody else in the process ends the library, it is initialised again, and keys are found again."""
+    """After other code in the process has finalised the library, it is initialised again, and keys are found."""
     keys = opened(token)
     made = [channel(keys, number) for number in range(3)]
 
@@ -296,7 +296,7 @@ def test_a_token_that_is_away_fails_and_comes_back(token: SoftHsm) -> None:
 
 
 def test_a_refused_pin_is_tried_once(token: SoftHsm) -> None:
-    """When the PIN was changed meanwhile, the old one is tried once and not for every request: it would lock the token."""
+    """A PIN that was changed meanwhile is tried once, not for every request: that would lock the token."""
     keys = opened(token)
     key = channel(keys)
     sessions_of(keys)._pin[:] = b"0" * len(PIN)
@@ -318,8 +318,8 @@ def test_a_refused_pin_is_tried_once(token: SoftHsm) -> None:
     assert logins == 1
 
 
-def test_a_hanging_call_stops_nobody_else(token: SoftHsm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While one call hangs, others are answered; when all sessions hang, the next asker is told so in time."""
+def test_a_hanging_call_stops_no_other_call(token: SoftHsm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one call hangs, others are answered; when all sessions hang, the next call fails after a time limit."""
     keys = opened(token, "sessions = 2\n[socket]\nrequest_seconds = 0.3\n")
     key, slow = channel(keys), channel(keys, 1)
     hangs, go_on, sign = threading.Semaphore(0), threading.Event(), Session.sign
@@ -347,8 +347,8 @@ def test_a_hanging_call_stops_nobody_else(token: SoftHsm, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("fault", [lambda _raw: bytes(64), lambda raw: raw[:-1], lambda raw: raw[::-1]])
-def test_a_wrong_signature_never_leaves(token: SoftHsm, monkeypatch: pytest.MonkeyPatch, fault: Any) -> None:
-    """A token that returns anything but a signature of the key over the digest gives an error, not a signature."""
+def test_a_wrong_signature_is_never_returned(token: SoftHsm, monkeypatch: pytest.MonkeyPatch, fault: Any) -> None:
+    """If a token returns anything but a signature of the key over the digest, the result is an error."""
     key = channel(opened(token))
     sign = Session.sign
     monkeypatch.setattr(Session, "sign", lambda *arguments: fault(sign(*arguments)))
@@ -358,7 +358,7 @@ def test_a_wrong_signature_never_leaves(token: SoftHsm, monkeypatch: pytest.Monk
 
 
 def test_handles_that_the_token_gave_to_other_keys_are_noticed(token: SoftHsm) -> None:
-    """If a handle means another key than it did, the right one is looked up, and signs."""
+    """If a handle now belongs to another key, the right handle is looked up, and signs."""
     keys = opened(token)
     first, second = channel(keys), channel(keys, 1)
     first._handle, second._handle = second._handle, first._handle
@@ -367,8 +367,8 @@ def test_handles_that_the_token_gave_to_other_keys_are_noticed(token: SoftHsm) -
     verified(second, bytes(32))
 
 
-def test_what_is_wrong_with_the_token_is_said(token: SoftHsm, tmp_path: Path) -> None:
-    """A wrong PIN, label or library, and two tokens alike, each name the setting and what was found."""
+def test_faults_of_the_token_are_reported(token: SoftHsm, tmp_path: Path) -> None:
+    """A wrong PIN, label or library, and two tokens with one label, are reported with the setting and the facts."""
     text = token.signer_config
     other = tmp_path / "other.toml"
 
@@ -384,7 +384,7 @@ def test_what_is_wrong_with_the_token_is_said(token: SoftHsm, tmp_path: Path) ->
 
     key, reason = problem(text.replace('token = "paychan"', 'token = "elsewhere"'))
     assert key == "pkcs11.token"
-    assert reason == "0 tokens have the label 'elsewhere'; the labels there are: 'paychan'"
+    assert reason == "0 tokens have the label 'elsewhere'; present labels: 'paychan'"
 
     for module in ("/nowhere.so", "libm.so.6"):
         key, reason = problem(text.replace(str(token.module), module))
@@ -398,8 +398,8 @@ def test_what_is_wrong_with_the_token_is_said(token: SoftHsm, tmp_path: Path) ->
     assert reason.startswith("2 tokens have the label 'paychan'")
 
 
-def test_nothing_that_holds_the_pin_shows_it(token: SoftHsm) -> None:
-    """`repr` and `str` of what is made from the token, and its errors, contain no PIN; `close` wipes it."""
+def test_holders_of_the_pin_do_not_show_it(token: SoftHsm) -> None:
+    """`repr` and `str` of all objects of the token, and its errors, contain no PIN; `close` wipes it."""
     keys = opened(token)
     sessions = sessions_of(keys)
     holders = [keys, keys._token, sessions, channel(keys), sessions._library, sessions._idle.get()]

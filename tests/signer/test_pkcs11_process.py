@@ -57,21 +57,21 @@ def channel_key(signer: SignerProcess, number: int = 0) -> KeyReply:
 
 
 def settlement(key: KeyReply, channels: int = 3, after: int = 0) -> SettlementRequest:
-    """A request to settle channels of one key, of which so many come before."""
+    """A request to settle this number of channels of one key, numbered from `after`."""
     numbers = range(after, after + channels)
     claims = [make_claim(key.server_key, number=number, change_sat=0) for number in numbers]
     return SettlementRequest(7, tuple(claims), key.destination_script, Sat(5_000))
 
 
 def shown(signer: SignerProcess, request: SettlementRequest) -> SettlementRequest:
-    """The request, once the signer has seen what it spends."""
+    """The request, after the signer was shown the outputs that it spends."""
     for funding in make_fundings(request):
         assert isinstance(answer(signer, funding), FundingReply)
     return request
 
 
 def settle(signer: SignerProcess, request: SettlementRequest) -> bytes:
-    """The signed transaction, whose inputs Bitcoin's interpreter accepts."""
+    """The signed transaction; Bitcoin's interpreter accepts its inputs."""
     reply = answer(signer, shown(signer, request))
     assert isinstance(reply, SettlementReply), reply
     transaction = reply.settlement.transaction
@@ -81,7 +81,7 @@ def settle(signer: SignerProcess, request: SettlementRequest) -> bytes:
 
 
 def test_signer_settles_with_keys_of_the_token(token: SoftHsm, tmp_path: Path) -> None:
-    """The process gives a key out of the token, signs settlements that nodes accept, and has no seed."""
+    """The process returns a key of the token, signs settlements that nodes accept, and has no seed."""
     with SignerProcess(tmp_path, token.signer_config) as signer:
         transaction = settle(signer, settlement(channel_key(signer)))
 
@@ -92,7 +92,7 @@ def test_signer_settles_with_keys_of_the_token(token: SoftHsm, tmp_path: Path) -
 
 
 def test_large_settlements_too(token: SoftHsm, tmp_path: Path) -> None:
-    """One that is too large to be judged on the event loop is signed as well, all its inputs."""
+    """A settlement that is too large for the event loop is signed as well, with all its inputs."""
     with SignerProcess(tmp_path, token.signer_config) as signer:
         request = settlement(channel_key(signer), channels=30)
         assert len(encode_frame(request)) > 2 * SMALL_FRAME_BYTES
@@ -113,7 +113,7 @@ def test_keys_of_the_token_survive_a_kill(token: SoftHsm, tmp_path: Path) -> Non
 
 
 def test_many_clients_get_keys_at_once(token: SoftHsm, tmp_path: Path) -> None:
-    """Sixteen channels that are opened at the same time over connections of their own get sixteen keys."""
+    """Sixteen channels that are opened at the same time over separate connections get sixteen keys."""
     with SignerProcess(tmp_path, token.signer_config) as signer, ThreadPoolExecutor(16) as threads:
         keys = {reply.server_key for reply in threads.map(lambda number: channel_key(signer, number), range(16))}
 
@@ -136,7 +136,7 @@ service.main()
 
 
 def test_signer_ends_although_the_token_hangs(token: SoftHsm, tmp_path: Path) -> None:
-    """SIGTERM ends the process within seconds, in order, while signatures hang in the token, and then where sessions are closed."""
+    """SIGTERM ends the process within seconds, although signatures and later the closing of sessions hang in the token."""
     signer = SignerProcess(tmp_path, token.signer_config)
     signer.start(sys.executable, "-c", HANGING)
     request = shown(signer, settlement(channel_key(signer)))
@@ -154,7 +154,7 @@ def test_signer_ends_although_the_token_hangs(token: SoftHsm, tmp_path: Path) ->
 
 
 def asked_for_pin(token: SoftHsm, tmp_path: Path) -> SignerProcess:
-    """A signer that was told nowhere where the PIN is."""
+    """A signer without any source of the PIN."""
     lines = [line for line in token.signer_config.splitlines() if not line.startswith("pin_file")]
     return SignerProcess(tmp_path, "\n".join(lines) + "\n")
 
@@ -175,8 +175,8 @@ service.main()
 """
 
 
-def test_a_signature_that_hangs_holds_up_no_other(token: SoftHsm, tmp_path: Path) -> None:
-    """While the token hangs over one signature, it makes others; who waited too long is told, asks again and gets it."""
+def test_a_hanging_signature_delays_no_other(token: SoftHsm, tmp_path: Path) -> None:
+    """While one signature hangs in the token, it makes others; the late request is refused, and succeeds when sent again."""
     signer = SignerProcess(tmp_path, token.signer_config + "sessions = 2\n[socket]\nrequest_seconds = 2.0\n")
     signer.start(sys.executable, "-c", HANGING_ONCE)
     key = channel_key(signer)
@@ -196,7 +196,7 @@ def test_a_signature_that_hangs_holds_up_no_other(token: SoftHsm, tmp_path: Path
 
 
 def test_pin_is_typed_on_a_terminal(token: SoftHsm, tmp_path: Path) -> None:
-    """A PIN that stands nowhere is asked for; Ctrl-C then ends the running signer and its token's process, in order."""
+    """Without a source of the PIN there is a prompt; Ctrl-C later ends the signer and its token's process."""
     signer = asked_for_pin(token, tmp_path)
     with PseudoTerminal([COMMAND, signer.file]) as terminal:
         terminal.read_until("Pin of token 'paychan': ")
@@ -209,8 +209,8 @@ def test_pin_is_typed_on_a_terminal(token: SoftHsm, tmp_path: Path) -> None:
     assert "Traceback" not in terminal.output
 
 
-def test_control_c_while_the_pin_is_asked_for(token: SoftHsm, tmp_path: Path) -> None:
-    """Ctrl-C instead of a PIN ends both processes, without a word of where in the program that was."""
+def test_control_c_at_the_prompt_for_the_pin(token: SoftHsm, tmp_path: Path) -> None:
+    """Ctrl-C at the prompt for the PIN ends both processes without a traceback."""
     with PseudoTerminal([COMMAND, asked_for_pin(token, tmp_path).file]) as terminal:
         terminal.read_until("Pin of token 'paychan': ")
         assert terminal.end_by_control_c() in (130, 1)
@@ -218,7 +218,7 @@ def test_control_c_while_the_pin_is_asked_for(token: SoftHsm, tmp_path: Path) ->
 
 
 def test_signer_refuses_to_start_with_a_wrong_pin(token: SoftHsm, tmp_path: Path) -> None:
-    """With a wrong PIN the process ends with status 2 and one line that names the setting, and not the PIN."""
+    """With a wrong PIN the process ends with status 2 and one line that names the setting, not the PIN."""
     token.pin_file.write_text("not the PIN\n")
     signer = SignerProcess(tmp_path, token.signer_config)
 
@@ -231,13 +231,13 @@ def test_signer_refuses_to_start_with_a_wrong_pin(token: SoftHsm, tmp_path: Path
 
 
 def token_process(signer: SignerProcess) -> int:
-    """Its process id: the only child that a signer has."""
+    """Process id of the signer's only child."""
     (child,) = Path(f"/proc/{signer.pid}/task/{signer.pid}/children").read_text().split()
     return int(child)
 
 
 def has_in_memory(pid: int, wanted: bytes) -> bool:
-    """Whether a process holds these bytes anywhere; for root, who may look."""
+    """Whether the memory of a process contains these bytes; needs root."""
     with Path(f"/proc/{pid}/mem").open("rb") as memory:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             places, rights = line.split()[:2]
@@ -252,8 +252,8 @@ def has_in_memory(pid: int, wanted: bytes) -> bool:
 
 @needs_root
 def test_signer_itself_never_sees_the_pin_and_has_no_network(tmp_path: Path) -> None:
-    """The PIN is in the memory of the token's process alone, which alone may use a network; both is told."""
-    pin = "a PIN that nobody else has"
+    """Only the token's process has the PIN in its memory, and only it may use a network; the log states both."""
+    pin = "a PIN of this test only"
     with softhsm(tmp_path / "hsm", pin=pin) as token, SignerProcess(tmp_path, token.signer_config) as signer:
         settle(signer, settlement(channel_key(signer)))
         child = token_process(signer)
@@ -269,7 +269,7 @@ def test_signer_itself_never_sees_the_pin_and_has_no_network(tmp_path: Path) -> 
 
 
 def test_signer_ends_when_its_tokens_process_does(token: SoftHsm, tmp_path: Path) -> None:
-    """A library that crashes takes its process with it: the signer says so and ends with status 1, to be started again."""
+    """A crash of the library ends the token's process; the signer logs that and ends with status 1, for a restart."""
     signer = SignerProcess(tmp_path, token.signer_config)
     signer.start()
     before = channel_key(signer)
@@ -287,25 +287,25 @@ def test_signer_ends_when_its_tokens_process_does(token: SoftHsm, tmp_path: Path
 CRASHING = """
 import ctypes
 from signer import service
-from signer.token import keys as pkcs11
+from signer.token import keys
 
-pkcs11.Library = lambda _path: ctypes.string_at(0)
+keys.Library = lambda _path: ctypes.string_at(0)
 service.main()
 """
 
 
 def test_a_library_that_crashes_at_once_is_named(token: SoftHsm, tmp_path: Path) -> None:
-    """No start with a library that takes its process down, and one line that says which setting it is about."""
+    """A library that crashes at the start ends the start with one line that names the setting."""
     signer = SignerProcess(tmp_path, token.signer_config)
 
-    with pytest.raises(RuntimeError, match=r"pkcs11\.module: the library crashed when it was opened") as caught:
+    with pytest.raises(RuntimeError, match=r"pkcs11\.module: the library crashed while it was opened") as caught:
         signer.start(sys.executable, "-c", CRASHING)
 
     assert "Traceback" not in str(caught.value)
 
 
-def test_what_a_token_had_when_it_crashed_is_asked_again(token: SoftHsm, tmp_path: Path) -> None:
-    """Signatures that the token was at, or had not begun with, when its process ended are made after the next start."""
+def test_signatures_of_a_crashed_token_can_be_requested_again(token: SoftHsm, tmp_path: Path) -> None:
+    """Signatures that a crashed token had not finished are made after the next start."""
     signer = SignerProcess(tmp_path, token.signer_config + "sessions = 1\n")
     signer.start(sys.executable, "-c", HANGING)
     request = shown(signer, settlement(channel_key(signer)))
@@ -323,7 +323,7 @@ def test_what_a_token_had_when_it_crashed_is_asked_again(token: SoftHsm, tmp_pat
 
 
 def test_no_process_of_the_token_outlives_the_signer(token: SoftHsm, tmp_path: Path) -> None:
-    """However the signer ends, also by `kill -9`, its token's process ends too: the token is free for the next."""
+    """The token's process ends with the signer, also after `kill -9`, so that the next start can use the token."""
     for end in (SignerProcess.stop, SignerProcess.kill):
         signer = SignerProcess(tmp_path, token.signer_config)
         signer.start()
@@ -332,11 +332,13 @@ def test_no_process_of_the_token_outlives_the_signer(token: SoftHsm, tmp_path: P
         until(lambda child=child: not child.exists())  # type: ignore[misc]
 
 
-FEW_AT_A_TIME = "from signer import service; from signer.token import process as tokenprocess; tokenprocess.KEYS_IN_MESSAGE = 2; service.main()"
+FEW_AT_A_TIME = (
+    "from signer import service; from signer.token import process; process.KEYS_IN_MESSAGE = 2; service.main()"
+)
 
 
-def test_signer_gets_to_know_many_keys(token: SoftHsm, tmp_path: Path) -> None:
-    """Keys that take several messages to tell are all known after a start."""
+def test_signer_reads_many_keys(token: SoftHsm, tmp_path: Path) -> None:
+    """Keys that take several messages are all known after a start."""
     with SignerProcess(tmp_path, token.signer_config) as signer:
         before = [channel_key(signer, number) for number in range(5)]
     signer = SignerProcess(tmp_path, token.signer_config)
@@ -359,8 +361,8 @@ service.main()
 """
 
 
-def test_a_token_that_fails_is_told_and_asked_again(token: SoftHsm, tmp_path: Path) -> None:
-    """Whoever wanted three signatures of a failing token gets one refusal with its words, and the log has no traceback."""
+def test_a_failing_token_is_reported_and_used_again(token: SoftHsm, tmp_path: Path) -> None:
+    """A request for three signatures of a failing token gets one refusal with the token's error, without a traceback."""
     signer = SignerProcess(tmp_path, token.signer_config)
     signer.start(sys.executable, "-c", FAILING)
     request = shown(signer, settlement(channel_key(signer)))

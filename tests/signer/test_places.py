@@ -1,4 +1,4 @@
-"""Directories that others can write, or that are somebody else's, are refused before anything is put there."""
+"""Directories that other users can write or own are refused before the first write."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ CASES: dict[Callable[[Path], None], tuple[str, str]] = {
     linked_ledger: ("state_dir", "signer.ledger is a link"),
     dangling_ledger: ("state_dir", "signer.ledger is a link"),
     open_ledger: ("state_dir", "signer.ledger has mode 0777"),
-    ledger_is_a_file: ("state_dir", "signer.ledger is no directory"),
+    ledger_is_a_file: ("state_dir", "signer.ledger is not a directory"),
     linked_audit: ("state_dir", "signer.audit is a link"),
     linked_socket: ("socket.path", "signer.sock is a link"),
 }
@@ -82,7 +82,7 @@ CASES: dict[Callable[[Path], None], tuple[str, str]] = {
 
 @pytest.mark.parametrize("harm", CASES, ids=lambda harm: harm.__name__)
 def test_fault_80_places_that_others_can_change_are_refused(tmp_path: Path, harm: Callable[[Path], None]) -> None:
-    """Each is named with its setting and what to do, and nothing is made there."""
+    """Each is named with its setting and the remedy, and no file is made there."""
     config = load_signer_config(configured(tmp_path))
     check_places(config)
     harm(tmp_path)
@@ -97,7 +97,7 @@ def test_fault_80_places_that_others_can_change_are_refused(tmp_path: Path, harm
 
 @needs_root
 def test_fault_80_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
-    """Its owner could change what is in it at any time."""
+    """Its owner could change the content at any time."""
     config = load_signer_config(configured(tmp_path))
     os.chown(tmp_path / "state", 65534, -1)
 
@@ -106,7 +106,7 @@ def test_fault_80_a_directory_of_another_user_is_refused(tmp_path: Path) -> None
 
 
 def test_fault_80_the_socket_and_the_seed_have_the_same_rules(tmp_path: Path) -> None:
-    """Also where they are elsewhere."""
+    """The same holds if they are in other directories."""
     for name, key, line in (
         ("run", "socket.path", '[socket]\npath = "{}/run/x.sock"\n'),
         ("seeds", "key.seed_file", 'seed_file = "{}/seeds/x"\n'),
@@ -120,7 +120,7 @@ def test_fault_80_the_socket_and_the_seed_have_the_same_rules(tmp_path: Path) ->
 
 
 def test_fault_80_the_start_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the file and the setting, before a seed is drawn or a ledger made."""
+    """The refusal names file and setting, before a seed or a ledger is created."""
     file = configured(tmp_path)
     open_to_all(tmp_path)
     monkeypatch.setattr("signer.service.isolate", lambda *_, **__: ())
@@ -136,7 +136,7 @@ def test_fault_80_the_start_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 def test_fault_80_a_configuration_that_every_user_can_write_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
 ) -> None:
-    """Else anybody on the machine could have it pay to an address of his, at its next start."""
+    """Otherwise any user of the machine could set the destination of settlements for the next start."""
     file = configured(tmp_path)
     file.chmod(mode)
     monkeypatch.setattr("signer.service.isolate", lambda *_, **__: ())

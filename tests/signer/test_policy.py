@@ -1,6 +1,6 @@
-"""Each policy by mutation: one field of a valid request changed gives that policy's refusal and nothing else.
+"""Each policy by mutation: one changed field of a valid request gives that policy's refusal and no other.
 
-Children are in `test_child`, who may connect and how long it may take in `test_service`.
+Children are tested in `test_child`, peers and deadlines in `test_service`.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ TEMPLATE = [
     ("claims", tuple(make_claim(SERVER_KEY, change_sat=0, number=n) for n in range(MAX_CLAIMS + 1)), "201 claims"),
     ("claims", (DRAINED, WITH_CHANGE), "only claim 0"),
     ("claims", (WITH_CHANGE, DRAINED, DRAINED), "claimed twice"),
-    ("claims.0.terms.server_key", OTHER_KEY, "not ours for this channel"),
-    ("claims.0.terms.server_key", CLIENT_KEY, "not ours for this channel"),
+    ("claims.0.terms.server_key", OTHER_KEY, "no key of this signer for this channel"),
+    ("claims.0.terms.server_key", CLIENT_KEY, "no key of this signer for this channel"),
     ("claims.1.terms.server_key", OTHER_KEY, "claim 1"),
-    ("claims.0.terms.client_key", OTHER_KEY, "not ours for this channel"),
+    ("claims.0.terms.client_key", OTHER_KEY, "no key of this signer for this channel"),
     ("claims.0.terms.client_key", b"\x02" + b"\xff" * 32, "not a point"),
     ("claims.0.terms.client_key", b"\x04" + CLIENT_KEY[1:], "compressed"),
-    ("claims.0.terms.expiry", EXPIRY + 1, "not ours for this channel"),
+    ("claims.0.terms.expiry", EXPIRY + 1, "no key of this signer for this channel"),
     ("claims.0.terms.expiry", 499_999_999, "not a time"),
     ("claims.0.terms.expiry", 1 << 32, "not a time"),
     ("claims.0.terms.expiry", 0, "not a time"),
@@ -94,23 +94,23 @@ TEMPLATE = [
     ("claims.0.change_script", bytes(10_000), "10000 bytes"),
 ]
 DESTINATION = [
-    ("destination_script", b"", "not ours"),
+    ("destination_script", b"", "not allowed"),
     ("destination_script", bytes(60_000), "60000 bytes"),
-    ("destination_script", key_script(OTHER_KEY), "not ours"),
-    ("destination_script", key_script(SERVER_KEY), "not ours"),
-    ("destination_script", CHANGE_SCRIPT, "not ours"),
-    ("destination_script", REQUEST.destination_script + b"\x00", "not ours"),
-    ("destination_script", next(KEYS.destinations(OTHER_KEY, EXPIRY)).script, "not ours"),
-    ("destination_script", key_script(KEYS.reserve().public_key), "not ours"),
+    ("destination_script", key_script(OTHER_KEY), "not allowed"),
+    ("destination_script", key_script(SERVER_KEY), "not allowed"),
+    ("destination_script", CHANGE_SCRIPT, "not allowed"),
+    ("destination_script", REQUEST.destination_script + b"\x00", "not allowed"),
+    ("destination_script", next(KEYS.destinations(OTHER_KEY, EXPIRY)).script, "not allowed"),
+    ("destination_script", key_script(KEYS.reserve().public_key), "not allowed"),
 ]
 RESERVE_DESTINATION = [
-    ("reserve.public_key", OTHER_KEY, "is not ours"),
-    ("reserve.public_key", SERVER_KEY, "is not ours"),
-    ("reserve.public_key", DESTINATION_KEY, "is not ours"),
-    ("destination_script", REQUEST.destination_script, "not ours"),
-    ("destination_script", key_script(OTHER_KEY), "not ours"),
-    ("destination_script", b"", "not ours"),
-    ("reserve", None, "not ours"),
+    ("reserve.public_key", OTHER_KEY, "is no key of this signer"),
+    ("reserve.public_key", SERVER_KEY, "is no key of this signer"),
+    ("reserve.public_key", DESTINATION_KEY, "is no key of this signer"),
+    ("destination_script", REQUEST.destination_script, "not allowed"),
+    ("destination_script", key_script(OTHER_KEY), "not allowed"),
+    ("destination_script", b"", "not allowed"),
+    ("reserve", None, "not allowed"),
 ]
 CLIENT_SIGNATURE = [
     ("claims.0.outpoint.txid", bytes(32), "does not verify"),
@@ -145,8 +145,8 @@ COINS = [
     *LAYOUT,
     ("reserve.coins", tuple(make_coin(KEYS, number) for number in range(MAX_COINS + 1)), "5 coins, want up to 4"),
     ("reserve.coins", (make_coin(KEYS), make_coin(KEYS)), "spent twice"),
-    ("reserve.coins.0.outpoint.txid", b"", "coin 0: no outpoint: 0 bytes"),
-    ("reserve.coins.1.outpoint.txid", bytes(33), "coin 1: no outpoint: 33 bytes"),
+    ("reserve.coins.0.outpoint.txid", b"", "coin 0: not an outpoint: 0 bytes"),
+    ("reserve.coins.1.outpoint.txid", bytes(33), "coin 1: not an outpoint: 33 bytes"),
     ("reserve.coins.0.outpoint.vout", -1, "index -1"),
     ("reserve.coins.0.outpoint.vout", 1 << 32, "index 4294967296"),
     ("reserve.coins.0.value_sat", 0, "value of 0 sat"),
@@ -158,19 +158,19 @@ COINS = [
 FEE = [
     ("fee_sat", MOST_SAT + 1, f"want up to {MOST_SAT} sat"),
     ("fee_sat", 1_600_000, "fee of 1600000 sat, want up to "),
-    ("claims.0.funding_sat", 999_999, "is said to hold 999999 sat, and holds 1000000 sat"),
-    ("claims.0.funding_sat", 1_000_001, "is said to hold 1000001 sat, and holds 1000000 sat"),
-    ("claims.1.funding_sat", 500_000, "is said to hold 500000 sat, and holds 1000000 sat"),
+    ("claims.0.funding_sat", 999_999, "is claimed to hold 999999 sat, and holds 1000000 sat"),
+    ("claims.0.funding_sat", 1_000_001, "is claimed to hold 1000001 sat, and holds 1000000 sat"),
+    ("claims.1.funding_sat", 500_000, "is claimed to hold 500000 sat, and holds 1000000 sat"),
 ]
 RESERVE_FEE = [
     ("fee_sat", 200 * request_size(WITH_RESERVE) + 1, f"want up to {200 * request_size(WITH_RESERVE)} sat"),
-    ("reserve.coins.0.value_sat", 19_999, "is said to hold 19999 sat, and holds 20000 sat"),
-    ("reserve.coins.1.value_sat", 1, "is said to hold 1 sat, and holds 20000 sat"),
+    ("reserve.coins.0.value_sat", 19_999, "is claimed to hold 19999 sat, and holds 20000 sat"),
+    ("reserve.coins.1.value_sat", 1, "is claimed to hold 1 sat, and holds 20000 sat"),
 ]
 
 
 def expect_refusal(request: Any, tag: str, reason: str, valid: SettlementRequest = REQUEST, **given: Any) -> None:
-    """The request gets this refusal, briefly, and the valid one gets the same settlement before and after."""
+    """The request gets this short refusal, and the valid request gets the same settlement before and after."""
     ledger = MemoryLedger()
     handler = make_handler(KEYS, REQUEST, WITH_RESERVE, ledger=ledger, **given)
     untouched = ledger.remembered
@@ -195,25 +195,25 @@ def expect_refusal(request: Any, tag: str, reason: str, valid: SettlementRequest
 
 @pytest.mark.parametrize(("path", "new", "reason"), TEMPLATE)
 def test_policy_template(path: str, new: Any, reason: str) -> None:
-    """Only own keys, values that exist, standard change scripts, and a layout that can be signed."""
+    """Only own keys, possible values, standard change scripts, and a layout that can be signed."""
     expect_refusal(mutated(REQUEST, path, new), "policy-template", reason)
 
 
 @pytest.mark.parametrize(("path", "new", "reason"), DESTINATION)
 def test_policy_destination(path: str, new: Any, reason: str) -> None:
-    """The server's output goes to nobody but the destination that belongs to one of the claims."""
+    """The server's output pays only to a destination of one of the claims."""
     expect_refusal(mutated(REQUEST, path, new), "policy-destination", reason)
 
 
 @pytest.mark.parametrize(("path", "new", "reason"), RESERVE_DESTINATION)
 def test_policy_destination_of_the_reserve(path: str, new: Any, reason: str) -> None:
-    """With coins of the reserve, the server's output goes back to the reserve, whose key is the signer's own."""
+    """With coins of the reserve, the server's output pays back to the reserve, whose key is the signer's own."""
     expect_refusal(mutated(WITH_RESERVE, path, new), "policy-destination", reason, WITH_RESERVE)
 
 
 @pytest.mark.parametrize(("path", "new", "reason"), CLIENT_SIGNATURE)
 def test_policy_client_signature(path: str, new: Any, reason: str) -> None:
-    """The client's signature must be over exactly this outpoint, change value and script, with the flag that fits."""
+    """The client's signature covers exactly this outpoint, change value and script, with the right flag."""
     expect_refusal(mutated(REQUEST, path, new), "policy-client-signature", reason)
 
 
@@ -225,12 +225,12 @@ def test_policy_template_of_the_fee(path: str, new: Any, reason: str) -> None:
 
 @pytest.mark.parametrize(("path", "new", "reason"), COINS)
 def test_policy_template_of_the_reserve(path: str, new: Any, reason: str) -> None:
-    """The reserve's coins are distinct outputs that can exist, and of their value nothing becomes fee in the end."""
+    """The reserve's coins are distinct, possible outputs, and none of their value becomes fee."""
     expect_refusal(mutated(WITH_RESERVE, path, new), "policy-template", reason, WITH_RESERVE)
 
 
 def test_policy_template_leaves_an_output() -> None:
-    """All of a drained channel as fee would be a transaction without outputs; with change it is one with change."""
+    """A fee of all value of a drained channel would leave no output; with change there is one."""
     expect_refusal(
         mutated(mutated(REQUEST, "claims", (DRAINED,)), "fee_sat", 1_000_000), "policy-template", "no output"
     )
@@ -245,7 +245,7 @@ def test_policy_template_leaves_an_output() -> None:
 
 
 def test_policy_template_of_the_funding_script() -> None:
-    """An output that was shown to hold another script is not the channel's, whatever the claim says."""
+    """An output that was shown with another script is not the channel's, even if the claim says so."""
     ledger = MemoryLedger()
     handler = make_handler(KEYS, REQUEST, ledger=ledger)
     for script in (p2sh_script(b"\x51"), key_script(SERVER_KEY)):
@@ -259,7 +259,7 @@ def test_policy_template_of_the_funding_script() -> None:
 
 
 def test_protocol_funding() -> None:
-    """What was not shown is not spent: claims, and coins, each by itself; once it was shown, it is."""
+    """Each claim and coin is spent only after it was shown."""
     fundings = make_fundings(WITH_RESERVE)
     for missing in range(len(fundings)):
         handler = make_handler(KEYS)
@@ -277,7 +277,7 @@ def test_protocol_funding() -> None:
 
 @pytest.mark.parametrize(("path", "new", "reason"), FEE)
 def test_policy_fee(path: str, new: Any, reason: str) -> None:
-    """The fee is within share and cap, and no value can be made smaller than it is, which would burn the difference."""
+    """The fee is within share and cap, and no value may be understated, which would burn the difference."""
     expect_refusal(mutated(REQUEST, path, new), "policy-fee", reason)
 
 
@@ -296,7 +296,7 @@ def test_policy_fee_with_a_reserve(path: str, new: Any, reason: str) -> None:
     ],
 )
 def test_policy_fee_has_a_share_and_a_cap(limits: Limits, most_sat: int) -> None:
-    """The lower of share and cap is the limit: up to it a fee is signed, a satoshi more is not."""
+    """The lower of share and cap is the limit: a fee up to it is signed, a satoshi more is not."""
     handler = make_handler(KEYS, REQUEST, limits=limits)
 
     assert isinstance(handler(mutated(REQUEST, "fee_sat", most_sat)), SettlementReply)
@@ -306,8 +306,8 @@ def test_policy_fee_has_a_share_and_a_cap(limits: Limits, most_sat: int) -> None
     assert (refused.tag, refused.need_sat) == named
 
 
-def test_policy_fee_always_allows_what_is_relayed() -> None:
-    """A small channel may pay a satoshi for each byte, and what beside it would be dust, although that is most of it."""
+def test_policy_fee_always_allows_a_relayed_fee() -> None:
+    """A small channel may pay a satoshi per byte, plus an output's dust, although that is most of its value."""
     small = mutated(REQUEST, "claims", (make_claim(SERVER_KEY, change_sat=999_000),))
 
     assert isinstance(make_handler(KEYS, small)(mutated(small, "fee_sat", 1_000)), SettlementReply)
@@ -315,7 +315,7 @@ def test_policy_fee_always_allows_what_is_relayed() -> None:
 
 @pytest.mark.parametrize("change_sat", [400_001, 999_999])
 def test_policy_watermark(change_sat: int) -> None:
-    """An older payment of the client's, which leaves it more, is not signed any more, at whatever fee."""
+    """An older payment of the client, which leaves it more, is no longer signed, at any fee."""
     older = mutated(REQUEST, "claims.0", make_claim(SERVER_KEY, change_sat=change_sat))
     ledger = MemoryLedger()
     handler = make_handler(KEYS, REQUEST, ledger=ledger)
@@ -338,7 +338,7 @@ RATE = [
 
 @pytest.mark.parametrize(("limits", "seconds", "reason"), RATE)
 def test_policy_rate(limits: Limits, seconds: int, reason: str) -> None:
-    """Beyond a sum an hour or a day nothing new is signed until that time is over; the same again is."""
+    """Beyond a sum per hour or day nothing new is signed until that time is over; a repetition is."""
     now = [EXPIRY - 1_000_000]
     other = mutated(REQUEST, "claims", (make_claim(SERVER_KEY, change_sat=999_999, number=5),))
     other = mutated(other, "fee_sat", 1)
@@ -359,8 +359,8 @@ def test_policy_rate(limits: Limits, seconds: int, reason: str) -> None:
 
 @pytest.mark.parametrize("ahead", [2 * 3_600, 365 * 86_400])
 @pytest.mark.parametrize("limits", [limits for limits, _, _ in RATE])
-def test_fault_16_what_was_signed_by_a_clock_that_was_ahead_is_forgotten(limits: Limits, ahead: int) -> None:
-    """A clock that was hours or a year ahead uses up no limit once it is right; one set back by minutes does."""
+def test_fault_16_sums_of_a_clock_that_was_ahead_do_not_count(limits: Limits, ahead: int) -> None:
+    """Sums of a clock that was hours or a year ahead use no limit once it is right; of one set back by minutes they do."""
     now = [EXPIRY - 1_000_000]
     other = mutated(REQUEST, "claims", (make_claim(SERVER_KEY, change_sat=999_999, number=5),))
     other = mutated(other, "fee_sat", 1)
@@ -382,7 +382,7 @@ def test_policy_rate_of_one_settlement() -> None:
 
 
 def test_policy_rate_of_requests() -> None:
-    """Keys are given out at a rate, over ten seconds; those beyond it are counted in the log."""
+    """Keys have a rate limit, over ten seconds; requests above it are counted in the log."""
     now = [1_000.0]
     ledger = MemoryLedger()
     handler = make_handler(KEYS, ledger=ledger, limits=Limits(keys_per_second=2), clock=lambda: now[0])
@@ -401,7 +401,7 @@ def test_policy_rate_of_requests() -> None:
 
 
 def test_policy_rate_of_outputs_shown() -> None:
-    """Only so many funding outputs are remembered; what was shown already costs nothing."""
+    """Only a limited number of funding outputs is recorded; one that was shown before uses none of it."""
     ledger = MemoryLedger()
     handler = make_handler(KEYS, REQUEST, ledger=ledger, limits=Limits(max_fundings=3))
     first, second, *_ = make_fundings(make_request(KEYS, drained=3))[2:]
@@ -415,8 +415,8 @@ def test_policy_rate_of_outputs_shown() -> None:
     assert ledger.shown == 3
 
 
-def test_fault_16_a_heartbeat_of_a_clock_that_was_ahead_is_no_sign_of_life() -> None:
-    """Else one sign of life, given while the clock was a year ahead, would last for a year."""
+def test_fault_16_a_heartbeat_of_a_clock_that_was_ahead_does_not_count() -> None:
+    """Otherwise one heartbeat, sent while the clock was a year ahead, would last for a year."""
     now = EXPIRY - 1_000_000
     limits = Limits(heartbeat_seconds=7_200, value_without_heartbeat_sat=2_000)
     handler = make_handler(
@@ -430,7 +430,7 @@ def test_fault_16_a_heartbeat_of_a_clock_that_was_ahead_is_no_sign_of_life() -> 
 
 
 def test_policy_heartbeat() -> None:
-    """Without a sign of life of the operator's only a small sum is signed; with a fresh one all is, and it counts anew."""
+    """Without a fresh heartbeat only a small sum is signed; a fresh one removes the limit and resets the sum."""
     now, beat = [EXPIRY - 1_000_000], [EXPIRY - 1_000_000]
     small = [mutated(REQUEST, "claims", (make_claim(SERVER_KEY, change_sat=999_000, number=n),)) for n in range(4, 9)]
     small = [mutated(request, "fee_sat", 300) for request in small]
@@ -470,7 +470,7 @@ TRIALS = [
 
 @pytest.mark.parametrize(("tag", "path", "new", "limits"), TRIALS)
 def test_policies_on_trial_sign_and_log(tag: str, path: str, new: Any, limits: Limits) -> None:
-    """A policy on trial refuses nothing and logs what it would have refused; all others refuse as ever."""
+    """A policy on trial refuses nothing and logs what it would refuse; all others still refuse."""
     ledger = MemoryLedger()
     limits = mutated(limits, "trial", frozenset((tag,)))
     handler = make_handler(KEYS, REQUEST, ledger=ledger, limits=limits)
@@ -485,8 +485,8 @@ def test_policies_on_trial_sign_and_log(tag: str, path: str, new: Any, limits: L
 
 
 @pytest.mark.parametrize("tag", ["policy-watermark", "policy-replacement"])
-def test_memory_is_not_loosened_by_a_trial(tag: str) -> None:
-    """What was signed on trial does not lower the watermark, nor the rate: after the trial all is as strict as before."""
+def test_a_trial_does_not_lower_the_recorded_limits(tag: str) -> None:
+    """A signature on trial lowers neither the watermark nor the rate: after the trial the limits are the same."""
     ledger = MemoryLedger()
     older = mutated(REQUEST, "claims.0", make_claim(SERVER_KEY, change_sat=500_000))
     trial = make_handler(KEYS, REQUEST, ledger=ledger, limits=Limits(trial=frozenset((tag,))))
@@ -524,7 +524,7 @@ def test_every_policy_has_its_code_documentation_and_test() -> None:
 
 @pytest.mark.parametrize(("seconds", "most_sat"), [(6 * 3600 + 1, 100_000), (6 * 3600, 120_000), (-3600, 120_000)])
 def test_fault_09_near_expiry_the_rate_alone_bounds_the_fee(seconds: int, most_sat: int) -> None:
-    """Half of 200,000 sat received, until six hours before the expiry by the signer's clock; then 200 sat/vB, no more."""
+    """Half of 200,000 sat received, until six hours before the expiry by the signer's clock; then only 200 sat/vB."""
     request = mutated(make_request(KEYS, drained=0), "claims", (make_claim(server_key(KEYS), change_sat=800_000),))
     size = request_size(request)
     limits = Limits(max_fee_percent=50, max_fee_sat_per_vb=120_000 // size)

@@ -1,4 +1,4 @@
-"""policy-replacement: what was signed before is signed again, or gives way to a settlement that pays a higher rate."""
+"""policy-replacement: a settlement is signed again, or replaced by one with a higher fee rate."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SHOWN = [
 
 
 class Signer:
-    """A handler, its ledger, and what both say."""
+    """A handler and its ledger."""
 
     def __init__(self, *requests: SettlementRequest) -> None:
         self.ledger = MemoryLedger()
@@ -65,7 +65,7 @@ class Signer:
         return reply
 
     def refuses(self, request: SettlementRequest) -> Refusal:
-        """It is policy-replacement that refuses, and nothing is remembered of it."""
+        """Check that policy-replacement refuses the request, and that no entry changes."""
         before = self.ledger.remembered
         reply = self.handler(request)
         assert isinstance(reply, Refusal)
@@ -75,14 +75,14 @@ class Signer:
 
 
 def claim_to(script: bytes, change_sat: int = 400_000) -> Claim:
-    """Claim 0 of the request, but for its change script, for which the client has signed too."""
+    """Claim 0 of the request with another change script, which the client has signed as well."""
     claim = REQUEST.claims[0]
     payment = sign_payment(CLIENT, claim.terms, claim.outpoint, script, Sat(change_sat))
     return mutated(mutated(claim, "change_script", script), "payment", payment)
 
 
 def test_the_same_request_is_signed_again() -> None:
-    """However often and under whatever id it comes, the same request gets the same bytes, and only that is logged."""
+    """A repeated request, under any id, gets the same bytes, and only the log gets a new line."""
     signer = Signer()
     first = signer.signs(REQUEST)
     remembered = signer.ledger.remembered
@@ -94,7 +94,7 @@ def test_the_same_request_is_signed_again() -> None:
 
 
 def test_a_dearer_settlement_is_signed_and_remembered() -> None:
-    """One satoshi more is a higher rate; from then on the earlier request is refused like any cheaper one."""
+    """A fee higher by one satoshi is a higher rate; then the earlier request is refused like any cheaper one."""
     signer = Signer(REQUEST, DEARER)
 
     assert signer.ledger.entries == entries_of(DEARER)
@@ -120,14 +120,14 @@ def test_policy_replacement(path: str, new: Any, reason: str, need: int | None) 
     assert reason in refusal.reason
     least = 5_000 * request_size(changed) // SIZE + 1
     assert refusal.need_sat == (least if need is None else need)
-    if need is None:  # else it is the request that was signed
+    if need is None:  # otherwise it is the signed request
         signer.refuses(mutated(changed, "fee_sat", refusal.need_sat - 1))
     signer.signs(mutated(changed, "fee_sat", refusal.need_sat))
 
 
 @pytest.mark.parametrize("claim", [claim_to(OTHER_SCRIPT), claim_to(OTHER_SCRIPT, 399_999)])
 def test_fault_04_another_script_that_the_client_signed_for_is_no_harm(claim: Claim) -> None:
-    """The same change or less at another script is signed for, at a higher rate; more change is not, at any script."""
+    """The same or less change at another script is signed, at a higher rate; more change is not, at any script."""
     signer = Signer(REQUEST)
     need = signer.refuses(mutated(mutated(REQUEST, "fee_sat", 4_900), "claims.0", claim)).need_sat
     elsewhere = mutated(mutated(REQUEST, "claims.0", claim), "fee_sat", need)
@@ -147,7 +147,7 @@ def test_less_change_may_follow(change_sat: int) -> None:
 
 
 def test_coins_of_the_reserve_count_by_their_size() -> None:
-    """A settlement that coins help to pay for has to pay for their inputs too."""
+    """A settlement with coins of the reserve also pays for their inputs."""
     with_reserve = make_reserve_request(KEYS)
     signer = Signer(REQUEST)
     need = signer.refuses(mutated(with_reserve, "fee_sat", 5_001)).need_sat
@@ -158,8 +158,8 @@ def test_coins_of_the_reserve_count_by_their_size() -> None:
 
 
 @pytest.mark.parametrize("old", [REQUEST, mutated(make_reserve_request(KEYS, coins=1), "fee_sat", 5_000)])
-def test_fault_05_what_leaves_out_an_input_need_not_pay_the_rate_of_all(old: SettlementRequest) -> None:
-    """One of a batch, or without the coin: the earlier one may be dead. Its share, by value or by size, is enough."""
+def test_fault_05_a_settlement_without_all_inputs_need_not_pay_the_rate_of_all(old: SettlementRequest) -> None:
+    """Without all inputs of an earlier settlement, which may be dead, its share by value or by size is enough."""
     signer = Signer(old)
     claims = REQUEST.claims[:1] if old is REQUEST else REQUEST.claims
     left = mutated(mutated(REQUEST, "claims", claims), "fee_sat", 0)
@@ -172,7 +172,7 @@ def test_fault_05_what_leaves_out_an_input_need_not_pay_the_rate_of_all(old: Set
 
 
 def test_fault_05_a_small_member_of_a_dead_batch_is_settled_alone() -> None:
-    """2,000 sat received beside 1,000,000: whatever the batch paid within its share, the small one can go on alone."""
+    """2,000 sat received beside 1,000,000: for any fee of the batch within its share, the small one can be settled alone."""
     small, large = make_claim(SERVER_KEY, change_sat=998_000), make_claim(SERVER_KEY, change_sat=0, number=1)
     together = mutated(mutated(REQUEST, "claims", (small, large)), "fee_sat", 100_000)
     signer = Signer(together)
@@ -183,7 +183,7 @@ def test_fault_05_a_small_member_of_a_dead_batch_is_settled_alone() -> None:
 
 
 def test_fault_05_a_large_member_of_a_dead_batch_is_settled_alone_within_the_cap() -> None:
-    """Most of the value, and 20 small ones beside it: its share of the fee by value would be more than the rate's cap."""
+    """Most of the value, beside 20 small claims: its share of the fee by value would be above the rate's cap."""
     large = make_claim(SERVER_KEY, change_sat=0)
     small = [make_claim(SERVER_KEY, change_sat=0, number=number) for number in range(1, 21)]
     small = [mutated(claim, "funding_sat", 20_000) for claim in small]
@@ -203,8 +203,8 @@ def test_fault_05_a_large_member_of_a_dead_batch_is_settled_alone_within_the_cap
     assert isinstance(handler(mutated(alone, "fee_sat", refused.need_sat)), SettlementReply)
 
 
-def test_channels_of_a_batch_are_remembered_one_by_one() -> None:
-    """One of a batch may be settled alone; then the batch as a whole must beat that, and what it paid itself."""
+def test_channels_of_a_batch_have_separate_entries() -> None:
+    """One of a batch may be settled alone; then the whole batch must outbid that settlement and its own earlier one."""
     alone = mutated(mutated(REQUEST, "claims", REQUEST.claims[1:]), "fee_sat", 4_000)
     signer = Signer(REQUEST, alone)
     need = signer.refuses(REQUEST).need_sat
@@ -215,19 +215,19 @@ def test_channels_of_a_batch_are_remembered_one_by_one() -> None:
     assert signer.ledger.entries == entries_of(batch)
 
 
-def test_need_is_told_only_if_some_fee_would_do() -> None:
-    """When no fee out of what was received is a higher rate, the least fee is 0: there is none."""
+def test_need_is_zero_if_no_fee_would_pass() -> None:
+    """If no fee up to the value received is a higher rate, the least fee is 0."""
     small = mutated(REQUEST, "claims", (make_claim(SERVER_KEY, change_sat=999_000),))
     signer = Signer(mutated(small, "fee_sat", 1_000))
 
     refusal = signer.refuses(mutated(small, "fee_sat", 990))
 
     assert refusal.need_sat == 0
-    assert "need more than was received" in refusal.reason
+    assert "need more than the channels received" in refusal.reason
 
 
 def test_need_may_be_all_that_was_received() -> None:
-    """Where a fee that leaves an output would be too little, one without that output may do, which makes it smaller."""
+    """If a fee that leaves an output is too low, one without that output may pass, because it is smaller."""
     small = mutated(REQUEST, "claims", (make_claim(SERVER_KEY, change_sat=999_000),))
     size = request_size(mutated(small, "fee_sat", 999))
     earlier = {small.claims[0].outpoint: Signed(bytes(32), Sat(999), size - 5, Sat(999_000), CHANGE_SCRIPT)}
@@ -245,7 +245,7 @@ def test_need_may_be_all_that_was_received() -> None:
     fee=st.integers(0, 10**12), size=st.integers(1, 100_000), new_size=st.integers(1, 100_000), more=st.integers(0, 9)
 )
 def test_least_fee_is_exact(fee: int, size: int, new_size: int, more: int) -> None:
-    """The least fee above a rate is above it, to the exact fraction, and a satoshi less is not."""
+    """The least fee above a rate is above it, as an exact fraction, and a satoshi less is not."""
     signed = Signed(bytes(32), Sat(fee), size, Sat(0), b"")
     least = signed.least_fee_above(new_size)
 
@@ -254,7 +254,7 @@ def test_least_fee_is_exact(fee: int, size: int, new_size: int, more: int) -> No
 
 
 class SlowLedger(MemoryLedger):
-    """Takes its time between reading and writing, and keeps what was written in order."""
+    """Waits between reading and writing, and keeps the order of writes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -270,8 +270,8 @@ class SlowLedger(MemoryLedger):
         return super().put(entry)
 
 
-def test_requests_at_once_are_judged_one_after_the_other() -> None:
-    """Of requests for one outpoint that come at the same time, none is judged by what was there before another."""
+def test_concurrent_requests_are_judged_in_turn() -> None:
+    """Concurrent requests for one outpoint are each judged with the result of the one before."""
     ledger = SlowLedger()
     handler = make_handler(KEYS, REQUEST, ledger=ledger)
     rivals = [mutated(REQUEST, "fee_sat", 5_000 - number) for number in range(8)]
@@ -284,8 +284,8 @@ def test_requests_at_once_are_judged_one_after_the_other() -> None:
     assert all(isinstance(reply, SettlementReply | Refusal) for reply in replies)
 
 
-def test_digest_stays_what_it_is() -> None:
-    """A request has the same digest in every release: a signer that was updated still knows what it signed."""
+def test_digest_never_changes() -> None:
+    """A request has the same digest in every release: a signer that was updated still knows its signatures."""
     payment = Payment(Sat(1), bytes(8), 0x83)
     claim = Claim(ChannelTerms(bytes(33), bytes(33), UnixTime(7)), OutPoint(bytes(32), 1), Sat(2), b"\x03", payment)
     reserve = Reserve(bytes(33), (Coin(OutPoint(bytes(32), 8), Sat(9)),))
@@ -304,9 +304,9 @@ def digest_hex(request: SettlementRequest) -> str:
 FROZEN_DIGEST = "001feb11f3a77020df4edc3322d5a8412e606e3f58df79fbd9c0664f7214ac3c"
 
 
-@pytest.mark.parametrize("shown", [False, True], ids=["nothing known of it", "payment shown"])
-def test_fault_08_what_payments_depend_on_is_not_replaced(shown: bool) -> None:
-    """A withdrawal whose change output is a channel that paid since is signed again as it was, and for no other fee."""
+@pytest.mark.parametrize("shown", [False, True], ids=["no payment known", "payment shown"])
+def test_fault_08_a_settlement_with_dependent_payments_is_not_replaced(shown: bool) -> None:
+    """A withdrawal whose change output funds a channel with payments is signed again, but for no other fee."""
     terms = REQUEST.claims[0].terms
     drained = REQUEST.claims[0]
     payment = sign_payment(CLIENT, terms, drained.outpoint, terms.funding_script, Sat(400_000))
@@ -317,7 +317,7 @@ def test_fault_08_what_payments_depend_on_is_not_replaced(shown: bool) -> None:
         moved = OutPoint(signer.signs(withdrawal).settlement.txid, 0)
         newest = mutated(make_claim(SERVER_KEY, change_sat=200_000, at=moved), "funding_sat", 400_000)
         signer.ledger.payments[moved] = newest
-        assert "push that by a child" in signer.refuses(mutated(withdrawal, "fee_sat", 9_000)).reason
+        assert "use a child to pay more" in signer.refuses(mutated(withdrawal, "fee_sat", 9_000)).reason
         assert signer.signs(withdrawal)
     else:
         assert signer.signs(mutated(withdrawal, "fee_sat", 9_000))

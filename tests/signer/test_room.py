@@ -1,4 +1,4 @@
-"""What strangers cause leaves nothing on the signer's disk, its log does not grow into one file, and settling has a reserve."""
+"""Disk space: strangers use none of it, the log is rotated, and settlements have a reserve."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def key_request(number: int, *, settling: bool = False) -> KeyRequest:
     return KeyRequest(1 + number, CLIENT_KEY, UnixTime(EXPIRY + number), settling)
 
 
-# --- what strangers cause ---------------------------------------------------------------------------------------------
+# --- requests of strangers --------------------------------------------------------------------------------------------
 
 
 def test_fault_62_asking_for_keys_leaves_nothing_on_the_disk(tmp_path: Path) -> None:
-    """However many channels are asked about, ledger and log get no byte; a count comes with the next decision."""
+    """For any number of key requests, ledger and log get no byte; a count comes with the next decision."""
     ledger = MemoryLedger()
     handler = make_handler(KEYS, REQUEST, ledger=ledger)
     before = list(ledger.decisions)
@@ -74,7 +74,7 @@ def test_fault_62_asking_for_keys_leaves_nothing_on_the_disk(tmp_path: Path) -> 
 
 
 def test_fault_62_the_count_is_written_at_the_end(tmp_path: Path) -> None:
-    """A signer that is stopped has written what it counted, and the log is one chain with it."""
+    """A stopped signer has written its counts, and the log is one chain with them."""
     with SignerProcess(tmp_path) as running:
         audit = tmp_path / "signer.audit"
         assert ask(running.socket, Health(1)) == HEALTHY
@@ -89,7 +89,7 @@ def test_fault_62_the_count_is_written_at_the_end(tmp_path: Path) -> None:
 
 
 def test_fault_62_a_flood_of_refusals_and_repeats_is_counted() -> None:
-    """What is refused, or was signed before, has lines while it comes slowly; of a flood the log gets a count."""
+    """Refusals and repeated signatures have lines at a low rate; of a flood the log gets a count."""
     ledger, now = MemoryLedger(), [1_000.0]
     handler = make_handler(KEYS, REQUEST, ledger=ledger, limits=Limits(requests_per_second=1_000), clock=lambda: now[0])
     assert isinstance(handler(REQUEST), SettlementReply)
@@ -109,7 +109,7 @@ def test_fault_62_a_flood_of_refusals_and_repeats_is_counted() -> None:
 
 
 def test_fault_62_every_new_signature_has_a_line_in_any_flood() -> None:
-    """A server that was taken over can't hide a settlement behind what is counted."""
+    """A hostile server can't hide a settlement among counted requests."""
     ledger = MemoryLedger()
     handler = make_handler(KEYS, REQUEST, ledger=ledger, limits=Limits(), clock=lambda: 1_000.0)
     for _ in range(500):
@@ -139,8 +139,8 @@ def chain(directory: Path) -> list[Entry]:
     return found
 
 
-def test_fault_62_the_log_goes_on_in_a_new_file_while_the_signer_runs(tmp_path: Path) -> None:
-    """No file is much larger than was set; all together are one chain, also over a restart, for every command."""
+def test_fault_62_the_log_continues_in_a_new_file_while_the_signer_runs(tmp_path: Path) -> None:
+    """No file is much larger than the setting; all together are one chain, also over a restart, for every command."""
     for _ in range(2):
         with closing(rotating(tmp_path)) as ledger:
             for _ in range(60):
@@ -169,7 +169,7 @@ def test_fault_62_the_log_goes_on_in_a_new_file_while_the_signer_runs(tmp_path: 
 def test_fault_62_a_rotation_that_is_cut_off_breaks_nothing(
     tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the process dies before, between or after its steps, the next start goes on with one chain."""
+    """If the process dies before, between or after the steps, the next start continues with one chain."""
     with closing(rotating(tmp_path)) as ledger:
         for _ in range(5):
             ledger.put(Put([LINE])).result()
@@ -190,7 +190,7 @@ def test_fault_62_a_rotation_that_is_cut_off_breaks_nothing(
 def test_fault_62_a_file_that_can_not_be_put_aside_stays_in_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a file system without hard links, say, the log stays one file, and nothing ends."""
+    """On a file system without hard links, for instance, the log stays one file, and the signer runs on."""
 
     def refuse(*_: object) -> None:
         raise OSError(1, "Operation not permitted")
@@ -208,14 +208,14 @@ def test_fault_62_a_file_that_can_not_be_put_aside_stays_in_use(
 
 
 class Short:
-    """A disk without room."""
+    """A disk without space."""
 
     shortage = "too little"
     free_bytes = 7
 
 
-def test_fault_62_below_the_reserve_only_what_settles_is_answered() -> None:
-    """New channels are refused with a tag of its own, and health says so; what settles is signed, and leaves lines."""
+def test_fault_62_below_the_reserve_only_settling_requests_are_answered() -> None:
+    """New channels are refused with their own tag, and health reports it; settlements are signed and logged."""
     disk, ledger = Short(), MemoryLedger()
     handler = make_handler(KEYS, REQUEST, ledger=ledger, disk=disk)
     newest = NewestRequest(5, REQUEST.claims)
@@ -237,7 +237,7 @@ def test_fault_62_below_the_reserve_only_what_settles_is_answered() -> None:
 
 
 def test_fault_62_a_signer_recovers_from_a_full_disk_by_itself(tmp_path: Path) -> None:
-    """Others fill the file system up to the reserve: settlements go on, and keys do as soon as there is room."""
+    """Other programs fill the file system up to the reserve: settlements continue, and keys do after space is free."""
     with small_file_system(tmp_path / "small", mib=12) as small:
         signer = SignerProcess(small, REGTEST + "[disk]\nreserve_mb = 4\n")
         signer.log = tmp_path / "log"
@@ -290,7 +290,7 @@ def test_fault_62_without_a_free_byte_the_signer_goes_on_and_starts_again(tmp_pa
 
 
 def until(signer: SignerProcess, kind: type[_R]) -> _R:
-    """Ask for a key until the answer is of this kind."""
+    """Request a key until the reply is of this kind."""
     for number in range(10_000):
         reply = ask(signer.socket, key_request(number))
         if isinstance(reply, kind):
@@ -299,12 +299,12 @@ def until(signer: SignerProcess, kind: type[_R]) -> _R:
 
 
 def test_fault_62_inodes_count_as_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system that has bytes but can make no more files is short as well; one that can't be looked at, too."""
+    """A file system without inodes is short of space as well; so is one that can't be measured."""
     real = os.statvfs(tmp_path)
     assert Disk(tmp_path, 0).shortage == ""
     assert "bytes are free" in Disk(tmp_path, 1 << 62).shortage
-    assert "can't be looked at" in Disk(tmp_path / "none", 0).shortage
+    assert "can't be measured" in Disk(tmp_path / "none", 0).shortage
 
     few = os.statvfs_result((*real[:6], 3, 3, *real[8:10]))
     monkeypatch.setattr(os, "statvfs", lambda _: few)
-    assert "3 files can be made" in Disk(tmp_path, 0).shortage
+    assert "3 more files can be created" in Disk(tmp_path, 0).shortage

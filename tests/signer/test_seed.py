@@ -1,4 +1,4 @@
-"""The seed file: what is refused, that every damage is found, and that no change of it leaves less than usable keys."""
+"""The seed file: refusals, detection of all damage, and changes that always leave usable keys."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ def secret(text: bytes = WORD) -> Secret:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A file of two generations."""
+    """A file with two generations."""
     path = tmp_path / "signer.seed"
     create_seeds(path, [NEW, OLD], secret(), CHEAP)
     return path
 
 
-# --- sealing ----------------------------------------------------------------------------------------------------------
+# --- encryption -------------------------------------------------------------------------------------------------------
 
 
-def test_sealed_content_comes_back_and_never_looks_the_same() -> None:
-    """What is sealed comes back with the passphrase; the bytes differ each time, and hold neither of both."""
+def test_encrypted_content_is_decrypted_and_differs_each_time() -> None:
+    """Content is decrypted with the passphrase; the bytes differ each time, and contain neither content nor passphrase."""
     first, second = (seal(HEX.encode(), bytearray(WORD), CHEAP) for _ in range(2))
 
     assert unseal(first, bytearray(WORD)) == unseal(second, bytearray(WORD)) == HEX.encode()
@@ -73,7 +73,7 @@ def test_sealed_content_comes_back_and_never_looks_the_same() -> None:
 
 
 def test_every_changed_byte_is_found() -> None:
-    """Whichever bit of the file flips, and wherever it is cut or longer, it is damaged, and no content comes out."""
+    """If any bit of the file flips, or bytes are missing or added, it is reported as damaged, without content."""
     whole = seal(b"seed", bytearray(WORD), CHEAP)
     damaged = [
         whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :] for at in range(len(whole)) for bit in range(8)
@@ -88,13 +88,13 @@ def test_every_changed_byte_is_found() -> None:
 
 
 def changed(data: bytes, **values: Any) -> bytes:
-    """The file with other values and a right checksum, as somebody would write it who wants to be believed."""
+    """The file with other values and a right checksum, as a forger would write it."""
     file = msgspec.json.decode(data, type=sealed._File)
     file = msgspec.structs.replace(file, **values)
     return sealed._write(sealed._header(file), file.sealed)
 
 
-def test_header_is_sealed_along() -> None:
+def test_header_is_authenticated() -> None:
     """Another header with a right checksum opens nothing: neither values that change the key, nor any other."""
     whole = seal(b"seed", bytearray(WORD), CHEAP)
 
@@ -113,20 +113,20 @@ def test_header_is_sealed_along() -> None:
     ids=str,
 )  # fmt: skip
 def test_header_that_asks_for_too_much_is_refused(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parameters that would eat memory or time, or that mean something else, are refused before any key is made."""
+    """Parameters that would take too much memory or time, or have another meaning, are refused before a key is derived."""
     monkeypatch.setattr(sealed, "_derive", lambda *_arguments: pytest.fail("a key was made"))
     with pytest.raises(Damaged, match="no release has written"):
         unseal(changed(FROZEN.encode(), **values), bytearray(WORD))
 
 
-def test_file_of_a_newer_release_is_said() -> None:
-    """A version that this release does not know is no damage: a newer release reads it."""
-    with pytest.raises(Damaged, match="of version 2, written by a newer release"):
+def test_file_of_a_newer_release_is_reported() -> None:
+    """An unknown version is not reported as damage: a newer release reads it."""
+    with pytest.raises(Damaged, match="it has version 2 of a newer release"):
         unseal(changed(FROZEN.encode(), version=2), bytearray(WORD))
 
 
 def test_chosen_cost_is_high_and_within_the_bound() -> None:
-    """What guards a passphrase that a person chose takes 128 MiB, and may be read again."""
+    """The cost for a chosen passphrase is 128 MiB, which the bound allows."""
     assert 128 * sealed.CHOSEN.n * sealed.CHOSEN.r == 128 * 2**20 <= sealed.MAX_COST_BYTES
     assert unseal(seal(b"seed", bytearray(WORD), sealed.CHOSEN), bytearray(WORD)) == b"seed"
 
@@ -144,34 +144,34 @@ def test_frozen_file_is_read_for_ever(tmp_path: Path) -> None:
     assert read_seeds(path, secret()) == (NEW, OLD, RAW)
 
 
-# --- what is read -----------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o400])
 def test_private_file_is_read(file: Path, mode: int) -> None:
-    """A file that only its owner can use is read, all generations of it, the newest first."""
+    """A file that only its owner can use is read: all generations, the newest first."""
     file.chmod(mode)
     assert read_seeds(file, secret()) == (NEW, OLD)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601, 0o666, 0o700 | 0o010])
 def test_file_that_others_can_use_is_refused(file: Path, mode: int) -> None:
-    """Any right of group or others on the file is refused, and the mend is said."""
+    """Any right of group or others on the file is refused, with the remedy."""
     file.chmod(mode)
     with pytest.raises(SeedError, match=f"mode {mode:04o}.*chmod 600"):
         read_seeds(file, secret())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving a file away needs root")
-def test_file_of_somebody_else_is_refused(file: Path) -> None:
-    """A seed file that belongs to another user is refused, even when it can be read."""
+def test_file_of_another_user_is_refused(file: Path) -> None:
+    """A seed file that belongs to another user is refused, even if it can be read."""
     os.chown(file, 12345, -1)
     with pytest.raises(SeedError, match=r"belongs to uid 12345.*chown"):
         read_seeds(file, secret())
 
 
 def test_link_is_refused(file: Path, tmp_path: Path) -> None:
-    """A symbolic link is not followed: what it points to may change hands."""
+    """A symbolic link is not followed: its target may change hands."""
     link = tmp_path / "link"
     link.symlink_to(file)
     with pytest.raises(SeedError, match="can't be opened"):
@@ -187,13 +187,13 @@ def test_pipe_and_directory_are_refused(tmp_path: Path) -> None:
 
 
 def test_missing_file_says_what_to_do(tmp_path: Path) -> None:
-    """A missing seed names the ways on: the backup, or a new one."""
+    """The error for a missing seed names the remedies: the backup, or a new one."""
     with pytest.raises(SeedError, match=r"restore it from the backup.*recover.*or create a new one"):
         read_seeds(tmp_path / "none", secret())
 
 
-def test_wrong_passphrase_is_told_from_damage(file: Path) -> None:
-    """Another passphrase is said to be one, a damaged file to be damaged, with what to do."""
+def test_wrong_passphrase_and_damage_are_distinguished(file: Path) -> None:
+    """A wrong passphrase is reported as such, a damaged file as damaged, with the remedy."""
     with pytest.raises(SeedError, match=r"wrong passphrase$"):
         read_seeds(file, secret(b"another"))
     content = bytearray(file.read_bytes())
@@ -204,8 +204,8 @@ def test_wrong_passphrase_is_told_from_damage(file: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [HEX, HEX + "\n"])
-def test_plain_seed_is_refused_with_the_way_on(tmp_path: Path, text: str) -> None:
-    """A seed of an earlier release, in plain text, is not used, and the command that encrypts it is named."""
+def test_plain_seed_is_refused_with_the_remedy(tmp_path: Path, text: str) -> None:
+    """A plain seed of an earlier release is refused, with the name of the command that encrypts it."""
     path = tmp_path / "signer.seed"
     path.touch(0o600)
     path.write_text(text)
@@ -256,11 +256,11 @@ def test_raw_seeds_of_other_lengths() -> None:
             seed_of_hex(text, NOW)
 
 
-# --- what is written --------------------------------------------------------------------------------------------------
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def test_created_file_is_private_and_readable(tmp_path: Path) -> None:
-    """A new file has mode 0600 whatever the umask, makes its directory private, and two drawn seeds differ."""
+    """A new file has mode 0600 with any umask, makes its directory private, and two random seeds differ."""
     previous = os.umask(0)
     try:
         drawn = [draw_seed(NOW), draw_seed(NOW)]
@@ -277,7 +277,7 @@ def test_created_file_is_private_and_readable(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda path: path.symlink_to("/nowhere")])
 def test_existing_file_is_never_replaced(tmp_path: Path, make: Any) -> None:
-    """Whatever already has the name, a file, a directory or a dangling link, is left alone."""
+    """An existing file, directory or dangling link of the name is left alone."""
     path = tmp_path / "taken"
     make(path)
     before = path.lstat()
@@ -287,7 +287,7 @@ def test_existing_file_is_never_replaced(tmp_path: Path, make: Any) -> None:
 
 
 def test_plain_seed_is_encrypted_with_the_same_keys(tmp_path: Path) -> None:
-    """Encrypting replaces the plain file by one that holds the same seed, and can't be done twice."""
+    """Encrypting replaces the plain file by one with the same seed, and can't be done twice."""
     path = tmp_path / "signer.seed"
     path.touch(0o600)
     path.write_text(HEX + "\n")
@@ -303,7 +303,7 @@ def test_plain_seed_is_encrypted_with_the_same_keys(tmp_path: Path) -> None:
 
 
 def test_other_passphrase_opens_all_generations(file: Path) -> None:
-    """After a change of passphrase the new one opens everything, the old one nothing; the content is the same."""
+    """After a change of passphrase only the new one opens the file; the content is the same."""
     change_seeds(file, secret(), CHEAP, new_passphrase=secret(b"another passphrase"))
 
     assert read_seeds(file, secret(b"another passphrase")) == (NEW, OLD)
@@ -312,7 +312,7 @@ def test_other_passphrase_opens_all_generations(file: Path) -> None:
 
 
 def test_two_changes_at_once_lose_nothing(file: Path) -> None:
-    """While one command changes the file, a second one is refused instead of overwriting what the first wrote."""
+    """While one command changes the file, a second one is refused and does not overwrite the change."""
 
     def meanwhile(seeds: tuple[Seed, ...]) -> tuple[Seed, ...]:
         with pytest.raises(SeedError, match="another command is changing"):
@@ -325,7 +325,7 @@ def test_two_changes_at_once_lose_nothing(file: Path) -> None:
 
 
 def test_file_is_read_back_before_it_counts(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the disk or the cipher gives back something else than was written, the old file stays."""
+    """If the disk or the cipher returns other bytes than were written, the old file stays."""
     monkeypatch.setattr(privatefile, "read_private", lambda _path, _most: bytearray(b"something else"))
     with pytest.raises(SeedError, match="does not hold what was written to it"):
         change_seeds(file, secret(), CHEAP, lambda seeds: (RAW, *seeds))
@@ -342,11 +342,11 @@ STEPS = ("open", "fsync", "replace", "rename", "link", "unlink", "fchmod", "read
 
 
 class Killed(BaseException):
-    """The process ends here; nothing after it happens."""
+    """The process ends here."""
 
 
 def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the process end at its n-th call that reads or changes the disk."""
+    """End the process at its n-th call that reads or changes the disk."""
     numbers = count()
 
     def counted(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -362,7 +362,7 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def every_death(change: Callable[[], Any]) -> Iterator[bool]:
-    """Run a change again and again, each time ended one step later; tell whether it came to its end."""
+    """Run a change repeatedly, each time ended one step later; yield whether it was complete."""
     for step in count():
         with pytest.MonkeyPatch.context() as patch:
             killed_at(step, patch)
@@ -379,7 +379,7 @@ def every_death(change: Callable[[], Any]) -> Iterator[bool]:
 
 
 def test_rotation_that_is_cut_off_leaves_old_or_new(file: Path) -> None:
-    """Wherever a rotation ends, the file has either all old generations or the new one too, and the next one succeeds."""
+    """A rotation that ends at any step leaves all old generations, or also the new one; the next rotation succeeds."""
     before = (NEW, OLD)
     for ended in every_death(lambda: change_seeds(file, secret(), CHEAP, lambda seeds: (RAW, *seeds))):
         after = read_seeds(file, secret())
@@ -390,7 +390,7 @@ def test_rotation_that_is_cut_off_leaves_old_or_new(file: Path) -> None:
 
 
 def test_creation_that_is_cut_off_can_be_done_again(tmp_path: Path) -> None:
-    """Wherever creating ends, there is no file, which can be made then, or a whole one."""
+    """A creation that ends at any step leaves no file, or a whole one."""
     path = tmp_path / "state" / "signer.seed"
     for ended in every_death(lambda: create_seeds(path, [OLD], secret(), CHEAP)):
         if not path.exists():
@@ -401,7 +401,7 @@ def test_creation_that_is_cut_off_can_be_done_again(tmp_path: Path) -> None:
 
 
 def test_encryption_that_is_cut_off_leaves_plain_or_encrypted(tmp_path: Path) -> None:
-    """Wherever encrypting ends, the file holds the seed in plain text or encrypted, never neither."""
+    """An encryption that ends at any step leaves the seed in plain text or encrypted."""
     path = tmp_path / "signer.seed"
     path.touch(0o600)
     path.write_text(HEX)
@@ -423,7 +423,7 @@ def config(directory: Path, text: str = 'mode = "hardened"', rest: str = "") -> 
 @pytest.mark.parametrize("mode", ["hardened", "rbpcp-v2"])
 @pytest.mark.parametrize("grow", [hardened_keys, rbpcp_v2_keys])
 def test_channels_of_every_generation_and_mode_are_still_signed(tmp_path: Path, mode: str, grow: Any) -> None:
-    """Whatever key.mode is now, the key of a channel is found that was opened in either mode with any generation."""
+    """With any key.mode, the key of a channel of either mode and any generation is found."""
     ring = KeyRing(trees(config(tmp_path, f'mode = "{mode}"'), (NEW, OLD, RAW)))
 
     for generation in (NEW, OLD, RAW):
@@ -437,8 +437,8 @@ def test_channels_of_every_generation_and_mode_are_still_signed(tmp_path: Path, 
     assert ring.reserve().public_key == now.reserve_key().public_key
 
 
-def test_seed_is_drawn_only_where_the_configuration_says_so(tmp_path: Path) -> None:
-    """Without create_if_missing a missing seed is an error, and nothing is written."""
+def test_seed_is_created_only_if_the_configuration_says_so(tmp_path: Path) -> None:
+    """Without create_if_missing a missing seed is an error, and no file is written."""
     with pytest.raises((SeedError, NoSecret)):
         seed_sources(config(tmp_path), None, private(tmp_path / "p"))
     assert not (tmp_path / "signer.seed").exists()
@@ -450,8 +450,8 @@ def private(path: Path, text: bytes = WORD) -> Path:
     return path
 
 
-def test_drawn_seed_has_a_drawn_passphrase_beside_it(tmp_path: Path) -> None:
-    """Where a seed may be drawn and no passphrase is given, one is drawn too, and opens the file at the next start."""
+def test_created_seed_has_a_created_passphrase_beside_it(tmp_path: Path) -> None:
+    """If a seed is created without a passphrase, one is created too, and opens the file at the next start."""
     settings = config(tmp_path, 'mode = "hardened"\ncreate_if_missing = true')
     sources = passphrase_sources(settings)
 
@@ -463,8 +463,8 @@ def test_drawn_seed_has_a_drawn_passphrase_beside_it(tmp_path: Path) -> None:
     assert len((tmp_path / "signer.passphrase").read_text().strip()) == 64
 
 
-def test_drawn_seed_takes_a_passphrase_that_is_configured(tmp_path: Path) -> None:
-    """Where a passphrase is configured, it seals the drawn seed, and none is written."""
+def test_created_seed_uses_a_configured_passphrase(tmp_path: Path) -> None:
+    """A configured passphrase encrypts the created seed, and none is written."""
     text = f'mode = "hardened"\ncreate_if_missing = true\npassphrase_file = "{private(tmp_path / "p")}"'
     settings = config(tmp_path, text)
 

@@ -1,4 +1,4 @@
-"""The signer as a process over its real socket: who is answered, and that nobody can keep the others waiting."""
+"""The signer as a process over its real socket: which peers are served, and that no peer delays the others."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ HALF_FRAME = encode_frame(Health(1))[:-1]
 
 @pytest.fixture(scope="module")
 def signer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SignerProcess]:
-    """One process for all tests that leave it as they found it."""
+    """One process for all tests that leave its state unchanged."""
     with SignerProcess(tmp_path_factory.mktemp("signer")) as running:
         yield running
 
 
-# --- who is answered ------------------------------------------------------------------------------------------------
+# --- served peers ---------------------------------------------------------------------------------------------------
 
 
 def test_socket_is_the_owners_alone(signer: SignerProcess) -> None:
@@ -86,7 +86,7 @@ print(answer.hex())
 
 
 def ask_as_nobody(path: Path, message: bytes) -> bytes:
-    """All that the signer sends to a process of user and group 65534."""
+    """All bytes that the signer sends to a process of user and group 65534."""
     command = [sys.executable, "-c", SPEAK_AS_NOBODY, str(path), message.hex()]
     return bytes.fromhex(subprocess.run(command, capture_output=True, check=True, text=True, timeout=30).stdout)
 
@@ -106,7 +106,7 @@ def test_policy_peer() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
 def test_users_of_the_group_on_the_list_are_answered() -> None:
-    """With a group, the socket has mode 0660 and belongs to it, and a listed user of the group is answered."""
+    """With a group, the socket has mode 0660 and belongs to it, and a listed user of the group is served."""
     with tempfile.TemporaryDirectory() as name:
         allowed = f'[socket]\ngroup = "{grp.getgrgid(65534).gr_name}"\nallowed_uids = [65534, {os.geteuid()}]\n'
         with SignerProcess(Path(name), REGTEST + allowed) as running:
@@ -121,7 +121,7 @@ def test_users_of_the_group_on_the_list_are_answered() -> None:
 
 @pytest.mark.parametrize("piece_bytes", [1, 3, 7, 1_000])
 def test_requests_that_come_in_pieces_or_together_are_answered(signer: SignerProcess, piece_bytes: int) -> None:
-    """However a connection's bytes arrive, each request gets its answer, also what comes whole between two that do not."""
+    """If the bytes of a connection arrive in any pieces, each request gets its reply."""
     stream = b"".join(encode_frame(Health(number)) for number in range(8))
     with connect(signer.socket) as connection:
         for begin in range(0, len(stream), piece_bytes):
@@ -136,7 +136,7 @@ def test_requests_that_come_in_pieces_or_together_are_answered(signer: SignerPro
             assert getattr(receive(connection), "id", None) == number
 
 
-# --- what is no request ---------------------------------------------------------------------------------------------
+# --- invalid input --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_requests_that_come_in_pieces_or_together_are_answered(signer: SignerPro
     ],
 )  # fmt: skip
 def test_garbage_is_refused_and_ends_the_connection(signer: SignerProcess, garbage: bytes) -> None:
-    """What is no message of this version is told so with id 0, then the connection ends; others go on."""
+    """Input that is no message of this version gets a refusal with id 0 and ends the connection; others stay open."""
     with connect(signer.socket) as bad, connect(signer.socket) as good:
         bad.sendall(garbage)
         reply = receive(bad)
@@ -175,7 +175,7 @@ def test_garbage_is_refused_and_ends_the_connection(signer: SignerProcess, garba
 
 
 def test_requests_before_garbage_are_answered(signer: SignerProcess) -> None:
-    """Requests that came whole are answered under their ids, before the refusal of what followed."""
+    """Requests that came whole are answered under their ids, before the refusal of the bytes after them."""
     requests = [KeyRequest(number, CLIENT_KEY, EXPIRY) for number in range(1, 6)]
     with connect(signer.socket) as connection:
         connection.sendall(b"".join(map(encode_frame, requests)) + bytes(4))
@@ -185,8 +185,8 @@ def test_requests_before_garbage_are_answered(signer: SignerProcess) -> None:
     assert isinstance(replies[-1], Refusal)
 
 
-def test_broken_off_frames_harm_nobody(signer: SignerProcess) -> None:
-    """A peer that leaves in the middle of a frame, at any byte, leaves nothing behind."""
+def test_unfinished_frames_affect_no_other_peer(signer: SignerProcess) -> None:
+    """A peer that leaves in the middle of a frame, at any byte, affects no other."""
     frame = encode_frame(KeyRequest(1, CLIENT_KEY, EXPIRY))
     for size in range(len(frame)):
         with connect(signer.socket) as connection:
@@ -195,13 +195,13 @@ def test_broken_off_frames_harm_nobody(signer: SignerProcess) -> None:
     assert ask(signer.socket, Health(1)) == HEALTHY
 
 
-# --- nobody waits for another ---------------------------------------------------------------------------------------
+# --- no peer delays another -----------------------------------------------------------------------------------------
 
 HASTY = REGTEST + "[socket]\nrequest_seconds = 0.3\nidle_seconds = 0.3\nmax_connections = 8\n"
 
 
 def test_policy_deadline_of_half_a_frame(tmp_path: Path) -> None:
-    """Half a frame is refused when its time is over, and a connection without requests is closed without a word."""
+    """Half a frame is refused after the time limit, and an idle connection is closed without a message."""
     with SignerProcess(tmp_path, HASTY) as running, connect(running.socket) as half, connect(running.socket) as idle:
         half.sendall(HALF_FRAME)
         reply = receive(half)
@@ -213,7 +213,7 @@ def test_policy_deadline_of_half_a_frame(tmp_path: Path) -> None:
 
 
 def test_slow_peers_do_not_hold_up_others(signer: SignerProcess) -> None:
-    """While twenty peers send half a frame, an honest one is answered."""
+    """While twenty peers have sent half a frame, an honest one is answered."""
     with ExitStack() as slow:
         for _ in range(20):
             slow.enter_context(connect(signer.socket)).sendall(HALF_FRAME)
@@ -221,8 +221,8 @@ def test_slow_peers_do_not_hold_up_others(signer: SignerProcess) -> None:
         assert ask(signer.socket, Health(1)) == HEALTHY
 
 
-def test_peer_that_reads_no_answers_is_cut_off(tmp_path: Path) -> None:
-    """A peer that asks on and on without reading holds up nobody, and is cut off before all is worked on."""
+def test_peer_that_reads_no_replies_is_disconnected(tmp_path: Path) -> None:
+    """A peer that sends without end and reads nothing delays no other, and is disconnected before all is processed."""
     with SignerProcess(tmp_path, HASTY) as running, connect(running.socket) as greedy:
         greedy.setblocking(False)
         asked = greedy.send(encode_frame(Health(1)) * 20_000) // len(encode_frame(Health(1)))
@@ -230,7 +230,7 @@ def test_peer_that_reads_no_answers_is_cut_off(tmp_path: Path) -> None:
         assert ask(running.socket, Health(1)) == HEALTHY
         end = select.poll()
         end.register(greedy, 0)
-        assert end.poll(20_000)  # tells the end without reading
+        assert end.poll(20_000)  # reports the end without reading
         answered = 0
         while chunk := read_what_is_left(greedy):
             answered += len(chunk)
@@ -241,12 +241,12 @@ def test_peer_that_reads_no_answers_is_cut_off(tmp_path: Path) -> None:
 def read_what_is_left(connection: socket.socket) -> bytes:
     try:
         return connection.recv(1 << 20)
-    except ConnectionResetError:  # it was cut off with requests unread
+    except ConnectionResetError:  # it was disconnected with unread requests
         return b""
 
 
-def test_who_has_been_idle_for_the_longest_makes_room(tmp_path: Path) -> None:
-    """When all places are taken, a new connection gets that of whoever has asked nothing for the longest."""
+def test_the_connection_idle_longest_makes_room(tmp_path: Path) -> None:
+    """A new connection, when all slots are in use, replaces the one that has been idle longest."""
     with SignerProcess(tmp_path, REGTEST + "[socket]\nmax_connections = 2\n") as running, ExitStack() as connections:
         first, second = (connections.enter_context(asked(running.socket)) for _ in range(2))
         ask_again(first)
@@ -270,8 +270,8 @@ def ask_again(connection: socket.socket) -> None:
     assert receive(connection) == HEALTHY
 
 
-def test_half_a_frame_keeps_no_place(tmp_path: Path) -> None:
-    """Peers that hold all places by half frames make room like others, long before their time is over."""
+def test_half_a_frame_keeps_no_slot(tmp_path: Path) -> None:
+    """Peers that occupy all slots with half frames are closed for new connections, long before their time limit."""
     patient = REGTEST + "[socket]\nmax_connections = 4\nrequest_seconds = 600.0\n"
     with SignerProcess(tmp_path, patient) as running, ExitStack() as connections:
         for _ in range(8):
@@ -297,8 +297,8 @@ def test_signals_stop_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     assert ['event="signer stopped"' in line for line in lines] == [False] * (len(lines) - 1) + [True]
 
 
-def test_start_says_what_it_serves(signer: SignerProcess) -> None:
-    """One line at the start has network, key mode, socket, destination, and where to send coins for the reserve."""
+def test_start_logs_its_facts(signer: SignerProcess) -> None:
+    """One line at the start has network, key mode, socket, destination, and the address of the reserve."""
     line = next(line for line in signer.log.read_text().splitlines() if "signer started" in line)
 
     assert f'network=regtest key_mode=hardened socket={signer.socket} destination="derived per channel"' in line
@@ -307,7 +307,7 @@ def test_start_says_what_it_serves(signer: SignerProcess) -> None:
 
 
 def test_debug_is_loud(tmp_path: Path) -> None:
-    """With the debug key, the signer says at the start that anybody can take what it earns."""
+    """With the debug key, the signer warns at the start that its coins can be stolen."""
     with SignerProcess(tmp_path, DEBUG) as running:
         reply = ask(running.socket, KeyRequest(1, CLIENT_KEY, EXPIRY))
 
@@ -332,7 +332,7 @@ def test_socket_of_a_killed_signer_is_replaced(tmp_path: Path) -> None:
 
 
 def test_second_signer_is_refused(signer: SignerProcess, tmp_path: Path) -> None:
-    """A second signer on the same ledger, or on the same socket, ends with an error that says so; the first one goes on."""
+    """A second signer on the same ledger or socket ends with an error that says so; the first one continues."""
     other = SignerProcess(tmp_path, f'{REGTEST}[socket]\npath = "{signer.socket}"\n')
     for file, reason in (
         (signer.file, f"state_dir: {signer.directory}/signer.ledger is in use by another signer"),
@@ -382,7 +382,7 @@ LIVE_ADDRESS = "1BitcoinEaterAddressDontSendf59kuE"
     ],
 )
 def test_wrong_settings_end_the_start(tmp_path: Path, config: str, message: str) -> None:
-    """What can't be used ends the start with status 2 and one line of file, key and reason, not with a traceback."""
+    """Wrong settings end the start with status 2 and one line of file, key and reason, without a traceback."""
     running = SignerProcess(tmp_path, config)
     running.passphrase.write_text("correct horse battery staple")
     running.passphrase.chmod(0o600)
@@ -446,7 +446,7 @@ def test_signer_keeps_out_of_core_dumps() -> None:
 
 
 def test_signer_stands_on_the_protocol_core_alone() -> None:
-    """Importing the service loads no server code, no OpenSSL keys, and no part of the core that it can do without."""
+    """Importing the service loads no server code, no OpenSSL keys, and no unneeded part of the core."""
     code = "import sys, signer.service; print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     loaded = set(ended.stdout.split())

@@ -1,4 +1,4 @@
-"""What a server shows the signer, and what it asks for again: over the real socket of the real process."""
+"""Fundings that a server shows, and settlements that it requests again: over the real socket of the real process."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MOST = Sat(MAX_MONEY_SAT)
 
 
 class Shown:
-    """A chain's transactions, counted."""
+    """Transactions of a chain; counts the requests for them."""
 
     def __init__(self, *requests: SettlementRequest) -> None:
         raws = [funding.transaction for funding in make_fundings(*requests)]
@@ -73,7 +73,7 @@ async def sign_for(
 
 
 async def test_nothing_is_signed_that_was_not_shown(tmp_path: Path) -> None:
-    """A settlement is refused until each funding transaction was shown, and is signed then, also after a restart."""
+    """A settlement is refused until each funding transaction was shown; then it is signed, also after a restart."""
     with SignerProcess(tmp_path) as running:
         request = make_request(KeyRing([hardened_keys(running.master)]))
         fundings = make_fundings(request)
@@ -83,7 +83,7 @@ async def test_nothing_is_signed_that_was_not_shown(tmp_path: Path) -> None:
                     await sign(signer, request)
                 assert refused.value.tag == "protocol-funding"
                 await signer.show_funding(funding.transaction, funding.outputs)
-                await signer.show_funding(funding.transaction, funding.outputs)  # once is enough, twice no harm
+                await signer.show_funding(funding.transaction, funding.outputs)  # needed once, harmless twice
             settlement = await sign(signer, request)
             running.kill()
             running.start()
@@ -92,7 +92,7 @@ async def test_nothing_is_signed_that_was_not_shown(tmp_path: Path) -> None:
 
 
 async def test_transactions_are_shown_when_they_are_asked_for(tmp_path: Path) -> None:
-    """`sign_for_no_less` shows what the signer wants to see, coins of the reserve too, and signs then; the next time it shows nothing."""
+    """`sign_for_no_less` shows the missing transactions, of the reserve's coins too, and signs; the next time it shows none."""
     with SignerProcess(tmp_path) as running:
         request = make_reserve_request(KeyRing([hardened_keys(running.master)]))
         assert request.reserve
@@ -108,15 +108,15 @@ async def test_transactions_are_shown_when_they_are_asked_for(tmp_path: Path) ->
 
 
 async def test_without_transactions_it_stays_refused(tmp_path: Path) -> None:
-    """Who has nothing to show gets the signer's refusal."""
+    """A server that can't show the transactions gets the signer's refusal."""
     async with served(tmp_path, make_handler(KEYS)) as path, client(path) as signer:
         with pytest.raises(SignerRefused) as refused:
             await sign_for(signer, REQUEST, None)
         assert refused.value.tag == "protocol-funding"
 
 
-async def test_signer_that_is_never_content_ends_in_its_refusal(tmp_path: Path) -> None:
-    """A signer that asks for transactions again after it was shown them is asked no third time."""
+async def test_repeated_request_for_transactions_is_a_refusal(tmp_path: Path) -> None:
+    """If the signer requests transactions again after they were shown, there is no third try."""
     asked = []
 
     def handle(request: Request) -> Reply:
@@ -131,8 +131,8 @@ async def test_signer_that_is_never_content_ends_in_its_refusal(tmp_path: Path) 
     assert len(asked) == 2
 
 
-async def test_chain_without_the_transaction_is_said(tmp_path: Path) -> None:
-    """A chain that has not got the transaction, and one that has another, end the signing: nothing is signed."""
+async def test_chain_without_the_transaction_is_reported(tmp_path: Path) -> None:
+    """If the chain lacks the transaction, or returns another, nothing is signed."""
 
     async def fails(txid: bytes) -> bytes:
         msg = "no such transaction"
@@ -149,8 +149,8 @@ async def test_chain_without_the_transaction_is_said(tmp_path: Path) -> None:
         assert refused.value.tag == "protocol-funding"
 
 
-async def test_what_is_shown_must_be_a_transaction(tmp_path: Path) -> None:
-    """Garbage, and outputs that a transaction has not got, are refused with policy-template."""
+async def test_only_transactions_can_be_shown(tmp_path: Path) -> None:
+    """Garbage, and outputs that a transaction does not have, are refused with policy-template."""
     funding = make_fundings(REQUEST)[0]
     async with served(tmp_path, HANDLER) as path, client(path) as signer:
         for transaction, outputs in ((b"", (0,)), (b"\xff" * 50, (0,)), (funding.transaction, (9,))):
@@ -159,11 +159,11 @@ async def test_what_is_shown_must_be_a_transaction(tmp_path: Path) -> None:
             assert refused.value.tag == "policy-template"
 
 
-# --- again --------------------------------------------------------------------------------------------------------------
+# --- again -----------------------------------------------------------------------------------------------------------
 
 
 async def test_newest_settlement_is_signed_again(tmp_path: Path) -> None:
-    """For any outpoint of the newest settlement the signer hands out just that, also after a restart; for others nothing."""
+    """For any outpoint of the newest settlement the signer returns that settlement, also after a restart; for others none."""
     with SignerProcess(tmp_path) as running:
         keys = KeyRing([hardened_keys(running.master)])
         request = make_request(keys)
@@ -195,8 +195,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("lie", WRONG)
-async def test_what_is_no_settlement_of_the_outpoint_is_not_taken(tmp_path: Path, lie: str) -> None:
-    """What comes back must be what its request means, with its txid, and the request must claim the outpoint."""
+async def test_another_settlement_than_requested_is_refused(tmp_path: Path, lie: str) -> None:
+    """The reply must agree with its request and its txid, and the request must claim the outpoint."""
     settlement = WRONG.get(lie) or SIGNED
     asked = mutated(REQUEST, "fee_sat", REQUEST.fee_sat + 1) if lie == "of another request" else REQUEST
     outpoint = REQUEST.claims[0].outpoint if lie != "of another outpoint" else OutPoint(bytes(32), 1)
@@ -209,15 +209,15 @@ async def test_what_is_no_settlement_of_the_outpoint_is_not_taken(tmp_path: Path
         assert refused.value.tag == "protocol-reply"
 
 
-# --- what passes ----------------------------------------------------------------------------------------------------
+# --- temporary refusals ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "tag",
     ["policy-deadline", "policy-heartbeat", "policy-rate", "protocol-busy", "protocol-keys", "protocol-ledger"],
 )
-async def test_what_passes_is_absence(tmp_path: Path, tag: str) -> None:
-    """Refusals that say nothing against the request are absence: the same request is sent again later, and nothing else is tried."""
+async def test_temporary_refusals_are_absence(tmp_path: Path, tag: str) -> None:
+    """Temporary refusals count as absence: the same request is sent again later, and nothing else is tried."""
     async with (
         served(tmp_path, lambda request: Refusal(request.id, tag, "later")) as path,
         client(path) as signer,
@@ -228,7 +228,7 @@ async def test_what_passes_is_absence(tmp_path: Path, tag: str) -> None:
 
 
 async def test_limits_of_the_real_rules_are_absence(tmp_path: Path) -> None:
-    """What exceeds an hour's value, or comes without a heartbeat, waits instead of failing; the next hour signs it."""
+    """A settlement above the hour's value, or without a heartbeat, waits instead of failing."""
     now = 1_800_000_000.0
     limits = Limits(value_per_hour_sat=1, heartbeat_seconds=3600, value_without_heartbeat_sat=1)
     for changes, reason in (
@@ -241,11 +241,11 @@ async def test_limits_of_the_real_rules_are_absence(tmp_path: Path) -> None:
                 await sign(signer)
 
 
-# --- a signer that hangs, or has no room ------------------------------------------------------------------------------
+# --- a signer that hangs, or has no free slot -------------------------------------------------------------------------
 
 
-async def test_who_asks_a_hanging_signer_later_hears_at_once(tmp_path: Path) -> None:
-    """Once a call has ended at its deadline, later ones fail at once, until the signer has answered; then all is as before."""
+async def test_calls_after_a_timeout_fail_at_once(tmp_path: Path) -> None:
+    """After a call has timed out, later calls fail at once until the signer has answered."""
     with SignerProcess(tmp_path) as running:
         async with client(running.socket, 1.0) as signer:
             await signer.reserve_key()
@@ -258,7 +258,7 @@ async def test_who_asks_a_hanging_signer_later_hears_at_once(tmp_path: Path) -> 
             for _ in range(1000):
                 with pytest.raises(SignerAbsent, match="lately, and none since"):
                     await signer.reserve_key()
-            assert loop.time() - begun < 20.0  # each at its deadline would be a thousand seconds
+            assert loop.time() - begun < 20.0  # each until its deadline would take a thousand seconds
 
             running.resume()
             while True:
@@ -270,7 +270,7 @@ async def test_who_asks_a_hanging_signer_later_hears_at_once(tmp_path: Path) -> 
 
 
 async def test_hanging_signer_that_dies_is_found_again(tmp_path: Path) -> None:
-    """A signer that hung, was killed and started again is asked like any other, without anybody's doing."""
+    """A signer that hung, was killed and started again is used again without any intervention."""
     with SignerProcess(tmp_path) as running:
         async with client(running.socket, 2.0) as signer:
             await signer.reserve_key()
@@ -287,9 +287,9 @@ async def test_hanging_signer_that_dies_is_found_again(tmp_path: Path) -> None:
                     await asyncio.sleep(0.01)
 
 
-async def test_connection_that_is_closed_costs_no_call(tmp_path: Path) -> None:
-    """A signer that closes a new connection before it answers, to make room for others, is tried again."""
-    reply = HealthReply(1, "regtest", "hardened", debug=False)  # the first id of a client, also at another try
+async def test_closed_connection_fails_no_call(tmp_path: Path) -> None:
+    """A signer that closes a new connection before its reply, to make room, is tried again."""
+    reply = HealthReply(1, "regtest", "hardened", debug=False)  # the first id of a client, also in a retry
     connections = 0
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -307,7 +307,7 @@ async def test_connection_that_is_closed_costs_no_call(tmp_path: Path) -> None:
 
 
 async def test_full_queue_is_waited_for(tmp_path: Path) -> None:
-    """A signer that accepts nothing, with a full queue, is absent by the deadline; when it accepts, the call goes on."""
+    """A signer that accepts nothing, with a full queue, is absent at the deadline; when it accepts, the call succeeds."""
     path = tmp_path / "full.sock"
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
         listener.bind(str(path))

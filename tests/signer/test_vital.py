@@ -1,4 +1,4 @@
-"""A signer that can't go on ends with a status of its own, whatever has failed; until then its health tells the truth."""
+"""A signer that can't continue, for any fault, ends with status 3; until then its health reports the fault."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LIMITS = Limits(frozenset({os.geteuid()}), 0.2, 0.2, 8)
 
 
 class Ended(list[str]):
-    """What has ended the process, if `vital.end` were not replaced."""
+    """Reasons for which `vital.end` would have ended the process."""
 
     async def soon(self) -> str:
         async with asyncio.timeout(30):
@@ -62,14 +62,14 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Ended:
 
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # a connection that nobody accepts any more
+)  # a connection that is not accepted any more
 @pytest.mark.parametrize("error", [None, OSError(errno.EBADF, "closed"), MemoryError(), asyncio.CancelledError()])
 @pytest.mark.parametrize("method", ["accept", "_let_in", "_end_late"])
 async def test_fault_63_each_task_of_the_connections_ends_the_process(
     tmp_path: Path, ended: Ended, monkeypatch: pytest.MonkeyPatch, method: str, error: BaseException | None
 ) -> None:
-    """Whichever wait of the accepting task or of the one that ends late requests is killed, the signer does not live on."""
-    for at in [1] if error else [1, 2, 3]:  # from there on the waits repeat, for each connection has the same
+    """If any wait of the accepting task or of the task that ends late requests fails, the process ends."""
+    for at in [1] if error else [1, 2, 3]:  # after these the waits repeat, because each connection has the same
         crash = Crash(at, error)
         ended.clear()
         connections = Connections(HANDLER, LIMITS)
@@ -95,7 +95,7 @@ async def _connect(path: Path) -> None:
 async def test_fault_63_the_probe_ends_the_process(
     tmp_path: Path, ended: Ended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The task that tries whether a write succeeds is as vital as what it looks at."""
+    """The task of the test writes is as vital as the ledger."""
     monkeypatch.setattr(service, "PROBE_SECONDS", 0.001)
     with (
         closing(LevelDbLedger(tmp_path / "ledger", tmp_path / "audit")) as ledger,
@@ -114,7 +114,7 @@ async def test_fault_63_the_probe_ends_the_process(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_fault_63_a_thread_that_dies_ends_the_process(ended: Ended) -> None:
-    """Threads outlive any exception of the work they are given; what ends one nevertheless ends the process."""
+    """Threads survive any exception of their work; an error that ends one all the same ends the process."""
     threads = ThreadPool(1, "workers")
 
     def work() -> None:
@@ -126,7 +126,7 @@ async def test_fault_63_a_thread_that_dies_ends_the_process(ended: Ended) -> Non
 
 
 async def test_fault_63_a_callback_that_fails_ends_the_process(ended: Ended) -> None:
-    """So does a failure where threads hand their results back, and where the token's answers are read."""
+    """So does a failure where threads return their results, and where the token's replies are read."""
 
     def fail(_: object) -> None:
         raise KeyError
@@ -135,13 +135,13 @@ async def test_fault_63_a_callback_that_fails_ends_the_process(ended: Ended) -> 
     assert (await ended.soon()).startswith("results of workers: KeyError at ")
 
     ended.clear()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        line = Line(ours)
+    own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with own, other:
+        line = Line(own)
         line.sign(b"key", bytes(32)).cancel()
-        theirs.send(encode(Signed(b"", 77)))  # an answer that nobody has asked for
+        other.send(encode(Signed(b"", 77)))  # a reply without a request
         assert (await ended.soon()).startswith("token: KeyError at ")
-        asyncio.get_running_loop().remove_reader(ours)
+        asyncio.get_running_loop().remove_reader(own)
 
 
 # --- the disk --------------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def _remove_socket(running: SignerProcess) -> None:
 
 @pytest.mark.parametrize("harm", [_remove_state, _replace_audit, _no_more_bytes, _remove_socket])
 def test_fault_63_an_idle_signer_that_can_not_write_ends(tmp_path: Path, harm: Callable[[SignerProcess], None]) -> None:
-    """Nothing is asked of it, and it ends all the same within seconds, with its own status and a line that says why."""
+    """Without any request it ends within seconds, with status 3 and a line with the reason."""
     with SignerProcess(tmp_path) as running:
         assert ask(running.socket, Health(1)) == HEALTHY
 
@@ -173,11 +173,11 @@ def test_fault_63_an_idle_signer_that_can_not_write_ends(tmp_path: Path, harm: C
 
         assert running.process is not None
         assert running.process.wait(60) == EXIT_BROKEN
-        assert harm is _no_more_bytes or "the signer can't go on and ends" in running.log.read_text()
+        assert harm is _no_more_bytes or "the signer can't continue and ends" in running.log.read_text()
 
 
 def test_fault_63_a_full_file_system_ends_the_signer(tmp_path: Path) -> None:
-    """On a file system without a byte left the signer ends; when there is room again it starts and is well."""
+    """On a full file system the signer ends; after space is free it starts and is healthy."""
     with small_file_system(tmp_path / "small") as small:
         config = 'network = "regtest"\n[key]\nmode = "hardened"\ncreate_if_missing = true\n[disk]\nreserve_mb = 0\n'
         signer = SignerProcess(small, config)
@@ -187,7 +187,7 @@ def test_fault_63_a_full_file_system_ends_the_signer(tmp_path: Path) -> None:
             assert signer.process is not None
             deadline = time.monotonic() + 60
             while signer.process.poll() is None and time.monotonic() < deadline:
-                with suppress(OSError):  # each refusal is a line: what is left of the last page fills up
+                with suppress(OSError):  # each refusal is a line, which fills the rest of the last page
                     ask(signer.socket, AgainRequest(1, OutPoint(bytes(32), 0)))
                 time.sleep(0.05)
             assert signer.process.wait(1) == EXIT_BROKEN
@@ -207,10 +207,8 @@ def _cut_log(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [_remove_log, _cut_log])
-def test_fault_63_what_the_next_start_would_not_find_is_no_success(
-    tmp_path: Path, harm: Callable[[Path], None]
-) -> None:
-    """A file that is written on after it was removed or cut off: the memory of the policies would begin anew unseen."""
+def test_fault_63_a_write_to_a_removed_file_is_no_success(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    """After a file was removed or truncated, the next start would silently begin without the earlier entries."""
     decision = Decision(at_ms=0, peer_uid=0, asked="Health", about={}, digest="", verdict="given")
     with closing(LevelDbLedger(tmp_path / "ledger", tmp_path / "audit")) as ledger:
         for _ in range(3):
@@ -223,11 +221,11 @@ def test_fault_63_what_the_next_start_would_not_find_is_no_success(
         assert ledger.problem
 
 
-# --- what health tells -----------------------------------------------------------------------------------------------
+# --- health ----------------------------------------------------------------------------------------------------------
 
 
-def test_fault_63_health_tells_of_a_write_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that does not answer fails no write; health says for how long, and when the last one succeeded."""
+def test_fault_63_health_reports_a_hanging_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that hangs fails no write; health reports for how long, and the time of the last success."""
     monkeypatch.setattr("signer.ledger.leveldb._HANGING_SECONDS", 0.05)
     go_on = threading.Event()
     with closing(LevelDbLedger(tmp_path / "ledger", tmp_path / "audit")) as ledger:
@@ -248,7 +246,7 @@ def test_fault_63_health_tells_of_a_write_that_hangs(tmp_path: Path, monkeypatch
 
 
 def test_fault_63_end_ends_the_process() -> None:
-    """Also where nothing can be logged any more."""
+    """Even if nothing can be logged any more."""
     code = "import sys; sys.stderr.close(); from signer import vital; vital.end('a test', 'none')"
 
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == 3

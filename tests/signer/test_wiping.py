@@ -1,4 +1,4 @@
-"""Secrets in memory are overwritten where Python allows."""
+"""Secrets in memory are overwritten where Python allows it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from signer.secret.wiping import read_secret, wipe, wiped
 
 
 def test_wiped_buffers_are_zeros_of_the_same_length() -> None:
-    """Wiping overwrites in place, also what a view of the buffer sees, and nothing is left at the address."""
+    """Wiping overwrites in place, also for a view of the buffer, and nothing is left at the address."""
     secret, empty = bytearray(b"correct horse"), bytearray()
     view = memoryview(secret)
 
@@ -21,7 +21,7 @@ def test_wiped_buffers_are_zeros_of_the_same_length() -> None:
     assert empty == b""
 
 
-def test_the_end_of_a_block_wipes_whatever_ends_it() -> None:
+def test_the_end_of_a_block_wipes_also_after_an_error() -> None:
     """A block that raises leaves zeros too."""
     secret = bytearray(b"correct horse")
 
@@ -47,7 +47,7 @@ def test_a_secret_is_read_to_its_end_or_to_the_limit(tmp_path: Path, size: int) 
 
 
 def test_pieces_of_a_pipe_are_put_together() -> None:
-    """What comes in pieces, as a pipe may deliver it, is one secret."""
+    """A secret that arrives in pieces, as from a pipe, is read whole."""
     out, into = os.pipe()
     os.write(into, b"correct ")
     os.write(into, b"horse")
@@ -57,7 +57,7 @@ def test_pieces_of_a_pipe_are_put_together() -> None:
     os.close(out)
 
 
-def test_what_cannot_be_read_raises() -> None:
-    """A descriptor that can't be read is the caller's error to tell."""
+def test_an_unreadable_descriptor_raises() -> None:
+    """A descriptor that can't be read is an OSError for the caller."""
     with pytest.raises(OSError, match="Bad file descriptor"):
         read_secret(-1, 13)

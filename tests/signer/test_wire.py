@@ -26,8 +26,8 @@ from paychan.protocol.wire.signer_messages import (
 )
 
 FINGERPRINTS = {
-    # Server and signer are updated one after the other, so every version that was released keeps its line for ever.
-    # When a test fails here: undo the change, or add a version with its reason to signerwire.VERSIONS and its line here.
+    # Server and signer are updated at different times, so every released version keeps its line for ever. When a test
+    # fails here: undo the change, or add a version with its reason to signer_messages.VERSIONS and its line here.
     1: "b0a2e1d8d5457bfc617c97d1cade9656ed1e71dacd4be8e5c4126239639e6684",
     2: "578f65c58764a8ef6a315a0ca1e0e66982b6ea6639c1a45249f2b29cb4b29a16",
     3: "b424beb87bbf9ee4b1e9f6f884d314425ac151bf581feef524cf95435baaa428",
@@ -36,7 +36,7 @@ FINGERPRINTS = {
 
 
 def describe(kind: Any) -> Any:
-    """Everything of a type that shows on the wire: tags, order, names, types and limits of fields."""
+    """All facts of a type that the wire format depends on: tags, order, names, types and limits of fields."""
     if isinstance(kind, StructType):
         fields = [[f.name, describe(f.type), f.required, repr(f.default)] for f in kind.fields]
         return [kind.cls.__name__, kind.tag, kind.array_like, fields]
@@ -46,7 +46,7 @@ def describe(kind: Any) -> Any:
 
 
 def test_changed_messages_take_a_new_version() -> None:
-    """The fingerprint of all messages and their limits is the one that was written down for this version."""
+    """The fingerprint of all messages and their limits is the recorded one of this version."""
     limits = [MAX_FRAME_BYTES, MAX_CLAIMS]
     described = json.dumps([describe(type_info(Request)), describe(type_info(Reply)), limits])
 
@@ -54,7 +54,7 @@ def test_changed_messages_take_a_new_version() -> None:
 
 
 def test_versions_have_reasons() -> None:
-    """Versions are numbered without gaps; each says what it brought, and keeps its fingerprint."""
+    """Versions are numbered without gaps; each has a reason and keeps its fingerprint."""
     assert list(VERSIONS) == list(FINGERPRINTS) == list(range(1, VERSION + 1))
     assert all(VERSIONS.values())
     assert len(set(FINGERPRINTS.values())) == VERSION
@@ -62,7 +62,7 @@ def test_versions_have_reasons() -> None:
 
 @pytest.mark.parametrize("size", [0, 1, MAX_FRAME_BYTES + 1, 0xFFFFFFFF])
 def test_impossible_lengths_are_refused(size: int) -> None:
-    """A length that no message has is refused before anything is read."""
+    """An impossible length is refused before the body is read."""
     with pytest.raises(WireError, match=f"frame of {size} bytes"):
         frame_size(size.to_bytes(4, "big"))
 
@@ -73,7 +73,7 @@ def test_frame_is_length_version_and_body() -> None:
 
 
 @pytest.mark.parametrize("body", ["", "00920105", "03920105", "04", "049104", "04930201c0", "04c1", "049165", "0480"])
-def test_what_is_no_message_is_refused(body: str) -> None:
+def test_invalid_messages_are_refused(body: str) -> None:
     """Unknown versions and numbers, missing fields and garbage are `WireError`s, as requests and as replies."""
     for decode in (decode_request, decode_reply):
         with pytest.raises(WireError):

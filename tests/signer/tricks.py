@@ -1,4 +1,4 @@
-"""What can be wrong with a request beside amounts and places: each takes one that is good and changes a part of it."""
+"""Faults of a request other than amounts and places: each function changes one part of a valid request."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def _claim(make: Callable[[Attacker, Claim, int], Claim]) -> Trick:
 
 
 def _unsigned(path: str, make: Callable[[Claim, int], object]) -> Trick:
-    """Change a part of a claim that its payer has not signed."""
+    """Change a part of a claim without its payer's signature."""
     return _claim(lambda _, claim, number: mutated(claim, path, make(claim, number)))
 
 
 def _signed(**make: Callable[[Claim, int], object]) -> Trick:
-    """Change parts of a claim, and have that signed if the payer colludes."""
+    """Change parts of a claim, and have them signed if the payer colludes."""
     return _claim(
         lambda attacker, claim, number: attacker.signs(
             claim, **{name: each(claim, number) for name, each in make.items()}
@@ -127,7 +127,7 @@ TRICKS: dict[str, Trick] = {
     "other signature": _claim(_borrowed),
     "other script": _signed(change_script=lambda *_: THIEF),
     "other script, unsigned": _unsigned("change_script", lambda *_: THIEF),
-    "change to what nobody relays": _signed(change_script=lambda *_: b"\x6a" + THIEF[1:]),
+    "change to an unrelayed script": _signed(change_script=lambda *_: b"\x6a" + THIEF[1:]),
     "change to witness": _signed(change_script=lambda *_: b"\x00\x14" + THIEF[3:23]),
     "coins twice": _coins(lambda coins, _: coins * 2),
     "coin holds less": _coins(lambda coins, n: mutated(coins, "0.value_sat", max(1, coins[0].value_sat - n))),
@@ -138,13 +138,13 @@ TRICKS: dict[str, Trick] = {
     "another server's": _another_servers,
 }
 
-DAMAGES = ["value", "script", "witness", "more", "less", "index", "negative index", "nobody's"]
+DAMAGES = ["value", "script", "witness", "more", "less", "index", "negative index", "foreign"]
 SOUND = ["none", "value", "script"]
-"""What leaves a transaction that may exist."""
+"""Damages that leave a possible transaction."""
 
 
 def damaged(request: FundingRequest, damage: str, number: int) -> FundingRequest:
-    """Show a transaction in other bytes, an output that it does not have, or what is no channel's and no coin."""
+    """Show a transaction in other bytes, a missing output, or an output that is neither a channel's nor a coin."""
     raw, [vout] = request.transaction, request.outputs
     output = parse(raw).outputs[vout]
     at = raw.index(output.value_sat.to_bytes(8, "little") + bytes([len(output.script)]) + output.script)
@@ -155,7 +155,7 @@ def damaged(request: FundingRequest, damage: str, number: int) -> FundingRequest
         "witness": raw[:4] + b"\x00\x01" + raw[4:-4] + b"\x01\x01\x00" + raw[-4:],
         "more": raw + bytes([number % 256]),
         "less": raw[:-1],
-        "nobody's": transaction([(number + 1, b"\x6a")], number),
+        "foreign": transaction([(number + 1, b"\x6a")], number),
     }
-    outputs = {"index": vout + 99, "negative index": vout - 99, "nobody's": 0}
+    outputs = {"index": vout + 99, "negative index": vout - 99, "foreign": 0}
     return FundingRequest(1, changes.get(damage, raw), (outputs.get(damage, vout),))

@@ -1,4 +1,4 @@
-"""Threads that work for the event loop: bounded, never waited for, and whoever asked is told."""
+"""The thread pool of the event loop: bounded, never waited for, and results go back to the caller."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ import asyncio, threading
 from signer.server.thread_pool import ThreadPool
 
 async def main():
-    crew = ThreadPool(2, "test")
+    pool = ThreadPool(2, "test")
     begun = threading.Event()
     for _ in range(3):
-        crew.submit(lambda: (begun.set(), threading.Event().wait(1000)), print)
+        pool.submit(lambda: (begun.set(), threading.Event().wait(1000)), print)
     begun.wait()
 
 asyncio.run(main())
 """
 
 
-async def test_what_was_done_is_handed_back() -> None:
-    """Each gets what its own work returned or raised."""
+async def test_results_go_back_to_the_caller() -> None:
+    """Each caller gets the result or exception of its own work."""
     threads = ThreadPool(4, "test")
 
     results = await asyncio.gather(
@@ -43,7 +43,7 @@ async def test_what_was_done_is_handed_back() -> None:
 
 
 async def test_no_more_threads_than_allowed_and_no_more_than_needed() -> None:
-    """Work that follows other work is done by the same thread; however much comes at once, the threads are as many as allowed."""
+    """Sequential work uses one thread; concurrent work uses at most the allowed number of threads."""
     threads, names = ThreadPool(3, "test"), set[str]()
 
     def work() -> None:
@@ -58,8 +58,8 @@ async def test_no_more_threads_than_allowed_and_no_more_than_needed() -> None:
     assert names == {"test 1", "test 2", "test 3"}
 
 
-async def test_what_is_done_on_the_loop_is_done_by_its_thread() -> None:
-    """`done` may touch what belongs to the loop."""
+async def test_done_runs_in_the_thread_of_the_loop() -> None:
+    """`done` may use objects of the loop."""
     threads, where = ThreadPool(2, "test"), asyncio.get_running_loop().create_future()
 
     threads.submit(lambda: None, lambda _: where.set_result(threading.current_thread()))
@@ -67,8 +67,8 @@ async def test_what_is_done_on_the_loop_is_done_by_its_thread() -> None:
     assert await where is threading.current_thread()
 
 
-async def test_what_nobody_waits_for_is_not_begun() -> None:
-    """Work whose asker has gone is left out, and the next is done."""
+async def test_cancelled_work_is_not_begun() -> None:
+    """Cancelled work is skipped, and the next work is done."""
     threads, go_on, done = ThreadPool(1, "test"), threading.Event(), list[int]()
     first = asyncio.create_task(threads.run(lambda: go_on.wait(20)))
     second = asyncio.create_task(threads.run(lambda: done.append(2)))
@@ -84,6 +84,6 @@ async def test_what_nobody_waits_for_is_not_begun() -> None:
     assert done == [3]
 
 
-def test_a_thread_that_hangs_does_not_hold_up_the_end() -> None:
-    """A process ends although all threads are in calls that don't return, and more work waits for them."""
+def test_hanging_threads_do_not_delay_the_end() -> None:
+    """A process ends although all threads are in calls that don't return, and more work is queued."""
     assert subprocess.run([sys.executable, "-c", HANGING], check=False, timeout=20, cwd=ROOT).returncode == 0
