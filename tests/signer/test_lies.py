@@ -103,7 +103,7 @@ LIES: dict[str, Settlement] = {
     "garbage": mutated(HONEST, "transaction", b"\xff" * 300),
     "flag NONE": with_flag(HONEST, 2),
     "flag SINGLE": with_flag(HONEST, 3),
-    "flag ALL, anyone can pay": with_flag(HONEST, 0x81),
+    "flag ALL, ANYONECANPAY": with_flag(HONEST, 0x81),
     "high S": resigned(REQUEST, with_high_s),
     "padded S": resigned(REQUEST, with_padded_s),
     "trailing byte in the signature": resigned(REQUEST, lambda signature: signature + b"\x00"),
