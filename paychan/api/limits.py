@@ -29,8 +29,8 @@ from paychan.api.transport import mark, taker_of
 from paychan.protocol.errors import PaychanError
 
 BACKLOG = 1024
-"""Connections that the kernel queues until the server accepts them (the system may allow fewer). A client that finds
-the queue full repeats its SYN only after a second, so the queue must have room for some hundred clients."""
+"""Connections that the kernel queues until the server accepts them (the system may allow fewer). If the queue is full,
+a client repeats its SYN only after a second. So the queue must have room for some hundred clients."""
 
 _PARTING = 64
 """Refused connections that stay open for a moment. A close at once could reset the connection before the answer

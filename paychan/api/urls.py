@@ -29,7 +29,7 @@ def forwarded_protocol(headers: HTTPHeaders) -> str:
 
 
 def _shown(address: Any) -> str:
-    """Return address and port at which the request arrived. For a connection that is gone any text will do."""
+    """Return address and port at which the request arrived. For a closed connection any text is good enough."""
     if address is None:
         return "localhost"
     host, port = address[:2]

@@ -125,7 +125,7 @@ def test_fault_69_requests_of_no_value_have_a_rate(monkeypatch: pytest.MonkeyPat
     penalty = Penalty(3)
     stale = ValueBackwards(got_sat=2, need_sat=1)
     penalty.paid()
-    assert [penalty.refused(stale) for _ in range(8)] == [penalty.for_nothing() for _ in range(8)] == [0] * 8
+    assert [penalty.refused(stale) for _ in range(8)] == [penalty.no_value() for _ in range(8)] == [0] * 8
     assert penalty.refused(stale) == pytest.approx(0.01)
     penalty.paid()
     penalty.paid()

@@ -46,7 +46,7 @@ _FIRST_WAIT_SECONDS = 0.01
 _MOST_WAIT_SECONDS = 1.0
 _RATE_LIMITED_SECONDS = 0.5
 
-_FOR_NOTHING, _FOR_NOTHING_A_SECOND = 16, 100
+_NO_VALUE_BURST, _NO_VALUE_A_SECOND = 16, 100
 """Requests of no value: a burst, then a number per second. The burst is what a client sends again after a lost
 connection."""
 
@@ -73,15 +73,15 @@ class Penalty:
         """
         if isinstance(error, TooManyRequests):
             return _RATE_LIMITED_SECONDS
-        return self.bad_signature() if isinstance(error, _COUNTED) else self.for_nothing()
+        return self.bad_signature() if isinstance(error, _COUNTED) else self.no_value()
 
-    def for_nothing(self) -> float:
+    def no_value(self) -> float:
         """Count a request of no value.
 
         Return its delay in seconds, which is above 0 once the rate limit is exceeded.
         """
         now = monotonic()
-        self._allowance = self._allowance or Allowance(_FOR_NOTHING, _FOR_NOTHING_A_SECOND, now)
+        self._allowance = self._allowance or Allowance(_NO_VALUE_BURST, _NO_VALUE_A_SECOND, now)
         return self._allowance.wait_seconds(1, _MOST_WAIT_SECONDS, now)
 
     def paid(self) -> None:

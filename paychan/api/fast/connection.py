@@ -1,6 +1,6 @@
 """One client's connection on the fast path: parses requests, and writes the answers in the order of the requests.
 
-Plain payment requests (`request_parser`) begin at once; at most `MOST_UNDER_WAY` of them are in progress at a time. Any
+Plain payment requests (`request_parser`) begin at once; at most `MOST_IN_PROGRESS` of them are in progress at a time. Any
 other request waits until the requests before it are answered. Then Tornado serves it (`fallback`), and the connection
 returns here. Reading pauses while that many payments are in progress, while the client does not read its answers, and
 during a fallback. So a client that sends faster fills the buffers of the kernel, not the memory of the server.
@@ -26,7 +26,7 @@ from paychan.protocol.errors import PaychanError
 if TYPE_CHECKING:
     from paychan.api.fast.server import FastServer
 
-MOST_UNDER_WAY = 16
+MOST_IN_PROGRESS = 16
 """Payments in progress on one connection. A higher number does not speed up a client, and delays other clients."""
 
 _HIGH_WATER_BYTES = 65_536
@@ -45,6 +45,7 @@ class Connection(asyncio.Protocol):
         "_fallback",
         "_head_since",
         "_held",
+        "_in_progress",
         "_made",
         "_processor",
         "_queues",
@@ -52,7 +53,6 @@ class Connection(asyncio.Protocol):
         "_reads",
         "_server",
         "_since",
-        "_under_way",
         "_works",
         "address",
         "detached",
@@ -71,7 +71,7 @@ class Connection(asyncio.Protocol):
         self.address, self.network = address, network_of_peer(address)
         self._reader = RequestParser(http.max_header_bytes, http.max_body_bytes)
         self._buffer = b""
-        self._under_way: deque[Payment] = deque()
+        self._in_progress: deque[Payment] = deque()
         self._reads, self._choked, self._ends, self._evicted = True, False, False, False
         self._held = 0
         self._queues = False
@@ -136,12 +136,12 @@ class Connection(asyncio.Protocol):
     def _may_begin(self) -> bool:
         if self._held or self._choked or self._fallback is not None:
             return False
-        return len(self._under_way) < (1 if self.penalty.bad else MOST_UNDER_WAY)
+        return len(self._in_progress) < (1 if self.penalty.bad else MOST_IN_PROGRESS)
 
     @property
     def _is_done(self) -> bool:
         """Whether no request is in progress, and no received request can begin."""
-        return not (self._under_way or self._fallback or self._held or (self._choked and self._buffer))
+        return not (self._in_progress or self._fallback or self._held or (self._choked and self._buffer))
 
     def _begin(self) -> bool:
         """Begin the next request if it is complete; return whether another one may follow."""
@@ -158,7 +158,7 @@ class Connection(asyncio.Protocol):
         except NotFastPath:
             return self._leave_fast_path()
         self._buffer = self._buffer[size:]
-        self._under_way.append(payment)
+        self._in_progress.append(payment)
         if payment.closes:
             self._buffer, self._ends = b"", True
         if self.penalty.bad and (problem := self.penalty.problem()) is not None:
@@ -171,14 +171,14 @@ class Connection(asyncio.Protocol):
 
     def flush(self) -> None:
         """Write the answers that are ready, in the order of the requests, up to the first that is not ready."""
-        under_way = self._under_way
+        in_progress = self._in_progress
         if self.transport.is_closing():
-            under_way.clear()
+            in_progress.clear()
             return
-        full = len(under_way) >= MOST_UNDER_WAY
-        while under_way and under_way[0].answered:
-            self.transport.write(under_way.popleft().answered)
-        if not under_way:
+        full = len(in_progress) >= MOST_IN_PROGRESS
+        while in_progress and in_progress[0].answered:
+            self.transport.write(in_progress.popleft().answered)
+        if not in_progress:
             self._since = monotonic()
         if self._buffer or full or self._ends or not self._reads:
             self._advance()
@@ -210,7 +210,7 @@ class Connection(asyncio.Protocol):
         except PaychanError as error:
             problem = error
         self._queues = True
-        if self._under_way:
+        if self._in_progress:
             return False
         if self.transport.get_write_buffer_size():
             self.transport.set_write_buffer_limits(0)  # so that asyncio calls `resume_writing` when all is sent
@@ -251,7 +251,7 @@ class Connection(asyncio.Protocol):
     @property
     def idle_since(self) -> float:
         """Monotonic time since which it waits for its client; see `SlotHolder`."""
-        works = self._works or (self._under_way and not self._choked and not self._held)
+        works = self._works or (self._in_progress and not self._choked and not self._held)
         return WORKING if works else self._since
 
     def start_work(self) -> None:
@@ -277,7 +277,7 @@ class Connection(asyncio.Protocol):
 
         `now` is a monotonic time; all arguments are in seconds.
         """
-        if self._fallback is not None or (self._under_way and not self._choked) or self._held or self.detached:
+        if self._fallback is not None or (self._in_progress and not self._choked) or self._held or self.detached:
             return
         since, patience = self._since, idle_seconds
         if self._choked:
@@ -297,7 +297,7 @@ class Connection(asyncio.Protocol):
     async def close(self, *, streams_too: bool) -> None:
         """Close it now, also if requests are in progress.
 
-        A stream only if `streams_too`, after the time for its close frame.
+        A connection that became a stream is closed only if `streams_too`, after the time for its close frame.
         """
         if self.detached:
             if streams_too:

@@ -75,14 +75,14 @@ class Payment:
         wait, now = self._connection.penalty.refused(error), asyncio.get_running_loop().time()
         self._answer_after(wait, answer, when_404s_leave(self.began) if wait and isinstance(error, NotFound) else now)
 
-    def accepted(self, answer: Answer, *, for_nothing: bool = False) -> None:
+    def accepted(self, answer: Answer, *, no_value: bool = False) -> None:
         """Answer an accepted payment; one of no value is delayed by the connection's penalty."""
         self._connection.paid = True
-        if not for_nothing:
+        if not no_value:
             self._connection.penalty.paid()
             self.answer(answer)
         else:
-            self._answer_after(self._connection.penalty.for_nothing(), answer, asyncio.get_running_loop().time())
+            self._answer_after(self._connection.penalty.no_value(), answer, asyncio.get_running_loop().time())
 
     def _answer_after(self, seconds: float, answer: Answer, begin: float) -> None:
         if seconds:
@@ -101,9 +101,9 @@ class Payment:
         return parse_qs_bytes(self.query.decode("latin1"), keep_blank_values=True)
 
     def only_field(self, name: bytes) -> str | None:
-        """Return the value of a query's only field (`name` ends with `=`).
+        """Return the value of a query's only field; `name` ends with `=`.
 
-        None: it has other fields or escapes, which is rare.
+        Returns None if the query has other fields or escapes, which is rare.
         """
         query = self.query
         if not query.startswith(name) or b"&" in query or b"%" in query or b"+" in query or not query.isascii():
@@ -193,7 +193,7 @@ class PaymentProcessor:
     def _submission_v1(self, payment: Payment) -> _Submission | None:
         """Make the submission of a v1 payment.
 
-        None: the actor sleeps, or the channel is of v2 (`_pay_slowly` answers it).
+        Returns None if the actor sleeps or the channel is of v2; then `_pay_slowly` answers the payment.
         """
         actor, text = self.service.registry.find_awake(payment.named), payment.only_field(b"payment=")
         if actor is None:
@@ -204,7 +204,7 @@ class PaymentProcessor:
     def _submission_v2(self, payment: Payment) -> _Submission | None:
         """Make the submission of a v2 payment.
 
-        None: the actor sleeps, or the secret is wrong (`_pay_slowly` answers it).
+        Returns None if the actor sleeps or the secret is wrong; then `_pay_slowly` answers the payment.
         """
         registry, named, text = self.service.registry, payment.named, payment.only_field(b"secret=")
         actor = registry.find_awake(named) or registry.find_awake(named.reversed)
@@ -243,7 +243,7 @@ class PaymentProcessor:
         payment, dialect = submission.payment, submission.dialect
         if isinstance(outcome, Accepted):
             answer = v1.paid(outcome) if dialect is None else v2.paid(outcome, dialect)
-            payment.accepted(answer, for_nothing=not outcome.value_sat)
+            payment.accepted(answer, no_value=not outcome.value_sat)
         elif dialect is not None and isinstance(outcome.error, ChannelMoved):
             self._run_later(payment, partial(self._moved, payment, outcome.error, dialect))
         else:

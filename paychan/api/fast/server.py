@@ -44,7 +44,7 @@ from paychan.supervisor import Supervised
 
 log = structlog.get_logger("server")
 
-_GOODBYE_SECONDS = 1.0
+_CLOSE_FRAME_SECONDS = 1.0
 """Time that clients of open streams have to answer the close frame when the server stops."""
 _POLL_SECONDS = 0.005
 
@@ -92,7 +92,7 @@ class FastServer(BoundedServer):
             return
         await self._sweeper.stop()
         await asyncio.gather(*self._connecting)
-        streams_end = monotonic() + _GOODBYE_SECONDS
+        streams_end = monotonic() + _CLOSE_FRAME_SECONDS
         while len(self.slots):
             late = monotonic() >= streams_end
             await asyncio.gather(*(each.close(streams_too=late) for each in self.slots))

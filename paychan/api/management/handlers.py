@@ -148,9 +148,9 @@ class ManagementHandler(Handler):
             raise CrossSite
 
     def _own_hosts(self) -> set[str]:
-        """Return the allowed values of `Host`: local names, the configured address, the address of this socket.
+        """Return the allowed values of `Host`, each with the port.
 
-        Each with the port.
+        They are the local names, the configured address, and the address of this socket.
         """
         connection: Any = self.request.connection
         reached, port = connection.stream.socket.getsockname()[:2]
