@@ -25,6 +25,7 @@ from paychan.cli.terminal import err, fail, out
 from paychan.config import ServerConfig, load_server_config
 from paychan.logsink import LogSink, open_missing_descriptors
 from paychan.protocol.settings import SettingsError
+from paychan.protocol.types import Network
 from paychan.running import Running, read_running
 from paychan.shipped import NETWORKS, shipped_directory
 
@@ -192,10 +193,17 @@ def _show(config: ServerConfig, running: Running, directory: Path) -> None:
         ("Server key", _server_key(config, running)),
         ("State", str(config.state_dir)),
         ("Management", running.management_url),
-        ("Next", f"[green]{prefix}paychan channel new {running.url}{' --debug' if config.debug else ''}[/green]"),
+        ("Next", f"[green]{prefix}paychan channel new {running.url}{_options(config)}[/green]"),
     ):
         facts.add_row(f"[dim]{name}[/dim]", value)
     out.print(Panel(facts, title=f"paychan up {directory}", subtitle="Ctrl-C stops signer and server", expand=False))
+
+
+def _options(config: ServerConfig) -> str:
+    """Return the options that `channel new` needs: addresses of regtest look like those of test."""
+    if config.debug:
+        return " --debug"
+    return " --network regtest" if config.bitcoin_network is Network.REGTEST else ""
 
 
 def _server_key(config: ServerConfig, running: Running) -> str:

@@ -68,6 +68,10 @@ def new(liar: Liar, wallet: Path) -> Iterator[Callable[[], Channel]]:
     payer.close()
 
 
+EMPTY = {"funding_outpoint": "", "funding_sat": 0, "state": "new", "signed_sat": None, "acknowledged_sat": None}
+"""Fields of a channel that was never funded."""
+
+
 def say(*words: object, status: int = 0) -> Result:
     """Run a payer's command, which must end with this status."""
     result = CliRunner().invoke(app, [str(word) for word in words])
@@ -452,9 +456,13 @@ def test_fault_18_a_channel_of_another_network_stops_no_other(
     live = next(case for case in JS_CASES if case.network is Network.LIVE)
     Payer(wallet=wallet).wallet.create(record_of(live)).release()
     node.pass_median_time(channel.record.expiry)
-    said = say("watch", "--once", *own_node)
+    said = say("watch", "--once", *own_node, status=1)
     assert only_refund(node)[0] == {str(outpoint)}
-    assert "not looked at: vector" in said.stderr
+    assert "vector  skipped: it is on the live network, your chain on regtest" in said.stderr
+    (skipped,) = [each for each in told("watch", "--once", *own_node, status=1) if each["name"] == "vector"]
+    assert skipped["code"] == "other_network"
+    (wallet / "vector.json").write_text(json.dumps(json.loads((wallet / "vector.json").read_text()) | EMPTY))
+    say("watch", "--once", *own_node)
 
 
 def test_fault_19_watch_refunds_later_payments_too(

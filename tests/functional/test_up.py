@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.functional.upprocess import Up
+from tests.functional.upprocess import SHIPPED, Up
 from tests.lib.customer import wait_for
 from tests.lib.system import DEBUG_SERVER_KEY, Daemon
 
@@ -39,6 +39,18 @@ def test_up_shows_its_urls_and_ends_both_processes(up: Up, number: int):
     assert httpx.get(f"{running.url}/v1/fundingInfo", params=query).json()["server_pubkey"] == DEBUG_SERVER_KEY
     assert up.end(number) == 0
     assert not any(child.is_running() for child in children.values())
+
+
+@pytest.mark.parametrize(
+    ("network", "hint"), [("debug", "{url} --debug "), ("regtest", "{url} --network regtest "), ("test", "{url} ")]
+)
+def test_up_prints_the_option_that_a_payer_needs(tmp_path: Path, network: str, hint: str):
+    """Addresses of regtest look like those of test, so the payer's command must name regtest."""
+    with Up(tmp_path, SHIPPED.with_name(network)) as up:
+        up.start()
+        hint = hint.format(url=up.wait_until_serving().url)
+        (line,) = [line for line in up.text().splitlines() if "paychan channel new" in line]
+        assert line.split("paychan channel new ")[1].rstrip(" │") == hint.rstrip()
 
 
 def test_up_ends_all_processes_after_an_early_signal(up: Up):

@@ -1,4 +1,4 @@
-"""`paychan up` on a copy of config/debug, as a new user runs it."""
+"""`paychan up` on a copy of config/debug or another directory, as a new user runs it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _PATIENCE_SECONDS = 30.0
 class Up:
     """A directory with both files, on free ports and with its own state directory, and the command running on it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, shipped: Path = SHIPPED) -> None:
         self.directory = directory / "config"
         self.directory.mkdir(parents=True)
         self.state = directory / "state"
         self.log = directory / "up.log"
         self.command: Daemon | None = None
         for name in ("server.toml", "signer.toml"):
-            text = (SHIPPED / name).read_text()
+            text = (shipped / name).read_text()
             text = text.replace('state_dir = ""', f'state_dir = "{self.state}"')
             (self.directory / name).write_text(re.sub(r"(?m)^port = \d+", "port = 0", text))
 

@@ -240,8 +240,8 @@ def watch(
     """Follow channels in the chain, and broadcast their refunds when these become valid; the server is not asked.
 
     Scans every address that the wallet ever used, including those of ended channels, so a late payment is found. Ends
-    when no change is expected any more. A failure of one channel stops no other; the exit status is then 1. --json
-    scans once.
+    when no change is expected any more. A failure of one channel stops no other; the exit status is then 1, as for an
+    open channel of another network, which is skipped. --json scans once.
     """
     with exit_on_error(as_json), Payer(wallet=wallet) as payer:
         source, options = OwnChain(node, credentials, electrum, certificate), RefundOptions(fee_rate, to, max_fee)
@@ -250,7 +250,7 @@ def watch(
             seen = asyncio.run(_watch(source, payer, chosen, options, once=once or as_json, quiet=as_json))
         except KeyboardInterrupt:
             fail("stopped watching; the refunds remain possible after the expiry.", 130)
-        failed = [name for name, view in seen.items() if isinstance(view, Exception)]
+        failed = any(_is_failure(view) for view in seen.values())
         if as_json:
             shown = [
                 problem_facts(name, view) if isinstance(view, Exception) else facts(view) for name, view in seen.items()
@@ -260,8 +260,23 @@ def watch(
             raise typer.Exit(1)
 
 
+class OtherNetwork(ValueError):
+    """A channel is skipped: its network is not that of the payer's chain."""
+
+    code = "other_network"
+
+    def __init__(self, record: ChannelRecord, network: Network) -> None:
+        super().__init__(f"skipped: it is on the {record.network.value} network, your chain on {network.value}")
+        self.at_stake = bool(record.funding_outpoint) and not record.ended
+        """The channel may need a refund."""
+
+
 _Seen: TypeAlias = dict[str, OwnChainView | Exception]
 """By name: the state of a channel in the chain, or the failure to read it."""
+
+
+def _is_failure(view: OwnChainView | Exception) -> bool:
+    return view.at_stake if isinstance(view, OtherNetwork) else isinstance(view, Exception)
 
 
 async def _watch(
@@ -280,13 +295,10 @@ async def _watch(
     async with _connected(source, records) as (chain, network):
         while True:
             records, problems = _records(payer, chosen)
-            others = [each.name for each in records if each.network is not network]
             names = [each.name for each in records if each.network is network]
-            seen: _Seen = {**problems, **await _handle_all(chain, payer, names, options)}
+            skipped = {each.name: OtherNetwork(each, network) for each in records if each.network is not network}
+            seen: _Seen = {**problems, **skipped, **await _handle_all(chain, payer, names, options)}
             _report_changes(seen, reported, quiet=quiet)
-            if others and not quiet and reported.get("") != str(others):
-                reported[""] = str(others)
-                err.print(f"not on the {network.value} network, skipped: {', '.join(others)}", soft_wrap=True)
             views = [each for each in seen.values() if isinstance(each, OwnChainView)]
             failed = [name for name in names if isinstance(seen[name], Exception)]
             if once or not (failed or any(view.waits for view in views)):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from typing import Annotated, TypeAlias
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from paychan.client.coins import Deposit, Source, parse_outpoint, proven_value
 from paychan.client.errors import (
@@ -58,7 +58,7 @@ class FundingOutput(Struct, frozen=True):
     confirmations: int
     confirmations_needed: int
     source: Source = Source.SERVER
-    """`TRANSACTION` if the server showed the funding transaction, else `SERVER`."""
+    """`TRANSACTION` if the server showed the funding transaction, else `SERVER`; after `wait`, that of the record."""
 
     @property
     def deep_enough(self) -> bool:
@@ -189,7 +189,7 @@ def wait(
                 yield Save(record)
             if best.deep_enough:
                 yield from server_shows(record, _deposits(found))
-                return best
+                return structs.replace(best, source=record.funding_source)
         if not isinstance(seen, ClientError):
             record = yield from server_shows(record, _deposits(found))
         if timeout_seconds is not None and waited >= timeout_seconds:
