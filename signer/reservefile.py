@@ -2,9 +2,9 @@
 
 The file gives space only right before a write that lacks it. Space that is merely free can be taken by another program
 between two system calls. So the space for LevelDB's log is allocated behind the end of the log, where no other program
-can take it (fallocate(2), FALLOC_FL_KEEP_SIZE). A table or a new log can't be allocated ahead, because LevelDB truncates
-a file when it creates it: the space for these is freed just before. `signer/reservefile.py` has the same text: the signer
-imports nothing from the server.
+can take it (fallocate(2), FALLOC_FL_KEEP_SIZE). A table or a new log can't be allocated ahead, because LevelDB
+truncates a file when it creates it: the space for these is freed just before. `signer/reservefile.py` has the same
+text: the signer imports nothing from the server.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ class ReserveFile:
         return _size(self._file)
 
     def fill_up(self, spare: int) -> str:
-        """Enlarge the file to its size, or as far as `spare` bytes stay free. Return the reason of a failure, or an empty text."""
+        """Enlarge the file to its size, or as far as `spare` bytes stay free.
+
+        Return the reason of a failure, or an empty text.
+        """
         with self._lock:
             held = self.held
             wanted = min(self._size, held + self.free() - spare)
@@ -77,7 +80,10 @@ class ReserveFile:
             return ""
 
     def make_room(self, need: int) -> bool:
-        """Give slices until `need` bytes are free. If all slices together do not suffice, give none and return False."""
+        """Give slices until `need` bytes are free.
+
+        If all slices together do not suffice, give none and return False.
+        """
         with self._lock:
             while (lacks := need - self.free()) > 0:
                 if lacks > self.held:
@@ -136,8 +142,9 @@ class ReserveFile:
 
 
 def _allocate(descriptor: int, begin: int, sizes: Sequence[int]) -> int:
-    """Allocate the first of these sizes for which there is space; the file's own size stays. Return the error number or 0.
+    """Allocate the first of these sizes for which there is space; the file's own size stays.
 
+    Return the error number or 0.
     As much as possible of a slice goes here, because another program may take the rest.
     """
     failure = 0
