@@ -117,7 +117,7 @@ async def _working(service: Service) -> AsyncIterator[Work]:
 @contextlib.asynccontextmanager
 async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]:
     """Create the parts in the order of their dependencies; close them in reverse order."""
-    make_state_dir(config.state_dir)
+    make_state_dir(config.state_dir, config.store_path)
     descriptors = _descriptors(config)
     async with contextlib.AsyncExitStack() as stack:
         memory = Memory()

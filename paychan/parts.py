@@ -8,6 +8,7 @@ contradict.
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import assert_never
 
@@ -27,15 +28,18 @@ _RESCAN_PATIENCE_SECONDS = 1.0
 """A shorter rescan is awaited; a longer one continues in the background."""
 
 
+_OTHERS_WRITE = 0o022
+
+
 class StartError(Exception):
     """The server can't start; the message names the problem and its remedy."""
 
 
-def make_state_dir(path: Path) -> None:
-    """Create the directory of the server's data, or check that it is writable.
+def make_state_dir(path: Path, store_path: Path) -> None:
+    """Create the directory of the server's data, or check that it is writable; check that no other user can write to it.
 
     Raises:
-        StartError: the directory can't be used.
+        StartError: the directory or the store's can't be used.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -45,6 +49,26 @@ def make_state_dir(path: Path) -> None:
     if not os.access(path, os.W_OK | os.X_OK):
         msg = f"can't write to {path}. Give it to this user, or change state_dir"
         raise StartError(msg)
+    for directory in (path, store_path.parent, store_path):
+        problem = _place_problem(directory)
+        if problem:
+            raise StartError(problem)
+
+
+def _place_problem(path: Path) -> str:
+    """Return why another user could replace or remove the store: the signer checks its directories in the same way."""
+    for above in path.parents:
+        if above.exists() and above.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+            return f"{above} can be written by all users, who could replace {path}: `chmod o-w {above}`"
+    if not path.exists():
+        return ""
+    status = path.stat()
+    if status.st_uid not in (os.geteuid(), 0):
+        return f"{path} belongs to uid {status.st_uid}, this is uid {os.geteuid()}: `chown` it, or start as that user"
+    is_sticky_parent = status.st_mode & stat.S_ISVTX and status.st_uid == 0
+    if status.st_mode & _OTHERS_WRITE and not is_sticky_parent:
+        return f"{path} has mode {stat.S_IMODE(status.st_mode):04o}, others can write to it: `chmod go-w {path}`"
+    return ""
 
 
 def make_signer(config: ServerConfig, source: str) -> UnixSigner:

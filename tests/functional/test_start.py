@@ -6,6 +6,8 @@ import asyncio
 import time
 from pathlib import Path
 
+import pytest
+
 from paychan.protocol.channel import Channel, State
 from paychan.protocol.types import UnixTime
 from paychan.store.base import Change
@@ -53,3 +55,24 @@ def test_an_uneconomical_overdue_channel_does_not_delay_the_start(tmp_path: Path
         assert health.json()["alarms"] == []
         assert health.json()["all_channels_seen"] is True
         assert system.channel(poor.outpoint)["status"] == "open"
+
+
+@pytest.mark.parametrize(("place", "mode"), [("state", 0o777), ("store", 0o777), ("store", 0o770), ("above", 0o777)])
+def test_fault_80_no_start_where_another_user_can_replace_the_store(tmp_path: Path, place: str, mode: int) -> None:
+    """The server refuses a directory that others can write, as the signer does; with the mode mended it starts."""
+    (tmp_path / "above").mkdir(mode=0o700)
+    system = System(tmp_path / "above" / "system")
+    with system:
+        pass
+    directory = {"state": system.state, "store": system.state / "store", "above": tmp_path / "above"}[place]
+    before = directory.stat().st_mode & 0o777
+    directory.chmod(mode)
+    with pytest.raises(
+        AssertionError, match=rf"(others can write to it|can be written by all users).*`chmod g?o-w {directory}`"
+    ):
+        system.start_server()
+    assert system.server is not None
+    assert system.server.process.wait(30) == 2
+    directory.chmod(before)
+    with system:
+        assert system.manage("GET", "/health").status_code == 200
