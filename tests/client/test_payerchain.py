@@ -30,7 +30,7 @@ def name(liar: Liar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("command", [["refund", "--publish"], ["watch", "--once"]], ids=["refund", "watch"])
 @pytest.mark.parametrize(
-    ("source", "reason", "mend"),
+    ("source", "reason", "advice"),
     [
         (["--node", "http://127.0.0.1:1", "--credentials", "{}/login"], "no bitcoind answers", "or correct --node."),
         (["--node", "{liar}", "--credentials", "{}/none"], "can't read {}/none", "Set --credentials to"),
@@ -43,7 +43,7 @@ def name(liar: Liar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ids=["no listener", "no credentials", "no URL"],
 )
 def test_error_messages_name_an_option_of_the_command(
-    name: str, liar: Liar, tmp_path: Path, command: list[str], source: list[str], reason: str, mend: str
+    name: str, liar: Liar, tmp_path: Path, command: list[str], source: list[str], reason: str, advice: str
 ) -> None:
     """The error names the problem and an option to change: the payer has no settings."""
     words = [*command, name, *(each.format(tmp_path, liar=liar.url) for each in source)]
@@ -51,7 +51,7 @@ def test_error_messages_name_an_option_of_the_command(
 
     assert result.exit_code == 1
     assert reason.format(tmp_path) in result.stderr
-    assert mend in result.stderr
+    assert advice in result.stderr
     assert "chain." not in result.stderr
 
 

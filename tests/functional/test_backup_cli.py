@@ -38,10 +38,10 @@ class Operator:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, cwd=self.home, env={"COLUMNS": "200"}
         )
-        said = done.stdout + done.stderr
-        assert done.returncode == status, said
-        assert "Traceback" not in said
-        return said
+        output = done.stdout + done.stderr
+        assert done.returncode == status, output
+        assert "Traceback" not in output
+        return output
 
     def fill(self) -> None:
         """Give the server a channel in each state."""
@@ -69,16 +69,16 @@ def operator(tmp_path: Path) -> Operator:
 
 def test_a_lost_store_is_restored(operator: Operator) -> None:
     """Back up, lose the store, restore: the commands report what they did, and the next backup has the same records."""
-    said = operator.runs("create", operator.config)
+    output = operator.runs("create", operator.config)
     (first,) = operator.backups()
-    assert f"created {first}" in said
-    assert "1 open, 1 closing, 1 published, 1 closed, 1 lost" in said
-    assert "30,000 sat" in said
+    assert f"created {first}" in output
+    assert "1 open, 1 closing, 1 published, 1 closed, 1 lost" in output
+    assert "30,000 sat" in output
 
     (operator.state / "store").rename(operator.home / "lost")
-    said = operator.runs("restore", first, operator.config)
-    assert f"restored {operator.state / 'store'}" in said
-    assert re.search(r"accepted after .* UTC are not in it", said)
+    output = operator.runs("restore", first, operator.config)
+    assert f"restored {operator.state / 'store'}" in output
+    assert re.search(r"accepted after .* UTC are not in it", output)
     operator.runs("create", operator.config, "--to", operator.home / "elsewhere")
     (second,) = (operator.home / "elsewhere").iterdir()
     before, after = ([decode_record(raw) for raw in read_records(path)] for path in (first, second))
@@ -94,20 +94,20 @@ def test_list_and_verify_recognise_a_damaged_backup(operator: Operator) -> None:
     bad.write_bytes(good.read_bytes()[:-100])
 
     for place in (operator.config, good.parent):
-        said = operator.runs("list", place)
-        assert re.search(rf"{bad.name} +│ damaged.*{good.name} +│ 6 +│ 30,000", said, re.DOTALL)
+        output = operator.runs("list", place)
+        assert re.search(rf"{bad.name} +│ damaged.*{good.name} +│ 6 +│ 30,000", output, re.DOTALL)
     assert f"good {good}" in operator.runs("verify", good)
-    said = operator.runs("verify", bad, good, status=1)
-    assert f"{bad} is not a backup, or is damaged" in said
-    assert f"good {good}" in said
+    output = operator.runs("verify", bad, good, status=1)
+    assert f"{bad} is not a backup, or is damaged" in output
+    assert f"good {good}" in output
 
 
 def test_nothing_is_overwritten(operator: Operator) -> None:
     """Restoring over a store is refused, and the message says what to do."""
     operator.runs("create", operator.config)
-    said = operator.runs("restore", operator.backups()[0], operator.config, status=1)
+    output = operator.runs("restore", operator.backups()[0], operator.config, status=1)
 
-    assert "is not empty and is not overwritten: move it away" in said
+    assert "is not empty and is not overwritten: move it away" in output
 
 
 def test_another_network_is_refused(operator: Operator) -> None:
@@ -116,19 +116,19 @@ def test_another_network_is_refused(operator: Operator) -> None:
     live = operator.home / "live.toml"
     chain = '[chain]\nbackend = "electrum"\nurl = "tcp://127.0.0.1:50001"\n'
     live.write_text(f'network = "live"\nstate_dir = "{operator.home / "live"}"\n{chain}')
-    said = operator.runs("restore", operator.backups()[0], live, status=1)
+    output = operator.runs("restore", operator.backups()[0], live, status=1)
 
-    assert "holds channels of the debug network, the configuration says live" in said
+    assert "holds channels of the debug network, the configuration says live" in output
     assert not (operator.home / "live").exists()
 
 
 def test_a_store_in_use_is_named(operator: Operator) -> None:
     """The store of a process that answers no requests is not backed up."""
     store = LevelDbStore.open(operator.state / "store", "debug")
-    said = operator.runs("create", operator.config, status=1)
+    output = operator.runs("create", operator.config, status=1)
     asyncio.run(store.close())
 
-    assert re.search(r"in use by process \d+ \(.*\): stop it", said)
+    assert re.search(r"in use by process \d+ \(.*\): stop it", output)
     assert operator.backups() == []
 
 
@@ -147,18 +147,18 @@ def test_a_store_in_use_is_named(operator: Operator) -> None:
 )
 def test_mistakes_get_one_sentence(operator: Operator, arguments: tuple[str, ...], sentence: str) -> None:
     """For a missing file or one of another kind, the command prints one line that names it, and ends."""
-    said = operator.runs(*arguments, status=1)
+    output = operator.runs(*arguments, status=1)
 
-    assert sentence in said
-    assert said.count("\n") == 1
+    assert sentence in output
+    assert output.count("\n") == 1
 
 
 def test_a_server_without_a_store_has_no_backup(tmp_path: Path) -> None:
     """Before the first start there is nothing to back up, and the command does not create a store."""
     operator = Operator(tmp_path)
-    said = operator.runs("create", operator.config, status=1)
+    output = operator.runs("create", operator.config, status=1)
 
-    assert "there is no store in" in said
+    assert "there is no store in" in output
     assert not operator.state.exists()
 
 

@@ -42,8 +42,8 @@ def test_fault_06_a_clock_a_week_ahead_closes_no_channel(
 
 
 def health(system: System) -> dict[str, Any]:
-    said: dict[str, Any] = system.manage("GET", "/health").json()
-    return said
+    output: dict[str, Any] = system.manage("GET", "/health").json()
+    return output
 
 
 def see(system: System, node: Node, offset: Path, *, at_start: bool) -> None:

@@ -20,7 +20,7 @@ from tests.lib.system import Daemon, System
 PARTS = ("node", "signer", "server")
 
 
-class Town:
+class Deployment:
     """A regtest node, and signer and server on one state directory; each can be started and stopped alone."""
 
     def __init__(self, directory: Path) -> None:
@@ -52,39 +52,39 @@ class Town:
 
 
 @pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
-    with Town(tmp_path_factory.mktemp("town")) as town:
-        yield town
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with Deployment(tmp_path_factory.mktemp("deployment")) as deployment:
+        yield deployment
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(PARTS)), ids="-".join)
-def test_fault_26_parts_may_start_in_any_order(town: Town, order: tuple[str, ...]) -> None:
+def test_fault_26_parts_may_start_in_any_order(deployment: Deployment, order: tuple[str, ...]) -> None:
     """Whichever starts first, the server answers at once: 503 naming the missing part; in the end everything works."""
-    customer = Customer(town.system, town.node)
+    customer = Customer(deployment.system, deployment.node)
     customer.opened()
     assert customer.close(OPENING_SAT).status_code == 202
-    payer = Customer(town.system, town.node)
+    payer = Customer(deployment.system, deployment.node)
     payer.opened()
-    town.stop()
+    deployment.stop()
     there: set[str] = set()
     for part in order:
-        town.start(part)
+        deployment.start(part)
         there.add(part)
         if "server" in there:
-            check_what_is_missing(town, payer, there)
-    wait_for(lambda: town.health().status_code == 200, "complete")
+            check_what_is_missing(deployment, payer, there)
+    wait_for(lambda: deployment.health().status_code == 200, "complete")
     wait_for(lambda: payer.pay(OPENING_SAT + 10).status_code == 200, "payments resume")
-    town.node.mine(2)
+    deployment.node.mine(2)
     customer.ends("closed")
-    newcomer = Customer(town.system, town.node)
+    newcomer = Customer(deployment.system, deployment.node)
     newcomer.opened()
-    health = town.health().json()
+    health = deployment.health().json()
     assert [task for task in health["tasks"] if task["restarts"]] == []
     assert health["alarms"] == []
 
 
-def check_what_is_missing(town: Town, payer: Customer, there: set[str]) -> None:
-    health = town.health()
+def check_what_is_missing(deployment: Deployment, payer: Customer, there: set[str]) -> None:
+    health = deployment.health()
     if "signer" not in there:
         assert health.json()["signer"].startswith("absent")
     paid = payer.pay(OPENING_SAT + 1)
@@ -163,15 +163,15 @@ def test_fault_26_a_signer_of_another_network_is_refused_later(tmp_path: Path) -
         elsewhere = wrong.replace(f'state_dir = "{system.state}"', f'state_dir = "{tmp_path}/other"')
         system.signer_file.write_text(f'{elsewhere}\n[socket]\npath = "{system.state}/signer.sock"\n')
         system.start_signer()
-        said = lambda: system.manage("GET", "/health").json()["signer"]  # noqa: E731
-        wait_for(lambda: "serves regtest" in said(), "refused")
+        key_mode = lambda: system.manage("GET", "/health").json()["signer"]  # noqa: E731
+        wait_for(lambda: "serves regtest" in key_mode(), "refused")
         assert httpx.get(f"{system.url}/v1/fundingInfo", params=unknown(), timeout=30).status_code == 503
         assert system.server is not None
         assert system.server.process.poll() is None
         system.signer.stop()
         system.signer_file.write_text(right)
         system.start_signer()
-        wait_for(lambda: said() == "debug", "the right one is back")
+        wait_for(lambda: key_mode() == "debug", "the right one is back")
     finally:
         system.__exit__(None, None, None)
 

@@ -149,7 +149,7 @@ def sandboxed(tmp_path: Path) -> Iterator[Sandboxed]:
 def pay(wallet: Path, *words: str | int) -> dict[str, object]:
     """Run a payer's command, outside of any sandbox, and return its JSON."""
     command = [PROGRAMS / "paychan", "channel", *map(str, words), "--json"]
-    told = subprocess.run(
+    reported = subprocess.run(
         command,
         capture_output=True,
         text=True,
@@ -157,7 +157,7 @@ def pay(wallet: Path, *words: str | int) -> dict[str, object]:
         timeout=60,
         env={**os.environ, "PAYCHAN_WALLET": str(wallet)},
     )
-    answer: dict[str, object] = json.loads(told.stdout)
+    answer: dict[str, object] = json.loads(reported.stdout)
     return answer
 
 

@@ -400,18 +400,18 @@ async def eventually(ask: Callable[[], Awaitable[Any]], expected: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["blockchain.estimatefee", "blockchain.relayfee"])
-@pytest.mark.parametrize("said", [None, "what?", -2, 10**9, Refuse(-32601)], ids=repr)
+@pytest.mark.parametrize("output", [None, "what?", -2, 10**9, Refuse(-32601)], ids=repr)
 async def test_fault_28_a_server_without_fees_serves_all_else(
-    proxy: ElectrumProxy, chain: ElectrumChain, method: str, said: Any
+    proxy: ElectrumProxy, chain: ElectrumChain, method: str, output: Any
 ) -> None:
     """If a server refuses or garbles fees, the floor is the default, one shortcoming says so, and the chain is visible."""
 
     def alter(asked: str, _params: list[Any], result: Any) -> Any:
         if asked not in (method, "mempool.get_info" if method == "blockchain.relayfee" else method):
             return result
-        if isinstance(said, Refuse):
-            raise said
-        return said
+        if isinstance(output, Refuse):
+            raise output
+        return output
 
     proxy.alter = alter
     fees = await chain.fees()

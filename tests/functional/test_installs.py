@@ -87,7 +87,7 @@ def payer(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return environment(tmp_path_factory.mktemp("payer") / "venv", wheel)
 
 
-class Shop:
+class Installation:
     """`paychan up debug` of an installation, run in an empty directory, on free ports."""
 
     def __init__(self, programs: Path, directory: Path) -> None:
@@ -116,17 +116,17 @@ def live_through(payer: Path, url: str, wallet: Path) -> str:
     paychan = payer / "paychan"
     new = from_json(run(paychan, "channel", "new", url, "--debug", "--wallet", wallet, "--json"))
     name = new["name"]
-    said = run(paychan, "channel", "open", name, "--wallet", wallet)
-    said += run(paychan, "channel", "pay", name, 7, "--wallet", wallet)
-    said += run(paychan, "channel", "pay", name, 1, "--times", 50, "--wallet", wallet)
-    return said + run(paychan, "channel", "close", name, "--wallet", wallet)
+    output = run(paychan, "channel", "open", name, "--wallet", wallet)
+    output += run(paychan, "channel", "pay", name, 7, "--wallet", wallet)
+    output += run(paychan, "channel", "pay", name, 1, "--times", 50, "--wallet", wallet)
+    return output + run(paychan, "channel", "close", name, "--wallet", wallet)
 
 
 def test_fault_42_a_plain_install_pays(payer: Path, deployed: Path, tmp_path: Path):
     """An install without extras has only the payer's packages, and they suffice for a whole channel."""
     listed = from_json(run(UV, "pip", "list", "--python", payer / "python", "--format", "json"))
     installed = {each["name"].lower() for each in listed}
-    with Shop(deployed, tmp_path / "shop") as url:
+    with Installation(deployed, tmp_path / "shop") as url:
         live_through(payer, url, tmp_path / "wallet")
 
     assert installed.isdisjoint(requirement.name.lower() for requirement in SERVER)
@@ -137,12 +137,12 @@ def test_fault_42_a_plain_install_pays(payer: Path, deployed: Path, tmp_path: Pa
 def test_fault_42_a_command_of_the_server_says_what_to_install(payer: Path, command: str, tmp_path: Path):
     """A command whose packages are missing ends with status 2 and the line that installs them, without a traceback."""
     if command == "up debug":  # starts the signer, which prints the message
-        said = run(payer / "paychan-signer", "debug/signer.toml", cwd=tmp_path, status=2)
+        output = run(payer / "paychan-signer", "debug/signer.toml", cwd=tmp_path, status=2)
     else:
-        said = run(payer / "paychan", *command.split(), cwd=tmp_path, status=2)
+        output = run(payer / "paychan", *command.split(), cwd=tmp_path, status=2)
 
-    assert "pip install 'paychan[server]'" in said
-    assert "Traceback" not in said
+    assert "pip install 'paychan[server]'" in output
+    assert "Traceback" not in output
 
 
 def test_fault_42_every_command_is_listed_without_its_packages(payer: Path):
@@ -186,7 +186,7 @@ def test_fault_41_the_readme_s_first_line_works_on_each_python_here(python: str,
     plyvel is built from source, as on a platform without a wheel.
     """
     programs = environment(tmp_path / "venv", "--no-binary", "plyvel", f"{wheel}[server]", python=python)
-    with Shop(programs, tmp_path / "shop") as url:
+    with Installation(programs, tmp_path / "shop") as url:
         live_through(programs, url, tmp_path / "wallet")
 
 
@@ -205,27 +205,27 @@ def test_fault_41_the_readme_names_the_packages_of_the_system():
 def test_fault_81_a_wheel_alone_starts(deployed: Path, tmp_path: Path):
     """The configurations are in the wheel: `paychan init` writes them anywhere, and never overwrites a file."""
     for network in ("debug", "regtest", "test", "live"):
-        said = run(deployed / "paychan", "init", network, cwd=tmp_path)
-        assert "Next" in said
+        output = run(deployed / "paychan", "init", network, cwd=tmp_path)
+        assert "Next" in output
         for name in ("server.toml", "signer.toml"):
             assert (tmp_path / network / name).read_text() == (ROOT / "config" / network / name).read_text()
     (tmp_path / "debug" / "server.toml").write_text("# mine")
 
-    said = run(deployed / "paychan", "init", "debug", cwd=tmp_path, status=2)
+    output = run(deployed / "paychan", "init", "debug", cwd=tmp_path, status=2)
 
-    assert "debug/signer.toml exists" in said
+    assert "debug/signer.toml exists" in output
     assert (tmp_path / "debug" / "server.toml").read_text() == "# mine"
     assert "choose one of" in run(deployed / "paychan", "init", "mainnet", cwd=tmp_path, status=2)
 
 
 def test_fault_81_up_takes_the_name_of_a_network(deployed: Path, tmp_path: Path):
     """`paychan up NETWORK` uses the wheel's configuration if there is no such directory."""
-    said = run(deployed / "paychan", "up", "nowhere", cwd=tmp_path, status=2)
+    output = run(deployed / "paychan", "up", "nowhere", cwd=tmp_path, status=2)
     shipped = run(
         deployed / "python", "-c", "from paychan.shipped import shipped_directory as s; print(s('debug'))", cwd=tmp_path
     ).strip()
 
-    assert "nowhere/signer.toml: no such file" in said
+    assert "nowhere/signer.toml: no such file" in output
     assert Path(shipped).is_relative_to(deployed.parent)
     assert (Path(shipped) / "server.toml").is_file()
 
@@ -326,7 +326,7 @@ print(made.pay(1000).paid_sat)
 
 def test_fault_42_the_payer_s_library_needs_nothing_of_posix(deployed: Path, tmp_path: Path):
     """Without fcntl, as on Windows, a program pays. The test replaces the lock of Windows; all else is real."""
-    with Shop(deployed, tmp_path / "shop") as url:
-        said = run(deployed / "python", "-c", ON_WINDOWS, url, tmp_path / "wallet", cwd=tmp_path)
+    with Installation(deployed, tmp_path / "shop") as url:
+        output = run(deployed / "python", "-c", ON_WINDOWS, url, tmp_path / "wallet", cwd=tmp_path)
 
-    assert said.strip() == "1000"
+    assert output.strip() == "1000"

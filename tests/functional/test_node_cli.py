@@ -68,8 +68,8 @@ class Running:
 
         return asyncio.run(ask())
 
-    def say(self, *words: object) -> subprocess.CompletedProcess[str]:
-        return say(*words, "--dir", self.directory)
+    def run_command(self, *words: object) -> subprocess.CompletedProcess[str]:
+        return run_command(*words, "--dir", self.directory)
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
@@ -85,7 +85,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
     running.end()
 
 
-def say(*words: object) -> subprocess.CompletedProcess[str]:
+def run_command(*words: object) -> subprocess.CompletedProcess[str]:
     command = [*COMMAND, *map(str, words)]
     return subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
 
@@ -99,25 +99,25 @@ async def test_from_nothing_to_funding(running: Running) -> None:
     """The started node is fit for the server, pays to a channel's address, and confirms it on request."""
     for shown in (running.url, str(running.cookie), f"tcp://127.0.0.1:{running.zmq_port}", "2000.00000000 BTC"):
         assert shown in running.text
-        assert shown in running.say("info").stdout
+        assert shown in running.run_command("info").stdout
     chain = BitcoindChain(running.url, Network.REGTEST, credentials=running.cookie)
     await chain.check()
     address = PAYER.terms.funding_address(Network.REGTEST)
-    funded = running.say("fund", address, 123_456_789)
+    funded = running.run_command("fund", address, 123_456_789)
     assert funded.returncode == 0
     txid, vout = re.match(r"([0-9a-f]{64}):(\d+)\n", funded.stdout).groups()
     outpoint = OutPoint.parse(txid, int(vout))
     assert await chain.funding(PAYER.terms) == (Funding(outpoint, Sat(123_456_789), 0),)
-    assert running.say("mine", 3).stdout == "height 143\n"
+    assert running.run_command("mine", 3).stdout == "height 143\n"
     assert await chain.funding(PAYER.terms) == (Funding(outpoint, Sat(123_456_789), 3),)
     await chain.close()
 
 
 def test_stop_and_start(running: Running) -> None:
     """Stopping ends both processes; the next start continues the same chain, one block higher."""
-    assert running.say("stop").returncode == 0
+    assert running.run_command("stop").returncode == 0
     assert running.process.wait(PATIENCE_SECONDS) == 0
-    refused = running.say("mine")
+    refused = running.run_command("mine")
     assert (refused.returncode, "no node runs in" in refused.stderr) == (1, True)
     running.start()
     assert "Height  141" in running.text
@@ -127,15 +127,15 @@ def test_time_passes(running: Running) -> None:
     """The median time passes the requested hours, repeatedly; blocks can be mined then, also after a restart."""
     begun = int(time.time())
     for hours, all_hours in ((1, 1), (170, 171)):
-        assert re.fullmatch(r"height 1\d\d, median time .+\n", running.say("pass", hours).stdout)
+        assert re.fullmatch(r"height 1\d\d, median time .+\n", running.run_command("pass", hours).stdout)
         assert running.tip.median_time > begun + all_hours * 3600
-    assert running.say("mine", 30).returncode == 0
+    assert running.run_command("mine", 30).returncode == 0
     assert running.end() == 0
 
     running.start()
     assert re.search(r"Clock +stands at .*in 7 d 3 h", running.text)
-    assert running.say("mine", 30).returncode == 0
-    assert running.say("pass", 10).returncode == 0
+    assert running.run_command("mine", 30).returncode == 0
+    assert running.run_command("pass", 10).returncode == 0
     assert running.tip.median_time > begun + 181 * 3600
 
 
@@ -144,8 +144,8 @@ def test_time_continues_once_the_clock_has_caught_up(running: Running) -> None:
     ahead = int(time.time()) + 3600
     for unix_time, stands in ((ahead, True), (ahead - 7200, False)):
         (running.directory / "clock").write_text(f"{unix_time}\n")
-        assert ("stands at" in running.say("info").stdout) == stands
-        running.say("mine", 1)
+        assert ("stands at" in running.run_command("info").stdout) == stands
+        running.run_command("mine", 1)
         assert (running.tip.time == ahead) == stands
 
 
@@ -158,28 +158,28 @@ def test_interrupt(running: Running) -> None:
 
 def test_second_start(running: Running) -> None:
     """A second start in the same directory is refused, and one on the same port says so; the first is not affected."""
-    second = running.say("start", "--rpc-port", free_port())
+    second = running.run_command("start", "--rpc-port", free_port())
     assert (second.returncode, "a node is already running in" in second.stderr) == (1, True)
     elsewhere = ["--dir", running.directory.with_name("other"), "--zmq-port", free_port()]
-    third = say("start", "--rpc-port", running.rpc_port, *elsewhere)
+    third = run_command("start", "--rpc-port", running.rpc_port, *elsewhere)
     assert (third.returncode, "choose others with --rpc-port" in third.stderr) == (1, True)
-    assert running.say("info").returncode == 0
+    assert running.run_command("info").returncode == 0
 
 
 def test_refusals_of_the_node(running: Running) -> None:
     """The command shows the node's own message if its wallet refuses."""
-    wrong = running.say("fund", "mouse", 1000)
+    wrong = running.run_command("fund", "mouse", 1000)
     assert (wrong.returncode, wrong.stderr) == (1, "paychan: Invalid Bitcoin address: mouse\n")
-    poor = running.say("fund", PAYER.terms.funding_address(Network.REGTEST), 300_000_000_000)
+    poor = running.run_command("fund", PAYER.terms.funding_address(Network.REGTEST), 300_000_000_000)
     assert (poor.returncode, poor.stderr) == (1, "paychan: Insufficient funds\n")
 
 
 def test_a_missing_program_or_directory(tmp_path: Path) -> None:
     """Without the program, or without a directory, the command says what to do."""
-    no_program = say("start", "--bitcoind", tmp_path / "bitcoind", "--dir", tmp_path)
+    no_program = run_command("start", "--bitcoind", tmp_path / "bitcoind", "--dir", tmp_path)
     assert (no_program.returncode, "tests/fetch-bitcoind" in no_program.stderr) == (2, True)
     for command in (["mine"], ["fund", "address", "1"], ["pass", "1"], ["info"], ["stop"]):
-        result = say(*command, "--dir", tmp_path)
+        result = run_command(*command, "--dir", tmp_path)
         assert (result.returncode, "paychan node start" in result.stderr) == (2, True)
 
 

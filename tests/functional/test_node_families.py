@@ -18,7 +18,7 @@ from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, CustomerV2, s
 from tests.lib.node import Node
 from tests.lib.system import System
 
-Town = tuple[System, Node]
+Deployment = tuple[System, Node]
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "full RBF": ("-mempoolfullrbf=1",),
@@ -37,8 +37,8 @@ ESTIMATE_SAT_PER_VB = 100
 
 
 @pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
-    directory = tmp_path_factory.mktemp("town")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    directory = tmp_path_factory.mktemp("deployment")
     with Node(directory / "node", zmq=False) as node, System(directory / "system", node=node) as system:
         yield system, node
 
@@ -55,11 +55,11 @@ def alarms(system: System) -> list[str]:
     return [alarm["kind"] for alarm in system.manage("GET", "/health").json()["alarms"]]
 
 
-def lives(town: Town) -> None:
+def lives(deployment: Deployment) -> None:
     """Open, pay, close, settle, on both versions at once."""
-    system, node = town
+    system, node = deployment
     wait_for(lambda: system.manage("GET", "/health").json()["frozen"] == [], "thawed")
-    customers = [Customer(*town), CustomerV2(*town)]
+    customers = [Customer(*deployment), CustomerV2(*deployment)]
     for customer in customers:
         customer.fund()
     node.mine()
@@ -72,15 +72,15 @@ def lives(town: Town) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_whole_channel_on_a_node_of_each_family(town: Town, family: str) -> None:
+def test_a_whole_channel_on_a_node_of_each_family(deployment: Deployment, family: str) -> None:
     """After the node restarts as one of another family, the server opens, takes payments and settles as before."""
-    restart(town[1], *FAMILIES[family])
-    lives(town)
+    restart(deployment[1], *FAMILIES[family])
+    lives(deployment)
 
 
-def test_fault_28_a_node_with_blocksonly_is_one_alarm_and_takes_payments(town: Town) -> None:
+def test_fault_28_a_node_with_blocksonly_is_one_alarm_and_takes_payments(deployment: Deployment) -> None:
     """A missing estimate does not freeze payments: one alarm names it, payments continue, and it ends with the setting."""
-    system, node = town
+    system, node = deployment
     restart(node)
     wait_for(lambda: alarms(system) == [], "no alarm")
     customer = Customer(system, node)
@@ -93,10 +93,10 @@ def test_fault_28_a_node_with_blocksonly_is_one_alarm_and_takes_payments(town: T
     wait_for(lambda: alarms(system) == [], "no alarm again")
 
 
-def test_a_settlement_pays_more_when_the_node_asks_for_more(town: Town) -> None:
+def test_a_settlement_pays_more_when_the_node_asks_for_more(deployment: Deployment) -> None:
     """If a node restarts with a higher floor and without the settlement, it gets one with a higher fee at once."""
-    system, node = town
-    customer = Customer(*town)
+    system, node = deployment
+    customer = Customer(*deployment)
     customer.opened()
     assert customer.close(OPENING_SAT).status_code == 202
     before = customer.record["settlement_fee"]
@@ -109,16 +109,16 @@ def test_a_settlement_pays_more_when_the_node_asks_for_more(town: Town) -> None:
     assert alarms(system) == []
 
 
-def test_fault_29_the_node_s_wallet_is_unloaded_at_run_time(town: Town) -> None:
+def test_fault_29_the_node_s_wallet_is_unloaded_at_run_time(deployment: Deployment) -> None:
     """Openings and settlements continue without a restart of the server."""
-    town[1].rpc("unloadwallet", "paychan")
-    lives(town)
+    deployment[1].rpc("unloadwallet", "paychan")
+    lives(deployment)
 
 
-def test_fault_29_the_node_s_wallet_is_lost(town: Town) -> None:
+def test_fault_29_the_node_s_wallet_is_lost(deployment: Deployment) -> None:
     """A settlement mined while the wallet was missing is seen, an open channel continues, and new channels open."""
-    node = town[1]
-    going, staying = Customer(*town), Customer(*town)
+    node = deployment[1]
+    going, staying = Customer(*deployment), Customer(*deployment)
     for customer in (going, staying):
         customer.opened()
     assert going.close(OPENING_SAT).status_code == 202
@@ -130,7 +130,7 @@ def test_fault_29_the_node_s_wallet_is_lost(town: Town) -> None:
     wait_for(lambda: staying.pay(OPENING_SAT + 1).status_code == 200, "payments")
     assert staying.close(OPENING_SAT + 1).status_code == 202
     settled(staying)
-    lives(town)
+    lives(deployment)
 
 
 def forget_estimates(node: Node) -> None:
@@ -141,25 +141,27 @@ def forget_estimates(node: Node) -> None:
 
 
 @pytest.fixture
-def crowd(town: Town) -> Iterator[CrowdedMempool]:
+def crowd(deployment: Deployment) -> Iterator[CrowdedMempool]:
     """Other transactions, from which the node learns fee rates; before and after the test it knows none."""
-    forget_estimates(town[1])
-    if "miner" not in town[1].rpc("listwallets"):
-        town[1].rpc("loadwallet", "miner")
-    yield CrowdedMempool(town[1])
-    forget_estimates(town[1])
+    forget_estimates(deployment[1])
+    if "miner" not in deployment[1].rpc("listwallets"):
+        deployment[1].rpc("loadwallet", "miner")
+    yield CrowdedMempool(deployment[1])
+    forget_estimates(deployment[1])
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "blocksonly"])
-def test_a_settlement_is_replaced_on_a_node_of_each_family(town: Town, crowd: CrowdedMempool, family: str) -> None:
+def test_a_settlement_is_replaced_on_a_node_of_each_family(
+    deployment: Deployment, crowd: CrowdedMempool, family: str
+) -> None:
     """It waits, the node's estimate rises: a settlement of the same input with a higher fee is accepted and mined.
 
     A node that only replaces signalling transactions keeps the first one, and a child of it pays.
     """
-    system, node = town
+    system, node = deployment
     restart(node, *FAMILIES[family])
     wait_for(lambda: system.manage("GET", "/health").json()["frozen"] == [], "thawed")
-    customer = Customer(*town)
+    customer = Customer(*deployment)
     customer.opened()
     assert customer.close(OPENING_SAT).status_code == 202
     first, fee = customer.record["settlement_txid"], customer.record["settlement_fee"]
@@ -209,10 +211,10 @@ def test_a_settlement_is_replaced_on_a_node_of_each_family_without_an_estimate(t
         assert customer.record["settlement_txid"] == second
 
 
-def test_the_tasks_of_the_server_never_failed(town: Town) -> None:
+def test_the_tasks_of_the_server_never_failed(deployment: Deployment) -> None:
     """The tests above ended no task of the server, and no line of its log is a traceback."""
-    health = town[0].manage("GET", "/health").json()
+    health = deployment[0].manage("GET", "/health").json()
 
     assert [task for task in health["tasks"] if task["restarts"]] == []
-    assert town[0].server is not None
-    assert "Traceback" not in town[0].server.text()
+    assert deployment[0].server is not None
+    assert "Traceback" not in deployment[0].server.text()

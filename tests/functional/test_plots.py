@@ -17,24 +17,24 @@ PARTS = (
 )
 
 
-def store(directory: Path, name: str, told: dict[str, Any], moment: str = "20260101T000000") -> None:
+def store(directory: Path, name: str, reported: dict[str, Any], moment: str = "20260101T000000") -> None:
     """Store a result under the name that `machine.save` gives it."""
-    (directory / f"{name}-{moment}.json").write_text(json.dumps({"bench": name, **told}))
+    (directory / f"{name}-{moment}.json").write_text(json.dumps({"bench": name, **reported}))
 
 
 def load(directory: Path, version: int, connections: int, rate: int, moment: str = "20260101T000000") -> None:
     """Store a result of bench/load.py."""
     median = {"payments_per_second": rate, "latency_ms_p50": 1.5, "latency_ms_p99": 4.5}
     asked = {"version": version, "connections": connections, "mode": "keep-alive", "http": ""}
-    told = asked | {"median": median | {"server_cpu_verifies_per_payment": 3.0}}
-    store(directory, f"load-v{version}-keep-alive-{connections}", told, moment)
+    reported = asked | {"median": median | {"server_cpu_verifies_per_payment": 3.0}}
+    store(directory, f"load-v{version}-keep-alive-{connections}", reported, moment)
 
 
 def drawn(results: Path, out: Path) -> tuple[dict[str, bytes], str]:
     """Draw; return the pictures, and the command's output."""
     command = [sys.executable, PLOT, "--results", results, "--out", out]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return {path.name: path.read_bytes() for path in out.iterdir()}, said
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {path.name: path.read_bytes() for path in out.iterdir()}, output
 
 
 def test_the_same_results_give_the_same_pictures(tmp_path: Path):
@@ -62,8 +62,8 @@ def test_the_same_results_give_the_same_pictures(tmp_path: Path):
 def test_missing_results_are_named(tmp_path: Path):
     """Without results there is no picture; the output has the command that measures."""
     pytest.importorskip("matplotlib")
-    pictures, said = drawn(tmp_path / "nothing", tmp_path / "out")
+    pictures, output = drawn(tmp_path / "nothing", tmp_path / "out")
 
     assert pictures == {}
-    assert "python bench/costs.py" in said
-    assert "python bench/load.py" in said
+    assert "python bench/costs.py" in output
+    assert "python bench/load.py" in output

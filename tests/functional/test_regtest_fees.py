@@ -392,11 +392,11 @@ def test_fault_09_a_fee_above_the_signers_limit_is_lowered(tmp_path: Path) -> No
             pass_time(node, customer.terms.expiry - 8 * HOUR)
         wait_for(lambda: customer.record["settlement_fee"] == BUDGET_SAT, "signed for what the signer allows")
 
-        def told() -> str:
+        def alarms_text() -> str:
             return str(system.manage("GET", "/health").json()["alarms"])
 
-        wait_for(lambda: "does not let it be replaced" in told(), "an alarm")
-        assert re.search(rf"policy-fee: fee of \d+ sat, want up to {BUDGET_SAT} sat", told())
+        wait_for(lambda: "does not let it be replaced" in alarms_text(), "an alarm")
+        assert re.search(rf"policy-fee: fee of \d+ sat, want up to {BUDGET_SAT} sat", alarms_text())
         clock = node.rpc("getblockheader", node.best)["time"]
         node.stop()
         node.start(f"-mocktime={clock}")

@@ -79,7 +79,7 @@ def test_threat_6_a_chain_ahead_of_the_clock_raises_an_alarm(tmp_path: Path, nod
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "mend"),
+    ("old", "new", "advice"),
     [
         ("credentials_file = ", 'credentials_file = "{wrong}" # ', "credentials"),
         ("url = ", 'url = "http://127.0.0.1:1" # ', "127.0.0.1:1"),
@@ -87,7 +87,7 @@ def test_threat_6_a_chain_ahead_of_the_clock_raises_an_alarm(tmp_path: Path, nod
     ids=["wrong credentials", "no listener there"],
 )
 def test_threat_33_no_payments_with_a_node_that_is_unfit(
-    tmp_path: Path, node: Node, old: str, new: str, mend: str
+    tmp_path: Path, node: Node, old: str, new: str, advice: str
 ) -> None:
     """The server starts, gives out no address, and names the problem."""
     wrong = tmp_path / "wrong"
@@ -95,7 +95,7 @@ def test_threat_33_no_payments_with_a_node_that_is_unfit(
     with changed(tmp_path, node, old, new.format(wrong=wrong)) as system:
         health = system.manage("GET", "/health")
         assert health.status_code == 503
-        assert mend in health.json()["frozen"][0]
+        assert advice in health.json()["frozen"][0]
         with pytest.raises(AssertionError, match="chain_unavailable"):
             Customer(system, node)
     assert system.server is not None

@@ -180,16 +180,18 @@ def test_the_refund_after_the_server_vanished(
     assert node.rpc("getrawmempool") == []
     node.pass_median_time(expiry)
 
-    told = json.loads(payer.run("refund", name, "--publish", "--fee-rate", 5, "--json", *payer.own_node))
-    assert node.rpc("getrawmempool") == [told["txid"]]
+    published = json.loads(payer.run("refund", name, "--publish", "--fee-rate", 5, "--json", *payer.own_node))
+    assert node.rpc("getrawmempool") == [published["txid"]]
     signature_sizes_differ_by = 2
-    assert told["fee_sat"] >= 5 * (node.rpc("getmempoolentry", told["txid"])["vsize"] - signature_sizes_differ_by)
+    assert published["fee_sat"] >= 5 * (
+        node.rpc("getmempoolentry", published["txid"])["vsize"] - signature_sizes_differ_by
+    )
     again = json.loads(payer.run("refund", name, "--publish", "--json", *payer.own_node))
-    assert again["txid"] == told["txid"]
+    assert again["txid"] == published["txid"]
     node.mine(3)
     sight = payer.seen(name, payer.own_node)
-    assert (sight["spent_by"], sight["by_refund"], sight["state"]) == (told["txid"], True, "refunded")
-    assert f"refunded by {told['txid']}, 3 confirmations" in payer.run("watch", "--once", *payer.own_node)
+    assert (sight["spent_by"], sight["by_refund"], sight["state"]) == (published["txid"], True, "refunded")
+    assert f"refunded by {published['txid']}, 3 confirmations" in payer.run("watch", "--once", *payer.own_node)
 
 
 def test_watch_publishes_the_refund_through_an_electrum_server(
@@ -244,9 +246,9 @@ def test_a_funding_that_the_server_never_listed_is_refunded(payer: PayerAtTermin
     system.kill_server()
     outpoint = payer.fund(name)
     node.pass_median_time(payer.record(name)["expiry"])
-    told = json.loads(payer.run("refund", name, "--publish", "--json", *payer.own_node))
+    published = json.loads(payer.run("refund", name, "--publish", "--json", *payer.own_node))
 
-    (spent,) = node.rpc("getrawtransaction", told["txid"], True)["vin"]
+    (spent,) = node.rpc("getrawtransaction", published["txid"], True)["vin"]
     assert OutPoint.parse(spent["txid"], spent["vout"]) == outpoint
 
 

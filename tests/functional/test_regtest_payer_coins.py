@@ -72,7 +72,7 @@ EMPTY = {"funding_outpoint": "", "funding_sat": 0, "state": "new", "signed_sat":
 """Fields of a channel that was never funded."""
 
 
-def say(*words: object, status: int = 0) -> Result:
+def run_command(*words: object, status: int = 0) -> Result:
     """Run a payer's command, which must end with this status."""
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
@@ -80,8 +80,8 @@ def say(*words: object, status: int = 0) -> Result:
     return result
 
 
-def told(*words: object, status: int = 0) -> Any:
-    return json.loads(say(*words, "--json", status=status).stdout)
+def run_json(*words: object, status: int = 0) -> Any:
+    return json.loads(run_command(*words, "--json", status=status).stdout)
 
 
 def server_lists(liar: Liar, channel: Channel, *outputs: tuple[OutPoint, int], **more: Any) -> None:
@@ -102,7 +102,7 @@ def server_lists(liar: Liar, channel: Channel, *outputs: tuple[OutPoint, int], *
 
 def noted(name: str) -> Any:
     """Return the channel's outputs in the wallet."""
-    return told("status", name, "--offline")
+    return run_json("status", name, "--offline")
 
 
 def inputs_and_fee(node: Node, txid: str) -> tuple[set[str], int]:
@@ -137,12 +137,12 @@ def test_fault_17_the_refund_takes_what_the_chain_shows(
         "another payer's output": (elsewhere, 700_000),
     }[lie]
     server_lists(liar, channel, claimed)
-    assert told("open", channel.name, "--no-wait", status=1)["code"] != "value_unchecked"  # the server refuses it
+    assert run_json("open", channel.name, "--no-wait", status=1)["code"] != "value_unchecked"  # the server refuses it
     assert noted(channel.name)["funding_outpoint"] == str(claimed[0])
     assert noted(channel.name)["funding_source"] == "server"
     node.pass_median_time(channel.record.expiry)
 
-    shown = told("refund", channel.name, "--publish", *own_node)
+    shown = run_json("refund", channel.name, "--publish", *own_node)
     spent, fee = only_refund(node)
     assert (spent, fee) == ({str(outpoint)}, shown["fee_sat"])
     assert fee < BUDGET_SAT
@@ -156,7 +156,7 @@ def test_fault_17_a_payment_is_not_signed_for_a_value_that_the_own_node_contradi
     outpoint = node.fund(channel.address, FUNDING_SAT)
     node.mine()
     server_lists(liar, channel, (outpoint, 100_000))
-    refused = told("open", channel.name, "--no-wait", *own_node, status=1)
+    refused = run_json("open", channel.name, "--no-wait", *own_node, status=1)
     assert (refused["code"], refused["got_sat"], refused["want_sat"]) == ("funding_differs", 100_000, FUNDING_SAT)
     assert noted(channel.name)["signed_sat"] is None
 
@@ -169,19 +169,19 @@ def test_fault_17_without_a_node_an_unchecked_value_is_not_signed_silently(
     outpoint = node.fund(channel.address, FUNDING_SAT)
     node.mine()
     server_lists(liar, channel, (outpoint, 100_000))
-    say("open", channel.name, "--no-wait", status=1)
-    refused = told("refund", channel.name, status=1)
+    run_command("open", channel.name, "--no-wait", status=1)
+    refused = run_json("refund", channel.name, status=1)
     assert (refused["code"], refused["value_sat"]) == ("value_unchecked", 100_000)
-    assert "--transaction" in say("refund", channel.name, status=1).stderr
+    assert "--transaction" in run_command("refund", channel.name, status=1).stderr
     for words in (["status", channel.name, "--offline"], ["list"]):
-        assert "the server's word, not checked" in say(*words).stdout
+        assert "the server's word, not checked" in run_command(*words).stdout
 
-    assert told("refund", channel.name, "--unchecked")["checked"] is False
+    assert run_json("refund", channel.name, "--unchecked")["checked"] is False
     raw = node.rpc("getrawtransaction", outpoint.txid_hex)
-    proven = told("refund", channel.name, "--transaction", raw)
+    proven = run_json("refund", channel.name, "--transaction", raw)
     paid = CTransaction.deserialize(bytes.fromhex(proven["transaction"])).vout[0].nValue
     assert (proven["checked"], paid) == (True, FUNDING_SAT - proven["fee_sat"])
-    assert "checked with the funding transaction" in say("status", channel.name, "--offline").stdout
+    assert "checked with the funding transaction" in run_command("status", channel.name, "--offline").stdout
 
 
 def test_fault_17_a_server_whose_transaction_contradicts_it_is_not_believed(
@@ -192,12 +192,12 @@ def test_fault_17_a_server_whose_transaction_contradicts_it_is_not_believed(
     outpoint = node.fund(channel.address, FUNDING_SAT)
     raw = node.rpc("getrawtransaction", outpoint.txid_hex)
     server_lists(liar, channel, (outpoint, 100_000), transaction=raw)
-    refused = told("open", channel.name, "--no-wait", status=1)
+    refused = run_json("open", channel.name, "--no-wait", status=1)
     assert (refused["code"], refused["got"], refused["want"]) == ("server_misbehaved", 100_000, FUNDING_SAT)
     server_lists(liar, channel, (outpoint, FUNDING_SAT), transaction=raw)
-    say("open", channel.name, "--no-wait", status=1)  # the liar does not know this funding
+    run_command("open", channel.name, "--no-wait", status=1)  # the liar does not know this funding
     assert noted(channel.name)["funding_source"] == "transaction"
-    assert told("refund", channel.name)["checked"] is True
+    assert run_json("refund", channel.name)["checked"] is True
 
 
 @pytest.mark.parametrize("rate", [300, 250])
@@ -209,11 +209,11 @@ def test_fault_17_a_fee_above_a_share_needs_confirmation(
     node.fund(channel.address, 200_000 if rate == 300 else 5_000_000)
     node.pass_median_time(channel.record.expiry)
     words = ("refund", channel.name, "--publish", "--fee-rate", rate, *own_node)
-    refused = told(*words, status=1)
+    refused = run_json(*words, status=1)
     assert refused["code"] == "fee_too_high"
     assert refused["got_sat"] > refused["most_sat"]
     assert node.rpc("getrawmempool") == []
-    assert told(*words, "--max-fee", refused["got_sat"])["fee_sat"] == refused["got_sat"]
+    assert run_json(*words, "--max-fee", refused["got_sat"])["fee_sat"] == refused["got_sat"]
 
 
 # --- 22: the value that is typed --------------------------------------------------------------------------------------
@@ -234,16 +234,16 @@ def test_fault_22_a_value_typed_too_small_is_refused(
         "node": own_node,
     }[compared]
     words = ("open", channel.name, "--outpoint", outpoint, "--value", 60_000, *more)
-    refused = told(*words, status=1)
+    refused = run_json(*words, status=1)
     assert (refused["code"], refused["got_sat"], refused["want_sat"]) == ("funding_differs", 60_000, FUNDING_SAT)
     assert noted(channel.name)["signed_sat"] is None
     if compared == "node":  # the chain's value is kept, so that the next `open` does not sign for less
         assert (noted(channel.name)["funding_sat"], noted(channel.name)["funding_source"]) == (FUNDING_SAT, "chain")
-        say("open", channel.name, "--no-wait", status=1)  # the liar does not know this funding
+        run_command("open", channel.name, "--no-wait", status=1)  # the liar does not know this funding
         assert noted(channel.name)["funding_sat"] == FUNDING_SAT
         assert noted(channel.name)["left_sat"] > 60_000
     if compared == "server":
-        say(*words, "--unchecked", status=1)  # the liar does not know this funding
+        run_command(*words, "--unchecked", status=1)  # the liar does not know this funding
         assert (noted(channel.name)["funding_sat"], noted(channel.name)["funding_source"]) == (60_000, "typed")
 
 
@@ -259,23 +259,23 @@ def test_fault_19_one_refund_takes_all_outputs_of_the_address(
     paid = [node.fund(channel.address, sat) for sat in (FUNDING_SAT, FUNDING_SAT, 5_000)]
     node.mine()
     server_lists(liar, channel, (paid[0], FUNDING_SAT), (paid[2], 5_000))
-    say("open", name, "--no-wait", status=1)
+    run_command("open", name, "--no-wait", status=1)
     for words in (["list"], ["status", name, "--offline"]):
-        shown = say(*words).stdout
+        shown = run_command(*words).stdout
         assert "5 000 sat" in shown
         assert f"paychan channel refund {name} --publish" in shown
-    assert "5 000 sat" in say("key", name).stderr
-    assert [each["value_sat"] for each in told("key", name)["outputs"]] == [FUNDING_SAT, 5_000]
-    say("watch", "--once", *own_node)
+    assert "5 000 sat" in run_command("key", name).stderr
+    assert [each["value_sat"] for each in run_json("key", name)["outputs"]] == [FUNDING_SAT, 5_000]
+    run_command("watch", "--once", *own_node)
     assert {each["outpoint"] for each in noted(name)["deposits"]} == {str(paid[1]), str(paid[2])}
     node.pass_median_time(channel.record.expiry)
 
-    say("watch", "--once", *own_node)
+    run_command("watch", "--once", *own_node)
     spent, fee = only_refund(node)
     assert spent == set(map(str, paid))
     assert fee < BUDGET_SAT
     node.mine(3)
-    say("watch", "--once", *own_node)
+    run_command("watch", "--once", *own_node)
     assert (noted(name)["state"], noted(name)["deposits"]) == ("refunded", [])
 
 
@@ -287,10 +287,10 @@ def test_fault_19_coinbase_that_is_not_mature_spoils_no_refund(
     outpoint = node.fund(channel.address, FUNDING_SAT)
     node.mine(to=channel.address)
     node.pass_median_time(channel.record.expiry)
-    say("watch", "--once", *own_node)
+    run_command("watch", "--once", *own_node)
     assert only_refund(node)[0] == {str(outpoint)}
     node.mine(100)
-    say("watch", "--once", *own_node)
+    run_command("watch", "--once", *own_node)
     spent, _ = only_refund(node)
     assert len(spent) == 1
     assert spent != {str(outpoint)}
@@ -304,8 +304,8 @@ def test_an_own_node_replaces_the_servers_list_of_outputs(
     outpoint = node.fund(channel.address, FUNDING_SAT)
     node.mine()
     liar.info_lie = Lie(status=404, body=b"Not Found")
-    assert told("open", channel.name, "--no-wait", status=1)["code"] == "funding_not_told"
-    say("open", channel.name, "--no-wait", *own_node, status=1)  # the liar does not know this funding
+    assert run_json("open", channel.name, "--no-wait", status=1)["code"] == "funding_not_told"
+    run_command("open", channel.name, "--no-wait", *own_node, status=1)  # the liar does not know this funding
     assert noted(channel.name)["funding_outpoint"] == str(outpoint)
     assert noted(channel.name)["funding_source"] == "chain"
 
@@ -318,18 +318,18 @@ def test_fault_19_a_channel_that_was_never_opened_and_one_that_ended_keep_their_
     node.fund(short.address, 2_000)
     node.fund(ended.address, FUNDING_SAT)
     node.pass_median_time(max(short.record.expiry, ended.record.expiry))
-    say("watch", "--once", *own_node)
+    run_command("watch", "--once", *own_node)
     assert len(node.rpc("getrawmempool")) == 2
     node.mine(3)
-    say("watch", "--once", *own_node)
+    run_command("watch", "--once", *own_node)
     assert noted(ended.name)["end_seen"]
 
     late = node.fund(ended.address, 70_000)
-    (seen,) = told("watch", ended.name, *own_node)
+    (seen,) = run_json("watch", ended.name, *own_node)
     assert seen["outputs"][0]["confirmations"] == 0  # it may still be replaced, so no refund depends on it
-    assert "70 000 sat" in say("status", ended.name, "--offline").stdout
+    assert "70 000 sat" in run_command("status", ended.name, "--offline").stdout
     node.mine()
-    say("refund", ended.name, "--publish", *own_node)
+    run_command("refund", ended.name, "--publish", *own_node)
     assert only_refund(node)[0] == {str(late)}
 
 
@@ -341,16 +341,16 @@ def test_fault_19_a_funding_that_its_sender_replaced_is_found(
     channel = new()
     outpoint = node.fund(channel.address, FUNDING_SAT)
     server_lists(liar, channel, (outpoint, FUNDING_SAT), confirmations=int(signed))
-    say("open", channel.name, "--no-wait", status=1)
+    run_command("open", channel.name, "--no-wait", status=1)
     assert (noted(channel.name)["signed_sat"] is not None) == signed
     txid = node.rpc("bumpfee", outpoint.txid_hex)["txid"]
     node.mine()
     there = node.output(txid, channel.address)
-    say("watch", "--once", *own_node)
+    run_command("watch", "--once", *own_node)
     assert noted(channel.name)["funding_outpoint"] == str(there)
     assert noted(channel.name)["signed_sat"] is None
     node.pass_median_time(channel.record.expiry)
-    say("watch", "--once", *own_node)
+    run_command("watch", "--once", *own_node)
     assert only_refund(node)[0] == {str(there)}
 
 
@@ -363,11 +363,11 @@ def test_faults_17_and_19_hold_with_an_electrum_server(
     node.mine()
     for channel, claimed in ((elsewhere, (OutPoint(bytes(32), 3), 300_000)), (less, (paid[1], 100_000))):
         server_lists(liar, channel, claimed)
-        say("open", channel.name, "--no-wait", status=1)
+        run_command("open", channel.name, "--no-wait", status=1)
     node.pass_median_time(max(elsewhere.record.expiry, less.record.expiry))
     with ElectrumX(node, tmp_path / "electrumx") as electrumx:
         source = ["--electrum", electrumx.tls_url, "--certificate", str(electrumx.certificate)]
-        say("watch", "--once", *source)
+        run_command("watch", "--once", *source)
     refunds = [inputs_and_fee(node, txid) for txid in node.rpc("getrawmempool")]
     assert sorted(map(sorted, (spent for spent, _ in refunds))) == sorted(
         map(sorted, ({str(paid[0])}, {str(paid[1]), str(paid[2])}))
@@ -390,25 +390,25 @@ def test_fault_20_a_published_refund_is_replaced(
     node.pass_median_time(channel.record.expiry)
     elsewhere = node.rpc("getnewaddress", "", "legacy")
     words = ("refund", channel.name, "--publish", *own_node)
-    first = told(*words, "--fee-rate", 3, "--to", elsewhere)
-    assert told(*words)["txid"] == first["txid"]
-    assert "--fee-rate" in say(*words, "--fee-rate", 3, status=1).stderr
+    first = run_json(*words, "--fee-rate", 3, "--to", elsewhere)
+    assert run_json(*words)["txid"] == first["txid"]
+    assert "--fee-rate" in run_command(*words, "--fee-rate", 3, status=1).stderr
     (txid,) = node.rpc("getrawmempool")
     assert txid == first["txid"]
 
-    second = told(*words, "--fee-rate", 9)
+    second = run_json(*words, "--fee-rate", 9)
     assert only_refund(node) == ({str(outpoint)}, second["fee_sat"])
     assert second["fee_sat"] > 2 * first["fee_sat"]
     (output,) = node.rpc("getrawtransaction", second["txid"], True)["vout"]
     assert output["scriptPubKey"]["address"] == elsewhere
     for rate in (9, 20, 20):  # watch replaces it as well, but not at the same rate
-        say("watch", "--once", "--fee-rate", rate, *own_node)
+        run_command("watch", "--once", "--fee-rate", rate, *own_node)
     spent, fee = only_refund(node)
     assert spent == {str(outpoint)}
     assert 2 * second["fee_sat"] < fee < 3 * second["fee_sat"]
     node.mine(3)
-    assert "is in a block" in say(*words, "--fee-rate", 20, status=1).stderr
-    say("watch", "--once", *own_node)
+    assert "is in a block" in run_command(*words, "--fee-rate", 20, status=1).stderr
+    run_command("watch", "--once", *own_node)
     assert noted(channel.name)["state"] == "refunded"
 
 
@@ -432,16 +432,16 @@ def test_fault_18_one_bad_channel_stops_no_other(
     node.pass_median_time(good.record.expiry)
     bad = {dust, empty, later, directory, cut}
 
-    said = say("watch", "--once", *own_node, status=1)
+    said = run_command("watch", "--once", *own_node, status=1)
     assert only_refund(node)[0] == {str(outpoint)}
     for channel in bad:
         assert channel.name in said.stderr
     assert "funding too small: got 600 sat" in said.stderr
     assert "it is empty" in said.stderr
     assert "Update paychan" in said.stderr
-    shown = told("watch", *own_node, status=1)
+    shown = run_json("watch", *own_node, status=1)
     assert {each["name"] for each in shown if "code" in each} == {channel.name for channel in bad}
-    listed = say("list", status=1)
+    listed = run_command("list", status=1)
     assert good.name in listed.stdout
     for channel in bad - {dust}:
         assert str(wallet / f"{channel.name}.json") in listed.stderr
@@ -456,13 +456,13 @@ def test_fault_18_a_channel_of_another_network_stops_no_other(
     live = next(case for case in JS_CASES if case.network is Network.LIVE)
     Payer(wallet=wallet).wallet.create(record_of(live)).release()
     node.pass_median_time(channel.record.expiry)
-    said = say("watch", "--once", *own_node, status=1)
+    said = run_command("watch", "--once", *own_node, status=1)
     assert only_refund(node)[0] == {str(outpoint)}
     assert "vector  skipped: it is on the live network, your chain on regtest" in said.stderr
-    (skipped,) = [each for each in told("watch", "--once", *own_node, status=1) if each["name"] == "vector"]
+    (skipped,) = [each for each in run_json("watch", "--once", *own_node, status=1) if each["name"] == "vector"]
     assert skipped["code"] == "other_network"
     (wallet / "vector.json").write_text(json.dumps(json.loads((wallet / "vector.json").read_text()) | EMPTY))
-    say("watch", "--once", *own_node)
+    run_command("watch", "--once", *own_node)
 
 
 def test_fault_19_watch_refunds_later_payments_too(

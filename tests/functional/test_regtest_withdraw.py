@@ -191,8 +191,8 @@ def test_change_of_an_unasked_closing_is_refunded(place: Market, tmp_path: Path)
     node.mine(3)
     wait_for(lambda: system.channel(outpoint)["status"] == "closed", "closed")
     assert closed["settlement_txid"] in terminal.run("pay", name, 5, status=1)
-    told = terminal.run("watch", name, "--once", *terminal.own_node)
-    assert "unspent" in told, told
+    reported = terminal.run("watch", name, "--once", *terminal.own_node)
+    assert "unspent" in reported, reported
     assert terminal.record(name)["funding_outpoint"] == f"{closed['settlement_txid']}:0"
     system.kill_server()
     node.pass_median_time(terminal.record(name)["expiry"])
@@ -214,8 +214,8 @@ def test_the_payers_commands_follow_a_move(market_place: Market, tmp_path: Path)
     assert record["change_address"] == record["funding_address"]
     terminal.run("pay", name, 40_000)
     withdraw(system, record["funding_outpoint"])
-    told = terminal.run("watch", name, "--once", *terminal.own_node)
-    assert "moved to" in told, told
+    reported = terminal.run("watch", name, "--once", *terminal.own_node)
+    assert "moved to" in reported, reported
     process, log = terminal.start("pay", name, "1000")
     wait_for(lambda: terminal.record(name)["signed_sat"] != terminal.record(name)["acknowledged_sat"], "under way")
     moved_to = moves_on(system, node, record["funding_outpoint"])

@@ -84,7 +84,7 @@ class Run:
 
     # --- programs ---
 
-    def tell(self, *words: str | Path, passphrase: str = "", typed: str = "", status: int = 0) -> None:
+    def run_command(self, *words: str | Path, passphrase: str = "", typed: str = "", status: int = 0) -> None:
         """Run a command to its end and store its output."""
         command = [PROGRAMS / words[0], *words[1:]]
         with self.descriptor(passphrase) as (options, descriptors):
@@ -231,19 +231,21 @@ class _Descriptor:
 def make_the_seed(run: Run, home: Path) -> None:
     """`init` into a file of words, `verify` with right and wrong ones, and all other commands that read words or seed."""
     words_file = home / "words"
-    run.tell("paychan-signer", "init", run.signer_file, "--words-file", words_file, passphrase=run.passphrase)
+    run.run_command("paychan-signer", "init", run.signer_file, "--words-file", words_file, passphrase=run.passphrase)
     words = words_file.read_text().split()
     run.learn_seed(words)
     verify = ("paychan-signer", "verify", run.signer_file, "--words-file", "-")
-    run.tell(*verify, passphrase=run.passphrase, typed=" ".join(words))
-    run.tell(*verify, passphrase=run.passphrase, typed=" ".join([*words[:-1], "paychan"]), status=2)
-    run.tell(*verify, passphrase=run.wrong, typed=" ".join(words), status=2)
-    run.tell("paychan-signer", "init", run.signer_file, passphrase=run.passphrase, status=2)
-    run.tell("paychan-signer", "recover", run.signer_file, typed=" ".join(words), passphrase=run.passphrase, status=2)
-    run.tell("paychan-signer", "export-xpub", run.signer_file, passphrase=run.passphrase)
-    run.tell("paychan-signer", "encrypt", run.signer_file, passphrase=run.passphrase, status=2)
-    run.tell("paychan-signer", run.signer_file, passphrase=run.wrong, status=2)
-    run.tell("paychan-signer", run.signer_file, status=2)
+    run.run_command(*verify, passphrase=run.passphrase, typed=" ".join(words))
+    run.run_command(*verify, passphrase=run.passphrase, typed=" ".join([*words[:-1], "paychan"]), status=2)
+    run.run_command(*verify, passphrase=run.wrong, typed=" ".join(words), status=2)
+    run.run_command("paychan-signer", "init", run.signer_file, passphrase=run.passphrase, status=2)
+    run.run_command(
+        "paychan-signer", "recover", run.signer_file, typed=" ".join(words), passphrase=run.passphrase, status=2
+    )
+    run.run_command("paychan-signer", "export-xpub", run.signer_file, passphrase=run.passphrase)
+    run.run_command("paychan-signer", "encrypt", run.signer_file, passphrase=run.passphrase, status=2)
+    run.run_command("paychan-signer", run.signer_file, passphrase=run.wrong, status=2)
+    run.run_command("paychan-signer", run.signer_file, status=2)
 
 
 def raw_channels(run: Run) -> None:
@@ -272,17 +274,17 @@ def raw_channels(run: Run) -> None:
 def a_payers_commands(run: Run) -> None:
     """A channel by the payer's commands; its secrets may be in the wallet."""
     wallet = run.directory / "wallet"
-    run.tell("paychan", "channel", "new", run.url, "--hours", "100", "--debug")
+    run.run_command("paychan", "channel", "new", run.url, "--hours", "100", "--debug")
     (record,) = (json.loads(file.read_text()) for file in wallet.glob("*.json"))
     name = record["name"]
     public_key = PrivateKey.from_hex(record["private_key"]).public_key.format()
     run.learn_payer("the payer's channel", public_key, record["expiry"])
     run.secrets.add("the payer's key", bytes.fromhex(record["private_key"]))
-    run.tell("paychan", "channel", "open", name)
+    run.run_command("paychan", "channel", "open", name)
     opened = json.loads((wallet / f"{name}.json").read_text())
     run.secrets.add("secret of the payer's channel", bytes.fromhex(opened["secret"]))
     for words in (["pay", name, "1000"], ["status", name], ["refund", name], ["close", name], ["list"]):
-        run.tell("paychan", "channel", *words)
+        run.run_command("paychan", "channel", *words)
 
 
 def an_operators_commands(run: Run) -> None:
@@ -298,18 +300,18 @@ def an_operators_commands(run: Run) -> None:
         for channel in closed:
             where = channel["funding_source"].replace(":", "/")
             assert http.get(f"{run.management_url}/channels/{where}", headers=right).is_success
-    run.tell("paychan", "status", run.server_file)
-    run.tell("paychan", "channels", "list", run.server_file)
-    run.tell("paychan", "backup", "create", run.server_file)
+    run.run_command("paychan", "status", run.server_file)
+    run.run_command("paychan", "channels", "list", run.server_file)
+    run.run_command("paychan", "backup", "create", run.server_file)
 
 
 def the_signers_commands(run: Run) -> None:
     """The signer's own commands."""
-    run.tell("paychan-signer", "status", run.signer_file)
-    run.tell("paychan-signer", "status", "--json", run.signer_file)
-    run.tell("paychan-signer", "heartbeat", run.signer_file)
-    run.tell("paychan-signer", "audit", "verify", run.signer_file)
-    run.tell("paychan-signer", "audit", "show", run.signer_file)
+    run.run_command("paychan-signer", "status", run.signer_file)
+    run.run_command("paychan-signer", "status", "--json", run.signer_file)
+    run.run_command("paychan-signer", "heartbeat", run.signer_file)
+    run.run_command("paychan-signer", "audit", "verify", run.signer_file)
+    run.run_command("paychan-signer", "audit", "show", run.signer_file)
 
 
 def a_strangers_requests(run: Run) -> None:
@@ -481,7 +483,7 @@ def test_threat_42_a_tokens_pin_stays_inside(tmp_path: Path) -> None:
     run.secrets.add("a wrong PIN", WRONG_PIN)
     try:
         token.pin_file.write_text(WRONG_PIN)
-        run.tell("paychan-signer", run.signer_file, status=2)
+        run.run_command("paychan-signer", run.signer_file, status=2)
         token.pin_file.write_text(PIN)
         run.start_signer()
         a_strangers_requests(run)

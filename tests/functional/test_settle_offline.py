@@ -51,12 +51,12 @@ def paychan(*arguments: object, status: int = 0) -> str:
 
 def settled(backup: Path, config: Path, *options: object, status: int = 0) -> dict[str, Any]:
     """Settle a backup, and return the command's JSON."""
-    said = paychan("settle", "--offline", backup, "--config", config, "--json", *options, status=status)
-    answer: dict[str, Any] = json.loads(said)
+    output = paychan("settle", "--offline", backup, "--config", config, "--json", *options, status=status)
+    answer: dict[str, Any] = json.loads(output)
     return answer
 
 
-def fates(answer: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def by_channel(answer: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {each["channel"]: each for each in answer["channels"]}
 
 
@@ -90,7 +90,7 @@ def opened(customer: Customer, paid_sat: int = OPENING_SAT) -> Customer:
     return customer
 
 
-class Shop:
+class AllKinds:
     """Channels of all kinds on one server."""
 
     def __init__(self, system: System, node: Node, late: int) -> None:
@@ -124,8 +124,8 @@ def test_threat_12_a_backup_and_the_signer_settle_everything_without_a_server(tm
     """Open, drained and closing channels are settled to the satoshi; tiny and refunded ones are reported; once only."""
     with market(tmp_path, SECTIONS) as (system, node):
         late = int(time.time()) + 22 * HOUR
-        shop = Shop(system, node, late)
-        tiny, gone = shop.tiny, shop.gone
+        channels = AllKinds(system, node, late)
+        tiny, gone = channels.tiny, channels.gone
         backup = disaster(system)
         node.stop()
         node.start("-persistmempool=0", "-walletbroadcast=0")  # otherwise it would broadcast its transactions again
@@ -137,31 +137,35 @@ def test_threat_12_a_backup_and_the_signer_settle_everything_without_a_server(tm
         looked = settled(backup, system.server_file, "--out", transactions)
         assert not waiting(node)
         assert transactions.read_text().split() == looked["transactions"]
-        found = fates(looked)
-        assert found[str(shop.closing.outpoint)]["txid"] == found[str(shop.along.outpoint)]["txid"] == shop.stored
-        assert {found[str(customer.outpoint)]["outcome"] for customer in shop.received} == {"signed"}
+        found = by_channel(looked)
+        assert (
+            found[str(channels.closing.outpoint)]["txid"]
+            == found[str(channels.along.outpoint)]["txid"]
+            == channels.stored
+        )
+        assert {found[str(customer.outpoint)]["outcome"] for customer in channels.received} == {"signed"}
         assert found[str(tiny.outpoint)]["outcome"] == "too small"
         assert found[str(gone.outpoint)]["outcome"] == "signed"  # the chain was not asked
 
         published = settled(backup, system.server_file, "--publish")
-        found = fates(published)
+        found = by_channel(published)
         assert found[str(gone.outpoint)] | {"outcome": "refunded", "txid": refund} == found[str(gone.outpoint)]
         assert found[str(tiny.outpoint)]["received_sat"] == TINY_SAT
         raw = {node.rpc("decoderawtransaction", each)["txid"]: each for each in published["transactions"]}
         assert waiting(node) == set(raw)
         assert set(looked["transactions"]) > set(published["transactions"])
-        shop.check(found, raw)
+        channels.check(found, raw)
 
         again = settled(backup, system.server_file, "--publish")
         assert {each["outcome"] for each in again["channels"]} == {"waiting", "too small", "refunded"}
         assert waiting(node) == set(raw)
         node.mine()
-        said = paychan("settle", "--offline", backup, "--config", system.server_file, "--publish")
-        assert f"1 channel of {TINY_SAT} sat: not worth settling" in said
-        assert said.count(" settled ") == len(shop.received) + 1
-        assert re.search(rf"{gone.outpoint} .* refunded .* {refund}", said)
-        for customer in shop.received:
-            assert re.search(rf"{customer.outpoint} .* settled .* {found[str(customer.outpoint)]['txid']}", said)
+        output = paychan("settle", "--offline", backup, "--config", system.server_file, "--publish")
+        assert f"1 channel of {TINY_SAT} sat: not worth settling" in output
+        assert output.count(" settled ") == len(channels.received) + 1
+        assert re.search(rf"{gone.outpoint} .* refunded .* {refund}", output)
+        for customer in channels.received:
+            assert re.search(rf"{customer.outpoint} .* settled .* {found[str(customer.outpoint)]['txid']}", output)
         assert not waiting(node)
         assert node.rpc("gettxout", tiny.outpoint.txid_hex, tiny.outpoint.vout) is not None
 
@@ -175,7 +179,7 @@ def test_fee_rate_raises_fees_but_never_lowers_them(tmp_path: Path) -> None:
 
         fees = []
         for rate in (10, 60, 60, 20):
-            found = fates(settled(backup, system.server_file, "--publish", "--fee-rate", rate))
+            found = by_channel(settled(backup, system.server_file, "--publish", "--fee-rate", rate))
             fees.append({each: node.rpc("getmempoolentry", found[each]["txid"])["fees"]["base"] for each in found})
             assert waiting(node) == {fate["txid"] for fate in found.values()}
         mine, stored = str(customer.outpoint), str(closing.outpoint)
@@ -193,7 +197,7 @@ def test_past_expiry_a_settlement_replaces_the_refund(tmp_path: Path) -> None:
         refund = node.send_raw(customer.refund(fee_sat=20_000).transaction)
         assert waiting(node) == {refund}
 
-        found = fates(settled(backup, system.server_file, "--publish", "--fee-rate", 1))
+        found = by_channel(settled(backup, system.server_file, "--publish", "--fee-rate", 1))
         fate = found[str(customer.outpoint)]
         assert (fate["outcome"], waiting(node)) == ("published", {fate["txid"]})
         assert 20_000 < fate["fee_sat"] < OPENING_SAT // 2
@@ -207,9 +211,9 @@ def test_a_refusal_of_the_node_is_shown_with_its_reason(tmp_path: Path) -> None:
         node.stop()
         node.start("-minrelaytxfee=0.0005")
         options = ("settle", "--offline", backup, "--config", system.server_file, "--publish")
-        said = paychan(*options, "--fee-rate", 2, status=1)
-        assert re.search(rf"{customer.outpoint} .*refused: .*min relay fee not met", said)
-        assert "--fee-rate SAT_PER_VB raises it" in said
+        output = paychan(*options, "--fee-rate", 2, status=1)
+        assert re.search(rf"{customer.outpoint} .*refused: .*min relay fee not met", output)
+        assert "--fee-rate SAT_PER_VB raises it" in output
         assert re.search(
             rf"{customer.outpoint} .* published ", paychan(*options)
         )  # at the floor, which the node reports
@@ -218,7 +222,7 @@ def test_a_refusal_of_the_node_is_shown_with_its_reason(tmp_path: Path) -> None:
 # --- a server that is gone, without Bitcoin ---------------------------------------------------------------------------
 
 
-class Rest(Struct):
+class AfterDisaster(Struct):
     """After the loss of the disk: a running signer, a backup, the configuration; and a directory for files."""
 
     system: System
@@ -238,19 +242,19 @@ class Rest(Struct):
 
 
 @pytest.fixture(scope="module")
-def rest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rest]:
+def rest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AfterDisaster]:
     place = tmp_path_factory.mktemp("rest")
     with System(place / "system") as system, httpx.Client() as http:
         for payer in (Payer(), Payer()):
             assert V1(system.url, payer, http).open(payer.payment(OPENING_SAT)).status_code == 201
-        yield Rest(system, disaster(system), place)
+        yield AfterDisaster(system, disaster(system), place)
 
 
 EXAMPLE_LINES = [line.split()[1:] for line in EXAMPLES.splitlines() if line.startswith("  paychan ")]
 
 
 @pytest.mark.parametrize("words", EXAMPLE_LINES, ids=" ".join)
-def test_the_examples_of_the_help_text_work(rest: Rest, words: list[str]) -> None:
+def test_the_examples_of_the_help_text_work(rest: AfterDisaster, words: list[str]) -> None:
     """Each line of `--help`, with the files of this server, ends with exit status 0 and both channels settled."""
     ours = {
         "NEWEST.backup": rest.backup,
@@ -259,15 +263,15 @@ def test_the_examples_of_the_help_text_work(rest: Rest, words: list[str]) -> Non
         "live": "debug",
         "transactions.txt": rest.place / "transactions.txt",
     }
-    said = paychan(*(ours.get(word, word) for word in words))
-    assert said.count(" published " if "--publish" in words else " signed ") == 2
-    assert ("Nothing was broadcast" in said) == ("--publish" not in words)
+    output = paychan(*(ours.get(word, word) for word in words))
+    assert output.count(" published " if "--publish" in words else " signed ") == 2
+    assert ("Nothing was broadcast" in output) == ("--publish" not in words)
     if "--out" in words:
         lines = (rest.place / "transactions.txt").read_text().split()
         assert [len(CTransaction.deserialize(bytes.fromhex(line)).vin) for line in lines] == [1, 1]
 
 
-def test_without_a_configuration_the_signer_alone_is_enough(rest: Rest) -> None:
+def test_without_a_configuration_the_signer_alone_is_enough(rest: AfterDisaster) -> None:
     """At a given rate, both forms sign the same transactions: no server, no store, no node."""
     with_config = json.loads(rest.says("--offline", rest.backup, "--config", rest.config, "--fee-rate", 50, "--json"))
     where = ("--signer", rest.socket, "--network", "debug")
@@ -281,7 +285,7 @@ def empty_backup(place: Path, network: str) -> Path:
     return create(lambda: nullcontext(iter(())), place / network, network, UnixTime(1_700_000_000))[0]
 
 
-def test_mistakes_get_one_sentence_with_the_next_step(rest: Rest, tmp_path: Path) -> None:
+def test_mistakes_get_one_sentence_with_the_next_step(rest: AfterDisaster, tmp_path: Path) -> None:
     """Wrong network, a damaged backup, no node for publishing, existing files: the problem, and the next step."""
     damaged, there = tmp_path / "damaged.backup", tmp_path / "there"
     damaged.write_bytes(rest.backup.read_bytes()[:-100])
@@ -312,9 +316,9 @@ def test_mistakes_get_one_sentence_with_the_next_step(rest: Rest, tmp_path: Path
             f"no signer at {there}: Connection refused. Start it: paychan-signer",
         ),
     ):
-        said = rest.says(*options, status=status)
-        assert sentence in said
-        assert said.count("\n") == 1
+        output = rest.says(*options, status=status)
+        assert sentence in output
+        assert output.count("\n") == 1
     assert there.read_text() == "mine"
 
 
@@ -322,9 +326,9 @@ def test_a_running_server_prevents_offline_settling(tmp_path: Path) -> None:
     """It takes payments that the backup lacks: the command says how to settle through it."""
     with System(tmp_path) as system:
         backup = system.manage("POST", "/backups").json()["path"]
-        said = paychan("settle", "--offline", backup, "--config", system.server_file, status=1)
-        assert "the server is running" in said
-        assert "stop the server first" in said
+        output = paychan("settle", "--offline", backup, "--config", system.server_file, status=1)
+        assert "the server is running" in output
+        assert "stop the server first" in output
 
 
 def test_a_stopped_signer_is_named(tmp_path: Path) -> None:
@@ -333,8 +337,8 @@ def test_a_stopped_signer_is_named(tmp_path: Path) -> None:
         backup = disaster(system)
         assert system.signer is not None
         system.signer.stop()
-        said = paychan("settle", "--offline", backup, "--config", system.server_file, "--publish", status=1)
-        assert re.search(r"no signer at .*signer.sock: .*\. Start it: paychan-signer SIGNER.toml", said)
+        output = paychan("settle", "--offline", backup, "--config", system.server_file, "--publish", status=1)
+        assert re.search(r"no signer at .*signer.sock: .*\. Start it: paychan-signer SIGNER.toml", output)
 
 
 # --- an Electrum server ---------------------------------------------------------------------------------------------
@@ -355,7 +359,7 @@ def test_an_electrum_server_publishes_as_well(tmp_path: Path, node: Node) -> Non
         with system:
             customers = [opened(Customer(system, node)), opened(CustomerV2(system, node))]
             backup = disaster(system)
-            found = fates(settled(backup, system.server_file, "--publish"))
+            found = by_channel(settled(backup, system.server_file, "--publish"))
             assert waiting(node) == {found[str(customer.outpoint)]["txid"] for customer in customers}
             node.mine()
             wait_for(lambda: "published" not in str(again(backup, system)), "seen")
@@ -366,4 +370,4 @@ def test_an_electrum_server_publishes_as_well(tmp_path: Path, node: Node) -> Non
 
 
 def again(backup: Path, system: System) -> dict[str, dict[str, Any]]:
-    return fates(settled(backup, system.server_file, "--publish"))
+    return by_channel(settled(backup, system.server_file, "--publish"))

@@ -28,25 +28,25 @@ HOW = pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL], ids=["hun
 
 
 @pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, Node]]:
-    with market(tmp_path_factory.mktemp("town"), SECTIONS) as town:
-        yield town
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, Node]]:
+    with market(tmp_path_factory.mktemp("deployment"), SECTIONS) as deployment:
+        yield deployment
 
 
 @pytest.fixture
-def system(town: tuple[System, Node]) -> Iterator[System]:
+def system(deployment: tuple[System, Node]) -> Iterator[System]:
     """Run the signer before and after each test."""
-    system = town[0]
+    system = deployment[0]
     yield system
     bring_back(system)
 
 
-def customers(town: tuple[System, Node], number: int = 1) -> list[Customer]:
+def customers(deployment: tuple[System, Node], number: int = 1) -> list[Customer]:
     """Return customers of both versions with open channels."""
-    made = [kind(*town) for kind in (Customer, CustomerV2) for _ in range(number)]
+    made = [kind(*deployment) for kind in (Customer, CustomerV2) for _ in range(number)]
     for customer in made:
         customer.fund()
-    town[1].mine()
+    deployment[1].mine()
     for customer in made:
         wait_for(lambda customer=customer: customer.open().status_code == 201, "opened")
     return made
@@ -80,10 +80,12 @@ def health(system: System) -> str:
 
 
 @HOW
-def test_payments_do_not_wait_for_the_signer(town: tuple[System, Node], system: System, how: signal.Signals) -> None:
+def test_payments_do_not_wait_for_the_signer(
+    deployment: tuple[System, Node], system: System, how: signal.Signals
+) -> None:
     """Two hundred payments, of v1 and v2, are booked while openings wait for a stopped signer; no payment waits for it."""
-    payers = customers(town)
-    stranger = Customer(*town)
+    payers = customers(deployment)
+    stranger = Customer(*deployment)
     take_away(system, how)
     with ThreadPoolExecutor(8) as threads:
         opening = [threads.submit(stranger.ask, "GET", "/v1/fundingInfo", **unknown()) for _ in range(8)]
@@ -107,12 +109,12 @@ def unknown() -> dict[str, str]:
 
 
 @HOW
-def test_openings_get_retry_after(town: tuple[System, Node], system: System, how: signal.Signals) -> None:
+def test_openings_get_retry_after(deployment: tuple[System, Node], system: System, how: signal.Signals) -> None:
     """Terms and openings are 503 with code and Retry-After; nothing is stored; with the signer back, the same request opens."""
-    waiting = [kind(*town) for kind in (Customer, CustomerV2)]
+    waiting = [kind(*deployment) for kind in (Customer, CustomerV2)]
     for customer in waiting:
         customer.fund()
-    town[1].mine()
+    deployment[1].mine()
     take_away(system, how)
 
     stranger = waiting[0].ask("GET", "/v1/fundingInfo", **unknown())
@@ -128,7 +130,7 @@ def test_openings_get_retry_after(town: tuple[System, Node], system: System, how
         assert customer.open().status_code == 201
 
 
-async def test_openings_do_not_pile_up(town: tuple[System, Node], system: System) -> None:
+async def test_openings_do_not_pile_up(deployment: tuple[System, Node], system: System) -> None:
     """Of many openings while the signer hangs, the first wait for a deadline, all others are refused at once."""
     take_away(system, signal.SIGSTOP)
     limits = httpx.Limits(max_connections=40)
@@ -146,16 +148,18 @@ async def test_openings_do_not_pile_up(town: tuple[System, Node], system: System
     assert set(first) == {UNAVAILABLE}
     assert took < 50 * DEADLINE_SECONDS  # a hundred deadlines, if each waited
     bring_back(system)
-    assert Customer(*town).address
+    assert Customer(*deployment).address
 
 
 # --- closings ---------------------------------------------------------------------------------------------------------
 
 
 @HOW
-def test_closings_wait_and_are_settled_later(town: tuple[System, Node], system: System, how: signal.Signals) -> None:
+def test_closings_wait_and_are_settled_later(
+    deployment: tuple[System, Node], system: System, how: signal.Signals
+) -> None:
     """A closing while the signer is stopped gets 503, ends payments, and is settled after the signer's start, unasked."""
-    leaving = customers(town, 3)
+    leaving = customers(deployment, 3)
     take_away(system, how)
     for customer in leaving:
         assert code(customer.close(OPENING_SAT)) == UNAVAILABLE
@@ -168,9 +172,9 @@ def test_closings_wait_and_are_settled_later(town: tuple[System, Node], system: 
         assert outputs[customer.change_script.hex()] == 1_000_000 - OPENING_SAT
 
 
-def test_signer_that_dies_again_and_again(town: tuple[System, Node], system: System) -> None:
+def test_signer_that_dies_again_and_again(deployment: tuple[System, Node], system: System) -> None:
     """However often the signer is killed while channels close, each channel is settled once, by its newest payment."""
-    leaving = customers(town, 3)
+    leaving = customers(deployment, 3)
     with ThreadPoolExecutor(len(leaving)) as threads:
         for _ in range(3):
             take_away(system, signal.SIGKILL)
@@ -185,9 +189,9 @@ def test_signer_that_dies_again_and_again(town: tuple[System, Node], system: Sys
         assert outputs[customer.change_script.hex()] == 1_000_000 - OPENING_SAT
 
 
-def test_server_is_started_before_its_signer(tmp_path: Path, town: tuple[System, Node]) -> None:
+def test_server_is_started_before_its_signer(tmp_path: Path, deployment: tuple[System, Node]) -> None:
     """A server that finds a hanging signer at its start continues by itself once the signer does."""
-    with System(tmp_path, sections=SECTIONS, node=town[1]) as system, ThreadPoolExecutor(1) as threads:
+    with System(tmp_path, sections=SECTIONS, node=deployment[1]) as system, ThreadPoolExecutor(1) as threads:
         take_away(system, signal.SIGSTOP)
         system.kill_server()
         starting = threads.submit(system.start_server)

@@ -32,7 +32,7 @@ LATER_SAT = OPENING_SAT + 50_000
 """Sum that a channel has received when all is lost; the backup has the opening only."""
 
 
-class Elsewhere(CustomerV2):
+class OtherAddressCustomer(CustomerV2):
     """A customer that closes to another address."""
 
     def leaves(self, paid_sat: int) -> None:
@@ -56,7 +56,10 @@ class Drill:
     def __init__(self, system: System, node: Node, *, ledger_lost: bool) -> None:
         self.system, self.node, self.ledger_lost = system, node, ledger_lost
         self.paid, self.closed, self.unpublished = (CustomerV2(system, node) for _ in range(3))
-        self.elsewhere, self.elsewhere_unpublished = Elsewhere(system, node), Elsewhere(system, node)
+        self.elsewhere, self.elsewhere_unpublished = (
+            OtherAddressCustomer(system, node),
+            OtherAddressCustomer(system, node),
+        )
         self.withdrawn, self.moved_twice = Mover(system, node), Mover(system, node)
         self.refunded = Customer(system, node, int(time.time()) + 22 * HOUR)
         self.all = (self.paid, self.closed, self.unpublished, self.elsewhere, self.elsewhere_unpublished)

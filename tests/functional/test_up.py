@@ -111,11 +111,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def fails(up: Up, *said: str, **environment: str) -> None:
+def fails(up: Up, *output: str, **environment: str) -> None:
     """Start with an error: the status is not 0, and the reason is shown without a traceback."""
     up.start(**environment)
     assert up.wait() != 0
-    for text in said:
+    for text in output:
         assert text in up.text()
     assert "Traceback" not in up.text()
 
@@ -129,7 +129,7 @@ def test_up_says_that_a_port_is_taken(up: Up):
 
 
 @pytest.mark.parametrize(
-    ("name", "old", "new", "said"),
+    ("name", "old", "new", "output"),
     [
         ("server.toml", "[http]", "[htttp]", "server.toml: htttp: unknown key"),
         ("server.toml", 'network = "test"', 'network = "live"', "server.toml: debug:"),
@@ -137,11 +137,11 @@ def test_up_says_that_a_port_is_taken(up: Up):
         ("signer.toml", "idle_seconds = 600.0", "idle_seconds = 0", "signer.toml: socket.idle_seconds:"),
     ],
 )
-def test_up_names_the_wrong_setting(up: Up, name: str, old: str, new: str, said: str):
+def test_up_names_the_wrong_setting(up: Up, name: str, old: str, new: str, output: str):
     """A mistake in either file ends the command, with file and key in the text."""
     up.edit(name, old, new)
 
-    fails(up, said)
+    fails(up, output)
 
 
 def test_up_says_that_signer_and_server_differ(up: Up):
