@@ -235,7 +235,7 @@ def test_same_text_written_otherwise_is_no_line(more: dict[str, Any]) -> None:
 # --- consecutive files -----------------------------------------------------------------------------------------------
 
 
-def test_log_that_goes_on_in_another_file() -> None:
+def test_log_that_continues_in_another_file() -> None:
     """A log that continues after an archive is valid with it; without it, its first line says where it begins."""
     old = written(3)
     last = list(verify(old))[-1]

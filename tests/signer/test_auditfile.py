@@ -45,7 +45,7 @@ def append(path: Path, *numbers: int) -> Head:
 # --- appending -------------------------------------------------------------------------------------------------------
 
 
-def test_log_goes_on_where_it_ended(tmp_path: Path) -> None:
+def test_log_continues_after_its_last_line(tmp_path: Path) -> None:
     """A log that is opened again continues after its last line; earlier bytes do not change."""
     path = tmp_path / "state" / "audit"
     assert append(path, 0, 1).count == 2
@@ -61,7 +61,7 @@ def test_log_goes_on_where_it_ended(tmp_path: Path) -> None:
     assert list(verify(lines(path)))[-1].hash == head.hash
 
 
-def test_log_is_the_owners_alone(tmp_path: Path) -> None:
+def test_log_is_private(tmp_path: Path) -> None:
     """Other users can't read the log, from the creation of the file on."""
     append(tmp_path / "state" / "audit", 1)
 
@@ -242,7 +242,7 @@ def test_log_holds_all_heads_it_had(tmp_path: Path) -> None:
         assert [log.holds(head) for head in had[-4:]] == [True, True, False, False]
 
 
-def test_log_that_goes_on_from_an_archive_holds_its_head(tmp_path: Path) -> None:
+def test_log_after_an_archive_holds_its_head(tmp_path: Path) -> None:
     """The last line of an archive is known, from the line that names the archive."""
     old = Head(7, "7" * 64)
     begun, head = encode_lines([decision(1, asked=ARCHIVE)], old)

@@ -74,7 +74,7 @@ def head_of(path: Path) -> Head:
 # --- verify ----------------------------------------------------------------------------------------------------------
 
 
-def test_good_log_is_told_in_numbers(config: Path) -> None:
+def test_good_log_is_shown_in_numbers(config: Path) -> None:
     """For a valid log, `verify` shows the number of decisions, their times and the head to note; status 0."""
     result = say("verify", config)
 
@@ -89,7 +89,7 @@ def test_good_log_is_told_in_numbers(config: Path) -> None:
         assert text in result.stdout
 
 
-def test_broken_log_is_told_with_its_line(config: Path) -> None:
+def test_broken_log_is_reported_with_its_line(config: Path) -> None:
     """For an edited line, `verify` shows the line, the fault and the last good line; status 1."""
     path = config.parent / "signer.audit"
     path.write_bytes(path.read_bytes().replace(b'"fee_sat":2000', b'"fee_sat":1000', 1))
@@ -102,7 +102,7 @@ def test_broken_log_is_told_with_its_line(config: Path) -> None:
     assert say("verify", path).exit_code == 1
 
 
-def test_torn_log_is_told(config: Path) -> None:
+def test_torn_log_is_reported(config: Path) -> None:
     """A last line without an end is broken while no signer is writing it."""
     path = config.parent / "signer.audit"
     os.truncate(path, path.stat().st_size - 1)
@@ -110,7 +110,7 @@ def test_torn_log_is_told(config: Path) -> None:
     assert "line 6: torn" in say("verify", config).stderr
 
 
-def test_noted_hash_must_be_there(config: Path) -> None:
+def test_noted_hash_must_be_found(config: Path) -> None:
     """A hash noted earlier is found in a log that continued, and missed in one that was truncated or rewritten."""
     path = config.parent / "signer.audit"
     noted, whole = head_of(path).hash, path.read_bytes()
@@ -126,7 +126,7 @@ def test_noted_hash_must_be_there(config: Path) -> None:
     assert f"no line has the hash {noted}" in result.stderr
 
 
-def test_missing_log_is_told(config: Path) -> None:
+def test_missing_log_is_reported(config: Path) -> None:
     """A configuration without a log, and a log file that does not exist, end with a sentence."""
     (config.parent / "signer.audit").unlink()
 
@@ -191,7 +191,7 @@ def test_programs_get_the_lines(config: Path) -> None:
     assert say("show", config, "--json").stdout_bytes == (config.parent / "signer.audit").read_bytes()
 
 
-def test_nothing_found_is_told(config: Path) -> None:
+def test_no_matching_decision(config: Path) -> None:
     """No matching decision is a result, not a failure."""
     result = say("show", config, "--tag", "policy-none")
     assert (result.exit_code, result.stdout) == (0, "No such decision.\n")
@@ -200,7 +200,7 @@ def test_nothing_found_is_told(config: Path) -> None:
 # --- archive ---------------------------------------------------------------------------------------------------------
 
 
-def test_archived_log_goes_on(config: Path) -> None:
+def test_archived_log_continues(config: Path) -> None:
     """A log that was archived twice is one chain of three files, which the configuration stands for."""
     path = config.parent / "signer.audit"
     before = path.read_bytes()
@@ -250,7 +250,7 @@ def test_empty_or_missing_log_is_not_archived(config: Path) -> None:
     assert not path.exists()
 
 
-def test_interrupted_archiving_is_taken_up(config: Path) -> None:
+def test_interrupted_archiving_is_completed(config: Path) -> None:
     """A log with two names after an interrupted archiving is valid and counted once; archiving again completes it."""
     path = config.parent / "signer.audit"
     (config.parent / "signer.audit.1-6").hardlink_to(path)
@@ -266,7 +266,7 @@ def test_interrupted_archiving_is_taken_up(config: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", ["broken", "cut", "gone"])
-def test_lost_log_is_begun_anew_after_the_head_that_was_known(config: Path, loss: str) -> None:
+def test_lost_log_continues_after_the_known_head(config: Path, loss: str) -> None:
     """A new log continues after the ledger's head and states that; verifying both files shows the gap."""
     path, known = config.parent / "signer.audit", head_of(config.parent / "signer.audit")
     if loss == "broken":
@@ -290,14 +290,14 @@ def test_lost_log_is_begun_anew_after_the_head_that_was_known(config: Path, loss
         assert say("verify", file, path).exit_code == 1
 
 
-def test_head_to_go_on_from_is_checked(config: Path) -> None:
+def test_head_to_continue_from_is_checked(config: Path) -> None:
     """Text that is no number and hash changes no file."""
     for wrong in ("6", "six:" + "a" * 64, "6:" + "A" * 64):
         assert "want NUMBER:HASH" in say("archive", config, "--after", wrong).stderr
     assert auditarchive.files(config.parent / "signer.audit") == [config.parent / "signer.audit"]
 
 
-def test_lock_on_an_archive_is_worth_nothing(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_on_an_archive_gives_no_access(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signer that opened the log just before it was moved does not append to the archive."""
     path = config.parent / "signer.audit"
     real = os.open

@@ -88,7 +88,7 @@ def test_init_and_recover_overwrite_nothing(place: Place) -> None:
     assert place.seed.read_bytes() == before
 
 
-def test_words_of_a_seed_that_was_not_made_are_taken_back(place: Place) -> None:
+def test_words_of_a_seed_that_was_not_stored_are_removed(place: Place) -> None:
     """If the seed can't be written, no words file is left that would look like its backup."""
     words = place.file.with_name("words")
     text = place.file.read_text() + 'seed_file = "/proc/none/signer.seed"\n'
@@ -111,7 +111,7 @@ def test_init_needs_a_passphrase(place: Place) -> None:
 
 
 @pytest.mark.parametrize("mode", ["debug", "pkcs11"])
-def test_modes_without_a_seed_are_told(tmp_path: Path, mode: str) -> None:
+def test_modes_without_a_seed_are_refused(tmp_path: Path, mode: str) -> None:
     """A configuration whose keys come from another source has no seed to make."""
     rest = f'[settlement]\ndestination_address = "{ADDRESSES[0]}"\n[pkcs11]\nmodule = "/lib/x"\ntoken = "t"\n'
     place = make_place(tmp_path, mode, rest)
@@ -295,7 +295,7 @@ def test_rotated_destination_keeps_comments_and_the_old_address(place: Place) ->
     assert config.settlement.previous_addresses == (ADDRESSES[1],)
 
 
-def test_destination_is_set_where_none_was(place: Place) -> None:
+def test_destination_is_set_for_the_first_time(place: Place) -> None:
     """From derived addresses to a configured one and back; derived ones are not listed."""
     assert call("rotate", "destination", place.file, ADDRESSES[1]).status == 0
     assert commands.config_with_seed(place.file).settlement.previous_addresses == ()
@@ -360,7 +360,7 @@ def test_xpub_of_hardened_keys_says_that_it_derives_nothing(place: Place) -> Non
     assert "they lead to no address, channel key or coin" in result.output
 
 
-def test_xpub_of_rbpcp_needs_an_explicit_wish(tmp_path: Path) -> None:
+def test_xpub_of_rbpcp_needs_an_explicit_option(tmp_path: Path) -> None:
     """In rbpcp-v2 mode the root's extended key is shown only with --i-know-what-this-reveals."""
     place = recovered(make_place(tmp_path, "rbpcp-v2"))
 

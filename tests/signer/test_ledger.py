@@ -312,7 +312,7 @@ def test_damaged_directory_is_not_replaced(tmp_path: Path, damage: str) -> None:
     assert {name: (path / name).read_bytes() for name in before} == before
 
 
-def test_directory_is_the_owners_alone(tmp_path: Path) -> None:
+def test_directory_is_private(tmp_path: Path) -> None:
     """Other users can't read the ledger, which lists the channels."""
     with closing(opened_at(tmp_path / "state" / "ledger")):
         assert (tmp_path / "state" / "ledger").stat().st_mode & 0o777 == 0o700

@@ -60,7 +60,7 @@ def signer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SignerProcess]:
 # --- served peers ---------------------------------------------------------------------------------------------------
 
 
-def test_socket_is_the_owners_alone(signer: SignerProcess) -> None:
+def test_socket_is_private(signer: SignerProcess) -> None:
     """Socket and seed have mode 0600: no other user can even connect."""
     status = signer.socket.stat()
 
@@ -369,7 +369,7 @@ LIVE_ADDRESS = "1BitcoinEaterAddressDontSendf59kuE"
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ('network = "live"\n[key]\nmode = "debug"\n', "key.mode: the key of"),
+        ('network = "live"\n[key]\nmode = "debug"\n', 'key.mode: the "debug" key'),
         (
             DEBUG.replace('"test"', '"live"').replace("mm9mm96b8bZRBacaAvY5MEeDd6HW46qFcY", LIVE_ADDRESS),
             "debug: debug exists",
