@@ -36,7 +36,9 @@ def test_fault_06_a_clock_that_is_ahead_closes_no_channel(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with Node(tmp_path / "node") as node:
         system = System(tmp_path / "system", node=node)
-        text = system.server_file.read_text().replace("stale_tip_minutes = 0\n", "")  # the default, as on all networks but regtest
+        text = system.server_file.read_text().replace(
+            "stale_tip_minutes = 0\n", ""
+        )  # the default, as on all networks but regtest
         system.server_file.write_text(text)
         with system:
             see(system, node, offset, ahead, at_start=at_start)
