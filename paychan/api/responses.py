@@ -110,9 +110,8 @@ async def accept(judging: Awaitable[Outcome]) -> Accepted:
 def when_404s_leave(began: float) -> float:
     """Return when to send a 404 whose request was read at `began` (both in seconds of the event loop's clock).
 
-    The time is `began` plus a multiple of `_NOT_FOUND_SECONDS`. uvloop's clock does not advance during a turn of the
-    loop, and its timers count whole milliseconds. So the result does not depend on the time that parsing and lookup
-    took.
+    The time is `began` plus a multiple of `_NOT_FOUND_SECONDS`, so it does not depend on how long parsing and lookup took
+    within one such step.
     """
     spent = asyncio.get_running_loop().time() - began
     return began + _NOT_FOUND_SECONDS * (1 + spent // _NOT_FOUND_SECONDS)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import uvloop
 
-from paychan.api.responses import until_404s_leave
+from paychan.api.responses import until_404s_leave, when_404s_leave
 from paychan.protocol.wire.rbpcp import Dialect, opening_secret
 from tests.api.both_paths import BOTH_PATHS
 from tests.api.wire import connect
@@ -146,21 +146,23 @@ def test_threat_30_the_time_of_a_404_does_not_reveal_a_channel(system: System, h
 
 
 def test_fault_83_the_moment_of_a_404_does_not_depend_on_work_in_its_turn() -> None:
-    """The time counts from the turn in which the request was read, also if lookups delay the call."""
+    """A 404 leaves a whole number of 5 ms after its request was read: the shortest number that the lookup leaves."""
 
-    async def moments() -> list[float]:
-        loop, left = asyncio.get_running_loop(), []
-        for busy_seconds in (0.0, 0.0021, 0.0007):
+    async def moments() -> None:
+        loop = asyncio.get_running_loop()
+        for busy_seconds in (0.0, 0.0021, 0.004, 0.02):
             await asyncio.sleep(0.001)
             begun = loop.time()
             _work(busy_seconds)  # a lookup without a cache hit
-            _work(busy_seconds)
-            await until_404s_leave(begun)
-            left.append(loop.time() - begun)
-        return left
+            least = 1 + (loop.time() - begun) // 0.005
+            steps = (when_404s_leave(begun) - begun) / 0.005
+            most = 1 + (loop.time() - begun) // 0.005
+            assert steps == pytest.approx(round(steps))
+            assert least <= round(steps) <= most
+        await until_404s_leave(begun)
+        assert round(1000 * (loop.time() - begun)) >= 25  # a busy machine may delay a timer, but never makes it early
 
-    # a busy machine may delay a timer but never makes it early, so one try without a delay is enough
-    assert any({round(1000 * moment) for moment in uvloop.run(moments())} <= {5, 6} for _ in range(20))
+    uvloop.run(moments())
 
 
 def test_fault_82_a_client_that_leaves_in_the_turn_of_its_404_is_no_error() -> None:
