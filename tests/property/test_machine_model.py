@@ -51,7 +51,8 @@ from paychan.protocol.record import decode_record, encode_record
 from paychan.protocol.settlement import Settlement
 from paychan.protocol.state_machine import apply
 from paychan.protocol.types import Sat, UnixTime
-from tests.lib.channels import NOW, RULES, VIEW, Payer, accepted
+from paychan.protocol.withdrawing import can_withdraw
+from tests.lib.channels import NOW, RULES, VIEW, Payer, accepted, step
 from tests.lib.ecdsa import sign_with_nonce
 
 DUST = 546
@@ -79,7 +80,7 @@ class Life(RuleBasedStateMachine):
         self.funding, self.change, self.offered = funding, funding - paid, 0
         self.has_offer = self.signed = self.moves = self.moved = False
         self.state, self.payments, self.seq, self.income = State.OPEN, 0, 1, paid
-        self.is_new = True
+        self.is_new, self.opening = True, self.channel.payment
         self.withdrawn, self.first_funding = 0, funding
 
     # --- the model's own arithmetic ---------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ class Life(RuleBasedStateMachine):
         assert isinstance(outcome, Accepted)
         assert outcome.value_sat == self.change - new
         self.income += outcome.value_sat
-        self.is_new = False
+        self.is_new = self.channel.payment == self.opening  # also when its signature is shown again
         self.change, self.payments, self.has_offer = new, self.payments + 1, False
         if not new:
             self.state = State.CLOSING
@@ -431,3 +432,16 @@ class Life(RuleBasedStateMachine):
 def test_a_channel_lives_as_the_model_says() -> None:
     """For any commands in any order, amounts, states, counts and refusals equal those of the model."""
     run_state_machine_as_test(Life, settings=settings(max_examples=250, stateful_step_count=40))
+
+
+def test_fault_76_the_opening_payment_shown_again_publishes_the_secret() -> None:
+    """Another signature for the same change may be settled; after the opening payment is the newest again, it may not."""
+    life = Life()
+    life.payer = Payer("model", UnixTime(NOW + 30 * PERIOD), Sat(800), movable=True)
+    channel = accepted(open_channel(life.payer.opening(0), VIEW))
+    otherwise = step(channel, Pay(life.sign(800, 7)))
+    again = step(otherwise, Pay(life.sign(800, 0)))
+
+    assert can_withdraw(otherwise)
+    assert again.payment == channel.payment
+    assert not can_withdraw(again)

@@ -1,4 +1,4 @@
-"""What code, tests and pages cite exists: sections and defects of `RBPCP.md`, threats of `THREATS.md`, files and tests."""
+"""Citations of code, tests and pages: the cited sections, defects, threats, files and tests exist."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_defects_exist() -> None:
 
 
 def test_threats_exist() -> None:
-    """Each number behind the word threat is a row of the page of threats."""
+    """Each number after the word threat is a row of the page of threats."""
     rows = THREATS.rows
     wrong = [
         f"{where(path, text, found.start())} {found[0]}"
@@ -83,7 +83,7 @@ def test_threats_exist() -> None:
 
 @pytest.mark.parametrize("path", [path for path in sources() if path.suffix == ".md"], ids=lambda path: path.name)
 def test_files_and_tests_that_pages_name_exist(path: Path) -> None:
-    """A path in backticks is a file or a folder, of the repository or its tests; a test behind it is one of that file's."""
+    """A path in backticks is a file or folder of the repository or its tests; a test named after it is in that file."""
     wrong = []
     for found in _PATH.finditer(sources()[path]):
         target = next((each for each in (ROOT / found[1], ROOT / "tests" / found[1]) if each.exists()), None)
@@ -94,7 +94,7 @@ def test_files_and_tests_that_pages_name_exist(path: Path) -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    """A relative link leads to a file."""
+    """The target of a relative link exists."""
     wrong = [
         f"{path.relative_to(ROOT)} {target}"
         for path, text in sources().items()

@@ -32,7 +32,7 @@ def listed(folder: str) -> list[str]:
 
 
 def present(folder: str) -> set[str]:
-    """The files that a page has to list: those of the folder and of folders in it that have no page of their own."""
+    """The files that a page must list: those of its folder and of folders in it without their own page."""
     top = ROOT / folder
     found = set[str]()
     for path in top.rglob("*"):
@@ -48,7 +48,7 @@ def present(folder: str) -> set[str]:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_page_lists_each_file_of_its_folder_once(folder: str) -> None:
-    """A new file gets a row on the page of its folder, and a file that went loses it."""
+    """The page of a folder has a row for each of its files, and none for a deleted file."""
     names = listed(folder)
 
     assert len(set(names)) == len(names)
@@ -65,7 +65,7 @@ def test_a_page_begins_with_its_folder_and_has_a_drawing(folder: str) -> None:
 
 
 def test_every_folder_of_code_has_a_page() -> None:
-    """A module belongs to a folder that a page describes, its own or one above it."""
+    """Each module is in a folder with a page, or in a folder below one."""
     tops = {Path(folder).parts[0] for folder in FOLDERS}
 
     assert tops == {path.parent.name for path in ROOT.glob("*/*.py")} | {"config"}

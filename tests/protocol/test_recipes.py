@@ -1,4 +1,4 @@
-"""The recipes of `CONTRIBUTING.md`: what they say would be noticed is noticed here, where no other test sees it."""
+"""The recipes of `CONTRIBUTING.md`: checks that a recipe promises and that no other test has."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ EVERY = [*PUBLIC, *(pattern for pattern, _ in (*stream.ROUTES, *management.ROUTE
 
 
 def choices(kind: type, field: str) -> set[str]:
-    """What a setting may be."""
+    """The allowed values of a setting."""
     literal, *_ = get_args(get_type_hints(kind, include_extras=True)[field])
     return set(get_args(literal))
 
 
 def documented() -> set[str]:
-    """The paths that the page of the interface names, with samples in place of names and each optional end left out and put in."""
+    """The paths of the API page, with samples for names, and with and without each optional end."""
     paths: set[str] = set()
     for found in re.findall(r"`(?:[A-Z]+ )?(/[^`?\s]*)[^`]*`", PAGE.read_text()):
         path = re.sub(r"\{(\w+)\}", lambda name: SAMPLES.get(name[1], name[0]), found)
@@ -44,10 +44,10 @@ def test_every_route_is_in_the_page(pattern: str) -> None:
 
 @pytest.mark.parametrize("pattern", PUBLIC)
 def test_every_public_route_is_tried_by_pages_of_other_sites(pattern: str) -> None:
-    """The tests of CORS ask every route of both versions."""
+    """The tests of CORS request every route of both versions."""
     assert any(re.fullmatch(pattern, path) for path in PATHS)
 
 
 def test_every_chain_backend_is_held_to_the_contract() -> None:
-    """Each backend that looks at a real chain has a world in the contract suite."""
+    """Each backend of a real chain has a world in the contract suite."""
     assert {name.partition("-")[0] for name in WORLDS} == choices(Chain, "backend") - {"debug"}

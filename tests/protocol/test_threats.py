@@ -1,4 +1,4 @@
-"""Every threat of the page has a test named after it, and the page says which."""
+"""Every threat of the page has a test named after it, and the page lists these tests."""
 
 from __future__ import annotations
 
