@@ -57,9 +57,7 @@ _OPTIONS = {
 
 _GATHERING_SECONDS = 0.004
 """A write begins this time after the first request for it. Without the delay, several requests at once would cost more
-in syncs and thread switches than in the data itself.
-"""
-
+in syncs and thread switches than in the data itself."""
 
 _HANGING_SECONDS = 10.0
 """A write that takes longer is reported as a problem; a slow disk syncs within one second."""

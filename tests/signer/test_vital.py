@@ -27,6 +27,7 @@ from signer.audit.file import AuditFile
 from signer.judge.handler import Handler
 from signer.judge.queries import Identity
 from signer.ledger.base import Entry, LedgerFailed
+from signer.ledger.disk import LedgerReserve
 from signer.ledger.leveldb import LevelDbLedger
 from signer.server.connections import Connections, Limits
 from signer.server.socket_file import listening_socket
@@ -101,9 +102,10 @@ async def test_fault_63_the_probe_ends_the_process(
         closing(LevelDbLedger(tmp_path / "ledger", tmp_path / "audit")) as ledger,
         listening_socket(tmp_path / "socket", group=""),
     ):
+        reserve = LedgerReserve(tmp_path / "ledger", tmp_path / "audit", 0)
         for at in (1, 2, 3, 4):
             ended.clear()
-            task = asyncio.create_task(Crash(at)(service._probe)(ledger, tmp_path / "socket"))
+            task = asyncio.create_task(Crash(at)(service._probe)(ledger, reserve, tmp_path / "socket"))
             vital.watch("probe", task, lambda: False)
             assert (
                 await ended.soon() == f"probe: Injected at {__file__.replace('signer/test_vital', 'lib/crashes')}:44"
