@@ -160,7 +160,7 @@ def test_fault_83_the_moment_of_a_404_does_not_depend_on_work_in_its_turn() -> N
             assert steps == pytest.approx(round(steps))
             assert least <= round(steps) <= most
         await until_404s_leave(begun)
-        assert round(1000 * (loop.time() - begun)) >= 25  # a busy machine may delay a timer, but never makes it early
+        assert loop.time() - begun > 0.0235  # its timers count whole milliseconds; a busy machine may only delay them
 
     uvloop.run(moments())
 
