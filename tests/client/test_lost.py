@@ -250,8 +250,8 @@ def test_refusals_without_a_body_are_read_from_the_reason_phrase(liar: Liar, ope
     liar.lies.append(Lie(deaf=True, status=400, reason="dust output", body=b""))
     with pytest.raises(PaymentRefused, match="dust output"):
         channel.pay(100)
-    liar.lies.append(Lie(deaf=True, status=404, reason="Not Found", body=b""))
-    with pytest.raises(ChannelUnknown):
+    liar.lies.extend([Lie(deaf=True, status=404, reason="Not Found", body=b"")] * 2)  # the client tries to open again
+    with pytest.raises(ChannelUnknown, match="unknown channel, and opening it again was refused with status 404"):
         channel.resume()
     liar.lies.append(Lie(deaf=True, status=410, reason="settlement in progress", body=b""))
     with pytest.raises(ChannelGone):

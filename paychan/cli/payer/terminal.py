@@ -28,6 +28,7 @@ from paychan.client import (
     ChannelInUse,
     ChannelMoving,
     ChannelRecord,
+    ChannelUnknown,
     ClientError,
     DamagedFile,
     FeeTooHigh,
@@ -74,6 +75,9 @@ _NEXT_STEPS: dict[type[ClientError], str] = {
     ServerFailed: "Nothing is decided yet; you may repeat the command. " + _RESUME,
     ServerMisbehaved: "Your signatures remain valid; the rest of the answer was ignored. " + _STATUS,
     PaymentRefused: _STATUS,
+    ChannelUnknown: "If the server has lost the channel, "
+    + _RESUME
+    + " Otherwise the refund is yours after the expiry.",
     WouldTakeBack: _RESUME,
     ChannelGone: _STATUS,
     FundingMissing: "`paychan channel open {name}` waits for it.",
@@ -259,7 +263,7 @@ def show_receipt(channel: Channel, receipt: Receipt, as_json: bool, *, payments:
         ("Paid", paid if payments == 1 else f"{payments} times {paid}, {payments / seconds:.0f} payments/s"),
         ("In all", sat(receipt.total_paid_sat)),
         ("Left", sat(receipt.left_sat)),
-        ("Restored", _booked_again(receipt)),
+        ("Restored", _restored(receipt)),
         ("Value", unchecked(channel.record)),
         ("Answer", receipt.application_data),
         ("Settled by", receipt.settlement_txid),
@@ -267,8 +271,10 @@ def show_receipt(channel: Channel, receipt: Receipt, as_json: bool, *, payments:
     )
 
 
-def _booked_again(receipt: Receipt) -> str:
-    """Name what the server had lost and booked again with a payment; "" if nothing."""
+def _restored(receipt: Receipt) -> str:
+    """Name what the server had lost and what this payment brought back; "" if nothing."""
+    if receipt.reopened:
+        return "the server had lost this channel, which was opened again with all that it had acknowledged"
     lost = receipt.again_sat
     return f"{sat(lost)} of earlier payments, which the server had lost, were booked again" if lost else ""
 

@@ -1,5 +1,7 @@
 """Follow a channel that the server moved: the change of a settlement funds it again (RBPCP §6.5).
 
+A channel that the server lost is opened again; see `reopen`.
+
 The client trusts nothing. The server must show the whole settlement, with both signatures. Its first output must hold
 the change of a payment that the client signed, locked by the channel's own script. Then it is as safe as the funding
 that it spends, whichever peer publishes it. The location that the server names is only compared; requests go to the
@@ -22,6 +24,7 @@ from msgspec import Struct
 from paychan.client.coins import Source
 from paychan.client.errors import ServerMisbehaved
 from paychan.client.flows.refund import first_refund
+from paychan.client.flows.reopen import Reopening, is_lost, reopen
 from paychan.client.record import ChannelRecord, State
 from paychan.client.transport.answers import printable, refusal
 from paychan.client.transport.effects import MOVED, Flow, Patience, Request, Response, Save, ask, is_busy
@@ -45,6 +48,8 @@ class Arrival(Struct, frozen=True):
     repeated: bool
     """The server may have seen the request more than once."""
     moved: bool
+    reopened: bool
+    """The server had lost the channel; it was opened again."""
 
 
 def ask_channel(
@@ -55,19 +60,32 @@ def ask_channel(
 ) -> Flow[Arrival]:
     """Send the request that `make` builds. If the channel has moved, save that, with a refund, and ask again there.
 
+    If the server has lost the channel, open it again, save that, and ask again.
+
     Raises:
         Unreachable: see `ask`.
+        ChannelUnknown: the server has lost the channel and does not open it again.
         ServerMisbehaved: the move is not proven.
         Refused: the server cannot show the settlement at the moment.
     """
     repeated, moves = False, 0
+    again: Reopening | None = None
     while True:
         reply = yield from ask(
             make(record), patience, busy=lambda response: busy(response) or _unproven(response), follows=record.movable
         )
         repeated = repeated or reply.repeated
+        if again is None and is_lost(record, reply.response):
+            again = yield from reopen(record, patience)
+            record = again.record
+            continue
+        if again is not None and again.conflict is not None:
+            if reply.response.status == 404:  # the channel that is there is another one
+                return Arrival(again.before, again.conflict, repeated, moves > 0, reopened=False)
+            if not is_busy(reply.response):
+                yield Save(record)
         if reply.response.status not in MOVED:
-            return Arrival(record, reply.response, repeated, moves > 0)
+            return Arrival(record, reply.response, repeated, moves > 0, reopened=again is not None)
         if _unproven(reply.response):
             raise refusal(reply.response)
         if moves == _MOST_MOVES:

@@ -40,6 +40,8 @@ class Receipt(Struct, frozen=True):
     application_data: str
     again_sat: Sat = Sat(0)
     """Earlier payments that the server had lost, after its operator restored a backup, and booked again with this one."""
+    reopened: bool = False
+    """The server had lost the channel, which was opened again with all that had been acknowledged."""
 
 
 # --- opening --------------------------------------------------------------------------------------------------------
@@ -140,10 +142,13 @@ def transfer(record: ChannelRecord, patience: Patience, received: Collection[int
     record = seen.record
     if seen.moved:  # the payments in the settlement were paid before
         received = {record.pending_sat}
+    if seen.reopened:  # the server may have got some of it from its signer
+        received = range(record.pending_sat + 1)
     if record.left_sat == 0 and seen.response.status == 410:
         return (yield from _drained_before(record, patience, paid))
     result = yield from result_of(record, seen.response)
-    return (yield from _acknowledge(record, result, {*received, 0} if seen.repeated else received, paid))
+    receipt = yield from _acknowledge(record, result, {*received, 0} if seen.repeated else received, paid)
+    return _replace(receipt, reopened=seen.reopened)
 
 
 def _newest(record: ChannelRecord) -> Request:

@@ -199,4 +199,7 @@ def pay_later(
     if last is not None and series.every_seconds:
         yield Pause(series.every_seconds)
     receipt = yield from paying.pay(record, series.amount_sat, limits, patience, drain=False, application_data=data)
-    return receipt if last is None else _replace(receipt, again_sat=Sat(receipt.again_sat + last.again_sat))
+    if last is None:
+        return receipt
+    again_sat = Sat(receipt.again_sat + last.again_sat)
+    return _replace(receipt, again_sat=again_sat, reopened=receipt.reopened or last.reopened)

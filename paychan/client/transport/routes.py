@@ -36,8 +36,16 @@ def opening_path(response: Response, url: str, version: int, client_key: bytes, 
     """Return the path for opening: v1's `Location`, or else the documented path; "" for v2, which uses the outpoint."""
     if version == 2:
         return ""
-    default = "/v1/channels/new?" + urlencode({"client_pubkey": client_key.hex(), "exp_time": expiry})
-    return located(response, url) or default
+    return located(response, url) or _new_path(client_key, expiry)
+
+
+def new_path(record: ChannelRecord) -> str:
+    """Return the documented path for opening a v1 channel; "" for v2, which uses the outpoint."""
+    return _new_path(record.key.public_key.format(), record.expiry) if record.version == 1 else ""
+
+
+def _new_path(client_key: bytes, expiry: int) -> str:
+    return "/v1/channels/new?" + urlencode({"client_pubkey": client_key.hex(), "exp_time": expiry})
 
 
 def located(response: Response, url: str) -> str:
