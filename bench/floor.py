@@ -1,4 +1,4 @@
-"""How much more CPU the server takes for a payment than the least that a Python process can do.
+"""CPU time of the server for a payment, against the least that a Python process can do.
 
     python bench/floor.py [--version 1|2] [--pairs N] [--connections N]
 

@@ -118,7 +118,7 @@ def test_fault_11_the_command_tells_of_the_opening(system: System, tmp_path: Pat
 
 
 def test_fault_11_the_application_is_asked_about_new_payments_alone(tmp_path: Path) -> None:
-    """What was acknowledged comes with the opening, which asks nothing; the next question has its own increment."""
+    """The opening carries the acknowledged payments and asks nothing; the next question has its own increment."""
     with (
         Application() as application,
         System(tmp_path / "system", sections={"callback": f'url = "{application.url}"'}) as system,
@@ -184,7 +184,7 @@ def test_fault_11_a_404_by_mistake_costs_no_secret(liar: Liar, opened: OpenChann
 
 @both_versions
 def test_fault_11_a_server_that_refuses_to_open_again(liar: Liar, opened: OpenChannel, version: int) -> None:
-    """The reason of the refusal is told; nothing more is signed, and the channel can be resumed."""
+    """The error names the reason of the refusal; nothing more is signed, and the channel can be resumed."""
     channel = opened(version)
     liar.channel = None
     refusal = b'{"code":"expiry_too_soon","error":"expires too soon","need":5}'

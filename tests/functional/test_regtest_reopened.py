@@ -73,7 +73,7 @@ def test_fault_11_channels_opened_since_the_backup_are_settled(tmp_path: Path) -
 
 
 def test_fault_11_a_withdrawal_that_the_server_finds_later(tmp_path: Path) -> None:
-    """The backup has the channel at its first output. Whoever is first, payer or server, it goes on at the second."""
+    """The backup has the channel at its first output. Whether payer or server is first, the channel goes on at the second."""
     with market(tmp_path) as (system, node):
         mover = funded(system, node, tmp_path / "wallet", 2, movable=True)
         node.mine()
