@@ -380,7 +380,7 @@ class TestHeaders:
         # version, one input (empty script), one output (4 bytes of script), lock time
         pair = bytes.fromhex("0100000001" + "11" * 36 + "00ffffffff01" + "00" * 8 + "04" + "22" * 4 + "00" * 4)
         assert len(pair) == 64
-        with pytest.raises(ViewMoved, match="no node"):
+        with pytest.raises(ViewMoved, match="invalid node"):
             chain.check_inclusion(100, pair[:32], [pair[32:]], 0)
 
 
