@@ -19,6 +19,7 @@ class Kind(Enum):
     SIGNER = "signer"  # the signer is away, can't write, or is short of disk space
     WATCHER = "watcher"  # a scan of the watcher failed
     TASK = "task"  # the server restarted one of its long-lived tasks, or the task makes no progress
+    STORE = "store"  # records can't be read, were rebuilt from what could be read, or are missing
     DISK = "disk"  # the disk is nearly full
     MEMORY = "memory"  # memory is nearly used up: new connections and channels are refused
     LOG = "log"  # the server loses lines of its log

@@ -14,7 +14,7 @@ from actors.channel import ChannelActor, Message, PayBatch, Resume
 from actors.context import Context
 from actors.settling.planner import SettlementPlanner
 from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected, State
-from paychan.protocol.errors import ChannelExists, OutpointUsed, PaychanError, UnknownChannel
+from paychan.protocol.errors import ChannelExists, DamagedRecord, OutpointUsed, PaychanError, UnknownChannel
 from paychan.protocol.types import OutPoint
 from paychan.store.base import Change
 
@@ -29,7 +29,7 @@ class Registry:
         self._awake: dict[OutPoint, ChannelActor] = {}
         self._reading: dict[OutPoint, asyncio.Task[Channel | None]] = {}
         self._unanswered = 0
-        self.planner = SettlementPlanner(context, self.read)
+        self.planner = SettlementPlanner(context, self.read_readable)
         self.before_waking: list[Callable[[Channel], Awaitable[None]]] = []
         """Callbacks awaited with the record of a channel before it wakes, until the first scans since the start end."""
 
@@ -44,6 +44,12 @@ class Registry:
         if actor is not None and actor.alive:
             return actor.channel
         return await self._context.store.get(outpoint)
+
+    async def read_readable(self, outpoint: OutPoint) -> Channel | None:
+        """Read a channel as `read` does, for work on many channels: None also if its record is damaged."""
+        with suppress(DamagedRecord):
+            return await self.read(outpoint)
+        return None
 
     async def equalise_lookup_cost(self, found: OutPoint, *others: OutPoint) -> None:
         """Do for a known channel the store reads that an unknown one costs, so that time reveals no channel.

@@ -12,12 +12,13 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import structlog
 import uvloop
 
+from actors.alarm import Kind
 from actors.context import Context
 from actors.exposure import Exposure
 from actors.group_commit import GroupCommit
@@ -36,11 +37,13 @@ from paychan.diskreserve import DiskReserve
 from paychan.logs import configure_log, drain_log
 from paychan.memory import SERVE_BYTES, START_BYTES, Memory, TooLittleMemory, end_when_memory_ends, prepare_for_limit
 from paychan.parts import StartError, make_chain, make_signer, make_state_dir
-from paychan.protocol.errors import StorageFull
+from paychan.protocol.errors import PaychanError, StorageFull, StoreRebuilding
 from paychan.protocol.types import Sat, UnixTime
 from paychan.running import Running, remove_running, write_running
-from paychan.store.base import Store, StoreFailed
-from paychan.store.leveldb.directory import WRITE_BUFFER_BYTES
+from paychan.store.backup.archive import BackupError
+from paychan.store.backup.rebuild import finish_rebuild, rebuild
+from paychan.store.base import Store, StoreDamaged, StoreFailed
+from paychan.store.leveldb.directory import WHAT_TO_DO, WRITE_BUFFER_BYTES, noted_damage
 from paychan.store.leveldb.store import LevelDbStore
 from paychan.supervisor import Supervisor
 from paychan.work import Work
@@ -54,6 +57,7 @@ _EXIT_BROKEN = 3
 _STORE_BYTES = 1_000_000
 """With more free bytes than this, a store that can't be opened has another problem than a full disk."""
 _DISK_SECONDS = 1.0
+_DAMAGE_SECONDS = 1.0
 
 
 def run(config: ServerConfig, source: str) -> None:
@@ -69,7 +73,7 @@ def run(config: ServerConfig, source: str) -> None:
 
 async def _serve(config: ServerConfig, source: str) -> None:
     """Serve until a signal cancels this task, during start-up as well as later."""
-    serving = asyncio.create_task(_live(config, source))
+    serving = asyncio.create_task(_live_again(config, source))
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, _stop, serving)
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):  # sent by log rotation or a lost terminal
@@ -89,9 +93,24 @@ def _go_on(number: signal.Signals) -> None:
     log.info("signal ignored", signal=number.name)
 
 
-async def _live(config: ServerConfig, source: str) -> None:
-    """Serve requests at once, as far as the available parts allow. A missing part joins when it becomes available."""
+async def _live_again(config: ServerConfig, source: str) -> None:
+    """Start again in this process when damage was found: the start rebuilds the store."""
+    again = True
+    while again:
+        again = await _live(config, source)
+        if again:
+            log.error("the store is damaged, the server starts again to rebuild it")
+
+
+async def _live(config: ServerConfig, source: str) -> bool:
+    """Serve requests at once, as far as the available parts allow. A missing part joins when it becomes available.
+
+    Return true when the store is found to be damaged. A store that was damaged before this start and could not be
+    rebuilt is served as it is.
+    """
     async with _assemble(config, source) as service, _working(service) as work:
+        store = service.context.store
+        was_damaged = bool(store.damage.text)
         await work.first_look()
         _check_memory(service.memory, SERVE_BYTES)
         async with _listening(service) as running:
@@ -100,9 +119,18 @@ async def _live(config: ServerConfig, source: str) -> None:
             gc.freeze()  # the collector skips objects that live as long as the process
             log.info("serving", network=config.network_name, url=running.url, management=running.management_url)
             try:
-                await work.until_wrong()
+                return await _wait(work.wrong, lambda: bool(store.damage.text) and not was_damaged)
             finally:
                 await work.stop()
+
+
+async def _wait(wrong: asyncio.Future[None], is_damaged: Callable[[], bool]) -> bool:
+    """Wait until damage is found, and return true. Raises `StartError` when `wrong` does."""
+    while not is_damaged():
+        await asyncio.wait([wrong], timeout=_DAMAGE_SECONDS)
+        if wrong.done():
+            wrong.result()
+    return True
 
 
 @contextlib.asynccontextmanager
@@ -185,15 +213,24 @@ def _descriptors(config: ServerConfig) -> Descriptors:
 
 
 async def _open_store(config: ServerConfig, reserve: DiskReserve) -> Store:
-    """Open the store, with space from the reserve if the disk is full.
+    """Open the store, after rebuilding it if it is damaged, and with space from the reserve if the disk is full.
 
     While the disk is too full even for that, answer requests with `StorageFull` and try again.
     """
     reserve.look()
+    finish_rebuild(config.store_path)
+    noted = noted_damage(config.store_path)
+    if noted:
+        await _rebuild(config, noted)
     while True:
         has_room = reserve.file.make_room(reserve.file.opening_bytes())
         try:
             store = LevelDbStore.open(config.store_path, config.network_name)
+        except StoreDamaged as error:
+            if noted or not await _rebuild(config, str(error)):
+                raise
+            noted = str(error)
+            continue
         except StoreFailed as error:
             if has_room and reserve.file.free() >= _STORE_BYTES:
                 raise
@@ -202,14 +239,37 @@ async def _open_store(config: ServerConfig, reserve: DiskReserve) -> Store:
             store.before_write, reserve.begin_log = reserve.file.before_write, store.begin_log
             reserve.opened()
             return store
-        try:
-            async with waiting_room(config, StorageFull()):
+        async with _no_store(config, StorageFull(), Kind.DISK):
+            await asyncio.sleep(_DISK_SECONDS)
+            while not reserve.file.make_room(reserve.file.opening_bytes()):  # noqa: ASYNC110 - a disk sends no event
                 await asyncio.sleep(_DISK_SECONDS)
-                while not reserve.file.make_room(reserve.file.opening_bytes()):  # noqa: ASYNC110 - a disk sends no event
-                    await asyncio.sleep(_DISK_SECONDS)
-        except OSError as error:
-            msg = f"can't listen: {error.strerror}. Free the port"
-            raise StartError(msg) from error
+
+
+async def _rebuild(config: ServerConfig, reason: str) -> bool:
+    """Rebuild the damaged store; say whether that worked. A store that stays as it is may still open."""
+    log.error("the store is damaged, rebuilding it from all records that can be read", reason=reason)
+    async with _no_store(config, StoreRebuilding(), Kind.STORE):
+        try:
+            summary = await asyncio.to_thread(
+                rebuild, config.store_path, config.backup_dir, config.network_name, _wall_clock()
+            )
+        except (BackupError, OSError) as error:
+            log.critical("the damaged store can't be rebuilt", reason=str(error), what_to_do=WHAT_TO_DO)
+            return False
+    log.error("the store was rebuilt", summary=summary)
+    return True
+
+
+@contextlib.asynccontextmanager
+async def _no_store(config: ServerConfig, error: PaychanError, kind: Kind) -> AsyncIterator[None]:
+    """Answer requests with this error while there is no store."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(waiting_room(config, error, kind))
+        except OSError as problem:
+            msg = f"can't listen: {problem.strerror}. Free the port"
+            raise StartError(msg) from problem
+        yield
 
 
 def _service(

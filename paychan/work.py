@@ -73,9 +73,10 @@ class Work:
         if self._missing:
             log.warning("serving although parts are missing", missing=sorted(self._missing))
 
-    async def until_wrong(self) -> None:
-        """Wait forever, or until a first contact shows that the configuration is wrong. Raises `StartError`."""
-        await self._wrong
+    @property
+    def wrong(self) -> asyncio.Future[None]:
+        """Gets a `StartError` when a first contact shows that the configuration is wrong, and else stays pending."""
+        return self._wrong
 
     async def stop(self) -> None:
         """Stop all tasks, the youngest first."""

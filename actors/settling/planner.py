@@ -261,7 +261,7 @@ class SettlementPlanner:
         return Sat(cost + size * self._context.chain_view.fees.increment_sat_per_vb)
 
     async def _others(self, paid: Settlement) -> list[Channel]:
-        """Return the newest records of the channels that a settlement spends, in the order of its inputs."""
+        """Return the readable records of the channels that a settlement spends, in the order of its inputs."""
         return [
             record for outpoint in outpoints_of(paid.transaction) if (record := await self._read(outpoint)) is not None
         ]
@@ -306,7 +306,7 @@ class SettlementPlanner:
         """
         if not channel.moves or channel.closing is None or not channel.closing.spent_by:
             return None
-        successor = await self._read(OutPoint(channel.closing.spent_by, 0))
+        successor = await self._context.store.get(OutPoint(channel.closing.spent_by, 0))
         return successor if successor is not None and successor.is_used else None
 
     async def _push_by(self, successor: Channel | None, paid: Settlement) -> bool:

@@ -10,6 +10,7 @@ from paychan.protocol.channel import Channel, Found, SpentElsewhere
 from paychan.protocol.finding import read_claim
 from paychan.protocol.settlement import Settlement, outpoints_of
 from paychan.protocol.types import Sat
+from paychan.store.base import get_readable
 
 
 async def judge_spend(channel: Channel, spend: Spend, context: Context) -> Found | SpentElsewhere | None:
@@ -29,6 +30,6 @@ async def judge_spend(channel: Channel, spend: Spend, context: Context) -> Found
 
 async def _fee(transaction: bytes, context: Context) -> Sat:
     """Return the fee of a settlement in satoshi; a lower figure if it spends a coin of the reserve."""
-    records = [await context.store.get(outpoint) for outpoint in outpoints_of(transaction)]
+    records = [await get_readable(context.store, outpoint) for outpoint in outpoints_of(transaction)]
     funded = sum(record.funding_sat for record in records if record is not None)
     return Sat(max(funded - sum(out.nValue for out in CTransaction.deserialize(transaction).vout), 0))

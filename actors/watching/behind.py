@@ -56,7 +56,7 @@ class Behind:
         """Ask about channels that are new since their page, or for which the signer was away."""
         unasked = self._context.chain_view.unasked
         late = [outpoint for outpoint in unasked if outpoint not in self._behind]
-        records = [await self._registry.read(outpoint) for outpoint in late]
+        records = [await self._registry.read_readable(outpoint) for outpoint in late]
         for outpoint, record in zip(late, records, strict=True):
             if record is not None and record.state is not State.OPEN:
                 unasked.pop(outpoint, None)
@@ -94,7 +94,7 @@ class Behind:
         log.error("the record is older than the signer's claim", channel=str(outpoint))
         # the signer can't return settlements that an earlier version of it signed; then the channel only closes
         outcome = await self._registry.ask(outpoint, found[0] if found else Close(CloseReason.OPERATOR))
-        record = await self._registry.read(outpoint)
+        record = await self._registry.read_readable(outpoint)
         if isinstance(outcome, Accepted) or record is None or record.state is not State.OPEN:
             self._behind.pop(outpoint)
             self._context.chain_view.unasked.pop(outpoint, None)

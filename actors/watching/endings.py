@@ -17,7 +17,9 @@ from actors.registry import Registry
 from actors.settling.spends import judge_spend
 from paychan.chain.base import ChainFailed, Spend, Tip
 from paychan.protocol.channel import Channel, Found, Funded, State, Unfunded, Vanished
+from paychan.protocol.errors import DamagedRecord
 from paychan.protocol.types import OutPoint, UnixTime
+from paychan.store.base import get_readable
 
 log = structlog.get_logger("endings")
 
@@ -151,16 +153,16 @@ class Endings:
         else:
             self._ended_seen_at = tip
         for outpoint in [*self._unjudged]:
-            record = await self._context.store.get(outpoint)
+            record = await get_readable(self._context.store, outpoint)
             self._unjudged.discard(outpoint)
             if record is not None and record.state in (State.CLOSED, State.LOST):
                 await self._each(record, self._judge_ended)
 
     async def _each(self, channel: Channel, judge: Callable[[Channel], Awaitable[None]]) -> None:
-        """Judge one channel; if the chain gives no answer, the others continue, and a later scan asks again."""
+        """Judge one channel; if chain or store fail for it, the others continue, and a later scan asks again."""
         try:
             await judge(channel)
-        except ChainFailed as error:
+        except (ChainFailed, DamagedRecord) as error:
             log.warning("unknown how a channel ended", channel=str(channel.outpoint), reason=str(error))
             self._unjudged.add(channel.outpoint)
 

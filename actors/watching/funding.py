@@ -255,7 +255,7 @@ class ChainWatch:
         seen = self._context.chain_view
         exposure = self._context.exposure
         unverified = {*seen.in_danger, *exposure.open}
-        records = [await self._registry.read(outpoint) for outpoint in unverified]
+        records = [await self._registry.read_readable(outpoint) for outpoint in unverified]
         await self._judge_all([record for record in records if record is not None and record.state is State.OPEN])
         await self._scan_settling([record for record in records if record is not None and record.state in _SETTLING])
         for outpoint, record in zip(unverified, records, strict=True):

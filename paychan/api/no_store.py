@@ -1,4 +1,4 @@
-"""Answers 503 with the reason on both ports while the server can't open its store because the disk is full."""
+"""Answers 503 with the reason on both ports while the server has no store: the disk is full, or the store is rebuilt."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import msgspec
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
+from actors.alarm import Kind
 from paychan.api.budgets.connection_slots import ConnectionSlots
 from paychan.api.limits import BoundedServer
 from paychan.config import ServerConfig
@@ -20,8 +21,8 @@ _SECONDS = 10
 
 
 class _Handler(RequestHandler):
-    def initialize(self, error: PaychanError) -> None:
-        self._error = error
+    def initialize(self, error: PaychanError, kind: Kind) -> None:
+        self._error, self._kind = error, kind
 
     def prepare(self) -> None:
         self.set_status(self._error.http_status)
@@ -30,19 +31,19 @@ class _Handler(RequestHandler):
         self.set_header("Cache-Control", "no-store")
         self.set_header("Content-Type", "application/json")
         text = str(self._error)
-        alarm = {"kind": "disk", "text": text, "channel": ""}
+        alarm = {"kind": self._kind.value, "text": text, "channel": ""}
         said = {"code": self._error.code, "error": text, "error_msg": text, "frozen": [text], "alarms": [alarm]}
         self.finish(msgspec.json.encode(said))
 
 
 @asynccontextmanager
-async def waiting_room(config: ServerConfig, error: PaychanError) -> AsyncIterator[None]:
-    """Answer every request with this error while the context is open. Raises `OSError`: a port is in use."""
+async def waiting_room(config: ServerConfig, error: PaychanError, kind: Kind) -> AsyncIterator[None]:
+    """Answer every request with this error, and `/health` with an alarm of this kind, while the context is open. Raises `OSError`: a port is in use."""
     listeners = ((config.http.listen, config.port), (config.management.listen, config.management.port))
     servers = []
     try:
         for address, port in listeners:
-            application = Application([(r".*", _Handler, {"error": error})])
+            application = Application([(r".*", _Handler, {"error": error, "kind": kind})])
             server = BoundedServer(application, max_body_size=65_536, idle_connection_timeout=_SECONDS)
             server.slots, server.patience_seconds, server.head_seconds = (
                 ConnectionSlots(_SLOTS, "waiting", full=error),

@@ -310,6 +310,19 @@ class StorageFull(Unavailable):
     code, text = "storage_full", "the server's disk is nearly full; channels can be closed"
 
 
+class StoreRebuilding(Unavailable):
+    code, text = "store_rebuilding", "the server rebuilds its damaged store; send the request again"
+    public_text = "the server is starting, send the request again"
+
+
+class DamagedRecord(Unavailable):
+    """A stored record has a wrong version, checksum or structure. It is never served and never overwritten."""
+
+    code = "damaged_record"
+    text = "the stored record can't be read: {reason}; `paychan status` says what to do"
+    public_text = "the server can't read its record of this channel"
+
+
 class PaymentPending(Unavailable):
     code, text = "payment_pending", "the application has not answered for the payment with change {change_sat} sat yet"
 

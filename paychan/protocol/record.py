@@ -16,6 +16,7 @@ import zlib
 import msgspec
 
 from paychan.protocol.channel import Channel
+from paychan.protocol.errors import DamagedRecord
 
 VERSION = 2
 """Version of new records. Version 1 has no `offered_seq` and `restored`; they decode to their defaults."""
@@ -23,10 +24,6 @@ VERSION = 2
 _READABLE = (1, 2)
 _HEAD_BYTES = 9
 _CHECKSUM_BYTES = 4
-
-
-class DamagedRecord(Exception):
-    """A record has a wrong version, checksum or structure. The server never serves it and never overwrites it."""
 
 
 _VERSION_BYTE = bytes([VERSION])
@@ -49,18 +46,18 @@ def decode_record(raw: bytes) -> Channel:
     """
     if len(raw) < _HEAD_BYTES + _CHECKSUM_BYTES or raw[0] not in _READABLE:
         msg = f"record of {len(raw)} bytes has version {raw[0] if raw else None}, want {VERSION}"
-        raise DamagedRecord(msg)
+        raise DamagedRecord(reason=msg)
     content, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
     if zlib.crc32(content) != int.from_bytes(checksum, "big"):
         msg = f"record checksum is {checksum.hex()}, want {zlib.crc32(content):08x}"
-        raise DamagedRecord(msg)
+        raise DamagedRecord(reason=msg)
     try:
         channel = _decoder.decode(content[_HEAD_BYTES:])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise DamagedRecord(str(error)) from error
+        raise DamagedRecord(reason=str(error)) from error
     if channel.seq != record_seq(raw):
         msg = f"record head has seq {record_seq(raw)}, body {channel.seq}"
-        raise DamagedRecord(msg)
+        raise DamagedRecord(reason=msg)
     return channel
 
 

@@ -7,13 +7,14 @@ other's work. *Ordered*: readers see awaited commits in the order in which they 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from paychan.protocol.channel import Channel, State
+from paychan.protocol.errors import DamagedRecord
 from paychan.protocol.kinds.script import MAX_EXPIRY
 from paychan.protocol.types import OutPoint, UnixTime
 
@@ -27,6 +28,30 @@ class Change(Struct, frozen=True):
 
 class StoreFailed(Exception):
     """The disk or the database failed: the stored state is unknown. The process must stop; the store is the truth."""
+
+
+class StoreDamaged(StoreFailed):
+    """What the disk holds is not what was written. The next start rebuilds the store from all that can be read."""
+
+
+class Damage(Struct, frozen=True):
+    """What a store could not read since it was opened."""
+
+    records: Mapping[OutPoint, str] = field(default_factory=dict)
+    """Channels whose record is damaged, with the reasons."""
+    block: str = ""
+    """Why a part of unknown content can't be read; "": no such part was met."""
+
+    @property
+    def text(self) -> str:
+        """The damage in words; "": none was met."""
+        parts = []
+        if self.records:
+            outpoint, reason = next(iter(self.records.items()))
+            parts.append(f"damaged records: {len(self.records):,}, the first is {outpoint} ({reason})")
+        if self.block:
+            parts.append(f"a part of the store can't be read ({self.block})")
+        return "; ".join(parts)
 
 
 class Store(Protocol):
@@ -61,8 +86,8 @@ class Store(Protocol):
     ) -> Sequence[Channel]:
         """List channels of a state whose expiry is earlier than `before`, ordered by (expiry, outpoint bytes).
 
-        A page begins behind `after`. The store reads only the channels that it returns, whatever its size. A record
-        that can't be trusted is left out, and an error is logged: the other channels must still settle.
+        A page begins behind `after`. The store reads only the channels that it returns, whatever its size. What can't
+        be read is left out and counted in `damage`: all other channels must still settle.
 
         Raises:
             StoreFailed: the store could not be read.
@@ -72,7 +97,14 @@ class Store(Protocol):
         """Iterate over all records as stored at one moment, while writing continues.
 
         Called and used in a worker thread.
+
+        Raises:
+            StoreFailed: also while iterating, if a part of the store can't be read.
         """
+
+    @property
+    def damage(self) -> Damage:
+        """What could not be read so far."""
 
     async def close(self) -> None:
         """Finish running work; release files and locks."""
@@ -85,3 +117,11 @@ async def walk(store: Store, state: State, before: int = MAX_EXPIRY + 1) -> Asyn
         for channel in page:
             yield channel
         after = (page[-1].terms.expiry, page[-1].outpoint)
+
+
+async def get_readable(store: Store, outpoint: OutPoint) -> Channel | None:
+    """Read a channel for work on many: None also if its record is damaged, which must not stop the work on others."""
+    try:
+        return await store.get(outpoint)
+    except DamagedRecord:
+        return None

@@ -139,7 +139,7 @@ async def test_two_hundred_due_channels_are_settled_in_one_scan(tmp_path: Path):
 
 FAILURES = {
     "reading the store": ("store", "scan", StoreFailed("I/O error")),
-    "reading a record": ("store", "get", DamagedRecord("checksum")),
+    "reading a record": ("store", "get", DamagedRecord(reason="checksum")),
     "the signer's key": ("signer", "public_key", RuntimeError("bug")),
     "the signature": ("signer", "sign_settlement", RuntimeError("bug")),
     "publishing": ("chain", "publish", OSError("unreachable")),
@@ -225,7 +225,7 @@ def failing_for(outpoint: OutPoint, real: Callable[[OutPoint], Any]) -> Callable
     async def get(asked: OutPoint) -> Any:
         if asked == outpoint:
             msg = "checksum"
-            raise DamagedRecord(msg)
+            raise DamagedRecord(reason=msg)
         return await real(asked)
 
     return get

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paychan.protocol.channel import Channel, State
-from paychan.protocol.record import DamagedRecord, decode_record, encode_record
+from paychan.protocol.errors import DamagedRecord
+from paychan.protocol.record import decode_record, encode_record
 from paychan.protocol.types import UnixTime
 from paychan.store.base import Change, Store, StoreFailed, walk
 from tests.contract.backends import BACKENDS, Backend

@@ -12,10 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from paychan.protocol.address import decode_address, encode_address
-from paychan.protocol.errors import BadRequest, Malformed
+from paychan.protocol.errors import BadRequest, DamagedRecord, Malformed
 from paychan.protocol.kinds.script import MAX_EXPIRY, MIN_EXPIRY, make_terms, parse_public_key, parse_redeem_script
 from paychan.protocol.payment import Payment, decode_v1, encode_v1
-from paychan.protocol.record import VERSION, DamagedRecord, decode_record, encode_record
+from paychan.protocol.record import VERSION, decode_record, encode_record
 from paychan.protocol.types import MAX_MONEY_SAT, Network, OutPoint, Sat
 from paychan.protocol.wire.rbpcp import Dialect, encode_json, payment_data, read_secret, read_v2_body
 from paychan.protocol.wire.signer_messages import WireError, decode_reply, decode_request

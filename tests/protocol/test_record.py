@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from paychan.protocol.channel import CloseReason, State, Step, next_step
-from paychan.protocol.record import VERSION, DamagedRecord, decode_record, encode_record, record_seq
+from paychan.protocol.errors import DamagedRecord
+from paychan.protocol.record import VERSION, decode_record, encode_record, record_seq
 from paychan.protocol.types import OutPoint
 from tests.lib.channels import Payer
 from tests.lib.vectors import DIRECTORY

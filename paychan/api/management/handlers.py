@@ -44,7 +44,7 @@ from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 from paychan.protocol.withdrawing import can_withdraw
 from paychan.store.backup import create as backup
 from paychan.store.backup.archive import BackupError
-from paychan.store.base import walk
+from paychan.store.base import StoreFailed, walk
 
 _PAGE = 1000
 _HTTP_PORT = 80
@@ -315,7 +315,7 @@ class BackupsHandler(ManagementHandler):
                 service.config.network_name,
                 service.context.clock(),
             )
-        except BackupError as error:
+        except (BackupError, StoreFailed, OSError) as error:
             raise BackupFailed(reason=str(error)) from None
         self.answer(201, None, {"path": str(path), "manifest": manifest})
 

@@ -12,10 +12,11 @@ from paychan.logs import lost_lines
 from paychan.protocol.channel import State
 from paychan.protocol.errors import ChainUnavailable, MemoryLow, StorageFull
 from paychan.signer_client.base import SignerAbsent, SignerRefused
+from paychan.store.backup.rebuild import set_aside
 
 
 async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str, Any]]:
-    """Return HTTP status and content; 503 while requests are refused, or settlements can't be signed.
+    """Return HTTP status and content; 503 while requests are refused, signing fails, or the store is not whole.
 
     Reasons name sockets, URLs, limits and channels, so only the operator gets them. Other callers, such as a monitor
     without the token, get codes, kinds of alarms, and times.
@@ -27,7 +28,8 @@ async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str,
         signer, absent = "absent", f": {error}"
         problem = signer + absent
     seen, frozen, unsigned = service.context.chain_view, _frozen(service), await _unsigned(service)
-    alarms = (*service.watcher.alarms, *unsigned, *_own_alarms(service, problem))
+    damaged = store_alarms(service)
+    alarms = (*damaged, *service.watcher.alarms, *unsigned, *_own_alarms(service, problem))
     tasks: list[dict[str, Any]] = msgspec.to_builtins(service.supervisor.tasks)
     content = {
         "network": service.config.network_name,
@@ -49,7 +51,8 @@ async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str,
             "log_lines_lost": lost_lines()[0],
             "awake": service.registry.awake,
         }
-    return 503 if frozen or unsigned or service.memory.new_work() else 200, content
+    refuses = frozen or service.memory.new_work()
+    return 503 if refuses or unsigned or damaged else 200, content
 
 
 def _frozen(service: Service) -> dict[str, str]:
@@ -63,13 +66,35 @@ async def _unsigned(service: Service) -> list[Alarm]:
     """Return an alarm for each closing channel whose settlement could not be signed for `watcher.unsigned_minutes`."""
     minutes = service.config.watcher.unsigned_minutes
     waiting = service.context.unsigned.longer_than(60 * minutes)
-    records = [await service.registry.read(outpoint) for outpoint in waiting]
+    records = [await service.registry.read_readable(outpoint) for outpoint in waiting]
     text = f"its settlement could not be signed for {minutes} minutes or longer: "
     return [
         about(Kind.UNSIGNED, outpoint, text + reason)
         for (outpoint, reason), record in zip(waiting.items(), records, strict=True)
         if record is not None and record.state is State.CLOSING
     ]
+
+
+def store_alarms(service: Service) -> list[Alarm]:
+    """Return the alarms about records that can't be read, or were lost."""
+    damage, found = service.context.store.damage, list[Alarm]()
+    if damage.text:
+        first = next(iter(damage.records), None)
+        text = (
+            f"{damage.text}. All other channels are settled. Restart the server: it then rebuilds the store from all "
+            "records that can be read; `paychan backup salvage SERVER.toml` does so by hand while the server is stopped"
+        )
+        found.append(Alarm(Kind.STORE, text, "" if first is None else str(first)))
+    found += [
+        Alarm(
+            Kind.STORE,
+            f"the store was damaged and is rebuilt from what could be read ({summary}). The damaged files are in {aside}, "
+            "with a list of the losses in its file SALVAGED; when you have read it, move that directory away to end this "
+            "alarm",
+        )
+        for aside, summary in set_aside(service.config.store_path)
+    ]
+    return found
 
 
 def _own_alarms(service: Service, signer_problem: str) -> list[Alarm]:

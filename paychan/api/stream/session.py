@@ -377,7 +377,7 @@ class StreamSession:
     def _done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("stream failed", channel=str(self._outpoint), exc_info=error)
-            self.end(InternalError())
+            self.end(error if isinstance(error, PaychanError) else InternalError())
 
     def end(self, error: PaychanError) -> None:
         """Close with the code of an error."""

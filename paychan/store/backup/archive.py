@@ -24,8 +24,10 @@ import msgspec
 from msgspec import Struct
 
 from paychan.protocol.channel import Channel, State
-from paychan.protocol.record import DamagedRecord, decode_record
+from paychan.protocol.errors import DamagedRecord
+from paychan.protocol.record import decode_record
 from paychan.protocol.types import Sat, UnixTime
+from paychan.store.leveldb.directory import WHAT_TO_DO
 
 FORMAT = 1
 
@@ -131,7 +133,7 @@ def _write_records(records: Iterator[bytes], member: IO[bytes], progress: Progre
         try:
             tally.add(decode_record(raw))
         except DamagedRecord as error:
-            msg = f"stored record number {tally.records + 1} is damaged ({error}): no backup was written"
+            msg = f"stored record number {tally.records + 1} is damaged ({error.fields['reason']}); {WHAT_TO_DO}"
             raise BackupError(msg) from error
         piece += framed(raw)
         if len(piece) >= _CHUNK_BYTES:
@@ -202,7 +204,7 @@ def decoded(path: Path, raw: bytes) -> Channel:
     try:
         return decode_record(raw)
     except DamagedRecord as error:
-        msg = f"{path} is damaged: {error}"
+        msg = f"{path} is damaged: {error.fields['reason']}"
         raise BackupError(msg) from error
 
 

@@ -20,8 +20,9 @@ from tempfile import TemporaryDirectory
 import plyvel
 from msgspec import Struct
 
+from paychan.protocol.errors import DamagedRecord
 from paychan.protocol.leveldb_log import puts, whole_writes
-from paychan.protocol.record import DamagedRecord, decode_record, record_seq
+from paychan.protocol.record import decode_record, record_seq
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.store.backup import create as backup
 from paychan.store.backup.archive import BackupError, Manifest, Progress

@@ -16,7 +16,7 @@ import plyvel
 import structlog
 
 from paychan.protocol.leveldb_log import torn_tail
-from paychan.store.base import StoreFailed
+from paychan.store.base import StoreDamaged, StoreFailed
 
 log = structlog.get_logger("store")
 
@@ -49,14 +49,33 @@ WHAT_TO_DO = (
 )
 
 
+_NOTE = "DAMAGED"
+"""File in a store's directory: its content was found to be damaged. LevelDB leaves other files alone."""
+
+
+def note_damage(path: Path, reason: str) -> None:
+    """Leave a note for the next start. Raises `OSError`."""
+    note = path / _NOTE
+    if not note.exists():
+        note.write_text(f"{reason}\n")
+
+
+def noted_damage(path: Path) -> str:
+    """Return why a store is known to be damaged; "": nothing is known."""
+    try:
+        return (path / _NOTE).read_text(errors="replace").strip() or "damaged"
+    except OSError:
+        return ""
+
+
 def open_directory(path: Path, network: str, *, create: bool) -> tuple[plyvel.DB, int]:
     """Open the store in a directory, or create it if there is none and `create` is true.
 
     The second value is a file descriptor that excludes other stores until it is closed.
 
     Raises:
-        StoreFailed: in use, of another network or format, damaged, missing, or not accessible; the message has the
-        remedy.
+        StoreFailed: in use, of another network or format, missing, or not accessible; the message has the remedy.
+        StoreDamaged: files are damaged or lost.
     """
     try:
         if not (path / "CURRENT").exists():
@@ -68,7 +87,8 @@ def open_directory(path: Path, network: str, *, create: bool) -> tuple[plyvel.DB
             os.close(lock)
             raise
     except (OSError, plyvel.Error) as error:
-        raise StoreFailed(_why_not_opened(path, error)) from error
+        failed = StoreDamaged if isinstance(error, plyvel.CorruptionError) else StoreFailed
+        raise failed(_why_not_opened(path, error)) from error
 
 
 def _open(path: Path, network: str) -> plyvel.DB:
@@ -154,7 +174,7 @@ def _begin(path: Path, network: str, *, create: bool) -> None:
     """
     if path.exists() and any(path.iterdir()):
         msg = f"{path} is not a store, or is damaged: it has no CURRENT; {WHAT_TO_DO}"
-        raise StoreFailed(msg)
+        raise StoreDamaged(msg)
     if not create:
         msg = f"there is no store in {path}; check the configured path, or start the server once"
         raise StoreFailed(msg)
@@ -172,7 +192,7 @@ def _check_meta(database: plyvel.DB, path: Path, network: str) -> None:
     meta = database.get(META_KEY, verify_checksums=True)
     if meta is None:
         msg = f"{path} is not a store of channels, or lost its data; {WHAT_TO_DO}"
-        raise StoreFailed(msg)
+        raise StoreDamaged(msg)
     found_format, _, found_network = meta.decode("ascii", "replace").partition(" ")
     if found_format != str(FORMAT):
         msg = f"{path} has store format {found_format}, this program reads {FORMAT}; use the version that made it"

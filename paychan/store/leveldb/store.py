@@ -4,6 +4,10 @@ Keys: `c` outpoint → record; `i` state expiry outpoint → empty, the index th
 channel has one index entry, moved in the batch that writes its record. `z` sorts behind all others on purpose: plyvel
 ends a walk without an error when the last blocks are damaged, so a walk that met no key behind its range was truncated.
 
+Damage: a record or a block that can't be read is counted in `damage` and left out, and all others are found: where the
+index is damaged, from the records. LevelDB itself writes no more as soon as it has to compact a damaged block. So the
+first damage also leaves a note in the directory, and the next start of the server rebuilds the store (`backup/rebuild.py`).
+
 Threads: one thread writes, so commits are in order and the loop never waits for the disk. Two threads read, so a long
 scan delays neither a commit nor the reading of one channel. If all channels of a commit are in memory, the loop
 prepares the batch and the thread only writes it: each switch between Python threads costs as much as preparing several
@@ -18,19 +22,29 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
 import plyvel
 import structlog
+from msgspec.structs import replace
 
 from paychan.protocol.channel import Channel, State
+from paychan.protocol.errors import DamagedRecord
 from paychan.protocol.kinds.script import MAX_EXPIRY
-from paychan.protocol.record import DamagedRecord, decode_record, encode_record
+from paychan.protocol.record import decode_record, encode_record
 from paychan.protocol.types import OutPoint, UnixTime
-from paychan.store.base import Change, StoreFailed
-from paychan.store.leveldb.directory import WRITE_BUFFER_BYTES, error_text, open_directory
+from paychan.store.base import Change, Damage, StoreDamaged, StoreFailed
+from paychan.store.leveldb.directory import (
+    WHAT_TO_DO,
+    WRITE_BUFFER_BYTES,
+    error_text,
+    note_damage,
+    noted_damage,
+    open_directory,
+)
+from paychan.store.leveldb.entries import UNREADABLE, MissingKeys, entries
 from paychan.store.leveldb.writer import WriterThread
 
 T = TypeVar("T")
@@ -39,6 +53,7 @@ Ts = TypeVarTuple("Ts")
 log = structlog.get_logger("store")
 
 RECORD, INDEX = b"c", b"i"
+_RECORDS_END = bytes([RECORD[0] + 1])
 
 STATE_CODES = {State.OPEN: 1, State.CLOSING: 2, State.PUBLISHED: 3, State.CLOSED: 4, State.LOST: 5, State.UNFUNDED: 6}
 """Second byte of an index key. It is stored: never renumber."""
@@ -69,6 +84,8 @@ class LevelDbStore:
         self.before_write: Callable[[int], None] = lambda _: None
         """Called in the writer's thread with the bytes of the next write; makes room for it on a full disk."""
         self._failure: Exception | None = None
+        self._damage = Damage(block=noted_damage(path))
+        self._missing = MissingKeys()
         self._closing = False
         self._snapshots = 0
         self._snapshot_ended = threading.Condition()
@@ -91,9 +108,17 @@ class LevelDbStore:
     def _get(self, outpoint: bytes) -> Channel | None:
         try:
             raw = self._database.get(RECORD + outpoint, verify_checksums=True)
-        except plyvel.CorruptionError as error:
-            raise DamagedRecord(error_text(error)) from error
-        return None if raw is None else decode_record(raw)
+        except UNREADABLE as error:  # no record of this outpoint may exist: any outpoint can fall into the block
+            self._block_damaged(error_text(error))
+            raise DamagedRecord(reason=error_text(error)) from error
+        return None if raw is None else self._decoded(outpoint, raw)
+
+    def _decoded(self, outpoint: bytes, raw: bytes) -> Channel:
+        try:
+            return decode_record(raw)
+        except DamagedRecord as error:
+            self._record_damaged(outpoint, str(error.fields["reason"]))
+            raise
 
     async def scan(
         self,
@@ -103,27 +128,97 @@ class LevelDbStore:
         after: tuple[UnixTime, OutPoint] | None = None,
         limit: int = 1000,
     ) -> Sequence[Channel]:
-        """See `Store`. A damaged record is left out, and an error is logged: the other channels must still settle."""
+        """See `Store`."""
         begin = _index_begin(state, 0)
         if after is not None:
             begin = _index_key(state, after[0], after[1].serialize()) + b"\x00"  # the next possible key
         return await self._run(self._readers, self._scan, begin, _index_begin(state, before), limit)
 
     def _scan(self, begin: bytes, end: bytes, limit: int) -> list[Channel]:
-        page: list[Channel] = []
-        # Both are closed here explicitly: plyvel crashes on snapshots and iterators that are open after their database
+        page, is_whole = self._page(begin, end, limit)
+        if is_whole or not self._missing.is_outdated:
+            return page
+        self._search_missing_keys()
+        return self._page(begin, end, limit)[0]
+
+    def _page(self, begin: bytes, end: bytes, limit: int) -> tuple[list[Channel], bool]:
+        """Read a page; the second value says whether the index could be read."""
+        page, reasons = list[Channel](), list[str]()
+        # All are closed here explicitly: plyvel crashes on snapshots and iterators that are open after their database
         # was closed, and the traceback of an exception can keep them alive until then.
         with (
             self._database.snapshot() as snapshot,
-            snapshot.iterator(start=begin, verify_checksums=True) as entries,
+            closing(entries(snapshot, begin, end, reasons.append)) as index,
         ):
-            for key, _ in _until(end, entries):
+            for key in self._missing.merged((key for key, _ in index), begin, end):
                 if len(page) == limit:
                     break
-                channel = _indexed(snapshot, key)
+                channel = self._indexed(snapshot, key)
                 if channel is not None:
                     page.append(channel)
-        return page
+        for reason in reasons:
+            self._block_damaged(reason)
+        return page, not reasons
+
+    def _indexed(self, snapshot: plyvel.Snapshot, key: bytes) -> Channel | None:
+        """Read the record of an index key; None if it can't be trusted, or its channel is in another state now.
+
+        Damage may hide that a key was deleted, so the record decides.
+        """
+        outpoint = key[-OUTPOINT_BYTES:]
+        try:
+            channel = self._decoded(outpoint, snapshot.get(RECORD + outpoint, b"", verify_checksums=True))
+        except DamagedRecord:
+            return None
+        except UNREADABLE as error:
+            self._record_damaged(outpoint, error_text(error))
+            return None
+        return channel if _index_key(channel.state, channel.terms.expiry, outpoint) == key else None
+
+    def _search_missing_keys(self) -> None:
+        """Find, from all readable records, the index keys that damage has taken out of the index."""
+        with self._database.snapshot() as moment:
+
+            def is_readable(key: bytes) -> bool:
+                try:
+                    return moment.get(key, verify_checksums=True) is not None
+                except UNREADABLE:
+                    return False
+
+            def keys() -> Iterator[bytes]:
+                for key, raw in records:
+                    with suppress(DamagedRecord):
+                        channel = self._decoded(key[1:], raw)
+                        yield _index_key(channel.state, channel.terms.expiry, key[1:])
+
+            with closing(entries(moment, RECORD, _RECORDS_END, self._block_damaged, fill_cache=False)) as records:
+                self._missing.search(keys(), is_readable)
+
+    # --- damage -----------------------------------------------------------------------------------------------------
+
+    @property
+    def damage(self) -> Damage:
+        """See `Store`."""
+        return self._damage
+
+    def _record_damaged(self, outpoint: bytes, reason: str) -> None:
+        channel = OutPoint(outpoint[:32], int.from_bytes(outpoint[32:], "little"))
+        if channel not in self._damage.records:
+            self._damage = replace(self._damage, records={**self._damage.records, channel: reason})
+            log.error("damaged record", channel=str(channel), reason=reason)
+            self._note_damage(reason)
+
+    def _block_damaged(self, reason: str) -> None:
+        if not self._damage.block:
+            self._damage = replace(self._damage, block=reason)
+            log.error("damaged block", path=str(self._path), reason=reason)
+            self._note_damage(reason)
+
+    def _note_damage(self, reason: str) -> None:
+        try:
+            note_damage(self._path, reason)
+        except OSError as error:
+            log.error("the damage can't be noted for the next start", reason=error.strerror)  # noqa: TRY400
 
     @contextmanager
     def snapshot(self) -> Iterator[Iterator[bytes]]:
@@ -144,15 +239,16 @@ class LevelDbStore:
                 self._snapshot_ended.notify_all()
 
     def _records(self, moment: plyvel.Snapshot) -> Generator[bytes, None, None]:
-        end = bytes([RECORD[0] + 1])
-        try:
-            with moment.iterator(start=RECORD, verify_checksums=True, fill_cache=False) as entries:
-                for _, raw in _until(end, entries):
-                    if self._closing:
-                        raise StoreFailed(_CLOSED)
-                    yield raw
-        except plyvel.Error as error:
-            raise StoreFailed(error_text(error)) from error
+        with closing(entries(moment, RECORD, _RECORDS_END, self._unreadable, fill_cache=False)) as found:
+            for _, raw in found:
+                if self._closing:
+                    raise StoreFailed(_CLOSED)
+                yield raw
+
+    def _unreadable(self, reason: str) -> None:
+        self._block_damaged(reason)
+        msg = f"{self._path} is damaged ({reason}); {WHAT_TO_DO}"
+        raise StoreFailed(msg)
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
@@ -248,6 +344,11 @@ class LevelDbStore:
 
     def _failed(self, error: Exception) -> StoreFailed:
         self._failure = error
+        if isinstance(error, plyvel.CorruptionError):
+            self._block_damaged(error_text(error))
+            self._note_damage(error_text(error))
+            msg = f"{error_text(error)}; the next start rebuilds the store from all records that can be read"
+            return StoreDamaged(msg)
         return StoreFailed(error_text(error))
 
     # --- the end ----------------------------------------------------------------------------------------------------
@@ -288,29 +389,3 @@ def _index_begin(state: State, expiry: int) -> bytes:
 
 def _index_key(state: State, expiry: UnixTime, outpoint: bytes) -> bytes:
     return _index_begin(state, expiry) + outpoint
-
-
-def _until(end: bytes, entries: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the entries whose key is before `end`.
-
-    Raises:
-        StoreFailed: no key at or behind `end` was found; the last key of every store is behind all ranges.
-    """
-    for entry in entries:
-        if entry[0] >= end:
-            return
-        yield entry
-    msg = "damaged: the last blocks can't be read"
-    raise StoreFailed(msg)
-
-
-def _indexed(snapshot: plyvel.Snapshot, key: bytes) -> Channel | None:
-    """Read the record of an index entry; if it can't be trusted, log an error and return None."""
-    outpoint = key[-OUTPOINT_BYTES:]
-    try:
-        raw = snapshot.get(RECORD + outpoint, b"", verify_checksums=True)
-        return decode_record(raw)
-    except (DamagedRecord, plyvel.CorruptionError) as error:
-        shown = OutPoint(outpoint[:32], int.from_bytes(outpoint[32:], "little"))
-        log.error("damaged record", channel=str(shown), reason=error_text(error))  # noqa: TRY400 - the reason suffices
-        return None
