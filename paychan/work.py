@@ -54,6 +54,7 @@ class Work:
         )
         for name, ask in contacts:
             self._run(f"{name} contact", partial(self._contact, name, ask), endless=False)
+        self._run("missing channels", service.missing.run)
         show_seconds = service.config.signer.show_seconds
         if show_seconds:
             self._run("payments shown", Showing(service.context, show_seconds).run)

@@ -19,6 +19,7 @@ from paychan.api.budgets.stream_slots import StreamSlots
 from paychan.api.budgets.turns import Turns
 from paychan.config import ServerConfig
 from paychan.memory import Memory
+from paychan.missing import MissingChannels
 from paychan.supervisor import Supervisor
 
 _CANCELLATIONS = 3
@@ -76,6 +77,11 @@ class Service:
     def finder(self) -> Finder:
         """Finds channels by their client's key."""
         return Finder(self.context.store)
+
+    @cached_property
+    def missing(self) -> MissingChannels:
+        """The channels that the store lacks, as far as the signer knows."""
+        return MissingChannels(self.context, self.config.state_dir)
 
     @cached_property
     def totals(self) -> LatestTotals:

@@ -18,6 +18,9 @@ _HEADER = 7
 _SECTOR = 512
 _FULL, _FIRST, _LAST = 1, 2, 4
 _PUT = 1
+_LOG_NUMBER = 2
+_EDIT_FIELDS = {1: "s", _LOG_NUMBER: "n", 3: "n", 4: "n", 5: "ns", 6: "nn", 7: "nnnss", 9: "n"}
+"""Fields of a version edit by tag: numbers (n) and strings (s), which begin with their length."""
 _BATCH_HEADER = 12
 """A write batch begins with a sequence number (8 bytes) and the number of its entries (4)."""
 
@@ -64,15 +67,42 @@ def puts(batch: bytes) -> Iterator[tuple[bytes, bytes]]:
                 yield key, value
 
 
-def _string(batch: bytes, offset: int) -> tuple[bytes, int]:
-    """Read a string that follows its length (a varint); return the string and the offset of its end."""
-    length = shift = 0
-    while offset < len(batch):
-        byte = batch[offset]
-        length |= (byte & 0x7F) << shift
+def log_number(manifest: bytes) -> int:
+    """Return the number of the oldest log that a MANIFEST needs (db/version_edit.cc); 0: it names none.
+
+    LevelDB itself starts without a word when that log is missing.
+    """
+    number = 0
+    for edit in whole_writes(manifest):
+        offset = 0
+        while offset < len(edit):
+            tag, offset = _varint(edit, offset)
+            values = []
+            for kind in _EDIT_FIELDS.get(tag, ""):
+                value, offset = _varint(edit, offset)
+                values.append(value)
+                offset += value if kind == "s" else 0
+            if not values:
+                break  # an unknown field
+            number = values[0] if tag == _LOG_NUMBER else number
+    return number
+
+
+def _varint(data: bytes, offset: int) -> tuple[int, int]:
+    """Read a varint; return its value and the offset of its end."""
+    value = shift = 0
+    while offset < len(data):
+        byte = data[offset]
+        value |= (byte & 0x7F) << shift
         offset, shift = offset + 1, shift + 7
         if byte < 0x80:
             break
+    return value, offset
+
+
+def _string(batch: bytes, offset: int) -> tuple[bytes, int]:
+    """Read a string that follows its length (a varint); return the string and the offset of its end."""
+    length, offset = _varint(batch, offset)
     return batch[offset : offset + length], offset + length
 
 

@@ -111,6 +111,14 @@ class Signer(Protocol):
     async def behind(self, payments: Sequence[Newest]) -> tuple[OutPoint, ...]:
         """Return those of up to `MAX_CLAIMS` channels with a signed settlement, or with a newer payment that was shown."""
 
+    async def shown(
+        self, expires_after: UnixTime, after: OutPoint | None
+    ) -> tuple[tuple[OutPoint, ...], OutPoint | None]:
+        """Return a page of the channels that were shown and expire later than this; the second value begins the next one.
+
+        None: there is no next page.
+        """
+
     async def sign_again(self, outpoint: OutPoint) -> Adopt:
         """Ask for the newest claim of this outpoint, and for the newest settlement that was signed for it."""
 

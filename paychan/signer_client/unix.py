@@ -44,6 +44,8 @@ from paychan.protocol.wire.signer_messages import (
     ReserveRequest,
     SettlementReply,
     SettlementRequest,
+    ShownReply,
+    ShownRequest,
     WireError,
     encode_frame,
     frame_size,
@@ -82,6 +84,7 @@ _T = TypeVar(
     BehindReply,
     NewestReply,
     OtherKeysReply,
+    ShownReply,
 )
 
 
@@ -162,6 +165,13 @@ class UnixSigner:
     async def behind(self, payments: Sequence[Newest]) -> tuple[OutPoint, ...]:
         """Return those of these channels whose settlement was signed, or whose newer payment the signer has seen."""
         return (await self._ask(BehindRequest(next(self._ids), tuple(payments)), BehindReply)).outpoints
+
+    async def shown(
+        self, expires_after: UnixTime, after: OutPoint | None
+    ) -> tuple[tuple[OutPoint, ...], OutPoint | None]:
+        """Return a page of the channels that were shown and expire later than this, and where the next page begins."""
+        reply = await self._ask(ShownRequest(next(self._ids), expires_after, after), ShownReply)
+        return reply.outpoints, reply.after
 
     async def sign_again(self, outpoint: OutPoint) -> Adopt:
         """Ask for the newest claim of this outpoint, and for the newest settlement that was signed for it.

@@ -31,11 +31,11 @@ class StoreFailed(Exception):
 
 
 class StoreDamaged(StoreFailed):
-    """What the disk holds is not what was written. The next start rebuilds the store from all that can be read."""
+    """The content of the disk is not the written content. The next start rebuilds the store from all that can be read."""
 
 
 class Damage(Struct, frozen=True):
-    """What a store could not read since it was opened."""
+    """Parts that a store could not read since it was opened."""
 
     records: Mapping[OutPoint, str] = field(default_factory=dict)
     """Channels whose record is damaged, with the reasons."""
@@ -104,7 +104,7 @@ class Store(Protocol):
 
     @property
     def damage(self) -> Damage:
-        """What could not be read so far."""
+        """The parts that could not be read so far."""
 
     async def close(self) -> None:
         """Finish running work; release files and locks."""

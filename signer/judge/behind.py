@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paychan.protocol.settlement import Claim
-from paychan.protocol.types import OutPoint
+from paychan.protocol.types import OutPoint, UnixTime
 from paychan.protocol.wire.signer_messages import Newest, SettlementRequest
 from signer.judge.validation import has_readable_terms
 from signer.ledger.base import Ledger
 from signer.ledger.entries import DamagedEntry, Entries, Signed
+
+_PAGE = 500
+"""Channels read for one reply, some milliseconds of work."""
 
 
 def behind(payments: Sequence[Newest], ledger: Ledger) -> tuple[OutPoint, ...]:
@@ -25,6 +28,19 @@ def _is_behind(payment: Newest, ledger: Ledger) -> bool:
         return bool(ledger.read([outpoint])) or (shown is not None and shown.payment.change_sat < payment.change_sat)
     except DamagedEntry:
         return True
+
+
+def shown(
+    expires_after: UnixTime, after: OutPoint | None, ledger: Ledger
+) -> tuple[tuple[OutPoint, ...], OutPoint | None]:
+    """Return a page of the channels that were shown and expire later, and where the next page begins, if there is one.
+
+    Raises:
+        LedgerFailed: the ledger can't be read.
+    """
+    page = ledger.shown_after(after, _PAGE)
+    outpoints = tuple(outpoint for outpoint, claim in page if claim is None or claim.terms.expiry > expires_after)
+    return outpoints, page[-1][0] if len(page) == _PAGE else None
 
 
 def newer_than_signed(outpoint: OutPoint, signed: Signed | None, ledger: Ledger) -> Claim | None:

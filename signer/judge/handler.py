@@ -41,6 +41,7 @@ from paychan.protocol.wire.signer_messages import (
     ReserveRequest,
     SettlementReply,
     SettlementRequest,
+    ShownRequest,
     StatusRequest,
 )
 from signer.judge.behind import built_upon, newer_than_signed
@@ -157,7 +158,7 @@ class Handler:
 
     def _judged(self, request: Request, peer_uid: int, now: UnixTime) -> Reply | Approved:
         match request:
-            case Health() | StatusRequest() | ReserveRequest() | BehindRequest():
+            case Health() | StatusRequest() | ReserveRequest() | BehindRequest() | ShownRequest():
                 return self._teller.answer(request, now)
             case KeyRequest() | OtherKeysRequest():
                 return self._key(request, peer_uid)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from paychan.protocol.types import Sat, UnixTime
 from paychan.protocol.wire.signer_messages import (
@@ -14,14 +14,19 @@ from paychan.protocol.wire.signer_messages import (
     Reply,
     ReserveReply,
     ReserveRequest,
+    ShownReply,
+    ShownRequest,
     StatusReply,
     StatusRequest,
 )
-from signer.judge.behind import behind
+from signer.judge.behind import behind, shown
 from signer.judge.facts import Limits
 from signer.keys.ring import KeyRing
 from signer.ledger.base import Ledger
 from signer.ledger.flow import DAY_SECONDS, HOUR_SECONDS
+
+Query: TypeAlias = Health | StatusRequest | ReserveRequest | BehindRequest | ShownRequest
+"""A request that changes nothing and is no decision."""
 
 
 class Identity(NamedTuple):
@@ -71,7 +76,7 @@ class Teller:
         """The reason why only settlements should be written, or ""."""
         return self._disk.shortage if self._disk else ""
 
-    def answer(self, request: Health | StatusRequest | ReserveRequest | BehindRequest, now: UnixTime) -> Reply:
+    def answer(self, request: Query, now: UnixTime) -> Reply:
         """Answer a request that changes nothing and is no decision."""
         match request:
             case Health():
@@ -82,6 +87,8 @@ class Teller:
                 return ReserveReply(request.id, self._keys.reserve().public_key)
             case BehindRequest():
                 return BehindReply(request.id, behind(request.payments, self._ledger))
+            case ShownRequest():
+                return ShownReply(request.id, *shown(request.expires_after, request.after, self._ledger))
 
     @property
     def _problem(self) -> str:

@@ -69,6 +69,12 @@ class Ledger(Protocol):
     def newest(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Claim]:
         """Return the newest payments of these channels that were shown."""
 
+    def shown_after(self, after: OutPoint | None, limit: int) -> list[tuple[OutPoint, Claim | None]]:
+        """Return channels of which payments were shown, in a fixed order that begins behind `after`.
+
+        The claim is the newest one shown; None: it is damaged.
+        """
+
     def outputs(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Output]:
         """Return these outputs, as far as they were shown."""
 

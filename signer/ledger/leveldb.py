@@ -37,12 +37,14 @@ from paychan.protocol.settlement import Claim, Settlement
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.protocol.wire.signer_messages import SettlementRequest
 from signer import vital
-from signer.audit.chain import AuditBroken, Decision, Head
+from signer.audit.chain import AuditBroken, Head
 from signer.audit.file import AuditFailed
 from signer.audit.rotation import RotatingAudit
 from signer.ledger.base import Entry, LedgerFailed
 from signer.ledger.entries import DamagedEntry, Entries, Output, Signed, decode_entry, encode_entry
 from signer.ledger.flow import Flow
+from signer.ledger.group import Group
+from signer.ledger.shown import shown_after
 from signer.ledger.torn_log import cut_torn_tail, sizes_of_logs
 from signer.secret.file import sync_directory
 
@@ -114,7 +116,7 @@ class LevelDbLedger:
         except (AuditFailed, AuditBroken) as error:
             self._database.close()
             raise LedgerFailed(str(error)) from error
-        self._gathering, self._writing = _Group(), _Group()
+        self._gathering, self._writing = Group(), Group()
         self._work = threading.Condition()
         self._begin(audit)
         self._writer = vital.start_thread("ledger", self._write_all)
@@ -188,6 +190,11 @@ class LevelDbLedger:
         """See `Ledger`."""
         return self._entries(outpoints, b"w", Claim)
 
+    def shown_after(self, after: OutPoint | None, limit: int) -> list[tuple[OutPoint, Claim | None]]:
+        """See `Ledger`. An entry that is not on disk yet may be missing."""
+        self._check()
+        return shown_after(self._database, after, limit)
+
     def outputs(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Output]:
         """See `Ledger`."""
         return self._entries(outpoints, b"f", Output)
@@ -227,7 +234,7 @@ class LevelDbLedger:
         with self._work:
             self._gather({b"t" + digest: value})
 
-    def _gather(self, values: Mapping[bytes, bytes]) -> _Group:
+    def _gather(self, values: Mapping[bytes, bytes]) -> Group:
         """Add values to the next write. The caller holds `_work`."""
         self._check()
         group = self._gathering
@@ -256,7 +263,7 @@ class LevelDbLedger:
             self._begun_at = time.monotonic()
             with self._work:  # in this order: a value is always in one of them, or in the database
                 self._writing = group = self._gathering
-                self._gathering = _Group()
+                self._gathering = Group()
             failure = self._write(group)
             self._begun_at = 0.0
             if failure is None:
@@ -264,7 +271,7 @@ class LevelDbLedger:
             else:
                 group.durable.set_exception(LedgerFailed(failure))
 
-    def _write(self, group: _Group) -> str | None:
+    def _write(self, group: Group) -> str | None:
         """Write a group, the log first: a crash between the two leaves an extra line, never a missing one."""
         if self._failure not in ("", "closed"):
             return self._failure
@@ -281,7 +288,7 @@ class LevelDbLedger:
             batch.write()
         except Exception as error:  # noqa: BLE001 - after any error the state of the disk is unknown
             return self._fail(error)
-        self._writing = _Group()
+        self._writing = Group()
         if group.is_awaited:
             self._written_at = UnixTime(int(time.time()))
         return None
@@ -341,24 +348,6 @@ class LevelDbLedger:
     def _check(self) -> None:
         if self._failure:
             raise LedgerFailed(self._failure)
-
-
-class _Group:
-    """Values that are written together, and the future that their callers wait for."""
-
-    __slots__ = ("decisions", "durable", "is_awaited", "values")
-
-    def __init__(self) -> None:
-        self.values: dict[bytes, bytes] = {}
-        self.decisions: list[Decision] = []
-        self.durable = Future[None]()
-        self.durable.set_running_or_notify_cancel()  # a caller that cancels must not cancel it for the others
-        self.is_awaited = False
-        """A caller waits until it is on disk; otherwise it need not be synced."""
-
-    @property
-    def is_empty(self) -> bool:
-        return not self.values and not self.decisions and not self.is_awaited
 
 
 class _Count(Struct, frozen=True, array_like=True):

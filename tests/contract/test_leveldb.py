@@ -239,7 +239,7 @@ async def test_a_truncated_walk_is_damage(tmp_path: Path) -> None:
     await store.close()
 
 
-@pytest.mark.parametrize("lost", ["CURRENT", "*.ldb", "MANIFEST-*"])
+@pytest.mark.parametrize("lost", ["CURRENT", "*.ldb", "MANIFEST-*", "*.log"])
 async def test_a_lost_file_is_not_an_empty_store(tmp_path: Path, lost: str) -> None:
     """A store that lost CURRENT, a table or its manifest is refused; it never opens with fewer channels."""
     path = tmp_path / "store"

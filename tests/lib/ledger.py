@@ -57,6 +57,11 @@ class MemoryLedger:
     def newest(self, outpoints: Collection[OutPoint]) -> dict[OutPoint, Claim]:
         return {outpoint: self.payments[outpoint] for outpoint in outpoints if outpoint in self.payments}
 
+    def shown_after(self, after: OutPoint | None, limit: int) -> list[tuple[OutPoint, Claim | None]]:
+        order = sorted(self.payments.items(), key=lambda shown: shown[0].serialize())
+        behind = [shown for shown in order if after is None or shown[0].serialize() > after.serialize()]
+        return [*behind[:limit]]
+
     def request(self, digest: bytes) -> SettlementRequest | None:
         return self.requests.get(digest)
 

@@ -23,6 +23,8 @@ MEANINGS = {
     "AgainRequest.outpoint": "funding outpoint of any claim in that settlement",
     "NewestRequest.claims": "the newest payment of each channel",
     "BehindRequest.payments": "up to 200",
+    "ShownRequest.expires_after": "a time in Unix seconds; earlier expiries are left out",
+    "ShownRequest.after": "the value of the reply before; nil: begin",
     "Newest.outpoint": "the channel",
     "Newest.change_sat": "change of the newest payment that the server has",
     # replies
@@ -43,6 +45,8 @@ MEANINGS = {
     "AgainReply.request": "the request that was signed, with id 0; nil: the payment was only shown",
     "AgainReply.settlement": "the settlement of that request, signed; nil likewise",
     "BehindReply.outpoints": "outpoints of channels that the signer has signed for, or for which it was shown a payment with less change",
+    "ShownReply.outpoints": "channels whose newest payment was shown",
+    "ShownReply.after": "outpoint from which the next page goes on; nil: there is no next page",
     "StatusReply.started_at": "start time of the process",
     "StatusReply.decisions": "number of lines in the audit log",
     "StatusReply.head": "hash of the log's last line, 64 hex digits",

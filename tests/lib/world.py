@@ -55,6 +55,8 @@ from paychan.protocol.wire.signer_messages import (
     ReserveRequest,
     SettlementReply,
     SettlementRequest,
+    ShownReply,
+    ShownRequest,
 )
 from paychan.signer_client.base import SignerRefused
 from paychan.signer_client.reply_checks import check_again
@@ -165,6 +167,13 @@ class LocalSigner:
         reply = self._ask(BehindRequest(1, tuple(payments)))
         assert isinstance(reply, BehindReply)
         return reply.outpoints
+
+    async def shown(
+        self, expires_after: UnixTime, after: OutPoint | None
+    ) -> tuple[tuple[OutPoint, ...], OutPoint | None]:
+        reply = self._ask(ShownRequest(1, expires_after, after))
+        assert isinstance(reply, ShownReply)
+        return reply.outpoints, reply.after
 
     async def sign_again(self, outpoint: OutPoint) -> Adopt:
         reply = self._ask(AgainRequest(1, outpoint))

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from paychan.protocol.settlement import Coin, Reserve
-from paychan.protocol.types import Sat
+from paychan.protocol.types import Sat, UnixTime
 from paychan.protocol.wire.signer_messages import (
     MAX_FRAME_BYTES,
     VERSION,
@@ -30,6 +30,7 @@ from paychan.protocol.wire.signer_messages import (
     OtherKeysRequest,
     Request,
     ReserveRequest,
+    ShownRequest,
     StatusRequest,
     WireError,
     decode_request,
@@ -60,6 +61,7 @@ VALID = [encode_frame(request)[4:] for _, request, _ in EXAMPLE] + [
         ChildRequest(7, SETTLEMENT_REQUEST, Sat(300)),
         KeyRequest(8, TERMS.client_key, TERMS.expiry),
         BehindRequest(11, (Newest(OUTPOINT, Sat(400_000)),)),
+        ShownRequest(12, UnixTime(1_800_000_000), OUTPOINT),
         OtherKeysRequest(10, TERMS.client_key, TERMS.expiry),
         msgspec.structs.replace(
             SETTLEMENT_REQUEST,

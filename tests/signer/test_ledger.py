@@ -34,7 +34,8 @@ from signer.ledger import leveldb as ledger_module
 from signer.ledger.base import Entry, LedgerFailed
 from signer.ledger.entries import VERSION, DamagedEntry, Entries, Output, Signed, decode_entry, encode_entry, entries_of
 from signer.ledger.flow import Flow
-from signer.ledger.leveldb import LevelDbLedger, _Group, _why_not_opened
+from signer.ledger.group import Group
+from signer.ledger.leveldb import LevelDbLedger, _why_not_opened
 from signer.vital import EXIT_BROKEN
 from tests.lib.ledger import MemoryLedger
 from tests.lib.signer_process import COMMAND, REGTEST, SignerProcess
@@ -498,7 +499,7 @@ def test_the_log_of_an_idle_ledger_stays_bounded(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(ledger_module._OPTIONS, "write_buffer_size", 65_536)
     with closing(LevelDbLedger(tmp_path / "signer.ledger", tmp_path / "signer.audit")) as ledger:
         for _ in range(20_000):
-            ledger._write(_Group())
+            ledger._write(Group())
         largest = max(file.stat().st_size for file in (tmp_path / "signer.ledger").glob("*.log"))
 
     assert largest < 2 * 65_536

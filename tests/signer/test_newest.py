@@ -11,7 +11,7 @@ import pytest
 
 from paychan.protocol.fees import CHILD_BYTES, most_sat
 from paychan.protocol.settlement import Claim
-from paychan.protocol.types import Sat, UnixTime
+from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.protocol.wire.signer_messages import (
     ChildReply,
     FundingReply,
@@ -22,13 +22,17 @@ from paychan.protocol.wire.signer_messages import (
     Refusal,
     SettlementReply,
     SettlementRequest,
+    ShownReply,
+    ShownRequest,
 )
 from paychan.signer_client.limits import contradictions
+from signer.judge import behind
 from signer.judge.facts import Limits
 from signer.judge.handler import Handler
 from signer.judge.queries import Identity
 from signer.keys.ring import KeyRing, hardened_keys
-from signer.ledger.entries import Output, decode_entry, encode_entry, request_size
+from signer.ledger.base import Entry
+from signer.ledger.entries import Output, decode_entry, encode_entry, entries_of, request_size
 from signer.ledger.leveldb import LevelDbLedger
 from tests.lib.channels import RULES
 from tests.lib.ledger import MemoryLedger
@@ -101,6 +105,32 @@ def test_fault_73_a_shown_payment_is_never_lowered() -> None:
 
     assert handler(newest(paid(100_001), paid(200_000))) == NewestReply(9, refused=(0, 1))
     assert ledger.remembered == remembered
+
+
+def test_fault_32_the_shown_channels_are_listed_page_by_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every shown channel that expires later is named once, and a signed settlement, whose key begins with the same byte, is left out."""
+    monkeypatch.setattr(behind, "_PAGE", 2)
+    claims = {number: paid(400_000, number) for number in range(5)}
+    of_the_same_byte = OutPoint(b"w" + bytes(31), 7)
+    with closing(LevelDbLedger(tmp_path / "ledger", tmp_path / "audit")) as ledger:
+        signed = entries_of(settle(paid(400_000)))
+        ledger.put(Entry(newest={claim.outpoint: claim for claim in claims.values()})).result()
+        ledger.put(Entry(signed={of_the_same_byte: next(iter(signed.values()))})).result()
+        handler = Handler(KEYS, ledger, Identity("regtest", "hardened"))
+
+        def listed(expires_after: int) -> list[OutPoint]:
+            found, after = list[OutPoint](), None
+            while True:
+                reply = handler(ShownRequest(1, UnixTime(expires_after), after))
+                assert isinstance(reply, ShownReply)
+                assert len(reply.outpoints) <= 2
+                found += reply.outpoints
+                after = reply.after
+                if after is None:
+                    return found
+
+        assert sorted(listed(EXPIRY - 1), key=str) == sorted((claim.outpoint for claim in claims.values()), key=str)
+        assert listed(EXPIRY) == []
 
 
 WRONG = [

@@ -32,6 +32,7 @@ FINGERPRINTS = {
     2: "578f65c58764a8ef6a315a0ca1e0e66982b6ea6639c1a45249f2b29cb4b29a16",
     3: "b424beb87bbf9ee4b1e9f6f884d314425ac151bf581feef524cf95435baaa428",
     4: "2859480f04b520cceecd6c270a34edf9390c146135e04eeea6bd565b64e30342",
+    5: "503a8fdb14bf9a67b412a7b85d2f38267ef5d8e3e9e6a5f77a4e03504a17adee",
 }
 
 
@@ -69,7 +70,7 @@ def test_impossible_lengths_are_refused(size: int) -> None:
 
 def test_frame_is_length_version_and_body() -> None:
     """A frame is a big-endian length, the version byte, and an array of number, id and fields."""
-    assert encode_frame(Health(5)) == bytes.fromhex("00000004 04 92 01 05")
+    assert encode_frame(Health(5)) == bytes.fromhex("00000004 05 92 01 05")
 
 
 @pytest.mark.parametrize("body", ["", "00920105", "03920105", "04", "049104", "04930201c0", "04c1", "049165", "0480"])

@@ -94,7 +94,7 @@ def store_alarms(service: Service) -> list[Alarm]:
         )
         for aside, summary in set_aside(service.config.store_path)
     ]
-    return found
+    return found + service.missing.alarms
 
 
 def _own_alarms(service: Service, signer_problem: str) -> list[Alarm]:

@@ -25,6 +25,7 @@ VERSIONS = {
     4: "health tells whether the signer can still write, and the fees that it allows; a request marks a key that is "
     "needed to settle; the server shows newest payments; the signer returns the newest signed or shown claim; the "
     "server asks which of its records are behind; the signer names keys of earlier generations",
+    5: "the server asks which channels the signer was shown, and finds those that its store lacks",
 }
 """The changes of each version. A peer with another version is refused: messages have no optional fields."""
 
@@ -158,6 +159,17 @@ class OtherKeysRequest(Struct, frozen=True, array_like=True, forbid_unknown_fiel
     settling: bool = False
 
 
+class ShownRequest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=13):
+    """Name the channels whose payments were shown and that expire later than this time, a page at a time.
+
+    The server asks at each start and finds out whether its store lacks channels. `after` is from the previous reply.
+    """
+
+    id: int
+    expires_after: UnixTime
+    after: OutPoint | None = None
+
+
 class HealthReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=101):
     """Name of the network, key mode, whether this signer is for debugging only, and its health.
 
@@ -268,6 +280,14 @@ class OtherKeysReply(Struct, frozen=True, array_like=True, forbid_unknown_fields
     server_keys: tuple[KeyBytes, ...]
 
 
+class ShownReply(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=113):
+    """Outpoints of such channels. `after` continues with the next page, which may also be empty; nil: there is none."""
+
+    id: int
+    outpoints: tuple[OutPoint, ...]
+    after: OutPoint | None = None
+
+
 class Refusal(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=100):
     """The signer refuses: a stable tag (`policy-…`, or `protocol-…` for requests that it can't read) and the reason.
 
@@ -293,6 +313,7 @@ Request: TypeAlias = (
     | NewestRequest
     | BehindRequest
     | OtherKeysRequest
+    | ShownRequest
 )
 Reply: TypeAlias = (
     HealthReply
@@ -306,6 +327,7 @@ Reply: TypeAlias = (
     | NewestReply
     | BehindReply
     | OtherKeysReply
+    | ShownReply
     | Refusal
 )
 

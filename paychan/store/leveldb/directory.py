@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import plyvel
 import structlog
 
-from paychan.protocol.leveldb_log import torn_tail
+from paychan.protocol.leveldb_log import log_number, torn_tail
 from paychan.store.base import StoreDamaged, StoreFailed
 
 log = structlog.get_logger("store")
@@ -91,7 +91,22 @@ def open_directory(path: Path, network: str, *, create: bool) -> tuple[plyvel.DB
         raise failed(_why_not_opened(path, error)) from error
 
 
+def _check_log(path: Path) -> None:
+    """Check that the oldest log that LevelDB needs is there.
+
+    Raises:
+        StoreDamaged: it is missing.
+        OSError: CURRENT or MANIFEST can't be read.
+    """
+    manifest = path / (path / "CURRENT").read_text(errors="replace").strip()
+    number = log_number(manifest.read_bytes()) if manifest.is_file() else 0  # else LevelDB refuses the store
+    if number and not (path / f"{number:06}.log").exists():
+        msg = f"{path} is damaged: the log {number:06}.log is missing; {WHAT_TO_DO}"
+        raise StoreDamaged(msg)
+
+
 def _open(path: Path, network: str) -> plyvel.DB:
+    _check_log(path)
     try:
         database = plyvel.DB(str(path), create_if_missing=False, **_OPTIONS)
     except plyvel.CorruptionError:
