@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 from websockets.sync.client import ClientConnection
 
 from paychan.protocol.wire.payment_frames import MAX_FRAME_PAYMENTS, Taken, write_payments
@@ -346,7 +346,7 @@ def _soon(connect: Callable[[], ClientConnection]) -> ClientConnection:
     while True:
         try:
             return connect()
-        except InvalidStatus:
+        except (InvalidStatus, InvalidMessage):  # refused, or closed for another connection before its answer
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
