@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, Self, cast
 
 _LONGEST_LINE = 16 * 1024 * 1024
 
@@ -25,13 +25,18 @@ class ElectrumProxy:
     def __init__(self, port: int) -> None:
         self._port = port
         self.alter: Callable[[str, list[Any], Any], Any] = lambda _method, _params, result: result
+        self._serving = set[asyncio.Task[None]]()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=_LONGEST_LINE)
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        """Close every connection: Python 3.11's server closes only its listener."""
         self._server.close()
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
         await self._server.wait_closed()
 
     @property
@@ -39,6 +44,14 @@ class ElectrumProxy:
         return f"tcp://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._serving.add(task)
+        try:
+            await self._forward(reader, writer)
+        finally:
+            self._serving.discard(task)
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked: dict[int, tuple[str, list[Any]]] = {}
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._port, limit=_LONGEST_LINE)
 
@@ -55,12 +68,19 @@ class ElectrumProxy:
                     answer = self._altered(answer, *asked.pop(answer["id"]))
                 writer.write(json.dumps(answer).encode() + b"\n")
 
-        with suppress(OSError):
-            await asyncio.wait(
-                [asyncio.create_task(forth()), asyncio.create_task(back())], return_when=asyncio.FIRST_COMPLETED
-            )
-        for each in (writer, up_writer):
-            each.close()
+        both = [asyncio.create_task(forth()), asyncio.create_task(back())]
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for direction in both:
+                direction.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
+            for each in (writer, up_writer):
+                each.close()
+                with suppress(OSError, TimeoutError):
+                    async with asyncio.timeout(1):
+                        await each.wait_closed()
+                each.transport.abort()
 
     def _altered(self, answer: dict[str, Any], method: str, params: list[Any]) -> dict[str, Any]:
         try:
