@@ -115,8 +115,8 @@ async def _live(config: ServerConfig, source: str) -> bool:
         _check_memory(service.memory, SERVE_BYTES)
         async with _listening(service) as running:
             gc.collect()
-            # a payment leaves no cycles; a fallback request leaves hundreds of objects: 50,000 of them stop the loop for 50 ms
-            gc.set_threshold(5_000, 20, 20)
+            # a payment leaves no cycles
+            gc.set_threshold(50_000, 20, 20)
             gc.freeze()  # the collector skips objects that live as long as the process
             log.info("serving", network=config.network_name, url=running.url, management=running.management_url)
             try:
