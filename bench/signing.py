@@ -181,7 +181,9 @@ def start(directory: Path, keys: Keys) -> tuple[subprocess.Popen[bytes], Path]:
     """Start a signer and wait until its socket answers."""
     file, path = directory / "signer.toml", directory / "signer.sock"
     text, environment = keys(directory)
-    file.write_text(f'state_dir = "{directory}"\n{text}[policy]\nrequests_per_second = 1000000\nkeys_per_second = 1000000\n')
+    file.write_text(
+        f'state_dir = "{directory}"\n{text}[policy]\nrequests_per_second = 1000000\nkeys_per_second = 1000000\n'
+    )
     with (directory / "signer.log").open("wb") as log:
         process = subprocess.Popen([COMMAND, file], stdout=log, stderr=log, env=os.environ | environment)
     deadline = time.monotonic() + START_SECONDS

@@ -1,7 +1,7 @@
 """Channels that the signer was shown and the store does not have: an empty or shortened store starts without an error.
 
 A disk that is not mounted, a deleted log or an old copy of the store look like a good store with fewer channels, and
-nothing in the store tells. The signer remembers each channel whose payments it was shown. So at each start, and then
+the store itself can not show the difference. The signer remembers each channel whose payments it was shown. So at each start, and then
 once an hour, the server asks for those that have not expired, and looks each of them up.
 """
 

@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 RULES = tomllib.loads((ROOT / "tests" / "spec" / "language.toml").read_text())
@@ -75,24 +75,29 @@ def files(*folders: str) -> list[Path]:
     return [path for path in paths if path.suffix in names and "results" not in path.parts]
 
 
+def hits(text: Text) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Yield line, phrase and rule for each forbidden phrase of a text."""
+    plain = re.sub(r"`[^`]*`", "`code`", text.text)  # names in code have their own rules
+    for rule in RULES["pattern"]:
+        if rule.get("docstring") and not text.is_docstring:
+            continue
+        for phrase in rule["phrases"]:
+            pattern = phrase if phrase.startswith(("^", "\\b", "(")) else rf"\b{phrase}"
+            for hit in re.finditer(pattern, plain, re.IGNORECASE):
+                yield text.line + plain[: hit.start()].count("\n"), hit[0], rule
+
+
 def findings(path: Path) -> list[str]:
     """Return each forbidden phrase of a file: place, phrase, and a better wording."""
     name = path.relative_to(ROOT).as_posix()
     allowed = [phrase for glob, phrases in RULES["allow"].items() if fnmatch(name, glob) for phrase in phrases]
-    found = []
-    for text in () if name in SPELLS_THE_PHRASES else texts_of(path):
-        plain = re.sub(r"`[^`]*`", "`code`", text.text)  # names in code have their own rules
-        for rule in RULES["pattern"]:
-            if rule.get("docstring") and not text.is_docstring:
-                continue
-            for phrase in rule["phrases"]:
-                for hit in re.finditer(
-                    phrase if phrase.startswith(("^", "\\b", "(")) else rf"\b{phrase}", plain, re.IGNORECASE
-                ):
-                    if hit[0].strip() not in allowed:
-                        line = text.line + plain[: hit.start()].count("\n")
-                        found.append(f"{name}:{line}: “{hit[0]}” is {rule['name']}: {rule['better']}")
-    return found
+    texts = () if name in SPELLS_THE_PHRASES else texts_of(path)
+    return [
+        f"{name}:{line}: “{phrase}” is {rule['name']}: {rule['better']}"
+        for text in texts
+        for line, phrase, rule in hits(text)
+        if phrase.strip() not in allowed
+    ]
 
 
 def main() -> None:

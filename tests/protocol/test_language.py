@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from tests.lib.language import FOLDERS, ROOT, files, findings, texts_of_python
+from tests.lib.language import FOLDERS, ROOT, RULES, files, findings, hits, texts_of_python
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -18,19 +20,11 @@ def test_the_pages_at_the_top_are_plain() -> None:
     assert [found for path in sorted(ROOT.glob("*.md")) for found in findings(path)] == []
 
 
-@pytest.mark.parametrize(
-    "sentence",
-    [
-        "Somebody waits.",
-        "The rest is for whoever asks.",
-        "It was told to stop.",
-        "A key of ours.",
-        "After so many bytes it ends.",
-    ],
-)
-def test_the_check_finds_what_it_looks_for(sentence: str) -> None:
-    """A phrase in a comment, in a docstring and in a message is found, with its line."""
-    source = f'"""{sentence}"""\n\n# {sentence}\nraise ValueError("{sentence}")\n'
-    texts = list(texts_of_python(source))
+@pytest.mark.parametrize("rule", RULES["pattern"], ids=lambda rule: rule["name"])
+def test_each_rule_finds_its_example(rule: dict[str, Any]) -> None:
+    """The example of a rule is found as a docstring, and, unless the rule is for docstrings, as a comment and a message."""
+    example = rule["example"]
+    source = f'"""{example}"""\n\n# {example}\nraise ValueError("{example}")\n'
+    found = {line for text in texts_of_python(source) for line, _, by in hits(text) if by is rule}
 
-    assert [text.line for text in texts] == [1, 3, 4]
+    assert sorted(found) == ([1] if rule.get("docstring") else [1, 3, 4])
