@@ -67,16 +67,8 @@ class Fallback:
 
     def begin(self) -> None:
         """Let Tornado read the request, unless the connection has ended."""
-        transport = self._connection.transport
-        if transport.is_closing():
-            return
-        try:  # at once: a turn later the descriptor's number may be that of another connection
-            duplicate = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
-        except OSError as error:  # no descriptor is free, or the connection is gone
-            _unreadable.warning(reason=error.strerror)
-            transport.abort()
-            return
-        self._task = asyncio.get_running_loop().create_task(self._run(duplicate))
+        if not self._connection.transport.is_closing():
+            self._task = asyncio.get_running_loop().create_task(self._run())
 
     def abort(self) -> None:
         """Stop it at any stage."""
@@ -91,8 +83,14 @@ class Fallback:
         if (taker := taker_of(self._stream)) is not None:
             taker.abort()
 
-    async def _run(self, duplicate: socket.socket) -> None:
+    async def _run(self) -> None:
         transport, server = self._connection.transport, self._server
+        try:
+            duplicate = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        except OSError as error:  # no descriptor is free, or the connection is gone
+            _unreadable.warning(reason=error.strerror)
+            transport.abort()
+            return
         stream = self._stream = _Stream(
             duplicate, self._begun, max_buffer_size=server.max_buffer_size, read_chunk_size=server.read_chunk_size
         )
