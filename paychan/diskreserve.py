@@ -17,7 +17,7 @@ from pathlib import Path
 
 import structlog
 
-from paychan.reservefile import ReserveFile
+from paychan.shared.reservefile import ReserveFile
 from paychan.supervisor import Supervised
 
 log = structlog.get_logger("disk")

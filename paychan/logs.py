@@ -11,8 +11,8 @@ import structlog
 from structlog.typing import Processor
 
 from paychan.config import ServerConfig
-from paychan.logsink import LogSink, open_missing_descriptors
 from paychan.memory import end_when_logged
+from paychan.shared.logsink import LogSink, open_missing_descriptors
 
 
 def configure_log(config: ServerConfig) -> None:

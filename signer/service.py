@@ -23,6 +23,7 @@ from paychan.protocol.address import encode_address
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.settlement import Reserve
 from paychan.protocol.types import Network, UnixTime
+from paychan.shared.logsink import LogSink, open_missing_descriptors
 from signer import vital
 from signer.cli import audit as auditing
 from signer.cli import seed as commands
@@ -36,7 +37,6 @@ from signer.keys.ring import DEBUG_KEY, KeyRing, KeysFailed, KeySource, StaticKe
 from signer.ledger.base import Entry, LedgerFailed
 from signer.ledger.disk import Disk, LedgerReserve
 from signer.ledger.leveldb import LevelDbLedger
-from signer.logsink import LogSink, open_missing_descriptors
 from signer.sandbox.directories import PlaceError, check_file, check_places
 from signer.sandbox.isolation import IsolationError, isolate, keep_private
 from signer.secret.sources import NoSecret

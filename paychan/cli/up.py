@@ -23,10 +23,10 @@ from rich.table import Table
 
 from paychan.cli.terminal import err, fail, out
 from paychan.config import ServerConfig, load_server_config
-from paychan.logsink import LogSink, open_missing_descriptors
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.types import Network
 from paychan.running import Running, read_running
+from paychan.shared.logsink import LogSink, open_missing_descriptors
 from paychan.shipped import NETWORKS, shipped_directory
 
 _LIBC = ctypes.CDLL(None)

@@ -10,9 +10,9 @@ import os
 from contextlib import closing
 from pathlib import Path
 
+from paychan.shared.leveldb_files import sync_directory
 from signer.audit.chain import ARCHIVE, Decision, Head, encode_lines, read_line
 from signer.audit.file import AuditFailed, AuditFile, lines, open_locked
-from signer.secret.file import sync_directory
 
 
 def files(path: Path) -> list[Path]:

@@ -14,8 +14,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import NoReturn
 
+from paychan.shared.leveldb_files import sync_directory
 from signer.audit.chain import BEGINNING, AuditBroken, Decision, Entry, Head, beginning, encode_lines, read_line
-from signer.secret.file import sync_directory
 
 _BLOCK_BYTES = 64 * 1024
 

@@ -14,6 +14,7 @@ from paychan.protocol.address import decode_address
 from paychan.protocol.errors import Malformed
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.types import Network
+from paychan.shared.leveldb_files import sync_directory
 from signer.cli import words as backup
 from signer.cli.options import (
     CommandFailed,
@@ -27,7 +28,6 @@ from signer.cli.options import (
 )
 from signer.config import SignerConfig, load_signer_config
 from signer.keys.ring import HARDENED, RESERVE_PATH
-from signer.secret.file import sync_directory
 from signer.secret.sources import read_secret
 from signer.seed.encryption import CHOSEN
 from signer.seed.file import change_seeds, draw_seed, read_seeds

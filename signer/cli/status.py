@@ -29,9 +29,9 @@ from paychan.protocol.wire.signer_messages import (
     encode_frame,
     frame_size,
 )
+from paychan.shared.leveldb_files import sync_directory
 from signer.cli.terminal import fail, moment, out, span
 from signer.config import Policy, SignerConfig, load_signer_config
-from signer.secret.file import sync_directory
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="FILE", help="The signer's configuration, TOML")]
 

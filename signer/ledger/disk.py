@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from signer.reservefile import ReserveFile
+from paychan.shared.reservefile import ReserveFile
 
 log = structlog.get_logger()
 

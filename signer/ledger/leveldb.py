@@ -36,6 +36,7 @@ from msgspec import Struct
 from paychan.protocol.settlement import Claim, Settlement
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.protocol.wire.signer_messages import SettlementRequest
+from paychan.shared.leveldb_files import cut_torn_tail, error_text, sizes_of_logs, sync_directory
 from signer import vital
 from signer.audit.chain import AuditBroken, Head
 from signer.audit.file import AuditFailed
@@ -45,8 +46,6 @@ from signer.ledger.entries import DamagedEntry, Entries, Output, Signed, decode_
 from signer.ledger.flow import Flow
 from signer.ledger.group import Group
 from signer.ledger.shown import shown_after
-from signer.ledger.torn_log import cut_torn_tail, sizes_of_logs
-from signer.secret.file import sync_directory
 
 _OPTIONS = {
     # A damaged log is an error when the ledger is opened; by default LevelDB drops what follows the damage.
@@ -312,7 +311,7 @@ class LevelDbLedger:
         self._log_sizes = sizes
 
     def _fail(self, error: Exception) -> str:
-        self._failure = f"a write failed ({_text(error)}): check the disk, then start the signer again"
+        self._failure = f"a write failed ({error_text(error)}): check the disk, then start the signer again"
         self._on_failure(self._failure)
         return self._failure
 
@@ -326,7 +325,7 @@ class LevelDbLedger:
                 if raw is not None:
                     found[outpoint] = decode_entry(raw, kind)
             except DamagedEntry as error:
-                msg = f"the ledger's entry of {outpoint} can't be read: {_text(error)}"
+                msg = f"the ledger's entry of {outpoint} can't be read: {error_text(error)}"
                 raise DamagedEntry(msg) from error
         return found
 
@@ -339,9 +338,9 @@ class LevelDbLedger:
         try:
             raw: bytes | None = self._database.get(key, verify_checksums=True)
         except plyvel.CorruptionError as error:
-            raise DamagedEntry(_text(error)) from error
+            raise DamagedEntry(error_text(error)) from error
         except plyvel.Error as error:
-            msg = self._read_failure = f"can't be read ({_text(error)})"
+            msg = self._read_failure = f"can't be read ({error_text(error)})"
             raise LedgerFailed(msg) from error
         return raw
 
@@ -364,7 +363,7 @@ def _open(path: Path) -> plyvel.DB:
         try:
             database = plyvel.DB(str(path), create_if_missing=True, **_OPTIONS)
         except plyvel.CorruptionError:
-            if not cut_torn_tail(path):
+            if cut_torn_tail(path) is None:
                 raise
             database = plyvel.DB(str(path), create_if_missing=False, **_OPTIONS)
         if is_new:
@@ -375,15 +374,9 @@ def _open(path: Path) -> plyvel.DB:
 
 
 def _why_not_opened(path: Path, error: Exception) -> str:
-    text = _text(error)
+    text = error_text(error)
     if isinstance(error, plyvel.CorruptionError):
         return f"{path} is damaged ({text}): move it away to start a new ledger"
     if "LOCK" in text and any(each in text for each in _HELD) and isinstance(error, plyvel.IOError):
         return f"{path} is in use by another signer: stop it, or give each signer a separate state_dir"
     return f"{path} can't be opened: {text}"
-
-
-def _text(error: Exception) -> str:
-    """Message of an error; plyvel's messages are bytes."""
-    first = error.args[0] if error.args else ""
-    return first.decode(errors="replace") if isinstance(first, bytes) else str(error)

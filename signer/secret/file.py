@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from paychan.shared.leveldb_files import sync_directory
 from signer.secret.wiping import read_secret, wipe
 
 _OTHERS = 0o077
@@ -127,15 +128,6 @@ def exclusively(path: Path) -> Iterator[None]:
     try:
         _lock(path, descriptor)
         yield
-    finally:
-        os.close(descriptor)
-
-
-def sync_directory(path: Path) -> None:
-    """Make a new name survive a power loss."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import plyvel
 import pytest
 
-import paychan.reservefile
+import paychan.shared.reservefile
 from paychan.diskreserve import DiskReserve
-from paychan.reservefile import ReserveFile
+from paychan.shared.reservefile import ReserveFile
 from paychan.store.leveldb.directory import WRITE_BUFFER_BYTES
 from paychan.store.leveldb.store import LevelDbStore
 from tests.lib.smalldisk import fill, small_file_system
@@ -97,7 +97,7 @@ def test_fault_62_a_file_system_that_can_not_allocate_ahead(disk: Path, monkeypa
         def fallocate(*_: object) -> int:
             return -1
 
-    monkeypatch.setattr(paychan.reservefile, "_libc", Unable)
+    monkeypatch.setattr(paychan.shared.reservefile, "_libc", Unable)
     monkeypatch.setattr("ctypes.get_errno", lambda: 95)
     reserve = make_reserve(disk)
     database = plyvel.DB(str(disk / "store"), create_if_missing=True, write_buffer_size=BUFFER_BYTES)
@@ -123,8 +123,3 @@ def test_fault_62_a_long_log_is_written_into_a_table_while_there_is_space(tmp_pa
         await store.close()
 
     asyncio.run(run())
-
-
-def test_fault_62_the_server_and_the_signer_have_the_same_reserve_file() -> None:
-    here = Path(paychan.reservefile.__file__)
-    assert here.read_text() == (here.parents[1] / "signer" / "reservefile.py").read_text()

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from paychan.cli.main import app
 from paychan.protocol.channel import Channel, State
-from paychan.protocol.leveldb_log import torn_tail
 from paychan.protocol.record import encode_record
+from paychan.shared.leveldb_log import torn_tail
 from paychan.store.backup import create as backup
 from paychan.store.backup.archive import read_records
 from paychan.store.base import Change, StoreFailed, walk

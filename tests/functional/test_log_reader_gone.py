@@ -16,9 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from paychan import logsink
-from paychan.logsink import LogSink
 from paychan.running import read_running
+from paychan.shared.logsink import LogSink
 from tests.lib.system import SERVER, SIGNER, System
 
 BIN = Path(sys.executable).parent
@@ -187,9 +186,3 @@ def test_fault_30_other_signals_do_not_end_the_processes(tmp_path: Path) -> None
                     assert time.monotonic() < deadline
                     time.sleep(0.01)
         assert system.manage("GET", "/health").status_code == 200
-
-
-def test_the_signer_has_the_same_sink() -> None:
-    """The signer imports nothing of the server, so both have a copy of this module, and the copies are equal."""
-    ours = Path(logsink.__file__)
-    assert ours.read_text() == (ours.parents[1] / "signer" / "logsink.py").read_text()

@@ -31,6 +31,7 @@ def modules_of(package: str) -> list[str]:
 
 PROTOCOL = [name for name in modules_of("paychan/protocol") if name != "paychan.protocol"]
 SIGNER = [name for name in modules_of("signer") if name != "signer"]
+SHARED = modules_of("paychan/shared")
 
 PURE = {
     *(
@@ -66,6 +67,23 @@ def loaded_by(*modules: str) -> set[str]:
     return set(run.stdout.split())
 
 
+def imports_of(module: str) -> set[str]:
+    """Dotted names of the modules that the source of a module imports."""
+    path = ROOT / module.replace(".", "/")
+    source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+    return {
+        name
+        for node in ast.walk(ast.parse(source))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+
+
 def packages(modules: set[str]) -> set[str]:
     """Top-level packages of modules."""
     return {name.partition(".")[0] for name in modules}
@@ -84,21 +102,15 @@ def test_the_core_loads_no_server_package() -> None:
 @pytest.mark.parametrize("module", PROTOCOL)
 def test_the_core_imports_pure_modules_alone(module: str) -> None:
     """A module of the core imports only pure modules and modules of the core."""
-    path = ROOT / module.replace(".", "/")
-    source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
-    imported = {
-        name
-        for node in ast.walk(ast.parse(source))
-        for name in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or ""]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-    }
+    assert imports_of(module) <= PURE | set(PROTOCOL)
 
-    assert imported <= PURE | set(PROTOCOL)
+
+@pytest.mark.parametrize("module", SHARED)
+def test_threat_43_what_server_and_signer_share_imports_the_standard_library_alone(module: str) -> None:
+    """A module that both processes run brings no package into the one that holds the keys (threat 43)."""
+    imported = imports_of(module)
+
+    assert packages(imported - set(SHARED)) <= sys.stdlib_module_names
 
 
 def test_threat_43_the_signer_loads_the_protocol_core_alone() -> None:
@@ -107,7 +119,7 @@ def test_threat_43_the_signer_loads_the_protocol_core_alone() -> None:
 
     assert not packages(loaded) & ((SERVER_PACKAGES - {"typer", "rich", "plyvel"}) | {"actors"})
     assert OPENSSL not in loaded
-    assert {name for name in loaded if name.startswith("paychan.")} <= {"paychan.protocol", *PROTOCOL}
+    assert {name for name in loaded if name.startswith("paychan.")} <= {"paychan.protocol", *PROTOCOL, *SHARED}
     assert not {f"paychan.protocol.{name}" for name in ("channel", "state_machine", "record", "wire.rbpcp")} & loaded
 
 

@@ -456,6 +456,6 @@ def test_signer_stands_on_the_protocol_core_alone() -> None:
     forbidden |= {f"paychan.protocol.{name}" for name in ("channel", "machine", "record", "rest", "refund")}
     assert not loaded & forbidden
     assert {name for name in loaded if name.startswith("paychan.")} == {
-        "paychan.protocol",
-        *(name for name in loaded if name.startswith("paychan.protocol.")),
+        *("paychan.protocol", "paychan.shared"),
+        *(name for name in loaded if name.startswith(("paychan.protocol.", "paychan.shared."))),
     }

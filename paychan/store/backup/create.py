@@ -19,6 +19,7 @@ from typing import IO
 from msgspec.structs import replace
 
 from paychan.protocol.types import UnixTime
+from paychan.shared.leveldb_files import sync_directory
 from paychan.store.backup.archive import (
     SEAL_BYTES,
     BackupError,
@@ -33,7 +34,6 @@ from paychan.store.backup.archive import (
     write_archive,
 )
 from paychan.store.base import Change, Store
-from paychan.store.leveldb.directory import sync_directory
 from paychan.store.leveldb.store import LevelDbStore
 
 SUFFIX = ".backup"

@@ -17,10 +17,10 @@ from pathlib import Path
 import plyvel
 
 from paychan.protocol.types import UnixTime
+from paychan.shared.leveldb_files import error_text, sync_directory
 from paychan.store.backup import create as backup
 from paychan.store.backup.archive import BackupError
 from paychan.store.backup.salvage import Salvaged, salvage
-from paychan.store.leveldb.directory import error_text, sync_directory
 
 _REPORT = "SALVAGED"
 """File in the damaged directory: a summary, then what is lost, a line each."""

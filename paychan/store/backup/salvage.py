@@ -21,12 +21,13 @@ import plyvel
 from msgspec import Struct
 
 from paychan.protocol.errors import DamagedRecord
-from paychan.protocol.leveldb_log import puts, whole_writes
 from paychan.protocol.record import decode_record, record_seq
 from paychan.protocol.types import OutPoint, UnixTime
+from paychan.shared.leveldb_files import error_text
+from paychan.shared.leveldb_log import puts, whole_writes
 from paychan.store.backup import create as backup
 from paychan.store.backup.archive import BackupError, Manifest, Progress
-from paychan.store.leveldb.directory import copy_of, error_text
+from paychan.store.leveldb.directory import copy_of
 from paychan.store.leveldb.store import INDEX, OUTPOINT_BYTES, RECORD
 
 _NOTES = re.compile(r"(?:Log|Table) #\d+: (?!.* OK$).*")

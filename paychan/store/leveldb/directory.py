@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 import plyvel
 import structlog
 
-from paychan.protocol.leveldb_log import log_number, torn_tail
+from paychan.shared.leveldb_files import cut_torn_tail, error_text, sync_directory
+from paychan.shared.leveldb_log import log_number
 from paychan.store.base import StoreDamaged, StoreFailed
 
 log = structlog.get_logger("store")
@@ -110,8 +111,10 @@ def _open(path: Path, network: str) -> plyvel.DB:
     try:
         database = plyvel.DB(str(path), create_if_missing=False, **_OPTIONS)
     except plyvel.CorruptionError:
-        if not _cut_torn_tail(path):
+        cut = cut_torn_tail(path)
+        if cut is None:
             raise
+        log.warning("torn tail of the log removed", log=str(cut.log), bytes=cut.size, kept=str(cut.kept))
         database = plyvel.DB(str(path), create_if_missing=False, **_OPTIONS)
     try:
         _check_meta(database, path, network)
@@ -119,25 +122,6 @@ def _open(path: Path, network: str) -> plyvel.DB:
         database.close()
         raise
     return database
-
-
-def _cut_torn_tail(path: Path) -> bool:
-    """Remove a partial record, left by a power cut, from the end of the newest log; its bytes are kept beside the store.
-
-    No record in them was acknowledged. Any other damage of a log stays, and prevents the start.
-    """
-    newest = max(path.glob("[0-9]*.log"), default=None)
-    content = newest.read_bytes() if newest is not None else b""
-    offset = torn_tail(content)
-    if newest is None or offset is None:
-        return False
-    kept = path.with_name(f"{path.name}.torn-{newest.stem}-{offset}")
-    kept.write_bytes(content[offset:])
-    with newest.open("r+b") as file:
-        file.truncate(offset)
-        os.fsync(file.fileno())
-    log.warning("torn tail of the log removed", log=str(newest), bytes=len(content) - offset, kept=str(kept))
-    return True
 
 
 def copy_of(path: Path, target: Path) -> None:
@@ -224,18 +208,3 @@ def _why_not_opened(path: Path, error: Exception) -> str:
     if "LOCK" in text:
         return f"{path} is in use by another program: the command `fuser {path / 'LOCK'}` finds it; stop it"
     return f"{path} can't be opened: {text}"
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable; LevelDB does so for later files, but not for the directory itself."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def error_text(error: Exception) -> str:
-    """Return the message of an error; plyvel's messages are bytes."""
-    first = error.args[0] if error.args else ""
-    return first.decode(errors="replace") if isinstance(first, bytes) else str(error)

@@ -15,7 +15,7 @@ from heapq import merge
 
 import plyvel
 
-from paychan.store.leveldb.directory import error_text
+from paychan.shared.leveldb_files import error_text
 
 UNREADABLE = (plyvel.CorruptionError, plyvel.IOError)
 """A block with a wrong checksum, or one that the disk does not return."""

@@ -35,11 +35,11 @@ from paychan.protocol.errors import DamagedRecord
 from paychan.protocol.kinds.script import MAX_EXPIRY
 from paychan.protocol.record import decode_record, encode_record
 from paychan.protocol.types import OutPoint, UnixTime
+from paychan.shared.leveldb_files import error_text
 from paychan.store.base import Change, Damage, StoreDamaged, StoreFailed
 from paychan.store.leveldb.directory import (
     WHAT_TO_DO,
     WRITE_BUFFER_BYTES,
-    error_text,
     note_damage,
     noted_damage,
     open_directory,

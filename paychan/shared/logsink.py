@@ -2,8 +2,7 @@
 
 A stopped pipe reader, a terminal at Ctrl-S and a full disk must not delay or end the work that the log describes. Pipes
 and terminals are opened anew: O_NONBLOCK on the inherited descriptor would also affect the processes that share it. A
-line that can't be written at once waits, up to a limit, for the next write. `signer/logsink.py` has the same text: the
-signer imports nothing from the server.
+line that can't be written at once waits, up to a limit, for the next write.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 The file gives space only right before a write that lacks it. Space that is merely free can be taken by another program
 between two system calls. So the space for LevelDB's log is allocated behind the end of the log, where no other program
 can take it (fallocate(2), FALLOC_FL_KEEP_SIZE). A table or a new log can't be allocated ahead, because LevelDB
-truncates a file when it creates it: the space for these is freed just before. `signer/reservefile.py` has the same
-text: the signer imports nothing from the server.
+truncates a file when it creates it: the space for these is freed just before.
 """
 
 from __future__ import annotations

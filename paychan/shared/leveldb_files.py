@@ -1,0 +1,63 @@
+"""Files of a LevelDB directory: cuts off an unfinished write after a power cut, measures the logs, reads error texts."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from paychan.shared.leveldb_log import torn_tail
+
+
+class TornTail(NamedTuple):
+    """A partial record that was cut off a log: its size in bytes, and the file that keeps its bytes."""
+
+    log: Path
+    size: int
+    kept: Path
+
+
+def cut_torn_tail(path: Path) -> TornTail | None:
+    """Cut a torn tail off the newest log in a LevelDB directory; its bytes are kept beside the directory.
+
+    No record in the tail was acknowledged: an acknowledgement follows the sync of the whole record. Other damage of a
+    log stays, and stops the start. Returns None if there was no torn tail. Raises OSError.
+    """
+    newest = max(path.glob("[0-9]*.log"), default=None)
+    content = newest.read_bytes() if newest is not None else b""
+    offset = torn_tail(content)
+    if newest is None or offset is None:
+        return None
+    kept = path.with_name(f"{path.name}.torn-{newest.stem}-{offset}")
+    kept.write_bytes(content[offset:])
+    with newest.open("r+b") as log:
+        log.truncate(offset)
+        os.fsync(log.fileno())
+    return TornTail(newest, len(content) - offset, kept)
+
+
+def sizes_of_logs(path: Path) -> dict[str, int]:
+    """Sizes of the logs that LevelDB would read at its next start; there is always one. Raises OSError."""
+    sizes = {}
+    with os.scandir(path) as files:
+        for file in files:
+            if file.name.endswith(".log"):
+                with suppress(FileNotFoundError):  # LevelDB removes an old one some time after it has created a new one
+                    sizes[file.name] = file.stat().st_size
+    return sizes
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable; LevelDB does so for later files, but not for the directory itself."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def error_text(error: Exception) -> str:
+    """Return the message of an error; plyvel's messages are bytes."""
+    first = error.args[0] if error.args else ""
+    return first.decode(errors="replace") if isinstance(first, bytes) else str(error)
