@@ -47,7 +47,7 @@ from paychan.protocol.channel import (
 from paychan.protocol.errors import ApplicationRefused, Overloaded, PaychanError, PaymentPending, TryAgain
 from paychan.protocol.forgery import forged
 from paychan.protocol.opening import successor
-from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
+from paychan.protocol.payment import Payment, change_problem
 from paychan.protocol.payment_batch import Commands, judge, newest_of
 from paychan.protocol.state_machine import apply
 from paychan.protocol.types import OutPoint
@@ -96,7 +96,7 @@ class ChannelActor(LoopActor):
         self._channel = channel
         self._context = context
         self._planner = planner
-        self._verifier = PaymentVerifier(channel.terms, channel.outpoint, channel.change_script)
+        self._verifier = channel.verifier()
         self._last_commit: asyncio.Future[Outcome] | None = None
         self._offering: asyncio.Future[Outcome] | None = None
         self._behind: asyncio.Future[Outcome] | None = None

@@ -37,7 +37,7 @@ from paychan.api.response_heads import laid_out
 from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Accepted, Pay
 from paychan.protocol.kinds.sighash import PaymentHasher
-from paychan.protocol.payment import PaymentVerifier, decode_v1, encode_v1
+from paychan.protocol.payment import decode_v1, encode_v1
 from paychan.protocol.record import encode_record
 from paychan.protocol.state_machine import apply
 from paychan.protocol.types import Network
@@ -76,7 +76,7 @@ def parts() -> dict[str, Callable[[], object]]:
     key, hasher = PrivateKey(b"\x01" * 32), PaymentHasher(channel.terms, channel.outpoint, channel.change_script)
     digest = hasher.digest(following.change_sat, following.flag)
     signature, public = key.sign(digest, hasher=None), key.public_key
-    verifier = PaymentVerifier(channel.terms, channel.outpoint, channel.change_script)
+    verifier = channel.verifier()
     context = Context(Network.TEST, RULES, 6, lambda: NOW, *[None] * 4)  # type: ignore[arg-type] # these members stay unused
     view, command = context.view(channel.outpoint), Pay(following)
     paid = apply(channel, command, view, verifier)

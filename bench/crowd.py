@@ -58,7 +58,8 @@ def client(number: int, expiry: UnixTime = EXPIRY) -> tuple[Channel, Payment]:
     public = key.public_key.format()
     terms, outpoint, script = make_terms(SERVER_KEY, public, expiry), debug_outpoint(public, expiry), key_script(public)
     newest, following = (
-        sign_payment(key, terms, outpoint, script, Sat(DEBUG_FUNDING_SAT - paid)) for paid in (100_000, 100_001)
+        sign_payment(key, terms, outpoint, DEBUG_FUNDING_SAT, script, Sat(DEBUG_FUNDING_SAT - paid))
+        for paid in (100_000, 100_001)
     )
     opened = Channel(terms, outpoint, DEBUG_FUNDING_SAT, script, newest, State.OPEN, seq=1, opened_at=NOW)
     return opened, following

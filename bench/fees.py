@@ -68,7 +68,7 @@ def closing(received_sat: int, rules: Rules) -> Channel:
     client, server = PrivateKey(b"\x01" * 32), PrivateKey(b"\x02" * 32)
     terms = make_terms(server.public_key.format(), client.public_key.format(), EXPIRY)
     outpoint, script = OutPoint(bytes(32), 0), key_script(client.public_key.format())
-    payment = sign_payment(client, terms, outpoint, script, Sat(FUNDING_SAT - received_sat))
+    payment = sign_payment(client, terms, outpoint, Sat(FUNDING_SAT), script, Sat(FUNDING_SAT - received_sat))
     begun = UnixTime(EXPIRY - rules.settlement_period_seconds)
     return Channel(
         terms=terms,

@@ -132,7 +132,9 @@ async def _pay(server: Server, channels: list[Funded], count: int, each: int, in
     for funded in channels:
         terms, script = funded.terms, funded.terms.funding_script
         payments = [
-            sign_payment(funded.key, terms, funded.outpoint, script, Sat(funded.value_sat - OPENING_SAT - paid))
+            sign_payment(
+                funded.key, terms, funded.outpoint, funded.value_sat, script, Sat(funded.value_sat - OPENING_SAT - paid)
+            )
             for paid in range(count + 1)
         ]
         session = session_v2(server, payments[:2], terms, funded.outpoint)

@@ -126,7 +126,8 @@ def generate(server: Server, funded: Funded, count: int, version: int) -> Sessio
     terms, first = funded.terms, funded.value_sat - OPENING_SAT
     script = decode_address(CHANGE_ADDRESS, Network.TEST) if version == 1 else terms.funding_script
     payments = [
-        sign_payment(funded.key, terms, funded.outpoint, script, Sat(first - paid)) for paid in range(count + 1)
+        sign_payment(funded.key, terms, funded.outpoint, funded.value_sat, script, Sat(first - paid))
+        for paid in range(count + 1)
     ]
     return (session_v1 if version == 1 else session_v2)(server, payments, terms, funded.outpoint)
 

@@ -170,7 +170,7 @@ def open_channels(path: Path, count: int) -> list[SettlementRequest]:
         )
         shown.append(FundingRequest(1, funding.serialize(), (0,)))
         outpoint, script = OutPoint(bytes(funding.GetTxid()), 0), key_script(client.public_key.format())
-        payment = sign_payment(client, terms, outpoint, script, Sat(CHANGE_SAT))
+        payment = sign_payment(client, terms, outpoint, Sat(FUNDING_SAT), script, Sat(CHANGE_SAT))
         claim = Claim(terms, outpoint, Sat(FUNDING_SAT), script, payment)
         requests.append(SettlementRequest(1, (claim,), reply.destination_script, Sat(FEE_SAT)))
     answered(path, shown, FundingReply)

@@ -42,7 +42,7 @@ class Payer:
     def __init__(self, number: int) -> None:
         self.channel: Channel = client(number, FAR)[0]
         key, channel = PrivateKey(sha256(number.to_bytes(8, "big")).digest()), self.channel
-        self._signer = PaymentSigner(key, channel.terms, channel.outpoint, channel.change_script)
+        self._signer = PaymentSigner(key, channel.terms, channel.outpoint, channel.funding_sat, channel.change_script)
         self._change_sat = channel.payment.change_sat
 
     async def pay(self, registry: Registry, number: int) -> None:

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from paychan.protocol.channel import Channel
 from paychan.protocol.kinds.sighash import PaymentHasher
-from paychan.protocol.payment import Payment, PaymentVerifier, change_problem, decode_v1, encode_v1, encoding_problem
+from paychan.protocol.payment import Payment, change_problem, decode_v1, encode_v1, encoding_problem
 
 
 def works() -> dict[str, Callable[[], object]]:
@@ -34,7 +34,7 @@ def works() -> dict[str, Callable[[], object]]:
     key = PrivateKey(b"\x01" * 32)
     compressed, text = channel.terms.client_key, encode_v1(payment)
     hasher = PaymentHasher(channel.terms, channel.outpoint, channel.change_script)
-    verifier = PaymentVerifier(channel.terms, channel.outpoint, channel.change_script)
+    verifier = channel.verifier()
     digest, public = hasher.digest(payment.change_sat, payment.flag), PublicKey(compressed)
     assert public.verify(payment.signature, digest, hasher=None)
     assert slow_digest(*client(1)) == digest
@@ -54,9 +54,7 @@ def works() -> dict[str, Callable[[], object]]:
         "strict DER": partial(encoding_problem, payment.signature),
         "payment out of base64": partial(decode_v1, text),
         "whole check: base64, flag, dust, DER, sighash, verify": whole,
-        "verifier of a channel: key parsed, prefix laid out": partial(
-            PaymentVerifier, channel.terms, channel.outpoint, channel.change_script
-        ),
+        "verifier of a channel: key parsed, prefix laid out": channel.verifier,
     }
 
 

@@ -241,7 +241,8 @@ class Opener:
             if found:
                 return terms, found[0]
             await self._check_key(terms, paid=False)
-            _check_signature(terms, request.outpoint, request, self._context.rules.dust_sat)
+            unknown = Funding(request.outpoint, Sat(0), 0)  # what this kind's clients sign does not include the value
+            _check_signature(terms, unknown, request, self._context.rules.dust_sat)
             in_the_way = await self._registry.in_the_way(request.outpoint)
             raise in_the_way or self._not_found(terms, f" at {request.outpoint}")
         terms = await self.terms(request.client_key, request.expiry)
@@ -269,19 +270,20 @@ def _signed_one(
     """Return the output for which the signature verifies (RBPCP §7.2); if none does, raise the refusal of the last."""
     for terms, funding in candidates[:-1]:
         try:
-            _check_signature(terms, funding.outpoint, request, dust_sat)
+            _check_signature(terms, funding, request, dust_sat)
         except PaychanError:
             continue
         return terms, funding
     terms, funding = candidates[-1]
-    _check_signature(terms, funding.outpoint, request, dust_sat)
+    _check_signature(terms, funding, request, dust_sat)
     return terms, funding
 
 
-def _check_signature(terms: ChannelTerms, outpoint: OutPoint, request: OpenRequest, dust_sat: Sat) -> None:
+def _check_signature(terms: ChannelTerms, funding: Funding, request: OpenRequest, dust_sat: Sat) -> None:
     """Raise the refusal of the opening payment, if it is no valid payment from this outpoint."""
     problem = change_problem(request.payment, dust_sat)
     if problem is None:
-        problem = PaymentVerifier(terms, outpoint, request.change_script).problem(request.payment)
+        verifier = PaymentVerifier(terms, funding.outpoint, funding.value_sat, request.change_script)
+        problem = verifier.problem(request.payment)
     if problem is not None:
         raise problem

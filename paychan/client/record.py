@@ -186,7 +186,7 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     def signer(self, address: str = "") -> PaymentSigner:
         """Return a signer for many payments, with change to `address` (default: the channel's change address)."""
         script = decode_address(address or self.change_address, self.network)
-        return PaymentSigner(self.key, self.terms, self.outpoint, script)
+        return PaymentSigner(self.key, self.terms, self.outpoint, self.funding_sat, script)
 
 
 def check_record(record: ChannelRecord) -> None:

@@ -18,13 +18,10 @@ import msgspec
 
 from paychan.protocol.channel import Accepted, Adopt, Channel, CloseReason, Closing, Outcome, Rejected, State, View
 from paychan.protocol.errors import PaychanError, SigningFailed
-from paychan.protocol.payment import PaymentVerifier, change_problem
 from paychan.protocol.settlement import Claim
-from paychan.protocol.types import Sat
 
 _replace = msgspec.structs.replace
 
-_LEAST_CHANGE = Sat(1)
 """The signer has accepted this change value already, so the dust limit is not checked again; only the flag is."""
 
 
@@ -68,8 +65,7 @@ def _problem(channel: Channel, claim: Claim) -> PaychanError | None:
     """Check the signer's claim as strictly as a payment from an unknown client."""
     if (claim.outpoint, claim.terms, claim.funding_sat) != (channel.outpoint, channel.terms, channel.funding_sat):
         return SigningFailed(reason=f"the signer shows a claim of another channel, {claim.outpoint}")
-    verifier = PaymentVerifier(claim.terms, claim.outpoint, claim.change_script)
-    return change_problem(claim.payment, _LEAST_CHANGE) or verifier.problem(claim.payment)
+    return claim.problem()
 
 
 def _reason(channel: Channel, claim: Claim, view: View) -> CloseReason:

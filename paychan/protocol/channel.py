@@ -10,7 +10,7 @@ from msgspec import Struct
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.kinds.script import ChannelTerms
 from paychan.protocol.moment import paying_time
-from paychan.protocol.payment import Payment
+from paychan.protocol.payment import Payment, PaymentVerifier
 from paychan.protocol.settlement import Claim, Settlement, first_output_sat
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 
@@ -77,6 +77,10 @@ class Channel(Struct, frozen=True, array_like=True):
     @property
     def claim(self) -> Claim:
         return Claim(self.terms, self.outpoint, self.funding_sat, self.change_script, self.payment)
+
+    def verifier(self, change_script: bytes | None = None) -> PaymentVerifier:
+        """Make the verifier of its payments, or of those that pay the change to another script."""
+        return PaymentVerifier(self.terms, self.outpoint, self.funding_sat, change_script or self.change_script)
 
     @property
     def received_sat(self) -> Sat:
@@ -178,6 +182,11 @@ class Opening(Struct, frozen=True):
     payment: Payment
     price_sat: Sat
     secret: bytes = b""
+
+    @property
+    def verifier(self) -> PaymentVerifier:
+        """Verifier of its payment."""
+        return PaymentVerifier(self.terms, self.outpoint, self.funding_sat, self.change_script)
 
 
 class Pay(Struct, frozen=True):

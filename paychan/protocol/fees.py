@@ -22,7 +22,6 @@ from msgspec import Struct
 
 from paychan.protocol.channel import Channel, CloseReason, Rules, View
 from paychan.protocol.errors import FeesTooHigh, PaychanError
-from paychan.protocol.kinds.sighash import SINGLE_ANYONECANPAY
 from paychan.protocol.moment import LEAD_SECONDS
 from paychan.protocol.settlement import (
     CHILD_BYTES,
@@ -173,11 +172,11 @@ def plan_fee(
     need = size * RELAY_FLOOR_SAT_PER_VB + rules.dust_sat
     if received >= need:
         offered = min(client_fee_sat, size * rules.max_fee_sat_per_vb)
-        if offered > received - rules.dust_sat and may_give_all and claims[0].payment.flag == SINGLE_ANYONECANPAY:
+        if offered > received - rules.dust_sat and may_give_all and claims[0].payment.has_change:
             return received
         budget = max(budget_sat(claims, size, rules), offered)
         return Sat(min(max(wanted, offered), budget, received - rules.dust_sat))
-    if may_give_all and claims[0].payment.flag == SINGLE_ANYONECANPAY:
+    if may_give_all and claims[0].payment.has_change:
         need = settlement_size(claims, destination_script, server_output=False) * RELAY_FLOOR_SAT_PER_VB
         if received >= need:
             return received

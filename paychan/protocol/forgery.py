@@ -23,7 +23,7 @@ def forged(
     problem = change_problem(payment, Sat(0))
     if problem is None:
         if verifier is None or script != channel.change_script:
-            verifier = PaymentVerifier(channel.terms, channel.outpoint, script)
+            verifier = channel.verifier(script)
         problem = verifier.problem(payment)
     return problem
 

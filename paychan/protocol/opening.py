@@ -36,7 +36,7 @@ def open_channel(opening: Opening, view: View, verifier: PaymentVerifier | None 
         return Rejected(ValueBackwards(got_sat=payment.change_sat, need_sat=opening.funding_sat))
     problem = change_problem(payment, rules.dust_sat)
     if problem is None:
-        verifier = verifier or PaymentVerifier(opening.terms, opening.outpoint, opening.change_script)
+        verifier = verifier or opening.verifier
         problem = verifier.problem(payment)
     value = Sat(opening.funding_sat - payment.change_sat)
     if problem is None and value < opening.price_sat:

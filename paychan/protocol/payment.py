@@ -51,13 +51,20 @@ class Payment(Struct, frozen=True, array_like=True):
         """Bytes that a scriptSig pushes."""
         return self.signature + bytes([self.flag])
 
+    @property
+    def has_change(self) -> bool:
+        """Whether the settlement must pay the client; `change_problem` checks that the flag says the same."""
+        return self.change_sat > 0
+
 
 class PaymentVerifier:
     """Checks the signatures of one channel's payments; it parses the key and builds the sighash prefix once."""
 
     __slots__ = ("_ahead", "_hasher", "_key")
 
-    def __init__(self, terms: ChannelTerms, outpoint: OutPoint, change_script: bytes) -> None:
+    def __init__(self, terms: ChannelTerms, outpoint: OutPoint, funding_sat: Sat, change_script: bytes) -> None:
+        """Read the terms and the funding output: a kind's digest may commit to its value (BIP143), in satoshi."""
+        del funding_sat  # the digest of P2SH does not
         self._key = parsed_key(terms.client_key)
         self._hasher = PaymentHasher(terms, outpoint, change_script)
         self._ahead: tuple[Payment | None, PaychanError | None] = _NOTHING
@@ -132,7 +139,10 @@ class PaymentSigner:
 
     __slots__ = ("_hasher", "_key")
 
-    def __init__(self, key: PrivateKey, terms: ChannelTerms, outpoint: OutPoint, change_script: bytes) -> None:
+    def __init__(
+        self, key: PrivateKey, terms: ChannelTerms, outpoint: OutPoint, funding_sat: Sat, change_script: bytes
+    ) -> None:
+        del funding_sat  # see `PaymentVerifier`
         self._key, self._hasher = key, PaymentHasher(terms, outpoint, change_script)
 
     def payment(self, change_sat: Sat) -> Payment:
@@ -142,10 +152,10 @@ class PaymentSigner:
 
 
 def sign_payment(
-    key: PrivateKey, terms: ChannelTerms, outpoint: OutPoint, change_script: bytes, change_sat: Sat
+    key: PrivateKey, terms: ChannelTerms, outpoint: OutPoint, funding_sat: Sat, change_script: bytes, change_sat: Sat
 ) -> Payment:
     """Make one payment; see `PaymentSigner`."""
-    return PaymentSigner(key, terms, outpoint, change_script).payment(change_sat)
+    return PaymentSigner(key, terms, outpoint, funding_sat, change_script).payment(change_sat)
 
 
 def encode_v1(payment: Payment) -> str:

@@ -15,9 +15,10 @@ from bitcoin.core.script import CScript, CScriptInvalidError
 from msgspec import Struct
 
 from paychan.protocol.address import encode_address, key_script
+from paychan.protocol.errors import PaychanError
 from paychan.protocol.kinds.script import ChannelTerms, KeyBytes
-from paychan.protocol.kinds.sighash import SIGHASH_ALL, SINGLE_ANYONECANPAY
-from paychan.protocol.payment import Payment, change_problem
+from paychan.protocol.kinds.sighash import SIGHASH_ALL
+from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
 from paychan.protocol.tx import FinalTransaction, double_sha256, varint
 from paychan.protocol.types import Network, OutPoint, Sat
 
@@ -50,6 +51,14 @@ class Claim(Struct, frozen=True, array_like=True):
     def received_sat(self) -> Sat:
         """Value that belongs to the server, in satoshi."""
         return Sat(self.funding_sat - self.payment.change_sat)
+
+    def problem(self) -> PaychanError | None:
+        """Return why the client did not sign exactly this change value and address, or None.
+
+        Any change above 0 is accepted: the dust limit is checked where a payment arrives.
+        """
+        verifier = PaymentVerifier(self.terms, self.outpoint, self.funding_sat, self.change_script)
+        return change_problem(self.payment, _LEAST_CHANGE) or verifier.problem(self.payment)
 
 
 class Coin(Struct, frozen=True, array_like=True):
@@ -137,11 +146,11 @@ def _outputs(claims: Sequence[Claim], destination_script: bytes, server_sat: Sat
     if any(change_problem(claim.payment, _LEAST_CHANGE) for claim in claims):
         msg = "a payment's flag does not fit its change"
         raise ValueError(msg)
-    if any(claim.payment.flag == SINGLE_ANYONECANPAY for claim in claims[1:]):
+    if any(claim.payment.has_change for claim in claims[1:]):
         msg = "a claim with change must be input 0"
         raise ValueError(msg)
     first, outputs = claims[0], []
-    if first.payment.flag == SINGLE_ANYONECANPAY:
+    if first.payment.has_change:
         outputs.append((first.payment.change_sat, first.change_script))
     if server_sat:
         outputs.append((server_sat, destination_script))

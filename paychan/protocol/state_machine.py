@@ -110,7 +110,7 @@ def _pay(channel: Channel, command: Pay, view: View, verifier: PaymentVerifier |
         return Accepted(channel)
     problem = change_problem(payment, view.rules.dust_sat)
     if problem is None:
-        verifier = verifier or PaymentVerifier(channel.terms, channel.outpoint, channel.change_script)
+        verifier = verifier or channel.verifier()
         problem = verifier.problem(payment)
     if problem is None and payment.change_sat > newest.change_sat:
         problem = ValueBackwards(got_sat=payment.change_sat, need_sat=newest.change_sat)
@@ -176,7 +176,7 @@ def _close_by_payment(
     problem = change_problem(payment, view.rules.dust_sat)
     if problem is None:
         if verifier is None or script != channel.change_script:
-            verifier = PaymentVerifier(channel.terms, channel.outpoint, script)
+            verifier = channel.verifier(script)
         problem = verifier.problem(payment)
     if problem is None and payment.change_sat > channel.payment.change_sat:
         problem = ValueBackwards(got_sat=payment.change_sat, need_sat=channel.payment.change_sat)

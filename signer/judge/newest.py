@@ -13,7 +13,6 @@ from msgspec import Struct
 
 from paychan.protocol.settlement import Claim
 from paychan.protocol.types import OutPoint
-from signer.judge.policies import claim_problem
 from signer.judge.validation import output_problem, terms_problem
 from signer.keys.ring import SigningKey
 from signer.ledger.entries import Entries, Output
@@ -51,7 +50,7 @@ def judge(
 
 
 def _is_wrong(claim: Claim, key: SigningKey | None, outputs: Mapping[OutPoint, Output]) -> bool:
-    if terms_problem(claim, key) or output_problem(claim, outputs) or claim_problem(claim):
+    if terms_problem(claim, key) or output_problem(claim, outputs) or claim.problem():
         return True
     shown = outputs.get(claim.outpoint)
     return shown is not None and shown.value_sat != claim.funding_sat

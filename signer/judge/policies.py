@@ -12,8 +12,6 @@ from typing import NamedTuple, TypeAlias
 
 from msgspec import structs
 
-from paychan.protocol.errors import PaychanError
-from paychan.protocol.payment import PaymentVerifier, change_problem
 from paychan.protocol.settlement import CHILD_BYTES, LEAST_FEE_CAP_SAT, Claim, received_sat
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.protocol.wire.signer_messages import ChildRequest, Refusal, SettlementRequest
@@ -22,9 +20,6 @@ from signer.judge.validation import available_sat, claims_problem, coins_problem
 from signer.keys.ring import SigningKey
 from signer.ledger.entries import Signed, request_digest, request_size
 from signer.ledger.flow import DAY_SECONDS, HOUR_SECONDS
-
-_LEAST_CHANGE = Sat(1)
-"""Dust limits are the server's business: a settlement that is not relayed loses nothing, a wrong flag can."""
 
 LEAST_CHILD_SAT = Sat(546)
 """Bitcoin Core relays no P2PKH output below this value (policy/policy.cpp, GetDustThreshold)."""
@@ -66,16 +61,10 @@ def destination(request: SettlementRequest, known: Facts) -> Objection | None:
 def client_signature(request: SettlementRequest, known: Facts) -> Objection | None:  # noqa: ARG001 - a rule's signature
     """policy-client-signature: each client has signed for exactly this change value and address."""
     for index, claim in enumerate(request.claims):
-        problem = claim_problem(claim)
+        problem = claim.problem()
         if problem is not None:
             return Objection(f"claim {index}: {problem}")
     return None
-
-
-def claim_problem(claim: Claim) -> PaychanError | None:
-    """Check that the client has signed for exactly this change value and address."""
-    problem = change_problem(claim.payment, _LEAST_CHANGE)
-    return problem or PaymentVerifier(claim.terms, claim.outpoint, claim.change_script).problem(claim.payment)
 
 
 def funding(request: SettlementRequest, known: Facts) -> Objection | None:

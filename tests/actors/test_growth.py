@@ -28,7 +28,7 @@ class Client:
 
     def __init__(self, payer: DebugPayer) -> None:
         self.outpoint, self.change_sat = payer.outpoint, payer.funding_sat - 10_000
-        self.signer = PaymentSigner(payer.key, payer.terms, payer.outpoint, payer.change_script)
+        self.signer = PaymentSigner(payer.key, payer.terms, payer.outpoint, payer.funding_sat, payer.change_script)
 
     async def pay(self, server: Local, number: int) -> None:
         for _ in range(number):

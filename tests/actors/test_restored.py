@@ -33,7 +33,9 @@ class ForgetfulChain(DebugChain):
 
 
 def closing_elsewhere(paid_sat: int) -> CloseByPayment:
-    payment = sign_payment(PAYER.key, PAYER.terms, PAYER.outpoint, ELSEWHERE, Sat(PAYER.funding_sat - paid_sat))
+    payment = sign_payment(
+        PAYER.key, PAYER.terms, PAYER.outpoint, PAYER.funding_sat, ELSEWHERE, Sat(PAYER.funding_sat - paid_sat)
+    )
     return CloseByPayment(payment, ELSEWHERE)
 
 

@@ -82,7 +82,9 @@ def test_opening_refuses_a_near_expiry(system: System, v2: V2) -> None:
 def test_opening_refuses_an_output_that_does_not_fund_it(v2: V2) -> None:
     """An outpoint that the server's chain backend does not list for this script is 400."""
     payer, outpoint = v2.payer, msgspec.structs.replace(v2.payer.outpoint, vout=v2.payer.outpoint.vout + 1)
-    first = sign_payment(payer.key, payer.terms, outpoint, payer.change_script, Sat(DEBUG_FUNDING_SAT - 100_000))
+    first = sign_payment(
+        payer.key, payer.terms, outpoint, DEBUG_FUNDING_SAT, payer.change_script, Sat(DEBUG_FUNDING_SAT - 100_000)
+    )
     url = f"{v2.url}{path(outpoint)}?secret={opening_secret(first).hex()}"
     refused = v2.http.post(url, content=v2.opening_body(first, funding_vout=outpoint.vout))
     assert refusal(refused) == (400, "funding_not_found")

@@ -142,7 +142,12 @@ def settle(
 ) -> Settlement:
     """Build the settlement of a channel that received this amount, with or without help of the reserve."""
     payment = sign_payment(
-        payer.key, payer.terms, funding.outpoint, payer.change_script, Sat(funding.value_sat - paid_sat)
+        payer.key,
+        payer.terms,
+        funding.outpoint,
+        funding.value_sat,
+        payer.change_script,
+        Sat(funding.value_sat - paid_sat),
     )
     claim = Claim(payer.terms, funding.outpoint, funding.value_sat, payer.change_script, payment)
     keys = [payer.server_key, *[RESERVE_KEY] * (len(reserve.coins) if reserve else 0)]

@@ -42,7 +42,7 @@ class Sized(Customer):
 
     def payment(self, paid_sat: int) -> Payment:
         change = Sat(self.funding_sat - paid_sat)
-        return sign_payment(self.key, self.terms, self.outpoint, self.change_script, change)
+        return sign_payment(self.key, self.terms, self.outpoint, Sat(self.funding_sat), self.change_script, change)
 
 
 class SizedV2(CustomerV2, Sized):

@@ -130,7 +130,7 @@ NO_AMOUNTS = [-1, -FUNDING_SAT, -(1 << 63), 1 << 64, 10**30, 899_000.5, 899e3, "
 def signed(customer: Customer, change_sat: int) -> Payment:
     """A payment that is really signed for an arbitrary 64-bit change value."""
     bits = Sat(change_sat % (1 << 64))
-    made = sign_payment(customer.key, customer.terms, customer.outpoint, customer.change_script, bits)
+    made = sign_payment(customer.key, customer.terms, customer.outpoint, FUNDING_SAT, customer.change_script, bits)
     return Payment(Sat(change_sat), made.signature, SINGLE_ANYONECANPAY)
 
 

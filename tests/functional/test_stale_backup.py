@@ -39,7 +39,7 @@ class OtherAddressCustomer(CustomerV2):
         """Close, with the change to a new address of the node's wallet."""
         address = self.node.address()
         self.home = decode_address(address, Network.REGTEST)
-        payment = sign_payment(self.key, self.terms, self.outpoint, self.home, Sat(FUNDING_SAT - paid_sat))
+        payment = sign_payment(self.key, self.terms, self.outpoint, FUNDING_SAT, self.home, Sat(FUNDING_SAT - paid_sat))
         self.closing = {"payment_data": _data(payment) | {"change_address": address}, "application_data": ""}
         self.again()
 

@@ -98,7 +98,7 @@ class Payer(Struct, frozen=True):
 
     def payment(self, change_sat: int) -> Payment:
         """Sign the payment that leaves `change_sat` to the client."""
-        return sign_payment(self.key, self.terms, self.outpoint, self.change_script, Sat(change_sat))
+        return sign_payment(self.key, self.terms, self.outpoint, self.funding_sat, self.change_script, Sat(change_sat))
 
     def opening(self, paid_sat: int = 10_000) -> Opening:
         """Build the request that opens the channel with a first payment of `paid_sat`."""

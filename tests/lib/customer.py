@@ -74,7 +74,9 @@ class Customer:
         return httpx.request(method, self.system.url + path, params=query, content=content, timeout=30, verify=False)
 
     def payment(self, paid_sat: int) -> Payment:
-        return sign_payment(self.key, self.terms, self.outpoint, self.change_script, Sat(FUNDING_SAT - paid_sat))
+        return sign_payment(
+            self.key, self.terms, self.outpoint, FUNDING_SAT, self.change_script, Sat(FUNDING_SAT - paid_sat)
+        )
 
     def refund(self, fee_sat: int = 10_000) -> Refund:
         """Build the refund of the whole channel, valid after its expiry."""

@@ -38,6 +38,7 @@ class Payer:
         self.expiry = int(time.time()) + WEEK_SECONDS if expiry is None else expiry
         self.terms = make_terms(bytes.fromhex(DEBUG_SERVER_KEY), self.public_key, self.expiry)
         self.outpoint = debug_outpoint(self.public_key, self.terms.expiry)
+        self.funding_sat = DEBUG_FUNDING_SAT
         self.change_script = key_script(self.public_key)
         self.change_address = encode_address(self.change_script, Network.TEST)
 
@@ -48,7 +49,7 @@ class Payer:
     def payment_of_change(self, change_sat: int, change_script: bytes | None = None) -> Payment:
         """Sign the payment that leaves `change_sat`; 0 pays everything."""
         script = change_script or self.change_script
-        return sign_payment(self.key, self.terms, self.outpoint, script, Sat(change_sat))
+        return sign_payment(self.key, self.terms, self.outpoint, DEBUG_FUNDING_SAT, script, Sat(change_sat))
 
 
 class V1:

@@ -41,7 +41,7 @@ CLAIM = Claim(
     OUTPOINT,
     Sat(1_000_000),
     CHANGE_SCRIPT,
-    sign_payment(CLIENT, TERMS, OUTPOINT, CHANGE_SCRIPT, Sat(400_000)),
+    sign_payment(CLIENT, TERMS, OUTPOINT, Sat(1_000_000), CHANGE_SCRIPT, Sat(400_000)),
 )
 SETTLEMENT_REQUEST = SettlementRequest(4, (CLAIM,), DESTINATION, Sat(5_000))
 SETTLEMENT = sign_settlement([CLAIM], DESTINATION, Sat(5_000), lambda _, digest: SERVER.sign(digest, hasher=None))

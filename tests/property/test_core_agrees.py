@@ -92,7 +92,7 @@ class OtherChange(Payer, frozen=True):
 def test_threat_17_a_payment_verifies_iff_core_takes_its_settlement(case: tuple[Payer, Payment]) -> None:
     """Core accepts the settlement iff the project accepts the payment; except for high S, which is not relayed."""
     payer, payment = case
-    problem = PaymentVerifier(payer.terms, payer.outpoint, payer.change_script).problem(payment)
+    problem = PaymentVerifier(payer.terms, payer.outpoint, payer.funding_sat, payer.change_script).problem(payment)
 
     raw = settle([payer], [claim_of(payer, payment)], Sat(1_000))
     valid = interpreter_accepts(payer.terms.funding_script, raw, 0, payer.funding_sat)

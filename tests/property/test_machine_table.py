@@ -37,7 +37,7 @@ from paychan.protocol.channel import (
     next_step,
 )
 from paychan.protocol.errors import ChainUnavailable, ChannelMoved
-from paychan.protocol.payment import Payment, PaymentVerifier, sign_payment
+from paychan.protocol.payment import Payment, sign_payment
 from paychan.protocol.record import decode_record, encode_record
 from paychan.protocol.settlement import Settlement
 from paychan.protocol.state_machine import TRANSITIONS, apply
@@ -111,7 +111,9 @@ def commands(channel: Channel) -> list[Command]:
     payments += [payer.payment(1), other_signer.payment(change), Payment(Sat(change), payments[1].signature, 0x01)]
     plain = Payer("frozen sample", channel.terms.expiry)
     settlement = plain.settlement(step(plain.channel(), Close(CloseReason.OPERATOR)))
-    elsewhere = sign_payment(payer.key, payer.terms, payer.outpoint, SERVER_DESTINATION, Sat(max(change - 5_000, 0)))
+    elsewhere = sign_payment(
+        payer.key, payer.terms, payer.outpoint, payer.funding_sat, SERVER_DESTINATION, Sat(max(change - 5_000, 0))
+    )
     return [
         *(Pay(payment) for payment in payments),
         *(CloseByProof(payment) for payment in payments),
@@ -237,7 +239,7 @@ def test_next_step_fits_the_record(channel: Channel, view: View) -> None:
 @each_case
 def test_a_kept_verifier_changes_no_verdict(channel: Channel, view: View) -> None:
     """The verifier that an actor keeps only saves work, also if a closing payment names another change address."""
-    verifier = PaymentVerifier(channel.terms, channel.outpoint, channel.change_script)
+    verifier = channel.verifier()
     for command in commands(channel):
         assert apply(channel, command, view, verifier) == apply(channel, command, view)
 

@@ -24,7 +24,7 @@ from tests.lib.channels import NOW, RULES, VIEW, Payer, step
 
 PAYER = Payer("several")
 OPENED = PAYER.channel()
-VERIFIER = PaymentVerifier(PAYER.terms, PAYER.outpoint, PAYER.change_script)
+VERIFIER = PaymentVerifier(PAYER.terms, PAYER.outpoint, PAYER.funding_sat, PAYER.change_script)
 OTHER = Payer("another payer")
 
 changes = st.sampled_from([990_001, 990_000, 989_999, 989_990, 500_000, 20_000, 600, 546, 545, 1, 0])

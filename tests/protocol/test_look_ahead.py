@@ -12,7 +12,7 @@ def test_an_early_check_counts_only_for_its_payment() -> None:
     payer = Payer()
     good, other = payer.payment(100_001), payer.payment(100_002)
     bad = Payment(good.change_sat, other.signature, good.flag)
-    verifier = PaymentVerifier(payer.terms, payer.outpoint, payer.change_script)
+    verifier = PaymentVerifier(payer.terms, payer.outpoint, payer.funding_sat, payer.change_script)
     for ahead in (good, other, bad):
         for asked in (good, other, bad, Payment(bad.change_sat, bad.signature, bad.flag)):
             verifier.look_ahead(ahead)

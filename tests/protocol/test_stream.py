@@ -52,7 +52,7 @@ def test_a_signature_of_coincurve_comes_back_unchanged(digest: bytes) -> None:
 def test_numbers_that_no_signature_has_do_not_verify(r: int, s: int) -> None:
     """Any 64 bytes become a payment that is judged, without an exception."""
     payer = Payer("stream")
-    verifier = PaymentVerifier(payer.terms, payer.outpoint, payer.change_script)
+    verifier = PaymentVerifier(payer.terms, payer.outpoint, payer.funding_sat, payer.change_script)
     for numbers in ((r, s), (0, s), (r, 0), (ORDER, s), (r, ORDER), (2**256 - 1, 2**256 - 1)):
         payment = Payment(Sat(1000), der_signature(*map(compact, numbers)), 0x83)
         assert verifier.problem(payment) is not None

@@ -46,7 +46,7 @@ def test_padded_payloads_are_read(case: Case) -> None:
 def test_payments_verify(case: Case) -> None:
     """Every payment that the Haskell client signed verifies over the same digest."""
     hasher = PaymentHasher(case.terms, case.outpoint, case.change_script)
-    verifier = PaymentVerifier(case.terms, case.outpoint, case.change_script)
+    verifier = PaymentVerifier(case.terms, case.outpoint, DEBUG_FUNDING_SAT, case.change_script)
     for row in case.payments:
         payment = decode_v1(row["payload_base64url"])
 

@@ -98,7 +98,7 @@ def test_payment_digest(case: Case, row: dict[str, str]) -> None:
 def test_payment_is_signed_to_the_same_bytes(case: Case, row: dict[str, str]) -> None:
     """Signing is deterministic (RFC 6979, low S), so the payment equals the client's in every byte."""
     payment = sign_payment(
-        case.client_key, case.terms, case.outpoint, case.change_script, Sat(int(row["change_value"]))
+        case.client_key, case.terms, case.outpoint, case.funding_sat, case.change_script, Sat(int(row["change_value"]))
     )
 
     assert payment.signature.hex() == row["signature_der_hex"]
@@ -124,12 +124,14 @@ def test_payment_verifies_for_its_channel_alone(case: Case, row: dict[str, str])
     elsewhere = OutPoint(case.outpoint.txid, case.outpoint.vout ^ 1)
     other_script = case.terms.funding_script if case.change_script != case.terms.funding_script else b"\x6a"
 
-    assert PaymentVerifier(case.terms, case.outpoint, case.change_script).problem(payment) is None
-    assert PaymentVerifier(case.terms, elsewhere, case.change_script).problem(payment) is not None
+    assert PaymentVerifier(case.terms, case.outpoint, case.funding_sat, case.change_script).problem(payment) is None
+    assert PaymentVerifier(case.terms, elsewhere, case.funding_sat, case.change_script).problem(payment) is not None
     if payment.change_sat:
         more = Payment(Sat(payment.change_sat + 1), payment.signature, payment.flag)
-        assert PaymentVerifier(case.terms, case.outpoint, case.change_script).problem(more) is not None
-        assert PaymentVerifier(case.terms, case.outpoint, other_script).problem(payment) is not None
+        assert (
+            PaymentVerifier(case.terms, case.outpoint, case.funding_sat, case.change_script).problem(more) is not None
+        )
+        assert PaymentVerifier(case.terms, case.outpoint, case.funding_sat, other_script).problem(payment) is not None
 
 
 @each_payment

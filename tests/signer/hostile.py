@@ -151,7 +151,7 @@ class Attacker:
         if key is None:
             return claim
         change_sat = Sat(max(0, claim.payment.change_sat + more_sat))
-        payment = sign_payment(key, claim.terms, claim.outpoint, claim.change_script, change_sat)
+        payment = sign_payment(key, claim.terms, claim.outpoint, claim.funding_sat, claim.change_script, change_sat)
         return msgspec.structs.replace(claim, payment=payment)
 
     def claim(self, place: Place, change: str) -> Claim:
@@ -166,7 +166,12 @@ class Attacker:
         if channel.promised:
             sat = min(channel.promised, key=lambda promised: abs(promised - sat))
         payment = sign_payment(
-            channel.payer, channel.terms, _signed_at(channel, place.outpoint), channel.change_script, Sat(sat)
+            channel.payer,
+            channel.terms,
+            _signed_at(channel, place.outpoint),
+            Sat(place.value_sat),
+            channel.change_script,
+            Sat(sat),
         )
         return Claim(channel.terms, place.outpoint, Sat(place.value_sat), channel.change_script, payment)
 
@@ -176,7 +181,11 @@ class Attacker:
         if channel.promised and 0 not in channel.promised:
             return None
         at = _signed_at(channel, claim.outpoint)
-        return mutated(claim, "payment", sign_payment(channel.payer, claim.terms, at, claim.change_script, Sat(0)))
+        return mutated(
+            claim,
+            "payment",
+            sign_payment(channel.payer, claim.terms, at, claim.funding_sat, claim.change_script, Sat(0)),
+        )
 
     def _reserve(self, numbers: Sequence[int]) -> Reserve:
         coins = [self.coins[number % len(self.coins)] for number in dict.fromkeys(numbers)]

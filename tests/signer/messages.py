@@ -50,7 +50,7 @@ def make_claim(server_key: bytes, *, change_sat: int = 400_000, number: int = 0,
     """A claim of a channel of 1,000,000 satoshi; each `number` gives another channel of the same keys."""
     terms = make_terms(server_key, CLIENT_KEY, EXPIRY)
     outpoint = at or _outpoint(terms.funding_script, 1_000_000, number)
-    payment = sign_payment(CLIENT, terms, outpoint, CHANGE_SCRIPT, Sat(change_sat))
+    payment = sign_payment(CLIENT, terms, outpoint, Sat(1_000_000), CHANGE_SCRIPT, Sat(change_sat))
     return Claim(terms, outpoint, Sat(1_000_000), CHANGE_SCRIPT, payment)
 
 

@@ -77,7 +77,7 @@ class Signer:
 def claim_to(script: bytes, change_sat: int = 400_000) -> Claim:
     """Claim 0 of the request with another change script, which the client has signed as well."""
     claim = REQUEST.claims[0]
-    payment = sign_payment(CLIENT, claim.terms, claim.outpoint, script, Sat(change_sat))
+    payment = sign_payment(CLIENT, claim.terms, claim.outpoint, claim.funding_sat, script, Sat(change_sat))
     return mutated(mutated(claim, "change_script", script), "payment", payment)
 
 
@@ -309,7 +309,7 @@ def test_fault_08_a_settlement_with_dependent_payments_is_not_replaced(shown: bo
     """A withdrawal whose change output funds a channel with payments is signed again, but for no other fee."""
     terms = REQUEST.claims[0].terms
     drained = REQUEST.claims[0]
-    payment = sign_payment(CLIENT, terms, drained.outpoint, terms.funding_script, Sat(400_000))
+    payment = sign_payment(CLIENT, terms, drained.outpoint, drained.funding_sat, terms.funding_script, Sat(400_000))
     claim = mutated(mutated(drained, "change_script", terms.funding_script), "payment", payment)
     withdrawal = mutated(mutated(REQUEST, "claims", (claim,)), "fee_sat", 5_000)
     signer = Signer(withdrawal)

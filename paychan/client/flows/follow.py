@@ -193,7 +193,7 @@ def _signed_by_us(record: ChannelRecord, transaction: CTransaction, value: Sat) 
     ours, _ = _signatures(record, transaction)
     if layout != (1, 0, FINAL_SEQUENCE) or ours[-1:] != bytes([SINGLE_ANYONECANPAY]):
         return False
-    verifier = PaymentVerifier(record.terms, record.outpoint, record.terms.funding_script)
+    verifier = PaymentVerifier(record.terms, record.outpoint, record.funding_sat, record.terms.funding_script)
     return verifier.problem(Payment(value, ours[:-1], SINGLE_ANYONECANPAY)) is None
 
 

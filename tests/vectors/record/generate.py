@@ -101,7 +101,7 @@ def _offered(payer: Payer, channel: Channel) -> Channel:
 def _closed_to_another_address(payer: Payer, channel: Channel) -> Channel:
     """The client's last payment is a fee of 4,000 sat, and its change goes elsewhere."""
     change_sat = Sat(channel.payment.change_sat - 4_000)
-    payment = sign_payment(payer.key, payer.terms, payer.outpoint, SERVER_DESTINATION, change_sat)
+    payment = sign_payment(payer.key, payer.terms, payer.outpoint, payer.funding_sat, SERVER_DESTINATION, change_sat)
     return step(channel, CloseByPayment(payment, SERVER_DESTINATION))
 
 
