@@ -244,6 +244,7 @@ RUN_BY_ANOTHER_TEST = {
     ".venv/bin/python bench/payments.py 1000 10 localhost:8000 0225b3aaf58992a8cc909522c2ec859ef218fd29fda0a6723cfb4e0529f80cc8f3": (
         "tests/functional/test_up.py::test_the_originals_benchmark_runs_through"
     ),
+    ".venv/bin/python bench/journeys.py": "tests/functional/test_journeys.py::test_the_command_counts_a_journey",
     ".venv/bin/python bench/plot.py": "tests/functional/test_plots.py::test_the_same_results_give_the_same_pictures",
     ".venv/bin/python -m tests.lib.readme": "tests/config/test_config.py::test_readme_tables_are_those_of_the_code",
 }

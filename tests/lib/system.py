@@ -210,7 +210,7 @@ class System:
             if self.server.process.poll() is not None:
                 break
             time.sleep(0.02)
-        msg = f"server did not start:\n{self.server.text()}"
+        msg = f"server did not start (exit status {self.server.process.poll()}):\n{self.server.text()}"
         raise AssertionError(msg)
 
     def kill_server(self) -> None:
