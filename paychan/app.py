@@ -116,7 +116,7 @@ async def _live(config: ServerConfig, source: str) -> bool:
         async with _listening(service) as running:
             gc.collect()
             # a payment leaves no cycles
-            gc.set_threshold(50_000, 20, 20)
+            gc.set_threshold(5_000, 20, 20)
             gc.freeze()  # the collector skips objects that live as long as the process
             log.info("serving", network=config.network_name, url=running.url, management=running.management_url)
             try:

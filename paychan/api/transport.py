@@ -15,6 +15,8 @@ from typing import Any
 
 import structlog
 
+from paychan.shared.handover import handed_over
+
 log = structlog.get_logger("stream")
 
 
@@ -36,17 +38,15 @@ async def take_over(stream: Any, taker: Any, head: bytes) -> bool:
     if stream is None or stream.closed():
         return False
     stream.taker, release = taker, stream.release
-    duplicate = None
     try:
         duplicate = socket.socket(fileno=os.dup(stream.socket.fileno()))
         duplicate.setblocking(False)
         taker.on_lost = release
         taker.begins_with(head, _unread(stream))
-        await asyncio.get_running_loop().create_connection(lambda: taker, sock=duplicate)
+        with handed_over(duplicate):
+            await asyncio.get_running_loop().create_connection(lambda: taker, sock=duplicate)
     except BaseException as error:
         stream.close()
-        if duplicate is not None:
-            duplicate.close()
         taker.on_lost = None
         release()
         if not isinstance(error, OSError):

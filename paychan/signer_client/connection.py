@@ -18,6 +18,7 @@ from paychan.protocol.wire.signer_messages import (
     encode_frame,
     frame_size,
 )
+from paychan.shared.handover import handed_over
 
 _TRIES = 6
 """A busy signer closes connections to make room; each pause between two tries is twice the previous one."""
@@ -112,10 +113,11 @@ async def _connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWrit
                 break
             except BlockingIOError:
                 await asyncio.sleep(_PAUSE_SECONDS)
-        return await asyncio.open_unix_connection(sock=connection)
     except BaseException:
         connection.close()
         raise
+    with handed_over(connection):
+        return await asyncio.open_unix_connection(sock=connection)
 
 
 class _Refused(Exception):

@@ -40,6 +40,7 @@ import structlog
 from paychan.api.fast.connection import Connection
 from paychan.api.fast.payments import PaymentProcessor
 from paychan.api.limits import BoundedServer, set_patience
+from paychan.shared.handover import handed_over
 from paychan.supervisor import Supervised
 
 log = structlog.get_logger("server")
@@ -77,9 +78,9 @@ class FastServer(BoundedServer):
 
     async def _connect(self, holder: Connection, connection: socket.socket) -> None:
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: holder, connection)
+            with handed_over(connection):
+                await asyncio.get_running_loop().connect_accepted_socket(lambda: holder, connection)
         except OSError:  # the connection has ended
-            connection.close()
             self.slots.leave(holder)
 
     def forget(self, connection: Connection) -> None:
