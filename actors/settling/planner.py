@@ -1,13 +1,4 @@
-"""The settlement planner: decides which closing channels are settled together, the fee, and when to raise it.
-
-The planner tries, in this order:
-
-1. Sign a settlement of the channel alone, at once, at the rate of the curve in `fees`. Drained channels may wait some
-   time for other channels.
-2. When the curve has risen enough, replace the settlement by one that pays more from the server's own output.
-3. If that output is too small, let a coin of the reserve help to pay.
-4. If a replacement had to pay for transactions that others attached to the settlement (pinning), beyond the budget, let
-   a child of the server's own output pay instead (CPFP): miners include both because of the child's fee.
+"""The server's settlement planner: gathers the facts, has `settlement_plan.plan` decide, and carries the attempts out.
 
 The actors of channels in one transaction call one by one; the first call signs for all of them. The planner holds no
 state that a restart must keep: records hold the signed settlements, and the signer refuses to sign for a lower fee.
@@ -22,22 +13,39 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from actors.context import Context
-from actors.settling.signing import destination_of, fund_from_reserve, rate_of, rules_of, sign, sign_child
+from actors.settling.batches import Batches
+from actors.settling.broadcasts import Broadcasts
+from actors.settling.signing import conditions_of, destination_of, newer_claim, sign, sign_child, signer_errors
 from paychan.chain.base import ChainFailed, Spend
 from paychan.protocol.channel import Channel, State
-from paychan.protocol.errors import NotEconomical, PublishFailed, SignerUnavailable, SigningFailed
-from paychan.protocol.fees import able_to_pay, is_beyond_share, is_due, is_outbid, is_urgent, most_sat, plan_child_fee
+from paychan.protocol.errors import NotEconomical, PublishFailed, SigningFailed
+from paychan.protocol.fees import Shortfall, is_beyond_share
 from paychan.protocol.settlement import (
+    Coin,
     Reserve,
     Settlement,
     base_size,
     outpoints_of,
     received_sat,
-    settlement_size,
     spends_by_server_branch,
 )
-from paychan.protocol.tx import signals_replaceability
-from paychan.protocol.types import OutPoint, Sat
+from paychan.protocol.settlement_plan import (
+    Attempt,
+    ChildPays,
+    FundFromReserve,
+    Pinned,
+    Sign,
+    Spends,
+    SuccessorPays,
+    Unconfirmed,
+    Wait,
+    choose_coin,
+    dearer_elsewhere,
+    fitting,
+    plan,
+    plan_signing,
+)
+from paychan.protocol.types import OutPoint
 from paychan.signer_client.base import SignerAbsent, SignerRefused
 
 log = structlog.get_logger("planner")
@@ -51,19 +59,15 @@ class SettlementPlanner:
     def __init__(self, context: Context, read: Read) -> None:
         self._context = context
         self._read = read
-        self._waiting: dict[OutPoint, Channel] = {}
-        self._batches: dict[OutPoint, asyncio.Task[dict[OutPoint, Settlement]]] = {}
+        self._batches = Batches(context, self.sign)
         self._replacing: dict[bytes, asyncio.Task[Settlement | None]] = {}
-        self._broadcast_since_block: tuple[str, set[bytes]] = ("", set())
         self._reserve_followed_in: int | None = None
         self._children: dict[bytes, Settlement] = {}
-        self._kept = set[bytes]()
+        self.broadcasts = Broadcasts(context)
         self.pinned: dict[OutPoint, str] = {}
         """Settlements whose fee can't be raised, with the reason for the operator."""
         self.beyond_share: dict[OutPoint, str] = {}
         """Settlements past their deadline that cost more than the operator's share, with a text that tells how much."""
-
-    # --- the first settlement ---------------------------------------------------------------------------------------
 
     async def first(self, channel: Channel) -> Settlement | None:
         """Sign a closing channel's first settlement; None while it waits for other channels.
@@ -71,71 +75,25 @@ class SettlementPlanner:
         Raises:
             SignerUnavailable, SigningFailed, NotEconomical: the channel stays as it is.
         """
-        batch = self._batches.pop(channel.outpoint, None) or self._form_batch(channel)
-        if batch is not None:
-            self._batches.pop(channel.outpoint, None)
-            together = (await asyncio.shield(batch)).get(channel.outpoint)
-            if together is not None:
-                return together
-        return None if channel.outpoint in self._waiting else await self._sign([channel])
+        together = await self._batches.settle(channel)
+        if together is not None:
+            return together
+        return None if self._batches.waits(channel) else await self.sign([channel])
 
-    async def _sign(self, members: Sequence[Channel], least: Sat = Sat(0)) -> Settlement:
-        """Sign, and raise an alarm if the fee exceeds the operator's share. Raises as `sign`."""
-        settlement, claims = await sign(members, self._context, least), [member.claim for member in members]
-        if is_beyond_share(claims, settlement.fee_sat, rules_of(members, self._context)):
-            share, received = self._context.rules.fee_share_percent, received_sat(claims)
-            text = (
-                f"its deadline has passed: the fee is {settlement.fee_sat} sat of {received} sat, more than {share} %"
-            )
-            log.error("settlement costs more than the share", channel=str(members[0].outpoint), reason=text)
-            self.beyond_share |= dict.fromkeys((member.outpoint for member in members), text)
-        return settlement
+    async def sign(self, members: Sequence[Channel]) -> Settlement:
+        """Sign one settlement of these channels, at their rate.
 
-    def _form_batch(self, channel: Channel) -> asyncio.Task[dict[OutPoint, Settlement]] | None:
-        """Let a drained channel wait for others; settle them when the limit of time or number is reached.
-
-        A channel with change never waits, but settles together with waiting channels. A channel near its deadline never
-        waits.
+        Raises:
+            SignerUnavailable, SigningFailed: the signer is away, or refuses.
+            NotEconomical: the channels received less than the cheapest settlement costs.
+            Newer: the signer has signed a newer claim of the single channel.
         """
-        context, now = self._context, self._context.paying_time()
-        offers = channel.closing is not None and channel.closing.client_fee_sat > 0  # that fee pays only its settlement
-        if not context.batch_seconds or channel.moves or offers or is_urgent(channel, context.rules, now):
-            self._waiting.pop(channel.outpoint, None)
-            return None
-        members = [waiting for waiting in self._waiting.values() if waiting.outpoint != channel.outpoint]
-        if channel.payment.change_sat == 0:
-            self._waiting[channel.outpoint] = channel
-            begun = min(each.closing.begun_at for each in (channel, *members) if each.closing)
-            if now - begun < context.batch_seconds and len(self._waiting) < context.batch_channels:
-                return None
-        members = [channel, *members][: context.batch_channels]
-        if len(members) == 1:
-            self._waiting.pop(channel.outpoint, None)
-            return None
-        batch = asyncio.create_task(self._sign_together(members))
-        for member in members:
-            self._waiting.pop(member.outpoint, None)
-            self._batches[member.outpoint] = batch
-        return batch
-
-    async def _sign_together(self, members: Sequence[Channel]) -> dict[OutPoint, Settlement]:
-        """Sign one settlement of the channels that are funded and could pay its rate alone; others settle alone."""
-        try:
-            there = await self._context.chain.unspent([member.outpoint for member in members])
-            together = [member for member in members if member.outpoint in there]
-            if len(together) < 2:
-                return {}
-            together = await self._able_to_pay(together)
-            if len(together) < 2:
-                return {}
-            settlement = await self._sign(together)
-        except (ChainFailed, SigningFailed, SignerUnavailable, NotEconomical) as error:
-            log.warning("batch not signed", channels=len(members), reason=str(error))
-            return {}
-        log.info("batch", channels=len(together), txid=settlement.txid[::-1].hex(), fee_sat=settlement.fee_sat)
-        return {member.outpoint: settlement for member in together}
-
-    # --- a higher fee -----------------------------------------------------------------------------------------------
+        attempts = plan_signing(members, await self._destination(members), conditions_of(self._context))
+        with signer_errors():
+            settlement = await self._carry_out(attempts, members, Spends())
+        if settlement is None:
+            raise SigningFailed(reason="nothing to sign")
+        return settlement
 
     async def fee_bump(self, channel: Channel, spend: Spend | None, *, refused: bool = False) -> Settlement | None:
         """Sign a settlement that pays more than the last one, if the curve or the mempool requires it.
@@ -149,29 +107,15 @@ class SettlementPlanner:
         paid = channel.closing.settlement if channel.closing else None
         if paid is None or (spend is not None and spend.confirmations):
             return None
-        successor = await self._used_successor(channel)
-        if successor is not None:
-            if is_due(channel, paid, self._context.rules, self._context.paying_time(), self._context.chain_view.fees):
-                why = (
-                    f"payments depend on it; closing the channel at {successor.outpoint}, to which it moved, adds a fee"
-                )
-                await self._push_instead([channel], paid, why, successor)
-            return None
         others = [] if len(outpoints_of(paid.transaction)) == 1 else await self._others(paid)
-        adopted = next((other for record in others if (other := _better(record, channel, paid))), None)
-        if adopted is not None:
-            return adopted
-        in_its_place = spend is not None and spend.txid != paid.txid
-        if others and (refused or in_its_place) and not await self._is_whole(paid):
-            return await self._replace([channel], paid, spend, dead=True)
-        context = self._context
-        if not in_its_place and not is_due(
-            channel, paid, context.rules, context.paying_time(), context.chain_view.fees
-        ):
-            return None
-        if spend is not None and not in_its_place and not self.may_replace(paid):
-            why = "it does not signal replaceability, so the node does not replace it"
-            await self._push_instead(others or [channel], paid, why)
+        stored = dearer_elsewhere(channel, paid, others)
+        if stored is not None:
+            return stored
+        is_due = conditions_of(self._context).is_due(channel, paid)
+        is_displaced = spend is not None and spend.txid != paid.txid
+        if others and (refused or is_displaced) and not await self._is_whole(paid):
+            return await self._replace([channel], paid, spend, is_void=True)
+        if not (is_due or is_displaced):
             return None
         task = self._replacing.get(paid.txid)
         if task is None:
@@ -183,50 +127,42 @@ class SettlementPlanner:
     async def _replace_for_all(
         self, channel: Channel, paid: Settlement, spend: Spend | None, others: Sequence[Channel]
     ) -> Settlement | None:
-        members = await self._able_to_pay(await self._members(channel, paid, others))
+        is_in_place = spend is not None and spend.txid == paid.txid
+        if is_in_place and not self.broadcasts.may_replace(paid):
+            return await self._replace(others or [channel], paid, spend)
+        members = await self._members(channel, paid, others) if others else [channel]
+        if len(members) > 1:
+            members = fitting(members, await self._destination(members), conditions_of(self._context))
         alone = channel.outpoint not in {member.outpoint for member in members}
         return await self._replace([channel] if alone else members, paid, spend)
 
-    async def _able_to_pay(self, members: list[Channel]) -> list[Channel]:
-        """Choose the members that could each pay the common rate alone."""
-        if len(members) < 2:
-            return members
-        rate, script = rate_of(members, self._context), await destination_of(members[0], self._context)
-        return able_to_pay(members, script, rules_of(members, self._context), rate)
-
     async def _replace(
-        self, members: Sequence[Channel], paid: Settlement, spend: Spend | None, *, dead: bool = False
+        self, members: Sequence[Channel], paid: Settlement, spend: Spend | None, *, is_void: bool = False
     ) -> Settlement | None:
-        """Sign a settlement of these channels that replaces the last one, and whatever else spends their outputs.
-
-        `dead`: the last one can't confirm any more, so the new one may have a lower rate.
-        """
-        rate, claims = rate_of(members, self._context), [member.claim for member in members]
-        script = await destination_of(members[0], self._context)
-        whole = len(members) == len(outpoints_of(paid.transaction))
-        size = paid.size if whole else settlement_size(claims, script)
-        most = most_sat(claims, size, rules_of(members, self._context), script)
-        least, wanted = await self._least_fee(paid, size, spend), Sat(min(rate * size, most))
-        if wanted < least:
-            in_place = spend is not None and spend.txid == paid.txid
-            if whole and in_place and await self._push(members, paid, rate):
-                return None
-            if least > most:
-                if not in_place or least > paid.fee_sat + size * self._context.chain_view.fees.increment_sat_per_vb:
-                    self._pin(members[0], f"its replacement costs at least {least} sat, the budget is {most} sat")
-                return None  # without the alarm: no transaction depends on it, and it pays its whole budget
-        better = None
+        """Carry out what the plan says about the last settlement; return the one that replaces it, if there is one."""
+        successor = await self._used_successor(members[0])
+        spends = Spends(
+            paid=paid,
+            mempool=() if spend is None else (await self._unconfirmed(spend, paid),),
+            child=self._children.get(paid.txid),
+            is_replaceable=self.broadcasts.may_replace(paid),
+            is_void=is_void,
+            is_built_upon=successor is not None,
+        )
+        attempts = plan(members, await self._destination(members), spends, conditions_of(self._context))
         try:
-            if max(wanted, least) > paid.fee_sat or not whole:
-                lowest = least if dead or not whole else Sat(max(least, paid.fee_sat + 1))
-                better = await self._sign(members, lowest)
-            elif rate * size > most:  # the server's own output can't pay more
-                better = await fund_from_reserve(members, rate, self._context, least)
+            with signer_errors():
+                better = await self._carry_out(attempts, members, spends, successor)
         except SigningFailed as error:
             self._pin(members[0], f"the signer does not let it be replaced: {error}")
             raise
-        self.pinned.pop(members[0].outpoint, None)
-        return better if better is not None and (dead or better.is_dearer_than(paid)) else None
+        return better if better is not None and (is_void or better.is_dearer_than(paid)) else None
+
+    async def _destination(self, members: Sequence[Channel]) -> bytes:
+        with signer_errors():
+            return await destination_of(members[0], self._context.signer)
+
+    # --- facts ------------------------------------------------------------------------------------------------------
 
     async def _is_whole(self, paid: Settlement) -> bool:
         """Say whether a settlement of several inputs can still confirm: no refund or block spends one of them."""
@@ -245,20 +181,17 @@ class SettlementPlanner:
             raise PublishFailed(reason=str(error)) from error
         return True
 
-    async def _least_fee(self, paid: Settlement, size: int, spend: Spend | None) -> Sat:
-        """Lowest fee of a replacement: the fees of everything it evicts, plus its own relay (BIP125 rules 3 and 4)."""
-        if spend is None:
-            return Sat(0)
+    async def _unconfirmed(self, spend: Spend, paid: Settlement) -> Unconfirmed:
+        """Read the cost and the size of the transaction in the mempool."""
         try:
             cost = await self._context.chain.replacement_cost(spend.txid)
             if cost is None:
-                return Sat(0)
-            if spend.txid != paid.txid:  # the spend may be smaller: the new rate must exceed its rate, too
-                its_size = base_size(await self._context.chain.transaction(spend.txid))
-                cost = Sat(max(cost, cost * size // its_size + 1))
+                return Unconfirmed(spend.txid)
+            is_paid = spend.txid == paid.txid
+            size = paid.size if is_paid else base_size(await self._context.chain.transaction(spend.txid))
         except ChainFailed as error:
             raise PublishFailed(reason=str(error)) from error
-        return Sat(cost + size * self._context.chain_view.fees.increment_sat_per_vb)
+        return Unconfirmed(spend.txid, cost, size)
 
     async def _others(self, paid: Settlement) -> list[Channel]:
         """Return the readable records of the channels that a settlement spends, in the order of its inputs."""
@@ -284,19 +217,6 @@ class SettlementPlanner:
         ]
         return there if channel.outpoint in {member.outpoint for member in there} else [channel]
 
-    # --- settlements that are not replaced --------------------------------------------------------------------------
-
-    def may_replace(self, settlement: Settlement) -> bool:
-        """Say whether the node would replace this settlement of the server's in its mempool."""
-        if signals_replaceability(settlement.transaction):
-            return True
-        return self._context.chain.capabilities.full_rbf is not False and settlement.txid not in self._kept
-
-    def note_kept(self, settlement: Settlement, reason: str) -> None:
-        """Note that the node has just refused to replace a settlement: until the next block, only children add fees."""
-        log.warning("the node does not replace the settlement", txid=settlement.txid[::-1].hex(), reason=reason)
-        self._kept.add(settlement.txid)
-
     async def _used_successor(self, channel: Channel) -> Channel | None:
         """Find the channel that continues at a withdrawal that has confirmed once, if that channel is used.
 
@@ -309,52 +229,114 @@ class SettlementPlanner:
         successor = await self._context.store.get(OutPoint(channel.closing.spent_by, 0))
         return successor if successor is not None and successor.is_used else None
 
-    async def _push_by(self, successor: Channel | None, paid: Settlement) -> bool:
-        """Broadcast a withdrawal with the settlement of the continued channel: a child that is signed already."""
-        child = successor.closing.settlement if successor is not None and successor.closing else None
-        if child is None:
-            return False
+    # --- attempts ---------------------------------------------------------------------------------------------------
+
+    async def _carry_out(
+        self, attempts: Sequence[Attempt], members: Sequence[Channel], spends: Spends, successor: Channel | None = None
+    ) -> Settlement | None:
+        """Make the attempts until one succeeds; return the settlement that is signed, if any. Raises as `sign`."""
+        for attempt in attempts:
+            result = await self._make(attempt, members, spends, successor)
+            if result is False:
+                continue
+            if not isinstance(attempt, Pinned):
+                self.pinned.pop(members[0].outpoint, None)
+            if isinstance(result, Settlement):
+                self._alarm_beyond_share(result, members)
+                return result
+            return None
+        return None
+
+    async def _make(
+        self, attempt: Attempt, members: Sequence[Channel], spends: Spends, successor: Channel | None
+    ) -> Settlement | bool:
+        """Make one attempt; return the settlement that is signed, or whether the attempt succeeded without one."""
+        match attempt:
+            case Sign():
+                return await self._sign(attempt, members)
+            case FundFromReserve():
+                return await self._fund_from_reserve(attempt, members) or False
+            case ChildPays():
+                return await self._child_pays(attempt, members, spends)
+            case SuccessorPays():
+                return await self._successor_pays(successor, spends)
+            case Wait():
+                return True
+            case Pinned(reason=reason):
+                self._pin(members[0], reason)
+                return True
+            case Shortfall(received_sat=got, needed_sat=need):
+                raise NotEconomical(got_sat=got, need_sat=need)
+
+    async def _sign(self, attempt: Sign, members: Sequence[Channel], reserve: Reserve | None = None) -> Settlement:
+        context = self._context
+        script = reserve.funding_script if reserve else await destination_of(members[0], context.signer)
         try:
-            await self._context.chain.publish(paid.transaction, child.transaction)
-        except ChainFailed as error:
-            log.warning("no child raises the fee of the withdrawal", txid=paid.txid[::-1].hex(), reason=str(error))
+            return await sign(
+                attempt, members, script, conditions_of(context), context.signer, context.chain.transaction, reserve
+            )
+        except SignerRefused as error:
+            newer = await newer_claim(error, members, context.signer)
+            if newer is None:
+                raise
+            raise newer from error
+
+    async def _fund_from_reserve(self, attempt: FundFromReserve, members: Sequence[Channel]) -> Settlement | None:
+        key = await self._context.signer.reserve_key()
+        try:
+            found = await self._context.chain.funding(Reserve(key))
+        except ChainFailed:
+            return None
+        coins = [Coin(coin.outpoint, coin.value_sat) for coin in found if coin.confirmations]
+        chosen = choose_coin(members, key, coins, attempt, conditions_of(self._context))
+        return None if chosen is None else await self._sign(chosen[1], members, chosen[0])
+
+    async def _child_pays(self, attempt: ChildPays, members: Sequence[Channel], spends: Spends) -> bool:
+        """Broadcast the settlement with a child; one that was broadcast is repeated, as the node may have evicted it."""
+        paid, publish, channel = spends.paid, self._context.chain.publish, str(members[0].outpoint)
+        if paid is None:
             return False
+        if spends.child is not None and spends.child.fee_sat == attempt.fee_sat:
+            with contextlib.suppress(ChainFailed):
+                await publish(paid.transaction, spends.child.transaction)
+            return True
+        try:
+            child = await sign_child(attempt, members, paid, self._context.signer)
+            await publish(paid.transaction, child.transaction)
+        except (SignerRefused, SignerAbsent, ChainFailed) as error:
+            log.warning("no child can pay", channel=channel, reason=str(error))
+            return False
+        log.info("child pays", channel=channel, txid=child.txid[::-1].hex(), fee_sat=child.fee_sat)
+        self._children[paid.txid] = child
         return True
 
-    async def _push_instead(
-        self, members: Sequence[Channel], paid: Settlement, why: str, successor: Channel | None = None
-    ) -> None:
-        """Raise the fee of a settlement by a child (CPFP) instead of a replacement, or raise an alarm."""
-        if await self._push(members, paid, rate_of(members, self._context)) or await self._push_by(successor, paid):
-            self.pinned.pop(members[0].outpoint, None)
-        else:
-            self._pin(members[0], f"{why}, and no child of the server's output can pay more")
-
-    async def _push(self, members: Sequence[Channel], paid: Settlement, rate: int) -> bool:
-        """Let a child of the server's output pay; return whether one is broadcast."""
-        own_sat = Sat(sum(member.received_sat for member in members) - paid.fee_sat)
-        fee = plan_child_fee(paid, own_sat, rate, rules_of(members, self._context))
-        pushed = self._children.get(paid.txid)
-        if pushed is not None and (fee is None or not is_outbid(pushed, fee // pushed.size)):
-            with contextlib.suppress(ChainFailed):  # broadcast both again: the node may have evicted them
-                await self._context.chain.publish(paid.transaction, pushed.transaction)
-            return True
-        if fee is None:
+    async def _successor_pays(self, successor: Channel | None, spends: Spends) -> bool:
+        """Broadcast a withdrawal with the settlement of the continued channel: a child that is signed already."""
+        child = successor.closing.settlement if successor is not None and successor.closing else None
+        if child is None or spends.paid is None:
             return False
         try:
-            child = await sign_child(members, paid, fee, self._context)
-            await self._context.chain.publish(paid.transaction, child.transaction)
-        except (SignerRefused, SignerAbsent, SigningFailed, SignerUnavailable, ChainFailed) as error:
-            log.warning("no child can pay", channel=str(members[0].outpoint), reason=str(error))
+            await self._context.chain.publish(spends.paid.transaction, child.transaction)
+        except ChainFailed as error:
+            log.warning(
+                "no child raises the fee of the withdrawal", txid=spends.paid.txid[::-1].hex(), reason=str(error)
+            )
             return False
-        log.info("child pays", channel=str(members[0].outpoint), txid=child.txid[::-1].hex(), fee_sat=child.fee_sat)
-        self._children[paid.txid] = child
         return True
 
     def _pin(self, channel: Channel, reason: str) -> None:
         if self.pinned.get(channel.outpoint) != reason:
             log.error("settlement is pinned", channel=str(channel.outpoint), reason=reason)
         self.pinned[channel.outpoint] = reason
+
+    def _alarm_beyond_share(self, settlement: Settlement, members: Sequence[Channel]) -> None:
+        """Raise an alarm if the fee exceeds the operator's share."""
+        rules, claims = conditions_of(self._context).rules_for(members), [member.claim for member in members]
+        if is_beyond_share(claims, settlement.fee_sat, rules):
+            paid = f"{settlement.fee_sat} sat of {received_sat(claims)} sat"
+            text = f"its deadline has passed: the fee is {paid}, more than {rules.fee_share_percent} %"
+            log.error("settlement costs more than the share", channel=str(members[0].outpoint), reason=text)
+            self.beyond_share |= dict.fromkeys((member.outpoint for member in members), text)
 
     async def follow_reserve(self) -> None:
         """Have the chain follow the reserve, so that its coins are known when they are needed.
@@ -368,30 +350,6 @@ class SettlementPlanner:
             reserve = Reserve(await self._context.signer.reserve_key())
             await chain.adopt(reserve, [coin.outpoint for coin in await chain.funding(reserve)])
             self._reserve_followed_in = chain.capabilities.memory
-
-    # --- broadcasts -------------------------------------------------------------------------------------------------
-
-    def may_rebroadcast(self, settlement: Settlement) -> bool:
-        """Say, once after each block, whether to broadcast a settlement again."""
-        tip = self._context.chain_view.tip
-        if tip is not None and tip.block_hash != self._broadcast_since_block[0]:
-            self._broadcast_since_block = tip.block_hash, set()
-            self._kept.clear()
-        new = settlement.txid not in self._broadcast_since_block[1]
-        self.note_broadcast(settlement)
-        return new
-
-    def note_broadcast(self, settlement: Settlement) -> None:
-        """Note that the settlement was broadcast since the last block."""
-        self._broadcast_since_block[1].add(settlement.txid)
-
-
-def _better(record: Channel, channel: Channel, paid: Settlement) -> Settlement | None:
-    """Return the settlement that another channel of the same batch stores already, if it settles this channel too."""
-    other = record.closing.settlement if record.closing else None
-    if other is None or not other.is_dearer_than(paid) or channel.outpoint not in outpoints_of(other.transaction):
-        return None
-    return other
 
 
 def _has(channel: Channel, settlement: Settlement) -> bool:

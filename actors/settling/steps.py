@@ -13,7 +13,7 @@ import structlog
 
 from actors.context import Context
 from actors.settling.planner import SettlementPlanner
-from actors.settling.signing import Newer, is_signed, newest_claim, sign
+from actors.settling.signing import Newer, is_signed, newest_claim
 from actors.settling.spends import judge_spend
 from paychan.chain.base import ChainFailed, Spend
 from paychan.protocol.channel import (
@@ -94,7 +94,7 @@ async def _broadcast_before(channel: Channel, context: Context) -> Command | Non
 
 async def _publish(channel: Channel, settlement: Settlement, context: Context, planner: SettlementPlanner) -> Command:
     """Broadcast the settlement; replace it if it pays less than the relay minimum, or if the node refuses its fee."""
-    newer = await _for_newer_payment(channel, settlement, context)
+    newer = await _for_newer_payment(channel, settlement, planner)
     if newer is not None:
         return newer
     if is_below_floor(settlement, context.chain_view.fees):
@@ -110,16 +110,16 @@ async def _publish(channel: Channel, settlement: Settlement, context: Context, p
             # a settlement that was broadcast before counts as published; the next step watches how it ends
             return Published() if isinstance(end, Confirmed) else end
         kept = await _kept(channel, settlement, spend, context)
-        if kept is not None and not planner.may_replace(kept.settlement):
+        if kept is not None and not planner.broadcasts.may_replace(kept.settlement):
             return kept
         better = _signed(await planner.fee_bump(channel, spend, refused=True))
         if better is not None:
             return better
         if kept is None:
             raise PublishFailed(reason=str(error)) from error
-        planner.note_kept(kept.settlement, str(error))
+        planner.broadcasts.note_kept(kept.settlement, str(error))
         return kept
-    planner.note_broadcast(settlement)
+    planner.broadcasts.note(settlement)
     return Published()
 
 
@@ -131,12 +131,16 @@ async def _watch(
         return Vanished()
     if spend.confirmations == 0:
         kept = await _kept(channel, settlement, spend, context)
-        if kept is not None and not planner.may_replace(kept.settlement):
+        if kept is not None and not planner.broadcasts.may_replace(kept.settlement):
             return kept
-        newer = await _for_newer_payment(channel, settlement, context) if planner.may_replace(settlement) else None
+        newer = (
+            await _for_newer_payment(channel, settlement, planner)
+            if planner.broadcasts.may_replace(settlement)
+            else None
+        )
         if newer is not None:
             return newer
-        if planner.may_rebroadcast(settlement):
+        if planner.broadcasts.may_repeat(settlement):
             with contextlib.suppress(ChainFailed):  # the server's node has it, but other nodes may have evicted it
                 await context.chain.publish(settlement.transaction)
         return _signed(await planner.fee_bump(channel, spend))
@@ -145,7 +149,7 @@ async def _watch(
     return await _end(channel, settlement, spend, context, planner)
 
 
-async def _for_newer_payment(channel: Channel, settlement: Settlement, context: Context) -> Signed | None:
+async def _for_newer_payment(channel: Channel, settlement: Settlement, planner: SettlementPlanner) -> Signed | None:
     """Sign again if the stored settlement, which the record took over from the chain, is for an older payment.
 
     A reorg has removed that settlement. If no settlement with a higher rate can be signed, the stored one stays.
@@ -153,7 +157,7 @@ async def _for_newer_payment(channel: Channel, settlement: Settlement, context: 
     if not lags(channel):
         return None
     try:
-        newer = await sign([channel], context)
+        newer = await planner.sign([channel])
     except (SigningFailed, NotEconomical) as error:
         log.warning("no settlement of the newer payment", channel=str(channel.outpoint), reason=str(error))
         return None
