@@ -122,7 +122,7 @@ class ChannelActor(LoopActor):
         if (
             channel.state is State.OPEN
             and payment.change_sat < channel.payment.change_sat
-            and change_problem(payment, self._context.rules.dust_sat) is None
+            and change_problem(payment, channel.terms.kind, self._context.rules.dust_sat) is None
         ):
             self._verifier.look_ahead(payment)
 

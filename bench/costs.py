@@ -36,7 +36,6 @@ from paychan.api.fast.request_parser import RequestParser
 from paychan.api.response_heads import laid_out
 from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Accepted, Pay
-from paychan.protocol.kinds.sighash import PaymentHasher
 from paychan.protocol.payment import decode_v1, encode_v1
 from paychan.protocol.record import encode_record
 from paychan.protocol.state_machine import apply
@@ -73,8 +72,9 @@ def parts() -> dict[str, Callable[[], object]]:
     )
     text = encode_v1(following)
     body = of_v2.partition(b"\r\n\r\n")[2]
-    key, hasher = PrivateKey(b"\x01" * 32), PaymentHasher(channel.terms, channel.outpoint, channel.change_script)
-    digest = hasher.digest(following.change_sat, following.flag)
+    key, kind = PrivateKey(b"\x01" * 32), channel.terms.kind
+    hasher = kind.payment_hasher(channel.terms, channel.outpoint, channel.funding_sat, channel.change_script)
+    digest = hasher.digest(following.change_sat)
     signature, public = key.sign(digest, hasher=None), key.public_key
     verifier = channel.verifier()
     context = Context(Network.TEST, RULES, 6, lambda: NOW, *[None] * 4)  # type: ignore[arg-type] # these members stay unused
@@ -92,7 +92,7 @@ def parts() -> dict[str, Callable[[], object]]:
         "v1: payment out of the query": lambda: Pay(decode_v1(text)),
         "v2: HTTP head, body, target, query": partial(read, of_v2),
         "v2: payment out of the JSON body": partial(read_v2_body, body),
-        "sighash": partial(hasher.digest, following.change_sat, following.flag),
+        "sighash": partial(hasher.digest, following.change_sat),
         "verify": partial(public.verify, signature, digest, hasher=None),
         "machine, with sighash and verify": partial(apply, channel, command, view, verifier),
         "view of the world": partial(context.view, channel.outpoint),

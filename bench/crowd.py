@@ -25,7 +25,7 @@ from paychan.chain.debug import DebugChain
 from paychan.protocol.address import key_script
 from paychan.protocol.channel import Accepted, Channel, Pay, Rules, State
 from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT, debug_outpoint
-from paychan.protocol.kinds.script import make_terms
+from paychan.protocol.kinds.base import make_terms
 from paychan.protocol.payment import Payment, sign_payment
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 from paychan.signer_client.unix import UnixSigner

@@ -25,7 +25,7 @@ from paychan.config import load_server_config
 from paychan.protocol.address import key_script
 from paychan.protocol.channel import Channel, CloseReason, Closing, Rules, State
 from paychan.protocol.fees import ChainFees, Shortfall, budget_sat, deadline, is_due, plan_closing, wanted_rate
-from paychan.protocol.kinds.script import make_terms
+from paychan.protocol.kinds.base import make_terms
 from paychan.protocol.payment import sign_payment
 from paychan.protocol.settlement import Settlement, settlement_size
 from paychan.protocol.types import OutPoint, Sat, UnixTime

@@ -28,8 +28,8 @@ from coincurve import PrivateKey, PublicKey
 
 from paychan.protocol.address import decode_address
 from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT, debug_outpoint
-from paychan.protocol.kinds.script import make_terms, parse_redeem_script
-from paychan.protocol.kinds.sighash import PaymentHasher
+from paychan.protocol.kinds.base import PaymentHasher, make_terms
+from paychan.protocol.kinds.p2sh import parse_redeem_script
 from paychan.protocol.types import Network, OutPoint
 
 SERVER_KEY = PrivateKey(sha256(b"floor").digest()).public_key.format()
@@ -72,7 +72,7 @@ class Floor:
 
     def pay(self, connection: Connection, channel: _Channel, change_sat: int, signature: bytes) -> None:
         """Verify a payment and queue its answer behind the next sync."""
-        digest = channel.digest(change_sat, 0x83)  # type: ignore[arg-type]
+        digest = channel.digest(change_sat)  # type: ignore[arg-type]
         if change_sat >= channel.change_sat or not channel.key.verify(signature, digest, hasher=None):
             connection.answer(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 3\r\n\r\n{}\n")
             return
@@ -124,7 +124,7 @@ class Floor:
             outpoint = debug_outpoint(terms.client_key, terms.expiry)
             script = decode_address(asked["change_address"], Network.TEST)
         name = f"/{outpoint.txid_hex}/{outpoint.vout}".encode()
-        hasher = PaymentHasher(terms, outpoint, script)
+        hasher = terms.kind.payment_hasher(terms, outpoint, DEBUG_FUNDING_SAT, script)
         self.channels[name] = _Channel(name, PublicKey(terms.client_key), hasher)
 
 

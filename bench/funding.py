@@ -17,7 +17,7 @@ from session import CHANNEL_SECONDS, OPENING_SAT, Funded, Server, stop
 from paychan.chain.base import ChainFailed
 from paychan.chain.bitcoind.rpc import JsonRpc
 from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT, debug_outpoint
-from paychan.protocol.kinds.script import ChannelTerms, make_terms
+from paychan.protocol.kinds.base import ChannelTerms, make_terms
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 
 FIXED_CLIENT_KEY = bytes.fromhex("03da3afe4f58992a8cc909522c2ec859ef218fd92fda0a67c23fb40e0303030405")

@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 from coincurve import PrivateKey
 
 from paychan.protocol.address import decode_address
-from paychan.protocol.kinds.script import ChannelTerms
+from paychan.protocol.kinds.base import ChannelTerms
 from paychan.protocol.payment import Payment, encode_v1, sign_payment
 from paychan.protocol.types import Network, OutPoint, Sat
 from paychan.protocol.wire.rbpcp import Dialect, encode_json, opening_secret, payment_data

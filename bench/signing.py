@@ -41,7 +41,7 @@ from rich.progress import track
 from rich.table import Table
 
 from paychan.protocol.address import key_script
-from paychan.protocol.kinds.script import make_terms
+from paychan.protocol.kinds.base import make_terms
 from paychan.protocol.payment import sign_payment
 from paychan.protocol.settlement import Claim
 from paychan.protocol.types import OutPoint, Sat, UnixTime

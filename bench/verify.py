@@ -24,7 +24,6 @@ from rich.console import Console
 from rich.table import Table
 
 from paychan.protocol.channel import Channel
-from paychan.protocol.kinds.sighash import PaymentHasher
 from paychan.protocol.payment import Payment, change_problem, decode_v1, encode_v1, encoding_problem
 
 
@@ -33,23 +32,24 @@ def works() -> dict[str, Callable[[], object]]:
     channel, payment = client(1)
     key = PrivateKey(b"\x01" * 32)
     compressed, text = channel.terms.client_key, encode_v1(payment)
-    hasher = PaymentHasher(channel.terms, channel.outpoint, channel.change_script)
+    kind = channel.terms.kind
+    hasher = kind.payment_hasher(channel.terms, channel.outpoint, channel.funding_sat, channel.change_script)
     verifier = channel.verifier()
-    digest, public = hasher.digest(payment.change_sat, payment.flag), PublicKey(compressed)
+    digest, public = hasher.digest(payment.change_sat), PublicKey(compressed)
     assert public.verify(payment.signature, digest, hasher=None)
     assert slow_digest(*client(1)) == digest
 
     def whole() -> None:
         """Do every check of a payment, as it arrives in v1's query."""
         read = decode_v1(text)
-        assert change_problem(read, RULES.dust_sat) is None
+        assert change_problem(read, kind, RULES.dust_sat) is None
         assert verifier.problem(read) is None
 
     return {
         "verify": partial(public.verify, payment.signature, digest, hasher=None),
         "sign": partial(key.sign, digest, hasher=None),
         "parse a key": partial(PublicKey, compressed),
-        "sighash, prefix laid out once per channel": partial(hasher.digest, payment.change_sat, payment.flag),
+        "sighash, prefix laid out once per channel": partial(hasher.digest, payment.change_sat),
         "sighash by python-bitcoinlib, transaction built": partial(slow_digest, *client(1)),
         "strict DER": partial(encoding_problem, payment.signature),
         "payment out of base64": partial(decode_v1, text),

@@ -29,7 +29,7 @@ from paychan.protocol.errors import (
     TooMuchUnconfirmed,
     WrongServerKey,
 )
-from paychan.protocol.kinds.script import ChannelTerms, make_terms
+from paychan.protocol.kinds.base import ChannelTerms, make_terms
 from paychan.protocol.opening import open_channel
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
 from paychan.protocol.terms import expiry_problem, lead_seconds
@@ -281,7 +281,7 @@ def _signed_one(
 
 def _check_signature(terms: ChannelTerms, funding: Funding, request: OpenRequest, dust_sat: Sat) -> None:
     """Raise the refusal of the opening payment, if it is no valid payment from this outpoint."""
-    problem = change_problem(request.payment, dust_sat)
+    problem = change_problem(request.payment, terms.kind, dust_sat)
     if problem is None:
         verifier = PaymentVerifier(terms, funding.outpoint, funding.value_sat, request.change_script)
         problem = verifier.problem(request.payment)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from actors.context import Context
 from paychan.protocol.errors import KeyReuse, Overloaded, SignerUnavailable, SigningFailed
-from paychan.protocol.kinds.script import ChannelTerms, make_terms
+from paychan.protocol.kinds.base import ChannelTerms, make_terms
 from paychan.protocol.types import UnixTime
 from paychan.signer_client.base import SignerAbsent, SignerBusy, SignerRefused
 

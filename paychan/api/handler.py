@@ -25,7 +25,7 @@ from paychan.protocol.errors import (
     PaychanError,
     TooManyRequests,
 )
-from paychan.protocol.kinds.script import check_expiry
+from paychan.protocol.expiry import check_expiry
 from paychan.protocol.types import OutPoint, UnixTime
 
 log = structlog.get_logger("api")

@@ -12,7 +12,7 @@ from paychan.api.service import Service
 from paychan.protocol.address import decode_address
 from paychan.protocol.channel import Accepted, Channel, CloseByProof, Pay, State
 from paychan.protocol.errors import UnknownChannel
-from paychan.protocol.kinds.script import parse_public_key
+from paychan.protocol.keys import parse_public_key
 from paychan.protocol.payment import decode_v1
 from paychan.protocol.types import OutPoint, Sat
 from paychan.protocol.wire.rbpcp import ChannelStatus, FundingInfo, PaymentResult

@@ -34,7 +34,9 @@ from paychan.protocol.errors import (
     OutPointMismatch,
     UnknownChannel,
 )
-from paychan.protocol.kinds.script import ChannelTerms, parse_public_key, parse_redeem_script
+from paychan.protocol.keys import parse_public_key
+from paychan.protocol.kinds.base import ChannelTerms
+from paychan.protocol.kinds.p2sh import parse_redeem_script
 from paychan.protocol.settlement import Settlement
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.protocol.wire import bip70

@@ -14,7 +14,7 @@ from bitcoin.core import CTransaction
 from paychan.chain.base import Capabilities, Funding, Payee, Spend, Tip
 from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT, debug_outpoint
 from paychan.protocol.fees import ChainFees
-from paychan.protocol.kinds.script import ChannelTerms
+from paychan.protocol.kinds.base import ChannelTerms
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 
 _CONFIRMATIONS = 1000

@@ -14,7 +14,9 @@ from msgspec import UNSET, Struct
 
 from paychan.client.errors import ServerMisbehaved, TermsUnacceptable
 from paychan.protocol.errors import KeyReuse, Malformed
-from paychan.protocol.kinds.script import ChannelTerms, check_expiry, make_terms, parse_public_key
+from paychan.protocol.expiry import check_expiry
+from paychan.protocol.keys import parse_public_key
+from paychan.protocol.kinds.base import ChannelTerms, make_terms
 from paychan.protocol.types import Network, Sat, UnixTime
 from paychan.protocol.wire.rbpcp import FundingInfo
 

@@ -34,7 +34,7 @@ from paychan.client.transport.effects import Flow, Patience, Request, Response, 
 from paychan.client.transport.http import TIMEOUT, drive, drive_async
 from paychan.client.wallet import ChannelFile, Wallet
 from paychan.protocol.address import decode_address
-from paychan.protocol.kinds.script import check_expiry
+from paychan.protocol.expiry import check_expiry
 from paychan.protocol.types import Network, Sat, UnixTime
 from paychan.protocol.wire.rbpcp import Dialect, FundingInfo
 

@@ -15,7 +15,8 @@ from msgspec import Struct
 from paychan.client.coins import Deposit, Source, parse_outpoint
 from paychan.protocol.address import decode_address, encode_address, key_script
 from paychan.protocol.errors import Malformed
-from paychan.protocol.kinds.script import ChannelTerms, make_terms, parse_public_key
+from paychan.protocol.keys import parse_public_key
+from paychan.protocol.kinds.base import ChannelTerms, make_terms
 from paychan.protocol.payment import Payment, PaymentSigner
 from paychan.protocol.types import MAX_MONEY_SAT, Network, OutPoint, Sat, UnixTime
 from paychan.protocol.wire.rbpcp import Dialect

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from paychan.protocol.errors import PaychanError
-from paychan.protocol.kinds.script import ChannelTerms
+from paychan.protocol.kinds.base import ChannelTerms
 from paychan.protocol.moment import paying_time
 from paychan.protocol.payment import Payment, PaymentVerifier
 from paychan.protocol.settlement import Claim, Settlement, first_output_sat

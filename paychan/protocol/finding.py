@@ -27,28 +27,23 @@ from paychan.protocol.channel import (
     View,
     can_move,
 )
-from paychan.protocol.kinds.sighash import SINGLE_ANYONECANPAY
 from paychan.protocol.payment import Payment
-from paychan.protocol.settlement import Claim, server_pushes
+from paychan.protocol.settlement import Claim, spend_of
 from paychan.protocol.types import Sat
 from paychan.protocol.wire.rbpcp import opening_secret
 
 _replace = msgspec.structs.replace
 
-_PUSHES = 4
-"""`<client sig> <server sig> <selector> <redeem script>`; the script does not read items below these on the stack."""
-
 
 def read_claim(channel: Channel, transaction: bytes) -> Claim | None:
     """Read the claim of a channel that a transaction settles; None if it does not spend by the server's branch."""
     whole = CTransaction.deserialize(transaction)
-    pushes = server_pushes(whole, channel.outpoint)
-    if pushes is None:
+    found = spend_of(whole, channel.outpoint)
+    if found is None or not found[1].by_server:
         return None
-    index, stack = pushes
-    signed = stack[-_PUSHES] if len(stack) >= _PUSHES else b""
+    index, signed = found[0], found[1].client_signature
     change_sat, script = Sat(0), channel.change_script
-    if signed[-1:] == bytes([SINGLE_ANYONECANPAY]) and index < len(whole.vout):
+    if signed[-1:] == bytes([channel.terms.kind.change_flag]) and index < len(whole.vout):
         change_sat, script = Sat(whole.vout[index].nValue), bytes(whole.vout[index].scriptPubKey)
     payment = Payment(change_sat, signed[:-1], signed[-1]) if signed else channel.payment
     return Claim(channel.terms, channel.outpoint, channel.funding_sat, script, payment)

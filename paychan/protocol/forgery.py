@@ -20,7 +20,7 @@ def forged(
     if payment in (channel.payment, channel.offered):
         return None
     script = (command.change_script if isinstance(command, CloseByPayment) else None) or channel.change_script
-    problem = change_problem(payment, Sat(0))
+    problem = change_problem(payment, channel.terms.kind, Sat(0))
     if problem is None:
         if verifier is None or script != channel.change_script:
             verifier = channel.verifier(script)

@@ -11,7 +11,6 @@ from paychan.protocol.errors import (
     PaymentShort,
     ValueBackwards,
 )
-from paychan.protocol.kinds.sighash import SINGLE_ANYONECANPAY
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
 from paychan.protocol.state_machine import close
 from paychan.protocol.terms import expiry_problem
@@ -34,7 +33,7 @@ def open_channel(opening: Opening, view: View, verifier: PaymentVerifier | None 
         return Rejected(FundingUnconfirmed(got=opening.confirmations, need=need))
     if payment.change_sat > opening.funding_sat:
         return Rejected(ValueBackwards(got_sat=payment.change_sat, need_sat=opening.funding_sat))
-    problem = change_problem(payment, rules.dust_sat)
+    problem = change_problem(payment, opening.terms.kind, rules.dust_sat)
     if problem is None:
         verifier = verifier or opening.verifier
         problem = verifier.problem(payment)
@@ -73,7 +72,7 @@ def successor(moved: Channel, now: UnixTime) -> Channel:
         moved,
         outpoint=OutPoint(moved.closing.spent_by, 0),
         funding_sat=change_sat,
-        payment=Payment(change_sat, _NO_SIGNATURE, SINGLE_ANYONECANPAY),
+        payment=Payment(change_sat, _NO_SIGNATURE, moved.terms.kind.flag(change_sat)),
         state=State.OPEN,
         seq=1,
         opened_at=now,

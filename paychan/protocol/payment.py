@@ -19,8 +19,8 @@ from paychan.protocol.errors import (
     PaychanError,
     SignatureEncoding,
 )
-from paychan.protocol.kinds.script import ChannelTerms, parsed_key
-from paychan.protocol.kinds.sighash import NONE_ANYONECANPAY, SINGLE_ANYONECANPAY, PaymentHasher
+from paychan.protocol.keys import parsed_key
+from paychan.protocol.kinds.base import ChannelKind, ChannelTerms
 from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
 
 _HALF_ORDER = bytes.fromhex("7fffffffffffffffffffffffffffffff5d576e7357a4501ddfe92f46681b20a0")
@@ -63,10 +63,8 @@ class PaymentVerifier:
     __slots__ = ("_ahead", "_hasher", "_key")
 
     def __init__(self, terms: ChannelTerms, outpoint: OutPoint, funding_sat: Sat, change_script: bytes) -> None:
-        """Read the terms and the funding output: a kind's digest may commit to its value (BIP143), in satoshi."""
-        del funding_sat  # the digest of P2SH does not
         self._key = parsed_key(terms.client_key)
-        self._hasher = PaymentHasher(terms, outpoint, change_script)
+        self._hasher = terms.kind.payment_hasher(terms, outpoint, funding_sat, change_script)
         self._ahead: tuple[Payment | None, PaychanError | None] = _NOTHING
 
     def look_ahead(self, payment: Payment) -> None:
@@ -82,7 +80,7 @@ class PaymentVerifier:
         reason = encoding_problem(payment.signature)
         if reason is not None:
             return SignatureEncoding(reason=reason)
-        if not self._key.verify(payment.signature, self._hasher.digest(payment.change_sat, payment.flag), hasher=None):
+        if not self._key.verify(payment.signature, self._hasher.digest(payment.change_sat), hasher=None):
             return BadSignature(change_sat=payment.change_sat)
         return None
 
@@ -90,20 +88,16 @@ class PaymentVerifier:
 _NOTHING: tuple[None, None] = (None, None)
 
 
-def change_problem(payment: Payment, dust_sat: Sat) -> PaychanError | None:
+def change_problem(payment: Payment, kind: ChannelKind, dust_sat: Sat) -> PaychanError | None:
     """Return why flag and change value contradict each other or the dust limit, or None (RBPCP §3).
 
-    0x83 without change must never reach the sighash: SINGLE without its output hashes to the constant 1, and a
-    signature over 1 is valid for any transaction.
+    The flag must fit, because it becomes part of a settlement; the digest follows from the change value alone.
     """
-    if payment.flag == SINGLE_ANYONECANPAY:
-        if payment.change_sat == 0:
-            return FlagMismatch(flag=payment.flag, change_sat=payment.change_sat)
-        if payment.change_sat < dust_sat:
-            return DustChange(got_sat=payment.change_sat, need_sat=dust_sat)
-        return None
-    if payment.flag == NONE_ANYONECANPAY:
-        return None if payment.change_sat == 0 else FlagMismatch(flag=payment.flag, change_sat=payment.change_sat)
+    change_sat = payment.change_sat
+    if payment.flag == (kind.change_flag if change_sat else kind.drained_flag):
+        return DustChange(got_sat=change_sat, need_sat=dust_sat) if 0 < change_sat < dust_sat else None
+    if payment.flag in (kind.change_flag, kind.drained_flag):
+        return FlagMismatch(flag=payment.flag, change_sat=change_sat)
     return BadFlag(got=payment.flag)
 
 
@@ -137,18 +131,18 @@ def encoding_problem(signature: bytes) -> str | None:
 class PaymentSigner:
     """Makes the payments of one channel; it builds the sighash prefix once."""
 
-    __slots__ = ("_hasher", "_key")
+    __slots__ = ("_hasher", "_key", "_kind")
 
     def __init__(
         self, key: PrivateKey, terms: ChannelTerms, outpoint: OutPoint, funding_sat: Sat, change_script: bytes
     ) -> None:
-        del funding_sat  # see `PaymentVerifier`
-        self._key, self._hasher = key, PaymentHasher(terms, outpoint, change_script)
+        self._key, self._kind = key, terms.kind
+        self._hasher = self._kind.payment_hasher(terms, outpoint, funding_sat, change_script)
 
     def payment(self, change_sat: Sat) -> Payment:
         """Sign the payment that leaves `change_sat` to the client (RFC 6979: the same input gives the same bytes)."""
-        flag = SINGLE_ANYONECANPAY if change_sat else NONE_ANYONECANPAY
-        return Payment(change_sat, self._key.sign(self._hasher.digest(change_sat, flag), hasher=None), flag)
+        signature = self._key.sign(self._hasher.digest(change_sat), hasher=None)
+        return Payment(change_sat, signature, self._kind.flag(change_sat))
 
 
 def sign_payment(

@@ -15,7 +15,6 @@ import msgspec
 
 from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected, View
 from paychan.protocol.errors import BadSignature
-from paychan.protocol.kinds.sighash import SINGLE_ANYONECANPAY
 from paychan.protocol.payment import Payment, PaymentVerifier
 from paychan.protocol.state_machine import apply
 from paychan.protocol.types import Sat
@@ -128,10 +127,11 @@ def _covered(channel: Channel, commands: Commands, view: View, verifier: Payment
     """Book payments that the newest of them covers; None if they can't be coalesced or the newest does not verify."""
     if isinstance(commands, CompactPayments):
         changes = commands.changes
-    elif all(command.payment.flag == SINGLE_ANYONECANPAY for command in commands):
-        changes = [command.payment.change_sat for command in commands]
     else:
-        return None
+        flag = channel.terms.kind.change_flag
+        if not all(command.payment.flag == flag for command in commands):
+            return None
+        changes = [command.payment.change_sat for command in commands]
     newest = channel.payment
     if changes[-1] < max(view.rules.dust_sat, 1) or not all(map(gt, (newest.change_sat, *changes), changes)):
         return None

@@ -11,28 +11,38 @@ from functools import partial
 from typing import TypeAlias
 
 from bitcoin.core import CTransaction
-from bitcoin.core.script import CScript, CScriptInvalidError
 from msgspec import Struct
 
 from paychan.protocol.address import encode_address, key_script
 from paychan.protocol.errors import PaychanError
-from paychan.protocol.kinds.script import ChannelTerms, KeyBytes
-from paychan.protocol.kinds.sighash import SIGHASH_ALL
+from paychan.protocol.keys import KeyBytes
+from paychan.protocol.kinds.base import (
+    LARGEST_SIGNATURE,
+    MAX_SIGNATURE_BYTES,
+    SIGHASH_ALL,
+    ChannelTerms,
+    Spend,
+    recognise,
+)
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
-from paychan.protocol.tx import FinalTransaction, double_sha256, varint
+from paychan.protocol.tx import (
+    FINAL_SEQUENCE,
+    SIGNALLING_SEQUENCE,
+    Unlocking,
+    UnsignedTransaction,
+    input_weight,
+    push,
+    unlockings_of,
+    varint,
+    virtual_size,
+)
 from paychan.protocol.types import Network, OutPoint, Sat
-
-MAX_SIGNATURE_BYTES = 72
-"""A low-S DER signature of secp256k1 has at most 71 bytes, and one byte of hash flag."""
 
 _LEAST_CHANGE = Sat(1)
 """The caller checks the dust limit; this module only checks that the flag fits the change."""
 
 LEAST_FEE_CAP_SAT = Sat(1_000)
 """A settlement may always pay this fee above one satoshi per byte, whatever share of the received value that is."""
-
-_SERVER_BRANCH = b"\x51"  # OP_1 selects the IF branch
-_OP_1NEGATE, _OP_1, _OP_16 = 0x4F, 0x51, 0x60
 
 Sign = Callable[[int, bytes], bytes]
 """`sign(index, digest)` returns the server's strict DER signature for the input at that index."""
@@ -58,7 +68,7 @@ class Claim(Struct, frozen=True, array_like=True):
         Any change above 0 is accepted: the dust limit is checked where a payment arrives.
         """
         verifier = PaymentVerifier(self.terms, self.outpoint, self.funding_sat, self.change_script)
-        return change_problem(self.payment, _LEAST_CHANGE) or verifier.problem(self.payment)
+        return change_problem(self.payment, self.terms.kind, _LEAST_CHANGE) or verifier.problem(self.payment)
 
 
 class Coin(Struct, frozen=True, array_like=True):
@@ -97,8 +107,8 @@ class Settlement(Struct, frozen=True, array_like=True):
 
     @property
     def size(self) -> int:
-        """Size in bytes, which equals virtual bytes: the transaction has no witness."""
-        return len(self.transaction)
+        """Size in virtual bytes."""
+        return virtual_size(self.transaction)
 
     def is_dearer_than(self, other: Settlement) -> bool:
         """Say whether it pays a higher fee rate; the fractions are compared exactly."""
@@ -117,7 +127,7 @@ def received_sat(claims: Sequence[Claim]) -> Sat:
 
 def build_settlement(
     claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat, reserve: Reserve | None = None
-) -> FinalTransaction:
+) -> UnsignedTransaction:
     """Lay out the unsigned settlement; the value less the fee goes to the destination, without an output if that is 0.
 
     Raises:
@@ -130,28 +140,29 @@ def build_settlement(
     coins = reserve.coins if reserve else ()
     spent = [claim.outpoint for claim in claims] + [coin.outpoint for coin in coins]
     outputs = _outputs(claims, destination_script, Sat(available - fee_sat))
-    return FinalTransaction(tuple(spent), outputs, ours=len(coins))
+    sequences = [FINAL_SEQUENCE] * len(claims) + [SIGNALLING_SEQUENCE] * len(coins)
+    return UnsignedTransaction(spent, outputs, sequences)
 
 
 def _outputs(claims: Sequence[Claim], destination_script: bytes, server_sat: Sat) -> tuple[tuple[Sat, bytes], ...]:
     """List the outputs of a settlement: satoshi and scriptPubKey.
 
-    SINGLE ties the client's output to the index of its input, and the legacy sighash of index i holds i blank outputs
-    before it. So at most one claim has change: it is input 0, and its change is output 0. Claims without change, and
-    the reserve's coins, can be at any index.
+    A payment ties the client's output to the index of its input. So the claims with change come first, and each kind
+    says at which places its claims are valid. The reserve's coins can be at any index.
 
     Raises:
         ValueError: a layout that can't be signed.
     """
-    if any(change_problem(claim.payment, _LEAST_CHANGE) for claim in claims):
+    if any(change_problem(claim.payment, claim.terms.kind, _LEAST_CHANGE) for claim in claims):
         msg = "a payment's flag does not fit its change"
         raise ValueError(msg)
-    if any(claim.payment.has_change for claim in claims[1:]):
+    if not all(kind.may_join(claims) for kind in {claim.terms.kind for claim in claims}):
         msg = "a claim with change must be input 0"
         raise ValueError(msg)
-    first, outputs = claims[0], []
-    if first.payment.has_change:
-        outputs.append((first.payment.change_sat, first.change_script))
+    outputs = [(claim.payment.change_sat, claim.change_script) for claim in claims if claim.payment.has_change]
+    if any(claim.payment.has_change for claim in claims[len(outputs) :]):
+        msg = "claims with change must come first"
+        raise ValueError(msg)
     if server_sat:
         outputs.append((server_sat, destination_script))
     if not outputs:
@@ -160,34 +171,34 @@ def _outputs(claims: Sequence[Claim], destination_script: bytes, server_sat: Sat
     return tuple(outputs)
 
 
+_Lock: TypeAlias = tuple[bytes, Callable[[bytes], Unlocking]]
+"""Digest of an input, and the function that makes its script and witness of a signature without flag."""
+
+
 class Unsigned:
     """A transaction without the server's signatures, one of which each input needs."""
 
-    __slots__ = ("_fee_sat", "_locks", "_transaction", "digests")
+    __slots__ = ("_fee_sat", "_locks", "_transaction")
 
-    def __init__(self, transaction: FinalTransaction, locks: Sequence[_Lock], fee_sat: Sat) -> None:
+    def __init__(self, transaction: UnsignedTransaction, locks: Sequence[_Lock], fee_sat: Sat) -> None:
         self._transaction = transaction
         self._locks = locks
         self._fee_sat = fee_sat
-        self.digests = [transaction.digest(index, script_code) for index, (script_code, _) in enumerate(locks)]
+
+    @property
+    def digests(self) -> list[bytes]:
         """Digests for the SIGHASH_ALL signatures, in the order of the inputs."""
+        return [digest for digest, _ in self._locks]
 
     def signed(self, signatures: Sequence[bytes]) -> Settlement:
         """Put in strict DER signatures of the digests."""
-        script_sigs = [
-            unlock(signature + bytes([SIGHASH_ALL]))
-            for (_, unlock), signature in zip(self._locks, signatures, strict=True)
-        ]
-        raw = self._transaction.serialize(script_sigs)
-        return Settlement(raw, double_sha256(raw), self._fee_sat)
+        pairs = zip(self._locks, signatures, strict=True)
+        raw, txid = self._transaction.signed([unlock(signature) for (_, unlock), signature in pairs])
+        return Settlement(raw, txid, self._fee_sat)
 
     def signed_by(self, sign: Sign) -> Settlement:
         """Have each digest signed in turn."""
         return self.signed([sign(index, digest) for index, digest in enumerate(self.digests)])
-
-
-_Lock: TypeAlias = tuple[bytes, Callable[[bytes], bytes]]
-"""Script code of an input, and the function that makes its scriptSig of a signature with its flag."""
 
 
 def prepare_settlement(
@@ -195,10 +206,13 @@ def prepare_settlement(
 ) -> Unsigned:
     """Build an unsigned settlement; the inputs after the claims' are the reserve's coins. Raises ValueError."""
     transaction = build_settlement(claims, destination_script, fee_sat, reserve)
-    locks: list[_Lock] = [(claim.terms.redeem_script, partial(_script_sig, claim)) for claim in claims]
+    locks: list[_Lock] = []
+    for index, claim in enumerate(claims):
+        kind = claim.terms.kind
+        digest = kind.settlement_digest(transaction, index, claim.terms, claim.funding_sat)
+        locks.append((digest, partial(kind.input, claim)))
     if reserve:
-        coin = reserve.funding_script, partial(_key_script_sig, reserve.public_key)
-        locks += [coin for _ in reserve.coins]
+        locks += [_key_lock(transaction, len(claims) + at, reserve.public_key) for at in range(len(reserve.coins))]
     return Unsigned(transaction, locks, fee_sat)
 
 
@@ -214,20 +228,21 @@ def settlement_size(
 ) -> int:
     """Size in (v)bytes of the signed settlement, if the server's signatures have the largest size."""
     outputs = _outputs(claims, destination_script, Sat(1 if server_output else 0))
-    placeholder = bytes(MAX_SIGNATURE_BYTES)
-    script_sigs = [len(_script_sig(claim, placeholder)) for claim in claims]
-    script_sigs += [len(_key_script_sig(reserve.public_key, placeholder)) for _ in reserve.coins] if reserve else []
-    return (
+    coins = len(reserve.coins) if reserve else 0
+    inputs = sum(claim.terms.kind.input_weight(claim) for claim in claims)
+    inputs += coins * input_weight(_key_unlocking(reserve.public_key, LARGEST_SIGNATURE)) if reserve else 0
+    with_witness = sum(claim.terms.kind.has_witness for claim in claims)
+    blank = 2 + len(claims) + coins - with_witness if with_witness else 0  # BIP144: marker, flag, empty witnesses
+    rest = (
         _FRAME_BYTES
-        + len(varint(len(script_sigs)))
-        + sum(_INPUT_BYTES + len(varint(size)) + size for size in script_sigs)
+        + len(varint(len(claims) + coins))
         + len(varint(len(outputs)))
         + sum(_VALUE_BYTES + len(varint(len(script))) + len(script) for _, script in outputs)
     )
+    return -(-(inputs + blank + 4 * rest) // 4)
 
 
 _FRAME_BYTES = 4 + 4  # version, lock time
-_INPUT_BYTES = 36 + 4  # outpoint, sequence
 _VALUE_BYTES = 8
 
 
@@ -248,8 +263,9 @@ def prepare_child(parent: Settlement, public_key: bytes, fee_sat: Sat) -> Unsign
     if not 0 <= fee_sat < value_sat:
         msg = f"fee of {fee_sat} sat does not fit the server's output of {value_sat} sat"
         raise ValueError(msg)
-    child = FinalTransaction((OutPoint(parent.txid, index),), ((Sat(value_sat - fee_sat), script),), ours=1)
-    return Unsigned(child, [(script, partial(_key_script_sig, public_key))], fee_sat)
+    output = OutPoint(parent.txid, index)
+    child = UnsignedTransaction([output], [(Sat(value_sat - fee_sat), script)], [SIGNALLING_SEQUENCE])
+    return Unsigned(child, [_key_lock(child, 0, public_key)], fee_sat)
 
 
 def sign_child(parent: Settlement, public_key: bytes, fee_sat: Sat, sign: Sign) -> Settlement:
@@ -269,12 +285,6 @@ def base_size(transaction: bytes) -> int:
     return len(CTransaction(whole.vin, whole.vout).serialize())
 
 
-def without_witness(transaction: bytes) -> bytes:
-    """Serialize a transaction without witnesses; its txid is the hash of these bytes (BIP141)."""
-    whole = CTransaction.deserialize(transaction)
-    return bytes(CTransaction(whole.vin, whole.vout, whole.nLockTime, whole.nVersion).serialize())
-
-
 def spends_by_server_branch(transaction: bytes, outpoint: OutPoint) -> bool:
     """Say whether a transaction spends a channel's output through the branch that needs the server's signature.
 
@@ -282,32 +292,17 @@ def spends_by_server_branch(transaction: bytes, outpoint: OutPoint) -> bool:
     and the client's signature (threat 18), but not the server's SIGHASH_ALL signature over the outputs. The other
     branch is the client's refund.
     """
-    return server_pushes(CTransaction.deserialize(transaction), outpoint) is not None
+    found = spend_of(CTransaction.deserialize(transaction), outpoint)
+    return found is not None and found[1].by_server
 
 
-def server_pushes(transaction: CTransaction, outpoint: OutPoint) -> tuple[int, list[bytes]] | None:
-    """Return the index of the input that spends an outpoint by the server's branch, and the pushes of its scriptSig.
-
-    None if no input does. A number that has its own opcode is returned as no bytes.
-    """
-    for index, txin in enumerate(transaction.vin):
+def spend_of(transaction: CTransaction, outpoint: OutPoint) -> tuple[int, Spend] | None:
+    """Return the index of the input that spends a channel's output, and its parts; None if no input does."""
+    for index, (txin, unlocking) in enumerate(zip(transaction.vin, unlockings_of(transaction), strict=True)):
         if (bytes(txin.prevout.hash), int(txin.prevout.n)) == (outpoint.txid, outpoint.vout):
-            try:
-                pushes = [(opcode, data) for opcode, data, _ in CScript(txin.scriptSig).raw_iter()]
-            except CScriptInvalidError:
-                return None
-            return (index, [bytes(data or b"") for _, data in pushes]) if _selects_server(pushes) else None
+            spend = recognise(unlocking)
+            return None if spend is None else (index, spend)
     return None
-
-
-def _selects_server(pushes: Sequence[tuple[int, bytes | None]]) -> bool:
-    """Read the stack item below the redeem script as a condition (script.cpp: CastToBool)."""
-    if len(pushes) < 2:
-        return False
-    opcode, data = pushes[-2]
-    if data is not None:
-        return any(data[:-1]) or bytes(data[-1:]) not in (b"", b"\x00", b"\x80")
-    return bool(opcode == _OP_1NEGATE or _OP_1 <= opcode <= _OP_16)
 
 
 def first_output_sat(transaction: bytes) -> Sat:
@@ -315,23 +310,10 @@ def first_output_sat(transaction: bytes) -> Sat:
     return Sat(CTransaction.deserialize(transaction).vout[0].nValue)
 
 
-def _script_sig(claim: Claim, server_signature: bytes) -> bytes:
-    """`<client sig> <server sig> OP_1 <redeem script>`; the script is longer than 75 bytes, hence OP_PUSHDATA1."""
-    client_signature, script = claim.payment.signature_with_flag, claim.terms.redeem_script
-    return b"".join(
-        (
-            bytes([len(client_signature)]),
-            client_signature,
-            bytes([len(server_signature)]),
-            server_signature,
-            _SERVER_BRANCH,
-            b"\x4c",
-            bytes([len(script)]),
-            script,
-        )
-    )
+def _key_lock(transaction: UnsignedTransaction, index: int, public_key: bytes) -> _Lock:
+    return transaction.legacy_digest(index, key_script(public_key)), partial(_key_unlocking, public_key)
 
 
-def _key_script_sig(public_key: bytes, signature: bytes) -> bytes:
+def _key_unlocking(public_key: bytes, signature: bytes) -> Unlocking:
     """Spend a P2PKH output: `<sig> <key>`."""
-    return bytes([len(signature)]) + signature + bytes([len(public_key)]) + public_key
+    return push(signature + bytes([SIGHASH_ALL])) + push(public_key), ()

@@ -108,7 +108,7 @@ def _pay(channel: Channel, command: Pay, view: View, verifier: PaymentVerifier |
         return Rejected(ChannelExpiring(now_unix=view.now, limit_unix=limit))
     if payment == newest:
         return Accepted(channel)
-    problem = change_problem(payment, view.rules.dust_sat)
+    problem = change_problem(payment, channel.terms.kind, view.rules.dust_sat)
     if problem is None:
         verifier = verifier or channel.verifier()
         problem = verifier.problem(payment)
@@ -173,7 +173,7 @@ def _close_by_payment(
     An offer that can't become fee as a whole is refused, because the server must not keep the rest of it.
     """
     payment, script = command.payment, command.change_script or channel.change_script
-    problem = change_problem(payment, view.rules.dust_sat)
+    problem = change_problem(payment, channel.terms.kind, view.rules.dust_sat)
     if problem is None:
         if verifier is None or script != channel.change_script:
             verifier = channel.verifier(script)

@@ -1,7 +1,7 @@
-"""Transactions in the form that settlements use: version 1, no lock time, no witness.
+"""Transactions in the form that settlements and refunds use: version 1, and a sequence for each input.
 
-The sequences of channels' inputs are final, as their clients signed them. Inputs that only the server signs signal that
-the transaction may be replaced (BIP125), for nodes that replace no other transaction.
+In settlements the sequences of channels' inputs are final, as their clients signed them. Inputs that only the server
+signs signal that the transaction may be replaced (BIP125), for nodes that replace no other transaction.
 
 The module lays out the bytes itself, because they are few and because building the same with python-bitcoinlib takes
 longer than signing it.
@@ -11,56 +11,83 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256
+from typing import TypeAlias
 
 from bitcoin.core import CTransaction
 
 from paychan.protocol.types import OutPoint, Sat
 
+Unlocking: TypeAlias = tuple[bytes, tuple[bytes, ...]]
+"""ScriptSig and witness of an input."""
+
 _VERSION = b"\x01\x00\x00\x00"
 FINAL_SEQUENCE = 0xFFFFFFFF
 """Part of what the client signed (RBPCP §3)."""
-_FINAL = FINAL_SEQUENCE.to_bytes(4, "little")
 
-_HIGHEST_SIGNALLING = 0xFFFFFFFD
+SIGNALLING_SEQUENCE = 0xFFFFFFFD
 """BIP125: a lower sequence than 0xffffffff - 1 is the signal."""
-_SIGNALLING = _HIGHEST_SIGNALLING.to_bytes(4, "little")
 
 _BLANK_BYTES = 36 + 1 + 4
 """An input without a script."""
-_LOCK_TIME = b"\x00\x00\x00\x00"
 _SIGHASH_ALL = b"\x01\x00\x00\x00"
+_SEGWIT = b"\x00\x01"
+"""BIP144: marker and flag after the version of a transaction with witnesses."""
 
 
-class FinalTransaction:
-    """The spent outpoints in order, and the outputs: (satoshi, scriptPubKey)."""
+class UnsignedTransaction:
+    """The spent outpoints in order with their sequences, the outputs (satoshi, scriptPubKey), and the lock time."""
 
-    __slots__ = ("_blank", "_counted", "_end", "_sequences", "_spent", "inputs", "outputs")
+    __slots__ = ("_blank", "_counted", "_end", "_sequences", "_spent", "inputs", "lock_time", "outputs", "sequences")
 
-    def __init__(self, inputs: Sequence[OutPoint], outputs: Sequence[tuple[Sat, bytes]], ours: int = 0) -> None:
-        """Store inputs and outputs; the last `ours` inputs need only the server's signature."""
-        self.inputs = inputs
-        self._sequences = [_FINAL] * (len(inputs) - ours) + [_SIGNALLING] * ours
-        self.outputs = outputs
-        self._counted = _VERSION + varint(len(inputs))
+    def __init__(
+        self,
+        inputs: Sequence[OutPoint],
+        outputs: Sequence[tuple[Sat, bytes]],
+        sequences: Sequence[int],
+        lock_time: int = 0,
+    ) -> None:
+        self.inputs, self.outputs, self.sequences, self.lock_time = inputs, outputs, sequences, lock_time
+        self._sequences = [each.to_bytes(4, "little") for each in sequences]
+        self._counted = varint(len(inputs))
         self._spent = [outpoint.serialize() for outpoint in inputs]
         self._blank = b"".join(
             [b"%b\x00%b" % each for each in zip(self._spent, self._sequences, strict=True)],
         )
-        paid = [b"%b%b%b" % (value.to_bytes(8, "little"), varint(len(script)), script) for value, script in outputs]
-        self._end = varint(len(outputs)) + b"".join(paid) + _LOCK_TIME
+        paid = [
+            b"%b%b%b" % (value.to_bytes(8, "little", signed=True), varint(len(script)), script)
+            for value, script in outputs
+        ]
+        self._end = varint(len(outputs)) + b"".join(paid)
 
-    def serialize(self, script_sigs: Sequence[bytes] = ()) -> bytes:
-        """Return the transaction's bytes with a scriptSig for each input; without `script_sigs` they are empty."""
-        if not script_sigs:
-            return self._counted + self._blank + self._end
+    @classmethod
+    def read(cls, transaction: CTransaction) -> UnsignedTransaction:
+        """Take the layout of a transaction of version 1, without its scripts and witnesses."""
+        return cls(
+            [OutPoint(bytes(txin.prevout.hash), int(txin.prevout.n)) for txin in transaction.vin],
+            [(Sat(out.nValue), bytes(out.scriptPubKey)) for out in transaction.vout],
+            [txin.nSequence for txin in transaction.vin],
+            transaction.nLockTime,
+        )
+
+    def serialize(self) -> bytes:
+        """Return the transaction's bytes with empty scripts."""
+        return b"%b%b%b%b%b" % (_VERSION, self._counted, self._blank, self._end, self._lock_time)
+
+    def signed(self, unlockings: Sequence[Unlocking]) -> tuple[bytes, bytes]:
+        """Return the transaction with these scripts and witnesses, and its txid in internal byte order."""
         spent = [
             b"%b%b%b%b" % (outpoint, varint(len(script)), script, sequence)
-            for outpoint, script, sequence in zip(self._spent, script_sigs, self._sequences, strict=True)
+            for outpoint, (script, _), sequence in zip(self._spent, unlockings, self._sequences, strict=True)
         ]
-        return self._counted + b"".join(spent) + self._end
+        body = b"%b%b%b" % (self._counted, b"".join(spent), self._end)
+        legacy = b"%b%b%b" % (_VERSION, body, self._lock_time)
+        if not any(witness for _, witness in unlockings):
+            return legacy, double_sha256(legacy)
+        witnesses = b"".join([_serialized(witness) for _, witness in unlockings])
+        return b"%b%b%b%b%b" % (_VERSION, _SEGWIT, body, witnesses, self._lock_time), double_sha256(legacy)
 
-    def digest(self, index: int, script_code: bytes) -> bytes:
-        """Return the digest of this input's SIGHASH_ALL signature: only this input has a script, the others are blank.
+    def legacy_digest(self, index: int, script_code: bytes) -> bytes:
+        """Return the digest of before segwit for a SIGHASH_ALL signature: only this input has a script.
 
         Raises:
             IndexError: no such input. Bitcoin Core's digest is then the constant 1, which must never be signed.
@@ -71,12 +98,53 @@ class FinalTransaction:
         begin = index * _BLANK_BYTES
         before, after = self._blank[:begin], self._blank[begin + _BLANK_BYTES :]
         spent = b"%b%b%b%b" % (self._spent[index], varint(len(script_code)), script_code, self._sequences[index])
-        return double_sha256(b"%b%b%b%b%b%b" % (self._counted, before, spent, after, self._end, _SIGHASH_ALL))
+        end = b"%b%b%b" % (self._end, self._lock_time, _SIGHASH_ALL)
+        return double_sha256(b"%b%b%b%b%b%b" % (_VERSION, self._counted, before, spent, after, end))
+
+    @property
+    def _lock_time(self) -> bytes:
+        return self.lock_time.to_bytes(4, "little")
+
+
+def unlockings_of(transaction: CTransaction) -> list[Unlocking]:
+    """Read script and witness of each input."""
+    witnesses = [tuple(map(bytes, each.scriptWitness.stack)) for each in transaction.wit.vtxinwit]
+    witnesses += [()] * (len(transaction.vin) - len(witnesses))
+    return [(bytes(txin.scriptSig), witness) for txin, witness in zip(transaction.vin, witnesses, strict=True)]
+
+
+def input_weight(unlocking: Unlocking) -> int:
+    """Weight of an input (BIP141); an input without witness weighs one more in a transaction with witnesses."""
+    script, witness = unlocking
+    return 4 * (36 + len(varint(len(script))) + len(script) + 4) + (len(_serialized(witness)) if witness else 0)
+
+
+def virtual_size(transaction: bytes) -> int:
+    """Size in virtual bytes (BIP141)."""
+    if transaction[4:6] != _SEGWIT:
+        return len(transaction)
+    base = len(without_witness(transaction))
+    return -(-(3 * base + len(transaction)) // 4)
+
+
+def without_witness(transaction: bytes) -> bytes:
+    """Serialize a transaction without witnesses; its txid is the hash of these bytes (BIP141)."""
+    whole = CTransaction.deserialize(transaction)
+    return bytes(CTransaction(whole.vin, whole.vout, whole.nLockTime, whole.nVersion).serialize())
+
+
+def push(data: bytes) -> bytes:
+    """Write the shortest push of 6 to 255 bytes; shorter data may have an opcode of its own."""
+    return b"%c%b" % (len(data), data) if len(data) <= 75 else b"\x4c%c%b" % (len(data), data)
+
+
+def _serialized(witness: Sequence[bytes]) -> bytes:
+    return varint(len(witness)) + b"".join([varint(len(item)) + item for item in witness])
 
 
 def signals_replaceability(transaction: bytes) -> bool:
     """Say whether a transaction signals that it may be replaced (BIP125)."""
-    return any(txin.nSequence <= _HIGHEST_SIGNALLING for txin in CTransaction.deserialize(transaction).vin)
+    return any(txin.nSequence <= SIGNALLING_SEQUENCE for txin in CTransaction.deserialize(transaction).vin)
 
 
 def double_sha256(data: bytes) -> bytes:

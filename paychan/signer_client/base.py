@@ -11,7 +11,8 @@ from contextlib import suppress
 from typing import Protocol
 
 from paychan.protocol.channel import Adopt
-from paychan.protocol.settlement import Claim, Reserve, Settlement, without_witness
+from paychan.protocol.settlement import Claim, Reserve, Settlement
+from paychan.protocol.tx import without_witness
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.protocol.wire.signer_messages import MAX_CLAIMS, HealthReply, KeyReply, Newest, NewestReply
 

@@ -10,13 +10,14 @@ from coincurve import PublicKey
 
 from paychan.protocol.address import key_script
 from paychan.protocol.errors import PaychanError
-from paychan.protocol.kinds.script import check_public_key
+from paychan.protocol.keys import check_public_key
 from paychan.protocol.settlement import (
     Settlement,
     build_settlement,
     sign_child,
     sign_settlement,
 )
+from paychan.protocol.tx import unlockings_of
 from paychan.protocol.types import OutPoint
 from paychan.protocol.wire.signer_messages import AgainReply, ChildRequest, SettlementRequest
 from paychan.signer_client.base import SignerRefused
@@ -75,13 +76,14 @@ def _rebuild(settlement: Settlement, request: SettlementRequest) -> Settlement:
         ValueError: a signature is not the server's signature of this transaction.
     """
     claims, reserve = request.claims, request.reserve
-    scripts = [bytes(txin.scriptSig) for txin in CTransaction.deserialize(settlement.transaction).vin]
+    unlockings = unlockings_of(CTransaction.deserialize(settlement.transaction))
 
     def server_signature(index: int, digest: bytes) -> bytes:
         if reserve is not None and index >= len(claims):
-            return _verified(scripts[index], 0, reserve.public_key, digest)
-        claim = claims[index]
-        return _verified(scripts[index], 1 + len(claim.payment.signature_with_flag), claim.terms.server_key, digest)
+            return _verified(_first_push(unlockings[index][0]), reserve.public_key, digest)
+        terms = claims[index].terms
+        spend = terms.kind.recognise(unlockings[index])
+        return _verified(spend.server_signature if spend else b"", terms.server_key, digest)
 
     return sign_settlement(claims, request.destination_script, request.fee_sat, server_signature, reserve)
 
@@ -99,12 +101,18 @@ def _rebuild_child(child: Settlement, request: ChildRequest) -> Settlement:
     if key_script(public_key) != parent.destination_script:
         msg = "its key is not the destination's"
         raise ValueError(msg)
-    return sign_child(spent, public_key, request.fee_sat, lambda _, digest: _verified(script, 0, public_key, digest))
+    return sign_child(
+        spent, public_key, request.fee_sat, lambda _, digest: _verified(_first_push(script), public_key, digest)
+    )
 
 
-def _verified(script: bytes, start: int, public_key: bytes, digest: bytes) -> bytes:
-    """Return the signature that is pushed at `start` of a scriptSig, without its hash flag, after verifying it."""
-    signature = script[start + 1 : start + script[start]]
+def _first_push(script: bytes) -> bytes:
+    return script[1 : 1 + script[0]]
+
+
+def _verified(signature_with_flag: bytes, public_key: bytes, digest: bytes) -> bytes:
+    """Return a signature without its hash flag, after verifying it."""
+    signature = signature_with_flag[:-1]
     # libsecp256k1 accepts only strict DER with low S; a signature that can't be parsed is a ValueError
     if not PublicKey(public_key).verify(signature, digest, hasher=None):
         msg = f"no signature of {public_key.hex()}"

@@ -15,7 +15,7 @@ from msgspec import Struct, field
 
 from paychan.protocol.channel import Channel, State
 from paychan.protocol.errors import DamagedRecord
-from paychan.protocol.kinds.script import MAX_EXPIRY
+from paychan.protocol.expiry import MAX_EXPIRY
 from paychan.protocol.types import OutPoint, UnixTime
 
 

@@ -16,7 +16,9 @@ from typing import NamedTuple, TypeAlias
 from msgspec.structs import replace
 
 from paychan.protocol.errors import PaychanError
-from paychan.protocol.kinds.script import check_expiry, check_public_key, make_terms
+from paychan.protocol.expiry import check_expiry
+from paychan.protocol.keys import check_public_key
+from paychan.protocol.kinds.base import make_terms
 from paychan.protocol.settlement import Claim, Settlement, prepare_child, prepare_settlement
 from paychan.protocol.types import UnixTime
 from paychan.protocol.wire.signer_messages import (

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from paychan.protocol.errors import PaychanError
-from paychan.protocol.kinds.script import MAX_EXPIRY, MIN_EXPIRY, check_expiry, check_public_key, make_terms
+from paychan.protocol.expiry import MAX_EXPIRY, MIN_EXPIRY, check_expiry
+from paychan.protocol.keys import check_public_key
+from paychan.protocol.kinds.base import make_terms
 from paychan.protocol.settlement import Claim, Reserve, received_sat
 from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
 from paychan.protocol.wire.signer_messages import MAX_CLAIMS, SettlementRequest

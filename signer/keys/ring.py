@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 from coincurve import PrivateKey
 
 from paychan.protocol.address import key_script
-from paychan.protocol.kinds.script import ChannelTerms
+from paychan.protocol.kinds.base import ChannelTerms
 from paychan.protocol.types import UnixTime
 
 DEBUG_KEY = bytes.fromhex("9b4b4cf8f8796ca8a3a8a3da5c73deeb7c558a89e3752b896349ec58c010879d")

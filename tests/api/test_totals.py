@@ -14,7 +14,7 @@ from paychan.chain.base import ChainFailed, Funding
 from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Channel, Close, CloseReason, Rejected, State
 from paychan.protocol.fees import ChainFees
-from paychan.protocol.kinds.script import ChannelTerms
+from paychan.protocol.kinds.base import ChannelTerms
 from paychan.protocol.settlement import settlement_size
 from paychan.protocol.state_machine import apply
 from paychan.protocol.types import OutPoint, Sat

@@ -10,7 +10,7 @@ import pytest
 
 from paychan.protocol.address import encode_address
 from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT
-from paychan.protocol.kinds.script import make_terms
+from paychan.protocol.kinds.base import make_terms
 from paychan.protocol.payment import sign_payment
 from paychan.protocol.types import Network, Sat
 from paychan.protocol.wire.rbpcp import opening_secret

@@ -47,7 +47,8 @@ from paychan.protocol.errors import (
     UnknownChannel,
 )
 from paychan.protocol.fees import Shortfall, plan_closing
-from paychan.protocol.kinds.script import ChannelTerms, make_terms, parse_redeem_script
+from paychan.protocol.kinds.base import ChannelTerms, make_terms
+from paychan.protocol.kinds.p2sh import parse_redeem_script
 from paychan.protocol.opening import open_channel, successor
 from paychan.protocol.payment import Payment, decode_v1
 from paychan.protocol.settlement import sign_settlement

@@ -14,7 +14,7 @@ import pytest
 from paychan import client
 from paychan.client import AsyncPayer, ChannelConflict, ChannelGone, Dialect, Payer, PaymentRefused, State
 from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT
-from paychan.protocol.kinds.script import MAX_EXPIRY
+from paychan.protocol.expiry import MAX_EXPIRY
 from tests.lib.system import System
 
 SPOKEN = pytest.mark.parametrize(

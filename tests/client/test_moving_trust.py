@@ -17,12 +17,13 @@ from bitcoin.core import (
 from bitcoin.core.script import CScript
 
 from paychan.client import Channel, PaymentRefused, ServerMisbehaved, State
-from paychan.protocol.kinds.sighash import SIGHASH_ALL, whole_transaction_digest
+from paychan.protocol.kinds.base import SIGHASH_ALL
 from paychan.protocol.types import OutPoint
 from paychan.protocol.wire.rbpcp import read_v2_body
 from tests.client.conftest import OpenChannel
 from tests.client.liar import FUNDING_SAT, OPEN_PRICE_SAT, Answer, Liar, Lie
 from tests.lib.channels import SERVER_DESTINATION, private_key
+from tests.lib.sighash import whole_transaction_digest
 
 LEFT_SAT = FUNDING_SAT - OPEN_PRICE_SAT
 

@@ -13,7 +13,8 @@ import pytest
 from paychan.chain.base import Chain, ChainFailed, Funding, Spend
 from paychan.chain.bitcoind.chain import BitcoindChain
 from paychan.client.coins import proven_value
-from paychan.protocol.settlement import Reserve, without_witness
+from paychan.protocol.settlement import Reserve
+from paychan.protocol.tx import without_witness
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from tests.contract.chains import (
     DAY_SECONDS,

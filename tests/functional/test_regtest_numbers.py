@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from paychan.protocol.kinds.script import MAX_EXPIRY, MIN_EXPIRY, encode_script_number
-from paychan.protocol.kinds.sighash import SINGLE_ANYONECANPAY
+from paychan.protocol.expiry import MAX_EXPIRY, MIN_EXPIRY
+from paychan.protocol.kinds.p2sh import SINGLE_ANYONECANPAY, encode_script_number
 from paychan.protocol.payment import Payment, sign_payment
 from paychan.protocol.types import MAX_MONEY_SAT, Sat, UnixTime
 from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, CustomerV2, code, market, settled, wait_for

@@ -8,8 +8,8 @@ import pytest
 from bitcoin.core import CMutableTransaction, CTransaction
 from bitcoin.core.script import CScript
 
-from paychan.protocol.kinds.sighash import PaymentHasher
-from tests.lib.customer import OPENING_SAT, Customer, market, wait_for
+from paychan.protocol.types import Sat
+from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, market, wait_for
 from tests.lib.ecdsa import sign_with_nonce
 from tests.lib.node import Node, NodeError
 from tests.lib.system import System
@@ -35,8 +35,8 @@ def settlement_of(system: System, customer: Customer) -> bytes:
 def signed_again(customer: Customer, settlement: bytes) -> bytes:
     """Return the same settlement with a second signature of the client, as only the client can make."""
     payment = customer.payment(OPENING_SAT)
-    digest = PaymentHasher(customer.terms, customer.outpoint, customer.change_script).digest(
-        payment.change_sat, payment.flag
+    digest = customer.terms.kind.payment_digest(
+        customer.terms, customer.outpoint, Sat(FUNDING_SAT), customer.change_script, payment.change_sat
     )
     others = (sign_with_nonce(customer.key, digest, nonce) for nonce in range(1, 1000))
     other = next(signature for signature in others if len(signature) == len(payment.signature))

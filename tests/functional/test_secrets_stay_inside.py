@@ -21,7 +21,7 @@ from bitcoin.base58 import encode as base58
 from bitcoin.core import Hash
 from coincurve import PrivateKey
 
-from paychan.protocol.kinds.script import make_terms
+from paychan.protocol.kinds.base import make_terms
 from paychan.protocol.wire.signer_messages import Health, KeyRequest, encode_frame
 from paychan.running import read_running
 from signer.keys.ring import CHANNEL_BRANCH, DESTINATION_BRANCH, HARDENED, RESERVE_PATH, Node, channel_words

@@ -34,7 +34,7 @@ from paychan.protocol.channel import (
 )
 from paychan.protocol.fees import Shortfall, plan_closing
 from paychan.protocol.finding import read_claim
-from paychan.protocol.kinds.script import ChannelTerms, make_terms
+from paychan.protocol.kinds.base import ChannelTerms, make_terms
 from paychan.protocol.opening import open_channel
 from paychan.protocol.payment import Payment, sign_payment
 from paychan.protocol.settlement import Settlement, sign_settlement

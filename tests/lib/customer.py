@@ -13,8 +13,8 @@ import msgspec
 from coincurve import PrivateKey
 
 from paychan.protocol.address import encode_address, key_script, p2sh_script
+from paychan.protocol.kinds.base import ChannelTerms, make_terms
 from paychan.protocol.kinds.refund import Refund, sign_refund
-from paychan.protocol.kinds.script import ChannelTerms, make_terms
 from paychan.protocol.payment import Payment, encode_v1, sign_payment
 from paychan.protocol.types import Network, OutPoint, Sat
 from paychan.protocol.wire.rbpcp import Dialect, opening_secret, payment_data

@@ -18,7 +18,7 @@ from coincurve import PrivateKey
 
 from paychan.protocol.address import encode_address, key_script
 from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT, debug_outpoint
-from paychan.protocol.kinds.script import make_terms
+from paychan.protocol.kinds.base import make_terms
 from paychan.protocol.payment import Payment, encode_v1, sign_payment
 from paychan.protocol.types import Network, OutPoint, Sat
 from paychan.protocol.wire.rbpcp import Dialect, opening_secret, payment_data

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from coincurve import PrivateKey
 
 from paychan.protocol.address import decode_address
-from paychan.protocol.kinds.script import ChannelTerms, make_terms
+from paychan.protocol.kinds.base import ChannelTerms, make_terms
 from paychan.protocol.payment import Payment, decode_v1
 from paychan.protocol.settlement import Claim
 from paychan.protocol.types import Network, OutPoint, Sat

@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 
 from paychan.protocol.address import decode_address, encode_address
 from paychan.protocol.errors import BadRequest, DamagedRecord, Malformed
-from paychan.protocol.kinds.script import MAX_EXPIRY, MIN_EXPIRY, make_terms, parse_public_key, parse_redeem_script
+from paychan.protocol.expiry import MAX_EXPIRY, MIN_EXPIRY
+from paychan.protocol.keys import parse_public_key
+from paychan.protocol.kinds.base import make_terms
+from paychan.protocol.kinds.p2sh import parse_redeem_script
 from paychan.protocol.payment import Payment, decode_v1, encode_v1
 from paychan.protocol.record import VERSION, decode_record, encode_record
 from paychan.protocol.types import MAX_MONEY_SAT, Network, OutPoint, Sat

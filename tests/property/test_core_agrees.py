@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paychan.protocol.address import key_script
+from paychan.protocol.expiry import MAX_EXPIRY, MIN_EXPIRY
 from paychan.protocol.fees import Shortfall, plan_fee
 from paychan.protocol.kinds.refund import sign_refund
-from paychan.protocol.kinds.script import MAX_EXPIRY, MIN_EXPIRY
 from paychan.protocol.payment import Payment, PaymentVerifier
 from paychan.protocol.settlement import Claim, settlement_size, sign_settlement
 from paychan.protocol.types import OutPoint, Sat, UnixTime

@@ -44,7 +44,6 @@ from paychan.protocol.channel import (
     View,
 )
 from paychan.protocol.fees import most_offered_sat
-from paychan.protocol.kinds.sighash import PaymentHasher
 from paychan.protocol.opening import open_channel, successor
 from paychan.protocol.payment import Payment
 from paychan.protocol.record import decode_record, encode_record
@@ -133,8 +132,10 @@ class Life(RuleBasedStateMachine):
         payment = self.payer.payment(change)
         if not nonce:
             return payment
-        hasher = PaymentHasher(self.payer.terms, self.payer.outpoint, self.payer.change_script)
-        digest = hasher.digest(Sat(change), payment.flag)
+        payer = self.payer
+        digest = payer.terms.kind.payment_digest(
+            payer.terms, payer.outpoint, payer.funding_sat, payer.change_script, Sat(change)
+        )
         return Payment(Sat(change), sign_with_nonce(self.payer.key, digest, nonce), payment.flag)
 
     changes_of_value = st.sampled_from([-1000, -1, 0, 1, 2, 100, 450, 1_200, "drain", "drain", "dust", "dust - 1"])

@@ -37,6 +37,7 @@ PURE = {
     *(
         "base64",
         "binascii",
+        "abc",
         "collections.abc",
         "enum",
         "functools",

@@ -6,6 +6,7 @@ import pytest
 
 from paychan.protocol.channel import Pay, Rejected
 from paychan.protocol.errors import BadFlag, DustChange, FlagMismatch, PaychanError
+from paychan.protocol.kinds.p2sh import P2SH
 from paychan.protocol.payment import Payment, change_problem
 from paychan.protocol.state_machine import apply
 from paychan.protocol.types import Sat
@@ -17,7 +18,7 @@ SINGLE, NONE = 0x83, 0x82
 
 def problem(flag: int, change: int) -> PaychanError | None:
     """The refusal of a flag with a change value, or None."""
-    return change_problem(Payment(Sat(change), b"\x30" + bytes(7), flag), DUST)
+    return change_problem(Payment(Sat(change), b"\x30" + bytes(7), flag), P2SH, DUST)
 
 
 @pytest.mark.parametrize("flag", range(256))

@@ -7,11 +7,12 @@ from bitcoin.core import CTransaction, CTxIn
 from bitcoin.core.script import CScript
 
 from paychan.protocol.address import key_script
+from paychan.protocol.kinds.base import SIGHASH_ALL
 from paychan.protocol.kinds.refund import REFUND_SEQUENCE, Coin, Refund, refunds_at_rate, sign_refund
-from paychan.protocol.kinds.sighash import SIGHASH_ALL, whole_transaction_digest
 from paychan.protocol.types import Sat, UnixTime
 from tests.lib.channels import Payer, private_key
 from tests.lib.kernel import interpreter_accepts
+from tests.lib.sighash import whole_transaction_digest
 
 HOME = key_script(private_key("refund").public_key.format())
 PAYERS = {

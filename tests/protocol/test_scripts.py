@@ -6,17 +6,10 @@ import pytest
 from coincurve import PublicKey
 
 from paychan.protocol.errors import ExpiryNotATime, KeyReuse, Malformed, PaychanError
-from paychan.protocol.kinds.script import (
-    MAX_EXPIRY,
-    MIN_EXPIRY,
-    ChannelTerms,
-    check_expiry,
-    check_public_key,
-    encode_script_number,
-    make_terms,
-    parse_public_key,
-    parse_redeem_script,
-)
+from paychan.protocol.expiry import MAX_EXPIRY, MIN_EXPIRY, check_expiry
+from paychan.protocol.keys import check_public_key, parse_public_key
+from paychan.protocol.kinds.base import ChannelTerms, make_terms
+from paychan.protocol.kinds.p2sh import encode_script_number, parse_redeem_script
 from paychan.protocol.types import Network, UnixTime
 from tests.lib.channels import private_key
 

@@ -9,10 +9,10 @@ import pytest
 from bitcoin.core import COutPoint, CTransaction, CTxIn, CTxOut
 from bitcoin.core.script import CScript
 
-from paychan.protocol import settlement
 from paychan.protocol.address import key_script
 from paychan.protocol.fees import RELAY_FLOOR_SAT_PER_VB, Shortfall, plan_fee
-from paychan.protocol.kinds.sighash import SIGHASH_ALL, PaymentHasher, whole_transaction_digest
+from paychan.protocol.kinds.base import SIGHASH_ALL
+from paychan.protocol.kinds.p2sh import P2SH
 from paychan.protocol.payment import Payment
 from paychan.protocol.settlement import (
     MAX_SIGNATURE_BYTES,
@@ -26,6 +26,7 @@ from paychan.protocol.types import Sat, UnixTime
 from tests.lib.channels import RULES, Payer, private_key
 from tests.lib.ecdsa import sign_with_nonce
 from tests.lib.kernel import interpreter_accepts
+from tests.lib.sighash import whole_transaction_digest
 
 DUST = Sat(700)
 ALL_OF_IT = msgspec.structs.replace(RULES, dust_sat=DUST)
@@ -127,8 +128,9 @@ def test_threat_18_the_client_can_sign_again() -> None:
     """Another signature of the client for the same payment gives another txid with the same outputs, and is valid."""
     claims, fee_sat = SHAPES["with change"]
     raw, payment = settle(claims, fee_sat).transaction, claims[0].payment
-    hasher = PaymentHasher(FIRST.terms, FIRST.outpoint, FIRST.change_script)
-    digest = hasher.digest(payment.change_sat, payment.flag)
+    digest = FIRST.terms.kind.payment_digest(
+        FIRST.terms, FIRST.outpoint, FIRST.funding_sat, FIRST.change_script, payment.change_sat
+    )
     others = (sign_with_nonce(FIRST.key, digest, nonce) for nonce in range(1, 100))
     other = next(signature for signature in others if len(signature) == len(payment.signature))
 
@@ -181,8 +183,8 @@ def test_threat_15_core_would_refuse_it_too() -> None:
     unsigned = CTransaction(inputs, outputs, nVersion=1)
     for index, (payer, c) in enumerate(zip((FIRST, SECOND), claims, strict=True)):
         digest = whole_transaction_digest(unsigned, index, c.terms.redeem_script)
-        signature = payer.server_key.sign(digest, hasher=None) + bytes([SIGHASH_ALL])
-        inputs[index] = CTxIn(inputs[index].prevout, CScript(settlement._script_sig(c, signature)))
+        signature = payer.server_key.sign(digest, hasher=None)
+        inputs[index] = CTxIn(inputs[index].prevout, CScript(P2SH.input(c, signature)[0]))
 
     assert accepted_inputs(claims, CTransaction(inputs, outputs, nVersion=1).serialize()) == [True, False]
 

@@ -1,4 +1,4 @@
-"""`FinalTransaction` gives the same bytes as python-bitcoinlib."""
+"""`UnsignedTransaction` gives the same bytes as python-bitcoinlib."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paychan.protocol.address import p2pkh_script
-from paychan.protocol.kinds.script import MAX_EXPIRY, MIN_EXPIRY, ChannelTerms
-from paychan.protocol.tx import FinalTransaction, double_sha256, varint
+from paychan.protocol.expiry import MAX_EXPIRY, MIN_EXPIRY
+from paychan.protocol.kinds.base import ChannelTerms
+from paychan.protocol.tx import FINAL_SEQUENCE, UnsignedTransaction, varint
 from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
 
 OUTPOINTS = st.builds(OutPoint, st.binary(min_size=32, max_size=32), st.integers(0, 0xFFFFFFFF))
@@ -23,7 +24,7 @@ SCRIPT_CODES = st.builds(p2pkh_script, st.binary(min_size=20, max_size=20)) | st
 OUTPUTS = st.tuples(st.integers(0, MAX_MONEY_SAT), SCRIPTS)
 
 
-def built(ours: FinalTransaction, scripts: list[bytes]) -> CTransaction:
+def built(ours: UnsignedTransaction, scripts: list[bytes]) -> CTransaction:
     """The same transaction, built by python-bitcoinlib."""
     inputs = [
         CTxIn(COutPoint(outpoint.txid, outpoint.vout), CScript(script), 0xFFFFFFFF)
@@ -42,14 +43,13 @@ def test_bytes_and_digests_are_those_of_bitcoinlib(
     spent: list[tuple[OutPoint, bytes]], paid: list[tuple[Sat, bytes]], script_code: bytes, data: st.DataObject
 ) -> None:
     """Serialization, txid and the SIGHASH_ALL digest of each input agree."""
-    ours = FinalTransaction(tuple(outpoint for outpoint, _ in spent), tuple(paid))
+    ours = UnsignedTransaction([outpoint for outpoint, _ in spent], paid, [FINAL_SEQUENCE] * len(spent))
     scripts = [script for _, script in spent]
     theirs, index = built(ours, scripts), data.draw(st.integers(0, len(spent) - 1))
 
-    assert ours.serialize(scripts) == theirs.serialize()
-    assert double_sha256(ours.serialize(scripts)) == theirs.GetTxid()
+    assert ours.signed([(script, ()) for script in scripts]) == (theirs.serialize(), theirs.GetTxid())
     assert ours.serialize() == built(ours, [b""] * len(spent)).serialize()
-    assert ours.digest(index, script_code) == SignatureHash(CScript(script_code), theirs, index, SIGHASH_ALL)
+    assert ours.legacy_digest(index, script_code) == SignatureHash(CScript(script_code), theirs, index, SIGHASH_ALL)
 
 
 @pytest.mark.parametrize("number", [0, 1, 0xFC, 0xFD, 0xFE, 0xFFFF, 0x10000, 0xFFFFFFFF])
@@ -62,4 +62,4 @@ def test_counts_are_written_as_bitcoin_does(number: int) -> None:
 def test_threat_15_no_digest_of_an_input_that_is_not_there(index: int) -> None:
     """The digest of a missing input would be the constant 1, valid for every transaction: it is never computed."""
     with pytest.raises(IndexError):
-        FinalTransaction((OutPoint(bytes(32), 0),), ((Sat(1), b""),)).digest(index, b"\x51")
+        UnsignedTransaction([OutPoint(bytes(32), 0)], [(Sat(1), b"")], [FINAL_SEQUENCE]).legacy_digest(index, b"\x51")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT, debug_outpoint
-from paychan.protocol.kinds.script import check_expiry
-from paychan.protocol.kinds.sighash import PaymentHasher
+from paychan.protocol.expiry import check_expiry
 from paychan.protocol.payment import PaymentVerifier, decode_v1, encode_v1
 from tests.lib.vectors import HASKELL_CASES, HASKELL_DEBUG_FUNDING, Case
 
@@ -45,12 +44,12 @@ def test_padded_payloads_are_read(case: Case) -> None:
 @each_case
 def test_payments_verify(case: Case) -> None:
     """Every payment that the Haskell client signed verifies over the same digest."""
-    hasher = PaymentHasher(case.terms, case.outpoint, case.change_script)
+    hasher = case.terms.kind.payment_hasher(case.terms, case.outpoint, DEBUG_FUNDING_SAT, case.change_script)
     verifier = PaymentVerifier(case.terms, case.outpoint, DEBUG_FUNDING_SAT, case.change_script)
     for row in case.payments:
         payment = decode_v1(row["payload_base64url"])
 
-        assert hasher.digest(payment.change_sat, payment.flag).hex() == row["sighash_hex"]
+        assert hasher.digest(payment.change_sat).hex() == row["sighash_hex"]
         assert verifier.problem(payment) is None
 
 

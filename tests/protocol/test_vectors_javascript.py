@@ -8,14 +8,15 @@ from bitcoin.core import CTransaction, Hash
 
 from paychan.protocol.address import decode_address, encode_address
 from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT, debug_outpoint
+from paychan.protocol.keys import parse_public_key
+from paychan.protocol.kinds.p2sh import encode_script_number, parse_redeem_script
 from paychan.protocol.kinds.refund import Coin, refunds_at_rate, sign_refund
-from paychan.protocol.kinds.script import encode_script_number, parse_public_key, parse_redeem_script
-from paychan.protocol.kinds.sighash import PaymentHasher, whole_transaction_digest
 from paychan.protocol.payment import Payment, PaymentVerifier, decode_v1, encode_v1, make_payment, sign_payment
 from paychan.protocol.settlement import build_settlement, settlement_size, sign_settlement
 from paychan.protocol.types import OutPoint, Sat
 from paychan.protocol.wire.rbpcp import opening_secret
 from tests.lib.kernel import interpreter_accepts
+from tests.lib.sighash import whole_transaction_digest
 from tests.lib.vectors import JS_CASES, Case
 
 each_case = pytest.mark.parametrize("case", JS_CASES, ids=lambda case: case.name)
@@ -87,11 +88,12 @@ def test_debug_funding(case: Case) -> None:
 @each_payment
 def test_payment_digest(case: Case, row: dict[str, str]) -> None:
     """The sighash with a cached prefix equals bitcoinjs' hash of the whole transaction, for every payment."""
-    hasher = PaymentHasher(case.terms, case.outpoint, case.change_script)
+    change_sat, kind = Sat(int(row["change_value"])), case.terms.kind
 
-    digest = hasher.digest(Sat(int(row["change_value"])), int(row["sighash_flag"], 16))
+    digest = kind.payment_digest(case.terms, case.outpoint, case.funding_sat, case.change_script, change_sat)
 
     assert digest.hex() == row["sighash_hex"]
+    assert f"{kind.flag(change_sat):02x}" == row["sighash_flag"]
 
 
 @each_payment
@@ -188,7 +190,7 @@ def test_settlement(case: Case) -> None:
         [claim], destination, want["fee"], lambda _, digest: case.server_key.sign(digest, hasher=None)
     )
 
-    digest = unsigned.digest(0, case.terms.redeem_script)
+    digest = unsigned.legacy_digest(0, case.terms.redeem_script)
     assert digest.hex() == want["server_sighash_hex"]
     assert want["server_signature_with_flag_hex"] in settlement.transaction.hex()
     assert want["script_sig_hex"] in settlement.transaction.hex()

@@ -11,7 +11,7 @@ from bitcoin.core.script import CScript
 from coincurve import PrivateKey
 
 from paychan.protocol.address import key_script
-from paychan.protocol.kinds.script import make_terms
+from paychan.protocol.kinds.base import make_terms
 from paychan.protocol.payment import sign_payment
 from paychan.protocol.settlement import Claim, Coin, Reserve
 from paychan.protocol.types import OutPoint, Sat, UnixTime

@@ -11,7 +11,7 @@ from bitcoin.core.script import CScript
 from coincurve import PrivateKey
 
 from paychan.protocol.address import key_script, p2sh_script
-from paychan.protocol.kinds.script import ChannelTerms, make_terms
+from paychan.protocol.kinds.base import ChannelTerms, make_terms
 from paychan.protocol.types import OutPoint, UnixTime
 from signer.keys.ring import hardened_keys, rbpcp_v2_keys
 from tests.signer import judge

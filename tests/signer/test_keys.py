@@ -12,7 +12,7 @@ from bitcoin.core import Hash
 from coincurve import PublicKey
 
 from paychan.protocol.address import encode_address, key_script
-from paychan.protocol.kinds.script import make_terms
+from paychan.protocol.kinds.base import make_terms
 from paychan.protocol.payment import encoding_problem
 from paychan.protocol.types import Network, UnixTime
 from signer.keys.ring import (

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paychan.protocol.address import key_script
-from paychan.protocol.kinds.script import ChannelTerms
+from paychan.protocol.kinds.base import ChannelTerms
 from paychan.protocol.payment import Payment, sign_payment
 from paychan.protocol.settlement import Claim, Coin, Reserve
 from paychan.protocol.types import OutPoint, Sat, UnixTime

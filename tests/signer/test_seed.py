@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from paychan.protocol.kinds.script import make_terms
+from paychan.protocol.kinds.base import make_terms
 from paychan.protocol.types import UnixTime
 from signer.config import SignerConfig, load_signer_config
 from signer.keys.ring import DEBUG_KEY, KeyRing, hardened_keys, rbpcp_v2_keys

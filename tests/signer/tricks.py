@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from hashlib import sha256
 
-from paychan.protocol.kinds.script import ChannelTerms
+from paychan.protocol.kinds.base import ChannelTerms
 from paychan.protocol.payment import Payment
 from paychan.protocol.settlement import Claim, Coin, Reserve
 from paychan.protocol.types import OutPoint, Sat

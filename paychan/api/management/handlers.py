@@ -39,7 +39,7 @@ from paychan.protocol.errors import (
     Unauthorized,
     UnknownChannel,
 )
-from paychan.protocol.kinds.script import parse_public_key
+from paychan.protocol.keys import parse_public_key
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
 from paychan.protocol.withdrawing import can_withdraw
 from paychan.store.backup import create as backup

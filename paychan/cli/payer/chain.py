@@ -23,7 +23,7 @@ from paychan.client.flows.deposits import agrees, with_chain
 from paychan.client.flows.refund import MOST_SAT_PER_VB, REFUND_SAT_PER_VB, affordable_rate, refund
 from paychan.protocol.address import encode_address
 from paychan.protocol.fees import ChainFees
-from paychan.protocol.kinds.refund import INPUT_BYTES, Refund
+from paychan.protocol.kinds.refund import Refund, input_size
 from paychan.protocol.types import Network, OutPoint, Sat
 
 _REST_BYTES = 44
@@ -170,17 +170,17 @@ async def publish(chain: Chain, payer: Payer, view: OwnChainView, options: Refun
         FeeTooHigh: the lowest fee that is relayed now exceeds the payer's limit.
     """
     coins = tuple(Deposit(str(each.outpoint), each.value_sat, Source.CHAIN) for each in view.confirmed)
-    rate = options.fee_rate or _rate(coins, await chain.fees(), options)
+    rate = options.fee_rate or _rate(coins, input_size(view.record.terms), await chain.fees(), options)
     with payer.channel(view.record.name) as channel:
         signed = channel.keep_refund(RefundTerms(rate, options.to, coins, options.max_fee_sat))
         await chain.publish(signed.transaction)
     return signed
 
 
-def _rate(coins: Collection[Deposit], fees: ChainFees, options: RefundOptions) -> int:
+def _rate(coins: Collection[Deposit], coin_size: int, fees: ChainFees, options: RefundOptions) -> int:
     """Choose the chain's estimated rate, limited to a proportionate fee, but at least the lowest rate that is relayed."""
     wanted = min(max(REFUND_SAT_PER_VB, fees.estimate_sat_per_vb or 0), MOST_SAT_PER_VB)
-    size = len(coins) * INPUT_BYTES + _REST_BYTES
+    size = len(coins) * coin_size + _REST_BYTES
     if options.max_fee_sat is not None:
         return max(1, fees.floor_sat_per_vb, min(wanted, options.max_fee_sat // size))
     return max(fees.floor_sat_per_vb, affordable_rate(sum(each.value_sat for each in coins), size, wanted))

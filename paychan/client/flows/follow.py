@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 
 import msgspec
 from bitcoin.core import CTransaction
-from bitcoin.core.script import CScript, CScriptInvalidError
 from bitcoin.core.serialize import SerializationError
 from coincurve import PublicKey
 from msgspec import Struct
@@ -29,9 +28,9 @@ from paychan.client.record import ChannelRecord, State
 from paychan.client.transport.answers import printable, refusal
 from paychan.client.transport.effects import MOVED, Flow, Patience, Request, Response, Save, ask, is_busy
 from paychan.client.transport.routes import located
-from paychan.protocol.kinds.sighash import SIGHASH_ALL, SINGLE_ANYONECANPAY, whole_transaction_digest
+from paychan.protocol.kinds.base import SIGHASH_ALL, Spend
 from paychan.protocol.payment import Payment, PaymentVerifier, encoding_problem
-from paychan.protocol.tx import FINAL_SEQUENCE
+from paychan.protocol.tx import FINAL_SEQUENCE, UnsignedTransaction, unlockings_of
 from paychan.protocol.types import OutPoint, Sat
 
 _MOST_MOVES = 3
@@ -190,27 +189,26 @@ def _check_settlement(record: ChannelRecord, transaction: CTransaction, value: S
 def _signed_by_us(record: ChannelRecord, transaction: CTransaction, value: Sat) -> bool:
     """A payment's signature is valid in transactions of this layout only (RBPCP §3)."""
     layout = (transaction.nVersion, transaction.nLockTime, transaction.vin[0].nSequence)
-    ours, _ = _signatures(record, transaction)
-    if layout != (1, 0, FINAL_SEQUENCE) or ours[-1:] != bytes([SINGLE_ANYONECANPAY]):
+    flag, signature = record.terms.kind.change_flag, _spend(record, transaction).client_signature
+    if layout != (1, 0, FINAL_SEQUENCE) or signature[-1:] != bytes([flag]):
         return False
     verifier = PaymentVerifier(record.terms, record.outpoint, record.funding_sat, record.terms.funding_script)
-    return verifier.problem(Payment(value, ours[:-1], SINGLE_ANYONECANPAY)) is None
+    return verifier.problem(Payment(value, signature[:-1], flag)) is None
 
 
 def _signed_by_server(record: ChannelRecord, transaction: CTransaction) -> bool:
-    _, theirs = _signatures(record, transaction)
-    if theirs[-1:] != bytes([SIGHASH_ALL]) or encoding_problem(theirs[:-1]) is not None:
+    """Check the server's signature of a transaction of that layout."""
+    signature = _spend(record, transaction).server_signature
+    if signature[-1:] != bytes([SIGHASH_ALL]) or encoding_problem(signature[:-1]) is not None:
         return False
-    digest = whole_transaction_digest(transaction, 0, record.terms.redeem_script)
-    return PublicKey(record.terms.server_key).verify(theirs[:-1], digest, hasher=None)
+    unsigned = UnsignedTransaction.read(transaction)
+    digest = record.terms.kind.settlement_digest(unsigned, 0, record.terms, record.funding_sat)
+    return PublicKey(record.terms.server_key).verify(signature[:-1], digest, hasher=None)
 
 
-def _signatures(record: ChannelRecord, transaction: CTransaction) -> tuple[bytes, bytes]:
-    """Read `<client sig> <server sig> <selector> <redeem script>`; empty signatures for any other script."""
-    try:
-        pushed = [data for _, data, _ in CScript(transaction.vin[0].scriptSig).raw_iter()]
-    except CScriptInvalidError:
-        return b"", b""
-    if len(pushed) != 4 or pushed[3] != record.terms.redeem_script:
-        return b"", b""
-    return pushed[0] or b"", pushed[1] or b""
+def _spend(record: ChannelRecord, transaction: CTransaction) -> Spend:
+    """Read input 0; without signatures if it does not spend an output of this channel by the server's branch."""
+    spend = record.terms.kind.recognise(unlockings_of(transaction)[0])
+    if spend is None or spend.script != record.terms.redeem_script:
+        return Spend(by_server=False, script=b"")
+    return spend

@@ -12,7 +12,7 @@ from paychan.client.errors import FeeTooHigh, FundingTooSmall, ValueUnchecked, W
 from paychan.client.record import ChannelRecord, State
 from paychan.client.transport.effects import Flow, Save
 from paychan.protocol.address import decode_address, encode_address, key_script
-from paychan.protocol.kinds.refund import INPUT_BYTES, Coin, Refund, sign_refunds
+from paychan.protocol.kinds.refund import Coin, Refund, input_size, sign_refunds
 from paychan.protocol.types import Network, OutPoint, Sat
 
 REFUND_SAT_PER_VB = 2
@@ -69,7 +69,8 @@ def refund(record: ChannelRecord, terms: RefundTerms) -> Refund:
         Malformed: not an address of the channel's network.
     """
     held = record.held if terms.coins is None else terms.coins
-    coins = [coin for coin in held if coin.value_sat > terms.sat_per_vb * INPUT_BYTES] or list(held)
+    cost_sat = terms.sat_per_vb * input_size(record.terms)
+    coins = [coin for coin in held if coin.value_sat > cost_sat] or list(held)
     if not coins:
         raise WrongState(name=record.name, state="not funded", need="funding")
     for coin in coins:
@@ -78,7 +79,7 @@ def refund(record: ChannelRecord, terms: RefundTerms) -> Refund:
     script = decode_address(terms.address or record.home_address, record.network, "refund address")
     total_sat = sum(coin.value_sat for coin in coins)
     inputs = [Coin(parse_outpoint(coin.outpoint), coin.value_sat) for coin in coins]
-    size = len(sign_refunds(record.key, record.terms, inputs, script, Sat(0)).transaction)
+    size = sign_refunds(record.key, record.terms, inputs, script, Sat(0)).size
     fee_sat = Sat(size * terms.sat_per_vb)
     if total_sat - fee_sat < RELAYED_SAT:
         raise FundingTooSmall(got_sat=total_sat, need_sat=fee_sat + RELAYED_SAT)

@@ -1,1 +1,6 @@
-"""Scripts of a channel: the lock of the funding output, the digests of payment, settlement and refund."""
+"""Channel kinds; each is one file and one line here."""
+
+from paychan.protocol.kinds.base import register
+from paychan.protocol.kinds.p2sh import P2SH
+
+register(P2SH)

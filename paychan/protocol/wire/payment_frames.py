@@ -38,7 +38,7 @@ from typing import Any, overload
 from msgspec import Struct
 
 from paychan.protocol.errors import Malformed
-from paychan.protocol.kinds.sighash import NONE_ANYONECANPAY, SINGLE_ANYONECANPAY
+from paychan.protocol.kinds.p2sh import P2SH
 from paychan.protocol.payment import Payment
 from paychan.protocol.types import Sat
 
@@ -99,7 +99,7 @@ class CompactPayments(Sequence[Payment]):
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
         change, r, s = _PAYMENT.unpack_from(self.raw, range(len(self))[index] * _PAYMENT.size)
-        return Payment(change, der_signature(r, s), SINGLE_ANYONECANPAY if change else NONE_ANYONECANPAY)
+        return Payment(change, der_signature(r, s), P2SH.change_flag if change else P2SH.drained_flag)
 
     def behind(self, count: int) -> CompactPayments:
         """Return the payments after the first `count`."""

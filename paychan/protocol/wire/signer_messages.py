@@ -13,7 +13,7 @@ from typing import Annotated, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from paychan.protocol.kinds.script import KeyBytes
+from paychan.protocol.keys import KeyBytes
 from paychan.protocol.settlement import Claim, Reserve, Settlement
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 

@@ -32,7 +32,7 @@ from msgspec.structs import replace
 
 from paychan.protocol.channel import Channel, State
 from paychan.protocol.errors import DamagedRecord
-from paychan.protocol.kinds.script import MAX_EXPIRY
+from paychan.protocol.expiry import MAX_EXPIRY
 from paychan.protocol.record import decode_record, encode_record
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.shared.leveldb_files import error_text
