@@ -153,14 +153,15 @@ def _outputs(claims: Sequence[Claim], destination_script: bytes, server_sat: Sat
     Raises:
         ValueError: a layout that can't be signed.
     """
-    if any(change_problem(claim.payment, claim.terms.kind, _LEAST_CHANGE) for claim in claims):
+    kinds = [claim.terms.kind for claim in claims]
+    if any(change_problem(claim.payment, kind, _LEAST_CHANGE) for claim, kind in zip(claims, kinds, strict=True)):
         msg = "a payment's flag does not fit its change"
         raise ValueError(msg)
-    if not all(kind.may_join(claims) for kind in {claim.terms.kind for claim in claims}):
+    if not all(kind.may_join(claims) for kind in set(kinds)):
         msg = "a claim with change must be input 0"
         raise ValueError(msg)
-    outputs = [(claim.payment.change_sat, claim.change_script) for claim in claims if claim.payment.has_change]
-    if any(claim.payment.has_change for claim in claims[len(outputs) :]):
+    outputs = [(claim.payment.change_sat, claim.change_script) for claim in claims if claim.payment.change_sat]
+    if any(claim.payment.change_sat for claim in claims[len(outputs) :]):
         msg = "claims with change must come first"
         raise ValueError(msg)
     if server_sat:

@@ -37,7 +37,20 @@ _SEGWIT = b"\x00\x01"
 class UnsignedTransaction:
     """The spent outpoints in order with their sequences, the outputs (satoshi, scriptPubKey), and the lock time."""
 
-    __slots__ = ("_blank", "_counted", "_end", "_sequences", "_spent", "inputs", "lock_time", "outputs", "sequences")
+    __slots__ = (
+        "_begin",
+        "_blank",
+        "_counted",
+        "_end",
+        "_lock_time",
+        "_paid",
+        "_sequences",
+        "_spent",
+        "inputs",
+        "lock_time",
+        "outputs",
+        "sequences",
+    )
 
     def __init__(
         self,
@@ -57,7 +70,9 @@ class UnsignedTransaction:
             b"%b%b%b" % (value.to_bytes(8, "little", signed=True), varint(len(script)), script)
             for value, script in outputs
         ]
-        self._end = varint(len(outputs)) + b"".join(paid)
+        self._paid = varint(len(outputs)) + b"".join(paid)
+        self._lock_time = lock_time.to_bytes(4, "little")
+        self._begin, self._end = _VERSION + self._counted, self._paid + self._lock_time
 
     @classmethod
     def read(cls, transaction: CTransaction) -> UnsignedTransaction:
@@ -71,7 +86,7 @@ class UnsignedTransaction:
 
     def serialize(self) -> bytes:
         """Return the transaction's bytes with empty scripts."""
-        return b"%b%b%b%b%b" % (_VERSION, self._counted, self._blank, self._end, self._lock_time)
+        return self._begin + self._blank + self._end
 
     def signed(self, unlockings: Sequence[Unlocking]) -> tuple[bytes, bytes]:
         """Return the transaction with these scripts and witnesses, and its txid in internal byte order."""
@@ -79,10 +94,11 @@ class UnsignedTransaction:
             b"%b%b%b%b" % (outpoint, varint(len(script)), script, sequence)
             for outpoint, (script, _), sequence in zip(self._spent, unlockings, self._sequences, strict=True)
         ]
-        body = b"%b%b%b" % (self._counted, b"".join(spent), self._end)
-        legacy = b"%b%b%b" % (_VERSION, body, self._lock_time)
+        inputs = b"".join(spent)
+        legacy = self._begin + inputs + self._end
         if not any(witness for _, witness in unlockings):
             return legacy, double_sha256(legacy)
+        body = self._counted + inputs + self._paid
         witnesses = b"".join([_serialized(witness) for _, witness in unlockings])
         return b"%b%b%b%b%b" % (_VERSION, _SEGWIT, body, witnesses, self._lock_time), double_sha256(legacy)
 
@@ -98,12 +114,7 @@ class UnsignedTransaction:
         begin = index * _BLANK_BYTES
         before, after = self._blank[:begin], self._blank[begin + _BLANK_BYTES :]
         spent = b"%b%b%b%b" % (self._spent[index], varint(len(script_code)), script_code, self._sequences[index])
-        end = b"%b%b%b" % (self._end, self._lock_time, _SIGHASH_ALL)
-        return double_sha256(b"%b%b%b%b%b%b" % (_VERSION, self._counted, before, spent, after, end))
-
-    @property
-    def _lock_time(self) -> bytes:
-        return self.lock_time.to_bytes(4, "little")
+        return double_sha256(b"%b%b%b%b%b%b" % (self._begin, before, spent, after, self._end, _SIGHASH_ALL))
 
 
 def unlockings_of(transaction: CTransaction) -> list[Unlocking]:

@@ -11,7 +11,7 @@ from bitcoin.core.script import CScript
 
 from paychan.protocol.address import key_script
 from paychan.protocol.fees import RELAY_FLOOR_SAT_PER_VB, Shortfall, plan_fee
-from paychan.protocol.kinds.base import SIGHASH_ALL
+from paychan.protocol.kinds.base import SIGHASH_ALL, ChannelKind
 from paychan.protocol.kinds.p2sh import P2SH
 from paychan.protocol.payment import Payment
 from paychan.protocol.settlement import (
@@ -263,6 +263,12 @@ def test_size_is_known_before_signing(claims: list[Claim], fee_sat: int) -> None
 def test_size_is_in_the_documented_range(terms: Payer, change_sat: int, low: int, high: int) -> None:
     """RBPCP §8.1: 345 to 349 bytes with two outputs, 311 to 315 with one."""
     assert low <= settlement_size([claim(terms, change_sat)], DESTINATION) <= high
+
+
+@pytest.mark.parametrize("terms", [FIRST, SECOND], ids=["80 bytes", "81 bytes"])
+def test_the_weight_of_an_input_is_that_of_its_bytes(terms: Payer) -> None:
+    """The kind computes the weight that the laid out input has."""
+    assert P2SH.input_weight(claim(terms, 0)) == ChannelKind.input_weight(P2SH, claim(terms, 0))
 
 
 def test_the_longest_signature_is_provided_for() -> None:

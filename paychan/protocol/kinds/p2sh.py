@@ -11,7 +11,15 @@ from bitcoin.core.script import CScript, CScriptInvalidError
 from paychan.protocol.address import p2sh_script
 from paychan.protocol.errors import Malformed
 from paychan.protocol.keys import check_public_key
-from paychan.protocol.kinds.base import SIGHASH_ALL, ChannelKind, ChannelTerms, Claimed, Spend, make_terms
+from paychan.protocol.kinds.base import (
+    MAX_SIGNATURE_BYTES,
+    SIGHASH_ALL,
+    ChannelKind,
+    ChannelTerms,
+    Claimed,
+    Spend,
+    make_terms,
+)
 from paychan.protocol.tx import Unlocking, UnsignedTransaction, push
 from paychan.protocol.types import OutPoint, Sat
 
@@ -26,6 +34,9 @@ _OP_1NEGATE, _OP_1, _OP_16 = 0x4F, 0x51, 0x60
 
 _PUSHES = 4
 """`<client sig> <server sig> <selector> <redeem script>`; the script does not read items below these on the stack."""
+
+_INPUT_BYTES = 36 + 1 + 1 + 1 + MAX_SIGNATURE_BYTES + 1 + 2 + 4
+"""An input without the client's signature and the script: outpoint, lengths, server's signature, selector, sequence."""
 
 _DRAINED = b"\x00\x00\x00\x00\x00\x82\x00\x00\x00"
 """No output, no lock time, and the flag."""
@@ -64,6 +75,10 @@ class _P2sh(ChannelKind):
         client_signature, script = claim.payment.signature_with_flag, self.redeem_script(claim.terms)
         signed = push(client_signature) + push(server_signature + bytes([SIGHASH_ALL]))
         return signed + _SERVER_BRANCH + push(script), ()
+
+    def input_weight(self, claim: Claimed) -> int:
+        signature, script = claim.payment.signature_with_flag, self.redeem_script(claim.terms)
+        return 4 * (_INPUT_BYTES + len(signature) + len(script))
 
     def settlement_digest(
         self, transaction: UnsignedTransaction, index: int, terms: ChannelTerms, funding_sat: Sat
