@@ -26,6 +26,7 @@ from paychan.protocol.fees import (
     ChainFees,
     Shortfall,
     able_to_pay,
+    is_below_floor,
     is_due,
     is_outbid,
     is_starved,
@@ -58,6 +59,8 @@ class Conditions(Struct, frozen=True):
     fees: ChainFees = ChainFees()
     requested_sat_per_vb: int | None = None
     """Rate of `--fee-rate`, instead of the curve's; it also raises the cap, and counts as needed past the deadline."""
+    follows_curve: bool = True
+    """Whether a signed settlement is replaced when the curve has risen; `settle --offline` follows only requests."""
 
     def rate(self, members: Sequence[Channel]) -> int:
         """Rate for these channels together, in satoshi per virtual byte: the highest that one of them needs."""
@@ -78,6 +81,8 @@ class Conditions(Struct, frozen=True):
         """Say whether a settlement pays less than it should now: less than was requested, or see `fees.is_due`."""
         if self.requested_sat_per_vb:
             return self.requested_sat_per_vb * paid.size > paid.fee_sat
+        if not self.follows_curve:
+            return is_below_floor(paid, self.fees)
         return is_due(member, paid, self.rules, self.now, self.fees)
 
 
@@ -169,14 +174,14 @@ def plan(
             return (Wait(),)
         continued = OutPoint(paid.txid, 0)
         why = f"payments depend on it; closing the channel at {continued}, to which it moved, adds a fee"
-        return (*_child(members, paid, spends, conditions), SuccessorPays(), _no_child(why))
+        return (*plan_child(members, paid, spends.child, conditions), SuccessorPays(), _no_child(why))
     if spends.is_void:
         return _replace(members, destination_script, paid, spends, conditions)
     if not due and not spends.is_displaced:
         return (Wait(),)
     if spends.is_published and not spends.is_displaced and not spends.is_replaceable:
         why = "it does not signal replaceability, so the node does not replace it"
-        return (*_child(members, paid, spends, conditions), _no_child(why))
+        return (*plan_child(members, paid, spends.child, conditions), _no_child(why))
     return _replace(members, destination_script, paid, spends, conditions)
 
 
@@ -206,7 +211,7 @@ def _replace(
     most = most_sat(claims, size, rules, destination_script)
     least = replacement_fee(size, spends, conditions.fees)
     wanted, in_place = Sat(min(rate * size, most)), spends.is_published and not spends.is_displaced
-    child = _child(members, paid, spends, conditions) if wanted < least and whole and in_place else ()
+    child = plan_child(members, paid, spends.child, conditions) if wanted < least and whole and in_place else ()
     if least > most:
         if in_place and least <= paid.fee_sat + size * conditions.fees.increment_sat_per_vb:
             return (*child, Wait())  # nothing is attached to it, and it pays its whole budget
@@ -219,13 +224,15 @@ def _replace(
     return (*child, Wait())
 
 
-def _child(
-    members: Sequence[Channel], paid: Settlement, spends: Spends, conditions: Conditions
+def plan_child(
+    members: Sequence[Channel], paid: Settlement, pushed: Settlement | None, conditions: Conditions
 ) -> tuple[ChildPays, ...]:
-    """Plan a child; one that was broadcast stays until the fee has risen by a step."""
+    """Plan a child of the last settlement, if one can raise its rate. `pushed`: the child that was broadcast.
+
+    That one stays until the fee has risen by a step.
+    """
     own_sat = Sat(received_sat([member.claim for member in members]) - paid.fee_sat)
     fee = plan_child_fee(paid, own_sat, conditions.rate(members), conditions.rules_for(members))
-    pushed = spends.child
     if pushed is not None and (fee is None or not is_outbid(pushed, fee // pushed.size)):
         return (ChildPays(pushed.fee_sat),)
     return () if fee is None else (ChildPays(fee),)

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 from bitcoin.core import CTransaction
 
+from actors.settling.backup_units import Outcome, Result, sort_out
+from actors.settling.offline import Settler
 from paychan.chain.debug import DebugChain
-from paychan.cli.operator.offline import Outcome, Result, Settler, sort_out
 from paychan.protocol.channel import (
     Channel,
     Close,

@@ -52,7 +52,7 @@ def paychan(*arguments: object, status: int = 0) -> str:
 def settled(backup: Path, config: Path, *options: object, status: int = 0) -> dict[str, Any]:
     """Settle a backup, and return the command's JSON."""
     output = paychan("settle", "--offline", backup, "--config", config, "--json", *options, status=status)
-    answer: dict[str, Any] = json.loads(output)
+    answer: dict[str, Any] = json.JSONDecoder().raw_decode(output)[0]  # before what the command says beside it
     return answer
 
 
@@ -186,6 +186,21 @@ def test_fee_rate_raises_fees_but_never_lowers_them(tmp_path: Path) -> None:
         assert fees[0][mine] < fees[0][stored] < min(fees[1].values())
         assert fees[1] == fees[2] == fees[3]
         assert {fate["outcome"] for fate in found.values()} == {"waiting"}
+
+
+def test_the_fee_falls_to_what_the_signer_allows(tmp_path: Path) -> None:
+    """The signer's cap is below the requested rate: the settlement pays the cap, as the server's settlements do."""
+    with market(tmp_path, {"settlement": "max_fee_sat_per_vb = 50"}) as (system, node):
+        customer, closing = opened(Customer(system, node)), opened(Customer(system, node))
+        assert closing.close(OPENING_SAT).status_code == 202
+        backup = disaster(system)
+
+        found = by_channel(settled(backup, system.server_file, "--publish", "--fee-rate", 80))
+        for each in (customer, closing):
+            fate = found[str(each.outpoint)]
+            entry = node.rpc("getmempoolentry", fate["txid"])
+            assert (fate["outcome"], fate["reason"]) == ("published", None)
+            assert 49 * entry["vsize"] <= fate["fee_sat"] <= 50 * (entry["vsize"] + 2)
 
 
 def test_past_expiry_a_settlement_replaces_the_refund(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ class Case(Struct, frozen=True, kw_only=True):
     after: int = 0
     fees: ChainFees = ChainFees()
     requested: int | None = None
+    follows_curve: bool = True
     paid_rate: int = 0
     mempool: str = ""
     """`own`: the last settlement; `attached`: with a transaction that needs it; `refund`: another one instead of it."""
@@ -152,6 +153,20 @@ CASES = [
         expected=(bumped(11, 10),),
     ),
     Case(name="a requested rate needs no step of a quarter", paid_rate=30, requested=31, expected=(bumped(31, 30),)),
+    Case(
+        name="without a request a command replaces none",
+        paid_rate=10,
+        after=LATE,
+        follows_curve=False,
+        expected=(Wait(),),
+    ),
+    Case(
+        name="a command replaces one below the relay minimum",
+        paid_rate=10,
+        fees=ChainFees(None, 11),
+        follows_curve=False,
+        expected=(bumped(11, 10),),
+    ),
     Case(
         name="a refund in its place is evicted before the curve has risen",
         paid_rate=10,
@@ -264,7 +279,7 @@ def test_the_table_of_cases(case: Case) -> None:
         is_void=case.void,
         is_built_upon=case.built_upon,
     )
-    conditions = Conditions(rules, UnixTime(NOW + case.after), case.fees, case.requested)
+    conditions = Conditions(rules, UnixTime(NOW + case.after), case.fees, case.requested, case.follows_curve)
 
     attempts = plan([channel], SERVER_DESTINATION, spends, conditions)
 

@@ -20,8 +20,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from actors.settling.backup_units import Outcome, Result, sort_out, up_to_date
+from actors.settling.offline import Settler
 from paychan.chain.base import Chain, ChainFailed
-from paychan.cli.operator.offline import Outcome, Result, Settler, sort_out, up_to_date
 from paychan.cli.terminal import err, fail, out
 from paychan.config import Chain as ChainSettings
 from paychan.config import ServerConfig, Signer, load_server_config
