@@ -171,8 +171,10 @@ class Opener:
 
     async def _check_key(self, terms: ChannelTerms, *, paid: bool) -> None:
         """Check that the server key is the signer's, of any generation. Raises `WrongServerKey`, and like `terms`."""
-        ours = await self._keys.terms(terms.client_key, terms.expiry, paid=paid)
-        if terms != ours and terms not in await self._keys.other_terms(terms.client_key, terms.expiry, paid=paid):
+        ours = await self._keys.terms(terms.client_key, terms.expiry.unix_time, paid=paid)
+        if terms != ours and terms not in await self._keys.other_terms(
+            terms.client_key, terms.expiry.unix_time, paid=paid
+        ):
             raise WrongServerKey(got=terms.server_key.hex(), need=ours.server_key.hex())
 
     async def _show(self, funding: Funding) -> None:

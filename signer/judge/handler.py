@@ -294,7 +294,7 @@ class Handler:
         claims = self._own_keys(request.claims)
         places = []
         for terms in dict.fromkeys(claim.terms for claim in request.claims if has_readable_terms(claim)):
-            for place in self._keys.destinations(terms.client_key, terms.expiry):
+            for place in self._keys.destinations(terms.client_key, terms.expiry.unix_time):
                 places.append(place)
                 if place.script == request.destination_script:
                     break  # the later ones would have to be derived

@@ -134,7 +134,7 @@ class KeyRing:
     def find(self, terms: ChannelTerms) -> SigningKey | None:
         """Return the signer's key that these terms name, of any generation. Raises `KeysFailed`."""
         for source in self._sources:
-            key = source.channel_key(terms.client_key, terms.expiry, create=False)
+            key = source.channel_key(terms.client_key, terms.expiry.unix_time, create=False)
             if key is not None and key.public_key == terms.server_key:
                 return key
         return None

@@ -102,7 +102,7 @@ def test_threat_6_payments_end_by_median_time_past(system: System, node: Node) -
     """The server's clock is before the deadline, the chain's is past it: payments end and the channel closes by itself."""
     customer = Customer(system, node)
     customer.opened()
-    node.pass_median_time(customer.terms.expiry - 6 * 3600)
+    node.pass_median_time(customer.terms.expiry.lock_time - 6 * 3600)
     wait_for(lambda: customer.record["status"] in ("published", "closed"), "published")
     assert customer.record["close_reason"] == "expiry"
     assert customer.pay(OPENING_SAT + 1).status_code == 410
@@ -115,7 +115,7 @@ def test_the_payers_refund_confirmed_first_is_a_loss_with_its_txid(system: Syste
     customer = Customer(system, node)
     customer.opened()
     system.kill_server()
-    node.pass_median_time(customer.terms.expiry)
+    node.pass_median_time(customer.terms.expiry.lock_time)
     refund = customer.refund()
     txid = node.send_raw(refund.transaction)
     node.mine(2)
@@ -125,7 +125,7 @@ def test_the_payers_refund_confirmed_first_is_a_loss_with_its_txid(system: Syste
     assert customer.record["spent_by"] == txid
     assert system.server is not None
     assert system.server.process.poll() is None
-    assert UnixTime(node.median_time) > customer.terms.expiry
+    assert UnixTime(node.median_time) > customer.terms.expiry.lock_time
 
 
 def test_threat_34_a_channel_overdue_at_start_is_settled(system: System, node: Node) -> None:
@@ -133,7 +133,7 @@ def test_threat_34_a_channel_overdue_at_start_is_settled(system: System, node: N
     customer = Customer(system, node)
     customer.opened()
     system.kill_server()
-    node.pass_median_time(customer.terms.expiry - 3600)
+    node.pass_median_time(customer.terms.expiry.lock_time - 3600)
     system.start_server()
     wait_for(lambda: node.rpc("getrawmempool") != [], "published")
     node.mine(2)

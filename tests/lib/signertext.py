@@ -65,9 +65,11 @@ MEANINGS = {
     "Refusal.reason": "text for people; it may change",
     "Refusal.need_sat": "minimum fee that the signer would sign, if the fee is too low to replace an earlier settlement; else 0",
     # structures
+    "ChannelTerms.tag": "the channel's kind: `p2sh`, the one of RBPCP; other texts are refused as no message",
     "ChannelTerms.server_key": "S",
     "ChannelTerms.client_key": "C, not the same as S",
     "ChannelTerms.expiry": "E",
+    "Expiry.lock_time": "Unix time, or a block height if it is below 500,000,000, which no kind allows yet (BIP65)",
     "OutPoint.txid": "32 bytes in internal order: reversed against what wallets show",
     "OutPoint.vout": "index of the output, 0 to 4294967295",
     "Claim.terms": "terms of the channel; the redeem script follows from them",

@@ -59,7 +59,8 @@ ROOT = Path(__file__).parents[2]
 FIRST, SECOND, THIRD = (claim.outpoint for claim in REQUEST.claims)
 ENTRY = Signed(bytes(range(32)), Sat(5_000), 300, Sat(400_000), b"\x76\xa9", Sat(1_000_000))
 SECOND_VERSION = "0296c420" + bytes(range(32)).hex() + "cd1388cd012cce00061a80c40276a9ce000f4240"
-FROZEN_ENTRY = "03" + SECOND_VERSION[2:]
+THIRD_VERSION = "03" + SECOND_VERSION[2:]
+FROZEN_ENTRY = "04" + SECOND_VERSION[2:]
 FIRST_VERSION = "0195c420" + bytes(range(32)).hex() + "cd1388cd012cce00061a80c40276a9"
 
 
@@ -149,7 +150,10 @@ def test_bytes_of_entries_never_change() -> None:
     assert decode_entry(encode_entry(ENTRY), Signed) == ENTRY
 
 
-@pytest.mark.parametrize(("written", "funding_sat"), [(FIRST_VERSION, 0), (SECOND_VERSION, ENTRY.funding_sat)])
+@pytest.mark.parametrize(
+    ("written", "funding_sat"),
+    [(FIRST_VERSION, 0), (SECOND_VERSION, ENTRY.funding_sat), (THIRD_VERSION, ENTRY.funding_sat)],
+)
 def test_entries_of_earlier_versions_are_read(written: str, funding_sat: int) -> None:
     """Entries of an earlier release are read; those of the first one lack the funding value."""
     content = bytes.fromhex(written)

@@ -52,7 +52,7 @@ def resigned(
         if index >= len(request.claims):
             return alter(keys.reserve().sign(digest))
         terms = request.claims[index].terms
-        return alter(keys.new(terms.client_key, terms.expiry).sign(digest))
+        return alter(keys.new(terms.client_key, terms.expiry.lock_time).sign(digest))
 
     names = ("claims", "destination_script", "fee_sat", "reserve")
     return sign_settlement(**{**{name: getattr(request, name) for name in names}, **changes}, sign=server_signature)

@@ -139,8 +139,8 @@ WRONG = [
     ("payment.flag", 0x82),
     ("funding_sat", 2_000_000),
     ("change_script", b"\x51"),
-    ("terms.expiry", EXPIRY + 1),
-    ("terms.expiry", -1),
+    ("terms.expiry.lock_time", EXPIRY + 1),
+    ("terms.expiry.lock_time", -1),
     ("terms.server_key", b"\x02" * 33),
     ("terms.client_key", b"\x05" * 33),
 ]

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paychan.protocol.address import key_script
+from paychan.protocol.expiry import Expiry
 from paychan.protocol.kinds.base import ChannelTerms
 from paychan.protocol.payment import Payment, sign_payment
 from paychan.protocol.settlement import Claim, Coin, Reserve
@@ -287,13 +288,15 @@ def test_concurrent_requests_are_judged_in_turn() -> None:
 def test_digest_never_changes() -> None:
     """A request has the same digest in every release: a signer that was updated still knows its signatures."""
     payment = Payment(Sat(1), bytes(8), 0x83)
-    claim = Claim(ChannelTerms(bytes(33), bytes(33), UnixTime(7)), OutPoint(bytes(32), 1), Sat(2), b"\x03", payment)
+    claim = Claim(
+        ChannelTerms("p2sh", bytes(33), bytes(33), Expiry(7)), OutPoint(bytes(32), 1), Sat(2), b"\x03", payment
+    )
     reserve = Reserve(bytes(33), (Coin(OutPoint(bytes(32), 8), Sat(9)),))
     request = SettlementRequest(4, (claim,), b"\x05", Sat(6), reserve)
 
     assert digest_hex(request) == FROZEN_DIGEST
     assert digest_hex(mutated(request, "id", 5)) == FROZEN_DIGEST
-    for path, new in [("fee_sat", 7), ("reserve", None), ("claims.0.terms.expiry", UnixTime(1)), ("claims", ())]:
+    for path, new in [("fee_sat", 7), ("reserve", None), ("claims.0.terms.expiry.lock_time", 1), ("claims", ())]:
         assert digest_hex(mutated(request, path, new)) != FROZEN_DIGEST
 
 

@@ -26,6 +26,7 @@ VERSIONS = {
     "needed to settle; the server shows newest payments; the signer returns the newest signed or shown claim; the "
     "server asks which of its records are behind; the signer names keys of earlier generations",
     5: "the server asks which channels the signer was shown, and finds those that its store lacks",
+    6: "the terms of a claim name the channel's kind, and its expiry is a value of its own",
 }
 """The changes of each version. A peer with another version is refused: messages have no optional fields."""
 
