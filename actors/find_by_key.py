@@ -13,7 +13,7 @@ from time import monotonic
 
 from paychan.protocol.channel import Channel, State
 from paychan.protocol.errors import SearchTooLong
-from paychan.protocol.types import OutPoint, UnixTime
+from paychan.protocol.types import OutPoint
 from paychan.store.base import Store
 
 _PAGE = 200
@@ -52,7 +52,7 @@ class Finder:
     async def _search(self, client_key: bytes) -> Channel | None:
         ends, looked_at = monotonic() + _MOST_SECONDS, 0
         for state in State:
-            after: tuple[UnixTime, OutPoint] | None = None
+            after: tuple[int, OutPoint] | None = None
             while True:
                 begun = monotonic()
                 page = await self._store.scan(state, after=after, limit=_PAGE)
@@ -62,7 +62,7 @@ class Finder:
                 for channel in page:
                     if channel.terms.client_key == client_key:
                         return channel
-                after = (page[-1].terms.expiry, page[-1].outpoint)
+                after = (page[-1].terms.expiry.lock_time, page[-1].outpoint)
                 if monotonic() > ends:
                     raise SearchTooLong(looked_at=looked_at)
                 await asyncio.sleep(_REST * (monotonic() - begun))

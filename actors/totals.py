@@ -153,7 +153,7 @@ class _Count:
                 if state in _UNSETTLED:
                     self._add_cost(channel, now)
                 if state is State.OPEN and self.next_expiry is None:
-                    self.next_expiry = channel.terms.expiry  # the earliest comes first
+                    self.next_expiry = channel.terms.expiry.unix_time  # the earliest comes first
 
     def _add_cost(self, channel: Channel, now: UnixTime) -> None:
         rules, signed = self._context.rules, channel.closing.settlement if channel.closing else None
@@ -170,7 +170,7 @@ class _Count:
 
     def _size(self, channel: Channel) -> int:
         """Size of its settlement, computed once for all channels whose parts have the same lengths."""
-        payment, expiry = channel.payment, channel.terms.expiry
+        payment, expiry = channel.payment, channel.terms.expiry.lock_time
         lengths = (payment.flag, len(payment.signature), len(channel.change_script), expiry.bit_length())
         if lengths not in self._sizes:
             self._sizes[lengths] = settlement_size([channel.claim], _LARGEST_DESTINATION)

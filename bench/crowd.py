@@ -20,12 +20,12 @@ from coincurve import PrivateKey
 from actors.context import Context
 from actors.group_commit import GroupCommit
 from actors.registry import Registry
-from actors.roles import Settling
 from actors.watching.expiry import Watcher
 from paychan.chain.debug import DebugChain
 from paychan.protocol.address import key_script
 from paychan.protocol.channel import Accepted, Channel, Pay, Rules, State
 from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT, debug_outpoint
+from paychan.protocol.expiry import Expiry
 from paychan.protocol.kinds.base import make_terms
 from paychan.protocol.payment import Payment, sign_payment
 from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
@@ -69,8 +69,8 @@ def client(number: int, expiry: UnixTime = EXPIRY) -> tuple[Channel, Payment]:
 def idle(template: Channel, number: int) -> Channel:
     """Make an open channel that is only stored: its signature belongs to the template."""
     outpoint = OutPoint(sha256(b"idle" + number.to_bytes(8, "big")).digest(), number % 3)
-    expiry = UnixTime(template.terms.expiry + number % 30_000_000)
-    terms = msgspec.structs.replace(template.terms, expiry=expiry)
+    expiry = UnixTime(template.terms.expiry.lock_time + number % 30_000_000)
+    terms = msgspec.structs.replace(template.terms, expiry=Expiry(expiry))
     return msgspec.structs.replace(template, outpoint=outpoint, terms=terms)
 
 
@@ -116,8 +116,7 @@ async def server(directory: Path) -> AsyncIterator[tuple[Store, Registry, Watche
     signer = UnixSigner(directory / "no signer", 1.0)  # payments need no signer
     context = Context(Network.TEST, RULES, 6, lambda: NOW, store, commits, DebugChain(lambda: NOW), signer)
     registry = Registry(context)
-    settling = Settling(context, registry, interval_seconds=30, alarm_seconds=7_200, idle_seconds=300)
-    yield store, registry, settling.watcher
+    yield store, registry, Watcher(context, registry, interval_seconds=30, alarm_seconds=7_200, idle_seconds=300)
     await commits.close()
     await store.close()
 

@@ -86,7 +86,7 @@ def closing(received_sat: int, rules: Rules) -> Channel:
 def scan_times(channel: Channel) -> range:
     """Return the times of the watcher's scans, from the beginning of the closing to the expiry."""
     assert channel.closing is not None
-    return range(channel.closing.begun_at, channel.terms.expiry + 1, SCAN_SECONDS)
+    return range(channel.closing.begun_at, channel.terms.expiry.lock_time + 1, SCAN_SECONDS)
 
 
 def settlements(channel: Channel, rules: Rules, chain: ChainFees) -> Iterator[tuple[UnixTime, Settlement]]:
@@ -121,7 +121,7 @@ def draw_story(axes: Axes, scenario: Scenario, rules: Rules) -> None:
         axes.plot(x, y, color=scenario.colour, linewidth=1, alpha=0.6)
     steps = list(settlements(channel, rules, chain))
     x, paid = [hours(channel, now) for now, _ in steps], [each.fee_sat / each.size for _, each in steps]
-    end = hours(channel, channel.terms.expiry)
+    end = hours(channel, channel.terms.expiry.lock_time)
     axes.step([*x, end], [*paid, paid[-1]], where="post", color=scenario.colour, linewidth=2)
     axes.plot(x, paid, "o", color=scenario.colour, markersize=4.5)
 
@@ -153,7 +153,7 @@ def draw(rules: Rules) -> Figure:
     figure = Figure(figsize=(8.6, 5), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     channel, most = closing(SCENARIOS[0].received_sat, rules), rules.max_fee_sat_per_vb
-    late, end = hours(channel, deadline(channel, rules)), hours(channel, channel.terms.expiry)
+    late, end = hours(channel, deadline(channel, rules)), hours(channel, channel.terms.expiry.lock_time)
     axes.axvspan(late, end, color="#f1efe9", linewidth=0)
     for scenario in SCENARIOS:
         draw_story(axes, scenario, rules)

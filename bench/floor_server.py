@@ -121,7 +121,7 @@ class Floor:
         else:
             asked = {name: values[0] for name, values in parse_qs(query).items()}
             terms = make_terms(SERVER_KEY, bytes.fromhex(asked["client_pubkey"]), int(asked["exp_time"]))
-            outpoint = debug_outpoint(terms.client_key, terms.expiry)
+            outpoint = debug_outpoint(terms.client_key, terms.expiry.lock_time)
             script = decode_address(asked["change_address"], Network.TEST)
         name = f"/{outpoint.txid_hex}/{outpoint.vout}".encode()
         hasher = terms.kind.payment_hasher(terms, outpoint, DEBUG_FUNDING_SAT, script)

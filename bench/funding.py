@@ -96,7 +96,7 @@ async def _pay(node: Node, addresses: list[str], sat: Sat) -> list[OutPoint]:
 
 
 def _wait_until_deep(server: Server, terms: ChannelTerms) -> None:
-    path = f"/v2/funding/{terms.expiry}/{terms.client_key.hex()}/outputs"
+    path = f"/v2/funding/{terms.expiry.lock_time}/{terms.client_key.hex()}/outputs"
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while not any(out["confirmations"] >= out["confirmations_needed"] for out in _get(server, path)["outputs"]):
         if time.monotonic() > deadline:

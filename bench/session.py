@@ -81,7 +81,11 @@ class Paid:
 
 def session_v1(server: Server, payments: list[Payment], terms: ChannelTerms, outpoint: OutPoint) -> Session:
     """Build v1 requests: POST, PUTs, and a DELETE with the last payment, all in the query."""
-    new = {"client_pubkey": terms.client_key.hex(), "exp_time": terms.expiry, "change_address": CHANGE_ADDRESS}
+    new = {
+        "client_pubkey": terms.client_key.hex(),
+        "exp_time": terms.expiry.lock_time,
+        "change_address": CHANGE_ADDRESS,
+    }
     channel = f"/v1/channels/{outpoint.txid_hex}/{outpoint.vout}?payment="
     texts = [encode_v1(payment) for payment in payments]
     return Session(

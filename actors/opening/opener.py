@@ -20,7 +20,6 @@ from paychan.protocol.errors import (
     ExpiryTooLate,
     ExpiryTooSoon,
     FundingNotFound,
-    FundingTooLarge,
     FundingUnconfirmed,
     OutpointUsed,
     PaychanError,
@@ -33,10 +32,9 @@ from paychan.protocol.errors import (
 from paychan.protocol.kinds.base import ChannelTerms, make_terms
 from paychan.protocol.opening import open_channel
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
-from paychan.protocol.settlement import base_size
 from paychan.protocol.terms import expiry_problem, lead_seconds
 from paychan.protocol.types import OutPoint, Sat, UnixTime
-from paychan.protocol.wire.signer_messages import MAX_FUNDING_BYTES, Newest
+from paychan.protocol.wire.signer_messages import Newest
 from paychan.signer_client.base import SignerAbsent, SignerRefused, news, show
 
 _NOT_WHOLE = "the server is still checking its channels after a start, so unconfirmed funding must wait"
@@ -173,30 +171,24 @@ class Opener:
 
     async def _check_key(self, terms: ChannelTerms, *, paid: bool) -> None:
         """Check that the server key is the signer's, of any generation. Raises `WrongServerKey`, and like `terms`."""
-        ours = await self._keys.terms(terms.client_key, terms.expiry, paid=paid)
-        if terms != ours and terms not in await self._keys.other_terms(terms.client_key, terms.expiry, paid=paid):
+        ours = await self._keys.terms(terms.client_key, terms.expiry.unix_time, paid=paid)
+        if terms != ours and terms not in await self._keys.other_terms(
+            terms.client_key, terms.expiry.unix_time, paid=paid
+        ):
             raise WrongServerKey(got=terms.server_key.hex(), need=ours.server_key.hex())
 
     async def _show(self, funding: Funding) -> None:
         """Show the signer the funding transaction while the chain has it: the signer settles only outputs it has seen.
 
         Raises:
-            SignerUnavailable, SigningFailed, ChainFailed, FundingTooLarge: the channel could not be settled, so it must
-            not be opened.
+            SignerUnavailable, SigningFailed, ChainFailed: the channel could not be settled, so it must not be opened.
         """
         try:
-            await show(self._context.signer, [funding.outpoint], self._transaction)
+            await show(self._context.signer, [funding.outpoint], self._context.chain.transaction)
         except SignerAbsent as error:
             raise SignerUnavailable(reason=str(error)) from error
         except SignerRefused as error:
             raise SigningFailed(reason=str(error)) from error
-
-    async def _transaction(self, txid: bytes) -> bytes:
-        """Return a funding transaction. Raises `ChainFailed`, and `FundingTooLarge`: the signer reads no such message."""
-        raw = await self._context.chain.transaction(txid)
-        if len(raw) > MAX_FUNDING_BYTES and (size := base_size(raw)) > MAX_FUNDING_BYTES:
-            raise FundingTooLarge(got_bytes=size, need_bytes=MAX_FUNDING_BYTES)
-        return raw
 
     def _no_room(self, funding: Funding) -> PaychanError | None:
         """Say why no further channel may open with unconfirmed funding; checked before the signer is asked."""

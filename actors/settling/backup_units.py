@@ -99,7 +99,7 @@ def sort_out(channels: Sequence[Channel], view: View) -> tuple[list[Unit], list[
         else:
             closing.append(_without_application(outcome.channel, view))
     units = [_with_withdrawal(unit, channels) for unit in _units(closing, {channel.outpoint for channel in channels})]
-    return sorted(units, key=lambda unit: unit.members[0].terms.expiry), results
+    return sorted(units, key=lambda unit: unit.members[0].terms.expiry.lock_time), results
 
 
 def _without_application(channel: Channel, view: View) -> Channel:

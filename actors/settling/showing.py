@@ -75,7 +75,7 @@ class Showing:
             grown = [claim for claim in claims if self._shown.get(claim.outpoint) != claim.payment.change_sat]
             if grown:
                 await self._show(grown)
-            after = (page[-1].terms.expiry, page[-1].outpoint)
+            after = (page[-1].terms.expiry.lock_time, page[-1].outpoint)
             await asyncio.sleep(self._pause_seconds)
         self._shown = {outpoint: sat for outpoint, sat in self._shown.items() if outpoint in seen}
 

@@ -50,7 +50,7 @@ def conditions_of(context: Context) -> Conditions:
 async def destination_of(channel: Channel, signer: Signer) -> bytes:
     """Return the script to which a settlement pays the server. Raises `SignerRefused`, `SignerAbsent`."""
     terms = channel.terms
-    return (await signer.public_key(terms.client_key, terms.expiry, settling=True)).destination_script
+    return (await signer.public_key(terms.client_key, terms.expiry.unix_time, settling=True)).destination_script
 
 
 async def sign(

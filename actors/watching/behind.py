@@ -17,7 +17,7 @@ import structlog
 from actors.context import Context
 from actors.registry import Registry
 from paychan.protocol.channel import Accepted, Channel, Close, CloseReason, State
-from paychan.protocol.types import OutPoint, UnixTime
+from paychan.protocol.types import OutPoint
 from paychan.protocol.wire.signer_messages import MAX_CLAIMS, Newest
 from paychan.signer_client.base import SignerAbsent, SignerRefused, news
 
@@ -33,7 +33,7 @@ class Behind:
     def __init__(self, context: Context, registry: Registry) -> None:
         self._context = context
         self._registry = registry
-        self._after: tuple[UnixTime, OutPoint] | None = None
+        self._after: tuple[int, OutPoint] | None = None
         self._all_asked = False
         self._behind = dict[OutPoint, Newest]()
         registry.before_waking.append(self._before_waking)
@@ -44,7 +44,7 @@ class Behind:
             page = await self._context.store.scan(State.OPEN, after=self._after, limit=MAX_CLAIMS)
             if not await self._ask(page):
                 return
-            self._after = (page[-1].terms.expiry, page[-1].outpoint) if page else None
+            self._after = (page[-1].terms.expiry.lock_time, page[-1].outpoint) if page else None
             self._all_asked = len(page) < MAX_CLAIMS
         await self._ask_remaining()
         for newest in list(self._behind.values()):

@@ -18,7 +18,7 @@ from actors.settling.spends import judge_spend
 from paychan.chain.base import ChainFailed, Spend, Tip
 from paychan.protocol.channel import Channel, Found, Funded, State, Unfunded, Vanished
 from paychan.protocol.errors import DamagedRecord
-from paychan.protocol.types import OutPoint, UnixTime
+from paychan.protocol.types import OutPoint
 from paychan.store.base import get_readable
 
 log = structlog.get_logger("endings")
@@ -47,7 +47,7 @@ class Endings:
         self._unjudged = set[OutPoint]()
         """Ended channels about which the chain gave no answer."""
         self._ended_seen_at: Tip | None = None
-        self._ended_after: dict[State, tuple[UnixTime, OutPoint]] = {}
+        self._ended_after: dict[State, tuple[int, OutPoint]] = {}
 
     # --- channels that have not ended -------------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ class Endings:
 
     async def scan_unfunded(self, *, spent: bool) -> None:
         """Reopen UNFUNDED channels whose funding is in the chain again; with `spent` also look for a spend of it."""
-        after: tuple[UnixTime, OutPoint] | None = self._oldest()
+        after: tuple[int, OutPoint] | None = self._oldest()
         while after is not None:
             page = await self._context.store.scan(State.UNFUNDED, after=after, limit=_PAGE)
             unspent = await self._context.chain.unspent([channel.outpoint for channel in page]) if page else {}
@@ -186,13 +186,13 @@ class Endings:
         log.error("the transaction that ended the channel is no longer deep", channel=str(channel.outpoint))
         await self._registry.ask(channel.outpoint, Vanished())
 
-    def _oldest(self) -> tuple[UnixTime, OutPoint]:
+    def _oldest(self) -> tuple[int, OutPoint]:
         """Start of the channels that may return, in the store's order of expiries."""
-        return UnixTime(max(0, self._context.acting_time() - REMEMBERED_SECONDS)), _FIRST
+        return max(0, self._context.acting_time() - REMEMBERED_SECONDS), _FIRST
 
 
-def _place(channel: Channel) -> tuple[UnixTime, OutPoint]:
-    return channel.terms.expiry, channel.outpoint
+def _place(channel: Channel) -> tuple[int, OutPoint]:
+    return channel.terms.expiry.lock_time, channel.outpoint
 
 
 def _known(channel: Channel) -> set[bytes]:

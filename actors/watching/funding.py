@@ -57,7 +57,7 @@ class ChainWatch:
         """Hash of the tip at which the present round began; empty between rounds."""
         self._round_tip: Tip | None = None
         """The tip at which the newest round began."""
-        self._round_after: tuple[UnixTime, OutPoint] | None = None
+        self._round_after: tuple[int, OutPoint] | None = None
         self._page_seconds = 0.0
         self._unverified_scanned_at = 0.0
         self._follows_unfinished = False
@@ -346,12 +346,12 @@ def _times(wall: UnixTime, tip: Tip) -> str:
     return f"the server's clock says {utc(wall)}, the newest block {utc(tip.time)}"
 
 
-def _place(channel: Channel) -> tuple[UnixTime, OutPoint]:
+def _place(channel: Channel) -> tuple[int, OutPoint]:
     """Position of a channel among those of its state."""
-    return channel.terms.expiry, channel.outpoint
+    return channel.terms.expiry.lock_time, channel.outpoint
 
 
-def _order(expiry: UnixTime, outpoint: OutPoint) -> tuple[UnixTime, bytes]:
+def _order(expiry: int, outpoint: OutPoint) -> tuple[int, bytes]:
     """Sort key of the store."""
     return expiry, outpoint.serialize()
 

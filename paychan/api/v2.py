@@ -197,7 +197,7 @@ class ChannelHandler(V2Handler):
         terms = parse_redeem_script(body.redeem_script)
         return OpenRequest(
             client_key=terms.client_key,
-            expiry=terms.expiry,
+            expiry=terms.expiry.unix_time,
             change_script=decode_address(body.change_address, self.service.config.bitcoin_network),
             payment=body.payment,
             price_sat=Sat(self.service.config.open.v2_price_sat),

@@ -56,7 +56,7 @@ class DebugChain:
         """One output for a channel; a reserve has none."""
         if not isinstance(payee, ChannelTerms):
             return ()
-        only = debug_outpoint(payee.client_key, payee.expiry)
+        only = debug_outpoint(payee.client_key, payee.expiry.unix_time)
         return (_believed(only),) if at in (None, only) else ()
 
     async def deposits(self, payees: Collection[Payee]) -> list[tuple[Payee, Funding]]:  # noqa: ARG002 - there are none

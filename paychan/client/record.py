@@ -16,7 +16,7 @@ from paychan.client.coins import Deposit, Source, parse_outpoint
 from paychan.protocol.address import decode_address, encode_address, key_script
 from paychan.protocol.errors import Malformed
 from paychan.protocol.keys import parse_public_key
-from paychan.protocol.kinds.base import ChannelTerms, make_terms
+from paychan.protocol.kinds.base import RBPCP_KIND, ChannelTerms, make_terms
 from paychan.protocol.payment import Payment, PaymentSigner
 from paychan.protocol.types import MAX_MONEY_SAT, Network, OutPoint, Sat, UnixTime
 from paychan.protocol.wire.rbpcp import Dialect
@@ -97,6 +97,8 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Fee that the closing payment offered."""
     paid_fee_sat: Sat | None = None
     """Fee of the settlement, read from it; None if the server showed none, or settled several channels in one."""
+    kind: str = RBPCP_KIND
+    """Tag of the channel's kind."""
 
     def __repr__(self) -> str:
         """Hide the private key."""
@@ -109,7 +111,7 @@ class ChannelRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     @property
     def terms(self) -> ChannelTerms:
         server_key = parse_public_key(self.server_key, "server_key")
-        return make_terms(server_key, self.key.public_key.format(), self.expiry)
+        return make_terms(server_key, self.key.public_key.format(), self.expiry, self.kind)
 
     @property
     def outpoint(self) -> OutPoint:

@@ -79,5 +79,5 @@ def _reason(channel: Channel, claim: Claim, view: View) -> CloseReason:
     if claim.change_script != channel.change_script:
         return CloseReason.CLIENT
     can_go_on = bool(channel.secret) and claim.change_script == claim.terms.funding_script
-    in_time = view.now < claim.terms.expiry - view.rules.settlement_period_seconds
+    in_time = claim.terms.expiry.left(view) > view.rules.settlement_period_seconds
     return CloseReason.WITHDRAW if can_go_on and in_time else CloseReason.OPERATOR

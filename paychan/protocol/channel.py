@@ -164,6 +164,8 @@ class View(Struct, frozen=True):
     """The chain's median time past, if the server has seen a block."""
     floor_sat_per_vb: int = 1
     """Lowest rate that the chain relays now."""
+    height: int | None = None
+    """Height of the newest block, if the server has seen it; no kind needs it yet."""
 
     @property
     def paying_time(self) -> UnixTime:

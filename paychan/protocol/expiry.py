@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
+from msgspec import Struct
+
 from paychan.protocol.errors import ExpiryNotATime
 from paychan.protocol.types import UnixTime
 
@@ -10,6 +14,55 @@ MIN_EXPIRY = UnixTime(500_000_000)
 
 MAX_EXPIRY = UnixTime(0xFFFFFFFF)
 """nLockTime has 32 bits; a channel with a later expiry could never be refunded."""
+
+BLOCK_SECONDS = 600
+"""Mean time between blocks."""
+
+
+class ChainTime(Protocol):
+    """The time and the height of the newest block, by which expiries are judged."""
+
+    @property
+    def now(self) -> UnixTime: ...
+
+    @property
+    def height(self) -> int | None: ...
+
+
+class Expiry(Struct, frozen=True, array_like=True):
+    """A lock time: Unix time, or block height if it is below `MIN_EXPIRY` (BIP65)."""
+
+    lock_time: int
+
+    @property
+    def is_time(self) -> bool:
+        """Whether it is a Unix time."""
+        return self.lock_time >= MIN_EXPIRY
+
+    @property
+    def unix_time(self) -> UnixTime:
+        """The Unix time.
+
+        Raises:
+            ValueError: it is a block height, which no channel kind uses yet.
+        """
+        if not self.is_time:
+            msg = f"the expiry is block height {self.lock_time}, not a time"
+            raise ValueError(msg)
+        return UnixTime(self.lock_time)
+
+    def left(self, view: ChainTime) -> int:
+        """Seconds until the expiry; a negative number after it.
+
+        A height counts `BLOCK_SECONDS` for each block, and as passed if the view knows no height.
+        """
+        if self.lock_time >= MIN_EXPIRY:
+            return self.lock_time - view.now
+        return -1 if view.height is None else (self.lock_time - view.height) * BLOCK_SECONDS
+
+    def is_due(self, view: ChainTime) -> bool:
+        """Say whether the time or the height has come."""
+        return self.left(view) <= 0
 
 
 def check_expiry(value: int) -> UnixTime:

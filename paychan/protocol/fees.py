@@ -71,7 +71,7 @@ class Shortfall(Struct, frozen=True):
 
 def deadline(channel: Channel, rules: Rules) -> UnixTime:
     """Time by which the settlement should be confirmed: a margin before the refund becomes valid (median time past)."""
-    return UnixTime(channel.terms.expiry - rules.deadline_margin_seconds)
+    return UnixTime(channel.terms.expiry.unix_time - rules.deadline_margin_seconds)
 
 
 def wanted_rate(channel: Channel, rules: Rules, now: UnixTime, chain: ChainFees) -> int:
@@ -98,7 +98,7 @@ def _begun(channel: Channel, rules: Rules, now: UnixTime) -> UnixTime:
         return now
     if channel.closing.begun_at <= now + LEAD_SECONDS:
         return channel.closing.begun_at
-    return min(now, UnixTime(channel.terms.expiry - rules.settlement_period_seconds))
+    return min(now, UnixTime(channel.terms.expiry.unix_time - rules.settlement_period_seconds))
 
 
 def is_outbid(paid: Settlement, rate_sat_per_vb: int) -> bool:

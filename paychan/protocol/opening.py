@@ -25,7 +25,7 @@ def open_channel(opening: Opening, view: View, verifier: PaymentVerifier | None 
     rules, payment = view.rules, opening.payment
     if view.frozen:
         return Rejected(ChainUnavailable(reason=view.frozen))
-    problem = expiry_problem(opening.terms.expiry, view)
+    problem = expiry_problem(opening.terms.expiry.unix_time, view)
     if problem is not None:
         return Rejected(problem)
     need = rules.confirmations_needed(opening.funding_sat)

@@ -6,22 +6,29 @@
     checksum  4 bytes   CRC-32 of all bytes before it: a torn or flipped record is detected and never settled
 
 Migration: a new field goes to the end of its array and has a default, so that older records of the same version still
-decode. Any other change needs a new version number and a decoder for the old one.
+decode. Any other change needs a new version number and a decoder for the old one in `_DECODERS`. A record is written
+with the newest version when it changes.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
 from paychan.protocol.channel import Channel
 from paychan.protocol.errors import DamagedRecord
+from paychan.protocol.kinds.base import tagged
 
-VERSION = 2
-"""Version of new records. Version 1 has no `offered_seq` and `restored`; they decode to their defaults."""
+VERSION = 3
+"""Version of new records.
 
-_READABLE = (1, 2)
+Version 1 has no `offered_seq` and `restored`; they decode to their defaults. Versions 1 and 2 have terms without a kind:
+`[server key, client key, expiry]`, where the expiry is a number.
+"""
+
 _HEAD_BYTES = 9
 _CHECKSUM_BYTES = 4
 
@@ -30,6 +37,19 @@ _VERSION_BYTE = bytes([VERSION])
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Channel)
+_fields = msgspec.msgpack.Decoder(list[Any])
+
+
+def _with_untagged_terms(body: bytes) -> Channel:
+    terms, *others = _fields.decode(body) or [None]
+    return msgspec.convert([tagged(terms), *others], Channel)
+
+
+_DECODERS: dict[int, Callable[[bytes], Channel]] = {
+    1: _with_untagged_terms,
+    2: _with_untagged_terms,
+    3: _decoder.decode,
+}
 
 
 def encode_record(channel: Channel) -> bytes:
@@ -44,7 +64,7 @@ def decode_record(raw: bytes) -> Channel:
     Raises:
         DamagedRecord: not a complete record of a known version.
     """
-    if len(raw) < _HEAD_BYTES + _CHECKSUM_BYTES or raw[0] not in _READABLE:
+    if len(raw) < _HEAD_BYTES + _CHECKSUM_BYTES or raw[0] not in _DECODERS:
         msg = f"record of {len(raw)} bytes has version {raw[0] if raw else None}, want {VERSION}"
         raise DamagedRecord(reason=msg)
     content, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
@@ -52,7 +72,7 @@ def decode_record(raw: bytes) -> Channel:
         msg = f"record checksum is {checksum.hex()}, want {zlib.crc32(content):08x}"
         raise DamagedRecord(reason=msg)
     try:
-        channel = _decoder.decode(content[_HEAD_BYTES:])
+        channel = _DECODERS[raw[0]](content[_HEAD_BYTES:])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DamagedRecord(reason=str(error)) from error
     if channel.seq != record_seq(raw):

@@ -103,9 +103,9 @@ def _pay(channel: Channel, command: Pay, view: View, verifier: PaymentVerifier |
         return Rejected(ChainUnavailable(reason=view.frozen))
     if channel.offered is not None:
         return Rejected(forged(channel, command, verifier) or PaymentPending(change_sat=channel.offered.change_sat))
-    limit = channel.terms.expiry - view.rules.settlement_period_seconds
-    if view.now >= limit:
-        return Rejected(ChannelExpiring(now_unix=view.now, limit_unix=limit))
+    left = channel.terms.expiry.left(view) - view.rules.settlement_period_seconds
+    if left <= 0:
+        return Rejected(ChannelExpiring(now_unix=view.now, limit_unix=view.now + left))
     if payment == newest:
         return Accepted(channel)
     problem = change_problem(payment, channel.terms.kind, view.rules.dust_sat)

@@ -27,14 +27,14 @@ def can_withdraw(channel: Channel) -> bool:
 
 
 def withdrawal_problem(channel: Channel, view: View) -> PaychanError | None:
-    limit = channel.terms.expiry - view.rules.settlement_period_seconds
     if not can_move(channel):
         return NotWithdrawable(reason="its change does not go back to its funding address")
     if publishes_secret(channel):
         return NotWithdrawable(reason="it would publish the channel's secret, until the client has paid once more")
     if channel.offered is not None:
         return PaymentPending(change_sat=channel.offered.change_sat)
-    return ChannelExpiring(now_unix=view.now, limit_unix=limit) if view.now >= limit else None
+    left = channel.terms.expiry.left(view) - view.rules.settlement_period_seconds
+    return ChannelExpiring(now_unix=view.now, limit_unix=view.now + left) if left <= 0 else None
 
 
 def taken_back(channel: Channel, _command: Any, _view: View, _verifier: Any) -> Outcome:

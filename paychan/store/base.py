@@ -16,7 +16,7 @@ from msgspec import Struct, field
 from paychan.protocol.channel import Channel, State
 from paychan.protocol.errors import DamagedRecord
 from paychan.protocol.expiry import MAX_EXPIRY
-from paychan.protocol.types import OutPoint, UnixTime
+from paychan.protocol.types import OutPoint
 
 
 class Change(Struct, frozen=True):
@@ -81,7 +81,7 @@ class Store(Protocol):
         state: State,
         *,
         before: int = MAX_EXPIRY + 1,
-        after: tuple[UnixTime, OutPoint] | None = None,
+        after: tuple[int, OutPoint] | None = None,
         limit: int = 1000,
     ) -> Sequence[Channel]:
         """List channels of a state whose expiry is earlier than `before`, ordered by (expiry, outpoint bytes).
@@ -116,7 +116,7 @@ async def walk(store: Store, state: State, before: int = MAX_EXPIRY + 1) -> Asyn
     while page := await store.scan(state, before=before, after=after):
         for channel in page:
             yield channel
-        after = (page[-1].terms.expiry, page[-1].outpoint)
+        after = (page[-1].terms.expiry.lock_time, page[-1].outpoint)
 
 
 async def get_readable(store: Store, outpoint: OutPoint) -> Channel | None:

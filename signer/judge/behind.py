@@ -39,7 +39,9 @@ def shown(
         LedgerFailed: the ledger can't be read.
     """
     page = ledger.shown_after(after, _PAGE)
-    outpoints = tuple(outpoint for outpoint, claim in page if claim is None or claim.terms.expiry > expires_after)
+    outpoints = tuple(
+        outpoint for outpoint, claim in page if claim is None or claim.terms.expiry.lock_time > expires_after
+    )
     return outpoints, page[-1][0] if len(page) == _PAGE else None
 
 

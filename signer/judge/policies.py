@@ -262,7 +262,7 @@ def fee_cap_sat(request: SettlementRequest, limits: Limits, now: UnixTime, child
     the client whole, and the cap of the rate bounds the loss.
     """
     size = request_size(request)
-    is_last_resort = all(now >= claim.terms.expiry - LAST_RESORT_SECONDS for claim in request.claims)
+    is_last_resort = all(now >= claim.terms.expiry.unix_time - LAST_RESORT_SECONDS for claim in request.claims)
     share_sat = received_sat(request.claims) * (100 if is_last_resort else limits.max_fee_percent) // 100
     rate_sat = (size + child_bytes) * limits.max_fee_sat_per_vb
     return Sat(max(min(share_sat, limits.max_fee_sat, rate_sat), size + LEAST_FEE_CAP_SAT))

@@ -81,7 +81,7 @@ def outpoint_problem(outpoint: OutPoint) -> str | None:
 
 def has_readable_terms(claim: Claim) -> bool:
     """Say whether a key store can look up its client key and expiry."""
-    return MIN_EXPIRY <= claim.terms.expiry <= MAX_EXPIRY
+    return MIN_EXPIRY <= claim.terms.expiry.lock_time <= MAX_EXPIRY
 
 
 def unshown(request: SettlementRequest, known: Facts) -> list[OutPoint]:
@@ -106,9 +106,9 @@ def terms_problem(claim: Claim, key: SigningKey | None) -> str | None:
     terms = claim.terms
     try:
         check_public_key(terms.client_key)
-        check_expiry(terms.expiry)
+        expiry = check_expiry(terms.expiry.lock_time)
         if key is not None:
-            make_terms(key.public_key, terms.client_key, terms.expiry)
+            make_terms(key.public_key, terms.client_key, expiry, terms.tag)
     except PaychanError as error:
         return str(error)
     return None if key is not None else f"server key {terms.server_key.hex()} is no key of this signer for this channel"

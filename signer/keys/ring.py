@@ -9,6 +9,7 @@ BIP32 is implemented below because the `bip32` package pins an old coincurve; te
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -54,16 +55,27 @@ class SigningKey(Protocol):
     def public_key(self) -> bytes:
         """Compressed, 33 bytes."""
 
-    async def sign(self, digest: bytes) -> bytes:
-        """Sign 32 bytes: strict DER, low S. May take any time. Raises `KeysFailed`."""
+    def sign(self, digest: bytes) -> bytes:
+        """Sign 32 bytes: strict DER, low S. Raises `KeysFailed`."""
+
+
+class SlowKey(SigningKey, Protocol):
+    """A key pair of this signer whose signatures take long."""
+
+    def sign_soon(self, digest: bytes) -> asyncio.Future[bytes]:
+        """Sign without blocking the event loop. A cancellation in time prevents it. May fail with `KeysFailed`."""
 
 
 class KeySource(Protocol):
-    """One generation of keys. All methods raise `KeysFailed`, and none blocks: the event loop calls them.
+    """One generation of keys. All methods raise `KeysFailed`.
 
     Client keys are compressed points and expiries are times that fit nLockTime: `handler` and `validation` have checked
     both.
     """
+
+    @property
+    def blocking(self) -> bool:
+        """Whether an answer can take long: then a thread waits for it."""
 
     def channel_key(self, client_key: bytes, expiry: UnixTime, *, create: bool) -> SigningKey | None:
         """Return the key of a channel. `create`: make one if there is none."""
@@ -99,6 +111,11 @@ class KeyRing:
         self._current = () if address is None else (Destination(address),)
         self._previous = tuple(Destination(script, retired=True) for script in previous)
 
+    @property
+    def blocking(self) -> bool:
+        """Whether an answer can take long."""
+        return any(source.blocking for source in self._sources)
+
     def new(self, client_key: bytes, expiry: UnixTime) -> SigningKey:
         """Return the key for a channel that is about to be opened. Raises `KeysFailed`."""
         key = self._sources[0].channel_key(client_key, expiry, create=True)
@@ -117,7 +134,7 @@ class KeyRing:
     def find(self, terms: ChannelTerms) -> SigningKey | None:
         """Return the signer's key that these terms name, of any generation. Raises `KeysFailed`."""
         for source in self._sources:
-            key = source.channel_key(terms.client_key, terms.expiry, create=False)
+            key = source.channel_key(terms.client_key, terms.expiry.unix_time, create=False)
             if key is not None and key.public_key == terms.server_key:
                 return key
         return None
@@ -155,7 +172,7 @@ class SoftKey:
         self._key = key
         self.public_key = key.public_key.format()
 
-    async def sign(self, digest: bytes) -> bytes:
+    def sign(self, digest: bytes) -> bytes:
         """Deterministic (RFC 6979)."""
         return self._key.sign(digest, hasher=None)
 
@@ -164,6 +181,7 @@ class StaticKey:
     """One key for all channels, as in v1 (RBPCP §9.1), and for the reserve. Needs a configured destination."""
 
     __slots__ = ("_key",)
+    blocking = False
 
     def __init__(self, secret: bytes) -> None:
         self._key = SoftKey(PrivateKey(secret))
@@ -221,6 +239,7 @@ class TreeKeys:
     """A key and a destination per channel, and the reserve's key, derived from one seed."""
 
     __slots__ = ("_channel_key", "_destination_key", "_reserve_key")
+    blocking = False
 
     def __init__(
         self,

@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import zlib
 from hashlib import sha256
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from paychan.protocol.settlement import received_sat, settlement_size
+from paychan.protocol.kinds.base import RBPCP_KIND, tagged
+from paychan.protocol.settlement import Claim, received_sat, settlement_size
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.protocol.wire.signer_messages import SettlementRequest
 
-VERSION = 3
-"""1: without `Signed.funding_sat`; 2: without `Output.shown_at` and `Flow.young`."""
+VERSION = 4
+"""1: without `Signed.funding_sat`; 2: without `Output.shown_at` and `Flow.young`; 3: terms without a kind."""
 
-_READABLE = (1, 2, 3)
+_READABLE = (1, 2, 3, 4)
+_FIRST_WITH_KIND = 4
 _CHECKSUM_BYTES = 4
 
 _Entry = TypeVar("_Entry", bound=Struct)
@@ -73,8 +75,33 @@ class DamagedEntry(Exception):
 
 
 def request_digest(request: SettlementRequest) -> bytes:
-    """Identify a request: SHA256 of all its fields, encoded as on the wire but with id 0."""
-    return sha256(msgspec.msgpack.encode(msgspec.structs.replace(request, id=0))).digest()
+    """Identify a request: SHA256 of its facts, listed here in a layout of its own (layout 1).
+
+    The layout is independent of the wire's. The ledger stores digests for ever, and a message may get a new field or
+    another order in a new version of the wire; a request that was signed before must keep its digest. So a fact that is
+    added later is listed only if it differs from what earlier requests meant: the tag of a kind, if it is not RBPCP's.
+    """
+    reserve = request.reserve
+    coins = reserve and [reserve.public_key, [[_place(coin.outpoint), coin.value_sat] for coin in reserve.coins]]
+    claims = [_claim(claim) for claim in request.claims]
+    facts = [_LAYOUT_1, 0, claims, request.destination_script, request.fee_sat, coins]
+    return sha256(msgspec.msgpack.encode(facts)).digest()
+
+
+_LAYOUT_1 = 3
+"""First number of the list: the wire's number of the request when the layout was made."""
+
+
+def _claim(claim: Claim) -> list[Any]:
+    terms, payment = claim.terms, claim.payment
+    signed = [payment.change_sat, payment.signature, payment.flag]
+    kind = [] if terms.tag == RBPCP_KIND else [terms.tag]
+    named = [terms.server_key, terms.client_key, terms.expiry.lock_time, *kind]
+    return [named, _place(claim.outpoint), claim.funding_sat, claim.change_script, signed]
+
+
+def _place(outpoint: OutPoint) -> list[Any]:
+    return [outpoint.txid, outpoint.vout]
 
 
 def request_size(request: SettlementRequest) -> int:
@@ -117,10 +144,29 @@ def decode_entry(raw: bytes, kind: type[_Entry]) -> _Entry:
         msg = f"entry checksum is {checksum.hex()}, want {zlib.crc32(content):08x}"
         raise DamagedEntry(msg)
     try:
-        entry = msgspec.msgpack.decode(content[1:], type=kind)
+        entry = _decode(content, kind)
     except msgspec.MsgspecError as error:
         raise DamagedEntry(str(error)) from error
     if isinstance(entry, Signed) and (entry.size <= 0 or entry.fee_sat < 0):
         msg = f"entry of {entry.fee_sat} sat for {entry.size} bytes"
         raise DamagedEntry(msg)
     return entry
+
+
+def _decode(content: bytes, kind: type[_Entry]) -> _Entry:
+    """Read the body; of versions without kinds, terms get the tag of RBPCP's."""
+    if content[0] >= _FIRST_WITH_KIND or kind not in (Claim, SettlementRequest):
+        return msgspec.msgpack.decode(content[1:], type=kind)
+    fields = _fields.decode(content[1:])
+    if kind is Claim:
+        return msgspec.convert(_tagged_claim(fields), kind)
+    claims = msgspec.convert(fields[2:3], tuple[list[list[Any]]])[0]
+    return msgspec.convert([*fields[:2], [_tagged_claim(claim) for claim in claims], *fields[3:]], kind)
+
+
+_fields = msgspec.msgpack.Decoder(list[Any])
+
+
+def _tagged_claim(fields: list[Any]) -> list[Any]:
+    terms, *others = fields or [None]
+    return [tagged(terms), *others]

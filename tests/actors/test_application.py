@@ -253,13 +253,13 @@ async def test_fault_7_a_channel_without_an_answer_is_settled_in_time(tmp_path: 
         payment = pay(server, 70_000)
         await shop.says(None)
         assert isinstance(refused(await payment), PaymentPending)
-        server.clock.now = UnixTime(PAYER.terms.expiry - 60)
+        server.clock.now = UnixTime(PAYER.terms.expiry.lock_time - 60)
         closing = asyncio.ensure_future(server.registry.ask(PAYER.outpoint, Close(CloseReason.EXPIRY)))
         for _ in range(2):
             await shop.says(None)
         closed = accepted(await closing).channel
         if closed.state is State.CLOSING:
-            server.clock.now = UnixTime(PAYER.terms.expiry - 20)
+            server.clock.now = UnixTime(PAYER.terms.expiry.lock_time - 20)
             look = asyncio.ensure_future(server.registry.ask(PAYER.outpoint, Resume()))
             await shop.says(None)
             closed = accepted(await look).channel

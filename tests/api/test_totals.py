@@ -47,7 +47,7 @@ async def test_unsettled_value_is_shown_with_the_cost_of_settling(tmp_path: Path
         assert found.unsettled_sat == sum(each.received_sat for each in records[:3])
         assert found.settling_sat == 30 * size(open_one) + sum(signed)
         assert (found.fee_estimate_sat_per_vb, found.fee_floor_sat_per_vb) == (30, 2)
-        assert found.next_expiry == open_one.terms.expiry
+        assert found.next_expiry == open_one.terms.expiry.lock_time
 
 
 async def test_a_settlement_of_several_channels_costs_once(tmp_path: Path) -> None:

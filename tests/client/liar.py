@@ -243,7 +243,7 @@ class Liar:
 
     def _outputs(self, terms: ChannelTerms) -> Answer:
         """Claim an output that funds any channel; no transaction has its txid."""
-        outpoint = debug_outpoint(terms.client_key, terms.expiry)
+        outpoint = debug_outpoint(terms.client_key, terms.expiry.lock_time)
         output = {
             "funding_txid": outpoint.txid_hex,
             "funding_vout": outpoint.vout,
@@ -262,7 +262,7 @@ class Liar:
             read = read_v2_body(body)
             terms = parse_redeem_script(read.redeem_script or b"")
             payment, address, secret = read.payment, read.change_address or "", opening_secret(read.payment)
-        outpoint = debug_outpoint(terms.client_key, terms.expiry)
+        outpoint = debug_outpoint(terms.client_key, terms.expiry.lock_time)
         if self.left:
             raise OutpointUsed(outpoint=str(outpoint))
         if self.channel is not None:

@@ -32,7 +32,7 @@ def record_of(case: Case, version: int = 1, dialect: Dialect = Dialect.S) -> Cha
         network=case.network,
         private_key=case.client_key.to_hex(),
         server_key=case.terms.server_key.hex(),
-        expiry=case.terms.expiry,
+        expiry=case.terms.expiry.lock_time,
         funding_address=case.raw["funding_address"],
         created_at=UnixTime(0),
         open_price_sat=Sat(0),
@@ -156,10 +156,10 @@ def test_the_address_determines_the_network(network: Network) -> None:
     case = JS_CASES[0]
     terms = case.terms
     info = FundingInfo(terms.server_key.hex(), terms.funding_address(network), Sat(1), 0, 6)
-    now = UnixTime(terms.expiry - 7 * 3600)
+    now = UnixTime(terms.expiry.lock_time - 7 * 3600)
 
     def judged(wanted: Network | None) -> Network:
-        return agree(info, terms.client_key, terms.expiry, now, Limits(), wanted).network
+        return agree(info, terms.client_key, terms.expiry.lock_time, now, Limits(), wanted).network
 
     assert judged(network) is network
     assert judged(None) is (Network.LIVE if network is Network.LIVE else Network.TEST)

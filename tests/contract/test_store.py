@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from paychan.protocol.channel import Channel, State
 from paychan.protocol.errors import DamagedRecord
+from paychan.protocol.expiry import Expiry
 from paychan.protocol.record import decode_record, encode_record
 from paychan.protocol.types import UnixTime
 from paychan.store.base import Change, Store, StoreFailed, walk
@@ -230,7 +231,7 @@ async def _compare_with_model(
             key = fresh[number].outpoint.serialize()
             previous = model.get(key)
             if previous is None:
-                terms = replace(fresh[number].terms, expiry=UnixTime(base + expiry))
+                terms = replace(fresh[number].terms, expiry=Expiry(base + expiry))
                 channel = replace(fresh[number], state=state, terms=terms)
             else:
                 channel = replace(later(previous), state=state)
@@ -249,16 +250,18 @@ async def _compare_with_model(
 
 async def _compare_pages(store: Store, model: dict[bytes, Channel], state: State, limit: int, before: int) -> None:
     def order(channel: Channel) -> tuple[int, bytes]:
-        return channel.terms.expiry, channel.outpoint.serialize()
+        return channel.terms.expiry.lock_time, channel.outpoint.serialize()
 
-    chosen = (channel for channel in model.values() if channel.state is state and channel.terms.expiry < before)
+    chosen = (
+        channel for channel in model.values() if channel.state is state and channel.terms.expiry.lock_time < before
+    )
     want = sorted(chosen, key=order)
     got: list[Channel] = []
     after = None
     while page := await store.scan(state, before=before, after=after, limit=limit):
         assert len(page) <= limit
         got += page
-        after = (page[-1].terms.expiry, page[-1].outpoint)
+        after = (page[-1].terms.expiry.lock_time, page[-1].outpoint)
     assert got == want
 
 
@@ -416,7 +419,7 @@ async def test_something_else_in_place_of_a_record_is_damage(backend: Backend, d
 
 async def test_damage_hides_no_other_channel(backend: Backend) -> None:
     """A scan leaves a damaged record out, names it in the log, and fills its page with other records."""
-    channels = sorted(many(10), key=lambda channel: (channel.terms.expiry, channel.outpoint.serialize()))
+    channels = sorted(many(10), key=lambda channel: (channel.terms.expiry.lock_time, channel.outpoint.serialize()))
     store = backend.open()
     await put(store, *channels)
     await store.close()
@@ -434,7 +437,7 @@ async def test_damage_hides_no_other_channel(backend: Backend) -> None:
 
 async def test_due_channels_are_found_without_reading_the_rest(backend: Backend) -> None:
     """Listing by expiry reads no record that expires later: all of these are damaged, and no error is logged."""
-    channels = sorted(many(60), key=lambda channel: (channel.terms.expiry, channel.outpoint.serialize()))
+    channels = sorted(many(60), key=lambda channel: (channel.terms.expiry.lock_time, channel.outpoint.serialize()))
     due, rest = channels[:4], channels[4:]
     store = backend.open()
     await put(store, *channels)
@@ -444,7 +447,7 @@ async def test_due_channels_are_found_without_reading_the_rest(backend: Backend)
 
     store = backend.open()
     with structlog.testing.capture_logs() as quiet:
-        assert list(await store.scan(State.OPEN, before=rest[0].terms.expiry)) == due
-        assert [channel async for channel in walk(store, State.OPEN, rest[0].terms.expiry)] == due
+        assert list(await store.scan(State.OPEN, before=rest[0].terms.expiry.lock_time)) == due
+        assert [channel async for channel in walk(store, State.OPEN, rest[0].terms.expiry.lock_time)] == due
     await store.close()
     assert quiet == []

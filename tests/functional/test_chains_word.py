@@ -69,8 +69,8 @@ def totals(system: System) -> dict[str, Any]:
 
 def expire(node: Node, customer: Customer) -> None:
     """Let a channel's refund become valid, in blocks without transactions of the mempool."""
-    node.set_mock_time(customer.terms.expiry + 60)
-    while node.median_time <= customer.terms.expiry:
+    node.set_mock_time(customer.terms.expiry.lock_time + 60)
+    while node.median_time <= customer.terms.expiry.lock_time:
         node.mine_only()
 
 

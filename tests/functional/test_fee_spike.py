@@ -64,7 +64,7 @@ def test_threat_8_channels_settle_through_a_fee_spike(tmp_path: Path) -> None:
         assert len(confirmed) == CHANNELS
         for channel in channels:
             confirmed_at, _ = confirmed[channel.outpoint]
-            assert confirmed_at < channel.terms.expiry
+            assert confirmed_at < channel.terms.expiry.lock_time
         assert max(fees) <= OPENING_SAT // 2
         node.mine(3)
         wait_for(lambda: unfinished(system, "published") + unfinished(system, "closing") == 0, "all closed", 60)
@@ -130,7 +130,7 @@ def note_confirmed(node: Node, channels: list[Customer], confirmed: dict[OutPoin
 def show(node: Node, channels: list[Customer], confirmed: dict[OutPoint, tuple[int, str]]) -> list[int]:
     """Print the paid fees beside the possible ones, and return the fees in satoshi."""
     by_block: dict[int, list[Any]] = {}
-    expiry = min(channel.terms.expiry for channel in channels)
+    expiry = min(channel.terms.expiry.lock_time for channel in channels)
     fees = []
     for outpoint, (moment, txid) in confirmed.items():
         transaction = node.rpc("gettransaction", txid, True, True, wallet="paychan")["decoded"]

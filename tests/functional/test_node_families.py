@@ -199,7 +199,7 @@ def test_a_settlement_is_replaced_on_a_node_of_each_family_without_an_estimate(t
         customer = settling(system, node)
         ((first, fee),) = waiting(node).items()
         assert system.manage("GET", "/totals").json()["fee_estimate_sat_per_vb"] is None
-        begun, deadline = max(int(time.time()), node.median_time), customer.terms.expiry - 2 * HOUR
+        begun, deadline = max(int(time.time()), node.median_time), customer.terms.expiry.lock_time - 2 * HOUR
         pass_time(node, begun + (deadline - begun) * 9 // 10)
         wait_for(lambda: newest_fee(node) > fee, "a higher fee")
         ((second, more),) = waiting(node).items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 from bitcoin.core import CTransaction
 
 from paychan.protocol.types import OutPoint, UnixTime
-from paychan.protocol.wire.signer_messages import MAX_FUNDING_BYTES
 from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, code, wait_for
 from tests.lib.node import Node
 from tests.lib.system import System
@@ -56,23 +54,6 @@ def test_a_whole_channel(system: System, node: Node) -> None:
 def customer_opens_unfunded(customer: Customer) -> httpx.Response:
     customer.outpoint = OutPoint(bytes(32), 0)
     return customer.open()
-
-
-def test_a_funding_transaction_larger_than_nodes_relay_opens_no_channel(system: System, node: Node) -> None:
-    """The signer reads no such transaction, so its channel is refused with its size; the largest that nodes relay is not."""
-    customer = Customer(system, node)
-    most = MAX_FUNDING_BYTES
-    customer.outpoint = node.fund_in_block(customer.address, FUNDING_SAT, bytes(most))
-
-    refused = customer.open()
-
-    assert code(refused) == (400, "funding_too_large")
-    size = int(re.findall(rf"got (\d+) bytes, need at most {most}", refused.text)[0])
-    assert size > most
-    largest = Customer(system, node)
-    largest.outpoint = node.fund_in_block(largest.address, FUNDING_SAT, bytes(most - (size - most)))
-    assert largest.open().status_code == 201
-    assert largest.close(OPENING_SAT).status_code == 202
 
 
 def test_a_payer_sees_how_deep_its_funding_is(system: System, node: Node) -> None:
@@ -121,7 +102,7 @@ def test_threat_6_payments_end_by_median_time_past(system: System, node: Node) -
     """The server's clock is before the deadline, the chain's is past it: payments end and the channel closes by itself."""
     customer = Customer(system, node)
     customer.opened()
-    node.pass_median_time(customer.terms.expiry - 6 * 3600)
+    node.pass_median_time(customer.terms.expiry.lock_time - 6 * 3600)
     wait_for(lambda: customer.record["status"] in ("published", "closed"), "published")
     assert customer.record["close_reason"] == "expiry"
     assert customer.pay(OPENING_SAT + 1).status_code == 410
@@ -134,7 +115,7 @@ def test_the_payers_refund_confirmed_first_is_a_loss_with_its_txid(system: Syste
     customer = Customer(system, node)
     customer.opened()
     system.kill_server()
-    node.pass_median_time(customer.terms.expiry)
+    node.pass_median_time(customer.terms.expiry.lock_time)
     refund = customer.refund()
     txid = node.send_raw(refund.transaction)
     node.mine(2)
@@ -144,7 +125,7 @@ def test_the_payers_refund_confirmed_first_is_a_loss_with_its_txid(system: Syste
     assert customer.record["spent_by"] == txid
     assert system.server is not None
     assert system.server.process.poll() is None
-    assert UnixTime(node.median_time) > customer.terms.expiry
+    assert UnixTime(node.median_time) > customer.terms.expiry.lock_time
 
 
 def test_threat_34_a_channel_overdue_at_start_is_settled(system: System, node: Node) -> None:
@@ -152,7 +133,7 @@ def test_threat_34_a_channel_overdue_at_start_is_settled(system: System, node: N
     customer = Customer(system, node)
     customer.opened()
     system.kill_server()
-    node.pass_median_time(customer.terms.expiry - 3600)
+    node.pass_median_time(customer.terms.expiry.lock_time - 3600)
     system.start_server()
     wait_for(lambda: node.rpc("getrawmempool") != [], "published")
     node.mine(2)

@@ -53,8 +53,8 @@ def test_threat_6_a_refund_confirmed_first_is_no_settlement(system: System, node
     customer = Customer(system, node)
     customer.opened()
     assert customer.close(OPENING_SAT).status_code == 202
-    node.set_mock_time(customer.terms.expiry + 60)
-    while node.median_time <= customer.terms.expiry:
+    node.set_mock_time(customer.terms.expiry.lock_time + 60)
+    while node.median_time <= customer.terms.expiry.lock_time:
         node.mine_only()
     node.mine_only(customer.refund(fee_sat=200_000).transaction.hex())
     node.mine_only()
@@ -106,8 +106,8 @@ def test_fault_12_a_lost_channel_is_settled_when_its_refund_is_reorganized(syste
     customer.opened()
     assert customer.close(OPENING_SAT).status_code == 202
     settlement = customer.record["settlement_transaction"]
-    node.set_mock_time(customer.terms.expiry + 60)
-    while node.median_time <= customer.terms.expiry:
+    node.set_mock_time(customer.terms.expiry.lock_time + 60)
+    while node.median_time <= customer.terms.expiry.lock_time:
         node.mine_only()
     base = node.height
     node.mine_only(customer.refund(fee_sat=200_000).transaction.hex())

@@ -80,7 +80,7 @@ def test_threat_8_the_fee_of_an_unmined_settlement_follows_the_curve(tmp_path: P
     """The rate rises from 40 sat/vB to the cap of 200 towards the deadline, never falls, also not after a restart."""
     with market(tmp_path) as (system, node):
         customer = settling(system, node)
-        begun, deadline = max(int(time.time()), node.median_time), customer.terms.expiry - 2 * HOUR
+        begun, deadline = max(int(time.time()), node.median_time), customer.terms.expiry.lock_time - 2 * HOUR
         fees = [newest_fee(node)]
         for tenth in (5, 7, 8, 9):
             pass_time(node, begun + (deadline - begun) * tenth // 10)
@@ -154,7 +154,7 @@ def test_threat_20_a_pinned_settlement_gets_a_child_or_a_replacement(
     with market(tmp_path, f"-mempooltruc={truc}") as (system, node):
         customer = settling(system, node)
         (txid,) = waiting(node)
-        begun, deadline = max(int(time.time()), node.median_time), customer.terms.expiry - 2 * HOUR
+        begun, deadline = max(int(time.time()), node.median_time), customer.terms.expiry.lock_time - 2 * HOUR
         pin(customer, node, txid)
         descendants = set(waiting(node)) - {txid}
         pass_time(node, begun + (deadline - begun) * 3 // 4)
@@ -174,14 +174,14 @@ def refund_with_a_coin(customer: Customer, coin: OutPoint, coin_sat: int, fee_sa
     spent = [(customer.outpoint, terms.redeem_script), (coin, customer.change_script)]
     inputs = [CTxIn(COutPoint(outpoint.txid, outpoint.vout), nSequence=0xFFFFFFFE) for outpoint, _ in spent]
     output = CTxOut(FUNDING_SAT + coin_sat - fee_sat, CScript(customer.change_script))
-    unsigned = CTransaction(inputs, [output], nLockTime=terms.expiry, nVersion=1)
+    unsigned = CTransaction(inputs, [output], nLockTime=terms.expiry.lock_time, nVersion=1)
     signatures = [
         customer.key.sign(SignatureHash(CScript(code), unsigned, index, SIGHASH_ALL), hasher=None) + b"\x01"
         for index, (_, code) in enumerate(spent)
     ]
     scripts = [CScript([signatures[0], 0, terms.redeem_script]), CScript([signatures[1], key])]
     signed = [CTxIn(each.prevout, script, each.nSequence) for each, script in zip(inputs, scripts, strict=True)]
-    return bytes(CTransaction(signed, [output], nLockTime=terms.expiry, nVersion=1).serialize())
+    return bytes(CTransaction(signed, [output], nLockTime=terms.expiry.lock_time, nVersion=1).serialize())
 
 
 @pytest.mark.parametrize("truc", ["accept", "enforce"])
@@ -195,7 +195,7 @@ def test_threat_21_a_cycled_out_settlement_returns_before_the_next_block(tmp_pat
         customer = settling(system, node)
         coin, coin_sat = node.fund(customer.change_address, FUNDING_SAT), FUNDING_SAT
         node.mine_only(coin.txid_hex)
-        pass_time(node, customer.terms.expiry)
+        pass_time(node, customer.terms.expiry.lock_time)
         wait_for(lambda: newest_fee(node) == BUDGET_SAT, "at the budget")
         (ours,) = waiting(node)
         for _ in range(3):
@@ -252,7 +252,7 @@ def test_a_batch_pays_more_as_a_whole(tmp_path: Path) -> None:
         customers = [drained(system, node) for _ in range(3)]
         wait_for(lambda: len(waiting(node)) == 1, "batch")
         ((first, fee),) = waiting(node).items()
-        begun, deadline = max(int(time.time()), node.median_time), customers[0].terms.expiry - 2 * HOUR
+        begun, deadline = max(int(time.time()), node.median_time), customers[0].terms.expiry.lock_time - 2 * HOUR
         pass_time(node, begun + (deadline - begun) * 3 // 4)
         system.restart_server()
         wait_for(lambda: first not in waiting(node) and len(waiting(node)) == 1, "dearer")
@@ -271,7 +271,7 @@ def test_threat_18_the_record_shows_the_settlement_that_confirms(tmp_path: Path)
         customer = settling(system, node)
         (first,) = waiting(node)
         raw = node.rpc("getrawtransaction", first)
-        begun, deadline = max(int(time.time()), node.median_time), customer.terms.expiry - 2 * HOUR
+        begun, deadline = max(int(time.time()), node.median_time), customer.terms.expiry.lock_time - 2 * HOUR
         pass_time(node, begun + (deadline - begun) * 3 // 4)
         wait_for(lambda: first not in waiting(node), "replaced")
         node.mine_only(raw)
@@ -285,7 +285,7 @@ def test_threat_24_settlements_need_no_coin_of_the_operator(tmp_path: Path) -> N
     """With an empty reserve and at the cap, the fee comes out of the channel's earnings, down to the last step."""
     with market(tmp_path, sections={"settlement": "max_fee_percent = 100"}) as (system, node):
         customer = settling(system, node)
-        pass_time(node, customer.terms.expiry - 2 * HOUR)
+        pass_time(node, customer.terms.expiry.lock_time - 2 * HOUR)
         wait_for(lambda: newest_fee(node) >= 160 * 340, "near the cap")
         assert system.manage("GET", "/totals").json()["reserve"]["sat"] == 0
         node.mine(2)
@@ -389,7 +389,7 @@ def test_fault_09_a_fee_above_the_signers_limit_is_lowered(tmp_path: Path) -> No
             assert customer.close(OPENING_SAT).status_code == 503
             node.stop()
             node.start("-minrelaytxfee=0.0016")
-            pass_time(node, customer.terms.expiry - 8 * HOUR)
+            pass_time(node, customer.terms.expiry.lock_time - 8 * HOUR)
         wait_for(lambda: customer.record["settlement_fee"] == BUDGET_SAT, "signed for what the signer allows")
 
         def alarms_text() -> str:
@@ -419,9 +419,9 @@ def test_fault_09_past_the_deadline_the_fee_may_exceed_the_share(tmp_path: Path)
         assert customer.close(OPENING_SAT).status_code == 202
         node.stop()
         node.start("-minrelaytxfee=0.0016")
-        pass_time(node, customer.terms.expiry - HOUR - 60)
+        pass_time(node, customer.terms.expiry.lock_time - HOUR - 60)
         assert not waiting(node)
-        pass_time(node, customer.terms.expiry - HOUR)
+        pass_time(node, customer.terms.expiry.lock_time - HOUR)
         wait_for(lambda: len(waiting(node)) == 1, "settled beyond the share")
         assert OPENING_SAT // 2 < newest_fee(node) < OPENING_SAT * 6 // 10
 

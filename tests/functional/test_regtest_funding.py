@@ -153,7 +153,7 @@ def test_threat_1_a_funding_double_spent_after_opening_is_never_paid_with(market
     assert code(customer.close(OPENING_SAT)) == (410, "never_funded")
     wait_for(lambda: in_danger() == {}, "no payments to be frozen any more")
     assert customer.record["value_received"] == OPENING_SAT
-    node.pass_median_time(customer.terms.expiry - 3600)
+    node.pass_median_time(customer.terms.expiry.lock_time - 3600)
     assert str(customer.outpoint) not in str(system.manage("GET", "/health").json()["alarms"])
     assert system.server is not None
     assert system.server.process.poll() is None

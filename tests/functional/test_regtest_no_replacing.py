@@ -25,7 +25,7 @@ def test_fault_02_a_node_without_full_rbf_gets_a_child(tmp_path: Path) -> None:
         (first,) = waiting(node)
         alarms = system.manage("GET", "/health").json()["alarms"]
         assert any("replaces only transactions that signal it" in str(each) for each in alarms)
-        begun, deadline = max(int(time.time()), node.median_time), customer.terms.expiry - 2 * HOUR
+        begun, deadline = max(int(time.time()), node.median_time), customer.terms.expiry.lock_time - 2 * HOUR
         rates = [rate(node)]
         for tenth in (7, 9):
             pass_time(node, begun + (deadline - begun) * tenth // 10)
@@ -55,7 +55,7 @@ def test_fault_09_a_child_pays_at_most_the_signers_limit(tmp_path: Path) -> None
         assert customer.close(OPENING_SAT).status_code == 202
         (first,) = waiting(node)
         with dead_signer(system, node):
-            pass_time(node, customer.terms.expiry - 8 * HOUR)
+            pass_time(node, customer.terms.expiry.lock_time - 8 * HOUR)
             crowd.teach(180)
             estimate = lambda: system.manage("GET", "/totals").json()["fee_estimate_sat_per_vb"]  # noqa: E731
             wait_for(lambda: (estimate() or 0) > 150, "an estimate")

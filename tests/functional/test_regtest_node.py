@@ -128,7 +128,7 @@ def test_threat_33_a_lost_watch_only_wallet_is_replaced(tmp_path: Path) -> None:
         node.rpc("unloadwallet", "paychan")
         (directory,) = node.directory.glob("**/paychan")
         shutil.rmtree(directory)
-        node.pass_median_time(customer.terms.expiry)
+        node.pass_median_time(customer.terms.expiry.lock_time)
         txid = node.send_raw(customer.refund().transaction)
         node.mine(3)
 

@@ -65,11 +65,11 @@ def test_threat_6_one_second_before_median_time_past_the_refund_is_not_final(mar
     customer = Customer(system, node)
     customer.opened()
     system.kill_server()
-    move_median_time_to(node, customer.terms.expiry)
+    move_median_time_to(node, customer.terms.expiry.lock_time)
     with pytest.raises(NodeError) as refused:
         node.send_raw(customer.refund().transaction)
     assert refused.value.code == VERIFY_REJECTED
-    move_median_time_to(node, customer.terms.expiry + 1)
+    move_median_time_to(node, customer.terms.expiry.lock_time + 1)
     assert node.rpc("testmempoolaccept", [customer.refund().transaction.hex()])[0]["allowed"]
 
     system.start_server()
@@ -84,10 +84,10 @@ def test_threat_6_a_refund_confirmed_first_is_a_reported_loss(market_place: Mark
     system, node = market_place
     customer = Customer(system, node)
     customer.opened()
-    node.pass_median_time(customer.terms.expiry - 6 * 3600 + 60)
+    node.pass_median_time(customer.terms.expiry.lock_time - 6 * 3600 + 60)
     wait_for(lambda: customer.record["settlement_txid"] is not None, "settlement published")
     refund = customer.refund(fee_sat=200_000)
-    mine_empty_until(node, customer.terms.expiry)
+    mine_empty_until(node, customer.terms.expiry.lock_time)
     node.mine_only(refund.transaction.hex())
     node.mine_only()
 
@@ -117,7 +117,7 @@ def test_threat_18_a_malleated_settlement_closes_the_channel(
     customer.opened()
     settlement = settlement_of(system, customer)
     if expired:
-        mine_empty_until(node, customer.terms.expiry)
+        mine_empty_until(node, customer.terms.expiry.lock_time)
     changed = malleated(customer, settlement)
     node.mine_only(changed.hex())
     assert node.rpc("getrawmempool") == []

@@ -35,7 +35,7 @@ def test_fault_73_the_opening_payment_is_worth_nothing_after_the_takeover(tmp_pa
 def tag_of(customer: Customer, paid_sat: int, fee_sat: int = 5_000) -> str:
     """Return the tag with which the signer refuses this payment; "" if it settles it."""
     socket = customer.system.state / "signer.sock"
-    key = ask(socket, KeyRequest(1, customer.terms.client_key, customer.terms.expiry, settling=True))
+    key = ask(socket, KeyRequest(1, customer.terms.client_key, customer.terms.expiry.lock_time, settling=True))
     assert isinstance(key, KeyReply)
     claim = Claim(
         customer.terms, customer.outpoint, Sat(FUNDING_SAT), customer.change_script, customer.payment(paid_sat)

@@ -208,7 +208,7 @@ def test_past_expiry_a_settlement_replaces_the_refund(tmp_path: Path) -> None:
     with market(tmp_path) as (system, node):
         customer = opened(Customer(system, node))
         backup = disaster(system)
-        pass_time(node, customer.terms.expiry)
+        pass_time(node, customer.terms.expiry.lock_time)
         refund = node.send_raw(customer.refund(fee_sat=20_000).transaction)
         assert waiting(node) == {refund}
 

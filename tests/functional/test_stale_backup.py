@@ -115,8 +115,8 @@ class Drill:
         system.signer.stop()
         node.stop()
         node.start("-persistmempool=0", "-walletbroadcast=0")
-        node.set_mock_time(self.refunded.terms.expiry + 60)
-        while node.median_time <= self.refunded.terms.expiry:
+        node.set_mock_time(self.refunded.terms.expiry.lock_time + 60)
+        while node.median_time <= self.refunded.terms.expiry.lock_time:
             node.mine_only()
         node.mine_only(node.send_raw(self.refunded.refund().transaction))
         node.mine_only()

@@ -81,7 +81,7 @@ def test_fault_33_funding_that_came_before_a_restart_is_found(place: Market, kin
     customer.fund()
     node.mine(25)
     system.restart_server()
-    outputs = system.url + f"/v2/funding/{customer.terms.expiry}/{customer.terms.client_key.hex()}/outputs"
+    outputs = system.url + f"/v2/funding/{customer.terms.expiry.lock_time}/{customer.terms.client_key.hex()}/outputs"
     wait_for(lambda: len(CLIENT.get(outputs).json().get("outputs", [])) == 1, "found")
     assert customer.open().status_code == 201
 
@@ -92,7 +92,7 @@ def test_fault_65_scans_of_unpaid_addresses_delay_no_honest_payer(place: Market)
     honest = CustomerV2(system, node)
     honest.fund()
     node.mine()
-    outputs = system.url + f"/v2/funding/{honest.terms.expiry}/{honest.terms.client_key.hex()}/outputs"
+    outputs = system.url + f"/v2/funding/{honest.terms.expiry.lock_time}/{honest.terms.client_key.hex()}/outputs"
     before = descriptors(node)
     with ThreadPoolExecutor(50) as pool:
         strangers = [pool.submit(CLIENT.get, url) for url, _ in questions(system, 200)[3::4]]

@@ -32,6 +32,7 @@ from paychan.protocol.channel import (
     Unfunded,
     View,
 )
+from paychan.protocol.expiry import Expiry
 from paychan.protocol.fees import Shortfall, plan_closing
 from paychan.protocol.finding import read_claim
 from paychan.protocol.kinds.base import ChannelTerms, make_terms
@@ -198,7 +199,9 @@ def many(count: int, template: Channel | None = None) -> list[Channel]:
         msgspec.structs.replace(
             channel,
             outpoint=OutPoint(sha256(number.to_bytes(8, "big")).digest(), 0),
-            terms=msgspec.structs.replace(channel.terms, expiry=UnixTime(channel.terms.expiry + number % 1_000)),
+            terms=msgspec.structs.replace(
+                channel.terms, expiry=Expiry(channel.terms.expiry.lock_time + number % 1_000)
+            ),
         )
         for number in range(count)
     ]

@@ -13,7 +13,8 @@ import msgspec
 from coincurve import PrivateKey
 
 from paychan.protocol.address import encode_address, key_script, p2sh_script
-from paychan.protocol.kinds.base import ChannelTerms, make_terms
+from paychan.protocol.kinds.base import ChannelKind, ChannelTerms, make_terms
+from paychan.protocol.kinds.p2sh import P2SH
 from paychan.protocol.kinds.refund import Refund, sign_refund
 from paychan.protocol.payment import Payment, encode_v1, sign_payment
 from paychan.protocol.types import Network, OutPoint, Sat
@@ -37,6 +38,17 @@ class OddTerms(NamedTuple):
     """Properties of a script that signing needs."""
 
     redeem_script: bytes
+
+    @property
+    def kind(self) -> ChannelKind:
+        return OddKind()
+
+
+class OddKind(type(P2SH)):
+    """RBPCP's kind with any script."""
+
+    def redeem_script(self, terms: ChannelTerms) -> bytes:
+        return terms.redeem_script
 
 
 class Customer:

@@ -37,7 +37,7 @@ class Payer:
         self.public_key = self.key.public_key.format()
         self.expiry = int(time.time()) + WEEK_SECONDS if expiry is None else expiry
         self.terms = make_terms(bytes.fromhex(DEBUG_SERVER_KEY), self.public_key, self.expiry)
-        self.outpoint = debug_outpoint(self.public_key, self.terms.expiry)
+        self.outpoint = debug_outpoint(self.public_key, self.terms.expiry.lock_time)
         self.funding_sat = DEBUG_FUNDING_SAT
         self.change_script = key_script(self.public_key)
         self.change_address = encode_address(self.change_script, Network.TEST)

@@ -55,7 +55,7 @@ EXAMPLE: list[tuple[str, Request, Reply]] = [
     ),
     (
         "The server's key for the client with private key 11…11 and expiry 2030-03-17 17:46:40 UTC. It is that of private key 22…22.",
-        KeyRequest(2, TERMS.client_key, TERMS.expiry),
+        KeyRequest(2, TERMS.client_key, TERMS.expiry.unix_time),
         KeyReply(2, TERMS.server_key, DESTINATION),
     ),
     (

@@ -65,9 +65,11 @@ MEANINGS = {
     "Refusal.reason": "text for people; it may change",
     "Refusal.need_sat": "minimum fee that the signer would sign, if the fee is too low to replace an earlier settlement; else 0",
     # structures
+    "ChannelTerms.tag": "the channel's kind: `p2sh`, the one of RBPCP; other texts are refused as no message",
     "ChannelTerms.server_key": "S",
     "ChannelTerms.client_key": "C, not the same as S",
     "ChannelTerms.expiry": "E",
+    "Expiry.lock_time": "Unix time, or a block height if it is below 500,000,000, which no kind allows yet (BIP65)",
     "OutPoint.txid": "32 bytes in internal order: reversed against what wallets show",
     "OutPoint.vout": "index of the output, 0 to 4294967295",
     "Claim.terms": "terms of the channel; the redeem script follows from them",
@@ -162,8 +164,7 @@ RULES = """\
 - **Deadlines.** A frame must arrive within {request_seconds} s of its first four bytes, and is answered within {request_seconds} s; else
   the signer refuses with `policy-deadline`. A connection without requests is closed after {idle_seconds} s. These are the defaults of
   `socket.request_seconds` and `socket.idle_seconds`.
-- **Limits.** {connections} connections (`socket.max_connections`). The signer handles {in_flight} requests of one connection at a time, or
-  {bytes_in_flight} bytes of them; further requests wait in the socket. When all connections are in use, a new one closes the one
-  that has been idle longest. A settlement has at most {claims} claims
+- **Limits.** {connections} connections (`socket.max_connections`). The signer handles {in_flight} requests of one connection at a time; further
+  requests wait in the socket. It reads {large} frames above {usual} bytes at a time. A settlement has at most {claims} claims
   and {coins} coins of the reserve.
 - **Refused connections.** The signer sends one `Refusal` of id 0 to a peer that it refuses, then ends the stream."""

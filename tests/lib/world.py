@@ -22,7 +22,6 @@ from actors.context import Context
 from actors.group_commit import GroupCommit
 from actors.opening.opener import Opener, OpenRequest
 from actors.registry import Registry
-from actors.roles import Serving, Settling
 from actors.watching.expiry import Watcher
 from paychan.callback.base import Application
 from paychan.chain.debug import DebugChain
@@ -118,28 +117,28 @@ class LocalSigner:
             keys_per_second=1_000_000,
             debug=True,
         )
-        self._handler = Handler(keys, ledger or MemoryLedger(), Identity("test", "debug", debug=True), limits)
+        self._handle = Handler(keys, ledger or MemoryLedger(), Identity("test", "debug", debug=True), limits)
 
     async def health(self) -> HealthReply:
-        return await self._ask(Health(1))
+        return self._ask(Health(1))
 
     async def public_key(self, client_key: bytes, expiry: UnixTime, *, settling: bool = False) -> KeyReply:
-        return await self._ask(KeyRequest(1, client_key, expiry, settling))
+        return self._ask(KeyRequest(1, client_key, expiry, settling))
 
     async def other_keys(self, client_key: bytes, expiry: UnixTime, *, settling: bool = False) -> tuple[bytes, ...]:
-        reply = await self._ask(OtherKeysRequest(1, client_key, expiry, settling))
+        reply = self._ask(OtherKeysRequest(1, client_key, expiry, settling))
         assert isinstance(reply, OtherKeysReply)
         return reply.server_keys
 
     async def reserve_key(self) -> bytes:
-        reply = await self._ask(ReserveRequest(1))
+        reply = self._ask(ReserveRequest(1))
         assert isinstance(reply, ReserveReply)
         return reply.public_key
 
     async def sign_settlement(
         self, claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat, reserve: Reserve | None = None
     ) -> Settlement:
-        reply = await self._ask(SettlementRequest(1, tuple(claims), destination_script, fee_sat, reserve))
+        reply = self._ask(SettlementRequest(1, tuple(claims), destination_script, fee_sat, reserve))
         assert isinstance(reply, SettlementReply)
         return reply.settlement
 
@@ -152,32 +151,32 @@ class LocalSigner:
         reserve: Reserve | None = None,
     ) -> Settlement:
         parent = SettlementRequest(0, tuple(claims), destination_script, fee_sat, reserve)
-        reply = await self._ask(ChildRequest(1, parent, child_fee_sat))
+        reply = self._ask(ChildRequest(1, parent, child_fee_sat))
         assert isinstance(reply, ChildReply)
         return reply.child
 
     async def show_funding(self, transaction: bytes, outputs: Sequence[int]) -> None:
-        await self._ask(FundingRequest(1, transaction, tuple(outputs)))
+        self._ask(FundingRequest(1, transaction, tuple(outputs)))
 
     async def show_newest(self, claims: Sequence[Claim]) -> NewestReply:
-        reply = await self._ask(NewestRequest(1, tuple(claims)))
+        reply = self._ask(NewestRequest(1, tuple(claims)))
         assert isinstance(reply, NewestReply)
         return reply
 
     async def behind(self, payments: Sequence[Newest]) -> tuple[OutPoint, ...]:
-        reply = await self._ask(BehindRequest(1, tuple(payments)))
+        reply = self._ask(BehindRequest(1, tuple(payments)))
         assert isinstance(reply, BehindReply)
         return reply.outpoints
 
     async def shown(
         self, expires_after: UnixTime, after: OutPoint | None
     ) -> tuple[tuple[OutPoint, ...], OutPoint | None]:
-        reply = await self._ask(ShownRequest(1, expires_after, after))
+        reply = self._ask(ShownRequest(1, expires_after, after))
         assert isinstance(reply, ShownReply)
         return reply.outpoints, reply.after
 
     async def sign_again(self, outpoint: OutPoint) -> Adopt:
-        reply = await self._ask(AgainRequest(1, outpoint))
+        reply = self._ask(AgainRequest(1, outpoint))
         assert isinstance(reply, AgainReply)
         check_again(reply, outpoint)
         return Adopt(reply.claim, reply.settlement)
@@ -185,8 +184,8 @@ class LocalSigner:
     async def close(self) -> None:
         pass
 
-    async def _ask(self, request: Request) -> Any:
-        reply: Reply = await self._handler.handle(request, 0)
+    def _ask(self, request: Request) -> Any:
+        reply: Reply = self._handle(request)
         if isinstance(reply, Refusal):
             raise SignerRefused(reply.tag, reply.reason, reply.need_sat)
         return reply
@@ -254,7 +253,6 @@ class Local(Struct):
     context: Context
     registry: Registry
     opener: Opener
-    settling: Settling
     watcher: Watcher
     failures: list[BaseException]
     """Errors of the group commit; the real server ends at the first."""
@@ -310,10 +308,10 @@ async def local(
         application=application,
         **(settings or {}),
     )
-    serving = Serving(context)
-    settling = Settling(
+    registry = Registry(context)
+    watcher = Watcher(
         context,
-        serving.registry,
+        registry,
         interval_seconds=0.001,
         alarm_seconds=ALARM_SECONDS,
         idle_seconds=IDLE_SECONDS,
@@ -326,10 +324,9 @@ async def local(
             signer=signer,
             clock=clock,
             context=context,
-            registry=serving.registry,
-            opener=serving.opener,
-            settling=settling,
-            watcher=settling.watcher,
+            registry=registry,
+            opener=Opener(context, registry),
+            watcher=watcher,
             failures=failures,
         )
     finally:

@@ -86,7 +86,16 @@ class Life(RuleBasedStateMachine):
 
     def size(self, payment: Payment, *, change: bool, server: bool) -> int:
         """Bytes of the settlement, counted separately: the longest server signature, the largest destination."""
-        script_sig = 1 + len(payment.signature) + 1 + 1 + 72 + 1 + 2 + (80 if self.channel.terms.expiry < 2**31 else 81)
+        script_sig = (
+            1
+            + len(payment.signature)
+            + 1
+            + 1
+            + 72
+            + 1
+            + 2
+            + (80 if self.channel.terms.expiry.lock_time < 2**31 else 81)
+        )
         outputs = (8 + 1 + len(self.payer.change_script) if change else 0) + (
             8 + 1 + LARGEST_DESTINATION if server else 0
         )
@@ -115,7 +124,7 @@ class Life(RuleBasedStateMachine):
 
     def give(self, command: Command, *, asks: bool = False, frozen: bool = False, late: bool = False) -> Outcome:
         rules = Rules(Sat(DUST), 1, PERIOD, 3_600, 10, asks_application=asks)
-        now = self.channel.terms.expiry - PERIOD if late else NOW
+        now = self.channel.terms.expiry.lock_time - PERIOD if late else NOW
         return apply(self.channel, command, View(UnixTime(now), rules, "stale" if frozen else ""))
 
     def expect(self, outcome: Outcome, code: str | None, *, changes: bool = True) -> None:
@@ -230,7 +239,7 @@ class Life(RuleBasedStateMachine):
 
     def is_urgent(self, late: bool) -> bool:
         assert self.channel.closing is not None
-        expiry, begun = self.channel.terms.expiry, self.channel.closing.begun_at
+        expiry, begun = self.channel.terms.expiry.lock_time, self.channel.closing.begun_at
         now = expiry - PERIOD if late else NOW
         return 2 * (now - begun) >= expiry - begun
 

@@ -84,7 +84,7 @@ VIEWS = {
 def owner(channel: Channel) -> Payer:
     """The client of a sample."""
     movable = channel.change_script == channel.terms.funding_script
-    return Payer("frozen sample", channel.terms.expiry, movable=movable, at=channel.outpoint)
+    return Payer("frozen sample", channel.terms.expiry.lock_time, movable=movable, at=channel.outpoint)
 
 
 def dearer(channel: Channel) -> Settlement:
@@ -106,10 +106,10 @@ def commands(channel: Channel) -> list[Command]:
     """Commands of every kind for a channel, valid and invalid ones."""
     payer = owner(channel)
     change = channel.payment.change_sat
-    other_signer = Payer("another payer", channel.terms.expiry)
+    other_signer = Payer("another payer", channel.terms.expiry.lock_time)
     payments = [payer.payment(max(change - less, 0)) for less in (-1, 0, 1, 1_000, change)]
     payments += [payer.payment(1), other_signer.payment(change), Payment(Sat(change), payments[1].signature, 0x01)]
-    plain = Payer("frozen sample", channel.terms.expiry)
+    plain = Payer("frozen sample", channel.terms.expiry.lock_time)
     settlement = plain.settlement(step(plain.channel(), Close(CloseReason.OPERATOR)))
     elsewhere = sign_payment(
         payer.key, payer.terms, payer.outpoint, payer.funding_sat, SERVER_DESTINATION, Sat(max(change - 5_000, 0))
@@ -289,7 +289,7 @@ def test_threat_6_a_late_channel_takes_no_payment_and_still_closes() -> None:
     """Payments end at the exact second at which the settlement period begins."""
     payer = Payer("late")
     channel = payer.channel()
-    limit = channel.terms.expiry - RULES.settlement_period_seconds
+    limit = channel.terms.expiry.lock_time - RULES.settlement_period_seconds
     pay = Pay(payer.payment(channel.payment.change_sat - 1))
 
     before = apply(channel, pay, View(UnixTime(limit - 1), RULES))
@@ -338,7 +338,7 @@ def test_fault_7_the_rule_decides_about_silence_but_only_late(counts: bool) -> N
     assert channel.closing is not None
     assert channel.offered is not None
     begun = channel.closing.begun_at
-    half = begun + (channel.terms.expiry - RULES.deadline_margin_seconds - begun + 1) // 2
+    half = begun + (channel.terms.expiry.lock_time - RULES.deadline_margin_seconds - begun + 1) // 2
 
     early = apply(channel, Unanswered(), asked(half - 1, counts=counts))
     late = apply(channel, Unanswered(), asked(half, counts=counts))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from paychan.protocol.channel import Accepted, CloseReason, Opening, Rejected, State, View
 from paychan.protocol.errors import NotEconomical
+from paychan.protocol.expiry import Expiry
 from paychan.protocol.opening import open_channel
 from paychan.protocol.payment import Payment
 from paychan.protocol.terms import min_expiry
@@ -34,6 +35,8 @@ def with_payment(**parts: Any) -> Opening:
 
 def with_terms(**parts: Any) -> Opening:
     """The valid request with a part of its terms replaced."""
+    if "expiry" in parts:
+        parts["expiry"] = Expiry(parts["expiry"])
     return replace(VALID, terms=replace(VALID.terms, **parts))
 
 
@@ -57,7 +60,7 @@ def test_the_valid_opening_opens() -> None:
 
 MUTATIONS = {
     "expiry too soon": (with_terms(expiry=min_expiry(VIEW)), "expiry_too_soon"),
-    "other expiry": (with_terms(expiry=VALID.terms.expiry + 1), "bad_signature"),
+    "other expiry": (with_terms(expiry=VALID.terms.expiry.lock_time + 1), "bad_signature"),
     "expiry after 2038": (with_terms(expiry=2**31), "bad_signature"),
     "other server key": (with_terms(server_key=OTHER.terms.server_key), "bad_signature"),
     "other client key": (with_terms(client_key=OTHER.terms.client_key), "bad_signature"),
@@ -105,7 +108,7 @@ def test_every_field_is_mutated() -> None:
         )
         for name in mine.__struct_fields__
         if getattr(mine, name) != getattr(theirs, name)
-    }
+    } | {("terms", "tag")}  # another kind, in `tests/protocol/test_second_kind.py`
     fields = {"opening": Opening, "terms": type(VALID.terms), "payment": Payment}
 
     assert changed == {(part, name) for part, kind in fields.items() for name in kind.__struct_fields__}
@@ -114,13 +117,16 @@ def test_every_field_is_mutated() -> None:
 @pytest.mark.parametrize("late", [-1, 0, 1])
 def test_threat_6_the_earliest_expiry_to_the_second(late: int) -> None:
     """An expiry must be later than now plus settlement period plus minimum duration (RBPCP §7.2)."""
-    view = View(UnixTime(VALID.terms.expiry - 86_400 - 3_600 + late), RULES)
+    view = View(UnixTime(VALID.terms.expiry.lock_time - 86_400 - 3_600 + late), RULES)
 
     outcome = open_channel(VALID, view)
 
     assert isinstance(outcome, Rejected if late >= 0 else Accepted)
     if isinstance(outcome, Rejected):
-        assert outcome.error.fields == {"got_unix": VALID.terms.expiry, "need_unix": VALID.terms.expiry + late}
+        assert outcome.error.fields == {
+            "got_unix": VALID.terms.expiry.lock_time,
+            "need_unix": VALID.terms.expiry.lock_time + late,
+        }
 
 
 @given(
@@ -133,7 +139,9 @@ def test_threat_6_the_earliest_expiry_to_the_second(late: int) -> None:
 def test_refusals_come_in_their_order(less: int, price: int, confirmations: int, late: int, frozen: bool) -> None:
     """If several fields are wrong, the first failing rule of RBPCP §5.2 gives the answer."""
     change = VALID.funding_sat - less
-    view = View(UnixTime(NOW + VALID.terms.expiry - min_expiry(VIEW) + late), RULES, "stale" if frozen else "")
+    view = View(
+        UnixTime(NOW + VALID.terms.expiry.lock_time - min_expiry(VIEW) + late), RULES, "stale" if frozen else ""
+    )
     opening = replace(VALID, payment=PAYER.payment(change), price_sat=Sat(price), confirmations=confirmations)
     rules = [
         (frozen, "chain_unavailable"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from paychan.protocol.channel import Accepted, Channel, Close, CloseByPayment, CloseReason, Rejected, View
 from paychan.protocol.errors import ClosingFeeTooHigh
+from paychan.protocol.expiry import Expiry
 from paychan.protocol.fees import (
     ChainFees,
     Shortfall,
@@ -41,7 +42,7 @@ rules = msgspec.structs.replace(
 )
 EXPIRY = UnixTime(NOW + WINDOW + 2 * HOUR)
 CLOSING = step(Payer("fees").channel(), Close(CloseReason.OPERATOR))
-CLOSING = msgspec.structs.replace(CLOSING, terms=msgspec.structs.replace(CLOSING.terms, expiry=EXPIRY))
+CLOSING = msgspec.structs.replace(CLOSING, terms=msgspec.structs.replace(CLOSING.terms, expiry=Expiry(EXPIRY)))
 RESERVE = Reserve(private_key("reserve").public_key.format(), (Coin(OutPoint(b"\x07" * 32, 1), Sat(50_000)),))
 
 
@@ -95,7 +96,7 @@ def test_the_rate_never_falls_while_the_chain_stays_as_it_is(moments: list[int],
 
 def test_threat_34_what_is_overdue_pays_the_cap_at_once() -> None:
     """A channel found closing after its deadline has no time for a curve."""
-    late = msgspec.structs.replace(CLOSING, terms=msgspec.structs.replace(CLOSING.terms, expiry=UnixTime(NOW + HOUR)))
+    late = msgspec.structs.replace(CLOSING, terms=msgspec.structs.replace(CLOSING.terms, expiry=Expiry(NOW + HOUR)))
 
     assert wanted_rate(late, rules, NOW, ChainFees(1)) == rules.max_fee_sat_per_vb
     assert is_urgent(late, rules, NOW)

@@ -49,7 +49,7 @@ def test_fault_06_fees_rise_by_the_chains_time() -> None:
 def test_fault_06_a_closing_under_a_wrong_clock_starts_at_the_first_rate(reason: CloseReason) -> None:
     """A channel that is closed while the clock is weeks ahead pays the first rate, not the cap."""
     channel = PayerOfChannel("closed under a wrong clock").channel()
-    wrong = View(UnixTime(channel.terms.expiry), RULES, "", NOW)
+    wrong = View(UnixTime(channel.terms.expiry.lock_time), RULES, "", NOW)
     closing = accepted(apply(channel, Close(reason), wrong))
 
     assert closing.closing is not None
@@ -61,12 +61,14 @@ def test_fault_06_a_closing_under_a_wrong_clock_starts_at_the_first_rate(reason:
 def test_fault_06_a_closing_time_in_the_future_raises_no_fee() -> None:
     """A record whose closing began by a clock weeks ahead follows the curve of a channel that closes for expiry."""
     channel = PayerOfChannel("stored under a wrong clock").channel()
-    ahead = accepted(apply(channel, Close(CloseReason.EXPIRY), View(UnixTime(channel.terms.expiry + 1), RULES)))
-    begin = UnixTime(channel.terms.expiry - RULES.settlement_period_seconds)
+    ahead = accepted(
+        apply(channel, Close(CloseReason.EXPIRY), View(UnixTime(channel.terms.expiry.lock_time + 1), RULES))
+    )
+    begin = UnixTime(channel.terms.expiry.lock_time - RULES.settlement_period_seconds)
 
     for now in (NOW, begin):
         assert wanted_rate(ahead, RULES, now, ChainFees()) == RULES.fee_sat_per_vb
         assert not is_urgent(ahead, RULES, now)
     half = UnixTime(begin + RULES.settlement_period_seconds // 2)
     assert RULES.fee_sat_per_vb < wanted_rate(ahead, RULES, half, ChainFees()) < RULES.max_fee_sat_per_vb
-    assert wanted_rate(ahead, RULES, UnixTime(channel.terms.expiry), ChainFees()) == RULES.max_fee_sat_per_vb
+    assert wanted_rate(ahead, RULES, UnixTime(channel.terms.expiry.lock_time), ChainFees()) == RULES.max_fee_sat_per_vb

@@ -88,7 +88,7 @@ def test_frozen_samples_keep_their_meaning(name: str) -> None:
         channel.closing.reason if channel.closing else None,
         next_step(channel),
     )
-    payer = Payer("frozen sample", channel.terms.expiry)
+    payer = Payer("frozen sample", channel.terms.expiry.lock_time)
     assert channel.terms == payer.terms
     assert (channel.outpoint, channel.funding_sat) == MOVED.get(name, (payer.outpoint, payer.funding_sat))
     assert (channel.closing.spent_by if channel.closing else b"") == SPENT_BY.get(name, b"")
@@ -111,7 +111,8 @@ def test_frozen_samples_are_written_back_as_the_same_channel(raw: bytes) -> None
 
 def test_samples_cover_every_state_and_step() -> None:
     """Each state, closing reason and step has a frozen record."""
-    assert {name.removeprefix("v2_") for name in SAMPLES if name.startswith("v2_")} == set(MEANING)
+    for version in ("v2_", "v3_"):
+        assert {name.removeprefix(version) for name in SAMPLES if name.startswith(version)} == set(MEANING)
     assert {name.split("_", 1)[1] for name in SAMPLES} == set(MEANING)
     columns = list(zip(*MEANING.values(), strict=True))
     assert set(columns[0]) == set(State)
@@ -140,6 +141,17 @@ def test_a_record_with_fewer_fields_is_read() -> None:
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tag", ["p2wsh", "", "P2SH", "p2sh\0", 1, None])
+def test_a_record_of_an_unknown_kind_is_refused(tag: Any) -> None:
+    """A channel of a kind that this program does not know is never taken for one of RBPCP's."""
+    raw = SAMPLES["v3_open"]
+    (known, *terms), *others = fields(raw)
+    assert known == "p2sh"
+
+    with pytest.raises(DamagedRecord):
+        decode_record(resealed(raw, [[tag, *terms], *others]))
 
 
 @each_sample
@@ -171,7 +183,7 @@ def test_threat_12_bytes_after_a_record_are_damage() -> None:
         decode_record(resealed(raw, raw[9:-4] + b"\x00"))
 
 
-@pytest.mark.parametrize("version", [v for v in range(256) if v not in (1, 2)])
+@pytest.mark.parametrize("version", [v for v in range(256) if v not in (1, 2, 3)])
 def test_other_versions_are_not_guessed(version: int) -> None:
     """A record of a version that this program does not know is refused, with both numbers."""
     content = bytes([version]) + SAMPLES["v1_open"][1:-4]
@@ -183,23 +195,25 @@ def test_other_versions_are_not_guessed(version: int) -> None:
 
 def test_head_and_body_must_hold_one_sequence_number() -> None:
     """The number that conditional updates compare equals the channel's own."""
-    content = bytes([VERSION]) + (2).to_bytes(8, "big") + SAMPLES["v1_open"][9:-4]
+    content = bytes([VERSION]) + (2).to_bytes(8, "big") + SAMPLES["v3_open"][9:-4]
 
     with pytest.raises(DamagedRecord, match="head has seq 2, body 1"):
         decode_record(content + zlib.crc32(content).to_bytes(4, "big"))
 
 
+@pytest.mark.parametrize("name", ["v1_open", "v3_open"])
 @pytest.mark.parametrize(
     ("position", "value"),
     [
-        (0, b"terms"), (0, [b"\x02" * 32, b"\x02" * 33, 1_500_000_000]), (1, ["00", 0]), (2, 1.0), (2, None), (2, "1"),
+        (0, b"terms"), (0, []), (0, {}), (0, [b"\x02" * 32, b"\x02" * 33, 1_500_000_000]),
+        (0, ["p2sh", b"\x02" * 33, b"\x02" * 33, 1_500_000_000]), (0, [b"\x02" * 33, b"\x02" * 33, [1_500_000_000]]), (1, ["00", 0]), (2, 1.0), (2, None), (2, "1"),
         (2, True), (3, "script"), (4, None), (4, [1, b"short", 0x83]), (4, [1, b"\x00" * 73, 0x83]), (5, "opened"),
         (5, 1), (6, -1), (6, "1"), (7, None), (8, "secret"), (10, []), (11, []), (11, ["bored", 0, 0, None, b""]),
     ],
 )  # fmt: skip
-def test_a_field_of_a_wrong_type_is_damage(position: int, value: Any) -> None:
+def test_a_field_of_a_wrong_type_is_damage(position: int, value: Any, name: str) -> None:
     """A body with a wrong structure is refused completely, even with a correct checksum."""
-    raw = SAMPLES["v1_open"]
+    raw = SAMPLES[name]
     body = fields(raw)
     body[position] = value
 

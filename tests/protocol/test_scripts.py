@@ -6,11 +6,11 @@ import pytest
 from coincurve import PublicKey
 
 from paychan.protocol.errors import ExpiryNotATime, KeyReuse, Malformed, PaychanError
-from paychan.protocol.expiry import MAX_EXPIRY, MIN_EXPIRY, check_expiry
+from paychan.protocol.expiry import MAX_EXPIRY, MIN_EXPIRY, Expiry, check_expiry
 from paychan.protocol.keys import check_public_key, parse_public_key
 from paychan.protocol.kinds.base import ChannelTerms, make_terms
 from paychan.protocol.kinds.p2sh import encode_script_number, parse_redeem_script
-from paychan.protocol.types import Network, UnixTime
+from paychan.protocol.types import Network
 from tests.lib.channels import private_key
 
 SERVER, CLIENT = (private_key(seed).public_key.format() for seed in ("script server", "script client"))
@@ -153,7 +153,7 @@ def test_threat_7_expiries_in_a_script(number: str, want: type[PaychanError] | N
     script = _script(bytes([len(raw)]) + raw)
 
     if want is None:
-        assert parse_redeem_script(script).expiry == int.from_bytes(raw, "little")
+        assert parse_redeem_script(script).expiry.lock_time == int.from_bytes(raw, "little")
     else:
         with pytest.raises(want):
             parse_redeem_script(script)
@@ -245,4 +245,4 @@ def test_a_script_whose_key_is_no_point_is_refused(place: slice) -> None:
 
 def test_terms_are_values() -> None:
     """Terms with equal parts are equal, so a record can be compared with a request."""
-    assert ChannelTerms(SERVER, CLIENT, UnixTime(MIN_EXPIRY)) == make_terms(SERVER, CLIENT, MIN_EXPIRY)
+    assert ChannelTerms("p2sh", SERVER, CLIENT, Expiry(MIN_EXPIRY)) == make_terms(SERVER, CLIENT, MIN_EXPIRY)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paychan.protocol.address import p2pkh_script
-from paychan.protocol.expiry import MAX_EXPIRY, MIN_EXPIRY
+from paychan.protocol.expiry import MAX_EXPIRY, MIN_EXPIRY, Expiry
 from paychan.protocol.kinds.base import ChannelTerms
 from paychan.protocol.tx import FINAL_SEQUENCE, UnsignedTransaction, varint
 from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
@@ -19,7 +19,10 @@ OUTPOINTS = st.builds(OutPoint, st.binary(min_size=32, max_size=32), st.integers
 SCRIPTS = st.binary(max_size=300)
 KEYS = st.binary(min_size=33, max_size=33)
 SCRIPT_CODES = st.builds(p2pkh_script, st.binary(min_size=20, max_size=20)) | st.builds(
-    lambda *terms: ChannelTerms(*terms).redeem_script, KEYS, KEYS, st.integers(MIN_EXPIRY, MAX_EXPIRY)
+    lambda *terms: ChannelTerms("p2sh", *terms).redeem_script,
+    KEYS,
+    KEYS,
+    st.integers(MIN_EXPIRY, MAX_EXPIRY).map(Expiry),
 )
 OUTPUTS = st.tuples(st.integers(0, MAX_MONEY_SAT), SCRIPTS)
 

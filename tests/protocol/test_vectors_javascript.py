@@ -47,7 +47,7 @@ def test_private_keys_are_exported_as_the_client_does(case: Case) -> None:
 @each_case
 def test_expiry_is_pushed_as_the_client_pushes_it(case: Case) -> None:
     """Length byte and script number of the expiry equal the client's, for four and five bytes."""
-    number = encode_script_number(case.terms.expiry)
+    number = encode_script_number(case.terms.expiry.lock_time)
 
     assert (bytes([len(number)]) + number).hex() == case.raw["exp_time_script_push_hex"]
 
@@ -80,7 +80,7 @@ def test_debug_funding(case: Case) -> None:
     """The debug funding of this client key and expiry equals the JavaScript client's."""
     want = case.raw["debug_funding"]
 
-    outpoint = debug_outpoint(case.terms.client_key, case.terms.expiry)
+    outpoint = debug_outpoint(case.terms.client_key, case.terms.expiry.lock_time)
 
     assert (outpoint.txid_hex, outpoint.vout, DEBUG_FUNDING_SAT) == (want["txid"], want["vout"], want["value"])
 

@@ -194,7 +194,7 @@ class Attacker:
         return Reserve(RESERVES[of], tuple(Coin(coin.outpoint, Sat(coin.value_sat)) for coin in same))
 
     def _destination(self, name: str, claim: Claim, reserve: Reserve | None, number: int) -> bytes:
-        own = [each.script for each in self.keys.destinations(claim.terms.client_key, claim.terms.expiry)]
+        own = [each.script for each in self.keys.destinations(claim.terms.client_key, claim.terms.expiry.lock_time)]
         right = own[0] if reserve is None else reserve.funding_script
         other = CHANNELS[number % len(CHANNELS)].terms
         scripts = {"current": ADDRESS, "derived": own[-3], "old": own[-2], "previous": PREVIOUS, "thief": THIEF}

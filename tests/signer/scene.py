@@ -111,7 +111,7 @@ def facts(address: bytes | None) -> tuple[dict[bytes, judge.Channel], frozenset[
     channels, keys = {}, {key_script(key): key for key in RESERVES}
     for channel in CHANNELS:
         terms = channel.terms
-        own = [source.destination_key(terms.client_key, terms.expiry).public_key for source in SOURCES]
+        own = [source.destination_key(terms.client_key, terms.expiry.lock_time).public_key for source in SOURCES]
         keys |= {key_script(key): key for key in own}
         places = {*map(key_script, own), PREVIOUS} | ({address} if address else set())
         promised = {judge.Output(sat, channel.change_script) if sat else None for sat in channel.promised}

@@ -138,7 +138,7 @@ class HostileServer(RuleBasedStateMachine):
     def ask_for_a_key(self, channel: int, mine: bool) -> None:
         """The key of a channel, or one whose client key is a key of the signer."""
         terms = CHANNELS[channel].terms
-        reply = self.ask(KeyRequest(1, terms.server_key if mine else terms.client_key, terms.expiry))[0]
+        reply = self.ask(KeyRequest(1, terms.server_key if mine else terms.client_key, terms.expiry.lock_time))[0]
         assert isinstance(reply, KeyReply)
 
     @rule(plans=st.lists(PLANS | GOOD, min_size=1, max_size=5))

@@ -78,13 +78,15 @@ class RecordingKey:
         self._key = key
         self._digests = digests
 
-    async def sign(self, digest: bytes) -> bytes:
+    def sign(self, digest: bytes) -> bytes:
         self._digests.append(digest)
-        return await self._key.sign(digest)
+        return self._key.sign(digest)
 
 
 class Recording:
     """A tree of keys that records every signed digest."""
+
+    blocking = False
 
     def __init__(self, source: KeySource) -> None:
         self._source = source

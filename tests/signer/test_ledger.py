@@ -37,9 +37,7 @@ from signer.ledger.flow import Flow
 from signer.ledger.group import Group
 from signer.ledger.leveldb import LevelDbLedger, _why_not_opened
 from signer.vital import EXIT_BROKEN
-from tests.lib import background
-from tests.lib.ledger import MemoryLedger, put_together
-from tests.lib.ledger import put as write
+from tests.lib.ledger import MemoryLedger
 from tests.lib.signer_process import COMMAND, REGTEST, SignerProcess
 from tests.signer.messages import (
     make_child_request,
@@ -61,7 +59,8 @@ ROOT = Path(__file__).parents[2]
 FIRST, SECOND, THIRD = (claim.outpoint for claim in REQUEST.claims)
 ENTRY = Signed(bytes(range(32)), Sat(5_000), 300, Sat(400_000), b"\x76\xa9", Sat(1_000_000))
 SECOND_VERSION = "0296c420" + bytes(range(32)).hex() + "cd1388cd012cce00061a80c40276a9ce000f4240"
-FROZEN_ENTRY = "03" + SECOND_VERSION[2:]
+THIRD_VERSION = "03" + SECOND_VERSION[2:]
+FROZEN_ENTRY = "04" + SECOND_VERSION[2:]
 FIRST_VERSION = "0195c420" + bytes(range(32)).hex() + "cd1388cd012cce00061a80c40276a9"
 
 
@@ -81,7 +80,7 @@ def opened_at(path: Path) -> LevelDbLedger:
 
 def put(ledger: Any, signed: Entries) -> None:
     """Record these entries, and wait until they are on disk."""
-    write(ledger, Entry(signed=signed))
+    ledger.put(Entry(signed=signed)).result()
 
 
 # --- the contract ---------------------------------------------------------------------------------------------------
@@ -109,14 +108,11 @@ def test_entries_are_read_back(ledger: Any) -> None:
 
 def test_a_put_entry_is_read_before_it_is_on_disk(ledger: Any) -> None:
     """A read after a put returns the entry, written or not; the last of several counts."""
+    waiting = [ledger.put(Entry(signed={FIRST: mutated(ENTRY, "fee_sat", number)})) for number in range(200)]
 
-    async def put_all() -> None:
-        waiting = [ledger.put(Entry(signed={FIRST: mutated(ENTRY, "fee_sat", number)})) for number in range(200)]
-        assert ledger.read([FIRST])[FIRST].fee_sat == 199
-        for each in waiting:
-            await each
-
-    background.run(put_all)
+    assert ledger.read([FIRST])[FIRST].fee_sat == 199
+    for future in waiting:
+        future.result()
     assert ledger.read([FIRST])[FIRST].fee_sat == 199
 
 
@@ -125,7 +121,7 @@ def test_all_kinds_of_entries_are_kept(ledger: Any) -> None:
     output, flow, digest = Output(Sat(7), b"\x76\xa9"), Flow(((3, 5),), 9), bytes(32)
     settlement = Settlement(b"\x01", b"\x02" * 32, Sat(3))
     decision = Decision(at_ms=1, peer_uid=2, asked="x", about={}, digest="", verdict="signed")
-    write(ledger, Entry([decision], {}, REQUEST, digest, {FIRST: output}, flow=flow))
+    ledger.put(Entry([decision], {}, REQUEST, digest, {FIRST: output}, flow=flow)).result()
     ledger.keep(digest, settlement)
 
     assert (ledger.outputs([FIRST, SECOND]), ledger.shown) == ({FIRST: output}, 1)
@@ -154,7 +150,10 @@ def test_bytes_of_entries_never_change() -> None:
     assert decode_entry(encode_entry(ENTRY), Signed) == ENTRY
 
 
-@pytest.mark.parametrize(("written", "funding_sat"), [(FIRST_VERSION, 0), (SECOND_VERSION, ENTRY.funding_sat)])
+@pytest.mark.parametrize(
+    ("written", "funding_sat"),
+    [(FIRST_VERSION, 0), (SECOND_VERSION, ENTRY.funding_sat), (THIRD_VERSION, ENTRY.funding_sat)],
+)
 def test_entries_of_earlier_versions_are_read(written: str, funding_sat: int) -> None:
     """Entries of an earlier release are read; those of the first one lack the funding value."""
     content = bytes.fromhex(written)
@@ -216,9 +215,11 @@ def test_concurrent_entries_share_a_write(tmp_path: Path) -> None:
     """Concurrent puts wait for few syncs, and each entry is on disk afterwards."""
     with closing(opened_at(tmp_path / "ledger")) as opened:
         entries = {OutPoint(bytes(32), number): mutated(ENTRY, "fee_sat", number) for number in range(100)}
-        groups = put_together(opened, [Entry([DECISION], {outpoint: entry}) for outpoint, entry in entries.items()])
+        waiting = [opened.put(Entry([DECISION], {outpoint: entry})) for outpoint, entry in entries.items()]
+        for future in waiting:
+            future.result()
 
-        assert len(set(groups)) < 50
+        assert len(set(waiting)) < 50
         assert opened.read(entries) == entries
         assert opened.head.count == 100
 
@@ -352,9 +353,10 @@ if moment == "before the write":
     ledger._audit.append = kill
 if moment == "after the log":
     ledger._database = SimpleNamespace(get=ledger._database.get, write_batch=kill)
-if moment == "after the write":
-    signs._signed = kill
-signs(request)
+approved = signs.begin(request, 0)
+approved.durable.result()
+if moment == "after signing":
+    signs.finish(request, approved)
 kill()
 """
 

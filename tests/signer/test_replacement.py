@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paychan.protocol.address import key_script
+from paychan.protocol.expiry import Expiry
 from paychan.protocol.kinds.base import ChannelTerms
 from paychan.protocol.payment import Payment, sign_payment
 from paychan.protocol.settlement import Claim, Coin, Reserve
@@ -24,7 +25,7 @@ from signer.keys.ring import KeyRing, hardened_keys
 from signer.ledger.base import Entry
 from signer.ledger.entries import Entries, Output, Signed, entries_of, request_digest, request_size
 from signer.ledger.flow import Flow
-from tests.lib.ledger import MemoryLedger, Written
+from tests.lib.ledger import MemoryLedger
 from tests.signer.messages import (
     CHANGE_SCRIPT,
     CLIENT,
@@ -265,7 +266,7 @@ class SlowLedger(MemoryLedger):
         time.sleep(0.02)
         return found
 
-    def put(self, entry: Entry) -> Written:
+    def put(self, entry: Entry) -> Future[None]:
         self.written += {signed.fee_sat for signed in entry.signed.values()}
         return super().put(entry)
 
@@ -287,13 +288,15 @@ def test_concurrent_requests_are_judged_in_turn() -> None:
 def test_digest_never_changes() -> None:
     """A request has the same digest in every release: a signer that was updated still knows its signatures."""
     payment = Payment(Sat(1), bytes(8), 0x83)
-    claim = Claim(ChannelTerms(bytes(33), bytes(33), UnixTime(7)), OutPoint(bytes(32), 1), Sat(2), b"\x03", payment)
+    claim = Claim(
+        ChannelTerms("p2sh", bytes(33), bytes(33), Expiry(7)), OutPoint(bytes(32), 1), Sat(2), b"\x03", payment
+    )
     reserve = Reserve(bytes(33), (Coin(OutPoint(bytes(32), 8), Sat(9)),))
     request = SettlementRequest(4, (claim,), b"\x05", Sat(6), reserve)
 
     assert digest_hex(request) == FROZEN_DIGEST
     assert digest_hex(mutated(request, "id", 5)) == FROZEN_DIGEST
-    for path, new in [("fee_sat", 7), ("reserve", None), ("claims.0.terms.expiry", UnixTime(1)), ("claims", ())]:
+    for path, new in [("fee_sat", 7), ("reserve", None), ("claims.0.terms.expiry.lock_time", 1), ("claims", ())]:
         assert digest_hex(mutated(request, path, new)) != FROZEN_DIGEST
 
 

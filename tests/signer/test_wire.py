@@ -33,7 +33,7 @@ FINGERPRINTS = {
     3: "b424beb87bbf9ee4b1e9f6f884d314425ac151bf581feef524cf95435baaa428",
     4: "2859480f04b520cceecd6c270a34edf9390c146135e04eeea6bd565b64e30342",
     5: "503a8fdb14bf9a67b412a7b85d2f38267ef5d8e3e9e6a5f77a4e03504a17adee",
-    6: "873d3a860b08475f4937730d65afb47f2253d1a0f058249e5517954591d4d461",
+    6: "31584249be241ddfd5e9fd5a924c42b94e8cd30dd78beea266cd257db01145d0",
 }
 
 
@@ -74,7 +74,7 @@ def test_frame_is_length_version_and_body() -> None:
     assert encode_frame(Health(5)) == bytes.fromhex("00000004 06 92 01 05")
 
 
-@pytest.mark.parametrize("body", ["", "00920105", "03920105", "04", "049104", "04930201c0", "04c1", "049165", "0480"])
+@pytest.mark.parametrize("body", ["", "00920105", "05920105", "06", "069104", "06930201c0", "06c1", "069165", "0680"])
 def test_invalid_messages_are_refused(body: str) -> None:
     """Unknown versions and numbers, missing fields and garbage are `WireError`s, as requests and as replies."""
     for decode in (decode_request, decode_reply):

@@ -83,5 +83,5 @@ def _deposit(channel: Channel, funding: Funding, context: Context) -> Deposit:
         status=channel.state.value,
         sender=channel.terms.client_key.hex(),
         funding_address=channel.terms.funding_address(context.network),
-        refundable_at=channel.terms.expiry,
+        refundable_at=channel.terms.expiry.unix_time,
     )

@@ -88,7 +88,7 @@ def channel_info(channel: Channel, network: Network) -> ChannelInfo:
         sender=channel.terms.client_key.hex(),
         status=channel.state.value,
         value_left=channel.payment.change_sat,
-        expires=channel.terms.expiry,
+        expires=channel.terms.expiry.unix_time,
         funding_value=channel.funding_sat,
         funding_address=channel.terms.funding_address(network),
         funding_source=str(channel.outpoint),

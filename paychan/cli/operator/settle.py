@@ -198,7 +198,7 @@ async def _settle_channels(options: SettleOptions, manifest: Manifest, channels:
         settler = Settler(signer, chain if options.publish else None, view, fees, options.fee_rate)
         with _progress("settling", sum(len(unit.members) for unit in units)) as progress:
             results += await settler.settle_all(units, progress)
-    results.sort(key=lambda result: (result.channel.terms.expiry, result.channel.outpoint.serialize()))
+    results.sort(key=lambda result: (result.channel.terms.expiry.lock_time, result.channel.outpoint.serialize()))
     return Report(manifest, _rate(options, fees), results)
 
 
@@ -309,7 +309,7 @@ def _table(results: Sequence[Result]) -> Table:
         shown.add(result.txid)
         table.add_row(
             str(result.channel.outpoint),
-            _date(result.channel.terms.expiry),
+            _date(result.channel.terms.expiry.unix_time),
             f"{result.channel.received_sat:,}",
             fee,
             _describe(result),
@@ -328,7 +328,7 @@ def _print_json(report: Report) -> None:
     channels = [
         {
             "channel": str(result.channel.outpoint),
-            "expires": result.channel.terms.expiry,
+            "expires": result.channel.terms.expiry.lock_time,
             "received_sat": result.channel.received_sat,
             "outcome": result.outcome.value,
             "fee_sat": result.settlement.fee_sat if result.settlement else None,

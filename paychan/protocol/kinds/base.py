@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
+import msgspec
 from msgspec import Struct
 
 from paychan.protocol.address import encode_address
 from paychan.protocol.errors import KeyReuse
-from paychan.protocol.expiry import check_expiry
+from paychan.protocol.expiry import Expiry, check_expiry
 from paychan.protocol.keys import KeyBytes
 from paychan.protocol.tx import Unlocking, UnsignedTransaction, input_weight
-from paychan.protocol.types import Network, OutPoint, Sat, UnixTime
+from paychan.protocol.types import Network, OutPoint, Sat
 
 SIGHASH_ALL = 0x01
 """The only flag of signatures that the server makes, and of those in refunds."""
@@ -29,17 +30,33 @@ LARGEST_SIGNATURE = bytes(MAX_SIGNATURE_BYTES - 1)
 """Stands for a signature (without flag) where a size is computed."""
 
 
-class ChannelTerms(Struct, frozen=True, array_like=True):
-    """Server key S, client key C (33-byte compressed points) and expiry E (Unix seconds) of one channel."""
+RBPCP_KIND = "p2sh"
+"""Tag of the only kind that RBPCP has, and of all channels whose record names no kind."""
 
+
+class ChannelTerms(Struct, frozen=True, array_like=True):
+    """Kind, server key S, client key C (33-byte compressed points) and expiry E of one channel."""
+
+    tag: str
+    """Names the kind; unknown tags are refused."""
     server_key: KeyBytes
     client_key: KeyBytes
-    expiry: UnixTime
+    expiry: Expiry
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown kind.
+
+        Raises:
+            ValueError: no kind with this tag is registered.
+        """
+        if self.tag not in _KINDS:
+            msg = f"unknown channel kind {self.tag[:20]!r}"
+            raise ValueError(msg)
 
     @property
     def kind(self) -> ChannelKind:
         """The channel's kind."""
-        return _KINDS["p2sh"]
+        return _KINDS[self.tag]
 
     @property
     def redeem_script(self) -> bytes:
@@ -56,16 +73,31 @@ class ChannelTerms(Struct, frozen=True, array_like=True):
         return encode_address(self.funding_script, network)
 
 
-def make_terms(server_key: bytes, client_key: bytes, expiry: int) -> ChannelTerms:
-    """Combine checked parts into terms.
+def make_terms(server_key: bytes, client_key: bytes, expiry: int, tag: str = RBPCP_KIND) -> ChannelTerms:
+    """Combine checked parts into terms; the expiry is a Unix time.
 
     Raises:
+        ValueError: no kind has this tag.
         ExpiryNotATime: see `check_expiry`.
         KeyReuse: both keys are the same, so one party could spend alone.
     """
     if server_key == client_key:
         raise KeyReuse(server_key=server_key.hex())
-    return ChannelTerms(server_key, client_key, check_expiry(expiry))
+    return ChannelTerms(tag, server_key, client_key, Expiry(check_expiry(expiry)))
+
+
+class _UntaggedTerms(Struct, frozen=True, array_like=True):
+    """Terms as records and messages held them before they named a kind."""
+
+    server_key: KeyBytes
+    client_key: KeyBytes
+    expiry: int
+
+
+def tagged(untagged: Any) -> ChannelTerms:
+    """Read decoded terms of before tags. Raises `msgspec.ValidationError`."""
+    terms = msgspec.convert(untagged, _UntaggedTerms)
+    return ChannelTerms(RBPCP_KIND, terms.server_key, terms.client_key, Expiry(terms.expiry))
 
 
 class SignedPayment(Protocol):

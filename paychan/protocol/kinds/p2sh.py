@@ -51,7 +51,7 @@ class _P2sh(ChannelKind):
 
     def redeem_script(self, terms: ChannelTerms) -> bytes:
         """80 or 81 bytes: `IF <S> CHECKSIGVERIFY ELSE <E> CLTV DROP ENDIF <C> CHECKSIG`."""
-        return _redeem_script(terms.server_key, terms.client_key, terms.expiry)
+        return _redeem_script(terms.server_key, terms.client_key, terms.expiry.lock_time)
 
     def funding_script(self, terms: ChannelTerms) -> bytes:
         """23 bytes."""

@@ -63,7 +63,7 @@ def sign_refunds(
         [coin.outpoint for coin in coins],
         [(Sat(total_sat - fee_sat), refund_script)],
         [sequence] * len(coins),
-        lock_time=terms.expiry,
+        lock_time=terms.expiry.lock_time,
     )
     kind = terms.kind
     digests = [kind.settlement_digest(unsigned, index, terms, coin.value_sat) for index, coin in enumerate(coins)]

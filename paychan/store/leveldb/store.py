@@ -34,7 +34,7 @@ from paychan.protocol.channel import Channel, State
 from paychan.protocol.errors import DamagedRecord
 from paychan.protocol.expiry import MAX_EXPIRY
 from paychan.protocol.record import decode_record, encode_record
-from paychan.protocol.types import OutPoint, UnixTime
+from paychan.protocol.types import OutPoint
 from paychan.shared.leveldb_files import error_text
 from paychan.store.base import Change, Damage, StoreDamaged, StoreFailed
 from paychan.store.leveldb.directory import (
@@ -125,7 +125,7 @@ class LevelDbStore:
         state: State,
         *,
         before: int = MAX_EXPIRY + 1,
-        after: tuple[UnixTime, OutPoint] | None = None,
+        after: tuple[int, OutPoint] | None = None,
         limit: int = 1000,
     ) -> Sequence[Channel]:
         """See `Store`."""
@@ -173,7 +173,7 @@ class LevelDbStore:
         except UNREADABLE as error:
             self._record_damaged(outpoint, error_text(error))
             return None
-        return channel if _index_key(channel.state, channel.terms.expiry, outpoint) == key else None
+        return channel if _index_key(channel.state, channel.terms.expiry.lock_time, outpoint) == key else None
 
     def _search_missing_keys(self) -> None:
         """Find, from all readable records, the index keys that damage has taken out of the index."""
@@ -189,7 +189,7 @@ class LevelDbStore:
                 for key, raw in records:
                     with suppress(DamagedRecord):
                         channel = self._decoded(key[1:], raw)
-                        yield _index_key(channel.state, channel.terms.expiry, key[1:])
+                        yield _index_key(channel.state, channel.terms.expiry.lock_time, key[1:])
 
             with closing(entries(moment, RECORD, _RECORDS_END, self._block_damaged, fill_cache=False)) as records:
                 self._missing.search(keys(), is_readable)
@@ -317,9 +317,9 @@ class LevelDbStore:
         key = outpoint.serialize()
         batch.put(RECORD + key, encode_record(channel))
         if stored is None or stored.state is not channel.state:
-            batch.put(_index_key(channel.state, channel.terms.expiry, key), b"")
+            batch.put(_index_key(channel.state, channel.terms.expiry.lock_time, key), b"")
             if stored is not None:
-                batch.delete(_index_key(stored.state, stored.terms.expiry, key))
+                batch.delete(_index_key(stored.state, stored.terms.expiry.lock_time, key))
         self._newest[outpoint] = channel
         self._newest.move_to_end(outpoint)
         if len(self._newest) > _REMEMBERED:
@@ -387,5 +387,5 @@ def _index_begin(state: State, expiry: int) -> bytes:
     return INDEX + ((STATE_CODES[state] << 32) + min(max(expiry, 0), MAX_EXPIRY + 1)).to_bytes(5, "big")
 
 
-def _index_key(state: State, expiry: UnixTime, outpoint: bytes) -> bytes:
+def _index_key(state: State, expiry: int, outpoint: bytes) -> bytes:
     return _index_begin(state, expiry) + outpoint
