@@ -91,7 +91,7 @@ Message: TypeAlias = Command | Resume
 class ChannelActor(LoopActor):
     """Owns the newest version of one channel's record while it is awake."""
 
-    def __init__(self, channel: Channel, context: Context, planner: SettlementPlanner) -> None:
+    def __init__(self, channel: Channel, context: Context, planner: SettlementPlanner | None) -> None:
         super().__init__()
         self._channel = channel
         self._context = context

@@ -29,7 +29,8 @@ class Registry:
         self._awake: dict[OutPoint, ChannelActor] = {}
         self._reading: dict[OutPoint, asyncio.Task[Channel | None]] = {}
         self._unanswered = 0
-        self.planner = SettlementPlanner(context, self.read_readable)
+        self.planner: SettlementPlanner | None = None
+        """Settles the channels that wake, in a process of the settling role, see `actors.roles`."""
         self.before_waking: list[Callable[[Channel], Awaitable[None]]] = []
         """Callbacks awaited with the record of a channel before it wakes, until the first scans since the start end."""
 

@@ -20,6 +20,7 @@ from coincurve import PrivateKey
 from actors.context import Context
 from actors.group_commit import GroupCommit
 from actors.registry import Registry
+from actors.roles import Settling
 from actors.watching.expiry import Watcher
 from paychan.chain.debug import DebugChain
 from paychan.protocol.address import key_script
@@ -116,7 +117,8 @@ async def server(directory: Path) -> AsyncIterator[tuple[Store, Registry, Watche
     signer = UnixSigner(directory / "no signer", 1.0)  # payments need no signer
     context = Context(Network.TEST, RULES, 6, lambda: NOW, store, commits, DebugChain(lambda: NOW), signer)
     registry = Registry(context)
-    yield store, registry, Watcher(context, registry, interval_seconds=30, alarm_seconds=7_200, idle_seconds=300)
+    settling = Settling(context, registry, interval_seconds=30, alarm_seconds=7_200, idle_seconds=300)
+    yield store, registry, settling.watcher
     await commits.close()
     await store.close()
 

@@ -22,9 +22,7 @@ from actors.alarm import Kind
 from actors.context import Context
 from actors.exposure import Exposure
 from actors.group_commit import GroupCommit
-from actors.opening.opener import Opener
-from actors.registry import Registry
-from actors.watching.expiry import Watcher
+from actors.roles import Serving, Settling
 from paychan import termsfile
 from paychan.api.budgets.descriptors import Descriptors, TooFewDescriptors, divide, raise_limit
 from paychan.api.no_store import waiting_room
@@ -276,16 +274,17 @@ async def _no_store(config: ServerConfig, error: PaychanError, kind: Kind) -> As
 def _service(
     config: ServerConfig, context: Context, supervisor: Supervisor, descriptors: Descriptors, memory: Memory
 ) -> Service:
-    registry = Registry(context)
-    watcher = Watcher(
+    serving = Serving(context)
+    settling = Settling(
         context,
-        registry,
+        serving.registry,
         interval_seconds=config.watcher.interval_seconds,
         alarm_seconds=config.watcher.alarm_hours * 3600,
         idle_seconds=config.channel.idle_seconds,
         stale_seconds=config.chain.stale_tip_minutes * 60,
+        show_seconds=config.signer.show_seconds,
     )
-    return Service(config, context, registry, Opener(context, registry), watcher, descriptors, supervisor, memory)
+    return Service(config, context, serving.registry, serving.opener, settling, descriptors, supervisor, memory)
 
 
 @contextlib.asynccontextmanager

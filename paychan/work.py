@@ -16,7 +16,6 @@ from time import monotonic
 
 import structlog
 
-from actors.settling.showing import Showing
 from paychan.api.service import Service
 from paychan.chain.base import ChainFailed, WrongNetwork
 from paychan.parts import StartError
@@ -45,6 +44,7 @@ class Work:
         self._wrong: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._missing = {"signer", "chain"}
         self._tasks: list[Supervised] = []
+        self._watching: Supervised | None = None
         self._first_end = monotonic() + _FIRST_LOOK_SECONDS
         service.context.chain_view.problem = _NOT_LOOKED_YET
         self._watch()
@@ -55,9 +55,8 @@ class Work:
         for name, ask in contacts:
             self._run(f"{name} contact", partial(self._contact, name, ask), endless=False)
         self._run("missing channels", service.missing.run)
-        show_seconds = service.config.signer.show_seconds
-        if show_seconds:
-            self._run("payments shown", Showing(service.context, show_seconds).run)
+        if service.settling is not None and service.settling.showing is not None:
+            self._run("payments shown", service.settling.showing.run)
 
     async def first_look(self) -> None:
         """Let overdue channels begin to close before the ports open; an unavailable part delays this only briefly.
@@ -65,7 +64,7 @@ class Work:
         Raises:
             StartError: the configuration is wrong.
         """
-        while monotonic() < self._first_end and (self._missing or not self._watching.last_success):
+        while monotonic() < self._first_end and (self._missing or not self._has_looked):
             if self._wrong.done():
                 break
             await asyncio.sleep(0.01)
@@ -73,6 +72,10 @@ class Work:
             self._wrong.result()
         if self._missing:
             log.warning("serving although parts are missing", missing=sorted(self._missing))
+
+    @property
+    def _has_looked(self) -> bool:
+        return self._watching is None or bool(self._watching.last_success)
 
     @property
     def wrong(self) -> asyncio.Future[None]:
@@ -88,9 +91,12 @@ class Work:
         self._tasks.append(self._service.supervisor.run(name, work, endless=endless))  # type: ignore[arg-type]
 
     def _watch(self) -> None:
+        """Start the watcher, in a process that settles."""
         service = self._service
+        if service.settling is None:
+            return
         patience = 2 * service.config.watcher.interval_seconds + _LOOK_SECONDS
-        self._watching = service.supervisor.run("watcher", service.watcher.run, patience_seconds=patience)
+        self._watching = service.supervisor.run("watcher", service.settling.watcher.run, patience_seconds=patience)
         self._tasks.insert(0, self._watching)
 
     async def _contact(self, name: str, ask: Callable[[], Awaitable[object]], task: Supervised) -> None:
@@ -113,6 +119,7 @@ class Work:
         task.succeeded()
         if reason:
             log.info("a part is available", part=name)
-            await self._watching.stop()
-            self._tasks.remove(self._watching)
+            if self._watching is not None:
+                await self._watching.stop()
+                self._tasks.remove(self._watching)
             self._watch()

@@ -37,8 +37,10 @@ from paychan.protocol.settlement import Settlement
 log = structlog.get_logger("settlement")
 
 
-async def perform(step: Step, channel: Channel, context: Context, planner: SettlementPlanner) -> Command | None:
+async def perform(step: Step, channel: Channel, context: Context, planner: SettlementPlanner | None) -> Command | None:
     """Perform a step of the settlement; None means that nothing has changed yet.
+
+    `planner` is None in a process that only serves: the process that settles performs the step.
 
     Raises:
         SignerUnavailable, SigningFailed, PublishFailed, NotEconomical: the channel stays as it is; try again later.
@@ -46,6 +48,8 @@ async def perform(step: Step, channel: Channel, context: Context, planner: Settl
     if channel.closing is None:
         msg = f"{channel.outpoint} is {channel.state.value}, nothing to settle"
         raise ValueError(msg)
+    if planner is None:
+        return None
     try:
         return await _perform(step, channel, context, planner)
     except Newer as newer:

@@ -14,6 +14,7 @@ from actors.alarm import Alarm, Kind, about
 from actors.channel import Message, Resume
 from actors.context import Context
 from actors.registry import Registry
+from actors.settling.planner import SettlementPlanner
 from actors.watching.behind import Behind
 from actors.watching.endings import REMEMBERED_SECONDS
 from actors.watching.funding import ChainWatch
@@ -38,6 +39,7 @@ class Watcher:
         self,
         context: Context,
         registry: Registry,
+        planner: SettlementPlanner,
         *,
         interval_seconds: float,
         alarm_seconds: int,
@@ -46,6 +48,7 @@ class Watcher:
     ) -> None:
         self._context = context
         self._registry = registry
+        self._planner = planner
         self._chain = ChainWatch(context, registry, stale_seconds)
         self._behind = Behind(context, registry)
         self._interval_seconds = interval_seconds
@@ -90,7 +93,7 @@ class Watcher:
         await self._tell(walk(self._context.store, State.OPEN, due + 1), Close(CloseReason.EXPIRY))
         for state in (State.CLOSING, State.PUBLISHED):
             await self._tell(walk(self._context.store, state), Resume())
-        await self._registry.planner.follow_reserve()
+        await self._planner.follow_reserve()
         await self._tell(_each(self._chain.take_withdrawable()), Close(CloseReason.WITHDRAW))
         await self._chain.endings.scan_ended()
         await self._find_late(now or self._context.now())
@@ -126,8 +129,8 @@ class Watcher:
             *self._chain.alarms,
             *self._beyond_cap(),
             *(about(Kind.LATE, outpoint, "unsettled near expiry") for outpoint in late),
-            *(about(Kind.PINNED, outpoint, reason) for outpoint, reason in self._registry.planner.pinned.items()),
-            *(about(Kind.FEE, outpoint, reason) for outpoint, reason in self._registry.planner.beyond_share.items()),
+            *(about(Kind.PINNED, outpoint, reason) for outpoint, reason in self._planner.pinned.items()),
+            *(about(Kind.FEE, outpoint, reason) for outpoint, reason in self._planner.beyond_share.items()),
             *await self._lost(now),
         )
 

@@ -11,8 +11,8 @@ from actors.context import Context
 from actors.find_by_key import Finder
 from actors.opening.opener import Opener
 from actors.registry import Registry
+from actors.roles import Settling
 from actors.totals import LatestTotals
-from actors.watching.expiry import Watcher
 from paychan.api.budgets.descriptors import Descriptors
 from paychan.api.budgets.request_rates import RequestRates
 from paychan.api.budgets.stream_slots import StreamSlots
@@ -33,7 +33,8 @@ class Service:
     context: Context
     registry: Registry
     opener: Opener
-    watcher: Watcher
+    settling: Settling | None
+    """The role that settles, if this process has it."""
     descriptors: Descriptors
     supervisor: Supervisor = field(default_factory=Supervisor)
     memory: Memory = field(default_factory=Memory)

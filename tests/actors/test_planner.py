@@ -257,7 +257,7 @@ async def test_fault_08_a_withdrawal_is_not_signed_again_where_a_payment_is_offe
             assert await server.store.real.commit([Change(new, offered)]) == [True]
         server.clock.now = payer.expiry - RULES.settlement_period_seconds // 2
 
-        again = await server.registry.planner.fee_bump(step(old, Vanished()), None, refused=True)
+        again = await server.settling.planner.fee_bump(step(old, Vanished()), None, refused=True)
 
         assert (again is None) == is_offered
 
@@ -306,7 +306,7 @@ async def test_fault_02_the_record_says_what_the_network_has(tmp_path: Path) -> 
             await server.watcher.scan()
             assert (await server.stored(FIRST)).state is State.PUBLISHED
             assert await settlement(server, FIRST) == first
-        assert "does not replace" in server.registry.planner.pinned[FIRST.outpoint]
+        assert "does not replace" in server.settling.planner.pinned[FIRST.outpoint]
         assert any(alarm.channel == str(FIRST.outpoint) for alarm in server.watcher.alarms)
 
 

@@ -22,6 +22,7 @@ from actors.context import Context
 from actors.group_commit import GroupCommit
 from actors.opening.opener import Opener, OpenRequest
 from actors.registry import Registry
+from actors.roles import Serving, Settling
 from actors.watching.expiry import Watcher
 from paychan.callback.base import Application
 from paychan.chain.debug import DebugChain
@@ -253,6 +254,7 @@ class Local(Struct):
     context: Context
     registry: Registry
     opener: Opener
+    settling: Settling
     watcher: Watcher
     failures: list[BaseException]
     """Errors of the group commit; the real server ends at the first."""
@@ -308,10 +310,10 @@ async def local(
         application=application,
         **(settings or {}),
     )
-    registry = Registry(context)
-    watcher = Watcher(
+    serving = Serving(context)
+    settling = Settling(
         context,
-        registry,
+        serving.registry,
         interval_seconds=0.001,
         alarm_seconds=ALARM_SECONDS,
         idle_seconds=IDLE_SECONDS,
@@ -324,9 +326,10 @@ async def local(
             signer=signer,
             clock=clock,
             context=context,
-            registry=registry,
-            opener=Opener(context, registry),
-            watcher=watcher,
+            registry=serving.registry,
+            opener=serving.opener,
+            settling=settling,
+            watcher=settling.watcher,
             failures=failures,
         )
     finally:

@@ -101,7 +101,7 @@ class Scene:
             local(self.directory, self.clock, chain=self.chain, min_confirmations=1)
         )
         context = self.server.context
-        actors = (self.server.registry, self.server.opener, self.server.watcher)
+        actors = (self.server.registry, self.server.opener, self.server.settling)
         service = Service(self.config, context, *actors, divide(1024, self.config))
         self.door = public_server(service)
         self.line.port = await listen(self.door, "127.0.0.1", 0)

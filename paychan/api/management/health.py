@@ -29,7 +29,8 @@ async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str,
         problem = signer + absent
     seen, frozen, unsigned = service.context.chain_view, _frozen(service), await _unsigned(service)
     damaged = store_alarms(service)
-    alarms = (*damaged, *service.watcher.alarms, *unsigned, *_own_alarms(service, problem))
+    watcher = service.settling.watcher if service.settling else None
+    alarms = (*damaged, *(watcher.alarms if watcher else ()), *unsigned, *_own_alarms(service, problem))
     tasks: list[dict[str, Any]] = msgspec.to_builtins(service.supervisor.tasks)
     content = {
         "network": service.config.network_name,
@@ -37,7 +38,7 @@ async def health(service: Service, *, to_operator: bool) -> tuple[int, dict[str,
         "frozen": list(frozen),
         "chain": msgspec.to_builtins(seen.tip) if seen.tip else {},
         "all_channels_seen": seen.is_whole,
-        "watcher_last_look": service.watcher.last_scan,
+        "watcher_last_look": watcher.last_scan if watcher else None,
         "alarms": [{"kind": alarm.kind.value} for alarm in alarms],
         "tasks": [{key: value for key, value in task.items() if key != "problem"} for task in tasks],
     }
