@@ -52,11 +52,11 @@ from paychan.protocol.payment_batch import Commands, judge, newest_of
 from paychan.protocol.state_machine import apply
 from paychan.protocol.types import OutPoint
 from paychan.store.base import Change
+from paychan.tracing import enter_channel, leave_channel
 
 log = structlog.get_logger("channel")
 
 _NEW_OUTPUT = "its funding output is new, and the server is checking it"
-
 _FROM_OUTSIDE = (Found, Adopt)
 
 MOST_BEHIND = 64
@@ -125,6 +125,11 @@ class ChannelActor(LoopActor):
             and change_problem(payment, channel.terms.kind, self._context.rules.dust_sat) is None
         ):
             self._verifier.look_ahead(payment)
+
+    def handle(self, envelope: Any) -> None:
+        token = enter_channel(self._channel.outpoint)  # the log lines of all that follows name the channel
+        super().handle(envelope)
+        leave_channel(token)
 
     def on_receive(self, message: Message | PayBatch) -> Any:
         self._last_message = self._context.clock()
@@ -349,10 +354,7 @@ class ChannelActor(LoopActor):
             self._context.commits.put(Change(None, next_one), Accepted(next_one), _nothing)
             await asyncio.shield(durable)
             await self._release_payments(next_one.outpoint)
-        committed = await asyncio.shield(durable)
-        if isinstance(committed, Accepted) and self._channel.state is not State.CLOSING:
-            log.info("settling", channel=str(self._channel.outpoint), state=self._channel.state.value)
-        return committed
+        return await asyncio.shield(durable)
 
     def _hold_payments(self, outpoint: OutPoint) -> None:
         """Refuse payments on the continued channel until its funding output was checked.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from actors.exposure import Exposure
 from actors.group_commit import GroupCommit
+from actors.observing import Observers
 from actors.unsigned import Unsigned
 from paychan.callback.base import Application
 from paychan.chain.base import Chain, Tip
@@ -71,6 +72,8 @@ class Context:
     chain_view: ChainView = field(default_factory=ChainView)
     unsigned: Unsigned = field(default_factory=Unsigned)
     """Settlements that could not be signed."""
+    observers: Observers = field(default_factory=Observers)
+    """Receivers of the events that actors and doors report; the log is one."""
     steady: Callable[[], float] = time.monotonic
     """A clock that is never adjusted, in seconds since an arbitrary moment."""
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context as ContextOfCall
+from time import monotonic
 
 from msgspec import Struct
 
+from actors.observing import GroupWritten, Observers
 from paychan.protocol.channel import Accepted, Outcome, Rejected
 from paychan.protocol.errors import Overloaded, PaychanError, TryAgain
 from paychan.store.base import Change, Store
+from paychan.tracing import without_ids
 
 
 class _Waiting(Struct, frozen=True):
@@ -21,6 +25,8 @@ class _Waiting(Struct, frozen=True):
     outcome: Accepted
     durable: asyncio.Future[Outcome]
     on_conflict: Callable[[], None]
+    context: ContextOfCall | None = None
+    """In which the change is reported; None: no observer wants it."""
 
 
 class GroupCommit:
@@ -37,12 +43,14 @@ class GroupCommit:
         on_failure: Callable[[BaseException], None],
         max_waiting: int = 10_000,
         on_success: Callable[[], None] = lambda: None,
+        observers: Observers | None = None,
     ) -> None:
         self._store = store
         self._max_waiting = max_waiting
         self._delay_seconds = delay_seconds
         self._on_failure = on_failure
         self._on_success = on_success
+        self._observers = observers or Observers()
         self._gathered: list[_Waiting] = []
         self._writer: asyncio.Task[None] | None = None
         self._closed = False
@@ -58,9 +66,9 @@ class GroupCommit:
         durable: asyncio.Future[Outcome] = self._loop.create_future()
         if self._closed:
             return durable
-        self._gathered.append(_Waiting(change, outcome, durable, on_conflict))
+        self._gathered.append(_Waiting(change, outcome, durable, on_conflict, self._observers.context_of(change)))
         if self._writer is None:
-            self._writer = self._loop.create_task(self._write())
+            self._writer = self._loop.create_task(self._write(), context=without_ids())
         return durable
 
     def overload(self) -> PaychanError | None:
@@ -81,12 +89,17 @@ class GroupCommit:
             while self._gathered:
                 await asyncio.sleep(self._delay_seconds)  # without a delay that is one turn of the loop
                 group, self._gathered = self._gathered, []
+                begun = monotonic()
                 written = await self._store.commit([waiting.change for waiting in group])
+                if GroupWritten in self._observers.wanted:
+                    self._observers.report(GroupWritten(len(group), monotonic() - begun))
                 for waiting, ok in zip(group, written, strict=True):
                     if not ok:
                         waiting.on_conflict()
                     if not waiting.durable.done():
                         waiting.durable.set_result(waiting.outcome if ok else Rejected(TryAgain()))
+                    if ok and waiting.context is not None:
+                        waiting.context.run(self._observers.report_change, waiting.change)
                 self._on_success()
         except BaseException as error:  # noqa: BLE001 - after any failure the content of the disk is unknown
             self._on_failure(error)

@@ -6,17 +6,19 @@ It has its own map, because pykka's registry finds an actor by scanning a list.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from actors.channel import ChannelActor, Message, PayBatch, Resume
 from actors.context import Context
+from actors.observing import PaymentRefused
 from actors.settling.planner import SettlementPlanner
 from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected, State
 from paychan.protocol.errors import ChannelExists, DamagedRecord, OutpointUsed, PaychanError, UnknownChannel
 from paychan.protocol.types import OutPoint
 from paychan.store.base import Change
+from paychan.tracing import continue_request, end_request
 
 _POLL_SECONDS = 0.005
 
@@ -29,6 +31,7 @@ class Registry:
         self._awake: dict[OutPoint, ChannelActor] = {}
         self._reading: dict[OutPoint, asyncio.Task[Channel | None]] = {}
         self._unanswered = 0
+        self._reports_refusals = PaymentRefused in context.observers.wanted
         self.planner: SettlementPlanner | None = None
         """Settles the channels that wake, in a process of the settling role, see `actors.roles`."""
         self.before_waking: list[Callable[[Channel], Awaitable[None]]] = []
@@ -73,6 +76,8 @@ class Registry:
             if actor is None:
                 return Rejected(UnknownChannel())
             outcome: Outcome = await actor.ask(message)
+            if self._reports_refusals and isinstance(message, Pay) and isinstance(outcome, Rejected):
+                self._context.observers.report(PaymentRefused(outpoint, outcome.error.code))
             return outcome
 
     def find_awake(self, outpoint: OutPoint) -> ChannelActor | None:
@@ -89,9 +94,22 @@ class Registry:
 
         def answered(answer: Any) -> None:
             self._unanswered -= 1
+            if self._reports_refusals:
+                self._report_refusals(actor, answer)
             then(answer)
 
-        actor.ask(message, answered)
+        token = continue_request()
+        try:
+            actor.ask(message, answered)
+        finally:
+            end_request(token)
+
+    def _report_refusals(self, actor: ChannelActor, answer: Any) -> None:
+        with suppress(Exception, asyncio.CancelledError):  # the caller handles what it raises
+            outcomes = answer.result()
+            for outcome in outcomes if isinstance(outcomes, Sequence) else (outcomes,):
+                if isinstance(outcome, Rejected):
+                    self._context.observers.report(PaymentRefused(actor.channel.outpoint, outcome.error.code))
 
     async def awaken(self, outpoint: OutPoint) -> ChannelActor | None:
         """Return a channel's actor, and wake it if it sleeps; None if there is no such channel."""

@@ -20,8 +20,10 @@ import uvloop
 
 from actors.alarm import Kind
 from actors.context import Context
+from actors.event_log import EventLog
 from actors.exposure import Exposure
 from actors.group_commit import GroupCommit
+from actors.observing import Observers
 from actors.roles import Serving, Settling
 from paychan import termsfile
 from paychan.api.budgets.descriptors import Descriptors, TooFewDescriptors, divide, raise_limit
@@ -161,8 +163,11 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         reserve = DiskReserve(config.store_path, config.store.reserve_mb * 1_000_000, WRITE_BUFFER_BYTES)
         store = await _open_store(config, reserve)
         stack.push_async_callback(store.close)
+        observers = Observers(EventLog(everything=config.log.level == "debug"))
         written = supervisor.guest("group commit").succeeded
-        commits = GroupCommit(store, config.store.commit_delay_ms / 1000, _die, config.store.max_waiting, written)
+        commits = GroupCommit(
+            store, config.store.commit_delay_ms / 1000, _die, config.store.max_waiting, written, observers
+        )
         stack.push_async_callback(commits.close)
         application = None
         if config.callback.url:
@@ -188,6 +193,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
             batch_channels=config.settlement.batch_channels,
             withdraw_above_sat=config.settlement.withdraw_above_sat,
             coalesce=config.stream.coalesce,
+            observers=observers,
         )
         commits.refusal = lambda: memory.any_work() if reserve.allows_payments else StorageFull()
         supervisor.run("disk reserve", reserve.run)

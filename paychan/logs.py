@@ -13,6 +13,7 @@ from structlog.typing import Processor
 from paychan.config import ServerConfig
 from paychan.memory import end_when_logged
 from paychan.shared.logsink import LogSink, open_missing_descriptors
+from paychan.tracing import add_ids
 
 
 def configure_log(config: ServerConfig) -> None:
@@ -23,7 +24,7 @@ def configure_log(config: ServerConfig) -> None:
     atexit.register(sink.drain)
     level: int = getattr(logging, config.log.level.upper())
     facts: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
+        add_ids,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         end_when_logged,

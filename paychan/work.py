@@ -101,7 +101,7 @@ class Work:
 
     async def _contact(self, name: str, ask: Callable[[], Awaitable[object]], task: Supervised) -> None:
         """Call the part until it answers; then scan at once for the work that waited for it."""
-        reason = ""
+        reason, service = "", self._service
         while True:
             try:
                 await ask()
@@ -111,14 +111,13 @@ class Work:
                     self._wrong.set_exception(StartError(str(error)))
                 return
             except (SignerAbsent, SignerRefused, ChainFailed) as error:
-                if not reason:
-                    log.warning("waiting for a part", part=name, reason=str(error))
-                reason = str(error)
+                reason = reason or str(error)
+                service.context.observers.report_health(name, reason)
             await asyncio.sleep(_FIRST_CONTACT_SECONDS if monotonic() < self._first_end else _CONTACT_SECONDS)
         self._missing.discard(name)
         task.succeeded()
         if reason:
-            log.info("a part is available", part=name)
+            service.context.observers.report_health(name)
             if self._watching is not None:
                 await self._watching.stop()
                 self._tasks.remove(self._watching)

@@ -58,8 +58,10 @@ class Showing:
             try:
                 await self.round()
                 task.succeeded()
+                self._context.observers.report_health("signer")
             except SignerAbsent as error:
                 log.info("payments not shown to the signer yet", reason=str(error))
+                self._context.observers.report_health("signer", str(error))
             except SignerRefused as error:
                 log.warning("the signer refuses to store newest payments", reason=str(error))
             await asyncio.sleep(self._interval_seconds)

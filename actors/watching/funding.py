@@ -107,7 +107,7 @@ class ChainWatch:
         """Stop payments for this reason, or accept them again; log a change once."""
         seen, kind = self._context.chain_view, alarm.kind if alarm else None
         if kind is not self._frozen_by:
-            log.error("frozen", reason=alarm.text) if alarm else log.info("accepting payments again")
+            self._context.observers.report_health("chain", alarm.text if alarm else "")
         seen.problem, self._frozen_by = alarm.text if alarm else "", kind
         lacks = (Alarm(Kind.NODE, text) for text in self._context.chain.capabilities.shortcomings)
         alarms = (alarm, *lacks, self._ahead(seen.tip) if kind is not Kind.CLOCK else None, self._behind(seen.tip))

@@ -27,6 +27,7 @@ from paychan.protocol.errors import (
 )
 from paychan.protocol.expiry import check_expiry
 from paychan.protocol.types import OutPoint, UnixTime
+from paychan.tracing import begin_request, enter_channel
 
 log = structlog.get_logger("api")
 
@@ -58,6 +59,9 @@ class Handler(RequestHandler):
             self.set_header(name, value)
 
     def prepare(self) -> None:
+        begin_request()
+        if len(self.path_args) == 2 and len(self.path_args[0]) == 64:  # a channel: txid and output
+            enter_channel(":".join(self.path_args))
         self.service.keep(asyncio.current_task())
         self.holder.start_work()
         problem = self.penalty.problem()
@@ -111,6 +115,7 @@ class Handler(RequestHandler):
         For a 404 that delay starts at `when_404s_leave`.
         """
         error = _refusal(kwargs.get("exc_info"), status_code, self.request.method or "")
+        self.service.context.observers.report_refusal(error.code)
         wait = self.penalty.refused(error)
         if not wait:
             super().send_error(status_code, **kwargs)

@@ -30,6 +30,7 @@ from paychan.protocol.errors import ChannelMoved, InternalError, NotFound, Paych
 from paychan.protocol.payment import decode_v1
 from paychan.protocol.types import OutPoint
 from paychan.protocol.wire.rbpcp import Dialect, read_v2_body
+from paychan.tracing import continue_request, enter_channel
 
 if TYPE_CHECKING:
     from paychan.api.fast.connection import Connection
@@ -250,6 +251,7 @@ class PaymentProcessor:
             self._refuse(payment, outcome.error)
 
     def _refuse(self, payment: Payment, error: PaychanError) -> None:
+        self.service.context.observers.report_refusal(error.code)
         payment.refuse(error, refusal(error, quiet_404=not payment.is_v1))
 
     # --- payments that need a task ----------------------------------------------------------------------------------
@@ -258,6 +260,8 @@ class PaymentProcessor:
         self.service.keep(asyncio.get_running_loop().create_task(self._finish(payment, work)))
 
     async def _finish(self, payment: Payment, work: Callable[[], Coroutine[Any, Any, Answer]]) -> None:
+        continue_request()
+        enter_channel(payment.named)
         try:
             payment.accepted(await work())
         except PaychanError as error:

@@ -1,0 +1,67 @@
+"""The log as an observer: a line for each turn of a channel's life and of a part's health.
+
+At level `debug` also for each payment, refusal and write. The ids of a line come from `paychan.tracing`.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from actors.observing import (
+    ChannelChanged,
+    Event,
+    GroupWritten,
+    PartHealth,
+    PaymentBooked,
+    PaymentRefused,
+    RequestRefused,
+)
+from paychan.protocol.channel import Channel, State
+
+log = structlog.get_logger("events")
+
+_CHANGES = {
+    State.OPEN: "channel open",
+    State.CLOSING: "channel closing",
+    State.PUBLISHED: "settlement published",
+    State.CLOSED: "channel settled",
+    State.LOST: "channel lost",
+    State.UNFUNDED: "channel unfunded",
+}
+
+
+class EventLog:
+    """Writes events as log lines. `everything`: also those of single payments, requests and writes."""
+
+    def __init__(self, *, everything: bool = False) -> None:
+        rare: frozenset[type[Event]] = frozenset((ChannelChanged, PartHealth))
+        many: frozenset[type[Event]] = frozenset((PaymentBooked, PaymentRefused, RequestRefused, GroupWritten))
+        self.events = rare | many if everything else rare
+
+    def observe(self, event: Event) -> None:
+        """Write a line."""
+        match event:
+            case ChannelChanged(before=before, after=after):
+                _log_change(before, after)
+            case PartHealth(part=part, problem=""):
+                log.info("a part is usable", part=part)
+            case PartHealth(part=part, problem=problem):
+                log.error("a part is not usable", part=part, reason=problem)
+            case PaymentBooked(outpoint=outpoint, value_sat=value_sat, received_sat=received_sat):
+                log.debug("payment booked", channel=str(outpoint), value_sat=value_sat, received_sat=received_sat)
+            case PaymentRefused(outpoint=outpoint, code=code):
+                log.debug("payment refused", channel=str(outpoint), code=code)
+            case RequestRefused(code=code):
+                log.debug("request refused", code=code)
+            case GroupWritten(changes=changes, seconds=seconds):
+                log.debug("group written", changes=changes, seconds=round(seconds, 6))
+
+
+def _log_change(before: Channel | None, after: Channel) -> None:
+    facts = {"channel": str(after.outpoint), "state": after.state.value, "received_sat": after.received_sat}
+    if after.closing is not None:
+        facts["reason"] = after.closing.reason.value
+        if after.closing.spent_by or after.closing.settlement:
+            txid = after.closing.spent_by or (after.closing.settlement.txid if after.closing.settlement else b"")
+            facts["txid"] = txid[::-1].hex()
+    log.info("channel opened" if before is None else _CHANGES[after.state], **facts)

@@ -1,0 +1,61 @@
+"""The ids of a log line: the request that caused it, and the channel that it is about.
+
+Both are context variables. A door sets the request where it begins, the channel's actor sets the channel; tasks and
+callbacks that start there inherit both (PEP 567). The ids become text only when a line is written.
+"""
+
+from __future__ import annotations
+
+import secrets
+from contextvars import Context, ContextVar, Token
+from itertools import count
+
+from structlog.typing import EventDict, WrappedLogger
+
+from paychan.protocol.types import OutPoint
+
+_RUN = secrets.token_hex(3)
+"""Distinguishes the requests of this process from those of an earlier one in the same log."""
+
+_numbers = count(1)
+_request: ContextVar[int] = ContextVar("request", default=0)
+_channel: ContextVar[OutPoint | str] = ContextVar("channel", default="")
+
+
+def begin_request() -> Token[int]:
+    """Give the request that begins here a new id, which counts until `end_request`, or in this task."""
+    return _request.set(next(_numbers))
+
+
+def continue_request() -> Token[int]:
+    """Keep the request's id if there is one, else do as `begin_request`."""
+    return _request.set(_request.get() or next(_numbers))
+
+
+def end_request(token: Token[int]) -> None:
+    """Restore the id of before."""
+    _request.reset(token)
+
+
+def enter_channel(channel: OutPoint | str) -> Token[OutPoint | str]:
+    """Name the channel that the following lines are about, until `leave_channel`, or in this task."""
+    return _channel.set(channel)
+
+
+def leave_channel(token: Token[OutPoint | str]) -> None:
+    """Restore the channel of before."""
+    _channel.reset(token)
+
+
+def without_ids() -> Context:
+    """Return an empty context, for a task that works for many requests."""
+    return Context()
+
+
+def add_ids(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Add the ids to a log line, unless it names its channel itself (a processor of structlog)."""
+    if number := _request.get():
+        event.setdefault("request", f"{_RUN}-{number}")
+    if (channel := _channel.get()) and "channels" not in event:
+        event.setdefault("channel", str(channel))
+    return event
