@@ -216,7 +216,7 @@ async def _serve(config: SignerConfig, keys: KeyRing, protections: tuple[str, ..
         disk = Disk(config.state_dir, reserve_bytes)
         heartbeat = partial(_heartbeat_at, config.heartbeat_path)
         handler = Handler(keys, ledger, identity, limits, heartbeat=heartbeat, disk=disk)
-        connections = Connections(handler, peers)
+        connections = Connections(handler.handle, peers)
         roles = {
             "connections": connections.accept(listener),
             "probe": _probe(ledger, reserve, config.socket_path),
@@ -258,7 +258,7 @@ async def _probe(ledger: LevelDbLedger, reserve: LedgerReserve, socket_path: Pat
     """
     while True:
         reserve.fill_up()
-        await asyncio.wrap_future(ledger.put(Entry()))
+        await ledger.put(Entry())
         if not stat.S_ISSOCK(_mode(socket_path)):
             vital.end("socket", f"{socket_path} was removed")
         await asyncio.sleep(PROBE_SECONDS)

@@ -82,6 +82,17 @@ def watch(what: str, task: asyncio.Task[Any], is_ending: Callable[[], bool]) -> 
     task.add_done_callback(ended)
 
 
+def tell_bug(error: Exception) -> None:
+    """Log the place of a bug, without the data handled there. Lack of memory ends the process.
+
+    Where the interpreter does not notice the lack, it raises SystemError ("returned NULL without setting an exception").
+    """
+    if isinstance(error, MemoryError | SystemError):
+        end_by("memory", error)
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    log.error("bug", kind=type(error).__name__, file=where.filename, line=where.lineno)
+
+
 def end_without_memory(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Handle uncaught errors of the event loop: a lack of memory ends the process, other errors are logged."""
     error = context.get("exception")

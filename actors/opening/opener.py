@@ -20,6 +20,7 @@ from paychan.protocol.errors import (
     ExpiryTooLate,
     ExpiryTooSoon,
     FundingNotFound,
+    FundingTooLarge,
     FundingUnconfirmed,
     OutpointUsed,
     PaychanError,
@@ -32,9 +33,10 @@ from paychan.protocol.errors import (
 from paychan.protocol.kinds.base import ChannelTerms, make_terms
 from paychan.protocol.opening import open_channel
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
+from paychan.protocol.settlement import base_size
 from paychan.protocol.terms import expiry_problem, lead_seconds
 from paychan.protocol.types import OutPoint, Sat, UnixTime
-from paychan.protocol.wire.signer_messages import Newest
+from paychan.protocol.wire.signer_messages import MAX_FUNDING_BYTES, Newest
 from paychan.signer_client.base import SignerAbsent, SignerRefused, news, show
 
 _NOT_WHOLE = "the server is still checking its channels after a start, so unconfirmed funding must wait"
@@ -181,14 +183,22 @@ class Opener:
         """Show the signer the funding transaction while the chain has it: the signer settles only outputs it has seen.
 
         Raises:
-            SignerUnavailable, SigningFailed, ChainFailed: the channel could not be settled, so it must not be opened.
+            SignerUnavailable, SigningFailed, ChainFailed, FundingTooLarge: the channel could not be settled, so it must
+            not be opened.
         """
         try:
-            await show(self._context.signer, [funding.outpoint], self._context.chain.transaction)
+            await show(self._context.signer, [funding.outpoint], self._transaction)
         except SignerAbsent as error:
             raise SignerUnavailable(reason=str(error)) from error
         except SignerRefused as error:
             raise SigningFailed(reason=str(error)) from error
+
+    async def _transaction(self, txid: bytes) -> bytes:
+        """Return a funding transaction. Raises `ChainFailed`, and `FundingTooLarge`: the signer reads no such message."""
+        raw = await self._context.chain.transaction(txid)
+        if len(raw) > MAX_FUNDING_BYTES and (size := base_size(raw)) > MAX_FUNDING_BYTES:
+            raise FundingTooLarge(got_bytes=size, need_bytes=MAX_FUNDING_BYTES)
+        return raw
 
     def _no_room(self, funding: Funding) -> PaychanError | None:
         """Say why no further channel may open with unconfirmed funding; checked before the signer is asked."""

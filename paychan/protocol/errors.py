@@ -168,6 +168,13 @@ class FundingUnconfirmed(BadRequest):
     code, text = "funding_unconfirmed", "funding not confirmed deep enough: got {got} confirmations, need {need}"
 
 
+class FundingTooLarge(BadRequest):
+    code, text = (
+        "funding_too_large",
+        "funding transaction without witness: got {got_bytes} bytes, need at most {need_bytes}",
+    )
+
+
 class TooMuchUnconfirmed(BadRequest):
     code = "too_much_unconfirmed"
     text = "too much unconfirmed funding: {got_sat} sat with this one, limit {need_sat} sat; wait for a confirmation"

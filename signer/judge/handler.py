@@ -1,17 +1,15 @@
 """From a decoded request to a reply; a refusal is a reply, not an exception.
 
-The order is: judge the request, record the decision on disk, sign. `Handler.begin` does the first and starts the
-second; it returns a reply, or an `Approved` that waits for the disk. `Handler.take` runs the steps from there to the
-reply. The caller decides where to wait for the disk and for signatures.
+The order is: look up the signer's own keys, judge the request, record the decision on disk, sign. Judging is one step
+without an await, from the reading of the ledger to the put: of two requests for an outpoint the second sees the first.
+Deriving keys lets other requests run after every few, and so do the disk and a token.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from functools import partial
-from typing import NamedTuple, TypeAlias
 
 from msgspec.structs import replace
 
@@ -19,7 +17,7 @@ from paychan.protocol.errors import PaychanError
 from paychan.protocol.expiry import check_expiry
 from paychan.protocol.keys import check_public_key
 from paychan.protocol.kinds.base import make_terms
-from paychan.protocol.settlement import Claim, Settlement, prepare_child, prepare_settlement
+from paychan.protocol.settlement import Claim, Settlement, Unsigned, prepare_child, prepare_settlement
 from paychan.protocol.types import UnixTime
 from paychan.protocol.wire.signer_messages import (
     MAX_CLAIMS,
@@ -59,32 +57,12 @@ from signer.keys.ring import KeyRing, KeysFailed, SigningKey
 from signer.ledger.base import Entry, Ledger, LedgerFailed
 from signer.ledger.entries import DamagedEntry, entries_of, request_digest
 
-
-class Wanted(NamedTuple):
-    """Signatures that are needed next; `then` takes them in the order of the digests and returns the next step."""
-
-    digests: Sequence[tuple[SigningKey, bytes]]
-    then: Callable[[Sequence[bytes]], Step]
-
-
-Step: TypeAlias = Reply | Wanted
-"""A step on the way to a reply: the reply itself, or the signatures that the next step needs."""
-
-
-class Approved(NamedTuple):
-    """A request that may be signed as soon as `durable` is done."""
-
-    durable: Future[None]
-    prepare: Callable[[], Step]
-
-    def first(self) -> Step:
-        """Run the first step after `durable` is done. Raises `LedgerFailed`: the decision was not written."""
-        self.durable.result()
-        return self.prepare()
+KEYS_IN_A_TURN = 8
+"""Keys looked up before other requests get a turn: a channel that was never seen before takes up to a millisecond."""
 
 
 class Handler:
-    """Answers requests with the keys of a key ring. Called from several threads; all state is in the ledger."""
+    """Answers requests with the keys of a key ring, on one event loop; all state is in the ledger."""
 
     def __init__(
         self,
@@ -112,68 +90,34 @@ class Handler:
         self._budgets = {kind: Budget(rate, clock()) for kind, rate in rates.items()}
         self._journal = Journal(ledger, clock, lambda: bool(self._teller.shortage))
 
-    @property
-    def blocking(self) -> bool:
-        """Whether the key store can take long."""
-        return self._keys.blocking
-
-    def __call__(self, request: Request, peer_uid: int = 0) -> Reply:
-        """Answer, and block until the decision is on disk."""
-        answer = self.begin(request, peer_uid)
-        return self.finish(request, answer) if isinstance(answer, Approved) else answer
-
-    def finish(self, request: Request, approved: Approved) -> Reply:
-        """Sign an approved request after its decision is on disk; block until the key store has signed."""
-
-        def following(step: Wanted) -> Step:
-            return step.then([key.sign(digest) for key, digest in step.digests])
-
-        step = self.take(request, approved.first)
-        while isinstance(step, Wanted):
-            step = self.take(request, partial(following, step))
-        return step
-
-    def take(self, request: Request, step: Callable[[], Step]) -> Step:
-        """Run a step towards the reply; if the step fails, return a refusal."""
-        try:
-            return step()
-        except KeysFailed as error:
-            return Refusal(request.id, "protocol-keys", f"the key store: {error}")
-        except LedgerFailed as error:
-            return Refusal(request.id, "protocol-ledger", f"the ledger of what was signed: {error}")
-
-    def begin(self, request: Request, peer_uid: int) -> Reply | Approved:
-        """Judge any decoded request, and start to record the decision. Does not raise, whatever the fields hold."""
-        try:
-            return self._begin(request, peer_uid)
-        except DamagedEntry as error:
-            refusal = Refusal(request.id, "policy-watermark", str(error))
-        except KeysFailed as error:
-            return Refusal(request.id, "protocol-keys", f"the key store: {error}")
-        except LedgerFailed as error:
-            return Refusal(request.id, "protocol-ledger", f"the ledger of what was signed: {error}")
-        return self._refuse(request, peer_uid, refusal)
-
-    def _begin(self, request: Request, peer_uid: int) -> Reply | Approved:
+    async def handle(self, request: Request, peer_uid: int) -> Reply:
+        """Answer any decoded request of a peer with this user. Does not raise, whatever the fields hold."""
         now = self._clock()
-        return self._not_now(request, peer_uid, now) or self._judged(request, peer_uid, UnixTime(int(now)))
+        try:
+            return self._not_now(request, peer_uid, now) or await self._judged(request, peer_uid, UnixTime(int(now)))
+        except DamagedEntry as error:
+            return self._refuse(request, peer_uid, Refusal(request.id, "policy-watermark", str(error)))
+        except KeysFailed as error:
+            return Refusal(request.id, "protocol-keys", f"the key store: {error}")
+        except LedgerFailed as error:
+            return Refusal(request.id, "protocol-ledger", f"the ledger of what was signed: {error}")
 
-    def _judged(self, request: Request, peer_uid: int, now: UnixTime) -> Reply | Approved:
+    async def _judged(self, request: Request, peer_uid: int, now: UnixTime) -> Reply:
         match request:
             case Health() | StatusRequest() | ReserveRequest() | BehindRequest() | ShownRequest():
                 return self._teller.answer(request, now)
             case KeyRequest() | OtherKeysRequest():
                 return self._key(request, peer_uid)
             case FundingRequest():
-                return self._funding(request, peer_uid, now)
+                return await self._funding(request, peer_uid, now)
             case AgainRequest():
-                return self._again(request, peer_uid)
+                return await self._again(request, peer_uid)
             case NewestRequest():
-                return self._newest(request, peer_uid)
+                return await self._newest(request, peer_uid)
             case SettlementRequest():
-                return self._settlement(request, peer_uid, now)
+                return await self._settlement(request, peer_uid, now)
             case ChildRequest():
-                return self._child(request, peer_uid, now)
+                return await self._child(request, peer_uid, now)
 
     # --- answers without a signature ---------------------------------------------------------------------------------
 
@@ -192,63 +136,64 @@ class Handler:
         self._journal.count(request, peer_uid, "given")
         return reply
 
-    def _funding(self, request: FundingRequest, peer_uid: int, now: UnixTime) -> Reply | Approved:
+    async def _funding(self, request: FundingRequest, peer_uid: int, now: UnixTime) -> Reply:
         if self._limits.debug:  # there are none, and no settlement will need them
             return FundingReply(request.id)
         try:
             outputs = shown_outputs(request.transaction, request.outputs, now)
         except FundingProblem as error:
             return self._refuse(request, peer_uid, Refusal(request.id, "policy-template", str(error)))
-        with self._ledger.lock:
-            outputs = {each: outputs[each] for each in outputs.keys() - self._ledger.outputs(outputs).keys()}
-            if self._ledger.shown + len(outputs) > self._limits.max_fundings:
-                reason = f"{self._ledger.shown} outputs were shown, want up to {self._limits.max_fundings}"
-                return self._refuse(request, peer_uid, Refusal(request.id, "policy-rate", reason))
-            lines = self._journal.lines(self._journal.decision(request, peer_uid, "given"), is_new=bool(outputs))
-            durable = self._ledger.put(Entry(lines, outputs=outputs))
-        return Approved(durable, lambda: FundingReply(request.id))
+        outputs = {each: outputs[each] for each in outputs.keys() - self._ledger.outputs(outputs).keys()}
+        if self._ledger.shown + len(outputs) > self._limits.max_fundings:
+            reason = f"{self._ledger.shown} outputs were shown, want up to {self._limits.max_fundings}"
+            return self._refuse(request, peer_uid, Refusal(request.id, "policy-rate", reason))
+        lines = self._journal.lines(self._journal.decision(request, peer_uid, "given"), is_new=bool(outputs))
+        await self._ledger.put(Entry(lines, outputs=outputs))
+        return FundingReply(request.id)
 
-    def _newest(self, request: NewestRequest, peer_uid: int) -> Reply | Approved:
-        claims = request.claims
-        keys = self._own_keys(claims)
+    async def _newest(self, request: NewestRequest, peer_uid: int) -> Reply:
+        claims, ledger = request.claims, self._ledger
+        keys = await self._own_keys(claims)
         outpoints = [claim.outpoint for claim in claims]
-        with self._ledger.lock:
-            ledger = self._ledger
-            judged = judge(
-                claims,
-                keys,
-                ledger.outputs(outpoints),
-                ledger.read(outpoints),
-                ledger.newest(outpoints),
-                debug=self._limits.debug,
-            )
-            lines = self._journal.lines(self._journal.decision(request, peer_uid, "given"), is_new=bool(judged.kept))
-            durable = ledger.put(Entry(lines, newest=judged.kept))
-        return Approved(durable, lambda: NewestReply(request.id, judged.unshown, judged.refused))
+        judged = judge(
+            claims,
+            keys,
+            ledger.outputs(outpoints),
+            ledger.read(outpoints),
+            ledger.newest(outpoints),
+            debug=self._limits.debug,
+        )
+        lines = self._journal.lines(self._journal.decision(request, peer_uid, "given"), is_new=bool(judged.kept))
+        await ledger.put(Entry(lines, newest=judged.kept))
+        return NewestReply(request.id, judged.unshown, judged.refused)
 
     # --- signatures -------------------------------------------------------------------------------------------------
 
-    def _settlement(self, request: SettlementRequest, peer_uid: int, now: UnixTime) -> Reply | Approved:
-        own = self._own(request)
-        with self._ledger.lock:
-            known = self._known(request, own, now)
-            refused, tried = refusals(request, known)
-            if refused is not None:
-                return self._refuse(request, peer_uid, refused)
-            digest = request_digest(request)
-            signed = entries_of(request, digest)
-            decisions = [self._journal.decision(request, peer_uid, "would-refuse", each) for each in tried]
-            decisions.append(self._journal.decision(request, peer_uid, "signed", digest=digest))
-            if signed == known.earlier or any(each.tag in _LOWERING for each in tried):
-                lines = self._journal.lines(*decisions, is_new=bool(tried))
-                durable = self._ledger.put(Entry(lines))  # the recorded limits are as strict already, or stricter
-            else:
-                aged_sat, young_sat = new_values_sat(request, known)
-                flow = known.flow.plus(aged_sat, young_sat, now, attended=known.attended)
-                durable = self._ledger.put(Entry(self._journal.lines(*decisions), signed, request, digest, flow=flow))
-        return Approved(durable, lambda: self._signed(request, own, digest, partial(SettlementReply, request.id)))
+    async def _settlement(self, request: SettlementRequest, peer_uid: int, now: UnixTime) -> Reply:
+        own = await self._own(request)
+        known = self._known(request, own, now)
+        refused, tried = refusals(request, known)
+        if refused is not None:
+            return self._refuse(request, peer_uid, refused)
+        digest = request_digest(request)
+        await self._ledger.put(self._signing(request, peer_uid, digest, known, tried))
+        return SettlementReply(request.id, await self._signed(request, own, digest))
 
-    def _again(self, request: AgainRequest, peer_uid: int) -> Reply | Approved:
+    def _signing(
+        self, request: SettlementRequest, peer_uid: int, digest: bytes, known: Facts, tried: Sequence[Refusal]
+    ) -> Entry:
+        """Build the entry that must be on disk before a settlement is signed."""
+        signed = entries_of(request, digest)
+        decisions = [self._journal.decision(request, peer_uid, "would-refuse", each) for each in tried]
+        decisions.append(self._journal.decision(request, peer_uid, "signed", digest=digest))
+        if signed == known.earlier or any(each.tag in _LOWERING for each in tried):
+            # the recorded limits are as strict already, or stricter
+            return Entry(self._journal.lines(*decisions, is_new=bool(tried)))
+        aged_sat, young_sat = new_values_sat(request, known)
+        flow = known.flow.plus(aged_sat, young_sat, known.now, attended=known.attended)
+        return Entry(self._journal.lines(*decisions), signed, request, digest, flow=flow)
+
+    async def _again(self, request: AgainRequest, peer_uid: int) -> Reply:
         outpoint = request.outpoint
         before = self._ledger.read([outpoint]).get(outpoint)
         shown = newer_than_signed(outpoint, before, self._ledger)
@@ -258,42 +203,47 @@ class Handler:
         if before is None or newest is None:
             refusal = Refusal(request.id, "policy-template", f"nothing was signed for {outpoint}")
             return self._refuse(request, peer_uid, refusal)
-        own, digest, named = self._own(newest), before.digest, replace(newest, id=0)
+        own, digest = await self._own(newest), before.digest
         claim = next(claim for claim in newest.claims if claim.outpoint == outpoint)
         lines = self._journal.lines(self._journal.decision(request, peer_uid, "signed", digest=digest), is_new=False)
-        durable = self._ledger.put(Entry(lines))
-        return Approved(
-            durable, lambda: self._signed(newest, own, digest, partial(AgainReply, request.id, claim, named))
-        )
+        await self._ledger.put(Entry(lines))
+        return AgainReply(request.id, claim, replace(newest, id=0), await self._signed(newest, own, digest))
 
-    def _child(self, request: ChildRequest, peer_uid: int, now: UnixTime) -> Reply | Approved:
+    async def _child(self, request: ChildRequest, peer_uid: int, now: UnixTime) -> Reply:
         parent = request.parent
-        own = self._own(parent)
-        with self._ledger.lock:
-            known = self._known(parent, own, now)
-        digest = request_digest(parent)
+        own = await self._own(parent)
+        known, digest = self._known(parent, own, now), request_digest(parent)
         refused = child_refusal(request, known, was_signed=self._ledger.request(digest) is not None)
         key = output_key(parent, known)
         if refused is not None or key is None:
             return self._refuse(request, peer_uid, refused or Refusal(request.id, "policy-destination", "no key"))
-        durable = self._ledger.put(
-            Entry(self._journal.lines(self._journal.decision(request, peer_uid, "signed", digest=digest)))
-        )
+        lines = self._journal.lines(self._journal.decision(request, peer_uid, "signed", digest=digest))
+        await self._ledger.put(Entry(lines))
+        child = prepare_child(await self._signed(parent, own, digest), key.public_key, request.fee_sat)
+        return ChildReply(request.id, await _sign(child, [key]))
 
-        def sign_child(settlement: Settlement) -> Step:
-            child = prepare_child(settlement, key.public_key, request.fee_sat)
-            digests = [(key, each) for each in child.digests]
-            return Wanted(digests, lambda signatures: ChildReply(request.id, child.signed(signatures)))
+    async def _signed(self, request: SettlementRequest, own: OwnKeys, digest: bytes) -> Settlement:
+        """Sign; return an earlier settlement unchanged, because a token's signatures differ each time."""
+        kept = self._ledger.settlement(digest)
+        if kept is not None:
+            return kept
+        claims, reserve = request.claims, request.reserve
+        unsigned = prepare_settlement(claims, request.destination_script, request.fee_sat, reserve)
+        keys = [*own.claims, *[own.reserve.key if own.reserve else None for _ in (reserve.coins if reserve else ())]]
+        settlement = await _sign(unsigned, keys)
+        self._ledger.keep(digest, settlement)
+        return settlement
 
-        return Approved(durable, lambda: self._signed(parent, own, digest, sign_child))
-
-    def _own(self, request: SettlementRequest) -> OwnKeys:
-        """Look up the signer's own keys that a request names, before taking the ledger's lock."""
+    async def _own(self, request: SettlementRequest) -> OwnKeys:
+        """Look up the signer's own keys that a request names."""
         if len(request.claims) > MAX_CLAIMS:
             return OwnKeys((None,) * len(request.claims), ())  # policy-template will refuse it
-        claims = self._own_keys(request.claims)
+        claims = await self._own_keys(request.claims)
         places = []
-        for terms in dict.fromkeys(claim.terms for claim in request.claims if has_readable_terms(claim)):
+        for number, terms in enumerate(
+            dict.fromkeys(claim.terms for claim in request.claims if has_readable_terms(claim))
+        ):
+            await _let_others_run(number)
             for place in self._keys.destinations(terms.client_key, terms.expiry.unix_time):
                 places.append(place)
                 if place.script == request.destination_script:
@@ -301,8 +251,12 @@ class Handler:
         reserve = self._keys.find_reserve(request.reserve.public_key) if request.reserve else None
         return OwnKeys(claims, tuple(places), reserve)
 
-    def _own_keys(self, claims: Sequence[Claim]) -> tuple[SigningKey | None, ...]:
-        return tuple(self._keys.find(claim.terms) if has_readable_terms(claim) else None for claim in claims)
+    async def _own_keys(self, claims: Sequence[Claim]) -> tuple[SigningKey | None, ...]:
+        keys = []
+        for number, claim in enumerate(claims):
+            await _let_others_run(number)
+            keys.append(self._keys.find(claim.terms) if has_readable_terms(claim) else None)
+        return tuple(keys)
 
     def _known(self, request: SettlementRequest, own: OwnKeys, now: UnixTime) -> Facts:
         outpoints = [claim.outpoint for claim in request.claims]
@@ -322,24 +276,6 @@ class Handler:
             requests={digest: old for digest in digests if (old := ledger.request(digest)) is not None},
             built_upon=built_upon(request, earlier, ledger),
         )
-
-    def _signed(
-        self, request: SettlementRequest, own: OwnKeys, digest: bytes, then: Callable[[Settlement], Step]
-    ) -> Step:
-        """Have it signed; return an earlier settlement unchanged, because a token's signatures differ each time."""
-        kept = self._ledger.settlement(digest)
-        if kept is not None:
-            return then(kept)
-        claims, reserve = request.claims, request.reserve
-        unsigned = prepare_settlement(claims, request.destination_script, request.fee_sat, reserve)
-        keys = [*own.claims, *[own.reserve.key if own.reserve else None for _ in (reserve.coins if reserve else ())]]
-
-        def go_on(signatures: Sequence[bytes]) -> Step:
-            settlement = unsigned.signed(signatures)
-            self._ledger.keep(digest, settlement)
-            return then(settlement)
-
-        return Wanted([(_there(key), each) for key, each in zip(keys, unsigned.digests, strict=True)], go_on)
 
     # --- refusals ---------------------------------------------------------------------------------------------------
 
@@ -378,6 +314,18 @@ class Handler:
 
 _LOWERING = ("policy-watermark", "policy-replacement")
 """On trial, these must not lower the recorded limits by a settlement that they would refuse."""
+
+
+async def _let_others_run(number: int) -> None:
+    if number and number % KEYS_IN_A_TURN == 0:
+        await asyncio.sleep(0)
+
+
+async def _sign(unsigned: Unsigned, keys: Sequence[SigningKey | None]) -> Settlement:
+    """Have all inputs signed, side by side if there are several. Raises `KeysFailed`."""
+    there = [_there(key) for key in keys]
+    signing = [key.sign(digest) for key, digest in zip(there, unsigned.digests, strict=True)]
+    return unsigned.signed([await signing[0]] if len(signing) == 1 else await asyncio.gather(*signing))
 
 
 def _there(key: SigningKey | None) -> SigningKey:

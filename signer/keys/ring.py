@@ -9,7 +9,6 @@ BIP32 is implemented below because the `bip32` package pins an old coincurve; te
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -55,27 +54,16 @@ class SigningKey(Protocol):
     def public_key(self) -> bytes:
         """Compressed, 33 bytes."""
 
-    def sign(self, digest: bytes) -> bytes:
-        """Sign 32 bytes: strict DER, low S. Raises `KeysFailed`."""
-
-
-class SlowKey(SigningKey, Protocol):
-    """A key pair of this signer whose signatures take long."""
-
-    def sign_soon(self, digest: bytes) -> asyncio.Future[bytes]:
-        """Sign without blocking the event loop. A cancellation in time prevents it. May fail with `KeysFailed`."""
+    async def sign(self, digest: bytes) -> bytes:
+        """Sign 32 bytes: strict DER, low S. May take any time. Raises `KeysFailed`."""
 
 
 class KeySource(Protocol):
-    """One generation of keys. All methods raise `KeysFailed`.
+    """One generation of keys. All methods raise `KeysFailed`, and none blocks: the event loop calls them.
 
     Client keys are compressed points and expiries are times that fit nLockTime: `handler` and `validation` have checked
     both.
     """
-
-    @property
-    def blocking(self) -> bool:
-        """Whether an answer can take long: then a thread waits for it."""
 
     def channel_key(self, client_key: bytes, expiry: UnixTime, *, create: bool) -> SigningKey | None:
         """Return the key of a channel. `create`: make one if there is none."""
@@ -110,11 +98,6 @@ class KeyRing:
         self._sources = tuple(sources)
         self._current = () if address is None else (Destination(address),)
         self._previous = tuple(Destination(script, retired=True) for script in previous)
-
-    @property
-    def blocking(self) -> bool:
-        """Whether an answer can take long."""
-        return any(source.blocking for source in self._sources)
 
     def new(self, client_key: bytes, expiry: UnixTime) -> SigningKey:
         """Return the key for a channel that is about to be opened. Raises `KeysFailed`."""
@@ -172,7 +155,7 @@ class SoftKey:
         self._key = key
         self.public_key = key.public_key.format()
 
-    def sign(self, digest: bytes) -> bytes:
+    async def sign(self, digest: bytes) -> bytes:
         """Deterministic (RFC 6979)."""
         return self._key.sign(digest, hasher=None)
 
@@ -181,7 +164,6 @@ class StaticKey:
     """One key for all channels, as in v1 (RBPCP §9.1), and for the reserve. Needs a configured destination."""
 
     __slots__ = ("_key",)
-    blocking = False
 
     def __init__(self, secret: bytes) -> None:
         self._key = SoftKey(PrivateKey(secret))
@@ -239,7 +221,6 @@ class TreeKeys:
     """A key and a destination per channel, and the reserve's key, derived from one seed."""
 
     __slots__ = ("_channel_key", "_destination_key", "_reserve_key")
-    blocking = False
 
     def __init__(
         self,

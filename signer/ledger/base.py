@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from msgspec import Struct, field
@@ -34,14 +32,11 @@ class Entry(Struct, frozen=True):
 
 
 class Ledger(Protocol):
-    """Record of earlier events. A caller that reads and then puts holds `lock` from read to put; other threads wait.
+    """Record of earlier events, for callers on one event loop.
 
-    All methods raise `LedgerFailed`; those that return entries also raise `DamagedEntry`: one can't be trusted.
+    Of two requests for an outpoint the second must see the first: a caller does not await between `read` and `put`. All
+    methods raise `LedgerFailed`; those that return entries also raise `DamagedEntry`: one can't be trusted.
     """
-
-    @property
-    def lock(self) -> threading.Lock:
-        """Held from `read` to `put`, so that of two requests for an outpoint the second sees the first."""
 
     @property
     def flow(self) -> Flow:
@@ -84,8 +79,8 @@ class Ledger(Protocol):
     def settlement(self, digest: bytes) -> Settlement | None:
         """Return the settlement that was kept for this digest."""
 
-    def put(self, entry: Entry) -> Future[None]:
-        """Record all of it or nothing; on disk when the future is done. A failure ends it with `LedgerFailed`."""
+    def put(self, entry: Entry) -> Awaitable[None]:
+        """Record all of it or nothing. Awaiting the result waits for the disk, and raises `LedgerFailed`."""
 
     def keep(self, digest: bytes, settlement: Settlement) -> None:
         """Record a signed settlement; synced with the next `put`. If it is lost, it can be signed again."""

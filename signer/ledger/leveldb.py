@@ -13,7 +13,7 @@ LevelDB's own lock admits one process at a time.
     h                     the last line of the audit log that belongs to these entries
     p                     empty; a test write: LevelDB begins a new log only after enough values
 
-The next `read` sees a put entry at once; the entry is on disk when its future is done. One thread collects the entries
+The next `read` sees a put entry at once; the entry is on disk when the awaited `put` returns. One thread collects the entries
 of a few milliseconds and writes them together, first to the audit log, then here. A failed write ends the process
 (`vital`): the state of the disk is unknown, so nothing more is signed until the signer is started again. `put(Entry())`
 changes no entry but makes the same steps, and so tests whether a write succeeds.
@@ -26,7 +26,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
@@ -98,7 +97,6 @@ class LevelDbLedger:
         Raises:
             LedgerFailed: in use, damaged, of another kind, not accessible, or lines are missing at the end of the log.
         """
-        self.lock = threading.Lock()
         self._failure = self._read_failure = ""
         self._on_failure = on_failure
         self.before_write: Callable[[Mapping[bytes, bytes], int], None] = lambda _values, _lines: None
@@ -208,7 +206,7 @@ class LevelDbLedger:
         raw = self._get(b"t" + digest)
         return None if raw is None else decode_entry(raw, Settlement)
 
-    def put(self, entry: Entry) -> Future[None]:
+    def put(self, entry: Entry) -> Group:
         """See `Ledger`."""
         values = {outpoint.serialize(): encode_entry(signed) for outpoint, signed in entry.signed.items()}
         if entry.request is not None:
@@ -224,8 +222,8 @@ class LevelDbLedger:
         with self._work:
             group = self._gather(values)
             group.decisions += entry.decisions
-            group.is_awaited = True
-        return group.durable
+            group.join()
+        return group
 
     def keep(self, digest: bytes, settlement: Settlement) -> None:
         """See `Ledger`."""
@@ -265,13 +263,13 @@ class LevelDbLedger:
                 self._gathering = Group()
             failure = self._write(group)
             self._begun_at = 0.0
-            if failure is None:
-                group.durable.set_result(None)
-            else:
-                group.durable.set_exception(LedgerFailed(failure))
+            group.written(failure)
 
-    def _write(self, group: Group) -> str | None:
-        """Write a group, the log first: a crash between the two leaves an extra line, never a missing one."""
+    def _write(self, group: Group) -> str:
+        """Write a group, the log first: a crash between the two leaves an extra line, never a missing one.
+
+        Return the reason of a failure, or an empty text.
+        """
         if self._failure not in ("", "closed"):
             return self._failure
         try:
@@ -290,7 +288,7 @@ class LevelDbLedger:
         self._writing = Group()
         if group.is_awaited:
             self._written_at = UnixTime(int(time.time()))
-        return None
+        return ""
 
     def _check_place(self) -> None:
         """Check that the next start reads the files that are written now. Raises OSError, `AuditFailed`.

@@ -1,8 +1,8 @@
 """The signer's side of the connections to its token's process, and the keys that the token has.
 
-There are three kinds of connections. The control reports the keys at the start, and closes when the other process ends.
-The line carries signature requests of the event loop, many at a time: any free thread of the process takes the next
-one. Each channel carries requests of one thread that waits for the answer, such as for a new key.
+There are two connections. The control is used before the event loop runs: the process reports its keys, and makes the
+few that are missing; later it closes when the process ends. The line carries signature requests of the event loop, many
+at a time: any free thread of the process takes the next one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import time
 from collections import deque
 from contextlib import suppress
 from itertools import count
-from queue import Empty, SimpleQueue
 
 from signer import vital
 from signer.config import SignerConfig
@@ -34,13 +33,10 @@ from signer.token.wire import (
     Sign,
     Signed,
     TokenReply,
-    TokenRequest,
     decode_reply,
     encode,
     receive,
 )
-
-_BUSY = "all sessions with the token are busy"
 
 
 class RemoteKey:
@@ -53,16 +49,9 @@ class RemoteKey:
         self._identifier = identifier
         self.public_key = public_key
 
-    def sign(self, digest: bytes) -> bytes:
-        """See `ring.SigningKey`."""
-        reply = self._token.ask(Sign(self._identifier, digest))
-        if not isinstance(reply, Signed):
-            raise KeysFailed(ENDED)
-        return reply.signature
-
-    def sign_soon(self, digest: bytes) -> asyncio.Future[bytes]:
-        """See `ring.SlowKey`."""
-        return self._token.line.sign(self._identifier, digest)
+    async def sign(self, digest: bytes) -> bytes:
+        """See `ring.SigningKey`. If it is cancelled in time, the token does not sign."""
+        return await self._token.line.sign(self._identifier, digest)
 
 
 class Line:
@@ -138,15 +127,13 @@ def _fail(future: asyncio.Future[bytes], error: KeysFailed) -> None:
 
 
 class RemoteToken:
-    """The token's process, and the keys that it reported. Any thread may call it once it is open."""
+    """The token's process, and the keys that it reported."""
 
     def __init__(self, config: SignerConfig) -> None:
         """Start the process, before any thread and before the signer isolates itself: later it can't fork."""
-        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2 + config.pkcs11.sessions)]
-        self._wait_seconds = config.socket.request_seconds
-        self._control, line, *self._channels = (own for own, _ in pairs)
+        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
+        self._control, line = (own for own, _ in pairs)
         self.line = Line(line)
-        self._idle: SimpleQueue[socket.socket] = SimpleQueue()
         self._keys: dict[bytes, RemoteKey] = {}
         self._is_ready = False
         self.protections: tuple[str, ...] = ()
@@ -177,8 +164,6 @@ class RemoteToken:
             case Ready(side_by_side, protections):
                 self._is_ready, self.protections = True, protections
                 self.line.most_under_way = 2 * side_by_side
-                for channel in self._channels[:side_by_side]:
-                    self._idle.put(channel)
 
     def fileno(self) -> int:
         """Readable when the process has ended."""
@@ -199,30 +184,18 @@ class RemoteToken:
         return self._keys.get(name.identifier)
 
     def find_or_make(self, name: KeyName) -> RemoteKey:
-        """Return a key; make it if there is none. Raises `KeysFailed`."""
-        return self.find(name) or self._make(name)
-
-    def _make(self, name: KeyName) -> RemoteKey:
-        self._take(self.ask(Make(*name)))
-        return self._keys[name.identifier]
-
-    def ask(self, request: TokenRequest) -> TokenReply:
-        """Send a request, and wait for as long as the token takes.
+        """Return a key; if there is none, have the process make it, which blocks: the start makes all that are needed.
 
         Raises:
-            KeysFailed: all channels are in use, the token failed, or the process has ended.
+            KeysFailed: the token failed, or the process has ended.
         """
-        try:
-            channel = self._idle.get(timeout=self._wait_seconds)
-        except Empty:
-            raise KeysFailed(_BUSY) from None
-        try:
-            channel.send(encode(request))
-            return receive(channel)
-        except OSError:
-            raise KeysFailed(ENDED) from None
-        finally:
-            self._idle.put(channel)
+        if name.identifier not in self._keys:
+            try:
+                self._control.send(encode(Make(*name)))
+            except OSError:
+                raise KeysFailed(ENDED) from None
+            self._take(receive(self._control))
+        return self._keys[name.identifier]
 
     def close(self) -> None:
         """Let the process close its sessions, and wait for its end."""

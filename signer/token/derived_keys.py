@@ -18,7 +18,6 @@ here.
 
 from __future__ import annotations
 
-import asyncio
 from functools import lru_cache
 from hashlib import sha256
 
@@ -26,7 +25,7 @@ from coincurve import PublicKey
 
 from paychan.protocol.types import UnixTime
 from signer.config import Pkcs11
-from signer.keys.ring import CACHED_CHILDREN, KeysFailed, KeySource, SlowKey
+from signer.keys.ring import CACHED_CHILDREN, KeysFailed, KeySource, SigningKey
 from signer.token.curve import ORDER, der_numbers, der_signature
 from signer.token.keys import ALL_CHANNELS, RESERVE, ROOT, Holder, TokenKeys
 
@@ -48,23 +47,16 @@ class DerivedKey:
 
     __slots__ = ("_factor", "_inverse", "_public_key", "_root", "public_key")
 
-    def __init__(self, root: SlowKey, t: int) -> None:
+    def __init__(self, root: SigningKey, t: int) -> None:
         self._root = root
         self._factor = t
         self._inverse = pow(t, -1, ORDER)
         self._public_key = PublicKey(root.public_key).multiply(t.to_bytes(32, "big"))
         self.public_key = self._public_key.format()
 
-    def sign(self, digest: bytes) -> bytes:
+    async def sign(self, digest: bytes) -> bytes:
         """See `ring.SigningKey`."""
-        return self._turned(self._root.sign(self._asked(digest)), digest)
-
-    def sign_soon(self, digest: bytes) -> asyncio.Future[bytes]:
-        """See `ring.SlowKey`."""
-        return asyncio.get_running_loop().create_task(self._sign_soon(digest))
-
-    async def _sign_soon(self, digest: bytes) -> bytes:
-        return self._turned(await self._root.sign_soon(self._asked(digest)), digest)
+        return self._turned(await self._root.sign(self._asked(digest)), digest)
 
     def _asked(self, digest: bytes) -> bytes:
         """Compute the digest that the token signs."""
@@ -84,7 +76,6 @@ class DerivedKeys:
     """A generation of keys (`ring.KeySource`) that are all derived from one key in the token."""
 
     __slots__ = ("_key_of", "_token")
-    blocking = True
 
     def __init__(self, token: Holder) -> None:
         self._token = token
@@ -96,7 +87,7 @@ class DerivedKeys:
     def destination_key(self, client_key: bytes, expiry: UnixTime) -> None:
         """The operator always configures the destination."""
 
-    def reserve_key(self) -> SlowKey:
+    def reserve_key(self) -> SigningKey:
         return self._token.find_or_make(RESERVE)
 
     def _derive(self, client_key: bytes, expiry: UnixTime) -> DerivedKey:

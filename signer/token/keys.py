@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from hashlib import sha256
-from threading import Lock
 from typing import Protocol
 
 from coincurve import PublicKey
 
 from paychan.protocol.types import UnixTime
 from signer.config import SignerConfig
-from signer.keys.ring import KeysFailed, SlowKey
+from signer.keys.ring import KeysFailed, SigningKey
 from signer.secret.sources import Sources, read_secret
 from signer.token.constants import Code, CryptokiError, Mechanism, ObjectClass
 from signer.token.cryptoki import Library, Session
@@ -26,7 +25,6 @@ from signer.token.objects import KeyName, StoredKey, handles, look_up, make_key,
 from signer.token.sessions import Sessions, TokenError, find_slot
 
 _CHANNEL_LABEL = b"paychan channel "
-_STRIPES = 64
 _HANDLE_GONE = {Code.KEY_HANDLE_INVALID, Code.OBJECT_HANDLE_INVALID}
 
 RESERVE = KeyName.single(b"reserve")
@@ -83,7 +81,7 @@ class TokenKey:
 
 
 class Token:
-    """All keys of this signer in one token. Any thread may call it; no other process makes keys for the same channels.
+    """All keys of this signer in one token. Any thread may sign; no other process makes keys for the same channels.
 
     It keeps all keys in memory, about a kilobyte each: SoftHSM takes a second to find one of 10,000.
     """
@@ -91,7 +89,6 @@ class Token:
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
         self._keys: dict[bytes, TokenKey] = {}
-        self._stripes = [Lock() for _ in range(_STRIPES)]
 
     def load(self) -> None:
         """Read all keys at once, which takes as long as looking up a few.
@@ -124,25 +121,20 @@ class Token:
         return self._keys.get(name.identifier)
 
     def find_or_make(self, name: KeyName) -> TokenKey:
-        """Return a key; make it if there is none. Raises `KeysFailed`."""
+        """Return a key; make it if there is none. For one thread at a time. Raises `KeysFailed`."""
         key = self.find(name)
         if key is None:
-            # Two callers get the same key; callers for different keys seldom wait for each other.
-            with self._sessions.exclusive(self._stripes[name.identifier[0] % _STRIPES]):
-                key = self.find(name) or self._make(name)
+            # The second try looks first: the first may have made the key before it failed.
+            key = self._adopt(
+                self._sessions.run(
+                    lambda session, again: (look_up(session, name) if again else None) or make_key(session, name)
+                )
+            )
         return key
 
     def close(self) -> None:
         """Close the sessions."""
         self._sessions.close()
-
-    def _make(self, name: KeyName) -> TokenKey:
-        # The second try looks first: the first may have made the key before it failed.
-        return self._adopt(
-            self._sessions.run(
-                lambda session, again: (look_up(session, name) if again else None) or make_key(session, name)
-            )
-        )
 
     def _adopt(self, stored: StoredKey) -> TokenKey:
         key = TokenKey(self._sessions, stored.name.identifier, stored.handle, stored.public_key)
@@ -151,12 +143,12 @@ class Token:
 
 
 class Holder(Protocol):
-    """Holds keys by their names: a `Token`, or a `RemoteToken`."""
+    """Holds keys by their names: a `client.RemoteToken`."""
 
-    def find(self, name: KeyName) -> SlowKey | None:
+    def find(self, name: KeyName) -> SigningKey | None:
         """Return a key, or None."""
 
-    def find_or_make(self, name: KeyName) -> SlowKey:
+    def find_or_make(self, name: KeyName) -> SigningKey:
         """Return a key; make it if there is none. Raises `KeysFailed`."""
 
 
@@ -164,20 +156,19 @@ class TokenKeys:
     """A generation of keys in the token, as policies see it: one for all channels, or (formerly) one per channel."""
 
     __slots__ = ("_per_channel", "_token")
-    blocking = True
 
     def __init__(self, token: Holder, *, per_channel: bool) -> None:
         self._token = token
         self._per_channel = per_channel
 
-    def channel_key(self, client_key: bytes, expiry: UnixTime, *, create: bool) -> SlowKey | None:
+    def channel_key(self, client_key: bytes, expiry: UnixTime, *, create: bool) -> SigningKey | None:
         name = channel_name(client_key, expiry) if self._per_channel else ALL_CHANNELS
         return self._token.find_or_make(name) if create else self._token.find(name)
 
     def destination_key(self, client_key: bytes, expiry: UnixTime) -> None:
         """The operator always configures the destination."""
 
-    def reserve_key(self) -> SlowKey:
+    def reserve_key(self) -> SigningKey:
         return self._token.find_or_make(RESERVE)
 
 

@@ -22,7 +22,6 @@ from signer.config import SignerConfig
 from signer.keys.ring import KeysFailed
 from signer.sandbox.isolation import IsolationError, end_with_parent, isolate
 from signer.secret.sources import NoSecret
-from signer.server.scheduling import tell_bug
 from signer.token.keys import Token, read_pin_and_open
 from signer.token.objects import KeyName
 from signer.token.sessions import TokenError
@@ -51,11 +50,11 @@ def be_the_process(config: SignerConfig, pairs: Sequence[tuple[socket.socket, so
     try:
         for own, _ in pairs:
             own.close()
-        control, line, *channels = (other for _, other in pairs)
-        _serve(config, control, [*channels, *[line] * len(channels)])
+        control, line = (other for _, other in pairs)
+        _serve(config, control, line)
         status = 0
     except Exception as error:  # noqa: BLE001 - no caller is left to catch it
-        tell_bug(error)
+        vital.tell_bug(error)
     except KeyboardInterrupt:
         pass  # while the prompt asked for the PIN
     finally:
@@ -63,8 +62,8 @@ def be_the_process(config: SignerConfig, pairs: Sequence[tuple[socket.socket, so
         os._exit(status)  # a thread that hangs in the library would delay an ordinary end
 
 
-def _serve(config: SignerConfig, control: socket.socket, wires: Sequence[socket.socket]) -> None:
-    """Open the token when requested, then answer each connection in a thread until the signer closes the control."""
+def _serve(config: SignerConfig, control: socket.socket, line: socket.socket) -> None:
+    """Open the token when requested, then answer both connections until the signer closes the control."""
     control.recv(1)
     try:
         protections = isolate(config.isolation, token=True)
@@ -79,16 +78,16 @@ def _serve(config: SignerConfig, control: socket.socket, wires: Sequence[socket.
     while some := tuple(islice(keys, KEYS_IN_MESSAGE)):
         control.send(encode(Keys(some)))
     control.send(encode(Ready(token.side_by_side, protections)))
-    for wire in wires:
-        vital.start_thread("token's wire", partial(_answer_all, token, wire))
-    control.recv(1)
+    for _ in range(token.side_by_side):
+        vital.start_thread("token's line", partial(_answer_all, token, line))
+    _answer_all(token, control)
     closing = Thread(target=token.close, daemon=True)
     closing.start()
     closing.join(CLOSING_SECONDS)
 
 
 def _answer_all(token: Token, wire: socket.socket) -> None:
-    """Answer requests for ever, in a separate thread. Threads share the line; each request goes to one of them."""
+    """Answer requests until the signer closes the connection. Threads share the line: each takes the next request."""
     while raw := wire.recv(MOST_BYTES):
         wire.send(encode(_answer(token, decode_request(raw))))
 
@@ -105,5 +104,5 @@ def _answer(token: Token, request: TokenRequest) -> TokenReply:
     except KeysFailed as error:
         return Failed(type(error).__name__, str(error), number=number)
     except Exception as error:  # noqa: BLE001 - a bug must neither end the process nor show request data
-        tell_bug(error)
+        vital.tell_bug(error)
         return Failed(KeysFailed.__name__, "the signer failed at the token", number=number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from bitcoin.core import CTransaction
 
 from paychan.protocol.types import OutPoint, UnixTime
+from paychan.protocol.wire.signer_messages import MAX_FUNDING_BYTES
 from tests.lib.customer import FUNDING_SAT, OPENING_SAT, Customer, code, wait_for
 from tests.lib.node import Node
 from tests.lib.system import System
@@ -54,6 +56,23 @@ def test_a_whole_channel(system: System, node: Node) -> None:
 def customer_opens_unfunded(customer: Customer) -> httpx.Response:
     customer.outpoint = OutPoint(bytes(32), 0)
     return customer.open()
+
+
+def test_a_funding_transaction_larger_than_nodes_relay_opens_no_channel(system: System, node: Node) -> None:
+    """The signer reads no such transaction, so its channel is refused with its size; the largest that nodes relay is not."""
+    customer = Customer(system, node)
+    most = MAX_FUNDING_BYTES
+    customer.outpoint = node.fund_in_block(customer.address, FUNDING_SAT, bytes(most))
+
+    refused = customer.open()
+
+    assert code(refused) == (400, "funding_too_large")
+    size = int(re.findall(rf"got (\d+) bytes, need at most {most}", refused.text)[0])
+    assert size > most
+    largest = Customer(system, node)
+    largest.outpoint = node.fund_in_block(largest.address, FUNDING_SAT, bytes(most - (size - most)))
+    assert largest.open().status_code == 201
+    assert largest.close(OPENING_SAT).status_code == 202
 
 
 def test_a_payer_sees_how_deep_its_funding_is(system: System, node: Node) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Collection
-from concurrent.futures import Future
+from collections.abc import Collection, Generator, Sequence
+from typing import Any
 
 from paychan.protocol.settlement import Claim, Settlement
 from paychan.protocol.types import OutPoint, UnixTime
@@ -13,13 +12,38 @@ from signer.audit.chain import BEGINNING, Decision, Head, encode_lines
 from signer.ledger.base import Entry
 from signer.ledger.entries import Entries, Output
 from signer.ledger.flow import Flow
+from tests.lib import background
+
+
+def put_together(ledger: Any, entries: Sequence[Entry]) -> list[Any]:
+    """Record entries, wait until all are on disk, and return the groups that were written together."""
+
+    async def together() -> list[Any]:
+        groups = [ledger.put(entry) for entry in entries]
+        for group in groups:
+            await group
+        return groups
+
+    return background.run(together)
+
+
+def put(ledger: Any, entry: Entry) -> None:
+    """Record an entry, and wait until it is on disk. Raises `LedgerFailed`."""
+    put_together(ledger, [entry])
+
+
+class Written:
+    """The result of a `put` that is done already."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return
+        yield
 
 
 class MemoryLedger:
     """A `signer.ledger.leveldb.Ledger`."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
         self.flow = Flow()
         self.head: Head = BEGINNING
         self.entries: Entries = {}
@@ -68,20 +92,17 @@ class MemoryLedger:
     def settlement(self, digest: bytes) -> Settlement | None:
         return self.settlements.get(digest)
 
-    def put(self, entry: Entry) -> Future[None]:
-        with self.lock:
-            self.entries.update(entry.signed)
-            self.shown_outputs.update(entry.outputs)
-            self.payments.update(entry.newest)
-            if entry.request is not None:
-                self.requests[entry.digest] = entry.request
-            self.flow = entry.flow or self.flow
-            self.decisions += entry.decisions
-            lines, self.head = encode_lines(entry.decisions, self.head)
-            self.lines += lines.splitlines(keepends=True)
-        durable = Future[None]()
-        durable.set_result(None)
-        return durable
+    def put(self, entry: Entry) -> Written:
+        self.entries.update(entry.signed)
+        self.shown_outputs.update(entry.outputs)
+        self.payments.update(entry.newest)
+        if entry.request is not None:
+            self.requests[entry.digest] = entry.request
+        self.flow = entry.flow or self.flow
+        self.decisions += entry.decisions
+        lines, self.head = encode_lines(entry.decisions, self.head)
+        self.lines += lines.splitlines(keepends=True)
+        return Written()
 
     def keep(self, digest: bytes, settlement: Settlement) -> None:
         self.settlements[digest] = settlement

@@ -189,6 +189,17 @@ class Node:
         self._tell_wallets()
         return self.output(txid, address)
 
+    def fund_in_block(self, address: str, sat: int, data: bytes) -> OutPoint:
+        """Pay to an address in a block, by a transaction with an output of data, which may be larger than nodes relay."""
+        coin = max(self.rpc("listunspent", wallet=_WALLET), key=lambda coin: coin["amount"])
+        paid = Decimal(sat).scaleb(-8)
+        change = Decimal(str(coin["amount"])) - paid - Decimal("0.01")
+        outputs = [{address: str(paid)}, {"data": data.hex()}, {self.address(): f"{change:.8f}"}]
+        unsigned = self.rpc("createrawtransaction", [{"txid": coin["txid"], "vout": coin["vout"]}], outputs)
+        signed = self.rpc("signrawtransactionwithwallet", unsigned, wallet=_WALLET)["hex"]
+        self.mine_only(signed)
+        return OutPoint.parse(self.rpc("decoderawtransaction", signed)["txid"], 0)
+
     def output(self, txid: str, address: str) -> OutPoint:
         """Return the output of a wallet transaction that pays to an address."""
         decoded = self.rpc("gettransaction", txid, True, True, wallet=_WALLET)["decoded"]

@@ -15,7 +15,7 @@ from paychan.protocol.wire import signer_messages as signerwire
 from signer.config import Socket
 from signer.judge import policies as policy
 from signer.judge import validation as shape
-from signer.server import peer as peers
+from signer.server import connection as connections
 from tests.lib import signertext
 from tests.lib.signerexample import EXAMPLE
 
@@ -206,9 +206,8 @@ def _rules() -> str:
         request_seconds=f"{socket.request_seconds:g}",
         idle_seconds=f"{socket.idle_seconds:g}",
         connections=socket.max_connections,
-        in_flight=peers.REQUESTS_IN_FLIGHT,
-        large=peers.LARGE_FRAMES,
-        usual=f"{signerwire.USUAL_FRAME_BYTES:,}",
+        in_flight=connections.REQUESTS_IN_FLIGHT,
+        bytes_in_flight=f"{connections.BYTES_IN_FLIGHT:,}",
         claims=signerwire.MAX_CLAIMS,
         coins=shape.MAX_COINS,
     )

@@ -164,7 +164,8 @@ RULES = """\
 - **Deadlines.** A frame must arrive within {request_seconds} s of its first four bytes, and is answered within {request_seconds} s; else
   the signer refuses with `policy-deadline`. A connection without requests is closed after {idle_seconds} s. These are the defaults of
   `socket.request_seconds` and `socket.idle_seconds`.
-- **Limits.** {connections} connections (`socket.max_connections`). The signer handles {in_flight} requests of one connection at a time; further
-  requests wait in the socket. It reads {large} frames above {usual} bytes at a time. A settlement has at most {claims} claims
+- **Limits.** {connections} connections (`socket.max_connections`). The signer handles {in_flight} requests of one connection at a time, or
+  {bytes_in_flight} bytes of them; further requests wait in the socket. When all connections are in use, a new one closes the one
+  that has been idle longest. A settlement has at most {claims} claims
   and {coins} coins of the reserve.
 - **Refused connections.** The signer sends one `Refusal` of id 0 to a peer that it refuses, then ends the stream."""

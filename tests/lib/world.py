@@ -118,28 +118,28 @@ class LocalSigner:
             keys_per_second=1_000_000,
             debug=True,
         )
-        self._handle = Handler(keys, ledger or MemoryLedger(), Identity("test", "debug", debug=True), limits)
+        self._handler = Handler(keys, ledger or MemoryLedger(), Identity("test", "debug", debug=True), limits)
 
     async def health(self) -> HealthReply:
-        return self._ask(Health(1))
+        return await self._ask(Health(1))
 
     async def public_key(self, client_key: bytes, expiry: UnixTime, *, settling: bool = False) -> KeyReply:
-        return self._ask(KeyRequest(1, client_key, expiry, settling))
+        return await self._ask(KeyRequest(1, client_key, expiry, settling))
 
     async def other_keys(self, client_key: bytes, expiry: UnixTime, *, settling: bool = False) -> tuple[bytes, ...]:
-        reply = self._ask(OtherKeysRequest(1, client_key, expiry, settling))
+        reply = await self._ask(OtherKeysRequest(1, client_key, expiry, settling))
         assert isinstance(reply, OtherKeysReply)
         return reply.server_keys
 
     async def reserve_key(self) -> bytes:
-        reply = self._ask(ReserveRequest(1))
+        reply = await self._ask(ReserveRequest(1))
         assert isinstance(reply, ReserveReply)
         return reply.public_key
 
     async def sign_settlement(
         self, claims: Sequence[Claim], destination_script: bytes, fee_sat: Sat, reserve: Reserve | None = None
     ) -> Settlement:
-        reply = self._ask(SettlementRequest(1, tuple(claims), destination_script, fee_sat, reserve))
+        reply = await self._ask(SettlementRequest(1, tuple(claims), destination_script, fee_sat, reserve))
         assert isinstance(reply, SettlementReply)
         return reply.settlement
 
@@ -152,32 +152,32 @@ class LocalSigner:
         reserve: Reserve | None = None,
     ) -> Settlement:
         parent = SettlementRequest(0, tuple(claims), destination_script, fee_sat, reserve)
-        reply = self._ask(ChildRequest(1, parent, child_fee_sat))
+        reply = await self._ask(ChildRequest(1, parent, child_fee_sat))
         assert isinstance(reply, ChildReply)
         return reply.child
 
     async def show_funding(self, transaction: bytes, outputs: Sequence[int]) -> None:
-        self._ask(FundingRequest(1, transaction, tuple(outputs)))
+        await self._ask(FundingRequest(1, transaction, tuple(outputs)))
 
     async def show_newest(self, claims: Sequence[Claim]) -> NewestReply:
-        reply = self._ask(NewestRequest(1, tuple(claims)))
+        reply = await self._ask(NewestRequest(1, tuple(claims)))
         assert isinstance(reply, NewestReply)
         return reply
 
     async def behind(self, payments: Sequence[Newest]) -> tuple[OutPoint, ...]:
-        reply = self._ask(BehindRequest(1, tuple(payments)))
+        reply = await self._ask(BehindRequest(1, tuple(payments)))
         assert isinstance(reply, BehindReply)
         return reply.outpoints
 
     async def shown(
         self, expires_after: UnixTime, after: OutPoint | None
     ) -> tuple[tuple[OutPoint, ...], OutPoint | None]:
-        reply = self._ask(ShownRequest(1, expires_after, after))
+        reply = await self._ask(ShownRequest(1, expires_after, after))
         assert isinstance(reply, ShownReply)
         return reply.outpoints, reply.after
 
     async def sign_again(self, outpoint: OutPoint) -> Adopt:
-        reply = self._ask(AgainRequest(1, outpoint))
+        reply = await self._ask(AgainRequest(1, outpoint))
         assert isinstance(reply, AgainReply)
         check_again(reply, outpoint)
         return Adopt(reply.claim, reply.settlement)
@@ -185,8 +185,8 @@ class LocalSigner:
     async def close(self) -> None:
         pass
 
-    def _ask(self, request: Request) -> Any:
-        reply: Reply = self._handle(request)
+    async def _ask(self, request: Request) -> Any:
+        reply: Reply = await self._handler.handle(request, 0)
         if isinstance(reply, Refusal):
             raise SignerRefused(reply.tag, reply.reason, reply.need_sat)
         return reply

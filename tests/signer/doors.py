@@ -11,7 +11,6 @@ from paychan.protocol.address import encode_address
 from paychan.protocol.types import Network, UnixTime
 from paychan.protocol.wire.signer_messages import Reply, Request, decode_reply, encode_frame, frame_size
 from signer.judge.facts import Limits
-from signer.judge.handler import Handler
 from signer.judge.queries import Identity
 from signer.keys.ring import KeyRing
 from signer.ledger.leveldb import LevelDbLedger
@@ -20,6 +19,7 @@ from signer.seed.encryption import DRAWN
 from signer.seed.file import Seed, create_seeds
 from tests.lib.signer_process import SignerProcess
 from tests.signer.judge import Rules
+from tests.signer.messages import Answers
 from tests.signer.scene import ADDRESS, PREVIOUS, SEEDS
 
 BEGINNING = 1_800_000_500
@@ -72,7 +72,7 @@ class Inside:
 
     def _open(self) -> None:
         self._ledger = LevelDbLedger(self._directory / "ledger", self._directory / "audit")
-        self._handler = Handler(
+        self._handler = Answers(
             self._keys,
             self._ledger,
             Identity("regtest", "hardened"),

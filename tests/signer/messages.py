@@ -15,11 +15,19 @@ from paychan.protocol.kinds.base import make_terms
 from paychan.protocol.payment import sign_payment
 from paychan.protocol.settlement import Claim, Coin, Reserve
 from paychan.protocol.types import OutPoint, Sat, UnixTime
-from paychan.protocol.wire.signer_messages import ChildRequest, FundingReply, FundingRequest, SettlementRequest
+from paychan.protocol.wire.signer_messages import (
+    ChildRequest,
+    FundingReply,
+    FundingRequest,
+    Reply,
+    Request,
+    SettlementRequest,
+)
 from signer.judge.facts import Limits
 from signer.judge.handler import Handler
 from signer.judge.queries import Identity
 from signer.keys.ring import KeyRing
+from tests.lib import background
 from tests.lib.ledger import MemoryLedger
 
 CLIENT = PrivateKey(sha256(b"a client of the signer's tests").digest())
@@ -91,15 +99,22 @@ def make_fundings(*requests: SettlementRequest) -> list[FundingRequest]:
     return [FundingRequest(1, _MADE[outpoint], (outpoint.vout,)) for outpoint in spent if outpoint in _MADE]
 
 
+class Answers(Handler):
+    """A handler that a test calls without a loop: it answers on the background loop, and the caller waits."""
+
+    def __call__(self, request: Request, peer_uid: int = 0) -> Reply:
+        return background.run(self.handle, request, peer_uid)
+
+
 def make_handler(
     keys: KeyRing,
     *shown: SettlementRequest,
     ledger: Any = None,
     limits: Limits | None = None,
     **more: Any,
-) -> Handler:
+) -> Answers:
     """A handler that was shown the outputs that these requests spend."""
-    handler = Handler(keys, ledger or MemoryLedger(), Identity("regtest", "hardened"), limits, **more)
+    handler = Answers(keys, ledger or MemoryLedger(), Identity("regtest", "hardened"), limits, **more)
     for funding in make_fundings(*shown):
         assert isinstance(handler(funding), FundingReply)
     return handler

@@ -24,10 +24,9 @@ from paychan.signer_client.base import SignerAbsent, SignerBusy, SignerRefused
 from paychan.signer_client.unix import UnixSigner
 from signer.keys.ring import KeyRing, hardened_keys
 from signer.ledger.leveldb import LevelDbLedger
-from signer.server.scheduling import WORKERS
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.signer_process import REGTEST, SignerProcess
-from tests.signer.connected import HANDLER, KEYS, PATIENT, REQUEST, Saying, client, served, show, sign, sign_child
+from tests.signer.connected import HANDLER, KEYS, PATIENT, REQUEST, client, served, show, sign, sign_child
 from tests.signer.messages import (
     CLIENT_KEY,
     EXPIRY,
@@ -213,7 +212,7 @@ async def test_policy_deadline_of_a_hanging_key_store(tmp_path: Path) -> None:
 
     try:
         async with served(tmp_path, handle, request_seconds=0.2) as path, client(path) as signer:
-            hanging = [asyncio.create_task(signer.public_key(CLIENT_KEY, EXPIRY)) for _ in range(WORKERS - 1)]
+            hanging = [asyncio.create_task(signer.public_key(CLIENT_KEY, EXPIRY)) for _ in range(24)]
             await asyncio.sleep(0)
 
             assert (await signer.health()).network == "regtest"
@@ -255,7 +254,7 @@ async def test_fault_67_key_requests_of_strangers_delay_no_settling(tmp_path: Pa
 
 
 async def test_policy_deadline_of_a_signature_that_hangs(tmp_path: Path) -> None:
-    """Hanging signatures, and those that wait behind them, end at the deadline; meanwhile keys and fundings are answered."""
+    """Hanging signatures end at the deadline; meanwhile keys and fundings are answered."""
     release = threading.Event()
 
     def handle(request: Request) -> Reply:
@@ -265,7 +264,7 @@ async def test_policy_deadline_of_a_signature_that_hangs(tmp_path: Path) -> None
 
     try:
         async with served(tmp_path, handle, request_seconds=0.2) as path, client(path) as signer:
-            hanging = [asyncio.create_task(sign(signer)) for _ in range(Saying.threads + 4)]
+            hanging = [asyncio.create_task(sign(signer)) for _ in range(24)]
             await asyncio.sleep(0)
 
             await show(signer, REQUEST)

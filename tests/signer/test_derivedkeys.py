@@ -19,7 +19,9 @@ from signer.config import load_signer_config
 from signer.keys.ring import KeyRing, KeysFailed, SoftKey
 from signer.token.curve import ORDER, der_numbers, der_signature
 from signer.token.derived_keys import DerivedKey, factor, generations
-from signer.token.keys import Token, TokenKeys, channel_name, open_token
+from signer.token.keys import Token, TokenKey, TokenKeys, channel_name, open_token
+from signer.token.objects import KeyName
+from tests.lib import background
 from tests.lib.kernel import interpreter_accepts
 from tests.lib.signer_process import SignerProcess
 from tests.lib.softhsm import PIN, SoftHsm, finalize, softhsm
@@ -27,25 +29,15 @@ from tests.signer.messages import CLIENT_KEY, EXPIRY, make_fundings
 from tests.signer.talking import ask
 from tests.signer.test_pkcs11_process import settlement
 
-
-class Root(SoftKey):
-    """A key with a token's interface, without the token."""
-
-    def sign_soon(self, digest: bytes) -> asyncio.Future[bytes]:
-        future = asyncio.get_running_loop().create_future()
-        future.set_result(self.sign(digest))
-        return future
-
-
 SCALARS = st.integers(1, ORDER - 1)
 
 
 @given(SCALARS, SCALARS, st.binary(min_size=32, max_size=32))
 def test_fault_64_a_derived_signature_is_one_of_the_derived_key(d: int, t: int, digest: bytes) -> None:
     """For any root, factor and digest: the key is that of t·d, and its signature verifies, with low S, in strict DER."""
-    derived = DerivedKey(Root(PrivateKey(d.to_bytes(32, "big"))), t)
+    derived = DerivedKey(SoftKey(PrivateKey(d.to_bytes(32, "big"))), t)
 
-    signature = derived.sign(digest)
+    signature = background.run(derived.sign, digest)
 
     private = PrivateKey((d * t % ORDER).to_bytes(32, "big"))
     assert derived.public_key == private.public_key.format()
@@ -77,26 +69,26 @@ FROZEN_FACTOR = "c613b3cad246b575a071e7a8b5ba425369fd64290eae78d7eb62fe818decea0
 """If this changed, the keys of open channels would be lost."""
 
 
-def test_a_wrong_signature_of_the_token_is_an_error() -> None:
+async def test_a_wrong_signature_of_the_token_is_an_error() -> None:
     """A token that signs another digest, or with another key, gives an error."""
 
-    class Wrong(Root):
-        def sign(self, digest: bytes) -> bytes:
-            return super().sign(sha256(digest).digest())
+    class Wrong(SoftKey):
+        async def sign(self, digest: bytes) -> bytes:
+            return await super().sign(sha256(digest).digest())
 
     with pytest.raises(KeysFailed):
-        DerivedKey(Wrong(PrivateKey(bytes(31) + b"\x05")), 7).sign(bytes(32))
+        await DerivedKey(Wrong(PrivateKey(bytes(31) + b"\x05")), 7).sign(bytes(32))
 
 
 async def test_a_cancelled_signature_is_cancelled_in_the_queue() -> None:
     """A cancelled signature is cancelled in the token's queue too."""
     asked = asyncio.get_running_loop().create_future()
 
-    class Slow(Root):
-        def sign_soon(self, digest: bytes) -> asyncio.Future[bytes]:  # noqa: ARG002
-            return asked
+    class Slow(SoftKey):
+        async def sign(self, digest: bytes) -> bytes:  # noqa: ARG002
+            return await asked
 
-    waiting = DerivedKey(Slow(PrivateKey(bytes(31) + b"\x05")), 7).sign_soon(bytes(32))
+    waiting = asyncio.create_task(DerivedKey(Slow(PrivateKey(bytes(31) + b"\x05")), 7).sign(bytes(32)))
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.wait([waiting])
@@ -119,11 +111,36 @@ def opened(token: SoftHsm) -> Token:
     return open_token(load_signer_config(file), bytearray(PIN.encode()))
 
 
+class KeyHere:
+    """A key of a token in this process, with the interface of `RemoteKey`."""
+
+    def __init__(self, key: TokenKey) -> None:
+        self._key = key
+        self.public_key = key.public_key
+
+    async def sign(self, digest: bytes) -> bytes:
+        return self._key.sign(digest)
+
+
+class TokenHere:
+    """A token in this process, with the interface of `RemoteToken`."""
+
+    def __init__(self, token: Token) -> None:
+        self._token = token
+
+    def find(self, name: KeyName) -> KeyHere | None:
+        found = self._token.find(name)
+        return KeyHere(found) if found else None
+
+    def find_or_make(self, name: KeyName) -> KeyHere:
+        return KeyHere(self._token.find_or_make(name))
+
+
 def ring(token: SoftHsm, keys: str = "per-channel") -> KeyRing:
     file = token.directory / "signer.toml"
     file.write_text(token.signer_config + f'keys = "{keys}"\n')
     settings = load_signer_config(file).pkcs11
-    return KeyRing(generations(opened(token), settings), b"\x51")
+    return KeyRing(generations(TokenHere(opened(token)), settings), b"\x51")
 
 
 def test_fault_64_strangers_leave_nothing_in_the_token(token: SoftHsm, tmp_path: Path) -> None:
@@ -170,7 +187,7 @@ def test_channels_of_the_other_mode_keep_their_keys(token: SoftHsm) -> None:
         assert after.new(CLIENT_KEY, EXPIRY).public_key != before.public_key
         found = [source.channel_key(CLIENT_KEY, EXPIRY, create=False) for source in after._sources]
         (same,) = [key for key in found if key and key.public_key == before.public_key]
-        assert PublicKey(before.public_key).verify(same.sign(bytes(32)), bytes(32), hasher=None)
+        assert PublicKey(before.public_key).verify(background.run(same.sign, bytes(32)), bytes(32), hasher=None)
         finalize(token)
 
 

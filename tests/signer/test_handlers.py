@@ -78,15 +78,13 @@ class RecordingKey:
         self._key = key
         self._digests = digests
 
-    def sign(self, digest: bytes) -> bytes:
+    async def sign(self, digest: bytes) -> bytes:
         self._digests.append(digest)
-        return self._key.sign(digest)
+        return await self._key.sign(digest)
 
 
 class Recording:
     """A tree of keys that records every signed digest."""
-
-    blocking = False
 
     def __init__(self, source: KeySource) -> None:
         self._source = source

@@ -37,7 +37,9 @@ from signer.ledger.flow import Flow
 from signer.ledger.group import Group
 from signer.ledger.leveldb import LevelDbLedger, _why_not_opened
 from signer.vital import EXIT_BROKEN
-from tests.lib.ledger import MemoryLedger
+from tests.lib import background
+from tests.lib.ledger import MemoryLedger, put_together
+from tests.lib.ledger import put as write
 from tests.lib.signer_process import COMMAND, REGTEST, SignerProcess
 from tests.signer.messages import (
     make_child_request,
@@ -80,7 +82,7 @@ def opened_at(path: Path) -> LevelDbLedger:
 
 def put(ledger: Any, signed: Entries) -> None:
     """Record these entries, and wait until they are on disk."""
-    ledger.put(Entry(signed=signed)).result()
+    write(ledger, Entry(signed=signed))
 
 
 # --- the contract ---------------------------------------------------------------------------------------------------
@@ -108,11 +110,14 @@ def test_entries_are_read_back(ledger: Any) -> None:
 
 def test_a_put_entry_is_read_before_it_is_on_disk(ledger: Any) -> None:
     """A read after a put returns the entry, written or not; the last of several counts."""
-    waiting = [ledger.put(Entry(signed={FIRST: mutated(ENTRY, "fee_sat", number)})) for number in range(200)]
 
-    assert ledger.read([FIRST])[FIRST].fee_sat == 199
-    for future in waiting:
-        future.result()
+    async def put_all() -> None:
+        waiting = [ledger.put(Entry(signed={FIRST: mutated(ENTRY, "fee_sat", number)})) for number in range(200)]
+        assert ledger.read([FIRST])[FIRST].fee_sat == 199
+        for each in waiting:
+            await each
+
+    background.run(put_all)
     assert ledger.read([FIRST])[FIRST].fee_sat == 199
 
 
@@ -121,7 +126,7 @@ def test_all_kinds_of_entries_are_kept(ledger: Any) -> None:
     output, flow, digest = Output(Sat(7), b"\x76\xa9"), Flow(((3, 5),), 9), bytes(32)
     settlement = Settlement(b"\x01", b"\x02" * 32, Sat(3))
     decision = Decision(at_ms=1, peer_uid=2, asked="x", about={}, digest="", verdict="signed")
-    ledger.put(Entry([decision], {}, REQUEST, digest, {FIRST: output}, flow=flow)).result()
+    write(ledger, Entry([decision], {}, REQUEST, digest, {FIRST: output}, flow=flow))
     ledger.keep(digest, settlement)
 
     assert (ledger.outputs([FIRST, SECOND]), ledger.shown) == ({FIRST: output}, 1)
@@ -215,11 +220,9 @@ def test_concurrent_entries_share_a_write(tmp_path: Path) -> None:
     """Concurrent puts wait for few syncs, and each entry is on disk afterwards."""
     with closing(opened_at(tmp_path / "ledger")) as opened:
         entries = {OutPoint(bytes(32), number): mutated(ENTRY, "fee_sat", number) for number in range(100)}
-        waiting = [opened.put(Entry([DECISION], {outpoint: entry})) for outpoint, entry in entries.items()]
-        for future in waiting:
-            future.result()
+        groups = put_together(opened, [Entry([DECISION], {outpoint: entry}) for outpoint, entry in entries.items()])
 
-        assert len(set(waiting)) < 50
+        assert len(set(groups)) < 50
         assert opened.read(entries) == entries
         assert opened.head.count == 100
 
@@ -353,10 +356,9 @@ if moment == "before the write":
     ledger._audit.append = kill
 if moment == "after the log":
     ledger._database = SimpleNamespace(get=ledger._database.get, write_batch=kill)
-approved = signs.begin(request, 0)
-approved.durable.result()
-if moment == "after signing":
-    signs.finish(request, approved)
+if moment == "after the write":
+    signs._signed = kill
+signs(request)
 kill()
 """
 

@@ -24,7 +24,8 @@ from paychan.protocol.wire.signer_messages import (
     SettlementRequest,
 )
 from paychan.signer_client.base import SignerRefused
-from signer.keys.ring import KeyRing, hardened_keys
+from signer.keys.ring import KeyRing, SigningKey, hardened_keys
+from tests.lib import background
 from tests.signer.connected import HANDLER, KEYS, REQUEST, WITH_RESERVE, client, served, sign, sign_child
 from tests.signer.messages import (
     CLIENT,
@@ -43,6 +44,10 @@ OTHER_KEYS = KeyRing([hardened_keys(bytes(31) + b"\x01")])
 HEALTH = HealthReply(1, "regtest", "hardened", debug=False)
 
 
+def signature(key: SigningKey, digest: bytes) -> bytes:
+    return background.run(key.sign, digest)
+
+
 def resigned(
     request: SettlementRequest, alter: Callable[[bytes], bytes] = bytes, keys: KeyRing = KEYS, **changes: Any
 ) -> Settlement:
@@ -50,9 +55,9 @@ def resigned(
 
     def server_signature(index: int, digest: bytes) -> bytes:
         if index >= len(request.claims):
-            return alter(keys.reserve().sign(digest))
+            return alter(signature(keys.reserve(), digest))
         terms = request.claims[index].terms
-        return alter(keys.new(terms.client_key, terms.expiry.lock_time).sign(digest))
+        return alter(signature(keys.new(terms.client_key, terms.expiry.lock_time), digest))
 
     names = ("claims", "destination_script", "fee_sat", "reserve")
     return sign_settlement(**{**{name: getattr(request, name) for name in names}, **changes}, sign=server_signature)
@@ -151,7 +156,7 @@ def child_of(
 ) -> Settlement:
     """A child of `WITH_RESERVE`'s settlement."""
     public_key = RESERVE.public_key if key is None else key
-    return make_child(settlement, public_key, Sat(fee_sat), lambda _, digest: alter(RESERVE.sign(digest)))
+    return make_child(settlement, public_key, Sat(fee_sat), lambda _, digest: alter(signature(RESERVE, digest)))
 
 
 def with_script(settlement: Settlement, script: bytes) -> Settlement:
@@ -186,7 +191,7 @@ CHILD_LIES: dict[str, Settlement] = {
     "flag NONE": with_script(CHILD, SCRIPT[: SCRIPT[0]] + b"\x02" + SCRIPT[SCRIPT[0] + 1 :]),
     "high S": child_of(HONEST_WITH_RESERVE, with_high_s),
     "no DER": child_of(HONEST_WITH_RESERVE, lambda signature: bytes(len(signature))),
-    "signature of another": child_of(HONEST_WITH_RESERVE, lambda _: RESERVE.sign(bytes(32))),
+    "signature of another": child_of(HONEST_WITH_RESERVE, lambda _: signature(RESERVE, bytes(32))),
 }
 
 

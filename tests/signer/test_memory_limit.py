@@ -27,17 +27,17 @@ from tests.lib.signer_process import REGTEST, SignerProcess
 from tests.signer.crowd import memory_bytes
 from tests.signer.messages import CLIENT_KEY, EXPIRY, make_fundings, make_request, mutated
 from tests.signer.talking import HEALTHY, ask, connect, receive
-from tests.signer.test_flood import funding_of
+from tests.signer.test_flood import MOST_OUTPUTS, funding_of
 
 MIB = 1 << 20
 CONNECTIONS = 40
 
 
 def requests(keys: KeyRing, number: int) -> Iterator[Request]:
-    """Requests of one connection: keys, a funding as large as a block, a large settlement, small ones."""
+    """Requests of one connection: keys, the largest funding, a large settlement, small ones."""
     for each in range(20):
         yield KeyRequest(1, CLIENT_KEY, UnixTime(EXPIRY + 1000 * number + each))
-    yield funding_of(25_000, number)
+    yield funding_of(MOST_OUTPUTS, number)
     yield mutated(make_request(keys, drained=190), "fee_sat", 50_000 + 1_000 * number)
     for fee_sat in range(5_000, 6_000, 100):
         yield mutated(make_request(keys), "fee_sat", fee_sat + number)

@@ -28,16 +28,16 @@ from paychan.protocol.wire.signer_messages import (
 from paychan.signer_client.limits import contradictions
 from signer.judge import behind
 from signer.judge.facts import Limits
-from signer.judge.handler import Handler
 from signer.judge.queries import Identity
 from signer.keys.ring import KeyRing, hardened_keys
 from signer.ledger.base import Entry
 from signer.ledger.entries import Output, decode_entry, encode_entry, entries_of, request_size
 from signer.ledger.leveldb import LevelDbLedger
 from tests.lib.channels import RULES
-from tests.lib.ledger import MemoryLedger
+from tests.lib.ledger import MemoryLedger, put
 from tests.signer.messages import (
     EXPIRY,
+    Answers,
     destination,
     funding_transaction,
     make_child_request,
@@ -87,7 +87,7 @@ def test_fault_73_the_opening_payment_is_not_settled_once_a_newer_one_was_shown(
                 assert "400000 sat of the newest payment that was shown" in reply.reason
 
     with closing(LevelDbLedger(tmp_path / "ledger", tmp_path / "audit")) as ledger:
-        handler = Handler(KEYS, ledger, Identity("regtest", "hardened"))
+        handler = Answers(KEYS, ledger, Identity("regtest", "hardened"))
         assert isinstance(handler(settle(paid(400_000))), SettlementReply)
         assert isinstance(handler(settle(paid(399_000), 6_000)), SettlementReply)
 
@@ -114,9 +114,9 @@ def test_fault_32_the_shown_channels_are_listed_page_by_page(tmp_path: Path, mon
     of_the_same_byte = OutPoint(b"w" + bytes(31), 7)
     with closing(LevelDbLedger(tmp_path / "ledger", tmp_path / "audit")) as ledger:
         signed = entries_of(settle(paid(400_000)))
-        ledger.put(Entry(newest={claim.outpoint: claim for claim in claims.values()})).result()
-        ledger.put(Entry(signed={of_the_same_byte: next(iter(signed.values()))})).result()
-        handler = Handler(KEYS, ledger, Identity("regtest", "hardened"))
+        put(ledger, Entry(newest={claim.outpoint: claim for claim in claims.values()}))
+        put(ledger, Entry(signed={of_the_same_byte: next(iter(signed.values()))}))
+        handler = Answers(KEYS, ledger, Identity("regtest", "hardened"))
 
         def listed(expires_after: int) -> list[OutPoint]:
             found, after = list[OutPoint](), None

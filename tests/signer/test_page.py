@@ -23,13 +23,13 @@ from paychan.protocol.wire.signer_messages import (
     encode_frame,
     frame_size,
 )
-from signer.judge.handler import Handler
 from signer.judge.queries import Identity
 from signer.keys.ring import KeyRing, StaticKey
 from tests.lib import signertext
 from tests.lib.ledger import MemoryLedger
 from tests.lib.signerexample import DESTINATION, EXAMPLE
 from tests.lib.signerpage import PAGE, meaning, page, replies, requests, structures, tags
+from tests.signer.messages import Answers
 
 
 def test_page_is_that_of_the_code() -> None:
@@ -62,7 +62,7 @@ def test_links_lead_somewhere() -> None:
 def test_example_is_what_the_signer_answers() -> None:
     """A signer with the example's key gives the example's replies, byte for byte."""
     keys = KeyRing([StaticKey(b"\x22" * 32)], DESTINATION)
-    handler = Handler(keys, MemoryLedger(), Identity("regtest", "hardened"))
+    handler = Answers(keys, MemoryLedger(), Identity("regtest", "hardened"))
     for _, request, reply in EXAMPLE:
         assert handler(request) == reply
 

@@ -241,17 +241,6 @@ def test_a_library_without_locks_is_used_by_one_thread_at_a_time(
     together(lambda number: [verified(channel(keys, number), digest) for digest in digests(20)])
 
 
-def test_threads_get_one_key_for_one_channel(token: SoftHsm) -> None:
-    """Eight requests for the key of a new channel make one key pair; for different channels, one each."""
-    keys = opened(token)
-
-    assert len(set(together(lambda _: channel(keys).public_key))) == 1
-    assert len(set(together(lambda number: channel(keys, 1 + number).public_key))) == THREADS
-
-    session = library_of(keys).open_session(slot_of(keys))
-    assert len(session.find({Attribute.TOKEN: True})) == 2 * (1 + THREADS)
-
-
 def test_a_lost_session_is_replaced(token: SoftHsm) -> None:
     """After the token has closed all sessions and forgotten the login, signing and making keys still work."""
     keys = opened(token)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ from signer.keys.ring import KeyRing, hardened_keys
 from signer.ledger.base import Entry
 from signer.ledger.entries import Entries, Output, Signed, entries_of, request_digest, request_size
 from signer.ledger.flow import Flow
-from tests.lib.ledger import MemoryLedger
+from tests.lib.ledger import MemoryLedger, Written
 from tests.signer.messages import (
     CHANGE_SCRIPT,
     CLIENT,
@@ -266,7 +266,7 @@ class SlowLedger(MemoryLedger):
         time.sleep(0.02)
         return found
 
-    def put(self, entry: Entry) -> Future[None]:
+    def put(self, entry: Entry) -> Written:
         self.written += {signed.fee_sat for signed in entry.signed.values()}
         return super().put(entry)
 

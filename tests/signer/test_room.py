@@ -33,7 +33,7 @@ from signer.ledger.base import Entry as Put
 from signer.ledger.disk import Disk
 from signer.ledger.leveldb import LevelDbLedger
 from tests.lib.customer import wait_for
-from tests.lib.ledger import MemoryLedger
+from tests.lib.ledger import MemoryLedger, put
 from tests.lib.signer_process import REGTEST, SignerProcess
 from tests.lib.smalldisk import fill, small_file_system
 from tests.signer.messages import CLIENT_KEY, EXPIRY, make_claim, make_handler, make_request, mutated, server_key
@@ -144,7 +144,7 @@ def test_fault_62_the_log_continues_in_a_new_file_while_the_signer_runs(tmp_path
     for _ in range(2):
         with closing(rotating(tmp_path)) as ledger:
             for _ in range(60):
-                ledger.put(Put([LINE])).result()
+                put(ledger, Put([LINE]))
             head = ledger.head
 
     found = chain(tmp_path)
@@ -172,7 +172,7 @@ def test_fault_62_a_rotation_that_is_cut_off_breaks_nothing(
     """If the process dies before, between or after the steps, the next start continues with one chain."""
     with closing(rotating(tmp_path)) as ledger:
         for _ in range(5):
-            ledger.put(Put([LINE])).result()
+            put(ledger, Put([LINE]))
         head = ledger.head
     audit = tmp_path / "signer.audit"
     if step == "link":
@@ -182,7 +182,7 @@ def test_fault_62_a_rotation_that_is_cut_off_breaks_nothing(
         put_aside(audit, head, 1)
 
     with closing(rotating(tmp_path)) as ledger:
-        ledger.put(Put([LINE])).result()
+        put(ledger, Put([LINE]))
         assert ledger.head.count == head.count + (1 if step == "link" else 2)
     assert chain(tmp_path)[-1].n == ledger.head.count
 
@@ -198,7 +198,7 @@ def test_fault_62_a_file_that_can_not_be_put_aside_stays_in_use(
     monkeypatch.setattr(Path, "hardlink_to", refuse)
     with closing(rotating(tmp_path)) as ledger:
         for _ in range(30):
-            ledger.put(Put([LINE])).result()
+            put(ledger, Put([LINE]))
 
     assert [file.name for file in files(tmp_path / "signer.audit")] == ["signer.audit"]
     assert len(chain(tmp_path)) == 30

@@ -319,7 +319,7 @@ async def test_full_queue_is_waited_for(tmp_path: Path) -> None:
             call = asyncio.create_task(patient.health())
             await asyncio.sleep(0.1)
             assert not call.done()
-            connections = Connections(HANDLER, LIMITS)
+            connections = Connections(HANDLER.handle, LIMITS)
             serving = asyncio.create_task(connections.accept(listener))
 
             assert (await call).network == "regtest"

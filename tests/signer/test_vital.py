@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -24,21 +25,22 @@ from paychan.protocol.wire.signer_messages import AgainRequest, Health, HealthRe
 from signer import service, vital
 from signer.audit.chain import Decision
 from signer.audit.file import AuditFile
-from signer.judge.handler import Handler
 from signer.judge.queries import Identity
 from signer.ledger.base import Entry, LedgerFailed
 from signer.ledger.disk import LedgerReserve
+from signer.ledger.group import Group
 from signer.ledger.leveldb import LevelDbLedger
 from signer.server.connections import Connections, Limits
 from signer.server.socket_file import listening_socket
-from signer.server.thread_pool import ThreadPool
 from signer.token.client import Line
 from signer.token.wire import Signed, encode
 from signer.vital import EXIT_BROKEN
 from tests.lib.crashes import Crash
+from tests.lib.ledger import put
 from tests.lib.signer_process import SignerProcess
 from tests.lib.smalldisk import fill, small_file_system
 from tests.signer.connected import HANDLER
+from tests.signer.messages import Answers
 from tests.signer.talking import HEALTHY, ask
 
 LIMITS = Limits(frozenset({os.geteuid()}), 0.2, 0.2, 8)
@@ -73,7 +75,7 @@ async def test_fault_63_each_task_of_the_connections_ends_the_process(
     for at in [1] if error else [1, 2, 3]:  # after these the waits repeat, because each connection has the same
         crash = Crash(at, error)
         ended.clear()
-        connections = Connections(HANDLER, LIMITS)
+        connections = Connections(HANDLER.handle, LIMITS)
         monkeypatch.setattr(connections, method, crash(getattr(connections, method)))
         with listening_socket(tmp_path / "socket", group="") as listener:
             task = asyncio.create_task(connections.accept(listener))
@@ -114,27 +116,29 @@ async def test_fault_63_the_probe_ends_the_process(
             assert ended[0].startswith("probe: Injected at ")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_fault_63_a_thread_that_dies_ends_the_process(ended: Ended) -> None:
-    """Threads survive any exception of their work; an error that ends one all the same ends the process."""
-    threads = ThreadPool(1, "workers")
+    """A thread that must run as long as the process ends it by any error, also by one that would end only the thread."""
 
     def work() -> None:
         raise SystemExit
 
-    threads.submit(work, print)
+    vital.start_thread("writer", work)
 
-    assert (await ended.soon()).startswith("workers 1: SystemExit at ")
+    assert (await ended.soon()).startswith("writer: SystemExit at ")
 
 
-async def test_fault_63_a_callback_that_fails_ends_the_process(ended: Ended) -> None:
-    """So does a failure where threads return their results, and where the token's replies are read."""
+async def test_fault_63_a_callback_that_fails_ends_the_process(
+    tmp_path: Path, ended: Ended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does a failure where the ledger wakes its callers, and where the token's replies are read."""
 
-    def fail(_: object) -> None:
+    def fail(*_: object) -> None:
         raise KeyError
 
-    ThreadPool(1, "workers").submit(lambda: None, fail)
-    assert (await ended.soon()).startswith("results of workers: KeyError at ")
+    monkeypatch.setattr(Group, "_wake", fail)
+    with closing(LevelDbLedger(tmp_path / "ledger", tmp_path / "audit")) as ledger:
+        ledger.put(Entry())
+        assert (await ended.soon()).startswith("written: KeyError at ")
 
     ended.clear()
     own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -214,12 +218,12 @@ def test_fault_63_a_write_to_a_removed_file_is_no_success(tmp_path: Path, harm: 
     decision = Decision(at_ms=0, peer_uid=0, asked="Health", about={}, digest="", verdict="given")
     with closing(LevelDbLedger(tmp_path / "ledger", tmp_path / "audit")) as ledger:
         for _ in range(3):
-            ledger.put(Entry([decision])).result()
+            put(ledger, Entry([decision]))
 
         harm(tmp_path)
 
         with pytest.raises(LedgerFailed):
-            ledger.put(Entry([decision])).result()
+            put(ledger, Entry([decision]))
         assert ledger.problem
 
 
@@ -231,16 +235,16 @@ def test_fault_63_health_reports_a_hanging_write(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("signer.ledger.leveldb._HANGING_SECONDS", 0.05)
     go_on = threading.Event()
     with closing(LevelDbLedger(tmp_path / "ledger", tmp_path / "audit")) as ledger:
-        ledger.put(Entry()).result()
+        put(ledger, Entry())
         assert (ledger.problem, ledger.written_at > 0) == ("", True)
         monkeypatch.setattr(AuditFile, "check", lambda _: go_on.wait(30))
-        durable = ledger.put(Entry())
+        hanging_write = ThreadPoolExecutor(1).submit(put, ledger, Entry())
         deadline = time.monotonic() + 30
         while not ledger.problem and time.monotonic() < deadline:
             time.sleep(0.01)
-        hanging = Handler(HANDLER._keys, ledger, Identity("regtest", "hardened"))(Health(1))
+        hanging = Answers(HANDLER._keys, ledger, Identity("regtest", "hardened"))(Health(1))
         go_on.set()
-        durable.result()
+        hanging_write.result()
 
         assert isinstance(hanging, HealthReply)
         assert "has not ended for" in hanging.problem

@@ -26,7 +26,8 @@ VERSIONS = {
     "needed to settle; the server shows newest payments; the signer returns the newest signed or shown claim; the "
     "server asks which of its records are behind; the signer names keys of earlier generations",
     5: "the server asks which channels the signer was shown, and finds those that its store lacks",
-    6: "the terms of a claim name the channel's kind, and its expiry is a value of its own",
+    6: "the terms of a claim name the channel's kind, and its expiry is a value of its own; a frame has up to 128 KiB, as "
+    "a funding transaction is no larger than nodes relay",
 }
 """The changes of each version. A peer with another version is refused: messages have no optional fields."""
 
@@ -34,11 +35,11 @@ VERSION = max(VERSIONS)
 
 _T = TypeVar("_T")
 
-MAX_FRAME_BYTES = 1024 * 1024 + 1024
-"""Limit of the length prefix, checked before the body is read. A funding transaction can nearly fill a block."""
+MAX_FRAME_BYTES = 128 * 1024
+"""Limit of the length prefix, checked before the body is read: the largest funding transaction, or settlement, fits."""
 
-USUAL_FRAME_BYTES = 64 * 1024
-"""Larger frames are read only in a limited number at a time."""
+MAX_FUNDING_BYTES = 100_000
+"""Nodes relay no larger transaction: 400,000 weight units, 4 for each byte without witness (MAX_STANDARD_TX_WEIGHT)."""
 
 MAX_CLAIMS = 200
 """Claims in one settlement: with up to 272 bytes per claim, the signed transaction fits a frame, and nodes relay it."""
