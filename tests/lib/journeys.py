@@ -30,7 +30,7 @@ from websockets.sync.client import connect
 
 from paychan.client import Payer as ClientPayer
 from paychan.protocol.address import key_script
-from paychan.protocol.kinds.script import make_terms
+from paychan.protocol.kinds.base import make_terms
 from paychan.protocol.payment import Payment, encode_v1, sign_payment
 from paychan.protocol.settlement import Claim
 from paychan.protocol.types import OutPoint, Sat, UnixTime
@@ -169,7 +169,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 def walk_payment(directory: Path, version: int = 1) -> Walk:
     """Pay over a kept connection to the server; each request arrives whole."""
-    with RecordedSystem(directory, _QUIET) as system, httpx.Client(trust_env=False) as http:
+    with RecordedSystem(directory, _QUIET) as system, httpx.Client(trust_env=False, verify=False) as http:
         payer = Payer()
         client = (V1 if version == 1 else V2)(system.url, payer, http)
         assert client.open(payer.payment(100_000)).status_code == 201
@@ -199,7 +199,7 @@ def _request(client: V1 | V2, payment: Payment) -> bytes:
 
 def walk_stream(directory: Path) -> Walk:
     """Pay over a payment stream, one payment in a frame."""
-    with RecordedSystem(directory, _QUIET) as system, httpx.Client(trust_env=False) as http:
+    with RecordedSystem(directory, _QUIET) as system, httpx.Client(trust_env=False, verify=False) as http:
         client = V2(system.url, Payer(), http)
         assert client.open(client.payer.payment(100_000)).status_code == 201
         paid = iter(range(100_001, 200_000))
@@ -217,7 +217,7 @@ def walk_stream(directory: Path) -> Walk:
 
 def walk_opening(directory: Path) -> Walk:
     """Open a channel in version 2 by one request."""
-    with RecordedSystem(directory, _QUIET) as system, httpx.Client(trust_env=False) as http:
+    with RecordedSystem(directory, _QUIET) as system, httpx.Client(trust_env=False, verify=False) as http:
 
         def open_one() -> None:
             client = V2(system.url, Payer(), http)
@@ -240,7 +240,7 @@ def walk_expiry(directory: Path) -> Walk:
     begun = int(time.time())
     payers = [Payer(begun + _HOUR * (3 + number)) for number in range(TIMES)]
     walks = []
-    with RecordedSystem(directory, sections) as system, httpx.Client(trust_env=False) as http:
+    with RecordedSystem(directory, sections) as system, httpx.Client(trust_env=False, verify=False) as http:
         for payer in payers:
             assert V1(system.url, payer, http).open(payer.payment(100_000)).status_code == 201
         for payer in payers:
@@ -352,6 +352,6 @@ def _settlement(signer: RecordedSigner, connection: socket.socket, number: int) 
     shown = signer.ask(connection, FundingRequest(1, funding.serialize(), (0,)))
     assert isinstance(shown, FundingReply), shown
     outpoint, script = OutPoint(bytes(funding.GetTxid()), 0), key_script(client.public_key.format())
-    payment = sign_payment(client, terms, outpoint, script, Sat(400_000))
+    payment = sign_payment(client, terms, outpoint, Sat(1_000_000), script, Sat(400_000))
     claim = Claim(terms, outpoint, Sat(1_000_000), script, payment)
     return SettlementRequest(1, (claim,), key.destination_script, _FEE_SAT)
