@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+import ssl
 import time
 import weakref
 from typing import Literal, Self, TypedDict, Unpack
@@ -144,6 +146,12 @@ class Settings(TypedDict, total=False):
     patience: Patience | None
 
 
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Return the TLS settings of all payers of this process: reading the authorities' certificates takes 20 ms."""
+    return httpx.create_ssl_context()
+
+
 class PayerBase:
     """Methods that neither use the network nor block.
 
@@ -224,7 +232,7 @@ class Payer(PayerBase):
 
     def __init__(self, url: str = "", *, http: httpx.Client | None = None, **settings: Unpack[Settings]) -> None:
         super().__init__(url, **settings)
-        self._http = http or httpx.Client(timeout=TIMEOUT)
+        self._http = http or httpx.Client(timeout=TIMEOUT, verify=_tls())
         self._hang_up = weakref.finalize(self, self._http.close)
 
     def __enter__(self) -> Self:
@@ -278,7 +286,7 @@ class AsyncPayer(PayerBase):
 
     def __init__(self, url: str = "", *, http: httpx.AsyncClient | None = None, **settings: Unpack[Settings]) -> None:
         super().__init__(url, **settings)
-        self._http = http or httpx.AsyncClient(timeout=TIMEOUT)
+        self._http = http or httpx.AsyncClient(timeout=TIMEOUT, verify=_tls())
 
     async def __aenter__(self) -> Self:
         return self
