@@ -51,6 +51,8 @@ _CONF = """\
 chain=regtest
 server=1
 fallbackfee=0.0001
+keypool=20
+unsafesqlitesync=1
 [regtest]
 listen=0
 dnsseed=0
