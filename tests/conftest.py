@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,11 @@ QUICK = {"protocol", "actors", "config", "cli"}
 
 settings.register_profile("any machine", deadline=None)  # a slow machine is no failure
 settings.load_profile("any machine")
+
+os.environ.pop(
+    "PYTHONDONTWRITEBYTECODE", None
+)  # some hundred processes start, and each would compile all modules again
+sys.dont_write_bytecode = False
 
 os.environ.pop(
     "COLUMNS", None

@@ -25,7 +25,7 @@ def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def http() -> Iterator[httpx.Client]:
     """An HTTP client without keep-alive: refused requests delay their connection, and many tests share this client."""
     no_keepalive = httpx.Limits(max_keepalive_connections=0)
-    with httpx.Client(timeout=30, trust_env=False, limits=no_keepalive) as client:
+    with httpx.Client(timeout=30, trust_env=False, limits=no_keepalive, verify=False) as client:
         yield client
 
 

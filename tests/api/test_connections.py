@@ -52,17 +52,17 @@ def _open_files(system: System) -> int:
 
 def test_fault_66_idle_connections_keep_no_client_out(few_files: System) -> None:
     """With more idle connections than slots, new clients, payers and the operator are still served."""
-    with httpx.Client(trust_env=False, timeout=10) as http, contextlib.ExitStack() as stack:
+    with httpx.Client(trust_env=False, timeout=10, verify=False) as http, contextlib.ExitStack() as stack:
         v1 = _open(few_files, http)
         for _ in range(2 * FILES):
             stack.enter_context(connect(few_files.url))
         before = _local_port(http)
         for _ in range(5):
-            with httpx.Client(trust_env=False, timeout=10) as newcomer:
+            with httpx.Client(trust_env=False, timeout=10, verify=False) as newcomer:
                 _open(few_files, newcomer)
         assert [v1.pay(v1.payer.payment(100_000 + paid)).status_code for paid in range(1, 101)] == [200] * 100
         assert _local_port(http) == before, "the payer's connection was closed"
-        assert httpx.get(f"{few_files.management_url}/health", trust_env=False).status_code == 200
+        assert httpx.get(f"{few_files.management_url}/health", trust_env=False, verify=False).status_code == 200
     assert "Too many open files" not in _log(few_files)
     assert _log(few_files).count("all connection slots are in use") == 1
 
@@ -71,7 +71,7 @@ def test_fault_66_idle_connections_keep_no_client_out(few_files: System) -> None
 def test_fault_66_requests_of_a_client_that_left_are_not_served(few_files: System) -> None:
     """A client sends many requests at once and disconnects: requests that have not begun are dropped."""
     number = 150
-    with httpx.Client(trust_env=False, timeout=10) as http:
+    with httpx.Client(trust_env=False, timeout=10, verify=False) as http:
         v1 = _open(few_files, http)
         payer, where = v1.payer, v1.resource.removeprefix(v1.url)
         texts = [encode_v1(payer.payment(100_000 + paid)) for paid in range(1, number + 1)]
@@ -98,9 +98,9 @@ def test_fault_70_all_listeners_together_stay_below_the_limit(few_files: System)
                 connection = stack.enter_context(connect(url))
                 with contextlib.suppress(OSError):
                     connection.sendall(content)
-        with httpx.Client(trust_env=False, timeout=10) as http:
+        with httpx.Client(trust_env=False, timeout=10, verify=False) as http:
             _open(few_files, http)
-        assert httpx.get(f"{few_files.management_url}/health", trust_env=False).status_code == 200
+        assert httpx.get(f"{few_files.management_url}/health", trust_env=False, verify=False).status_code == 200
         assert _open_files(few_files) < FILES - 16
     assert "Too many open files" not in _log(few_files)
 
@@ -113,7 +113,7 @@ def test_fault_66_slow_heads_make_room(few_files: System) -> None:
             for connection in crowd:
                 with contextlib.suppress(OSError):
                     connection.sendall(piece)
-            with httpx.Client(trust_env=False, timeout=10) as http:
+            with httpx.Client(trust_env=False, timeout=10, verify=False) as http:
                 _open(few_files, http)
 
 
@@ -123,7 +123,7 @@ def test_connections_that_end_free_their_slots(few_files: System) -> None:
         with contextlib.ExitStack() as stack:
             for _ in range(FILES):
                 stack.enter_context(connect(few_files.url))
-    with httpx.Client(trust_env=False, timeout=10) as http:
+    with httpx.Client(trust_env=False, timeout=10, verify=False) as http:
         _open(few_files, http)
 
 
@@ -171,7 +171,7 @@ def test_fault_70_without_a_free_descriptor_accepting_pauses(tmp_path: Path) -> 
     with System(tmp_path) as running, contextlib.ExitStack() as stack:
         assert running.server is not None
         process = running.server.process.pid
-        with httpx.Client(trust_env=False, timeout=10) as http:
+        with httpx.Client(trust_env=False, timeout=10, verify=False) as http:
             v1 = _open(running, http)
             former = resource.prlimit(process, resource.RLIMIT_NOFILE)
             resource.prlimit(process, resource.RLIMIT_NOFILE, (_open_files(running), former[1]))
@@ -187,9 +187,9 @@ def test_fault_70_without_a_free_descriptor_accepting_pauses(tmp_path: Path) -> 
             assert _log(running).count("can't accept") <= 2
             assert "Traceback" not in _log(running)
             resource.prlimit(process, resource.RLIMIT_NOFILE, former)
-        with httpx.Client(trust_env=False, timeout=10) as http:
+        with httpx.Client(trust_env=False, timeout=10, verify=False) as http:
             _open(running, http)
-        assert httpx.get(f"{running.management_url}/health", trust_env=False).status_code == 200
+        assert httpx.get(f"{running.management_url}/health", trust_env=False, verify=False).status_code == 200
 
 
 def _processor_seconds(process: int) -> float:
@@ -229,7 +229,7 @@ def test_fault_66_a_first_request_has_seconds(hasty: System, does: Callable[[soc
 
 def test_fault_66_a_later_request_has_seconds_too(hasty: System) -> None:
     """After an answered payment a connection may idle, but a started head must be complete within `head_seconds`."""
-    with httpx.Client(trust_env=False, timeout=10) as http:
+    with httpx.Client(trust_env=False, timeout=10, verify=False) as http:
         v1 = _open(hasty, http)
     pay = f"PUT {v1.resource.removeprefix(v1.url)}?payment=AAAA HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     with connect(hasty.url) as idle, connect(hasty.url) as drips:

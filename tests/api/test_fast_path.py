@@ -45,7 +45,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     with (
         System(tmp_path_factory.mktemp("fast"), sections={"http": limits}) as fast,
         System(tmp_path_factory.mktemp("handlers"), sections={"http": limits + "fast_lane = false"}) as handlers,
-        httpx.Client(trust_env=False) as http,
+        httpx.Client(trust_env=False, verify=False) as http,
     ):
         payers = [Payer() for _ in range(3)]
         for system in (handlers, fast):
@@ -296,7 +296,7 @@ def test_a_fallback_waits_for_earlier_payments_and_delays_later_ones(pair: Pair)
 @pytest.fixture
 def fresh(pair: Pair) -> Iterator[Pair]:
     """The same two servers, with new clients and channels."""
-    with httpx.Client(trust_env=False) as http:
+    with httpx.Client(trust_env=False, verify=False) as http:
         payers = [Payer() for _ in range(3)]
         for system in (pair.handlers, pair.fast):
             v1 = V1(system.url, payers[0], http)
@@ -333,7 +333,7 @@ def test_cached_header_lines_have_their_usual_effect(fresh: Pair) -> None:
 def test_of_pipelined_payments_the_newest_is_verified_first(tmp_path: Path, coalesce: bool) -> None:
     """As in a stream, the newest payment covers the earlier ones; without `stream.coalesce` each is verified."""
     stream = {"stream": f"coalesce = {str(coalesce).lower()}"}
-    with System(tmp_path, sections=stream) as system, httpx.Client(trust_env=False) as http:
+    with System(tmp_path, sections=stream) as system, httpx.Client(trust_env=False, verify=False) as http:
         client = V1(system.url, Payer(), http)
         assert client.open(client.payer.payment(100_000)).status_code == 201
         path = client.resource.removeprefix(client.url)

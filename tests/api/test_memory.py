@@ -68,7 +68,7 @@ class Clients:
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            with httpx.Client(trust_env=False, timeout=30) as http:
+            with httpx.Client(trust_env=False, timeout=30, verify=False) as http:
                 v1 = V1(self._url, Payer(), http)
                 try:
                     if not self._noted(v1.open(v1.payer.payment(100_000))):
@@ -99,7 +99,7 @@ def _is_quiet(system: System) -> None:
 @pytest.mark.parametrize("above_bytes", [3 * MEGABYTE, RESERVE_BYTES + MEGABYTE // 2])
 def test_fault_84_new_work_is_refused_before_memory_ends(system: System, above_bytes: int) -> None:
     """12 threads get answers or 503 with Retry-After; the log stays short; answered payments are stored."""
-    with httpx.Client(trust_env=False, timeout=30) as http:
+    with httpx.Client(trust_env=False, timeout=30, verify=False) as http:
         before = V1(system.url, Payer(), http)
         assert before.open(before.payer.payment(100_000)).status_code == 201
         _limit(system, above_bytes)
@@ -113,7 +113,7 @@ def test_fault_84_new_work_is_refused_before_memory_ends(system: System, above_b
         if above_bytes < RESERVE_BYTES:
             assert set(clients.answers) == {503}
         _is_quiet(system)
-        health = httpx.get(f"{system.management_url}/health", trust_env=False)
+        health = httpx.get(f"{system.management_url}/health", trust_env=False, verify=False)
         if above_bytes < RESERVE_BYTES:
             assert clients.codes == {"memory_low"}
             assert (health.status_code, health.json()["alarms"]) == (503, [{"kind": "memory"}])
@@ -127,14 +127,14 @@ def test_fault_84_new_work_is_refused_before_memory_ends(system: System, above_b
 
     _limit(system, None)
     time.sleep(0.1)
-    with httpx.Client(trust_env=False, timeout=30) as http:
+    with httpx.Client(trust_env=False, timeout=30, verify=False) as http:
         after = V1(system.url, Payer(), http)
         assert after.open(after.payer.payment(100_000)).status_code == 201
 
 
 def test_fault_84_streams_and_payments_go_on_where_only_new_work_is_refused(system: System) -> None:
     """Between the two bounds, channels that are awake accept payments by PUT and by stream; new work is refused."""
-    with httpx.Client(trust_env=False, timeout=30) as http:
+    with httpx.Client(trust_env=False, timeout=30, verify=False) as http:
         v2 = V2(system.url, Payer(), http, Dialect.S)
         assert v2.open(v2.payer.payment(100_000)).status_code == 201
         with open_stream(v2) as stream:
@@ -167,7 +167,10 @@ def test_fault_84_no_start_with_too_little_memory(tmp_path: Path, kind: int, meg
 @pytest.mark.parametrize(("kind", "megabytes"), [(resource.RLIMIT_AS, 300), (resource.RLIMIT_DATA, 250)])
 def test_fault_84_a_server_that_starts_under_a_limit_serves(tmp_path: Path, kind: int, megabytes: int) -> None:
     """Stacks and arenas of threads don't use up the address space: payments are taken, and nothing is alarmed about."""
-    with System(tmp_path, limits={kind: megabytes * MEGABYTE}) as system, httpx.Client(trust_env=False) as http:
+    with (
+        System(tmp_path, limits={kind: megabytes * MEGABYTE}) as system,
+        httpx.Client(trust_env=False, verify=False) as http,
+    ):
         client = V1(system.url, Payer(), http)
         assert client.open(client.payer.payment(100_000)).status_code == 201
         assert client.pay(client.payer.payment(100_001)).status_code == 200

@@ -28,7 +28,7 @@ from tests.lib.system import System
 
 LIMIT = 3
 KEY = "02" + "11" * 32
-BODY = V2("", Payer(), httpx.Client(), Dialect.S).body(Payer().payment(100_000))
+BODY = V2("", Payer(), httpx.Client(verify=False), Dialect.S).body(Payer().payment(100_000))
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["fast", "handlers"])
@@ -42,7 +42,7 @@ def strict(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def http() -> Iterator[httpx.Client]:
     """An HTTP client with one new connection."""
-    with httpx.Client(trust_env=False, timeout=30, limits=httpx.Limits(max_connections=1)) as client:
+    with httpx.Client(trust_env=False, timeout=30, limits=httpx.Limits(max_connections=1), verify=False) as client:
         yield client
 
 
@@ -63,7 +63,7 @@ def test_another_connection_of_the_same_channel_is_not_affected(strict: System, 
     """Bad signatures count for their connection, so that an attacker can't lock a channel with them."""
     v1 = V1(strict.url, Payer(), http)
     assert v1.open(v1.payer.payment(100_000)).status_code == 201
-    with httpx.Client(trust_env=False) as attacker:
+    with httpx.Client(trust_env=False, verify=False) as attacker:
         bad = V1(strict.url, v1.payer, attacker)
         assert [bad.pay(Payer().payment(100_001)).status_code for _ in range(LIMIT + 1)] == [400] * LIMIT + [429]
 
@@ -98,7 +98,7 @@ def test_refusals_of_an_honest_client_close_nothing(strict: System, http: httpx.
 @pytest.mark.parametrize("paid_sat", [99_999, 100_000], ids=["stale", "repeated"])
 def test_fault_69_requests_of_no_value_are_delayed(system: System, paid_sat: int) -> None:
     """16 requests of no value are free, the number in progress on a lost connection; then 100 a second are served."""
-    with httpx.Client(trust_env=False, timeout=30) as http:
+    with httpx.Client(trust_env=False, timeout=30, verify=False) as http:
         v1 = V1(system.url, Payer(), http)
         assert v1.open(v1.payer.payment(100_000)).status_code == 201
         path = v1.resource.removeprefix(v1.url)
@@ -200,7 +200,7 @@ def test_fault_69_a_new_stream_does_not_reset_the_count(strict: System, http: ht
     assert refused.value.response.status_code == 429
     with open_stream(other) as stream:
         assert len(pay_frame(stream, [other.payer.payment(100_001)])) == 1
-    with httpx.Client(trust_env=False) as fresh:
+    with httpx.Client(trust_env=False, verify=False) as fresh:
         mine.http = fresh
         assert mine.pay(mine.payer.payment(100_001)).status_code == 200
 

@@ -327,7 +327,7 @@ def sockets(system: System) -> int:
 def at_rest(system: System) -> int:
     """Count the server's sockets without clients, after it has opened its connection to the signer."""
     before = sockets(system)
-    with httpx.Client(trust_env=False) as http:
+    with httpx.Client(trust_env=False, verify=False) as http:
         opened(system, http)
     _wait_for(system, before + 1)
     return before + 1
@@ -390,7 +390,7 @@ def test_fault_61_clients_that_vanish_while_their_channel_wakes(small: System, h
         stream.sendall(masked(0x82, write_payments([client.payer.payment(100_001)])))
         _reset(stream)
     for client in clients:
-        with httpx.Client(trust_env=False) as fresh:
+        with httpx.Client(trust_env=False, verify=False) as fresh:
             client.http = fresh
             assert client.pay(client.payer.payment(100_002)).json()["value_received"] in (1, 2)
     assert_all_freed(small, clients[0], rest, 100_002)

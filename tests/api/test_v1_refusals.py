@@ -216,7 +216,7 @@ def test_junk_behind_a_payment_is_refused(open_v1: V1, junk: str) -> None:
 def test_fault_75_only_the_payer_reads_the_value_of_a_channel(open_v1: V1) -> None:
     """An outpoint is public: a forged payment of any value is refused as a bad signature, by PUT and by DELETE."""
     forged = _changed(open_v1.payer.payment(99_999), signature=Payer().payment(5).signature)
-    with httpx.Client(trust_env=False) as stranger:
+    with httpx.Client(trust_env=False, verify=False) as stranger:
         for send in (V1(open_v1.url, open_v1.payer, stranger).pay, V1(open_v1.url, open_v1.payer, stranger).close):
             answer = send(forged)
             assert refusal(answer) == (400, "bad_signature")
@@ -228,7 +228,7 @@ def test_fault_75_only_the_payer_reads_the_value_of_a_channel(open_v1: V1) -> No
 
 def test_fault_75_forged_closings_are_counted(v1: V1) -> None:
     """A DELETE with a bad signature delays its connection like a PUT."""
-    with httpx.Client(trust_env=False, limits=httpx.Limits(max_connections=1)) as attacker:
+    with httpx.Client(trust_env=False, limits=httpx.Limits(max_connections=1), verify=False) as attacker:
         bad = V1(v1.url, v1.payer, attacker)
         assert bad.open(v1.payer.payment(100_000)).status_code == 201
         began = time.monotonic()

@@ -20,7 +20,7 @@ pytestmark = BOTH_PATHS
 def channel(system: System) -> Iterator[V2]:
     """One open channel for the whole module, which no test may change."""
     no_keepalive = httpx.Limits(max_keepalive_connections=0)  # refused requests delay and end their connection
-    with httpx.Client(timeout=30, trust_env=False, limits=no_keepalive) as http:
+    with httpx.Client(timeout=30, trust_env=False, limits=no_keepalive, verify=False) as http:
         v2 = V2(system.url, Payer(), http, Dialect.S)
         assert v2.open(v2.payer.payment(100_000)).status_code == 201
         before = system.channel(v2.payer.outpoint)

@@ -36,7 +36,7 @@ def opened(system: System) -> tuple[DebugPayer, str]:
         "change_address": encode_address(payer.change_script, Network.TEST),
         "payment": payment(payer),
     }
-    answer = httpx.post(f"{system.url}/v1/channels/new", params=query)
+    answer = httpx.post(f"{system.url}/v1/channels/new", params=query, verify=False)
     assert answer.status_code == 201, answer.text
     return payer, httpx.URL(answer.headers["Location"]).path
 
@@ -46,7 +46,7 @@ def payment(payer: DebugPayer, paid_sat: int = OPENING_SAT) -> str:
 
 
 def close(system: System, payer: DebugPayer, path: str) -> httpx.Response:
-    return httpx.delete(system.url + path, params={"payment": payment(payer)}, timeout=30)
+    return httpx.delete(system.url + path, params={"payment": payment(payer)}, timeout=30, verify=False)
 
 
 def closed(system: System, payer: DebugPayer) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def test_threat_32_closing_waits_for_a_signer_that_is_gone(system: System, how: 
 
     assert (answer.status_code, answer.json()["code"]) == (503, "signer_unavailable")
     assert system.channel(payer.outpoint)["status"] == "closing"
-    refused = httpx.put(system.url + path, params={"payment": payment(payer, OPENING_SAT + 10)})
+    refused = httpx.put(system.url + path, params={"payment": payment(payer, OPENING_SAT + 10)}, verify=False)
     assert (refused.status_code, refused.json()["code"]) == (410, "channel_closing")
 
     return_signer(system, how)
@@ -96,7 +96,7 @@ def test_threat_32_payments_continue_without_the_signer(system: System):
     payer, path = opened(system)
     remove_signer(system, signal.SIGSTOP)
     answers = [
-        httpx.put(system.url + path, params={"payment": payment(payer, OPENING_SAT + n)}).status_code
+        httpx.put(system.url + path, params={"payment": payment(payer, OPENING_SAT + n)}, verify=False).status_code
         for n in range(1, 6)
     ]
     return_signer(system, signal.SIGSTOP)

@@ -80,7 +80,7 @@ def all_are_due(system: System) -> None:
 def damaged(system: System, tmp_path: Path, percent: int) -> tuple[set[str], set[str]]:
     """Damage the store of a stopped server with open channels that are all due; return the readable and the lost ones."""
     store = system.state / "store"
-    with httpx.Client(timeout=30, trust_env=False) as http:
+    with httpx.Client(timeout=30, trust_env=False, verify=False) as http:
         system.start_server()
         outpoints = {str(outpoint) for outpoint in opened(system, http, CHANNELS)}
         system.restart_server()  # the log becomes a table
@@ -167,7 +167,7 @@ def test_fault_32_without_a_rebuild_the_readable_channels_settle(system: System,
             answer = system.manage(method, f"/channels/{txid}/{vout}{path}")
             assert (answer.status_code, answer.json()["code"]) == (503, "damaged_record")
             assert "Corruption" in answer.json()["error"]
-        public = httpx.delete(f"{system.url}/{txid}/{vout}", params={"payment": "AA"}, trust_env=False)
+        public = httpx.delete(f"{system.url}/{txid}/{vout}", params={"payment": "AA"}, trust_env=False, verify=False)
         assert "Corruption" not in public.text
     wait_for(lambda: "paychan backup salvage" in why_no_backup(system), "reason in the next second")
 
@@ -191,7 +191,7 @@ def counts(system: System) -> dict[str, int]:
 def test_fault_32_a_store_that_can_not_be_written_is_rebuilt(system: System, tmp_path: Path) -> None:
     """LevelDB stops at a damaged table that it compacts: the server ends once, and the next start settles the rest."""
     store = system.state / "store"
-    with httpx.Client(timeout=30, trust_env=False) as http:
+    with httpx.Client(timeout=30, trust_env=False, verify=False) as http:
         system.start_server()
         for _ in range(4):  # four tables of the first level: at the next start LevelDB compacts them
             opened(system, http, 10)

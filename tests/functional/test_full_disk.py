@@ -55,7 +55,7 @@ def closes(client: V1) -> bool:
 def test_fault_62_a_full_disk_has_space_for_settlements(system: System, disk: Path) -> None:
     """Below half of the reserve payments get 503; closing works without a free byte, also after a restart; room ends it."""
     filler = disk / "filler"
-    with httpx.Client(timeout=30, trust_env=False) as http, system:
+    with httpx.Client(timeout=30, trust_env=False, verify=False) as http, system:
         first, second, third, fourth = (opened(system, http) for _ in range(4))
         wait_for(lambda: (disk / "store.reserve").stat().st_blocks > 0, "reserve")
         assert (disk / "store.reserve").stat().st_blocks * 512 >= RESERVE_MB * 1_000_000 // 4
@@ -110,7 +110,7 @@ def filling(disk: Path) -> Iterator[None]:
 
 def test_fault_62_every_channel_closes_while_another_program_takes_each_free_byte(system: System, disk: Path) -> None:
     """The reserve keeps its size while nothing needs it, gives little to each closing, and is filled up again."""
-    with httpx.Client(timeout=30, trust_env=False) as http, system:
+    with httpx.Client(timeout=30, trust_env=False, verify=False) as http, system:
         clients = [opened(system, http) for _ in range(12)]
         by_operator = clients.pop()
         reserve = disk / "store.reserve"
@@ -138,7 +138,7 @@ def free_bytes(disk: Path) -> int:
 
 def test_fault_26_a_start_without_disk_space_waits(system: System, disk: Path) -> None:
     """On a disk without a free byte the start waits: both ports answer 503 with the reason, and it continues with room."""
-    with httpx.Client(timeout=30, trust_env=False) as http:
+    with httpx.Client(timeout=30, trust_env=False, verify=False) as http:
         with system:
             client = opened(system, http)
         (disk / "store.reserve").unlink()

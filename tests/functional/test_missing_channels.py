@@ -18,7 +18,7 @@ def system(tmp_path: Path) -> Iterator[System]:
     """A system whose signer was shown the payments of ten channels; the server is stopped."""
     system = System(tmp_path / "system", sections={"watcher": "interval_seconds = 0.2"})
     system.start_signer()
-    with httpx.Client(timeout=30, trust_env=False) as http:
+    with httpx.Client(timeout=30, trust_env=False, verify=False) as http:
         system.start_server()
         opened(system, http, 10)
         system.restart_server()  # the first round of showing comes at a start

@@ -259,7 +259,7 @@ class AfterDisaster(Struct):
 @pytest.fixture(scope="module")
 def rest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AfterDisaster]:
     place = tmp_path_factory.mktemp("rest")
-    with System(place / "system") as system, httpx.Client() as http:
+    with System(place / "system") as system, httpx.Client(verify=False) as http:
         for payer in (Payer(), Payer()):
             assert V1(system.url, payer, http).open(payer.payment(OPENING_SAT)).status_code == 201
         yield AfterDisaster(system, disaster(system), place)

@@ -36,7 +36,10 @@ def test_up_shows_its_urls_and_ends_both_processes(up: Up, number: int):
     for fact in (running.url, running.management_url, DEBUG_SERVER_KEY, str(up.state), "paychan channel new"):
         assert fact in up.text()
     query = {"client_pubkey": DEBUG_SERVER_KEY.replace("0225", "0325", 1), "exp_time": "1500000000"}
-    assert httpx.get(f"{running.url}/v1/fundingInfo", params=query).json()["server_pubkey"] == DEBUG_SERVER_KEY
+    assert (
+        httpx.get(f"{running.url}/v1/fundingInfo", params=query, verify=False).json()["server_pubkey"]
+        == DEBUG_SERVER_KEY
+    )
     assert up.end(number) == 0
     assert not any(child.is_running() for child in children.values())
 
@@ -169,7 +172,7 @@ def test_threat_39_two_servers_do_not_share_a_store(up: Up, tmp_path: Path):
 
     assert second.process.wait(30) == 2
     assert f"in use by process {running.pid}" in second.text()
-    assert httpx.get(f"{running.management_url}/health").status_code == 200
+    assert httpx.get(f"{running.management_url}/health", verify=False).status_code == 200
 
 
 def test_a_second_up_is_refused(up: Up, tmp_path: Path):
@@ -180,7 +183,7 @@ def test_a_second_up_is_refused(up: Up, tmp_path: Path):
 
     assert second.process.wait(30) == 1
     assert "signer.ledger is in use by another signer" in second.text()
-    assert httpx.get(f"{running.management_url}/health").status_code == 200
+    assert httpx.get(f"{running.management_url}/health", verify=False).status_code == 200
 
 
 def test_a_server_without_signer_can_be_stopped(up: Up, tmp_path: Path):
@@ -212,7 +215,9 @@ def test_the_originals_benchmark_runs_through(up: Up):
     command = [sys.executable, bench, "50", "2", running.url.removeprefix("http://"), DEBUG_SERVER_KEY, "--no-save"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=os.environ)
     token = (up.state / "management.token").read_text()
-    totals = httpx.get(f"{running.management_url}/totals", headers={"Authorization": f"Bearer {token}"}).json()
+    totals = httpx.get(
+        f"{running.management_url}/totals", headers={"Authorization": f"Bearer {token}"}, verify=False
+    ).json()
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Done. Executed 100 payments." in done.stdout

@@ -210,10 +210,11 @@ def settled(*customers: Customer) -> list[dict[str, int]]:
 
 def wait_for(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
     """Wait for something that the server does on its own."""
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, 0.01
     while not true():
         assert time.monotonic() < deadline, what
-        time.sleep(0.1)
+        time.sleep(pause)
+        pause = min(0.1, 1.3 * pause)
 
 
 def code(response: httpx.Response) -> tuple[int, str]:
