@@ -59,10 +59,10 @@ VALID = [encode_frame(request)[4:] for _, request, _ in EXAMPLE] + [
         StatusRequest(2**64 - 1),
         AgainRequest(6, OUTPOINT),
         ChildRequest(7, SETTLEMENT_REQUEST, Sat(300)),
-        KeyRequest(8, TERMS.client_key, TERMS.expiry),
+        KeyRequest(8, TERMS.client_key, TERMS.expiry.unix_time),
         BehindRequest(11, (Newest(OUTPOINT, Sat(400_000)),)),
         ShownRequest(12, UnixTime(1_800_000_000), OUTPOINT),
-        OtherKeysRequest(10, TERMS.client_key, TERMS.expiry),
+        OtherKeysRequest(10, TERMS.client_key, TERMS.expiry.unix_time),
         msgspec.structs.replace(
             SETTLEMENT_REQUEST,
             claims=SETTLEMENT_REQUEST.claims * 5,
