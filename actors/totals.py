@@ -135,7 +135,7 @@ class _Count:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._sizes: dict[tuple[int, ...], int] = {}
+        self._sizes: dict[tuple[str | int, ...], int] = {}
         self._signed = set[bytes]()
         self.channels = dict.fromkeys(State, 0)
         self.received_sat = dict.fromkeys(State, 0)
@@ -170,8 +170,8 @@ class _Count:
 
     def _size(self, channel: Channel) -> int:
         """Size of its settlement, computed once for all channels whose parts have the same lengths."""
-        payment, expiry = channel.payment, channel.terms.expiry.lock_time
-        lengths = (payment.flag, len(payment.signature), len(channel.change_script), expiry.bit_length())
+        terms, sizes = channel.terms, (len(channel.payment.signature), len(channel.change_script))
+        lengths = (terms.tag, channel.payment.has_change, *sizes, terms.expiry.lock_time.bit_length())
         if lengths not in self._sizes:
             self._sizes[lengths] = settlement_size([channel.claim], _LARGEST_DESTINATION)
         return self._sizes[lengths]

@@ -98,6 +98,19 @@ class Reserve(Struct, frozen=True, array_like=True):
         return Sat(sum(coin.value_sat for coin in self.coins))
 
 
+def layout_problem(claims: Sequence[Claim]) -> str | None:
+    """Return why these claims can't be settled together in this order, or None.
+
+    Claim i is input i, and its change is output i. Each kind says at which places its claims are valid.
+    """
+    changes = [claim.payment.change_sat for claim in claims]
+    if any(changes[len(changes) - changes.count(Sat(0)) :]):
+        return "claims with change must come first"
+    if not all(kind.may_join(claims) for kind in {claim.terms.kind for claim in claims}):
+        return "a claim leaves change at a place where its payment is not valid"
+    return None
+
+
 class Settlement(Struct, frozen=True, array_like=True):
     """A signed settlement and the fee it pays."""
 
@@ -147,23 +160,19 @@ def build_settlement(
 def _outputs(claims: Sequence[Claim], destination_script: bytes, server_sat: Sat) -> tuple[tuple[Sat, bytes], ...]:
     """List the outputs of a settlement: satoshi and scriptPubKey.
 
-    A payment ties the client's output to the index of its input. So the claims with change come first, and each kind
-    says at which places its claims are valid. The reserve's coins can be at any index.
+    The claims with change come first, because a payment ties the client's output to the index of its input. The reserve's
+    coins can be at any index.
 
     Raises:
         ValueError: a layout that can't be signed.
     """
-    kinds = [claim.terms.kind for claim in claims]
-    if any(change_problem(claim.payment, kind, _LEAST_CHANGE) for claim, kind in zip(claims, kinds, strict=True)):
+    if any(change_problem(claim.payment, claim.terms.kind, _LEAST_CHANGE) for claim in claims):
         msg = "a payment's flag does not fit its change"
         raise ValueError(msg)
-    if not all(kind.may_join(claims) for kind in set(kinds)):
-        msg = "a claim with change must be input 0"
-        raise ValueError(msg)
+    problem = layout_problem(claims)
+    if problem is not None:
+        raise ValueError(problem)
     outputs = [(claim.payment.change_sat, claim.change_script) for claim in claims if claim.payment.change_sat]
-    if any(claim.payment.change_sat for claim in claims[len(outputs) :]):
-        msg = "claims with change must come first"
-        raise ValueError(msg)
     if server_sat:
         outputs.append((server_sat, destination_script))
     if not outputs:

@@ -11,7 +11,7 @@ from paychan.protocol.errors import PaychanError
 from paychan.protocol.expiry import MAX_EXPIRY, MIN_EXPIRY, check_expiry
 from paychan.protocol.keys import check_public_key
 from paychan.protocol.kinds.base import make_terms
-from paychan.protocol.settlement import Claim, Reserve, received_sat
+from paychan.protocol.settlement import Claim, Reserve, layout_problem, received_sat
 from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat
 from paychan.protocol.wire.signer_messages import MAX_CLAIMS, SettlementRequest
 from signer.judge.facts import Facts
@@ -31,8 +31,9 @@ def claims_problem(request: SettlementRequest, known: Facts) -> str | None:
         problem = terms_problem(claim, key) or output_problem(claim, known.outputs)
         if problem is not None:
             return f"claim {index}: {problem}"
-    if any(claim.payment.change_sat for claim in claims[1:]):
-        return "only claim 0 may leave change to its client"
+    problem = layout_problem(claims)
+    if problem is not None:
+        return problem
     if len({claim.outpoint for claim in claims}) < len(claims):
         return "an outpoint is claimed twice"
     total = sum(claim.funding_sat for claim in claims)
@@ -123,9 +124,10 @@ def output_problem(claim: Claim, outputs: Mapping[OutPoint, Output]) -> str | No
         return f"funding of {claim.funding_sat} sat, want 1 to {MAX_MONEY_SAT}"
     if not 0 <= claim.payment.change_sat <= claim.funding_sat:
         return f"change of {claim.payment.change_sat} sat out of {claim.funding_sat} sat"
-    if not is_address_script(claim.change_script):
+    funding_script = claim.terms.funding_script
+    if claim.change_script != funding_script and not is_address_script(claim.change_script):
         return f"change script of {len(claim.change_script)} bytes is neither P2PKH nor P2SH"
-    return _script_problem(claim.outpoint, claim.terms.funding_script, outputs)
+    return _script_problem(claim.outpoint, funding_script, outputs)
 
 
 def _coin_problem(outpoint: OutPoint, value_sat: int, reserve: Reserve, known: Facts) -> str | None:

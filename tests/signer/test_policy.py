@@ -60,7 +60,7 @@ SIGNATURE = WITH_CHANGE.payment.signature
 TEMPLATE = [
     ("claims", (), "0 claims"),
     ("claims", tuple(make_claim(SERVER_KEY, change_sat=0, number=n) for n in range(MAX_CLAIMS + 1)), "201 claims"),
-    ("claims", (DRAINED, WITH_CHANGE), "only claim 0"),
+    ("claims", (DRAINED, WITH_CHANGE), "must come first"),
     ("claims", (WITH_CHANGE, DRAINED, DRAINED), "claimed twice"),
     ("claims.0.terms.server_key", OTHER_KEY, "no key of this signer for this channel"),
     ("claims.0.terms.server_key", CLIENT_KEY, "no key of this signer for this channel"),
@@ -85,7 +85,7 @@ TEMPLATE = [
     ("claims.0.funding_sat", 399_999, "change of 400000 sat out of 399999 sat"),
     ("claims.0.payment.change_sat", 1_000_001, "change of 1000001 sat out of 1000000 sat"),
     ("claims.0.payment.change_sat", -1, "change of -1 sat"),
-    ("claims.1.payment.change_sat", 1, "only claim 0"),
+    ("claims.1.payment.change_sat", 1, "at a place where its payment is not valid"),
     ("claims.0.change_script", b"", "0 bytes"),
     ("claims.0.change_script", b"\x6a" + CHANGE_SCRIPT[1:], "25 bytes"),
     ("claims.0.change_script", b"\x6a" + p2sh_script(b"")[1:], "23 bytes"),

@@ -70,7 +70,7 @@ class ChannelTerms(Struct, frozen=True, array_like=True):
 
     def funding_address(self, network: Network) -> str:
         """Address that the client's wallet pays to."""
-        return encode_address(self.funding_script, network)
+        return self.kind.funding_address(self, network)
 
 
 def make_terms(server_key: bytes, client_key: bytes, expiry: int, tag: str = RBPCP_KIND) -> ChannelTerms:
@@ -157,6 +157,10 @@ class ChannelKind(ABC):
     @abstractmethod
     def funding_script(self, terms: ChannelTerms) -> bytes:
         """Return the scriptPubKey of the funding output."""
+
+    def funding_address(self, terms: ChannelTerms, network: Network) -> str:
+        """Return the address of the funding output."""
+        return encode_address(self.funding_script(terms), network)
 
     @abstractmethod
     def payment_hasher(
