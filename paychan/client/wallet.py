@@ -137,9 +137,9 @@ class _Format(msgspec.Struct):
 
 
 def _is_later(raw: bytes, reason: str) -> bool:
-    """Say whether an unreadable file comes from a later version: a higher format number, or unknown fields."""
+    """Say whether an unreadable file comes from a later version: a higher format number, unknown fields or kind."""
     try:
         found = msgspec.json.decode(raw, type=_Format)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
-    return found.format > 1 or "unknown field" in reason
+    return found.format > 1 or "unknown field" in reason or "unknown channel kind" in reason

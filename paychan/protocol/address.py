@@ -41,7 +41,27 @@ def p2pkh_script(public_key_hash: bytes) -> bytes:
 
 def p2sh_script(redeem_script: bytes) -> bytes:
     """ScriptPubKey that pays to the hash of a redeem script (BIP16)."""
-    return b"\xa9\x14" + hash160(redeem_script) + b"\x87"
+    return p2sh_script_of(hash160(redeem_script))
+
+
+def p2sh_script_of(script_hash: bytes) -> bytes:
+    """ScriptPubKey that pays to the hash of a redeem script (20 bytes)."""
+    return b"\xa9\x14" + script_hash + b"\x87"
+
+
+def is_address_script(script: bytes) -> bool:
+    """P2PKH or P2SH: the scripts of v1 and v2 addresses, which every node relays."""
+    return is_key_script(script) or is_script_hash(script)
+
+
+def is_script_hash(script: bytes) -> bool:
+    """Say whether it is P2SH."""
+    return len(script) == 23 and script == p2sh_script_of(script[2:22])
+
+
+def is_key_script(script: bytes) -> bool:
+    """Say whether it is P2PKH."""
+    return len(script) == 25 and script == p2pkh_script(script[3:23])
 
 
 def key_script(public_key: bytes) -> bytes:
@@ -55,9 +75,9 @@ def encode_address(script: bytes, network: Network) -> str:
     Raises:
         ValueError: the script is of another type; no caller in this project builds one.
     """
-    if len(script) == 25 and script == p2pkh_script(script[3:23]):
+    if is_key_script(script):
         payload = bytes([network.p2pkh_version]) + script[3:23]
-    elif len(script) == 23 and script[:2] == b"\xa9\x14" and script[22:] == b"\x87":
+    elif is_script_hash(script):
         payload = bytes([network.p2sh_version]) + script[2:22]
     else:
         msg = f"neither P2PKH nor P2SH: {script.hex()}"
@@ -83,5 +103,5 @@ def decode_address(text: str, network: Network, field: str = "change_address") -
     if version == network.p2pkh_version:
         return p2pkh_script(payload)
     if version == network.p2sh_version:
-        return b"\xa9\x14" + payload + b"\x87"
+        return p2sh_script_of(payload)
     raise Malformed(field=field, reason=f"address version {version}, not of the {network.value} network")

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from bitcoin.core import CTransaction
 from bitcoin.core.serialize import SerializationError
 
+from paychan.protocol.address import is_key_script
+from paychan.protocol.kinds.base import is_funding_script
 from paychan.protocol.types import MAX_MONEY_SAT, OutPoint, Sat, UnixTime
 from paychan.protocol.wire.signer_messages import MAX_CLAIMS
-from signer.judge.validation import is_address_script
 from signer.ledger.entries import Output
 
 
@@ -46,7 +47,7 @@ def _output(parsed: CTransaction, index: int, now: UnixTime) -> Output:
     if not 0 < value_sat <= MAX_MONEY_SAT:
         msg = f"output {index} of {value_sat} sat, want 1 to {MAX_MONEY_SAT}"
         raise FundingProblem(msg)
-    if not is_address_script(script):
-        msg = f"output {index} pays to a script of {len(script)} bytes that is neither P2PKH nor P2SH"
+    if not (is_key_script(script) or is_funding_script(script)):
+        msg = f"output {index} pays to a script of {len(script)} bytes that is not P2PKH and funds no channel"
         raise FundingProblem(msg)
     return Output(Sat(value_sat), script, now)

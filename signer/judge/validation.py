@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from paychan.protocol.address import is_address_script
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.expiry import MAX_EXPIRY, MIN_EXPIRY, check_expiry
 from paychan.protocol.keys import check_public_key
@@ -93,13 +94,6 @@ def unshown(request: SettlementRequest, known: Facts) -> list[OutPoint]:
         for outpoint in (*(claim.outpoint for claim in request.claims), *coins)
         if outpoint not in known.outputs
     ]
-
-
-def is_address_script(script: bytes) -> bool:
-    """P2PKH or P2SH: the scripts of v1 and v2 addresses, which every node relays."""
-    if len(script) == 25:
-        return script[:3] == b"\x76\xa9\x14" and script[23:] == b"\x88\xac"
-    return len(script) == 23 and script[:2] == b"\xa9\x14" and script[22:] == b"\x87"
 
 
 def terms_problem(claim: Claim, key: SigningKey | None) -> str | None:

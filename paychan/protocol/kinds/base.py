@@ -158,6 +158,10 @@ class ChannelKind(ABC):
     def funding_script(self, terms: ChannelTerms) -> bytes:
         """Return the scriptPubKey of the funding output."""
 
+    @abstractmethod
+    def is_funding_script(self, script: bytes) -> bool:
+        """Say whether this can be the scriptPubKey of a funding output of this kind, by its form."""
+
     def funding_address(self, terms: ChannelTerms, network: Network) -> str:
         """Return the address of the funding output."""
         return encode_address(self.funding_script(terms), network)
@@ -211,6 +215,11 @@ _KINDS: dict[str, ChannelKind] = {}
 def register(kind: ChannelKind) -> None:
     """Make a kind known by its tag."""
     _KINDS[kind.tag] = kind
+
+
+def is_funding_script(script: bytes) -> bool:
+    """Say whether a scriptPubKey can fund a channel of any known kind, by its form."""
+    return any(kind.is_funding_script(script) for kind in _KINDS.values())
 
 
 def recognise(unlocking: Unlocking) -> Spend | None:

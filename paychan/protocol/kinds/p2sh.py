@@ -8,7 +8,7 @@ from hashlib import sha256
 
 from bitcoin.core.script import CScript, CScriptInvalidError
 
-from paychan.protocol.address import p2sh_script
+from paychan.protocol.address import is_script_hash, p2sh_script
 from paychan.protocol.errors import Malformed
 from paychan.protocol.keys import check_public_key
 from paychan.protocol.kinds.base import (
@@ -56,6 +56,9 @@ class _P2sh(ChannelKind):
     def funding_script(self, terms: ChannelTerms) -> bytes:
         """23 bytes."""
         return p2sh_script(self.redeem_script(terms))
+
+    def is_funding_script(self, script: bytes) -> bool:
+        return is_script_hash(script)
 
     def payment_hasher(
         self, terms: ChannelTerms, outpoint: OutPoint, funding_sat: Sat, change_script: bytes
