@@ -17,23 +17,20 @@ from paychan.protocol.address import encode_address, key_script
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.keys import KeyBytes
 from paychan.protocol.kinds.base import (
-    LARGEST_SIGNATURE,
     MAX_SIGNATURE_BYTES,
-    SIGHASH_ALL,
     ChannelTerms,
     Spend,
     recognise,
 )
+from paychan.protocol.kinds.p2pkh import key_digest, key_input, key_input_weight
 from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
 from paychan.protocol.tx import (
     FINAL_SEQUENCE,
     SIGNALLING_SEQUENCE,
     Unlocking,
     UnsignedTransaction,
-    input_weight,
-    push,
+    size_of,
     unlockings_of,
-    varint,
     virtual_size,
 )
 from paychan.protocol.types import Network, OutPoint, Sat
@@ -238,22 +235,10 @@ def settlement_size(
 ) -> int:
     """Size in (v)bytes of the signed settlement, if the server's signatures have the largest size."""
     outputs = _outputs(claims, destination_script, Sat(1 if server_output else 0))
-    coins = len(reserve.coins) if reserve else 0
-    inputs = sum(claim.terms.kind.input_weight(claim) for claim in claims)
-    inputs += coins * input_weight(_key_unlocking(reserve.public_key, LARGEST_SIGNATURE)) if reserve else 0
+    weights = [claim.terms.kind.input_weight(claim) for claim in claims]
+    weights += [key_input_weight(reserve.public_key)] * len(reserve.coins) if reserve else []
     with_witness = sum(claim.terms.kind.has_witness for claim in claims)
-    blank = 2 + len(claims) + coins - with_witness if with_witness else 0  # BIP144: marker, flag, empty witnesses
-    rest = (
-        _FRAME_BYTES
-        + len(varint(len(claims) + coins))
-        + len(varint(len(outputs)))
-        + sum(_VALUE_BYTES + len(varint(len(script))) + len(script) for _, script in outputs)
-    )
-    return -(-(inputs + blank + 4 * rest) // 4)
-
-
-_FRAME_BYTES = 4 + 4  # version, lock time
-_VALUE_BYTES = 8
+    return size_of(weights, [script for _, script in outputs], with_witness)
 
 
 CHILD_BYTES = 10 + 41 + 1 + MAX_SIGNATURE_BYTES + 1 + 33 + 34
@@ -321,9 +306,4 @@ def first_output_sat(transaction: bytes) -> Sat:
 
 
 def _key_lock(transaction: UnsignedTransaction, index: int, public_key: bytes) -> _Lock:
-    return transaction.legacy_digest(index, key_script(public_key)), partial(_key_unlocking, public_key)
-
-
-def _key_unlocking(public_key: bytes, signature: bytes) -> Unlocking:
-    """Spend a P2PKH output: `<sig> <key>`."""
-    return push(signature + bytes([SIGHASH_ALL])) + push(public_key), ()
+    return key_digest(transaction, index, public_key), partial(key_input, public_key)

@@ -27,6 +27,9 @@ FINAL_SEQUENCE = 0xFFFFFFFF
 SIGNALLING_SEQUENCE = 0xFFFFFFFD
 """BIP125: a lower sequence than 0xffffffff - 1 is the signal."""
 
+_FRAME_BYTES = 4 + 4  # version, lock time
+_VALUE_BYTES = 8
+
 _BLANK_BYTES = 36 + 1 + 4
 """An input without a script."""
 _SIGHASH_ALL = b"\x01\x00\x00\x00"
@@ -128,6 +131,14 @@ def input_weight(unlocking: Unlocking) -> int:
     """Weight of an input (BIP141); an input without witness weighs one more in a transaction with witnesses."""
     script, witness = unlocking
     return 4 * (36 + len(varint(len(script))) + len(script) + 4) + (len(_serialized(witness)) if witness else 0)
+
+
+def size_of(input_weights: Sequence[int], output_scripts: Sequence[bytes], with_witness: int = 0) -> int:
+    """Size in virtual bytes of a transaction; `with_witness` inputs have a witness."""
+    marker = len(_SEGWIT) + len(input_weights) - with_witness if with_witness else 0  # and empty witnesses
+    outputs = sum([_VALUE_BYTES + len(varint(len(script))) + len(script) for script in output_scripts])
+    rest = _FRAME_BYTES + len(varint(len(input_weights))) + len(varint(len(output_scripts))) + outputs
+    return -(-(sum(input_weights) + marker + 4 * rest) // 4)
 
 
 def virtual_size(transaction: bytes) -> int:

@@ -11,6 +11,7 @@ from coincurve import PublicKey
 from paychan.protocol.address import key_script
 from paychan.protocol.errors import PaychanError
 from paychan.protocol.keys import check_public_key
+from paychan.protocol.kinds.p2pkh import read_key_input
 from paychan.protocol.settlement import (
     Settlement,
     build_settlement,
@@ -24,8 +25,6 @@ from paychan.signer_client.base import SignerRefused
 
 WRONG_REPLY = "protocol-reply"
 """Tag of a reply that does not fit its request."""
-
-_KEY_BYTES = 33
 
 
 def check_key(key: bytes, name: str) -> None:
@@ -80,7 +79,7 @@ def _rebuild(settlement: Settlement, request: SettlementRequest) -> Settlement:
 
     def server_signature(index: int, digest: bytes) -> bytes:
         if reserve is not None and index >= len(claims):
-            return _verified(_first_push(unlockings[index][0]), reserve.public_key, digest)
+            return _verified(read_key_input(unlockings[index])[0], reserve.public_key, digest)
         terms = claims[index].terms
         spend = terms.kind.recognise(unlockings[index])
         return _verified(spend.server_signature if spend else b"", terms.server_key, digest)
@@ -95,19 +94,13 @@ def _rebuild_child(child: Settlement, request: ChildRequest) -> Settlement:
     """
     parent = request.parent
     unsigned = build_settlement(parent.claims, parent.destination_script, parent.fee_sat, parent.reserve)
-    txin = CTransaction.deserialize(child.transaction).vin[0]
-    script, spent = bytes(txin.scriptSig), Settlement(unsigned.serialize(), bytes(txin.prevout.hash), parent.fee_sat)
-    public_key = script[-_KEY_BYTES:]
+    transaction = CTransaction.deserialize(child.transaction)
+    signature, public_key = read_key_input(unlockings_of(transaction)[0])
+    spent = Settlement(unsigned.serialize(), bytes(transaction.vin[0].prevout.hash), parent.fee_sat)
     if key_script(public_key) != parent.destination_script:
         msg = "its key is not the destination's"
         raise ValueError(msg)
-    return sign_child(
-        spent, public_key, request.fee_sat, lambda _, digest: _verified(_first_push(script), public_key, digest)
-    )
-
-
-def _first_push(script: bytes) -> bytes:
-    return script[1 : 1 + script[0]]
+    return sign_child(spent, public_key, request.fee_sat, lambda _, digest: _verified(signature, public_key, digest))
 
 
 def _verified(signature_with_flag: bytes, public_key: bytes, digest: bytes) -> bytes:
