@@ -84,6 +84,11 @@ class Tip(Struct, frozen=True):
     time: UnixTime
     median_time: UnixTime
 
+    @property
+    def now(self) -> UnixTime:
+        """The time by which the chain judges a lock time."""
+        return self.median_time
+
 
 class Spend(Struct, frozen=True):
     """The transaction (internal txid) that spends an outpoint; 0 confirmations while in the mempool."""

@@ -54,15 +54,18 @@ class Expiry(Struct, frozen=True, array_like=True):
     def left(self, view: ChainTime) -> int:
         """Seconds until the expiry; a negative number after it.
 
-        A height counts `BLOCK_SECONDS` for each block, and as passed if the view knows no height.
+        A height counts `BLOCK_SECONDS` for each block, and as passed if the view knows no height: then the server settles.
         """
-        if self.lock_time >= MIN_EXPIRY:
-            return self.lock_time - view.now
-        return -1 if view.height is None else (self.lock_time - view.height) * BLOCK_SECONDS
+        lock_time = self.lock_time
+        if lock_time >= MIN_EXPIRY:
+            return lock_time - view.now
+        return -1 if view.height is None else (lock_time - view.height) * BLOCK_SECONDS
 
     def is_due(self, view: ChainTime) -> bool:
-        """Say whether the time or the height has come."""
-        return self.left(view) <= 0
+        """Say whether the next block may contain the refund, if `view.now` is the chain's median time past (BIP113)."""
+        if self.is_time:
+            return self.lock_time < view.now
+        return view.height is not None and self.lock_time <= view.height
 
 
 def check_expiry(value: int) -> UnixTime:

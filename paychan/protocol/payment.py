@@ -60,11 +60,12 @@ class Payment(Struct, frozen=True, array_like=True):
 class PaymentVerifier:
     """Checks the signatures of one channel's payments; it parses the key and builds the sighash prefix once."""
 
-    __slots__ = ("_ahead", "_hasher", "_key")
+    __slots__ = ("_ahead", "_hasher", "_key", "kind")
 
     def __init__(self, terms: ChannelTerms, outpoint: OutPoint, funding_sat: Sat, change_script: bytes) -> None:
         self._key = parsed_key(terms.client_key)
-        self._hasher = terms.kind.payment_hasher(terms, outpoint, funding_sat, change_script)
+        self.kind = terms.kind
+        self._hasher = self.kind.payment_hasher(terms, outpoint, funding_sat, change_script)
         self._ahead: tuple[Payment | None, PaychanError | None] = _NOTHING
 
     def look_ahead(self, payment: Payment) -> None:

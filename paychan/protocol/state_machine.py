@@ -108,10 +108,8 @@ def _pay(channel: Channel, command: Pay, view: View, verifier: PaymentVerifier |
         return Rejected(ChannelExpiring(now_unix=view.now, limit_unix=view.now + left))
     if payment == newest:
         return Accepted(channel)
-    problem = change_problem(payment, channel.terms.kind, view.rules.dust_sat)
-    if problem is None:
-        verifier = verifier or channel.verifier()
-        problem = verifier.problem(payment)
+    verifier = verifier or channel.verifier()
+    problem = change_problem(payment, verifier.kind, view.rules.dust_sat) or verifier.problem(payment)
     if problem is None and payment.change_sat > newest.change_sat:
         problem = ValueBackwards(got_sat=payment.change_sat, need_sat=newest.change_sat)
     if problem is not None:

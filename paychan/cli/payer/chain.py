@@ -130,7 +130,7 @@ async def refresh(chain: Chain, payer: Payer, record: ChannelRecord) -> OwnChain
             now.funding_outpoint != record.funding_outpoint
         ):  # a funding that was not recorded, or that its sender replaced
             view = await look(chain, now)
-    if view.moved is not None and (now.ended or view.tip.median_time > now.expiry):
+    if view.moved is not None and (now.ended or now.terms.expiry.is_due(view.tip)):
         with payer.channel(now.name) as channel:
             now = channel.coins_at(str(view.moved.outpoint), view.moved.value_sat)
         return await refresh(chain, payer, now)

@@ -64,8 +64,8 @@ class OwnChainView(Struct, frozen=True):
 
     @property
     def refund_valid(self) -> bool:
-        """Whether the refund is valid now. BIP113 compares the lock time with the median time of the previous block."""
-        return bool(self.confirmed) and self.tip.median_time > self.record.expiry
+        """Whether the refund is valid now."""
+        return bool(self.confirmed) and self.record.terms.expiry.is_due(self.tip)
 
     @property
     def ended(self) -> bool:
