@@ -57,7 +57,10 @@ class SignerLink:
             await self._connection.close()
 
     async def exchange(self, frame: bytes, request_id: int) -> Reply:
-        """Send a request and wait for its reply; if the connection ends before, try a new one a few times."""
+        """Send a request and wait for its reply; if the connection ends before, try a new one a few times.
+
+        `stamina` would save three lines here, for two more packages and 22 µs per request that succeeds at once.
+        """
         pause = _PAUSE_SECONDS
         for _ in range(_TRIES - 1):
             try:
