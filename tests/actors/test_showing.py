@@ -17,7 +17,7 @@ from tests.lib.world import DebugPayer, Local, local
 
 
 def ledger_of(server: Local) -> MemoryLedger:
-    ledger = server.signer.real._handle._ledger
+    ledger = server.signer.real._handler._ledger
     assert isinstance(ledger, MemoryLedger)
     return ledger
 
