@@ -13,6 +13,9 @@ from bitcoin.core import Hash
 _WIF_VERSIONS = (0x80, 0xEF)
 _WORDS_IN_A_ROW = 3
 
+_ZEROS = re.compile(rb"\x00{128,}")
+"""No secret has so many zeros: the rest of a reserve file, 64 MB, need not be searched for each form."""
+
 
 class Secrets:
     """Secrets by name; `found_in` names the secrets within some bytes.
@@ -45,6 +48,7 @@ class Secrets:
 
     def found_in(self, data: bytes, but: frozenset[str] = frozenset()) -> list[str]:
         """Return the names of the secrets within `output`, except those in `but`, which may be there."""
+        data = _ZEROS.sub(bytes(128), data)
         lower = data.lower()
         found = [name for name, forms in self._forms.items() if any(form in data or form in lower for form in forms)]
         found += [name for name, pattern in self._patterns.items() if pattern.search(data)]
