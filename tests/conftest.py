@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,17 @@ from tests.lib import campaign
 TESTS = Path(__file__).parent
 QUICK = {"protocol", "actors", "config", "cli"}
 """Folders whose tests need no other process: `pytest -m quick` runs them in under a minute."""
+
+SLOWEST = (
+    "functional/test_installs.py", "functional/test_regtest_steps.py", "functional/test_fee_spike.py",
+    "functional/test_scale.py", "functional/test_pages_commands.py", "api/test_stream_hostile.py",
+    "functional/test_regtest_payer.py", "functional/test_regtest_fees.py", "crash/test_settling_kills.py",
+    "functional/test_degraded_start.py", "functional/test_node_families.py", "functional/test_up.py",
+    "functional/test_regtest_withdraw.py", "functional/test_regtest_payer_coins.py", "crash/test_kill.py",
+    "signer/test_flood.py", "signer/test_hostile_server.py", "functional/test_signer_away.py",
+    "functional/test_secrets_stay_inside.py", "functional/test_clock.py", "functional/test_damaged_store.py",
+)  # fmt: skip
+"""The files that take longest, the slowest first; measured with `pytest --durations=0`."""
 
 settings.register_profile("any machine", deadline=None)  # a slow machine is no failure
 settings.load_profile("any machine")
@@ -47,11 +57,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(TESTS).parts[0] in QUICK:
             item.add_marker("quick")
-    patience = Counter[Path]()
-    for item in items:
-        limit = item.get_closest_marker("timeout")
-        patience[item.path] = max(patience[item.path], limit.args[0] if limit else 0)
-    items.sort(key=lambda item: -patience[item.path])
+    rank = {TESTS / name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 @pytest.hookimpl(hookwrapper=True)

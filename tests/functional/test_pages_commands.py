@@ -259,12 +259,13 @@ NOT_EXECUTABLE_HERE = {
     "$(command -v sudo) sh -c 'apt-get update -qq; apt-get install -y -qq python3-venv python3-dev g++ libleveldb-dev' && python3 -m venv .venv && .venv/bin/pip install -q '.[server]' && .venv/bin/paychan up debug": (
         "installs packages of the system; test_installs.py does the rest on each Python that is here"
     ),
-    "tests/system-packages && python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/pytest -n 3 --dist loadfile": _CI,
+    "tests/system-packages && python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/pytest -n 6 --dist loadfile": _CI,
     "tests/system-packages && python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]'": _CI,
     ".venv/bin/ruff format . && .venv/bin/ruff check .": _CI,
     ".venv/bin/mypy": _CI,
     ".venv/bin/lint-imports": _CI,
-    ".venv/bin/pytest -n 3 --dist loadfile": _SUITE,
+    ".venv/bin/pytest -n 6 --dist loadfile": _SUITE,
+    ".venv/bin/pytest -q -m quick": _SUITE,
     ".venv/bin/pytest -q tests/protocol": _SUITE,
     ".venv/bin/pytest -s tests/functional/test_fee_spike.py": _SUITE,
     ".venv/bin/pytest -s tests/crash/test_settling_kills.py": _SUITE,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SLOWEST
 from tests.lib.readme import PAGES, ROOT
 
 FOLDERS = (
@@ -94,3 +95,9 @@ def test_links_to_headings_lead_to_headings() -> None:
                 wrong.append(f"{page.relative_to(ROOT)} {target}#{anchor}")
 
     assert wrong == []
+
+
+def test_the_slow_files_of_the_suite_exist() -> None:
+    """The order of the whole suite names test files that exist, each once."""
+    assert len(set(SLOWEST)) == len(SLOWEST)
+    assert [name for name in SLOWEST if not (ROOT / "tests" / name).is_file()] == []
