@@ -14,7 +14,7 @@ _WIF_VERSIONS = (0x80, 0xEF)
 _WORDS_IN_A_ROW = 3
 
 _ZEROS = re.compile(rb"\x00{128,}")
-"""No secret has so many zeros: the rest of a reserve file, 64 MB, need not be searched for each form."""
+"""No secret has 128 zeros in a row, so the zeros of a reserve file, 64 MB, are not searched for each form."""
 
 
 class Secrets:
