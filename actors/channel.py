@@ -52,7 +52,7 @@ from paychan.protocol.payment_batch import Commands, judge, newest_of
 from paychan.protocol.state_machine import apply
 from paychan.protocol.types import OutPoint
 from paychan.store.base import Change
-from paychan.tracing import enter_channel, leave_channel
+from paychan.tracing import enter_channel
 
 log = structlog.get_logger("channel")
 
@@ -125,11 +125,6 @@ class ChannelActor(LoopActor):
             and change_problem(payment, channel.terms.kind, self._context.rules.dust_sat) is None
         ):
             self._verifier.look_ahead(payment)
-
-    def handle(self, envelope: Any) -> None:
-        token = enter_channel(self._channel.outpoint)  # the log lines of all that follows name the channel
-        super().handle(envelope)
-        leave_channel(token)
 
     def on_receive(self, message: Message | PayBatch) -> Any:
         self._last_message = self._context.clock()
@@ -280,6 +275,7 @@ class ChannelActor(LoopActor):
 
     async def _ask_application(self) -> Outcome:
         """Ask the application; the record keeps the offered payment until it answers, so a later request asks again."""
+        enter_channel(self._channel.outpoint)
         offered = await self._when_durable(Accepted(self._channel))
         if isinstance(offered, Rejected):
             return offered
@@ -306,6 +302,7 @@ class ChannelActor(LoopActor):
         return await asyncio.shield(self._settling)
 
     async def _settle_steps(self) -> PaychanError | None:
+        enter_channel(self._channel.outpoint)  # in this task's log lines
         published = False
         while (step := next_step(self._channel)) is not None:
             if step is Step.OFFER:

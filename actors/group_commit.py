@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextvars import Context as ContextOfCall
+from contextvars import copy_context
 from time import monotonic
 
 from msgspec import Struct
 
-from actors.observing import GroupWritten, Observers
+from actors.observing import GroupWritten, Observers, PaymentBooked
 from paychan.protocol.channel import Accepted, Outcome, Rejected
 from paychan.protocol.errors import Overloaded, PaychanError, TryAgain
 from paychan.store.base import Change, Store
@@ -26,7 +27,7 @@ class _Waiting(Struct, frozen=True):
     durable: asyncio.Future[Outcome]
     on_conflict: Callable[[], None]
     context: ContextOfCall | None = None
-    """In which the change is reported; None: no observer wants it."""
+    """In which the change is reported, so that its log lines name its request; None: a payment, which none wants."""
 
 
 class GroupCommit:
@@ -51,6 +52,7 @@ class GroupCommit:
         self._on_failure = on_failure
         self._on_success = on_success
         self._observers = observers or Observers()
+        self._reports_all = PaymentBooked in self._observers.wanted
         self._gathered: list[_Waiting] = []
         self._writer: asyncio.Task[None] | None = None
         self._closed = False
@@ -66,7 +68,10 @@ class GroupCommit:
         durable: asyncio.Future[Outcome] = self._loop.create_future()
         if self._closed:
             return durable
-        self._gathered.append(_Waiting(change, outcome, durable, on_conflict, self._observers.context_of(change)))
+        context, previous = None, change.previous
+        if self._reports_all or previous is None or previous.state is not change.channel.state:
+            context = copy_context()
+        self._gathered.append(_Waiting(change, outcome, durable, on_conflict, context))
         if self._writer is None:
             self._writer = self._loop.create_task(self._write(), context=without_ids())
         return durable

@@ -5,8 +5,6 @@ Doors and actors report to the one `Observers` of the context. An event that no 
 
 from __future__ import annotations
 
-from contextvars import Context as ContextOfCall
-from contextvars import copy_context
 from typing import Protocol, TypeAlias
 
 import structlog
@@ -107,15 +105,6 @@ class Observers:
         if self._health.get(part, "") != problem:
             self._health[part] = problem
             self.report(PartHealth(part, problem))
-
-    # --- changes of records -----------------------------------------------------------------------------------------
-
-    def context_of(self, change: Change) -> ContextOfCall | None:
-        """Return the present context if the change is to be reported once it is on disk: its request causes the event."""
-        moves = change.previous is None or change.previous.state is not change.channel.state
-        if (moves and ChannelChanged in self.wanted) or PaymentBooked in self.wanted:
-            return copy_context()
-        return None
 
     def report_change(self, change: Change) -> None:
         """Report what a written change means."""

@@ -18,7 +18,7 @@ from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected, 
 from paychan.protocol.errors import ChannelExists, DamagedRecord, OutpointUsed, PaychanError, UnknownChannel
 from paychan.protocol.types import OutPoint
 from paychan.store.base import Change
-from paychan.tracing import continue_request, end_request
+from paychan.tracing import NUMBERS, REQUEST
 
 _POLL_SECONDS = 0.005
 
@@ -98,11 +98,11 @@ class Registry:
                 self._report_refusals(actor, answer)
             then(answer)
 
-        token = continue_request()
+        token = REQUEST.set(REQUEST.get() or next(NUMBERS))  # `continue_request`, without its call
         try:
             actor.ask(message, answered)
         finally:
-            end_request(token)
+            REQUEST.reset(token)
 
     def _report_refusals(self, actor: ChannelActor, answer: Any) -> None:
         with suppress(Exception, asyncio.CancelledError):  # the caller handles what it raises

@@ -1,7 +1,8 @@
 """The ids of a log line: the request that caused it, and the channel that it is about.
 
-Both are context variables. A door sets the request where it begins, the channel's actor sets the channel; tasks and
-callbacks that start there inherit both (PEP 567). The ids become text only when a line is written.
+Both are context variables. A door sets the request where it begins; the channel's actor sets the channel in the tasks
+that log, and a door in its refusals. Tasks and callbacks that start there inherit both (PEP 567). A payment by the fast
+path sets one variable once; the ids become text only when a line is written.
 """
 
 from __future__ import annotations
@@ -17,24 +18,19 @@ from paychan.protocol.types import OutPoint
 _RUN = secrets.token_hex(3)
 """Distinguishes the requests of this process from those of an earlier one in the same log."""
 
-_numbers = count(1)
-_request: ContextVar[int] = ContextVar("request", default=0)
+NUMBERS = count(1)
+REQUEST: ContextVar[int] = ContextVar("request", default=0)
 _channel: ContextVar[OutPoint | str] = ContextVar("channel", default="")
 
 
-def begin_request() -> Token[int]:
-    """Give the request that begins here a new id, which counts until `end_request`, or in this task."""
-    return _request.set(next(_numbers))
+def begin_request() -> None:
+    """Give the request that begins in this task a new id."""
+    REQUEST.set(next(NUMBERS))
 
 
-def continue_request() -> Token[int]:
-    """Keep the request's id if there is one, else do as `begin_request`."""
-    return _request.set(_request.get() or next(_numbers))
-
-
-def end_request(token: Token[int]) -> None:
-    """Restore the id of before."""
-    _request.reset(token)
+def continue_request() -> None:
+    """Keep the id of the request that this task works for; without one, do as `begin_request`."""
+    REQUEST.set(REQUEST.get() or next(NUMBERS))
 
 
 def enter_channel(channel: OutPoint | str) -> Token[OutPoint | str]:
@@ -54,7 +50,7 @@ def without_ids() -> Context:
 
 def add_ids(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Add the ids to a log line, unless it names its channel itself (a processor of structlog)."""
-    if number := _request.get():
+    if number := REQUEST.get():
         event.setdefault("request", f"{_RUN}-{number}")
     if (channel := _channel.get()) and "channels" not in event:
         event.setdefault("channel", str(channel))

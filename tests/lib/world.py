@@ -304,7 +304,7 @@ async def local(
         settlement_confirmations=6,
         clock=clock,
         store=store,  # type: ignore[arg-type] # wraps a store
-        commits=GroupCommit(store, 0, failures.append),  # type: ignore[arg-type]
+        commits=GroupCommit(store, 0, failures.append, observers=(settings or {}).get("observers")),  # type: ignore[arg-type]
         chain=Faulty(chain or DebugChain(clock)),  # type: ignore[arg-type]
         signer=signer,  # type: ignore[arg-type]
         application=application,

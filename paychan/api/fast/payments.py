@@ -30,7 +30,7 @@ from paychan.protocol.errors import ChannelMoved, InternalError, NotFound, Paych
 from paychan.protocol.payment import decode_v1
 from paychan.protocol.types import OutPoint
 from paychan.protocol.wire.rbpcp import Dialect, read_v2_body
-from paychan.tracing import continue_request, enter_channel
+from paychan.tracing import continue_request, enter_channel, leave_channel
 
 if TYPE_CHECKING:
     from paychan.api.fast.connection import Connection
@@ -251,8 +251,10 @@ class PaymentProcessor:
             self._refuse(payment, outcome.error)
 
     def _refuse(self, payment: Payment, error: PaychanError) -> None:
+        token = enter_channel(payment.named)
         self.service.context.observers.report_refusal(error.code)
         payment.refuse(error, refusal(error, quiet_404=not payment.is_v1))
+        leave_channel(token)
 
     # --- payments that need a task ----------------------------------------------------------------------------------
 

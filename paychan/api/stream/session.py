@@ -36,6 +36,7 @@ from paychan.protocol.errors import InternalError, PaychanError, UnknownChannel
 from paychan.protocol.payment_batch import commands_after, count_without_value, ends_with_bad_signature
 from paychan.protocol.types import OutPoint
 from paychan.protocol.wire.payment_frames import MAX_FRAME_PAYMENTS
+from paychan.tracing import continue_request, enter_channel
 
 log = structlog.get_logger("stream")
 
@@ -340,6 +341,8 @@ class StreamSession:
 
         Then end the stream if an outcome or a frame ends it.
         """
+        continue_request()
+        enter_channel(self._outpoint)
         rest, until = iter(outcomes), 0.0
         for frame in batch.frames:
             if monotonic() >= until:
