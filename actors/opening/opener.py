@@ -253,8 +253,9 @@ class Opener:
             if found:
                 return terms, found[0]
             await self._check_key(terms, paid=False)
-            unknown = Funding(request.outpoint, Sat(0), 0)  # what this kind's clients sign does not include the value
-            _check_signature(terms, unknown, request, self._context.rules.dust_sat)
+            if not terms.kind.signs_value:  # else the signature can't be checked without the output
+                unknown = Funding(request.outpoint, Sat(0), 0)
+                _check_signature(terms, unknown, request, self._context.rules.dust_sat)
             in_the_way = await self._registry.in_the_way(request.outpoint)
             raise in_the_way or self._not_found(terms, f" at {request.outpoint}")
         terms = await self.terms(request.client_key, request.expiry)
