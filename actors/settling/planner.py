@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 import structlog
 
 from actors.context import Context
 from actors.settling.batches import Batches
 from actors.settling.broadcasts import Broadcasts
+from actors.settling.facts import Read, SettlementFacts
 from actors.settling.signing import conditions_of, destination_of, newer_claim, sign, sign_child, signer_errors
 from paychan.chain.base import ChainFailed, Spend
-from paychan.protocol.channel import Channel, State
-from paychan.protocol.errors import NotEconomical, PublishFailed, SigningFailed
+from paychan.protocol.channel import Channel
+from paychan.protocol.errors import NotEconomical, SigningFailed
 from paychan.protocol.fees import Shortfall, is_beyond_share
 from paychan.protocol.settlement import (
     Coin,
     Reserve,
     Settlement,
-    base_size,
     outpoints_of,
     received_sat,
-    spends_by_server_branch,
 )
 from paychan.protocol.settlement_plan import (
     Attempt,
@@ -37,7 +36,6 @@ from paychan.protocol.settlement_plan import (
     Sign,
     Spends,
     SuccessorPays,
-    Unconfirmed,
     Wait,
     choose_coin,
     dearer_elsewhere,
@@ -50,15 +48,13 @@ from paychan.signer_client.base import SignerAbsent, SignerRefused
 
 log = structlog.get_logger("planner")
 
-Read = Callable[[OutPoint], Awaitable[Channel | None]]
-
 
 class SettlementPlanner:
     """Has settlements signed. Runs on the event loop, called by the actors of closing channels."""
 
     def __init__(self, context: Context, read: Read) -> None:
         self._context = context
-        self._read = read
+        self._facts = SettlementFacts(context, read)
         self._batches = Batches(context, self.sign)
         self._replacing: dict[bytes, asyncio.Task[Settlement | None]] = {}
         self._reserve_followed_in: int | None = None
@@ -107,13 +103,13 @@ class SettlementPlanner:
         paid = channel.closing.settlement if channel.closing else None
         if paid is None or (spend is not None and spend.confirmations):
             return None
-        others = [] if len(outpoints_of(paid.transaction)) == 1 else await self._others(paid)
+        others = [] if len(outpoints_of(paid.transaction)) == 1 else await self._facts.others(paid)
         stored = dearer_elsewhere(channel, paid, others)
         if stored is not None:
             return stored
         is_due = conditions_of(self._context).is_due(channel, paid)
         is_displaced = spend is not None and spend.txid != paid.txid
-        if others and (refused or is_displaced) and not await self._is_whole(paid):
+        if others and (refused or is_displaced) and not await self._facts.is_whole(paid):
             return await self._replace([channel], paid, spend, is_void=True)
         if not (is_due or is_displaced):
             return None
@@ -130,7 +126,7 @@ class SettlementPlanner:
         is_in_place = spend is not None and spend.txid == paid.txid
         if is_in_place and not self.broadcasts.may_replace(paid):
             return await self._replace(others or [channel], paid, spend)
-        members = await self._members(channel, paid, others) if others else [channel]
+        members = await self._facts.members(channel, paid, others) if others else [channel]
         if len(members) > 1:
             members = fitting(members, await self._destination(members), conditions_of(self._context))
         alone = channel.outpoint not in {member.outpoint for member in members}
@@ -140,10 +136,10 @@ class SettlementPlanner:
         self, members: Sequence[Channel], paid: Settlement, spend: Spend | None, *, is_void: bool = False
     ) -> Settlement | None:
         """Carry out what the plan says about the last settlement; return the one that replaces it, if there is one."""
-        successor = await self._used_successor(members[0])
+        successor = await self._facts.used_successor(members[0])
         spends = Spends(
             paid=paid,
-            mempool=() if spend is None else (await self._unconfirmed(spend, paid),),
+            mempool=() if spend is None else (await self._facts.unconfirmed(spend, paid),),
             child=self._children.get(paid.txid),
             is_replaceable=self.broadcasts.may_replace(paid),
             is_void=is_void,
@@ -161,73 +157,6 @@ class SettlementPlanner:
     async def _destination(self, members: Sequence[Channel]) -> bytes:
         with signer_errors():
             return await destination_of(members[0], self._context.signer)
-
-    # --- facts ------------------------------------------------------------------------------------------------------
-
-    async def _is_whole(self, paid: Settlement) -> bool:
-        """Say whether a settlement of several inputs can still confirm: no refund or block spends one of them."""
-        chain, outpoints = self._context.chain, outpoints_of(paid.transaction)
-        try:
-            there = await chain.unspent(outpoints)
-            for outpoint in outpoints:
-                spend = None if outpoint in there else await chain.spender(outpoint)
-                if outpoint in there or (spend is not None and spend.txid == paid.txid):
-                    continue
-                if spend is None or spend.confirmations:
-                    return False
-                if not spends_by_server_branch(await chain.transaction(spend.txid), outpoint):
-                    return False
-        except ChainFailed as error:
-            raise PublishFailed(reason=str(error)) from error
-        return True
-
-    async def _unconfirmed(self, spend: Spend, paid: Settlement) -> Unconfirmed:
-        """Read the cost and the size of the transaction in the mempool."""
-        try:
-            cost = await self._context.chain.replacement_cost(spend.txid)
-            if cost is None:
-                return Unconfirmed(spend.txid)
-            is_paid = spend.txid == paid.txid
-            size = paid.size if is_paid else base_size(await self._context.chain.transaction(spend.txid))
-        except ChainFailed as error:
-            raise PublishFailed(reason=str(error)) from error
-        return Unconfirmed(spend.txid, cost, size)
-
-    async def _others(self, paid: Settlement) -> list[Channel]:
-        """Return the readable records of the channels that a settlement spends, in the order of its inputs."""
-        return [
-            record for outpoint in outpoints_of(paid.transaction) if (record := await self._read(outpoint)) is not None
-        ]
-
-    async def _members(self, channel: Channel, paid: Settlement, others: Sequence[Channel]) -> list[Channel]:
-        """Return the channels of the next settlement: those of the last one whose funding has no confirmed spend."""
-        members = [other for other in others if _has(other, paid)]
-        try:
-            unspent = await self._context.chain.unspent([member.outpoint for member in members])
-            spends = [
-                None if member.outpoint in unspent else await self._context.chain.spender(member.outpoint)
-                for member in members
-            ]
-        except ChainFailed as error:
-            raise PublishFailed(reason=str(error)) from error
-        there = [
-            member
-            for member, spend in zip(members, spends, strict=True)
-            if member.outpoint in unspent or (spend and not spend.confirmations)
-        ]
-        return there if channel.outpoint in {member.outpoint for member in there} else [channel]
-
-    async def _used_successor(self, channel: Channel) -> Channel | None:
-        """Find the channel that continues at a withdrawal that has confirmed once, if that channel is used.
-
-        Another version of the withdrawal would have another txid, and all payments of the continued channel would lose
-        the output that they spend. So after a reorg the same version is broadcast again, and a child raises its fee
-        (CPFP).
-        """
-        if not channel.moves or channel.closing is None or not channel.closing.spent_by:
-            return None
-        successor = await self._context.store.get(OutPoint(channel.closing.spent_by, 0))
-        return successor if successor is not None and successor.is_used else None
 
     # --- attempts ---------------------------------------------------------------------------------------------------
 
@@ -350,9 +279,3 @@ class SettlementPlanner:
             reserve = Reserve(await self._context.signer.reserve_key())
             await chain.adopt(reserve, [coin.outpoint for coin in await chain.funding(reserve)])
             self._reserve_followed_in = chain.capabilities.memory
-
-
-def _has(channel: Channel, settlement: Settlement) -> bool:
-    """Say whether the channel is still closing, and its record stores this settlement."""
-    stored = channel.closing.settlement if channel.closing else None
-    return channel.state in (State.CLOSING, State.PUBLISHED) and stored is not None and stored.txid == settlement.txid
