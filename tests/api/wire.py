@@ -6,7 +6,7 @@ import re
 import socket
 from urllib.parse import urlsplit
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0
 """A server that has not closed the connection after this time hangs."""
 
 

@@ -29,7 +29,7 @@ PAST = UnixTime(1_400_000_000)
 """Expiry of channels whose refund is already valid; earlier than any block mined here."""
 FUNDING_SAT = Sat(12_345_679)
 FEE_SAT = Sat(2_000)
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 90.0
 OLD = Payer("funded before the watch")
 DESTINATION_KEY = private_key("server destination")
 RESERVE_KEY = private_key("reserve")

@@ -22,7 +22,7 @@ from tests.lib.channels import Payer
 from tests.lib.electrumx import ElectrumX, make_certificate
 from tests.lib.node import Node
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 90.0
 FUNDING_SAT = Sat(1_000_000)
 
 

@@ -21,7 +21,7 @@ from paychan.cli.node import find_bitcoind
 from paychan.protocol.types import Network, OutPoint, Sat
 from tests.lib.channels import Payer
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 90.0
 PAYER = Payer("node cli")
 COMMAND = [sys.executable, "-c", "from paychan.cli.node import app; app(prog_name='paychan node')"]
 

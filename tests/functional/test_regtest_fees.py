@@ -210,7 +210,7 @@ def test_threat_21_a_cycled_out_settlement_returns_before_the_next_block(tmp_pat
         node.mine(2)
         customer.ends("closed")
         assert customer.record["settlement_txid"] == ours
-        assert "pinned" not in str(system.manage("GET", "/health").json()["alarms"])
+        wait_for(lambda: "pinned" not in str(system.manage("GET", "/health").json()["alarms"]), "the end of the scan")
 
 
 def drained(system: System, node: Node) -> Customer:

@@ -23,7 +23,7 @@ from tests.lib.system import System
 
 FUNDING_SAT = 600_000
 LIFE_HOURS = 40
-_PATIENCE_SECONDS = 30
+_PATIENCE_SECONDS = 90
 _PROGRAM = Path(sys.executable).parent / "paychan"
 
 

@@ -16,7 +16,7 @@ from tests.lib.system import Daemon
 
 SHIPPED = Path(__file__).parents[2] / "config" / "debug"
 
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 90.0
 
 
 class Up:

@@ -26,7 +26,7 @@ COUNTED = tuple(f"{ROOT}/{folder}/" for folder in ("paychan", "actors", "signer"
 
 _FILE = "PAYCHAN_CALLS_FILE"
 _SITE = Path(__file__).parent / "tracing"
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 90.0
 
 
 class Call(NamedTuple):

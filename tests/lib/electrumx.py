@@ -17,7 +17,7 @@ import pytest
 from tests.lib.node import Node
 from tests.lib.system import Daemon
 
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 90.0
 _POLL_MILLISECONDS = "50"
 
 _LAUNCH = """

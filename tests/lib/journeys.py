@@ -60,7 +60,7 @@ TIMES = 5
 EXPIRY = UnixTime(1_900_000_000)
 _FEE_SAT = Sat(5_000)
 _HOUR = 3_600
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 90.0
 _SCAN, _SCAN_END = "Watcher.scan", "Watcher._wait"
 _QUIET = {"channel": "idle_seconds = 3600", "watcher": "interval_seconds = 3600", "settlement": "margin_hours = 0"}
 _FREE = "base_price_sat = 0\nadd_settlement_fee = false\nv2_price_sat = 0\n"

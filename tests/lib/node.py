@@ -19,7 +19,7 @@ import pytest
 from paychan.cli.node import find_bitcoind
 from paychan.protocol.types import OutPoint
 
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 90.0
 _WALLET = "miner"
 
 _FIRST_BLOCKS = 140

@@ -24,7 +24,7 @@ DEBUG = (
 
 COMMAND = Path(sys.executable).with_name("paychan-signer")
 
-_START_SECONDS = 20.0
+_START_SECONDS = 90.0
 
 
 class SignerProcess:

@@ -21,7 +21,7 @@ import httpx
 from paychan.running import Running, read_running
 from tests.lib.node import Node
 
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 90.0
 
 SIGNER = """
 network = "test"
