@@ -22,6 +22,11 @@ from paychan.signer_client.base import Signer
 from paychan.store.base import Store
 
 
+def wall_clock() -> UnixTime:
+    """Return the machine's time."""
+    return UnixTime(int(time.time()))
+
+
 @dataclass
 class ChainView:
     """The server's present knowledge of the chain; `actors.watching.funding` updates it. Empty, it stops no payment."""

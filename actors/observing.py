@@ -80,6 +80,8 @@ class Observers:
         self._observers = observers
         self.wanted = frozenset[type[Event]]().union(*(observer.events for observer in observers))
         """The kinds of events that an observer wants; a caller builds no other in a hot path."""
+        self.wants_payments = PaymentBooked in self.wanted
+        """Whether each payment is reported."""
         self._health: dict[str, str] = {}
         self._failed = set[tuple[int, type[Event]]]()
 
@@ -112,5 +114,5 @@ class Observers:
         if before is None or before.state is not after.state:
             self.report(ChannelChanged(before, after))
         gained = Sat(after.received_sat - (before.received_sat if before else 0))
-        if gained > 0 and PaymentBooked in self.wanted:
+        if gained > 0 and self.wants_payments:
             self.report(PaymentBooked(after.outpoint, gained, after.received_sat))

@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
 
-from actors.channel import ChannelActor, Message, PayBatch, Resume
+from actors.channel import ChannelActor, Message, Payments, Resume
 from actors.context import Context
 from actors.observing import PaymentRefused
 from actors.settling.planner import SettlementPlanner
@@ -18,7 +17,6 @@ from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected, 
 from paychan.protocol.errors import ChannelExists, DamagedRecord, OutpointUsed, PaychanError, UnknownChannel
 from paychan.protocol.types import OutPoint
 from paychan.store.base import Change
-from paychan.tracing import NUMBERS, REQUEST
 
 _POLL_SECONDS = 0.005
 
@@ -28,10 +26,11 @@ class Registry:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._awake: dict[OutPoint, ChannelActor] = {}
+        self.actors: dict[OutPoint, ChannelActor] = {}
+        """The channels that are awake; an actor in it may have stopped."""
         self._reading: dict[OutPoint, asyncio.Task[Channel | None]] = {}
-        self._unanswered = 0
-        self._reports_refusals = PaymentRefused in context.observers.wanted
+        self.unanswered = 0
+        """Number of messages without an answer; a caller that tells an actor a message counts it here itself."""
         self.planner: SettlementPlanner | None = None
         """Settles the channels that wake, in a process of the settling role, see `actors.roles`."""
         self.before_waking: list[Callable[[Channel], Awaitable[None]]] = []
@@ -40,11 +39,11 @@ class Registry:
     @property
     def awake(self) -> int:
         """Number of actors."""
-        return len(self._awake)
+        return len(self.actors)
 
     async def read(self, outpoint: OutPoint) -> Channel | None:
         """Return a channel's record without waking it; it may be newer than the disk."""
-        actor = self._awake.get(outpoint)
+        actor = self.actors.get(outpoint)
         if actor is not None and actor.alive:
             return actor.channel
         return await self._context.store.get(outpoint)
@@ -61,7 +60,7 @@ class Registry:
         An unknown channel is looked up in the store under each of its names. Both answers are sent at a fixed moment,
         but a difference in the work before it would show by some microseconds.
         """
-        actor = self._awake.get(found)
+        actor = self.actors.get(found)
         if actor is not None and actor.alive:
             await self._context.store.get(found)
         for other in others:
@@ -75,41 +74,24 @@ class Registry:
             actor = await self._awakened(outpoint)
             if actor is None:
                 return Rejected(UnknownChannel())
+            if isinstance(message, Pay):
+                paid = await _pay(actor, message)
+                self.report_refusals(outpoint, (paid,))
+                return paid
             outcome: Outcome = await actor.ask(message)
-            if self._reports_refusals and isinstance(message, Pay) and isinstance(outcome, Rejected):
-                self._context.observers.report(PaymentRefused(outpoint, outcome.error.code))
             return outcome
+
+    def report_refusals(self, outpoint: OutPoint, outcomes: Sequence[Outcome]) -> None:
+        """Report the refused ones of a channel's payments, if an observer wants that."""
+        if PaymentRefused in self._context.observers.wanted:
+            for outcome in outcomes:
+                if isinstance(outcome, Rejected):
+                    self._context.observers.report(PaymentRefused(outpoint, outcome.error.code))
 
     def find_awake(self, outpoint: OutPoint) -> ChannelActor | None:
         """Return a channel's actor if it is awake."""
-        actor = self._awake.get(outpoint)
+        actor = self.actors.get(outpoint)
         return actor if actor is not None and actor.alive else None
-
-    def submit(self, actor: ChannelActor, message: Message | PayBatch, then: Callable[[Any], object]) -> None:
-        """Send an awake actor a message, like `ask`, but without a coroutine.
-
-        `then` is called with an object whose `result()` is the outcome, once that is durable.
-        """
-        self._unanswered += 1
-
-        def answered(answer: Any) -> None:
-            self._unanswered -= 1
-            if self._reports_refusals:
-                self._report_refusals(actor, answer)
-            then(answer)
-
-        token = REQUEST.set(REQUEST.get() or next(NUMBERS))  # `continue_request`, without its call
-        try:
-            actor.ask(message, answered)
-        finally:
-            REQUEST.reset(token)
-
-    def _report_refusals(self, actor: ChannelActor, answer: Any) -> None:
-        with suppress(Exception, asyncio.CancelledError):  # the caller handles what it raises
-            outcomes = answer.result()
-            for outcome in outcomes if isinstance(outcomes, Sequence) else (outcomes,):
-                if isinstance(outcome, Rejected):
-                    self._context.observers.report(PaymentRefused(actor.channel.outpoint, outcome.error.code))
 
     async def awaken(self, outpoint: OutPoint) -> ChannelActor | None:
         """Return a channel's actor, and wake it if it sleeps; None if there is no such channel."""
@@ -143,25 +125,25 @@ class Registry:
     def passivate(self, idle_seconds: int) -> int:
         """Stop the actors that had no message for this time; return their number."""
         limit = self._context.clock() - idle_seconds
-        idle = [outpoint for outpoint, actor in self._awake.items() if actor.idle_since(limit)]
+        idle = [outpoint for outpoint, actor in self.actors.items() if actor.idle_since(limit)]
         for outpoint in idle:
-            self._awake.pop(outpoint).stop()
+            self.actors.pop(outpoint).stop()
         return len(idle)
 
     async def all_answered(self, patience_seconds: float) -> None:
         """Wait until every sent message is answered, at most `patience_seconds`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(patience_seconds):
-                while self._unanswered:  # noqa: ASYNC110 - an event would cost time in every payment
+                while self.unanswered:  # noqa: ASYNC110 - an event would cost time in every payment
                     await asyncio.sleep(_POLL_SECONDS)
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
-        self._unanswered += 1
+        self.unanswered += 1
         try:
             yield
         finally:
-            self._unanswered -= 1
+            self.unanswered -= 1
 
     def _no_room_to_wake(self, outpoint: OutPoint) -> PaychanError | None:
         """Return why a sleeping channel is not woken for a payment; it is always woken to close."""
@@ -187,10 +169,21 @@ class Registry:
 
     def _wake(self, channel: Channel) -> ChannelActor:
         """Start the actor, unless another message has started it while the record was being read."""
-        actor = self._awake.get(channel.outpoint)
+        actor = self.actors.get(channel.outpoint)
         if actor is None or not actor.alive:
-            actor = self._awake[channel.outpoint] = ChannelActor.launch(channel, self._context, self.planner)
+            actor = self.actors[channel.outpoint] = ChannelActor.launch(channel, self._context, self.planner)
         return actor
+
+
+async def _pay(actor: ChannelActor, payment: Pay) -> Outcome:
+    outcomes: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    def take(done: Payments) -> None:
+        if not outcomes.done():
+            outcomes.set_result(done.outcomes[0])
+
+    actor.tell(Payments([payment], take))
+    return await outcomes
 
 
 def _nothing() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from functools import partial
 from typing import Any, Self
 
@@ -29,12 +29,18 @@ _PYKKAS_OWN = frozenset((_ActorStop, ProxyCall, ProxyGetAttr, ProxySetAttr))
 """Messages that pykka answers itself."""
 
 
+class Told(Struct):
+    """A message without a future: it carries its own reply callback, which costs a third of asking an actor."""
+
+    def unhandled(self) -> None:
+        """Reply that the actor failed, which is logged, or stopped before it handled this message."""
+        raise NotImplementedError
+
+
 class LoopFuture(pykka.Future[Any]):
     """A pykka future that can be awaited (pykka's own blocks the loop), and set to an awaitable.
 
-    It belongs to one caller: if that caller cancels its wait, an awaitable that other callers share is not cancelled. A
-    separate asyncio future is made only if the caller awaits; a caller that passes `then` saves it, which is a third of
-    the cost of asking an actor.
+    It belongs to one caller: if that caller cancels its wait, an awaitable that other callers share is not cancelled.
     """
 
     # the attributes of pykka's constructor, which is not called for each message
@@ -43,12 +49,9 @@ class LoopFuture(pykka.Future[Any]):
     _given: Any = None
     _is_set = False
     _waited: asyncio.Future[Any] | None = None
-    _then: Callable[[Any], object] | None = None
 
-    def __init__(self, then: Callable[[Any], object] | None = None) -> None:
-        """Make a future; `then` is called with an object whose `result()` is the value, as soon as it is set."""
-        if then is not None:
-            self._then = then
+    def __init__(self) -> None:
+        """Make only what is needed on one thread."""
 
     def set(self, value: Any = None) -> None:
         """Set the value, or an awaitable that will return it."""
@@ -57,10 +60,6 @@ class LoopFuture(pykka.Future[Any]):
         if not isinstance(value, asyncio.Future) and hasattr(value, "__await__"):
             value = asyncio.ensure_future(value)
         self._given, self._is_set = value, True
-        if self._then is not None and isinstance(value, asyncio.Future):
-            value.add_done_callback(self._then)
-        elif self._then is not None:
-            self._then(self)
         if self._waited is not None:
             _pass_on(value, self._waited)
 
@@ -77,10 +76,6 @@ class LoopFuture(pykka.Future[Any]):
         if not self._is_set or (isinstance(self._given, asyncio.Future) and not self._given.done()):
             msg = "waiting would block the event loop: await the future instead"
             raise RuntimeError(msg)
-        return self.result()
-
-    def result(self) -> Any:
-        """Return the value that is set, or raise its exception."""
         return self._given.result() if isinstance(self._given, asyncio.Future) else self._given
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -193,6 +188,11 @@ class LoopActor(pykka.Actor):
     actor_urn = "urn:paychan:actor"
     """The same for all actors: only their owner identifies them."""
 
+    @property
+    def name(self) -> str:
+        """Names the actor in the log."""
+        return type(self).__name__
+
     def __init__(self) -> None:
         """Make only what an actor needs on one thread; pykka's lock, reference and name would double its memory."""
         self.actor_inbox = self._create_actor_inbox()
@@ -230,14 +230,15 @@ class LoopActor(pykka.Actor):
         self.actor_inbox.attach(self)
         self._actor_loop_setup()
 
-    def ask(self, message: Any, then: Callable[[Any], object] | None = None) -> LoopFuture:
-        """Put a message into the inbox, as `ActorRef.ask` does. The caller must know that the actor is alive.
-
-        `then` is for a caller that does not await the future: see `LoopFuture`.
-        """
-        future = LoopFuture(then)
+    def ask(self, message: Any) -> LoopFuture:
+        """Put a message into the inbox, as `ActorRef.ask` does. The caller must know that the actor is alive."""
+        future = LoopFuture()
         self.actor_inbox.put(Envelope(message, future))
         return future
+
+    def tell(self, message: Told) -> None:
+        """Put a message into the inbox that carries its own reply callback."""
+        self.actor_inbox.put(Envelope(message))
 
     def stop(self) -> None:
         """Stop after the messages that came before. A second call has no effect: several writes may have a conflict."""
@@ -246,28 +247,32 @@ class LoopActor(pykka.Actor):
 
     def handle(self, envelope: Any) -> None:
         """Process one envelope: pykka's `_actor_loop_running` without its loop."""
+        message, reply_to = envelope.message, envelope.reply_to
         if not self.alive:
-            _answer_dead(self, envelope)
+            _answer_dead(self, message, reply_to)
             return
         try:
-            message = envelope.message
             response = self._handle_receive(message) if type(message) in _PYKKAS_OWN else self.on_receive(message)
         except Exception:
-            log.exception("actor failed", actor=str(self))
-            if envelope.reply_to is not None:
-                envelope.reply_to.set_exception()
+            log.exception("actor failed", actor=self.name)
+            if reply_to is not None:
+                reply_to.set_exception()
+            elif isinstance(message, Told):
+                message.unhandled()
             self._stop()
             return
-        reply_to = envelope.reply_to or self._create_future()  # an awaitable must run even if no caller waits for it
-        reply_to.set(response)
+        if reply_to is not None:
+            reply_to.set(response)
+        elif response is not None:
+            self._create_future().set(response)  # an awaitable must run even if no caller waits for it
 
 
-def _answer_dead(actor: LoopActor, envelope: Any) -> None:
+def _answer_dead(actor: LoopActor, message: Any, reply_to: LoopFuture | None) -> None:
     """Answer a message that came after the stop, as pykka promises."""
-    if envelope.reply_to is None:
-        return
-    if isinstance(envelope.message, _ActorStop):
-        envelope.reply_to.set(None)
-        return
     error = pykka.ActorDeadError(f"{actor.actor_ref} stopped before handling the message")
-    envelope.reply_to.set_exception((pykka.ActorDeadError, error, None))
+    if isinstance(message, Told):
+        message.unhandled()
+    elif isinstance(message, _ActorStop) and reply_to is not None:
+        reply_to.set(None)
+    elif reply_to is not None:
+        reply_to.set_exception((pykka.ActorDeadError, error, None))

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import machine
 import typer
@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from session import Server, session_v1, session_v2
 
-from actors.channel import ChannelActor
+from actors.channel import ChannelActor, Payments
 from actors.context import Context
 from actors.group_commit import GroupCommit
 from actors.registry import Registry
@@ -116,7 +116,7 @@ async def whole(directory: Path, groups: int = 60) -> dict[str, float]:
     asks = [(registry.find_awake(channel.outpoint), Pay(following)) for channel, following in made]
     thread, process = time.thread_time(), time.process_time()
     for begin in range(0, len(asks), GROUP):
-        await _pay(registry, asks[begin : begin + GROUP])
+        await _pay(asks[begin : begin + GROUP])
     numbers = {
         "actor, machine, commit: the loop": (time.thread_time() - thread) / len(asks) * 1e6,
         "actor, machine, commit: all threads": (time.process_time() - process) / len(asks) * 1e6,
@@ -126,10 +126,10 @@ async def whole(directory: Path, groups: int = 60) -> dict[str, float]:
     return numbers
 
 
-async def _pay(registry: Registry, asks: list[tuple[ChannelActor | None, Pay]]) -> None:
+async def _pay(asks: list[tuple[ChannelActor | None, Pay]]) -> None:
     left, done = len(asks), asyncio.get_running_loop().create_future()
 
-    def answered(_answer: Any) -> None:
+    def answered(_answer: Payments) -> None:
         nonlocal left
         left -= 1
         if not left:
@@ -137,7 +137,7 @@ async def _pay(registry: Registry, asks: list[tuple[ChannelActor | None, Pay]]) 
 
     for actor, command in asks:
         assert actor is not None
-        registry.submit(actor, command, answered)
+        actor.tell(Payments([command], answered))
     await done
 
 

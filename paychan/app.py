@@ -11,15 +11,15 @@ import gc
 import os
 import secrets
 import signal
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import structlog
 import uvloop
 
 from actors.alarm import Kind
-from actors.context import Context
+from actors.context import Context, wall_clock
 from actors.event_log import EventLog
 from actors.exposure import Exposure
 from actors.group_commit import GroupCommit
@@ -38,14 +38,14 @@ from paychan.logs import configure_log, drain_log
 from paychan.memory import SERVE_BYTES, START_BYTES, Memory, TooLittleMemory, end_when_memory_ends, prepare_for_limit
 from paychan.parts import StartError, make_chain, make_signer, make_state_dir
 from paychan.protocol.errors import PaychanError, StorageFull, StoreRebuilding
-from paychan.protocol.types import Sat, UnixTime
+from paychan.protocol.types import Sat
 from paychan.running import Running, remove_running, write_running
 from paychan.store.backup.archive import BackupError
 from paychan.store.backup.rebuild import finish_rebuild, rebuild
 from paychan.store.base import Store, StoreDamaged, StoreFailed
 from paychan.store.leveldb.directory import WHAT_TO_DO, WRITE_BUFFER_BYTES, noted_damage
 from paychan.store.leveldb.store import LevelDbStore
-from paychan.supervisor import Supervisor
+from paychan.supervisor import Supervised, Supervisor
 from paychan.work import Work
 
 log = structlog.get_logger("server")
@@ -58,6 +58,8 @@ _STORE_BYTES = 1_000_000
 """With more free bytes than this, a store that can't be opened has another problem than a full disk."""
 _DISK_SECONDS = 1.0
 _DAMAGE_SECONDS = 1.0
+_LIMITED_SECONDS, _UNLIMITED_SECONDS = 0.05, 1.0
+"""Pauses between two measurements of memory, with a limit and without one: a limit can be set while the server runs."""
 
 
 def run(config: ServerConfig, source: str) -> None:
@@ -154,7 +156,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         _check_memory(memory, START_BYTES)
         end_when_memory_ends(asyncio.get_running_loop())
         await asyncio.to_thread(int)  # starts the pool's thread now: starting one may fail when memory is short
-        supervisor = Supervisor(_wall_clock, _die)
+        supervisor = Supervisor(wall_clock, _die)
         stack.push_async_callback(supervisor.close)
         signer = make_signer(config, source)
         stack.push_async_callback(signer.close)
@@ -164,10 +166,8 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         store = await _open_store(config, reserve)
         stack.push_async_callback(store.close)
         observers = Observers(EventLog(everything=config.log.level == "debug"))
-        written = supervisor.guest("group commit").succeeded
-        commits = GroupCommit(
-            store, config.store.commit_delay_ms / 1000, _die, config.store.max_waiting, written, observers
-        )
+        commits = GroupCommit(store, config.store.commit_delay_ms / 1000, _die, config.store.max_waiting, observers)
+        supervisor.guest("group commit", lambda: commits.last_success)
         stack.push_async_callback(commits.close)
         application = None
         if config.callback.url:
@@ -177,14 +177,14 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
             network=config.bitcoin_network,
             rules=config.rules,
             settlement_confirmations=config.settlement.confirmations,
-            clock=_wall_clock,
+            clock=wall_clock,
             store=store,
             commits=commits,
             chain=chain,
             signer=signer,
             application=application,
             terms=termsfile.present(
-                config.state_dir, config.opening_terms, config.open.terms_hold_hours * 3600, _wall_clock()
+                config.state_dir, config.opening_terms, config.open.terms_hold_hours * 3600, wall_clock()
             ),
             storage_problem=lambda: None if reserve.allows_channels else StorageFull(),
             memory_problem=memory.new_work,
@@ -195,9 +195,27 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
             coalesce=config.stream.coalesce,
             observers=observers,
         )
-        commits.refusal = lambda: memory.any_work() if reserve.allows_payments else StorageFull()
+        _watch_room(commits, memory, reserve, supervisor)
         supervisor.run("disk reserve", reserve.run)
         yield _service(config, context, supervisor, descriptors, memory)
+
+
+def _watch_room(commits: GroupCommit, memory: Memory, reserve: DiskReserve, supervisor: Supervisor) -> None:
+    """Keep `commits.problem` up to date, so that a payment need not measure disk and memory."""
+    loop = asyncio.get_running_loop()
+
+    def update() -> None:
+        commits.problem = memory.any_work() if reserve.allows_payments else StorageFull()
+
+    async def watch_memory(task: Supervised) -> None:
+        while True:
+            update()
+            task.succeeded()
+            await asyncio.sleep(_LIMITED_SECONDS if memory.is_limited else _UNLIMITED_SECONDS)
+
+    reserve.on_change = partial(loop.call_soon_threadsafe, update)
+    update()
+    supervisor.run("memory", watch_memory)
 
 
 def _check_memory(memory: Memory, need_bytes: int) -> None:
@@ -241,7 +259,8 @@ async def _open_store(config: ServerConfig, reserve: DiskReserve) -> Store:
                 raise
             log.error("no room on disk to open the store, waiting for free space", reason=str(error))  # noqa: TRY400
         else:
-            store.before_write, reserve.begin_log = reserve.file.before_write, store.begin_log
+            store.guard_disk(reserve.file.directory, reserve.file.size, reserve.file.before_write)
+            reserve.begin_log = store.begin_log
             reserve.opened()
             return store
         async with _no_store(config, StorageFull(), Kind.DISK):
@@ -256,7 +275,7 @@ async def _rebuild(config: ServerConfig, reason: str) -> bool:
     async with _no_store(config, StoreRebuilding(), Kind.STORE):
         try:
             summary = await asyncio.to_thread(
-                rebuild, config.store_path, config.backup_dir, config.network_name, _wall_clock()
+                rebuild, config.store_path, config.backup_dir, config.network_name, wall_clock()
             )
         except (BackupError, OSError) as error:
             log.critical("the damaged store can't be rebuilt", reason=str(error), what_to_do=WHAT_TO_DO)
@@ -356,7 +375,3 @@ def _die(error: BaseException) -> None:
     log.critical("store failed, stopping at once", reason=str(error))
     drain_log()
     os._exit(_EXIT_BROKEN)
-
-
-def _wall_clock() -> UnixTime:
-    return UnixTime(int(time.time()))

@@ -39,6 +39,8 @@ class DiskReserve:
         self._problem = ""
         self.allows_payments = True
         self.allows_channels = True
+        self.on_change: Callable[[], object] = lambda: None
+        """Called after `allows_payments` or `allows_channels` changed, also in the thread that writes."""
         self.begin_log: Callable[[], Awaitable[None]] | None = None
         """Makes the store begin a new log if the present one is long."""
 
@@ -54,6 +56,8 @@ class DiskReserve:
         if allows != self.allows_payments:
             log.warning("payments resume" if allows else "payments stop: disk nearly full", free_bytes=free)
         self.allows_payments, self.allows_channels = allows, free >= self._size
+        if (self.allows_payments, self.allows_channels) != before:
+            self.on_change()
         return (allows, self.allows_channels) < before
 
     def opened(self) -> None:
@@ -76,4 +80,5 @@ class DiskReserve:
 
     def _given(self, left: int) -> None:
         self.allows_payments = self.allows_channels = False
+        self.on_change()
         log.error("disk is full, a write took space from the reserve", reserve_bytes=left)

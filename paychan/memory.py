@@ -87,6 +87,17 @@ class Memory:
             os.close(self._statm)
             self._statm = -1
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether the process has a memory limit."""
+        return self._statm >= 0 and (
+            self._group is not None
+            or any(
+                resource.getrlimit(kind)[0] != resource.RLIM_INFINITY
+                for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+            )
+        )
+
     def left(self) -> float:
         """Return the bytes left; infinite without a limit."""
         now = monotonic()

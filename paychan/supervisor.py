@@ -46,18 +46,23 @@ class Supervised:
     def __init__(self, name: str, clock: Callable[[], UnixTime], patience_seconds: float) -> None:
         self.name = name
         self.restarts = 0
-        self.last_success: UnixTime | None = None
+        self._last_success: UnixTime | None = None
         self._clock = clock
         self._patience = patience_seconds
         self._crash = ""
         self._fresh_at = time.monotonic()
         self._failures = 0
         self._task: asyncio.Task[None] | None = None
-        self._guest = False
+        self._guest: Callable[[], UnixTime | None] | None = None
+
+    @property
+    def last_success(self) -> UnixTime | None:
+        """Unix time at which the last round of its work was completed."""
+        return self._last_success if self._guest is None else self._guest()
 
     def succeeded(self) -> None:
         """Report one completed round of the task's work."""
-        self.last_success = self._clock()
+        self._last_success = self._clock()
         self._fresh_at = time.monotonic()
         self._crash = ""
         self._failures = 0
@@ -74,7 +79,7 @@ class Supervised:
 
     @property
     def running(self) -> bool:
-        return self._guest or (self._task is not None and not self._task.done())
+        return self._guest is not None or (self._task is not None and not self._task.done())
 
     async def stop(self) -> None:
         """Cancel the task and wait until it has ended."""
@@ -124,11 +129,13 @@ class Supervisor:
         supervised._task = task  # noqa: SLF001 - the supervisor and its handles are one unit
         return supervised
 
-    def guest(self, name: str) -> Supervised:
-        """List a task that another part keeps running, or whose failure ends the process anyway."""
+    def guest(self, name: str, last_success: Callable[[], UnixTime | None]) -> None:
+        """List a task that another part keeps running, or whose failure ends the process anyway.
+
+        `last_success` returns the Unix time of its last success.
+        """
         supervised = self._tasks[name] = Supervised(name, self._clock, 0)
-        supervised._guest = True  # noqa: SLF001
-        return supervised
+        supervised._guest = last_success  # noqa: SLF001
 
     @property
     def tasks(self) -> list[TaskInfo]:

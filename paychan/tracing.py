@@ -8,7 +8,7 @@ path sets one variable once; the ids become text only when a line is written.
 from __future__ import annotations
 
 import secrets
-from contextvars import Context, ContextVar, Token
+from contextvars import ContextVar, Token
 from itertools import count
 
 from structlog.typing import EventDict, WrappedLogger
@@ -41,11 +41,6 @@ def enter_channel(channel: OutPoint | str) -> Token[OutPoint | str]:
 def leave_channel(token: Token[OutPoint | str]) -> None:
     """Restore the channel of before."""
     _channel.reset(token)
-
-
-def without_ids() -> Context:
-    """Return an empty context, for a task that works for many requests."""
-    return Context()
 
 
 def add_ids(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

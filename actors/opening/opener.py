@@ -32,7 +32,7 @@ from paychan.protocol.errors import (
 )
 from paychan.protocol.kinds.base import ChannelTerms, make_terms
 from paychan.protocol.opening import open_channel
-from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
+from paychan.protocol.payment import Payment, PaymentVerifier
 from paychan.protocol.settlement import base_size
 from paychan.protocol.terms import expiry_problem, lead_seconds
 from paychan.protocol.types import OutPoint, Sat, UnixTime
@@ -294,9 +294,7 @@ def _signed_one(
 
 def _check_signature(terms: ChannelTerms, funding: Funding, request: OpenRequest, dust_sat: Sat) -> None:
     """Raise the refusal of the opening payment, if it is no valid payment from this outpoint."""
-    problem = change_problem(request.payment, terms.kind, dust_sat)
-    if problem is None:
-        verifier = PaymentVerifier(terms, funding.outpoint, funding.value_sat, request.change_script)
-        problem = verifier.problem(request.payment)
+    verifier = PaymentVerifier(terms, funding.outpoint, funding.value_sat, request.change_script)
+    problem = verifier.problem(request.payment, dust_sat)
     if problem is not None:
         raise problem

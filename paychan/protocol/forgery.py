@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from paychan.protocol.channel import Channel, CloseByPayment, CloseByProof, Pay
 from paychan.protocol.errors import NotNewestPayment, PaychanError
-from paychan.protocol.payment import PaymentVerifier, change_problem
-from paychan.protocol.types import Sat
+from paychan.protocol.payment import PaymentVerifier
 
 
 def forged(
@@ -20,12 +19,9 @@ def forged(
     if payment in (channel.payment, channel.offered):
         return None
     script = (command.change_script if isinstance(command, CloseByPayment) else None) or channel.change_script
-    problem = change_problem(payment, channel.terms.kind, Sat(0))
-    if problem is None:
-        if verifier is None or script != channel.change_script:
-            verifier = channel.verifier(script)
-        problem = verifier.problem(payment)
-    return problem
+    if verifier is None or script != channel.change_script:
+        verifier = channel.verifier(script)
+    return verifier.problem(payment)
 
 
 def not_newest(channel: Channel, command: CloseByProof, verifier: PaymentVerifier | None) -> PaychanError:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from paychan.protocol.channel import Accepted, Channel, CloseReason, Opening, Outcome, Rejected, State, View
+from paychan.protocol.closing import close
 from paychan.protocol.errors import (
     ChainUnavailable,
     FundingUnconfirmed,
     PaymentShort,
     ValueBackwards,
 )
-from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
-from paychan.protocol.state_machine import close
+from paychan.protocol.payment import Payment, PaymentVerifier
 from paychan.protocol.terms import expiry_problem
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 
@@ -33,10 +33,7 @@ def open_channel(opening: Opening, view: View, verifier: PaymentVerifier | None 
         return Rejected(FundingUnconfirmed(got=opening.confirmations, need=need))
     if payment.change_sat > opening.funding_sat:
         return Rejected(ValueBackwards(got_sat=payment.change_sat, need_sat=opening.funding_sat))
-    problem = change_problem(payment, opening.terms.kind, rules.dust_sat)
-    if problem is None:
-        verifier = verifier or opening.verifier
-        problem = verifier.problem(payment)
+    problem = (verifier or opening.verifier).problem(payment, rules.dust_sat)
     value = Sat(opening.funding_sat - payment.change_sat)
     if problem is None and value < opening.price_sat:
         problem = PaymentShort(got_sat=value, need_sat=opening.price_sat)

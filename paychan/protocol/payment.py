@@ -58,35 +58,31 @@ class Payment(Struct, frozen=True, array_like=True):
 
 
 class PaymentVerifier:
-    """Checks the signatures of one channel's payments; it parses the key and builds the sighash prefix once."""
+    """Checks the payments of one channel; it parses the key and lays out the digest's fixed parts once."""
 
-    __slots__ = ("_ahead", "_hasher", "_key", "kind")
+    __slots__ = ("_change_flag", "_digest", "_drained_flag", "_verify", "kind")
 
     def __init__(self, terms: ChannelTerms, outpoint: OutPoint, funding_sat: Sat, change_script: bytes) -> None:
-        self._key = parsed_key(terms.client_key)
-        self.kind = terms.kind
-        self._hasher = self.kind.payment_hasher(terms, outpoint, funding_sat, change_script)
-        self._ahead: tuple[Payment | None, PaychanError | None] = _NOTHING
+        self.kind = kind = terms.kind
+        self._change_flag, self._drained_flag = kind.change_flag, kind.drained_flag
+        self._digest = kind.payment_hasher(terms, outpoint, funding_sat, change_script).digest
+        self._verify = parsed_key(terms.client_key).verify
 
-    def look_ahead(self, payment: Payment) -> None:
-        """Check a payment before `problem` is called for it: consecutive checks cost less than separate ones."""
-        self._ahead = payment, self._problem(payment)
+    def problem(self, payment: Payment, dust_sat: Sat = Sat(0)) -> PaychanError | None:
+        """Return why a payment is not valid, or None: flag and change value, encoding, then the client's signature.
 
-    def problem(self, payment: Payment) -> PaychanError | None:
-        """Return why the signature is not acceptable, or None. Its flag must already fit its change value."""
-        (seen, problem), self._ahead = self._ahead, _NOTHING
-        return problem if seen is payment else self._problem(payment)
-
-    def _problem(self, payment: Payment) -> PaychanError | None:
-        reason = encoding_problem(payment.signature)
-        if reason is not None:
+        Change below `dust_sat` satoshi is refused, because the network would not relay its output.
+        """
+        change_sat, signature = payment.change_sat, payment.signature
+        flag = self._change_flag if change_sat else self._drained_flag
+        if payment.flag != flag or 0 < change_sat < dust_sat:
+            return change_problem(payment, self.kind, dust_sat)
+        usual = _USUAL_ENCODING.fullmatch(signature)
+        if (usual is None or usual[1] > _HALF_ORDER) and (reason := encoding_problem(signature)) is not None:
             return SignatureEncoding(reason=reason)
-        if not self._key.verify(payment.signature, self._hasher.digest(payment.change_sat), hasher=None):
-            return BadSignature(change_sat=payment.change_sat)
+        if not self._verify(signature, self._digest(change_sat), hasher=None):
+            return BadSignature(change_sat=change_sat)
         return None
-
-
-_NOTHING: tuple[None, None] = (None, None)
 
 
 def change_problem(payment: Payment, kind: ChannelKind, dust_sat: Sat) -> PaychanError | None:
@@ -132,18 +128,18 @@ def encoding_problem(signature: bytes) -> str | None:
 class PaymentSigner:
     """Makes the payments of one channel; it builds the sighash prefix once."""
 
-    __slots__ = ("_hasher", "_key", "_kind")
+    __slots__ = ("_hasher", "_key", "kind")
 
     def __init__(
         self, key: PrivateKey, terms: ChannelTerms, outpoint: OutPoint, funding_sat: Sat, change_script: bytes
     ) -> None:
-        self._key, self._kind = key, terms.kind
-        self._hasher = self._kind.payment_hasher(terms, outpoint, funding_sat, change_script)
+        self._key, self.kind = key, terms.kind
+        self._hasher = self.kind.payment_hasher(terms, outpoint, funding_sat, change_script)
 
     def payment(self, change_sat: Sat) -> Payment:
         """Sign the payment that leaves `change_sat` to the client (RFC 6979: the same input gives the same bytes)."""
         signature = self._key.sign(self._hasher.digest(change_sat), hasher=None)
-        return Payment(change_sat, signature, self._kind.flag(change_sat))
+        return Payment(change_sat, signature, self.kind.flag(change_sat))
 
 
 def sign_payment(

@@ -15,6 +15,7 @@ import msgspec
 
 from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected, View
 from paychan.protocol.errors import BadSignature
+from paychan.protocol.paying import Unverified, precheck, verify
 from paychan.protocol.payment import Payment, PaymentVerifier
 from paychan.protocol.state_machine import apply
 from paychan.protocol.types import Sat
@@ -135,10 +136,11 @@ def _covered(channel: Channel, commands: Commands, view: View, verifier: Payment
     newest = channel.payment
     if changes[-1] < max(view.rules.dust_sat, 1) or not all(map(gt, (newest.change_sat, *changes), changes)):
         return None
-    if view.rules.asks_application or isinstance(apply(channel, Pay(newest), view), Rejected):
-        return None  # the channel refuses even a repetition of its newest payment, so it accepts no payments now
     payment = _payment(commands[-1])
-    return BatchAccepted(channel, commands, changes, payment) if verifier.problem(payment) is None else None
+    step = precheck(channel, Pay(payment), view)
+    if view.rules.asks_application or not isinstance(step, Unverified) or isinstance(verify(step, verifier), Rejected):
+        return None
+    return BatchAccepted(channel, commands, changes, payment)
 
 
 def _is_bad(outcome: Outcome) -> bool:

@@ -65,7 +65,7 @@ class Claim(Struct, frozen=True, array_like=True):
         Any change above 0 is accepted: the dust limit is checked where a payment arrives.
         """
         verifier = PaymentVerifier(self.terms, self.outpoint, self.funding_sat, self.change_script)
-        return change_problem(self.payment, self.terms.kind, _LEAST_CHANGE) or verifier.problem(self.payment)
+        return verifier.problem(self.payment)
 
 
 class Coin(Struct, frozen=True, array_like=True):

@@ -14,7 +14,8 @@ it from the record, so the same code continues after a crash at any point.
     any ──a settlement that the record lacks is in the chain──▶ PUBLISHED, or CLOSING to replace it
     OPEN, CLOSING, PUBLISHED ──the signer has signed a settlement that the record lacks──▶ CLOSING
 
-`offering.py` has the rules for a payment that waits for the application's answer. A withdrawal uses the same states;
+`paying.py` has the three steps of a payment, `closing.py` the way out of OPEN, `offering.py` the rules for a payment that
+waits for the application's answer. A withdrawal uses the same states;
 `opening.successor` is the channel that continues at its change output. `opening.py` has the start of a channel,
 `finding.py` the settlements that the chain shows and the record lacks.
 
@@ -58,21 +59,19 @@ from paychan.protocol.channel import (
     Vanished,
     View,
 )
+from paychan.protocol.closing import close
 from paychan.protocol.ending import end_of
 from paychan.protocol.errors import (
     ApplicationRefused,
-    ChainUnavailable,
-    ChannelExpiring,
     ClosingFeeTooHigh,
-    NotEconomical,
-    PaymentPending,
     ValueBackwards,
 )
-from paychan.protocol.fees import Shortfall, floor_problem, least_fee, most_offered_sat
+from paychan.protocol.fees import most_offered_sat
 from paychan.protocol.finding import found
-from paychan.protocol.forgery import forged, not_newest
-from paychan.protocol.offering import answered, decided_by_client, unanswered, with_offer_booked
-from paychan.protocol.payment import Payment, PaymentVerifier, change_problem
+from paychan.protocol.forgery import not_newest
+from paychan.protocol.offering import answered, decided_by_client, unanswered
+from paychan.protocol.paying import Unverified, Verified, book, book_payment, precheck, verify
+from paychan.protocol.payment import PaymentVerifier
 from paychan.protocol.settlement import leaves_out
 from paychan.protocol.types import Sat
 from paychan.protocol.withdrawing import taken_back, withdrawal_problem
@@ -87,47 +86,17 @@ _replace = msgspec.structs.replace
 def apply(channel: Channel, command: Command, view: View, verifier: PaymentVerifier | None = None) -> Outcome:
     """Judge a command. `verifier` is the channel's, if the caller keeps one; then the key is not parsed again."""
     outcome = TRANSITIONS[channel.state][type(command)](channel, command, view, verifier)
-    if isinstance(outcome, Accepted) and outcome.channel is not channel:
+    if isinstance(outcome, Accepted) and outcome.channel is not channel and outcome.channel.seq == channel.seq:
         return Accepted(_replace(outcome.channel, seq=channel.seq + 1), outcome.value_sat, outcome.application_data)
     return outcome
 
 
 def _pay(channel: Channel, command: Pay, view: View, verifier: PaymentVerifier | None) -> Outcome:
-    """Judge a payment by RBPCP §7.1, its signature before its value.
-
-    Equal change is a repetition or a payment of 0 sat, and is accepted. In v1 any caller that knows the outpoint can
-    send a payment, so a refusal names the channel's numbers only after the client's signature was verified.
-    """
-    payment, newest = command.payment, channel.payment
-    if view.frozen:
-        return Rejected(ChainUnavailable(reason=view.frozen))
-    if channel.offered is not None:
-        return Rejected(forged(channel, command, verifier) or PaymentPending(change_sat=channel.offered.change_sat))
-    left = channel.terms.expiry.left(view) - view.rules.settlement_period_seconds
-    if left <= 0:
-        return Rejected(ChannelExpiring(now_unix=view.now, limit_unix=view.now + left))
-    if payment == newest:
-        return Accepted(channel)
-    verifier = verifier or channel.verifier()
-    problem = change_problem(payment, verifier.kind, view.rules.dust_sat) or verifier.problem(payment)
-    if problem is None and payment.change_sat > newest.change_sat:
-        problem = ValueBackwards(got_sat=payment.change_sat, need_sat=newest.change_sat)
-    if problem is not None:
-        return Rejected(problem)
-    outcome = _book(channel, payment, view)
-    if view.rules.asks_application and isinstance(outcome, Accepted) and outcome.value_sat:
-        offered = _replace(channel, offered=payment, offered_data=command.application_data, offered_seq=channel.seq + 1)
-        return Accepted(offered, outcome.value_sat)
-    return outcome
-
-
-def _book(channel: Channel, payment: Payment, view: View) -> Outcome:
-    """Make a verified payment the newest; a payment that leaves no change closes the channel."""
-    value = Sat(channel.payment.change_sat - payment.change_sat)
-    booked = _replace(
-        channel, payment=payment, payments=channel.payments + 1, offered=None, offered_data="", restored=False
-    )
-    return close(booked, CloseReason.DRAINED, view, value) if payment.change_sat == 0 else Accepted(booked, value)
+    checked = precheck(channel, command, view)
+    if not isinstance(checked, Unverified):
+        return checked
+    verified = verify(checked, verifier or channel.verifier())
+    return book(verified) if isinstance(verified, Verified) else verified
 
 
 def _answer(channel: Channel, command: Answer, view: View, _verifier: PaymentVerifier | None) -> Outcome:
@@ -136,7 +105,7 @@ def _answer(channel: Channel, command: Answer, view: View, _verifier: PaymentVer
         return Rejected(ApplicationRefused(reason="nothing was offered"))
     if command.refusal:
         return Accepted(_replace(channel, offered=None, offered_data=""))
-    outcome = _book(channel, channel.offered, view)
+    outcome = book_payment(channel, channel.offered, view)
     if isinstance(outcome, Rejected):  # the operator raised the dust limit meanwhile: stop asking the application
         return Accepted(_replace(channel, offered=None, offered_data=""))
     return _replace(outcome, application_data=command.data)
@@ -171,11 +140,9 @@ def _close_by_payment(
     An offer that can't become fee as a whole is refused, because the server must not keep the rest of it.
     """
     payment, script = command.payment, command.change_script or channel.change_script
-    problem = change_problem(payment, channel.terms.kind, view.rules.dust_sat)
-    if problem is None:
-        if verifier is None or script != channel.change_script:
-            verifier = channel.verifier(script)
-        problem = verifier.problem(payment)
+    if verifier is None or script != channel.change_script:
+        verifier = channel.verifier(script)
+    problem = verifier.problem(payment, view.rules.dust_sat)
     if problem is None and payment.change_sat > channel.payment.change_sat:
         problem = ValueBackwards(got_sat=payment.change_sat, need_sat=channel.payment.change_sat)
     if problem is not None:
@@ -192,26 +159,6 @@ def _close_by_payment(
 def _close_by_server(channel: Channel, command: Close, view: View, _verifier: PaymentVerifier | None) -> Outcome:
     problem = withdrawal_problem(channel, view) if command.reason is CloseReason.WITHDRAW else None
     return Rejected(problem) if problem is not None else close(channel, command.reason, view)
-
-
-def close(
-    channel: Channel, reason: CloseReason, view: View, value_sat: Sat = Sat(0), client_fee_sat: Sat = Sat(0)
-) -> Outcome:
-    """Leave OPEN, unless the network would not relay the settlement or its fee would take all received value.
-
-    An offered payment stays offered; the fee is judged as if the payment were booked, and for the largest destination
-    script.
-    """
-    closing = _replace(
-        channel,
-        state=State.CLOSING,
-        closing=Closing(reason, view.paying_time, client_fee_sat),
-    )
-    plan = least_fee(with_offer_booked(closing), view.rules)
-    if isinstance(plan, Shortfall):
-        return Rejected(NotEconomical(got_sat=plan.received_sat, need_sat=plan.needed_sat))
-    problem = floor_problem(with_offer_booked(closing), view)
-    return Rejected(problem) if problem is not None else Accepted(closing, value_sat)
 
 
 def _signed(channel: Channel, command: Signed, view: View, _verifier: PaymentVerifier | None) -> Outcome:

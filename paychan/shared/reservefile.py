@@ -51,6 +51,16 @@ class ReserveFile:
         return found.f_bavail * found.f_frsize
 
     @property
+    def size(self) -> int:
+        """Bytes of the whole file; before a write with less free space than this, `before_write` has work."""
+        return self._size
+
+    @property
+    def directory(self) -> Path:
+        """The directory whose file system is measured."""
+        return self._file.parent
+
+    @property
     def held(self) -> int:
         """Bytes that the file holds now."""
         return _size(self._file)

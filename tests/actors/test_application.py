@@ -187,7 +187,7 @@ async def test_no_message_overtakes_those_that_wait(tmp_path: Path):
         await server.open(PAYER, 10_000)
         payments = [pay(server, 10_001), pay(server, 10_002), pay(server, 10_003)]
         await until(lambda: shop.questions)
-        actor = server.registry._awake[PAYER.outpoint]
+        actor = server.registry.actors[PAYER.outpoint]
         assert actor._offering is not None
         actor._offering.add_done_callback(
             lambda _: payments.append(actor.actor_ref.ask(PAYER.pays(10_004), block=False))  # type: ignore[arg-type]

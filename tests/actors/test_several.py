@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from actors.channel import PayBatch
+from actors.channel import ChannelActor, Payments
 from paychan.callback.base import Verdict
 from paychan.protocol.channel import Accepted, Channel, Outcome, Rejected, State
 from paychan.protocol.errors import (
@@ -44,8 +44,18 @@ def pay(server: Local, commands: Commands) -> asyncio.Future[Sequence[Outcome]]:
 async def _pay(server: Local, commands: Commands) -> Sequence[Outcome]:
     actor = await server.registry.awaken(PAYER.outpoint)
     assert actor is not None
-    outcomes: Sequence[Outcome] = await actor.ask(PayBatch(commands))
-    return outcomes
+    _, answer = tell(actor, commands)
+    return await answer
+
+
+def tell(
+    actor: ChannelActor, commands: Commands, *, in_parts: bool = False
+) -> tuple[Payments, asyncio.Future[Sequence[Outcome]]]:
+    """Send an actor payments; return the message, and a future of their final outcomes."""
+    answer: asyncio.Future[Sequence[Outcome]] = asyncio.get_running_loop().create_future()
+    message = Payments(commands, lambda done: answer.set_result(done.outcomes), in_parts=in_parts)
+    actor.tell(message)
+    return message, answer
 
 
 def values(outcomes: Sequence[Outcome]) -> list[int | str]:
@@ -185,13 +195,12 @@ async def test_fault_69_a_batch_in_parts_stops_after_a_bad_signature(tmp_path: P
         actor = await server.registry.awaken(PAYER.outpoint)
         assert actor is not None
         good = PAYER.pays(10_001).payment
-        message = PayBatch(read_payments(write_payments([good, *bad])), in_parts=True)
-        answer = actor.ask(message)
+        message, answer = tell(actor, read_payments(write_payments([good, *bad])), in_parts=True)
 
         assert (message.judged, values(message.outcomes), message.waits) == (2, [1, "bad_signature"], False)
         assert values(await answer) == [1, "bad_signature"]
-        alone = PayBatch(read_payments(write_payments(bad)), in_parts=True)
-        assert values(await actor.ask(alone)) == ["bad_signature"]
+        _, alone = tell(actor, read_payments(write_payments(bad)), in_parts=True)
+        assert values(await alone) == ["bad_signature"]
 
 
 async def test_fault_69_a_batch_in_parts_takes_a_bounded_time(tmp_path: Path):
@@ -200,8 +209,8 @@ async def test_fault_69_a_batch_in_parts_takes_a_bounded_time(tmp_path: Path):
         await server.open(PAYER, 10_000)
         actor = await server.registry.awaken(PAYER.outpoint)
         assert actor is not None
-        message = PayBatch(row(*range(10_001, 10_100)), in_parts=True)
-        outcomes = await actor.ask(message)
+        message, answer = tell(actor, row(*range(10_001, 10_100)), in_parts=True)
+        outcomes = await answer
 
         assert values(outcomes) == [1] * MOST_CHECKS
         assert (message.judged, len(message.outcomes)) == (MOST_CHECKS, MOST_CHECKS)
@@ -214,8 +223,7 @@ async def test_fault_69_with_an_application_a_batch_in_parts_is_judged_one_by_on
         await server.open(PAYER, 10_000)
         actor = await server.registry.awaken(PAYER.outpoint)
         assert actor is not None
-        message = PayBatch(row(10_001, 10_003), in_parts=True)
-        answer = actor.ask(message)
+        message, answer = tell(actor, row(10_001, 10_003), in_parts=True)
         assert (message.judged, message.waits) == (1, True)
         await shop.says(Verdict())
         assert values(await answer) == [1]

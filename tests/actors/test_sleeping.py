@@ -24,7 +24,7 @@ async def test_an_idle_channel_sleeps_and_wakes_with_the_same_state(tmp_path: Pa
     async with local(tmp_path, clock) as server:
         await server.open(PAYER, 10_000)
         newest = accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(10_010))).channel
-        actor = server.registry._awake[PAYER.outpoint]
+        actor = server.registry.actors[PAYER.outpoint]
         clock.now += IDLE_SECONDS - 1
         assert server.registry.passivate(IDLE_SECONDS) == 0
         clock.now += 1
@@ -41,7 +41,7 @@ async def test_a_sleeping_actor_gives_its_memory_back(tmp_path: Path):
     """No reference keeps a stopped actor in memory."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
-        actor = weakref.ref(server.registry._awake[PAYER.outpoint])
+        actor = weakref.ref(server.registry.actors[PAYER.outpoint])
         server.registry.passivate(0)
         gc.collect()
 
@@ -72,7 +72,7 @@ async def test_an_actor_that_died_is_removed(tmp_path: Path):
     """The watcher's scan works after a bug has stopped an actor."""
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
-        server.registry._awake[PAYER.outpoint].stop()
+        server.registry.actors[PAYER.outpoint].stop()
         with capture_logs() as logs:
             server.clock.now += IDLE_SECONDS
             await server.watcher.scan()

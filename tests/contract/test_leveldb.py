@@ -16,7 +16,8 @@ import pytest
 
 from paychan.protocol.channel import Channel, State
 from paychan.store.base import Damage, StoreFailed, get_readable
-from paychan.store.leveldb.store import STATE_CODES, LevelDbStore
+from paychan.store.leveldb.keys import STATE_CODES
+from paychan.store.leveldb.store import LevelDbStore
 from tests.contract.backends import NETWORK
 from tests.contract.backups import names, put
 from tests.lib.channels import many
@@ -129,7 +130,7 @@ def test_the_key_layout_is_frozen(tmp_path: Path) -> None:
     database.close()
 
     outpoint = channel.outpoint.serialize()
-    assert keys == [b"c" + outpoint, b"i\x01" + channel.terms.expiry.to_bytes(4, "big") + outpoint, b"z"]
+    assert keys == [b"c" + outpoint, b"i\x01" + channel.terms.expiry.lock_time.to_bytes(4, "big") + outpoint, b"z"]
     assert {state.value: code for state, code in STATE_CODES.items()} == {
         "open": 1,
         "closing": 2,

@@ -317,11 +317,12 @@ async def test_a_snapshot_is_one_moment(store: Store) -> None:
         return set(seen)
 
     writer = asyncio.ensure_future(write())
-    moments = [await asyncio.to_thread(read) for _ in range(20)]
+    moments: list[set[int]] = []
+    while len(moments) < 20 or moments[-1] == moments[0]:  # the writer may be slow on a busy machine
+        moments.append(await asyncio.to_thread(read))
     writing = False
 
     assert all(len(moment) == 1 for moment in moments)
-    assert len({seq for moment in moments for seq in moment}) > 1, "nothing was written meanwhile"
     assert max(seq for moment in moments for seq in moment) <= await writer
 
 

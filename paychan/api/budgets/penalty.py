@@ -54,7 +54,7 @@ connection."""
 class Penalty:
     """The refused requests of one connection."""
 
-    __slots__ = ("_allowance", "_closes", "_limit", "bad")
+    __slots__ = ("_closes", "_limit", "allowance", "bad")
 
     def __init__(self, limit: int, *, closes: bool = True) -> None:
         """`limit`: bad requests after which the connection is closed.
@@ -63,7 +63,8 @@ class Penalty:
         """
         self._limit, self._closes = limit, closes
         self.bad = 0
-        self._allowance: Allowance | None = None
+        self.allowance: Allowance | None = None
+        """Requests of no value that are left; None: there was none yet."""
 
     def refused(self, error: PaychanError) -> float:
         """Count a refusal; return the delay of its answer, and of all later requests, in seconds.
@@ -81,13 +82,13 @@ class Penalty:
         Return its delay in seconds, which is above 0 once the rate limit is exceeded.
         """
         now = monotonic()
-        self._allowance = self._allowance or Allowance(_NO_VALUE_BURST, _NO_VALUE_A_SECOND, now)
-        return self._allowance.wait_seconds(1, _MOST_WAIT_SECONDS, now)
+        self.allowance = self.allowance or Allowance(_NO_VALUE_BURST, _NO_VALUE_A_SECOND, now)
+        return self.allowance.wait_seconds(1, _MOST_WAIT_SECONDS, now)
 
     def paid(self) -> None:
         """Count a payment of some value: it allows one more request of no value."""
-        if self._allowance is not None:
-            self._allowance.earn(1)
+        if self.allowance is not None:
+            self.allowance.earn(1)
 
     def bad_signature(self) -> float:
         """Count a bad request; return its delay in seconds."""

@@ -23,7 +23,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from actors.channel import PayBatch
+from actors.channel import Payments
 from paychan.api.budgets.stream_slots import WAITING_SECONDS
 from paychan.api.responses import until_404s_leave
 from paychan.api.service import Service
@@ -243,12 +243,12 @@ class StreamSession:
             batch.waits = True
             self._run(self._wake(batch))
             return
-        message = PayBatch(
-            commands_after(batch.commands, batch.judged) if batch.judged else batch.commands, in_parts=True
-        )
+        commands = commands_after(batch.commands, batch.judged) if batch.judged else batch.commands
         number = len(batch.parts)
         batch.parts.append(None)
-        self._service.registry.submit(actor, message, partial(self._note_part, batch, number))
+        message = Payments(commands, partial(self._note_part, batch, number), in_parts=True)
+        self._service.registry.unanswered += 1
+        actor.tell(message)
         batch.judged += message.judged
         outcomes = message.outcomes or batch.parts[number]
         if message.waits and outcomes is None:
@@ -306,14 +306,14 @@ class StreamSession:
         if self._gathered:
             self._soon()
 
-    def _note_part(self, batch: _Batch, number: int, answer: Any) -> None:
-        """Store the outcomes of a part of a batch. `answer.result()` returns or raises them."""
-        try:
-            batch.parts[number] = outcomes = answer.result()
-        except (Exception, asyncio.CancelledError):
-            log.exception("stream failed", channel=str(self._outpoint))
+    def _note_part(self, batch: _Batch, number: int, answered: Payments) -> None:
+        """Store the final outcomes of a part of a batch."""
+        self._service.registry.unanswered -= 1
+        if answered.failed:
             self.end(InternalError())
             return
+        batch.parts[number] = outcomes = answered.outcomes
+        self._service.registry.report_refusals(self._outpoint, outcomes)
         if number == batch.awaited:
             batch.waits, batch.awaited = False, -1
             self._part_judged(batch, outcomes)

@@ -65,6 +65,8 @@ class V2Payment(Struct, frozen=True):
     outpoint: OutPoint | None
     redeem_script: bytes | None
     change_address: str | None
+    names_more: bool
+    """Whether one of the three facts before is given."""
 
 
 class ChannelStatus(Enum):
@@ -100,8 +102,10 @@ class FundingInfo(Struct, frozen=True, omit_defaults=True):
 
 
 _body_decoder = msgspec.json.Decoder(_Body)
+_NOTHING_NAMED = (UNSET, UNSET, UNSET, UNSET)
 _bare_decoder = msgspec.json.Decoder(PaymentData)
-_encoder = msgspec.json.Encoder()
+encode_json = msgspec.json.Encoder().encode
+"""Serializes a result."""
 
 
 def read_v2_body(raw: bytes) -> V2Payment:
@@ -120,6 +124,11 @@ def read_v2_body(raw: bytes) -> V2Payment:
     if raw.count(b'":') != _keys(body, data) or b"\\" in raw:
         _refuse_repeated_keys(raw)
     signature, flag, dialect = _signature_parts(data)
+    named = (data.funding_txid, data.funding_vout, data.redeem_script, data.change_address)
+    if named == _NOTHING_NAMED:
+        application_data = "" if body.application_data is UNSET else body.application_data
+        payment = make_payment(data.change_value, signature, flag)
+        return V2Payment(payment, dialect, application_data, None, None, None, False)
     return V2Payment(
         payment=make_payment(data.change_value, signature, flag),
         dialect=dialect,
@@ -127,6 +136,7 @@ def read_v2_body(raw: bytes) -> V2Payment:
         outpoint=_outpoint(data),
         redeem_script=_hex(data.redeem_script, "redeem_script"),
         change_address=None if data.change_address is UNSET else data.change_address,
+        names_more=True,
     )
 
 
@@ -148,11 +158,6 @@ def read_secret(text: str) -> bytes | None:
         text = text[1:-1]
     text = text.lower()
     return bytes.fromhex(text) if len(text) == 64 and _HEX.fullmatch(text) else None
-
-
-def encode_json(value: Any) -> bytes:
-    """Serialize a result."""
-    return _encoder.encode(value)
 
 
 def _signature_parts(data: PaymentData) -> tuple[bytes, int, Dialect]:

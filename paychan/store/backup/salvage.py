@@ -28,7 +28,7 @@ from paychan.shared.leveldb_log import puts, whole_writes
 from paychan.store.backup import create as backup
 from paychan.store.backup.archive import BackupError, Manifest, Progress
 from paychan.store.leveldb.directory import copy_of
-from paychan.store.leveldb.store import INDEX, OUTPOINT_BYTES, RECORD
+from paychan.store.leveldb.keys import INDEX, OUTPOINT_BYTES, RECORD
 
 _NOTES = re.compile(r"(?:Log|Table) #\d+: (?!.* OK$).*")
 """Lines of LevelDB's own log of a repair that report a log or table which was not read to its end."""

@@ -1,4 +1,7 @@
-"""One thread that runs functions in order for an event loop, at less cost than an executor.
+"""The writing half of the store: conditional commits, and the one thread that writes them.
+
+If all channels of a commit are in memory, the loop prepares the batch and the thread only writes it: each switch between
+Python threads costs as much as preparing several records.
 
 `ThreadPoolExecutor` creates a future with a lock for each function and chains it to asyncio's: that costs more than
 encoding a whole group of payments. And an eventfd wakes the thread, not a lock: Python releases the interpreter while
@@ -11,13 +14,36 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar, TypeVarTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, TypeVarTuple
+
+import plyvel
+
+from paychan.protocol.channel import Channel
+from paychan.protocol.errors import DamagedRecord
+from paychan.protocol.record import encode_record
+from paychan.protocol.types import OutPoint
+from paychan.shared.leveldb_files import error_text
+from paychan.store.base import Change, StoreDamaged, StoreFailed
+from paychan.store.leveldb.keys import RECORD, index_key
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+CLOSED = "the store is closed"
+
+_REMEMBERED = 20_000
+"""Channels whose newest version is kept in memory, a few kB each: a payment must follow the last written version."""
+
+
+class _Known(NamedTuple):
+    """A channel's database key and its newest written version."""
+
+    key: bytes
+    channel: Channel
 
 
 class WriterThread:
@@ -96,3 +122,115 @@ class WriterThread:
             done.set_exception(error)
         else:
             done.set_result(value)
+
+
+class Writer(WriterThread):
+    """Writes the records of one database. `read` returns a stored channel; `damaged` notes the reason of damage."""
+
+    def __init__(
+        self, database: plyvel.DB, read: Callable[[bytes], Channel | None], damaged: Callable[[str], None]
+    ) -> None:
+        super().__init__("store-writer")
+        self._database, self._read, self._damaged = database, read, damaged
+        self._known: OrderedDict[OutPoint, _Known] = OrderedDict()
+        self._failure: Exception | None = None
+        self._low_bytes = 0
+
+    def guard_disk(self, directory: Path, low_bytes: int, make_room: Callable[[int], None]) -> None:
+        """Before a write, call `make_room` with its bytes if less than `low_bytes` are free; in the writer's thread."""
+        self._directory, self._low_bytes, self._make_room = directory, low_bytes, make_room
+
+    async def commit(self, changes: Sequence[Change]) -> Sequence[bool]:
+        """See `Store`. After a failure all later calls fail, too: the content of LevelDB's log is unknown."""
+        known = self._known
+        try:
+            if self.unfinished or not all(change.channel.outpoint in known for change in changes):
+                return await self.run(self._commit, changes)
+            batch, written = self._prepare(changes)
+            if batch is not None:
+                await self.run(self._write, batch)
+        except RuntimeError as error:  # the thread is shut down
+            raise StoreFailed(CLOSED) from error
+        else:
+            return written
+
+    def _commit(self, changes: Sequence[Change]) -> Sequence[bool]:
+        """Prepare and write in the writer's thread: a record must be read first, or earlier commits are pending."""
+        batch, written = self._prepare(changes)
+        if batch is not None:
+            self._write(batch)
+        return written
+
+    def _prepare(self, changes: Sequence[Change]) -> tuple[plyvel.WriteBatch | None, Sequence[bool]]:
+        """Make one batch of the changes that follow the stored versions; return for each change whether it does.
+
+        From here on, later changes must follow the batch: if it is not written, no later batch is written either.
+        """
+        if self._failure is not None:
+            raise self._failed_before(self._failure)
+        newest: dict[OutPoint, Change] = {}
+        try:
+            written = [self._admit(change, newest) for change in changes]
+            batch = self._database.write_batch(sync=True) if newest else None
+            for change in newest.values():  # readers never see the versions in between
+                self._enter(batch, change.previous, change.channel)
+        except Exception as error:
+            raise self._failed(error) from error
+        return batch, written
+
+    def _admit(self, change: Change, newest: dict[OutPoint, Change]) -> bool:
+        """Add a change to the batch if it follows the stored version or the one already in the batch."""
+        outpoint, previous = change.channel.outpoint, change.previous
+        earlier = newest.get(outpoint)
+        if earlier is not None:
+            stored: Channel | None = earlier.channel
+        elif (known := self._known.get(outpoint)) is not None:
+            stored = known.channel
+        else:
+            try:
+                stored = self._read(outpoint.serialize())
+            except DamagedRecord:
+                return False  # not the version that the writer has read; the damaged record stays as evidence
+        if stored is not previous and stored != previous:
+            return False  # the number alone does not suffice: another writer may have reached the same one
+        newest[outpoint] = change if earlier is None else Change(earlier.previous, change.channel)
+        return True
+
+    def _enter(self, batch: plyvel.WriteBatch, stored: Channel | None, channel: Channel) -> None:
+        """Write a channel's record, and its index entry if the state changed; remember the channel."""
+        outpoint = channel.outpoint
+        known = self._known.get(outpoint)
+        key = RECORD + outpoint.serialize() if known is None else known.key
+        batch.put(key, encode_record(channel))
+        if stored is None or stored.state is not channel.state:
+            batch.put(index_key(channel.state, channel.terms.expiry.lock_time, key[1:]), b"")
+            if stored is not None:
+                batch.delete(index_key(stored.state, stored.terms.expiry.lock_time, key[1:]))
+        self._known[outpoint] = _Known(key, channel)
+        self._known.move_to_end(outpoint)
+        if len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+
+    def _write(self, batch: plyvel.WriteBatch) -> None:
+        """Write a batch, synced; runs in the writer's thread."""
+        if self._failure is not None:
+            raise self._failed_before(self._failure)
+        try:
+            if self._low_bytes:
+                disk = os.statvfs(self._directory)
+                if disk.f_bavail * disk.f_frsize < self._low_bytes:
+                    self._make_room(batch.approximate_size())
+            batch.write()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed_before(self, failure: Exception) -> StoreFailed:
+        return StoreFailed(f"an earlier write failed: {error_text(failure)}")
+
+    def _failed(self, error: Exception) -> StoreFailed:
+        self._failure = error
+        if isinstance(error, plyvel.CorruptionError):
+            self._damaged(error_text(error))
+            msg = f"{error_text(error)}; the next start rebuilds the store from all records that can be read"
+            return StoreDamaged(msg)
+        return StoreFailed(error_text(error))
