@@ -17,6 +17,7 @@ from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected, 
 from paychan.protocol.errors import ChannelExists, DamagedRecord, OutpointUsed, PaychanError, UnknownChannel
 from paychan.protocol.types import OutPoint
 from paychan.store.base import Change
+from paychan.tracing import NUMBERS, REQUEST
 
 _POLL_SECONDS = 0.005
 
@@ -83,10 +84,13 @@ class Registry:
 
     def report_refusals(self, outpoint: OutPoint, outcomes: Sequence[Outcome]) -> None:
         """Report the refused ones of a channel's payments, if an observer wants that."""
-        if PaymentRefused in self._context.observers.wanted:
-            for outcome in outcomes:
-                if isinstance(outcome, Rejected):
-                    self._context.observers.report(PaymentRefused(outpoint, outcome.error.code))
+        if PaymentRefused not in self._context.observers.wanted:
+            return
+        request = REQUEST.set(REQUEST.get() or next(NUMBERS))
+        for outcome in outcomes:
+            if isinstance(outcome, Rejected):
+                self._context.observers.report(PaymentRefused(outpoint, outcome.error.code))
+        REQUEST.reset(request)
 
     def find_awake(self, outpoint: OutPoint) -> ChannelActor | None:
         """Return a channel's actor if it is awake."""

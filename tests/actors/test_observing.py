@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
+from actors.channel import Payments
 from actors.observing import (
     ChannelChanged,
     Event,
@@ -42,15 +43,17 @@ class Recording:
 
 
 async def life(server: Any) -> None:
-    """Open, pay twice by both ways to an actor, be refused by both, close."""
+    """Open, pay and be refused by both ways to an actor (a door that tells one reports its refusals), close."""
     await server.open(PAYER, 10_000)
     accepted(await server.registry.ask(PAYER.outpoint, PAYER.pays(20_000)))
     refused(await server.registry.ask(PAYER.outpoint, PAYER.pays(15_000)))
     for paid, kind in ((30_000, Accepted), (25_000, Rejected)):
         answer = asyncio.get_running_loop().create_future()
         actor = server.registry.find_awake(PAYER.outpoint)
-        server.registry.submit(actor, PAYER.pays(paid), lambda reply, answer=answer: answer.set_result(reply.result()))
-        assert isinstance(await answer, kind)
+        actor.tell(Payments([PAYER.pays(paid)], lambda done, answer=answer: answer.set_result(done.outcomes)))
+        outcomes = await answer
+        server.registry.report_refusals(PAYER.outpoint, outcomes)
+        assert isinstance(outcomes[0], kind)
     accepted(await server.registry.ask(PAYER.outpoint, Close(CloseReason.OPERATOR)))
     await server.watcher.scan()
     assert (await server.stored(PAYER)).state is State.CLOSED

@@ -33,7 +33,7 @@ from paychan.protocol.paying import Unverified, Verified, precheck, verify
 from paychan.protocol.payment import decode_v1
 from paychan.protocol.types import OutPoint
 from paychan.protocol.wire.rbpcp import ChannelStatus, Dialect, PaymentResult, encode_json, read_v2_body
-from paychan.tracing import continue_request, enter_channel, leave_channel
+from paychan.tracing import NUMBERS, REQUEST, continue_request, enter_channel, leave_channel
 
 if TYPE_CHECKING:
     from paychan.api.fast.connection import Connection
@@ -278,9 +278,7 @@ class PaymentProcessor:
         elif dialect is not None and isinstance(outcome.error, ChannelMoved):
             self._run_later(payment, partial(self._moved, payment, outcome.error, dialect))
         else:
-            self._refuse(payment, outcome.error)
-        if isinstance(outcome, Rejected):
-            self.service.registry.report_refusals(submission.actor.channel.outpoint, (outcome,))
+            self._refuse(payment, outcome.error, submission.actor)
 
     def _reply_as_usual(self, payment: Payment, outcome: Accepted, dialect: Dialect | None) -> None:
         """Answer a payment of some value on an open channel, with the same bytes as the handlers."""
@@ -300,11 +298,15 @@ class PaymentProcessor:
             connection.penalty.paid()
         connection.flush()
 
-    def _refuse(self, payment: Payment, error: PaychanError) -> None:
-        token = enter_channel(payment.named)
+    def _refuse(self, payment: Payment, error: PaychanError, actor: ChannelActor | None = None) -> None:
+        """Answer a refusal; `actor` is that of the channel, if the payment reached its rules."""
+        request, channel = REQUEST.set(REQUEST.get() or next(NUMBERS)), enter_channel(payment.named)
+        if actor is not None:
+            self.service.registry.report_refusals(actor.channel.outpoint, (Rejected(error),))
         self.service.context.observers.report_refusal(error.code)
         payment.refuse(error, refusal(error, quiet_404=not payment.is_v1))
-        leave_channel(token)
+        leave_channel(channel)
+        REQUEST.reset(request)
 
     # --- payments that need a task ----------------------------------------------------------------------------------
 
