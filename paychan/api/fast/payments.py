@@ -173,21 +173,16 @@ class PaymentProcessor:
             if submission is not None:
                 by_actor.setdefault(submission.actor, []).append(submission)
         self._precheck(by_actor.values())
-        for submissions in by_actor.values():
-            first = submissions[0]
-            if isinstance(first.step, Unverified):
-                verified = verify(first.step, first.actor.verifier)
-                if isinstance(verified, Rejected):
-                    self._reply(first, verified)
-                    submissions.clear()
-                else:
-                    first.step = verified
+        self._verify(by_actor.values())
         for actor, submissions in by_actor.items():
             if submissions:
                 self._tell(actor, submissions)
 
     def _precheck(self, groups: Iterable[list[_Submission]]) -> None:
-        """Take the first step of payments that are alone for their channel, if their actor has room for them."""
+        """Take the first step of payments that are alone for their channel.
+
+        A refused payment is answered, and leaves its group.
+        """
         context = self.service.context
         if context.rules.asks_application or context.commits.overload() is not None:
             return  # the actors answer that
@@ -202,6 +197,18 @@ class PaymentProcessor:
             elif isinstance(checked, Rejected):
                 self._reply(first, checked)
                 submissions.clear()
+
+    def _verify(self, groups: Iterable[list[_Submission]]) -> None:
+        """Take the second step of the payments that passed the first one."""
+        for submissions in groups:
+            if submissions and isinstance(submissions[0].step, Unverified):
+                first = submissions[0]
+                verified = verify(submissions[0].step, first.actor.verifier)
+                if isinstance(verified, Rejected):
+                    self._reply(first, verified)
+                    submissions.clear()
+                else:
+                    first.step = verified
 
     def _read(self, payment: Payment) -> _Submission | None:
         """Read a payment and find its actor; None: this method has answered it, or a task will."""
