@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -33,6 +34,9 @@ os.environ.pop(
     "PYTHONDONTWRITEBYTECODE", None
 )  # some hundred processes start, and each would compile all modules again
 sys.dont_write_bytecode = False
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background jobs so, and programs inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.pop(
     "COLUMNS", None
