@@ -177,7 +177,7 @@ class Handler:
             return self._refuse(request, peer_uid, refused)
         digest = request_digest(request)
         await self._ledger.put(self._signing(request, peer_uid, digest, known, tried))
-        return SettlementReply(request.id, await self._signed(request, own, digest))
+        return SettlementReply(request.id, await self._signed(request, own, digest, is_first=not known.earlier))
 
     def _signing(
         self, request: SettlementRequest, peer_uid: int, digest: bytes, known: Facts, tried: Sequence[Refusal]
@@ -222,9 +222,14 @@ class Handler:
         child = prepare_child(await self._signed(parent, own, digest), key.public_key, request.fee_sat)
         return ChildReply(request.id, await _sign(child, [key]))
 
-    async def _signed(self, request: SettlementRequest, own: OwnKeys, digest: bytes) -> Settlement:
-        """Sign; return an earlier settlement unchanged, because a token's signatures differ each time."""
-        kept = self._ledger.settlement(digest)
+    async def _signed(
+        self, request: SettlementRequest, own: OwnKeys, digest: bytes, *, is_first: bool = False
+    ) -> Settlement:
+        """Sign; return an earlier settlement unchanged, because a token's signatures differ each time.
+
+        `is_first`: nothing was signed for these claims before, so there is no earlier one to look up.
+        """
+        kept = None if is_first else self._ledger.settlement(digest)
         if kept is not None:
             return kept
         claims, reserve = request.claims, request.reserve
@@ -243,7 +248,8 @@ class Handler:
         for number, terms in enumerate(
             dict.fromkeys(claim.terms for claim in request.claims if has_readable_terms(claim))
         ):
-            await _let_others_run(number)
+            if number % KEYS_IN_A_TURN == KEYS_IN_A_TURN - 1:
+                await asyncio.sleep(0)
             for place in self._keys.destinations(terms.client_key, terms.expiry.unix_time):
                 places.append(place)
                 if place.script == request.destination_script:
@@ -254,7 +260,8 @@ class Handler:
     async def _own_keys(self, claims: Sequence[Claim]) -> tuple[SigningKey | None, ...]:
         keys = []
         for number, claim in enumerate(claims):
-            await _let_others_run(number)
+            if number % KEYS_IN_A_TURN == KEYS_IN_A_TURN - 1:
+                await asyncio.sleep(0)
             keys.append(self._keys.find(claim.terms) if has_readable_terms(claim) else None)
         return tuple(keys)
 
@@ -314,11 +321,6 @@ class Handler:
 
 _LOWERING = ("policy-watermark", "policy-replacement")
 """On trial, these must not lower the recorded limits by a settlement that they would refuse."""
-
-
-async def _let_others_run(number: int) -> None:
-    if number and number % KEYS_IN_A_TURN == 0:
-        await asyncio.sleep(0)
 
 
 async def _sign(unsigned: Unsigned, keys: Sequence[SigningKey | None]) -> Settlement:

@@ -17,7 +17,7 @@ LINES_PER_SECOND = 10
 
 
 class Journal:
-    """Writes or counts decisions. Called from several threads.
+    """Writes or counts decisions.
 
     A new event, above all a new signature, always has a line. Any other decision has one while the rate is low and the
     disk has room. A key request never has one: any stranger can cause it.

@@ -51,7 +51,7 @@ class Room(Protocol):
 
 
 class Teller:
-    """Answers queries. Called from several threads."""
+    """Answers queries."""
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ _BUFFER_BYTES = 4 << 20
 
 
 class Disk:
-    """The file system of ledger and audit log. Called from several threads."""
+    """The file system of ledger and audit log."""
 
     def __init__(self, path: Path, reserve_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path

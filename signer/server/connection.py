@@ -153,7 +153,7 @@ class Connection(asyncio.BufferedProtocol):
                 begin = self._begin + _PREFIX_BYTES
                 size, self._frame_bytes = self._frame_bytes, 0
                 self._begin = begin + size
-                request = decode_request(bytes(memoryview(self._buffer)[begin : self._begin]))
+                request = decode_request(bytes(self._buffer[begin : self._begin]))
                 self.in_flight += 1
                 self._bytes_in_flight += size
                 self._host.answer(self, request, size)
@@ -167,12 +167,13 @@ class Connection(asyncio.BufferedProtocol):
             and self._bytes_in_flight < BYTES_IN_FLIGHT
             and self._unread_since == NEVER
         )
-        if may and self._is_paused:
-            self.transport.resume_reading()
-        elif not may and not self._is_paused:
-            self.transport.pause_reading()
-            self._due_at = NEVER
-        self._is_paused = not may
+        if may is self._is_paused:
+            self._is_paused = not may
+            if may:
+                self.transport.resume_reading()
+            else:
+                self.transport.pause_reading()
+                self._due_at = NEVER
         return may
 
     def _has_whole_frame(self) -> bool:
@@ -181,12 +182,14 @@ class Connection(asyncio.BufferedProtocol):
         if not self._frame_bytes and there >= _PREFIX_BYTES:
             self._frame_bytes = frame_size(bytes(self._buffer[self._begin : self._begin + _PREFIX_BYTES]))
             self._due_at = NEVER
-        need = _PREFIX_BYTES + self._frame_bytes
-        if self._frame_bytes and there >= need:
-            return True
         if not self._frame_bytes:
             self._due_at = self._now() + self._idle_seconds
-        elif self._due_at == NEVER:
+            self._make_space(_BUFFER_BYTES)
+            return False
+        need = _PREFIX_BYTES + self._frame_bytes
+        if there >= need:
+            return True
+        if self._due_at == NEVER:
             self._due_at = self._now() + self._request_seconds
         self._make_space(max(need, _BUFFER_BYTES))
         return False

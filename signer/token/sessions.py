@@ -6,8 +6,7 @@ once, with a new session. A call that hangs blocks its own session only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from threading import Lock
 from typing import TypeVar
@@ -87,21 +86,6 @@ class Sessions:
         finally:
             self._idle.put(session)
 
-    @contextmanager
-    def exclusive(self, lock: Lock) -> Iterator[None]:
-        """Hold a lock that other threads may hold while they wait for the token.
-
-        Raises:
-            KeysFailed: another thread held it for too long.
-        """
-        if not lock.acquire(timeout=self._wait_seconds):
-            msg = f"token {self._token!r} has not answered an earlier request yet"
-            raise KeysFailed(msg)
-        try:
-            yield
-        finally:
-            lock.release()
-
     def close(self) -> None:
         """Close idle sessions, and wipe the PIN. A session in use ends with the process."""
         wipe(self._pin)
@@ -119,8 +103,11 @@ class Sessions:
             raise KeysFailed(msg) from None
 
     def _open(self) -> Session:
-        """Raises `CryptokiError`."""
-        with self.exclusive(self._opening):
+        """Raises `CryptokiError`, and `KeysFailed` while another thread waits for the token to open one."""
+        if not self._opening.acquire(timeout=self._wait_seconds):
+            msg = f"token {self._token!r} has not answered an earlier request yet"
+            raise KeysFailed(msg)
+        try:
             try:
                 session = self._library.open_session(self._slot)
             except CryptokiError:  # the library was finalised, or the token is in another slot now
@@ -128,6 +115,8 @@ class Sessions:
                 self._slot = self._slot_again()
                 session = self._library.open_session(self._slot)
             self._login(session)
+        finally:
+            self._opening.release()
         return session
 
     def _slot_again(self) -> int:

@@ -44,6 +44,13 @@ def funding_transaction(script: bytes, value_sat: int, number: int) -> CTransact
     return CTransaction([spent], outputs)
 
 
+def make_funding(outputs: int, number: int = 0, *, request_id: int = 9) -> FundingRequest:
+    """A funding transaction with this number of outputs, the last of which is shown; each number gives another one."""
+    spent = CTxIn(COutPoint(sha256(b"large %d" % number).digest(), 0))
+    transaction = CTransaction([spent], [CTxOut(1_000, CScript(CHANGE_SCRIPT))] * outputs)
+    return FundingRequest(request_id, transaction.serialize(), (outputs - 1,))
+
+
 _MADE: dict[OutPoint, bytes] = {}
 
 

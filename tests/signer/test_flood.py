@@ -14,12 +14,9 @@ import subprocess
 import sys
 import threading
 from contextlib import ExitStack
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from bitcoin.core import COutPoint, CTransaction, CTxIn, CTxOut
-from bitcoin.core.script import CScript
 
 from paychan.protocol.settlement import Settlement
 from paychan.protocol.wire.signer_messages import (
@@ -40,7 +37,7 @@ from signer.server.socket_file import BACKLOG, RESERVED_FILES
 from tests.lib.signer_process import REGTEST, SignerProcess
 from tests.signer.connected import HANDLER, PATIENT, client, served, show, sign
 from tests.signer.crowd import Crowd, is_over, many_files, memory_bytes, open_files, until
-from tests.signer.messages import CHANGE_SCRIPT, CLIENT_KEY, EXPIRY, make_request
+from tests.signer.messages import CLIENT_KEY, EXPIRY, make_funding, make_request
 from tests.signer.talking import HEALTHY, ask, connect, receive
 
 pytestmark = pytest.mark.timeout(400)
@@ -128,7 +125,7 @@ async def test_flood_of_one_kind(tmp_path: Path, kind: str) -> None:
 
 async def test_half_large_frames(tmp_path: Path) -> None:
     """Frames of the largest size that never end, on all connections, take bounded memory, and keep no honest large frame out."""
-    frame = encode_frame(funding_of(MOST_OUTPUTS))
+    frame = encode_frame(make_funding(MOST_OUTPUTS))
     patient = REGTEST + "[socket]\nrequest_seconds = 600.0\n"
     with SignerProcess(tmp_path, patient) as running, ExitStack() as crowd:
         at_rest = memory_bytes(running.pid)
@@ -159,7 +156,7 @@ async def test_whole_large_frames(tmp_path: Path) -> None:
         async with client(running.socket, 110.0) as signer:
             await signer.health()
         at_rest = memory_bytes(running.pid)
-        fundings = [funding_of(MOST_OUTPUTS, number) for number in range(4)]
+        fundings = [make_funding(MOST_OUTPUTS, number) for number in range(4)]
 
         async def serve(number: int) -> None:
             async with client(running.socket, 110.0) as signer:
@@ -180,13 +177,6 @@ MOST_OUTPUTS = 2_939
 """Outputs of P2PKH scripts in the largest transaction that nodes relay: 99,979 bytes."""
 
 
-def funding_of(outputs: int, number: int = 0) -> FundingRequest:
-    """A funding transaction with very many outputs."""
-    spent = CTxIn(COutPoint(sha256(b"large %d" % number).digest(), 0))
-    transaction = CTransaction([spent], [CTxOut(1_000, CScript(CHANGE_SCRIPT))] * outputs)
-    return FundingRequest(9, transaction.serialize(), (outputs - 1,))
-
-
 def large_settlement(keys: KeyRing) -> SettlementRequest:
     return make_request(keys, drained=199, request_id=9)
 
@@ -195,7 +185,7 @@ def large_settlement(keys: KeyRing) -> SettlementRequest:
 def test_large_request_delays_no_other(tmp_path: Path, kind: str) -> None:
     """Smaller requests are answered while the largest transaction, or 200 channels, are processed."""
     with SignerProcess(tmp_path, PATIENT_CONFIG) as running, connect(running.socket) as connection:
-        large = funding_of(MOST_OUTPUTS) if kind == "funding" else large_settlement(keys_of(running))
+        large = make_funding(MOST_OUTPUTS) if kind == "funding" else large_settlement(keys_of(running))
         connection.sendall(encode_frame(large) + HEALTH + encode_frame(KeyRequest(2, CLIENT_KEY, EXPIRY)))
 
         small = [receive(connection) for _ in range(2)]
@@ -222,7 +212,7 @@ async def test_hanging_key_store_delays_only_its_own_requests(tmp_path: Path) ->
         async with served(tmp_path, handle) as path, client(path) as signer:
             hanging = [asyncio.create_task(signer.public_key(CLIENT_KEY, EXPIRY)) for _ in range(24)]
             await asyncio.sleep(0.05)
-            large = funding_of(1_000)
+            large = make_funding(1_000)
 
             assert (await signer.health()).network == "regtest"
             await signer.show_funding(large.transaction, large.outputs)

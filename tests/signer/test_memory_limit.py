@@ -25,9 +25,9 @@ from paychan.protocol.wire.signer_messages import (
 from signer.keys.ring import KeyRing, hardened_keys
 from tests.lib.signer_process import REGTEST, SignerProcess
 from tests.signer.crowd import memory_bytes
-from tests.signer.messages import CLIENT_KEY, EXPIRY, make_fundings, make_request, mutated
+from tests.signer.messages import CLIENT_KEY, EXPIRY, make_funding, make_fundings, make_request, mutated
 from tests.signer.talking import HEALTHY, ask, connect, receive
-from tests.signer.test_flood import MOST_OUTPUTS, funding_of
+from tests.signer.test_flood import MOST_OUTPUTS
 
 MIB = 1 << 20
 CONNECTIONS = 40
@@ -37,7 +37,7 @@ def requests(keys: KeyRing, number: int) -> Iterator[Request]:
     """Requests of one connection: keys, the largest funding, a large settlement, small ones."""
     for each in range(20):
         yield KeyRequest(1, CLIENT_KEY, UnixTime(EXPIRY + 1000 * number + each))
-    yield funding_of(MOST_OUTPUTS, number)
+    yield make_funding(MOST_OUTPUTS, number)
     yield mutated(make_request(keys, drained=190), "fee_sat", 50_000 + 1_000 * number)
     for fee_sat in range(5_000, 6_000, 100):
         yield mutated(make_request(keys), "fee_sat", fee_sat + number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import os
+import random
 import select
 import signal
 import socket
@@ -11,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -42,6 +44,7 @@ from tests.signer.messages import (
     CLIENT_KEY,
     EXPIRY,
     make_child_request,
+    make_funding,
     make_request,
     make_reserve_request,
     mutated,
@@ -135,6 +138,36 @@ def test_requests_that_come_in_pieces_or_together_are_answered(signer: SignerPro
         for number in range(3):  # whole and alone
             connection.sendall(encode_frame(Health(number)))
             assert getattr(receive(connection), "id", None) == number
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_frames_of_all_sizes_in_any_pieces_are_answered(signer: SignerProcess, seed: int) -> None:
+    """Small frames and frames larger than the input buffer, many more than are read at a time, in pieces of any size."""
+    chance = random.Random(seed)
+    requests = [
+        make_funding(chance.choice((1, 400, 481, 482, 483, 2_900)), number, request_id=number)
+        if chance.random() < 0.2
+        else Health(number)
+        for number in range(1, 200)
+    ]
+    stream = b"".join(map(encode_frame, requests))
+
+    def send(connection: socket.socket) -> None:
+        begin = 0
+        while begin < len(stream):
+            size = chance.choice((1, 5, 100, 4_096, 16_384, 16_385, 200_000))
+            connection.sendall(stream[begin : begin + size])
+            begin += size
+
+    with connect(signer.socket) as connection:
+        sending = threading.Thread(target=send, args=(connection,))
+        sending.start()
+        replies = [receive(connection) for _ in requests]
+        sending.join()
+
+    assert sorted((reply.id, type(reply).__name__) for reply in replies if reply) == [
+        (request.id, "HealthReply" if isinstance(request, Health) else "FundingReply") for request in requests
+    ]
 
 
 # --- invalid input --------------------------------------------------------------------------------------------------
