@@ -68,4 +68,4 @@ def test_the_command_counts_a_journey(version: int) -> None:
     functions = [(visit["file"], name) for visit in figures["visits"] for name in visit["functions"]]
     assert (figures["calls"], figures["functions"]) == (len(functions), len(set(functions)))
     assert figures["files"] == len({file for file, _ in functions})
-    assert {"paychan/protocol/state_machine.py", "paychan/store/leveldb/writer.py"} < {file for file, _ in functions}
+    assert {"actors/channel.py", "paychan/store/leveldb/writer.py"} < {file for file, _ in functions}
