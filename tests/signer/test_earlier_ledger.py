@@ -24,7 +24,6 @@ from paychan.protocol.wire.signer_messages import (
     ShownRequest,
 )
 from signer.judge.facts import Limits
-from signer.judge.handler import Handler
 from signer.judge.queries import Identity
 from signer.keys.ring import KeyRing, hardened_keys
 from signer.ledger.entries import VERSION, decode_entry, encode_entry
@@ -32,6 +31,7 @@ from signer.ledger.leveldb import LevelDbLedger
 from tests.lib.vectors import DIRECTORY
 from tests.signer.messages import (
     EXPIRY,
+    Answers,
     destination,
     make_child_request,
     make_claim,
@@ -53,7 +53,7 @@ LIMITS = Limits(max_fee_percent=100, max_fee_sat=10**9, max_fee_sat_per_vb=10_00
 
 
 @pytest.fixture
-def handler(tmp_path: Path) -> Iterator[Handler]:
+def handler(tmp_path: Path) -> Iterator[Answers]:
     """A signer of this release with the ledger and the audit log of the earlier one."""
     database = plyvel.DB(str(tmp_path / "ledger"), create_if_missing=True)
     for key, value in FROZEN["entries"].items():
@@ -62,14 +62,14 @@ def handler(tmp_path: Path) -> Iterator[Handler]:
     (tmp_path / "audit.log").write_text(FROZEN["audit"])
     (tmp_path / "audit.log").chmod(0o600)
     ledger = LevelDbLedger(tmp_path / "ledger", tmp_path / "audit.log")
-    handler = Handler(KEYS, ledger, Identity("regtest", "hardened"), LIMITS)
+    handler = Answers(KEYS, ledger, Identity("regtest", "hardened"), LIMITS)
     yield handler
     handler.close()
     ledger.close()
 
 
 @pytest.mark.parametrize(("request_", "number"), [(JOINT, 0), (ALONE, 1)], ids=["joint", "alone"])
-def test_a_request_that_was_signed_is_signed_again(handler: Handler, request_: SettlementRequest, number: int) -> None:
+def test_a_request_that_was_signed_is_signed_again(handler: Answers, request_: SettlementRequest, number: int) -> None:
     """The same request has the same digest, so it is no replacement; the settlement has the same bytes."""
     reply = handler(request_)
 
@@ -77,7 +77,7 @@ def test_a_request_that_was_signed_is_signed_again(handler: Handler, request_: S
     assert reply.settlement.transaction.hex() == FROZEN["settlements"][number]
 
 
-def test_another_request_is_a_replacement(handler: Handler) -> None:
+def test_another_request_is_a_replacement(handler: Answers) -> None:
     """A request that differs needs a higher rate, as before the update."""
     lower, higher = (handler(mutated(ALONE, "fee_sat", fee)) for fee in (3_999, 4_001))
 
@@ -86,13 +86,13 @@ def test_another_request_is_a_replacement(handler: Handler) -> None:
     assert isinstance(higher, SettlementReply)
 
 
-def test_a_child_of_an_earlier_settlement_is_signed(handler: Handler) -> None:
+def test_a_child_of_an_earlier_settlement_is_signed(handler: Answers) -> None:
     """The signer knows the parent by its digest."""
     assert isinstance(handler(make_child_request(JOINT)), ChildReply)
 
 
 @pytest.mark.parametrize("claim", [JOINT.claims[0], ALONE.claims[0]], ids=["joint", "alone"])
-def test_claim_request_and_settlement_are_returned(handler: Handler, claim: Claim) -> None:
+def test_claim_request_and_settlement_are_returned(handler: Answers, claim: Claim) -> None:
     """A server whose store lacks a settlement gets it, with the request and the claim of the earlier release."""
     reply = handler(AgainRequest(1, claim.outpoint))
 
@@ -103,7 +103,7 @@ def test_claim_request_and_settlement_are_returned(handler: Handler, claim: Clai
     assert reply.settlement.transaction.hex() in FROZEN["settlements"]
 
 
-def test_a_payment_that_was_shown_stays_the_watermark(handler: Handler) -> None:
+def test_a_payment_that_was_shown_stays_the_watermark(handler: Answers) -> None:
     """An earlier payment of that channel is refused, and the channel is listed as shown."""
     older = make_claim(server_key(KEYS), change_sat=300_001, number=5)
     refused = handler(SettlementRequest(1, (older,), destination(KEYS), Sat(1_000)))
@@ -114,7 +114,7 @@ def test_a_payment_that_was_shown_stays_the_watermark(handler: Handler) -> None:
     assert _shown(handler) == (NEWEST.outpoint,)
 
 
-def _shown(handler: Handler) -> tuple[OutPoint, ...]:
+def _shown(handler: Answers) -> tuple[OutPoint, ...]:
     reply = handler(ShownRequest(3, EXPIRY - 1))  # type: ignore[arg-type]
     assert isinstance(reply, ShownReply)
     return reply.outpoints

@@ -29,7 +29,7 @@ value_without_heartbeat_sat = 50_000
 def signer(tmp_path: Path) -> Iterator[SignerProcess]:
     """A signer that has returned a key, seen a funding transaction and refused a settlement for another key."""
     with SignerProcess(tmp_path, REGTEST + POLICY) as running:
-        assert isinstance(ask(running.socket, KeyRequest(1, TERMS.client_key, TERMS.expiry)), KeyReply)
+        assert isinstance(ask(running.socket, KeyRequest(1, TERMS.client_key, TERMS.expiry.lock_time)), KeyReply)
         assert isinstance(ask(running.socket, FundingRequest(2, FUNDING.serialize(), (0,))), FundingReply)
         assert isinstance(ask(running.socket, SETTLEMENT_REQUEST), Refusal)
         until(
