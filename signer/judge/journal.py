@@ -1,13 +1,29 @@
-"""Chooses which decisions get a line of their own in the audit log, and which are only counted. For `handler`."""
+"""Decisions for the audit log: the summary of a request, and the choice which decisions get a line or are only counted.
+
+Events that strangers cause (keys of channels that may never be opened) and repeated events of a flood must not fill the
+disk: they are counted, and the counts are written with the next line. A count that is not written yet is lost with the
+process; a first signature always has its line.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from paychan.protocol.wire.signer_messages import KeyRequest, Refusal, Request, SettlementRequest
+from msgspec import Struct
+
+from paychan.protocol.wire.signer_messages import (
+    AgainRequest,
+    ChildRequest,
+    FundingRequest,
+    KeyRequest,
+    NewestRequest,
+    OtherKeysRequest,
+    Refusal,
+    Request,
+    SettlementRequest,
+)
 from signer.audit.chain import Decision, Verdict
-from signer.audit.summary import about
-from signer.audit.tally import Tally
 from signer.judge.rate import Budget
 from signer.ledger.base import Entry, Ledger
 from signer.ledger.entries import request_digest
@@ -72,3 +88,81 @@ class Journal:
         """Write the counts. The ledger must still be open. Raises `LedgerFailed`."""
         if counts := self._tally.take(int(self._clock() * 1000)):
             self._ledger.put(Entry(counts))
+
+
+class _Kind(Struct, frozen=True):
+    peer_uid: int
+    asked: str
+    verdict: Verdict
+    tag: str
+
+
+class Tally:
+    """Counts by user, message, verdict and tag; there are few of each."""
+
+    def __init__(self) -> None:
+        self._counts: dict[_Kind, tuple[int, int]] = {}
+        """The number, and the time of the first decision in Unix milliseconds."""
+
+    def add(self, decision: Decision) -> None:
+        """Count a decision instead of writing it."""
+        kind = _Kind(decision.peer_uid, decision.asked, decision.verdict, decision.tag)
+        number, since_ms = self._counts.get(kind, (0, decision.at_ms))
+        self._counts[kind] = number + 1, since_ms
+
+    def take(self, now_ms: int) -> list[Decision]:
+        """Make one line of each count, and start again from zero."""
+        counts, self._counts = self._counts, {}
+        return [
+            Decision(
+                at_ms=now_ms,
+                peer_uid=kind.peer_uid,
+                asked=kind.asked,
+                about={"count": number, "since_ms": since_ms},
+                digest="",
+                verdict=kind.verdict,
+                tag=kind.tag,
+                reason="counted, not logged one by one",
+            )
+            for kind, (number, since_ms) in counts.items()
+        ]
+
+
+def about(request: Request) -> dict[str, Any]:
+    """Summarise a request in JSON types, without secrets; txids in the byte order that wallets show."""
+    match request:
+        case SettlementRequest():
+            return _settlement(request)
+        case ChildRequest():
+            return {**_settlement(request.parent), "child_fee_sat": request.fee_sat}
+        case KeyRequest() | OtherKeysRequest():
+            return {"client_key": request.client_key.hex(), "expiry": request.expiry}
+        case FundingRequest():
+            return {"transaction_bytes": len(request.transaction), "outputs": list(request.outputs)}
+        case NewestRequest():
+            received_sat = sum(claim.funding_sat - claim.payment.change_sat for claim in request.claims)
+            return {"payments": len(request.claims), "received_sat": received_sat}
+        case AgainRequest():
+            return {"outpoint": str(request.outpoint)}
+        case _:
+            return {}
+
+
+def _settlement(request: SettlementRequest) -> dict[str, Any]:
+    claims = [
+        {
+            "outpoint": str(claim.outpoint),
+            "funding_sat": claim.funding_sat,
+            "change_sat": claim.payment.change_sat,
+            "change_script": claim.change_script.hex(),
+        }
+        for claim in request.claims
+    ]
+    summary: dict[str, Any] = {
+        "claims": claims,
+        "destination": request.destination_script.hex(),
+        "fee_sat": request.fee_sat,
+    }
+    if request.reserve is not None:
+        summary["coins"] = [str(coin.outpoint) for coin in request.reserve.coins]
+    return summary
