@@ -247,7 +247,7 @@ def _ledger(config: SignerConfig, reserve: LedgerReserve) -> LevelDbLedger:
         audit_file_bytes=config.disk.audit_file_mb * 1_000_000,
         on_failure=partial(vital.end, "ledger"),
     )
-    ledger.before_write = reserve.before_write
+    ledger.guard_disk(reserve.size, reserve.before_write)
     return ledger
 
 

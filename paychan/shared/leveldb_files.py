@@ -1,9 +1,8 @@
-"""Files of a LevelDB directory: cuts off an unfinished write after a power cut, measures the logs, reads error texts."""
+"""Files of a LevelDB directory: cuts off an unfinished write after a power cut, reads error texts."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,17 +34,6 @@ def cut_torn_tail(path: Path) -> TornTail | None:
         log.truncate(offset)
         os.fsync(log.fileno())
     return TornTail(newest, len(content) - offset, kept)
-
-
-def sizes_of_logs(path: Path) -> dict[str, int]:
-    """Sizes of the logs that LevelDB would read at its next start; there is always one. Raises OSError."""
-    sizes = {}
-    with os.scandir(path) as files:
-        for file in files:
-            if file.name.endswith(".log"):
-                with suppress(FileNotFoundError):  # LevelDB removes an old one some time after it has created a new one
-                    sizes[file.name] = file.stat().st_size
-    return sizes
 
 
 def sync_directory(path: Path) -> None:

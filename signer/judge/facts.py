@@ -10,8 +10,7 @@ from paychan.protocol.settlement import Claim
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.protocol.wire.signer_messages import SettlementRequest
 from signer.keys.ring import Destination, SigningKey
-from signer.ledger.entries import Entries, Output
-from signer.ledger.flow import HOUR_SECONDS, Flow
+from signer.ledger.entries import HOUR_SECONDS, Entries, Flow, Output
 
 TRIABLE = frozenset(
     ("policy-destination", "policy-fee", "policy-watermark", "policy-replacement", "policy-rate", "policy-heartbeat")

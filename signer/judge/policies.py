@@ -18,8 +18,7 @@ from paychan.protocol.wire.signer_messages import ChildRequest, Refusal, Settlem
 from signer.judge.facts import Facts, Limits
 from signer.judge.validation import available_sat, claims_problem, coins_problem, fee_problem, unshown
 from signer.keys.ring import SigningKey
-from signer.ledger.entries import Signed, request_digest, request_size
-from signer.ledger.flow import DAY_SECONDS, HOUR_SECONDS
+from signer.ledger.entries import DAY_SECONDS, HOUR_SECONDS, Signed, request_digest, request_size
 
 LEAST_CHILD_SAT = Sat(546)
 """Bitcoin Core relays no P2PKH output below this value (policy/policy.cpp, GetDustThreshold)."""

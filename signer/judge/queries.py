@@ -23,7 +23,7 @@ from signer.judge.behind import behind, shown
 from signer.judge.facts import Limits
 from signer.keys.ring import KeyRing
 from signer.ledger.base import Ledger
-from signer.ledger.flow import DAY_SECONDS, HOUR_SECONDS
+from signer.ledger.entries import DAY_SECONDS, HOUR_SECONDS
 
 Query: TypeAlias = Health | StatusRequest | ReserveRequest | BehindRequest | ShownRequest
 """A request that changes nothing and is no decision."""

@@ -11,8 +11,7 @@ from paychan.protocol.settlement import Claim, Settlement
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.protocol.wire.signer_messages import SettlementRequest
 from signer.audit.chain import Decision, Head
-from signer.ledger.entries import Entries, Output
-from signer.ledger.flow import Flow
+from signer.ledger.entries import Entries, Flow, Output
 
 
 class LedgerFailed(Exception):

@@ -74,6 +74,11 @@ class LedgerReserve:
         self._file.on_given = self._given
         self._file.make_room(self._file.opening_bytes())
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file; before a write with less free space than this, `before_write` has work."""
+        return self._size
+
     def before_write(self, values: Mapping[bytes, bytes], lines: int) -> None:
         """Make sure of the space for a write of these values to the ledger, and of lines to the audit log."""
         size = sum(len(value) + _KEY_BYTES for value in values.values()) + _LINE_BYTES * lines

@@ -21,11 +21,13 @@ changes no entry but makes the same steps, and so tests whether a write succeeds
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,25 +37,15 @@ from msgspec import Struct
 from paychan.protocol.settlement import Claim, Settlement
 from paychan.protocol.types import OutPoint, UnixTime
 from paychan.protocol.wire.signer_messages import SettlementRequest
-from paychan.shared.leveldb_files import cut_torn_tail, error_text, sizes_of_logs, sync_directory
+from paychan.shared.leveldb_files import error_text
 from signer import vital
-from signer.audit.chain import AuditBroken, Head
+from signer.audit.chain import BEGINNING, AuditBroken, Decision, Head
 from signer.audit.file import AuditFailed
 from signer.audit.rotation import RotatingAudit
 from signer.ledger.base import Entry, LedgerFailed
-from signer.ledger.entries import DamagedEntry, Entries, Output, Signed, decode_entry, encode_entry
-from signer.ledger.flow import Flow
-from signer.ledger.group import Group
+from signer.ledger.entries import Count, DamagedEntry, Entries, Flow, Output, Signed, decode_entry, encode_entry
+from signer.ledger.opening import opened
 from signer.ledger.shown import shown_after
-
-_OPTIONS = {
-    # A damaged log is an error when the ledger is opened; by default LevelDB drops what follows the damage.
-    "paranoid_checks": True,
-    # Most lookups of an outpoint that was never signed for (all but 1 %) need no disk read.
-    "bloom_filter_bits": 10,
-    # Off: keys, hashes and signatures do not compress.
-    "compression": None,
-}
 
 _GATHERING_SECONDS = 0.004
 """A write begins this time after the first request for it. Without the delay, several requests at once would cost more
@@ -62,17 +54,58 @@ in syncs and thread switches than in the data itself."""
 _HANGING_SECONDS = 10.0
 """A write that takes longer is reported as a problem; a slow disk syncs within one second."""
 
-_DATA = (".ldb", ".sst", ".log")
-"""If such files exist but the file CURRENT does not, LevelDB would start an empty database and delete them."""
-
-_HELD = (os.strerror(errno.EAGAIN), "already held by process")
-"""LevelDB's errors for a lock that another process holds; a LOCK file that can't be opened gives other errors."""
-
 _COUNT, _FLOW, _HEAD, _PROBE = b"n", b"v", b"h", b"p"
 
 _TXID_BYTES, _MAX_VOUT = 32, 0xFFFFFFFF
 
 _Kind = TypeVar("_Kind", bound=Struct)
+
+
+class Group:
+    """Values that are written together. Awaiting it waits until they are on disk, and raises `LedgerFailed`.
+
+    Each waiter has its own future: one that is cancelled disturbs no other. The loop is woken once for all of them.
+    """
+
+    __slots__ = ("_failure", "_loop", "_waiters", "decisions", "is_awaited", "values")
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+        self.decisions: list[Decision] = []
+        self.is_awaited = False
+        """A caller waits until it is on disk; otherwise it need not be synced."""
+        self._failure: str | None = None
+        """None: it is not written yet; "": it is on disk."""
+        self._waiters: list[asyncio.Future[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.values and not self.decisions and not self.is_awaited
+
+    def join(self) -> None:
+        """Note the running event loop, which `written` wakes, and that a caller may wait for the disk."""
+        self.is_awaited, self._loop = True, asyncio.get_running_loop()
+
+    def written(self, failure: str) -> None:
+        """Wake the waiters; "" is success. Called by the thread that writes."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed, and nothing waits
+                self._loop.call_soon_threadsafe(vital.guarded("written", self._wake), failure)
+
+    def _wake(self, failure: str) -> None:
+        self._failure = failure
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def __await__(self) -> Generator[asyncio.Future[None], None, None]:
+        if self._failure is None:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            yield from waiter
+        if self._failure:
+            raise LedgerFailed(self._failure)
 
 
 class LevelDbLedger:
@@ -99,13 +132,12 @@ class LevelDbLedger:
         """
         self._failure = self._read_failure = ""
         self._on_failure = on_failure
-        self.before_write: Callable[[Mapping[bytes, bytes], int], None] = lambda _values, _lines: None
-        """Called by the writing thread with values and number of audit lines; makes room on a full disk."""
+        self._low_bytes = 0
         self._path = path
         self._written_at = UnixTime(0)
         self._begun_at = 0.0
         """Start of the current write, by the monotonic clock; 0: there is none."""
-        self._database = _open(path)
+        self._database = opened(path)
         self._log_sizes = dict[str, int]()
         """Sizes of LevelDB's logs before the last write."""
         try:
@@ -123,12 +155,16 @@ class LevelDbLedger:
         try:
             flow, count, head = (self._get(key) for key in (_FLOW, _COUNT, _HEAD))
             self._flow = Flow() if flow is None else decode_entry(flow, Flow)
-            self._shown = 0 if count is None else decode_entry(count, _Count).number
-            known = None if head is None else decode_entry(head, Head)
+            self._shown = 0 if count is None else decode_entry(count, Count).number
+            known = BEGINNING if head is None else decode_entry(head, Head)
         except (DamagedEntry, LedgerFailed) as error:
             self._give_up()
             raise LedgerFailed(str(error)) from error
-        if known is not None and not self._holds(known):
+        try:
+            is_held = self._audit.holds(known)
+        except (AuditBroken, OSError):
+            is_held = False
+        if not is_held:
             self._give_up()
             msg = (
                 f"{audit} does not hold line {known.count}, which was written: restore the file, or start a new log with "
@@ -136,15 +172,16 @@ class LevelDbLedger:
             )
             raise LedgerFailed(msg)
 
-    def _holds(self, head: Head) -> bool:
-        try:
-            return self._audit.holds(head)
-        except (AuditBroken, OSError):
-            return False
-
     def _give_up(self) -> None:
         self._audit.close()
         self._database.close()
+
+    def guard_disk(self, low_bytes: int, make_room: Callable[[Mapping[bytes, bytes], int], None]) -> None:
+        """Before a write, call `make_room` with its values and number of audit lines if less than `low_bytes` are free.
+
+        The thread that writes calls it.
+        """
+        self._low_bytes, self._make_room = low_bytes, make_room
 
     @property
     def torn_bytes(self) -> int:
@@ -214,7 +251,7 @@ class LevelDbLedger:
         if entry.outputs:
             values |= {b"f" + outpoint.serialize(): encode_entry(output) for outpoint, output in entry.outputs.items()}
             self._shown += len(entry.outputs)
-            values[_COUNT] = encode_entry(_Count(self._shown))
+            values[_COUNT] = encode_entry(Count(self._shown))
         values |= {b"w" + outpoint.serialize(): encode_entry(claim) for outpoint, claim in entry.newest.items()}
         if entry.flow is not None:
             self._flow = entry.flow
@@ -274,7 +311,10 @@ class LevelDbLedger:
             return self._failure
         try:
             self._check_place()
-            self.before_write(group.values, len(group.decisions))
+            if self._low_bytes:
+                disk = os.statvfs(self._path)
+                if disk.f_bavail * disk.f_frsize < self._low_bytes:
+                    self._make_room(group.values, len(group.decisions))
             batch = self._database.write_batch(sync=group.is_awaited)
             if group.decisions:
                 batch.put(_HEAD, encode_entry(self._audit.append(group.decisions)))
@@ -299,7 +339,7 @@ class LevelDbLedger:
         if not os.access(self._path / "CURRENT", os.R_OK) or not os.access(self._path, os.W_OK | os.X_OK):
             raise OSError(f"{self._path} was removed, or can't be written any more")  # noqa: TRY003, EM102
         try:
-            sizes = sizes_of_logs(self._path)
+            sizes = _sizes_of_logs(self._path)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 return  # no fault is known; the next write checks again
@@ -347,34 +387,12 @@ class LevelDbLedger:
             raise LedgerFailed(self._failure)
 
 
-class _Count(Struct, frozen=True, array_like=True):
-    number: int
-
-
-def _open(path: Path) -> plyvel.DB:
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        is_new = not (path / "CURRENT").exists()
-        if is_new and any(file.suffix in _DATA for file in path.iterdir()):
-            msg = f"{path} is damaged: it has data, but no CURRENT; move it away to start a new ledger"
-            raise LedgerFailed(msg)
-        try:
-            database = plyvel.DB(str(path), create_if_missing=True, **_OPTIONS)
-        except plyvel.CorruptionError:
-            if cut_torn_tail(path) is None:
-                raise
-            database = plyvel.DB(str(path), create_if_missing=False, **_OPTIONS)
-        if is_new:
-            sync_directory(path.parent)
-    except (OSError, plyvel.Error) as error:
-        raise LedgerFailed(_why_not_opened(path, error)) from error
-    return database
-
-
-def _why_not_opened(path: Path, error: Exception) -> str:
-    text = error_text(error)
-    if isinstance(error, plyvel.CorruptionError):
-        return f"{path} is damaged ({text}): move it away to start a new ledger"
-    if "LOCK" in text and any(each in text for each in _HELD) and isinstance(error, plyvel.IOError):
-        return f"{path} is in use by another signer: stop it, or give each signer a separate state_dir"
-    return f"{path} can't be opened: {text}"
+def _sizes_of_logs(path: Path) -> dict[str, int]:
+    """Sizes of the logs that LevelDB would read at its next start; there is always one. Raises OSError."""
+    sizes = {}
+    with os.scandir(path) as files:
+        for file in files:
+            if file.name.endswith(".log"):
+                with suppress(FileNotFoundError):  # LevelDB removes an old one some time after it has created a new one
+                    sizes[file.name] = file.stat().st_size
+    return sizes

@@ -10,8 +10,7 @@ from paychan.protocol.types import OutPoint, UnixTime
 from paychan.protocol.wire.signer_messages import SettlementRequest
 from signer.audit.chain import BEGINNING, Decision, Head, encode_lines
 from signer.ledger.base import Entry
-from signer.ledger.entries import Entries, Output
-from signer.ledger.flow import Flow
+from signer.ledger.entries import Entries, Flow, Output
 from tests.lib import background
 
 

@@ -30,12 +30,20 @@ from paychan.protocol.wire.signer_messages import (
 from signer.audit.chain import BEGINNING, Decision, encode_lines
 from signer.judge.handler import Handler
 from signer.keys.ring import KeyRing, hardened_keys
-from signer.ledger import leveldb as ledger_module
+from signer.ledger import opening
 from signer.ledger.base import Entry, LedgerFailed
-from signer.ledger.entries import VERSION, DamagedEntry, Entries, Output, Signed, decode_entry, encode_entry, entries_of
-from signer.ledger.flow import Flow
-from signer.ledger.group import Group
-from signer.ledger.leveldb import LevelDbLedger, _why_not_opened
+from signer.ledger.entries import (
+    VERSION,
+    DamagedEntry,
+    Entries,
+    Flow,
+    Output,
+    Signed,
+    decode_entry,
+    encode_entry,
+    entries_of,
+)
+from signer.ledger.leveldb import Group, LevelDbLedger
 from signer.vital import EXIT_BROKEN
 from tests.lib import background
 from tests.lib.ledger import MemoryLedger, put_together
@@ -497,12 +505,12 @@ def test_fault_80_a_lock_of_another_user_is_not_in_use(tmp_path: Path) -> None:
     """A LOCK that can't be opened is reported as such, not as another running signer."""
     error = plyvel.IOError(f"IO error: {tmp_path}/LOCK: Permission denied".encode())
 
-    assert "can't be opened" in _why_not_opened(tmp_path, error)
+    assert "can't be opened" in opening.why_not_opened(tmp_path, error)
 
 
 def test_the_log_of_an_idle_ledger_stays_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Test writes count for LevelDB as values, so that it begins a new log at times; empty batches would not."""
-    monkeypatch.setitem(ledger_module._OPTIONS, "write_buffer_size", 65_536)
+    monkeypatch.setitem(opening.OPTIONS, "write_buffer_size", 65_536)
     with closing(LevelDbLedger(tmp_path / "signer.ledger", tmp_path / "signer.audit")) as ledger:
         for _ in range(20_000):
             ledger._write(Group())

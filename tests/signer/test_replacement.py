@@ -23,8 +23,7 @@ from signer.judge.facts import Facts, Limits, OwnKeys
 from signer.judge.policies import replacement
 from signer.keys.ring import KeyRing, hardened_keys
 from signer.ledger.base import Entry
-from signer.ledger.entries import Entries, Output, Signed, entries_of, request_digest, request_size
-from signer.ledger.flow import Flow
+from signer.ledger.entries import Entries, Flow, Output, Signed, entries_of, request_digest, request_size
 from tests.lib.ledger import MemoryLedger, Written
 from tests.signer.messages import (
     CHANGE_SCRIPT,

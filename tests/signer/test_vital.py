@@ -28,8 +28,7 @@ from signer.audit.file import AuditFile
 from signer.judge.queries import Identity
 from signer.ledger.base import Entry, LedgerFailed
 from signer.ledger.disk import LedgerReserve
-from signer.ledger.group import Group
-from signer.ledger.leveldb import LevelDbLedger
+from signer.ledger.leveldb import Group, LevelDbLedger
 from signer.server.connections import Connections, Limits
 from signer.server.socket_file import listening_socket
 from signer.token.client import Line
