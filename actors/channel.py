@@ -43,7 +43,7 @@ from paychan.protocol.errors import (
     TryAgain,
 )
 from paychan.protocol.forgery import forged
-from paychan.protocol.paying import Verified, book
+from paychan.protocol.paying import Verified, book, pay
 from paychan.protocol.payment_batch import Commands, judge, newest_of
 from paychan.protocol.state_machine import apply
 from paychan.store.base import Change
@@ -198,19 +198,27 @@ class ChannelActor(SettlingActor):
 
     def _judge_payments(self, message: Payments) -> None:
         """Judge payments together and write only the newest; if an application is asked, judge them one by one."""
-        self._last_message = self._context.clock()
         commands, overload = message.commands, self._overload()
         message.judged = len(commands)
         if overload is not None:
             message.answer([Rejected(overload)] * len(commands))
             return
-        if self._offers or self._context.rules.asks_application:
+        was_asked = self._offering is not None or self._behind is not None or self.channel.offered is not None
+        if (was_asked and self._offers) or self._context.rules.asks_application:
+            self._last_message = self._context.clock()
             if message.in_parts:
                 message.judged, message.waits = 1, True
             each = [command if isinstance(command, Pay) else Pay(command) for command in commands[: message.judged]]
             self._answer_later(message, _all_of([self._in_turn(command) for command in each]))
             return
         view, coalesce = self._context.view(self.channel.outpoint), self._context.coalesce
+        self._last_message = view.now
+        if len(commands) == 1:
+            command = commands[0]
+            outcome = pay(self.channel, command if isinstance(command, Pay) else Pay(command), view, self.verifier)
+            message.outcomes = (outcome,)
+            self._persist(message, outcome.channel if isinstance(outcome, Accepted) else None)
+            return
         outcomes = judge(self.channel, commands, view, self.verifier, coalesce=coalesce, in_part=message.in_parts)
         message.judged, message.outcomes = len(outcomes), outcomes
         self._persist(message, newest_of(outcomes))

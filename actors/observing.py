@@ -81,7 +81,9 @@ class Observers:
         self.wanted = frozenset[type[Event]]().union(*(observer.events for observer in observers))
         """The kinds of events that an observer wants; a caller builds no other in a hot path."""
         self.wants_payments = PaymentBooked in self.wanted
-        """Whether each payment is reported."""
+        """Whether each booked payment is reported."""
+        self.wants_refusals = PaymentRefused in self.wanted
+        """Whether each refused payment is reported."""
         self._health: dict[str, str] = {}
         self._failed = set[tuple[int, type[Event]]]()
 

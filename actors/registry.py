@@ -84,7 +84,7 @@ class Registry:
 
     def report_refusals(self, outpoint: OutPoint, outcomes: Sequence[Outcome]) -> None:
         """Report the refused ones of a channel's payments, if an observer wants that."""
-        if PaymentRefused not in self._context.observers.wanted:
+        if not self._context.observers.wants_refusals:
             return
         request = REQUEST.set(REQUEST.get() or next(NUMBERS))
         for outcome in outcomes:

@@ -73,7 +73,7 @@ def parts() -> dict[str, Callable[[], object]]:
     text = encode_v1(following)
     body = of_v2.partition(b"\r\n\r\n")[2]
     key, kind = PrivateKey(b"\x01" * 32), channel.terms.kind
-    hasher = kind.payment_hasher(channel.terms, channel.outpoint, channel.funding_sat, channel.change_script)
+    hasher = kind.payment_preimage(channel.terms, channel.outpoint, channel.funding_sat, channel.change_script)
     digest = hasher.digest(following.change_sat)
     signature, public = key.sign(digest, hasher=None), key.public_key
     verifier = channel.verifier()

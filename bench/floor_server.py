@@ -28,7 +28,7 @@ from coincurve import PrivateKey, PublicKey
 
 from paychan.protocol.address import decode_address
 from paychan.protocol.debug_funding import DEBUG_FUNDING_SAT, debug_outpoint
-from paychan.protocol.kinds.base import PaymentHasher, make_terms
+from paychan.protocol.kinds.base import PaymentPreimage, make_terms
 from paychan.protocol.kinds.p2sh import parse_redeem_script
 from paychan.protocol.types import Network, OutPoint
 
@@ -53,7 +53,7 @@ class _Channel:
 
     __slots__ = ("change_sat", "digest", "key", "name")
 
-    def __init__(self, name: bytes, key: PublicKey, hasher: PaymentHasher) -> None:
+    def __init__(self, name: bytes, key: PublicKey, hasher: PaymentPreimage) -> None:
         self.name, self.key, self.digest, self.change_sat = name, key, hasher.digest, DEBUG_FUNDING_SAT
 
 
@@ -124,7 +124,7 @@ class Floor:
             outpoint = debug_outpoint(terms.client_key, terms.expiry.lock_time)
             script = decode_address(asked["change_address"], Network.TEST)
         name = f"/{outpoint.txid_hex}/{outpoint.vout}".encode()
-        hasher = terms.kind.payment_hasher(terms, outpoint, DEBUG_FUNDING_SAT, script)
+        hasher = terms.kind.payment_preimage(terms, outpoint, DEBUG_FUNDING_SAT, script)
         self.channels[name] = _Channel(name, PublicKey(terms.client_key), hasher)
 
 

@@ -33,7 +33,7 @@ def works() -> dict[str, Callable[[], object]]:
     key = PrivateKey(b"\x01" * 32)
     compressed, text = channel.terms.client_key, encode_v1(payment)
     kind = channel.terms.kind
-    hasher = kind.payment_hasher(channel.terms, channel.outpoint, channel.funding_sat, channel.change_script)
+    hasher = kind.payment_preimage(channel.terms, channel.outpoint, channel.funding_sat, channel.change_script)
     verifier = channel.verifier()
     digest, public = hasher.digest(payment.change_sat), PublicKey(compressed)
     assert public.verify(payment.signature, digest, hasher=None)

@@ -56,9 +56,10 @@ class Showing:
         """Show payments at intervals; ends only by cancellation or a failure of the store."""
         while True:
             try:
-                await self.round()
+                asked = await self.round()
                 task.succeeded()
-                self._context.observers.report_health("signer")
+                if asked:
+                    self._context.observers.report_health("signer")
             except SignerAbsent as error:
                 log.info("payments not shown to the signer yet", reason=str(error))
                 self._context.observers.report_health("signer", str(error))
@@ -66,8 +67,12 @@ class Showing:
                 log.warning("the signer refuses to store newest payments", reason=str(error))
             await asyncio.sleep(self._interval_seconds)
 
-    async def round(self) -> None:
-        """Show all payments that have grown. Raises `SignerAbsent`, `SignerRefused`, and the errors of the store."""
+    async def round(self) -> bool:
+        """Show all payments that have grown; return whether there were any, so that the signer was asked.
+
+        Raises `SignerAbsent`, `SignerRefused`, and the errors of the store.
+        """
+        asked = False
         self._fundings_left = _FUNDINGS_AT_A_ROUND
         seen: set[OutPoint] = set()
         after = None
@@ -77,9 +82,11 @@ class Showing:
             grown = [claim for claim in claims if self._shown.get(claim.outpoint) != claim.payment.change_sat]
             if grown:
                 await self._show(grown)
+                asked = True
             after = (page[-1].terms.expiry.lock_time, page[-1].outpoint)
             await asyncio.sleep(self._pause_seconds)
         self._shown = {outpoint: sat for outpoint, sat in self._shown.items() if outpoint in seen}
+        return asked
 
     async def _show(self, claims: Sequence[Claim]) -> None:
         """Show a batch; if the signer has not seen a channel's funding, show the funding and then the payment again."""

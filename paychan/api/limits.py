@@ -25,7 +25,6 @@ from paychan.api.budgets.fallback_queue import FallbackQueue
 from paychan.api.budgets.head_limits import size_of_head
 from paychan.api.response_heads import laid_out
 from paychan.api.responses import refusal
-from paychan.api.transport import mark, taker_of
 from paychan.protocol.errors import PaychanError
 
 BACKLOG = 1024
@@ -75,7 +74,6 @@ class BoundedServer(HTTPServer):
             max_buffer_size=self.max_buffer_size,
             read_chunk_size=self.read_chunk_size,
         )
-        mark(stream, partial(self.slots.leave, holder))
         # set once: Tornado would switch Nagle's algorithm on and off around every answer
         stream.set_nodelay(True)
         stream.set_nodelay = _ignore  # type: ignore[method-assign]
@@ -87,8 +85,7 @@ class BoundedServer(HTTPServer):
         served.start_serving(self)
 
     def on_close(self, server_conn: Any) -> None:
-        if taker_of(server_conn.stream) is None:
-            server_conn.stream.release()
+        self.slots.leave(server_conn.context.holder)
         super().on_close(server_conn)
 
     def refuse(self, connection: socket.socket) -> None:

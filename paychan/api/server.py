@@ -61,21 +61,21 @@ def _server(
         list(routes),
         log_function=_log_request if service.config.log.access else _log_nothing,
     )
-    kind = FastServer if fast and http.fast_lane and not service.config.log.access else BoundedServer
-    is_fast = kind is FastServer  # its Tornado connections read only fallback requests, whose head has begun to arrive
-    server: BoundedServer = kind(
+    server: BoundedServer = (FastServer if fast else BoundedServer)(
         application,
         xheaders=xheaders,
         max_body_size=http.max_body_bytes * _HARD_BODY_FACTOR,
         max_buffer_size=http.max_body_bytes * _HARD_BODY_FACTOR + http.max_header_bytes,
         max_header_size=http.max_header_bytes,
-        idle_connection_timeout=http.head_seconds if is_fast else http.idle_seconds,
+        # of the fast server, Tornado reads only requests whose head has arrived
+        idle_connection_timeout=http.head_seconds if fast else http.idle_seconds,
         body_timeout=http.body_seconds,
     )
     server.slots = slots
     server.patience_seconds, server.head_seconds = http.idle_seconds, http.head_seconds
     if isinstance(server, FastServer):
         server.processor, server.body_seconds = PaymentProcessor(service), http.body_seconds
+        server.takes_payments = http.fast_lane and not service.config.log.access
     return server
 
 

@@ -44,6 +44,15 @@ class Verified(Struct, frozen=True):
     view: View
 
 
+def pay(channel: Channel, command: Pay, view: View, verifier: PaymentVerifier) -> Outcome:
+    """Take the three steps in sequence."""
+    checked = precheck(channel, command, view)
+    if not isinstance(checked, Unverified):
+        return checked
+    verified = verify(checked, verifier)
+    return book(verified) if isinstance(verified, Verified) else verified
+
+
 def precheck(channel: Channel, command: Pay, view: View) -> Outcome | Unverified:
     """Decide all that does not need the signature; a repetition of the newest payment is accepted here.
 

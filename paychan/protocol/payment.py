@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from hashlib import sha256
 from typing import Annotated
 
 from coincurve import PrivateKey
@@ -60,12 +61,12 @@ class Payment(Struct, frozen=True, array_like=True):
 class PaymentVerifier:
     """Checks the payments of one channel; it parses the key and lays out the digest's fixed parts once."""
 
-    __slots__ = ("_change_flag", "_digest", "_drained_flag", "_verify", "kind")
+    __slots__ = ("_change_flag", "_drained_flag", "_preimage", "_verify", "kind")
 
     def __init__(self, terms: ChannelTerms, outpoint: OutPoint, funding_sat: Sat, change_script: bytes) -> None:
         self.kind = kind = terms.kind
         self._change_flag, self._drained_flag = kind.change_flag, kind.drained_flag
-        self._digest = kind.payment_hasher(terms, outpoint, funding_sat, change_script).digest
+        self._preimage = kind.payment_preimage(terms, outpoint, funding_sat, change_script)
         self._verify = parsed_key(terms.client_key).verify
 
     def problem(self, payment: Payment, dust_sat: Sat = Sat(0)) -> PaychanError | None:
@@ -80,7 +81,13 @@ class PaymentVerifier:
         usual = _USUAL_ENCODING.fullmatch(signature)
         if (usual is None or usual[1] > _HALF_ORDER) and (reason := encoding_problem(signature)) is not None:
             return SignatureEncoding(reason=reason)
-        if not self._verify(signature, self._digest(change_sat), hasher=None):
+        preimage = self._preimage
+        if change_sat and not preimage.hashes_output:  # `preimage.digest`, without its calls
+            raw = preimage.head + change_sat.to_bytes(8, "little") + preimage.script + preimage.tail
+            digest = sha256(sha256(raw).digest()).digest()
+        else:
+            digest = preimage.digest(change_sat)
+        if not self._verify(signature, digest, hasher=None):
             return BadSignature(change_sat=change_sat)
         return None
 
@@ -128,17 +135,17 @@ def encoding_problem(signature: bytes) -> str | None:
 class PaymentSigner:
     """Makes the payments of one channel; it builds the sighash prefix once."""
 
-    __slots__ = ("_hasher", "_key", "kind")
+    __slots__ = ("_key", "_preimage", "kind")
 
     def __init__(
         self, key: PrivateKey, terms: ChannelTerms, outpoint: OutPoint, funding_sat: Sat, change_script: bytes
     ) -> None:
         self._key, self.kind = key, terms.kind
-        self._hasher = self.kind.payment_hasher(terms, outpoint, funding_sat, change_script)
+        self._preimage = self.kind.payment_preimage(terms, outpoint, funding_sat, change_script)
 
     def payment(self, change_sat: Sat) -> Payment:
         """Sign the payment that leaves `change_sat` to the client (RFC 6979: the same input gives the same bytes)."""
-        signature = self._key.sign(self._hasher.digest(change_sat), hasher=None)
+        signature = self._key.sign(self._preimage.digest(change_sat), hasher=None)
         return Payment(change_sat, signature, self.kind.flag(change_sat))
 
 

@@ -15,9 +15,8 @@ import msgspec
 
 from paychan.protocol.channel import Accepted, Channel, Outcome, Pay, Rejected, View
 from paychan.protocol.errors import BadSignature
-from paychan.protocol.paying import Unverified, precheck, verify
+from paychan.protocol.paying import Unverified, pay, precheck, verify
 from paychan.protocol.payment import Payment, PaymentVerifier
-from paychan.protocol.state_machine import apply
 from paychan.protocol.types import Sat
 from paychan.protocol.wire.payment_frames import CompactPayments
 
@@ -91,7 +90,7 @@ def judge(
             return covered
     outcomes: list[Outcome] = []
     for command in commands[:MOST_CHECKS] if in_part else commands:
-        outcome = apply(channel, command if isinstance(command, Pay) else Pay(command), view, verifier)
+        outcome = pay(channel, command if isinstance(command, Pay) else Pay(command), view, verifier)
         if isinstance(outcome, Accepted):
             channel = outcome.channel
         outcomes.append(outcome)

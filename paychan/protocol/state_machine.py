@@ -70,7 +70,7 @@ from paychan.protocol.fees import most_offered_sat
 from paychan.protocol.finding import found
 from paychan.protocol.forgery import not_newest
 from paychan.protocol.offering import answered, decided_by_client, unanswered
-from paychan.protocol.paying import Unverified, Verified, book, book_payment, precheck, verify
+from paychan.protocol.paying import book_payment, pay
 from paychan.protocol.payment import PaymentVerifier
 from paychan.protocol.settlement import leaves_out
 from paychan.protocol.types import Sat
@@ -92,11 +92,7 @@ def apply(channel: Channel, command: Command, view: View, verifier: PaymentVerif
 
 
 def _pay(channel: Channel, command: Pay, view: View, verifier: PaymentVerifier | None) -> Outcome:
-    checked = precheck(channel, command, view)
-    if not isinstance(checked, Unverified):
-        return checked
-    verified = verify(checked, verifier or channel.verifier())
-    return book(verified) if isinstance(verified, Verified) else verified
+    return pay(channel, command, view, verifier or channel.verifier())
 
 
 def _answer(channel: Channel, command: Answer, view: View, _verifier: PaymentVerifier | None) -> Outcome:

@@ -103,7 +103,7 @@ def test_fault_69_payments_of_no_value_have_a_rate(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(stream_slots, "monotonic", lambda: now)
     slots = StreamSlots(1, 8, 3)
     assert slots.count(CHANNELS[0], 0, 128) == 0
-    assert not slots._allowances
+    assert not slots.allowances
     assert [slots.count(CHANNELS[0], 128, 0) for _ in range(EMPTY_PAYMENTS // 128)] == [0, 0]
     assert slots.count(CHANNELS[0], 1, 0) == pytest.approx(0.01)
     assert slots.count(CHANNELS[1], 1, 0) == 0
@@ -117,4 +117,4 @@ def test_fault_69_payments_of_no_value_have_a_rate(monkeypatch: pytest.MonkeyPat
     assert slots.count(CHANNELS[0], EMPTY_PAYMENTS, 0) == 0
     for number in range(5000):
         slots.count(OutPoint(number.to_bytes(32), 1), 1, 0)
-    assert len(slots._allowances) <= 4096
+    assert len(slots.allowances) <= 4096

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,9 +44,9 @@ def test_the_usual_walk_is_the_most_frequent() -> None:
 @pytest.mark.parametrize(
     ("walk", "passes"),
     [
-        (journeys.walk_stream, "paychan/protocol/state_machine.py"),
+        (journeys.walk_stream, "paychan/protocol/paying.py"),
         (journeys.walk_opening, "paychan/protocol/opening.py"),
-        (journeys.walk_expiry, "paychan/store/leveldb/store.py"),
+        (journeys.walk_expiry, "paychan/store/leveldb/writer.py"),
         (journeys.walk_signature, "signer/judge/policies.py"),
         (journeys.walk_token_signature, "signer/token/sessions.py"),
         (journeys.walk_payer, "paychan/client/channel.py"),
@@ -69,3 +71,32 @@ def test_the_command_counts_a_journey(version: int) -> None:
     assert (figures["calls"], figures["functions"]) == (len(functions), len(set(functions)))
     assert figures["files"] == len({file for file, _ in functions})
     assert {"actors/channel.py", "paychan/store/leveldb/writer.py"} < {file for file, _ in functions}
+
+
+def drawn(way: str) -> list[str]:
+    """The files of one way of a payment, in order, from the table of paychan/README.md."""
+    page = (ROOT / "paychan" / "README.md").read_text()
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| ")]
+    names = next(row for row in rows if row[0].strip() == "step")
+    column = [name.strip() for name in names].index(way)
+    begin = rows.index(names) + 1
+    steps = [row for row in rows[begin:] if len(row) == len(names)]
+    files = [file for row in steps for file in re.findall(r"`([^`]+\.py)`", row[column])]
+    return [file.removeprefix("../") if file.startswith("../") else f"paychan/{file}" for file in files]
+
+
+@pytest.mark.parametrize(
+    ("way", "walk"),
+    [
+        ("v1", functools.partial(journeys.walk_payment, version=1)),
+        ("v2", functools.partial(journeys.walk_payment, version=2)),
+        ("stream", journeys.walk_stream),
+    ],
+)
+def test_the_page_draws_the_way_of_a_payment(tmp_path: Path, way: str, walk: Callable[[Path], Walk]) -> None:
+    """A real payment enters exactly the files of paychan/README.md, first entries in that order, at most 12 (stream: 14)."""
+    walked = walk(tmp_path)
+
+    assert list(walked.files) == drawn(way)
+    assert len(walked.files) <= (14 if way == "stream" else 12)
+    assert way == "stream" or len(walked.calls) <= 60

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from hashlib import sha256
 from typing import NamedTuple
 
 from bitcoin.segwit_addr import encode
 
 from paychan.protocol.kinds import base
-from paychan.protocol.kinds.base import SIGHASH_ALL, ChannelKind, ChannelTerms, Claimed, Spend, make_terms, register
+from paychan.protocol.kinds.base import (
+    SIGHASH_ALL,
+    ChannelKind,
+    ChannelTerms,
+    Claimed,
+    PaymentPreimage,
+    Spend,
+    make_terms,
+    register,
+)
 from paychan.protocol.kinds.p2sh import P2SH
 from paychan.protocol.tx import FINAL_SEQUENCE, Unlocking, UnsignedTransaction, double_sha256, varint
 from paychan.protocol.types import Network, OutPoint, Sat
@@ -45,11 +53,14 @@ class _P2wsh(ChannelKind):
     def funding_address(self, terms: ChannelTerms, network: Network) -> str:
         return str(encode(_PREFIXES[network], 0, self.funding_script(terms)[2:]))
 
-    def payment_hasher(
+    def payment_preimage(
         self, terms: ChannelTerms, outpoint: OutPoint, funding_sat: Sat, change_script: bytes
-    ) -> _PaymentHasher:
+    ) -> PaymentPreimage:
         spent = _Spent(self.redeem_script(terms), outpoint, funding_sat)
-        return _PaymentHasher(spent, varint(len(change_script)) + change_script)
+        head, tail = _around_outputs(spent, _NO_HASH, _NO_HASH, lock_time=0, flag=_SINGLE_ANYONECANPAY)
+        _, tail_of_none = _around_outputs(spent, _NO_HASH, _NO_HASH, lock_time=0, flag=_NONE_ANYONECANPAY)
+        script = varint(len(change_script)) + change_script
+        return PaymentPreimage(head, script, tail, head + _NO_HASH + tail_of_none, hashes_output=True)
 
     def may_join(self, claims: Sequence[Claimed]) -> bool:  # noqa: ARG002 - each change is at its claim's index
         return True
@@ -117,7 +128,15 @@ class _Spent(NamedTuple):
 
 def _bip143(spent: _Spent, prevouts: bytes, sequences: bytes, outputs: bytes, *, lock_time: int, flag: int) -> bytes:
     """Digest of BIP143, version 1."""
-    parts = (
+    head, tail = _around_outputs(spent, prevouts, sequences, lock_time=lock_time, flag=flag)
+    return double_sha256(head + outputs + tail)
+
+
+def _around_outputs(
+    spent: _Spent, prevouts: bytes, sequences: bytes, *, lock_time: int, flag: int
+) -> tuple[bytes, bytes]:
+    """The bytes before and after hashOutputs."""
+    head = (
         b"\x01\x00\x00\x00",
         prevouts,
         sequences,
@@ -125,25 +144,9 @@ def _bip143(spent: _Spent, prevouts: bytes, sequences: bytes, outputs: bytes, *,
         varint(len(spent.script)) + spent.script,
         spent.value_sat.to_bytes(8, "little"),
         spent.sequence.to_bytes(4, "little"),
-        outputs,
-        lock_time.to_bytes(4, "little"),
-        flag.to_bytes(4, "little"),
     )
-    return double_sha256(b"".join(parts))
+    return b"".join(head), lock_time.to_bytes(4, "little") + flag.to_bytes(4, "little")
 
 
 def _output(value_sat: int, script: bytes) -> bytes:
     return value_sat.to_bytes(8, "little") + script
-
-
-class _PaymentHasher:
-    """Digests of one channel's payments."""
-
-    def __init__(self, spent: _Spent, script: bytes) -> None:
-        self._script = script
-        self._digest = partial(_bip143, spent, _NO_HASH, _NO_HASH, lock_time=0)
-
-    def digest(self, change_sat: Sat) -> bytes:
-        if not change_sat:
-            return self._digest(_NO_HASH, flag=_NONE_ANYONECANPAY)
-        return self._digest(double_sha256(_output(change_sat, self._script)), flag=_SINGLE_ANYONECANPAY)

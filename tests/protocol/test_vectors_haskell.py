@@ -44,7 +44,7 @@ def test_padded_payloads_are_read(case: Case) -> None:
 @each_case
 def test_payments_verify(case: Case) -> None:
     """Every payment that the Haskell client signed verifies over the same digest."""
-    hasher = case.terms.kind.payment_hasher(case.terms, case.outpoint, DEBUG_FUNDING_SAT, case.change_script)
+    hasher = case.terms.kind.payment_preimage(case.terms, case.outpoint, DEBUG_FUNDING_SAT, case.change_script)
     verifier = PaymentVerifier(case.terms, case.outpoint, DEBUG_FUNDING_SAT, case.change_script)
     for row in case.payments:
         payment = decode_v1(row["payload_base64url"])

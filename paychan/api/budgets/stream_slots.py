@@ -86,7 +86,7 @@ class StreamSlots:
         self._placed: dict[SlottedStream, OutPoint] = {}
         self._channels: dict[OutPoint, list[SlottedStream]] = {}
         self._penalties: dict[OutPoint, tuple[Penalty, float]] = {}
-        self._allowances: dict[OutPoint, Allowance] = {}
+        self.allowances: dict[OutPoint, Allowance] = {}
         """For payments of no value, of channels that sent some."""
         self._stops = False
 
@@ -178,16 +178,16 @@ class StreamSlots:
         A payment of no value costs the server as much as any other. A channel has a burst of `EMPTY_PAYMENTS`, then
         `_EMPTY_A_SECOND`, and one more for each payment of some value.
         """
-        allowance = self._allowances.get(outpoint)
+        allowance = self.allowances.get(outpoint)
         if allowance is None:
             if not empty:
                 return 0.0
             allowance = Allowance(EMPTY_PAYMENTS, _EMPTY_A_SECOND, monotonic())
         else:
-            del self._allowances[outpoint]
-        if len(self._allowances) >= _MOST_PENALTIES:
-            del self._allowances[next(iter(self._allowances))]
-        self._allowances[outpoint] = allowance
+            del self.allowances[outpoint]
+        if len(self.allowances) >= _MOST_PENALTIES:
+            del self.allowances[next(iter(self.allowances))]
+        self.allowances[outpoint] = allowance
         allowance.earn(full)
         return allowance.wait_seconds(empty, _MOST_WAIT_SECONDS, monotonic())
 

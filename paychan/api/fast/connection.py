@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,10 +22,12 @@ from paychan.api.fast.payments import Payment, PaymentProcessor
 from paychan.api.fast.request_parser import NotFastPath, RequestParser
 from paychan.api.response_heads import laid_out
 from paychan.api.responses import Answer, refusal
+from paychan.api.stream.upgrade import Upgrade, read_request
 from paychan.protocol.errors import PaychanError
 
 if TYPE_CHECKING:
     from paychan.api.fast.server import FastServer
+    from paychan.api.stream.reader import WebSocket
 
 MOST_IN_PROGRESS = 16
 """Payments in progress on one connection. A higher number does not speed up a client, and delays other clients."""
@@ -77,7 +80,8 @@ class Connection(asyncio.Protocol):
         self._queues = False
         self._made = self._since = monotonic()
         self._head_since: float | None = None
-        self._fallback: Fallback | None = None
+        self._fallback: Fallback | Upgrade | None = None
+        """The request that is served alone: by Tornado, or because it begins a stream."""
         self._works = False
         self.detached, self.paid = False, False
         self.evictor: Any = None
@@ -146,8 +150,8 @@ class Connection(asyncio.Protocol):
     def _begin(self) -> bool:
         """Begin the next request if it is complete; return whether another one may follow."""
         reader = self._reader
-        if self._server.conn_params.no_keep_alive:  # the server is stopping; Tornado writes the answers for that
-            return self._leave_fast_path()
+        if self._server.conn_params.no_keep_alive or not self._server.takes_payments:
+            return self._leave_fast_path()  # if the server is stopping, Tornado writes the answers for that
         try:
             size = reader.read(self._buffer)
             if not size:
@@ -201,7 +205,7 @@ class Connection(asyncio.Protocol):
     # --- fallback ---------------------------------------------------------------------------------------------------
 
     def _leave_fast_path(self) -> bool:
-        """Hand the next request to Tornado, once its head is complete and all answers before it are sent."""
+        """Serve the next request alone, once its head is complete and all answers before it are sent."""
         self._reader.reset()
         problem: PaychanError | None = None
         try:
@@ -220,7 +224,11 @@ class Connection(asyncio.Protocol):
             self._part(problem)
             return False
         begun, self._buffer = self._buffer, b""
-        self._fallback = Fallback(self._server, self, begun)
+        request = read_request(begun)
+        if request is None or self._server.conn_params.no_keep_alive:
+            self._fallback = Fallback(self._server, self, begun)
+        else:
+            self._fallback = Upgrade(self._processor.service, self, request)
         self._since = monotonic()
         self._server.fallback_queue.begin(self.network, self._fallback.begin)
         return False
@@ -245,6 +253,25 @@ class Connection(asyncio.Protocol):
         self._fallback, self._since, self._works = None, monotonic(), False
         self._buffer = rest
         self._advance()
+
+    def become(self, websocket: WebSocket, head: bytes, rest: bytes) -> None:
+        """Hand this connection to a WebSocket, which writes `head` and reads `rest` first; it keeps the slot."""
+        if self.transport.is_closing():
+            websocket.abort()
+            return
+        self._fallback, self.detached = None, True
+        websocket.on_lost = partial(self._server.slots.leave, self)
+        websocket.begins_with(head, rest)
+        self.transport.set_protocol(websocket)
+        websocket.connection_made(self.transport)
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def close_after(self, answer: bytes) -> None:
+        """Write an answer and close."""
+        self._buffer, self._ends = b"", True
+        self.transport.write(answer)
+        self.come_back(b"")
 
     # --- limits -----------------------------------------------------------------------------------------------------
 

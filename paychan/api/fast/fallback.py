@@ -2,8 +2,7 @@
 
 The transport of the fast path stops reading. A Tornado stream is opened over a duplicate of the socket; it begins with
 the bytes that were read already. Tornado writes the answer itself, so that it is the same as without the fast path.
-After the answer the bytes that Tornado has read but not used return to the fast path. A WebSocket takes the connection
-over (`paychan.api.transport`).
+After the answer the bytes that Tornado has read but not used return to the fast path.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -20,7 +18,6 @@ from tornado.httpserver import _HTTPRequestContext
 from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 
 from paychan.api.rate_limited_log import RateLimitedLog
-from paychan.api.transport import give_back, mark, taker_of
 
 if TYPE_CHECKING:
     from paychan.api.fast.connection import Connection
@@ -52,8 +49,14 @@ class _Stream(IOStream):
 
     def give_back(self) -> bytes:
         """Close this stream and return its unused bytes; the connection stays open through its first descriptor."""
-        self._reads_on = False
-        return give_back(self)
+        self._reads_on, rest = False, b""
+        while not self.closed():
+            more: Any = self.read_bytes(1 << 20, partial=True)  # a Future
+            if not more.done():
+                break
+            rest += more.result()
+        self.close()
+        return rest
 
 
 class Fallback:
@@ -80,8 +83,6 @@ class Fallback:
         self.abort()
         if self._task is not None:
             await asyncio.wait([self._task])
-        if (taker := taker_of(self._stream)) is not None:
-            taker.abort()
 
     async def _run(self) -> None:
         transport, server = self._connection.transport, self._server
@@ -94,7 +95,6 @@ class Fallback:
         stream = self._stream = _Stream(
             duplicate, self._begun, max_buffer_size=server.max_buffer_size, read_chunk_size=server.read_chunk_size
         )
-        mark(stream, partial(server.slots.leave, self._connection))
         request = HTTP1Connection(stream, False, server.conn_params, self._context(stream))
         goes_on = False
         try:
@@ -103,10 +103,7 @@ class Fallback:
             pass
         except Exception:
             log.exception("connection failed")
-        if taker_of(stream) is not None:  # a WebSocket has the connection and keeps its slot
-            self._connection.detached = True
-            transport.abort()
-        elif not goes_on or stream.closed():
+        if not goes_on or stream.closed():
             stream.close()
             transport.close()
             self._connection.come_back(b"")

@@ -191,24 +191,34 @@ class PaymentProcessor:
             channel = first.actor.channel
             if len(submissions) > 1 or channel.offered is not None:
                 continue
-            checked = precheck(channel, first.command, context.view(channel.outpoint))
+            try:
+                checked = precheck(channel, first.command, context.view(channel.outpoint))
+            except Exception:
+                log.exception("payment failed", channel=str(channel.outpoint))
+                checked = Rejected(InternalError())
             if isinstance(checked, Unverified):
                 first.step = checked
             elif isinstance(checked, Rejected):
-                self._reply(first, checked)
                 submissions.clear()
+                self._reply(first, checked)
 
     def _verify(self, groups: Iterable[list[_Submission]]) -> None:
         """Take the second step of the payments that passed the first one."""
         for submissions in groups:
-            if submissions and isinstance(submissions[0].step, Unverified):
-                first = submissions[0]
-                verified = verify(submissions[0].step, first.actor.verifier)
-                if isinstance(verified, Rejected):
-                    self._reply(first, verified)
-                    submissions.clear()
-                else:
-                    first.step = verified
+            if not submissions or not isinstance(unverified := submissions[0].step, Unverified):
+                continue
+            first = submissions[0]
+            verified: Verified | Rejected
+            try:
+                verified = verify(unverified, first.actor.verifier)
+            except Exception:
+                log.exception("payment failed", channel=str(unverified.channel.outpoint))
+                verified = Rejected(InternalError())
+            if isinstance(verified, Verified):
+                first.step = verified
+            else:
+                submissions.clear()
+                self._reply(first, verified)
 
     def _read(self, payment: Payment) -> _Submission | None:
         """Read a payment and find its actor; None: this method has answered it, or a task will."""

@@ -54,6 +54,8 @@ class FastServer(BoundedServer):
     """Tornado's server behind the fast path. Set `processor` and the limits, then call `listen_on`."""
 
     processor: PaymentProcessor
+    takes_payments = True
+    """Whether payments take the fast path; otherwise Tornado serves all requests but those that begin a stream."""
     body_seconds: float = 0
     _connecting: set[asyncio.Task[None]]
     _sweeper: Supervised | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, TypeAlias
 
 import msgspec
@@ -43,6 +44,11 @@ class Frame(Struct, frozen=True):
     """The dialect of each payment in text."""
     broken: PaychanError | None = None
     """Why its payments can't be read, or None. The stream ends after the frames before it."""
+
+    @property
+    def weight(self) -> int:
+        """Number of payments that it counts for while it has no answer."""
+        return len(self.payments) or 1
 
     @property
     def unpaid(self) -> int:
@@ -107,6 +113,50 @@ def outcomes_of(frames: Sequence[Frame], judged: Sequence[Outcome]) -> Sequence[
     return [
         Rejected(each) if isinstance(each, PaychanError) else next(rest) for frame in frames for each in frame.payments
     ]
+
+
+def all_of_value(outcomes: Sequence[Outcome]) -> bool:
+    """Say whether all payments were accepted and brought a value."""
+    if isinstance(outcomes, BatchAccepted):
+        return True
+    return all(isinstance(each, Accepted) and each.value_sat > 0 for each in outcomes)
+
+
+class Batch:
+    """Frames that are submitted to the channel together, with the outcomes.
+
+    The channel may judge them in several parts.
+    """
+
+    def __init__(self, frames: Sequence[Frame]) -> None:
+        self.frames, self.commands = frames, commands_of(frames)
+        self.size = sum(frame.weight for frame in frames)
+        self.judged = 0
+        """Number of the payments that the channel has judged."""
+        self.parts: list[Sequence[Outcome] | None] = []
+        """Outcomes of the parts that were submitted; None: not known yet."""
+        self.waits = False
+        """Whether the rest must wait: for a wake-up, for an outcome, or for a delay."""
+        self.awaited = -1
+        """Index in `parts` of the outcome that the rest waits for, or -1."""
+        self.problem: PaychanError | None = None
+        """Why the stream ends after this batch, or None."""
+
+    @property
+    def is_judged(self) -> bool:
+        return self.judged >= len(self.commands)
+
+    def outcomes(self) -> Sequence[Outcome] | None:
+        """Return an outcome for every part of the frames; None while some are not known."""
+        parts = [part for part in self.parts if part is not None]
+        if not self.is_judged or len(parts) < len(self.parts):
+            return None
+        return outcomes_of(self.frames, parts[0] if len(parts) == 1 else list(chain.from_iterable(parts)))
+
+    def refuse_rest(self, error: PaychanError) -> None:
+        """Refuse the payments that were not judged."""
+        self.parts.append([Rejected(error)] * (len(self.commands) - self.judged))
+        self.judged = len(self.commands)
 
 
 # --- answers --------------------------------------------------------------------------------------------------------

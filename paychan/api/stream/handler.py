@@ -1,7 +1,7 @@
 """The payment stream: `GET /v2/channels/{txid}/{vout}/stream`, upgraded to WebSocket.
 
-    handler (Tornado: the upgrade request) ──▶ api.transport (moves the socket) ──▶ reader (frames, in `turns`)
-                                                                                        └──▶ session (payments)
+    connection ──▶ upgrade (the request) ──▶ reader (frames, in `turns`) ──▶ session (payments)
+                         └─ any other request to this path ──▶ handler (Tornado), which refuses it
 
 The client names the channel's secret in the request or in its first message. Until then the stream is in the waiting
 room (`stream_slots`), and only that message is allowed.
@@ -10,72 +10,28 @@ room (`stream_slots`), and only that message is allowed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from paychan.api.responses import OUTPOINT, outpoint
 from paychan.api.service import Service
-from paychan.api.stream.reader import WebSocket
-from paychan.api.stream.session import StreamSession
-from paychan.api.stream.websocket import GOING_AWAY, accept_head, upgrade_problem
-from paychan.api.transport import take_over
-from paychan.api.v2 import V2Handler, find_channel
+from paychan.api.stream.websocket import GOING_AWAY, upgrade_problem
+from paychan.api.v2 import V2Handler
 from paychan.protocol.errors import Malformed
-
-_FRAME_FACTOR = 16
-"""Largest frame, in units of `http.max_body_bytes`."""
 
 _STOP_SECONDS = 2.0
 """Time that clients have to close when the server stops."""
 
 
 class StreamHandler(V2Handler):
-    """Handles the request that begins a stream."""
+    """Refuses the requests that can't begin a stream; the others do not reach Tornado."""
 
     async def get(self, txid: str, vout: str) -> None:
-        """Upgrade to WebSocket.
-
-        A secret in the request is checked before; one in the first message is checked by the session.
-        """
-        named, service = outpoint(txid, vout), self.service
-        problem = upgrade_problem(self.request.headers)
-        if problem is not None:
-            field, _, reason = problem.partition(": ")
-            raise Malformed(field=field, reason=reason)
-        session = StreamSession(service, named, self.request.remote_ip or "", self.url)
-        websocket = WebSocket(
-            session,
-            service.turns,
-            service.config.http.max_body_bytes * _FRAME_FACTOR,
-            service.config.stream.ping_seconds,
-        )
-        session.websocket, session.holder = websocket, self.holder
-        self.holder.evictor = websocket.abort
-        if arguments := self._secret():
-            session.begin(await find_channel(service, named, arguments))
-        else:
-            session.wait()
-            self.holder.end_work()
-        head = accept_head(self.request.headers["Sec-WebSocket-Key"])
-        try:
-            began = await take_over(self.detach(), websocket, head)
-        except BaseException:
-            websocket.abort()
-            raise
-        if not began:
-            websocket.abort()
-
-    def _secret(self) -> Mapping[str, Sequence[bytes]]:
-        """Return the secret of the header `Authorization: Bearer …`, else the query."""
-        scheme, _, secret = self.request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            return {"secret": [secret.strip().encode("latin1")]}
-        return self.request.query_arguments
-
-    def detach(self) -> Any:
-        """Detach the connection from Tornado; None if the client has disconnected."""
-        return None if self.request.connection is None else super().detach()
+        """Say what is wrong with the request."""
+        outpoint(txid, vout)
+        problem = upgrade_problem(self.request.headers) or "request: want HTTP/1.1, one Host and no body"
+        field, _, reason = problem.partition(": ")
+        raise Malformed(field=field, reason=reason)
 
 
 async def close_all(service: Service) -> None:

@@ -15,7 +15,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from itertools import chain
 from time import monotonic
 from typing import Any
 
@@ -27,11 +26,19 @@ from actors.channel import Payments
 from paychan.api.budgets.stream_slots import WAITING_SECONDS
 from paychan.api.responses import until_404s_leave
 from paychan.api.service import Service
-from paychan.api.stream.frames import Answers, Frame, commands_of, ends, outcomes_of, plain_answers, read_frame
+from paychan.api.stream.frames import (
+    Answers,
+    Batch,
+    Frame,
+    all_of_value,
+    ends,
+    plain_answers,
+    read_frame,
+)
 from paychan.api.stream.reader import WebSocket
 from paychan.api.stream.websocket import BINARY, NORMAL, TEXT
 from paychan.api.v2 import find_channel
-from paychan.protocol.channel import Channel, Outcome, Rejected
+from paychan.protocol.channel import Channel, Outcome
 from paychan.protocol.errors import InternalError, PaychanError, UnknownChannel
 from paychan.protocol.payment_batch import commands_after, count_without_value, ends_with_bad_signature
 from paychan.protocol.types import OutPoint
@@ -56,47 +63,6 @@ class _Hello(Struct, frozen=True, forbid_unknown_fields=True):
 _hello_decoder = msgspec.json.Decoder(_Hello)
 
 
-class _Batch:
-    """Frames that are submitted to the channel together, with the outcomes.
-
-    The channel may judge them in several parts.
-    """
-
-    def __init__(self, frames: Sequence[Frame]) -> None:
-        self.frames, self.commands = frames, commands_of(frames)
-        self.size = sum(map(_weight, frames))
-        self.judged = 0
-        """Number of the payments that the channel has judged."""
-        self.parts: list[Sequence[Outcome] | None] = []
-        """Outcomes of the parts that were submitted; None: not known yet."""
-        self.waits = False
-        """Whether the rest must wait: for a wake-up, for an outcome, or for a delay."""
-        self.awaited = -1
-        """Index in `parts` of the outcome that the rest waits for, or -1."""
-        self.problem: PaychanError | None = None
-        """Why the stream ends after this batch, or None."""
-
-    @property
-    def is_judged(self) -> bool:
-        return self.judged >= len(self.commands)
-
-    def outcomes(self) -> Sequence[Outcome] | None:
-        """Return an outcome for every part of the frames; None while some are not known."""
-        parts = [part for part in self.parts if part is not None]
-        if not self.is_judged or len(parts) < len(self.parts):
-            return None
-        return outcomes_of(self.frames, parts[0] if len(parts) == 1 else list(chain.from_iterable(parts)))
-
-    def refuse_rest(self, error: PaychanError) -> None:
-        """Refuse the payments that were not judged."""
-        self.parts.append([Rejected(error)] * (len(self.commands) - self.judged))
-        self.judged = len(self.commands)
-
-
-def _weight(frame: Frame) -> int:
-    return len(frame.payments) or 1
-
-
 class StreamSession:
     """One stream of one channel; `websocket` must be set before it begins."""
 
@@ -109,9 +75,9 @@ class StreamSession:
         self._service, self._named, self._url = service, named, url
         self._channel: Channel | None = None
         self._gathered: list[Frame] = []
-        self._batches: deque[_Batch] = deque()
+        self._batches: deque[Batch] = deque()
         self._in_flight = 0
-        self._held: _Batch | None = None
+        self._held: Batch | None = None
         """A batch that is not completely judged; later frames wait for it."""
         self._answering: asyncio.Task[None] | None = None
         self._introducing: asyncio.Task[None] | None = None
@@ -199,7 +165,7 @@ class StreamSession:
         else:
             self.websocket.earn()
         self._gathered.append(frame)
-        self._in_flight += _weight(frame)
+        self._in_flight += frame.weight
 
     def turn_over(self) -> None:
         """Submit the gathered frames to the channel, or the rest of a batch that was judged in part."""
@@ -207,7 +173,7 @@ class StreamSession:
         if batch is None:
             if not self._gathered:
                 return
-            batch = self._held = _Batch(self._gathered)
+            batch = self._held = Batch(self._gathered)
             self._gathered = []
             if not self.is_over:
                 self._batches.append(batch)
@@ -233,13 +199,13 @@ class StreamSession:
 
     # --- payments ---------------------------------------------------------------------------------------------------
 
-    def _submit(self, batch: _Batch) -> None:
+    def _submit(self, batch: Batch) -> None:
         """Submit the payments of a batch that the channel has not judged."""
         if batch.is_judged:
             self._go_on()
             return
-        actor = self._service.registry.find_awake(self._outpoint)
-        if actor is None:
+        actor = self._service.registry.actors.get(self._outpoint)
+        if actor is None or not actor.alive:
             batch.waits = True
             self._run(self._wake(batch))
             return
@@ -256,23 +222,26 @@ class StreamSession:
         else:
             self._part_judged(batch, outcomes or ())
 
-    async def _wake(self, batch: _Batch) -> None:
+    async def _wake(self, batch: Batch) -> None:
         """Wake the channel, then submit the batch, also if the client has disconnected: its payments count."""
         if await self._service.registry.awaken(self._outpoint) is None:
             batch.refuse_rest(UnknownChannel())
         batch.waits = False
         self._submit(batch)
 
-    def _part_judged(self, batch: _Batch, outcomes: Sequence[Outcome]) -> None:
+    def _part_judged(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
         """Continue after a part of a batch was judged.
 
         A bad signature delays all later payments, and too many of them end the stream. Many payments of no value also
         delay later payments, but do not end the stream.
         """
-        slots, is_bad, empty = self._service.streams, ends_with_bad_signature(outcomes), count_without_value(outcomes)
-        if is_bad:
+        slots, is_bad = self._service.streams, False
+        if self._outpoint not in slots.allowances and all_of_value(outcomes):
+            seconds = 0.0  # nearly always
+        elif is_bad := ends_with_bad_signature(outcomes):
             seconds = slots.bad_signature(self._outpoint)
         else:
+            empty = count_without_value(outcomes)
             seconds = slots.count(self._outpoint, empty, len(outcomes) - empty)
         if seconds and self.is_over:
             self._gathered, batch.waits = [], True  # later payments are discarded
@@ -295,7 +264,7 @@ class StreamSession:
         else:
             self.websocket.resume()
 
-    def _resume(self, batch: _Batch) -> None:
+    def _resume(self, batch: Batch) -> None:
         batch.waits, self._pause = False, None
         self._soon()
 
@@ -306,14 +275,15 @@ class StreamSession:
         if self._gathered:
             self._soon()
 
-    def _note_part(self, batch: _Batch, number: int, answered: Payments) -> None:
+    def _note_part(self, batch: Batch, number: int, answered: Payments) -> None:
         """Store the final outcomes of a part of a batch."""
         self._service.registry.unanswered -= 1
         if answered.failed:
             self.end(InternalError())
             return
         batch.parts[number] = outcomes = answered.outcomes
-        self._service.registry.report_refusals(self._outpoint, outcomes)
+        if self._service.context.observers.wants_refusals:
+            self._service.registry.report_refusals(self._outpoint, outcomes)
         if number == batch.awaited:
             batch.waits, batch.awaited = False, -1
             self._part_judged(batch, outcomes)
@@ -336,7 +306,7 @@ class StreamSession:
                 self.websocket.write(BINARY, plain)
                 self._release(first)
 
-    async def _answer(self, batch: _Batch, outcomes: Sequence[Outcome]) -> None:
+    async def _answer(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
         """Answer a batch for which `plain_answers` is not enough.
 
         Then end the stream if an outcome or a frame ends it.
@@ -361,7 +331,7 @@ class StreamSession:
         self._release(batch)
         self._answer_batches()
 
-    def _release(self, batch: _Batch) -> None:
+    def _release(self, batch: Batch) -> None:
         """Count the payments of an answered batch as no longer in flight."""
         was_full = not self.has_room
         self._in_flight -= batch.size

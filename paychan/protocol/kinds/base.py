@@ -17,7 +17,7 @@ from paychan.protocol.address import encode_address
 from paychan.protocol.errors import KeyReuse
 from paychan.protocol.expiry import Expiry, check_expiry
 from paychan.protocol.keys import KeyBytes
-from paychan.protocol.tx import Unlocking, UnsignedTransaction, input_weight
+from paychan.protocol.tx import Unlocking, UnsignedTransaction, double_sha256, input_weight
 from paychan.protocol.types import Network, OutPoint, Sat
 
 SIGHASH_ALL = 0x01
@@ -120,11 +120,30 @@ class Claimed(Protocol):
     def payment(self) -> SignedPayment: ...
 
 
-class PaymentHasher(Protocol):
-    """Digests of the payments of one channel."""
+class PaymentPreimage(NamedTuple):
+    """The bytes that the client signs for a payment, without the change value; they are laid out once for a channel.
+
+    `sha256d(head + output + tail)` is the digest of a payment with change. `output` is the change value (8 bytes, little
+    endian) and `script`, or its `sha256d` if `hashes_output` (BIP143). `sha256d(drained)` is that of one without.
+    """
+
+    head: bytes
+    script: bytes
+    """The change script after its length."""
+    tail: bytes
+    drained: bytes
+    hashes_output: bool = False
 
     def digest(self, change_sat: Sat) -> bytes:
-        """Return the 32 bytes that the client signs for a change value in satoshi."""
+        """Return the 32 bytes that the client signs for a change value in satoshi.
+
+        SINGLE without its output must never be hashed: the hash is then the constant 1, and a signature over 1 is valid
+        for any transaction.
+        """
+        if not change_sat:
+            return double_sha256(self.drained)
+        output = change_sat.to_bytes(8, "little") + self.script
+        return double_sha256(self.head + (double_sha256(output) if self.hashes_output else output) + self.tail)
 
 
 class Spend(NamedTuple):
@@ -167,16 +186,16 @@ class ChannelKind(ABC):
         return encode_address(self.funding_script(terms), network)
 
     @abstractmethod
-    def payment_hasher(
+    def payment_preimage(
         self, terms: ChannelTerms, outpoint: OutPoint, funding_sat: Sat, change_script: bytes
-    ) -> PaymentHasher:
-        """Return the digests of a channel's payments; the parts that stay the same are laid out once."""
+    ) -> PaymentPreimage:
+        """Return what the client signs for a channel's payments."""
 
     def payment_digest(
         self, terms: ChannelTerms, outpoint: OutPoint, funding_sat: Sat, change_script: bytes, change_sat: Sat
     ) -> bytes:
         """Return the digest of one payment (32 bytes)."""
-        return self.payment_hasher(terms, outpoint, funding_sat, change_script).digest(change_sat)
+        return self.payment_preimage(terms, outpoint, funding_sat, change_script).digest(change_sat)
 
     def flag(self, change_sat: Sat) -> int:
         """Return the hash flag of the payment that leaves this change."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from hashlib import sha256
 
 from bitcoin.core.script import CScript, CScriptInvalidError
 
@@ -17,6 +16,7 @@ from paychan.protocol.kinds.base import (
     ChannelKind,
     ChannelTerms,
     Claimed,
+    PaymentPreimage,
     Spend,
     make_terms,
 )
@@ -38,8 +38,9 @@ _PUSHES = 4
 _INPUT_BYTES = 36 + 1 + 1 + 1 + MAX_SIGNATURE_BYTES + 1 + 2 + 4
 """An input without the client's signature and the script: outpoint, lengths, server's signature, selector, sequence."""
 
-_DRAINED = b"\x00\x00\x00\x00\x00\x82\x00\x00\x00"
-"""No output, no lock time, and the flag."""
+_CHANGE_TAIL = b"\x00\x00\x00\x00\x83\x00\x00\x00"
+_DRAINED_TAIL = b"\x00\x00\x00\x00\x82\x00\x00\x00"
+"""Lock time and flag."""
 
 
 class _P2sh(ChannelKind):
@@ -60,11 +61,15 @@ class _P2sh(ChannelKind):
     def is_funding_script(self, script: bytes) -> bool:
         return is_script_hash(script)
 
-    def payment_hasher(
+    def payment_preimage(
         self, terms: ChannelTerms, outpoint: OutPoint, funding_sat: Sat, change_script: bytes
-    ) -> _PaymentHasher:
+    ) -> PaymentPreimage:
+        """Version 1, one input with its sequence, then one output or none, lock time and flag."""
         del funding_sat
-        return _PaymentHasher(self.redeem_script(terms), outpoint, change_script)
+        script = self.redeem_script(terms)
+        spent = b"\x01\x00\x00\x00\x01" + outpoint.serialize() + bytes([len(script)]) + script + b"\xff\xff\xff\xff"
+        length = bytes([len(change_script)])
+        return PaymentPreimage(spent + b"\x01", length + change_script, _CHANGE_TAIL, spent + b"\x00" + _DRAINED_TAIL)
 
     def may_join(self, claims: Sequence[Claimed]) -> bool:
         """Allow change for input 0 only: the legacy sighash of SINGLE at index i holds i blank outputs before its own.
@@ -127,34 +132,6 @@ def _redeem_script(server_key: bytes, client_key: bytes, expiry: int) -> bytes:
             b"\xac",
         )
     )
-
-
-class _PaymentHasher:
-    """Digests of the payments of one channel; it builds the bytes around the change value once."""
-
-    __slots__ = ("_head", "_tail")
-
-    def __init__(self, script: bytes, outpoint: OutPoint, change_script: bytes) -> None:
-        self._head = b"".join(
-            (
-                b"\x01\x00\x00\x00\x01",  # version 1, one input
-                outpoint.serialize(),
-                bytes([len(script)]),
-                script,
-                b"\xff\xff\xff\xff\x01",  # sequence, one output
-            )
-        )
-        self._tail = bytes([len(change_script)]) + change_script + b"\x00\x00\x00\x00\x83\x00\x00\x00"
-
-    def digest(self, change_sat: Sat) -> bytes:
-        """Return the 32 bytes signed for a change value.
-
-        SINGLE without its output must never be hashed: the hash is then the constant 1, and a signature over 1 is valid
-        for any transaction.
-        """
-        if not change_sat:
-            return sha256(sha256(self._head[:-1] + _DRAINED).digest()).digest()
-        return sha256(sha256(self._head + change_sat.to_bytes(8, "little") + self._tail).digest()).digest()
 
 
 def _is_true(opcode: int, data: bytes | None) -> bool:
