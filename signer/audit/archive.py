@@ -7,12 +7,11 @@ ledger's record of the old log's last line is still found.
 from __future__ import annotations
 
 import os
-from contextlib import closing
 from pathlib import Path
 
 from paychan.shared.leveldb_files import sync_directory
+from signer.audit.access import AuditFailed, lines, open_at_end, open_locked
 from signer.audit.chain import ARCHIVE, Decision, Head, encode_lines, read_line
-from signer.audit.file import AuditFailed, AuditFile, lines, open_locked
 
 
 def files(path: Path) -> list[Path]:
@@ -29,8 +28,11 @@ def archive(path: Path, now_ms: int) -> Path:
         AuditFailed: there is no log, it is empty, in use, or can't be renamed.
         AuditBroken: its first or last line is damaged.
     """
-    with closing(AuditFile(path, create=False)) as log:
-        return put_aside(path, log.head, now_ms)
+    descriptor, head, _ = open_at_end(path, create=False)
+    try:
+        return put_aside(path, head, now_ms)
+    finally:
+        os.close(descriptor)
 
 
 def put_aside(path: Path, head: Head, now_ms: int) -> Path:

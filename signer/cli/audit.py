@@ -19,8 +19,8 @@ from rich.table import Table
 
 from paychan.protocol.settings import SettingsError
 from signer.audit import archive as auditarchive
+from signer.audit.access import AuditFailed, lines, newest_first
 from signer.audit.chain import AuditBroken, Entry, Head, read_line, verify
-from signer.audit.file import AuditFailed, lines, newest_first
 from signer.cli.audit_table import decisions_table, outpoints
 from signer.cli.terminal import err, fail, moment, out
 from signer.config import load_signer_config

@@ -39,9 +39,9 @@ from paychan.protocol.types import OutPoint, UnixTime
 from paychan.protocol.wire.signer_messages import SettlementRequest
 from paychan.shared.leveldb_files import error_text
 from signer import vital
+from signer.audit.access import AuditFailed
 from signer.audit.chain import BEGINNING, AuditBroken, Decision, Head
-from signer.audit.file import AuditFailed
-from signer.audit.rotation import RotatingAudit
+from signer.audit.file import AuditFile
 from signer.ledger.base import Entry, LedgerFailed
 from signer.ledger.entries import Count, DamagedEntry, Entries, Flow, Output, Signed, decode_entry, encode_entry
 from signer.ledger.opening import opened
@@ -141,7 +141,7 @@ class LevelDbLedger:
         self._log_sizes = dict[str, int]()
         """Sizes of LevelDB's logs before the last write."""
         try:
-            self._audit = RotatingAudit(audit, audit_file_bytes)
+            self._audit = AuditFile(audit, audit_file_bytes)
         except (AuditFailed, AuditBroken) as error:
             self._database.close()
             raise LedgerFailed(str(error)) from error

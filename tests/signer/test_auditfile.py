@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from signer.audit.access import AuditFailed, lines, seek
 from signer.audit.chain import ARCHIVE, BEGINNING, AuditBroken, Head, encode_lines, verify
-from signer.audit.file import AuditFailed, AuditFile, lines, seek
+from signer.audit.file import AuditFile
 from tests.signer.test_audit import decision, written
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace (tests/system-packages)")
@@ -23,7 +24,8 @@ APPEND = """
 import sys
 from itertools import count
 from pathlib import Path
-from signer.audit.file import AuditFailed, AuditFile
+from signer.audit.access import AuditFailed
+from signer.audit.file import AuditFile
 from tests.signer.test_audit import decision
 
 log = AuditFile(Path(sys.argv[1]))

@@ -13,8 +13,9 @@ import typer
 from typer.testing import CliRunner, Result
 
 from signer.audit import archive as auditarchive
+from signer.audit.access import AuditFailed, lines
 from signer.audit.chain import ARCHIVE, Head, verify
-from signer.audit.file import AuditFailed, AuditFile, lines
+from signer.audit.file import AuditFile
 from signer.cli.audit import app as audit_app
 from signer.cli.terminal import moment
 from tests.signer.test_audit import decision

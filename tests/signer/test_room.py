@@ -23,9 +23,9 @@ from paychan.protocol.wire.signer_messages import (
     StatusReply,
     StatusRequest,
 )
+from signer.audit.access import lines
 from signer.audit.archive import files, put_aside
 from signer.audit.chain import Decision, Entry, Head, verify
-from signer.audit.file import lines
 from signer.cli.audit import _newest
 from signer.judge.facts import Limits
 from signer.keys.ring import KeyRing, hardened_keys
