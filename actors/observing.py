@@ -1,4 +1,4 @@
-"""Events of a server, and the observers that receive them: the log, later metrics and webhooks.
+"""Events of a server, and the observers that receive them; the log is the first.
 
 Doors and actors report to the one `Observers` of the context. An event that no observer wants costs a look-up in a set.
 """

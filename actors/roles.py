@@ -1,4 +1,4 @@
-"""The two roles of a server. Any number of processes may serve the same store; one settles.
+"""The two roles of a server: any number of processes could serve one store, and one settles. LevelDB admits one process.
 
 ```
  Serving    registry ──▶ actors of channels, opener          takes payments, opens channels, decides to close them

@@ -9,7 +9,7 @@ LevelDB's own lock admits one process at a time.
     q + request digest    the request, to sign it again
     t + request digest    the signed settlement, to return it again
     n                     number of outputs that were shown
-    v                     `flow.Flow`: value settled recently
+    v                     `entries.Flow`: value settled recently
     h                     the last line of the audit log that belongs to these entries
     p                     empty; a test write: LevelDB begins a new log only after enough values
 

@@ -1,4 +1,4 @@
-"""Serves one request through Tornado's parser, handlers and WebSockets on a connection of the fast path.
+"""Serves one request through Tornado's parser and handlers on a connection of the fast path.
 
 The transport of the fast path stops reading. A Tornado stream is opened over a duplicate of the socket; it begins with
 the bytes that were read already. Tornado writes the answer itself, so that it is the same as without the fast path.

@@ -3,17 +3,19 @@
 Tornado's HTTP layers cost three times as much as checking a signature. So payment requests bypass them:
 
     socket ──▶ connection ──▶ request_parser (httptools) ──▶ payments ──▶ actor ──▶ commit ──▶ response_heads ──▶ socket
-                    └── every other request ──▶ fallback ──▶ Tornado's parser, handlers, WebSockets
+                    ├── begins a stream ──▶ stream.upgrade: the connection becomes a WebSocket
+                    └── every other request ──▶ fallback ──▶ Tornado's parser, handlers
 
 * A connection is an asyncio protocol. `request_parser` reads its bytes, and knows only payment requests in their plain
-  form. Every other request, also a payment in an unusual form, goes to the fallback: Tornado reads it from its first
-  byte. So one parser decides about unusual requests, and no second one can disagree. A fallback begins when the head is
-  complete; a head that is too large (`head_limits`) is refused here. After the answer the connection returns to the
-  fast path. So a client can open a channel with POST and pay with PUT on one connection.
+  form; `stream.upgrade` knows requests that begin a stream. Every other request, also a payment or an upgrade in an
+  unusual form, goes to the fallback: Tornado reads it from its first byte. So one parser decides about unusual
+  requests, and no second one can disagree. A fallback begins when the head is complete; a head that is too large
+  (`head_limits`) is refused here. After the answer the connection returns to the fast path. So a client can open a
+  channel with POST and pay with PUT on one connection.
 * `payments` submits a payment to the channel's actor if the actor is awake, with the functions of the handlers (`v1`,
   `v2`, `responses`). It makes no task: the answer is written when the commit calls back. All payments that arrived in
-  one turn of the loop are read, then verified, then booked, because the code and data of each step then stay in the
-  CPU's caches. Of several payments of one channel the newest is verified first, as in a stream
+  one turn of the loop are read, then prechecked, then verified, because the code and data of each step then stay in the
+  CPU's caches; the actors book them. Of several payments of one channel the newest is verified first, as in a stream
   (`protocol.payment_batch`). The handlers' coroutines serve a channel that sleeps or is unknown, and every other case
   that must wait.
 * The limits are those of `BoundedServer`: number of connections, size of heads and bodies, idle time, head time, body
@@ -21,9 +23,9 @@ Tornado's HTTP layers cost three times as much as checking a signature. So payme
   request.
 * Fallbacks are queued (`fallback_queue`): one begins in each turn of the loop.
 
-`http.fast_lane = false` switches the fast path off. Clients see the same behaviour, which tests/api checks, with the
-exception of `protocol.payment_batch`: a good payment that is pipelined behind a bad signature covers it if it includes
-that payment.
+`http.fast_lane = false` switches the fast path of payments off: the same connections then hand them to the fallback.
+Clients see the same behaviour, which tests/api checks, with the exception of `protocol.payment_batch`: a good payment
+that is pipelined behind a bad signature covers it if it includes that payment.
 """
 
 from __future__ import annotations
