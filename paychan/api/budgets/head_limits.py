@@ -5,10 +5,14 @@ A parser makes objects for each header line: for 2,000 lines in 8 KiB Tornado ne
 
 from __future__ import annotations
 
+import re
+
 from paychan.protocol.errors import HeadTooLarge, RequestLineTooLong
 
 MOST_LINES = 100
 """Header lines. Clients send about ten, browsers behind proxies about thirty."""
+
+_CONTENT_LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r?\n")
 
 _ENDS = (b"\n\r\n", b"\n\n")
 """An empty line; Tornado accepts it with or without CR."""
@@ -30,3 +34,12 @@ def size_of_head(data: bytes | bytearray, limit_bytes: int) -> int:
     if data.count(b"\n", 0, size or limit_bytes) > MOST_LINES + 2:  # plus the request line and the empty line
         raise HeadTooLarge(limit_bytes=limit_bytes, limit_lines=MOST_LINES)
     return size
+
+
+def size_of_body(head: bytes) -> int:
+    """Return the body size in bytes that a complete head announces; 0 if it is unknown, or the client waits for a 100."""
+    lower = head.lower()
+    if b"\ntransfer-encoding:" in lower or b"\nexpect:" in lower:
+        return 0
+    sizes = _CONTENT_LENGTH.findall(lower)
+    return int(sizes[0]) if len(sizes) == 1 else 0

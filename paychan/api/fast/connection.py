@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from paychan.api.budgets.connection_slots import WORKING, network_of_peer
-from paychan.api.budgets.head_limits import size_of_head
+from paychan.api.budgets.head_limits import size_of_body, size_of_head
 from paychan.api.budgets.penalty import Penalty
 from paychan.api.fast.fallback import Fallback
 from paychan.api.fast.payments import Payment, PaymentProcessor
@@ -41,6 +41,7 @@ class Connection(asyncio.Protocol):
     """The asyncio protocol of one connection; it runs on the event loop's thread."""
 
     __slots__ = (
+        "_awaited_bytes",
         "_buffer",
         "_choked",
         "_ends",
@@ -77,6 +78,8 @@ class Connection(asyncio.Protocol):
         self._in_progress: deque[Payment] = deque()
         self._reads, self._choked, self._ends, self._evicted = True, False, False, False
         self._held = 0
+        self._awaited_bytes = 0
+        """Size of a request that Tornado will read, whose body has not arrived completely; 0: there is none."""
         self._queues = False
         self._made = self._since = monotonic()
         self._head_since: float | None = None
@@ -150,6 +153,8 @@ class Connection(asyncio.Protocol):
     def _begin(self) -> bool:
         """Begin the next request if it is complete; return whether another one may follow."""
         reader = self._reader
+        if len(self._buffer) < self._awaited_bytes:
+            return False
         if self._server.conn_params.no_keep_alive or not self._server.takes_payments:
             return self._leave_fast_path()  # if the server is stopping, Tornado writes the answers for that
         try:
@@ -205,11 +210,12 @@ class Connection(asyncio.Protocol):
     # --- fallback ---------------------------------------------------------------------------------------------------
 
     def _leave_fast_path(self) -> bool:
-        """Serve the next request alone, once its head is complete and all answers before it are sent."""
+        """Serve the next request alone, once it has arrived and all answers before it are sent."""
         self._reader.reset()
         problem: PaychanError | None = None
         try:
-            if not size_of_head(self._buffer, self._server.conn_params.max_header_size):
+            head = size_of_head(self._buffer, self._server.conn_params.max_header_size)
+            if not head or not self._has_body(head):
                 return False
         except PaychanError as error:
             problem = error
@@ -223,7 +229,7 @@ class Connection(asyncio.Protocol):
         if problem is not None:
             self._part(problem)
             return False
-        begun, self._buffer = self._buffer, b""
+        begun, self._buffer, self._awaited_bytes = self._buffer, b"", 0
         request = read_request(begun)
         if request is None or self._server.conn_params.no_keep_alive:
             self._fallback = Fallback(self._server, self, begun)
@@ -232,6 +238,17 @@ class Connection(asyncio.Protocol):
         self._since = monotonic()
         self._server.fallback_queue.begin(self.network, self._fallback.begin)
         return False
+
+    def _has_body(self, head: int) -> bool:
+        """Say whether the body of the request has arrived, if its size is known and within the limit.
+
+        Tornado would read a body that arrives slowly, too, at the cost of a stream and a descriptor for all this time.
+        """
+        if not self._awaited_bytes:
+            body = size_of_body(self._buffer[:head])
+            if body <= self._processor.service.config.http.max_body_bytes:
+                self._awaited_bytes, self._since = head + body, monotonic()  # the timeout of the body starts
+        return len(self._buffer) >= self._awaited_bytes
 
     def _part(self, problem: PaychanError) -> None:
         """Refuse the next request.
@@ -309,7 +326,7 @@ class Connection(asyncio.Protocol):
         since, patience = self._since, idle_seconds
         if self._choked:
             pass
-        elif self._reader.in_body:
+        elif self._reader.in_body or self._awaited_bytes:
             patience = body_seconds
         elif self._buffer:  # a part of the head has arrived
             self._head_since = self._head_since or now

@@ -51,6 +51,9 @@ _CLOSE_FRAME_SECONDS = 1.0
 """Time that clients of open streams have to answer the close frame when the server stops."""
 _POLL_SECONDS = 0.005
 
+_SWEPT_AT_ONCE = 64
+"""Connections whose timeouts are checked in one turn of the loop."""
+
 
 class FastServer(BoundedServer):
     """Tornado's server behind the fast path. Set `processor` and the limits, then call `listen_on`."""
@@ -111,7 +114,9 @@ class FastServer(BoundedServer):
         while True:
             await asyncio.sleep(min(1.0, self.patience_seconds / 4, self.head_seconds / 4, self.body_seconds / 4))
             now = monotonic()
-            for connection in list(self.slots):
+            for number, connection in enumerate(self.slots):
+                if number % _SWEPT_AT_ONCE == 0:
+                    await asyncio.sleep(0)  # ten thousand connections in one turn would delay payments by 10 ms
                 try:
                     connection.check_time(now, self.patience_seconds, self.head_seconds, self.body_seconds)
                 except Exception:
