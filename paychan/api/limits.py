@@ -46,7 +46,7 @@ class BoundedServer(HTTPServer):
     head_seconds = 0
     """A connection whose first request, or the complete head of a request, takes longer than this is closed."""
     fallback_queue: FallbackQueue
-    """Requests that Tornado reads begin one per turn of the event loop, also without the fast path."""
+    """Requests that Tornado reads begin one after the other, also without the fast path."""
     _acceptor: Acceptor | None = None
     _parting: deque[socket.socket]
 

@@ -21,7 +21,7 @@ Tornado's HTTP layers cost three times as much as checking a signature. So payme
 * The limits are those of `BoundedServer`: number of connections, size of heads and bodies, idle time, head time, body
   time, and clients that do not read their answers. A periodic scan of all connections replaces a timer for each
   request.
-* Fallbacks are queued (`fallback_queue`): one begins in each turn of the loop.
+* Fallbacks are queued (`fallback_queue`): at most one begins in two milliseconds.
 
 `http.fast_lane = false` switches the fast path of payments off: the same connections then hand them to the fallback.
 Clients see the same behaviour, which tests/api checks, with the exception of `protocol.payment_batch`: a good payment
