@@ -15,7 +15,7 @@ from paychan.protocol.wire import signer_messages as signerwire
 from signer.config import Socket
 from signer.judge import policies as policy
 from signer.judge import validation as shape
-from signer.server import connection as connections
+from signer.server import connections
 from tests.lib import signertext
 from tests.lib.signerexample import EXAMPLE
 
