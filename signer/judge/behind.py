@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from paychan.protocol.settlement import Claim
 from paychan.protocol.types import OutPoint, UnixTime
-from paychan.protocol.wire.signer_messages import Newest, SettlementRequest
-from signer.judge.validation import has_readable_terms
+from paychan.protocol.wire.signer_messages import Newest
 from signer.ledger.base import Ledger
-from signer.ledger.entries import DamagedEntry, Entries, Signed
+from signer.ledger.entries import DamagedEntry, Signed
 
 _PAGE = 500
 """Channels read for one reply, some milliseconds of work."""
@@ -49,20 +48,3 @@ def newer_than_signed(outpoint: OutPoint, signed: Signed | None, ledger: Ledger)
     """Return the newest claim that was shown, if it leaves the client less than the signed settlement does."""
     shown = ledger.newest([outpoint]).get(outpoint)
     return shown if shown and (signed is None or shown.payment.change_sat < signed.change_sat) else None
-
-
-def built_upon(request: SettlementRequest, earlier: Entries, ledger: Ledger) -> tuple[OutPoint, ...]:
-    """Return channels whose funding is the change output of these claims' earlier settlement (RBPCP §6.2).
-
-    Another settlement has another txid, and would remove that output. Raises `LedgerFailed`, `DamagedEntry`.
-    """
-    found = []
-    for claim in request.claims:
-        before = earlier.get(claim.outpoint)
-        if before is None or not has_readable_terms(claim) or before.change_script != claim.terms.funding_script:
-            continue
-        settlement = ledger.settlement(before.digest)
-        successor = OutPoint(settlement.txid, 0) if settlement is not None else None
-        if successor is not None and (ledger.read([successor]) or ledger.newest([successor])):
-            found.append(successor)
-    return tuple(found)

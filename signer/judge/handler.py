@@ -44,15 +44,14 @@ from paychan.protocol.wire.signer_messages import (
     ShownRequest,
     StatusRequest,
 )
-from signer.judge.behind import built_upon, newer_than_signed
-from signer.judge.facts import Facts, Limits, OwnKeys
+from signer.judge.behind import newer_than_signed
+from signer.judge.facts import Facts, Limits, OwnKeys, gathered, has_readable_terms
 from signer.judge.fundings import FundingProblem, shown_outputs
 from signer.judge.journal import Journal
 from signer.judge.newest import judge
 from signer.judge.policies import child_refusal, new_values_sat, output_key, refusals
 from signer.judge.queries import Identity, Room, Teller
 from signer.judge.rate import NEWEST_PER_SECOND, Budget, Kind, kind_of
-from signer.judge.validation import has_readable_terms
 from signer.keys.ring import KeyRing, KeysFailed, SigningKey
 from signer.ledger.base import Entry, Ledger, LedgerFailed
 from signer.ledger.entries import DamagedEntry, entries_of, request_digest
@@ -266,23 +265,8 @@ class Handler:
         return tuple(keys)
 
     def _known(self, request: SettlementRequest, own: OwnKeys, now: UnixTime) -> Facts:
-        outpoints = [claim.outpoint for claim in request.claims]
-        coins = [coin.outpoint for coin in request.reserve.coins] if request.reserve else []
-        ledger = self._ledger
-        earlier = ledger.read(outpoints)
-        digests = {before.digest for before in earlier.values()}
-        return Facts(
-            own=own,
-            limits=self._limits,
-            outputs=ledger.outputs([*outpoints, *coins]),
-            earlier=earlier,
-            flow=ledger.flow,
-            heartbeat_at=self._heartbeat() if self._limits.heartbeat_seconds else UnixTime(0),
-            now=now,
-            newest=ledger.newest(outpoints),
-            requests={digest: old for digest in digests if (old := ledger.request(digest)) is not None},
-            built_upon=built_upon(request, earlier, ledger),
-        )
+        heartbeat_at = self._heartbeat() if self._limits.heartbeat_seconds else UnixTime(0)
+        return gathered(request, own, self._limits, self._ledger, heartbeat_at, now)
 
     # --- refusals ---------------------------------------------------------------------------------------------------
 

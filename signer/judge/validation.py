@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from paychan.protocol.address import is_address_script
 from paychan.protocol.errors import PaychanError
-from paychan.protocol.expiry import MAX_EXPIRY, MIN_EXPIRY, check_expiry
+from paychan.protocol.expiry import check_expiry
 from paychan.protocol.keys import check_public_key
 from paychan.protocol.kinds.base import make_terms
 from paychan.protocol.settlement import Claim, Reserve, layout_problem, received_sat
@@ -79,11 +79,6 @@ def outpoint_problem(outpoint: OutPoint) -> str | None:
     if len(outpoint.txid) != 32 or not 0 <= outpoint.vout <= 0xFFFFFFFF:
         return f"not an outpoint: {len(outpoint.txid)} bytes of txid, index {outpoint.vout}"
     return None
-
-
-def has_readable_terms(claim: Claim) -> bool:
-    """Say whether a key store can look up its client key and expiry."""
-    return MIN_EXPIRY <= claim.terms.expiry.lock_time <= MAX_EXPIRY
 
 
 def unshown(request: SettlementRequest, known: Facts) -> list[OutPoint]:
