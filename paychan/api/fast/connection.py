@@ -1,9 +1,10 @@
 """One client's connection on the fast path: parses requests, and writes the answers in the order of the requests.
 
 Plain payment requests (`request_parser`) begin at once; at most `MOST_IN_PROGRESS` of them are in progress at a time. Any
-other request waits until the requests before it are answered. If it begins a stream, the connection then becomes a WebSocket
-(`stream.upgrade`). Otherwise Tornado serves it (`fallback`), and the connection returns here. Reading pauses while that
-many payments are in progress, while the client does not read its answers, and during a fallback. So a client that sends faster fills the buffers of the kernel, not the memory of the server.
+other request waits until the requests before it are answered. If it begins a stream, the connection then becomes a
+WebSocket (`stream.upgrade`). Otherwise Tornado serves it (`fallback`), and the connection returns here. Reading pauses
+while that many payments are in progress, while the client does not read its answers, and during a fallback. So a client
+that sends faster fills the buffers of the kernel, not the memory of the server.
 """
 
 from __future__ import annotations
