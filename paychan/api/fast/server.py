@@ -9,9 +9,9 @@ Tornado's HTTP layers cost three times as much as checking a signature. So payme
 * A connection is an asyncio protocol. `request_parser` reads its bytes, and knows only payment requests in their plain
   form; `stream.upgrade` knows requests that begin a stream. Every other request, also a payment or an upgrade in an
   unusual form, goes to the fallback: Tornado reads it from its first byte. So one parser decides about unusual
-  requests, and no second one can disagree. A fallback begins when the head is complete; a head that is too large
-  (`head_limits`) is refused here. After the answer the connection returns to the fast path. So a client can open a
-  channel with POST and pay with PUT on one connection.
+  requests, and no second one can disagree. A fallback begins when the request has arrived, with a body of known size;
+  a head that is too large (`head_limits`) is refused here. After the answer the connection returns to the fast path.
+  So a client can open a channel with POST and pay with PUT on one connection.
 * `payments` submits a payment to the channel's actor if the actor is awake, with the functions of the handlers (`v1`,
   `v2`, `responses`). It makes no task: the answer is written when the commit calls back. All payments that arrived in
   one turn of the loop are read, then prechecked, then verified, because the code and data of each step then stay in the
