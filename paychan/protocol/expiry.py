@@ -46,7 +46,7 @@ class Expiry(Struct, frozen=True, array_like=True):
         Raises:
             ValueError: it is a block height, which no channel kind uses yet.
         """
-        if not self.is_time:
+        if self.lock_time < MIN_EXPIRY:
             msg = f"the expiry is block height {self.lock_time}, not a time"
             raise ValueError(msg)
         return UnixTime(self.lock_time)

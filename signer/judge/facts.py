@@ -6,16 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 from msgspec import Struct, field
 
 from paychan.protocol.expiry import MAX_EXPIRY, MIN_EXPIRY
 from paychan.protocol.settlement import Claim
-from paychan.protocol.types import OutPoint, UnixTime
+from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.protocol.wire.signer_messages import SettlementRequest
 from signer.keys.ring import Destination, SigningKey
 from signer.ledger.base import Ledger
-from signer.ledger.entries import HOUR_SECONDS, Entries, Flow, Output
+from signer.ledger.entries import HOUR_SECONDS, Entries, Flow, Output, request_digest, request_size
 
 TRIABLE = frozenset(
     ("policy-destination", "policy-fee", "policy-watermark", "policy-replacement", "policy-rate", "policy-heartbeat")
@@ -51,9 +52,10 @@ class OwnKeys(Struct, frozen=True):
     reserve: Destination | None = None
 
 
-class Facts(Struct, frozen=True):
-    """All facts that a request is judged by."""
+class Facts(Struct, frozen=True, dict=True):
+    """A request, and all facts that it is judged by. What follows from them is computed once, when a rule needs it."""
 
+    request: SettlementRequest
     own: OwnKeys
     limits: Limits
     outputs: Mapping[OutPoint, Output]
@@ -70,6 +72,29 @@ class Facts(Struct, frozen=True):
     built_upon: tuple[OutPoint, ...] = ()
     """Outputs of earlier settlements that now fund channels: something was signed or shown for them."""
 
+    @cached_property
+    def digest(self) -> bytes:
+        """See `entries.request_digest`."""
+        return request_digest(self.request)
+
+    @cached_property
+    def size(self) -> int:
+        """Largest size of the settlement in bytes; the request is valid (policy-template)."""
+        return request_size(self.request)
+
+    @cached_property
+    def new_values_sat(self) -> tuple[Sat, Sat]:
+        """Value settled now that was not signed for before, in satoshi: of aged channels, and of young ones."""
+        aged_sat = young_sat = 0
+        for claim in self.request.claims:
+            before = self.earlier.get(claim.outpoint)
+            new_sat = max(0, claim.received_sat - (before.received_sat if before else 0))
+            if self.is_young(claim.outpoint):
+                young_sat += new_sat
+            else:
+                aged_sat += new_sat
+        return Sat(aged_sat), Sat(young_sat)
+
     def is_young(self, outpoint: OutPoint) -> bool:
         """Whether the channel's funding was shown recently. False in debug mode, where no funding is shown.
 
@@ -79,7 +104,7 @@ class Facts(Struct, frozen=True):
         shown, aged_seconds = self.outputs.get(outpoint), self.limits.aged_seconds
         return bool(aged_seconds) and shown is not None and -HOUR_SECONDS <= self.now - shown.shown_at < aged_seconds
 
-    @property
+    @cached_property
     def attended(self) -> bool:
         """Whether the operator's heartbeat is fresh, or not required."""
         seconds = self.limits.heartbeat_seconds
@@ -95,6 +120,7 @@ def gathered(
     earlier = ledger.read(outpoints)
     digests = {before.digest for before in earlier.values()}
     return Facts(
+        request=request,
         own=own,
         limits=limits,
         outputs=ledger.outputs([*outpoints, *coins]),

@@ -49,12 +49,12 @@ from signer.judge.facts import Facts, Limits, OwnKeys, gathered, has_readable_te
 from signer.judge.fundings import FundingProblem, shown_outputs
 from signer.judge.journal import Journal
 from signer.judge.newest import judge
-from signer.judge.policies import child_refusal, new_values_sat, output_key, refusals
+from signer.judge.policies import child_refusal, output_key, refusals
 from signer.judge.queries import Identity, Room, Teller
 from signer.judge.rate import NEWEST_PER_SECOND, Budget, Kind, kind_of
 from signer.keys.ring import KeyRing, KeysFailed, SigningKey
 from signer.ledger.base import Entry, Ledger, LedgerFailed
-from signer.ledger.entries import DamagedEntry, entries_of, request_digest
+from signer.ledger.entries import DamagedEntry, entries_of
 
 KEYS_IN_A_TURN = 8
 """Keys looked up before other requests get a turn: a channel that was never seen before takes up to a millisecond."""
@@ -171,25 +171,22 @@ class Handler:
     async def _settlement(self, request: SettlementRequest, peer_uid: int, now: UnixTime) -> Reply:
         own = await self._own(request)
         known = self._known(request, own, now)
-        refused, tried = refusals(request, known)
+        refused, tried = refusals(known)
         if refused is not None:
             return self._refuse(request, peer_uid, refused)
-        digest = request_digest(request)
-        await self._ledger.put(self._signing(request, peer_uid, digest, known, tried))
-        return SettlementReply(request.id, await self._signed(request, own, digest, is_first=not known.earlier))
+        await self._ledger.put(self._signing(known, peer_uid, tried))
+        return SettlementReply(request.id, await self._signed(request, own, known.digest, is_first=not known.earlier))
 
-    def _signing(
-        self, request: SettlementRequest, peer_uid: int, digest: bytes, known: Facts, tried: Sequence[Refusal]
-    ) -> Entry:
+    def _signing(self, known: Facts, peer_uid: int, tried: Sequence[Refusal]) -> Entry:
         """Build the entry that must be on disk before a settlement is signed."""
-        signed = entries_of(request, digest)
+        request, digest = known.request, known.digest
+        signed = entries_of(request, digest, known.size)
         decisions = [self._journal.decision(request, peer_uid, "would-refuse", each) for each in tried]
         decisions.append(self._journal.decision(request, peer_uid, "signed", digest=digest))
         if signed == known.earlier or any(each.tag in _LOWERING for each in tried):
             # the recorded limits are as strict already, or stricter
             return Entry(self._journal.lines(*decisions, is_new=bool(tried)))
-        aged_sat, young_sat = new_values_sat(request, known)
-        flow = known.flow.plus(aged_sat, young_sat, known.now, attended=known.attended)
+        flow = known.flow.plus(*known.new_values_sat, known.now, attended=known.attended)
         return Entry(self._journal.lines(*decisions), signed, request, digest, flow=flow)
 
     async def _again(self, request: AgainRequest, peer_uid: int) -> Reply:
@@ -211,9 +208,10 @@ class Handler:
     async def _child(self, request: ChildRequest, peer_uid: int, now: UnixTime) -> Reply:
         parent = request.parent
         own = await self._own(parent)
-        known, digest = self._known(parent, own, now), request_digest(parent)
+        known = self._known(parent, own, now)
+        digest = known.digest
         refused = child_refusal(request, known, was_signed=self._ledger.request(digest) is not None)
-        key = output_key(parent, known)
+        key = output_key(known)
         if refused is not None or key is None:
             return self._refuse(request, peer_uid, refused or Refusal(request.id, "policy-destination", "no key"))
         lines = self._journal.lines(self._journal.decision(request, peer_uid, "signed", digest=digest))

@@ -12,13 +12,13 @@ from typing import NamedTuple, TypeAlias
 
 from msgspec import structs
 
-from paychan.protocol.settlement import CHILD_BYTES, LEAST_FEE_CAP_SAT, Claim, received_sat
-from paychan.protocol.types import OutPoint, Sat, UnixTime
+from paychan.protocol.settlement import CHILD_BYTES, LEAST_FEE_CAP_SAT, received_sat
+from paychan.protocol.types import OutPoint, Sat
 from paychan.protocol.wire.signer_messages import ChildRequest, Refusal, SettlementRequest
-from signer.judge.facts import Facts, Limits
+from signer.judge.facts import Facts
 from signer.judge.validation import available_sat, claims_problem, coins_problem, fee_problem, unshown
 from signer.keys.ring import SigningKey
-from signer.ledger.entries import DAY_SECONDS, HOUR_SECONDS, Signed, request_digest, request_size
+from signer.ledger.entries import DAY_SECONDS, HOUR_SECONDS, Signed, request_size
 
 LEAST_CHILD_SAT = Sat(546)
 """Bitcoin Core relays no P2PKH output below this value (policy/policy.cpp, GetDustThreshold)."""
@@ -34,17 +34,18 @@ class Objection(NamedTuple):
     need_sat: Sat = Sat(0)
 
 
-Rule: TypeAlias = Callable[[SettlementRequest, Facts], Objection | None]
+Rule: TypeAlias = Callable[[Facts], Objection | None]
 
 
-def template(request: SettlementRequest, known: Facts) -> Objection | None:
+def template(known: Facts) -> Objection | None:
     """policy-template: only the settlement template, the signer's own keys, and scripts of the funding outputs."""
-    problem = claims_problem(request, known) or coins_problem(request, known) or fee_problem(request)
+    problem = claims_problem(known) or coins_problem(known) or fee_problem(known.request)
     return Objection(problem) if problem else None
 
 
-def destination(request: SettlementRequest, known: Facts) -> Objection | None:
+def destination(known: Facts) -> Objection | None:
     """policy-destination: the server's output pays to the configured or derived destination, or to the reserve."""
+    request = known.request
     script = request.destination_script
     if request.reserve is not None and known.own.reserve is None:
         return Objection(f"reserve key {request.reserve.public_key.hex()} is no key of this signer")
@@ -57,29 +58,30 @@ def destination(request: SettlementRequest, known: Facts) -> Objection | None:
     return None
 
 
-def client_signature(request: SettlementRequest, known: Facts) -> Objection | None:  # noqa: ARG001 - a rule's signature
+def client_signature(known: Facts) -> Objection | None:
     """policy-client-signature: each client has signed for exactly this change value and address."""
-    for index, claim in enumerate(request.claims):
+    for index, claim in enumerate(known.request.claims):
         problem = claim.problem()
         if problem is not None:
             return Objection(f"claim {index}: {problem}")
     return None
 
 
-def funding(request: SettlementRequest, known: Facts) -> Objection | None:
+def funding(known: Facts) -> Objection | None:
     """protocol-funding: all spent outputs were shown before. Not a policy: the server can show them and retry."""
-    missing = [] if known.limits.debug else unshown(request, known)
+    missing = [] if known.limits.debug else unshown(known)
     return (
         Objection(f"the transaction of {missing[0]} was not shown, nor {len(missing) - 1} others") if missing else None
     )
 
 
-def fee(request: SettlementRequest, known: Facts) -> Objection | None:
+def fee(known: Facts) -> Objection | None:
     """policy-fee: the coins have the claimed values, and the fee is within the operator's share, cap and rate.
 
     A legacy signature does not cover the input values (BIP143 added that for segwit only): a value that a server
     understates is lost as fee. So the values are those of the transactions that were shown.
     """
+    request = known.request
     if not known.limits.debug:
         coins = request.reserve.coins if request.reserve else ()
         claimed = [(claim.outpoint, claim.funding_sat) for claim in request.claims]
@@ -87,15 +89,15 @@ def fee(request: SettlementRequest, known: Facts) -> Objection | None:
             holds_sat = known.outputs[outpoint].value_sat
             if holds_sat != value_sat:
                 return Objection(f"{outpoint} is claimed to hold {value_sat} sat, and holds {holds_sat} sat")
-    most_sat = fee_cap_sat(request, known.limits, known.now)
+    most_sat = fee_cap_sat(known)
     if request.fee_sat > most_sat:
         return Objection(f"fee of {request.fee_sat} sat, want up to {most_sat} sat", most_sat)
     return None
 
 
-def watermark(request: SettlementRequest, known: Facts) -> Objection | None:
+def watermark(known: Facts) -> Objection | None:
     """policy-watermark: no client gets more than by the newest payment that was signed for or shown."""
-    for index, claim in enumerate(request.claims):
+    for index, claim in enumerate(known.request.claims):
         shown = known.newest.get(claim.outpoint)
         if shown is not None and claim.payment.change_sat > shown.payment.change_sat:
             return Objection(
@@ -111,7 +113,7 @@ def watermark(request: SettlementRequest, known: Facts) -> Objection | None:
     return None
 
 
-def replacement(request: SettlementRequest, known: Facts) -> Objection | None:
+def replacement(known: Facts) -> Objection | None:
     """policy-replacement: sign the same request again, or a replacement with a higher fee rate.
 
     The replacement may pay the client no more (policy-watermark), but at any script that the client signed for: a
@@ -126,18 +128,17 @@ def replacement(request: SettlementRequest, known: Facts) -> Objection | None:
     """
     if not known.earlier:
         return None
-    digest = request_digest(request)
-    if known.built_upon and any(before.digest != digest for before in known.earlier.values()):
+    request, size = known.request, known.size
+    if known.built_upon and any(before.digest != known.digest for before in known.earlier.values()):
         outpoint = known.built_upon[0]
         return Objection(
             f"payments of the channel {outpoint} depend on the settlement signed before: use a child to pay more"
         )
-    replaced, broken_up = _replaced(request, known, digest)
-    share_sat = max((_share_of_sat(request, old) for old in broken_up), default=Sat(0))
+    replaced, broken_up = _replaced(known)
+    share_sat = max((_share_of_sat(known, old) for old in broken_up), default=Sat(0))
     if request.fee_sat < share_sat:
         reason = f"fee of {request.fee_sat} sat is less than these channels' share of the fee of their joint settlement"
         return Objection(f"{reason}, need {share_sat} sat", share_sat)
-    size = request_size(request)
     if all(before.pays_less_than(request.fee_sat, size) for before in replaced):
         return None
     need = _least_fee(request, replaced, share_sat)
@@ -145,14 +146,14 @@ def replacement(request: SettlementRequest, known: Facts) -> Objection | None:
     return Objection(reason + (f"{need} sat" if need else "more than the channels received"), need)
 
 
-def rate(request: SettlementRequest, known: Facts) -> Objection | None:
+def rate(known: Facts) -> Objection | None:
     """policy-rate: at most the value per hour and per day that the operator set. A settlement signed again counts once.
 
     An attacker on the server can invent channels whose funding is on no chain, and settle them to use up the limit. So
     a channel counts against the full limit only if its funding was shown `policy.aged_minutes` ago; all younger
     channels share a separate limit of half the size.
     """
-    aged_sat, young_sat = new_values_sat(request, known)
+    aged_sat, young_sat = known.new_values_sat
     return _rate(aged_sat, known, 1, young=False) or _rate(young_sat, known, 2, young=True)
 
 
@@ -175,11 +176,11 @@ def _rate(new_sat: Sat, known: Facts, share: int, *, young: bool) -> Objection |
     return None
 
 
-def heartbeat(request: SettlementRequest, known: Facts) -> Objection | None:
+def heartbeat(known: Facts) -> Objection | None:
     """policy-heartbeat: without a fresh heartbeat of the operator, only a small sum."""
     if known.attended:
         return None
-    new_sat, most_sat = sum(new_values_sat(request, known)), known.limits.value_without_heartbeat_sat
+    new_sat, most_sat = sum(known.new_values_sat), known.limits.value_without_heartbeat_sat
     unattended_sat = known.flow.unattended_sat
     if not new_sat or unattended_sat + new_sat <= most_sat:
         return None
@@ -211,14 +212,14 @@ OTHER_POLICIES: tuple[tuple[str, str], ...] = (
 """Checks that other modules make: tag and rule."""
 
 
-def refusals(request: SettlementRequest, known: Facts) -> tuple[Refusal | None, list[Refusal]]:
+def refusals(known: Facts) -> tuple[Refusal | None, list[Refusal]]:
     """Return the first objection, or None if it may be signed; and the objections of policies on trial."""
     tried: list[Refusal] = []
     for tag, rule in POLICIES:
-        objection = rule(request, known)
+        objection = rule(known)
         if objection is None:
             continue
-        refusal = Refusal(request.id, tag, objection.reason, objection.need_sat)
+        refusal = Refusal(known.request.id, tag, objection.reason, objection.need_sat)
         if tag not in known.limits.trial:
             return refusal, tried
         tried.append(refusal)
@@ -230,16 +231,14 @@ def child_refusal(request: ChildRequest, known: Facts, *, was_signed: bool) -> R
 
     The parent need not be the newest: a node that does not replace it keeps the earlier one, and only one can confirm.
     """
-    parent = request.parent
+    parent = known.request
     if not parent.claims or not was_signed:
         return Refusal(request.id, "policy-template", "the parent is no settlement that was signed before")
-    if output_key(parent, known) is None:
+    if output_key(known) is None:
         reason = "the parent pays to an address whose key the operator holds, not this signer"
         return Refusal(request.id, "policy-destination", reason)
     spent = available_sat(parent) - parent.fee_sat
-    cap = min(
-        fee_cap_sat(parent, known.limits, known.now, CHILD_BYTES), received_sat(parent.claims)
-    )  # coins of the reserve don't become fee here either
+    cap = min(fee_cap_sat(known, CHILD_BYTES), received_sat(parent.claims))  # the reserve's coins don't become fee here
     most = min(spent - LEAST_CHILD_SAT, cap - parent.fee_sat)
     if not 0 <= request.fee_sat <= most:
         reason = f"fee of {request.fee_sat} sat for a child, want 0 to {most} sat of the {spent} sat it spends"
@@ -247,52 +246,35 @@ def child_refusal(request: ChildRequest, known: Facts, *, was_signed: bool) -> R
     return None
 
 
-def output_key(request: SettlementRequest, known: Facts) -> SigningKey | None:
+def output_key(known: Facts) -> SigningKey | None:
     """Find the signer's key of the server's output; None: only the operator has it."""
     own = known.own.destinations if known.own.reserve is None else (known.own.reserve,)
-    return next((each.key for each in own if each.script == request.destination_script), None)
+    return next((each.key for each in own if each.script == known.request.destination_script), None)
 
 
-def fee_cap_sat(request: SettlementRequest, limits: Limits, now: UnixTime, child_bytes: int = 0) -> Sat:
+def fee_cap_sat(known: Facts, child_bytes: int = 0) -> Sat:
     """Most that a settlement with a child of this size may pay, in satoshi: the least of share, sum and rate.
 
     The cap of the rate stops an attacker on the server, who could otherwise burn half of every channel. Near the expiry
     of all its channels, by the signer's clock, the share no longer applies: an unconfirmed settlement is refunded to
     the client whole, and the cap of the rate bounds the loss.
     """
-    size = request_size(request)
-    is_last_resort = all(now >= claim.terms.expiry.unix_time - LAST_RESORT_SECONDS for claim in request.claims)
+    request, limits, size = known.request, known.limits, known.size
+    is_last_resort = all(known.now >= claim.terms.expiry.unix_time - LAST_RESORT_SECONDS for claim in request.claims)
     share_sat = received_sat(request.claims) * (100 if is_last_resort else limits.max_fee_percent) // 100
     rate_sat = (size + child_bytes) * limits.max_fee_sat_per_vb
     return Sat(max(min(share_sat, limits.max_fee_sat, rate_sat), size + LEAST_FEE_CAP_SAT))
 
 
-def new_values_sat(request: SettlementRequest, known: Facts) -> tuple[Sat, Sat]:
-    """Value settled now that was not signed for before, in satoshi: of aged channels, and of young ones."""
-    aged_sat = young_sat = 0
-    for claim in request.claims:
-        new_sat = max(0, claim.received_sat - _received_before(claim, known))
-        if known.is_young(claim.outpoint):
-            young_sat += new_sat
-        else:
-            aged_sat += new_sat
-    return Sat(aged_sat), Sat(young_sat)
-
-
-def _received_before(claim: Claim, known: Facts) -> Sat:
-    before = known.earlier.get(claim.outpoint)
-    return Sat(0) if before is None else before.received_sat
-
-
-def _replaced(request: SettlementRequest, known: Facts, digest: bytes) -> tuple[list[Signed], list[SettlementRequest]]:
+def _replaced(known: Facts) -> tuple[list[Signed], list[SettlementRequest]]:
     """Return settlements that this one must outbid, and earlier requests that spend more inputs than this one."""
-    spent = _spent(request)
+    spent = _spent(known.request)
     replaced, broken_up = list[Signed](), dict[bytes, SettlementRequest]()
     for before in known.earlier.values():
         old = known.requests.get(before.digest)
         if old is not None and not _spent(old) <= spent:
             broken_up[before.digest] = old
-        elif before.digest != digest:
+        elif before.digest != known.digest:
             replaced.append(before)
     return replaced, list(broken_up.values())
 
@@ -302,12 +284,12 @@ def _spent(request: SettlementRequest) -> set[OutPoint]:
     return {claim.outpoint for claim in request.claims} | {coin.outpoint for coin in coins}
 
 
-def _share_of_sat(request: SettlementRequest, old: SettlementRequest) -> Sat:
+def _share_of_sat(known: Facts, old: SettlementRequest) -> Sat:
     """Return the share of a request's channels in the fee of an earlier one, by value or by size: the smaller one."""
-    outpoints = {claim.outpoint for claim in request.claims}
+    outpoints = {claim.outpoint for claim in known.request.claims}
     brought_sat = received_sat([claim for claim in old.claims if claim.outpoint in outpoints])
     by_value_sat = old.fee_sat * brought_sat // max(available_sat(old), 1)
-    return Sat(min(by_value_sat, old.fee_sat * request_size(request) // request_size(old)))
+    return Sat(min(by_value_sat, old.fee_sat * known.size // request_size(old)))
 
 
 def _least_fee(request: SettlementRequest, replaced: Sequence[Signed], least_sat: Sat) -> Sat:

@@ -23,9 +23,9 @@ MAX_COINS = 4
 """Most coins of the reserve in one settlement: more than a fee needs, and few enough to bound its size."""
 
 
-def claims_problem(request: SettlementRequest, known: Facts) -> str | None:
+def claims_problem(known: Facts) -> str | None:
     """Check number, order and parts of the claims."""
-    claims = request.claims
+    claims = known.request.claims
     if not 1 <= len(claims) <= MAX_CLAIMS:
         return f"got {len(claims)} claims, want 1 to {MAX_CLAIMS}"
     for index, (claim, key) in enumerate(zip(claims, known.own.claims, strict=True)):
@@ -41,9 +41,9 @@ def claims_problem(request: SettlementRequest, known: Facts) -> str | None:
     return f"claims of {total} sat, more than all bitcoins" if total > MAX_MONEY_SAT else None
 
 
-def coins_problem(request: SettlementRequest, known: Facts) -> str | None:
+def coins_problem(known: Facts) -> str | None:
     """Check the coins of the reserve."""
-    reserve = request.reserve
+    request, reserve = known.request, known.request.reserve
     if reserve is None:
         return None
     if len(reserve.coins) > MAX_COINS:
@@ -81,8 +81,9 @@ def outpoint_problem(outpoint: OutPoint) -> str | None:
     return None
 
 
-def unshown(request: SettlementRequest, known: Facts) -> list[OutPoint]:
+def unshown(known: Facts) -> list[OutPoint]:
     """List outpoints that the request spends and that were not shown."""
+    request = known.request
     coins: Iterable[OutPoint] = (coin.outpoint for coin in request.reserve.coins) if request.reserve else ()
     return [
         outpoint

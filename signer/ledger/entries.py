@@ -163,9 +163,9 @@ def request_size(request: SettlementRequest) -> int:
     )
 
 
-def entries_of(request: SettlementRequest, digest: bytes | None = None) -> Entries:
-    """Build the entries of a valid request; pass its digest if known, to avoid computing it again."""
-    digest, size = digest or request_digest(request), request_size(request)
+def entries_of(request: SettlementRequest, digest: bytes = b"", size: int = 0) -> Entries:
+    """Build the entries of a valid request; pass its digest and size if known, to avoid computing them again."""
+    digest, size = digest or request_digest(request), size or request_size(request)
     return {
         claim.outpoint: Signed(
             digest, request.fee_sat, size, claim.payment.change_sat, claim.change_script, claim.funding_sat

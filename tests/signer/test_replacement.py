@@ -20,7 +20,7 @@ from paychan.protocol.settlement import Claim, Coin, Reserve
 from paychan.protocol.types import OutPoint, Sat, UnixTime
 from paychan.protocol.wire.signer_messages import Refusal, SettlementReply, SettlementRequest
 from signer.judge.facts import Facts, Limits, OwnKeys
-from signer.judge.policies import replacement
+from signer.judge.policies import Objection, replacement
 from signer.keys.ring import KeyRing, hardened_keys
 from signer.ledger.base import Entry
 from signer.ledger.entries import Entries, Flow, Output, Signed, entries_of, request_digest, request_size
@@ -232,13 +232,15 @@ def test_need_may_be_all_that_was_received() -> None:
     size = request_size(mutated(small, "fee_sat", 999))
     earlier = {small.claims[0].outpoint: Signed(bytes(32), Sat(999), size - 5, Sat(999_000), CHANGE_SCRIPT)}
 
-    known = Facts(OwnKeys((), ()), Limits(), {}, earlier, Flow(), UnixTime(0), UnixTime(0))
+    def judged(fee_sat: int) -> Objection | None:
+        request = mutated(small, "fee_sat", fee_sat)
+        return replacement(Facts(request, OwnKeys((), ()), Limits(), {}, earlier, Flow(), UnixTime(0), UnixTime(0)))
 
-    objection = replacement(mutated(small, "fee_sat", 999), known)
+    objection = judged(999)
 
     assert objection is not None
     assert objection.need_sat == 1_000
-    assert replacement(mutated(small, "fee_sat", 1_000), known) is None
+    assert judged(1_000) is None
 
 
 @given(
