@@ -5,9 +5,9 @@
     body      msgpack   the fields of `Channel`, as arrays in declared order
     checksum  4 bytes   CRC-32 of all bytes before it: a torn or flipped record is detected and never settled
 
-Migration: a new field goes to the end of its array and has a default, so that older records of the same version still
-decode. Any other change needs a new version number and a decoder for the old one in `_DECODERS`. A record is written
-with the newest version when it changes.
+Migration: each change of the layout takes a new version number, and the old one a row in `_DECODERS`. A new field goes
+to the end of its array and has a default, so that the same decoder reads the older records; any other change needs a
+decoder for the old version. A record is written with the newest version when it changes.
 """
 
 from __future__ import annotations
