@@ -213,10 +213,11 @@ class Connection(asyncio.Protocol):
     def _leave_fast_path(self) -> bool:
         """Serve the next request alone, once it has arrived and all answers before it are sent."""
         self._reader.reset()
+        size = 0
         problem: PaychanError | None = None
         try:
-            head = size_of_head(self._buffer, self._server.conn_params.max_header_size)
-            if not head or not self._has_body(head):
+            size = size_of_head(self._buffer, self._server.conn_params.max_header_size)
+            if not size or not self._has_body(size):
                 return False
         except PaychanError as error:
             problem = error
@@ -231,8 +232,8 @@ class Connection(asyncio.Protocol):
             self._part(problem)
             return False
         begun, self._buffer, self._awaited_bytes = self._buffer, b"", 0
-        request = read_request(begun)
-        if request is None or self._server.conn_params.no_keep_alive:
+        request = read_request(begun[:size], begun[size:])
+        if request is None:
             self._fallback = Fallback(self._server, self, begun)
         else:
             self._fallback = Upgrade(self._processor.service, self, request)
@@ -281,9 +282,8 @@ class Connection(asyncio.Protocol):
         websocket.on_lost = partial(self._server.slots.leave, self)
         websocket.begins_with(head, rest)
         self.transport.set_protocol(websocket)
-        websocket.connection_made(self.transport)
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
+        self.transport.resume_reading()
+        websocket.connection_made(self.transport)  # may pause reading again: `rest` may be more than it buffers
 
     def close_after(self, answer: bytes) -> None:
         """Write an answer and close."""

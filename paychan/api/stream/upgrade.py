@@ -35,8 +35,8 @@ from paychan.tracing import begin_request, enter_channel
 log = structlog.get_logger("stream")
 
 _REQUEST = re.compile(rf"GET /v2/channels/{OUTPOINT}/stream(?:\?([!-~]*))? HTTP/1\.1")
-_HOST = re.compile(r"[A-Za-z0-9.\-:\[\]]+")
-_BODY_FIELDS = ("Content-Length", "Transfer-Encoding", "Expect")
+_HOST = re.compile(r"[A-Za-z0-9._~%:\[\]-]+")
+_BODY_FIELDS = ("Transfer-Encoding", "Expect")
 
 _FRAME_FACTOR = 16
 """Largest frame, in units of `http.max_body_bytes`."""
@@ -79,20 +79,23 @@ class Request(NamedTuple):
         return "close" in self.headers["Connection"].lower()
 
 
-def read_request(begun: bytes) -> Request | None:
-    """Read the complete head at the beginning of `begun`; None: it is not the usual request to begin a stream."""
-    head, _, rest = begun.partition(b"\r\n\r\n")
+def read_request(head: bytes, rest: bytes) -> Request | None:
+    """Read a head, which ends with its empty line; None: it is not the usual request to begin a stream.
+
+    `rest` is what was received after it.
+    """
     line, _, fields = head.decode("latin1").partition("\r\n")
     match = _REQUEST.fullmatch(line)
     if match is None:
         return None
     try:
-        headers = HTTPHeaders.parse(fields + "\r\n")
+        headers = HTTPHeaders.parse(fields)
         named = outpoint(match[1], match[2])
     except (HTTPInputError, PaychanError):
         return None
     hosts = headers.get_list("Host")
-    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]) or any(name in headers for name in _BODY_FIELDS):
+    has_body = headers.get("Content-Length", "0") != "0" or any(name in headers for name in _BODY_FIELDS)
+    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]) or has_body:
         return None
     return None if upgrade_problem(headers) else Request(named, match[3] or "", headers, rest)
 
