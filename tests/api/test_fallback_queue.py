@@ -27,6 +27,18 @@ async def test_fault_78_a_flood_begins_at_a_pace() -> None:
     assert times[-1] - times[0] >= 9 * PACE_SECONDS * 0.95
 
 
+async def test_a_client_that_has_paid_does_not_wait() -> None:
+    """Payments that Tornado serves are not held to the pace of strangers."""
+    queue, order = FallbackQueue(), list[str]()
+    for _ in range(5):
+        queue.begin("a", lambda: order.append("stranger"))
+    for _ in range(20):
+        queue.begin("a", lambda: order.append("payer"), has_paid=True)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert order.count("payer") == 20
+
+
 async def test_networks_take_turns() -> None:
     """A client behind a flood waits for one of the flood's requests, not for all of them."""
     queue, order = FallbackQueue(), list[str]()

@@ -2,7 +2,7 @@
 
     limit = reserved (store, chain, signer, application, log, listeners) + operator's connections + clients' connections
 
-With the fast path a client's connection counts twice, because the fallback opens its socket a second time. The reserved
+A client's connection counts twice, because the fallback opens its socket a second time. The reserved
 number is larger than those parts need at once, so that connections never keep the store from opening a file.
 """
 
@@ -30,6 +30,8 @@ _SIGNER = 4
 _APPLICATION = 100
 """httpx opens at most this many connections to the application."""
 _MANAGEMENT = 16
+
+_PER_CLIENT = 2
 
 _FEWEST = 4
 """The server does not start with fewer client connections."""
@@ -66,10 +68,9 @@ def divide(limit: int, config: ServerConfig) -> Descriptors:
     """
     application = _APPLICATION if config.callback.url else 0
     reserved = _BASE + _STORE + _CHAIN + _SIGNER + application
-    each = 2 if config.http.fast_lane else 1
-    clients = (limit - reserved - _MANAGEMENT) // each
+    clients = (limit - reserved - _MANAGEMENT) // _PER_CLIENT
     if clients < _FEWEST:
-        need = reserved + _MANAGEMENT + _FEWEST * each
+        need = reserved + _MANAGEMENT + _FEWEST * _PER_CLIENT
         msg = (
             f"this process may open {limit} files, and needs at least {need}. Raise the limit (ulimit -Hn, LimitNOFILE)"
         )

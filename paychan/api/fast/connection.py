@@ -238,7 +238,7 @@ class Connection(asyncio.Protocol):
         else:
             self._fallback = Upgrade(self._processor.service, self, request)
         self._since = monotonic()
-        self._server.fallback_queue.begin(self.network, self._fallback.begin)
+        self._server.fallback_queue.begin(self.network, self._fallback.begin, has_paid=self.paid)
         return False
 
     def _has_body(self, head: int) -> bool:
