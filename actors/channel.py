@@ -82,9 +82,12 @@ class Payments(Told):
     """Whether the actor failed or stopped before the payments were judged."""
 
     def answer(self, outcomes: Sequence[Outcome]) -> None:
-        """Reply with final outcomes."""
+        """Reply with final outcomes. A bug in the caller's reply is logged: it must not stop the actor."""
         self.outcomes = outcomes
-        self.reply(self)
+        try:
+            self.reply(self)
+        except Exception:
+            log.exception("answer failed")
 
     def written(self, outcome: Outcome) -> None:
         """Reply after the write: with the outcomes, or with a refusal for each if another writer was first."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from actors.channel import ChannelActor, Payments
 from paychan.callback.base import Verdict
@@ -227,3 +228,27 @@ async def test_fault_69_with_an_application_a_batch_in_parts_is_judged_one_by_on
         assert (message.judged, message.waits) == (1, True)
         await shop.says(Verdict())
         assert values(await answer) == [1]
+
+
+@pytest.mark.parametrize("paid_sat", [9_999, 10_001], ids=["refused", "accepted"])
+async def test_a_reply_that_fails_stops_no_actor(tmp_path: Path, paid_sat: int):
+    """A bug in the caller's reply is logged; the reply is not called again, and the channel goes on."""
+    calls: list[Payments] = []
+
+    def broken(message: Payments) -> None:
+        calls.append(message)
+        raise ZeroDivisionError
+
+    async with local(tmp_path) as server:
+        await server.open(PAYER, 10_000)
+        actor = await server.registry.awaken(PAYER.outpoint)
+        assert actor is not None
+        with capture_logs() as logs:
+            actor.tell(Payments(row(paid_sat), broken))
+            await until(lambda: bool(calls))
+            await settled_down()
+
+        assert len(calls) == 1
+        assert [entry["event"] for entry in logs] == ["answer failed"]
+        assert values(await pay(server, row(10_002))) == [10_002 - max(10_000, paid_sat)]
+        assert server.registry.actors[PAYER.outpoint] is actor
