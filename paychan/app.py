@@ -259,7 +259,7 @@ async def _open_store(config: ServerConfig, reserve: DiskReserve) -> Store:
                 raise
             log.error("no room on disk to open the store, waiting for free space", reason=str(error))  # noqa: TRY400
         else:
-            store.guard_disk(reserve.file.directory, reserve.file.size, reserve.file.before_write)
+            store.guard_disk(reserve.file.size, reserve.file.before_write)
             reserve.begin_log = store.begin_log
             reserve.opened()
             return store

@@ -56,11 +56,6 @@ class ReserveFile:
         return self._size
 
     @property
-    def directory(self) -> Path:
-        """The directory whose file system is measured."""
-        return self._file.parent
-
-    @property
     def held(self) -> int:
         """Bytes that the file holds now."""
         return _size(self._file)

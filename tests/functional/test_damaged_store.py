@@ -222,3 +222,16 @@ def starts_and_ends(system: System) -> int | None:
             return system.server.process.returncode
         time.sleep(0.05)
     return system.server.process.poll()
+
+
+@pytest.mark.parametrize("reserve_mb", [0, 8])
+def test_no_payment_is_acknowledged_into_a_removed_store(tmp_path: Path, reserve_mb: int) -> None:
+    """LevelDB writes on into files without a name; the server ends at the first write that no start would find."""
+    with System(tmp_path, sections={"store": f"reserve_mb = {reserve_mb}"}) as system, httpx.Client() as http:
+        client = V1(system.url, Payer(), http)
+        assert client.open(client.payer.payment(PAID_SAT)).status_code == 201
+        shutil.rmtree(system.state / "store")
+        with pytest.raises(httpx.TransportError):
+            client.pay(client.payer.payment(PAID_SAT + 1))
+        assert system.server is not None
+        assert system.server.process.wait(30) != 0

@@ -63,7 +63,7 @@ class LevelDbStore:
     def __init__(self, path: Path, database: plyvel.DB, lock: int) -> None:
         self._path, self._database = path, database
         self._lock = lock
-        self._writer = Writer(database, self._get, self._write_damaged)
+        self._writer = Writer(database, lock, self._get, self._write_damaged)
         self.commit = self._writer.commit
         self.guard_disk = self._writer.guard_disk
         self._readers = ThreadPoolExecutor(_READERS, "store-reader")

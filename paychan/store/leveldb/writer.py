@@ -17,8 +17,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, TypeVarTuple
+from typing import Any, NamedTuple, NoReturn, TypeVar, TypeVarTuple
 
 import plyvel
 
@@ -125,20 +124,23 @@ class WriterThread:
 
 
 class Writer(WriterThread):
-    """Writes the records of one database. `read` returns a stored channel; `damaged` notes the reason of damage."""
+    """Writes the records of one database. `read` returns a stored channel; `damaged` notes the reason of damage.
+
+    `lock` is the descriptor of a file in its directory, which is open as long as the database.
+    """
 
     def __init__(
-        self, database: plyvel.DB, read: Callable[[bytes], Channel | None], damaged: Callable[[str], None]
+        self, database: plyvel.DB, lock: int, read: Callable[[bytes], Channel | None], damaged: Callable[[str], None]
     ) -> None:
         super().__init__("store-writer")
-        self._database, self._read, self._damaged = database, read, damaged
+        self._database, self._lock, self._read, self._damaged = database, lock, read, damaged
         self._known: OrderedDict[OutPoint, _Known] = OrderedDict()
         self._failure: Exception | None = None
         self._low_bytes = 0
 
-    def guard_disk(self, directory: Path, low_bytes: int, make_room: Callable[[int], None]) -> None:
+    def guard_disk(self, low_bytes: int, make_room: Callable[[int], None]) -> None:
         """Before a write, call `make_room` with its bytes if less than `low_bytes` are free; in the writer's thread."""
-        self._directory, self._low_bytes, self._make_room = directory, low_bytes, make_room
+        self._low_bytes, self._make_room = low_bytes, make_room
 
     async def commit(self, changes: Sequence[Change]) -> Sequence[bool]:
         """See `Store`. After a failure all later calls fail, too: the content of LevelDB's log is unknown."""
@@ -216,13 +218,20 @@ class Writer(WriterThread):
         if self._failure is not None:
             raise self._failed_before(self._failure)
         try:
+            if not os.fstat(self._lock).st_nlink:
+                self._fail_removed()
             if self._low_bytes:
-                disk = os.statvfs(self._directory)
+                disk = os.statvfs(self._lock)
                 if disk.f_bavail * disk.f_frsize < self._low_bytes:
                     self._make_room(batch.approximate_size())
             batch.write()
         except Exception as error:
             raise self._failed(error) from error
+
+    def _fail_removed(self) -> NoReturn:
+        """Write nothing into a removed store: LevelDB goes on writing into files that no start finds."""
+        msg = "the store's directory was removed"
+        raise StoreFailed(msg)
 
     def _failed_before(self, failure: Exception) -> StoreFailed:
         return StoreFailed(f"an earlier write failed: {error_text(failure)}")
