@@ -73,16 +73,17 @@ def test_the_command_counts_a_journey(version: int) -> None:
     assert {"actors/channel.py", "paychan/store/leveldb/writer.py"} < {file for file, _ in functions}
 
 
-def drawn(way: str) -> list[str]:
-    """The files of one way of a payment, in order, from the table of paychan/README.md."""
-    page = (ROOT / "paychan" / "README.md").read_text()
+def drawn(folder: str, way: str) -> list[str]:
+    """The files of one way, in order, from the table on the page of a folder."""
+    page = (ROOT / folder / "README.md").read_text()
     rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| ")]
     names = next(row for row in rows if row[0].strip() == "step")
     column = [name.strip() for name in names].index(way)
     begin = rows.index(names) + 1
     steps = [row for row in rows[begin:] if len(row) == len(names)]
     files = [file for row in steps for file in re.findall(r"`([^`]+\.py)`", row[column])]
-    return [file.removeprefix("../") if file.startswith("../") else f"paychan/{file}" for file in files]
+    files = [re.sub("^P/", "../paychan/protocol/", file) for file in files]
+    return [file.removeprefix("../") if file.startswith("../") else f"{folder}/{file}" for file in files]
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,13 @@ def test_the_page_draws_the_way_of_a_payment(tmp_path: Path, way: str, walk: Cal
     """A real payment enters exactly the files of paychan/README.md, first entries in that order, at most 12 (stream: 14)."""
     walked = walk(tmp_path)
 
-    assert list(walked.files) == drawn(way)
+    assert list(walked.files) == drawn("paychan", way)
     assert len(walked.files) <= (14 if way == "stream" else 12)
     assert way == "stream" or len(walked.calls) <= 60
+
+
+def test_the_page_draws_the_way_of_a_signature(tmp_path: Path) -> None:
+    """A real settlement enters exactly the files of signer/README.md, first entries in that order."""
+    walked = journeys.walk_signature(tmp_path)
+
+    assert list(walked.files) == drawn("signer", "files")
