@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import plyvel
 from msgspec import Struct
@@ -64,10 +64,10 @@ _Kind = TypeVar("_Kind", bound=Struct)
 class Group:
     """Values that are written together. Awaiting it waits until they are on disk, and raises `LedgerFailed`.
 
-    Each waiter has its own future: one that is cancelled disturbs no other. The loop is woken once for all of them.
+    The loop is woken once for all waiters; one that is cancelled disturbs no other.
     """
 
-    __slots__ = ("_failure", "_loop", "_waiters", "decisions", "is_awaited", "values")
+    __slots__ = ("_failure", "_loop", "_written", "decisions", "is_awaited", "values")
 
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {}
@@ -76,7 +76,7 @@ class Group:
         """A caller waits until it is on disk; otherwise it need not be synced."""
         self._failure: str | None = None
         """None: it is not written yet; "": it is on disk."""
-        self._waiters: list[asyncio.Future[None]] = []
+        self._written = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -89,21 +89,14 @@ class Group:
 
     def written(self, failure: str) -> None:
         """Wake the waiters; "" is success. Called by the thread that writes."""
+        self._failure = failure
         if self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed, and nothing waits
-                self._loop.call_soon_threadsafe(vital.guarded("written", self._wake), failure)
+                self._loop.call_soon_threadsafe(self._written.set)
 
-    def _wake(self, failure: str) -> None:
-        self._failure = failure
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def __await__(self) -> Generator[asyncio.Future[None], None, None]:
+    def __await__(self) -> Generator[Any, None, None]:
         if self._failure is None:
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            yield from waiter
+            yield from self._written.wait().__await__()
         if self._failure:
             raise LedgerFailed(self._failure)
 

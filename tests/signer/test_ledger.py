@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import shutil
 import subprocess
@@ -233,6 +234,21 @@ def test_concurrent_entries_share_a_write(tmp_path: Path) -> None:
         assert len(set(groups)) < 50
         assert opened.read(entries) == entries
         assert opened.head.count == 100
+
+
+async def test_a_cancelled_caller_disturbs_no_other(tmp_path: Path) -> None:
+    """Of callers that wait for one write, one is cancelled: the others continue when it is on disk."""
+
+    async def wait(entry: Entry) -> None:
+        await opened.put(entry)
+
+    with closing(opened_at(tmp_path / "ledger")) as opened:
+        waiting = [asyncio.create_task(wait(Entry())) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[1].cancel()
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert [type(each) for each in ended] == [type(None), asyncio.CancelledError, type(None)]
 
 
 def test_a_kept_settlement_is_written_without_a_put(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from signer.audit.file import AuditFile
 from signer.judge.queries import Identity
 from signer.ledger.base import Entry, LedgerFailed
 from signer.ledger.disk import LedgerReserve
-from signer.ledger.leveldb import Group, LevelDbLedger
+from signer.ledger.leveldb import LevelDbLedger
 from signer.server.connections import Connections, Limits
 from signer.server.socket_file import listening_socket
 from signer.token.client import Line
@@ -126,20 +126,8 @@ async def test_fault_63_a_thread_that_dies_ends_the_process(ended: Ended) -> Non
     assert (await ended.soon()).startswith("writer: SystemExit at ")
 
 
-async def test_fault_63_a_callback_that_fails_ends_the_process(
-    tmp_path: Path, ended: Ended, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So does a failure where the ledger wakes its callers, and where the token's replies are read."""
-
-    def fail(*_: object) -> None:
-        raise KeyError
-
-    monkeypatch.setattr(Group, "_wake", fail)
-    with closing(LevelDbLedger(tmp_path / "ledger", tmp_path / "audit")) as ledger:
-        ledger.put(Entry())
-        assert (await ended.soon()).startswith("written: KeyError at ")
-
-    ended.clear()
+async def test_fault_63_a_callback_that_fails_ends_the_process(ended: Ended) -> None:
+    """So does a failure where the token's replies are read."""
     own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with own, other:
         line = Line(own)
