@@ -137,7 +137,7 @@ class ChannelActor(SettlingActor):
     def _take(self, message: Message) -> Any:
         self._last_message = self._context.clock()
         if isinstance(message, Resume):
-            return self._carry_on(Accepted(self.channel))
+            return self._carry_on_after(self._when_durable(Accepted(self.channel)))
         return self._in_turn(message)
 
     def _overload(self) -> PaychanError | None:
@@ -170,12 +170,13 @@ class ChannelActor(SettlingActor):
             return outcome
         if outcome.channel is self.channel:
             goes_on = isinstance(command, Close) and outcome.channel.state is not State.OPEN
-            return self._carry_on(outcome) if goes_on else self._when_durable(outcome)
-        durable = self._put(outcome.channel, outcome)
+            durable = self._when_durable(outcome)
+            return self._carry_on_after(durable) if goes_on else durable
+        written = self._put(outcome.channel, outcome)
         if outcome.channel.state is State.OPEN:
-            return durable if outcome.channel.offered is None else asyncio.shield(self._question())
+            return written if outcome.channel.offered is None else asyncio.shield(self._question())
         self._takes_over |= isinstance(command, FROM_OUTSIDE)
-        return self._carry_on_after(durable)
+        return self._carry_on_after(written)
 
     def _book(self, message: Payments) -> bool:
         """Book one payment whose signature was checked: the way of nearly all payments.
@@ -274,7 +275,8 @@ class ChannelActor(SettlingActor):
         await self._context.commits.until_written(self._group)
         return outcome if self.alive else Rejected(TryAgain())  # a conflict has stopped this actor
 
-    async def _carry_on_after(self, durable: asyncio.Future[Outcome]) -> Outcome:
+    async def _carry_on_after(self, durable: Awaitable[Outcome]) -> Outcome:
+        """Settle once the record is on disk: no signature is asked for a version that a crash could undo."""
         outcome = await asyncio.shield(durable)
         return outcome if isinstance(outcome, Rejected) else await self._carry_on(outcome)
 

@@ -194,7 +194,7 @@ async def test_a_bug_on_one_channel_is_answered_and_the_store_is_the_truth(
     async with local(tmp_path) as server:
         await server.open(PAYER, 10_000)
         with monkeypatch.context() as broken, capture_logs() as logs:
-            broken.setattr("actors.channel.judge", lambda *_, **__: 1 / 0)
+            broken.setattr("actors.channel.pay", lambda *_, **__: 1 / 0)
             assert refused(await pay(server, 10_001)) == InternalError()
 
         assert [entry["event"] for entry in logs] == ["actor failed"]
@@ -209,7 +209,7 @@ async def test_a_bug_does_not_lose_what_was_being_written(tmp_path: Path, monkey
         before = pay(server, 10_010)
         await until(lambda: server.store.calls["commit"] == 2)
         with monkeypatch.context() as broken, capture_logs():
-            broken.setattr("actors.channel.judge", lambda *_, **__: 1 / 0)
+            broken.setattr("actors.channel.pay", lambda *_, **__: 1 / 0)
             assert refused(await pay(server, 10_020)) == InternalError()
         after = pay(server, 10_030)
         await until(lambda: server.registry.actors[PAYER.outpoint].alive)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from bitcoin.core import COutPoint, CTransaction, CTxIn, CTxOut
 
-from actors.channel import Resume
+from actors.channel import Message, Resume
 from paychan.chain.base import ChainFailed
 from paychan.chain.debug import DebugChain
 from paychan.protocol.channel import Channel, Close, CloseByProof, CloseReason, Outcome, State
@@ -205,3 +205,20 @@ async def test_a_settlement_that_a_peer_changed_closes_the_channel(tmp_path: Pat
         assert closed.state is State.CLOSED
         assert closed.closing is not None
         assert closed.closing.spent_by == changed.GetTxid()
+
+
+@pytest.mark.parametrize("again", [Close(CloseReason.OPERATOR), Resume()], ids=["close", "resume"])
+async def test_threat_11_no_settlement_is_signed_before_the_closing_is_durable(tmp_path: Path, again: Message):
+    """A second command finds the channel closing in memory; it waits for the disk as the first one does."""
+    async with local(tmp_path) as server:
+        await server.open(PAYER)
+        server.store.hold("commit")
+        both = [close(server)]
+        await until(lambda: server.store.calls["commit"] == 2)
+        both.append(asyncio.ensure_future(server.registry.ask(PAYER.outpoint, again)))
+        await settled_down()
+
+        assert server.signer.calls["sign_settlement"] == 0
+        server.store.release("commit")
+        assert {accepted(outcome).channel.state for outcome in await asyncio.gather(*both)} == {State.CLOSED}
+        assert server.signer.calls["sign_settlement"] == 1
