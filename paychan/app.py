@@ -353,8 +353,8 @@ async def _listen(listening: Awaitable[int], key: str) -> int:
 
 def _local_url(address: str, port: int) -> str:
     """Return the URL under which this machine reaches a listener."""
-    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address, address)
-    return f"http://{host}:{port}"
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _new_token(path: Path) -> str:

@@ -171,3 +171,14 @@ def test_fault_82_a_stream_that_begins_during_the_stop_is_told(tmp_path: Path, h
             assert system.server.process.wait(20) == 0
     assert b"HTTP/1.1 101 " in received
     assert received.endswith(b"\x88\x0e\x03\xe9server stops")
+
+
+def test_a_stream_over_ipv6(tmp_path: Path, http: httpx.Client) -> None:
+    """The server names its address in brackets, and a stream begins there."""
+    with System(tmp_path, sections={"http": 'listen = "::1"', "management": 'listen = "::1"'}) as system:
+        client = opened(system, http)
+        with raw_stream(stream_url(client)) as stream:
+            stream.sendall(masked(0x82, write_payments([client.payer.payment(100_001)])))
+
+            assert stream.recv(2) == b"\x82\x12"
+        assert system.manage("GET", "/health").status_code == 200
