@@ -40,6 +40,7 @@ from paychan.parts import StartError, make_chain, make_signer, make_state_dir
 from paychan.protocol.errors import PaychanError, StorageFull, StoreRebuilding
 from paychan.protocol.types import Sat
 from paychan.running import Running, remove_running, write_running
+from paychan.shared.stuck import end_when_stuck
 from paychan.store.backup.archive import BackupError
 from paychan.store.backup.rebuild import finish_rebuild, rebuild
 from paychan.store.base import Store, StoreDamaged, StoreFailed
@@ -155,6 +156,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         stack.callback(memory.close)
         _check_memory(memory, START_BYTES)
         end_when_memory_ends(asyncio.get_running_loop())
+        end_when_stuck(asyncio.get_running_loop())
         await asyncio.to_thread(int)  # starts the pool's thread now: starting one may fail when memory is short
         supervisor = Supervisor(wall_clock, _die)
         stack.push_async_callback(supervisor.close)

@@ -24,6 +24,7 @@ from paychan.protocol.settings import SettingsError
 from paychan.protocol.settlement import Reserve
 from paychan.protocol.types import Network, UnixTime
 from paychan.shared.logsink import LogSink, open_missing_descriptors
+from paychan.shared.stuck import end_when_stuck
 from signer import vital
 from signer.cli import audit as auditing
 from signer.cli import seed as commands
@@ -192,6 +193,7 @@ def load_keys(
 async def _serve(config: SignerConfig, keys: KeyRing, protections: tuple[str, ...], token: RemoteToken | None) -> None:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     loop.set_exception_handler(vital.end_without_memory)
+    end_when_stuck(loop)
     if token is not None:
         loop.add_reader(token, stop.set)
     for number in (signal.SIGTERM, signal.SIGINT):
