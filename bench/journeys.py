@@ -37,12 +37,14 @@ class Journey:
     process: str
     most_files: int | None = None
     most_calls: int | None = None
+    room: str = ""
+    """The folder whose files the target limits; "": all. A signature also passes the protocol core, as any program does."""
 
     @property
     def target(self) -> str:
         """The targets as text."""
         parts = [
-            f"{self.most_files} files" if self.most_files else "",
+            f"{self.most_files} files{f' of {self.room}' if self.room else ''}" if self.most_files else "",
             f"{self.most_calls} calls" if self.most_calls else "",
         ]
         return ", ".join(filter(None, parts))
@@ -51,9 +53,8 @@ class Journey:
         """Tell whether a walk meets all targets; None without targets."""
         if not self.target:
             return None
-        return len(walk.files) <= (self.most_files or len(walk.files)) and len(walk.calls) <= (
-            self.most_calls or len(walk.calls)
-        )
+        files = [file for file in walk.files if file.startswith(self.room)]
+        return len(files) <= (self.most_files or len(files)) and len(walk.calls) <= (self.most_calls or len(walk.calls))
 
 
 _PAYMENT = partial(Journey, process="server", most_files=12, most_calls=60)
@@ -64,8 +65,8 @@ JOURNEYS = {
     "stream payment": Journey(journeys.walk_stream, "server", most_files=14),
     "opening": Journey(journeys.walk_opening, "server"),
     "settling at expiry": Journey(journeys.walk_expiry, "server"),
-    "signature": Journey(journeys.walk_signature, "signer", most_files=12),
-    "signature, token": Journey(journeys.walk_token_signature, "signer, token's", most_files=12),
+    "signature": Journey(journeys.walk_signature, "signer", most_files=12, room="signer/"),
+    "signature, token": Journey(journeys.walk_token_signature, "signer, token's"),
     "payer's payment": Journey(journeys.walk_payer, "payer"),
 }
 
