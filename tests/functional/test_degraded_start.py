@@ -76,6 +76,8 @@ def test_fault_26_parts_may_start_in_any_order(deployment: Deployment, order: tu
     wait_for(lambda: payer.pay(OPENING_SAT + 10).status_code == 200, "payments resume")
     deployment.node.mine(2)
     customer.ends("closed")
+    # the server asks the signer at most once a second whether it is ready for new channels
+    wait_for(lambda: payer.ask("GET", "/v1/fundingInfo", **payer.query).status_code == 200, "openings resume")
     newcomer = Customer(deployment.system, deployment.node)
     newcomer.opened()
     health = deployment.health().json()
