@@ -37,6 +37,8 @@ class DiskReserve:
         )
         self.file.on_given = self._given
         self._problem = ""
+        self._held = self.file.held
+        """Bytes that the file held at the last look."""
         self.allows_payments = True
         self.allows_channels = True
         self.on_change: Callable[[], object] = lambda: None
@@ -50,6 +52,7 @@ class DiskReserve:
         The reserve grows only while a quarter stays free: a table that LevelDB writes needs the rest.
         """
         self._fill_up(self._part)
+        self._held = self.file.held
         free = self.file.free()
         before = self.allows_payments, self.allows_channels
         allows = free >= self._size // 2
@@ -61,8 +64,8 @@ class DiskReserve:
         return (allows, self.allows_channels) < before
 
     def opened(self) -> None:
-        """Take back what opening the store has not used."""
-        self._fill_up(_SPARE_BYTES)
+        """Take back what opening the store was given and has not used; never more, or little would be left for others."""
+        self._fill_up(_SPARE_BYTES, self._held)
 
     async def run(self, task: Supervised) -> None:
         """Check the disk once a second."""
@@ -72,8 +75,8 @@ class DiskReserve:
             task.succeeded()
             await asyncio.sleep(_LOOK_SECONDS)
 
-    def _fill_up(self, spare: int) -> None:
-        problem = self.file.fill_up(spare)
+    def _fill_up(self, spare: int, most: int | None = None) -> None:
+        problem = self.file.fill_up(spare, most)
         if problem and problem != self._problem:
             log.warning("the disk reserve can't be filled up", reason=problem)
         self._problem = problem

@@ -60,14 +60,14 @@ class ReserveFile:
         """Bytes that the file holds now."""
         return _size(self._file)
 
-    def fill_up(self, spare: int) -> str:
-        """Enlarge the file to its size, or as far as `spare` bytes stay free.
+    def fill_up(self, spare: int, most: int | None = None) -> str:
+        """Enlarge the file to its size, or to `most` bytes, or as far as `spare` bytes stay free.
 
         Return the reason of a failure, or an empty text.
         """
         with self._lock:
             held = self.held
-            wanted = min(self._size, held + self.free() - spare)
+            wanted = min(self._size if most is None else most, held + self.free() - spare)
             if wanted <= held or not self._file.parent.exists():
                 return ""
             try:

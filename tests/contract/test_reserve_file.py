@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,3 +124,21 @@ def test_fault_62_a_long_log_is_written_into_a_table_while_there_is_space(tmp_pa
         await store.close()
 
     asyncio.run(run())
+
+
+def test_fault_62_opening_the_store_fills_no_disk(disk: Path) -> None:
+    """A reserve larger than the disk takes no byte; after the store is opened, it takes back only what it gave."""
+    free = os.statvfs(disk).f_bavail
+    too_large = DiskReserve(disk / "store", 1 << 40, BUFFER_BYTES)
+    too_large.look()
+    too_large.opened()
+    assert os.statvfs(disk).f_bavail == free
+
+    fitting = DiskReserve(disk / "store", 4 * RESERVE_BYTES, BUFFER_BYTES)
+    fitting.look()
+    assert fitting.file.held == RESERVE_BYTES
+    fill(disk / "other")
+    assert fitting.file.make_room(1 << 20)
+    assert fitting.file.held < RESERVE_BYTES
+    fitting.opened()
+    assert RESERVE_BYTES - (512 << 10) <= fitting.file.held <= RESERVE_BYTES
