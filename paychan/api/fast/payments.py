@@ -200,7 +200,7 @@ class PaymentProcessor:
                 first.step = checked
             elif isinstance(checked, Rejected):
                 submissions.clear()
-                self._reply(first, checked)
+                self._reply_safely(first, checked)
 
     def _verify(self, groups: Iterable[list[_Submission]]) -> None:
         """Take the second step of the payments that passed the first one."""
@@ -218,7 +218,7 @@ class PaymentProcessor:
                 first.step = verified
             else:
                 submissions.clear()
-                self._reply(first, verified)
+                self._reply_safely(first, verified)
 
     def _read(self, payment: Payment) -> _Submission | None:
         """Read a payment and find its actor; None: this method has answered it, or a task will."""
@@ -278,11 +278,15 @@ class PaymentProcessor:
         """Answer the payments with the outcomes of their actor."""
         self.service.registry.unanswered -= 1
         for submission, outcome in zip(submissions, message.outcomes, strict=True):
-            try:
-                self._reply(submission, outcome)
-            except Exception:
-                log.exception("payment failed")
-                self._refuse(submission.payment, InternalError())
+            self._reply_safely(submission, outcome)
+
+    def _reply_safely(self, submission: _Submission, outcome: Outcome) -> None:
+        """Answer one payment; a bug in its answer leaves the others of its turn alone."""
+        try:
+            self._reply(submission, outcome)
+        except Exception:
+            log.exception("payment failed")
+            self._refuse(submission.payment, InternalError())
 
     def _reply(self, submission: _Submission, outcome: Outcome) -> None:
         payment, dialect = submission.payment, submission.dialect
