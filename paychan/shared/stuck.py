@@ -1,6 +1,6 @@
 """Ends a process whose event loop makes no turn while the processor works: no code of the process could do that itself.
 
-CPython 3.11 can loop for ever inside one instruction: while it looks for the handler of an exception and not even an
+CPython 3.11 can loop without end inside one instruction: while it looks for the handler of an exception and not even an
 integer can be allocated, it begins to look again (`ceval.c`, `exception_unwind`), without releasing the interpreter. So
 the kernel watches: a timer of processor time (setitimer(2), ITIMER_PROF), whose signal ends the process unless the loop
 sets the timer anew. A process that sleeps, waits for a disk or is suspended uses no processor time and is left alone.

@@ -143,12 +143,13 @@ def test_clients_that_connect_at_once_wait_in_the_kernel(few_files: System) -> N
         assert time.monotonic() - begun < 1.0
 
 
-def test_fault_31_the_soft_limit_is_raised_and_named(tmp_path: Path) -> None:
-    """A soft limit below the hard one is raised; the log has the limit and the number of client connections."""
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "handlers"])
+def test_fault_31_the_soft_limit_is_raised_and_named(tmp_path: Path, fast: bool) -> None:
+    """A soft limit below the hard one is raised; each client connection counts two descriptors of it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
-        with System(tmp_path) as running:
+        with System(tmp_path, sections={"http": f"fast_lane = {str(fast).lower()}"}) as running:
             found = re.search(r"event=files limit=(\d+) clients=(\d+) management=(\d+)", _log(running))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
