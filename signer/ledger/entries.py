@@ -127,7 +127,7 @@ class DamagedEntry(Exception):
 def request_digest(request: SettlementRequest) -> bytes:
     """Identify a request: SHA256 of its facts, listed here in a layout of its own (layout 1).
 
-    The layout is independent of the wire's. The ledger stores digests for ever, and a message may get a new field or
+    The layout is independent of the wire's. The ledger keeps digests permanently, and a message may get a new field or
     another order in a new version of the wire; a request that was signed before must keep its digest. So a fact that is
     added later is listed only if it differs from what earlier requests meant: the tag of a kind, if it is not RBPCP's.
     """

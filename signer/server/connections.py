@@ -296,7 +296,7 @@ class Connections:
             raise
 
     async def _end_late(self) -> None:
-        """Look for late requests at intervals, for ever: a timer for each request would cost more than a look."""
+        """Look for late requests at intervals until cancelled: a timer for each request would cost more than a look."""
         now = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(min(self._limits.request_seconds, self._limits.idle_seconds) / 10)
