@@ -15,6 +15,7 @@ import pytest
 from paychan.memory import LEAST_BYTES, RESERVE_BYTES, START_BYTES, Memory, group_limit, is_memory_error
 from paychan.protocol.wire.rbpcp import Dialect
 from tests.api.streams import open_stream, pay_frame
+from tests.lib.customer import wait_for
 from tests.lib.rbpcp import V1, V2, Payer
 from tests.lib.system import System
 
@@ -103,6 +104,8 @@ def test_fault_84_new_work_is_refused_before_memory_ends(system: System, above_b
         before = V1(system.url, Payer(), http)
         assert before.open(before.payer.payment(100_000)).status_code == 201
         _limit(system, above_bytes)
+        if above_bytes < RESERVE_BYTES:  # the server reads how much is left once a second
+            wait_for(lambda: system.manage("GET", "/health").json()["frozen"] != [], "frozen")
         clients = Clients(system.url)
         clients.run(2, 60)
 
