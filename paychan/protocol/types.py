@@ -42,7 +42,7 @@ class Network(Enum):
         return 0x80 if self is Network.LIVE else 0xEF
 
 
-class OutPoint(Struct, frozen=True, array_like=True):
+class OutPoint(Struct, frozen=True, array_like=True, cache_hash=True):
     """A transaction output: its transaction's hash in internal byte order, and its index.
 
     Only this class converts between a displayed txid (reversed, big-endian) and internal bytes.

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+from binascii import hexlify
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import lru_cache, partial
 from hmac import compare_digest
+from operator import attrgetter
 from time import time
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +128,9 @@ class _Submission(Struct):
     """The last step that the payment passed before it reaches the actor; None: the actor takes all steps."""
 
 
+_COMMAND = attrgetter("command")
+
+
 @lru_cache(20_000)
 def _resource(path: bytes) -> tuple[bool, OutPoint]:
     """Return whether a path is of v1, and its channel.
@@ -186,13 +191,15 @@ class PaymentProcessor:
         context = self.service.context
         if context.rules.asks_application or context.commits.overload() is not None:
             return  # the actors answer that
+        seen = context.chain_view
+        shared = None if seen.in_danger or seen.unasked else context.view()
         for submissions in groups:
             first = submissions[0]
             channel = first.actor.channel
             if len(submissions) > 1 or channel.offered is not None:
                 continue
             try:
-                checked = precheck(channel, first.command, context.view(channel.outpoint))
+                checked = precheck(channel, first.command, shared or context.view(channel.outpoint))
             except Exception:
                 log.exception("payment failed", channel=str(channel.outpoint))
                 checked = Rejected(InternalError())
@@ -200,7 +207,7 @@ class PaymentProcessor:
                 first.step = checked
             elif isinstance(checked, Rejected):
                 submissions.clear()
-                self._reply_safely(first, checked)
+                self._reply(first, checked)
 
     def _verify(self, groups: Iterable[list[_Submission]]) -> None:
         """Take the second step of the payments that passed the first one."""
@@ -218,7 +225,7 @@ class PaymentProcessor:
                 first.step = verified
             else:
                 submissions.clear()
-                self._reply_safely(first, verified)
+                self._reply(first, verified)
 
     def _read(self, payment: Payment) -> _Submission | None:
         """Read a payment and find its actor; None: this method has answered it, or a task will."""
@@ -251,13 +258,13 @@ class PaymentProcessor:
 
         Returns None if the actor sleeps or the secret is wrong; then `_pay_slowly` answers the payment.
         """
-        named, text = payment.named, payment.only_field(b"secret=")
+        named = payment.named
         actor = self._actors.get(named) or self._actors.get(named.reversed)
         if actor is None or not actor.alive:
             return None
         channel, body = actor.channel, read_v2_body(payment.body)
-        is_usual = text and text.isascii() and compare_digest(channel.secret.hex(), text)
-        if not is_usual and not v2.knows_secret(channel, payment.arguments):
+        usual = compare_digest(payment.query, b"secret=" + hexlify(channel.secret)) and channel.secret
+        if not usual and not v2.knows_secret(channel, payment.arguments):
             return None
         if body.names_more:
             command = v2.payment_command(self.service, channel, body)
@@ -268,7 +275,7 @@ class PaymentProcessor:
     def _tell(self, actor: ChannelActor, submissions: list[_Submission]) -> None:
         """Send the payments to their channel's actor; `_answer` is called when their outcomes are final."""
         verified = submissions[0].step
-        message = Payments([each.command for each in submissions], partial(self._answer, submissions))
+        message = Payments([*map(_COMMAND, submissions)], partial(self._answer, submissions))
         if isinstance(verified, Verified):
             message.verified = verified
         self.service.registry.unanswered += 1
@@ -278,28 +285,25 @@ class PaymentProcessor:
         """Answer the payments with the outcomes of their actor."""
         self.service.registry.unanswered -= 1
         for submission, outcome in zip(submissions, message.outcomes, strict=True):
-            self._reply_safely(submission, outcome)
-
-    def _reply_safely(self, submission: _Submission, outcome: Outcome) -> None:
-        """Answer one payment; a bug in its answer leaves the others of its turn alone."""
-        try:
             self._reply(submission, outcome)
-        except Exception:
-            log.exception("payment failed")
-            self._refuse(submission.payment, InternalError())
 
     def _reply(self, submission: _Submission, outcome: Outcome) -> None:
+        """Answer one payment; a bug in its answer leaves the others of its turn alone."""
         payment, dialect = submission.payment, submission.dialect
-        if isinstance(outcome, Accepted):
-            if outcome.value_sat and outcome.channel.state is State.OPEN and not outcome.application_data:
-                self._reply_as_usual(payment, outcome, dialect)
-                return
-            answer = v1.paid(outcome) if dialect is None else v2.paid(outcome, dialect)
-            payment.accepted(answer, no_value=not outcome.value_sat)
-        elif dialect is not None and isinstance(outcome.error, ChannelMoved):
-            self._run_later(payment, partial(self._moved, payment, outcome.error, dialect))
-        else:
-            self._refuse(payment, outcome.error, submission.actor)
+        try:
+            if isinstance(outcome, Accepted):
+                if outcome.value_sat and outcome.channel.state is State.OPEN and not outcome.application_data:
+                    self._reply_as_usual(payment, outcome, dialect)
+                    return
+                answer = v1.paid(outcome) if dialect is None else v2.paid(outcome, dialect)
+                payment.accepted(answer, no_value=not outcome.value_sat)
+            elif dialect is not None and isinstance(outcome.error, ChannelMoved):
+                self._run_later(payment, partial(self._moved, payment, outcome.error, dialect))
+            else:
+                self._refuse(payment, outcome.error, submission.actor)
+        except Exception:
+            log.exception("payment failed")
+            self._refuse(payment, InternalError())
 
     def _reply_as_usual(self, payment: Payment, outcome: Accepted, dialect: Dialect | None) -> None:
         """Answer a payment of some value on an open channel, with the same bytes as the handlers."""

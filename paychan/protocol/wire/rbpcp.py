@@ -62,11 +62,11 @@ class V2Payment(Struct, frozen=True):
     payment: Payment
     dialect: Dialect
     application_data: str
-    outpoint: OutPoint | None
-    redeem_script: bytes | None
-    change_address: str | None
-    names_more: bool
-    """Whether one of the three facts before is given."""
+    names_more: bool = False
+    """Whether one of the facts below is given."""
+    outpoint: OutPoint | None = None
+    redeem_script: bytes | None = None
+    change_address: str | None = None
 
 
 class ChannelStatus(Enum):
@@ -102,7 +102,6 @@ class FundingInfo(Struct, frozen=True, omit_defaults=True):
 
 
 _body_decoder = msgspec.json.Decoder(_Body)
-_NOTHING_NAMED = (UNSET, UNSET, UNSET, UNSET)
 _bare_decoder = msgspec.json.Decoder(PaymentData)
 encode_json = msgspec.json.Encoder().encode
 """Serializes a result."""
@@ -121,22 +120,29 @@ def read_v2_body(raw: bytes) -> V2Payment:
         data = _bare_decoder.decode(raw) if body.payment_data is UNSET else body.payment_data
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _json_problem(error) from None
-    if raw.count(b'":') != _keys(body, data) or b"\\" in raw:
+    named = (data.funding_txid, data.funding_vout, data.redeem_script, data.change_address)
+    given = len(named) - named.count(UNSET)
+    # the keys that are known; a body with as many keys repeats none
+    keys = 2 + given + (data is body.payment_data) + (data.sighash_flag is not UNSET)
+    application_data = body.application_data
+    if application_data is UNSET:
+        application_data = ""
+    else:
+        keys += 1
+    if raw.count(b'":') != keys or b"\\" in raw:
         _refuse_repeated_keys(raw)
     signature, flag, dialect = _signature_parts(data)
-    named = (data.funding_txid, data.funding_vout, data.redeem_script, data.change_address)
-    if named == _NOTHING_NAMED:
-        application_data = "" if body.application_data is UNSET else body.application_data
-        payment = make_payment(data.change_value, signature, flag)
-        return V2Payment(payment, dialect, application_data, None, None, None, False)
+    payment = make_payment(data.change_value, signature, flag)
+    if not given:
+        return V2Payment(payment, dialect, application_data)
     return V2Payment(
-        payment=make_payment(data.change_value, signature, flag),
+        payment=payment,
         dialect=dialect,
-        application_data="" if body.application_data is UNSET else body.application_data,
+        application_data=application_data,
+        names_more=True,
         outpoint=_outpoint(data),
         redeem_script=_hex(data.redeem_script, "redeem_script"),
         change_address=None if data.change_address is UNSET else data.change_address,
-        names_more=True,
     )
 
 
@@ -207,12 +213,6 @@ def _json_problem(error: Exception) -> PaychanError:
     if path:
         return Malformed(field=path[1], reason=text[: path.start()])
     return Malformed(field="body", reason=text[:120])
-
-
-def _keys(body: _Body, data: PaymentData) -> int:
-    """Count the known keys that a body has; a body with as many keys repeats none."""
-    given = (*msgspec.structs.astuple(data), body.payment_data, body.application_data)
-    return len(given) - given.count(UNSET)
 
 
 def _refuse_repeated_keys(raw: bytes) -> None:

@@ -17,7 +17,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, NoReturn, TypeVar, TypeVarTuple
+from typing import Any, NoReturn, TypeVar, TypeVarTuple
 
 import plyvel
 
@@ -38,11 +38,13 @@ _REMEMBERED = 20_000
 """Channels whose newest version is kept in memory, a few kB each: a payment must follow the last written version."""
 
 
-class _Known(NamedTuple):
+class _Known:
     """A channel's database key and its newest written version."""
 
-    key: bytes
-    channel: Channel
+    __slots__ = ("channel", "key")
+
+    def __init__(self, key: bytes, channel: Channel) -> None:
+        self.key, self.channel = key, channel
 
 
 class WriterThread:
@@ -144,9 +146,8 @@ class Writer(WriterThread):
 
     async def commit(self, changes: Sequence[Change]) -> Sequence[bool]:
         """See `Store`. After a failure all later calls fail, too: the content of LevelDB's log is unknown."""
-        known = self._known
         try:
-            if self.unfinished or not all(change.channel.outpoint in known for change in changes):
+            if self.unfinished or not self._known.keys() >= {change.channel.outpoint for change in changes}:
                 return await self.run(self._commit, changes)
             batch, written = self._prepare(changes)
             if batch is not None:
@@ -202,16 +203,19 @@ class Writer(WriterThread):
         """Write a channel's record, and its index entry if the state changed; remember the channel."""
         outpoint = channel.outpoint
         known = self._known.get(outpoint)
-        key = RECORD + outpoint.serialize() if known is None else known.key
+        if known is None:
+            known = self._known[outpoint] = _Known(RECORD + outpoint.serialize(), channel)
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        else:
+            known.channel = channel
+            self._known.move_to_end(outpoint)
+        key = known.key
         batch.put(key, encode_record(channel))
         if stored is None or stored.state is not channel.state:
             batch.put(index_key(channel.state, channel.terms.expiry.lock_time, key[1:]), b"")
             if stored is not None:
                 batch.delete(index_key(stored.state, stored.terms.expiry.lock_time, key[1:]))
-        self._known[outpoint] = _Known(key, channel)
-        self._known.move_to_end(outpoint)
-        if len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
 
     def _write(self, batch: plyvel.WriteBatch) -> None:
         """Write a batch, synced; runs in the writer's thread."""
