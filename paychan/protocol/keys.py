@@ -13,6 +13,9 @@ from paychan.protocol.errors import Malformed
 
 _KEY_HEX = re.compile(r"0[23][0-9a-f]{64}")
 
+GROUP_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+"""Order of the group of secp256k1 (SEC 2, 2.4.1): private keys and the numbers of a signature are below it."""
+
 KeyBytes = Annotated[bytes, Meta(min_length=33, max_length=33)]
 
 

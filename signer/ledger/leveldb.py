@@ -67,7 +67,7 @@ class Group:
     The loop is woken once for all waiters; one that is cancelled disturbs no other.
     """
 
-    __slots__ = ("_failure", "_loop", "_written", "decisions", "is_awaited", "values")
+    __slots__ = ("_failure", "_loop", "_waiters", "decisions", "is_awaited", "values")
 
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {}
@@ -76,7 +76,7 @@ class Group:
         """A caller waits until it is on disk; otherwise it need not be synced."""
         self._failure: str | None = None
         """None: it is not written yet; "": it is on disk."""
-        self._written = asyncio.Event()
+        self._waiters: list[asyncio.Future[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -92,13 +92,20 @@ class Group:
         self._failure = failure
         if self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed, and nothing waits
-                self._loop.call_soon_threadsafe(self._written.set)
+                self._loop.call_soon_threadsafe(self._wake)
 
     def __await__(self) -> Generator[Any, None, None]:
         if self._failure is None:
-            yield from self._written.wait().__await__()
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            yield from waiter
         if self._failure:
             raise LedgerFailed(self._failure)
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 class LevelDbLedger:

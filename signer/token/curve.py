@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from coincurve import PublicKey
 
+from paychan.protocol.keys import GROUP_ORDER
+
 SECP256K1 = bytes.fromhex("06052b8104000a")
 """CKA_EC_PARAMS: the DER of the object identifier 1.3.132.0.10."""
-
-ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
-"""Order of the group of secp256k1."""
 
 _POINT_BYTES = {2: 33, 3: 33, 4: 65}
 """SEC 1, 2.3.3: length of a point by its first byte."""
@@ -41,10 +40,10 @@ def der_signature(raw: bytes) -> bytes:
         ValueError: not two numbers between 1 and the order.
     """
     r, s = int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:], "big")
-    if len(raw) != 64 or not (0 < r < ORDER and 0 < s < ORDER):
+    if len(raw) != 64 or not (0 < r < GROUP_ORDER and 0 < s < GROUP_ORDER):
         msg = f"{len(raw)} bytes are no signature of secp256k1"
         raise ValueError(msg)
-    body = _der_integer(r) + _der_integer(min(s, ORDER - s))
+    body = _der_integer(r) + _der_integer(min(s, GROUP_ORDER - s))
     return bytes([0x30, len(body)]) + body
 
 

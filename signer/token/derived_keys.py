@@ -23,10 +23,11 @@ from hashlib import sha256
 
 from coincurve import PublicKey
 
+from paychan.protocol.keys import GROUP_ORDER
 from paychan.protocol.types import UnixTime
 from signer.config import Pkcs11
 from signer.keys.ring import CACHED_CHILDREN, KeysFailed, KeySource, SigningKey
-from signer.token.curve import ORDER, der_numbers, der_signature
+from signer.token.curve import der_numbers, der_signature
 from signer.token.keys import ALL_CHANNELS, RESERVE, ROOT, Holder, TokenKeys
 
 _TAG = sha256(b"paychan channel key 1").digest()
@@ -35,7 +36,7 @@ _TAG = sha256(b"paychan channel key 1").digest()
 def factor(root: bytes, client_key: bytes, expiry: UnixTime) -> int:
     """Return t. 0 and 1 do not occur in practice, and are refused."""
     digest = sha256(_TAG + _TAG + root + client_key + expiry.to_bytes(4, "big")).digest()
-    t = int.from_bytes(digest, "big") % ORDER
+    t = int.from_bytes(digest, "big") % GROUP_ORDER
     if t < 2:
         msg = "no key for these terms"
         raise KeysFailed(msg)
@@ -50,7 +51,7 @@ class DerivedKey:
     def __init__(self, root: SigningKey, t: int) -> None:
         self._root = root
         self._factor = t
-        self._inverse = pow(t, -1, ORDER)
+        self._inverse = pow(t, -1, GROUP_ORDER)
         self._public_key = PublicKey(root.public_key).multiply(t.to_bytes(32, "big"))
         self.public_key = self._public_key.format()
 
@@ -60,12 +61,12 @@ class DerivedKey:
 
     def _asked(self, digest: bytes) -> bytes:
         """Compute the digest that the token signs."""
-        return (int.from_bytes(digest, "big") * self._inverse % ORDER).to_bytes(32, "big")
+        return (int.from_bytes(digest, "big") * self._inverse % GROUP_ORDER).to_bytes(32, "big")
 
     def _turned(self, signature: bytes, digest: bytes) -> bytes:
         """Convert the token's signature to the channel's; a signature that does not verify is never sent."""
         r, s = der_numbers(signature)
-        converted = der_signature(r.to_bytes(32, "big") + (s * self._factor % ORDER).to_bytes(32, "big"))
+        converted = der_signature(r.to_bytes(32, "big") + (s * self._factor % GROUP_ORDER).to_bytes(32, "big"))
         if not self._public_key.verify(converted, digest, hasher=None):
             msg = "the token's signature does not fit the channel's key"
             raise KeysFailed(msg)

@@ -9,12 +9,13 @@ from coincurve import PrivateKey, PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paychan.protocol.keys import GROUP_ORDER
 from paychan.protocol.payment import encoding_problem
-from signer.token.curve import ORDER, compressed_point, der_signature
+from signer.token.curve import compressed_point, der_signature
 from tests.lib.ecdsa import der
 
-numbers = st.integers(1, ORDER - 1)
-small_numbers = st.one_of(numbers, st.integers(1, 1 << 16), st.integers(ORDER - 5, ORDER - 1))
+numbers = st.integers(1, GROUP_ORDER - 1)
+small_numbers = st.one_of(numbers, st.integers(1, 1 << 16), st.integers(GROUP_ORDER - 5, GROUP_ORDER - 1))
 keys = numbers.map(PrivateKey.from_int)
 
 
@@ -29,7 +30,7 @@ def test_any_signature_becomes_strict_der_with_low_s(r: int, s: int) -> None:
     signature = der_signature(raw(r, s))
 
     assert encoding_problem(signature) is None
-    assert signature == der(r, min(s, ORDER - s))
+    assert signature == der(r, min(s, GROUP_ORDER - s))
 
 
 @given(keys, st.binary(min_size=32, max_size=32), st.booleans())
@@ -38,14 +39,23 @@ def test_signatures_with_high_s_verify_too(key: PrivateKey, digest: bytes, high:
     compact = key.sign_recoverable(digest, hasher=None)[:64]
     r, s = int.from_bytes(compact[:32], "big"), int.from_bytes(compact[32:], "big")
 
-    signature = der_signature(raw(r, ORDER - s if high else s))
+    signature = der_signature(raw(r, GROUP_ORDER - s if high else s))
 
     assert key.public_key.verify(signature, digest, hasher=None)
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [b"", bytes(64), raw(1, 0), raw(0, 1), raw(ORDER, 1), raw(1, ORDER), raw(1, 1)[:-1], raw(1, 1) + b"\x00"],
+    [
+        b"",
+        bytes(64),
+        raw(1, 0),
+        raw(0, 1),
+        raw(GROUP_ORDER, 1),
+        raw(1, GROUP_ORDER),
+        raw(1, 1)[:-1],
+        raw(1, 1) + b"\x00",
+    ],
     ids=["empty", "zeros", "s 0", "r 0", "r order", "s order", "63 bytes", "65 bytes"],
 )
 def test_wrong_bytes_are_no_signature(wrong: bytes) -> None:

@@ -12,12 +12,13 @@ from coincurve import PrivateKey, PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paychan.protocol.keys import GROUP_ORDER
 from paychan.protocol.payment import encoding_problem
 from paychan.protocol.types import UnixTime
 from paychan.protocol.wire.signer_messages import KeyReply, KeyRequest, SettlementReply
 from signer.config import load_signer_config
 from signer.keys.ring import KeyRing, KeysFailed, SoftKey
-from signer.token.curve import ORDER, der_numbers, der_signature
+from signer.token.curve import der_numbers, der_signature
 from signer.token.derived_keys import DerivedKey, factor, generations
 from signer.token.keys import Token, TokenKey, TokenKeys, channel_name, open_token
 from signer.token.objects import KeyName
@@ -29,7 +30,7 @@ from tests.signer.messages import CLIENT_KEY, EXPIRY, make_fundings
 from tests.signer.talking import ask
 from tests.signer.test_pkcs11_process import settlement
 
-SCALARS = st.integers(1, ORDER - 1)
+SCALARS = st.integers(1, GROUP_ORDER - 1)
 
 
 @given(SCALARS, SCALARS, st.binary(min_size=32, max_size=32))
@@ -39,7 +40,7 @@ def test_fault_64_a_derived_signature_is_one_of_the_derived_key(d: int, t: int, 
 
     signature = background.run(derived.sign, digest)
 
-    private = PrivateKey((d * t % ORDER).to_bytes(32, "big"))
+    private = PrivateKey((d * t % GROUP_ORDER).to_bytes(32, "big"))
     assert derived.public_key == private.public_key.format()
     assert encoding_problem(signature) is None
     assert private.public_key.verify(signature, digest, hasher=None)
@@ -48,7 +49,7 @@ def test_fault_64_a_derived_signature_is_one_of_the_derived_key(d: int, t: int, 
 @given(SCALARS, SCALARS)
 def test_numbers_of_a_signature_are_read_as_written(r: int, s: int) -> None:
     """R stays the same, s is the lower of the two that verify."""
-    assert der_numbers(der_signature(r.to_bytes(32, "big") + s.to_bytes(32, "big"))) == (r, min(s, ORDER - s))
+    assert der_numbers(der_signature(r.to_bytes(32, "big") + s.to_bytes(32, "big"))) == (r, min(s, GROUP_ORDER - s))
 
 
 def test_factors_depend_on_all_that_they_are_made_of() -> None:

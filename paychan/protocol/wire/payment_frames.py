@@ -38,6 +38,7 @@ from typing import Any, overload
 from msgspec import Struct
 
 from paychan.protocol.errors import Malformed
+from paychan.protocol.keys import GROUP_ORDER
 from paychan.protocol.kinds.p2sh import P2SH
 from paychan.protocol.payment import Payment
 from paychan.protocol.types import Sat
@@ -52,9 +53,6 @@ _PAYMENT = Layout("<Q32s32s")
 _TAKEN = Layout("<BQQ")
 _SAID = Layout("<BHI")
 _IS_TAKEN, _IS_SAID = 0, 1
-
-_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
-"""Order of secp256k1's group (SEC 2)."""
 
 
 class Taken(Struct, frozen=True):
@@ -188,8 +186,8 @@ def der_signature(r: bytes, s: bytes) -> bytes:
     """
     if s[0] >= 0x7F:  # every number of the upper half starts with such a byte
         number = int.from_bytes(s)
-        if _ORDER // 2 < number < _ORDER:
-            s = (_ORDER - number).to_bytes(32)
+        if GROUP_ORDER // 2 < number < GROUP_ORDER:
+            s = (GROUP_ORDER - number).to_bytes(32)
     if s[0] and s[0] < 0x80:
         if r[0] >= 0x80:  # nearly all signatures have one of these two forms
             return b"\x30\x45\x02\x21\x00" + r + b"\x02\x20" + s
