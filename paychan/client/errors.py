@@ -11,7 +11,7 @@ ClientError
 ├── Unreachable             no answer; a payment in flight is kept, and `resume()` sends it again
 ├── ServerMisbehaved        the answer contradicts the signed payments or terms; the wallet keeps its own balance
 ├── Declined                the client declined before it signed: terms, limits, amounts, the channel's state
-└── WalletError             a channel's file: missing, in use, damaged, unreadable, of a later version
+└── WalletError             a file of the wallet: missing, in use, damaged, unreadable, of a later version, for others to read
 """
 
 from __future__ import annotations
@@ -175,6 +175,25 @@ class DamagedFile(WalletError):
 
 class UnreadableFile(WalletError):
     code, text = "unreadable_file", "{path} can't be read: {reason}"
+
+
+class LooseMode(WalletError):
+    """Others than the owner may use a file or the directory, which hold keys."""
+
+    code = "loose_mode"
+    text = "{path} holds keys, and others may use it (mode {got}): chmod {want} '{path}'"
+
+
+class NotADirectory(WalletError):
+    code, text = "not_a_directory", "{path} is a file, and a wallet is a directory"
+
+
+class NoSeed(WalletError):
+    code, text = "no_seed", "the wallet {directory} has no seed: it is made together with the next new channel"
+
+
+class OtherSeed(WalletError):
+    code, text = "other_seed", "the wallet {directory} has another seed: restore into another directory"
 
 
 class LaterFile(WalletError):

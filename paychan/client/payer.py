@@ -54,6 +54,7 @@ class ChannelRequest(Struct, frozen=True):
     dialect: Dialect
     network: Network | None
     key: PrivateKey
+    key_index: int
     hours: float
     """Time for payments; ignored if `expires` is set."""
     expires: int | None
@@ -95,6 +96,7 @@ def new_channel(wanted: ChannelRequest, limits: Limits, patience: Patience) -> F
         dialect=wanted.dialect,
         network=agreed.network,
         private_key=wanted.key.to_hex(),
+        key_index=wanted.key_index,
         server_key=agreed.terms.server_key.hex(),
         expiry=expiry,
         funding_address=agreed.address,
@@ -192,12 +194,14 @@ class PayerBase:
     def _new(
         self, hours: float, expires: int | None, change_address: str, amount_sat: int, *, movable: bool
     ) -> Flow[ChannelRecord]:
+        key, key_index = self.wallet.seed.new_key()
         wanted = ChannelRequest(
             url=check_url(self.url),
             version=self._version,
             dialect=self._dialect,
             network=self._network,
-            key=PrivateKey(),
+            key=key,
+            key_index=key_index,
             hours=hours,
             expires=expires,
             now=UnixTime(int(time.time())),

@@ -1,4 +1,7 @@
-"""The payer's wallet: a directory with one file per channel, readable by its owner only.
+"""The payer's wallet: a directory with one seed and one file per channel, which only its owner may read.
+
+The keys of new channels follow from the seed (`seed.py`). Each channel's file holds its own key as well, so files of
+earlier versions, whose keys are random, stay usable. A file or directory that others may use is refused.
 
 A file is replaced as a whole (temporary file, sync, rename, sync of the directory), so a crash leaves the old record or
 the new one. A process that uses a channel holds a lock on `NAME.lock`; readers need no lock.
@@ -12,9 +15,10 @@ from pathlib import Path
 
 import msgspec
 
-from paychan.client.errors import ChannelInUse, DamagedFile, LaterFile, NoSuchChannel, UnreadableFile, WalletError
-from paychan.client.files import BINARY, lock, sync_directory
+from paychan.client.errors import ChannelInUse, DamagedFile, LaterFile, NoSuchChannel, NotADirectory, WalletError
+from paychan.client.files import check_mode, lock, read_private, write_private
 from paychan.client.record import ChannelRecord, check_record
+from paychan.client.seed import SeedFile
 from paychan.protocol.errors import PaychanError
 
 DEFAULT_DIRECTORY = Path("~/.paychan/wallet")
@@ -39,23 +43,26 @@ class ChannelFile:
     def save(self, record: ChannelRecord) -> None:
         """Replace the file. After this returns, the record survives a power loss."""
         text = msgspec.json.format(_ENCODER.encode(record)) + b"\n"
-        temporary = self._directory / f".{self._name}.new"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | BINARY, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(descriptor)
-        temporary.replace(self._directory / f"{self._name}.json")
-        sync_directory(self._directory)
+        write_private(self._directory / f"{self._name}.json", text)
 
 
 class Wallet:
-    """The channels of one directory. The directory is created if it is missing."""
+    """The channels of one directory. The directory is created, mode 0700, if it is missing.
+
+    Raises:
+        LooseMode: others than the owner may use the directory.
+        NotADirectory: there is a file.
+    """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
         chosen = directory or os.environ.get("PAYCHAN_WALLET") or DEFAULT_DIRECTORY
         self.directory = Path(chosen).expanduser()
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectory(path=self.directory) from None
+        check_mode(self.directory, self.directory.stat())
+        self.seed = SeedFile(self.directory)
 
     def names(self) -> list[str]:
         """List the channels by name."""
@@ -103,13 +110,11 @@ class Wallet:
         Raises:
             DamagedFile: not a record, or its keys and addresses contradict each other.
             LaterFile: written by a later version.
+            LooseMode: others than its owner may use it.
             UnreadableFile: the system refuses to read it.
         """
         path = self.directory / f"{name}.json"
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise UnreadableFile(path=path, reason=error.strerror or error) from None
+        raw = read_private(path)
         try:
             record = _DECODER.decode(raw)
             check_record(record)

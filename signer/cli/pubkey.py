@@ -11,10 +11,11 @@ from bitcoin.core import Hash, Hash160
 from coincurve import PublicKey
 
 from paychan.protocol.address import encode_address, key_script
+from paychan.protocol.keytree import HARDENED, Node
 from paychan.protocol.types import Network, UnixTime
 from signer.cli.options import CommandFailed, ConfigFile, PassphraseDescriptor, PassphraseFile, examples, or_exit, say
 from signer.config import SignerConfig, load_signer_config
-from signer.keys.ring import CHANNEL_BRANCH, DEBUG_KEY, DESTINATION_BRANCH, HARDENED, KeySource, Node, StaticKey
+from signer.keys.ring import CHANNEL_BRANCH, DEBUG_KEY, DESTINATION_BRANCH, KeySource, StaticKey
 from signer.seed.open import config_with_seed, existing_seeds, passphrase_sources, trees
 
 _VERSIONS = {Network.LIVE: 0x0488B21E}

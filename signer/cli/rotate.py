@@ -12,6 +12,7 @@ from tomlkit.exceptions import TOMLKitError
 
 from paychan.protocol.address import decode_address
 from paychan.protocol.errors import Malformed
+from paychan.protocol.keytree import HARDENED
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.types import Network
 from paychan.shared.leveldb_files import sync_directory
@@ -27,7 +28,7 @@ from signer.cli.options import (
     say,
 )
 from signer.config import SignerConfig, load_signer_config
-from signer.keys.ring import HARDENED, RESERVE_PATH
+from signer.keys.ring import RESERVE_PATH
 from signer.secret.sources import read_secret
 from signer.seed.encryption import CHOSEN
 from signer.seed.file import change_seeds, draw_seed, read_seeds

@@ -12,12 +12,12 @@ from rich.panel import Panel
 from rich.table import Table
 
 from paychan.protocol.types import UnixTime
+from paychan.shared import words as mnemonic
 from signer.cli.options import CommandFailed, on_terminal, say
 from signer.cli.terminal import out
 from signer.secret.file import PrivateFileError, read_private, write_new
 from signer.secret.sources import input_is_terminal
 from signer.secret.wiping import wipe
-from signer.seed import words as mnemonic
 from signer.seed.file import Seed, seed_of_hex, seed_of_words
 
 REPEATED = 3

@@ -3,15 +3,10 @@
 Policies and handlers use `KeyRing` only. It holds generations of keys, the newest first: a new channel gets a key of
 the newest, an old one is settled with its original key. A generation is a `KeySource`: the trees of a seed and the
 debug key are here, a hardware module is in `signer.token`.
-
-BIP32 is implemented below, in thirty lines that tests check with the vectors of BIP32. The packages that were tried:
-bip32 5.0.0 and hdwallet 3.6.1 require a coincurve below 21; bip-utils 2.12.3 imports 350 modules and takes 335 µs for a
-channel's key (58 µs here); embit 0.8.0 takes 251 µs, and falls back to a curve in Python without a word.
 """
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from hashlib import sha256
@@ -20,15 +15,12 @@ from typing import NamedTuple, Protocol
 from coincurve import PrivateKey
 
 from paychan.protocol.address import key_script
-from paychan.protocol.keys import GROUP_ORDER
+from paychan.protocol.keytree import HARDENED, Node
 from paychan.protocol.kinds.base import ChannelTerms
 from paychan.protocol.types import UnixTime
 
 DEBUG_KEY = bytes.fromhex("9b4b4cf8f8796ca8a3a8a3da5c73deeb7c558a89e3752b896349ec58c010879d")
 """RBPCP §9.1: "That debug key is public knowledge". `config` refuses it outside debug, `seed` refuses it as a seed."""
-
-HARDENED = 1 << 31
-"""BIP32: indices from here on derive hardened children, which a leaked sibling and the public parent don't reveal."""
 
 CHANNEL_BRANCH = int.from_bytes(b"pchk", "big") | HARDENED
 """First level of the hardened tree's channel keys: m/"pchk"'/w1'/w2'/w3'/w4'."""
@@ -179,57 +171,6 @@ class StaticKey:
 
     def reserve_key(self) -> SigningKey:
         return self._key
-
-
-class Node:
-    """A BIP32 node: private key and chain code.
-
-    A key is 32 bytes until it is needed: its public key, which coincurve computes at once, costs more than all else.
-    """
-
-    __slots__ = ("_secret", "chain_code")
-
-    def __init__(self, secret: bytes, chain_code: bytes) -> None:
-        self._secret = secret
-        self.chain_code = chain_code
-
-    @classmethod
-    def from_seed(cls, seed: bytes) -> Node:
-        """Make the master node."""
-        digest = hmac.digest(b"Bitcoin seed", seed, "sha512")
-        return cls(digest[:32], digest[32:])
-
-    @property
-    def key(self) -> PrivateKey:
-        """The private key. Raises ValueError: it is 0 or not below the order, which happens once in 2^127."""
-        return PrivateKey(self._secret)
-
-    def child(self, index: int) -> Node:
-        """Derive one level.
-
-        Raises:
-            ValueError: BIP32's "in case parse256(IL) >= n or ki = 0", which happens once in 2^127.
-        """
-        parent = b"\x00" + self._secret if index >= HARDENED else self.key.public_key.format()
-        digest = hmac.digest(self.chain_code, parent + index.to_bytes(4, "big"), "sha512")
-        return Node(_sum(digest[:32], self._secret), digest[32:])
-
-    def descend(self, path: Sequence[int]) -> Node:
-        """Derive level after level."""
-        node = self
-        for index in path:
-            node = node.child(index)
-        return node
-
-
-def _sum(left: bytes, secret: bytes) -> bytes:
-    """Add the left half of the digest to the parent's key, modulo the order (CKDpriv of BIP32). Raises as `child`."""
-    tweak = int.from_bytes(left, "big")
-    found = (tweak + int.from_bytes(secret, "big")) % GROUP_ORDER
-    if tweak >= GROUP_ORDER or not found:
-        msg = "BIP32 has no child at this index"
-        raise ValueError(msg)
-    return found.to_bytes(32, "big")
 
 
 def channel_words(client_key: bytes, expiry: UnixTime) -> list[int]:

@@ -17,8 +17,10 @@ import msgspec
 from bitcoin.core import Hash160
 from msgspec import Struct
 
+from paychan.protocol.keytree import Node
 from paychan.protocol.types import UnixTime
-from signer.keys.ring import DEBUG_KEY, Node
+from paychan.shared import words as mnemonic
+from signer.keys.ring import DEBUG_KEY
 from signer.secret.file import (
     MissingFile,
     PrivateFileError,
@@ -29,7 +31,6 @@ from signer.secret.file import (
 )
 from signer.secret.sources import Secret
 from signer.secret.wiping import wipe
-from signer.seed import words as mnemonic
 from signer.seed.encryption import Cost, Damaged, WrongPassphrase, is_sealed, seal, unseal
 
 ENTROPY_BYTES = 32

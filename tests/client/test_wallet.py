@@ -77,7 +77,8 @@ def test_only_the_owner_can_read_the_files(opened: OpenChannel, tmp_path: Path) 
     wallet = tmp_path / "wallet"
     assert stat.S_IMODE(wallet.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in wallet.iterdir()} == {0o600}
-    assert sorted(path.name for path in wallet.iterdir()) == [f"{channel.name}.json", f"{channel.name}.lock"]
+    own = [f"{channel.name}.json", f"{channel.name}.lock"]
+    assert sorted(path.name for path in wallet.iterdir()) == sorted([".seed.lock", "wallet.seed", *own])
 
 
 def test_the_key_is_durable_before_the_address_is_known(liar: Liar, tmp_path: Path) -> None:
@@ -242,7 +243,8 @@ def test_fault_17_a_file_without_value_sources_needs_a_check(opened: OpenChannel
 def test_fault_18_a_damaged_file_hides_no_other(opened: OpenChannel, tmp_path: Path) -> None:
     """`problems` names a damaged file, which hides no other channel from a program."""
     channel = opened()
-    (tmp_path / "wallet" / "00000000.json").write_bytes(b"")
+    empty = tmp_path / "wallet" / "00000000.json"
+    empty.touch(0o600)
     (tmp_path / "wallet" / "11111111.json").symlink_to(tmp_path / "nowhere")
     with Payer(wallet=tmp_path / "wallet") as payer:
         assert [record.name for record in payer.records()] == [channel.name]

@@ -21,12 +21,13 @@ from bitcoin.base58 import encode as base58
 from bitcoin.core import Hash
 from coincurve import PrivateKey
 
+from paychan.protocol.keytree import HARDENED, Node
 from paychan.protocol.kinds.base import make_terms
 from paychan.protocol.wire.signer_messages import Health, KeyRequest, encode_frame
 from paychan.running import read_running
-from signer.keys.ring import CHANNEL_BRANCH, DESTINATION_BRANCH, HARDENED, RESERVE_PATH, Node, channel_words
+from paychan.shared import words as mnemonic
+from signer.keys.ring import CHANNEL_BRANCH, DESTINATION_BRANCH, RESERVE_PATH, channel_words
 from signer.secret.sources import Secret
-from signer.seed import words as mnemonic
 from signer.seed.file import read_seeds
 from tests.lib.rbpcp import V1, V2, Payer
 from tests.lib.secretscan import Secrets

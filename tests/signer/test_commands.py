@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from paychan.protocol.wire.signer_messages import KeyReply, KeyRequest, Refusal, SettlementReply
+from paychan.shared.words import to_words
 from signer.cli import rotate as rotation
 from signer.cli import seed as commands
 from signer.keys.ring import DEBUG_KEY, KeyRing, hardened_keys
 from signer.seed import open as keystore
 from signer.seed.encryption import Cost
-from signer.seed.words import to_words
 from tests.lib.signer_process import COMMAND, SignerProcess
 from tests.signer.messages import CLIENT_KEY, EXPIRY, make_request, mutated
 from tests.signer.place import ABANDON, WORD, Place, call, make_place, private, recovered, run

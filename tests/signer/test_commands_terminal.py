@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from paychan.protocol.wire.signer_messages import Health, HealthReply
+from paychan.shared.words import to_words
 from signer.cli import words as backup
-from signer.seed.words import to_words
 from tests.lib.pseudoterminal import PseudoTerminal
 from tests.lib.signer_process import COMMAND
 from tests.signer.place import ABANDON, WORD, Place, make_place, private, run

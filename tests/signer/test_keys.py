@@ -12,17 +12,16 @@ from bitcoin.core import Hash
 from coincurve import PublicKey
 
 from paychan.protocol.address import encode_address, key_script
+from paychan.protocol.keytree import HARDENED, Node
 from paychan.protocol.kinds.base import make_terms
 from paychan.protocol.payment import encoding_problem
 from paychan.protocol.types import Network, UnixTime
 from signer.keys.ring import (
     CACHED_CHILDREN,
     DEBUG_KEY,
-    HARDENED,
     KeyRing,
     KeysFailed,
     KeySource,
-    Node,
     SigningKey,
     StaticKey,
     TreeKeys,

@@ -11,11 +11,11 @@ from bitcoin.core import Hash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paychan.protocol.keytree import Node
 from paychan.protocol.types import Network
+from paychan.shared import words as mnemonic
+from paychan.shared.words import WrongWords, near, to_entropy, to_seed, to_words
 from signer.cli.pubkey import extended_key
-from signer.keys.ring import Node
-from signer.seed import words as mnemonic
-from signer.seed.words import WrongWords, near, to_entropy, to_seed, to_words
 
 VECTORS = json.loads(Path(__file__).with_name("bip39_vectors.json").read_text())
 ROOT = VECTORS["root"]

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from paychan.protocol.address import encode_address, key_script
+from paychan.protocol.keytree import HARDENED, Node
 from paychan.protocol.types import Network
 from paychan.protocol.wire.signer_messages import (
     MAX_FRAME_BYTES,
@@ -38,7 +39,7 @@ from paychan.protocol.wire.signer_messages import (
     encode_frame,
     frame_size,
 )
-from signer.keys.ring import HARDENED, RESERVE_PATH, KeyRing, Node, channel_words, hardened_keys
+from signer.keys.ring import RESERVE_PATH, KeyRing, channel_words, hardened_keys
 from tests.lib.signer_process import COMMAND, DEBUG, REGTEST, SignerProcess
 from tests.signer.messages import (
     CLIENT_KEY,
