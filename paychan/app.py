@@ -32,6 +32,7 @@ from paychan.api.server import listen, management_server, public_server
 from paychan.api.service import Service
 from paychan.api.stream.handler import close_all
 from paychan.callback.http import HttpApplication
+from paychan.callback.signing import KeyFileError, load_keys
 from paychan.config import ServerConfig
 from paychan.diskreserve import DiskReserve
 from paychan.logs import configure_log, drain_log
@@ -173,7 +174,7 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         stack.push_async_callback(commits.close)
         application = None
         if config.callback.url:
-            application = HttpApplication(config.callback.url, config.callback.timeout_seconds, config.bitcoin_network)
+            application = _application(config)
             stack.push_async_callback(application.close)
         context = Context(
             network=config.bitcoin_network,
@@ -200,6 +201,15 @@ async def _assemble(config: ServerConfig, source: str) -> AsyncIterator[Service]
         _watch_room(commits, memory, reserve, supervisor)
         supervisor.run("disk reserve", reserve.run)
         yield _service(config, context, supervisor, descriptors, memory)
+
+
+def _application(config: ServerConfig) -> HttpApplication:
+    try:
+        keys = load_keys(config.callback_keys)
+    except KeyFileError as error:
+        raise StartError(str(error)) from None
+    where = config.callback
+    return HttpApplication(where.url, where.timeout_seconds, config.bitcoin_network, keys, wall_clock)
 
 
 def _watch_room(commits: GroupCommit, memory: Memory, reserve: DiskReserve, supervisor: Supervisor) -> None:

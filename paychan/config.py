@@ -166,6 +166,9 @@ class Callback(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Literal["settle", "drop"],
         setting("at settling, count or drop a payment for which the application has not answered"),
     ] = "settle"
+    key_file: Annotated[
+        str, setting('keys that sign requests to the application; "": callback.key in the state directory', "path")
+    ] = ""
 
 
 class Management(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -235,6 +238,11 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     @property
     def signer_socket(self) -> Path:
         return Path(self.signer.socket or self.state_dir / "signer.sock").resolve()
+
+    @property
+    def callback_keys(self) -> Path:
+        """File with the keys that sign requests to the application; drawn at the first start with a callback."""
+        return Path(self.callback.key_file or self.state_dir / "callback.key").resolve()
 
     @property
     def management_token(self) -> Path:

@@ -8,10 +8,15 @@ from typing import Protocol
 from msgspec import Struct
 
 from paychan.protocol.channel import Channel
+from paychan.protocol.types import UnixTime
 
 
 class ApplicationSilent(Exception):
     """No valid answer by the deadline: the decision is unknown. The server asks the same question again."""
+
+
+class MessageRefused(ApplicationSilent):
+    """The application answered a message with a status other than 2xx; it may take the messages of other channels."""
 
 
 class Verdict(Struct, frozen=True):
@@ -19,6 +24,13 @@ class Verdict(Struct, frozen=True):
 
     refusal: str = ""
     data: str = ""
+
+
+class Silence(Struct, frozen=True):
+    """The application has given no valid answer since this Unix time, and the reason of the last failure."""
+
+    since: UnixTime
+    reason: str
 
 
 def question_key(channel: Channel) -> str:
@@ -43,6 +55,10 @@ class Application(Protocol):
         Raises:
             ApplicationSilent: the application's decision is unknown.
         """
+
+    @property
+    def silence(self) -> Silence | None:
+        """Since when no request got a valid answer; None if the last one got one."""
 
     async def close(self) -> None:
         """Close the connections."""

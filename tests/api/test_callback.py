@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
+import stat
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from standardwebhooks import Webhook, WebhookVerificationError
 
 from paychan.protocol.payment import Payment, encode_v1
 from paychan.protocol.wire.rbpcp import Dialect
@@ -118,6 +122,9 @@ def test_the_application_gets_all_data_of_a_payment(application: Application, pa
         "idempotency_key": key,
         "received_sat": 150_000,
         "restored": False,
+        "version": 1,
+        "type": "paid",
+        "sequence": 2,
     }
 
 
@@ -246,19 +253,27 @@ def test_a_late_no_takes_only_the_offered_payment_back(application: Application,
 JUNK = {
     "connection closed": Reply(0, b""),
     "500": Reply(500, b'{"resp_app_data":"yes"}'),
-    "201": Reply(201, b'{"resp_app_data":"yes"}'),
+    "202": Reply(202, b'{"resp_app_data":"yes"}'),
     "redirect": Reply(302, b"", (("Location", "/elsewhere"),)),
     "empty": Reply(200, b""),
     "text": Reply(200, b"OK"),
     "list": Reply(200, b"[]"),
     "number as data": Reply(200, b'{"resp_app_data":1}'),
-    "null as data": Reply(200, b'{"resp_app_data":null}'),
     "true as error": Reply(200, b'{"resp_app_data":"","resp_app_error":true}'),
     "not UTF-8": Reply(200, b'{"resp_app_data":"\xff"}'),
     "too long": Reply(200, b'{"resp_app_data":"' + b"x" * 4096 + b'"}'),
     "no known key": Reply(200, b'{"error":"not authorized"}'),
     "no key": Reply(200, b"{}"),
     "broken gzip": Reply(200, b"\x1f\x8bxx", (("Content-Encoding", "gzip"),)),
+    "truncated gzip": Reply(200, gzip.compress(b'{"resp_app_data":"yes"}')[:-3], (("Content-Encoding", "gzip"),)),
+    "gzip that says identity": Reply(200, gzip.compress(b'{"resp_app_data":"yes"}')),
+    "gzip of too much": Reply(
+        200, gzip.compress(b'{"resp_app_data":"' + b"x" * 3_000_000 + b'"}'), (("Content-Encoding", "gzip"),)
+    ),
+    "gzip twice": Reply(
+        200, gzip.compress(gzip.compress(b'{"resp_app_data":"yes"}')), (("Content-Encoding", "gzip, gzip"),)
+    ),
+    "brotli": Reply(200, b'{"resp_app_data":"yes"}', (("Content-Encoding", "br"),)),
     "split header": Reply(200, b'{"resp_app_data":"yes"}', (("Content-Encoding", "\x00"),)),
 }
 
@@ -292,6 +307,69 @@ def test_an_answer_that_trickles_in_is_no_answer(application: Application, payer
     began = time.monotonic()
     assert refusal(payer_v1.pay(payer_v1.payer.payment(150_000))) == (503, "payment_pending")
     assert time.monotonic() - began < len(reply.content) * SHORT_SECONDS / 8
+
+
+_YES, _GZIP = b'{"resp_app_data":"here"}', (("Content-Encoding", "gzip"),)
+
+CLEAR = {
+    "gzip": Reply(200, gzip.compress(_YES), _GZIP),
+    "gzip in two members": Reply(200, gzip.compress(_YES[:9]) + gzip.compress(_YES[9:]), _GZIP),
+    "x-gzip": Reply(200, gzip.compress(_YES), (("Content-Encoding", "X-Gzip"),)),
+    "deflate": Reply(200, zlib.compress(_YES), (("Content-Encoding", "deflate"),)),
+    "deflate without zlib": Reply(200, zlib.compress(_YES)[2:-4], (("Content-Encoding", "deflate"),)),
+    "identity": Reply(200, _YES, (("Content-Encoding", "identity"),)),
+    "201": Reply(201, _YES),
+    "204": Reply(204, b""),
+    "text/plain": Reply(200, _YES, (("Content-Type", "text/plain; charset=utf-8"),)),
+    "no type": Reply(200, b"\xef\xbb\xbf \r\n" + _YES + b"\n"),
+    "null in both": Reply(200, b'{"resp_app_data":null,"resp_app_error":null}'),
+    "null as data": Reply(200, b'{"resp_app_data":null}'),
+    "null as error": Reply(200, b'{"resp_app_error":null}'),
+}
+
+
+@pytest.mark.parametrize("kind", CLEAR)
+def test_fault_34_a_clear_yes_in_any_usual_form_is_a_yes(application: Application, payer_v1: V1, kind: str) -> None:
+    """The server asks for no compression, and reads gzip and deflate all the same; 201, 204 and null are answers."""
+    application.answer = lambda _: CLEAR[kind]
+    assert payer_v1.pay(payer_v1.payer.payment(150_000)).json()["value_received"] == 50_000
+    assert application.questions[0].headers["Accept-Encoding"] == "identity"
+
+
+@pytest.mark.parametrize("status", [200, 201])
+def test_fault_48_null_as_data_of_a_refusal_is_a_refusal(application: Application, payer_v1: V1, status: int) -> None:
+    """`resp_app_data: null` beside an error text is a no, compressed or not."""
+    content = b'{"resp_app_data": null, "resp_app_error": "sold out"}'
+    for reply in (Reply(status, content), Reply(status, gzip.compress(content), _GZIP)):
+        application.answer = lambda _, reply=reply: reply
+        refused = payer_v1.pay(payer_v1.payer.payment(150_000))
+        assert refusal(refused) == (400, "application_error")
+        assert refused.json()["message"].endswith("sold out")
+
+
+# --- proof of the sender ----------------------------------------------------------------------------------------------
+
+
+def _verified(key: str, question: Question) -> object:
+    return Webhook(key).verify(question.raw, {name.lower(): value for name, value in question.headers.items()})
+
+
+def test_fault_48_every_question_is_signed(application: Application, payer_v1: V1, asking: System) -> None:
+    """A library of the Standard Webhooks scheme verifies id, time and body with the drawn key, and refuses a changed body."""
+    key_file = asking.state / "callback.key"
+    assert payer_v1.pay(payer_v1.payer.payment(150_000)).status_code == 200
+    [question] = application.questions
+    key = key_file.read_text().strip()
+    assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
+    assert _verified(key, question) == question.body
+    assert question.headers["webhook-id"] == question.idempotency_key == question.body["idempotency_key"]
+    for forged in (
+        question._replace(raw=question.raw.replace(b"50000", b"90000")),
+        question._replace(headers=question.headers | {"webhook-id": "another"}),
+        question._replace(headers=question.headers | {"webhook-timestamp": "1700000000"}),
+    ):
+        with pytest.raises(WebhookVerificationError):
+            _verified(key, forged)
 
 
 # --- at the same time -----------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ class Question(NamedTuple):
     path: str
     headers: dict[str, str]
     body: dict[str, Any]
+    raw: bytes = b""
 
     @property
     def idempotency_key(self) -> str:
@@ -84,7 +85,7 @@ class Application:
 
             def do_POST(self) -> None:
                 raw = self.rfile.read(int(self.headers["Content-Length"]))
-                question = Question(self.path, dict(self.headers), json.loads(raw))
+                question = Question(self.path, dict(self.headers), json.loads(raw), raw)
                 application.questions.append(question)
                 reply = application.answer(question)
                 if not reply.status:

@@ -11,7 +11,7 @@ from tests.conftest import SLOWEST
 from tests.lib.readme import PAGES, ROOT
 
 FOLDERS = (
-    "actors", "bench", "config", "paychan", "paychan/api", "paychan/chain", "paychan/cli", "paychan/client",
+    "actors", "bench", "config", "paychan", "paychan/api", "paychan/callback", "paychan/chain", "paychan/cli", "paychan/client",
     "paychan/protocol", "paychan/store", "signer", "tests",
 )  # fmt: skip
 LISTED_AS_FOLDERS = {"bench", "tests"}
