@@ -27,7 +27,7 @@ class Http(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         str, setting('base of the URLs in answers, such as "https://pay.example"; "": taken from each request')
     ] = ""
     trust_forwarded: Annotated[
-        bool, setting("trust X-Forwarded-Proto, -Host and -For: only behind a proxy that sets them")
+        bool, setting("trust X-Forwarded-Proto, -Host, -For and Forwarded: only behind a proxy that sets them")
     ] = False
     fast_lane: Annotated[bool, setting("serve payments on the fast path; it is off while log.access is on")] = True
     max_body_bytes: Annotated[int, setting("largest request body", "bytes", ge=512)] = 4096

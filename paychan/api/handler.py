@@ -40,6 +40,7 @@ class Handler(RequestHandler):
     service: Service
     quiet_404 = False
     to_operator = False
+    serves_clients = True
 
     def initialize(self, service: Service) -> None:
         """Set the service; remove Content-Type, or Tornado would parse the body as a form (RBPCP §5, §6.7)."""
@@ -60,14 +61,16 @@ class Handler(RequestHandler):
 
     def prepare(self) -> None:
         begin_request()
+        if self.serves_clients:
+            self.service.unbelieved.look(self.request.headers)
+        self._heed_close()
         if len(self.path_args) == 2 and len(self.path_args[0]) == 64:  # a channel: txid and output
             enter_channel(":".join(self.path_args))
         self.service.keep(asyncio.current_task())
         self.holder.start_work()
         problem = self.penalty.problem()
         if problem is not None:
-            connection: Any = self.request.connection
-            connection._disconnect_on_finish = True  # noqa: SLF001 - Tornado has no public way to close
+            self._close_after_answer()
             raise problem
         limit = self.service.config.http.max_body_bytes
         if len(self.request.body) > limit:
@@ -78,8 +81,44 @@ class Handler(RequestHandler):
         return None
 
     def options(self, *_path: str) -> None:
-        """Answer a CORS preflight: `set_default_headers` has set all that it needs."""
+        """Answer a CORS preflight, and what methods there are."""
+        self.set_header("Allow", ",".join(self.methods()))
         self.set_status(200)
+
+    async def head(self, *path: str) -> None:
+        """Answer as for GET; Tornado leaves the body out.
+
+        RFC 9110 9.3.2: "The HEAD method is identical to GET except that the server MUST NOT send content in the response".
+        """
+        answering = self.get(*path)
+        if answering is not None:
+            await answering
+
+    # --- connection -------------------------------------------------------------------------------------------------
+
+    def _heed_close(self) -> None:
+        """Close the connection after the answer if the client asks for it.
+
+        RFC 9112 9.6: "A server that receives a "close" connection option MUST initiate closure of the connection", also if
+        it is one of several options, which Tornado does not read.
+        """
+        options = self.request.headers.get("Connection", "").lower().split(",")
+        if "close" in (option.strip() for option in options):
+            self._close_after_answer()
+
+    def _close_after_answer(self) -> None:
+        connection: Any = self.request.connection
+        connection._disconnect_on_finish = True  # noqa: SLF001 - Tornado has no public way to close
+
+    def flush(self, include_footers: bool = False) -> asyncio.Future[None]:
+        """Write the answer, and tell a client of HTTP/1.0 that the connection ends, too.
+
+        RFC 9112 9.6: "The server SHOULD send a "close" connection option in its final response on that connection".
+        """
+        connection: Any = self.request.connection
+        if self.request.version == "HTTP/1.0" and connection._disconnect_on_finish:  # noqa: SLF001 - as above
+            self.set_header("Connection", "close")
+        return super().flush(include_footers)
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -105,7 +144,8 @@ class Handler(RequestHandler):
 
     def limit_rate(self) -> None:
         """Count a request that costs work in the signer or the node. Raises `TooManyRequests`."""
-        wait_seconds = self.service.request_rates.wait_seconds(self.request.remote_ip or "")
+        address = self.service.client_address(self.request.headers, self.request.remote_ip or "")
+        wait_seconds = self.service.request_rates.wait_seconds(address)
         if wait_seconds:
             raise TooManyRequests(limit=self.service.config.http.asks_per_second, wait_seconds=wait_seconds)
 
@@ -147,7 +187,7 @@ class Handler(RequestHandler):
         """Build an absolute URL; see `absolute`."""
         stream = getattr(self.request.connection, "stream", None)
         own = None if stream is None or stream.closed() else stream.socket.getsockname()
-        return absolute(self.service.config.http, self.request.protocol, self.request.headers, own, path)
+        return absolute(self.service.config.http, self.request.headers, own, path)
 
     def channel_path(self, outpoint: OutPoint) -> str:
         """Return a channel's path in this protocol version, for the `Location` of a conflict."""
@@ -167,7 +207,8 @@ class Handler(RequestHandler):
         return [name for name in self.SUPPORTED_METHODS if self._has(name.lower())]
 
     def _has(self, method: str) -> bool:
-        return getattr(type(self), method) is not getattr(RequestHandler, method)
+        name = "get" if method == "head" else method  # HEAD is GET without the body
+        return getattr(type(self), name) is not getattr(RequestHandler, name)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log bugs. A refusal goes to the client and not to the log."""

@@ -20,6 +20,7 @@ from paychan.protocol.errors import (
     PaychanError,
     Repeated,
     TooManyRequests,
+    Unauthorized,
     Unavailable,
 )
 from paychan.protocol.types import OutPoint
@@ -28,12 +29,17 @@ from paychan.protocol.wire.rbpcp import encode_json
 HEADERS = {
     "Server": "paychan",
     "Content-Type": "application/json",
+    "Cache-Control": "no-store",
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "GET,POST,PUT,DELETE",
     "Access-Control-Allow-Headers": "Origin,Accept,Content-Type",
-    "Access-Control-Expose-Headers": "Location",
+    "Access-Control-Expose-Headers": "Location,Retry-After,Date",
 }
-"""On every answer to clients, also on errors (RBPCP §5.6)."""
+"""On every answer to clients, also on errors (RBPCP §5.6).
+
+Answers hold secrets, or the state of money at one moment. RFC 9111 5.2.2.5: "a cache MUST NOT store any part of either the
+immediate request or the response".
+"""
 
 OUTPOINT = r"([0-9a-f]{64})/(0|[1-9][0-9]{0,9})"
 """An outpoint in a path. The pattern accepts only one form of each outpoint."""
@@ -75,6 +81,9 @@ def refusal(error: PaychanError, *, quiet_404: bool, to_operator: bool = False) 
     headers = []
     if isinstance(error, Unavailable | TooManyRequests):
         headers = [("Retry-After", str(error.fields.get("wait_seconds", _RETRY_AFTER_SECONDS)))]
+    if isinstance(error, Unauthorized):
+        # RFC 9110 15.5.2: a 401 "MUST send a WWW-Authenticate header field"
+        headers = [("WWW-Authenticate", "Bearer")]
     body = b"" if quiet_404 and isinstance(error, NotFound) else encode_json(_error_object(error, text, fields)) + b"\n"
     return Answer(error.http_status, _reason(text), body, headers)
 

@@ -29,13 +29,12 @@ answer; bodies between the two limits get an answer that explains the refusal.""
 
 def public_server(service: Service) -> BoundedServer:
     """Make the listener for clients; call `listen` to start it."""
-    http = service.config.http
     resources = [*v1.ROUTES, *v2.ROUTES, *stream.ROUTES, (r".*", NotFoundHandler)]
     routes = [(path, handler, {"service": service}) for path, handler in resources]
     memory = service.memory
     slots = ConnectionSlots(service.descriptors.clients, "clients", memory.new_work)
     memory.taken = lambda: len(slots) * CONNECTION_BYTES + service.registry.awake * CHANNEL_BYTES
-    return _server(service, routes, slots, xheaders=http.trust_forwarded, fast=True)
+    return _server(service, routes, slots, fast=True)
 
 
 def management_server(service: Service, token: str) -> BoundedServer:
@@ -43,7 +42,7 @@ def management_server(service: Service, token: str) -> BoundedServer:
     settings = {"service": service, "token": token}
     routes = [(path, handler, settings) for path, handler in management.ROUTES]
     slots = ConnectionSlots(service.descriptors.management, "management")
-    return _server(service, routes, slots, xheaders=False, fast=False)
+    return _server(service, routes, slots, fast=False)
 
 
 async def listen(server: BoundedServer, address: str, port: int) -> int:
@@ -53,9 +52,7 @@ async def listen(server: BoundedServer, address: str, port: int) -> int:
     return int(sockets[0].getsockname()[1])
 
 
-def _server(
-    service: Service, routes: Sequence[Any], slots: ConnectionSlots, *, xheaders: bool, fast: bool
-) -> BoundedServer:
+def _server(service: Service, routes: Sequence[Any], slots: ConnectionSlots, *, fast: bool) -> BoundedServer:
     http = service.config.http
     application = Application(
         list(routes),
@@ -63,7 +60,6 @@ def _server(
     )
     server: BoundedServer = (FastServer if fast else BoundedServer)(
         application,
-        xheaders=xheaders,
         max_body_size=http.max_body_bytes * _HARD_BODY_FACTOR,
         max_buffer_size=http.max_body_bytes * _HARD_BODY_FACTOR + http.max_header_bytes,
         max_header_size=http.max_header_bytes,

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from tornado.httputil import HTTPHeaders
+
 from actors.context import Context
 from actors.find_by_key import Finder
 from actors.opening.opener import Opener
 from actors.registry import Registry
 from actors.roles import Settling
 from actors.totals import LatestTotals
+from paychan.api import forwarded
 from paychan.api.budgets.descriptors import Descriptors
 from paychan.api.budgets.request_rates import RequestRates
 from paychan.api.budgets.stream_slots import StreamSlots
@@ -73,6 +76,15 @@ class Service:
     def request_rates(self) -> RequestRates:
         """The rate limit of requests about new channels, for each client address."""
         return RequestRates(self.config.http.asks_per_second)
+
+    def client_address(self, headers: HTTPHeaders, peer: str) -> str:
+        """Return the IP address of a client; `peer` is that of the connection, which may be a trusted proxy's."""
+        return forwarded.address(headers, peer) if self.config.http.trust_forwarded else peer
+
+    @cached_property
+    def unbelieved(self) -> forwarded.Unbelieved:
+        """Warns once about headers of a proxy that the server does not trust."""
+        return forwarded.Unbelieved(trusts=self.config.http.trust_forwarded)
 
     @cached_property
     def finder(self) -> Finder:

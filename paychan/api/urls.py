@@ -7,25 +7,34 @@ from typing import Any
 
 from tornado.httputil import HTTPHeaders
 
+from paychan.api import forwarded
 from paychan.config import Http
 
-_HOST = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+_HOST = re.compile(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
-def absolute(http: Http, protocol: str, headers: HTTPHeaders, own_address: Any, path: str) -> str:
+def absolute(http: Http, headers: HTTPHeaders, own_address: Any, path: str) -> str:
     """Build the URL of a path for the client that sent `headers` to `own_address` (None: the connection is gone)."""
     if http.public_url:
         return http.public_url.rstrip("/") + path
-    names = ("X-Forwarded-Host", "Host") if http.trust_forwarded else ("Host",)
-    hosts = (headers.get(name, "") for name in names)
-    host = next(filter(_HOST.fullmatch, hosts), None) or _shown(own_address)
-    return f"{protocol}://{host}{path}"
+    if not http.trust_forwarded:
+        return f"http://{_host(headers.get('Host', ''), own_address)}{path}"
+    scheme, named, port = forwarded.protocol(headers), forwarded.host(headers), forwarded.port(headers)
+    host = named if is_host(named) else _host(headers.get("Host", ""), own_address)
+    has_port = ":" in host.rpartition("]")[2]
+    if port and not has_port and port != _DEFAULT_PORTS[scheme]:
+        host += f":{port}"
+    return f"{scheme}://{host}{forwarded.prefix(headers)}{path}"
 
 
-def forwarded_protocol(headers: HTTPHeaders) -> str:
-    """Return the protocol of the client's request to a trusted proxy, from the same headers that Tornado reads."""
-    named = headers.get("X-Scheme", headers.get("X-Forwarded-Proto", "http")).split(",")[-1].strip()
-    return named if named in ("http", "https") else "http"
+def is_host(text: str) -> bool:
+    """Return whether a text is a host name or address, with or without a port."""
+    return _HOST.fullmatch(text) is not None
+
+
+def _host(named: str, own_address: Any) -> str:
+    return named if is_host(named) else _shown(own_address)
 
 
 def _shown(address: Any) -> str:

@@ -19,7 +19,7 @@ CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "GET,POST,PUT,DELETE",
     "Access-Control-Allow-Headers": "Origin,Accept,Content-Type",
-    "Access-Control-Expose-Headers": "Location",
+    "Access-Control-Expose-Headers": "Location,Retry-After,Date",
 }
 
 CHANNEL = "0" * 64 + "/0"

@@ -28,7 +28,7 @@ from paychan.api.fast.request_parser import NotFastPath, RequestParser
 from paychan.api.response_heads import Present, laid_out, update
 from paychan.api.responses import OUTPOINT, Answer, outpoint, refusal, when_404s_leave
 from paychan.api.service import Service
-from paychan.api.urls import absolute, forwarded_protocol
+from paychan.api.urls import absolute
 from paychan.protocol.channel import Accepted, Outcome, Pay, Rejected, State
 from paychan.protocol.errors import ChannelMoved, InternalError, NotFound, PaychanError
 from paychan.protocol.paying import Unverified, Verified, precheck, verify
@@ -362,7 +362,5 @@ class PaymentProcessor:
 
     def _url(self, payment: Payment, path: str) -> str:
         """Build an absolute URL for the client of this payment, as Tornado's handlers do."""
-        http = self.service.config.http
         headers = HTTPHeaders.parse(payment.head.partition(b"\r\n")[2].decode("latin1"))
-        protocol = forwarded_protocol(headers) if http.trust_forwarded else "http"
-        return absolute(http, protocol, headers, payment.own_address, path)
+        return absolute(self.service.config.http, headers, payment.own_address, path)

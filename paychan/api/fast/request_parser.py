@@ -1,10 +1,12 @@
 """Parses plain payment requests, the only requests that the fast path serves.
 
 A plain request is PUT on a channel in HTTP/1.1 with exactly one Host, lines that end in CRLF, no body or a
-Content-Length in plain digits, and no Expect, Upgrade, Transfer-Encoding or Connection option other than keep-alive and
-close. httptools (llhttp, the parser of Node.js) reads it. For every other request, valid or not, this parser raises
-`NotFastPath`. Tornado then reads the request from its first byte. So one parser decides about unusual requests, with
-and without the fast path.
+Content-Length in plain digits, no Expect, Transfer-Encoding or Upgrade to a protocol, and no Connection option other
+than keep-alive, close and upgrade. nginx as usually configured for WebSockets sends `Connection: upgrade` with all
+requests, also with those that have no Upgrade or an empty one; then the option means nothing. HTTP/1.0 without
+keep-alive, which nginx speaks by default, is plain too. httptools (llhttp, the parser of Node.js) reads it. For every
+other request, valid or not, this parser raises `NotFastPath`. Tornado then reads the request from its first byte. So one
+parser decides about unusual requests, with and without the fast path.
 
 A client sends the same header lines with each of its payments. So the result of parsing them is cached by their bytes.
 On a hit only the request line is checked, and its target may have only the characters of `_PLAINEST`.
@@ -18,10 +20,10 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from paychan.api.budgets.head_limits import MOST_LINES
 
-_BEGINNING, _VERSION = b"PUT /v", b" HTTP/1.1\r\n"
-_HOST = re.compile(rb"[A-Za-z0-9.\-:\[\]]+")
+_BEGINNING, _VERSION, _OLD_VERSION = b"PUT /v", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n"
+_HOST = re.compile(rb"[A-Za-z0-9._\-:\[\]]+")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,8}")
-_CONNECTION = {b"keep-alive": False, b"close": True}
+_OPTIONS = frozenset((b"keep-alive", b"close", b"upgrade"))
 
 _PLAINEST = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/?=&%+"
 """The characters of a usual target; all parsers agree on them."""
@@ -41,10 +43,12 @@ class RequestParser:
     __slots__ = (
         "_connections",
         "_fields",
+        "_has_empty_upgrade",
         "_head_bytes",
         "_hosts",
         "_is_new",
         "_is_read",
+        "_keeps_alive",
         "_known",
         "_last_host",
         "_max_body_bytes",
@@ -70,6 +74,7 @@ class RequestParser:
         self._head_bytes = self._total_bytes = self._fields = self._hosts = 0
         self._connections = 0
         self._odd = self._is_read = self._is_new = self.closes = False
+        self._keeps_alive = self._has_empty_upgrade = False
         self.url = self.head = self.body = self._last_host = b""
 
     @property
@@ -120,31 +125,41 @@ class RequestParser:
             body_bytes, self.closes = known
             self.url, self._total_bytes, self._is_read = target, end + body_bytes, True
         else:
-            self._parse_head(data[:end])
-            if len(self._known) < _MOST_KNOWN and end - line <= _MOST_KNOWN_BYTES:
+            is_usual = self._parse_head(data[:end])
+            if is_usual and len(self._known) < _MOST_KNOWN and end - line <= _MOST_KNOWN_BYTES:
                 self._known[data[line:end]] = self._total_bytes - end, self.closes
         self.head = data[:end]
         self._head_bytes = end
         self._is_new = True
         return end
 
-    def _parse_head(self, head: bytes) -> None:
-        """Let httptools read a head, and check that it is plain."""
+    def _parse_head(self, head: bytes) -> bool:
+        """Let httptools read a head, and check that it is plain; return whether its version is 1.1."""
         if head.count(b"\n") > MOST_LINES:
             raise NotFastPath
         self.head = head
         self._fields = self._hosts = self._connections = 0
-        self._is_read = self.closes = False
+        self._is_read = self.closes = self._keeps_alive = self._has_empty_upgrade = False
         self._total_bytes = len(head)
         try:
             self._parser.feed_data(head)
-        except (HttpParserError, HttpParserUpgrade):
+        except HttpParserUpgrade:  # it has Upgrade and `Connection: upgrade`
+            pass
+        except HttpParserError:
             raise NotFastPath from None
         # the number of lines is that of the fields, unless a line was folded or ended without CR
         if self._odd or self._hosts != 1 or self._fields + 2 != head.count(b"\n") or self._head_bytes:
             raise NotFastPath
-        if self._total_bytes - len(head) > self._max_body_bytes or not head.startswith(_VERSION, 4 + len(self.url)):
+        if self._total_bytes - len(head) > self._max_body_bytes:
             raise NotFastPath
+        if self._has_empty_upgrade:  # this parser would now read another protocol; the body has a known size
+            self._parser, self._is_read = HttpRequestParser(self), True
+        if head.startswith(_VERSION, 4 + len(self.url)):
+            return True
+        if self._keeps_alive or not head.startswith(_OLD_VERSION, 4 + len(self.url)):
+            raise NotFastPath
+        self.closes = True
+        return False
 
     def on_url(self, url: bytes) -> None:
         self.url = url
@@ -172,11 +187,13 @@ class RequestParser:
 
     def _connection(self, value: bytes) -> None:
         self._connections += 1
-        closes = _CONNECTION.get(value.lower())
-        if closes is None or self._connections > 1:
-            self._odd = True
-        else:
-            self.closes = closes
+        options = {option.strip(b" \t") for option in value.lower().split(b",")}
+        self._odd |= not options <= _OPTIONS or self._connections > 1
+        self.closes, self._keeps_alive = b"close" in options, b"keep-alive" in options
+
+    def _upgrade(self, value: bytes) -> None:
+        self._has_empty_upgrade = True
+        self._odd |= bool(value)
 
     def _more(self, _value: bytes) -> None:
         self._odd = True
@@ -190,5 +207,5 @@ _FIELDS = {
     b"connection": RequestParser._connection,  # noqa: SLF001
     b"transfer-encoding": RequestParser._more,  # noqa: SLF001
     b"expect": RequestParser._more,  # noqa: SLF001
-    b"upgrade": RequestParser._more,  # noqa: SLF001
+    b"upgrade": RequestParser._upgrade,  # noqa: SLF001
 }

@@ -114,6 +114,7 @@ class ManagementHandler(Handler):
         self._token = token
 
     needs_token = True
+    serves_clients = False
 
     def set_default_headers(self) -> None:
         """Set no CORS headers: web pages must not use the operator's interface."""

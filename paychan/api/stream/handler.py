@@ -26,6 +26,8 @@ _STOP_SECONDS = 2.0
 class StreamHandler(V2Handler):
     """Refuses the requests that can't begin a stream; the others do not reach Tornado."""
 
+    SUPPORTED_METHODS = ("GET", "OPTIONS")
+
     async def get(self, txid: str, vout: str) -> None:
         """Say what is wrong with the request."""
         outpoint(txid, vout)

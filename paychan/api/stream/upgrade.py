@@ -11,12 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from time import monotonic
-from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
 import structlog
 from tornado.escape import parse_qs_bytes
-from tornado.httpserver import _HTTPRequestContext
 from tornado.httputil import HTTPHeaders, HTTPInputError
 
 from paychan.api.budgets.penalty import Penalty
@@ -131,6 +129,7 @@ class Upgrade:
     async def _run(self) -> None:
         began, named = monotonic(), self._request.named
         begin_request()
+        self._service.unbelieved.look(self._request.headers)
         enter_channel(named)
         self._host.start_work()
         status = 101
@@ -153,9 +152,9 @@ class Upgrade:
         service, host, request = self._service, self._host, self._request
         if (problem := host.penalty.problem()) is not None:
             raise problem
-        context = _context(service, host, request.headers)
-        url = partial(absolute, service.config.http, context.protocol, request.headers, _own_address(host))
-        session = StreamSession(service, request.named, context.remote_ip, url)
+        url = partial(absolute, service.config.http, request.headers, host.transport.get_extra_info("sockname"))
+        address = service.client_address(request.headers, _ip(host.address))
+        session = StreamSession(service, request.named, address, url)
         limit = service.config.http.max_body_bytes * _FRAME_FACTOR
         websocket = WebSocket(session, service.turns, limit, service.config.stream.ping_seconds)
         self._websocket, session.websocket, session.holder = websocket, websocket, host
@@ -191,17 +190,9 @@ class Upgrade:
             host.come_back(self._request.rest)
 
 
-def _context(service: Service, host: Host, headers: HTTPHeaders) -> Any:
-    """Find address and protocol of the client, behind a trusted proxy from the fields that Tornado reads."""
-    stream: Any = SimpleNamespace(socket=host.transport.get_extra_info("socket"))
-    context = _HTTPRequestContext(stream, host.address, "http")
-    if service.config.http.trust_forwarded:
-        context._apply_xheaders(headers)  # noqa: SLF001 - as Tornado's own connections do
-    return context
-
-
-def _own_address(host: Host) -> Any:
-    return host.transport.get_extra_info("sockname")
+def _ip(peer: Any) -> str:
+    """Return the IP address of a socket's peer; "" for a closed socket."""
+    return peer[0] if isinstance(peer, tuple) and peer else ""
 
 
 def _secret(request: Request) -> Mapping[str, Sequence[bytes]]:
