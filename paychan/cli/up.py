@@ -7,6 +7,7 @@ import ctypes
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from paychan.cli.echo import Echo
 from paychan.cli.terminal import err, fail, out
 from paychan.config import ServerConfig, load_server_config
 from paychan.protocol.settings import SettingsError
@@ -45,7 +47,7 @@ class _StopSignals:
 
     def __init__(self) -> None:
         self.received = False
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 signal.signal(number, self._note)
 
@@ -81,10 +83,13 @@ def up(directory: Path) -> int:
         cast("IO[str]", LogSink(1)),
         cast("IO[str]", LogSink(2)),
     )  # a reader of this output that stops or exits must not end the supervision
-    stop = _StopSignals()
+    stop, echo = _StopSignals(), Echo()
     children: dict[str, subprocess.Popen[bytes]] = {}
     try:
         children["paychan-signer"] = _start("paychan-signer", str(signer_file))
+        _wait_for_signer(config, echo, children, stop)
+        if stop.received:
+            return 0
         children["paychan serve"] = _start("paychan", "serve", str(server_file))
         running = _wait_until_serving(config, children, stop)
         if running is not None:
@@ -96,7 +101,10 @@ def up(directory: Path) -> int:
     else:
         return 0
     finally:
-        _end(children)
+        try:
+            _end(children)
+        finally:
+            echo.restore()
         for console in (out, err):
             cast("LogSink", console.file).drain()
 
@@ -125,6 +133,31 @@ def _check_alive(children: dict[str, subprocess.Popen[bytes]]) -> None:
         if status is not None:
             msg = f"{name} ended with status {status}; its last lines above have the reason"
             raise ChildProcessError(msg)
+
+
+def _wait_for_signer(
+    config: ServerConfig, echo: Echo, children: dict[str, subprocess.Popen[bytes]], stop: _StopSignals
+) -> None:
+    """Return when the signer listens. While it asks for its passphrase, no output of the server disturbs the question.
+
+    A signer that neither asks nor listens is not awaited longer: the server can do most of its work without it. Without a
+    terminal, and in debug mode, the signer has nothing to ask.
+    """
+    if config.debug or not echo.is_terminal:
+        return
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while not stop.received and not _listens(config.signer_socket):
+        _check_alive(children)
+        if echo.is_off:
+            until = time.monotonic() + _PATIENCE_SECONDS
+        elif time.monotonic() > until:
+            return
+        time.sleep(0.05)
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def _wait_until_serving(

@@ -7,14 +7,13 @@ environment variable: other processes can read both.
 
 from __future__ import annotations
 
-import getpass
 import os
 import sys
-import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from signer.secret import prompt
 from signer.secret.file import MissingFile, PrivateFileError, read_private
 from signer.secret.wiping import wipe, wiped
 
@@ -202,12 +201,10 @@ def _label(sources: Sources) -> str:
 
 def _ask(sources: Sources, question: str) -> Secret:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", getpass.GetPassWarning)  # never with the input shown
-            typed = getpass.getpass(f"{question}: ")
-    except (EOFError, getpass.GetPassWarning):
+        typed = prompt.read_hidden(f"{question}: ")
+    except EOFError:
         raise NoSecret(sources.key, f"no {sources.name} was typed. {_no_source(sources)}") from None
-    return _parse(sources, "what was typed", bytearray(typed.encode("utf-8", "surrogateescape")))
+    return _parse(sources, "what was typed", typed)
 
 
 def _check_length(sources: Sources, secret: Secret) -> None:

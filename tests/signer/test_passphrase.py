@@ -206,13 +206,13 @@ class Typed:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: str) -> None:
         self.questions: list[str] = []
         self._answers = list(answers)
-        monkeypatch.setattr(passphrase.getpass, "getpass", self._answer)
+        monkeypatch.setattr(passphrase.prompt, "read_hidden", self._answer)
 
-    def _answer(self, question: str) -> str:
+    def _answer(self, question: str) -> bytearray:
         self.questions.append(question)
         if not self._answers:
             raise EOFError
-        return self._answers.pop(0)
+        return bytearray(self._answers.pop(0).encode())
 
 
 class Terminal:
