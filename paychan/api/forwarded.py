@@ -1,4 +1,4 @@
-"""What proxies in front of this server say about a client's request: its address, scheme, host and path prefix.
+"""Headers in which proxies name a client's request: its address, scheme, host and path prefix.
 
 The caller asks only when the operator trusts these headers (`http.trust_forwarded`), because any client can send them.
 Two families are known: `X-Forwarded-…` with `X-Real-Ip` and `X-Scheme`, and `Forwarded` (RFC 7239). `Forwarded` counts only

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from asyncio import Future
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,7 +26,7 @@ from paychan.api.budgets.fallback_queue import FallbackQueue
 from paychan.api.budgets.head_limits import size_of_head
 from paychan.api.response_heads import laid_out
 from paychan.api.responses import refusal
-from paychan.protocol.errors import PaychanError
+from paychan.protocol.errors import Malformed, PaychanError
 
 BACKLOG = 1024
 """Connections that the kernel queues until the server accepts them (the system may allow fewer). If the queue is full,
@@ -35,6 +36,10 @@ _PARTING = 64
 """Refused connections that stay open for a moment. A close at once could reset the connection before the answer
 arrives."""
 _PARTING_SECONDS = 1.0
+
+
+TORNADOS_400 = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+"""Tornado's answer to a request that it can't read, before it closes the connection."""
 
 
 class BoundedServer(HTTPServer):
@@ -139,6 +144,9 @@ class _Stream(IOStream):
         await turn
         return head
 
+    def write(self, data: bytes | memoryview) -> Future[None]:
+        return super().write(unreadable() if data == TORNADOS_400 else data)
+
     def _refuse(self, error: PaychanError) -> None:
         with contextlib.suppress(OSError):
             self.socket.send(laid_out(refusal(error, quiet_404=False), closes=True))
@@ -191,6 +199,16 @@ def set_patience(connection: socket.socket, seconds: float) -> None:
     """Let the kernel end a connection whose client acknowledges no data for this number of seconds."""
     with contextlib.suppress(OSError):  # the connection may have ended
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * seconds))
+
+
+def unreadable() -> bytes:
+    """Build the answer that this server sends instead of `TORNADOS_400`, with the fields of every other answer.
+
+    RFC 9110 6.6.1: an origin server with a clock "MUST generate a Date header field in all 2xx (Successful), 3xx
+    (Redirection), and 4xx (Client Error) responses".
+    """
+    error = Malformed(field="request", reason="not HTTP as RFC 9112 defines it, or with a wrong Host")
+    return laid_out(refusal(error, quiet_404=False), closes=True)
 
 
 def _resolve(turn: asyncio.Future[None]) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import structlog
 from tornado.netutil import bind_sockets
-from tornado.web import Application, RequestHandler
+from tornado.web import RequestHandler
 
-from paychan.api import v1, v2
+from paychan.api import readiness, targets, v1, v2
 from paychan.api.budgets.connection_slots import ConnectionSlots
 from paychan.api.fast.payments import PaymentProcessor
 from paychan.api.fast.server import FastServer
@@ -29,7 +29,7 @@ answer; bodies between the two limits get an answer that explains the refusal.""
 
 def public_server(service: Service) -> BoundedServer:
     """Make the listener for clients; call `listen` to start it."""
-    resources = [*v1.ROUTES, *v2.ROUTES, *stream.ROUTES, (r".*", NotFoundHandler)]
+    resources = [*v1.ROUTES, *v2.ROUTES, *stream.ROUTES, *readiness.ROUTES, *targets.ROUTES, (r".*", NotFoundHandler)]
     routes = [(path, handler, {"service": service}) for path, handler in resources]
     memory = service.memory
     slots = ConnectionSlots(service.descriptors.clients, "clients", memory.new_work)
@@ -54,7 +54,7 @@ async def listen(server: BoundedServer, address: str, port: int) -> int:
 
 def _server(service: Service, routes: Sequence[Any], slots: ConnectionSlots, *, fast: bool) -> BoundedServer:
     http = service.config.http
-    application = Application(
+    application = targets.AbsoluteTargets(
         list(routes),
         log_function=_log_request if service.config.log.access else _log_nothing,
     )

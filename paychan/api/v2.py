@@ -11,6 +11,7 @@ from msgspec import UNSET
 
 from actors.opening.opener import OpenRequest
 from paychan.api.handler import Handler
+from paychan.api.negotiation import accepts_rather
 from paychan.api.responses import (
     OUTPOINT,
     Answer,
@@ -84,13 +85,18 @@ class V2Handler(Handler):
 class FundingInfoHandler(V2Handler):
     """`GET /v2/funding/{…}/{…}/info`: expiry and client key in either order (RBPCP §6.1)."""
 
+    def set_default_headers(self) -> None:
+        """Say that the answer depends on `Accept` (RFC 9110 12.5.5)."""
+        super().set_default_headers()
+        self.set_header("Vary", "Accept")
+
     async def get(self, first: str, second: str) -> None:
         self.limit_rate()
         key_text, expiry_text = (first, second) if len(first) == 66 else (second, first)
         client_key, expiry = parse_public_key(key_text), self.expiry(expiry_text)
         terms = await self.service.opener.offer(client_key, expiry, any_time=self.service.config.debug)
         info = self._info(terms)
-        if bip70.CONTENT_TYPE in self.request.headers.get("Accept", ""):
+        if accepts_rather(self.request.headers.get("Accept", ""), bip70.CONTENT_TYPE, "application/json"):
             self._payment_request(terms, info, self.service.context.now())
         else:
             self.answer(200, None, info)

@@ -222,7 +222,8 @@ def test_web_pages_get_nothing(system: System, method: str) -> None:
 
 def test_the_interfaces_are_separate(system: System) -> None:
     """Clients can't reach the operator's resources, and the operator's listener accepts no payments."""
-    for where in ("/health", "/totals", "/channels", f"/channels/{Payer().public_key.hex()}/info"):
+    assert httpx.get(f"{system.url}/health", trust_env=False, verify=False).json() == {"status": "ok"}
+    for where in ("/totals", "/channels", f"/channels/{Payer().public_key.hex()}/info"):
         assert refusal(httpx.get(system.url + where, trust_env=False, verify=False)) == (404, "no_such_route")
     info = f"/v1/fundingInfo?client_pubkey={Payer().public_key.hex()}&exp_time=1500000000"
     assert refusal(_get(system, info)) == (404, "no_such_route")

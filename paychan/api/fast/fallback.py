@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from asyncio import Future
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -17,6 +18,7 @@ from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import _HTTPRequestContext
 from tornado.iostream import IOStream, StreamClosedError, UnsatisfiableReadError
 
+from paychan.api.limits import TORNADOS_400, unreadable
 from paychan.api.rate_limited_log import RateLimitedLog
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ class _Stream(IOStream):
 
     def set_nodelay(self, value: bool) -> None:
         """Do nothing: each answer is written in one piece, so that Nagle's algorithm is not needed."""
+
+    def write(self, data: bytes | memoryview) -> Future[None]:
+        return super().write(unreadable() if data == TORNADOS_400 else data)
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         if self._begun:

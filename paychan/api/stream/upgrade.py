@@ -32,7 +32,8 @@ from paychan.tracing import begin_request, enter_channel
 
 log = structlog.get_logger("stream")
 
-_REQUEST = re.compile(rf"GET /v2/channels/{OUTPOINT}/stream(?:\?([!-~]*))? HTTP/1\.1")
+_REQUEST = re.compile(rf"GET (?:https?://([^/?#]+))?/v2/channels/{OUTPOINT}/stream(?:\?([!-~]*))? HTTP/1\.1")
+"""RFC 6455 4.2.1: the target may be "an absolute HTTP/HTTPS URI containing the /resource name/"."""
 _HOST = re.compile(r"[A-Za-z0-9._~%:\[\]-]+")
 _BODY_FIELDS = ("Transfer-Encoding", "Expect")
 
@@ -88,14 +89,18 @@ def read_request(head: bytes, rest: bytes) -> Request | None:
         return None
     try:
         headers = HTTPHeaders.parse(fields)
-        named = outpoint(match[1], match[2])
+        named = outpoint(match[2], match[3])
     except (HTTPInputError, PaychanError):
         return None
     hosts = headers.get_list("Host")
     has_body = headers.get("Content-Length", "0") != "0" or any(name in headers for name in _BODY_FIELDS)
     if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]) or has_body:
         return None
-    return None if upgrade_problem(headers) else Request(named, match[3] or "", headers, rest)
+    if match[1] is not None:  # RFC 9112 3.2.2: it counts instead of Host
+        if not _HOST.fullmatch(match[1]):
+            return None
+        headers["Host"] = match[1]
+    return None if upgrade_problem(headers) else Request(named, match[4] or "", headers, rest)
 
 
 class Upgrade:
