@@ -71,6 +71,8 @@ def run(config: ServerConfig, source: str) -> None:
         StartError, SettingsError: raised before the server listens.
     """
     configure_log(config)
+    if config.state_place.note:
+        log.warning("state in an old place", note=config.state_place.note)
     prepare_for_limit()
     uvloop.run(_serve(config, source))
 
@@ -122,7 +124,13 @@ async def _live(config: ServerConfig, source: str) -> bool:
             # a payment leaves no cycles
             gc.set_threshold(5_000, 20, 20)
             gc.freeze()  # the collector skips objects that live as long as the process
-            log.info("serving", network=config.network_name, url=running.url, management=running.management_url)
+            log.info(
+                "serving",
+                network=config.network_name,
+                url=running.url,
+                management=running.management_url,
+                state=str(config.state_dir),
+            )
             try:
                 return await _wait(work.wrong, lambda: bool(store.damage.text) and not was_damaged)
             finally:

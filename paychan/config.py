@@ -12,6 +12,7 @@ from paychan.protocol.channel import Depth, Rules
 from paychan.protocol.settings import SettingsError, parse_settings, setting
 from paychan.protocol.terms import OpeningTerms
 from paychan.protocol.types import Network, Sat
+from paychan.shared.places import Place, state_place, trouble_with_path
 
 MIN_DUST_SAT = 546
 """P2PKH dust limit of Bitcoin Core's default relay policy: a settlement with a smaller output does not propagate."""
@@ -198,9 +199,12 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     network: Annotated[Literal["live", "test", "regtest"], setting("Bitcoin network of addresses and funding")]
     debug: Annotated[bool, setting("accept funding that is computed from key and expiry; broadcast nothing")] = False
-    state_directory: Annotated[str, setting('directory of all data; "": ./.paychan/<network>', "path")] = field(
-        default="", name="state_dir"
-    )
+    state_directory: Annotated[
+        str,
+        setting(
+            'directory of all data; "": /var/lib/paychan/<network>, for debug and regtest ./.paychan/<network>', "path"
+        ),
+    ] = field(default="", name="state_dir")
     http: Http = field(default_factory=Http)
     stream: Stream = field(default_factory=Stream)
     open: Open = field(default_factory=Open)
@@ -224,8 +228,13 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return "debug" if self.debug else self.network
 
     @property
+    def state_place(self) -> Place:
+        """The state directory, and what is to be said about it."""
+        return state_place(self.state_directory, self.network_name)
+
+    @property
     def state_dir(self) -> Path:
-        return Path(self.state_directory or Path(".paychan") / self.network_name).resolve()
+        return self.state_place.directory
 
     @property
     def store_path(self) -> Path:
@@ -372,4 +381,16 @@ def _contradictions(config: ServerConfig) -> list[tuple[str, str]]:
             f"{config.open.max_duration_hours} hours, less than twice open.min_duration_hours and the settlement period",
         ),
     )
-    return [(key, reason) for wrong, key, reason in checks if wrong]
+    return _wrong_places(config) + [(key, reason) for wrong, key, reason in checks if wrong]
+
+
+def _wrong_places(config: ServerConfig) -> list[tuple[str, str]]:
+    place, store = config.state_place, config.store
+    paths = (
+        ("state_dir", config.state_directory),
+        ("store.path", store.path),
+        ("store.backup_dir", store.backup_dir),
+    )
+    troubles = [(key, trouble_with_path(path, config.network_name)) for key, path in paths]
+    troubles += [("state_dir", place.note)] if place.is_doubtful else []
+    return [(key, reason) for key, reason in troubles if reason]

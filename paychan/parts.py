@@ -20,6 +20,7 @@ from paychan.chain.electrum.chain import ElectrumChain
 from paychan.config import ServerConfig
 from paychan.protocol.settings import SettingsError
 from paychan.protocol.wire.signer_messages import HealthReply
+from paychan.shared.places import how_to_make
 from paychan.signer_client.limits import contradictions
 from paychan.signer_client.unix import UnixSigner
 from paychan.supervisor import Supervisor
@@ -44,7 +45,7 @@ def make_state_dir(path: Path, store_path: Path) -> None:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        msg = f"can't make {path}: {error.strerror}. Change state_dir"
+        msg = f"can't make {path}: {error.strerror}. {how_to_make(path)}"
         raise StartError(msg) from error
     if not os.access(path, os.W_OK | os.X_OK):
         msg = f"can't write to {path}. Give it to this user, or change state_dir"

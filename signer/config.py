@@ -12,6 +12,7 @@ from paychan.protocol.address import decode_address
 from paychan.protocol.errors import Malformed
 from paychan.protocol.settings import SettingsError, parse_settings, setting
 from paychan.protocol.types import Network
+from paychan.shared.places import Place, state_place, trouble_with_path
 from signer.judge.facts import TRIABLE
 
 MAX_SOCKET_PATH_BYTES = 107
@@ -143,9 +144,12 @@ class SignerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     network: Annotated[Literal["live", "test", "regtest"], setting("Bitcoin network of addresses")]
     debug: Annotated[bool, setting("allow the public debug key; any person can take its earnings")] = False
-    state_directory: Annotated[str, setting('directory of all data; "": ./.paychan/<network>', "path")] = field(
-        default="", name="state_dir"
-    )
+    state_directory: Annotated[
+        str,
+        setting(
+            'directory of all data; "": /var/lib/paychan/<network>, for debug and regtest ./.paychan/<network>', "path"
+        ),
+    ] = field(default="", name="state_dir")
     socket: Socket = field(default_factory=Socket)
     key: Key
     pkcs11: Pkcs11 = field(default_factory=Pkcs11)
@@ -160,8 +164,13 @@ class SignerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return "debug" if self.debug else self.network
 
     @property
+    def state_place(self) -> Place:
+        """The state directory, and what is to be said about it."""
+        return state_place(self.state_directory, self.network_name)
+
+    @property
     def state_dir(self) -> Path:
-        return Path(self.state_directory or Path(".paychan") / self.network_name).resolve()
+        return self.state_place.directory
 
     @property
     def socket_path(self) -> Path:
@@ -286,7 +295,15 @@ def _contradictions(config: SignerConfig) -> list[tuple[str, str]]:
             f"{config.socket_path} has {socket_bytes} bytes, a socket path can have {MAX_SOCKET_PATH_BYTES}",
         ),
     )
-    return _wrong_addresses(config) + [(key, reason) for wrong, key, reason in checks if wrong]
+    return _wrong_places(config) + _wrong_addresses(config) + [(key, reason) for wrong, key, reason in checks if wrong]
+
+
+def _wrong_places(config: SignerConfig) -> list[tuple[str, str]]:
+    place = config.state_place
+    paths = ("state_dir", config.state_directory), ("key.seed_file", config.key.seed_file)
+    troubles = [(key, trouble_with_path(path, config.network_name)) for key, path in paths]
+    troubles += [("state_dir", place.note)] if place.is_doubtful else []
+    return [(key, reason) for key, reason in troubles if reason]
 
 
 def _wrong_addresses(config: SignerConfig) -> list[tuple[str, str]]:

@@ -126,6 +126,8 @@ def start(file: Path, passphrase_fd: int | None = None, passphrase_file: Path | 
     """
     config = load_signer_config(file)
     threading.stack_size(_STACK_BYTES)
+    if config.state_place.note:
+        log.warning("state in an old place", note=config.state_place.note)
     sys.stderr = LogSink(2)  # also tracebacks
     with ExitStack() as cleanup:
         token = cleanup.enter_context(closing(RemoteToken(config))) if config.key.mode == "pkcs11" else None
@@ -322,6 +324,7 @@ def _described(config: SignerConfig, keys: KeyRing) -> dict[str, str]:
     return {
         "network": config.network_name,
         "key_mode": config.key.mode,
+        "state": str(config.state_dir),
         "socket": str(config.socket_path),
         "destination": encode_address(destination, network) if destination else "derived per channel",
         "reserve": Reserve(keys.reserve().public_key).funding_address(network),

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from paychan.cli.terminal import fail, out
+from paychan.config import load_server_config
+from paychan.shared.places import how_to_make, is_usable
 from paychan.shipped import NETWORKS, shipped_directory
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -43,6 +45,14 @@ def init(
     for name in _FILES:
         out.print(f"wrote {target / name}", soft_wrap=True)
     if network in ("test", "live"):
+        _say_how_to_make(load_server_config(target / "server.toml").state_dir)
         out.print(f"Next: edit both files, then [green]paychan-signer init {target / 'signer.toml'}[/green]")
     else:
         out.print(f"Next: [green]paychan up {target}[/green]")
+
+
+def _say_how_to_make(state_dir: Path) -> None:
+    """Say where the data will be, and how the directory is made if this user can't make it."""
+    out.print(f"The data will be in {state_dir}.", soft_wrap=True)
+    if not is_usable(state_dir):
+        out.print(how_to_make(state_dir), soft_wrap=True)

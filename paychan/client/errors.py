@@ -188,6 +188,10 @@ class NotADirectory(WalletError):
     code, text = "not_a_directory", "{path} is a file, and a wallet is a directory"
 
 
+class NoPlace(WalletError):
+    code, text = "no_place", "the wallet's directory {path} can't be made: {reason}; PAYCHAN_WALLET names another"
+
+
 class NoSeed(WalletError):
     code, text = "no_seed", "the wallet {directory} has no seed: it is made together with the next new channel"
 

@@ -159,7 +159,7 @@ class PayerBase:
 
     Args:
         url: base URL of the server; needed for new channels only, an existing channel stores its own.
-        wallet: directory of the channels; default `$PAYCHAN_WALLET`, or else `~/.paychan/wallet`.
+        wallet: directory of the channels; default `$PAYCHAN_WALLET`, or else `paychan.shared.places.wallet_place`.
         version: RBPCP version of new channels, and `dialect` that of version 2.
         network: the only Bitcoin network to accept. Regtest must be named: its addresses look like those of test.
         limits: terms and amounts to accept.

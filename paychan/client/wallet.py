@@ -15,13 +15,20 @@ from pathlib import Path
 
 import msgspec
 
-from paychan.client.errors import ChannelInUse, DamagedFile, LaterFile, NoSuchChannel, NotADirectory, WalletError
+from paychan.client.errors import (
+    ChannelInUse,
+    DamagedFile,
+    LaterFile,
+    NoPlace,
+    NoSuchChannel,
+    NotADirectory,
+    WalletError,
+)
 from paychan.client.files import check_mode, lock, read_private, write_private
 from paychan.client.record import ChannelRecord, check_record
 from paychan.client.seed import SeedFile
 from paychan.protocol.errors import PaychanError
-
-DEFAULT_DIRECTORY = Path("~/.paychan/wallet")
+from paychan.shared.places import wallet_place
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(ChannelRecord)
@@ -52,15 +59,20 @@ class Wallet:
     Raises:
         LooseMode: others than the owner may use the directory.
         NotADirectory: there is a file.
+        NoPlace: the directory can't be made, or no directory is named and the user has no home directory.
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
-        chosen = directory or os.environ.get("PAYCHAN_WALLET") or DEFAULT_DIRECTORY
-        self.directory = Path(chosen).expanduser()
+        chosen = directory or os.environ.get("PAYCHAN_WALLET")
         try:
+            self.directory = Path(chosen).expanduser() if chosen else wallet_place().directory
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except FileExistsError:
             raise NotADirectory(path=self.directory) from None
+        except RuntimeError:
+            raise NoPlace(path=chosen or "~", reason="this user has no home directory") from None
+        except OSError as error:
+            raise NoPlace(path=self.directory, reason=error.strerror) from None
         check_mode(self.directory, self.directory.stat())
         self.seed = SeedFile(self.directory)
 

@@ -218,8 +218,9 @@ def test_the_wallet_is_found_in_the_environment(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("PAYCHAN_WALLET", str(tmp_path / "one"))
     assert Wallet().directory == tmp_path / "one"
     monkeypatch.delenv("PAYCHAN_WALLET")
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert Wallet().directory == tmp_path / ".paychan" / "wallet"
+    assert Wallet().directory == tmp_path / ".local" / "share" / "paychan" / "wallet"
 
 
 def test_fault_17_a_file_without_value_sources_needs_a_check(opened: OpenChannel, tmp_path: Path) -> None:

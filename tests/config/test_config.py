@@ -54,8 +54,9 @@ def test_shipped_files_hold_no_secret(network: str) -> None:
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_state_stays_apart_by_network(network: str) -> None:
-    """By default, data is kept under ./.paychan/<network>, by server and signer."""
-    expected = (Path(".paychan") / network).resolve()
+    """By default, server and signer keep data under /var/lib/paychan/<network>; of trials under ./.paychan/<network>."""
+    home = Path("/var/lib/paychan") if network in ("live", "test") else Path(".paychan").resolve()
+    expected = home / network
 
     assert load_server_config(CONFIG / network / "server.toml").state_dir == expected
     assert load_signer_config(CONFIG / network / "signer.toml").state_dir == expected

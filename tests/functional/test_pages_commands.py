@@ -51,7 +51,7 @@ class Clone:
                 text = (ROOT / "config" / network / name).read_text()
                 text = text.replace(":18443", f":{self.rpc_port}").replace(":28332", f":{self.zmq_port}")
                 (directory / place / name).write_text(re.sub(r"(?m)^port = \d+", "port = 0", text))
-        home = {"HOME": str(directory), "PAYCHAN_WALLET": "", "PORT": "", "COLUMNS": "200"}
+        home = {"HOME": str(directory), "PAYCHAN_WALLET": "", "XDG_DATA_HOME": "", "PORT": "", "COLUMNS": "200"}
         node = {"PAYCHAN_NODE": "", "PAYCHAN_CREDENTIALS": "", "PAYCHAN_ELECTRUM": ""}
         bitcoind = {"PAYCHAN_BITCOIND": str(find_bitcoind() or "")}
         self._environment = {key: value for key, value in {**os.environ, **home, **node, **bitcoind}.items() if value}
@@ -119,7 +119,7 @@ class Clone:
         line = line.replace(":18443", f":{self.rpc_port}").replace("/etc/paychan", f"{self.directory}/etc/paychan")
         if line.endswith("node start"):
             line += f" --rpc-port {self.rpc_port} --zmq-port {self.zmq_port}"
-        files = self.directory.glob(".paychan/wallet/[!.]*.json")
+        files = self.directory.glob(".local/share/paychan/wallet/[!.]*.json")
         self._channels += [path for path in files if path not in self._channels]
         if self._channels:
             record = msgspec.json.decode(self._channels[-1].read_bytes(), type=ChannelRecord)

@@ -41,7 +41,8 @@ def test_shipped_files_load(name: str, network: str, debug: bool, mode: str, cre
 
     assert (config.network, config.debug, config.key.mode) == (network, debug, mode)
     assert config.key.create_if_missing is create
-    assert config.state_dir == Path.cwd() / ".paychan" / name
+    home = Path("/var/lib/paychan") if name in ("live", "test") else Path.cwd() / ".paychan"
+    assert config.state_dir == home / name
     assert config.socket_path == config.state_dir / "signer.sock"
     assert config.seed_path == config.state_dir / "signer.seed"
     assert config.allowed_uids == {os.geteuid()}

@@ -62,7 +62,7 @@ def create(
         out.print(_summary(found[1]))
 
 
-@app.command(epilog="[bold]Example[/bold]\n\n  paychan backup verify .paychan/live/backups/*.backup")
+@app.command(epilog="[bold]Example[/bold]\n\n  paychan backup verify /var/lib/paychan/live/backups/*.backup")
 def verify(files: Annotated[list[Path], typer.Argument(help="Files that end in .backup")]) -> None:
     """Read backups completely and check every byte; the exit status is 1 if one is damaged."""
     damaged = 0

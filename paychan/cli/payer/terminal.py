@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -56,13 +57,29 @@ from paychan.client import (
 from paychan.client.flows.open import choose
 from paychan.client.transport.answers import printable
 from paychan.protocol.errors import PaychanError
+from paychan.shared.places import wallet_place
 
 Facts: TypeAlias = dict[str, Any]
+
+
+def _noted(wallet: Path | None) -> Path | None:
+    """Say where the wallet is, if that is not the usual place."""
+    with contextlib.suppress(RuntimeError):
+        note = "" if wallet else wallet_place().note
+        if note:
+            err.print(f"[yellow]paychan:[/yellow] {escape(note)}", soft_wrap=True)
+    return wallet
+
 
 NameArgument = Annotated[str, typer.Argument(help="Name as in `paychan channel list`, or its beginning.")]
 WalletOption = Annotated[
     Path | None,
-    typer.Option("--wallet", envvar="PAYCHAN_WALLET", help="Directory of the channels. \\[default: ~/.paychan/wallet]"),
+    typer.Option(
+        "--wallet",
+        envvar="PAYCHAN_WALLET",
+        callback=_noted,
+        help="Directory of the channels. \\[default: $XDG_DATA_HOME/paychan/wallet, or ~/.local/share/paychan/wallet]",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, also for errors.")]
 
